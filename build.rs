@@ -1,0 +1,11 @@
+//! Sets `has_mlx` where the MLX backend is compiled in: on Apple Silicon always, elsewhere by the feature `mlx`.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let target = |key: &str| std::env::var(key).unwrap_or_default();
+    let apple_silicon =
+        target("CARGO_CFG_TARGET_OS") == "macos" && target("CARGO_CFG_TARGET_ARCH") == "aarch64";
+    if apple_silicon || std::env::var_os("CARGO_FEATURE_MLX").is_some() {
+        println!("cargo::rustc-cfg=has_mlx");
+    }
+}

@@ -1,0 +1,170 @@
+//! The library's error: every variant names the file or the op, what was expected and what was got.
+
+use std::path::{Path, PathBuf};
+
+/// What a library call returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call of the library failed. The binary and the examples wrap it in `anyhow`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file concerned.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+
+    /// A file of the model is malformed, hostile or not supported.
+    #[error("{}: {what}", path.display())]
+    Format {
+        /// The file concerned.
+        path: PathBuf,
+        /// The field, its value and what was expected.
+        what: String,
+    },
+
+    /// `config.json` holds a value that cannot be run.
+    #[error("{}: {field} is {got}, expected {expected}", path.display())]
+    Config {
+        /// The file concerned.
+        path: PathBuf,
+        /// The field's name as written in the file.
+        field: String,
+        /// The value found, or `missing`.
+        got: String,
+        /// The values that are accepted.
+        expected: String,
+    },
+
+    /// A weight that the model needs is missing or has another shape.
+    #[error("{}: tensor {name}: {what}", path.display())]
+    Weight {
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        name: String,
+        /// What was expected and what was found.
+        what: String,
+    },
+
+    /// An op was called with shapes that do not fit each other.
+    #[error("{op}: {what}")]
+    Shape {
+        /// The op's name, as in the report of fallbacks.
+        op: &'static str,
+        /// What was expected and what was got.
+        what: String,
+    },
+
+    /// An op or an evaluation failed on a backend, and the policy denies the fallback (or it failed on the CPU too).
+    #[error("{op} failed on {backend}: {reason}")]
+    Op {
+        /// The op's name.
+        op: &'static str,
+        /// The backend that failed.
+        backend: &'static str,
+        /// What the backend said.
+        reason: String,
+    },
+
+    /// The backend asked for cannot be had on this machine or in this build.
+    #[error("backend {backend}: {reason}")]
+    Backend {
+        /// The backend asked for.
+        backend: &'static str,
+        /// Why it cannot be used, and what to do.
+        reason: String,
+    },
+
+    /// The prompt cannot be run.
+    #[error("prompt: {0}")]
+    Prompt(String),
+
+    /// The prompt and the context do not fit each other; nothing is truncated silently.
+    #[error(
+        "the prompt has {prompt} tokens and the context {context}: shorten it, or raise --ctx (the model was trained for {trained})"
+    )]
+    ContextFull {
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// Tokens that the context holds.
+        context: usize,
+        /// Tokens that the model was trained for.
+        trained: usize,
+    },
+
+    /// A sampling option is out of range.
+    #[error("{option} is {got}, expected {expected}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// The value given.
+        got: String,
+        /// The values that are accepted.
+        expected: &'static str,
+    },
+
+    /// The tokenizer failed on a text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+
+    /// The chat template failed, or was stopped at a limit.
+    #[error("chat template: {0}")]
+    Template(String),
+
+    /// The logits hold no token that can be chosen.
+    #[error("sampling: {0}")]
+    Sampling(String),
+
+    /// There is not enough memory for what was asked.
+    #[error("{what} needs {needed} bytes, {available} are available")]
+    Memory {
+        /// What the memory was for.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+    },
+
+    /// The engine ended this request, or has itself ended.
+    #[error("engine: {0}")]
+    Engine(String),
+}
+
+impl Error {
+    /// Wraps an error of the operating system with the file it concerns.
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    /// A malformed file.
+    pub(crate) fn format(path: &Path, what: impl Into<String>) -> Self {
+        Self::Format { path: path.to_owned(), what: what.into() }
+    }
+
+    /// A value of `config.json` that cannot be run.
+    pub(crate) fn config(
+        path: &Path,
+        field: impl Into<String>,
+        got: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            path: path.to_owned(),
+            field: field.into(),
+            got: got.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    /// Shapes that do not fit each other.
+    pub(crate) fn shape(op: &'static str, what: impl Into<String>) -> Self {
+        Self::Shape { op, what: what.into() }
+    }
+}

@@ -1,0 +1,9 @@
+//! # backstop
+//!
+//! A local LLM runtime: models run on MLX where MLX is, and on pure-Rust CPU kernels everywhere, the second standing
+//! behind the first op by op.
+
+pub mod error;
+pub mod tensor;
+
+pub use error::{Error, Result};

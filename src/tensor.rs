@@ -1,0 +1,178 @@
+//! Values that flow through a step: [`Tensor`] lives where it was made, host memory or an MLX array; [`Weight`] is a
+//! view of bytes that the model file keeps, in their own type.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+/// Element types of weights and KV caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    BF16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The name that users see, as in `torch_dtype` but short.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Dimensions, outermost first; row-major.
+pub type Shape = SmallVec<[usize; 4]>;
+
+/// Bytes that outlive every view of them: a mapped file, an owned buffer, or a part of the binary.
+pub trait Bytes: Send + Sync + fmt::Debug {
+    /// All the bytes, at an address that never changes while the owner lives.
+    fn bytes(&self) -> &[u8];
+}
+
+impl Bytes for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Bytes for &'static [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A weight: a named, typed, shaped view of bytes in their own type, never copied. Clones share the bytes.
+#[derive(Clone)]
+pub struct Weight {
+    name: Arc<str>,
+    dtype: DType,
+    shape: Shape,
+    owner: Arc<dyn Bytes>,
+    range: Range<usize>,
+}
+
+impl Weight {
+    /// A view of `owner[range]`.
+    ///
+    /// # Panics
+    /// Where the range leaves the owner, or its length is not `shape`'s product × `dtype`'s size: loaders check
+    /// both against the file before they make a view.
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        dtype: DType,
+        shape: &[usize],
+        owner: Arc<dyn Bytes>,
+        range: Range<usize>,
+    ) -> Self {
+        let elements: usize = shape.iter().product();
+        assert!(range.end <= owner.bytes().len(), "weight range {range:?} leaves its file");
+        assert_eq!(range.len(), elements * dtype.size(), "weight bytes against shape {shape:?} of {dtype}");
+        Self { name: name.into(), dtype, shape: shape.into(), owner, range }
+    }
+
+    /// A weight that owns its `f32` values (tests, and values derived at load).
+    pub fn from_f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
+        let bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
+        let len = bytes.len();
+        Self::new(name, DType::F32, shape, Arc::new(bytes), 0..len)
+    }
+
+    /// The tensor's name in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The element type, that of the file.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The weight's bytes, little-endian, row-major; not necessarily aligned to the element.
+    pub fn bytes(&self) -> &[u8] {
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// What keeps the bytes alive: the weight cache holds it so that an address is never reused under it.
+    pub fn owner(&self) -> Arc<dyn Bytes> {
+        Arc::clone(&self.owner)
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether a dimension is zero.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows `rows` of the outermost dimension as a weight of its own, without a copy: the parts of a fused
+    /// projection.
+    ///
+    /// # Panics
+    /// Where `rows` leaves the outermost dimension.
+    pub fn rows(&self, part: &str, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {:?}", self.shape);
+        let stride = self.shape[1..].iter().product::<usize>() * self.dtype.size();
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        Self {
+            name: format!("{}[{part}]", self.name).into(),
+            dtype: self.dtype,
+            shape,
+            owner: Arc::clone(&self.owner),
+            range: self.range.start + rows.start * stride..self.range.start + rows.end * stride,
+        }
+    }
+
+    /// All values as `f32`: for small weights (norms, biases) and for tests; large ones are read in place.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let bytes = self.bytes();
+        match self.dtype {
+            DType::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            DType::F16 => {
+                bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            DType::BF16 => {
+                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{:?}", self.name, self.dtype, self.shape.as_slice())
+    }
+}
