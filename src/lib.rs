@@ -3,6 +3,7 @@
 //! A local LLM runtime: models run on MLX where MLX is, and on pure-Rust CPU kernels everywhere, the second standing
 //! behind the first op by op.
 
+pub mod backend;
 pub mod error;
 pub mod tensor;
 

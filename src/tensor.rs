@@ -176,3 +176,157 @@ impl fmt::Debug for Weight {
         write!(f, "{} {}{:?}", self.name, self.dtype, self.shape.as_slice())
     }
 }
+
+/// Host memory of activations, given back to its pool when dropped.
+pub struct Buffer {
+    values: Vec<f32>,
+    pool: Option<BufferPool>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            pool.give_back(std::mem::take(&mut self.values));
+        }
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({})", self.values.len())
+    }
+}
+
+/// Recycles activation buffers, so that a step neither allocates nor touches fresh pages. Clones share the pool.
+#[derive(Clone, Default)]
+pub struct BufferPool {
+    free: Arc<parking_lot::Mutex<Vec<Vec<f32>>>>,
+}
+
+impl BufferPool {
+    /// Buffers kept for reuse: a step holds about a dozen at once.
+    const KEPT: usize = 32;
+
+    /// A buffer of `len` elements with unspecified values: the caller writes every one.
+    pub fn take(&self, len: usize) -> Buffer {
+        let mut free = self.free.lock();
+        // Best fit, so that the head's logits do not take the buffer that the next layer wants.
+        let fit = (0..free.len())
+            .filter(|&i| free[i].capacity() >= len)
+            .min_by_key(|&i| free[i].capacity())
+            .map(|i| free.swap_remove(i));
+        drop(free);
+        let mut values = fit.unwrap_or_default();
+        values.resize(len, 0.0);
+        Buffer { values, pool: Some(self.clone()) }
+    }
+
+    fn give_back(&self, values: Vec<f32>) {
+        let mut free = self.free.lock();
+        if free.len() == Self::KEPT {
+            let smallest = (0..free.len()).min_by_key(|&i| free[i].capacity());
+            if let Some(smallest) = smallest {
+                free.swap_remove(smallest);
+            }
+        }
+        free.push(values);
+    }
+
+    /// Bytes held for reuse.
+    pub fn bytes(&self) -> usize {
+        self.free.lock().iter().map(|values| values.capacity() * size_of::<f32>()).sum()
+    }
+}
+
+/// Activations in host memory: `f32`, row-major.
+#[derive(Debug)]
+pub struct HostTensor {
+    shape: Shape,
+    data: Buffer,
+}
+
+impl HostTensor {
+    /// A tensor over `data`.
+    ///
+    /// # Panics
+    /// Where the length is not the product of `shape`.
+    pub fn new(shape: &[usize], data: Buffer) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "host tensor of shape {shape:?}");
+        Self { shape: shape.into(), data }
+    }
+
+    /// A tensor that owns `values`.
+    ///
+    /// # Panics
+    /// Where the length is not the product of `shape`.
+    pub fn from_vec(shape: &[usize], values: Vec<f32>) -> Self {
+        Self::new(shape, Buffer { values, pool: None })
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The values, row-major.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// The values, row-major.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
+    /// Row `row` of a matrix.
+    pub fn row(&self, row: usize) -> &[f32] {
+        let width = self.shape.last().copied().unwrap_or(0);
+        &self.data[row * width..(row + 1) * width]
+    }
+}
+
+/// Activations where they were made.
+#[derive(Debug)]
+pub enum Tensor {
+    /// In host memory.
+    Host(HostTensor),
+    /// A lazy MLX array, in the model's own type.
+    #[cfg(has_mlx)]
+    Mlx(crate::backend::mlx::MlxTensor),
+}
+
+impl Tensor {
+    /// Dimensions, outermost first; activations of a step are `[T, D]`.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::Host(tensor) => tensor.shape(),
+            #[cfg(has_mlx)]
+            Self::Mlx(tensor) => tensor.shape(),
+        }
+    }
+
+    /// A host tensor over `values`.
+    pub fn from_vec(shape: &[usize], values: Vec<f32>) -> Self {
+        Self::Host(HostTensor::from_vec(shape, values))
+    }
+}
+
+impl From<HostTensor> for Tensor {
+    fn from(tensor: HostTensor) -> Self {
+        Self::Host(tensor)
+    }
+}

@@ -1,0 +1,183 @@
+//! One step as data: the tokens of several sequences side by side, where each stands, and what each may see.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::forward::rope::Frequencies;
+use crate::tensor::Tensor;
+
+/// The tokens of one sequence in a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The sequence, as an index into the caches that the step is given.
+    pub sequence: usize,
+    /// The run's first row in the step's activations.
+    pub row: usize,
+    /// Number of tokens.
+    pub len: usize,
+    /// The absolute position of the first token: the number of tokens cached before it.
+    pub start: usize,
+}
+
+impl Run {
+    /// The run's rows in the step's activations.
+    pub fn rows(&self) -> Range<usize> {
+        self.row..self.row + self.len
+    }
+
+    /// Keys that exist once this run is written: the positions before its end.
+    pub fn end(&self) -> usize {
+        self.start + self.len
+    }
+}
+
+/// Token ids of a step, `[T]`: known, or still to be computed by the backend (the greedy choice of the step before,
+/// so that this step's graph can be built while that one runs).
+#[derive(Debug)]
+pub enum Tokens {
+    /// Ids that the host knows.
+    Known(Vec<u32>),
+    /// Ids that are a lazy array on the backend; their number is the tensor's only dimension.
+    Pending(Tensor),
+}
+
+impl Tokens {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Known(ids) => ids.len(),
+            Self::Pending(ids) => ids.shape().first().copied().unwrap_or(0),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// One step: ragged, without padding.
+#[derive(Debug)]
+pub struct Batch {
+    /// Token ids, all runs side by side, `[T]`.
+    pub tokens: Tokens,
+    /// The runs, in the order of their rows; each sequence at most once.
+    pub runs: Vec<Run>,
+    /// The rows whose logits are wanted, ascending.
+    pub outputs: Vec<usize>,
+}
+
+impl Batch {
+    /// A batch over `(start, ids)` of one sequence after the other, asking for the logits of each one's last token.
+    pub fn of(sequences: &[(usize, &[u32])]) -> Self {
+        let mut tokens = Vec::new();
+        let mut runs = Vec::new();
+        let mut outputs = Vec::new();
+        for (sequence, (start, ids)) in sequences.iter().enumerate() {
+            runs.push(Run { sequence, row: tokens.len(), len: ids.len(), start: *start });
+            tokens.extend_from_slice(ids);
+            if !ids.is_empty() {
+                outputs.push(tokens.len() - 1);
+            }
+        }
+        Self { tokens: Tokens::Known(tokens), runs, outputs }
+    }
+
+    /// Number of rows, `T`.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The absolute position of each row, `[T]`.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.runs.iter().flat_map(|run| run.start..run.end())
+    }
+}
+
+/// A number that no other mask or table of this process has: backends key what they derive from one by it.
+fn fresh_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// What each row of a step may attend to: absolute key positions `first..=own`, built once per step and window and
+/// shared by all its layers. Causality and the window are here and nowhere else; both backends read these ranges.
+#[derive(Debug)]
+pub struct Mask {
+    /// Identifies this mask to a backend's per-step cache.
+    pub id: u64,
+    /// Visible key positions of each row, `[T]`; never empty: a token sees itself.
+    pub visible: Vec<Range<usize>>,
+    /// The runs that the rows belong to.
+    pub runs: Vec<Run>,
+}
+
+impl Mask {
+    /// The causal mask of a step, cut to the last `window` keys (the token itself included) where there is one.
+    pub fn causal(runs: &[Run], window: Option<usize>) -> Self {
+        let visible = runs
+            .iter()
+            .flat_map(|run| run.start..run.end())
+            .map(|position| {
+                let first = window.map_or(0, |window| (position + 1).saturating_sub(window.max(1)));
+                first..position + 1
+            })
+            .collect();
+        Self { id: fresh_id(), visible, runs: runs.to_vec() }
+    }
+
+    /// Whether every row of `run` sees every key that exists once the run is written (a decode step without window).
+    pub fn is_full(&self, run: &Run) -> bool {
+        self.visible[run.rows()].iter().all(|keys| *keys == (0..run.end()))
+    }
+}
+
+/// The rotary embedding of a step: cosines and sines of each row, built once and shared by all layers.
+#[derive(Debug)]
+pub struct RopeStep {
+    /// Identifies these tables to a backend's per-step cache.
+    pub id: u64,
+    /// Rotated dimensions of each head, even, at most the head dimension; pairs are `(i, i + dims/2)`.
+    pub dims: usize,
+    /// Cosines times the attention factor, `[T, dims/2]`.
+    pub cos: Vec<f32>,
+    /// Sines times the attention factor, `[T, dims/2]`.
+    pub sin: Vec<f32>,
+    /// The runs, each with the frequencies that its sequence was started with.
+    pub runs: Vec<(Run, Arc<Frequencies>)>,
+}
+
+impl RopeStep {
+    /// Tables for `runs`, each with its sequence's frequencies.
+    pub fn new(dims: usize, runs: Vec<(Run, Arc<Frequencies>)>) -> Self {
+        let mut cos = Vec::new();
+        let mut sin = Vec::new();
+        for (run, frequencies) in &runs {
+            frequencies.extend_tables(run.start..run.end(), &mut cos, &mut sin);
+        }
+        Self { id: fresh_id(), dims, cos, sin, runs }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_covers_prefix_window_and_several_sequences() {
+        let batch = Batch::of(&[(3, &[1, 2]), (0, &[5, 6, 7])]);
+        assert_eq!(Mask::causal(&batch.runs, None).visible, [0..4, 0..5, 0..1, 0..2, 0..3]);
+        assert_eq!(Mask::causal(&batch.runs, Some(2)).visible, [2..4, 3..5, 0..1, 0..2, 1..3]);
+        assert_eq!(batch.outputs, [1, 4]);
+        assert_eq!(batch.positions().collect::<Vec<_>>(), [3, 4, 0, 1, 2]);
+    }
+
+    #[test]
+    fn a_decode_step_sees_everything_unless_a_window_cuts() {
+        let batch = Batch::of(&[(9, &[1])]);
+        assert!(Mask::causal(&batch.runs, None).is_full(&batch.runs[0]));
+        assert!(Mask::causal(&batch.runs, Some(10)).is_full(&batch.runs[0]));
+        assert!(!Mask::causal(&batch.runs, Some(9)).is_full(&batch.runs[0]));
+    }
+}

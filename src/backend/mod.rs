@@ -1,0 +1,3 @@
+//! Backends: the op traits, the dispatch over them, and the KV cache.
+
+pub mod kv;
