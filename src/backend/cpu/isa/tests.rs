@@ -1,0 +1,150 @@
+use super::*;
+
+/// Runs every operation on lanes that include the awkward values and compares with scalar Rust.
+struct Check;
+
+impl Kernel for Check {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = S::LANES;
+        let awkward = [
+            0.0, -0.0, 1.0, -1.5, 2.5, 3.5, -2.5, 1e-40, -1e-39, 65504.0, 65520.0, 7e-8, 1e30, -3e38, 0.1,
+            1234.567,
+        ];
+        let a: Vec<f32> = awkward[..n].to_vec();
+        let b: Vec<f32> = awkward.iter().rev().take(n).map(|x| x * 0.75 + 0.5).collect();
+        let (va, vb) = (s.load(&a), s.load(&b));
+        let lanes = |v: S::V| {
+            let mut out = vec![0.0; n];
+            s.store(&mut out, v);
+            out
+        };
+        let same = |op: &str, v: S::V, f: &dyn Fn(usize) -> f32| {
+            for (i, got) in lanes(v).into_iter().enumerate() {
+                assert_eq!(got.to_bits(), f(i).to_bits(), "{op} lane {i}: {got} against {}", f(i));
+            }
+        };
+        same("add", s.add(va, vb), &|i| a[i] + b[i]);
+        same("sub", s.sub(va, vb), &|i| a[i] - b[i]);
+        same("mul", s.mul(va, vb), &|i| a[i] * b[i]);
+        same("div", s.div(va, vb), &|i| a[i] / b[i]);
+        same("neg", s.neg(va), &|i| -a[i]);
+        same("abs", s.abs(va), &|i| a[i].abs());
+        same("sqrt", s.sqrt(s.abs(va)), &|i| a[i].abs().sqrt());
+        same("round", s.round(va), &|i| a[i].round_ties_even());
+        same("copysign", s.copysign(vb, va), &|i| b[i].copysign(a[i]));
+        same("min", s.min(va, vb), &|i| if a[i] < b[i] { a[i] } else { b[i] });
+        same("max", s.max(va, vb), &|i| if a[i] > b[i] { a[i] } else { b[i] });
+        same("select_lt", s.select_lt(va, vb, vb, s.neg(va)), &|i| if a[i] < b[i] { b[i] } else { -a[i] });
+        let nan = s.splat(f32::NAN);
+        same("min of NaN first", s.min(nan, va), &|i| a[i]);
+        assert!(lanes(s.max(va, nan)).iter().all(|x| x.is_nan()));
+        let fused = !matches!(s.isa(), Isa::Portable(_))
+            || cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+        same("fma", s.fma(va, vb, va), &|i| {
+            if fused { a[i].mul_add(b[i], a[i]) } else { a[i] * b[i] + a[i] }
+        });
+        for power in [-151.0f32, -149.0, -127.0, -126.0, -1.0, 0.0, 1.0, 127.0, 128.0] {
+            let exact = (1.371f32 as f64 * f64::from(power).exp2()) as f32;
+            same("scale_pow2", s.scale_pow2(s.splat(1.371), s.splat(power)), &|_| exact);
+        }
+
+        let sums: Vec<S::V> = (0..4)
+            .map(|k| s.mul(va, s.splat(1.0 + k as f32 * 0.37)))
+            .map(|v| s.min(v, s.splat(3.3)))
+            .collect();
+        let four = s.reduce_add4([sums[0], sums[1], sums[2], sums[3]]);
+        for (v, sum) in sums.iter().zip(four) {
+            let mut tree = lanes(*v);
+            while tree.len() > 1 {
+                let half = tree.len() / 2;
+                tree = (0..half).map(|i| tree[i] + tree[i + half]).collect();
+            }
+            assert_eq!(s.reduce_add(*v).to_bits(), tree[0].to_bits());
+            assert_eq!(sum.to_bits(), tree[0].to_bits());
+        }
+        assert_eq!(s.reduce_max(va), a.iter().copied().fold(f32::MIN, f32::max));
+
+        for len in 0..=n {
+            let mut out = vec![9.0; n + 1];
+            s.store_partial(&mut out[..len], s.load_partial(&a[..len]));
+            assert_eq!(&out[..len], &a[..len]);
+            assert!(out[len..].iter().all(|x| *x == 9.0));
+            assert!(lanes(s.load_partial(&a[..len]))[len..].iter().all(|x| x.to_bits() == 0));
+        }
+        narrow::<S, f16>(s, &|x| f16::from_f32(x).to_f32());
+        narrow::<S, bf16>(s, &|x| bf16::from_f32(x).to_f32());
+    }
+}
+
+/// Every 16-bit pattern widens exactly, and values between two of them round as the `half` crate rounds.
+#[inline(always)]
+fn narrow<S: Simd, E: Element>(s: S, round: &dyn Fn(f32) -> f32) {
+    let n = S::LANES;
+    for start in (0..65536).step_by(n) {
+        let bits: Vec<u16> = (0..n).map(|i| (start + i) as u16).collect();
+        let typed: Vec<E> = bytemuck::cast_slice(&bits).to_vec();
+        let (mut wide, mut back) = (vec![0.0; n], typed.clone());
+        // SAFETY: the vectors hold n = LANES elements.
+        unsafe {
+            let v = E::load(s, typed.as_ptr());
+            s.store(&mut wide, v);
+            E::store(s, back.as_mut_ptr(), v);
+        }
+        for i in 0..n {
+            let exact = match E::DTYPE {
+                crate::tensor::DType::BF16 => bf16::from_bits(bits[i]).to_f32(),
+                _ => f16::from_bits(bits[i]).to_f32(),
+            };
+            assert!(wide[i].to_bits() == exact.to_bits() || wide[i].is_nan() && exact.is_nan());
+        }
+        let between: Vec<f32> =
+            (0..n).map(|i| f32::from_bits((((start + i) as u32) << 16) | 0x7fff + (i as u32 % 3))).collect();
+        // SAFETY: both vectors hold n = LANES elements; partial reads and writes stay inside them.
+        unsafe {
+            E::store(s, back.as_mut_ptr(), s.load(&between));
+            s.store(&mut wide, E::load(s, back.as_ptr()));
+            for i in 0..n {
+                let exact = round(between[i]);
+                assert!(
+                    wide[i].to_bits() == exact.to_bits() || wide[i].is_nan() && exact.is_nan(),
+                    "{} rounds to {}, not {exact}",
+                    between[i],
+                    wide[i]
+                );
+            }
+            if start == 0x3f80 {
+                for len in 0..=n {
+                    let mut part = vec![0.0; n];
+                    s.store(&mut part, E::load_partial(s, back.as_ptr(), len));
+                    assert_eq!(part[..len], wide[..len]);
+                    assert!(part[len..].iter().all(|x| *x == 0.0));
+                    let mut copy = vec![bytemuck::Zeroable::zeroed(); n];
+                    E::store_partial(s, copy.as_mut_ptr(), len, s.load(&wide));
+                    assert_eq!(
+                        bytemuck::cast_slice::<E, u8>(&copy[..len]),
+                        bytemuck::cast_slice::<E, u8>(&back[..len])
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn operations_match_scalar_rust() {
+    for isa in Isa::available() {
+        isa.dispatch(Check);
+    }
+}
+
+#[test]
+fn names_round_trip() {
+    for isa in Isa::available() {
+        assert_eq!(Isa::by_name(isa.name()), Some(isa));
+    }
+    assert_eq!(Isa::available()[0], Isa::detect());
+    assert_eq!(Isa::by_name("mmx"), None);
+}
