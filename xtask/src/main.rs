@@ -1,5 +1,32 @@
 //! `cargo xtask …`: the project's own chores.
 
-fn main() -> anyhow::Result<()> {
-    anyhow::bail!("usage: cargo xtask <mlx|with-mlx|test>")
+mod mlx;
+mod test;
+mod util;
+mod with_mlx;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask mlx                          make MLX usable on Linux, under target/mlx (a no-op on Apple Silicon)
+cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--features mlx` where it belongs
+cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
+                                         with ARGS, only the tests, as `cargo test ARGS…`";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (task, rest) = match args.split_first() {
+        Some((task, rest)) => (task.as_str(), rest),
+        None => ("help", &args[..]),
+    };
+    match task {
+        "mlx" if rest.is_empty() => mlx::set_up().map(drop),
+        "with-mlx" if !rest.is_empty() => with_mlx::exec(rest),
+        "test" => test::run(rest),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("cannot run `cargo xtask {}`; usage:\n{USAGE}", args.join(" ")),
+    }
 }
