@@ -5,6 +5,8 @@
 
 pub mod backend;
 pub mod error;
+mod json;
 pub mod tensor;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,0 +1,214 @@
+//! JSON files of a model, read strictly: duplicate keys (escaped twins too), NaN, nesting bombs and floods of values
+//! are refused before they cost anything.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// Bytes of the largest JSON file that is read.
+pub(crate) const MAX_FILE: u64 = 64 << 20;
+/// Deepest nesting; `config.json` uses three levels.
+const MAX_DEPTH: usize = 32;
+/// Values in one file: the index of the largest published model has 92,000. At 112 bytes each they stay below 32 MiB.
+const MAX_VALUES: usize = 1 << 18;
+
+/// The members of an object, in key order.
+pub(crate) type Object = BTreeMap<String, Value>;
+
+/// A JSON value; integers that fit keep their exact value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    UInt(u64),
+    /// Negative integers only.
+    Int(i64),
+    Float(f64),
+    String(String),
+    Array(Vec<Value>),
+    Object(Object),
+}
+
+impl fmt::Display for Value {
+    /// The value as an error shows it: scalars as written, containers by their size.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(b) => write!(f, "{b}"),
+            Self::UInt(n) => write!(f, "{n}"),
+            Self::Int(n) => write!(f, "{n}"),
+            Self::Float(x) => write!(f, "{x:?}"),
+            Self::String(s) => f.write_str(&quote(s)),
+            Self::Array(items) => write!(f, "a list of {}", items.len()),
+            Self::Object(members) => write!(f, "an object of {} members", members.len()),
+        }
+    }
+}
+
+/// A string of a file as an error shows it: quoted, control characters escaped, at most 96 characters.
+pub(crate) fn quote(s: &str) -> String {
+    match s.char_indices().nth(96) {
+        None => format!("{s:?}"),
+        Some((end, _)) => format!("{:?}… ({} bytes)", &s[..end], s.len()),
+    }
+}
+
+/// The bytes of a JSON file, at most [`MAX_FILE`] of them.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        return Err(Error::format(path, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    if meta.len() <= MAX_FILE {
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    }
+    check_len(path, meta.len().max(bytes.len() as u64))?;
+    Ok(bytes)
+}
+
+fn check_len(path: &Path, len: u64) -> Result<()> {
+    if len > MAX_FILE {
+        return Err(Error::format(path, format!("file is {len} bytes, expected at most {MAX_FILE}")));
+    }
+    Ok(())
+}
+
+/// Parses a file whose outermost value is an object.
+pub(crate) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Object> {
+    check_len(path, bytes.len() as u64)?;
+    let text = std::str::from_utf8(bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
+    let mut left = MAX_VALUES;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = Seed { depth: 0, left: &mut left }
+        .deserialize(&mut json)
+        .and_then(|value| json.end().map(|()| value))
+        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
+    match value {
+        Value::Object(members) => Ok(members),
+        other => Err(Error::format(path, format!("outermost value is {other}, expected an object"))),
+    }
+}
+
+struct Seed<'a> {
+    depth: usize,
+    left: &'a mut usize,
+}
+
+impl Seed<'_> {
+    fn inner(&mut self) -> Seed<'_> {
+        Seed { depth: self.depth + 1, left: self.left }
+    }
+
+    fn enter<E: de::Error>(&self) -> Result<(), E> {
+        if self.depth >= MAX_DEPTH {
+            return Err(E::custom(format_args!("nesting deeper than {MAX_DEPTH}")));
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        *self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or_else(|| de::Error::custom(format_args!("more than {MAX_VALUES} values")))?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, b: bool) -> Result<Value, E> {
+        Ok(Value::Bool(b))
+    }
+
+    fn visit_u64<E>(self, n: u64) -> Result<Value, E> {
+        Ok(Value::UInt(n))
+    }
+
+    fn visit_i64<E>(self, n: i64) -> Result<Value, E> {
+        Ok(u64::try_from(n).map_or(Value::Int(n), Value::UInt))
+    }
+
+    fn visit_f64<E>(self, x: f64) -> Result<Value, E> {
+        Ok(Value::Float(x))
+    }
+
+    fn visit_str<E>(self, s: &str) -> Result<Value, E> {
+        Ok(Value::String(s.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+        self.enter()?;
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self.inner())? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
+        self.enter()?;
+        let mut members = Object::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if members.contains_key(&key) {
+                return Err(de::Error::custom(format_args!("duplicate key {}", quote(&key))));
+            }
+            let value = map.next_value_seed(self.inner())?;
+            members.insert(key, value);
+        }
+        Ok(Value::Object(members))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(text: &str, what: &str) {
+        let error = parse_object(Path::new("config.json"), text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("config.json: ") && error.contains(what), "{error}");
+    }
+
+    #[test]
+    fn hostile_json_is_refused() {
+        refused(r#"{"a": 1, "a": 2}"#, "duplicate key \"a\"");
+        refused(r#"{"a": 1, "\u0061": 2}"#, "duplicate key \"a\"");
+        refused(r#"{"a": NaN}"#, "expected value");
+        refused(r#"{"a": Infinity}"#, "expected value");
+        refused(r#"{"a": -Infinity}"#, "invalid number");
+        refused(r#"{"a": 1e999}"#, "number out of range");
+        refused(r#"{"a": 1} x"#, "trailing characters");
+        refused(r#"{"a": 1"#, "EOF");
+        refused("[1]", "a list of 1, expected an object");
+        refused("", "EOF");
+        refused(&format!("{{\"a\": {}", "[".repeat(1 << 20)), "nesting deeper than 32");
+        refused(&format!("{{\"a\": {}", "{\"a\":".repeat(1 << 20)), "nesting deeper than 32");
+        refused(&format!("{{\"a\": [{}0]}}", "0,".repeat(1 << 19)), "more than 262144 values");
+        let error = parse_object(Path::new("f"), b"{\"\xff\": 1}").unwrap_err().to_string();
+        assert!(error.contains("not UTF-8"), "{error}");
+        let big = vec![b' '; (MAX_FILE + 1) as usize];
+        let error = parse_object(Path::new("f"), &big).unwrap_err().to_string();
+        assert_eq!(error, "f: file is 67108865 bytes, expected at most 67108864");
+    }
+}
