@@ -4,7 +4,12 @@
 //! behind the first op by op.
 
 pub mod backend;
+pub mod config;
 pub mod error;
+/// Forward passes.
+pub mod forward {
+    pub mod rope;
+}
 mod json;
 pub mod tensor;
 pub mod weights;
