@@ -6,10 +6,7 @@
 pub mod backend;
 pub mod config;
 pub mod error;
-/// Forward passes.
-pub mod forward {
-    pub mod rope;
-}
+pub mod forward;
 mod json;
 pub mod tensor;
 pub mod weights;

@@ -1,0 +1,3 @@
+//! Forward passes: one short file per family, from shared blocks.
+
+pub mod rope;
