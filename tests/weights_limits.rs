@@ -15,8 +15,11 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// Appends the item of this number.
+type Flood<'a> = dyn FnMut(&mut String, usize) + 'a;
+
 /// Writes a file whose header is `items`, over and over, up to `len` bytes.
-fn write(path: &std::path::Path, len: usize, mut item: impl FnMut(&mut String, usize)) -> u64 {
+fn write(path: &std::path::Path, len: usize, item: &mut Flood<'_>) -> u64 {
     let mut bytes = (len as u64).to_le_bytes().to_vec();
     bytes.push(b'{');
     let mut text = String::new();
@@ -40,7 +43,7 @@ fn a_hostile_header_costs_at_most_a_second_and_64_mib() {
     let path = dir.path().join("model.safetensors");
     let info = r#"{"dtype":"U8","shape":[0,0,0,0,0,0,0,0],"data_offsets":[0,0]}"#;
     let name = "n".repeat(100);
-    let floods: [&mut dyn FnMut(&mut String, usize); 4] = [
+    let floods: [&mut Flood<'_>; 4] = [
         &mut |text, i| write!(text, "\"{i}\":{info},").unwrap(),
         &mut |text, i| write!(text, "\"\\u0061{name}{i}\":{info},").unwrap(),
         &mut |text, _| text.push_str("\"\\u0061"),
