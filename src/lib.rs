@@ -8,7 +8,9 @@ pub mod config;
 pub mod error;
 pub mod forward;
 mod json;
+pub mod sample;
 pub mod tensor;
+pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,0 +1,279 @@
+//! Options, filters and the draw.
+
+use super::{penalties, philox};
+use crate::{Error, Result};
+
+/// How the next token is chosen from the logits.
+///
+/// The order is llama.cpp's: biases, penalties, top-k, top-p, min-p, then the temperature; top-p and min-p therefore
+/// look at the distribution before the temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingOptions {
+    /// 0 takes the most likely token; otherwise logits are divided by it. 0 to 100.
+    pub temperature: f32,
+    /// Keeps the `top_k` most likely tokens; 0 keeps all. At most 2^20.
+    pub top_k: usize,
+    /// Keeps the smallest set of most likely tokens whose probability reaches `top_p`; 1 keeps all. Above 0, to 1.
+    pub top_p: f32,
+    /// Keeps tokens with at least `min_p` times the probability of the most likely; 0 keeps all. 0 to 1.
+    pub min_p: f32,
+    /// Divides positive logits of tokens seen before, multiplies negative ones; 1 is off. 0.1 to 10.
+    pub repeat_penalty: f32,
+    /// Subtracted from the logit of each token seen before; 0 is off. −2 to 2.
+    pub presence_penalty: f32,
+    /// Subtracted once per time that a token was seen; 0 is off. −2 to 2.
+    pub frequency_penalty: f32,
+    /// How many of the last tokens the penalties look at; 0 is all of them. At most 2^20.
+    pub penalty_window: usize,
+    /// Added to the logits of these tokens. At most 1,024 different tokens, each −100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The key of the draws.
+    pub seed: u64,
+    /// How many of the most likely tokens [`Sampled::top`] reports. At most 20.
+    pub top_logprobs: usize,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            penalty_window: 64,
+            logit_bias: Vec::new(),
+            seed: 0,
+            top_logprobs: 0,
+        }
+    }
+}
+
+impl SamplingOptions {
+    /// Checks every option against its range.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with the option, its value and the accepted range.
+    pub fn validate(&self, vocab: usize) -> Result<()> {
+        let bad = |option, got: String, expected| Err(Error::Option { option, got, expected });
+        let in_range = |v: f32, low: f32, high: f32| v >= low && v <= high;
+        let ranges = [
+            ("temperature", self.temperature, 0.0, 100.0, "a number from 0 to 100"),
+            ("min_p", self.min_p, 0.0, 1.0, "a number from 0 to 1"),
+            ("repeat_penalty", self.repeat_penalty, 0.1, 10.0, "a number from 0.1 to 10"),
+            ("presence_penalty", self.presence_penalty, -2.0, 2.0, "a number from -2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "a number from -2 to 2"),
+        ];
+        for (name, value, low, high, expected) in ranges {
+            if !in_range(value, low, high) {
+                return bad(name, value.to_string(), expected);
+            }
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return bad("top_p", self.top_p.to_string(), "a number above 0, at most 1");
+        }
+        for (name, value) in [("top_k", self.top_k), ("penalty_window", self.penalty_window)] {
+            if value > 1 << 20 {
+                return bad(name, value.to_string(), "0 to 1048576");
+            }
+        }
+        if self.top_logprobs > 20 {
+            return bad("top_logprobs", self.top_logprobs.to_string(), "0 to 20");
+        }
+        if self.logit_bias.len() > 1024 {
+            return bad("logit_bias", format!("{} tokens", self.logit_bias.len()), "at most 1024 tokens");
+        }
+        let mut ids: Vec<u32> = self.logit_bias.iter().map(|b| b.0).collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|w| w[0] == w[1]) {
+            return bad("logit_bias", format!("token {} twice", pair[0]), "each token once");
+        }
+        for &(token, bias) in &self.logit_bias {
+            if token as usize >= vocab {
+                return bad("logit_bias", format!("token {token}"), "token ids of the vocabulary");
+            }
+            if !in_range(bias, -100.0, 100.0) {
+                return bad("logit_bias", format!("{bias} for token {token}"), "biases from -100 to 100");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A token and how likely the model found it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token chosen.
+    pub token: u32,
+    /// Its natural log-probability under the model's own distribution: log-softmax of the logits as given, before
+    /// biases, penalties, filters and temperature.
+    pub logprob: f32,
+    /// The [`SamplingOptions::top_logprobs`] most likely tokens of that same distribution, most likely first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Draws tokens from logits. Equal inputs give equal tokens, bit for bit: sums are taken in f64 in a fixed order, and
+/// the random number is a function of (seed, sequence, position) alone.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    options: SamplingOptions,
+    vocab: usize,
+    /// The logits after biases and penalties. `[V]`
+    adjusted: Vec<f32>,
+    candidates: Vec<(u32, f32)>,
+}
+
+/// Most likely first, the lowest index first among equals.
+fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+impl Sampler {
+    /// A sampler for logits of `vocab` elements.
+    ///
+    /// # Errors
+    /// As [`SamplingOptions::validate`].
+    pub fn new(options: SamplingOptions, vocab: usize) -> Result<Self> {
+        options.validate(vocab)?;
+        Ok(Self { options, vocab, adjusted: Vec::new(), candidates: Vec::new() })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &SamplingOptions {
+        &self.options
+    }
+
+    /// Chooses the token at `position` of `sequence` from `logits` (`[V]`; −∞ masks a token), given all tokens so far.
+    ///
+    /// # Errors
+    /// [`Error::Sampling`] where a logit is NaN or +∞, or no token is left to choose.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        sequence: u64,
+        position: u64,
+    ) -> Result<Sampled> {
+        if logits.len() != self.vocab {
+            let got = logits.len();
+            return Err(Error::Sampling(format!("{got} logits, expected {}", self.vocab)));
+        }
+        if let Some(i) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
+            return Err(Error::Sampling(format!("the logit of token {i} is {}", logits[i])));
+        }
+        let token = if penalties::active(&self.options) {
+            let mut adjusted = std::mem::take(&mut self.adjusted);
+            adjusted.clear();
+            adjusted.extend_from_slice(logits);
+            penalties::apply(&self.options, &mut adjusted, history);
+            let token = self.choose(&adjusted, sequence, position);
+            self.adjusted = adjusted;
+            token?
+        } else {
+            self.choose(logits, sequence, position)?
+        };
+        let (max, sum) = softmax_sum(logits.iter().copied());
+        let log_total = f64::from(max) + sum.ln();
+        let logprob = |t: u32| (f64::from(logits[t as usize]) - log_total) as f32;
+        Ok(Sampled { token, logprob: logprob(token), top: self.top(logits, logprob) })
+    }
+
+    fn top(&mut self, logits: &[f32], logprob: impl Fn(u32) -> f32) -> Vec<(u32, f32)> {
+        let n = self.options.top_logprobs.min(logits.len());
+        if n == 0 {
+            return Vec::new();
+        }
+        let all = &mut self.candidates;
+        all.clear();
+        all.extend((0u32..).zip(logits.iter().copied()));
+        if n < all.len() {
+            all.select_nth_unstable_by(n - 1, by_rank);
+            all.truncate(n);
+        }
+        all.sort_unstable_by(by_rank);
+        all.iter().filter(|c| c.1 > f32::NEG_INFINITY).map(|c| (c.0, logprob(c.0))).collect()
+    }
+
+    fn choose(&mut self, logits: &[f32], sequence: u64, position: u64) -> Result<u32> {
+        let mut best: Option<(u32, f32)> = None;
+        for (i, &l) in (0u32..).zip(logits) {
+            if l > best.map_or(f32::NEG_INFINITY, |b| b.1) {
+                best = Some((i, l));
+            }
+        }
+        let Some((best, max)) = best else {
+            return Err(Error::Sampling("all tokens are masked".into()));
+        };
+        let o = &self.options;
+        if o.temperature == 0.0 {
+            return Ok(best);
+        }
+        let kept = &mut self.candidates;
+        kept.clear();
+        kept.extend((0u32..).zip(logits.iter().copied()).filter(|c| c.1 > f32::NEG_INFINITY));
+        if o.top_k > 0 && o.top_k < kept.len() {
+            kept.select_nth_unstable_by(o.top_k - 1, by_rank);
+            kept.truncate(o.top_k);
+            kept.sort_unstable_by(by_rank);
+        }
+        if o.top_p < 1.0 {
+            top_p(kept, o.top_p);
+        }
+        if o.min_p > 0.0 {
+            let floor = f64::from(max) + f64::from(o.min_p).ln();
+            kept.retain(|c| f64::from(c.1) >= floor);
+        }
+        // The difference is taken in f64: dividing f32 logits by a tiny temperature could overflow.
+        let temperature = f64::from(o.temperature);
+        let weight = |l: f32| ((f64::from(l) - f64::from(max)) / temperature).exp();
+        let total: f64 = kept.iter().map(|c| weight(c.1)).sum();
+        let target = philox::uniform(o.seed, sequence, position) * total;
+        let mut sum = 0.0;
+        let mut last = best;
+        for &(token, l) in kept.iter() {
+            let w = weight(l);
+            if w > 0.0 {
+                sum += w;
+                last = token;
+                if sum > target {
+                    break;
+                }
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// The maximum, and Σ exp(l − max) in the order given.
+fn softmax_sum(logits: impl Iterator<Item = f32> + Clone) -> (f32, f64) {
+    let max = logits.clone().fold(f32::NEG_INFINITY, f32::max);
+    (max, logits.map(|l| (f64::from(l) - f64::from(max)).exp()).sum())
+}
+
+/// Keeps the smallest prefix, by rank, whose probability reaches `p`. Ranks only as many candidates as it needs:
+/// 256 at first, eight times more each time that they do not reach `p`.
+fn top_p(kept: &mut Vec<(u32, f32)>, p: f32) {
+    let (max, total) = softmax_sum(kept.iter().map(|c| c.1));
+    let target = f64::from(p) * total;
+    let mut ranked = 0;
+    let mut sum = 0.0;
+    let mut n = 256;
+    while ranked < kept.len() {
+        let end = n.min(kept.len());
+        if end < kept.len() {
+            kept[ranked..].select_nth_unstable_by(end - ranked - 1, by_rank);
+        }
+        kept[ranked..end].sort_unstable_by(by_rank);
+        while ranked < end {
+            sum += (f64::from(kept[ranked].1) - f64::from(max)).exp();
+            ranked += 1;
+            if sum >= target {
+                kept.truncate(ranked);
+                return;
+            }
+        }
+        n *= 8;
+    }
+}

@@ -1,0 +1,186 @@
+use super::*;
+use crate::Error;
+
+fn options() -> SamplingOptions {
+    SamplingOptions { temperature: 1.0, seed: 7, ..Default::default() }
+}
+
+fn one(options: SamplingOptions, logits: &[f32]) -> crate::Result<Sampled> {
+    Sampler::new(options, logits.len())?.sample(logits, &[], 0, 0)
+}
+
+/// Counts of `n` draws at positions 0.. of sequence 3.
+fn counts(options: SamplingOptions, logits: &[f32], n: u64) -> Vec<f64> {
+    let mut sampler = Sampler::new(options, logits.len()).unwrap();
+    let mut counts = vec![0.0; logits.len()];
+    for position in 0..n {
+        counts[sampler.sample(logits, &[], 3, position).unwrap().token as usize] += 1.0;
+    }
+    counts
+}
+
+fn chi_square(counts: &[f64], weights: &[f64]) -> f64 {
+    let (n, total): (f64, f64) = (counts.iter().sum(), weights.iter().sum());
+    counts.iter().zip(weights).fold(0.0, |x, (&c, &w)| {
+        let expected = n * w / total;
+        if w == 0.0 {
+            assert_eq!(c, 0.0, "a token that was filtered out was drawn");
+            return x;
+        }
+        x + (c - expected).powi(2) / expected
+    })
+}
+
+const LOGITS: [f32; 6] = [0.5, 2.0, -1.0, 1.0, 0.0, 1.5];
+
+fn weights(temperature: f64, keep: &[usize]) -> Vec<f64> {
+    (0..6).map(|i| if keep.contains(&i) { (f64::from(LOGITS[i]) / temperature).exp() } else { 0.0 }).collect()
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let all = [0, 1, 2, 3, 4, 5];
+    // 20.5 is the 0.999 quantile of chi-square with 5 degrees of freedom.
+    for temperature in [0.5f32, 1.0, 2.0] {
+        let c = counts(SamplingOptions { temperature, ..options() }, &LOGITS, 20_000);
+        assert!(chi_square(&c, &weights(f64::from(temperature), &all)) < 20.5, "{c:?}");
+    }
+    let c = counts(SamplingOptions { top_k: 3, ..options() }, &LOGITS, 20_000);
+    assert!(chi_square(&c, &weights(1.0, &[1, 3, 5])) < 20.5);
+    // p = 0.42, 0.25, 0.15, …: 0.6 needs two tokens.
+    let c = counts(SamplingOptions { top_p: 0.6, temperature: 3.0, ..options() }, &LOGITS, 20_000);
+    assert!(chi_square(&c, &weights(3.0, &[1, 5])) < 20.5);
+    // Relative to the best: 0.61, 0.37, 0.22, …
+    let c = counts(SamplingOptions { min_p: 0.3, ..options() }, &LOGITS, 20_000);
+    assert!(chi_square(&c, &weights(1.0, &[1, 3, 5])) < 20.5);
+}
+
+#[test]
+fn greedy_takes_the_lowest_index_of_equals() {
+    let got = one(SamplingOptions { top_logprobs: 2, ..Default::default() }, &[0.0, 3.0, 3.0, 1.0]).unwrap();
+    assert_eq!(got.token, 1);
+    assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
+    let exact = 3f64 - (1.0 + 2.0 * 3f64.exp() + 1f64.exp()).ln();
+    assert!((f64::from(got.logprob) - exact).abs() < 1e-6);
+}
+
+#[test]
+fn equal_keys_draw_equal_tokens() {
+    let draw = |seed, sequence, position| {
+        let mut s = Sampler::new(SamplingOptions { seed, ..options() }, 1000).unwrap();
+        s.sample(&vec![0.0; 1000], &[], sequence, position).unwrap().token
+    };
+    assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
+    let all: std::collections::HashSet<u32> =
+        [draw(1, 2, 3), draw(2, 2, 3), draw(1, 3, 3), draw(1, 2, 4), draw(1, 2 << 32, 3)].into();
+    assert!(all.len() > 3);
+}
+
+#[test]
+fn logits_that_cannot_be_sampled_are_errors() {
+    for temperature in [0.0, 1.0] {
+        let o = SamplingOptions { temperature, ..options() };
+        for logits in [[0.0, f32::NAN], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
+            assert!(matches!(one(o.clone(), &logits), Err(Error::Sampling(_))));
+        }
+        assert_eq!(one(o.clone(), &[f32::NEG_INFINITY, f32::MIN]).unwrap().token, 1);
+        assert_eq!(one(o, &[f32::MIN, f32::MAX]).unwrap().token, 1);
+    }
+    let mut sampler = Sampler::new(options(), 3).unwrap();
+    assert!(sampler.sample(&[0.0; 2], &[], 0, 0).is_err());
+    assert!(Sampler::new(options(), 0).unwrap().sample(&[], &[], 0, 0).is_err());
+}
+
+#[test]
+fn penalties_lower_what_was_seen() {
+    let logits = [2.0, 1.9, -1.0];
+    let o = SamplingOptions { repeat_penalty: 1.5, ..Default::default() };
+    let mut s = Sampler::new(o.clone(), 3).unwrap();
+    assert_eq!(s.sample(&logits, &[0, 0], 0, 0).unwrap().token, 1);
+    assert_eq!(s.sample(&logits, &[7], 0, 0).unwrap().token, 0);
+    let mut s = Sampler::new(SamplingOptions { penalty_window: 1, ..o }, 3).unwrap();
+    assert_eq!(s.sample(&logits, &[0, 2], 0, 0).unwrap().token, 0);
+    let o = SamplingOptions { frequency_penalty: 0.04, ..Default::default() };
+    let mut s = Sampler::new(o, 3).unwrap();
+    assert_eq!(s.sample(&logits, &[0, 0], 0, 0).unwrap().token, 0);
+    assert_eq!(s.sample(&logits, &[0, 0, 0], 0, 0).unwrap().token, 1);
+    let o = SamplingOptions { logit_bias: vec![(2, 5.0)], ..Default::default() };
+    let got = one(o, &logits).unwrap();
+    assert_eq!(got.token, 2);
+    assert!(got.logprob < -3.0, "the log-probability is of the unmodified distribution");
+}
+
+#[test]
+fn top_p_ranks_in_blocks() {
+    // Equal logits: 0.5 of 10,000 needs 5,000, the lowest indices.
+    let c = counts(SamplingOptions { top_p: 0.5, ..options() }, &vec![0.25; 10_000], 300);
+    assert!(c[5000..].iter().all(|&c| c == 0.0) && c[2304..5000].iter().any(|&c| c > 0.0));
+}
+
+#[test]
+fn absurd_options_are_refused() {
+    let base = options();
+    for v in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -3.0, 1e30] {
+        for o in [
+            SamplingOptions { temperature: v, ..base.clone() },
+            SamplingOptions { top_p: v, ..base.clone() },
+            SamplingOptions { min_p: v, ..base.clone() },
+            SamplingOptions { repeat_penalty: v, ..base.clone() },
+            SamplingOptions { presence_penalty: v, ..base.clone() },
+            SamplingOptions { frequency_penalty: v, ..base.clone() },
+            SamplingOptions { logit_bias: vec![(0, v * 100.0)], ..base.clone() },
+        ] {
+            assert!(matches!(o.validate(10), Err(Error::Option { .. })), "{o:?}");
+        }
+    }
+    for o in [
+        SamplingOptions { top_k: 1 << 63, ..base.clone() },
+        SamplingOptions { top_p: 0.0, ..base.clone() },
+        SamplingOptions { penalty_window: usize::MAX, ..base.clone() },
+        SamplingOptions { logit_bias: vec![(10, 1.0)], ..base.clone() },
+        SamplingOptions { logit_bias: vec![(1, 1.0), (1, 2.0)], ..base.clone() },
+        SamplingOptions { logit_bias: vec![(1, 1.0); 2000], ..base.clone() },
+        SamplingOptions { top_logprobs: 21, ..base.clone() },
+    ] {
+        assert!(matches!(o.validate(10), Err(Error::Option { .. })), "{o:?}");
+    }
+    base.validate(10).unwrap();
+}
+
+fn run_stops(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
+    let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
+    let mut m = StopMatcher::new(&stops).unwrap();
+    let mut out: String = pieces.iter().map(|p| m.push(p)).collect();
+    out += &m.finish();
+    (out, m.matched().map(str::to_owned))
+}
+
+#[test]
+fn stops_do_not_depend_on_the_pieces() {
+    let texts = ["xab", "aaab", "a•b••c", "abcd", "aabcabcd", "••", "", "é\u{301}ab"];
+    let sets: [&[&str]; 5] = [&["ab"], &["aab", "b"], &["••c", "•b"], &["abcd", "bc"], &[]];
+    for stops in sets {
+        for text in texts {
+            let whole = run_stops(stops, &[text]);
+            let chars: Vec<String> = text.chars().map(String::from).collect();
+            let chars: Vec<&str> = chars.iter().map(String::as_str).collect();
+            assert_eq!(run_stops(stops, &chars), whole, "{stops:?} {text}");
+            if let Some(stop) = &whole.1 {
+                assert!(text.starts_with(&(whole.0.clone() + stop)));
+            } else {
+                assert_eq!(whole.0, text);
+            }
+        }
+    }
+    assert_eq!(run_stops(&["</s>"], &["a<", "/", "s", ">b"]), ("a".into(), Some("</s>".into())));
+    let mut m = StopMatcher::new(&["•x".into()]).unwrap();
+    assert_eq!(m.push("a•"), "a");
+    assert_eq!(m.push("y"), "•y");
+}
+
+#[test]
+fn bad_stops_are_refused() {
+    for stops in [vec![String::new()], vec!["a".to_string(); 17], vec!["a".repeat(513)]] {
+        assert!(matches!(StopMatcher::new(&stops), Err(Error::Option { option: "stop", .. })));
+    }
+}

@@ -1,0 +1,159 @@
+//! What of `tokenizer.json` is read beside the library: ids, to check them, and the decoder, to stream.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+
+use super::tokenizer::Added;
+use crate::{Error, Result};
+
+/// How deep a JSON file of the tokenizer may nest.
+const MAX_DEPTH: usize = 32;
+
+/// Reads at most `limit` bytes of a file.
+pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::format(path, format!("over {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Refuses JSON nested deeper than [`MAX_DEPTH`].
+pub(super) fn check_depth(path: &Path, text: &str) -> Result<()> {
+    let (mut depth, mut string, mut escaped) = (0usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if string => escaped = true,
+            b'"' => string = !string,
+            b'{' | b'[' if !string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(Error::format(path, format!("nested deeper than {MAX_DEPTH}")));
+                }
+            }
+            b'}' | b']' if !string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+pub(super) struct File<'a> {
+    #[serde(borrow, default)]
+    pub(super) added_tokens: Vec<Added<'a>>,
+    #[serde(borrow)]
+    pub(super) model: Model<'a>,
+    #[serde(default)]
+    pub(super) decoder: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Model<'a> {
+    #[serde(borrow)]
+    pub(super) vocab: Vocab<'a>,
+}
+
+/// Tokens with their ids: a map, or (Unigram) a list of `[token, score]` whose indices are the ids.
+pub(super) struct Vocab<'a>(pub(super) Vec<(Cow<'a, str>, u64)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tokens;
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+        impl<'de> Visitor<'de> for Tokens {
+            type Value = Vocab<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map of tokens to ids, or a list of tokens with scores")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some((Text(token), id)) = map.next_entry::<Text<'de>, u64>()? {
+                    all.push((token, id));
+                }
+                Ok(Vocab(all))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some((Text(token), _)) = seq.next_element::<(Text<'de>, f64)>()? {
+                    all.push((token, all.len() as u64));
+                }
+                Ok(Vocab(all))
+            }
+        }
+        deserializer.deserialize_any(Tokens)
+    }
+}
+
+/// How tokens become text; the kinds whose bytes can be told token by token.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Decoder {
+    /// GPT-2's bytes written as characters.
+    ByteLevel,
+    /// SentencePiece: `▁` is a space, `<0x0A>` a byte, and `strip` spaces go from the beginning of the text.
+    Sentence { strip: usize },
+    /// Anything else: the library decodes a window of tokens.
+    Other,
+}
+
+impl Decoder {
+    pub(super) fn from_json(json: &serde_json::Value) -> Self {
+        let kind = |v: &serde_json::Value| v["type"].as_str().unwrap_or_default().to_owned();
+        match kind(json).as_str() {
+            "ByteLevel" => return Self::ByteLevel,
+            "Sequence" => {}
+            _ => return Self::Other,
+        }
+        let empty = Vec::new();
+        let steps = json["decoders"].as_array().unwrap_or(&empty);
+        if let [only] = &steps[..] {
+            return Self::from_json(only);
+        }
+        let [replace, bytes, fuse, rest @ ..] = &steps[..] else { return Self::Other };
+        let spaces = replace["pattern"]["String"] == "▁" && replace["content"] == " ";
+        let names = (kind(replace), kind(bytes), kind(fuse));
+        if !spaces || names != ("Replace".into(), "ByteFallback".into(), "Fuse".into()) {
+            return Self::Other;
+        }
+        match rest {
+            [] => Self::Sentence { strip: 0 },
+            [s] if kind(s) == "Strip" && s["content"] == " " && s["stop"] == 0 => {
+                s["start"].as_u64().map_or(Self::Other, |n| Self::Sentence { strip: n as usize })
+            }
+            _ => Self::Other,
+        }
+    }
+
+    /// The bytes of one token's text.
+    pub(super) fn bytes(&self, token: &str) -> Vec<u8> {
+        if let Self::ByteLevel = self {
+            let bytes: Option<Vec<u8>> = token.chars().map(byte_of_char).collect();
+            return bytes.unwrap_or_else(|| token.as_bytes().to_vec());
+        }
+        let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).filter(|t| t.len() == 2);
+        if let Some(byte) = hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+            return vec![byte];
+        }
+        token.replace('▁', " ").into_bytes()
+    }
+}
+
+/// GPT-2's `bytes_to_unicode`, backwards: printable Latin-1 stands for itself, the other 68 bytes follow from U+0100.
+fn byte_of_char(c: char) -> Option<u8> {
+    let code = c as u32;
+    let itself = |b: u32| matches!(b, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    if itself(code) {
+        return Some(code as u8);
+    }
+    let index = code.checked_sub(0x100)? as usize;
+    (0..=255u32).filter(|&b| !itself(b)).nth(index).map(|b| b as u8)
+}

@@ -1,0 +1,319 @@
+//! Chat templates through minijinja, set up as transformers sets up jinja2.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use minijinja::machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, parse};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Rest};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
+
+use super::bounded::{self, Budget};
+use super::{json, raw, screen, sentinel};
+use crate::{Error, Result};
+
+/// Instructions of one rendering, the inserted checks included.
+const FUEL: u64 = 4_000_000;
+/// How long a rendering may take.
+const TIME: Duration = Duration::from_secs(1);
+/// How much longer a single instruction may hold it up before the thread is given up on.
+const GRACE: Duration = Duration::from_millis(500);
+/// The depth of macro calls and recursive loops.
+const RECURSION: usize = 200;
+/// The stack of the rendering thread: reserved, not touched.
+const STACK: usize = 64 << 20;
+
+/// One message of a conversation, as the template sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`, …
+    pub role: String,
+    /// Usually a string; a list of parts for some templates; null beside tool calls.
+    #[serde(default)]
+    pub content: Json,
+    /// Whatever else the message has: `tool_calls`, `name`, `reasoning_content`, …
+    #[serde(flatten)]
+    pub extra: Map<String, Json>,
+}
+
+impl Message {
+    /// A message of plain text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Json::String(content.into()), extra: Map::new() }
+    }
+}
+
+/// What a template is given beside the messages.
+#[derive(Debug, Clone, Default)]
+pub struct RenderOptions {
+    /// Whether the text ends where the assistant begins.
+    pub add_generation_prompt: bool,
+    /// Tools in OpenAI's JSON form.
+    pub tools: Option<Vec<Json>>,
+    /// Documents for retrieval.
+    pub documents: Option<Vec<Json>>,
+    /// Further variables (`enable_thinking`, …).
+    pub extra: Map<String, Json>,
+    /// What `strftime_now` shows, in UTC; none is the present.
+    pub now: Option<SystemTime>,
+}
+
+/// A rendered conversation, which knows what of it was written in messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    text: String,
+    literal: Vec<Range<usize>>,
+}
+
+impl Rendered {
+    /// The text, as transformers renders it.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Byte ranges that hold a special token's text but came from a message, ascending: text, not tokens.
+    pub fn literal(&self) -> &[Range<usize>] {
+        &self.literal
+    }
+}
+
+/// A model's chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    path: PathBuf,
+    source: String,
+    special: BTreeMap<String, String>,
+    named: BTreeMap<String, String>,
+    protected: Vec<String>,
+}
+
+impl ChatTemplate {
+    /// The template of a model's directory: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`, a
+    /// string or a list of named ones; none where there is neither.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`], and what [`Self::from_source`] refuses.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
+        let (config_path, jinja_path) = (dir.join("tokenizer_config.json"), dir.join("chat_template.jinja"));
+        let mut config = Json::Null;
+        if config_path.exists() {
+            let bytes = raw::read_file(&config_path, 16 << 20)?;
+            let text = std::str::from_utf8(&bytes).map_err(|e| Error::format(&config_path, e.to_string()))?;
+            raw::check_depth(&config_path, text)?;
+            config = serde_json::from_str(text).map_err(|e| Error::format(&config_path, e.to_string()))?;
+        }
+        let mut special = BTreeMap::new();
+        for (key, value) in config.as_object().into_iter().flatten().filter(|(k, _)| k.ends_with("_token")) {
+            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
+                special.insert(key.clone(), token.to_owned());
+            }
+        }
+        if jinja_path.exists() {
+            let bytes = raw::read_file(&jinja_path, screen::MAX_SOURCE as u64)?;
+            let source = String::from_utf8(bytes).map_err(|e| Error::format(&jinja_path, e.to_string()))?;
+            return Self::from_source(&jinja_path, &source, special).map(Some);
+        }
+        let template = &config["chat_template"];
+        if let Some(source) = template.as_str() {
+            return Self::from_source(&config_path, source, special).map(Some);
+        }
+        if template.is_null() {
+            return Ok(None);
+        }
+        let mut named = BTreeMap::new();
+        for entry in template.as_array().into_iter().flatten() {
+            if let (Some(name), Some(source)) = (entry["name"].as_str(), entry["template"].as_str()) {
+                named.insert(name.to_owned(), source.to_owned());
+            }
+        }
+        let Some(first) = named.get("default").or_else(|| named.values().next()).cloned() else {
+            let what = "chat_template is neither a string nor a list of {name, template}";
+            return Err(Error::format(&config_path, what));
+        };
+        let mut made = Self::from_source(&config_path, &first, special)?;
+        made.named = named;
+        Ok(Some(made))
+    }
+
+    /// A template from its source; `special` holds `bos_token`, `eos_token`, …, and `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Template`] for a syntax error, another template included, a constant that would be huge, or a source
+    /// over 256 KiB.
+    pub fn from_source(path: &Path, source: &str, special: BTreeMap<String, String>) -> Result<Self> {
+        let source = drop_generation_tags(source);
+        let protected = special.values().filter(|t| !t.is_empty()).cloned().collect();
+        let made = Self { path: path.to_owned(), source, special, named: BTreeMap::new(), protected };
+        let this = made.clone();
+        made.on_thread(move |_| this.compile(|_| Ok(())))?;
+        Ok(made)
+    }
+
+    /// The names of the list's templates; empty where there is just one.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.named.keys().map(String::as_str)
+    }
+
+    /// Another template of the list.
+    ///
+    /// # Errors
+    /// [`Error::Template`] for an unknown name, and what [`Self::from_source`] refuses.
+    pub fn select(&self, name: &str) -> Result<Self> {
+        let source = self.named.get(name).ok_or_else(|| self.error(format!("none is named {name:?}")))?;
+        let made = Self::from_source(&self.path, source, self.special.clone())?;
+        Ok(Self { named: self.named.clone(), protected: self.protected.clone(), ..made })
+    }
+
+    /// Names the special tokens whose texts stay text where a message holds them
+    /// (see [`super::Tokenizer::special_texts`]).
+    pub fn protect<'a>(&mut self, texts: impl IntoIterator<Item = &'a str>) {
+        self.protected.extend(texts.into_iter().filter(|t| !t.is_empty()).map(str::to_owned));
+        self.protected.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+        self.protected.dedup();
+    }
+
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, or the limit at
+    /// which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        let messages = serde_json::to_value(messages).map_err(|e| self.error(e.to_string()))?;
+        let mut context = options.extra.clone();
+        for (key, token) in &self.special {
+            context.entry(key.clone()).or_insert_with(|| token.clone().into());
+        }
+        let guard = |value: &Json| sentinel::protect(value, &self.protected, 0);
+        let guard = |value: &Json| guard(value).map_err(|e| self.error(e));
+        context.insert("messages".into(), guard(&messages)?);
+        let lists = [("tools", &options.tools), ("documents", &options.documents)];
+        for (name, list) in lists {
+            let value = list.as_ref().map_or(Json::Null, |l| Json::Array(l.clone()));
+            context.insert(name.into(), guard(&value)?);
+        }
+        context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        let now = options.now.unwrap_or_else(SystemTime::now);
+        let this = self.clone();
+        let text = self.on_thread(move |deadline| this.evaluate(context, now, deadline))?;
+        let (text, literal) = sentinel::split(&text, &self.protected);
+        Ok(Rendered { text, literal })
+    }
+
+    fn error(&self, what: impl std::fmt::Display) -> Error {
+        Error::Template(format!("{}: {what}", self.path.display()))
+    }
+
+    /// Runs on a thread of its own, whose stack is large enough for every depth allowed.
+    fn on_thread<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(Instant) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let deadline = Instant::now() + TIME;
+        let (send, receive) = mpsc::sync_channel(1);
+        let run = move || {
+            let _ = send.send(f(deadline));
+        };
+        let builder = std::thread::Builder::new().name("template".into()).stack_size(STACK);
+        builder.spawn(run).map_err(|e| self.error(e))?;
+        match receive.recv_timeout(TIME + GRACE) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(self.error("the template took longer than 1 s")),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.error("the template engine panicked")),
+        }
+    }
+
+    fn syntax() -> Result<SyntaxConfig> {
+        let built = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        built.map_err(|e| Error::Template(e.to_string()))
+    }
+
+    fn compile<T>(&self, then: impl FnOnce(&Stmt) -> Result<T>) -> Result<T> {
+        let syntax = Self::syntax()?;
+        screen::tokens(&self.source, &syntax).map_err(|e| self.error(e))?;
+        let tree = parse(&self.source, "chat_template", syntax).map_err(|e| self.error(describe(&e)))?;
+        screen::Screen::default().stmt(&tree).map_err(|e| self.error(e))?;
+        then(&tree)
+    }
+
+    fn evaluate(&self, context: Map<String, Json>, now: SystemTime, deadline: Instant) -> Result<String> {
+        self.compile(|tree| {
+            let mut generator = CodeGenerator::new("chat_template", &self.source);
+            generator.compile_stmt(tree);
+            let (instructions, _) = generator.finish();
+            let instructions = bounded::rewrite(&instructions);
+            let env = environment(&Budget::new(deadline), now);
+            let mut text = String::new();
+            let blocks = BTreeMap::new();
+            let mut out = make_string_output(&mut text);
+            let root = json::value(&Json::Object(context));
+            eval(&env, &instructions, root, &blocks, &mut out, AutoEscape::None)
+                .map_err(|e| self.error(describe(&e)))?;
+            drop(out);
+            if text.len() > bounded::MAX_BYTES {
+                return Err(self.error(format!("it wrote {} bytes, at most 8 MiB are allowed", text.len())));
+            }
+            Ok(text)
+        })
+    }
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    let mut what = match (error.kind(), error.detail()) {
+        (ErrorKind::OutOfFuel, _) => "the template ran too many instructions".to_owned(),
+        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, None) => kind.to_string(),
+    };
+    if let Some(line) = error.line() {
+        what += &format!(" (line {line})");
+    }
+    what
+}
+
+fn environment<'a>(budget: &std::sync::Arc<Budget>, now: SystemTime) -> Environment<'a> {
+    let mut env = Environment::new();
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(RECURSION);
+    bounded::install(&mut env, budget);
+    env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", move |format: String| {
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        json::strftime(&format, seconds).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
+    });
+    env.add_filter("tojson", |value: Value, positional: Rest<Value>, kwargs: Kwargs| {
+        json::tojson(&value, &positional, &kwargs)
+            .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
+    });
+    env
+}
+
+/// `{% generation %}` marks the assistant's text for training: its body is rendered as it is.
+fn drop_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let inner = &tag[2..end];
+        let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match word {
+            "generation" => out.push_str(&format!("{{%{}%}}", inner.replace(word, "if true"))),
+            "endgeneration" => out.push_str(&format!("{{%{}%}}", inner.replace(word, "endif"))),
+            _ => out.push_str(&tag[..end + 2]),
+        }
+        rest = &tag[end + 2..];
+    }
+    out.push_str(rest);
+    out
+}

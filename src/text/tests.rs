@@ -1,0 +1,358 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use serde_json::json;
+
+use super::*;
+use crate::Error;
+
+fn template(source: &str) -> crate::Result<ChatTemplate> {
+    let special = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    let special = special.map(|(k, v)| (k.to_owned(), v.to_owned()));
+    ChatTemplate::from_source(Path::new("t.jinja"), source, BTreeMap::from(special))
+}
+
+fn render(source: &str, messages: &[Message]) -> crate::Result<String> {
+    let options = RenderOptions { add_generation_prompt: true, ..Default::default() };
+    Ok(template(source)?.render(messages, &options)?.text().to_owned())
+}
+
+fn user(text: &str) -> Vec<Message> {
+    vec![Message::new("user", text)]
+}
+
+#[test]
+fn templates_are_jinja2s() {
+    for (source, expected) in [
+        (
+            "{{ bos_token }}{% for m in messages %}\n  {% if true %}\n[{{ m.role }}]{{ m['content'] }}\n{% endif %}{% endfor %}",
+            "<s>[user]hi\n",
+        ),
+        ("{{ none }}|{{ true }}|{{ undefined_name }}|{{ 1.0 }}|{{ [1, 'a'] }}", "None|True||1.0|[1, 'a']"),
+        (
+            "{% set ns = namespace(x='') %}{% for i in range(3) %}{% set ns.x = ns.x + 'ab' %}{% endfor %}{{ ns.x }}",
+            "ababab",
+        ),
+        ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "hi"}"#),
+        (
+            "{{ {'a': [1, '<é>'], 'b': {}} | tojson(indent=2) }}",
+            "{\n  \"a\": [\n    1,\n    \"<é>\"\n  ],\n  \"b\": {}\n}",
+        ),
+        ("{{ messages[::-1][0].content.strip().upper() }}{{ 'x' * 3 }}{{ 2 * 3 }}", "HIxxx6"),
+        ("{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}{{ 'a,b'.split(',')[-1] }}", "a1b"),
+        ("{% generation %}\nx{% endgeneration %}", "x"),
+        ("{% macro f(a, b=2) %}{{ a + b }}{% endmacro %}{{ f(1) }}{{ f(1, b=5) }}", "36"),
+        (
+            "{% for i in [1,2,3,4] %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}{{ loop.index0 }}{% endfor %}",
+            "02",
+        ),
+        ("{{ ['b', 'a'] | sort | join('-') }}{{ messages | map(attribute='role') | list }}", "a-b['user']"),
+        (
+            "{{ messages is iterable }}{{ messages[0] is mapping }}{{ 'x' is string }}{{ x is defined }}",
+            "TrueTrueTrueFalse",
+        ),
+        (
+            "{% set x %}a{{ 1 }}b{% endset %}{{ x | replace('1', '22') | length }}{{ '%s-%d' | format('q', 3) }}",
+            "4q-3",
+        ),
+        ("{% for m in messages recursive %}{{ loop.depth }}{% endfor %}", "1"),
+        (
+            "{{ (messages + [{'role': 'a'}]) | length }}{{ 7 // 2 }}{{ 'a' in 'cab' }}{{ 1 if false else 'z' }}",
+            "23Truez",
+        ),
+    ] {
+        assert_eq!(render(source, &user("hi")).unwrap(), expected, "{source}");
+    }
+    let error = render("\n{{ raise_exception('roles must alternate') }}", &[]).unwrap_err().to_string();
+    assert!(error.contains("t.jinja") && error.contains("roles must alternate"), "{error}");
+    assert!(render("{{ nothing.at.all }}", &[]).is_err());
+    let now =
+        RenderOptions { now: Some(UNIX_EPOCH + Duration::from_secs(1_709_210_096)), ..Default::default() };
+    let t = template("{{ strftime_now('%d %b %Y %H:%M:%S %A %j %-I') }}").unwrap();
+    assert_eq!(t.render(&[], &now).unwrap().text(), "29 Feb 2024 12:34:56 Thursday 060 12");
+}
+
+#[test]
+fn hostile_templates_are_stopped() {
+    let deep = "[".repeat(100_000);
+    let sum = format!("{{{{ 1{} }}}}", "+1".repeat(100_000));
+    let elifs = format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(10_000));
+    let ifs = "{% if a %}".repeat(20_000);
+    let raw = format!(
+        "{{% set x %}}{{% for i in range(100000) %}}{}{{% endfor %}}{{% endset %}}",
+        "r".repeat(200_000)
+    );
+    let cases = [
+        "{{ '-' * 10**10 }}",
+        "{{ 'aaaaaaaaaa' * 90000000 }}",
+        "{% set n = 10 ** 8 %}{{ 'ab' * n }}",
+        "{% set n = 10 ** 8 %}{{ (1,) * n }}{{ [1] * n }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}{{ ns == ns }}",
+        "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns }}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}xxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+        "{{ range(10 ** 9) | list }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('a') }}",
+        "{% for m in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}",
+        "{% include 'x' %}",
+        "{% import 'x' as y %}",
+        "{% from 'x' import y %}",
+        "{% extends 'x' %}",
+        "{% block a %}{% endblock %}",
+        "{{ 'a' | no_such_filter }}",
+        "{{ 'a' is no_such_test }}",
+        "{{ no_such_function() }}",
+        "{{ 'a'.no_such_method() }}",
+        "{{ '%0999999999d' | format(1) }}",
+        "{{ '%*d' | format(999999999, 1) }}",
+        "{{ '{:>999999999}'.format('a') }}",
+        "{% set s = 'a' * 60000 %}{{ s | replace('a', s) }}",
+        "{% set s = 'a' * 60000 %}{{ s.replace('a', s) }}",
+        "{% set s = 'a' * 60000 %}{{ s | list | join(s) }}",
+        "{% set s = 'a' * 60000 %}{{ s.join(s | list) }}",
+        "{{ 'a\nb' | indent(999999999) }}",
+        "{{ 'a\nb' | indent(width=999999999) }}",
+        "{{ [1] | batch(999999999, 'x') | list }}",
+        "{{ [1] | slice(999999999, 'x') | list }}",
+        "{{ [[1]] | tojson(indent=999999999) }}",
+        "{% set s = 'a' * 60000 %}{% set l = [s] * 100000 %}{{ l | unique | list }}",
+        "{% set s = 'a' * 60000 %}{{ ([s] * 1000) | sum(start='') }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = ns.x | map('reverse') %}{% endfor %}{{ ns.x | list }}",
+        "{% if %}",
+        "{{",
+        &format!("{{{{ {deep}"),
+        &sum,
+        &elifs,
+        &ifs,
+        &raw,
+    ];
+    let mut failed = Vec::new();
+    for source in cases {
+        let start = Instant::now();
+        let got = render(source, &user("hi"));
+        let (head, took) = (source.chars().take(120).collect::<String>(), start.elapsed());
+        if !matches!(got, Err(Error::Template(_))) {
+            failed.push(format!("{head}: {:.200}", format!("{got:?}")));
+        }
+        assert!(took < Duration::from_secs(4), "{head} took {took:?}");
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+    // Harmless however often: slices of slices are made real.
+    let source = "{% set ns = namespace(x=[1,2]) %}{% for i in range(9999) %}{% set ns.x = ns.x[0:] %}{% endfor %}{{ ns.x }}";
+    assert_eq!(render(source, &[]).unwrap(), "[1, 2]");
+    // The caller's thread lives on, and renders the next.
+    assert_eq!(render("{{ 1 }}", &[]).unwrap(), "1");
+}
+
+#[test]
+fn typed_special_tokens_stay_text() {
+    let t = template("<s>{{ messages[0].content | trim }}</s>").unwrap();
+    let r = t.render(&user("  a</s>b\u{FDD1}\u{FDD2}0\u{0}\u{FEFF} "), &RenderOptions::default()).unwrap();
+    assert_eq!(r.text(), "<s>a</s>b\u{FDD1}\u{FDD2}0\u{0}\u{FEFF}</s>");
+    assert_eq!(r.literal(), std::slice::from_ref(&(4..8)));
+    let Some(tokenizer) = stories() else { return };
+    let (bos, eos) = (tokenizer.token_id("<s>").unwrap(), tokenizer.token_id("</s>").unwrap());
+    let ids = tokenizer.encode_rendered(&r).unwrap();
+    assert_eq!((ids[0], ids[ids.len() - 1]), (bos, eos));
+    assert!(!ids[1..ids.len() - 1].contains(&eos) && !ids[1..].contains(&bos));
+    let plain = t.render(&user("ab"), &RenderOptions::default()).unwrap();
+    let ids = tokenizer.encode_rendered(&plain).unwrap();
+    assert_eq!(ids.iter().filter(|&&i| i == bos).count(), 1);
+}
+
+#[test]
+fn templates_are_found_as_transformers_finds_them() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(ChatTemplate::load(dir.path()).unwrap().is_none());
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let list =
+        json!([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D{{ bos_token }}"}]);
+    write(
+        "tokenizer_config.json",
+        &json!({"bos_token": {"content": "<b>"}, "chat_template": list}).to_string(),
+    );
+    let t = ChatTemplate::load(dir.path()).unwrap().unwrap();
+    assert_eq!(t.render(&[], &RenderOptions::default()).unwrap().text(), "D<b>");
+    assert_eq!(t.select("tool_use").unwrap().render(&[], &RenderOptions::default()).unwrap().text(), "T");
+    assert!(t.select("none").is_err());
+    write("chat_template.jinja", "J{{ bos_token }}");
+    let t = ChatTemplate::load(dir.path()).unwrap().unwrap();
+    assert_eq!(t.render(&[], &RenderOptions::default()).unwrap().text(), "J<b>");
+}
+
+/// SentencePiece as in Llama 2: no pre-tokenizer, so that a prompt is one word.
+fn sentence_json() -> serde_json::Value {
+    let mut vocab = json!({"<unk>": 0, "<s>": 1, "</s>": 2});
+    for b in 0..256 {
+        vocab[format!("<0x{b:02X}>")] = json!(3 + b);
+    }
+    let mut id = 259;
+    for t in ["▁", "a", "b", "▁▁", "▁▁▁▁", "aa", "aaaa", "ab", "▁a"] {
+        vocab[t] = json!(id);
+        id += 1;
+    }
+    let special = |id: u32, t: &str| {
+        json!({"id": id, "content": t, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    json!({
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab,
+            "merges": [["▁", "▁"], ["▁▁", "▁▁"], ["a", "a"], ["aa", "aa"], ["a", "b"], ["▁", "a"]]},
+    })
+}
+
+/// Byte-level BPE with Qwen's normalizer and pattern.
+fn byte_level_json() -> serde_json::Value {
+    let mut vocab = json!({});
+    let mut next = 0u32;
+    for b in 0..=255u32 {
+        let itself = matches!(b, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+        let c = if itself {
+            b
+        } else {
+            next += 1;
+            0x100 + next - 1
+        };
+        vocab[char::from_u32(c).unwrap().to_string()] = json!(b);
+    }
+    for (i, t) in ["ĠĠ", "ĠĠĠĠ", "aa", "aaaa", "Ġa"].iter().enumerate() {
+        vocab[*t] = json!(256 + i);
+    }
+    let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{"id": 261, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true}],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}]},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": [["Ġ", "Ġ"], ["ĠĠ", "ĠĠ"], ["a", "a"], ["aa", "aa"], ["Ġ", "a"]]},
+    })
+}
+
+fn from_json(json: &serde_json::Value, rows: usize) -> crate::Result<Tokenizer> {
+    Tokenizer::from_bytes(Path::new("tokenizer.json"), json.to_string().as_bytes(), rows)
+}
+
+fn stories() -> Option<Tokenizer> {
+    from_json(&sentence_json(), 512).ok()
+}
+
+#[test]
+fn long_equal_runs_encode_within_a_second() {
+    for json in [sentence_json(), byte_level_json()] {
+        let tokenizer = from_json(&json, 512).unwrap();
+        for unit in ["a", " ", "\u{301}", "é", "\n", "1", "!", "ab", "a ", " \n", "\u{0}"] {
+            let text = unit.repeat(1_000_000 / unit.chars().count());
+            let start = Instant::now();
+            let ids = tokenizer.encode(&text).unwrap();
+            let took = start.elapsed();
+            println!("{:?} {unit:?}: {} ids in {took:?}", json["decoder"]["type"], ids.len());
+            assert!(took < Duration::from_secs(4), "{unit:?} took {took:?} in a test build");
+        }
+    }
+}
+
+#[test]
+fn texts_round_trip_whole_and_streamed() {
+    for json in [sentence_json(), byte_level_json()] {
+        let tokenizer = from_json(&json, 512).unwrap();
+        for text in
+            ["", "a", " ab", "héé 🦀 a\u{301}\u{0}\u{FEFF}\u{202E}", "a</s>b<|end|>c", "日本\n\n  aaaa"]
+        {
+            let Ok(ids) = tokenizer.encode(text) else {
+                assert!(text.is_empty());
+                continue;
+            };
+            let expected = if json["normalizer"]["type"] == "NFC" {
+                text.replace("a\u{301}", "á")
+            } else {
+                text.into()
+            };
+            assert_eq!(tokenizer.decode(&ids).unwrap(), expected);
+            for cut in 0..ids.len() {
+                let mut stream = Detokenizer::new(&tokenizer, &ids[..cut]);
+                let tail: String = ids[cut..].iter().map(|&id| stream.push(id).unwrap()).collect();
+                let whole = tokenizer.decode(&ids[..cut]).unwrap();
+                if !whole.ends_with('\u{FFFD}') {
+                    assert_eq!(whole + &tail + &stream.finish().unwrap(), expected, "{cut}");
+                }
+            }
+        }
+        // Any ids: the stream's text is the library's where that is valid.
+        let mut x = 1u32;
+        for _ in 0..200 {
+            let ids: Vec<u32> = (0..20)
+                .map(|_| {
+                    x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (x >> 16) % 270
+                })
+                .collect();
+            let (ours, theirs) = (tokenizer.decode(&ids).unwrap(), tokenizer.library_decode(&ids).unwrap());
+            if !theirs.contains('\u{FFFD}') || json["decoder"]["type"] == "ByteLevel" {
+                assert_eq!(ours, theirs);
+            }
+        }
+    }
+}
+
+#[test]
+fn hostile_tokenizers_are_refused() {
+    let good = sentence_json();
+    from_json(&good, 268).unwrap();
+    let with = |pointer: &str, value: serde_json::Value| {
+        let mut json = good.clone();
+        *json.pointer_mut(pointer).unwrap() = value;
+        from_json(&json, 268)
+    };
+    let mut deep = json!(1);
+    for _ in 0..40 {
+        deep = json!([deep]);
+    }
+    for result in [
+        from_json(&good, 267),
+        with("/model/vocab/ab", json!(5)),
+        with("/model/vocab/ab", json!(-1)),
+        with("/model/vocab/ab", json!(1u64 << 40)),
+        with("/added_tokens/1/id", json!(2)),
+        with("/added_tokens/1/id", json!(267)),
+        with("/added_tokens/1/content", json!("new")),
+        with("/normalizer", deep),
+        with("/normalizer", json!({"type": "NoSuch"})),
+        with("/model/merges", json!([["x", "y"]])),
+        with("/model", json!({})),
+        from_json(&json!([]), 268),
+    ] {
+        assert!(matches!(result, Err(Error::Format { .. })), "{result:?}");
+    }
+    for bytes in [&b""[..], b"{", b"\xff\xfe", &[b'['; 100_000]] {
+        assert!(Tokenizer::from_bytes(Path::new("t"), bytes, 10).is_err());
+    }
+}

@@ -1,0 +1,288 @@
+//! `tokenizer.json` through `tokenizers`, behind checks that the library does not make.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use serde::Deserialize;
+
+use super::raw::{self, Decoder};
+use super::template::Rendered;
+use crate::{Error, Result};
+
+/// The largest `tokenizer.json` that is read.
+const MAX_FILE: u64 = 64 << 20;
+/// The longest text that is encoded, in bytes: four times a server's body.
+const MAX_TEXT: usize = 32 << 20;
+
+/// Text to token ids and back. Cheap to clone.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    /// Parses special tokens in texts.
+    trusting: tokenizers::Tokenizer,
+    /// Leaves special tokens' texts as text; made when a text first holds one.
+    literal: OnceLock<tokenizers::Tokenizer>,
+    /// The special tokens, the longest first.
+    special: Vec<Special>,
+    decoder: Decoder,
+    ids: usize,
+}
+
+struct Special {
+    text: String,
+    id: u32,
+    lstrip: bool,
+    rstrip: bool,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("ids", &self.0.ids).finish_non_exhaustive()
+    }
+}
+
+/// Runs the library; what it refuses and what it panics on become errors.
+fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(Error::Tokenizer(format!("{what}: {e}"))),
+        Err(_) => Err(Error::Tokenizer(format!("{what}: the library panicked"))),
+    }
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json` for a model whose embedding has `embedding_rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB and whatever [`Self::from_bytes`] refuses.
+    pub fn load(path: &Path, embedding_rows: usize) -> Result<Self> {
+        let bytes = raw::read_file(path, MAX_FILE)?;
+        Self::from_bytes(path, &bytes, embedding_rows)
+    }
+
+    /// Reads a tokenizer from the bytes of a `tokenizer.json`; `path` names it in errors.
+    ///
+    /// A truncation or padding in the file is ignored: no prompt is cut silently.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for an id given twice, an id at or past
+    /// the embedding's rows, and whatever the library refuses.
+    pub fn from_bytes(path: &Path, bytes: &[u8], embedding_rows: usize) -> Result<Self> {
+        let bad = |what: String| Error::format(path, what);
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(bad(format!("{} bytes, expected at most {MAX_FILE}", bytes.len())));
+        }
+        let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("not UTF-8: {e}")))?;
+        raw::check_depth(path, text)?;
+        let file: raw::File = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let mut by_id: HashMap<u32, &str> = HashMap::with_capacity(file.model.vocab.0.len());
+        let mut ids = 0;
+        let vocab = file.model.vocab.0.iter().map(|(token, id)| (token.as_ref(), *id, "model.vocab"));
+        let added = file.added_tokens.iter().map(|t| (t.content.as_ref(), u64::from(t.id), "added_tokens"));
+        for (token, id, field) in vocab.chain(added) {
+            if id >= embedding_rows as u64 {
+                let what = format!("{field}: {token:?} has id {id}, the embedding {embedding_rows} rows");
+                return Err(bad(what));
+            }
+            let id = u32::try_from(id).map_err(|_| bad(format!("{field}: id {id} is past 2^32")))?;
+            ids = ids.max(id as usize + 1);
+            if let Some(other) = by_id.insert(id, token)
+                && (other != token || field == "model.vocab")
+            {
+                return Err(bad(format!("{field}: id {id} belongs to {other:?} and to {token:?}")));
+            }
+        }
+        drop(by_id);
+        let mut trusting =
+            guard("load", || tokenizers::Tokenizer::from_bytes(bytes)).map_err(|e| bad(e.to_string()))?;
+        guard("truncation", || trusting.with_truncation(None).map(|_| ()))?;
+        trusting.with_padding(None);
+        trusting.set_encode_special_tokens(false);
+        let mut special = Vec::new();
+        for token in &file.added_tokens {
+            let got = trusting.token_to_id(&token.content);
+            if got != Some(token.id) {
+                let what = format!("added_tokens: {:?} has id {}, and {got:?}", token.content, token.id);
+                return Err(bad(what));
+            }
+            if token.special && !token.content.is_empty() {
+                special.push(Special {
+                    text: token.content.to_string(),
+                    id: token.id,
+                    lstrip: token.lstrip,
+                    rstrip: token.rstrip,
+                });
+            }
+        }
+        special.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
+        let decoder = Decoder::from_json(&file.decoder);
+        Ok(Self(Arc::new(Inner { trusting, literal: OnceLock::new(), special, decoder, ids })))
+    }
+
+    /// Encodes a text, with the tokens that the post-processor adds (BOS). Special tokens written in it stay text. An
+    /// empty text gives what the post-processor adds alone.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] where no token comes out (an empty text without BOS) or the text is over 32 MiB;
+    /// [`Error::Tokenizer`] where the library fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode_text(text, true)?;
+        if ids.is_empty() {
+            return Err(Error::Prompt("it is empty, and this model's tokenizer adds no BOS".into()));
+        }
+        Ok(ids)
+    }
+
+    /// Encodes a rendered chat template. Nothing is added: a template writes BOS itself. Its special tokens are
+    /// parsed; those written in messages stay text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<u32>> {
+        let text = rendered.text();
+        let ids = if rendered.literal().is_empty() {
+            check_length(text)?;
+            let encoding = guard("encode", || self.0.trusting.encode_fast(text, false))?;
+            encoding.get_ids().to_vec()
+        } else {
+            self.encode_mixed(text, rendered.literal())?
+        };
+        if ids.is_empty() {
+            return Err(Error::Prompt("the chat template rendered to nothing".into()));
+        }
+        Ok(ids)
+    }
+
+    fn encode_text(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        check_length(text)?;
+        let encoder = if self.special_in(text) { self.literal()? } else { &self.0.trusting };
+        Ok(guard("encode", || encoder.encode_fast(text, add_special))?.get_ids().to_vec())
+    }
+
+    fn literal(&self) -> Result<&tokenizers::Tokenizer> {
+        if self.0.literal.get().is_none() {
+            let mut copy = guard("copy", || Ok(self.0.trusting.clone()))?;
+            copy.set_encode_special_tokens(true);
+            let _ = self.0.literal.set(copy);
+        }
+        self.0.literal.get().ok_or_else(|| Error::Tokenizer("no copy".into()))
+    }
+
+    /// Splits at the special tokens outside the `literal` ranges; all between them is text.
+    fn encode_mixed(&self, text: &str, literal: &[std::ops::Range<usize>]) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        let (mut start, mut at, mut next) = (0, 0, 0);
+        let mut after_rstrip = false;
+        let flush = |ids: &mut Vec<u32>, piece: &str, rstrip: bool, lstrip: bool| -> Result<()> {
+            let piece = if rstrip { piece.trim_start() } else { piece };
+            let piece = if lstrip { piece.trim_end() } else { piece };
+            if !piece.is_empty() {
+                ids.extend(self.encode_text(piece, false)?);
+            }
+            Ok(())
+        };
+        while at < text.len() {
+            while literal.get(next).is_some_and(|r| r.end <= at) {
+                next += 1;
+            }
+            let range = literal.get(next);
+            if let Some(range) = range.filter(|r| r.start <= at) {
+                at = range.end;
+                continue;
+            }
+            let limit = range.map_or(text.len(), |r| r.start);
+            let here = &text[at..limit];
+            if let Some(special) = self.0.special.iter().find(|s| here.starts_with(&s.text)) {
+                flush(&mut ids, &text[start..at], after_rstrip, special.lstrip)?;
+                ids.push(special.id);
+                at += special.text.len();
+                start = at;
+                after_rstrip = special.rstrip;
+            } else {
+                at += here.chars().next().map_or(1, char::len_utf8);
+            }
+        }
+        flush(&mut ids, &text[start..], after_rstrip, false)?;
+        Ok(ids)
+    }
+
+    /// Whether a special token's text occurs in `text`.
+    fn special_in(&self, text: &str) -> bool {
+        self.0.special.iter().any(|s| text.contains(&s.text))
+    }
+
+    /// The special tokens' texts, the longest first.
+    pub fn special_texts(&self) -> impl Iterator<Item = &str> {
+        self.0.special.iter().map(|s| s.text.as_str())
+    }
+
+    /// Decodes ids to text, without special tokens; the concatenation of what [`super::Detokenizer`] gives. Bytes that
+    /// are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where the library fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if self.0.decoder == Decoder::Other {
+            return self.library_decode(ids);
+        }
+        let mut stream = super::Detokenizer::new(self, &[]);
+        let mut text = String::new();
+        for &id in ids {
+            text += &stream.push(id)?;
+        }
+        text += &stream.finish()?;
+        Ok(text)
+    }
+
+    pub(super) fn library_decode(&self, ids: &[u32]) -> Result<String> {
+        guard("decode", || self.0.trusting.decode(ids, true))
+    }
+
+    pub(super) fn decoder(&self) -> &Decoder {
+        &self.0.decoder
+    }
+
+    /// The id of a token, by its text in the vocabulary.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.0.trusting.token_to_id(token)
+    }
+
+    /// A token's text as the vocabulary has it (`▁the`, `Ġthe`, `<0x0A>`).
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.0.trusting.id_to_token(id)
+    }
+
+    /// One past the highest id.
+    pub fn vocab_size(&self) -> usize {
+        self.0.ids
+    }
+
+    /// Whether a token is special: never part of a decoded text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.special.iter().any(|s| s.id == id)
+    }
+}
+
+fn check_length(text: &str) -> Result<()> {
+    if text.len() > MAX_TEXT {
+        return Err(Error::Prompt(format!("{} bytes, at most {MAX_TEXT} are encoded", text.len())));
+    }
+    Ok(())
+}
+
+/// A token added to the vocabulary.
+#[derive(Deserialize)]
+pub(super) struct Added<'a> {
+    id: u32,
+    #[serde(borrow)]
+    content: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    special: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+}
