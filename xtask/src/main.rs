@@ -5,6 +5,8 @@ mod test;
 mod util;
 mod with_mlx;
 
+use std::process::ExitCode;
+
 use anyhow::{Result, bail};
 
 const USAGE: &str = "\
@@ -13,7 +15,17 @@ cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--feature
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
                                          with ARGS, only the tests, as `cargo test ARGS…`";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (task, rest) = match args.split_first() {
         Some((task, rest)) => (task.as_str(), rest),

@@ -35,14 +35,8 @@ const CXX_FLAGS: &[&str] = &["-std=c++20", "-O2", "-fPIC", "-DMLX_HALF_H"];
 /// The wheel is a manylinux_2_35 one.
 const GLIBC: (u32, u32) = (2, 35);
 
-/// MLX ready to link.
-pub struct Sdk {
-    /// For `cargo --config`.
-    pub config: PathBuf,
-}
-
-/// Makes MLX usable, or finds it made. `None` where mlx-sys needs no help.
-pub fn set_up() -> Result<Option<Sdk>> {
+/// Makes MLX usable, or finds it made: the file for `cargo --config`, `None` where mlx-sys needs no help.
+pub fn set_up() -> Result<Option<PathBuf>> {
     if cfg!(all(target_os = "macos", target_arch = "aarch64")) {
         eprintln!("mlx: nothing to set up: on Apple Silicon mlx-sys builds MLX itself");
         return Ok(None);
@@ -66,7 +60,7 @@ pub fn set_up() -> Result<Option<Sdk>> {
         fs::write(&new, text)?;
         fs::rename(&new, &config)?;
     }
-    Ok(Some(Sdk { config }))
+    Ok(Some(config))
 }
 
 fn check_platform() -> Result<()> {

@@ -15,13 +15,12 @@ const BUILDS: &[&str] = &[
 /// Options whose value is the next argument and could be mistaken for a subcommand.
 const GLOBAL_VALUES: &[&str] = &["--color", "--config", "-C", "-Z"];
 
-/// The cargo command for `args` with MLX set up. It finds libmlx.so at link and run time by itself.
+/// The cargo command for `args` with MLX set up.
 pub fn command(args: &[String]) -> Result<Command> {
+    let config = mlx::set_up()?;
+    let config = config.as_deref().map(|path| path.to_str().context("the target directory is not UTF-8"));
     let mut command = util::cargo();
-    if let Some(sdk) = mlx::set_up()? {
-        command.arg("--config").arg(&sdk.config);
-    }
-    command.args(with_feature(args));
+    command.args(with_options(args, config.transpose()?));
     Ok(command)
 }
 
@@ -40,20 +39,25 @@ pub fn exec(args: &[String]) -> Result<()> {
     }
 }
 
-/// `--features mlx` after the subcommand (for nextest, after its own subcommand) if it is one of [`BUILDS`], unless the
-/// arguments already choose MLX, or another package or manifest, which may have no such feature.
-fn with_feature(args: &[String]) -> Vec<String> {
-    let mut args = args.to_vec();
+/// `args` with `--config CONFIG` and `--features mlx` after the subcommand (for nextest, after its own subcommand) if it is
+/// one of [`BUILDS`]. The feature stays out if the arguments already choose it, or choose another package or manifest,
+/// which may have no such feature. The config cannot stand before the subcommand: cargo does not hand it on to
+/// subcommands that are programs of their own, clippy and nextest.
+fn with_options(args: &[String], config: Option<&str>) -> Vec<String> {
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
     let given = &args[..end];
     let mut at = 0;
     while at < end && given[at].starts_with('-') {
         at += if GLOBAL_VALUES.contains(&given[at].as_str()) { 2 } else { 1 };
     }
-    let Some(subcommand) = given.get(at) else { return args };
-    let nested = usize::from(subcommand == "nextest");
-    if BUILDS.contains(&subcommand.as_str()) && !chooses(given) && at + nested < end {
-        args.splice(at + 1 + nested..at + 1 + nested, ["--features".to_owned(), "mlx".to_owned()]);
+    let builds = given.get(at).is_some_and(|subcommand| BUILDS.contains(&subcommand.as_str()));
+    at += 1 + usize::from(given.get(at).is_some_and(|subcommand| subcommand == "nextest"));
+    let mut args = args.to_vec();
+    if builds && at <= end {
+        let config = config.into_iter().flat_map(|config| ["--config", config]);
+        let feature = if chooses(given) { &[][..] } else { &["--features", "mlx"] };
+        let options: Vec<String> = config.chain(feature.iter().copied()).map(str::to_owned).collect();
+        args.splice(at..at, options);
     }
     args
 }
@@ -79,28 +83,30 @@ fn chooses(given: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::with_feature;
+    use super::with_options;
 
-    fn line(args: &str) -> String {
+    fn line(args: &str, config: Option<&str>) -> String {
         let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
-        with_feature(&args).join(" ")
+        with_options(&args, config).join(" ")
     }
 
     #[test]
-    fn the_feature_follows_the_subcommand() {
-        assert_eq!(line("build --release"), "build --features mlx --release");
-        assert_eq!(line("test -p backstop -- --nocapture"), "test --features mlx -p backstop -- --nocapture");
-        assert_eq!(line("nextest run --lib"), "nextest run --features mlx --lib");
-        assert_eq!(line("--color always -v t"), "--color always -v t --features mlx");
-        assert_eq!(line("test --features fault-injection"), "test --features mlx --features fault-injection");
-        assert_eq!(
-            line("run -- run -p xtask --all-features"),
-            "run --features mlx -- run -p xtask --all-features"
-        );
+    fn options_follow_the_subcommand() {
+        for (args, expected) in [
+            ("build --release", "build --config C --features mlx --release"),
+            ("test -p backstop -- --nocapture", "test --config C --features mlx -p backstop -- --nocapture"),
+            ("nextest run --lib", "nextest run --config C --features mlx --lib"),
+            ("--color always -v t", "--color always -v t --config C --features mlx"),
+            ("test --features fault-injection", "test --config C --features mlx --features fault-injection"),
+            ("run -- -p xtask --all-features", "run --config C --features mlx -- -p xtask --all-features"),
+        ] {
+            assert_eq!(line(args, Some("C")), expected);
+        }
+        assert_eq!(line("run -- chat", None), "run --features mlx -- chat");
     }
 
     #[test]
-    fn what_chooses_for_itself_is_left_alone() {
+    fn a_choice_of_features_or_package_is_kept() {
         for args in [
             "test --features fault-injection,mlx",
             "test --features=backstop/mlx",
@@ -109,12 +115,16 @@ mod tests {
             "run -p xtask -- mlx",
             "test --package=xtask",
             "build --manifest-path /elsewhere/Cargo.toml",
-            "fmt --all",
-            "metadata",
-            "--version",
-            "nextest",
         ] {
-            assert_eq!(line(args), args);
+            assert_eq!(line(args, None), args);
+            assert!(line(args, Some("C")).contains(" --config C "));
+        }
+    }
+
+    #[test]
+    fn what_does_not_build_is_left_alone() {
+        for args in ["fmt --all", "metadata", "--version", "nextest", "--", "-- build"] {
+            assert_eq!(line(args, Some("C")), args);
         }
     }
 }
