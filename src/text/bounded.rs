@@ -234,7 +234,7 @@ fn bound(name: &str, args: &[Value]) -> Result<usize, Error> {
                 .saturating_add(specs.saturating_mul(longest?.saturating_add(1000).saturating_add(widths)))
         }
         "batch" | "slice" => args.get(1).map_or(0, width).saturating_mul(64),
-        "split" | "splitlines" | "list" => subject.len().saturating_mul(16),
+        "split" | "rsplit" | "splitlines" | "list" => subject.len().saturating_mul(16),
         "sum" => {
             if args[0].try_iter()?.any(|v| v.kind() != ValueKind::Number) || args.len() > 2 {
                 return Err(refuse("sum of anything but numbers is not supported"));
@@ -256,11 +256,23 @@ fn width(value: &Value) -> usize {
 
 fn check(name: &str, args: &[Value]) -> Result<(), Error> {
     // 16 bytes stand for an item of a list.
-    let limit = if matches!(name, "split" | "splitlines" | "list") { 16 * MAX_BYTES } else { MAX_BYTES };
+    let limit =
+        if matches!(name, "split" | "rsplit" | "splitlines" | "list") { 16 * MAX_BYTES } else { MAX_BYTES };
     if !args.is_empty() && bound(name, args)? > limit {
         return Err(refuse(format!("{name} makes too large a value")));
     }
     Ok(())
+}
+
+/// `str.rsplit(sep, maxsplit=-1)`.
+fn rsplit(s: &str, args: &[Value]) -> Result<Value, Error> {
+    let Some(separator) = args.first().and_then(Value::as_str).filter(|s| !s.is_empty()) else {
+        return Err(refuse("rsplit without a separator is not supported"));
+    };
+    let most = args.get(1).and_then(Value::as_usize).map_or(usize::MAX, |n| n.saturating_add(1));
+    let mut parts: Vec<Value> = s.rsplitn(most, separator).map(Value::from).collect();
+    parts.reverse();
+    Ok(Value::from(parts))
 }
 
 /// Adds the guards to an environment.
@@ -285,7 +297,10 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         let s = match value.as_str() {
             Some(s) => s,
             None => {
-                made = text(&[value])?;
+                made = match value.kind() {
+                    ValueKind::Number => super::json::number(value),
+                    _ => text(&[value])?,
+                };
                 &made
             }
         };
@@ -329,6 +344,9 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         let mut all = vec![value.clone()];
         all.extend_from_slice(args);
         check(method, &all)?;
+        if let ("rsplit", Some(s)) = (method, value.as_str()) {
+            return rsplit(s, args);
+        }
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
     });
 }

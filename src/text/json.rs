@@ -24,6 +24,20 @@ pub(super) fn value(json: &serde_json::Value) -> Value {
     }
 }
 
+/// A number as Python writes it: exponents below 1e-4 and from 1e16 on, of at least two digits.
+pub(super) fn number(value: &Value) -> String {
+    let float = f64::try_from(value.clone()).ok().filter(|_| !value.is_integer());
+    match float {
+        Some(x) if x != 0.0 && x.is_finite() && !(1e-4..1e16).contains(&x.abs()) => {
+            let text = format!("{x:e}");
+            let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+            let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |d| ('-', d));
+            format!("{mantissa}e{sign}{digits:0>2}")
+        }
+        _ => value.to_string(),
+    }
+}
+
 struct Writer {
     out: String,
     indent: Option<usize>,
@@ -79,7 +93,7 @@ impl Writer {
         match value.kind() {
             ValueKind::None => self.push("null"),
             ValueKind::Bool => self.push(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.push(&value.to_string()),
+            ValueKind::Number => self.push(&number(value)),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 self.push("[")?;

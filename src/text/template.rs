@@ -90,6 +90,8 @@ pub struct ChatTemplate {
     special: BTreeMap<String, String>,
     named: BTreeMap<String, String>,
     protected: Vec<String>,
+    /// Whether the caller picked it by name.
+    selected: bool,
 }
 
 impl ChatTemplate {
@@ -148,7 +150,14 @@ impl ChatTemplate {
     pub fn from_source(path: &Path, source: &str, special: BTreeMap<String, String>) -> Result<Self> {
         let source = drop_generation_tags(source);
         let protected = special.values().filter(|t| !t.is_empty()).cloned().collect();
-        let made = Self { path: path.to_owned(), source, special, named: BTreeMap::new(), protected };
+        let made = Self {
+            path: path.to_owned(),
+            source,
+            special,
+            named: BTreeMap::new(),
+            protected,
+            selected: false,
+        };
         let this = made.clone();
         made.on_thread(move |_| this.compile(|_| Ok(())))?;
         Ok(made)
@@ -166,7 +175,7 @@ impl ChatTemplate {
     pub fn select(&self, name: &str) -> Result<Self> {
         let source = self.named.get(name).ok_or_else(|| self.error(format!("none is named {name:?}")))?;
         let made = Self::from_source(&self.path, source, self.special.clone())?;
-        Ok(Self { named: self.named.clone(), protected: self.protected.clone(), ..made })
+        Ok(Self { named: self.named.clone(), protected: self.protected.clone(), selected: true, ..made })
     }
 
     /// Names the special tokens whose texts stay text where a message holds them
@@ -177,7 +186,7 @@ impl ChatTemplate {
         self.protected.dedup();
     }
 
-    /// Renders a conversation.
+    /// Renders a conversation. Where there are tools, a list's `tool_use` is taken unless another was selected.
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, or the limit at
@@ -198,7 +207,10 @@ impl ChatTemplate {
         }
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         let now = options.now.unwrap_or_else(SystemTime::now);
-        let this = self.clone();
+        let mut this = self.clone();
+        if let (Some(_), false, Some(source)) = (&options.tools, self.selected, self.named.get("tool_use")) {
+            this.source = drop_generation_tags(source);
+        }
         let text = self.on_thread(move |deadline| this.evaluate(context, now, deadline))?;
         let (text, literal) = sentinel::split(&text, &self.protected);
         Ok(Rendered { text, literal })

@@ -194,10 +194,8 @@ fn sentence_json() -> serde_json::Value {
     for b in 0..256 {
         vocab[format!("<0x{b:02X}>")] = json!(3 + b);
     }
-    let mut id = 259;
-    for t in ["▁", "a", "b", "▁▁", "▁▁▁▁", "aa", "aaaa", "ab", "▁a"] {
+    for (id, t) in (259..).zip(["▁", "a", "b", "▁▁", "▁▁▁▁", "aa", "aaaa", "ab", "▁a"]) {
         vocab[t] = json!(id);
-        id += 1;
     }
     let special = |id: u32, t: &str| {
         json!({"id": id, "content": t, "single_word": false, "lstrip": false, "rstrip": false,

@@ -1,0 +1,103 @@
+//! Tokenizers and chat templates against transformers (`tests/fixtures/text/expected.json`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use backstop::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use serde_json::Value;
+
+fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text")
+}
+
+fn expected() -> Value {
+    serde_json::from_slice(&std::fs::read(dir().join("expected.json")).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// Renders `chats[name]`; an error where transformers has one.
+fn render(template: &ChatTemplate, chat: &Value, case: &Value) -> backstop::Result<backstop::text::Rendered> {
+    let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
+    let options = RenderOptions {
+        add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap_or(false),
+        tools: chat["tools"].as_array().cloned(),
+        // 2024-07-05T09:08:07
+        now: Some(UNIX_EPOCH + Duration::from_secs(1_720_170_487)),
+        extra: chat["variables"].as_object().cloned().unwrap_or_default(),
+        ..Default::default()
+    };
+    template.render(&messages, &options)
+}
+
+#[test]
+fn encodes_and_decodes_as_transformers() {
+    let expected = expected();
+    let mut failed = Vec::new();
+    for (name, want) in expected["tokenizers"].as_object().unwrap() {
+        let tokenizer = Tokenizer::load(&dir().join(name).join("tokenizer.json"), 1 << 20).unwrap();
+        for case in want["encode"].as_array().unwrap() {
+            let (text, plain) = (case["text"].as_str().unwrap(), ids(&case["ids"]));
+            let special = tokenizer.special_texts().any(|s| text.contains(s));
+            let want = case.get("ids_with_specials").map_or(plain, ids);
+            match tokenizer.encode(text) {
+                Ok(got) if special || got == want => {}
+                Err(_) if want.is_empty() => {}
+                got => failed.push(format!("{name} {text:?}: {got:?}, expected {want:?}")),
+            }
+        }
+        for case in want["decode"].as_array().unwrap() {
+            let text = case.get("text_skip_specials").unwrap_or(&case["text"]).as_str().unwrap();
+            let got = tokenizer.decode(&ids(&case["ids"])).unwrap();
+            if got != text && !text.contains('\u{FFFD}') {
+                failed.push(format!("{name} decode: {got:?}, expected {text:?}"));
+            }
+        }
+        let template = ChatTemplate::load(&dir().join(name)).unwrap().unwrap();
+        for case in want["chat"].as_array().unwrap() {
+            let chat = &expected["chats"][case["chat"].as_str().unwrap()];
+            let rendered = render(&template, chat, case).unwrap();
+            let got = tokenizer.encode_rendered(&rendered).unwrap();
+            if rendered.text() != case["rendered"].as_str().unwrap() || got != ids(&case["ids"]) {
+                failed.push(format!("{name} chat {}: {:?}", case["chat"], rendered.text()));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} differ: {failed:#?}", failed.len());
+}
+
+#[test]
+fn renders_as_transformers() {
+    let expected = expected();
+    let mut failed = Vec::new();
+    let mut compare = |what: String, got: backstop::Result<backstop::text::Rendered>, case: &Value| match (
+        got,
+        case["rendered"].as_str(),
+    ) {
+        (Ok(got), Some(want)) if got.text() == want => {}
+        (Err(_), None) => {}
+        (got, want) => failed.push(format!("{what}\n  got {got:?}\n  want {want:?}")),
+    };
+    for entry in expected["templates"].as_array().unwrap() {
+        let specials: BTreeMap<String, String> = serde_json::from_value(entry["specials"].clone()).unwrap();
+        let source = entry["template"].as_str().unwrap();
+        let template = ChatTemplate::from_source(Path::new("t.jinja"), source, specials).unwrap();
+        for case in entry["cases"].as_array().unwrap() {
+            let chat = &expected["chats"][case["chat"].as_str().unwrap()];
+            let what = format!("{} {} {}", entry["name"], case["chat"], case["add_generation_prompt"]);
+            compare(what, render(&template, chat, case), case);
+        }
+    }
+    let (parts, prompt) = (&expected["chats"]["parts"], serde_json::json!({"add_generation_prompt": true}));
+    for case in expected["snippets"].as_array().unwrap() {
+        let source = case["template"].as_str().unwrap();
+        let specials =
+            [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let template = ChatTemplate::from_source(Path::new("t.jinja"), source, BTreeMap::from(specials));
+        compare(source.to_owned(), template.and_then(|t| render(&t, parts, &prompt)), case);
+    }
+    assert!(failed.is_empty(), "{} differ:\n{}", failed.len(), failed.join("\n"));
+}
