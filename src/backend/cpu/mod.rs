@@ -2,4 +2,5 @@
 
 pub mod isa;
 pub mod kernels;
+pub mod limits;
 pub mod pool;

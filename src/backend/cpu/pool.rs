@@ -340,6 +340,26 @@ impl<'a, T> Parts<'a, T> {
 #[derive(Debug, Default)]
 pub struct Scratch {
     slots: Vec<parking_lot::Mutex<Vec<CacheLine>>>,
+    shared: Buffer,
+}
+
+/// A buffer that all workers of a region read; it is aligned to a cache line.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    lines: Vec<CacheLine>,
+    len: usize,
+}
+
+impl Buffer {
+    /// The elements, whatever they hold.
+    pub fn as_slice(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+
+    /// The elements, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
 }
 
 /// 64 bytes: a line of every cache that backstop meets, and an AVX-512 register.
@@ -365,6 +385,22 @@ impl Scratch {
                 *slot = vec![CacheLine([0.0; 16]); len.div_ceil(16)];
             }
         }
+    }
+
+    /// Takes the buffer that all workers share, with room for `len` elements; [`put_shared`](Self::put_shared) brings
+    /// it back, so that the next call finds the memory.
+    pub fn take_shared(&mut self, len: usize) -> Buffer {
+        let mut buffer = std::mem::take(&mut self.shared);
+        if buffer.lines.len() * 16 < len {
+            buffer.lines = vec![CacheLine([0.0; 16]); len.div_ceil(16)];
+        }
+        buffer.len = len;
+        buffer
+    }
+
+    /// Returns what [`take_shared`](Self::take_shared) gave.
+    pub fn put_shared(&mut self, buffer: Buffer) {
+        self.shared = buffer;
     }
 
     /// Hands `len` elements of `worker`'s buffer, whatever they hold, to `body`.

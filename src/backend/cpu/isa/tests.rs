@@ -100,8 +100,9 @@ fn narrow<S: Simd, E: Element>(s: S, round: &dyn Fn(f32) -> f32) {
             };
             assert!(wide[i].to_bits() == exact.to_bits() || wide[i].is_nan() && exact.is_nan());
         }
-        let between: Vec<f32> =
-            (0..n).map(|i| f32::from_bits((((start + i) as u32) << 16) | 0x7fff + (i as u32 % 3))).collect();
+        let between: Vec<f32> = (0..n)
+            .map(|i| f32::from_bits((((start + i) as u32) << 16) | (0x7fff + (i as u32 % 3))))
+            .collect();
         // SAFETY: both vectors hold n = LANES elements; partial reads and writes stay inside them.
         unsafe {
             E::store(s, back.as_mut_ptr(), s.load(&between));

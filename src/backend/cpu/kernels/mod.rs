@@ -3,3 +3,5 @@
 //! nor spawn: callers bring a [`Pool`](super::pool::Pool) and scratch.
 
 pub mod math;
+pub mod matmul;
+pub mod reference;
