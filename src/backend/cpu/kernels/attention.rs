@@ -1,0 +1,621 @@
+//! Grouped-query attention over paged caches: softmax(scale · q kᵀ, soft-capped, masked) · v.
+//!
+//! Every query row visits its keys in segments of [`SEGMENT`] keys at absolute positions. In a segment: one chain of
+//! `fma` over the head's dimensions for each score; the largest score; exponentials, and their sum in chains fixed by
+//! the position; one chain of `fma` over the visible keys, in increasing order, for each output dimension. Segments are
+//! merged from first to last, always, even where one thread visits them all. Which rows share a register tile, which
+//! thread computes what, and whether segments are computed side by side changes no bit of any row.
+//!
+//! Keys that a row may not see are excluded exactly: their scores are replaced before anything reads them, and their
+//! values are never multiplied, so that a stale slot may hold an infinity or a NaN.
+
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use super::super::isa::{Element, Isa, Kernel, Simd};
+use super::super::pool::{Parts, Pool, Scratch};
+use crate::backend::kv::{Block, HostKv, PAGE};
+use tile::{Product, ROWS, State, merge, pack, softmax};
+
+/// Keys whose softmax is computed in one go: their scores for a block of queries (96 KiB) stay in L2, and a merge (two
+/// exponentials and a pass over the head) comes once in 256 keys.
+pub const SEGMENT: usize = 4 * PAGE;
+
+/// Query rows that share a packed page: widening it costs them about 4% of the arithmetic.
+const BLOCK_ROWS: usize = 96;
+
+/// From this many rows on, a page is widened once into scratch; below, the register tiles widen what they load, twice
+/// at most.
+const PACK_ROWS: usize = 2 * ROWS + 1;
+
+/// Runs of at most this many query rows per key/value head may be computed by segments: the partial results stay small.
+const SPLIT_ROWS: usize = 32;
+
+/// Tasks per thread below which the pool would wait for its last one.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Elements between rows of scores: not a power of two, so that rows do not fall into the same cache sets.
+const SCORES: usize = SEGMENT + 16;
+
+/// A run of a step: its rows in the step's activations, and its sequence's cache of the layer, this step's keys
+/// included.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionRun<'a> {
+    /// The first row.
+    pub row: usize,
+    /// Number of rows.
+    pub len: usize,
+    /// Keys and values.
+    pub kv: &'a HostKv,
+}
+
+/// What attention computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// Queries, `[T, H * head_dim]`; head `h` reads key/value head `h / (H / KH)`.
+    pub q: &'a [f32],
+    /// The runs of the step, all with caches of one shape.
+    pub runs: &'a [AttentionRun<'a>],
+    /// Key positions that each row may see, `[T]`; a row that sees none becomes zeros.
+    pub visible: &'a [Range<usize>],
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// `cap · tanh(score / cap)` after the scale.
+    pub soft_cap: Option<f32>,
+}
+
+/// Working memory of [`attention`], kept between calls; it grows to the largest call.
+#[derive(Debug, Default)]
+pub struct AttentionScratch {
+    workers: Scratch,
+    partials: Vec<f32>,
+}
+
+/// Elements of a head's accumulator: whole vectors of every instruction set.
+const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16)
+}
+
+/// What a call computes, with the sizes that follow from its operands.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    args: Attention<'a>,
+    out: Parts<'a, f32>,
+    /// Elements of a row of `q` and `out`.
+    width: usize,
+    head_dim: usize,
+    kv_heads: usize,
+    /// Query heads of a key/value head.
+    group: usize,
+    /// Positions of a query block.
+    positions: usize,
+}
+
+/// Rows `first..first + count` of a run, for one key/value head.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    run: AttentionRun<'a>,
+    head: usize,
+    first: usize,
+    count: usize,
+}
+
+/// Computes attention for all runs of a step, `out` being `[T, H * head_dim]`. Rows of no run are left as they are.
+///
+/// Scores and outputs are `f32`; the error against exact arithmetic on the cache's rounded values is that of `f32`
+/// chains of `head_dim` and of the number of keys. An infinite score of a visible key makes its row NaN.
+///
+/// # Panics
+/// Where lengths do not fit each other, or a row is to see keys that its cache does not hold.
+pub fn attention(
+    pool: &Pool,
+    isa: Isa,
+    args: Attention<'_>,
+    out: &mut [f32],
+    scratch: &mut AttentionScratch,
+) {
+    let rows = args.visible.len();
+    let Some(first) = args.runs.iter().find(|run| run.len > 0) else { return };
+    let shape = *first.kv.shape();
+    assert!(shape.heads > 0 && shape.head_dim > 0, "attention: a cache of shape {shape:?}");
+    assert_eq!(args.q.len(), out.len(), "attention: q and out");
+    assert!(
+        rows > 0 && args.q.len().is_multiple_of(rows * shape.heads * shape.head_dim),
+        "attention: rows of q"
+    );
+    let mut next = 0;
+    for run in args.runs.iter().filter(|run| run.len > 0) {
+        assert_eq!(*run.kv.shape(), shape, "attention: caches of one layer");
+        assert!(run.row >= next && run.row + run.len <= rows, "attention: rows of a run");
+        next = run.row + run.len;
+        for visible in &args.visible[run.row..next] {
+            assert!(
+                visible.is_empty() || visible.end <= run.kv.len(),
+                "attention: keys {visible:?} of a run"
+            );
+        }
+    }
+    let width = args.q.len() / rows;
+    let group = width / (shape.heads * shape.head_dim);
+    let positions = (BLOCK_ROWS / group.max(1)).max(1);
+    let call = Call {
+        args,
+        out: Parts::new(out),
+        width,
+        head_dim: shape.head_dim,
+        kv_heads: shape.heads,
+        group,
+        positions,
+    };
+    if group == 0 {
+        return;
+    }
+    let longest = args.runs.iter().map(|run| run.len).max().unwrap_or(0);
+    let block_rows = positions.min(longest) * group;
+    scratch.workers.reserve(pool, Work::len(block_rows, shape.head_dim));
+
+    let blocks = |run: &AttentionRun<'_>| run.len.div_ceil(positions);
+    let tasks = args.runs.iter().map(blocks).sum::<usize>() * shape.heads;
+    let segments = args.visible.iter().map(|visible| visible.end).max().unwrap_or(0).div_ceil(SEGMENT);
+    let spread = pool.threads() > 1 && tasks < TASKS_PER_THREAD * pool.threads();
+    if spread && segments > 1 && longest * group <= SPLIT_ROWS {
+        return call.by_segment(pool, isa, segments, scratch);
+    }
+    let workers = &scratch.workers;
+    pool.run_on(tasks, |worker, task| {
+        let place = call.place(task);
+        workers.with(worker, Work::len(block_rows, shape.head_dim), |scratch| {
+            isa.dispatch(Whole { call: &call, place, scratch });
+        });
+    });
+}
+
+impl<'a> Call<'a> {
+    /// The block that task `task` computes: blocks of a head follow each other, because they share its pages.
+    fn place(&self, mut task: usize) -> Place<'a> {
+        for run in self.args.runs {
+            let blocks = run.len.div_ceil(self.positions);
+            if task < blocks * self.kv_heads {
+                // The last block first: it sees the most keys.
+                let first = (blocks - 1 - task % blocks) * self.positions;
+                let count = self.positions.min(run.len - first);
+                return Place { run: *run, head: task / blocks, first, count };
+            }
+            task -= blocks * self.kv_heads;
+        }
+        unreachable!("attention: more tasks than blocks")
+    }
+
+    /// Elements of a partial result: the largest score, the sum, and the head.
+    fn partial(&self) -> usize {
+        2 + padded(self.head_dim)
+    }
+
+    /// One task for each block and segment, and then one for each block that merges its segments.
+    fn by_segment(&self, pool: &Pool, isa: Isa, segments: usize, scratch: &mut AttentionScratch) {
+        let blocks = self.args.runs.iter().filter(|run| run.len > 0).count() * self.kv_heads;
+        let rows = blocks * SPLIT_ROWS;
+        let block = SPLIT_ROWS * segments * self.partial();
+        if scratch.partials.len() < rows * segments * self.partial() {
+            scratch.partials.resize(rows * segments * self.partial(), 0.0);
+        }
+        let partials = Parts::new(&mut scratch.partials);
+        let workers = &scratch.workers;
+        pool.run_on(blocks * segments, |worker, task| {
+            let (index, segment) = (task / segments, task % segments);
+            let place = self.place(index);
+            let rows = place.count * self.group;
+            let len = SPLIT_ROWS * self.partial();
+            // SAFETY: the partial results of different blocks and segments do not overlap.
+            let to = unsafe { partials.slice(index * block + segment * len, len) };
+            workers.with(worker, Work::len(rows, self.head_dim), |scratch| {
+                isa.dispatch(Part { call: self, place, segment, scratch, to });
+            });
+        });
+        pool.run(blocks, |index| {
+            // SAFETY: the partial results of different blocks do not overlap, and the region before is over.
+            let from = unsafe { partials.slice(index * block, block) };
+            isa.dispatch(Join { call: self, place: self.place(index), from });
+        });
+    }
+}
+
+impl Place<'_> {
+    /// What row `position` of the block may see.
+    #[inline(always)]
+    fn visible<'b>(&self, call: &Call<'b>, position: usize) -> &'b Range<usize> {
+        &call.args.visible[self.run.row + self.first + position]
+    }
+
+    /// The part of `keys` that row `position` of the block may see; an empty one starts and ends at `keys.end`.
+    #[inline(always)]
+    fn clip(&self, call: &Call<'_>, position: usize, keys: &Range<usize>) -> Range<usize> {
+        let visible = self.visible(call, position);
+        let (lo, hi) = (visible.start.max(keys.start), visible.end.min(keys.end));
+        if lo < hi { lo..hi } else { keys.end..keys.end }
+    }
+
+    /// The keys of `keys` that any row of the block may see.
+    #[inline(always)]
+    fn union(&self, call: &Call<'_>, keys: &Range<usize>) -> Range<usize> {
+        let mut union = keys.end..keys.start;
+        for position in 0..self.count {
+            let seen = self.clip(call, position, keys);
+            if !seen.is_empty() {
+                union = union.start.min(seen.start)..union.end.max(seen.end);
+            }
+        }
+        union
+    }
+
+    /// Where the query heads of row `position` of the block begin in `q` and `out`.
+    #[inline(always)]
+    fn offset(&self, call: &Call<'_>, position: usize) -> usize {
+        (self.run.row + self.first + position) * call.width + self.head * call.group * call.head_dim
+    }
+
+    /// Writes query head `g` of row `position`: `acc / sum`, or zeros where the row saw nothing.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, call: &Call<'_>, position: usize, g: usize, sum: f32, acc: &[f32]) {
+        let at = self.offset(call, position) + g * call.head_dim;
+        // SAFETY: this head of this row belongs to this block alone, and a block is one task.
+        let out = unsafe { call.out.slice(at, call.head_dim) };
+        if self.visible(call, position).is_empty() {
+            out.fill(0.0);
+            return;
+        }
+        let by = s.splat(1.0 / sum);
+        for (to, from) in out.chunks_mut(S::LANES).zip(acc.chunks(S::LANES)) {
+            s.store_partial(to, s.mul(s.load_partial(&from[..to.len()]), by));
+        }
+    }
+}
+
+/// The parts of a worker's scratch, for a block of `rows` query rows: a row is a query head of a position, heads of a
+/// position side by side.
+struct Work<'a> {
+    /// `[rows, head_dim]`.
+    q: &'a mut [f32],
+    /// `[rows, SCORES]`.
+    scores: &'a mut [f32],
+    /// The segment's weighted values, `[rows, padded]`.
+    acc: &'a mut [f32],
+    /// The segment's largest scores and sums, `[rows]` each.
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    /// The same of all segments so far.
+    acc_all: &'a mut [f32],
+    max_all: &'a mut [f32],
+    sum_all: &'a mut [f32],
+    /// A page of one head, widened.
+    page: &'a mut [f32],
+}
+
+impl<'a> Work<'a> {
+    /// Elements of scratch for a block of `rows` rows.
+    fn len(rows: usize, head_dim: usize) -> usize {
+        let line = rows.next_multiple_of(16);
+        rows * (padded(head_dim) * 3 + SCORES) + 4 * line + head_dim.next_multiple_of(64) * PAGE
+    }
+
+    #[inline(always)]
+    fn new(scratch: &'a mut [f32], rows: usize, head_dim: usize) -> Self {
+        let line = rows.next_multiple_of(16);
+        let (acc, scratch) = scratch.split_at_mut(rows * padded(head_dim));
+        let (acc_all, scratch) = scratch.split_at_mut(rows * padded(head_dim));
+        let (q, scratch) = scratch.split_at_mut(rows * padded(head_dim));
+        let (scores, scratch) = scratch.split_at_mut(rows * SCORES);
+        let (max, scratch) = scratch.split_at_mut(line);
+        let (sum, scratch) = scratch.split_at_mut(line);
+        let (max_all, scratch) = scratch.split_at_mut(line);
+        let (sum_all, page) = scratch.split_at_mut(line);
+        Self { q, scores, acc, max, sum, acc_all, max_all, sum_all, page }
+    }
+
+    /// Copies the block's queries in.
+    #[inline(always)]
+    fn load_queries(&mut self, call: &Call<'_>, place: &Place<'_>) {
+        let len = call.group * call.head_dim;
+        for (position, to) in self.q.chunks_exact_mut(len).take(place.count).enumerate() {
+            let at = place.offset(call, position);
+            to.copy_from_slice(&call.args.q[at..at + len]);
+        }
+    }
+
+    /// Computes `max`, `sum` and `acc` of segment `segment` for every row that sees a key of it.
+    #[inline(always)]
+    fn segment<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>, segment: usize) {
+        let keys = segment * SEGMENT..(segment + 1) * SEGMENT;
+        let seen = place.union(call, &keys);
+        if seen.is_empty() {
+            return;
+        }
+        let pages = seen.start / PAGE..seen.end.div_ceil(PAGE);
+        for page in pages.clone() {
+            match place.run.kv.keys(page, place.head) {
+                Block::F32(block) => self.score_page(s, call, place, page, block),
+                Block::F16(block) => self.score_page(s, call, place, page, block),
+                Block::BF16(block) => self.score_page(s, call, place, page, block),
+            }
+        }
+        for position in 0..place.count {
+            let seen = place.clip(call, position, &keys);
+            if seen.is_empty() {
+                continue;
+            }
+            for row in position * call.group..(position + 1) * call.group {
+                let scores = &mut self.scores[row * SCORES..row * SCORES + SEGMENT];
+                let (lo, hi) = (seen.start - keys.start, seen.end - keys.start);
+                (self.max[row], self.sum[row]) =
+                    softmax(s, scores, lo, hi, call.args.scale, call.args.soft_cap);
+            }
+        }
+        self.acc.fill(0.0);
+        for page in pages {
+            match place.run.kv.values(page, place.head) {
+                Block::F32(block) => self.weigh_page(s, call, place, page, block),
+                Block::F16(block) => self.weigh_page(s, call, place, page, block),
+                Block::BF16(block) => self.weigh_page(s, call, place, page, block),
+            }
+        }
+    }
+
+    /// `q · k` for the keys of a page and the rows that see any of them; `block` is `[head_dim, PAGE]`.
+    #[inline(always)]
+    fn score_page<S: Simd, T: Element>(
+        &mut self,
+        s: S,
+        call: &Call<'_>,
+        place: &Place<'_>,
+        page: usize,
+        block: &[T],
+    ) {
+        let keys = page * PAGE..(page + 1) * PAGE;
+        let sees = |position: &usize| !place.clip(call, *position, &keys).is_empty();
+        let (Some(first), Some(last)) = ((0..place.count).find(sees), (0..place.count).rfind(sees)) else {
+            return;
+        };
+        let (row, rows) = (first * call.group, (last + 1 - first) * call.group);
+        let head_dim = call.head_dim;
+        assert!(block.len() == head_dim * PAGE);
+        assert!((row + rows) * head_dim <= self.q.len() && (row + rows) * SCORES <= self.scores.len());
+        let packed = rows >= PACK_ROWS;
+        let panel_stride = if packed { pack(s, block, head_dim, PAGE, self.page) } else { 0 };
+        let wide = tile::panel::<S>() * S::LANES;
+        let product = Product {
+            // SAFETY: `row` is inside q (asserted).
+            a: unsafe { self.q.as_ptr().add(row * head_dim) },
+            lda: head_dim,
+            b: block.as_ptr(),
+            ldb: PAGE,
+            panel_stride: wide,
+            // SAFETY: `row` is inside the scores (asserted), and a page inside its segment.
+            c: unsafe { self.scores.as_mut_ptr().add(row * SCORES + keys.start % SEGMENT) },
+            ldc: SCORES,
+            rows,
+            vectors: PAGE / S::LANES,
+            k: head_dim,
+            resume: false,
+        };
+        // SAFETY: `rows` rows of q and of the scores were asserted; the block holds head_dim rows of PAGE, and the
+        // packed page the same in panels.
+        unsafe {
+            if packed {
+                product.with(self.page.as_ptr(), wide, panel_stride).compute(s);
+            } else {
+                product.compute(s);
+            }
+        }
+    }
+
+    /// Adds the page's values, weighted, to `acc`; `block` is `[PAGE, head_dim]`.
+    #[inline(always)]
+    fn weigh_page<S: Simd, T: Element>(
+        &mut self,
+        s: S,
+        call: &Call<'_>,
+        place: &Place<'_>,
+        page: usize,
+        block: &[T],
+    ) {
+        let head_dim = call.head_dim;
+        assert!(block.len() == head_dim * PAGE);
+        let rows = place.count * call.group;
+        // A head of partial vectors is read from scratch, where its rows are padded.
+        if rows >= PACK_ROWS || !head_dim.is_multiple_of(S::LANES) {
+            let stride = pack(s, block, PAGE, head_dim, self.page);
+            let from = self.page.as_ptr();
+            self.weigh(s, call, place, page, from, tile::panel::<S>() * S::LANES, stride);
+        } else {
+            self.weigh(s, call, place, page, block.as_ptr(), head_dim, tile::panel::<S>() * S::LANES);
+        }
+    }
+
+    /// [`Self::weigh_page`] for values at `b`, `[PAGE, head_dim]` in panels of whole vectors.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn weigh<S: Simd, T: Element>(
+        &mut self,
+        s: S,
+        call: &Call<'_>,
+        place: &Place<'_>,
+        page: usize,
+        b: *const T,
+        ldb: usize,
+        panel_stride: usize,
+    ) {
+        let keys = page * PAGE..(page + 1) * PAGE;
+        let (group, ldc) = (call.group, padded(call.head_dim));
+        let all = place.count * group;
+        assert!(all * SCORES <= self.scores.len() && all * ldc <= self.acc.len());
+        let (scores, acc) = (self.scores.as_ptr(), self.acc.as_mut_ptr());
+        let add = |row: usize, rows: usize, part: Range<usize>| {
+            if part.is_empty() {
+                return;
+            }
+            debug_assert!(row + rows <= all && keys.start <= part.start && part.end <= keys.end);
+            // SAFETY: rows row..row + rows are inside the scores and acc (asserted above for all of them); `part` is
+            // inside the page, whose PAGE rows lie at b.
+            unsafe {
+                Product {
+                    a: scores.add(row * SCORES + part.start % SEGMENT),
+                    lda: SCORES,
+                    b: b.add((part.start - keys.start) * ldb),
+                    ldb,
+                    panel_stride,
+                    c: acc.add(row * ldc),
+                    ldc,
+                    rows,
+                    vectors: call.head_dim.div_ceil(S::LANES),
+                    k: part.len(),
+                    resume: true,
+                }
+                .compute(s);
+            }
+        };
+        let seen = |row: usize| place.clip(call, row / group, &keys);
+        let mut row = 0;
+        while row < all {
+            // Rows that see the same keys share tiles.
+            let part = seen(row);
+            let mut end = row + group;
+            while end < all && seen(end) == part {
+                end += group;
+            }
+            if end - row >= 4 || end == all {
+                add(row, end - row, part);
+                row = end;
+                continue;
+            }
+            // Otherwise a tile's rows share the keys that all of them see; those before and after go row by row.
+            let end = (row / group + ROWS.div_ceil(group)).min(place.count) * group;
+            let (mut lo, mut hi) = (keys.start, keys.end);
+            for row in (row..end).step_by(group) {
+                let part = seen(row);
+                (lo, hi) = (lo.max(part.start), hi.min(part.end));
+            }
+            let common = lo..hi.max(lo);
+            for row in (row..end).step_by(group) {
+                let part = seen(row);
+                add(row, group, part.start..part.end.min(common.start));
+            }
+            add(row, end - row, common.clone());
+            for row in (row..end).step_by(group) {
+                let part = seen(row);
+                add(row, group, part.start.max(common.end)..part.end);
+            }
+            row = end;
+        }
+    }
+}
+
+/// A block of query rows, all its segments.
+struct Whole<'a, 'b> {
+    call: &'a Call<'b>,
+    place: Place<'b>,
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Whole<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { call, place, scratch } = self;
+        let (rows, ld) = (place.count * call.group, padded(call.head_dim));
+        let mut work = Work::new(scratch, rows, call.head_dim);
+        work.load_queries(call, &place);
+        let seen = place.union(call, &(0..place.run.kv.len()));
+        if !seen.is_empty() {
+            for segment in seen.start / SEGMENT..seen.end.div_ceil(SEGMENT) {
+                work.segment(s, call, &place, segment);
+                for row in 0..rows {
+                    let visible = place.visible(call, row / call.group);
+                    let first = visible.start / SEGMENT;
+                    if visible.is_empty() || segment < first || segment * SEGMENT >= visible.end {
+                        continue;
+                    }
+                    let state = State {
+                        max: &mut work.max_all[row],
+                        sum: &mut work.sum_all[row],
+                        acc: &mut work.acc_all[row * ld..(row + 1) * ld],
+                    };
+                    let acc = &work.acc[row * ld..(row + 1) * ld];
+                    merge(s, state, segment == first, work.max[row], work.sum[row], acc);
+                }
+            }
+        }
+        for row in 0..rows {
+            let acc = &work.acc_all[row * ld..(row + 1) * ld];
+            place.finish(s, call, row / call.group, row % call.group, work.sum_all[row], acc);
+        }
+    }
+}
+
+/// One segment of a block: a partial result for each row, `[rows, 2 + padded]`.
+struct Part<'a, 'b> {
+    call: &'a Call<'b>,
+    place: Place<'b>,
+    segment: usize,
+    scratch: &'a mut [f32],
+    to: &'a mut [f32],
+}
+
+impl Kernel for Part<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { call, place, segment, scratch, to } = self;
+        let (rows, ld) = (place.count * call.group, padded(call.head_dim));
+        if place.union(call, &(segment * SEGMENT..(segment + 1) * SEGMENT)).is_empty() {
+            return;
+        }
+        let mut work = Work::new(scratch, rows, call.head_dim);
+        work.load_queries(call, &place);
+        work.segment(s, call, &place, segment);
+        for (row, to) in to.chunks_exact_mut(call.partial()).take(rows).enumerate() {
+            (to[0], to[1]) = (work.max[row], work.sum[row]);
+            to[2..].copy_from_slice(&work.acc[row * ld..(row + 1) * ld]);
+        }
+    }
+}
+
+/// Merges the partial results of a block's segments, first to last, in place of the first one that a row sees.
+struct Join<'a, 'b> {
+    call: &'a Call<'b>,
+    place: Place<'b>,
+    from: &'a mut [f32],
+}
+
+impl Kernel for Join<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { call, place, from } = self;
+        let stride = SPLIT_ROWS * call.partial();
+        for row in 0..place.count * call.group {
+            let visible = place.visible(call, row / call.group);
+            if visible.is_empty() {
+                place.finish(s, call, row / call.group, row % call.group, 0.0, &[]);
+                continue;
+            }
+            let (first, end) = (visible.start / SEGMENT, visible.end.div_ceil(SEGMENT));
+            let at = |segment: usize| segment * stride + row * call.partial();
+            let (state, rest) = from[at(first)..].split_at_mut(call.partial());
+            let (head, acc) = state.split_at_mut(2);
+            let (max, sum) = head.split_at_mut(1);
+            for segment in first + 1..end {
+                let part = &rest[at(segment) - at(first) - call.partial()..][..call.partial()];
+                let state = State { max: &mut max[0], sum: &mut sum[0], acc: &mut *acc };
+                merge(s, state, false, part[0], part[1], &part[2..]);
+            }
+            place.finish(s, call, row / call.group, row % call.group, sum[0], acc);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+use super::*;
+use crate::backend::cpu::kernels::reference_ops;
+use crate::backend::kv::KvShape;
+use crate::tensor::DType;
+
+/// A deterministic stream of values in about -1..1.
+fn values(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+fn random(seed: u64, len: usize) -> Vec<f32> {
+    let mut next = values(seed);
+    (0..len).map(|_| next()).collect()
+}
+
+/// A cache of `len` tokens, whose page goes on with NaNs of tokens that were truncated.
+fn cache(seed: u64, shape: KvShape, len: usize) -> HostKv {
+    let width = shape.heads * shape.head_dim;
+    let mut kv = HostKv::new(shape);
+    let (mut k, mut v) = (random(seed, len * width), random(seed + 1, len * width));
+    let stale = len.next_multiple_of(PAGE) - len;
+    k.resize((len + stale) * width, f32::NAN);
+    v.resize((len + stale) * width, f32::INFINITY);
+    kv.write(0, &k, &v).unwrap();
+    kv.truncate(len);
+    kv
+}
+
+/// A step: for each run its rows and the length of its cache, this step's keys included.
+struct Step {
+    shape: KvShape,
+    heads: usize,
+    lens: Vec<(usize, usize)>,
+    caches: Vec<HostKv>,
+    q: Vec<f32>,
+    visible: Vec<Range<usize>>,
+    soft_cap: Option<f32>,
+}
+
+impl Step {
+    fn new(shape: KvShape, group: usize, lens: &[(usize, usize)], window: Option<usize>) -> Self {
+        let rows: usize = lens.iter().map(|(rows, _)| rows).sum();
+        let visible = lens
+            .iter()
+            .flat_map(|&(rows, len)| (len - rows..len).map(move |at| (at, window.unwrap_or(usize::MAX))))
+            .map(|(at, window)| (at + 1).saturating_sub(window)..at + 1)
+            .collect();
+        Self {
+            shape,
+            heads: shape.heads * group,
+            lens: lens.to_vec(),
+            caches: lens
+                .iter()
+                .enumerate()
+                .map(|(i, (_, len))| cache(i as u64 * 7 + 3, shape, *len))
+                .collect(),
+            q: random(99, rows * shape.heads * group * shape.head_dim).iter().map(|x| x * 3.0).collect(),
+            visible,
+            soft_cap: None,
+        }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(Attention<'_>) -> R) -> R {
+        let mut row = 0;
+        let runs: Vec<_> = self
+            .lens
+            .iter()
+            .zip(&self.caches)
+            .map(|(&(len, _), kv)| {
+                row += len;
+                AttentionRun { row: row - len, len, kv }
+            })
+            .collect();
+        f(Attention {
+            q: &self.q,
+            runs: &runs,
+            visible: &self.visible,
+            scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
+            soft_cap: self.soft_cap,
+        })
+    }
+
+    fn run(&self, isa: Isa, threads: usize) -> Vec<f32> {
+        self.with(|args| compute(isa, threads, args))
+    }
+
+    fn check(&self, what: &str) {
+        let want = self.with(|args| reference_ops::attention(&args));
+        for isa in Isa::available() {
+            let got = self.run(isa, 2);
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                let error = (f64::from(*got) - want).abs();
+                assert!(
+                    error <= 2e-6 * want.abs().max(1.0),
+                    "{what} on {isa}: element {i} is {got}, want {want}"
+                );
+            }
+        }
+    }
+
+    /// Elements of a row of q.
+    fn width(&self) -> usize {
+        self.heads * self.shape.head_dim
+    }
+}
+
+fn compute(isa: Isa, threads: usize, args: Attention<'_>) -> Vec<f32> {
+    let pool = Pool::new(threads);
+    let mut scratch = AttentionScratch::default();
+    let mut out = vec![f32::NAN; args.q.len()];
+    attention(&pool, isa, args, &mut out, &mut scratch);
+    // Scratch that was used before: nothing of it may show.
+    let mut again = vec![f32::NAN; args.q.len()];
+    attention(&pool, isa, args, &mut again, &mut scratch);
+    assert_eq!(bits(&out), bits(&again));
+    out
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+const F32: DType = DType::F32;
+
+#[test]
+fn head_dims_types_and_groups_match_the_reference() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for head_dim in [1, 3, 8, 16, 20, 48, 64, 80, 96, 128, 256] {
+            let shape = KvShape { heads: 2, head_dim, dtype };
+            Step::new(shape, 2, &[(5, 70), (1, 131)], None).check(&format!("{dtype} {head_dim}"));
+        }
+        for group in 1..=8 {
+            let shape = KvShape { heads: 2, head_dim: 24, dtype };
+            Step::new(shape, group, &[(1, 300), (9, 9), (33, 90)], None)
+                .check(&format!("{dtype} group {group}"));
+        }
+    }
+}
+
+#[test]
+fn masks_match_the_reference() {
+    for (dtype, head_dim) in [(F32, 16), (DType::F16, 64), (DType::BF16, 40)] {
+        let shape = KvShape { heads: 1, head_dim, dtype };
+        for window in [None, Some(1), Some(7), Some(64), Some(100), Some(256), Some(300)] {
+            for group in [1, 4] {
+                let lens = [(130, 600), (1, 700), (3, 259), (64, 64), (1, 1)];
+                Step::new(shape, group, &lens, window)
+                    .check(&format!("{dtype} window {window:?} group {group}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_soft_cap_is_applied() {
+    let mut step = Step::new(KvShape { heads: 2, head_dim: 32, dtype: F32 }, 2, &[(40, 300), (1, 77)], None);
+    step.soft_cap = Some(0.7);
+    step.check("soft cap");
+}
+
+#[test]
+fn hidden_keys_may_hold_anything() {
+    let shape = KvShape { heads: 1, head_dim: 20, dtype: F32 };
+    let step = Step::new(shape, 2, &[(3, 403)], Some(90));
+    let mut poisoned = Step::new(shape, 2, &[(3, 403)], Some(90));
+    let (mut k, mut v) = step.caches[0].read();
+    k[..311 * 20].fill(f32::NAN);
+    v[..311 * 20].fill(f32::NEG_INFINITY);
+    poisoned.caches[0].write(0, &k, &v).unwrap();
+    for isa in Isa::available() {
+        assert_eq!(bits(&step.run(isa, 1)), bits(&poisoned.run(isa, 2)), "{isa}");
+    }
+}
+
+#[test]
+fn a_row_that_sees_nothing_is_zero() {
+    for len in [3, 600] {
+        let mut step = Step::new(KvShape { heads: 1, head_dim: 8, dtype: F32 }, 1, &[(2, len)], None);
+        step.visible[0] = 0..0;
+        for isa in Isa::available() {
+            assert_eq!(step.run(isa, 2)[..8], [0.0; 8]);
+        }
+    }
+}
+
+/// The rows of `step` one chunk of `chunk` rows after the other, each with a cache that ends where it does.
+fn chunked(step: &Step, isa: Isa, threads: usize, chunk: usize) -> Vec<f32> {
+    let (rows, len) = step.lens[0];
+    let mut out = Vec::new();
+    for first in (0..rows).step_by(chunk) {
+        let end = (first + chunk).min(rows);
+        let mut kv = step.caches[0].clone();
+        kv.truncate(len - rows + end);
+        step.with(|args| {
+            let run = AttentionRun { row: 0, len: end - first, kv: &kv };
+            let q = &args.q[first * step.width()..end * step.width()];
+            let visible = &args.visible[first..end];
+            out.extend(compute(isa, threads, Attention { q, runs: &[run], visible, ..args }));
+        });
+    }
+    out
+}
+
+#[test]
+fn chunks_threads_and_neighbours_change_no_bit() {
+    for (dtype, head_dim, heads, group) in
+        [(F32, 16, 2, 3), (DType::BF16, 64, 1, 4), (DType::F16, 80, 2, 1), (DType::BF16, 9, 1, 8)]
+    {
+        let shape = KvShape { heads, head_dim, dtype };
+        for window in [None, Some(70), Some(300)] {
+            let step = Step::new(shape, group, &[(150, 700)], window);
+            for isa in Isa::available() {
+                let want = bits(&step.run(isa, 1));
+                for chunk in [1, 7, 64, 150] {
+                    for threads in [1, 2, 3] {
+                        let got = chunked(&step, isa, threads, chunk);
+                        assert_eq!(
+                            want,
+                            bits(&got),
+                            "{dtype} {head_dim} {isa}: {chunk} rows, {threads} threads"
+                        );
+                    }
+                }
+                // The same run between others.
+                let mut many = Step::new(shape, group, &[(1, 290), (150, 700), (5, 40)], window);
+                many.caches[1] = step.caches[0].clone();
+                let at = step.width();
+                many.q[at..at + step.q.len()].copy_from_slice(&step.q);
+                for threads in [1, 3] {
+                    let got = many.run(isa, threads);
+                    assert_eq!(
+                        want,
+                        bits(&got[at..at + step.q.len()]),
+                        "{dtype} {head_dim} {isa}: neighbours"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn large_and_equal_scores() {
+    let shape = KvShape { heads: 1, head_dim: 16, dtype: F32 };
+    for len in [5, 64, 700] {
+        let mut step = Step::new(shape, 1, &[(1, len)], None);
+        step.q.iter_mut().for_each(|q| *q *= 1e6);
+        for isa in Isa::available() {
+            assert!(step.run(isa, 2).iter().all(|x| x.abs() <= 1.0), "large scores on {isa}");
+        }
+        step.q.fill(0.0);
+        let (_, v) = step.caches[0].read();
+        for isa in Isa::available() {
+            for (d, got) in step.run(isa, 2).iter().enumerate() {
+                let mean = (0..len).map(|key| f64::from(v[key * 16 + d])).sum::<f64>() / len as f64;
+                assert!((f64::from(*got) - mean).abs() < 1e-6, "equal scores on {isa}: {got}, mean {mean}");
+            }
+        }
+    }
+}

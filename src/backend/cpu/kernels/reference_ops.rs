@@ -1,0 +1,109 @@
+//! Scalar references of the kernels other than the linear ones: naive loops in `f64` that say what is computed.
+
+use super::attention::Attention;
+
+/// softmax(scale · q kᵀ, soft-capped, masked) · v, over caches read back as rows.
+pub fn attention(args: &Attention<'_>) -> Vec<f64> {
+    let mut out = vec![0.0; args.q.len()];
+    let width = args.q.len() / args.visible.len().max(1);
+    for run in args.runs {
+        let shape = *run.kv.shape();
+        let (k, v) = run.kv.read();
+        let (kv_width, dim) = (shape.heads * shape.head_dim, shape.head_dim);
+        for row in run.row..run.row + run.len {
+            for head in 0..width / dim {
+                let at = row * width + head * dim;
+                let kv_head = head / (width / kv_width);
+                let of =
+                    |rows: &[f32], key: usize, d: usize| f64::from(rows[key * kv_width + kv_head * dim + d]);
+                let score = |key: usize| {
+                    let dot = (0..dim).map(|d| f64::from(args.q[at + d]) * of(&k, key, d)).sum::<f64>();
+                    let score = dot * f64::from(args.scale);
+                    args.soft_cap.map_or(score, |cap| soft_cap(score, f64::from(cap)))
+                };
+                let scores: Vec<f64> = args.visible[row].clone().map(score).collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+                for (key, score) in args.visible[row].clone().zip(&scores) {
+                    for d in 0..dim {
+                        out[at + d] += (score - max).exp() / sum * of(&v, key, d);
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// `x / √(mean(x²) + eps) · (weight + offset)` over one stretch.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, offset: f32) -> Vec<f64> {
+    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
+    let by = 1.0 / (mean + f64::from(eps)).sqrt();
+    x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * by * (f64::from(w) + f64::from(offset))).collect()
+}
+
+/// `(x − mean) / √(var + eps) · weight + bias` over one stretch.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+    let by = 1.0 / (var + f64::from(eps)).sqrt();
+    let bias = |i: usize| bias.map_or(0.0, |bias| f64::from(bias[i]));
+    x.iter()
+        .zip(weight)
+        .enumerate()
+        .map(|(i, (&x, &w))| (f64::from(x) - mean) * by * f64::from(w) + bias(i))
+        .collect()
+}
+
+/// `x / (1 + e^-x)`.
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// `x/2 · erfc(-x / √2)`.
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+pub fn gelu_tanh(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+/// `cap · tanh(x / cap)`.
+pub fn soft_cap(x: f64, cap: f64) -> f64 {
+    cap * (x / cap).tanh()
+}
+
+/// The complementary error function: one minus the Taylor series of erf below 2.5, a continued fraction above.
+fn erfc(x: f64) -> f64 {
+    let t = x.abs();
+    if t < 2.5 {
+        let (mut term, mut sum, mut n) = (x, x, 0.0);
+        while term.abs() > 1e-18 * sum.abs() {
+            n += 1.0;
+            term *= -x * x / n;
+            sum += term / (2.0 * n + 1.0);
+        }
+        return 1.0 - sum * std::f64::consts::FRAC_2_SQRT_PI;
+    }
+    let mut f = t;
+    for k in (1..80).rev() {
+        f = t + f64::from(k) / 2.0 / f;
+    }
+    let tail = (-t * t).exp() / f / std::f64::consts::PI.sqrt();
+    if x > 0.0 { tail } else { 2.0 - tail }
+}
+
+/// One head rotated: pairs `(i, i + dims/2)` by `cos` and `sin`, `[dims/2]`; the rest as it is.
+pub fn rope(head: &[f32], cos: &[f32], sin: &[f32]) -> Vec<f64> {
+    let half = cos.len();
+    let mut out: Vec<f64> = head.iter().map(|&x| f64::from(x)).collect();
+    for i in 0..half {
+        let (a, b) = (f64::from(head[i]), f64::from(head[i + half]));
+        let (cos, sin) = (f64::from(cos[i]), f64::from(sin[i]));
+        (out[i], out[i + half]) = (a * cos - b * sin, b * cos + a * sin);
+    }
+    out
+}
