@@ -32,7 +32,13 @@ fn run() -> Result<()> {
         None => ("help", &args[..]),
     };
     match task {
-        "mlx" if rest.is_empty() => mlx::set_up().map(drop),
+        "mlx" if rest.is_empty() => {
+            match mlx::set_up()? {
+                Some(config) => println!("mlx: ready, `cargo xtask with-mlx …` uses {}", config.display()),
+                None => println!("mlx: nothing to set up, on Apple Silicon mlx-sys builds MLX by itself"),
+            }
+            Ok(())
+        }
         "with-mlx" if !rest.is_empty() => with_mlx::exec(rest),
         "test" => test::run(rest),
         "help" | "--help" | "-h" => {

@@ -38,15 +38,17 @@ const GLIBC: (u32, u32) = (2, 35);
 /// Makes MLX usable, or finds it made: the file for `cargo --config`, `None` where mlx-sys needs no help.
 pub fn set_up() -> Result<Option<PathBuf>> {
     if cfg!(all(target_os = "macos", target_arch = "aarch64")) {
-        eprintln!("mlx: nothing to set up: on Apple Silicon mlx-sys builds MLX itself");
         return Ok(None);
     }
     check_platform()?;
-    let metadata = util::metadata()?;
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let metadata = util::metadata(&target)?;
     let recipe = Recipe::new(&metadata)?;
-    let target = metadata["target_directory"].as_str().context("cargo metadata names no target_directory")?;
-    let home = Path::new(target).join("mlx");
+    let target_dir =
+        metadata["target_directory"].as_str().context("cargo metadata names no target_directory")?;
+    let home = Path::new(target_dir).join("mlx");
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
+    let home = home.canonicalize()?;
     let _lock = lock(&home.join("lock"))?;
 
     let sdk = home.join(format!("sdk-{:016x}", util::fnv1a(&recipe.stamp)));
@@ -54,7 +56,7 @@ pub fn set_up() -> Result<Option<PathBuf>> {
     if !sdk.is_dir() {
         recipe.build(&home, &sdk)?;
     }
-    let text = config_text(&sdk)?;
+    let text = config_text(&target, &sdk)?;
     if fs::read_to_string(&config).ok().as_deref() != Some(&text) {
         let new = home.join("config.toml.new");
         fs::write(&new, text)?;
@@ -120,7 +122,7 @@ impl Recipe {
         );
         let (cxx, cxx_version) = cxx()?;
         let stamp = [
-            &format!("mlx-sys {version}, {}, {cxx_version}", CXX_FLAGS.join(" ")),
+            &format!("mlx-sys {version}, {} {}, {cxx_version}", cxx.join(" "), CXX_FLAGS.join(" ")),
             WHEELS,
             SHIM,
             FORMAT_SHIM,
@@ -140,13 +142,17 @@ impl Recipe {
                 fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
         }
-        let wheels = download(home)?;
-        let made = home.join("tmp-sdk");
+        // An interrupted setup's compilers may still be writing into its own directory.
+        let scratch = home.join(format!("tmp-{}", std::process::id()));
+        let wheels = download(home, &scratch.join("wheels"))?;
+        let made = scratch.join("sdk");
         unzip(&wheels, "mlx_cpu", &made.join("wheel"))?;
-        self.compile(&made)?;
-        self.bind(home, &wheels, &made)?;
+        self.compile(&scratch.join("objects"), &made)?;
+        unzip(&wheels, "libclang", &scratch.join("clang"))?;
+        self.bind(&scratch.join("clang"), &home.join("bindgen"), &made)?;
         fs::rename(&made, sdk).with_context(|| format!("cannot create {}", sdk.display()))?;
-        eprintln!("mlx: ready in {} ({:.0} s)", sdk.display(), start.elapsed().as_secs_f32());
+        fs::remove_dir_all(&scratch)?;
+        eprintln!("mlx: set up in {:.0} s", start.elapsed().as_secs_f32());
         Ok(())
     }
 
@@ -157,19 +163,17 @@ impl Recipe {
     }
 
     /// mlx-c and the shims → `lib/libmlxc.a`.
-    fn compile(&self, made: &Path) -> Result<()> {
-        let objects_dir = made.join("objects");
-        fs::create_dir_all(&objects_dir)?;
+    fn compile(&self, objects: &Path, made: &Path) -> Result<()> {
+        fs::create_dir_all(objects)?;
         fs::create_dir_all(made.join("lib"))?;
-        let format_shim = objects_dir.join("format_shim.hpp");
+        let format_shim = objects.join("format_shim.hpp");
         fs::write(&format_shim, FORMAT_SHIM)?;
-        let shim = objects_dir.join("mlx_shim.cpp");
+        let shim = objects.join("mlx_shim.cpp");
         fs::write(&shim, SHIM)?;
 
         let mut sources = files(&self.mlx_c.join("mlx/c"), "cpp")?;
         sources.push(shim);
-        let object =
-            |source: &Path| objects_dir.join(source.file_name().unwrap_or_default()).with_extension("o");
+        let object = |source: &Path| objects.join(source.file_name().unwrap_or_default()).with_extension("o");
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         eprintln!(
             "mlx: compiling mlx-c, {} files, {workers} at a time, with `{}`",
@@ -189,16 +193,13 @@ impl Recipe {
         let mut command = Command::new(&ar[0]);
         command.args(&ar[1..]).arg("crs").arg(made.join("lib/libmlxc.a"));
         command.args(sources.iter().map(|source| object(source)));
-        util::quiet(&mut command).context("cannot archive mlx-c; `ar` comes with binutils")?;
-        Ok(fs::remove_dir_all(objects_dir)?)
+        util::quiet(&mut command).context("cannot archive mlx-c; `ar` comes with binutils").map(drop)
     }
 
-    /// mlx-c's headers → `bindings/bindings.rs`.
-    fn bind(&self, home: &Path, wheels: &Path, made: &Path) -> Result<()> {
+    /// mlx-c's headers → `bindings/bindings.rs`, by the wheel unzipped in `clang`.
+    fn bind(&self, clang: &Path, target_dir: &Path, made: &Path) -> Result<()> {
         eprintln!("mlx: building bindgen and generating the bindings");
-        let clang = home.join("tmp-clang");
-        unzip(wheels, "libclang", &clang)?;
-        let library = find(&clang, "libclang.so")?.context("the wheel of libclang holds no libclang.so")?;
+        let library = find(clang, "libclang.so")?.context("the wheel of libclang holds no libclang.so")?;
         fs::create_dir_all(made.join("bindings"))?;
         // The headers that come with a compiler (stddef.h …) are not in libclang's wheel.
         let include = util::first_line(self.cxx().arg("-print-file-name=include"))?;
@@ -206,11 +207,10 @@ impl Recipe {
         let mut command = util::cargo();
         command.args(["run", "--quiet", "--locked", "--manifest-path"]);
         command.arg(util::root()?.join("xtask/bindings/Cargo.toml"));
-        command.arg("--target-dir").arg(home.join("bindgen")).arg("--");
+        command.arg("--target-dir").arg(target_dir).arg("--");
         command.arg(&self.mlx_c).arg(include).arg(made.join("bindings/bindings.rs"));
-        command.env("LIBCLANG_PATH", library.parent().unwrap_or(&clang));
-        util::quiet(&mut command).context("cannot generate the bindings of mlx-c")?;
-        Ok(fs::remove_dir_all(clang)?)
+        command.env("LIBCLANG_PATH", library.parent().unwrap_or(clang));
+        util::quiet(&mut command).context("cannot generate the bindings of mlx-c").map(drop)
     }
 }
 
@@ -274,8 +274,8 @@ fn python() -> Result<Vec<String>> {
     )
 }
 
-/// The wheels, checked by pip against the hashes in wheels.txt.
-fn download(home: &Path) -> Result<PathBuf> {
+/// The wheels, checked by pip against the hashes in wheels.txt; made in `new`, kept in `home`.
+fn download(home: &Path, new: &Path) -> Result<PathBuf> {
     let wheels = home.join("wheels");
     let pinned = wheels.join("wheels.txt");
     if fs::read_to_string(&pinned).ok().as_deref() == Some(WHEELS) {
@@ -286,20 +286,19 @@ fn download(home: &Path) -> Result<PathBuf> {
         wheel_version("mlx-cpu")?,
         wheel_version("libclang")?
     );
-    let new = home.join("tmp-wheels");
-    fs::create_dir_all(&new)?;
+    fs::create_dir_all(new)?;
     let requirements = new.join("wheels.txt");
     fs::write(&requirements, WHEELS)?;
     let python = python()?;
     let mut command = Command::new(&python[0]);
     command.args(&python[1..]).args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]);
     command.args(["--require-hashes", "--ignore-requires-python", "--disable-pip-version-check"]);
-    command.arg("--dest").arg(&new).arg("-r").arg(requirements);
+    command.arg("--dest").arg(new).arg("-r").arg(requirements);
     util::quiet(&mut command).context("cannot download MLX's wheels from PyPI")?;
     if wheels.exists() {
         fs::remove_dir_all(&wheels)?;
     }
-    fs::rename(&new, &wheels)?;
+    fs::rename(new, &wheels)?;
     Ok(wheels)
 }
 
@@ -364,18 +363,17 @@ fn in_parallel<T: Sync>(workers: usize, items: &[T], work: impl Fn(&T) -> Result
 
 /// Replaces mlx-sys's build script. `rpath` reaches the build scripts of direct dependents as `DEP_MLX_RPATH`: an rpath
 /// in `rustflags` would rebuild every crate whenever builds with and without MLX alternate.
-fn config_text(sdk: &Path) -> Result<String> {
+fn config_text(target: &str, sdk: &Path) -> Result<String> {
     let quoted =
         |path: &str| serde_json::to_string(&sdk.join(path)).context("the target directory is not UTF-8");
     Ok(format!(
         r#"# Written by `cargo xtask mlx`.
-[target.{arch}-unknown-linux-gnu.mlx]
+[target.{target}.mlx]
 rustc-link-lib = ["static=mlxc", "dylib=mlx", "dylib=stdc++"]
 rustc-link-search = [{lib}, {mlx}]
 rustc-env = {{ OUT_DIR = {bindings} }}
 rpath = {mlx}
 "#,
-        arch = std::env::consts::ARCH,
         lib = quoted("lib")?,
         mlx = quoted("wheel/mlx/lib")?,
         bindings = quoted("bindings")?,

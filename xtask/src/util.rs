@@ -19,11 +19,11 @@ pub fn root() -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// `cargo metadata` of the workspace with MLX's crates in it.
-pub fn metadata() -> Result<Value> {
+/// `cargo metadata` of the workspace as built for `target`, with MLX's crates in it.
+pub fn metadata(target: &str) -> Result<Value> {
     let mut command = cargo();
-    command.args(["metadata", "--format-version=1", "--features=mlx", "--manifest-path"]);
-    command.arg(root()?.join("Cargo.toml"));
+    command.args(["metadata", "--format-version=1", "--features=mlx", "--filter-platform", target]);
+    command.arg("--manifest-path").arg(root()?.join("Cargo.toml"));
     // Cargo's own progress shows while a fresh machine downloads the crates.
     let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     ensure!(output.status.success(), "{} failed", shown(&command));
@@ -58,7 +58,7 @@ pub fn first_line(command: &mut Command) -> Result<String> {
         .with_context(|| format!("`{}` is silent", shown(command)))
 }
 
-/// `command` as one would type it, shortened.
+/// `command` as one would type it.
 pub fn shown(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
