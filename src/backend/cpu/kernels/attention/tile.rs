@@ -37,6 +37,9 @@ pub(super) struct Product<T> {
     pub k: usize,
     /// Whether the chains go on from `c`, or start at zero.
     pub resume: bool,
+    /// What will be read next, as large as `b`: asked for while `b` is read, because pages and heads are too short for
+    /// the processor to foresee it. Prefetching the same memory twice, or `b` itself, costs next to nothing.
+    pub ahead: *const u8,
 }
 
 impl<T: Element> Product<T> {
@@ -44,7 +47,7 @@ impl<T: Element> Product<T> {
     #[inline(always)]
     pub(super) fn with<U: Element>(self, b: *const U, ldb: usize, panel_stride: usize) -> Product<U> {
         let Self { a, lda, c, ldc, rows, vectors, k, resume, .. } = self;
-        Product { a, lda, b, ldb, panel_stride, c, ldc, rows, vectors, k, resume }
+        Product { a, lda, b, ldb, panel_stride, c, ldc, rows, vectors, k, resume, ahead: b.cast() }
     }
 
     /// Computes the product in a function of its own, so that its tiles exist once per element type.
@@ -74,7 +77,11 @@ impl<T: Element> Product<T> {
                     }
                 }
             }
+            let ahead = self.ahead.wrapping_add(j * self.panel_stride * size_of::<T>());
             for i in 0..self.k {
+                for line in (0..N * S::LANES * size_of::<T>()).step_by(64) {
+                    s.prefetch_l2(ahead.wrapping_add(i * self.ldb * size_of::<T>() + line));
+                }
                 let mut x = [s.zero(); N];
                 for n in 0..N {
                     x[n] = T::load(s, b.add(i * self.ldb + n * S::LANES));
