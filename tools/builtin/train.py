@@ -169,7 +169,7 @@ def main():
     ap.add_argument("--vocab", type=int, default=1024)
     ap.add_argument("--layers", type=int, default=6)
     ap.add_argument("--ffn", type=int, default=384)
-    ap.add_argument("--steps", type=int, default=1800)
+    ap.add_argument("--steps", type=int, default=1500)
     ap.add_argument("--batch", type=int, default=8, help="rows of --length tokens")
     ap.add_argument("--length", type=int, default=512)
     ap.add_argument("--lr", type=float, default=4e-3)
