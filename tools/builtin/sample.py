@@ -1,6 +1,6 @@
 """Samples stories from the built-in model through transformers, as Markdown.
 
-    python sample.py ../../assets/stories --seed 1 --temperature 0.8 --top-p 0.95
+    python sample.py ../../assets/stories --seed 1 --temperature 0.5 --top-p 0.9
 """
 
 import argparse
@@ -16,8 +16,8 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("model")
     ap.add_argument("--seed", type=int, default=1, help="of the first story; the next has the next seed")
-    ap.add_argument("--temperature", type=float, default=0.8)
-    ap.add_argument("--top-p", type=float, default=0.95)
+    ap.add_argument("--temperature", type=float, default=0.5)
+    ap.add_argument("--top-p", type=float, default=0.9)
     ap.add_argument("--prompt", action="append", help="instead of the ten; may be given again")
     a = ap.parse_args()
     tok = AutoTokenizer.from_pretrained(a.model)

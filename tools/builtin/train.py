@@ -88,7 +88,7 @@ def save(model, cfg, tok, out):
         "rms_norm_eps": cfg.rms_norm_eps, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
         "tie_word_embeddings": True, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "use_cache": True,
     }
-    generation = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "do_sample": True, "temperature": 0.8, "top_p": 0.95,
+    generation = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "do_sample": True, "temperature": 0.5, "top_p": 0.9,
                   "max_new_tokens": 400}
     tok_config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "add_bos_token": True,
                   "add_eos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": cfg.max_position_embeddings,
