@@ -193,6 +193,17 @@ impl Family {
 }
 
 impl Config {
+    /// Tokens that a sequence may hold at most: what the model was trained for, stretched where the rotary scaling
+    /// is applied on top of it (dynamic).
+    pub fn max_context(&self) -> usize {
+        match self.rope.scaling {
+            RopeScaling::Dynamic { factor, original } => {
+                ((original as f64 * factor) as usize).max(self.max_position_embeddings)
+            }
+            _ => self.max_position_embeddings,
+        }
+    }
+
     /// Reads and resolves a `config.json`.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::config::Rope;
 use crate::forward::rope::Frequencies;
 use crate::tensor::Tensor;
 
@@ -150,13 +151,16 @@ pub struct RopeStep {
 
 impl RopeStep {
     /// Tables for `runs`, each with its sequence's frequencies.
-    pub fn new(dims: usize, runs: Vec<(Run, Arc<Frequencies>)>) -> Self {
+    pub fn new(rope: &Rope, runs: Vec<(Run, Arc<Frequencies>)>) -> Self {
         let mut cos = Vec::new();
         let mut sin = Vec::new();
         for (run, frequencies) in &runs {
-            frequencies.extend_tables(run.start..run.end(), &mut cos, &mut sin);
+            let positions: Vec<usize> = (run.start..run.end()).collect();
+            let (run_cos, run_sin) = rope.tables(frequencies, &positions);
+            cos.extend(run_cos);
+            sin.extend(run_sin);
         }
-        Self { id: fresh_id(), dims, cos, sin, runs }
+        Self { id: fresh_id(), dims: rope.dims, cos, sin, runs }
     }
 }
 

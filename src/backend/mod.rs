@@ -1,4 +1,419 @@
-//! Backends: the op traits, the dispatch over them, and the KV cache.
+//! Backends: the ops, the dispatch that routes each of them, and the fallback policy.
+//!
+//! [`LlmBackendDispatch`] sends every op to MLX first where MLX runs the model. An op that MLX cannot do, or fails at, is
+//! computed by the CPU kernel instead; the pair of op and reason is logged once and counted. Under [`Policy::Deny`]
+//! each of these is an error.
 
+pub mod batch;
 pub mod cpu;
+mod fallback;
 pub mod kv;
+#[cfg(has_mlx)]
+pub mod mlx;
+pub mod ops;
+pub mod select;
+
+#[cfg(has_mlx)]
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+
+pub use fallback::{FallbackReport, Faults};
+
+use batch::Run;
+use cpu::CpuBackend;
+use kv::{KvLayer, KvRows};
+use ops::{Op, OpKind, Ops, Outputs};
+
+use crate::error::{Error, Result};
+use crate::tensor::{HostTensor, Tensor};
+
+/// What runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LlmBackendKind {
+    /// The pure-Rust CPU kernels.
+    Cpu,
+    /// MLX, on its default device.
+    Mlx,
+}
+
+impl LlmBackendKind {
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Mlx => "mlx",
+        }
+    }
+}
+
+impl fmt::Display for LlmBackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What happens when MLX cannot do an op, or fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The CPU computes it; it is logged and counted.
+    #[default]
+    Allow,
+    /// It is an error: parity tests run so, since otherwise they would compare the CPU with itself.
+    Deny,
+}
+
+/// Routes every op of a model to the backend that runs it. One engine thread owns it.
+pub enum LlmBackendDispatch {
+    /// Everything on the CPU kernels.
+    Cpu {
+        /// The kernels.
+        cpu: CpuBackend,
+        /// Counters, faults, policy.
+        routing: Routing,
+    },
+    /// MLX first, the CPU kernels behind it.
+    #[cfg(has_mlx)]
+    Mlx {
+        /// The first choice of every op.
+        mlx: mlx::MlxBackend,
+        /// The backstop.
+        cpu: CpuBackend,
+        /// Counters, faults, policy.
+        routing: Routing,
+        /// Set while a step is replayed: every op goes to the CPU and none of them counts as a fallback.
+        replaying: Cell<bool>,
+    },
+}
+
+/// What the dispatch keeps beside its backends.
+#[derive(Debug, Default)]
+pub struct Routing {
+    policy: Policy,
+    report: Arc<FallbackReport>,
+    faults: Faults,
+}
+
+impl Routing {
+    /// Routing under `policy`, with injected `faults` (none outside tests).
+    pub fn new(policy: Policy, faults: Faults) -> Self {
+        Self { policy, report: Arc::default(), faults }
+    }
+}
+
+impl LlmBackendDispatch {
+    /// Everything on the CPU kernels.
+    pub fn cpu(cpu: CpuBackend, routing: Routing) -> Self {
+        Self::Cpu { cpu, routing }
+    }
+
+    /// MLX's default device first, computing activations in `dtype`.
+    ///
+    /// # Errors
+    /// Where no device answers.
+    #[cfg(has_mlx)]
+    pub fn mlx(dtype: crate::tensor::DType, cpu: CpuBackend, routing: Routing) -> Result<Self> {
+        let mlx = mlx::MlxBackend::new(dtype)?;
+        Ok(Self::Mlx { mlx, cpu, routing, replaying: Cell::new(false) })
+    }
+
+    /// Which backend is the first choice.
+    pub fn kind(&self) -> LlmBackendKind {
+        match self {
+            Self::Cpu { .. } => LlmBackendKind::Cpu,
+            #[cfg(has_mlx)]
+            Self::Mlx { .. } => LlmBackendKind::Mlx,
+        }
+    }
+
+    /// The device and what runs on it, for the summary: `cpu (avx512, 2 threads)`, `mlx (cpu device)`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Cpu { cpu, .. } => cpu.describe(),
+            #[cfg(has_mlx)]
+            Self::Mlx { mlx, .. } => mlx.describe(),
+        }
+    }
+
+    fn routing(&self) -> &Routing {
+        match self {
+            Self::Cpu { routing, .. } => routing,
+            #[cfg(has_mlx)]
+            Self::Mlx { routing, .. } => routing,
+        }
+    }
+
+    /// Fallbacks and replays so far; the same counters for the life of the dispatch.
+    pub fn report(&self) -> &Arc<FallbackReport> {
+        &self.routing().report
+    }
+
+    /// Whether fallbacks and replays are errors.
+    pub fn policy(&self) -> Policy {
+        self.routing().policy
+    }
+
+    /// Starts a step: what a backend derived from the last step's masks and tables is dropped.
+    pub fn begin_step(&self) {
+        #[cfg(has_mlx)]
+        if let Self::Mlx { mlx, .. } = self {
+            mlx.begin_step();
+        }
+    }
+
+    /// Writes a run's keys and values into a layer's cache, on the backend that the step runs on; a cache that is
+    /// elsewhere moves there first.
+    ///
+    /// # Errors
+    /// Where the shapes do not fit, or every backend fails.
+    pub fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
+        match self {
+            Self::Cpu { cpu, routing } => {
+                routing.injected(OpKind::KvWrite, "cpu")?;
+                cpu.kv_write(layer, rows, run)
+            }
+            #[cfg(has_mlx)]
+            Self::Mlx { mlx, cpu, routing, replaying } => {
+                if replaying.get() {
+                    return cpu.kv_write(layer, rows, run);
+                }
+                let failed = match routing.injected(OpKind::KvWrite, "mlx") {
+                    Ok(()) => mlx.kv_write(layer, rows, run),
+                    injected => injected,
+                };
+                let Err(error) = failed else { return Ok(()) };
+                routing.fell_back(OpKind::KvWrite, &error)?;
+                let (k, v) = (self.to_host(rows.k)?, self.to_host(rows.v)?);
+                if let KvLayer::Mlx(kv) = layer {
+                    *layer = KvLayer::Host(mlx.kv_to_host(kv)?);
+                }
+                cpu.kv_write(layer, KvRows { k: &k.into(), v: &v.into() }, run)
+            }
+        }
+    }
+
+    /// The values of a tensor in host memory, evaluated where they were still lazy.
+    ///
+    /// # Errors
+    /// An evaluation that failed, as [`Error::Op`] of op `eval`.
+    pub fn to_host(&self, tensor: &Tensor) -> Result<HostTensor> {
+        match tensor {
+            Tensor::Host(host) => {
+                let mut copy = match self {
+                    Self::Cpu { cpu, .. } => cpu.buffer(host.data().len()),
+                    #[cfg(has_mlx)]
+                    Self::Mlx { cpu, .. } => cpu.buffer(host.data().len()),
+                };
+                copy.copy_from_slice(host.data());
+                Ok(HostTensor::new(host.shape(), copy))
+            }
+            #[cfg(has_mlx)]
+            Tensor::Mlx(array) => match self {
+                Self::Mlx { mlx, .. } => mlx.download(array),
+                Self::Cpu { .. } => Err(Error::Backend {
+                    backend: "cpu",
+                    reason: "an MLX array has no backend to be evaluated on".into(),
+                }),
+            },
+        }
+    }
+
+    /// Evaluates what a step leaves lazy, once: its results and the caches that it wrote.
+    ///
+    /// # Errors
+    /// [`Error::Op`] of op `eval`: the step is to be replayed.
+    pub fn evaluate(&self, results: &[&Tensor], caches: &[&KvLayer]) -> Result<()> {
+        self.evaluate_with(results, caches, true)
+    }
+
+    /// Starts the evaluation of a step and returns while it runs.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`]; a failure may also surface when a result is read.
+    pub fn evaluate_async(&self, results: &[&Tensor], caches: &[&KvLayer]) -> Result<()> {
+        self.evaluate_with(results, caches, false)
+    }
+
+    fn evaluate_with(&self, results: &[&Tensor], caches: &[&KvLayer], wait: bool) -> Result<()> {
+        match self {
+            Self::Cpu { .. } => {
+                let _ = (results, caches, wait);
+                Ok(())
+            }
+            #[cfg(has_mlx)]
+            Self::Mlx { mlx, routing, replaying, .. } => {
+                if replaying.get() {
+                    return Ok(());
+                }
+                routing.faults.evaluation().map_or(Ok(()), |reason| Err(eval_error(reason)))?;
+                mlx.evaluate(results, caches, wait)
+            }
+        }
+    }
+
+    /// The greedy choice of each row of `logits` `[S, V]` as a lazy array of ids, where the backend is a lazy one.
+    pub fn greedy_tokens(&self, logits: &Tensor) -> Option<Tensor> {
+        match (self, logits) {
+            #[cfg(has_mlx)]
+            (Self::Mlx { mlx, replaying, .. }, Tensor::Mlx(logits)) if !replaying.get() => {
+                mlx.argmax(logits).ok()
+            }
+            _ => {
+                let _ = logits;
+                None
+            }
+        }
+    }
+
+    /// Whether a step that failed with `error` may be replayed on the CPU: an evaluation failed and the policy allows.
+    pub fn may_replay(&self, error: &Error) -> bool {
+        let evaluation = matches!(error, Error::Op { op: EVAL, .. });
+        evaluation && self.kind() != LlmBackendKind::Cpu && self.policy() == Policy::Allow
+    }
+
+    /// Runs `step` with every op on the CPU, and counts it as a replay for `reason`.
+    ///
+    /// # Errors
+    /// Those of `step`.
+    pub fn replay<T>(&self, reason: &Error, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.report().count_replay(&reason.to_string());
+        match self {
+            Self::Cpu { .. } => step(),
+            #[cfg(has_mlx)]
+            Self::Mlx { replaying, .. } => {
+                /// Ends the replay even where the step panics.
+                struct End<'a>(&'a Cell<bool>);
+                impl Drop for End<'_> {
+                    fn drop(&mut self) {
+                        self.0.set(false);
+                    }
+                }
+                replaying.set(true);
+                let _end = End(replaying);
+                step()
+            }
+        }
+    }
+
+    /// The GPU weight cache, where the backend has one.
+    #[cfg(has_mlx)]
+    pub fn weight_cache(&self) -> Option<&mlx::WeightCache> {
+        match self {
+            Self::Cpu { .. } => None,
+            Self::Mlx { mlx, .. } => Some(mlx.weights()),
+        }
+    }
+}
+
+/// The op name of a failed evaluation.
+pub(crate) const EVAL: &str = "eval";
+
+/// A failed evaluation on MLX.
+#[cfg(has_mlx)]
+pub(crate) fn eval_error(reason: impl fmt::Display) -> Error {
+    Error::Op { op: EVAL, backend: "mlx", reason: reason.to_string() }
+}
+
+impl Routing {
+    /// The fault that a test injected into this call of `op`, if any.
+    fn injected(&self, op: OpKind, backend: &'static str) -> Result<()> {
+        match self.faults.call(op) {
+            None => Ok(()),
+            Some(reason) => Err(Error::Op { op: op.name(), backend, reason }),
+        }
+    }
+
+    /// Records that MLX could not do `op`.
+    ///
+    /// # Errors
+    /// Under [`Policy::Deny`], and for a failed evaluation, which is replayed as a step and not by op.
+    #[cfg(has_mlx)]
+    fn fell_back(&self, op: OpKind, error: &Error) -> Result<()> {
+        let reason = match error {
+            Error::Op { op: EVAL, reason, .. } => return Err(eval_error(reason)),
+            Error::Op { reason, .. } => reason.clone(),
+            other => other.to_string(),
+        };
+        if self.policy == Policy::Deny {
+            return Err(Error::Op { op: op.name(), backend: "mlx", reason });
+        }
+        self.report.count_fallback(op, &reason);
+        Ok(())
+    }
+}
+
+impl Ops for LlmBackendDispatch {
+    fn run(&self, op: &Op<'_>) -> Result<Outputs> {
+        op.check()?;
+        match self {
+            Self::Cpu { cpu, routing } => {
+                routing.injected(op.kind(), "cpu")?;
+                cpu.run(op)
+            }
+            #[cfg(has_mlx)]
+            Self::Mlx { mlx, cpu, routing, replaying } => {
+                if replaying.get() {
+                    return cpu.run(op);
+                }
+                if op.is_fused() && !mlx.fuses(op) {
+                    // Part by part through the dispatch, so that only the part that fails falls back.
+                    return ops::compose(self, op);
+                }
+                let attempt = routing
+                    .injected(op.kind(), "mlx")
+                    .and_then(|()| mlx.supports(op))
+                    .and_then(|()| mlx.run(op));
+                let error = match attempt {
+                    Ok(outputs) => return Ok(outputs),
+                    Err(error) => error,
+                };
+                routing.fell_back(op.kind(), &error)?;
+                self.run_on_host(op, mlx, cpu)
+            }
+        }
+    }
+}
+
+#[cfg(has_mlx)]
+impl LlmBackendDispatch {
+    /// The fallback of one op: its inputs come to the host, the CPU kernel runs, its outputs go back to MLX, so that the
+    /// rest of the step stays there.
+    fn run_on_host(&self, op: &Op<'_>, mlx: &mlx::MlxBackend, cpu: &CpuBackend) -> Result<Outputs> {
+        let inputs = op
+            .inputs()
+            .into_iter()
+            .map(|tensor| Ok(Tensor::Host(self.to_host(tensor)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let host_op = op.with_inputs(&inputs);
+        let outputs = match host_op {
+            Op::Attention { q, kv, mask, scale, soft_cap } => {
+                let kv = kv
+                    .iter()
+                    .map(|layer| {
+                        Ok(KvLayer::Host(match layer {
+                            KvLayer::Mlx(kv) => mlx.kv_to_host(kv)?,
+                            KvLayer::Host(kv) => kv.clone(),
+                        }))
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                let kv: Vec<&KvLayer> = kv.iter().collect();
+                cpu.run(&Op::Attention { q, kv: &kv, mask, scale, soft_cap })?
+            }
+            Op::Embedding { table, tokens: batch::Tokens::Pending(_), scale } => {
+                let ids = inputs[0].shape().len();
+                debug_assert_eq!(ids, 1, "pending ids are a vector");
+                let Tensor::Host(ids) = &inputs[0] else { unreachable!("inputs were brought to the host") };
+                let ids = ids.data().iter().map(|&id| id as u32).collect();
+                cpu.run(&Op::Embedding { table, tokens: &batch::Tokens::Known(ids), scale })?
+            }
+            host_op => cpu.run(&host_op)?,
+        };
+        outputs
+            .into_iter()
+            .map(|tensor| match tensor {
+                Tensor::Host(host) => mlx.upload(&host).map(Tensor::Mlx),
+                array => Ok(array),
+            })
+            .collect()
+    }
+}

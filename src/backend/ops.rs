@@ -147,13 +147,13 @@ pub enum Op<'a> {
         /// Added to the weight: 1 for Gemma, else 0.
         offset: f32,
     },
-    /// `(x − mean) / √(var + eps) · weight + bias` over rows.
+    /// `(x − mean) / √(var + eps) · weight + bias` over each stretch of `weight.len()` elements of a row.
     LayerNorm {
         /// `[T, D]`.
         x: &'a Tensor,
-        /// `[D]`.
+        /// `[N]`, `N` dividing `D`.
         weight: &'a Weight,
-        /// `[D]`.
+        /// `[N]`.
         bias: Option<&'a Weight>,
         /// Added to the variance.
         eps: f32,
@@ -279,6 +279,11 @@ impl<'a> Op<'a> {
         }
     }
 
+    /// Whether [`compose`] knows this op's parts.
+    pub fn is_fused(&self) -> bool {
+        matches!(self, Self::GateUp { .. } | Self::AddRmsNorm { .. } | Self::Qkv { .. })
+    }
+
     /// The activations that the op reads, in the order that [`Self::with_inputs`] takes them.
     pub fn inputs(&self) -> SmallVec<[&'a Tensor; 2]> {
         match *self {
@@ -364,19 +369,30 @@ impl<'a> Op<'a> {
             Self::Qkv { x, projections } => {
                 projections.iter().try_for_each(|projection| check_projection(op, x, projection))
             }
-            Self::RmsNorm { x, weight, .. } => check_norm(op, x, weight, true),
+            Self::RmsNorm { x, weight, .. } => check_norm(op, x, weight),
             Self::LayerNorm { x, weight, bias, .. } => {
-                check_norm(op, x, weight, false)?;
-                bias.map_or(Ok(()), |bias| check_norm(op, x, bias, false))
+                check_norm(op, x, weight)?;
+                match bias {
+                    Some(bias) if bias.shape() != weight.shape() => refuse(format!(
+                        "bias is {:?} and weight {:?}, expected equal shapes",
+                        bias.shape(),
+                        weight.shape()
+                    )),
+                    _ => Ok(()),
+                }
             }
             Self::Add { a, b } | Self::Mul { a, b } => check_equal(op, a, b),
             Self::AddRmsNorm { a, b, weight, .. } => {
                 check_equal(op, a, b)?;
-                check_norm(op, a, weight, true)
+                check_norm(op, a, weight)
             }
             Self::Activate { .. } | Self::Scale { .. } => Ok(()),
             Self::SoftCap { cap, .. } => {
-                if cap.is_finite() && cap > 0.0 { Ok(()) } else { refuse(format!("cap is {cap}, expected above 0")) }
+                if cap.is_finite() && cap > 0.0 {
+                    Ok(())
+                } else {
+                    refuse(format!("cap is {cap}, expected above 0"))
+                }
             }
             Self::Rope { x, head_dim, rope } => {
                 let (rows, width) = matrix(op, x)?;
@@ -478,14 +494,16 @@ fn check_equal(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
     Err(Error::shape(op, format!("a is {:?} and b {:?}, expected equal shapes", a.shape(), b.shape())))
 }
 
-fn check_norm(op: &'static str, x: &Tensor, weight: &Weight, per_head: bool) -> Result<()> {
+fn check_norm(op: &'static str, x: &Tensor, weight: &Weight) -> Result<()> {
     let (_, width) = matrix(op, x)?;
     let len = weight.len();
-    let fits = if per_head { len != 0 && width % len == 0 } else { len == width };
-    if weight.shape().len() == 1 && fits {
+    if weight.shape().len() == 1 && len != 0 && width.is_multiple_of(len) {
         return Ok(());
     }
-    let what = format!("weight has {len} elements, expected {width} (last dim of x {:?})", x.shape());
+    let what = format!(
+        "weight has {len} elements, expected {width} (last dim of x {:?}) or a part of it",
+        x.shape()
+    );
     Err(Error::shape(op, what))
 }
 
@@ -496,7 +514,8 @@ fn check_projection(op: &'static str, x: &Tensor, projection: &Projection<'_>) -
         return Err(Error::shape(op, what));
     };
     if columns != width {
-        let what = format!("weight is [{rows}, {columns}], expected [N, {width}] (last dim of x {:?})", x.shape());
+        let what =
+            format!("weight is [{rows}, {columns}], expected [N, {width}] (last dim of x {:?})", x.shape());
         return Err(Error::shape(op, what));
     }
     match projection.bias {

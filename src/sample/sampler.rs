@@ -52,6 +52,15 @@ impl Default for SamplingOptions {
 }
 
 impl SamplingOptions {
+    /// Whether the next token is the largest logit, whatever came before it: what a backend can choose by itself.
+    pub fn is_plainly_greedy(&self) -> bool {
+        self.temperature == 0.0
+            && self.repeat_penalty == 1.0
+            && self.presence_penalty == 0.0
+            && self.frequency_penalty == 0.0
+            && self.logit_bias.is_empty()
+    }
+
     /// Checks every option against its range.
     ///
     /// # Errors

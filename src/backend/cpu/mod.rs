@@ -1,6 +1,10 @@
 //! The CPU backend: threads, instruction sets and kernels, in pure Rust.
 
+mod backend;
 pub mod isa;
 pub mod kernels;
 pub mod limits;
 pub mod pool;
+
+pub use backend::CpuBackend;
+pub use isa::Isa;

@@ -1,0 +1,206 @@
+//! The MLX backend: the only place that imports `mlx_rs`. All of its work stays on the thread that made it.
+//!
+//! Ops build a lazy graph in the model's own type; [`MlxBackend::evaluate`] runs it, once a step. Weights are uploaded
+//! once, through the [`WeightCache`].
+
+mod array;
+mod attention;
+mod cache;
+mod device;
+mod kv;
+mod ops;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+use mlx_rs::{Array, Dtype};
+
+pub use array::MlxTensor;
+pub use cache::WeightCache;
+pub use device::DeviceInfo;
+pub use kv::MlxKv;
+
+use super::batch::Run;
+use super::eval_error;
+use super::kv::{HostKv, KvLayer, KvRows};
+use super::ops::{Op, Ops, Outputs};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, HostTensor, Tensor};
+
+/// The ops on MLX's default device.
+pub struct MlxBackend {
+    device: DeviceInfo,
+    /// The type of activations: that of the model's embedding table.
+    dtype: Dtype,
+    weights: WeightCache,
+    /// What this step's masks and tables became, by their ids.
+    step: RefCell<StepCache>,
+}
+
+/// Arrays that the layers of one step share.
+#[derive(Default)]
+struct StepCache {
+    /// Boolean masks `[len, keys]` of a mask's runs, in their order; none for a run that sees every key.
+    masks: HashMap<u64, Vec<Option<Array>>>,
+    /// Rotary tables by the id of the step's tables.
+    ropes: HashMap<u64, ops::RopeArrays>,
+}
+
+impl MlxBackend {
+    /// MLX on its default device, computing activations in `dtype`.
+    ///
+    /// # Errors
+    /// Where no device answers.
+    pub fn new(dtype: DType) -> Result<Self> {
+        let device = DeviceInfo::query()?;
+        Ok(Self {
+            device,
+            dtype: array::dtype(dtype),
+            weights: WeightCache::default(),
+            step: RefCell::default(),
+        })
+    }
+
+    /// The device and its name, for the summary.
+    pub fn describe(&self) -> String {
+        format!("mlx ({})", self.device)
+    }
+
+    /// The weights that were uploaded.
+    pub fn weights(&self) -> &WeightCache {
+        &self.weights
+    }
+
+    /// Drops what was derived from the last step's masks and tables.
+    pub(super) fn begin_step(&self) {
+        *self.step.borrow_mut() = StepCache::default();
+    }
+
+    /// Whether a fused op is one kernel here; the others are composed by the dispatch, part by part.
+    pub(super) fn fuses(&self, _op: &Op<'_>) -> bool {
+        false
+    }
+
+    /// What MLX cannot do, said before it is tried.
+    pub(super) fn supports(&self, op: &Op<'_>) -> Result<()> {
+        for shape in op.output_shapes() {
+            if shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).is_none_or(|n| n > i32::MAX as usize)
+            {
+                return Err(unsupported(
+                    op,
+                    format!("{shape:?} has more elements than MLX's 32-bit sizes hold"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts host values on MLX, in the type of activations.
+    pub(super) fn upload(&self, tensor: &HostTensor) -> Result<MlxTensor> {
+        let shape = array::shape(tensor.shape())?;
+        let values = Array::from_slice(tensor.data(), &shape);
+        let values = if self.dtype == Dtype::Float32 {
+            values
+        } else {
+            values.as_dtype(self.dtype).map_err(|e| failed("upload", &e))?
+        };
+        Ok(MlxTensor::rows(values, tensor.shape()))
+    }
+
+    /// Evaluates an array and copies it to the host as `f32`.
+    pub(super) fn download(&self, tensor: &MlxTensor) -> Result<HostTensor> {
+        let values = array::to_f32(&tensor.to_rows()?)?;
+        Ok(HostTensor::from_vec(tensor.shape(), values))
+    }
+
+    /// Copies a cache to the host, in its own type.
+    pub(super) fn kv_to_host(&self, kv: &MlxKv) -> Result<HostKv> {
+        let (k, v) = kv.read()?;
+        let mut host = HostKv::new(*kv.shape());
+        if !k.is_empty() {
+            host.write(0, &k, &v)?;
+        }
+        Ok(host)
+    }
+
+    /// Writes a run's keys and values; a cache in host memory moves here first.
+    pub(super) fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
+        if let KvLayer::Host(host) = layer {
+            *layer = KvLayer::Mlx(MlxKv::from_host(host)?);
+        }
+        let KvLayer::Mlx(kv) = layer else { unreachable!("the cache was moved to MLX") };
+        kv.write(self.array(rows.k)?, self.array(rows.v)?, run)
+    }
+
+    /// Runs what the results and caches still leave lazy; without `wait`, returns once it has begun.
+    pub(super) fn evaluate(&self, results: &[&Tensor], caches: &[&KvLayer], wait: bool) -> Result<()> {
+        let mut arrays: Vec<&Array> = Vec::new();
+        for result in results {
+            if let Tensor::Mlx(tensor) = result {
+                arrays.push(tensor.array());
+            }
+        }
+        for cache in caches {
+            if let KvLayer::Mlx(kv) = cache {
+                arrays.extend(kv.arrays());
+            }
+        }
+        let outcome =
+            if wait { mlx_rs::transforms::eval(arrays) } else { mlx_rs::transforms::async_eval(arrays) };
+        outcome.map_err(|error| eval_error(error.what()))
+    }
+
+    /// The first index of each row's largest element, `[S]`, lazy.
+    pub(super) fn argmax(&self, logits: &MlxTensor) -> Result<Tensor> {
+        let rows = logits.shape()[0];
+        let ids = mlx_rs::ops::indexing::argmax_axis(logits.array(), 1, false)
+            .map_err(|error| failed("argmax", &error))?;
+        Ok(Tensor::Mlx(MlxTensor::rows(ids, &[rows])))
+    }
+
+    /// The array of a tensor that the dispatch keeps on MLX.
+    fn array<'a>(&self, tensor: &'a Tensor) -> Result<&'a MlxTensor> {
+        match tensor {
+            Tensor::Mlx(tensor) => Ok(tensor),
+            Tensor::Host(_) => Err(Error::Backend {
+                backend: "mlx",
+                reason: "an activation is in host memory, expected an MLX array".into(),
+            }),
+        }
+    }
+}
+
+impl Ops for MlxBackend {
+    fn run(&self, op: &Op<'_>) -> Result<Outputs> {
+        self.compute(op)
+    }
+}
+
+impl Drop for MlxBackend {
+    fn drop(&mut self) {
+        self.weights.clear();
+        // What the model held goes back to the system, not to MLX's own cache of buffers.
+        let _ = mlx_rs::memory::clear_cache();
+    }
+}
+
+/// An MLX call that failed.
+fn failed(op: &'static str, error: &mlx_rs::error::Exception) -> Error {
+    Error::Op { op, backend: "mlx", reason: error.what().to_owned() }
+}
+
+/// An op that MLX cannot do.
+fn unsupported(op: &Op<'_>, reason: String) -> Error {
+    Error::Op { op: op.kind().name(), backend: "mlx", reason }
+}
+
+/// A value rounded as arrays of `dtype` round it, for tests and constants.
+#[cfg_attr(not(test), expect(dead_code, reason = "an oracle for tests"))]
+fn rounded(dtype: DType, x: f32) -> f32 {
+    match dtype {
+        DType::F32 => x,
+        DType::F16 => f16::from_f32(x).to_f32(),
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+    }
+}

@@ -1,0 +1,252 @@
+//! The auto selector: which backends there are, whether the model fits, and why one was taken.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::LlmBackendKind;
+use crate::error::{Error, Result};
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendRequest {
+    /// Whatever fits.
+    #[default]
+    Auto,
+    /// MLX on Apple's GPU, or an error.
+    Metal,
+    /// MLX on its default device, or an error.
+    Mlx,
+    /// The CPU kernels.
+    Cpu,
+}
+
+impl BackendRequest {
+    /// Every request, as typed.
+    pub const NAMES: [&str; 4] = ["auto", "metal", "mlx", "cpu"];
+}
+
+impl FromStr for BackendRequest {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "metal" => Ok(Self::Metal),
+            "mlx" => Ok(Self::Mlx),
+            "cpu" => Ok(Self::Cpu),
+            other => Err(Error::Option {
+                option: "backend",
+                got: other.to_owned(),
+                expected: "auto, metal, mlx or cpu",
+            }),
+        }
+    }
+}
+
+/// Bytes that running a model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryNeed {
+    /// The weights, in the form that they will have on the backend.
+    pub weights: u64,
+    /// K and V at the asked context.
+    pub kv: u64,
+    /// Activations of the largest step, logits included.
+    pub activations: u64,
+}
+
+impl MemoryNeed {
+    /// Kept free beside the model: the system's own, and MLX's cache of buffers.
+    pub const RESERVE: u64 = 512 << 20;
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.kv, self.activations, Self::RESERVE].iter().fold(0, |a, &b| a.saturating_add(b))
+    }
+}
+
+impl fmt::Display for MemoryNeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} (weights {}, KV {}, activations {}, reserve {})",
+            Bytes(self.total()),
+            Bytes(self.weights),
+            Bytes(self.kv),
+            Bytes(self.activations),
+            Bytes(Self::RESERVE)
+        )
+    }
+}
+
+/// A number of bytes as people read it.
+#[derive(Debug, Clone, Copy)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        match self.0 {
+            0..1_000 => write!(f, "{} B", self.0),
+            1_000..1_000_000 => write!(f, "{:.1} kB", bytes / 1e3),
+            1_000_000..1_000_000_000 => write!(f, "{:.1} MB", bytes / 1e6),
+            _ => write!(f, "{:.2} GB", bytes / 1e9),
+        }
+    }
+}
+
+/// An MLX device that answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MlxFacts {
+    /// Its name for the reason.
+    pub name: String,
+    /// Whether it is a GPU.
+    pub gpu: bool,
+    /// Whether it is Apple's.
+    pub metal: bool,
+    /// Bytes that it recommends to use at most, or that the machine has available.
+    pub memory: Option<u64>,
+}
+
+/// The backend taken, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// What runs the model.
+    pub kind: LlmBackendKind,
+    /// Why, with the numbers.
+    pub reason: String,
+}
+
+/// Decides from what is known; `mlx` is the device, or why there is none.
+///
+/// `auto` takes MLX where it has a GPU and the model fits. MLX's CPU device is never taken by itself: it is there for
+/// correctness, and the CPU kernels are faster.
+///
+/// # Errors
+/// Where `metal` or `mlx` was asked for and cannot be had.
+pub fn decide(
+    request: BackendRequest,
+    mlx: &Result<MlxFacts, String>,
+    need: &MemoryNeed,
+) -> Result<Selection> {
+    let cpu = |reason: String| Ok(Selection { kind: LlmBackendKind::Cpu, reason });
+    let on_mlx = |reason: String| Ok(Selection { kind: LlmBackendKind::Mlx, reason });
+    match (request, mlx) {
+        (BackendRequest::Cpu, _) => cpu("asked for".into()),
+        (BackendRequest::Metal, Ok(device)) if device.metal => on_mlx("asked for".into()),
+        (BackendRequest::Metal, Ok(device)) => Err(Error::Backend {
+            backend: "metal",
+            reason: format!(
+                "MLX's device here is the {}, not Apple's GPU; try --backend mlx, auto or cpu",
+                device.name
+            ),
+        }),
+        (BackendRequest::Metal, Err(why)) => Err(Error::Backend {
+            backend: "metal",
+            reason: format!("{why}; it runs on Apple Silicon alone: try --backend auto or cpu"),
+        }),
+        (BackendRequest::Mlx, Ok(_)) => on_mlx("asked for".into()),
+        (BackendRequest::Mlx, Err(why)) => {
+            Err(Error::Backend { backend: "mlx", reason: format!("{why}; try --backend auto or cpu") })
+        }
+        (BackendRequest::Auto, Err(why)) => cpu(why.clone()),
+        (BackendRequest::Auto, Ok(device)) if !device.gpu => {
+            cpu(format!("MLX has only its {} here, which is slower than backstop's kernels", device.name))
+        }
+        (BackendRequest::Auto, Ok(device)) => match device.memory {
+            Some(memory) if need.total() <= memory => {
+                on_mlx(format!("the {} has room: {need} of {}", device.name, Bytes(memory)))
+            }
+            Some(memory) => {
+                cpu(format!("the model does not fit the {}: {need} of {}", device.name, Bytes(memory)))
+            }
+            None => cpu(format!("the {} does not say how much memory it has", device.name)),
+        },
+    }
+}
+
+/// Asks the machine, and decides.
+///
+/// # Errors
+/// As [`decide`].
+pub fn select(request: BackendRequest, need: &MemoryNeed) -> Result<Selection> {
+    if request == BackendRequest::Cpu {
+        return decide(request, &Err(String::new()), need);
+    }
+    decide(request, &mlx_facts(), need)
+}
+
+#[cfg(has_mlx)]
+fn mlx_facts() -> Result<MlxFacts, String> {
+    let device = super::mlx::DeviceInfo::query().map_err(|error| error.to_string())?;
+    let memory = match (device.gpu, device.recommended_bytes) {
+        (true, Some(bytes)) => Some(bytes),
+        // Unified memory, or none of its own: what the machine has available.
+        _ => available_memory(),
+    };
+    let metal = device.gpu && cfg!(target_os = "macos");
+    Ok(MlxFacts { name: device.to_string(), gpu: device.gpu, metal, memory })
+}
+
+#[cfg(not(has_mlx))]
+fn mlx_facts() -> Result<MlxFacts, String> {
+    Err("this build has no MLX".into())
+}
+
+/// Bytes that the system could give to a process now, where it says so.
+pub fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEED: MemoryNeed = MemoryNeed { weights: 2_000_000_000, kv: 500_000_000, activations: 100_000_000 };
+
+    fn device(gpu: bool, metal: bool, memory: Option<u64>) -> Result<MlxFacts, String> {
+        Ok(MlxFacts { name: "Metal GPU".into(), gpu, metal, memory })
+    }
+
+    #[test]
+    fn auto_takes_a_gpu_with_room_and_says_the_numbers() {
+        let total = NEED.total();
+        let fits = decide(BackendRequest::Auto, &device(true, true, Some(total)), &NEED).unwrap();
+        assert_eq!(fits.kind, LlmBackendKind::Mlx);
+        assert!(fits.reason.contains("weights 2.00 GB, KV 500.0 MB"), "{}", fits.reason);
+
+        let short = decide(BackendRequest::Auto, &device(true, true, Some(total - 1)), &NEED).unwrap();
+        assert_eq!(short.kind, LlmBackendKind::Cpu);
+        assert!(
+            short.reason.contains("does not fit") && short.reason.contains("of 3.14 GB"),
+            "{}",
+            short.reason
+        );
+
+        for other in [device(false, false, Some(u64::MAX)), device(true, false, None), Err("no MLX".into())] {
+            assert_eq!(decide(BackendRequest::Auto, &other, &NEED).unwrap().kind, LlmBackendKind::Cpu);
+        }
+    }
+
+    #[test]
+    fn what_is_forced_is_had_or_an_error() {
+        let linux = device(false, false, Some(u64::MAX));
+        assert_eq!(decide(BackendRequest::Mlx, &linux, &NEED).unwrap().kind, LlmBackendKind::Mlx);
+        let error = decide(BackendRequest::Metal, &linux, &NEED).unwrap_err().to_string();
+        assert!(error.contains("not Apple's GPU") && error.contains("--backend mlx"), "{error}");
+        let none = Err("this build has no MLX".to_owned());
+        for request in [BackendRequest::Metal, BackendRequest::Mlx] {
+            let error = decide(request, &none, &NEED).unwrap_err().to_string();
+            assert!(error.contains("this build has no MLX"), "{error}");
+        }
+        assert_eq!(decide(BackendRequest::Cpu, &none, &NEED).unwrap().kind, LlmBackendKind::Cpu);
+    }
+
+    #[test]
+    fn a_need_that_overflows_does_not_fit() {
+        let need = MemoryNeed { weights: u64::MAX, ..NEED };
+        let selection = decide(BackendRequest::Auto, &device(true, true, Some(u64::MAX - 1)), &need).unwrap();
+        assert_eq!(selection.kind, LlmBackendKind::Cpu);
+    }
+}
