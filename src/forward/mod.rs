@@ -1,3 +1,77 @@
-//! Forward passes: one short file per family, from shared blocks.
+//! Forward passes: one short file per `model_type`, built of the blocks, and the registry, a line per family.
 
+pub mod blocks;
+mod gemma2;
+mod llama;
+mod mistral;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
 pub mod rope;
+pub mod step;
+
+use crate::config::{Config, Family};
+use crate::error::Result;
+use crate::tensor::{Tensor, Weight};
+use crate::weights::Checkpoint;
+use step::Step;
+
+/// A loaded model's forward pass.
+pub trait Forward: Send + std::fmt::Debug {
+    /// The step's tokens → hidden states `[T, D]`, the last norm applied; the caches hold the step's keys and values.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor>;
+
+    /// Hidden states → logits `[S, V]` of the rows that the batch asks for.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor>;
+}
+
+/// The registry: builds the forward pass of a checkpoint.
+///
+/// # Errors
+/// A weight that is missing or does not have the configured shape.
+pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Box<dyn Forward>> {
+    let loader = Loader { config, checkpoint };
+    match config.family {
+        Family::Llama => llama::load(&loader),
+        Family::Mistral => mistral::load(&loader),
+        Family::Qwen2 => qwen2::load(&loader),
+        Family::Qwen3 => qwen3::load(&loader),
+        Family::Phi => phi::load(&loader),
+        Family::Phi3 => phi3::load(&loader),
+        Family::Gemma2 => gemma2::load(&loader),
+    }
+}
+
+/// What blocks load themselves from.
+#[derive(Debug)]
+pub struct Loader<'a> {
+    /// The model's configuration.
+    pub config: &'a Config,
+    checkpoint: &'a Checkpoint,
+}
+
+impl Loader<'_> {
+    /// The weight `name` of exactly this shape.
+    fn get(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.checkpoint.get(name, shape)
+    }
+
+    /// The weight `name` of exactly this shape, or nothing where the checkpoint does not have it.
+    fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Weight>> {
+        self.checkpoint.find(name).is_some().then(|| self.get(name, shape)).transpose()
+    }
+
+    /// Loads every layer.
+    fn layers<L>(&self, load: impl Fn(&Self, usize, &str) -> Result<L>) -> Result<Vec<L>> {
+        (0..self.config.num_hidden_layers)
+            .map(|layer| load(self, layer, &format!("model.layers.{layer}")))
+            .collect()
+    }
+}
