@@ -5,12 +5,19 @@
 
 pub mod backend;
 pub mod config;
+pub mod engine;
 pub mod error;
 pub mod forward;
+pub mod generate;
 mod json;
+pub mod model;
 pub mod sample;
 pub mod tensor;
 pub mod text;
 pub mod weights;
 
+pub use engine::{FinishReason, Stats};
 pub use error::{Error, Result};
+pub use generate::{Canceller, Generation, Options, Piece, generate};
+pub use model::{LoadOptions, Model, ModelFiles, ModelInfo};
+pub use sample::SamplingOptions;

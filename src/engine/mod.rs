@@ -1,0 +1,236 @@
+//! The engine: one thread owns the backend and runs every sequence; others talk to it over channels.
+//!
+//! Requests join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
+
+pub mod runtime;
+mod scheduler;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::backend::FallbackReport;
+use crate::error::{Error, Result};
+use crate::sample::SamplingOptions;
+
+pub use runtime::Runtime;
+
+/// How the engine cuts its work into steps.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Most tokens of one sequence in one step: a longer prompt is prefilled in chunks.
+    pub prefill_chunk: usize,
+    /// Most tokens of all sequences in one step.
+    pub step_tokens: usize,
+    /// Most sequences in one step; others wait.
+    pub max_sequences: usize,
+    /// Tokens that a sequence may hold.
+    pub context: usize,
+    /// Caches of ended sequences that are kept for a prompt that begins alike (the turns of a chat).
+    pub kept_caches: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { prefill_chunk: 512, step_tokens: 1024, max_sequences: 16, context: 4096, kept_caches: 1 }
+    }
+}
+
+/// What one sequence is to do.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How the next token is chosen.
+    pub sampling: SamplingOptions,
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// Ids that end the sequence.
+    pub eos: Vec<u32>,
+    /// Set by the one who asked, to end it early.
+    pub cancel: Arc<AtomicBool>,
+    /// Where the results go.
+    pub events: Sender<Event>,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string was met.
+    Stop,
+    /// `max_tokens`, or the context, is used up.
+    Length,
+    /// The one who asked cancelled it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a sequence took.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, tokens whose keys and values were still cached.
+    pub cached_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// From the start of the first step to the first token.
+    pub prompt_time: Duration,
+    /// From the first token to the last.
+    pub generation_time: Duration,
+}
+
+impl Stats {
+    /// Tokens of the prompt computed per second.
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens - self.cached_tokens, self.prompt_time)
+    }
+
+    /// Tokens generated per second, the first one (which the prompt's time holds) not counted.
+    pub fn generation_rate(&self) -> f64 {
+        rate(self.generated_tokens.saturating_sub(1), self.generation_time)
+    }
+}
+
+fn rate(count: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+}
+
+/// What the engine reports of a sequence.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A token was chosen.
+    Token {
+        /// Its id.
+        token: u32,
+        /// Its log-probability under the model.
+        logprob: f32,
+    },
+    /// The sequence ended.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What it took.
+        stats: Stats,
+    },
+    /// The sequence ended with an error.
+    Failed(Error),
+}
+
+/// What the engine is asked.
+pub(crate) enum Command {
+    /// A sequence to run.
+    Run(Request),
+    /// Something to do with the runtime between steps.
+    With(Box<dyn FnOnce(&Runtime) + Send>),
+}
+
+/// A running engine; clones talk to the same one, and the last one dropped ends it.
+#[derive(Clone)]
+pub struct Engine {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+/// What is known of an engine from outside its thread.
+struct Shared {
+    backend: String,
+    report: Arc<FallbackReport>,
+    thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.lock().take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Engine {
+    /// Starts the engine's thread and builds the runtime there: a backend's streams belong to the thread that made them.
+    ///
+    /// # Errors
+    /// Those of `build`, and a thread that cannot be started.
+    pub fn start(
+        options: EngineOptions,
+        build: impl FnOnce() -> Result<Runtime> + Send + 'static,
+    ) -> Result<Self> {
+        let (commands, inbox) = channel();
+        let (ready, started) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("backstop-engine".into())
+            .spawn(move || match build() {
+                Ok(runtime) => {
+                    let backend = runtime.dispatch().describe();
+                    let report = Arc::clone(runtime.dispatch().report());
+                    if ready.send(Ok((backend, report))).is_ok() {
+                        worker::Worker::new(runtime, options, inbox, stopped).run();
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .map_err(|error| Error::Engine(format!("its thread cannot be started: {error}")))?;
+        let (backend, report) =
+            started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;
+        let shared = Shared { backend, report, thread: parking_lot::Mutex::new(Some(thread)), stop };
+        Ok(Self { commands, shared: Arc::new(shared) })
+    }
+
+    /// The backend in words.
+    pub fn backend(&self) -> &str {
+        &self.shared.backend
+    }
+
+    /// Fallbacks and replays so far.
+    pub fn report(&self) -> &FallbackReport {
+        &self.shared.report
+    }
+
+    /// Queues a sequence.
+    pub(crate) fn submit(&self, request: Request) -> Result<()> {
+        self.send(Command::Run(request))
+    }
+
+    /// Runs `work` on the engine's thread between two steps, and returns what it returns.
+    ///
+    /// # Errors
+    /// Where the engine has ended, or `work` panicked.
+    pub fn with<T: Send + 'static>(&self, work: impl FnOnce(&Runtime) -> T + Send + 'static) -> Result<T> {
+        let (result, done) = channel();
+        self.send(Command::With(Box::new(move |runtime| {
+            let _ = result.send(work(runtime));
+        })))?;
+        receive(&done)
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| Error::Engine("it has ended".into()))
+    }
+}
+
+/// Waits for an answer of the engine.
+pub(crate) fn receive<T>(answers: &Receiver<T>) -> Result<T> {
+    answers.recv().map_err(|_| Error::Engine("it ended without an answer".into()))
+}

@@ -1,0 +1,198 @@
+//! A loaded model on its backend, one step at a time: build, evaluate once, read the logits, replay on the CPU where an
+//! evaluation fails.
+
+use std::sync::Arc;
+
+use crate::backend::LlmBackendDispatch;
+use crate::backend::batch::{Batch, Tokens};
+use crate::backend::kv::{KvLayer, KvShape, SequenceKv};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::forward::Forward;
+use crate::forward::step::{SequenceState, Step, Tap};
+use crate::tensor::{DType, HostTensor, Tensor};
+
+/// Tokens of a chunk when a sequence is computed anew on the CPU.
+const REPLAY_CHUNK: usize = 512;
+
+/// A model's forward pass, the dispatch that runs it, and what its caches look like.
+pub struct Runtime {
+    config: Arc<Config>,
+    forward: Box<dyn Forward>,
+    dispatch: LlmBackendDispatch,
+    kv_shapes: Vec<KvShape>,
+}
+
+/// A step whose logits may still be lazy.
+#[derive(Debug)]
+pub struct Launched {
+    /// `[S, V]`, or nothing where the batch asked for none.
+    logits: Option<Tensor>,
+}
+
+impl Launched {
+    /// The logits `[S, V]`, possibly lazy.
+    pub fn logits(&self) -> Option<&Tensor> {
+        self.logits.as_ref()
+    }
+}
+
+impl Runtime {
+    /// A runtime that keeps K and V in `kv_dtype`.
+    pub fn new(
+        config: Arc<Config>,
+        forward: Box<dyn Forward>,
+        dispatch: LlmBackendDispatch,
+        kv_dtype: DType,
+    ) -> Self {
+        let shape = KvShape { heads: config.num_key_value_heads, head_dim: config.head_dim, dtype: kv_dtype };
+        let kv_shapes = vec![shape; config.num_hidden_layers];
+        Self { config, forward, dispatch, kv_shapes }
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where ops run.
+    pub fn dispatch(&self) -> &LlmBackendDispatch {
+        &self.dispatch
+    }
+
+    /// A sequence with nothing cached, whose prompt will have `prompt_len` tokens.
+    pub fn sequence(&self, prompt_len: usize) -> SequenceState {
+        SequenceState {
+            kv: SequenceKv::new(&self.kv_shapes),
+            frequencies: Arc::new(self.config.rope.frequencies(prompt_len)),
+            history: Vec::new(),
+        }
+    }
+
+    /// Runs one step and returns its logits `[S, V]` in the order of `batch.outputs`.
+    ///
+    /// # Errors
+    /// Those of the ops; a failed evaluation only under [`crate::backend::Policy::Deny`]. The sequences then hold what
+    /// they held before.
+    pub fn step(&self, batch: &Batch, sequences: &mut [SequenceState]) -> Result<HostTensor> {
+        let launched = self.launch(batch, sequences, true);
+        let result = launched.and_then(|launched| self.read(&launched));
+        match result {
+            Ok(logits) => {
+                self.commit(batch, sequences);
+                Ok(logits)
+            }
+            Err(error) => self.recover(batch, sequences, error),
+        }
+    }
+
+    /// Builds a step and starts its evaluation; with `wait`, evaluates it. Its keys and values count as cached from
+    /// here on, its tokens as history only once [`Self::commit`] says so.
+    ///
+    /// # Errors
+    /// As [`Self::step`], without the replay.
+    pub fn launch(&self, batch: &Batch, sequences: &mut [SequenceState], wait: bool) -> Result<Launched> {
+        let launched = self.build(batch, sequences, None)?;
+        let caches: Vec<&KvLayer> = match launched.logits {
+            // The logits depend on every layer's cache.
+            Some(_) => Vec::new(),
+            None => batch.runs.iter().flat_map(|run| &sequences[run.sequence].kv.layers).collect(),
+        };
+        let results: Vec<&Tensor> = launched.logits.iter().collect();
+        if wait {
+            self.dispatch.evaluate(&results, &caches)?;
+        } else {
+            self.dispatch.evaluate_async(&results, &caches)?;
+        }
+        Ok(launched)
+    }
+
+    /// Builds a step without evaluating it: the cost of a graph, where the backend is lazy.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn build<'a>(
+        &'a self,
+        batch: &'a Batch,
+        sequences: &'a mut [SequenceState],
+        tap: Option<Tap<'a>>,
+    ) -> Result<Launched> {
+        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config.rope)?;
+        if let Some(tap) = tap {
+            step = step.with_tap(tap);
+        }
+        let hidden = self.forward.hidden(&mut step)?;
+        let logits = match batch.outputs.is_empty() {
+            true => None,
+            false => Some(self.forward.logits(&step, &hidden)?),
+        };
+        Ok(Launched { logits })
+    }
+
+    /// The logits of a step in host memory, `[S, V]`.
+    ///
+    /// # Errors
+    /// A failed evaluation.
+    pub fn read(&self, launched: &Launched) -> Result<HostTensor> {
+        match &launched.logits {
+            Some(logits) => self.dispatch.to_host(logits),
+            None => Ok(HostTensor::from_vec(&[0, self.config.vocab_size], Vec::new())),
+        }
+    }
+
+    /// Records the tokens of a step that succeeded.
+    pub fn commit(&self, batch: &Batch, sequences: &mut [SequenceState]) {
+        let Tokens::Known(ids) = &batch.tokens else { return };
+        for run in &batch.runs {
+            let history = &mut sequences[run.sequence].history;
+            history.truncate(run.start);
+            history.extend_from_slice(&ids[run.rows()]);
+        }
+    }
+
+    /// After a step failed: its sequences as they were, and the step replayed on the CPU where `error` allows it.
+    ///
+    /// MLX writes its caches in place and a failed evaluation may leave them without data, so that the state before
+    /// the step is computed anew from the tokens.
+    ///
+    /// # Errors
+    /// `error` itself where it is not to be replayed, else those of the CPU.
+    pub fn recover(
+        &self,
+        batch: &Batch,
+        sequences: &mut [SequenceState],
+        error: Error,
+    ) -> Result<HostTensor> {
+        let evaluation_failed = matches!(error, Error::Op { op: crate::backend::EVAL, .. });
+        for run in &batch.runs {
+            let state = &mut sequences[run.sequence];
+            if evaluation_failed {
+                state.kv = SequenceKv::new(&self.kv_shapes);
+            } else {
+                state.kv.truncate(run.start);
+            }
+        }
+        if !self.dispatch.may_replay(&error) {
+            if evaluation_failed {
+                batch.runs.iter().for_each(|run| sequences[run.sequence].history.clear());
+            }
+            return Err(error);
+        }
+        self.dispatch.replay(&error, || {
+            for run in &batch.runs {
+                let state = &mut sequences[run.sequence];
+                let history = std::mem::take(&mut state.history);
+                for (i, chunk) in history[..run.start].chunks(REPLAY_CHUNK).enumerate() {
+                    let mut chunk = Batch::of(&[(i * REPLAY_CHUNK, chunk)]);
+                    chunk.outputs.clear();
+                    self.build(&chunk, std::slice::from_mut(state), None)?;
+                }
+                state.history = history;
+            }
+            let launched = self.build(batch, sequences, None)?;
+            let logits = self.read(&launched)?;
+            self.commit(batch, sequences);
+            Ok(logits)
+        })
+    }
+}

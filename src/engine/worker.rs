@@ -1,0 +1,418 @@
+//! The engine's thread: takes requests, plans steps, runs them, samples, reports.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use super::runtime::{Launched, Runtime};
+use super::scheduler::{Waiting, plan};
+use super::{Command, EngineOptions, Event, FinishReason, Request, Stats};
+use crate::backend::batch::{Batch, Run, Tokens};
+use crate::error::{Error, Result};
+use crate::forward::step::SequenceState;
+use crate::sample::Sampler;
+use crate::tensor::HostTensor;
+
+/// How often an idle engine looks whether it is to end.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// One sequence in flight; its caches are at the same index of the worker's states.
+struct Sequence {
+    request: Request,
+    sampler: Sampler,
+    /// Whether the next token is the largest logit, whatever came before.
+    greedy: bool,
+    /// The prompt and what was generated.
+    tokens: Vec<u32>,
+    /// Tokens whose keys and values are cached.
+    cached: usize,
+    stats: Stats,
+    started: Instant,
+    first_token: Option<Instant>,
+    ended: bool,
+}
+
+impl Sequence {
+    fn send(&self, event: Event) {
+        // Whoever asked may have gone; the sequence then ends as cancelled.
+        if self.request.events.send(event).is_err() {
+            self.request.cancel.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        if let Some(first) = self.first_token {
+            self.stats.generation_time = first.elapsed();
+        }
+        self.ended = true;
+        self.send(Event::Finished { reason, stats: self.stats });
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.ended = true;
+        self.send(Event::Failed(error));
+    }
+
+    /// Takes the chosen token.
+    fn accept(&mut self, token: u32, logprob: f32, context: usize) {
+        let now = Instant::now();
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+            self.stats.prompt_time = now - self.started;
+        }
+        self.stats.generated_tokens += 1;
+        self.tokens.push(token);
+        self.send(Event::Token { token, logprob });
+        if self.request.eos.contains(&token) {
+            self.finish(FinishReason::Stop);
+        } else if self.stats.generated_tokens >= self.request.max_tokens || self.tokens.len() >= context {
+            self.finish(FinishReason::Length);
+        }
+    }
+}
+
+/// A step whose evaluation has begun.
+struct InFlight {
+    batch: Batch,
+    /// The sequence of each row of logits.
+    rows: Vec<usize>,
+    launched: Launched,
+}
+
+/// A decode step that was started before its tokens were known, on the guess that each is the greedy choice.
+struct Ahead {
+    batch: Batch,
+    launched: Launched,
+}
+
+pub(super) struct Worker {
+    runtime: Runtime,
+    options: EngineOptions,
+    inbox: Receiver<Command>,
+    stop: Arc<AtomicBool>,
+    queue: VecDeque<Request>,
+    sequences: Vec<Sequence>,
+    states: Vec<SequenceState>,
+    /// Caches of ended sequences, the oldest first.
+    kept: VecDeque<SequenceState>,
+    /// The next step, where it was started ahead.
+    started: Option<InFlight>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        runtime: Runtime,
+        options: EngineOptions,
+        inbox: Receiver<Command>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            runtime,
+            options,
+            inbox,
+            stop,
+            queue: VecDeque::new(),
+            sequences: Vec::new(),
+            states: Vec::new(),
+            kept: VecDeque::new(),
+            started: None,
+        }
+    }
+
+    /// Runs until every engine handle is gone.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.admit();
+            self.cancel();
+            if !self.sequences.is_empty() {
+                self.guarded_step();
+            }
+            self.retire();
+        }
+    }
+
+    /// Takes what was asked; waits where there is nothing to do. False once the engine is to end.
+    fn receive(&mut self) -> bool {
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            let idle = self.sequences.is_empty() && self.queue.is_empty();
+            let command = if idle {
+                match self.inbox.recv_timeout(IDLE) {
+                    Ok(command) => command,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                }
+            } else {
+                match self.inbox.try_recv() {
+                    Ok(command) => command,
+                    Err(TryRecvError::Empty) => return true,
+                    // Nobody can be listening for what is still in flight.
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            };
+            match command {
+                Command::Run(request) => self.queue.push_back(request),
+                Command::With(work) => {
+                    // A panic drops the answer's channel, which the one who asked sees as an error.
+                    let _ = catch_unwind(AssertUnwindSafe(|| work(&self.runtime)));
+                }
+            }
+        }
+    }
+
+    /// Starts queued sequences while there is room.
+    fn admit(&mut self) {
+        while self.sequences.len() < self.options.max_sequences.max(1) {
+            let Some(request) = self.queue.pop_front() else { return };
+            if request.cancel.load(Ordering::Relaxed) {
+                let _ = request
+                    .events
+                    .send(Event::Finished { reason: FinishReason::Cancelled, stats: Stats::default() });
+                continue;
+            }
+            if request.prompt.is_empty() || request.prompt.len() >= self.options.context {
+                let _ = request.events.send(Event::Failed(Error::ContextFull {
+                    prompt: request.prompt.len(),
+                    context: self.options.context,
+                    trained: self.runtime.config().max_context(),
+                }));
+                continue;
+            }
+            let vocab = self.runtime.config().vocab_size;
+            let sampler = match Sampler::new(request.sampling.clone(), vocab) {
+                Ok(sampler) => sampler,
+                Err(error) => {
+                    let _ = request.events.send(Event::Failed(error));
+                    continue;
+                }
+            };
+            let state = self.reuse(&request.prompt);
+            let cached = state.history.len();
+            let stats =
+                Stats { prompt_tokens: request.prompt.len(), cached_tokens: cached, ..Stats::default() };
+            self.states.push(state);
+            self.sequences.push(Sequence {
+                tokens: request.prompt.clone(),
+                greedy: request.sampling.is_plainly_greedy(),
+                sampler,
+                cached,
+                stats,
+                started: Instant::now(),
+                first_token: None,
+                ended: false,
+                request,
+            });
+        }
+    }
+
+    /// The kept cache that shares the longest beginning with `prompt`, cut to it, or an empty one. At least one token
+    /// is left to compute, since its logits are wanted.
+    fn reuse(&mut self, prompt: &[u32]) -> SequenceState {
+        let fresh = self.runtime.sequence(prompt.len());
+        let common = |state: &SequenceState| {
+            if *state.frequencies != *fresh.frequencies {
+                return 0;
+            }
+            let common = state.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+            common.min(prompt.len() - 1)
+        };
+        let best = (0..self.kept.len()).max_by_key(|&i| common(&self.kept[i]));
+        match best.map(|i| (i, common(&self.kept[i]))) {
+            Some((i, len)) if len > 0 => {
+                let mut state = self.kept.remove(i).unwrap_or(fresh);
+                state.kv.truncate(len);
+                state.history.truncate(len);
+                state
+            }
+            _ => fresh,
+        }
+    }
+
+    fn cancel(&mut self) {
+        for sequence in &mut self.sequences {
+            if sequence.request.cancel.load(Ordering::Relaxed) {
+                sequence.finish(FinishReason::Cancelled);
+            }
+        }
+        self.retire();
+    }
+
+    /// Takes ended sequences out; keeps a few of their caches.
+    fn retire(&mut self) {
+        if self.sequences.iter().any(|s| s.ended)
+            && let Some(started) = self.started.take()
+        {
+            self.forget(&started.batch.runs);
+        }
+        for i in (0..self.sequences.len()).rev() {
+            if !self.sequences[i].ended {
+                continue;
+            }
+            self.sequences.swap_remove(i);
+            let mut state = self.states.swap_remove(i);
+            state.kv.truncate(state.history.len());
+            if self.options.kept_caches > 0 && !state.history.is_empty() {
+                if self.kept.len() == self.options.kept_caches {
+                    self.kept.pop_front();
+                }
+                self.kept.push_back(state);
+            }
+        }
+    }
+
+    /// A step whose panic ends the sequences that it ran, and nothing else.
+    fn guarded_step(&mut self) {
+        let result = catch_unwind(AssertUnwindSafe(|| self.step()));
+        if let Err(panic) = result {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(|s| (*s).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "no message".to_owned());
+            tracing::error!(what, "a step panicked");
+            self.started = None;
+            for (sequence, state) in self.sequences.iter_mut().zip(&mut self.states) {
+                state.history.clear();
+                sequence.fail(Error::Engine(format!("a step panicked: {what}")));
+            }
+        }
+    }
+
+    /// One step: the one that was started ahead, or the one that the scheduler plans. While it runs, the next decode step
+    /// is built on the greedy choice of this one, where every sequence chooses greedily.
+    fn step(&mut self) {
+        let current = match self.started.take() {
+            Some(started) => started,
+            None => {
+                let (batch, rows) = self.planned();
+                match self.runtime.launch(&batch, &mut self.states, false) {
+                    Ok(launched) => InFlight { batch, rows, launched },
+                    Err(error) => {
+                        let logits = self.runtime.recover(&batch, &mut self.states, error);
+                        return self.take(&batch, &rows, logits);
+                    }
+                }
+            }
+        };
+        let ahead = self.start_ahead(&current);
+        let InFlight { batch, rows, launched } = current;
+        let result = self.runtime.read(&launched);
+        let failed = result.is_err();
+        let logits = match result {
+            Ok(logits) => {
+                self.runtime.commit(&batch, &mut self.states);
+                Ok(logits)
+            }
+            Err(error) => self.runtime.recover(&batch, &mut self.states, error),
+        };
+        self.take(&batch, &rows, logits);
+        let Some(ahead) = ahead else { return };
+        if !failed {
+            self.started = self.confirm(ahead);
+        }
+    }
+
+    /// The next step by the scheduler: its batch, and the sequence of each row of logits.
+    fn planned(&self) -> (Batch, Vec<usize>) {
+        let waiting: Vec<Waiting> = (self.sequences.iter().enumerate())
+            .map(|(sequence, s)| Waiting { sequence, tokens: s.tokens.len() - s.cached })
+            .collect();
+        let (mut tokens, mut runs, mut outputs, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for Waiting { sequence, tokens: len } in plan(&self.options, &waiting) {
+            let start = self.sequences[sequence].cached;
+            runs.push(Run { sequence, row: tokens.len(), len, start });
+            tokens.extend_from_slice(&self.sequences[sequence].tokens[start..start + len]);
+            if len == waiting[sequence].tokens {
+                outputs.push(tokens.len() - 1);
+                rows.push(sequence);
+            }
+        }
+        (Batch { tokens: Tokens::Known(tokens), runs, outputs }, rows)
+    }
+
+    /// Starts the step after `current` before its tokens are known: where every sequence decodes greedily, has room for
+    /// another token, and the backend can choose it by itself.
+    fn start_ahead(&mut self, current: &InFlight) -> Option<Ahead> {
+        let whole = self.queue.is_empty() && current.rows.len() == self.sequences.len();
+        let eligible = self.sequences.iter().all(|s| {
+            s.greedy
+                && s.stats.generated_tokens + 1 < s.request.max_tokens
+                && s.tokens.len() + 1 < self.options.context
+        });
+        let ready = (current.rows.iter().zip(&current.batch.runs)).all(|(&row, run)| row == run.sequence);
+        if !whole || !eligible || !ready {
+            return None;
+        }
+        let guess = self.runtime.dispatch().greedy_tokens(current.launched.logits()?)?;
+        let runs: Vec<Run> = (current.batch.runs.iter().enumerate())
+            .map(|(row, run)| Run { sequence: run.sequence, row, len: 1, start: run.end() })
+            .collect();
+        let batch = Batch { tokens: Tokens::Pending(guess), outputs: (0..runs.len()).collect(), runs };
+        match self.runtime.launch(&batch, &mut self.states, false) {
+            Ok(launched) => Some(Ahead { batch, launched }),
+            Err(_) => {
+                // It is tried again as a planned step, which reports what is wrong.
+                self.forget(&batch.runs);
+                None
+            }
+        }
+    }
+
+    /// The step that was started ahead, now that its tokens are known; nothing where a guess was wrong or a sequence
+    /// ended, and the step is then as if it had not been.
+    fn confirm(&mut self, ahead: Ahead) -> Option<InFlight> {
+        let Tokens::Pending(guess) = &ahead.batch.tokens else { return None };
+        let guessed = self.runtime.dispatch().to_host(guess);
+        let runs = ahead.batch.runs;
+        let ids: Vec<u32> =
+            (runs.iter()).filter_map(|run| self.sequences[run.sequence].tokens.last().copied()).collect();
+        let right =
+            guessed.is_ok_and(|guess| guess.data().iter().map(|&id| id as u32).eq(ids.iter().copied()));
+        if !right || runs.iter().any(|run| self.sequences[run.sequence].ended) {
+            self.forget(&runs);
+            return None;
+        }
+        let rows = runs.iter().map(|run| run.sequence).collect();
+        let batch = Batch { tokens: Tokens::Known(ids), outputs: ahead.batch.outputs, runs };
+        Some(InFlight { batch, rows, launched: ahead.launched })
+    }
+
+    /// Takes what `runs` wrote out of the caches.
+    fn forget(&mut self, runs: &[Run]) {
+        for run in runs {
+            self.states[run.sequence].kv.truncate(run.start);
+        }
+    }
+
+    /// Takes the logits of a step: samples a token for each sequence that has a row.
+    fn take(&mut self, batch: &Batch, rows: &[usize], logits: Result<HostTensor>) {
+        let logits = match logits {
+            Ok(logits) => logits,
+            Err(error) => {
+                let what = error.to_string();
+                let mut first = Some(error);
+                for run in &batch.runs {
+                    let error = first.take().unwrap_or_else(|| Error::Engine(what.clone()));
+                    self.sequences[run.sequence].fail(error);
+                }
+                return;
+            }
+        };
+        for run in &batch.runs {
+            self.sequences[run.sequence].cached = run.end();
+        }
+        for (row, &sequence) in rows.iter().enumerate() {
+            let sequence = &mut self.sequences[sequence];
+            let position = sequence.tokens.len() as u64;
+            match sequence.sampler.sample(logits.row(row), &sequence.tokens, 0, position) {
+                Ok(sampled) => sequence.accept(sampled.token, sampled.logprob, self.options.context),
+                Err(error) => sequence.fail(error),
+            }
+        }
+    }
+}

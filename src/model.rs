@@ -1,0 +1,367 @@
+//! A model: a directory or the built-in one → configuration, weights, tokenizer, chat template, and an engine that runs
+//! it on the backend that fits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::backend::cpu::{CpuBackend, Isa};
+use crate::backend::kv::KvShape;
+use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
+use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
+use crate::config::{Config, GenerationConfig};
+use crate::engine::{Engine, EngineOptions, Runtime};
+use crate::error::{Error, Result};
+use crate::forward;
+use crate::tensor::DType;
+use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use crate::weights::Checkpoint;
+
+/// How a model is loaded.
+#[derive(Debug, Default)]
+pub struct LoadOptions {
+    /// Which backend runs it.
+    pub backend: BackendRequest,
+    /// Threads of the CPU kernels; one per core where absent.
+    pub threads: Option<usize>,
+    /// Tokens that a sequence may hold; what the model was trained for, at most 4,096, where absent.
+    pub context: Option<usize>,
+    /// The type that K and V are kept in; that of the weights where absent.
+    pub kv_dtype: Option<DType>,
+    /// What happens when MLX cannot do an op.
+    pub policy: Policy,
+    /// Most tokens of one sequence in one step; the engine's default where absent.
+    pub prefill_chunk: Option<usize>,
+    /// The instruction set of the CPU kernels; the best one where absent.
+    pub isa: Option<Isa>,
+    /// Faults to inject: nothing outside tests.
+    pub faults: Faults,
+}
+
+/// The default context, where the model's own is longer: its KV cache is paid for only as it fills.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// What there is of a model before it is loaded: headers and small files, no weight is read.
+#[derive(Debug)]
+pub struct ModelFiles {
+    /// The directory, or the name of the built-in model.
+    pub path: PathBuf,
+    /// `config.json`.
+    pub config: Config,
+    /// `generation_config.json`.
+    pub generation: GenerationConfig,
+    /// The weights' names, types and shapes.
+    pub checkpoint: Checkpoint,
+}
+
+impl ModelFiles {
+    /// Opens the directory `path`, reading headers alone.
+    ///
+    /// # Errors
+    /// A file that is missing, malformed or hostile, and a model that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            let what = if path.exists() { "is a file" } else { "does not exist" };
+            return Err(Error::format(path, format!("{what}; expected a directory with config.json")));
+        }
+        let config = Config::load(&path.join("config.json"))?;
+        let generation = GenerationConfig::load(&path.join("generation_config.json"))?;
+        let checkpoint = Checkpoint::open(path)?;
+        config.check_weights(&checkpoint)?;
+        Ok(Self { path: path.to_owned(), config, generation, checkpoint })
+    }
+
+    /// The built-in model, which is part of the binary.
+    ///
+    /// # Errors
+    /// None in a build that passed its tests.
+    pub fn builtin() -> Result<Self> {
+        let path = PathBuf::from(builtin::NAME);
+        let config = Config::parse(&path.join("config.json"), builtin::CONFIG)?;
+        let generation = GenerationConfig::parse(&path.join("generation_config.json"), builtin::GENERATION)?;
+        let checkpoint = Checkpoint::from_static(builtin::NAME, builtin::WEIGHTS)?;
+        config.check_weights(&checkpoint)?;
+        Ok(Self { path, config, generation, checkpoint })
+    }
+
+    /// Whether this is the built-in model.
+    pub fn is_builtin(&self) -> bool {
+        self.path == Path::new(builtin::NAME)
+    }
+
+    /// The model's name: its directory's.
+    pub fn name(&self) -> String {
+        let canonical = self.path.canonicalize();
+        let path = canonical.as_deref().unwrap_or(&self.path);
+        path.file_name()
+            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The type of the largest part of the weights, which activations on MLX and the KV cache take.
+    pub fn dtype(&self) -> DType {
+        let mut bytes = [(DType::F32, 0), (DType::F16, 0), (DType::BF16, 0)];
+        for tensor in self.checkpoint.tensors() {
+            for (dtype, sum) in &mut bytes {
+                if tensor.dtype() == Some(*dtype) {
+                    *sum += tensor.bytes();
+                }
+            }
+        }
+        bytes.iter().max_by_key(|(_, bytes)| *bytes).map_or(DType::F32, |(dtype, _)| *dtype)
+    }
+
+    /// The tokenizer; none where the directory has none, and the model is then run from token ids alone.
+    ///
+    /// # Errors
+    /// A file that is malformed or hostile.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let path = self.path.join("tokenizer.json");
+        let rows = self.config.vocab_size;
+        if self.is_builtin() {
+            return Tokenizer::from_bytes(&path, builtin::TOKENIZER, rows).map(Some);
+        }
+        path.symlink_metadata().is_ok().then(|| Tokenizer::load(&path, rows)).transpose()
+    }
+
+    /// The chat template, where the model has one.
+    ///
+    /// # Errors
+    /// A template that does not parse.
+    pub fn template(&self, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>> {
+        if self.is_builtin() {
+            return Ok(None);
+        }
+        let mut template = ChatTemplate::load(&self.path)?;
+        if let (Some(template), Some(tokenizer)) = (&mut template, tokenizer) {
+            // What a user types stays text, even where it looks like one of these.
+            template.protect(tokenizer.special_texts());
+        }
+        Ok(template)
+    }
+
+    /// Tokens that a sequence may hold where nothing was asked for.
+    pub fn default_context(&self) -> usize {
+        self.config.max_context().min(DEFAULT_CONTEXT)
+    }
+
+    /// Bytes that K and V of one token take in all layers.
+    pub fn kv_token_bytes(&self, dtype: DType) -> u64 {
+        let Config { num_key_value_heads: heads, head_dim, num_hidden_layers: layers, .. } = self.config;
+        (KvShape { heads, head_dim, dtype }.token_bytes() * layers) as u64
+    }
+
+    /// Bytes that running the model takes with a context of `context` tokens.
+    pub fn memory_need(&self, context: usize, kv_dtype: DType) -> MemoryNeed {
+        let config = &self.config;
+        let rows = EngineOptions::default().step_tokens.min(context.max(1)) as u64;
+        // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
+        let width = 4 * config.hidden_size
+            + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+            + 3 * config.intermediate_size;
+        MemoryNeed {
+            weights: self.checkpoint.total_bytes(),
+            kv: self.kv_token_bytes(kv_dtype).saturating_mul(context as u64),
+            activations: 4 * (rows * width as u64 + 2 * config.vocab_size as u64),
+        }
+    }
+}
+
+/// What a loaded model is: what the summary and `inspect` show.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// The model's name.
+    pub name: String,
+    /// Its configuration.
+    pub config: Arc<Config>,
+    /// Its defaults of generation.
+    pub generation: GenerationConfig,
+    /// The type of its weights.
+    pub dtype: DType,
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// The backend taken, and why.
+    pub selection: Selection,
+    /// Tokens that a sequence may hold.
+    pub context: usize,
+}
+
+/// A loaded model. Clones share it; the last one dropped frees it.
+#[derive(Clone)]
+pub struct Model {
+    info: Arc<ModelInfo>,
+    tokenizer: Option<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+    pub(crate) engine: Engine,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({} on {})", self.info.name, self.engine.backend())
+    }
+}
+
+impl Model {
+    /// Loads the directory `path` onto the backend that fits.
+    ///
+    /// # Errors
+    /// A file that is missing, malformed or hostile, and a model that is not supported.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with(ModelFiles::open(path.as_ref())?, LoadOptions::default())
+    }
+
+    /// The built-in model.
+    ///
+    /// # Errors
+    /// None in a build that passed its tests.
+    ///
+    /// ```
+    /// let model = backstop::Model::builtin()?;
+    /// assert_eq!(model.info().config.family.model_type(), "llama");
+    /// # Ok::<(), backstop::Error>(())
+    /// ```
+    pub fn builtin() -> Result<Self> {
+        Self::load_with(ModelFiles::builtin()?, LoadOptions::default())
+    }
+
+    /// Loads what was opened, as asked.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and a backend that cannot be had.
+    pub fn load_with(files: ModelFiles, options: LoadOptions) -> Result<Self> {
+        let dtype = files.dtype();
+        let kv_dtype = options.kv_dtype.unwrap_or(dtype);
+        let context = options.context.unwrap_or_else(|| files.default_context());
+        let trained = files.config.max_context();
+        if context == 0 || context > trained {
+            return Err(Error::Option {
+                option: "ctx",
+                got: context.to_string(),
+                expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
+            });
+        }
+        let selection = select::select(options.backend, &files.memory_need(context, kv_dtype))?;
+        let tokenizer = files.tokenizer()?;
+        let template = files.template(tokenizer.as_ref())?.map(Arc::new);
+        let config = Arc::new(files.config.clone());
+        let info = ModelInfo {
+            name: files.name(),
+            config: Arc::clone(&config),
+            generation: files.generation.clone(),
+            dtype,
+            weight_bytes: files.checkpoint.total_bytes(),
+            selection: selection.clone(),
+            context,
+        };
+        let engine_options = EngineOptions {
+            context,
+            prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
+            ..EngineOptions::default()
+        };
+        let engine = Engine::start(engine_options, move || {
+            let forward = forward::load(&config, &files.checkpoint)?;
+            files.checkpoint.advise_willneed();
+            let dispatch = dispatch(selection.kind, dtype, &options.threads, options.isa, {
+                Routing::new(options.policy, options.faults)
+            })?;
+            Ok(Runtime::new(config, forward, dispatch, kv_dtype))
+        })?;
+        Ok(Self { info: Arc::new(info), tokenizer, template, engine })
+    }
+
+    /// What this model is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// A directory without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Tokenizer(format!(
+                "{} has no tokenizer.json: it runs from token ids alone",
+                self.info.name
+            ))
+        })
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Whether it has a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Token ids of a conversation by the model's chat template, the assistant's turn begun. Special tokens that are
+    /// written in a message stay text.
+    ///
+    /// # Errors
+    /// A model without a template, and a template that fails or is stopped at a limit.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let Some(template) = &self.template else {
+            return Err(Error::Template(format!("{} has none: give it plain text (--raw)", self.info.name)));
+        };
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        self.tokenizer()?.encode_rendered(&template.render(messages, &options)?)
+    }
+
+    /// The logits after each token of `tokens`, in one pass: a row of vocabulary size per token.
+    ///
+    /// # Errors
+    /// No token, more than the context holds, an id outside the vocabulary, and what the backend reports.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        use crate::backend::batch::Batch;
+        let vocab = self.info.config.vocab_size;
+        if tokens.is_empty() || tokens.len() > self.info.context {
+            return Err(Error::ContextFull {
+                prompt: tokens.len(),
+                context: self.info.context,
+                trained: self.info.config.max_context(),
+            });
+        }
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::Prompt(format!("token id {id} is outside the vocabulary of {vocab}")));
+        }
+        let tokens = tokens.to_vec();
+        self.engine.with(move |runtime| {
+            let mut batch = Batch::of(&[(0, &tokens)]);
+            batch.outputs = (0..tokens.len()).collect();
+            let mut sequence = runtime.sequence(tokens.len());
+            let logits = runtime.step(&batch, std::slice::from_mut(&mut sequence))?;
+            Ok((0..tokens.len()).map(|row| logits.row(row).to_vec()).collect())
+        })?
+    }
+}
+
+/// The dispatch of a backend that was selected; on the thread that will run it.
+fn dispatch(
+    kind: LlmBackendKind,
+    dtype: DType,
+    threads: &Option<usize>,
+    isa: Option<Isa>,
+    routing: Routing,
+) -> Result<LlmBackendDispatch> {
+    let cpu = CpuBackend::new(*threads, isa);
+    match kind {
+        LlmBackendKind::Cpu => Ok(LlmBackendDispatch::cpu(cpu, routing)),
+        #[cfg(has_mlx)]
+        LlmBackendKind::Mlx => LlmBackendDispatch::mlx(dtype, cpu, routing),
+        #[cfg(not(has_mlx))]
+        LlmBackendKind::Mlx => {
+            let _ = dtype;
+            Err(Error::Backend { backend: "mlx", reason: "this build has no MLX".into() })
+        }
+    }
+}
+
+/// The built-in model's files, as `tools/builtin/train.py` made them.
+mod builtin {
+    pub const NAME: &str = "stories (built in)";
+    pub const CONFIG: &[u8] = include_bytes!("../assets/stories/config.json");
+    pub const GENERATION: &[u8] = include_bytes!("../assets/stories/generation_config.json");
+    pub const TOKENIZER: &[u8] = include_bytes!("../assets/stories/tokenizer.json");
+    pub const WEIGHTS: &[u8] = include_bytes!("../assets/stories/model.safetensors");
+}
