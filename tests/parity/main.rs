@@ -1,0 +1,7 @@
+//! Parity: MLX against the CPU against implementations that are not ours. Every test runs under `Policy::Deny`: with
+//! fallbacks allowed, it would compare the CPU with itself.
+
+mod harness;
+mod models;
+mod ops;
+mod tolerance;

@@ -1,0 +1,109 @@
+//! Each family and rope scaling as a tiny random model whose logits transformers computed.
+
+use std::path::{Path, PathBuf};
+
+use backstop::backend::LlmBackendKind;
+use backstop::backend::batch::Batch;
+use backstop::config::Family;
+use backstop::tensor::DType;
+use backstop::{LoadOptions, Options};
+
+use crate::harness::{Expected, backends, close, load, options, root};
+use crate::tolerance;
+
+/// Every fixture directory.
+fn fixtures() -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(root().join("tests/fixtures/models"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("config.json").is_file())
+        .collect();
+    all.sort();
+    assert!(all.len() >= 30, "only {} fixtures", all.len());
+    all
+}
+
+/// Logits of prompt and continuation: the prompt in steps of at most `chunk` tokens, then token by token from the cache.
+fn cached(path: &Path, options: LoadOptions, expected: &Expected, chunk: usize) -> Vec<Vec<f32>> {
+    let model = load(path, options);
+    let (tokens, prompt) = (expected.tokens(), expected.prompt.len());
+    model
+        .engine()
+        .with(move |runtime| {
+            let mut state = runtime.sequence(prompt);
+            let mut rows = Vec::new();
+            let mut start = 0;
+            while start < tokens.len() {
+                let end = if start < prompt { (start + chunk).min(prompt) } else { start + 1 };
+                let mut batch = Batch::of(&[(start, &tokens[start..end])]);
+                batch.outputs = (0..end - start).collect();
+                let logits = runtime.step(&batch, std::slice::from_mut(&mut state)).unwrap();
+                rows.extend((0..end - start).map(|row| logits.row(row).to_vec()));
+                start = end;
+            }
+            assert_eq!(state.kv.len(), tokens.len());
+            rows
+        })
+        .unwrap()
+}
+
+#[test]
+fn prompt_cached_decode_and_chunks_agree_with_transformers() {
+    for path in fixtures() {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let expected = Expected::load(&path);
+        for kind in backends() {
+            let dtype = load(&path, options(kind)).info().dtype;
+            for chunk in [usize::MAX, 1, 7] {
+                let got = cached(&path, options(kind), &expected, chunk);
+                let what =
+                    format!("{name} on {kind}, chunks of at most {}", chunk.min(expected.prompt.len()));
+                let (apart, rms) = close(&what, &got, &expected.logits, tolerance::logits(dtype));
+                println!("{what}: {apart:.2e} standard deviations, {rms:.2e} in the mean");
+                assert!(rms <= tolerance::logits_rms(dtype), "{what}: {rms:.2e} in the mean");
+            }
+        }
+    }
+}
+
+/// The CPU widens narrow weights and computes in `f32`: with a cache in `f32` too, it is as close to transformers on the
+/// widened weights as it is on `f32` ones.
+#[test]
+fn narrow_weights_on_the_cpu_agree_with_the_same_weights_widened() {
+    let mut compared = 0;
+    for path in fixtures() {
+        let mut expected = Expected::load(&path);
+        let Some(wide) = expected.logits_wide.take() else { continue };
+        let wider = LoadOptions { kv_dtype: Some(DType::F32), ..options(LlmBackendKind::Cpu) };
+        let gemma2 = load(&path, options(LlmBackendKind::Cpu)).info().config.family == Family::Gemma2;
+        let got = cached(&path, wider, &expected, 7);
+        let bound = if gemma2 { tolerance::GEMMA2_SCALE } else { tolerance::logits(DType::F32) };
+        let (apart, _) = close(&path.display().to_string(), &got, &wide, bound);
+        println!("{}: {apart:.2e} standard deviations", path.display());
+        compared += 1;
+    }
+    assert!(compared >= 7, "only {compared} fixtures have narrow weights");
+}
+
+#[test]
+fn greedy_tokens_equal_those_of_transformers() {
+    for path in fixtures() {
+        let expected = Expected::load(&path);
+        for kind in backends() {
+            for prefill_chunk in [None, Some(7)] {
+                let model = load(&path, LoadOptions { prefill_chunk, ..options(kind) });
+                let asked = Options {
+                    max_tokens: Some(expected.greedy.len()),
+                    ignore_eos: true,
+                    ..Options::default()
+                };
+                let mut generation = model.generate_tokens(expected.prompt.clone(), &asked).unwrap();
+                for piece in generation.by_ref() {
+                    piece.unwrap();
+                }
+                assert_eq!(generation.tokens(), expected.greedy, "{} on {kind}", path.display());
+                assert!(model.engine().report().is_clean());
+            }
+        }
+    }
+}

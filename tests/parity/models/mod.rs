@@ -1,0 +1,4 @@
+//! Whole models: every fixture against transformers' logits, on every backend, in one pass, cached and chunked.
+
+mod fixtures;
+mod stories;
