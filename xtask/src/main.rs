@@ -1,6 +1,7 @@
 //! `cargo xtask …`: the project's own chores.
 
 mod mlx;
+mod random_model;
 mod test;
 mod util;
 mod with_mlx;
@@ -13,7 +14,8 @@ const USAGE: &str = "\
 cargo xtask mlx                          make MLX usable on Linux, under target/mlx (a no-op on Apple Silicon)
 cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--features mlx` where it belongs
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
-                                         with ARGS, only the tests, as `cargo test ARGS…`";
+                                         with ARGS, only the tests, as `cargo test ARGS…`
+cargo xtask random-model SHAPE TYPE DIR  random weights of a real shape, for measuring speed and memory";
 
 fn main() -> ExitCode {
     match run() {
@@ -41,6 +43,7 @@ fn run() -> Result<()> {
         }
         "with-mlx" if !rest.is_empty() => with_mlx::exec(rest),
         "test" => test::run(rest),
+        "random-model" => random_model::run(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(())
