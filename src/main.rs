@@ -1,1 +1,13 @@
-fn main() {}
+//! The `backstop` command: parses its arguments, calls, and turns the result into an exit code.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    cli::start_logging(args.verbose);
+    cli::call(args.command).unwrap_or_else(|error| cli::report(&error))
+}

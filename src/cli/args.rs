@@ -1,0 +1,171 @@
+//! The arguments as typed: parsed, not yet resolved against the model and its defaults.
+
+use std::path::PathBuf;
+
+use backstop::backend::select::BackendRequest;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+
+/// Run language models on this machine: on MLX where it is, on CPU kernels everywhere.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted by Ctrl-C.\n\
+    RUST_LOG sets the log on stderr more finely than -v.")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log more to stderr; repeat it for debug and trace.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text from a prompt.
+    Run(RunArgs),
+    /// Hold a conversation.
+    Chat(ChatArgs),
+    /// Show what a model is and needs, without loading it.
+    Inspect(InspectArgs),
+}
+
+/// `backstop run`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The text goes to stdout as it is generated, a summary to stderr. A model with a chat template is\n\
+    given the prompt as a user's message, unless --raw. An empty prompt is the beginning-of-sequence\n\
+    token alone; a model whose tokenizer adds none refuses it."
+)]
+pub struct RunArgs {
+    /// The text to begin with; `-`, or none where stdin is not a terminal, reads it from stdin
+    /// (one line end at the end of stdin is not part of it).
+    pub prompt: Option<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Instruction that the chat template puts before the prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Continue the prompt as it is, without the model's chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// Print one JSON object at the end instead of text and summary.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `backstop chat`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Ctrl-C stops an answer; at an empty prompt, Ctrl-C or Ctrl-D ends. /help lists the commands.\n\
+    Where stdin is not a terminal, each of its lines is a turn."
+)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Instruction that the chat template puts before the conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `backstop inspect`.
+#[derive(Debug, ClapArgs)]
+pub struct InspectArgs {
+    /// The model's directory [default: the built-in story model].
+    pub model: Option<PathBuf>,
+    /// Tokens of context to look at beside the usual ones.
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub ctx: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which model, and how it runs.
+#[derive(Debug, ClapArgs)]
+pub struct ModelArgs {
+    /// The model's directory (config.json, tokenizer.json, safetensors) [default: the built-in story model].
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// What runs it: metal is MLX on Apple's GPU, mlx is MLX on its default device.
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    #[arg(value_parser = PossibleValuesParser::new(BackendRequest::NAMES).try_map(|name| name.parse::<BackendRequest>()))]
+    pub backend: BackendRequest,
+    /// Tokens that prompt and text may have together [default: the model's, at most 4096].
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub ctx: Option<usize>,
+    /// Threads of the CPU kernels [default: one per core].
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    pub threads: Option<usize>,
+    /// The instruction set of the CPU kernels [default: the best one here].
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub isa: Option<String>,
+}
+
+/// How the next token is chosen. Absent options are the model's (generation_config.json), else off.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Tokens to generate at most [default: what the context leaves].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub max_tokens: Option<usize>,
+    /// 0 takes the most likely token; larger is more varied [default: the model's, else 0].
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    pub temperature: Option<f32>,
+    /// Choose among the K most likely tokens; 0 is all.
+    #[arg(long, value_name = "K", allow_hyphen_values = true)]
+    pub top_k: Option<usize>,
+    /// Choose among the most likely tokens that together have probability P; 1 is all.
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub top_p: Option<f32>,
+    /// Choose among tokens at least P times as likely as the most likely one; 0 is all.
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub min_p: Option<f32>,
+    /// Make recent tokens less likely; 1 is off.
+    #[arg(long, value_name = "R", allow_hyphen_values = true)]
+    pub repeat_penalty: Option<f32>,
+    /// Equal seeds give equal texts [default: 0].
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub seed: Option<u64>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&n| n >= 1)
+        .ok_or_else(|| format!("expected a whole number from 1 to {}", usize::MAX))
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    /// Threads that the kernels' pool has at most.
+    const MOST: usize = 1 << 12;
+    text.parse()
+        .ok()
+        .filter(|n| (1..=MOST).contains(n))
+        .ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_prompt_may_begin_with_a_dash() {
+        let args = Args::try_parse_from(["backstop", "run", "--max-tokens", "4", "-"]).unwrap();
+        let Command::Run(run) = args.command else { panic!("run was typed") };
+        assert_eq!((run.prompt.as_deref(), run.sampling.max_tokens), (Some("-"), Some(4)));
+        assert_eq!(run.model.backend, BackendRequest::Auto);
+    }
+}

@@ -1,0 +1,286 @@
+//! `backstop inspect`: what a model is and needs, from its headers alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use backstop::ModelFiles;
+use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
+use backstop::config::{Config, GenerationConfig, RopeScaling};
+
+use serde_json::{Value, json};
+
+use super::Usage;
+use super::args::InspectArgs;
+use super::stream::print;
+use super::summary::count;
+
+pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let files = super::open(args.model.as_deref())?;
+    let facts = Facts::of(files, args.ctx)?;
+    if args.json {
+        print(&format!("{}\n", facts.json()))?;
+    } else {
+        print(&facts.table())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is known of a model without its weights.
+struct Facts {
+    files: ModelFiles,
+    /// Whether there is a chat template, or what is wrong with it.
+    template: Result<bool, String>,
+    /// The context that the choice of a backend is about.
+    context: usize,
+    selection: Selection,
+    /// Memory by context, ascending.
+    needs: Vec<(usize, MemoryNeed)>,
+}
+
+/// Tensors and bytes of one type.
+#[derive(Default)]
+struct Share {
+    tensors: usize,
+    elements: u64,
+    bytes: u64,
+}
+
+impl Facts {
+    fn of(files: ModelFiles, asked: Option<usize>) -> anyhow::Result<Self> {
+        let most = files.config.max_context();
+        if let Some(asked) = asked.filter(|&asked| asked > most) {
+            return Err(Usage(format!(
+                "--ctx is {asked}, expected at most {most}, what the model was trained for"
+            ))
+            .into());
+        }
+        let context = asked.unwrap_or_else(|| files.default_context());
+        let dtype = files.dtype();
+        let selection = select::select(BackendRequest::Auto, &files.memory_need(context, dtype))?;
+        // Four times as much at each step, as far as the model goes.
+        let usual = (0..16).map(|i| 512 << (2 * i)).take_while(|&context| context < most);
+        let contexts: BTreeSet<usize> = usual.chain([context, most]).collect();
+        let needs =
+            contexts.into_iter().map(|context| (context, files.memory_need(context, dtype))).collect();
+        let template =
+            files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
+        Ok(Self { files, template, context, selection, needs })
+    }
+
+    fn shares(&self) -> BTreeMap<String, Share> {
+        let mut shares = BTreeMap::<String, Share>::new();
+        for tensor in self.files.checkpoint.tensors() {
+            let share = shares.entry(tensor.dtype_name()).or_default();
+            share.tensors += 1;
+            share.elements += tensor.shape().iter().map(|&dim| dim as u64).product::<u64>();
+            share.bytes += tensor.bytes() as u64;
+        }
+        shares
+    }
+
+    fn weight_files(&self) -> usize {
+        self.files.checkpoint.tensors().map(|tensor| tensor.file()).collect::<BTreeSet<_>>().len()
+    }
+
+    fn table(&self) -> String {
+        let (files, config, dtype) = (&self.files, &self.files.config, self.files.dtype());
+        let mut table = String::new();
+        let mut row = |name: &str, what: String| {
+            let _ = writeln!(table, "{name:<13} {what}");
+        };
+        row("model", files.name());
+        row("architecture", {
+            let Config { family, num_hidden_layers, hidden_size, intermediate_size, .. } = config;
+            format!(
+                "{family}: {num_hidden_layers} layers, hidden {hidden_size}, feed-forward {intermediate_size}"
+            )
+        });
+        row("attention", attention(config));
+        row("rope", rope(config));
+        row("vocabulary", {
+            let head = if config.tie_word_embeddings { "the embedding is the" } else { "its own" };
+            format!("{} tokens, {head} output head", config.vocab_size)
+        });
+        row("parameters", count(self.parameters()));
+        row("weights", self.weights());
+        row("kv cache", format!("{} a token, {dtype}", Bytes(files.kv_token_bytes(dtype))));
+        row("context", {
+            let trained = config.max_position_embeddings;
+            let most = Some(config.max_context()).filter(|&most| most > trained);
+            let most = most.map(|most| format!("{most} at most, ")).unwrap_or_default();
+            format!("{trained} tokens trained, {most}{} by default", files.default_context())
+        });
+        row(
+            "template",
+            match &self.template {
+                Ok(true) => "yes".to_owned(),
+                Ok(false) => "none: the text is continued as it is".to_owned(),
+                Err(what) => format!("cannot be used: {what}"),
+            },
+        );
+        row("sampling", sampling(&files.generation));
+        row("backend", {
+            let Selection { kind, reason } = &self.selection;
+            format!("auto takes {kind} at {} tokens: {reason}", self.context)
+        });
+        table + "\n" + &self.memory()
+    }
+
+    fn parameters(&self) -> u64 {
+        self.shares().values().map(|share| share.elements).sum()
+    }
+
+    fn weights(&self) -> String {
+        let types: Vec<String> = (self.shares().iter())
+            .map(|(name, share)| format!("{name} {} in {} tensors", Bytes(share.bytes), share.tensors))
+            .collect();
+        let files = match self.weight_files() {
+            1 => "1 file".to_owned(),
+            n => format!("{n} files"),
+        };
+        format!("{} in {files}: {}", Bytes(self.files.checkpoint.total_bytes()), types.join(", "))
+    }
+
+    /// Memory by context, a line each.
+    fn memory(&self) -> String {
+        let head = ["context", "kv cache", "weights", "activations", "reserve", "memory"];
+        let mut lines = vec![head.map(str::to_owned)];
+        for (context, need) in &self.needs {
+            let bytes = [need.kv, need.weights, need.activations, MemoryNeed::RESERVE, need.total()];
+            let [kv, weights, activations, reserve, total] = bytes.map(|bytes| Bytes(bytes).to_string());
+            lines.push([context.to_string(), kv, weights, activations, reserve, total]);
+        }
+        let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+        let widths: [usize; 6] = std::array::from_fn(width);
+        let mut table = String::new();
+        for line in &lines {
+            let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:>width$}"));
+            let _ = writeln!(table, "{}", cells.collect::<Vec<_>>().join("  "));
+        }
+        table
+    }
+
+    fn json(&self) -> Value {
+        let (files, config) = (&self.files, &self.files.config);
+        let (shares, dtype) = (self.shares(), files.dtype());
+        let types: Vec<Value> = (shares.iter())
+            .map(|(name, share)| json!({ "type": name, "tensors": share.tensors, "bytes": share.bytes }))
+            .collect();
+        let memory: Vec<Value> = (self.needs.iter())
+            .map(|(context, need)| {
+                json!({
+                    "context": context,
+                    "weights": need.weights,
+                    "kv_cache": need.kv,
+                    "activations": need.activations,
+                    "reserve": MemoryNeed::RESERVE,
+                    "total": need.total(),
+                })
+            })
+            .collect();
+        let generation = &files.generation;
+        json!({
+            "name": files.name(),
+            "path": files.path.display().to_string(),
+            "builtin": files.is_builtin(),
+            "architecture": {
+                "model_type": config.family.model_type(),
+                "layers": config.num_hidden_layers,
+                "hidden_size": config.hidden_size,
+                "intermediate_size": config.intermediate_size,
+                "attention_heads": config.num_attention_heads,
+                "key_value_heads": config.num_key_value_heads,
+                "head_dim": config.head_dim,
+                "vocab_size": config.vocab_size,
+                "tied_embeddings": config.tie_word_embeddings,
+                "sliding_window": config.sliding_window,
+                "sliding_layers": config.windows.iter().flatten().count(),
+                "rope": { "theta": config.rope.theta, "dims": config.rope.dims, "scaling": scaling(config).0 },
+            },
+            "parameters": self.parameters(),
+            "weights": {
+                "bytes": files.checkpoint.total_bytes(),
+                "files": self.weight_files(),
+                "tensors": files.checkpoint.tensors().len(),
+                "types": types,
+            },
+            "kv_cache": { "type": dtype.name(), "bytes_per_token": files.kv_token_bytes(dtype) },
+            "context": {
+                "trained": config.max_position_embeddings,
+                "most": config.max_context(),
+                "default": files.default_context(),
+            },
+            "chat_template": self.template.as_ref().is_ok_and(|&there| there),
+            "chat_template_error": self.template.as_ref().err(),
+            "generation": {
+                "do_sample": generation.do_sample,
+                "temperature": generation.temperature,
+                "top_k": generation.top_k,
+                "top_p": generation.top_p,
+                "min_p": generation.min_p,
+                "repetition_penalty": generation.repetition_penalty,
+            },
+            "memory": memory,
+            "backend": {
+                "kind": self.selection.kind.name(),
+                "reason": self.selection.reason,
+                "context": self.context,
+            },
+        })
+    }
+}
+
+fn attention(config: &Config) -> String {
+    let mut text = format!(
+        "{} heads of {}, {} for keys and values",
+        config.num_attention_heads, config.head_dim, config.num_key_value_heads
+    );
+    let sliding = config.windows.iter().flatten().count();
+    if let Some(window) = config.sliding_window.filter(|_| sliding > 0) {
+        let _ = write!(text, ", a window of {window} tokens in {sliding} of {} layers", config.windows.len());
+    }
+    text
+}
+
+fn rope(config: &Config) -> String {
+    let mut text = format!("theta {}", config.rope.theta);
+    if config.rope.dims < config.head_dim {
+        let _ = write!(text, ", {} of {} elements of a head", config.rope.dims, config.head_dim);
+    }
+    match scaling(config) {
+        (None, _) => {}
+        (Some(name), None) => text = format!("{text}, {name}"),
+        (Some(name), Some(factor)) => text = format!("{text}, {name} by {factor}"),
+    }
+    text
+}
+
+/// The rotary embedding's scaling: its name in `config.json`, and its factor.
+fn scaling(config: &Config) -> (Option<&'static str>, Option<f64>) {
+    match config.rope.scaling {
+        RopeScaling::None => (None, None),
+        RopeScaling::Linear { factor } => (Some("linear"), Some(factor)),
+        RopeScaling::Dynamic { factor, .. } => (Some("dynamic"), Some(factor)),
+        RopeScaling::Llama3 { factor, .. } => (Some("llama3"), Some(factor)),
+        RopeScaling::Yarn { factor, .. } => (Some("yarn"), Some(factor)),
+        RopeScaling::LongRope { .. } => (Some("longrope"), None),
+    }
+}
+
+fn sampling(generation: &GenerationConfig) -> String {
+    let mut parts = Vec::new();
+    let mut part =
+        |name: &str, value: Option<String>| parts.extend(value.map(|value| format!("{name} {value}")));
+    part("temperature", generation.temperature.map(|value| value.to_string()));
+    part("top-k", generation.top_k.map(|value| value.to_string()));
+    part("top-p", generation.top_p.map(|value| value.to_string()));
+    part("min-p", generation.min_p.map(|value| value.to_string()));
+    part("repeat-penalty", generation.repetition_penalty.map(|value| value.to_string()));
+    match (generation.do_sample, parts.is_empty()) {
+        (Some(false), _) => "the most likely token".to_owned(),
+        (_, false) => parts.join(", "),
+        (Some(true), true) => "temperature 1".to_owned(),
+        (None, true) => "the most likely token (the model names no other)".to_owned(),
+    }
+}

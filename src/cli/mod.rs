@@ -1,0 +1,184 @@
+//! The commands: what was typed is resolved against the model and its defaults, called, and reported.
+
+mod args;
+mod chat;
+mod input;
+mod inspect;
+mod run;
+mod stream;
+mod summary;
+mod term;
+
+use std::io::{IsTerminal, stderr};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use backstop::backend::cpu::Isa;
+use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
+use tracing_subscriber::EnvFilter;
+
+pub use args::{Args, Command};
+use args::{ModelArgs, SamplingArgs};
+
+/// Exit code of wrong usage, clap's own.
+const USAGE: u8 = 2;
+/// Exit code after Ctrl-C: 128 and SIGINT, as shells have it.
+pub const INTERRUPTED: u8 = 130;
+
+/// What was typed cannot be meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Nobody reads stdout any more, as after `| head`: the end, but no error.
+#[derive(Debug, thiserror::Error)]
+#[error("stdout is closed")]
+pub struct Closed;
+
+/// Calls the command.
+///
+/// # Errors
+/// Whatever ends it, for [`report`].
+pub fn call(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+    }
+}
+
+/// Writes an error to stderr and gives its exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Closed>() {
+        return ExitCode::SUCCESS;
+    }
+    term::note(format_args!("{} {}", term::red("error:"), chain(error)));
+    if error.is::<Usage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+}
+
+/// The error and its causes in one line, without those that the line before already tells.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Sends the log to stderr: warnings, or more with `-v`, or what `RUST_LOG` says.
+pub fn start_logging(verbose: u8) {
+    let level = ["warn", "backstop=info,warn", "backstop=debug,info", "trace"][usize::from(verbose.min(3))];
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() && verbose == 0 => EnvFilter::new(filter),
+        _ => EnvFilter::new(level),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .with_ansi(term::colours())
+        .log_internal_errors(false)
+        .init();
+}
+
+/// A model that is ready.
+struct Loaded {
+    model: Model,
+    /// What opening and loading it took.
+    time: Duration,
+}
+
+fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
+    dir.map_or_else(ModelFiles::builtin, ModelFiles::open)
+}
+
+fn load(args: &ModelArgs) -> anyhow::Result<Loaded> {
+    let started = Instant::now();
+    let isa = args.isa.as_deref().map(isa).transpose()?;
+    let files = open(args.model.as_deref())?;
+    let _progress = term::Progress::start(format!("loading {}", files.name()));
+    let options = LoadOptions {
+        backend: args.backend,
+        threads: args.threads,
+        context: args.ctx,
+        isa,
+        ..LoadOptions::default()
+    };
+    let model = Model::load_with(files, options).map_err(typed)?;
+    Ok(Loaded { model, time: started.elapsed() })
+}
+
+fn isa(name: &str) -> anyhow::Result<Isa> {
+    Isa::by_name(name).ok_or_else(|| {
+        let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        Usage(format!("--isa is {name}, expected one of {}", here.join(", "))).into()
+    })
+}
+
+/// What the command line says, over `base`.
+fn overlay(args: &SamplingArgs, base: SamplingOptions) -> SamplingOptions {
+    SamplingOptions {
+        temperature: args.temperature.unwrap_or(base.temperature),
+        top_k: args.top_k.unwrap_or(base.top_k),
+        top_p: args.top_p.unwrap_or(base.top_p),
+        min_p: args.min_p.unwrap_or(base.min_p),
+        repeat_penalty: args.repeat_penalty.unwrap_or(base.repeat_penalty),
+        seed: args.seed.unwrap_or(base.seed),
+        ..base
+    }
+}
+
+/// Refuses options that no model would take, before one is loaded.
+fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
+    overlay(args, SamplingOptions::default()).validate(usize::MAX).map_err(typed)
+}
+
+/// The command line beats `generation_config.json`, which beats the defaults.
+fn resolve_sampling(args: &SamplingArgs, model: &Model) -> anyhow::Result<SamplingOptions> {
+    let sampling = overlay(args, model.default_sampling());
+    // What was typed has been checked: what is wrong now is the file's.
+    sampling.validate(model.info().config.vocab_size).map_err(|error| match error {
+        Error::Option { option, .. } => {
+            anyhow!("generation_config.json: {error}; {} replaces it", flag(option))
+        }
+        other => other.into(),
+    })?;
+    let filters = [args.top_k.is_some(), args.top_p.is_some(), args.min_p.is_some(), args.seed.is_some()];
+    if sampling.temperature == 0.0 && args.temperature.is_none() && filters.contains(&true) {
+        term::note(
+            "note: without --temperature this model takes the most likely token, whatever the other options",
+        );
+    }
+    Ok(sampling)
+}
+
+/// An option out of range, by the name that it has on the command line.
+fn typed(error: Error) -> anyhow::Error {
+    match error {
+        Error::Option { option, got, expected } => {
+            Usage(format!("{} is {got}, expected {expected}", flag(option))).into()
+        }
+        other => other.into(),
+    }
+}
+
+fn flag(option: &str) -> String {
+    format!("--{}", option.replace('_', "-"))
+}
+
+fn no_template_for_system(model: &Model) -> Usage {
+    Usage(format!(
+        "--system needs a chat template, and {} has none: put the instruction into the prompt",
+        model.info().name
+    ))
+}
+
+/// Whether a person types.
+fn is_interactive() -> bool {
+    std::io::stdin().is_terminal()
+}

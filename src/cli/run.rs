@@ -1,0 +1,64 @@
+//! `backstop run`: one prompt, one text.
+
+use std::io::{IsTerminal, stdin};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use backstop::text::Message;
+use backstop::{Model, Options};
+
+use super::args::RunArgs;
+use super::stream::{Output, print, stream};
+use super::summary::Summary;
+use super::{INTERRUPTED, Loaded, Usage, input};
+
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    super::check_sampling(&args.sampling)?;
+    let prompt = prompt(args.prompt.as_deref())?;
+    let Loaded { model, time } = super::load(&args.model)?;
+    let options = Options {
+        max_tokens: args.sampling.max_tokens,
+        sampling: super::resolve_sampling(&args.sampling, &model)?,
+        ..Options::default()
+    };
+    let tokens = encode(&model, args, &prompt)?;
+    let mut out = Output::new();
+    let answer = stream(|| model.generate_tokens(tokens, &options), (!args.json).then_some(&mut out))?;
+    let interrupted = answer.interrupted();
+    let summary = Summary { model: &model, options: &options, loading: time, answer: &answer };
+    if args.json {
+        print(&format!("{}\n", summary.json()))?;
+    } else {
+        out.end_line_on_terminal()?;
+        summary.show();
+    }
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The prompt's token ids: by the chat template where there is one and `--raw` does not forbid it.
+fn encode(model: &Model, args: &RunArgs, prompt: &str) -> anyhow::Result<Vec<u32>> {
+    if args.raw || !model.has_template() {
+        if args.system.is_some() {
+            bail!(super::no_template_for_system(model));
+        }
+        return Ok(model.tokenizer()?.encode(prompt)?);
+    }
+    let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
+    let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+    Ok(model.encode_chat(&messages)?)
+}
+
+/// The prompt, from the arguments or from stdin.
+fn prompt(typed: Option<&str>) -> anyhow::Result<String> {
+    match typed {
+        Some(text) if text != "-" => return Ok(text.to_owned()),
+        None if stdin().is_terminal() => {
+            let what = "no PROMPT: give one, or `-` to type it here (Ctrl-D ends it); `backstop chat` holds a conversation";
+            return Err(Usage(what.to_owned()).into());
+        }
+        _ => {}
+    }
+    let mut bytes = input::read_all(&mut stdin().lock()).context("stdin")?;
+    input::trim_line_end(&mut bytes);
+    input::utf8(bytes, 0).context("stdin")
+}

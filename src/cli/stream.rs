@@ -1,0 +1,143 @@
+//! A generation on its way to stdout: pieces as they come, Ctrl-C, a reader that goes away.
+
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use backstop::engine::{FinishReason, Stats};
+use backstop::{Canceller, Generation};
+use parking_lot::Mutex;
+
+use super::term::{self, Progress};
+use super::{Closed, INTERRUPTED};
+
+/// Stdout, which gets the generated text and nothing else.
+pub struct Output {
+    terminal: bool,
+    at_line_start: bool,
+}
+
+impl Output {
+    pub fn new() -> Self {
+        Self { terminal: stdout().is_terminal(), at_line_start: true }
+    }
+
+    /// Writes `text` at once.
+    pub fn write(&mut self, text: &str) -> anyhow::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.at_line_start = text.ends_with('\n');
+        let shown = if self.terminal { term::visible(text) } else { text.into() };
+        print(&shown)
+    }
+
+    /// Ends the line.
+    pub fn end_line(&mut self) -> anyhow::Result<()> {
+        if self.at_line_start { Ok(()) } else { self.write("\n") }
+    }
+
+    /// Ends the line where a person would otherwise read on in the middle of it; elsewhere the text stays alone.
+    pub fn end_line_on_terminal(&mut self) -> anyhow::Result<()> {
+        if self.terminal { self.end_line() } else { Ok(()) }
+    }
+}
+
+/// Writes to stdout and flushes.
+///
+/// # Errors
+/// [`Closed`] where nobody reads it any more.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
+        result => result.context("stdout"),
+    }
+}
+
+/// What was generated.
+pub struct Answer {
+    pub text: String,
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<f32>,
+    pub finish: FinishReason,
+    pub stats: Stats,
+    /// From the call to the first token.
+    pub first_token: Option<Duration>,
+    pub total: Duration,
+}
+
+impl Answer {
+    /// Whether Ctrl-C ended it.
+    pub fn interrupted(&self) -> bool {
+        self.finish == FinishReason::Cancelled
+    }
+}
+
+/// Runs the generation that `start` begins, and writes its text to `out` as it comes. Ctrl-C ends it early.
+pub fn stream(
+    start: impl FnOnce() -> backstop::Result<Generation>,
+    mut out: Option<&mut Output>,
+) -> anyhow::Result<Answer> {
+    let started = Instant::now();
+    let mut generation = start()?;
+    let _interruptible = Interruptible::new(generation.canceller())?;
+    tracing::info!(prompt_tokens = generation.prompt().len(), "generating");
+    let mut progress = Some(Progress::start(match out {
+        Some(_) => format!("reading {} tokens", generation.prompt().len()),
+        None => "generating".to_owned(),
+    }));
+    let (mut text, mut logprobs) = (String::new(), Vec::new());
+    let (mut first_token, mut finish) = (None, FinishReason::Cancelled);
+    for piece in &mut generation {
+        if first_token.is_none() && out.is_some() {
+            drop(progress.take());
+        }
+        let piece = piece.inspect_err(|_| {
+            // The error is worth more than a line end that cannot be written.
+            let _ = out.as_deref_mut().map(Output::end_line_on_terminal);
+        })?;
+        if piece.token.is_some() {
+            first_token.get_or_insert_with(|| started.elapsed());
+            logprobs.push(piece.logprob);
+        }
+        if let Some(out) = out.as_deref_mut() {
+            out.write(&piece.text)?;
+        }
+        text += &piece.text;
+        finish = piece.finish.unwrap_or(finish);
+    }
+    drop(progress);
+    let stats = generation.stats().unwrap_or_default();
+    let tokens = generation.tokens().to_vec();
+    Ok(Answer { text, tokens, logprobs, finish, stats, first_token, total: started.elapsed() })
+}
+
+/// The generation that Ctrl-C ends.
+static RUNNING: Mutex<Option<Canceller>> = Mutex::new(None);
+
+/// As long as it lives, Ctrl-C ends the generation; without one, and the second time, it ends the process.
+struct Interruptible;
+
+impl Interruptible {
+    fn new(canceller: Canceller) -> anyhow::Result<Self> {
+        static ONCE: Once = Once::new();
+        let mut result = Ok(());
+        ONCE.call_once(|| {
+            result = ctrlc::set_handler(|| match RUNNING.lock().take() {
+                Some(running) => running.cancel(),
+                None => std::process::exit(INTERRUPTED.into()),
+            });
+        });
+        result.context("cannot catch Ctrl-C")?;
+        *RUNNING.lock() = Some(canceller);
+        Ok(Self)
+    }
+}
+
+impl Drop for Interruptible {
+    fn drop(&mut self) {
+        *RUNNING.lock() = None;
+    }
+}

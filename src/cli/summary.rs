@@ -1,0 +1,239 @@
+//! What a run took: lines for a person, JSON for a script, and the units of both.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use backstop::backend::select::Bytes;
+use backstop::engine::FinishReason;
+use backstop::{Model, Options};
+use serde_json::{Value, json};
+
+use super::stream::Answer;
+use super::term;
+
+/// A run that has ended.
+pub struct Summary<'a> {
+    pub model: &'a Model,
+    pub options: &'a Options,
+    /// What opening and loading the model took.
+    pub loading: Duration,
+    pub answer: &'a Answer,
+}
+
+impl Summary<'_> {
+    /// Writes the summary to stderr.
+    pub fn show(&self) {
+        for (name, what) in self.lines() {
+            term::note(format_args!("{}  {what}", term::dim(&format!("{name:<9}"))));
+        }
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let (info, stats) = (self.model.info(), &self.answer.stats);
+        let mut lines = vec![
+            (
+                "model",
+                format!(
+                    "{}: {}, {}, {}, loaded in {}",
+                    info.name,
+                    info.config.family,
+                    info.dtype,
+                    Bytes(info.weight_bytes),
+                    seconds(self.loading)
+                ),
+            ),
+            ("backend", format!("{}: {}", self.model.engine().backend(), info.selection.reason)),
+        ];
+        let mut prompt = prompt_tokens(self.answer);
+        if let Some(first) = self.answer.first_token {
+            let _ = write!(prompt, " at {}, first token after {}", rate(stats.prompt_rate()), seconds(first));
+        }
+        lines.push(("prompt", prompt));
+        lines.push((
+            "generated",
+            format!("{}, {}", generated(self.answer), ending(self.answer, self.options)),
+        ));
+        if let Some(peak) = peak_memory() {
+            lines.push(("memory", format!("{} at the peak", Bytes(peak))));
+        }
+        let report = self.model.engine().report();
+        for (op, reason, count) in report.fallbacks() {
+            lines.push(("fallback", format!("{op} on the CPU {}: {reason}", times(count))));
+        }
+        for (reason, count) in report.replays() {
+            lines.push(("replay", format!("a step on the CPU {}: {reason}", times(count))));
+        }
+        lines
+    }
+
+    /// One JSON object: everything, rates in tokens per second, times in seconds, sizes in bytes.
+    pub fn json(&self) -> Value {
+        let (info, answer, stats) = (self.model.info(), self.answer, &self.answer.stats);
+        let report = self.model.engine().report();
+        let fallbacks: Vec<Value> = (report.fallbacks().into_iter())
+            .map(|(op, reason, count)| json!({ "op": op.name(), "reason": reason, "count": count }))
+            .collect();
+        let replays: Vec<Value> = (report.replays().into_iter())
+            .map(|(reason, count)| json!({ "reason": reason, "count": count }))
+            .collect();
+        json!({
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "logprobs": answer.logprobs,
+            "finish_reason": answer.finish.name(),
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "generated_tokens": answer.tokens.len(),
+            "seed": self.options.sampling.seed,
+            "timings": {
+                "load": self.loading.as_secs_f64(),
+                "first_token": answer.first_token.map(|time| time.as_secs_f64()),
+                "prompt": stats.prompt_time.as_secs_f64(),
+                "generation": stats.generation_time.as_secs_f64(),
+                "total": answer.total.as_secs_f64(),
+            },
+            "rates": { "prompt": stats.prompt_rate(), "generation": stats.generation_rate() },
+            "model": {
+                "name": info.name,
+                "model_type": info.config.family.model_type(),
+                "dtype": info.dtype.name(),
+                "weight_bytes": info.weight_bytes,
+                "context": info.context,
+            },
+            "backend": {
+                "kind": info.selection.kind.name(),
+                "device": self.model.engine().backend(),
+                "reason": info.selection.reason,
+            },
+            "peak_memory_bytes": peak_memory(),
+            "fallbacks": fallbacks,
+            "replays": replays,
+        })
+    }
+}
+
+/// One line about a turn of a conversation.
+pub fn turn(answer: &Answer, options: &Options) -> String {
+    let mut line = prompt_tokens(answer);
+    if let Some(first) = answer.first_token {
+        let _ = write!(line, ", first token after {}", seconds(first));
+    }
+    let ending = match answer.finish {
+        FinishReason::Stop => String::new(),
+        _ => format!(", {}", ending(answer, options)),
+    };
+    format!("{line}; {}{ending}", generated(answer))
+}
+
+fn ending(answer: &Answer, options: &Options) -> &'static str {
+    match answer.finish {
+        FinishReason::Stop => "ended by the model",
+        FinishReason::Cancelled => "interrupted",
+        FinishReason::Length if options.max_tokens == Some(answer.tokens.len()) => "stopped at --max-tokens",
+        FinishReason::Length => "stopped by the full context (--ctx)",
+    }
+}
+
+fn prompt_tokens(answer: &Answer) -> String {
+    let stats = &answer.stats;
+    match stats.cached_tokens {
+        0 => tokens(stats.prompt_tokens),
+        cached => format!("{} ({cached} cached)", tokens(stats.prompt_tokens)),
+    }
+}
+
+fn generated(answer: &Answer) -> String {
+    match answer.stats.generation_rate() {
+        // One token has no rate: its time is the prompt's.
+        0.0 => tokens(answer.tokens.len()),
+        per_second => format!("{} at {}", tokens(answer.tokens.len()), rate(per_second)),
+    }
+}
+
+fn tokens(count: usize) -> String {
+    if count == 1 { "1 token".to_owned() } else { format!("{count} tokens") }
+}
+
+fn times(count: u64) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
+/// Three digits: `0.04 ms`, `6.21 ms`, `812 ms`, `12.3 s`.
+pub fn seconds(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    if ms < 1e3 { format!("{} ms", digits(ms)) } else { format!("{} s", digits(ms / 1e3)) }
+}
+
+/// Three digits: `6.31 tok/s`, `48.2 tok/s`, `1012 tok/s`.
+pub fn rate(per_second: f64) -> String {
+    format!("{} tok/s", digits(per_second))
+}
+
+/// Three digits and a power of a thousand: `260 thousand`, `1.24 billion`.
+pub fn count(number: u64) -> String {
+    let value = number as f64;
+    match number {
+        0..1_000 => number.to_string(),
+        1_000..1_000_000 => format!("{} thousand", digits(value / 1e3)),
+        1_000_000..1_000_000_000 => format!("{} million", digits(value / 1e6)),
+        _ => format!("{} billion", digits(value / 1e9)),
+    }
+}
+
+fn digits(value: f64) -> String {
+    match value {
+        ..9.995 => format!("{value:.2}"),
+        ..99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// The most memory that this process has had resident, in bytes, mapped files included; none where it is not known.
+#[cfg(target_os = "linux")]
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The most memory that this process has had resident, in bytes, mapped files included; none where it is not known.
+#[cfg(target_os = "macos")]
+pub fn peak_memory() -> Option<u64> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is to a `rusage` of our own, which the call fills and does not keep.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: zeroes are a valid `rusage`, whatever the call wrote of it.
+    let usage = unsafe { usage.assume_init() };
+    // In bytes here; in kilobytes elsewhere.
+    (result == 0).then_some(usage.ru_maxrss).and_then(|bytes| u64::try_from(bytes).ok())
+}
+
+/// The most memory that this process has had resident, in bytes, mapped files included; none where it is not known.
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+pub fn peak_memory() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_keep_three_digits() {
+        let ms = |ms: f64| seconds(Duration::from_secs_f64(ms / 1e3));
+        assert_eq!(
+            [ms(0.04), ms(6.214), ms(812.3), ms(12_345.0)],
+            ["0.04 ms", "6.21 ms", "812 ms", "12.3 s"]
+        );
+        assert_eq!([rate(6.306), rate(48.24), rate(1012.3)], ["6.31 tok/s", "48.2 tok/s", "1012 tok/s"]);
+        let counts = [999, 260_032, 1_235_814_400].map(count);
+        assert_eq!(counts, ["999", "260 thousand", "1.24 billion"]);
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    fn the_peak_is_that_of_a_process() {
+        let peak = peak_memory().unwrap();
+        assert!((1 << 20..1 << 40).contains(&peak), "{peak}");
+    }
+}
