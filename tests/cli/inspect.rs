@@ -1,0 +1,130 @@
+//! `backstop inspect`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use backstop::ModelFiles;
+use serde_json::Value;
+
+use crate::support::*;
+
+#[test]
+fn inspect_tells_what_a_model_is() {
+    let ran = ok(&["inspect"]);
+    let files = ModelFiles::builtin().unwrap();
+    for part in [
+        format!("model         {}\n", files.name()),
+        format!("architecture  llama: {} layers, hidden ", files.config.num_hidden_layers),
+        format!("context       {} tokens trained, ", files.config.max_position_embeddings),
+        "template      none: the text is continued as it is\n".to_owned(),
+        "backend       auto takes ".to_owned(),
+        "\n\ncontext  ".to_owned(),
+    ] {
+        assert!(ran.out.contains(&part), "{part}: {}", ran.out);
+    }
+    assert_eq!(ran.err, "");
+
+    let built_in = json(&ok(&["inspect", "--json"]));
+    assert_eq!(
+        (&built_in["builtin"], &built_in["weights"]["bytes"]),
+        (&true.into(), &files.checkpoint.total_bytes().into())
+    );
+
+    let cases = fs::read_dir(fixture("models")).unwrap().map(|entry| entry.unwrap().path());
+    let mut seen = 0;
+    for dir in cases.filter(|path| path.is_dir()) {
+        let shown = json(&ok(&["inspect", "--json", dir.to_str().unwrap()]));
+        let config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+        let architecture = &shown["architecture"];
+        for (ours, theirs) in [
+            ("model_type", "model_type"),
+            ("layers", "num_hidden_layers"),
+            ("hidden_size", "hidden_size"),
+            ("attention_heads", "num_attention_heads"),
+            ("vocab_size", "vocab_size"),
+        ] {
+            assert_eq!(architecture[ours], config[theirs], "{}: {ours}", dir.display());
+        }
+        for row in shown["memory"].as_array().unwrap() {
+            let part = |name: &str| row[name].as_u64().unwrap();
+            assert_eq!(
+                part("kv_cache"),
+                shown["kv_cache"]["bytes_per_token"].as_u64().unwrap() * part("context")
+            );
+            let parts = ["weights", "kv_cache", "activations", "reserve"].map(part);
+            assert_eq!(part("total"), parts.iter().sum::<u64>());
+        }
+        let table = ok(&["inspect", dir.to_str().unwrap()]).out;
+        assert!(
+            table.contains(&format!("architecture  {}: ", config["model_type"].as_str().unwrap())),
+            "{table}"
+        );
+        seen += 1;
+    }
+    assert!(seen >= 20, "{seen} fixtures");
+    refused(
+        &["inspect", fixture("models/llama-bf16").to_str().unwrap(), "--ctx", "300"],
+        2,
+        "error: --ctx is 300, expected at most 256, what the model was trained for",
+    );
+}
+
+/// 16 GB of weights that no disk holds: their pages would come as zeroes, and reading them would take seconds.
+#[test]
+fn inspect_reads_headers_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072}"#;
+    fs::write(dir.path().join("config.json"), config).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![128_256, 4096]),
+        ("model.norm.weight".to_owned(), vec![4096]),
+        ("lm_head.weight".to_owned(), vec![128_256, 4096]),
+    ];
+    for layer in 0..32 {
+        let shapes: [(&str, Vec<usize>); 9] = [
+            ("input_layernorm", vec![4096]),
+            ("self_attn.q_proj", vec![4096, 4096]),
+            ("self_attn.k_proj", vec![1024, 4096]),
+            ("self_attn.v_proj", vec![1024, 4096]),
+            ("self_attn.o_proj", vec![4096, 4096]),
+            ("post_attention_layernorm", vec![4096]),
+            ("mlp.gate_proj", vec![14_336, 4096]),
+            ("mlp.up_proj", vec![14_336, 4096]),
+            ("mlp.down_proj", vec![4096, 14_336]),
+        ];
+        tensors.extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
+    }
+    let (header, bytes) = header("BF16", 2, &tensors);
+    let mut file = fs::File::create(dir.path().join("model.safetensors")).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len((header.len() + bytes) as u64).unwrap();
+
+    let started = Instant::now();
+    let child = command(&["inspect", "--json", dir.path().to_str().unwrap()]).spawn().unwrap();
+    let (ran, peak) = ended_with_peak(child);
+    let took = started.elapsed();
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(json(&ran)["weights"]["bytes"], bytes);
+    assert_eq!(json(&ran)["parameters"], 8_030_261_248_u64);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(peak < 64 << 20, "{peak} bytes");
+}
+
+/// As [`ended`], with the process's peak of resident memory in bytes.
+fn ended_with_peak(mut child: Child) -> (Ran, u64) {
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    let mut status = 0;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the process is our child and not yet waited for; both pointers are to values of our own.
+    let id = unsafe { libc::wait4(child.id() as libc::pid_t, &mut status, 0, usage.as_mut_ptr()) };
+    assert_eq!(id, child.id() as libc::pid_t);
+    // SAFETY: zeroes are a valid `rusage`, and the call filled it.
+    let peak = unsafe { usage.assume_init() }.ru_maxrss as u64;
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    (Ran { code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)), out, err }, peak * unit)
+}

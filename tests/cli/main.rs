@@ -1,0 +1,11 @@
+//! The real binary, driven as a person or a script drives it.
+
+#![cfg(unix)]
+
+mod chat;
+mod examples;
+mod inspect;
+mod options;
+mod run;
+mod support;
+mod terminal;

@@ -1,0 +1,109 @@
+//! What is refused, and in which words.
+
+use backstop::ModelFiles;
+use backstop::backend::cpu::Isa;
+
+use crate::support::*;
+
+#[test]
+fn hostile_options_are_refused_in_their_own_words() {
+    let number = "a number from 0 to 100";
+    let whole = format!("expected a whole number from 1 to {}", usize::MAX);
+    let cases: [(&[&str], String); 12] = [
+        (&["--temperature", "NaN"], format!("--temperature is NaN, expected {number}")),
+        (&["--temperature", "inf"], format!("--temperature is inf, expected {number}")),
+        (&["--temperature", "-1"], format!("--temperature is -1, expected {number}")),
+        (&["--temperature", "1e9"], format!("--temperature is 1000000000, expected {number}")),
+        (&["--top-p", "0"], "--top-p is 0, expected a number above 0, at most 1".into()),
+        (&["--top-p", "-inf"], "--top-p is -inf, expected a number above 0, at most 1".into()),
+        (&["--min-p", "NaN"], "--min-p is NaN, expected a number from 0 to 1".into()),
+        (&["--min-p", "1.5"], "--min-p is 1.5, expected a number from 0 to 1".into()),
+        (&["--repeat-penalty", "0"], "--repeat-penalty is 0, expected a number from 0.1 to 10".into()),
+        (&["--repeat-penalty", "-inf"], "--repeat-penalty is -inf, expected a number from 0.1 to 10".into()),
+        (&["--top-k", "9223372036854775808"], "--top-k is 9223372036854775808, expected 0 to 1048576".into()),
+        (&["--isa", "vax"], format!("--isa is vax, expected one of {}", isas())),
+    ];
+    for (args, expected) in &cases {
+        refused(&[&["run", PROMPT], *args].concat(), 2, &format!("error: {expected}"));
+    }
+    let threads = "expected a whole number from 1 to 4096".to_owned();
+    let cases = [
+        ("--max-tokens <N>", "0", whole.clone()),
+        ("--max-tokens <N>", "-1", whole.clone()),
+        ("--max-tokens <N>", "18446744073709551616", whole.clone()),
+        ("--ctx <TOKENS>", "0", whole.clone()),
+        ("--ctx <TOKENS>", "-1", whole),
+        ("--threads <N>", "0", threads.clone()),
+        ("--threads <N>", "1000000000", threads),
+        ("--top-k <K>", "-1", "invalid digit found in string".into()),
+        ("--seed <N>", "-1", "invalid digit found in string".into()),
+        ("--temperature <T>", "warm", "invalid float literal".into()),
+    ];
+    for (option, value, expected) in cases {
+        let name = option.split(' ').next().unwrap();
+        let expected = format!(
+            "error: invalid value '{value}' for '{option}': {expected}\n\nFor more information, try '--help'."
+        );
+        refused(&["run", PROMPT, name, value], 2, &expected);
+    }
+    let expected = "error: invalid value 'quantum' for '--backend <BACKEND>'\n  [possible values: auto, metal, mlx, cpu]";
+    refused(
+        &["run", "--backend", "quantum"],
+        2,
+        &format!("{expected}\n\nFor more information, try '--help'."),
+    );
+}
+
+fn isas() -> String {
+    Isa::available().into_iter().map(Isa::name).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_with_what_to_do() {
+    let noise = Noise::new();
+    let model = noise.path();
+    let expected = "error: --ctx is 200001, expected at least 1 and at most what the model was trained for \
+        (`backstop inspect` shows it)";
+    refused(&["run", PROMPT, "--model", model, "--ctx", "200001"], 2, expected);
+    let expected = "error: the prompt has 3 tokens and the context 2: shorten it, or raise --ctx (the model was trained \
+        for 200000)";
+    refused(&["run", "\u{1}\u{2}\u{3}", "--raw", "--model", model, "--ctx", "2"], 1, expected);
+
+    let expected = "error: /no/such/model: does not exist; expected a directory with config.json";
+    refused(&["run", PROMPT, "--model", "/no/such/model"], 1, expected);
+    refused(&["inspect", "/no/such/model"], 1, expected);
+    let file = noise.0.path().join("config.json");
+    let expected = format!("error: {}: is a file; expected a directory with config.json", file.display());
+    refused(&["chat", "--model", file.to_str().unwrap()], 1, &expected);
+    let empty = tempfile::tempdir().unwrap();
+    let expected = format!(
+        "error: {}: No such file or directory (os error 2)",
+        empty.path().join("config.json").display()
+    );
+    refused(&["inspect", empty.path().to_str().unwrap()], 1, &expected);
+
+    let name = ModelFiles::builtin().unwrap().name();
+    let expected = format!(
+        "error: --system needs a chat template, and {name} has none: put the instruction into the prompt"
+    );
+    refused(&["run", PROMPT, "--system", "Be brief."], 2, &expected);
+    let ran = backstop(&["run", PROMPT, "--system", "Be brief.", "--raw", "--model", model]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("'--system <TEXT>' cannot be used with '--raw'"), "{}", ran.err);
+
+    if !cfg!(target_os = "macos") {
+        let ran = backstop(&["run", PROMPT, "--backend", "metal"]);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+        assert!(ran.err.starts_with("error: backend metal: "), "{}", ran.err);
+        assert!(ran.err.contains("try --backend"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn help_and_usage() {
+    assert!(ok(&["run", "--help"]).out.contains("--repeat-penalty"));
+    assert_eq!(ok(&["--version"]).out, format!("backstop {}\n", env!("CARGO_PKG_VERSION")));
+    let ran = backstop(&["run", "a", "b"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("unexpected argument 'b'"), "{}", ran.err);
+}

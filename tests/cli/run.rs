@@ -1,0 +1,247 @@
+//! `backstop run`: the text, the summary, the ends.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use backstop::Model;
+use backstop::text::Message;
+
+use crate::support::*;
+
+#[test]
+fn stdout_is_the_librarys_text_alone_and_stderr_the_summary() {
+    let ran = ok(&[
+        "run",
+        PROMPT,
+        "--max-tokens",
+        "40",
+        "--temperature",
+        "0",
+        "--backend",
+        "cpu",
+        "--threads",
+        "1",
+    ]);
+    let expected = Model::builtin().unwrap().generate(PROMPT, &greedy(40)).unwrap().text().unwrap();
+    assert!(!expected.is_empty());
+    assert_eq!(ran.out, expected);
+    let rows: Vec<&str> = ran.err.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    let memory = if cfg!(any(target_os = "linux", target_os = "macos")) { &["memory"][..] } else { &[] };
+    assert_eq!(rows, [&["model", "backend", "prompt", "generated"], memory].concat(), "{}", ran.err);
+    for part in [", 1 thread): asked for\n", " tok/s, first token after ", "generated  "] {
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+    assert!(!ran.err.contains('\x1b'), "colours are for terminals");
+}
+
+#[test]
+fn a_seed_decides_the_text() {
+    let text = |seed| ok(&["run", PROMPT, "--max-tokens", "40", "--temperature", "1.5", "--seed", seed]).out;
+    let (first, again, other) = (text("1"), text("1"), text("2"));
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+}
+
+#[test]
+fn the_prompt_comes_from_stdin_too() {
+    let typed = ok(&["run", PROMPT, "--max-tokens", "12"]).out;
+    for (stdin, args) in [
+        (PROMPT, &["run", "-"][..]),
+        ("Once upon a time\r\n", &["run", "-"]),
+        ("Once upon a time\n", &["run"]),
+    ] {
+        let ran = backstop_with(stdin, &[args, &["--max-tokens", "12"]].concat());
+        assert_eq!((ran.out.as_str(), ran.code), (typed.as_str(), Some(0)), "{}", ran.err);
+    }
+    // One line end is the shell's, two are meant.
+    let tokens = |stdin: &str| {
+        json(&backstop_with(stdin, &["run", "--json", "--max-tokens", "1"]))["prompt_tokens"].clone()
+    };
+    assert_ne!(tokens("Once\n\n"), tokens("Once\n"));
+
+    let ran = backstop_with(b"Once \xff", &["run", "-"]);
+    let expected = "error: stdin: byte 5 (0xff) is not UTF-8: convert the text first, as with iconv\n";
+    assert_eq!((ran.err.as_str(), ran.code), (expected, Some(1)));
+    let ran = backstop_with(vec![b'a'; (32 << 20) + 1], &["run", "-"]);
+    assert_eq!(ran.err, "error: stdin: it is longer than a prompt may be, 33554432 bytes\n");
+}
+
+#[test]
+fn an_empty_prompt_is_bos_alone_or_an_error() {
+    let ran = ok(&["run", "", "--max-tokens", "3", "--json"]);
+    assert_eq!(json(&ran)["prompt_tokens"], 1);
+    let noise = Noise::new();
+    refused(
+        &["run", "", "--raw", "--model", noise.path()],
+        1,
+        "error: prompt: it is empty, and this model's tokenizer adds no BOS",
+    );
+}
+
+#[test]
+fn json_tells_everything_and_agrees_with_itself() {
+    let ran = ok(&["run", PROMPT, "--max-tokens", "16", "--temperature", "0", "--backend", "cpu", "--json"]);
+    assert_eq!(ran.err, "");
+    assert_eq!(ran.out.trim_end().lines().count(), 1);
+    let run = json(&ran);
+    let model = Model::builtin().unwrap();
+    let mut generation = model.generate(PROMPT, &greedy(16)).unwrap();
+    let pieces: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
+    assert_eq!(run["text"], pieces.iter().map(|piece| piece.text.as_str()).collect::<String>());
+    assert_eq!(run["tokens"], serde_json::json!(generation.tokens()));
+    let logprobs = run["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), generation.tokens().len());
+    assert!(logprobs.iter().all(|logprob| logprob.as_f64().unwrap() <= 0.0));
+    assert_eq!(run["generated_tokens"], generation.tokens().len());
+    assert_eq!(run["prompt_tokens"], generation.prompt().len());
+    assert_eq!(run["cached_tokens"], 0);
+    assert_eq!(run["finish_reason"], if generation.tokens().len() == 16 { "length" } else { "stop" });
+    assert_eq!((&run["backend"]["kind"], &run["backend"]["reason"]), (&"cpu".into(), &"asked for".into()));
+    assert!(run["backend"]["device"].as_str().unwrap().starts_with("cpu ("));
+    assert_eq!((&run["fallbacks"], &run["replays"]), (&serde_json::json!([]), &serde_json::json!([])));
+    let time = |name: &str| run["timings"][name].as_f64().unwrap();
+    assert!(time("prompt") <= time("first_token") && time("first_token") <= time("total"), "{run}");
+    let generated = generation.tokens().len() as f64 - 1.0;
+    assert!((run["rates"]["generation"].as_f64().unwrap() * time("generation") - generated).abs() < 1e-6);
+    if cfg!(any(target_os = "linux", target_os = "macos")) {
+        assert!(run["peak_memory_bytes"].as_u64().unwrap() > run["model"]["weight_bytes"].as_u64().unwrap());
+    }
+}
+
+#[test]
+fn the_models_own_sampling_holds_unless_the_command_line_says_otherwise() {
+    let noise = Noise::new();
+    let generation = noise.0.path().join("generation_config.json");
+    let text = |options: &[&str]| {
+        let args = ["run", PROMPT, "--max-tokens", "24", "--model", noise.path()];
+        ok(&[&args, options].concat()).out
+    };
+    let greedy = text(&[]);
+    fs::write(&generation, r#"{"do_sample": true, "temperature": 2.0}"#).unwrap();
+    assert_ne!(text(&[]), greedy);
+    assert_eq!(text(&["--temperature", "0"]), greedy);
+    assert_eq!(text(&["--top-k", "1"]), greedy);
+    fs::write(&generation, r#"{"repetition_penalty": 100.0}"#).unwrap();
+    refused(
+        &["run", PROMPT, "--model", noise.path()],
+        1,
+        "error: generation_config.json: repeat_penalty is 100, expected a number from 0.1 to 10; \
+         --repeat-penalty replaces it",
+    );
+    assert_eq!(text(&["--repeat-penalty", "1"]), greedy);
+}
+
+#[test]
+fn a_chat_template_is_used_unless_raw() {
+    let noise = Noise::new();
+    let model = noise.load();
+    let expected = |messages: &[Message]| model.chat(messages, &greedy(12)).unwrap().text().unwrap();
+    let (system, user) = (Message::new("system", "Be brief."), Message::new("user", PROMPT));
+    let args = ["run", PROMPT, "--max-tokens", "12", "--model", noise.path()];
+    assert_eq!(ok(&args).out, expected(std::slice::from_ref(&user)));
+    assert_eq!(ok(&[&args, &["--system", "Be brief."][..]].concat()).out, expected(&[system, user]));
+    let raw = model.generate(PROMPT, &greedy(12)).unwrap().text().unwrap();
+    assert_eq!(ok(&[&args, &["--raw"][..]].concat()).out, raw);
+}
+
+#[test]
+fn a_closed_stdout_ends_quietly() {
+    let noise = Noise::new();
+    for args in
+        [&["run", PROMPT, "--ctx", "100000", "--model", noise.path()][..], &["run", PROMPT], &["inspect"]]
+    {
+        let mut child = command(args).spawn().unwrap();
+        drop(child.stdout.take());
+        let ran = ended(child);
+        assert_eq!((ran.err.as_str(), ran.code), ("", Some(0)), "{args:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error() {
+    let full = fs::File::create("/dev/full").unwrap();
+    let ran = ended(command(&["run", PROMPT]).stdout(full).spawn().unwrap());
+    assert_eq!(
+        (ran.err.as_str(), ran.code),
+        ("error: stdout: No space left on device (os error 28)\n", Some(1))
+    );
+}
+
+#[test]
+fn ctrl_c_ends_with_the_text_so_far_and_the_summary() {
+    let noise = Noise::new();
+    let args = ["run", PROMPT, "--temperature", "1", "--ctx", "200000", "--model", noise.path()];
+    let mut child = command(&args).spawn().unwrap();
+    let mut first = [0; 16];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    interrupt(&child);
+    let started = Instant::now();
+    let ran = ended_lossy(child);
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(ran.code, Some(130), "{}", ran.err);
+    assert!(
+        ran.err.lines().any(|line| line.starts_with("generated") && line.ends_with(", interrupted")),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("\nprompt "), "{}", ran.err);
+
+    let mut child = command(&[&args[..], &["--json", "-v"]].concat()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("generating")), "-v says when it begins");
+    std::thread::sleep(Duration::from_millis(200));
+    interrupt(&child);
+    let ran = ended_lossy(child);
+    assert_eq!((json(&ran)["finish_reason"].as_str(), ran.code), (Some("cancelled"), Some(130)));
+    assert_eq!(
+        json(&ran)["tokens"].as_array().unwrap().len(),
+        json(&ran)["logprobs"].as_array().unwrap().len()
+    );
+}
+
+fn interrupt(child: &Child) {
+    // SAFETY: the process is our child and not yet waited for, so that the id is its own.
+    let result = unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
+    assert_eq!(result, 0);
+}
+
+/// As [`ended`], where the first bytes of stdout were read and may have cut a character.
+fn ended_lossy(child: Child) -> Ran {
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// What the model's author published, by way of the real binary.
+#[test]
+fn a_real_model_tells_its_published_story() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Some(dir) =
+        root.ancestors().map(|dir| dir.join("shared/models/stories260k")).find(|dir| dir.is_dir())
+    else {
+        println!("skipped: shared/models/stories260k is absent");
+        return;
+    };
+    let readme = fs::read_to_string(dir.join("README.md")).unwrap();
+    let story = readme.split("```\n").nth(1).unwrap().trim_end_matches('\n');
+    for backend in ["cpu", "auto"] {
+        let model = dir.to_str().unwrap();
+        let args = [
+            "run",
+            PROMPT,
+            "--model",
+            model,
+            "--max-tokens",
+            "200",
+            "--temperature",
+            "0",
+            "--backend",
+            backend,
+        ];
+        assert_eq!(ok(&args).out, story, "{backend}");
+    }
+}
