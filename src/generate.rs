@@ -11,7 +11,7 @@ use crate::sample::{SamplingOptions, StopMatcher};
 use crate::text::{Detokenizer, Message};
 
 /// How text is generated.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Tokens to generate at most; what the context leaves where absent.
     pub max_tokens: Option<usize>,
@@ -21,12 +21,6 @@ pub struct Options {
     pub stop: Vec<String>,
     /// Generate on past the model's end-of-sequence tokens.
     pub ignore_eos: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { max_tokens: None, sampling: SamplingOptions::default(), stop: Vec::new(), ignore_eos: false }
-    }
 }
 
 /// A piece of generated text.

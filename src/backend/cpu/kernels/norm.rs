@@ -1,7 +1,7 @@
 //! Norms over rows: RMS norm (Zhang and Sennrich, 2019), plain or fused with the residual sum, and layer norm (Ba,
 //! Kiros and Hinton, 2016).
 //!
-//! A reduction runs in [`CHAINS`] vectors of chains, element `i` in lane `i mod (CHAINS · LANES)`, joined by a fixed
+//! A reduction runs in `CHAINS` vectors of chains, element `i` in lane `i mod (CHAINS · LANES)`, joined by a fixed
 //! tree: a row's result depends on the row alone. A chain holds a 32nd or a 64th of the row, so that rounding grows
 //! with `N / 64`, not with `N`.
 
