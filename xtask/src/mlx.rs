@@ -379,3 +379,42 @@ rpath = {mlx}
         bindings = quoted("bindings")?,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pins_are_read() {
+        assert_eq!(wheel_version("mlx-cpu").unwrap().split('.').count(), 3);
+        assert_eq!(wheel_version("libclang").unwrap().split('.').count(), 3);
+        assert!(wheel_version("mlx").is_err());
+    }
+
+    #[test]
+    fn parallel_work_reaches_every_item_or_says_what_failed() {
+        let items: Vec<usize> = (0..100).collect();
+        let sum = AtomicUsize::new(0);
+        let add = |item: &usize| {
+            sum.fetch_add(*item, Ordering::Relaxed);
+            Ok(())
+        };
+        in_parallel(3, &items, add).unwrap();
+        assert_eq!(sum.into_inner(), 4950);
+
+        let started = AtomicUsize::new(0);
+        let fail = |item: &usize| {
+            started.fetch_add(1, Ordering::Relaxed);
+            if *item == 5 { bail!("item 5") } else { Ok(()) }
+        };
+        assert_eq!(in_parallel(1, &items, fail).unwrap_err().to_string(), "item 5");
+        assert_eq!(started.into_inner(), 6);
+    }
+
+    #[test]
+    fn the_config_names_the_target_and_quotes_the_paths() {
+        let text = config_text("x86_64-unknown-linux-gnu", Path::new("/a \"b\"")).unwrap();
+        assert!(text.contains("[target.x86_64-unknown-linux-gnu.mlx]"));
+        assert!(text.contains(r#"OUT_DIR = "/a \"b\"/bindings""#));
+    }
+}
