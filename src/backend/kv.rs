@@ -6,6 +6,7 @@
 
 use half::{bf16, f16};
 
+use super::batch::Run;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -310,6 +311,35 @@ pub struct KvRows<'a> {
     pub k: &'a Tensor,
     /// Values.
     pub v: &'a Tensor,
+}
+
+impl KvRows<'_> {
+    /// Checks every shape, so that backends need not.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where `run` leaves a gap after what `layer` holds, or its rows are not those of `layer`'s heads.
+    pub fn check(&self, layer: &KvLayer, run: &Run) -> Result<()> {
+        let KvShape { heads, head_dim, .. } = *layer.shape();
+        let width = heads * head_dim;
+        let (k, v) = (self.k.shape(), self.v.shape());
+        let fits =
+            |shape: &[usize]| matches!(*shape, [rows, columns] if rows >= run.rows().end && columns == width);
+        if width == 0 || k != v || !fits(k) {
+            let rows = run.rows();
+            return Err(Error::shape(
+                "kv_write",
+                format!("k is {k:?} and v {v:?}, expected rows {rows:?} of {heads} heads of {head_dim}"),
+            ));
+        }
+        if run.start > layer.len() {
+            let (start, len) = (run.start, layer.len());
+            return Err(Error::shape(
+                "kv_write",
+                format!("position {start}, expected at most the {len} cached"),
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

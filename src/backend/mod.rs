@@ -22,7 +22,7 @@ pub use fallback::{FallbackReport, Faults};
 
 use batch::Run;
 use cpu::CpuBackend;
-use kv::{KvLayer, KvRows};
+use kv::{HostKv, KvLayer, KvRows};
 use ops::{Op, OpKind, Ops, Outputs};
 
 use crate::error::{Error, Result};
@@ -64,6 +64,7 @@ pub enum Policy {
 }
 
 /// Routes every op of a model to the backend that runs it. One engine thread owns it.
+#[cfg_attr(has_mlx, expect(clippy::large_enum_variant, reason = "an engine has one, and never moves it"))]
 pub enum LlmBackendDispatch {
     /// Everything on the CPU kernels.
     Cpu {
@@ -167,6 +168,7 @@ impl LlmBackendDispatch {
     /// # Errors
     /// Where the shapes do not fit, or every backend fails.
     pub fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
+        rows.check(layer, run)?;
         match self {
             Self::Cpu { cpu, routing } => {
                 routing.injected(OpKind::KvWrite, "cpu")?;
@@ -189,6 +191,40 @@ impl LlmBackendDispatch {
                 }
                 cpu.kv_write(layer, KvRows { k: &k.into(), v: &v.into() }, run)
             }
+        }
+    }
+
+    /// A layer's cache in host memory, in its own type.
+    ///
+    /// # Errors
+    /// An evaluation that failed, as [`Error::Op`] of op `eval`; a cache on MLX where the dispatch has none.
+    pub fn kv_to_host(&self, layer: &KvLayer) -> Result<HostKv> {
+        match layer {
+            KvLayer::Host(kv) => Ok(kv.clone()),
+            #[cfg(has_mlx)]
+            KvLayer::Mlx(kv) => match self {
+                Self::Mlx { mlx, .. } => mlx.kv_to_host(kv),
+                Self::Cpu { .. } => Err(Error::Backend {
+                    backend: "cpu",
+                    reason: "a cache on MLX has no backend to be evaluated on".into(),
+                }),
+            },
+        }
+    }
+
+    /// The values of a tensor where ops take them: as they are on the CPU, on MLX as an array in the type of activations,
+    /// rounded to nearest even.
+    ///
+    /// # Errors
+    /// Where MLX cannot hold the shape.
+    pub fn to_backend(&self, tensor: HostTensor) -> Result<Tensor> {
+        match self {
+            Self::Cpu { .. } => Ok(Tensor::Host(tensor)),
+            #[cfg(has_mlx)]
+            Self::Mlx { mlx, replaying, .. } => match replaying.get() {
+                true => Ok(Tensor::Host(tensor)),
+                false => mlx.upload(&tensor).map(Tensor::Mlx),
+            },
         }
     }
 

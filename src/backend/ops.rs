@@ -5,6 +5,7 @@
 //! executable specification of the fused ops, and what a backend without a fused kernel runs.
 
 use std::fmt;
+use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -421,8 +422,19 @@ impl<'a> Op<'a> {
                 if kv.len() != mask.runs.len() {
                     return refuse(format!("{} caches for {} runs", kv.len(), mask.runs.len()));
                 }
-                for (run, kv) in mask.runs.iter().zip(kv) {
-                    let shape = kv.shape();
+                let mut next = 0;
+                for (run, layer) in mask.runs.iter().zip(kv) {
+                    let shape = layer.shape();
+                    if run.row != next {
+                        return refuse(format!("a run starts at row {}, expected {next}", run.row));
+                    }
+                    next += run.len;
+                    if shape != kv[0].shape() {
+                        return refuse(format!(
+                            "caches of {:?} and {shape:?}, expected one shape",
+                            kv[0].shape()
+                        ));
+                    }
                     let group = shape.heads * shape.head_dim;
                     if group == 0 || width % group != 0 {
                         return refuse(format!(
@@ -432,13 +444,17 @@ impl<'a> Op<'a> {
                             shape.head_dim
                         ));
                     }
-                    if kv.len() != run.end() {
+                    if layer.len() != run.end() {
                         return refuse(format!(
                             "the cache of sequence {} holds {} tokens, expected {}",
                             run.sequence,
-                            kv.len(),
+                            layer.len(),
                             run.end()
                         ));
+                    }
+                    let unfit = |keys: &&Range<usize>| keys.is_empty() || keys.end > run.end();
+                    if let Some(keys) = mask.visible[run.rows()].iter().find(unfit) {
+                        return refuse(format!("a row sees keys {keys:?}, expected some of {}", run.end()));
                     }
                 }
                 Ok(())

@@ -62,13 +62,13 @@ impl MlxTensor {
 
     /// The array as `[1, H, T, head_dim]`.
     pub(super) fn to_heads(&self, head_dim: usize) -> Result<Array> {
-        if self.by_heads {
+        if self.by_heads && self.array.dim(3) == head_dim as i32 {
             return Ok(self.array.clone());
         }
-        let (rows, width) = (self.shape[0], self.shape[1]);
-        let split = shape(&[1, rows, width / head_dim, head_dim])?;
-        self.array
-            .reshape(&split)
+        let (height, width) = (self.shape[0], self.shape[1]);
+        let split = shape(&[1, height, width / head_dim, head_dim])?;
+        let rows = if self.by_heads { self.to_rows()? } else { self.array.clone() };
+        rows.reshape(&split)
             .and_then(|array| array.transpose_axes(&[0, 2, 1, 3]))
             .map_err(|e| failed("reshape", &e))
     }

@@ -6,7 +6,7 @@ use super::array::{self, MlxTensor};
 use super::{MlxBackend, MlxKv, failed};
 use crate::backend::batch::{Mask, Run};
 use crate::backend::kv::KvLayer;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::Tensor;
 
 impl MlxBackend {
@@ -56,7 +56,8 @@ impl MlxBackend {
             });
         }
         let output = match outputs.len() {
-            0 => return Err(Error::shape("attention", "the step has no run")),
+            // No run is no row.
+            0 => return Ok(Tensor::Mlx(MlxTensor::rows(q.to_rows()?, q.shape()))),
             1 => outputs.remove(0),
             _ => ops::concatenate(&outputs, 2).map_err(|e| failed("attention", &e))?,
         };

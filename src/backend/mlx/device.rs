@@ -25,7 +25,7 @@ impl DeviceInfo {
         let device = Device::try_default().map_err(|error| refuse(error.what().to_owned()))?;
         let kind = device.get_type().map_err(|error| refuse(error.what().to_owned()))?;
         let sum = mlx_rs::ops::add(mlx_rs::Array::from_f32(1.0), mlx_rs::Array::from_f32(2.0))
-            .and_then(|sum| Ok(sum.try_item_cast::<f32>().ok()))
+            .map(|sum| sum.try_item_cast::<f32>().ok())
             .map_err(|error| refuse(format!("the device does not answer: {}", error.what())))?;
         if sum != Some(3.0) {
             return Err(refuse(format!("the device computes 1 + 2 = {sum:?}")));

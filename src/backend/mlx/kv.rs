@@ -52,6 +52,11 @@ impl MlxKv {
         self.len
     }
 
+    /// Whether no token is cached.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.capacity * self.shape.token_bytes()
@@ -67,13 +72,10 @@ impl MlxKv {
         self.arrays.iter().flatten()
     }
 
-    /// Writes the rows of `run`, `[T, heads * head_dim]` of the whole step, at the run's positions.
+    /// Writes the rows of `run`, `[T, heads * head_dim]` of the whole step, at the run's positions; the shapes are those
+    /// that [`KvRows::check`](crate::backend::kv::KvRows::check) accepts.
     pub(super) fn write(&mut self, k: &MlxTensor, v: &MlxTensor, run: &Run) -> Result<()> {
         let KvShape { heads, head_dim, dtype } = self.shape;
-        if run.start > self.len || k.shape() != v.shape() || k.shape()[1] != heads * head_dim {
-            let (k, v, len) = (k.shape(), v.shape(), self.len);
-            return Err(Error::shape("kv_write", format!("k {k:?}, v {v:?} for {run:?} after {len} tokens")));
-        }
         self.reserve(run.end())?;
         let Some([keys, values]) = self.arrays.take() else {
             return Err(Error::shape("kv_write", "the cache has no head"));

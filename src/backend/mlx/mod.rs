@@ -13,7 +13,6 @@ mod ops;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 
 pub use array::MlxTensor;
@@ -193,14 +192,4 @@ fn failed(op: &'static str, error: &mlx_rs::error::Exception) -> Error {
 /// An op that MLX cannot do.
 fn unsupported(op: &Op<'_>, reason: String) -> Error {
     Error::Op { op: op.kind().name(), backend: "mlx", reason }
-}
-
-/// A value rounded as arrays of `dtype` round it, for tests and constants.
-#[cfg_attr(not(test), expect(dead_code, reason = "an oracle for tests"))]
-fn rounded(dtype: DType, x: f32) -> f32 {
-    match dtype {
-        DType::F32 => x,
-        DType::F16 => f16::from_f32(x).to_f32(),
-        DType::BF16 => bf16::from_f32(x).to_f32(),
-    }
 }

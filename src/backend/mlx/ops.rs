@@ -76,9 +76,14 @@ impl MlxBackend {
             }
             Op::SoftCap { x, cap } => {
                 let rows = self.array(x)?.to_rows()?;
-                let ratio = self.scaled(&rows, cap.recip()).map_err(fail)?;
-                let capped = ops::tanh(&ratio).and_then(|t| self.scaled(&t, cap)).map_err(fail)?;
-                self.rows(capped, x.shape())
+                // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
+                let cap = Array::from_f32(cap);
+                let capped = rows
+                    .as_dtype(Dtype::Float32)
+                    .and_then(|x| ops::tanh(ops::divide(x, &cap)?))
+                    .and_then(|t| ops::multiply(t, &cap))
+                    .map_err(fail)?;
+                self.rows(self.typed(capped)?, x.shape())
             }
             Op::Rope { x, head_dim, rope } => self.rope(x, head_dim, rope)?,
             Op::Attention { q, kv, mask, scale, soft_cap } => self.attention(q, kv, mask, scale, soft_cap)?,
@@ -168,6 +173,9 @@ impl MlxBackend {
         let fail = |error: mlx_rs::error::Exception| failed("rope", &error);
         let (rows, width) = (x.shape()[0], x.shape()[1]);
         let heads = self.array(x)?.to_heads(head_dim)?; // [1, H, T, D]
+        if rope.dims == 0 {
+            return Ok(Tensor::Mlx(MlxTensor::heads(heads, rows, width)));
+        }
         let rotated = match self.rope_arrays(rope)? {
             RopeArrays::Kernel { offset, periods } => {
                 let dims = rope.dims as i32;
