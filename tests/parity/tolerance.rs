@@ -1,5 +1,6 @@
 //! How far two implementations may be apart, per type of weights. Only ever tightened.
 
+use backstop::backend::ops::OpKind;
 use backstop::tensor::DType;
 
 /// Largest deviation of logits from those of transformers in the same type, in units of their standard deviation.
@@ -27,3 +28,61 @@ pub fn logits_rms(dtype: DType) -> f32 {
 /// Gemma 2 rounds the factor of its embeddings to the type of the weights, as transformers does in that type; the same
 /// weights in `f32` are run with the factor unrounded, which is this far away.
 pub const GEMMA2_SCALE: f32 = 0.02;
+
+/// Half the distance from 1 to the next number: what rounding to nearest loses, relatively.
+pub fn unit(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 2.0_f64.powi(-24),
+        DType::F16 => 2.0_f64.powi(-11),
+        DType::BF16 => 2.0_f64.powi(-8),
+    }
+}
+
+/// What may be lost where a result is subnormal: two of `f16`'s smallest steps; elsewhere less than any test's values.
+pub fn smallest(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 | DType::BF16 => 2.0_f64.powi(-125),
+        DType::F16 => 2.0_f64.powi(-23),
+    }
+}
+
+/// How far one op may be from its value in exact arithmetic.
+pub struct OpBound {
+    /// Roundings to the type of activations, in its [`unit`]s.
+    pub rounded: f64,
+    /// Roundings in `f32` arithmetic, in the [`unit`]s of `f32`.
+    pub summed: f64,
+}
+
+/// The bound of `op` with activations in `dtype`: what its formula rounds, and no more than twice what was measured on
+/// MLX's CPU device and on the AVX-512 kernels.
+pub fn op(op: OpKind, dtype: DType) -> OpBound {
+    let narrow = dtype != DType::F32;
+    let (rounded, summed) = match op {
+        // Copies.
+        OpKind::TakeRows | OpKind::KvWrite => (0.0, 0.0),
+        // One correctly rounded operation.
+        OpKind::Add | OpKind::Mul => (1.0, 0.0),
+        // One product; in narrow types the factor is rounded too.
+        OpKind::Embedding | OpKind::Scale => (if narrow { 2.1 } else { 1.0 }, 0.0),
+        // The sum is kept in f32 and rounded once, at most once more before the bias; measured 4.5 in f32.
+        OpKind::Linear | OpKind::Qkv => (1.5, 8.0),
+        // Gate, activation, up and product are each rounded.
+        OpKind::GateUp => (3.0, 8.0),
+        // The normed row and its product with the weight; the mean square of a long row is a chain in f32.
+        OpKind::RmsNorm | OpKind::AddRmsNorm => (2.5, 0.5),
+        // The same, and the sum with the bias; measured 2.3.
+        OpKind::LayerNorm => (3.0, 2.0),
+        // The sigmoid and the product; MLX's f32 exponential is good to 9 units.
+        OpKind::Silu => (if narrow { 3.0 } else { 10.0 }, 0.0),
+        // erf or tanh, the sum with 1, the product; measured 1.7.
+        OpKind::Gelu => (2.5, 4.0),
+        // Computed in f32 and rounded once.
+        OpKind::SoftCap => (if narrow { 1.1 } else { 6.0 }, 0.0),
+        // The cosine, the products and their sum; measured 2.3. The angle has a rounding of its own in f32.
+        OpKind::Rope => (3.0, 2.0),
+        // The scaled query, the score, the share and the sum, in MLX's composition; its kernels keep f32.
+        OpKind::Attention => (2.5, 12.0),
+    };
+    OpBound { rounded, summed }
+}

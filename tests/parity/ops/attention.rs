@@ -1,0 +1,187 @@
+//! Grouped-query attention over caches: cached prefixes, windows, several sequences, head sizes, cache types, soft caps.
+
+use backstop::backend::batch::{Mask, Run};
+use backstop::backend::kv::{KvLayer, KvShape};
+use backstop::backend::ops::Op;
+use backstop::tensor::DType;
+
+use super::rig::{DTYPES, Element, Rig, rigs, round};
+
+/// One step: what every sequence has cached and how many tokens it adds, and how they attend.
+#[derive(Debug, Clone)]
+struct Case {
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    kv_dtype: DType,
+    /// `(tokens before, tokens of the step)` of each sequence.
+    runs: Vec<(usize, usize)>,
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+}
+
+/// Keys and values of a sequence, `[tokens, KH * D]`.
+struct Sequence {
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// Softmax(scale · q kᵀ, capped) v of one row over `keys`, with magnitudes.
+fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Range<usize>) -> Vec<Element> {
+    let Case { dim, kv_heads, .. } = *case;
+    let at = |key: usize| (key * kv_heads + head / (case.heads / kv_heads)) * dim;
+    let scale = f64::from(scale(dim));
+    let scores: Vec<f64> = keys
+        .clone()
+        .map(|key| {
+            let k = &of.k[at(key)..][..dim];
+            let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+            case.soft_cap.map_or(dot * scale, |cap| f64::from(cap) * (dot * scale / f64::from(cap)).tanh())
+        })
+        .collect();
+    let max = scores.iter().copied().fold(f64::MIN, f64::max);
+    let largest = scores.iter().map(|score| score.abs()).fold(0.0, f64::max);
+    let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+    let mut out = vec![(0.0, 0.0); dim];
+    for (key, score) in keys.zip(scores) {
+        let share = (score - max).exp() / total;
+        for (out, &v) in out.iter_mut().zip(&of.v[at(key)..][..dim]) {
+            out.0 += share * f64::from(v);
+            out.1 += share * f64::from(v).abs();
+        }
+    }
+    // An error of a score, relative to it, is one of its share, relative to that; the maximum is subtracted exactly.
+    out.into_iter()
+        .map(|(value, size)| Element {
+            value,
+            rounded: size * (1.0 + largest),
+            summed: size * (1.0 + largest),
+        })
+        .collect()
+}
+
+fn scale(dim: usize) -> f32 {
+    1.0 / (dim as f32).sqrt()
+}
+
+fn check(rig: &Rig, case: &Case) {
+    let Case { heads, kv_heads, dim, kv_dtype, .. } = *case;
+    let rows = case.runs.iter().map(|run| run.1).sum::<usize>();
+    let q = rig.values(1, rows * heads * dim, 1.4);
+    let mut expected = Vec::with_capacity(q.len());
+    let (mut caches, mut runs, mut row) = (Vec::new(), Vec::new(), 0);
+    for (i, &(before, len)) in case.runs.iter().enumerate() {
+        let width = kv_heads * dim;
+        let values = |seed| rig.values(seed + 2 * i as u64, (before + len) * width, 1.0);
+        let (k, v) = (values(2), values(3));
+        // The tokens before were cached in a step of their own, as they are in use.
+        let shape = KvShape { heads: kv_heads, head_dim: dim, dtype: kv_dtype };
+        let mut cache = rig.cache(shape, &k[..before * width], &v[..before * width]);
+        rig.append(&mut cache, &k[before * width..], &v[before * width..]);
+        caches.push(cache);
+        // Kept in the cache's type, and read in that of activations.
+        let kept = |x: Vec<f32>| -> Vec<f32> {
+            x.into_iter().map(|x| round(rig.dtype, round(kv_dtype, x))).collect()
+        };
+        let sequence = Sequence { k: kept(k), v: kept(v) };
+        for (position, q) in (before..before + len).zip(q[row * heads * dim..].chunks_exact(heads * dim)) {
+            // The last `window` keys, the token's own included.
+            let first = (position + 1).saturating_sub(case.window.unwrap_or(usize::MAX));
+            for (head, q) in q.chunks_exact(dim).enumerate() {
+                expected.extend(attend(case, q, head, &sequence, first..position + 1));
+            }
+        }
+        runs.push(Run { sequence: i, row, len, start: before });
+        row += len;
+    }
+    let mask = Mask::causal(&runs, case.window);
+    let caches: Vec<&KvLayer> = caches.iter().collect();
+    let q = rig.tensor(&[rows, heads * dim], &q);
+    let op = Op::Attention { q: &q, kv: &caches, mask: &mask, scale: scale(dim), soft_cap: case.soft_cap };
+    rig.check(&op, &format!("{case:?}"), &expected);
+}
+
+fn plain(kv_dtype: DType, before: usize, len: usize) -> Case {
+    Case { heads: 4, kv_heads: 2, dim: 16, kv_dtype, runs: vec![(before, len)], window: None, soft_cap: None }
+}
+
+const BEFORE: [usize; 6] = [0, 1, 63, 64, 65, 300];
+
+#[test]
+fn caches_and_windows_of_every_length_agree_with_the_reference() {
+    for rig in rigs() {
+        for before in BEFORE {
+            for len in [1, 2, 7, 17, 64, 65] {
+                for (i, window) in [None, Some(1), Some(5), Some(64), Some(1000)].into_iter().enumerate() {
+                    for (j, kv_dtype) in DTYPES.into_iter().enumerate() {
+                        if len == 1 || (i + j + len) % 3 == 0 {
+                            check(&rig, &Case { window, ..plain(kv_dtype, before, len) });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_of_every_size_and_ratio_agree_with_the_reference() {
+    for rig in rigs() {
+        for dim in [8, 10, 64, 80, 128, 256] {
+            // The last is multi-query attention.
+            for (i, (heads, kv_heads)) in
+                [(2, 2), (4, 2), (8, 2), (8, 1), (16, 2), (6, 1)].into_iter().enumerate()
+            {
+                for (before, len) in [(0, 7), (65, 1), (65, 3)] {
+                    for window in [None, Some(5)] {
+                        let case = plain(DTYPES[(i + len) % 3], before, len);
+                        check(&rig, &Case { heads, kv_heads, dim, window, ..case });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths_in_one_step_see_their_own_keys() {
+    for rig in rigs() {
+        for runs in [
+            vec![(300, 1), (0, 17), (64, 1), (63, 2)],
+            vec![(0, 65), (65, 1)],
+            vec![(1, 1), (2, 1), (300, 1), (64, 1)],
+            vec![(0, 1), (0, 1)],
+            vec![(5, 3), (64, 64), (0, 2)],
+        ] {
+            for window in [None, Some(5), Some(64)] {
+                for kv_dtype in DTYPES {
+                    for soft_cap in [None, Some(5.0)] {
+                        check(&rig, &Case { runs: runs.clone(), window, soft_cap, ..plain(kv_dtype, 0, 0) });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn soft_capped_scores_agree_with_the_reference() {
+    for rig in rigs() {
+        for before in BEFORE {
+            for len in [1, 7, 65] {
+                for (i, soft_cap) in [0.5, 5.0, 50.0].into_iter().enumerate() {
+                    for window in [None, Some(5)] {
+                        let case = plain(DTYPES[(i + len) % 3], before, len);
+                        check(&rig, &Case { soft_cap: Some(soft_cap), window, ..case });
+                    }
+                }
+            }
+        }
+        for dim in [8, 10, 64, 80, 128, 256] {
+            for (heads, kv_heads) in [(2, 2), (8, 2), (8, 1)] {
+                let case = Case { heads, kv_heads, dim, soft_cap: Some(2.0), ..plain(DType::BF16, 65, 3) };
+                check(&rig, &case);
+            }
+        }
+    }
+}
