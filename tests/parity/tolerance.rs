@@ -54,8 +54,8 @@ pub struct OpBound {
     pub summed: f64,
 }
 
-/// The bound of `op` with activations in `dtype`: what its formula rounds, and no more than twice what was measured on
-/// MLX's CPU device and on the AVX-512 kernels.
+/// The bound of `op` with activations in `dtype`: what its formula rounds. On MLX's CPU device and the AVX-512 kernels the
+/// worst element of an op, over both, comes to between 0.45 and 1 of it; the tests print how near each came.
 pub fn op(op: OpKind, dtype: DType) -> OpBound {
     let narrow = dtype != DType::F32;
     let (rounded, summed) = match op {
@@ -68,7 +68,7 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         // The sum is kept in f32 and rounded once, at most once more before the bias; measured 4.5 in f32.
         OpKind::Linear | OpKind::Qkv => (1.5, 8.0),
         // Gate, activation, up and product are each rounded.
-        OpKind::GateUp => (3.0, 8.0),
+        OpKind::GateUp => (2.0, 3.0),
         // The normed row and its product with the weight; the mean square of a long row is a chain in f32.
         OpKind::RmsNorm | OpKind::AddRmsNorm => (2.5, 0.5),
         // The same, and the sum with the bias; measured 2.3.
