@@ -38,8 +38,13 @@ pub fn run(args: &[String]) -> Result<()> {
             steps.cargo("docs", "doc --workspace --no-deps", &[]);
         }
     }
-    steps.cargo("tests without MLX", "test --workspace --features fault-injection", filter);
-    steps.with_mlx(ready, "tests with MLX", "test --package backstop --features mlx,fault-injection", filter);
+    steps.cargo("tests without MLX", "test --workspace --no-fail-fast --features fault-injection", filter);
+    steps.with_mlx(
+        ready,
+        "tests with MLX",
+        "test --package backstop --no-fail-fast --features mlx,fault-injection",
+        filter,
+    );
     steps.summary()
 }
 
