@@ -77,7 +77,7 @@ pub enum LlmBackendDispatch {
     #[cfg(has_mlx)]
     Mlx {
         /// The first choice of every op.
-        mlx: mlx::MlxBackend,
+        mlx: Box<mlx::MlxBackend>,
         /// The backstop.
         cpu: CpuBackend,
         /// Counters, faults, policy.
@@ -114,7 +114,7 @@ impl LlmBackendDispatch {
     /// Where no device answers.
     #[cfg(has_mlx)]
     pub fn mlx(dtype: crate::tensor::DType, cpu: CpuBackend, routing: Routing) -> Result<Self> {
-        let mlx = mlx::MlxBackend::new(dtype)?;
+        let mlx = Box::new(mlx::MlxBackend::new(dtype)?);
         Ok(Self::Mlx { mlx, cpu, routing, replaying: Cell::new(false) })
     }
 

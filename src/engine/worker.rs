@@ -85,7 +85,8 @@ struct InFlight {
 /// A decode step that was started before its tokens were known, on the guess that each is the greedy choice.
 struct Ahead {
     batch: Batch,
-    launched: Launched,
+    /// An error is the step's own once its tokens are known.
+    launched: Result<Launched>,
 }
 
 pub(super) struct Worker {
@@ -353,33 +354,44 @@ impl Worker {
             .map(|(row, run)| Run { sequence: run.sequence, row, len: 1, start: run.end() })
             .collect();
         let batch = Batch { tokens: Tokens::Pending(guess), outputs: (0..runs.len()).collect(), runs };
-        match self.runtime.launch(&batch, &mut self.states, false) {
-            Ok(launched) => Some(Ahead { batch, launched }),
-            Err(_) => {
-                // It is tried again as a planned step, which reports what is wrong.
-                self.forget(&batch.runs);
-                None
-            }
-        }
+        let launched = self.runtime.launch(&batch, &mut self.states, false);
+        Some(Ahead { batch, launched })
     }
 
     /// The step that was started ahead, now that its tokens are known; nothing where a guess was wrong or a sequence
     /// ended, and the step is then as if it had not been.
     fn confirm(&mut self, ahead: Ahead) -> Option<InFlight> {
-        let Tokens::Pending(guess) = &ahead.batch.tokens else { return None };
-        let guessed = self.runtime.dispatch().to_host(guess);
-        let runs = ahead.batch.runs;
+        let Ahead { batch: Batch { tokens, runs, outputs }, launched } = ahead;
+        if runs.iter().any(|run| self.sequences[run.sequence].ended) {
+            self.forget(&runs);
+            if let Err(error) = launched {
+                // Nobody needs the step, but its caches are not to be continued.
+                tracing::warn!(%error, "a step that was started ahead failed");
+                runs.iter().for_each(|run| self.states[run.sequence].history.clear());
+            }
+            return None;
+        }
         let ids: Vec<u32> =
             (runs.iter()).filter_map(|run| self.sequences[run.sequence].tokens.last().copied()).collect();
+        let rows: Vec<usize> = runs.iter().map(|run| run.sequence).collect();
+        let launched = match launched {
+            Ok(launched) => launched,
+            Err(error) => {
+                let batch = Batch { tokens: Tokens::Known(ids), outputs, runs };
+                let logits = self.runtime.recover(&batch, &mut self.states, error);
+                self.take(&batch, &rows, logits);
+                return None;
+            }
+        };
+        let Tokens::Pending(guess) = &tokens else { return None };
+        let guessed = self.runtime.dispatch().to_host(guess);
         let right =
             guessed.is_ok_and(|guess| guess.data().iter().map(|&id| id as u32).eq(ids.iter().copied()));
-        if !right || runs.iter().any(|run| self.sequences[run.sequence].ended) {
+        if !right {
             self.forget(&runs);
             return None;
         }
-        let rows = runs.iter().map(|run| run.sequence).collect();
-        let batch = Batch { tokens: Tokens::Known(ids), outputs: ahead.batch.outputs, runs };
-        Some(InFlight { batch, rows, launched: ahead.launched })
+        Some(InFlight { batch: Batch { tokens: Tokens::Known(ids), outputs, runs }, rows, launched })
     }
 
     /// Takes what `runs` wrote out of the caches.

@@ -1,0 +1,153 @@
+//! The promise of the CPU backend: the same logits, bit for bit, for any number of threads, any chunking of the prompt,
+//! any neighbours in the step, and a cache that was filled before.
+
+use std::path::Path;
+
+use backstop::backend::batch::{Batch, Run, Tokens};
+use backstop::backend::cpu::Isa;
+use backstop::backend::select::BackendRequest;
+use backstop::tensor::DType;
+use backstop::{LoadOptions, Model, ModelFiles};
+
+/// Families whose ops differ, in the types that weights have.
+const MODELS: [&str; 6] =
+    ["llama-bf16", "llama-f16", "mistral-window", "qwen3-tied", "phi-partial", "gemma2-caps"];
+
+fn files(name: &str) -> ModelFiles {
+    if name == BUILTIN {
+        return ModelFiles::builtin().unwrap();
+    }
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    ModelFiles::open(&models.join(name)).unwrap()
+}
+
+fn load(name: &str, threads: usize, isa: Isa, kv_dtype: Option<DType>) -> Model {
+    let options = LoadOptions {
+        backend: BackendRequest::Cpu,
+        threads: Some(threads),
+        isa: Some(isa),
+        kv_dtype,
+        ..LoadOptions::default()
+    };
+    Model::load_with(files(name), options).unwrap()
+}
+
+/// The built-in model, whose weights are trained and whose context is long enough for several segments of attention.
+const BUILTIN: &str = "built in";
+
+/// Tokens of sequence `sequence`: the first is the one that is compared.
+fn tokens(vocab: usize, sequence: usize, len: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 7 + sequence * 13 + 3) % vocab) as u32).collect()
+}
+
+/// The bits of the logits of `prompt + decode` tokens of one sequence: the prompt in steps of at most `chunk` tokens,
+/// the rest one by one, in each step beside `neighbours` other sequences that are at other places.
+fn run(model: &Model, prompt: usize, decode: usize, chunk: usize, neighbours: usize) -> Vec<u32> {
+    let vocab = model.info().config.vocab_size;
+    let all = tokens(vocab, 0, prompt + decode);
+    model
+        .engine()
+        .with(move |runtime| {
+            let mut states: Vec<_> = (0..=neighbours).map(|_| runtime.sequence(prompt)).collect();
+            let mut bits = Vec::new();
+            let mut start = 0;
+            let mut step = 0;
+            while start < all.len() {
+                let len = if start < prompt { chunk.min(prompt - start) } else { 1 };
+                let mut ids = Vec::new();
+                let mut runs = Vec::new();
+                let mut outputs = Vec::new();
+                // Half of the neighbours stand before the sequence in the step, half after it.
+                let order = (1..=neighbours / 2).chain([0]).chain(neighbours / 2 + 1..=neighbours);
+                for sequence in order {
+                    let (start, part) = if sequence == 0 {
+                        (start, all[start..start + len].to_vec())
+                    } else {
+                        // Others prefill 1 to 3 tokens a step, of other values.
+                        let held = states[sequence].kv.len();
+                        let more = 1 + (step + sequence) % 3;
+                        (held, tokens(vocab, sequence, held + more)[held..].to_vec())
+                    };
+                    runs.push(Run { sequence, row: ids.len(), len: part.len(), start });
+                    if sequence == 0 {
+                        outputs.extend(ids.len()..ids.len() + part.len());
+                    }
+                    ids.extend(part);
+                }
+                let batch = Batch { tokens: Tokens::Known(ids), runs, outputs };
+                let logits = runtime.step(&batch, &mut states).unwrap();
+                bits.extend(logits.data().iter().map(|x| x.to_bits()));
+                start += len;
+                step += 1;
+            }
+            bits
+        })
+        .unwrap()
+}
+
+#[test]
+fn threads_chunks_and_neighbours_do_not_change_a_bit() {
+    // Past a page of the cache and the windows of the fixtures; past a segment of attention for the built-in model.
+    let decode = 4;
+    for name in MODELS.into_iter().chain([BUILTIN]) {
+        let prompt = if name == BUILTIN { 300 } else { 70 };
+        let expected = run(&load(name, 1, Isa::detect(), None), prompt, decode, prompt, 0);
+        assert!(expected.iter().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
+        for threads in [1, 2, 3] {
+            let model = load(name, threads, Isa::detect(), None);
+            for chunk in [prompt, 1, 7, 64] {
+                for neighbours in [0, 1, 5] {
+                    let got = run(&model, prompt, decode, chunk, neighbours);
+                    let what =
+                        format!("{name}: {threads} threads, chunks of {chunk}, {neighbours} neighbours");
+                    same(&what, &got, &expected, model.info().config.vocab_size);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_keeps_the_promise_in_every_cache_type() {
+    let name = "llama-bf16";
+    for isa in Isa::available() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let expected = run(&load(name, 1, isa, Some(dtype)), 24, 4, 24, 0);
+            let got = run(&load(name, 3, isa, Some(dtype)), 24, 4, 7, 5);
+            same(&format!("{isa}, cache in {dtype}"), &got, &expected, 1);
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_was_filled_before_gives_the_bits_of_a_fresh_one() {
+    let model = load("llama-bf16", 2, Isa::detect(), None);
+    let vocab = model.info().config.vocab_size;
+    let all = tokens(vocab, 0, 30);
+    let fresh = model.logits(&all).unwrap();
+    let again = model
+        .engine()
+        .with(move |runtime| {
+            let mut state = runtime.sequence(30);
+            // Another continuation was computed first, and is forgotten.
+            let other = [&all[..20], &tokens(vocab, 4, 9)].concat();
+            let batch = Batch::of(&[(0, &other)]);
+            runtime.step(&batch, std::slice::from_mut(&mut state)).unwrap();
+            state.kv.truncate(20);
+            let batch = Batch::of(&[(20, &all[20..])]);
+            runtime.step(&batch, std::slice::from_mut(&mut state)).unwrap().data().to_vec()
+        })
+        .unwrap();
+    let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&again), bits(&fresh[29]));
+}
+
+#[track_caller]
+fn same(what: &str, got: &[u32], expected: &[u32], width: usize) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    if let Some(at) = (0..got.len()).find(|&i| got[i] != expected[i]) {
+        let (row, column) = (at / width, at % width);
+        let (got, expected) = (f32::from_bits(got[at]), f32::from_bits(expected[at]));
+        panic!("{what}: row {row}, column {column}: {got:e}, expected {expected:e}");
+    }
+}

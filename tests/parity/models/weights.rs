@@ -1,0 +1,85 @@
+//! The GPU weight cache: each weight is uploaded once, nothing else is ever in it, and it empties with its model.
+
+#![cfg(any(feature = "mlx", all(target_os = "macos", target_arch = "aarch64")))]
+
+use std::sync::Arc;
+
+use backstop::backend::LlmBackendKind;
+use backstop::backend::cpu::CpuBackend;
+use backstop::backend::{Faults, LlmBackendDispatch, Policy, Routing};
+use backstop::engine::Runtime;
+use backstop::{Model, ModelFiles, Options};
+
+use crate::harness::{load, options, root};
+
+fn generate(model: &Model, seed: u32, max_tokens: usize) {
+    let vocab = model.info().config.vocab_size as u32;
+    let prompt = (0..5).map(|i| (i * 7 + seed) % vocab).collect();
+    let asked = Options { max_tokens: Some(max_tokens), ignore_eos: true, ..Options::default() };
+    for piece in model.generate_tokens(prompt, &asked).unwrap() {
+        piece.unwrap();
+    }
+}
+
+/// Uploads so far, weights held and their bytes.
+fn cache(model: &Model) -> (u64, usize, usize) {
+    let read = |runtime: &Runtime| {
+        let weights = runtime.dispatch().weight_cache().expect("MLX has a weight cache");
+        (weights.uploads(), weights.len(), weights.bytes())
+    };
+    model.engine().with(read).unwrap()
+}
+
+#[test]
+fn each_weight_is_uploaded_once_and_nothing_else() {
+    for name in ["llama-bias", "llama-linear", "phi3-window", "gemma2-bf16"] {
+        let path = root().join("tests/fixtures/models").join(name);
+        let files = ModelFiles::open(&path).unwrap();
+        // Phi 3's two fused projections are uploaded by their parts: q, k, v and gate, up.
+        let fused = if name.starts_with("phi3") { 3 * files.config.num_hidden_layers } else { 0 };
+        let (weights, bytes) = (files.checkpoint.tensors().len() + fused, files.checkpoint.total_bytes());
+        let model = load(&path, options(LlmBackendKind::Mlx));
+        assert_eq!(cache(&model), (0, 0, 0), "{name}");
+        let expected = (weights as u64, weights, bytes as usize);
+        generate(&model, 3, 1);
+        assert_eq!(cache(&model), expected, "{name} after 1 token");
+        generate(&model, 3, 20);
+        generate(&model, 11, 20);
+        assert_eq!(cache(&model), expected, "{name} after 41 tokens of two sequences");
+    }
+}
+
+#[test]
+fn dropping_the_model_frees_its_arrays_and_its_host_bytes() {
+    let path = root().join("tests/fixtures/models/llama-bias");
+    let files = ModelFiles::open(&path).unwrap();
+    let weight = files.checkpoint.get("model.norm.weight", &[files.config.hidden_size]).unwrap();
+    let owner = weight.owner();
+    drop(weight);
+    let before = Arc::strong_count(&owner);
+    let model = Model::load_with(files, options(LlmBackendKind::Mlx)).unwrap();
+    generate(&model, 3, 4);
+    assert!(Arc::strong_count(&owner) > before, "the model holds no weight");
+    drop(model);
+    assert_eq!(Arc::strong_count(&owner), 1, "something outlives the model");
+}
+
+#[test]
+fn an_address_is_not_reused_under_the_cache() {
+    use backstop::backend::batch::{Batch, Tokens};
+    use backstop::backend::ops::{Op, Ops};
+    use backstop::tensor::{DType, Weight};
+    let routing = Routing::new(Policy::Deny, Faults::default());
+    let dispatch = LlmBackendDispatch::mlx(DType::F32, CpuBackend::new(Some(1), None), routing).unwrap();
+    let tokens: Tokens = Batch::of(&[(0, &[1, 0])]).tokens;
+    for round in 0..50_u16 {
+        let values: Vec<f32> = (0..8).map(|i| f32::from(round) + i as f32).collect();
+        // Made and dropped in turn: only the cache keeps the bytes where they are.
+        let table = Weight::from_f32("table", &[2, 4], &values);
+        let rows = dispatch.run1(&Op::Embedding { table: &table, tokens: &tokens, scale: 1.0 }).unwrap();
+        let rows = dispatch.to_host(&rows).unwrap();
+        assert_eq!(rows.row(0), &values[4..]);
+        assert_eq!(rows.row(1), &values[..4]);
+    }
+    assert_eq!(dispatch.weight_cache().unwrap().uploads(), 50);
+}
