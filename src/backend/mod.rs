@@ -64,7 +64,6 @@ pub enum Policy {
 }
 
 /// Routes every op of a model to the backend that runs it. One engine thread owns it.
-#[cfg_attr(has_mlx, expect(clippy::large_enum_variant, reason = "an engine has one, and never moves it"))]
 pub enum LlmBackendDispatch {
     /// Everything on the CPU kernels.
     Cpu {
