@@ -11,6 +11,7 @@ pub mod forward;
 pub mod generate;
 mod json;
 pub mod model;
+pub mod quant;
 pub mod sample;
 pub mod tensor;
 pub mod text;

@@ -13,6 +13,7 @@ use super::batch::{Mask, RopeStep, Tokens};
 use super::kv::KvLayer;
 use crate::config::Activation;
 use crate::error::{Error, Result};
+use crate::quant::MatrixRef;
 use crate::tensor::{Shape, Tensor, Weight};
 
 /// The results of an op: one for plain ops, up to three for fused ones.
@@ -112,8 +113,8 @@ impl fmt::Display for OpKind {
 /// A projection: a weight `[N, K]` and, where the checkpoint has one, a bias `[N]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Projection<'a> {
-    /// `[N, K]`, row-major.
-    pub weight: &'a Weight,
+    /// `[N, K]`, row-major or in blocks.
+    pub weight: MatrixRef<'a>,
     /// `[N]`.
     pub bias: Option<&'a Weight>,
 }
@@ -124,7 +125,7 @@ pub enum Op<'a> {
     /// Rows `tokens` of `table` `[V, D]`, times `scale` → `[T, D]`.
     Embedding {
         /// The embedding table.
-        table: &'a Weight,
+        table: MatrixRef<'a>,
         /// Ids below `V`.
         tokens: &'a Tokens,
         /// Multiplies the rows (Gemma's √D), 1 elsewhere.

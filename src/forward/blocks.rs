@@ -6,12 +6,13 @@ use crate::backend::kv::KvRows;
 use crate::backend::ops::{Op, Projection};
 use crate::config::Activation;
 use crate::error::Result;
+use crate::quant::Matrix;
 use crate::tensor::{Tensor, Weight};
 
 /// `x · Wᵀ + b`; the bias is there where the checkpoint has one.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Weight,       // [N, K]
+    weight: Matrix,       // [N, K]
     bias: Option<Weight>, // [N]
 }
 
@@ -19,7 +20,7 @@ impl Linear {
     /// `<name>.weight` `[rows, columns]` and, if present, `<name>.bias` `[rows]`.
     pub fn load(loader: &Loader<'_>, name: &str, rows: usize, columns: usize) -> Result<Self> {
         Ok(Self {
-            weight: loader.get(&format!("{name}.weight"), &[rows, columns])?,
+            weight: loader.matrix(name, [rows, columns])?,
             bias: loader.optional(&format!("{name}.bias"), &[rows])?,
         })
     }
@@ -45,7 +46,7 @@ impl Linear {
     }
 
     fn projection(&self) -> Projection<'_> {
-        Projection { weight: &self.weight, bias: self.bias.as_ref() }
+        Projection { weight: self.weight.as_ref(), bias: self.bias.as_ref() }
     }
 
     /// `[T, K]` → `[T, N]`.
@@ -250,7 +251,7 @@ impl Mlp {
 /// The embedding table and the head, tied or not.
 #[derive(Debug)]
 pub struct Vocabulary {
-    table: Weight, // [V, D]
+    table: Matrix, // [V, D]
     scale: f32,
     head: Linear, // [V, D]
     soft_cap: Option<f32>,
@@ -261,7 +262,7 @@ impl Vocabulary {
     pub fn load(loader: &Loader<'_>) -> Result<Self> {
         let config = loader.config;
         let (rows, columns) = (config.vocab_size, config.hidden_size);
-        let table = loader.get("model.embed_tokens.weight", &[rows, columns])?;
+        let table = loader.matrix("model.embed_tokens", [rows, columns])?;
         let head = if config.tie_word_embeddings {
             Linear { weight: table.clone(), bias: loader.optional("lm_head.bias", &[rows])? }
         } else {
@@ -277,13 +278,13 @@ impl Vocabulary {
     }
 
     /// The table's element type, in which the family computes on MLX.
-    pub fn table(&self) -> &Weight {
+    pub fn table(&self) -> &Matrix {
         &self.table
     }
 
     /// The step's tokens → `[T, D]`.
     pub fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
-        step.embedding(&self.table, self.scale)
+        step.embedding(self.table.as_ref(), self.scale)
     }
 
     /// Hidden states `[T, D]` → logits `[S, V]` of the rows that the batch asks for.

@@ -13,6 +13,7 @@ pub mod step;
 
 use crate::config::{Config, Family};
 use crate::error::Result;
+use crate::quant::Matrix;
 use crate::tensor::{Tensor, Weight};
 use crate::weights::Checkpoint;
 use step::Step;
@@ -61,6 +62,11 @@ impl Loader<'_> {
     /// The weight `name` of exactly this shape.
     fn get(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         self.checkpoint.get(name, shape)
+    }
+
+    /// The matrix of the module `name`, of exactly this shape.
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.get(&format!("{name}.weight"), &shape).map(Matrix::Dense)
     }
 
     /// The weight `name` of exactly this shape, or nothing where the checkpoint does not have it.

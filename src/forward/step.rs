@@ -12,7 +12,8 @@ use crate::backend::kv::{KvLayer, KvRows, SequenceKv};
 use crate::backend::ops::{Op, Ops, Outputs};
 use crate::config::{Activation, Rope};
 use crate::error::{Error, Result};
-use crate::tensor::{Tensor, Weight};
+use crate::quant::MatrixRef;
+use crate::tensor::Tensor;
 
 /// What a model keeps of one sequence between steps.
 #[derive(Debug)]
@@ -95,7 +96,7 @@ impl<'a> Step<'a> {
     }
 
     /// Rows of the embedding table for the step's tokens, times `scale`: `[T, D]`.
-    pub(crate) fn embedding(&self, table: &Weight, scale: f32) -> Result<Tensor> {
+    pub(crate) fn embedding(&self, table: MatrixRef<'_>, scale: f32) -> Result<Tensor> {
         self.run(&Op::Embedding { table, tokens: &self.batch.tokens, scale })
     }
 

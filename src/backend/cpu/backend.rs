@@ -16,6 +16,7 @@ use crate::backend::kv::{KvLayer, KvRows};
 use crate::backend::ops::{Op, Ops, Outputs, Projection};
 use crate::config::Activation;
 use crate::error::{Error, Result};
+use crate::quant::MatrixRef;
 use crate::tensor::{Buffer, BufferPool, Bytes, HostTensor, Tensor, Weight};
 
 /// The CPU kernels with their threads. One engine thread owns it.
@@ -88,27 +89,35 @@ impl CpuBackend {
         Tensor::Host(HostTensor::new(shape, data))
     }
 
-    fn linear<const N: usize>(&self, x: &HostTensor, projections: [Projection<'_>; N]) -> [HostTensor; N] {
+    fn linear<const N: usize>(
+        &self,
+        x: &HostTensor,
+        projections: [Projection<'_>; N],
+    ) -> Result<[HostTensor; N]> {
         let rows = x.shape()[0];
         let biases = projections.map(|p| p.bias.map(|bias| self.small(bias)));
         let mut outputs = projections.map(|p| self.buffers.take(rows * p.weight.shape()[0]));
+        let mut weights = [None; N];
+        for (weight, projection) in weights.iter_mut().zip(&projections) {
+            *weight = Some(dense("linear", projection.weight)?);
+        }
         {
-            let mut parts = outputs.iter_mut().zip(&projections).zip(&biases);
+            let mut parts = outputs.iter_mut().zip(&weights).zip(&biases);
             let mut group: [matmul::Projection<'_>; N] = std::array::from_fn(|_| {
-                let Some(((out, projection), bias)) = parts.next() else {
+                let Some(((out, &Some(weight)), bias)) = parts.next() else {
                     unreachable!("one output for each of {N} projections")
                 };
-                matmul::Projection { weight: projection.weight.into(), bias: bias.as_deref(), out }
+                matmul::Projection { weight: weight.into(), bias: bias.as_deref(), out }
             });
             matmul::linear_group(&self.pool, self.isa, x.data(), &mut group, &mut self.scratch.borrow_mut());
         }
         let mut outputs = outputs.into_iter().zip(&projections);
-        std::array::from_fn(|_| {
+        Ok(std::array::from_fn(|_| {
             let Some((out, projection)) = outputs.next() else {
                 unreachable!("one output for each of {N} projections")
             };
             HostTensor::new(&[rows, projection.weight.shape()[0]], out)
-        })
+        }))
     }
 }
 
@@ -134,6 +143,16 @@ fn host(tensor: &Tensor) -> Result<&HostTensor> {
     }
 }
 
+/// The matrix where it is not in blocks.
+fn dense<'a>(op: &'static str, matrix: MatrixRef<'a>) -> Result<&'a Weight> {
+    match matrix {
+        MatrixRef::Dense(weight) => Ok(weight),
+        MatrixRef::Quantized(weight) => {
+            Err(Error::Op { op, backend: "cpu", reason: format!("no kernel for {}", weight.format()) })
+        }
+    }
+}
+
 impl Ops for CpuBackend {
     fn run(&self, op: &Op<'_>) -> Result<Outputs> {
         let (pool, isa) = (&self.pool, self.isa);
@@ -147,12 +166,13 @@ impl Ops for CpuBackend {
                     });
                 };
                 let width = table.shape()[1];
+                let table = dense("embedding", table)?;
                 self.filled(&[ids.len(), width], |out| {
                     pointwise::embedding(pool, isa, table.dtype(), table.bytes(), width, ids, scale, out);
                 })
             }
             Op::Linear { x, projection } => {
-                let [output] = self.linear(host(x)?, [projection]);
+                let [output] = self.linear(host(x)?, [projection])?;
                 output.into()
             }
             Op::RmsNorm { x, weight, eps, offset } => {
@@ -227,7 +247,7 @@ impl Ops for CpuBackend {
                 })
             }
             Op::GateUp { x, gate, up, activation } => {
-                let [mut gate, up] = self.linear(host(x)?, [gate, up]);
+                let [mut gate, up] = self.linear(host(x)?, [gate, up])?;
                 let gated = Binary::Gated(activation.into());
                 pointwise::binary_in_place(pool, isa, gated, gate.data_mut(), up.data());
                 gate.into()
@@ -251,7 +271,7 @@ impl Ops for CpuBackend {
                 return Ok(smallvec![tensor(sum), tensor(normed)]);
             }
             Op::Qkv { x, projections } => {
-                return Ok(self.linear(host(x)?, projections).into_iter().map(Tensor::from).collect());
+                return Ok(self.linear(host(x)?, projections)?.into_iter().map(Tensor::from).collect());
             }
         };
         Ok(smallvec![output])

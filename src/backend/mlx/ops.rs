@@ -9,6 +9,7 @@ use crate::backend::batch::{RopeStep, Tokens};
 use crate::backend::ops::{Op, Outputs, Projection};
 use crate::config::Activation;
 use crate::error::{Error, Result};
+use crate::quant::MatrixRef;
 use crate::tensor::{Tensor, Weight};
 
 /// What a step's rotary tables became.
@@ -18,6 +19,18 @@ pub(super) enum RopeArrays {
     Kernel { offset: i32, periods: Array },
     /// Otherwise: cosines and sines of every row in `f32`, `[1, 1, T, dims/2]`.
     Tables { cos: Array, sin: Array },
+}
+
+/// The matrix where it is not in blocks.
+fn dense<'a>(matrix: MatrixRef<'a>) -> Result<&'a Weight> {
+    match matrix {
+        MatrixRef::Dense(weight) => Ok(weight),
+        MatrixRef::Quantized(weight) => Err(Error::Op {
+            op: "linear",
+            backend: "mlx",
+            reason: format!("no kernel for {}", weight.format()),
+        }),
+    }
 }
 
 impl MlxBackend {
@@ -30,7 +43,7 @@ impl MlxBackend {
                     Tokens::Known(ids) => Array::from_slice(ids, &array::shape(&[ids.len()])?),
                     Tokens::Pending(ids) => self.array(ids)?.array().clone(),
                 };
-                let mut rows = self.weight(table)?.take_axis(&ids, 0).map_err(fail)?;
+                let mut rows = self.weight(dense(table)?)?.take_axis(&ids, 0).map_err(fail)?;
                 if scale != 1.0 {
                     rows = self.scaled(&rows, scale).map_err(fail)?;
                 }
@@ -142,7 +155,7 @@ impl MlxBackend {
 
     fn linear(&self, x: &Tensor, projection: Projection<'_>) -> Result<Tensor> {
         let rows = self.array(x)?.to_rows()?;
-        let weight = self.weights.derived(projection.weight, "transposed", |w| w.transpose())?;
+        let weight = self.weights.derived(dense(projection.weight)?, "transposed", |w| w.transpose())?;
         let product = match projection.bias {
             None => ops::matmul(&rows, &weight),
             Some(bias) => ops::addmm(&self.weight(bias)?, &rows, &weight, 1.0, 1.0),

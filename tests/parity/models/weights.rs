@@ -76,7 +76,8 @@ fn an_address_is_not_reused_under_the_cache() {
         let values: Vec<f32> = (0..8).map(|i| f32::from(round) + i as f32).collect();
         // Made and dropped in turn: only the cache keeps the bytes where they are.
         let table = Weight::from_f32("table", &[2, 4], &values);
-        let rows = dispatch.run1(&Op::Embedding { table: &table, tokens: &tokens, scale: 1.0 }).unwrap();
+        let rows =
+            dispatch.run1(&Op::Embedding { table: (&table).into(), tokens: &tokens, scale: 1.0 }).unwrap();
         let rows = dispatch.to_host(&rows).unwrap();
         assert_eq!(rows.row(0), &values[4..]);
         assert_eq!(rows.row(1), &values[..4]);

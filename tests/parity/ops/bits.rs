@@ -36,7 +36,7 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
     let [x, y, z] = &of.weights;
     let (norm, bias) = (&of.norm, &of.bias);
     let mut all = vec![
-        Op::Embedding { table: x, tokens: &tokens, scale: 3.0 },
+        Op::Embedding { table: x.into(), tokens: &tokens, scale: 3.0 },
         Op::Linear { x: &a, projection: with(x, None) },
         Op::RmsNorm { x: &a, weight: norm, eps: 1e-5, offset: 1.0 },
         Op::LayerNorm { x: &a, weight: norm, bias: None, eps: 1e-5 },

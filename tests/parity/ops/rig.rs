@@ -87,7 +87,7 @@ pub fn projection(dtype: DType, seed: u64, n: usize, k: usize) -> Weight {
 }
 
 pub fn with<'a>(weight: &'a Weight, bias: Option<&'a Weight>) -> Projection<'a> {
-    Projection { weight, bias }
+    Projection { weight: weight.into(), bias }
 }
 
 fn routing() -> Routing {

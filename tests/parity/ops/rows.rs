@@ -23,7 +23,7 @@ fn embedding_agrees_with_the_reference() {
                         .map(|&x| Element::rounded(f64::from(x) * f64::from(scale)))
                         .collect();
                     let tokens = Tokens::Known(ids);
-                    let op = Op::Embedding { table: &table, tokens: &tokens, scale };
+                    let op = Op::Embedding { table: (&table).into(), tokens: &tokens, scale };
                     rig.check(&op, &format!("V {vocab}, table {dtype}, scale {scale}"), &expected);
                 }
             }
@@ -42,9 +42,13 @@ fn pending_tokens_are_those_of_the_largest_logits() {
             continue;
         };
         let table = weight(rig.dtype, &[5, 3], &values(2, 15, 1.0));
-        let pending = rig.run1(&Op::Embedding { table: &table, tokens: &Tokens::Pending(ids), scale: 1.0 });
-        let known =
-            rig.run1(&Op::Embedding { table: &table, tokens: &Tokens::Known(vec![1, 0, 4]), scale: 1.0 });
+        let pending =
+            rig.run1(&Op::Embedding { table: (&table).into(), tokens: &Tokens::Pending(ids), scale: 1.0 });
+        let known = rig.run1(&Op::Embedding {
+            table: (&table).into(),
+            tokens: &Tokens::Known(vec![1, 0, 4]),
+            scale: 1.0,
+        });
         assert_eq!(pending.data(), known.data(), "on {}", rig.name);
     }
 }
@@ -106,7 +110,8 @@ impl<O: backstop::backend::ops::Ops> Rows for O {
 fn a_wider_table_is_rounded_to_the_type_of_activations() {
     for rig in rigs() {
         let table = weight(backstop::tensor::DType::F32, &[1, 65], &values(6, 65, 1.0));
-        let got = rig.run1(&Op::Embedding { table: &table, tokens: &Tokens::Known(vec![0]), scale: 1.0 });
+        let got =
+            rig.run1(&Op::Embedding { table: (&table).into(), tokens: &Tokens::Known(vec![0]), scale: 1.0 });
         let want: Vec<f32> = table.to_f32().iter().map(|&x| round(rig.dtype, x)).collect();
         assert_eq!(got.data(), want, "on {}", rig.name);
     }

@@ -45,11 +45,11 @@ fn plain_ops_refuse_shapes_that_do_not_fit() {
         let linear = |x, weight, bias| Op::Linear { x, projection: with(weight, bias) };
         for (op, text) in [
             (
-                Op::Embedding { table: &square, tokens: &known, scale: 1.0 },
+                Op::Embedding { table: (&square).into(), tokens: &known, scale: 1.0 },
                 "embedding: token id 4, expected one below the table's 4 rows",
             ),
             (
-                Op::Embedding { table: &bias, tokens: &known, scale: 1.0 },
+                Op::Embedding { table: (&bias).into(), tokens: &known, scale: 1.0 },
                 "embedding: table has shape [5], expected [V, D]",
             ),
             (
@@ -207,7 +207,7 @@ fn no_rows_are_a_result_of_no_rows() {
         let kv = [&cache];
         let attention = |kv, mask, soft_cap| Op::Attention { q: &x, kv, mask, scale: 1.0, soft_cap };
         for op in [
-            Op::Embedding { table: &table, tokens: &none, scale: 2.0 },
+            Op::Embedding { table: (&table).into(), tokens: &none, scale: 2.0 },
             Op::Linear { x: &x, projection: with(&w, None) },
             Op::Linear { x: &x, projection: with(&w, Some(&bias)) },
             Op::RmsNorm { x: &x, weight: &norm, eps: 1e-5, offset: 0.0 },

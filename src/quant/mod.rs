@@ -1,0 +1,358 @@
+//! Quantized matrices as their files hold them: block formats as data, and views of the bytes that are never copied.
+//!
+//! A [`Format`] says how a row of `K` elements lies in bytes; a [`QuantWeight`] is a matrix `[N, K]` in one of them; a
+//! [`Matrix`] is what a linear layer or an embedding holds, quantized or not.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::tensor::{Bytes, DType, Weight};
+
+/// Block formats of GGUF files, as `ggml` defines them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, non_camel_case_types)]
+pub enum GgmlType {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+}
+
+impl GgmlType {
+    /// Every format, in the order of their declaration.
+    pub const ALL: [Self; 13] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::MXFP4,
+    ];
+
+    /// The name that `llama.cpp` prints.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2_K => "Q2_K",
+            Self::Q3_K => "Q3_K",
+            Self::Q4_K => "Q4_K",
+            Self::Q5_K => "Q5_K",
+            Self::Q6_K => "Q6_K",
+            Self::IQ4_NL => "IQ4_NL",
+            Self::IQ4_XS => "IQ4_XS",
+            Self::MXFP4 => "MXFP4",
+        }
+    }
+
+    /// Elements and bytes of a block.
+    pub const fn block(self) -> (usize, usize) {
+        match self {
+            Self::Q4_0 | Self::IQ4_NL => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::MXFP4 => (32, 17),
+            Self::Q2_K => (256, 84),
+            Self::Q3_K => (256, 110),
+            Self::Q4_K => (256, 144),
+            Self::Q5_K => (256, 176),
+            Self::Q6_K => (256, 210),
+            Self::IQ4_XS => (256, 136),
+        }
+    }
+}
+
+/// How the elements of a row are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// MLX's: `w = q · scale + bias` for each group. Planes: codes (a little-endian bit stream along the row), scales and
+    /// biases `[N, K / group]` of `scales`.
+    Affine {
+        /// 2, 3, 4, 5, 6 or 8.
+        bits: u8,
+        /// Elements that share a scale and a bias: 32, 64 or 128; GPTQ and AWQ files may have others.
+        group: u16,
+        /// The type of the scales and the biases.
+        scales: DType,
+    },
+    /// OCP MXFP4: e2m1 codes, low nibble first, and an e8m0 scale for each 32. Planes: codes, scales.
+    Mxfp4,
+    /// OCP MXFP8: e4m3 codes and an e8m0 scale for each 32. Planes: codes, scales.
+    Mxfp8,
+    /// NVFP4: e2m1 codes, low nibble first, and an e4m3 scale for each 16. Planes: codes, scales.
+    Nvfp4,
+    /// Blocks of a GGUF file. One plane.
+    Ggml(GgmlType),
+}
+
+impl Format {
+    /// Elements that a row's length must be a multiple of.
+    pub const fn group(self) -> usize {
+        match self {
+            Self::Affine { group, .. } => group as usize,
+            Self::Mxfp4 | Self::Mxfp8 => 32,
+            Self::Nvfp4 => 16,
+            Self::Ggml(of) => of.block().0,
+        }
+    }
+
+    /// Bytes that a row of `columns` elements takes in each plane, in their order.
+    pub fn row_bytes(self, columns: usize) -> SmallVec<[usize; 3]> {
+        let groups = columns / self.group();
+        match self {
+            Self::Affine { bits, scales, .. } => {
+                let scales = groups * scales.size();
+                SmallVec::from_slice(&[columns * bits as usize / 8, scales, scales])
+            }
+            Self::Mxfp4 | Self::Nvfp4 => SmallVec::from_slice(&[columns / 2, groups]),
+            Self::Mxfp8 => SmallVec::from_slice(&[columns, groups]),
+            Self::Ggml(of) => SmallVec::from_slice(&[groups * of.block().1]),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    /// `affine4 g64`, `mxfp4`, `Q4_K`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Affine { bits, group, .. } => write!(f, "affine{bits} g{group}"),
+            Self::Mxfp4 => f.write_str("mxfp4"),
+            Self::Mxfp8 => f.write_str("mxfp8"),
+            Self::Nvfp4 => f.write_str("nvfp4"),
+            Self::Ggml(of) => f.write_str(of.name()),
+        }
+    }
+}
+
+/// One kind of a quantized matrix's bytes, row after row.
+#[derive(Clone)]
+pub struct Plane {
+    owner: Arc<dyn Bytes>,
+    range: Range<usize>,
+}
+
+impl Plane {
+    /// A view of `owner[range]`.
+    ///
+    /// # Panics
+    /// Where the range leaves the owner.
+    pub fn new(owner: Arc<dyn Bytes>, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= owner.bytes().len(),
+            "plane {range:?} leaves its file"
+        );
+        Self { owner, range }
+    }
+
+    /// The bytes of all rows, at any alignment.
+    pub fn bytes(&self) -> &[u8] {
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// What keeps the bytes alive.
+    pub fn owner(&self) -> Arc<dyn Bytes> {
+        Arc::clone(&self.owner)
+    }
+}
+
+/// A quantized matrix `[N, K]`. Clones share the bytes.
+#[derive(Clone)]
+pub struct QuantWeight {
+    name: Arc<str>,
+    format: Format,
+    shape: [usize; 2],
+    planes: SmallVec<[Plane; 3]>,
+    order: Option<Arc<[u32]>>,
+}
+
+impl QuantWeight {
+    /// A matrix of `planes`, which are those that `format` names.
+    ///
+    /// # Panics
+    /// Where `K` is no multiple of the format's group, or a plane's length is not what the format and `shape` want:
+    /// loaders check both against the file before they make a view.
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        format: Format,
+        shape: [usize; 2],
+        planes: impl IntoIterator<Item = Plane>,
+    ) -> Self {
+        let planes: SmallVec<[Plane; 3]> = planes.into_iter().collect();
+        assert!(shape[1].is_multiple_of(format.group()), "K = {} in groups of {}", shape[1], format.group());
+        let wanted: SmallVec<[usize; 3]> =
+            format.row_bytes(shape[1]).iter().map(|row| row * shape[0]).collect();
+        let lengths: SmallVec<[usize; 3]> = planes.iter().map(|plane| plane.range.len()).collect();
+        assert_eq!(lengths, wanted, "bytes of the planes of {shape:?} in {format}");
+        Self { name: name.into(), format, shape, planes, order: None }
+    }
+
+    /// With stored column `j` standing for column `order[j]` of the input: GPTQ's activation order.
+    ///
+    /// # Panics
+    /// Where `order` is no permutation of the columns.
+    pub fn with_order(mut self, order: Arc<[u32]>) -> Self {
+        let mut seen = vec![false; self.shape[1]];
+        for &column in order.iter() {
+            assert!(
+                !std::mem::replace(&mut seen[column as usize], true),
+                "column {column} twice in an order"
+            );
+        }
+        assert_eq!(order.len(), self.shape[1], "columns of an order");
+        self.order = Some(order);
+        self
+    }
+
+    /// The tensor's name in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How its elements are stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// `[N, K]`.
+    pub fn shape(&self) -> &[usize; 2] {
+        &self.shape
+    }
+
+    /// Its bytes, in the order that the format names.
+    pub fn planes(&self) -> &[Plane] {
+        &self.planes
+    }
+
+    /// The input column of each stored one, where they are not the same.
+    pub fn order(&self) -> Option<&Arc<[u32]>> {
+        self.order.as_ref()
+    }
+
+    /// Bytes of all planes.
+    pub fn len_bytes(&self) -> usize {
+        self.planes.iter().map(|plane| plane.range.len()).sum()
+    }
+
+    /// Rows `rows` as a matrix of their own, without a copy: the parts of a fused projection.
+    ///
+    /// # Panics
+    /// Where `rows` leaves the matrix.
+    pub fn rows(&self, part: &str, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {:?}", self.shape);
+        let planes = self.planes.iter().zip(self.format.row_bytes(self.shape[1])).map(|(plane, row)| Plane {
+            owner: Arc::clone(&plane.owner),
+            range: plane.range.start + rows.start * row..plane.range.start + rows.end * row,
+        });
+        Self {
+            name: format!("{}[{part}]", self.name).into(),
+            format: self.format,
+            shape: [rows.len(), self.shape[1]],
+            planes: planes.collect(),
+            order: self.order.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for QuantWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{:?}", self.name, self.format, self.shape)
+    }
+}
+
+/// The matrix of a linear layer or an embedding, `[N, K]`.
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    /// In an element type.
+    Dense(Weight),
+    /// In blocks.
+    Quantized(QuantWeight),
+}
+
+impl Matrix {
+    /// What ops take.
+    pub fn as_ref(&self) -> MatrixRef<'_> {
+        match self {
+            Self::Dense(weight) => MatrixRef::Dense(weight),
+            Self::Quantized(weight) => MatrixRef::Quantized(weight),
+        }
+    }
+
+    /// The element type, or the one that blocks stand in for: that of affine scales, `bf16` for the OCP formats, `f32` for
+    /// those of GGUF.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(weight) => weight.dtype(),
+            Self::Quantized(weight) => match weight.format {
+                Format::Affine { scales, .. } => scales,
+                Format::Mxfp4 | Format::Mxfp8 | Format::Nvfp4 => DType::BF16,
+                Format::Ggml(_) => DType::F32,
+            },
+        }
+    }
+
+    /// Rows `rows` as a matrix of their own, without a copy.
+    ///
+    /// # Panics
+    /// Where `rows` leaves the matrix.
+    pub fn rows(&self, part: &str, rows: Range<usize>) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.rows(part, rows)),
+            Self::Quantized(weight) => Self::Quantized(weight.rows(part, rows)),
+        }
+    }
+}
+
+/// A borrowed [`Matrix`].
+#[derive(Debug, Clone, Copy)]
+pub enum MatrixRef<'a> {
+    /// In an element type.
+    Dense(&'a Weight),
+    /// In blocks.
+    Quantized(&'a QuantWeight),
+}
+
+impl<'a> MatrixRef<'a> {
+    /// `[N, K]`.
+    pub fn shape(self) -> &'a [usize] {
+        match self {
+            Self::Dense(weight) => weight.shape(),
+            Self::Quantized(weight) => weight.shape(),
+        }
+    }
+}
+
+impl<'a> From<&'a Weight> for MatrixRef<'a> {
+    fn from(weight: &'a Weight) -> Self {
+        Self::Dense(weight)
+    }
+}
+
+impl<'a> From<&'a QuantWeight> for MatrixRef<'a> {
+    fn from(weight: &'a QuantWeight) -> Self {
+        Self::Quantized(weight)
+    }
+}
