@@ -3,6 +3,11 @@
 //! A [`Format`] says how a row of `K` elements lies in bytes; a [`QuantWeight`] is a matrix `[N, K]` in one of them; a
 //! [`Matrix`] is what a linear layer or an embedding holds, quantized or not.
 
+pub mod affine;
+mod codec;
+pub(crate) mod ggml;
+pub mod ocp;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -185,7 +190,7 @@ pub struct QuantWeight {
     name: Arc<str>,
     format: Format,
     shape: [usize; 2],
-    planes: SmallVec<[Plane; 3]>,
+    planes: Arc<[Plane]>,
     order: Option<Arc<[u32]>>,
 }
 
@@ -201,7 +206,7 @@ impl QuantWeight {
         shape: [usize; 2],
         planes: impl IntoIterator<Item = Plane>,
     ) -> Self {
-        let planes: SmallVec<[Plane; 3]> = planes.into_iter().collect();
+        let planes: Arc<[Plane]> = planes.into_iter().collect();
         assert!(shape[1].is_multiple_of(format.group()), "K = {} in groups of {}", shape[1], format.group());
         let wanted: SmallVec<[usize; 3]> =
             format.row_bytes(shape[1]).iter().map(|row| row * shape[0]).collect();
