@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::rope::Frequencies;
 use crate::config::Rope;
-use crate::forward::rope::Frequencies;
 use crate::tensor::Tensor;
 
 /// The tokens of one sequence in a step.

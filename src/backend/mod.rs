@@ -11,6 +11,7 @@ pub mod kv;
 #[cfg(has_mlx)]
 pub mod mlx;
 pub mod ops;
+pub mod rope;
 pub mod select;
 
 #[cfg(has_mlx)]

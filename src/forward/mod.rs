@@ -8,7 +8,6 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
-pub mod rope;
 pub mod step;
 
 use crate::config::{Config, Family};

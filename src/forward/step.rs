@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::rope::Frequencies;
 use crate::backend::LlmBackendDispatch;
 use crate::backend::batch::{Batch, Mask, RopeStep};
 use crate::backend::kv::{KvLayer, KvRows, SequenceKv};
 use crate::backend::ops::{Op, Ops, Outputs};
+use crate::backend::rope::Frequencies;
 use crate::config::{Activation, Rope};
 use crate::error::{Error, Result};
 use crate::quant::MatrixRef;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use backstop::backend::batch::{RopeStep, Run};
 use backstop::backend::ops::{Op, Ops};
 use backstop::config::{Rope, RopeScaling};
-use backstop::forward::rope::Frequencies;
+use backstop::backend::rope::Frequencies;
 
 use super::rig::{Element, ROWS, Rig, rigs};
 
