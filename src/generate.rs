@@ -13,7 +13,7 @@ use crate::text::{Detokenizer, Message};
 /// How text is generated.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Tokens to generate at most; what the context leaves where absent.
+    /// Tokens to generate at most; [`Model::default_max_tokens`] where absent, and never more than the context leaves.
     pub max_tokens: Option<usize>,
     /// How the next token is chosen.
     pub sampling: SamplingOptions,
@@ -120,7 +120,7 @@ impl Model {
             Some(0) => {
                 return Err(Error::Option { option: "max_tokens", got: "0".into(), expected: "at least 1" });
             }
-            asked => asked.unwrap_or(room).min(room),
+            asked => asked.or_else(|| self.default_max_tokens(prompt.len())).unwrap_or(room).min(room),
         };
         let eos = if options.ignore_eos { Vec::new() } else { self.eos() };
         let (events, inbox) = channel();
@@ -272,6 +272,14 @@ pub fn generate(prompt: &str) -> Result<String> {
 }
 
 impl Model {
+    /// The tokens that `generation_config.json` lets a prompt of `prompt_len` tokens generate: `max_new_tokens`, else what
+    /// the prompt leaves of `max_length`. None where it sets no bound, or a `max_length` that the prompt alone fills.
+    pub fn default_max_tokens(&self, prompt_len: usize) -> Option<usize> {
+        let generation = &self.info().generation;
+        let left = || generation.max_length?.checked_sub(prompt_len).filter(|&left| left > 0);
+        generation.max_new_tokens.or_else(left)
+    }
+
     /// The sampling that `generation_config.json` asks for; greedy where it asks for none.
     pub fn default_sampling(&self) -> SamplingOptions {
         let generation = &self.info().generation;

@@ -111,7 +111,7 @@ pub struct ModelArgs {
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Tokens to generate at most [default: what the context leaves].
+    /// Tokens to generate at most [default: the model's, else what the context leaves].
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
     pub max_tokens: Option<usize>,
     /// 0 takes the most likely token; larger is more varied [default: the model's, else 0].

@@ -184,7 +184,7 @@ impl Chat {
             _ => error,
         })?;
         self.out.end_line()?;
-        term::note(term::dim(&summary::turn(&answer, &self.options)));
+        term::note(term::dim(&summary::turn(&answer, &self.model, &self.options)));
         Ok(if answer.interrupted() { Next::Interrupted } else { Next::Line })
     }
 }

@@ -51,7 +51,7 @@ impl Summary<'_> {
         lines.push(("prompt", prompt));
         lines.push((
             "generated",
-            format!("{}, {}", generated(self.answer), ending(self.answer, self.options)),
+            format!("{}, {}", generated(self.answer), ending(self.answer, self.model, self.options)),
         ));
         if let Some(peak) = peak_memory() {
             lines.push(("memory", format!("{} at the peak", Bytes(peak))));
@@ -113,23 +113,30 @@ impl Summary<'_> {
 }
 
 /// One line about a turn of a conversation.
-pub fn turn(answer: &Answer, options: &Options) -> String {
+pub fn turn(answer: &Answer, model: &Model, options: &Options) -> String {
     let mut line = prompt_tokens(answer);
     if let Some(first) = answer.first_token {
         let _ = write!(line, ", first token after {}", seconds(first));
     }
     let ending = match answer.finish {
         FinishReason::Stop => String::new(),
-        _ => format!(", {}", ending(answer, options)),
+        _ => format!(", {}", ending(answer, model, options)),
     };
     format!("{line}; {}{ending}", generated(answer))
 }
 
-fn ending(answer: &Answer, options: &Options) -> &'static str {
+fn ending(answer: &Answer, model: &Model, options: &Options) -> &'static str {
+    let generated = Some(answer.tokens.len());
     match answer.finish {
         FinishReason::Stop => "ended by the model",
         FinishReason::Cancelled => "interrupted",
-        FinishReason::Length if options.max_tokens == Some(answer.tokens.len()) => "stopped at --max-tokens",
+        FinishReason::Length if options.max_tokens == generated => "stopped at --max-tokens",
+        FinishReason::Length
+            if options.max_tokens.is_none()
+                && model.default_max_tokens(answer.stats.prompt_tokens) == generated =>
+        {
+            "stopped at the model's own limit (--max-tokens)"
+        }
         FinishReason::Length => "stopped by the full context (--ctx)",
     }
 }

@@ -25,6 +25,10 @@ pub struct GenerationConfig {
     pub min_p: Option<f32>,
     /// Logits of tokens already seen are divided (if positive) or multiplied (if negative) by this.
     pub repetition_penalty: Option<f32>,
+    /// Tokens to generate at most.
+    pub max_new_tokens: Option<usize>,
+    /// Tokens that prompt and text may have together; `max_new_tokens` beats it.
+    pub max_length: Option<usize>,
 }
 
 impl GenerationConfig {
@@ -57,6 +61,8 @@ impl GenerationConfig {
             top_p: number("top_p", 0.0, 1.0)?,
             min_p: number("min_p", 0.0, 1.0)?,
             repetition_penalty: number("repetition_penalty", 1e-3, 1e3)?,
+            max_new_tokens: fields.size("max_new_tokens", 1, 1 << 30)?,
+            max_length: fields.size("max_length", 1, 1 << 30)?,
         })
     }
 }

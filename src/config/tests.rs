@@ -311,10 +311,12 @@ fn generation_config_reads_defaults_and_refuses_nonsense() {
     );
     let full = parse(json!({
         "eos_token_id": 2, "bos_token_id": 1, "do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95,
-        "min_p": 0.0, "repetition_penalty": 1.05, "transformers_version": "4.51.0", "pad_token_id": null
+        "min_p": 0.0, "repetition_penalty": 1.05, "max_new_tokens": 2048, "max_length": 4096,
+        "transformers_version": "4.51.0", "pad_token_id": null
     }))
     .unwrap();
     assert_eq!((full.eos_token_ids, full.temperature, full.top_k), (vec![2], Some(0.6), Some(20)));
+    assert_eq!((full.max_new_tokens, full.max_length), (Some(2048), Some(4096)));
     assert_eq!(parse(json!({"eos_token_id": [1, 107]})).unwrap().eos_token_ids, [1, 107]);
     for (value, expected) in [
         (json!({"temperature": -1}), "temperature is -1, expected a number from 0.0 to 100.0"),
@@ -322,6 +324,9 @@ fn generation_config_reads_defaults_and_refuses_nonsense() {
         (json!({"top_k": -1}), "top_k is -1, expected an integer from 0"),
         (json!({"min_p": "x"}), "min_p is \"x\", expected a number"),
         (json!({"repetition_penalty": 0}), "repetition_penalty is 0, expected a number"),
+        (json!({"max_new_tokens": 0}), "max_new_tokens is 0, expected an integer from 1"),
+        (json!({"max_new_tokens": -1}), "max_new_tokens is -1, expected an integer from 1"),
+        (json!({"max_length": 1u64 << 63}), "max_length is 9223372036854775808, expected an integer from 1"),
         (json!({"do_sample": "yes"}), "do_sample is \"yes\", expected true or false"),
         (json!({"eos_token_id": 1.5}), "eos_token_id is 1.5, expected a token id"),
     ] {

@@ -135,6 +135,36 @@ fn the_models_own_sampling_holds_unless_the_command_line_says_otherwise() {
 }
 
 #[test]
+fn the_models_own_limit_of_tokens_holds_unless_the_command_line_says_otherwise() {
+    let noise = Noise::new();
+    let generation = noise.0.path().join("generation_config.json");
+    let run = |options: &[&str]| {
+        let args = ["run", PROMPT, "--raw", "--ctx", "64", "--model", noise.path()];
+        let (ran, told) = (ok(&[&args, options].concat()), ok(&[&args, options, &["--json"]].concat()));
+        let told = json(&told);
+        let tokens = |name: &str| told[name].as_u64().unwrap();
+        let ending = ran.err.lines().find(|line| line.starts_with("generated")).unwrap().rsplit(", ").next();
+        (tokens("prompt_tokens"), tokens("generated_tokens"), ending.unwrap().to_owned())
+    };
+    let (prompt, _, _) = run(&[]);
+    let full = "stopped by the full context (--ctx)";
+    let own = "stopped at the model's own limit (--max-tokens)";
+    for (file, options, generated, ending) in [
+        ("{}", &[][..], 64 - prompt, full),
+        (r#"{"max_new_tokens": 7}"#, &[], 7, own),
+        (r#"{"max_new_tokens": 7}"#, &["--max-tokens", "9"], 9, "stopped at --max-tokens"),
+        (r#"{"max_new_tokens": 7, "max_length": 60}"#, &[], 7, own),
+        (r#"{"max_new_tokens": 1000}"#, &[], 64 - prompt, full),
+        (r#"{"max_length": 60}"#, &[], 60 - prompt, own),
+        // The prompt alone is that long: the file's limit cannot be meant for it.
+        (r#"{"max_length": 2}"#, &[], 64 - prompt, full),
+    ] {
+        fs::write(&generation, file).unwrap();
+        assert_eq!(run(options), (prompt, generated, ending.to_owned()), "{file} {options:?}");
+    }
+}
+
+#[test]
 fn a_chat_template_is_used_unless_raw() {
     let noise = Noise::new();
     let model = noise.load();

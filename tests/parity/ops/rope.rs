@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use backstop::backend::batch::{RopeStep, Run};
 use backstop::backend::ops::{Op, Ops};
-use backstop::config::{Rope, RopeScaling};
 use backstop::backend::rope::Frequencies;
+use backstop::config::{Rope, RopeScaling};
 
 use super::rig::{Element, ROWS, Rig, rigs};
 
