@@ -1,13 +1,14 @@
 //! The promise of the CPU backend: the same logits, bit for bit, for any number of threads, any chunking of the prompt,
 //! any neighbours in the step, and a cache that was filled before.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use backstop::backend::batch::{Batch, Run, Tokens};
 use backstop::backend::cpu::Isa;
 use backstop::backend::select::BackendRequest;
 use backstop::tensor::DType;
-use backstop::{LoadOptions, Model, ModelFiles};
+use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, in the types that weights have.
 const MODELS: [&str; 6] =
@@ -140,6 +141,26 @@ fn a_cache_that_was_filled_before_gives_the_bits_of_a_fresh_one() {
         .unwrap();
     let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&again), bits(&fresh[29]));
+}
+
+#[test]
+fn several_texts_for_one_prompt_and_seed_differ_and_each_can_be_had_again_alone() {
+    let model = load(BUILTIN, 2, Isa::detect(), None);
+    let start = |sequence| {
+        let sampling = SamplingOptions { temperature: 1.5, seed: 5, sequence, ..SamplingOptions::default() };
+        let options = Options { max_tokens: Some(24), sampling, ignore_eos: true, ..Options::default() };
+        model.generate("Once upon a time", &options).unwrap()
+    };
+    let tokens = |mut generation: Generation| {
+        assert!(generation.by_ref().all(|piece| piece.is_ok()));
+        generation.tokens().to_vec()
+    };
+    let together: Vec<_> = (0..4).map(start).collect();
+    let together: Vec<Vec<u32>> = together.into_iter().map(tokens).collect();
+    assert_eq!(together.iter().collect::<HashSet<_>>().len(), 4, "{together:?}");
+    for (sequence, expected) in (0..).zip(&together) {
+        assert_eq!(tokens(start(sequence)), *expected, "sequence {sequence}");
+    }
 }
 
 #[track_caller]

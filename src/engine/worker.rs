@@ -421,7 +421,7 @@ impl Worker {
         for (row, &sequence) in rows.iter().enumerate() {
             let sequence = &mut self.sequences[sequence];
             let position = sequence.tokens.len() as u64;
-            match sequence.sampler.sample(logits.row(row), &sequence.tokens, 0, position) {
+            match sequence.sampler.sample(logits.row(row), &sequence.tokens, position) {
                 Ok(sampled) => sequence.accept(sampled.token, sampled.logprob, self.options.context),
                 Err(error) => sequence.fail(error),
             }

@@ -29,6 +29,8 @@ pub struct SamplingOptions {
     pub logit_bias: Vec<(u32, f32)>,
     /// The key of the draws.
     pub seed: u64,
+    /// Which of several texts for one prompt and seed this is: each number has draws of its own.
+    pub sequence: u64,
     /// How many of the most likely tokens [`Sampled::top`] reports. At most 20.
     pub top_logprobs: usize,
 }
@@ -46,6 +48,7 @@ impl Default for SamplingOptions {
             penalty_window: 64,
             logit_bias: Vec::new(),
             seed: 0,
+            sequence: 0,
             top_logprobs: 0,
         }
     }
@@ -154,17 +157,11 @@ impl Sampler {
         &self.options
     }
 
-    /// Chooses the token at `position` of `sequence` from `logits` (`[V]`; −∞ masks a token), given all tokens so far.
+    /// Chooses the token at `position` from `logits` (`[V]`; −∞ masks a token), given all tokens so far.
     ///
     /// # Errors
     /// [`Error::Sampling`] where a logit is NaN or +∞, or no token is left to choose.
-    pub fn sample(
-        &mut self,
-        logits: &[f32],
-        history: &[u32],
-        sequence: u64,
-        position: u64,
-    ) -> Result<Sampled> {
+    pub fn sample(&mut self, logits: &[f32], history: &[u32], position: u64) -> Result<Sampled> {
         if logits.len() != self.vocab {
             let got = logits.len();
             return Err(Error::Sampling(format!("{got} logits, expected {}", self.vocab)));
@@ -177,11 +174,11 @@ impl Sampler {
             adjusted.clear();
             adjusted.extend_from_slice(logits);
             penalties::apply(&self.options, &mut adjusted, history);
-            let token = self.choose(&adjusted, sequence, position);
+            let token = self.choose(&adjusted, position);
             self.adjusted = adjusted;
             token?
         } else {
-            self.choose(logits, sequence, position)?
+            self.choose(logits, position)?
         };
         let (max, sum) = softmax_sum(logits.iter().copied());
         let log_total = f64::from(max) + sum.ln();
@@ -205,7 +202,7 @@ impl Sampler {
         all.iter().filter(|c| c.1 > f32::NEG_INFINITY).map(|c| (c.0, logprob(c.0))).collect()
     }
 
-    fn choose(&mut self, logits: &[f32], sequence: u64, position: u64) -> Result<u32> {
+    fn choose(&mut self, logits: &[f32], position: u64) -> Result<u32> {
         let mut best: Option<(u32, f32)> = None;
         for (i, &l) in (0u32..).zip(logits) {
             if l > best.map_or(f32::NEG_INFINITY, |b| b.1) {
@@ -238,7 +235,7 @@ impl Sampler {
         let temperature = f64::from(o.temperature);
         let weight = |l: f32| ((f64::from(l) - f64::from(max)) / temperature).exp();
         let total: f64 = kept.iter().map(|c| weight(c.1)).sum();
-        let target = philox::uniform(o.seed, sequence, position) * total;
+        let target = philox::uniform(o.seed, o.sequence, position) * total;
         let mut sum = 0.0;
         let mut last = best;
         for &(token, l) in kept.iter() {

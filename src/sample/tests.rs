@@ -2,19 +2,19 @@ use super::*;
 use crate::Error;
 
 fn options() -> SamplingOptions {
-    SamplingOptions { temperature: 1.0, seed: 7, ..Default::default() }
+    SamplingOptions { temperature: 1.0, seed: 7, sequence: 3, ..Default::default() }
 }
 
 fn one(options: SamplingOptions, logits: &[f32]) -> crate::Result<Sampled> {
-    Sampler::new(options, logits.len())?.sample(logits, &[], 0, 0)
+    Sampler::new(options, logits.len())?.sample(logits, &[], 0)
 }
 
-/// Counts of `n` draws at positions 0.. of sequence 3.
+/// Counts of `n` draws at positions 0..
 fn counts(options: SamplingOptions, logits: &[f32], n: u64) -> Vec<f64> {
     let mut sampler = Sampler::new(options, logits.len()).unwrap();
     let mut counts = vec![0.0; logits.len()];
     for position in 0..n {
-        counts[sampler.sample(logits, &[], 3, position).unwrap().token as usize] += 1.0;
+        counts[sampler.sample(logits, &[], position).unwrap().token as usize] += 1.0;
     }
     counts
 }
@@ -67,8 +67,8 @@ fn greedy_takes_the_lowest_index_of_equals() {
 #[test]
 fn equal_keys_draw_equal_tokens() {
     let draw = |seed, sequence, position| {
-        let mut s = Sampler::new(SamplingOptions { seed, ..options() }, 1000).unwrap();
-        s.sample(&vec![0.0; 1000], &[], sequence, position).unwrap().token
+        let mut s = Sampler::new(SamplingOptions { seed, sequence, ..options() }, 1000).unwrap();
+        s.sample(&vec![0.0; 1000], &[], position).unwrap().token
     };
     assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
     let all: std::collections::HashSet<u32> =
@@ -87,8 +87,8 @@ fn logits_that_cannot_be_sampled_are_errors() {
         assert_eq!(one(o, &[f32::MIN, f32::MAX]).unwrap().token, 1);
     }
     let mut sampler = Sampler::new(options(), 3).unwrap();
-    assert!(sampler.sample(&[0.0; 2], &[], 0, 0).is_err());
-    assert!(Sampler::new(options(), 0).unwrap().sample(&[], &[], 0, 0).is_err());
+    assert!(sampler.sample(&[0.0; 2], &[], 0).is_err());
+    assert!(Sampler::new(options(), 0).unwrap().sample(&[], &[], 0).is_err());
 }
 
 #[test]
@@ -96,14 +96,14 @@ fn penalties_lower_what_was_seen() {
     let logits = [2.0, 1.9, -1.0];
     let o = SamplingOptions { repeat_penalty: 1.5, ..Default::default() };
     let mut s = Sampler::new(o.clone(), 3).unwrap();
-    assert_eq!(s.sample(&logits, &[0, 0], 0, 0).unwrap().token, 1);
-    assert_eq!(s.sample(&logits, &[7], 0, 0).unwrap().token, 0);
+    assert_eq!(s.sample(&logits, &[0, 0], 0).unwrap().token, 1);
+    assert_eq!(s.sample(&logits, &[7], 0).unwrap().token, 0);
     let mut s = Sampler::new(SamplingOptions { penalty_window: 1, ..o }, 3).unwrap();
-    assert_eq!(s.sample(&logits, &[0, 2], 0, 0).unwrap().token, 0);
+    assert_eq!(s.sample(&logits, &[0, 2], 0).unwrap().token, 0);
     let o = SamplingOptions { frequency_penalty: 0.04, ..Default::default() };
     let mut s = Sampler::new(o, 3).unwrap();
-    assert_eq!(s.sample(&logits, &[0, 0], 0, 0).unwrap().token, 0);
-    assert_eq!(s.sample(&logits, &[0, 0, 0], 0, 0).unwrap().token, 1);
+    assert_eq!(s.sample(&logits, &[0, 0], 0).unwrap().token, 0);
+    assert_eq!(s.sample(&logits, &[0, 0, 0], 0).unwrap().token, 1);
     let o = SamplingOptions { logit_bias: vec![(2, 5.0)], ..Default::default() };
     let got = one(o, &logits).unwrap();
     assert_eq!(got.token, 2);
