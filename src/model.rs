@@ -127,10 +127,11 @@ impl ModelFiles {
     /// # Errors
     /// A template that does not parse.
     pub fn template(&self, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>> {
-        if self.is_builtin() {
-            return Ok(None);
-        }
-        let mut template = ChatTemplate::load(&self.path)?;
+        let mut template = if self.is_builtin() {
+            ChatTemplate::from_config(&self.path.join("tokenizer_config.json"), builtin::TOKENIZER_CONFIG)?
+        } else {
+            ChatTemplate::load(&self.path)?
+        };
         if let (Some(template), Some(tokenizer)) = (&mut template, tokenizer) {
             // What a user types stays text, even where it looks like one of these.
             template.protect(tokenizer.special_texts());
@@ -363,5 +364,6 @@ mod builtin {
     pub const CONFIG: &[u8] = include_bytes!("../assets/stories/config.json");
     pub const GENERATION: &[u8] = include_bytes!("../assets/stories/generation_config.json");
     pub const TOKENIZER: &[u8] = include_bytes!("../assets/stories/tokenizer.json");
+    pub const TOKENIZER_CONFIG: &[u8] = include_bytes!("../assets/stories/tokenizer_config.json");
     pub const WEIGHTS: &[u8] = include_bytes!("../assets/stories/model.safetensors");
 }

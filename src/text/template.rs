@@ -102,27 +102,31 @@ impl ChatTemplate {
     /// [`Error::Io`], [`Error::Format`], and what [`Self::from_source`] refuses.
     pub fn load(dir: &Path) -> Result<Option<Self>> {
         let (config_path, jinja_path) = (dir.join("tokenizer_config.json"), dir.join("chat_template.jinja"));
-        let mut config = Json::Null;
-        if config_path.exists() {
-            let bytes = raw::read_file(&config_path, 16 << 20)?;
-            let text = std::str::from_utf8(&bytes).map_err(|e| Error::format(&config_path, e.to_string()))?;
-            raw::check_depth(&config_path, text)?;
-            config = serde_json::from_str(text).map_err(|e| Error::format(&config_path, e.to_string()))?;
-        }
-        let mut special = BTreeMap::new();
-        for (key, value) in config.as_object().into_iter().flatten().filter(|(k, _)| k.ends_with("_token")) {
-            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
-                special.insert(key.clone(), token.to_owned());
-            }
-        }
+        let config = match config_path.exists() {
+            true => parse_config(&config_path, &raw::read_file(&config_path, 16 << 20)?)?,
+            false => Json::Null,
+        };
         if jinja_path.exists() {
             let bytes = raw::read_file(&jinja_path, screen::MAX_SOURCE as u64)?;
             let source = String::from_utf8(bytes).map_err(|e| Error::format(&jinja_path, e.to_string()))?;
-            return Self::from_source(&jinja_path, &source, special).map(Some);
+            return Self::from_source(&jinja_path, &source, special_tokens(&config)).map(Some);
         }
+        Self::of_config(&config_path, &config)
+    }
+
+    /// The template in the bytes of a `tokenizer_config.json`, where it has one; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`], and what [`Self::from_source`] refuses.
+    pub fn from_config(path: &Path, bytes: &[u8]) -> Result<Option<Self>> {
+        Self::of_config(path, &parse_config(path, bytes)?)
+    }
+
+    fn of_config(path: &Path, config: &Json) -> Result<Option<Self>> {
+        let special = special_tokens(config);
         let template = &config["chat_template"];
         if let Some(source) = template.as_str() {
-            return Self::from_source(&config_path, source, special).map(Some);
+            return Self::from_source(path, source, special).map(Some);
         }
         if template.is_null() {
             return Ok(None);
@@ -135,9 +139,9 @@ impl ChatTemplate {
         }
         let Some(first) = named.get("default").or_else(|| named.values().next()).cloned() else {
             let what = "chat_template is neither a string nor a list of {name, template}";
-            return Err(Error::format(&config_path, what));
+            return Err(Error::format(path, what));
         };
-        let mut made = Self::from_source(&config_path, &first, special)?;
+        let mut made = Self::from_source(path, &first, special)?;
         made.named = named;
         Ok(Some(made))
     }
@@ -272,6 +276,19 @@ impl ChatTemplate {
             Ok(text)
         })
     }
+}
+
+fn parse_config(path: &Path, bytes: &[u8]) -> Result<Json> {
+    let text = std::str::from_utf8(bytes).map_err(|e| Error::format(path, e.to_string()))?;
+    raw::check_depth(path, text)?;
+    serde_json::from_str(text).map_err(|e| Error::format(path, e.to_string()))
+}
+
+/// `bos_token`, `eos_token`, …: each a string, or an object with one.
+fn special_tokens(config: &Json) -> BTreeMap<String, String> {
+    let members = config.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
+    let text = |value: &Json| Some(value.as_str().or_else(|| value["content"].as_str())?.to_owned());
+    members.filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect()
 }
 
 fn describe(error: &minijinja::Error) -> String {

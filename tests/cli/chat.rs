@@ -1,5 +1,7 @@
 //! `backstop chat` with lines from a pipe.
 
+use std::path::Path;
+
 use backstop::Model;
 use backstop::text::Message;
 
@@ -51,20 +53,39 @@ fn chat_has_commands() {
 
 #[test]
 fn chat_continues_the_text_where_there_is_no_template() {
-    let args = ["chat", "--max-tokens", "8", "--temperature", "0", "--backend", "cpu"];
+    let noise = Noise::plain();
+    let args = ["chat", "--model", noise.path(), "--max-tokens", "8", "--backend", "cpu"];
     let ran = backstop_with("Once upon a time\nThe dog\n", &args);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
-    let model = Model::builtin().unwrap();
+    let model = noise.load();
     let continued = |text: &str| model.generate(text, &greedy(8)).unwrap().text().unwrap();
     let first = continued("Once upon a time");
     let second = continued(&format!("Once upon a time{first}\nThe dog"));
-    assert_eq!(ran.out, format!("{first}\n{second}\n"));
+    let line = |text: &str| if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
+    assert_eq!(ran.out, line(&first) + &line(&second));
     assert_eq!(ran.err.matches("has no chat template").count(), 1, "{}", ran.err);
     assert!(ran.err.lines().last().unwrap().contains("cached"), "{}", ran.err);
 
     let ran = backstop_with("/system Be brief.\n", &args);
     assert!(ran.err.contains("error: --system needs a chat template"), "{}", ran.err);
     assert_eq!(ran.code, Some(2));
+}
+
+#[test]
+fn the_built_in_model_tells_a_story_for_each_turn() {
+    let args = ["chat", "--max-tokens", "40", "--temperature", "0", "--backend", "cpu"];
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories");
+    let model = Model::builtin().unwrap();
+    let told = ["Once upon a time", "The little dog"].map(|text| {
+        format!("{}\n", model.generate(text, &greedy(40)).unwrap().text().unwrap().trim_end_matches('\n'))
+    });
+    for more in [&[][..], &["--model", stories.to_str().unwrap()]] {
+        let ran = backstop_with("Once upon a time\nThe little dog\n", &[&args, more].concat());
+        assert_eq!((ran.out, ran.code), (told.concat(), Some(0)), "{}", ran.err);
+        let ran = backstop_with("/system Be brief.\nOnce\n", &[&args, more].concat());
+        assert!(ran.err.contains("this model tells stories and takes no instruction"), "{}", ran.err);
+        assert_eq!((ran.out.as_str(), ran.code), ("", Some(1)));
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn inspect_tells_what_a_model_is() {
         format!("model         {}\n", files.name()),
         format!("architecture  llama: {} layers, hidden ", files.config.num_hidden_layers),
         format!("context       {} tokens trained, ", files.config.max_position_embeddings),
-        "template      none: the text is continued as it is\n".to_owned(),
+        "template      yes\n".to_owned(),
         "backend       auto takes ".to_owned(),
         "\n\ncontext  ".to_owned(),
     ] {

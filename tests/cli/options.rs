@@ -82,11 +82,12 @@ fn what_cannot_be_run_is_refused_with_what_to_do() {
     );
     refused(&["inspect", empty.path().to_str().unwrap()], 1, &expected);
 
-    let name = ModelFiles::builtin().unwrap().name();
+    let plain = Noise::plain();
+    let name = ModelFiles::open(plain.0.path()).unwrap().name();
     let expected = format!(
         "error: --system needs a chat template, and {name} has none: put the instruction into the prompt"
     );
-    refused(&["run", PROMPT, "--system", "Be brief."], 2, &expected);
+    refused(&["run", PROMPT, "--system", "Be brief.", "--model", plain.path()], 2, &expected);
     let ran = backstop(&["run", PROMPT, "--system", "Be brief.", "--raw", "--model", model]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.contains("'--system <TEXT>' cannot be used with '--raw'"), "{}", ran.err);

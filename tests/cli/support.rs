@@ -107,6 +107,13 @@ impl Noise {
         Self(dir)
     }
 
+    /// Without a chat template.
+    pub fn plain() -> Self {
+        let noise = Self::new();
+        fs::remove_file(noise.0.path().join("tokenizer_config.json")).unwrap();
+        noise
+    }
+
     pub fn path(&self) -> &str {
         self.0.path().to_str().unwrap()
     }
