@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use backstop::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use serde_json::Value;
@@ -67,6 +67,48 @@ fn encodes_and_decodes_as_transformers() {
         }
     }
     assert!(failed.is_empty(), "{} differ: {failed:#?}", failed.len());
+}
+
+/// Every kind of tokenizer here: SentencePiece's and byte-level ones of several patterns, the built-in model's, and
+/// that of stories260k, where it is.
+fn tokenizers() -> Vec<(String, Tokenizer)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut dirs: Vec<PathBuf> = ["chatml", "llama2", "llama3"].map(|name| dir().join(name)).into();
+    dirs.push(root.join("assets/stories"));
+    match root.ancestors().map(|up| up.join("shared/models/stories260k")).find(|dir| dir.is_dir()) {
+        Some(dir) => dirs.push(dir),
+        None => println!("skipped: shared/models/stories260k is absent"),
+    }
+    let name = |dir: &PathBuf| dir.file_name().unwrap().to_string_lossy().into_owned();
+    dirs.iter()
+        .map(|dir| (name(dir), Tokenizer::load(&dir.join("tokenizer.json"), 1 << 20).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_million_equal_characters_encode_within_a_second() {
+    // Tests are not fully optimised, and run beside each other.
+    let limit = Duration::from_secs(if cfg!(debug_assertions) { 4 } else { 1 });
+    let mut slowest = (Duration::ZERO, String::new());
+    for (name, tokenizer) in tokenizers() {
+        for unit in ["a", " ", "\u{301}", "1", "a ", "日"] {
+            let text = unit.repeat(1_000_000 / unit.chars().count());
+            // Whatever else the machine does: the best of three.
+            let mut took = Duration::MAX;
+            for _ in 0..3 {
+                let start = Instant::now();
+                let ids = tokenizer.encode(&text).unwrap();
+                took = took.min(start.elapsed());
+                println!("{name} {unit:?}: {} ids in {took:.2?}", ids.len());
+                if took < limit {
+                    break;
+                }
+            }
+            assert!(took < limit, "{name} {unit:?} took {took:?}");
+            slowest = slowest.max((took, format!("{name} {unit:?}")));
+        }
+    }
+    println!("slowest: {} in {:.2?}", slowest.1, slowest.0);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::runtime::{Launched, Runtime};
 use super::scheduler::{Waiting, plan};
 use super::{Command, EngineOptions, Event, FinishReason, Request, Stats};
 use crate::backend::batch::{Batch, Run, Tokens};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
 use crate::sample::Sampler;
 use crate::tensor::HostTensor;
@@ -270,11 +270,7 @@ impl Worker {
     fn guarded_step(&mut self) {
         let result = catch_unwind(AssertUnwindSafe(|| self.step()));
         if let Err(panic) = result {
-            let what = panic
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "no message".to_owned());
+            let what = panic_text(&*panic);
             tracing::error!(what, "a step panicked");
             self.started = None;
             for (sequence, state) in self.sequences.iter_mut().zip(&mut self.states) {

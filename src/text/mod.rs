@@ -1,5 +1,6 @@
 //! Text and tokens: the tokenizer, the chat template, the streaming detokenizer.
 
+mod apart;
 mod bounded;
 mod json;
 mod raw;

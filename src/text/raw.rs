@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// How deep a JSON file of the tokenizer may nest.
 const MAX_DEPTH: usize = 32;
+/// How many times longer a normalizer may make a text; `▁` for a space is 3.
+const MAX_GROWTH: usize = 64;
 
 /// Reads at most `limit` bytes of a file.
 pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -53,7 +55,47 @@ pub(super) struct File<'a> {
     #[serde(borrow)]
     pub(super) model: Model<'a>,
     #[serde(default)]
+    pub(super) normalizer: serde_json::Value,
+    #[serde(default)]
+    pub(super) post_processor: serde_json::Value,
+    #[serde(default)]
     pub(super) decoder: serde_json::Value,
+}
+
+impl File<'_> {
+    /// Refuses what would make a text many times longer than it is.
+    pub(super) fn check_growth(&self) -> Result<(), String> {
+        let growth = normalizer_growth(&self.normalizer);
+        if growth > MAX_GROWTH {
+            return Err(format!("normalizer: a text could get {growth} times longer, at most {MAX_GROWTH}"));
+        }
+        let copies = text_copies(&self.post_processor);
+        if copies > 1 {
+            return Err(format!("post_processor: it repeats a text {copies} times, expected once"));
+        }
+        Ok(())
+    }
+}
+
+/// How many times longer its replacements can make a text; a pattern may match nothing, at every byte.
+fn normalizer_growth(json: &serde_json::Value) -> usize {
+    let growth = match json["content"].as_str() {
+        Some(content) => match json["pattern"]["String"].as_str() {
+            Some(pattern) => content.len().div_ceil(pattern.len().max(1)).max(1),
+            None => content.len().saturating_add(1),
+        },
+        None => 1,
+    };
+    let steps = json["normalizers"].as_array().into_iter().flatten();
+    steps.map(normalizer_growth).fold(growth, usize::saturating_mul)
+}
+
+/// How often templates write a text, one after the other.
+fn text_copies(json: &serde_json::Value) -> usize {
+    let pieces = json["single"].as_array().into_iter().flatten();
+    let copies = pieces.filter(|piece| piece.get("Sequence").is_some()).count().max(1);
+    let steps = json["processors"].as_array().into_iter().flatten();
+    steps.map(text_copies).fold(copies, usize::saturating_mul)
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, parse};
@@ -13,6 +12,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::apart::{self, Lost};
 use super::bounded::{self, Budget};
 use super::{json, raw, screen, sentinel};
 use crate::{Error, Result};
@@ -230,17 +230,12 @@ impl ChatTemplate {
         f: impl FnOnce(Instant) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let deadline = Instant::now() + TIME;
-        let (send, receive) = mpsc::sync_channel(1);
-        let run = move || {
-            let _ = send.send(f(deadline));
-        };
-        let builder = std::thread::Builder::new().name("template".into()).stack_size(STACK);
-        builder.spawn(run).map_err(|e| self.error(e))?;
-        match receive.recv_timeout(TIME + GRACE) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(self.error("the template took longer than 1 s")),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.error("the template engine panicked")),
-        }
+        apart::run("template", STACK, TIME + GRACE, move || f(deadline)).unwrap_or_else(|lost| match lost {
+            Lost::NoThread(e) => Err(self.error(e)),
+            // Its deadline is past: it ends by itself at its next instruction.
+            Lost::Late(_) => Err(self.error("the template took longer than 1 s")),
+            Lost::Panicked => Err(self.error("the template engine panicked")),
+        })
     }
 
     fn syntax() -> Result<SyntaxConfig> {

@@ -263,19 +263,58 @@ fn stories() -> Option<Tokenizer> {
     from_json(&sentence_json(), 512).ok()
 }
 
+fn with_pattern(pattern: &str) -> Tokenizer {
+    let mut json = byte_level_json();
+    json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(pattern);
+    from_json(&json, 512).unwrap()
+}
+
 #[test]
-fn long_equal_runs_encode_within_a_second() {
-    for json in [sentence_json(), byte_level_json()] {
-        let tokenizer = from_json(&json, 512).unwrap();
-        for unit in ["a", " ", "\u{301}", "é", "\n", "1", "!", "ab", "a ", " \n", "\u{0}"] {
-            let text = unit.repeat(1_000_000 / unit.chars().count());
+fn hostile_patterns_end() {
+    for pattern in [
+        "(a+)+$",
+        "(a+)+b",
+        "((a+)+)+b",
+        "(a|aa)+$",
+        "(a*)*b",
+        "(.*)(.*)(.*)[bc]",
+        "(a{0,1000}){0,1000}b",
+        "(?:(?:a|b){1,99999}){1,99999}c",
+        "(?<=a{1,100})b",
+        "(?<=(a|b)*)c",
+        r"(?<x>a\g<x>?b)",
+        "(?=a)",
+        "",
+    ] {
+        let tokenizer = with_pattern(pattern);
+        for text in ["a".repeat(40), "a".repeat(1_000_000)] {
             let start = Instant::now();
-            let ids = tokenizer.encode(&text).unwrap();
-            let took = start.elapsed();
-            println!("{:?} {unit:?}: {} ids in {took:?}", json["decoder"]["type"], ids.len());
-            assert!(took < Duration::from_secs(4), "{unit:?} took {took:?} in a test build");
+            let got = tokenizer.encode(&text).map(|ids| tokenizer.decode(&ids).unwrap());
+            println!("{pattern}: {} in {:?}", text.len(), start.elapsed());
+            match got {
+                Ok(decoded) => assert_eq!(decoded, text, "{pattern}"),
+                Err(error) => assert!(error.to_string().contains("retry-limit-in-match over"), "{error}"),
+            }
         }
     }
+    assert!(with_pattern("(a+)+b").encode(&"a".repeat(40)).is_err());
+}
+
+/// The library's own limit does not see it: each match looks at the rest of the text, once.
+#[test]
+fn a_text_that_takes_too_long_is_given_up_on() {
+    let tokenizer = with_pattern("a(?=a*[bc])|a").with_patience(Duration::from_millis(100));
+    let ids = tokenizer.encode("aa").unwrap();
+    let error = tokenizer.encode(&"a".repeat(40_000)).unwrap_err().to_string();
+    assert!(error.contains("a text of 40000 bytes took longer than 0.1 s"), "{error}");
+    let error = tokenizer.encode("aa").unwrap_err().to_string();
+    assert!(error.contains("still busy with an earlier text"), "{error}");
+    let start = Instant::now();
+    while tokenizer.encode("aa").is_err() {
+        assert!(start.elapsed() < Duration::from_secs(120), "the earlier text does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(tokenizer.encode("aa").unwrap(), ids);
 }
 
 #[test]
@@ -321,10 +360,19 @@ fn texts_round_trip_whole_and_streamed() {
     }
 }
 
+/// `steps` normalizers, each of which replaces `old` by `times` as much.
+fn replacements(old: &str, times: usize, steps: usize) -> serde_json::Value {
+    let step = json!({"type": "Replace", "pattern": {"String": old}, "content": "a".repeat(times)});
+    json!({"type": "Sequence", "normalizers": vec![step; steps]})
+}
+
 #[test]
 fn hostile_tokenizers_are_refused() {
     let good = sentence_json();
     from_json(&good, 268).unwrap();
+    let mut longer = good.clone();
+    longer["normalizer"] = replacements("a", 8, 2);
+    from_json(&longer, 268).unwrap();
     let with = |pointer: &str, value: serde_json::Value| {
         let mut json = good.clone();
         *json.pointer_mut(pointer).unwrap() = value;
@@ -344,6 +392,9 @@ fn hostile_tokenizers_are_refused() {
         with("/added_tokens/1/content", json!("new")),
         with("/normalizer", deep),
         with("/normalizer", json!({"type": "NoSuch"})),
+        with("/normalizer", replacements("a", 9, 2)),
+        with("/normalizer", replacements("", 65, 1)),
+        with("/post_processor/single/0", json!({"Sequence": {"id": "A", "type_id": 0}})),
         with("/model/merges", json!([["x", "y"]])),
         with("/model", json!({})),
         from_json(&json!([]), 268),

@@ -4,17 +4,26 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
+use super::apart::{self, Lost};
 use super::raw::{self, Decoder};
 use super::template::Rendered;
+use crate::error::panic_text;
 use crate::{Error, Result};
 
 /// The largest `tokenizer.json` that is read.
 const MAX_FILE: u64 = 64 << 20;
 /// The longest text that is encoded, in bytes: four times a server's body.
 const MAX_TEXT: usize = 32 << 20;
+/// What encoding may take, whatever the text and for each of its bytes: ten times what the slowest texts take.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_micros(10));
+/// The stack of the encoding thread: reserved, not touched.
+const STACK: usize = 8 << 20;
 
 /// Text to token ids and back. Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +38,9 @@ struct Inner {
     special: Vec<Special>,
     decoder: Decoder,
     ids: usize,
+    patience: (Duration, Duration),
+    /// The thread that was given up on last.
+    late: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Special {
@@ -49,7 +61,10 @@ fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> 
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(Error::Tokenizer(format!("{what}: {e}"))),
-        Err(_) => Err(Error::Tokenizer(format!("{what}: the library panicked"))),
+        Err(panic) => {
+            let why = panic_text(&*panic);
+            Err(Error::Tokenizer(format!("{what}: the library panicked: {why}")))
+        }
     }
 }
 
@@ -69,7 +84,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for an id given twice, an id at or past
-    /// the embedding's rows, and whatever the library refuses.
+    /// the embedding's rows, what makes texts over 64 times longer or repeats them, and whatever the library refuses.
     pub fn from_bytes(path: &Path, bytes: &[u8], embedding_rows: usize) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
         if bytes.len() as u64 > MAX_FILE {
@@ -78,6 +93,7 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("not UTF-8: {e}")))?;
         raw::check_depth(path, text)?;
         let file: raw::File = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        file.check_growth().map_err(bad)?;
         let mut by_id: HashMap<u32, &str> = HashMap::with_capacity(file.model.vocab.0.len());
         let mut ids = 0;
         let vocab = file.model.vocab.0.iter().map(|(token, id)| (token.as_ref(), *id, "model.vocab"));
@@ -119,7 +135,54 @@ impl Tokenizer {
         }
         special.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
         let decoder = Decoder::from_json(&file.decoder);
-        Ok(Self(Arc::new(Inner { trusting, literal: OnceLock::new(), special, decoder, ids })))
+        Ok(Self(Arc::new(Inner {
+            trusting,
+            literal: OnceLock::new(),
+            special,
+            decoder,
+            ids,
+            patience: PATIENCE,
+            late: Mutex::new(None),
+        })))
+    }
+
+    /// Gives up on a text after `time`.
+    #[cfg(test)]
+    pub(super) fn with_patience(mut self, time: Duration) -> Self {
+        let inner = Arc::get_mut(&mut self.0).expect("no clone");
+        inner.patience = (time, Duration::ZERO);
+        self
+    }
+
+    /// Does `work` for a text of `bytes` bytes, and gives up on it where a pattern of the file makes it endless: the
+    /// library cannot be stopped. Until the thread that was given up on ends, nothing else is done.
+    fn patiently<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut late = self.0.late.lock();
+        if late.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            let what = "encode: it is still busy with an earlier text, which took too long";
+            return Err(Error::Tokenizer(what.into()));
+        }
+        *late = None;
+        drop(late);
+        let (base, per_byte) = self.0.patience;
+        let time = base + per_byte * u32::try_from(bytes).unwrap_or(u32::MAX);
+        let this = self.clone();
+        apart::run("tokenizer", STACK, time, move || work(&this)).unwrap_or_else(|lost| {
+            let what = match lost {
+                Lost::NoThread(error) => error.to_string(),
+                Lost::Panicked => "it panicked".into(),
+                Lost::Late(thread) => {
+                    *self.0.late.lock() = Some(thread);
+                    let time = time.as_secs_f64();
+                    format!("a text of {bytes} bytes took longer than {time} s, which no honest pattern does")
+                }
+            };
+            Err(Error::Tokenizer(format!("encode: {what}")))
+        })
     }
 
     /// Encodes a text, with the tokens that the post-processor adds (BOS). Special tokens written in it stay text. An
@@ -127,9 +190,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Prompt`] where no token comes out (an empty text without BOS) or the text is over 32 MiB;
-    /// [`Error::Tokenizer`] where the library fails.
+    /// [`Error::Tokenizer`] where the library fails, or takes longer than 10 s and 10 µs for each byte.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode_text(text, true)?;
+        check_length(text)?;
+        let owned = text.to_owned();
+        let ids = self.patiently(text.len(), move |this| this.encode_text(&owned, true))?;
         if ids.is_empty() {
             return Err(Error::Prompt("it is empty, and this model's tokenizer adds no BOS".into()));
         }
@@ -142,14 +207,15 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<u32>> {
-        let text = rendered.text();
-        let ids = if rendered.literal().is_empty() {
-            check_length(text)?;
-            let encoding = guard("encode", || self.0.trusting.encode_fast(text, false))?;
-            encoding.get_ids().to_vec()
-        } else {
-            self.encode_mixed(text, rendered.literal())?
-        };
+        check_length(rendered.text())?;
+        let owned = rendered.clone();
+        let ids = self.patiently(rendered.text().len(), move |this| {
+            if !owned.literal().is_empty() {
+                return this.encode_mixed(owned.text(), owned.literal());
+            }
+            let encoding = guard("encode", || this.0.trusting.encode_fast(owned.text(), false))?;
+            Ok(encoding.get_ids().to_vec())
+        })?;
         if ids.is_empty() {
             return Err(Error::Prompt("the chat template rendered to nothing".into()));
         }
@@ -157,7 +223,6 @@ impl Tokenizer {
     }
 
     fn encode_text(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        check_length(text)?;
         let encoder = if self.special_in(text) { self.literal()? } else { &self.0.trusting };
         Ok(guard("encode", || encoder.encode_fast(text, add_special))?.get_ids().to_vec())
     }
