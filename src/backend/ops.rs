@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::quant::MatrixRef;
 use crate::tensor::{Shape, Tensor, Weight};
 
-/// The results of an op: one for plain ops, up to three for fused ones.
-pub type Outputs = SmallVec<[Tensor; 3]>;
+/// The results of an op: one for plain ops, which are moved about a lot, up to three for fused ones.
+pub type Outputs = SmallVec<[Tensor; 1]>;
 
 /// What an op is called: in logs, counters, errors and fault injection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -471,7 +471,7 @@ impl<'a> Op<'a> {
     }
 
     /// The shape of each output, for an op that [`Self::check`] accepts.
-    pub fn output_shapes(&self) -> SmallVec<[Shape; 3]> {
+    pub fn output_shapes(&self) -> SmallVec<[Shape; 1]> {
         let projected = |x: &Tensor, projection: &Projection<'_>| -> Shape {
             smallvec![x.shape()[0], projection.weight.shape()[0]]
         };

@@ -1,13 +1,20 @@
-//! An activation on MLX, and the few calls that mlx-rs keeps to itself.
+//! An activation on MLX.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
-use mlx_rs::{Array, Dtype, Stream};
+use mlx_rs::{Array, Dtype};
+use smallvec::SmallVec;
 
 use super::failed;
+use super::graph::Graph;
 use crate::backend::eval_error;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape};
+
+/// Dimensions as MLX takes them.
+pub(super) type Dims = SmallVec<[i32; 4]>;
 
 /// A lazy array of shape `[T, D]` to those who use it. Between the rotary embedding and attention it may be laid out by
 /// heads, `[1, H, T, D/H]`, which saves a transposition each way.
@@ -46,31 +53,48 @@ impl MlxTensor {
     }
 
     /// The array in its own dimensions, `[T, D]`.
-    pub(super) fn to_rows(&self) -> Result<Array> {
-        let shape = shape(&self.shape)?;
-        if !self.by_heads {
-            if self.array.shape() == shape.as_slice() {
-                return Ok(self.array.clone());
-            }
-            return self.array.reshape(&shape).map_err(|e| failed("reshape", &e));
+    pub(super) fn to_rows(&self, graph: &Graph) -> Result<Cow<'_, Array>> {
+        let dims = dims(&self.shape)?;
+        if self.by_heads {
+            let rows = graph.transpose(&self.array, &[0, 2, 1, 3])?;
+            return graph.reshape(&rows, &dims).map(Cow::Owned);
         }
-        self.array
-            .transpose_axes(&[0, 2, 1, 3])
-            .and_then(|array| array.reshape(&shape))
-            .map_err(|e| failed("reshape", &e))
+        if self.array.shape() == dims.as_slice() {
+            return Ok(Cow::Borrowed(&self.array));
+        }
+        graph.reshape(&self.array, &dims).map(Cow::Owned)
     }
 
-    /// The array as `[1, H, T, head_dim]`.
-    pub(super) fn to_heads(&self, head_dim: usize) -> Result<Array> {
-        if self.by_heads && self.array.dim(3) == head_dim as i32 {
-            return Ok(self.array.clone());
+    /// Row `row` in the dimensions `dims`.
+    pub(super) fn row(&self, graph: &Graph, row: usize, dims: &[i32]) -> Result<Array> {
+        if self.shape[0] == 1 {
+            // One row is row-major by heads too.
+            return graph.reshape(&self.array, dims);
         }
+        let rows = self.to_rows(graph)?;
+        let (row, width) = (row as i32, self.shape[1] as i32);
+        graph.reshape(&graph.slice(&rows, &[row, 0], &[row + 1, width])?, dims)
+    }
+
+    /// Some rows as `[1, H, len, head_dim]`.
+    pub(super) fn to_heads(&self, graph: &Graph, rows: Range<usize>, head_dim: usize) -> Result<Array> {
         let (height, width) = (self.shape[0], self.shape[1]);
-        let split = shape(&[1, height, width / head_dim, head_dim])?;
-        let rows = if self.by_heads { self.to_rows()? } else { self.array.clone() };
-        rows.reshape(&split)
-            .and_then(|array| array.transpose_axes(&[0, 2, 1, 3]))
-            .map_err(|e| failed("reshape", &e))
+        let split = dims(&[1, rows.len(), width / head_dim, head_dim])?; // [1, len, H, head_dim]
+        if rows.len() == 1 {
+            return self.row(graph, rows.start, &[1, split[2], 1, split[3]]);
+        }
+        let (start, end) = (rows.start as i32, rows.end as i32);
+        if self.by_heads && self.array.dim(3) == split[3] {
+            if rows.len() == height {
+                return Ok(self.array.clone());
+            }
+            return graph.slice(&self.array, &[0, 0, start, 0], &[1, split[2], end, split[3]]);
+        }
+        let mut part = self.to_rows(graph)?;
+        if rows.len() != height {
+            part = Cow::Owned(graph.slice(&part, &[start, 0], &[end, width as i32])?);
+        }
+        graph.transpose(&graph.reshape(&part, &split)?, &[0, 2, 1, 3])
     }
 }
 
@@ -84,13 +108,14 @@ pub(super) fn dtype(dtype: DType) -> Dtype {
 }
 
 /// Dimensions as MLX takes them.
-pub(super) fn shape(dims: &[usize]) -> Result<Vec<i32>> {
-    dims.iter()
+pub(super) fn dims(shape: &[usize]) -> Result<Dims> {
+    shape
+        .iter()
         .map(|&dim| {
             i32::try_from(dim).map_err(|_| Error::Op {
                 op: "shape",
                 backend: "mlx",
-                reason: format!("{dims:?} has a dimension over MLX's 32-bit sizes"),
+                reason: format!("{shape:?} has a dimension over MLX's 32-bit sizes"),
             })
         })
         .collect()
@@ -109,63 +134,4 @@ pub(super) fn to_f32(array: &Array) -> Result<Vec<f32>> {
     let wide = wide.contiguous().map_err(|e| failed("download", &e))?;
     wide.eval().map_err(|error| eval_error(error.what()))?;
     wide.try_as_slice::<f32>().map(<[f32]>::to_vec).map_err(eval_error)
-}
-
-/// `array[starts..stops]` in every dimension.
-pub(super) fn slice(array: &Array, starts: &[i32], stops: &[i32]) -> Result<Array> {
-    debug_assert!(starts.len() == array.ndim() && stops.len() == array.ndim());
-    let strides = vec![1; starts.len()];
-    let stream = Stream::thread_local_or_default();
-    // SAFETY: the arrays and the stream are alive, and each list is passed with its length; on success `result` holds
-    // an array of ours, on failure an empty one that may be freed.
-    unsafe {
-        let mut result = mlx_sys::mlx_array_new();
-        let status = mlx_sys::mlx_slice(
-            &mut result,
-            array.as_ptr(),
-            starts.as_ptr(),
-            starts.len(),
-            stops.as_ptr(),
-            stops.len(),
-            strides.as_ptr(),
-            strides.len(),
-            stream.as_ptr(),
-        );
-        own(result, status, "slice")
-    }
-}
-
-/// `array` with `update` in place of `array[starts..stops]`; in place where nothing else holds `array`.
-pub(super) fn slice_update(array: &Array, update: &Array, starts: &[i32], stops: &[i32]) -> Result<Array> {
-    debug_assert!(starts.len() == array.ndim() && stops.len() == array.ndim());
-    let strides = vec![1; starts.len()];
-    let stream = Stream::thread_local_or_default();
-    // SAFETY: as in `slice`.
-    unsafe {
-        let mut result = mlx_sys::mlx_array_new();
-        let status = mlx_sys::mlx_slice_update(
-            &mut result,
-            array.as_ptr(),
-            update.as_ptr(),
-            starts.as_ptr(),
-            starts.len(),
-            stops.as_ptr(),
-            stops.len(),
-            strides.as_ptr(),
-            strides.len(),
-            stream.as_ptr(),
-        );
-        own(result, status, "slice_update")
-    }
-}
-
-/// # Safety
-/// `result` is what an MLX call with this status wrote, and nothing else owns it.
-unsafe fn own(result: mlx_sys::mlx_array, status: i32, op: &'static str) -> Result<Array> {
-    // SAFETY: the caller's promise; a failed call's array is freed by its owner here.
-    let array = unsafe { Array::from_ptr(result) };
-    if status == 0 {
-        return Ok(array);
-    }
-    Err(Error::Op { op, backend: "mlx", reason: format!("MLX returned status {status}") })
 }

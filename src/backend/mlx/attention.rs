@@ -1,6 +1,9 @@
 //! Attention on MLX: a call for each run, with masks that the step's layers share.
 
+use std::rc::Rc;
+
 use mlx_rs::{Array, ops};
+use smallvec::SmallVec;
 
 use super::array::{self, MlxTensor};
 use super::{MlxBackend, MlxKv, failed};
@@ -8,6 +11,18 @@ use crate::backend::batch::{Mask, Run};
 use crate::backend::kv::KvLayer;
 use crate::error::Result;
 use crate::tensor::Tensor;
+
+/// The masks of a step's runs, none for a run that sees every key, or whose keys are sliced.
+pub(super) type Masks = Rc<[Option<Array>]>;
+
+/// What turns scores into weights.
+#[derive(Clone, Copy)]
+struct Scores<'a> {
+    /// True where a query sees a key, `[len, keys]`.
+    mask: Option<&'a Array>,
+    scale: f32,
+    soft_cap: Option<f32>,
+}
 
 impl MlxBackend {
     /// `[T, H * head_dim]` → the same, each run over its own cache.
@@ -22,61 +37,117 @@ impl MlxBackend {
         let q = self.array(q)?;
         let (rows, width) = (q.shape()[0], q.shape()[1]);
         let masks = self.masks(mask)?;
-        let mut outputs = Vec::with_capacity(mask.runs.len());
-        for ((run, layer), mask) in mask.runs.iter().zip(kv).zip(&masks) {
+        let mut outputs = SmallVec::<[MlxTensor; 1]>::new();
+        for (i, (run, layer)) in mask.runs.iter().zip(kv).enumerate() {
             let moved;
             let kv = match layer {
                 KvLayer::Mlx(kv) => kv,
                 KvLayer::Host(host) => {
-                    moved = MlxKv::from_host(host)?;
+                    moved = MlxKv::from_host(&self.graph, host)?;
                     &moved
                 }
             };
-            let head_dim = kv.shape().head_dim;
-            let mut queries = q.to_heads(head_dim)?; // [1, H, T, D]
-            if run.len != rows {
-                let heads = (width / head_dim) as i32;
-                let (row, len) = (run.row as i32, run.len as i32);
-                queries = array::slice(&queries, &[0, 0, row, 0], &[1, heads, row + len, head_dim as i32])?;
-            }
-            let [keys, values] = kv.keys_values()?; // [1, KH, S, D]
-            let (keys, values) = (cast(keys, &queries)?, cast(values, &queries)?);
-            outputs.push(match soft_cap {
-                None => mlx_rs::fast::scaled_dot_product_attention(
-                    &queries,
-                    &keys,
-                    &values,
-                    scale,
-                    mask.as_ref().map(mlx_rs::fast::ScaledDotProductAttentionMask::Array),
-                    None,
-                )
-                .map_err(|e| failed("attention", &e))?,
-                Some(cap) => capped(&queries, &keys, &values, mask.as_ref(), scale, cap)
-                    .map_err(|e| failed("attention", &e))?,
-            });
+            // What one token sees is a range of keys: a slice says it without a mask.
+            let visible = if run.len == 1 { mask.visible[run.row].clone() } else { 0..kv.len() };
+            let [keys, values] = kv.keys_values(&self.graph, visible)?; // [1, KH, S, D]
+            let (keys, values) = (self.typed(keys)?, self.typed(values)?);
+            let scores = Scores { mask: masks.as_ref().and_then(|masks| masks[i].as_ref()), scale, soft_cap };
+            outputs.push(self.attend(q, run, [&keys, &values], scores)?);
         }
         let output = match outputs.len() {
             // No run is no row.
-            0 => return Ok(Tensor::Mlx(MlxTensor::rows(q.to_rows()?, q.shape()))),
+            0 => MlxTensor::rows(q.to_rows(&self.graph)?.into_owned(), q.shape()),
             1 => outputs.remove(0),
-            _ => ops::concatenate(&outputs, 2).map_err(|e| failed("attention", &e))?,
+            _ => {
+                let parts =
+                    outputs.iter().map(|part| part.to_rows(&self.graph)).collect::<Result<Vec<_>>>()?;
+                let whole = ops::concatenate(&parts, 0).map_err(|e| failed("attention", &e))?;
+                MlxTensor::rows(whole, &[rows, width])
+            }
         };
-        Ok(Tensor::Mlx(MlxTensor::heads(output, rows, width)))
+        Ok(Tensor::Mlx(output))
     }
 
-    /// The step's masks as boolean arrays, made when its first layer asks.
-    fn masks(&self, mask: &Mask) -> Result<Vec<Option<Array>>> {
-        let mut step = self.step.borrow_mut();
-        if let Some(masks) = step.masks.get(&mask.id) {
-            return Ok(masks.clone());
+    /// Attention of one run over `keys` and `values` `[1, KH, S, D]` → `[len, H * D]`.
+    fn attend(
+        &self,
+        q: &MlxTensor,
+        run: &Run,
+        [keys, values]: [&Array; 2],
+        scores: Scores<'_>,
+    ) -> Result<MlxTensor> {
+        let graph = &self.graph;
+        let [_, kv_heads, _, head_dim] = *keys.shape() else {
+            return Err(crate::Error::shape("attention", "keys have not four dimensions"));
+        };
+        let (len, width) = (run.len, q.shape()[1]);
+        let group = (width as i32) / (kv_heads * head_dim);
+        let single = len == 1;
+        // MLX's CPU device has no kernel of its own: for one token, whose query heads are rows to their key head, this is
+        // half of the nodes that MLX composes it of.
+        let composed = scores.soft_cap.is_some() || (single && !self.device.gpu);
+        if single && composed {
+            let queries = q.row(graph, run.row, &[1, kv_heads, group, head_dim])?;
+            let output = self.composed([&queries, keys, values], 1, scores)?; // [1, KH, G, D]
+            return Ok(MlxTensor::rows(output, &[1, width]));
         }
-        let masks: Vec<Option<Array>> = mask
+        let queries = q.to_heads(graph, run.rows(), head_dim as usize)?; // [1, H, len, D]
+        let output = if composed {
+            let len = len as i32;
+            let grouped = graph.reshape(&queries, &[1, kv_heads, group * len, head_dim])?;
+            let output = self.composed([&grouped, keys, values], len, scores)?;
+            graph.reshape(&output, &[1, kv_heads * group, len, head_dim])?
+        } else {
+            graph.attention([&queries, keys, values], scores.mask, scores.scale)?
+        };
+        Ok(match single {
+            true => MlxTensor::rows(output, &[1, width]),
+            false => MlxTensor::heads(output, len, width),
+        })
+    }
+
+    /// Attention by plain ops: queries `[1, KH, G * len, D]`, the `G` heads of a key head one after the other.
+    fn composed(&self, [q, k, v]: [&Array; 3], len: i32, scores: Scores<'_>) -> Result<Array> {
+        let graph = &self.graph;
+        let fail = |e: mlx_rs::error::Exception| failed("attention", &e);
+        let constant = |x: f32| graph.constant(x, q.dtype(), &[]);
+        // Of the shape of the queries where that is the same in each step: MLX then adds no node that broadcasts it.
+        let scale = if len == 1 { q.shape() } else { &[] };
+        let q = graph.multiply(q, &graph.constant(scores.scale, q.dtype(), scale))?;
+        let mut weights = graph.matmul(&q, &graph.transpose(k, &[0, 1, 3, 2])?)?; // [1, KH, G * len, S]
+        if let Some(cap) = scores.soft_cap {
+            let cap = constant(cap);
+            let bent = ops::divide(&weights, &*cap).and_then(ops::tanh).map_err(fail)?;
+            weights = graph.multiply(&bent, &cap)?;
+        }
+        if let Some(mask) = scores.mask {
+            let [_, kv_heads, rows, keys] = *weights.shape() else {
+                return Err(crate::Error::shape("attention", "scores have not four dimensions"));
+            };
+            let by_head = graph.reshape(&weights, &[1, kv_heads, rows / len, len, keys])?;
+            let seen = ops::select(mask, &by_head, &*constant(f32::NEG_INFINITY)).map_err(fail)?;
+            weights = graph.reshape(&seen, &[1, kv_heads, rows, keys])?;
+        }
+        graph.matmul(&graph.softmax(&weights)?, v)
+    }
+
+    /// The step's masks as boolean arrays, made when its first layer asks; nothing where no run needs one.
+    fn masks(&self, mask: &Mask) -> Result<Option<Masks>> {
+        if mask.runs.iter().all(|run| run.len == 1) {
+            return Ok(None);
+        }
+        let mut step = self.step.borrow_mut();
+        if let Some((_, masks)) = step.masks.iter().find(|(id, _)| *id == mask.id) {
+            return Ok(Some(Rc::clone(masks)));
+        }
+        let unmasked = |run: &Run| run.len == 1 || mask.is_full(run);
+        let masks: Masks = mask
             .runs
             .iter()
-            .map(|run| if mask.is_full(run) { Ok(None) } else { explicit(mask, run).map(Some) })
+            .map(|run| if unmasked(run) { Ok(None) } else { explicit(mask, run).map(Some) })
             .collect::<Result<_>>()?;
-        step.masks.insert(mask.id, masks.clone());
-        Ok(masks)
+        step.masks.push((mask.id, Rc::clone(&masks)));
+        Ok(Some(masks))
     }
 }
 
@@ -87,39 +158,5 @@ fn explicit(mask: &Mask, run: &Run) -> Result<Array> {
     for (row, range) in mask.visible[run.rows()].iter().enumerate() {
         visible[row * keys..][range.clone()].fill(true);
     }
-    Ok(Array::from_slice(&visible, &array::shape(&[run.len, keys])?))
-}
-
-/// A cache kept in another type than activations is widened, or narrowed, to theirs.
-fn cast(cached: Array, queries: &Array) -> Result<Array> {
-    if cached.dtype() == queries.dtype() {
-        return Ok(cached);
-    }
-    cached.as_dtype(queries.dtype()).map_err(|e| failed("attention", &e))
-}
-
-/// Attention with soft-capped scores, which MLX has no kernel for.
-fn capped(
-    q: &Array,
-    k: &Array,
-    v: &Array,
-    mask: Option<&Array>,
-    scale: f32,
-    cap: f32,
-) -> mlx_rs::error::Result<Array> {
-    let [_, heads, len, head_dim] = *q.shape() else { return Err("q has not four dimensions".into()) };
-    let [_, kv_heads, keys, _] = *k.shape() else { return Err("k has not four dimensions".into()) };
-    let group = heads / kv_heads;
-    let constant = |x: f32| Array::from_f32(x).as_dtype(q.dtype());
-    let q = ops::multiply(q, constant(scale)?)?.reshape(&[1, kv_heads, group, len, head_dim])?;
-    let k = k.reshape(&[1, kv_heads, 1, keys, head_dim])?.swap_axes(3, 4)?;
-    let v = v.reshape(&[1, kv_heads, 1, keys, head_dim])?;
-    let scores = ops::matmul(&q, &k)?; // [1, KH, G, len, keys]
-    let capped = ops::multiply(ops::tanh(ops::divide(&scores, constant(cap)?)?)?, constant(cap)?)?;
-    let capped = match mask {
-        Some(mask) => ops::select(mask, &capped, constant(f32::NEG_INFINITY)?)?,
-        None => capped,
-    };
-    let weights = ops::softmax_axis(&capped, -1, true)?;
-    ops::matmul(&weights, &v)?.reshape(&[1, heads, len, head_dim])
+    Ok(Array::from_slice(&visible, &array::dims(&[run.len, keys])?))
 }

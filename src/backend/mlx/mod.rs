@@ -7,12 +7,14 @@ mod array;
 mod attention;
 mod cache;
 mod device;
+mod graph;
 mod kv;
 mod ops;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::rc::Rc;
 
+use graph::Graph;
 use mlx_rs::{Array, Dtype};
 
 pub use array::MlxTensor;
@@ -32,6 +34,7 @@ pub struct MlxBackend {
     device: DeviceInfo,
     /// The type of activations: that of the model's embedding table.
     dtype: Dtype,
+    graph: Graph,
     weights: WeightCache,
     /// What this step's masks and tables became, by their ids.
     step: RefCell<StepCache>,
@@ -40,10 +43,10 @@ pub struct MlxBackend {
 /// Arrays that the layers of one step share.
 #[derive(Default)]
 struct StepCache {
-    /// Boolean masks `[len, keys]` of a mask's runs, in their order; none for a run that sees every key.
-    masks: HashMap<u64, Vec<Option<Array>>>,
-    /// Rotary tables by the id of the step's tables.
-    ropes: HashMap<u64, ops::RopeArrays>,
+    /// Boolean masks `[len, keys]` of a mask's runs, in their order, by its id.
+    masks: Vec<(u64, attention::Masks)>,
+    /// Rotary tables by the id of the step's tables and the head dimension.
+    ropes: Vec<((u64, usize), Rc<ops::RopeArrays>)>,
 }
 
 impl MlxBackend {
@@ -56,6 +59,7 @@ impl MlxBackend {
         Ok(Self {
             device,
             dtype: array::dtype(dtype),
+            graph: Graph::new(),
             weights: WeightCache::default(),
             step: RefCell::default(),
         })
@@ -97,25 +101,19 @@ impl MlxBackend {
 
     /// Puts host values on MLX, in the type of activations.
     pub(super) fn upload(&self, tensor: &HostTensor) -> Result<MlxTensor> {
-        let shape = array::shape(tensor.shape())?;
-        let values = Array::from_slice(tensor.data(), &shape);
-        let values = if self.dtype == Dtype::Float32 {
-            values
-        } else {
-            values.as_dtype(self.dtype).map_err(|e| failed("upload", &e))?
-        };
-        Ok(MlxTensor::rows(values, tensor.shape()))
+        let dims = array::dims(tensor.shape())?;
+        Ok(MlxTensor::rows(graph::from_f32(tensor.data(), &dims, self.dtype), tensor.shape()))
     }
 
     /// Evaluates an array and copies it to the host as `f32`.
     pub(super) fn download(&self, tensor: &MlxTensor) -> Result<HostTensor> {
-        let values = array::to_f32(&tensor.to_rows()?)?;
+        let values = array::to_f32(&*tensor.to_rows(&self.graph)?)?;
         Ok(HostTensor::from_vec(tensor.shape(), values))
     }
 
     /// Copies a cache to the host, in its own type.
     pub(super) fn kv_to_host(&self, kv: &MlxKv) -> Result<HostKv> {
-        let (k, v) = kv.read()?;
+        let (k, v) = kv.read(&self.graph)?;
         let mut host = HostKv::new(*kv.shape());
         if !k.is_empty() {
             host.write(0, &k, &v)?;
@@ -126,10 +124,10 @@ impl MlxBackend {
     /// Writes a run's keys and values; a cache in host memory moves here first.
     pub(super) fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
         if let KvLayer::Host(host) = layer {
-            *layer = KvLayer::Mlx(MlxKv::from_host(host)?);
+            *layer = KvLayer::Mlx(MlxKv::from_host(&self.graph, host)?);
         }
         let KvLayer::Mlx(kv) = layer else { unreachable!("the cache was moved to MLX") };
-        kv.write(self.array(rows.k)?, self.array(rows.v)?, run)
+        kv.write(&self.graph, self.array(rows.k)?, self.array(rows.v)?, run)
     }
 
     /// Runs what the results and caches still leave lazy; without `wait`, returns once it has begun.

@@ -1,5 +1,9 @@
 //! The plain ops on MLX: each adds a few nodes to the step's graph.
 
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, fast, ops};
 use smallvec::smallvec;
 
@@ -13,8 +17,9 @@ use crate::quant::MatrixRef;
 use crate::tensor::{Tensor, Weight};
 
 /// What a step's rotary tables became.
-#[derive(Clone)]
 pub(super) enum RopeArrays {
+    /// One token on a device without a kernel, which composes it of 29 nodes: the matrix `[D, D]` that rotates a head.
+    Rotation(Array),
     /// One run without an attention factor: MLX's own kernel, from an offset and the periods `1 / frequency`.
     Kernel { offset: i32, periods: Array },
     /// Otherwise: cosines and sines of every row in `f32`, `[1, 1, T, dims/2]`.
@@ -40,70 +45,46 @@ impl MlxBackend {
         let output = match *op {
             Op::Embedding { table, tokens, scale } => {
                 let ids = match tokens {
-                    Tokens::Known(ids) => Array::from_slice(ids, &array::shape(&[ids.len()])?),
+                    Tokens::Known(ids) => Array::from_slice(ids, &array::dims(&[ids.len()])?),
                     Tokens::Pending(ids) => self.array(ids)?.array().clone(),
                 };
-                let mut rows = self.weight(dense(table)?)?.take_axis(&ids, 0).map_err(fail)?;
+                let mut rows = self.graph.take(&*self.weights.get(dense(table)?)?, &ids)?;
                 if scale != 1.0 {
-                    rows = self.scaled(&rows, scale).map_err(fail)?;
+                    rows = self.scaled(&rows, scale)?;
                 }
                 self.rows(self.typed(rows)?, &[tokens.len(), table.shape()[1]])
             }
             Op::Linear { x, projection } => self.linear(x, projection)?,
-            Op::RmsNorm { x, weight, eps, offset } => {
-                let rows = self.stretches(x, weight.len())?;
-                let weight = if offset == 0.0 {
-                    self.weight(weight)?
-                } else {
-                    // Every model of a family has the same offset, so that its name is enough of a key.
-                    self.weights.derived(weight, "offset", |w| {
-                        ops::add(w.as_dtype(Dtype::Float32)?, Array::from_f32(offset))
-                    })?
-                };
-                let normed = fast::rms_norm(&rows, Some(&weight), eps).map_err(fail)?;
-                self.rows(self.typed(normed)?, x.shape())
-            }
+            Op::RmsNorm { x, weight, eps, offset } => self.rms_norm(x, weight, eps, offset)?,
             Op::LayerNorm { x, weight, bias, eps } => {
-                let bias = bias.map(|bias| self.weight(bias)).transpose()?;
+                let bias = bias.map(|bias| self.weights.get(bias)).transpose()?;
                 let rows = self.stretches(x, weight.len())?;
-                let weight = self.weight(weight)?;
-                let normed = fast::layer_norm(&rows, Some(&weight), bias.as_ref(), eps).map_err(fail)?;
+                let weight = self.weights.get(weight)?;
+                let normed = fast::layer_norm(&*rows, Some(&*weight), bias.as_deref(), eps).map_err(fail)?;
                 self.rows(self.typed(normed)?, x.shape())
             }
             Op::Activate { x, activation } => {
-                let rows = self.array(x)?.to_rows()?;
-                self.rows(self.activated(&rows, activation).map_err(fail)?, x.shape())
+                let rows = self.matrix(x)?;
+                self.rows(self.activated(&rows, activation)?, x.shape())
             }
-            Op::Add { a, b } => {
-                let sum = ops::add(self.array(a)?.to_rows()?, self.array(b)?.to_rows()?).map_err(fail)?;
-                self.rows(sum, a.shape())
-            }
+            Op::Add { a, b } => self.rows(self.graph.add(&*self.matrix(a)?, &*self.matrix(b)?)?, a.shape()),
             Op::Mul { a, b } => {
-                let product =
-                    ops::multiply(self.array(a)?.to_rows()?, self.array(b)?.to_rows()?).map_err(fail)?;
-                self.rows(product, a.shape())
+                self.rows(self.graph.multiply(&*self.matrix(a)?, &*self.matrix(b)?)?, a.shape())
             }
-            Op::Scale { x, by } => {
-                let rows = self.array(x)?.to_rows()?;
-                self.rows(self.scaled(&rows, by).map_err(fail)?, x.shape())
-            }
+            Op::Scale { x, by } => self.rows(self.scaled(&*self.matrix(x)?, by)?, x.shape()),
             Op::SoftCap { x, cap } => {
-                let rows = self.array(x)?.to_rows()?;
                 // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
-                let cap = Array::from_f32(cap);
-                let capped = rows
-                    .as_dtype(Dtype::Float32)
-                    .and_then(|x| ops::tanh(ops::divide(x, &cap)?))
-                    .and_then(|t| ops::multiply(t, &cap))
-                    .map_err(fail)?;
-                self.rows(self.typed(capped)?, x.shape())
+                let cap = self.graph.constant(cap, Dtype::Float32, &[]);
+                let wide = self.graph.astype(&*self.matrix(x)?, Dtype::Float32)?;
+                let bent = ops::divide(&wide, &*cap).and_then(ops::tanh).map_err(fail)?;
+                self.rows(self.typed(self.graph.multiply(&bent, &cap)?)?, x.shape())
             }
             Op::Rope { x, head_dim, rope } => self.rope(x, head_dim, rope)?,
             Op::Attention { q, kv, mask, scale, soft_cap } => self.attention(q, kv, mask, scale, soft_cap)?,
             Op::TakeRows { x, rows } => {
                 let indices: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-                let indices = Array::from_slice(&indices, &array::shape(&[rows.len()])?);
-                let taken = self.array(x)?.to_rows()?.take_axis(&indices, 0).map_err(fail)?;
+                let indices = Array::from_slice(&indices, &array::dims(&[rows.len()])?);
+                let taken = self.graph.take(&*self.matrix(x)?, &indices)?;
                 self.rows(taken, &[rows.len(), x.shape()[1]])
             }
             Op::GateUp { .. } | Op::AddRmsNorm { .. } | Op::Qkv { .. } => {
@@ -121,124 +102,183 @@ impl MlxBackend {
         Tensor::Mlx(MlxTensor::rows(array, shape))
     }
 
-    fn weight(&self, weight: &Weight) -> Result<Array> {
-        self.weights.get(weight)
+    /// The array of an activation in its own dimensions, `[T, D]`.
+    fn matrix<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, Array>> {
+        self.array(x)?.to_rows(&self.graph)
     }
 
     /// The stretches of `len` elements that a norm works on: rows, or the heads of rows, `[T, D / len, len]`.
-    fn stretches(&self, x: &Tensor, len: usize) -> Result<Array> {
-        let rows = self.array(x)?.to_rows()?;
+    fn stretches<'a>(&self, x: &'a Tensor, len: usize) -> Result<Cow<'a, Array>> {
         let (height, width) = (x.shape()[0], x.shape()[1]);
         if len == width {
-            return Ok(rows);
+            return self.matrix(x);
         }
-        rows.reshape(&array::shape(&[height, width / len, len])?).map_err(|e| failed("norm", &e))
+        let dims = array::dims(&[height, width / len, len])?;
+        self.graph.reshape(&*self.matrix(x)?, &dims).map(Cow::Owned)
     }
 
     /// In the type of activations: a weight of another type must not widen all that follows.
-    fn typed(&self, array: Array) -> Result<Array> {
+    pub(super) fn typed(&self, array: Array) -> Result<Array> {
         if array.dtype() == self.dtype {
             return Ok(array);
         }
-        array.as_dtype(self.dtype).map_err(|e| failed("cast", &e))
+        self.graph.astype(&array, self.dtype)
     }
 
     /// A number in the type of activations.
-    fn constant(&self, x: f32) -> mlx_rs::error::Result<Array> {
-        let constant = Array::from_f32(x);
-        if self.dtype == Dtype::Float32 { Ok(constant) } else { constant.as_dtype(self.dtype) }
+    fn constant(&self, x: f32) -> Rc<Array> {
+        self.graph.constant(x, self.dtype, &[])
     }
 
-    fn scaled(&self, x: &Array, by: f32) -> mlx_rs::error::Result<Array> {
-        ops::multiply(x, self.constant(by)?)
+    fn scaled(&self, x: &Array, by: f32) -> Result<Array> {
+        self.graph.multiply(x, &self.constant(by))
     }
 
     fn linear(&self, x: &Tensor, projection: Projection<'_>) -> Result<Tensor> {
-        let rows = self.array(x)?.to_rows()?;
-        let weight = self.weights.derived(dense(projection.weight)?, "transposed", |w| w.transpose())?;
+        let rows = self.matrix(x)?;
+        let weight = self.weights.transposed(dense(projection.weight)?)?;
         let product = match projection.bias {
-            None => ops::matmul(&rows, &weight),
-            Some(bias) => ops::addmm(&self.weight(bias)?, &rows, &weight, 1.0, 1.0),
+            None => self.graph.matmul(&rows, &weight)?,
+            Some(bias) => self.graph.addmm(&*self.weights.get(bias)?, &rows, &weight, 1.0)?,
         };
-        let product = product.map_err(|e| failed("linear", &e))?;
         Ok(self.rows(self.typed(product)?, &[x.shape()[0], projection.weight.shape()[0]]))
     }
 
-    fn activated(&self, x: &Array, activation: Activation) -> mlx_rs::error::Result<Array> {
-        let one = || self.constant(1.0);
+    fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, offset: f32) -> Result<Tensor> {
+        let len = weight.len();
+        let normed = if x.shape() == [1, len] && !self.device.gpu {
+            self.norm_of_row(&*self.matrix(x)?, weight, eps, offset)?
+        } else {
+            let weight = match offset {
+                0.0 => self.weights.get(weight)?,
+                _ => self.weights.shifted(weight, offset, &array::dims(&[len])?)?,
+            };
+            self.graph.rms_norm(&*self.stretches(x, len)?, &weight, eps)?
+        };
+        Ok(self.rows(self.typed(normed)?, x.shape()))
+    }
+
+    /// The RMS norm of one row in 6 nodes, in `f32`: MLX's CPU device has no kernel and composes it of 13.
+    fn norm_of_row(&self, row: &Array, weight: &Weight, eps: f32, offset: f32) -> Result<Array> {
+        let graph = &self.graph;
+        let len = array::dims(&[weight.len()])?[0];
+        let row = graph.astype(row, Dtype::Float32)?; // [1, N]
+        let column = graph.reshape(&row, &[len, 1])?;
+        let eps = graph.constant(eps, Dtype::Float32, &[1, 1]);
+        let mean_square = graph.addmm(&eps, &row, &column, 1.0 / len as f32)?; // [1, 1]
+        let normed = graph.matmul(&graph.rsqrt(&mean_square)?, &row)?; // [1, N]
+        graph.multiply(&normed, &*self.weights.shifted(weight, offset, &[1, len])?)
+    }
+
+    fn activated(&self, x: &Array, activation: Activation) -> Result<Array> {
+        let fail = |e: mlx_rs::error::Exception| failed("activation", &e);
+        let graph = &self.graph;
         match activation {
-            Activation::Silu => ops::multiply(x, ops::sigmoid(x)?),
+            Activation::Silu => graph.multiply(x, &graph.sigmoid(x)?),
             Activation::Gelu => {
-                let erf = ops::erf(self.scaled(x, std::f32::consts::FRAC_1_SQRT_2)?)?;
-                ops::multiply(self.scaled(x, 0.5)?, ops::add(one()?, erf)?)
+                let erf = ops::erf(self.scaled(x, std::f32::consts::FRAC_1_SQRT_2)?).map_err(fail)?;
+                graph.multiply(&self.scaled(x, 0.5)?, &graph.add(&self.constant(1.0), &erf)?)
             }
             Activation::GeluTanh => {
-                let cube = ops::multiply(x, ops::multiply(x, x)?)?;
-                let inner = ops::add(x, self.scaled(&cube, 0.044_715)?)?;
+                let cube = graph.multiply(x, &graph.multiply(x, x)?)?;
+                let inner = graph.add(x, &self.scaled(&cube, 0.044_715)?)?;
                 let root = (2.0 / std::f32::consts::PI).sqrt();
-                let tanh = ops::tanh(self.scaled(&inner, root)?)?;
-                ops::multiply(self.scaled(x, 0.5)?, ops::add(one()?, tanh)?)
+                let tanh = ops::tanh(self.scaled(&inner, root)?).map_err(fail)?;
+                graph.multiply(&self.scaled(x, 0.5)?, &graph.add(&self.constant(1.0), &tanh)?)
             }
         }
     }
 
     fn rope(&self, x: &Tensor, head_dim: usize, rope: &RopeStep) -> Result<Tensor> {
-        let fail = |error: mlx_rs::error::Exception| failed("rope", &error);
+        let graph = &self.graph;
         let (rows, width) = (x.shape()[0], x.shape()[1]);
-        let heads = self.array(x)?.to_heads(head_dim)?; // [1, H, T, D]
-        if rope.dims == 0 {
-            return Ok(Tensor::Mlx(MlxTensor::heads(heads, rows, width)));
-        }
-        let rotated = match self.rope_arrays(rope)? {
+        let x = self.array(x)?;
+        let heads = || x.to_heads(graph, 0..rows, head_dim); // [1, H, T, D]
+        let arrays = self.rope_arrays(rope, head_dim)?;
+        let rotated = match &*arrays {
+            RopeArrays::Rotation(matrix) => {
+                let heads = x.row(graph, 0, &array::dims(&[width / head_dim, head_dim])?)?;
+                let rotated = graph.matmul(&heads, matrix)?; // [H, D]
+                return Ok(self.rows(rotated, &[1, width]));
+            }
+            _ if rope.dims == 0 => heads()?,
             RopeArrays::Kernel { offset, periods } => {
-                let dims = rope.dims as i32;
-                fast::rope(&heads, dims, false, None, 1.0, offset, Some(&periods)).map_err(fail)?
+                graph.rope(&heads()?, rope.dims as i32, *offset, periods)?
             }
-            RopeArrays::Tables { cos, sin } => {
-                let [_, h, t, d] = *heads.shape() else {
-                    return Err(Error::shape("rope", "x has not four dimensions"));
-                };
-                let (half, dims) = ((rope.dims / 2) as i32, rope.dims as i32);
-                let a = array::slice(&heads, &[0; 4], &[1, h, t, half])?;
-                let b = array::slice(&heads, &[0, 0, 0, half], &[1, h, t, dims])?;
-                let turned = |a: &Array, b: &Array| -> mlx_rs::error::Result<[Array; 2]> {
-                    let first = ops::subtract(ops::multiply(a, &cos)?, ops::multiply(b, &sin)?)?;
-                    let second = ops::add(ops::multiply(b, &cos)?, ops::multiply(a, &sin)?)?;
-                    Ok([first, second])
-                };
-                let mut parts = turned(&a, &b).map_err(fail)?.to_vec();
-                if dims < d {
-                    parts.push(array::slice(&heads, &[0, 0, 0, dims], &[1, h, t, d])?);
-                }
-                self.typed(ops::concatenate(&parts, 3).map_err(fail)?)?
-            }
+            RopeArrays::Tables { cos, sin } => self.rotated(&heads()?, rope.dims, cos, sin)?,
         };
         Ok(Tensor::Mlx(MlxTensor::heads(rotated, rows, width)))
     }
 
+    /// Heads `[1, H, T, D]` rotated by tables `[1, 1, T, dims / 2]`.
+    fn rotated(&self, heads: &Array, dims: usize, cos: &Array, sin: &Array) -> Result<Array> {
+        let graph = &self.graph;
+        let [_, h, t, d] = *heads.shape() else {
+            return Err(Error::shape("rope", "x has not four dimensions"));
+        };
+        let (half, dims) = ((dims / 2) as i32, dims as i32);
+        let a = graph.slice(heads, &[0; 4], &[1, h, t, half])?;
+        let b = graph.slice(heads, &[0, 0, 0, half], &[1, h, t, dims])?;
+        let minus = |a: &Array, b: &Array| ops::subtract(a, b).map_err(|e| failed("rope", &e));
+        let mut parts = vec![
+            minus(&graph.multiply(&a, cos)?, &graph.multiply(&b, sin)?)?,
+            graph.add(&graph.multiply(&b, cos)?, &graph.multiply(&a, sin)?)?,
+        ];
+        if dims < d {
+            parts.push(graph.slice(heads, &[0, 0, 0, dims], &[1, h, t, d])?);
+        }
+        self.typed(ops::concatenate(&parts, 3).map_err(|e| failed("rope", &e))?)
+    }
+
     /// The step's tables as arrays, made when its first layer asks.
-    fn rope_arrays(&self, rope: &RopeStep) -> Result<RopeArrays> {
+    fn rope_arrays(&self, rope: &RopeStep, head_dim: usize) -> Result<Rc<RopeArrays>> {
         let mut step = self.step.borrow_mut();
-        if let Some(arrays) = step.ropes.get(&rope.id) {
-            return Ok(arrays.clone());
+        let key = (rope.id, head_dim);
+        if let Some((_, arrays)) = step.ropes.iter().find(|(of, _)| *of == key) {
+            return Ok(Rc::clone(arrays));
         }
         let half = rope.dims / 2;
         let arrays = match rope.runs.as_slice() {
+            [(run, _)] if run.len == 1 && !self.device.gpu => {
+                let dims = array::dims(&[head_dim, head_dim])?;
+                RopeArrays::Rotation(match self.dtype {
+                    Dtype::Float16 => Array::from_slice(&rotation(rope, head_dim, f16::from_f32), &dims),
+                    Dtype::Bfloat16 => Array::from_slice(&rotation(rope, head_dim, bf16::from_f32), &dims),
+                    _ => Array::from_slice(&rotation(rope, head_dim, |x| x), &dims),
+                })
+            }
             [(run, frequencies)] if frequencies.attention_factor == 1.0 => {
                 let periods: Vec<f32> = frequencies.inv_freq.iter().map(|f| f.recip()).collect();
-                let periods = Array::from_slice(&periods, &array::shape(&[half])?);
+                let periods = Array::from_slice(&periods, &array::dims(&[half])?);
                 RopeArrays::Kernel { offset: run.start as i32, periods }
             }
             _ => {
                 let rows = rope.cos.len() / half.max(1);
-                let dims = array::shape(&[1, 1, rows, half])?;
+                let dims = array::dims(&[1, 1, rows, half])?;
                 RopeArrays::Tables {
                     cos: Array::from_slice(&rope.cos, &dims),
                     sin: Array::from_slice(&rope.sin, &dims),
                 }
             }
         };
-        step.ropes.insert(rope.id, arrays.clone());
+        let arrays = Rc::new(arrays);
+        step.ropes.push((key, Rc::clone(&arrays)));
         Ok(arrays)
     }
+}
+
+/// The matrix that a row vector is multiplied by to be rotated by the first row of the tables, `[D, D]`.
+fn rotation<T: Copy + Default>(rope: &RopeStep, head_dim: usize, round: impl Fn(f32) -> T) -> Vec<T> {
+    let half = rope.dims / 2;
+    let mut matrix = vec![T::default(); head_dim * head_dim];
+    for i in 0..half {
+        let (cos, sin) = (round(rope.cos[i]), round(rope.sin[i]));
+        let (a, b) = (i * head_dim, (i + half) * head_dim);
+        (matrix[a + i], matrix[a + i + half]) = (cos, sin);
+        (matrix[b + i], matrix[b + i + half]) = (round(-rope.sin[i]), cos);
+    }
+    for i in rope.dims..head_dim {
+        matrix[i * head_dim + i] = round(1.0);
+    }
+    matrix
 }

@@ -84,3 +84,27 @@ fn an_address_is_not_reused_under_the_cache() {
     }
     assert_eq!(dispatch.weight_cache().unwrap().uploads(), 50);
 }
+
+#[test]
+fn the_offsets_of_one_norm_are_kept_apart() {
+    use backstop::backend::ops::{Op, Ops};
+    use backstop::tensor::{DType, HostTensor, Weight};
+    let routing = Routing::new(Policy::Deny, Faults::default());
+    let dispatch = LlmBackendDispatch::mlx(DType::F32, CpuBackend::new(Some(1), None), routing).unwrap();
+    let weight = Weight::from_f32("norm", &[2], &[0.5, -2.0]);
+    for offset in [0.0_f32, 1.0, 0.25, 1.0, 0.0] {
+        // One row and several are computed in different ways.
+        for rows in [1, 3] {
+            let x = HostTensor::from_vec(&[rows, 2], [3.0, 4.0].repeat(rows));
+            let x = dispatch.to_backend(x).unwrap();
+            let op = Op::RmsNorm { x: &x, weight: &weight, eps: 0.0, offset };
+            let normed = dispatch.to_host(&dispatch.run1(&op).unwrap()).unwrap();
+            let root = 12.5_f32.sqrt();
+            let expected = [3.0 / root * (0.5 + offset), 4.0 / root * (offset - 2.0)].repeat(rows);
+            for (got, expected) in normed.data().iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-6, "{rows} rows, offset {offset}: {:?}", normed.data());
+            }
+        }
+    }
+    assert_eq!(dispatch.weight_cache().unwrap().uploads(), 1);
+}
