@@ -8,6 +8,7 @@
 mod check;
 mod fields;
 mod generation;
+mod gguf;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -220,8 +221,12 @@ impl Config {
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let object = json::parse_object(path, bytes)?;
         let fields = Fields::new(path, &object);
-        let family = family(&fields)?;
         refuse_quantized(&fields)?;
+        Self::resolve(&fields)
+    }
+
+    fn resolve(fields: &Fields<'_>) -> Result<Self> {
+        let family = family(fields)?;
         let defaults = family.defaults();
 
         let vocab_size = fields.required("vocab_size", 1, 1 << 30)?;
@@ -229,8 +234,8 @@ impl Config {
         let intermediate_size = fields.required("intermediate_size", 1, 1 << 24)?;
         let num_hidden_layers = fields.required("num_hidden_layers", 1, 1024)?;
         let num_attention_heads = fields.required("num_attention_heads", 1, 1 << 16)?;
-        let num_key_value_heads = kv_heads(&fields, &defaults, num_attention_heads)?;
-        let head_dim = head_dim(&fields, &defaults, hidden_size, num_attention_heads)?;
+        let num_key_value_heads = kv_heads(fields, &defaults, num_attention_heads)?;
+        let head_dim = head_dim(fields, &defaults, hidden_size, num_attention_heads)?;
         let max_position_embeddings =
             fields.size("max_position_embeddings", 1, 1 << 27)?.unwrap_or(defaults.context);
 
@@ -255,7 +260,7 @@ impl Config {
         let query_pre_attn_scalar =
             fields.number("query_pre_attn_scalar", 1e-6, 1e9)?.unwrap_or(256.0) as f32;
 
-        let sliding_window = window(&fields, family, &defaults)?;
+        let sliding_window = window(fields, family, &defaults)?;
         Ok(Self {
             family,
             vocab_size,
@@ -269,14 +274,14 @@ impl Config {
             norm_eps,
             hidden_act,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
-            rope: rope::resolve(&fields, family, head_dim, max_position_embeddings)?,
+            rope: rope::resolve(fields, family, head_dim, max_position_embeddings)?,
             sliding_window,
-            windows: windows(&fields, family, num_hidden_layers, sliding_window)?,
+            windows: windows(fields, family, num_hidden_layers, sliding_window)?,
             attn_logit_softcapping: softcap("attn_logit_softcapping", 50.0)?,
             final_logit_softcapping: softcap("final_logit_softcapping", 30.0)?,
             query_pre_attn_scalar: gemma2.then_some(query_pre_attn_scalar),
             qk_layernorm: family == Family::Phi && fields.flag("qk_layernorm")?.unwrap_or(false),
-            dtype: dtype(&fields)?,
+            dtype: dtype(fields)?,
             bos_token_id: match fields.token("bos_token_id")? {
                 None if !fields.is_null("bos_token_id") => defaults.bos,
                 id => id,

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::forward;
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, gguf};
 
 /// How a model is loaded.
 #[derive(Debug, Default)]
@@ -43,29 +43,50 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// What there is of a model before it is loaded: headers and small files, no weight is read.
 #[derive(Debug)]
 pub struct ModelFiles {
-    /// The directory, or the name of the built-in model.
+    /// The directory, the (first) GGUF file, or the name of the built-in model.
     pub path: PathBuf,
-    /// `config.json`.
+    /// `config.json`, or what the metadata says in its place.
     pub config: Config,
-    /// `generation_config.json`.
+    /// `generation_config.json`, or what the metadata says in its place.
     pub generation: GenerationConfig,
     /// The weights' names, types and shapes.
     pub checkpoint: Checkpoint,
 }
 
 impl ModelFiles {
-    /// Opens the directory `path`, reading headers alone.
+    /// Opens the directory or GGUF file `path`, reading headers alone. A directory without `config.json` may hold one
+    /// model in GGUF files.
     ///
     /// # Errors
     /// A file that is missing, malformed or hostile, and a model that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
-            let what = if path.exists() { "is a file" } else { "does not exist" };
-            return Err(Error::format(path, format!("{what}; expected a directory with config.json")));
+            let what = match path.exists() {
+                true if gguf::is_gguf(path)? => return Self::open_gguf(path),
+                true => "is a file",
+                false => "does not exist",
+            };
+            let what = format!("{what}; expected a directory with config.json, or a GGUF file");
+            return Err(Error::format(path, what));
+        }
+        if path.join("config.json").symlink_metadata().is_err()
+            && let Some(file) = Checkpoint::find_gguf(path)?
+        {
+            return Self::open_gguf(&file);
         }
         let config = Config::load(&path.join("config.json"))?;
         let generation = GenerationConfig::load(&path.join("generation_config.json"))?;
         let checkpoint = Checkpoint::open(path)?;
+        config.check_weights(&checkpoint)?;
+        Ok(Self { path: path.to_owned(), config, generation, checkpoint })
+    }
+
+    /// A model in a GGUF file, or in several of which `path` is the first.
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let Some(metadata) = checkpoint.gguf() else { return Err(Error::format(path, "not a GGUF file")) };
+        let config = Config::from_gguf(&checkpoint)?;
+        let generation = GenerationConfig::from_gguf(metadata)?;
         config.check_weights(&checkpoint)?;
         Ok(Self { path: path.to_owned(), config, generation, checkpoint })
     }
@@ -88,12 +109,17 @@ impl ModelFiles {
         self.path == Path::new(builtin::NAME)
     }
 
-    /// The model's name: its directory's.
+    /// The model's name: its directory's, or its file's without the ending.
     pub fn name(&self) -> String {
         let canonical = self.path.canonicalize();
         let path = canonical.as_deref().unwrap_or(&self.path);
-        path.file_name()
-            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        let name = path
+            .file_name()
+            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        match self.checkpoint.gguf() {
+            Some(_) => gguf::model_name(&name).to_owned(),
+            None => name,
+        }
     }
 
     /// The type of the largest part of the weights, which activations on MLX and the KV cache take.
@@ -114,8 +140,12 @@ impl ModelFiles {
     /// # Errors
     /// A file that is malformed or hostile.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let path = self.path.join("tokenizer.json");
         let rows = self.config.vocab_size;
+        if let Some(metadata) = self.checkpoint.gguf() {
+            let json = metadata.tokenizer_json()?;
+            return json.map(|json| Tokenizer::from_bytes(&self.path, &json, rows)).transpose();
+        }
+        let path = self.path.join("tokenizer.json");
         if self.is_builtin() {
             return Tokenizer::from_bytes(&path, builtin::TOKENIZER, rows).map(Some);
         }
@@ -127,10 +157,17 @@ impl ModelFiles {
     /// # Errors
     /// A template that does not parse.
     pub fn template(&self, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>> {
-        let mut template = if self.is_builtin() {
-            ChatTemplate::from_config(&self.path.join("tokenizer_config.json"), builtin::TOKENIZER_CONFIG)?
-        } else {
-            ChatTemplate::load(&self.path)?
+        let mut template = match self.checkpoint.gguf() {
+            Some(metadata) => {
+                let special = metadata.special_tokens()?.into_iter();
+                let special = special.map(|(name, text)| (name.to_owned(), text)).collect();
+                ChatTemplate::from_named(&self.path, metadata.chat_templates()?, special)?
+            }
+            None if self.is_builtin() => {
+                let path = self.path.join("tokenizer_config.json");
+                ChatTemplate::from_config(&path, builtin::TOKENIZER_CONFIG)?
+            }
+            None => ChatTemplate::load(&self.path)?,
         };
         if let (Some(template), Some(tokenizer)) = (&mut template, tokenizer) {
             // What a user types stays text, even where it looks like one of these.
@@ -201,7 +238,7 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// Loads the directory `path` onto the backend that fits.
+    /// Loads the directory or GGUF file `path` onto the backend that fits.
     ///
     /// # Errors
     /// A file that is missing, malformed or hostile, and a model that is not supported.

@@ -39,6 +39,9 @@ impl Rope {
                 let of = |f| llama3(f, *factor, *low_freq_factor, *high_freq_factor, original);
                 (plain().map(of).collect(), 1.0)
             }
+            RopeScaling::Factors { factors } => {
+                (plain().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0)
+            }
             RopeScaling::Yarn { attention_factor, .. } => (self.yarn(), *attention_factor),
             RopeScaling::LongRope { short_factor, long_factor, original, attention_factor } => {
                 let factors = if prompt_len > *original { long_factor } else { short_factor };

@@ -263,6 +263,7 @@ fn scaling(config: &Config) -> (Option<&'static str>, Option<f64>) {
         RopeScaling::Linear { factor } => (Some("linear"), Some(factor)),
         RopeScaling::Dynamic { factor, .. } => (Some("dynamic"), Some(factor)),
         RopeScaling::Llama3 { factor, .. } => (Some("llama3"), Some(factor)),
+        RopeScaling::Factors { .. } => (Some("factors"), None),
         RopeScaling::Yarn { factor, .. } => (Some("yarn"), Some(factor)),
         RopeScaling::LongRope { .. } => (Some("longrope"), None),
     }

@@ -22,7 +22,11 @@ impl Config {
                 _ => (rows, format!("{name} to be a matrix, and it is {:?}", info.shape())),
             };
             let ((field, value), expected) = got;
-            Err(Error::config(&checkpoint.path().join("config.json"), field, value, expected))
+            let file = match checkpoint.gguf() {
+                Some(_) => checkpoint.path().to_owned(),
+                None => checkpoint.path().join("config.json"),
+            };
+            Err(Error::config(&file, field, value, expected))
         };
 
         let (vocab, hidden) = (("vocab_size", self.vocab_size), ("hidden_size", self.hidden_size));

@@ -1,6 +1,7 @@
 //! Typed access to the members of a JSON object: `null` counts as absent, and a wrong value is an error that names
 //! file, field, value and what is accepted.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -11,12 +12,19 @@ pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: &'static str,
     object: &'a Object,
+    /// What the file calls a member (`rope_scaling.factor`, with the prefix) where that is another name.
+    names: Option<&'a BTreeMap<String, String>>,
 }
 
 impl<'a> Fields<'a> {
     /// The outermost object of `path`.
     pub fn new(path: &'a Path, object: &'a Object) -> Self {
-        Self { path, prefix: "", object }
+        Self { path, prefix: "", object, names: None }
+    }
+
+    /// Members that `path` calls by other names.
+    pub fn renamed(path: &'a Path, object: &'a Object, names: &'a BTreeMap<String, String>) -> Self {
+        Self { path, prefix: "", object, names: Some(names) }
     }
 
     /// The members of the object called `name`, if it is there and not empty.
@@ -24,7 +32,7 @@ impl<'a> Fields<'a> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Object(object)) if object.is_empty() => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(Fields { path: self.path, prefix: name, object })),
+            Some(Value::Object(object)) => Ok(Some(Fields { prefix: name, object, ..*self })),
             Some(other) => Err(self.error(name, other, "an object")),
         }
     }
@@ -33,6 +41,7 @@ impl<'a> Fields<'a> {
     pub fn error(&self, name: impl AsRef<str>, got: impl ToString, expected: impl Into<String>) -> Error {
         let name = name.as_ref();
         let field = if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) };
+        let field = self.names.and_then(|names| names.get(&field)).cloned().unwrap_or(field);
         Error::config(self.path, field, got, expected)
     }
 

@@ -50,7 +50,10 @@ impl GenerationConfig {
     /// mistyped value or one out of range.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let object = json::parse_object(path, bytes)?;
-        let fields = Fields::new(path, &object);
+        Self::resolve(&Fields::new(path, &object))
+    }
+
+    pub(super) fn resolve(fields: &Fields<'_>) -> Result<Self> {
         let number = |name, least, most| Ok(fields.number(name, least, most)?.map(|x| x as f32));
         Ok(Self {
             eos_token_ids: fields.tokens("eos_token_id")?.unwrap_or_default(),

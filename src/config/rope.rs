@@ -60,6 +60,11 @@ pub enum RopeScaling {
         /// What cos and sin are multiplied by; resolved from `attention_factor`, `mscale`, `mscale_all_dim`, `factor`.
         attention_factor: f32,
     },
+    /// A divisor per frequency, which a GGUF file holds in place of `llama3`'s parameters.
+    Factors {
+        /// The divisors, `[dims / 2]`.
+        factors: Vec<f32>,
+    },
     /// `longrope` (arXiv:2402.13753): a divisor per frequency, one list for short prompts and one for long ones.
     LongRope {
         /// Divisors for prompts up to `original` tokens, `[dims / 2]`.

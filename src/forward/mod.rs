@@ -65,7 +65,7 @@ impl Loader<'_> {
 
     /// The matrix of the module `name`, of exactly this shape.
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        self.get(&format!("{name}.weight"), &shape).map(Matrix::Dense)
+        self.checkpoint.matrix(name, shape)
     }
 
     /// The weight `name` of exactly this shape, or nothing where the checkpoint does not have it.

@@ -137,11 +137,29 @@ impl ChatTemplate {
                 named.insert(name.to_owned(), source.to_owned());
             }
         }
-        let Some(first) = named.get("default").or_else(|| named.values().next()).cloned() else {
-            let what = "chat_template is neither a string nor a list of {name, template}";
-            return Err(Error::format(path, what));
-        };
-        let mut made = Self::from_source(path, &first, special)?;
+        match Self::from_named(path, named, special)? {
+            None => {
+                let what = "chat_template is neither a string nor a list of {name, template}";
+                Err(Error::format(path, what))
+            }
+            made => Ok(made),
+        }
+    }
+
+    /// One of several templates, each with its name: that called `default`, or the first by name. None where there are
+    /// none.
+    ///
+    /// # Errors
+    /// What [`Self::from_source`] refuses.
+    pub fn from_named(
+        path: &Path,
+        named: impl IntoIterator<Item = (String, impl Into<String>)>,
+        special: BTreeMap<String, String>,
+    ) -> Result<Option<Self>> {
+        let named: BTreeMap<String, String> =
+            named.into_iter().map(|(name, source)| (name, source.into())).collect();
+        let Some(first) = named.get("default").or_else(|| named.values().next()) else { return Ok(None) };
+        let mut made = Self::from_source(path, first, special)?;
         made.named = named;
         Ok(Some(made))
     }

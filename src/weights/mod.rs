@@ -1,9 +1,10 @@
-//! Checkpoints: named tensors in safetensors files, memory-mapped, in the types of the file.
+//! Checkpoints: named tensors in safetensors or GGUF files, memory-mapped, in the types of the file.
 //!
 //! Opening a checkpoint reads headers only. [`Checkpoint::get`] hands out views of the mapped bytes; a tensor that the
 //! file does not align to its element type is copied into an aligned buffer, so every [`Weight`] that comes from here
 //! starts at a multiple of its element's size.
 
+pub mod gguf;
 mod mmap;
 mod safetensors;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use mmap::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::json::{self, Value, quote};
+use crate::quant::{Format, Matrix, Plane, QuantWeight};
 use crate::tensor::{Bytes, DType, Shape, Weight};
 
 /// Name of the index of a checkpoint in several files.
@@ -33,11 +35,32 @@ const SINGLE: &str = "model.safetensors";
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     name: Box<str>,
-    dtype: Dtype,
+    encoding: Encoding,
+    form: Form,
+    /// The name in the file, where it is another.
+    stored: Option<Box<str>>,
     shape: Shape,
     shard: usize,
     path: Arc<Path>,
     range: Range<usize>,
+}
+
+/// How a tensor's elements are stored.
+#[derive(Debug, Clone, Copy)]
+enum Encoding {
+    Safetensors(Dtype),
+    Ggml(gguf::TensorType),
+}
+
+/// What a file did to a tensor that a Hugging Face checkpoint does not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Nothing.
+    Plain,
+    /// The rows of each head, of which `i` and `i + half` rotate together, lie side by side.
+    Pairs { heads: usize },
+    /// 1 was added.
+    PlusOne,
 }
 
 impl TensorInfo {
@@ -46,19 +69,41 @@ impl TensorInfo {
         &self.name
     }
 
-    /// The element type if this version computes with it.
+    /// The element type, if this version computes with it and the tensor is not in blocks.
     pub fn dtype(&self) -> Option<DType> {
-        match self.dtype {
-            Dtype::F32 => Some(DType::F32),
-            Dtype::F16 => Some(DType::F16),
-            Dtype::BF16 => Some(DType::BF16),
+        match self.encoding {
+            Encoding::Safetensors(Dtype::F32) => Some(DType::F32),
+            Encoding::Safetensors(Dtype::F16) => Some(DType::F16),
+            Encoding::Safetensors(Dtype::BF16) => Some(DType::BF16),
+            Encoding::Safetensors(_) => None,
+            Encoding::Ggml(gguf::TensorType::Dense(dtype)) => Some(dtype),
+            Encoding::Ggml(gguf::TensorType::Blocks(_)) => None,
+        }
+    }
+
+    /// The format of a tensor in blocks.
+    pub fn format(&self) -> Option<Format> {
+        match self.encoding {
+            Encoding::Ggml(gguf::TensorType::Blocks(of)) => Some(Format::Ggml(of)),
             _ => None,
         }
     }
 
-    /// The element type as the file names it, `BF16` or `F8_E4M3` say.
+    /// The type as the file names it, `BF16`, `F8_E4M3` or `Q4_K` say.
     pub fn dtype_name(&self) -> String {
-        self.dtype.to_string()
+        match self.encoding {
+            Encoding::Safetensors(dtype) => dtype.to_string(),
+            Encoding::Ggml(kind) => kind.name().to_owned(),
+        }
+    }
+
+    /// An error about the tensor, which goes by both of its names.
+    fn fail(&self, what: String) -> Error {
+        let name = match &self.stored {
+            Some(stored) if *stored != self.name => format!("{} ({stored} in the file)", self.name),
+            _ => self.name.to_string(),
+        };
+        Error::Weight { path: self.path.to_path_buf(), name, what }
     }
 
     /// Dimensions, outermost first; empty for a scalar.
@@ -83,15 +128,21 @@ struct Shard {
     map: Option<Arc<MappedFile>>,
 }
 
-/// The tensors of a model, from one or several safetensors files.
+/// The tensors of a model, from one or several safetensors or GGUF files.
 pub struct Checkpoint {
     path: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<Box<str>, TensorInfo>,
+    gguf: Option<Arc<gguf::Metadata>>,
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint of a model directory, or one safetensors file.
+    fn empty(path: &Path) -> Self {
+        Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), gguf: None }
+    }
+
+    /// Opens the checkpoint of a model directory, one safetensors file, or a GGUF file with its parts. A GGUF file's
+    /// tensors go by the names of a Hugging Face checkpoint.
     ///
     /// A directory's files are those that `model.safetensors.index.json` lists, else `model.safetensors`, else all
     /// `model*.safetensors`. Each must be a plain file name that resolves into the directory itself or, where the
@@ -101,8 +152,11 @@ impl Checkpoint {
     /// [`Error::Io`] where a file cannot be read; [`Error::Format`] where one is malformed, leaves the directory, is
     /// missing, or repeats a tensor.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut checkpoint = Self { path: dir.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty(dir);
         if std::fs::metadata(dir).map_err(|e| Error::io(dir, e))?.is_file() {
+            if gguf::is_gguf(dir)? {
+                return Self::open_gguf(dir);
+            }
             checkpoint.map_shard(dir)?;
             return Ok(checkpoint);
         }
@@ -134,7 +188,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Format`] where the bytes are malformed; `name` takes the place of the path.
     pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
-        let mut checkpoint = Self { path: PathBuf::from(name), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty(Path::new(name));
         checkpoint.add_shard(Path::new(name), Shard { owner: Arc::new(bytes), map: None })?;
         Ok(checkpoint)
     }
@@ -166,22 +220,63 @@ impl Checkpoint {
     /// [`Error::Weight`] where there is no such tensor (similar names are listed), it has another shape, or a type
     /// that this version does not compute with.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        let fail = |path: &Path, what| Error::Weight { path: path.to_owned(), name: name.to_owned(), what };
-        let info = self.find(name).ok_or_else(|| {
-            fail(&self.path, format!("missing, expected shape {shape:?}{}", self.suggestion(name)))
-        })?;
-        if info.shape() != shape {
-            return Err(fail(&info.path, format!("shape is {:?}, expected {shape:?}", info.shape())));
-        }
+        let info = self.of_shape(name, shape)?;
         let dtype = info
             .dtype()
-            .ok_or_else(|| fail(&info.path, format!("type is {}, expected F32, F16 or BF16", info.dtype)))?;
-        let owner = &self.shards[info.shard].owner;
-        let bytes = &owner.bytes()[info.range.clone()];
-        if bytes.as_ptr().align_offset(dtype.size()) == 0 {
-            return Ok(Weight::new(name, dtype, shape, Arc::clone(owner), info.range.clone()));
+            .ok_or_else(|| info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())))?;
+        let (owner, range) = self.bytes(info);
+        let bytes = &owner.bytes()[range.clone()];
+        let view = if bytes.as_ptr().align_offset(dtype.size()) == 0 {
+            Weight::new(name, dtype, shape, owner, range)
+        } else {
+            Weight::new(name, dtype, shape, Arc::new(Aligned::copy_of(bytes)), 0..bytes.len())
+        };
+        if info.form != Form::PlusOne {
+            return Ok(view);
         }
-        Ok(Weight::new(name, dtype, shape, Arc::new(Aligned::copy_of(bytes)), 0..bytes.len()))
+        let values: Vec<f32> = view.to_f32().iter().map(|x| x - 1.0).collect();
+        Ok(Weight::from_f32(name, shape, &values))
+    }
+
+    /// The matrix of the module `name`, in blocks or not, as [`Self::get`] gives a weight.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn matrix(&self, module: &str, shape: [usize; 2]) -> Result<Matrix> {
+        let name = format!("{module}.weight");
+        let info = self.of_shape(&name, &shape)?;
+        let Some(format) = info.format() else { return self.get(&name, &shape).map(Matrix::Dense) };
+        let (owner, range) = self.bytes(info);
+        Ok(Matrix::Quantized(QuantWeight::new(name, format, shape, [Plane::new(owner, range)])))
+    }
+
+    /// A tensor that must be there and have this shape.
+    fn of_shape(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
+        let info = self.find(name).ok_or_else(|| {
+            let what = format!("missing, expected shape {shape:?}{}", self.suggestion(name));
+            Error::Weight { path: self.path.clone(), name: name.to_owned(), what }
+        })?;
+        if info.shape() != shape {
+            return Err(info.fail(format!("shape is {:?}, expected {shape:?}", info.shape())));
+        }
+        Ok(info)
+    }
+
+    /// A tensor's bytes, its rows in the order of a Hugging Face checkpoint: a view of the file, or a copy of other order.
+    fn bytes(&self, info: &TensorInfo) -> (Arc<dyn Bytes>, Range<usize>) {
+        let owner = Arc::clone(&self.shards[info.shard].owner);
+        let Form::Pairs { heads } = info.form else { return (owner, info.range.clone()) };
+        let bytes = &owner.bytes()[info.range.clone()];
+        let rows = info.shape[0];
+        let (stride, half) = (bytes.len() / rows, rows / heads / 2);
+        let mut copy = Aligned::zeros(bytes.len());
+        let ordered = copy.bytes_mut();
+        for (row, bytes) in bytes.chunks_exact(stride).enumerate() {
+            let (head, pair, second) = (row / (2 * half), row / 2 % half, row % 2);
+            let to = (2 * head + second) * half + pair;
+            ordered[to * stride..][..stride].copy_from_slice(bytes);
+        }
+        (Arc::new(copy), 0..bytes.len())
     }
 
     /// Tells the system that the files will be read from front to back.
@@ -210,7 +305,9 @@ impl Checkpoint {
                 }
                 btree_map::Entry::Vacant(free) => free.insert(TensorInfo {
                     name: entry.name,
-                    dtype: entry.dtype,
+                    encoding: Encoding::Safetensors(entry.dtype),
+                    form: Form::Plain,
+                    stored: None,
                     shape: entry.shape,
                     shard: self.shards.len(),
                     path: Arc::clone(&path),
@@ -274,10 +371,18 @@ struct Aligned {
 }
 
 impl Aligned {
+    fn zeros(len: usize) -> Self {
+        Self { words: vec![0; len.div_ceil(8)], len }
+    }
+
     fn copy_of(bytes: &[u8]) -> Self {
-        let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
-        Self { words, len: bytes.len() }
+        let mut copy = Self::zeros(bytes.len());
+        copy.bytes_mut().copy_from_slice(bytes);
+        copy
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
     }
 }
 

@@ -1,0 +1,320 @@
+//! The tokenizer in the metadata, written as the `tokenizer.json` that transformers would have, so that one reader, with
+//! its limits, takes both.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::vocabulary::{Model, TokenKind, Vocabulary};
+use super::{Architecture, Metadata};
+use crate::error::Result;
+use crate::json::quote;
+
+/// The longest token, in characters, that is taken apart into merges: SentencePiece's are at most 16 unless trained so.
+const MAX_PIECE: usize = 256;
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// What a name in `tokenizer.ggml.pre` stands for.
+struct Pre {
+    /// Steps before bytes are written as characters.
+    splits: Vec<Value>,
+    nfc: bool,
+    /// Whether a piece that is a token is taken as it is.
+    ignore_merges: bool,
+    /// Whether BOS is added where the file does not say.
+    bos: bool,
+}
+
+impl Pre {
+    fn of(metadata: &Metadata) -> Result<Self> {
+        const KEY: &str = "tokenizer.ggml.pre";
+        let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let plain = |splits| Self { splits, nfc: false, ignore_merges: false, bos: false };
+        Ok(match metadata.string(KEY)? {
+            Some("llama-bpe" | "llama3" | "llama-v3") => {
+                Self { ignore_merges: true, bos: true, ..plain(vec![split(LLAMA3)]) }
+            }
+            Some("dbrx") => plain(vec![split(LLAMA3)]),
+            Some("qwen2" | "deepseek-r1-qwen") => Self { nfc: true, ..plain(vec![split(QWEN2)]) },
+            Some("tekken") => Self { ignore_merges: true, bos: true, ..plain(vec![split(TEKKEN)]) },
+            Some("gpt-4o") => Self { ignore_merges: true, ..plain(vec![split(GPT4O)]) },
+            Some("gpt-2" | "phi-2") => plain(vec![split(GPT2)]),
+            Some("smollm") => plain(vec![digits, split(GPT2)]),
+            // What llama.cpp does for a file that names none.
+            None | Some("default") => plain(vec![
+                split(r"[\p{P}\$\+<=>\^~\|]+"),
+                split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"),
+                split(r"\p{N}+"),
+                split("[0-9][0-9][0-9]"),
+            ]),
+            Some(_) => {
+                let known = "llama-bpe, qwen2, smollm, gpt-2, phi-2, tekken, gpt-4o, dbrx, deepseek-r1-qwen or default";
+                return Err(metadata.refuse(KEY, format!("one of {known}")));
+            }
+        })
+    }
+}
+
+impl Metadata {
+    /// The tokenizer as the bytes of a `tokenizer.json`; nothing where the model has none.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for lists of unequal length, ids outside the vocabulary, two tokens of one text, what is
+    /// not UTF-8, and kinds of tokenizers that are not known.
+    pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>> {
+        let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
+        match vocabulary.model {
+            Model::Bytes => bytes(&vocabulary),
+            Model::Sentences => sentences(&vocabulary),
+        }
+        .map(Some)
+    }
+
+    /// The texts that a chat template calls `bos_token`, `eos_token` and `unk_token`.
+    ///
+    /// # Errors
+    /// As [`Self::tokenizer_json`].
+    pub fn special_tokens(&self) -> Result<Vec<(&'static str, String)>> {
+        let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(Vec::new()) };
+        let named =
+            [("bos_token", vocabulary.bos), ("eos_token", vocabulary.eos), ("unk_token", vocabulary.unknown)];
+        Ok(named.into_iter().filter_map(|(name, id)| Some((name, vocabulary.text(id?).to_owned()))).collect())
+    }
+
+    /// The chat template, and those with a name of their own.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for a value of another type.
+    pub fn chat_templates(&self) -> Result<Vec<(String, &str)>> {
+        const KEY: &str = "tokenizer.chat_template";
+        let mut all = Vec::new();
+        if let Some(source) = self.string(KEY)? {
+            all.push(("default".to_owned(), source));
+        }
+        for name in self.strings("tokenizer.chat_templates")?.into_iter().flatten().take(16) {
+            let name = String::from_utf8_lossy(name);
+            if let Some(source) = self.string(&format!("{KEY}.{name}"))? {
+                all.push((name.into_owned(), source));
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn bytes(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
+    const MERGES: &str = "tokenizer.ggml.merges";
+    let metadata = vocabulary.metadata;
+    let pre = Pre::of(metadata)?;
+    let list = metadata.strings(MERGES)?.ok_or_else(|| metadata.refuse(MERGES, "a list of strings"))?;
+    let mut merges = Vec::with_capacity(list.len().min(1 << 20));
+    for (i, merge) in list.enumerate() {
+        // A token may begin with a space, and then has more to it.
+        let pair = std::str::from_utf8(merge).ok().and_then(|merge| {
+            let at = merge.char_indices().skip(1).find(|(_, c)| *c == ' ')?.0;
+            Some((&merge[..at], &merge[at + 1..]))
+        });
+        let pair = pair.ok_or_else(|| {
+            let got = quote(&String::from_utf8_lossy(merge));
+            metadata.error(&format!("{MERGES}[{i}]"), got, "two tokens with a space between them")
+        })?;
+        merges.push(pair);
+    }
+    let mut steps = pre.splits;
+    steps.push(
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
+    );
+    let parts = Parts {
+        normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        options: json!({"unk_token": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges}),
+        bos: pre.bos,
+    };
+    parts.write(vocabulary, &merges)
+}
+
+fn sentences(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
+    let prefix = vocabulary.metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let unknown = vocabulary.unknown.map(|id| vocabulary.text(id));
+    let parts = Parts {
+        normalizer: match prefix {
+            true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]}),
+            false => spaces,
+        },
+        pre_tokenizer: Value::Null,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        options: json!({"unk_token": unknown, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false}),
+        bos: true,
+    };
+    parts.write(vocabulary, &merges_by_score(vocabulary)?)
+}
+
+/// The merges that lead to each token, the best score first: transformers' `generate_merges`.
+fn merges_by_score<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Vec<(&'a str, &'a str)>> {
+    struct Merge<'a> {
+        score: f32,
+        lengths: (usize, usize),
+        pair: (&'a str, &'a str),
+    }
+    let scores = vocabulary.scores()?;
+    let merges_to = |kind| matches!(kind, TokenKind::Normal | TokenKind::UserDefined);
+    let usable = || {
+        let tokens = vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate();
+        tokens.filter(|(_, (_, kind))| merges_to(**kind)).map(|(id, (token, _))| (id, token.as_ref()))
+    };
+    let ids: HashMap<&str, usize> = usable().map(|(id, token)| (token, id)).collect();
+    let mut merges: Vec<Merge<'_>> = Vec::new();
+    for (id, token) in usable() {
+        let length = token.chars().take(MAX_PIECE + 1).count();
+        if length > MAX_PIECE {
+            let expected = format!("at most {MAX_PIECE} characters");
+            return Err(vocabulary.metadata.error(
+                &format!("tokenizer.ggml.tokens[{id}]"),
+                quote(token),
+                expected,
+            ));
+        }
+        let mut local: Vec<((usize, usize), Merge<'_>)> = Vec::new();
+        for (left, (at, _)) in token.char_indices().enumerate().skip(1) {
+            let pair = token.split_at(at);
+            if let (Some(&a), Some(&b)) = (ids.get(pair.0), ids.get(pair.1)) {
+                let lengths = (left, length - left);
+                local.push(((a, b), Merge { score: scores[id], lengths, pair }));
+            }
+        }
+        local.sort_by_key(|(ids, _)| *ids);
+        merges.extend(local.into_iter().map(|(_, merge)| merge));
+    }
+    let by_score = |a: &Merge<'_>, b: &Merge<'_>| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
+    merges.sort_by(|a, b| by_score(a, b).then(b.lengths.cmp(&a.lengths)));
+    Ok(merges.into_iter().map(|merge| merge.pair).collect())
+}
+
+/// What differs between kinds of tokenizers.
+struct Parts {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    /// Of the model.
+    options: Value,
+    /// Whether BOS is added where the file does not say.
+    bos: bool,
+}
+
+impl Parts {
+    fn write(self, vocabulary: &Vocabulary<'_>, merges: &[(&str, &str)]) -> Result<Vec<u8>> {
+        let mut model = json!({"type": "BPE", "dropout": null, "continuing_subword_prefix": null, "end_of_word_suffix": null});
+        if let (Value::Object(model), Value::Object(options)) = (&mut model, self.options) {
+            model.extend(options);
+        }
+        let head = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": added(vocabulary)?,
+            "normalizer": self.normalizer,
+            "pre_tokenizer": self.pre_tokenizer,
+            "post_processor": ends(vocabulary, self.bos)?,
+            "decoder": self.decoder,
+        });
+        // The two long lists are written by themselves: as values they would take ten times their text.
+        let mut out = head.to_string();
+        out.pop();
+        out += ",\"model\":";
+        out += &model.to_string();
+        out.pop();
+        out += ",\"vocab\":{";
+        for (id, token) in vocabulary.tokens.iter().enumerate() {
+            out += if id == 0 { "" } else { "," };
+            out += &format!("{}:{id}", Value::from(token.as_ref()));
+        }
+        out += "},\"merges\":[";
+        for (i, (left, right)) in merges.iter().enumerate() {
+            out += if i == 0 { "" } else { "," };
+            out += &format!("[{},{}]", Value::from(*left), Value::from(*right));
+        }
+        out += "]}}";
+        Ok(out.into_bytes())
+    }
+}
+
+/// The tokens that are found in texts before anything else.
+fn added(vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>> {
+    // Phi 3's special tokens take the spaces after them, all but these; the format has no place to say so.
+    let phi3 = vocabulary.model == Model::Sentences
+        && Architecture::of(vocabulary.metadata).is_ok_and(|of| of == Architecture::Phi3);
+    let rstrip = |token: &str| phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
+    let tokens = vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate();
+    Ok(tokens
+        .filter_map(|(id, (token, kind))| {
+            let special = match kind {
+                TokenKind::Control | TokenKind::Unknown => true,
+                TokenKind::UserDefined => false,
+                TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => return None,
+            };
+            Some(json!({
+                "id": id,
+                "content": token,
+                "single_word": false,
+                "lstrip": false,
+                "rstrip": special && rstrip(token),
+                "normalized": false,
+                "special": special,
+            }))
+        })
+        .collect())
+}
+
+/// BOS and EOS around a text.
+fn ends(vocabulary: &Vocabulary<'_>, bos: bool) -> Result<Value> {
+    let metadata = vocabulary.metadata;
+    let wanted = |key: &str, absent: bool, id: Option<u32>| match (metadata.flag(key)?.unwrap_or(absent), id)
+    {
+        (true, Some(id)) => Ok(Some(id)),
+        (true, None) if metadata.has(key) => Err(metadata.refuse(key, "false: the file names no such token")),
+        _ => Ok(None),
+    };
+    let bos = wanted("tokenizer.ggml.add_bos_token", bos, vocabulary.bos)?;
+    let eos = wanted("tokenizer.ggml.add_eos_token", false, vocabulary.eos)?;
+    if bos.is_none() && eos.is_none() {
+        return Ok(Value::Null);
+    }
+    let token =
+        |id: u32, sequence: u32| json!({"SpecialToken": {"id": vocabulary.text(id), "type_id": sequence}});
+    let around = |name: &str, sequence: u32| {
+        let text = json!({"Sequence": {"id": name, "type_id": sequence}});
+        let parts = [bos.map(|id| token(id, sequence)), Some(text), eos.map(|id| token(id, sequence))];
+        parts.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let special: serde_json::Map<String, Value> = [bos, eos]
+        .into_iter()
+        .flatten()
+        .map(|id| {
+            let text = vocabulary.text(id);
+            (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))
+        })
+        .collect();
+    let pair = [around("A", 0), around("B", 1)].concat();
+    Ok(json!({
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": pair,
+        "special_tokens": special,
+    }))
+}
