@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use backstop::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use backstop::weights::Checkpoint;
 use serde_json::Value;
 
 fn dir() -> PathBuf {
@@ -33,38 +34,76 @@ fn render(template: &ChatTemplate, chat: &Value, case: &Value) -> backstop::Resu
     template.render(&messages, &options)
 }
 
+/// What a tokenizer and its template get wrong of `expected.json`.
+fn failures(
+    name: &str,
+    expected: &Value,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Vec<String> {
+    let mut failed = Vec::new();
+    let want = &expected["tokenizers"][name];
+    for case in want["encode"].as_array().unwrap() {
+        let (text, plain) = (case["text"].as_str().unwrap(), ids(&case["ids"]));
+        let special = tokenizer.special_texts().any(|s| text.contains(s));
+        let want = case.get("ids_with_specials").map_or(plain, ids);
+        match tokenizer.encode(text) {
+            Ok(got) if special || got == want => {}
+            Err(_) if want.is_empty() => {}
+            got => failed.push(format!("{name} {text:?}: {got:?}, expected {want:?}")),
+        }
+    }
+    for case in want["decode"].as_array().unwrap() {
+        let text = case.get("text_skip_specials").unwrap_or(&case["text"]).as_str().unwrap();
+        let got = tokenizer.decode(&ids(&case["ids"])).unwrap();
+        if got != text && !text.contains('\u{FFFD}') {
+            failed.push(format!("{name} decode: {got:?}, expected {text:?}"));
+        }
+    }
+    for case in want["chat"].as_array().unwrap() {
+        let Some(template) = template else { break };
+        let chat = &expected["chats"][case["chat"].as_str().unwrap()];
+        let rendered = render(template, chat, case).unwrap();
+        let got = tokenizer.encode_rendered(&rendered).unwrap();
+        if rendered.text() != case["rendered"].as_str().unwrap() || got != ids(&case["ids"]) {
+            failed.push(format!("{name} chat {}: {:?}", case["chat"], rendered.text()));
+        }
+    }
+    failed
+}
+
 #[test]
 fn encodes_and_decodes_as_transformers() {
     let expected = expected();
     let mut failed = Vec::new();
-    for (name, want) in expected["tokenizers"].as_object().unwrap() {
+    for name in expected["tokenizers"].as_object().unwrap().keys() {
         let tokenizer = Tokenizer::load(&dir().join(name).join("tokenizer.json"), 1 << 20).unwrap();
-        for case in want["encode"].as_array().unwrap() {
-            let (text, plain) = (case["text"].as_str().unwrap(), ids(&case["ids"]));
-            let special = tokenizer.special_texts().any(|s| text.contains(s));
-            let want = case.get("ids_with_specials").map_or(plain, ids);
-            match tokenizer.encode(text) {
-                Ok(got) if special || got == want => {}
-                Err(_) if want.is_empty() => {}
-                got => failed.push(format!("{name} {text:?}: {got:?}, expected {want:?}")),
-            }
-        }
-        for case in want["decode"].as_array().unwrap() {
-            let text = case.get("text_skip_specials").unwrap_or(&case["text"]).as_str().unwrap();
-            let got = tokenizer.decode(&ids(&case["ids"])).unwrap();
-            if got != text && !text.contains('\u{FFFD}') {
-                failed.push(format!("{name} decode: {got:?}, expected {text:?}"));
-            }
-        }
         let template = ChatTemplate::load(&dir().join(name)).unwrap().unwrap();
-        for case in want["chat"].as_array().unwrap() {
-            let chat = &expected["chats"][case["chat"].as_str().unwrap()];
-            let rendered = render(&template, chat, case).unwrap();
-            let got = tokenizer.encode_rendered(&rendered).unwrap();
-            if rendered.text() != case["rendered"].as_str().unwrap() || got != ids(&case["ids"]) {
-                failed.push(format!("{name} chat {}: {:?}", case["chat"], rendered.text()));
-            }
+        failed.extend(failures(name, &expected, &tokenizer, Some(&template)));
+    }
+    assert!(failed.is_empty(), "{} differ: {failed:#?}", failed.len());
+}
+
+/// The tokenizers in the metadata of GGUF files, made of the same ones.
+#[test]
+fn gguf_tokenizers_encode_and_decode_as_transformers() {
+    let expected = expected();
+    let mut failed = Vec::new();
+    for name in expected["tokenizers"].as_object().unwrap().keys() {
+        let path = dir().join(format!("../gguf/vocab-{name}.gguf"));
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let metadata = checkpoint.gguf().unwrap();
+        let json = metadata.tokenizer_json().unwrap().unwrap();
+        let tokenizer = Tokenizer::from_bytes(&path, &json, 1 << 20).unwrap();
+        let special = metadata.special_tokens().unwrap().into_iter();
+        let special: BTreeMap<_, _> = special.map(|(name, text)| (name.to_owned(), text)).collect();
+        let mut template =
+            ChatTemplate::from_named(&path, metadata.chat_templates().unwrap(), special).unwrap();
+        if let Some(template) = &mut template {
+            template.protect(tokenizer.special_texts());
         }
+        assert!(template.is_some(), "{name} has no template");
+        failed.extend(failures(name, &expected, &tokenizer, template.as_ref()));
     }
     assert!(failed.is_empty(), "{} differ: {failed:#?}", failed.len());
 }

@@ -24,7 +24,7 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 /// Logits of prompt and continuation: the prompt in steps of at most `chunk` tokens, then token by token from the cache.
-fn cached(path: &Path, options: LoadOptions, expected: &Expected, chunk: usize) -> Vec<Vec<f32>> {
+pub(super) fn cached(path: &Path, options: LoadOptions, expected: &Expected, chunk: usize) -> Vec<Vec<f32>> {
     let model = load(path, options);
     let (tokens, prompt) = (expected.tokens(), expected.prompt.len());
     model

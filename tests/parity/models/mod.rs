@@ -1,5 +1,6 @@
 //! Whole models: every fixture against transformers' logits, on every backend, in one pass, cached and chunked.
 
 mod fixtures;
+mod gguf;
 mod stories;
 mod weights;

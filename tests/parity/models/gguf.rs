@@ -1,0 +1,94 @@
+//! The same models as GGUF files: their logits are those of the directories that they were made from.
+
+use std::path::PathBuf;
+
+use backstop::backend::LlmBackendKind;
+use backstop::tensor::DType;
+use backstop::{LoadOptions, Model, ModelFiles};
+
+use super::fixtures::cached;
+use crate::harness::{Expected, backends, close, load, options, root};
+use crate::tolerance;
+
+/// Each file that has a directory of its name, the first of each split model, with that directory.
+fn fixtures() -> Vec<(PathBuf, PathBuf)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(root().join("tests/fixtures/gguf")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let dir = root().join("tests/fixtures/models").join(name.trim_end_matches("-00001-of-00003"));
+        if dir.is_dir() {
+            all.push((path, dir));
+        }
+    }
+    all.sort();
+    assert!(all.len() >= 10, "only {} fixtures", all.len());
+    all
+}
+
+#[test]
+fn logits_are_those_of_the_directory() {
+    for (path, dir) in fixtures() {
+        let mut expected = Expected::load(&dir);
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        for kind in backends() {
+            let dtype = load(&path, options(kind)).info().dtype;
+            let got = cached(&path, options(kind), &expected, 7);
+            let what = format!("{name} on {kind}");
+            let (apart, rms) = close(&what, &got, &expected.logits, tolerance::logits(dtype));
+            println!("{what}: {apart:.2e} standard deviations, {rms:.2e} in the mean");
+            assert!(rms <= tolerance::logits_rms(dtype), "{what}: {rms:.2e} in the mean");
+        }
+        // Where types are narrow, a wrong row or factor would show least there: the CPU computes in f32.
+        if let Some(wide) = expected.logits_wide.take() {
+            let wider = LoadOptions { kv_dtype: Some(DType::F32), ..options(LlmBackendKind::Cpu) };
+            let got = cached(&path, wider, &expected, 7);
+            close(&name, &got, &wide, tolerance::logits(DType::F32));
+        }
+    }
+}
+
+/// What a file says is what its directory's `config.json` says, where the format has a place for it.
+#[test]
+fn configurations_are_those_of_the_directory() {
+    for (path, dir) in fixtures() {
+        let (mut got, mut expected) =
+            (ModelFiles::open(&path).unwrap().config, ModelFiles::open(&dir).unwrap().config);
+        let name = path.display();
+        let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * b.abs();
+        for prompt in [5, 29, 200] {
+            let (got, expected) = (got.rope.frequencies(prompt), expected.rope.frequencies(prompt));
+            let pairs = got.inv_freq.iter().zip(&expected.inv_freq);
+            assert_eq!(got.inv_freq.len(), expected.inv_freq.len(), "{name}");
+            assert!(pairs.clone().all(|(a, b)| close(*a, *b)), "{name}: {got:?}, expected {expected:?}");
+            assert!(close(got.attention_factor, expected.attention_factor), "{name}");
+        }
+        assert_eq!(got.rope.theta, expected.rope.theta, "{name}");
+        for config in [&mut got, &mut expected] {
+            // Compared above; or in the tokenizer, which these files do not have; or in the rows of Q.
+            config.rope = backstop::config::Rope {
+                theta: 1.0,
+                dims: config.rope.dims,
+                scaling: backstop::config::RopeScaling::None,
+            };
+            (config.bos_token_id, config.eos_token_ids) = (None, Vec::new());
+            (config.query_pre_attn_scalar, config.dtype) = (None, None);
+        }
+        assert_eq!(got, expected, "{name}");
+    }
+}
+
+#[test]
+fn one_file_is_a_whole_model() {
+    let model = Model::load(root().join("tests/fixtures/gguf/whole.gguf")).unwrap();
+    assert!(model.has_template());
+    assert_eq!(model.info().name, "whole");
+    assert_eq!(model.info().generation.temperature, Some(0.5));
+    let ends = &model.info().config.eos_token_ids;
+    let id = |text: &str| model.tokenizer().unwrap().token_id(text).unwrap();
+    assert_eq!(*ends, [id("<|eot_id|>"), id("<|end_of_text|>")]);
+    let prompt = model.encode_chat(&[backstop::text::Message::new("user", "Hi!")]).unwrap();
+    assert_eq!(prompt[0], id("<|begin_of_text|>"));
+    let logits = model.logits(&prompt).unwrap();
+    assert!(logits.iter().flatten().all(|x| x.is_finite()));
+}
