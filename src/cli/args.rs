@@ -76,7 +76,7 @@ pub struct ChatArgs {
 /// `backstop inspect`.
 #[derive(Debug, ClapArgs)]
 pub struct InspectArgs {
-    /// The model's directory [default: the built-in story model].
+    /// The model's directory or GGUF file [default: the built-in story model].
     pub model: Option<PathBuf>,
     /// Tokens of context to look at beside the usual ones.
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
@@ -89,7 +89,7 @@ pub struct InspectArgs {
 /// Which model, and how it runs.
 #[derive(Debug, ClapArgs)]
 pub struct ModelArgs {
-    /// The model's directory (config.json, tokenizer.json, safetensors) [default: the built-in story model].
+    /// The model's directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// What runs it: metal is MLX on Apple's GPU, mlx is MLX on its default device.

@@ -4,6 +4,7 @@
 
 mod chat;
 mod examples;
+mod gguf;
 mod inspect;
 mod options;
 mod run;

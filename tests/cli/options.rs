@@ -69,11 +69,15 @@ fn what_cannot_be_run_is_refused_with_what_to_do() {
         for 200000)";
     refused(&["run", "\u{1}\u{2}\u{3}", "--raw", "--model", model, "--ctx", "2"], 1, expected);
 
-    let expected = "error: /no/such/model: does not exist; expected a directory with config.json";
+    let expected =
+        "error: /no/such/model: does not exist; expected a directory with config.json, or a GGUF file";
     refused(&["run", PROMPT, "--model", "/no/such/model"], 1, expected);
     refused(&["inspect", "/no/such/model"], 1, expected);
     let file = noise.0.path().join("config.json");
-    let expected = format!("error: {}: is a file; expected a directory with config.json", file.display());
+    let expected = format!(
+        "error: {}: is a file; expected a directory with config.json, or a GGUF file",
+        file.display()
+    );
     refused(&["chat", "--model", file.to_str().unwrap()], 1, &expected);
     let empty = tempfile::tempdir().unwrap();
     let expected = format!(
