@@ -67,6 +67,10 @@ impl WeightCache {
         make: impl FnOnce(&Array) -> Result<Array>,
     ) -> Result<Rc<Array>> {
         let bytes = weight.bytes();
+        if bytes.is_empty() {
+            // No bytes, so no address of their own: another weight without any may have it, too.
+            return make(&upload(weight)?).map(Rc::new);
+        }
         let mut entries = self.entries.borrow_mut();
         let entry = match entries.entry((bytes.as_ptr() as usize, bytes.len())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),

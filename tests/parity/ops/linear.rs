@@ -32,6 +32,17 @@ pub fn reference(x: &[f32], w: &Weight, bias: Option<&Weight>) -> Vec<Element> {
     out
 }
 
+/// `act(g) u`.
+fn gated(activation: Activation, g: &Element, u: &Element) -> Element {
+    let a = activated(activation, g.value);
+    // The slope of each activation is below 1.2.
+    Element {
+        value: a * u.value,
+        rounded: (a.abs() + 1.2 * g.rounded) * u.value.abs(),
+        summed: 1.2 * g.summed * u.value.abs() + a.abs() * u.summed + u.value.abs(),
+    }
+}
+
 fn check(rig: &Rig, dtype: DType, [t, n, k]: [usize; 3], biased: bool) {
     let seed = (t * 10_000_000 + n * 3000 + k) as u64;
     let x = rig.values(seed, t * k, 1.0);
@@ -66,6 +77,36 @@ fn linear_agrees_with_the_reference() {
     }
 }
 
+/// A sum of no terms is the bias; a layer of no outputs has none.
+#[test]
+fn layers_without_inputs_or_outputs_agree_with_the_reference() {
+    for rig in rigs() {
+        for dtype in DTYPES {
+            for [t, n, k] in
+                [[1, 1, 0], [3, 33, 0], [65, 64, 0], [1, 0, 1], [3, 0, 33], [65, 0, 64], [2, 0, 0]]
+            {
+                let w = projection(dtype, 1, n, k);
+                let bias = weight(dtype, &[n], &values(2, n, 0.5));
+                let x = rig.tensor(&[t, k], &rig.values(3, t * k, 1.0));
+                for bias in [None, Some(&bias)] {
+                    let row = bias.map_or(vec![0.0; n], |bias| bias.to_f32());
+                    let row: Vec<Element> = row.into_iter().map(|x| Element::rounded(x.into())).collect();
+                    let what = format!("T {t}, N {n}, K {k}, weights {dtype}, bias {}", bias.is_some());
+                    let layer = with(&w, bias);
+                    rig.check(&Op::Linear { x: &x, projection: layer }, &what, &row.repeat(t));
+                    let activation = Activation::Silu;
+                    let product: Vec<Element> = row.iter().map(|e| gated(activation, e, e)).collect();
+                    let op = Op::GateUp { x: &x, gate: layer, up: layer, activation };
+                    rig.check(&op, &what, &product.repeat(t));
+                    let other = projection(dtype, 4, 5, k);
+                    let op = Op::Qkv { x: &x, projections: [with(&other, None), layer, with(&other, None)] };
+                    rig.compare(OpKind::Qkv, &what, &rig.run(&op)[1], &row.repeat(t));
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn gate_up_agrees_with_the_reference() {
     for rig in rigs() {
@@ -79,19 +120,7 @@ fn gate_up_agrees_with_the_reference() {
                 let (gate, up) = (projection(dtype, 4, n, k), projection(dtype, 5, n, k));
                 let bias = weight(dtype, &[n], &values(6, n, 0.5));
                 let (g, u) = (reference(&x, &gate, Some(&bias)), reference(&x, &up, None));
-                let expected: Vec<Element> = g
-                    .iter()
-                    .zip(&u)
-                    .map(|(g, u)| {
-                        let a = activated(activation, g.value);
-                        // The slope of each activation is below 1.2.
-                        Element {
-                            value: a * u.value,
-                            rounded: (a.abs() + 1.2 * g.rounded) * u.value.abs(),
-                            summed: 1.2 * g.summed * u.value.abs() + a.abs() * u.summed + u.value.abs(),
-                        }
-                    })
-                    .collect();
+                let expected: Vec<Element> = g.iter().zip(&u).map(|(g, u)| gated(activation, g, u)).collect();
                 let x = rig.tensor(&[t, k], &x);
                 let op =
                     Op::GateUp { x: &x, gate: with(&gate, Some(&bias)), up: with(&up, None), activation };

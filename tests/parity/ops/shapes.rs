@@ -235,3 +235,32 @@ fn no_rows_are_a_result_of_no_rows() {
         }
     }
 }
+
+#[test]
+fn rows_of_no_width_stay_rows_of_no_width() {
+    for rig in rigs() {
+        let x = rig.tensor(&[3, 0], &[]);
+        let (table, known) = (ones(&[5, 0]), Tokens::Known(vec![0, 4, 4]));
+        for op in [
+            Op::Embedding { table: (&table).into(), tokens: &known, scale: 2.0 },
+            Op::Activate { x: &x, activation: Activation::Silu },
+            Op::Activate { x: &x, activation: Activation::Gelu },
+            Op::Activate { x: &x, activation: Activation::GeluTanh },
+            Op::Add { a: &x, b: &x },
+            Op::Mul { a: &x, b: &x },
+            Op::Scale { x: &x, by: 2.0 },
+            Op::SoftCap { x: &x, cap: 2.0 },
+            Op::TakeRows { x: &x, rows: &[2, 0, 0] },
+        ] {
+            for output in rig.run(&op) {
+                assert_eq!(
+                    (output.shape(), output.data().len()),
+                    (&[3, 0][..], 0),
+                    "{} on {}",
+                    op.kind(),
+                    rig.name
+                );
+            }
+        }
+    }
+}
