@@ -1,7 +1,7 @@
 //! The library call: text in, pieces of text out, on an engine with this one sequence among others.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use crate::engine::{Event, FinishReason, Request, Stats, receive};
@@ -41,6 +41,7 @@ pub struct Piece {
 pub struct Generation {
     events: Receiver<Event>,
     cancel: Arc<AtomicBool>,
+    cached: Arc<AtomicUsize>,
     /// None where the model has no tokenizer: the pieces then bring tokens and no text.
     detokenizer: Option<Detokenizer>,
     stops: StopMatcher,
@@ -125,9 +126,11 @@ impl Model {
         let eos = if options.ignore_eos { Vec::new() } else { self.eos() };
         let (events, inbox) = channel();
         let cancel = Arc::new(AtomicBool::new(false));
+        let cached = Arc::new(AtomicUsize::new(0));
         let generation = Generation {
             events: inbox,
             cancel: Arc::clone(&cancel),
+            cached: Arc::clone(&cached),
             detokenizer: self.tokenizer().ok().map(|tokenizer| Detokenizer::new(tokenizer, &prompt)),
             stops: StopMatcher::new(&options.stop)?,
             eos: eos.clone(),
@@ -143,6 +146,7 @@ impl Model {
             max_tokens,
             eos,
             cancel,
+            cached,
             events,
         })?;
         Ok(generation)
@@ -168,6 +172,12 @@ impl Generation {
     /// What ends this generation from elsewhere.
     pub fn canceller(&self) -> Canceller {
         Canceller(Arc::clone(&self.cancel))
+    }
+
+    /// Tells, from anywhere, how many tokens of the prompt have been read: a long one takes several steps.
+    pub fn prompt_progress(&self) -> impl Fn() -> usize + Send + 'static {
+        let (cached, len) = (Arc::clone(&self.cached), self.prompt.len());
+        move || cached.load(Ordering::Relaxed).min(len)
     }
 
     /// What it took; known once the last piece has come.

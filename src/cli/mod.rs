@@ -101,7 +101,8 @@ fn load(args: &ModelArgs) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let isa = args.isa.as_deref().map(isa).transpose()?;
     let files = open(args.model.as_deref())?;
-    let _progress = term::Progress::start(format!("loading {}", files.name()));
+    let name = files.name();
+    let _progress = term::Progress::start(move || format!("loading {name}"));
     let options = LoadOptions {
         backend: args.backend,
         threads: args.threads,

@@ -84,9 +84,11 @@ pub fn stream(
     let mut generation = start()?;
     let _interruptible = Interruptible::new(generation.canceller())?;
     tracing::info!(prompt_tokens = generation.prompt().len(), "generating");
-    let mut progress = Some(Progress::start(match out {
-        Some(_) => format!("reading {} tokens", generation.prompt().len()),
-        None => "generating".to_owned(),
+    let (tokens, read, shown) = (generation.prompt().len(), generation.prompt_progress(), out.is_some());
+    let mut progress = Some(Progress::start(move || match read() {
+        read if read < tokens => format!("reading {tokens} tokens, {read} read"),
+        _ if shown => format!("reading {tokens} tokens"),
+        _ => "generating".to_owned(),
     }));
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     let (mut first_token, mut finish) = (None, FinishReason::Cancelled);
@@ -127,13 +129,19 @@ impl Interruptible {
         ONCE.call_once(|| {
             result = ctrlc::set_handler(|| match RUNNING.lock().take() {
                 Some(running) => running.cancel(),
-                None => std::process::exit(INTERRUPTED.into()),
+                None => exit_at_once(),
             });
         });
         result.context("cannot catch Ctrl-C")?;
         *RUNNING.lock() = Some(canceller);
         Ok(Self)
     }
+}
+
+/// Ends the process without what C++ libraries do at its end: MLX would free what the engine's thread still uses.
+fn exit_at_once() -> ! {
+    // SAFETY: `_exit` takes any code and touches no memory of ours; it may be called from any thread.
+    unsafe { libc::_exit(INTERRUPTED.into()) }
 }
 
 impl Drop for Interruptible {

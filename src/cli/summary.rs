@@ -238,6 +238,50 @@ mod tests {
     }
 
     #[test]
+    #[cfg(all(has_mlx, feature = "fault-injection"))]
+    fn fallbacks_and_replays_have_rows() {
+        use backstop::backend::Faults;
+        use backstop::backend::ops::OpKind;
+        use backstop::backend::select::BackendRequest;
+        use backstop::{LoadOptions, ModelFiles};
+
+        let attention = json!([{ "op": "attention", "reason": "injected fault", "count": 3 }]);
+        let evaluation = json!([{ "reason": "eval failed on mlx: injected fault", "count": 1 }]);
+        for (faults, row, fallbacks, replays) in [
+            (Faults::default(), None, json!([]), json!([])),
+            (
+                Faults::op(OpKind::Attention, 4, 3),
+                Some(("fallback", "attention on the CPU 3 times: injected fault")),
+                attention,
+                json!([]),
+            ),
+            (
+                Faults::evaluation_at(1, 1),
+                Some(("replay", "a step on the CPU once: eval failed on mlx: injected fault")),
+                json!([]),
+                evaluation,
+            ),
+        ] {
+            let load = LoadOptions { backend: BackendRequest::Mlx, faults, ..LoadOptions::default() };
+            let model = Model::load_with(ModelFiles::builtin().unwrap(), load).unwrap();
+            let options = Options { max_tokens: Some(4), ..Options::default() };
+            let answer =
+                crate::cli::stream::stream(|| model.generate("Once upon a time", &options), None).unwrap();
+            let summary =
+                Summary { model: &model, options: &options, loading: Duration::ZERO, answer: &answer };
+            let rows: Vec<_> = summary
+                .lines()
+                .into_iter()
+                .filter(|(name, _)| ["fallback", "replay"].contains(name))
+                .collect();
+            let expected: Vec<_> = row.into_iter().map(|(name, what)| (name, what.to_owned())).collect();
+            assert_eq!(rows, expected);
+            let json = summary.json();
+            assert_eq!((&json["fallbacks"], &json["replays"]), (&fallbacks, &replays));
+        }
+    }
+
+    #[test]
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     fn the_peak_is_that_of_a_process() {
         let peak = peak_memory().unwrap();

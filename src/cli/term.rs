@@ -58,8 +58,8 @@ impl Progress {
     const PATIENCE: Duration = Duration::from_millis(300);
     const TICK: Duration = Duration::from_millis(200);
 
-    /// Shows `what` and the seconds since now.
-    pub fn start(what: String) -> Self {
+    /// Shows what `what` says then, and the seconds since now.
+    pub fn start(what: impl Fn() -> String + Send + 'static) -> Self {
         if !stderr().is_terminal() {
             return Self(None);
         }
@@ -68,7 +68,8 @@ impl Progress {
         let line = move || {
             let mut wait = Self::PATIENCE;
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
-                let _ = write!(stderr().lock(), "\r{what} … {:.0} s\x1b[K", started.elapsed().as_secs_f64());
+                let seconds = started.elapsed().as_secs_f64();
+                let _ = write!(stderr().lock(), "\r{} … {seconds:.0} s\x1b[K", what());
                 wait = Self::TICK;
             }
             if wait == Self::TICK {

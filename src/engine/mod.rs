@@ -7,7 +7,7 @@ mod scheduler;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub(crate) struct Request {
     pub eos: Vec<u32>,
     /// Set by the one who asked, to end it early.
     pub cancel: Arc<AtomicBool>,
+    /// Tokens whose keys and values are cached, for whoever waits for a long prompt.
+    pub cached: Arc<AtomicUsize>,
     /// Where the results go.
     pub events: Sender<Event>,
 }

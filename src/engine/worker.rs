@@ -194,6 +194,7 @@ impl Worker {
             };
             let state = self.reuse(&request.prompt);
             let cached = state.history.len();
+            request.cached.store(cached, Ordering::Relaxed);
             let stats =
                 Stats { prompt_tokens: request.prompt.len(), cached_tokens: cached, ..Stats::default() };
             self.states.push(state);
@@ -412,7 +413,9 @@ impl Worker {
             }
         };
         for run in &batch.runs {
-            self.sequences[run.sequence].cached = run.end();
+            let sequence = &mut self.sequences[run.sequence];
+            sequence.cached = run.end();
+            sequence.request.cached.store(run.end(), Ordering::Relaxed);
         }
         for (row, &sequence) in rows.iter().enumerate() {
             let sequence = &mut self.sequences[sequence];

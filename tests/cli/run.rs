@@ -1,11 +1,12 @@
 //! `backstop run`: the text, the summary, the ends.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use approx::assert_relative_eq;
 use backstop::Model;
 use backstop::text::Message;
 
@@ -105,7 +106,8 @@ fn json_tells_everything_and_agrees_with_itself() {
     let time = |name: &str| run["timings"][name].as_f64().unwrap();
     assert!(time("prompt") <= time("first_token") && time("first_token") <= time("total"), "{run}");
     let generated = generation.tokens().len() as f64 - 1.0;
-    assert!((run["rates"]["generation"].as_f64().unwrap() * time("generation") - generated).abs() < 1e-6);
+    let rate = run["rates"]["generation"].as_f64().unwrap();
+    assert_relative_eq!(rate * time("generation"), generated, max_relative = 1e-6);
     if cfg!(any(target_os = "linux", target_os = "macos")) {
         assert!(run["peak_memory_bytes"].as_u64().unwrap() > run["model"]["weight_bytes"].as_u64().unwrap());
     }
@@ -231,6 +233,39 @@ fn ctrl_c_ends_with_the_text_so_far_and_the_summary() {
         json(&ran)["tokens"].as_array().unwrap().len(),
         json(&ran)["logprobs"].as_array().unwrap().len()
     );
+}
+
+#[test]
+fn ctrl_c_ends_a_long_prompt_at_its_next_chunk() {
+    let noise = Noise::new();
+    let args =
+        ["run", "-", "--raw", "--ctx", "200000", "--threads", "1", "--json", "-v", "--model", noise.path()];
+    let start = || {
+        let mut child = command(&args).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&vec![1; 190_000]).unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(log.any(|line| line.unwrap().contains("generating")), "-v says when it begins");
+        child
+    };
+    // The whole prompt takes minutes.
+    let child = start();
+    std::thread::sleep(Duration::from_millis(200));
+    interrupt(&child);
+    let started = Instant::now();
+    let ran = ended(child);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    let told = json(&ran);
+    assert_eq!((told["finish_reason"].as_str(), ran.code), (Some("cancelled"), Some(130)));
+    assert_eq!((&told["generated_tokens"], &told["prompt_tokens"]), (&0.into(), &190_000.into()));
+
+    // Whoever presses it again does not wait for that.
+    let child = start();
+    interrupt(&child);
+    std::thread::sleep(Duration::from_millis(20));
+    interrupt(&child);
+    let started = Instant::now();
+    assert_eq!(ended(child).code, Some(130));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
 fn interrupt(child: &Child) {

@@ -133,6 +133,19 @@ fn a_history_that_cannot_be_kept_is_no_error() {
 }
 
 #[test]
+fn a_long_prompt_shows_how_far_it_is() {
+    let noise = Noise::new();
+    let prompt = "\u{1}".repeat(100_000);
+    let args = ["run", &prompt, "--raw", "--model", noise.path(), "--ctx", "200000"];
+    let mut terminal = Terminal::start("/dev/null", &args);
+    terminal.shows("reading 100000 tokens, ");
+    terminal.shows(" read … ");
+    terminal.keys("\x03");
+    terminal.shows("0 tokens, interrupted");
+    assert_eq!(terminal.ends(), Some(130));
+}
+
+#[test]
 fn ctrl_c_on_the_terminal_ends_a_run_with_its_summary() {
     let noise = Noise::new();
     let args = ["run", PROMPT, "--model", noise.path(), "--temperature", "1", "--ctx", "200000", "-v"];
