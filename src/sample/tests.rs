@@ -1,3 +1,5 @@
+use approx::assert_abs_diff_eq;
+
 use super::*;
 use crate::Error;
 
@@ -61,7 +63,7 @@ fn greedy_takes_the_lowest_index_of_equals() {
     assert_eq!(got.token, 1);
     assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
     let exact = 3f64 - (1.0 + 2.0 * 3f64.exp() + 1f64.exp()).ln();
-    assert!((f64::from(got.logprob) - exact).abs() < 1e-6);
+    assert_abs_diff_eq!(f64::from(got.logprob), exact, epsilon = 1e-6);
 }
 
 #[test]

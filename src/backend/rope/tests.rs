@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use approx::{assert_abs_diff_eq, relative_eq};
 use serde_json::Value;
 
 use super::*;
@@ -51,7 +52,8 @@ fn frequencies_and_tables_match_transformers() {
         for (got, expected) in [(cos, floats(&case["cos"])), (sin, floats(&case["sin"]))] {
             assert_eq!(got.len(), expected.len(), "{name}");
             for (got, expected) in got.iter().zip(expected) {
-                assert!((got - expected).abs() <= 3e-7 * expected.abs().max(0.1), "{name}: {got} {expected}");
+                let near = relative_eq!(*got, expected, epsilon = 3e-8, max_relative = 3e-7);
+                assert!(near, "{name}: {got} {expected}");
             }
         }
     }
@@ -100,5 +102,6 @@ fn position_zero_rotates_nothing() {
     let (cos, sin) = rope.tables(&rope.frequencies(1), &[0, 3]);
     assert_eq!((cos.len(), sin.len()), (6, 6));
     assert_eq!((&cos[..3], &sin[..3]), (&[1.0; 3][..], &[0.0; 3][..]));
-    assert!((cos[3] - 3f32.cos()).abs() < 1e-7 && (sin[3] - 3f32.sin()).abs() < 1e-7);
+    assert_abs_diff_eq!(cos[3], 3f32.cos(), epsilon = 1e-7);
+    assert_abs_diff_eq!(sin[3], 3f32.sin(), epsilon = 1e-7);
 }

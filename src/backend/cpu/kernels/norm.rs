@@ -214,6 +214,8 @@ pub fn layer_norm(
 
 #[cfg(test)]
 mod tests {
+    use approx::relative_eq;
+
     use super::*;
     use crate::backend::cpu::kernels::reference_ops;
 
@@ -228,10 +230,8 @@ mod tests {
 
     fn close(got: &[f32], want: &[f64], bound: f64, what: &str) {
         for (got, want) in got.iter().zip(want) {
-            assert!(
-                (f64::from(*got) - want).abs() <= bound * want.abs().max(1.0),
-                "{what}: {got}, want {want}"
-            );
+            let near = relative_eq!(f64::from(*got), *want, epsilon = bound, max_relative = bound);
+            assert!(near, "{what}: {got}, want {want}");
         }
     }
 

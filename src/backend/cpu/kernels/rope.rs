@@ -109,6 +109,8 @@ pub fn rope(pool: &Pool, isa: Isa, rope: Rope<'_>, x: &[f32], out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use approx::abs_diff_eq;
+
     use super::*;
     use crate::backend::cpu::kernels::reference_ops;
 
@@ -131,7 +133,8 @@ mod tests {
                     let row = i / 3 * half..(i / 3 + 1) * half;
                     let want = reference_ops::rope(head, &cos[row.clone()], &sin[row]);
                     for (out, want) in out.iter().zip(want) {
-                        assert!((f64::from(*out) - want).abs() < 6e-7, "{head_dim}/{dims} on {isa}");
+                        let near = abs_diff_eq!(f64::from(*out), want, epsilon = 6e-7);
+                        assert!(near, "{head_dim}/{dims} on {isa}: {out}, want {want}");
                     }
                     assert_eq!(head[dims..], out[dims..]);
                 }

@@ -1,3 +1,5 @@
+use approx::abs_diff_eq;
+
 use super::*;
 use crate::backend::cpu::kernels::reference_ops;
 use crate::backend::kv::KvShape;
@@ -257,7 +259,8 @@ fn large_and_equal_scores() {
         for isa in Isa::available() {
             for (d, got) in step.run(isa, 2).iter().enumerate() {
                 let mean = (0..len).map(|key| f64::from(v[key * 16 + d])).sum::<f64>() / len as f64;
-                assert!((f64::from(*got) - mean).abs() < 1e-6, "equal scores on {isa}: {got}, mean {mean}");
+                let near = abs_diff_eq!(f64::from(*got), mean, epsilon = 1e-6);
+                assert!(near, "equal scores on {isa}: {got}, mean {mean}");
             }
         }
     }
