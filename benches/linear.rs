@@ -1,88 +1,70 @@
-//! Linear layers of a Llama-1B against this machine's limits, measured in the same run.
+//! Linear layers of a Llama-1B on the CPU kernels, against this machine's limits.
 //!
-//! `cargo bench --bench linear -- [threads=1,2] [isa=avx512] [type=bf16] [t=1,2,512] [shape=2048x2048] [seconds=0.5]`
+//! `cargo bench --bench linear`, or some of it: `cargo bench --bench linear -- 'bf16, 2 threads/2048x2048, T 1$'`
 //!
-//! Decode (few rows) is stated as a fraction of the read bandwidth, prefill as one of the FMA peak. The best of the
-//! repetitions counts, as it does for the limits: others use the machine too.
-
-use std::time::{Duration, Instant};
+//! Few rows are stated in bytes of weights a second, to be compared with the read bandwidth; many in floating-point
+//! operations a second (criterion's `elem/s`), to be compared with the FMA peak.
 
 use backstop::backend::cpu::isa::Isa;
 use backstop::backend::cpu::kernels::matmul::{WeightView, linear};
-use backstop::backend::cpu::limits;
 use backstop::backend::cpu::pool::{Pool, Scratch};
 use backstop::tensor::DType;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// N x K of Llama-3.2-1B: q and o, k and v, gate and up, down, the head.
-const SHAPES: [(usize, usize); 5] = [(2048, 2048), (512, 2048), (8192, 2048), (2048, 8192), (128_256, 2048)];
-const ROWS: [usize; 12] = [1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128, 512];
+mod shared;
+
+/// N x K of Llama-3.2-1B: q and o, k and v, gate and up, down; the head is measured at one row.
+const SHAPES: [(usize, usize); 4] = [(2048, 2048), (512, 2048), (8192, 2048), (2048, 8192)];
+const HEAD: (usize, usize) = (128_256, 2048);
+/// Decode, a few sequences, a short prompt, a long one.
+const ROWS: [usize; 4] = [1, 8, 64, 512];
+/// From this many rows on, arithmetic is the limit.
+const MANY: usize = 16;
 /// Weights are taken in turn from this much memory, so that no cache holds the next ones.
 const POOL_BYTES: usize = 512 << 20;
 
-fn main() {
-    let arg =
-        |name: &str| std::env::args().find_map(|a| a.strip_prefix(&format!("{name}=")).map(str::to_owned));
-    let list = |name: &str| -> Option<Vec<usize>> {
-        Some(arg(name)?.split(',').map(|n| n.parse().expect("a number")).collect())
-    };
-    let isa =
-        arg("isa").map_or_else(Isa::detect, |name| Isa::by_name(&name).expect("an ISA of this machine"));
-    let dtype = match arg("type").as_deref() {
-        Some("f32") => DType::F32,
-        Some("f16") => DType::F16,
-        _ => DType::BF16,
-    };
-    let shapes = arg("shape").map_or(SHAPES.to_vec(), |s| {
-        let (n, k) = s.split_once('x').expect("shape=NxK");
-        vec![(n.parse().expect("N"), k.parse().expect("K"))]
-    });
-    let budget = Duration::from_secs_f64(arg("seconds").map_or(0.5, |s| s.parse().expect("seconds")));
+fn benches(criterion: &mut Criterion) {
+    let isa = Isa::detect();
     // Small normal numbers in each type: 0x3c.. is below 1.1 as f16, 0.02 as bf16 and f32.
     let weights: Vec<u8> =
         (0..POOL_BYTES + (64 << 20)).map(|i| if i % 2 == 1 { 0x3c } else { i as u8 }).collect();
-
-    for threads in list("threads").unwrap_or(vec![1, 2]) {
+    for threads in shared::THREADS {
+        shared::print_limits(threads);
         let pool = Pool::new(threads);
         let mut scratch = Scratch::new(&pool);
-        let (bytes, flops) = (limits::read_bandwidth(threads), limits::fma_peak(threads));
-        println!("\n{isa} {dtype}, {threads} threads: {:.1} GB/s, {:.1} GFLOP/s", bytes / 1e9, flops / 1e9);
-        println!(
-            "{:>14} {:>4} {:>9} {:>7} {:>5} {:>8} {:>5}",
-            "N x K", "T", "ms", "GB/s", "%", "GFLOP/s", "%"
-        );
-        for &(n, k) in &shapes {
-            for &t in list("t").as_deref().unwrap_or(&ROWS) {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            // The types differ in how they are widened, which one shape shows.
+            let shapes = if dtype == DType::BF16 { &SHAPES[..] } else { &SHAPES[..1] };
+            let mut cases: Vec<(usize, usize, usize)> =
+                shapes.iter().flat_map(|&(n, k)| ROWS.map(|t| (n, k, t))).collect();
+            if dtype == DType::BF16 {
+                cases.push((HEAD.0, HEAD.1, 1));
+            }
+            let mut group = criterion.benchmark_group(format!("linear: {isa} {dtype}, {threads} threads"));
+            for (n, k, t) in cases {
                 let size = n * k * dtype.size();
-                if n > 100_000 && (t > 1 && t < 512 || size > weights.len()) {
-                    continue;
-                }
                 let x: Vec<f32> = (0..t * k).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
                 let mut out = vec![0.0f32; t * n];
-                let (mut best, mut at) = (f64::INFINITY, 0);
-                let start = Instant::now();
-                let mut rounds = 0;
-                while rounds < 3 || start.elapsed() < budget {
-                    if at + size > POOL_BYTES.max(size) {
-                        at = 0;
-                    }
-                    let w = WeightView::new(&weights[at..at + size], dtype, n, k);
-                    at += size;
-                    let begin = Instant::now();
-                    linear(&pool, isa, &x, w, None, &mut out, &mut scratch);
-                    best = best.min(begin.elapsed().as_secs_f64());
-                    rounds += 1;
-                }
-                let (rate, work) = (size as f64 / best, 2.0 * (n * k * t) as f64 / best);
-                println!(
-                    "{:>14} {t:>4} {:>9.3} {:>7.1} {:>5.0} {:>8.1} {:>5.0}",
-                    format!("{n} x {k}"),
-                    best * 1e3,
-                    rate / 1e9,
-                    100.0 * rate / bytes,
-                    work / 1e9,
-                    100.0 * work / flops
-                );
+                let mut at = 0;
+                group.throughput(if t < MANY {
+                    Throughput::Bytes(size as u64)
+                } else {
+                    Throughput::Elements((2 * n * k * t) as u64)
+                });
+                group.bench_function(format!("{n}x{k}, T {t}"), |bencher| {
+                    bencher.iter(|| {
+                        if at + size > POOL_BYTES.max(size) {
+                            at = 0;
+                        }
+                        let w = WeightView::new(&weights[at..at + size], dtype, n, k);
+                        at += size;
+                        linear(&pool, isa, &x, w, None, &mut out, &mut scratch);
+                    });
+                });
             }
         }
     }
 }
+
+criterion_group! { name = group; config = shared::criterion(); targets = benches }
+criterion_main!(group);
