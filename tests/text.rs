@@ -150,6 +150,33 @@ fn a_million_equal_characters_encode_within_a_second() {
     println!("slowest: {} in {:.2?}", slowest.1, slowest.0);
 }
 
+/// Pre-tokenizers and kinds of SentencePiece that `tests/fixtures/text` has none of, against the libraries that trained them.
+#[test]
+fn gguf_tokenizers_encode_as_the_libraries_that_trained_them() {
+    let bytes = std::fs::read(dir().join("../gguf/vocab.json")).unwrap();
+    let expected: BTreeMap<String, Vec<(String, Vec<u32>)>> = serde_json::from_slice(&bytes).unwrap();
+    let mut failed = Vec::new();
+    for (name, rows) in expected {
+        let path = dir().join(format!("../gguf/vocab-{name}.gguf"));
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let json = checkpoint.gguf().unwrap().tokenizer_json().unwrap().unwrap();
+        let tokenizer = Tokenizer::from_bytes(&path, &json, 1 << 20).unwrap();
+        for (text, want) in rows.iter().filter(|(text, _)| !text.is_empty()) {
+            let got = tokenizer.encode(text).unwrap();
+            if got != *want {
+                failed.push(format!("{name} {text:?}: {got:?}, expected {want:?}"));
+            }
+            // SentencePiece has one sign for a space and for what looks like it.
+            let text = text.replace('▁', " ");
+            let back = tokenizer.decode(&got).unwrap().replace('▁', " ");
+            if back != text {
+                failed.push(format!("{name} {text:?} comes back as {back:?}"));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} differ: {failed:#?}", failed.len());
+}
+
 #[test]
 fn renders_as_transformers() {
     let expected = expected();

@@ -310,7 +310,7 @@ fn hostile_vocabularies_are_refused() {
         );
         refused(
             with("tokens", ARRAY, &strings(&[])),
-            "tokens is a list of 0 strings, expected 1 to 1048576 tokens",
+            "tokens is a list of 0 strings, expected 1 to 524288 tokens",
         );
         let twins = strings(&["<unk>", "<s>", "</s>", "a", "a", "ab"]);
         refused(with("tokens", ARRAY, &twins), "tokens[4] is \"a\", expected another text than token 3");
@@ -346,6 +346,15 @@ fn hostile_vocabularies_are_refused() {
     let long = "x".repeat(300);
     let long = strings(&["<unk>", "<s>", "</s>", "a", "b", &long]);
     refused(with("llama", "tokens", ARRAY, &long), "(300 bytes), expected at most 256 characters");
+    // Each of these is two shorter ones in as many ways as it is long.
+    let runs: Vec<String> = ('a'..='z')
+        .flat_map(|c| (1..=256).map(move |len| c.to_string().repeat(len)))
+        .chain(('A'..='Z').flat_map(|c| (1..=256).map(move |len| c.to_string().repeat(len))))
+        .collect();
+    let runs: Vec<&str> = runs.iter().map(String::as_str).collect();
+    let flood = with("llama", "tokens", ARRAY, &strings(&runs));
+    let flood = flood.with("tokenizer.ggml.scores", ARRAY, list(F32, &vec![0; runs.len()]));
+    refused(flood, "tokens is a list of 13312 strings, expected tokens that merge in at most 1048576 ways");
     refused(with("gpt2", "merges", ARRAY, &strings(&["ab"])), "merges[0] is \"ab\", expected two tokens");
     refused(with("gpt2", "merges", STRING, &string("a b")), "merges is \"a b\", expected a list of strings");
     refused(with("gpt2", "pre", STRING, &string("falcon")), "pre is \"falcon\", expected one of llama-bpe");
@@ -359,16 +368,21 @@ fn hostile_vocabularies_are_refused() {
 #[test]
 fn rows_are_put_back_in_order() {
     // Two heads of four rows of 32 elements in Q8_0, 34 bytes each.
-    let file = File { data: 64 + 8 * 34, ..File::new() };
+    let file = File { data: 64 + 288 + 32, ..File::new() };
     let file = file.tensor("blk.0.attn_q.weight", &[32, 8], 8, 64);
-    let bytes = file.bytes();
-    let rows: Vec<Vec<u8>> = bytes[bytes.len() - 8 * 34..].chunks(34).map(<[u8]>::to_vec).collect();
+    let bytes = file.tensor("blk.0.attn_q.bias", &[8], 0, 64 + 288).bytes();
+    let start = bytes.len() - 288 - 32;
+    let rows: Vec<Vec<u8>> = bytes[start..][..8 * 34].chunks(34).map(<[u8]>::to_vec).collect();
+    let biases: Vec<Vec<u8>> = bytes[start + 288..].chunks(4).map(<[u8]>::to_vec).collect();
     let checkpoint = open(bytes).unwrap();
     let matrix = checkpoint.matrix("model.layers.0.self_attn.q_proj", [8, 32]).unwrap();
     let Matrix::Quantized(weight) = matrix else { panic!("{matrix:?}") };
     let got: Vec<&[u8]> = weight.planes()[0].bytes().chunks(34).collect();
-    let expected: Vec<&[u8]> = [0, 2, 1, 3, 4, 6, 5, 7].iter().map(|&row: &usize| &rows[row][..]).collect();
+    let order = [0, 2, 1, 3, 4, 6, 5, 7];
+    let expected: Vec<&[u8]> = order.iter().map(|&row: &usize| &rows[row][..]).collect();
     assert_eq!(got, expected);
+    let bias = checkpoint.get("model.layers.0.self_attn.q_proj.bias", &[8]).unwrap();
+    assert_eq!(bias.bytes(), order.map(|row| &biases[row][..]).concat());
     let error = checkpoint.get("model.layers.0.self_attn.q_proj.weight", &[8, 32]).unwrap_err().to_string();
     let name = "model.layers.0.self_attn.q_proj.weight (blk.0.attn_q.weight in the file)";
     assert_eq!(error, format!("m.gguf: tensor {name}: type is Q8_0, expected F32, F16 or BF16"));

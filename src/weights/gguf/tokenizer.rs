@@ -13,6 +13,8 @@ use crate::json::quote;
 
 /// The longest token, in characters, that is taken apart into merges: SentencePiece's are at most 16 unless trained so.
 const MAX_PIECE: usize = 256;
+/// Merges of a vocabulary, the double of the largest published one's.
+const MAX_MERGES: usize = 1 << 20;
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -199,6 +201,10 @@ fn merges_by_score<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Vec<(&'a str, &
             }
         }
         local.sort_by_key(|(ids, _)| *ids);
+        if merges.len() + local.len() > MAX_MERGES {
+            let expected = format!("tokens that merge in at most {MAX_MERGES} ways");
+            return Err(vocabulary.metadata.refuse("tokenizer.ggml.tokens", expected));
+        }
         merges.extend(local.into_iter().map(|(_, merge)| merge));
     }
     let by_score = |a: &Merge<'_>, b: &Merge<'_>| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);

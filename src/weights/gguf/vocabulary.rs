@@ -7,8 +7,8 @@ use super::Metadata;
 use crate::error::Result;
 use crate::json::quote;
 
-/// Tokens of one vocabulary: the largest published one has 262,144.
-const MAX_TOKENS: usize = 1 << 20;
+/// Tokens of one vocabulary, the double of the largest published one. With it, a hostile list costs less than 64 MiB.
+const MAX_TOKENS: usize = 1 << 19;
 /// Texts that end a turn or a text in some family, of which `eos_token_id` can name only one. As llama.cpp has them.
 const ENDS: [&str; 12] = [
     "<|eot_id|>",

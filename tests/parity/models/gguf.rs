@@ -1,10 +1,15 @@
 //! The same models as GGUF files: their logits are those of the directories that they were made from.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use backstop::backend::LlmBackendKind;
+use backstop::quant::Matrix;
 use backstop::tensor::DType;
 use backstop::{LoadOptions, Model, ModelFiles};
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
 use super::fixtures::cached;
 use crate::harness::{Expected, backends, close, load, options, root};
@@ -22,7 +27,7 @@ fn fixtures() -> Vec<(PathBuf, PathBuf)> {
         }
     }
     all.sort();
-    assert!(all.len() >= 10, "only {} fixtures", all.len());
+    assert!(all.len() >= 9, "only {} fixtures", all.len());
     all
 }
 
@@ -91,4 +96,48 @@ fn one_file_is_a_whole_model() {
     assert_eq!(prompt[0], id("<|begin_of_text|>"));
     let logits = model.logits(&prompt).unwrap();
     assert!(logits.iter().flatten().all(|x| x.is_finite()));
+}
+
+/// Decoded and written as a directory of `f32` weights, a model in blocks has the logits that transformers computed from
+/// what the `gguf` package decodes: names, order of rows and decoders are right.
+#[test]
+fn blocks_decode_to_the_weights_that_transformers_ran() {
+    for name in ["blocks-32", "blocks-256"] {
+        let dir = root().join("tests/fixtures/gguf").join(name);
+        let files = ModelFiles::open(&dir).unwrap();
+        let mut decoded = BTreeMap::new();
+        for tensor in files.checkpoint.tensors() {
+            let values = match *tensor.shape() {
+                [rows, columns] => {
+                    let module = tensor.name().strip_suffix(".weight").unwrap();
+                    match files.checkpoint.matrix(module, [rows, columns]).unwrap() {
+                        Matrix::Quantized(weight) => weight.to_f32(),
+                        Matrix::Dense(weight) => panic!("{weight:?} is not in blocks"),
+                    }
+                }
+                _ => files.checkpoint.get(tensor.name(), tensor.shape()).unwrap().to_f32(),
+            };
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            decoded.insert(tensor.name().to_owned(), (tensor.shape().to_vec(), bytes));
+        }
+        let types: std::collections::BTreeSet<String> =
+            files.checkpoint.tensors().map(|tensor| tensor.dtype_name()).collect();
+        assert!(types.len() >= 7, "{name}: {types:?}");
+        let views = decoded.iter().map(|(name, (shape, bytes))| {
+            (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+        });
+        let plain = tempfile::tempdir().unwrap();
+        let path = plain.path().join("model.safetensors");
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let config = &files.config;
+        let config = format!(
+            r#"{{"model_type": "llama", "vocab_size": {}, "hidden_size": {}, "intermediate_size": {}, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": false}}"#,
+            config.vocab_size, config.hidden_size, config.intermediate_size
+        );
+        std::fs::write(plain.path().join("config.json"), config).unwrap();
+        let expected = Expected::load(&dir);
+        let got = cached(plain.path(), options(LlmBackendKind::Cpu), &expected, 7);
+        close(name, &got, &expected.logits, tolerance::logits(DType::F32));
+    }
 }
