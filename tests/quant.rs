@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use backstop::quant::repack::{MlxForm, repack};
 use backstop::quant::{Format, GgmlType, Plane, QuantWeight, affine};
 use backstop::tensor::{Bytes, DType};
 use safetensors::SafeTensors;
@@ -142,4 +143,97 @@ fn values_come_in_the_order_of_the_input() {
             }
         }
     });
+}
+
+/// What MLX has no kernel for is turned into what it has.
+#[test]
+fn repacked_values_are_equal_or_within_half_a_step() {
+    fixture(|file| {
+        let mut equal = 0;
+        for (name, format) in all() {
+            let (weight, expected) = matrix(file, &name, format);
+            let columns = weight.shape()[1];
+            let (to, exact) = match format.on_mlx(columns).unwrap() {
+                MlxForm::Native => continue,
+                MlxForm::Equal(to) => (to, true),
+                MlxForm::Nearest(to) => (to, false),
+            };
+            let repacked = repack(&weight, to, false);
+            assert_eq!((repacked.format(), repacked.shape()), (to, weight.shape()), "{name}");
+            let got = repacked.to_f32();
+            for (i, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
+                // The largest scale of the small floats is infinite in MLX alone.
+                if exact
+                    && (got == expected
+                        || name == "MXFP4" && weight.row_bytes(0, i / columns)[i % columns / 32 * 17] == 255)
+                {
+                    equal += 1;
+                    continue;
+                }
+                let (row, group) = (i / columns, to.group());
+                let of_group = &expected_group(&repacked, row, i % columns / group);
+                let (scale, bias) = *of_group;
+                // A code of eight bits times a scale of 17 is rounded on its way to the exact sum.
+                let slack = (255.0 * scale).abs() * 2.0_f32.powi(-23) + bias.abs() * 2.0_f32.powi(-23);
+                let bound = if exact { slack } else { 0.5 * scale.abs() + 4.0 * slack };
+                assert!(
+                    (got - expected).abs() <= bound,
+                    "{name} {i}: {got:e}, expected {expected:e}, at most {bound:e}"
+                );
+            }
+        }
+        assert!(equal > 10_000, "{equal} values are equal");
+    });
+}
+
+/// The scale and the bias of a group.
+fn expected_group(weight: &QuantWeight, row: usize, group: usize) -> (f32, f32) {
+    let columns = weight.shape()[1];
+    let Some((_, width)) = weight.format().affine() else { return (0.0, 0.0) };
+    let (mut codes, mut scales, mut biases) =
+        (vec![0; columns], vec![0.0; columns / width], vec![0.0; columns / width]);
+    weight.affine_row(row, &mut codes, &mut scales, &mut biases);
+    (scales[group], biases[group])
+}
+
+#[test]
+fn scales_are_kept_narrow_only_where_that_is_exact() {
+    fixture(|file| {
+        let narrow = |name: &str, of: GgmlType| {
+            let (weight, _) = matrix(file, name, Format::Ggml(of));
+            let Some(MlxForm::Equal(to)) = weight.format().on_mlx(weight.shape()[1]) else {
+                panic!("{name}")
+            };
+            let (narrow, wide) = (repack(&weight, to, true), repack(&weight, to, false));
+            let bits = |weight: &QuantWeight| weight.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&narrow), bits(&wide), "{name}");
+            matches!(narrow.format(), Format::Affine { scales: DType::F16, .. })
+        };
+        assert!(narrow("Q4_1", GgmlType::Q4_1));
+        // A scale of Q4_K is a product of eleven and six bits.
+        assert!(!narrow("Q4_K", GgmlType::Q4_K));
+    });
+}
+
+/// Groups that MLX does not have: AWQ and GPTQ models may have any.
+#[test]
+fn groups_are_split_where_they_can_be() {
+    let group = |group| Format::Affine { bits: 4, group, scales: DType::F16 };
+    assert_eq!(group(256).on_mlx(512), Some(MlxForm::Equal(group(128))));
+    assert_eq!(group(192).on_mlx(384), Some(MlxForm::Equal(group(64))));
+    assert_eq!(group(96).on_mlx(192), Some(MlxForm::Equal(group(32))));
+    let wide = Format::Affine { bits: 8, group: 32, scales: DType::F32 };
+    assert_eq!(group(16).on_mlx(64), Some(MlxForm::Nearest(wide)));
+    assert_eq!(group(16).on_mlx(48), None);
+    assert_eq!(group(64).on_mlx(64), Some(MlxForm::Native));
+
+    // Four groups of 64 columns, each of other scales.
+    let format = group(64);
+    let codes: Vec<u8> = (0..2 * 128).map(|i| (i * 37 % 251) as u8).collect();
+    let halves = |from: f32| -> Vec<u8> {
+        (0..8).flat_map(|i| half::f16::from_f32(from + i as f32).to_le_bytes()).collect()
+    };
+    let weight = QuantWeight::new("w", format, [2, 256], planes(&[&codes, &halves(1.0), &halves(-9.0)]));
+    let split = Format::Affine { bits: 4, group: 32, scales: DType::F16 };
+    assert_eq!(repack(&weight, split, true).to_f32(), weight.to_f32());
 }

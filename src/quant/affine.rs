@@ -42,7 +42,7 @@ pub fn pack(bits: u8, codes: &[u8], out: &mut [u8]) {
 }
 
 /// Little-endian values of `dtype`, at any alignment, as `f32`.
-pub(super) fn read_floats(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+pub fn read_floats(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     let values = out.iter_mut().zip(bytes.chunks_exact(dtype.size()));
     match dtype {
         DType::F32 => values.for_each(|(v, b)| *v = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),

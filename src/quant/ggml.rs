@@ -14,7 +14,7 @@ pub(crate) const IQ4_VALUES: [i8; 16] =
 /// e2m1, doubled so that its values are integers.
 pub(crate) const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
-fn half_at(block: &[u8], at: usize) -> f32 {
+pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn iq4_xs_scales(block: &[u8]) -> [i8; 8] {
 }
 
 /// Codes of 32 elements, the low nibbles of 16 bytes and then the high ones.
-fn halves(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn halves(bytes: &[u8]) -> [u8; 32] {
     std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15)
 }
 

@@ -7,6 +7,8 @@ pub mod affine;
 mod codec;
 pub(crate) mod ggml;
 pub mod ocp;
+mod parallel;
+pub mod repack;
 
 use std::fmt;
 use std::ops::Range;
@@ -15,6 +17,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::tensor::{Bytes, DType, Weight};
+
+pub(crate) use parallel::for_rows;
 
 /// Block formats of GGUF files, as `ggml` defines them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

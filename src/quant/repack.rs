@@ -1,0 +1,203 @@
+//! Formats in the forms that MLX has kernels for.
+
+use std::sync::Arc;
+
+use half::f16;
+
+use super::ggml::{self, IQ4_VALUES};
+use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows};
+use crate::tensor::{Bytes, DType};
+
+/// What MLX computes a format with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlxForm {
+    /// The planes as they are.
+    Native,
+    /// Another format with equal values.
+    Equal(Format),
+    /// Another format with the nearest values: at most half a step of 8 bits over each group's range off.
+    Nearest(Format),
+}
+
+/// Groups of MLX's affine kernels, the largest first.
+const GROUPS: [u16; 3] = [128, 64, 32];
+
+impl Format {
+    /// The form that MLX computes it in; `None` for affine groups of which 32 columns are not a multiple, where the row is
+    /// not a multiple of 32.
+    pub fn on_mlx(self, columns: usize) -> Option<MlxForm> {
+        let wide = |bits, group| Self::Affine { bits, group, scales: DType::F32 };
+        Some(match self {
+            Self::Mxfp4 | Self::Mxfp8 | Self::Nvfp4 => MlxForm::Native,
+            Self::Affine { group, .. } if GROUPS.contains(&group) => MlxForm::Native,
+            Self::Affine { bits, group, scales } => {
+                match GROUPS.into_iter().find(|&of| group.is_multiple_of(of)) {
+                    Some(part) => MlxForm::Equal(Self::Affine { bits, group: part, scales }),
+                    None if columns.is_multiple_of(32) => MlxForm::Nearest(wide(8, 32)),
+                    None => return None,
+                }
+            }
+            Self::Ggml(of) => match of {
+                GgmlType::MXFP4 => MlxForm::Equal(Self::Mxfp4),
+                // Products of a code's value and a block's scale are integers of eight bits.
+                GgmlType::IQ4_NL | GgmlType::IQ4_XS => MlxForm::Equal(wide(8, 32)),
+                GgmlType::Q3_K => MlxForm::Equal(wide(8, 128)),
+                GgmlType::Q2_K | GgmlType::Q6_K => MlxForm::Nearest(wide(8, 32)),
+                GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q4_K => MlxForm::Equal(wide(4, 32)),
+                GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q5_K => MlxForm::Equal(wide(5, 32)),
+                GgmlType::Q8_0 => MlxForm::Equal(wide(8, 32)),
+            },
+        })
+    }
+}
+
+/// Codes, scales and biases of a row, in the target's format.
+struct Row<'a> {
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+    biases: &'a mut [f32],
+}
+
+/// `weight` in the format `to`, which [`Format::on_mlx`] named for it. Scales and biases become `f16` where `narrow` asks
+/// for it and all of them are exact in it.
+///
+/// # Panics
+/// Where `to` is not what `on_mlx` named.
+pub fn repack(weight: &QuantWeight, to: Format, narrow: bool) -> QuantWeight {
+    let repacked = match to {
+        Format::Mxfp4 => mxfp4(weight),
+        Format::Affine { bits, group, .. } => to_affine(weight, bits, group, narrow),
+        other => panic!("nothing is repacked into {other}"),
+    };
+    match weight.order() {
+        Some(order) => repacked.with_order(Arc::clone(order)),
+        None => repacked,
+    }
+}
+
+fn plane(bytes: Vec<u8>) -> Plane {
+    let len = bytes.len();
+    Plane::new(Arc::new(bytes) as Arc<dyn Bytes>, 0..len)
+}
+
+/// GGUF's blocks hold a scale and the low and the high nibbles of halves; MLX's rows hold codes in order.
+fn mxfp4(weight: &QuantWeight) -> QuantWeight {
+    let [rows, columns] = *weight.shape();
+    assert_eq!(weight.format(), Format::Ggml(GgmlType::MXFP4), "what is repacked into mxfp4");
+    let (mut codes, mut scales) = (vec![0; rows * columns / 2], vec![0; rows * columns / 32]);
+    for_rows(rows, [(&mut codes, columns / 2), (&mut scales, columns / 32)], |at, [codes, scales]| {
+        let rows = codes.chunks_exact_mut(columns / 2).zip(scales.chunks_exact_mut(columns / 32));
+        for (row, (codes, scales)) in at.zip(rows) {
+            let blocks = weight.row_bytes(0, row).chunks_exact(17);
+            for ((block, codes), scale) in blocks.zip(codes.chunks_exact_mut(16)).zip(scales) {
+                *scale = block[0];
+                affine::pack(4, &ggml::halves(&block[1..]), codes);
+            }
+        }
+    });
+    QuantWeight::new(weight.name(), Format::Mxfp4, [rows, columns], [plane(codes), plane(scales)])
+}
+
+fn to_affine(weight: &QuantWeight, bits: u8, group: u16, narrow: bool) -> QuantWeight {
+    let [rows, columns] = *weight.shape();
+    let (width, groups) = (columns * usize::from(bits) / 8, columns / usize::from(group));
+    let mut packed = vec![0_u8; rows * width];
+    let (mut scales, mut biases) = (vec![0.0_f32; rows * groups], vec![0.0_f32; rows * groups]);
+    let floats = scales.chunks_exact_mut(groups.max(1)).zip(biases.chunks_exact_mut(groups.max(1)));
+    let mut planes: Vec<_> = packed.chunks_exact_mut(width.max(1)).zip(floats).collect();
+    for_rows(rows, [(&mut planes, 1)], |at, [planes]| {
+        let mut codes = vec![0; columns];
+        for (row, (packed, (scales, biases))) in at.zip(planes) {
+            fill(weight, row, usize::from(group), Row { codes: &mut codes, scales, biases });
+            affine::pack(bits, &codes, packed);
+        }
+    });
+    drop(planes);
+    let exact = |values: &[f32]| values.iter().all(|&v| f16::from_f32(v).to_f32().to_bits() == v.to_bits());
+    let (dtype, scales, biases) = if narrow && exact(&scales) && exact(&biases) {
+        let bytes = |values: &[f32]| values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+        (DType::F16, bytes(&scales), bytes(&biases))
+    } else {
+        let bytes = |values: &[f32]| -> Vec<u8> { bytemuck::cast_slice(values).to_vec() };
+        (DType::F32, bytes(&scales), bytes(&biases))
+    };
+    let format = Format::Affine { bits, group, scales: dtype };
+    QuantWeight::new(weight.name(), format, [rows, columns], [plane(packed), plane(scales), plane(biases)])
+}
+
+/// One row in affine codes of groups of `group`.
+fn fill(weight: &QuantWeight, row: usize, group: usize, into: Row<'_>) {
+    let Row { codes, scales, biases } = into;
+    let bytes = || weight.row_bytes(0, row);
+    match weight.format() {
+        Format::Ggml(GgmlType::IQ4_NL) => {
+            for (i, block) in bytes().chunks_exact(18).enumerate() {
+                table(&block[2..], ggml::half_at(block, 0), i, codes, scales, biases);
+            }
+        }
+        Format::Ggml(GgmlType::IQ4_XS) => {
+            for (i, block) in bytes().chunks_exact(136).enumerate() {
+                let d = ggml::half_at(block, 0);
+                for (j, (scale, bytes)) in
+                    ggml::iq4_xs_scales(block).into_iter().zip(block[8..].chunks_exact(16)).enumerate()
+                {
+                    table(bytes, d * f32::from(scale), 8 * i + j, codes, scales, biases);
+                }
+            }
+        }
+        Format::Ggml(GgmlType::Q3_K) => {
+            let mut own = ([0; 256], [0.0; 16], [0.0; 16]);
+            for (i, block) in bytes().chunks_exact(110).enumerate() {
+                ggml::affine_block(GgmlType::Q3_K, block, &mut own.0, &mut own.1, &mut own.2);
+                let d = ggml::half_at(block, 108);
+                let of_groups = ggml::q3_k_scales(&block[96..108]);
+                for (j, &code) in own.0.iter().enumerate() {
+                    let product = i16::from(of_groups[j / 16]) * (i16::from(code) - 4);
+                    // From −124 to 128: taken from 128 it is a code, and the bias is as exact as `d` in any type.
+                    codes[256 * i + j] = (128 - product) as u8;
+                }
+                for g in 2 * i..2 * i + 2 {
+                    (scales[g], biases[g]) = (-d, 128.0 * d);
+                }
+            }
+        }
+        Format::Affine { group: own, .. } if usize::from(own).is_multiple_of(group) => {
+            let parts = usize::from(own) / group;
+            let mut whole = (vec![0.0; scales.len() / parts], vec![0.0; scales.len() / parts]);
+            weight.affine_row(row, codes, &mut whole.0, &mut whole.1);
+            for g in 0..scales.len() {
+                (scales[g], biases[g]) = (whole.0[g / parts], whole.1[g / parts]);
+            }
+        }
+        format if format.affine().is_some_and(|(_, own)| own == group) => {
+            weight.affine_row(row, codes, scales, biases);
+        }
+        _ => {
+            let mut values = vec![0.0; codes.len()];
+            weight.dequantize_row(row, &mut values);
+            for (g, values) in values.chunks_exact(group).enumerate() {
+                (scales[g], biases[g]) = nearest(values, &mut codes[g * group..][..group]);
+            }
+        }
+    }
+}
+
+/// 32 codes of IQ4's table as group `g`: 128 is added to the table's values.
+fn table(bytes: &[u8], scale: f32, g: usize, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
+    for (code, index) in codes[32 * g..].iter_mut().zip(ggml::halves(bytes)) {
+        *code = (i16::from(IQ4_VALUES[usize::from(index)]) + 128) as u8;
+    }
+    (scales[g], biases[g]) = (scale, -128.0 * scale);
+}
+
+/// The nearest codes of eight bits, between the least and the largest value.
+fn nearest(values: &[f32], codes: &mut [u8]) -> (f32, f32) {
+    let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scale = (most - least) / 255.0;
+    let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = ((value - least) * inverse).round() as u8;
+    }
+    (scale, least)
+}
