@@ -1,5 +1,6 @@
 //! The ops on the CPU kernels: takes buffers, widens small weights once, and calls the kernel of each op.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -97,17 +98,14 @@ impl CpuBackend {
         let rows = x.shape()[0];
         let biases = projections.map(|p| p.bias.map(|bias| self.small(bias)));
         let mut outputs = projections.map(|p| self.buffers.take(rows * p.weight.shape()[0]));
-        let mut weights = [None; N];
-        for (weight, projection) in weights.iter_mut().zip(&projections) {
-            *weight = Some(dense("linear", projection.weight)?);
-        }
+        let weights = projections.map(|projection| dense(projection.weight));
         {
             let mut parts = outputs.iter_mut().zip(&weights).zip(&biases);
             let mut group: [matmul::Projection<'_>; N] = std::array::from_fn(|_| {
-                let Some(((out, &Some(weight)), bias)) = parts.next() else {
+                let Some(((out, weight), bias)) = parts.next() else {
                     unreachable!("one output for each of {N} projections")
                 };
-                matmul::Projection { weight: weight.into(), bias: bias.as_deref(), out }
+                matmul::Projection { weight: (&**weight).into(), bias: bias.as_deref(), out }
             });
             matmul::linear_group(&self.pool, self.isa, x.data(), &mut group, &mut self.scratch.borrow_mut());
         }
@@ -143,12 +141,12 @@ fn host(tensor: &Tensor) -> Result<&HostTensor> {
     }
 }
 
-/// The matrix where it is not in blocks.
-fn dense<'a>(op: &'static str, matrix: MatrixRef<'a>) -> Result<&'a Weight> {
+/// The matrix in an element type: one in blocks is decoded, which is right and slow.
+fn dense(matrix: MatrixRef<'_>) -> Cow<'_, Weight> {
     match matrix {
-        MatrixRef::Dense(weight) => Ok(weight),
+        MatrixRef::Dense(weight) => Cow::Borrowed(weight),
         MatrixRef::Quantized(weight) => {
-            Err(Error::Op { op, backend: "cpu", reason: format!("no kernel for {}", weight.format()) })
+            Cow::Owned(Weight::from_f32(weight.name(), weight.shape(), &weight.to_f32()))
         }
     }
 }
@@ -166,9 +164,18 @@ impl Ops for CpuBackend {
                     });
                 };
                 let width = table.shape()[1];
-                let table = dense("embedding", table)?;
-                self.filled(&[ids.len(), width], |out| {
-                    pointwise::embedding(pool, isa, table.dtype(), table.bytes(), width, ids, scale, out);
+                self.filled(&[ids.len(), width], |out| match table {
+                    MatrixRef::Dense(table) => {
+                        pointwise::embedding(pool, isa, table.dtype(), table.bytes(), width, ids, scale, out);
+                    }
+                    MatrixRef::Quantized(table) => {
+                        let mut stored = vec![0.0; width];
+                        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+                            table.dequantize_row(id as usize, &mut stored);
+                            table.restore_order(&stored, out);
+                            out.iter_mut().for_each(|value| *value *= scale);
+                        }
+                    }
                 })
             }
             Op::Linear { x, projection } => {

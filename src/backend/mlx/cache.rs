@@ -1,23 +1,25 @@
 //! The GPU weight cache: the address and length of a weight's bytes → its array.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::hash_map::{self, HashMap};
 use std::ffi::c_void;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
+use smallvec::SmallVec;
 
 use super::{array, failed};
 use crate::error::Result;
+use crate::quant::Plane;
 use crate::tensor::{Bytes, Weight};
 
 /// What identifies a weight: the address and length of its bytes, which its owner keeps in place.
 type Key = (usize, usize);
 
-/// A form of a weight that an op wants: a lazy view, or a small array.
-#[derive(Clone, Copy, PartialEq)]
+/// A form of a weight that an op wants: a lazy view, a small array, or the parts of a repacked matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Form {
     /// In its own type and shape.
     Own,
@@ -25,18 +27,39 @@ enum Form {
     Transposed,
     /// A norm's weight plus the number with these bits, in `f32`, in so many dimensions.
     Shifted(u32, usize),
+    /// A plane of a matrix in another format than the file's.
+    Repacked(usize),
+    /// The order of a matrix's columns.
+    Order,
 }
 
 /// A weight on MLX, and the host bytes that it was made of, so that no other weight can come to have their address.
 struct Entry {
+    /// That of the file first, unless the matrix is repacked.
     forms: Vec<(Form, Rc<Array>)>,
+    /// Bytes of the first forms on MLX; the others are views, or small.
+    bytes: usize,
     _owner: Arc<dyn Bytes>,
 }
 
-/// Uploads each weight once. Only a [`Weight`] is a key: no activation can come to be in here.
+type Entries = HashMap<Key, Entry, BuildHasherDefault<AddressHasher>>;
+
+impl Entry {
+    /// A form, which `make` makes of the first one the first time.
+    fn form(&mut self, form: Form, make: impl FnOnce(&Array) -> Result<Array>) -> Result<Rc<Array>> {
+        if let Some((_, array)) = self.forms.iter().find(|(of, _)| *of == form) {
+            return Ok(Rc::clone(array));
+        }
+        let array = Rc::new(make(&self.forms[0].1)?);
+        self.forms.push((form, Rc::clone(&array)));
+        Ok(array)
+    }
+}
+
+/// Uploads each weight once. Only a [`Weight`] or a [`Plane`] of a matrix is a key: no activation can come to be in here.
 #[derive(Default)]
 pub struct WeightCache {
-    entries: RefCell<HashMap<Key, Entry, BuildHasherDefault<AddressHasher>>>,
+    entries: RefCell<Entries>,
     uploads: Cell<u64>,
 }
 
@@ -72,20 +95,60 @@ impl WeightCache {
             return make(&upload(weight)?).map(Rc::new);
         }
         let mut entries = self.entries.borrow_mut();
-        let entry = match entries.entry((bytes.as_ptr() as usize, bytes.len())) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                let array = Rc::new(upload(weight)?);
-                self.uploads.set(self.uploads.get() + 1);
-                entry.insert(Entry { forms: vec![(Form::Own, array)], _owner: weight.owner() })
-            }
-        };
-        if let Some((_, array)) = entry.forms.iter().find(|(of, _)| *of == form) {
-            return Ok(Rc::clone(array));
+        let entry = self.entry(&mut entries, bytes, weight.owner(), || {
+            Ok(vec![(Form::Own, upload(bytes, weight.shape(), array::dtype(weight.dtype()))?)])
+        })?;
+        entry.form(form, make)
+    }
+
+    /// The array of a plane, `shape` elements of `dtype`.
+    pub(super) fn plane(&self, plane: &Plane, shape: &[usize], dtype: Dtype) -> Result<Rc<Array>> {
+        let mut entries = self.entries.borrow_mut();
+        let load = || Ok(vec![(Form::Own, upload(plane.bytes(), shape, dtype)?)]);
+        let entry = self.entry(&mut entries, plane.bytes(), plane.owner(), load)?;
+        Ok(Rc::clone(&entry.forms[0].1))
+    }
+
+    /// The planes that `make` makes of a matrix whose first plane is `plane`, once.
+    pub(super) fn repacked(
+        &self,
+        plane: &Plane,
+        make: impl FnOnce() -> Result<Vec<Array>>,
+    ) -> Result<SmallVec<[Rc<Array>; 3]>> {
+        let mut entries = self.entries.borrow_mut();
+        let load = || Ok((0..).map(Form::Repacked).zip(make()?).collect());
+        let entry = self.entry(&mut entries, plane.bytes(), plane.owner(), load)?;
+        let planes = entry.forms.iter().filter(|(form, _)| matches!(form, Form::Repacked(_)));
+        Ok(planes.map(|(_, array)| Rc::clone(array)).collect())
+    }
+
+    /// What `make` makes of the order of a matrix whose first plane is `plane`, and which is held already.
+    pub(super) fn order(&self, plane: &Plane, make: impl FnOnce() -> Result<Array>) -> Result<Rc<Array>> {
+        let bytes = plane.bytes();
+        match self.entries.borrow_mut().get_mut(&(bytes.as_ptr() as usize, bytes.len())) {
+            Some(entry) => entry.form(Form::Order, |_| make()),
+            None => make().map(Rc::new),
         }
-        let array = Rc::new(make(&entry.forms[0].1)?);
-        entry.forms.push((form, Rc::clone(&array)));
-        Ok(array)
+    }
+
+    /// The entry of these bytes; `load` makes its first forms where there is none.
+    fn entry<'a>(
+        &self,
+        entries: &'a mut Entries,
+        bytes: &[u8],
+        owner: Arc<dyn Bytes>,
+        load: impl FnOnce() -> Result<Vec<(Form, Array)>>,
+    ) -> Result<&'a mut Entry> {
+        match entries.entry((bytes.as_ptr() as usize, bytes.len())) {
+            hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
+            hash_map::Entry::Vacant(entry) => {
+                let arrays = load()?;
+                let bytes = arrays.iter().map(|(_, array)| array.nbytes()).sum();
+                let forms = arrays.into_iter().map(|(form, array)| (form, Rc::new(array))).collect();
+                self.uploads.set(self.uploads.get() + 1);
+                Ok(entry.insert(Entry { forms, bytes, _owner: owner }))
+            }
+        }
     }
 
     /// Weights held.
@@ -100,7 +163,7 @@ impl WeightCache {
 
     /// Bytes of the weights held.
     pub fn bytes(&self) -> usize {
-        self.entries.borrow().keys().map(|(_, len)| len).sum()
+        self.entries.borrow().values().map(|entry| entry.bytes).sum()
     }
 
     /// Uploads since the cache was made.
@@ -119,15 +182,26 @@ impl WeightCache {
     }
 }
 
-/// Copies a weight's bytes into an array of its own type.
-fn upload(weight: &Weight) -> Result<Array> {
-    let dims = array::dims(weight.shape())?;
-    let bytes = weight.bytes();
-    // SAFETY: `Weight` holds as many bytes as its shape and type want, little-endian, which is what MLX reads on the
-    // machines that it runs on; MLX copies them before the call returns, and reads bytes, so alignment does not matter.
-    let array =
-        unsafe { Array::from_raw_data(bytes.as_ptr().cast::<c_void>(), &dims, array::dtype(weight.dtype())) };
-    Ok(array)
+/// Copies the bytes of a weight or a plane into an array.
+///
+/// # Panics
+/// Where there are not as many bytes as `shape` and `dtype` want.
+pub(super) fn upload(bytes: &[u8], shape: &[usize], dtype: Dtype) -> Result<Array> {
+    let dims = array::dims(shape)?;
+    let size = match dtype {
+        Dtype::Uint8 => 1,
+        Dtype::Float16 | Dtype::Bfloat16 => 2,
+        Dtype::Float32 | Dtype::Uint32 => 4,
+        other => panic!("no weight is of {other:?}"),
+    };
+    assert_eq!(
+        bytes.len(),
+        shape.iter().product::<usize>() * size,
+        "bytes of {shape:?} elements of {dtype:?}"
+    );
+    // SAFETY: there are as many bytes as shape and type want, little-endian, which is what MLX reads on the machines that
+    // it runs on; MLX copies them before the call returns, and reads bytes, so alignment does not matter.
+    Ok(unsafe { Array::from_raw_data(bytes.as_ptr().cast::<c_void>(), &dims, dtype) })
 }
 
 /// Mixes the two words of a key: nobody chooses addresses to make them collide, and a step looks up every weight.

@@ -12,6 +12,7 @@ use mlx_rs::{Array, Dtype, Stream, fast, ops};
 
 use super::array::Dims;
 use super::failed;
+use super::quantized::QuantArrays;
 use crate::error::Result;
 
 /// Steps of 1 in every dimension: MLX's arrays have at most as many here.
@@ -143,6 +144,36 @@ impl Graph {
         node!(self, "take", mlx_take_axis(x.as_ptr(), indices.as_ptr(), 0), x.take_axis(indices, 0))
     }
 
+    /// Columns `indices` of a matrix.
+    pub(super) fn take_columns(&self, x: &Array, indices: &Array) -> Result<Array> {
+        node!(self, "take", mlx_take_axis(x.as_ptr(), indices.as_ptr(), 1), x.take_axis(indices, 1))
+    }
+
+    /// `x · Wᵀ` of a matrix `[N, K]` in one of MLX's formats.
+    pub(super) fn quantized_matmul(&self, x: &Array, w: &QuantArrays) -> Result<Array> {
+        let (group, bits) = (some(w.group), some(w.bits));
+        let (codes, scales, biases) = (w.codes.as_ptr(), w.scales.as_ptr(), handle(w.biases.as_deref()));
+        node!(
+            self,
+            "quantized_matmul",
+            mlx_quantized_matmul(x.as_ptr(), codes, scales, biases, true, group, bits, w.mode.as_ptr()),
+            Err(refused(x, w))
+        )
+    }
+
+    /// The values of rows in one of MLX's formats, in `dtype` or, where they are affine, in the type of their scales.
+    pub(super) fn dequantize(&self, w: &QuantArrays, dtype: Dtype) -> Result<Array> {
+        let (group, bits) = (some(w.group), some(w.bits));
+        let (codes, scales, biases) = (w.codes.as_ptr(), w.scales.as_ptr(), handle(w.biases.as_deref()));
+        let wanted = mlx_sys::mlx_optional_dtype { value: dtype.into(), has_value: w.biases.is_none() };
+        node!(
+            self,
+            "dequantize",
+            mlx_dequantize(codes, scales, biases, group, bits, w.mode.as_ptr(), handle(None), wanted),
+            Err(refused(&w.codes, w))
+        )
+    }
+
     /// The RMS norm of the last dimension.
     pub(super) fn rms_norm(&self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
         node!(
@@ -230,6 +261,22 @@ impl Graph {
             )
         )
     }
+}
+
+fn some(value: i32) -> mlx_sys::mlx_optional_int {
+    mlx_sys::mlx_optional_int { value, has_value: true }
+}
+
+/// An array that may be left out.
+fn handle(array: Option<&Array>) -> mlx_sys::mlx_array {
+    array.map_or(mlx_sys::mlx_array { ctx: std::ptr::null_mut() }, Array::as_ptr)
+}
+
+/// What a quantized op that MLX refuses was given.
+fn refused(x: &Array, w: &QuantArrays) -> mlx_rs::error::Exception {
+    let (of, mode) = (w.codes.shape(), w.mode.to_string_lossy());
+    let what = format!("{:?} with words {of:?} of {mode} {} bits g{} is refused", x.shape(), w.bits, w.group);
+    mlx_rs::error::Exception::custom(what)
 }
 
 /// What a slice that MLX refuses was.

@@ -10,8 +10,10 @@ mod device;
 mod graph;
 mod kv;
 mod ops;
+mod quantized;
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use graph::Graph;
@@ -27,6 +29,7 @@ use super::eval_error;
 use super::kv::{HostKv, KvLayer, KvRows};
 use super::ops::{Op, Ops, Outputs};
 use crate::error::{Error, Result};
+use crate::quant::{Format, MatrixRef};
 use crate::tensor::{DType, HostTensor, Tensor};
 
 /// The ops on MLX's default device.
@@ -38,6 +41,8 @@ pub struct MlxBackend {
     weights: WeightCache,
     /// What this step's masks and tables became, by their ids.
     step: RefCell<StepCache>,
+    /// Formats that were reported as computed in another.
+    reported: RefCell<HashSet<Format>>,
 }
 
 /// Arrays that the layers of one step share.
@@ -62,6 +67,7 @@ impl MlxBackend {
             graph: Graph::new(),
             weights: WeightCache::default(),
             step: RefCell::default(),
+            reported: RefCell::default(),
         })
     }
 
@@ -96,7 +102,18 @@ impl MlxBackend {
                 ));
             }
         }
-        Ok(())
+        let matrix = match *op {
+            Op::Embedding { table, .. } => Some(table),
+            Op::Linear { projection, .. } => Some(projection.weight),
+            _ => None,
+        };
+        match matrix {
+            Some(MatrixRef::Quantized(weight)) => match quantized::unsupported(weight) {
+                Some(reason) => Err(unsupported(op, reason)),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 
     /// Puts host values on MLX, in the type of activations.

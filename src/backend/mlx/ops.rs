@@ -26,18 +26,6 @@ pub(super) enum RopeArrays {
     Tables { cos: Array, sin: Array },
 }
 
-/// The matrix where it is not in blocks.
-fn dense<'a>(matrix: MatrixRef<'a>) -> Result<&'a Weight> {
-    match matrix {
-        MatrixRef::Dense(weight) => Ok(weight),
-        MatrixRef::Quantized(weight) => Err(Error::Op {
-            op: "linear",
-            backend: "mlx",
-            reason: format!("no kernel for {}", weight.format()),
-        }),
-    }
-}
-
 impl MlxBackend {
     pub(super) fn compute(&self, op: &Op<'_>) -> Result<Outputs> {
         let name = op.kind().name();
@@ -48,7 +36,10 @@ impl MlxBackend {
                     Tokens::Known(ids) => Array::from_slice(ids, &array::dims(&[ids.len()])?),
                     Tokens::Pending(ids) => self.array(ids)?.array().clone(),
                 };
-                let mut rows = self.graph.take(&*self.weights.get(dense(table)?)?, &ids)?;
+                let mut rows = match table {
+                    MatrixRef::Dense(table) => self.graph.take(&*self.weights.get(table)?, &ids)?,
+                    MatrixRef::Quantized(table) => self.quantized_rows(&ids, table)?,
+                };
                 if scale != 1.0 {
                     rows = self.scaled(&rows, scale)?;
                 }
@@ -136,10 +127,18 @@ impl MlxBackend {
 
     fn linear(&self, x: &Tensor, projection: Projection<'_>) -> Result<Tensor> {
         let rows = self.matrix(x)?;
-        let weight = self.weights.transposed(dense(projection.weight)?)?;
-        let product = match projection.bias {
-            None => self.graph.matmul(&rows, &weight)?,
-            Some(bias) => self.graph.addmm(&*self.weights.get(bias)?, &rows, &weight, 1.0)?,
+        let bias = projection.bias.map(|bias| self.weights.get(bias)).transpose()?;
+        let product = match (projection.weight, bias) {
+            (MatrixRef::Dense(weight), None) => {
+                self.graph.matmul(&rows, &*self.weights.transposed(weight)?)?
+            }
+            (MatrixRef::Dense(weight), Some(bias)) => {
+                self.graph.addmm(&bias, &rows, &*self.weights.transposed(weight)?, 1.0)?
+            }
+            (MatrixRef::Quantized(weight), None) => self.quantized_matmul(&rows, weight)?,
+            (MatrixRef::Quantized(weight), Some(bias)) => {
+                self.graph.add(&self.quantized_matmul(&rows, weight)?, &bias)?
+            }
         };
         Ok(self.rows(self.typed(product)?, &[x.shape()[0], projection.weight.shape()[0]]))
     }

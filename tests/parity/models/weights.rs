@@ -49,6 +49,20 @@ fn each_weight_is_uploaded_once_and_nothing_else() {
     }
 }
 
+/// A quantized matrix is three planes, or two for the small floats; those of a tied embedding serve both of its uses.
+#[test]
+fn each_plane_is_uploaded_once() {
+    for name in ["llama-affine4", "llama-mixed", "llama-mxfp4"] {
+        let path = root().join("tests/fixtures/quantized").join(name);
+        let files = ModelFiles::open(&path).unwrap();
+        let (planes, bytes) = (files.checkpoint.tensors().len(), files.checkpoint.total_bytes());
+        let model = load(&path, options(LlmBackendKind::Mlx));
+        generate(&model, 3, 1);
+        generate(&model, 11, 20);
+        assert_eq!(cache(&model), (planes as u64, planes, bytes as usize), "{name}");
+    }
+}
+
 #[test]
 fn dropping_the_model_frees_its_arrays_and_its_host_bytes() {
     let path = root().join("tests/fixtures/models/llama-bias");

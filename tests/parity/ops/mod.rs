@@ -8,6 +8,7 @@ mod kv;
 mod linear;
 mod norm;
 mod pointwise;
+mod quantized;
 mod rig;
 mod rope;
 mod rows;

@@ -1,0 +1,138 @@
+//! Quantized matrices on MLX: its own quantized matmul where it has the format, and the nearest that it has elsewhere.
+
+use std::ffi::CStr;
+use std::rc::Rc;
+
+use mlx_rs::{Array, Dtype};
+use smallvec::SmallVec;
+
+use super::{MlxBackend, array, cache};
+use crate::error::{Error, Result};
+use crate::quant::repack::{MlxForm, repack};
+use crate::quant::{Format, QuantWeight};
+
+/// A matrix as MLX's quantized ops take it.
+pub(super) struct QuantArrays {
+    pub codes: Rc<Array>,          // [N, K · bits / 32], 32-bit words
+    pub scales: Rc<Array>,         // [N, K / group]
+    pub biases: Option<Rc<Array>>, // as the scales; affine alone
+    pub bits: i32,
+    pub group: i32,
+    pub mode: &'static CStr,
+}
+
+/// A matrix that MLX has no form for.
+pub(super) fn unsupported(weight: &QuantWeight) -> Option<String> {
+    let (format, columns) = (weight.format(), weight.shape()[1]);
+    format.on_mlx(columns).is_none().then(|| format!("no kernel for {format} in rows of {columns}"))
+}
+
+impl MlxBackend {
+    /// The matrix's planes, uploaded once, or repacked and then uploaded once.
+    fn quantized(&self, weight: &QuantWeight) -> Result<QuantArrays> {
+        let Some(form) = weight.format().on_mlx(weight.shape()[1]) else {
+            let reason = unsupported(weight).unwrap_or_default();
+            return Err(Error::Op { op: "linear", backend: "mlx", reason });
+        };
+        let (format, planes) = match form {
+            MlxForm::Native => {
+                let planes = planes(weight).enumerate();
+                let get = |(i, (dims, dtype)): (usize, Layout)| {
+                    self.weights.plane(&weight.planes()[i], &dims, dtype)
+                };
+                (weight.format(), planes.map(get).collect::<Result<SmallVec<[_; 3]>>>()?)
+            }
+            MlxForm::Equal(to) | MlxForm::Nearest(to) => {
+                let make = || {
+                    self.report(weight, form);
+                    let made = repack(weight, to, self.dtype == Dtype::Float16);
+                    let uploads = planes(&made).zip(made.planes());
+                    uploads.map(|((dims, dtype), plane)| cache::upload(plane.bytes(), &dims, dtype)).collect()
+                };
+                (to, self.weights.repacked(&weight.planes()[0], make)?)
+            }
+        };
+        let (bits, group, mode) = parameters(format);
+        let mut planes = planes.into_iter();
+        let (Some(codes), Some(scales)) = (planes.next(), planes.next()) else {
+            unreachable!("{format} has codes and scales")
+        };
+        Ok(QuantArrays { codes, scales, biases: planes.next(), bits, group, mode })
+    }
+
+    /// Says once for each format what computes it.
+    fn report(&self, weight: &QuantWeight, form: MlxForm) {
+        let format = weight.format();
+        if !self.reported.borrow_mut().insert(format) {
+            return;
+        }
+        match form {
+            MlxForm::Native => {}
+            MlxForm::Equal(to) => tracing::info!("MLX computes {format} as {to}, with equal values"),
+            MlxForm::Nearest(to) => {
+                tracing::warn!("MLX has no kernel for {format}: computed as {to}, the nearest that it has");
+            }
+        }
+    }
+
+    /// `x · Wᵀ`, `[T, K]` → `[T, N]`.
+    pub(super) fn quantized_matmul(&self, x: &Array, weight: &QuantWeight) -> Result<Array> {
+        let of = self.quantized(weight)?;
+        let Some(order) = weight.order() else { return self.graph.quantized_matmul(x, &of) };
+        let order = self.weights.order(&weight.planes()[0], || upload_order(order))?;
+        self.graph.quantized_matmul(&self.graph.take_columns(x, &order)?, &of)
+    }
+
+    /// Rows `ids` of the matrix, `[T, K]`: the rows of its planes, and then their values.
+    pub(super) fn quantized_rows(&self, ids: &Array, weight: &QuantWeight) -> Result<Array> {
+        let of = self.quantized(weight)?;
+        // MLX decodes affine codes in the type of the scales: one that is not that of the activations must not round them.
+        let other = of.biases.is_some() && of.scales.dtype() != self.dtype;
+        let floats = |plane: &Array| {
+            let rows = self.graph.take(plane, ids)?;
+            if other { self.graph.astype(&rows, Dtype::Float32) } else { Ok(rows) }
+        };
+        let rows = QuantArrays {
+            codes: Rc::new(self.graph.take(&of.codes, ids)?),
+            scales: Rc::new(floats(&of.scales)?),
+            biases: of.biases.as_deref().map(floats).transpose()?.map(Rc::new),
+            ..of
+        };
+        let values = self.graph.dequantize(&rows, self.dtype)?;
+        let Some(order) = weight.order() else { return Ok(values) };
+        let mut inverse = vec![0_u32; order.len()];
+        order.iter().zip(0..).for_each(|(&column, stored)| inverse[column as usize] = stored);
+        self.graph.take_columns(&values, &upload_order(&inverse)?)
+    }
+}
+
+/// Dimensions and type of a plane as MLX has it.
+type Layout = ([usize; 2], Dtype);
+
+/// The planes of a matrix in one of MLX's formats.
+fn planes(weight: &QuantWeight) -> impl Iterator<Item = Layout> {
+    let (format, [rows, columns]) = (weight.format(), *weight.shape());
+    let (bits, ..) = parameters(format);
+    let groups = [rows, columns / format.group()];
+    let (scales, count) = match format {
+        Format::Affine { scales, .. } => (array::dtype(scales), 2),
+        _ => (Dtype::Uint8, 1),
+    };
+    let codes = ([rows, columns * bits as usize / 32], Dtype::Uint32);
+    std::iter::once(codes).chain(std::iter::repeat_n((groups, scales), count))
+}
+
+fn upload_order(order: &[u32]) -> Result<Array> {
+    Ok(Array::from_slice(order, &array::dims(&[order.len()])?))
+}
+
+/// Bits, group and mode as MLX's ops take them.
+fn parameters(format: Format) -> (i32, i32, &'static CStr) {
+    match format {
+        Format::Affine { bits, group, .. } => (i32::from(bits), i32::from(group), c"affine"),
+        Format::Mxfp4 => (4, 32, c"mxfp4"),
+        Format::Mxfp8 => (8, 32, c"mxfp8"),
+        Format::Nvfp4 => (4, 16, c"nvfp4"),
+        Format::Ggml(of) => unreachable!("MLX has no {}", of.name()),
+    }
+}
