@@ -9,6 +9,7 @@ mod check;
 mod fields;
 mod generation;
 mod gguf;
+mod quantization;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use generation::GenerationConfig;
+pub use quantization::{MlxFormat, MlxMode, MlxQuantization, Quantization};
 pub use rope::{Rope, RopeScaling};
 
 use crate::error::Result;
@@ -137,6 +139,8 @@ pub struct Config {
     pub qk_layernorm: bool,
     /// The type that the weights were saved in, as the file says; each weight keeps its own.
     pub dtype: Option<DType>,
+    /// How its matrices are quantized, where the file says so.
+    pub quantization: Option<Quantization>,
     /// The token that starts a text.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text; `generation_config.json` has precedence.
@@ -217,16 +221,16 @@ impl Config {
     ///
     /// # Errors
     /// [`crate::Error::Format`] for what is not one JSON object without duplicate keys; [`crate::Error::Config`] for a
-    /// value that is missing, mistyped or cannot be run, quantized weights included.
+    /// value that is missing, mistyped or cannot be run, methods of quantization included.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let object = json::parse_object(path, bytes)?;
         let fields = Fields::new(path, &object);
-        refuse_quantized(&fields)?;
         Self::resolve(&fields)
     }
 
     fn resolve(fields: &Fields<'_>) -> Result<Self> {
         let family = family(fields)?;
+        let quantization = quantization::resolve(fields)?;
         let defaults = family.defaults();
 
         let vocab_size = fields.required("vocab_size", 1, 1 << 30)?;
@@ -282,6 +286,7 @@ impl Config {
             query_pre_attn_scalar: gemma2.then_some(query_pre_attn_scalar),
             qk_layernorm: family == Family::Phi && fields.flag("qk_layernorm")?.unwrap_or(false),
             dtype: dtype(fields)?,
+            quantization,
             bos_token_id: match fields.token("bos_token_id")? {
                 None if !fields.is_null("bos_token_id") => defaults.bos,
                 id => id,
@@ -299,27 +304,6 @@ fn family(fields: &Fields<'_>) -> Result<Family> {
     let name = fields.string("model_type")?.ok_or_else(|| fields.missing("model_type", accepted()))?;
     let found = Family::ALL.into_iter().find(|family| family.model_type() == name);
     found.ok_or_else(|| fields.error("model_type", quote(name), format!("one of {}", accepted())))
-}
-
-/// Quantized weights need kernels of their own; reading them as plain ones would produce noise.
-fn refuse_quantized(fields: &Fields<'_>) -> Result<()> {
-    for name in ["quantization_config", "quantization"] {
-        if let Some(value) = fields.get(name) {
-            let method = match value {
-                Value::Object(members) => ["quant_method", "mode", "bits"]
-                    .iter()
-                    .filter_map(|key| members.get(*key).map(|value| format!("{key} {value}")))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                other => other.to_string(),
-            };
-            let got = if method.is_empty() { value.to_string() } else { method };
-            let expected =
-                "none: quantized weights are not supported by this version, only f32, f16 and bf16";
-            return Err(fields.error(name, got, expected));
-        }
-    }
-    Ok(())
 }
 
 fn kv_heads(fields: &Fields<'_>, defaults: &Defaults, heads: usize) -> Result<usize> {

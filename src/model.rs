@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::forward;
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
-use crate::weights::{Checkpoint, gguf};
+use crate::weights::{Checkpoint, Stored, gguf, quantized};
 
 /// How a model is loaded.
 #[derive(Debug, Default)]
@@ -122,7 +122,13 @@ impl ModelFiles {
         }
     }
 
-    /// The type of the largest part of the weights, which activations on MLX and the KV cache take.
+    /// The tensors as the model sees them, a quantized matrix as one, in the order of their names.
+    pub fn tensors(&self) -> Vec<Stored> {
+        quantized::stored(&self.checkpoint, self.config.quantization.as_ref())
+    }
+
+    /// The type of the largest part of the weights that is not in codes or blocks, which activations on MLX and the KV cache
+    /// take: of MLX's affine codes, that of the scales.
     pub fn dtype(&self) -> DType {
         let mut bytes = [(DType::F32, 0), (DType::F16, 0), (DType::BF16, 0)];
         for tensor in self.checkpoint.tensors() {
@@ -196,7 +202,7 @@ impl ModelFiles {
             + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
             + 3 * config.intermediate_size;
         MemoryNeed {
-            weights: self.checkpoint.total_bytes(),
+            weights: self.tensors().iter().map(|tensor| tensor.loaded).sum(),
             kv: self.kv_token_bytes(kv_dtype).saturating_mul(context as u64),
             activations: 4 * (rows * width as u64 + 2 * config.vocab_size as u64),
         }

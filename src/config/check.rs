@@ -2,24 +2,36 @@
 
 use super::{Config, Family};
 use crate::error::{Error, Result};
-use crate::weights::Checkpoint;
+use crate::tensor::Shape;
+use crate::weights::{Checkpoint, quantized};
 
 impl Config {
     /// Checks the dimensions of the configuration against the shapes of the checkpoint's matrices, whatever their
-    /// element type. Tensors that are missing are left to [`Checkpoint::get`], which names them.
+    /// type: of quantized ones, the shapes that they stand for. Tensors that are missing are left to [`Checkpoint::get`], which names them.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field, its value, and the tensor that contradicts it.
     pub fn check_weights(&self, checkpoint: &Checkpoint) -> Result<()> {
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
-        let check = |name: &str, rows: (&str, usize), columns: (&str, usize)| {
-            let Some(info) = checkpoint.find(name) else { return Ok(()) };
-            let got = match *info.shape() {
+        let check = |module: &str, rows: (&str, usize), columns: (&str, usize)| {
+            let name = format!("{module}.weight");
+            let packed = self
+                .quantization
+                .as_ref()
+                .and_then(|of| quantized::describe(checkpoint, of, module, Some(columns.1)));
+            let shape: Shape = match (packed, checkpoint.find(&name)) {
+                (Some((_, shape)), _) => shape.as_slice().into(),
+                // Words, whose number says nothing about columns: the loader finds what is wrong.
+                (None, Some(info)) if info.dtype_name() == "U32" => return Ok(()),
+                (None, Some(info)) => info.shape().into(),
+                (None, None) => return Ok(()),
+            };
+            let got = match *shape {
                 [r, c] if (r, c) == (rows.1, columns.1) => return Ok(()),
-                [r, _] if r != rows.1 => (rows, format!("{r}, the rows of {name} {:?}", info.shape())),
-                [_, c] => (columns, format!("{c}, the columns of {name} {:?}", info.shape())),
-                _ => (rows, format!("{name} to be a matrix, and it is {:?}", info.shape())),
+                [r, _] if r != rows.1 => (rows, format!("{r}, the rows of {name} {shape:?}")),
+                [_, c] => (columns, format!("{c}, the columns of {name} {shape:?}")),
+                _ => (rows, format!("{name} to be a matrix, and it is {shape:?}")),
             };
             let ((field, value), expected) = got;
             let file = match checkpoint.gguf() {
@@ -33,12 +45,12 @@ impl Config {
         let heads = ("num_attention_heads * head_dim", q);
         let kv_heads = ("num_key_value_heads * head_dim", kv);
         let inner = ("intermediate_size", self.intermediate_size);
-        check("model.embed_tokens.weight", vocab, hidden)?;
+        check("model.embed_tokens", vocab, hidden)?;
         if !self.tie_word_embeddings {
-            check("lm_head.weight", vocab, hidden)?;
+            check("lm_head", vocab, hidden)?;
         }
         for layer in 0..self.num_hidden_layers {
-            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
             if self.family == Family::Phi3 {
                 let fused = ("(num_attention_heads + 2 * num_key_value_heads) * head_dim", q + 2 * kv);
                 check(&name("self_attn.qkv_proj"), fused, hidden)?;

@@ -37,6 +37,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The members themselves, for objects whose keys are data.
+    pub fn members(&self) -> &'a Object {
+        self.object
+    }
+
+    /// The members of an object inside this one; errors carry this one's name.
+    pub fn within(&self, object: &'a Object) -> Fields<'a> {
+        Fields { object, ..*self }
+    }
+
     /// An error about a member.
     pub fn error(&self, name: impl AsRef<str>, got: impl ToString, expected: impl Into<String>) -> Error {
         let name = name.as_ref();

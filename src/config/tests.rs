@@ -110,12 +110,6 @@ fn hostile_fields_are_refused() {
     refused_in("gemma2", json!({"attn_logit_softcapping": 0.0}), "attn_logit_softcapping is 0.0, expected");
     refused_in("gemma2", json!({"query_pre_attn_scalar": -1}), "query_pre_attn_scalar is -1, expected");
     refused_in("gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention is true");
-    let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
-    refused(
-        gptq,
-        "quantization_config is quant_method \"gptq\", bits 4, expected none: quantized weights are not supported by this version",
-    );
-    refused(json!({"quantization": {"group_size": 64, "bits": 4}}), "quantization is bits 4, expected none");
 }
 
 #[test]
@@ -369,4 +363,114 @@ fn mutations_never_panic() {
         }
     }
     assert!(accepted > 100, "{accepted}");
+}
+
+fn quantized(fields: Value) -> Quantization {
+    resolve("llama", fields).quantization.unwrap()
+}
+
+#[test]
+fn quantization_is_read_as_mlx_writes_it() {
+    let format = |mode, bits, group| MlxFormat { mode, bits, group };
+    let default = |fields: Value| match quantized(fields) {
+        Quantization::Mlx(mlx) => mlx.default,
+        other => panic!("{other:?}"),
+    };
+    let affine = MlxMode::Affine;
+    assert_eq!(resolve("llama", json!({})).quantization, None);
+    assert_eq!(resolve("llama", json!({"quantization": null})).quantization, None);
+    assert_eq!(default(json!({"quantization": {"bits": 3, "group_size": 128}})), format(affine, 3, 128));
+    assert_eq!(default(json!({"quantization": {"bits": 8}})), format(affine, 8, 64));
+    for (name, mode, bits, group) in
+        [("mxfp4", MlxMode::Mxfp4, 4, 32), ("mxfp8", MlxMode::Mxfp8, 8, 32), ("nvfp4", MlxMode::Nvfp4, 4, 16)]
+    {
+        assert_eq!(default(json!({"quantization": {"mode": name}})), format(mode, bits, group));
+    }
+    let both =
+        json!({"quantization": {"bits": 4}, "quantization_config": {"quant_method": "awq", "bits": 4}});
+    assert_eq!(default(both), format(affine, 4, 64));
+    assert_eq!(default(json!({"quantization_config": {"bits": 6}})), format(affine, 6, 64));
+    assert_eq!(
+        default(json!({"quantization_config": {"quant_method": "mxfp4"}})),
+        format(MlxMode::Mxfp4, 4, 32)
+    );
+    let modules = json!({"bits": 4, "group_size": 32, "lm_head": false, "model.embed_tokens": true,
+        "model.layers.0.mlp.up_proj": {"bits": 8}, "model.layers.1.mlp.up_proj": {"mode": "nvfp4"}});
+    let Quantization::Mlx(mlx) = quantized(json!({ "quantization": modules })) else { panic!() };
+    let expected = [
+        ("lm_head", None),
+        ("model.embed_tokens", Some(format(affine, 4, 32))),
+        ("model.layers.0.mlp.up_proj", Some(format(affine, 8, 64))),
+        ("model.layers.1.mlp.up_proj", Some(format(MlxMode::Nvfp4, 4, 16))),
+    ];
+    assert_eq!(mlx.modules, expected.map(|(path, of)| (path.to_owned(), of)).into());
+}
+
+#[test]
+fn gptq_and_awq_are_read_as_their_writers_have_it() {
+    let gptq = |fields: Value| {
+        quantized(json!({ "quantization_config": with(json!({"quant_method": "gptq"}), fields) }))
+    };
+    assert_eq!(
+        gptq(json!({"bits": 4, "group_size": -1, "desc_act": true})),
+        Quantization::Gptq { v2: false }
+    );
+    assert_eq!(gptq(json!({"bits": 8, "checkpoint_format": "gptq_v2"})), Quantization::Gptq { v2: true });
+    let awq =
+        json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "GEMM", "zero_point": true});
+    assert_eq!(quantized(json!({ "quantization_config": awq })), Quantization::Awq);
+    let nested = json!({"text_config": {"quantization_config": {"quant_method": "awq"}}});
+    assert_eq!(quantized(nested), Quantization::Awq);
+}
+
+#[test]
+fn hostile_quantizations_are_refused() {
+    let mlx = |fields: Value| json!({ "quantization": fields });
+    refused(json!({"quantization": 4}), "quantization is 4, expected an object");
+    refused(
+        mlx(json!({"bits": 7})),
+        "quantization.bits is 7, expected 2, 3, 4, 5, 6, 8, as mode affine has it",
+    );
+    refused(mlx(json!({"bits": -4})), "quantization.bits is -4, expected 2, 3");
+    refused(mlx(json!({"bits": 4.0})), "quantization.bits is 4.0, expected 2, 3");
+    refused(mlx(json!({"bits": "4"})), "quantization.bits is \"4\", expected 2, 3");
+    refused(
+        mlx(json!({"group_size": 0})),
+        "quantization.group_size is 0, expected 32, 64, 128, as mode affine",
+    );
+    refused(mlx(json!({"group_size": 48})), "quantization.group_size is 48, expected 32, 64, 128");
+    refused(
+        mlx(json!({"mode": "mxfp4", "bits": 8})),
+        "quantization.bits is 8, expected 4, as mode mxfp4 has it",
+    );
+    refused(
+        mlx(json!({"mode": "nf4"})),
+        "quantization.mode is \"nf4\", expected affine, mxfp4, mxfp8 or nvfp4",
+    );
+    let module = json!({"bits": 4, "model.layers.3.mlp.up_proj": {"bits": 1}});
+    refused(mlx(module), "quantization.model.layers.3.mlp.up_proj.bits is 1, expected 2, 3, 4, 5, 6, 8");
+
+    let foreign = |fields: Value| json!({ "quantization_config": fields });
+    let method = |method: &str, fields: Value| foreign(with(json!({ "quant_method": method }), fields));
+    for name in ["compressed-tensors", "bitnet", "fp8", "bitsandbytes"] {
+        refused(
+            method(name, json!({"bits": 4})),
+            &format!("quantization_config.quant_method is \"{name}\", expected gptq, awq, mxfp4 or mxfp8"),
+        );
+    }
+    refused(method("gptq", json!({"bits": 3})), "quantization_config.bits is 3, expected 4 or 8");
+    refused(method("gptq", json!({"group_size": 0})), "quantization_config.group_size is 0, expected -1, or");
+    refused(
+        method("gptq", json!({"group_size": -2})),
+        "quantization_config.group_size is -2, expected -1, or",
+    );
+    refused(
+        method("gptq", json!({"checkpoint_format": "marlin"})),
+        "quantization_config.checkpoint_format is \"marlin\", expected gptq or gptq_v2",
+    );
+    refused(method("awq", json!({"bits": 8})), "quantization_config.bits is 8, expected 4");
+    refused(
+        method("awq", json!({"version": "gemv"})),
+        "quantization_config.version is \"gemv\", expected gemm",
+    );
 }

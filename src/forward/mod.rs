@@ -14,7 +14,7 @@ use crate::config::{Config, Family};
 use crate::error::Result;
 use crate::quant::Matrix;
 use crate::tensor::{Tensor, Weight};
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, quantized};
 use step::Step;
 
 /// A loaded model's forward pass.
@@ -63,8 +63,13 @@ impl Loader<'_> {
         self.checkpoint.get(name, shape)
     }
 
-    /// The matrix of the module `name`, of exactly this shape.
+    /// The matrix of the module `name`, of exactly this shape, in the format that the checkpoint has it in.
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        if let Some(quantization) = &self.config.quantization
+            && let Some(matrix) = quantized::matrix(self.checkpoint, quantization, name, shape)?
+        {
+            return Ok(Matrix::Quantized(matrix));
+        }
         self.checkpoint.matrix(name, shape)
     }
 

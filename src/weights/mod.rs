@@ -5,7 +5,9 @@
 //! starts at a multiple of its element's size.
 
 pub mod gguf;
+mod gptq;
 mod mmap;
+pub(crate) mod quantized;
 mod safetensors;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use ::safetensors::Dtype;
 
 pub use mmap::MappedFile;
+pub use quantized::Stored;
 
 use crate::error::{Error, Result};
 use crate::json::{self, Value, quote};
@@ -98,7 +101,7 @@ impl TensorInfo {
     }
 
     /// An error about the tensor, which goes by both of its names.
-    fn fail(&self, what: String) -> Error {
+    pub(crate) fn fail(&self, what: String) -> Error {
         let name = match &self.stored {
             Some(stored) if *stored != self.name => format!("{} ({stored} in the file)", self.name),
             _ => self.name.to_string(),
@@ -252,14 +255,35 @@ impl Checkpoint {
 
     /// A tensor that must be there and have this shape.
     fn of_shape(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
-        let info = self.find(name).ok_or_else(|| {
-            let what = format!("missing, expected shape {shape:?}{}", self.suggestion(name));
-            Error::Weight { path: self.path.clone(), name: name.to_owned(), what }
-        })?;
+        let info = self.find(name).ok_or_else(|| self.missing(name, format!("expected shape {shape:?}")))?;
         if info.shape() != shape {
             return Err(info.fail(format!("shape is {:?}, expected {shape:?}", info.shape())));
         }
         Ok(info)
+    }
+
+    /// A tensor of one of the types `types`, by their names in files, and of exactly this shape.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn typed(&self, name: &str, types: &[&str], shape: &[usize]) -> Result<&TensorInfo> {
+        let info = self.of_shape(name, shape)?;
+        let kind = info.dtype_name();
+        if !types.contains(&kind.as_str()) {
+            return Err(info.fail(format!("type is {kind}, expected {}", types.join(" or "))));
+        }
+        Ok(info)
+    }
+
+    /// A tensor's bytes, as they lie in the file.
+    pub(crate) fn plane(&self, info: &TensorInfo) -> Plane {
+        Plane::new(Arc::clone(&self.shards[info.shard].owner), info.range.clone())
+    }
+
+    /// A tensor that is not there.
+    pub(crate) fn missing(&self, name: &str, what: impl fmt::Display) -> Error {
+        let what = format!("missing, {what}{}", self.suggestion(name));
+        Error::Weight { path: self.path.clone(), name: name.to_owned(), what }
     }
 
     /// A tensor's bytes, its rows in the order of a Hugging Face checkpoint: a view of the file, or a copy of other order.

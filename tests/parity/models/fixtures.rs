@@ -1,4 +1,5 @@
-//! Each family and rope scaling as a tiny random model whose logits transformers computed.
+//! Each family and rope scaling as a tiny random model whose logits transformers computed, and each kind of quantized
+//! model with those of mlx-lm.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +14,14 @@ use crate::tolerance;
 
 /// Every fixture directory.
 fn fixtures() -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = std::fs::read_dir(root().join("tests/fixtures/models"))
-        .unwrap()
+    let mut all: Vec<PathBuf> = ["models", "quantized"]
+        .into_iter()
+        .flat_map(|name| std::fs::read_dir(root().join("tests/fixtures").join(name)).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.join("config.json").is_file())
         .collect();
     all.sort();
-    assert!(all.len() >= 30, "only {} fixtures", all.len());
+    assert!(all.len() >= 42, "only {} fixtures", all.len());
     all
 }
 
@@ -48,7 +50,7 @@ pub(super) fn cached(path: &Path, options: LoadOptions, expected: &Expected, chu
 }
 
 #[test]
-fn prompt_cached_decode_and_chunks_agree_with_transformers() {
+fn prompt_cached_decode_and_chunks_agree_with_the_reference() {
     for path in fixtures() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let expected = Expected::load(&path);
@@ -86,7 +88,7 @@ fn narrow_weights_on_the_cpu_agree_with_the_same_weights_widened() {
 }
 
 #[test]
-fn greedy_tokens_equal_those_of_transformers() {
+fn greedy_tokens_equal_those_of_the_reference() {
     for path in fixtures() {
         let expected = Expected::load(&path);
         for kind in backends() {

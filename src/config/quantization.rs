@@ -1,0 +1,191 @@
+//! How a directory's matrices are quantized: `quantization` as MLX writes it, or `quantization_config` as GPTQ and AWQ do.
+
+use std::collections::BTreeMap;
+
+use super::fields::Fields;
+use crate::error::Result;
+use crate::json::{Value, quote};
+
+/// The quantization that a `config.json` declares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Quantization {
+    /// MLX's formats: `<module>.weight` holds packed codes where `<module>.scales` is there.
+    Mlx(MlxQuantization),
+    /// GPTQ: `qweight`, `qzeros`, `scales` and `g_idx`, packed along the input.
+    Gptq {
+        /// Whether zero points are stored as they are (`gptq_v2`), not less one.
+        v2: bool,
+    },
+    /// AWQ's GEMM layout: `qweight`, `qzeros` and `scales`, packed along the output.
+    Awq,
+}
+
+/// MLX's quantization: one for the model, and others for modules by their full path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MlxQuantization {
+    /// For modules that are not named.
+    pub default: MlxFormat,
+    /// Modules of another format; `None` for those that are not quantized.
+    pub modules: BTreeMap<String, Option<MlxFormat>>,
+}
+
+/// How MLX quantizes a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MlxFormat {
+    /// What the codes stand for.
+    pub mode: MlxMode,
+    /// Bits of a code.
+    pub bits: u8,
+    /// Elements that share a scale.
+    pub group: u16,
+}
+
+/// What codes stand for, by MLX's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum MlxMode {
+    Affine,
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+}
+
+impl MlxMode {
+    const ALL: [Self; 4] = [Self::Affine, Self::Mxfp4, Self::Mxfp8, Self::Nvfp4];
+
+    /// As MLX writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Affine => "affine",
+            Self::Mxfp4 => "mxfp4",
+            Self::Mxfp8 => "mxfp8",
+            Self::Nvfp4 => "nvfp4",
+        }
+    }
+
+    /// Groups and bits that there are, MLX's defaults first.
+    pub(crate) const fn accepted(self) -> (&'static [u16], &'static [u8]) {
+        match self {
+            Self::Affine => (&[64, 32, 128], &[4, 2, 3, 5, 6, 8]),
+            Self::Mxfp4 => (&[32], &[4]),
+            Self::Mxfp8 => (&[32], &[8]),
+            Self::Nvfp4 => (&[16], &[4]),
+        }
+    }
+}
+
+/// Members of the object that are no paths of modules.
+const SETTINGS: [&str; 4] = ["group_size", "bits", "mode", "quant_method"];
+
+/// What `config.json` says. As in mlx-lm, `quantization` wins over `quantization_config`, and that over the one inside
+/// `text_config`.
+pub(super) fn resolve(fields: &Fields<'_>) -> Result<Option<Quantization>> {
+    if let Some(own) = fields.object("quantization")? {
+        return mlx(&own, None).map(Some);
+    }
+    let nested = match fields.object("text_config")? {
+        Some(text) => text.object("quantization_config")?,
+        None => None,
+    };
+    let Some(foreign) = fields.object("quantization_config")?.or(nested) else { return Ok(None) };
+    let Some(method) = foreign.string("quant_method")? else { return mlx(&foreign, None).map(Some) };
+    match method {
+        "mlx" => mlx(&foreign, None).map(Some),
+        "mxfp4" => mlx(&foreign, Some(MlxMode::Mxfp4)).map(Some),
+        "mxfp8" => mlx(&foreign, Some(MlxMode::Mxfp8)).map(Some),
+        "gptq" => gptq(&foreign).map(Some),
+        "awq" => awq(&foreign).map(Some),
+        other => Err(foreign.error(
+            "quant_method",
+            quote(other),
+            "gptq, awq, mxfp4 or mxfp8, or MLX's `quantization` (other methods have no decoder in this version)",
+        )),
+    }
+}
+
+fn mlx(fields: &Fields<'_>, mode: Option<MlxMode>) -> Result<Quantization> {
+    let default = format(fields, "", mode)?;
+    let mut modules = BTreeMap::new();
+    for (path, value) in fields.members().iter().filter(|(path, _)| !SETTINGS.contains(&path.as_str())) {
+        let of = match value {
+            Value::Bool(false) => None,
+            Value::Bool(true) => Some(default),
+            Value::Object(members) => Some(format(&fields.within(members), path, None)?),
+            _ => continue,
+        };
+        modules.insert(path.clone(), of);
+    }
+    Ok(Quantization::Mlx(MlxQuantization { default, modules }))
+}
+
+/// `{group_size, bits, mode}`, of which each may be absent; `module` is the path that they are for.
+fn format(fields: &Fields<'_>, module: &str, mode: Option<MlxMode>) -> Result<MlxFormat> {
+    let name = |field: &str| if module.is_empty() { field.to_owned() } else { format!("{module}.{field}") };
+    let mode = match fields.string("mode")? {
+        None => mode.unwrap_or(MlxMode::Affine),
+        Some(text) => MlxMode::ALL
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or_else(|| fields.error(name("mode"), quote(text), "affine, mxfp4, mxfp8 or nvfp4"))?,
+    };
+    let (groups, widths) = mode.accepted();
+    let number = |field: &str, accepted: &[usize]| {
+        let Some(value) = fields.get(field) else { return Ok(accepted[0]) };
+        let listed = match value {
+            Value::UInt(n) => accepted.iter().copied().find(|&one| one as u64 == *n),
+            _ => None,
+        };
+        listed.ok_or_else(|| {
+            let mut accepted = accepted.to_vec();
+            accepted.sort_unstable();
+            let list: Vec<String> = accepted.iter().map(usize::to_string).collect();
+            let expected = format!("{}, as mode {} has it", list.join(", "), mode.name());
+            fields.error(name(field), value, expected)
+        })
+    };
+    let groups: Vec<usize> = groups.iter().map(|&group| usize::from(group)).collect();
+    let widths: Vec<usize> = widths.iter().map(|&bits| usize::from(bits)).collect();
+    let (group, bits) = (number("group_size", &groups)?, number("bits", &widths)?);
+    Ok(MlxFormat { mode, bits: bits as u8, group: group as u16 })
+}
+
+/// Bits and groups of each matrix come from its shapes: some writers mix them.
+fn gptq(fields: &Fields<'_>) -> Result<Quantization> {
+    if let Some(bits) = fields.get("bits").filter(|bits| !matches!(bits, Value::UInt(4 | 8))) {
+        return Err(fields.error("bits", bits, "4 or 8"));
+    }
+    group_size(fields)?;
+    fields.flag("sym")?;
+    fields.flag("desc_act")?;
+    let v2 = match fields.string("checkpoint_format")? {
+        None | Some("gptq") => false,
+        Some("gptq_v2") => true,
+        Some(other) => return Err(fields.error("checkpoint_format", quote(other), "gptq or gptq_v2")),
+    };
+    Ok(Quantization::Gptq { v2 })
+}
+
+fn awq(fields: &Fields<'_>) -> Result<Quantization> {
+    for name in ["bits", "w_bit"] {
+        if let Some(bits) = fields.get(name).filter(|bits| **bits != Value::UInt(4)) {
+            return Err(fields.error(name, bits, "4"));
+        }
+    }
+    group_size(fields)?;
+    fields.flag("zero_point")?;
+    match fields.string("version")? {
+        None => {}
+        Some(version) if version.eq_ignore_ascii_case("gemm") => {}
+        Some(other) => return Err(fields.error("version", quote(other), "gemm")),
+    }
+    Ok(Quantization::Awq)
+}
+
+/// −1 stands for one group a row. Shapes say what it is; here it must only be sane.
+fn group_size(fields: &Fields<'_>) -> Result<()> {
+    match fields.get("group_size") {
+        None | Some(Value::Int(-1)) => Ok(()),
+        Some(Value::UInt(n)) if (1..1 << 15).contains(n) && n.is_multiple_of(8) => Ok(()),
+        Some(other) => Err(fields.error("group_size", other, "-1, or a multiple of 8 below 32768")),
+    }
+}

@@ -1,0 +1,281 @@
+//! GPTQ and AWQ checkpoints, turned into affine matrices at load: `w = s · (q − z)` is `q · s + (−s · z)`.
+//!
+//! Both pack codes into 32-bit words, lowest bits first. GPTQ packs along the input: `qweight` `[K · bits / 32, N]`,
+//! `qzeros` `[G, N · bits / 32]`, `scales` `[G, N]`, and `g_idx` `[K]`, the group of each input. Its first layout stores
+//! each zero point less one. AWQ packs eight outputs into a word of `qweight` `[K, N / 8]` and `qzeros` `[G, N / 8]`, in the
+//! order 0, 2, 4, 6, 1, 3, 5, 7.
+//!
+//! Sources: GPTQModel (`qlinear/torch.py`, `utils/model.py`) and AutoAWQ (`modules/linear/gemm.py`).
+
+use std::sync::Arc;
+
+use super::quantized::matrix_shape;
+use super::{Checkpoint, TensorInfo};
+use crate::error::Result;
+use crate::quant::{Format, Plane, QuantWeight, affine, for_rows};
+use crate::tensor::{Bytes, DType};
+
+use half::f16;
+
+/// Types that 32-bit words come in.
+const WORDS: &[&str] = &["I32", "U32"];
+
+/// AWQ's place of output `j` in a word of eight.
+const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// Format and shape of a GPTQ module by its tensors' shapes.
+pub(super) fn describe_gptq(checkpoint: &Checkpoint, module: &str) -> Option<(Format, [usize; 2])> {
+    let [packed, rows] = matrix_shape(checkpoint, &format!("{module}.qweight"))?;
+    let [_, zeros] = matrix_shape(checkpoint, &format!("{module}.qzeros"))?;
+    let [groups, _] = matrix_shape(checkpoint, &format!("{module}.scales"))?;
+    // Only the zeros say how many bits there are without knowing the columns.
+    let bits = (zeros * 32).checked_div(rows)?;
+    let columns = (packed * 32).checked_div(bits)?;
+    format_of(bits, columns, groups).map(|format| (format, [rows, columns]))
+}
+
+/// Format and shape of an AWQ module by its tensors' shapes.
+pub(super) fn describe_awq(checkpoint: &Checkpoint, module: &str) -> Option<(Format, [usize; 2])> {
+    let [columns, packed] = matrix_shape(checkpoint, &format!("{module}.qweight"))?;
+    let [groups, _] = matrix_shape(checkpoint, &format!("{module}.scales"))?;
+    format_of(4, columns, groups).map(|format| (format, [packed * 8, columns]))
+}
+
+/// Columns in equal groups that hold whole bytes.
+fn format_of(bits: usize, columns: usize, groups: usize) -> Option<Format> {
+    let group = columns.checked_div(groups).filter(|group| group * groups == columns)?;
+    let fits = matches!(bits, 4 | 8) && group.is_multiple_of(8) && group > 0;
+    let group = u16::try_from(group).ok().filter(|_| fits)?;
+    Some(Format::Affine { bits: bits as u8, group, scales: DType::F32 })
+}
+
+/// A module's matrix in GPTQ's layout; `None` where it has no `qweight`.
+///
+/// # Errors
+/// Tensors that are missing or do not fit each other, and groups of unequal size.
+pub(super) fn gptq(
+    checkpoint: &Checkpoint,
+    module: &str,
+    shape: [usize; 2],
+    v2: bool,
+) -> Result<Option<QuantWeight>> {
+    let name = |part: &str| format!("{module}.{part}");
+    let Some(weight) = checkpoint.find(&name("qweight")) else { return Ok(None) };
+    let [rows, columns] = shape;
+    let bits = match *weight.shape() {
+        [packed, _] if packed * 8 == columns => 4,
+        [packed, _] if packed * 4 == columns => 8,
+        _ => {
+            let got = weight.shape();
+            return Err(weight.fail(format!(
+                "shape is {got:?}, expected {:?} of 4 bits or {:?} of 8 for a matrix of {shape:?}",
+                [columns / 8, rows],
+                [columns / 4, rows]
+            )));
+        }
+    };
+    let weight = checkpoint.typed(&name("qweight"), WORDS, &[columns * bits / 32, rows])?;
+    let scales = scales(checkpoint, &name("scales"), shape, bits)?;
+    let format = scales.format;
+    let group = format.group();
+    let order = match checkpoint.find(&name("g_idx")) {
+        Some(_) => order(checkpoint, &name("g_idx"), columns, group)?,
+        None => None,
+    };
+    let per_word = 32 / bits;
+    let mask = (1_u32 << bits) - 1;
+    let zeros: Vec<u8> = match checkpoint.find(&name("qzeros")) {
+        None => vec![1 << (bits - 1); rows * (columns / group)],
+        Some(_) => {
+            let dims = [columns / group, rows.div_ceil(per_word)];
+            let packed = words(checkpoint, checkpoint.typed(&name("qzeros"), WORDS, &dims)?);
+            // One in each field, added to the whole word as GPTQModel does: it takes it off the whole word, too.
+            let ones = (0..per_word).fold(0_u32, |word, i| word | 1 << (i * bits));
+            let one = if v2 { 0 } else { ones };
+            let zero = |g: usize, n: usize| {
+                let word = packed[g * dims[1] + n / per_word].wrapping_add(one);
+                (word >> (n % per_word * bits) & mask) as u8
+            };
+            (0..columns / group)
+                .flat_map(|g| (0..rows).map(move |n| (g, n)))
+                .map(|(g, n)| zero(g, n))
+                .collect()
+        }
+    };
+    let packed = words(checkpoint, weight);
+    let code = |n: usize, k: usize| (packed[k / per_word * rows + n] >> (k % per_word * bits) & mask) as u8;
+    let order_ref = order.as_deref();
+    let codes = transposed(rows, columns, bits, |rows_at, columns_at, tile| {
+        for (i, n) in rows_at.enumerate() {
+            let out = &mut tile[i * columns_at.len()..][..columns_at.len()];
+            match order_ref {
+                None => out.iter_mut().zip(columns_at.clone()).for_each(|(out, k)| *out = code(n, k)),
+                Some(order) => out
+                    .iter_mut()
+                    .zip(&order[columns_at.clone()])
+                    .for_each(|(out, &k)| *out = code(n, k as usize)),
+            }
+        }
+    });
+    let weight = scales.weight(name("weight"), shape, codes, &zeros);
+    Ok(Some(match order {
+        Some(order) => weight.with_order(order),
+        None => weight,
+    }))
+}
+
+/// A module's matrix in AWQ's GEMM layout; `None` where it has no `qweight`.
+///
+/// # Errors
+/// Tensors that are missing or do not fit each other.
+pub(super) fn awq(checkpoint: &Checkpoint, module: &str, shape: [usize; 2]) -> Result<Option<QuantWeight>> {
+    let name = |part: &str| format!("{module}.{part}");
+    let Some(weight) = checkpoint.find(&name("qweight")) else { return Ok(None) };
+    let [rows, columns] = shape;
+    if !rows.is_multiple_of(8) {
+        return Err(weight.fail(format!("a matrix of {shape:?} has not whole words of 8 rows")));
+    }
+    let weight = checkpoint.typed(&name("qweight"), WORDS, &[columns, rows / 8])?;
+    let scales = scales(checkpoint, &name("scales"), shape, 4)?;
+    let groups = columns / scales.format.group();
+    let nibble = |words: &[u32], row: usize, n: usize| {
+        (words[row * (rows / 8) + n / 8] >> (4 * AWQ_PLACES[n % 8]) & 15) as u8
+    };
+    let zeros: Vec<u8> = match checkpoint.find(&name("qzeros")) {
+        None => vec![8; rows * groups],
+        Some(_) => {
+            let packed = words(checkpoint, checkpoint.typed(&name("qzeros"), WORDS, &[groups, rows / 8])?);
+            let packed = &packed;
+            (0..groups).flat_map(|g| (0..rows).map(move |n| nibble(packed, g, n))).collect()
+        }
+    };
+    let packed = words(checkpoint, weight);
+    let codes = transposed(rows, columns, 4, |rows_at, columns_at, tile| {
+        let width = columns_at.len();
+        for (i, k) in columns_at.enumerate() {
+            for (j, n) in rows_at.clone().enumerate() {
+                tile[j * width + i] = nibble(&packed, k, n);
+            }
+        }
+    });
+    Ok(Some(scales.weight(name("weight"), shape, codes, &zeros)))
+}
+
+/// 32-bit words, copied: the file may not align them.
+fn words(checkpoint: &Checkpoint, info: &TensorInfo) -> Vec<u32> {
+    let plane = checkpoint.plane(info);
+    plane.bytes().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The scales of a matrix, `[G, N]`, as the file has them.
+struct Scales {
+    format: Format,
+    values: Vec<f32>,
+}
+
+fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2], bits: usize) -> Result<Scales> {
+    let [rows, columns] = shape;
+    let Some(info) = checkpoint.find(name) else {
+        return Err(checkpoint.missing(name, "the module has a qweight"));
+    };
+    let format = match *info.shape() {
+        [groups, n] if n == rows => format_of(bits, columns, groups),
+        _ => None,
+    };
+    let Some(format) = format else {
+        let got = info.shape();
+        return Err(info.fail(format!(
+            "shape is {got:?}, expected [G, {rows}] with {columns} columns in G equal groups of a multiple of 8"
+        )));
+    };
+    let Some(dtype) = info.dtype() else {
+        return Err(info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())));
+    };
+    let mut values = vec![0.0; info.shape().iter().product()];
+    affine::read_floats(dtype, checkpoint.plane(info).bytes(), &mut values);
+    Ok(Scales { format, values })
+}
+
+impl Scales {
+    /// The matrix of `codes` with these scales and `zeros` `[G, N]`. Scales and biases are kept as `f16` where that holds
+    /// them exactly, and as `f32` otherwise: a bias has the bits of the scale and those of the zero point.
+    fn weight(self, name: String, shape: [usize; 2], codes: Vec<u8>, zeros: &[u8]) -> QuantWeight {
+        let [rows, columns] = shape;
+        let Format::Affine { bits, group, .. } = self.format else {
+            unreachable!("scales are of affine codes")
+        };
+        let groups = columns / usize::from(group);
+        let each = || (0..rows).flat_map(|n| (0..groups).map(move |g| g * rows + n));
+        let scales: Vec<f32> = each().map(|i| self.values[i]).collect();
+        let biases: Vec<f32> = each().map(|i| -self.values[i] * f32::from(zeros[i])).collect();
+        let exact =
+            |values: &[f32]| values.iter().all(|&v| f16::from_f32(v).to_f32().to_bits() == v.to_bits());
+        let (dtype, planes) = if exact(&scales) && exact(&biases) {
+            let narrow = |values: &[f32]| -> Vec<u8> {
+                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+            };
+            (DType::F16, [codes, narrow(&scales), narrow(&biases)])
+        } else {
+            let wide = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+            (DType::F32, [codes, wide(&scales), wide(&biases)])
+        };
+        let planes = planes.map(|bytes| {
+            let len = bytes.len();
+            Plane::new(Arc::new(bytes) as Arc<dyn Bytes>, 0..len)
+        });
+        QuantWeight::new(name, Format::Affine { bits, group, scales: dtype }, shape, planes)
+    }
+}
+
+/// Packed codes `[N, K]` of a layout that stores them column by column; `read` fills a tile of rows × columns.
+fn transposed(
+    rows: usize,
+    columns: usize,
+    bits: usize,
+    read: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>, &mut [u8]) + Sync,
+) -> Vec<u8> {
+    // 64 rows are what a cache line of four-byte words along the rows holds four times over; 512 columns of them fit L1.
+    const ROWS: usize = 64;
+    const COLUMNS: usize = 512;
+    let width = columns * bits / 8;
+    let mut packed = vec![0; rows * width];
+    for_rows(rows, [(&mut packed, width)], |at, [packed]| {
+        let mut tile = vec![0; ROWS * COLUMNS];
+        for first in (0..at.len()).step_by(ROWS) {
+            let some = first..(first + ROWS).min(at.len());
+            for from in (0..columns).step_by(COLUMNS) {
+                let columns_at = from..(from + COLUMNS).min(columns);
+                let tile = &mut tile[..some.len() * columns_at.len()];
+                read(at.start + some.start..at.start + some.end, columns_at.clone(), tile);
+                for (row, codes) in some.clone().zip(tile.chunks_exact(columns_at.len())) {
+                    let bytes = columns_at.start * bits / 8..columns_at.end * bits / 8;
+                    affine::pack(bits as u8, codes, &mut packed[row * width..][bytes]);
+                }
+            }
+        }
+    });
+    packed
+}
+
+/// The stored order of columns, groups side by side, where `g_idx` is not already so.
+///
+/// # Errors
+/// A group out of range, or groups of unequal size.
+fn order(checkpoint: &Checkpoint, name: &str, columns: usize, group: usize) -> Result<Option<Arc<[u32]>>> {
+    let info = checkpoint.typed(name, WORDS, &[columns])?;
+    let groups = words(checkpoint, info);
+    if groups.iter().enumerate().all(|(k, &g)| g as usize == k / group) {
+        return Ok(None);
+    }
+    if let Some(bad) = groups.iter().find(|&&g| g as usize >= columns / group) {
+        return Err(info.fail(format!("group {} is not one of {}", *bad as i32, columns / group)));
+    }
+    let mut order: Vec<u32> = (0..columns as u32).collect();
+    order.sort_by_key(|&k| groups[k as usize]);
+    for (g, members) in order.chunks_exact(group).enumerate() {
+        if members.iter().any(|&k| groups[k as usize] as usize != g) {
+            return Err(info.fail(format!("group {g} has not {group} columns, as the others have")));
+        }
+    }
+    Ok(Some(order.into()))
+}

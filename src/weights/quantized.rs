@@ -1,0 +1,222 @@
+//! Quantized matrices of safetensors: which modules have them, in which format, and their planes.
+
+use std::collections::HashSet;
+
+use super::{Checkpoint, TensorInfo, gptq};
+use crate::config::{MlxFormat, MlxMode, MlxQuantization, Quantization};
+use crate::error::{Error, Result};
+use crate::quant::{Format, QuantWeight};
+use crate::tensor::{DType, Shape};
+
+/// The matrix of `module`, `[rows, columns]`; `None` where the checkpoint does not quantize it.
+///
+/// # Errors
+/// [`Error::Weight`] where tensors are missing, have types or shapes that do not fit each other and `shape`, or a format
+/// that this version does not decode.
+pub fn matrix(
+    checkpoint: &Checkpoint,
+    quantization: &Quantization,
+    module: &str,
+    shape: [usize; 2],
+) -> Result<Option<QuantWeight>> {
+    match quantization {
+        Quantization::Mlx(mlx) => mlx_matrix(checkpoint, mlx, module, shape),
+        Quantization::Gptq { v2 } => gptq::gptq(checkpoint, module, shape, *v2),
+        Quantization::Awq => gptq::awq(checkpoint, module, shape),
+    }
+}
+
+/// The format and the shape `[rows, columns]` of the matrix of `module` by its tensors' shapes, which may yet not fit each
+/// other; `None` where it is not quantized, or they make no sense. `columns` decides where shapes alone leave a doubt.
+pub fn describe(
+    checkpoint: &Checkpoint,
+    quantization: &Quantization,
+    module: &str,
+    columns: Option<usize>,
+) -> Option<(Format, [usize; 2])> {
+    match quantization {
+        Quantization::Mlx(mlx) => {
+            let format = mlx_format(checkpoint, mlx, module, columns).ok()??;
+            let [rows, words] = matrix_shape(checkpoint, &format!("{module}.weight"))?;
+            let bits = bits(format);
+            (words * 32).is_multiple_of(bits).then(|| (format, [rows, words * 32 / bits]))
+        }
+        Quantization::Gptq { .. } => gptq::describe_gptq(checkpoint, module),
+        Quantization::Awq => gptq::describe_awq(checkpoint, module),
+    }
+}
+
+/// A tensor as the model sees it: a quantized matrix is one, whatever number of tensors it is stored in.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The module's name for a quantized matrix, else the tensor's.
+    pub name: String,
+    /// The format, or the element type as the file names it: `affine4 g64`, `BF16`.
+    pub kind: String,
+    /// Dimensions, outermost first: of quantized matrices, what they stand for.
+    pub shape: Shape,
+    /// Bytes in the files.
+    pub bytes: u64,
+    /// Bytes once loaded: those of the file, unless the layout is turned into another.
+    pub loaded: u64,
+}
+
+/// All tensors in the order of their names.
+pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> Vec<Stored> {
+    let mut all = Vec::new();
+    let mut taken = HashSet::new();
+    for info in checkpoint.tensors() {
+        let Some(quantization) = quantization else { break };
+        let [marker, others @ ..] = parts(quantization) else { continue };
+        let module = info.name().strip_suffix(marker).and_then(|name| name.strip_suffix('.'));
+        let Some((module, (format, shape))) =
+            module.and_then(|module| Some((module, describe(checkpoint, quantization, module, None)?)))
+        else {
+            continue;
+        };
+        let names = others.iter().map(|part| format!("{module}.{part}")).chain([info.name().to_owned()]);
+        let bytes = names
+            .filter_map(|name| checkpoint.find(&name))
+            .inspect(|part| _ = taken.insert(part.name()))
+            .map(|part| part.bytes() as u64)
+            .sum();
+        let loaded = match quantization {
+            Quantization::Mlx(_) => bytes,
+            // Scales that `f16` does not hold exactly with their zero points are kept in `f32`.
+            _ => format.row_bytes(shape[1]).iter().map(|&row| (row * shape[0]) as u64).sum(),
+        };
+        let shape = shape.as_slice().into();
+        all.push(Stored { name: module.to_owned(), kind: format.to_string(), shape, bytes, loaded });
+    }
+    for info in checkpoint.tensors().filter(|info| !taken.contains(info.name())) {
+        let (bytes, shape) = (info.bytes() as u64, info.shape().into());
+        let (name, kind) = (info.name().to_owned(), info.dtype_name());
+        all.push(Stored { name, kind, shape, bytes, loaded: bytes });
+    }
+    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// Suffixes of the tensors that make up a quantized matrix, the first of which tells that it is one.
+fn parts(quantization: &Quantization) -> &'static [&'static str] {
+    match quantization {
+        Quantization::Mlx(_) => &["scales", "weight", "biases"],
+        Quantization::Gptq { .. } => &["qweight", "qzeros", "scales", "g_idx"],
+        Quantization::Awq => &["qweight", "qzeros", "scales"],
+    }
+}
+
+/// The dimensions of a tensor that is a matrix.
+pub(super) fn matrix_shape(checkpoint: &Checkpoint, name: &str) -> Option<[usize; 2]> {
+    checkpoint.find(name)?.shape().try_into().ok()
+}
+
+/// Bits of a code.
+fn bits(format: Format) -> usize {
+    match format {
+        Format::Affine { bits, .. } => usize::from(bits),
+        Format::Mxfp8 => 8,
+        _ => 4,
+    }
+}
+
+/// The format of a module, as mlx-lm finds it: what the configuration names for its path; otherwise the model's, if the
+/// shapes fit it, and else the one that the shapes imply.
+fn mlx_format(
+    checkpoint: &Checkpoint,
+    mlx: &MlxQuantization,
+    module: &str,
+    columns: Option<usize>,
+) -> Result<Option<Format>> {
+    let name = format!("{module}.scales");
+    let named = match mlx.modules.get(module) {
+        Some(None) => return Ok(None),
+        Some(Some(named)) => Some(*named),
+        None => None,
+    };
+    let Some(scales) = checkpoint.find(&name) else {
+        return match named {
+            None => Ok(None),
+            Some(_) => Err(checkpoint.missing(&name, "config.json says that the module is quantized")),
+        };
+    };
+    if let Some(info) = checkpoint.find(&format!("{module}.global_scale")) {
+        return Err(info.fail("a global scale has no decoder in this version".to_owned()));
+    }
+    let shapes = matrix_shape(checkpoint, &format!("{module}.weight")).zip(matrix_shape(checkpoint, &name));
+    let Some(([_, words], [_, groups])) = shapes else {
+        let got = scales.shape();
+        return Err(scales.fail(format!("shape is {got:?}, expected it and {module}.weight to be matrices")));
+    };
+    let typed = |of: MlxFormat| match (of.mode, scales.dtype(), scales.dtype_name().as_str()) {
+        (MlxMode::Affine, Some(dtype), _) => {
+            Some(Format::Affine { bits: of.bits, group: of.group, scales: dtype })
+        }
+        (MlxMode::Mxfp4, _, "U8") => Some(Format::Mxfp4),
+        (MlxMode::Mxfp8, _, "U8") => Some(Format::Mxfp8),
+        (MlxMode::Nvfp4, _, "U8") => Some(Format::Nvfp4),
+        _ => None,
+    };
+    if let Some(named) = named {
+        let wanted = if named.mode == MlxMode::Affine { "F32, F16 or BF16" } else { "U8" };
+        let wrong = || {
+            let (got, mode) = (scales.dtype_name(), named.mode.name());
+            scales.fail(format!("type is {got}, expected {wanted}, as mode {mode} has it"))
+        };
+        return typed(named).map(Some).ok_or_else(wrong);
+    }
+    let fits = |of: &MlxFormat| {
+        let width = groups * usize::from(of.group);
+        words * 32 == width * usize::from(of.bits) && columns.is_none_or(|columns| columns == width)
+    };
+    if let Some(format) = Some(mlx.default).filter(fits).and_then(typed) {
+        return Ok(Some(format));
+    }
+    let modes = [MlxMode::Affine, MlxMode::Mxfp4, MlxMode::Mxfp8, MlxMode::Nvfp4];
+    let implied = modes.into_iter().find_map(|mode| {
+        let (group, bits) = mode.accepted();
+        let all =
+            group.iter().flat_map(|&group| bits.iter().map(move |&bits| MlxFormat { mode, bits, group }));
+        all.filter(fits).find_map(typed)
+    });
+    implied.map(Some).ok_or_else(|| {
+        scales.fail(format!(
+            "type {} and shape {:?} beside {words} words a row of {module}.weight fit no format of MLX{}",
+            scales.dtype_name(),
+            scales.shape(),
+            columns.map(|columns| format!(" for {columns} columns")).unwrap_or_default(),
+        ))
+    })
+}
+
+fn mlx_matrix(
+    checkpoint: &Checkpoint,
+    mlx: &MlxQuantization,
+    module: &str,
+    shape: [usize; 2],
+) -> Result<Option<QuantWeight>> {
+    let [rows, columns] = shape;
+    let Some(format) = mlx_format(checkpoint, mlx, module, Some(columns))? else { return Ok(None) };
+    let group = format.group();
+    let name = |part: &str| format!("{module}.{part}");
+    if !columns.is_multiple_of(group) || !(columns * bits(format)).is_multiple_of(32) {
+        let what = format!("{columns} columns are not whole groups of {group} in {format}");
+        return Err(Error::Weight { path: checkpoint.path().to_owned(), name: name("weight"), what });
+    }
+    let words = checkpoint.typed(&name("weight"), &["U32"], &[rows, columns * bits(format) / 32])?;
+    let kind = match format {
+        Format::Affine { scales: DType::F32, .. } => "F32",
+        Format::Affine { scales: DType::F16, .. } => "F16",
+        Format::Affine { scales: DType::BF16, .. } => "BF16",
+        _ => "U8",
+    };
+    let mut tensors: Vec<&TensorInfo> = vec![words];
+    tensors.push(checkpoint.typed(&name("scales"), &[kind], &[rows, columns / group])?);
+    if matches!(format, Format::Affine { .. }) {
+        tensors.push(checkpoint.typed(&name("biases"), &[kind], &[rows, columns / group])?);
+    } else if let Some(biases) = checkpoint.find(&name("biases")) {
+        return Err(biases.fail(format!("is there, and {format} has none")));
+    }
+    let planes = tensors.into_iter().map(|info| checkpoint.plane(info));
+    Ok(Some(QuantWeight::new(name("weight"), format, shape, planes)))
+}
