@@ -1,6 +1,6 @@
 //! `backstop inspect`: what a model is and needs, from its headers alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use backstop::ModelFiles;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, GenerationConfig, RopeScaling};
 
+use backstop::weights::Stored;
 use serde_json::{Value, json};
 
 use super::Usage;
@@ -29,6 +30,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
 /// What is known of a model without its weights.
 struct Facts {
     files: ModelFiles,
+    tensors: Vec<Stored>,
     /// Whether there is a chat template, or what is wrong with it.
     template: Result<bool, String>,
     /// The context that the choice of a backend is about.
@@ -36,6 +38,15 @@ struct Facts {
     selection: Selection,
     /// Memory by context, ascending.
     needs: Vec<(usize, MemoryNeed)>,
+}
+
+/// Tensors of one type and shape, layer after layer.
+struct Kind<'a> {
+    /// The name, `*` for its numbers.
+    name: String,
+    first: &'a Stored,
+    tensors: usize,
+    bytes: u64,
 }
 
 /// Tensors and bytes of one type.
@@ -65,18 +76,47 @@ impl Facts {
             contexts.into_iter().map(|context| (context, files.memory_need(context, dtype))).collect();
         let template =
             files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
-        Ok(Self { files, template, context, selection, needs })
+        let tensors = files.tensors();
+        Ok(Self { files, tensors, template, context, selection, needs })
     }
 
     fn shares(&self) -> BTreeMap<String, Share> {
         let mut shares = BTreeMap::<String, Share>::new();
-        for tensor in self.files.checkpoint.tensors() {
-            let share = shares.entry(tensor.dtype_name()).or_default();
+        for tensor in &self.tensors {
+            let share = shares.entry(tensor.kind.clone()).or_default();
             share.tensors += 1;
-            share.elements += tensor.shape().iter().map(|&dim| dim as u64).product::<u64>();
-            share.bytes += tensor.bytes() as u64;
+            share.elements += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
+            share.bytes += tensor.bytes;
         }
         shares
+    }
+
+    /// Tensors of one type and shape whose names differ in numbers alone, in the order of their first.
+    fn kinds(&self) -> Vec<Kind<'_>> {
+        let mut kinds: Vec<Kind<'_>> = Vec::new();
+        let mut places = HashMap::new();
+        for tensor in &self.tensors {
+            let parts = tensor.name.split('.');
+            let number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+            let name = parts.map(|part| if number(part) { "*" } else { part }).collect::<Vec<_>>().join(".");
+            let place = places.entry((name, &tensor.kind, &tensor.shape)).or_insert_with_key(|(name, ..)| {
+                kinds.push(Kind { name: name.clone(), first: tensor, tensors: 0, bytes: 0 });
+                kinds.len() - 1
+            });
+            kinds[*place].tensors += 1;
+            kinds[*place].bytes += tensor.bytes;
+        }
+        kinds
+    }
+
+    /// The tensors, a line for each kind.
+    fn tensor_table(&self) -> String {
+        let mut lines = vec![["tensors", "type", "shape", "count", "bytes"].map(str::to_owned)];
+        for Kind { name, first, tensors, bytes } in self.kinds() {
+            let shape = format!("{:?}", first.shape.as_slice());
+            lines.push([name, first.kind.clone(), shape, tensors.to_string(), Bytes(bytes).to_string()]);
+        }
+        aligned(&lines, 3)
     }
 
     fn weight_files(&self) -> usize {
@@ -124,7 +164,7 @@ impl Facts {
             let Selection { kind, reason } = &self.selection;
             format!("auto takes {kind} at {} tokens: {reason}", self.context)
         });
-        table + "\n" + &self.memory()
+        table + "\n" + &self.tensor_table() + "\n" + &self.memory()
     }
 
     fn parameters(&self) -> u64 {
@@ -151,14 +191,7 @@ impl Facts {
             let [kv, weights, activations, reserve, total] = bytes.map(|bytes| Bytes(bytes).to_string());
             lines.push([context.to_string(), kv, weights, activations, reserve, total]);
         }
-        let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-        let widths: [usize; 6] = std::array::from_fn(width);
-        let mut table = String::new();
-        for line in &lines {
-            let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:>width$}"));
-            let _ = writeln!(table, "{}", cells.collect::<Vec<_>>().join("  "));
-        }
-        table
+        aligned(&lines, 0)
     }
 
     fn json(&self) -> Value {
@@ -204,6 +237,13 @@ impl Facts {
                 "files": self.weight_files(),
                 "tensors": files.checkpoint.tensors().len(),
                 "types": types,
+                "table": self.kinds().iter().map(|kind| json!({
+                    "name": kind.name,
+                    "type": kind.first.kind,
+                    "shape": kind.first.shape.as_slice(),
+                    "tensors": kind.tensors,
+                    "bytes": kind.bytes,
+                })).collect::<Vec<_>>(),
             },
             "kv_cache": { "type": dtype.name(), "bytes_per_token": files.kv_token_bytes(dtype) },
             "context": {
@@ -229,6 +269,20 @@ impl Facts {
             },
         })
     }
+}
+
+/// Lines of cells under each other: the first `left` columns begin at one place, the others end at one.
+fn aligned<const N: usize>(lines: &[[String; N]], left: usize) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut table = String::new();
+    for line in lines {
+        let cells = line.iter().zip(widths).enumerate().map(|(i, (cell, width))| {
+            if i < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        let _ = writeln!(table, "{}", cells.collect::<Vec<_>>().join("  "));
+    }
+    table
 }
 
 fn attention(config: &Config) -> String {
