@@ -90,15 +90,14 @@ impl WeightCache {
         make: impl FnOnce(&Array) -> Result<Array>,
     ) -> Result<Rc<Array>> {
         let bytes = weight.bytes();
+        let array = || upload(bytes, weight.shape(), array::dtype(weight.dtype()));
         if bytes.is_empty() {
             // No bytes, so no address of their own: another weight without any may have it, too.
-            return make(&upload(weight)?).map(Rc::new);
+            return make(&array()?).map(Rc::new);
         }
         let mut entries = self.entries.borrow_mut();
-        let entry = self.entry(&mut entries, bytes, weight.owner(), || {
-            Ok(vec![(Form::Own, upload(bytes, weight.shape(), array::dtype(weight.dtype()))?)])
-        })?;
-        entry.form(form, make)
+        let load = || Ok(vec![(Form::Own, array()?)]);
+        self.entry(&mut entries, bytes, weight.owner(), load)?.form(form, make)
     }
 
     /// The array of a plane, `shape` elements of `dtype`.
