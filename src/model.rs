@@ -322,10 +322,7 @@ impl Model {
     /// A directory without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "{} has no tokenizer.json: it runs from token ids alone",
-                self.info.name
-            ))
+            Error::Tokenizer(format!("{} has no tokenizer: it runs from token ids alone", self.info.name))
         })
     }
 

@@ -39,12 +39,14 @@ impl Members<'_> {
         self.scaling.insert(name.to_owned(), value);
     }
 
-    /// An integer that may differ from layer to layer, and does not.
+    /// A positive integer that may differ from layer to layer, and does not.
     fn size(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
         let key = self.key(key);
         let value = self.metadata.per_layer(&key)?;
-        if let Some(n) = value {
-            self.put(name, key, Value::UInt(n));
+        match value {
+            Some(0) => return Err(self.metadata.refuse(&key, "1 or more")),
+            Some(n) => self.put(name, key, Value::UInt(n)),
+            None => {}
         }
         Ok(value)
     }
@@ -340,7 +342,7 @@ fn factors(checkpoint: &Checkpoint, tensor: &str, dims: usize) -> Result<Option<
     match factors.iter().find(|factor| !FACTOR.contains(factor)) {
         Some(factor) => {
             let expected = format!("numbers from {:?} to {:?}", FACTOR.start(), FACTOR.end());
-            Err(crate::Error::config(checkpoint.path(), tensor, factor, expected))
+            Err(crate::Error::config(checkpoint.path(), tensor, format!("{factor:?}"), expected))
         }
         None => Ok(Some(factors)),
     }

@@ -364,6 +364,103 @@ fn hostile_vocabularies_are_refused() {
     );
 }
 
+/// A model that can be run but for what a test changes; no tokenizer.
+fn model(arch: &str) -> File {
+    let file = File { data: 64 + 9 * 256, ..File::new() }.with("general.architecture", STRING, string(arch));
+    let norm = ["layer_norm_rms_epsilon", "layer_norm_epsilon"].map(|key| format!("{arch}.attention.{key}"));
+    let file = norm.iter().fold(file, |file, key| file.with(key, F32, 1e-5f32.to_le_bytes()));
+    let keys = [
+        ("context_length", 64u32),
+        ("embedding_length", 8),
+        ("block_count", 1),
+        ("feed_forward_length", 8),
+        ("attention.head_count", 2),
+    ];
+    keys.iter().fold(file, |file, (key, n)| file.with(&format!("{arch}.{key}"), U32, n.to_le_bytes())).tensor(
+        "token_embd.weight",
+        &[8, 8],
+        0,
+        64,
+    )
+}
+
+#[test]
+fn hostile_configurations_are_refused_by_the_files_keys() {
+    use crate::config::{Config, RopeScaling};
+    let config = |file: File| Config::from_gguf(&open(file.bytes()).unwrap());
+    let plain = config(model("llama")).unwrap();
+    assert_eq!((plain.vocab_size, plain.head_dim, plain.tie_word_embeddings), (8, 4, true));
+    assert_eq!((plain.rope.theta, &plain.rope.scaling), (10_000.0, &RopeScaling::None));
+    let refused = |file: File, what: &str| {
+        let error = config(file).unwrap_err().to_string();
+        assert!(error.starts_with("m.gguf: ") && error.contains(what), "{error}");
+    };
+    let with = |key: &str, n: u32| model("llama").with(&format!("llama.{key}"), U32, n.to_le_bytes());
+    for key in ["context_length", "embedding_length", "block_count", "feed_forward_length"] {
+        let mut file = model("llama");
+        file.entries.retain(|(other, ..)| other != format!("llama.{key}").as_bytes());
+        refused(file, &format!("llama.{key} is missing, expected an integer"));
+        refused(with(key, 1 << 30), &format!("llama.{key} is 1073741824, expected"));
+        refused(with(key, 0), &format!("llama.{key} is 0, expected"));
+    }
+    refused(with("attention.head_count_kv", 4), "llama.attention.head_count_kv is 4, expected");
+    refused(
+        with("embedding_length", 9),
+        "llama.attention.key_length is missing, expected an integer: 2 heads",
+    );
+    refused(with("attention.key_length", 5), "an even number of rotated elements");
+    refused(
+        with("attention.value_length", 8),
+        "llama.attention.value_length is 8, expected 4, the length of a key",
+    );
+    refused(with("rope.dimension_count", 2), "llama.rope.dimension_count is 2, expected from 4 to 4");
+    refused(with("expert_count", 8), "llama.expert_count is 8, expected 0 or absent");
+    refused(with("vocab_size", 9), "llama.vocab_size is 9, expected 8, the rows of token_embd.weight");
+    refused(with("context_length", 1 << 28), "llama.context_length is 268435456, expected");
+    let float = |key: &str, x: f32| model("llama").with(&format!("llama.{key}"), F32, x.to_le_bytes());
+    for x in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        refused(float("attention.layer_norm_rms_epsilon", x), "llama.attention.layer_norm_rms_epsilon is");
+        refused(float("rope.freq_base", x), "llama.rope.freq_base is");
+    }
+    let scaled = |kind: &str, factor: f32| {
+        float("rope.scaling.factor", factor).with("llama.rope.scaling.type", STRING, string(kind))
+    };
+    let scaling = |file: File| config(file).unwrap().rope.scaling;
+    assert_eq!(scaling(scaled("linear", 2.5)), RopeScaling::Linear { factor: 2.5 });
+    assert_eq!(scaling(float("rope.scale_linear", 4.0)), RopeScaling::Linear { factor: 4.0 });
+    assert_eq!(scaling(scaled("none", 4.0)), RopeScaling::None);
+    assert_eq!(scaling(scaled("linear", 1.0)), RopeScaling::None);
+    refused(scaled("linear", -2.0), "llama.rope.scaling.factor is -2.0, expected");
+    refused(scaled("yarn", f32::NAN), "llama.rope.scaling.factor is NaN, expected");
+    refused(
+        scaled("ntk", 2.0),
+        "llama.rope.scaling.type is \"ntk\", expected none, linear, yarn, or longrope",
+    );
+    refused(scaled("longrope", 2.0), "llama.rope.scaling.type is \"longrope\"");
+
+    // Factors as tensors: the data are bytes 0, 1, 2, 3, … over and over.
+    let at = |file: File, name: &str, len: u64, offset: u64| file.tensor(name, &[len], 0, offset);
+    let factors = |file: File, name: &str, len: u64| at(file, name, len, 64 + 256);
+    let expected = [0x4342_4140, 0x4746_4544].map(f32::from_bits).to_vec();
+    let good = factors(model("llama"), "rope_freqs.weight", 2);
+    assert_eq!(scaling(good), RopeScaling::Factors { factors: expected });
+    let tiny = at(model("llama"), "rope_freqs.weight", 2, 512);
+    refused(tiny, "rope_freqs.weight is 3.8204714e-37, expected numbers from");
+    refused(factors(model("llama"), "rope_freqs.weight", 3), "shape is [3], expected [2]");
+    refused(factors(model("phi3"), "rope_factors_long.weight", 2), "rope_factors_short.weight is missing");
+    let phi = |n: u32| model("phi2").with("phi2.rope.dimension_count", U32, n.to_le_bytes());
+    refused(phi(5), "phi2.rope.dimension_count is 5, expected from 2 to 4");
+    refused(phi(3), "an even number of rotated elements");
+    assert_eq!(config(phi(2)).unwrap().rope.dims, 2);
+    let gemma = model("gemma2").with("gemma2.attn_logit_softcapping", F32, f32::NAN.to_le_bytes());
+    refused(gemma, "gemma2.attn_logit_softcapping is NaN");
+    let sampling = model("llama").with("general.sampling.temp", F32, (-1.0f32).to_le_bytes());
+    let checkpoint = open(sampling.bytes()).unwrap();
+    let error =
+        crate::config::GenerationConfig::from_gguf(checkpoint.gguf().unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with("m.gguf: general.sampling.temp is -1.0, expected"), "{error}");
+}
+
 /// Rows of each head, stored in pairs, come out in the order that rotates halves; in blocks, whole rows move.
 #[test]
 fn rows_are_put_back_in_order() {

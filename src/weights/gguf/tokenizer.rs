@@ -40,7 +40,7 @@ impl Pre {
         let digits = json!({"type": "Digits", "individual_digits": true});
         let plain = |splits| Self { splits, nfc: false, ignore_merges: false, bos: false };
         Ok(match metadata.string(KEY)? {
-            Some("llama-bpe" | "llama3" | "llama-v3") => {
+            Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3") => {
                 Self { ignore_merges: true, bos: true, ..plain(vec![split(LLAMA3)]) }
             }
             Some("dbrx") => plain(vec![split(LLAMA3)]),
