@@ -29,8 +29,8 @@ pub(super) fn describe_gptq(checkpoint: &Checkpoint, module: &str) -> Option<(Fo
     let [_, zeros] = matrix_shape(checkpoint, &format!("{module}.qzeros"))?;
     let [groups, _] = matrix_shape(checkpoint, &format!("{module}.scales"))?;
     // Only the zeros say how many bits there are without knowing the columns.
-    let bits = (zeros * 32).checked_div(rows)?;
-    let columns = (packed * 32).checked_div(bits)?;
+    let bits = zeros.checked_mul(32)?.checked_div(rows)?;
+    let columns = packed.checked_mul(32)?.checked_div(bits)?;
     format_of(bits, columns, groups).map(|format| (format, [rows, columns]))
 }
 
@@ -38,13 +38,14 @@ pub(super) fn describe_gptq(checkpoint: &Checkpoint, module: &str) -> Option<(Fo
 pub(super) fn describe_awq(checkpoint: &Checkpoint, module: &str) -> Option<(Format, [usize; 2])> {
     let [columns, packed] = matrix_shape(checkpoint, &format!("{module}.qweight"))?;
     let [groups, _] = matrix_shape(checkpoint, &format!("{module}.scales"))?;
-    format_of(4, columns, groups).map(|format| (format, [packed * 8, columns]))
+    let rows = packed.checked_mul(8)?;
+    format_of(4, columns, groups).map(|format| (format, [rows, columns]))
 }
 
 /// Columns in equal groups that hold whole bytes.
 fn format_of(bits: usize, columns: usize, groups: usize) -> Option<Format> {
     let group = columns.checked_div(groups).filter(|group| group * groups == columns)?;
-    let fits = matches!(bits, 4 | 8) && group.is_multiple_of(8) && group > 0;
+    let fits = matches!(bits, 4 | 8) && group.is_multiple_of(8) && group > 0 && columns <= 1 << 32;
     let group = u16::try_from(group).ok().filter(|_| fits)?;
     Some(Format::Affine { bits: bits as u8, group, scales: DType::F32 })
 }
@@ -63,8 +64,8 @@ pub(super) fn gptq(
     let Some(weight) = checkpoint.find(&name("qweight")) else { return Ok(None) };
     let [rows, columns] = shape;
     let bits = match *weight.shape() {
-        [packed, _] if packed * 8 == columns => 4,
-        [packed, _] if packed * 4 == columns => 8,
+        [packed, _] if packed.checked_mul(8) == Some(columns) => 4,
+        [packed, _] if packed.checked_mul(4) == Some(columns) => 8,
         _ => {
             let got = weight.shape();
             return Err(weight.fail(format!(
@@ -272,10 +273,10 @@ fn order(checkpoint: &Checkpoint, name: &str, columns: usize, group: usize) -> R
     }
     let mut order: Vec<u32> = (0..columns as u32).collect();
     order.sort_by_key(|&k| groups[k as usize]);
-    for (g, members) in order.chunks_exact(group).enumerate() {
-        if members.iter().any(|&k| groups[k as usize] as usize != g) {
-            return Err(info.fail(format!("group {g} has not {group} columns, as the others have")));
-        }
+    let mut members = vec![0; columns / group];
+    groups.iter().for_each(|&g| members[g as usize] += 1);
+    if let Some((g, count)) = members.iter().enumerate().find(|(_, count)| **count != group) {
+        return Err(info.fail(format!("group {g} has {count} columns, expected {group}")));
     }
     Ok(Some(order.into()))
 }

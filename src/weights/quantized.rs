@@ -1,5 +1,8 @@
 //! Quantized matrices of safetensors: which modules have them, in which format, and their planes.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 
 use super::{Checkpoint, TensorInfo, gptq};
@@ -39,7 +42,8 @@ pub fn describe(
             let format = mlx_format(checkpoint, mlx, module, columns).ok()??;
             let [rows, words] = matrix_shape(checkpoint, &format!("{module}.weight"))?;
             let bits = bits(format);
-            (words * 32).is_multiple_of(bits).then(|| (format, [rows, words * 32 / bits]))
+            let bits_of_row = words.checked_mul(32).filter(|all| all.is_multiple_of(bits))?;
+            Some((format, [rows, bits_of_row / bits]))
         }
         Quantization::Gptq { .. } => gptq::describe_gptq(checkpoint, module),
         Quantization::Awq => gptq::describe_awq(checkpoint, module),
@@ -83,7 +87,7 @@ pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> V
         let loaded = match quantization {
             Quantization::Mlx(_) => bytes,
             // Scales that `f16` does not hold exactly with their zero points are kept in `f32`.
-            _ => format.row_bytes(shape[1]).iter().map(|&row| (row * shape[0]) as u64).sum(),
+            _ => format.row_bytes(shape[1]).iter().map(|&row| row as u64 * shape[0] as u64).sum(),
         };
         let shape = shape.as_slice().into();
         all.push(Stored { name: module.to_owned(), kind: format.to_string(), shape, bytes, loaded });
@@ -166,8 +170,11 @@ fn mlx_format(
         return typed(named).map(Some).ok_or_else(wrong);
     }
     let fits = |of: &MlxFormat| {
-        let width = groups * usize::from(of.group);
-        words * 32 == width * usize::from(of.bits) && columns.is_none_or(|columns| columns == width)
+        // A tensor without rows may have any number of columns.
+        let width = groups.checked_mul(usize::from(of.group));
+        let stored = words.checked_mul(32);
+        let wanted = width.and_then(|width| width.checked_mul(usize::from(of.bits)));
+        stored.is_some() && stored == wanted && columns.is_none_or(|columns| Some(columns) == width)
     };
     if let Some(format) = Some(mlx.default).filter(fits).and_then(typed) {
         return Ok(Some(format));
