@@ -128,3 +128,41 @@ fn ended_with_peak(mut child: Child) -> (Ran, u64) {
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     (Ran { code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)), out, err }, peak * unit)
 }
+
+/// A quantized matrix is one tensor of the shape that it stands for, whatever it is stored in.
+#[test]
+fn inspect_shows_quantized_matrices_as_what_they_stand_for() {
+    for (name, kind) in [
+        ("llama-affine4", "affine4 g64"),
+        ("llama-gptq4-order", "affine4 g32"),
+        ("llama-awq4", "affine4 g64"),
+    ] {
+        let dir = fixture("quantized").join(name);
+        let shown = json(&ok(&["inspect", "--json", dir.to_str().unwrap()]));
+        let rows = shown["weights"]["table"].as_array().unwrap();
+        let up = rows.iter().find(|row| row["name"] == "model.layers.*.mlp.up_proj").unwrap();
+        let expected = serde_json::json!([kind, [64, 64], 2]);
+        assert_eq!(serde_json::json!([up["type"], up["shape"], up["tensors"]]), expected, "{name}");
+        let norm = rows.iter().find(|row| row["name"] == "model.norm.weight").unwrap();
+        assert_eq!(norm["type"], "F32", "{name}");
+        // 96 rows of the tied embedding; Q and O of 64, K and V of 32 rows, three of the feed-forward; five norms.
+        let parameters = 96 * 64 + 2 * (64 + 32 + 32 + 64 + 3 * 64) * 64 + 5 * 64;
+        assert_eq!(shown["parameters"], parameters, "{name}");
+    }
+    let dir = fixture("quantized/llama-mixed");
+    let table = ok(&["inspect", dir.to_str().unwrap()]).out;
+    for kind in [
+        "affine3 g64",
+        "affine5 g32",
+        "affine6 g64",
+        "affine8 g32",
+        "mxfp4",
+        "nvfp4",
+        "mxfp8",
+        "affine2 g128",
+        "affine4 g32",
+        "F32",
+    ] {
+        assert!(table.contains(kind), "{kind}: {table}");
+    }
+}
