@@ -127,13 +127,14 @@ impl ModelFiles {
         quantized::stored(&self.checkpoint, self.config.quantization.as_ref())
     }
 
-    /// The type of the largest part of the weights that is not in codes or blocks, which activations on MLX and the KV cache
-    /// take: of MLX's affine codes, that of the scales.
+    /// The type of the largest part of the weights, which activations on MLX and the KV cache take: of MLX's affine codes,
+    /// that of the scales; blocks of a GGUF file, whose scales are `f16`, count as that.
     pub fn dtype(&self) -> DType {
         let mut bytes = [(DType::F32, 0), (DType::F16, 0), (DType::BF16, 0)];
         for tensor in self.checkpoint.tensors() {
-            for (dtype, sum) in &mut bytes {
-                if tensor.dtype() == Some(*dtype) {
+            let dtype = tensor.dtype().or(tensor.format().map(|_| DType::F16));
+            for (of, sum) in &mut bytes {
+                if dtype == Some(*of) {
                     *sum += tensor.bytes();
                 }
             }
