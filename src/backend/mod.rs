@@ -11,20 +11,25 @@ pub mod kv;
 #[cfg(has_mlx)]
 pub mod mlx;
 pub mod ops;
+mod profile;
 pub mod rope;
 pub mod select;
 
 #[cfg(has_mlx)]
 use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use fallback::{FallbackReport, Faults};
+pub use profile::OpTime;
 
 use batch::Run;
 use cpu::CpuBackend;
 use kv::{HostKv, KvLayer, KvRows};
 use ops::{Op, OpKind, Ops, Outputs};
+use profile::{Profile, Work};
 
 use crate::error::{Error, Result};
 use crate::tensor::{HostTensor, Tensor};
@@ -93,12 +98,14 @@ pub struct Routing {
     policy: Policy,
     report: Arc<FallbackReport>,
     faults: Faults,
+    /// Times of ops, while they are asked for.
+    profile: RefCell<Option<Profile>>,
 }
 
 impl Routing {
     /// Routing under `policy`, with injected `faults` (none outside tests).
     pub fn new(policy: Policy, faults: Faults) -> Self {
-        Self { policy, report: Arc::default(), faults }
+        Self { policy, report: Arc::default(), faults, profile: RefCell::default() }
     }
 }
 
@@ -154,6 +161,28 @@ impl LlmBackendDispatch {
         self.routing().policy
     }
 
+    /// Measures the time of every op from here on. MLX then evaluates each op by itself: what it takes in a lazy graph is
+    /// less.
+    pub fn start_profile(&self) {
+        self.routing().profile.replace(Some(Profile::default()));
+    }
+
+    /// Ends what [`Self::start_profile`] began: the ops since, those that took longest first.
+    pub fn take_profile(&self) -> Vec<OpTime> {
+        self.routing().profile.take().map(Profile::into_times).unwrap_or_default()
+    }
+
+    fn is_profiling(&self) -> bool {
+        self.routing().profile.borrow().is_some()
+    }
+
+    fn record(&self, op: OpKind, work: Work, started: Instant) {
+        let time = started.elapsed();
+        if let Some(profile) = &mut *self.routing().profile.borrow_mut() {
+            profile.add(op, work, time);
+        }
+    }
+
     /// Starts a step: what a backend derived from the last step's masks and tables is dropped.
     pub fn begin_step(&self) {
         #[cfg(has_mlx)]
@@ -169,6 +198,18 @@ impl LlmBackendDispatch {
     /// Where the shapes do not fit, or every backend fails.
     pub fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
         rows.check(layer, run)?;
+        if !self.is_profiling() {
+            return self.route_kv_write(layer, rows, run);
+        }
+        self.evaluate(&[rows.k, rows.v], &[layer])?;
+        let started = Instant::now();
+        self.route_kv_write(layer, rows, run)?;
+        self.evaluate(&[], &[layer])?;
+        self.record(OpKind::KvWrite, Work::kv_write(layer, run.len), started);
+        Ok(())
+    }
+
+    fn route_kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
         match self {
             Self::Cpu { cpu, routing } => {
                 routing.injected(OpKind::KvWrite, "cpu")?;
@@ -381,6 +422,31 @@ impl Routing {
 impl Ops for LlmBackendDispatch {
     fn run(&self, op: &Op<'_>) -> Result<Outputs> {
         op.check()?;
+        #[cfg(has_mlx)]
+        if let Self::Mlx { mlx, replaying, .. } = self
+            && op.is_fused()
+            && !replaying.get()
+            && !mlx.fuses(op)
+        {
+            // Part by part through the dispatch, so that only the part that fails falls back.
+            return ops::compose(self, op);
+        }
+        if !self.is_profiling() {
+            return self.route(op);
+        }
+        let work = Work::of(op);
+        self.evaluate(&op.inputs(), &[])?;
+        let started = Instant::now();
+        let outputs = self.route(op)?;
+        self.evaluate(&outputs.iter().collect::<Vec<_>>(), &[])?;
+        self.record(op.kind(), work, started);
+        Ok(outputs)
+    }
+}
+
+impl LlmBackendDispatch {
+    /// Sends an op, of shapes that fit, to its backend.
+    fn route(&self, op: &Op<'_>) -> Result<Outputs> {
         match self {
             Self::Cpu { cpu, routing } => {
                 routing.injected(op.kind(), "cpu")?;
@@ -390,10 +456,6 @@ impl Ops for LlmBackendDispatch {
             Self::Mlx { mlx, cpu, routing, replaying } => {
                 if replaying.get() {
                     return cpu.run(op);
-                }
-                if op.is_fused() && !mlx.fuses(op) {
-                    // Part by part through the dispatch, so that only the part that fails falls back.
-                    return ops::compose(self, op);
                 }
                 let attempt = routing
                     .injected(op.kind(), "mlx")
