@@ -29,6 +29,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Show what a model is and needs, without loading it.
     Inspect(InspectArgs),
+    /// Measure a model's speed and memory beside this machine's limits.
+    Bench(BenchArgs),
 }
 
 /// `backstop run`.
@@ -44,6 +46,8 @@ pub struct RunArgs {
     pub prompt: Option<String>,
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// Instruction that the chat template puts before the prompt.
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub system: Option<String>,
@@ -66,6 +70,8 @@ pub struct RunArgs {
 pub struct ChatArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// Instruction that the chat template puts before the conversation.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -86,7 +92,47 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// Which model, and how it runs.
+/// `backstop bench`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Prompt and generation both begin after DEPTH cached tokens. Figures are medians over the repetitions, with\n\
+    the least and the greatest. The limits (read bandwidth of the memory, f32 multiply-adds) are measured before\n\
+    each repetition by a process of its own, so that its memory does not count."
+)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens of each prompt; 0 leaves prompts out.
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    pub prompt: usize,
+    /// Tokens to generate of each sequence; 0 leaves generation out.
+    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
+    pub generate: usize,
+    /// Tokens that are cached before.
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// Sequences side by side.
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
+    pub batch: Vec<usize>,
+    /// Threads of the CPU kernels [default: one per core].
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = threads)]
+    pub threads: Vec<usize>,
+    /// Repetitions of each measurement.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one)]
+    pub reps: usize,
+    /// Then run each once more and show the time per op; each op is waited for, which takes longer where the backend is
+    /// lazy.
+    #[arg(long)]
+    pub profile: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Measure the limits of N threads, and nothing else: one JSON object.
+    #[arg(long, value_name = "N", hide = true, value_parser = threads)]
+    pub limits: Option<usize>,
+}
+
+/// Which model, and what runs it.
 #[derive(Debug, ClapArgs)]
 pub struct ModelArgs {
     /// The model's directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
@@ -96,15 +142,20 @@ pub struct ModelArgs {
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     #[arg(value_parser = PossibleValuesParser::new(BackendRequest::NAMES).try_map(|name| name.parse::<BackendRequest>()))]
     pub backend: BackendRequest,
+    /// The instruction set of the CPU kernels [default: the best one here].
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub isa: Option<String>,
+}
+
+/// How much of the machine one conversation gets.
+#[derive(Debug, ClapArgs)]
+pub struct SessionArgs {
     /// Tokens that prompt and text may have together [default: the model's, at most 4096].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
-    /// The instruction set of the CPU kernels [default: the best one here].
-    #[arg(long, value_name = "NAME", hide = true)]
-    pub isa: Option<String>,
 }
 
 /// How the next token is chosen. Absent options are the model's (generation_config.json), else off.

@@ -28,7 +28,7 @@ Ctrl-C stops an answer; the arrow keys edit, and go through what was said before
 
 pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
-    let Loaded { model, .. } = super::load(&args.model)?;
+    let Loaded { model, .. } = super::load(&args.model, &args.session)?;
     let sampling = super::resolve_sampling(&args.sampling, &model)?;
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
     let mut chat = Chat::new(model, options);

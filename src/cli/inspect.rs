@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::Usage;
 use super::args::InspectArgs;
 use super::stream::print;
-use super::summary::count;
+use super::summary::{aligned, count};
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let files = super::open(args.model.as_deref())?;
@@ -269,20 +269,6 @@ impl Facts {
             },
         })
     }
-}
-
-/// Lines of cells under each other: the first `left` columns begin at one place, the others end at one.
-fn aligned<const N: usize>(lines: &[[String; N]], left: usize) -> String {
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut table = String::new();
-    for line in lines {
-        let cells = line.iter().zip(widths).enumerate().map(|(i, (cell, width))| {
-            if i < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        let _ = writeln!(table, "{}", cells.collect::<Vec<_>>().join("  "));
-    }
-    table
 }
 
 fn attention(config: &Config) -> String {

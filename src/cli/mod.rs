@@ -1,6 +1,7 @@
 //! The commands: what was typed is resolved against the model and its defaults, called, and reported.
 
 mod args;
+mod bench;
 mod chat;
 mod input;
 mod inspect;
@@ -20,7 +21,7 @@ use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
 use tracing_subscriber::EnvFilter;
 
 pub use args::{Args, Command};
-use args::{ModelArgs, SamplingArgs};
+use args::{ModelArgs, SamplingArgs, SessionArgs};
 
 /// Exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
@@ -46,6 +47,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Bench(args) => bench::bench(&args),
     }
 }
 
@@ -97,7 +99,7 @@ fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
     dir.map_or_else(ModelFiles::builtin, ModelFiles::open)
 }
 
-fn load(args: &ModelArgs) -> anyhow::Result<Loaded> {
+fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let isa = args.isa.as_deref().map(isa).transpose()?;
     let files = open(args.model.as_deref())?;
@@ -105,8 +107,8 @@ fn load(args: &ModelArgs) -> anyhow::Result<Loaded> {
     let _progress = term::Progress::start(move || format!("loading {name}"));
     let options = LoadOptions {
         backend: args.backend,
-        threads: args.threads,
-        context: args.ctx,
+        threads: session.threads,
+        context: session.ctx,
         isa,
         ..LoadOptions::default()
     };

@@ -15,7 +15,7 @@ use super::{INTERRUPTED, Loaded, Usage, input};
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let prompt = prompt(args.prompt.as_deref())?;
-    let Loaded { model, time } = super::load(&args.model)?;
+    let Loaded { model, time } = super::load(&args.model, &args.session)?;
     let options = Options {
         max_tokens: args.sampling.max_tokens,
         sampling: super::resolve_sampling(&args.sampling, &model)?,

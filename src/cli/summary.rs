@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use backstop::backend::FallbackReport;
 use backstop::backend::select::Bytes;
 use backstop::engine::FinishReason;
 use backstop::{Model, Options};
@@ -69,13 +70,7 @@ impl Summary<'_> {
     /// One JSON object: everything, rates in tokens per second, times in seconds, sizes in bytes.
     pub fn json(&self) -> Value {
         let (info, answer, stats) = (self.model.info(), self.answer, &self.answer.stats);
-        let report = self.model.engine().report();
-        let fallbacks: Vec<Value> = (report.fallbacks().into_iter())
-            .map(|(op, reason, count)| json!({ "op": op.name(), "reason": reason, "count": count }))
-            .collect();
-        let replays: Vec<Value> = (report.replays().into_iter())
-            .map(|(reason, count)| json!({ "reason": reason, "count": count }))
-            .collect();
+        let (fallbacks, replays) = fallen_back(self.model.engine().report());
         json!({
             "text": answer.text,
             "tokens": answer.tokens,
@@ -110,6 +105,17 @@ impl Summary<'_> {
             "replays": replays,
         })
     }
+}
+
+/// What fell back and what was replayed, for JSON.
+pub fn fallen_back(report: &FallbackReport) -> (Vec<Value>, Vec<Value>) {
+    let fallbacks = (report.fallbacks().into_iter())
+        .map(|(op, reason, count)| json!({ "op": op.name(), "reason": reason, "count": count }))
+        .collect();
+    let replays = (report.replays().into_iter())
+        .map(|(reason, count)| json!({ "reason": reason, "count": count }))
+        .collect();
+    (fallbacks, replays)
 }
 
 /// One line about a turn of a conversation.
@@ -187,7 +193,22 @@ pub fn count(number: u64) -> String {
     }
 }
 
-fn digits(value: f64) -> String {
+/// Lines of cells under each other: the first `left` columns begin at one place, the others end at one.
+pub fn aligned<const N: usize>(lines: &[[String; N]], left: usize) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut table = String::new();
+    for line in lines {
+        let cells = line.iter().zip(widths).enumerate().map(|(i, (cell, width))| {
+            if i < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        let _ = writeln!(table, "{}", cells.collect::<Vec<_>>().join("  "));
+    }
+    table
+}
+
+/// Three digits: `0.04`, `48.2`, `1012`.
+pub fn digits(value: f64) -> String {
     match value {
         ..9.995 => format!("{value:.2}"),
         ..99.95 => format!("{value:.1}"),

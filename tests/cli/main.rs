@@ -2,6 +2,7 @@
 
 #![cfg(unix)]
 
+mod bench;
 mod chat;
 mod examples;
 mod gguf;

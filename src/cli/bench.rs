@@ -1,0 +1,210 @@
+//! `backstop bench`: a model's speed and memory beside what this machine can do at most.
+
+mod measure;
+mod report;
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, ensure};
+use backstop::ModelFiles;
+use backstop::backend::cpu::limits;
+use backstop::engine::Runtime;
+use serde_json::{Value, json};
+
+use super::args::{BenchArgs, SessionArgs};
+use super::stream::print;
+use super::term::Progress;
+use super::{Loaded, Usage, summary};
+use measure::{Case, Phase, Sequences};
+use report::{Report, Row, Spread};
+
+pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if let Some(threads) = args.limits {
+        print(&format!("{}\n", Limits::of(threads).json()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.prompt == 0 && args.generate == 0 {
+        return Err(Usage("--prompt and --generate are 0: there is nothing to measure".to_owned()).into());
+    }
+    let files = super::open(args.model.model.as_deref())?;
+    let context = context(args, files.config.max_context())?;
+    let work = Work::of(&files);
+    drop(files);
+    let threads = match &args.threads[..] {
+        [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
+        given => given.to_vec(),
+    };
+    let mut report = Report::new(args, work);
+    for threads in threads {
+        let session = SessionArgs { ctx: Some(context), threads: Some(threads) };
+        let loaded = super::load(&args.model, &session)?;
+        report.loaded(&loaded);
+        for &depth in &args.depth {
+            for &batch in &args.batch {
+                let case = Case { depth, batch, prompt: args.prompt, generate: args.generate };
+                let row = measured(&loaded, args, case, threads)?;
+                report.rows.push(row);
+            }
+        }
+    }
+    print(&if args.json { format!("{}\n", report.json()) } else { report.table() })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tokens that a sequence must hold.
+fn context(args: &BenchArgs, most: usize) -> anyhow::Result<usize> {
+    let deepest = args.depth.iter().copied().max().unwrap_or(0);
+    let context = deepest.saturating_add(args.prompt.max(args.generate));
+    if context > most {
+        let what = format!("--depth and --prompt or --generate ask for a context of {context} tokens");
+        return Err(Usage(format!("{what}, expected at most {most}, what the model was trained for")).into());
+    }
+    Ok(context)
+}
+
+/// What a token needs of the machine.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Bytes of weights that a step reads, but for a row of the embedding for each token.
+    weight_bytes: u64,
+    /// Bytes of keys and values of one token.
+    kv_token_bytes: u64,
+    /// Elements of the matrices that each token of a prompt is multiplied with.
+    layer_elements: u64,
+    /// Elements of the output head, which the last token alone is.
+    head_elements: u64,
+}
+
+impl Work {
+    fn of(files: &ModelFiles) -> Self {
+        let config = &files.config;
+        let (tied, mut weight_bytes, mut layer_elements) = (config.tie_word_embeddings, 0, 0);
+        for tensor in files.tensors() {
+            let embedding =
+                ["model.embed_tokens", "token_embd"].iter().any(|name| tensor.name.starts_with(name));
+            let head = ["lm_head", "output."].iter().any(|name| tensor.name.starts_with(name));
+            // Of an embedding and a head, the one that is the head is read whole.
+            if if tied { head } else { embedding } {
+                continue;
+            }
+            weight_bytes += tensor.loaded;
+            if !embedding && !head && tensor.shape.len() > 1 {
+                layer_elements += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
+            }
+        }
+        Self {
+            weight_bytes,
+            kv_token_bytes: files.kv_token_bytes(files.dtype()),
+            layer_elements,
+            head_elements: (config.vocab_size * config.hidden_size) as u64,
+        }
+    }
+
+    /// Operations on matrices for the prompts of `case`, two for each element.
+    fn prompt_operations(&self, case: Case) -> f64 {
+        2.0 * case.batch as f64
+            * (case.prompt as f64 * self.layer_elements as f64 + self.head_elements as f64)
+    }
+
+    /// Bytes of weights and of keys and values that a generated token of `case` takes, on average.
+    fn token_bytes(&self, case: Case) -> (f64, f64) {
+        let cached = case.depth as f64 + (case.generate as f64 + 1.0) / 2.0;
+        (self.weight_bytes as f64 / case.batch as f64, self.kv_token_bytes as f64 * cached)
+    }
+}
+
+/// What the machine can do at most, per second.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Bytes read from memory.
+    read_bandwidth: f64,
+    /// `f32` operations.
+    fma_peak: f64,
+}
+
+impl Limits {
+    fn of(threads: usize) -> Self {
+        Self { read_bandwidth: limits::read_bandwidth(threads), fma_peak: limits::fma_peak(threads) }
+    }
+
+    fn json(self) -> Value {
+        json!({ "read_bandwidth": self.read_bandwidth, "fma_peak": self.fma_peak })
+    }
+
+    /// As another process of this program measures them: what it reads from memory would count as this one's.
+    fn elsewhere(threads: usize) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot measure this machine's limits")?;
+        let output = Command::new(program)
+            .args(["bench", "--limits", &threads.to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot measure this machine's limits")?;
+        ensure!(output.status.success(), "measuring this machine's limits failed: {}", output.status);
+        let limits: Value = serde_json::from_slice(&output.stdout)?;
+        let limit = |name: &str| limits[name].as_f64().with_context(|| format!("no {name} was measured"));
+        Ok(Self { read_bandwidth: limit("read_bandwidth")?, fma_peak: limit("fma_peak")? })
+    }
+}
+
+/// All repetitions of one case.
+fn measured(loaded: &Loaded, args: &BenchArgs, case: Case, threads: usize) -> anyhow::Result<Row> {
+    let engine = loaded.model.engine();
+    let Case { depth, batch, .. } = case;
+    let progress = Progress::start(move || format!("measuring {batch} sequences after {depth} tokens"));
+    // The first of each touches pages and fills caches; it is not measured.
+    let mut sequences = engine.with(move |runtime| {
+        let mut sequences = measure::prepare(runtime, case)?;
+        let short = Case { generate: case.generate.min(1), ..case };
+        measure::prompt(runtime, &mut sequences, short, false)?;
+        measure::generate(runtime, &mut sequences, short, false)?;
+        Ok::<_, backstop::Error>(sequences)
+    })??;
+    let (mut limits, mut prompts, mut generations) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.reps {
+        limits.push(Limits::elsewhere(threads)?);
+        let times;
+        (sequences, times) = repetition(engine, sequences, case, false)?;
+        prompts.push(times.0.time.as_secs_f64());
+        generations.push(times.1.time.as_secs_f64());
+    }
+    let peak_memory = summary::peak_memory();
+    let profile = match args.profile {
+        true => Some(repetition(engine, sequences, case, true)?.1),
+        false => None,
+    };
+    drop(progress);
+    let rate = |tokens: usize, times: &[f64]| {
+        let tokens = (case.batch * tokens) as f64;
+        (tokens > 0.0).then(|| Spread::of(times.iter().map(|time| tokens / time)))
+    };
+    Ok(Row {
+        threads,
+        device: engine.backend().to_owned(),
+        load: loaded.time.as_secs_f64(),
+        case,
+        prompt: rate(case.prompt, &prompts),
+        generation: rate(case.generate, &generations),
+        first_token: (case.prompt > 0).then(|| Spread::of(prompts.iter().copied())),
+        peak_memory,
+        read_bandwidth: Spread::of(limits.iter().map(|limits| limits.read_bandwidth)),
+        fma_peak: Spread::of(limits.iter().map(|limits| limits.fma_peak)),
+        fallen_back: summary::fallen_back(engine.report()),
+        profile,
+    })
+}
+
+/// Prompts and generation once.
+fn repetition(
+    engine: &backstop::engine::Engine,
+    mut sequences: Sequences,
+    case: Case,
+    profile: bool,
+) -> anyhow::Result<(Sequences, (Phase, Phase))> {
+    let phases = engine.with(move |runtime: &Runtime| {
+        let prompt = measure::prompt(runtime, &mut sequences, case, profile)?;
+        let generation = measure::generate(runtime, &mut sequences, case, profile)?;
+        Ok::<_, backstop::Error>((sequences, (prompt, generation)))
+    })??;
+    Ok(phases)
+}
