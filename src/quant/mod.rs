@@ -5,6 +5,7 @@
 
 pub mod affine;
 mod codec;
+mod encode;
 pub(crate) mod ggml;
 pub mod ocp;
 mod parallel;
@@ -18,6 +19,7 @@ use smallvec::SmallVec;
 
 use crate::tensor::{Bytes, DType, Weight};
 
+pub use encode::write_floats;
 pub(crate) use parallel::for_rows;
 
 /// Block formats of GGUF files, as `ggml` defines them.

@@ -1,0 +1,190 @@
+//! Quantizers: rows of values → the planes of a format, with the bits of MLX's `quantize` and of the `gguf` package's.
+
+use half::{bf16, f16};
+
+use super::affine::{pack, read_floats};
+use super::{Format, GgmlType, for_rows};
+use crate::tensor::DType;
+
+/// 1.5 · 2^23: added to a value of magnitude below 2^22, it leaves the nearest integer, ties to even, in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+impl Format {
+    /// Whether [`encode`](Self::encode) writes it.
+    pub const fn has_encoder(self) -> bool {
+        matches!(self, Self::Affine { .. } | Self::Mxfp4 | Self::Ggml(GgmlType::Q4_0 | GgmlType::Q8_0))
+    }
+
+    /// Quantizes `values`, little-endian and row-major, `[N, columns]` of `dtype`, over the machine's cores. The planes are
+    /// those that the format names.
+    ///
+    /// - Affine (of a group, in `f32`): `scale = max((max - min) / (2^bits - 1), 1e-7)`, with the sign that lets the edge of
+    ///   larger magnitude have a whole code `q0`; then `scale = edge / q0`, `bias = edge`; scales and biases are rounded to
+    ///   `dtype` after the codes are chosen. Equals `mx.quantize` to the bit.
+    /// - MXFP4: the scale is the smallest power of two that is at least `max / 6` (rounded to `dtype`), the codes are the
+    ///   nearest, ties to zero. Equals `mx.quantize`, but for groups below `6 · 2^-126`, where its exponent may wrap.
+    /// - `Q8_0`, `Q4_0`: equal those of the `gguf` Python package to the bit.
+    ///
+    /// Gives back the first row that holds a NaN or an infinity, if any: its codes mean nothing.
+    ///
+    /// # Panics
+    /// Where the format has no encoder, `columns` is no multiple of its group, affine scales are of another type than
+    /// `dtype`, or a slice has another length.
+    pub fn encode(
+        self,
+        dtype: DType,
+        columns: usize,
+        values: &[u8],
+        planes: [&mut [u8]; 3],
+    ) -> Option<usize> {
+        assert!(self.has_encoder(), "{self} has no encoder");
+        assert!(columns.is_multiple_of(self.group()), "{columns} columns in {self}");
+        if let Self::Affine { scales, .. } = self {
+            assert_eq!(scales, dtype, "scales of {self}");
+        }
+        let rows = values.len().checked_div(columns * dtype.size()).unwrap_or(0);
+        assert_eq!(values.len(), rows * columns * dtype.size(), "values of {rows} rows of {columns}");
+        let mut widths = self.row_bytes(columns);
+        widths.resize(3, 0);
+        let mut outputs = planes.into_iter().zip(widths.iter().copied());
+        let outputs = std::array::from_fn::<_, 3, _>(|_| outputs.next().unwrap_or_default());
+        let wrong = parking_lot::Mutex::new(None);
+        for_rows(rows, outputs, |range, parts| {
+            let mut row = vec![0.0; columns];
+            let mut codes = vec![0; columns];
+            let mut parts = parts.into_iter().zip(&widths);
+            let mut parts = std::array::from_fn::<_, 3, _>(|_| match parts.next() {
+                Some((part, &width)) => (part, width),
+                None => (Default::default(), 0),
+            });
+            for at in range.clone() {
+                let width = columns * dtype.size();
+                read_floats(dtype, &values[at * width..][..width], &mut row);
+                if row.iter().any(|x| !x.is_finite()) {
+                    let mut first: parking_lot::MutexGuard<'_, Option<usize>> = wrong.lock();
+                    *first = Some(first.map_or(at, |first| first.min(at)));
+                    return;
+                }
+                let [one, two, three] = parts.each_mut().map(|(part, width)| {
+                    let (row, rest) = std::mem::take(part).split_at_mut(*width);
+                    *part = rest;
+                    row
+                });
+                match self {
+                    Self::Affine { bits, group, .. } => {
+                        affine(bits, usize::from(group), dtype, &row, &mut codes, two, three);
+                        pack(bits, &codes, one);
+                    }
+                    Self::Mxfp4 => mxfp4(dtype, &row, one, two),
+                    Self::Ggml(GgmlType::Q8_0) => blocks(&row, one, 34, q8_0),
+                    Self::Ggml(GgmlType::Q4_0) => blocks(&row, one, 18, q4_0),
+                    _ => unreachable!("checked above"),
+                }
+            }
+        });
+        wrong.into_inner()
+    }
+}
+
+/// `values` in `dtype`, little-endian, to nearest, ties to even.
+pub fn write_floats(dtype: DType, values: &[f32], out: &mut [u8]) {
+    let pairs = values.iter().zip(out.chunks_exact_mut(dtype.size()));
+    match dtype {
+        DType::F32 => pairs.for_each(|(v, out)| out.copy_from_slice(&v.to_le_bytes())),
+        DType::F16 => pairs.for_each(|(&v, out)| out.copy_from_slice(&f16::from_f32(v).to_le_bytes())),
+        DType::BF16 => pairs.for_each(|(&v, out)| out.copy_from_slice(&bf16::from_f32(v).to_le_bytes())),
+    }
+}
+
+fn affine(
+    bits: u8,
+    group: usize,
+    dtype: DType,
+    row: &[f32],
+    codes: &mut [u8],
+    scales: &mut [u8],
+    biases: &mut [u8],
+) {
+    let most = ((1_u32 << bits) - 1) as f32;
+    let outputs = codes
+        .chunks_exact_mut(group)
+        .zip(scales.chunks_exact_mut(dtype.size()).zip(biases.chunks_exact_mut(dtype.size())));
+    for (values, (codes, (scale_out, bias_out))) in row.chunks_exact(group).zip(outputs) {
+        let min = values.iter().fold(f32::INFINITY, |min, &x| if x < min { x } else { min });
+        let max = values.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+        let step = ((max - min) / most).max(1e-7);
+        let (step, edge) = if min.abs() > max.abs() { (step, min) } else { (-step, max) };
+        let q0 = (edge / step).round_ties_even();
+        let (scale, bias) = if q0 == 0.0 { (step, 0.0) } else { (edge / q0, edge) };
+        for (code, &x) in codes.iter_mut().zip(values) {
+            let q = ((x - bias) / scale).max(0.0).min(most);
+            *code = (q + ROUND).to_bits() as u8;
+        }
+        write_floats(dtype, &[scale], scale_out);
+        write_floats(dtype, &[bias], bias_out);
+    }
+}
+
+fn mxfp4(dtype: DType, row: &[f32], codes: &mut [u8], scales: &mut [u8]) {
+    for ((values, codes), scale) in row.chunks_exact(32).zip(codes.chunks_exact_mut(16)).zip(scales) {
+        let max = values.iter().fold(0.0_f32, |max, x| max.max(x.abs())) / 6.0;
+        // MLX computes in the type of the matrix; only f16 rounds near its smallest numbers.
+        let least = match dtype {
+            DType::F32 => max,
+            DType::F16 => f16::from_f32(max).to_f32(),
+            DType::BF16 => bf16::from_f32(max).to_f32(),
+        };
+        let bits = least.to_bits();
+        // A group of zeros has a scale of 1. A fraction beside the exponent asks for the next power of two.
+        let exponent = if bits == 0 { 127 } else { (bits >> 23) + u32::from(bits & 0x007f_ffff != 0) };
+        *scale = exponent.min(254) as u8;
+        // 2^(127 - scale) in two factors, each of which f32 has, the product too small to matter where it is subnormal.
+        let half = (127 - i32::from(*scale)) / 2;
+        let power = |exponent: i32| f32::from_bits(((exponent + 127) as u32) << 23);
+        let (one, two) = (power(half), power(127 - i32::from(*scale) - half));
+        for (pair, byte) in values.chunks_exact(2).zip(codes) {
+            *byte = e2m1(pair[0] * one * two) | e2m1(pair[1] * one * two) << 4;
+        }
+    }
+}
+
+/// The nearest e2m1 code, ties to zero; zero has no sign.
+fn e2m1(x: f32) -> u8 {
+    let between = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+    let magnitude = between.iter().map(|&edge| u8::from(x.abs() > edge)).sum::<u8>();
+    if x < 0.0 && magnitude > 0 { magnitude | 8 } else { magnitude }
+}
+
+/// A block of `size` bytes for each 32 values.
+fn blocks(row: &[f32], out: &mut [u8], size: usize, encode: impl Fn(&[f32], &mut [u8])) {
+    row.chunks_exact(32).zip(out.chunks_exact_mut(size)).for_each(|(values, block)| encode(values, block));
+}
+
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// `w = q · d`, `q` from -127 to 127.
+fn q8_0(values: &[f32], block: &mut [u8]) {
+    let scale = values.iter().fold(0.0_f32, |max, x| max.max(x.abs())) / 127.0;
+    let inverse = inverse(scale);
+    let (head, codes) = block.split_at_mut(2);
+    write_floats(DType::F16, &[scale], head);
+    for (code, &x) in codes.iter_mut().zip(values) {
+        *code = (x * inverse).round() as i8 as u8;
+    }
+}
+
+/// `w = (q - 8) · d`, the value of largest magnitude having the code 0; element `i` beside `i + 16`, low nibble first.
+fn q4_0(values: &[f32], block: &mut [u8]) {
+    // The first of equal magnitude, as in ggml.
+    let edge = values.iter().fold(0.0_f32, |edge, &x| if x.abs() > edge.abs() { x } else { edge });
+    let scale = edge / -8.0;
+    let inverse = inverse(scale);
+    let (head, codes) = block.split_at_mut(2);
+    write_floats(DType::F16, &[scale], head);
+    let code = |x: f32| ((x * inverse + 8.5) as u8).min(15);
+    for (i, byte) in codes.iter_mut().enumerate() {
+        *byte = code(values[i]) | code(values[i + 16]) << 4;
+    }
+}
