@@ -12,6 +12,7 @@ pub mod generate;
 mod json;
 pub mod model;
 pub mod quant;
+pub mod quantize;
 pub mod sample;
 pub mod tensor;
 pub mod text;

@@ -31,6 +31,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure a model's speed and memory beside this machine's limits.
     Bench(BenchArgs),
+    /// Write a model in fewer bits.
+    Quantize(QuantizeArgs),
 }
 
 /// `backstop run`.
@@ -130,6 +132,30 @@ pub struct BenchArgs {
     /// Measure the limits of N threads, and nothing else: one JSON object.
     #[arg(long, value_name = "N", hide = true, value_parser = threads)]
     pub limits: Option<usize>,
+}
+
+/// `backstop quantize`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The output is a directory that mlx-lm and backstop load. It appears when it is whole: until then it is made\n\
+    beside its place, as .NAME.backstop-partial, which the next run takes over should this one be killed.\n\
+    Matrices whose rows are not whole groups keep their type."
+)]
+pub struct QuantizeArgs {
+    /// The model's directory (config.json, safetensors).
+    pub model: PathBuf,
+    /// The directory to write; it must not exist.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// What codes stand for: affine, or mxfp4.
+    #[arg(long, value_name = "MODE", default_value = "affine")]
+    pub mode: String,
+    /// Bits of a code: 2, 3, 4, 5, 6 or 8 [default: 4].
+    #[arg(long, value_name = "BITS", allow_hyphen_values = true)]
+    pub bits: Option<u8>,
+    /// Elements that share a scale: 32, 64 or 128 [default: 64, mxfp4 32].
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub group: Option<u16>,
 }
 
 /// Which model, and what runs it.

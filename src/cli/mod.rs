@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod input;
 mod inspect;
+mod quantize;
 mod run;
 mod stream;
 mod summary;
@@ -48,6 +49,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
     }
 }
 

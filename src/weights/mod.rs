@@ -7,10 +7,12 @@
 pub mod gguf;
 mod gptq;
 mod mmap;
+pub(crate) mod output;
 pub(crate) mod quantized;
 mod safetensors;
 #[cfg(test)]
 mod tests;
+pub(crate) mod write;
 
 use std::collections::btree_map::{self, BTreeMap};
 use std::ffi::OsStr;
@@ -89,6 +91,17 @@ impl TensorInfo {
         match self.encoding {
             Encoding::Ggml(gguf::TensorType::Blocks(of)) => Some(Format::Ggml(of)),
             _ => None,
+        }
+    }
+
+    /// The type of safetensors files that it has, or would have.
+    pub(crate) fn safetensors_type(&self) -> Dtype {
+        match self.encoding {
+            Encoding::Safetensors(dtype) => dtype,
+            Encoding::Ggml(gguf::TensorType::Dense(DType::F32)) => Dtype::F32,
+            Encoding::Ggml(gguf::TensorType::Dense(DType::F16)) => Dtype::F16,
+            Encoding::Ggml(gguf::TensorType::Dense(DType::BF16)) => Dtype::BF16,
+            Encoding::Ggml(gguf::TensorType::Blocks(_)) => Dtype::U8,
         }
     }
 
@@ -417,7 +430,7 @@ impl Bytes for Aligned {
 }
 
 /// Where the files of a model directory may resolve to.
-struct Home {
+pub(crate) struct Home {
     dir: PathBuf,
     /// The directory, links followed.
     real: PathBuf,
@@ -426,7 +439,7 @@ struct Home {
 }
 
 impl Home {
-    fn of(dir: &Path) -> Result<Self> {
+    pub fn of(dir: &Path) -> Result<Self> {
         let real = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
         let blobs = match real.parent() {
             Some(parent) if parent.file_name() == Some(OsStr::new("snapshots")) => {
@@ -454,7 +467,7 @@ impl Home {
     }
 
     /// Follows links, and refuses what lies elsewhere.
-    fn resolve(&self, path: &Path, name: &str) -> Result<PathBuf> {
+    pub fn resolve(&self, path: &Path, name: &str) -> Result<PathBuf> {
         let real = path.canonicalize().map_err(|e| Error::io(path, e))?;
         let parent = real.parent();
         if parent == Some(&self.real) || (self.blobs.is_some() && parent == self.blobs.as_deref()) {

@@ -1,0 +1,103 @@
+//! `backstop quantize`: a model in fewer bits.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::Context;
+use backstop::ModelFiles;
+use backstop::backend::select::Bytes;
+use backstop::config::{MlxFormat, MlxMode};
+use backstop::quantize::to_mlx;
+
+use super::args::QuantizeArgs;
+use super::term::{self, Progress};
+use super::{INTERRUPTED, Usage};
+
+pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let format = format(args)?;
+    let files = ModelFiles::open(&args.model)?;
+    let stopped = stopped_by_ctrl_c()?;
+    let read = Arc::new((AtomicU64::new(0), AtomicU64::new(1)));
+    let report = {
+        let shown = Arc::clone(&read);
+        let name = files.name();
+        let _progress = Progress::start(move || {
+            bar(&name, shown.0.load(Ordering::Relaxed), shown.1.load(Ordering::Relaxed))
+        });
+        to_mlx(&files, format, &args.output, &mut |done, total| {
+            read.0.store(done, Ordering::Relaxed);
+            read.1.store(total, Ordering::Relaxed);
+            !stopped.load(Ordering::Relaxed)
+        })
+    };
+    let Some(report) = report.map_err(super::typed)? else {
+        term::note("interrupted: nothing was written");
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let uneven = match report.uneven {
+        0 => String::new(),
+        n => format!(", {n} matrices among them whose rows are not whole groups of {}", format.group),
+    };
+    term::note(format_args!(
+        "{}: {} in place of {}, {} matrices quantized, {} tensors kept{uneven}; {:.1} s",
+        args.output.display(),
+        Bytes(report.bytes_out),
+        Bytes(report.bytes_in),
+        report.quantized,
+        report.kept,
+        started.elapsed().as_secs_f64(),
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was typed, with mlx-lm's defaults. Ranges are the library's to check.
+fn format(args: &QuantizeArgs) -> anyhow::Result<MlxFormat> {
+    Ok(match args.mode.as_str() {
+        "affine" => {
+            MlxFormat { mode: MlxMode::Affine, bits: args.bits.unwrap_or(4), group: args.group.unwrap_or(64) }
+        }
+        "mxfp4" => {
+            MlxFormat { mode: MlxMode::Mxfp4, bits: args.bits.unwrap_or(4), group: args.group.unwrap_or(32) }
+        }
+        other => return Err(Usage(format!("--mode is {other}, expected affine or mxfp4")).into()),
+    })
+}
+
+/// What the first Ctrl-C sets; the second ends the process, as what is written has no name yet.
+fn stopped_by_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&stopped);
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })
+    .context("cannot catch Ctrl-C")?;
+    Ok(stopped)
+}
+
+/// The share that is done, as a line shows it.
+fn bar(name: &str, done: u64, total: u64) -> String {
+    const WIDTH: u64 = 24;
+    let of = |whole: u64| (done.min(total) as u128 * u128::from(whole) / u128::from(total.max(1))) as usize;
+    let (filled, percent) = (of(WIDTH), of(100));
+    let bar = "#".repeat(filled) + &".".repeat(WIDTH as usize - filled);
+    format!("quantizing {name} [{bar}] {percent} %, {} of {}", Bytes(done), Bytes(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn the_bar_fills_from_end_to_end() {
+        assert_eq!(bar("m", 0, 1), format!("quantizing m [{}] 0 %, 0 B of 1 B", ".".repeat(24)));
+        let half = format!("quantizing m [{}{}] 50 %, 5 B of 10 B", "#".repeat(12), ".".repeat(12));
+        assert_eq!(bar("m", 5, 10), half);
+        assert_eq!(bar("m", 10, 10), format!("quantizing m [{}] 100 %, 10 B of 10 B", "#".repeat(24)));
+        assert!(bar("m", 0, 0).contains(" 0 %"));
+    }
+}
