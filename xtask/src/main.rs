@@ -15,7 +15,7 @@ cargo xtask mlx                          make MLX usable on Linux, under target/
 cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--features mlx` where it belongs
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
                                          with ARGS, only the tests, as `cargo test ARGS…`
-cargo xtask random-model SHAPE TYPE DIR  random weights of a real shape, for measuring speed and memory";
+cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory";
 
 fn main() -> ExitCode {
     match run() {

@@ -1,7 +1,10 @@
-//! Random weights of real shapes, as Hugging Face directories: for speed and memory, since no weights can be downloaded
-//! everywhere. The same name and type give the same bytes.
+//! Random weights of real shapes, as Hugging Face or MLX directories or GGUF files: for speed and memory, since no weights
+//! can be downloaded everywhere. The same name and type give the same bytes.
 
-use std::fs;
+mod gguf;
+mod mlx;
+
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -41,77 +44,145 @@ pub fn names() -> String {
     SHAPES.map(|shape| shape.name).join(", ")
 }
 
-/// `SHAPE TYPE DIR`: writes the directory `DIR`.
+/// `SHAPE TYPE PATH`: writes the directory, or the GGUF file, `PATH`.
 pub fn run(args: &[String]) -> Result<()> {
-    let [name, dtype, dir] = args else {
-        bail!("usage: cargo xtask random-model SHAPE f32|f16|bf16 DIR, SHAPE one of {}", names());
+    let [name, kind, path] = args else {
+        bail!(
+            "usage: cargo xtask random-model SHAPE TYPE PATH, SHAPE one of {}, TYPE one of {}",
+            names(),
+            types()
+        );
     };
+    write(name, kind, Path::new(path))
+}
+
+/// The types' names.
+fn types() -> String {
+    let gguf = gguf::FileType::ALL.map(|(name, _)| name);
+    let directories = DIRECTORIES.join(", ");
+    format!("{directories} (directories), {} (GGUF files)", gguf.join(", "))
+}
+
+const DIRECTORIES: [&str; 5] = ["f32", "f16", "bf16", "mlx4", "mlx8"];
+
+/// Writes the model of shape `name` in the type `kind` to `path`.
+pub fn write(name: &str, kind: &str, path: &Path) -> Result<()> {
     let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) else {
         bail!("no shape is called {name}: one of {}", names());
     };
-    let size = match dtype.as_str() {
-        "f32" => 4,
-        "f16" | "bf16" => 2,
-        _ => bail!("no type is called {dtype}: f32, f16 or bf16"),
-    };
-    let dir = Path::new(dir);
-    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let long = match dtype.as_str() {
-        "f32" => "float32",
-        "f16" => "float16",
-        _ => "bfloat16",
-    };
-    let config = json!({
+    if let Some((_, file_type)) = gguf::FileType::ALL.into_iter().find(|(name, _)| *name == kind) {
+        return gguf::write(shape, file_type, path);
+    }
+    if !DIRECTORIES.contains(&kind) {
+        bail!("no type is called {kind}: {}", types());
+    }
+    fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
+    match kind {
+        "mlx4" => mlx::write(shape, 4, path),
+        "mlx8" => mlx::write(shape, 8, path),
+        dtype => dense(shape, dtype, path),
+    }
+}
+
+/// `config.json` with weights of type `dtype` in PyTorch's name.
+fn config(shape: &Shape, dtype: &str) -> Value {
+    json!({
         "architectures": [if shape.model_type == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
         "model_type": shape.model_type, "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim, "vocab_size": shape.vocab,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": shape.theta, "hidden_act": "silu",
-        "tie_word_embeddings": true, "torch_dtype": long, "bos_token_id": 1, "eos_token_id": 2,
+        "tie_word_embeddings": true, "torch_dtype": dtype, "bos_token_id": 1, "eos_token_id": 2,
         "attention_bias": false, "mlp_bias": false,
-    });
-    fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
+    })
+}
 
+fn dense(shape: &Shape, dtype: &str, dir: &Path) -> Result<()> {
+    let (size, long) = match dtype {
+        "f32" => (4, "float32"),
+        "f16" => (2, "float16"),
+        _ => (2, "bfloat16"),
+    };
+    let config = config(shape, long);
+    fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     let tensors = tensors(shape);
+    let upper = dtype.to_uppercase();
+    let table: Vec<_> = (tensors.iter())
+        .map(|(name, dims)| (name.as_str(), upper.as_str(), &dims[..], dims.iter().product::<usize>() * size))
+        .collect();
+    let path = dir.join("model.safetensors");
+    save(&path, |file| {
+        write_header(file, &table)?;
+        let mut random = Random::new();
+        for (name, dims) in &tensors {
+            let norm = name.ends_with("norm.weight");
+            // Rows of a product keep the size of what they multiply.
+            let spread = if norm { 0.1 } else { 1.0 / (*dims.last().unwrap_or(&1) as f32).sqrt() };
+            for _ in 0..dims.iter().product::<usize>() {
+                // A uniform number of variance 1.
+                let unit = (random.next() >> 40) as f32 / (1 << 24) as f32;
+                let value = (unit - 0.5) * 12.0_f32.sqrt() * spread + if norm { 1.0 } else { 0.0 };
+                match dtype {
+                    "f32" => file.write_all(&value.to_le_bytes())?,
+                    "bf16" => file.write_all(&bf16(value).to_le_bytes())?,
+                    _ => file.write_all(&f16(value).to_le_bytes())?,
+                }
+            }
+        }
+        Ok(())
+    })?;
+    let size: usize = table.iter().map(|of| of.3).sum();
+    println!("{}: {} tensors of {:.0} MB", path.display(), tensors.len(), size as f64 / 1e6);
+    Ok(())
+}
+
+/// Writes the file `path` under another name, and renames it once it is whole.
+fn save(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    let file = File::create(partial).with_context(|| format!("creating {}", partial.display()))?;
+    let mut file = BufWriter::with_capacity(1 << 20, file);
+    write(&mut file)?;
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(partial, path).with_context(|| format!("creating {}", path.display()))
+}
+
+/// The header of a safetensors file with tensors `(name, dtype, shape, bytes)` one after the other.
+fn write_header(file: &mut impl Write, tensors: &[(&str, &str, &[usize], usize)]) -> Result<()> {
     let mut header = Map::new();
     let mut offset = 0;
-    for (name, dims) in &tensors {
-        let bytes = dims.iter().product::<usize>() * size;
-        let entry =
-            json!({ "dtype": dtype.to_uppercase(), "shape": dims, "data_offsets": [offset, offset + bytes] });
-        header.insert(name.clone(), entry);
+    for &(name, dtype, shape, bytes) in tensors {
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, offset + bytes] });
+        header.insert(name.to_owned(), entry);
         offset += bytes;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let path = dir.join("model.safetensors");
-    let partial = dir.join("model.safetensors.partial");
-    let mut file = BufWriter::with_capacity(1 << 20, fs::File::create(&partial)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for (name, dims) in &tensors {
-        let norm = name.ends_with("norm.weight");
-        // Rows of a product keep the size of what they multiply.
-        let spread = if norm { 0.1 } else { 1.0 / (*dims.last().unwrap_or(&1) as f32).sqrt() };
-        for _ in 0..dims.iter().product::<usize>() {
-            // xorshift64*, its upper half as a uniform number of variance 1.
-            state ^= state >> 12;
-            state ^= state << 25;
-            state ^= state >> 27;
-            let unit = (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f32 / (1 << 24) as f32;
-            let value = (unit - 0.5) * 12.0_f32.sqrt() * spread + if norm { 1.0 } else { 0.0 };
-            match size {
-                4 => file.write_all(&value.to_le_bytes())?,
-                _ if dtype == "bf16" => file.write_all(&bf16(value).to_le_bytes())?,
-                _ => file.write_all(&f16(value).to_le_bytes())?,
-            }
+    Ok(file.write_all(&header)?)
+}
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            part.copy_from_slice(&self.next().to_le_bytes()[..part.len()]);
         }
     }
-    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&partial, &path)?;
-    println!("{}: {} of {:.0} MB", path.display(), tensors.len(), offset as f64 / 1e6);
-    Ok(())
 }
 
 /// Names and shapes, in the order of the file.
