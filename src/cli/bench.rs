@@ -147,15 +147,17 @@ impl Limits {
     }
 }
 
+/// Tokens of a prompt that touches pages and fills caches, before the first that counts.
+const WARM_UP: usize = 64;
+
 /// All repetitions of one case.
 fn measured(loaded: &Loaded, args: &BenchArgs, case: Case, threads: usize) -> anyhow::Result<Row> {
     let engine = loaded.model.engine();
     let Case { depth, batch, .. } = case;
     let progress = Progress::start(move || format!("measuring {batch} sequences after {depth} tokens"));
-    // The first of each touches pages and fills caches; it is not measured.
     let mut sequences = engine.with(move |runtime| {
         let mut sequences = measure::prepare(runtime, case)?;
-        let short = Case { generate: case.generate.min(1), ..case };
+        let short = Case { prompt: case.prompt.min(WARM_UP), generate: case.generate.min(1), ..case };
         measure::prompt(runtime, &mut sequences, short, false)?;
         measure::generate(runtime, &mut sequences, short, false)?;
         Ok::<_, backstop::Error>(sequences)

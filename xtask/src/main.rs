@@ -1,6 +1,7 @@
 //! `cargo xtask …`: the project's own chores.
 
 mod mlx;
+mod peers;
 mod random_model;
 mod test;
 mod util;
@@ -15,7 +16,8 @@ cargo xtask mlx                          make MLX usable on Linux, under target/
 cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--features mlx` where it belongs
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
                                          with ARGS, only the tests, as `cargo test ARGS…`
-cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory";
+cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory
+cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)";
 
 fn main() -> ExitCode {
     match run() {
@@ -44,6 +46,7 @@ fn run() -> Result<()> {
         "with-mlx" if !rest.is_empty() => with_mlx::exec(rest),
         "test" => test::run(rest),
         "random-model" => random_model::run(rest),
+        "peers" => peers::run(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(())

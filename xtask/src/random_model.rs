@@ -132,7 +132,7 @@ fn dense(shape: &Shape, dtype: &str, dir: &Path) -> Result<()> {
         Ok(())
     })?;
     let size: usize = table.iter().map(|of| of.3).sum();
-    println!("{}: {} tensors of {:.0} MB", path.display(), tensors.len(), size as f64 / 1e6);
+    eprintln!("{}: {} tensors of {:.0} MB", path.display(), tensors.len(), size as f64 / 1e6);
     Ok(())
 }
 

@@ -142,7 +142,7 @@ pub fn write(shape: &Shape, file_type: FileType, path: &Path) -> Result<()> {
         let mut random = Random::new();
         tensors.iter().try_for_each(|tensor| data(file, tensor, &mut random))
     })?;
-    println!("{}: {} tensors of {:.0} MB", path.display(), tensors.len(), size as f64 / 1e6);
+    eprintln!("{}: {} tensors of {:.0} MB", path.display(), tensors.len(), size as f64 / 1e6);
     Ok(())
 }
 

@@ -78,6 +78,6 @@ pub fn write(shape: &Shape, bits: usize, dir: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    println!("{}: {} tensors of {:.0} MB", path.display(), planes.len(), size as f64 / 1e6);
+    eprintln!("{}: {} tensors of {:.0} MB", path.display(), planes.len(), size as f64 / 1e6);
     Ok(())
 }

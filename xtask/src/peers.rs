@@ -1,0 +1,442 @@
+//! backstop beside llama.cpp and mlx-lm, on random models of real shapes: every round runs each of them once, so that a
+//! machine that is busy is busy for all.
+
+use std::collections::BTreeMap;
+use std::env::consts::EXE_SUFFIX;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::random_model;
+use crate::util::{cargo, first_line, quiet, root, shown};
+
+const USAGE: &str = "\
+usage: cargo xtask peers [OPTIONS]
+  --json                 one JSON object instead of a table
+  --shapes LIST          of random-model [default: llama-1b,qwen2.5-0.5b,smollm2-135m]
+  --types LIST           of q4_0, mlx4, q4_k_m, q8_0, mlx8, gguf-f16, gguf-bf16 [default: all]
+  --threads LIST         [default: 1,2]
+  --depth N              tokens cached before [default: 0]
+  --prompt N             tokens of the prompt [default: 512]
+  --generate N           tokens to generate [default: 128]
+  --rounds N             [default: 5]
+  --llama-python PYTHON  an interpreter that has llama_cpp [default: one made under target/peers]
+  --mlx-python PYTHON    an interpreter that has mlx_lm [default: one made under target/peers]
+  --no-mlx               without mlx-lm
+  --backstop PROGRAM     [default: built here, release]
+  --models DIR           where the models are made, and kept [default: target/peers/models]";
+
+/// A type of our own and the type that llama.cpp is given beside it.
+const TYPES: [(&str, &str); 7] = [
+    ("q4_0", "q4_0"),
+    ("mlx4", "q4_0"),
+    ("q4_k_m", "q4_k_m"),
+    ("q8_0", "q8_0"),
+    ("mlx8", "q8_0"),
+    ("gguf-f16", "gguf-f16"),
+    ("gguf-bf16", "gguf-bf16"),
+];
+
+/// Tokens of a prompt and of a generation that mlx-lm is given on MLX's CPU device, where it takes a second for each.
+const MLX_ON_CPU: (usize, usize) = (16, 4);
+
+struct Options {
+    json: bool,
+    shapes: Vec<String>,
+    types: Vec<String>,
+    threads: Vec<usize>,
+    depth: usize,
+    prompt: usize,
+    generate: usize,
+    rounds: usize,
+    llama_python: Option<PathBuf>,
+    mlx_python: Option<PathBuf>,
+    mlx: bool,
+    backstop: Option<PathBuf>,
+    models: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self> {
+        let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        let mut options = Self {
+            json: false,
+            shapes: list("llama-1b,qwen2.5-0.5b,smollm2-135m"),
+            types: TYPES.map(|(ours, _)| ours.to_owned()).to_vec(),
+            threads: vec![1, 2],
+            depth: 0,
+            prompt: 512,
+            generate: 128,
+            rounds: 5,
+            llama_python: None,
+            mlx_python: None,
+            mlx: true,
+            backstop: None,
+            models: None,
+        };
+        let mut args = args.iter();
+        while let Some(name) = args.next() {
+            match name.as_str() {
+                "--json" => options.json = true,
+                "--no-mlx" => options.mlx = false,
+                name => {
+                    let value = args.next().with_context(|| format!("{name} has no value\n{USAGE}"))?;
+                    let number = || value.parse::<usize>().with_context(|| format!("{name} is {value}"));
+                    match name {
+                        "--shapes" => options.shapes = list(value),
+                        "--types" => options.types = list(value),
+                        "--threads" => {
+                            let parsed = value.split(',').map(str::parse).collect::<Result<_, _>>();
+                            options.threads = parsed.with_context(|| format!("{name} is {value}"))?;
+                        }
+                        "--depth" => options.depth = number()?,
+                        "--prompt" => options.prompt = number()?,
+                        "--generate" => options.generate = number()?,
+                        "--rounds" => options.rounds = number()?,
+                        "--llama-python" => options.llama_python = Some(value.into()),
+                        "--mlx-python" => options.mlx_python = Some(value.into()),
+                        "--backstop" => options.backstop = Some(value.into()),
+                        "--models" => options.models = Some(value.into()),
+                        _ => bail!("{name} is no option of it\n{USAGE}"),
+                    }
+                }
+            }
+        }
+        let positive = options.prompt > 0 && options.generate > 0 && options.rounds > 0;
+        ensure!(positive, "--prompt, --generate and --rounds must be above 0");
+        if let Some(unknown) = options.types.iter().find(|name| peer_type(name).is_none()) {
+            bail!("no type is called {unknown}\n{USAGE}");
+        }
+        Ok(options)
+    }
+}
+
+/// What llama.cpp is given beside our `name`.
+fn peer_type(name: &str) -> Option<&'static str> {
+    TYPES.iter().find(|(ours, _)| *ours == name).map(|(_, theirs)| *theirs)
+}
+
+/// One run of one program.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    /// Tokens per second.
+    prompt: f64,
+    generation: f64,
+    /// Seconds.
+    load: f64,
+    /// Bytes.
+    memory: f64,
+    /// The part of the read bandwidth that generation takes; of backstop alone.
+    bandwidth: f64,
+}
+
+impl Measured {
+    /// From what a peer's script prints.
+    fn peer(value: &Value) -> Result<Self> {
+        let number = |name: &str| value[name].as_f64().with_context(|| format!("no {name} in {value}"));
+        Ok(Self {
+            prompt: number("prompt")?,
+            generation: number("generation")?,
+            load: number("load")?,
+            memory: number("peak_memory_bytes")?,
+            bandwidth: 0.0,
+        })
+    }
+
+    /// From what `backstop bench --json` prints.
+    fn own(value: &Value) -> Result<Self> {
+        let row = &value["rows"][0];
+        let number = |path: &str| {
+            row.pointer(path).and_then(Value::as_f64).with_context(|| format!("no {path} in {row}"))
+        };
+        Ok(Self {
+            prompt: number("/rates/prompt/median")?,
+            generation: number("/rates/generation/median")?,
+            load: number("/load")?,
+            memory: number("/peak_memory_bytes").unwrap_or(0.0),
+            bandwidth: number("/fractions/read_bandwidth")?,
+        })
+    }
+}
+
+/// What is run, each by one call.
+struct Programs {
+    backstop: PathBuf,
+    llama: PathBuf,
+    mlx: Option<PathBuf>,
+    tools: PathBuf,
+}
+
+/// `peers [OPTIONS]`.
+pub fn run(args: &[String]) -> Result<()> {
+    if args.iter().any(|arg| ["--help", "-h"].contains(&arg.as_str())) {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    let options = Options::parse(args)?;
+    let root = root()?;
+    let home =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("peers");
+    let programs = Programs {
+        backstop: options.backstop.clone().map_or_else(|| build(&home), Ok)?,
+        llama: match &options.llama_python {
+            Some(python) => python.clone(),
+            // Built for this machine's instruction set, as one would who wants it fast.
+            None => {
+                install(&home, "llama_cpp", &["--no-binary=llama-cpp-python", "llama-cpp-python", "numpy"])?
+            }
+        },
+        mlx: match (&options.mlx_python, options.mlx) {
+            (_, false) => None,
+            (Some(python), _) => Some(python.clone()),
+            (None, _) if cfg!(target_os = "macos") => Some(install(&home, "mlx_lm", &["mlx-lm"])?),
+            (None, _) => Some(install(&home, "mlx_lm", &["mlx-lm", "mlx[cpu]"])?),
+        },
+        tools: root.join("tools/peers"),
+    };
+    let models = options.models.clone().unwrap_or_else(|| home.join("models"));
+    let mut rows = Vec::new();
+    for shape in &options.shapes {
+        for name in &options.types {
+            let Some(theirs) = peer_type(name) else { continue };
+            let own = model(&models, shape, name)?;
+            let peer = model(&models, shape, theirs)?;
+            for &threads in &options.threads {
+                let measured = rounds(&programs, &options, &own, &peer, threads)?;
+                rows.extend(compared(shape, name, threads, &measured));
+            }
+        }
+    }
+    if options.json {
+        let versions = versions(&programs)?;
+        let Options { depth, prompt, generate, rounds, .. } = options;
+        println!(
+            "{}",
+            json!({ "rows": rows, "depth": depth, "prompt_tokens": prompt, "generated_tokens": generate,
+                    "rounds": rounds, "versions": versions })
+        );
+    } else {
+        println!("{}", table(&rows));
+    }
+    Ok(())
+}
+
+/// Builds backstop, and says where it is.
+fn build(home: &Path) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--release", "--bin", "backstop"]).stdout(Stdio::null());
+    let status = command.status().with_context(|| format!("cannot start `{}`", shown(&command)))?;
+    ensure!(status.success(), "`{}` failed", shown(&command));
+    let target = home.parent().context("target/peers lies in target")?;
+    Ok(target.join("release").join(format!("backstop{EXE_SUFFIX}")))
+}
+
+/// The interpreter of a virtual environment under `home` that has `module`; the newest of `packages` where it is made.
+fn install(home: &Path, module: &str, packages: &[&str]) -> Result<PathBuf> {
+    let venv = home.join(format!("venv-{module}"));
+    let python = venv.join("bin/python");
+    let has = |python: &Path| quiet(Command::new(python).args(["-c", &format!("import {module}")])).is_ok();
+    if !python.exists() || !has(&python) {
+        fs::create_dir_all(home).with_context(|| format!("creating {}", home.display()))?;
+        eprintln!("peers: installing {} into {}", packages.join(" "), venv.display());
+        quiet(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "--upgrade"]).args(packages);
+        quiet(pip.env("CMAKE_ARGS", "-DGGML_NATIVE=ON"))?;
+        ensure!(has(&python), "{} cannot import {module} after its installation", python.display());
+    }
+    Ok(python)
+}
+
+/// A random model, made unless it is there.
+fn model(models: &Path, shape: &str, kind: &str) -> Result<PathBuf> {
+    let ending = if kind.starts_with("mlx") { "" } else { ".gguf" };
+    let path = models.join(format!("{shape}-{kind}{ending}"));
+    // A directory's weights are renamed into place when they are whole.
+    let whole = if ending.is_empty() { path.join("model.safetensors") } else { path.clone() };
+    if !whole.exists() {
+        fs::create_dir_all(models).with_context(|| format!("creating {}", models.display()))?;
+        eprintln!("peers: making {}", path.display());
+        random_model::write(shape, kind, &path)?;
+    }
+    Ok(path)
+}
+
+/// What every program measured, by its name, a value for each round.
+fn rounds(
+    programs: &Programs,
+    options: &Options,
+    own: &Path,
+    peer: &Path,
+    threads: usize,
+) -> Result<BTreeMap<&'static str, Vec<Measured>>> {
+    let lengths = |command: &mut Command, prompt: usize, generate: usize| {
+        command.args(["--depth", &options.depth.to_string()]);
+        command.args(["--prompt", &prompt.to_string(), "--generate", &generate.to_string()]);
+    };
+    let threads_text = threads.to_string();
+    let most = options.threads.iter().max() == Some(&threads);
+    let mut measured = BTreeMap::<&'static str, Vec<Measured>>::new();
+    for round in 0..options.rounds {
+        eprintln!("peers: {}, {threads} threads, round {} of {}", own.display(), round + 1, options.rounds);
+        let mut command = Command::new(&programs.backstop);
+        command.args(["bench", "--json", "--reps", "1", "--backend", "cpu", "--threads", &threads_text]);
+        command.arg("--model").arg(own);
+        lengths(&mut command, options.prompt, options.generate);
+        measured.entry(OWN).or_default().push(Measured::own(&answer(&mut command)?)?);
+        for (name, repack) in [("llama.cpp", None), ("llama.cpp, not repacked", Some("--no-repack"))] {
+            let mut command = Command::new(&programs.llama);
+            command.arg(programs.tools.join("llama_cpp_bench.py")).arg(peer).args(repack);
+            command.args(["--threads", &threads_text]);
+            lengths(&mut command, options.prompt, options.generate);
+            measured.entry(name).or_default().push(Measured::peer(&answer(&mut command)?)?);
+        }
+        // MLX takes the threads that it takes.
+        if let Some(python) = &programs.mlx
+            && own.is_dir()
+            && most
+        {
+            let gpu = cfg!(all(target_os = "macos", target_arch = "aarch64"));
+            let (prompt, generate) = if gpu { (options.prompt, options.generate) } else { MLX_ON_CPU };
+            let mut command = Command::new(python);
+            command.arg(programs.tools.join("mlx_lm_bench.py")).arg(own);
+            lengths(&mut command, prompt, generate);
+            measured.entry("mlx-lm").or_default().push(Measured::peer(&answer(&mut command)?)?);
+        }
+    }
+    Ok(measured)
+}
+
+/// The JSON that a command prints in its last line.
+fn answer(command: &mut Command) -> Result<Value> {
+    let output = quiet(command)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().with_context(|| format!("`{}` is silent", shown(command)))?;
+    serde_json::from_str(line).with_context(|| format!("`{}` printed {line}", shown(command)))
+}
+
+const OWN: &str = "backstop";
+
+/// A row for each peer: medians, and the medians of the rounds' ratios.
+fn compared(
+    shape: &str,
+    name: &str,
+    threads: usize,
+    measured: &BTreeMap<&'static str, Vec<Measured>>,
+) -> Vec<Value> {
+    let Some(own) = measured.get(OWN) else { return Vec::new() };
+    let of = |runs: &[Measured], value: fn(&Measured) -> f64| median(runs.iter().map(value));
+    let peers = measured.iter().filter(|(peer, _)| **peer != OWN);
+    let rows = peers.map(|(peer, theirs)| {
+        let ratio = |value: fn(&Measured) -> f64| {
+            median(own.iter().zip(theirs).map(|(own, theirs)| value(own) / value(theirs)))
+        };
+        json!({
+            "shape": shape, "type": name, "threads": threads, "peer": peer,
+            "prompt_ratio": ratio(|of| of.prompt), "generation_ratio": ratio(|of| of.generation),
+            "prompt": of(own, |of| of.prompt), "generation": of(own, |of| of.generation),
+            "peer_prompt": of(theirs, |of| of.prompt), "peer_generation": of(theirs, |of| of.generation),
+            "bandwidth": of(own, |of| of.bandwidth),
+            "load": of(own, |of| of.load), "peer_load": of(theirs, |of| of.load),
+            "peak_memory_bytes": of(own, |of| of.memory), "peer_peak_memory_bytes": of(theirs, |of| of.memory),
+        })
+    });
+    rows.collect()
+}
+
+/// Between the two in the middle, their mean.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    (values[last / 2] + values[last.div_ceil(2)]) / 2.0
+}
+
+fn table(rows: &[Value]) -> String {
+    let mut lines = vec![
+        "| shape | type | threads | peer | prompt, tok/s | peer's | ratio | generation, tok/s | peer's | ratio | of bandwidth \
+         | load, s | peer's | memory, MB | peer's |"
+            .to_owned(),
+        format!("|{}", "---|".repeat(15)),
+    ];
+    for row in rows {
+        let text = |name: &str| row[name].as_str().unwrap_or_default();
+        let number = |name: &str| row[name].as_f64().unwrap_or_default();
+        lines.push(format!(
+            "| {} | {} | {} | {} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} % | {:.2} | {:.2} | {:.0} | {:.0} |",
+            text("shape"),
+            text("type"),
+            row["threads"],
+            text("peer"),
+            number("prompt"),
+            number("peer_prompt"),
+            number("prompt_ratio"),
+            number("generation"),
+            number("peer_generation"),
+            number("generation_ratio"),
+            100.0 * number("bandwidth"),
+            number("load"),
+            number("peer_load"),
+            number("peak_memory_bytes") / 1e6,
+            number("peer_peak_memory_bytes") / 1e6,
+        ));
+    }
+    lines.join("\n")
+}
+
+/// Which releases were measured.
+fn versions(programs: &Programs) -> Result<Value> {
+    let of = |python: &Path, package: &str| {
+        let code = format!("import importlib.metadata as m; print(m.version('{package}'))");
+        first_line(Command::new(python).args(["-c", &code]))
+    };
+    let mut versions = json!({ "llama-cpp-python": of(&programs.llama, "llama-cpp-python")? });
+    if let Some(python) = &programs.mlx {
+        versions["mlx-lm"] = of(python, "mlx-lm")?.into();
+        versions["mlx"] = of(python, "mlx")?.into();
+    }
+    Ok(versions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(prompt: f64, generation: f64) -> Measured {
+        Measured { prompt, generation, load: 1.0, memory: 1e6, bandwidth: 0.5 }
+    }
+
+    #[test]
+    fn ratios_are_medians_of_the_rounds() {
+        let own = vec![measured(10.0, 8.0), measured(30.0, 8.0), measured(20.0, 8.0)];
+        let theirs = vec![measured(10.0, 2.0), measured(10.0, 4.0), measured(5.0, 8.0)];
+        let rows = compared("tiny", "q4_0", 2, &BTreeMap::from([(OWN, own), ("llama.cpp", theirs)]));
+        assert_eq!(rows.len(), 1);
+        let row = &rows[0];
+        assert_eq!(
+            (&row["shape"], &row["type"], &row["threads"]),
+            (&"tiny".into(), &"q4_0".into(), &2.into())
+        );
+        assert_eq!((&row["peer"], &row["prompt_ratio"]), (&"llama.cpp".into(), &3.0.into()));
+        assert_eq!((&row["generation_ratio"], &row["prompt"]), (&2.0.into(), &20.0.into()));
+        assert!(table(&rows).contains("| llama.cpp | 20.0 | 10.0 | 3.00 | 8.00 | 4.00 | 2.00 | 50 % |"));
+    }
+
+    #[test]
+    fn options_are_checked() {
+        let parse =
+            |args: &[&str]| Options::parse(&args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>());
+        let options =
+            parse(&["--types", "q4_0,mlx8", "--threads", "1,3", "--rounds", "2", "--json"]).unwrap();
+        assert_eq!((options.types, options.threads), (vec!["q4_0".to_owned(), "mlx8".into()], vec![1, 3]));
+        assert!(options.json && options.mlx && options.rounds == 2);
+        for wrong in
+            [&["--types", "q3"][..], &["--rounds", "0"], &["--threads", "x"], &["--depth"], &["--what", "1"]]
+        {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
