@@ -1,4 +1,8 @@
-//! Quantizing a model into a directory that MLX loads, a few rows at a time, so that it need not fit into memory.
+//! Quantizing a model into a directory that MLX loads or a GGUF file, a few rows at a time, so that it need not fit into
+//! memory.
+
+mod gguf;
+mod vocabulary;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -6,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
 use serde_json::json;
+
+pub use gguf::{GgufType, to_gguf};
 
 use crate::config::{MlxFormat, MlxMode};
 use crate::error::{Error, Result};

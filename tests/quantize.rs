@@ -1,10 +1,14 @@
-//! Quantizers of block formats against MLX and the `gguf` package, bit by bit.
+//! Quantizers of block formats against MLX and the `gguf` package, bit by bit; GGUF files as they are read back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use backstop::ModelFiles;
+use backstop::config::RopeScaling;
 use backstop::quant::{Format, GgmlType};
+use backstop::quantize::{GgufType, to_gguf};
 use backstop::tensor::DType;
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 const TYPES: [(DType, &str); 3] = [(DType::F32, "f32"), (DType::F16, "f16"), (DType::BF16, "bf16")];
 
@@ -72,4 +76,145 @@ fn tiny_groups_of_mxfp4_are_zeros_and_not_noise() {
     let planes = out.each_mut().map(|plane| &mut plane[..]);
     assert_eq!(Format::Mxfp4.encode(DType::F32, 32, &bytes, planes), None);
     assert!(out[1][0] <= 1, "scale {}", out[1][0]);
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn gguf(model: &Path, of: GgufType, out: &Path) -> ModelFiles {
+    let mut last = (0, 1);
+    let report = to_gguf(&ModelFiles::open(model).unwrap(), of, out, &mut |done, total| {
+        last = (done, total);
+        true
+    });
+    assert!(report.unwrap().is_some());
+    assert_eq!(last.0, last.1, "all is read");
+    ModelFiles::open(out).unwrap()
+}
+
+/// Names, order of rows, metadata: what is read back is the model that was written.
+#[test]
+fn gguf_files_hold_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [
+        "llama-f16",
+        "llama-bias",
+        "llama-linear",
+        "llama-llama3-v4",
+        "mistral-window",
+        "qwen2-tied",
+        "qwen3-tied",
+    ];
+    for name in names {
+        let source = ModelFiles::open(&fixture("models").join(name)).unwrap();
+        let got = gguf(&source.path, GgufType::F16, &dir.path().join(format!("{name}.gguf")));
+        let (a, b) = (&source.config, &got.config);
+        assert_eq!(a.family, b.family, "{name}");
+        assert_eq!(
+            (a.vocab_size, a.hidden_size, a.intermediate_size),
+            (b.vocab_size, b.hidden_size, b.intermediate_size)
+        );
+        assert_eq!(
+            (a.num_attention_heads, a.num_key_value_heads),
+            (b.num_attention_heads, b.num_key_value_heads)
+        );
+        assert_eq!(
+            (a.head_dim, a.num_hidden_layers, a.norm_eps),
+            (b.head_dim, b.num_hidden_layers, b.norm_eps)
+        );
+        assert_eq!((&a.windows, a.tie_word_embeddings), (&b.windows, b.tie_word_embeddings), "{name}");
+        assert_eq!((a.rope.theta, a.rope.dims), (b.rope.theta, b.rope.dims), "{name}");
+        assert_eq!(a.max_position_embeddings, b.max_position_embeddings, "{name}");
+        match (&a.rope.scaling, &b.rope.scaling) {
+            (RopeScaling::Llama3 { .. }, RopeScaling::Factors { factors }) => {
+                assert_eq!(factors.len(), a.rope.dims / 2);
+                assert!(factors[0] == 1.0 && factors.iter().any(|&x| x > 1.0), "{factors:?}");
+            }
+            (a, b) => assert_eq!(a, b, "{name}"),
+        }
+        let mut compared = 0;
+        for info in source.checkpoint.tensors() {
+            if a.tie_word_embeddings && info.name().starts_with("lm_head") {
+                continue;
+            }
+            let wanted = source.checkpoint.get(info.name(), info.shape()).unwrap().to_f32();
+            let got = got.checkpoint.get(info.name(), info.shape()).unwrap();
+            let matrix = info.shape().len() == 2;
+            assert_eq!(got.dtype(), if matrix { DType::F16 } else { DType::F32 }, "{name}: {}", info.name());
+            let narrow = |x: f32| if matrix { half::f16::from_f32(x).to_f32() } else { x };
+            let wanted: Vec<f32> = wanted.into_iter().map(narrow).collect();
+            assert_eq!(got.to_f32(), wanted, "{name}: {}", info.name());
+            compared += 1;
+        }
+        assert!(compared > 10, "{name}: {compared} tensors");
+    }
+}
+
+/// A model of zeros with the tokenizer of the fixture `name`.
+fn with_tokenizer(dir: &Path, name: &str) -> PathBuf {
+    let model = dir.join(name);
+    std::fs::create_dir(&model).unwrap();
+    for file in std::fs::read_dir(fixture("text").join(name)).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
+    }
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(model.join("tokenizer.json")).unwrap()).unwrap();
+    let ids = json["model"]["vocab"].as_object().unwrap().values();
+    let added = json["added_tokens"].as_array().unwrap().iter().map(|token| &token["id"]);
+    let rows = ids.chain(added).filter_map(serde_json::Value::as_u64).max().unwrap() as usize + 3;
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": rows, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": true, "max_position_embeddings": 64,
+        "bos_token_id": null, "eos_token_id": null,
+    });
+    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let square = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let norms = [layer("input_layernorm"), layer("post_attention_layernorm"), "model.norm.weight".to_owned()];
+    let zeros = vec![0; rows * 32 * 4];
+    let view = |shape: Vec<usize>| {
+        let bytes = shape.iter().product::<usize>() * 4;
+        TensorView::new(safetensors::Dtype::F32, shape, &zeros[..bytes]).unwrap()
+    };
+    let tensors = (square.into_iter().map(|name| (layer(name), view(vec![32, 32]))))
+        .chain(norms.into_iter().map(|name| (name, view(vec![32]))))
+        .chain([("model.embed_tokens.weight".to_owned(), view(vec![rows, 32]))]);
+    safetensors::serialize_to_file(tensors, None, &model.join("model.safetensors")).unwrap();
+    model
+}
+
+#[test]
+fn gguf_files_hold_the_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["llama2", "llama3", "chatml"] {
+        let model = with_tokenizer(dir.path(), name);
+        let source = ModelFiles::open(&model).unwrap();
+        let got = gguf(&model, GgufType::Q4_0, &dir.path().join(format!("{name}.gguf")));
+        let (a, b) = (source.tokenizer().unwrap().unwrap(), got.tokenizer().unwrap().unwrap());
+        let texts = [
+            "Once upon a time, there was a girl.",
+            "  two  spaces\n\n\tand a tab ",
+            "naïve café 東京 🦀",
+            "12345 + 6.78 = ?",
+            "I'm we'LL don't",
+            "<|im_start|>user\nHi<|im_end|>",
+            "<s>[INST] x [/INST]</s>",
+            "fn main() { println!(\"{}\", 1); }",
+        ];
+        for text in texts {
+            assert_eq!(a.encode(text).unwrap(), b.encode(text).unwrap(), "{name}: {text:?}");
+        }
+        let template = |files: &ModelFiles| files.template(None).unwrap().is_some();
+        assert_eq!(template(&source), template(&got), "{name}");
+    }
 }

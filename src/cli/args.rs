@@ -137,25 +137,32 @@ pub struct BenchArgs {
 /// `backstop quantize`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "The output is a directory that mlx-lm and backstop load. It appears when it is whole: until then it is made\n\
+    after_help = "The output is a directory that mlx-lm loads, or a GGUF file that llama.cpp loads. It appears when it is whole: until then it is made\n\
     beside its place, as .NAME.backstop-partial, which the next run takes over should this one be killed.\n\
     Matrices whose rows are not whole groups keep their type."
 )]
 pub struct QuantizeArgs {
     /// The model's directory (config.json, safetensors).
     pub model: PathBuf,
-    /// The directory to write; it must not exist.
-    #[arg(short, long, value_name = "DIR")]
+    /// The directory or GGUF file to write; it must not exist.
+    #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
-    /// What codes stand for: affine, or mxfp4.
-    #[arg(long, value_name = "MODE", default_value = "affine")]
-    pub mode: String,
-    /// Bits of a code: 2, 3, 4, 5, 6 or 8 [default: 4].
+    /// What to write.
+    #[arg(long, value_name = "FORMAT", default_value = "mlx")]
+    #[arg(value_parser = PossibleValuesParser::new(["mlx", "gguf"]))]
+    pub to: String,
+    /// MLX: what codes stand for, affine or mxfp4 [default: affine].
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// MLX: bits of a code, 2, 3, 4, 5, 6 or 8 [default: 4].
     #[arg(long, value_name = "BITS", allow_hyphen_values = true)]
     pub bits: Option<u8>,
-    /// Elements that share a scale: 32, 64 or 128 [default: 64, mxfp4 32].
+    /// MLX: elements that share a scale, 32, 64 or 128 [default: 64, mxfp4 32].
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub group: Option<u16>,
+    /// GGUF: the type of matrices, Q4_0, Q8_0 or F16 [default: Q4_0].
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<String>,
 }
 
 /// Which model, and what runs it.

@@ -9,7 +9,7 @@ use anyhow::Context;
 use backstop::ModelFiles;
 use backstop::backend::select::Bytes;
 use backstop::config::{MlxFormat, MlxMode};
-use backstop::quantize::to_mlx;
+use backstop::quantize::{GgufType, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;
 use super::term::{self, Progress};
@@ -17,7 +17,7 @@ use super::{INTERRUPTED, Usage};
 
 pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let format = format(args)?;
+    let target = target(args)?;
     let files = ModelFiles::open(&args.model)?;
     let stopped = stopped_by_ctrl_c()?;
     let read = Arc::new((AtomicU64::new(0), AtomicU64::new(1)));
@@ -27,11 +27,15 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
         let _progress = Progress::start(move || {
             bar(&name, shown.0.load(Ordering::Relaxed), shown.1.load(Ordering::Relaxed))
         });
-        to_mlx(&files, format, &args.output, &mut |done, total| {
+        let mut progress = |done, total| {
             read.0.store(done, Ordering::Relaxed);
             read.1.store(total, Ordering::Relaxed);
             !stopped.load(Ordering::Relaxed)
-        })
+        };
+        match target {
+            Target::Mlx(format) => to_mlx(&files, format, &args.output, &mut progress),
+            Target::Gguf(of) => to_gguf(&files, of, &args.output, &mut progress),
+        }
     };
     let Some(report) = report.map_err(super::typed)? else {
         term::note("interrupted: nothing was written");
@@ -39,7 +43,10 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     };
     let uneven = match report.uneven {
         0 => String::new(),
-        n => format!(", {n} matrices among them whose rows are not whole groups of {}", format.group),
+        n => {
+            let group = if let Target::Mlx(format) = target { format.group } else { 32 };
+            format!(", {n} matrices among them whose rows are not whole groups of {group}")
+        }
     };
     term::note(format_args!(
         "{}: {} in place of {}, {} matrices quantized, {} tensors kept{uneven}; {:.1} s",
@@ -53,17 +60,39 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What to write.
+#[derive(Clone, Copy)]
+enum Target {
+    Mlx(MlxFormat),
+    Gguf(GgufType),
+}
+
 /// What was typed, with mlx-lm's defaults. Ranges are the library's to check.
-fn format(args: &QuantizeArgs) -> anyhow::Result<MlxFormat> {
-    Ok(match args.mode.as_str() {
-        "affine" => {
-            MlxFormat { mode: MlxMode::Affine, bits: args.bits.unwrap_or(4), group: args.group.unwrap_or(64) }
+fn target(args: &QuantizeArgs) -> anyhow::Result<Target> {
+    let given =
+        [("mode", args.mode.is_some()), ("bits", args.bits.is_some()), ("group", args.group.is_some())];
+    if args.to == "gguf" {
+        if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
+            return Err(Usage(format!("--{name} is for --to mlx; --type is what --to gguf has")).into());
         }
-        "mxfp4" => {
-            MlxFormat { mode: MlxMode::Mxfp4, bits: args.bits.unwrap_or(4), group: args.group.unwrap_or(32) }
-        }
-        other => return Err(Usage(format!("--mode is {other}, expected affine or mxfp4")).into()),
-    })
+        let name = args.kind.as_deref().unwrap_or("Q4_0");
+        let of = GgufType::ALL.into_iter().find(|of| of.name().eq_ignore_ascii_case(name));
+        let of = of.ok_or_else(|| Usage(format!("--type is {name}, expected F16, Q8_0 or Q4_0")))?;
+        return Ok(Target::Gguf(of));
+    }
+    if args.kind.is_some() {
+        return Err(Usage(
+            "--type is for --to gguf; --mode, --bits and --group are what --to mlx has".into(),
+        )
+        .into());
+    }
+    let (mode, group) = match args.mode.as_deref() {
+        None | Some("affine") => (MlxMode::Affine, 64),
+        Some("mxfp4") => (MlxMode::Mxfp4, 32),
+        Some(other) => return Err(Usage(format!("--mode is {other}, expected affine or mxfp4")).into()),
+    };
+    let (bits, group) = (args.bits.unwrap_or(4), args.group.unwrap_or(group));
+    Ok(Target::Mlx(MlxFormat { mode, bits, group }))
 }
 
 /// What the first Ctrl-C sets; the second ends the process, as what is written has no name yet.

@@ -87,6 +87,23 @@ fn a_quantized_model_runs() {
 }
 
 #[test]
+fn a_gguf_file_is_written_and_run() {
+    let noise = Noise::new();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("noise.gguf");
+    let ran = ok(&["quantize", noise.path(), "--to", "gguf", "--type", "q8_0", "-o", text(&out)]);
+    assert!(ran.err.contains("8 matrices quantized, 4 tensors kept, 1 matrices among them"), "{}", ran.err);
+    assert_eq!(names(dir.path()), ["noise.gguf"]);
+    let run = |model: &str| {
+        let args =
+            ["run", PROMPT, "--raw", "--max-tokens", "6", "--backend", "cpu", "--json", "--model", model];
+        let ran = json(&ok(&args));
+        (ran["prompt_tokens"].as_u64(), ran["tokens"].as_array().map(Vec::len))
+    };
+    assert_eq!(run(text(&out)), run(noise.path()));
+}
+
+#[test]
 fn what_cannot_be_quantized_is_refused_in_one_line() {
     let noise = Noise::new();
     let dir = tempfile::tempdir().unwrap();
@@ -99,6 +116,13 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
     refuse(&["--bits", "7"], 2, "--bits is 7, expected 2, 3, 4, 5, 6 or 8");
     refuse(&["--group", "16"], 2, "--group is 16, expected 32, 64 or 128");
     refuse(&["--mode", "mxfp4", "--group", "64"], 2, "--group is 64, expected 32, the group of mxfp4");
+    refuse(
+        &["--type", "Q8_0"],
+        2,
+        "--type is for --to gguf; --mode, --bits and --group are what --to mlx has",
+    );
+    refuse(&["--to", "gguf", "--bits", "4"], 2, "--bits is for --to mlx; --type is what --to gguf has");
+    refuse(&["--to", "gguf", "--type", "Q9"], 2, "--type is Q9, expected F16, Q8_0 or Q4_0");
     refuse(&["--mode", "nf4"], 2, "--mode is nf4, expected affine or mxfp4");
     refuse(&[], 1, &format!("{model}: has no matrix whose rows are whole groups of 64"));
     let gguf = fixture("gguf/whole.gguf");

@@ -14,6 +14,7 @@ mod tensors;
 mod tests;
 mod tokenizer;
 mod vocabulary;
+pub(crate) mod write;
 
 use std::io::Read;
 use std::path::Path;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use metadata::{Metadata, Strings};
 pub use names::Architecture;
 pub(crate) use tensors::TensorType;
+pub(crate) use tokenizer::pre_name;
 pub(crate) use vocabulary::ends;
 
 use crate::error::{Error, Result};

@@ -3,6 +3,24 @@
 use super::Metadata;
 use crate::error::Result;
 
+/// Every part of a block that some architecture has.
+const PARTS: [&str; 14] = [
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_output",
+    "attn_q_norm",
+    "attn_k_norm",
+    "ffn_norm",
+    "post_attention_norm",
+    "post_ffw_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+];
+
 /// The architectures that are read, as `general.architecture` names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -74,6 +92,16 @@ impl Architecture {
             Some(part) => format!("model.layers.{layer}.{part}.{leaf}"),
             None => name.to_owned(),
         }
+    }
+
+    /// The name in a GGUF file of a Hugging Face checkpoint's tensor: the inverse of [`translate`](Self::translate).
+    pub(crate) fn stored_name(self, name: &str) -> Option<String> {
+        let (module, leaf) = name.rsplit_once('.')?;
+        let candidates = match module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, _)) => PARTS.map(|part| format!("blk.{layer}.{part}.{leaf}")).to_vec(),
+            None => ["token_embd", "output", "output_norm"].map(|part| format!("{part}.{leaf}")).to_vec(),
+        };
+        candidates.into_iter().find(|stored| self.translate(stored) == name)
     }
 
     /// The parts of a block.

@@ -64,6 +64,22 @@ impl Pre {
     }
 }
 
+/// The name in `tokenizer.ggml.pre` of a tokenizer whose splits have the patterns `regexes`, digits being split one by one
+/// where `digits` says so, and whose whole pieces are taken as they are where `ignore_merges` does.
+pub(crate) fn pre_name(regexes: &[&str], digits: bool, ignore_merges: bool) -> Option<&'static str> {
+    Some(match (regexes, digits, ignore_merges) {
+        ([LLAMA3], false, true) => "llama-bpe",
+        ([LLAMA3], false, false) => "dbrx",
+        ([QWEN2], false, false) => "qwen2",
+        ([TEKKEN], false, true) => "tekken",
+        ([GPT4O], false, true) => "gpt-4o",
+        // The pattern that the byte level has by itself.
+        ([] | [GPT2], false, false) => "gpt-2",
+        ([] | [GPT2], true, false) => "smollm",
+        _ => return None,
+    })
+}
+
 impl Metadata {
     /// The tokenizer as the bytes of a `tokenizer.json`; nothing where the model has none.
     ///
