@@ -283,10 +283,15 @@ impl Task<'_> {
             }
         }
         let (mut x, mut w) = (x.as_ptr(), w.as_ptr());
-        for step in 0..(to - from) / S::LANES {
+        let steps = (to - from) / S::LANES;
+        // The next tile's accumulators follow these: spread over the steps, they come to L1 while this tile works.
+        let following = spill.as_ptr().wrapping_add(spill.len()).cast::<u8>();
+        let share = size_of_val(spill) / steps;
+        for step in 0..steps {
             for line in soon {
                 s.prefetch_l2(line.wrapping_add(step * stride));
             }
+            s.prefetch(following.wrapping_add(step * share));
             // SAFETY: the slices above hold (to - from) / LANES steps of M and of NR vectors.
             unsafe {
                 // The shorter side stays in registers, the longer passes through one.
