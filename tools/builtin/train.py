@@ -114,6 +114,28 @@ def check_with_transformers(model, out):
     return diff
 
 
+class Muon:
+    """Momentum whose steps are made orthogonal, for the matrices of the layers (Jordan et al. 2024): five Newton-Schulz
+    iterations on the Nesterov momentum, with the quintic's published coefficients."""
+
+    def __init__(self, params, momentum=0.95, decay=0.05):
+        self.params, self.momentum, self.decay = params, momentum, decay
+        self.buffers = [torch.zeros_like(p) for p in params]
+
+    @torch.no_grad()
+    def step(self, lr):
+        for p, buffer in zip(self.params, self.buffers):
+            buffer.lerp_(p.grad, 1 - self.momentum)
+            x = p.grad.lerp(buffer, self.momentum)
+            wide = x if x.shape[0] <= x.shape[1] else x.T
+            wide = wide / (wide.norm() + 1e-7)
+            for _ in range(5):
+                gram = wide @ wide.T
+                wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+            x = wide if x.shape[0] <= x.shape[1] else wide.T
+            p.mul_(1 - lr * self.decay).add_(x, alpha=-lr * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
 def fit(rank, a, cfg, docs, out):
     """One of --workers equal processes: each takes its share of every batch, and gradients are averaged. Two processes
     of one thread keep going on a shared machine, where the threads of one process would wait for each other."""
@@ -122,8 +144,10 @@ def fit(rank, a, cfg, docs, out):
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=a.workers)
     model = Llama(cfg)
     params = list(model.parameters())
-    opt = torch.optim.AdamW([{"params": [p for p in params if p.dim() > 1], "weight_decay": 0.1},
+    embedding = model.embed_tokens.weight
+    opt = torch.optim.AdamW([{"params": [embedding], "weight_decay": 0.1},
                              {"params": [p for p in params if p.dim() == 1], "weight_decay": 0.0}], lr=a.lr, betas=(0.9, 0.95))
+    muon = Muon([p for p in params if p.dim() > 1 and p is not embedding])
     rng = random.Random(a.seed)
 
     def batches():
@@ -137,9 +161,9 @@ def fit(rank, a, cfg, docs, out):
 
     source, start, mean = batches(), time.time(), None
     for step in range(a.steps):
-        lr = a.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / a.steps)))
+        part = min(1.0, (step + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / a.steps)))
         for g in opt.param_groups:
-            g["lr"] = lr
+            g["lr"] = a.lr * part
         b = next(source)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(b[:, :-1])
@@ -153,9 +177,10 @@ def fit(rank, a, cfg, docs, out):
             p.grad = g.view_as(p)
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         opt.step()
+        muon.step(a.muon_lr * part)
         mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
         if rank == 0 and step % 50 == 49:
-            print(f"step {step + 1} loss {mean:.4f} lr {lr:.5f} {time.time() - start:.0f} s", flush=True)
+            print(f"step {step + 1} loss {mean:.4f} {time.time() - start:.0f} s", flush=True)
     if rank == 0:
         torch.save(model.state_dict(), out + ".state")
     dist.destroy_process_group()
@@ -165,14 +190,15 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", required=True)
     ap.add_argument("--seed", type=int, default=7)
-    ap.add_argument("--stories", type=int, default=30000)
+    ap.add_argument("--stories", type=int, default=40000)
     ap.add_argument("--vocab", type=int, default=1024)
     ap.add_argument("--layers", type=int, default=6)
     ap.add_argument("--ffn", type=int, default=384)
-    ap.add_argument("--steps", type=int, default=1500)
+    ap.add_argument("--steps", type=int, default=2000)
     ap.add_argument("--batch", type=int, default=8, help="rows of --length tokens")
     ap.add_argument("--length", type=int, default=512)
-    ap.add_argument("--lr", type=float, default=4e-3)
+    ap.add_argument("--lr", type=float, default=4e-3, help="of the embedding and the norms (AdamW)")
+    ap.add_argument("--muon-lr", type=float, default=0.02, help="of the other matrices (Muon)")
     ap.add_argument("--workers", type=int, default=2, help="processes of one thread; must divide --batch")
     a = ap.parse_args()
     torch.manual_seed(a.seed)
