@@ -4,14 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backend::cpu::{CpuBackend, Isa};
+use crate::backend::cpu::{Activations, CpuBackend, Isa};
 use crate::backend::kv::KvShape;
 use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
 use crate::error::{Error, Result};
-use crate::forward;
+use crate::forward::{self, Loaded};
+use crate::quant::{Matrix, MatrixRef};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use crate::weights::{Checkpoint, Stored, gguf, quantized};
@@ -33,6 +34,8 @@ pub struct LoadOptions {
     pub prefill_chunk: Option<usize>,
     /// The instruction set of the CPU kernels; the best one where absent.
     pub isa: Option<Isa>,
+    /// How the CPU's activations meet quantized weights.
+    pub activations: Activations,
     /// Faults to inject: nothing outside tests.
     pub faults: Faults,
 }
@@ -302,11 +305,15 @@ impl Model {
             ..EngineOptions::default()
         };
         let engine = Engine::start(engine_options, move || {
-            let forward = forward::load(&config, &files.checkpoint)?;
+            let Loaded { forward, linears } = forward::load(&config, &files.checkpoint)?;
             files.checkpoint.advise_willneed();
-            let dispatch = dispatch(selection.kind, dtype, &options.threads, options.isa, {
-                Routing::new(options.policy, options.faults)
-            })?;
+            let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
+            let dispatch =
+                dispatch(selection.kind, dtype, cpu, Routing::new(options.policy, options.faults))?;
+            // The largest first: beside it there is little in memory yet, while it is there in both forms.
+            let mut linears: Vec<MatrixRef<'_>> = linears.iter().map(Matrix::as_ref).collect();
+            linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
+            linears.into_iter().for_each(|matrix| dispatch.prepare(matrix));
             Ok(Runtime::new(config, forward, dispatch, kv_dtype))
         })?;
         Ok(Self { info: Arc::new(info), tokenizer, template, engine })
@@ -382,11 +389,9 @@ impl Model {
 fn dispatch(
     kind: LlmBackendKind,
     dtype: DType,
-    threads: &Option<usize>,
-    isa: Option<Isa>,
+    cpu: CpuBackend,
     routing: Routing,
 ) -> Result<LlmBackendDispatch> {
-    let cpu = CpuBackend::new(*threads, isa);
     match kind {
         LlmBackendKind::Cpu => Ok(LlmBackendDispatch::cpu(cpu, routing)),
         #[cfg(has_mlx)]

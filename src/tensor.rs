@@ -50,6 +50,9 @@ pub type Shape = SmallVec<[usize; 4]>;
 pub trait Bytes: Send + Sync + fmt::Debug {
     /// All the bytes, at an address that never changes while the owner lives.
     fn bytes(&self) -> &[u8];
+
+    /// Says that a part of the bytes will hardly be read again: what can come back from a file leaves memory.
+    fn release(&self, _part: Range<usize>) {}
 }
 
 impl Bytes for Vec<u8> {

@@ -32,6 +32,7 @@ use ops::{Op, OpKind, Ops, Outputs};
 use profile::{Profile, Work};
 
 use crate::error::{Error, Result};
+use crate::quant::MatrixRef;
 use crate::tensor::{HostTensor, Tensor};
 
 /// What runs a model.
@@ -123,6 +124,16 @@ impl LlmBackendDispatch {
     pub fn mlx(dtype: crate::tensor::DType, cpu: CpuBackend, routing: Routing) -> Result<Self> {
         let mlx = Box::new(mlx::MlxBackend::new(dtype)?);
         Ok(Self::Mlx { mlx, cpu, routing, replaying: Cell::new(false) })
+    }
+
+    /// Readies a matrix of a linear layer for its first use.
+    pub(crate) fn prepare(&self, matrix: MatrixRef<'_>) {
+        match self {
+            Self::Cpu { cpu, .. } => cpu.prepare(matrix),
+            // Uploaded as a part of the first step, which is lazy.
+            #[cfg(has_mlx)]
+            Self::Mlx { .. } => {}
+        }
     }
 
     /// Which backend is the first choice.

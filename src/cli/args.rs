@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backstop::backend::cpu::Activations;
 use backstop::backend::select::BackendRequest;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
@@ -175,6 +176,11 @@ pub struct ModelArgs {
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     #[arg(value_parser = PossibleValuesParser::new(BackendRequest::NAMES).try_map(|name| name.parse::<BackendRequest>()))]
     pub backend: BackendRequest,
+    /// What the CPU makes of activations before it multiplies them with quantized weights: int8 rounds them in blocks of 32,
+    /// f32 keeps them as they are, which is slower.
+    #[arg(long, value_name = "TYPE", default_value = "int8")]
+    #[arg(value_parser = PossibleValuesParser::new(Activations::NAMES).try_map(|name| name.parse::<Activations>()))]
+    pub activations: Activations,
     /// The instruction set of the CPU kernels [default: the best one here].
     #[arg(long, value_name = "NAME", hide = true)]
     pub isa: Option<String>,

@@ -112,6 +112,7 @@ fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
         threads: session.threads,
         context: session.ctx,
         isa,
+        activations: args.activations,
         ..LoadOptions::default()
     };
     let model = Model::load_with(files, options).map_err(typed)?;
@@ -120,7 +121,7 @@ fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
 
 fn isa(name: &str) -> anyhow::Result<Isa> {
     Isa::by_name(name).ok_or_else(|| {
-        let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        let here: Vec<&str> = Isa::variants().into_iter().map(Isa::name).collect();
         Usage(format!("--isa is {name}, expected one of {}", here.join(", "))).into()
     })
 }

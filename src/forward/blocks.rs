@@ -19,10 +19,13 @@ pub struct Linear {
 impl Linear {
     /// `<name>.weight` `[rows, columns]` and, if present, `<name>.bias` `[rows]`.
     pub fn load(loader: &Loader<'_>, name: &str, rows: usize, columns: usize) -> Result<Self> {
-        Ok(Self {
-            weight: loader.matrix(name, [rows, columns])?,
-            bias: loader.optional(&format!("{name}.bias"), &[rows])?,
-        })
+        let weight = loader.matrix(name, [rows, columns])?;
+        Ok(Self::of(loader, weight, loader.optional(&format!("{name}.bias"), &[rows])?))
+    }
+
+    fn of(loader: &Loader<'_>, weight: Matrix, bias: Option<Weight>) -> Self {
+        loader.linears.borrow_mut().push(weight.clone());
+        Self { weight, bias }
     }
 
     /// The parts of a fused projection, whose rows follow each other in the order of `parts`.
@@ -33,15 +36,14 @@ impl Linear {
         columns: usize,
     ) -> Result<[Self; N]> {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let whole = Self::load(loader, name, rows, columns)?;
+        let whole = loader.matrix(name, [rows, columns])?;
+        let bias = loader.optional(&format!("{name}.bias"), &[rows])?;
         let mut row = 0;
         Ok(parts.map(|(part, rows)| {
             let range = row..row + rows;
             row += rows;
-            Self {
-                weight: whole.weight.rows(part, range.clone()),
-                bias: whole.bias.as_ref().map(|bias| bias.rows(part, range)),
-            }
+            let bias = bias.as_ref().map(|bias| bias.rows(part, range.clone()));
+            Self::of(loader, whole.rows(part, range), bias)
         }))
     }
 
@@ -264,7 +266,7 @@ impl Vocabulary {
         let (rows, columns) = (config.vocab_size, config.hidden_size);
         let table = loader.matrix("model.embed_tokens", [rows, columns])?;
         let head = if config.tie_word_embeddings {
-            Linear { weight: table.clone(), bias: loader.optional("lm_head.bias", &[rows])? }
+            Linear::of(loader, table.clone(), loader.optional("lm_head.bias", &[rows])?)
         } else {
             Linear::load(loader, "lm_head", rows, columns)?
         };

@@ -10,6 +10,8 @@ mod qwen2;
 mod qwen3;
 pub mod step;
 
+use std::cell::RefCell;
+
 use crate::config::{Config, Family};
 use crate::error::Result;
 use crate::quant::Matrix;
@@ -36,9 +38,9 @@ pub trait Forward: Send + std::fmt::Debug {
 ///
 /// # Errors
 /// A weight that is missing or does not have the configured shape.
-pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Box<dyn Forward>> {
-    let loader = Loader { config, checkpoint };
-    match config.family {
+pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Loaded> {
+    let loader = Loader { config, checkpoint, linears: RefCell::default() };
+    let forward = match config.family {
         Family::Llama => llama::load(&loader),
         Family::Mistral => mistral::load(&loader),
         Family::Qwen2 => qwen2::load(&loader),
@@ -46,7 +48,17 @@ pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Box<dyn Forward>
         Family::Phi => phi::load(&loader),
         Family::Phi3 => phi3::load(&loader),
         Family::Gemma2 => gemma2::load(&loader),
-    }
+    }?;
+    Ok(Loaded { forward, linears: loader.linears.into_inner() })
+}
+
+/// A forward pass, and the matrices of its linear layers, which a backend may want to prepare.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The forward pass.
+    pub forward: Box<dyn Forward>,
+    /// Every matrix that it multiplies by, in the order of the layers.
+    pub linears: Vec<Matrix>,
 }
 
 /// What blocks load themselves from.
@@ -55,6 +67,7 @@ pub struct Loader<'a> {
     /// The model's configuration.
     pub config: &'a Config,
     checkpoint: &'a Checkpoint,
+    linears: RefCell<Vec<Matrix>>,
 }
 
 impl Loader<'_> {

@@ -188,6 +188,11 @@ impl Plane {
     pub fn owner(&self) -> Arc<dyn Bytes> {
         Arc::clone(&self.owner)
     }
+
+    /// Says that the bytes will hardly be read again.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
+    }
 }
 
 /// A quantized matrix `[N, K]`. Clones share the bytes.

@@ -25,7 +25,7 @@ pub fn e4m3(code: u8) -> f32 {
 }
 
 /// Two codes a byte, the low nibble first.
-pub(super) fn nibbles(bytes: &[u8], out: &mut [u8]) {
+pub(crate) fn nibbles(bytes: &[u8], out: &mut [u8]) {
     for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
         (pair[0], pair[1]) = (byte & 15, byte >> 4);
     }

@@ -49,4 +49,20 @@ impl Bytes for MappedFile {
     fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    fn release(&self, part: std::ops::Range<usize>) {
+        // Whole pages inside the part alone: its neighbours stay.
+        #[cfg(target_os = "linux")]
+        {
+            const PAGE: usize = 4096;
+            let (start, end) = (part.start.next_multiple_of(PAGE), part.end / PAGE * PAGE);
+            if start < end {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                // SAFETY: the pages are of a private, read-only map of a file: the next read brings back the same bytes.
+                let _ = unsafe { self.map.unchecked_advise_range(advice, start, end - start) };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = part;
+    }
 }

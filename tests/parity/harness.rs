@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backstop::backend::cpu::Activations;
 use backstop::backend::select::BackendRequest;
 use backstop::backend::{LlmBackendKind, Policy};
 use backstop::{LoadOptions, Model, ModelFiles};
@@ -29,7 +30,14 @@ pub fn options(kind: LlmBackendKind) -> LoadOptions {
         LlmBackendKind::Cpu => BackendRequest::Cpu,
         LlmBackendKind::Mlx => BackendRequest::Mlx,
     };
-    LoadOptions { backend, policy: Policy::Deny, threads: Some(2), ..LoadOptions::default() }
+    LoadOptions {
+        backend,
+        policy: Policy::Deny,
+        threads: Some(2),
+        // Parity is of the same arithmetic: what rounding activations costs is stated by itself.
+        activations: Activations::F32,
+        ..LoadOptions::default()
+    }
 }
 
 /// Loads the directory `path` with `options`.

@@ -1,15 +1,15 @@
 //! The ops on the CPU kernels: takes buffers, widens small weights once, and calls the kernel of each op.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use super::isa::Isa;
 use super::kernels::attention::{Attention, AttentionRun, AttentionScratch, attention};
 use super::kernels::pointwise::{Binary, Unary};
+use super::kernels::quant::{self, ActivationScratch, Activations, PackedMatrix, QuantProjection};
 use super::kernels::{matmul, norm, pointwise, rope};
 use super::pool::{Pool, Scratch};
 use crate::backend::batch::{Run, Tokens};
@@ -17,7 +17,7 @@ use crate::backend::kv::{KvLayer, KvRows};
 use crate::backend::ops::{Op, Ops, Outputs, Projection};
 use crate::config::Activation;
 use crate::error::{Error, Result};
-use crate::quant::MatrixRef;
+use crate::quant::{MatrixRef, Plane, QuantWeight};
 use crate::tensor::{Buffer, BufferPool, Bytes, HostTensor, Tensor, Weight};
 
 /// The CPU kernels with their threads. One engine thread owns it.
@@ -28,7 +28,14 @@ pub struct CpuBackend {
     scratch: RefCell<Scratch>,
     attention: RefCell<AttentionScratch>,
     small: RefCell<SmallWeights>,
+    activations: Activations,
+    rounded: RefCell<ActivationScratch>,
+    packed: RefCell<PackedWeights>,
 }
+
+/// Quantized weights as kernels read them, by the address and length of their codes; the plane keeps the address from being
+/// reused.
+type PackedWeights = HashMap<(usize, usize), (Arc<PackedMatrix>, Plane)>;
 
 /// Norms and biases as `f32`, by the address and length of their bytes; the owner keeps the address from being reused.
 type SmallWeights = HashMap<(usize, usize), (Arc<[f32]>, Arc<dyn Bytes>)>;
@@ -45,7 +52,16 @@ impl CpuBackend {
             scratch,
             attention: RefCell::default(),
             small: RefCell::default(),
+            activations: Activations::default(),
+            rounded: RefCell::default(),
+            packed: RefCell::default(),
         }
+    }
+
+    /// With activations that meet quantized weights as `activations` says.
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        self
     }
 
     /// The instruction set and the threads, for the summary.
@@ -83,6 +99,29 @@ impl CpuBackend {
         Arc::clone(values)
     }
 
+    /// Packs a weight before it is first used, so that the first prompt does not wait for it.
+    pub(crate) fn prepare(&self, weight: MatrixRef<'_>) {
+        if let MatrixRef::Quantized(weight) = weight
+            && PackedMatrix::supports(weight.format())
+        {
+            self.packed(weight);
+        }
+    }
+
+    /// A quantized weight as kernels read it, packed when it is first asked for. What it was made of leaves memory, where it
+    /// is a part of a mapped file.
+    fn packed(&self, weight: &QuantWeight) -> Arc<PackedMatrix> {
+        let plane = &weight.planes()[0];
+        let bytes = plane.bytes();
+        let mut packed = self.packed.borrow_mut();
+        let (packed, _) = packed.entry((bytes.as_ptr() as usize, bytes.len())).or_insert_with(|| {
+            let packed = PackedMatrix::pack(&self.pool, weight);
+            weight.planes().iter().for_each(Plane::release);
+            (Arc::new(packed), plane.clone())
+        });
+        Arc::clone(packed)
+    }
+
     /// A tensor of `shape` that `fill` writes whole.
     fn filled(&self, shape: &[usize], fill: impl FnOnce(&mut [f32])) -> Tensor {
         let mut data = self.buffers.take(shape.iter().product());
@@ -90,32 +129,49 @@ impl CpuBackend {
         Tensor::Host(HostTensor::new(shape, data))
     }
 
-    fn linear<const N: usize>(
-        &self,
-        x: &HostTensor,
-        projections: [Projection<'_>; N],
-    ) -> Result<[HostTensor; N]> {
+    fn linear<const N: usize>(&self, x: &HostTensor, projections: [Projection<'_>; N]) -> [HostTensor; N] {
         let rows = x.shape()[0];
         let biases = projections.map(|p| p.bias.map(|bias| self.small(bias)));
         let mut outputs = projections.map(|p| self.buffers.take(rows * p.weight.shape()[0]));
-        let weights = projections.map(|projection| dense(projection.weight));
-        {
-            let mut parts = outputs.iter_mut().zip(&weights).zip(&biases);
-            let mut group: [matmul::Projection<'_>; N] = std::array::from_fn(|_| {
-                let Some(((out, weight), bias)) = parts.next() else {
-                    unreachable!("one output for each of {N} projections")
-                };
-                matmul::Projection { weight: (&**weight).into(), bias: bias.as_deref(), out }
-            });
-            matmul::linear_group(&self.pool, self.isa, x.data(), &mut group, &mut self.scratch.borrow_mut());
+        let packed = projections.map(|projection| match projection.weight {
+            MatrixRef::Quantized(weight) if PackedMatrix::supports(weight.format()) => {
+                Some(self.packed(weight))
+            }
+            _ => None,
+        });
+        let decoded = projections.map(|projection| match projection.weight {
+            MatrixRef::Quantized(weight) if !PackedMatrix::supports(weight.format()) => {
+                Some(Weight::from_f32(weight.name(), weight.shape(), &weight.to_f32()))
+            }
+            _ => None,
+        });
+        let (mut dense, mut quantized) = (SmallVec::<[_; 3]>::new(), SmallVec::<[_; 3]>::new());
+        for (i, out) in outputs.iter_mut().enumerate() {
+            let bias = biases[i].as_deref();
+            match (projections[i].weight, &packed[i], &decoded[i]) {
+                (_, Some(weight), _) => quantized.push(QuantProjection { weight, bias, out }),
+                (MatrixRef::Dense(weight), ..) | (_, _, Some(weight)) => {
+                    dense.push(matmul::Projection { weight: weight.into(), bias, out });
+                }
+                (MatrixRef::Quantized(_), None, None) => unreachable!("packed, or decoded"),
+            }
         }
+        matmul::linear_group(&self.pool, self.isa, x.data(), &mut dense, &mut self.scratch.borrow_mut());
+        // A group shares its rounded activations, which an order of columns would permute.
+        let together = quantized.iter().all(|p| p.weight.order() == quantized[0].weight.order());
+        let size = if together { quantized.len() } else { 1 };
+        for group in quantized.chunks_mut(size.max(1)) {
+            let scratch = &mut self.rounded.borrow_mut();
+            quant::linear_group(&self.pool, self.isa, self.activations, x.data(), group, scratch);
+        }
+        drop((dense, quantized));
         let mut outputs = outputs.into_iter().zip(&projections);
-        Ok(std::array::from_fn(|_| {
+        std::array::from_fn(|_| {
             let Some((out, projection)) = outputs.next() else {
                 unreachable!("one output for each of {N} projections")
             };
             HostTensor::new(&[rows, projection.weight.shape()[0]], out)
-        }))
+        })
     }
 }
 
@@ -138,16 +194,6 @@ fn host(tensor: &Tensor) -> Result<&HostTensor> {
             backend: "cpu",
             reason: "an activation is an MLX array, expected host memory".into(),
         }),
-    }
-}
-
-/// The matrix in an element type: one in blocks is decoded, which is right and slow.
-fn dense(matrix: MatrixRef<'_>) -> Cow<'_, Weight> {
-    match matrix {
-        MatrixRef::Dense(weight) => Cow::Borrowed(weight),
-        MatrixRef::Quantized(weight) => {
-            Cow::Owned(Weight::from_f32(weight.name(), weight.shape(), &weight.to_f32()))
-        }
     }
 }
 
@@ -179,7 +225,7 @@ impl Ops for CpuBackend {
                 })
             }
             Op::Linear { x, projection } => {
-                let [output] = self.linear(host(x)?, [projection])?;
+                let [output] = self.linear(host(x)?, [projection]);
                 output.into()
             }
             Op::RmsNorm { x, weight, eps, offset } => {
@@ -254,7 +300,7 @@ impl Ops for CpuBackend {
                 })
             }
             Op::GateUp { x, gate, up, activation } => {
-                let [mut gate, up] = self.linear(host(x)?, [gate, up])?;
+                let [mut gate, up] = self.linear(host(x)?, [gate, up]);
                 let gated = Binary::Gated(activation.into());
                 pointwise::binary_in_place(pool, isa, gated, gate.data_mut(), up.data());
                 gate.into()
@@ -278,7 +324,7 @@ impl Ops for CpuBackend {
                 return Ok(smallvec![tensor(sum), tensor(normed)]);
             }
             Op::Qkv { x, projections } => {
-                return Ok(self.linear(host(x)?, projections)?.into_iter().map(Tensor::from).collect());
+                return Ok(self.linear(host(x)?, projections).into_iter().map(Tensor::from).collect());
             }
         };
         Ok(smallvec![output])

@@ -10,6 +10,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod int;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::fmt;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+pub use int::{IntKernel, IntSimd};
 pub use portable::Portable;
 
 use half::{bf16, f16};
@@ -312,10 +314,10 @@ pub trait Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isa {
-    /// AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers.
+    /// AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers; VNNI where the token says so.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
-    /// AVX2, FMA and F16C: 8 lanes, 16 registers.
+    /// AVX2, FMA and F16C: 8 lanes, 16 registers; AVX-VNNI where the token says so.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     /// Arrays of 8 lanes that the compiler vectorises for the build's baseline (NEON on aarch64).
@@ -349,18 +351,50 @@ impl Isa {
         all
     }
 
-    /// The instruction set called `name`, where this machine has it.
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::available().into_iter().find(|isa| isa.name() == name)
+    /// As [`available`](Self::available), and each of them without its instructions for bytes: those are other code for
+    /// quantized weights, and the same for floats.
+    pub fn variants() -> Vec<Self> {
+        let mut all = Vec::new();
+        for isa in Self::available() {
+            all.push(isa);
+            let plain = match isa {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512(token) => Self::Avx512(token.plain()),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2(token) => Self::Avx2(token.plain()),
+                Self::Portable(_) => isa,
+            };
+            if plain != isa {
+                all.push(plain);
+            }
+        }
+        all
     }
 
-    /// `avx512`, `avx2` or `portable`.
+    /// The instruction set called `name`, where this machine has it.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::variants().into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// `avx512-vnni`, `avx512`, `avx2-vnni`, `avx2` or `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => "avx512",
+            Self::Avx512(token) => {
+                if token.vnni() {
+                    "avx512-vnni"
+                } else {
+                    "avx512"
+                }
+            }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => "avx2",
+            Self::Avx2(token) => {
+                if token.vnni() {
+                    "avx2-vnni"
+                } else {
+                    "avx2"
+                }
+            }
             Self::Portable(_) => "portable",
         }
     }

@@ -8,3 +8,4 @@ pub mod pool;
 
 pub use backend::CpuBackend;
 pub use isa::Isa;
+pub use kernels::quant::Activations;

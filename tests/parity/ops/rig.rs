@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backstop::backend::batch::Run;
-use backstop::backend::cpu::CpuBackend;
+use backstop::backend::cpu::{Activations, CpuBackend};
 use backstop::backend::kv::{HostKv, KvLayer, KvRows, KvShape};
 use backstop::backend::ops::{Op, OpKind, Ops, Projection};
 use backstop::backend::{Faults, LlmBackendDispatch, Policy, Routing};
@@ -96,7 +96,10 @@ fn routing() -> Routing {
 
 /// The CPU kernels on `threads` threads.
 pub fn cpu(threads: usize) -> LlmBackendDispatch {
-    LlmBackendDispatch::cpu(CpuBackend::new(Some(threads), None), routing())
+    LlmBackendDispatch::cpu(
+        CpuBackend::new(Some(threads), None).with_activations(Activations::F32),
+        routing(),
+    )
 }
 
 /// The CPU kernels, and MLX in each type of activations where this build has it.
@@ -106,7 +109,12 @@ pub fn rigs() -> Vec<Rig> {
     let mut all = vec![rig("cpu", DType::F32, cpu(2))];
     #[cfg(any(feature = "mlx", all(target_os = "macos", target_arch = "aarch64")))]
     for (name, dtype) in [("mlx f32", DType::F32), ("mlx f16", DType::F16), ("mlx bf16", DType::BF16)] {
-        let dispatch = LlmBackendDispatch::mlx(dtype, CpuBackend::new(Some(1), None), routing()).unwrap();
+        let dispatch = LlmBackendDispatch::mlx(
+            dtype,
+            CpuBackend::new(Some(1), None).with_activations(Activations::F32),
+            routing(),
+        )
+        .unwrap();
         all.push(rig(name, dtype, dispatch));
     }
     if all.len() == 1 {

@@ -8,7 +8,9 @@ use super::{Isa, Kernel, Simd};
 
 /// Proof that AVX2, FMA and F16C are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Avx2(());
+pub struct Avx2 {
+    vnni: bool,
+}
 
 impl Avx2 {
     /// The token, where the processor and the operating system have the features.
@@ -16,7 +18,22 @@ impl Avx2 {
         (is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
-        .then_some(Self(()))
+        .then_some(Self { vnni: is_x86_feature_detected!("avxvnni") })
+    }
+
+    /// Whether AVX-VNNI is there, too.
+    pub(super) const fn vnni(self) -> bool {
+        self.vnni
+    }
+
+    /// The token without VNNI.
+    pub(super) fn plain(self) -> Self {
+        Self { vnni: false }
+    }
+
+    /// For who has found AVX2, FMA and F16C by other means.
+    pub(super) fn without_vnni() -> Self {
+        Self { vnni: false }
     }
 }
 

@@ -4,11 +4,13 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, Kernel, Simd};
+use super::{Avx2, Isa, Kernel, Simd};
 
 /// Proof that AVX-512 F, BW, DQ and VL are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Avx512(());
+pub struct Avx512 {
+    vnni: bool,
+}
 
 impl Avx512 {
     /// The token, where the processor and the operating system have the features.
@@ -20,7 +22,22 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
-        .then_some(Self(()))
+        .then_some(Self { vnni: is_x86_feature_detected!("avx512vnni") })
+    }
+
+    /// Whether AVX-512 VNNI is there, too.
+    pub(super) const fn vnni(self) -> bool {
+        self.vnni
+    }
+
+    /// AVX2, FMA and F16C, which detection asked for, too.
+    pub(super) fn narrow(self) -> Avx2 {
+        Avx2::without_vnni()
+    }
+
+    /// The token without VNNI.
+    pub(super) fn plain(self) -> Self {
+        Self { vnni: false }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod math;
 pub mod matmul;
 pub mod norm;
 pub mod pointwise;
+pub mod quant;
 pub mod reference;
 pub mod reference_ops;
 pub mod rope;

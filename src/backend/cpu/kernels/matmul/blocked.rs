@@ -286,7 +286,7 @@ impl Task<'_> {
         let steps = (to - from) / S::LANES;
         // The next tile's accumulators follow these: spread over the steps, they come to L1 while this tile works.
         let following = spill.as_ptr().wrapping_add(spill.len()).cast::<u8>();
-        let share = size_of_val(spill) / steps;
+        let share = size_of_val(spill) / steps.max(1);
         for step in 0..steps {
             for line in soon {
                 s.prefetch_l2(line.wrapping_add(step * stride));

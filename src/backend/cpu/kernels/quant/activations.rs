@@ -1,0 +1,320 @@
+//! Activations laid out for the tiles: rounded to eight bits, or as they are.
+//!
+//! Rows of `x` are cut into tiles; a tile holds, block after block, what each of its rows has there.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{BLOCK, PackedMatrix};
+use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
+use crate::backend::cpu::pool::{Parts, Pool};
+
+/// How `T` rows are cut into tiles: as many of the largest size as there are, then of the next.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    /// First row of each tile, and the number of rows.
+    starts: Vec<usize>,
+}
+
+impl Tiles {
+    /// Sizes are `max`, 4 and 1.
+    pub(super) fn new(t: usize, max: usize) -> Self {
+        let mut starts = vec![0];
+        let mut row = 0;
+        while row < t {
+            row += [max, 4, 1].into_iter().find(|&size| size <= t - row).unwrap_or(1);
+            starts.push(row);
+        }
+        Self { starts }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The rows of tile `i`.
+    #[inline(always)]
+    pub(super) fn rows(&self, i: usize) -> Range<usize> {
+        self.starts[i]..self.starts[i + 1]
+    }
+
+    fn total(&self) -> usize {
+        self.starts[self.len()]
+    }
+
+    /// Ranges of tiles of about `bytes` each, at `cols` bytes a row.
+    pub(super) fn bands(&self, cols: usize, bytes: usize) -> Vec<Range<usize>> {
+        let rows = (bytes / cols.max(1)).max(1);
+        let count = self.total().div_ceil(rows).min(self.len());
+        (0..count).map(|i| i * self.len() / count..(i + 1) * self.len() / count).collect()
+    }
+}
+
+/// What integer sums of one kind of codes start from, and what their biases multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Correction {
+    /// Parts of a block that have scales of their own: 1 or 2.
+    pub subs: usize,
+    /// What is taken off the codes as they are multiplied.
+    pub offset: i32,
+}
+
+impl Correction {
+    fn of(weight: &PackedMatrix, wide_bias: i32) -> Self {
+        let route = weight.route();
+        Self { subs: route.subs(), offset: weight.offset() - if route.wide() { wide_bias } else { 0 } }
+    }
+}
+
+/// Memory of the activations, kept between calls.
+#[derive(Debug, Default)]
+pub struct ActivationScratch {
+    codes: Vec<i8>,
+    /// `dx` of each block.
+    scales: Vec<f32>,
+    /// Σ q of each half block.
+    sums: Vec<i32>,
+    corrections: Vec<(Correction, Vec<i32>, Vec<f32>)>,
+    exact: Vec<f32>,
+    blocks: usize,
+    wide_bias: i32,
+}
+
+/// Rounded activations: tile by tile, `[block][row]`.
+#[derive(Clone, Copy)]
+pub(super) struct Quantized<'a> {
+    scratch: &'a ActivationScratch,
+}
+
+impl Quantized<'_> {
+    /// `[block][row][32]` of the tile that begins at row `start`.
+    #[inline(always)]
+    pub(super) fn codes(&self, start: usize) -> *const i8 {
+        self.scratch.codes[start * self.scratch.blocks * BLOCK..].as_ptr()
+    }
+
+    /// `dx`, `[block][row]`.
+    #[inline(always)]
+    pub(super) fn scales(&self, start: usize) -> *const f32 {
+        self.scratch.scales[start * self.scratch.blocks..].as_ptr()
+    }
+
+    /// For a weight's correction: what sums start from, and `dx Σ q`; `[block][row][sub]`.
+    #[inline(always)]
+    pub(super) fn correction(&self, weight: &PackedMatrix, start: usize) -> (*const i32, *const f32) {
+        let wanted = Correction::of(weight, self.scratch.wide_bias);
+        let Some((_, inits, sums)) = self.scratch.corrections.iter().find(|(of, ..)| *of == wanted) else {
+            unreachable!("the corrections of every weight of the group were made")
+        };
+        let at = start * self.scratch.blocks * wanted.subs;
+        (inits[at..].as_ptr(), sums[at..].as_ptr())
+    }
+}
+
+/// Activations as they are: tile by tile, `[block][row][32]`.
+#[derive(Clone, Copy)]
+pub(super) struct Exact<'a> {
+    scratch: &'a ActivationScratch,
+}
+
+impl Exact<'_> {
+    /// `[block][row][32]` of the tile that begins at row `start`.
+    #[inline(always)]
+    pub(super) fn values(&self, start: usize) -> *const f32 {
+        self.scratch.exact[start * self.scratch.blocks * BLOCK..].as_ptr()
+    }
+}
+
+impl ActivationScratch {
+    pub(super) fn quantized(&self) -> Quantized<'_> {
+        Quantized { scratch: self }
+    }
+
+    pub(super) fn exact(&self) -> Exact<'_> {
+        Exact { scratch: self }
+    }
+
+    /// Rounds `x` `[T, cols]` for `weights`; stored column `j` is column `order[j]`.
+    pub(super) fn quantize<'w>(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        x: &[f32],
+        order: Option<&Arc<[u32]>>,
+        tiles: &Tiles,
+        weights: impl Iterator<Item = &'w PackedMatrix>,
+    ) {
+        let t = tiles.total();
+        let cols = x.len() / t;
+        let blocks = cols.div_ceil(BLOCK);
+        self.blocks = blocks;
+        self.wide_bias = isa.dispatch_int(WideBias);
+        grow(&mut self.codes, t * blocks * BLOCK);
+        grow(&mut self.scales, t * blocks);
+        grow(&mut self.sums, t * blocks * 2);
+        let mut used = 0;
+        for weight in weights {
+            let wanted = Correction::of(weight, self.wide_bias);
+            if self.corrections[..used].iter().any(|(of, ..)| *of == wanted) {
+                continue;
+            }
+            if used == self.corrections.len() {
+                self.corrections.push((wanted, Vec::new(), Vec::new()));
+            }
+            let (of, inits, sums) = &mut self.corrections[used];
+            *of = wanted;
+            grow(inits, t * blocks * wanted.subs);
+            grow(sums, t * blocks * wanted.subs);
+            used += 1;
+        }
+        self.corrections.truncate(used);
+
+        let (codes, scales, sums) =
+            (Parts::new(&mut self.codes), Parts::new(&mut self.scales), Parts::new(&mut self.sums));
+        let corrections: smallvec::SmallVec<[_; 4]> = self
+            .corrections
+            .iter_mut()
+            .map(|(of, inits, sums)| (*of, Parts::new(inits), Parts::new(sums)))
+            .collect();
+        pool.run(tiles.len(), |tile| {
+            let rows = tiles.rows(tile);
+            let (at, len) = (rows.start * blocks, rows.len() * blocks);
+            // SAFETY: tiles follow one another without overlap.
+            let (codes, scales, sums) = unsafe {
+                (codes.slice(at * BLOCK, len * BLOCK), scales.slice(at, len), sums.slice(2 * at, 2 * len))
+            };
+            let x = &x[rows.start * cols..rows.end * cols];
+            isa.dispatch_int(Round { x, cols, order: order.map(|order| &**order), codes, scales, sums });
+            for (of, inits, biased) in &corrections {
+                // SAFETY: as above.
+                let (inits, biased) = unsafe {
+                    (inits.slice(at * of.subs, len * of.subs), biased.slice(at * of.subs, len * of.subs))
+                };
+                for i in 0..len {
+                    for sub in 0..of.subs {
+                        let sum =
+                            if of.subs == 1 { sums[2 * i] + sums[2 * i + 1] } else { sums[2 * i + sub] };
+                        inits[i * of.subs + sub] = -of.offset * sum;
+                        biased[i * of.subs + sub] = scales[i] * sum as f32;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Lays out `x` `[T, cols]` as it is; stored column `j` is column `order[j]`.
+    pub(super) fn lay_out(&mut self, pool: &Pool, x: &[f32], order: Option<&Arc<[u32]>>, tiles: &Tiles) {
+        let t = tiles.total();
+        let cols = x.len() / t;
+        let blocks = cols.div_ceil(BLOCK);
+        self.blocks = blocks;
+        grow(&mut self.exact, t * blocks * BLOCK);
+        let exact = Parts::new(&mut self.exact);
+        pool.run(tiles.len(), |tile| {
+            let rows = tiles.rows(tile);
+            // SAFETY: tiles follow one another without overlap.
+            let out = unsafe { exact.slice(rows.start * blocks * BLOCK, rows.len() * blocks * BLOCK) };
+            for (r, row) in rows.clone().enumerate() {
+                let x = &x[row * cols..(row + 1) * cols];
+                for block in 0..blocks {
+                    let out = &mut out[(block * rows.len() + r) * BLOCK..][..BLOCK];
+                    gather(x, order.map(|order| &**order), block, out);
+                }
+            }
+        });
+    }
+}
+
+/// At least `len` elements; what they hold is written before it is read.
+fn grow<T: Copy + Default>(v: &mut Vec<T>, len: usize) {
+    if v.len() < len {
+        v.resize(len, T::default());
+    }
+}
+
+/// Block `block` of a row, zeros past its end.
+#[inline(always)]
+fn gather(x: &[f32], order: Option<&[u32]>, block: usize, out: &mut [f32]) {
+    let from = block * BLOCK;
+    let len = BLOCK.min(x.len() - from);
+    match order {
+        None => out[..len].copy_from_slice(&x[from..from + len]),
+        Some(order) => {
+            out.iter_mut().zip(&order[from..from + len]).for_each(|(out, &k)| *out = x[k as usize]);
+        }
+    }
+    out[len..].fill(0.0);
+}
+
+struct WideBias;
+
+impl IntKernel for WideBias {
+    type Out = i32;
+
+    #[inline(always)]
+    fn run<S: IntSimd>(self, _: S) -> i32 {
+        S::WIDE_BIAS
+    }
+}
+
+/// Rounds the rows of a tile, each block by itself: `dx = max |x| / 127`, `q = round(x / dx)`, ties to even.
+///
+/// A block that has an infinity or a NaN gets a `dx` of NaN, so that outputs show it.
+struct Round<'a> {
+    x: &'a [f32],
+    cols: usize,
+    order: Option<&'a [u32]>,
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl IntKernel for Round<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        let f = s.float();
+        let rows = self.x.len() / self.cols.max(1);
+        let blocks = self.cols.div_ceil(BLOCK);
+        let mut values = [0.0f32; BLOCK];
+        for (r, x) in self.x.chunks_exact(self.cols.max(1)).enumerate() {
+            for block in 0..blocks {
+                gather(x, self.order, block, &mut values);
+                let at = block * rows + r;
+                let (mut most, mut wrong) = (f.zero(), f.zero());
+                for part in values.chunks_exact(S::F::LANES) {
+                    let v = f.load(part);
+                    most = f.max(f.abs(v), most);
+                    // Zero where finite, NaN otherwise.
+                    wrong = f.add(wrong, f.sub(v, v));
+                }
+                let most = f.reduce_max(most);
+                let codes = &mut self.codes[at * BLOCK..][..BLOCK];
+                let sums = &mut self.sums[2 * at..][..2];
+                if f.reduce_add(wrong) != 0.0 || most == 0.0 || !most.is_finite() {
+                    codes.fill(0);
+                    sums.fill(0);
+                    self.scales[at] = if most == 0.0 && f.reduce_add(wrong) == 0.0 { 0.0 } else { f32::NAN };
+                    continue;
+                }
+                let scale = most / 127.0;
+                // A largest value near the smallest numbers has no reciprocal: all codes are zero then.
+                let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 };
+                self.scales[at] = if inverse == 0.0 { 0.0 } else { scale };
+                let by = f.splat(inverse);
+                for part in values.chunks_exact_mut(S::F::LANES) {
+                    let v = f.round(f.mul(f.load(part), by));
+                    f.store(part, f.max(f.splat(-127.0), f.min(v, f.splat(127.0))));
+                }
+                for (code, value) in codes.iter_mut().zip(&values) {
+                    // SAFETY: an integer in -127..=127.
+                    *code = unsafe { value.to_int_unchecked::<i32>() } as i8;
+                }
+                for (sum, codes) in sums.iter_mut().zip(codes.chunks_exact(BLOCK / 2)) {
+                    *sum = codes.iter().map(|&code| i32::from(code)).sum();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! How codes lie in a panel, and how a block of them comes into registers.
+//!
+//! A block is [`BLOCK`] columns of [`ROWS`] rows. Planes hold the low and the high bits of codes; byte
+//! `4 r + b` of a 64-byte line belongs to row `r` and to columns `k ≡ b (mod 4)`; the bits of one byte are those of quads
+//! that follow one another, `k / 4`.
+
+use crate::backend::cpu::isa::{IntSimd, Simd};
+
+use super::scales::ScaleKind;
+use super::{BLOCK, ROWS};
+
+/// Bytes of a line: four columns of a panel's rows, a byte each.
+pub(super) const LINE: usize = 4 * ROWS;
+
+/// How the codes of a weight are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeKind {
+    /// Unsigned integers of 2, 3, 4, 5, 6 or 8 bits.
+    Bits(u8),
+    /// Four bits that index a table of signed bytes, 128 added.
+    Table,
+    /// e4m3 floats.
+    E4m3,
+}
+
+impl CodeKind {
+    /// Widths of the planes, low bits first.
+    const fn planes(self) -> &'static [u32] {
+        match self {
+            Self::Bits(2) => &[2],
+            Self::Bits(3) => &[2, 1],
+            Self::Bits(4) | Self::Table => &[4],
+            Self::Bits(5) => &[4, 1],
+            Self::Bits(6) => &[4, 2],
+            Self::Bits(_) | Self::E4m3 => &[8],
+        }
+    }
+
+    /// Bytes of a block.
+    pub(super) fn block_bytes(self) -> usize {
+        self.planes().iter().map(|bits| *bits as usize * LINE).sum()
+    }
+
+    /// Puts the codes of a row, `[K]`, into the lines of row `row` of a panel.
+    pub(super) fn scatter(self, codes: &[u8], row: usize, panel: &mut [u8]) {
+        let blocks = codes.chunks(BLOCK).zip(panel.chunks_exact_mut(self.block_bytes()));
+        for (codes, block) in blocks {
+            let mut whole = [0; BLOCK];
+            whole[..codes.len()].copy_from_slice(codes);
+            // A quad is a word, a code in each byte: what a shift moves into a byte's neighbour the mask takes away.
+            let quads: [u32; 8] =
+                std::array::from_fn(|q| u32::from_le_bytes(std::array::from_fn(|b| whole[4 * q + b])));
+            let (mut lines, mut shift) = (block.chunks_exact_mut(LINE), 0);
+            for &bits in self.planes() {
+                let mask = 0x0101_0101 * ((1 << bits) - 1);
+                for quads in quads.chunks_exact((8 / bits) as usize) {
+                    let parts = quads.iter().enumerate();
+                    let word =
+                        parts.fold(0, |word, (j, quad)| word | (quad >> shift & mask) << (bits * j as u32));
+                    if let Some(line) = lines.next() {
+                        line[4 * row..4 * row + 4].copy_from_slice(&word.to_le_bytes());
+                    }
+                }
+                shift += bits;
+            }
+        }
+    }
+}
+
+/// Codes of one kind in registers.
+pub(super) trait Codes {
+    /// Below `2^BITS`.
+    const BITS: u32;
+
+    /// The eight quads of a block, for the rows from `half * LANES` on.
+    ///
+    /// # Safety
+    /// `block` must be valid for reads of a block of `kind`, of which the codes are; `half * LANES < ROWS`.
+    unsafe fn load<S: IntSimd>(s: S, kind: CodeKind, block: *const u8, half: usize, table: S::I)
+    -> [S::I; 8];
+}
+
+/// Line `i` of a block, for the rows of `half`.
+///
+/// # Safety
+/// As [`Codes::load`].
+#[inline(always)]
+unsafe fn line<S: IntSimd>(s: S, block: *const u8, i: usize, half: usize) -> S::I {
+    // SAFETY: the caller's contract.
+    unsafe { s.load_bytes(block.add(i * LINE + half * 4 * S::F::LANES)) }
+}
+
+#[inline(always)]
+fn bytes<S: IntSimd>(s: S, x: u8) -> S::I {
+    s.splat_i32(i32::from_ne_bytes([x; 4]))
+}
+
+/// The quads of a four-bit plane.
+///
+/// # Safety
+/// As [`Codes::load`].
+#[inline(always)]
+unsafe fn fours<S: IntSimd>(s: S, block: *const u8, half: usize) -> [S::I; 8] {
+    let mask = bytes(s, 15);
+    let mut out = [mask; 8];
+    for i in 0..4 {
+        // SAFETY: the caller's contract.
+        let v = unsafe { line(s, block, i, half) };
+        out[2 * i] = s.and(v, mask);
+        out[2 * i + 1] = s.and(s.shr::<4>(v), mask);
+    }
+    out
+}
+
+/// The quads of a two-bit plane, shifted left by `LEFT`.
+///
+/// # Safety
+/// As [`Codes::load`].
+#[inline(always)]
+unsafe fn twos<S: IntSimd, const LEFT: u32>(s: S, block: *const u8, half: usize) -> [S::I; 8] {
+    let mask = bytes(s, 3 << LEFT);
+    let mut out = [mask; 8];
+    for i in 0..2 {
+        // SAFETY: the caller's contract.
+        let v = unsafe { line(s, block, i, half) };
+        let parts = if LEFT == 0 {
+            [v, s.shr::<2>(v), s.shr::<4>(v), s.shr::<6>(v)]
+        } else {
+            [s.shl::<4>(v), s.shl::<2>(v), v, s.shr::<2>(v)]
+        };
+        for (j, part) in parts.into_iter().enumerate() {
+            out[4 * i + j] = s.and(part, mask);
+        }
+    }
+    out
+}
+
+/// The quads of a one-bit plane, shifted left by `LEFT`, 2 or 4.
+///
+/// # Safety
+/// As [`Codes::load`].
+#[inline(always)]
+unsafe fn ones<S: IntSimd, const LEFT: u32>(s: S, block: *const u8, half: usize) -> [S::I; 8] {
+    let mask = bytes(s, 1 << LEFT);
+    // SAFETY: the caller's contract.
+    let v = unsafe { line(s, block, 0, half) };
+    let parts = if LEFT == 4 {
+        [
+            s.shl::<4>(v),
+            s.shl::<3>(v),
+            s.shl::<2>(v),
+            s.shl::<1>(v),
+            v,
+            s.shr::<1>(v),
+            s.shr::<2>(v),
+            s.shr::<3>(v),
+        ]
+    } else {
+        [
+            s.shl::<2>(v),
+            s.shl::<1>(v),
+            v,
+            s.shr::<1>(v),
+            s.shr::<2>(v),
+            s.shr::<3>(v),
+            s.shr::<4>(v),
+            s.shr::<5>(v),
+        ]
+    };
+    parts.map(|part| s.and(part, mask))
+}
+
+#[inline(always)]
+fn join<S: IntSimd>(s: S, low: [S::I; 8], high: [S::I; 8]) -> [S::I; 8] {
+    std::array::from_fn(|i| s.or(low[i], high[i]))
+}
+
+/// Unsigned integers of `B` bits.
+pub(super) struct Int<const B: u32>;
+
+impl<const B: u32> Codes for Int<B> {
+    const BITS: u32 = B;
+
+    #[inline(always)]
+    unsafe fn load<S: IntSimd>(s: S, _: CodeKind, block: *const u8, half: usize, _: S::I) -> [S::I; 8] {
+        // SAFETY: the caller's contract; the second plane follows the lines of the first.
+        unsafe {
+            match B {
+                2 => twos::<S, 0>(s, block, half),
+                3 => join(s, twos::<S, 0>(s, block, half), ones::<S, 2>(s, block.add(2 * LINE), half)),
+                4 => fours(s, block, half),
+                5 => join(s, fours(s, block, half), ones::<S, 4>(s, block.add(4 * LINE), half)),
+                6 => join(s, fours(s, block, half), twos::<S, 4>(s, block.add(4 * LINE), half)),
+                _ => std::array::from_fn(|i| line(s, block, i, half)),
+            }
+        }
+    }
+}
+
+/// Four bits that index a table.
+pub(super) struct Table;
+
+impl Codes for Table {
+    const BITS: u32 = 8;
+
+    #[inline(always)]
+    unsafe fn load<S: IntSimd>(s: S, _: CodeKind, block: *const u8, half: usize, table: S::I) -> [S::I; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { fours(s, block, half) }.map(|index| s.lookup(table, index))
+    }
+}
+
+/// Codes of any kind, which is asked block by block: for the kinds that are not worth code of their own.
+pub(super) struct Any;
+
+impl Codes for Any {
+    const BITS: u32 = 8;
+
+    #[inline(always)]
+    unsafe fn load<S: IntSimd>(
+        s: S,
+        kind: CodeKind,
+        block: *const u8,
+        half: usize,
+        table: S::I,
+    ) -> [S::I; 8] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match kind {
+                CodeKind::Bits(2) => Int::<2>::load(s, kind, block, half, table),
+                CodeKind::Bits(3) => Int::<3>::load(s, kind, block, half, table),
+                CodeKind::Bits(4) => Int::<4>::load(s, kind, block, half, table),
+                CodeKind::Bits(5) => Int::<5>::load(s, kind, block, half, table),
+                CodeKind::Bits(6) => Int::<6>::load(s, kind, block, half, table),
+                CodeKind::Table => Table::load(s, kind, block, half, table),
+                CodeKind::Bits(_) | CodeKind::E4m3 => Int::<8>::load(s, kind, block, half, table),
+            }
+        }
+    }
+}
+
+/// Which code multiplies a weight by rounded activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// Four bits, 32 columns a scale.
+    Four { min: bool },
+    /// Eight bits, 32 columns a scale.
+    Eight { min: bool },
+    /// Q6_K: six bits, 16 columns a scale.
+    Six,
+    /// A table, 32 columns a scale.
+    Table,
+    /// All others, as if a scale had 16 columns and there were biases.
+    Any,
+}
+
+impl Route {
+    pub(super) fn of(codes: CodeKind, scales: ScaleKind) -> Self {
+        match (codes, scales.sub() == BLOCK, scales.min()) {
+            (CodeKind::Bits(4), true, min) => Self::Four { min },
+            (CodeKind::Bits(8), true, min) => Self::Eight { min },
+            (CodeKind::Bits(6), false, false) => Self::Six,
+            (CodeKind::Table, true, false) => Self::Table,
+            _ => Self::Any,
+        }
+    }
+
+    /// Scales of a block.
+    pub(super) fn subs(self) -> usize {
+        match self {
+            Self::Four { .. } | Self::Eight { .. } | Self::Table => 1,
+            Self::Six | Self::Any => 2,
+        }
+    }
+
+    /// Whether codes are multiplied as if they had eight bits.
+    pub(super) fn wide(self) -> bool {
+        !matches!(self, Self::Four { .. } | Self::Six)
+    }
+}

@@ -1,0 +1,146 @@
+//! Integer dot products: rounded activations against codes, block by block.
+
+use super::activations::Quantized;
+use super::codes::{Any, Codes, Int, Route, Table};
+use super::{BLOCK, Part, ROWS, Task, max_tile, scales};
+use crate::backend::cpu::isa::{IntSimd, Simd};
+
+/// How far ahead of its use a line of codes is asked for: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in flight;
+/// twice that covers the unevenness of shared machines.
+const AHEAD: usize = 4096;
+
+#[inline(always)]
+pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
+    match task.part.weight.route() {
+        Route::Four { min: true } => with::<S, Int<4>, 1, true>(s, task),
+        Route::Four { min: false } => with::<S, Int<4>, 1, false>(s, task),
+        Route::Eight { min: true } => with::<S, Int<8>, 1, true>(s, task),
+        Route::Eight { min: false } => with::<S, Int<8>, 1, false>(s, task),
+        Route::Six => with::<S, Int<6>, 2, false>(s, task),
+        Route::Table => with::<S, Table, 1, false>(s, task),
+        Route::Any => with::<S, Any, 2, true>(s, task),
+    }
+}
+
+/// The task's panels and tiles, the kind of codes known.
+#[inline(always)]
+fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &Task<'_>) {
+    for panel in task.panels.clone() {
+        for tile in task.band.clone() {
+            let rows = task.tiles.rows(tile);
+            let of = Tile { part: task.part, x: task.x.quantized, panel, row: rows.start };
+            match rows.len() {
+                1 => of.multiply::<S, C, SUBS, MIN, 1>(s),
+                4 => of.multiply::<S, C, SUBS, MIN, 4>(s),
+                rows => {
+                    debug_assert!(rows == 16 && max_tile::<S>() == 16);
+                    if max_tile::<S>() == 16 {
+                        of.multiply::<S, C, SUBS, MIN, 16>(s);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Codes, scales and biases of a block in registers.
+type Block<'a, S, const SUBS: usize> = (&'a [<S as IntSimd>::I; 8], [Float<S>; SUBS], [Float<S>; SUBS]);
+type Float<S> = <<S as IntSimd>::F as Simd>::V;
+
+/// A panel against some rows of `x`.
+struct Tile<'a> {
+    part: &'a Part<'a>,
+    x: Quantized<'a>,
+    panel: usize,
+    /// The first row of `x`.
+    row: usize,
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    fn multiply<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(&self, s: S) {
+        for half in 0..ROWS / S::F::LANES {
+            self.half::<S, C, SUBS, MIN, M>(s, half);
+        }
+    }
+
+    /// The rows of the panel from `half * LANES` on: as many as a vector has lanes.
+    #[inline(always)]
+    fn half<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(
+        &self,
+        s: S,
+        half: usize,
+    ) {
+        let f = s.float();
+        let weight = self.part.weight;
+        let (codes, scale_bytes) = weight.panel(self.panel);
+        let blocks = weight.blocks();
+        let (kind, scale_kind) = (weight.codes(), weight.scale_kind());
+        let bytes = kind.block_bytes();
+        assert!(codes.len() >= blocks * bytes, "codes of a panel");
+        // SAFETY: a table has 16 bytes.
+        let table = unsafe { s.load_table(weight.table().as_ptr()) };
+        let (x, dx) = (self.x.codes(self.row), self.x.scales(self.row));
+        let (inits, sums) = self.x.correction(weight, self.row);
+        let (codes, scale_bytes) = (codes.as_ptr(), scale_bytes.as_ptr());
+        let mut acc = [f.zero(); M];
+        for block in 0..blocks {
+            // SAFETY: `codes` holds `blocks` blocks and the panel's scales theirs; activations were laid out for as many
+            // blocks of M rows.
+            unsafe {
+                let at = codes.add(block * bytes);
+                if M == 1 && half == 0 {
+                    for line in 0..bytes / 64 {
+                        s.float().prefetch(at.wrapping_add(AHEAD + line * 64));
+                    }
+                }
+                let w = C::load(s, kind, at, half, table);
+                let [d, m] = scales::load::<S, SUBS, MIN>(s, scale_kind, scale_bytes, block, half);
+                // All rows side by side: a sum waits for itself alone. Where registers run out it is `acc` that goes to memory,
+                // once a block.
+                self.rows::<S, C, SUBS, MIN, M>(s, &mut acc, (&w, d, m), (x, dx, inits, sums), block * M);
+            }
+        }
+        let n = self.panel * ROWS + half * S::F::LANES;
+        for (t, acc) in acc.into_iter().enumerate() {
+            // SAFETY: panels of different tasks are different rows of the weight.
+            unsafe { self.part.store(f, self.row + t, n, acc) };
+        }
+    }
+
+    /// A block of the panel against `G` rows of `x`, whose activations begin at `at`.
+    ///
+    /// # Safety
+    /// The activations must be valid for reads of `G` rows.
+    #[inline(always)]
+    unsafe fn rows<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const G: usize>(
+        &self,
+        s: S,
+        acc: &mut [Float<S>; G],
+        (w, d, m): Block<'_, S, SUBS>,
+        (x, dx, inits, sums): (*const i8, *const f32, *const i32, *const f32),
+        at: usize,
+    ) {
+        let f = s.float();
+        // SAFETY: the caller's contract.
+        unsafe {
+            let dx: [Float<S>; G] = std::array::from_fn(|t| f.splat(*dx.add(at + t)));
+            for sub in 0..SUBS {
+                let init: [S::I; G] = std::array::from_fn(|t| s.splat_i32(*inits.add((at + t) * SUBS + sub)));
+                let x: [*const i8; G] = std::array::from_fn(|t| x.add((at + t) * BLOCK + sub * BLOCK / SUBS));
+                let products = if SUBS == 1 {
+                    s.dot::<8, G>(C::BITS, init, w, x)
+                } else {
+                    let w: [S::I; 4] = std::array::from_fn(|q| w[sub * 4 + q]);
+                    s.dot::<4, G>(C::BITS, init, &w, x)
+                };
+                for t in 0..G {
+                    acc[t] = f.fma(s.to_float(products[t]), f.mul(d[sub], dx[t]), acc[t]);
+                    if MIN {
+                        acc[t] = f.fma(m[sub], f.splat(*sums.add((at + t) * SUBS + sub)), acc[t]);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Packs quantized weights into panels: what kernels stream.
+
+use std::sync::Arc;
+
+use super::codes::{CodeKind, Route};
+use super::scales::ScaleKind;
+use super::{BLOCK, ROWS};
+use crate::backend::cpu::pool::{Parts, Pool};
+use crate::quant::ggml::{self, E2M1_DOUBLED, IQ4_VALUES};
+use crate::quant::{Format, GgmlType, QuantWeight, affine, ocp};
+use crate::tensor::DType;
+
+/// 64 bytes: a line of every cache that backstop meets, and an AVX-512 register.
+#[derive(Debug, Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+/// A quantized matrix in panels of [`ROWS`] rows: the codes of a panel, then its scales.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    rows: usize,
+    cols: usize,
+    codes: CodeKind,
+    scales: ScaleKind,
+    /// What is taken off a code before it is multiplied by its scale.
+    offset: i32,
+    table: [u8; 16],
+    order: Option<Arc<[u32]>>,
+    /// Bytes of a panel's codes, and of the whole panel.
+    panel: (usize, usize),
+    lines: Vec<CacheLine>,
+}
+
+impl PackedMatrix {
+    /// Whether there are kernels for a format: for all but affine groups of an odd number of eights, which only GPTQ and AWQ
+    /// could have.
+    pub fn supports(format: Format) -> bool {
+        format.group().is_multiple_of(BLOCK / 2)
+    }
+
+    /// Packs all of `weight`; values stay what they are.
+    ///
+    /// # Panics
+    /// Where [`supports`](Self::supports) refuses the format.
+    pub fn pack(pool: &Pool, weight: &QuantWeight) -> Self {
+        let [rows, cols] = *weight.shape();
+        assert!(Self::supports(weight.format()), "no kernel for {}", weight.format());
+        let (codes, scales, offset) = layout(weight.format());
+        let table = match weight.format() {
+            Format::Ggml(GgmlType::IQ4_NL | GgmlType::IQ4_XS) => IQ4_VALUES,
+            _ => E2M1_DOUBLED,
+        };
+        let blocks = cols.div_ceil(BLOCK);
+        let (group, record) = scales.record();
+        let code_bytes = blocks * codes.block_bytes();
+        let scale_bytes = (blocks * BLOCK).div_ceil(group) * record;
+        let panel = (code_bytes, (code_bytes + scale_bytes).next_multiple_of(64));
+        let panels = rows.div_ceil(ROWS);
+        let mut packed = Self {
+            rows,
+            cols,
+            codes,
+            scales,
+            offset,
+            table: table.map(|value| value.wrapping_add(-128) as u8),
+            order: weight.order().cloned(),
+            panel,
+            lines: bytemuck::allocation::zeroed_vec(panels * panel.1 / 64),
+        };
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut packed.lines);
+        let parts = Parts::new(bytes);
+        pool.run(panels, |index| {
+            // SAFETY: panels do not overlap.
+            let (code_part, scale_part) =
+                unsafe { parts.slice(index * panel.1, panel.1) }.split_at_mut(panel.0);
+            let mut row_codes = vec![0; cols];
+            for row in 0..ROWS.min(rows - index * ROWS) {
+                let from = Row { weight, n: index * ROWS + row, cols };
+                from.read(codes, scales, &mut row_codes, |put| match put {
+                    Put::Plain { record, d, m } => scales.put_plain(scale_part, record, row, d, m),
+                    Put::Super { record, halves, bytes } => {
+                        scales.put_super(scale_part, record, row, halves, bytes);
+                    }
+                });
+                codes.scatter(&row_codes, row, code_part);
+            }
+        });
+        packed
+    }
+
+    /// N: the width of the output.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// K: the width of the input.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * 64
+    }
+
+    /// The input column of each stored one, where they are not the same.
+    pub fn order(&self) -> Option<&Arc<[u32]>> {
+        self.order.as_ref()
+    }
+
+    pub(super) fn codes(&self) -> CodeKind {
+        self.codes
+    }
+
+    pub(super) fn scale_kind(&self) -> ScaleKind {
+        self.scales
+    }
+
+    pub(super) fn route(&self) -> Route {
+        Route::of(self.codes, self.scales)
+    }
+
+    pub(super) fn offset(&self) -> i32 {
+        self.offset
+    }
+
+    pub(super) fn table(&self) -> &[u8; 16] {
+        &self.table
+    }
+
+    /// Whether codes are integers, which rounded activations can be multiplied with.
+    pub(super) fn integral(&self) -> bool {
+        self.codes != CodeKind::E4m3
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// The codes and the scales of panel `index`.
+    #[inline(always)]
+    pub(super) fn panel(&self, index: usize) -> (&[u8], &[u8]) {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        bytes[index * self.panel.1..][..self.panel.1].split_at(self.panel.0)
+    }
+}
+
+/// How a format is packed: its codes, its scales, and what is taken off the codes.
+fn layout(format: Format) -> (CodeKind, ScaleKind, i32) {
+    let plain = |dtype, group, min| ScaleKind::Plain { dtype, group, min };
+    let k = |sub, min, signed| ScaleKind::Super { sub, min, signed };
+    match format {
+        Format::Affine { bits, group, scales } => {
+            (CodeKind::Bits(bits), plain(scales, group as usize, true), 0)
+        }
+        // A bf16 has the exponents of e8m0, an f16 all values of e4m3.
+        Format::Mxfp4 => (CodeKind::Table, plain(DType::BF16, 32, false), 128),
+        Format::Mxfp8 => (CodeKind::E4m3, plain(DType::BF16, 32, false), 0),
+        Format::Nvfp4 => (CodeKind::Table, plain(DType::F16, 16, false), 128),
+        Format::Ggml(of) => match of {
+            GgmlType::Q4_0 => (CodeKind::Bits(4), plain(DType::F16, 32, false), 8),
+            GgmlType::Q5_0 => (CodeKind::Bits(5), plain(DType::F16, 32, false), 16),
+            GgmlType::Q8_0 => (CodeKind::Bits(8), plain(DType::F16, 32, false), 128),
+            GgmlType::Q4_1 => (CodeKind::Bits(4), plain(DType::F16, 32, true), 0),
+            GgmlType::Q5_1 => (CodeKind::Bits(5), plain(DType::F16, 32, true), 0),
+            GgmlType::IQ4_NL => (CodeKind::Table, plain(DType::F16, 32, false), 128),
+            GgmlType::MXFP4 => (CodeKind::Table, plain(DType::BF16, 32, false), 128),
+            GgmlType::Q2_K => (CodeKind::Bits(2), k(16, true, false), 0),
+            GgmlType::Q3_K => (CodeKind::Bits(3), k(16, false, true), 4),
+            GgmlType::Q4_K => (CodeKind::Bits(4), k(32, true, false), 0),
+            GgmlType::Q5_K => (CodeKind::Bits(5), k(32, true, false), 0),
+            GgmlType::Q6_K => (CodeKind::Bits(6), k(16, false, true), 32),
+            GgmlType::IQ4_XS => (CodeKind::Table, k(32, false, true), 128),
+        },
+    }
+}
+
+/// Scales of a row on their way into a panel.
+enum Put<'a> {
+    Plain { record: usize, d: f32, m: f32 },
+    Super { record: usize, halves: [[u8; 2]; 2], bytes: [&'a [u8]; 2] },
+}
+
+/// A row of a weight as its file holds it.
+struct Row<'a> {
+    weight: &'a QuantWeight,
+    n: usize,
+    cols: usize,
+}
+
+impl Row<'_> {
+    /// The row's bytes in plane `plane`.
+    fn plane(&self, plane: usize) -> &[u8] {
+        let row = self.weight.format().row_bytes(self.cols)[plane];
+        &self.weight.planes()[plane].bytes()[self.n * row..][..row]
+    }
+
+    /// Its codes, and its scales one record after another.
+    fn read(&self, kind: CodeKind, scales: ScaleKind, codes: &mut [u8], mut put: impl FnMut(Put<'_>)) {
+        match self.weight.format() {
+            Format::Affine { bits, scales: dtype, .. } => {
+                affine::unpack(bits, self.plane(0), codes);
+                let size = dtype.size();
+                let (d, m) = (self.plane(1).chunks_exact(size), self.plane(2).chunks_exact(size));
+                for (record, (d, m)) in d.zip(m).enumerate() {
+                    put(Put::Plain { record, d: float(dtype, d), m: float(dtype, m) });
+                }
+            }
+            Format::Mxfp4 | Format::Nvfp4 => {
+                ocp::nibbles(self.plane(0), codes);
+                for (record, &scale) in self.plane(1).iter().enumerate() {
+                    let d = match self.weight.format() {
+                        Format::Mxfp4 => ggml::e8m0_half(scale),
+                        _ => 0.5 * ocp::e4m3(scale),
+                    };
+                    put(Put::Plain { record, d, m: 0.0 });
+                }
+            }
+            Format::Mxfp8 => {
+                codes.copy_from_slice(self.plane(0));
+                for (record, (&scale, codes)) in self.plane(1).iter().zip(codes.chunks(32)).enumerate() {
+                    // The kernel's conversion knows no NaN: a group that has one is NaN as a whole.
+                    let wrong = codes.iter().any(|code| code & 127 == 127);
+                    put(Put::Plain { record, d: if wrong { f32::NAN } else { ocp::e8m0(scale) }, m: 0.0 });
+                }
+            }
+            Format::Ggml(of) => {
+                let (elements, bytes) = of.block();
+                let blocks = codes.chunks_exact_mut(elements).zip(self.plane(0).chunks_exact(bytes));
+                for (record, (codes, block)) in blocks.enumerate() {
+                    block_codes(of, block, codes);
+                    ggml_scales(of, block, record, &mut put);
+                }
+            }
+        }
+        debug_assert!(kind != CodeKind::E4m3 || !scales.min());
+    }
+}
+
+fn float(dtype: DType, b: &[u8]) -> f32 {
+    match dtype {
+        DType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
+        DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+    }
+}
+
+/// The codes of a block of a GGUF file.
+fn block_codes(of: GgmlType, block: &[u8], codes: &mut [u8]) {
+    match of {
+        GgmlType::IQ4_NL => codes.copy_from_slice(&ggml::halves(&block[2..])),
+        GgmlType::MXFP4 => codes.copy_from_slice(&ggml::halves(&block[1..])),
+        GgmlType::IQ4_XS => {
+            for (codes, bytes) in codes.chunks_exact_mut(32).zip(block[8..].chunks_exact(16)) {
+                codes.copy_from_slice(&ggml::halves(bytes));
+            }
+        }
+        _ => ggml::affine_block(of, block, codes, &mut [0.0; 16], &mut [0.0; 16]),
+    }
+}
+
+/// The scales of a block of a GGUF file.
+fn ggml_scales(of: GgmlType, block: &[u8], record: usize, put: &mut impl FnMut(Put<'_>)) {
+    let half = |at: usize| [block[at], block[at + 1]];
+    let value = |at: usize| half::f16::from_le_bytes(half(at)).to_f32();
+    match of {
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL => {
+            put(Put::Plain { record, d: value(0), m: 0.0 });
+        }
+        GgmlType::Q4_1 | GgmlType::Q5_1 => put(Put::Plain { record, d: value(0), m: value(2) }),
+        GgmlType::MXFP4 => put(Put::Plain { record, d: ggml::e8m0_half(block[0]), m: 0.0 }),
+        GgmlType::Q2_K => {
+            let scales: [u8; 16] = std::array::from_fn(|i| block[i] & 15);
+            let mins: [u8; 16] = std::array::from_fn(|i| block[i] >> 4);
+            put(Put::Super { record, halves: [half(80), half(82)], bytes: [&scales, &mins] });
+        }
+        GgmlType::Q3_K => {
+            let scales = ggml::q3_k_scales(&block[96..108]);
+            put(Put::Super {
+                record,
+                halves: [half(108), [0; 2]],
+                bytes: [bytemuck::cast_slice(&scales), &[]],
+            });
+        }
+        GgmlType::Q4_K | GgmlType::Q5_K => {
+            let (scales, mins) = ggml::scales_and_mins(&block[4..16]);
+            put(Put::Super { record, halves: [half(0), half(2)], bytes: [&scales, &mins] });
+        }
+        GgmlType::Q6_K => {
+            put(Put::Super { record, halves: [half(208), [0; 2]], bytes: [&block[192..208], &[]] });
+        }
+        GgmlType::IQ4_XS => {
+            let scales = ggml::iq4_xs_scales(block);
+            put(Put::Super {
+                record,
+                halves: [half(0), [0; 2]],
+                bytes: [bytemuck::cast_slice(&scales), &[]],
+            });
+        }
+    }
+}

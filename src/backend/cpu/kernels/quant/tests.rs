@@ -1,0 +1,223 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::quant::{Format, GgmlType, Plane, QuantWeight};
+use crate::tensor::DType;
+
+/// A weight of random bytes, with scales that are numbers of about `1 / (codes · √K)`.
+fn random(format: Format, rows: usize, cols: usize, seed: u64) -> QuantWeight {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u32
+    };
+    let size = 0.5 / (cols as f32).sqrt();
+    let planes = format.row_bytes(cols).into_iter().enumerate().map(|(plane, row)| {
+        let mut bytes: Vec<u8> = (0..row * rows).map(|_| next() as u8).collect();
+        let mut number = |largest: f32| size / largest * (0.5 + (next() % 1000) as f32 / 1000.0);
+        match (format, plane) {
+            (Format::Affine { bits, scales, .. }, 1 | 2) => {
+                for part in bytes.chunks_exact_mut(scales.size()) {
+                    let value =
+                        number((1 << (bits - plane as u8)) as f32) * if plane == 2 { -1.0 } else { 1.0 };
+                    match scales {
+                        DType::F32 => part.copy_from_slice(&value.to_le_bytes()),
+                        DType::F16 => part.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                        DType::BF16 => part.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+                    }
+                }
+            }
+            (Format::Mxfp4 | Format::Mxfp8, 1) => bytes.iter_mut().for_each(|e| *e = 118 + *e % 6),
+            (Format::Mxfp8, 0) => bytes.iter_mut().for_each(|b| *b &= 0xbf),
+            (Format::Nvfp4, 1) => bytes.iter_mut().for_each(|b| *b = 8 + *b % 32),
+            (Format::Ggml(of), _) => {
+                let (halves, largest): (&[usize], f32) = match of {
+                    GgmlType::Q4_0 => (&[0], 8.0),
+                    GgmlType::Q4_1 => (&[0, 2], 8.0),
+                    GgmlType::Q5_0 => (&[0], 16.0),
+                    GgmlType::Q5_1 => (&[0, 2], 16.0),
+                    GgmlType::Q8_0 | GgmlType::IQ4_NL => (&[0], 128.0),
+                    GgmlType::Q2_K => (&[80, 82], 20.0),
+                    GgmlType::Q3_K => (&[108], 60.0),
+                    GgmlType::Q4_K => (&[0, 2], 400.0),
+                    GgmlType::Q5_K => (&[0, 2], 800.0),
+                    GgmlType::Q6_K => (&[208], 2000.0),
+                    GgmlType::IQ4_XS => (&[0], 1500.0),
+                    GgmlType::MXFP4 => (&[], 1.0),
+                };
+                for block in bytes.chunks_exact_mut(of.block().1) {
+                    for &at in halves {
+                        let value = half::f16::from_f32(number(largest));
+                        block[at..at + 2].copy_from_slice(&value.to_le_bytes());
+                    }
+                    if of == GgmlType::MXFP4 {
+                        block[0] = 118 + block[0] % 6;
+                    }
+                }
+            }
+            _ => {}
+        }
+        let len = bytes.len();
+        Plane::new(Arc::new(bytes), 0..len)
+    });
+    QuantWeight::new("w", format, [rows, cols], planes.collect::<Vec<_>>())
+}
+
+fn formats() -> Vec<Format> {
+    let mut all: Vec<Format> = GgmlType::ALL.into_iter().map(Format::Ggml).collect();
+    for (i, bits) in [2, 3, 4, 5, 6, 8].into_iter().enumerate() {
+        let scales = [DType::F16, DType::BF16, DType::F32][i % 3];
+        all.extend([32, 64, 128].map(|group| Format::Affine { bits, group, scales }));
+    }
+    all.extend([Format::Mxfp4, Format::Mxfp8, Format::Nvfp4]);
+    all
+}
+
+fn activations(t: usize, k: usize, seed: u32) -> Vec<f32> {
+    let value = |i: usize| {
+        ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..t * k).map(|i| value(i) * (1.0 + (i / k % 5) as f32)).collect()
+}
+
+fn run(
+    pool: &Pool,
+    isa: Isa,
+    how: Activations,
+    x: &[f32],
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+    let mut projections = [QuantProjection { weight: w, bias, out: &mut out }];
+    linear_group(pool, isa, how, x, &mut projections, &mut ActivationScratch::default());
+    out
+}
+
+/// `x` rounded as the kernel rounds it, in plain arithmetic.
+fn rounded(x: &[f32]) -> Vec<f64> {
+    let block = |x: &[f32]| {
+        let scale = x.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 127.0;
+        let inverse = 1.0 / scale;
+        x.iter().map(|v| f64::from(scale) * f64::from((v * inverse).round_ties_even())).collect::<Vec<_>>()
+    };
+    x.chunks(BLOCK).flat_map(block).collect()
+}
+
+/// Largest error in units of the bound that the module's documentation states.
+fn worst(weight: &QuantWeight, x: &[f32], used: &[f64], bias: &[f32], got: &[f32], sums: f64) -> f64 {
+    let [rows, cols] = *weight.shape();
+    let mut w = vec![0.0; cols];
+    let mut worst = 0.0f64;
+    for n in 0..rows {
+        weight.dequantize_row(n, &mut w);
+        for t in 0..x.len() / cols {
+            let used = &used[t * cols..(t + 1) * cols];
+            let exact: f64 =
+                used.iter().zip(&w).map(|(x, w)| x * f64::from(*w)).sum::<f64>() + f64::from(bias[n]);
+            // A code and its bias may be much larger than the weight that is left of them.
+            let most = w.iter().fold(0.0f64, |most, w| most.max(f64::from(w.abs())));
+            let terms: f64 = used.iter().map(|x| x.abs() * most * 3.0).sum();
+            let bound = sums * 2f64.powi(-24) * (terms + exact.abs() + f64::from(bias[n].abs()));
+            worst = worst.max((f64::from(got[t * rows + n]) - exact).abs() / bound);
+        }
+    }
+    worst
+}
+
+#[test]
+fn every_format_agrees_with_the_product_of_its_dequantized_weights() {
+    let pool = Pool::new(2);
+    for isa in Isa::variants() {
+        for format in formats() {
+            let cols = 2 * format.group().max(32);
+            for (t, rows) in [(1, 16), (3, 33), (21, 5)] {
+                let weight = random(format, rows, cols, (t * rows) as u64);
+                let packed = PackedMatrix::pack(&pool, &weight);
+                let x = activations(t, cols, 7);
+                let bias = activations(1, rows, 9);
+                for how in [Activations::Int8, Activations::F32] {
+                    let got = run(&pool, isa, how, &x, &packed, Some(&bias));
+                    let exact = how == Activations::F32 || !packed.integral();
+                    let used = if exact { x.iter().map(|x| f64::from(*x)).collect() } else { rounded(&x) };
+                    let sums = if exact { cols as f64 / 4.0 + 5.0 } else { (2 * cols / BLOCK + 4) as f64 };
+                    let worst = worst(&weight, &x, &used, &bias, &got, sums);
+                    assert!(worst <= 1.0, "{isa} {format} T {t} N {rows} {how:?}: {worst} of the bound");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_have_the_same_bits_alone_and_among_others_on_any_threads() {
+    for format in formats() {
+        let cols = 2 * format.group().max(32);
+        let weight = random(format, 40, cols, 3);
+        let x = activations(23, cols, 1);
+        for how in [Activations::Int8, Activations::F32] {
+            let mut all: Vec<(Isa, Vec<u32>)> = Vec::new();
+            for isa in Isa::variants() {
+                let pool = Pool::new(1);
+                let packed = PackedMatrix::pack(&pool, &weight);
+                let together = run(&pool, isa, how, &x, &packed, None);
+                for threads in [2, 3] {
+                    let pool = Pool::new(threads);
+                    let again = run(&pool, isa, how, &x, &packed, None);
+                    assert!(
+                        again.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{isa} {format}"
+                    );
+                }
+                for t in [0, 15, 16, 19, 22] {
+                    let alone = run(&pool, isa, how, &x[t * cols..(t + 1) * cols], &packed, None);
+                    let among = &together[t * 40..(t + 1) * 40];
+                    assert!(
+                        alone.iter().zip(among).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{isa} {format} {how:?}: row {t} alone and among others"
+                    );
+                }
+                all.push((isa, together.iter().map(|x| x.to_bits()).collect()));
+            }
+            // Lanes never meet: with FMA the instruction set does not show.
+            let (first, bits) = &all[0];
+            for (isa, other) in &all[1..] {
+                if *isa != Isa::Portable(crate::backend::cpu::isa::Portable) {
+                    assert_eq!(bits, other, "{format} {how:?}: {first} and {isa}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_order_permutes_the_input() {
+    let pool = Pool::new(1);
+    let format = Format::Affine { bits: 4, group: 32, scales: DType::F16 };
+    let order: Vec<u32> = (0..96u32).map(|i| (i * 7 + 5) % 96).collect();
+    let plain = random(format, 20, 96, 5);
+    let ordered = plain.clone().with_order(order.clone().into());
+    let x = activations(5, 96, 2);
+    let moved: Vec<f32> =
+        x.chunks(96).flat_map(|x| order.iter().map(|&k| x[k as usize]).collect::<Vec<_>>()).collect();
+    for how in [Activations::Int8, Activations::F32] {
+        let got = run(&pool, Isa::detect(), how, &x, &PackedMatrix::pack(&pool, &ordered), None);
+        let expected = run(&pool, Isa::detect(), how, &moved, &PackedMatrix::pack(&pool, &plain), None);
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn an_infinity_or_a_nan_shows_in_every_output_of_its_row() {
+    let pool = Pool::new(1);
+    let weight = PackedMatrix::pack(&pool, &random(Format::Ggml(GgmlType::Q4_0), 17, 64, 5));
+    for wrong in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        let mut x = activations(3, 64, 2);
+        x[64 + 40] = wrong;
+        let got = run(&pool, Isa::detect(), Activations::Int8, &x, &weight, None);
+        assert!(got[17..34].iter().all(|x| x.is_nan()), "{wrong}: {:?}", &got[17..34]);
+        assert!(got[..17].iter().chain(&got[34..]).all(|x| x.is_finite()));
+    }
+}
