@@ -10,16 +10,26 @@ use backstop::backend::select::BackendRequest;
 use backstop::tensor::DType;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
-/// Families whose ops differ, in the types that weights have.
-const MODELS: [&str; 6] =
-    ["llama-bf16", "llama-f16", "mistral-window", "qwen3-tied", "phi-partial", "gemma2-caps"];
+/// Families whose ops differ, in the types that weights have; then quantized ones: MLX's 4 bits, mxfp4, and every block of
+/// GGUF in a few layers each.
+const MODELS: [&str; 10] = [
+    "models/llama-bf16",
+    "models/llama-f16",
+    "models/mistral-window",
+    "models/qwen3-tied",
+    "models/phi-partial",
+    "models/gemma2-caps",
+    "quantized/llama-affine4",
+    "quantized/llama-mxfp4",
+    "gguf/blocks-32",
+    "gguf/blocks-256",
+];
 
 fn files(name: &str) -> ModelFiles {
     if name == BUILTIN {
         return ModelFiles::builtin().unwrap();
     }
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
-    ModelFiles::open(&models.join(name)).unwrap()
+    ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
 }
 
 fn load(name: &str, threads: usize, isa: Isa, kv_dtype: Option<DType>) -> Model {
@@ -110,19 +120,20 @@ fn threads_chunks_and_neighbours_do_not_change_a_bit() {
 
 #[test]
 fn every_instruction_set_keeps_the_promise_in_every_cache_type() {
-    let name = "llama-bf16";
-    for isa in Isa::available() {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let expected = run(&load(name, 1, isa, Some(dtype)), 24, 4, 24, 0);
-            let got = run(&load(name, 3, isa, Some(dtype)), 24, 4, 7, 5);
-            same(&format!("{isa}, cache in {dtype}"), &got, &expected, 1);
+    for name in ["models/llama-bf16", "quantized/llama-affine4", "gguf/blocks-32"] {
+        for isa in Isa::variants() {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let expected = run(&load(name, 1, isa, Some(dtype)), 24, 4, 24, 0);
+                let got = run(&load(name, 3, isa, Some(dtype)), 24, 4, 7, 5);
+                same(&format!("{name} on {isa}, cache in {dtype}"), &got, &expected, 1);
+            }
         }
     }
 }
 
 #[test]
 fn a_cache_that_was_filled_before_gives_the_bits_of_a_fresh_one() {
-    let model = load("llama-bf16", 2, Isa::detect(), None);
+    let model = load("models/llama-bf16", 2, Isa::detect(), None);
     let vocab = model.info().config.vocab_size;
     let all = tokens(vocab, 0, 30);
     let fresh = model.logits(&all).unwrap();
