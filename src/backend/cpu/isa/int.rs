@@ -54,6 +54,11 @@ pub trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` must be valid for reads of `LANES` bytes.
     unsafe fn load_i8(self, p: *const u8) -> <Self::F as Simd>::V;
+    /// Writes `LANES` integers in `-128..=127` that are floats as bytes to `p`.
+    ///
+    /// # Safety
+    /// `p` must be valid for writes of `LANES` bytes.
+    unsafe fn store_i8(self, p: *mut i8, v: <Self::F as Simd>::V);
 
     /// `init + Σ_q Σ_b codes[q][4 lane + b] · x[4 q + b]` in each lane, for each of `G` inits and rows of `x`, side by side so
     /// that no instruction waits for the one before. Codes are below `2^bits`; those of eight bits
@@ -112,6 +117,14 @@ macro_rules! wide256 {
         #[inline(always)]
         unsafe fn load_table(self, p: *const u8) -> __m256i {
             op!(_mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())))
+        }
+        #[inline(always)]
+        unsafe fn store_i8(self, p: *mut i8, v: __m256) {
+            op!({
+                let v = _mm256_cvtps_epi32(v);
+                let words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                _mm_storel_epi64(p.cast(), _mm_packs_epi16(words, words));
+            })
         }
         #[inline(always)]
         fn and(self, a: __m256i, b: __m256i) -> __m256i {
@@ -226,6 +239,10 @@ impl IntSimd for Vnni512 {
     const WIDE_BIAS: i32 = 0;
 
     #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: __m512) {
+        op!(_mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))))
+    }
+    #[inline(always)]
     fn float(self) -> Avx512 {
         self.0
     }
@@ -238,6 +255,21 @@ impl IntSimd for Vnni512 {
         x: [*const i8; G],
     ) -> [__m512i; G] {
         let mut sum = init;
+        if G == 1 {
+            // A row alone would wait for each product in turn: four chains, two for half a block.
+            let mut chains = [op!(_mm512_setzero_si512()); 4];
+            chains[0] = sum[0];
+            for (q, &codes) in codes.iter().enumerate() {
+                let chain = &mut chains[q % (N / 2)];
+                *chain = op!(_mm512_dpbusd_epi32(*chain, codes, _mm512_set1_epi32(quad(x[0], q))));
+            }
+            let [a, b, c, d] = chains;
+            sum[0] = op!(_mm512_add_epi32(a, b));
+            if N > 4 {
+                sum[0] = op!(_mm512_add_epi32(sum[0], _mm512_add_epi32(c, d)));
+            }
+            return sum;
+        }
         for (q, &codes) in codes.iter().enumerate() {
             for (sum, &x) in sum.iter_mut().zip(&x) {
                 *sum = op!(_mm512_dpbusd_epi32(*sum, codes, _mm512_set1_epi32(quad(x, q))));
@@ -265,6 +297,21 @@ impl IntSimd for Vnni256 {
         x: [*const i8; G],
     ) -> [__m256i; G] {
         let mut sum = init;
+        if G == 1 {
+            // A row alone would wait for each product in turn: four chains, two for half a block.
+            let mut chains = [op!(_mm256_setzero_si256()); 4];
+            chains[0] = sum[0];
+            for (q, &codes) in codes.iter().enumerate() {
+                let chain = &mut chains[q % (N / 2)];
+                *chain = op!(_mm256_dpbusd_avx_epi32(*chain, codes, _mm256_set1_epi32(quad(x[0], q))));
+            }
+            let [a, b, c, d] = chains;
+            sum[0] = op!(_mm256_add_epi32(a, b));
+            if N > 4 {
+                sum[0] = op!(_mm256_add_epi32(sum[0], _mm256_add_epi32(c, d)));
+            }
+            return sum;
+        }
         for (q, &codes) in codes.iter().enumerate() {
             for (sum, &x) in sum.iter_mut().zip(&x) {
                 *sum = op!(_mm256_dpbusd_avx_epi32(*sum, codes, _mm256_set1_epi32(quad(x, q))));
@@ -393,6 +440,13 @@ impl IntSimd for Portable {
         // SAFETY: the caller's contract.
         let floats = unsafe { p.cast::<[i8; 8]>().read() }.map(f32::from);
         self.load(&floats)
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: <Self as Simd>::V) {
+        let mut floats = [0.0; 8];
+        self.store(&mut floats, v);
+        // SAFETY: the caller's contract.
+        unsafe { p.cast::<[i8; 8]>().write_unaligned(floats.map(|value| value as i8)) }
     }
     #[inline(always)]
     unsafe fn dot<const N: usize, const G: usize>(

@@ -73,8 +73,8 @@ pub struct QuantProjection<'a> {
 
 /// Bytes of packed activations that stay in L2 (2 MB; Zen 3's 512 KB hold a part) while a task's panels pass.
 const BAND_BYTES: usize = 768 << 10;
-/// Bytes of weights in a task: long enough that claiming it (0.1 µs) is nothing, short enough that threads end together.
-const TASK_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
+/// Fewest bytes of weights in a task: reading them takes 3 µs, beside which claiming it (0.1 µs) is nothing.
+const TASK_BYTES: usize = 48 << 10;
 
 /// Several linear layers of the same `x` `[T, K]` as one parallel region.
 ///
@@ -122,24 +122,36 @@ pub fn linear_group(
 
     let bytes: usize = parts.iter().map(|p| p.weight.bytes()).sum();
     let panels: usize = parts.iter().map(|p| p.weight.panels()).sum();
-    let task = (bytes / (8 * pool.threads())).clamp(*TASK_BYTES.start(), *TASK_BYTES.end());
-    let per_task = (task / (bytes / panels).max(1)).max(1);
-    let count: usize = parts.iter().map(|p| p.weight.panels().div_ceil(per_task)).sum();
+    let ends = shares(panels, pool.threads(), (TASK_BYTES * panels / bytes).max(1));
     let bands = tiles.bands(cols, BAND_BYTES);
-    pool.run(count * bands.len(), |index| {
+    pool.run(ends.len() * bands, |index| {
         // All panels of a band of x before the next: the band stays in L2.
-        let (band, mut index) = (&bands[index / count], index % count);
+        let (band, share) = (tiles.band(index / ends.len(), bands), index % ends.len());
+        let (start, end) = (if share == 0 { 0 } else { ends[share - 1] }, ends[share]);
+        let mut before = 0;
         for part in &parts {
-            let tasks = part.weight.panels().div_ceil(per_task);
-            if index < tasks {
-                let panels = index * per_task..part.weight.panels().min((index + 1) * per_task);
+            let count = part.weight.panels();
+            let panels = start.saturating_sub(before).min(count)..end.saturating_sub(before).min(count);
+            before += count;
+            if !panels.is_empty() {
                 let int8 = int8(&part);
                 isa.dispatch_int(Task { x: &x, part, tiles: &tiles, band: band.clone(), panels, int8 });
-                return;
             }
-            index -= tasks;
         }
     });
+}
+
+/// Where the tasks end that `panels` are cut into: each half of a thread's even share of what is left, so that there are
+/// few of them (a task's first reads have nobody to ask for them ahead) and threads end together all the same; at least
+/// `least` panels.
+fn shares(panels: usize, threads: usize, least: usize) -> smallvec::SmallVec<[usize; 64]> {
+    let mut ends = smallvec::SmallVec::new();
+    let mut end = 0;
+    while end < panels {
+        end += ((panels - end) / (2 * threads)).max(least).min(panels - end);
+        ends.push(end);
+    }
+    ends
 }
 
 /// Most rows of `x` in a register tile.

@@ -9,44 +9,54 @@ use super::{BLOCK, PackedMatrix};
 use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
 
-/// How `T` rows are cut into tiles: as many of the largest size as there are, then of the next.
+/// How `T` rows are cut into tiles: as many of the largest size as there are, then of four rows, then of one.
 #[derive(Debug)]
 pub(super) struct Tiles {
-    /// First row of each tile, and the number of rows.
-    starts: Vec<usize>,
+    total: usize,
+    max: usize,
 }
 
 impl Tiles {
-    /// Sizes are `max`, 4 and 1.
-    pub(super) fn new(t: usize, max: usize) -> Self {
-        let mut starts = vec![0];
-        let mut row = 0;
-        while row < t {
-            row += [max, 4, 1].into_iter().find(|&size| size <= t - row).unwrap_or(1);
-            starts.push(row);
-        }
-        Self { starts }
+    /// `max` is 4 or a multiple of it.
+    pub(super) fn new(total: usize, max: usize) -> Self {
+        debug_assert!(max.is_multiple_of(4));
+        Self { total, max }
+    }
+
+    /// Tiles of the largest size, and of four rows.
+    #[inline(always)]
+    fn counts(&self) -> (usize, usize) {
+        (self.total / self.max, self.total % self.max / 4)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.starts.len() - 1
+        let (large, fours) = self.counts();
+        large + fours + self.total % 4
     }
 
     /// The rows of tile `i`.
     #[inline(always)]
     pub(super) fn rows(&self, i: usize) -> Range<usize> {
-        self.starts[i]..self.starts[i + 1]
+        let (large, fours) = self.counts();
+        let (start, size) = if i < large {
+            (i * self.max, self.max)
+        } else if i < large + fours {
+            (large * self.max + (i - large) * 4, 4)
+        } else {
+            (large * self.max + fours * 4 + (i - large - fours), 1)
+        };
+        start..start + size
     }
 
-    fn total(&self) -> usize {
-        self.starts[self.len()]
-    }
-
-    /// Ranges of tiles of about `bytes` each, at `cols` bytes a row.
-    pub(super) fn bands(&self, cols: usize, bytes: usize) -> Vec<Range<usize>> {
+    /// How many bands of about `bytes` each there are, at `cols` bytes a row.
+    pub(super) fn bands(&self, cols: usize, bytes: usize) -> usize {
         let rows = (bytes / cols.max(1)).max(1);
-        let count = self.total().div_ceil(rows).min(self.len());
-        (0..count).map(|i| i * self.len() / count..(i + 1) * self.len() / count).collect()
+        self.total.div_ceil(rows).min(self.len())
+    }
+
+    /// The tiles of band `i` of `count`.
+    pub(super) fn band(&self, i: usize, count: usize) -> Range<usize> {
+        i * self.len() / count..(i + 1) * self.len() / count
     }
 }
 
@@ -144,7 +154,7 @@ impl ActivationScratch {
         tiles: &Tiles,
         weights: impl Iterator<Item = &'w PackedMatrix>,
     ) {
-        let t = tiles.total();
+        let t = tiles.total;
         let cols = x.len() / t;
         let blocks = cols.div_ceil(BLOCK);
         self.blocks = blocks;
@@ -167,13 +177,13 @@ impl ActivationScratch {
             grow(sums, t * blocks * wanted.subs);
             used += 1;
         }
-        self.corrections.truncate(used);
 
         let (codes, scales, sums) =
             (Parts::new(&mut self.codes), Parts::new(&mut self.scales), Parts::new(&mut self.sums));
         let corrections: smallvec::SmallVec<[_; 4]> = self
             .corrections
             .iter_mut()
+            .take(used)
             .map(|(of, inits, sums)| (*of, Parts::new(inits), Parts::new(sums)))
             .collect();
         pool.run(tiles.len(), |tile| {
@@ -204,7 +214,7 @@ impl ActivationScratch {
 
     /// Lays out `x` `[T, cols]` as it is; stored column `j` is column `order[j]`.
     pub(super) fn lay_out(&mut self, pool: &Pool, x: &[f32], order: Option<&Arc<[u32]>>, tiles: &Tiles) {
-        let t = tiles.total();
+        let t = tiles.total;
         let cols = x.len() / t;
         let blocks = cols.div_ceil(BLOCK);
         self.blocks = blocks;
@@ -303,16 +313,17 @@ impl IntKernel for Round<'_> {
                 let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 };
                 self.scales[at] = if inverse == 0.0 { 0.0 } else { scale };
                 let by = f.splat(inverse);
-                for part in values.chunks_exact_mut(S::F::LANES) {
-                    let v = f.round(f.mul(f.load(part), by));
-                    f.store(part, f.max(f.splat(-127.0), f.min(v, f.splat(127.0))));
-                }
-                for (code, value) in codes.iter_mut().zip(&values) {
-                    // SAFETY: an integer in -127..=127.
-                    *code = unsafe { value.to_int_unchecked::<i32>() } as i8;
-                }
-                for (sum, codes) in sums.iter_mut().zip(codes.chunks_exact(BLOCK / 2)) {
-                    *sum = codes.iter().map(|&code| i32::from(code)).sum();
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    // Small integers: exact in any order.
+                    let mut total = f.zero();
+                    for at in (half * BLOCK / 2..(half + 1) * BLOCK / 2).step_by(S::F::LANES) {
+                        let v = f.round(f.mul(f.load(&values[at..at + S::F::LANES]), by));
+                        let v = f.max(f.splat(-127.0), f.min(v, f.splat(127.0)));
+                        total = f.add(total, v);
+                        // SAFETY: a block has 32 codes, and these are integers in -127..=127.
+                        unsafe { s.store_i8(codes[at..at + S::F::LANES].as_mut_ptr(), v) };
+                    }
+                    *sum = f.reduce_add(total) as i32;
                 }
             }
         }

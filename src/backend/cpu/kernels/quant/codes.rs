@@ -72,6 +72,9 @@ pub(super) trait Codes {
     /// Below `2^BITS`.
     const BITS: u32;
 
+    /// Bytes of a block of `kind`, of which the codes are: a constant where the kind is.
+    fn block_bytes(kind: CodeKind) -> usize;
+
     /// The eight quads of a block, for the rows from `half * LANES` on.
     ///
     /// # Safety
@@ -182,6 +185,11 @@ impl<const B: u32> Codes for Int<B> {
     const BITS: u32 = B;
 
     #[inline(always)]
+    fn block_bytes(_: CodeKind) -> usize {
+        B as usize * LINE
+    }
+
+    #[inline(always)]
     unsafe fn load<S: IntSimd>(s: S, _: CodeKind, block: *const u8, half: usize, _: S::I) -> [S::I; 8] {
         // SAFETY: the caller's contract; the second plane follows the lines of the first.
         unsafe {
@@ -204,6 +212,11 @@ impl Codes for Table {
     const BITS: u32 = 8;
 
     #[inline(always)]
+    fn block_bytes(_: CodeKind) -> usize {
+        4 * LINE
+    }
+
+    #[inline(always)]
     unsafe fn load<S: IntSimd>(s: S, _: CodeKind, block: *const u8, half: usize, table: S::I) -> [S::I; 8] {
         // SAFETY: the caller's contract.
         unsafe { fours(s, block, half) }.map(|index| s.lookup(table, index))
@@ -215,6 +228,11 @@ pub(super) struct Any;
 
 impl Codes for Any {
     const BITS: u32 = 8;
+
+    #[inline(always)]
+    fn block_bytes(kind: CodeKind) -> usize {
+        kind.block_bytes()
+    }
 
     #[inline(always)]
     unsafe fn load<S: IntSimd>(

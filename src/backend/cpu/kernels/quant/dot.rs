@@ -1,13 +1,50 @@
 //! Integer dot products: rounded activations against codes, block by block.
 
 use super::activations::Quantized;
-use super::codes::{Any, Codes, Int, Route, Table};
-use super::{BLOCK, Part, ROWS, Task, max_tile, scales};
+use super::codes::{Any, Codes, Int, LINE, Route, Table};
+use super::scales::{CHUNK, Wide};
+use super::{BLOCK, Part, ROWS, Task, max_tile};
 use crate::backend::cpu::isa::{IntSimd, Simd};
 
 /// How far ahead of its use a line of codes is asked for: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in flight;
 /// twice that covers the unevenness of shared machines.
 const AHEAD: usize = 4096;
+
+/// What a panel's loop asks memory for: its codes some blocks ahead, and the next panel's codes and scales.
+struct Ahead {
+    /// The block from which on [`AHEAD`] reaches past the panel's codes.
+    last: usize,
+    /// Bytes of its scales, which lie between its codes and those of the next panel.
+    scales: usize,
+    scale_bytes: *const u8,
+    /// From a block's scales to the next panel's.
+    panel: usize,
+    /// Bytes of scales a block.
+    each: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn new(codes: &[u8], scales: &[u8], blocks: usize, bytes: usize) -> Self {
+        Self {
+            last: blocks.saturating_sub(AHEAD / bytes),
+            scales: scales.len(),
+            scale_bytes: scales.as_ptr(),
+            panel: codes.len() + scales.len(),
+            each: scales.len() / blocks.max(1),
+        }
+    }
+
+    /// For block `block`, whose codes are at `at`.
+    #[inline(always)]
+    fn prefetch<F: Simd>(&self, f: F, at: *const u8, block: usize, bytes: usize) {
+        let at = at.wrapping_add(AHEAD + if block >= self.last { self.scales } else { 0 });
+        for line in 0..bytes / LINE {
+            f.prefetch(at.wrapping_add(line * LINE));
+        }
+        f.prefetch(self.scale_bytes.wrapping_add(self.panel + block * self.each));
+    }
+}
 
 #[inline(always)]
 pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
@@ -25,17 +62,18 @@ pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
 /// The task's panels and tiles, the kind of codes known.
 #[inline(always)]
 fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &Task<'_>) {
+    let mut scales = Wide::new(s);
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
             let rows = task.tiles.rows(tile);
             let of = Tile { part: task.part, x: task.x.quantized, panel, row: rows.start };
             match rows.len() {
-                1 => of.multiply::<S, C, SUBS, MIN, 1>(s),
-                4 => of.multiply::<S, C, SUBS, MIN, 4>(s),
+                1 => of.multiply::<S, C, SUBS, MIN, 1>(s, &mut scales),
+                4 => of.multiply::<S, C, SUBS, MIN, 4>(s, &mut scales),
                 rows => {
                     debug_assert!(rows == 16 && max_tile::<S>() == 16);
                     if max_tile::<S>() == 16 {
-                        of.multiply::<S, C, SUBS, MIN, 16>(s);
+                        of.multiply::<S, C, SUBS, MIN, 16>(s, &mut scales);
                     }
                 }
             }
@@ -58,9 +96,13 @@ struct Tile<'a> {
 
 impl Tile<'_> {
     #[inline(always)]
-    fn multiply<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(&self, s: S) {
+    fn multiply<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(
+        &self,
+        s: S,
+        scales: &mut Wide<S, SUBS>,
+    ) {
         for half in 0..ROWS / S::F::LANES {
-            self.half::<S, C, SUBS, MIN, M>(s, half);
+            self.half::<S, C, SUBS, MIN, M>(s, half, scales);
         }
     }
 
@@ -70,35 +112,40 @@ impl Tile<'_> {
         &self,
         s: S,
         half: usize,
+        scales: &mut Wide<S, SUBS>,
     ) {
         let f = s.float();
         let weight = self.part.weight;
         let (codes, scale_bytes) = weight.panel(self.panel);
         let blocks = weight.blocks();
         let (kind, scale_kind) = (weight.codes(), weight.scale_kind());
-        let bytes = kind.block_bytes();
+        let bytes = C::block_bytes(kind);
         assert!(codes.len() >= blocks * bytes, "codes of a panel");
         // SAFETY: a table has 16 bytes.
         let table = unsafe { s.load_table(weight.table().as_ptr()) };
         let (x, dx) = (self.x.codes(self.row), self.x.scales(self.row));
         let (inits, sums) = self.x.correction(weight, self.row);
+        let ahead = Ahead::new(codes, scale_bytes, blocks, bytes);
         let (codes, scale_bytes) = (codes.as_ptr(), scale_bytes.as_ptr());
         let mut acc = [f.zero(); M];
-        for block in 0..blocks {
-            // SAFETY: `codes` holds `blocks` blocks and the panel's scales theirs; activations were laid out for as many
-            // blocks of M rows.
-            unsafe {
-                let at = codes.add(block * bytes);
-                if M == 1 && half == 0 {
-                    for line in 0..bytes / 64 {
-                        s.float().prefetch(at.wrapping_add(AHEAD + line * 64));
+        for start in (0..blocks).step_by(CHUNK) {
+            let len = CHUNK.min(blocks - start);
+            // SAFETY: the panel has these blocks.
+            unsafe { scales.widen::<MIN>(s, scale_kind, scale_bytes, start..start + len, half) };
+            for i in 0..len {
+                let block = start + i;
+                // SAFETY: `codes` holds `blocks` blocks; activations were laid out for as many blocks of M rows.
+                unsafe {
+                    let at = codes.add(block * bytes);
+                    if M == 1 && half == 0 {
+                        ahead.prefetch(f, at, block, bytes);
                     }
+                    let w = C::load(s, kind, at, half, table);
+                    let [d, m] = scales.at(i);
+                    // All rows side by side: a sum waits for itself alone. Where registers run out it is `acc` that goes to
+                    // memory, once a block.
+                    self.rows::<S, C, SUBS, MIN, M>(s, &mut acc, (&w, d, m), (x, dx, inits, sums), block * M);
                 }
-                let w = C::load(s, kind, at, half, table);
-                let [d, m] = scales::load::<S, SUBS, MIN>(s, scale_kind, scale_bytes, block, half);
-                // All rows side by side: a sum waits for itself alone. Where registers run out it is `acc` that goes to memory,
-                // once a block.
-                self.rows::<S, C, SUBS, MIN, M>(s, &mut acc, (&w, d, m), (x, dx, inits, sums), block * M);
             }
         }
         let n = self.panel * ROWS + half * S::F::LANES;

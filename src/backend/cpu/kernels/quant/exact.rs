@@ -2,11 +2,13 @@
 
 use super::activations::Exact;
 use super::codes::{Any, CodeKind, Codes};
-use super::{BLOCK, Part, ROWS, Task, scales};
+use super::scales::{CHUNK, Wide};
+use super::{BLOCK, Part, ROWS, Task};
 use crate::backend::cpu::isa::{IntSimd, Simd};
 
 #[inline(always)]
 pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
+    let mut scales = Wide::new(s);
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
             let rows = task.tiles.rows(tile);
@@ -23,8 +25,8 @@ pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
                 };
                 for half in 0..ROWS / S::F::LANES {
                     match height {
-                        4 => of.half::<S, 4>(s, half),
-                        _ => of.half::<S, 1>(s, half),
+                        4 => of.half::<S, 4>(s, half, &mut scales),
+                        _ => of.half::<S, 1>(s, half, &mut scales),
                     }
                 }
             }
@@ -47,7 +49,7 @@ struct Tile<'a> {
 impl Tile<'_> {
     /// The rows of the panel from `half * LANES` on: as many as a vector has lanes.
     #[inline(always)]
-    fn half<S: IntSimd, const M: usize>(&self, s: S, half: usize) {
+    fn half<S: IntSimd, const M: usize>(&self, s: S, half: usize, scales: &mut Wide<S, 2>) {
         let f = s.float();
         let weight = self.part.weight;
         let (codes, scale_bytes) = weight.panel(self.panel);
@@ -61,11 +63,16 @@ impl Tile<'_> {
         let x = self.x.values(self.tile);
         let mut acc = [[f.zero(); 4]; M];
         for block in 0..blocks {
+            if block.is_multiple_of(CHUNK) {
+                let blocks = block..blocks.min(block + CHUNK);
+                // SAFETY: the panel has these blocks.
+                unsafe { scales.widen::<true>(s, scale_kind, scale_bytes.as_ptr(), blocks, half) };
+            }
             // SAFETY: `codes` holds `blocks` blocks and the panel's scales theirs; activations were laid out for as many
             // blocks of the tile's rows.
             unsafe {
                 let w = Any::load(s, kind, codes.as_ptr().add(block * bytes), half, table);
-                let [d, m] = scales::load::<S, 2, true>(s, scale_kind, scale_bytes.as_ptr(), block, half);
+                let [d, m] = scales.at(block % CHUNK);
                 let x = x.add((block * self.height + self.row - self.tile) * BLOCK);
                 for (quad, &w) in w.iter().enumerate() {
                     let (d, m) = (d[quad / 4], m[quad / 4]);

@@ -1,5 +1,7 @@
 //! Scales and biases of a panel, `w = d q + m`: how they lie beside the codes, and how they come into registers.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::{BLOCK, ROWS};
@@ -95,63 +97,161 @@ impl ScaleKind {
     }
 }
 
-/// `d` and `m` of the `SUBS` parts of block `block`, for the rows from `half * LANES` on; `m` is zero without `MIN`.
+/// Blocks whose scales are widened at once: few enough for L1, whole records of every kind.
+pub(super) const CHUNK: usize = 32;
+
+type Vector<S> = <<S as IntSimd>::F as Simd>::V;
+
+/// Scales and biases of up to [`CHUNK`] blocks of half a panel in `f32`: `d` and `m` of the `SUBS` parts of each block.
 ///
-/// # Safety
-/// `scales` must be valid for the records of a panel that has this block, and `half * LANES < ROWS`.
-///
-/// `SUBS` and `MIN` are those of `kind`, or 2 and true for any: a scale of the whole block comes twice then, and biases that
-/// are not there are zero.
-#[inline(always)]
-pub(super) unsafe fn load<S: IntSimd, const SUBS: usize, const MIN: bool>(
-    s: S,
-    kind: ScaleKind,
-    scales: *const u8,
-    block: usize,
-    half: usize,
-) -> [[<S::F as Simd>::V; SUBS]; 2] {
-    let f = s.float();
-    let lane = half * S::F::LANES;
-    let mut out = [[f.zero(); SUBS]; 2];
-    match kind {
-        ScaleKind::Plain { dtype, group, min } => {
-            let size = dtype.size();
-            let kinds = 1 + usize::from(MIN && min);
-            let bytes = ROWS * size * kinds;
-            for sub in 0..SUBS {
-                let record = (block * BLOCK + sub * BLOCK / SUBS) / group;
-                for (i, out) in out.iter_mut().take(kinds).enumerate() {
-                    // SAFETY: the caller's contract.
-                    out[sub] = unsafe {
-                        let at = scales.add(record * bytes + (i * ROWS + lane) * size);
-                        match dtype {
-                            DType::F32 => f32::load(f, at.cast()),
-                            DType::F16 => f16::load(f, at.cast()),
-                            DType::BF16 => bf16::load(f, at.cast()),
-                        }
-                    };
+/// Kinds of scales differ here alone: the loop over blocks, which is run for each code, knows none of them.
+pub(super) struct Wide<S: IntSimd, const SUBS: usize> {
+    d: [[Vector<S>; SUBS]; CHUNK],
+    m: [[Vector<S>; SUBS]; CHUNK],
+}
+
+impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
+    #[inline(always)]
+    pub(super) fn new(s: S) -> Self {
+        let zero = s.float().zero();
+        Self { d: [[zero; SUBS]; CHUNK], m: [[zero; SUBS]; CHUNK] }
+    }
+
+    /// `d` and `m` of the parts of the block at `i` of those that were widened last.
+    #[inline(always)]
+    pub(super) fn at(&self, i: usize) -> [[Vector<S>; SUBS]; 2] {
+        [self.d[i], self.m[i]]
+    }
+
+    /// Widens the scales of `blocks`, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; `m` is
+    /// left alone without `MIN`. `SUBS` and `MIN` are those of `kind`, or 2 and true for any: a scale of the whole block
+    /// comes twice then, and biases that are not there are zero.
+    ///
+    /// # Safety
+    /// `scales` must be valid for the records of a panel that has these blocks, and `half * LANES < ROWS`.
+    #[inline(always)]
+    pub(super) unsafe fn widen<const MIN: bool>(
+        &mut self,
+        s: S,
+        kind: ScaleKind,
+        scales: *const u8,
+        blocks: Range<usize>,
+        half: usize,
+    ) {
+        let lane = half * S::F::LANES;
+        debug_assert!(blocks.start.is_multiple_of(CHUNK) && blocks.len() <= CHUNK);
+        // SAFETY: the caller's contract.
+        unsafe {
+            match kind {
+                ScaleKind::Plain { dtype: DType::F32, group, min } => {
+                    self.plain::<f32, MIN>(s, group, min, scales, blocks, lane);
+                }
+                ScaleKind::Plain { dtype: DType::F16, group, min } => {
+                    self.plain::<f16, MIN>(s, group, min, scales, blocks, lane);
+                }
+                ScaleKind::Plain { dtype: DType::BF16, group, min } => {
+                    self.plain::<bf16, MIN>(s, group, min, scales, blocks, lane);
+                }
+                ScaleKind::Super { sub, min, signed } => {
+                    self.super_blocks::<MIN>(s, sub, min, signed, scales, blocks, lane);
                 }
             }
         }
-        ScaleKind::Super { sub: columns, min, signed } => {
-            let subs = SUPER / columns;
-            let kinds = 1 + usize::from(MIN && min);
+    }
+
+    /// A record for each `group` columns.
+    ///
+    /// # Safety
+    /// As [`widen`](Self::widen).
+    #[inline(always)]
+    unsafe fn plain<E: Element, const MIN: bool>(
+        &mut self,
+        s: S,
+        group: usize,
+        min: bool,
+        scales: *const u8,
+        blocks: Range<usize>,
+        lane: usize,
+    ) {
+        let f = s.float();
+        let kinds = 1 + usize::from(MIN && min);
+        let mut record = blocks.start * BLOCK / group;
+        // Columns of the record that have gone by.
+        let mut used = blocks.start * BLOCK % group;
+        let (mut d, mut m) = (f.zero(), f.zero());
+        let mut stale = true;
+        for i in 0..blocks.len() {
+            for sub in 0..SUBS {
+                if stale {
+                    // SAFETY: the caller's contract; a record holds `ROWS` elements of each kind.
+                    unsafe {
+                        let at = scales.cast::<E>().add(record * ROWS * kinds + lane);
+                        d = E::load(f, at);
+                        if MIN && min {
+                            m = E::load(f, at.add(ROWS));
+                        }
+                    }
+                }
+                self.d[i][sub] = d;
+                if MIN {
+                    self.m[i][sub] = m;
+                }
+                used += BLOCK / SUBS;
+                stale = used == group;
+                if stale {
+                    (record, used) = (record + 1, 0);
+                }
+            }
+        }
+    }
+
+    /// A record for each 256 columns.
+    ///
+    /// # Safety
+    /// As [`widen`](Self::widen).
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // the fields of a kind
+    unsafe fn super_blocks<const MIN: bool>(
+        &mut self,
+        s: S,
+        columns: usize,
+        min: bool,
+        signed: bool,
+        scales: *const u8,
+        blocks: Range<usize>,
+        lane: usize,
+    ) {
+        const BLOCKS: usize = SUPER / BLOCK;
+        let f = s.float();
+        let (subs, kinds) = (SUPER / columns, 1 + usize::from(MIN && min));
+        // Parts of blocks that share a scale: two where a scale has the whole block.
+        let shared = u32::from(columns * SUBS > BLOCK);
+        for first in (0..blocks.len()).step_by(BLOCKS) {
             // SAFETY: the caller's contract.
             unsafe {
-                let record = scales.add(block / (SUPER / BLOCK) * (2 + subs) * ROWS * kinds);
-                for (i, out) in out.iter_mut().take(kinds).enumerate() {
-                    let d = f16::load(f, record.add((i * ROWS + lane) * 2).cast());
+                let record = scales.add((blocks.start + first) / BLOCKS * (2 + subs) * ROWS * kinds);
+                for i in 0..1 + usize::from(MIN) {
+                    let out = if i == 0 { &mut self.d } else { &mut self.m };
+                    let bytes = record.add((2 * kinds + i * subs) * ROWS + lane);
+                    let d = if i == kinds {
+                        f.zero()
+                    } else {
+                        f16::load(f, record.add((i * ROWS + lane) * 2).cast())
+                    };
                     let d = if i == 0 { d } else { f.neg(d) };
-                    for (sub, out) in out.iter_mut().enumerate() {
-                        let column = block % (SUPER / BLOCK) * BLOCK + sub * BLOCK / SUBS;
-                        let byte = 2 * kinds + i * subs + column / columns;
-                        let at = record.add(byte * ROWS + lane);
-                        let scale = if signed { s.load_i8(at) } else { s.load_u8(at) };
-                        *out = f.mul(d, scale);
+                    for block in 0..BLOCKS.min(blocks.len() - first) {
+                        for sub in 0..SUBS {
+                            let scale = if i == kinds {
+                                d
+                            } else {
+                                let at = bytes.add(((block * SUBS + sub) >> shared) * ROWS);
+                                if signed { s.load_i8(at) } else { s.load_u8(at) }
+                            };
+                            out[first + block][sub] = f.mul(d, scale);
+                        }
                     }
                 }
             }
         }
     }
-    out
 }
