@@ -43,27 +43,58 @@ impl CodeKind {
 
     /// Puts the codes of a row, `[K]`, into the lines of row `row` of a panel.
     pub(super) fn scatter(self, codes: &[u8], row: usize, panel: &mut [u8]) {
-        let blocks = codes.chunks(BLOCK).zip(panel.chunks_exact_mut(self.block_bytes()));
-        for (codes, block) in blocks {
-            let mut whole = [0; BLOCK];
-            whole[..codes.len()].copy_from_slice(codes);
-            // A quad is a word, a code in each byte: what a shift moves into a byte's neighbour the mask takes away.
-            let quads: [u32; 8] =
-                std::array::from_fn(|q| u32::from_le_bytes(std::array::from_fn(|b| whole[4 * q + b])));
-            let (mut lines, mut shift) = (block.chunks_exact_mut(LINE), 0);
-            for &bits in self.planes() {
-                let mask = 0x0101_0101 * ((1 << bits) - 1);
-                for quads in quads.chunks_exact((8 / bits) as usize) {
-                    let parts = quads.iter().enumerate();
-                    let word =
-                        parts.fold(0, |word, (j, quad)| word | (quad >> shift & mask) << (bits * j as u32));
-                    if let Some(line) = lines.next() {
-                        line[4 * row..4 * row + 4].copy_from_slice(&word.to_le_bytes());
-                    }
-                }
-                shift += bits;
-            }
+        match self.planes() {
+            [2] => put_row(codes, row, panel, 2 * LINE, put::<2, 0>),
+            [4] => put_row(codes, row, panel, 4 * LINE, put::<4, 0>),
+            [2, 1] => put_row(codes, row, panel, 3 * LINE, |quads, at| {
+                put::<2, 0>(quads, at);
+                put::<1, 2>(quads, &mut at[2 * LINE..]);
+            }),
+            [4, 1] => put_row(codes, row, panel, 5 * LINE, |quads, at| {
+                put::<4, 0>(quads, at);
+                put::<1, 4>(quads, &mut at[4 * LINE..]);
+            }),
+            [4, 2] => put_row(codes, row, panel, 6 * LINE, |quads, at| {
+                put::<4, 0>(quads, at);
+                put::<2, 4>(quads, &mut at[4 * LINE..]);
+            }),
+            _ => put_row(codes, row, panel, 8 * LINE, put::<8, 0>),
         }
+    }
+}
+
+/// Gives `put` the quads of each block of a row's codes, and what of the block lies from the row's first bytes on.
+#[inline(always)]
+fn put_row(
+    codes: &[u8],
+    row: usize,
+    panel: &mut [u8],
+    block_bytes: usize,
+    put: impl Fn(&[u32; BLOCK / 4], &mut [u8]),
+) {
+    let blocks = panel.chunks_exact_mut(block_bytes);
+    for (codes, block) in codes.chunks(BLOCK).zip(blocks) {
+        let mut whole = [0; BLOCK];
+        if let Ok(codes) = <&[u8; BLOCK]>::try_from(codes) {
+            whole = *codes;
+        } else {
+            whole[..codes.len()].copy_from_slice(codes);
+        }
+        // A quad is a word, a code in each byte.
+        let quads = std::array::from_fn(|q| u32::from_le_bytes(std::array::from_fn(|b| whole[4 * q + b])));
+        put(&quads, &mut block[4 * row..]);
+    }
+}
+
+/// Puts the bits of codes from `SHIFT` on into a plane of `BITS`, whose lines begin at `at` for the row.
+#[inline(always)]
+fn put<const BITS: usize, const SHIFT: u32>(quads: &[u32; BLOCK / 4], at: &mut [u8]) {
+    // What a shift moves into a byte's neighbour the mask takes away.
+    let mask = 0x0101_0101 * ((1 << BITS) - 1);
+    for (line, quads) in quads.chunks_exact(8 / BITS).enumerate() {
+        let parts = quads.iter().enumerate();
+        let word = parts.fold(0, |word, (j, quad)| word | (quad >> SHIFT & mask) << (BITS * j));
+        at[line * LINE..][..4].copy_from_slice(&word.to_le_bytes());
     }
 }
 

@@ -1,5 +1,6 @@
 //! Packs quantized weights into panels: what kernels stream.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use super::codes::{CodeKind, Route};
@@ -65,14 +66,17 @@ impl PackedMatrix {
             table: table.map(|value| value.wrapping_add(-128) as u8),
             order: weight.order().cloned(),
             panel,
-            lines: bytemuck::allocation::zeroed_vec(panels * panel.1 / 64),
+            // Written, and so given its memory, by all threads at once.
+            lines: Vec::with_capacity(panels * panel.1 / 64),
         };
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut packed.lines);
-        let parts = Parts::new(bytes);
+        let parts = Parts::new(packed.lines.spare_capacity_mut());
         pool.run(panels, |index| {
             // SAFETY: panels do not overlap.
-            let (code_part, scale_part) =
-                unsafe { parts.slice(index * panel.1, panel.1) }.split_at_mut(panel.0);
+            let lines = unsafe { parts.slice(index * (panel.1 / 64), panel.1 / 64) };
+            lines.fill(MaybeUninit::zeroed());
+            // SAFETY: just written; a line is an array of bytes.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), panel.1) };
+            let (code_part, scale_part) = bytes.split_at_mut(panel.0);
             let mut row_codes = vec![0; cols];
             for row in 0..ROWS.min(rows - index * ROWS) {
                 let from = Row { weight, n: index * ROWS + row, cols };
@@ -85,6 +89,8 @@ impl PackedMatrix {
                 codes.scatter(&row_codes, row, code_part);
             }
         });
+        // SAFETY: there is room for them, and each panel was written.
+        unsafe { packed.lines.set_len(panels * panel.1 / 64) };
         packed
     }
 

@@ -240,14 +240,14 @@ impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
                     };
                     let d = if i == 0 { d } else { f.neg(d) };
                     for block in 0..BLOCKS.min(blocks.len() - first) {
-                        for sub in 0..SUBS {
+                        for (sub, out) in out[first + block].iter_mut().enumerate() {
                             let scale = if i == kinds {
                                 d
                             } else {
                                 let at = bytes.add(((block * SUBS + sub) >> shared) * ROWS);
                                 if signed { s.load_i8(at) } else { s.load_u8(at) }
                             };
-                            out[first + block][sub] = f.mul(d, scale);
+                            *out = f.mul(d, scale);
                         }
                     }
                 }
