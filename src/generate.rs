@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::engine::{Event, FinishReason, Request, Stats, receive};
+use crate::engine::{Event, FinishReason, Request, Sink, Stats, receive};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::sample::{SamplingOptions, StopMatcher};
@@ -19,6 +19,8 @@ pub struct Options {
     pub sampling: SamplingOptions,
     /// Texts that end the generation; they are not part of it.
     pub stop: Vec<String>,
+    /// Tokens that end the generation, beside the model's own; they give no text.
+    pub stop_tokens: Vec<u32>,
     /// Generate on past the model's end-of-sequence tokens.
     pub ignore_eos: bool,
 }
@@ -40,11 +42,18 @@ pub struct Piece {
 #[derive(Debug)]
 pub struct Generation {
     events: Receiver<Event>,
+    text: Assembler,
+}
+
+/// Turns what the engine reports of one sequence into pieces of text. Dropping it ends the sequence.
+#[derive(Debug)]
+pub(crate) struct Assembler {
     cancel: Arc<AtomicBool>,
     cached: Arc<AtomicUsize>,
     /// None where the model has no tokenizer: the pieces then bring tokens and no text.
     detokenizer: Option<Detokenizer>,
     stops: StopMatcher,
+    /// Tokens that end the text and are not part of it.
     eos: Vec<u32>,
     /// Tokens of the prompt.
     prompt: Vec<u32>,
@@ -100,6 +109,16 @@ impl Model {
     /// # Errors
     /// As [`Self::generate`], and an id outside the vocabulary.
     pub fn generate_tokens(&self, prompt: Vec<u32>, options: &Options) -> Result<Generation> {
+        let (sender, events) = channel();
+        let text = self.start(prompt, options, Sink::new(move |event| sender.send(event).is_ok()))?;
+        Ok(Generation { events, text })
+    }
+
+    /// Starts a sequence whose events go to `events`, and gives what makes text of them.
+    ///
+    /// # Errors
+    /// As [`Self::generate_tokens`].
+    pub(crate) fn start(&self, prompt: Vec<u32>, options: &Options, events: Sink) -> Result<Assembler> {
         let info = self.info();
         let vocab = info.config.vocab_size;
         options.sampling.validate(vocab)?;
@@ -123,12 +142,15 @@ impl Model {
             }
             asked => asked.or_else(|| self.default_max_tokens(prompt.len())).unwrap_or(room).min(room),
         };
-        let eos = if options.ignore_eos { Vec::new() } else { self.eos() };
-        let (events, inbox) = channel();
+        if let Some(id) = options.stop_tokens.iter().find(|&&id| id as usize >= vocab) {
+            let expected = "token ids of the vocabulary";
+            return Err(Error::Option { option: "stop_tokens", got: id.to_string(), expected });
+        }
+        let mut eos = if options.ignore_eos { Vec::new() } else { self.eos() };
+        eos.extend(&options.stop_tokens);
         let cancel = Arc::new(AtomicBool::new(false));
         let cached = Arc::new(AtomicUsize::new(0));
-        let generation = Generation {
-            events: inbox,
+        let text = Assembler {
             cancel: Arc::clone(&cancel),
             cached: Arc::clone(&cached),
             detokenizer: self.tokenizer().ok().map(|tokenizer| Detokenizer::new(tokenizer, &prompt)),
@@ -149,7 +171,7 @@ impl Model {
             cached,
             events,
         })?;
-        Ok(generation)
+        Ok(text)
     }
 
     /// Ids that end a sequence: those of `generation_config.json` and of `config.json`.
@@ -166,33 +188,33 @@ impl Model {
 impl Generation {
     /// Ends the generation before its next token; the last piece then says so.
     pub fn cancel(&self) {
-        self.cancel.store(true, Ordering::Relaxed);
+        self.text.cancel();
     }
 
     /// What ends this generation from elsewhere.
     pub fn canceller(&self) -> Canceller {
-        Canceller(Arc::clone(&self.cancel))
+        Canceller(Arc::clone(&self.text.cancel))
     }
 
     /// Tells, from anywhere, how many tokens of the prompt have been read: a long one takes several steps.
     pub fn prompt_progress(&self) -> impl Fn() -> usize + Send + 'static {
-        let (cached, len) = (Arc::clone(&self.cached), self.prompt.len());
+        let (cached, len) = (Arc::clone(&self.text.cached), self.text.prompt.len());
         move || cached.load(Ordering::Relaxed).min(len)
     }
 
     /// What it took; known once the last piece has come.
     pub fn stats(&self) -> Option<Stats> {
-        self.stats
+        self.text.stats()
     }
 
     /// Tokens of the prompt.
     pub fn prompt(&self) -> &[u32] {
-        &self.prompt
+        &self.text.prompt
     }
 
     /// Tokens generated so far, an end-of-sequence token included.
     pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+        &self.text.tokens
     }
 
     /// Reads to the end and returns the text.
@@ -201,6 +223,55 @@ impl Generation {
     /// The first error of a piece.
     pub fn text(self) -> Result<String> {
         self.map(|piece| piece.map(|piece| piece.text)).collect()
+    }
+}
+
+impl Iterator for Generation {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.text.ended {
+            let event = receive(&self.events).unwrap_or_else(Event::Failed);
+            if let Some(piece) = self.text.take(event) {
+                return Some(piece);
+            }
+        }
+        None
+    }
+}
+
+impl Assembler {
+    /// The piece that an event brings; none once the text has ended, or where the event came after a stop.
+    pub fn take(&mut self, event: Event) -> Option<Result<Piece>> {
+        if self.ended {
+            return None;
+        }
+        let result = match event {
+            // What came after the stop is not part of the text.
+            Event::Token { .. } if self.stopped => return None,
+            Event::Token { token, logprob } => self.piece(token, logprob),
+            Event::Finished { reason, stats } => self.last(reason, stats),
+            Event::Failed(error) => Err(error),
+        };
+        if result.is_err() {
+            self.ended = true;
+            self.cancel();
+        }
+        Some(result)
+    }
+
+    /// What it took; known once the last piece has come.
+    pub fn stats(&self) -> Option<Stats> {
+        self.stats
+    }
+
+    /// The stop string that ended it.
+    pub fn stop(&self) -> Option<&str> {
+        self.stops.matched()
+    }
+
+    fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
     }
 
     fn piece(&mut self, token: u32, logprob: f32) -> Result<Piece> {
@@ -237,29 +308,7 @@ impl Generation {
     }
 }
 
-impl Iterator for Generation {
-    type Item = Result<Piece>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.ended {
-            let result = match receive(&self.events) {
-                // What came after the stop is not part of the text.
-                Ok(Event::Token { .. }) if self.stopped => continue,
-                Ok(Event::Token { token, logprob }) => self.piece(token, logprob),
-                Ok(Event::Finished { reason, stats }) => self.last(reason, stats),
-                Ok(Event::Failed(error)) | Err(error) => Err(error),
-            };
-            if result.is_err() {
-                self.ended = true;
-                self.cancel();
-            }
-            return Some(result);
-        }
-        None
-    }
-}
-
-impl Drop for Generation {
+impl Drop for Assembler {
     fn drop(&mut self) {
         self.cancel();
     }

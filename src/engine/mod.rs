@@ -7,10 +7,10 @@ mod scheduler;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
@@ -55,7 +55,28 @@ pub(crate) struct Request {
     /// Tokens whose keys and values are cached, for whoever waits for a long prompt.
     pub cached: Arc<AtomicUsize>,
     /// Where the results go.
-    pub events: Sender<Event>,
+    pub events: Sink,
+}
+
+/// Takes the events of one sequence on the engine's thread, which it must not block. It lives as long as the engine holds
+/// the sequence.
+pub(crate) struct Sink(Box<dyn FnMut(Event) -> bool + Send>);
+
+impl Sink {
+    /// A sink that hands each event to `take`, which says whether anybody still listens.
+    pub fn new(take: impl FnMut(Event) -> bool + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    fn send(&mut self, event: Event) -> bool {
+        (self.0)(event)
+    }
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sink")
+    }
 }
 
 /// Why a sequence ended.
@@ -153,6 +174,49 @@ struct Shared {
     report: Arc<FallbackReport>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
+    gauges: Arc<Gauges>,
+}
+
+/// What an engine is doing, as other threads see it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Sequences that wait for a place.
+    pub queued: usize,
+    /// Sequences in flight.
+    pub running: usize,
+    /// Steps that have ended.
+    pub steps: u64,
+    /// Since the last step ended, or since the engine started.
+    pub idle: Duration,
+}
+
+/// What the engine's thread writes of itself, and [`Engine::load`] reads.
+#[derive(Debug)]
+struct Gauges {
+    started: Instant,
+    queued: AtomicUsize,
+    running: AtomicUsize,
+    steps: AtomicU64,
+    /// When the last step ended, in milliseconds since the start.
+    last_step: AtomicU64,
+}
+
+impl Gauges {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            queued: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            steps: AtomicU64::new(0),
+            last_step: AtomicU64::new(0),
+        }
+    }
+
+    fn step_ended(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_step.store(now, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Shared {
@@ -179,6 +243,8 @@ impl Engine {
         let (ready, started) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let gauges = Arc::new(Gauges::new());
+        let shown = Arc::clone(&gauges);
         let thread = std::thread::Builder::new()
             .name("backstop-engine".into())
             .spawn(move || match build() {
@@ -186,7 +252,7 @@ impl Engine {
                     let backend = runtime.dispatch().describe();
                     let report = Arc::clone(runtime.dispatch().report());
                     if ready.send(Ok((backend, report))).is_ok() {
-                        worker::Worker::new(runtime, options, inbox, stopped).run();
+                        worker::Worker::new(runtime, options, inbox, stopped, shown).run();
                     }
                 }
                 Err(error) => {
@@ -196,7 +262,7 @@ impl Engine {
             .map_err(|error| Error::Engine(format!("its thread cannot be started: {error}")))?;
         let (backend, report) =
             started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;
-        let shared = Shared { backend, report, thread: parking_lot::Mutex::new(Some(thread)), stop };
+        let shared = Shared { backend, report, thread: parking_lot::Mutex::new(Some(thread)), stop, gauges };
         Ok(Self { commands, shared: Arc::new(shared) })
     }
 
@@ -210,8 +276,21 @@ impl Engine {
         &self.shared.report
     }
 
+    /// What it is doing now.
+    pub fn load(&self) -> Load {
+        let gauges = &self.shared.gauges;
+        let last = Duration::from_millis(gauges.last_step.load(Ordering::Relaxed));
+        Load {
+            queued: gauges.queued.load(Ordering::Relaxed),
+            running: gauges.running.load(Ordering::Relaxed),
+            steps: gauges.steps.load(Ordering::Relaxed),
+            idle: gauges.started.elapsed().saturating_sub(last),
+        }
+    }
+
     /// Queues a sequence.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
+        self.shared.gauges.queued.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Run(request))
     }
 

@@ -129,6 +129,19 @@ impl Runtime {
         Ok(Launched { logits })
     }
 
+    /// Runs one step for its hidden states `[T, D]`, the last norm applied, in host memory. Nothing is replayed: where it
+    /// fails, the sequences are not to be continued.
+    ///
+    /// # Errors
+    /// Those of the ops, and a failed evaluation.
+    pub fn hidden(&self, batch: &Batch, sequences: &mut [SequenceState]) -> Result<HostTensor> {
+        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config.rope)?;
+        let hidden = self.forward.hidden(&mut step)?;
+        let hidden = self.dispatch.to_host(&hidden)?;
+        self.commit(batch, sequences);
+        Ok(hidden)
+    }
+
     /// The logits of a step in host memory, `[S, V]`.
     ///
     /// # Errors

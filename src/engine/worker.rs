@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::runtime::{Launched, Runtime};
 use super::scheduler::{Waiting, plan};
-use super::{Command, EngineOptions, Event, FinishReason, Request, Stats};
+use super::{Command, EngineOptions, Event, FinishReason, Gauges, Request, Stats};
 use crate::backend::batch::{Batch, Run, Tokens};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
@@ -36,9 +36,9 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn send(&self, event: Event) {
+    fn send(&mut self, event: Event) {
         // Whoever asked may have gone; the sequence then ends as cancelled.
-        if self.request.events.send(event).is_err() {
+        if !self.request.events.send(event) {
             self.request.cancel.store(true, Ordering::Relaxed);
         }
     }
@@ -101,6 +101,7 @@ pub(super) struct Worker {
     kept: VecDeque<SequenceState>,
     /// The next step, where it was started ahead.
     started: Option<InFlight>,
+    gauges: Arc<Gauges>,
 }
 
 impl Worker {
@@ -109,6 +110,7 @@ impl Worker {
         options: EngineOptions,
         inbox: Receiver<Command>,
         stop: Arc<AtomicBool>,
+        gauges: Arc<Gauges>,
     ) -> Self {
         Self {
             runtime,
@@ -120,6 +122,7 @@ impl Worker {
             states: Vec::new(),
             kept: VecDeque::new(),
             started: None,
+            gauges,
         }
     }
 
@@ -130,6 +133,7 @@ impl Worker {
             self.cancel();
             if !self.sequences.is_empty() {
                 self.guarded_step();
+                self.gauges.step_ended();
             }
             self.retire();
         }
@@ -169,7 +173,8 @@ impl Worker {
     /// Starts queued sequences while there is room.
     fn admit(&mut self) {
         while self.sequences.len() < self.options.max_sequences.max(1) {
-            let Some(request) = self.queue.pop_front() else { return };
+            let Some(mut request) = self.queue.pop_front() else { return };
+            self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
             if request.cancel.load(Ordering::Relaxed) {
                 let _ = request
                     .events
@@ -209,6 +214,7 @@ impl Worker {
                 ended: false,
                 request,
             });
+            self.gauges.running.store(self.sequences.len(), Ordering::Relaxed);
         }
     }
 
@@ -265,6 +271,7 @@ impl Worker {
                 self.kept.push_back(state);
             }
         }
+        self.gauges.running.store(self.sequences.len(), Ordering::Relaxed);
     }
 
     /// A step whose panic ends the sequences that it ran, and nothing else.
