@@ -14,6 +14,7 @@ pub mod model;
 pub mod quant;
 pub mod quantize;
 pub mod sample;
+pub mod server;
 pub mod tensor;
 pub mod text;
 pub mod weights;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::backend::batch::Batch;
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
 use crate::backend::kv::KvShape;
 use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
@@ -32,6 +33,8 @@ pub struct LoadOptions {
     pub policy: Policy,
     /// Most tokens of one sequence in one step; the engine's default where absent.
     pub prefill_chunk: Option<usize>,
+    /// Most sequences in flight, others wait; the engine's default where absent.
+    pub max_sequences: Option<usize>,
     /// The instruction set of the CPU kernels; the best one where absent.
     pub isa: Option<Isa>,
     /// How the CPU's activations meet quantized weights.
@@ -232,6 +235,13 @@ pub struct ModelInfo {
     pub context: usize,
 }
 
+impl ModelInfo {
+    /// Whether this is the built-in model.
+    pub fn is_builtin(&self) -> bool {
+        self.name == builtin::NAME
+    }
+}
+
 /// A loaded model. Clones share it; the last one dropped frees it.
 #[derive(Clone)]
 pub struct Model {
@@ -299,10 +309,12 @@ impl Model {
             selection: selection.clone(),
             context,
         };
+        let defaults = EngineOptions::default();
         let engine_options = EngineOptions {
             context,
-            prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
-            ..EngineOptions::default()
+            prefill_chunk: options.prefill_chunk.unwrap_or(defaults.prefill_chunk),
+            max_sequences: options.max_sequences.unwrap_or(defaults.max_sequences),
+            ..defaults
         };
         let engine = Engine::start(engine_options, move || {
             let Loaded { forward, linears } = forward::load(&config, &files.checkpoint)?;
@@ -350,19 +362,52 @@ impl Model {
     /// # Errors
     /// A model without a template, and a template that fails or is stopped at a limit.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        self.encode_chat_with(messages, &options)
+    }
+
+    /// Token ids of a conversation, with what else the chat template is given.
+    ///
+    /// # Errors
+    /// As [`Self::encode_chat`].
+    pub fn encode_chat_with(&self, messages: &[Message], options: &RenderOptions) -> Result<Vec<u32>> {
         let Some(template) = &self.template else {
             return Err(Error::Template(format!("{} has none: give it plain text (--raw)", self.info.name)));
         };
-        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        self.tokenizer()?.encode_rendered(&template.render(messages, &options)?)
+        self.tokenizer()?.encode_rendered(&template.render(messages, options)?)
     }
 
-    /// The logits after each token of `tokens`, in one pass: a row of vocabulary size per token.
+    /// A vector for `tokens`: the mean of the last hidden states over them, scaled to length 1. Long ones take several
+    /// steps, so that running sequences go on between them.
     ///
     /// # Errors
-    /// No token, more than the context holds, an id outside the vocabulary, and what the backend reports.
-    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        use crate::backend::batch::Batch;
+    /// As [`Self::logits`].
+    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        /// Tokens of a step, as the engine cuts prompts by default.
+        const CHUNK: usize = 512;
+        self.check_tokens(tokens)?;
+        let len = tokens.len();
+        let mut state = self.engine.with(move |runtime| runtime.sequence(len))?;
+        let mut sum = vec![0.0f64; self.info.config.hidden_size];
+        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+            let (chunk, rows) = (chunk.to_vec(), chunk.len());
+            let (hidden, next) = self.engine.with(move |runtime| {
+                let mut batch = Batch::of(&[(i * CHUNK, &chunk)]);
+                batch.outputs.clear();
+                let hidden = runtime.hidden(&batch, std::slice::from_mut(&mut state));
+                hidden.map(|hidden| (hidden, state))
+            })??;
+            state = next;
+            for row in 0..rows {
+                sum.iter_mut().zip(hidden.row(row)).for_each(|(sum, &x)| *sum += f64::from(x));
+            }
+        }
+        let norm = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
+        Ok(sum.into_iter().map(|x| (x * scale) as f32).collect())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.info.config.vocab_size;
         if tokens.is_empty() || tokens.len() > self.info.context {
             return Err(Error::ContextFull {
@@ -374,6 +419,15 @@ impl Model {
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::Prompt(format!("token id {id} is outside the vocabulary of {vocab}")));
         }
+        Ok(())
+    }
+
+    /// The logits after each token of `tokens`, in one pass: a row of vocabulary size per token.
+    ///
+    /// # Errors
+    /// No token, more than the context holds, an id outside the vocabulary, and what the backend reports.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.check_tokens(tokens)?;
         let tokens = tokens.to_vec();
         self.engine.with(move |runtime| {
             let mut batch = Batch::of(&[(0, &tokens)]);

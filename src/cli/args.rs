@@ -1,6 +1,7 @@
 //! The arguments as typed: parsed, not yet resolved against the model and its defaults.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use backstop::backend::cpu::Activations;
 use backstop::backend::select::BackendRequest;
@@ -28,6 +29,8 @@ pub enum Command {
     Run(RunArgs),
     /// Hold a conversation.
     Chat(ChatArgs),
+    /// Serve a model over HTTP, by the APIs of OpenAI and Anthropic.
+    Serve(ServeArgs),
     /// Show what a model is and needs, without loading it.
     Inspect(InspectArgs),
     /// Measure a model's speed and memory beside this machine's limits.
@@ -80,6 +83,64 @@ pub struct ChatArgs {
     pub system: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// `backstop serve`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Ctrl-C or SIGTERM ends it once its answers are out, a second one at once. The key may also be in\n\
+    BACKSTOP_API_KEY, where other users of the machine do not see it."
+)]
+pub struct ServeArgs {
+    /// The model's directory or GGUF file [default: the built-in story model].
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub path: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub session: SessionArgs,
+    /// The address to listen on; one beyond this machine needs --api-key.
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// The port to listen on; 0 takes one that is free.
+    #[arg(long, value_name = "PORT", default_value = "8080")]
+    pub port: u16,
+    /// What clients must send, on every route but /health.
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// A further name that the model goes by.
+    #[arg(long, value_name = "NAME")]
+    pub alias: Vec<String>,
+    /// Sequences at a time.
+    #[arg(long, value_name = "N", default_value = "16", value_parser = at_least_one)]
+    pub parallel: usize,
+    /// Sequences that may wait beside those; more get 429.
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub max_queue: usize,
+    /// An origin whose pages may ask, such as http://localhost:3000; * is all.
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors: Vec<String>,
+    /// A further name that this machine is asked by.
+    #[arg(long, value_name = "NAME")]
+    pub allowed_host: Vec<String>,
+    /// Bytes of the largest request.
+    #[arg(long, value_name = "BYTES", default_value = "8388608", value_parser = at_least_one)]
+    pub body_limit: usize,
+    /// Open connections; more wait.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// For the head of a request, and how long an open connection may be idle.
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
+    pub header_timeout: Duration,
+    /// For the body of a request.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub body_timeout: Duration,
+    /// How long a client may leave its answer unread.
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
+    pub stall_timeout: Duration,
+    /// How long answers go on after Ctrl-C or SIGTERM.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub drain_timeout: Duration,
 }
 
 /// `backstop inspect`.
@@ -167,7 +228,7 @@ pub struct QuantizeArgs {
 }
 
 /// Which model, and what runs it.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct ModelArgs {
     /// The model's directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
     #[arg(long, value_name = "DIR")]
@@ -229,6 +290,16 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|&n| n >= 1)
         .ok_or_else(|| format!("expected a whole number from 1 to {}", usize::MAX))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    /// A day.
+    const MOST: f64 = 86_400.0;
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.001..=MOST).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("expected seconds from 0.001 to {MOST}"))
 }
 
 fn threads(text: &str) -> Result<usize, String> {

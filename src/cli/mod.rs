@@ -7,6 +7,7 @@ mod input;
 mod inspect;
 mod quantize;
 mod run;
+mod serve;
 mod stream;
 mod summary;
 mod term;
@@ -47,6 +48,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Quantize(args) => quantize::quantize(&args),
@@ -102,6 +104,11 @@ fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
 }
 
 fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
+    load_for(args, session, None)
+}
+
+/// Loads a model for `parallel` sequences at a time.
+fn load_for(args: &ModelArgs, session: &SessionArgs, parallel: Option<usize>) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let isa = args.isa.as_deref().map(isa).transpose()?;
     let files = open(args.model.as_deref())?;
@@ -113,6 +120,7 @@ fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
         context: session.ctx,
         isa,
         activations: args.activations,
+        max_sequences: parallel,
         ..LoadOptions::default()
     };
     let model = Model::load_with(files, options).map_err(typed)?;
@@ -182,6 +190,12 @@ fn no_template_for_system(model: &Model) -> Usage {
         "--system needs a chat template, and {} has none: put the instruction into the prompt",
         model.info().name
     ))
+}
+
+/// Ends the process without what C++ libraries do at its end: MLX would free what the engine's thread still uses.
+fn exit_at_once(code: u8) -> ! {
+    // SAFETY: `_exit` takes any code and touches no memory of ours; it may be called from any thread.
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// Whether a person types.

@@ -129,19 +129,13 @@ impl Interruptible {
         ONCE.call_once(|| {
             result = ctrlc::set_handler(|| match RUNNING.lock().take() {
                 Some(running) => running.cancel(),
-                None => exit_at_once(),
+                None => super::exit_at_once(INTERRUPTED),
             });
         });
         result.context("cannot catch Ctrl-C")?;
         *RUNNING.lock() = Some(canceller);
         Ok(Self)
     }
-}
-
-/// Ends the process without what C++ libraries do at its end: MLX would free what the engine's thread still uses.
-fn exit_at_once() -> ! {
-    // SAFETY: `_exit` takes any code and touches no memory of ours; it may be called from any thread.
-    unsafe { libc::_exit(INTERRUPTED.into()) }
 }
 
 impl Drop for Interruptible {

@@ -192,13 +192,21 @@ impl Tokenizer {
     /// [`Error::Prompt`] where no token comes out (an empty text without BOS) or the text is over 32 MiB;
     /// [`Error::Tokenizer`] where the library fails, or takes longer than 10 s and 10 µs for each byte.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        check_length(text)?;
-        let owned = text.to_owned();
-        let ids = self.patiently(text.len(), move |this| this.encode_text(&owned, true))?;
+        let ids = self.encode_with(text, true)?;
         if ids.is_empty() {
             return Err(Error::Prompt("it is empty, and this model's tokenizer adds no BOS".into()));
         }
         Ok(ids)
+    }
+
+    /// As [`Self::encode`], with the post-processor's tokens or without; an empty text may give no token.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    pub fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        check_length(text)?;
+        let owned = text.to_owned();
+        self.patiently(text.len(), move |this| this.encode_text(&owned, add_special))
     }
 
     /// Encodes a rendered chat template. Nothing is added: a template writes BOS itself. Its special tokens are
@@ -318,6 +326,22 @@ impl Tokenizer {
     /// A token's text as the vocabulary has it (`▁the`, `Ġthe`, `<0x0A>`).
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.0.trusting.id_to_token(id)
+    }
+
+    /// The bytes of the text that a token stands for, which may be part of a character; a special token's are those of its
+    /// own text. None for an id that no token has.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where this tokenizer's decoder gives a token different bytes beside different neighbours.
+    pub fn token_bytes(&self, id: u32) -> Result<Option<Vec<u8>>> {
+        let Some(text) = self.token_text(id) else { return Ok(None) };
+        if self.is_special(id) {
+            return Ok(Some(text.into_bytes()));
+        }
+        if self.0.decoder == Decoder::Other {
+            return Err(Error::Tokenizer("its decoder has no bytes for a single token".into()));
+        }
+        Ok(Some(self.0.decoder.bytes(&text)))
     }
 
     /// One past the highest id.

@@ -1,0 +1,108 @@
+//! `backstop serve`: a model over HTTP.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use backstop::server::{self, Listener, Options};
+
+use super::args::{ModelArgs, ServeArgs};
+use super::{INTERRUPTED, Loaded, Usage, term};
+
+/// Threads that serve connections: they only move bytes, the engine computes.
+const THREADS: usize = 2;
+/// How long connections that are cut off may take to notice.
+const CUT_OFF: Duration = Duration::from_secs(2);
+
+pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let options = options(args)?;
+    // An address that cannot be had is known before a model is loaded.
+    let listener = Listener::bind(&options).map_err(super::typed)?;
+    let model =
+        ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
+    let Loaded { model, time } = super::load_for(&model, &args.session, Some(args.parallel))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("backstop-http")
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    runtime.block_on(async {
+        let stop = signalled()?;
+        let info = model.info();
+        term::note(format_args!(
+            "{} on {}, loaded in {:.1} s: {}",
+            info.name,
+            model.engine().backend(),
+            time.as_secs_f64(),
+            info.selection.reason
+        ));
+        term::note(format_args!("listening on http://{}", listener.address()));
+        server::serve(listener, model, options, stop).await?;
+        anyhow::Ok(())
+    })?;
+    // What still runs after the drain is cut off.
+    runtime.shutdown_timeout(CUT_OFF);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(args: &ServeArgs) -> anyhow::Result<Options> {
+    let from_environment = || std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
+    let api_key = args.api_key.clone().or_else(from_environment);
+    if api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()))
+    {
+        return Err(Usage("--api-key takes visible ASCII characters, at least one".into()).into());
+    }
+    for origin in &args.cors {
+        let rest = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        if origin != "*" && rest.is_none_or(|rest| rest.is_empty() || rest.contains('/')) {
+            let what = format!("--cors is {origin}, expected an origin such as http://localhost:3000, or *");
+            return Err(Usage(what).into());
+        }
+    }
+    Ok(Options {
+        host: args.host.clone(),
+        port: args.port,
+        api_key,
+        parallel: args.parallel,
+        max_queue: args.max_queue,
+        aliases: args.alias.clone(),
+        cors: args.cors.clone(),
+        allowed_hosts: args.allowed_host.clone(),
+        body_limit: args.body_limit,
+        max_connections: args.max_connections,
+        header_timeout: args.header_timeout,
+        body_timeout: args.body_timeout,
+        stall_timeout: args.stall_timeout,
+        drain_timeout: args.drain_timeout,
+    })
+}
+
+/// Ends at Ctrl-C or SIGTERM; the next one ends the process.
+fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupts = signal(SignalKind::interrupt()).context("cannot catch Ctrl-C")?;
+    let mut terminations = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let (first, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        /// As shells have it: 128 and SIGTERM.
+        const TERMINATED: u8 = 143;
+        let mut first = Some(first);
+        loop {
+            let code = tokio::select! {
+                _ = interrupts.recv() => INTERRUPTED,
+                _ = terminations.recv() => TERMINATED,
+            };
+            match first.take() {
+                Some(first) => {
+                    term::note("ending, once the answers are out; again ends at once");
+                    let _ = first.send(());
+                }
+                None => super::exit_at_once(code),
+            }
+        }
+    });
+    Ok(async move {
+        let _ = told.await;
+    })
+}

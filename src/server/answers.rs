@@ -1,0 +1,231 @@
+//! The sequences of one request: started together, their pieces taken as they come. Dropping it ends them.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::app::{App, Place, random};
+use super::failure::Failure;
+use crate::engine::{Event, FinishReason, Sink, Stats};
+use crate::error::Error;
+use crate::generate::{Assembler, Options};
+
+/// Why a text ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Finish {
+    /// At the model's end-of-sequence token or, where there is one, at this stop string.
+    Stop(Option<String>),
+    /// `max_tokens`, or the context, is used up.
+    Length,
+}
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Part {
+    /// Text for the reader.
+    Text(String),
+}
+
+/// What one token brings, or the end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Update {
+    /// Which of the request's texts.
+    pub choice: usize,
+    /// What is now certain.
+    pub parts: Vec<Part>,
+    /// The token, with its log-probability.
+    pub token: Option<Scored>,
+    /// Set in a text's last update.
+    pub finish: Option<Finish>,
+}
+
+/// A token and its log-probability under the model.
+#[derive(Debug, Clone)]
+pub(crate) struct Scored {
+    pub token: u32,
+    pub logprob: f32,
+    /// The most likely tokens, where they were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A whole text.
+#[derive(Debug, Clone)]
+pub(crate) struct Collected {
+    pub text: String,
+    pub tokens: Vec<Scored>,
+    pub finish: Finish,
+}
+
+/// Tokens that a request took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// Of the prompts, each counted once.
+    pub prompt: usize,
+    /// Of these, those found in a kept cache.
+    pub cached: usize,
+    /// Of all texts.
+    pub generated: usize,
+}
+
+struct Sequence {
+    text: Assembler,
+    last_token: Option<Instant>,
+}
+
+/// The sequences of one request.
+pub(crate) struct Answers {
+    app: Arc<App>,
+    events: UnboundedReceiver<(usize, Event)>,
+    sequences: Vec<Sequence>,
+    /// How many have not ended.
+    live: usize,
+    asked: Instant,
+    usage: Usage,
+}
+
+/// What is generated from: prompts, and how many texts of each.
+pub(crate) struct Job {
+    pub prompts: Vec<Vec<u32>>,
+    pub n: usize,
+    pub options: Options,
+}
+
+impl Answers {
+    /// Starts `job` in the places that it has, one for each text.
+    ///
+    /// Events wait in a channel without a bound of its own: a sequence has at most as many as the context has tokens, and
+    /// the engine's thread never waits for a reader.
+    pub fn start(app: &Arc<App>, job: &Job, places: Vec<Place>, asked: Instant) -> Result<Self, Failure> {
+        let (sender, events) = unbounded_channel();
+        let mut places = places.into_iter();
+        let mut options = job.options.clone();
+        let mut sequences = Vec::new();
+        for prompt in &job.prompts {
+            for i in 0..job.n {
+                let (sender, place) = (sender.clone(), places.next());
+                let choice = sequences.len();
+                options.sampling.sequence = i as u64;
+                let sink = Sink::new(move |event| {
+                    // The place is free once the engine has let go of the sequence.
+                    let _held = &place;
+                    sender.send((choice, event)).is_ok()
+                });
+                let text = app.model.start(prompt.clone(), &options, sink)?;
+                sequences.push(Sequence { text, last_token: None });
+            }
+        }
+        let prompt = job.prompts.iter().map(Vec::len).sum();
+        let usage = Usage { prompt, ..Usage::default() };
+        let live = sequences.len();
+        Ok(Self { app: Arc::clone(app), events, sequences, live, asked, usage })
+    }
+
+    /// How many texts there are.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// What has been used so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// The next update; none once every text has ended.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Update, Failure>>> {
+        while self.live > 0 {
+            let event = match self.events.poll_recv(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(event)) => Ok(event),
+                Poll::Ready(None) => Err(Error::Engine("it ended without an answer".into())),
+            };
+            let update = match event {
+                Ok((choice, event)) => self.take(choice, event),
+                Err(error) => Some(Err(error.into())),
+            };
+            match update {
+                None => {}
+                Some(Ok(update)) => return Poll::Ready(Some(Ok(update))),
+                Some(Err(failure)) => {
+                    // The other texts end with it: dropped, each tells the engine.
+                    self.live = 0;
+                    self.sequences.clear();
+                    return Poll::Ready(Some(Err(failure)));
+                }
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn take(&mut self, choice: usize, event: Event) -> Option<Result<Update, Failure>> {
+        let sequence = self.sequences.get_mut(choice)?;
+        let piece = match sequence.text.take(event)? {
+            Ok(piece) => piece,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let mut update = Update { choice, ..Update::default() };
+        if !piece.text.is_empty() {
+            update.parts.push(Part::Text(piece.text));
+        }
+        if let Some(token) = piece.token {
+            let now = Instant::now();
+            self.app.metrics.token(self.asked, sequence.last_token.replace(now), now);
+            self.usage.generated += 1;
+            update.token = Some(Scored { token, logprob: piece.logprob, top: Vec::new() });
+        }
+        if let Some(reason) = piece.finish {
+            let stats = sequence.text.stats().unwrap_or_default();
+            self.ended(&stats);
+            update.finish = match reason {
+                FinishReason::Stop => {
+                    Some(Finish::Stop(self.sequences[choice].text.stop().map(str::to_owned)))
+                }
+                FinishReason::Length => Some(Finish::Length),
+                FinishReason::Cancelled => {
+                    let what = "the server ended this text";
+                    return Some(Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, what)));
+                }
+            };
+        }
+        Some(Ok(update))
+    }
+
+    fn ended(&mut self, stats: &Stats) {
+        self.live -= 1;
+        self.usage.cached += stats.cached_tokens;
+        self.app.metrics.ended(self.asked, stats);
+    }
+
+    /// Waits for all texts.
+    pub async fn collect(mut self) -> Result<(Vec<Collected>, Usage), Failure> {
+        let empty = Collected { text: String::new(), tokens: Vec::new(), finish: Finish::Length };
+        let mut texts = vec![empty; self.len()];
+        while let Some(update) = std::future::poll_fn(|cx| self.poll_next(cx)).await {
+            let update = update?;
+            let text = &mut texts[update.choice];
+            for part in update.parts {
+                match part {
+                    Part::Text(piece) => text.text += &piece,
+                }
+            }
+            text.tokens.extend(update.token);
+            text.finish = update.finish.unwrap_or(std::mem::replace(&mut text.finish, Finish::Length));
+        }
+        Ok((texts, self.usage))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if self.live > 0 {
+            self.app.metrics.cancelled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
+/// The seed of a request that names none.
+pub(crate) fn any_seed() -> u64 {
+    random()
+}

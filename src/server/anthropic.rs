@@ -1,0 +1,319 @@
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's API.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use serde_json::{Map, Value, json};
+
+use super::answers::{Answers, Collected, Finish, Job, Part, Update, Usage};
+use super::app::App;
+use super::failure::{Dialect, Failure, json_body};
+use super::json::{Fields, shown};
+use super::params::{self, text_of};
+use super::routes::{Reply, fields};
+use super::sse::{self, Encoder, Events};
+use crate::generate::Options;
+use crate::text::{Message, RenderOptions};
+
+/// The conversation of a request.
+struct Conversation {
+    messages: Vec<Message>,
+    render: RenderOptions,
+}
+
+impl Conversation {
+    fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
+        app.check_model(fields.string("model")?.as_deref())?;
+        // Caching is the engine's own business, and changes no answer.
+        fields.ignore(&["metadata", "service_tier", "cache_control", "user_profile_id", "workspace_id"]);
+        let mut messages = Vec::new();
+        if let Some(system) = fields.take("system") {
+            messages.push(Message::new("system", text_of(&fields.name("system"), system)?));
+        }
+        let list = fields.list("messages")?;
+        let list = fields.required("messages", list)?;
+        if list.is_empty() {
+            return Err(fields.wrong("messages", "expected at least one"));
+        }
+        for (i, value) in list.into_iter().enumerate() {
+            message(Fields::of(&format!("messages[{i}]"), value)?, &mut messages)?;
+        }
+        if messages.last().is_some_and(|last| last.role == "assistant") {
+            let what = "the last one is the assistant's: continuing it is not supported";
+            return Err(fields.wrong("messages", what));
+        }
+        if let Some(mut thinking) = fields.object("thinking")? {
+            thinking.only("type", &["disabled".into()])?;
+            thinking.finish()?;
+        }
+        fields.only("tools", &[json!([])])?;
+        fields.only("tool_choice", &[json!({ "type": "none" }), json!({ "type": "auto" })])?;
+        fields.only("output_config", &[json!({})])?;
+        let extra = params::template_variables(fields)?;
+        let render = RenderOptions { add_generation_prompt: true, extra, ..RenderOptions::default() };
+        Ok(Self { messages, render })
+    }
+}
+
+/// Appends what a message is to a chat template: results of tools are messages of their own there.
+fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
+    let role = fields.string("role")?;
+    let role = fields.required("role", role)?;
+    if role != "user" && role != "assistant" {
+        let what = format!("expected user or assistant, got {}", crate::json::quote(&role));
+        return Err(fields.wrong("role", what));
+    }
+    let name = fields.name("content");
+    let content = fields.take("content");
+    let content = fields.required("content", content)?;
+    fields.finish()?;
+    let blocks = match content {
+        Value::String(text) => {
+            push(out, Message::new(role, text));
+            return Ok(());
+        }
+        Value::Array(blocks) => blocks,
+        other => {
+            let what = format!("expected a string or a list of blocks, got {}", shown(&other));
+            return Err(Failure::field(&name, what));
+        }
+    };
+    let (mut texts, mut calls, mut thoughts) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, block) in blocks.into_iter().enumerate() {
+        let mut block = Fields::of(&format!("{name}[{i}]"), block)?;
+        let kind = block.string("type")?;
+        block.ignore(&["cache_control"]);
+        match (block.required("type", kind)?.as_str(), role.as_str()) {
+            ("text", _) => {
+                let text = block.string("text")?;
+                texts.push(block.required("text", text)?);
+                block.ignore(&["citations"]);
+            }
+            ("tool_use", "assistant") => {
+                let (id, tool) = (block.string("id")?, block.string("name")?);
+                let tool = block.required("name", tool)?;
+                let input = block.object("input")?.map_or_else(Map::new, Fields::rest);
+                calls.push(
+                    json!({ "id": id, "type": "function", "function": { "name": tool, "arguments": input } }),
+                );
+            }
+            ("thinking", "assistant") => {
+                let text = block.string("thinking")?;
+                thoughts.push(block.required("thinking", text)?);
+                block.ignore(&["signature"]);
+            }
+            ("tool_result", "user") => {
+                let id = block.string("tool_use_id")?;
+                let id = block.required("tool_use_id", id)?;
+                let (content, at) = (block.take("content"), block.name("content"));
+                let text = content.map(|content| text_of(&at, content)).transpose()?.unwrap_or_default();
+                let text = match block.flag("is_error")? {
+                    Some(true) => format!("Error: {text}"),
+                    _ => text,
+                };
+                let mut result = Message::new("tool", text);
+                result.extra.insert("tool_call_id".into(), id.into());
+                out.push(result);
+            }
+            (kind, role) => {
+                let kind = crate::json::quote(kind);
+                let what = format!("blocks of type {kind} are not supported in a message of the {role}");
+                return Err(block.wrong("type", what));
+            }
+        }
+        block.finish()?;
+    }
+    if texts.is_empty() && calls.is_empty() && thoughts.is_empty() {
+        return Ok(());
+    }
+    let mut made = Message::new(role, texts.join("\n"));
+    if !thoughts.is_empty() {
+        made.extra.insert("reasoning_content".into(), thoughts.join("\n").into());
+    }
+    if !calls.is_empty() {
+        if texts.is_empty() {
+            made.content = Value::Null;
+        }
+        made.extra.insert("tool_calls".into(), calls.into());
+    }
+    push(out, made);
+    Ok(())
+}
+
+/// Turns of one side that follow each other are one turn.
+fn push(out: &mut Vec<Message>, message: Message) {
+    if let Some(last) = out.last_mut()
+        && last.role == message.role
+        && last.extra.is_empty()
+        && message.extra.is_empty()
+        && let (Value::String(before), Value::String(more)) = (&mut last.content, &message.content)
+    {
+        *before += "\n";
+        *before += more;
+        return;
+    }
+    out.push(message);
+}
+
+pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let asked = Instant::now();
+    let mut fields = fields(&app, request).await?;
+    let Conversation { messages, render } = Conversation::take(&app, &mut fields)?;
+    let max_tokens = fields.whole("max_tokens", 1, params::MAX_TOKENS)?;
+    let max_tokens = fields.required("max_tokens", max_tokens)? as usize;
+    let sampling = params::sampling(&app, &mut fields)?;
+    let stop = params::stops(&mut fields, "stop_sequences")?;
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    fields.finish()?;
+    let places = app.places(1)?;
+    let prompt = app.apart(move |model| model.encode_chat_with(&messages, &render)).await?;
+    let options = Options { max_tokens: Some(max_tokens), sampling, stop, ..Options::default() };
+    let job = Job { prompts: vec![prompt], n: 1, options };
+    let answers = Answers::start(&app, &job, places, asked)?;
+    let shape = Shape { id: app.id("msg_"), model: app.name.clone() };
+    if stream {
+        let usage = answers.usage();
+        return Ok(sse::stream(answers, Blocks { shape, usage, open: None, next: 0, stop: None }));
+    }
+    let (texts, usage) = answers.collect().await?;
+    Ok(json_body(&shape.whole(texts, usage)))
+}
+
+pub(crate) async fn count(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    let Conversation { messages, render } = Conversation::take(&app, &mut fields)?;
+    fields.finish()?;
+    let prompt = app.apart(move |model| model.encode_chat_with(&messages, &render)).await?;
+    Ok(json_body(&json!({ "input_tokens": prompt.len() })))
+}
+
+struct Shape {
+    id: String,
+    model: String,
+}
+
+impl Shape {
+    fn message(&self, content: Vec<Value>, stop: (Value, Value), usage: Usage) -> Value {
+        json!({
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": content,
+            "stop_reason": stop.0,
+            "stop_sequence": stop.1,
+            "usage": usage_json(usage),
+        })
+    }
+
+    fn whole(&self, texts: Vec<Collected>, usage: Usage) -> Value {
+        let mut content = Vec::new();
+        let mut stop = (Value::Null, Value::Null);
+        for text in texts {
+            if !text.text.is_empty() {
+                content.push(json!({ "type": "text", "text": text.text }));
+            }
+            stop = stop_reason(&text.finish);
+        }
+        self.message(content, stop, usage)
+    }
+}
+
+/// The reason, and the stop sequence that was met.
+fn stop_reason(finish: &Finish) -> (Value, Value) {
+    match finish {
+        Finish::Stop(None) => ("end_turn".into(), Value::Null),
+        Finish::Stop(Some(stop)) => ("stop_sequence".into(), stop.as_str().into()),
+        Finish::Length => ("max_tokens".into(), Value::Null),
+    }
+}
+
+/// Tokens that were cached are not part of `input_tokens`.
+fn usage_json(usage: Usage) -> Value {
+    json!({
+        "input_tokens": usage.prompt - usage.cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached,
+        "output_tokens": usage.generated,
+    })
+}
+
+/// What a block of the answer holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Text,
+}
+
+/// A stream of blocks.
+struct Blocks {
+    shape: Shape,
+    /// What is known of the usage before the first token.
+    usage: Usage,
+    /// The block that is being written.
+    open: Option<Kind>,
+    /// The index of the next block.
+    next: usize,
+    stop: Option<Finish>,
+}
+
+impl Blocks {
+    fn close(&mut self, out: &mut Events) {
+        if self.open.take().is_some() {
+            let stop = json!({ "type": "content_block_stop", "index": self.next - 1 });
+            out.named("content_block_stop", &stop);
+        }
+    }
+
+    fn open(&mut self, kind: Kind, block: &Value, out: &mut Events) {
+        self.close(out);
+        let start = json!({ "type": "content_block_start", "index": self.next, "content_block": block });
+        out.named("content_block_start", &start);
+        self.open = Some(kind);
+        self.next += 1;
+    }
+
+    fn delta(&self, delta: &Value, out: &mut Events) {
+        let delta = json!({ "type": "content_block_delta", "index": self.next - 1, "delta": delta });
+        out.named("content_block_delta", &delta);
+    }
+}
+
+impl Encoder for Blocks {
+    fn begin(&mut self, out: &mut Events) {
+        let message = self.shape.message(Vec::new(), (Value::Null, Value::Null), self.usage);
+        out.named("message_start", &json!({ "type": "message_start", "message": message }));
+        self.heartbeat(out);
+    }
+
+    fn update(&mut self, update: Update, out: &mut Events) {
+        for part in update.parts {
+            match part {
+                Part::Text(text) => {
+                    if self.open != Some(Kind::Text) {
+                        self.open(Kind::Text, &json!({ "type": "text", "text": "" }), out);
+                    }
+                    self.delta(&json!({ "type": "text_delta", "text": text }), out);
+                }
+            }
+        }
+        self.stop = update.finish.or(self.stop.take());
+    }
+
+    fn end(&mut self, usage: Usage, out: &mut Events) {
+        self.close(out);
+        let (reason, sequence) = self.stop.as_ref().map_or((Value::Null, Value::Null), stop_reason);
+        let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
+        let delta = json!({ "type": "message_delta", "delta": delta, "usage": usage_json(usage) });
+        out.named("message_delta", &delta);
+        out.named("message_stop", &json!({ "type": "message_stop" }));
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Events) {
+        out.named("error", &failure.json(Dialect::Anthropic));
+    }
+
+    fn heartbeat(&mut self, out: &mut Events) {
+        out.named("ping", &json!({ "type": "ping" }));
+    }
+}

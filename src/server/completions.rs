@@ -1,0 +1,193 @@
+//! `POST /v1/completions`: text without a chat template.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use serde_json::{Map, Value, json};
+
+use super::answers::{Answers, Collected, Job, Part, Scored, Update, Usage};
+use super::app::{App, now};
+use super::chat::{finish_reason, logprob_json, usage_json};
+use super::failure::{Dialect, Failure, json_body};
+use super::json::{Fields, shown};
+use super::params::Common;
+use super::routes::{Reply, fields};
+use super::sse::{self, Encoder, Events};
+use crate::model::Model;
+
+/// Most prompts of one request.
+const MAX_PROMPTS: usize = 128;
+
+/// A prompt as it came.
+pub(crate) enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    pub fn encode(self, model: &Model) -> crate::Result<Vec<u32>> {
+        match self {
+            Self::Text(text) => model.tokenizer()?.encode(&text),
+            Self::Tokens(ids) => Ok(ids),
+        }
+    }
+}
+
+/// A string, token ids, or a list of either.
+pub(crate) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, Failure> {
+    let given = fields.take(name);
+    let given = fields.required(name, given)?;
+    let wrong = |value: &Value| {
+        let what = format!("expected text, token ids, or a list of either, got {}", shown(value));
+        fields.wrong(name, what)
+    };
+    let tokens = |items: &[Value]| {
+        let id = |item: &Value| {
+            let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| fields.wrong(name, format_args!("expected token ids, got {}", shown(item))))
+        };
+        items.iter().map(id).collect::<Result<Vec<u32>, _>>().map(Prompt::Tokens)
+    };
+    let prompts = match given {
+        Value::String(text) => vec![Prompt::Text(text)],
+        Value::Array(items) => match items.first() {
+            None => return Err(fields.wrong(name, "expected at least one")),
+            Some(Value::Number(_)) => vec![tokens(&items)?],
+            Some(_) => {
+                let one = |item: Value| match item {
+                    Value::String(text) => Ok(Prompt::Text(text)),
+                    Value::Array(ids) => tokens(&ids),
+                    other => Err(wrong(&other)),
+                };
+                items.into_iter().map(one).collect::<Result<_, _>>()?
+            }
+        },
+        other => return Err(wrong(&other)),
+    };
+    if prompts.len() > MAX_PROMPTS {
+        return Err(fields.wrong(name, format_args!("{} prompts, at most {MAX_PROMPTS}", prompts.len())));
+    }
+    Ok(prompts)
+}
+
+pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let asked = Instant::now();
+    let mut fields = fields(&app, request).await?;
+    let mut common = Common::take(&app, &mut fields)?;
+    let prompts = prompts(&mut fields, "prompt")?;
+    let top = fields.whole("logprobs", 0, 20)?;
+    common.options.sampling.top_logprobs = top.unwrap_or(0) as usize;
+    fields.only("echo", &[false.into()])?;
+    fields.only("suffix", &["".into()])?;
+    fields.finish()?;
+    let places = app.places(prompts.len() * common.n)?;
+    let prompts =
+        app.apart(move |model| prompts.into_iter().map(|prompt| prompt.encode(model)).collect()).await?;
+    let job = Job { prompts, n: common.n, options: common.options };
+    let answers = Answers::start(&app, &job, places, asked)?;
+    let shape = Shape { id: app.id("cmpl-"), created: now(), logprobs: top.is_some(), app: Arc::clone(&app) };
+    if common.stream {
+        let offsets = vec![0; answers.len()];
+        return Ok(sse::stream(answers, Chunks { shape, usage: common.usage, offsets }));
+    }
+    let (texts, usage) = answers.collect().await?;
+    Ok(json_body(&shape.whole(texts, usage)))
+}
+
+struct Shape {
+    app: Arc<App>,
+    id: String,
+    created: u64,
+    logprobs: bool,
+}
+
+impl Shape {
+    fn object(&self, choices: Value, usage: Option<Value>) -> Value {
+        let mut object = json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.app.name,
+            "choices": choices,
+            "system_fingerprint": self.app.fingerprint,
+        });
+        if let Some(usage) = usage {
+            object["usage"] = usage;
+        }
+        object
+    }
+
+    fn whole(&self, texts: Vec<Collected>, usage: Usage) -> Value {
+        let choice = |(index, text): (usize, Collected)| {
+            json!({
+                "index": index,
+                "text": text.text,
+                "logprobs": self.logprobs(&text.tokens, &mut 0),
+                "finish_reason": finish_reason(&text.finish),
+            })
+        };
+        let choices = texts.into_iter().enumerate().map(choice).collect::<Vec<_>>();
+        self.object(choices.into(), Some(usage_json(usage)))
+    }
+
+    /// The log-probabilities in this API's four lists; `offset` is where in the text, in characters, the next token begins.
+    fn logprobs(&self, scored: &[Scored], offset: &mut usize) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        let text = |token| String::from_utf8_lossy(&self.app.token_bytes(token)).into_owned();
+        let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
+        for one in scored {
+            let token = text(one.token);
+            let top = one.top.iter().map(|&(token, logprob)| (text(token), logprob_json(logprob)));
+            tops.push(Value::Object(top.collect::<Map<_, _>>()));
+            offsets.push(*offset);
+            *offset += token.chars().count();
+            tokens.push(token);
+            logprobs.push(logprob_json(one.logprob));
+        }
+        json!({ "tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets })
+    }
+}
+
+struct Chunks {
+    shape: Shape,
+    usage: bool,
+    /// Where the next token of each text begins.
+    offsets: Vec<usize>,
+}
+
+impl Encoder for Chunks {
+    fn begin(&mut self, _: &mut Events) {}
+
+    fn update(&mut self, update: Update, out: &mut Events) {
+        let tokens = update.token.as_slice();
+        let text: String = update.parts.into_iter().map(|Part::Text(text)| text).collect();
+        if text.is_empty() && update.finish.is_none() && (!self.shape.logprobs || tokens.is_empty()) {
+            return;
+        }
+        let logprobs = match tokens {
+            [] => Value::Null,
+            tokens => self.shape.logprobs(tokens, &mut self.offsets[update.choice]),
+        };
+        let choices = json!([{
+            "index": update.choice,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": update.finish.as_ref().map(finish_reason),
+        }]);
+        out.data(&self.shape.object(choices, self.usage.then_some(Value::Null)));
+    }
+
+    fn end(&mut self, usage: Usage, out: &mut Events) {
+        if self.usage {
+            out.data(&self.shape.object(json!([]), Some(usage_json(usage))));
+        }
+        out.text("[DONE]");
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Events) {
+        out.data(&failure.json(Dialect::OpenAi));
+    }
+}

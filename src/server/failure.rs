@@ -1,0 +1,160 @@
+//! Errors as HTTP answers: one exhaustive match from the library's error to a status, and each API's own shape.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// Which API's shape an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    OpenAi,
+    Anthropic,
+}
+
+impl Dialect {
+    /// That of a route.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1/messages") { Self::Anthropic } else { Self::OpenAi }
+    }
+}
+
+/// Why a request got no answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub status: StatusCode,
+    pub message: String,
+    /// The field concerned.
+    pub param: Option<String>,
+    /// OpenAI's name of the error, where it has one that clients look for.
+    pub code: Option<&'static str>,
+    /// Seconds after which it is worth another try.
+    pub retry_after: Option<u64>,
+}
+
+impl Failure {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// A request that cannot be meant.
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A field that cannot be meant: `NAME: WHAT`.
+    pub fn field(name: &str, what: impl std::fmt::Display) -> Self {
+        Self { param: Some(name.to_owned()), ..Self::bad(format!("{name}: {what}")) }
+    }
+
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The error as an object of the API's shape.
+    pub fn json(&self, dialect: Dialect) -> Value {
+        let kind = self.kind(dialect);
+        match dialect {
+            Dialect::OpenAi => json!({ "error": {
+                "message": self.message, "type": kind, "param": self.param, "code": self.code,
+            } }),
+            Dialect::Anthropic => {
+                json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+            }
+        }
+    }
+
+    /// The class of the error, by the names of the API.
+    fn kind(&self, dialect: Dialect) -> &'static str {
+        let anthropic = dialect == Dialect::Anthropic;
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 if anthropic => "request_too_large",
+            429 => "rate_limit_error",
+            503 if anthropic => "overloaded_error",
+            500.. if anthropic => "api_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    pub fn response(&self, dialect: Dialect) -> Response {
+        let mut response = (self.status, json_body(&self.json(dialect))).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// Carries the failure outwards, where the request's dialect is known.
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The one place where an error becomes a status.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Prompt(_) | Error::Template(_) => Self::bad(message),
+            Error::ContextFull { .. } => Self::bad(message).with_code("context_length_exceeded"),
+            Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
+            // What can never fit; what does not fit now waits.
+            Error::Memory { .. } => Self::bad(message),
+            Error::Io { .. }
+            | Error::Format { .. }
+            | Error::Config { .. }
+            | Error::Weight { .. }
+            | Error::Shape { .. }
+            | Error::Op { .. }
+            | Error::Backend { .. }
+            | Error::Tokenizer(_)
+            | Error::Sampling(_)
+            | Error::Engine(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json_body(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], value.to_string())
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_api_has_its_own_shape() {
+        let failure = Failure::field("top_p", "2 is above 1");
+        let openai = json!({ "error": { "message": "top_p: 2 is above 1", "type": "invalid_request_error",
+            "param": "top_p", "code": null } });
+        assert_eq!(failure.json(Dialect::of("/v1/chat/completions")), openai);
+        let anthropic = json!({ "type": "error",
+            "error": { "type": "invalid_request_error", "message": "top_p: 2 is above 1" } });
+        assert_eq!(failure.json(Dialect::of("/v1/messages")), anthropic);
+        let busy = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "x");
+        assert_eq!(busy.json(Dialect::Anthropic)["error"]["type"], "overloaded_error");
+        assert_eq!(busy.json(Dialect::OpenAi)["error"]["type"], "server_error");
+    }
+
+    #[test]
+    fn a_full_context_says_both_counts() {
+        let failure = Failure::from(Error::ContextFull { prompt: 9, context: 8, trained: 8 });
+        assert_eq!((failure.status.as_u16(), failure.code), (400, Some("context_length_exceeded")));
+        assert!(failure.message.starts_with("the prompt has 9 tokens and the context 8"));
+    }
+}

@@ -1,0 +1,299 @@
+//! Request bodies: JSON read strictly, and fields taken one by one until none is left that nobody knows.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::failure::Failure;
+
+/// Deepest nesting: schemas of tools are the deepest that is honest.
+const MAX_DEPTH: usize = 64;
+/// Values in one body: at 72 bytes each they stay below 20 MiB.
+const MAX_VALUES: usize = 1 << 18;
+
+/// The object in a body.
+///
+/// # Errors
+/// 400 for what is no JSON object, for a key given twice (escaped twins too), numbers out of range, nesting over 64 and
+/// more than 262,144 values.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Fields, Failure> {
+    let bad = |what: String| Failure::bad(format!("the body is not valid JSON: {what}"));
+    let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {error}")))?;
+    let mut left = MAX_VALUES;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = Strict { depth: 0, left: &mut left }
+        .deserialize(&mut json)
+        .and_then(|value| json.end().map(|()| value))
+        .map_err(|error| bad(error.to_string()))?;
+    match value {
+        Value::Object(members) => Ok(Fields { path: String::new(), members }),
+        other => Err(Failure::bad(format!("the body is {}, expected an object", shown(&other)))),
+    }
+}
+
+/// A value as an error shows it: scalars as written, containers by their size.
+pub(crate) fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => crate::json::quote(text),
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Object(members) => format!("an object of {} members", members.len()),
+        scalar => scalar.to_string(),
+    }
+}
+
+struct Strict<'a> {
+    depth: usize,
+    left: &'a mut usize,
+}
+
+impl Strict<'_> {
+    fn inner(&mut self) -> Strict<'_> {
+        Strict { depth: self.depth + 1, left: self.left }
+    }
+
+    fn enter<E: de::Error>(&self) -> Result<(), E> {
+        match self.depth < MAX_DEPTH {
+            true => Ok(()),
+            false => Err(E::custom(format_args!("nesting deeper than {MAX_DEPTH}"))),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        *self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or_else(|| de::Error::custom(format_args!("more than {MAX_VALUES} values")))?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, b: bool) -> Result<Value, E> {
+        Ok(b.into())
+    }
+
+    fn visit_u64<E>(self, n: u64) -> Result<Value, E> {
+        Ok(n.into())
+    }
+
+    fn visit_i64<E>(self, n: i64) -> Result<Value, E> {
+        Ok(n.into())
+    }
+
+    fn visit_f64<E>(self, x: f64) -> Result<Value, E> {
+        Ok(x.into())
+    }
+
+    fn visit_str<E>(self, s: &str) -> Result<Value, E> {
+        Ok(s.into())
+    }
+
+    fn visit_string<E>(self, s: String) -> Result<Value, E> {
+        Ok(s.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+        self.enter()?;
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self.inner())? {
+            items.push(item);
+        }
+        Ok(items.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
+        self.enter()?;
+        let mut members = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if members.contains_key(&key) {
+                let key = crate::json::quote(&key);
+                return Err(de::Error::custom(format_args!("duplicate key {key}")));
+            }
+            let value = map.next_value_seed(self.inner())?;
+            members.insert(key, value);
+        }
+        Ok(members.into())
+    }
+}
+
+/// The members of an object that have not been taken yet. Null counts as absent.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    /// Where the object is in the body, with a dot behind it; empty for the body itself.
+    path: String,
+    members: Map<String, Value>,
+}
+
+impl Fields {
+    /// An object at `path`.
+    pub fn of(path: &str, value: Value) -> Result<Self, Failure> {
+        match value {
+            Value::Object(members) => Ok(Self { path: format!("{path}."), members }),
+            other => Err(Failure::field(path, format_args!("expected an object, got {}", shown(&other)))),
+        }
+    }
+
+    /// The full name of a field.
+    pub fn name(&self, field: &str) -> String {
+        format!("{}{field}", self.path)
+    }
+
+    /// An error of a field.
+    pub fn wrong(&self, field: &str, what: impl fmt::Display) -> Failure {
+        Failure::field(&self.name(field), what)
+    }
+
+    pub fn take(&mut self, field: &str) -> Option<Value> {
+        self.members.shift_remove(field).filter(|value| !value.is_null())
+    }
+
+    fn typed<T>(
+        &mut self,
+        field: &str,
+        expected: &str,
+        get: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = self.take(field) else { return Ok(None) };
+        match get(&value) {
+            Some(typed) => Ok(Some(typed)),
+            None => Err(self.wrong(field, format_args!("expected {expected}, got {}", shown(&value)))),
+        }
+    }
+
+    pub fn string(&mut self, field: &str) -> Result<Option<String>, Failure> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(field, format_args!("expected a string, got {}", shown(&other)))),
+        }
+    }
+
+    pub fn required<T>(&self, field: &str, value: Option<T>) -> Result<T, Failure> {
+        value.ok_or_else(|| self.wrong(field, "missing"))
+    }
+
+    pub fn flag(&mut self, field: &str) -> Result<Option<bool>, Failure> {
+        self.typed(field, "true or false", Value::as_bool)
+    }
+
+    /// A number that `f32` holds as a finite one.
+    pub fn number(&mut self, field: &str) -> Result<Option<f32>, Failure> {
+        let finite = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+        self.typed(field, "a number", finite)
+    }
+
+    pub fn whole(&mut self, field: &str, least: u64, most: u64) -> Result<Option<u64>, Failure> {
+        let within = |value: &Value| value.as_u64().filter(|n| (least..=most).contains(n));
+        self.typed(field, &format!("a whole number from {least} to {most}"), within)
+    }
+
+    pub fn integer(&mut self, field: &str) -> Result<Option<i64>, Failure> {
+        self.typed(field, "a whole number of 64 bits", Value::as_i64)
+    }
+
+    pub fn object(&mut self, field: &str) -> Result<Option<Fields>, Failure> {
+        let name = self.name(field);
+        self.take(field).map(|value| Fields::of(&name, value)).transpose()
+    }
+
+    pub fn list(&mut self, field: &str) -> Result<Option<Vec<Value>>, Failure> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Array(items)) => Ok(Some(items)),
+            Some(other) => Err(self.wrong(field, format_args!("expected a list, got {}", shown(&other)))),
+        }
+    }
+
+    /// Takes fields that change nothing about the answer.
+    pub fn ignore(&mut self, fields: &[&str]) {
+        for field in fields {
+            self.members.shift_remove(*field);
+        }
+    }
+
+    /// Takes a field that is supported at its default alone.
+    pub fn only(&mut self, field: &str, defaults: &[Value]) -> Result<(), Failure> {
+        match self.take(field) {
+            Some(value) if !defaults.contains(&value) => {
+                Err(self.wrong(field, format_args!("{} is not supported", shown(&value))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What has not been taken.
+    pub fn rest(self) -> Map<String, Value> {
+        self.members
+    }
+
+    /// Refuses what nobody has taken: ignored, it might have changed the answer.
+    pub fn finish(self) -> Result<(), Failure> {
+        match self.members.iter().find(|(_, value)| !value.is_null()) {
+            Some((field, _)) => Err(Failure {
+                param: Some(self.name(field)),
+                ..Failure::bad(format!("unknown field {}", crate::json::quote(&self.name(field))))
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(text: &str, what: &str) {
+        let failure = parse(text.as_bytes()).map(|_| ()).unwrap_err();
+        assert_eq!(failure.status.as_u16(), 400);
+        assert!(failure.message.contains(what), "{}", failure.message);
+    }
+
+    #[test]
+    fn hostile_bodies_are_refused() {
+        refused("", "EOF");
+        refused("[1]", "the body is a list of 1, expected an object");
+        refused(r#"{"a": 1} x"#, "trailing characters");
+        refused(r#"{"a": 1, "\u0061": 2}"#, "duplicate key \"a\"");
+        refused(r#"{"a": {"b": [{"c": 1, "c": 2}]}}"#, "duplicate key \"c\"");
+        refused(r#"{"a": 1e999}"#, "number out of range");
+        refused(r#"{"a": NaN}"#, "expected value");
+        refused(&format!("{{\"a\": {}", "[".repeat(10_000)), "nesting deeper than 64");
+        refused(&format!("{{\"a\": {}", "{\"a\":".repeat(10_000)), "nesting deeper than 64");
+        refused(&format!("{{\"a\": [{}0]}}", "0,".repeat(1 << 19)), "more than 262144 values");
+        let failure = parse(b"{\"\xff\": 1}").unwrap_err();
+        assert!(failure.message.contains("not UTF-8"), "{}", failure.message);
+    }
+
+    #[test]
+    fn fields_are_typed_and_none_is_left() {
+        let mut fields =
+            parse(br#"{"z": 1, "a": "x", "n": -1, "t": 1e60, "gone": null, "o": {"b": true, "c": 2}}"#)
+                .unwrap();
+        let error = fields.whole("n", 1, 9).unwrap_err();
+        assert_eq!(error.message, "n: expected a whole number from 1 to 9, got -1");
+        assert_eq!(fields.number("t").unwrap_err().message, "t: expected a number, got 1e+60");
+        assert_eq!(fields.string("a").unwrap().as_deref(), Some("x"));
+        assert_eq!(fields.flag("absent").unwrap(), None);
+        let mut inner = fields.object("o").unwrap().unwrap();
+        assert_eq!(inner.flag("b").unwrap(), Some(true));
+        assert_eq!(inner.finish().unwrap_err().message, "unknown field \"o.c\"");
+        assert_eq!(fields.only("z", &[2.into()]).unwrap_err().message, "z: 1 is not supported");
+        fields.finish().unwrap();
+    }
+}

@@ -1,0 +1,138 @@
+//! The HTTP server: OpenAI's and Anthropic's APIs over one engine. Routes, wire types, limits; no model code.
+
+mod answers;
+mod anthropic;
+mod app;
+mod chat;
+mod completions;
+mod connection;
+mod embeddings;
+mod failure;
+mod guard;
+mod json;
+mod metrics;
+mod page;
+mod params;
+mod responses;
+mod routes;
+mod sse;
+mod texts;
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::model::Model;
+use app::App;
+
+/// How a model is served.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The address to listen on, by name or number. Beyond this machine, `api_key` must be set.
+    pub host: String,
+    /// The port to listen on; 0 lets the system choose.
+    pub port: u16,
+    /// What clients must send.
+    pub api_key: Option<String>,
+    /// Sequences in flight; the engine must have been given the same.
+    pub parallel: usize,
+    /// Sequences that may wait beside those in flight; more are refused.
+    pub max_queue: usize,
+    /// Names that the model goes by beside its own.
+    pub aliases: Vec<String>,
+    /// Origins whose pages may ask; `*` is all.
+    pub cors: Vec<String>,
+    /// Names that this machine goes by, beside `localhost` and `host`.
+    pub allowed_hosts: Vec<String>,
+    /// Bytes of the largest request body.
+    pub body_limit: usize,
+    /// Open connections; more wait.
+    pub max_connections: usize,
+    /// For a request's head, the wait for it on an open connection included.
+    pub header_timeout: Duration,
+    /// For a request's body.
+    pub body_timeout: Duration,
+    /// How long a client may not read what is written to it.
+    pub stall_timeout: Duration,
+    /// How long answers go on after the server was told to end.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 8080,
+            api_key: None,
+            parallel: 16,
+            max_queue: 64,
+            aliases: Vec::new(),
+            cors: Vec::new(),
+            allowed_hosts: Vec::new(),
+            body_limit: 8 << 20,
+            max_connections: 512,
+            header_timeout: Duration::from_secs(20),
+            body_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(20),
+            drain_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// An address that is listened on; clients wait until [`serve`] answers them.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Listens on the address that `options` name.
+    ///
+    /// # Errors
+    /// A name that is not known, an address in use, and one beyond this machine without a key.
+    pub fn bind(options: &Options) -> Result<Self> {
+        let shown = format!("{}:{}", options.host, options.port);
+        let io = |source| Error::io(Path::new(&shown), source);
+        let addresses: Vec<SocketAddr> =
+            (options.host.as_str(), options.port).to_socket_addrs().map_err(io)?.collect();
+        if options.api_key.is_none() && addresses.iter().any(|address| !address.ip().is_loopback()) {
+            return Err(Error::Option {
+                option: "host",
+                got: options.host.clone(),
+                expected: "an address of this machine alone, such as 127.0.0.1, where there is no --api-key",
+            });
+        }
+        let socket = TcpListener::bind(&addresses[..]).map_err(io)?;
+        socket.set_nonblocking(true).map_err(io)?;
+        let address = socket.local_addr().map_err(io)?;
+        Ok(Self { socket, address })
+    }
+
+    /// The address, with the port that the system chose.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Serves `model` until `stop`; then accepts nothing new, and returns when all answers are out or `drain_timeout` is over.
+/// To be called within a tokio runtime.
+///
+/// # Errors
+/// A listener that tokio cannot take over.
+pub async fn serve(
+    listener: Listener,
+    model: Model,
+    options: Options,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    let Listener { socket, address } = listener;
+    let shown = address.to_string();
+    let socket =
+        tokio::net::TcpListener::from_std(socket).map_err(|source| Error::io(Path::new(&shown), source))?;
+    let app = Arc::new(App::new(model, options, address.ip().is_loopback()));
+    connection::serve(app, socket, stop).await;
+    Ok(())
+}

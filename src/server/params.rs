@@ -1,0 +1,300 @@
+//! What requests of several APIs have in common: sampling, stops, limits, messages.
+
+use serde_json::{Map, Value, json};
+
+use super::answers::any_seed;
+use super::app::App;
+use super::failure::Failure;
+use super::json::{Fields, shown};
+use crate::generate::Options;
+use crate::sample::SamplingOptions;
+use crate::text::Message;
+
+/// Most tokens that a request may ask for: above any context.
+pub(crate) const MAX_TOKENS: u64 = 1 << 30;
+/// Most texts for one prompt.
+const MAX_N: u64 = 128;
+
+/// Variables of the template that are the server's to set.
+const RESERVED: [&str; 5] =
+    ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"];
+
+/// Fields of OpenAI's APIs that change nothing about the answer of a server for oneself.
+pub(crate) const IGNORED: [&str; 8] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+];
+
+/// What OpenAI's two APIs of completions take alike.
+pub(crate) struct Common {
+    pub n: usize,
+    pub options: Options,
+    pub stream: bool,
+    /// Whether a stream ends with its usage.
+    pub usage: bool,
+}
+
+impl Common {
+    /// Takes the fields; what they leave open is as the model's `generation_config.json` has it.
+    pub fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
+        app.check_model(fields.string("model")?.as_deref())?;
+        fields.ignore(&IGNORED);
+        let sampling = sampling(app, fields)?;
+        let n = fields.whole("n", 1, MAX_N)?.unwrap_or(1) as usize;
+        let best_of = fields.whole("best_of", 1, MAX_N)?.unwrap_or(n as u64);
+        if best_of != n as u64 {
+            return Err(fields.wrong("best_of", format_args!("{best_of} is not supported beside n of {n}")));
+        }
+        let max_tokens = max_tokens(fields, &["max_tokens", "max_completion_tokens"])?;
+        let stop = stops(fields, "stop")?;
+        let stop_tokens = stop_tokens(fields)?;
+        let ignore_eos = fields.flag("ignore_eos")?.unwrap_or(false);
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let mut usage = false;
+        if let Some(mut options) = fields.object("stream_options")? {
+            if !stream {
+                return Err(fields.wrong("stream_options", "it needs stream"));
+            }
+            usage = options.flag("include_usage")?.unwrap_or(false);
+            options.ignore(&["include_obfuscation"]);
+            options.finish()?;
+        }
+        let options = Options { max_tokens, sampling, stop, stop_tokens, ignore_eos };
+        Ok(Self { n, options, stream, usage })
+    }
+}
+
+/// The samplers of `run`, and OpenAI's penalties and biases.
+pub(crate) fn sampling(app: &App, fields: &mut Fields) -> Result<SamplingOptions, Failure> {
+    let base = app.model.default_sampling();
+    let count = |fields: &mut Fields, name: &str| {
+        fields.whole(name, 0, 1 << 20).map(|count| count.map(|count| count as usize))
+    };
+    // vLLM's and transformers' name of it.
+    let repetition = fields.number("repetition_penalty")?;
+    let sampling = SamplingOptions {
+        temperature: fields.number("temperature")?.unwrap_or(base.temperature),
+        top_k: count(fields, "top_k")?.unwrap_or(base.top_k),
+        top_p: fields.number("top_p")?.unwrap_or(base.top_p),
+        min_p: fields.number("min_p")?.unwrap_or(base.min_p),
+        repeat_penalty: fields.number("repeat_penalty")?.or(repetition).unwrap_or(base.repeat_penalty),
+        presence_penalty: fields.number("presence_penalty")?.unwrap_or(base.presence_penalty),
+        frequency_penalty: fields.number("frequency_penalty")?.unwrap_or(base.frequency_penalty),
+        penalty_window: count(fields, "penalty_window")?.unwrap_or(base.penalty_window),
+        logit_bias: logit_bias(fields)?,
+        // Two requests without a seed are to differ.
+        seed: fields.integer("seed")?.map_or_else(any_seed, |seed| seed as u64),
+        ..base
+    };
+    sampling.validate(app.model.info().config.vocab_size)?;
+    Ok(sampling)
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, Failure> {
+    let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    let mut out = Vec::new();
+    for (token, bias) in biases.rest() {
+        let name = crate::json::quote(&token);
+        let id = token.parse::<u32>();
+        let id = id.map_err(|_| fields.wrong("logit_bias", format_args!("{name} is no token id")))?;
+        let bias = bias.as_f64().ok_or_else(|| {
+            fields.wrong("logit_bias", format_args!("of {name}: expected a number, got {}", shown(&bias)))
+        })?;
+        out.push((id, bias as f32));
+    }
+    Ok(out)
+}
+
+/// One of several names of the same limit.
+pub(crate) fn max_tokens(fields: &mut Fields, names: &[&str]) -> Result<Option<usize>, Failure> {
+    let mut limit = None;
+    for name in names {
+        if let Some(tokens) = fields.whole(name, 1, MAX_TOKENS)? {
+            let tokens = tokens as usize;
+            if limit.is_some_and(|other| other != tokens) {
+                return Err(fields.wrong(name, format_args!("it contradicts {}", names[0])));
+            }
+            limit = Some(tokens);
+        }
+    }
+    Ok(limit)
+}
+
+/// A string, or a list of strings.
+pub(crate) fn stops(fields: &mut Fields, name: &str) -> Result<Vec<String>, Failure> {
+    let texts = match fields.take(name) {
+        None => Vec::new(),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(items)) => {
+            let text = |item: Value| match item {
+                Value::String(text) => Ok(text),
+                other => Err(fields.wrong(name, format_args!("expected strings, got {}", shown(&other)))),
+            };
+            items.into_iter().map(text).collect::<Result<_, _>>()?
+        }
+        Some(other) => {
+            let what = format!("expected a string or a list of strings, got {}", shown(&other));
+            return Err(fields.wrong(name, what));
+        }
+    };
+    // Refused here, by the name that the API has for them.
+    crate::sample::StopMatcher::new(&texts).map_err(|error| match error {
+        crate::Error::Option { got, expected, .. } => {
+            fields.wrong(name, format_args!("{got}, expected {expected}"))
+        }
+        other => other.into(),
+    })?;
+    Ok(texts)
+}
+
+fn stop_tokens(fields: &mut Fields) -> Result<Vec<u32>, Failure> {
+    /// As many as there may be stop strings.
+    const MOST: usize = crate::sample::MAX_STOPS;
+    let Some(items) = fields.list("stop_token_ids")? else { return Ok(Vec::new()) };
+    if items.len() > MOST {
+        return Err(
+            fields.wrong("stop_token_ids", format_args!("{} ids, expected at most {MOST}", items.len()))
+        );
+    }
+    let id = |item: &Value| {
+        let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| {
+            fields.wrong("stop_token_ids", format_args!("expected token ids, got {}", shown(item)))
+        })
+    };
+    items.iter().map(id).collect()
+}
+
+/// Variables for the chat template.
+pub(crate) fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, Failure> {
+    let name = "chat_template_kwargs";
+    let Some(variables) = fields.object(name)? else { return Ok(Map::new()) };
+    let variables = variables.rest();
+    match variables.keys().find(|key| RESERVED.contains(&key.as_str()) || key.ends_with("_token")) {
+        Some(key) => {
+            Err(fields.wrong(name, format_args!("{} is the server's to set", crate::json::quote(key))))
+        }
+        None => Ok(variables),
+    }
+}
+
+/// OpenAI's messages, as chat templates take them: content is a string, arguments of calls are objects.
+pub(crate) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
+    let list = fields.list("messages")?;
+    let list = fields.required("messages", list)?;
+    if list.is_empty() {
+        return Err(fields.wrong("messages", "expected at least one"));
+    }
+    let mut out: Vec<Message> = Vec::with_capacity(list.len());
+    for (i, value) in list.into_iter().enumerate() {
+        out.push(message(Fields::of(&format!("messages[{i}]"), value)?)?);
+    }
+    if out.last().is_some_and(|last| last.role == "assistant") {
+        let what = "the last one is the assistant's: continuing it is not supported";
+        return Err(fields.wrong("messages", what));
+    }
+    Ok(out)
+}
+
+fn message(mut fields: Fields) -> Result<Message, Failure> {
+    let role = fields.string("role")?;
+    let role = match fields.required("role", role)?.as_str() {
+        // The newer name of the same.
+        "developer" => "system".to_owned(),
+        role @ ("system" | "user" | "assistant" | "tool") => role.to_owned(),
+        other => {
+            let what = format!(
+                "expected system, developer, user, assistant or tool, got {}",
+                crate::json::quote(other)
+            );
+            return Err(fields.wrong("role", what));
+        }
+    };
+    let content =
+        fields.take("content").map(|content| text_of(&fields.name("content"), content)).transpose()?;
+    let mut extra = Map::new();
+    if let Some(calls) = fields.list("tool_calls")? {
+        if role != "assistant" {
+            return Err(fields.wrong("tool_calls", "only the assistant makes them"));
+        }
+        let of = |(i, call)| tool_call(&format!("{}[{i}]", fields.name("tool_calls")), call);
+        let calls: Vec<Value> = calls.into_iter().enumerate().map(of).collect::<Result<_, _>>()?;
+        if !calls.is_empty() {
+            extra.insert("tool_calls".into(), calls.into());
+        }
+    }
+    if content.is_none() && !extra.contains_key("tool_calls") {
+        return Err(fields.wrong("content", "missing"));
+    }
+    for name in ["name", "tool_call_id", "reasoning_content"] {
+        if let Some(text) = fields.string(name)? {
+            extra.insert(name.into(), text.into());
+        }
+    }
+    fields.ignore(&["annotations"]);
+    fields.finish()?;
+    Ok(Message { role, content: content.map_or(Value::Null, Value::String), extra })
+}
+
+/// The text of a content: a string, or parts that are all text, in lines.
+pub(crate) fn text_of(name: &str, content: Value) -> Result<String, Failure> {
+    let parts = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => {
+            let what = format!("expected a string or a list of parts, got {}", shown(&other));
+            return Err(Failure::field(name, what));
+        }
+    };
+    let mut texts = Vec::with_capacity(parts.len());
+    for (i, part) in parts.into_iter().enumerate() {
+        let mut part = Fields::of(&format!("{name}[{i}]"), part)?;
+        let kind = part.string("type")?;
+        match part.required("type", kind)?.as_str() {
+            "text" | "input_text" | "output_text" => {
+                let text = part.string("text")?;
+                texts.push(part.required("text", text)?);
+                part.ignore(&["annotations", "logprobs", "cache_control", "citations"]);
+                part.finish()?;
+            }
+            other => {
+                let what =
+                    format!("parts of type {} are not supported, only text", crate::json::quote(other));
+                return Err(part.wrong("type", what));
+            }
+        }
+    }
+    Ok(texts.join("\n"))
+}
+
+/// A call that the assistant made before.
+fn tool_call(path: &str, call: Value) -> Result<Value, Failure> {
+    let mut call = Fields::of(path, call)?;
+    call.only("type", &["function".into()])?;
+    let id = call.string("id")?;
+    call.ignore(&["index"]);
+    let function = call.object("function")?;
+    let mut function = call.required("function", function)?;
+    call.finish()?;
+    let name = function.string("name")?;
+    let name = function.required("name", name)?;
+    let arguments = function.string("arguments")?.unwrap_or_default();
+    function.finish()?;
+    Ok(self::call(id, name, arguments))
+}
+
+/// A call as chat templates take it: its arguments are an object.
+pub(crate) fn call(id: Option<String>, name: String, arguments: String) -> Value {
+    let arguments = match super::json::parse(arguments.as_bytes()) {
+        Ok(object) => Value::Object(object.rest()),
+        // What a model once wrote wrongly stays what it wrote.
+        Err(_) => Value::String(arguments),
+    };
+    json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
+}

@@ -1,0 +1,244 @@
+//! The routes, and what every request goes through on its way to one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tower_service::Service as _;
+
+use super::app::App;
+use super::failure::{Dialect, Failure, json_body};
+use super::json::{Fields, parse};
+use super::{anthropic, chat, completions, embeddings, guard, page, responses, texts};
+
+/// What a handler gives.
+pub(crate) type Reply = Result<Response, Failure>;
+
+/// The paths that there are, as metrics name them.
+const ROUTES: [&str; 12] = [
+    "/",
+    "/health",
+    "/metrics",
+    "/v1/models",
+    "/tokenize",
+    "/detokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+];
+
+/// How long a step may take before the engine no longer counts as healthy: a long prompt of a large model on few cores.
+const LONGEST_STEP: Duration = Duration::from_secs(120);
+/// How long an idle engine may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How much of a body that is too large is read, so that a client that sends first and reads later learns why.
+const DISCARD: (usize, Duration) = (64 << 20, Duration::from_secs(2));
+
+/// Answers requests.
+#[derive(Clone)]
+pub(crate) struct Service {
+    app: Arc<App>,
+    router: Router,
+}
+
+impl Service {
+    pub fn new(app: Arc<App>) -> Self {
+        let router = Router::new()
+            .route("/", get(page::show))
+            .route("/health", get(health))
+            .route("/metrics", get(metrics))
+            .route("/v1/models", get(models))
+            .route("/v1/models/{name}", get(model))
+            .route("/tokenize", post(texts::tokenize))
+            .route("/detokenize", post(texts::detokenize))
+            .route("/v1/chat/completions", post(chat::create))
+            .route("/v1/completions", post(completions::create))
+            .route("/v1/responses", post(responses::create))
+            .route("/v1/embeddings", post(embeddings::create))
+            .route("/v1/messages", post(anthropic::create))
+            .route("/v1/messages/count_tokens", post(anthropic::count))
+            .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is no such route"))
+            .method_not_allowed_fallback(async || {
+                Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method")
+            })
+            .with_state(Arc::clone(&app));
+        Self { app, router }
+    }
+
+    /// Answers one request, whatever it is.
+    pub async fn answer(mut self, request: hyper::Request<Incoming>) -> Response {
+        let request = request.map(Body::new);
+        let path = request.uri().path();
+        let route = ROUTES.iter().find(|route| **route == path || **route == parent(path)).copied();
+        let route = route.unwrap_or("other");
+        let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
+        let started = Instant::now();
+        let asked = request.headers().clone();
+        let preflight = guard::is_preflight(request.method(), &asked);
+        let checked = guard::check(&self.app, &asked, preflight || route == "/health");
+        let mut response = match checked {
+            Err(failure) => failure.into_response(),
+            Ok(()) if preflight => StatusCode::NO_CONTENT.into_response(),
+            Ok(()) if self.app.draining.load(Ordering::Relaxed) => {
+                let what = "the server is about to end";
+                Failure::new(StatusCode::SERVICE_UNAVAILABLE, what).retry_after(1).into_response()
+            }
+            Ok(()) => match self.router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+        };
+        if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+            let status = failure.status;
+            let told = failure.response(dialect);
+            let kept = response.headers_mut().remove(header::ALLOW);
+            response = told;
+            if let Some(methods) = kept {
+                response.headers_mut().insert(header::ALLOW, methods);
+            }
+            if status == StatusCode::UNAUTHORIZED {
+                // A browser that asks for the page may ask a person for the key, as the password.
+                let value =
+                    if route == "/" { "Basic realm=\"backstop\", charset=\"UTF-8\"" } else { "Bearer" };
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(value));
+            }
+            if status.is_server_error() {
+                tracing::error!(route, status = status.as_u16(), error = failure.message, "a request failed");
+            }
+        }
+        guard::add_headers(response.headers_mut(), &id);
+        guard::add_cors(&self.app, &asked, response.headers_mut(), preflight);
+        self.app.metrics.answered(route, response.status().as_u16());
+        tracing::info!(id, route, status = response.status().as_u16(), time = ?started.elapsed(), "answered");
+        response
+    }
+}
+
+/// `/v1/models` of `/v1/models/NAME`.
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(parent, _)| parent)
+}
+
+/// The fields of a request's body.
+///
+/// # Errors
+/// 413 for one that is too large, before it is held; 408 for one that does not come; 400 for what is no strict JSON.
+pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failure> {
+    parse(&body(app, request.into_body()).await?)
+}
+
+async fn body(app: &App, mut body: Body) -> Result<Bytes, Failure> {
+    let limit = app.options.body_limit;
+    let declared = body.size_hint().exact();
+    if declared.is_some_and(|bytes| bytes > limit as u64) {
+        return Err(too_large(limit, body).await);
+    }
+    let whole = async {
+        let mut bytes = Vec::with_capacity(declared.map_or(0, |bytes| bytes as usize));
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Failure::bad(format!("the body broke off: {error}")))?;
+            let data = frame.into_data().unwrap_or_default();
+            if data.len() > limit - bytes.len() {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(Some(bytes))
+    };
+    match tokio::time::timeout(app.options.body_timeout, whole).await {
+        Ok(Ok(Some(bytes))) => Ok(bytes.into()),
+        Ok(Ok(None)) => Err(too_large(limit, body).await),
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+    }
+}
+
+async fn too_large(limit: usize, mut body: Body) -> Failure {
+    let discard = async {
+        let mut left = DISCARD.0;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.into_data().map_or(0, |data| data.len()));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD.1, discard).await;
+    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {limit} bytes (--body-limit)"))
+}
+
+/// Whether the engine works: a step ended not long ago or, where there is nothing to do, it answers.
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let load = app.model.engine().load();
+    let stuck = if load.running + load.queued > 0 {
+        load.idle > LONGEST_STEP
+    } else {
+        let engine = app.model.engine().clone();
+        let answer = tokio::task::spawn_blocking(move || engine.with(|_| ()));
+        !matches!(tokio::time::timeout(ANSWER, answer).await, Ok(Ok(Ok(()))))
+    };
+    let (status, text) =
+        if stuck { (StatusCode::SERVICE_UNAVAILABLE, "stuck") } else { (StatusCode::OK, "ok") };
+    let body = json!({
+        "status": text,
+        "model": app.name,
+        "backend": app.model.engine().backend(),
+        "running": load.running,
+        "queued": load.queued,
+        "steps": load.steps,
+        "seconds_since_step": load.idle.as_secs_f64(),
+    });
+    (status, json_body(&body)).into_response()
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let engine = app.model.engine();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+    ([(header::CONTENT_TYPE, kind)], app.metrics.text(engine.load(), engine.report())).into_response()
+}
+
+/// The model by one of its names, in the shapes of both APIs at once.
+fn model_json(app: &App, name: &str) -> Value {
+    let info = app.model.info();
+    json!({
+        "id": name,
+        "object": "model",
+        "created": app.started,
+        "owned_by": "backstop",
+        "type": "model",
+        "display_name": name,
+        // Unknown, as Anthropic's API puts it.
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": info.context,
+        "context_length": info.context,
+        "backend": app.model.engine().backend(),
+    })
+}
+
+async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Reply {
+    app.check_model(Some(&name))?;
+    Ok(json_body(&model_json(&app, &name)))
+}
+
+async fn models(State(app): State<Arc<App>>) -> Response {
+    let names = std::iter::once(&app.name).chain(&app.options.aliases);
+    let models: Vec<_> = names.map(|name| model_json(&app, name)).collect();
+    let (first, last) = (models.first().map(|m| m["id"].clone()), models.last().map(|m| m["id"].clone()));
+    json_body(&json!({
+        "object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last,
+    }))
+}

@@ -1,0 +1,160 @@
+//! Answers as server-sent events: a body that takes what the engine has made whenever the connection has room for it.
+//!
+//! Nothing runs for an answer but this body. A client that goes away drops it, which ends the sequences; of one that does
+//! not read, the connection is ended (see `connection`), which drops it too.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::Frame;
+use serde_json::Value;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::answers::{Answers, Update, Usage};
+use super::failure::Failure;
+
+/// How often a stream that has nothing to say shows that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Bytes of events that are made before the connection is asked to write them.
+const CHUNK: usize = 16 << 10;
+
+/// Events on their way out.
+#[derive(Debug, Default)]
+pub(crate) struct Events(Vec<u8>);
+
+impl Events {
+    /// `data: …`
+    pub fn data(&mut self, value: &Value) {
+        self.text(&value.to_string());
+    }
+
+    /// `data: …`, of what is no JSON.
+    pub fn text(&mut self, text: &str) {
+        for part in [b"data: ", text.as_bytes(), b"\n\n"] {
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    /// `event: NAME` and `data: …`
+    pub fn named(&mut self, name: &str, value: &Value) {
+        for part in [b"event: ", name.as_bytes(), b"\n"] {
+            self.0.extend_from_slice(part);
+        }
+        self.data(value);
+    }
+
+    /// A line that clients skip.
+    pub fn comment(&mut self) {
+        self.0.extend_from_slice(b": waiting\n\n");
+    }
+}
+
+/// Writes one API's events.
+pub(crate) trait Encoder: Send + Unpin + 'static {
+    /// Before the first token.
+    fn begin(&mut self, out: &mut Events);
+    /// Each update in the order in which they come.
+    fn update(&mut self, update: Update, out: &mut Events);
+    /// After the last.
+    fn end(&mut self, usage: Usage, out: &mut Events);
+    /// In place of what would have followed.
+    fn fail(&mut self, failure: &Failure, out: &mut Events);
+    /// While there is nothing else.
+    fn heartbeat(&mut self, out: &mut Events) {
+        out.comment();
+    }
+}
+
+/// The answer that streams `answers` by `encoder`.
+pub(crate) fn stream(answers: Answers, encoder: impl Encoder) -> Response {
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    heartbeat.reset();
+    let body = Stream { answers: Some(answers), encoder, heartbeat, begun: false };
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // Proxies that buffer would turn a stream into a wait.
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, Body::new(body)).into_response()
+}
+
+struct Stream<E> {
+    /// None once all has been said.
+    answers: Option<Answers>,
+    encoder: E,
+    heartbeat: Interval,
+    begun: bool,
+}
+
+impl<E: Encoder> HttpBody for Stream<E> {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let Some(answers) = &mut this.answers else { return Poll::Ready(None) };
+        let mut out = Events::default();
+        if !std::mem::replace(&mut this.begun, true) {
+            this.encoder.begin(&mut out);
+        }
+        while out.0.len() < CHUNK {
+            match answers.poll_next(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(update))) => this.encoder.update(update, &mut out),
+                Poll::Ready(Some(Err(failure))) => {
+                    tracing::warn!(error = failure.message, "a stream ends with an error");
+                    this.encoder.fail(&failure, &mut out);
+                    this.answers = None;
+                    break;
+                }
+                Poll::Ready(None) => {
+                    this.encoder.end(answers.usage(), &mut out);
+                    this.answers = None;
+                    break;
+                }
+            }
+        }
+        if out.0.is_empty() {
+            if this.heartbeat.poll_tick(cx).is_pending() {
+                return Poll::Pending;
+            }
+            // The timer is to wake this task for its next tick.
+            let _ = this.heartbeat.poll_tick(cx);
+            this.encoder.heartbeat(&mut out);
+        } else {
+            this.heartbeat.reset();
+        }
+        Poll::Ready(Some(Ok(Frame::data(out.0.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.answers.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_are_framed() {
+        let mut events = Events::default();
+        events.data(&json!({ "a": "x\ny" }));
+        events.named("ping", &json!({}));
+        events.text("[DONE]");
+        let wanted = "data: {\"a\":\"x\\ny\"}\n\nevent: ping\ndata: {}\n\ndata: [DONE]\n\n";
+        assert_eq!(String::from_utf8(events.0).unwrap(), wanted);
+    }
+}

@@ -1,0 +1,51 @@
+//! `/tokenize` and `/detokenize`: the tokenizer as it is.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use serde_json::{Value, json};
+
+use super::app::App;
+use super::failure::json_body;
+use super::json::shown;
+use super::routes::{Reply, fields};
+
+/// `{"content": TEXT, "add_special": false, "with_pieces": false}` → `{"tokens": […], "count": N}`
+pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    app.check_model(fields.string("model")?.as_deref())?;
+    let content = fields.string("content")?;
+    let content = fields.required("content", content)?;
+    let special = fields.flag("add_special")?.unwrap_or(false);
+    let pieces = fields.flag("with_pieces")?.unwrap_or(false);
+    fields.finish()?;
+    let tokens = app
+        .apart(move |model| {
+            let tokenizer = model.tokenizer()?;
+            let ids = tokenizer.encode_with(&content, special)?;
+            let shown = |id: &u32| json!({ "id": id, "piece": tokenizer.token_text(*id) });
+            Ok(if pieces { ids.iter().map(shown).collect() } else { json!(ids) })
+        })
+        .await?;
+    let count = tokens.as_array().map_or(0, Vec::len);
+    Ok(json_body(&json!({ "tokens": tokens, "count": count })))
+}
+
+/// `{"tokens": […]}` → `{"content": TEXT}`
+pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    app.check_model(fields.string("model")?.as_deref())?;
+    let tokens = fields.list("tokens")?;
+    let tokens = fields.required("tokens", tokens)?;
+    let vocab = app.model.info().config.vocab_size;
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|&id| (id as usize) < vocab);
+        id.ok_or_else(|| {
+            fields.wrong("tokens", format_args!("expected token ids below {vocab}, got {}", shown(value)))
+        })
+    };
+    let ids: Vec<u32> = tokens.iter().map(id).collect::<Result<_, _>>()?;
+    fields.finish()?;
+    let content = app.apart(move |model| model.tokenizer()?.decode(&ids)).await?;
+    Ok(json_body(&json!({ "content": content })))
+}
