@@ -1,5 +1,7 @@
 //! `cargo xtask …`: the project's own chores.
 
+mod clients;
+mod load;
 mod mlx;
 mod peers;
 mod random_model;
@@ -17,7 +19,8 @@ cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--feature
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
                                          with ARGS, only the tests, as `cargo test ARGS…`
 cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory
-cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)";
+cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)
+cargo xtask load speed|soak|slow         the server under load: beside llama.cpp's, with clients that go away, with slow ones";
 
 fn main() -> ExitCode {
     match run() {
@@ -47,6 +50,7 @@ fn run() -> Result<()> {
         "test" => test::run(rest),
         "random-model" => random_model::run(rest),
         "peers" => peers::run(rest),
+        "load" => load::run(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-use crate::{mlx, util, with_mlx};
+use crate::{clients, mlx, util, with_mlx};
 
 pub fn run(args: &[String]) -> Result<()> {
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
@@ -39,6 +39,7 @@ pub fn run(args: &[String]) -> Result<()> {
         }
     }
     steps.cargo("tests without MLX", "test --workspace --no-fail-fast --features fault-injection", filter);
+    steps.step("tests by openai and anthropic", || clients::test(filter));
     steps.with_mlx(
         ready,
         "tests with MLX",

@@ -1,0 +1,78 @@
+//! How it ends.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Answer, LONG, Noise, Server, chat, endless, events, read_some, with};
+
+/// A text that takes long enough to be interrupted, and ends.
+const TOKENS: usize = 3000;
+
+#[test]
+fn sigterm_lets_answers_end_and_takes_no_more() {
+    for signal in ["-TERM", "-INT"] {
+        let noise = Noise::new();
+        let mut server = Server::endless(&noise, &[]);
+        let body = chat(json!({ "stream": true, "max_tokens": TOKENS }));
+        let mut stream = server.begin("/v1/chat/completions", &body);
+        let mut text = read_some(&mut stream);
+        let mut whole = server.begin("/v1/chat/completions", &with(body, json!({ "stream": false })));
+        server.wait_for("backstop_sequences_running", |running| running == 2.0);
+        server.signal(signal);
+        let start = Instant::now();
+        // Nobody listens any more.
+        while std::net::TcpStream::connect(server.address).is_ok() {
+            assert!(start.elapsed() < LONG);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.contains("data: [DONE]"), "{}", &text[text.len() - 200..]);
+        assert_eq!(Answer::read(&mut whole).ok()["usage"]["completion_tokens"], TOKENS);
+        assert_eq!(server.ended(), Some(0));
+        assert!(events(&text).len() > 3);
+    }
+}
+
+#[test]
+fn an_idle_connection_does_not_hold_it_up() {
+    let mut server = Server::start(&[]);
+    let idle = server.connect();
+    server.get("/health").ok();
+    server.signal("-TERM");
+    assert_eq!(server.ended(), Some(0));
+    drop(idle);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let noise = Noise::new();
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let mut server = Server::endless(&noise, &[]);
+        let mut stream = server.begin("/v1/chat/completions", &endless());
+        read_some(&mut stream);
+        server.signal(signal);
+        let start = Instant::now();
+        while std::net::TcpStream::connect(server.address).is_ok() {
+            assert!(start.elapsed() < LONG);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server.signal(signal);
+        assert_eq!(server.ended(), Some(code));
+    }
+}
+
+#[test]
+fn an_answer_that_takes_too_long_is_cut_off() {
+    let noise = Noise::new();
+    let mut server = Server::endless(&noise, &["--drain-timeout", "0.3"]);
+    let mut stream = server.begin("/v1/chat/completions", &endless());
+    let mut text = read_some(&mut stream);
+    server.signal("-TERM");
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    text += &String::from_utf8_lossy(&rest);
+    assert!(!text.contains("[DONE]"));
+    assert_eq!(server.ended(), Some(0));
+}

@@ -1,0 +1,131 @@
+//! Who may ask.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::{Server, chat};
+
+const ROUTES: [(&str, &str); 7] = [
+    ("GET", "/metrics"),
+    ("GET", "/v1/models"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("GET", "/nowhere"),
+];
+
+#[test]
+fn a_key_is_asked_for_on_every_route_but_health() {
+    let server = Server::start(&["--api-key", "sesame"]);
+    server.get("/health").ok();
+    for (method, path) in ROUTES {
+        let answer = server.request(method, path, &[], b"{}");
+        assert_eq!(
+            answer.refusal(401),
+            "no API key: send Authorization: Bearer KEY, or x-api-key: KEY",
+            "{path}"
+        );
+        for wrong in ["Bearer sesam", "Bearer sesames", "Bearer", "Basic c2VzYW1l", "sesame"] {
+            let answer = server.request(method, path, &[("authorization", wrong)], b"{}");
+            assert_eq!(answer.status, 401, "{path} {wrong}");
+        }
+    }
+    let wrong = server.request("GET", "/v1/models", &[("x-api-key", "open")], b"");
+    assert_eq!(wrong.refusal(401), "the API key is wrong");
+    assert_eq!(wrong.json()["error"]["code"], "invalid_api_key");
+    for right in
+        [("authorization", "Bearer sesame"), ("x-api-key", "sesame"), ("authorization", "Basic OnNlc2FtZQ==")]
+    {
+        server.request("GET", "/v1/models", &[right], b"").ok();
+    }
+}
+
+#[test]
+fn a_public_address_needs_a_key() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+    let ran =
+        command.args(["serve", "--host", "0.0.0.0", "--port", "0"]).env_remove("BACKSTOP_API_KEY").output();
+    let ran = ran.unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(2), "{said}");
+    let wanted = "error: --host is 0.0.0.0, expected an address of this machine alone, such as 127.0.0.1, where there \
+        is no --api-key\n";
+    assert_eq!(said, wanted);
+    // With one, any name of this machine will do.
+    let server = Server::start(&["--host", "0.0.0.0", "--api-key", "k"]);
+    let headers = [("host", "example.com"), ("x-api-key", "k")];
+    server.request("GET", "/v1/models", &headers, b"").ok();
+}
+
+#[test]
+fn an_address_in_use_is_said_before_a_model_is_loaded() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+    let ran = command.args(["serve", "/nowhere", "--port", &port]).output().unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(said.starts_with(&format!("error: 127.0.0.1:{port}: Address already in use")), "{said}");
+}
+
+#[test]
+fn another_hosts_name_is_refused() {
+    let server = Server::start(&["--allowed-host", "box.lan"]);
+    let port = server.address.port();
+    let get = |host: &str| server.request("GET", "/v1/models", &[("host", host)], b"");
+    for ours in ["localhost", "LOCALHOST", "127.0.0.1", "[::1]", "127.9.9.9", "box.lan"] {
+        get(ours).ok();
+        get(&format!("{ours}:{port}")).ok();
+    }
+    for other in
+        ["example.com", "localhost.example.com", "127.0.0.1.nip.io", "0.0.0.0", "192.168.1.1", "10.0.0.1:80"]
+    {
+        let wanted = format!("the Host {other:?} is not served here (--allowed-host adds it)");
+        assert_eq!(get(other).refusal(403), wanted);
+    }
+    for broken in ["", "a b", "me@localhost", "localhost, localhost"] {
+        assert_eq!(get(broken).status, 400, "{broken:?}");
+    }
+    // Also where no key would be asked for.
+    assert_eq!(server.request("GET", "/health", &[("host", "example.com")], b"").status, 403);
+    let mut stream = server.connect();
+    std::io::Write::write_all(&mut stream, b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
+    assert_eq!(crate::support::Answer::read(&mut stream).refusal(400), "expected one Host header");
+}
+
+#[test]
+fn pages_of_other_sites_may_not_ask_unless_they_are_named() {
+    let server = Server::start(&["--cors", "http://app.test:3000"]);
+    let body = chat(json!({ "max_tokens": 1 })).to_string();
+    let ask =
+        |origin: &str| server.request("POST", "/v1/chat/completions", &[("origin", origin)], body.as_bytes());
+    let own = ask(&format!("http://{}", server.address));
+    own.ok();
+    assert_eq!(own.header("access-control-allow-origin"), None);
+    let named = ask("http://app.test:3000");
+    named.ok();
+    assert_eq!(named.header("access-control-allow-origin"), Some("http://app.test:3000"));
+    for other in
+        ["http://evil.test", "null", "http://app.test", "https://app.test:3000", "http://localhost:1"]
+    {
+        let answer = ask(other);
+        let wanted = format!("the Origin {other:?} may not ask here (--cors allows it)");
+        assert_eq!(answer.refusal(403), wanted);
+        assert_eq!(answer.header("access-control-allow-origin"), None);
+    }
+    let preflight = |origin: &str| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization, content-type"),
+        ];
+        server.request("OPTIONS", "/v1/chat/completions", &headers, b"")
+    };
+    let allowed = preflight("http://app.test:3000");
+    assert_eq!(allowed.status, 204);
+    assert_eq!(allowed.header("access-control-allow-methods"), Some("GET, POST"));
+    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization, content-type"));
+    assert_eq!(preflight("http://evil.test").status, 403);
+}

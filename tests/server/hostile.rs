@@ -1,0 +1,274 @@
+//! Requests that cannot be meant: each gets its exact error, and the server lives on.
+
+use serde_json::{Value, json};
+
+use crate::support::{Noise, Server, chat, with};
+
+#[test]
+fn bodies_that_are_no_strict_json() {
+    let server = Server::start(&[]);
+    let post = |body: &[u8]| server.request("POST", "/v1/chat/completions", &[], body).refusal(400);
+    let cases: [(&[u8], &str); 8] = [
+        (b"{\"messages\": [}", "the body is not valid JSON: expected value at line 1 column 15"),
+        (b"[]", "the body is a list of 0, expected an object"),
+        (b"", "the body is not valid JSON: EOF while parsing a value at line 1 column 0"),
+        (b"{\"n\": 1, \"n\": 2}", "the body is not valid JSON: duplicate key \"n\" at line 1 column 12"),
+        (
+            b"{\"n\": 1, \"\\u006e\": 2}",
+            "the body is not valid JSON: duplicate key \"n\" at line 1 column 17",
+        ),
+        (b"{\"temperature\": 1e999}", "the body is not valid JSON: number out of range at line 1 column 21"),
+        (b"{\"temperature\": NaN}", "the body is not valid JSON: expected value at line 1 column 17"),
+        (
+            b"{\"a\": \"\xff\"}",
+            "the body is not valid JSON: not UTF-8: invalid utf-8 sequence of 1 bytes from index 7",
+        ),
+    ];
+    for (body, wanted) in cases {
+        assert_eq!(post(body), wanted);
+    }
+    let deep = format!("{{\"messages\": {}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+    assert_eq!(
+        post(deep.as_bytes()),
+        "the body is not valid JSON: nesting deeper than 64 at line 1 column 77"
+    );
+    let objects = format!("{{\"messages\": {}1{}}}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
+    assert_eq!(
+        post(objects.as_bytes()),
+        "the body is not valid JSON: nesting deeper than 64 at line 1 column 329"
+    );
+    server.post("/v1/chat/completions", &chat(json!({ "max_tokens": 1 }))).ok();
+}
+
+#[test]
+fn fields_out_of_range_unknown_or_not_supported() {
+    let server = Server::start(&[]);
+    let refused = |path: &str, body: &Value, param: &str, wanted: &str| {
+        let answer = server.post(path, body);
+        assert_eq!(answer.refusal(400), wanted, "{body}");
+        let error = &answer.json()["error"];
+        assert_eq!(
+            (&error["param"], &error["type"]),
+            (&json!(param), &json!("invalid_request_error")),
+            "{body}"
+        );
+    };
+    let whole = |least: u64, most: u64| format!("expected a whole number from {least} to {most}");
+    let tokens = whole(1, 1 << 30);
+    let cases = [
+        ("temperature", json!(-1), "temperature is -1, expected a number from 0 to 100".to_owned()),
+        ("temperature", json!(1e9), "temperature is 1000000000, expected a number from 0 to 100".to_owned()),
+        ("temperature", json!(1e60), "temperature: expected a number, got 1e+60".to_owned()),
+        ("temperature", json!("hot"), "temperature: expected a number, got \"hot\"".to_owned()),
+        ("top_p", json!(0), "top_p is 0, expected a number above 0, at most 1".to_owned()),
+        ("top_p", json!(1.5), "top_p is 1.5, expected a number above 0, at most 1".to_owned()),
+        ("min_p", json!(2), "min_p is 2, expected a number from 0 to 1".to_owned()),
+        ("top_k", json!(1u64 << 63), format!("top_k: {}, got 9223372036854775808", whole(0, 1 << 20))),
+        ("repeat_penalty", json!(0), "repeat_penalty is 0, expected a number from 0.1 to 10".to_owned()),
+        ("presence_penalty", json!(3), "presence_penalty is 3, expected a number from -2 to 2".to_owned()),
+        (
+            "frequency_penalty",
+            json!(-3),
+            "frequency_penalty is -3, expected a number from -2 to 2".to_owned(),
+        ),
+        ("max_tokens", json!(-1), format!("max_tokens: {tokens}, got -1")),
+        ("max_tokens", json!(0), format!("max_tokens: {tokens}, got 0")),
+        ("max_tokens", json!(1u64 << 63), format!("max_tokens: {tokens}, got 9223372036854775808")),
+        ("max_completion_tokens", json!(1.5), format!("max_completion_tokens: {tokens}, got 1.5")),
+        ("n", json!(0), format!("n: {}, got 0", whole(1, 128))),
+        ("seed", json!("x"), "seed: expected a whole number of 64 bits, got \"x\"".to_owned()),
+        ("stop", json!(""), "stop: a string of 0 bytes, expected strings of 1 to 512 bytes".to_owned()),
+        (
+            "stop",
+            json!("x".repeat(513)),
+            "stop: a string of 513 bytes, expected strings of 1 to 512 bytes".to_owned(),
+        ),
+        ("stop", json!(vec!["x"; 17]), "stop: 17 strings, expected at most 16 strings".to_owned()),
+        ("stop", json!([1]), "stop: expected strings, got 1".to_owned()),
+        ("stop_token_ids", json!([-1]), "stop_token_ids: expected token ids, got -1".to_owned()),
+        ("logit_bias", json!({ "x": 1 }), "logit_bias: \"x\" is no token id".to_owned()),
+        (
+            "logit_bias",
+            json!({ "999999": 1 }),
+            "logit_bias is token 999999, expected token ids of the vocabulary".to_owned(),
+        ),
+        (
+            "logit_bias",
+            json!({ "5": 101 }),
+            "logit_bias is 101 for token 5, expected biases from -100 to 100".to_owned(),
+        ),
+        ("stream", json!("yes"), "stream: expected true or false, got \"yes\"".to_owned()),
+        ("stream_options", json!({ "include_usage": true }), "stream_options: it needs stream".to_owned()),
+        ("top_logprobs", json!(3), "top_logprobs: it needs logprobs".to_owned()),
+        ("top_logprobs", json!(21), format!("top_logprobs: {}, got 21", whole(0, 20))),
+        ("best_of", json!(2), "best_of: 2 is not supported beside n of 1".to_owned()),
+        (
+            "chat_template_kwargs",
+            json!({ "messages": [] }),
+            "chat_template_kwargs: \"messages\" is the server's to set".to_owned(),
+        ),
+        ("modalities", json!(["audio"]), "modalities: a list of 1 is not supported".to_owned()),
+        ("temprature", json!(0), "unknown field \"temprature\"".to_owned()),
+    ];
+    for (field, value, wanted) in cases {
+        refused("/v1/chat/completions", &with(chat(json!({})), json!({ (field): value })), field, &wanted);
+    }
+    let completion = |more: Value| with(json!({ "prompt": "x" }), more);
+    let cases = [
+        ("prompt", json!([]), "prompt: expected at least one"),
+        (
+            "prompt",
+            json!({}),
+            "prompt: expected text, token ids, or a list of either, got an object of 0 members",
+        ),
+        ("prompt", json!([1, "x"]), "prompt: expected token ids, got \"x\""),
+        ("prompt", json!(vec!["x"; 129]), "prompt: 129 prompts, at most 128"),
+        ("echo", json!(true), "echo: true is not supported"),
+        ("suffix", json!("end"), "suffix: \"end\" is not supported"),
+        ("messages", json!([]), "unknown field \"messages\""),
+    ];
+    for (field, value, wanted) in cases {
+        refused("/v1/completions", &completion(json!({ (field): value })), field, wanted);
+    }
+    refused(
+        "/detokenize",
+        &json!({ "tokens": [1, 1u64 << 40] }),
+        "tokens",
+        "tokens: expected token ids below 1024, got 1099511627776",
+    );
+    refused("/tokenize", &json!({}), "content", "content: missing");
+}
+
+#[test]
+fn messages_that_no_template_takes() {
+    let server = Server::start(&[]);
+    let refused = |messages: Value, wanted: &str| {
+        let answer = server.post("/v1/chat/completions", &json!({ "messages": messages }));
+        assert_eq!(answer.refusal(400), wanted, "{messages}");
+    };
+    refused(json!(null), "messages: missing");
+    refused(json!([]), "messages: expected at least one");
+    refused(json!("hi"), "messages: expected a list, got \"hi\"");
+    refused(json!(["hi"]), "messages[0]: expected an object, got \"hi\"");
+    refused(json!([{ "content": "x" }]), "messages[0].role: missing");
+    refused(
+        json!([{ "role": "root", "content": "x" }]),
+        "messages[0].role: expected system, developer, user, assistant or tool, got \"root\"",
+    );
+    refused(json!([{ "role": "user" }]), "messages[0].content: missing");
+    refused(
+        json!([{ "role": "user", "content": 1 }]),
+        "messages[0].content: expected a string or a list of parts, got 1",
+    );
+    refused(
+        json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "file:///etc/passwd" } }] }]),
+        "messages[0].content[0].type: parts of type \"image_url\" are not supported, only text",
+    );
+    refused(json!([{ "role": "user", "content": "x", "colour": 1 }]), "unknown field \"messages[0].colour\"");
+    refused(
+        json!([{ "role": "user", "content": "x" }, { "role": "assistant", "content": "y" }]),
+        "messages: the last one is the assistant's: continuing it is not supported",
+    );
+    // What the template itself refuses.
+    let answer = server.post(
+        "/v1/chat/completions",
+        &json!({ "messages": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "x" }] }),
+    );
+    let message = answer.refusal(400);
+    assert!(message.starts_with("chat template: ") && message.contains("takes no instruction"), "{message}");
+}
+
+#[test]
+fn prompts_that_do_not_fit_or_are_empty() {
+    let server = Server::start(&[]);
+    let long = json!({ "prompt": "cat ".repeat(2000) });
+    let answer = server.post("/v1/completions", &long);
+    let message = answer.refusal(400);
+    assert!(message.contains("and the context 512: shorten it"), "{message}");
+    assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
+    let answer = server.post("/v1/completions", &json!({ "prompt": [1, 70_000] }));
+    assert_eq!(answer.refusal(400), "prompt: token id 70000 is outside the vocabulary of 1024");
+    // The beginning-of-sequence token alone.
+    server.post("/v1/completions", &json!({ "prompt": "", "max_tokens": 1 })).ok();
+
+    let noise = Noise::new();
+    let bare = Server::start(&[noise.path()]);
+    let answer = bare.post("/v1/completions", &json!({ "prompt": "" }));
+    assert_eq!(answer.refusal(400), "prompt: it is empty, and this model's tokenizer adds no BOS");
+    // The text of a special token stays text: it is more than the one token.
+    let count =
+        |text: &str| bare.post("/tokenize", &json!({ "content": text })).ok()["count"].as_u64().unwrap();
+    assert!(count("<|im_start|>") > 1);
+    // A million equal characters are no way to keep the server busy.
+    let answer = bare.post("/v1/completions", &json!({ "prompt": "a".repeat(1_000_000) }));
+    assert!(answer.refusal(400).starts_with("the prompt has "), "{:?}", answer.text());
+}
+
+#[test]
+fn routes_methods_and_models_that_are_not_there() {
+    let server = Server::start(&[]);
+    assert_eq!(server.get("/v1/files").refusal(404), "there is no such route");
+    assert_eq!(server.get("/../../etc/passwd").refusal(404), "there is no such route");
+    let wrong = server.get("/v1/chat/completions");
+    assert_eq!(wrong.refusal(405), "this route does not take this method");
+    assert_eq!(wrong.header("allow"), Some("POST"));
+    let answer = server.post("/v1/chat/completions", &chat(json!({ "model": "gpt-4" })));
+    assert_eq!(answer.refusal(404), "the model \"gpt-4\" does not exist, this server has \"stories\"");
+    assert_eq!(answer.json()["error"]["code"], "model_not_found");
+}
+
+#[test]
+fn a_body_that_is_too_large_is_refused_before_it_is_held() {
+    let server = Server::start(&[]);
+    let post = |headers: &[(&str, &str)], body: &[u8]| {
+        server.request("POST", "/v1/completions", headers, body).refusal(413)
+    };
+    let wanted = "the body is over 8388608 bytes (--body-limit)";
+    assert_eq!(post(&[], &vec![b' '; (8 << 20) + 1]), wanted);
+    // Announced, and never sent.
+    let before = resident(server.child.id());
+    assert_eq!(post(&[("content-length", "1000000000000")], b"{"), wanted);
+    // Never announced.
+    let chunk = [b"100000\r\n".to_vec(), vec![b' '; 1 << 20], b"\r\n".to_vec()].concat();
+    let body = [chunk.repeat(9), b"0\r\n\r\n".to_vec()].concat();
+    assert_eq!(post(&[("transfer-encoding", "chunked")], &body), wanted);
+    let after = resident(server.child.id());
+    assert!(after < before + (32 << 20), "{before} {after}");
+    let small = Server::start(&["--body-limit", "100"]);
+    let answer = small.post("/v1/completions", &json!({ "prompt": "x".repeat(100) }));
+    assert_eq!(answer.refusal(413), "the body is over 100 bytes (--body-limit)");
+}
+
+/// Bytes of a process's memory.
+fn resident(id: u32) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{id}/statm")).unwrap_or_default();
+    statm.split(' ').nth(1).map_or(0, |pages| pages.parse::<usize>().unwrap() * 4096)
+}
+
+#[test]
+fn what_is_no_http_is_refused() {
+    use std::io::{Read, Write};
+    let server = Server::start(&[]);
+    let cases: [&[u8]; 4] = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+    ];
+    for bytes in cases {
+        let mut stream = server.connect();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || text.starts_with("HTTP/1.1 400"), "{text}");
+    }
+    let long = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "x".repeat(1 << 20));
+    let mut stream = server.connect();
+    let _ = stream.write_all(long.as_bytes());
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let status = String::from_utf8_lossy(&answer).split(' ').nth(1).map(str::to_owned);
+    assert!(status.is_none_or(|status| status == "431" || status == "414"));
+    server.get("/health").ok();
+}

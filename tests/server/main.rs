@@ -1,0 +1,10 @@
+//! `backstop serve`, the real binary, over sockets: what it answers, what it refuses, and what it outlives.
+
+#![cfg(unix)]
+
+mod answers;
+mod ends;
+mod guards;
+mod hostile;
+mod limits;
+mod support;

@@ -1,0 +1,121 @@
+//! A server as a process: started, asked what it takes, ended.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Options;
+use crate::clients::target;
+use crate::util::{cargo, root, shown};
+
+/// How long a server may take to be ready.
+const START: Duration = Duration::from_secs(120);
+
+/// A server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+/// What a process takes of the system.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Taken {
+    pub memory: u64,
+    pub descriptors: usize,
+    pub threads: usize,
+}
+
+impl Server {
+    /// `backstop serve ARGS` on a port of its own.
+    pub fn backstop(program: &Path, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(["serve", "--port", "0"]).args(args).stderr(Stdio::piped()).stdin(Stdio::null());
+        let mut child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
+        let mut lines = BufReader::new(child.stderr.take().context("no stderr")?).lines();
+        let mut said = String::new();
+        let address = loop {
+            let line = lines.next().with_context(|| format!("it ended: {said}"))??;
+            match line.strip_prefix("listening on http://") {
+                Some(address) => break address.parse()?,
+                None => said += &line,
+            }
+        };
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(Self { child, address })
+    }
+
+    /// Another program that listens on `port`, once it says that it is healthy.
+    pub fn other(command: &mut Command, port: u16) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
+        let server = Self { child, address: SocketAddr::from(([127, 0, 0, 1], port)) };
+        let start = Instant::now();
+        while !server.healthy() {
+            ensure!(start.elapsed() < START, "`{}` is not ready", shown(command));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(server)
+    }
+
+    fn healthy(&self) -> bool {
+        self.get("/health").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// The answer to a GET, head and all.
+    pub fn get(&self, path: &str) -> Result<String> {
+        use std::io::{Read, Write};
+        let mut connection = TcpStream::connect(self.address)?;
+        connection.set_read_timeout(Some(START))?;
+        write!(connection, "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address)?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// A value of `/metrics`.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.get("/metrics")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {name} in /metrics"))?.trim().parse()?)
+    }
+
+    /// What it takes now, as Linux says.
+    pub fn taken(&self) -> Result<Taken> {
+        let home = format!("/proc/{}", self.child.id());
+        let status = fs::read_to_string(format!("{home}/status")).context("/proc is needed")?;
+        let field = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()).and_then(|n| n.parse().ok());
+            number.with_context(|| format!("no {name} in /proc"))
+        };
+        Ok(Taken {
+            memory: field("VmRSS:")? * 1024,
+            descriptors: fs::read_dir(format!("{home}/fd"))?.count(),
+            threads: field("Threads:")? as usize,
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// backstop as `--backstop` names it, else built for release.
+pub fn program(options: &Options) -> Result<PathBuf> {
+    if let Some(program) = options.text("--backstop") {
+        return Ok(program.into());
+    }
+    let mut build = cargo();
+    build.args(["build", "--release", "--bin", "backstop"]).stdout(Stdio::null());
+    let status = build.status().with_context(|| format!("cannot start `{}`", shown(&build)))?;
+    ensure!(status.success(), "`{}` failed", shown(&build));
+    Ok(target(&root()?).join("release").join(format!("backstop{}", std::env::consts::EXE_SUFFIX)))
+}
