@@ -76,7 +76,7 @@ class Browser:
 
     def wait(self, expression, seconds=240):
         end = time.monotonic() + seconds
-        while not self.evaluate(expression):
+        while not self.evaluate(f"!!({expression})"):
             assert time.monotonic() < end, f"never: {expression}"
             time.sleep(0.02)
 

@@ -20,7 +20,7 @@ cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test w
                                          with ARGS, only the tests, as `cargo test ARGS…`
 cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory
 cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)
-cargo xtask load speed|soak|slow         the server under load: beside llama.cpp's, with clients that go away, with slow ones";
+cargo xtask load speed|soak|slow         the server under load: beside llama.cpp, with clients that go away, with slow ones";
 
 fn main() -> ExitCode {
     match run() {

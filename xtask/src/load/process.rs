@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,8 +13,8 @@ use super::Options;
 use crate::clients::target;
 use crate::util::{cargo, root, shown};
 
-/// How long a server may take to be ready.
-const START: Duration = Duration::from_secs(120);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server; killed when dropped.
 pub struct Server {
@@ -49,28 +49,11 @@ impl Server {
         Ok(Self { child, address })
     }
 
-    /// Another program that listens on `port`, once it says that it is healthy.
-    pub fn other(command: &mut Command, port: u16) -> Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
-        let server = Self { child, address: SocketAddr::from(([127, 0, 0, 1], port)) };
-        let start = Instant::now();
-        while !server.healthy() {
-            ensure!(start.elapsed() < START, "`{}` is not ready", shown(command));
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(server)
-    }
-
-    fn healthy(&self) -> bool {
-        self.get("/health").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
-    }
-
     /// The answer to a GET, head and all.
     pub fn get(&self, path: &str) -> Result<String> {
         use std::io::{Read, Write};
         let mut connection = TcpStream::connect(self.address)?;
-        connection.set_read_timeout(Some(START))?;
+        connection.set_read_timeout(Some(PATIENCE))?;
         write!(connection, "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address)?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer)?;

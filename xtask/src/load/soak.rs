@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
     let requests = options.number("--requests", 5000)?;
     let program = program(options)?;
     let wanted = single_user(&program)?;
-    let server = Server::backstop(&program, &["--parallel", "16", "--max-queue", "24"])?;
+    let server = Server::backstop(&program, &["--parallel", "16", "--max-queue", "8"])?;
     // Threads, buffers and caches come with the first requests.
     for kind in 0..KINDS {
         ask(server.address, kind, None)?;

@@ -1,20 +1,19 @@
 //! Clients that ask without a pause: tokens per second of all of them together, and the time to the first token.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Value, json};
 
 use super::process::{Server, program};
 use super::{Options, client, quantile};
 use crate::clients::target;
 use crate::random_model;
-use crate::util::root;
+use crate::util::{quiet, root};
 
 pub const OPTIONS: [&str; 9] = [
     "--clients",
@@ -23,7 +22,7 @@ pub const OPTIONS: [&str; 9] = [
     "--generate",
     "--rounds",
     "--threads",
-    "--llama-server",
+    "--llama-python",
     "--backstop",
     "--model",
 ];
@@ -63,11 +62,14 @@ pub fn run(options: &Options) -> Result<()> {
         {
             let args = [&*path, "--threads", &threads, "--parallel", &slots, "--ctx", "512"];
             let server = Server::backstop(&backstop, &args)?;
-            own.push(round_of(server.address, clients, requests, prompt, generate, false)?);
+            own.push(round_of(server.address, clients, requests, prompt, generate)?);
         }
-        if let Some(peer) = options.text("--llama-server") {
-            let server = llama(Path::new(peer), &path, &threads, clients)?;
-            theirs.push(round_of(server.address, clients, requests, prompt, generate, true)?);
+        if let Some(python) = options.text("--llama-python") {
+            let mut command = Command::new(python);
+            command.arg(root()?.join("tools/peers/llama_cpp_batch.py")).arg(&*path);
+            command.args(["--threads", &threads, "--clients", &slots]);
+            command.args(["--prompt", &prompt.to_string(), "--generate", &generate.to_string()]);
+            theirs.push(peer(&mut command)?);
         }
         let shown = |of: &[Measured]| of.last().map_or_else(String::new, |last| format!("{:8.1}", last.rate));
         eprintln!("round {}: backstop {} tok/s, llama.cpp {} tok/s", round + 1, shown(&own), shown(&theirs));
@@ -76,7 +78,7 @@ pub fn run(options: &Options) -> Result<()> {
         "{clients} clients, {requests} requests each, {prompt} + {generate} tokens, {threads} threads, {rounds} rounds"
     );
     println!("| server | tok/s, median | first token, median | first token, p95 |\n|---|---|---|---|");
-    for (name, of) in [("backstop", &own), ("llama.cpp", &theirs)] {
+    for (name, of) in [("backstop's server", &own), ("llama.cpp's library", &theirs)] {
         if of.is_empty() {
             continue;
         }
@@ -97,15 +99,12 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// llama.cpp's server, a slot for each client.
-fn llama(program: &Path, model: &str, threads: &str, clients: usize) -> Result<Server> {
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let mut command = Command::new(program);
-    command.args(["--model", model, "--host", "127.0.0.1", "--port", &port.to_string()]);
-    command.args(["--threads", threads, "--threads-batch", threads, "--parallel", &clients.to_string()]);
-    // The context is shared out among the slots.
-    command.args(["--ctx-size", &(512 * clients).to_string(), "--no-warmup", "--no-webui"]);
-    Server::other(&mut command, port)
+/// What the script of llama.cpp's library prints.
+fn peer(command: &mut Command) -> Result<Measured> {
+    let printed: Value = serde_json::from_slice(&quiet(command)?.stdout)?;
+    let rate = printed["rate"].as_f64().with_context(|| format!("no rate in {printed}"))?;
+    let first = printed["first"].as_array().with_context(|| format!("no first in {printed}"))?;
+    Ok(Measured { rate, first: first.iter().filter_map(Value::as_f64).collect() })
 }
 
 fn round_of(
@@ -114,14 +113,13 @@ fn round_of(
     requests: usize,
     prompt: usize,
     generate: usize,
-    peer: bool,
 ) -> Result<Measured> {
     // One request that does not count: pages are touched, threads are there.
-    ask(address, usize::MAX, prompt, 4, peer)?;
+    ask(address, usize::MAX, prompt, 4)?;
     let start = Instant::now();
     let run = |client: usize| {
         (0..requests)
-            .map(|i| ask(address, client * requests + i, prompt, generate, peer))
+            .map(|i| ask(address, client * requests + i, prompt, generate))
             .collect::<Result<Vec<_>>>()
     };
     let answers = thread::scope(|scope| {
@@ -140,13 +138,7 @@ fn round_of(
 }
 
 /// A prompt of token ids that no other request shares a beginning with.
-fn ask(
-    address: SocketAddr,
-    number: usize,
-    prompt: usize,
-    generate: usize,
-    peer: bool,
-) -> Result<client::Answer> {
+fn ask(address: SocketAddr, number: usize, prompt: usize, generate: usize) -> Result<client::Answer> {
     let mut state = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut id = || {
         state ^= state << 13;
@@ -156,13 +148,10 @@ fn ask(
         1000 + state % 30_000
     };
     let ids: Vec<u64> = (0..prompt).map(|_| id()).collect();
-    let mut body = json!({
+    let body = json!({
         "prompt": ids, "max_tokens": generate, "temperature": 0, "stream": true, "ignore_eos": true,
         "stream_options": { "include_usage": true },
     });
-    if peer {
-        body["cache_prompt"] = false.into();
-    }
     let answer = client::stream(address, "/v1/completions", &body, None)?;
     ensure!(answer.status == 200, "{}: {}", answer.status, answer.text);
     Ok(answer)
