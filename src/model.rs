@@ -11,7 +11,7 @@ use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::forward::{self, Loaded};
 use crate::quant::{Matrix, MatrixRef};
 use crate::tensor::DType;
@@ -155,8 +155,7 @@ impl ModelFiles {
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let rows = self.config.vocab_size;
         if let Some(metadata) = self.checkpoint.gguf() {
-            let json = metadata.tokenizer_json()?;
-            return json.map(|json| Tokenizer::from_bytes(&self.path, &json, rows)).transpose();
+            return metadata.tokenizer(rows);
         }
         let path = self.path.join("tokenizer.json");
         if self.is_builtin() {
@@ -297,8 +296,6 @@ impl Model {
             });
         }
         let selection = select::select(options.backend, &files.memory_need(context, kv_dtype))?;
-        let tokenizer = files.tokenizer()?;
-        let template = files.template(tokenizer.as_ref())?.map(Arc::new);
         let config = Arc::new(files.config.clone());
         let info = ModelInfo {
             name: files.name(),
@@ -316,6 +313,15 @@ impl Model {
             max_sequences: options.max_sequences.unwrap_or(defaults.max_sequences),
             ..defaults
         };
+        let files = Arc::new(files);
+        let beside = Arc::clone(&files);
+        // Neither needs the other, and each takes about as long as the other.
+        let texts = std::thread::Builder::new().name("backstop-tokenizer".into()).spawn(move || {
+            let tokenizer = beside.tokenizer()?;
+            let template = beside.template(tokenizer.as_ref())?.map(Arc::new);
+            Ok((tokenizer, template))
+        });
+        let texts = texts.map_err(|e| Error::Engine(format!("a thread cannot be started: {e}")))?;
         let engine = Engine::start(engine_options, move || {
             let Loaded { forward, linears } = forward::load(&config, &files.checkpoint)?;
             files.checkpoint.advise_willneed();
@@ -327,7 +333,9 @@ impl Model {
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
             linears.into_iter().for_each(|matrix| dispatch.prepare(matrix));
             Ok(Runtime::new(config, forward, dispatch, kv_dtype))
-        })?;
+        });
+        let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
+        let (engine, (tokenizer, template)) = (engine?, texts?);
         Ok(Self { info: Arc::new(info), tokenizer, template, engine })
     }
 
@@ -407,7 +415,7 @@ impl Model {
         Ok(sum.into_iter().map(|x| (x * scale) as f32).collect())
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.info.config.vocab_size;
         if tokens.is_empty() || tokens.len() > self.info.context {
             return Err(Error::ContextFull {

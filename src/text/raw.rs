@@ -1,4 +1,5 @@
-//! What of `tokenizer.json` is read beside the library: ids, to check them, and the decoder, to stream.
+//! `tokenizer.json` as it is read beside the library: what has to be checked, and the long lists, which the library would
+//! turn into ten times their text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,9 +7,9 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Value, json};
 
-use super::tokenizer::Added;
 use crate::{Error, Result};
 
 /// How deep a JSON file of the tokenizer may nest.
@@ -48,21 +49,68 @@ pub(super) fn check_depth(path: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// The file; `truncation` and `padding` are not read, so that no prompt is cut silently.
 #[derive(Deserialize)]
 pub(super) struct File<'a> {
+    #[serde(default)]
+    version: Value,
     #[serde(borrow, default)]
     pub(super) added_tokens: Vec<Added<'a>>,
     #[serde(borrow)]
     pub(super) model: Model<'a>,
     #[serde(default)]
-    pub(super) normalizer: serde_json::Value,
+    normalizer: Value,
     #[serde(default)]
-    pub(super) post_processor: serde_json::Value,
+    pre_tokenizer: Value,
     #[serde(default)]
-    pub(super) decoder: serde_json::Value,
+    post_processor: Value,
+    #[serde(default)]
+    pub(super) decoder: Value,
+}
+
+/// A token added to the vocabulary.
+#[derive(Deserialize)]
+pub(super) struct Added<'a> {
+    pub(super) id: u32,
+    #[serde(borrow)]
+    pub(super) content: Cow<'a, str>,
+    pub(super) single_word: bool,
+    pub(super) lstrip: bool,
+    pub(super) rstrip: bool,
+    pub(super) normalized: bool,
+    pub(super) special: bool,
 }
 
 impl File<'_> {
+    /// The file without added tokens, vocabulary and merges, as the library reads it; nothing for a model that is not BPE,
+    /// which the library has to read whole.
+    pub(super) fn head(&self) -> Option<String> {
+        let model = &self.model;
+        let mut head = json!({
+            "added_tokens": [],
+            "normalizer": self.normalizer,
+            "pre_tokenizer": self.pre_tokenizer,
+            "post_processor": self.post_processor,
+            "decoder": self.decoder,
+            "model": {
+                "type": "BPE",
+                "dropout": model.dropout,
+                "unk_token": model.unk_token,
+                "continuing_subword_prefix": model.continuing_subword_prefix,
+                "end_of_word_suffix": model.end_of_word_suffix,
+                "fuse_unk": model.fuse_unk,
+                "byte_fallback": model.byte_fallback,
+                "ignore_merges": model.ignore_merges,
+                "vocab": {},
+                "merges": [],
+            },
+        });
+        if !self.version.is_null() {
+            head["version"] = self.version.clone();
+        }
+        (model.kind.as_deref() == Some("BPE") && model.merges.is_some()).then(|| head.to_string())
+    }
+
     /// Refuses what would make a text many times longer than it is.
     pub(super) fn check_growth(&self) -> Result<(), String> {
         let growth = normalizer_growth(&self.normalizer);
@@ -78,7 +126,7 @@ impl File<'_> {
 }
 
 /// How many times longer its replacements can make a text; a pattern may match nothing, at every byte.
-fn normalizer_growth(json: &serde_json::Value) -> usize {
+fn normalizer_growth(json: &Value) -> usize {
     let growth = match json["content"].as_str() {
         Some(content) => match json["pattern"]["String"].as_str() {
             Some(pattern) => content.len().div_ceil(pattern.len().max(1)).max(1),
@@ -91,7 +139,7 @@ fn normalizer_growth(json: &serde_json::Value) -> usize {
 }
 
 /// How often templates write a text, one after the other.
-fn text_copies(json: &serde_json::Value) -> usize {
+fn text_copies(json: &Value) -> usize {
     let pieces = json["single"].as_array().into_iter().flatten();
     let copies = pieces.filter(|piece| piece.get("Sequence").is_some()).count().max(1);
     let steps = json["processors"].as_array().into_iter().flatten();
@@ -100,9 +148,31 @@ fn text_copies(json: &serde_json::Value) -> usize {
 
 #[derive(Deserialize)]
 pub(super) struct Model<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub(super) vocab: Vocab<'a>,
+    #[serde(borrow, default)]
+    pub(super) merges: Option<Merges<'a>>,
+    #[serde(default)]
+    dropout: Value,
+    #[serde(default)]
+    unk_token: Value,
+    #[serde(default)]
+    continuing_subword_prefix: Value,
+    #[serde(default)]
+    end_of_word_suffix: Value,
+    #[serde(default)]
+    fuse_unk: Value,
+    #[serde(default)]
+    byte_fallback: Value,
+    #[serde(default)]
+    ignore_merges: Value,
 }
+
+/// A text, in the file where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Tokens with their ids: a map, or (Unigram) a list of `[token, score]` whose indices are the ids.
 pub(super) struct Vocab<'a>(pub(super) Vec<(Cow<'a, str>, u64)>);
@@ -110,8 +180,6 @@ pub(super) struct Vocab<'a>(pub(super) Vec<(Cow<'a, str>, u64)>);
 impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Tokens;
-        #[derive(Deserialize)]
-        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
         impl<'de> Visitor<'de> for Tokens {
             type Value = Vocab<'de>;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -136,6 +204,70 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
     }
 }
 
+/// A merge of two tokens.
+pub(super) type Merge<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// Merges, the first to be made first: pairs, or in older files texts with a space between the two.
+pub(super) struct Merges<'a>(pub(super) Vec<Merge<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merges<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pair<'a>(Option<Merge<'a>>);
+        struct OfPair;
+        impl<'de: 'a, 'a> Deserialize<'de> for Pair<'a> {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(OfPair)
+            }
+        }
+        impl<'de> Visitor<'de> for OfPair {
+            type Value = Pair<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("two tokens")
+            }
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                if text.starts_with("#version") {
+                    return Ok(Pair(None));
+                }
+                match text.split_once(' ') {
+                    Some((left, right)) if !right.contains(' ') => {
+                        Ok(Pair(Some((left.into(), right.into()))))
+                    }
+                    _ => {
+                        Err(E::custom(format!("merge {text:?} is not two tokens with a space between them")))
+                    }
+                }
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+                let Pair(pair) = OfPair.visit_borrowed_str(text)?;
+                Ok(Pair(pair.map(|(left, right)| (owned(left), owned(right)))))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut next = || seq.next_element::<Text<'de>>();
+                match (next()?, next()?, next()?) {
+                    (Some(Text(left)), Some(Text(right)), None) => Ok(Pair(Some((left, right)))),
+                    _ => Err(A::Error::custom("a merge is not two tokens")),
+                }
+            }
+        }
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Merges<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list of merges")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(Pair(pair)) = seq.next_element::<Pair<'de>>()? {
+                    all.extend(pair);
+                }
+                Ok(Merges(all))
+            }
+        }
+        deserializer.deserialize_seq(All)
+    }
+}
+
 /// How tokens become text; the kinds whose bytes can be told token by token.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Decoder {
@@ -148,8 +280,8 @@ pub(super) enum Decoder {
 }
 
 impl Decoder {
-    pub(super) fn from_json(json: &serde_json::Value) -> Self {
-        let kind = |v: &serde_json::Value| v["type"].as_str().unwrap_or_default().to_owned();
+    pub(super) fn from_json(json: &Value) -> Self {
+        let kind = |v: &Value| v["type"].as_str().unwrap_or_default().to_owned();
         match kind(json).as_str() {
             "ByteLevel" => return Self::ByteLevel,
             "Sequence" => {}

@@ -1,6 +1,6 @@
 //! `tokenizer.json` through `tokenizers`, behind checks that the library does not make.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::Deserialize;
+use tokenizers::AddedToken;
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::apart::{self, Lost};
 use super::raw::{self, Decoder};
@@ -93,48 +95,66 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("not UTF-8: {e}")))?;
         raw::check_depth(path, text)?;
         let file: raw::File = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-        file.check_growth().map_err(bad)?;
-        let mut by_id: HashMap<u32, &str> = HashMap::with_capacity(file.model.vocab.0.len());
-        let mut ids = 0;
-        let vocab = file.model.vocab.0.iter().map(|(token, id)| (token.as_ref(), *id, "model.vocab"));
-        let added = file.added_tokens.iter().map(|t| (t.content.as_ref(), u64::from(t.id), "added_tokens"));
-        for (token, id, field) in vocab.chain(added) {
-            if id >= embedding_rows as u64 {
-                let what = format!("{field}: {token:?} has id {id}, the embedding {embedding_rows} rows");
-                return Err(bad(what));
-            }
-            let id = u32::try_from(id).map_err(|_| bad(format!("{field}: id {id} is past 2^32")))?;
-            ids = ids.max(id as usize + 1);
-            if let Some(other) = by_id.insert(id, token)
-                && (other != token || field == "model.vocab")
-            {
-                return Err(bad(format!("{field}: id {id} belongs to {other:?} and to {token:?}")));
-            }
+        Self::of(path, file, Some(bytes), embedding_rows)
+    }
+
+    /// A byte-pair tokenizer whose long lists are not JSON: `head` is a `tokenizer.json` with an empty vocabulary and no
+    /// merges; `vocabulary` has a text for each id, `merges` the first to be made first. Otherwise as
+    /// [`from_bytes`](Self::from_bytes).
+    pub(crate) fn from_lists<'a>(
+        path: &Path,
+        head: &str,
+        vocabulary: impl Iterator<Item = &'a str>,
+        merges: &[(&'a str, &'a str)],
+        embedding_rows: usize,
+    ) -> Result<Self> {
+        let bad = |what: String| Error::format(path, what);
+        let mut file: raw::File = serde_json::from_str(head).map_err(|e| bad(e.to_string()))?;
+        file.model.vocab.0 = vocabulary.map(Cow::Borrowed).zip(0..).collect();
+        let merges: Vec<raw::Merge> =
+            merges.iter().map(|&(left, right)| (left.into(), right.into())).collect();
+        let texts = file.model.vocab.0.iter().map(|(token, _)| token.len());
+        let bytes: usize = texts.chain(merges.iter().map(|(left, right)| left.len() + right.len())).sum();
+        if bytes as u64 > MAX_FILE {
+            return Err(bad(format!("{bytes} bytes of tokens and merges, expected at most {MAX_FILE}")));
         }
-        drop(by_id);
-        let mut trusting =
-            guard("load", || tokenizers::Tokenizer::from_bytes(bytes)).map_err(|e| bad(e.to_string()))?;
+        file.model.merges = Some(raw::Merges(merges));
+        Self::of(path, file, None, embedding_rows)
+    }
+
+    /// What a file says; `bytes` are those of the whole file, for the library, where there is one.
+    fn of(path: &Path, file: raw::File<'_>, bytes: Option<&[u8]>, embedding_rows: usize) -> Result<Self> {
+        let bad = |what: String| Error::format(path, what);
+        file.check_growth().map_err(bad)?;
+        let ids = check_ids(&file, embedding_rows).map_err(bad)?;
+        let raw::File { added_tokens, decoder, .. } = &file;
+        let decoder = Decoder::from_json(decoder);
+        let added: Vec<AddedToken> = added_tokens.iter().map(library_token).collect();
+        let mut special = Vec::new();
+        for token in added_tokens.iter().filter(|token| token.special && !token.content.is_empty()) {
+            special.push(Special {
+                text: token.content.to_string(),
+                id: token.id,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+            });
+        }
+        special.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
+        let given: Vec<u32> = added_tokens.iter().map(|token| token.id).collect();
+        let load = || match (file.head(), bytes) {
+            (None, Some(bytes)) => tokenizers::Tokenizer::from_bytes(bytes),
+            (head, _) => byte_pairs(&head.unwrap_or_default(), file, &added),
+        };
+        let mut trusting = guard("load", load).map_err(|e| bad(e.to_string()))?;
         guard("truncation", || trusting.with_truncation(None).map(|_| ()))?;
         trusting.with_padding(None);
         trusting.set_encode_special_tokens(false);
-        let mut special = Vec::new();
-        for token in &file.added_tokens {
+        for (token, id) in added.iter().zip(given) {
             let got = trusting.token_to_id(&token.content);
-            if got != Some(token.id) {
-                let what = format!("added_tokens: {:?} has id {}, and {got:?}", token.content, token.id);
-                return Err(bad(what));
-            }
-            if token.special && !token.content.is_empty() {
-                special.push(Special {
-                    text: token.content.to_string(),
-                    id: token.id,
-                    lstrip: token.lstrip,
-                    rstrip: token.rstrip,
-                });
+            if got != Some(id) {
+                return Err(bad(format!("added_tokens: {:?} has id {id}, and {got:?}", token.content)));
             }
         }
-        special.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
-        let decoder = Decoder::from_json(&file.decoder);
         Ok(Self(Arc::new(Inner {
             trusting,
             literal: OnceLock::new(),
@@ -355,23 +375,77 @@ impl Tokenizer {
     }
 }
 
+/// One past the highest id, each of which belongs to one token and has a row of the embedding.
+fn check_ids(file: &raw::File<'_>, embedding_rows: usize) -> Result<usize, String> {
+    let vocab = file.model.vocab.0.iter().map(|(token, id)| (*id, token.as_ref(), "model.vocab"));
+    let added = file.added_tokens.iter().map(|t| (u64::from(t.id), t.content.as_ref(), "added_tokens"));
+    let mut all: Vec<(u64, &str, &str)> = vocab.chain(added).collect();
+    if let Some((id, token, field)) = all.iter().find(|(id, ..)| *id >= embedding_rows as u64) {
+        return Err(format!("{field}: {token:?} has id {id}, the embedding {embedding_rows} rows"));
+    }
+    // The vocabulary's before added ones, as they stood; files have them in this order, or nearly.
+    all.sort_by_key(|(id, ..)| *id);
+    for pair in all.windows(2) {
+        let [(id, other, _), (next, token, field)] = pair else { continue };
+        if id == next && (other != token || *field == "model.vocab") {
+            return Err(format!("{field}: id {id} belongs to {other:?} and to {token:?}"));
+        }
+    }
+    match all.last() {
+        Some((id, ..)) if u32::try_from(*id).is_err() => Err(format!("id {id} is past 2^32")),
+        last => Ok(last.map_or(0, |(id, ..)| *id as usize + 1)),
+    }
+}
+
+fn library_token(token: &raw::Added<'_>) -> AddedToken {
+    AddedToken::from(token.content.as_ref(), token.special)
+        .single_word(token.single_word)
+        .lstrip(token.lstrip)
+        .rstrip(token.rstrip)
+        .normalized(token.normalized)
+}
+
+/// The library's tokenizer of `head`, with the model and the added tokens that are missing in it. Its own reader goes by way
+/// of values, which takes a second and hundreds of megabytes for the merges of a large vocabulary.
+fn byte_pairs(
+    head: &str,
+    file: raw::File<'_>,
+    added: &[AddedToken],
+) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(head)?;
+    let ModelWrapper::BPE(empty) = tokenizer.get_model() else { return Err("not a BPE model".into()) };
+    let mut model = BPE::builder()
+        .fuse_unk(empty.fuse_unk)
+        .byte_fallback(empty.byte_fallback)
+        .ignore_merges(empty.ignore_merges);
+    if let Some(dropout) = empty.dropout {
+        model = model.dropout(dropout);
+    }
+    if let Some(token) = &empty.unk_token {
+        model = model.unk_token(token.clone());
+    }
+    if let Some(prefix) = &empty.continuing_subword_prefix {
+        model = model.continuing_subword_prefix(prefix.clone());
+    }
+    if let Some(suffix) = &empty.end_of_word_suffix {
+        model = model.end_of_word_suffix(suffix.clone());
+    }
+    let mut vocab = Vocab::default();
+    vocab.reserve(file.model.vocab.0.len());
+    for (token, id) in file.model.vocab.0 {
+        let id = u32::try_from(id).map_err(|_| format!("id {id} is past 2^32"))?;
+        vocab.insert(token.into_owned(), id);
+    }
+    let merges = file.model.merges.map(|merges| merges.0).unwrap_or_default();
+    let merges = merges.into_iter().map(|(left, right)| (left.into_owned(), right.into_owned()));
+    tokenizer.with_model(model.vocab_and_merges(vocab, merges.collect()).build()?);
+    tokenizer.add_tokens(added.iter().cloned())?;
+    Ok(tokenizer)
+}
+
 fn check_length(text: &str) -> Result<()> {
     if text.len() > MAX_TEXT {
         return Err(Error::Prompt(format!("{} bytes, at most {MAX_TEXT} are encoded", text.len())));
     }
     Ok(())
-}
-
-/// A token added to the vocabulary.
-#[derive(Deserialize)]
-pub(super) struct Added<'a> {
-    id: u32,
-    #[serde(borrow)]
-    content: std::borrow::Cow<'a, str>,
-    #[serde(default)]
-    special: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
 }

@@ -10,6 +10,7 @@ use super::vocabulary::{Model, TokenKind, Vocabulary};
 use super::{Architecture, Metadata};
 use crate::error::Result;
 use crate::json::quote;
+use crate::text::Tokenizer;
 
 /// The longest token, in characters, that is taken apart into merges: SentencePiece's are at most 16 unless trained so.
 const MAX_PIECE: usize = 256;
@@ -88,11 +89,19 @@ impl Metadata {
     /// not UTF-8, and kinds of tokenizers that are not known.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>> {
         let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
-        match vocabulary.model {
-            Model::Bytes => bytes(&vocabulary),
-            Model::Sentences => sentences(&vocabulary),
-        }
-        .map(Some)
+        Ok(Some(Lists::of(&vocabulary)?.json(&vocabulary)))
+    }
+
+    /// The tokenizer, for a model whose embedding has `embedding_rows` rows; nothing where the model has none.
+    ///
+    /// # Errors
+    /// As [`Self::tokenizer_json`] and [`Tokenizer::from_bytes`].
+    pub fn tokenizer(&self, embedding_rows: usize) -> Result<Option<Tokenizer>> {
+        let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
+        let Lists { mut head, merges } = Lists::of(&vocabulary)?;
+        head += "\"vocab\":{},\"merges\":[]}}";
+        let tokens = vocabulary.tokens.iter().map(AsRef::as_ref);
+        Tokenizer::from_lists(self.path(), &head, tokens, &merges, embedding_rows).map(Some)
     }
 
     /// The texts that a chat template calls `bos_token`, `eos_token` and `unk_token`.
@@ -126,7 +135,41 @@ impl Metadata {
     }
 }
 
-fn bytes(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
+/// A `tokenizer.json` up to the model's two long lists, and the merges.
+struct Lists<'a> {
+    head: String,
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Lists<'a> {
+    fn of(vocabulary: &'a Vocabulary<'_>) -> Result<Self> {
+        vocabulary.check_unique()?;
+        match vocabulary.model {
+            Model::Bytes => bytes(vocabulary),
+            Model::Sentences => sentences(vocabulary),
+        }
+    }
+
+    /// The whole file.
+    fn json(self, vocabulary: &Vocabulary<'_>) -> Vec<u8> {
+        // The lists are written by themselves: as values they would take ten times their text.
+        let mut out = self.head;
+        out += "\"vocab\":{";
+        for (id, token) in vocabulary.tokens.iter().enumerate() {
+            out += if id == 0 { "" } else { "," };
+            out += &format!("{}:{id}", Value::from(token.as_ref()));
+        }
+        out += "},\"merges\":[";
+        for (i, (left, right)) in self.merges.iter().enumerate() {
+            out += if i == 0 { "" } else { "," };
+            out += &format!("[{},{}]", Value::from(*left), Value::from(*right));
+        }
+        out += "]}}";
+        out.into_bytes()
+    }
+}
+
+fn bytes<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Lists<'a>> {
     const MERGES: &str = "tokenizer.ggml.merges";
     let metadata = vocabulary.metadata;
     let pre = Pre::of(metadata)?;
@@ -155,10 +198,10 @@ fn bytes(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
         options: json!({"unk_token": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges}),
         bos: pre.bos,
     };
-    parts.write(vocabulary, &merges)
+    Ok(Lists { head: parts.head(vocabulary)?, merges })
 }
 
-fn sentences(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
+fn sentences<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Lists<'a>> {
     let prefix = vocabulary.metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let mut decoders = vec![
@@ -180,7 +223,7 @@ fn sentences(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
         options: json!({"unk_token": unknown, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false}),
         bos: true,
     };
-    parts.write(vocabulary, &merges_by_score(vocabulary)?)
+    Ok(Lists { head: parts.head(vocabulary)?, merges: merges_by_score(vocabulary)? })
 }
 
 /// The merges that lead to each token, the best score first: transformers' `generate_merges`.
@@ -240,7 +283,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn write(self, vocabulary: &Vocabulary<'_>, merges: &[(&str, &str)]) -> Result<Vec<u8>> {
+    /// The `tokenizer.json` up to the vocabulary and the merges, which are to follow.
+    fn head(self, vocabulary: &Vocabulary<'_>) -> Result<String> {
         let mut model = json!({"type": "BPE", "dropout": null, "continuing_subword_prefix": null, "end_of_word_suffix": null});
         if let (Value::Object(model), Value::Object(options)) = (&mut model, self.options) {
             model.extend(options);
@@ -255,24 +299,13 @@ impl Parts {
             "post_processor": ends(vocabulary, self.bos)?,
             "decoder": self.decoder,
         });
-        // The two long lists are written by themselves: as values they would take ten times their text.
         let mut out = head.to_string();
         out.pop();
         out += ",\"model\":";
         out += &model.to_string();
         out.pop();
-        out += ",\"vocab\":{";
-        for (id, token) in vocabulary.tokens.iter().enumerate() {
-            out += if id == 0 { "" } else { "," };
-            out += &format!("{}:{id}", Value::from(token.as_ref()));
-        }
-        out += "},\"merges\":[";
-        for (i, (left, right)) in merges.iter().enumerate() {
-            out += if i == 0 { "" } else { "," };
-            out += &format!("[{},{}]", Value::from(*left), Value::from(*right));
-        }
-        out += "]}}";
-        Ok(out.into_bytes())
+        out += ",";
+        Ok(out)
     }
 }
 

@@ -74,7 +74,7 @@ pub(super) struct Vocabulary<'a> {
 }
 
 impl<'a> Vocabulary<'a> {
-    /// Reads and checks the lists; nothing where the model has no tokenizer.
+    /// Reads and checks the lists, but for texts that occur twice; nothing where the model has no tokenizer.
     pub fn read(metadata: &'a Metadata) -> Result<Option<Self>> {
         let Some(model) = Model::of(metadata)? else { return Ok(None) };
         let list = metadata.strings(TOKENS)?.ok_or_else(|| metadata.refuse(TOKENS, "a list of strings"))?;
@@ -90,14 +90,6 @@ impl<'a> Vocabulary<'a> {
             // An empty text would be found everywhere; llama.cpp renames it, too.
             tokens.push(if text.is_empty() { format!("[EMPTY_{id}]").into() } else { text.into() });
         }
-        let mut seen = HashMap::with_capacity(tokens.len());
-        for (id, token) in tokens.iter().enumerate() {
-            if let Some(first) = seen.insert(token.as_ref(), id) {
-                let expected = format!("another text than token {first}");
-                return Err(metadata.error(&format!("{TOKENS}[{id}]"), quote(token), expected));
-            }
-        }
-        drop(seen);
         let count = tokens.len();
         let mut this = Self {
             metadata,
@@ -121,6 +113,18 @@ impl<'a> Vocabulary<'a> {
             }
         }
         Ok(Some(this))
+    }
+
+    /// Refuses two tokens of one text.
+    pub fn check_unique(&self) -> Result<()> {
+        let mut seen = HashMap::with_capacity(self.tokens.len());
+        for (id, token) in self.tokens.iter().enumerate() {
+            if let Some(first) = seen.insert(token.as_ref(), id) {
+                let expected = format!("another text than token {first}");
+                return Err(self.metadata.error(&format!("{TOKENS}[{id}]"), quote(token), expected));
+            }
+        }
+        Ok(())
     }
 
     /// The scores, one for each token.
