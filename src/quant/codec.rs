@@ -23,7 +23,7 @@ impl QuantWeight {
     pub fn row_bytes(&self, plane: usize, row: usize) -> &[u8] {
         assert!(row < self.shape[0], "row {row} of {:?}", self.shape);
         let width = self.format.row_bytes(self.shape[1])[plane];
-        &self.planes[plane].bytes()[row * width..(row + 1) * width]
+        &self.planes.kept()[plane].bytes()[row * width..(row + 1) * width]
     }
 
     /// The values of row `row`, `[K]`, in the order of the stored columns: column `j` belongs to column

@@ -9,6 +9,7 @@ mod encode;
 pub(crate) mod ggml;
 pub mod ocp;
 mod parallel;
+mod planes;
 pub mod repack;
 
 use std::fmt;
@@ -17,10 +18,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::tensor::{Bytes, DType, Weight};
+use crate::tensor::{DType, Weight};
 
 pub use encode::write_floats;
 pub(crate) use parallel::for_rows;
+pub use planes::Plane;
+use planes::Planes;
 
 /// Block formats of GGUF files, as `ggml` defines them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,6 +134,12 @@ impl Format {
         }
     }
 
+    /// Whether its codes stand for integers that a scale multiplies, so that products with rounded activations are exact
+    /// sums of integers: all but mxfp8.
+    pub const fn has_integers(self) -> bool {
+        !matches!(self, Self::Mxfp8)
+    }
+
     /// Bytes that a row of `columns` elements takes in each plane, in their order.
     pub fn row_bytes(self, columns: usize) -> SmallVec<[usize; 3]> {
         let groups = columns / self.group();
@@ -159,49 +168,13 @@ impl fmt::Display for Format {
     }
 }
 
-/// One kind of a quantized matrix's bytes, row after row.
-#[derive(Clone)]
-pub struct Plane {
-    owner: Arc<dyn Bytes>,
-    range: Range<usize>,
-}
-
-impl Plane {
-    /// A view of `owner[range]`.
-    ///
-    /// # Panics
-    /// Where the range leaves the owner.
-    pub fn new(owner: Arc<dyn Bytes>, range: Range<usize>) -> Self {
-        assert!(
-            range.start <= range.end && range.end <= owner.bytes().len(),
-            "plane {range:?} leaves its file"
-        );
-        Self { owner, range }
-    }
-
-    /// The bytes of all rows, at any alignment.
-    pub fn bytes(&self) -> &[u8] {
-        &self.owner.bytes()[self.range.clone()]
-    }
-
-    /// What keeps the bytes alive.
-    pub fn owner(&self) -> Arc<dyn Bytes> {
-        Arc::clone(&self.owner)
-    }
-
-    /// Says that the bytes will hardly be read again.
-    pub fn release(&self) {
-        self.owner.release(self.range.clone());
-    }
-}
-
 /// A quantized matrix `[N, K]`. Clones share the bytes.
 #[derive(Clone)]
 pub struct QuantWeight {
     name: Arc<str>,
     format: Format,
     shape: [usize; 2],
-    planes: Arc<[Plane]>,
+    planes: Planes,
     order: Option<Arc<[u32]>>,
 }
 
@@ -218,12 +191,40 @@ impl QuantWeight {
         planes: impl IntoIterator<Item = Plane>,
     ) -> Self {
         let planes: Arc<[Plane]> = planes.into_iter().collect();
-        assert!(shape[1].is_multiple_of(format.group()), "K = {} in groups of {}", shape[1], format.group());
-        let wanted: SmallVec<[usize; 3]> =
-            format.row_bytes(shape[1]).iter().map(|row| row * shape[0]).collect();
-        let lengths: SmallVec<[usize; 3]> = planes.iter().map(|plane| plane.range.len()).collect();
-        assert_eq!(lengths, wanted, "bytes of the planes of {shape:?} in {format}");
+        check_planes(format, shape, &planes);
+        Self { name: name.into(), format, shape, planes: Planes::Held(planes), order: None }
+    }
+
+    /// A matrix whose planes lie in no file as the format has them: `make` makes those of some rows, and they stay in
+    /// memory only where [`planes`](Self::planes) is asked for them.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new); about what `make` makes, once it is called.
+    pub fn made(
+        name: impl Into<Arc<str>>,
+        format: Format,
+        shape: [usize; 2],
+        make: impl Fn(Range<usize>) -> SmallVec<[Plane; 3]> + Send + Sync + 'static,
+    ) -> Self {
+        let make = move |rows: Range<usize>| {
+            let part = [rows.len(), shape[1]];
+            let planes: Arc<[Plane]> = make(rows).into_iter().collect();
+            check_planes(format, part, &planes);
+            planes
+        };
+        let planes = Planes::made(Arc::new(make), 0..shape[0]);
         Self { name: name.into(), format, shape, planes, order: None }
+    }
+
+    /// The matrix with its planes in memory for as long as it lives: for one who reads them once.
+    pub fn held(&self) -> Self {
+        Self { planes: self.planes.held(), ..self.clone() }
+    }
+
+    /// What tells the matrix from every other that is there at the same time: it and its clones have this address and this
+    /// length, and none else has.
+    pub fn key(&self) -> (usize, usize) {
+        self.planes.key()
     }
 
     /// With stored column `j` standing for column `order[j]` of the input: GPTQ's activation order.
@@ -258,9 +259,9 @@ impl QuantWeight {
         &self.shape
     }
 
-    /// Its bytes, in the order that the format names.
+    /// Its bytes, in the order that the format names. Planes that had to be made are kept from here on.
     pub fn planes(&self) -> &[Plane] {
-        &self.planes
+        self.planes.kept()
     }
 
     /// The input column of each stored one, where they are not the same.
@@ -270,7 +271,7 @@ impl QuantWeight {
 
     /// Bytes of all planes.
     pub fn len_bytes(&self) -> usize {
-        self.planes.iter().map(|plane| plane.range.len()).sum()
+        self.format.row_bytes(self.shape[1]).iter().map(|row| row * self.shape[0]).sum()
     }
 
     /// Rows `rows` as a matrix of their own, without a copy: the parts of a fused projection.
@@ -279,18 +280,22 @@ impl QuantWeight {
     /// Where `rows` leaves the matrix.
     pub fn rows(&self, part: &str, rows: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.shape[0], "rows {rows:?} of {:?}", self.shape);
-        let planes = self.planes.iter().zip(self.format.row_bytes(self.shape[1])).map(|(plane, row)| Plane {
-            owner: Arc::clone(&plane.owner),
-            range: plane.range.start + rows.start * row..plane.range.start + rows.end * row,
-        });
+        let widths = self.format.row_bytes(self.shape[1]);
         Self {
             name: format!("{}[{part}]", self.name).into(),
             format: self.format,
             shape: [rows.len(), self.shape[1]],
-            planes: planes.collect(),
+            planes: self.planes.rows(&widths, rows),
             order: self.order.clone(),
         }
     }
+}
+
+fn check_planes(format: Format, shape: [usize; 2], planes: &[Plane]) {
+    assert!(shape[1].is_multiple_of(format.group()), "K = {} in groups of {}", shape[1], format.group());
+    let wanted: SmallVec<[usize; 3]> = format.row_bytes(shape[1]).iter().map(|row| row * shape[0]).collect();
+    let lengths: SmallVec<[usize; 3]> = planes.iter().map(Plane::len).collect();
+    assert_eq!(lengths, wanted, "bytes of the planes of {shape:?} in {format}");
 }
 
 impl fmt::Debug for QuantWeight {

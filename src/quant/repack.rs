@@ -6,7 +6,7 @@ use half::f16;
 
 use super::ggml::{self, IQ4_VALUES};
 use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows};
-use crate::tensor::{Bytes, DType};
+use crate::tensor::DType;
 
 /// What MLX computes a format with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,11 +75,6 @@ pub fn repack(weight: &QuantWeight, to: Format, narrow: bool) -> QuantWeight {
     }
 }
 
-fn plane(bytes: Vec<u8>) -> Plane {
-    let len = bytes.len();
-    Plane::new(Arc::new(bytes) as Arc<dyn Bytes>, 0..len)
-}
-
 /// GGUF's blocks hold a scale and the low and the high nibbles of halves; MLX's rows hold codes in order.
 fn mxfp4(weight: &QuantWeight) -> QuantWeight {
     let [rows, columns] = *weight.shape();
@@ -95,7 +90,7 @@ fn mxfp4(weight: &QuantWeight) -> QuantWeight {
             }
         }
     });
-    QuantWeight::new(weight.name(), Format::Mxfp4, [rows, columns], [plane(codes), plane(scales)])
+    QuantWeight::new(weight.name(), Format::Mxfp4, [rows, columns], [codes, scales].map(Plane::owned))
 }
 
 fn to_affine(weight: &QuantWeight, bits: u8, group: u16, narrow: bool) -> QuantWeight {
@@ -122,7 +117,7 @@ fn to_affine(weight: &QuantWeight, bits: u8, group: u16, narrow: bool) -> QuantW
         (DType::F32, bytes(&scales), bytes(&biases))
     };
     let format = Format::Affine { bits, group, scales: dtype };
-    QuantWeight::new(weight.name(), format, [rows, columns], [plane(packed), plane(scales), plane(biases)])
+    QuantWeight::new(weight.name(), format, [rows, columns], [packed, scales, biases].map(Plane::owned))
 }
 
 /// One row in affine codes of groups of `group`.

@@ -7,15 +7,17 @@
 //!
 //! Sources: GPTQModel (`qlinear/torch.py`, `utils/model.py`) and AutoAWQ (`modules/linear/gemm.py`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::quantized::matrix_shape;
-use super::{Checkpoint, TensorInfo};
-use crate::error::Result;
-use crate::quant::{Format, Plane, QuantWeight, affine, for_rows};
-use crate::tensor::{Bytes, DType};
-
 use half::f16;
+use smallvec::SmallVec;
+
+use super::Checkpoint;
+use super::quantized::matrix_shape;
+use crate::error::Result;
+use crate::quant::{Format, Plane, QuantWeight, affine, for_rows, write_floats};
+use crate::tensor::DType;
 
 /// Types that 32-bit words come in.
 const WORDS: &[&str] = &["I32", "U32"];
@@ -76,53 +78,21 @@ pub(super) fn gptq(
         }
     };
     let weight = checkpoint.typed(&name("qweight"), WORDS, &[columns * bits / 32, rows])?;
-    let scales = scales(checkpoint, &name("scales"), shape, bits)?;
-    let format = scales.format;
-    let group = format.group();
+    let (group, scales) = scales(checkpoint, &name("scales"), shape, bits)?;
     let order = match checkpoint.find(&name("g_idx")) {
         Some(_) => order(checkpoint, &name("g_idx"), columns, group)?,
         None => None,
     };
-    let per_word = 32 / bits;
-    let mask = (1_u32 << bits) - 1;
-    let zeros: Vec<u8> = match checkpoint.find(&name("qzeros")) {
-        None => vec![1 << (bits - 1); rows * (columns / group)],
+    let zeros = match checkpoint.find(&name("qzeros")) {
+        None => None,
         Some(_) => {
-            let dims = [columns / group, rows.div_ceil(per_word)];
-            let packed = words(checkpoint, checkpoint.typed(&name("qzeros"), WORDS, &dims)?);
-            // One in each field, added to the whole word as GPTQModel does: it takes it off the whole word, too.
-            let ones = (0..per_word).fold(0_u32, |word, i| word | 1 << (i * bits));
-            let one = if v2 { 0 } else { ones };
-            let zero = |g: usize, n: usize| {
-                let word = packed[g * dims[1] + n / per_word].wrapping_add(one);
-                (word >> (n % per_word * bits) & mask) as u8
-            };
-            (0..columns / group)
-                .flat_map(|g| (0..rows).map(move |n| (g, n)))
-                .map(|(g, n)| zero(g, n))
-                .collect()
+            let dims = [columns / group, rows.div_ceil(32 / bits)];
+            Some(checkpoint.plane(checkpoint.typed(&name("qzeros"), WORDS, &dims)?))
         }
     };
-    let packed = words(checkpoint, weight);
-    let code = |n: usize, k: usize| (packed[k / per_word * rows + n] >> (k % per_word * bits) & mask) as u8;
-    let order_ref = order.as_deref();
-    let codes = transposed(rows, columns, bits, |rows_at, columns_at, tile| {
-        for (i, n) in rows_at.enumerate() {
-            let out = &mut tile[i * columns_at.len()..][..columns_at.len()];
-            match order_ref {
-                None => out.iter_mut().zip(columns_at.clone()).for_each(|(out, k)| *out = code(n, k)),
-                Some(order) => out
-                    .iter_mut()
-                    .zip(&order[columns_at.clone()])
-                    .for_each(|(out, &k)| *out = code(n, k as usize)),
-            }
-        }
-    });
-    let weight = scales.weight(name("weight"), shape, codes, &zeros);
-    Ok(Some(match order {
-        Some(order) => weight.with_order(order),
-        None => weight,
-    }))
+    let codes = checkpoint.plane(weight);
+    let packed = Packed { layout: Layout::Gptq { v2 }, shape, bits, group, codes, zeros, scales, order };
+    Ok(Some(packed.weight(name("weight"))))
 }
 
 /// A module's matrix in AWQ's GEMM layout; `None` where it has no `qweight`.
@@ -137,44 +107,31 @@ pub(super) fn awq(checkpoint: &Checkpoint, module: &str, shape: [usize; 2]) -> R
         return Err(weight.fail(format!("a matrix of {shape:?} has not whole words of 8 rows")));
     }
     let weight = checkpoint.typed(&name("qweight"), WORDS, &[columns, rows / 8])?;
-    let scales = scales(checkpoint, &name("scales"), shape, 4)?;
-    let groups = columns / scales.format.group();
-    let nibble = |words: &[u32], row: usize, n: usize| {
-        (words[row * (rows / 8) + n / 8] >> (4 * AWQ_PLACES[n % 8]) & 15) as u8
-    };
-    let zeros: Vec<u8> = match checkpoint.find(&name("qzeros")) {
-        None => vec![8; rows * groups],
+    let (group, scales) = scales(checkpoint, &name("scales"), shape, 4)?;
+    let zeros = match checkpoint.find(&name("qzeros")) {
+        None => None,
         Some(_) => {
-            let packed = words(checkpoint, checkpoint.typed(&name("qzeros"), WORDS, &[groups, rows / 8])?);
-            let packed = &packed;
-            (0..groups).flat_map(|g| (0..rows).map(move |n| nibble(packed, g, n))).collect()
+            let dims = [columns / group, rows / 8];
+            Some(checkpoint.plane(checkpoint.typed(&name("qzeros"), WORDS, &dims)?))
         }
     };
-    let packed = words(checkpoint, weight);
-    let codes = transposed(rows, columns, 4, |rows_at, columns_at, tile| {
-        let width = columns_at.len();
-        for (i, k) in columns_at.enumerate() {
-            for (j, n) in rows_at.clone().enumerate() {
-                tile[j * width + i] = nibble(&packed, k, n);
-            }
-        }
-    });
-    Ok(Some(scales.weight(name("weight"), shape, codes, &zeros)))
+    let codes = checkpoint.plane(weight);
+    let packed = Packed { layout: Layout::Awq, shape, bits: 4, group, codes, zeros, scales, order: None };
+    Ok(Some(packed.weight(name("weight"))))
 }
 
 /// 32-bit words, copied: the file may not align them.
-fn words(checkpoint: &Checkpoint, info: &TensorInfo) -> Vec<u32> {
-    let plane = checkpoint.plane(info);
+fn words(plane: &Plane) -> Vec<u32> {
     plane.bytes().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
-/// The scales of a matrix, `[G, N]`, as the file has them.
-struct Scales {
-    format: Format,
-    values: Vec<f32>,
-}
-
-fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2], bits: usize) -> Result<Scales> {
+/// Elements of a group, and the scales of a matrix, `[G, N]`, as the file has them.
+fn scales(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: [usize; 2],
+    bits: usize,
+) -> Result<(usize, (DType, Plane))> {
     let [rows, columns] = shape;
     let Some(info) = checkpoint.find(name) else {
         return Err(checkpoint.missing(name, "the module has a qweight"));
@@ -192,39 +149,121 @@ fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2], bits: usize) -
     let Some(dtype) = info.dtype() else {
         return Err(info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())));
     };
-    let mut values = vec![0.0; info.shape().iter().product()];
-    affine::read_floats(dtype, checkpoint.plane(info).bytes(), &mut values);
-    Ok(Scales { format, values })
+    Ok((format.group(), (dtype, checkpoint.plane(info))))
 }
 
-impl Scales {
-    /// The matrix of `codes` with these scales and `zeros` `[G, N]`. Scales and biases are kept as `f16` where that holds
-    /// them exactly, and as `f32` otherwise: a bias has the bits of the scale and those of the zero point.
-    fn weight(self, name: String, shape: [usize; 2], codes: Vec<u8>, zeros: &[u8]) -> QuantWeight {
-        let [rows, columns] = shape;
-        let Format::Affine { bits, group, .. } = self.format else {
-            unreachable!("scales are of affine codes")
-        };
-        let groups = columns / usize::from(group);
-        let each = || (0..rows).flat_map(|n| (0..groups).map(move |g| g * rows + n));
-        let scales: Vec<f32> = each().map(|i| self.values[i]).collect();
-        let biases: Vec<f32> = each().map(|i| -self.values[i] * f32::from(zeros[i])).collect();
+/// How codes and zero points are packed.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// Along the input; zero points less one unless `v2`.
+    Gptq { v2: bool },
+    /// Eight outputs in a word.
+    Awq,
+}
+
+/// A matrix `[N, K]` as its file has it, whose tensors fit each other.
+struct Packed {
+    layout: Layout,
+    shape: [usize; 2],
+    bits: usize,
+    group: usize,
+    codes: Plane,
+    zeros: Option<Plane>,
+    scales: (DType, Plane),
+    order: Option<Arc<[u32]>>,
+}
+
+impl Packed {
+    /// The affine matrix. Its planes are made of the file whenever they are asked for: beside what a backend makes of them
+    /// they would only take memory.
+    fn weight(self, name: String) -> QuantWeight {
+        let (shape, order) = (self.shape, self.order.clone());
+        let (scales, biases) = self.scales_and_biases(0..shape[0]);
+        // A bias has the bits of the scale and those of the zero point.
         let exact =
             |values: &[f32]| values.iter().all(|&v| f16::from_f32(v).to_f32().to_bits() == v.to_bits());
-        let (dtype, planes) = if exact(&scales) && exact(&biases) {
-            let narrow = |values: &[f32]| -> Vec<u8> {
-                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+        let dtype = if exact(&scales) && exact(&biases) { DType::F16 } else { DType::F32 };
+        drop((scales, biases));
+        let format = Format::Affine { bits: self.bits as u8, group: self.group as u16, scales: dtype };
+        let make = move |rows: Range<usize>| {
+            let (scales, biases) = self.scales_and_biases(rows.clone());
+            let floats = |values: &[f32]| {
+                let mut bytes = vec![0; values.len() * dtype.size()];
+                write_floats(dtype, values, &mut bytes);
+                bytes
             };
-            (DType::F16, [codes, narrow(&scales), narrow(&biases)])
-        } else {
-            let wide = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
-            (DType::F32, [codes, wide(&scales), wide(&biases)])
+            let planes = [self.codes(rows), floats(&scales), floats(&biases)];
+            let read = [Some(&self.codes), self.zeros.as_ref(), Some(&self.scales.1)];
+            read.into_iter().flatten().for_each(Plane::release);
+            SmallVec::from(planes.map(Plane::owned))
         };
-        let planes = planes.map(|bytes| {
-            let len = bytes.len();
-            Plane::new(Arc::new(bytes) as Arc<dyn Bytes>, 0..len)
-        });
-        QuantWeight::new(name, Format::Affine { bits, group, scales: dtype }, shape, planes)
+        let weight = QuantWeight::made(name, format, shape, make);
+        match order {
+            Some(order) => weight.with_order(order),
+            None => weight,
+        }
+    }
+
+    /// Scales and biases of some rows, `[N, G]`.
+    fn scales_and_biases(&self, rows: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let [all, columns] = self.shape;
+        let groups = columns / self.group;
+        let mut values = vec![0.0; all * groups];
+        affine::read_floats(self.scales.0, self.scales.1.bytes(), &mut values);
+        let zeros = self.zeros.as_ref().map(words);
+        let each = || rows.clone().flat_map(|n| (0..groups).map(move |g| (g, n)));
+        let scales = each().map(|(g, n)| values[g * all + n]).collect();
+        let biases = each().map(|(g, n)| -values[g * all + n] * self.zero(zeros.as_deref(), g, n));
+        (scales, biases.collect())
+    }
+
+    /// The zero point of row `n` in group `g`: the middle where the file has none.
+    fn zero(&self, zeros: Option<&[u32]>, g: usize, n: usize) -> f32 {
+        let Some(zeros) = zeros else { return (1_u32 << (self.bits - 1)) as f32 };
+        let per_word = 32 / self.bits;
+        let word = zeros[g * self.shape[0].div_ceil(per_word) + n / per_word];
+        let (word, place) = match self.layout {
+            Layout::Awq => (word, AWQ_PLACES[n % 8]),
+            Layout::Gptq { v2: true } => (word, n % per_word),
+            Layout::Gptq { v2: false } => {
+                // One in each field, added to the whole word as GPTQModel does: it takes it off the whole word, too.
+                let ones = (0..per_word).fold(0_u32, |word, i| word | 1 << (i * self.bits));
+                (word.wrapping_add(ones), n % per_word)
+            }
+        };
+        (word >> (place * self.bits) & ((1 << self.bits) - 1)) as f32
+    }
+
+    /// Codes of some rows, packed `[N, K]`.
+    fn codes(&self, rows: Range<usize>) -> Vec<u8> {
+        let ([all, columns], bits, first) = (self.shape, self.bits, rows.start);
+        let packed = words(&self.codes);
+        let (per_word, mask) = (32 / bits, (1_u32 << bits) - 1);
+        let code =
+            |n: usize, k: usize| (packed[k / per_word * all + n] >> (k % per_word * bits) & mask) as u8;
+        transposed(rows.len(), columns, bits, |rows_at, columns_at, tile| match (self.layout, &self.order) {
+            (Layout::Awq, _) => {
+                let width = columns_at.len();
+                for (i, k) in columns_at.enumerate() {
+                    for (j, n) in rows_at.clone().map(|n| first + n).enumerate() {
+                        let word = packed[k * (all / 8) + n / 8];
+                        tile[j * width + i] = (word >> (4 * AWQ_PLACES[n % 8]) & 15) as u8;
+                    }
+                }
+            }
+            (Layout::Gptq { .. }, order) => {
+                for (i, n) in rows_at.map(|n| first + n).enumerate() {
+                    let out = &mut tile[i * columns_at.len()..][..columns_at.len()];
+                    match order {
+                        None => out.iter_mut().zip(columns_at.clone()).for_each(|(out, k)| *out = code(n, k)),
+                        Some(order) => out
+                            .iter_mut()
+                            .zip(&order[columns_at.clone()])
+                            .for_each(|(out, &k)| *out = code(n, k as usize)),
+                    }
+                }
+            }
+        })
     }
 }
 
@@ -233,7 +272,7 @@ fn transposed(
     rows: usize,
     columns: usize,
     bits: usize,
-    read: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>, &mut [u8]) + Sync,
+    read: impl Fn(Range<usize>, Range<usize>, &mut [u8]) + Sync,
 ) -> Vec<u8> {
     // 64 rows are what a cache line of four-byte words along the rows holds four times over; 512 columns of them fit L1.
     const ROWS: usize = 64;
@@ -264,7 +303,7 @@ fn transposed(
 /// A group out of range, or groups of unequal size.
 fn order(checkpoint: &Checkpoint, name: &str, columns: usize, group: usize) -> Result<Option<Arc<[u32]>>> {
     let info = checkpoint.typed(name, WORDS, &[columns])?;
-    let groups = words(checkpoint, info);
+    let groups = words(&checkpoint.plane(info));
     if groups.iter().enumerate().all(|(k, &g)| g as usize == k / group) {
         return Ok(None);
     }

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::safetensors::Dtype;
+use smallvec::SmallVec;
 
 pub use mmap::MappedFile;
 pub use quantized::Stored;
@@ -262,8 +263,17 @@ impl Checkpoint {
         let name = format!("{module}.weight");
         let info = self.of_shape(&name, &shape)?;
         let Some(format) = info.format() else { return self.get(&name, &shape).map(Matrix::Dense) };
-        let (owner, range) = self.bytes(info);
-        Ok(Matrix::Quantized(QuantWeight::new(name, format, shape, [Plane::new(owner, range)])))
+        let stored = self.plane(info);
+        let Form::Pairs { heads } = info.form else {
+            return Ok(Matrix::Quantized(QuantWeight::new(name, format, shape, [stored])));
+        };
+        let make = move |rows: Range<usize>| {
+            let mut ordered = vec![0; rows.len() * (stored.bytes().len() / shape[0])];
+            unpair(stored.bytes(), shape[0], heads, rows, &mut ordered);
+            stored.release();
+            SmallVec::from_iter([Plane::owned(ordered)])
+        };
+        Ok(Matrix::Quantized(QuantWeight::made(name, format, shape, make)))
     }
 
     /// A tensor that must be there and have this shape.
@@ -304,16 +314,10 @@ impl Checkpoint {
         let owner = Arc::clone(&self.shards[info.shard].owner);
         let Form::Pairs { heads } = info.form else { return (owner, info.range.clone()) };
         let bytes = &owner.bytes()[info.range.clone()];
-        let rows = info.shape[0];
-        let (stride, half) = (bytes.len() / rows, rows / heads / 2);
         let mut copy = Aligned::zeros(bytes.len());
-        let ordered = copy.bytes_mut();
-        for (row, bytes) in bytes.chunks_exact(stride).enumerate() {
-            let (head, pair, second) = (row / (2 * half), row / 2 % half, row % 2);
-            let to = (2 * head + second) * half + pair;
-            ordered[to * stride..][..stride].copy_from_slice(bytes);
-        }
-        (Arc::new(copy), 0..bytes.len())
+        unpair(bytes, info.shape[0], heads, 0..info.shape[0], copy.bytes_mut());
+        owner.release(info.range.clone());
+        (Arc::new(copy), 0..info.range.len())
     }
 
     /// Tells the system that the files will be read from front to back.
@@ -391,6 +395,17 @@ impl Checkpoint {
             [] => format!("; the checkpoint has {} tensors", self.tensors.len()),
             near => format!("; near names: {}", near.join(", ")),
         }
+    }
+}
+
+/// Rows `wanted` of a matrix of `rows`, of which those of each head are stored in pairs that rotate together, in the order of
+/// a Hugging Face checkpoint.
+fn unpair(stored: &[u8], rows: usize, heads: usize, wanted: Range<usize>, ordered: &mut [u8]) {
+    let (stride, half) = (stored.len() / rows, rows / heads / 2);
+    for (row, ordered) in wanted.zip(ordered.chunks_exact_mut(stride)) {
+        let (head, second, pair) = (row / (2 * half), row / half % 2, row % half);
+        let from = 2 * (head * half + pair) + second;
+        ordered.copy_from_slice(&stored[from * stride..][..stride]);
     }
 }
 

@@ -33,9 +33,8 @@ pub struct CpuBackend {
     packed: RefCell<PackedWeights>,
 }
 
-/// Quantized weights as kernels read them, by the address and length of their codes; the plane keeps the address from being
-/// reused.
-type PackedWeights = HashMap<(usize, usize), (Arc<PackedMatrix>, Plane)>;
+/// Quantized weights as kernels read them, by their keys, which the weight keeps from being reused.
+type PackedWeights = HashMap<(usize, usize), (Arc<PackedMatrix>, QuantWeight)>;
 
 /// Norms and biases as `f32`, by the address and length of their bytes; the owner keeps the address from being reused.
 type SmallWeights = HashMap<(usize, usize), (Arc<[f32]>, Arc<dyn Bytes>)>;
@@ -108,16 +107,15 @@ impl CpuBackend {
         }
     }
 
-    /// A quantized weight as kernels read it, packed when it is first asked for. What it was made of leaves memory, where it
-    /// is a part of a mapped file.
+    /// A quantized weight as kernels read it, packed when it is first asked for. What it was made of leaves memory, where
+    /// it is a part of a mapped file, or can be made of one again.
     fn packed(&self, weight: &QuantWeight) -> Arc<PackedMatrix> {
-        let plane = &weight.planes()[0];
-        let bytes = plane.bytes();
         let mut packed = self.packed.borrow_mut();
-        let (packed, _) = packed.entry((bytes.as_ptr() as usize, bytes.len())).or_insert_with(|| {
-            let packed = PackedMatrix::pack(&self.pool, weight);
-            weight.planes().iter().for_each(Plane::release);
-            (Arc::new(packed), plane.clone())
+        let (packed, _) = packed.entry(weight.key()).or_insert_with(|| {
+            let held = weight.held();
+            let packed = PackedMatrix::pack(&self.pool, &held);
+            held.planes().iter().for_each(Plane::release);
+            (Arc::new(packed), weight.clone())
         });
         Arc::clone(packed)
     }
@@ -328,5 +326,72 @@ impl Ops for CpuBackend {
             }
         };
         Ok(smallvec![output])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use smallvec::SmallVec;
+
+    use super::*;
+    use crate::quant::{Format, GgmlType};
+
+    /// Bytes that count how many of their kind there are.
+    #[derive(Debug)]
+    struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+    impl Bytes for Counted {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A matrix of Q8_0 `[20, 64]` whose planes are made, and how many of them are in memory.
+    fn made() -> (QuantWeight, Arc<AtomicUsize>) {
+        let live = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&live);
+        let format = Format::Ggml(GgmlType::Q8_0);
+        let weight = QuantWeight::made("w", format, [20, 64], move |rows| {
+            count.fetch_add(1, Ordering::Relaxed);
+            // A scale of 1 in front of 32 codes, of which each row has its own.
+            let row =
+                |row: usize| std::iter::repeat_n([&[0, 0x3c][..], &[row as u8; 32]].concat(), 2).flatten();
+            let bytes: Vec<u8> = rows.flat_map(row).collect();
+            let len = bytes.len();
+            SmallVec::from_iter([Plane::new(Arc::new(Counted(bytes, Arc::clone(&count))), 0..len)])
+        });
+        (weight, live)
+    }
+
+    #[test]
+    fn what_was_made_to_be_packed_leaves_memory() {
+        let (weight, live) = made();
+        let cpu = CpuBackend::new(Some(1), None).with_activations(Activations::F32);
+        cpu.prepare(MatrixRef::Quantized(&weight));
+        assert_eq!(live.load(Ordering::Relaxed), 0);
+        let x = HostTensor::from_vec(&[1, 64], vec![1.0; 64]);
+        let multiply = |weight: &QuantWeight| {
+            let projection = Projection { weight: MatrixRef::Quantized(weight), bias: None };
+            cpu.linear(&x, [projection])[0].data().to_vec()
+        };
+        let expected: Vec<f32> = (0..20).map(|row| 64.0 * row as f32).collect();
+        assert_eq!(multiply(&weight), expected);
+        // Rows of it are another matrix, which makes no more than its own.
+        let part = weight.rows("part", 3..5);
+        assert_eq!(multiply(&part), expected[3..5]);
+        assert_eq!(live.load(Ordering::Relaxed), 0);
+        // Who reads rows again and again keeps them.
+        assert_eq!((part.planes()[0].bytes().len(), part.to_f32()[64]), (2 * 68, 4.0));
+        assert_eq!((live.load(Ordering::Relaxed), part.held().to_f32()[0]), (1, 3.0));
+        drop((part, cpu));
+        assert_eq!(live.load(Ordering::Relaxed), 0);
     }
 }
