@@ -55,8 +55,26 @@ pub(crate) fn iq4_xs_scales(block: &[u8]) -> [i8; 8] {
 }
 
 /// Codes of 32 elements, the low nibbles of 16 bytes and then the high ones.
+#[inline]
 pub(crate) fn halves(bytes: &[u8]) -> [u8; 32] {
-    std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15)
+    let mut codes = [0; 32];
+    let (low, high) = codes.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(&bytes[..16]) {
+        (*low, *high) = (byte & 15, byte >> 4);
+    }
+    codes
+}
+
+/// `bytes` shifted right by `SHIFT` and cut to `mask`, for each of `codes`: a loop over neighbours, which becomes vectors.
+#[inline]
+fn part<const SHIFT: u32>(codes: &mut [u8], bytes: &[u8], mask: u8) {
+    codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> SHIFT & mask);
+}
+
+/// Bits of `bytes` from `SHIFT` on put above the codes that are there, from bit `AT` on.
+#[inline]
+fn above<const SHIFT: u32, const AT: u32>(codes: &mut [u8], bytes: &[u8], mask: u8) {
+    codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code |= (byte >> SHIFT & mask) << AT);
 }
 
 /// Codes of 32 elements of five bits, the fifth ones in a little-endian mask.
@@ -109,8 +127,11 @@ pub(crate) fn affine_block(
             for (i, &both) in packed.iter().enumerate() {
                 (scales[i], biases[i]) = (d * f32::from(both & 15), -(dmin * f32::from(both >> 4)));
             }
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code = quants[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+            for (codes, quants) in codes.chunks_exact_mut(128).zip(quants.chunks_exact(32)) {
+                part::<0>(&mut codes[..32], quants, 3);
+                part::<2>(&mut codes[32..64], quants, 3);
+                part::<4>(&mut codes[64..96], quants, 3);
+                part::<6>(&mut codes[96..], quants, 3);
             }
         }
         GgmlType::Q3_K => {
@@ -118,9 +139,14 @@ pub(crate) fn affine_block(
             let d = half_at(block, 108);
             let packed = q3_k_scales(&block[96..108]);
             scales.iter_mut().zip(packed).for_each(|(scale, q)| *scale = d * f32::from(q));
-            for (i, code) in codes.iter_mut().enumerate() {
-                let two = low[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
-                *code = two | (high[i % 32] >> (i / 32) & 1) << 2;
+            for (codes, low) in codes.chunks_exact_mut(128).zip(low.chunks_exact(32)) {
+                part::<0>(&mut codes[..32], low, 3);
+                part::<2>(&mut codes[32..64], low, 3);
+                part::<4>(&mut codes[64..96], low, 3);
+                part::<6>(&mut codes[96..], low, 3);
+            }
+            for (i, codes) in codes.chunks_exact_mut(32).enumerate() {
+                codes.iter_mut().zip(high).for_each(|(code, byte)| *code |= (byte >> i & 1) << 2);
             }
             offset(scales, biases, 4.0);
         }
@@ -135,18 +161,28 @@ pub(crate) fn affine_block(
                 GgmlType::Q4_K => (None, &block[16..]),
                 _ => (Some(&block[16..48]), &block[48..]),
             };
-            for (i, code) in codes.iter_mut().enumerate() {
-                let fifth = high.map_or(0, |high| (high[i % 32] >> (i / 32) & 1) << 4);
-                *code = low[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15 | fifth;
+            for (codes, low) in codes.chunks_exact_mut(64).zip(low.chunks_exact(32)) {
+                part::<0>(&mut codes[..32], low, 15);
+                part::<4>(&mut codes[32..], low, 15);
+            }
+            for (i, codes) in codes.chunks_exact_mut(32).enumerate() {
+                if let Some(high) = high {
+                    codes.iter_mut().zip(high).for_each(|(code, byte)| *code |= (byte >> i & 1) << 4);
+                }
             }
         }
         GgmlType::Q6_K => {
             let (low, high) = (&block[..128], &block[128..192]);
             let d = half_at(block, 208);
             scales.iter_mut().zip(&block[192..208]).for_each(|(scale, &q)| *scale = d * f32::from(q as i8));
-            for (i, code) in codes.iter_mut().enumerate() {
-                let four = low[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
-                *code = four | (high[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3) << 4;
+            let halves = codes.chunks_exact_mut(128).zip(low.chunks_exact(64).zip(high.chunks_exact(32)));
+            for (codes, (low, high)) in halves {
+                part::<0>(&mut codes[..64], low, 15);
+                part::<4>(&mut codes[64..], low, 15);
+                above::<0, 4>(&mut codes[..32], high, 3);
+                above::<2, 4>(&mut codes[32..64], high, 3);
+                above::<4, 4>(&mut codes[64..96], high, 3);
+                above::<6, 4>(&mut codes[96..], high, 3);
             }
             offset(scales, biases, 32.0);
         }
