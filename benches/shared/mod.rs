@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backstop::backend::cpu::limits;
+use backstop::backend::cpu::{Isa, limits};
 use criterion::Criterion;
 
 /// Thread counts that are measured.
@@ -19,6 +19,6 @@ pub fn criterion() -> Criterion {
 
 /// Prints what this machine can do with `threads` threads, measured now: what the rates are to be compared with.
 pub fn print_limits(threads: usize) {
-    let (bytes, flops) = (limits::read_bandwidth(threads), limits::fma_peak(threads));
+    let (bytes, flops) = (limits::read_bandwidth(threads), limits::fma_peak(threads, Isa::detect()));
     println!("\n{threads} threads can read {:.1} GB/s and do {:.1} GFLOP/s", bytes / 1e9, flops / 1e9);
 }

@@ -7,11 +7,13 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, ensure};
 use backstop::ModelFiles;
-use backstop::backend::cpu::limits;
+use backstop::backend::LlmBackendKind;
+use backstop::backend::cpu::{Activations, Isa, limits};
 use backstop::engine::Runtime;
+use backstop::quant::Format;
 use serde_json::{Value, json};
 
-use super::args::{BenchArgs, SessionArgs};
+use super::args::{BenchArgs, ModelArgs, SessionArgs};
 use super::stream::print;
 use super::term::Progress;
 use super::{Loaded, Usage, summary};
@@ -20,7 +22,7 @@ use report::{Report, Row, Spread};
 
 pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if let Some(threads) = args.limits {
-        print(&format!("{}\n", Limits::of(threads).json()))?;
+        print(&format!("{}\n", Limits::of(threads, isa(&args.model)?).json()))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.prompt == 0 && args.generate == 0 {
@@ -28,7 +30,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     let files = super::open(args.model.model.as_deref())?;
     let context = context(args, files.config.max_context())?;
-    let work = Work::of(&files);
+    let work = Work::of(&files, args.model.activations);
     drop(files);
     let threads = match &args.threads[..] {
         [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
@@ -69,16 +71,17 @@ struct Work {
     weight_bytes: u64,
     /// Bytes of keys and values of one token.
     kv_token_bytes: u64,
-    /// Elements of the matrices that each token of a prompt is multiplied with.
-    layer_elements: u64,
+    /// Elements of the matrices that each token of a prompt is multiplied with: as floats, and as bytes.
+    layer_elements: [u64; 2],
     /// Elements of the output head, which the last token alone is.
-    head_elements: u64,
+    head_elements: [u64; 2],
 }
 
 impl Work {
-    fn of(files: &ModelFiles) -> Self {
+    fn of(files: &ModelFiles, activations: Activations) -> Self {
         let config = &files.config;
-        let (tied, mut weight_bytes, mut layer_elements) = (config.tie_word_embeddings, 0, 0);
+        let (tied, mut weight_bytes) = (config.tie_word_embeddings, 0);
+        let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
         for tensor in files.tensors() {
             let embedding =
                 ["model.embed_tokens", "token_embd"].iter().any(|name| tensor.name.starts_with(name));
@@ -88,22 +91,26 @@ impl Work {
                 continue;
             }
             weight_bytes += tensor.loaded;
-            if !embedding && !head && tensor.shape.len() > 1 {
-                layer_elements += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
+            let bytes = activations == Activations::Int8 && tensor.format.is_some_and(Format::has_integers);
+            if tensor.shape.len() > 1 {
+                let elements = if embedding || head { &mut head_elements } else { &mut layer_elements };
+                elements[usize::from(bytes)] += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
             }
         }
         Self {
             weight_bytes,
             kv_token_bytes: files.kv_token_bytes(files.dtype()),
             layer_elements,
-            head_elements: (config.vocab_size * config.hidden_size) as u64,
+            head_elements,
         }
     }
 
-    /// Operations on matrices for the prompts of `case`, two for each element.
-    fn prompt_operations(&self, case: Case) -> f64 {
-        2.0 * case.batch as f64
-            * (case.prompt as f64 * self.layer_elements as f64 + self.head_elements as f64)
+    /// Operations on matrices for the prompts of `case`, two for each element: on floats, and on bytes.
+    fn prompt_operations(&self, case: Case) -> [f64; 2] {
+        [0, 1].map(|kind| {
+            2.0 * case.batch as f64
+                * (case.prompt as f64 * self.layer_elements[kind] as f64 + self.head_elements[kind] as f64)
+        })
     }
 
     /// Bytes of weights and of keys and values that a generated token of `case` takes, on average.
@@ -120,22 +127,28 @@ struct Limits {
     read_bandwidth: f64,
     /// `f32` operations.
     fma_peak: f64,
+    /// Operations on bytes.
+    int8_peak: f64,
 }
 
 impl Limits {
-    fn of(threads: usize) -> Self {
-        Self { read_bandwidth: limits::read_bandwidth(threads), fma_peak: limits::fma_peak(threads) }
+    fn of(threads: usize, isa: Isa) -> Self {
+        Self {
+            read_bandwidth: limits::read_bandwidth(threads),
+            fma_peak: limits::fma_peak(threads, isa),
+            int8_peak: limits::int8_peak(threads, isa),
+        }
     }
 
     fn json(self) -> Value {
-        json!({ "read_bandwidth": self.read_bandwidth, "fma_peak": self.fma_peak })
+        json!({ "read_bandwidth": self.read_bandwidth, "fma_peak": self.fma_peak, "int8_peak": self.int8_peak })
     }
 
     /// As another process of this program measures them: what it reads from memory would count as this one's.
-    fn elsewhere(threads: usize) -> anyhow::Result<Self> {
+    fn elsewhere(threads: usize, isa: Isa) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot measure this machine's limits")?;
         let output = Command::new(program)
-            .args(["bench", "--limits", &threads.to_string()])
+            .args(["bench", "--limits", &threads.to_string(), "--isa", isa.name()])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
@@ -143,8 +156,16 @@ impl Limits {
         ensure!(output.status.success(), "measuring this machine's limits failed: {}", output.status);
         let limits: Value = serde_json::from_slice(&output.stdout)?;
         let limit = |name: &str| limits[name].as_f64().with_context(|| format!("no {name} was measured"));
-        Ok(Self { read_bandwidth: limit("read_bandwidth")?, fma_peak: limit("fma_peak")? })
+        Ok(Self {
+            read_bandwidth: limit("read_bandwidth")?,
+            fma_peak: limit("fma_peak")?,
+            int8_peak: limit("int8_peak")?,
+        })
     }
+}
+
+fn isa(args: &ModelArgs) -> anyhow::Result<Isa> {
+    Ok(args.isa.as_deref().map(super::isa).transpose()?.unwrap_or_else(Isa::detect))
 }
 
 /// Tokens of a prompt that touches pages and fills caches, before the first that counts.
@@ -162,9 +183,10 @@ fn measured(loaded: &Loaded, args: &BenchArgs, case: Case, threads: usize) -> an
         measure::generate(runtime, &mut sequences, short, false)?;
         Ok::<_, backstop::Error>(sequences)
     })??;
+    let isa = isa(&args.model)?;
     let (mut limits, mut prompts, mut generations) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.reps {
-        limits.push(Limits::elsewhere(threads)?);
+        limits.push(Limits::elsewhere(threads, isa)?);
         let times;
         (sequences, times) = repetition(engine, sequences, case, false)?;
         prompts.push(times.0.time.as_secs_f64());
@@ -191,6 +213,8 @@ fn measured(loaded: &Loaded, args: &BenchArgs, case: Case, threads: usize) -> an
         peak_memory,
         read_bandwidth: Spread::of(limits.iter().map(|limits| limits.read_bandwidth)),
         fma_peak: Spread::of(limits.iter().map(|limits| limits.fma_peak)),
+        int8_peak: Spread::of(limits.iter().map(|limits| limits.int8_peak)),
+        on_cpu: loaded.model.info().selection.kind == LlmBackendKind::Cpu,
         fallen_back: summary::fallen_back(engine.report()),
         profile,
     })

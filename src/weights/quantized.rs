@@ -57,6 +57,8 @@ pub struct Stored {
     pub name: String,
     /// The format, or the element type as the file names it: `affine4 g64`, `BF16`.
     pub kind: String,
+    /// The format of a quantized matrix.
+    pub format: Option<Format>,
     /// Dimensions, outermost first: of quantized matrices, what they stand for.
     pub shape: Shape,
     /// Bytes in the files.
@@ -90,12 +92,13 @@ pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> V
             _ => format.row_bytes(shape[1]).iter().map(|&row| row as u64 * shape[0] as u64).sum(),
         };
         let shape = shape.as_slice().into();
-        all.push(Stored { name: module.to_owned(), kind: format.to_string(), shape, bytes, loaded });
+        let (name, kind) = (module.to_owned(), format.to_string());
+        all.push(Stored { name, kind, format: Some(format), shape, bytes, loaded });
     }
     for info in checkpoint.tensors().filter(|info| !taken.contains(info.name())) {
         let (bytes, shape) = (info.bytes() as u64, info.shape().into());
         let (name, kind) = (info.name().to_owned(), info.dtype_name());
-        all.push(Stored { name, kind, shape, bytes, loaded: bytes });
+        all.push(Stored { name, kind, format: info.format(), shape, bytes, loaded: bytes });
     }
     all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     all

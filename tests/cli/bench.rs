@@ -30,11 +30,13 @@ fn bench_measures_the_built_in_model() {
         for spread in [&row["rates"]["prompt"], &row["rates"]["generation"], &row["first_token"]] {
             assert_spread(spread, "a measurement");
         }
-        for limit in ["read_bandwidth", "fma_peak"] {
+        for limit in ["read_bandwidth", "fma_peak", "int8_peak"] {
             assert_spread(&row["limits"][limit], limit);
-            let part = row["fractions"][limit].as_f64().unwrap();
-            assert!(part > 0.0, "{limit}: {row}");
         }
+        for part in ["read_bandwidth", "arithmetic_peak"] {
+            assert!(row["fractions"][part].as_f64().unwrap() > 0.0, "{part}: {row}");
+        }
+        assert_eq!(row["arithmetic"], "f32");
         // Its embedding is its head: two tokens of a step share one reading of everything.
         assert_eq!(row["weight_bytes_per_token"].as_f64(), Some(files.checkpoint.total_bytes() as f64 / 2.0));
         let cached = row["depth"].as_f64().unwrap() + 3.5;
@@ -97,7 +99,12 @@ fn bench_leaves_out_what_has_no_tokens() {
     assert!(lines[0].starts_with("model  stories (built in): llama, "), "{table}");
     assert!(lines[3].starts_with("device ") && lines[3].contains("generation tok/s"), "{table}");
     assert!(lines[4].starts_with("cpu (") && lines[4].contains('–') && lines[4].contains(" %"), "{table}");
-    assert!(lines[6].starts_with("limits ") && lines[7].starts_with("1 thread "), "{table}");
+    assert!(
+        lines[6].starts_with("limits ")
+            && lines[6].ends_with("int8 GOP/s")
+            && lines[7].starts_with("1 thread "),
+        "{table}"
+    );
 }
 
 #[test]

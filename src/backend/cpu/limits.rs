@@ -1,9 +1,10 @@
 //! What this machine can do at most: what kernels are measured against.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::isa::{Isa, Kernel, Simd};
+use super::isa::{IntKernel, IntSimd, Isa, Kernel, Simd};
 use super::pool::Pool;
 
 /// Larger than any cache share that a machine of this kind gives to one process' stream.
@@ -33,22 +34,37 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     STREAM_BYTES as f64 / best
 }
 
-/// `f32` operations per second (an FMA is two) of `threads` threads that run chains of FMAs in registers: the best of
-/// five.
-pub fn fma_peak(threads: usize) -> f64 {
+/// `f32` operations per second (an FMA is two) of `threads` threads that run chains of FMAs of `isa` in registers: the best
+/// of five.
+pub fn fma_peak(threads: usize, isa: Isa) -> f64 {
     const STEPS: usize = 1 << 21;
+    peak(threads, || {
+        black_box(isa.dispatch(Chains(STEPS)));
+        STEPS * CHAINS * isa.lanes() * 2
+    })
+}
+
+/// Operations per second (a multiplication and an addition are two) of `threads` threads that run chains of products of
+/// bytes, by the instructions that `isa` has for them and as quantized weights of four bits use them: the best of five.
+pub fn int8_peak(threads: usize, isa: Isa) -> f64 {
+    const STEPS: usize = 1 << 18;
+    peak(threads, || isa.dispatch_int(ByteChains(STEPS)))
+}
+
+/// The most operations per second of tasks that return how many they did.
+fn peak(threads: usize, task: impl Fn() -> usize + Sync) -> f64 {
     let pool = Pool::new(threads);
-    let isa = Isa::detect();
     let tasks = pool.threads() * 4;
-    let mut best = f64::INFINITY;
+    let mut best = 0.0_f64;
     for _ in 0..ROUNDS {
+        let operations = AtomicUsize::new(0);
         let start = Instant::now();
         pool.run(tasks, |_| {
-            black_box(isa.dispatch(Chains(STEPS)));
+            operations.fetch_add(task(), Ordering::Relaxed);
         });
-        best = best.min(start.elapsed().as_secs_f64());
+        best = best.max(operations.into_inner() as f64 / start.elapsed().as_secs_f64());
     }
-    (tasks * STEPS * CHAINS * isa.lanes() * 2) as f64 / best
+    best
 }
 
 /// The sum of a slice, four vectors at a time.
@@ -88,5 +104,55 @@ impl Kernel for Chains {
             }
         }
         acc.into_iter().map(|v| s.reduce_add(v)).sum()
+    }
+}
+
+/// Chains of sums of products of bytes; returns the operations.
+struct ByteChains(usize);
+
+/// Quads of a block of 32 columns.
+const QUADS: usize = 8;
+
+impl IntKernel for ByteChains {
+    type Out = usize;
+
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) -> usize {
+        // Without an instruction that adds four products, each chain has sums of pairs beside it: six fill AVX2's registers.
+        if S::WIDE_BIAS == 0 { self.chains::<S, CHAINS>(s) } else { self.chains::<S, { CHAINS / 2 }>(s) }
+    }
+}
+
+impl ByteChains {
+    #[inline(always)]
+    fn chains<S: IntSimd, const G: usize>(self, s: S) -> usize {
+        let x = [1_i8; 4 * QUADS * CHAINS];
+        let codes = [s.splat_i32(black_box(0x0101_0101)); QUADS];
+        let mut sums = [s.splat_i32(0); G];
+        for _ in 0..self.0 {
+            // Through the box, no step can be the one before; rows of their own, so that no chain can be another.
+            let first = black_box(&x).as_ptr();
+            let rows = std::array::from_fn(|g| first.wrapping_add(4 * QUADS * g));
+            // SAFETY: each row is 4 * QUADS bytes of `x`, which has CHAINS >= G of them.
+            sums = unsafe { s.dot(4, sums, &codes, rows) };
+        }
+        let float = s.float();
+        black_box(sums.map(|sum| float.reduce_add(s.to_float(sum))));
+        self.0 * G * QUADS * S::F::LANES * 4 * 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes are a quarter of a float: where instructions are made for them, they do more. What no instruction is made for
+    /// has a rate nevertheless.
+    #[test]
+    fn bytes_have_a_peak_of_their_own() {
+        for isa in Isa::variants() {
+            let (floats, bytes) = (fma_peak(1, isa), int8_peak(1, isa));
+            assert!(floats > 1e8 && bytes > 1e8, "{isa}: {floats} and {bytes} a second");
+        }
     }
 }

@@ -38,6 +38,9 @@ pub struct Row {
     pub peak_memory: Option<u64>,
     pub read_bandwidth: Spread,
     pub fma_peak: Spread,
+    pub int8_peak: Spread,
+    /// Whether the CPU kernels run it, which multiply quantized weights as bytes.
+    pub on_cpu: bool,
     pub fallen_back: (Vec<Value>, Vec<Value>),
     /// Of a prompt, and of generation.
     pub profile: Option<(Phase, Phase)>,
@@ -122,7 +125,7 @@ impl Report {
             "depth",
             "batch",
             "prompt tok/s",
-            "of FMA peak",
+            "of peak",
             "generation tok/s",
             "of bandwidth",
             "first token ms",
@@ -133,12 +136,12 @@ impl Report {
         lines.extend(self.rows.iter().map(|row| row.cells(*work)));
         text += &aligned(&lines, 1);
         text.push('\n');
-        let mut lines = vec![["limits", "read GB/s", "f32 GFLOP/s"].map(str::to_owned)];
+        let mut lines = vec![["limits", "read GB/s", "f32 GFLOP/s", "int8 GOP/s"].map(str::to_owned)];
         for row in &self.rows {
             let giga =
                 |of: Spread| Spread { median: of.median / 1e9, min: of.min / 1e9, max: of.max / 1e9 }.shown();
             let threads = format!("{} thread{}", row.threads, if row.threads == 1 { "" } else { "s" });
-            lines.push([threads, giga(row.read_bandwidth), giga(row.fma_peak)]);
+            lines.push([threads, giga(row.read_bandwidth), giga(row.fma_peak), giga(row.int8_peak)]);
         }
         text += &aligned(&lines, 1);
         for row in &self.rows {
@@ -149,18 +152,28 @@ impl Report {
 }
 
 impl Row {
-    /// The fraction of the bandwidth that generation takes, and that of the peak that the prompt does.
-    fn fractions(&self, work: Work) -> (Option<f64>, Option<f64>) {
+    /// The fraction of the bandwidth that generation takes, and that of the arithmetic peak that the prompt does: the time
+    /// that its products would take at the peak of their kind, of the time that it takes; and which peak that is.
+    fn fractions(&self, work: Work) -> (Option<f64>, Option<f64>, &'static str) {
         let (weights, kv) = work.token_bytes(self.case);
         let bandwidth = self.generation.map(|rate| rate.median * (weights + kv) / self.read_bandwidth.median);
-        let operations = work.prompt_operations(self.case);
-        let peak = self.first_token.map(|time| operations / time.median / self.fma_peak.median);
-        (bandwidth, peak)
+        let [floats, bytes] = match (work.prompt_operations(self.case), self.on_cpu) {
+            (kinds, true) => kinds,
+            ([floats, bytes], false) => [floats + bytes, 0.0],
+        };
+        let ideal = floats / self.fma_peak.median + bytes / self.int8_peak.median;
+        let peak = self.first_token.map(|time| ideal / time.median);
+        let kind = match (floats > 0.0, bytes > 0.0) {
+            (_, false) => "f32",
+            (false, true) => "int8",
+            (true, true) => "int8 and f32",
+        };
+        (bandwidth, peak, kind)
     }
 
     fn json(&self, work: Work) -> Value {
         let (weights, kv) = work.token_bytes(self.case);
-        let (bandwidth, peak) = self.fractions(work);
+        let (bandwidth, peak, kind) = self.fractions(work);
         let (fallbacks, replays) = &self.fallen_back;
         let mut row = json!({
             "threads": self.threads,
@@ -173,8 +186,13 @@ impl Row {
             "peak_memory_bytes": self.peak_memory,
             "weight_bytes_per_token": weights,
             "kv_bytes_per_token": kv,
-            "limits": { "read_bandwidth": self.read_bandwidth.json(), "fma_peak": self.fma_peak.json() },
-            "fractions": { "read_bandwidth": bandwidth, "fma_peak": peak },
+            "limits": {
+                "read_bandwidth": self.read_bandwidth.json(),
+                "fma_peak": self.fma_peak.json(),
+                "int8_peak": self.int8_peak.json(),
+            },
+            "fractions": { "read_bandwidth": bandwidth, "arithmetic_peak": peak },
+            "arithmetic": kind,
             "fallbacks": fallbacks,
             "replays": replays,
         });
@@ -185,7 +203,7 @@ impl Row {
     }
 
     fn cells(&self, work: Work) -> [String; 10] {
-        let (bandwidth, peak) = self.fractions(work);
+        let (bandwidth, peak, kind) = self.fractions(work);
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         let percent = |part: Option<f64>| or_dash(part.map(|part| format!("{:.0} %", 100.0 * part)));
         let first = self.first_token.map(|Spread { median, min, max }| {
@@ -196,7 +214,7 @@ impl Row {
             self.case.depth.to_string(),
             self.case.batch.to_string(),
             or_dash(self.prompt.map(Spread::shown)),
-            percent(peak),
+            or_dash(peak.map(|part| format!("{:.0} % {kind}", 100.0 * part))),
             or_dash(self.generation.map(Spread::shown)),
             percent(bandwidth),
             or_dash(first),
