@@ -11,6 +11,7 @@ pub mod forward;
 pub mod generate;
 mod json;
 pub mod model;
+pub mod parity;
 pub mod quant;
 pub mod quantize;
 pub mod sample;

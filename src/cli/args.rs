@@ -35,6 +35,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure a model's speed and memory beside this machine's limits.
     Bench(BenchArgs),
+    /// Compare what runs a model with the reference, layer by layer.
+    Parity(ParityArgs),
     /// Write a model in fewer bits.
     Quantize(QuantizeArgs),
 }
@@ -160,8 +162,9 @@ pub struct InspectArgs {
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Prompt and generation both begin after DEPTH cached tokens. Figures are medians over the repetitions, with\n\
-    the least and the greatest. The limits (read bandwidth of the memory, f32 multiply-adds) are measured before\n\
-    each repetition by a process of its own, so that its memory does not count."
+    the least and the greatest. The limits (read bandwidth of the memory, multiply-adds of f32 and of bytes) are measured\n\
+    before each repetition by a process of its own, so that its memory does not count. What a prompt takes of the peak\n\
+    is the time of its products at that peak: of bytes where quantized weights meet rounded activations on the CPU, else f32."
 )]
 pub struct BenchArgs {
     #[command(flatten)]
@@ -196,6 +199,35 @@ pub struct BenchArgs {
     pub limits: Option<usize>,
 }
 
+/// `backstop parity`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The reference is the CPU with --activations f32; compared is what --backend and --activations say. Both read the same\n\
+    tokens and choose none. Errors are those of the hidden state after each layer and of the logits; divergences are\n\
+    KL(reference || compared) of the next token's distribution, in nats."
+)]
+pub struct ParityArgs {
+    /// The text to read [default: a short one; token ids where the model has no tokenizer].
+    pub text: Option<String>,
+    /// Read the text from a file.
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    pub text_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens of the text to compare at most.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub tokens: usize,
+    /// Threads of the CPU kernels [default: one per core].
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    pub threads: Option<usize>,
+    /// End with exit code 1 where the mean divergence is above KL nats.
+    #[arg(long, value_name = "KL", allow_hyphen_values = true)]
+    pub fail_above: Option<f64>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `backstop quantize`.
 #[derive(Debug, ClapArgs)]
 #[command(
@@ -204,7 +236,7 @@ pub struct BenchArgs {
     Matrices whose rows are not whole groups keep their type."
 )]
 pub struct QuantizeArgs {
-    /// The model's directory (config.json, safetensors).
+    /// The model's directory (config.json, safetensors), or for --to gguf a GGUF file.
     pub model: PathBuf,
     /// The directory or GGUF file to write; it must not exist.
     #[arg(short, long, value_name = "OUT")]
@@ -222,7 +254,7 @@ pub struct QuantizeArgs {
     /// MLX: elements that share a scale, 32, 64 or 128 [default: 64, mxfp4 32].
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub group: Option<u16>,
-    /// GGUF: the type of matrices, Q4_0, Q8_0 or F16 [default: Q4_0].
+    /// GGUF: the type of matrices, F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1 or Q4_0 [default: Q4_0].
     #[arg(long = "type", value_name = "TYPE")]
     pub kind: Option<String>,
 }

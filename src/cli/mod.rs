@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod input;
 mod inspect;
+mod parity;
 mod quantize;
 mod run;
 mod serve;
@@ -51,6 +52,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::serve(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Parity(args) => parity::parity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
     }
 }
@@ -104,11 +106,20 @@ fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
 }
 
 fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
-    load_for(args, session, None)
+    load_as(args, session, |options| options)
 }
 
 /// Loads a model for `parallel` sequences at a time.
 fn load_for(args: &ModelArgs, session: &SessionArgs, parallel: Option<usize>) -> anyhow::Result<Loaded> {
+    load_as(args, session, |options| LoadOptions { max_sequences: parallel, ..options })
+}
+
+/// Loads with other options than were typed.
+fn load_as(
+    args: &ModelArgs,
+    session: &SessionArgs,
+    change: impl FnOnce(LoadOptions) -> LoadOptions,
+) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let isa = args.isa.as_deref().map(isa).transpose()?;
     let files = open(args.model.as_deref())?;
@@ -120,10 +131,9 @@ fn load_for(args: &ModelArgs, session: &SessionArgs, parallel: Option<usize>) ->
         context: session.ctx,
         isa,
         activations: args.activations,
-        max_sequences: parallel,
         ..LoadOptions::default()
     };
-    let model = Model::load_with(files, options).map_err(typed)?;
+    let model = Model::load_with(files, change(options)).map_err(typed)?;
     Ok(Loaded { model, time: started.elapsed() })
 }
 

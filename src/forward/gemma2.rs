@@ -52,6 +52,7 @@ pub(super) fn load(loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
 impl Forward for Gemma2 {
     fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
         let mut x = self.vocabulary.embed(step)?; // [T, D]
+        step.tap(|| "embed_tokens".to_owned(), &x)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let h = layer.input_layernorm.forward(step, &x)?;
             let attended = layer.self_attn.forward(step, &h)?;

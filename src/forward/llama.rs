@@ -54,6 +54,7 @@ pub(super) fn load_with(
 impl Forward for Llama {
     fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
         let mut x = self.vocabulary.embed(step)?; // [T, D]
+        step.tap(|| "embed_tokens".to_owned(), &x)?;
         let mut h = match self.layers.first() {
             Some(first) => first.input_layernorm.forward(step, &x)?,
             None => self.norm.forward(step, &x)?,

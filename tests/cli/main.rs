@@ -8,6 +8,7 @@ mod examples;
 mod gguf;
 mod inspect;
 mod options;
+mod parity;
 mod quantize;
 mod run;
 mod support;

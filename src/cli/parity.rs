@@ -1,0 +1,224 @@
+//! `backstop parity`: what would run a model here beside the reference, the CPU with activations as they are.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use backstop::backend::cpu::Activations;
+use backstop::backend::select::BackendRequest;
+use backstop::parity::{Parity, StateError, Trace};
+use backstop::{LoadOptions, Model};
+use serde_json::{Value, json};
+
+use super::args::{ModelArgs, ParityArgs, SessionArgs};
+use super::stream::print;
+use super::summary::{aligned, fallen_back};
+use super::{Loaded, Usage, input};
+
+/// What is read where nothing is given.
+const TEXT: &str = "The old lighthouse keeper counted the steps as he climbed: one hundred and twelve, the same as every \
+    evening for thirty years. At the top he lit the lamp, wiped the salt from the glass, and wrote the date, the wind and \
+    the height of the sea into his book. Two ships passed before midnight. The first, a small boat with a red sail, was \
+    late; her captain had promised to be home by noon. The second did not answer when he raised his flag. \"Strange,\" he \
+    said to the cat, \"nobody sails past these rocks without a word.\" He took the long brass telescope from its hook and \
+    looked again. There was no one on deck, and yet the ship turned slowly towards the land, as if a careful hand held \
+    the wheel. In the morning, when the fog had gone, the harbour was full of people who asked each other where she had \
+    come from, and why every clock on board had stopped at exactly a quarter past four.";
+
+pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
+    if let Some(limit) = args.fail_above
+        && (limit.is_nan() || limit < 0.0)
+    {
+        let what = format!("--fail-above is {limit}, expected a number of nats from 0 on");
+        return Err(Usage(what).into());
+    }
+    let text = text(args)?;
+    let context = args.tokens.min(super::open(args.model.model.as_deref())?.config.max_context());
+    let session = SessionArgs { ctx: Some(context), threads: args.threads };
+    let reference = load(&args.model, &session, BackendRequest::Cpu, Activations::F32)?;
+    let (tokens, all) = tokens(&reference.model, &text, context)?;
+    let trace = Trace::of(&reference.model, &tokens)?;
+    let reference_device = Device::of(&reference.model, Activations::F32);
+    // The weights of both need not be in memory together.
+    drop(reference);
+    let compared = load(&args.model, &session, args.model.backend, args.model.activations)?;
+    let parity = trace.compare(&compared.model)?;
+    let report = Report {
+        model: &compared.model,
+        devices: [reference_device, Device::of(&compared.model, args.model.activations)],
+        tokens: (tokens.len(), all),
+        parity,
+    };
+    print(&if args.json { format!("{}\n", report.json()) } else { report.table() })?;
+    let mean = report.parity.divergence.mean;
+    if let Some(limit) = args.fail_above
+        && (mean.is_nan() || mean > limit)
+    {
+        bail!("the mean KL divergence is {mean:.3e} nats, above --fail-above {limit}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(args: &ParityArgs) -> anyhow::Result<String> {
+    match (&args.text, &args.text_file) {
+        (Some(text), _) => Ok(text.clone()),
+        (None, Some(path)) => read(path).with_context(|| path.display().to_string()),
+        (None, None) => Ok(TEXT.to_owned()),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    input::utf8(input::read_all(&mut std::fs::File::open(path)?)?, 0)
+}
+
+/// The model with another backend and other activations than were typed.
+fn load(
+    args: &ModelArgs,
+    session: &SessionArgs,
+    backend: BackendRequest,
+    activations: Activations,
+) -> anyhow::Result<Loaded> {
+    super::load_as(args, session, |options| LoadOptions { backend, activations, ..options })
+}
+
+/// The first of the text's tokens, and how many it has: without a tokenizer, ids that differ from their neighbours.
+fn tokens(model: &Model, text: &str, most: usize) -> anyhow::Result<(Vec<u32>, usize)> {
+    let mut tokens = match model.tokenizer() {
+        Ok(tokenizer) => tokenizer.encode(text)?,
+        Err(_) => (0..most).map(|i| (i * 7919 % model.info().config.vocab_size) as u32).collect(),
+    };
+    let all = tokens.len();
+    tokens.truncate(most);
+    Ok((tokens, all))
+}
+
+/// What computed.
+struct Device {
+    name: String,
+    activations: Option<Activations>,
+    fallbacks: Vec<Value>,
+    replays: Vec<Value>,
+}
+
+impl Device {
+    fn of(model: &Model, activations: Activations) -> Self {
+        let (fallbacks, replays) = fallen_back(model.engine().report());
+        let on_cpu = model.info().selection.kind == backstop::backend::LlmBackendKind::Cpu;
+        let name = model.engine().backend().to_owned();
+        Self { name, activations: on_cpu.then_some(activations), fallbacks, replays }
+    }
+
+    fn shown(&self) -> String {
+        match self.activations {
+            Some(activations) => format!("{}, activations {}", self.name, name(activations)),
+            None => self.name.clone(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "device": self.name,
+            "activations": self.activations.map(name),
+            "fallbacks": self.fallbacks,
+            "replays": self.replays,
+        })
+    }
+}
+
+/// As it is typed.
+fn name(activations: Activations) -> &'static str {
+    match activations {
+        Activations::Int8 => "int8",
+        Activations::F32 => "f32",
+    }
+}
+
+struct Report<'a> {
+    model: &'a Model,
+    devices: [Device; 2],
+    /// Compared, and in the text.
+    tokens: (usize, usize),
+    parity: Parity,
+}
+
+impl Report<'_> {
+    /// A token as its vocabulary has it.
+    fn token(&self, id: u32) -> String {
+        let text = self.model.tokenizer().ok().and_then(|tokenizer| tokenizer.token_text(id));
+        text.map_or_else(|| id.to_string(), |text| format!("{id} {text:?}"))
+    }
+
+    fn table(&self) -> String {
+        let (parity, info) = (&self.parity, self.model.info());
+        let tokens = match self.tokens {
+            (some, all) if some == all => format!("{all} tokens"),
+            (some, all) => format!("the first {some} of {all} tokens"),
+        };
+        let mut text = format!(
+            "model      {}: {}, {}\nreference  {}\ncompared   {}\ntext       {tokens}\n\n",
+            info.name,
+            info.config.family,
+            info.dtype,
+            self.devices[0].shown(),
+            self.devices[1].shown(),
+        );
+        let mut lines = vec![["", "largest error", "at token", "relative error"].map(str::to_owned)];
+        for state in parity.states.iter().chain([&parity.logits]) {
+            let StateError { name, largest, position, relative } = state;
+            lines.push([
+                name.clone(),
+                format!("{largest:.3e}"),
+                position.to_string(),
+                format!("{relative:.3e}"),
+            ]);
+        }
+        text += &aligned(&lines, 1);
+        let of = parity.divergence;
+        text += &format!(
+            "\nKL divergence   {:.3e} nats on average, at most {:.3e}, after token {}\n",
+            of.mean, of.largest, of.position
+        );
+        text += &format!("likeliest token the same after {} of {} tokens", parity.agreeing, parity.tokens);
+        if let Some(first) = parity.first_difference {
+            let (reference, other) = (self.token(first.reference), self.token(first.other));
+            text += &format!(", first another after token {}: {other} for {reference}", first.position);
+        }
+        if let Some([reference, other]) = parity.perplexity {
+            text += &format!("\nperplexity      {reference:.4} of the reference, {other:.4}");
+        }
+        let fallen = |of: &Device| {
+            (of.fallbacks.iter().chain(&of.replays)).filter_map(|of| of["count"].as_u64()).sum::<u64>()
+        };
+        text += &format!("\nfallbacks       {}\n", fallen(&self.devices[1]));
+        text
+    }
+
+    fn json(&self) -> Value {
+        let (parity, info) = (&self.parity, self.model.info());
+        let state = |of: &StateError| json!({ "name": of.name, "largest": of.largest, "position": of.position, "relative": of.relative });
+        json!({
+            "model": { "name": info.name, "model_type": info.config.family.model_type(), "dtype": info.dtype.name() },
+            "reference": self.devices[0].json(),
+            "compared": self.devices[1].json(),
+            "tokens": self.tokens.0,
+            "text_tokens": self.tokens.1,
+            "states": parity.states.iter().map(state).collect::<Vec<_>>(),
+            "logits": state(&parity.logits),
+            "divergence": {
+                "mean": parity.divergence.mean,
+                "largest": parity.divergence.largest,
+                "position": parity.divergence.position,
+            },
+            "agreeing": parity.agreeing,
+            "first_difference": parity.first_difference.map(|first| json!({
+                "position": first.position,
+                "reference": first.reference,
+                "compared": first.other,
+            })),
+            "perplexity": parity.perplexity.map(|[reference, compared]| json!({
+                "reference": reference,
+                "compared": compared,
+            })),
+        })
+    }
+}
