@@ -2,6 +2,8 @@
 //! memory.
 
 mod gguf;
+mod source;
+mod types;
 mod vocabulary;
 
 use std::ffi::OsStr;
@@ -11,16 +13,19 @@ use std::path::{Path, PathBuf};
 use ::safetensors::Dtype;
 use serde_json::json;
 
-pub use gguf::{GgufType, to_gguf};
+pub use gguf::to_gguf;
+pub use types::GgufType;
 
 use crate::config::{MlxFormat, MlxMode};
 use crate::error::{Error, Result};
 use crate::json;
 use crate::model::ModelFiles;
-use crate::quant::Format;
+use crate::quant::{Format, write_floats};
+use crate::tensor::DType;
+use crate::weights::Home;
 use crate::weights::output::{Output, write_through};
 use crate::weights::write::{SHARD, Shards, Spec};
-use crate::weights::{Checkpoint, Home, TensorInfo};
+use source::Source;
 
 /// Elements that are read at once: 16 MiB in `f32`, enough to keep all cores busy.
 const ELEMENTS: usize = 4 << 20;
@@ -46,7 +51,8 @@ pub struct Report {
 ///
 /// As in mlx-lm, every matrix is quantized, embeddings and output head too, but those whose rows are not whole groups; the
 /// head of a model that shares its embedding is dropped. Other tensors, tokenizer and templates are copied, and `config.json`
-/// gets `quantization` and `quantization_config`. Affine scales have the type of the matrix.
+/// gets `quantization` and `quantization_config`. Affine scales have the type of the matrix. A model that is quantized already
+/// is decoded first, to the type that its configuration names, which is said: the two errors add up.
 ///
 /// `out` appears when everything is on the disk, and not before; it is made beside its place, as
 /// `.<name>.backstop-partial`, which the next run takes over where this one is killed. `progress` is told how many bytes of
@@ -54,7 +60,7 @@ pub struct Report {
 ///
 /// # Errors
 /// [`Error::Option`] for a format that MLX has not or this version does not write; [`Error::Format`] where `out` exists, or
-/// the model is a GGUF file, built in, or quantized already; [`Error::Weight`] for values that are not finite;
+/// the model is a GGUF file or built in; [`Error::Weight`] for values that are not finite;
 /// [`Error::Io`].
 pub fn to_mlx(
     files: &ModelFiles,
@@ -63,14 +69,17 @@ pub fn to_mlx(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
     check_format(mlx)?;
+    if files.checkpoint.gguf().is_some() {
+        return Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors"));
+    }
     check_source(files)?;
-    let checkpoint = &files.checkpoint;
-    let parts: Vec<Part<'_>> = (checkpoint.tensors())
-        .filter(|info| !is_dropped(info.name(), files.config.tie_word_embeddings))
-        .map(|info| Part::of(info, mlx))
+    let decoded = files.config.dtype.unwrap_or(DType::F16);
+    let parts: Vec<Part<'_>> = (Source::all(files)?.into_iter())
+        .filter(|source| !is_dropped(&source.name, files.config.tie_word_embeddings))
+        .map(|source| Part::of(source, mlx, decoded))
         .collect();
     let mut report =
-        Report { bytes_in: parts.iter().map(|part| part.info.bytes() as u64).sum(), ..Report::default() };
+        Report { bytes_in: parts.iter().map(|part| part.source.bytes).sum(), ..Report::default() };
     for part in &parts {
         match part.format {
             Some(_) => report.quantized += 1,
@@ -91,14 +100,14 @@ pub fn to_mlx(
     write_through(&dir.join("config.json"), config.as_bytes())?;
     let mut shards = Shards::create(&dir, parts.iter().flat_map(Part::specs).collect(), SHARD)?;
     report.bytes_out = shards.total();
-    checkpoint.advise_sequential();
+    files.checkpoint.advise_sequential();
     let mut read = 0;
     for part in &parts {
         let mut step = |bytes| {
             read += bytes;
             progress(read, report.bytes_in)
         };
-        if !part.write(checkpoint, &mut shards, &mut step)? {
+        if !part.write(&mut shards, &mut step)? {
             return Ok(None);
         }
     }
@@ -109,20 +118,21 @@ pub fn to_mlx(
 
 /// A tensor of the source, and what becomes of it.
 struct Part<'a> {
-    info: &'a TensorInfo,
-    /// The format it gets; it is copied where there is none.
+    source: Source<'a>,
+    /// The type that it has, or is decoded to.
+    dtype: DType,
+    /// The format it gets; none where it keeps its type.
     format: Option<Format>,
     /// Whether it is a matrix that has no format for its number of columns alone.
     uneven: bool,
 }
 
 impl<'a> Part<'a> {
-    fn of(info: &'a TensorInfo, mlx: MlxFormat) -> Self {
-        let (dtype, matrix) = match (info.dtype(), info.shape()) {
-            (Some(dtype), &[_, columns]) if info.name().ends_with(".weight") && info.bytes() > 0 => {
-                (dtype, columns)
-            }
-            _ => return Self { info, format: None, uneven: false },
+    fn of(source: Source<'a>, mlx: MlxFormat, decoded: DType) -> Self {
+        let dtype = source.dtype().unwrap_or(decoded);
+        let columns = match source.shape[..] {
+            [_, columns] if source.name.ends_with(".weight") && source.bytes > 0 => columns,
+            _ => return Self { source, dtype, format: None, uneven: false },
         };
         let format = match mlx.mode {
             MlxMode::Affine => Format::Affine { bits: mlx.bits, group: mlx.group, scales: dtype },
@@ -130,26 +140,30 @@ impl<'a> Part<'a> {
             MlxMode::Mxfp8 => Format::Mxfp8,
             MlxMode::Nvfp4 => Format::Nvfp4,
         };
-        let uneven = !matrix.is_multiple_of(format.group());
-        Self { info, format: (!uneven).then_some(format), uneven }
+        let uneven = !columns.is_multiple_of(format.group());
+        Self { source, dtype, format: (!uneven).then_some(format), uneven }
     }
 
     /// The names of the planes.
     fn names(&self) -> [String; 3] {
-        let name = self.info.name();
+        let name = &self.source.name;
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        [name.to_owned(), format!("{module}.scales"), format!("{module}.biases")]
+        [name.clone(), format!("{module}.scales"), format!("{module}.biases")]
     }
 
     /// What is written of it.
     fn specs(&self) -> Vec<Spec> {
-        let Some(format) = self.format else {
-            let (dtype, shape) = (self.info.safetensors_type(), self.info.shape().into());
-            return vec![Spec { name: self.info.name().to_owned(), dtype, shape }];
+        let stored = match self.dtype {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
         };
-        let [rows, columns] = [self.info.shape()[0], self.info.shape()[1]];
-        let scales =
-            if let Format::Affine { .. } = format { self.info.safetensors_type() } else { Dtype::U8 };
+        let Some(format) = self.format else {
+            let (name, shape) = (self.source.name.clone(), self.source.shape.clone());
+            return vec![Spec { name, dtype: stored, shape }];
+        };
+        let [rows, columns] = [self.source.shape[0], self.source.shape[1]];
+        let scales = if let Format::Affine { .. } = format { stored } else { Dtype::U8 };
         let types = [Dtype::U32, scales, scales];
         let planes = format.row_bytes(columns).into_iter().zip(types).zip(self.names());
         planes
@@ -162,44 +176,51 @@ impl<'a> Part<'a> {
     }
 
     /// Writes it; `step` is told of the bytes read since the last time. `false` where that says so.
-    fn write(
-        &self,
-        checkpoint: &Checkpoint,
-        shards: &mut Shards,
-        step: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<bool> {
-        let plane = checkpoint.plane(self.info);
-        let bytes = plane.bytes();
-        let (Some(format), Some(dtype)) = (self.format, self.info.dtype()) else {
+    fn write(&self, shards: &mut Shards, step: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
+        let (source, names) = (self.source.held(), self.names());
+        if let (None, Some(bytes)) = (self.format, source.plain()) {
             for (at, piece) in bytes.chunks(ELEMENTS).enumerate() {
-                shards.write(self.info.name(), (at * ELEMENTS) as u64, piece)?;
+                shards.write(&names[0], (at * ELEMENTS) as u64, piece)?;
                 if !step(piece.len() as u64) {
                     return Ok(false);
                 }
             }
             return Ok(true);
+        }
+        let (rows, columns) = (source.shape[0], source.shape[1]);
+        let rows_at_once = (ELEMENTS / columns.max(1)).max(1);
+        let widths = match self.format {
+            Some(format) => format.row_bytes(columns),
+            None => [columns * self.dtype.size()].as_slice().into(),
         };
-        let columns = self.info.shape()[1];
-        let rows_at_once = (ELEMENTS / columns).max(1);
-        let widths = format.row_bytes(columns);
         let mut planes: [Vec<u8>; 3] = Default::default();
-        let names = self.names();
-        let row = columns * dtype.size();
-        for (chunk, values) in bytes.chunks(rows_at_once * row).enumerate() {
-            let rows = values.len() / row;
-            planes.iter_mut().zip(&widths).for_each(|(plane, width)| plane.resize(rows * width, 0));
-            let first = chunk * rows_at_once;
-            if let Some(wrong) = format.encode(dtype, columns, values, planes.each_mut().map(|p| &mut p[..]))
-            {
+        let (mut floats, mut values) = (Vec::new(), Vec::new());
+        for first in (0..rows).step_by(rows_at_once) {
+            let at = first..(first + rows_at_once).min(rows);
+            floats.clear();
+            source.read(at.clone(), |row| row, &mut floats);
+            values.resize(floats.len() * self.dtype.size(), 0);
+            write_floats(self.dtype, &floats, &mut values);
+            planes.iter_mut().zip(&widths).for_each(|(plane, width)| plane.resize(at.len() * width, 0));
+            let wrong = match self.format {
+                Some(format) => {
+                    format.encode(self.dtype, columns, &values, planes.each_mut().map(|p| &mut p[..]))
+                }
+                None => {
+                    planes[0].copy_from_slice(&values);
+                    None
+                }
+            };
+            if let Some(wrong) = wrong {
                 let row = first + wrong;
-                return Err(self
-                    .info
-                    .fail(format!("row {row} holds a NaN or an infinity, expected finite values")));
+                return Err(
+                    source.fail(format!("row {row} holds a NaN or an infinity, expected finite values"))
+                );
             }
             for ((name, plane), width) in names.iter().zip(&planes).zip(&widths) {
                 shards.write(name, (first * width) as u64, plane)?;
             }
-            if !step(values.len() as u64) {
+            if !step(source.bytes_of(at)) {
                 return Ok(false);
             }
         }
@@ -231,17 +252,18 @@ fn check_format(mlx: MlxFormat) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what is in no file, and says what a second quantization costs.
 fn check_source(files: &ModelFiles) -> Result<()> {
-    let refuse =
-        |what: &str| Err(Error::format(&files.path, format!("{what}; expected a directory of safetensors")));
     if files.is_builtin() {
-        return refuse("is part of the binary");
+        return Err(Error::format(&files.path, "is part of the binary; expected a directory or a GGUF file"));
     }
-    if files.checkpoint.gguf().is_some() {
-        return refuse("is in GGUF");
-    }
-    if files.config.quantization.is_some() {
-        return refuse("is quantized already");
+    let blocks = |of: Format| matches!(of, Format::Ggml(_));
+    let in_blocks = files.checkpoint.tensors().any(|info| info.format().is_some_and(blocks));
+    if files.config.quantization.is_some() || in_blocks {
+        tracing::warn!(
+            "{} is quantized already: its values are decoded and rounded anew, which is less accurate than quantizing the original",
+            files.name()
+        );
     }
     Ok(())
 }
@@ -267,7 +289,9 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         let name = path.to_str().unwrap_or_default();
         let wanted = ["json", "jinja", "model", "tiktoken", "txt"].contains(&ending)
             || ["LICENSE", "LICENCE", "NOTICE"].iter().any(|start| name.starts_with(start));
-        if wanted && name != "config.json" && !name.ends_with(".index.json") && !name.starts_with('.') {
+        // How GPTQ and AWQ made the model that was decoded.
+        let stale = ["config.json", "quantize_config.json", "quant_config.json"].contains(&name);
+        if wanted && !stale && !name.ends_with(".index.json") && !name.starts_with('.') {
             names.push(name.to_owned());
         }
     }

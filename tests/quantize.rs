@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use backstop::ModelFiles;
-use backstop::config::RopeScaling;
-use backstop::quant::{Format, GgmlType};
-use backstop::quantize::{GgufType, to_gguf};
+use backstop::backend::cpu::Activations;
+use backstop::backend::select::BackendRequest;
+use backstop::config::{MlxFormat, MlxMode, RopeScaling};
+use backstop::quant::{Format, GgmlType, Plane, QuantWeight};
+use backstop::quantize::{GgufType, to_gguf, to_mlx};
 use backstop::tensor::DType;
+use backstop::{LoadOptions, Model, ModelFiles};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -47,10 +49,41 @@ fn every_encoder_has_the_bits_of_its_reference() {
         }
         check(Format::Mxfp4, dtype, name, &["codes", "scales"]);
     }
-    for of in [GgmlType::Q8_0, GgmlType::Q4_0] {
+    for of in [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1] {
         check(Format::Ggml(of), DType::F32, "f32", &["blocks"]);
     }
     assert!(compared > 60_000, "{compared} bytes compared");
+}
+
+/// ggml's own quantizers are the measure of the K-quants: the square error of every kind of row is below theirs.
+#[test]
+fn k_quants_are_nearer_than_those_of_ggml() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quant/ggml.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = file.tensor("values").unwrap();
+    let (rows, columns) = (values.shape()[0], values.shape()[1]);
+    let wanted: Vec<f32> =
+        values.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    for of in [GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K] {
+        let format = Format::Ggml(of);
+        let mut ours = vec![0; rows * format.row_bytes(columns)[0]];
+        let planes = [&mut ours[..], &mut [], &mut []];
+        assert_eq!(format.encode(DType::F32, columns, values.data(), planes), None);
+        let theirs = file.tensor(of.name()).unwrap().data().to_vec();
+        let errors = |blocks: Vec<u8>| -> Vec<f64> {
+            let decoded = QuantWeight::new("w", format, [rows, columns], [Plane::owned(blocks)]).to_f32();
+            let row = |(got, wanted): (&[f32], &[f32])| {
+                got.iter().zip(wanted).map(|(got, wanted)| f64::from(got - wanted).powi(2)).sum::<f64>()
+            };
+            decoded.chunks_exact(columns).zip(wanted.chunks_exact(columns)).map(row).collect()
+        };
+        let (ours, theirs) = (errors(ours), errors(theirs));
+        for (row, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            println!("{of:?}, row {row}: {ours:.4e}, {:.3} of ggml's", ours / theirs);
+            assert!(ours <= theirs, "{of:?}, row {row}: {ours} against {theirs}");
+        }
+    }
 }
 
 #[test]
@@ -149,6 +182,96 @@ fn gguf_files_hold_the_model() {
         }
         assert!(compared > 10, "{name}: {compared} tensors");
     }
+}
+
+/// Logits after each of a few tokens, computed with exact activations.
+fn logits(model: &Path) -> Vec<f32> {
+    let files = ModelFiles::open(model).unwrap();
+    let options =
+        LoadOptions { backend: BackendRequest::Cpu, activations: Activations::F32, ..LoadOptions::default() };
+    Model::load_with(files, options).unwrap().logits(&[3, 17, 36, 9, 31, 22]).unwrap().concat()
+}
+
+/// The root of the mean square difference, in standard deviations of `b`.
+fn apart(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / b.len() as f64;
+    let sum = |of: &dyn Fn(usize) -> f64| (0..b.len()).map(|i| of(i).powi(2)).sum::<f64>();
+    (sum(&|i| f64::from(a[i]) - f64::from(b[i])) / sum(&|i| f64::from(b[i]) - mean)).sqrt()
+}
+
+/// Every form and family that is read is written: F16 holds its values, so the model answers the same. What is quantized is
+/// decoded first.
+#[test]
+fn what_is_read_is_written_as_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "models/gemma2-bf16",
+        "models/gemma2-caps",
+        "models/phi3-bf16",
+        "models/phi3-longrope-short",
+        "models/phi3-window",
+        "quantized/llama-affine4",
+        "quantized/llama-mixed",
+        "quantized/llama-mxfp4",
+        "quantized/llama-gptq4-order",
+        "quantized/llama-awq4",
+        "quantized/phi3-affine5",
+        "gguf/blocks-32",
+        "gguf/blocks-256",
+        "gguf/llama-f16-00001-of-00003.gguf",
+        "gguf/gemma2-caps.gguf",
+        "gguf/phi3-bf16.gguf",
+    ] {
+        let source = fixture(name);
+        let out = dir.path().join(format!("{}.gguf", name.replace('/', "-")));
+        gguf(&source, GgufType::F16, &out);
+        let apart = apart(&logits(&out), &logits(&source));
+        println!("{name}: {apart:.1e} standard deviations");
+        // Gemma's factor of embeddings is rounded to the type of the weights, of which bf16 has three bits less.
+        assert!(apart < 5e-3, "{name}: {apart}");
+    }
+    let refused = |name: &str, what: &str| {
+        let files = ModelFiles::open(&fixture(name)).unwrap();
+        let error = to_gguf(&files, GgufType::F16, &dir.path().join("no"), &mut |_, _| true).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    refused("models/gemma2-linear", "caps no scores or logits");
+    refused("gguf/phi-bf16.gguf", "is a phi2 in GGUF");
+    refused("models/phi-bf16", "is a phi");
+}
+
+/// Eight bits hold four bits' values nearly; mixtures fall back where rows are not blocks of 256.
+#[test]
+fn what_is_quantized_is_quantized_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["quantized/llama-affine4", "quantized/llama-gptq4-order", "quantized/llama-awq4"] {
+        let source = fixture(name);
+        let out = dir.path().join(name.replace('/', "-"));
+        let mlx = MlxFormat { mode: MlxMode::Affine, bits: 8, group: 32 };
+        let report =
+            to_mlx(&ModelFiles::open(&source).unwrap(), mlx, &out, &mut |_, _| true).unwrap().unwrap();
+        assert!(report.quantized > 7, "{name}: {report:?}");
+        let off = apart(&logits(&out), &logits(&source));
+        println!("{name}: {off:.1e} standard deviations");
+        assert!(off < 0.03, "{name}: {off}");
+    }
+    let source = fixture("gguf/blocks-256");
+    let types = |kind: GgufType| -> Vec<String> {
+        let out = dir.path().join(kind.name());
+        let files = gguf(&source, kind, &out);
+        let off = apart(&logits(&out), &logits(&source));
+        println!("{}: {off:.1e} standard deviations", kind.name());
+        assert!(off < 0.5, "{}: {off}", kind.name());
+        let mut types: Vec<String> = files.checkpoint.tensors().map(|tensor| tensor.dtype_name()).collect();
+        types.sort_unstable();
+        types.dedup();
+        types
+    };
+    assert_eq!(types(GgufType::Q4_K_M), ["F32", "Q4_K", "Q6_K"]);
+    assert_eq!(types(GgufType::Q5_K_M), ["F32", "Q5_K", "Q6_K"]);
+    assert_eq!(types(GgufType::Q6_K), ["F32", "Q6_K"]);
+    assert_eq!(types(GgufType::Q5_1), ["F32", "Q5_1"]);
 }
 
 /// A model of zeros with the tokenizer of the fixture `name`.

@@ -77,7 +77,10 @@ fn target(args: &QuantizeArgs) -> anyhow::Result<Target> {
         }
         let name = args.kind.as_deref().unwrap_or("Q4_0");
         let of = GgufType::ALL.into_iter().find(|of| of.name().eq_ignore_ascii_case(name));
-        let of = of.ok_or_else(|| Usage(format!("--type is {name}, expected F16, Q8_0 or Q4_0")))?;
+        let of = of.ok_or_else(|| {
+            let names = GgufType::ALL.map(GgufType::name).join(", ");
+            Usage(format!("--type is {name}, expected one of {names}"))
+        })?;
         return Ok(Target::Gguf(of));
     }
     if args.kind.is_some() {

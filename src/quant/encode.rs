@@ -1,5 +1,7 @@
 //! Quantizers: rows of values → the planes of a format, with the bits of MLX's `quantize` and of the `gguf` package's.
 
+mod k;
+
 use half::{bf16, f16};
 
 use super::affine::{pack, read_floats};
@@ -12,7 +14,11 @@ const ROUND: f32 = 12_582_912.0;
 impl Format {
     /// Whether [`encode`](Self::encode) writes it.
     pub const fn has_encoder(self) -> bool {
-        matches!(self, Self::Affine { .. } | Self::Mxfp4 | Self::Ggml(GgmlType::Q4_0 | GgmlType::Q8_0))
+        match self {
+            Self::Affine { .. } | Self::Mxfp4 => true,
+            Self::Ggml(of) => of.has_encoder(),
+            Self::Mxfp8 | Self::Nvfp4 => false,
+        }
     }
 
     /// Quantizes `values`, little-endian and row-major, `[N, columns]` of `dtype`, over the machine's cores. The planes are
@@ -23,7 +29,8 @@ impl Format {
     ///   `dtype` after the codes are chosen. Equals `mx.quantize` to the bit.
     /// - MXFP4: the scale is the smallest power of two that is at least `max / 6` (rounded to `dtype`), the codes are the
     ///   nearest, ties to zero. Equals `mx.quantize`, but for groups below `6 · 2^-126`, where its exponent may wrap.
-    /// - `Q8_0`, `Q4_0`: equal those of the `gguf` Python package to the bit.
+    /// - `Q8_0`, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`: equal those of the `gguf` Python package to the bit.
+    /// - `Q4_K`, `Q5_K`, `Q6_K`: a square error below that of ggml's own quantizer.
     ///
     /// Gives back the first row that holds a NaN or an infinity, if any: its codes mean nothing.
     ///
@@ -78,11 +85,31 @@ impl Format {
                     Self::Mxfp4 => mxfp4(dtype, &row, one, two),
                     Self::Ggml(GgmlType::Q8_0) => blocks(&row, one, 34, q8_0),
                     Self::Ggml(GgmlType::Q4_0) => blocks(&row, one, 18, q4_0),
+                    Self::Ggml(GgmlType::Q4_1) => blocks(&row, one, 20, q4_1),
+                    Self::Ggml(GgmlType::Q5_0) => blocks(&row, one, 22, q5_0),
+                    Self::Ggml(GgmlType::Q5_1) => blocks(&row, one, 24, q5_1),
+                    Self::Ggml(of @ (GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K)) => {
+                        let outputs = one.chunks_exact_mut(of.block().1);
+                        row.chunks_exact(k::BLOCK)
+                            .zip(outputs)
+                            .for_each(|(row, out)| k::encode(of, row, out));
+                    }
                     _ => unreachable!("checked above"),
                 }
             }
         });
         wrong.into_inner()
+    }
+}
+
+impl GgmlType {
+    /// Whether there is a quantizer for it.
+    pub const fn has_encoder(self) -> bool {
+        match self {
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => true,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => true,
+            Self::Q2_K | Self::Q3_K | Self::IQ4_NL | Self::IQ4_XS | Self::MXFP4 => false,
+        }
     }
 }
 
@@ -175,16 +202,65 @@ fn q8_0(values: &[f32], block: &mut [u8]) {
     }
 }
 
-/// `w = (q - 8) · d`, the value of largest magnitude having the code 0; element `i` beside `i + 16`, low nibble first.
+/// The first of the largest magnitude, as in ggml.
+fn edge(values: &[f32]) -> f32 {
+    values.iter().fold(0.0_f32, |edge, &x| if x.abs() > edge.abs() { x } else { edge })
+}
+
+/// Codes of four bits: element `i` beside `i + 16`, low nibble first.
+fn put_nibbles(codes: &[u8; 32], out: &mut [u8]) {
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = codes[i] & 15 | codes[i + 16] << 4;
+    }
+}
+
+/// The fifth bits of 32 codes, little-endian.
+fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
+    codes.iter().enumerate().fold(0_u32, |bits, (i, &code)| bits | u32::from(code >> 4) << i).to_le_bytes()
+}
+
+/// `w = (q - 8) · d`, the value of largest magnitude having the code 0.
 fn q4_0(values: &[f32], block: &mut [u8]) {
-    // The first of equal magnitude, as in ggml.
-    let edge = values.iter().fold(0.0_f32, |edge, &x| if x.abs() > edge.abs() { x } else { edge });
-    let scale = edge / -8.0;
+    let scale = edge(values) / -8.0;
     let inverse = inverse(scale);
     let (head, codes) = block.split_at_mut(2);
     write_floats(DType::F16, &[scale], head);
-    let code = |x: f32| ((x * inverse + 8.5) as u8).min(15);
-    for (i, byte) in codes.iter_mut().enumerate() {
-        *byte = code(values[i]) | code(values[i + 16]) << 4;
-    }
+    put_nibbles(&std::array::from_fn(|i| ((values[i] * inverse + 8.5) as u8).min(15)), codes);
+}
+
+/// `w = (q - 16) · d`, the value of largest magnitude having the code 0; the fifth bits before the nibbles.
+fn q5_0(values: &[f32], block: &mut [u8]) {
+    let scale = edge(values) / -16.0;
+    let inverse = inverse(scale);
+    let (head, rest) = block.split_at_mut(2);
+    write_floats(DType::F16, &[scale], head);
+    let codes = std::array::from_fn(|i| ((values[i] * inverse + 16.5) as u8).min(31));
+    let (fifth, low) = rest.split_at_mut(4);
+    fifth.copy_from_slice(&fifth_bits(&codes));
+    put_nibbles(&codes, low);
+}
+
+/// Scale and codes of `w = q · d + m` between the least and the largest value; writes `d` and `m`.
+fn with_min(values: &[f32], most: u8, head: &mut [u8]) -> [u8; 32] {
+    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scale = (max - min) / f32::from(most);
+    let inverse = inverse(scale);
+    write_floats(DType::F16, &[scale, min], head);
+    std::array::from_fn(|i| (((values[i] - min) * inverse + 0.5) as u8).min(most))
+}
+
+/// `w = q · d + m`.
+fn q4_1(values: &[f32], block: &mut [u8]) {
+    let (head, low) = block.split_at_mut(4);
+    put_nibbles(&with_min(values, 15, head), low);
+}
+
+/// `w = q · d + m`, the fifth bits before the nibbles.
+fn q5_1(values: &[f32], block: &mut [u8]) {
+    let (head, rest) = block.split_at_mut(4);
+    let codes = with_min(values, 31, head);
+    let (fifth, low) = rest.split_at_mut(4);
+    fifth.copy_from_slice(&fifth_bits(&codes));
+    put_nibbles(&codes, low);
 }

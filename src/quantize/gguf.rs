@@ -3,62 +3,28 @@
 use std::f64::consts::PI;
 use std::path::Path;
 
+use super::source::Source;
+use super::types::GgufType;
 use super::{ELEMENTS, Report, check_source, is_dropped, vocabulary};
 use crate::config::{Activation, Config, Family, RopeScaling};
 use crate::error::{Error, Result};
 use crate::model::ModelFiles;
-use crate::quant::{Format, GgmlType, affine, write_floats};
+use crate::quant::{Format, affine, write_floats};
 use crate::tensor::DType;
 use crate::weights::gguf::write::{Entries, Spec, Writer};
-use crate::weights::gguf::{Architecture, TensorType};
+use crate::weights::gguf::{Architecture, Metadata, TensorType};
 use crate::weights::output::Output;
-use crate::weights::{Checkpoint, TensorInfo};
 
-/// What the matrices of a GGUF file are written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, non_camel_case_types)]
-pub enum GgufType {
-    F16,
-    Q8_0,
-    Q4_0,
-}
+/// Layers of Gemma 2's 27B, for which alone llama.cpp divides scores by another root than that of a head's length.
+const GEMMA2_27B_LAYERS: usize = 46;
 
-impl GgufType {
-    /// Every type.
-    pub const ALL: [Self; 3] = [Self::F16, Self::Q8_0, Self::Q4_0];
-
-    /// The name that llama.cpp prints.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "F16",
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_0 => "Q4_0",
-        }
-    }
-
-    const fn kind(self) -> TensorType {
-        match self {
-            Self::F16 => TensorType::Dense(DType::F16),
-            Self::Q8_0 => TensorType::Blocks(GgmlType::Q8_0),
-            Self::Q4_0 => TensorType::Blocks(GgmlType::Q4_0),
-        }
-    }
-
-    /// Its number as `general.file_type`: `enum llama_ftype`.
-    const fn file_type(self) -> u32 {
-        match self {
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q8_0 => 7,
-        }
-    }
-}
-
-/// Quantizes the model in a directory into the new GGUF file `out`, with its tokenizer and chat template.
+/// Quantizes a model into the new GGUF file `out`, with its tokenizer and chat template.
 ///
-/// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors get F32. Llama, Mistral, Qwen2 and Qwen3
-/// are written, with a tokenizer that GGUF has a form for, or none. A Mistral's window is written, but llama.cpp does not
-/// apply it. `out` and `progress` are as for [`to_mlx`](super::to_mlx).
+/// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors get F32. From a directory, Llama, Mistral,
+/// Qwen2, Qwen3, Phi 3 and Gemma 2 are written, with a tokenizer that GGUF has a form for, or none. A Mistral's window is
+/// written, but llama.cpp does not apply it. Of a GGUF file, names, order and metadata stay what they are. What is quantized
+/// already is decoded first, which is said: the two errors add up. `out` and `progress` are as for
+/// [`to_mlx`](super::to_mlx).
 ///
 /// # Errors
 /// As [`to_mlx`](super::to_mlx); [`Error::Format`] for what GGUF or llama.cpp has no form for.
@@ -72,70 +38,115 @@ pub fn to_gguf(
     let (config, checkpoint) = (&files.config, &files.checkpoint);
     let refuse =
         |what: String| Error::format(&files.path, format!("{what}; this version writes no such GGUF file"));
-    let architecture = match config.family {
-        Family::Llama | Family::Mistral => Architecture::Llama,
-        Family::Qwen2 => Architecture::Qwen2,
-        Family::Qwen3 => Architecture::Qwen3,
-        family => return Err(refuse(format!("is a {family}"))),
+    let (entries, layout) = match checkpoint.gguf() {
+        Some(metadata) => {
+            if Architecture::of(metadata)? == Architecture::Phi2 {
+                return Err(refuse("is a phi2 in GGUF".to_owned()));
+            }
+            (copied(metadata, of), Layout::Stored)
+        }
+        None => {
+            let architecture = match config.family {
+                Family::Llama | Family::Mistral => Architecture::Llama,
+                Family::Qwen2 => Architecture::Qwen2,
+                Family::Qwen3 => Architecture::Qwen3,
+                Family::Phi3 => Architecture::Phi3,
+                Family::Gemma2 => Architecture::Gemma2,
+                family => return Err(refuse(format!("is a {family}"))),
+            };
+            let mut entries = entries(files, architecture, of).map_err(|what| refuse(what.to_owned()))?;
+            vocabulary::put(&files.path, config, &mut entries)?;
+            (entries, Layout::Made(architecture))
+        }
     };
-    let mut entries = entries(files, architecture, of).map_err(|what| refuse(what.to_owned()))?;
-    vocabulary::put(&files.path, config, &mut entries)?;
 
     let mut report = Report::default();
     let (mut specs, mut parts) = (Vec::new(), Vec::new());
-    if let RopeScaling::Llama3 { .. } = config.rope.scaling {
-        let (kind, shape) = (TensorType::Dense(DType::F32), [config.rope.dims / 2].as_slice().into());
-        specs.push(Spec { name: "rope_freqs.weight".to_owned(), kind, shape });
+    let extra = match layout {
+        Layout::Stored => Vec::new(),
+        Layout::Made(_) => factor_tensors(config),
+    };
+    for (name, factors) in &extra {
+        let (kind, shape) = (TensorType::Dense(DType::F32), [factors.len()].as_slice().into());
+        specs.push(Spec { name: (*name).to_owned(), kind, shape });
     }
-    for info in checkpoint.tensors().filter(|info| !is_dropped(info.name(), config.tie_word_embeddings)) {
-        let name = architecture.stored_name(info.name());
-        let name = name.ok_or_else(|| info.fail("has no name in GGUF".to_owned()))?;
-        if info.dtype().is_none() {
-            return Err(info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())));
+    for source in Source::all(files)? {
+        if is_dropped(&source.name, config.tie_word_embeddings) {
+            continue;
         }
-        let kind = match *info.shape() {
+        let name = match layout {
+            Layout::Stored => Some(source.stored_name().to_owned()),
+            Layout::Made(architecture) => architecture.stored_name(&source.name),
+        };
+        let name = name.ok_or_else(|| source.fail("has no name in GGUF".to_owned()))?;
+        let kind = match source.shape[..] {
             [_, columns] => {
-                let even = match of.kind() {
-                    TensorType::Dense(_) => true,
-                    TensorType::Blocks(of) => columns.is_multiple_of(of.block().0),
-                };
-                report.uneven += usize::from(!even);
-                if even { of.kind() } else { TensorType::Dense(DType::F16) }
+                of.of(&source.name, columns, config.num_hidden_layers, config.tie_word_embeddings)
             }
             _ => TensorType::Dense(DType::F32),
         };
         match kind {
             TensorType::Blocks(_) => report.quantized += 1,
-            TensorType::Dense(_) => report.kept += 1,
+            TensorType::Dense(_) => {
+                report.kept += 1;
+                report.uneven += usize::from(source.shape.len() == 2 && of != GgufType::F16);
+            }
         }
-        report.bytes_in += info.bytes() as u64;
-        specs.push(Spec { name, kind, shape: info.shape().into() });
-        parts.push((info, kind));
+        report.bytes_in += source.bytes;
+        specs.push(Spec { name, kind, shape: source.shape.clone() });
+        parts.push((source, kind));
     }
 
     let output = Output::create(out)?;
     let mut writer = Writer::create(&output.path(), &entries, &specs)?;
     report.bytes_out = writer.total();
-    if let Some(factors) = llama3_factors(config) {
+    for (_, factors) in &extra {
         let mut bytes = vec![0; factors.len() * 4];
-        write_floats(DType::F32, &factors, &mut bytes);
+        write_floats(DType::F32, factors, &mut bytes);
         writer.write(&bytes)?;
     }
     checkpoint.advise_sequential();
     let mut read = 0;
-    for (info, kind) in parts {
+    for (source, kind) in parts {
         let mut step = |bytes| {
             read += bytes;
             progress(read, report.bytes_in)
         };
-        let heads = heads(config, architecture, info.name());
-        if !write(checkpoint, info, kind, heads, &mut writer, &mut step)? {
+        let order = match layout {
+            Layout::Stored => Order::STORED,
+            Layout::Made(architecture) => Order::of(config, architecture, &source),
+        };
+        if !write(&source.held(), kind, order, &mut writer, &mut step)? {
             return Ok(None);
         }
     }
     writer.finish()?;
     output.commit()?;
     Ok(Some(report))
+}
+
+/// Where names, the order of rows and the offsets of norms come from.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// They are those of the GGUF file that is read.
+    Stored,
+    /// Those of a Hugging Face checkpoint become those of an architecture.
+    Made(Architecture),
+}
+
+/// The metadata of the file that is read, but for what says how it is quantized and split.
+fn copied(metadata: &Metadata, of: GgufType) -> Entries {
+    let mut entries = Entries::default();
+    for (key, value) in metadata.stored() {
+        let other = [&b"general.file_type"[..], b"general.quantization_version", b"general.alignment"];
+        // An importance matrix was another quantizer's.
+        if !other.contains(&key) && !key.starts_with(b"split.") && !key.starts_with(b"quantize.imatrix.") {
+            entries.stored(key, value);
+        }
+    }
+    entries.uint("general.file_type", of.file_type());
+    entries.uint("general.quantization_version", 2);
+    entries
 }
 
 /// The metadata but for the tokenizer; what llama.cpp has no form for is the error.
@@ -146,12 +157,18 @@ fn entries(files: &ModelFiles, architecture: Architecture, of: GgufType) -> Resu
     entries.string("general.name", &files.name());
     entries.uint("general.file_type", of.file_type());
     entries.uint("general.quantization_version", 2);
-    if config.hidden_act != Activation::Silu {
-        return Err("has an activation other than silu");
+    let gemma = config.family == Family::Gemma2;
+    match config.hidden_act {
+        Activation::GeluTanh if gemma => {}
+        Activation::Silu if !gemma => {}
+        _ => return Err("has an activation that llama.cpp does not give its architecture"),
     }
     let windowed = config.windows.iter().any(Option::is_some);
-    if windowed && config.family != Family::Mistral {
+    if windowed && !matches!(config.family, Family::Mistral | Family::Gemma2 | Family::Phi3) {
         return Err("has layers with a window of attention");
+    }
+    if gemma {
+        gemma2(config, &mut entries)?;
     }
     let key = |name: &str| format!("{}.{name}", architecture.name());
     for (name, value) in [
@@ -170,9 +187,11 @@ fn entries(files: &ModelFiles, architecture: Architecture, of: GgufType) -> Resu
     }
     if let Some(window) = config.sliding_window.filter(|_| windowed) {
         entries.uint(&key("attention.sliding_window"), u32::try_from(window).unwrap_or(u32::MAX));
-        tracing::warn!(
-            "llama.cpp applies no window to this architecture: past {window} tokens its answers differ"
-        );
+        if !gemma {
+            tracing::warn!(
+                "llama.cpp applies no window to this architecture: past {window} tokens its answers differ"
+            );
+        }
     }
     entries.float(&key("attention.layer_norm_rms_epsilon"), config.norm_eps);
     entries.float(&key("rope.freq_base"), config.rope.theta as f32);
@@ -182,9 +201,43 @@ fn entries(files: &ModelFiles, architecture: Architecture, of: GgufType) -> Resu
             entries.string(&key("rope.scaling.type"), "linear");
             entries.float(&key("rope.scaling.factor"), factor as f32);
         }
+        RopeScaling::LongRope { original, attention_factor, .. } if config.family == Family::Phi3 => {
+            entries.uint(
+                &key("rope.scaling.original_context_length"),
+                u32::try_from(original).map_err(|_| "has a size over 32 bits")?,
+            );
+            entries.float(&key("rope.scaling.attn_factor"), attention_factor);
+        }
         _ => return Err("stretches its rotary embedding in another way than linear and llama3"),
     }
     Ok(entries)
+}
+
+/// What Gemma 2 has beside the others.
+fn gemma2(config: &Config, entries: &mut Entries) -> Result<(), &'static str> {
+    for (key, cap) in [
+        ("gemma2.attn_logit_softcapping", config.attn_logit_softcapping),
+        ("gemma2.final_logit_softcapping", config.final_logit_softcapping),
+    ] {
+        // llama.cpp has caps of its own where a file names none.
+        entries.float(key, cap.ok_or("caps no scores or logits")?);
+    }
+    let every_other = |(layer, window): (usize, &Option<usize>)| window.is_some() == (layer % 2 == 0);
+    if !config.windows.iter().enumerate().all(every_other) {
+        return Err("has no window of attention in every other layer");
+    }
+    Ok(())
+}
+
+/// What frequencies are divided by, one for each pair, as tensors.
+fn factor_tensors(config: &Config) -> Vec<(&'static str, Vec<f32>)> {
+    match &config.rope.scaling {
+        RopeScaling::LongRope { short_factor, long_factor, .. } => vec![
+            ("rope_factors_long.weight", long_factor.clone()),
+            ("rope_factors_short.weight", short_factor.clone()),
+        ],
+        _ => llama3_factors(config).map(|factors| ("rope_freqs.weight", factors)).into_iter().collect(),
+    }
 }
 
 /// What frequencies are divided by, one for each pair: `rope_freqs.weight`.
@@ -202,37 +255,63 @@ fn llama3_factors(config: &Config) -> Option<Vec<f32>> {
     Some(factors.collect())
 }
 
-/// The heads of a matrix or bias whose rows llama.cpp has in another order.
-fn heads(config: &Config, architecture: Architecture, name: &str) -> Option<usize> {
-    if architecture != Architecture::Llama {
-        return None;
-    }
-    let (module, _) = name.rsplit_once('.')?;
-    match module.rsplit_once('.')?.1 {
-        "q_proj" => Some(config.num_attention_heads),
-        "k_proj" => Some(config.num_key_value_heads),
-        _ => None,
+/// What llama.cpp divides Gemma 2's scores by the root of, whatever the checkpoint says.
+fn gemma2_scalar(config: &Config) -> f32 {
+    match config.num_hidden_layers {
+        GEMMA2_27B_LAYERS => config.hidden_size as f32 / config.num_attention_heads as f32,
+        _ => config.head_dim as f32,
     }
 }
 
-/// Writes a tensor, its rows in llama.cpp's order; `step` is told of the bytes read. `false` where that says so.
-fn write(
-    checkpoint: &Checkpoint,
-    info: &TensorInfo,
-    kind: TensorType,
+/// What of a tensor's rows and values llama.cpp has otherwise.
+#[derive(Clone, Copy)]
+struct Order {
+    /// Rows `i` and `i + half` of each of these heads, which rotate together, lie side by side.
     heads: Option<usize>,
+    /// What the values are multiplied with: queries, where scores are divided by another number.
+    factor: f32,
+    /// What is then added to them: 1 to the weights of Gemma's norms.
+    offset: f32,
+}
+
+impl Order {
+    /// All as it is stored.
+    const STORED: Self = Self { heads: None, factor: 1.0, offset: 0.0 };
+
+    fn of(config: &Config, architecture: Architecture, source: &Source<'_>) -> Self {
+        let module = source.name.rsplit_once('.').map_or("", |(module, _)| module);
+        let heads = match module.rsplit_once('.').map_or("", |(_, part)| part) {
+            _ if architecture != Architecture::Llama => None,
+            "q_proj" => Some(config.num_attention_heads),
+            "k_proj" => Some(config.num_key_value_heads),
+            _ => None,
+        };
+        if architecture != Architecture::Gemma2 {
+            return Self { heads, ..Self::STORED };
+        }
+        let scalar = config.query_pre_attn_scalar.unwrap_or_else(|| gemma2_scalar(config));
+        let queries = module.ends_with(".q_proj");
+        Self {
+            heads,
+            factor: if queries { (gemma2_scalar(config) / scalar).sqrt() } else { 1.0 },
+            offset: if source.name.ends_with("norm.weight") { 1.0 } else { 0.0 },
+        }
+    }
+}
+
+/// Writes a tensor; `step` is told of the bytes read. `false` where that says so.
+fn write(
+    source: &Source<'_>,
+    kind: TensorType,
+    order: Order,
     writer: &mut Writer,
     step: &mut dyn FnMut(u64) -> bool,
 ) -> Result<bool> {
-    let (Some(dtype), Some(&rows)) = (info.dtype(), info.shape().first()) else {
-        return Err(info.fail("is a scalar, expected a matrix or a vector".to_owned()));
+    let Some(&rows) = source.shape.first() else {
+        return Err(source.fail("is a scalar, expected a matrix or a vector".to_owned()));
     };
-    let columns: usize = info.shape()[1..].iter().product();
-    let plane = checkpoint.plane(info);
-    let bytes = plane.bytes();
-    let stride = columns * dtype.size();
-    // Rows `i` and `i + half` of a head, which rotate together, lie side by side.
-    let source = |row: usize| match heads.filter(|&heads| heads > 0) {
+    let columns: usize = source.shape[1..].iter().product();
+    let from = |row: usize| match order.heads.filter(|&heads| heads > 0) {
         Some(heads) => {
             let half = rows / heads / 2;
             let (head, pair, second) = (row / (2 * half), row / 2 % half, row % 2);
@@ -240,37 +319,39 @@ fn write(
         }
         None => row,
     };
-    if heads.is_some_and(|heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
-        return Err(info.fail(format!("{rows} rows are not heads of whole pairs")));
+    if order.heads.is_some_and(|heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
+        return Err(source.fail(format!("{rows} rows are not heads of whole pairs")));
     }
     let at_once = (ELEMENTS / columns.max(1)).max(1);
-    let (mut values, mut encoded, mut floats) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut values, mut encoded) = (Vec::new(), Vec::new());
     for first in (0..rows).step_by(at_once) {
         let last = (first + at_once).min(rows);
         values.clear();
-        (first..last).for_each(|row| values.extend(&bytes[source(row) * stride..][..stride]));
+        source.read(first..last, from, &mut values);
+        if (order.factor, order.offset) != (1.0, 0.0) {
+            values.iter_mut().for_each(|value| *value = *value * order.factor + order.offset);
+        }
         let wrong = match kind {
             TensorType::Blocks(of) => {
                 let format = Format::Ggml(of);
                 encoded.resize((last - first) * format.row_bytes(columns)[0], 0);
-                format.encode(dtype, columns, &values, [&mut encoded, &mut [], &mut []])
+                let bytes = bytemuck::cast_slice(&values);
+                format.encode(DType::F32, columns, bytes, [&mut encoded, &mut [], &mut []])
             }
             TensorType::Dense(to) => {
-                floats.resize((last - first) * columns, 0.0);
-                affine::read_floats(dtype, &values, &mut floats);
-                encoded.resize(floats.len() * to.size(), 0);
-                write_floats(to, &floats, &mut encoded);
+                encoded.resize(values.len() * to.size(), 0);
+                write_floats(to, &values, &mut encoded);
                 // F16 ends at 65,504.
-                affine::read_floats(to, &encoded, &mut floats);
-                floats.iter().position(|x| !x.is_finite()).map(|at| at / columns.max(1))
+                affine::read_floats(to, &encoded, &mut values);
+                values.iter().position(|x| !x.is_finite()).map(|at| at / columns.max(1))
             }
         };
         if let Some(wrong) = wrong {
-            let row = source(first + wrong);
-            return Err(info.fail(format!("row {row} holds a value that is not finite in {}", kind.name())));
+            let row = from(first + wrong);
+            return Err(source.fail(format!("row {row} holds a value that is not finite in {}", kind.name())));
         }
         writer.write(&encoded)?;
-        if !step(values.len() as u64) {
+        if !step(source.bytes_of(first..last)) {
             return Ok(false);
         }
     }

@@ -95,17 +95,6 @@ impl TensorInfo {
         }
     }
 
-    /// The type of safetensors files that it has, or would have.
-    pub(crate) fn safetensors_type(&self) -> Dtype {
-        match self.encoding {
-            Encoding::Safetensors(dtype) => dtype,
-            Encoding::Ggml(gguf::TensorType::Dense(DType::F32)) => Dtype::F32,
-            Encoding::Ggml(gguf::TensorType::Dense(DType::F16)) => Dtype::F16,
-            Encoding::Ggml(gguf::TensorType::Dense(DType::BF16)) => Dtype::BF16,
-            Encoding::Ggml(gguf::TensorType::Blocks(_)) => Dtype::U8,
-        }
-    }
-
     /// The type as the file names it, `BF16`, `F8_E4M3` or `Q4_K` say.
     pub fn dtype_name(&self) -> String {
         match self.encoding {
@@ -121,6 +110,11 @@ impl TensorInfo {
             _ => self.name.to_string(),
         };
         Error::Weight { path: self.path.to_path_buf(), name, what }
+    }
+
+    /// The name in the file.
+    pub(crate) fn stored_name(&self) -> &str {
+        self.stored.as_deref().unwrap_or(&self.name)
     }
 
     /// Dimensions, outermost first; empty for a scalar.

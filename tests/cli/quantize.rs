@@ -122,7 +122,11 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
         "--type is for --to gguf; --mode, --bits and --group are what --to mlx has",
     );
     refuse(&["--to", "gguf", "--bits", "4"], 2, "--bits is for --to mlx; --type is what --to gguf has");
-    refuse(&["--to", "gguf", "--type", "Q9"], 2, "--type is Q9, expected F16, Q8_0 or Q4_0");
+    refuse(
+        &["--to", "gguf", "--type", "Q9"],
+        2,
+        "--type is Q9, expected one of F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1, Q4_0",
+    );
     refuse(&["--mode", "nf4"], 2, "--mode is nf4, expected affine or mxfp4");
     refuse(&[], 1, &format!("{model}: has no matrix whose rows are whole groups of 64"));
     let gguf = fixture("gguf/whole.gguf");
@@ -132,10 +136,6 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
         1,
         &format!("error: {gguf}: is in GGUF; expected a directory of safetensors"),
     );
-    let quantized = fixture("quantized/llama-affine4");
-    let quantized = text(&quantized);
-    let what = format!("error: {quantized}: is quantized already; expected a directory of safetensors");
-    refused(&["quantize", quantized, "-o", out], 1, &what);
     // The model itself is no place to write.
     let what = format!("error: {model}: exists; expected a new name (remove it, or name another)");
     refused(&["quantize", model, "--group", "32", "-o", model], 1, &what);
@@ -149,6 +149,20 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
     let what = "tensor lm_head.weight: row 304 holds a NaN or an infinity, expected finite values";
     refuse(&["--group", "32"], 1, &format!("{}: {what}", weights.display()));
     assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn a_second_quantization_is_not_silent() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("again.gguf");
+    let model = fixture("quantized/llama-affine4");
+    let args = ["quantize", text(&model), "-o", text(&out), "--to", "gguf", "--type", "Q4_K_M"];
+    let ran = ok(&args);
+    let said = "llama-affine4 is quantized already: its values are decoded and rounded anew";
+    assert!(ran.err.contains(said), "{}", ran.err);
+    assert_eq!(names(dir.path()), ["again.gguf"]);
+    let table = ok(&["inspect", text(&out)]).out;
+    assert!(table.contains("Q8_0 "), "the value projections, whose rows are no blocks of 256: {table}");
 }
 
 /// A model of 400 MB on paper: its file is a hole.

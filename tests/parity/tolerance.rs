@@ -29,6 +29,10 @@ pub fn logits_rms(dtype: DType) -> f32 {
 /// weights in `f32` are run with the factor unrounded, which is this far away.
 pub const GEMMA2_SCALE: f32 = 0.02;
 
+/// Largest deviation of logits from llama.cpp's, in units of their standard deviation: it rounds activations to eight bits, in
+/// places of its own, which a model of random blocks of two bits shows most.
+pub const LLAMA_CPP: f32 = 0.25;
+
 /// Half the distance from 1 to the next number: what rounding to nearest loses, relatively.
 pub fn unit(dtype: DType) -> f64 {
     match dtype {

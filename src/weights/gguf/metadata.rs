@@ -92,13 +92,22 @@ pub(super) enum Value {
     },
 }
 
+/// A key and its value, as ranges of the file and as it is read.
+#[derive(Debug, Clone)]
+struct Entry {
+    key: Range<usize>,
+    value: Value,
+    /// The value's type and bytes.
+    stored: Range<usize>,
+}
+
 /// The metadata of a model: that of its first file.
 #[derive(Clone)]
 pub struct Metadata {
     path: Arc<Path>,
     owner: Arc<dyn Bytes>,
-    /// Ranges of the keys and their values, in the order of the keys.
-    entries: Vec<(Range<usize>, Value)>,
+    /// In the order of the keys.
+    entries: Vec<Entry>,
 }
 
 impl Metadata {
@@ -115,16 +124,17 @@ impl Metadata {
         }
         let mut entries = Vec::with_capacity(count);
         for i in 0..count {
-            let (key, range) = reader.name(MAX_KEY, format_args!("key {i} of the metadata"))?;
-            entries.push((range, value(reader, key, owner.bytes())?));
+            let (name, key) = reader.name(MAX_KEY, format_args!("key {i} of the metadata"))?;
+            let start = reader.at();
+            let value = value(reader, name, owner.bytes())?;
+            entries.push(Entry { key, value, stored: start..reader.at() });
         }
         let metadata = |entries| Self { path: Arc::clone(path), owner: Arc::clone(owner), entries };
         let bytes = owner.bytes();
-        entries.sort_by(|a: &(Range<usize>, Value), b| bytes[a.0.clone()].cmp(&bytes[b.0.clone()]));
-        if let Some(pair) =
-            entries.windows(2).find(|pair| bytes[pair[0].0.clone()] == bytes[pair[1].0.clone()])
-        {
-            let key = String::from_utf8_lossy(&bytes[pair[0].0.clone()]);
+        let key = |entry: &Entry| &bytes[entry.key.clone()];
+        entries.sort_by(|a, b| key(a).cmp(key(b)));
+        if let Some(pair) = entries.windows(2).find(|pair| key(&pair[0]) == key(&pair[1])) {
+            let key = String::from_utf8_lossy(key(&pair[0]));
             return Err(Error::format(path, format!("metadata: duplicate key {}", quote(&key))));
         }
         Ok(metadata(entries))
@@ -158,8 +168,14 @@ impl Metadata {
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         let bytes = self.owner.bytes();
-        let found = self.entries.binary_search_by(|(range, _)| bytes[range.clone()].cmp(key.as_bytes()));
-        found.ok().map(|i| &self.entries[i].1)
+        let found = self.entries.binary_search_by(|entry| bytes[entry.key.clone()].cmp(key.as_bytes()));
+        found.ok().map(|i| &self.entries[i].value)
+    }
+
+    /// Every key, and its value's type and bytes as the file has them.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let bytes = self.owner.bytes();
+        self.entries.iter().map(move |entry| (&bytes[entry.key.clone()], &bytes[entry.stored.clone()]))
     }
 
     /// A value as an error shows it.

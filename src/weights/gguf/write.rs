@@ -37,6 +37,14 @@ impl Entries {
         self.bytes.extend((len as u64).to_le_bytes());
     }
 
+    /// A key, and its value's type and bytes as another file has them.
+    pub fn stored(&mut self, key: &[u8], value: &[u8]) {
+        self.count += 1;
+        self.bytes.extend((key.len() as u64).to_le_bytes());
+        self.bytes.extend(key);
+        self.bytes.extend(value);
+    }
+
     pub fn uint(&mut self, key: &str, value: u32) {
         self.begin(key, 4);
         self.bytes.extend(value.to_le_bytes());
@@ -98,7 +106,13 @@ impl Spec {
             TensorType::Dense(DType::F16) => 1,
             TensorType::Dense(DType::BF16) => 30,
             TensorType::Blocks(GgmlType::Q4_0) => 2,
+            TensorType::Blocks(GgmlType::Q4_1) => 3,
+            TensorType::Blocks(GgmlType::Q5_0) => 6,
+            TensorType::Blocks(GgmlType::Q5_1) => 7,
             TensorType::Blocks(GgmlType::Q8_0) => 8,
+            TensorType::Blocks(GgmlType::Q4_K) => 12,
+            TensorType::Blocks(GgmlType::Q5_K) => 13,
+            TensorType::Blocks(GgmlType::Q6_K) => 14,
             TensorType::Blocks(of) => panic!("{} has no encoder", Format::Ggml(of)),
         }
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use backstop::backend::LlmBackendKind;
+use backstop::backend::cpu::Activations;
 use backstop::quant::Matrix;
 use backstop::tensor::DType;
 use backstop::{LoadOptions, Model, ModelFiles, Options};
 
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 use super::fixtures::cached;
 use crate::harness::{Expected, backends, close, load, options, root};
@@ -121,6 +122,36 @@ fn models_in_blocks_agree_with_transformers() {
             let mut generation = model.generate_tokens(expected.prompt.clone(), &asked).unwrap();
             generation.by_ref().for_each(|piece| drop(piece.unwrap()));
             assert_eq!(generation.tokens(), expected.greedy, "{what}");
+        }
+    }
+}
+
+/// llama.cpp itself, which rounds activations to eight bits in blocks, in places of its own: exact ones are about as far from
+/// it as rounded ones.
+#[test]
+fn models_have_the_logits_of_llama_cpp() {
+    let bytes = std::fs::read(root().join("tests/fixtures/gguf/llama_cpp.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tokens = file.tensor("tokens").unwrap();
+    let tokens: Vec<u32> =
+        tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+    let names: Vec<&str> = file.names().into_iter().filter(|name| *name != "tokens").collect();
+    assert_eq!(names.len(), 6);
+    for name in names {
+        let view = file.tensor(name).unwrap();
+        let values: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let expected: Vec<Vec<f32>> = values.chunks_exact(view.shape()[1]).map(<[f32]>::to_vec).collect();
+        let file = root().join("tests/fixtures/gguf").join(format!("{name}.gguf"));
+        let path = if file.exists() { file } else { file.with_extension("") };
+        for activations in [Activations::F32, Activations::Int8] {
+            let exact = options(LlmBackendKind::Cpu);
+            let model = load(&path, LoadOptions { activations, ..exact });
+            let got = model.logits(&tokens).unwrap();
+            let what = format!("{name}, {activations:?}");
+            let (apart, rms) = close(&what, &got, &expected, tolerance::LLAMA_CPP);
+            println!("{what}: {apart:.2e} standard deviations, {rms:.2e} in the mean");
+            assert!(rms <= tolerance::LLAMA_CPP / 5.0, "{what}: {rms:.2e} in the mean");
         }
     }
 }
