@@ -1,4 +1,4 @@
-"""Measure mlx-lm once on MLX's default device: the peer of `backstop bench`.
+"""Measure mlx-lm once on MLX's default device: a peer of `backstop bench`.
 
     pip install mlx-lm
     python tools/peers/mlx_lm_bench.py DIR [--depth 0] [--prompt 512] [--generate 128]
@@ -7,24 +7,16 @@ The steps are those of `mlx_lm.generate.generate_step`: prompts in chunks, greed
 runs. Prints one JSON object: rates in tokens per second, times in seconds, memory in bytes.
 """
 
-import argparse
-import json
-import resource
 import time
-from pathlib import Path
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
+from shared import chunks, parser, report, seconds
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--depth", type=int, default=0, help="tokens cached before")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=128)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
 
     started = time.perf_counter()
     model, config = load_model(args.model)
@@ -32,9 +24,8 @@ def main():
     cache = make_prompt_cache(model)
 
     def prefill(start, count):
-        ids = [position * 7919 % config["vocab_size"] for position in range(start, start + count)]
-        for i in range(0, count, 512):
-            logits = model(mx.array([ids[i : i + 512]]), cache=cache)[:, -1, :]
+        for ids in chunks(start, count, config["vocab_size"]):
+            logits = model(mx.array([ids]), cache=cache)[:, -1, :]
             mx.eval(logits, [layer.state for layer in cache])
 
     def cut(tokens):
@@ -56,20 +47,10 @@ def main():
     generate(1)
     cut(0)
     prefill(0, args.depth)
-    started = time.perf_counter()
-    prefill(args.depth, args.prompt)
-    prompt = time.perf_counter() - started
+    prompt = seconds(lambda: prefill(args.depth, args.prompt))
     cut(args.depth)
-    started = time.perf_counter()
-    generate(args.generate)
-    generation = time.perf_counter() - started
-    result = {
-        "load": load,
-        "prompt": args.prompt / prompt,
-        "generation": args.generate / generation,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    print(json.dumps(result))
+    generation = seconds(lambda: generate(args.generate))
+    report(args, load, prompt, generation)
 
 
 main()

@@ -1,5 +1,5 @@
-//! backstop beside llama.cpp and mlx-lm, on random models of real shapes: every round runs each of them once, so that a
-//! machine that is busy is busy for all.
+//! backstop beside llama.cpp, mlx-lm and transformers, on random models of real shapes: every round runs each of them once,
+//! so that a machine that is busy is busy for all.
 
 use std::collections::BTreeMap;
 use std::env::consts::EXE_SUFFIX;
@@ -26,6 +26,8 @@ usage: cargo xtask peers [OPTIONS]
   --llama-python PYTHON  an interpreter that has llama_cpp [default: one made under target/peers]
   --mlx-python PYTHON    an interpreter that has mlx_lm [default: one made under target/peers]
   --no-mlx               without mlx-lm
+  --transformers-python PYTHON  an interpreter that has transformers and torch [default: one made under target/peers]
+  --no-transformers      without transformers, which stands beside gguf-bf16 alone
   --backstop PROGRAM     [default: built here, release]
   --models DIR           where the models are made, and kept [default: target/peers/models]";
 
@@ -39,6 +41,9 @@ const TYPES: [(&str, &str); 7] = [
     ("gguf-f16", "gguf-f16"),
     ("gguf-bf16", "gguf-bf16"),
 ];
+
+/// The type that transformers is given the same weights of: it has no kernels for blocks.
+const DENSE: (&str, &str) = ("gguf-bf16", "bf16");
 
 /// Tokens of a prompt and of a generation that mlx-lm is given on MLX's CPU device, where it takes a second for each.
 const MLX_ON_CPU: (usize, usize) = (16, 4);
@@ -55,6 +60,8 @@ struct Options {
     llama_python: Option<PathBuf>,
     mlx_python: Option<PathBuf>,
     mlx: bool,
+    transformers_python: Option<PathBuf>,
+    transformers: bool,
     backstop: Option<PathBuf>,
     models: Option<PathBuf>,
 }
@@ -74,6 +81,8 @@ impl Options {
             llama_python: None,
             mlx_python: None,
             mlx: true,
+            transformers_python: None,
+            transformers: true,
             backstop: None,
             models: None,
         };
@@ -82,6 +91,7 @@ impl Options {
             match name.as_str() {
                 "--json" => options.json = true,
                 "--no-mlx" => options.mlx = false,
+                "--no-transformers" => options.transformers = false,
                 name => {
                     let value = args.next().with_context(|| format!("{name} has no value\n{USAGE}"))?;
                     let number = || value.parse::<usize>().with_context(|| format!("{name} is {value}"));
@@ -98,6 +108,7 @@ impl Options {
                         "--rounds" => options.rounds = number()?,
                         "--llama-python" => options.llama_python = Some(value.into()),
                         "--mlx-python" => options.mlx_python = Some(value.into()),
+                        "--transformers-python" => options.transformers_python = Some(value.into()),
                         "--backstop" => options.backstop = Some(value.into()),
                         "--models" => options.models = Some(value.into()),
                         _ => bail!("{name} is no option of it\n{USAGE}"),
@@ -167,6 +178,7 @@ struct Programs {
     backstop: PathBuf,
     llama: PathBuf,
     mlx: Option<PathBuf>,
+    transformers: Option<PathBuf>,
     tools: PathBuf,
 }
 
@@ -195,6 +207,17 @@ pub fn run(args: &[String]) -> Result<()> {
             (None, _) if cfg!(target_os = "macos") => Some(install(&home, "mlx_lm", &["mlx-lm"])?),
             (None, _) => Some(install(&home, "mlx_lm", &["mlx-lm", "mlx[cpu]"])?),
         },
+        transformers: match (&options.transformers_python, options.transformers) {
+            (_, false) => None,
+            _ if !options.types.iter().any(|name| name == DENSE.0) => None,
+            (Some(python), _) => Some(python.clone()),
+            // Its wheels for the CPU have an index of their own; without it come those for NVIDIA, which also run here.
+            (None, _) => {
+                let torch =
+                    ["transformers", "torch", "--extra-index-url", "https://download.pytorch.org/whl/cpu"];
+                Some(install(&home, "transformers", &torch)?)
+            }
+        },
         tools: root.join("tools/peers"),
     };
     let models = options.models.clone().unwrap_or_else(|| home.join("models"));
@@ -205,7 +228,12 @@ pub fn run(args: &[String]) -> Result<()> {
             let own = model(&models, shape, name)?;
             let peer = model(&models, shape, theirs)?;
             for &threads in &options.threads {
-                let measured = rounds(&programs, &options, &own, &peer, threads)?;
+                let dense = match (&programs.transformers, name == DENSE.0) {
+                    (Some(_), true) => Some(model(&models, shape, DENSE.1)?),
+                    _ => None,
+                };
+                let directories = Paths { own: &own, llama: &peer, transformers: dense.as_deref() };
+                let measured = rounds(&programs, &options, directories, threads)?;
                 rows.extend(compared(shape, name, threads, &measured));
             }
         }
@@ -253,7 +281,7 @@ fn install(home: &Path, module: &str, packages: &[&str]) -> Result<PathBuf> {
 
 /// A random model, made unless it is there.
 fn model(models: &Path, shape: &str, kind: &str) -> Result<PathBuf> {
-    let ending = if kind.starts_with("mlx") { "" } else { ".gguf" };
+    let ending = if kind.starts_with("mlx") || kind == DENSE.1 { "" } else { ".gguf" };
     let path = models.join(format!("{shape}-{kind}{ending}"));
     // A directory's weights are renamed into place when they are whole.
     let whole = if ending.is_empty() { path.join("model.safetensors") } else { path.clone() };
@@ -265,14 +293,22 @@ fn model(models: &Path, shape: &str, kind: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The models of the programs.
+#[derive(Clone, Copy)]
+struct Paths<'a> {
+    own: &'a Path,
+    llama: &'a Path,
+    transformers: Option<&'a Path>,
+}
+
 /// What every program measured, by its name, a value for each round.
 fn rounds(
     programs: &Programs,
     options: &Options,
-    own: &Path,
-    peer: &Path,
+    models: Paths<'_>,
     threads: usize,
 ) -> Result<BTreeMap<&'static str, Vec<Measured>>> {
+    let own = models.own;
     let lengths = |command: &mut Command, prompt: usize, generate: usize| {
         command.args(["--depth", &options.depth.to_string()]);
         command.args(["--prompt", &prompt.to_string(), "--generate", &generate.to_string()]);
@@ -289,7 +325,7 @@ fn rounds(
         measured.entry(OWN).or_default().push(Measured::own(&answer(&mut command)?)?);
         for (name, repack) in [("llama.cpp", None), ("llama.cpp, not repacked", Some("--no-repack"))] {
             let mut command = Command::new(&programs.llama);
-            command.arg(programs.tools.join("llama_cpp_bench.py")).arg(peer).args(repack);
+            command.arg(programs.tools.join("llama_cpp_bench.py")).arg(models.llama).args(repack);
             command.args(["--threads", &threads_text]);
             lengths(&mut command, options.prompt, options.generate);
             measured.entry(name).or_default().push(Measured::peer(&answer(&mut command)?)?);
@@ -305,6 +341,13 @@ fn rounds(
             command.arg(programs.tools.join("mlx_lm_bench.py")).arg(own);
             lengths(&mut command, prompt, generate);
             measured.entry("mlx-lm").or_default().push(Measured::peer(&answer(&mut command)?)?);
+        }
+        if let (Some(python), Some(model)) = (&programs.transformers, models.transformers) {
+            let mut command = Command::new(python);
+            command.arg(programs.tools.join("transformers_bench.py")).arg(model);
+            command.args(["--threads", &threads_text]);
+            lengths(&mut command, options.prompt, options.generate);
+            measured.entry("transformers").or_default().push(Measured::peer(&answer(&mut command)?)?);
         }
     }
     Ok(measured)
@@ -394,6 +437,10 @@ fn versions(programs: &Programs) -> Result<Value> {
         first_line(Command::new(python).args(["-c", &code]))
     };
     let mut versions = json!({ "llama-cpp-python": of(&programs.llama, "llama-cpp-python")? });
+    if let Some(python) = &programs.transformers {
+        versions["transformers"] = of(python, "transformers")?.into();
+        versions["torch"] = of(python, "torch")?.into();
+    }
     if let Some(python) = &programs.mlx {
         versions["mlx-lm"] = of(python, "mlx-lm")?.into();
         versions["mlx"] = of(python, "mlx")?.into();
@@ -432,7 +479,7 @@ mod tests {
         let options =
             parse(&["--types", "q4_0,mlx8", "--threads", "1,3", "--rounds", "2", "--json"]).unwrap();
         assert_eq!((options.types, options.threads), (vec!["q4_0".to_owned(), "mlx8".into()], vec![1, 3]));
-        assert!(options.json && options.mlx && options.rounds == 2);
+        assert!(options.json && options.mlx && options.transformers && options.rounds == 2);
         for wrong in
             [&["--types", "q3"][..], &["--rounds", "0"], &["--threads", "x"], &["--depth"], &["--what", "1"]]
         {
