@@ -1,4 +1,5 @@
-//! MLX directories of random codes: every matrix affine in groups of 64, the embedding too, scales in bf16.
+//! MLX directories of random codes: every matrix affine in groups of 64, the embedding too, scales in bf16. Rows that are not
+//! whole groups of 64 have groups of 32, which `config.json` says.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use super::{Random, Shape, bf16, config, save, tensors, write_header};
 
-/// Codes that share a scale and a bias.
+/// Codes that share a scale and a bias, where they make up a row.
 const GROUP: usize = 64;
 
 /// A plane of a tensor as it lies in the file.
@@ -36,7 +37,6 @@ impl Plane {
 pub fn write(shape: &Shape, bits: usize, dir: &Path) -> Result<()> {
     let mut config = config(shape, "bfloat16");
     config["quantization"] = json!({ "group_size": GROUP, "bits": bits, "mode": "affine" });
-    std::fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     let mut planes = Vec::new();
     for (name, dims) in tensors(shape) {
         let plane = |name: String, dtype, shape, content| Plane { name, dtype, shape, content };
@@ -46,7 +46,11 @@ pub fn write(shape: &Shape, bits: usize, dir: &Path) -> Result<()> {
                 let most = ((1_u32 << bits) - 1) as f32;
                 let end = (3.0 / columns as f32).sqrt();
                 let scale = Content::Constant(2.0 * end / most);
-                let groups = vec![rows, columns / GROUP];
+                let group = if columns.is_multiple_of(GROUP) { GROUP } else { GROUP / 2 };
+                if group != GROUP {
+                    config["quantization"][module] = json!({ "group_size": group, "bits": bits });
+                }
+                let groups = vec![rows, columns / group];
                 planes.push(plane(name.clone(), "U32", vec![rows, columns * bits / 32], Content::Codes));
                 planes.push(plane(format!("{module}.scales"), "BF16", groups.clone(), scale));
                 planes.push(plane(format!("{module}.biases"), "BF16", groups, Content::Constant(-end)));
@@ -57,6 +61,7 @@ pub fn write(shape: &Shape, bits: usize, dir: &Path) -> Result<()> {
             }
         }
     }
+    std::fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     let table =
         planes.iter().map(|plane| (plane.name.as_str(), plane.dtype, &plane.shape[..], plane.bytes()));
     let table: Vec<_> = table.collect();
