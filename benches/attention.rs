@@ -12,8 +12,7 @@ use std::ops::Range;
 use backstop::backend::cpu::isa::Isa;
 use backstop::backend::cpu::kernels::attention::{Attention, AttentionRun, AttentionScratch, attention};
 use backstop::backend::cpu::pool::Pool;
-use backstop::backend::kv::{HostKv, KvShape};
-use backstop::tensor::DType;
+use backstop::backend::kv::{HostKv, KvShape, KvType};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 mod shared;
@@ -33,9 +32,9 @@ fn benches(criterion: &mut Criterion) {
         shared::print_limits(threads);
         let pool = Pool::new(threads);
         let mut scratch = AttentionScratch::default();
-        for dtype in [DType::BF16, DType::F16, DType::F32] {
-            let shape = KvShape { heads: KV_HEADS, head_dim: HEAD_DIM, dtype };
-            let mut group = criterion.benchmark_group(format!("attention: {isa} {dtype}, {threads} threads"));
+        for kind in KvType::ALL {
+            let shape = KvShape { heads: KV_HEADS, head_dim: HEAD_DIM, kind };
+            let mut group = criterion.benchmark_group(format!("attention: {isa} {kind}, {threads} threads"));
             for (rows, keys) in STEPS {
                 let size = keys * shape.token_bytes();
                 let copies = if rows == 1 { POOL_BYTES / size } else { 2 };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::backend::batch::Batch;
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
-use crate::backend::kv::KvShape;
+use crate::backend::kv::{KvShape, KvType};
 use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
@@ -28,7 +28,7 @@ pub struct LoadOptions {
     /// Tokens that a sequence may hold; what the model was trained for, at most 4,096, where absent.
     pub context: Option<usize>,
     /// The type that K and V are kept in; that of the weights where absent.
-    pub kv_dtype: Option<DType>,
+    pub kv_type: Option<KvType>,
     /// What happens when MLX cannot do an op.
     pub policy: Policy,
     /// Most tokens of one sequence in one step; the engine's default where absent.
@@ -194,13 +194,13 @@ impl ModelFiles {
     }
 
     /// Bytes that K and V of one token take in all layers.
-    pub fn kv_token_bytes(&self, dtype: DType) -> u64 {
+    pub fn kv_token_bytes(&self, kind: KvType) -> u64 {
         let Config { num_key_value_heads: heads, head_dim, num_hidden_layers: layers, .. } = self.config;
-        (KvShape { heads, head_dim, dtype }.token_bytes() * layers) as u64
+        (KvShape { heads, head_dim, kind }.token_bytes() * layers) as u64
     }
 
     /// Bytes that running the model takes with a context of `context` tokens.
-    pub fn memory_need(&self, context: usize, kv_dtype: DType) -> MemoryNeed {
+    pub fn memory_need(&self, context: usize, kv_type: KvType) -> MemoryNeed {
         let config = &self.config;
         let rows = EngineOptions::default().step_tokens.min(context.max(1)) as u64;
         // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
@@ -209,7 +209,7 @@ impl ModelFiles {
             + 3 * config.intermediate_size;
         MemoryNeed {
             weights: self.tensors().iter().map(|tensor| tensor.loaded).sum(),
-            kv: self.kv_token_bytes(kv_dtype).saturating_mul(context as u64),
+            kv: self.kv_token_bytes(kv_type).saturating_mul(context as u64),
             activations: 4 * (rows * width as u64 + 2 * config.vocab_size as u64),
         }
     }
@@ -232,6 +232,10 @@ pub struct ModelInfo {
     pub selection: Selection,
     /// Tokens that a sequence may hold.
     pub context: usize,
+    /// The type that K and V are kept in.
+    pub kv_type: KvType,
+    /// Bytes that K and V of one token take in all layers.
+    pub kv_token_bytes: u64,
 }
 
 impl ModelInfo {
@@ -285,7 +289,7 @@ impl Model {
     /// As [`Self::load`], and a backend that cannot be had.
     pub fn load_with(files: ModelFiles, options: LoadOptions) -> Result<Self> {
         let dtype = files.dtype();
-        let kv_dtype = options.kv_dtype.unwrap_or(dtype);
+        let kv_type = options.kv_type.unwrap_or(dtype.into());
         let context = options.context.unwrap_or_else(|| files.default_context());
         let trained = files.config.max_context();
         if context == 0 || context > trained {
@@ -295,7 +299,7 @@ impl Model {
                 expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
             });
         }
-        let selection = select::select(options.backend, &files.memory_need(context, kv_dtype))?;
+        let selection = select::select(options.backend, &files.memory_need(context, kv_type))?;
         let config = Arc::new(files.config.clone());
         let info = ModelInfo {
             name: files.name(),
@@ -305,6 +309,8 @@ impl Model {
             weight_bytes: files.checkpoint.total_bytes(),
             selection: selection.clone(),
             context,
+            kv_type,
+            kv_token_bytes: files.kv_token_bytes(kv_type),
         };
         let defaults = EngineOptions::default();
         let engine_options = EngineOptions {
@@ -332,7 +338,7 @@ impl Model {
             let mut linears: Vec<MatrixRef<'_>> = linears.iter().map(Matrix::as_ref).collect();
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
             linears.into_iter().for_each(|matrix| dispatch.prepare(matrix));
-            Ok(Runtime::new(config, forward, dispatch, kv_dtype))
+            Ok(Runtime::new(config, forward, dispatch, kv_type))
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
         let (engine, (tokenizer, template)) = (engine?, texts?);

@@ -1,24 +1,29 @@
 //! The promise of the CPU backend: the same logits, bit for bit, for any number of threads, any chunking of the prompt,
-//! any neighbours in the step, and a cache that was filled before.
+//! any neighbours in the step, and a cache that was filled before; for each type of weights and of the cache.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use backstop::backend::batch::{Batch, Run, Tokens};
 use backstop::backend::cpu::Isa;
+use backstop::backend::kv::KvType;
 use backstop::backend::select::BackendRequest;
-use backstop::tensor::DType;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
-/// Families whose ops differ, in the types that weights have; then quantized ones: MLX's 4 bits, mxfp4, and every block of
-/// GGUF in a few layers each.
-const MODELS: [&str; 10] = [
-    "models/llama-bf16",
+/// Families whose ops differ, each in its weights' own type of cache.
+const FAMILIES: [&str; 6] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
     "models/phi-partial",
     "models/gemma2-caps",
+    BUILTIN,
+];
+
+/// A type of weights each, in every type of cache: bf16, MLX's 4 bits, mxfp4, and GGUF's blocks of 32 (Q8_0 among them) and of
+/// 256 (Q4_K among them), in a layer each.
+const WEIGHTS: [&str; 5] = [
+    "models/llama-bf16",
     "quantized/llama-affine4",
     "quantized/llama-mxfp4",
     "gguf/blocks-32",
@@ -32,12 +37,12 @@ fn files(name: &str) -> ModelFiles {
     ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
 }
 
-fn load(name: &str, threads: usize, isa: Isa, kv_dtype: Option<DType>) -> Model {
+fn load(name: &str, threads: usize, isa: Isa, kv_type: Option<KvType>) -> Model {
     let options = LoadOptions {
         backend: BackendRequest::Cpu,
         threads: Some(threads),
         isa: Some(isa),
-        kv_dtype,
+        kv_type,
         ..LoadOptions::default()
     };
     Model::load_with(files(name), options).unwrap()
@@ -100,17 +105,23 @@ fn run(model: &Model, prompt: usize, decode: usize, chunk: usize, neighbours: us
 fn threads_chunks_and_neighbours_do_not_change_a_bit() {
     // Past a page of the cache and the windows of the fixtures; past a segment of attention for the built-in model.
     let decode = 4;
-    for name in MODELS.into_iter().chain([BUILTIN]) {
+    let every = WEIGHTS.into_iter().flat_map(|name| KvType::ALL.map(|kind| (name, Some(kind))));
+    let own = FAMILIES.into_iter().map(|name| (name, None));
+    let mut seen = HashSet::new();
+    for (name, kv_type) in every.chain(own) {
         let prompt = if name == BUILTIN { 300 } else { 70 };
-        let expected = run(&load(name, 1, Isa::detect(), None), prompt, decode, prompt, 0);
+        let expected = run(&load(name, 1, Isa::detect(), kv_type), prompt, decode, prompt, 0);
         assert!(expected.iter().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
+        // Each type of weights and of the cache shows.
+        assert!(seen.insert(expected.clone()), "{name} with a cache in {kv_type:?}");
         for threads in [1, 2, 3] {
-            let model = load(name, threads, Isa::detect(), None);
+            let model = load(name, threads, Isa::detect(), kv_type);
             for chunk in [prompt, 1, 7, 64] {
                 for neighbours in [0, 1, 5] {
                     let got = run(&model, prompt, decode, chunk, neighbours);
-                    let what =
-                        format!("{name}: {threads} threads, chunks of {chunk}, {neighbours} neighbours");
+                    let what = format!(
+                        "{name}, cache in {kv_type:?}: {threads} threads, chunks of {chunk}, {neighbours} neighbours"
+                    );
                     same(&what, &got, &expected, model.info().config.vocab_size);
                 }
             }
@@ -122,10 +133,10 @@ fn threads_chunks_and_neighbours_do_not_change_a_bit() {
 fn every_instruction_set_keeps_the_promise_in_every_cache_type() {
     for name in ["models/llama-bf16", "quantized/llama-affine4", "gguf/blocks-32"] {
         for isa in Isa::variants() {
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
-                let expected = run(&load(name, 1, isa, Some(dtype)), 24, 4, 24, 0);
-                let got = run(&load(name, 3, isa, Some(dtype)), 24, 4, 7, 5);
-                same(&format!("{name} on {isa}, cache in {dtype}"), &got, &expected, 1);
+            for kind in KvType::ALL {
+                let expected = run(&load(name, 1, isa, Some(kind)), 24, 4, 24, 0);
+                let got = run(&load(name, 3, isa, Some(kind)), 24, 4, 7, 5);
+                same(&format!("{name} on {isa}, cache in {kind}"), &got, &expected, 1);
             }
         }
     }

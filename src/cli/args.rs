@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backstop::backend::cpu::Activations;
+use backstop::backend::kv::KvType;
 use backstop::backend::select::BackendRequest;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
@@ -153,6 +154,9 @@ pub struct InspectArgs {
     /// Tokens of context to look at beside the usual ones.
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
+    /// What keys and values would be cached in [default: the weights' type].
+    #[arg(long, value_name = "TYPE", value_parser = kv_type())]
+    pub kv_type: Option<KvType>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -274,6 +278,9 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", default_value = "int8")]
     #[arg(value_parser = PossibleValuesParser::new(Activations::NAMES).try_map(|name| name.parse::<Activations>()))]
     pub activations: Activations,
+    /// What keys and values are cached in: q8 and q4 are codes of 8 and 4 bits in groups of 32 [default: the weights' type].
+    #[arg(long, value_name = "TYPE", value_parser = kv_type())]
+    pub kv_type: Option<KvType>,
     /// The instruction set of the CPU kernels [default: the best one here].
     #[arg(long, value_name = "NAME", hide = true)]
     pub isa: Option<String>,
@@ -315,6 +322,10 @@ pub struct SamplingArgs {
     /// Equal seeds give equal texts [default: 0].
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub seed: Option<u64>,
+}
+
+fn kv_type() -> impl TypedValueParser<Value = KvType> {
+    PossibleValuesParser::new(KvType::NAMES).try_map(|name| name.parse::<KvType>())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use backstop::ModelFiles;
 use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::{Activations, Isa, limits};
+use backstop::backend::kv::KvType;
 use backstop::engine::Runtime;
 use backstop::quant::Format;
 use serde_json::{Value, json};
@@ -30,7 +31,8 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     let files = super::open(args.model.model.as_deref())?;
     let context = context(args, files.config.max_context())?;
-    let work = Work::of(&files, args.model.activations);
+    let kv_type = args.model.kv_type.unwrap_or(files.dtype().into());
+    let work = Work::of(&files, args.model.activations, kv_type);
     drop(files);
     let threads = match &args.threads[..] {
         [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
@@ -78,7 +80,7 @@ struct Work {
 }
 
 impl Work {
-    fn of(files: &ModelFiles, activations: Activations) -> Self {
+    fn of(files: &ModelFiles, activations: Activations, kv_type: KvType) -> Self {
         let config = &files.config;
         let (tied, mut weight_bytes) = (config.tie_word_embeddings, 0);
         let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
@@ -97,12 +99,7 @@ impl Work {
                 elements[usize::from(bytes)] += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
             }
         }
-        Self {
-            weight_bytes,
-            kv_token_bytes: files.kv_token_bytes(files.dtype()),
-            layer_elements,
-            head_elements,
-        }
+        Self { weight_bytes, kv_token_bytes: files.kv_token_bytes(kv_type), layer_elements, head_elements }
     }
 
     /// Operations on matrices for the prompts of `case`, two for each element: on floats, and on bytes.

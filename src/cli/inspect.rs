@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use backstop::ModelFiles;
+use backstop::backend::kv::KvType;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, GenerationConfig, RopeScaling};
 
@@ -18,7 +19,7 @@ use super::summary::{aligned, count};
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let files = super::open(args.model.as_deref())?;
-    let facts = Facts::of(files, args.ctx)?;
+    let facts = Facts::of(files, args.ctx, args.kv_type)?;
     if args.json {
         print(&format!("{}\n", facts.json()))?;
     } else {
@@ -35,6 +36,8 @@ struct Facts {
     template: Result<bool, String>,
     /// The context that the choice of a backend is about.
     context: usize,
+    /// What K and V would be kept in.
+    kv_type: KvType,
     selection: Selection,
     /// Memory by context, ascending.
     needs: Vec<(usize, MemoryNeed)>,
@@ -58,7 +61,7 @@ struct Share {
 }
 
 impl Facts {
-    fn of(files: ModelFiles, asked: Option<usize>) -> anyhow::Result<Self> {
+    fn of(files: ModelFiles, asked: Option<usize>, kv_type: Option<KvType>) -> anyhow::Result<Self> {
         let most = files.config.max_context();
         if let Some(asked) = asked.filter(|&asked| asked > most) {
             return Err(Usage(format!(
@@ -67,17 +70,17 @@ impl Facts {
             .into());
         }
         let context = asked.unwrap_or_else(|| files.default_context());
-        let dtype = files.dtype();
-        let selection = select::select(BackendRequest::Auto, &files.memory_need(context, dtype))?;
+        let kv_type = kv_type.unwrap_or(files.dtype().into());
+        let selection = select::select(BackendRequest::Auto, &files.memory_need(context, kv_type))?;
         // Four times as much at each step, as far as the model goes.
         let usual = (0..16).map(|i| 512 << (2 * i)).take_while(|&context| context < most);
         let contexts: BTreeSet<usize> = usual.chain([context, most]).collect();
         let needs =
-            contexts.into_iter().map(|context| (context, files.memory_need(context, dtype))).collect();
+            contexts.into_iter().map(|context| (context, files.memory_need(context, kv_type))).collect();
         let template =
             files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
         let tensors = files.tensors();
-        Ok(Self { files, tensors, template, context, selection, needs })
+        Ok(Self { files, tensors, template, context, kv_type, selection, needs })
     }
 
     fn shares(&self) -> BTreeMap<String, Share> {
@@ -124,7 +127,7 @@ impl Facts {
     }
 
     fn table(&self) -> String {
-        let (files, config, dtype) = (&self.files, &self.files.config, self.files.dtype());
+        let (files, config, kv_type) = (&self.files, &self.files.config, self.kv_type);
         let mut table = String::new();
         let mut row = |name: &str, what: String| {
             let _ = writeln!(table, "{name:<13} {what}");
@@ -144,7 +147,7 @@ impl Facts {
         });
         row("parameters", count(self.parameters()));
         row("weights", self.weights());
-        row("kv cache", format!("{} a token, {dtype}", Bytes(files.kv_token_bytes(dtype))));
+        row("kv cache", format!("{} a token, {kv_type}", Bytes(files.kv_token_bytes(kv_type))));
         row("context", {
             let trained = config.max_position_embeddings;
             let most = Some(config.max_context()).filter(|&most| most > trained);
@@ -196,7 +199,7 @@ impl Facts {
 
     fn json(&self) -> Value {
         let (files, config) = (&self.files, &self.files.config);
-        let (shares, dtype) = (self.shares(), files.dtype());
+        let (shares, kv_type) = (self.shares(), self.kv_type);
         let types: Vec<Value> = (shares.iter())
             .map(|(name, share)| json!({ "type": name, "tensors": share.tensors, "bytes": share.bytes }))
             .collect();
@@ -245,7 +248,7 @@ impl Facts {
                     "bytes": kind.bytes,
                 })).collect::<Vec<_>>(),
             },
-            "kv_cache": { "type": dtype.name(), "bytes_per_token": files.kv_token_bytes(dtype) },
+            "kv_cache": { "type": kv_type.name(), "bytes_per_token": files.kv_token_bytes(kv_type) },
             "context": {
                 "trained": config.max_position_embeddings,
                 "most": config.max_context(),

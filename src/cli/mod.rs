@@ -131,6 +131,7 @@ fn load_as(
         context: session.ctx,
         isa,
         activations: args.activations,
+        kv_type: args.kv_type,
         ..LoadOptions::default()
     };
     let model = Model::load_with(files, change(options)).map_err(typed)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backstop::backend::FallbackReport;
 use backstop::backend::select::Bytes;
 use backstop::engine::FinishReason;
-use backstop::{Model, Options};
+use backstop::{Model, ModelInfo, Options};
 use serde_json::{Value, json};
 
 use super::stream::Answer;
@@ -55,7 +55,8 @@ impl Summary<'_> {
             format!("{}, {}", generated(self.answer), ending(self.answer, self.model, self.options)),
         ));
         if let Some(peak) = peak_memory() {
-            lines.push(("memory", format!("{} at the peak", Bytes(peak))));
+            let kv = format!("KV cache in {}, {} a token", info.kv_type, Bytes(info.kv_token_bytes));
+            lines.push(("memory", format!("{} at the peak; {kv}", Bytes(peak))));
         }
         let report = self.model.engine().report();
         for (op, reason, count) in report.fallbacks() {
@@ -100,11 +101,17 @@ impl Summary<'_> {
                 "device": self.model.engine().backend(),
                 "reason": info.selection.reason,
             },
+            "kv_cache": kv_cache(info),
             "peak_memory_bytes": peak_memory(),
             "fallbacks": fallbacks,
             "replays": replays,
         })
     }
+}
+
+/// What keys and values are kept in, for JSON.
+pub fn kv_cache(info: &ModelInfo) -> Value {
+    json!({ "type": info.kv_type.name(), "bytes_per_token": info.kv_token_bytes })
 }
 
 /// What fell back and what was replayed, for JSON.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use crate::backend::LlmBackendDispatch;
 use crate::backend::batch::{Batch, Tokens};
-use crate::backend::kv::{KvLayer, KvShape, SequenceKv};
+use crate::backend::kv::{KvLayer, KvShape, KvType, SequenceKv};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
 use crate::forward::step::{SequenceState, Step, Tap};
-use crate::tensor::{DType, HostTensor, Tensor};
+use crate::tensor::{HostTensor, Tensor};
 
 /// Tokens of a chunk when a sequence is computed anew on the CPU.
 const REPLAY_CHUNK: usize = 512;
@@ -38,14 +38,14 @@ impl Launched {
 }
 
 impl Runtime {
-    /// A runtime that keeps K and V in `kv_dtype`.
+    /// A runtime that keeps K and V in `kv_type`.
     pub fn new(
         config: Arc<Config>,
         forward: Box<dyn Forward>,
         dispatch: LlmBackendDispatch,
-        kv_dtype: DType,
+        kv_type: KvType,
     ) -> Self {
-        let shape = KvShape { heads: config.num_key_value_heads, head_dim: config.head_dim, dtype: kv_dtype };
+        let shape = KvShape { heads: config.num_key_value_heads, head_dim: config.head_dim, kind: kv_type };
         let kv_shapes = vec![shape; config.num_hidden_layers];
         Self { config, forward, dispatch, kv_shapes }
     }

@@ -132,24 +132,30 @@ fn affine(
     scales: &mut [u8],
     biases: &mut [u8],
 ) {
-    let most = ((1_u32 << bits) - 1) as f32;
     let outputs = codes
         .chunks_exact_mut(group)
         .zip(scales.chunks_exact_mut(dtype.size()).zip(biases.chunks_exact_mut(dtype.size())));
     for (values, (codes, (scale_out, bias_out))) in row.chunks_exact(group).zip(outputs) {
-        let min = values.iter().fold(f32::INFINITY, |min, &x| if x < min { x } else { min });
-        let max = values.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-        let step = ((max - min) / most).max(1e-7);
-        let (step, edge) = if min.abs() > max.abs() { (step, min) } else { (-step, max) };
-        let q0 = (edge / step).round_ties_even();
-        let (scale, bias) = if q0 == 0.0 { (step, 0.0) } else { (edge / q0, edge) };
-        for (code, &x) in codes.iter_mut().zip(values) {
-            let q = ((x - bias) / scale).max(0.0).min(most);
-            *code = (q + ROUND).to_bits() as u8;
-        }
+        let (scale, bias) = affine_group(bits, values, codes);
         write_floats(dtype, &[scale], scale_out);
         write_floats(dtype, &[bias], bias_out);
     }
+}
+
+/// The codes of one group, and its scale and bias before they are rounded to the type that they are kept in.
+pub(crate) fn affine_group(bits: u8, values: &[f32], codes: &mut [u8]) -> (f32, f32) {
+    let most = ((1_u32 << bits) - 1) as f32;
+    let min = values.iter().fold(f32::INFINITY, |min, &x| if x < min { x } else { min });
+    let max = values.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    let step = ((max - min) / most).max(1e-7);
+    let (step, edge) = if min.abs() > max.abs() { (step, min) } else { (-step, max) };
+    let q0 = (edge / step).round_ties_even();
+    let (scale, bias) = if q0 == 0.0 { (step, 0.0) } else { (edge / q0, edge) };
+    for (code, &x) in codes.iter_mut().zip(values) {
+        let q = ((x - bias) / scale).max(0.0).min(most);
+        *code = (q + ROUND).to_bits() as u8;
+    }
+    (scale, bias)
 }
 
 fn mxfp4(dtype: DType, row: &[f32], codes: &mut [u8], scales: &mut [u8]) {

@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use crate::tensor::{DType, Weight};
 
+pub(crate) use encode::affine_group;
 pub use encode::write_floats;
 pub(crate) use parallel::for_rows;
 pub use planes::Plane;

@@ -40,7 +40,7 @@ fn bench_measures_the_built_in_model() {
         // Its embedding is its head: two tokens of a step share one reading of everything.
         assert_eq!(row["weight_bytes_per_token"].as_f64(), Some(files.checkpoint.total_bytes() as f64 / 2.0));
         let cached = row["depth"].as_f64().unwrap() + 3.5;
-        let token = files.kv_token_bytes(files.dtype()) as f64;
+        let token = files.kv_token_bytes(files.dtype().into()) as f64;
         assert_eq!(row["kv_bytes_per_token"].as_f64(), Some(token * cached));
         assert_eq!(row["fallbacks"], serde_json::json!([]));
         // The limits' 512 MiB are another process's.

@@ -2,6 +2,7 @@
 
 use backstop::ModelFiles;
 use backstop::backend::cpu::Isa;
+use backstop::backend::kv::KvType;
 
 use crate::support::*;
 
@@ -52,6 +53,35 @@ fn hostile_options_are_refused_in_their_own_words() {
         2,
         &format!("{expected}\n\nFor more information, try '--help'."),
     );
+}
+
+/// Asked for where a model runs or is looked at, told where memory is told, and counted with its scales.
+#[test]
+fn a_cache_type_is_taken_and_told() {
+    let files = ModelFiles::builtin().unwrap();
+    for kind in KvType::ALL {
+        let bytes = files.kv_token_bytes(kind);
+        let told = serde_json::json!({ "type": kind.name(), "bytes_per_token": bytes });
+        let typed = ["--kv-type", kind.name(), "--json"];
+        let run = ["run", PROMPT, "--max-tokens", "3", "--backend", "cpu"];
+        assert_eq!(json(&ok(&[&run[..], &typed].concat()))["kv_cache"], told);
+        let inspected = json(&ok(&[&["inspect"], &typed[..]].concat()));
+        assert_eq!(inspected["kv_cache"], told);
+        let row = &inspected["memory"][0];
+        assert_eq!(row["kv_cache"].as_u64().unwrap(), bytes * row["context"].as_u64().unwrap());
+        let bench = ["bench", "-p", "8", "-n", "3", "--reps", "1", "--threads", "1", "--backend", "cpu"];
+        let benched = json(&ok(&[&bench[..], &typed].concat()));
+        assert_eq!(benched["model"]["kv_cache"], told);
+        assert_eq!(benched["rows"][0]["kv_bytes_per_token"].as_f64(), Some(2.0 * bytes as f64));
+    }
+    let ran = ok(&["run", PROMPT, "--max-tokens", "3", "--backend", "cpu", "--kv-type", "q4"]);
+    assert!(ran.err.contains("at the peak; KV cache in q4, "), "{}", ran.err);
+    for command in [&["run", PROMPT][..], &["chat"], &["bench"], &["inspect"]] {
+        let expected =
+            "error: invalid value 'q5' for '--kv-type <TYPE>'\n  [possible values: f32, f16, bf16, q8, q4]";
+        let expected = format!("{expected}\n\nFor more information, try '--help'.");
+        refused(&[command, &["--kv-type", "q5"]].concat(), 2, &expected);
+    }
 }
 
 fn isas() -> String {

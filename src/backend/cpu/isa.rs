@@ -82,6 +82,18 @@ pub trait Simd: Copy + Send + Sync + fmt::Debug + 'static {
     /// `p` must be valid for reads of `LANES` elements.
     unsafe fn load_bf16_ptr(self, p: *const bf16) -> Self::V;
 
+    /// `LANES` unsigned bytes from `p` as floats.
+    ///
+    /// # Safety
+    /// `p` must be valid for reads of `LANES` bytes.
+    unsafe fn load_u8_ptr(self, p: *const u8) -> Self::V;
+
+    /// Bits `4 nibble .. 4 nibble + 4` of `LANES` words from `p` (any alignment) as floats; `nibble < 8`.
+    ///
+    /// # Safety
+    /// `p` must be valid for reads of `LANES` elements.
+    unsafe fn load_u4_ptr(self, p: *const u32, nibble: usize) -> Self::V;
+
     /// Rounds to the nearest half, ties to even, and stores all lanes at `p` (any alignment).
     ///
     /// # Safety

@@ -2,13 +2,14 @@
 
 use std::rc::Rc;
 
-use mlx_rs::{Array, ops};
+use mlx_rs::{Array, Dtype, ops};
 use smallvec::SmallVec;
 
 use super::array::{self, MlxTensor};
+use super::kv::{Cached, filled_up};
 use super::{MlxBackend, MlxKv, failed};
 use crate::backend::batch::{Mask, Run};
-use crate::backend::kv::KvLayer;
+use crate::backend::kv::{KvLayer, KvShape};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -49,10 +50,12 @@ impl MlxBackend {
             };
             // What one token sees is a range of keys: a slice says it without a mask.
             let visible = if run.len == 1 { mask.visible[run.row].clone() } else { 0..kv.len() };
-            let [keys, values] = kv.keys_values(&self.graph, visible)?; // [1, KH, S, D]
-            let (keys, values) = (self.typed(keys)?, self.typed(values)?);
             let scores = Scores { mask: masks.as_ref().and_then(|masks| masks[i].as_ref()), scale, soft_cap };
-            outputs.push(self.attend(q, run, [&keys, &values], scores)?);
+            let cached = match kv.cached(&self.graph, visible)? {
+                Cached::Floats([keys, values]) => Cached::Floats([self.typed(keys)?, self.typed(values)?]),
+                codes @ Cached::Codes(_) => codes,
+            };
+            outputs.push(self.attend(q, run, &cached, kv.shape(), scores)?);
         }
         let output = match outputs.len() {
             // No run is no row.
@@ -68,37 +71,42 @@ impl MlxBackend {
         Ok(Tensor::Mlx(output))
     }
 
-    /// Attention of one run over `keys` and `values` `[1, KH, S, D]` → `[len, H * D]`.
+    /// Attention of one run over what it sees of a cache of `shape` → `[len, H * D]`.
     fn attend(
         &self,
         q: &MlxTensor,
         run: &Run,
-        [keys, values]: [&Array; 2],
+        cached: &Cached,
+        shape: &KvShape,
         scores: Scores<'_>,
     ) -> Result<MlxTensor> {
         let graph = &self.graph;
-        let [_, kv_heads, _, head_dim] = *keys.shape() else {
-            return Err(crate::Error::shape("attention", "keys have not four dimensions"));
-        };
+        let (kv_heads, head_dim) = (shape.heads as i32, shape.head_dim as i32);
         let (len, width) = (run.len, q.shape()[1]);
         let group = (width as i32) / (kv_heads * head_dim);
         let single = len == 1;
         // MLX's CPU device has no kernel of its own: for one token, whose query heads are rows to their key head, this is
         // half of the nodes that MLX composes it of.
-        let composed = scores.soft_cap.is_some() || (single && !self.device.gpu);
-        if single && composed {
+        let whole = match cached {
+            Cached::Floats(floats) if scores.soft_cap.is_none() && (!single || self.device.gpu) => {
+                Some(floats)
+            }
+            _ => None,
+        };
+        if single && whole.is_none() {
             let queries = q.row(graph, run.row, &[1, kv_heads, group, head_dim])?;
-            let output = self.composed([&queries, keys, values], 1, scores)?; // [1, KH, G, D]
+            let output = self.composed(&queries, cached, 1, scores)?; // [1, KH, G, D]
             return Ok(MlxTensor::rows(output, &[1, width]));
         }
         let queries = q.to_heads(graph, run.rows(), head_dim as usize)?; // [1, H, len, D]
-        let output = if composed {
-            let len = len as i32;
-            let grouped = graph.reshape(&queries, &[1, kv_heads, group * len, head_dim])?;
-            let output = self.composed([&grouped, keys, values], len, scores)?;
-            graph.reshape(&output, &[1, kv_heads * group, len, head_dim])?
-        } else {
-            graph.attention([&queries, keys, values], scores.mask, scores.scale)?
+        let output = match whole {
+            Some([keys, values]) => graph.attention([&queries, keys, values], scores.mask, scores.scale)?,
+            None => {
+                let len = len as i32;
+                let grouped = graph.reshape(&queries, &[1, kv_heads, group * len, head_dim])?;
+                let output = self.composed(&grouped, cached, len, scores)?;
+                graph.reshape(&output, &[1, kv_heads * group, len, head_dim])?
+            }
         };
         Ok(match single {
             true => MlxTensor::rows(output, &[1, width]),
@@ -107,14 +115,29 @@ impl MlxBackend {
     }
 
     /// Attention by plain ops: queries `[1, KH, G * len, D]`, the `G` heads of a key head one after the other.
-    fn composed(&self, [q, k, v]: [&Array; 3], len: i32, scores: Scores<'_>) -> Result<Array> {
+    ///
+    /// Over codes it computes in `f32`: MLX's quantized matmul adds up in the type of its operand.
+    fn composed(&self, q: &Array, cached: &Cached, len: i32, scores: Scores<'_>) -> Result<Array> {
         let graph = &self.graph;
         let fail = |e: mlx_rs::error::Exception| failed("attention", &e);
+        let head_dim = q.dim(3);
+        let wide;
+        let q = match cached {
+            Cached::Floats(_) => q,
+            Cached::Codes(_) => {
+                wide = self.filled_up(q)?;
+                &wide
+            }
+        };
         let constant = |x: f32| graph.constant(x, q.dtype(), &[]);
         // Of the shape of the queries where that is the same in each step: MLX then adds no node that broadcasts it.
         let scale = if len == 1 { q.shape() } else { &[] };
         let q = graph.multiply(q, &graph.constant(scores.scale, q.dtype(), scale))?;
-        let mut weights = graph.matmul(&q, &graph.transpose(k, &[0, 1, 3, 2])?)?; // [1, KH, G * len, S]
+        // [1, KH, G * len, S]
+        let mut weights = match cached {
+            Cached::Floats([k, _]) => graph.matmul(&q, &graph.transpose(k, &[0, 1, 3, 2])?)?,
+            Cached::Codes([k, _]) => graph.quantized_matmul(&q, k, true)?,
+        };
         if let Some(cap) = scores.soft_cap {
             let cap = constant(cap);
             let bent = ops::divide(&weights, &*cap).and_then(ops::tanh).map_err(fail)?;
@@ -128,7 +151,31 @@ impl MlxBackend {
             let seen = ops::select(mask, &by_head, &*constant(f32::NEG_INFINITY)).map_err(fail)?;
             weights = graph.reshape(&seen, &[1, kv_heads, rows, keys])?;
         }
-        graph.matmul(&graph.softmax(&weights)?, v)
+        let shares = graph.softmax(&weights)?;
+        match cached {
+            Cached::Floats([_, v]) => graph.matmul(&shares, v),
+            Cached::Codes([_, v]) => {
+                let output = graph.quantized_matmul(&shares, v, false)?;
+                let [_, kv_heads, rows, width] = *output.shape() else {
+                    return Err(crate::Error::shape("attention", "values have not four dimensions"));
+                };
+                match head_dim == width {
+                    true => self.typed(output),
+                    false => self.typed(graph.slice(&output, &[0; 4], &[1, kv_heads, rows, head_dim])?),
+                }
+            }
+        }
+    }
+
+    /// Queries in `f32`, followed by zeros where a cache's heads are filled up.
+    fn filled_up(&self, q: &Array) -> Result<Array> {
+        let wide = self.graph.astype(q, Dtype::Float32)?;
+        let head_dim = q.dim(3);
+        let more = filled_up(head_dim as usize) as i32 - head_dim;
+        if more == 0 {
+            return Ok(wide);
+        }
+        ops::pad(&wide, &[(0, 0), (0, 0), (0, 0), (0, more)], None, None).map_err(|e| failed("attention", &e))
     }
 
     /// The step's masks as boolean arrays, made when its first layer asks; nothing where no run needs one.

@@ -149,14 +149,14 @@ impl Graph {
         node!(self, "take", mlx_take_axis(x.as_ptr(), indices.as_ptr(), 1), x.take_axis(indices, 1))
     }
 
-    /// `x · Wᵀ` of a matrix `[N, K]` in one of MLX's formats.
-    pub(super) fn quantized_matmul(&self, x: &Array, w: &QuantArrays) -> Result<Array> {
+    /// `x · Wᵀ` of matrices `[.., N, K]` in one of MLX's formats or, not `transposed`, `x · W` of `[.., K, N]`.
+    pub(super) fn quantized_matmul(&self, x: &Array, w: &QuantArrays, transposed: bool) -> Result<Array> {
         let (group, bits) = (some(w.group), some(w.bits));
         let (codes, scales, biases) = (w.codes.as_ptr(), w.scales.as_ptr(), handle(w.biases.as_deref()));
         node!(
             self,
             "quantized_matmul",
-            mlx_quantized_matmul(x.as_ptr(), codes, scales, biases, true, group, bits, w.mode.as_ptr()),
+            mlx_quantized_matmul(x.as_ptr(), codes, scales, biases, transposed, group, bits, w.mode.as_ptr()),
             Err(refused(x, w))
         )
     }

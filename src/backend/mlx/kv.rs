@@ -1,30 +1,70 @@
 //! The KV cache of a layer as MLX arrays that grow in steps and are written in place.
+//!
+//! A quantized cache is what MLX's own quantized ops take: 32-bit words of codes, scales and biases, in groups of 32. A head
+//! that is no multiple of that is filled up with its last element, which changes neither the edges of its last group nor, the
+//! queries being filled up with zeros, a score.
 
 use std::ops::Range;
+use std::rc::Rc;
 
-use mlx_rs::{Array, Dtype};
+use half::f16;
+use mlx_rs::ops::{PadMode, quantize, zeros_dtype};
+use mlx_rs::{Array, Dtype, ops};
+use smallvec::SmallVec;
 
 use super::array::{self, MlxTensor};
 use super::failed;
 use super::graph::Graph;
+use super::quantized::QuantArrays;
 use crate::backend::batch::Run;
-use crate::backend::kv::{HostKv, KvShape};
+use crate::backend::eval_error;
+use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape};
 use crate::error::{Error, Result};
+use crate::quant::affine;
 
 /// Tokens by which the arrays grow: as mlx-lm's, few enough to waste little, enough to make copies rare.
 const GROWTH: usize = 256;
 
-/// K and V of one layer and one sequence, each `[1, heads, capacity, head_dim]`.
+/// What K, or V, is kept as: floats, or codes, scales and biases.
+type Planes = SmallVec<[Array; 3]>;
+
+/// K and V of one layer and one sequence, each plane `[1, heads, capacity, width]`.
 pub struct MlxKv {
     shape: KvShape,
-    arrays: Option<[Array; 2]>,
+    arrays: Option<[Planes; 2]>,
     capacity: usize,
     len: usize,
+}
+
+/// K and V of some tokens, as attention reads them.
+pub(super) enum Cached {
+    /// Each `[1, heads, S, head_dim]`.
+    Floats([Array; 2]),
+    /// The same in codes, the head filled up to whole groups.
+    Codes([QuantArrays; 2]),
 }
 
 impl std::fmt::Debug for MlxKv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MlxKv({} of {})", self.len, self.capacity)
+    }
+}
+
+/// A head filled up to whole groups.
+pub(super) fn filled_up(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(GROUP)
+}
+
+/// Width and type of each plane.
+fn layout(shape: &KvShape) -> SmallVec<[(usize, Dtype); 3]> {
+    let (head_dim, kind) = (shape.head_dim, shape.kind);
+    match (kind.float(), kind.bits()) {
+        (Some(float), _) => SmallVec::from_slice(&[(head_dim, array::dtype(float))]),
+        (None, bits) => {
+            let (width, bits) = (filled_up(head_dim), usize::from(bits.unwrap_or(8)));
+            let scales = (width / GROUP, Dtype::Float16);
+            SmallVec::from_slice(&[(width * bits / 32, Dtype::Uint32), scales, scales])
+        }
     }
 }
 
@@ -34,6 +74,12 @@ impl MlxKv {
         let shape = *host.shape();
         let mut kv = Self { shape, arrays: None, capacity: 0, len: 0 };
         if host.is_empty() {
+            return Ok(kv);
+        }
+        if let Some(rows) = host.read_codes() {
+            let upload = |rows: &CodeRows| kv.upload(graph, rows);
+            let [k, v] = [upload(&rows[0])?, upload(&rows[1])?];
+            kv.put(graph, 0..host.len(), [&k, &v])?;
             return Ok(kv);
         }
         let (k, v) = host.read();
@@ -62,7 +108,11 @@ impl MlxKv {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.capacity * self.shape.token_bytes()
+        let head_dim = match self.shape.kind.bits() {
+            Some(_) => filled_up(self.shape.head_dim),
+            None => self.shape.head_dim,
+        };
+        self.capacity * KvShape { head_dim, ..self.shape }.token_bytes()
     }
 
     /// Forgets the tokens from `len` on.
@@ -72,58 +122,161 @@ impl MlxKv {
 
     /// K and V, for evaluation.
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.arrays.iter().flatten()
+        self.arrays.iter().flatten().flatten()
     }
 
     /// Writes the rows of `run`, `[T, heads * head_dim]` of the whole step, at the run's positions; the shapes are those
     /// that [`KvRows::check`](crate::backend::kv::KvRows::check) accepts.
     pub(super) fn write(&mut self, graph: &Graph, k: &MlxTensor, v: &MlxTensor, run: &Run) -> Result<()> {
-        let KvShape { heads, head_dim, dtype } = self.shape;
-        self.reserve(graph, run.end())?;
-        let Some([keys, values]) = self.arrays.take() else {
+        let rounded = |from: &MlxTensor| -> Result<Planes> {
+            let rows = from.to_heads(graph, run.rows(), self.shape.head_dim)?; // [1, KH, len, head_dim]
+            self.rounded(graph, rows)
+        };
+        let (k, v) = (rounded(k)?, rounded(v)?);
+        self.put(graph, run.start..run.end(), [&k, &v])
+    }
+
+    /// Rows `[1, heads, n, head_dim]` in the cache's type.
+    fn rounded(&self, graph: &Graph, rows: Array) -> Result<Planes> {
+        let cast = |array: Array, dtype: Dtype| match array.dtype() == dtype {
+            true => Ok(array),
+            false => graph.astype(&array, dtype),
+        };
+        let mut planes = Planes::new();
+        let (None, Some(bits)) = (self.shape.kind.float(), self.shape.kind.bits()) else {
+            planes.push(cast(rows, layout(&self.shape)[0].1)?);
+            return Ok(planes);
+        };
+        if rows.size() == 0 {
+            for (width, dtype) in layout(&self.shape) {
+                planes.push(zeros(&array::dims(&[1, self.shape.heads, 0, width])?, dtype)?);
+            }
+            return Ok(planes);
+        }
+        let fail = |e: mlx_rs::error::Exception| failed("kv_write", &e);
+        // In `f32`, so that the scales are rounded once, to the type that they are kept in.
+        let mut rows = cast(rows, Dtype::Float32)?;
+        let more = filled_up(self.shape.head_dim) - self.shape.head_dim;
+        if more > 0 {
+            rows = ops::pad(&rows, &[(0, 0), (0, 0), (0, 0), (0, more as i32)], None, PadMode::Edge)
+                .map_err(fail)?;
+        }
+        let (codes, scales, biases) = quantize(&rows, GROUP as i32, i32::from(bits)).map_err(fail)?;
+        planes.push(codes);
+        planes.push(cast(scales, Dtype::Float16)?);
+        planes.push(cast(biases, Dtype::Float16)?);
+        Ok(planes)
+    }
+
+    /// Puts planes `[1, heads, n, width]` of K and V at `positions`; what was behind them is forgotten.
+    fn put(&mut self, graph: &Graph, positions: Range<usize>, rows: [&Planes; 2]) -> Result<()> {
+        self.reserve(graph, positions.end)?;
+        let Some(arrays) = self.arrays.take() else {
             return Err(Error::shape("kv_write", "the cache has no head"));
         };
-        let starts = [0, 0, run.start as i32, 0];
-        let stops = [1, heads as i32, run.end() as i32, head_dim as i32];
-        let put = |to: &Array, from: &MlxTensor| -> Result<Array> {
-            let mut rows = from.to_heads(graph, run.rows(), head_dim)?; // [1, KH, len, head_dim]
-            if rows.dtype() != array::dtype(dtype) {
-                rows = graph.astype(&rows, array::dtype(dtype))?;
-            }
-            graph.slice_update(to, &rows, &starts, &stops)
+        let heads = self.shape.heads as i32;
+        let put = |(to, from): (&Array, &Array)| {
+            let starts = [0, 0, positions.start as i32, 0];
+            graph.slice_update(to, from, &starts, &[1, heads, positions.end as i32, to.dim(3)])
         };
-        let written = put(&keys, k).and_then(|k| Ok([k, put(&values, v)?]));
-        match written {
-            Ok(arrays) => {
-                self.arrays = Some(arrays);
-                self.len = run.end();
+        let written = |i: usize| arrays[i].iter().zip(rows[i]).map(put).collect::<Result<Planes>>();
+        match written(0).and_then(|k| Ok([k, written(1)?])) {
+            Ok(written) => {
+                self.arrays = Some(written);
+                self.len = positions.end;
                 Ok(())
             }
             Err(error) => {
-                self.arrays = Some([keys, values]);
+                self.arrays = Some(arrays);
                 Err(error)
             }
         }
     }
 
-    /// K and V of the tokens at `positions`, `[1, heads, positions, head_dim]`.
-    pub(super) fn keys_values(&self, graph: &Graph, positions: Range<usize>) -> Result<[Array; 2]> {
+    /// K and V of the tokens at `positions`.
+    pub(super) fn cached(&self, graph: &Graph, positions: Range<usize>) -> Result<Cached> {
         let Some([k, v]) = &self.arrays else {
             return Err(Error::shape("attention", "the cache is empty"));
         };
-        let starts = [0, 0, positions.start as i32, 0];
-        let stops = [1, self.shape.heads as i32, positions.end as i32, self.shape.head_dim as i32];
-        Ok([graph.slice(k, &starts, &stops)?, graph.slice(v, &starts, &stops)?])
+        let part = |of: &Array| {
+            let starts = [0, 0, positions.start as i32, 0];
+            graph.slice(of, &starts, &[1, self.shape.heads as i32, positions.end as i32, of.dim(3)])
+        };
+        let Some(bits) = self.shape.kind.bits() else {
+            return Ok(Cached::Floats([part(&k[0])?, part(&v[0])?]));
+        };
+        let codes = |of: &Planes| -> Result<QuantArrays> {
+            Ok(QuantArrays {
+                codes: Rc::new(part(&of[0])?),
+                scales: Rc::new(part(&of[1])?),
+                biases: Some(Rc::new(part(&of[2])?)),
+                bits: i32::from(bits),
+                group: GROUP as i32,
+                mode: c"affine",
+            })
+        };
+        Ok(Cached::Codes([codes(k)?, codes(v)?]))
     }
 
-    /// All keys and values on the host, each `[len, heads * head_dim]`.
-    pub(super) fn read(&self, graph: &Graph) -> Result<(Vec<f32>, Vec<f32>)> {
+    /// What is held, copied to the host.
+    pub(super) fn to_host(&self, graph: &Graph) -> Result<HostKv> {
+        let mut host = HostKv::new(self.shape);
         if self.len == 0 {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok(host);
         }
-        let [k, v] = self.keys_values(graph, 0..self.len)?;
-        let rows = |array: &Array| array::to_f32(&graph.transpose(array, &[0, 2, 1, 3])?);
-        Ok((rows(&k)?, rows(&v)?))
+        match self.cached(graph, 0..self.len)? {
+            Cached::Floats([k, v]) => host.write(0, &to_rows(graph, &k)?, &to_rows(graph, &v)?)?,
+            Cached::Codes([k, v]) => {
+                host.set_codes(&[self.download(graph, &k)?, self.download(graph, &v)?])?
+            }
+        }
+        Ok(host)
+    }
+
+    /// Rows of the host's in the planes `[1, heads, n, width]`.
+    fn upload(&self, graph: &Graph, rows: &CodeRows) -> Result<Planes> {
+        let KvShape { heads, head_dim, kind } = self.shape;
+        let width = filled_up(head_dim);
+        let mut words = Vec::new();
+        let mut codes = vec![0; width];
+        let mut bytes = vec![0; width * usize::from(kind.bits().unwrap_or(8)) / 8];
+        for head in rows.codes.chunks_exact(head_dim) {
+            codes[..head_dim].copy_from_slice(head);
+            codes[head_dim..].fill(head[head_dim - 1]);
+            affine::pack(kind.bits().unwrap_or(8), &codes, &mut bytes);
+            words.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        }
+        let n = rows.codes.len() / (heads * head_dim);
+        let dims = |width: usize| array::dims(&[1, n, heads, width]);
+        let widths = layout(&self.shape);
+        let arrays = [
+            Array::from_slice(&words, &dims(widths[0].0)?),
+            Array::from_slice(&rows.scales, &dims(widths[1].0)?),
+            Array::from_slice(&rows.biases, &dims(widths[2].0)?),
+        ];
+        arrays.iter().map(|array| graph.transpose(array, &[0, 2, 1, 3])).collect()
+    }
+
+    /// The inverse of [`Self::upload`].
+    fn download(&self, graph: &Graph, of: &QuantArrays) -> Result<CodeRows> {
+        let KvShape { heads, head_dim, .. } = self.shape;
+        let width = filled_up(head_dim);
+        let fail = |e: mlx_rs::error::Exception| failed("download", &e);
+        let words = graph.transpose(&of.codes, &[0, 2, 1, 3])?.contiguous().map_err(fail)?;
+        words.eval().map_err(|error| eval_error(error.what()))?;
+        let words = words.try_as_slice::<u32>().map_err(eval_error)?;
+        let per_head = width * of.bits as usize / 32;
+        let (mut codes, mut head) = (Vec::with_capacity(self.len * heads * head_dim), vec![0; width]);
+        for words in words.chunks_exact(per_head) {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            affine::unpack(of.bits as u8, &bytes, &mut head);
+            codes.extend_from_slice(&head[..head_dim]);
+        }
+        let floats = |of: &Array| -> Result<Vec<f16>> {
+            Ok(to_rows(graph, of)?.into_iter().map(f16::from_f32).collect())
+        };
+        let biases = of.biases.as_deref().map(floats).transpose()?.unwrap_or_default();
+        Ok(CodeRows { codes, scales: floats(&of.scales)?, biases })
     }
 
     /// Room for `len` tokens.
@@ -132,27 +285,33 @@ impl MlxKv {
             return Ok(());
         }
         let capacity = len.next_multiple_of(GROWTH);
-        let KvShape { heads, head_dim, dtype } = self.shape;
-        let dims = array::dims(&[1, heads, capacity, head_dim])?;
-        let grown = |old: Option<&Array>| -> Result<Array> {
-            let zeros = zeros(&dims, array::dtype(dtype))?;
-            match old {
-                Some(old) if self.len > 0 => {
-                    let stops = [1, dims[1], self.len as i32, dims[3]];
-                    let held = graph.slice(old, &[0; 4], &stops)?;
-                    graph.slice_update(&zeros, &held, &[0; 4], &stops)
+        let grown = |i: usize| -> Result<Planes> {
+            let grow = |(plane, (width, dtype)): (usize, (usize, Dtype))| {
+                let dims = array::dims(&[1, self.shape.heads, capacity, width])?;
+                let zeros = zeros(&dims, dtype)?;
+                match &self.arrays {
+                    Some(old) if self.len > 0 => {
+                        let stops = [1, dims[1], self.len as i32, dims[3]];
+                        let held = graph.slice(&old[i][plane], &[0; 4], &stops)?;
+                        graph.slice_update(&zeros, &held, &[0; 4], &stops)
+                    }
+                    _ => Ok(zeros),
                 }
-                _ => Ok(zeros),
-            }
+            };
+            layout(&self.shape).into_iter().enumerate().map(grow).collect()
         };
-        let old = self.arrays.as_ref();
-        let arrays = [grown(old.map(|[k, _]| k))?, grown(old.map(|[_, v]| v))?];
+        let arrays = [grown(0)?, grown(1)?];
         self.arrays = Some(arrays);
         self.capacity = capacity;
         Ok(())
     }
 }
 
+/// `[1, heads, n, width]` on the host, `[n, heads * width]`.
+fn to_rows(graph: &Graph, array: &Array) -> Result<Vec<f32>> {
+    array::to_f32(&graph.transpose(array, &[0, 2, 1, 3])?)
+}
+
 fn zeros(dims: &[i32], dtype: Dtype) -> Result<Array> {
-    mlx_rs::ops::zeros_dtype(dims, dtype).map_err(|e| failed("kv_write", &e))
+    zeros_dtype(dims, dtype).map_err(|e| failed("kv_write", &e))
 }

@@ -130,12 +130,7 @@ impl MlxBackend {
 
     /// Copies a cache to the host, in its own type.
     pub(super) fn kv_to_host(&self, kv: &MlxKv) -> Result<HostKv> {
-        let (k, v) = kv.read(&self.graph)?;
-        let mut host = HostKv::new(*kv.shape());
-        if !k.is_empty() {
-            host.write(0, &k, &v)?;
-        }
-        Ok(host)
+        kv.to_host(&self.graph)
     }
 
     /// Writes a run's keys and values; a cache in host memory moves here first.

@@ -78,9 +78,9 @@ impl MlxBackend {
     /// `x · Wᵀ`, `[T, K]` → `[T, N]`.
     pub(super) fn quantized_matmul(&self, x: &Array, weight: &QuantWeight) -> Result<Array> {
         let of = self.quantized(weight)?;
-        let Some(order) = weight.order() else { return self.graph.quantized_matmul(x, &of) };
+        let Some(order) = weight.order() else { return self.graph.quantized_matmul(x, &of, true) };
         let order = self.weights.order(&weight.planes()[0], || upload_order(order))?;
-        self.graph.quantized_matmul(&self.graph.take_columns(x, &order)?, &of)
+        self.graph.quantized_matmul(&self.graph.take_columns(x, &order)?, &of, true)
     }
 
     /// Rows `ids` of the matrix, `[T, K]`: the rows of its planes, and then their values.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::measure::{Case, Phase};
 use super::{Loaded, Work};
 use crate::cli::args::BenchArgs;
-use crate::cli::summary::{aligned, digits};
+use crate::cli::summary::{aligned, digits, kv_cache};
 
 /// Everything that one call measured.
 pub struct Report {
@@ -87,17 +87,19 @@ impl Report {
     pub fn loaded(&mut self, loaded: &Loaded) {
         let info = loaded.model.info();
         let words = format!(
-            "{}: {}, {}, {} of weights",
+            "{}: {}, {}, {} of weights, KV cache in {}",
             info.name,
             info.config.family,
             info.dtype,
-            Bytes(info.weight_bytes)
+            Bytes(info.weight_bytes),
+            info.kv_type
         );
         let json = json!({
             "name": info.name,
             "model_type": info.config.family.model_type(),
             "dtype": info.dtype.name(),
             "weight_bytes": info.weight_bytes,
+            "kv_cache": kv_cache(info),
         });
         self.model = (words, json);
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::Activations;
+use backstop::backend::kv::KvType;
 use backstop::quant::Matrix;
 use backstop::tensor::DType;
 use backstop::{LoadOptions, Model, ModelFiles, Options};
@@ -47,7 +48,7 @@ fn logits_are_those_of_the_directory() {
         }
         // Where types are narrow, a wrong row or factor would show least there: the CPU computes in f32.
         if let Some(wide) = expected.logits_wide.take() {
-            let wider = LoadOptions { kv_dtype: Some(DType::F32), ..options(LlmBackendKind::Cpu) };
+            let wider = LoadOptions { kv_type: Some(KvType::F32), ..options(LlmBackendKind::Cpu) };
             let got = cached(&path, wider, &expected, 7);
             close(&name, &got, &wide, tolerance::logits(DType::F32));
         }

@@ -1,11 +1,10 @@
 //! Grouped-query attention over caches: cached prefixes, windows, several sequences, head sizes, cache types, soft caps.
 
 use backstop::backend::batch::{Mask, Run};
-use backstop::backend::kv::{KvLayer, KvShape};
+use backstop::backend::kv::{CodeRows, GROUP, HostKv, KvLayer, KvShape, KvType};
 use backstop::backend::ops::Op;
-use backstop::tensor::DType;
 
-use super::rig::{DTYPES, Element, Rig, rigs, round};
+use super::rig::{Element, Rig, rigs, round};
 
 /// One step: what every sequence has cached and how many tokens it adds, and how they attend.
 #[derive(Debug, Clone)]
@@ -13,7 +12,7 @@ struct Case {
     heads: usize,
     kv_heads: usize,
     dim: usize,
-    kv_dtype: DType,
+    kv_type: KvType,
     /// `(tokens before, tokens of the step)` of each sequence.
     runs: Vec<(usize, usize)>,
     window: Option<usize>,
@@ -24,6 +23,18 @@ struct Case {
 struct Sequence {
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Of a quantized cache: `|scale| code + |bias|` of each element, of which sums are made.
+    terms: Option<[Vec<f32>; 2]>,
+}
+
+/// [`Sequence::terms`] of K or V, heads of `dim`.
+fn terms(rows: &CodeRows, dim: usize) -> Vec<f32> {
+    let groups = dim.div_ceil(GROUP);
+    let of = |(i, &code): (usize, &u8)| {
+        let group = i / dim * groups + i % dim / GROUP;
+        f32::from(code) * rows.scales[group].to_f32().abs() + rows.biases[group].to_f32().abs()
+    };
+    rows.codes.iter().enumerate().map(of).collect()
 }
 
 /// Softmax(scale · q kᵀ, capped) v of one row over `keys`, with magnitudes.
@@ -39,23 +50,33 @@ fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Ra
             case.soft_cap.map_or(dot * scale, |cap| f64::from(cap) * (dot * scale / f64::from(cap)).tanh())
         })
         .collect();
+    // What is rounded on the way to a score.
+    let size = |key: usize| {
+        let terms = of.terms.as_ref().map(|[k, _]| &k[at(key)..][..dim]);
+        let sum = |k: &[f32]| q.iter().zip(k).map(|(&q, &k)| f64::from(q).abs() * f64::from(k)).sum::<f64>();
+        terms.map(|k| sum(k) * scale)
+    };
     let max = scores.iter().copied().fold(f64::MIN, f64::max);
     let largest = scores.iter().map(|score| score.abs()).fold(0.0, f64::max);
+    let summed = keys.clone().filter_map(size).fold(largest, f64::max);
     let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-    let mut out = vec![(0.0, 0.0); dim];
+    let mut out = vec![(0.0, 0.0, 0.0); dim];
     for (key, score) in keys.zip(scores) {
         let share = (score - max).exp() / total;
-        for (out, &v) in out.iter_mut().zip(&of.v[at(key)..][..dim]) {
-            out.0 += share * f64::from(v);
-            out.1 += share * f64::from(v).abs();
+        let terms = of.terms.as_ref().map_or(&of.v, |[_, v]| v);
+        for (d, out) in out.iter_mut().enumerate() {
+            let v = f64::from(of.v[at(key) + d]);
+            out.0 += share * v;
+            out.1 += share * v.abs();
+            out.2 += share * f64::from(terms[at(key) + d]).abs();
         }
     }
     // An error of a score, relative to it, is one of its share, relative to that; the maximum is subtracted exactly.
     out.into_iter()
-        .map(|(value, size)| Element {
+        .map(|(value, size, terms)| Element {
             value,
             rounded: size * (1.0 + largest),
-            summed: size * (1.0 + largest),
+            summed: terms * (1.0 + summed),
         })
         .collect()
 }
@@ -65,7 +86,7 @@ fn scale(dim: usize) -> f32 {
 }
 
 fn check(rig: &Rig, case: &Case) {
-    let Case { heads, kv_heads, dim, kv_dtype, .. } = *case;
+    let Case { heads, kv_heads, dim, kv_type, .. } = *case;
     let rows = case.runs.iter().map(|run| run.1).sum::<usize>();
     let q = rig.values(1, rows * heads * dim, 1.4);
     let mut expected = Vec::with_capacity(q.len());
@@ -75,15 +96,25 @@ fn check(rig: &Rig, case: &Case) {
         let values = |seed| rig.values(seed + 2 * i as u64, (before + len) * width, 1.0);
         let (k, v) = (values(2), values(3));
         // The tokens before were cached in a step of their own, as they are in use.
-        let shape = KvShape { heads: kv_heads, head_dim: dim, dtype: kv_dtype };
+        let shape = KvShape { heads: kv_heads, head_dim: dim, kind: kv_type };
         let mut cache = rig.cache(shape, &k[..before * width], &v[..before * width]);
         rig.append(&mut cache, &k[before * width..], &v[before * width..]);
         caches.push(cache);
         // Kept in the cache's type, and read in that of activations.
-        let kept = |x: Vec<f32>| -> Vec<f32> {
-            x.into_iter().map(|x| round(rig.dtype, round(kv_dtype, x))).collect()
+        let sequence = match kv_type.float() {
+            Some(dtype) => {
+                let kept = |x: Vec<f32>| x.into_iter().map(|x| round(rig.dtype, round(dtype, x))).collect();
+                Sequence { k: kept(k), v: kept(v), terms: None }
+            }
+            // Codes are read in `f32`.
+            None => {
+                let mut kv = HostKv::new(shape);
+                kv.write(0, &k, &v).unwrap();
+                let terms = kv.read_codes().map(|rows| rows.each_ref().map(|rows| terms(rows, dim)));
+                let (k, v) = kv.read();
+                Sequence { k, v, terms }
+            }
         };
-        let sequence = Sequence { k: kept(k), v: kept(v) };
         for (position, q) in (before..before + len).zip(q[row * heads * dim..].chunks_exact(heads * dim)) {
             // The last `window` keys, the token's own included.
             let first = (position + 1).saturating_sub(case.window.unwrap_or(usize::MAX));
@@ -101,8 +132,8 @@ fn check(rig: &Rig, case: &Case) {
     rig.check(&op, &format!("{case:?}"), &expected);
 }
 
-fn plain(kv_dtype: DType, before: usize, len: usize) -> Case {
-    Case { heads: 4, kv_heads: 2, dim: 16, kv_dtype, runs: vec![(before, len)], window: None, soft_cap: None }
+fn plain(kv_type: KvType, before: usize, len: usize) -> Case {
+    Case { heads: 4, kv_heads: 2, dim: 16, kv_type, runs: vec![(before, len)], window: None, soft_cap: None }
 }
 
 const BEFORE: [usize; 6] = [0, 1, 63, 64, 65, 300];
@@ -113,9 +144,9 @@ fn caches_and_windows_of_every_length_agree_with_the_reference() {
         for before in BEFORE {
             for len in [1, 2, 7, 17, 64, 65] {
                 for (i, window) in [None, Some(1), Some(5), Some(64), Some(1000)].into_iter().enumerate() {
-                    for (j, kv_dtype) in DTYPES.into_iter().enumerate() {
+                    for (j, kv_type) in KvType::ALL.into_iter().enumerate() {
                         if len == 1 || (i + j + len) % 3 == 0 {
-                            check(&rig, &Case { window, ..plain(kv_dtype, before, len) });
+                            check(&rig, &Case { window, ..plain(kv_type, before, len) });
                         }
                     }
                 }
@@ -134,7 +165,7 @@ fn heads_of_every_size_and_ratio_agree_with_the_reference() {
             {
                 for (before, len) in [(0, 7), (65, 1), (65, 3)] {
                     for window in [None, Some(5)] {
-                        let case = plain(DTYPES[(i + len) % 3], before, len);
+                        let case = plain(KvType::ALL[(i + len) % 5], before, len);
                         check(&rig, &Case { heads, kv_heads, dim, window, ..case });
                     }
                 }
@@ -154,9 +185,9 @@ fn sequences_of_different_lengths_in_one_step_see_their_own_keys() {
             vec![(5, 3), (64, 64), (0, 2)],
         ] {
             for window in [None, Some(5), Some(64)] {
-                for kv_dtype in DTYPES {
+                for kv_type in KvType::ALL {
                     for soft_cap in [None, Some(5.0)] {
-                        check(&rig, &Case { runs: runs.clone(), window, soft_cap, ..plain(kv_dtype, 0, 0) });
+                        check(&rig, &Case { runs: runs.clone(), window, soft_cap, ..plain(kv_type, 0, 0) });
                     }
                 }
             }
@@ -171,7 +202,7 @@ fn soft_capped_scores_agree_with_the_reference() {
             for len in [1, 7, 65] {
                 for (i, soft_cap) in [0.5, 5.0, 50.0].into_iter().enumerate() {
                     for window in [None, Some(5)] {
-                        let case = plain(DTYPES[(i + len) % 3], before, len);
+                        let case = plain(KvType::ALL[(i + len) % 5], before, len);
                         check(&rig, &Case { soft_cap: Some(soft_cap), window, ..case });
                     }
                 }
@@ -179,7 +210,7 @@ fn soft_capped_scores_agree_with_the_reference() {
         }
         for dim in [8, 10, 64, 80, 128, 256] {
             for (heads, kv_heads) in [(2, 2), (8, 2), (8, 1)] {
-                let case = Case { heads, kv_heads, dim, soft_cap: Some(2.0), ..plain(DType::BF16, 65, 3) };
+                let case = Case { heads, kv_heads, dim, soft_cap: Some(2.0), ..plain(KvType::BF16, 65, 3) };
                 check(&rig, &case);
             }
         }

@@ -1,13 +1,14 @@
 //! The CPU promises bits: a row alone is the row among others, and for any number of threads, through the dispatch.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use backstop::backend::LlmBackendDispatch;
 use backstop::backend::batch::{Mask, RopeStep, Run, Tokens};
-use backstop::backend::kv::{HostKv, KvLayer, KvShape};
+use backstop::backend::kv::{HostKv, KvLayer, KvShape, KvType};
 use backstop::backend::ops::{Op, Ops};
 use backstop::config::{Activation, Rope, RopeScaling};
-use backstop::tensor::{DType, Tensor, Weight};
+use backstop::tensor::{Tensor, Weight};
 
 use super::rig::{DTYPES, cpu, projection, values, weight, with};
 
@@ -114,22 +115,22 @@ fn attention_has_the_same_bits_in_chunks_alone_and_among_others() {
     let (one, four) = (cpu(1), cpu(4));
     let total = 300;
     let q = values(1, total * 64, 1.4); // [T, 4 * 16]
-    for dtype in DTYPES {
+    for kind in KvType::ALL {
         let filled = |seed, tokens: usize| {
-            let mut kv = HostKv::new(KvShape { heads: 2, head_dim: 16, dtype });
+            let mut kv = HostKv::new(KvShape { heads: 2, head_dim: 16, kind });
             kv.write(0, &values(seed, tokens * 32, 1.0), &values(seed + 1, tokens * 32, 1.0)).unwrap();
             kv
         };
         let (kv, other) = (filled(2, total), filled(4, 200));
         for window in [None, Some(5), Some(64)] {
             let whole = attended(&four, &q, &[(&kv, 0, total)], window);
-            assert_eq!(attended(&one, &q, &[(&kv, 0, total)], window), whole, "threads, {dtype}, {window:?}");
+            assert_eq!(attended(&one, &q, &[(&kv, 0, total)], window), whole, "threads, {kind}, {window:?}");
             for (start, len) in [(0, 1), (63, 1), (64, 1), (299, 1), (7, 3), (60, 70), (0, 64)] {
                 let same = |got: &[u32], what: &str| {
                     let want = &whole[start * 64..(start + len) * 64];
                     assert!(
                         got == want,
-                        "{what}: tokens {start}..{}, {dtype}, window {window:?}",
+                        "{what}: tokens {start}..{}, {kind}, window {window:?}",
                         start + len
                     );
                 };
@@ -142,16 +143,16 @@ fn attention_has_the_same_bits_in_chunks_alone_and_among_others() {
     }
 }
 
-/// A cache's type is what is read: a cache of `f32` gives other bits than one of `bf16`.
+/// A cache's type is what is read: each gives bits of its own.
 #[test]
 fn the_type_of_a_cache_shows_in_the_bits() {
     let on = cpu(1);
     let q = values(1, 64, 1.4);
-    let of = |dtype| {
-        let mut kv = HostKv::new(KvShape { heads: 2, head_dim: 16, dtype });
+    let of = |kind| {
+        let mut kv = HostKv::new(KvShape { heads: 2, head_dim: 16, kind });
         kv.write(0, &values(2, 32, 1.0), &values(3, 32, 1.0)).unwrap();
         attended(&on, &q, &[(&kv, 0, 1)], None)
     };
-    assert_ne!(of(DType::F32), of(DType::BF16));
-    assert_ne!(of(DType::F32), of(DType::F16));
+    let all: HashSet<_> = KvType::ALL.into_iter().map(of).collect();
+    assert_eq!(all.len(), KvType::ALL.len());
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backstop::Error;
 use backstop::backend::batch::{Mask, RopeStep, Run, Tokens};
-use backstop::backend::kv::{KvLayer, KvShape};
+use backstop::backend::kv::{KvLayer, KvShape, KvType};
 use backstop::backend::ops::{Op, Ops};
 use backstop::config::{Activation, Rope, RopeScaling};
 use backstop::tensor::{DType, Weight};
@@ -154,13 +154,13 @@ fn rope_refuses_shapes_that_do_not_fit() {
 #[test]
 fn attention_refuses_what_does_not_fit() {
     for rig in rigs() {
-        let shape = KvShape { heads: 2, head_dim: 8, dtype: DType::F32 };
+        let shape = KvShape { heads: 2, head_dim: 8, kind: KvType::F32 };
         let cache = |shape: KvShape, tokens: usize| {
             let rows = vec![0.5; tokens * shape.heads * shape.head_dim];
             rig.cache(shape, &rows, &rows)
         };
         let (three, five) = (cache(shape, 3), cache(shape, 5));
-        let other = cache(KvShape { heads: 1, head_dim: 8, dtype: DType::F32 }, 5);
+        let other = cache(KvShape { heads: 1, head_dim: 8, kind: KvType::F32 }, 5);
         let q = rig.tensor(&[3, 32], &[1.0; 96]);
         let odd = rig.tensor(&[3, 24], &[1.0; 72]);
         let one = Mask::causal(&[run(0, 3, 0)], None);
@@ -202,7 +202,7 @@ fn no_rows_are_a_result_of_no_rows() {
         let none = Tokens::Known(Vec::new());
         let step = rope(16, &[run(0, 0, 5)]);
         let (no_mask, empty_run) = (Mask::causal(&[], None), Mask::causal(&[run(0, 0, 3)], None));
-        let shape = KvShape { heads: 2, head_dim: 16, dtype: DType::F32 };
+        let shape = KvShape { heads: 2, head_dim: 16, kind: KvType::F32 };
         let cache = rig.cache(shape, &[0.5; 96], &[0.5; 96]);
         let kv = [&cache];
         let attention = |kv, mask, soft_cap| Op::Attention { q: &x, kv, mask, scale: 1.0, soft_cap };

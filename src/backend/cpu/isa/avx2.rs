@@ -108,6 +108,18 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn load_u8_ptr(self, p: *const u8) -> __m256 {
+        op!(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn load_u4_ptr(self, p: *const u32, nibble: usize) -> __m256 {
+        op!({
+            let shift = _mm256_set1_epi32(4 * nibble as i32);
+            let codes = _mm256_srlv_epi32(_mm256_loadu_si256(p.cast()), shift);
+            _mm256_cvtepi32_ps(_mm256_and_si256(codes, _mm256_set1_epi32(15)))
+        })
+    }
+    #[inline(always)]
     unsafe fn store_f16_ptr(self, p: *mut f16, v: __m256) {
         op!(_mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)))
     }

@@ -104,6 +104,19 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn load_u8_ptr(self, p: *const u8) -> __m512 {
+        op!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn load_u4_ptr(self, p: *const u32, nibble: usize) -> __m512 {
+        op!({
+            // The lookup reads the low four bits of a lane alone: no mask, and no conversion.
+            let values = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+            let shift = _mm512_set1_epi32(4 * nibble as i32);
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_loadu_si512(p.cast()), shift), values)
+        })
+    }
+    #[inline(always)]
     unsafe fn store_f16_ptr(self, p: *mut f16, v: __m512) {
         op!(_mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)))
     }

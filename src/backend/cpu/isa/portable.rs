@@ -110,6 +110,17 @@ impl Simd for Portable {
         F32x8(v)
     }
     #[inline(always)]
+    unsafe fn load_u8_ptr(self, p: *const u8) -> F32x8 {
+        // SAFETY: the caller vouches for 8 bytes at p.
+        F32x8(unsafe { p.cast::<[u8; 8]>().read() }.map(f32::from))
+    }
+    #[inline(always)]
+    unsafe fn load_u4_ptr(self, p: *const u32, nibble: usize) -> F32x8 {
+        // SAFETY: the caller vouches for 8 words at p.
+        let words = unsafe { p.cast::<[u32; 8]>().read_unaligned() };
+        F32x8(words.map(|word| (word >> (4 * nibble) & 15) as f32))
+    }
+    #[inline(always)]
     unsafe fn store_f16_ptr(self, p: *mut f16, v: F32x8) {
         // SAFETY: the caller vouches for 8 elements at p.
         unsafe { p.cast::<[f16; 8]>().write_unaligned(v.0.map(f16::from_f32_const)) }

@@ -10,6 +10,7 @@
 //! values are never multiplied, so that a stale slot may hold an infinity or a NaN.
 
 mod block;
+mod codes;
 mod tile;
 
 #[cfg(test)]
@@ -21,7 +22,7 @@ use super::super::isa::{Isa, Kernel, Simd};
 use super::super::pool::{Parts, Pool, Scratch};
 use crate::backend::kv::{HostKv, PAGE};
 use block::Work;
-use tile::{ROWS, State, merge};
+use tile::{ROWS, State, factors, merge};
 
 /// Keys whose softmax is computed in one go: their scores for a block of queries (96 KiB) stay in L2, and a merge (two
 /// exponentials and a pass over the head) comes once in 256 keys.
@@ -91,6 +92,8 @@ struct Call<'a> {
     width: usize,
     head_dim: usize,
     kv_heads: usize,
+    /// Whether the caches hold codes.
+    quantized: bool,
     /// Query heads of a key/value head.
     group: usize,
     /// Positions of a query block.
@@ -150,6 +153,7 @@ pub fn attention(
         width,
         head_dim: shape.head_dim,
         kv_heads: shape.heads,
+        quantized: shape.kind.bits().is_some(),
         group,
         positions,
     };
@@ -158,7 +162,7 @@ pub fn attention(
     }
     let longest = args.runs.iter().map(|run| run.len).max().unwrap_or(0);
     let block_rows = positions.min(longest) * group;
-    scratch.workers.reserve(pool, Work::len(block_rows, shape.head_dim));
+    scratch.workers.reserve(pool, Work::len(block_rows, &shape));
 
     let blocks = |run: &AttentionRun<'_>| run.len.div_ceil(positions);
     let tasks = args.runs.iter().map(blocks).sum::<usize>() * shape.heads;
@@ -170,7 +174,7 @@ pub fn attention(
     let workers = &scratch.workers;
     pool.run_on(tasks, |worker, task| {
         let place = call.place(task);
-        workers.with(worker, Work::len(block_rows, shape.head_dim), |scratch| {
+        workers.with(worker, Work::len(block_rows, &shape), |scratch| {
             isa.dispatch(Whole { call: &call, place, scratch });
         });
     });
@@ -214,7 +218,7 @@ impl<'a> Call<'a> {
             let len = SPLIT_ROWS * self.partial();
             // SAFETY: the partial results of different blocks and segments do not overlap.
             let to = unsafe { partials.slice(index * block + segment * len, len) };
-            workers.with(worker, Work::len(rows, self.head_dim), |scratch| {
+            workers.with(worker, Work::len(rows, place.run.kv.shape()), |scratch| {
                 isa.dispatch(Part { call: self, place, segment, scratch, to });
             });
         });
@@ -254,6 +258,14 @@ impl Place<'_> {
         union
     }
 
+    /// The first row that sees any of `keys`, and how many there are from it to the last: heads of positions.
+    #[inline(always)]
+    fn rows_that_see(&self, call: &Call<'_>, keys: &Range<usize>) -> Option<[usize; 2]> {
+        let sees = |position: &usize| !self.clip(call, *position, keys).is_empty();
+        let (first, last) = ((0..self.count).find(sees)?, (0..self.count).rfind(sees)?);
+        Some([first * call.group, (last + 1 - first) * call.group])
+    }
+
     /// Where the query heads of row `position` of the block begin in `q` and `out`.
     #[inline(always)]
     fn offset(&self, call: &Call<'_>, position: usize) -> usize {
@@ -291,26 +303,13 @@ impl Kernel for Whole<'_, '_> {
     fn run<S: Simd>(self, s: S) {
         let Self { call, place, scratch } = self;
         let (rows, ld) = (place.count * call.group, padded(call.head_dim));
-        let mut work = Work::new(scratch, rows, call.head_dim);
-        work.load_queries(call, &place);
+        let mut work = Work::new(scratch, rows, place.run.kv.shape());
+        work.load_queries(s, call, &place);
         let seen = place.union(call, &(0..place.run.kv.len()));
         if !seen.is_empty() {
             for segment in seen.start / SEGMENT..seen.end.div_ceil(SEGMENT) {
                 work.segment(s, call, &place, segment);
-                for row in 0..rows {
-                    let visible = place.visible(call, row / call.group);
-                    let first = visible.start / SEGMENT;
-                    if visible.is_empty() || segment < first || segment * SEGMENT >= visible.end {
-                        continue;
-                    }
-                    let state = State {
-                        max: &mut work.max_all[row],
-                        sum: &mut work.sum_all[row],
-                        acc: &mut work.acc_all[row * ld..(row + 1) * ld],
-                    };
-                    let acc = &work.acc[row * ld..(row + 1) * ld];
-                    merge(s, state, segment == first, work.max[row], work.sum[row], acc);
-                }
+                work.merge(s, call, &place, segment);
             }
         }
         for row in 0..rows {
@@ -339,8 +338,8 @@ impl Kernel for Part<'_, '_> {
         if place.union(call, &(segment * SEGMENT..(segment + 1) * SEGMENT)).is_empty() {
             return;
         }
-        let mut work = Work::new(scratch, rows, call.head_dim);
-        work.load_queries(call, &place);
+        let mut work = Work::new(scratch, rows, place.run.kv.shape());
+        work.load_queries(s, call, &place);
         work.segment(s, call, &place, segment);
         for (row, to) in to.chunks_exact_mut(call.partial()).take(rows).enumerate() {
             (to[0], to[1]) = (work.max[row], work.sum[row]);
@@ -376,8 +375,12 @@ impl Kernel for Join<'_, '_> {
             let (max, sum) = head.split_at_mut(1);
             for segment in first + 1..end {
                 let part = &rest[at(segment) - at(first) - call.partial()..][..call.partial()];
+                let mut both = [0.0; 3];
+                for (to, v) in both.iter_mut().zip(factors(s, s.splat(max[0]), s.splat(part[0]))) {
+                    s.store_partial(std::slice::from_mut(to), v);
+                }
                 let state = State { max: &mut max[0], sum: &mut sum[0], acc: &mut *acc };
-                merge(s, state, false, part[0], part[1], &part[2..]);
+                merge(s, state, both, part[1], &part[2..]);
             }
             place.finish(s, call, row / call.group, row % call.group, sum[0], acc);
         }

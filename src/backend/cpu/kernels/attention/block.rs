@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::tile::{self, Product, ROWS, pack, softmax};
+use super::codes::{BIASES, LINE};
+use super::tile::{self, Operand, Product, ROWS, pack, softmax};
 use super::{Call, PACK_ROWS, Place, SCORES, SEGMENT, padded};
-use crate::backend::cpu::isa::{Element, Simd};
-use crate::backend::kv::{Block, PAGE};
+use crate::backend::cpu::isa::Simd;
+use crate::backend::kv::{Block, GROUP, KvShape, PAGE};
 
 /// Where a block begins, for prefetching.
 #[inline(always)]
@@ -14,16 +15,18 @@ fn address(block: Block<'_>) -> *const u8 {
         Block::F32(block) => block.as_ptr().cast(),
         Block::F16(block) => block.as_ptr().cast(),
         Block::BF16(block) => block.as_ptr().cast(),
+        Block::Q8(block) => block.codes.as_ptr(),
+        Block::Q4(block) => block.codes.as_ptr().cast(),
     }
 }
 
 /// The parts of a worker's scratch, for a block of `rows` query rows: a row is a query head of a position, heads of a
 /// position side by side.
 pub(super) struct Work<'a> {
-    /// `[rows, head_dim]`.
-    q: &'a mut [f32],
+    /// `[rows, padded]`, zeros behind a head.
+    pub(super) q: &'a mut [f32],
     /// `[rows, SCORES]`.
-    scores: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
     /// The segment's weighted values, `[rows, padded]`.
     pub(super) acc: &'a mut [f32],
     /// The segment's largest scores and sums, `[rows]` each.
@@ -33,20 +36,46 @@ pub(super) struct Work<'a> {
     pub(super) acc_all: &'a mut [f32],
     pub(super) max_all: &'a mut [f32],
     pub(super) sum_all: &'a mut [f32],
+    /// [`tile::factors`] of both, three times `[rows]`.
+    factors: &'a mut [f32],
     /// A page of one head, widened.
-    page: &'a mut [f32],
+    pub(super) page: &'a mut [f32],
+    /// Of quantized caches: the queries' sums `[rows, groups]`, a page's sums of codes or its weights `[rows, LINE]`, and the
+    /// sums of biases `[rows, groups, BIASES]`.
+    pub(super) sums: &'a mut [f32],
+    pub(super) line: &'a mut [f32],
+    pub(super) biases: &'a mut [f32],
 }
 
 impl<'a> Work<'a> {
-    /// Elements of scratch for a block of `rows` rows.
-    pub(super) fn len(rows: usize, head_dim: usize) -> usize {
+    /// Elements of scratch for a block of `rows` rows over caches of `shape`.
+    pub(super) fn len(rows: usize, shape: &KvShape) -> usize {
         let line = rows.next_multiple_of(16);
-        rows * (padded(head_dim) * 3 + SCORES) + 4 * line + head_dim.next_multiple_of(64) * PAGE
+        let [sums, lines, biases] = Self::of_codes(rows, shape);
+        rows * (padded(shape.head_dim) * 3 + SCORES)
+            + 7 * line
+            + shape.head_dim.next_multiple_of(64) * PAGE
+            + sums
+            + lines
+            + biases
+    }
+
+    /// Elements of what only quantized caches need.
+    fn of_codes(rows: usize, shape: &KvShape) -> [usize; 3] {
+        let groups = shape.head_dim.div_ceil(GROUP);
+        match shape.kind.bits() {
+            Some(_) => [rows * groups, rows * LINE, rows * groups * BIASES],
+            None => [0; 3],
+        }
     }
 
     #[inline(always)]
-    pub(super) fn new(scratch: &'a mut [f32], rows: usize, head_dim: usize) -> Self {
-        let line = rows.next_multiple_of(16);
+    pub(super) fn new(scratch: &'a mut [f32], rows: usize, shape: &KvShape) -> Self {
+        let (line, head_dim) = (rows.next_multiple_of(16), shape.head_dim);
+        let [sums, lines, biases] = Self::of_codes(rows, shape);
+        let (sums, scratch) = scratch.split_at_mut(sums);
+        let (lines, scratch) = scratch.split_at_mut(lines);
+        let (biases, scratch) = scratch.split_at_mut(biases);
         let (acc, scratch) = scratch.split_at_mut(rows * padded(head_dim));
         let (acc_all, scratch) = scratch.split_at_mut(rows * padded(head_dim));
         let (q, scratch) = scratch.split_at_mut(rows * padded(head_dim));
@@ -54,17 +83,23 @@ impl<'a> Work<'a> {
         let (max, scratch) = scratch.split_at_mut(line);
         let (sum, scratch) = scratch.split_at_mut(line);
         let (max_all, scratch) = scratch.split_at_mut(line);
-        let (sum_all, page) = scratch.split_at_mut(line);
-        Self { q, scores, acc, max, sum, acc_all, max_all, sum_all, page }
+        let (sum_all, scratch) = scratch.split_at_mut(line);
+        let (factors, page) = scratch.split_at_mut(3 * line);
+        Self { q, scores, acc, max, sum, acc_all, max_all, sum_all, factors, page, sums, line: lines, biases }
     }
 
     /// Copies the block's queries in.
     #[inline(always)]
-    pub(super) fn load_queries(&mut self, call: &Call<'_>, place: &Place<'_>) {
-        let len = call.group * call.head_dim;
-        for (position, to) in self.q.chunks_exact_mut(len).take(place.count).enumerate() {
-            let at = place.offset(call, position);
-            to.copy_from_slice(&call.args.q[at..at + len]);
+    pub(super) fn load_queries<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>) {
+        let (group, head_dim) = (call.group, call.head_dim);
+        for (row, to) in self.q.chunks_exact_mut(padded(head_dim)).take(place.count * group).enumerate() {
+            let at = place.offset(call, row / group) + row % group * head_dim;
+            let (head, rest) = to.split_at_mut(head_dim);
+            head.copy_from_slice(&call.args.q[at..at + head_dim]);
+            rest.fill(0.0);
+        }
+        if call.quantized {
+            self.sum_queries(s, call, place);
         }
     }
 
@@ -83,10 +118,13 @@ impl<'a> Work<'a> {
             let next =
                 if page + 1 < pages.end { kv.keys(page + 1, head) } else { kv.values(pages.start, head) };
             let next = address(next);
+            let Some(rows) = place.rows_that_see(call, &(page * PAGE..(page + 1) * PAGE)) else { continue };
             match kv.keys(page, head) {
-                Block::F32(block) => self.score_page(s, call, place, page, block, next),
-                Block::F16(block) => self.score_page(s, call, place, page, block, next),
-                Block::BF16(block) => self.score_page(s, call, place, page, block, next),
+                Block::F32(block) => self.score_page(s, call, page, block, rows, next),
+                Block::F16(block) => self.score_page(s, call, page, block, rows, next),
+                Block::BF16(block) => self.score_page(s, call, page, block, rows, next),
+                Block::Q8(block) => self.score_codes(s, call, page, block, rows, next),
+                Block::Q4(block) => self.score_codes(s, call, page, block, rows, next),
             }
         }
         for position in 0..place.count {
@@ -102,6 +140,7 @@ impl<'a> Work<'a> {
             }
         }
         self.acc.fill(0.0);
+        self.biases.fill(0.0);
         for page in pages.clone() {
             // The next page's values, or the keys of the next segment.
             let next = if page + 1 < pages.end {
@@ -114,42 +153,74 @@ impl<'a> Work<'a> {
                 Block::F32(block) => self.weigh_page(s, call, place, page, block, next),
                 Block::F16(block) => self.weigh_page(s, call, place, page, block, next),
                 Block::BF16(block) => self.weigh_page(s, call, place, page, block, next),
+                Block::Q8(block) => self.weigh_codes(s, call, place, page, block, next),
+                Block::Q4(block) => self.weigh_codes(s, call, place, page, block, next),
+            }
+        }
+        if call.quantized {
+            self.add_biases(s, call, place.count * call.group);
+        }
+    }
+
+    /// Takes segment `segment` into what all before it came to, for the rows that see a key of it.
+    #[inline(always)]
+    pub(super) fn merge<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>, segment: usize) {
+        let (ld, line) = (padded(call.head_dim), self.max.len());
+        // For all rows at once, because an exponential costs as much as a row's accumulator.
+        for row in (0..place.count * call.group).step_by(S::LANES) {
+            let both = tile::factors(s, s.load(&self.max_all[row..]), s.load(&self.max[row..]));
+            for (i, v) in both.into_iter().enumerate() {
+                s.store(&mut self.factors[i * line + row..], v);
+            }
+        }
+        for position in 0..place.count {
+            let visible = place.visible(call, position);
+            let first = visible.start / SEGMENT;
+            if visible.is_empty() || segment < first || segment * SEGMENT >= visible.end {
+                continue;
+            }
+            for row in position * call.group..(position + 1) * call.group {
+                let (acc, to) =
+                    (&self.acc[row * ld..(row + 1) * ld], &mut self.acc_all[row * ld..(row + 1) * ld]);
+                if segment == first {
+                    (self.max_all[row], self.sum_all[row]) = (self.max[row], self.sum[row]);
+                    to.copy_from_slice(acc);
+                    continue;
+                }
+                let state = tile::State { max: &mut self.max_all[row], sum: &mut self.sum_all[row], acc: to };
+                let factors = [0, 1, 2].map(|i| self.factors[i * line + row]);
+                tile::merge(s, state, factors, self.sum[row], acc);
             }
         }
     }
 
-    /// `q · k` for the keys of a page and the rows that see any of them; `block` is `[head_dim, PAGE]`.
+    /// `q · k` for the keys of page `page` and rows `row..row + rows`, which see any of them; `block` is
+    /// `[head_dim, PAGE]`.
     #[inline(always)]
-    fn score_page<S: Simd, T: Element>(
+    fn score_page<S: Simd, T: Operand>(
         &mut self,
         s: S,
         call: &Call<'_>,
-        place: &Place<'_>,
         page: usize,
         block: &[T],
+        [row, rows]: [usize; 2],
         ahead: *const u8,
     ) {
-        let keys = page * PAGE..(page + 1) * PAGE;
-        let sees = |position: &usize| !place.clip(call, *position, &keys).is_empty();
-        let (Some(first), Some(last)) = ((0..place.count).find(sees), (0..place.count).rfind(sees)) else {
-            return;
-        };
-        let (row, rows) = (first * call.group, (last + 1 - first) * call.group);
-        let head_dim = call.head_dim;
+        let (head_dim, lda) = (call.head_dim, padded(call.head_dim));
         assert!(block.len() == head_dim * PAGE);
-        assert!((row + rows) * head_dim <= self.q.len() && (row + rows) * SCORES <= self.scores.len());
+        assert!((row + rows) * lda <= self.q.len() && (row + rows) * SCORES <= self.scores.len());
         let packed = rows >= PACK_ROWS;
-        let panel_stride = if packed { pack(s, block, head_dim, PAGE, self.page) } else { 0 };
+        let panel_stride = if packed { pack(s, block, head_dim, [PAGE, PAGE], self.page) } else { 0 };
         let wide = tile::panel::<S>() * S::LANES;
         let product = Product {
             // SAFETY: `row` is inside q (asserted).
-            a: unsafe { self.q.as_ptr().add(row * head_dim) },
-            lda: head_dim,
+            a: unsafe { self.q.as_ptr().add(row * lda) },
+            lda,
             b: block.as_ptr(),
             ldb: PAGE,
             panel_stride: wide,
             // SAFETY: `row` is inside the scores (asserted), and a page inside its segment.
-            c: unsafe { self.scores.as_mut_ptr().add(row * SCORES + keys.start % SEGMENT) },
+            c: unsafe { self.scores.as_mut_ptr().add(row * SCORES + page * PAGE % SEGMENT) },
             ldc: SCORES,
             rows,
             vectors: PAGE / S::LANES,
@@ -170,7 +241,7 @@ impl<'a> Work<'a> {
 
     /// Adds the page's values, weighted, to `acc`; `block` is `[PAGE, head_dim]`.
     #[inline(always)]
-    fn weigh_page<S: Simd, T: Element>(
+    fn weigh_page<S: Simd, T: Operand>(
         &mut self,
         s: S,
         call: &Call<'_>,
@@ -184,7 +255,7 @@ impl<'a> Work<'a> {
         let rows = place.count * call.group;
         // A head of partial vectors is read from scratch, where its rows are padded.
         if rows >= PACK_ROWS || !head_dim.is_multiple_of(S::LANES) {
-            let stride = pack(s, block, PAGE, head_dim, self.page);
+            let stride = pack(s, block, PAGE, [head_dim, head_dim], self.page);
             let from = self.page.as_ptr();
             self.weigh(s, call, place, page, from, tile::panel::<S>() * S::LANES, stride, from.cast());
         } else {
@@ -196,7 +267,7 @@ impl<'a> Work<'a> {
     /// [`Self::weigh_page`] for values at `b`, `[PAGE, head_dim]` in panels of whole vectors.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    fn weigh<S: Simd, T: Element>(
+    fn weigh<S: Simd, T: Operand>(
         &mut self,
         s: S,
         call: &Call<'_>,

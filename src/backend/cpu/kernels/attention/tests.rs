@@ -2,8 +2,7 @@ use approx::abs_diff_eq;
 
 use super::*;
 use crate::backend::cpu::kernels::reference_ops;
-use crate::backend::kv::KvShape;
-use crate::tensor::DType;
+use crate::backend::kv::{GROUP, KvShape, KvType};
 
 /// A deterministic stream of values in about -1..1.
 fn values(seed: u64) -> impl FnMut() -> f32 {
@@ -19,11 +18,14 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A cache of `len` tokens, whose page goes on with NaNs of tokens that were truncated.
-fn cache(seed: u64, shape: KvShape, len: usize) -> HostKv {
+/// A cache of `len` tokens, of which the first `hidden` are none, and whose page goes on with NaNs of tokens that were
+/// truncated.
+fn cache(seed: u64, shape: KvShape, len: usize, hidden: usize) -> HostKv {
     let width = shape.heads * shape.head_dim;
     let mut kv = HostKv::new(shape);
     let (mut k, mut v) = (random(seed, len * width), random(seed + 1, len * width));
+    k[..hidden * width].fill(f32::NAN);
+    v[..hidden * width].fill(f32::NEG_INFINITY);
     let stale = len.next_multiple_of(PAGE) - len;
     k.resize((len + stale) * width, f32::NAN);
     v.resize((len + stale) * width, f32::INFINITY);
@@ -58,7 +60,7 @@ impl Step {
             caches: lens
                 .iter()
                 .enumerate()
-                .map(|(i, (_, len))| cache(i as u64 * 7 + 3, shape, *len))
+                .map(|(i, (_, len))| cache(i as u64 * 7 + 3, shape, *len, 0))
                 .collect(),
             q: random(99, rows * shape.heads * group * shape.head_dim).iter().map(|x| x * 3.0).collect(),
             visible,
@@ -92,16 +94,45 @@ impl Step {
 
     fn check(&self, what: &str) {
         let want = self.with(|args| reference_ops::attention(&args));
+        let bound = self.caches.iter().map(|kv| self.bound(kv)).fold(0.0, f64::max);
         for isa in Isa::available() {
             let got = self.run(isa, 2);
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 let error = (f64::from(*got) - want).abs();
                 assert!(
-                    error <= 2e-6 * want.abs().max(1.0),
-                    "{what} on {isa}: element {i} is {got}, want {want}"
+                    error <= bound * want.abs().max(1.0),
+                    "{what} on {isa}: element {i} is {got}, want {want}, off by {error:.2e} of {bound:.2e}"
                 );
             }
         }
+    }
+
+    /// How far a row over `kv` may be off. Sums of codes and of biases cancel, so that what is rounded is larger than the
+    /// scores and values: to first order a score is off by `√(GROUP + groups)` half steps of the largest sum of its terms, a
+    /// share by as much of itself, and a weighted value by that and by as many of the largest sum of a value's terms.
+    fn bound(&self, kv: &HostKv) -> f64 {
+        let Some([k, v]) = kv.read_codes() else { return 2e-6 };
+        let dim = self.shape.head_dim;
+        let groups = dim.div_ceil(GROUP);
+        let heads = |rows: &crate::backend::kv::CodeRows| {
+            let of = |group: usize| {
+                let from = group / groups * dim + group % groups * GROUP;
+                let codes = &rows.codes[from..from + GROUP.min(dim - group % groups * GROUP)];
+                let largest =
+                    f64::from(*codes.iter().max().unwrap()) * f64::from(rows.scales[group].to_f32()).abs();
+                (codes.len() as f64, largest + f64::from(rows.biases[group].to_f32()).abs())
+            };
+            let sums = (0..rows.scales.len()).map(of).collect::<Vec<_>>();
+            sums.chunks(groups).map(|head| head.to_vec()).collect::<Vec<_>>()
+        };
+        let q = self.q.iter().fold(0.0_f32, |max, q| max.max(q.abs()));
+        let score =
+            heads(&k).iter().map(|of| of.iter().map(|(len, x)| len * x).sum::<f64>()).fold(0.0, f64::max)
+                * f64::from(q)
+                / (dim as f64).sqrt();
+        let value = heads(&v).iter().flatten().map(|of| of.1).fold(0.0, f64::max);
+        let chain = ((GROUP + groups) as f64).sqrt() * f64::from(f32::EPSILON) / 2.0;
+        2e-6 + chain * value * (1.0 + score)
     }
 
     /// Elements of a row of q.
@@ -126,32 +157,41 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-const F32: DType = DType::F32;
+const F32: KvType = KvType::F32;
 
 #[test]
 fn head_dims_types_and_groups_match_the_reference() {
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for kind in KvType::ALL {
         for head_dim in [1, 3, 8, 16, 20, 48, 64, 80, 96, 128, 256] {
-            let shape = KvShape { heads: 2, head_dim, dtype };
-            Step::new(shape, 2, &[(5, 70), (1, 131)], None).check(&format!("{dtype} {head_dim}"));
+            let shape = KvShape { heads: 2, head_dim, kind };
+            let lens = [(5, 70), (1, 131), (20, 90)];
+            Step::new(shape, 2, &lens, None).check(&format!("{kind} {head_dim}"));
         }
         for group in 1..=8 {
-            let shape = KvShape { heads: 2, head_dim: 24, dtype };
+            let shape = KvShape { heads: 2, head_dim: 40, kind };
             Step::new(shape, group, &[(1, 300), (9, 9), (33, 90)], None)
-                .check(&format!("{dtype} group {group}"));
+                .check(&format!("{kind} group {group}"));
         }
     }
 }
 
 #[test]
 fn masks_match_the_reference() {
-    for (dtype, head_dim) in [(F32, 16), (DType::F16, 64), (DType::BF16, 40)] {
-        let shape = KvShape { heads: 1, head_dim, dtype };
+    let kinds = [
+        (F32, 16),
+        (KvType::F16, 64),
+        (KvType::BF16, 40),
+        (KvType::Q8, 64),
+        (KvType::Q4, 64),
+        (KvType::Q4, 41),
+    ];
+    for (kind, head_dim) in kinds {
+        let shape = KvShape { heads: 1, head_dim, kind };
         for window in [None, Some(1), Some(7), Some(64), Some(100), Some(256), Some(300)] {
             for group in [1, 4] {
                 let lens = [(130, 600), (1, 700), (3, 259), (64, 64), (1, 1)];
                 Step::new(shape, group, &lens, window)
-                    .check(&format!("{dtype} window {window:?} group {group}"));
+                    .check(&format!("{kind} window {window:?} group {group}"));
             }
         }
     }
@@ -159,29 +199,37 @@ fn masks_match_the_reference() {
 
 #[test]
 fn a_soft_cap_is_applied() {
-    let mut step = Step::new(KvShape { heads: 2, head_dim: 32, dtype: F32 }, 2, &[(40, 300), (1, 77)], None);
-    step.soft_cap = Some(0.7);
-    step.check("soft cap");
+    for kind in [F32, KvType::Q8] {
+        let mut step = Step::new(KvShape { heads: 2, head_dim: 32, kind }, 2, &[(40, 300), (1, 77)], None);
+        step.soft_cap = Some(0.7);
+        step.check("soft cap");
+    }
 }
 
 #[test]
 fn hidden_keys_may_hold_anything() {
-    let shape = KvShape { heads: 1, head_dim: 20, dtype: F32 };
-    let step = Step::new(shape, 2, &[(3, 403)], Some(90));
-    let mut poisoned = Step::new(shape, 2, &[(3, 403)], Some(90));
-    let (mut k, mut v) = step.caches[0].read();
-    k[..311 * 20].fill(f32::NAN);
-    v[..311 * 20].fill(f32::NEG_INFINITY);
-    poisoned.caches[0].write(0, &k, &v).unwrap();
-    for isa in Isa::available() {
-        assert_eq!(bits(&step.run(isa, 1)), bits(&poisoned.run(isa, 2)), "{isa}");
+    for kind in KvType::ALL {
+        let shape = KvShape { heads: 1, head_dim: 20, kind };
+        // One row, few, and enough to be packed.
+        for rows in [1, 3, 40] {
+            let step = Step::new(shape, 2, &[(rows, 403)], Some(90));
+            let mut poisoned = Step::new(shape, 2, &[(rows, 403)], Some(90));
+            poisoned.caches[0] = cache(3, shape, 403, 403 - rows + 1 - 90);
+            for isa in Isa::available() {
+                assert_eq!(
+                    bits(&step.run(isa, 1)),
+                    bits(&poisoned.run(isa, 2)),
+                    "{kind} on {isa}, {rows} rows"
+                );
+            }
+        }
     }
 }
 
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
     for len in [3, 600] {
-        let mut step = Step::new(KvShape { heads: 1, head_dim: 8, dtype: F32 }, 1, &[(2, len)], None);
+        let mut step = Step::new(KvShape { heads: 1, head_dim: 8, kind: F32 }, 1, &[(2, len)], None);
         step.visible[0] = 0..0;
         for isa in Isa::available() {
             assert_eq!(step.run(isa, 2)[..8], [0.0; 8]);
@@ -209,10 +257,17 @@ fn chunked(step: &Step, isa: Isa, threads: usize, chunk: usize) -> Vec<f32> {
 
 #[test]
 fn chunks_threads_and_neighbours_change_no_bit() {
-    for (dtype, head_dim, heads, group) in
-        [(F32, 16, 2, 3), (DType::BF16, 64, 1, 4), (DType::F16, 80, 2, 1), (DType::BF16, 9, 1, 8)]
-    {
-        let shape = KvShape { heads, head_dim, dtype };
+    for (kind, head_dim, heads, group) in [
+        (F32, 16, 2, 3),
+        (KvType::BF16, 64, 1, 4),
+        (KvType::F16, 80, 2, 1),
+        (KvType::BF16, 9, 1, 8),
+        (KvType::Q8, 64, 1, 4),
+        (KvType::Q8, 9, 1, 3),
+        (KvType::Q4, 80, 1, 2),
+        (KvType::Q4, 41, 1, 1),
+    ] {
+        let shape = KvShape { heads, head_dim, kind };
         for window in [None, Some(70), Some(300)] {
             let step = Step::new(shape, group, &[(150, 700)], window);
             for isa in Isa::available() {
@@ -223,7 +278,7 @@ fn chunks_threads_and_neighbours_change_no_bit() {
                         assert_eq!(
                             want,
                             bits(&got),
-                            "{dtype} {head_dim} {isa}: {chunk} rows, {threads} threads"
+                            "{kind} {head_dim} {isa}: {chunk} rows, {threads} threads"
                         );
                     }
                 }
@@ -237,7 +292,7 @@ fn chunks_threads_and_neighbours_change_no_bit() {
                     assert_eq!(
                         want,
                         bits(&got[at..at + step.q.len()]),
-                        "{dtype} {head_dim} {isa}: neighbours"
+                        "{kind} {head_dim} {isa}: neighbours"
                     );
                 }
             }
@@ -247,7 +302,7 @@ fn chunks_threads_and_neighbours_change_no_bit() {
 
 #[test]
 fn large_and_equal_scores() {
-    let shape = KvShape { heads: 1, head_dim: 16, dtype: F32 };
+    let shape = KvShape { heads: 1, head_dim: 16, kind: F32 };
     for len in [5, 64, 700] {
         let mut step = Step::new(shape, 1, &[(1, len)], None);
         step.q.iter_mut().for_each(|q| *q *= 1e6);

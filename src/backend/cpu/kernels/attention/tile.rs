@@ -2,7 +2,7 @@
 
 use crate::backend::cpu::isa::{Element, Kernel, Simd};
 use crate::backend::cpu::kernels::math;
-use crate::backend::kv::PAGE;
+use crate::backend::kv::{Code, PAGE};
 
 /// Rows of a register tile: with [`panel`] vectors, 24 accumulators, 4 operands and a broadcast in 32 registers, or
 /// 12, 2 and 1 in 16.
@@ -14,6 +14,68 @@ pub(super) const fn panel<S: Simd>() -> usize {
     if S::REGISTERS >= 32 { 4 } else { 2 }
 }
 
+/// What `B` is kept in: how a vector of a row is made floats.
+pub(super) trait Operand: bytemuck::Pod {
+    /// Rows that one stored row holds.
+    const ROWS: usize;
+
+    /// `LANES` elements of row `row < ROWS` of the stored row at `p`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `p` must be valid for reads of `LANES` elements.
+    unsafe fn widen<S: Simd>(s: S, p: *const Self, row: usize) -> S::V;
+
+    /// The first `n <= LANES` of them, and what zeros stand for in the other lanes.
+    ///
+    /// # Safety
+    /// `p` must be valid for reads of `n` elements, `n <= LANES`.
+    #[inline(always)]
+    unsafe fn widen_partial<S: Simd>(s: S, p: *const Self, row: usize, n: usize) -> S::V {
+        let mut all: [Self; 16] = bytemuck::Zeroable::zeroed();
+        // SAFETY: the caller vouches for n elements at p; LANES <= 16, so `all` has room for n and for a vector.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                p.cast::<u8>(),
+                all.as_mut_ptr().cast::<u8>(),
+                n * size_of::<Self>(),
+            );
+            Self::widen(s, all.as_ptr(), row)
+        }
+    }
+}
+
+impl<T: Element> Operand for T {
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(s: S, p: *const Self, _: usize) -> S::V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { <T as Element>::load(s, p) }
+    }
+}
+
+/// Codes of eight bits.
+impl Operand for u8 {
+    const ROWS: usize = Self::COUNT;
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(s: S, p: *const Self, _: usize) -> S::V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { s.load_u8_ptr(p) }
+    }
+}
+
+/// Eight codes of four bits.
+impl Operand for u32 {
+    const ROWS: usize = Self::COUNT;
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(s: S, p: *const Self, row: usize) -> S::V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { s.load_u4_ptr(p, row) }
+    }
+}
+
 /// `C += A · B`, or `C = A · B`: each element of `C` is one chain of `fma` over `k`, in increasing order, whatever
 /// tile it is computed in.
 #[derive(Clone, Copy)]
@@ -22,9 +84,9 @@ pub(super) struct Product<T> {
     pub a: *const f32,
     /// Elements between rows of `a`.
     pub lda: usize,
-    /// `[k, vectors * LANES]`, in panels of [`panel`] vectors.
+    /// `[k, vectors * LANES]`, in panels of [`panel`] vectors; `k` is a multiple of [`Operand::ROWS`].
     pub b: *const T,
-    /// Elements between rows of a panel.
+    /// Elements between stored rows of a panel.
     pub ldb: usize,
     /// Elements between panels.
     pub panel_stride: usize,
@@ -42,10 +104,10 @@ pub(super) struct Product<T> {
     pub ahead: *const u8,
 }
 
-impl<T: Element> Product<T> {
+impl<T: Operand> Product<T> {
     /// The same product over the packed copy of `B`, row length `ldb`.
     #[inline(always)]
-    pub(super) fn with<U: Element>(self, b: *const U, ldb: usize, panel_stride: usize) -> Product<U> {
+    pub(super) fn with<U: Operand>(self, b: *const U, ldb: usize, panel_stride: usize) -> Product<U> {
         let Self { a, lda, c, ldc, rows, vectors, k, resume, .. } = self;
         Product { a, lda, b, ldb, panel_stride, c, ldc, rows, vectors, k, resume, ahead: b.cast() }
     }
@@ -78,18 +140,21 @@ impl<T: Element> Product<T> {
                 }
             }
             let ahead = self.ahead.wrapping_add(j * self.panel_stride * size_of::<T>());
-            for i in 0..self.k {
+            for stored in 0..self.k / T::ROWS {
+                let from = stored * self.ldb;
                 for line in (0..N * S::LANES * size_of::<T>()).step_by(64) {
-                    s.prefetch_l2(ahead.wrapping_add(i * self.ldb * size_of::<T>() + line));
+                    s.prefetch_l2(ahead.wrapping_add(from * size_of::<T>() + line));
                 }
-                let mut x = [s.zero(); N];
-                for n in 0..N {
-                    x[n] = T::load(s, b.add(i * self.ldb + n * S::LANES));
-                }
-                for m in 0..M {
-                    let y = s.splat(*a.add(m * self.lda + i));
+                for row in 0..T::ROWS {
+                    let mut x = [s.zero(); N];
                     for n in 0..N {
-                        acc[m][n] = s.fma(y, x[n], acc[m][n]);
+                        x[n] = T::widen(s, b.add(from + n * S::LANES), row);
+                    }
+                    for m in 0..M {
+                        let y = s.splat(*a.add(m * self.lda + stored * T::ROWS + row));
+                        for n in 0..N {
+                            acc[m][n] = s.fma(y, x[n], acc[m][n]);
+                        }
                     }
                 }
             }
@@ -127,7 +192,7 @@ impl<T: Element> Product<T> {
     }
 }
 
-impl<T: Element> Kernel for Product<T> {
+impl<T: Operand> Kernel for Product<T> {
     type Out = ();
 
     #[inline(always)]
@@ -152,27 +217,32 @@ impl<T: Element> Kernel for Product<T> {
     }
 }
 
-/// Widens `rows` rows of `width` elements into panels of [`panel`] vectors, the last vector of a row filled with
-/// zeros; returns the elements between panels.
+/// Widens `rows` rows of `width` elements, the stored ones `ld` apart, into panels of [`panel`] vectors, the last vector of
+/// a row filled with zeros; returns the elements between panels. `rows` is a multiple of [`Operand::ROWS`].
 #[inline(always)]
-pub(super) fn pack<S: Simd, T: Element>(
+pub(super) fn pack<S: Simd, T: Operand>(
     s: S,
     from: &[T],
     rows: usize,
-    width: usize,
+    [width, ld]: [usize; 2],
     to: &mut [f32],
 ) -> usize {
     let wide = panel::<S>() * S::LANES;
     let stride = rows * wide;
-    assert!(from.len() >= rows * width && to.len() >= width.div_ceil(wide) * stride);
+    assert!(width <= ld && from.len() >= rows / T::ROWS * ld && to.len() >= width.div_ceil(wide) * stride);
     for (j, column) in (0..width).step_by(wide).enumerate() {
         for row in 0..rows {
             for n in (0..wide).step_by(S::LANES).take_while(|n| column + n < width) {
                 let left = width - column - n;
+                let (stored, part) = (row / T::ROWS, row % T::ROWS);
                 // SAFETY: `left` elements of the row begin here; `to` holds `rows` rows of `wide` for each panel.
                 unsafe {
-                    let p = from.as_ptr().add(row * width + column + n);
-                    let v = if left >= S::LANES { T::load(s, p) } else { T::load_partial(s, p, left) };
+                    let p = from.as_ptr().add(stored * ld + column + n);
+                    let v = if left >= S::LANES {
+                        T::widen(s, p, part)
+                    } else {
+                        T::widen_partial(s, p, part, left)
+                    };
                     s.store_ptr(to.as_mut_ptr().add(j * stride + row * wide + n), v);
                 }
             }
@@ -186,7 +256,7 @@ const CHAINS: usize = 4;
 
 const _: () = assert!(PAGE.is_multiple_of(CHAINS * 16), "blocks of chains must not leave a page");
 
-const LANE: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+pub(super) const LANE: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// Turns products `row[lo..hi]` into `exp(score - max)`, and returns the largest score and the sum of exponentials.
 /// What lies outside `lo..hi` in the blocks it touches becomes 0, whatever it was.
@@ -249,20 +319,18 @@ pub(super) struct State<'a> {
     pub acc: &'a mut [f32],
 }
 
-/// Takes the next segment `(max, sum, acc)` of the same row into `state`; the first one is copied. The accumulators are
-/// of whole vectors.
+/// The largest of both scores, and what exponentials relative to either are multiplied by to be relative to it: in each lane
+/// for a row of its own.
 #[inline(always)]
-pub(super) fn merge<S: Simd>(s: S, state: State<'_>, first: bool, max: f32, sum: f32, acc: &[f32]) {
-    if first {
-        (*state.max, *state.sum) = (max, sum);
-        state.acc.copy_from_slice(acc);
-        return;
-    }
-    let joint = if *state.max > max { *state.max } else { max };
-    let mut factors = [*state.max - joint, max - joint];
-    let both = math::exp(s, s.load_partial(&factors));
-    s.store_partial(&mut factors, both);
-    let [old, new] = factors;
+pub(super) fn factors<S: Simd>(s: S, before: S::V, next: S::V) -> [S::V; 3] {
+    let joint = s.max(before, next);
+    [joint, math::exp(s, s.sub(before, joint)), math::exp(s, s.sub(next, joint))]
+}
+
+/// Takes the next segment of the same row into `state`: its `sum` and `acc`, with the [`factors`]. The accumulators are of
+/// whole vectors.
+#[inline(always)]
+pub(super) fn merge<S: Simd>(s: S, state: State<'_>, [joint, old, new]: [f32; 3], sum: f32, acc: &[f32]) {
     *state.max = joint;
     *state.sum = *state.sum * old + sum * new;
     let (old, new) = (s.splat(old), s.splat(new));

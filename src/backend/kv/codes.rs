@@ -1,0 +1,177 @@
+//! Pages of quantized K and V: codes in the order in which attention reads them, and scales and biases over tokens.
+
+use half::f16;
+
+use super::{GROUP, KvShape, PAGE};
+use crate::quant::affine_group;
+
+/// What holds codes: a byte one, a word eight of four bits, the first in the lowest ones.
+pub trait Code: bytemuck::Pod {
+    /// Codes in it.
+    const COUNT: usize;
+    /// Code `i < COUNT`.
+    fn get(self, i: usize) -> u8;
+    /// Replaces code `i < COUNT`.
+    fn set(&mut self, i: usize, code: u8);
+}
+
+impl Code for u8 {
+    const COUNT: usize = 1;
+
+    fn get(self, _: usize) -> u8 {
+        self
+    }
+    fn set(&mut self, _: usize, code: u8) {
+        *self = code;
+    }
+}
+
+impl Code for u32 {
+    const COUNT: usize = 8;
+
+    fn get(self, i: usize) -> u8 {
+        (self >> (4 * i) & 15) as u8
+    }
+    fn set(&mut self, i: usize, code: u8) {
+        *self = *self & !(15 << (4 * i)) | u32::from(code) << (4 * i);
+    }
+}
+
+/// K or V of one head in a page. Codes lie as the elements of a float page do, but that one `T` holds
+/// [`Code::COUNT`] rows of them: K `[head_dim / COUNT, PAGE]`, V `[PAGE / COUNT, head_dim]`, `head_dim` rounded up to a multiple of
+/// `COUNT`.
+#[derive(Debug, Clone, Copy)]
+pub struct Codes<'a, T> {
+    /// The codes.
+    pub codes: &'a [T],
+    /// `[groups, PAGE]`.
+    pub scales: &'a [f16],
+    /// `[groups, PAGE]`.
+    pub biases: &'a [f16],
+}
+
+impl<T: Code> Codes<'_, T> {
+    /// Code, scale and bias of dimension `d` of the key at `slot`.
+    pub(super) fn key(&self, slot: usize, d: usize) -> (u8, [f16; 2]) {
+        (self.codes[d / T::COUNT * PAGE + slot].get(d % T::COUNT), self.scale(slot, d))
+    }
+
+    /// The same of the value.
+    pub(super) fn value(&self, slot: usize, d: usize, head_dim: usize) -> (u8, [f16; 2]) {
+        let width = head_dim.next_multiple_of(T::COUNT);
+        (self.codes[slot / T::COUNT * width + d].get(slot % T::COUNT), self.scale(slot, d))
+    }
+
+    fn scale(&self, slot: usize, d: usize) -> [f16; 2] {
+        let at = d / GROUP * PAGE + slot;
+        [self.scales[at], self.biases[at]]
+    }
+}
+
+/// The value that a code stands for: the product is exact, the sum rounded once.
+pub(super) fn decode((code, [scale, bias]): (u8, [f16; 2])) -> f32 {
+    f32::from(code) * scale.to_f32() + bias.to_f32()
+}
+
+/// One page of one layer: for each head K and then V.
+#[derive(Debug, Clone)]
+pub(super) struct CodePage<T> {
+    codes: Box<[T]>,
+    /// For each K and each V the scales `[groups, PAGE]` and then the biases.
+    scales: Box<[f16]>,
+}
+
+impl<T: Code> CodePage<T> {
+    pub fn new(shape: &KvShape) -> Self {
+        let (codes, scales) = Self::lens(shape);
+        let blocks = 2 * shape.heads;
+        Self {
+            codes: vec![T::zeroed(); blocks * codes].into(),
+            scales: vec![f16::ZERO; blocks * 2 * scales].into(),
+        }
+    }
+
+    /// Elements of `codes` of one block, and of its scales.
+    fn lens(shape: &KvShape) -> (usize, usize) {
+        (shape.head_dim.div_ceil(T::COUNT) * PAGE, shape.head_dim.div_ceil(GROUP) * PAGE)
+    }
+
+    /// Block `block`: K of head `block / 2`, or its V.
+    pub fn block(&self, shape: &KvShape, block: usize) -> Codes<'_, T> {
+        let (codes, scales) = Self::lens(shape);
+        let (of_scales, biases) = self.scales[2 * block * scales..2 * (block + 1) * scales].split_at(scales);
+        Codes { codes: &self.codes[block * codes..(block + 1) * codes], scales: of_scales, biases }
+    }
+
+    /// Writes K and V of the token at `slot`.
+    pub fn write(&mut self, shape: &KvShape, slot: usize, rows: [RowCodes<'_>; 2]) {
+        let (codes, scales) = Self::lens(shape);
+        let (head_dim, groups) = (shape.head_dim, shape.head_dim.div_ceil(GROUP));
+        let width = head_dim.next_multiple_of(T::COUNT);
+        for (of, row) in rows.into_iter().enumerate() {
+            for head in 0..shape.heads {
+                let block = 2 * head + of;
+                let to = &mut self.codes[block * codes..(block + 1) * codes];
+                for (d, &code) in row.codes[head * head_dim..(head + 1) * head_dim].iter().enumerate() {
+                    match of {
+                        0 => to[d / T::COUNT * PAGE + slot].set(d % T::COUNT, code),
+                        _ => to[slot / T::COUNT * width + d].set(slot % T::COUNT, code),
+                    }
+                }
+                let to = &mut self.scales[2 * block * scales..2 * (block + 1) * scales];
+                for group in 0..groups {
+                    to[group * PAGE + slot] = row.scales[head * groups + group];
+                    to[scales + group * PAGE + slot] = row.biases[head * groups + group];
+                }
+            }
+        }
+    }
+}
+
+/// Rows of K or of V in codes, as they are rounded and as they move between backends.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CodeRows {
+    /// `[n, heads * head_dim]`, one to a byte.
+    pub codes: Vec<u8>,
+    /// `[n, heads * groups]`.
+    pub scales: Vec<f16>,
+    /// `[n, heads * groups]`.
+    pub biases: Vec<f16>,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+pub(super) struct RowCodes<'a> {
+    codes: &'a [u8],
+    scales: &'a [f16],
+    biases: &'a [f16],
+}
+
+impl CodeRows {
+    /// Zeros for `rows` rows.
+    pub(super) fn new(shape: &KvShape, rows: usize) -> Self {
+        let scales = vec![f16::ZERO; rows * shape.heads * shape.head_dim.div_ceil(GROUP)];
+        Self { codes: vec![0; rows * shape.heads * shape.head_dim], biases: scales.clone(), scales }
+    }
+
+    /// Rounds one row `[heads * head_dim]` to codes of `bits`. A group that is not all finite becomes NaN, as it would be in
+    /// a cache of floats.
+    pub(super) fn encode(&mut self, bits: u8, head_dim: usize, row: &[f32]) {
+        let heads = row.chunks_exact(head_dim).zip(self.codes.chunks_exact_mut(head_dim));
+        let groups = heads.flat_map(|(head, codes)| head.chunks(GROUP).zip(codes.chunks_mut(GROUP)));
+        for ((values, codes), (scale, bias)) in groups.zip(self.scales.iter_mut().zip(&mut self.biases)) {
+            let exact = affine_group(bits, values, codes);
+            let finite = values.iter().all(|x| x.is_finite());
+            [*scale, *bias] = [exact.0, exact.1].map(|x| if finite { f16::from_f32(x) } else { f16::NAN });
+        }
+    }
+
+    pub(super) fn row(&self, shape: &KvShape, row: usize) -> RowCodes<'_> {
+        let (codes, groups) = (shape.heads * shape.head_dim, shape.heads * shape.head_dim.div_ceil(GROUP));
+        RowCodes {
+            codes: &self.codes[row * codes..(row + 1) * codes],
+            scales: &self.scales[row * groups..(row + 1) * groups],
+            biases: &self.biases[row * groups..(row + 1) * groups],
+        }
+    }
+}
