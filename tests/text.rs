@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use backstop::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use backstop::text::{
+    ChatTemplate, Detokenizer, Message, RenderOptions, Reply, ReplyFormat, ReplyParser, Tokenizer, ToolFormat,
+};
 use backstop::weights::Checkpoint;
 use serde_json::Value;
 
@@ -26,12 +28,24 @@ fn render(template: &ChatTemplate, chat: &Value, case: &Value) -> backstop::Resu
     let options = RenderOptions {
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap_or(false),
         tools: chat["tools"].as_array().cloned(),
+        documents: chat["documents"].as_array().cloned(),
         // 2024-07-05T09:08:07
         now: Some(UNIX_EPOCH + Duration::from_secs(1_720_170_487)),
         extra: chat["variables"].as_object().cloned().unwrap_or_default(),
-        ..Default::default()
     };
     template.render(&messages, &options)
+}
+
+/// The chat as OpenAI's API has it: arguments of calls are the text of an object.
+fn with_written_arguments(chat: &Value) -> Value {
+    let mut chat = chat.clone();
+    for message in chat["messages"].as_array_mut().unwrap() {
+        for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+            let arguments = &mut call["function"]["arguments"];
+            *arguments = arguments.to_string().into();
+        }
+    }
+    chat
 }
 
 /// What a tokenizer and its template get wrong of `expected.json`.
@@ -178,6 +192,86 @@ fn gguf_tokenizers_encode_as_the_libraries_that_trained_them() {
 }
 
 #[test]
+fn templates_show_how_their_models_answer() {
+    let expected = expected();
+    let format = |name: &str| {
+        let entry =
+            expected["templates"].as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap();
+        ReplyFormat::of_template(entry["template"].as_str().unwrap())
+    };
+    for (name, tools, thinks) in [
+        ("chatml", None, false),
+        ("chatml_tools", Some(ToolFormat::Hermes), false),
+        ("thinking", None, true),
+        ("llama3", Some(ToolFormat::Llama3), false),
+        ("mistral", None, false),
+        ("mistral_tools", Some(ToolFormat::Mistral), false),
+        ("mistral_args", Some(ToolFormat::MistralArgs), false),
+        ("documents", None, true),
+    ] {
+        let format = format(name);
+        assert_eq!((format.tools, format.reasoning.is_some()), (tools, thinks), "{name}");
+    }
+    let dir = dir().join("chatml");
+    let template = ChatTemplate::load(&dir).unwrap().unwrap();
+    assert_eq!(
+        template.reply_format(true).tools,
+        Some(ToolFormat::Hermes),
+        "of the one that is taken with tools"
+    );
+    assert_eq!(template.reply_format(false).tools, None);
+}
+
+/// What a template makes of calls is what the parser finds in it.
+#[test]
+fn calls_that_templates_write_are_parsed() {
+    let expected = expected();
+    let chat = &expected["chats"]["api call"];
+    for (name, before) in [
+        ("chatml_tools", "<|im_start|>assistant"),
+        ("llama3", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("mistral_tools", "[/INST]"),
+        ("mistral_args", "[/INST]"),
+    ] {
+        let entry =
+            expected["templates"].as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap();
+        let case = entry["cases"].as_array().unwrap().iter().find(|case| case["chat"] == "api call").unwrap();
+        let rendered = case["rendered"].as_str().unwrap();
+        let answer = &rendered[rendered.find(before).unwrap() + before.len()..];
+        let end =
+            ["<|im_end|>", "<|eot_id|>", "</s>"].iter().filter_map(|end| answer.find(end)).min().unwrap();
+        let format = ReplyFormat::of_template(entry["template"].as_str().unwrap());
+        let mut parser = ReplyParser::new(format, false, &["get_weather".to_owned()]);
+        let mut reply = Reply::default();
+        parser.push(&answer[..end]).into_iter().for_each(|event| reply.take(event));
+        parser.finish().into_iter().for_each(|event| reply.take(event));
+        assert_eq!(reply.calls.len(), 1, "{name}: {reply:?}");
+        let arguments: Value = serde_json::from_str(&reply.calls[0].arguments).unwrap();
+        assert_eq!(arguments, chat["messages"][1]["tool_calls"][0]["function"]["arguments"]);
+        assert_eq!((reply.calls[0].name.as_str(), reply.content.as_str()), ("get_weather", ""), "{name}");
+    }
+}
+
+#[test]
+fn special_tokens_are_visible_where_they_are_asked_for() {
+    let tokenizer = Tokenizer::load(&dir().join("chatml/tokenizer.json"), 1 << 20).unwrap();
+    let id = |text: &str| tokenizer.token_id(text).unwrap();
+    let ids = [
+        tokenizer.encode("a").unwrap(),
+        vec![id("<|im_end|>"), id("<|im_start|>")],
+        tokenizer.encode("b").unwrap(),
+    ];
+    let text = |visible: &[u32]| {
+        let mut stream = Detokenizer::new(&tokenizer, &[]).with_visible(visible);
+        let text: String = ids.concat().iter().map(|&id| stream.push(id).unwrap()).collect();
+        text + &stream.finish().unwrap()
+    };
+    assert_eq!(text(&[]), "ab");
+    assert_eq!(text(&[id("<|im_start|>")]), "a<|im_start|>b");
+    assert_eq!(text(&[id("<|im_start|>"), id("<|im_end|>")]), "a<|im_end|><|im_start|>b");
+}
+
+#[test]
 fn renders_as_transformers() {
     let expected = expected();
     let mut failed = Vec::new();
@@ -196,6 +290,7 @@ fn renders_as_transformers() {
         for case in entry["cases"].as_array().unwrap() {
             let chat = &expected["chats"][case["chat"].as_str().unwrap()];
             let what = format!("{} {} {}", entry["name"], case["chat"], case["add_generation_prompt"]);
+            compare(what.clone(), render(&template, &with_written_arguments(chat), case), case);
             compare(what, render(&template, chat, case), case);
         }
     }

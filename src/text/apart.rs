@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 /// Why there is no result.
-pub(super) enum Lost {
+pub(crate) enum Lost {
     /// The thread could not be started.
     NoThread(io::Error),
     /// It still works.
@@ -16,7 +16,7 @@ pub(super) enum Lost {
 }
 
 /// What `work` returns within `time`, on a thread called `name` with `stack` bytes of stack.
-pub(super) fn run<T: Send + 'static>(
+pub(crate) fn run<T: Send + 'static>(
     name: &str,
     stack: usize,
     time: Duration,

@@ -1,18 +1,27 @@
-//! Text and tokens: the tokenizer, the chat template, the streaming detokenizer.
+//! Text and tokens: the tokenizer, the chat template, the streaming detokenizer, and what a generated answer is made of.
 
-mod apart;
+pub(crate) mod apart;
 mod bounded;
+mod chat;
 mod json;
 mod raw;
+mod reasoning;
+mod reply;
+mod scan;
 mod screen;
 mod sentinel;
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
 
+pub use chat::{Chat, Tool, ToolChoice};
+pub use reasoning::ReasoningFormat;
+pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, Rendered};
 pub use tokenizer::Tokenizer;
+pub use tools::{ReplyEvent, ToolFormat};
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ const WINDOW_CONTEXT: usize = 8;
 const WINDOW_PENDING: usize = 16;
 
 /// Turns a stream of tokens into text without ever splitting a character, in time linear in the tokens. Special tokens
-/// give no text.
+/// give no text, but those that are made visible.
 #[derive(Debug, Clone)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
@@ -21,6 +21,8 @@ pub struct Detokenizer {
     /// The window decoder's tokens; the text of the first `done` was given out.
     window: Vec<u32>,
     done: usize,
+    /// Special tokens that give text, ascending.
+    visible: Vec<u32>,
 }
 
 impl Detokenizer {
@@ -37,7 +39,20 @@ impl Detokenizer {
             _ => 0,
         };
         let done = window.len();
-        Self { tokenizer: tokenizer.clone(), pending: Vec::new(), strip, window, done }
+        Self { tokenizer: tokenizer.clone(), pending: Vec::new(), strip, window, done, visible: Vec::new() }
+    }
+
+    /// Special tokens that give their own text.
+    pub fn with_visible(mut self, ids: &[u32]) -> Self {
+        self.visible = ids.iter().copied().filter(|&id| self.tokenizer.is_special(id)).collect();
+        self.visible.sort_unstable();
+        self
+    }
+
+    /// Gives out spaces at the beginning of the text that SentencePiece's decoder strips.
+    pub fn unstripped(mut self) -> Self {
+        self.strip = 0;
+        self
     }
 
     /// Takes a token and returns the text that it completes, which may be empty. An id outside the vocabulary gives no
@@ -47,7 +62,13 @@ impl Detokenizer {
     /// [`crate::Error::Tokenizer`] where the library fails.
     pub fn push(&mut self, id: u32) -> Result<String> {
         if self.tokenizer.is_special(id) {
-            return Ok(String::new());
+            if self.visible.binary_search(&id).is_err() {
+                return Ok(String::new());
+            }
+            // A character that is not complete here never will be.
+            let mut text = self.finish()?;
+            text += &self.tokenizer.token_text(id).unwrap_or_default();
+            return Ok(text);
         }
         if *self.tokenizer.decoder() == Decoder::Other {
             self.window.push(id);

@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 
 use super::apart::{self, Lost};
 use super::bounded::{self, Budget};
-use super::{json, raw, screen, sentinel};
+use super::{ReplyFormat, chat, json, raw, screen, sentinel};
 use crate::{Error, Result};
 
 /// Instructions of one rendering, the inserted checks included.
@@ -36,7 +36,7 @@ pub struct Message {
     /// Usually a string; a list of parts for some templates; null beside tool calls.
     #[serde(default)]
     pub content: Json,
-    /// Whatever else the message has: `tool_calls`, `name`, `reasoning_content`, …
+    /// Whatever else the message has: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, …
     #[serde(flatten)]
     pub extra: Map<String, Json>,
 }
@@ -208,12 +208,27 @@ impl ChatTemplate {
         self.protected.dedup();
     }
 
-    /// Renders a conversation. Where there are tools, a list's `tool_use` is taken unless another was selected.
+    /// The marks of its model's answers. Where there are `tools`, a list's `tool_use` is looked at unless another was
+    /// selected.
+    pub fn reply_format(&self, tools: bool) -> ReplyFormat {
+        ReplyFormat::of_template(self.source_for(tools))
+    }
+
+    fn source_for(&self, tools: bool) -> &str {
+        match self.named.get("tool_use") {
+            Some(source) if tools && !self.selected => source,
+            _ => &self.source,
+        }
+    }
+
+    /// Renders a conversation. Arguments of tool calls may be objects, as templates expect them, or the text of one, as
+    /// OpenAI's API has them. Where there are tools, a list's `tool_use` is taken unless another was selected.
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, or the limit at
     /// which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        let messages: Vec<Message> = messages.iter().map(chat::for_template).collect();
         let messages = serde_json::to_value(messages).map_err(|e| self.error(e.to_string()))?;
         let mut context = options.extra.clone();
         for (key, token) in &self.special {
@@ -230,9 +245,7 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         let now = options.now.unwrap_or_else(SystemTime::now);
         let mut this = self.clone();
-        if let (Some(_), false, Some(source)) = (&options.tools, self.selected, self.named.get("tool_use")) {
-            this.source = drop_generation_tags(source);
-        }
+        this.source = drop_generation_tags(self.source_for(options.tools.is_some()));
         let text = self.on_thread(move |deadline| this.evaluate(context, now, deadline))?;
         let (text, literal) = sentinel::split(&text, &self.protected);
         Ok(Rendered { text, literal })

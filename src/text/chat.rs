@@ -1,0 +1,157 @@
+//! A conversation in the shape of OpenAI's API, and what its next turn may be.
+
+use serde_json::{Map, Value as Json};
+
+use super::template::Message;
+use crate::{Error, Result};
+
+/// How many tools a conversation may have.
+const MAX_TOOLS: usize = 128;
+
+/// A conversation whose next turn is the assistant's.
+#[derive(Debug, Clone, Default)]
+pub struct Chat {
+    /// What was said.
+    pub messages: Vec<Message>,
+    /// The tools that the model may call: `{"type": "function", "function": {"name", "description", "parameters"}}` each.
+    pub tools: Vec<Json>,
+    /// Whether it may, must, or must not call one.
+    pub tool_choice: ToolChoice,
+    /// One call at most, where calls are enforced.
+    pub single_call: bool,
+    /// Documents for templates that take them.
+    pub documents: Vec<Json>,
+    /// Further variables of the template (`enable_thinking`, …).
+    pub variables: Map<String, Json>,
+}
+
+/// Whether a tool is called.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// None: the template is not told of the tools.
+    None,
+    /// At least one. The format and the arguments' schema are enforced.
+    Required,
+    /// The one of this name. The format and the arguments' schema are enforced.
+    Named(String),
+}
+
+/// A tool as the grammar of its calls needs it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// The JSON schema of its arguments; none where any object will do.
+    pub parameters: Option<Json>,
+}
+
+impl Tool {
+    /// Reads a tool.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for what is no function with a name of 1 to 64 letters, digits, `_`, `-` and `.`.
+    pub fn read(tool: &Json) -> Result<Self> {
+        let function = &tool["function"];
+        let bad = |got: &Json| Error::Option {
+            option: "tools",
+            got: got.to_string().chars().take(100).collect(),
+            expected: "{\"type\": \"function\", \"function\": {\"name\": of 1 to 64 letters, digits, _, - and ., \"parameters\": a JSON schema}}",
+        };
+        if !function.is_object() || tool.get("type").is_some_and(|kind| kind != "function") {
+            return Err(bad(tool));
+        }
+        let good = |name: &&str| {
+            (1..=64).contains(&name.len())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        };
+        let Some(name) = function["name"].as_str().filter(good) else { return Err(bad(&function["name"])) };
+        let parameters = function.get("parameters").filter(|value| !value.is_null());
+        if parameters.is_some_and(|value| !value.is_object()) {
+            return Err(bad(&function["parameters"]));
+        }
+        Ok(Self { name: name.to_owned(), parameters: parameters.cloned() })
+    }
+}
+
+impl Chat {
+    /// A conversation of messages alone.
+    pub fn new(messages: Vec<Message>) -> Self {
+        Self { messages, ..Self::default() }
+    }
+
+    /// The tools that may be called, in order: none where [`ToolChoice::None`] says so, one where it names one.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for over 128 tools, those that [`Tool::read`] refuses, two of one name, and a choice without the
+    /// tools for it.
+    pub fn callable(&self) -> Result<Vec<Tool>> {
+        if self.tools.len() > MAX_TOOLS {
+            let got = self.tools.len().to_string();
+            return Err(Error::Option { option: "tools", got, expected: "at most 128" });
+        }
+        let tools: Vec<Tool> = self.tools.iter().map(Tool::read).collect::<Result<_>>()?;
+        let mut names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            let got = format!("{:?} twice", pair[0]);
+            return Err(Error::Option { option: "tools", got, expected: "each name once" });
+        }
+        let missing = |got: &str| Error::Option {
+            option: "tool_choice",
+            got: got.to_owned(),
+            expected: "the name of one of the tools, and at least one tool where a call is required",
+        };
+        match &self.tool_choice {
+            ToolChoice::Auto => Ok(tools),
+            ToolChoice::None => Ok(Vec::new()),
+            ToolChoice::Required if tools.is_empty() => Err(missing("required")),
+            ToolChoice::Required => Ok(tools),
+            ToolChoice::Named(name) => match tools.into_iter().find(|tool| tool.name == *name) {
+                Some(tool) => Ok(vec![tool]),
+                None => Err(missing(name)),
+            },
+        }
+    }
+}
+
+/// A message as templates expect it: arguments of tool calls as objects, where OpenAI's API has them as the text of one;
+/// the rest as it is.
+pub(super) fn for_template(message: &Message) -> Message {
+    let mut message = message.clone();
+    for call in message.extra.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten() {
+        let holder = if call.get("function").is_some() { &mut call["function"] } else { call };
+        let arguments = holder.get_mut("arguments");
+        if let Some(arguments) = arguments
+            && let Some(parsed) = arguments.as_str().and_then(object)
+        {
+            *arguments = parsed;
+        }
+    }
+    message
+}
+
+/// An object in JSON.
+fn object(text: &str) -> Option<Json> {
+    let text = if text.trim().is_empty() { "{}" } else { text };
+    serde_json::from_str(text).ok().filter(Json::is_object)
+}
+
+impl Message {
+    /// The message with content in parts that are all text joined to one text, as most templates expect it.
+    pub fn with_joined_text(mut self) -> Self {
+        let texts = self.content.as_array().map(|parts| {
+            let text = |part: &Json| match part["type"].as_str() {
+                Some("text" | "input_text" | "output_text") => part["text"].as_str().map(str::to_owned),
+                _ => None,
+            };
+            parts.iter().map(text).collect::<Option<Vec<String>>>()
+        });
+        if let Some(Some(texts)) = texts {
+            self.content = Json::String(texts.concat());
+        }
+        self
+    }
+}

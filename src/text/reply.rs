@@ -1,0 +1,122 @@
+//! A model's answer, read as it is generated: what it thinks, what it says, which tools it calls.
+
+use super::reasoning::{Part, ReasoningFormat, ReasoningSplitter};
+use super::tools::{ReplyEvent, ToolFormat, ToolParser};
+
+/// How a model marks the parts of its answers, as its chat template shows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReplyFormat {
+    /// The marks that it thinks between; none where the template knows none.
+    pub reasoning: Option<ReasoningFormat>,
+    /// How it writes tool calls; none where that is not known, and calls are then text.
+    pub tools: Option<ToolFormat>,
+}
+
+impl ReplyFormat {
+    /// The format of a chat template, by the marks in its source.
+    pub fn of_template(source: &str) -> Self {
+        Self { reasoning: ReasoningFormat::of_template(source), tools: ToolFormat::of_template(source) }
+    }
+
+    /// All marks; those that are special tokens have to be visible ([`crate::Options::visible`]).
+    pub fn marks(&self) -> Vec<&'static str> {
+        let reasoning = self.reasoning.iter().flat_map(|format| [format.open, format.close]);
+        reasoning.chain(self.tools.iter().flat_map(|format| format.marks().iter().copied())).collect()
+    }
+}
+
+/// Turns pieces of text into what they are. The events do not depend on how the text was cut, but for where adjacent texts of
+/// one kind are; nothing of the text is lost but marks, and white space beside them.
+#[derive(Debug, Clone)]
+pub struct ReplyParser {
+    reasoning: Option<ReasoningSplitter>,
+    tools: Option<ToolParser>,
+}
+
+impl ReplyParser {
+    /// A parser of one answer. `thinking`: the prompt ends where the model is to think ([`ReasoningFormat::is_open`]).
+    /// `tools`: the names of those that may be called; where there are none, nothing is a call.
+    pub fn new(format: ReplyFormat, thinking: bool, tools: &[String]) -> Self {
+        let reasoning = format.reasoning.map(|format| ReasoningSplitter::new(format, thinking));
+        let calls = format.tools.filter(|_| !tools.is_empty());
+        Self { reasoning, tools: calls.map(|format| ToolParser::new(format, tools)) }
+    }
+
+    /// Takes the next piece, and returns what is now certain.
+    pub fn push(&mut self, piece: &str) -> Vec<ReplyEvent> {
+        let parts = match &mut self.reasoning {
+            Some(splitter) => splitter.push(piece),
+            None => vec![Part::Content(piece.to_owned())],
+        };
+        self.events(parts)
+    }
+
+    /// What was held back, at the end of the text.
+    pub fn finish(&mut self) -> Vec<ReplyEvent> {
+        let parts = self.reasoning.as_mut().map(ReasoningSplitter::finish).unwrap_or_default();
+        let mut events = self.events(parts);
+        let last = self.tools.as_mut().map(ToolParser::finish).unwrap_or_default();
+        last.into_iter().for_each(|event| ReplyEvent::add(&mut events, event));
+        events
+    }
+
+    fn events(&mut self, parts: Vec<Part>) -> Vec<ReplyEvent> {
+        let mut events = Vec::new();
+        for part in parts {
+            match (part, &mut self.tools) {
+                (Part::Reasoning(text), _) => ReplyEvent::add(&mut events, ReplyEvent::Reasoning(text)),
+                (Part::Content(text), Some(tools)) => {
+                    tools.push(&text).into_iter().for_each(|event| ReplyEvent::add(&mut events, event));
+                }
+                (Part::Content(text), None) if text.is_empty() => {}
+                (Part::Content(text), None) => ReplyEvent::add(&mut events, ReplyEvent::Content(text)),
+            }
+        }
+        events
+    }
+}
+
+/// A whole answer, put together of its events.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reply {
+    /// What the model thought.
+    pub reasoning: String,
+    /// What it said.
+    pub content: String,
+    /// The tools that it calls, with their arguments: a JSON object each, as written.
+    pub calls: Vec<ToolCall>,
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToolCall {
+    /// The tool's name.
+    pub name: String,
+    /// Its arguments: a JSON object, as written.
+    pub arguments: String,
+}
+
+impl Reply {
+    /// Takes the next event. A call that turns out to be none becomes text.
+    pub fn take(&mut self, event: ReplyEvent) {
+        match event {
+            ReplyEvent::Reasoning(text) => self.reasoning += &text,
+            ReplyEvent::Content(text) => self.content += &text,
+            ReplyEvent::Call { name, .. } => self.calls.push(ToolCall { name, arguments: String::new() }),
+            ReplyEvent::Arguments { text, .. } => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments += &text;
+                }
+            }
+            ReplyEvent::CallEnd { .. } => {}
+            ReplyEvent::CallBroken { text, .. } => {
+                self.calls.pop();
+                self.content += &text;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "reply/tests.rs"]
+mod tests;

@@ -1,0 +1,265 @@
+use super::*;
+
+fn format(tools: ToolFormat) -> ReplyFormat {
+    ReplyFormat { reasoning: ReasoningFormat::of_template("<think>"), tools: Some(tools) }
+}
+
+fn names() -> Vec<String> {
+    ["get_weather", "add"].map(str::to_owned).into()
+}
+
+fn parse(format: ReplyFormat, thinking: bool, pieces: &[&str]) -> (Vec<ReplyEvent>, Reply) {
+    let mut parser = ReplyParser::new(format, thinking, &names());
+    let (mut events, mut reply) = (Vec::new(), Reply::default());
+    let mut take = |found: Vec<ReplyEvent>| {
+        for event in found {
+            reply.take(event.clone());
+            ReplyEvent::add(&mut events, event);
+        }
+    };
+    pieces.iter().for_each(|piece| take(parser.push(piece)));
+    take(parser.finish());
+    (events, reply)
+}
+
+/// The reply, which is the same however the text is cut in two, in three, or in characters.
+fn reply(format: ReplyFormat, thinking: bool, text: &str) -> Reply {
+    let (events, reply) = parse(format, thinking, &[text]);
+    let cuts: Vec<usize> = (0..=text.len()).filter(|&at| text.is_char_boundary(at)).collect();
+    for &first in &cuts {
+        for &second in cuts.iter().filter(|&&second| second >= first) {
+            let pieces = [&text[..first], &text[first..second], &text[second..]];
+            assert_eq!(parse(format, thinking, &pieces).0, events, "{pieces:?}");
+        }
+    }
+    let chars: Vec<String> = text.chars().map(String::from).collect();
+    let chars: Vec<&str> = chars.iter().map(String::as_str).collect();
+    assert_eq!(parse(format, thinking, &chars).0, events, "{text:?}");
+    for call in &reply.calls {
+        assert!(serde_json::from_str::<serde_json::Map<_, _>>(&call.arguments).is_ok(), "{call:?}");
+    }
+    reply
+}
+
+fn of(content: &str, calls: &[(&str, &str)]) -> Reply {
+    let calls = calls
+        .iter()
+        .map(|(name, arguments)| ToolCall { name: (*name).into(), arguments: (*arguments).into() });
+    Reply { reasoning: String::new(), content: content.into(), calls: calls.collect() }
+}
+
+const PARIS: (&str, &str) = ("get_weather", r#"{"city": "Paris \"é\" {"}"#);
+const ADD: (&str, &str) = ("add", r#"{"a":1,"b":[2.5,null]}"#);
+
+#[test]
+fn hermes_calls_are_found() {
+    let reply = |text: &str| reply(format(ToolFormat::Hermes), false, text);
+    let call = |(name, arguments): (&str, &str)| {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+    };
+    let (paris, add) = (call(PARIS), call(ADD));
+    assert_eq!(reply(&paris), of("", &[PARIS]));
+    assert_eq!(reply(&format!("Let me see.\n{paris}\n{add}\n")), of("Let me see.", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("{paris}{add} Done. ")), of(" Done.", &[PARIS, ADD]));
+    // The other order, other members, no arguments, no end mark.
+    let other = r#"<tool_call>{"arguments": {"a":1,"b":[2.5,null]}, "id": 7, "name": "add"}</tool_call>"#;
+    assert_eq!(reply(other), of("", &[ADD]));
+    assert_eq!(reply(r#"<tool_call>{"name": "add"}"#), of("", &[("add", "{}")]));
+    assert_eq!(
+        reply(r#"<tool_call>{"name":"add","arguments":{}} and so on"#),
+        of(" and so on", &[("add", "{}")])
+    );
+}
+
+#[test]
+fn what_is_no_call_is_text() {
+    for text in [
+        "Use <tool_call> for calls.",
+        "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
+        "<tool_call>\n{'name': 'add'}\n</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"arguments\": \"{}\"}</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": tru}}</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}, \"arguments\": {}}</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"name\": \"add\", \"arguments\": {}}</tool_call>",
+        "<tool_call>{\"name\": 1}</tool_call>",
+        "<tool_call>{\"arguments\": {}}</tool_call>",
+        "<tool_call>{}</tool_call>",
+        "<tool_call",
+        "a < b <t <tool_ca <tool_call>",
+        "  leading and trailing \n ",
+        "",
+    ] {
+        assert_eq!(reply(format(ToolFormat::Hermes), false, text), of(text, &[]), "{text:?}");
+    }
+    for text in [
+        "{\"answer\": 42}",
+        "{\"name\": \"Bob\", \"age\": 3}",
+        "{\"name\": \"Bob\"}",
+        "{\"name\": \"add\", \"age\": 3}",
+        "{",
+        "Here: {\"name\": \"add\", \"parameters\": {}}",
+        "<|python_tag|>print(1)",
+        " [1, 2]",
+    ] {
+        assert_eq!(reply(format(ToolFormat::Llama3), false, text), of(text, &[]), "{text:?}");
+    }
+    for text in [
+        "[TOOL_CALLS] none",
+        "[TOOL_CALLS]unknown[ARGS]{}",
+        "[TOOL_CALLS]add[ARGS]1",
+        "[TOOL_CALLS]add[ARGS]{\"a\": }",
+        "[TOOL_CALLS]add[ARGX]{}",
+        "[TOOL_CALLS]add",
+        "[TOOL_CALLS][1]",
+        "[TOOL_CALLS]add[CALL_ID]abc",
+        "a [b] [TOOL_C",
+    ] {
+        assert_eq!(reply(format(ToolFormat::Mistral), false, text), of(text, &[]), "{text:?}");
+    }
+    // A call after what is none.
+    let text = "<tool_call><tool_call>{\"name\":\"add\",\"arguments\":{}}</tool_call>";
+    assert_eq!(reply(format(ToolFormat::Hermes), false, text), of("<tool_call>", &[("add", "{}")]));
+    // Without tools nothing is a call.
+    let mut parser = ReplyParser::new(format(ToolFormat::Hermes), false, &[]);
+    let text = r#"<tool_call>{"name":"add","arguments":{}}</tool_call>"#;
+    assert_eq!(parser.push(text), [ReplyEvent::Content(text.into())]);
+}
+
+#[test]
+fn llama_calls_are_found() {
+    let reply = |text: &str| reply(format(ToolFormat::Llama3), false, text);
+    let call =
+        |(name, arguments): (&str, &str)| format!("{{\"name\": \"{name}\", \"parameters\": {arguments}}}");
+    let (paris, add) = (call(PARIS), call(ADD));
+    assert_eq!(reply(&paris), of("", &[PARIS]));
+    assert_eq!(reply(&format!("\n{paris}; {add}")), of("", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("<|python_tag|>{add}")), of("", &[ADD]));
+    assert_eq!(reply(&format!("Sure. <|python_tag|>{add}")), of("Sure.", &[ADD]));
+    let typed = r#"{"type": "function", "name": "add", "parameters": {}}"#;
+    assert_eq!(reply(typed), of("", &[("add", "{}")]));
+}
+
+#[test]
+fn mistral_calls_are_found() {
+    let reply = |text: &str| reply(format(ToolFormat::Mistral), false, text);
+    let call =
+        |(name, arguments): (&str, &str)| format!("{{\"name\": \"{name}\", \"arguments\": {arguments}}}");
+    let (paris, add) = (call(PARIS), call(ADD));
+    assert_eq!(reply(&format!("[TOOL_CALLS] [{paris}, {add}]")), of("", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("So:\n[TOOL_CALLS][{paris}] \n")), of("So:", &[PARIS]));
+    assert_eq!(reply(&format!("[TOOL_CALLS][{add}")), of("", &[ADD]));
+    let args = |(name, arguments): (&str, &str)| format!("[TOOL_CALLS]{name}[ARGS]{arguments}");
+    let (paris, add) = (args(PARIS), args(ADD));
+    assert_eq!(reply(&format!("{paris}{add}")), of("", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("Hm. {paris}\nOn.")), of("Hm.\nOn.", &[PARIS]));
+    assert_eq!(
+        reply(r#"[TOOL_CALLS]add[CALL_ID]a1b2c3d4e[ARGS] {"a": 1}"#),
+        of("", &[("add", r#"{"a": 1}"#)])
+    );
+}
+
+#[test]
+fn arguments_are_told_as_they_come() {
+    let mut parser = ReplyParser::new(format(ToolFormat::Hermes), false, &names());
+    assert_eq!(parser.push("x <tool_call>{\"name\": \"add\", \"argu"), [ReplyEvent::Content("x".into())]);
+    let (index, name) = (0, "add".to_owned());
+    let told = parser.push("ments\": {\"a\": \"b");
+    let text = "{\"a\": \"b".to_owned();
+    assert_eq!(told, [ReplyEvent::Call { index, name }, ReplyEvent::Arguments { index, text }]);
+    let told = parser.push("c\"}}");
+    let text = "c\"}".to_owned();
+    assert_eq!(told, [ReplyEvent::Arguments { index, text }, ReplyEvent::CallEnd { index }]);
+    assert!(parser.push("</tool_call>").is_empty() && parser.finish().is_empty());
+}
+
+#[test]
+fn thoughts_are_split_from_the_answer() {
+    let hermes = format(ToolFormat::Hermes);
+    let thought = |reasoning: &str, of: Reply| Reply { reasoning: reasoning.into(), ..of };
+    let text = "<think>\nHm.\n\nWell <b>.\n</think>\n\nYes.";
+    assert_eq!(reply(hermes, false, text), thought("Hm.\n\nWell <b>.", of("Yes.", &[])));
+    assert_eq!(reply(hermes, true, "Hm.\n</think>\n\nYes."), thought("Hm.", of("Yes.", &[])));
+    assert_eq!(reply(hermes, true, "\nHm"), thought("Hm", of("", &[])), "cut in the middle");
+    assert_eq!(reply(hermes, true, "Hm\n</thi"), thought("Hm\n</thi", of("", &[])));
+    assert_eq!(reply(hermes, false, "<think>\n\n</think>\n\nYes."), of("Yes.", &[]));
+    for text in ["No <think> here</think>", "<thin", "  <", "</think>x"] {
+        assert_eq!(reply(hermes, false, text), of(text, &[]));
+    }
+    // What looks like a call within thoughts is thought.
+    let call = r#"<tool_call>{"name":"add","arguments":{}}</tool_call>"#;
+    let text = format!("<think>{call}</think>\n{call}");
+    assert_eq!(reply(hermes, false, &text), thought(call, of("", &[("add", "{}")])));
+    let magistral = ReplyFormat::of_template("[THINK] [TOOL_CALLS]name[ARGS]{}");
+    assert_eq!(magistral.tools, Some(ToolFormat::MistralArgs));
+    let text = "[THINK]a[b[/THINK][TOOL_CALLS]add[ARGS]{}";
+    assert_eq!(reply(magistral, false, text), thought("a[b", of("", &[("add", "{}")])));
+}
+
+#[test]
+fn formats_are_those_of_templates() {
+    let tools = |source: &str| ReplyFormat::of_template(source).tools;
+    assert_eq!(tools("{{ '<tool_call>' }}"), Some(ToolFormat::Hermes));
+    assert_eq!(tools("{{ '<tool_call>\n<function=' }}"), None);
+    assert_eq!(tools("[TOOL_CALLS] [{"), Some(ToolFormat::Mistral));
+    assert_eq!(tools("<|start_header_id|> tool_calls"), Some(ToolFormat::Llama3));
+    assert_eq!(tools("<|start_header_id|>"), None);
+    assert_eq!(ReplyFormat::of_template("plain"), ReplyFormat::default());
+    assert_eq!(
+        ReplyFormat::of_template("<think> <tool_call>").marks(),
+        ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    );
+    let format = ReasoningFormat::of_template("</think>").unwrap();
+    assert!(format.is_open("<|im_start|>assistant\n<think>\n") && !format.is_open("<think>\n\n</think>\n\n"));
+}
+
+/// Random texts of fragments: the same events for every cutting, and no character is lost.
+#[test]
+fn nothing_is_lost_of_random_texts() {
+    let fragments = [
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "{\"name\": \"add\", \"arguments\": ",
+        "{\"a\": 1}",
+        "}",
+        "{",
+        "[",
+        "]",
+        " ",
+        "\n",
+        "é",
+        "\"",
+        "<think>",
+        "</think>",
+        "[TOOL_CALLS]",
+        "add",
+        "[ARGS]",
+        "<|python_tag|>",
+        "; ",
+        ", ",
+        "x",
+        "1",
+    ];
+    let mut state = 1u64;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    let visible = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+    for _ in 0..3000 {
+        let text: String = (0..1 + below(9)).map(|_| fragments[below(fragments.len())]).collect();
+        for tools in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
+            let (events, whole) = parse(format(tools), false, &[&text]);
+            let chars: Vec<String> = text.chars().map(String::from).collect();
+            let chars: Vec<&str> = chars.iter().map(String::as_str).collect();
+            assert_eq!(parse(format(tools), false, &chars).0, events, "{text:?}");
+            if whole.calls.is_empty()
+                && whole.reasoning.is_empty()
+                && !text.trim_start().starts_with("<think>")
+            {
+                assert_eq!(visible(&whole.content), visible(&text), "{tools:?}");
+            }
+        }
+    }
+}
