@@ -117,6 +117,26 @@ pub enum Error {
     #[error("chat template: {0}")]
     Template(String),
 
+    /// A JSON schema asks for what cannot be enforced.
+    #[error("JSON schema: {path}: {keyword}: {what}")]
+    Schema {
+        /// Where the schema with the keyword is, as `$ref` writes it.
+        path: String,
+        /// The keyword; empty where it is the schema itself.
+        keyword: String,
+        /// What cannot be enforced, and what can.
+        what: String,
+    },
+
+    /// A grammar cannot be compiled, or not be followed.
+    #[error("{kind}: {what}")]
+    Grammar {
+        /// What it is: `JSON schema`, `regular expression`, `grammar`.
+        kind: &'static str,
+        /// What is wrong with it, or the limit that it is over.
+        what: String,
+    },
+
     /// The logits hold no token that can be chosen.
     #[error("sampling: {0}")]
     Sampling(String),

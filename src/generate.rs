@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use crate::engine::{Event, FinishReason, Request, Sink, Stats, receive};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::sample::{SamplingOptions, StopMatcher};
+use crate::sample::{Constraint, Logprobs, SamplingOptions, StopMatcher};
 use crate::text::{Detokenizer, Message};
 
 /// How text is generated.
@@ -15,14 +15,20 @@ use crate::text::{Detokenizer, Message};
 pub struct Options {
     /// Tokens to generate at most; [`Model::default_max_tokens`] where absent, and never more than the context leaves.
     pub max_tokens: Option<usize>,
+    /// Tokens to generate before the model may end the text. Not with a constraint.
+    pub min_tokens: usize,
+    /// What the text is to be, made by [`Model::constraint`]. The text ends where nothing can follow.
+    pub constraint: Option<Constraint>,
     /// How the next token is chosen.
     pub sampling: SamplingOptions,
     /// Texts that end the generation; they are not part of it.
     pub stop: Vec<String>,
     /// Tokens that end the generation, beside the model's own; they give no text.
     pub stop_tokens: Vec<u32>,
-    /// Generate on past the model's end-of-sequence tokens.
+    /// Generate on past the model's end-of-sequence tokens. A constraint still ends by one, where the text may go on.
     pub ignore_eos: bool,
+    /// Special tokens whose texts are part of the text, such as the marks around tool calls; others give none.
+    pub visible: Vec<u32>,
 }
 
 /// A piece of generated text.
@@ -32,8 +38,8 @@ pub struct Piece {
     pub text: String,
     /// The token that brought it; none in the last piece, which brings what was held back.
     pub token: Option<u32>,
-    /// The token's log-probability under the model, before temperature and filters.
-    pub logprob: f32,
+    /// How likely the model found the token, where [`SamplingOptions::logprobs`] asks; see [`Logprobs`].
+    pub logprobs: Option<Logprobs>,
     /// Why it ended, in the last piece.
     pub finish: Option<FinishReason>,
 }
@@ -60,6 +66,7 @@ pub(crate) struct Assembler {
     /// Tokens generated.
     tokens: Vec<u32>,
     stats: Option<Stats>,
+    conforms: Option<bool>,
     stopped: bool,
     ended: bool,
 }
@@ -146,25 +153,49 @@ impl Model {
             let expected = "token ids of the vocabulary";
             return Err(Error::Option { option: "stop_tokens", got: id.to_string(), expected });
         }
-        let mut eos = if options.ignore_eos { Vec::new() } else { self.eos() };
+        if options.min_tokens > 0 && options.constraint.is_some() {
+            let got = format!("{} beside a constraint", options.min_tokens);
+            return Err(Error::Option {
+                option: "min_tokens",
+                got,
+                expected: "0 where a constraint ends the text",
+            });
+        }
+        if options.min_tokens > max_tokens {
+            let got = format!("{} of at most {max_tokens} tokens", options.min_tokens);
+            return Err(Error::Option {
+                option: "min_tokens",
+                got,
+                expected: "at most max_tokens, and what the context leaves",
+            });
+        }
+        let ends = !options.ignore_eos || options.constraint.is_some();
+        let mut eos = if ends { self.eos() } else { Vec::new() };
         eos.extend(&options.stop_tokens);
         let cancel = Arc::new(AtomicBool::new(false));
         let cached = Arc::new(AtomicUsize::new(0));
         let text = Assembler {
             cancel: Arc::clone(&cancel),
             cached: Arc::clone(&cached),
-            detokenizer: self.tokenizer().ok().map(|tokenizer| Detokenizer::new(tokenizer, &prompt)),
+            detokenizer: self.tokenizer().ok().map(|tokenizer| {
+                let made = Detokenizer::new(tokenizer, &prompt).with_visible(&options.visible);
+                // What was enforced is given out to the letter.
+                if options.constraint.is_some() { made.unstripped() } else { made }
+            }),
             stops: StopMatcher::new(&options.stop)?,
             eos: eos.clone(),
             prompt: prompt.clone(),
             tokens: Vec::new(),
             stats: None,
+            conforms: None,
             stopped: false,
             ended: false,
         };
         self.engine.submit(Request {
             prompt,
             sampling: options.sampling.clone(),
+            constraint: options.constraint.clone(),
+            min_tokens: options.min_tokens,
             max_tokens,
             eos,
             cancel,
@@ -172,16 +203,6 @@ impl Model {
             events,
         })?;
         Ok(text)
-    }
-
-    /// Ids that end a sequence: those of `generation_config.json` and of `config.json`.
-    fn eos(&self) -> Vec<u32> {
-        let info = self.info();
-        let mut ids = info.generation.eos_token_ids.clone();
-        ids.extend(&info.config.eos_token_ids);
-        ids.sort_unstable();
-        ids.dedup();
-        ids
     }
 }
 
@@ -205,6 +226,17 @@ impl Generation {
     /// What it took; known once the last piece has come.
     pub fn stats(&self) -> Option<Stats> {
         self.text.stats()
+    }
+
+    /// Whether the text is what its constraint asks for, once the last piece has come; none without a constraint. It is
+    /// not where `max_tokens`, a stop string or [`Self::cancel`] ended it in the middle.
+    pub fn conforms(&self) -> Option<bool> {
+        self.text.conforms()
+    }
+
+    /// The stop string that ended it.
+    pub fn stop(&self) -> Option<&str> {
+        self.text.stop()
     }
 
     /// Tokens of the prompt.
@@ -249,8 +281,8 @@ impl Assembler {
         let result = match event {
             // What came after the stop is not part of the text.
             Event::Token { .. } if self.stopped => return None,
-            Event::Token { token, logprob } => self.piece(token, logprob),
-            Event::Finished { reason, stats } => self.last(reason, stats),
+            Event::Token { token, logprobs } => self.piece(token, logprobs),
+            Event::Finished { reason, stats, conforms } => self.last(reason, stats, conforms),
             Event::Failed(error) => Err(error),
         };
         if result.is_err() {
@@ -265,6 +297,11 @@ impl Assembler {
         self.stats
     }
 
+    /// Whether the text is what its constraint asks for, once the last piece has come; none without one.
+    pub fn conforms(&self) -> Option<bool> {
+        self.conforms
+    }
+
     /// The stop string that ended it.
     pub fn stop(&self) -> Option<&str> {
         self.stops.matched()
@@ -274,7 +311,7 @@ impl Assembler {
         self.cancel.store(true, Ordering::Relaxed);
     }
 
-    fn piece(&mut self, token: u32, logprob: f32) -> Result<Piece> {
+    fn piece(&mut self, token: u32, logprobs: Option<Logprobs>) -> Result<Piece> {
         self.tokens.push(token);
         let text = match &mut self.detokenizer {
             Some(detokenizer) if !self.eos.contains(&token) => {
@@ -287,24 +324,24 @@ impl Assembler {
             self.stopped = true;
             self.cancel();
         }
-        Ok(Piece { text, token: Some(token), logprob, finish: None })
+        Ok(Piece { text, token: Some(token), logprobs, finish: None })
     }
 
-    fn last(&mut self, reason: FinishReason, stats: Stats) -> Result<Piece> {
+    fn last(&mut self, reason: FinishReason, stats: Stats, conforms: Option<bool>) -> Result<Piece> {
         self.ended = true;
         self.stats = Some(Stats { generated_tokens: self.tokens.len(), ..stats });
-        if self.stopped {
-            return Ok(Piece {
-                text: String::new(),
-                token: None,
-                logprob: 0.0,
-                finish: Some(FinishReason::Stop),
-            });
+        let (mut text, mut reason) = (String::new(), reason);
+        if !self.stopped {
+            let held = self.detokenizer.as_mut().map_or(Ok(String::new()), Detokenizer::finish)?;
+            text = self.stops.push(&held);
+            text += &self.stops.finish();
         }
-        let held = self.detokenizer.as_mut().map_or(Ok(String::new()), Detokenizer::finish)?;
-        let mut text = self.stops.push(&held);
-        text += &self.stops.finish();
-        Ok(Piece { text, token: None, logprob: 0.0, finish: Some(reason) })
+        let cut = self.stops.matched().is_some();
+        if cut {
+            reason = FinishReason::Stop;
+        }
+        self.conforms = conforms.map(|conforms| conforms && !cut);
+        Ok(Piece { text, token: None, logprobs: None, finish: Some(reason) })
     }
 }
 

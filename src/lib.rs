@@ -4,6 +4,7 @@
 //! behind the first op by op.
 
 pub mod backend;
+mod chat;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -20,8 +21,9 @@ pub mod tensor;
 pub mod text;
 pub mod weights;
 
+pub use chat::Turn;
 pub use engine::{FinishReason, Stats};
 pub use error::{Error, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
 pub use model::{LoadOptions, Model, ModelFiles, ModelInfo};
-pub use sample::SamplingOptions;
+pub use sample::{Logprobs, SamplingOptions};

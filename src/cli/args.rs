@@ -67,7 +67,25 @@ pub struct RunArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub form: FormArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// What the text has to be.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Form of the text")]
+#[group(multiple = false)]
+pub struct FormArgs {
+    /// JSON that a schema allows: the schema, or a file with it. What cannot be enforced is refused.
+    #[arg(long, value_name = "JSON|FILE")]
+    pub schema: Option<String>,
+    /// What a regular expression matches as a whole.
+    #[arg(long, value_name = "REGEX")]
+    pub regex: Option<String>,
+    /// What a Lark grammar derives from its rule `start`.
+    #[arg(long, value_name = "FILE")]
+    pub grammar: Option<PathBuf>,
 }
 
 /// `backstop chat`.
@@ -319,6 +337,15 @@ pub struct SamplingArgs {
     /// Make recent tokens less likely; 1 is off.
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     pub repeat_penalty: Option<f32>,
+    /// Make tokens that were generated before less likely, by P each (-2 to 2); 0 is off.
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub presence_penalty: Option<f32>,
+    /// Make tokens that were generated before less likely, by P for each time (-2 to 2); 0 is off.
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Add BIAS (-100 to 100) to the logits of these token ids.
+    #[arg(long, value_name = "ID=BIAS,…", value_delimiter = ',', value_parser = bias)]
+    pub logit_bias: Vec<(u32, f32)>,
     /// Equal seeds give equal texts [default: 0].
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub seed: Option<u64>,
@@ -343,6 +370,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .filter(|seconds| (0.001..=MOST).contains(seconds))
         .map(Duration::from_secs_f64)
         .ok_or_else(|| format!("expected seconds from 0.001 to {MOST}"))
+}
+
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text
+        .split_once('=')
+        .and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "expected a token id, = and a number".to_owned())
 }
 
 fn threads(text: &str) -> Result<usize, String> {

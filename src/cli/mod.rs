@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod chat;
+mod form;
 mod input;
 mod inspect;
 mod parity;
@@ -153,6 +154,9 @@ fn overlay(args: &SamplingArgs, base: SamplingOptions) -> SamplingOptions {
         top_p: args.top_p.unwrap_or(base.top_p),
         min_p: args.min_p.unwrap_or(base.min_p),
         repeat_penalty: args.repeat_penalty.unwrap_or(base.repeat_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(base.presence_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(base.frequency_penalty),
+        logit_bias: if args.logit_bias.is_empty() { base.logit_bias } else { args.logit_bias.clone() },
         seed: args.seed.unwrap_or(base.seed),
         ..base
     }
@@ -166,8 +170,10 @@ fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
 /// The command line beats `generation_config.json`, which beats the defaults.
 fn resolve_sampling(args: &SamplingArgs, model: &Model) -> anyhow::Result<SamplingOptions> {
     let sampling = overlay(args, model.default_sampling());
+    let vocab = model.info().config.vocab_size;
+    overlay(args, SamplingOptions::default()).validate(vocab).map_err(typed)?;
     // What was typed has been checked: what is wrong now is the file's.
-    sampling.validate(model.info().config.vocab_size).map_err(|error| match error {
+    sampling.validate(vocab).map_err(|error| match error {
         Error::Option { option, .. } => {
             anyhow!("generation_config.json: {error}; {} replaces it", flag(option))
         }

@@ -4,24 +4,24 @@ use std::io::{IsTerminal, stdin};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use backstop::text::Message;
+use backstop::sample::Grammar;
+use backstop::text::{Chat, Message};
 use backstop::{Model, Options};
 
 use super::args::RunArgs;
 use super::stream::{Output, print, stream};
 use super::summary::Summary;
-use super::{INTERRUPTED, Loaded, Usage, input};
+use super::{INTERRUPTED, Loaded, Usage, form, input};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
+    let grammar = form::grammar(&args.form)?;
     let prompt = prompt(args.prompt.as_deref())?;
     let Loaded { model, time } = super::load(&args.model, &args.session)?;
-    let options = Options {
-        max_tokens: args.sampling.max_tokens,
-        sampling: super::resolve_sampling(&args.sampling, &model)?,
-        ..Options::default()
-    };
-    let tokens = encode(&model, args, &prompt)?;
+    let mut sampling = super::resolve_sampling(&args.sampling, &model)?;
+    sampling.logprobs = args.json.then_some(0);
+    let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
+    let (tokens, options) = prepare(&model, args, &prompt, grammar.as_ref(), options)?;
     let mut out = Output::new();
     let answer = stream(|| model.generate_tokens(tokens, &options), (!args.json).then_some(&mut out))?;
     let interrupted = answer.interrupted();
@@ -35,17 +35,27 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// The prompt's token ids: by the chat template where there is one and `--raw` does not forbid it.
-fn encode(model: &Model, args: &RunArgs, prompt: &str) -> anyhow::Result<Vec<u32>> {
+/// The prompt's token ids: by the chat template where there is one and `--raw` does not forbid it; and the options that hold
+/// the text to its form.
+fn prepare(
+    model: &Model,
+    args: &RunArgs,
+    prompt: &str,
+    grammar: Option<&Grammar>,
+    options: Options,
+) -> anyhow::Result<(Vec<u32>, Options)> {
     if args.raw || !model.has_template() {
         if args.system.is_some() {
             bail!(super::no_template_for_system(model));
         }
-        return Ok(model.tokenizer()?.encode(prompt)?);
+        let constraint = grammar.map(|grammar| model.constraint(grammar)).transpose()?;
+        return Ok((model.tokenizer()?.encode(prompt)?, Options { constraint, ..options }));
     }
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
     let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-    Ok(model.encode_chat(&messages)?)
+    let turn = model.prepare(&Chat::new(messages), grammar)?;
+    let constraint = turn.constraint;
+    Ok((turn.tokens, Options { constraint, ..options }))
 }
 
 /// The prompt, from the arguments or from stdin.

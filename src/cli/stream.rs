@@ -60,8 +60,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 pub struct Answer {
     pub text: String,
     pub tokens: Vec<u32>,
+    /// One for each token, where they were asked for.
     pub logprobs: Vec<f32>,
     pub finish: FinishReason,
+    /// Whether the text has the form that was asked for; none where none was.
+    pub conforms: Option<bool>,
     pub stats: Stats,
     /// From the call to the first token.
     pub first_token: Option<Duration>,
@@ -102,7 +105,7 @@ pub fn stream(
         })?;
         if piece.token.is_some() {
             first_token.get_or_insert_with(|| started.elapsed());
-            logprobs.push(piece.logprob);
+            logprobs.extend(piece.logprobs.map(|logprobs| logprobs.token));
         }
         if let Some(out) = out.as_deref_mut() {
             out.write(&piece.text)?;
@@ -112,8 +115,8 @@ pub fn stream(
     }
     drop(progress);
     let stats = generation.stats().unwrap_or_default();
-    let tokens = generation.tokens().to_vec();
-    Ok(Answer { text, tokens, logprobs, finish, stats, first_token, total: started.elapsed() })
+    let (tokens, conforms) = (generation.tokens().to_vec(), generation.conforms());
+    Ok(Answer { text, tokens, logprobs, finish, conforms, stats, first_token, total: started.elapsed() })
 }
 
 /// The generation that Ctrl-C ends.

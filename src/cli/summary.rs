@@ -54,6 +54,9 @@ impl Summary<'_> {
             "generated",
             format!("{}, {}", generated(self.answer), ending(self.answer, self.model, self.options)),
         ));
+        if self.answer.conforms == Some(false) {
+            lines.push(("form", "cut off: the text is not what was asked for".to_owned()));
+        }
         if let Some(peak) = peak_memory() {
             let kv = format!("KV cache in {}, {} a token", info.kv_type, Bytes(info.kv_token_bytes));
             lines.push(("memory", format!("{} at the peak; {kv}", Bytes(peak))));
@@ -77,6 +80,7 @@ impl Summary<'_> {
             "tokens": answer.tokens,
             "logprobs": answer.logprobs,
             "finish_reason": answer.finish.name(),
+            "conforms": answer.conforms,
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
             "generated_tokens": answer.tokens.len(),

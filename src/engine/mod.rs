@@ -2,6 +2,7 @@
 //!
 //! Requests join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
 
+mod guide;
 pub mod runtime;
 mod scheduler;
 mod worker;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
-use crate::sample::SamplingOptions;
+use crate::sample::{Constraint, Logprobs, SamplingOptions};
 
 pub use runtime::Runtime;
 
@@ -46,6 +47,10 @@ pub(crate) struct Request {
     pub prompt: Vec<u32>,
     /// How the next token is chosen.
     pub sampling: SamplingOptions,
+    /// What the text is to be, where that is said.
+    pub constraint: Option<Constraint>,
+    /// Tokens to generate before one of `eos` may come.
+    pub min_tokens: usize,
     /// Tokens to generate at most.
     pub max_tokens: usize,
     /// Ids that end the sequence.
@@ -82,7 +87,7 @@ impl std::fmt::Debug for Sink {
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string was met.
+    /// The model ended it, its constraint left nothing to follow, or a stop string was met.
     Stop,
     /// `max_tokens`, or the context, is used up.
     Length,
@@ -139,8 +144,8 @@ pub(crate) enum Event {
     Token {
         /// Its id.
         token: u32,
-        /// Its log-probability under the model.
-        logprob: f32,
+        /// How likely the model found it, where that was asked for.
+        logprobs: Option<Logprobs>,
     },
     /// The sequence ended.
     Finished {
@@ -148,6 +153,8 @@ pub(crate) enum Event {
         reason: FinishReason,
         /// What it took.
         stats: Stats,
+        /// Whether the text is what its constraint asks for; none without one.
+        conforms: Option<bool>,
     },
     /// The sequence ended with an error.
     Failed(Error),

@@ -7,22 +7,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::guide::{Guide, MaskPool};
 use super::runtime::{Launched, Runtime};
 use super::scheduler::{Waiting, plan};
 use super::{Command, EngineOptions, Event, FinishReason, Gauges, Request, Stats};
 use crate::backend::batch::{Batch, Run, Tokens};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
-use crate::sample::Sampler;
+use crate::sample::{Place, Sampled, Sampler};
 use crate::tensor::HostTensor;
 
 /// How often an idle engine looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
+/// How long a step waits for masks that are not ready when its logits are. A sequence whose mask takes longer is left out
+/// of the next steps instead of holding up the others.
+const MASK_GRACE: Duration = Duration::from_millis(1);
 
 /// One sequence in flight; its caches are at the same index of the worker's states.
 struct Sequence {
     request: Request,
     sampler: Sampler,
+    guide: Option<Guide>,
+    /// Whether the text so far is what the constraint asks for; none without one.
+    conforms: Option<bool>,
+    /// Logits that wait for their mask. `[V]`
+    held: Option<Vec<f32>>,
     /// Whether the next token is the largest logit, whatever came before.
     greedy: bool,
     /// The prompt and what was generated.
@@ -48,7 +57,7 @@ impl Sequence {
             self.stats.generation_time = first.elapsed();
         }
         self.ended = true;
-        self.send(Event::Finished { reason, stats: self.stats });
+        self.send(Event::Finished { reason, stats: self.stats, conforms: self.conforms });
     }
 
     fn fail(&mut self, error: Error) {
@@ -56,21 +65,58 @@ impl Sequence {
         self.send(Event::Failed(error));
     }
 
+    /// Waits until `deadline` for what has to be known before a token is chosen; whether it is.
+    fn wait(&mut self, deadline: Instant) -> bool {
+        self.guide.as_mut().is_none_or(|guide| guide.wait(deadline))
+    }
+
+    /// Chooses the next token from its logits `[V]`.
+    fn choose(&mut self, logits: &[f32], context: usize) {
+        let result = self.sample(logits).and_then(|sampled| self.accept(sampled, context));
+        if let Err(error) = result {
+            self.fail(error);
+        }
+    }
+
+    fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
+        let early = self.stats.generated_tokens < self.request.min_tokens;
+        let place = Place {
+            tokens: &self.tokens,
+            prompt: self.request.prompt.len(),
+            mask: self.guide.as_ref().map(Guide::mask).transpose()?,
+            banned: if early { &self.request.eos } else { &[] },
+        };
+        self.sampler.sample(logits, place)
+    }
+
     /// Takes the chosen token.
-    fn accept(&mut self, token: u32, logprob: f32, context: usize) {
+    fn accept(&mut self, sampled: Sampled, context: usize) -> Result<()> {
+        let Sampled { token, logprobs } = sampled;
         let now = Instant::now();
         if self.first_token.is_none() {
             self.first_token = Some(now);
             self.stats.prompt_time = now - self.started;
         }
+        let ends = self.request.eos.contains(&token);
+        let mut complete = false;
+        if let Some(guide) = &mut self.guide {
+            if ends {
+                // The token is not part of the text.
+                self.conforms = Some(guide.may_end());
+            } else {
+                let progress = guide.accept(token)?;
+                (complete, self.conforms) = (progress.complete, Some(progress.accepting));
+            }
+        }
         self.stats.generated_tokens += 1;
         self.tokens.push(token);
-        self.send(Event::Token { token, logprob });
-        if self.request.eos.contains(&token) {
+        self.send(Event::Token { token, logprobs });
+        if ends || complete {
             self.finish(FinishReason::Stop);
         } else if self.stats.generated_tokens >= self.request.max_tokens || self.tokens.len() >= context {
             self.finish(FinishReason::Length);
         }
+        Ok(())
     }
 }
 
@@ -102,6 +148,7 @@ pub(super) struct Worker {
     /// The next step, where it was started ahead.
     started: Option<InFlight>,
     gauges: Arc<Gauges>,
+    masks: MaskPool,
 }
 
 impl Worker {
@@ -123,6 +170,7 @@ impl Worker {
             kept: VecDeque::new(),
             started: None,
             gauges,
+            masks: MaskPool::default(),
         }
     }
 
@@ -131,7 +179,8 @@ impl Worker {
         while self.receive() {
             self.admit();
             self.cancel();
-            if !self.sequences.is_empty() {
+            self.settle();
+            if self.sequences.iter().any(|s| s.held.is_none()) {
                 self.guarded_step();
                 self.gauges.step_ended();
             }
@@ -176,9 +225,9 @@ impl Worker {
             let Some(mut request) = self.queue.pop_front() else { return };
             self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
             if request.cancel.load(Ordering::Relaxed) {
-                let _ = request
-                    .events
-                    .send(Event::Finished { reason: FinishReason::Cancelled, stats: Stats::default() });
+                let conforms = request.constraint.as_ref().map(|_| false);
+                let (reason, stats) = (FinishReason::Cancelled, Stats::default());
+                let _ = request.events.send(Event::Finished { reason, stats, conforms });
                 continue;
             }
             if request.prompt.is_empty() || request.prompt.len() >= self.options.context {
@@ -197,6 +246,15 @@ impl Worker {
                     continue;
                 }
             };
+            let constraint = request.constraint.take();
+            let conforms = constraint.as_ref().map(|_| false);
+            let guide = match constraint.map(|it| Guide::new(&mut self.masks, it)).transpose() {
+                Ok(guide) => guide,
+                Err(error) => {
+                    let _ = request.events.send(Event::Failed(error));
+                    continue;
+                }
+            };
             let state = self.reuse(&request.prompt);
             let cached = state.history.len();
             request.cached.store(cached, Ordering::Relaxed);
@@ -205,8 +263,12 @@ impl Worker {
             self.states.push(state);
             self.sequences.push(Sequence {
                 tokens: request.prompt.clone(),
-                greedy: request.sampling.is_plainly_greedy(),
+                // Of a constrained sequence the greedy choice is not known before its mask is.
+                greedy: request.sampling.is_plainly_greedy() && guide.is_none() && request.min_tokens == 0,
                 sampler,
+                guide,
+                conforms,
+                held: None,
                 cached,
                 stats,
                 started: Instant::now(),
@@ -272,6 +334,21 @@ impl Worker {
             }
         }
         self.gauges.running.store(self.sequences.len(), Ordering::Relaxed);
+    }
+
+    /// Chooses tokens from logits that had to wait for their masks; where nothing else is to be done, waits for one.
+    fn settle(&mut self) {
+        let idle = !self.sequences.is_empty() && self.sequences.iter().all(|s| s.held.is_some());
+        let mut deadline = Instant::now() + if idle { IDLE } else { Duration::ZERO };
+        for sequence in &mut self.sequences {
+            if sequence.held.is_some() && sequence.wait(deadline) {
+                deadline = Instant::now();
+                if let Some(logits) = sequence.held.take() {
+                    sequence.choose(&logits, self.options.context);
+                }
+            }
+        }
+        self.retire();
     }
 
     /// A step whose panic ends the sequences that it ran, and nothing else.
@@ -424,12 +501,13 @@ impl Worker {
             sequence.cached = run.end();
             sequence.request.cached.store(run.end(), Ordering::Relaxed);
         }
+        let deadline = Instant::now() + MASK_GRACE;
         for (row, &sequence) in rows.iter().enumerate() {
             let sequence = &mut self.sequences[sequence];
-            let position = sequence.tokens.len() as u64;
-            match sequence.sampler.sample(logits.row(row), &sequence.tokens, position) {
-                Ok(sampled) => sequence.accept(sampled.token, sampled.logprob, self.options.context),
-                Err(error) => sequence.fail(error),
+            if sequence.wait(deadline) {
+                sequence.choose(logits.row(row), self.options.context);
+            } else {
+                sequence.held = Some(logits.row(row).to_vec());
             }
         }
     }

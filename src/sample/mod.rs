@@ -1,11 +1,15 @@
-//! Sampling on the host, from logits: penalties, filters, a counter-based draw, and the stop matcher.
+//! Sampling on the host, from logits: constraints, penalties, filters, a counter-based draw, and the stop matcher.
 
+pub mod constraint;
 mod penalties;
 mod philox;
+pub(crate) mod reply;
 mod sampler;
+mod schema;
 mod stop;
 
-pub use sampler::{Sampled, Sampler, SamplingOptions};
+pub use constraint::{Constraint, Grammar, GrammarCompiler};
+pub use sampler::{Logprobs, Place, Sampled, Sampler, SamplingOptions};
 pub use stop::{MAX_STOP_BYTES, MAX_STOPS, StopMatcher};
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Options, filters and the draw.
 
+use super::constraint::Mask;
 use super::{penalties, philox};
 use crate::{Error, Result};
 
 /// How the next token is chosen from the logits.
 ///
-/// The order is llama.cpp's: biases, penalties, top-k, top-p, min-p, then the temperature; top-p and min-p therefore
-/// look at the distribution before the temperature.
+/// Tokens that a constraint forbids are taken out first. The order is then llama.cpp's: biases, penalties, top-k, top-p,
+/// min-p, then the temperature; top-p and min-p therefore look at the distribution before the temperature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingOptions {
     /// 0 takes the most likely token; otherwise logits are divided by it. 0 to 100.
@@ -17,13 +18,15 @@ pub struct SamplingOptions {
     pub top_p: f32,
     /// Keeps tokens with at least `min_p` times the probability of the most likely; 0 keeps all. 0 to 1.
     pub min_p: f32,
-    /// Divides positive logits of tokens seen before, multiplies negative ones; 1 is off. 0.1 to 10.
+    /// Divides positive logits of tokens seen before, in the prompt or since, and multiplies negative ones; 1 is off. 0.1
+    /// to 10.
     pub repeat_penalty: f32,
-    /// Subtracted from the logit of each token seen before; 0 is off. −2 to 2.
+    /// Subtracted from the logit of each token generated before; 0 is off. −2 to 2.
     pub presence_penalty: f32,
-    /// Subtracted once per time that a token was seen; 0 is off. −2 to 2.
+    /// Subtracted once per time that a token was generated; 0 is off. −2 to 2.
     pub frequency_penalty: f32,
-    /// How many of the last tokens the penalties look at; 0 is all of them. At most 2^20.
+    /// How many of the last tokens `repeat_penalty` looks at; 0 is all of them. The others look at all that were generated,
+    /// as in OpenAI's API. At most 2^20.
     pub penalty_window: usize,
     /// Added to the logits of these tokens. At most 1,024 different tokens, each −100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
@@ -31,8 +34,8 @@ pub struct SamplingOptions {
     pub seed: u64,
     /// Which of several texts for one prompt and seed this is: each number has draws of its own.
     pub sequence: u64,
-    /// How many of the most likely tokens [`Sampled::top`] reports. At most 20.
-    pub top_logprobs: usize,
+    /// Whether log-probabilities are reported, and of how many of the most likely tokens beside the chosen one. At most 20.
+    pub logprobs: Option<usize>,
 }
 
 impl Default for SamplingOptions {
@@ -49,7 +52,7 @@ impl Default for SamplingOptions {
             logit_bias: Vec::new(),
             seed: 0,
             sequence: 0,
-            top_logprobs: 0,
+            logprobs: None,
         }
     }
 }
@@ -91,8 +94,8 @@ impl SamplingOptions {
                 return bad(name, value.to_string(), "0 to 1048576");
             }
         }
-        if self.top_logprobs > 20 {
-            return bad("top_logprobs", self.top_logprobs.to_string(), "0 to 20");
+        if let Some(top) = self.logprobs.filter(|&top| top > 20) {
+            return bad("logprobs", top.to_string(), "0 to 20");
         }
         if self.logit_bias.len() > 1024 {
             return bad("logit_bias", format!("{} tokens", self.logit_bias.len()), "at most 1024 tokens");
@@ -114,16 +117,36 @@ impl SamplingOptions {
     }
 }
 
-/// A token and how likely the model found it.
+/// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// The token chosen.
     pub token: u32,
-    /// Its natural log-probability under the model's own distribution: log-softmax of the logits as given, before
-    /// biases, penalties, filters and temperature.
-    pub logprob: f32,
-    /// The [`SamplingOptions::top_logprobs`] most likely tokens of that same distribution, most likely first.
+    /// How likely the model found it; none where [`SamplingOptions::logprobs`] does not ask.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Natural log-probabilities under the model's own distribution: log-softmax of the logits as given, before constraints,
+/// biases, penalties, filters and temperature. So a chosen token may be less likely than all of `top`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    /// That of the chosen token.
+    pub token: f32,
+    /// The most likely tokens, the chosen one among them or not, most likely first.
     pub top: Vec<(u32, f32)>,
+}
+
+/// What is known where a token is to be chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place<'a> {
+    /// All tokens so far, the prompt's first. Their number is the position that keys the draw.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt's.
+    pub prompt: usize,
+    /// The tokens that a constraint allows.
+    pub mask: Option<&'a Mask>,
+    /// Tokens that may not come yet.
+    pub banned: &'a [u32],
 }
 
 /// Draws tokens from logits. Equal inputs give equal tokens, bit for bit: sums are taken in f64 in a fixed order, and
@@ -157,11 +180,11 @@ impl Sampler {
         &self.options
     }
 
-    /// Chooses the token at `position` from `logits` (`[V]`; −∞ masks a token), given all tokens so far.
+    /// Chooses the token at `place` from `logits` (`[V]`; −∞ masks a token).
     ///
     /// # Errors
     /// [`Error::Sampling`] where a logit is NaN or +∞, or no token is left to choose.
-    pub fn sample(&mut self, logits: &[f32], history: &[u32], position: u64) -> Result<Sampled> {
+    pub fn sample(&mut self, logits: &[f32], place: Place<'_>) -> Result<Sampled> {
         if logits.len() != self.vocab {
             let got = logits.len();
             return Err(Error::Sampling(format!("{got} logits, expected {}", self.vocab)));
@@ -169,25 +192,40 @@ impl Sampler {
         if let Some(i) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
             return Err(Error::Sampling(format!("the logit of token {i} is {}", logits[i])));
         }
-        let token = if penalties::active(&self.options) {
+        let position = place.tokens.len() as u64;
+        let plain = place.mask.is_none() && place.banned.is_empty() && !penalties::active(&self.options);
+        let token = if plain {
+            self.choose(logits, position)?
+        } else {
             let mut adjusted = std::mem::take(&mut self.adjusted);
             adjusted.clear();
             adjusted.extend_from_slice(logits);
-            penalties::apply(&self.options, &mut adjusted, history);
+            if let Some(mask) = place.mask {
+                mask.apply(&mut adjusted);
+            }
+            for &token in place.banned {
+                if let Some(l) = adjusted.get_mut(token as usize) {
+                    *l = f32::NEG_INFINITY;
+                }
+            }
+            penalties::apply(&self.options, &mut adjusted, place.tokens, place.prompt);
             let token = self.choose(&adjusted, position);
             self.adjusted = adjusted;
             token?
-        } else {
-            self.choose(logits, position)?
         };
+        let logprobs = self.options.logprobs.map(|top| self.logprobs(logits, token, top));
+        Ok(Sampled { token, logprobs })
+    }
+
+    fn logprobs(&mut self, logits: &[f32], token: u32, top: usize) -> Logprobs {
         let (max, sum) = softmax_sum(logits.iter().copied());
         let log_total = f64::from(max) + sum.ln();
         let logprob = |t: u32| (f64::from(logits[t as usize]) - log_total) as f32;
-        Ok(Sampled { token, logprob: logprob(token), top: self.top(logits, logprob) })
+        Logprobs { token: logprob(token), top: self.top(logits, top, logprob) }
     }
 
-    fn top(&mut self, logits: &[f32], logprob: impl Fn(u32) -> f32) -> Vec<(u32, f32)> {
-        let n = self.options.top_logprobs.min(logits.len());
+    fn top(&mut self, logits: &[f32], n: usize, logprob: impl Fn(u32) -> f32) -> Vec<(u32, f32)> {
+        let n = n.min(logits.len());
         if n == 0 {
             return Vec::new();
         }

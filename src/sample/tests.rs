@@ -2,21 +2,28 @@ use approx::assert_abs_diff_eq;
 
 use super::*;
 use crate::Error;
+use crate::sample::constraint::Mask;
 
 fn options() -> SamplingOptions {
     SamplingOptions { temperature: 1.0, seed: 7, sequence: 3, ..Default::default() }
 }
 
 fn one(options: SamplingOptions, logits: &[f32]) -> crate::Result<Sampled> {
-    Sampler::new(options, logits.len())?.sample(logits, &[], 0)
+    Sampler::new(options, logits.len())?.sample(logits, Place::default())
+}
+
+/// After a prompt of these tokens.
+fn after(tokens: &[u32]) -> Place<'_> {
+    Place { tokens, prompt: tokens.len(), ..Default::default() }
 }
 
 /// Counts of `n` draws at positions 0..
 fn counts(options: SamplingOptions, logits: &[f32], n: u64) -> Vec<f64> {
     let mut sampler = Sampler::new(options, logits.len()).unwrap();
     let mut counts = vec![0.0; logits.len()];
-    for position in 0..n {
-        counts[sampler.sample(logits, &[], position).unwrap().token as usize] += 1.0;
+    let tokens = vec![0; n as usize];
+    for position in 0..tokens.len() {
+        counts[sampler.sample(logits, after(&tokens[..position])).unwrap().token as usize] += 1.0;
     }
     counts
 }
@@ -59,18 +66,29 @@ fn draws_follow_the_distribution() {
 
 #[test]
 fn greedy_takes_the_lowest_index_of_equals() {
-    let got = one(SamplingOptions { top_logprobs: 2, ..Default::default() }, &[0.0, 3.0, 3.0, 1.0]).unwrap();
+    let logits = [0.0, 3.0, 3.0, 1.0];
+    let got = one(SamplingOptions { logprobs: Some(2), ..Default::default() }, &logits).unwrap();
     assert_eq!(got.token, 1);
-    assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
+    let logprobs = got.logprobs.unwrap();
+    assert_eq!(logprobs.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
     let exact = 3f64 - (1.0 + 2.0 * 3f64.exp() + 1f64.exp()).ln();
-    assert_abs_diff_eq!(f64::from(got.logprob), exact, epsilon = 1e-6);
+    assert_abs_diff_eq!(f64::from(logprobs.token), exact, epsilon = 1e-6);
+    assert_eq!(one(SamplingOptions::default(), &logits).unwrap().logprobs, None);
+    assert_eq!(
+        one(SamplingOptions { logprobs: Some(0), ..Default::default() }, &logits)
+            .unwrap()
+            .logprobs
+            .unwrap()
+            .top,
+        []
+    );
 }
 
 #[test]
 fn equal_keys_draw_equal_tokens() {
     let draw = |seed, sequence, position| {
         let mut s = Sampler::new(SamplingOptions { seed, sequence, ..options() }, 1000).unwrap();
-        s.sample(&vec![0.0; 1000], &[], position).unwrap().token
+        s.sample(&vec![0.0; 1000], after(&vec![0; position])).unwrap().token
     };
     assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
     let all: std::collections::HashSet<u32> =
@@ -89,27 +107,61 @@ fn logits_that_cannot_be_sampled_are_errors() {
         assert_eq!(one(o, &[f32::MIN, f32::MAX]).unwrap().token, 1);
     }
     let mut sampler = Sampler::new(options(), 3).unwrap();
-    assert!(sampler.sample(&[0.0; 2], &[], 0).is_err());
-    assert!(Sampler::new(options(), 0).unwrap().sample(&[], &[], 0).is_err());
+    assert!(sampler.sample(&[0.0; 2], Place::default()).is_err());
+    assert!(Sampler::new(options(), 0).unwrap().sample(&[], Place::default()).is_err());
 }
 
 #[test]
 fn penalties_lower_what_was_seen() {
     let logits = [2.0, 1.9, -1.0];
+    let token = |o: SamplingOptions, place| Sampler::new(o, 3).unwrap().sample(&logits, place).unwrap().token;
     let o = SamplingOptions { repeat_penalty: 1.5, ..Default::default() };
-    let mut s = Sampler::new(o.clone(), 3).unwrap();
-    assert_eq!(s.sample(&logits, &[0, 0], 0).unwrap().token, 1);
-    assert_eq!(s.sample(&logits, &[7], 0).unwrap().token, 0);
-    let mut s = Sampler::new(SamplingOptions { penalty_window: 1, ..o }, 3).unwrap();
-    assert_eq!(s.sample(&logits, &[0, 2], 0).unwrap().token, 0);
+    assert_eq!(token(o.clone(), after(&[0, 0])), 1);
+    assert_eq!(token(o.clone(), after(&[7])), 0);
+    assert_eq!(token(SamplingOptions { penalty_window: 1, ..o }, after(&[0, 2])), 0);
+    let generated = |tokens| Place { tokens, ..Default::default() };
     let o = SamplingOptions { frequency_penalty: 0.04, ..Default::default() };
-    let mut s = Sampler::new(o, 3).unwrap();
-    assert_eq!(s.sample(&logits, &[0, 0], 0).unwrap().token, 0);
-    assert_eq!(s.sample(&logits, &[0, 0, 0], 0).unwrap().token, 1);
-    let o = SamplingOptions { logit_bias: vec![(2, 5.0)], ..Default::default() };
+    assert_eq!(token(o.clone(), generated(&[0, 0])), 0);
+    assert_eq!(token(o.clone(), generated(&[0, 0, 0])), 1);
+    assert_eq!(token(o.clone(), after(&[0, 0, 0])), 0, "a prompt is not penalised");
+    assert_eq!(token(SamplingOptions { penalty_window: 1, ..o }, generated(&[0, 0, 0])), 1);
+    let o = SamplingOptions { presence_penalty: 0.06, ..Default::default() };
+    assert_eq!(token(o.clone(), generated(&[0, 0, 0, 1])), 0, "once, however often");
+    assert_eq!(token(o, generated(&[0, 0, 0])), 0);
+    let o = SamplingOptions { presence_penalty: 0.2, ..Default::default() };
+    assert_eq!(token(o, generated(&[0])), 1);
+    let o = SamplingOptions { logit_bias: vec![(2, 5.0)], logprobs: Some(0), ..Default::default() };
     let got = one(o, &logits).unwrap();
     assert_eq!(got.token, 2);
-    assert!(got.logprob < -3.0, "the log-probability is of the unmodified distribution");
+    assert!(got.logprobs.unwrap().token < -3.0, "the log-probability is of the unmodified distribution");
+}
+
+#[test]
+fn a_mask_and_a_ban_come_before_everything() {
+    let logits = [2.0, 1.9, -1.0, 0.0];
+    let mask = Mask::of(4, [1, 2]);
+    let place = Place { mask: Some(&mask), ..Default::default() };
+    let token =
+        |o: SamplingOptions, place| Sampler::new(o, 4).unwrap().sample(&logits, place).map(|s| s.token);
+    assert_eq!(token(SamplingOptions::default(), place).unwrap(), 1);
+    assert_eq!(token(SamplingOptions::default(), Place { banned: &[1], ..place }).unwrap(), 2);
+    let banned = Place { banned: &[1, 2], ..place };
+    assert!(matches!(token(SamplingOptions::default(), banned), Err(Error::Sampling(_))));
+    // The filters look at what is allowed: of all tokens, 0 would be the only one left.
+    for o in [
+        SamplingOptions { top_k: 1, ..options() },
+        SamplingOptions { top_p: 0.01, ..options() },
+        SamplingOptions { min_p: 1.0, ..options() },
+    ] {
+        assert_eq!(token(o, place).unwrap(), 1);
+    }
+    // No bias can bring back what is not allowed, and a ban of all that is cannot be outvoted.
+    let o = SamplingOptions { logit_bias: vec![(0, 100.0), (1, -100.0)], ..Default::default() };
+    assert_eq!(token(o, place).unwrap(), 2);
+    // A mask shorter than the logits allows none of the rest.
+    let short = Mask::of(2, [0, 1]);
+    let o = SamplingOptions { logit_bias: vec![(3, 100.0)], ..Default::default() };
+    assert_eq!(token(o, Place { mask: Some(&short), ..Default::default() }).unwrap(), 0);
 }
 
 #[test]
@@ -142,7 +194,7 @@ fn absurd_options_are_refused() {
         SamplingOptions { logit_bias: vec![(10, 1.0)], ..base.clone() },
         SamplingOptions { logit_bias: vec![(1, 1.0), (1, 2.0)], ..base.clone() },
         SamplingOptions { logit_bias: vec![(1, 1.0); 2000], ..base.clone() },
-        SamplingOptions { top_logprobs: 21, ..base.clone() },
+        SamplingOptions { logprobs: Some(21), ..base.clone() },
     ] {
         assert!(matches!(o.validate(10), Err(Error::Option { .. })), "{o:?}");
     }

@@ -46,6 +46,7 @@ pub(crate) struct Update {
 #[derive(Debug, Clone)]
 pub(crate) struct Scored {
     pub token: u32,
+    /// 0 where it was not asked for.
     pub logprob: f32,
     /// The most likely tokens, where they were asked for.
     pub top: Vec<(u32, f32)>,
@@ -173,7 +174,8 @@ impl Answers {
             let now = Instant::now();
             self.app.metrics.token(self.asked, sequence.last_token.replace(now), now);
             self.usage.generated += 1;
-            update.token = Some(Scored { token, logprob: piece.logprob, top: Vec::new() });
+            let (logprob, top) = piece.logprobs.map_or((0.0, Vec::new()), |found| (found.token, found.top));
+            update.token = Some(Scored { token, logprob, top });
         }
         if let Some(reason) = piece.finish {
             let stats = sequence.text.stats().unwrap_or_default();

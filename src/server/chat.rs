@@ -34,7 +34,7 @@ impl Asked {
         if top.is_some_and(|top| top > 0) && !logprobs {
             return Err(fields.wrong("top_logprobs", "it needs logprobs"));
         }
-        common.options.sampling.top_logprobs = top.unwrap_or(0) as usize;
+        common.options.sampling.logprobs = logprobs.then_some(top.unwrap_or(0) as usize);
         fields.only("response_format", &[json!({ "type": "text" })])?;
         fields.only("tools", &[json!([])])?;
         fields.only("tool_choice", &["none".into(), "auto".into()])?;

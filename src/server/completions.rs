@@ -77,7 +77,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let mut common = Common::take(&app, &mut fields)?;
     let prompts = prompts(&mut fields, "prompt")?;
     let top = fields.whole("logprobs", 0, 20)?;
-    common.options.sampling.top_logprobs = top.unwrap_or(0) as usize;
+    common.options.sampling.logprobs = top.map(|top| top as usize);
     fields.only("echo", &[false.into()])?;
     fields.only("suffix", &["".into()])?;
     fields.finish()?;

@@ -65,7 +65,7 @@ impl Common {
             options.ignore(&["include_obfuscation"]);
             options.finish()?;
         }
-        let options = Options { max_tokens, sampling, stop, stop_tokens, ignore_eos };
+        let options = Options { max_tokens, sampling, stop, stop_tokens, ignore_eos, ..Options::default() };
         Ok(Self { n, options, stream, usage })
     }
 }

@@ -108,7 +108,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     if top.is_some() && !logprobs {
         return Err(fields.wrong("top_logprobs", "it needs message.output_text.logprobs in include"));
     }
-    sampling.top_logprobs = top.unwrap_or(0) as usize;
+    sampling.logprobs = logprobs.then_some(top.unwrap_or(0) as usize);
     let stream = fields.flag("stream")?.unwrap_or(false);
     if let Some(mut options) = fields.object("stream_options")? {
         options.ignore(&["include_obfuscation"]);

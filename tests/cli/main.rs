@@ -5,6 +5,7 @@
 mod bench;
 mod chat;
 mod examples;
+mod form;
 mod gguf;
 mod inspect;
 mod options;

@@ -10,7 +10,7 @@ use crate::support::*;
 fn hostile_options_are_refused_in_their_own_words() {
     let number = "a number from 0 to 100";
     let whole = format!("expected a whole number from 1 to {}", usize::MAX);
-    let cases: [(&[&str], String); 12] = [
+    let cases: [(&[&str], String); 17] = [
         (&["--temperature", "NaN"], format!("--temperature is NaN, expected {number}")),
         (&["--temperature", "inf"], format!("--temperature is inf, expected {number}")),
         (&["--temperature", "-1"], format!("--temperature is -1, expected {number}")),
@@ -22,6 +22,20 @@ fn hostile_options_are_refused_in_their_own_words() {
         (&["--repeat-penalty", "0"], "--repeat-penalty is 0, expected a number from 0.1 to 10".into()),
         (&["--repeat-penalty", "-inf"], "--repeat-penalty is -inf, expected a number from 0.1 to 10".into()),
         (&["--top-k", "9223372036854775808"], "--top-k is 9223372036854775808, expected 0 to 1048576".into()),
+        (&["--presence-penalty", "3"], "--presence-penalty is 3, expected a number from -2 to 2".into()),
+        (
+            &["--frequency-penalty", "NaN"],
+            "--frequency-penalty is NaN, expected a number from -2 to 2".into(),
+        ),
+        (
+            &["--logit-bias", "3=101"],
+            "--logit-bias is 101 for token 3, expected biases from -100 to 100".into(),
+        ),
+        (&["--logit-bias", "3=1,3=2"], "--logit-bias is token 3 twice, expected each token once".into()),
+        (
+            &["--logit-bias", "5000=1"],
+            "--logit-bias is token 5000, expected token ids of the vocabulary".into(),
+        ),
         (&["--isa", "vax"], format!("--isa is vax, expected one of {}", isas())),
     ];
     for (args, expected) in &cases {
@@ -39,6 +53,7 @@ fn hostile_options_are_refused_in_their_own_words() {
         ("--top-k <K>", "-1", "invalid digit found in string".into()),
         ("--seed <N>", "-1", "invalid digit found in string".into()),
         ("--temperature <T>", "warm", "invalid float literal".into()),
+        ("--logit-bias <ID=BIAS,…>", "3", "expected a token id, = and a number".into()),
     ];
     for (option, value, expected) in cases {
         let name = option.split(' ').next().unwrap();

@@ -1,0 +1,106 @@
+//! The assistant's turn of a conversation: prompt, constraint and parser, made together.
+
+use crate::error::{Error, Result};
+use crate::generate::Options;
+use crate::model::Model;
+use crate::sample::reply::ReplyGrammar;
+use crate::sample::{Constraint, Grammar};
+use crate::text::{Chat, Message, RenderOptions, ReplyFormat, ReplyParser, ToolChoice};
+
+/// A turn that is ready to be generated.
+///
+/// ```
+/// use backstop::text::{Chat, Message, Reply};
+///
+/// let model = backstop::Model::builtin()?;
+/// let turn = model.prepare(&Chat::new(vec![Message::new("user", "Once upon a time")]), None)?;
+/// let options = turn.options(backstop::Options { max_tokens: Some(8), ..Default::default() });
+/// let (mut parser, mut reply) = (turn.parser(), Reply::default());
+/// for piece in model.generate_tokens(turn.tokens.clone(), &options)? {
+///     parser.push(&piece?.text).into_iter().for_each(|event| reply.take(event));
+/// }
+/// parser.finish().into_iter().for_each(|event| reply.take(event));
+/// assert!(!reply.content.is_empty());
+/// # Ok::<(), backstop::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// The prompt.
+    pub tokens: Vec<u32>,
+    /// How the model marks the parts of its answer.
+    pub format: ReplyFormat,
+    /// Whether the prompt ends where the model is to think.
+    pub thinking: bool,
+    /// Special tokens whose texts the parser has to see.
+    pub visible: Vec<u32>,
+    /// What the answer is held to.
+    pub constraint: Option<Constraint>,
+    /// Tools that may be called.
+    pub tools: Vec<String>,
+}
+
+impl Turn {
+    /// A parser of its answer; one for each of several.
+    pub fn parser(&self) -> ReplyParser {
+        ReplyParser::new(self.format, self.thinking, &self.tools)
+    }
+
+    /// `options` with what this turn needs: its constraint and its visible tokens.
+    pub fn options(&self, options: Options) -> Options {
+        let constraint = self.constraint.clone().or(options.constraint);
+        Options { constraint, visible: self.visible.clone(), ..options }
+    }
+}
+
+impl Model {
+    /// Makes ready the assistant's turn of `chat`. Its answer, after what the model thinks, will be what `text` says, or a
+    /// tool call; where a call is required, a call.
+    ///
+    /// # Errors
+    /// A model without a template, a template that fails or is stopped at a limit, tools that are none
+    /// ([`Chat::callable`]), a required call of a model whose format of calls is not known, and what cannot be enforced.
+    pub fn prepare(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
+        let tools = chat.callable()?;
+        let shown = match chat.tool_choice {
+            ToolChoice::None => None,
+            _ => (!chat.tools.is_empty()).then(|| chat.tools.clone()),
+        };
+        let required = matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+        if let (true, Some(_)) = (required, text) {
+            let got = "a required call beside a format of the text".to_owned();
+            return Err(Error::Option {
+                option: "tool_choice",
+                got,
+                expected: "auto or none where the text has a format",
+            });
+        }
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            documents: (!chat.documents.is_empty()).then(|| chat.documents.clone()),
+            extra: chat.variables.clone(),
+            tools: shown,
+            now: None,
+        };
+        let template = self.template()?;
+        let format = template.reply_format(options.tools.is_some());
+        let messages: Vec<Message> = chat.messages.iter().cloned().map(Message::with_joined_text).collect();
+        let rendered = template.render(&messages, &options)?;
+        let tokenizer = self.tokenizer()?;
+        let tokens = tokenizer.encode_rendered(&rendered)?;
+        let thinking = format.reasoning.is_some_and(|format| format.is_open(rendered.text()));
+        let grammar = ReplyGrammar {
+            format,
+            thinking,
+            tools: if required || (text.is_some() && format.tools.is_some()) { &tools } else { &[] },
+            parallel: !chat.single_call,
+            text,
+        };
+        let constraint = match (required, text) {
+            (false, None) => None,
+            _ => Some(self.grammars()?.compile_checked(&grammar.grammar(tokenizer)?)?),
+        };
+        let visible = format.marks().into_iter().filter_map(|mark| tokenizer.token_id(mark)).collect();
+        let tools = tools.into_iter().map(|tool| tool.name).collect();
+        Ok(Turn { tokens, format, thinking, visible, constraint, tools })
+    }
+}

@@ -1,0 +1,171 @@
+use std::path::Path;
+
+use serde_json::json;
+
+use super::*;
+use crate::sample::GrammarCompiler;
+use crate::text::{Reply, ReplyParser};
+
+/// A vocabulary in which `special` marks are special tokens, and the others text.
+fn tokenizer(special: &[&str]) -> Tokenizer {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/chatml/tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    let known: Vec<Value> = added.iter().map(|token| token["content"].clone()).collect();
+    for mark in special.iter().filter(|mark| !known.contains(&Value::from(**mark))) {
+        added.push(json!({ "id": 300 + added.len(), "content": mark, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true }));
+    }
+    for token in added {
+        token["special"] =
+            (token["special"] == true || special.contains(&token["content"].as_str().unwrap())).into();
+    }
+    Tokenizer::from_bytes(&path, json.to_string().as_bytes(), 1 << 20).unwrap()
+}
+
+fn tools() -> Vec<Tool> {
+    let weather = json!({ "type": "object", "properties": { "city": { "enum": ["Paris", "Zürich"] }, "days": { "type": "integer",
+        "minimum": 1, "maximum": 9 } }, "required": ["city"], "additionalProperties": false });
+    let add = json!({ "properties": { "a": { "type": "boolean" } }, "required": ["a"], "additionalProperties": false });
+    vec![
+        Tool { name: "get_weather".into(), parameters: Some(weather) },
+        Tool { name: "add".into(), parameters: Some(add) },
+        Tool { name: "noop".into(), parameters: Some(json!({ "type": "object", "maxProperties": 0 })) },
+    ]
+}
+
+/// The text of a random walk through the grammar, marks included; none where it does not end.
+fn walk(tokenizer: &Tokenizer, grammar: &Grammar, seed: u64) -> Option<String> {
+    let eos = tokenizer.token_id("<|im_end|>").unwrap();
+    let compiler = GrammarCompiler::new(tokenizer, &[eos]).unwrap();
+    let mut constraint = compiler.compile_checked(grammar).unwrap_or_else(|e| panic!("{e}: {grammar:?}"));
+    let (mut bytes, mut state) = (Vec::new(), seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    for _ in 0..400 {
+        let mask = constraint.mask().unwrap();
+        let allowed: Vec<u32> = (0..tokenizer.vocab_size() as u32).filter(|&t| mask.allows(t)).collect();
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Every other choice is a mark or an end where one is allowed, so that thoughts come to theirs.
+        let marks: Vec<u32> = allowed.iter().copied().filter(|&t| tokenizer.is_special(t)).collect();
+        let from = if marks.is_empty() || state >> 40 & 1 == 0 { &allowed } else { &marks };
+        let token = from[(state >> 20) as usize % from.len()];
+        if token != eos {
+            bytes.extend(tokenizer.token_bytes(token).unwrap().unwrap());
+            constraint.accept(token).unwrap();
+        }
+        if token == eos || constraint.is_complete() {
+            return Some(String::from_utf8(bytes).unwrap());
+        }
+    }
+    None
+}
+
+#[test]
+fn required_calls_are_calls_of_each_format() {
+    let (all, mut ended) = (tools(), 0);
+    let marks =
+        ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"];
+    for special in [&marks[..], &[]] {
+        let tokenizer = tokenizer(special);
+        for tools_format in
+            [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral, ToolFormat::MistralArgs]
+        {
+            for (thinks, thinking, parallel) in
+                [(false, false, true), (false, false, false), (true, true, true), (true, false, false)]
+            {
+                let reasoning = if thinks { ReplyFormat::of_template("<think>").reasoning } else { None };
+                let format = ReplyFormat { reasoning, tools: Some(tools_format) };
+                let named = std::slice::from_ref(&all[1]);
+                let tools = if parallel { &all[..] } else { named };
+                let wanted = ReplyGrammar { format, thinking, tools, parallel, text: None };
+                let grammar = wanted.grammar(&tokenizer).unwrap();
+                for seed in 0..6 {
+                    let Some(text) = walk(&tokenizer, &grammar, seed) else { continue };
+                    ended += 1;
+                    let names: Vec<String> = tools.iter().map(|tool| tool.name.clone()).collect();
+                    let (mut parser, mut reply) =
+                        (ReplyParser::new(format, thinking, &names), Reply::default());
+                    parser.push(&text).into_iter().for_each(|event| reply.take(event));
+                    parser.finish().into_iter().for_each(|event| reply.take(event));
+                    assert!(reply.content.is_empty(), "{tools_format:?} {text:?} {reply:?}");
+                    assert!(
+                        !reply.calls.is_empty() && (parallel || reply.calls.len() == 1),
+                        "{text:?} {reply:?}"
+                    );
+                    for call in reply.calls {
+                        let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+                        let good = match call.name.as_str() {
+                            "add" => arguments["a"].is_boolean(),
+                            "noop" => arguments == json!({}),
+                            _ => ["Paris", "Zürich"].contains(&arguments["city"].as_str().unwrap()),
+                        };
+                        assert!(good, "{text:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(ended >= 120, "{ended} of 192 came to their end");
+}
+
+#[test]
+fn a_format_holds_for_the_answer_and_not_for_thoughts() {
+    let tokenizer = tokenizer(&["<think>", "</think>"]);
+    let schema = json!({ "type": "object", "properties": { "ok": { "type": "boolean" } }, "required": ["ok"], "additionalProperties": false });
+    let thoughts = ReplyFormat::of_template("<think> <tool_call>");
+    let texts = [
+        (Grammar::JsonSchema(schema), "{"),
+        (Grammar::Regex("a{3}/b?".into()), "aaa/"),
+        (Grammar::Lark("start: \"x\" y\ny: /[0-9]{2}/".into()), "x"),
+        (Grammar::JsonObject, "{"),
+    ];
+    for (grammar, begins) in &texts {
+        for thinking in [true, false] {
+            let wanted =
+                ReplyGrammar { format: thoughts, thinking, text: Some(grammar), ..Default::default() };
+            let made = wanted.grammar(&tokenizer).unwrap();
+            for seed in 0..4 {
+                let Some(text) = walk(&tokenizer, &made, seed) else { continue };
+                let (mut parser, mut reply) = (ReplyParser::new(thoughts, thinking, &[]), Reply::default());
+                parser.push(&text).into_iter().for_each(|event| reply.take(event));
+                parser.finish().into_iter().for_each(|event| reply.take(event));
+                assert!(reply.content.starts_with(begins), "{text:?}");
+            }
+        }
+        // Without marks of thoughts, the grammar itself.
+        let plain = ReplyGrammar { text: Some(grammar), ..Default::default() };
+        assert_eq!(plain.grammar(&tokenizer).unwrap(), *grammar);
+        // Beside tools that may be called, one or the other.
+        let all = tools();
+        let either = ReplyGrammar {
+            format: ReplyFormat { reasoning: None, ..thoughts },
+            tools: &all,
+            text: Some(grammar),
+            ..plain
+        };
+        let made = either.grammar(&tokenizer).unwrap();
+        let walks: Vec<String> = (0..24).filter_map(|seed| walk(&tokenizer, &made, seed)).collect();
+        let calls = walks.iter().filter(|text| text.starts_with("<tool_call>")).count();
+        assert!(
+            walks.iter().all(|text| text.starts_with("<tool_call>") || text.starts_with(begins)),
+            "{walks:?}"
+        );
+        assert!(calls > 0 && calls < 24, "{walks:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_enforced_of_a_tool_is_named() {
+    let tokenizer = tokenizer(&[]);
+    let tools = [Tool { name: "f".into(), parameters: Some(json!({ "type": "object", "not": {} })) }];
+    let hermes = ReplyFormat::of_template("<tool_call>");
+    match (ReplyGrammar { format: hermes, tools: &tools, ..Default::default() }).grammar(&tokenizer) {
+        Err(Error::Schema { path, keyword, .. }) => {
+            assert_eq!((path.as_str(), keyword.as_str()), ("tool f: #", "not"))
+        }
+        other => panic!("{other:?}"),
+    }
+    let unknown = ReplyGrammar { tools: &tools, ..Default::default() }.grammar(&tokenizer);
+    assert!(matches!(unknown, Err(Error::Option { option: "tool_choice", .. })));
+}
