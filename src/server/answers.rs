@@ -9,15 +9,20 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::app::{App, Place, random};
 use super::failure::Failure;
+use crate::chat::Turn;
 use crate::engine::{Event, FinishReason, Sink, Stats};
 use crate::error::Error;
 use crate::generate::{Assembler, Options};
+use crate::sample::Logprobs;
+use crate::text::{ReplyEvent, ReplyParser};
 
 /// Why a text ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Finish {
     /// At the model's end-of-sequence token or, where there is one, at this stop string.
     Stop(Option<String>),
+    /// Likewise, and it calls tools.
+    Calls,
     /// `max_tokens`, or the context, is used up.
     Length,
 }
@@ -25,8 +30,28 @@ pub(crate) enum Finish {
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Part {
+    /// What the model thinks before it answers.
+    Reasoning(String),
     /// Text for the reader.
     Text(String),
+    /// A call of a tool begins.
+    Call {
+        /// Which of the text's calls.
+        index: usize,
+        /// The call's own id.
+        id: String,
+        /// The tool's name.
+        name: String,
+    },
+    /// The arguments of the call that began last go on.
+    Arguments {
+        /// Which call.
+        index: usize,
+        /// JSON, as written.
+        text: String,
+    },
+    /// The call that began last is none. This is its text: in place of it, or behind it where it has been told of.
+    Broken(String),
 }
 
 /// What one token brings, or the end.
@@ -36,7 +61,7 @@ pub(crate) struct Update {
     pub choice: usize,
     /// What is now certain.
     pub parts: Vec<Part>,
-    /// The token, with its log-probability.
+    /// The token with its log-probability, where that was asked for.
     pub token: Option<Scored>,
     /// Set in a text's last update.
     pub finish: Option<Finish>,
@@ -46,18 +71,28 @@ pub(crate) struct Update {
 #[derive(Debug, Clone)]
 pub(crate) struct Scored {
     pub token: u32,
-    /// 0 where it was not asked for.
     pub logprob: f32,
-    /// The most likely tokens, where they were asked for.
+    /// The most likely tokens.
     pub top: Vec<(u32, f32)>,
 }
 
 /// A whole text.
 #[derive(Debug, Clone)]
 pub(crate) struct Collected {
+    pub reasoning: String,
     pub text: String,
+    pub calls: Vec<Call>,
     pub tokens: Vec<Scored>,
     pub finish: Finish,
+}
+
+/// A whole call of a tool.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub id: String,
+    pub name: String,
+    /// A JSON object, as written.
+    pub arguments: String,
 }
 
 /// Tokens that a request took.
@@ -73,6 +108,10 @@ pub(crate) struct Usage {
 
 struct Sequence {
     text: Assembler,
+    /// Tells thoughts, text and calls apart; none where all is text.
+    parser: Option<ReplyParser>,
+    /// Whether a call has come to its end.
+    called: bool,
     last_token: Option<Instant>,
 }
 
@@ -92,6 +131,16 @@ pub(crate) struct Job {
     pub prompts: Vec<Vec<u32>>,
     pub n: usize,
     pub options: Options,
+    /// What tells the parts of each text apart; a text is all one where there is none.
+    pub parser: Option<ReplyParser>,
+}
+
+impl Job {
+    /// `n` answers to a turn of a conversation.
+    pub fn of_turn(turn: &Turn, n: usize, options: Options) -> Self {
+        let (prompts, parser) = (vec![turn.tokens.clone()], Some(turn.parser()));
+        Self { prompts, n, options: turn.options(options), parser }
+    }
 }
 
 impl Answers {
@@ -115,7 +164,8 @@ impl Answers {
                     sender.send((choice, event)).is_ok()
                 });
                 let text = app.model.start(prompt.clone(), &options, sink)?;
-                sequences.push(Sequence { text, last_token: None });
+                let parser = job.parser.clone();
+                sequences.push(Sequence { text, parser, called: false, last_token: None });
             }
         }
         let prompt = job.prompts.iter().map(Vec::len).sum();
@@ -167,20 +217,41 @@ impl Answers {
             Err(error) => return Some(Err(error.into())),
         };
         let mut update = Update { choice, ..Update::default() };
-        if !piece.text.is_empty() {
-            update.parts.push(Part::Text(piece.text));
+        let mut events = match &mut sequence.parser {
+            _ if piece.text.is_empty() => Vec::new(),
+            Some(parser) => parser.push(&piece.text),
+            None => vec![ReplyEvent::Content(piece.text)],
+        };
+        if piece.finish.is_some() {
+            events.extend(sequence.parser.as_mut().map(ReplyParser::finish).unwrap_or_default());
+        }
+        for event in events {
+            update.parts.extend(match event {
+                ReplyEvent::Reasoning(text) => Some(Part::Reasoning(text)),
+                ReplyEvent::Content(text) => Some(Part::Text(text)),
+                ReplyEvent::CallBroken { text, .. } => Some(Part::Broken(text)),
+                ReplyEvent::Call { index, name } => {
+                    Some(Part::Call { index, id: self.app.id("call_"), name })
+                }
+                ReplyEvent::Arguments { index, text } => Some(Part::Arguments { index, text }),
+                ReplyEvent::CallEnd { .. } => {
+                    sequence.called = true;
+                    None
+                }
+            });
         }
         if let Some(token) = piece.token {
             let now = Instant::now();
             self.app.metrics.token(self.asked, sequence.last_token.replace(now), now);
             self.usage.generated += 1;
-            let (logprob, top) = piece.logprobs.map_or((0.0, Vec::new()), |found| (found.token, found.top));
-            update.token = Some(Scored { token, logprob, top });
+            let scored = |logprobs: Logprobs| Scored { token, logprob: logprobs.token, top: logprobs.top };
+            update.token = piece.logprobs.map(scored);
         }
         if let Some(reason) = piece.finish {
             let stats = sequence.text.stats().unwrap_or_default();
             self.ended(&stats);
             update.finish = match reason {
+                FinishReason::Stop if self.sequences[choice].called => Some(Finish::Calls),
                 FinishReason::Stop => {
                     Some(Finish::Stop(self.sequences[choice].text.stop().map(str::to_owned)))
                 }
@@ -202,14 +273,33 @@ impl Answers {
 
     /// Waits for all texts.
     pub async fn collect(mut self) -> Result<(Vec<Collected>, Usage), Failure> {
-        let empty = Collected { text: String::new(), tokens: Vec::new(), finish: Finish::Length };
+        let empty = Collected {
+            reasoning: String::new(),
+            text: String::new(),
+            calls: Vec::new(),
+            tokens: Vec::new(),
+            finish: Finish::Length,
+        };
         let mut texts = vec![empty; self.len()];
         while let Some(update) = std::future::poll_fn(|cx| self.poll_next(cx)).await {
             let update = update?;
             let text = &mut texts[update.choice];
             for part in update.parts {
                 match part {
+                    Part::Reasoning(piece) => text.reasoning += &piece,
                     Part::Text(piece) => text.text += &piece,
+                    Part::Broken(piece) => {
+                        text.calls.pop();
+                        text.text += &piece;
+                    }
+                    Part::Call { id, name, .. } => {
+                        text.calls.push(Call { id, name, arguments: String::new() });
+                    }
+                    Part::Arguments { text: piece, .. } => {
+                        if let Some(call) = text.calls.last_mut() {
+                            call.arguments += &piece;
+                        }
+                    }
                 }
             }
             text.tokens.extend(update.token);

@@ -6,20 +6,23 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Collected, Finish, Job, Part, Update, Usage};
+use super::answers::{Answers, Call, Collected, Finish, Job, Part, Update, Usage};
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
+use super::forms;
 use super::json::{Fields, shown};
 use super::params::{self, text_of};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
-use crate::text::{Message, RenderOptions};
+use crate::sample::Grammar;
+use crate::text::{Chat, Message};
 
 /// The conversation of a request.
 struct Conversation {
-    messages: Vec<Message>,
-    render: RenderOptions,
+    chat: Chat,
+    /// What the text is to be.
+    format: Option<Grammar>,
 }
 
 impl Conversation {
@@ -43,16 +46,11 @@ impl Conversation {
             let what = "the last one is the assistant's: continuing it is not supported";
             return Err(fields.wrong("messages", what));
         }
-        if let Some(mut thinking) = fields.object("thinking")? {
-            thinking.only("type", &["disabled".into()])?;
-            thinking.finish()?;
-        }
-        fields.only("tools", &[json!([])])?;
-        fields.only("tool_choice", &[json!({ "type": "none" }), json!({ "type": "auto" })])?;
-        fields.only("output_config", &[json!({})])?;
-        let extra = params::template_variables(fields)?;
-        let render = RenderOptions { add_generation_prompt: true, extra, ..RenderOptions::default() };
-        Ok(Self { messages, render })
+        let mut chat = Chat::new(messages);
+        chat.variables = params::template_variables(fields)?;
+        forms::thinking(fields, &mut chat)?;
+        forms::message_tools(fields, &mut chat)?;
+        Ok(Self { chat, format: forms::output_config(fields)? })
     }
 }
 
@@ -159,7 +157,7 @@ fn push(out: &mut Vec<Message>, message: Message) {
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
     let asked = Instant::now();
     let mut fields = fields(&app, request).await?;
-    let Conversation { messages, render } = Conversation::take(&app, &mut fields)?;
+    let Conversation { chat, format } = Conversation::take(&app, &mut fields)?;
     let max_tokens = fields.whole("max_tokens", 1, params::MAX_TOKENS)?;
     let max_tokens = fields.required("max_tokens", max_tokens)? as usize;
     let sampling = params::sampling(&app, &mut fields)?;
@@ -167,9 +165,9 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let stream = fields.flag("stream")?.unwrap_or(false);
     fields.finish()?;
     let places = app.places(1)?;
-    let prompt = app.apart(move |model| model.encode_chat_with(&messages, &render)).await?;
+    let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let options = Options { max_tokens: Some(max_tokens), sampling, stop, ..Options::default() };
-    let job = Job { prompts: vec![prompt], n: 1, options };
+    let job = Job::of_turn(&turn, 1, options);
     let answers = Answers::start(&app, &job, places, asked)?;
     let shape = Shape { id: app.id("msg_"), model: app.name.clone() };
     if stream {
@@ -182,10 +180,10 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
 
 pub(crate) async fn count(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
-    let Conversation { messages, render } = Conversation::take(&app, &mut fields)?;
+    let Conversation { chat, format } = Conversation::take(&app, &mut fields)?;
     fields.finish()?;
-    let prompt = app.apart(move |model| model.encode_chat_with(&messages, &render)).await?;
-    Ok(json_body(&json!({ "input_tokens": prompt.len() })))
+    let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
+    Ok(json_body(&json!({ "input_tokens": turn.tokens.len() })))
 }
 
 struct Shape {
@@ -211,8 +209,15 @@ impl Shape {
         let mut content = Vec::new();
         let mut stop = (Value::Null, Value::Null);
         for text in texts {
+            if !text.reasoning.is_empty() {
+                content.push(json!({ "type": "thinking", "thinking": text.reasoning, "signature": "" }));
+            }
             if !text.text.is_empty() {
                 content.push(json!({ "type": "text", "text": text.text }));
+            }
+            for Call { id, name, arguments } in text.calls {
+                let input: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
+                content.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
             }
             stop = stop_reason(&text.finish);
         }
@@ -225,6 +230,7 @@ fn stop_reason(finish: &Finish) -> (Value, Value) {
     match finish {
         Finish::Stop(None) => ("end_turn".into(), Value::Null),
         Finish::Stop(Some(stop)) => ("stop_sequence".into(), stop.as_str().into()),
+        Finish::Calls => ("tool_use".into(), Value::Null),
         Finish::Length => ("max_tokens".into(), Value::Null),
     }
 }
@@ -242,7 +248,9 @@ fn usage_json(usage: Usage) -> Value {
 /// What a block of the answer holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
+    Thinking,
     Text,
+    Call,
 }
 
 /// A stream of blocks.
@@ -289,7 +297,21 @@ impl Encoder for Blocks {
     fn update(&mut self, update: Update, out: &mut Events) {
         for part in update.parts {
             match part {
-                Part::Text(text) => {
+                Part::Reasoning(text) => {
+                    if self.open != Some(Kind::Thinking) {
+                        let block = json!({ "type": "thinking", "thinking": "", "signature": "" });
+                        self.open(Kind::Thinking, &block, out);
+                    }
+                    self.delta(&json!({ "type": "thinking_delta", "thinking": text }), out);
+                }
+                Part::Call { id, name, .. } => {
+                    let block = json!({ "type": "tool_use", "id": id, "name": name, "input": {} });
+                    self.open(Kind::Call, &block, out);
+                }
+                Part::Arguments { text, .. } => {
+                    self.delta(&json!({ "type": "input_json_delta", "partial_json": text }), out);
+                }
+                Part::Text(text) | Part::Broken(text) => {
                     if self.open != Some(Kind::Text) {
                         self.open(Kind::Text, &json!({ "type": "text", "text": "" }), out);
                     }

@@ -6,51 +6,51 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Collected, Finish, Job, Part, Scored, Update, Usage};
+use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
 use super::app::{App, now};
 use super::failure::{Dialect, Failure, json_body};
+use super::forms;
 use super::json::Fields;
 use super::params::{self, Common};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
-use crate::text::{Message, RenderOptions};
+use crate::sample::Grammar;
+use crate::text::Chat;
 
 /// What a request asks for.
 struct Asked {
     common: Common,
-    messages: Vec<Message>,
-    render: RenderOptions,
+    chat: Chat,
+    /// What the text is to be.
+    format: Option<Grammar>,
     logprobs: bool,
 }
 
 impl Asked {
     fn take(app: &App, mut fields: Fields) -> Result<Self, Failure> {
         let mut common = Common::take(app, &mut fields)?;
-        let messages = params::messages(&mut fields)?;
-        let extra = params::template_variables(&mut fields)?;
-        let render = RenderOptions { add_generation_prompt: true, extra, ..RenderOptions::default() };
+        let mut chat = Chat::new(params::messages(&mut fields)?);
+        chat.variables = params::template_variables(&mut fields)?;
+        forms::chat_tools(&mut fields, &mut chat)?;
+        let format = forms::response_format(&mut fields)?;
         let logprobs = fields.flag("logprobs")?.unwrap_or(false);
         let top = fields.whole("top_logprobs", 0, 20)?;
         if top.is_some_and(|top| top > 0) && !logprobs {
             return Err(fields.wrong("top_logprobs", "it needs logprobs"));
         }
         common.options.sampling.logprobs = logprobs.then_some(top.unwrap_or(0) as usize);
-        fields.only("response_format", &[json!({ "type": "text" })])?;
-        fields.only("tools", &[json!([])])?;
-        fields.only("tool_choice", &["none".into(), "auto".into()])?;
         fields.only("modalities", &[json!(["text"])])?;
-        fields.ignore(&["parallel_tool_calls"]);
         fields.finish()?;
-        Ok(Self { common, messages, render, logprobs })
+        Ok(Self { common, chat, format, logprobs })
     }
 }
 
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
     let asked = Instant::now();
-    let Asked { common, messages, render, logprobs } = Asked::take(&app, fields(&app, request).await?)?;
+    let Asked { common, chat, format, logprobs } = Asked::take(&app, fields(&app, request).await?)?;
     let places = app.places(common.n)?;
-    let prompt = app.apart(move |model| model.encode_chat_with(&messages, &render)).await?;
-    let job = Job { prompts: vec![prompt], n: common.n, options: common.options };
+    let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
+    let job = Job::of_turn(&turn, common.n, common.options);
     let answers = Answers::start(&app, &job, places, asked)?;
     let shape = Shape { id: app.id("chatcmpl-"), created: now(), logprobs, app: Arc::clone(&app) };
     if common.stream {
@@ -76,7 +76,7 @@ impl Shape {
             .map(|(index, text)| {
                 json!({
                     "index": index,
-                    "message": { "role": "assistant", "content": text.text, "refusal": null },
+                    "message": message(&text),
                     "logprobs": self.logprobs(&text.tokens),
                     "finish_reason": finish_reason(&text.finish),
                 })
@@ -140,10 +140,29 @@ pub(crate) fn logprob_json(logprob: f32) -> Value {
     f64::from(logprob).max(-9999.0).into()
 }
 
+/// The assistant's message: what it thought and what it calls are there where there is any.
+fn message(text: &Collected) -> Value {
+    let content =
+        if text.text.is_empty() && !text.calls.is_empty() { Value::Null } else { text.text.as_str().into() };
+    let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+    if !text.reasoning.is_empty() {
+        message["reasoning_content"] = text.reasoning.as_str().into();
+    }
+    if !text.calls.is_empty() {
+        let call = |call: &Call| {
+            let function = json!({ "name": call.name, "arguments": call.arguments });
+            json!({ "id": call.id, "type": "function", "function": function })
+        };
+        message["tool_calls"] = text.calls.iter().map(call).collect();
+    }
+    message
+}
+
 /// OpenAI's name for the end of a text.
 pub(crate) fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
         Finish::Stop(_) => "stop",
+        Finish::Calls => "tool_calls",
         Finish::Length => "length",
     }
 }
@@ -161,7 +180,15 @@ pub(crate) fn usage_json(usage: Usage) -> Value {
 /// A part as a stream has it.
 fn delta(part: Part) -> Value {
     match part {
-        Part::Text(text) => json!({ "content": text }),
+        Part::Reasoning(text) => json!({ "reasoning_content": text }),
+        Part::Text(text) | Part::Broken(text) => json!({ "content": text }),
+        Part::Call { index, id, name } => {
+            let function = json!({ "name": name, "arguments": "" });
+            json!({ "tool_calls": [{ "index": index, "id": id, "type": "function", "function": function }] })
+        }
+        Part::Arguments { index, text } => {
+            json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] })
+        }
     }
 }
 

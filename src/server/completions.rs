@@ -10,11 +10,21 @@ use super::answers::{Answers, Collected, Job, Part, Scored, Update, Usage};
 use super::app::{App, now};
 use super::chat::{finish_reason, logprob_json, usage_json};
 use super::failure::{Dialect, Failure, json_body};
+use super::forms;
 use super::json::{Fields, shown};
 use super::params::Common;
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
+use crate::generate::Options;
 use crate::model::Model;
+
+/// The text of a part: here, where nothing is parsed, all of them are.
+fn text_part(part: Part) -> Option<String> {
+    match part {
+        Part::Text(text) | Part::Broken(text) => Some(text),
+        Part::Reasoning(_) | Part::Call { .. } | Part::Arguments { .. } => None,
+    }
+}
 
 /// Most prompts of one request.
 const MAX_PROMPTS: usize = 128;
@@ -78,13 +88,19 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let prompts = prompts(&mut fields, "prompt")?;
     let top = fields.whole("logprobs", 0, 20)?;
     common.options.sampling.logprobs = top.map(|top| top as usize);
+    let format = forms::response_format(&mut fields)?;
     fields.only("echo", &[false.into()])?;
     fields.only("suffix", &["".into()])?;
     fields.finish()?;
     let places = app.places(prompts.len() * common.n)?;
-    let prompts =
-        app.apart(move |model| prompts.into_iter().map(|prompt| prompt.encode(model)).collect()).await?;
-    let job = Job { prompts, n: common.n, options: common.options };
+    let (prompts, constraint) = app
+        .apart(move |model| {
+            let constraint = format.map(|format| model.constraint(&format)).transpose()?;
+            let prompts = prompts.into_iter().map(|prompt| prompt.encode(model));
+            Ok((prompts.collect::<crate::Result<Vec<_>>>()?, constraint))
+        })
+        .await?;
+    let job = Job { prompts, n: common.n, options: Options { constraint, ..common.options }, parser: None };
     let answers = Answers::start(&app, &job, places, asked)?;
     let shape = Shape { id: app.id("cmpl-"), created: now(), logprobs: top.is_some(), app: Arc::clone(&app) };
     if common.stream {
@@ -163,7 +179,7 @@ impl Encoder for Chunks {
 
     fn update(&mut self, update: Update, out: &mut Events) {
         let tokens = update.token.as_slice();
-        let text: String = update.parts.into_iter().map(|Part::Text(text)| text).collect();
+        let text: String = update.parts.into_iter().filter_map(text_part).collect();
         if text.is_empty() && update.finish.is_none() && (!self.shape.logprobs || tokens.is_empty()) {
             return;
         }

@@ -108,11 +108,10 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            Error::Prompt(_) | Error::Template(_) | Error::Schema { .. } | Error::Grammar { .. } => {
-                Self::bad(message)
-            }
+            Error::Prompt(_) | Error::Template(_) => Self::bad(message),
             Error::ContextFull { .. } => Self::bad(message).with_code("context_length_exceeded"),
             Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
+            Error::Schema { .. } | Error::Grammar { .. } => Self::bad(message),
             // What can never fit; what does not fit now waits.
             Error::Memory { .. } => Self::bad(message),
             Error::Io { .. }

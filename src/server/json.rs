@@ -162,6 +162,11 @@ impl Fields {
         self.members.shift_remove(field).filter(|value| !value.is_null())
     }
 
+    /// A field that stays to be taken.
+    pub fn peek(&self, field: &str) -> Option<&Value> {
+        self.members.get(field).filter(|value| !value.is_null())
+    }
+
     fn typed<T>(
         &mut self,
         field: &str,

@@ -8,6 +8,7 @@ mod completions;
 mod connection;
 mod embeddings;
 mod failure;
+mod forms;
 mod guard;
 mod json;
 mod metrics;

@@ -65,7 +65,9 @@ impl Common {
             options.ignore(&["include_obfuscation"]);
             options.finish()?;
         }
-        let options = Options { max_tokens, sampling, stop, stop_tokens, ignore_eos, ..Options::default() };
+        let min_tokens = fields.whole("min_tokens", 0, MAX_TOKENS)?.unwrap_or(0) as usize;
+        let options =
+            Options { max_tokens, min_tokens, sampling, stop, stop_tokens, ignore_eos, ..Options::default() };
         Ok(Self { n, options, stream, usage })
     }
 }

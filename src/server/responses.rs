@@ -6,16 +6,17 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Collected, Finish, Job, Part, Scored, Update, Usage};
+use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
 use super::app::{App, now};
 use super::chat::token_json;
-use super::failure::{Dialect, Failure, json_body};
+use super::failure::{Failure, json_body};
+use super::forms;
 use super::json::{Fields, shown};
 use super::params::{self, IGNORED, text_of};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
-use crate::text::{Message, RenderOptions};
+use crate::text::{Chat, Message};
 
 /// The messages of `input`, a string or a list of items.
 fn input(fields: &mut Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
@@ -82,6 +83,10 @@ fn input_item(mut item: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
             result.extra.insert("tool_call_id".into(), id.into());
             out.push(result);
         }
+        Some("reasoning") => {
+            // What it thought in an earlier answer; templates that want it take it from the message that follows.
+            item.ignore(&["summary", "content", "encrypted_content"]);
+        }
         Some(other) => {
             let what = format!("items of type {} are not supported", crate::json::quote(other));
             return Err(item.wrong("type", what));
@@ -95,12 +100,11 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let mut fields = fields(&app, request).await?;
     app.check_model(fields.string("model")?.as_deref())?;
     let instructions = fields.string("instructions")?;
-    let mut messages = Vec::new();
-    messages.extend(instructions.as_ref().map(|text| Message::new("system", text.as_str())));
-    input(&mut fields, &mut messages)?;
+    let mut chat = Chat::default();
+    chat.messages.extend(instructions.as_ref().map(|text| Message::new("system", text.as_str())));
+    input(&mut fields, &mut chat.messages)?;
     let metadata = fields.object("metadata")?.map_or_else(Map::new, Fields::rest);
     fields.ignore(&IGNORED);
-    fields.ignore(&["parallel_tool_calls", "max_tool_calls"]);
     let max_tokens = params::max_tokens(&mut fields, &["max_output_tokens"])?;
     let mut sampling = params::sampling(&app, &mut fields)?;
     let top = fields.whole("top_logprobs", 0, 20)?;
@@ -114,24 +118,25 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         options.ignore(&["include_obfuscation"]);
         options.finish()?;
     }
-    if let Some(mut text) = fields.object("text")? {
-        text.only("format", &[json!({ "type": "text" })])?;
-        text.finish()?;
-    }
-    fields.only("tools", &[json!([])])?;
-    fields.only("tool_choice", &["auto".into(), "none".into()])?;
+    let echoed = ["tools", "tool_choice", "text"].map(|name| fields.peek(name).cloned());
+    let format = forms::text_format(&mut fields)?;
+    forms::response_tools(&mut fields, &mut chat)?;
     fields.only("truncation", &["disabled".into()])?;
     fields.only("background", &[false.into()])?;
     fields.only("reasoning", &[json!({})])?;
-    let extra = params::template_variables(&mut fields)?;
+    chat.variables = params::template_variables(&mut fields)?;
     fields.finish()?;
 
-    let render = RenderOptions { add_generation_prompt: true, extra, ..RenderOptions::default() };
+    let parallel = !chat.single_call;
     let places = app.places(1)?;
-    let prompt = app.apart(move |model| model.encode_chat_with(&messages, &render)).await?;
+    let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
+    let [tools, tool_choice, text] = echoed;
     let shape = Shape {
         id: app.id("resp_"),
-        message: app.id("msg_"),
+        tools: tools.unwrap_or_else(|| json!([])),
+        tool_choice: tool_choice.unwrap_or_else(|| "auto".into()),
+        text: text.unwrap_or_else(|| json!({ "format": { "type": "text" } })),
+        parallel,
         created: now(),
         instructions,
         max_tokens,
@@ -142,7 +147,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         app: Arc::clone(&app),
     };
     let options = Options { max_tokens, sampling, ..Options::default() };
-    let job = Job { prompts: vec![prompt], n: 1, options };
+    let job = Job::of_turn(&turn, 1, options);
     let answers = Answers::start(&app, &job, places, asked)?;
     if stream {
         return Ok(sse::stream(answers, Items::new(shape)));
@@ -166,8 +171,6 @@ fn include(fields: &mut Fields) -> Result<bool, Failure> {
 struct Shape {
     app: Arc<App>,
     id: String,
-    /// The id of the one message.
-    message: String,
     created: u64,
     instructions: Option<String>,
     max_tokens: Option<usize>,
@@ -175,20 +178,24 @@ struct Shape {
     temperature: f32,
     top_p: f32,
     logprobs: bool,
+    /// As they were given.
+    tools: Value,
+    tool_choice: Value,
+    text: Value,
+    parallel: bool,
 }
 
 impl Shape {
-    fn response(&self, finish: Option<&Finish>, output: Vec<Value>, usage: Option<Usage>) -> Value {
-        let (status, incomplete) = match finish {
-            None => ("in_progress", Value::Null),
-            Some(Finish::Stop(_)) => ("completed", Value::Null),
-            Some(Finish::Length) => ("incomplete", json!({ "reason": "max_output_tokens" })),
+    fn response(&self, finish: Option<&Finish>, output: &[Value], usage: Option<Usage>) -> Value {
+        let incomplete = match finish {
+            Some(Finish::Length) => json!({ "reason": "max_output_tokens" }),
+            _ => Value::Null,
         };
         json!({
             "id": self.id,
             "object": "response",
             "created_at": self.created,
-            "status": status,
+            "status": finish.map_or("in_progress", status),
             "background": false,
             "error": null,
             "incomplete_details": incomplete,
@@ -196,14 +203,14 @@ impl Shape {
             "max_output_tokens": self.max_tokens,
             "model": self.app.name,
             "output": output,
-            "parallel_tool_calls": true,
+            "parallel_tool_calls": self.parallel,
             "previous_response_id": null,
             "reasoning": { "effort": null, "summary": null },
             "store": false,
             "temperature": self.temperature,
-            "text": { "format": { "type": "text" } },
-            "tool_choice": "auto",
-            "tools": [],
+            "text": self.text,
+            "tool_choice": self.tool_choice,
+            "tools": self.tools,
             "top_p": self.top_p,
             "truncation": "disabled",
             "usage": usage.map(usage_json),
@@ -211,22 +218,23 @@ impl Shape {
         })
     }
 
-    fn part(&self, text: &str, tokens: &[Scored]) -> Value {
-        json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs(tokens) })
-    }
-
-    fn item(&self, status: &str, content: Vec<Value>) -> Value {
-        json!({
-            "id": self.message, "type": "message", "status": status, "role": "assistant", "content": content,
-        })
-    }
-
     fn whole(&self, texts: Vec<Collected>, usage: Usage) -> Value {
-        let finish = texts.first().map_or(Finish::Length, |text| text.finish.clone());
-        let item =
-            |text: Collected| self.item(status(&text.finish), vec![self.part(&text.text, &text.tokens)]);
-        let output = texts.into_iter().map(item).collect();
-        self.response(Some(&finish), output, Some(usage))
+        let mut output = Vec::new();
+        let mut finish = Finish::Length;
+        for text in texts {
+            finish = text.finish;
+            let last = status(&finish);
+            let mut items = Vec::new();
+            if !text.reasoning.is_empty() {
+                items.push(Item::Thoughts(text.reasoning));
+            }
+            if !text.text.is_empty() || text.calls.is_empty() {
+                items.push(Item::Text(text.text, text.tokens));
+            }
+            items.extend(text.calls.into_iter().map(Item::Call));
+            output.extend(items.iter().map(|item| item.json(self, &self.app.id(item.prefix()), last)));
+        }
+        self.response(Some(&finish), &output, Some(usage))
     }
 
     fn logprobs(&self, tokens: &[Scored]) -> Value {
@@ -245,7 +253,7 @@ impl Shape {
 
 fn status(finish: &Finish) -> &'static str {
     match finish {
-        Finish::Stop(_) => "completed",
+        Finish::Stop(_) | Finish::Calls => "completed",
         Finish::Length => "incomplete",
     }
 }
@@ -260,12 +268,65 @@ fn usage_json(usage: Usage) -> Value {
     })
 }
 
+/// One item of the output.
+#[derive(Debug)]
+enum Item {
+    Thoughts(String),
+    Text(String, Vec<Scored>),
+    Call(Call),
+}
+
+impl Item {
+    /// What the item's id begins with.
+    fn prefix(&self) -> &'static str {
+        match self {
+            Self::Thoughts(_) => "rs_",
+            Self::Text(..) => "msg_",
+            Self::Call(_) => "fc_",
+        }
+    }
+
+    /// The item as it is so far; one that has just begun has no content yet.
+    fn json(&self, shape: &Shape, id: &str, status: &str) -> Value {
+        let content = self
+            .part(shape)
+            .filter(|_| status != "in_progress")
+            .map_or_else(|| json!([]), |part| json!([part]));
+        match self {
+            Self::Thoughts(_) => {
+                json!({ "id": id, "type": "reasoning", "status": status, "summary": [], "content": content })
+            }
+            Self::Text(..) => {
+                json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
+            }
+            Self::Call(Call { id: call, name, arguments }) => json!({
+                "id": id, "type": "function_call", "status": status, "call_id": call, "name": name,
+                "arguments": arguments,
+            }),
+        }
+    }
+
+    /// Its one part of content; a call has none.
+    fn part(&self, shape: &Shape) -> Option<Value> {
+        match self {
+            Self::Thoughts(text) => Some(json!({ "type": "reasoning_text", "text": text })),
+            Self::Text(text, tokens) => {
+                let logprobs = shape.logprobs(tokens);
+                Some(json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs }))
+            }
+            Self::Call(_) => None,
+        }
+    }
+}
+
 /// A stream of items, each event with its number.
 struct Items {
     shape: Shape,
     number: u64,
-    text: String,
-    tokens: Vec<Scored>,
+    /// Items that are whole.
+    output: Vec<Value>,
+    /// The item that is being written, and its id.
+    open: Option<(Item, String)>,
     /// Tokens that no delta has shown yet.
     unshown: Vec<Scored>,
     finish: Finish,
@@ -273,8 +334,7 @@ struct Items {
 
 impl Items {
     fn new(shape: Shape) -> Self {
-        let (text, tokens, unshown) = (String::new(), Vec::new(), Vec::new());
-        Self { shape, number: 0, text, tokens, unshown, finish: Finish::Length }
+        Self { shape, number: 0, output: Vec::new(), open: None, unshown: Vec::new(), finish: Finish::Length }
     }
 
     /// Sends an event whose `type` is its name.
@@ -287,41 +347,105 @@ impl Items {
         out.named(name, &event);
     }
 
-    /// Sends an event about the text.
-    fn about_text(&mut self, name: &str, fields: Value, out: &mut Events) {
-        let mut place = json!({ "item_id": self.shape.message, "output_index": 0, "content_index": 0 });
+    /// Sends an event about the open item, or about its content.
+    fn about(&mut self, name: &str, content: bool, fields: Value, out: &mut Events) {
+        let id = self.open.as_ref().map(|(_, id)| id.as_str());
+        let mut place = json!({ "item_id": id, "output_index": self.output.len() });
+        if content {
+            place["content_index"] = 0.into();
+        }
         if let (Some(place), Value::Object(fields)) = (place.as_object_mut(), fields) {
             place.extend(fields);
         }
         self.send(name, place, out);
     }
+
+    /// Begins an item, after the one before it is whole.
+    fn begin_item(&mut self, item: Item, out: &mut Events) {
+        self.end_item("completed", out);
+        let id = self.shape.app.id(item.prefix());
+        let (shown, part) = (item.json(&self.shape, &id, "in_progress"), item.part(&self.shape));
+        self.open = Some((item, id));
+        let index = self.output.len();
+        self.send("response.output_item.added", json!({ "output_index": index, "item": shown }), out);
+        if let Some(part) = part {
+            self.about("response.content_part.added", true, json!({ "part": part }), out);
+        }
+    }
+
+    fn end_item(&mut self, status: &str, out: &mut Events) {
+        let Some((item, id)) = &mut self.open else { return };
+        if let Item::Text(_, tokens) = item {
+            tokens.append(&mut self.unshown);
+        }
+        let (shown, part) = (item.json(&self.shape, id, status), item.part(&self.shape));
+        let (name, done) = match item {
+            Item::Thoughts(text) => ("response.reasoning_text.done", json!({ "text": text })),
+            Item::Text(text, tokens) => {
+                let logprobs = self.shape.logprobs(tokens);
+                ("response.output_text.done", json!({ "text": text, "logprobs": logprobs }))
+            }
+            Item::Call(Call { name, arguments, .. }) => {
+                ("response.function_call_arguments.done", json!({ "name": name, "arguments": arguments }))
+            }
+        };
+        self.about(name, part.is_some(), done, out);
+        if let Some(part) = part {
+            self.about("response.content_part.done", true, json!({ "part": part }), out);
+        }
+        let index = self.output.len();
+        self.send("response.output_item.done", json!({ "output_index": index, "item": shown }), out);
+        self.output.push(shown);
+        self.open = None;
+    }
+
+    fn part(&mut self, part: Part, out: &mut Events) {
+        match part {
+            Part::Reasoning(text) => {
+                if !matches!(self.open, Some((Item::Thoughts(_), _))) {
+                    self.begin_item(Item::Thoughts(String::new()), out);
+                }
+                if let Some((Item::Thoughts(thoughts), _)) = &mut self.open {
+                    *thoughts += &text;
+                }
+                self.about("response.reasoning_text.delta", true, json!({ "delta": text }), out);
+            }
+            Part::Text(text) | Part::Broken(text) => {
+                if !matches!(self.open, Some((Item::Text(..), _))) {
+                    self.begin_item(Item::Text(String::new(), Vec::new()), out);
+                }
+                let unshown = std::mem::take(&mut self.unshown);
+                let delta = json!({ "delta": text, "logprobs": self.shape.logprobs(&unshown) });
+                if let Some((Item::Text(whole, tokens), _)) = &mut self.open {
+                    *whole += &text;
+                    tokens.extend(unshown);
+                }
+                self.about("response.output_text.delta", true, delta, out);
+            }
+            Part::Call { id, name, .. } => {
+                self.begin_item(Item::Call(Call { id, name, arguments: String::new() }), out);
+            }
+            Part::Arguments { text, .. } => {
+                if let Some((Item::Call(call), _)) = &mut self.open {
+                    call.arguments += &text;
+                }
+                self.about("response.function_call_arguments.delta", false, json!({ "delta": text }), out);
+            }
+        }
+    }
 }
 
 impl Encoder for Items {
     fn begin(&mut self, out: &mut Events) {
-        let response = self.shape.response(None, Vec::new(), None);
+        let response = self.shape.response(None, &[], None);
         self.send("response.created", json!({ "response": response }), out);
         self.send("response.in_progress", json!({ "response": response }), out);
-        let item = self.shape.item("in_progress", Vec::new());
-        self.send("response.output_item.added", json!({ "output_index": 0, "item": item }), out);
-        let part = self.shape.part("", &[]);
-        self.about_text("response.content_part.added", json!({ "part": part }), out);
     }
 
     fn update(&mut self, update: Update, out: &mut Events) {
-        if let Some(scored) = update.token.filter(|_| self.shape.logprobs) {
-            self.unshown.push(scored);
-        }
-        for Part::Text(text) in update.parts {
-            let unshown = std::mem::take(&mut self.unshown);
-            let logprobs = self.shape.logprobs(&unshown);
-            self.text += &text;
-            self.tokens.extend(unshown);
-            self.about_text(
-                "response.output_text.delta",
-                json!({ "delta": text, "logprobs": logprobs }),
-                out,
-            );
+        self.unshown.extend(update.token);
+        for part in update.parts {
+            self.part(part, out);
         }
         if let Some(finish) = update.finish {
             self.finish = finish;
@@ -329,32 +453,25 @@ impl Encoder for Items {
     }
 
     fn end(&mut self, usage: Usage, out: &mut Events) {
-        let unshown = std::mem::take(&mut self.unshown);
-        self.tokens.extend(unshown);
-        let logprobs = self.shape.logprobs(&self.tokens);
-        let done = json!({ "text": self.text, "logprobs": logprobs });
-        self.about_text("response.output_text.done", done, out);
-        let part = self.shape.part(&self.text, &self.tokens);
-        self.about_text("response.content_part.done", json!({ "part": part }), out);
-        let item = self.shape.item(status(&self.finish), vec![part]);
-        self.send("response.output_item.done", json!({ "output_index": 0, "item": item }), out);
-        let response = self.shape.response(Some(&self.finish), vec![item], Some(usage));
+        if self.open.is_none() && self.output.is_empty() {
+            // An answer of no text is a message of none.
+            self.begin_item(Item::Text(String::new(), Vec::new()), out);
+        }
+        self.end_item(status(&self.finish), out);
+        let response = self.shape.response(Some(&self.finish), &self.output, Some(usage));
         let name = match self.finish {
-            Finish::Stop(_) => "response.completed",
+            Finish::Stop(_) | Finish::Calls => "response.completed",
             Finish::Length => "response.incomplete",
         };
         self.send(name, json!({ "response": response }), out);
     }
 
     fn fail(&mut self, failure: &Failure, out: &mut Events) {
-        let error = failure.json(Dialect::OpenAi);
-        let error = json!({
-            "code": "server_error", "message": error["error"]["message"], "param": error["error"]["param"],
-        });
-        self.send("error", error.clone(), out);
-        let mut response = self.shape.response(None, Vec::new(), None);
+        let error = json!({ "code": "server_error", "message": failure.message, "param": failure.param });
+        self.send("error", error, out);
+        let mut response = self.shape.response(None, &[], None);
         response["status"] = "failed".into();
-        response["error"] = json!({ "code": "server_error", "message": error["message"] });
+        response["error"] = json!({ "code": "server_error", "message": failure.message });
         self.send("response.failed", json!({ "response": response }), out);
     }
 }
