@@ -9,7 +9,7 @@ from typing import Literal
 import anthropic
 import noise
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from support import KEY, QUESTION, Async, Server
 
 PROPERTIES = {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}}
@@ -20,6 +20,8 @@ TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "functi
 
 
 class Cat(BaseModel):
+    # Where more keys are allowed, a model that tells stories makes up keys until its tokens are used up.
+    model_config = ConfigDict(extra="forbid")
     colour: Literal["black", "white"]
     asleep: bool
 
