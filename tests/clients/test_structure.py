@@ -62,7 +62,9 @@ def is_weather(arguments):
 
 class Formats(unittest.TestCase):
     def test_a_schema(self):
-        answer = client(stories).chat.completions.parse(model="stories", messages=QUESTION, response_format=Cat)
+        answer = client(stories).chat.completions.parse(
+            model="stories", messages=QUESTION, response_format=Cat, temperature=0
+        )
         self.assertIsInstance(answer.choices[0].message.parsed, Cat)
         self.assertEqual(answer.choices[0].finish_reason, "stop")
         form = {"type": "json_schema", "json_schema": {"name": "cat", "schema": Cat.model_json_schema()}}
@@ -87,10 +89,14 @@ class Formats(unittest.TestCase):
 
     def test_in_the_other_apis(self):
         schema = {"type": "json_schema", "name": "cat", "schema": Cat.model_json_schema(), "strict": True}
-        answer = client(stories).responses.create(model="stories", input="Once upon a time", text={"format": schema})
+        answer = client(stories).responses.create(
+            model="stories", input="Once upon a time", text={"format": schema}, temperature=0
+        )
         Cat.model_validate_json(answer.output_text)
         config = {"format": {"type": "json_schema", "schema": Cat.model_json_schema()}}
-        answer = claude(stories).messages.create(model="stories", max_tokens=99, messages=QUESTION, output_config=config)
+        answer = claude(stories).messages.create(
+            model="stories", max_tokens=99, messages=QUESTION, output_config=config, temperature=0
+        )
         Cat.model_validate_json(answer.content[0].text)
 
     def test_what_cannot_be_enforced_is_refused(self):
