@@ -1,6 +1,8 @@
 //! What is known of fallbacks: counters that outlive a request, and the test-only hook that makes ops fail.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "fault-injection")]
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -53,33 +55,59 @@ impl FallbackReport {
     }
 }
 
-/// Faults that a test injects: the k-th call of an op fails, or the k-th evaluation. Without the feature
-/// `fault-injection` there is nothing to set, and asking costs nothing.
-#[derive(Debug, Default)]
+/// Faults that a test injects: the k-th call of an op fails or panics, or the k-th evaluation fails. Clones share one plan, so
+/// that a test can change it while a model runs. Without the feature `fault-injection` there is nothing to set, and asking
+/// costs nothing.
+#[derive(Debug, Clone, Default)]
 pub struct Faults {
     #[cfg(feature = "fault-injection")]
-    plan: Mutex<Plan>,
+    plan: Arc<Mutex<Plan>>,
 }
 
 #[cfg(feature = "fault-injection")]
 #[derive(Debug, Default)]
 struct Plan {
-    /// The op, its calls until the fault, and how many calls fail from there.
-    op: Option<(OpKind, u64, u64)>,
-    /// Evaluations until the fault, and how many fail from there.
-    evaluation: Option<(u64, u64)>,
+    /// The op whose calls fail, and which.
+    op: Option<(OpKind, Window)>,
+    /// The op whose calls panic, and which.
+    panic: Option<(OpKind, Window)>,
+    /// Which evaluations fail.
+    evaluation: Option<Window>,
+}
+
+/// Calls that are left alone, and how many are hit from there.
+#[cfg(feature = "fault-injection")]
+#[derive(Debug)]
+struct Window {
+    before: u64,
+    left: u64,
 }
 
 #[cfg(feature = "fault-injection")]
 impl Faults {
     /// The `k`-th call (from 0) of `op` fails, and `count - 1` calls after it.
     pub fn op(op: OpKind, k: u64, count: u64) -> Self {
-        Self { plan: Mutex::new(Plan { op: Some((op, k, count)), evaluation: None }) }
+        Self::of(Plan { op: Some((op, Window { before: k, left: count })), ..Plan::default() })
+    }
+
+    /// The `k`-th call (from 0) of `op` panics, and `count - 1` calls after it.
+    pub fn panic(op: OpKind, k: u64, count: u64) -> Self {
+        Self::of(Plan { panic: Some((op, Window { before: k, left: count })), ..Plan::default() })
     }
 
     /// The `k`-th evaluation (from 0) fails, and `count - 1` after it.
     pub fn evaluation_at(k: u64, count: u64) -> Self {
-        Self { plan: Mutex::new(Plan { op: None, evaluation: Some((k, count)) }) }
+        Self::of(Plan { evaluation: Some(Window { before: k, left: count }), ..Plan::default() })
+    }
+
+    fn of(plan: Plan) -> Self {
+        Self { plan: Arc::new(Mutex::new(plan)) }
+    }
+
+    /// Puts the plan of `other` in the place of this one, counted from here on.
+    pub fn replace(&self, other: &Self) {
+        let plan = std::mem::take(&mut *other.plan.lock());
+        *self.plan.lock() = plan;
     }
 }
 
@@ -87,10 +115,15 @@ impl Faults {
     /// Why this call of `op` is to fail, if it is.
     pub(super) fn call(&self, op: OpKind) -> Option<String> {
         #[cfg(feature = "fault-injection")]
-        if let Some((kind, before, left)) = &mut self.plan.lock().op
-            && *kind == op
         {
-            return tick(before, left);
+            let mut plan = self.plan.lock();
+            if hit(&mut plan.panic, op) {
+                drop(plan);
+                panic!("injected panic in {op}");
+            }
+            if hit(&mut plan.op, op) {
+                return Some(INJECTED.to_owned());
+            }
         }
         let _ = op;
         None
@@ -100,22 +133,31 @@ impl Faults {
     #[cfg_attr(not(has_mlx), expect(dead_code, reason = "only MLX evaluates lazily"))]
     pub(super) fn evaluation(&self) -> Option<String> {
         #[cfg(feature = "fault-injection")]
-        if let Some((before, left)) = &mut self.plan.lock().evaluation {
-            return tick(before, left);
+        if self.plan.lock().evaluation.as_mut().is_some_and(Window::tick) {
+            return Some(INJECTED.to_owned());
         }
         None
     }
 }
 
 #[cfg(feature = "fault-injection")]
-fn tick(before: &mut u64, left: &mut u64) -> Option<String> {
-    if *before > 0 {
-        *before -= 1;
-        return None;
+const INJECTED: &str = "injected fault";
+
+#[cfg(feature = "fault-injection")]
+fn hit(fault: &mut Option<(OpKind, Window)>, op: OpKind) -> bool {
+    fault.as_mut().filter(|(kind, _)| *kind == op).is_some_and(|(_, window)| window.tick())
+}
+
+#[cfg(feature = "fault-injection")]
+impl Window {
+    /// Whether the next call is hit.
+    fn tick(&mut self) -> bool {
+        if self.before > 0 {
+            self.before -= 1;
+            return false;
+        }
+        let hit = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        hit
     }
-    if *left == 0 {
-        return None;
-    }
-    *left -= 1;
-    Some("injected fault".to_owned())
 }

@@ -322,3 +322,47 @@ impl Engine {
 pub(crate) fn receive<T>(answers: &Receiver<T>) -> Result<T> {
     answers.recv().map_err(|_| Error::Engine("it ended without an answer".into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Model, Options};
+
+    /// The tokens of a sequence whose sink panics at its token number `bad`, and how it ended.
+    fn run(model: &Model, prompt: &str, bad: Option<usize>) -> impl FnOnce() -> (Vec<u32>, Option<Error>) {
+        let (sender, events) = channel();
+        let mut tokens = 0;
+        let sink = Sink::new(move |event| {
+            tokens += usize::from(matches!(event, Event::Token { .. }));
+            assert!(bad != Some(tokens) || !matches!(event, Event::Token { .. }), "no more");
+            sender.send(event).is_ok()
+        });
+        let prompt = model.tokenizer().unwrap().encode(prompt).unwrap();
+        let options = Options { max_tokens: Some(20), ..Options::default() };
+        let running = model.start(prompt, &options, sink).unwrap();
+        move || {
+            let (mut tokens, mut error) = (Vec::new(), None);
+            for event in events {
+                match event {
+                    Event::Token { token, .. } => tokens.push(token),
+                    Event::Finished { .. } => {}
+                    Event::Failed(failed) => error = Some(failed),
+                }
+            }
+            drop(running);
+            (tokens, error)
+        }
+    }
+
+    #[test]
+    fn a_panic_while_a_token_is_chosen_ends_its_sequence_alone() {
+        let model = Model::builtin().unwrap();
+        let (wanted, none) = run(&model, "Once upon a time", None)();
+        assert!(wanted.len() == 20 && none.is_none());
+        let (good, bad) = (run(&model, "Once upon a time", None), run(&model, "One day", Some(5)));
+        let (tokens, error) = bad();
+        assert_eq!(tokens.len(), 4);
+        assert_eq!(error.unwrap().to_string(), "engine: choosing a token panicked: no more");
+        assert_eq!(good().0, wanted);
+    }
+}

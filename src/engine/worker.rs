@@ -41,6 +41,9 @@ struct Sequence {
     stats: Stats,
     started: Instant,
     first_token: Option<Instant>,
+    /// Whether it was in a step that failed with others in it: it is computed anew by itself, so that only the one at fault
+    /// ends.
+    apart: bool,
     ended: bool,
 }
 
@@ -70,9 +73,14 @@ impl Sequence {
         self.guide.as_mut().is_none_or(|guide| guide.wait(deadline))
     }
 
-    /// Chooses the next token from its logits `[V]`.
+    /// Chooses the next token from its logits `[V]`; a panic ends this sequence alone.
     fn choose(&mut self, logits: &[f32], context: usize) {
-        let result = self.sample(logits).and_then(|sampled| self.accept(sampled, context));
+        let choose = || self.sample(logits).and_then(|sampled| self.accept(sampled, context));
+        let result = catch_unwind(AssertUnwindSafe(choose)).unwrap_or_else(|panic| {
+            let what = panic_text(&*panic);
+            tracing::error!(what, "choosing a token panicked");
+            Err(Error::Engine(format!("choosing a token panicked: {what}")))
+        });
         if let Err(error) = result {
             self.fail(error);
         }
@@ -147,6 +155,8 @@ pub(super) struct Worker {
     kept: VecDeque<SequenceState>,
     /// The next step, where it was started ahead.
     started: Option<InFlight>,
+    /// The sequences of the step that runs.
+    stepping: Vec<usize>,
     gauges: Arc<Gauges>,
     masks: MaskPool,
 }
@@ -169,6 +179,7 @@ impl Worker {
             states: Vec::new(),
             kept: VecDeque::new(),
             started: None,
+            stepping: Vec::new(),
             gauges,
             masks: MaskPool::default(),
         }
@@ -177,7 +188,7 @@ impl Worker {
     /// Runs until every engine handle is gone.
     pub(super) fn run(mut self) {
         while self.receive() {
-            self.admit();
+            self.guarded_admit();
             self.cancel();
             self.settle();
             if self.sequences.iter().any(|s| s.held.is_none()) {
@@ -216,6 +227,13 @@ impl Worker {
                     let _ = catch_unwind(AssertUnwindSafe(|| work(&self.runtime)));
                 }
             }
+        }
+    }
+
+    /// Admits; a panic ends the request that was being admitted, whose channel closes.
+    fn guarded_admit(&mut self) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.admit())) {
+            tracing::error!(what = panic_text(&*panic), "a request panicked before its first step");
         }
     }
 
@@ -273,6 +291,7 @@ impl Worker {
                 stats,
                 started: Instant::now(),
                 first_token: None,
+                apart: false,
                 ended: false,
                 request,
             });
@@ -351,17 +370,32 @@ impl Worker {
         self.retire();
     }
 
-    /// A step whose panic ends the sequences that it ran, and nothing else.
+    /// A step whose panic ends at most the sequences that it ran.
     fn guarded_step(&mut self) {
         let result = catch_unwind(AssertUnwindSafe(|| self.step()));
+        let stepping = std::mem::take(&mut self.stepping);
         if let Err(panic) = result {
             let what = panic_text(&*panic);
             tracing::error!(what, "a step panicked");
             self.started = None;
-            for (sequence, state) in self.sequences.iter_mut().zip(&mut self.states) {
-                state.history.clear();
-                sequence.fail(Error::Engine(format!("a step panicked: {what}")));
-            }
+            self.blame(&stepping, Error::Engine(format!("a step panicked: {what}")));
+        }
+    }
+
+    /// Ends the sequence of a step that failed. Of several nobody knows which one it was: each is computed anew by itself, and
+    /// ends if it fails then.
+    fn blame(&mut self, sequences: &[usize], error: Error) {
+        if let &[sequence] = sequences {
+            self.states[sequence].history.clear();
+            self.sequences[sequence].fail(error);
+            return;
+        }
+        for &sequence in sequences {
+            let (state, sequence) = (&mut self.states[sequence], &mut self.sequences[sequence]);
+            *state = self.runtime.sequence(sequence.request.prompt.len());
+            sequence.apart = true;
+            sequence.cached = 0;
+            sequence.request.cached.store(0, Ordering::Relaxed);
         }
     }
 
@@ -369,9 +403,13 @@ impl Worker {
     /// is built on the greedy choice of this one, where every sequence chooses greedily.
     fn step(&mut self) {
         let current = match self.started.take() {
-            Some(started) => started,
+            Some(started) => {
+                self.stepping = started.batch.runs.iter().map(|run| run.sequence).collect();
+                started
+            }
             None => {
                 let (batch, rows) = self.planned();
+                self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 match self.runtime.launch(&batch, &mut self.states, false) {
                     Ok(launched) => InFlight { batch, rows, launched },
                     Err(error) => {
@@ -401,8 +439,16 @@ impl Worker {
 
     /// The next step by the scheduler: its batch, and the sequence of each row of logits.
     fn planned(&self) -> (Batch, Vec<usize>) {
+        let apart = self.sequences.iter().position(|s| s.apart);
         let waiting: Vec<Waiting> = (self.sequences.iter().enumerate())
-            .map(|(sequence, s)| Waiting { sequence, tokens: s.tokens.len() - s.cached })
+            .map(|(sequence, s)| Waiting {
+                sequence,
+                tokens: if apart.is_none_or(|apart| apart == sequence) {
+                    s.tokens.len() - s.cached
+                } else {
+                    0
+                },
+            })
             .collect();
         let (mut tokens, mut runs, mut outputs, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for Waiting { sequence, tokens: len } in plan(&self.options, &waiting) {
@@ -487,13 +533,8 @@ impl Worker {
         let logits = match logits {
             Ok(logits) => logits,
             Err(error) => {
-                let what = error.to_string();
-                let mut first = Some(error);
-                for run in &batch.runs {
-                    let error = first.take().unwrap_or_else(|| Error::Engine(what.clone()));
-                    self.sequences[run.sequence].fail(error);
-                }
-                return;
+                let sequences: Vec<usize> = batch.runs.iter().map(|run| run.sequence).collect();
+                return self.blame(&sequences, error);
             }
         };
         for run in &batch.runs {
@@ -504,6 +545,7 @@ impl Worker {
         let deadline = Instant::now() + MASK_GRACE;
         for (row, &sequence) in rows.iter().enumerate() {
             let sequence = &mut self.sequences[sequence];
+            sequence.apart = false;
             if sequence.wait(deadline) {
                 sequence.choose(logits.row(row), self.options.context);
             } else {

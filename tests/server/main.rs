@@ -4,6 +4,8 @@
 
 mod answers;
 mod ends;
+#[cfg(feature = "fault-injection")]
+mod faults;
 mod guards;
 mod hostile;
 mod limits;

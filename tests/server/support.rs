@@ -9,16 +9,30 @@ use serde_json::{Value, json};
 
 #[path = "../support/noise.rs"]
 #[allow(dead_code, reason = "other tests need the rest")]
-mod noise;
+pub mod noise;
 pub use noise::Noise;
 
 /// How long anything may take on a machine that has other things to do.
 pub const LONG: Duration = Duration::from_secs(60);
 
+/// A client of a server, which sends each request on a connection of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    pub address: SocketAddr,
+}
+
 /// A running server; killed when dropped.
 pub struct Server {
     pub child: Child,
-    pub address: SocketAddr,
+    pub client: Client,
+}
+
+impl std::ops::Deref for Server {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl Server {
@@ -43,7 +57,7 @@ impl Server {
         };
         // Whatever else it says is read, so that it never waits for a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
+        Self { child, client: Client { address } }
     }
 
     /// A model that generates until it is told to stop.
@@ -51,6 +65,25 @@ impl Server {
         Self::start(&[&[noise.path(), "--ctx", "150000"], args].concat())
     }
 
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// The exit code, once it has ended.
+    pub fn ended(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(start.elapsed() < LONG, "the server does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Client {
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
@@ -97,23 +130,6 @@ impl Server {
         let start = Instant::now();
         while !wanted(self.metric(name)) {
             assert!(start.elapsed() < LONG, "{name} stays {}", self.metric(name));
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    pub fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-    }
-
-    /// The exit code, once it has ended.
-    pub fn ended(&mut self) -> Option<i32> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(start.elapsed() < LONG, "the server does not end");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -216,6 +232,21 @@ impl Answer {
         assert_eq!(self.header("content-type"), Some("text/event-stream"), "{}", self.text());
         events(&self.text())
     }
+}
+
+/// The names and the data of a stream of events that have both.
+#[track_caller]
+pub fn named_events(answer: &Answer) -> Vec<(String, Value)> {
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"), "{}", answer.text());
+    let text = answer.text();
+    let blocks = text.split("\n\n").filter(|block| !block.is_empty());
+    let pair = |block: &str| {
+        let (name, data) = block.split_once('\n').unwrap_or_else(|| panic!("{block:?} in {text}"));
+        let name = name.strip_prefix("event: ").unwrap_or_else(|| panic!("{block:?} in {text}"));
+        let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("{block:?} in {text}"));
+        (name.to_owned(), serde_json::from_str(data).unwrap())
+    };
+    blocks.map(pair).collect()
 }
 
 pub fn events(text: &str) -> Vec<String> {

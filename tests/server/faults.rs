@@ -1,0 +1,260 @@
+//! A step that panics, ops and evaluations that fail in mid-stream: whom it concerns gets an error or goes on on the CPU, the
+//! others go on, and the server answers the next one. The server runs in this process, where faults can be injected.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::thread::JoinHandle;
+
+use backstop::backend::Faults;
+use backstop::backend::ops::OpKind;
+use backstop::backend::select::BackendRequest;
+use backstop::server::{self, Listener};
+use backstop::{LoadOptions, Model, ModelFiles};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::support::{Answer, Client, Noise, chat, expected, named_events, with};
+
+/// A server in this process, and the faults of its model.
+struct Faulty {
+    client: Client,
+    faults: Faults,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::ops::Deref for Faulty {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Faulty {
+    fn start(files: ModelFiles, load: LoadOptions) -> Self {
+        let faults = load.faults.clone();
+        let options = server::Options { port: 0, ..server::Options::default() };
+        let listener = Listener::bind(&options).unwrap();
+        let client = Client { address: listener.address() };
+        let model = Model::load_with(files, load).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serve = move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            runtime.unwrap().block_on(server::serve(listener, model, options, stopped)).unwrap();
+        };
+        let thread = std::thread::spawn(serve);
+        Self { client, faults, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn builtin(faults: Faults) -> Self {
+        let backend = BackendRequest::Cpu;
+        Self::start(ModelFiles::builtin().unwrap(), LoadOptions { backend, faults, ..LoadOptions::default() })
+    }
+
+    /// The next request is answered, and the engine is well.
+    #[track_caller]
+    fn lives_on(&self) {
+        assert_eq!(self.get("/health").ok()["status"], "ok");
+        let next = self.post("/v1/chat/completions", &chat(json!({ "max_tokens": 12 }))).ok();
+        assert_eq!(next["choices"][0]["message"]["content"], expected(12));
+        for name in ["backstop_sequences_running", "backstop_sequences_queued"] {
+            self.wait_for(name, |count| count == 0.0);
+        }
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        self.stop.take();
+        let ended = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            ended.unwrap().unwrap();
+        }
+    }
+}
+
+const PANIC: &str = "engine: a step panicked: injected panic in embedding";
+
+/// Steps before the fault: the prompt's, and those of five tokens.
+const EARLIER: u64 = 6;
+
+/// A panic and an error, and what is said of each.
+const FAULTS: [(fn() -> Faults, &str); 2] = [
+    (|| Faults::panic(OpKind::Embedding, EARLIER, 1), PANIC),
+    (|| Faults::op(OpKind::Embedding, EARLIER, 1), "embedding failed on cpu: injected fault"),
+];
+
+fn openai_error(message: &str) -> Value {
+    json!({ "error": { "message": message, "type": "server_error", "param": null, "code": null } })
+}
+
+#[test]
+fn a_step_that_fails_is_an_error_event_of_a_chat_and_of_a_completion() {
+    for (fault, message) in FAULTS {
+        let server = Faulty::builtin(Faults::default());
+        let completion = json!({ "prompt": "Once upon a time", "temperature": 0 });
+        for (path, body) in [("/v1/chat/completions", chat(json!({}))), ("/v1/completions", completion)] {
+            server.faults.replace(&fault());
+            let body = with(body, json!({ "max_tokens": 12, "stream": true }));
+            let events = server.post(path, &body).events();
+            let events: Vec<Value> = events.iter().map(|data| serde_json::from_str(data).unwrap()).collect();
+            let (last, before) = events.split_last().unwrap();
+            assert_eq!(*last, openai_error(message), "{path}");
+            let text: String = before
+                .iter()
+                .map(|event| &event["choices"][0])
+                .filter_map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()))
+                .collect();
+            assert!(!text.is_empty() && expected(12).starts_with(&text), "{path}: {text}");
+            server.lives_on();
+            server.faults.replace(&fault());
+            let whole = server.post(path, &with(body, json!({ "stream": false })));
+            assert_eq!((whole.refusal(500), whole.json()), (message.to_owned(), openai_error(message)));
+            server.lives_on();
+        }
+    }
+}
+
+#[test]
+fn a_step_that_fails_is_an_error_event_of_a_message() {
+    for (fault, message) in FAULTS {
+        let server = Faulty::builtin(fault());
+        let body = chat(json!({ "max_tokens": 12, "stream": true }));
+        let events = named_events(&server.post("/v1/messages", &body));
+        let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names[..4], ["message_start", "ping", "content_block_start", "content_block_delta"]);
+        let error = json!({ "type": "error", "error": { "type": "api_error", "message": message } });
+        assert_eq!(events.last().unwrap(), &("error".to_owned(), error));
+        assert!(names[4..names.len() - 1].iter().all(|name| *name == "content_block_delta"), "{names:?}");
+        server.lives_on();
+        server.faults.replace(&fault());
+        let whole = server.post("/v1/messages", &with(body, json!({ "stream": false })));
+        assert_eq!(whole.refusal(500), message);
+        assert_eq!(whole.json()["error"]["type"], "api_error");
+        server.lives_on();
+    }
+}
+
+#[test]
+fn a_step_that_fails_is_a_failed_response() {
+    for (fault, message) in FAULTS {
+        let server = Faulty::builtin(fault());
+        let body =
+            json!({ "input": "Once upon a time", "temperature": 0, "max_output_tokens": 12, "stream": true });
+        let events = named_events(&server.post("/v1/responses", &body));
+        let [.., (_, delta), (error, told), (failed, last)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(delta["type"], "response.output_text.delta");
+        assert_eq!((error.as_str(), failed.as_str()), ("error", "response.failed"));
+        let number = |event: &Value| event["sequence_number"].as_u64().unwrap();
+        assert_eq!((number(told), number(last)), (number(delta) + 1, number(delta) + 2));
+        assert_eq!((&told["code"], &told["message"]), (&json!("server_error"), &json!(message)));
+        let error = json!({ "code": "server_error", "message": message });
+        assert_eq!((&last["response"]["status"], &last["response"]["error"]), (&json!("failed"), &error));
+        server.lives_on();
+    }
+}
+
+/// A stream that has begun, and what has come of it.
+struct Begun(TcpStream, Vec<u8>);
+
+impl Begun {
+    fn new(server: &Client, path: &str, body: &Value) -> Self {
+        let mut begun = Self(server.begin(path, body), Vec::new());
+        let mut bytes = [0; 4096];
+        while begun.1.windows(6).filter(|six| six == b"data: ").count() < 3 {
+            let count = begun.0.read(&mut bytes).unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&begun.1));
+            begun.1.extend_from_slice(&bytes[..count]);
+        }
+        begun
+    }
+
+    /// The text to the end of the stream, and the error that it ended with.
+    fn end(mut self) -> (String, Option<Value>) {
+        self.0.read_to_end(&mut self.1).unwrap();
+        let (mut text, mut error) = (String::new(), None);
+        for data in Answer::parse(&self.1).events() {
+            let Ok(event) = serde_json::from_str::<Value>(&data) else { continue };
+            text += event["choices"][0]["text"].as_str().unwrap_or_default();
+            error = event.get("error").cloned().or(error);
+        }
+        (text, error)
+    }
+}
+
+#[test]
+fn a_step_that_panics_ends_the_sequence_at_fault_and_the_others_go_on() {
+    let noise = Noise::new();
+    let files = ModelFiles::open(noise.0.path()).unwrap();
+    let backend = BackendRequest::Cpu;
+    let server = Faulty::start(files, LoadOptions { backend, ..LoadOptions::default() });
+    let body = |prompt: &str| json!({ "prompt": prompt, "max_tokens": 1000, "temperature": 0.7, "seed": 1 });
+    let stream = |prompt: &str| with(body(prompt), json!({ "stream": true }));
+    let prompts = ["hello", "world", "hello world"];
+    let wanted = prompts.map(|prompt| {
+        server.post("/v1/completions", &body(prompt)).ok()["choices"][0]["text"].as_str().unwrap().to_owned()
+    });
+    // Of the step of three, nobody knows whose fault it is; nobody's, where none of them panics again.
+    for (panics, ended) in [(1, 0), (2, 1), (3, 2)] {
+        let begun = prompts.map(|prompt| Begun::new(&server, "/v1/completions", &stream(prompt)));
+        server.wait_for("backstop_sequences_running", |running| running == 3.0);
+        server.faults.replace(&Faults::panic(OpKind::Embedding, 0, panics));
+        let mut failed = 0;
+        for (begun, wanted) in begun.into_iter().zip(&wanted) {
+            match begun.end() {
+                (text, None) => assert_eq!(text, *wanted),
+                (text, Some(error)) => {
+                    assert!(wanted.starts_with(&text));
+                    assert_eq!(error, openai_error(PANIC)["error"]);
+                    failed += 1;
+                }
+            }
+        }
+        assert_eq!(failed, ended, "{panics} panics");
+        server.wait_for("backstop_sequences_running", |running| running == 0.0);
+        assert_eq!(server.get("/health").ok()["status"], "ok");
+    }
+}
+
+#[test]
+fn what_fails_on_mlx_in_mid_stream_goes_on_on_the_cpu() {
+    if !cfg!(any(feature = "mlx", all(target_os = "macos", target_arch = "aarch64"))) {
+        println!("skipped: this build has no MLX (cargo xtask test has)");
+        return;
+    }
+    let files = || ModelFiles::builtin().unwrap();
+    let faulty = |faults| {
+        let backend = BackendRequest::Mlx;
+        Faulty::start(files(), LoadOptions { backend, faults, ..LoadOptions::default() })
+    };
+    let cases = [
+        (
+            Faults::op(OpKind::Attention, 40, 1),
+            "backstop_fallbacks_total{op=\"attention\",reason=\"injected fault\"} 1",
+            "backstop_replays_total{",
+        ),
+        (
+            Faults::evaluation_at(9, 1),
+            "backstop_replays_total{reason=\"eval failed on mlx: injected fault\"} 1",
+            "backstop_fallbacks_total{",
+        ),
+    ];
+    let body = |prompt: &str| json!({ "prompt": prompt, "max_tokens": 24, "temperature": 0, "stream": true });
+    for (fault, counted, absent) in cases {
+        let server = faulty(Faults::default());
+        let prompts = ["Once upon a time", "One day"];
+        let alone = prompts.map(|prompt| Begun::new(&server, "/v1/completions", &body(prompt)).end());
+        assert_eq!(alone[0], (expected(24), None));
+        server.faults.replace(&fault);
+        let begun = prompts.map(|prompt| Begun::new(&server, "/v1/completions", &body(prompt)));
+        assert_eq!(begun.map(Begun::end), alone);
+        let metrics = server.get("/metrics").text();
+        assert!(metrics.lines().any(|line| line == counted), "{counted}\n{metrics}");
+        assert!(!metrics.lines().any(|line| line.starts_with(absent)), "{absent}\n{metrics}");
+        server.lives_on();
+    }
+}
