@@ -1,9 +1,10 @@
-//! JSON files of a model, read strictly: duplicate keys (escaped twins too), NaN, nesting bombs and floods of values
-//! are refused before they cost anything.
+//! JSON read strictly: duplicate keys (escaped twins too), NaN, nesting bombs and floods of values are refused before they
+//! cost anything. One reader for the files of a model and the bodies of requests, which differ in limits and values.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -12,10 +13,49 @@ use crate::error::{Error, Result};
 
 /// Bytes of the largest JSON file that is read.
 pub(crate) const MAX_FILE: u64 = 64 << 20;
-/// Deepest nesting; `config.json` uses three levels.
-const MAX_DEPTH: usize = 32;
-/// Values in one file: the index of the largest published model has 92,000. At 112 bytes each they stay below 32 MiB.
-const MAX_VALUES: usize = 1 << 18;
+/// `config.json` nests three levels deep; the index of the largest published model has 92,000 values, which at 112 bytes each
+/// stay below 32 MiB.
+const LIMITS: Limits = Limits { depth: 32, values: 1 << 18 };
+
+/// What a text may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Deepest nesting.
+    pub depth: usize,
+    /// Values, those within others counted.
+    pub values: usize,
+}
+
+/// A value that JSON is read into.
+pub(crate) trait Json: Sized {
+    /// The members of an object.
+    type Members: Default;
+
+    fn null() -> Self;
+    fn bool(b: bool) -> Self;
+    fn unsigned(n: u64) -> Self;
+    /// Negative integers only.
+    fn negative(n: i64) -> Self;
+    /// Finite.
+    fn float(x: f64) -> Self;
+    fn string(s: String) -> Self;
+    fn array(items: Vec<Self>) -> Self;
+    fn object(members: Self::Members) -> Self;
+    fn has(members: &Self::Members, key: &str) -> bool;
+    fn insert(members: &mut Self::Members, key: String, value: Self);
+}
+
+/// Reads the one value of a text within limits.
+///
+/// # Errors
+/// What is no JSON, a key given twice (escaped twins too), numbers out of range, and what is beyond the limits.
+pub(crate) fn strict<V: Json>(text: &str, limits: Limits) -> serde_json::Result<V> {
+    let mut left = limits.values;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = Seed { depth: 0, left: &mut left, limits, made: PhantomData }.deserialize(&mut json)?;
+    json.end()?;
+    Ok(value)
+}
 
 /// The members of an object, in key order.
 pub(crate) type Object = BTreeMap<String, Value>;
@@ -32,6 +72,50 @@ pub(crate) enum Value {
     String(String),
     Array(Vec<Value>),
     Object(Object),
+}
+
+impl Json for Value {
+    type Members = Object;
+
+    fn null() -> Self {
+        Self::Null
+    }
+
+    fn bool(b: bool) -> Self {
+        Self::Bool(b)
+    }
+
+    fn unsigned(n: u64) -> Self {
+        Self::UInt(n)
+    }
+
+    fn negative(n: i64) -> Self {
+        Self::Int(n)
+    }
+
+    fn float(x: f64) -> Self {
+        Self::Float(x)
+    }
+
+    fn string(s: String) -> Self {
+        Self::String(s)
+    }
+
+    fn array(items: Vec<Self>) -> Self {
+        Self::Array(items)
+    }
+
+    fn object(members: Object) -> Self {
+        Self::Object(members)
+    }
+
+    fn has(members: &Object, key: &str) -> bool {
+        members.contains_key(key)
+    }
+
+    fn insert(members: &mut Object, key: String, value: Self) {
+        members.insert(key, value);
+    }
 }
 
 impl fmt::Display for Value {
@@ -84,99 +168,95 @@ fn check_len(path: &Path, len: u64) -> Result<()> {
 pub(crate) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Object> {
     check_len(path, bytes.len() as u64)?;
     let text = std::str::from_utf8(bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
-    let mut left = MAX_VALUES;
-    let mut json = serde_json::Deserializer::from_str(text);
-    let value = Seed { depth: 0, left: &mut left }
-        .deserialize(&mut json)
-        .and_then(|value| json.end().map(|()| value))
-        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
+    let value = strict(text, LIMITS).map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
     match value {
         Value::Object(members) => Ok(members),
         other => Err(Error::format(path, format!("outermost value is {other}, expected an object"))),
     }
 }
 
-struct Seed<'a> {
+struct Seed<'a, V> {
     depth: usize,
     left: &'a mut usize,
+    limits: Limits,
+    made: PhantomData<V>,
 }
 
-impl Seed<'_> {
-    fn inner(&mut self) -> Seed<'_> {
-        Seed { depth: self.depth + 1, left: self.left }
+impl<V> Seed<'_, V> {
+    fn inner(&mut self) -> Seed<'_, V> {
+        Seed { depth: self.depth + 1, left: self.left, limits: self.limits, made: PhantomData }
     }
 
     fn enter<E: de::Error>(&self) -> Result<(), E> {
-        if self.depth >= MAX_DEPTH {
-            return Err(E::custom(format_args!("nesting deeper than {MAX_DEPTH}")));
+        if self.depth >= self.limits.depth {
+            return Err(E::custom(format_args!("nesting deeper than {}", self.limits.depth)));
         }
         Ok(())
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Seed<'_> {
-    type Value = Value;
+impl<'de, V: Json> DeserializeSeed<'de> for Seed<'_, V> {
+    type Value = V;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        *self.left = self
-            .left
-            .checked_sub(1)
-            .ok_or_else(|| de::Error::custom(format_args!("more than {MAX_VALUES} values")))?;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<V, D::Error> {
+        let most = self.limits.values;
+        let left = self.left.checked_sub(1);
+        *self.left = left.ok_or_else(|| de::Error::custom(format_args!("more than {most} values")))?;
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Seed<'_> {
-    type Value = Value;
+impl<'de, V: Json> Visitor<'de> for Seed<'_, V> {
+    type Value = V;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> Result<V, E> {
+        Ok(V::null())
     }
 
-    fn visit_bool<E>(self, b: bool) -> Result<Value, E> {
-        Ok(Value::Bool(b))
+    fn visit_bool<E>(self, b: bool) -> Result<V, E> {
+        Ok(V::bool(b))
     }
 
-    fn visit_u64<E>(self, n: u64) -> Result<Value, E> {
-        Ok(Value::UInt(n))
+    fn visit_u64<E>(self, n: u64) -> Result<V, E> {
+        Ok(V::unsigned(n))
     }
 
-    fn visit_i64<E>(self, n: i64) -> Result<Value, E> {
-        Ok(u64::try_from(n).map_or(Value::Int(n), Value::UInt))
+    fn visit_i64<E>(self, n: i64) -> Result<V, E> {
+        Ok(u64::try_from(n).map_or_else(|_| V::negative(n), V::unsigned))
     }
 
-    fn visit_f64<E>(self, x: f64) -> Result<Value, E> {
-        Ok(Value::Float(x))
+    fn visit_f64<E>(self, x: f64) -> Result<V, E> {
+        Ok(V::float(x))
     }
 
-    fn visit_str<E>(self, s: &str) -> Result<Value, E> {
-        Ok(Value::String(s.to_owned()))
+    fn visit_str<E>(self, s: &str) -> Result<V, E> {
+        Ok(V::string(s.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<V, A::Error> {
         self.enter()?;
         let mut items = Vec::new();
         while let Some(item) = seq.next_element_seed(self.inner())? {
             items.push(item);
         }
-        Ok(Value::Array(items))
+        Ok(V::array(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<V, A::Error> {
         self.enter()?;
-        let mut members = Object::new();
+        let mut members = V::Members::default();
         while let Some(key) = map.next_key::<String>()? {
-            if members.contains_key(&key) {
+            if V::has(&members, &key) {
                 return Err(de::Error::custom(format_args!("duplicate key {}", quote(&key))));
             }
             let value = map.next_value_seed(self.inner())?;
-            members.insert(key, value);
+            V::insert(&mut members, key, value);
         }
-        Ok(Value::Object(members))
+        Ok(V::object(members))
     }
 }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
-use super::app::{App, now};
+use super::answers::{Answers, Call, Collected, Job, Part, Scored, Update, Usage};
+use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::Fields;
+use super::openai::{Shape, finish_reason, scored_json, usage_json};
 use super::params::{self, Common};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -52,92 +53,33 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let job = Job::of_turn(&turn, common.n, common.options);
     let answers = Answers::start(&app, &job, places, asked)?;
-    let shape = Shape { id: app.id("chatcmpl-"), created: now(), logprobs, app: Arc::clone(&app) };
+    let shape = Shape::new(&app, "chatcmpl-", logprobs);
     if common.stream {
         return Ok(sse::stream(answers, Chunks { shape, usage: common.usage, n: common.n }));
     }
     let (texts, usage) = answers.collect().await?;
-    Ok(json_body(&shape.whole(texts, usage)))
+    Ok(json_body(&whole(&shape, texts, usage)))
 }
 
-/// What all parts of an answer say alike.
-struct Shape {
-    app: Arc<App>,
-    id: String,
-    created: u64,
-    logprobs: bool,
-}
-
-impl Shape {
-    fn whole(&self, texts: Vec<Collected>, usage: Usage) -> Value {
-        let choices: Vec<Value> = texts
-            .into_iter()
-            .enumerate()
-            .map(|(index, text)| {
-                json!({
-                    "index": index,
-                    "message": message(&text),
-                    "logprobs": self.logprobs(&text.tokens),
-                    "finish_reason": finish_reason(&text.finish),
-                })
-            })
-            .collect();
+fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
+    let choice = |(index, text): (usize, Collected)| {
         json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.app.name,
-            "choices": choices,
-            "usage": usage_json(usage),
-            "system_fingerprint": self.app.fingerprint,
+            "index": index,
+            "message": message(&text),
+            "logprobs": logprobs(shape, &text.tokens),
+            "finish_reason": finish_reason(&text.finish),
         })
-    }
-
-    fn chunk(&self, choices: Value, usage: Option<Value>) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.app.name,
-            "choices": choices,
-            "system_fingerprint": self.app.fingerprint,
-        });
-        if let Some(usage) = usage {
-            chunk["usage"] = usage;
-        }
-        chunk
-    }
-
-    fn logprobs(&self, tokens: &[Scored]) -> Value {
-        if !self.logprobs {
-            return Value::Null;
-        }
-        let content: Vec<Value> = tokens
-            .iter()
-            .map(|scored| {
-                let mut entry = token_json(&self.app, scored.token, scored.logprob);
-                let top = scored.top.iter().map(|&(token, logprob)| token_json(&self.app, token, logprob));
-                entry.insert("top_logprobs".into(), top.map(Value::Object).collect::<Vec<_>>().into());
-                Value::Object(entry)
-            })
-            .collect();
-        json!({ "content": content, "refusal": null })
-    }
+    };
+    let choices: Vec<Value> = texts.into_iter().enumerate().map(choice).collect();
+    shape.object("chat.completion", choices.into(), Some(usage_json(usage)))
 }
 
-/// A token as OpenAI's log-probabilities show it: bytes that are no whole character show as U+FFFD in `token`.
-pub(crate) fn token_json(app: &App, token: u32, logprob: f32) -> Map<String, Value> {
-    let bytes = app.token_bytes(token);
-    let mut entry = Map::new();
-    entry.insert("token".into(), String::from_utf8_lossy(&bytes).into());
-    entry.insert("logprob".into(), logprob_json(logprob));
-    entry.insert("bytes".into(), bytes.into());
-    entry
-}
-
-/// JSON has no infinity: what cannot be is the smallest number that OpenAI's API gives.
-pub(crate) fn logprob_json(logprob: f32) -> Value {
-    f64::from(logprob).max(-9999.0).into()
+fn logprobs(shape: &Shape, tokens: &[Scored]) -> Value {
+    if !shape.logprobs {
+        return Value::Null;
+    }
+    let content: Vec<Value> = tokens.iter().map(|scored| scored_json(&shape.app, scored)).collect();
+    json!({ "content": content, "refusal": null })
 }
 
 /// The assistant's message: what it thought and what it calls are there where there is any.
@@ -158,25 +100,6 @@ fn message(text: &Collected) -> Value {
     message
 }
 
-/// OpenAI's name for the end of a text.
-pub(crate) fn finish_reason(finish: &Finish) -> &'static str {
-    match finish {
-        Finish::Stop(_) => "stop",
-        Finish::Calls => "tool_calls",
-        Finish::Length => "length",
-    }
-}
-
-/// OpenAI's usage.
-pub(crate) fn usage_json(usage: Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.generated,
-        "total_tokens": usage.prompt + usage.generated,
-        "prompt_tokens_details": { "cached_tokens": usage.cached },
-    })
-}
-
 /// A part as a stream has it.
 fn delta(part: Part) -> Value {
     match part {
@@ -192,6 +115,8 @@ fn delta(part: Part) -> Value {
     }
 }
 
+const CHUNK: &str = "chat.completion.chunk";
+
 /// A stream of chunks.
 struct Chunks {
     shape: Shape,
@@ -202,7 +127,7 @@ struct Chunks {
 
 impl Chunks {
     fn send(&self, choices: Value, out: &mut Events) {
-        out.data(&self.shape.chunk(choices, self.usage.then_some(Value::Null)));
+        out.data(&self.shape.object(CHUNK, choices, self.usage.then_some(Value::Null)));
     }
 }
 
@@ -220,7 +145,7 @@ impl Encoder for Chunks {
     fn update(&mut self, update: Update, out: &mut Events) {
         let mut logprobs = match update.token.as_slice() {
             [] => Value::Null,
-            tokens => self.shape.logprobs(tokens),
+            tokens => logprobs(&self.shape, tokens),
         };
         let mut deltas: Vec<Value> = update.parts.into_iter().map(delta).collect();
         if deltas.is_empty() && !logprobs.is_null() {
@@ -244,7 +169,7 @@ impl Encoder for Chunks {
 
     fn end(&mut self, usage: Usage, out: &mut Events) {
         if self.usage {
-            out.data(&self.shape.chunk(json!([]), Some(usage_json(usage))));
+            out.data(&self.shape.object(CHUNK, json!([]), Some(usage_json(usage))));
         }
         out.text("[DONE]");
     }

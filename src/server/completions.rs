@@ -7,11 +7,11 @@ use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
 use super::answers::{Answers, Collected, Job, Part, Scored, Update, Usage};
-use super::app::{App, now};
-use super::chat::{finish_reason, logprob_json, usage_json};
+use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
+use super::openai::{Shape, finish_reason, logprob_json, usage_json};
 use super::params::Common;
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -102,69 +102,47 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         .await?;
     let job = Job { prompts, n: common.n, options: Options { constraint, ..common.options }, parser: None };
     let answers = Answers::start(&app, &job, places, asked)?;
-    let shape = Shape { id: app.id("cmpl-"), created: now(), logprobs: top.is_some(), app: Arc::clone(&app) };
+    let shape = Shape::new(&app, "cmpl-", top.is_some());
     if common.stream {
         let offsets = vec![0; answers.len()];
         return Ok(sse::stream(answers, Chunks { shape, usage: common.usage, offsets }));
     }
     let (texts, usage) = answers.collect().await?;
-    Ok(json_body(&shape.whole(texts, usage)))
+    Ok(json_body(&whole(&shape, texts, usage)))
 }
 
-struct Shape {
-    app: Arc<App>,
-    id: String,
-    created: u64,
-    logprobs: bool,
+const KIND: &str = "text_completion";
+
+fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
+    let choice = |(index, text): (usize, Collected)| {
+        json!({
+            "index": index,
+            "text": text.text,
+            "logprobs": logprobs(shape, &text.tokens, &mut 0),
+            "finish_reason": finish_reason(&text.finish),
+        })
+    };
+    let choices = texts.into_iter().enumerate().map(choice).collect::<Vec<_>>();
+    shape.object(KIND, choices.into(), Some(usage_json(usage)))
 }
 
-impl Shape {
-    fn object(&self, choices: Value, usage: Option<Value>) -> Value {
-        let mut object = json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.app.name,
-            "choices": choices,
-            "system_fingerprint": self.app.fingerprint,
-        });
-        if let Some(usage) = usage {
-            object["usage"] = usage;
-        }
-        object
+/// The log-probabilities in this API's four lists; `offset` is where in the text, in characters, the next token begins.
+fn logprobs(shape: &Shape, scored: &[Scored], offset: &mut usize) -> Value {
+    if !shape.logprobs {
+        return Value::Null;
     }
-
-    fn whole(&self, texts: Vec<Collected>, usage: Usage) -> Value {
-        let choice = |(index, text): (usize, Collected)| {
-            json!({
-                "index": index,
-                "text": text.text,
-                "logprobs": self.logprobs(&text.tokens, &mut 0),
-                "finish_reason": finish_reason(&text.finish),
-            })
-        };
-        let choices = texts.into_iter().enumerate().map(choice).collect::<Vec<_>>();
-        self.object(choices.into(), Some(usage_json(usage)))
+    let text = |token| String::from_utf8_lossy(&shape.app.token_bytes(token)).into_owned();
+    let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
+    for one in scored {
+        let token = text(one.token);
+        let top = one.top.iter().map(|&(token, logprob)| (text(token), logprob_json(logprob)));
+        tops.push(Value::Object(top.collect::<Map<_, _>>()));
+        offsets.push(*offset);
+        *offset += token.chars().count();
+        tokens.push(token);
+        logprobs.push(logprob_json(one.logprob));
     }
-
-    /// The log-probabilities in this API's four lists; `offset` is where in the text, in characters, the next token begins.
-    fn logprobs(&self, scored: &[Scored], offset: &mut usize) -> Value {
-        if !self.logprobs {
-            return Value::Null;
-        }
-        let text = |token| String::from_utf8_lossy(&self.app.token_bytes(token)).into_owned();
-        let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-        for one in scored {
-            let token = text(one.token);
-            let top = one.top.iter().map(|&(token, logprob)| (text(token), logprob_json(logprob)));
-            tops.push(Value::Object(top.collect::<Map<_, _>>()));
-            offsets.push(*offset);
-            *offset += token.chars().count();
-            tokens.push(token);
-            logprobs.push(logprob_json(one.logprob));
-        }
-        json!({ "tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets })
-    }
+    json!({ "tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets })
 }
 
 struct Chunks {
@@ -185,7 +163,7 @@ impl Encoder for Chunks {
         }
         let logprobs = match tokens {
             [] => Value::Null,
-            tokens => self.shape.logprobs(tokens, &mut self.offsets[update.choice]),
+            tokens => logprobs(&self.shape, tokens, &mut self.offsets[update.choice]),
         };
         let choices = json!([{
             "index": update.choice,
@@ -193,12 +171,12 @@ impl Encoder for Chunks {
             "logprobs": logprobs,
             "finish_reason": update.finish.as_ref().map(finish_reason),
         }]);
-        out.data(&self.shape.object(choices, self.usage.then_some(Value::Null)));
+        out.data(&self.shape.object(KIND, choices, self.usage.then_some(Value::Null)));
     }
 
     fn end(&mut self, usage: Usage, out: &mut Events) {
         if self.usage {
-            out.data(&self.shape.object(json!([]), Some(usage_json(usage))));
+            out.data(&self.shape.object(KIND, json!([]), Some(usage_json(usage))));
         }
         out.text("[DONE]");
     }

@@ -2,15 +2,13 @@
 
 use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
+use crate::json::{Json, Limits, strict};
 
-/// Deepest nesting: schemas of tools are the deepest that is honest.
-const MAX_DEPTH: usize = 64;
-/// Values in one body: at 72 bytes each they stay below 20 MiB.
-const MAX_VALUES: usize = 1 << 18;
+/// Schemas of tools are the deepest that is honest; at 72 bytes each, as many values stay below 20 MiB.
+const LIMITS: Limits = Limits { depth: 64, values: 1 << 18 };
 
 /// The object in a body.
 ///
@@ -20,12 +18,7 @@ const MAX_VALUES: usize = 1 << 18;
 pub(crate) fn parse(bytes: &[u8]) -> Result<Fields, Failure> {
     let bad = |what: String| Failure::bad(format!("the body is not valid JSON: {what}"));
     let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {error}")))?;
-    let mut left = MAX_VALUES;
-    let mut json = serde_json::Deserializer::from_str(text);
-    let value = Strict { depth: 0, left: &mut left }
-        .deserialize(&mut json)
-        .and_then(|value| json.end().map(|()| value))
-        .map_err(|error| bad(error.to_string()))?;
+    let value = strict(text, LIMITS).map_err(|error| bad(error.to_string()))?;
     match value {
         Value::Object(members) => Ok(Fields { path: String::new(), members }),
         other => Err(Failure::bad(format!("the body is {}, expected an object", shown(&other)))),
@@ -42,92 +35,47 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
-struct Strict<'a> {
-    depth: usize,
-    left: &'a mut usize,
-}
+impl Json for Value {
+    type Members = Map<String, Self>;
 
-impl Strict<'_> {
-    fn inner(&mut self) -> Strict<'_> {
-        Strict { depth: self.depth + 1, left: self.left }
+    fn null() -> Self {
+        Self::Null
     }
 
-    fn enter<E: de::Error>(&self) -> Result<(), E> {
-        match self.depth < MAX_DEPTH {
-            true => Ok(()),
-            false => Err(E::custom(format_args!("nesting deeper than {MAX_DEPTH}"))),
-        }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        *self.left = self
-            .left
-            .checked_sub(1)
-            .ok_or_else(|| de::Error::custom(format_args!("more than {MAX_VALUES} values")))?;
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
+    fn bool(b: bool) -> Self {
+        b.into()
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn unsigned(n: u64) -> Self {
+        n.into()
     }
 
-    fn visit_bool<E>(self, b: bool) -> Result<Value, E> {
-        Ok(b.into())
+    fn negative(n: i64) -> Self {
+        n.into()
     }
 
-    fn visit_u64<E>(self, n: u64) -> Result<Value, E> {
-        Ok(n.into())
+    fn float(x: f64) -> Self {
+        x.into()
     }
 
-    fn visit_i64<E>(self, n: i64) -> Result<Value, E> {
-        Ok(n.into())
+    fn string(s: String) -> Self {
+        s.into()
     }
 
-    fn visit_f64<E>(self, x: f64) -> Result<Value, E> {
-        Ok(x.into())
+    fn array(items: Vec<Self>) -> Self {
+        items.into()
     }
 
-    fn visit_str<E>(self, s: &str) -> Result<Value, E> {
-        Ok(s.into())
+    fn object(members: Self::Members) -> Self {
+        members.into()
     }
 
-    fn visit_string<E>(self, s: String) -> Result<Value, E> {
-        Ok(s.into())
+    fn has(members: &Self::Members, key: &str) -> bool {
+        members.contains_key(key)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
-        self.enter()?;
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self.inner())? {
-            items.push(item);
-        }
-        Ok(items.into())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
-        self.enter()?;
-        let mut members = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if members.contains_key(&key) {
-                let key = crate::json::quote(&key);
-                return Err(de::Error::custom(format_args!("duplicate key {key}")));
-            }
-            let value = map.next_value_seed(self.inner())?;
-            members.insert(key, value);
-        }
-        Ok(members.into())
+    fn insert(members: &mut Self::Members, key: String, value: Self) {
+        members.insert(key, value);
     }
 }
 

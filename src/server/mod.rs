@@ -12,6 +12,7 @@ mod forms;
 mod guard;
 mod json;
 mod metrics;
+mod openai;
 mod page;
 mod params;
 mod responses;

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
 use super::app::{App, now};
-use super::chat::token_json;
 use super::failure::{Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
+use super::openai::scored_json;
 use super::params::{self, IGNORED, text_of};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -241,13 +241,7 @@ impl Shape {
         if !self.logprobs {
             return json!([]);
         }
-        let one = |scored: &Scored| {
-            let mut entry = token_json(&self.app, scored.token, scored.logprob);
-            let top = scored.top.iter().map(|&(token, logprob)| token_json(&self.app, token, logprob));
-            entry.insert("top_logprobs".into(), top.map(Value::Object).collect::<Vec<_>>().into());
-            Value::Object(entry)
-        };
-        tokens.iter().map(one).collect()
+        tokens.iter().map(|scored| scored_json(&self.app, scored)).collect()
     }
 }
 
