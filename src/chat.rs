@@ -5,7 +5,7 @@ use crate::generate::Options;
 use crate::model::Model;
 use crate::sample::reply::ReplyGrammar;
 use crate::sample::{Constraint, Grammar};
-use crate::text::{Chat, Message, RenderOptions, ReplyFormat, ReplyParser, ToolChoice};
+use crate::text::{Chat, Message, PromptEnd, RenderOptions, ReplyFormat, ReplyParser, Tool, ToolChoice};
 
 /// A turn that is ready to be generated.
 ///
@@ -36,7 +36,7 @@ pub struct Turn {
     /// What the answer is held to.
     pub constraint: Option<Constraint>,
     /// Tools that may be called.
-    pub tools: Vec<String>,
+    pub tools: Vec<Tool>,
 }
 
 impl Turn {
@@ -53,12 +53,13 @@ impl Turn {
 }
 
 impl Model {
-    /// Makes ready the assistant's turn of `chat`. Its answer, after what the model thinks, will be what `text` says, or a
-    /// tool call; where a call is required, a call.
+    /// Makes ready the assistant's turn of `chat`, or the rest of its last one ([`PromptEnd::Within`]). Its answer, after what
+    /// the model thinks, will be what `text` says, or a tool call; where a call is required, a call.
     ///
     /// # Errors
     /// A model without a template, a template that fails or is stopped at a limit, tools that are none
-    /// ([`Chat::callable`]), a required call of a model whose format of calls is not known, and what cannot be enforced.
+    /// ([`Chat::callable`]), a last message that cannot be continued, a required call of a model whose format of calls is not
+    /// known, and what cannot be enforced.
     pub fn prepare(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
         let tools = chat.callable()?;
         let shown = match chat.tool_choice {
@@ -75,19 +76,26 @@ impl Model {
             });
         }
         let options = RenderOptions {
-            add_generation_prompt: true,
+            add_generation_prompt: chat.prompt_end == PromptEnd::Turn,
+            continue_final_message: chat.prompt_end == PromptEnd::Within,
             documents: (!chat.documents.is_empty()).then(|| chat.documents.clone()),
             extra: chat.variables.clone(),
             tools: shown,
             now: None,
         };
+        if chat.prompt_end == PromptEnd::Within {
+            continued(chat)?;
+        }
         let template = self.template()?;
         let format = template.reply_format(options.tools.is_some());
         let messages: Vec<Message> = chat.messages.iter().cloned().map(Message::with_joined_text).collect();
         let rendered = template.render(&messages, &options)?;
         let tokenizer = self.tokenizer()?;
         let tokens = tokenizer.encode_rendered(&rendered)?;
-        let thinking = format.reasoning.is_some_and(|format| format.is_open(rendered.text()));
+        let thinking = format.reasoning.is_some_and(|format| match (chat.prompt_end, messages.last()) {
+            (PromptEnd::Within, Some(last)) => format.is_open_in(last.content.as_str().unwrap_or_default()),
+            _ => format.is_open(rendered.text()),
+        });
         let grammar = ReplyGrammar {
             format,
             thinking,
@@ -100,7 +108,21 @@ impl Model {
             _ => Some(self.grammars()?.compile_checked(&grammar.grammar(tokenizer)?)?),
         };
         let visible = format.marks().into_iter().filter_map(|mark| tokenizer.token_id(mark)).collect();
-        let tools = tools.into_iter().map(|tool| tool.name).collect();
         Ok(Turn { tokens, format, thinking, visible, constraint, tools })
     }
+}
+
+/// Refuses to go on with what is no text of the assistant's.
+fn continued(chat: &Chat) -> Result<()> {
+    let got = match chat.messages.last() {
+        Some(last) if last.role != "assistant" => format!("a last message of the {}", last.role),
+        Some(last) if last.extra.contains_key("tool_calls") => "a last message that calls tools".to_owned(),
+        Some(_) => return Ok(()),
+        None => "no message".to_owned(),
+    };
+    Err(Error::Option {
+        option: "continue_final_message",
+        got,
+        expected: "a text of the assistant to go on with",
+    })
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use backstop::text::{
-    ChatTemplate, Detokenizer, Message, RenderOptions, Reply, ReplyFormat, ReplyParser, Tokenizer, ToolFormat,
+    ChatTemplate, Detokenizer, Message, RenderOptions, Reply, ReplyFormat, ReplyParser, Tokenizer, Tool,
+    ToolFormat,
 };
 use backstop::weights::Checkpoint;
 use serde_json::Value;
@@ -27,6 +28,7 @@ fn render(template: &ChatTemplate, chat: &Value, case: &Value) -> backstop::Resu
     let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
     let options = RenderOptions {
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap_or(false),
+        continue_final_message: case["continue_final_message"].as_bool().unwrap_or(false),
         tools: chat["tools"].as_array().cloned(),
         documents: chat["documents"].as_array().cloned(),
         // 2024-07-05T09:08:07
@@ -241,7 +243,8 @@ fn calls_that_templates_write_are_parsed() {
         let end =
             ["<|im_end|>", "<|eot_id|>", "</s>"].iter().filter_map(|end| answer.find(end)).min().unwrap();
         let format = ReplyFormat::of_template(entry["template"].as_str().unwrap());
-        let mut parser = ReplyParser::new(format, false, &["get_weather".to_owned()]);
+        let mut parser =
+            ReplyParser::new(format, false, &[Tool { name: "get_weather".into(), parameters: None }]);
         let mut reply = Reply::default();
         parser.push(&answer[..end]).into_iter().for_each(|event| reply.take(event));
         parser.finish().into_iter().for_each(|event| reply.take(event));

@@ -1,10 +1,10 @@
 //! Grammars of whole answers: thoughts, then text or tool calls as the model's family writes them.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::constraint::Grammar;
 use super::schema;
-use crate::text::{ReplyFormat, Tokenizer, Tool, ToolFormat};
+use crate::text::{ReplyFormat, Tokenizer, Tool, ToolFormat, is_string};
 use crate::{Error, Result};
 
 /// What an answer has to be.
@@ -77,6 +77,10 @@ impl ReplyGrammar<'_> {
         let mark = |name| mark(tokenizer, name);
         let mut calls = Vec::new();
         for (i, tool) in self.tools.iter().enumerate() {
+            if format == ToolFormat::Xml {
+                calls.push(xml_call(i, tool, lines)?);
+                continue;
+            }
             let arguments =
                 tool.parameters.as_ref().map_or_else(schema::any_object, |p| object_schema(tool, p))?;
             lines.push(format!("arguments_{i}: %json {arguments}"));
@@ -99,7 +103,7 @@ impl ReplyGrammar<'_> {
         let more =
             |separator: &str| if self.parallel { format!(" ({separator} call)*") } else { String::new() };
         let rule = match format {
-            ToolFormat::Hermes => {
+            ToolFormat::Hermes | ToolFormat::Xml => {
                 lines.push(format!(
                     "tagged: {} \"\\n\" call \"\\n\" {}",
                     mark("<tool_call>"),
@@ -133,12 +137,78 @@ fn object_schema(tool: &Tool, parameters: &Value) -> Result<Value> {
     if let Some(members) = parameters.as_object_mut() {
         members.entry("type").or_insert_with(|| "object".into());
     }
-    schema::prepare(&parameters).map_err(|error| match error {
+    schema::prepare(&parameters).map_err(|error| named(tool, "", error))
+}
+
+/// An error of a schema within `place` of a tool's.
+fn named(tool: &Tool, place: &str, error: Error) -> Error {
+    match error {
         Error::Schema { path, keyword, what } => {
-            Error::Schema { path: format!("tool {}: {path}", tool.name), keyword, what }
+            Error::Schema { path: format!("tool {}: {place}{path}", tool.name), keyword, what }
         }
         other => other,
-    })
+    }
+}
+
+/// A call of Qwen3-Coder's: the properties of its parameters in their order, those that are not required or not. Strings end
+/// where their mark stands, so that nothing else can be asked of them but to be one of some.
+fn xml_call(at: usize, tool: &Tool, lines: &mut Vec<String>) -> Result<String> {
+    let refused = |path: &str, keyword: &str| Error::Schema {
+        path: format!("tool {}: {path}", tool.name),
+        keyword: keyword.to_owned(),
+        what: "it cannot be enforced in the way in which this model writes calls".to_owned(),
+    };
+    let none = Map::new();
+    let parameters = tool.parameters.as_ref().and_then(Value::as_object).unwrap_or(&none);
+    let known = ["type", "properties", "required", "additionalProperties", "title", "description", "$schema"];
+    if let Some(keyword) = parameters.keys().find(|key| !known.contains(&key.as_str())) {
+        return Err(refused("#", keyword));
+    }
+    let required: Vec<&str> = parameters
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let properties = parameters.get("properties").and_then(Value::as_object).unwrap_or(&none);
+    if let Some(missing) = required.iter().find(|key| !properties.contains_key(**key)) {
+        return Err(refused(&format!("#/required/{missing}"), "required"));
+    }
+    let mut call = literal(&format!("<function={}>\n", tool.name));
+    for (j, (key, schema)) in properties.iter().enumerate() {
+        let path = format!("#/properties/{key}");
+        let begin = literal(&format!("<parameter={key}>\n"));
+        let choices = schema.get("enum").and_then(Value::as_array);
+        let value = match (is_string(Some(schema)), choices) {
+            (false, _) => {
+                let schema = schema::prepare(schema).map_err(|error| named(tool, &path, error))?;
+                lines.push(format!("argument_{at}_{j}: %json {schema}"));
+                format!("argument_{at}_{j} {}", literal("\n</parameter>\n"))
+            }
+            (true, Some(choices)) => {
+                let texts: Vec<String> = choices.iter().filter_map(Value::as_str).map(literal).collect();
+                if texts.len() < choices.len() || texts.is_empty() {
+                    return Err(refused(&path, "enum"));
+                }
+                format!("({}) {}", texts.join(" | "), literal("\n</parameter>\n"))
+            }
+            (true, None) => {
+                let free = ["type", "title", "description", "default", "examples"];
+                let keywords = schema.as_object().into_iter().flat_map(Map::keys);
+                if let Some(keyword) = keywords.into_iter().find(|key| !free.contains(&key.as_str())) {
+                    return Err(refused(&path, keyword));
+                }
+                lines.push(format!("argument_{at}_{j}[lazy]: /(?s:.*)\\n<\\/parameter>/"));
+                format!("argument_{at}_{j} \"\\n\"")
+            }
+        };
+        call += &match required.contains(&key.as_str()) {
+            true => format!(" {begin} {value}"),
+            false => format!(" ({begin} {value})?"),
+        };
+    }
+    Ok(format!("{call} {}", literal("</function>")))
 }
 
 /// A mark: its token where that is special, else its text.

@@ -16,7 +16,7 @@ use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::sample::Grammar;
-use crate::text::{Chat, Message};
+use crate::text::{Chat, Message, PromptEnd};
 
 /// The conversation of a request.
 struct Conversation {
@@ -42,11 +42,11 @@ impl Conversation {
         for (i, value) in list.into_iter().enumerate() {
             message(Fields::of(&format!("messages[{i}]"), value)?, &mut messages)?;
         }
-        if messages.last().is_some_and(|last| last.role == "assistant") {
-            let what = "the last one is the assistant's: continuing it is not supported";
-            return Err(fields.wrong("messages", what));
-        }
         let mut chat = Chat::new(messages);
+        if chat.messages.last().is_some_and(|last| last.role == "assistant") {
+            // In this API its last message is the beginning of the answer.
+            chat.prompt_end = PromptEnd::Within;
+        }
         chat.variables = params::template_variables(fields)?;
         forms::thinking(fields, &mut chat)?;
         forms::message_tools(fields, &mut chat)?;

@@ -31,6 +31,7 @@ impl Asked {
     fn take(app: &App, mut fields: Fields) -> Result<Self, Failure> {
         let mut common = Common::take(app, &mut fields)?;
         let mut chat = Chat::new(params::messages(&mut fields)?);
+        chat.prompt_end = params::prompt_end(&mut fields, &chat.messages)?;
         chat.variables = params::template_variables(&mut fields)?;
         forms::chat_tools(&mut fields, &mut chat)?;
         let format = forms::response_format(&mut fields)?;

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::json::{Fields, shown};
 use crate::generate::Options;
 use crate::sample::SamplingOptions;
-use crate::text::Message;
+use crate::text::{Message, PromptEnd};
 
 /// Most tokens that a request may ask for: above any context.
 pub(crate) const MAX_TOKENS: u64 = 1 << 30;
@@ -197,11 +197,26 @@ pub(crate) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
     for (i, value) in list.into_iter().enumerate() {
         out.push(message(Fields::of(&format!("messages[{i}]"), value)?)?);
     }
-    if out.last().is_some_and(|last| last.role == "assistant") {
-        let what = "the last one is the assistant's: continuing it is not supported";
-        return Err(fields.wrong("messages", what));
-    }
     Ok(out)
+}
+
+/// Where the prompt of `messages` ends, by the names that vLLM and transformers have for it.
+pub(crate) fn prompt_end(fields: &mut Fields, messages: &[Message]) -> Result<PromptEnd, Failure> {
+    let begin = fields.flag("add_generation_prompt")?;
+    let within = fields.flag("continue_final_message")?.unwrap_or(false);
+    match (begin, within) {
+        (Some(true), true) => {
+            Err(fields.wrong("continue_final_message", "it contradicts add_generation_prompt"))
+        }
+        (_, true) => Ok(PromptEnd::Within),
+        (Some(false), false) => Ok(PromptEnd::Message),
+        (None, false) if messages.last().is_some_and(|last| last.role == "assistant") => {
+            let what = "the last one is the assistant's: continue_final_message goes on with it, \
+                add_generation_prompt begins another";
+            Err(fields.wrong("messages", what))
+        }
+        _ => Ok(PromptEnd::Turn),
+    }
 }
 
 fn message(mut fields: Fields) -> Result<Message, Failure> {

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// How many tools a conversation may have.
 const MAX_TOOLS: usize = 128;
 
-/// A conversation whose next turn is the assistant's.
+/// A conversation whose next turn, or the rest of its last one, is the assistant's.
 #[derive(Debug, Clone, Default)]
 pub struct Chat {
     /// What was said.
@@ -19,6 +19,8 @@ pub struct Chat {
     pub tool_choice: ToolChoice,
     /// One call at most, where calls are enforced.
     pub single_call: bool,
+    /// Where the prompt ends, and the answer begins.
+    pub prompt_end: PromptEnd,
     /// Documents for templates that take them.
     pub documents: Vec<Json>,
     /// Further variables of the template (`enable_thinking`, …).
@@ -37,6 +39,18 @@ pub enum ToolChoice {
     Required,
     /// The one of this name. The format and the arguments' schema are enforced.
     Named(String),
+}
+
+/// Where the prompt of a conversation ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PromptEnd {
+    /// After the mark that begins the assistant's turn.
+    #[default]
+    Turn,
+    /// After the last message.
+    Message,
+    /// Within the last message, which is the assistant's and goes on.
+    Within,
 }
 
 /// A tool as the grammar of its calls needs it.

@@ -15,12 +15,13 @@ mod template;
 mod tokenizer;
 mod tools;
 
-pub use chat::{Chat, Tool, ToolChoice};
+pub use chat::{Chat, PromptEnd, Tool, ToolChoice};
 pub use reasoning::ReasoningFormat;
 pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, Rendered};
 pub use tokenizer::Tokenizer;
+pub(crate) use tools::xml::is_string;
 pub use tools::{ReplyEvent, ToolFormat};
 
 #[cfg(test)]

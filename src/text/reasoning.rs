@@ -23,6 +23,11 @@ impl ReasoningFormat {
     pub fn is_open(self, prompt: &str) -> bool {
         prompt.trim_end().ends_with(self.open)
     }
+
+    /// Whether `text`, the beginning of an answer, ends among its thoughts.
+    pub fn is_open_in(self, text: &str) -> bool {
+        text.rfind(self.open).is_some_and(|open| !text[open..].contains(self.close))
+    }
 }
 
 /// A piece of a text.

@@ -1,5 +1,6 @@
 //! A model's answer, read as it is generated: what it thinks, what it says, which tools it calls.
 
+use super::chat::Tool;
 use super::reasoning::{Part, ReasoningFormat, ReasoningSplitter};
 use super::tools::{ReplyEvent, ToolFormat, ToolParser};
 
@@ -35,8 +36,8 @@ pub struct ReplyParser {
 
 impl ReplyParser {
     /// A parser of one answer. `thinking`: the prompt ends where the model is to think ([`ReasoningFormat::is_open`]).
-    /// `tools`: the names of those that may be called; where there are none, nothing is a call.
-    pub fn new(format: ReplyFormat, thinking: bool, tools: &[String]) -> Self {
+    /// `tools`: those that may be called; where there are none, nothing is a call.
+    pub fn new(format: ReplyFormat, thinking: bool, tools: &[Tool]) -> Self {
         let reasoning = format.reasoning.map(|format| ReasoningSplitter::new(format, thinking));
         let calls = format.tools.filter(|_| !tools.is_empty());
         Self { reasoning, tools: calls.map(|format| ToolParser::new(format, tools)) }

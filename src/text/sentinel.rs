@@ -7,8 +7,11 @@ use serde_json::Value as Json;
 
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
-/// Stands before `0`, `1`, `2` for the three characters themselves, where a message holds them.
+/// Stands before `0` to `3` for the four characters themselves, where a message holds them.
 const ESCAPE: char = '\u{FDD2}';
+/// Ends the text of a message that is to be continued.
+const CONTINUE: char = '\u{FDD3}';
+const ALL: [char; 4] = [OPEN, CLOSE, ESCAPE, CONTINUE];
 
 /// How deep messages, tools and documents may nest.
 const MAX_DEPTH: usize = 48;
@@ -34,7 +37,7 @@ pub(super) fn protect(value: &Json, special: &[String], depth: usize) -> Result<
 }
 
 fn wrap(text: &str, special: &[String]) -> String {
-    let own = text.contains([OPEN, CLOSE, ESCAPE]);
+    let own = text.contains(ALL);
     if !own && !special.iter().any(|s| text.contains(s.as_str())) {
         return text.to_owned();
     }
@@ -52,6 +55,7 @@ fn wrap(text: &str, special: &[String]) -> String {
             OPEN => out.extend([ESCAPE, '0']),
             CLOSE => out.extend([ESCAPE, '1']),
             ESCAPE => out.extend([ESCAPE, '2']),
+            CONTINUE => out.extend([ESCAPE, '3']),
             c => out.push(c),
         }
         rest = &rest[first.len_utf8()..];
@@ -59,12 +63,25 @@ fn wrap(text: &str, special: &[String]) -> String {
     out
 }
 
+/// Marks where the text of a message ends, after [`protect`]: a template that trims it takes the space away.
+pub(super) fn mark_end(text: &mut String) {
+    text.extend([CONTINUE, ' ']);
+}
+
+/// The text up to the marked end of a message, without the white space before it where the template trimmed it.
+pub(super) fn up_to_end(mut text: String) -> Option<String> {
+    let at = text.rfind(CONTINUE)?;
+    let whole = text[at + CONTINUE.len_utf8()..].starts_with(' ');
+    text.truncate(if whole { at } else { text[..at].trim_end().len() });
+    Some(text)
+}
+
 /// The text without sentinels, and the ranges that were wrapped. A wrapping that a template cut apart is dropped.
 pub(super) fn split(text: &str, special: &[String]) -> (String, Vec<Range<usize>>) {
     let mut out = String::with_capacity(text.len());
     let mut literal = Vec::new();
     let mut rest = text;
-    while let Some(at) = rest.find([OPEN, CLOSE, ESCAPE]) {
+    while let Some(at) = rest.find(ALL) {
         let (before, tail) = rest.split_at(at);
         out.push_str(before);
         let sign = tail.chars().next().unwrap_or(CLOSE);
@@ -84,6 +101,7 @@ pub(super) fn split(text: &str, special: &[String]) -> (String, Vec<Range<usize>
                     Some('0') => OPEN,
                     Some('1') => CLOSE,
                     Some('2') => ESCAPE,
+                    Some('3') => CONTINUE,
                     _ => continue,
                 };
                 out.push(original);

@@ -53,6 +53,8 @@ impl Message {
 pub struct RenderOptions {
     /// Whether the text ends where the assistant begins.
     pub add_generation_prompt: bool,
+    /// Whether the text ends with the last message's, which is then to go on.
+    pub continue_final_message: bool,
     /// Tools in OpenAI's JSON form.
     pub tools: Option<Vec<Json>>,
     /// Documents for retrieval.
@@ -225,8 +227,8 @@ impl ChatTemplate {
     /// OpenAI's API has them. Where there are tools, a list's `tool_use` is taken unless another was selected.
     ///
     /// # Errors
-    /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, or the limit at
-    /// which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
+    /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, a last message without
+    /// text to continue, or the limit at which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
         let messages: Vec<Message> = messages.iter().map(chat::for_template).collect();
         let messages = serde_json::to_value(messages).map_err(|e| self.error(e.to_string()))?;
@@ -236,7 +238,15 @@ impl ChatTemplate {
         }
         let guard = |value: &Json| sentinel::protect(value, &self.protected, 0);
         let guard = |value: &Json| guard(value).map_err(|e| self.error(e));
-        context.insert("messages".into(), guard(&messages)?);
+        let mut messages = guard(&messages)?;
+        if options.continue_final_message {
+            let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
+            match last.and_then(|last| last.get_mut("content")) {
+                Some(Json::String(text)) if !text.trim().is_empty() => sentinel::mark_end(text),
+                _ => return Err(self.error("the last message has no text to continue")),
+            }
+        }
+        context.insert("messages".into(), messages);
         let lists = [("tools", &options.tools), ("documents", &options.documents)];
         for (name, list) in lists {
             let value = list.as_ref().map_or(Json::Null, |l| Json::Array(l.clone()));
@@ -246,7 +256,11 @@ impl ChatTemplate {
         let now = options.now.unwrap_or_else(SystemTime::now);
         let mut this = self.clone();
         this.source = drop_generation_tags(self.source_for(options.tools.is_some()));
-        let text = self.on_thread(move |deadline| this.evaluate(context, now, deadline))?;
+        let mut text = self.on_thread(move |deadline| this.evaluate(context, now, deadline))?;
+        if options.continue_final_message {
+            let what = "it leaves out the message that is to be continued";
+            text = sentinel::up_to_end(text).ok_or_else(|| self.error(what))?;
+        }
         let (text, literal) = sentinel::split(&text, &self.protected);
         Ok(Rendered { text, literal })
     }

@@ -169,6 +169,29 @@ fn typed_special_tokens_stay_text() {
 }
 
 #[test]
+fn a_final_message_goes_on() {
+    let on = RenderOptions { continue_final_message: true, ..RenderOptions::default() };
+    let go_on = |source: &str, last: &str| {
+        let messages = [Message::new("user", "a\u{FDD3} b"), Message::new("assistant", last)];
+        template(source)?.render(&messages, &on).map(|rendered| rendered.text().to_owned())
+    };
+    let source = "{% for m in messages %}<{{ m.content }}>{% endfor %}!";
+    assert_eq!(go_on(source, " Hello ").unwrap(), "<a\u{FDD3} b>< Hello ");
+    let trimmed = source.replace("m.content", "m.content | trim");
+    assert_eq!(go_on(&trimmed, " Hello ").unwrap(), "<a\u{FDD3} b><Hello");
+    assert_eq!(go_on(&trimmed, "Hello").unwrap(), "<a\u{FDD3} b><Hello");
+    // The last place counts where it is written twice.
+    let twice = format!("[{{{{ messages[1].content }}}}]{source}");
+    assert_eq!(go_on(&twice, "Hi").unwrap(), "[Hi ]<a\u{FDD3} b><Hi");
+    let error = |source: &str, last: &str| go_on(source, last).unwrap_err().to_string();
+    assert!(error(source, " ").ends_with("the last message has no text to continue"));
+    assert!(
+        error("{{ messages[0].content }}", "x")
+            .ends_with("it leaves out the message that is to be continued")
+    );
+}
+
+#[test]
 fn templates_are_found_as_transformers_finds_them() {
     let dir = tempfile::tempdir().unwrap();
     assert!(ChatTemplate::load(dir.path()).unwrap().is_none());

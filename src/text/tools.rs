@@ -1,12 +1,19 @@
 //! Tool calls in generated text, as each family of models writes them, read as they come.
 
+use super::chat::Tool;
 use super::scan::{JsonScan, Step};
+use xml::XmlCall;
+
+pub(crate) mod xml;
 
 /// How a model writes its tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolFormat {
     /// Hermes and Qwen: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, one after the other.
     Hermes,
+    /// Qwen3-Coder: `<tool_call><function=name><parameter=key>…</parameter>…</function></tool_call>`, one after the other;
+    /// strings without quotes, other values in JSON.
+    Xml,
     /// Llama 3: `{"name": …, "parameters": {…}}` as the whole text, or after `<|python_tag|>`; several joined by `;`.
     Llama3,
     /// Mistral: `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`.
@@ -24,8 +31,7 @@ impl ToolFormat {
             return Some(if has("[ARGS]") { Self::MistralArgs } else { Self::Mistral });
         }
         if has("<tool_call>") {
-            // Qwen3-Coder writes arguments as XML.
-            return (!has("<function=")).then_some(Self::Hermes);
+            return Some(if has("<function=") { Self::Xml } else { Self::Hermes });
         }
         let llama = has("<|python_tag|>") || (has("<|start_header_id|>") && has("tool_calls"));
         llama.then_some(Self::Llama3)
@@ -35,7 +41,7 @@ impl ToolFormat {
     /// ([`crate::Options::visible`]).
     pub const fn marks(self) -> &'static [&'static str] {
         match self {
-            Self::Hermes => &["<tool_call>", "</tool_call>"],
+            Self::Hermes | Self::Xml => &["<tool_call>", "</tool_call>"],
             Self::Llama3 => &["<|python_tag|>"],
             Self::Mistral | Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
         }
@@ -99,7 +105,7 @@ impl ReplyEvent {
 pub(super) struct ToolParser {
     format: ToolFormat,
     /// Tools that may be called; empty is any.
-    names: Vec<String>,
+    tools: Vec<Tool>,
     state: State,
     /// Text that may belong to a call: white space and the beginning of a mark, or all since the mark.
     held: String,
@@ -113,7 +119,7 @@ enum State {
     /// Text; a mark may follow. Of Llama's, at the beginning, a call may follow without one.
     Text { lead: bool },
     /// A call's object.
-    Object { call: Call, list: bool },
+    Object { call: Body, list: bool },
     /// After an object.
     After { list: bool },
     /// After Mistral's mark: a list or a name.
@@ -125,9 +131,9 @@ enum State {
 }
 
 impl ToolParser {
-    pub(super) fn new(format: ToolFormat, names: &[String]) -> Self {
+    pub(super) fn new(format: ToolFormat, tools: &[Tool]) -> Self {
         let state = State::Text { lead: format == ToolFormat::Llama3 };
-        Self { format, names: names.to_vec(), state, held: String::new(), calls: 0, events: Vec::new() }
+        Self { format, tools: tools.to_vec(), state, held: String::new(), calls: 0, events: Vec::new() }
     }
 
     pub(super) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
@@ -167,7 +173,7 @@ impl ToolParser {
             State::Text { lead } => return self.text(c, *lead),
             State::Object { call, list } => {
                 let mut found = Vec::new();
-                let step = call.push(c, &self.names, &mut found);
+                let step = call.push(c, &self.tools, &mut found);
                 for event in found {
                     if matches!(event, ReplyEvent::Call { .. }) {
                         self.calls += 1;
@@ -175,7 +181,7 @@ impl ToolParser {
                     self.emit(event.at(self.calls - 1));
                 }
                 match step {
-                    Step::Bad => return self.broken(c, call.named),
+                    Step::Bad => return self.broken(c, call.named()),
                     Step::Last | Step::After => self.end_call(*list),
                     Step::More => self.hold(c, state),
                 }
@@ -222,7 +228,7 @@ impl ToolParser {
 
     fn fail(&mut self) {
         let named = match &self.state {
-            State::Object { call, .. } => call.named,
+            State::Object { call, .. } => call.named(),
             State::Args { .. } => true,
             _ => false,
         };
@@ -247,14 +253,15 @@ impl ToolParser {
             if tail == mark {
                 self.state = match self.format {
                     ToolFormat::Mistral | ToolFormat::MistralArgs => State::Named(String::new()),
-                    _ => State::Object { call: Call::default(), list: false },
+                    ToolFormat::Xml => State::Object { call: Body::Xml(XmlCall::default()), list: false },
+                    _ => State::Object { call: Body::default(), list: false },
                 };
                 return;
             }
             if lead && tail == "{" {
                 let mut call = Call::default();
-                call.push('{', &self.names, &mut Vec::new());
-                self.state = State::Object { call, list: false };
+                call.push('{', &self.tools, &mut Vec::new());
+                self.state = State::Object { call: Body::Json(call), list: false };
                 return;
             }
             if mark.starts_with(tail) {
@@ -274,7 +281,7 @@ impl ToolParser {
     fn after(&mut self, c: char, list: bool) {
         self.held.push(c);
         let tail = self.held.trim_start();
-        let again = State::Object { call: Call::default(), list };
+        let again = State::Object { call: Body::default(), list };
         self.state = match self.format {
             _ if list && tail.is_empty() => State::After { list },
             _ if list && tail == "," => again,
@@ -282,11 +289,11 @@ impl ToolParser {
                 self.held.clear();
                 State::After { list: false }
             }
-            ToolFormat::Hermes if tail == "</tool_call>" => {
+            ToolFormat::Hermes | ToolFormat::Xml if tail == "</tool_call>" => {
                 self.held.clear();
                 State::Text { lead: false }
             }
-            ToolFormat::Hermes if "</tool_call>".starts_with(tail) => State::After { list },
+            ToolFormat::Hermes | ToolFormat::Xml if "</tool_call>".starts_with(tail) => State::After { list },
             ToolFormat::Llama3 if tail == ";" => again,
             _ if tail.is_empty() => State::After { list },
             _ => {
@@ -306,7 +313,7 @@ impl ToolParser {
         }
         if name.is_empty() && c == '[' {
             self.held.push(c);
-            self.state = State::Object { call: Call::default(), list: true };
+            self.state = State::Object { call: Body::default(), list: true };
             return;
         }
         name.push(c);
@@ -331,7 +338,7 @@ impl ToolParser {
     }
 
     fn begin_args(&mut self, name: String) {
-        if name.is_empty() || !known(&self.names, &name) {
+        if name.is_empty() || !known(&self.tools, &name) {
             return self.give_back(false);
         }
         self.emit(ReplyEvent::Call { index: self.calls, name });
@@ -340,8 +347,8 @@ impl ToolParser {
     }
 }
 
-fn known(names: &[String], name: &str) -> bool {
-    names.is_empty() || names.iter().any(|known| known == name)
+fn known(tools: &[Tool], name: &str) -> bool {
+    tools.is_empty() || tools.iter().any(|known| known.name == name)
 }
 
 impl ReplyEvent {
@@ -351,6 +358,36 @@ impl ReplyEvent {
             Self::Call { name, .. } => Self::Call { index: to, name },
             Self::Arguments { text, .. } => Self::Arguments { index: to, text },
             other => other,
+        }
+    }
+}
+
+/// What stands between the marks of a call.
+#[derive(Debug, Clone)]
+enum Body {
+    Json(Call),
+    Xml(XmlCall),
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::Json(Call::default())
+    }
+}
+
+impl Body {
+    fn push(&mut self, c: char, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
+        match self {
+            Self::Json(call) => call.push(c, tools, events),
+            Self::Xml(call) => call.push(c, tools, events),
+        }
+    }
+
+    /// Whether the call has been told of.
+    fn named(&self) -> bool {
+        match self {
+            Self::Json(call) => call.named,
+            Self::Xml(call) => call.named(),
         }
     }
 }
@@ -390,7 +427,7 @@ enum Member {
 
 impl Call {
     /// Takes the next character; events name no call yet.
-    fn push(&mut self, c: char, names: &[String], events: &mut Vec<ReplyEvent>) -> Step {
+    fn push(&mut self, c: char, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
         let space = matches!(c, ' ' | '\t' | '\n' | '\r');
         self.member = match std::mem::take(&mut self.member) {
             state @ (Member::Start | Member::Key { .. } | Member::Colon(_) | Member::Comma) if space => state,
@@ -400,7 +437,7 @@ impl Call {
                 scan.push(c);
                 Member::InKey(scan, c.into())
             }
-            Member::Key { first: true } | Member::Comma if c == '}' => return self.end(names, events),
+            Member::Key { first: true } | Member::Comma if c == '}' => return self.end(tools, events),
             Member::Comma if c == ',' => Member::Key { first: false },
             Member::InKey(mut scan, mut text) => {
                 text.push(c);
@@ -418,7 +455,7 @@ impl Call {
             Member::Colon(key) if c == ':' => {
                 Member::Value { key, scan: JsonScan::new(), text: String::new() }
             }
-            Member::Value { key, scan, text } => return self.value(c, key, scan, text, names, events),
+            Member::Value { key, scan, text } => return self.value(c, key, scan, text, tools, events),
             _ => return Step::Bad,
         };
         Step::More
@@ -430,7 +467,7 @@ impl Call {
         key: String,
         mut scan: JsonScan,
         mut text: String,
-        names: &[String],
+        tools: &[Tool],
         events: &mut Vec<ReplyEvent>,
     ) -> Step {
         let step = scan.push(c);
@@ -444,7 +481,7 @@ impl Call {
         if step != Step::After && !(text.is_empty() && c.is_whitespace()) {
             text.push(c);
             if arguments && self.name.is_some() {
-                if first && !self.tell(names, events) {
+                if first && !self.tell(tools, events) {
                     return Step::Bad;
                 }
                 ReplyEvent::add(events, ReplyEvent::Arguments { index: 0, text: c.into() });
@@ -457,7 +494,7 @@ impl Call {
         self.member = Member::Comma;
         match key.as_str() {
             "name" => match serde_json::from_str::<String>(&text) {
-                Ok(name) if known(names, &name) && !name.is_empty() => self.name = Some(name),
+                Ok(name) if known(tools, &name) && !name.is_empty() => self.name = Some(name),
                 _ => return Step::Bad,
             },
             "arguments" | "parameters" if self.named => self.complete = true,
@@ -465,20 +502,20 @@ impl Call {
             // Some write `"type": "function"` or an id beside them.
             _ => {}
         }
-        if step == Step::After { self.push(c, names, events) } else { Step::More }
+        if step == Step::After { self.push(c, tools, events) } else { Step::More }
     }
 
-    fn tell(&mut self, names: &[String], events: &mut Vec<ReplyEvent>) -> bool {
-        let Some(name) = self.name.clone().filter(|name| known(names, name)) else { return false };
+    fn tell(&mut self, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> bool {
+        let Some(name) = self.name.clone().filter(|name| known(tools, name)) else { return false };
         events.push(ReplyEvent::Call { index: 0, name });
         self.named = true;
         true
     }
 
     /// The object ends: a call needs a name. Where it is that of a tool, it needs no arguments.
-    fn end(&mut self, names: &[String], events: &mut Vec<ReplyEvent>) -> Step {
+    fn end(&mut self, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
         if !self.complete {
-            if (self.early.is_none() && names.is_empty()) || !self.tell(names, events) {
+            if (self.early.is_none() && tools.is_empty()) || !self.tell(tools, events) {
                 return Step::Bad;
             }
             let text = self.early.take().unwrap_or_else(|| "{}".into());

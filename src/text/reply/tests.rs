@@ -4,12 +4,22 @@ fn format(tools: ToolFormat) -> ReplyFormat {
     ReplyFormat { reasoning: ReasoningFormat::of_template("<think>"), tools: Some(tools) }
 }
 
-fn names() -> Vec<String> {
-    ["get_weather", "add"].map(str::to_owned).into()
+fn tool(name: &str, properties: serde_json::Value) -> Tool {
+    let parameters = Some(serde_json::json!({ "type": "object", "properties": properties }));
+    Tool { name: name.into(), parameters }
+}
+
+fn tools() -> Vec<Tool> {
+    let whole = serde_json::json!({ "type": ["integer", "null"] });
+    let (text, list) = (serde_json::json!({ "type": "string" }), serde_json::json!({ "type": "array" }));
+    vec![
+        tool("get_weather", serde_json::json!({ "city": text, "days": whole })),
+        tool("add", serde_json::json!({ "a": whole, "b": list, "c": { "type": "boolean" }, "d": {} })),
+    ]
 }
 
 fn parse(format: ReplyFormat, thinking: bool, pieces: &[&str]) -> (Vec<ReplyEvent>, Reply) {
-    let mut parser = ReplyParser::new(format, thinking, &names());
+    let mut parser = ReplyParser::new(format, thinking, &tools());
     let (mut events, mut reply) = (Vec::new(), Reply::default());
     let mut take = |found: Vec<ReplyEvent>| {
         for event in found {
@@ -161,7 +171,7 @@ fn mistral_calls_are_found() {
 
 #[test]
 fn arguments_are_told_as_they_come() {
-    let mut parser = ReplyParser::new(format(ToolFormat::Hermes), false, &names());
+    let mut parser = ReplyParser::new(format(ToolFormat::Hermes), false, &tools());
     assert_eq!(parser.push("x <tool_call>{\"name\": \"add\", \"argu"), [ReplyEvent::Content("x".into())]);
     let (index, name) = (0, "add".to_owned());
     let told = parser.push("ments\": {\"a\": \"b");
@@ -197,10 +207,42 @@ fn thoughts_are_split_from_the_answer() {
 }
 
 #[test]
+fn xml_calls_are_found() {
+    let reply = |text: &str| reply(format(ToolFormat::Xml), false, text);
+    let call = |body: &str| format!("<tool_call>\n<function={body}</function>\n</tool_call>");
+    let set = |key: &str, value: &str| format!("<parameter={key}>\n{value}\n</parameter>\n");
+    let paris = call(&format!("get_weather>\n{}{}", set("city", "Paris \"é\"\n{<b>\t"), set("days", " 3 ")));
+    let made = ("get_weather", r#"{"city": "Paris \"é\"\n{<b>\t", "days": 3}"#);
+    assert_eq!(reply(&paris), of("", &[made]));
+    let numbers = set("a", "None") + &set("b", "[1, \"x\"]") + &set("c", "True") + &set("d", "5");
+    let add = call(&format!("add>\n{numbers}"));
+    let added = ("add", r#"{"a": null, "b": [1,"x"], "c": true, "d": "5"}"#);
+    assert_eq!(reply(&format!("Wait.\n{paris}\n{add}")), of("Wait.", &[made, added]));
+    // What is no JSON is a string; what has no end of line, empty and unknown is taken as it is.
+    let odd = call("add><parameter=a>three</parameter><parameter=z></parameter><parameter=b>\n</parameter>");
+    assert_eq!(reply(&odd), of("", &[("add", r#"{"a": "three", "z": "", "b": ""}"#)]));
+    assert_eq!(reply(&call("add>\n")), of("", &[("add", "{}")]));
+    for text in [
+        call("remove>\n"),
+        call("add>\nbecause"),
+        call(&format!("add>\n{}{}", set("a", "1"), set("a", "2"))),
+        call("add>\n<parameter=>"),
+        call("add>\n<parameter=a b>"),
+        "<tool_call>\n{\"name\": \"add\"}</tool_call>".to_owned(),
+        format!("<tool_call>\n<function=add>\n{}", set("a", "1")),
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</param".to_owned(),
+        "<tool_call>\n<function=add".to_owned(),
+    ] {
+        let reply = reply(&text);
+        assert_eq!((reply.content.trim_end(), reply.calls.len()), (text.trim_end(), 0), "{reply:?}");
+    }
+}
+
+#[test]
 fn formats_are_those_of_templates() {
     let tools = |source: &str| ReplyFormat::of_template(source).tools;
     assert_eq!(tools("{{ '<tool_call>' }}"), Some(ToolFormat::Hermes));
-    assert_eq!(tools("{{ '<tool_call>\n<function=' }}"), None);
+    assert_eq!(tools("{{ '<tool_call>\n<function=' }}"), Some(ToolFormat::Xml));
     assert_eq!(tools("[TOOL_CALLS] [{"), Some(ToolFormat::Mistral));
     assert_eq!(tools("<|start_header_id|> tool_calls"), Some(ToolFormat::Llama3));
     assert_eq!(tools("<|start_header_id|>"), None);
