@@ -75,6 +75,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         body_timeout: args.body_timeout,
         stall_timeout: args.stall_timeout,
         drain_timeout: args.drain_timeout,
+        ..Options::default()
     })
 }
 

@@ -243,9 +243,7 @@ impl Worker {
             let Some(mut request) = self.queue.pop_front() else { return };
             self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
             if request.cancel.load(Ordering::Relaxed) {
-                let conforms = request.constraint.as_ref().map(|_| false);
-                let (reason, stats) = (FinishReason::Cancelled, Stats::default());
-                let _ = request.events.send(Event::Finished { reason, stats, conforms });
+                turn_away(request);
                 continue;
             }
             if request.prompt.is_empty() || request.prompt.len() >= self.options.context {
@@ -322,7 +320,14 @@ impl Worker {
         }
     }
 
+    /// Ends what was cancelled, in flight or in the queue, whose place is then another's.
     fn cancel(&mut self) {
+        let cancelled = |request: &mut Request| request.cancel.load(Ordering::Relaxed);
+        while let Some(at) = self.queue.iter_mut().position(cancelled) {
+            let Some(request) = self.queue.remove(at) else { break };
+            self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
+            turn_away(request);
+        }
         for sequence in &mut self.sequences {
             if sequence.request.cancel.load(Ordering::Relaxed) {
                 sequence.finish(FinishReason::Cancelled);
@@ -553,4 +558,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// Ends a request that was cancelled before it had a place.
+fn turn_away(mut request: Request) {
+    let conforms = request.constraint.as_ref().map(|_| false);
+    let (reason, stats) = (FinishReason::Cancelled, Stats::default());
+    let _ = request.events.send(Event::Finished { reason, stats, conforms });
 }

@@ -58,6 +58,8 @@ pub struct Options {
     pub body_timeout: Duration,
     /// How long a client may not read what is written to it.
     pub stall_timeout: Duration,
+    /// How long a step may take before `/health` says that the engine is stuck.
+    pub longest_step: Duration,
     /// How long answers go on after the server was told to end.
     pub drain_timeout: Duration,
 }
@@ -78,6 +80,8 @@ impl Default for Options {
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(20),
+            // A long prompt of a large model on few cores.
+            longest_step: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(60),
         }
     }

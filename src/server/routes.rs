@@ -40,8 +40,6 @@ const ROUTES: [&str; 12] = [
     "/v1/messages/count_tokens",
 ];
 
-/// How long a step may take before the engine no longer counts as healthy: a long prompt of a large model on few cores.
-const LONGEST_STEP: Duration = Duration::from_secs(120);
 /// How long an idle engine may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How much of a body that is too large is read, so that a client that sends first and reads later learns why.
@@ -182,13 +180,13 @@ async fn too_large(limit: usize, mut body: Body) -> Failure {
 
 /// Whether the engine works: a step ended not long ago or, where there is nothing to do, it answers.
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let load = app.model.engine().load();
+    let (load, longest) = (app.model.engine().load(), app.options.longest_step);
     let stuck = if load.running + load.queued > 0 {
-        load.idle > LONGEST_STEP
+        load.idle > longest
     } else {
         let engine = app.model.engine().clone();
         let answer = tokio::task::spawn_blocking(move || engine.with(|_| ()));
-        !matches!(tokio::time::timeout(ANSWER, answer).await, Ok(Ok(Ok(()))))
+        !matches!(tokio::time::timeout(ANSWER.min(longest), answer).await, Ok(Ok(Ok(()))))
     };
     let (status, text) =
         if stuck { (StatusCode::SERVICE_UNAVAILABLE, "stuck") } else { (StatusCode::OK, "ok") };

@@ -163,6 +163,28 @@ fn the_model_the_health_and_the_metrics_are_shown() {
     ] {
         assert!(metrics.lines().any(|got| got == line), "{line}\n{metrics}");
     }
+    for (kind, names) in [
+        ("gauge", &["connections", "sequences_queued", "sequences_running"][..]),
+        (
+            "counter",
+            &[
+                "requests_total",
+                "steps_total",
+                "cancelled_total",
+                "prompt_tokens_total",
+                "cached_tokens_total",
+                "generated_tokens_total",
+                "fallbacks_total",
+                "replays_total",
+            ],
+        ),
+        ("histogram", &["time_to_first_token_seconds", "inter_token_seconds", "sequence_seconds"]),
+    ] {
+        for name in names {
+            let line = format!("# TYPE backstop_{name} {kind}");
+            assert!(metrics.lines().any(|got| got == line), "{line}\n{metrics}");
+        }
+    }
     let answer = server.get("/health");
     assert!(answer.header("x-request-id").is_some_and(|id| id.starts_with("req_")));
 }

@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::net::TcpStream;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use backstop::backend::Faults;
 use backstop::backend::ops::OpKind;
@@ -13,11 +14,12 @@ use backstop::{LoadOptions, Model, ModelFiles};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::support::{Answer, Client, Noise, chat, expected, named_events, with};
+use crate::support::{Answer, Client, Noise, chat, endless, expected, named_events, read_some, with};
 
 /// A server in this process, and the faults of its model.
 struct Faulty {
     client: Client,
+    model: Model,
     faults: Faults,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -33,21 +35,26 @@ impl std::ops::Deref for Faulty {
 
 impl Faulty {
     fn start(files: ModelFiles, load: LoadOptions) -> Self {
+        Self::with(files, load, server::Options::default())
+    }
+
+    fn with(files: ModelFiles, load: LoadOptions, options: server::Options) -> Self {
         let faults = load.faults.clone();
-        let options = server::Options { port: 0, ..server::Options::default() };
+        let options = server::Options { port: 0, ..options };
         let listener = Listener::bind(&options).unwrap();
         let client = Client { address: listener.address() };
         let model = Model::load_with(files, load).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
+        let served = model.clone();
         let serve = move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             let stopped = async {
                 let _ = stopped.await;
             };
-            runtime.unwrap().block_on(server::serve(listener, model, options, stopped)).unwrap();
+            runtime.unwrap().block_on(server::serve(listener, served, options, stopped)).unwrap();
         };
         let thread = std::thread::spawn(serve);
-        Self { client, faults, stop: Some(stop), thread: Some(thread) }
+        Self { client, model, faults, stop: Some(stop), thread: Some(thread) }
     }
 
     fn builtin(faults: Faults) -> Self {
@@ -82,8 +89,10 @@ const PANIC: &str = "engine: a step panicked: injected panic in embedding";
 /// Steps before the fault: the prompt's, and those of five tokens.
 const EARLIER: u64 = 6;
 
-/// A panic and an error, and what is said of each.
-const FAULTS: [(fn() -> Faults, &str); 2] = [
+/// A fault, and what is said of it.
+type Fault = (fn() -> Faults, &'static str);
+
+const FAULTS: [Fault; 2] = [
     (|| Faults::panic(OpKind::Embedding, EARLIER, 1), PANIC),
     (|| Faults::op(OpKind::Embedding, EARLIER, 1), "embedding failed on cpu: injected fault"),
 ];
@@ -257,4 +266,42 @@ fn what_fails_on_mlx_in_mid_stream_goes_on_on_the_cpu() {
         assert!(!metrics.lines().any(|line| line.starts_with(absent)), "{absent}\n{metrics}");
         server.lives_on();
     }
+}
+
+#[test]
+fn health_proves_a_recent_step() {
+    let noise = Noise::new();
+    let files = ModelFiles::open(noise.0.path()).unwrap();
+    let options = server::Options { longest_step: Duration::from_millis(300), ..server::Options::default() };
+    let backend = BackendRequest::Cpu;
+    let load = LoadOptions { backend, context: Some(150_000), ..LoadOptions::default() };
+    let server = Faulty::with(files, load, options);
+    let health = |status: u16, text: &str| {
+        let health = server.get("/health");
+        assert_eq!((health.status, &health.json()["status"]), (status, &json!(text)), "{}", health.text());
+        health.json()
+    };
+    // The engine's thread does something else for so long; what is asked meanwhile sees it.
+    let busy = |time: Duration| {
+        let engine = server.model.engine().clone();
+        std::thread::spawn(move || engine.with(move |_| std::thread::sleep(time)).unwrap())
+    };
+    assert_eq!(health(200, "ok")["running"], 0);
+    let idle = busy(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_millis(200));
+    health(503, "stuck");
+    idle.join().unwrap();
+    let mut stream = server.begin("/v1/chat/completions", &endless());
+    read_some(&mut stream);
+    let steps = |health: Value| health["steps"].as_u64().unwrap();
+    let before = health(200, "ok");
+    assert!(before["seconds_since_step"].as_f64().unwrap() < 0.3, "{before}");
+    read_some(&mut stream);
+    assert!(steps(health(200, "ok")) > steps(before));
+    let running = busy(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(health(503, "stuck")["running"], 1);
+    running.join().unwrap();
+    read_some(&mut stream);
+    health(200, "ok");
 }

@@ -19,6 +19,7 @@ const ROUTES: [(&str, &str); 7] = [
 #[test]
 fn a_key_is_asked_for_on_every_route_but_health() {
     let server = Server::start(&["--api-key", "sesame"]);
+    assert_eq!(server.address.ip().to_string(), "127.0.0.1");
     server.get("/health").ok();
     for (method, path) in ROUTES {
         let answer = server.request(method, path, &[], b"{}");

@@ -87,6 +87,32 @@ fn a_cancelled_sequence_ends_within_two_steps() {
     server.wait_for("backstop_sequences_running", |running| running == 0.0);
     let last = server.metric("backstop_steps_total");
     assert!(last <= after + 2.0, "{after} {last}");
+
+    // While its prompt is read, in dozens of steps.
+    let prompt = "hello world ".repeat(10_000);
+    let prefilling = server.begin("/v1/completions", &json!({ "prompt": prompt, "max_tokens": 5 }));
+    server.wait_for("backstop_steps_total", |steps| steps > last);
+    drop(prefilling);
+    server.wait_for("backstop_cancelled_total", |cancelled| cancelled == 2.0);
+    let after = server.metric("backstop_steps_total");
+    server.wait_for("backstop_sequences_running", |running| running == 0.0);
+    let last = server.metric("backstop_steps_total");
+    assert!(last <= after + 2.0, "{after} {last}");
+}
+
+#[test]
+fn a_client_that_leaves_the_queue_leaves_its_place_to_the_next() {
+    let noise = Noise::new();
+    let server = Server::endless(&noise, &["--parallel", "1", "--max-queue", "1"]);
+    let mut running = server.begin("/v1/chat/completions", &endless());
+    read_some(&mut running);
+    for _ in 0..3 {
+        let waiting = server.begin("/v1/chat/completions", &endless());
+        server.wait_for("backstop_sequences_queued", |queued| queued == 1.0);
+        drop(waiting);
+        server.wait_for("backstop_sequences_queued", |queued| queued == 0.0);
+    }
+    read_some(&mut running);
 }
 
 #[test]

@@ -3,10 +3,13 @@
 #![cfg(unix)]
 
 mod answers;
+mod broken;
 mod ends;
 #[cfg(feature = "fault-injection")]
 mod faults;
 mod guards;
 mod hostile;
 mod limits;
+mod script;
+mod streams;
 mod support;
