@@ -1,6 +1,7 @@
-//! Load on the server: its speed beside llama.cpp's library, what it outlives, and what slow clients cost the others.
+//! Load on the server: its speed beside llama.cpp's server, what it outlives, and what slow clients cost the others.
 
 mod client;
+mod llama;
 mod process;
 mod slow;
 mod soak;
@@ -10,9 +11,9 @@ use anyhow::{Result, bail};
 
 const USAGE: &str = "\
 usage: cargo xtask load speed [--clients N] [--requests N] [--prompt N] [--generate N] [--rounds N] [--threads N]
-                              [--llama-python PYTHON] [--backstop PROGRAM] [--model FILE]
-           8 clients, 128 + 128 tokens, random SmolLM2-135M in Q4_0, in alternate rounds with llama.cpp's library where
-           PYTHON has llama_cpp: as many sequences side by side, without a server
+                              [--llama-server PROGRAM|none] [--backstop PROGRAM] [--model FILE]
+           8 clients, 128 + 128 tokens, random SmolLM2-135M in Q4_0, in alternate rounds with llama.cpp's server, which is
+           built under target/load unless it is named
        cargo xtask load soak  [--clients N] [--requests N] [--backstop PROGRAM]
            32 clients, 5,000 requests, 30 % cancelled, 5 % hostile; every answer is compared with that of a single user
        cargo xtask load slow  [--connections N] [--requests N] [--backstop PROGRAM]

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Options;
 use crate::clients::target;
@@ -45,8 +46,27 @@ impl Server {
                 None => said += &line,
             }
         };
-        std::thread::spawn(move || lines.for_each(drop));
+        thread::spawn(move || lines.for_each(drop));
         Ok(Self { child, address })
+    }
+
+    /// `llama-server ARGS` on a port of its own; its page and its log are left out.
+    pub fn llama(program: &Path, args: &[&str]) -> Result<Self> {
+        let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = Command::new(program);
+        command.args(args).args(["--host", "127.0.0.1", "--port", &free.port().to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
+        let mut server = Self { child, address: free };
+        let start = Instant::now();
+        while !server.get("/health").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("`{}` ended with {status}", shown(&command));
+            }
+            ensure!(start.elapsed() < PATIENCE, "`{}` does not answer", shown(&command));
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
     }
 
     /// The answer to a GET, head and all.

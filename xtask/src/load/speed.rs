@@ -1,19 +1,19 @@
-//! Clients that ask without a pause: tokens per second of all of them together, and the time to the first token.
+//! Clients that ask without a pause: tokens per second of all of them together, and the time to the first token, beside
+//! llama.cpp's server on the same file.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::process::{Server, program};
-use super::{Options, client, quantile};
+use super::{Options, client, llama, quantile};
 use crate::clients::target;
 use crate::random_model;
-use crate::util::{quiet, root};
+use crate::util::root;
 
 pub const OPTIONS: [&str; 9] = [
     "--clients",
@@ -22,10 +22,21 @@ pub const OPTIONS: [&str; 9] = [
     "--generate",
     "--rounds",
     "--threads",
-    "--llama-python",
+    "--llama-server",
     "--backstop",
     "--model",
 ];
+
+/// What clients ask for.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    clients: usize,
+    /// Of each client, one after the other.
+    requests: usize,
+    /// Tokens.
+    prompt: usize,
+    generate: usize,
+}
 
 /// What a round measures.
 #[derive(Debug, Clone, Default)]
@@ -36,13 +47,24 @@ struct Measured {
     first: Vec<f64>,
 }
 
+/// Which server is asked, where their fields differ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Own,
+    Llama,
+}
+
 pub fn run(options: &Options) -> Result<()> {
-    let clients = options.number("--clients", 8)?;
-    let requests = options.number("--requests", 1)?;
-    let (prompt, generate) = (options.number("--prompt", 128)?, options.number("--generate", 128)?);
+    let work = Work {
+        clients: options.number("--clients", 8)?,
+        requests: options.number("--requests", 1)?,
+        prompt: options.number("--prompt", 128)?,
+        generate: options.number("--generate", 128)?,
+    };
     let rounds = options.number("--rounds", 5)?;
     let threads = options.number("--threads", thread::available_parallelism()?.get())?.to_string();
     let backstop = program(options)?;
+    let llama = llama::server(options)?;
     let model = match options.text("--model") {
         Some(model) => model.into(),
         None => {
@@ -55,30 +77,32 @@ pub fn run(options: &Options) -> Result<()> {
             model
         }
     };
+    // Tokens of one sequence: pages of 64, and room for a round's warming up.
+    let context = (work.prompt + work.generate).next_multiple_of(64) + 64;
+    let (path, slots) = (model.to_string_lossy(), work.clients.to_string());
     let (mut own, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let path = model.to_string_lossy();
-        let slots = clients.to_string();
         {
-            let args = [&*path, "--threads", &threads, "--parallel", &slots, "--ctx", "512"];
+            let context = context.to_string();
+            let args = [&*path, "--threads", &threads, "--parallel", &slots, "--ctx", &context];
             let server = Server::backstop(&backstop, &args)?;
-            own.push(round_of(server.address, clients, requests, prompt, generate)?);
+            own.push(measure(Kind::Own, server.address, work)?);
         }
-        if let Some(python) = options.text("--llama-python") {
-            let mut command = Command::new(python);
-            command.arg(root()?.join("tools/peers/llama_cpp_batch.py")).arg(&*path);
-            command.args(["--threads", &threads, "--clients", &slots]);
-            command.args(["--prompt", &prompt.to_string(), "--generate", &generate.to_string()]);
-            theirs.push(peer(&mut command)?);
+        if let Some(llama) = &llama {
+            let context = (context * work.clients).to_string();
+            let args = ["-m", &*path, "-t", &threads, "-tb", &threads, "-np", &slots, "-c", &context];
+            let server = Server::llama(llama, &args)?;
+            theirs.push(measure(Kind::Llama, server.address, work)?);
         }
         let shown = |of: &[Measured]| of.last().map_or_else(String::new, |last| format!("{:8.1}", last.rate));
         eprintln!("round {}: backstop {} tok/s, llama.cpp {} tok/s", round + 1, shown(&own), shown(&theirs));
     }
+    let Work { clients, requests, prompt, generate } = work;
     println!(
         "{clients} clients, {requests} requests each, {prompt} + {generate} tokens, {threads} threads, {rounds} rounds"
     );
     println!("| server | tok/s, median | first token, median | first token, p95 |\n|---|---|---|---|");
-    for (name, of) in [("backstop's server", &own), ("llama.cpp's library", &theirs)] {
+    for (name, of) in [("backstop", &own), ("llama.cpp", &theirs)] {
         if of.is_empty() {
             continue;
         }
@@ -99,38 +123,24 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What the script of llama.cpp's library prints.
-fn peer(command: &mut Command) -> Result<Measured> {
-    let printed: Value = serde_json::from_slice(&quiet(command)?.stdout)?;
-    let rate = printed["rate"].as_f64().with_context(|| format!("no rate in {printed}"))?;
-    let first = printed["first"].as_array().with_context(|| format!("no first in {printed}"))?;
-    Ok(Measured { rate, first: first.iter().filter_map(Value::as_f64).collect() })
-}
-
-fn round_of(
-    address: SocketAddr,
-    clients: usize,
-    requests: usize,
-    prompt: usize,
-    generate: usize,
-) -> Result<Measured> {
+fn measure(kind: Kind, address: SocketAddr, work: Work) -> Result<Measured> {
     // One request that does not count: pages are touched, threads are there.
-    ask(address, usize::MAX, prompt, 4)?;
+    ask(kind, address, usize::MAX, Work { generate: 4, ..work })?;
     let start = Instant::now();
     let run = |client: usize| {
-        (0..requests)
-            .map(|i| ask(address, client * requests + i, prompt, generate))
+        (0..work.requests)
+            .map(|i| ask(kind, address, client * work.requests + i, work))
             .collect::<Result<Vec<_>>>()
     };
     let answers = thread::scope(|scope| {
-        let running: Vec<_> = (0..clients).map(|client| scope.spawn(move || run(client))).collect();
+        let running: Vec<_> = (0..work.clients).map(|client| scope.spawn(move || run(client))).collect();
         let joined = running.into_iter().map(|one| one.join().map_err(|_| anyhow!("a client panicked"))?);
         joined.collect::<Result<Vec<_>>>()
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let answers: Vec<client::Answer> = answers.into_iter().flatten().collect();
     let tokens: usize = answers.iter().map(|answer| answer.tokens).sum();
-    ensure!(tokens == clients * requests * generate, "{tokens} tokens came");
+    ensure!(tokens == work.clients * work.requests * work.generate, "{tokens} tokens came");
     Ok(Measured {
         rate: tokens as f64 / seconds,
         first: answers.iter().filter_map(|answer| answer.first).collect(),
@@ -138,7 +148,7 @@ fn round_of(
 }
 
 /// A prompt of token ids that no other request shares a beginning with.
-fn ask(address: SocketAddr, number: usize, prompt: usize, generate: usize) -> Result<client::Answer> {
+fn ask(kind: Kind, address: SocketAddr, number: usize, work: Work) -> Result<client::Answer> {
     let mut state = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut id = || {
         state ^= state << 13;
@@ -147,11 +157,15 @@ fn ask(address: SocketAddr, number: usize, prompt: usize, generate: usize) -> Re
         // Ordinary tokens of any vocabulary.
         1000 + state % 30_000
     };
-    let ids: Vec<u64> = (0..prompt).map(|_| id()).collect();
-    let body = json!({
-        "prompt": ids, "max_tokens": generate, "temperature": 0, "stream": true, "ignore_eos": true,
+    let ids: Vec<u64> = (0..work.prompt).map(|_| id()).collect();
+    let mut body = json!({
+        "prompt": ids, "max_tokens": work.generate, "temperature": 0, "stream": true, "ignore_eos": true,
         "stream_options": { "include_usage": true },
     });
+    if kind == Kind::Llama {
+        // No request begins like another: there is nothing to look for.
+        body["cache_prompt"] = Value::Bool(false);
+    }
     let answer = client::stream(address, "/v1/completions", &body, None)?;
     ensure!(answer.status == 200, "{}: {}", answer.status, answer.text);
     Ok(answer)
