@@ -70,6 +70,12 @@ class Messages(unittest.TestCase):
         self.assertEqual(count, client().messages.count_tokens(model="stories", messages=joined).input_tokens)
         self.assertEqual(ask(client(), messages=blocks).content, ask(client(), messages=joined).content)
 
+    def test_an_answer_that_has_begun(self):
+        whole = ask(client()).content[0].text
+        begun = whole[: whole.index(" ", 20)]
+        rest = ask(client(), messages=[*QUESTION, {"role": "assistant", "content": begun}], max_tokens=8)
+        self.assertTrue(whole.startswith(begun + rest.content[0].text), (whole, begun, rest.content))
+
     def test_count(self):
         count = client().messages.count_tokens(model="claude-sonnet-4-5", messages=QUESTION)
         usage = ask(client()).usage

@@ -76,6 +76,16 @@ class Chat(unittest.TestCase):
         choice = ask(client(), stop=[word, "\x00"]).choices[0]
         self.assertEqual((choice.message.content, choice.finish_reason), (whole[: whole.index(word)], "stop"))
 
+    def test_an_answer_that_has_begun(self):
+        whole = ask(client()).choices[0].message.content
+        begun = whole[: whole.index(" ", 20)]
+        messages = [*QUESTION, {"role": "assistant", "content": begun}]
+        body = {"continue_final_message": True, "add_generation_prompt": False}
+        rest = ask(client(), messages=messages, max_completion_tokens=8, extra_body=body).choices[0].message.content
+        self.assertTrue(whole.startswith(begun + rest), (whole, begun, rest))
+        with self.assertRaises(openai.BadRequestError):
+            ask(client(), messages=messages)
+
     def test_bias_and_penalties(self):
         api = client()
         whole = ask(api).choices[0].message.content

@@ -95,7 +95,7 @@ class Formats(unittest.TestCase):
         Cat.model_validate_json(answer.output_text)
         config = {"format": {"type": "json_schema", "schema": Cat.model_json_schema()}}
         answer = claude(stories).messages.create(
-            model="stories", max_tokens=99, messages=QUESTION, output_config=config, temperature=0
+            model="stories", max_tokens=400, messages=QUESTION, output_config=config, extra_body={"temperature": 0}
         )
         Cat.model_validate_json(answer.content[0].text)
 
