@@ -94,40 +94,50 @@ pub(crate) fn affine_block(
     scales: &mut [f32],
     biases: &mut [f32],
 ) {
-    let offset = |scales: &[f32], biases: &mut [f32], by: f32| {
-        biases.iter_mut().zip(scales).for_each(|(bias, &scale)| *bias = -by * scale);
-    };
+    affine_codes(of, block, codes);
     match of {
-        GgmlType::Q4_0 => {
-            codes.copy_from_slice(&halves(&block[2..]));
-            scales[0] = half_at(block, 0);
-            offset(scales, biases, 8.0);
-        }
-        GgmlType::Q4_1 => {
-            codes.copy_from_slice(&halves(&block[4..]));
-            (scales[0], biases[0]) = (half_at(block, 0), half_at(block, 2));
-        }
-        GgmlType::Q5_0 => {
-            codes.copy_from_slice(&halves_and_mask(&block[2..6], &block[6..]));
-            scales[0] = half_at(block, 0);
-            offset(scales, biases, 16.0);
-        }
-        GgmlType::Q5_1 => {
-            codes.copy_from_slice(&halves_and_mask(&block[4..8], &block[8..]));
-            (scales[0], biases[0]) = (half_at(block, 0), half_at(block, 2));
-        }
-        GgmlType::Q8_0 => {
-            codes.iter_mut().zip(&block[2..]).for_each(|(code, &q)| *code = q ^ 128);
-            scales[0] = half_at(block, 0);
-            offset(scales, biases, 128.0);
-        }
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => scales[0] = half_at(block, 0),
+        GgmlType::Q4_1 | GgmlType::Q5_1 => (scales[0], biases[0]) = (half_at(block, 0), half_at(block, 2)),
         GgmlType::Q2_K => {
-            let (packed, quants) = (&block[..16], &block[16..80]);
             let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-            for (i, &both) in packed.iter().enumerate() {
+            for (i, &both) in block[..16].iter().enumerate() {
                 (scales[i], biases[i]) = (d * f32::from(both & 15), -(dmin * f32::from(both >> 4)));
             }
-            for (codes, quants) in codes.chunks_exact_mut(128).zip(quants.chunks_exact(32)) {
+        }
+        GgmlType::Q3_K => {
+            let d = half_at(block, 108);
+            let packed = q3_k_scales(&block[96..108]);
+            scales.iter_mut().zip(packed).for_each(|(scale, q)| *scale = d * f32::from(q));
+        }
+        GgmlType::Q4_K | GgmlType::Q5_K => {
+            let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+            let (packed_scales, packed_mins) = scales_and_mins(&block[4..16]);
+            for i in 0..8 {
+                scales[i] = d * f32::from(packed_scales[i]);
+                biases[i] = -(dmin * f32::from(packed_mins[i]));
+            }
+        }
+        GgmlType::Q6_K => {
+            let d = half_at(block, 208);
+            scales.iter_mut().zip(&block[192..208]).for_each(|(scale, &q)| *scale = d * f32::from(q as i8));
+        }
+        GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => {}
+    }
+    if let Some(offset) = of.code_offset() {
+        biases.iter_mut().zip(scales).for_each(|(bias, scale)| *bias = -offset * *scale);
+    }
+}
+
+/// The codes of a block's elements, as in [`affine_block`].
+pub(crate) fn affine_codes(of: GgmlType, block: &[u8], codes: &mut [u8]) {
+    match of {
+        GgmlType::Q4_0 => codes.copy_from_slice(&halves(&block[2..])),
+        GgmlType::Q4_1 => codes.copy_from_slice(&halves(&block[4..])),
+        GgmlType::Q5_0 => codes.copy_from_slice(&halves_and_mask(&block[2..6], &block[6..])),
+        GgmlType::Q5_1 => codes.copy_from_slice(&halves_and_mask(&block[4..8], &block[8..])),
+        GgmlType::Q8_0 => codes.iter_mut().zip(&block[2..]).for_each(|(code, &q)| *code = q ^ 128),
+        GgmlType::Q2_K => {
+            for (codes, quants) in codes.chunks_exact_mut(128).zip(block[16..80].chunks_exact(32)) {
                 part::<0>(&mut codes[..32], quants, 3);
                 part::<2>(&mut codes[32..64], quants, 3);
                 part::<4>(&mut codes[64..96], quants, 3);
@@ -136,9 +146,6 @@ pub(crate) fn affine_block(
         }
         GgmlType::Q3_K => {
             let (high, low) = (&block[..32], &block[32..96]);
-            let d = half_at(block, 108);
-            let packed = q3_k_scales(&block[96..108]);
-            scales.iter_mut().zip(packed).for_each(|(scale, q)| *scale = d * f32::from(q));
             for (codes, low) in codes.chunks_exact_mut(128).zip(low.chunks_exact(32)) {
                 part::<0>(&mut codes[..32], low, 3);
                 part::<2>(&mut codes[32..64], low, 3);
@@ -148,15 +155,8 @@ pub(crate) fn affine_block(
             for (i, codes) in codes.chunks_exact_mut(32).enumerate() {
                 codes.iter_mut().zip(high).for_each(|(code, byte)| *code |= (byte >> i & 1) << 2);
             }
-            offset(scales, biases, 4.0);
         }
         GgmlType::Q4_K | GgmlType::Q5_K => {
-            let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-            let (packed_scales, packed_mins) = scales_and_mins(&block[4..16]);
-            for i in 0..8 {
-                scales[i] = d * f32::from(packed_scales[i]);
-                biases[i] = -(dmin * f32::from(packed_mins[i]));
-            }
             let (high, low) = match of {
                 GgmlType::Q4_K => (None, &block[16..]),
                 _ => (Some(&block[16..48]), &block[48..]),
@@ -173,8 +173,6 @@ pub(crate) fn affine_block(
         }
         GgmlType::Q6_K => {
             let (low, high) = (&block[..128], &block[128..192]);
-            let d = half_at(block, 208);
-            scales.iter_mut().zip(&block[192..208]).for_each(|(scale, &q)| *scale = d * f32::from(q as i8));
             let halves = codes.chunks_exact_mut(128).zip(low.chunks_exact(64).zip(high.chunks_exact(32)));
             for (codes, (low, high)) in halves {
                 part::<0>(&mut codes[..64], low, 15);
@@ -184,7 +182,6 @@ pub(crate) fn affine_block(
                 above::<4, 4>(&mut codes[64..96], high, 3);
                 above::<6, 4>(&mut codes[96..], high, 3);
             }
-            offset(scales, biases, 32.0);
         }
         GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => {
             unreachable!("the codes of {} index a table", of.name())

@@ -98,6 +98,99 @@ fn put<const BITS: usize, const SHIFT: u32>(quads: &[u32; BLOCK / 4], at: &mut [
     }
 }
 
+/// In which order a file holds codes of four bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Nibbles {
+    /// A block's one after another, the low nibble of a byte first: MLX's.
+    Sequential,
+    /// A block's first sixteen in the low nibbles of its bytes, the others in the high ones: most of GGUF's.
+    Halves,
+    /// A block in the low nibbles of 32 bytes, the next one in the high ones: the K-quants'.
+    Pairs,
+}
+
+/// Puts a row's codes of four bits, as they are in a file, where [`CodeKind::scatter`] puts them: a few operations on words
+/// instead of some on each code. `parts` are of 16 bytes, those of [`Nibbles::Pairs`] of 32.
+#[inline(always)]
+pub(super) fn put_nibbles<'a>(
+    order: Nibbles,
+    parts: impl Iterator<Item = &'a [u8]>,
+    row: usize,
+    panel: &mut [u8],
+) {
+    const LOW: u32 = 0x0f0f_0f0f;
+    // The nibbles of half a word, one to a byte.
+    let spread = |half: u32| (half & 0xff) | (half & 0xff00) << 8;
+    let spread = |half: u32| (spread(half) | spread(half) << 4) & LOW;
+    let mut lines = bytemuck::cast_slice_mut::<u8, [u32; ROWS]>(panel).iter_mut();
+    let mut put = |words: [u32; 4]| {
+        for (line, word) in lines.by_ref().take(4).zip(words) {
+            line[row] = word.to_le();
+        }
+    };
+    for part in parts {
+        match order {
+            Nibbles::Sequential => {
+                put(words::<4>(part).map(|word| spread(word & 0xffff) | spread(word >> 16) << 4));
+            }
+            Nibbles::Halves => {
+                let [a, b, c, d] = words::<4>(part);
+                let (low, high) = (|x: u32| x & LOW, |x: u32| x >> 4 & LOW);
+                put([
+                    low(a) | low(b) << 4,
+                    low(c) | low(d) << 4,
+                    high(a) | high(b) << 4,
+                    high(c) | high(d) << 4,
+                ]);
+            }
+            Nibbles::Pairs => {
+                let all = words::<8>(part);
+                put(std::array::from_fn(|i| all[2 * i] & LOW | (all[2 * i + 1] & LOW) << 4));
+                put(std::array::from_fn(|i| all[2 * i] >> 4 & LOW | all[2 * i + 1] & !LOW));
+            }
+        }
+    }
+}
+
+/// The same for super-blocks of Q6_K, whose nibbles and pairs of bits a file has apart, as a panel does.
+pub(super) fn put_q6_k<'a>(blocks: impl Iterator<Item = &'a [u8]>, row: usize, panel: &mut [u8]) {
+    const LOW: [u32; 2] = [0x0303_0303, 0x0f0f_0f0f];
+    let mut lines = bytemuck::cast_slice_mut::<u8, [u32; ROWS]>(panel).iter_mut();
+    for block in blocks {
+        for (low, high) in block[..128].chunks_exact(64).zip(block[128..192].chunks_exact(32)) {
+            let (low, high) = (words::<16>(low), words::<8>(high));
+            for quarter in 0..4 {
+                let nibbles = |i: usize| low[8 * (quarter % 2) + i] >> (4 * (quarter / 2)) & LOW[1];
+                let pairs = |i: usize| high[i] >> (2 * quarter) & LOW[0];
+                let of_nibbles = (0..4).map(|i| nibbles(2 * i) | nibbles(2 * i + 1) << 4);
+                let of_pairs = (0..2).map(|i| (0..4).fold(0, |word, j| word | pairs(4 * i + j) << (2 * j)));
+                for (line, word) in lines.by_ref().take(6).zip(of_nibbles.chain(of_pairs)) {
+                    line[row] = word.to_le();
+                }
+            }
+        }
+    }
+}
+
+/// The same for codes of a byte, each with its bits in `flip` turned over; `parts` are of 32.
+#[inline(always)]
+pub(super) fn put_bytes<'a>(parts: impl Iterator<Item = &'a [u8]>, flip: u8, row: usize, panel: &mut [u8]) {
+    let flip = u32::from_ne_bytes([flip; 4]);
+    let mut lines = bytemuck::cast_slice_mut::<u8, [u32; ROWS]>(panel).iter_mut();
+    for part in parts {
+        for (line, word) in lines.by_ref().take(8).zip(words::<8>(part)) {
+            line[row] = (word ^ flip).to_le();
+        }
+    }
+}
+
+/// `4 N` bytes as words.
+#[inline(always)]
+fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let (words, _) = bytes.as_chunks::<4>();
+    std::array::from_fn(|i| u32::from_le_bytes(words[i]))
+}
+
 /// Codes of one kind in registers.
 pub(super) trait Codes {
     /// Below `2^BITS`.

@@ -1,9 +1,12 @@
 //! Packs quantized weights into panels: what kernels stream.
 
 use std::mem::MaybeUninit;
+use std::slice::ChunksExact;
 use std::sync::Arc;
 
-use super::codes::{CodeKind, Route};
+use half::{bf16, f16};
+
+use super::codes::{CodeKind, Nibbles, Route, put_bytes, put_nibbles, put_q6_k};
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
 use crate::backend::cpu::pool::{Parts, Pool};
@@ -77,16 +80,11 @@ impl PackedMatrix {
             // SAFETY: just written; a line is an array of bytes.
             let bytes = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), panel.1) };
             let (code_part, scale_part) = bytes.split_at_mut(panel.0);
-            let mut row_codes = vec![0; cols];
+            let mut decoded = vec![0; cols];
             for row in 0..ROWS.min(rows - index * ROWS) {
                 let from = Row { weight, n: index * ROWS + row, cols };
-                from.read(codes, scales, &mut row_codes, |put| match put {
-                    Put::Plain { record, d, m } => scales.put_plain(scale_part, record, row, d, m),
-                    Put::Super { record, halves, bytes } => {
-                        scales.put_super(scale_part, record, row, halves, bytes);
-                    }
-                });
-                codes.scatter(&row_codes, row, code_part);
+                from.put_codes(codes, row, code_part, &mut decoded);
+                from.put_scales(scales, row, scale_part);
             }
         });
         // SAFETY: there is room for them, and each panel was written.
@@ -185,12 +183,6 @@ fn layout(format: Format) -> (CodeKind, ScaleKind, i32) {
     }
 }
 
-/// Scales of a row on their way into a panel.
-enum Put<'a> {
-    Plain { record: usize, d: f32, m: f32 },
-    Super { record: usize, halves: [[u8; 2]; 2], bytes: [&'a [u8]; 2] },
-}
-
 /// A row of a weight as its file holds it.
 struct Row<'a> {
     weight: &'a QuantWeight,
@@ -205,107 +197,124 @@ impl Row<'_> {
         &self.weight.planes()[plane].bytes()[self.n * row..][..row]
     }
 
-    /// Its codes, and its scales one record after another.
-    fn read(&self, kind: CodeKind, scales: ScaleKind, codes: &mut [u8], mut put: impl FnMut(Put<'_>)) {
+    /// Puts its codes into row `row` of a panel's; `decoded` is room for them, `[K]`.
+    fn put_codes(&self, kind: CodeKind, row: usize, panel: &mut [u8], decoded: &mut [u8]) {
+        let bytes = self.plane(0);
+        let whole = self.cols.is_multiple_of(BLOCK);
         match self.weight.format() {
-            Format::Affine { bits, scales: dtype, .. } => {
-                affine::unpack(bits, self.plane(0), codes);
+            Format::Affine { bits: 4, .. } | Format::Mxfp4 | Format::Nvfp4 if whole => {
+                put_nibbles(Nibbles::Sequential, bytes.chunks_exact(16), row, panel);
+            }
+            Format::Affine { bits: 8, .. } | Format::Mxfp8 if whole => {
+                put_bytes(bytes.chunks_exact(BLOCK), 0, row, panel);
+            }
+            Format::Affine { bits, .. } => {
+                affine::unpack(bits, bytes, decoded);
+                kind.scatter(decoded, row, panel);
+            }
+            Format::Mxfp4 | Format::Nvfp4 => {
+                ocp::nibbles(bytes, decoded);
+                kind.scatter(decoded, row, panel);
+            }
+            Format::Mxfp8 => kind.scatter(bytes, row, panel),
+            Format::Ggml(of) => {
+                let (elements, size) = of.block();
+                let blocks = bytes.chunks_exact(size);
+                let halves = |blocks: ChunksExact<'_, u8>, from: usize, panel: &mut [u8]| {
+                    put_nibbles(Nibbles::Halves, blocks.map(|block| &block[from..]), row, panel);
+                };
+                match of {
+                    GgmlType::Q4_0 | GgmlType::IQ4_NL => halves(blocks, 2, panel),
+                    GgmlType::Q4_1 => halves(blocks, 4, panel),
+                    GgmlType::MXFP4 => halves(blocks, 1, panel),
+                    GgmlType::IQ4_XS => {
+                        let parts = blocks.flat_map(|block| block[8..].chunks_exact(16));
+                        put_nibbles(Nibbles::Halves, parts, row, panel);
+                    }
+                    GgmlType::Q4_K => {
+                        let parts = blocks.flat_map(|block| block[16..].chunks_exact(32));
+                        put_nibbles(Nibbles::Pairs, parts, row, panel);
+                    }
+                    GgmlType::Q6_K => put_q6_k(blocks, row, panel),
+                    GgmlType::Q8_0 => put_bytes(blocks.map(|block| &block[2..]), 128, row, panel),
+                    _ => {
+                        let blocks = decoded.chunks_exact_mut(elements).zip(blocks);
+                        blocks.for_each(|(codes, block)| ggml::affine_codes(of, block, codes));
+                        kind.scatter(decoded, row, panel);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts its scales and biases into row `row` of a panel's.
+    fn put_scales(&self, kind: ScaleKind, row: usize, panel: &mut [u8]) {
+        let format = self.weight.format();
+        match format {
+            Format::Affine { scales: dtype, .. } => {
                 let size = dtype.size();
                 let (d, m) = (self.plane(1).chunks_exact(size), self.plane(2).chunks_exact(size));
                 for (record, (d, m)) in d.zip(m).enumerate() {
-                    put(Put::Plain { record, d: float(dtype, d), m: float(dtype, m) });
+                    kind.put_plain(panel, record, row, [d, m]);
                 }
             }
             Format::Mxfp4 | Format::Nvfp4 => {
-                ocp::nibbles(self.plane(0), codes);
                 for (record, &scale) in self.plane(1).iter().enumerate() {
-                    let d = match self.weight.format() {
-                        Format::Mxfp4 => ggml::e8m0_half(scale),
-                        _ => 0.5 * ocp::e4m3(scale),
+                    let d = match format {
+                        Format::Mxfp4 => bf16::from_f32(ggml::e8m0_half(scale)).to_le_bytes(),
+                        _ => f16::from_f32(0.5 * ocp::e4m3(scale)).to_le_bytes(),
                     };
-                    put(Put::Plain { record, d, m: 0.0 });
+                    kind.put_plain(panel, record, row, [&d, &[]]);
                 }
             }
             Format::Mxfp8 => {
-                codes.copy_from_slice(self.plane(0));
-                for (record, (&scale, codes)) in self.plane(1).iter().zip(codes.chunks(32)).enumerate() {
+                let groups = self.plane(1).iter().zip(self.plane(0).chunks(32));
+                for (record, (&scale, codes)) in groups.enumerate() {
                     // The kernel's conversion knows no NaN: a group that has one is NaN as a whole.
                     let wrong = codes.iter().any(|code| code & 127 == 127);
-                    put(Put::Plain { record, d: if wrong { f32::NAN } else { ocp::e8m0(scale) }, m: 0.0 });
+                    let d = bf16::from_f32(if wrong { f32::NAN } else { ocp::e8m0(scale) });
+                    kind.put_plain(panel, record, row, [&d.to_le_bytes(), &[]]);
                 }
             }
             Format::Ggml(of) => {
-                let (elements, bytes) = of.block();
-                let blocks = codes.chunks_exact_mut(elements).zip(self.plane(0).chunks_exact(bytes));
-                for (record, (codes, block)) in blocks.enumerate() {
-                    block_codes(of, block, codes);
-                    ggml_scales(of, block, record, &mut put);
-                }
+                let blocks = self.plane(0).chunks_exact(of.block().1);
+                blocks
+                    .enumerate()
+                    .for_each(|(record, block)| ggml_scales(of, block, record, kind, row, panel));
             }
         }
-        debug_assert!(kind != CodeKind::E4m3 || !scales.min());
-    }
-}
-
-fn float(dtype: DType, b: &[u8]) -> f32 {
-    match dtype {
-        DType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-        DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
-        DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-    }
-}
-
-/// The codes of a block of a GGUF file.
-fn block_codes(of: GgmlType, block: &[u8], codes: &mut [u8]) {
-    match of {
-        GgmlType::IQ4_NL => codes.copy_from_slice(&ggml::halves(&block[2..])),
-        GgmlType::MXFP4 => codes.copy_from_slice(&ggml::halves(&block[1..])),
-        GgmlType::IQ4_XS => {
-            for (codes, bytes) in codes.chunks_exact_mut(32).zip(block[8..].chunks_exact(16)) {
-                codes.copy_from_slice(&ggml::halves(bytes));
-            }
-        }
-        _ => ggml::affine_block(of, block, codes, &mut [0.0; 16], &mut [0.0; 16]),
     }
 }
 
 /// The scales of a block of a GGUF file.
-fn ggml_scales(of: GgmlType, block: &[u8], record: usize, put: &mut impl FnMut(Put<'_>)) {
+fn ggml_scales(of: GgmlType, block: &[u8], record: usize, kind: ScaleKind, row: usize, panel: &mut [u8]) {
     let half = |at: usize| [block[at], block[at + 1]];
-    let value = |at: usize| half::f16::from_le_bytes(half(at)).to_f32();
+    let mut plain = |d: &[u8], m: &[u8]| kind.put_plain(panel, record, row, [d, m]);
     match of {
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL => {
-            put(Put::Plain { record, d: value(0), m: 0.0 });
-        }
-        GgmlType::Q4_1 | GgmlType::Q5_1 => put(Put::Plain { record, d: value(0), m: value(2) }),
-        GgmlType::MXFP4 => put(Put::Plain { record, d: ggml::e8m0_half(block[0]), m: 0.0 }),
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL => plain(&half(0), &[]),
+        GgmlType::Q4_1 | GgmlType::Q5_1 => plain(&half(0), &half(2)),
+        GgmlType::MXFP4 => plain(&bf16::from_f32(ggml::e8m0_half(block[0])).to_le_bytes(), &[]),
         GgmlType::Q2_K => {
             let scales: [u8; 16] = std::array::from_fn(|i| block[i] & 15);
             let mins: [u8; 16] = std::array::from_fn(|i| block[i] >> 4);
-            put(Put::Super { record, halves: [half(80), half(82)], bytes: [&scales, &mins] });
+            kind.put_super(panel, record, row, [half(80), half(82)], [&scales, &mins]);
         }
         GgmlType::Q3_K => {
             let scales = ggml::q3_k_scales(&block[96..108]);
-            put(Put::Super {
-                record,
-                halves: [half(108), [0; 2]],
-                bytes: [bytemuck::cast_slice(&scales), &[]],
-            });
+            let scales = bytemuck::cast_slice(&scales);
+            kind.put_super(panel, record, row, [half(108), [0; 2]], [scales, &[]]);
         }
         GgmlType::Q4_K | GgmlType::Q5_K => {
             let (scales, mins) = ggml::scales_and_mins(&block[4..16]);
-            put(Put::Super { record, halves: [half(0), half(2)], bytes: [&scales, &mins] });
+            kind.put_super(panel, record, row, [half(0), half(2)], [&scales, &mins]);
         }
         GgmlType::Q6_K => {
-            put(Put::Super { record, halves: [half(208), [0; 2]], bytes: [&block[192..208], &[]] });
+            kind.put_super(panel, record, row, [half(208), [0; 2]], [&block[192..208], &[]]);
         }
         GgmlType::IQ4_XS => {
             let scales = ggml::iq4_xs_scales(block);
-            put(Put::Super {
-                record,
-                halves: [half(0), [0; 2]],
-                bytes: [bytemuck::cast_slice(&scales), &[]],
-            });
+            let scales = bytemuck::cast_slice(&scales);
+            kind.put_super(panel, record, row, [half(0), [0; 2]], [scales, &[]]);
         }
     }
 }

@@ -60,17 +60,17 @@ impl ScaleKind {
     }
 
     /// Puts the scale and the bias of a row's group into record `record` of a panel.
-    pub(super) fn put_plain(self, scales: &mut [u8], record: usize, row: usize, d: f32, m: f32) {
+    #[inline]
+    pub(super) fn put_plain(self, scales: &mut [u8], record: usize, row: usize, [d, m]: [&[u8]; 2]) {
         let Self::Plain { dtype, min, .. } = self else { unreachable!("plain scales") };
         let record = &mut scales[record * self.record().1..][..self.record().1];
-        let size = dtype.size();
-        for (i, value) in [d, m].into_iter().take(1 + usize::from(min)).enumerate() {
-            let out = &mut record[(i * ROWS + row) * size..][..size];
-            match dtype {
-                DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
-                DType::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-                DType::BF16 => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-            }
+        let put = |record: &mut [u8], i: usize, value: &[u8]| match dtype {
+            DType::F32 => record[(i * ROWS + row) * 4..][..4].copy_from_slice(&value[..4]),
+            DType::F16 | DType::BF16 => record[(i * ROWS + row) * 2..][..2].copy_from_slice(&value[..2]),
+        };
+        put(record, 0, d);
+        if min {
+            put(record, 1, m);
         }
     }
 
