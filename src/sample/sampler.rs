@@ -189,7 +189,7 @@ impl Sampler {
             let got = logits.len();
             return Err(Error::Sampling(format!("{got} logits, expected {}", self.vocab)));
         }
-        if let Some(i) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
+        if let Some(i) = unfit(logits) {
             return Err(Error::Sampling(format!("the logit of token {i} is {}", logits[i])));
         }
         let position = place.tokens.len() as u64;
@@ -241,13 +241,7 @@ impl Sampler {
     }
 
     fn choose(&mut self, logits: &[f32], position: u64) -> Result<u32> {
-        let mut best: Option<(u32, f32)> = None;
-        for (i, &l) in (0u32..).zip(logits) {
-            if l > best.map_or(f32::NEG_INFINITY, |b| b.1) {
-                best = Some((i, l));
-            }
-        }
-        let Some((best, max)) = best else {
+        let Some((best, max)) = largest(logits) else {
             return Err(Error::Sampling("all tokens are masked".into()));
         };
         let o = &self.options;
@@ -288,6 +282,40 @@ impl Sampler {
         }
         Ok(last)
     }
+}
+
+/// Logits that are looked at together: as many as a compiler makes a few vectors of.
+const BLOCK: usize = 64;
+
+/// The first logit that is NaN or +∞.
+fn unfit(logits: &[f32]) -> Option<usize> {
+    let unfit = |l: &f32| l.is_nan() || *l == f32::INFINITY;
+    // Without a branch for each, which would keep vectors from being used.
+    let block = logits.chunks(BLOCK).position(|block| block.iter().fold(false, |any, l| any | unfit(l)))?;
+    logits[block * BLOCK..].iter().position(unfit).map(|i| block * BLOCK + i)
+}
+
+/// The first of the largest logits, none of which is NaN; none where all are −∞.
+fn largest(logits: &[f32]) -> Option<(u32, f32)> {
+    let (mut best, mut at) = (f32::NEG_INFINITY, None);
+    for (i, block) in logits.chunks(BLOCK).enumerate() {
+        let mut lanes = [f32::NEG_INFINITY; BLOCK];
+        lanes[..block.len()].copy_from_slice(block);
+        let mut width = BLOCK / 2;
+        while width > 0 {
+            for lane in 0..width {
+                let other = lanes[lane + width];
+                lanes[lane] = if other > lanes[lane] { other } else { lanes[lane] };
+            }
+            width /= 2;
+        }
+        if lanes[0] > best {
+            (best, at) = (lanes[0], Some(i * BLOCK));
+        }
+    }
+    let at = at?;
+    let first = logits[at..].iter().position(|l| *l == best)?;
+    Some(((at + first) as u32, best))
 }
 
 /// The maximum, and Σ exp(l − max) in the order given.

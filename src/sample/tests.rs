@@ -85,6 +85,29 @@ fn greedy_takes_the_lowest_index_of_equals() {
 }
 
 #[test]
+fn greedy_is_the_first_of_the_largest_whatever_the_size() {
+    let mut state = 1_u32;
+    for size in [1, 2, 63, 64, 65, 128, 1000, 1025] {
+        for round in 0..20 {
+            let mut logits = Vec::new();
+            for _ in 0..size {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Few values, so that many are equal, and zeros of both signs.
+                logits.push(((state >> 28) as f32 - 8.0) * if round % 2 == 0 { 0.0 } else { 1.0 });
+            }
+            let mut wanted = 0;
+            (0..size).for_each(|i| wanted = if logits[i] > logits[wanted] { i } else { wanted });
+            let greedy = SamplingOptions { temperature: 0.0, ..options() };
+            assert_eq!(one(greedy, &logits).unwrap().token as usize, wanted, "{logits:?}");
+            let bad = (state >> 8) as usize % size;
+            logits[bad] = if round % 3 == 0 { f32::NAN } else { f32::INFINITY };
+            let error = one(options(), &logits).unwrap_err().to_string();
+            assert_eq!(error, format!("sampling: the logit of token {bad} is {}", logits[bad]));
+        }
+    }
+}
+
+#[test]
 fn equal_keys_draw_equal_tokens() {
     let draw = |seed, sequence, position| {
         let mut s = Sampler::new(SamplingOptions { seed, sequence, ..options() }, 1000).unwrap();
