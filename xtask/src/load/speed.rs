@@ -69,7 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
         Some(model) => model.into(),
         None => {
             let home = target(&root()?).join("load");
-            let model = home.join("smollm2-135m-q4_0.gguf");
+            let model = home.join("smollm2-135m-q4_0-ascii.gguf");
             if !model.exists() {
                 fs::create_dir_all(&home)?;
                 random_model::write("smollm2-135m", "q4_0", &model)?;

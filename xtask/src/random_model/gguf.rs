@@ -206,7 +206,8 @@ fn header(shape: &Shape, file_type: FileType, tensors: &[Tensor]) -> Vec<u8> {
     header
 }
 
-/// A byte-level BPE vocabulary of `size` tokens: the 256 bytes, merges of what is there already, two control tokens.
+/// A byte-level BPE vocabulary of `size` tokens: the 256 bytes, merges of what is there already, two control tokens. Merges are of
+/// ASCII alone, so that nearly all tokens are whole characters: a server holds back what may be a part of one.
 fn vocabulary(keys: &mut Keys, size: usize) {
     // Bytes as printable characters, as GPT-2 has them: the others follow from U+0100 on.
     let mut next = 0x100;
@@ -220,9 +221,11 @@ fn vocabulary(keys: &mut Keys, size: usize) {
         })
         .collect();
     let mut merges = Vec::new();
+    let letters: Vec<usize> = (b'!'..=b'~').map(usize::from).collect();
     while tokens.len() < size - 2 {
-        // Every token before it, followed by each byte: no text is made twice.
-        let (first, second) = (merges.len() / 256, merges.len() % 256);
+        // Every text before it, followed by each letter: no text is made twice.
+        let (first, second) = (merges.len() / letters.len(), letters[merges.len() % letters.len()]);
+        let first = letters.get(first).copied().unwrap_or_else(|| 256 + first - letters.len());
         merges.push(format!("{} {}", tokens[first], tokens[second]));
         tokens.push(format!("{}{}", tokens[first], tokens[second]));
     }
