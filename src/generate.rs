@@ -13,7 +13,8 @@ use crate::text::{Detokenizer, Message};
 /// How text is generated.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Tokens to generate at most; [`Model::default_max_tokens`] where absent, and never more than the context leaves.
+    /// Tokens to generate at most, and never more than the context leaves. Where absent, [`Model::default_max_tokens`], and
+    /// never more than the memory of the KV cache holds.
     pub max_tokens: Option<usize>,
     /// Tokens to generate before the model may end the text. Not with a constraint.
     pub min_tokens: usize,
@@ -86,8 +87,8 @@ impl Model {
     /// Generates from plain text, without a chat template.
     ///
     /// # Errors
-    /// An empty prompt of a model without a beginning-of-sequence token, a prompt longer than the context, an option out
-    /// of range.
+    /// An empty prompt of a model without a beginning-of-sequence token, a prompt longer than the context, more tokens than
+    /// the memory of the KV cache can ever hold, an option out of range.
     ///
     /// ```
     /// let model = backstop::Model::builtin()?;
@@ -147,8 +148,14 @@ impl Model {
             Some(0) => {
                 return Err(Error::Option { option: "max_tokens", got: "0".into(), expected: "at least 1" });
             }
-            asked => asked.or_else(|| self.default_max_tokens(prompt.len())).unwrap_or(room).min(room),
+            Some(asked) => asked.min(room),
+            // What nobody asked for is not refused for its memory.
+            None => {
+                let memory = self.engine.kv_tokens().saturating_sub(prompt.len()).max(1);
+                self.default_max_tokens(prompt.len()).unwrap_or(room).min(room).min(memory)
+            }
         };
+        self.engine.check_memory(prompt.len(), max_tokens)?;
         if let Some(id) = options.stop_tokens.iter().find(|&&id| id as usize >= vocab) {
             let expected = "token ids of the vocabulary";
             return Err(Error::Option { option: "stop_tokens", got: id.to_string(), expected });

@@ -30,6 +30,9 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// The type that K and V are kept in; that of the weights where absent.
     pub kv_type: Option<KvType>,
+    /// Bytes that the KV cache of all sequences may take, with what is kept of ended ones for others that begin alike; what
+    /// the model leaves of the memory where absent, at most twice what all sequences take.
+    pub kv_memory: Option<u64>,
     /// What happens when MLX cannot do an op.
     pub policy: Policy,
     /// Most tokens of one sequence in one step; the engine's default where absent.
@@ -237,6 +240,8 @@ pub struct ModelInfo {
     pub kv_type: KvType,
     /// Bytes that K and V of one token take in all layers.
     pub kv_token_bytes: u64,
+    /// Bytes that K and V of all sequences may take.
+    pub kv_memory: u64,
 }
 
 impl ModelInfo {
@@ -254,6 +259,8 @@ pub struct Model {
     template: Option<Arc<ChatTemplate>>,
     /// Made with the first constraint.
     grammars: Arc<OnceLock<GrammarCompiler>>,
+    /// Held while a text is embedded, whose K and V are not in the engine's budget: one at a time.
+    embedding: Arc<parking_lot::Mutex<()>>,
     pub(crate) engine: Engine,
 }
 
@@ -302,7 +309,18 @@ impl Model {
                 expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
             });
         }
-        let selection = select::select(options.backend, &files.memory_need(context, kv_type))?;
+        let need = files.memory_need(context, kv_type);
+        let selection = select::select(options.backend, &need)?;
+        let defaults = EngineOptions::default();
+        let max_sequences = options.max_sequences.unwrap_or(defaults.max_sequences);
+        let kv_token_bytes = files.kv_token_bytes(kv_type);
+        let kv_memory = options.kv_memory.unwrap_or_else(|| {
+            /// A multiple of the tokens by which sequences grow.
+            const GROWTH: usize = 256;
+            let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(GROWTH) as u64);
+            let most = sequence.saturating_mul(2 * max_sequences.max(1) as u64);
+            select::kv_memory(&need, select::memory_for(selection.kind), most)
+        });
         let config = Arc::new(files.config.clone());
         let info = ModelInfo {
             name: files.name(),
@@ -313,13 +331,14 @@ impl Model {
             selection: selection.clone(),
             context,
             kv_type,
-            kv_token_bytes: files.kv_token_bytes(kv_type),
+            kv_token_bytes,
+            kv_memory,
         };
-        let defaults = EngineOptions::default();
         let engine_options = EngineOptions {
             context,
             prefill_chunk: options.prefill_chunk.unwrap_or(defaults.prefill_chunk),
-            max_sequences: options.max_sequences.unwrap_or(defaults.max_sequences),
+            max_sequences,
+            kv_memory,
             ..defaults
         };
         let files = Arc::new(files);
@@ -345,7 +364,14 @@ impl Model {
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
         let (engine, (tokenizer, template)) = (engine?, texts?);
-        Ok(Self { info: Arc::new(info), tokenizer, template, grammars: Arc::default(), engine })
+        Ok(Self {
+            info: Arc::new(info),
+            tokenizer,
+            template,
+            grammars: Arc::default(),
+            embedding: Arc::default(),
+            engine,
+        })
     }
 
     /// What this model is.
@@ -448,6 +474,7 @@ impl Model {
         const CHUNK: usize = 512;
         self.check_tokens(tokens)?;
         let len = tokens.len();
+        let _alone = self.embedding.lock();
         let mut state = self.engine.with(move |runtime| runtime.sequence(len))?;
         let mut sum = vec![0.0f64; self.info.config.hidden_size];
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use backstop::backend::batch::{Batch, Run, Tokens};
 use backstop::backend::cpu::Isa;
-use backstop::backend::kv::KvType;
+use backstop::backend::kv::{KvType, PAGE};
 use backstop::backend::select::BackendRequest;
+use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
@@ -163,6 +164,65 @@ fn a_cache_that_was_filled_before_gives_the_bits_of_a_fresh_one() {
         .unwrap();
     let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&again), bits(&fresh[29]));
+}
+
+/// What a sequence takes over from another: every length around the borders of pages, in every type of cache, whoever
+/// computed the pages and however; and whatever becomes of the other afterwards.
+#[test]
+fn shared_pages_give_the_bits_of_a_prompt_computed_anew() {
+    const PROMPT: usize = 140;
+    const DECODE: usize = 3;
+    let every = ["models/llama-bf16", "quantized/llama-affine4", "gguf/blocks-32"]
+        .into_iter()
+        .flat_map(|name| KvType::ALL.map(|kind| (name, Some(kind))));
+    let own = FAMILIES.into_iter().chain(["models/llama-dynamic"]).map(|name| (name, None));
+    for (name, kv_type) in every.chain(own) {
+        let expected = run(&load(name, 1, Isa::detect(), kv_type), PROMPT, DECODE, PROMPT, 0);
+        for (threads, chunk) in [(1, 7), (3, 64)] {
+            let model = load(name, threads, Isa::detect(), kv_type);
+            let vocab = model.info().config.vocab_size;
+            let all = tokens(vocab, 0, PROMPT + DECODE);
+            let rows = model
+                .engine()
+                .with(move |runtime| {
+                    let step = |state: &mut SequenceState, start: usize, ids: &[u32]| {
+                        let mut batch = Batch::of(&[(start, ids)]);
+                        batch.outputs = (0..ids.len()).collect();
+                        let logits = runtime.step(&batch, std::slice::from_mut(state)).unwrap();
+                        logits.data().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                    };
+                    let mut first = runtime.sequence(PROMPT);
+                    for start in (0..PROMPT).step_by(chunk) {
+                        step(&mut first, start, &all[start..(start + chunk).min(PROMPT)]);
+                    }
+                    // Its last page is filled further, and is not what the others see.
+                    let pages = runtime.pages(&first, 0..PROMPT.div_ceil(PAGE)).unwrap().unwrap();
+                    step(&mut first, PROMPT, &tokens(vocab, 5, 20));
+                    let mut rows = Vec::new();
+                    for len in [1, 63, 64, 65, 127, 128, 129, PROMPT - 1, PROMPT] {
+                        let pages = &pages[..len.div_ceil(PAGE)];
+                        let mut state = runtime.restore(PROMPT, &all[..len], pages).unwrap();
+                        assert_eq!((state.kv.len(), &state.history[..]), (len, &all[..len]));
+                        let mut bits = Vec::new();
+                        for start in (len..all.len()).step_by(chunk) {
+                            bits.extend(step(&mut state, start, &all[start..(start + chunk).min(all.len())]));
+                        }
+                        rows.push((len, bits));
+                        // The first writes other tokens over pages that are shared.
+                        first.kv.truncate(len.min(40));
+                        step(&mut first, len.min(40), &tokens(vocab, 6, 50));
+                    }
+                    rows
+                })
+                .unwrap();
+            for (len, bits) in rows {
+                let what = format!(
+                    "{name}, cache in {kv_type:?}: {threads} threads, chunks of {chunk}, {len} shared"
+                );
+                same(&what, &bits, &expected[len * vocab..], vocab);
+            }
+        }
+    }
 }
 
 #[test]

@@ -6,11 +6,15 @@
 
 mod codes;
 mod kind;
+mod share;
+
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
 pub use codes::{Code, CodeRows, Codes};
 pub use kind::KvType;
+pub use share::{KvCost, KvPage};
 
 use super::batch::Run;
 use crate::error::{Error, Result};
@@ -67,6 +71,18 @@ impl Page {
             KvType::Q4 => Self::Q4(CodePage::new(shape)),
         }
     }
+
+    /// Bytes of its elements.
+    #[cfg(test)]
+    fn bytes(&self) -> u64 {
+        (match self {
+            Self::F32(values) => size_of_val(&values[..]),
+            Self::F16(values) => size_of_val(&values[..]),
+            Self::BF16(values) => size_of_val(&values[..]),
+            Self::Q8(page) => page.bytes(),
+            Self::Q4(page) => page.bytes(),
+        }) as u64
+    }
 }
 
 /// A page's elements of one head, in the cache's type.
@@ -110,11 +126,12 @@ impl Block<'_> {
     }
 }
 
-/// The KV cache of one layer and one sequence in host memory.
+/// The KV cache of one layer and one sequence in host memory. Its clones share their pages: one that others hold, too,
+/// is copied before it is written to.
 #[derive(Debug, Clone)]
 pub struct HostKv {
     shape: KvShape,
-    pages: Vec<Page>,
+    pages: Vec<Arc<Page>>,
     len: usize,
 }
 
@@ -166,7 +183,7 @@ impl HostKv {
     fn block(&self, page: usize, block: usize) -> Block<'_> {
         let len = self.shape.block();
         let range = block * len..(block + 1) * len;
-        match &self.pages[page] {
+        match &*self.pages[page] {
             Page::F32(values) => Block::F32(&values[range]),
             Page::F16(values) => Block::F16(&values[range]),
             Page::BF16(values) => Block::BF16(&values[range]),
@@ -191,7 +208,7 @@ impl HostKv {
             let (page, slot) = ((start + row) / PAGE, (start + row) % PAGE);
             let k = &k[row * width..(row + 1) * width];
             let v = &v[row * width..(row + 1) * width];
-            match &mut self.pages[page] {
+            match Arc::make_mut(&mut self.pages[page]) {
                 Page::F32(page) => write_token(page, &shape, slot, k, v, |x| x),
                 Page::F16(page) => write_token(page, &shape, slot, k, v, f16::from_f32),
                 Page::BF16(page) => write_token(page, &shape, slot, k, v, bf16::from_f32),
@@ -221,7 +238,7 @@ impl HostKv {
         }
         self.truncate(start);
         let (rows, shape) = (k / width, self.shape);
-        self.pages.resize_with((start + rows).div_ceil(PAGE), || Page::new(&shape));
+        self.pages.resize_with((start + rows).div_ceil(PAGE), || Arc::new(Page::new(&shape)));
         Ok(rows)
     }
 
@@ -287,7 +304,7 @@ impl HostKv {
             return Err(Error::shape("kv_write", what));
         }
         for row in 0..rows {
-            write_codes(&mut self.pages[row / PAGE], &shape, row % PAGE, [k, v], row);
+            write_codes(Arc::make_mut(&mut self.pages[row / PAGE]), &shape, row % PAGE, [k, v], row);
         }
         self.len = rows;
         Ok(())

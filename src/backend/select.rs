@@ -1,6 +1,7 @@
 //! The auto selector: which backends there are, whether the model fits, and why one was taken.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use super::LlmBackendKind;
@@ -192,11 +193,50 @@ fn mlx_facts() -> Result<MlxFacts, String> {
     Err("this build has no MLX".into())
 }
 
-/// Bytes that the system could give to a process now, where it says so.
+/// Bytes that `kind` has for a model: what a GPU recommends to use at most, else what the machine has available.
+pub fn memory_for(kind: LlmBackendKind) -> Option<u64> {
+    match kind {
+        LlmBackendKind::Cpu => available_memory(),
+        LlmBackendKind::Mlx => mlx_facts().ok()?.memory,
+    }
+}
+
+/// Bytes that the KV cache of all sequences may take where nobody said: what is left of `memory` beside the model and the
+/// reserve, and never more than `most`. At least an eighth of it: weights that are mapped give way where memory is scarce.
+pub fn kv_memory(need: &MemoryNeed, memory: Option<u64>, most: u64) -> u64 {
+    /// Where the machine does not say how much it has.
+    const UNKNOWN: u64 = 4 << 30;
+    let Some(memory) = memory else { return most.min(UNKNOWN) };
+    let model = need.total().saturating_sub(need.kv);
+    memory.saturating_sub(model).max(memory / 8).min(most)
+}
+
+/// Bytes that the system could give to this process now, where it says so: of the machine's, and of the control groups' that
+/// it is in, beyond which the kernel would end it.
 pub fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Some(cgroup_available(Path::new("/sys/fs/cgroup"), group).map_or(machine, |group| group.min(machine)))
+}
+
+/// What is left below the least limit of a control group (version 2) and those around it; what they hold of files can be
+/// had back.
+fn cgroup_available(root: &Path, group: &str) -> Option<u64> {
+    let left = |dir: &Path| -> Option<u64> {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        // `max` where there is no limit.
+        let limit = number(read("memory.max")?)?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let files = stat.lines().find_map(|line| line.strip_prefix("file ")).map(str::to_owned);
+        let held = number(read("memory.current")?)?;
+        Some(limit.saturating_sub(held.saturating_sub(files.and_then(number).unwrap_or(0))))
+    };
+    let dir = root.join(group);
+    dir.ancestors().take_while(|dir| dir.starts_with(root)).filter_map(left).min()
 }
 
 #[cfg(test)]
@@ -241,6 +281,37 @@ mod tests {
             assert!(error.contains("this build has no MLX"), "{error}");
         }
         assert_eq!(decide(BackendRequest::Cpu, &none, &NEED).unwrap().kind, LlmBackendKind::Cpu);
+    }
+
+    #[test]
+    fn the_kv_cache_gets_what_the_model_leaves() {
+        let model = NEED.weights + NEED.activations + MemoryNeed::RESERVE;
+        assert_eq!(kv_memory(&NEED, Some(model + 900), u64::MAX), (model + 900) / 8);
+        assert_eq!(kv_memory(&NEED, Some(2 * model), u64::MAX), model);
+        assert_eq!(kv_memory(&NEED, Some(2 * model), 70), 70);
+        assert_eq!(kv_memory(&NEED, None, u64::MAX), 4 << 30);
+        assert_eq!(kv_memory(&NEED, Some(800), u64::MAX), 100);
+    }
+
+    #[test]
+    fn limits_of_control_groups_count() {
+        let root = tempfile::tempdir().unwrap();
+        let group = |path: &str, [max, current, stat]: [&str; 3]| {
+            let dir = root.path().join(path);
+            std::fs::create_dir_all(&dir).unwrap();
+            for (name, text) in [("memory.max", max), ("memory.current", current), ("memory.stat", stat)] {
+                std::fs::write(dir.join(name), text).unwrap();
+            }
+        };
+        assert_eq!(cgroup_available(root.path(), "a/b"), None);
+        group("a", ["1000\n", "700\n", "anon 500\nfile 200\nslab 1\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
+        group("a/b", ["max\n", "600\n", "file 0\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
+        group("a/b", ["650\n", "600\n", "file 10\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b"), Some(60));
+        assert_eq!(cgroup_available(root.path(), "a"), Some(500));
+        assert_eq!(cgroup_available(root.path(), ""), None);
     }
 
     #[test]

@@ -310,6 +310,10 @@ pub struct SessionArgs {
     /// Tokens that prompt and text may have together [default: the model's, at most 4096].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
+    /// What keys and values of all sequences may take, with those that are kept for prompts that begin alike: 512MB, 4GiB
+    /// [default: what the model leaves of the memory, at most twice what all sequences take].
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub kv_memory: Option<u64>,
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
@@ -372,6 +376,28 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("expected seconds from 0.001 to {MOST}"))
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    let unit = UNITS.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+    let (number, unit) = unit.unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
+    let number = number.trim_end();
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = number.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.checked_mul(unit));
+    bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
+        "expected a whole number of bytes, or of kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 512MB".into()
+    })
+}
+
 fn bias(text: &str) -> Result<(u32, f32), String> {
     let parsed = text
         .split_once('=')
@@ -397,6 +423,26 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_bytes_in_thousands_or_in_powers_of_two() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("17B", 17),
+            ("512MB", 512_000_000),
+            ("4GiB", 4 << 30),
+            ("3 kB", 3_000),
+            ("2KiB", 2_048),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "0", "0GB", "-1", "+1", "1.5GB", "4G", "GB", "1 MB MB", "18446744073709551615KiB", "1e9"]
+        {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! `backstop chat`: a conversation, turn by turn. The engine keeps the cache of the last turn and reuses what the next
-//! one begins with.
+//! `backstop chat`: a conversation, turn by turn. The engine keeps what it computed of the turns, so that each is read once.
 
 use std::io::{StdinLock, stdin};
 use std::path::PathBuf;

@@ -130,6 +130,7 @@ fn load_as(
         backend: args.backend,
         threads: session.threads,
         context: session.ctx,
+        kv_memory: session.kv_memory,
         isa,
         activations: args.activations,
         kv_type: args.kv_type,

@@ -34,7 +34,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     }
     let text = text(args)?;
     let context = args.tokens.min(super::open(args.model.model.as_deref())?.config.max_context());
-    let session = SessionArgs { ctx: Some(context), threads: args.threads };
+    let session = SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads };
     let reference = load(&args.model, &session, BackendRequest::Cpu, Activations::F32)?;
     let (tokens, all) = tokens(&reference.model, &text, context)?;
     let trace = Trace::of(&reference.model, &tokens)?;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use backstop::backend::select::Bytes;
 use backstop::server::{self, Listener, Options};
 
 use super::args::{ModelArgs, ServeArgs};
@@ -37,6 +38,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             time.as_secs_f64(),
             info.selection.reason
         ));
+        term::note(format_args!("KV cache: up to {}", Bytes(info.kv_memory)));
         term::note(format_args!("listening on http://{}", listener.address()));
         server::serve(listener, model, options, stop).await?;
         anyhow::Ok(())

@@ -3,21 +3,32 @@
 //! Requests join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
 
 mod guide;
+mod load;
+mod memory;
+mod prefix;
 pub mod runtime;
 mod scheduler;
+mod sequence;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
 use crate::sample::{Constraint, Logprobs, SamplingOptions};
 
+pub use load::{KvLoad, Load};
 pub use runtime::Runtime;
+
+use load::Gauges;
+use memory::Budget;
 
 /// How the engine cuts its work into steps.
 #[derive(Debug, Clone)]
@@ -30,13 +41,13 @@ pub struct EngineOptions {
     pub max_sequences: usize,
     /// Tokens that a sequence may hold.
     pub context: usize,
-    /// Caches of ended sequences that are kept for a prompt that begins alike (the turns of a chat).
-    pub kept_caches: usize,
+    /// Bytes that K and V of all sequences may take, what is kept for sequences that begin alike included.
+    pub kv_memory: u64,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { prefill_chunk: 512, step_tokens: 1024, max_sequences: 16, context: 4096, kept_caches: 1 }
+        Self { prefill_chunk: 512, step_tokens: 1024, max_sequences: 16, context: 4096, kv_memory: 4 << 30 }
     }
 }
 
@@ -182,48 +193,7 @@ struct Shared {
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
     gauges: Arc<Gauges>,
-}
-
-/// What an engine is doing, as other threads see it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Load {
-    /// Sequences that wait for a place.
-    pub queued: usize,
-    /// Sequences in flight.
-    pub running: usize,
-    /// Steps that have ended.
-    pub steps: u64,
-    /// Since the last step ended, or since the engine started.
-    pub idle: Duration,
-}
-
-/// What the engine's thread writes of itself, and [`Engine::load`] reads.
-#[derive(Debug)]
-struct Gauges {
-    started: Instant,
-    queued: AtomicUsize,
-    running: AtomicUsize,
-    steps: AtomicU64,
-    /// When the last step ended, in milliseconds since the start.
-    last_step: AtomicU64,
-}
-
-impl Gauges {
-    fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            queued: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
-            steps: AtomicU64::new(0),
-            last_step: AtomicU64::new(0),
-        }
-    }
-
-    fn step_ended(&self) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_step.store(now, Ordering::Relaxed);
-    }
+    budget: Budget,
 }
 
 impl Drop for Shared {
@@ -258,8 +228,9 @@ impl Engine {
                 Ok(runtime) => {
                     let backend = runtime.dispatch().describe();
                     let report = Arc::clone(runtime.dispatch().report());
-                    if ready.send(Ok((backend, report))).is_ok() {
-                        worker::Worker::new(runtime, options, inbox, stopped, shown).run();
+                    let budget = Budget::new(options.kv_memory, runtime.kv_cost());
+                    if ready.send(Ok((backend, report, budget))).is_ok() {
+                        worker::Worker::new(runtime, options, inbox, stopped, shown, budget).run();
                     }
                 }
                 Err(error) => {
@@ -267,9 +238,10 @@ impl Engine {
                 }
             })
             .map_err(|error| Error::Engine(format!("its thread cannot be started: {error}")))?;
-        let (backend, report) =
+        let (backend, report, budget) =
             started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;
-        let shared = Shared { backend, report, thread: parking_lot::Mutex::new(Some(thread)), stop, gauges };
+        let thread = parking_lot::Mutex::new(Some(thread));
+        let shared = Shared { backend, report, thread, stop, gauges, budget };
         Ok(Self { commands, shared: Arc::new(shared) })
     }
 
@@ -285,14 +257,18 @@ impl Engine {
 
     /// What it is doing now.
     pub fn load(&self) -> Load {
-        let gauges = &self.shared.gauges;
-        let last = Duration::from_millis(gauges.last_step.load(Ordering::Relaxed));
-        Load {
-            queued: gauges.queued.load(Ordering::Relaxed),
-            running: gauges.running.load(Ordering::Relaxed),
-            steps: gauges.steps.load(Ordering::Relaxed),
-            idle: gauges.started.elapsed().saturating_sub(last),
-        }
+        self.shared.gauges.load(self.shared.budget.bytes)
+    }
+
+    /// Tokens of the longest sequence that its memory holds.
+    pub fn kv_tokens(&self) -> usize {
+        let Budget { bytes, cost } = self.shared.budget;
+        cost.tokens_in(bytes)
+    }
+
+    /// Refuses a sequence that can never fit its memory.
+    pub(crate) fn check_memory(&self, prompt: usize, generated: usize) -> Result<()> {
+        self.shared.budget.check(prompt, generated)
     }
 
     /// Queues a sequence.
@@ -321,48 +297,4 @@ impl Engine {
 /// Waits for an answer of the engine.
 pub(crate) fn receive<T>(answers: &Receiver<T>) -> Result<T> {
     answers.recv().map_err(|_| Error::Engine("it ended without an answer".into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Model, Options};
-
-    /// The tokens of a sequence whose sink panics at its token number `bad`, and how it ended.
-    fn run(model: &Model, prompt: &str, bad: Option<usize>) -> impl FnOnce() -> (Vec<u32>, Option<Error>) {
-        let (sender, events) = channel();
-        let mut tokens = 0;
-        let sink = Sink::new(move |event| {
-            tokens += usize::from(matches!(event, Event::Token { .. }));
-            assert!(bad != Some(tokens) || !matches!(event, Event::Token { .. }), "no more");
-            sender.send(event).is_ok()
-        });
-        let prompt = model.tokenizer().unwrap().encode(prompt).unwrap();
-        let options = Options { max_tokens: Some(20), ..Options::default() };
-        let running = model.start(prompt, &options, sink).unwrap();
-        move || {
-            let (mut tokens, mut error) = (Vec::new(), None);
-            for event in events {
-                match event {
-                    Event::Token { token, .. } => tokens.push(token),
-                    Event::Finished { .. } => {}
-                    Event::Failed(failed) => error = Some(failed),
-                }
-            }
-            drop(running);
-            (tokens, error)
-        }
-    }
-
-    #[test]
-    fn a_panic_while_a_token_is_chosen_ends_its_sequence_alone() {
-        let model = Model::builtin().unwrap();
-        let (wanted, none) = run(&model, "Once upon a time", None)();
-        assert!(wanted.len() == 20 && none.is_none());
-        let (good, bad) = (run(&model, "Once upon a time", None), run(&model, "One day", Some(5)));
-        let (tokens, error) = bad();
-        assert_eq!(tokens.len(), 4);
-        assert_eq!(error.unwrap().to_string(), "engine: choosing a token panicked: no more");
-        assert_eq!(good().0, wanted);
-    }
 }

@@ -1,11 +1,12 @@
 //! A loaded model on its backend, one step at a time: build, evaluate once, read the logits, replay on the CPU where an
 //! evaluation fails.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::LlmBackendDispatch;
 use crate::backend::batch::{Batch, Tokens};
-use crate::backend::kv::{KvLayer, KvShape, KvType, SequenceKv};
+use crate::backend::kv::{KvCost, KvLayer, KvPage, KvShape, KvType, PAGE, SequenceKv};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
@@ -67,6 +68,32 @@ impl Runtime {
             frequencies: Arc::new(self.config.rope.frequencies(prompt_len)),
             history: Vec::new(),
         }
+    }
+
+    /// What K and V of sequences take in memory.
+    pub fn kv_cost(&self) -> KvCost {
+        self.dispatch.kv_cost(&self.kv_shapes)
+    }
+
+    /// Pages `range` of a sequence's caches, for others that begin with the same tokens: themselves in host memory, copies
+    /// on MLX. The last one may be partly filled. None where a layer's cache is not where the backend keeps it, as after a
+    /// fallback.
+    ///
+    /// # Errors
+    /// A copy on MLX that fails.
+    pub fn pages(&self, state: &SequenceState, range: Range<usize>) -> Result<Option<Vec<KvPage>>> {
+        self.dispatch.kv_pages(&state.kv, range)
+    }
+
+    /// A sequence whose prompt will have `prompt_len` tokens and begins with `tokens`, at least one, which are cached in
+    /// `pages`: as many as they take, by a sequence of equal frequencies that began with them.
+    ///
+    /// # Errors
+    /// A copy on MLX that fails.
+    pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[KvPage]) -> Result<SequenceState> {
+        debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
+        let kv = self.dispatch.kv_from_pages(&self.kv_shapes, pages, tokens.len())?;
+        Ok(SequenceState { kv, history: tokens.to_vec(), ..self.sequence(prompt_len) })
     }
 
     /// Runs one step and returns its logits `[S, V]` in the order of `batch.outputs`.

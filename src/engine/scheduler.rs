@@ -1,5 +1,8 @@
-//! Which tokens the next step takes: every decoding sequence its one, then prompts in chunks, oldest first, within the
-//! step's budget.
+//! Which tokens the next step takes, within its budget: every decoding sequence its one, then a chunk of the oldest prompt, then
+//! chunks of the others, the shortest first.
+//!
+//! So no prompt stalls those who decode by more than a chunk, the oldest one goes on in every step, and a short one does not
+//! wait for long ones that came before it.
 
 use super::EngineOptions;
 
@@ -12,14 +15,18 @@ pub(crate) struct Waiting {
     pub tokens: usize,
 }
 
-/// How many tokens each sequence contributes to the next step, in the order of `waiting`; those with none are left out.
+/// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
+/// are left out.
 pub(crate) fn plan(options: &EngineOptions, waiting: &[Waiting]) -> Vec<Waiting> {
     let mut budget = options.step_tokens.max(1);
     let mut taken = vec![0; waiting.len()];
     // A decoding sequence is never stalled by a prompt.
-    let (decoding, prefilling): (Vec<usize>, Vec<usize>) =
+    let (decoding, mut prompts): (Vec<usize>, Vec<usize>) =
         (0..waiting.len()).filter(|&i| waiting[i].tokens > 0).partition(|&i| waiting[i].tokens == 1);
-    for i in decoding.into_iter().chain(prefilling) {
+    if let Some((_, others)) = prompts.split_first_mut() {
+        others.sort_by_key(|&i| waiting[i].tokens);
+    }
+    for i in decoding.into_iter().chain(prompts) {
         taken[i] = waiting[i].tokens.min(options.prefill_chunk.max(1)).min(budget);
         budget -= taken[i];
     }
@@ -45,5 +52,40 @@ mod tests {
         assert_eq!(planned(1, 8, &[100, 1]), [(1, 1)]);
         assert_eq!(planned(0, 0, &[3]), [(0, 1)]);
         assert!(planned(8, 8, &[0]).is_empty());
+    }
+
+    #[test]
+    fn the_oldest_prompt_goes_on_and_of_the_others_the_shortest_come_first() {
+        assert_eq!(planned(1024, 512, &[8000, 8000, 100]), [(0, 512), (1, 412), (2, 100)]);
+        assert_eq!(planned(1024, 512, &[8000, 900, 600, 300]), [(0, 512), (2, 212), (3, 300)]);
+        // Of equal ones the older.
+        assert_eq!(planned(1024, 512, &[700, 700, 700]), [(0, 512), (1, 512)]);
+    }
+
+    /// Whatever else there is: one chunk of a new prompt at most, a token of each who decodes, and no prompt waits for ever.
+    #[test]
+    fn a_long_prompt_adds_one_chunk_and_everybody_goes_on() {
+        let (step_tokens, prefill_chunk) = (64, 16);
+        let mut waiting = [8000, 1, 40, 1, 700, 16, 1];
+        let mut last = 0;
+        for step in 0.. {
+            let runs = planned(step_tokens, prefill_chunk, &waiting);
+            assert!(runs.iter().map(|run| run.1).sum::<usize>() <= step_tokens, "step {step}");
+            for decoding in [1, 3, 6] {
+                assert!(runs.contains(&(decoding, 1)), "step {step}");
+            }
+            let oldest = (0..waiting.len()).find(|&i| waiting[i] > 1);
+            let Some(oldest) = oldest else { break };
+            assert!(runs.contains(&(oldest, waiting[oldest].min(prefill_chunk))), "step {step}");
+            for (sequence, tokens) in runs {
+                assert!(tokens <= prefill_chunk);
+                if waiting[sequence] > 1 {
+                    // A prompt that is through decodes from here on.
+                    waiting[sequence] = (waiting[sequence] - tokens).max(1);
+                }
+            }
+            last = step;
+        }
+        assert_eq!(last, 8000 / prefill_chunk - 1);
     }
 }

@@ -1,5 +1,7 @@
 //! The engine's thread: takes requests, plans steps, runs them, samples, reports.
 
+#[cfg(test)]
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,13 +10,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::guide::{Guide, MaskPool};
+use super::load::Gauges;
+use super::memory::{Budget, Lease, Memory};
 use super::runtime::{Launched, Runtime};
 use super::scheduler::{Waiting, plan};
-use super::{Command, EngineOptions, Event, FinishReason, Gauges, Request, Stats};
+use super::sequence::Sequence;
+use super::{Command, EngineOptions, Event, FinishReason, Request, Stats};
 use crate::backend::batch::{Batch, Run, Tokens};
+#[cfg(test)]
+use crate::backend::kv::KvPage;
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
-use crate::sample::{Place, Sampled, Sampler};
+use crate::sample::Sampler;
 use crate::tensor::HostTensor;
 
 /// How often an idle engine looks whether it is to end.
@@ -22,111 +29,6 @@ const IDLE: Duration = Duration::from_millis(50);
 /// How long a step waits for masks that are not ready when its logits are. A sequence whose mask takes longer is left out
 /// of the next steps instead of holding up the others.
 const MASK_GRACE: Duration = Duration::from_millis(1);
-
-/// One sequence in flight; its caches are at the same index of the worker's states.
-struct Sequence {
-    request: Request,
-    sampler: Sampler,
-    guide: Option<Guide>,
-    /// Whether the text so far is what the constraint asks for; none without one.
-    conforms: Option<bool>,
-    /// Logits that wait for their mask. `[V]`
-    held: Option<Vec<f32>>,
-    /// Whether the next token is the largest logit, whatever came before.
-    greedy: bool,
-    /// The prompt and what was generated.
-    tokens: Vec<u32>,
-    /// Tokens whose keys and values are cached.
-    cached: usize,
-    stats: Stats,
-    started: Instant,
-    first_token: Option<Instant>,
-    /// Whether it was in a step that failed with others in it: it is computed anew by itself, so that only the one at fault
-    /// ends.
-    apart: bool,
-    ended: bool,
-}
-
-impl Sequence {
-    fn send(&mut self, event: Event) {
-        // Whoever asked may have gone; the sequence then ends as cancelled.
-        if !self.request.events.send(event) {
-            self.request.cancel.store(true, Ordering::Relaxed);
-        }
-    }
-
-    fn finish(&mut self, reason: FinishReason) {
-        if let Some(first) = self.first_token {
-            self.stats.generation_time = first.elapsed();
-        }
-        self.ended = true;
-        self.send(Event::Finished { reason, stats: self.stats, conforms: self.conforms });
-    }
-
-    fn fail(&mut self, error: Error) {
-        self.ended = true;
-        self.send(Event::Failed(error));
-    }
-
-    /// Waits until `deadline` for what has to be known before a token is chosen; whether it is.
-    fn wait(&mut self, deadline: Instant) -> bool {
-        self.guide.as_mut().is_none_or(|guide| guide.wait(deadline))
-    }
-
-    /// Chooses the next token from its logits `[V]`; a panic ends this sequence alone.
-    fn choose(&mut self, logits: &[f32], context: usize) {
-        let choose = || self.sample(logits).and_then(|sampled| self.accept(sampled, context));
-        let result = catch_unwind(AssertUnwindSafe(choose)).unwrap_or_else(|panic| {
-            let what = panic_text(&*panic);
-            tracing::error!(what, "choosing a token panicked");
-            Err(Error::Engine(format!("choosing a token panicked: {what}")))
-        });
-        if let Err(error) = result {
-            self.fail(error);
-        }
-    }
-
-    fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
-        let early = self.stats.generated_tokens < self.request.min_tokens;
-        let place = Place {
-            tokens: &self.tokens,
-            prompt: self.request.prompt.len(),
-            mask: self.guide.as_ref().map(Guide::mask).transpose()?,
-            banned: if early { &self.request.eos } else { &[] },
-        };
-        self.sampler.sample(logits, place)
-    }
-
-    /// Takes the chosen token.
-    fn accept(&mut self, sampled: Sampled, context: usize) -> Result<()> {
-        let Sampled { token, logprobs } = sampled;
-        let now = Instant::now();
-        if self.first_token.is_none() {
-            self.first_token = Some(now);
-            self.stats.prompt_time = now - self.started;
-        }
-        let ends = self.request.eos.contains(&token);
-        let mut complete = false;
-        if let Some(guide) = &mut self.guide {
-            if ends {
-                // The token is not part of the text.
-                self.conforms = Some(guide.may_end());
-            } else {
-                let progress = guide.accept(token)?;
-                (complete, self.conforms) = (progress.complete, Some(progress.accepting));
-            }
-        }
-        self.stats.generated_tokens += 1;
-        self.tokens.push(token);
-        self.send(Event::Token { token, logprobs });
-        if ends || complete {
-            self.finish(FinishReason::Stop);
-        } else if self.stats.generated_tokens >= self.request.max_tokens || self.tokens.len() >= context {
-            self.finish(FinishReason::Length);
-        }
-        Ok(())
-    }
-}
 
 /// A step whose evaluation has begun.
 struct InFlight {
@@ -148,11 +50,16 @@ pub(super) struct Worker {
     options: EngineOptions,
     inbox: Receiver<Command>,
     stop: Arc<AtomicBool>,
+    /// Requests that wait, the oldest first.
     queue: VecDeque<Request>,
+    /// Whether the oldest of them waits for memory.
+    blocked: bool,
+    /// Whether there may be more since it was last tried.
+    freed: bool,
+    /// The oldest first.
     sequences: Vec<Sequence>,
     states: Vec<SequenceState>,
-    /// Caches of ended sequences, the oldest first.
-    kept: VecDeque<SequenceState>,
+    memory: Memory,
     /// The next step, where it was started ahead.
     started: Option<InFlight>,
     /// The sequences of the step that runs.
@@ -168,6 +75,7 @@ impl Worker {
         inbox: Receiver<Command>,
         stop: Arc<AtomicBool>,
         gauges: Arc<Gauges>,
+        budget: Budget,
     ) -> Self {
         Self {
             runtime,
@@ -175,9 +83,11 @@ impl Worker {
             inbox,
             stop,
             queue: VecDeque::new(),
+            blocked: false,
+            freed: false,
             sequences: Vec::new(),
             states: Vec::new(),
-            kept: VecDeque::new(),
+            memory: Memory::new(budget),
             started: None,
             stepping: Vec::new(),
             gauges,
@@ -188,19 +98,26 @@ impl Worker {
     /// Runs until every engine handle is gone.
     pub(super) fn run(mut self) {
         while self.receive() {
-            self.guarded_admit();
-            self.cancel();
-            self.settle();
-            if self.sequences.iter().any(|s| s.held.is_none()) {
-                self.guarded_step();
-                self.gauges.step_ended();
-            }
-            self.retire();
+            self.turn();
         }
     }
 
+    /// What happens between two looks at the inbox: at most one step.
+    pub(super) fn turn(&mut self) {
+        self.cancel();
+        self.guarded_admit();
+        self.settle();
+        if self.sequences.iter().any(|s| s.held.is_none()) {
+            self.guarded_step();
+            self.gauges.step_ended();
+        }
+        self.share();
+        self.retire();
+        self.measure();
+    }
+
     /// Takes what was asked; waits where there is nothing to do. False once the engine is to end.
-    fn receive(&mut self) -> bool {
+    pub(super) fn receive(&mut self) -> bool {
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
@@ -237,95 +154,94 @@ impl Worker {
         }
     }
 
-    /// Starts queued sequences while there is room.
+    /// Starts queued sequences, the oldest first, while there are places and memory. One that waits for memory is not
+    /// overtaken by those that came later, or it might wait for ever.
     fn admit(&mut self) {
-        while self.sequences.len() < self.options.max_sequences.max(1) {
-            let Some(mut request) = self.queue.pop_front() else { return };
-            self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
-            if request.cancel.load(Ordering::Relaxed) {
-                turn_away(request);
+        while self.sequences.len() < self.options.max_sequences.max(1) && (self.freed || !self.blocked) {
+            let Some(mut request) = self.dequeue(0) else { return };
+            if let Err(error) = self.check(&request) {
+                let _ = request.events.send(Event::Failed(error));
                 continue;
             }
-            if request.prompt.is_empty() || request.prompt.len() >= self.options.context {
-                let _ = request.events.send(Event::Failed(Error::ContextFull {
-                    prompt: request.prompt.len(),
-                    context: self.options.context,
-                    trained: self.runtime.config().max_context(),
-                }));
-                continue;
-            }
-            let vocab = self.runtime.config().vocab_size;
-            let sampler = match Sampler::new(request.sampling.clone(), vocab) {
-                Ok(sampler) => sampler,
-                Err(error) => {
-                    let _ = request.events.send(Event::Failed(error));
-                    continue;
-                }
+            let tokens = request.prompt.len().saturating_add(request.max_tokens).min(self.options.context);
+            let Some((state, lease)) = self.memory.admit(&self.runtime, &request.prompt, tokens) else {
+                self.queue.push_front(request);
+                self.gauges.queued.fetch_add(1, Ordering::Relaxed);
+                (self.blocked, self.freed) = (true, false);
+                return;
             };
-            let constraint = request.constraint.take();
-            let conforms = constraint.as_ref().map(|_| false);
-            let guide = match constraint.map(|it| Guide::new(&mut self.masks, it)).transpose() {
-                Ok(guide) => guide,
-                Err(error) => {
-                    let _ = request.events.send(Event::Failed(error));
-                    continue;
-                }
-            };
-            let state = self.reuse(&request.prompt);
-            let cached = state.history.len();
-            request.cached.store(cached, Ordering::Relaxed);
-            let stats =
-                Stats { prompt_tokens: request.prompt.len(), cached_tokens: cached, ..Stats::default() };
-            self.states.push(state);
-            self.sequences.push(Sequence {
-                tokens: request.prompt.clone(),
-                // Of a constrained sequence the greedy choice is not known before its mask is.
-                greedy: request.sampling.is_plainly_greedy() && guide.is_none() && request.min_tokens == 0,
-                sampler,
-                guide,
-                conforms,
-                held: None,
-                cached,
-                stats,
-                started: Instant::now(),
-                first_token: None,
-                apart: false,
-                ended: false,
-                request,
-            });
-            self.gauges.running.store(self.sequences.len(), Ordering::Relaxed);
+            self.start(request, state, lease);
         }
     }
 
-    /// The kept cache that shares the longest beginning with `prompt`, cut to it, or an empty one. At least one token
-    /// is left to compute, since its logits are wanted.
-    fn reuse(&mut self, prompt: &[u32]) -> SequenceState {
-        let fresh = self.runtime.sequence(prompt.len());
-        let common = |state: &SequenceState| {
-            if *state.frequencies != *fresh.frequencies {
-                return 0;
-            }
-            let common = state.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-            common.min(prompt.len() - 1)
-        };
-        let best = (0..self.kept.len()).max_by_key(|&i| common(&self.kept[i]));
-        match best.map(|i| (i, common(&self.kept[i]))) {
-            Some((i, len)) if len > 0 => {
-                let mut state = self.kept.remove(i).unwrap_or(fresh);
-                state.kv.truncate(len);
-                state.history.truncate(len);
-                state
-            }
-            _ => fresh,
+    /// Refuses what can never run.
+    fn check(&self, request: &Request) -> Result<()> {
+        let (prompt, context) = (request.prompt.len(), self.options.context);
+        if prompt == 0 || prompt >= context {
+            return Err(Error::ContextFull { prompt, context, trained: self.runtime.config().max_context() });
         }
+        self.memory.budget().check(prompt, request.max_tokens.min(context - prompt))
+    }
+
+    /// Takes a request out of the queue.
+    fn dequeue(&mut self, index: usize) -> Option<Request> {
+        let request = self.queue.remove(index)?;
+        self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
+        self.blocked = false;
+        Some(request)
+    }
+
+    /// Puts a request into flight.
+    fn start(&mut self, mut request: Request, state: SequenceState, lease: Lease) {
+        let vocab = self.runtime.config().vocab_size;
+        let constraint = request.constraint.take();
+        let conforms = constraint.as_ref().map(|_| false);
+        let make = || {
+            let sampler = Sampler::new(request.sampling.clone(), vocab)?;
+            Ok((sampler, constraint.map(|it| Guide::new(&mut self.masks, it)).transpose()?))
+        };
+        let made = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
+            Err(Error::Engine(format!("a request panicked: {}", panic_text(&*panic))))
+        });
+        let (sampler, guide) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.memory.release(&self.runtime, state, lease);
+                let _ = request.events.send(Event::Failed(error));
+                return;
+            }
+        };
+        let cached = state.history.len();
+        request.cached.store(cached, Ordering::Relaxed);
+        let stats = Stats { prompt_tokens: request.prompt.len(), cached_tokens: cached, ..Stats::default() };
+        self.states.push(state);
+        self.sequences.push(Sequence {
+            tokens: request.prompt.clone(),
+            // Of a constrained sequence the greedy choice is not known before its mask is.
+            greedy: request.sampling.is_plainly_greedy() && guide.is_none() && request.min_tokens == 0,
+            sampler,
+            guide,
+            conforms,
+            held: None,
+            cached,
+            stats,
+            started: Instant::now(),
+            first_token: None,
+            ended: false,
+            failed: false,
+            lease,
+            shared: false,
+            apart: false,
+            request,
+        });
+        self.gauges.running.store(self.sequences.len(), Ordering::Relaxed);
     }
 
     /// Ends what was cancelled, in flight or in the queue, whose place is then another's.
     fn cancel(&mut self) {
         let cancelled = |request: &mut Request| request.cancel.load(Ordering::Relaxed);
         while let Some(at) = self.queue.iter_mut().position(cancelled) {
-            let Some(request) = self.queue.remove(at) else { break };
-            self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
+            let Some(request) = self.dequeue(at) else { break };
             turn_away(request);
         }
         for sequence in &mut self.sequences {
@@ -336,7 +252,19 @@ impl Worker {
         self.retire();
     }
 
-    /// Takes ended sequences out; keeps a few of their caches.
+    /// Keeps the pages of prompts that have been computed for others that begin alike.
+    fn share(&mut self) {
+        for (sequence, state) in self.sequences.iter_mut().zip(&mut self.states) {
+            let prompt = sequence.request.prompt.len();
+            if !sequence.shared && !sequence.ended && sequence.cached >= prompt {
+                sequence.shared = true;
+                self.memory.share(&self.runtime, state, &mut sequence.lease, prompt);
+                self.freed = true;
+            }
+        }
+    }
+
+    /// Takes ended sequences out; keeps what they computed for others while there is room.
     fn retire(&mut self) {
         if self.sequences.iter().any(|s| s.ended)
             && let Some(started) = self.started.take()
@@ -347,17 +275,26 @@ impl Worker {
             if !self.sequences[i].ended {
                 continue;
             }
-            self.sequences.swap_remove(i);
-            let mut state = self.states.swap_remove(i);
-            state.kv.truncate(state.history.len());
-            if self.options.kept_caches > 0 && !state.history.is_empty() {
-                if self.kept.len() == self.options.kept_caches {
-                    self.kept.pop_front();
-                }
-                self.kept.push_back(state);
+            let sequence = self.sequences.remove(i);
+            let mut state = self.states.remove(i);
+            if sequence.failed {
+                state.history.clear();
             }
+            self.memory.release(&self.runtime, state, sequence.lease);
+            self.freed = true;
         }
         self.gauges.running.store(self.sequences.len(), Ordering::Relaxed);
+    }
+
+    /// Shows others what is waiting, and what the memory holds.
+    fn measure(&self) {
+        let own = self.sequences.iter().zip(&self.states);
+        let own: u64 = own.map(|(sequence, state)| self.memory.own(state, &sequence.lease)).sum();
+        let waiting = if self.blocked { self.queue.len() } else { 0 };
+        self.gauges.waiting.store(waiting, Ordering::Relaxed);
+        let memory = &self.memory;
+        let (kept, shared, reserved) = (memory.kept(), memory.shared(), memory.reserved());
+        self.gauges.measured(kept + own, kept, shared, reserved, memory.counts());
     }
 
     /// Chooses tokens from logits that had to wait for their masks; where nothing else is to be done, waits for one.
@@ -397,10 +334,11 @@ impl Worker {
         }
         for &sequence in sequences {
             let (state, sequence) = (&mut self.states[sequence], &mut self.sequences[sequence]);
-            *state = self.runtime.sequence(sequence.request.prompt.len());
+            let prompt = sequence.request.prompt.len();
+            *state = self.memory.restart(&self.runtime, prompt, &sequence.tokens, &sequence.lease);
             sequence.apart = true;
-            sequence.cached = 0;
-            sequence.request.cached.store(0, Ordering::Relaxed);
+            sequence.cached = state.history.len();
+            sequence.request.cached.store(sequence.cached, Ordering::Relaxed);
         }
     }
 
@@ -471,7 +409,7 @@ impl Worker {
     /// Starts the step after `current` before its tokens are known: where every sequence decodes greedily, has room for
     /// another token, and the backend can choose it by itself.
     fn start_ahead(&mut self, current: &InFlight) -> Option<Ahead> {
-        let whole = self.queue.is_empty() && current.rows.len() == self.sequences.len();
+        let whole = (self.queue.is_empty() || self.blocked) && current.rows.len() == self.sequences.len();
         let eligible = self.sequences.iter().all(|s| {
             s.greedy
                 && s.stats.generated_tokens + 1 < s.request.max_tokens
@@ -565,4 +503,18 @@ fn turn_away(mut request: Request) {
     let conforms = request.constraint.as_ref().map(|_| false);
     let (reason, stats) = (FinishReason::Cancelled, Stats::default());
     let _ = request.events.send(Event::Finished { reason, stats, conforms });
+}
+
+#[cfg(test)]
+impl Worker {
+    /// Where the memory is that is kept, and that of sequences, with bytes.
+    pub(super) fn memory_by_hand(&self) -> [BTreeMap<usize, u64>; 2] {
+        let kept = self.memory.pages().flat_map(KvPage::memory).collect();
+        [kept, self.states.iter().flat_map(|state| state.kv.memory()).collect()]
+    }
+
+    /// Tokens cached of the sequence whose prompt has `prompt` tokens; all once it has ended.
+    pub(super) fn cached(&self, prompt: usize) -> usize {
+        self.sequences.iter().find(|s| s.request.prompt.len() == prompt).map_or(prompt, |s| s.cached)
+    }
 }

@@ -100,7 +100,7 @@ pub(crate) struct Call {
 pub(crate) struct Usage {
     /// Of the prompts, each counted once.
     pub prompt: usize,
-    /// Of these, those found in a kept cache.
+    /// Of these, those whose keys and values were kept: for each prompt, what its first text found.
     pub cached: usize,
     /// Of all texts.
     pub generated: usize,
@@ -123,6 +123,8 @@ pub(crate) struct Answers {
     /// How many have not ended.
     live: usize,
     asked: Instant,
+    /// Texts of each prompt.
+    n: usize,
     usage: Usage,
 }
 
@@ -171,7 +173,7 @@ impl Answers {
         let prompt = job.prompts.iter().map(Vec::len).sum();
         let usage = Usage { prompt, ..Usage::default() };
         let live = sequences.len();
-        Ok(Self { app: Arc::clone(app), events, sequences, live, asked, usage })
+        Ok(Self { app: Arc::clone(app), events, sequences, live, asked, n: job.n, usage })
     }
 
     /// How many texts there are.
@@ -249,7 +251,7 @@ impl Answers {
         }
         if let Some(reason) = piece.finish {
             let stats = sequence.text.stats().unwrap_or_default();
-            self.ended(&stats);
+            self.ended(choice, &stats);
             update.finish = match reason {
                 FinishReason::Stop if self.sequences[choice].called => Some(Finish::Calls),
                 FinishReason::Stop => {
@@ -265,9 +267,11 @@ impl Answers {
         Some(Ok(update))
     }
 
-    fn ended(&mut self, stats: &Stats) {
+    fn ended(&mut self, choice: usize, stats: &Stats) {
         self.live -= 1;
-        self.usage.cached += stats.cached_tokens;
+        if choice.is_multiple_of(self.n) {
+            self.usage.cached += stats.cached_tokens;
+        }
         self.app.metrics.ended(self.asked, stats);
     }
 

@@ -106,8 +106,18 @@ impl Metrics {
         }
         let gauges = [
             ("connections", "Open connections.", self.connections.load(Ordering::Relaxed)),
-            ("sequences_queued", "Sequences that wait for a place.", load.queued as u64),
+            ("sequences_queued", "Sequences that wait for a place or for memory.", load.queued as u64),
+            (
+                "sequences_waiting_for_memory",
+                "Of these, those that have a place.",
+                load.waiting_for_memory as u64,
+            ),
             ("sequences_running", "Sequences in flight.", load.running as u64),
+            ("kv_budget_bytes", "What keys and values may take.", load.kv.budget),
+            ("kv_used_bytes", "What they take, each shared page counted once.", load.kv.used),
+            ("kv_kept_bytes", "Of this, pages kept for prompts that begin alike.", load.kv.kept),
+            ("kv_shared_bytes", "Of these, pages that running sequences use.", load.kv.shared),
+            ("kv_reserved_bytes", "What running sequences may take beside those.", load.kv.reserved),
         ];
         for (name, help, value) in gauges {
             head(&mut out, name, help, "gauge");
@@ -118,8 +128,15 @@ impl Metrics {
             ("steps_total", "Steps of the engine.", load.steps),
             ("cancelled_total", "Requests whose client went away.", of(&self.cancelled)),
             ("prompt_tokens_total", "Tokens of prompts.", of(&self.prompt_tokens)),
-            ("cached_tokens_total", "Of these, tokens found in a kept cache.", of(&self.cached_tokens)),
+            (
+                "cached_tokens_total",
+                "Of these, tokens whose keys and values were kept.",
+                of(&self.cached_tokens),
+            ),
             ("generated_tokens_total", "Tokens generated.", of(&self.generated_tokens)),
+            ("prefix_hits_total", "Sequences that began with kept keys and values.", load.kv.hits),
+            ("prefix_hit_tokens_total", "Tokens that these did not compute.", load.kv.hit_tokens),
+            ("kv_evicted_pages_total", "Kept pages that gave way to others.", load.kv.evicted),
         ];
         for (name, help, value) in counters {
             head(&mut out, name, help, "counter");

@@ -48,6 +48,13 @@ class Messages(unittest.TestCase):
         self.assertEqual((start.message.content, start.message.stop_reason), ([], None))
         self.assertEqual((delta.delta.stop_reason, delta.usage.output_tokens), ("max_tokens", 24))
 
+    def test_cached_tokens(self):
+        question = [{"role": "user", "content": "Tell me of the blue dragon and his nine little friends. " * 4}]
+        first = ask(client(), messages=question).usage
+        total = first.input_tokens + first.cache_read_input_tokens
+        again = ask(client(), messages=question).usage
+        self.assertEqual((again.input_tokens, again.cache_read_input_tokens), (1, total - 1))
+
     def test_stream_helper(self):
         with ask(client(), method="stream") as stream:
             text = "".join(stream.text_stream)

@@ -52,6 +52,14 @@ class Chat(unittest.TestCase):
         self.assertEqual(chunks[-1].usage.completion_tokens, 24)
         self.assertTrue(all(chunk.usage is None for chunk in chunks[:-1]))
 
+    def test_cached_tokens(self):
+        question = [{"role": "user", "content": "Tell me of the green dragon and his seven little friends. " * 4}]
+        first = ask(client(), messages=question).usage
+        self.assertLess(first.prompt_tokens_details.cached_tokens, 8)
+        again = ask(client(), messages=question, n=2).usage
+        self.assertEqual(again.prompt_tokens, first.prompt_tokens)
+        self.assertEqual(again.prompt_tokens_details.cached_tokens, first.prompt_tokens - 1)
+
     def test_stream_helper(self):
         # One that ends by itself: the helper takes a cut text for an error.
         with client().chat.completions.stream(model="stories", messages=QUESTION, temperature=0) as stream:

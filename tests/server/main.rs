@@ -10,6 +10,7 @@ mod faults;
 mod guards;
 mod hostile;
 mod limits;
+mod memory;
 mod script;
 mod streams;
 mod support;

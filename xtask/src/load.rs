@@ -1,7 +1,9 @@
-//! Load on the server: its speed beside llama.cpp's server, what it outlives, and what slow clients cost the others.
+//! Load on the server: its speed beside llama.cpp's server, what it outlives, what slow clients cost the others, and what a kept
+//! beginning saves.
 
 mod client;
 mod llama;
+mod prefix;
 mod process;
 mod slow;
 mod soak;
@@ -17,7 +19,10 @@ usage: cargo xtask load speed [--clients N] [--requests N] [--prompt N] [--gener
        cargo xtask load soak  [--clients N] [--requests N] [--backstop PROGRAM]
            32 clients, 5,000 requests, 30 % cancelled, 5 % hostile; every answer is compared with that of a single user
        cargo xtask load slow  [--connections N] [--requests N] [--backstop PROGRAM]
-           4 good clients alone, then beside 200 that send a byte now and then";
+           4 good clients alone, then beside 200 that send a byte now and then
+       cargo xtask load prefix [--shared N] [--own N] [--rounds N] [--threads N] [--backstop PROGRAM] [--model FILE]
+                              [--kv-memory SIZE]
+           time to the first token of 1,000 + 16 tokens on a random SmolLM2-135M in Q4_0, the 1,000 new and then kept";
 
 /// Options as typed: names and their values.
 pub struct Options(Vec<(String, String)>);
@@ -54,6 +59,7 @@ pub fn run(args: &[String]) -> Result<()> {
     match args.split_first() {
         Some((kind, rest)) if kind == "speed" => speed::run(&Options::parse(rest, &speed::OPTIONS)?),
         Some((kind, rest)) if kind == "soak" => soak::run(&Options::parse(rest, &soak::OPTIONS)?),
+        Some((kind, rest)) if kind == "prefix" => prefix::run(&Options::parse(rest, &prefix::OPTIONS)?),
         Some((kind, rest)) if kind == "slow" => slow::run(&Options::parse(rest, &slow::OPTIONS)?),
         Some((help, _)) if ["--help", "-h"].contains(&help.as_str()) => {
             println!("{USAGE}");

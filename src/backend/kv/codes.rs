@@ -91,6 +91,11 @@ impl<T: Code> CodePage<T> {
         }
     }
 
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
+    }
+
     /// Elements of `codes` of one block, and of its scales.
     fn lens(shape: &KvShape) -> (usize, usize) {
         (shape.head_dim.div_ceil(T::COUNT) * PAGE, shape.head_dim.div_ceil(GROUP) * PAGE)

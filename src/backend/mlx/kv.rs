@@ -22,9 +22,6 @@ use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape};
 use crate::error::{Error, Result};
 use crate::quant::affine;
 
-/// Tokens by which the arrays grow: as mlx-lm's, few enough to waste little, enough to make copies rare.
-const GROWTH: usize = 256;
-
 /// What K, or V, is kept as: floats, or codes, scales and biases.
 type Planes = SmallVec<[Array; 3]>;
 
@@ -34,6 +31,11 @@ pub struct MlxKv {
     arrays: Option<[Planes; 2]>,
     capacity: usize,
     len: usize,
+}
+
+/// K and V of one page's tokens in one layer, each plane `[1, heads, tokens, width]`, in memory of its own.
+pub struct MlxPage {
+    planes: [Planes; 2],
 }
 
 /// K and V of some tokens, as attention reads them.
@@ -47,6 +49,40 @@ pub(super) enum Cached {
 impl std::fmt::Debug for MlxKv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MlxKv({} of {})", self.len, self.capacity)
+    }
+}
+
+impl std::fmt::Debug for MlxPage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tokens = self.planes[0].first().map_or(0, |plane| plane.dim(2));
+        write!(f, "MlxPage({tokens})")
+    }
+}
+
+impl MlxPage {
+    /// K and V, for evaluation.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.planes.iter().flatten()
+    }
+}
+
+/// Handles of arrays, and bytes.
+#[cfg(test)]
+fn memory<'a>(arrays: impl Iterator<Item = &'a Array>) -> Vec<(usize, u64)> {
+    arrays.map(|array| (std::ptr::from_ref(array) as usize, array.nbytes() as u64)).collect()
+}
+
+#[cfg(test)]
+impl MlxPage {
+    pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
+        memory(self.arrays())
+    }
+}
+
+#[cfg(test)]
+impl MlxKv {
+    pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
+        memory(self.arrays())
     }
 }
 
@@ -69,6 +105,18 @@ fn layout(shape: &KvShape) -> SmallVec<[(usize, Dtype); 3]> {
 }
 
 impl MlxKv {
+    /// Tokens by which the arrays grow: as mlx-lm's, few enough to waste little, enough to make copies rare.
+    pub const GROWTH: usize = 256;
+
+    /// Bytes of one token in one layer of `shape`, a quantized head filled up to whole groups.
+    pub(crate) fn token_bytes(shape: &KvShape) -> usize {
+        let head_dim = match shape.kind.bits() {
+            Some(_) => filled_up(shape.head_dim),
+            None => shape.head_dim,
+        };
+        KvShape { head_dim, ..*shape }.token_bytes()
+    }
+
     /// A cache with what `host` holds.
     pub(super) fn from_host(graph: &Graph, host: &HostKv) -> Result<Self> {
         let shape = *host.shape();
@@ -108,11 +156,49 @@ impl MlxKv {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let head_dim = match self.shape.kind.bits() {
-            Some(_) => filled_up(self.shape.head_dim),
-            None => self.shape.head_dim,
+        self.capacity * Self::token_bytes(&self.shape)
+    }
+
+    /// The tokens at `positions`, still lazy. It is a copy: a part of the arrays would keep all of them alive.
+    pub(super) fn page(&self, graph: &Graph, positions: Range<usize>) -> Result<MlxPage> {
+        let Some(arrays) = &self.arrays else {
+            return Err(Error::shape("kv_pages", "the cache is empty"));
         };
-        self.capacity * KvShape { head_dim, ..self.shape }.token_bytes()
+        let heads = self.shape.heads as i32;
+        let (start, end) = (positions.start as i32, positions.end as i32);
+        let copy = |of: &Array| {
+            let dims = [1, heads, end - start, of.dim(3)];
+            let part = graph.slice(of, &[0, 0, start, 0], &[1, heads, end, of.dim(3)])?;
+            graph.slice_update(&zeros(&dims, of.dtype())?, &part, &[0; 4], &dims)
+        };
+        let copies = |i: usize| arrays[i].iter().map(copy).collect::<Result<Planes>>();
+        Ok(MlxPage { planes: [copies(0)?, copies(1)?] })
+    }
+
+    /// A cache of the first `len` tokens of `pages`, at least one, still lazy.
+    pub(super) fn from_pages(graph: &Graph, shape: KvShape, pages: &[&MlxPage], len: usize) -> Result<Self> {
+        let (heads, capacity) = (shape.heads as i32, len.next_multiple_of(Self::GROWTH));
+        let joined = |i: usize, plane: usize| -> Result<Array> {
+            let (mut parts, mut held) = (Vec::with_capacity(pages.len() + 1), 0);
+            for page in pages {
+                let part = &page.planes[i][plane];
+                let more = part.dim(2).min(len as i32 - held);
+                parts.push(graph.slice(part, &[0; 4], &[1, heads, more, part.dim(3)])?);
+                held += more;
+            }
+            let Some(first) = parts.first() else {
+                return Err(Error::shape("kv_from_pages", "there is no page"));
+            };
+            let room = [1, heads, capacity as i32 - held, first.dim(3)];
+            if room[2] > 0 {
+                parts.push(zeros(&room, first.dtype())?);
+            }
+            ops::concatenate(&parts, 2).map_err(|e| failed("kv_from_pages", &e))
+        };
+        let planes = |i: usize| (0..layout(&shape).len()).map(|plane| joined(i, plane)).collect();
+        let arrays: [Result<Planes>; 2] = [planes(0), planes(1)];
+        let [k, v] = arrays;
+        Ok(Self { shape, arrays: Some([k?, v?]), capacity, len })
     }
 
     /// Forgets the tokens from `len` on.
@@ -284,7 +370,7 @@ impl MlxKv {
         if len <= self.capacity && self.arrays.is_some() {
             return Ok(());
         }
-        let capacity = len.next_multiple_of(GROWTH);
+        let capacity = len.next_multiple_of(Self::GROWTH);
         let grown = |i: usize| -> Result<Planes> {
             let grow = |(plane, (width, dtype)): (usize, (usize, Dtype))| {
                 let dims = array::dims(&[1, self.shape.heads, capacity, width])?;

@@ -14,6 +14,7 @@ mod quantized;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::rc::Rc;
 
 use graph::Graph;
@@ -22,11 +23,11 @@ use mlx_rs::{Array, Dtype};
 pub use array::MlxTensor;
 pub use cache::WeightCache;
 pub use device::DeviceInfo;
-pub use kv::MlxKv;
+pub use kv::{MlxKv, MlxPage};
 
 use super::batch::Run;
 use super::eval_error;
-use super::kv::{HostKv, KvLayer, KvRows};
+use super::kv::{HostKv, KvLayer, KvRows, KvShape, PAGE};
 use super::ops::{Op, Ops, Outputs};
 use crate::error::{Error, Result};
 use crate::quant::{Format, MatrixRef};
@@ -131,6 +132,24 @@ impl MlxBackend {
     /// Copies a cache to the host, in its own type.
     pub(super) fn kv_to_host(&self, kv: &MlxKv) -> Result<HostKv> {
         kv.to_host(&self.graph)
+    }
+
+    /// Copies pages `range` of the caches of all layers, the last page as far as it is filled: for each the layers. They are
+    /// evaluated.
+    pub(super) fn kv_pages(&self, layers: &[&MlxKv], range: Range<usize>) -> Result<Vec<Vec<MlxPage>>> {
+        let page = |index: usize| -> Result<Vec<MlxPage>> {
+            let of = |kv: &&MlxKv| kv.page(&self.graph, index * PAGE..kv.len().min((index + 1) * PAGE));
+            layers.iter().map(of).collect()
+        };
+        let pages = range.map(page).collect::<Result<Vec<_>>>()?;
+        let arrays = pages.iter().flatten().flat_map(MlxPage::arrays);
+        mlx_rs::transforms::eval(arrays).map_err(|error| eval_error(error.what()))?;
+        Ok(pages)
+    }
+
+    /// A layer's cache of the first `len` tokens of `pages`, still lazy.
+    pub(super) fn kv_from_pages(&self, shape: KvShape, pages: &[&MlxPage], len: usize) -> Result<MlxKv> {
+        MlxKv::from_pages(&self.graph, shape, pages, len)
     }
 
     /// Writes a run's keys and values; a cache in host memory moves here first.

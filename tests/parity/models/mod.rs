@@ -2,5 +2,6 @@
 
 mod fixtures;
 mod gguf;
+mod pages;
 mod stories;
 mod weights;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
 
@@ -65,18 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
     let threads = options.number("--threads", thread::available_parallelism()?.get())?.to_string();
     let backstop = program(options)?;
     let llama = llama::server(options)?;
-    let model = match options.text("--model") {
-        Some(model) => model.into(),
-        None => {
-            let home = target(&root()?).join("load");
-            let model = home.join("smollm2-135m-q4_0-ascii.gguf");
-            if !model.exists() {
-                fs::create_dir_all(&home)?;
-                random_model::write("smollm2-135m", "q4_0", &model)?;
-            }
-            model
-        }
-    };
+    let model = model(options)?;
     // Tokens of one sequence: pages of 64, and room for a round's warming up.
     let context = (work.prompt + work.generate).next_multiple_of(64) + 64;
     let (path, slots) = (model.to_string_lossy(), work.clients.to_string());
@@ -121,6 +111,20 @@ pub fn run(options: &Options) -> Result<()> {
         println!("ratio of a round, median: {:.2}", quantile(&mut ratios, 0.5));
     }
     Ok(())
+}
+
+/// The model as `--model` names it, else a random SmolLM2-135M in Q4_0.
+pub fn model(options: &Options) -> Result<PathBuf> {
+    if let Some(model) = options.text("--model") {
+        return Ok(model.into());
+    }
+    let home = target(&root()?).join("load");
+    let model = home.join("smollm2-135m-q4_0-ascii.gguf");
+    if !model.exists() {
+        fs::create_dir_all(&home)?;
+        random_model::write("smollm2-135m", "q4_0", &model)?;
+    }
+    Ok(model)
 }
 
 fn measure(kind: Kind, address: SocketAddr, work: Work) -> Result<Measured> {

@@ -1,0 +1,457 @@
+//! The engine's thread turn by turn: memory that is never exceeded and given back, the order of those who wait, and the
+//! tokens, which neither changes. On the CPU and, where there is one, on MLX.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::load::{Gauges, Load};
+use super::memory::Budget;
+use super::worker::Worker;
+use super::{Command, EngineOptions, Event, FinishReason, Request, Runtime, Sink, Stats};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::kv::PAGE;
+use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
+use crate::error::Error;
+use crate::sample::SamplingOptions;
+use crate::{Model, ModelFiles, Options};
+
+/// A sequence of numbers (SplitMix64) that a seed fixes.
+pub(super) struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x ^ (x >> 31)) % bound
+    }
+}
+
+/// The backends that this build has.
+fn backends() -> Vec<LlmBackendKind> {
+    match cfg!(has_mlx) {
+        true => vec![LlmBackendKind::Cpu, LlmBackendKind::Mlx],
+        false => vec![LlmBackendKind::Cpu],
+    }
+}
+
+fn runtime(model: &str, kind: LlmBackendKind) -> Runtime {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
+    let files = ModelFiles::open(&path).unwrap();
+    let dtype = files.dtype();
+    let forward = crate::forward::load(&files.config, &files.checkpoint).unwrap().forward;
+    let cpu = CpuBackend::new(Some(1), None);
+    let dispatch = match kind {
+        LlmBackendKind::Cpu => LlmBackendDispatch::cpu(cpu, Routing::default()),
+        #[cfg(has_mlx)]
+        LlmBackendKind::Mlx => LlmBackendDispatch::mlx(dtype, cpu, Routing::default()).unwrap(),
+        #[cfg(not(has_mlx))]
+        LlmBackendKind::Mlx => unreachable!("this build has none"),
+    };
+    Runtime::new(Arc::new(files.config), forward, dispatch, dtype.into())
+}
+
+/// A worker whose turns are taken by hand.
+struct Rig {
+    worker: Worker,
+    commands: Sender<Command>,
+    gauges: Arc<Gauges>,
+    budget: Budget,
+    vocab: u32,
+}
+
+/// A request, and what came of it.
+struct Asked {
+    cancel: Arc<AtomicBool>,
+    events: Receiver<Event>,
+    tokens: Vec<u32>,
+    end: Option<Result<(FinishReason, Stats), Error>>,
+}
+
+impl Asked {
+    /// Takes what has come; how many tokens.
+    fn look(&mut self) -> usize {
+        let before = self.tokens.len();
+        for event in self.events.try_iter() {
+            match event {
+                Event::Token { token, .. } => self.tokens.push(token),
+                Event::Finished { reason, stats, .. } => self.end = Some(Ok((reason, stats))),
+                Event::Failed(error) => self.end = Some(Err(error)),
+            }
+        }
+        self.tokens.len() - before
+    }
+
+    fn cached(&mut self) -> usize {
+        self.look();
+        self.end.as_ref().unwrap().as_ref().unwrap().1.cached_tokens
+    }
+}
+
+impl Rig {
+    /// An engine with memory for `tokens` in whole pages.
+    fn new(model: &str, kind: LlmBackendKind, tokens: usize, options: EngineOptions) -> Self {
+        let runtime = runtime(model, kind);
+        let cost = runtime.kv_cost();
+        let vocab = runtime.config().vocab_size as u32;
+        let budget = Budget::new(tokens as u64 * cost.token, cost);
+        let options = EngineOptions { context: 1 << 14, kv_memory: budget.bytes, ..options };
+        let (commands, inbox) = channel();
+        let gauges = Arc::new(Gauges::new());
+        let worker = Worker::new(runtime, options, inbox, Arc::default(), Arc::clone(&gauges), budget);
+        Self { worker, commands, gauges, budget, vocab }
+    }
+
+    fn ask(&self, prompt: Vec<u32>, max_tokens: usize) -> Asked {
+        let (sender, events) = channel();
+        let cancel = Arc::new(AtomicBool::new(false));
+        self.gauges.queued.fetch_add(1, Ordering::Relaxed);
+        let request = Request {
+            prompt,
+            sampling: SamplingOptions::default(),
+            constraint: None,
+            min_tokens: 0,
+            max_tokens,
+            eos: Vec::new(),
+            cancel: Arc::clone(&cancel),
+            cached: Arc::new(AtomicUsize::new(0)),
+            events: Sink::new(move |event| sender.send(event).is_ok()),
+        };
+        self.commands.send(Command::Run(request)).unwrap();
+        Asked { cancel, events, tokens: Vec::new(), end: None }
+    }
+
+    /// Tokens that follow no pattern of another `seed`'s.
+    fn prompt(&self, seed: u64, len: usize) -> Vec<u32> {
+        let mut random = Random(seed);
+        (0..len).map(|_| random.below(self.vocab.into()) as u32).collect()
+    }
+
+    /// One turn of the worker, after which its memory is counted by hand.
+    fn turn(&mut self) -> Load {
+        let before = self.gauges.load(self.budget.bytes);
+        // An idle one would wait for a command.
+        assert!(before.running + before.queued == 0 || self.worker.receive());
+        self.worker.turn();
+        let load = self.gauges.load(self.budget.bytes);
+        let [kept, own] = self.worker.memory_by_hand();
+        let total = |of: &BTreeMap<usize, u64>| of.values().sum::<u64>();
+        assert_eq!(total(&kept), load.kv.kept, "what is kept");
+        let mut all = kept;
+        all.extend(own);
+        assert_eq!(total(&all), load.kv.used, "what is used");
+        assert!(load.kv.used - load.kv.kept <= load.kv.reserved, "more than was reserved: {load:?}");
+        assert!(load.kv.kept + load.kv.reserved <= load.kv.budget, "over the budget: {load:?}");
+        assert!(load.kv.shared <= load.kv.kept);
+        load
+    }
+
+    /// Turns until `asked` has ended.
+    fn finish(&mut self, asked: &mut Asked) {
+        for _ in 0..10_000 {
+            self.turn();
+            asked.look();
+            if asked.end.is_some() {
+                return;
+            }
+        }
+        panic!("it does not end");
+    }
+
+    /// The text of a prompt by an engine of its own.
+    fn alone(model: &str, kind: LlmBackendKind, prompt: Vec<u32>, max_tokens: usize) -> Vec<u32> {
+        let mut rig = Self::new(model, kind, 1 << 14, EngineOptions::default());
+        let mut asked = rig.ask(prompt, max_tokens);
+        rig.finish(&mut asked);
+        asked.tokens
+    }
+}
+
+/// In `f32`, whose choices are far enough apart for two orders of sums.
+const MODEL: &str = "llama-bias";
+
+#[test]
+fn what_was_computed_is_found_again() {
+    for kind in backends() {
+        let mut rig = Rig::new(MODEL, kind, 4096, EngineOptions::default());
+        let prompt = rig.prompt(1, 200);
+        let mut first = rig.ask(prompt.clone(), 10);
+        rig.finish(&mut first);
+        assert_eq!(first.cached(), 0);
+
+        // All but the token whose logits are wanted.
+        let mut again = rig.ask(prompt.clone(), 10);
+        rig.finish(&mut again);
+        assert_eq!((again.cached(), &again.tokens), (199, &first.tokens), "{kind}");
+
+        // A conversation goes on behind the answer, whose last token is in no cache.
+        let turn = [&prompt[..], &first.tokens, &rig.prompt(2, 30)].concat();
+        let mut next = rig.ask(turn.clone(), 10);
+        rig.finish(&mut next);
+        assert_eq!(next.cached(), 209);
+        assert_eq!(next.tokens, Rig::alone(MODEL, kind, turn, 10), "{kind}");
+
+        // Another that parts from it within a page.
+        let other = [&prompt[..150], &rig.prompt(3, 40)].concat();
+        let mut part = rig.ask(other.clone(), 10);
+        rig.finish(&mut part);
+        assert_eq!((part.cached(), part.tokens), (150, Rig::alone(MODEL, kind, other, 10)), "{kind}");
+        let load = rig.turn();
+        assert_eq!((load.kv.hits, load.kv.hit_tokens), (3, 199 + 209 + 150));
+        assert_eq!((load.kv.reserved, load.kv.shared, load.kv.evicted), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_prompt_is_shared_while_its_first_sequence_still_runs() {
+    for kind in backends() {
+        let mut rig = Rig::new(MODEL, kind, 1 << 13, EngineOptions::default());
+        let system = rig.prompt(1, 150);
+        let mut first = rig.ask([&system[..], &[1, 2, 3]].concat(), 100);
+        while first.look() == 0 {
+            rig.turn();
+        }
+        let prompt = [&system[..], &[4, 5, 6]].concat();
+        let mut second = rig.ask(prompt.clone(), 5);
+        let load = rig.turn();
+        assert_eq!(load.running, 2);
+        if kind == LlmBackendKind::Cpu {
+            // Both use the two whole pages of one memory.
+            assert_eq!(load.kv.shared, rig.budget.cost.of_page(PAGE) * 2);
+        }
+        rig.finish(&mut second);
+        assert_eq!(
+            (second.cached(), second.tokens),
+            (2 * PAGE, Rig::alone(MODEL, kind, prompt, 5)),
+            "{kind}"
+        );
+        assert!(first.end.is_none());
+        rig.finish(&mut first);
+    }
+}
+
+/// Sequences that compute the same prompt side by side end up with one copy of its pages.
+#[test]
+fn what_was_computed_twice_is_kept_once() {
+    let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+    let prompt = rig.prompt(1, 3 * PAGE + 5);
+    let mut asked: Vec<Asked> = (0..4).map(|_| rig.ask(prompt.clone(), 20)).collect();
+    rig.turn();
+    let load = rig.turn();
+    let page = rig.budget.cost.of_page(PAGE);
+    assert_eq!((load.running, load.kv.kept, load.kv.shared), (4, 3 * page, 3 * page));
+    assert_eq!(load.kv.used, (3 + 4) * page);
+    asked.iter_mut().for_each(|asked| rig.finish(asked));
+    assert!(asked.iter().all(|other| other.tokens == asked[0].tokens));
+}
+
+#[test]
+fn a_cancelled_sequence_gives_its_memory_back_at_once() {
+    for kind in backends() {
+        let options = EngineOptions { prefill_chunk: 64, step_tokens: 64, ..EngineOptions::default() };
+        let mut rig = Rig::new(MODEL, kind, 2048, options);
+        // While its prompt is read, while it decodes, and, behind one that takes all, while it waits.
+        for (turns, wanted) in [(2, 0), (20, 2)] {
+            let mut asked = rig.ask(rig.prompt(turns, 700), 600);
+            let loads: Vec<Load> = (0..turns).map(|_| rig.turn()).collect();
+            assert!(asked.look() >= wanted && asked.end.is_none());
+            assert!(loads.last().unwrap().kv.reserved > 0);
+            asked.cancel.store(true, Ordering::Relaxed);
+            let load = rig.turn();
+            asked.look();
+            assert!(matches!(asked.end, Some(Ok((FinishReason::Cancelled, _)))), "{kind}");
+            assert_eq!((load.running, load.kv.reserved, load.kv.shared), (0, 0, 0), "{kind}");
+            assert_eq!(load.kv.used, load.kv.kept, "{kind}: what is left can be evicted");
+        }
+        let mut running = rig.ask(rig.prompt(8, 100), 1900);
+        rig.turn();
+        let mut waiting = rig.ask(rig.prompt(9, 100), 1000);
+        let load = rig.turn();
+        assert_eq!((load.running, load.queued, load.waiting_for_memory), (1, 1, 1), "{kind}");
+        waiting.cancel.store(true, Ordering::Relaxed);
+        let load = rig.turn();
+        waiting.look();
+        assert!(matches!(waiting.end, Some(Ok((FinishReason::Cancelled, _)))));
+        assert_eq!((load.queued, load.waiting_for_memory), (0, 0), "{kind}");
+        running.cancel.store(true, Ordering::Relaxed);
+        assert_eq!(rig.turn().kv.reserved, 0);
+        assert!(running.look() > 0);
+    }
+}
+
+#[test]
+fn what_can_never_fit_is_refused_with_both_numbers() {
+    for kind in backends() {
+        let mut rig = Rig::new(MODEL, kind, 1024, EngineOptions::default());
+        let mut asked = rig.ask(rig.prompt(1, 1000), 25);
+        let load = rig.turn();
+        asked.look();
+        let cost = rig.budget.cost;
+        match asked.end {
+            Some(Err(Error::Memory { what, needed, available })) => {
+                assert_eq!((needed, available), (cost.of_sequence(1025), 1024 * cost.token));
+                assert_eq!(what, "the KV cache of 1000 tokens of prompt and 25 to generate");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!((load.queued, load.kv.reserved), (0, 0));
+        // One token less fits, alone and behind what was kept of others.
+        for seed in [2, 3] {
+            let mut asked = rig.ask(rig.prompt(seed, 1000), 24);
+            rig.finish(&mut asked);
+            assert_eq!(asked.tokens.len(), 24);
+        }
+    }
+}
+
+#[test]
+fn those_who_wait_for_memory_come_in_their_order() {
+    for kind in backends() {
+        let mut rig = Rig::new(MODEL, kind, 1024, EngineOptions::default());
+        let mut first = rig.ask(rig.prompt(1, 300), 212);
+        rig.turn();
+        // The big one fits only alone; small ones would fit beside the first at any time.
+        let mut big = rig.ask(rig.prompt(2, 900), 20);
+        let mut small: Vec<Asked> = (0..6).map(|i| rig.ask(rig.prompt(10 + i, 40), 20)).collect();
+        let load = rig.turn();
+        assert_eq!((load.running, load.queued, load.waiting_for_memory), (1, 7, 7), "{kind}");
+        rig.finish(&mut first);
+        assert_eq!(first.tokens.len(), 212);
+        assert!(small.iter_mut().all(|small| small.look() == 0));
+        rig.finish(&mut big);
+        assert_eq!(big.tokens.len(), 20);
+        small.iter_mut().for_each(|small| rig.finish(small));
+        let load = rig.turn();
+        assert_eq!((load.running, load.queued, load.waiting_for_memory), (0, 0, 0));
+        assert!(load.kv.evicted > 0, "{kind}");
+    }
+}
+
+#[test]
+fn a_long_prompt_stalls_nobody_by_more_than_a_chunk() {
+    const LONG: usize = 2048;
+    const CHUNK: usize = 64;
+    let options = EngineOptions { prefill_chunk: CHUNK, step_tokens: 2 * CHUNK, ..EngineOptions::default() };
+    let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 1 << 13, options);
+    let mut decoding: Vec<Asked> = (0..3).map(|i| rig.ask(rig.prompt(i, 20), 200)).collect();
+    rig.turn();
+    decoding.iter_mut().for_each(|asked| assert_eq!(asked.look(), 1));
+    let mut long = rig.ask(rig.prompt(9, LONG), 1);
+    let mut cached = 0;
+    for turn in 0..LONG / CHUNK {
+        if turn == 10 {
+            // Nor does it hold up a short one that comes later.
+            decoding.push(rig.ask(rig.prompt(77, 60), 100));
+        }
+        rig.turn();
+        for asked in &mut decoding {
+            assert_eq!(asked.look(), 1, "turn {turn}");
+        }
+        let now = rig.worker.cached(LONG);
+        assert!(now <= cached + CHUNK, "turn {turn}: {now} after {cached}");
+        cached = now;
+    }
+    long.look();
+    assert_eq!(long.tokens.len(), 1);
+}
+
+/// Sequences that share beginnings, come, go and are cancelled while the memory is too small for all of them: bytes are
+/// counted by hand after every turn, and the texts are those of one who is alone.
+#[test]
+fn under_pressure_the_bytes_are_exact_and_the_texts_do_not_change() {
+    // With dynamic frequencies only prompts of one length share.
+    for (model, hits) in [(MODEL, 30), ("mistral-window", 30), ("llama-dynamic", 0)] {
+        let kind = LlmBackendKind::Cpu;
+        let options = EngineOptions {
+            prefill_chunk: 48,
+            step_tokens: 100,
+            max_sequences: 5,
+            ..EngineOptions::default()
+        };
+        let mut rig = Rig::new(model, kind, 14 * PAGE, options);
+        let mut random = Random(7);
+        let mut texts: BTreeMap<(Vec<u32>, usize), Vec<u32>> = BTreeMap::new();
+        let mut running: Vec<(Asked, Vec<u32>, usize)> = Vec::new();
+        let (mut whole, mut cancelled) = (0, 0);
+        for turn in 0..450 {
+            if turn < 400 && random.below(4) == 0 {
+                // Three beginnings of up to 220 tokens and four ends.
+                let begin = rig.prompt(random.below(3), 30 + 10 * random.below(20) as usize);
+                let prompt =
+                    [begin, rig.prompt(50 + random.below(4), random.below(2) as usize * 70)].concat();
+                let max_tokens = 1 + 20 * random.below(3) as usize;
+                running.push((rig.ask(prompt.clone(), max_tokens), prompt, max_tokens));
+            }
+            if random.below(15) == 0 && !running.is_empty() {
+                let which = random.below(running.len() as u64) as usize;
+                running[which].0.cancel.store(true, Ordering::Relaxed);
+            }
+            rig.turn();
+            running.retain_mut(|(asked, prompt, max_tokens)| {
+                asked.look();
+                let Some(end) = asked.end.take() else { return true };
+                let text = texts
+                    .entry((prompt.clone(), *max_tokens))
+                    .or_insert_with(|| Rig::alone(model, kind, prompt.clone(), *max_tokens));
+                assert!(text.starts_with(&asked.tokens), "{model}");
+                match end.unwrap().0 {
+                    FinishReason::Cancelled => cancelled += 1,
+                    _ => {
+                        assert_eq!(asked.tokens, *text, "{model}");
+                        whole += 1;
+                    }
+                }
+                false
+            });
+        }
+        while let Some((mut asked, ..)) = running.pop() {
+            asked.cancel.store(true, Ordering::Relaxed);
+            rig.finish(&mut asked);
+        }
+        let load = rig.turn();
+        assert!(whole > 30 && cancelled > 5, "{model}: {whole} and {cancelled}");
+        assert!(load.kv.evicted > 20 && load.kv.hits > hits, "{model}: {load:?}");
+        assert_eq!((load.kv.reserved, load.kv.used), (0, load.kv.kept));
+    }
+}
+
+/// The tokens of a sequence whose sink panics at its token number `bad`, and how it ended.
+fn run(model: &Model, prompt: &str, bad: Option<usize>) -> impl FnOnce() -> (Vec<u32>, Option<Error>) {
+    let (sender, events) = channel();
+    let mut tokens = 0;
+    let sink = Sink::new(move |event| {
+        tokens += usize::from(matches!(event, Event::Token { .. }));
+        assert!(bad != Some(tokens) || !matches!(event, Event::Token { .. }), "no more");
+        sender.send(event).is_ok()
+    });
+    let prompt = model.tokenizer().unwrap().encode(prompt).unwrap();
+    let options = Options { max_tokens: Some(20), ..Options::default() };
+    let running = model.start(prompt, &options, sink).unwrap();
+    move || {
+        let (mut tokens, mut error) = (Vec::new(), None);
+        for event in events {
+            match event {
+                Event::Token { token, .. } => tokens.push(token),
+                Event::Finished { .. } => {}
+                Event::Failed(failed) => error = Some(failed),
+            }
+        }
+        drop(running);
+        (tokens, error)
+    }
+}
+
+#[test]
+fn a_panic_while_a_token_is_chosen_ends_its_sequence_alone() {
+    let model = Model::builtin().unwrap();
+    let (wanted, none) = run(&model, "Once upon a time", None)();
+    assert!(wanted.len() == 20 && none.is_none());
+    let (good, bad) = (run(&model, "Once upon a time", None), run(&model, "One day", Some(5)));
+    let (tokens, error) = bad();
+    assert_eq!(tokens.len(), 4);
+    assert_eq!(error.unwrap().to_string(), "engine: choosing a token panicked: no more");
+    assert_eq!(good().0, wanted);
+}
