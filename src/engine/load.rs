@@ -18,6 +18,8 @@ pub struct Load {
     pub steps: u64,
     /// Since the last step ended, or since the engine started.
     pub idle: Duration,
+    /// The same or, where that is less, since there is something to do again.
+    pub stalled: Duration,
     /// The memory of the KV cache.
     pub kv: KvLoad,
 }
@@ -53,6 +55,8 @@ pub(super) struct Gauges {
     steps: AtomicU64,
     /// When the last step ended, in milliseconds since the start.
     last_step: AtomicU64,
+    /// When something was asked while there was nothing to do, likewise.
+    woken: AtomicU64,
     kv: KvGauges,
 }
 
@@ -76,14 +80,25 @@ impl Gauges {
             running: AtomicUsize::new(0),
             steps: AtomicU64::new(0),
             last_step: AtomicU64::new(0),
+            woken: AtomicU64::new(0),
             kv: KvGauges::default(),
+        }
+    }
+
+    /// A sequence joins the queue.
+    pub fn asked(&self) {
+        if self.queued.fetch_add(1, Ordering::Relaxed) == 0 && self.running.load(Ordering::Relaxed) == 0 {
+            self.woken.store(self.now(), Ordering::Relaxed);
         }
     }
 
     pub fn step_ended(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_step.store(now, Ordering::Relaxed);
+        self.last_step.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub fn measured(&self, used: u64, kept: u64, shared: u64, reserved: u64, counts: Counts) {
@@ -103,13 +118,15 @@ impl Gauges {
     /// All of it, of an engine with this budget.
     pub fn load(&self, budget: u64) -> Load {
         let of = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
-        let last = Duration::from_millis(of(&self.last_step));
+        let (last, woken) = (of(&self.last_step), of(&self.woken));
+        let since = |time: u64| self.started.elapsed().saturating_sub(Duration::from_millis(time));
         Load {
             queued: self.queued.load(Ordering::Relaxed),
             waiting_for_memory: self.waiting.load(Ordering::Relaxed),
             running: self.running.load(Ordering::Relaxed),
             steps: of(&self.steps),
-            idle: self.started.elapsed().saturating_sub(last),
+            idle: since(last),
+            stalled: since(last.max(woken)),
             kv: KvLoad {
                 budget,
                 used: of(&self.kv.used),

@@ -273,7 +273,7 @@ impl Engine {
 
     /// Queues a sequence.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
-        self.shared.gauges.queued.fetch_add(1, Ordering::Relaxed);
+        self.shared.gauges.asked();
         self.send(Command::Run(request))
     }
 

@@ -182,7 +182,7 @@ async fn too_large(limit: usize, mut body: Body) -> Failure {
 async fn health(State(app): State<Arc<App>>) -> Response {
     let (load, longest) = (app.model.engine().load(), app.options.longest_step);
     let stuck = if load.running + load.queued > 0 {
-        load.idle > longest
+        load.stalled > longest
     } else {
         let engine = app.model.engine().clone();
         let answer = tokio::task::spawn_blocking(move || engine.with(|_| ()));
