@@ -44,7 +44,7 @@ pub fn quantized_cache(kv_type: KvType) -> f32 {
 /// standard deviations of its elements. In narrow types most elements near an edge are on both sides of it.
 pub fn quantized_cache_parity(dtype: DType, kv_type: KvType) -> f32 {
     if dtype == DType::F32 {
-        // Below what the ratio allows (3.5e-3 and 1.3e-2): seen are 1e-6 without a flipped code, up to 8.1e-4 with one.
+        // Below what the ratio allows (3.5e-3 and 1.3e-2): seen are up to 8.1e-4 with flipped codes.
         return 1e-3;
     }
     let part = 0.2;
