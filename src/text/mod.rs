@@ -10,6 +10,7 @@ mod reply;
 mod scan;
 mod screen;
 mod sentinel;
+mod special;
 mod stream;
 mod template;
 mod tokenizer;
@@ -20,7 +21,7 @@ pub use reasoning::ReasoningFormat;
 pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, Rendered};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Specials, Tokenizer};
 pub(crate) use tools::xml::is_string;
 pub use tools::{ReplyEvent, ToolFormat};
 
