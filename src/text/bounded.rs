@@ -48,7 +48,7 @@ impl Budget {
         Arc::new(Self { deadline, emitted: zero(), made: zero(), walked: zero() })
     }
 
-    fn time(&self) -> Result<(), Error> {
+    pub(super) fn time(&self) -> Result<(), Error> {
         if Instant::now() > self.deadline {
             return Err(refuse("the template took longer than 1 s"));
         }
@@ -327,7 +327,7 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         }
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
     });
-    python::install(env);
+    python::install(env, budget);
 }
 
 /// The instructions with the checks in them.

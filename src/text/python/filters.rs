@@ -207,7 +207,8 @@ fn pprint(value: &Value) -> Result<String, Error> {
 }
 
 fn is_iterable(value: &Value) -> bool {
-    !value.is_none() && value.try_iter().is_ok()
+    let scalar = matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number);
+    value.kind() == ValueKind::String || (!scalar && value.try_iter().is_ok())
 }
 
 /// What has a length and is indexed: mappings and texts, too.

@@ -51,12 +51,9 @@ pub(super) fn percent(format: &Value, values: &Value) -> Result<Value, Error> {
                     positional.get(used - 1).cloned()
                 }
             };
-            match field(out, &mut rest, &mut next, format.is_safe()) {
-                Ok(()) => {}
-                Err(e) => {
-                    failure = Some(e);
-                    return Ok(());
-                }
+            if let Err(error) = field(out, &mut rest, &mut next, format.is_safe()) {
+                failure = Some(error);
+                return Ok(());
             }
         }
         out.write_str(rest)

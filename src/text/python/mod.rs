@@ -11,6 +11,7 @@ mod tests;
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::sync::Arc;
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -18,7 +19,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 pub(super) use methods::method;
 pub(super) use repr::write_str;
 
-use super::bounded::Limited;
+use super::bounded::{Budget, Limited};
 
 // Names that no template can write.
 pub(super) const ADD: &str = "\u{1}add";
@@ -57,8 +58,9 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// Adds the functions that stand for instructions, filters and tests.
-pub(super) fn install(env: &mut Environment<'_>) {
+/// Adds the functions that stand for instructions, filters and tests. What no check of a value follows looks at the clock
+/// itself.
+pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     env.add_function(ADD, |a: Value, b: Value| ops::add(&a, &b));
     env.add_function(REM, |a: Value, b: Value| match a.kind() {
         ValueKind::String => format::percent(&a, &b),
@@ -67,11 +69,19 @@ pub(super) fn install(env: &mut Environment<'_>) {
     env.add_function(SLICE, |value: Value, start: Value, stop: Value, step: Value| {
         ops::slice(&value, &start, &stop, &step)
     });
-    env.add_function(ITERABLE, |value: Value| ops::iterable(&value));
+    let b = budget.clone();
+    env.add_function(ITERABLE, move |value: Value| {
+        b.time()?;
+        ops::iterable(&value)
+    });
     let comparisons: [(&'static str, fn(Ordering) -> bool); 4] =
         [(LT, Ordering::is_lt), (LTE, Ordering::is_le), (GT, Ordering::is_gt), (GTE, Ordering::is_ge)];
     for (name, holds) in comparisons {
-        env.add_function(name, move |a: Value, b: Value| ops::ordering(&a, &b).map(holds));
+        let budget = budget.clone();
+        env.add_function(name, move |a: Value, b: Value| {
+            budget.time()?;
+            ops::ordering(&a, &b).map(holds)
+        });
     }
     filters::install(env);
 }
