@@ -4,6 +4,7 @@ pub(crate) mod apart;
 mod bounded;
 mod chat;
 mod json;
+mod python;
 mod raw;
 mod reasoning;
 mod reply;
