@@ -8,6 +8,7 @@ pub mod batch;
 pub mod cpu;
 mod fallback;
 pub mod kv;
+mod machine;
 #[cfg(has_mlx)]
 pub mod mlx;
 pub mod ops;
