@@ -130,6 +130,9 @@ impl LlmBackendDispatch {
                 };
                 Ok(range.map(page).collect())
             }
+            // Once MLX was given up, what is cached is on its way to the host.
+            #[cfg(has_mlx)]
+            Self::Mlx { on_cpu, .. } if on_cpu.get() => Ok(None),
             #[cfg(has_mlx)]
             Self::Mlx { mlx, .. } => {
                 let layers = kv.layers.iter().map(|layer| match layer {
