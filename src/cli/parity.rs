@@ -78,7 +78,15 @@ fn load(
     backend: BackendRequest,
     activations: Activations,
 ) -> anyhow::Result<Loaded> {
-    super::load_as(args, session, |options| LoadOptions { backend, activations, ..options })
+    // The reference is the CPU, which takes neither: what is said of MLX is said of the compared one.
+    let of_mlx = backend != BackendRequest::Cpu;
+    super::load_as(args, session, |options| LoadOptions {
+        backend,
+        activations,
+        dtype: options.dtype.filter(|_| of_mlx),
+        cpu_ops: if of_mlx { options.cpu_ops } else { Vec::new() },
+        ..options
+    })
 }
 
 /// The first of the text's tokens, and how many it has: without a tokenizer, ids that differ from their neighbours.
@@ -98,6 +106,7 @@ struct Device {
     activations: Option<Activations>,
     fallbacks: Vec<Value>,
     replays: Vec<Value>,
+    left_mlx: Option<String>,
 }
 
 impl Device {
@@ -105,7 +114,8 @@ impl Device {
         let (fallbacks, replays) = fallen_back(model.engine().report());
         let on_cpu = model.info().selection.kind == backstop::backend::LlmBackendKind::Cpu;
         let name = model.engine().backend().to_owned();
-        Self { name, activations: on_cpu.then_some(activations), fallbacks, replays }
+        let left_mlx = model.engine().report().left_mlx();
+        Self { name, activations: on_cpu.then_some(activations), fallbacks, replays, left_mlx }
     }
 
     fn shown(&self) -> String {
@@ -121,6 +131,7 @@ impl Device {
             "activations": self.activations.map(name),
             "fallbacks": self.fallbacks,
             "replays": self.replays,
+            "left_mlx": self.left_mlx,
         })
     }
 }
