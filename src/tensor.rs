@@ -325,7 +325,7 @@ impl HostTensor {
 pub enum Tensor {
     /// In host memory.
     Host(HostTensor),
-    /// A lazy MLX array, in the model's own type.
+    /// A lazy MLX array, in the type of activations.
     #[cfg(has_mlx)]
     Mlx(crate::backend::mlx::MlxTensor),
 }

@@ -1,6 +1,6 @@
 //! The MLX backend: the only place that imports `mlx_rs`. All of its work stays on the thread that made it.
 //!
-//! Ops build a lazy graph in the model's own type; `MlxBackend::evaluate` runs it, once a step. Weights are uploaded
+//! Ops build a lazy graph in one type of activations; `MlxBackend::evaluate` runs it, once a step. Weights are uploaded
 //! once, through the [`WeightCache`].
 
 mod array;
