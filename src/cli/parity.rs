@@ -35,7 +35,9 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     let text = text(args)?;
     let context = args.tokens.min(super::open(args.model.model.as_deref())?.config.max_context());
     let session = SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads };
-    let reference = load(&args.model, &session, BackendRequest::Cpu, Activations::F32)?;
+    // What is said of MLX is said of what is compared.
+    let plain = ModelArgs { dtype: None, cpu_ops: Vec::new(), ..args.model.clone() };
+    let reference = load(&plain, &session, BackendRequest::Cpu, Activations::F32)?;
     let (tokens, all) = tokens(&reference.model, &text, context)?;
     let trace = Trace::of(&reference.model, &tokens)?;
     let reference_device = Device::of(&reference.model, Activations::F32);
@@ -78,15 +80,7 @@ fn load(
     backend: BackendRequest,
     activations: Activations,
 ) -> anyhow::Result<Loaded> {
-    // The reference is the CPU, which takes neither: what is said of MLX is said of the compared one.
-    let of_mlx = backend != BackendRequest::Cpu;
-    super::load_as(args, session, |options| LoadOptions {
-        backend,
-        activations,
-        dtype: options.dtype.filter(|_| of_mlx),
-        cpu_ops: if of_mlx { options.cpu_ops } else { Vec::new() },
-        ..options
-    })
+    super::load_as(args, session, |options| LoadOptions { backend, activations, ..options })
 }
 
 /// The first of the text's tokens, and how many it has: without a tokenizer, ids that differ from their neighbours.

@@ -283,10 +283,11 @@ mod tests {
         use backstop::{LoadOptions, ModelFiles};
 
         let attention = json!([{ "op": "attention", "reason": "injected fault", "count": 3 }]);
+        let none: &[(&str, &str)] = &[];
         let evaluations =
             |count: u64| json!([{ "reason": "eval failed on mlx: injected fault", "count": count }]);
         for (faults, expected, fallbacks, replays) in [
-            (Faults::default(), &[][..], json!([]), json!([])),
+            (Faults::default(), none, json!([]), json!([])),
             (
                 Faults::op(OpKind::Attention, 4, 3),
                 &[("fallback", "attention on the CPU 3 times: injected fault")][..],
