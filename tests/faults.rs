@@ -1,4 +1,5 @@
-//! Faults: every op failing at its first and at a later call, and evaluations failing, on MLX with the CPU behind it.
+//! Faults: ops failing at their first and at a later call, evaluations failing, once and for good, kernels that compute wrong, on
+//! MLX with the CPU behind it.
 //! The tokens are those of a run without faults, the counters say what happened, and nothing is left behind.
 
 use std::path::{Path, PathBuf};

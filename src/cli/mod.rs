@@ -126,7 +126,7 @@ fn load_as(
     let isa = args.isa.as_deref().map(isa).transpose()?;
     let files = open(args.model.as_deref())?;
     let name = files.name();
-    let _progress = term::Progress::start(move || format!("loading {name}"));
+    let progress = term::Progress::start(move || format!("loading {name}"));
     let options = LoadOptions {
         backend: args.backend,
         threads: session.threads,
@@ -142,6 +142,7 @@ fn load_as(
     let options = change(options);
     let (cpu_ops, dtype) = (!options.cpu_ops.is_empty(), options.dtype.is_some());
     let model = Model::load_with(files, options).map_err(typed)?;
+    drop(progress);
     if model.info().selection.kind == LlmBackendKind::Cpu && (cpu_ops || dtype) {
         let what = ["--cpu-ops", "--dtype"].into_iter().zip([cpu_ops, dtype]);
         let what: Vec<&str> = what.filter_map(|(name, typed)| typed.then_some(name)).collect();
