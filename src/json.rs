@@ -230,7 +230,9 @@ pub(crate) fn parse_members(path: &Path, bytes: &[u8]) -> Result<serde_json::Map
 }
 
 /// A member of a file that serde reads otherwise, as strict as [`parse_object`]: for `deserialize_with`.
-pub(crate) fn strict_member<'de, D: Deserializer<'de>>(deserializer: D) -> Result<serde_json::Value, D::Error> {
+pub(crate) fn strict_member<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<serde_json::Value, D::Error> {
     let mut left = LIMITS.values;
     Seed { depth: 0, left: &mut left, limits: LIMITS, made: PhantomData }.deserialize(deserializer)
 }

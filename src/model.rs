@@ -1,13 +1,16 @@
 //! A model: a directory or the built-in one → configuration, weights, tokenizer, chat template, and an engine that runs
 //! it on the backend that fits.
 
+mod memory;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::backend::batch::Batch;
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
-use crate::backend::kv::{KvShape, KvType};
-use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
+use crate::backend::kv::{KvType, MLX_GROWTH};
+use crate::backend::ops::OpKind;
+use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
@@ -18,6 +21,8 @@ use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use crate::weights::{Checkpoint, Stored, gguf, quantized};
+
+pub use memory::MemorySetting;
 
 /// How a model is loaded.
 #[derive(Debug, Default)]
@@ -33,8 +38,12 @@ pub struct LoadOptions {
     /// Bytes that the KV cache of all sequences may take, with what is kept of ended ones for others that begin alike; what
     /// the model leaves of the memory where absent, at most twice what all sequences take.
     pub kv_memory: Option<u64>,
+    /// The type of activations on MLX; that of the weights where absent. It has no effect on the CPU, which computes in `f32`.
+    pub dtype: Option<DType>,
     /// What happens when MLX cannot do an op.
     pub policy: Policy,
+    /// Ops that the CPU computes though MLX runs the model. They have no effect where the CPU runs it all.
+    pub cpu_ops: Vec<OpKind>,
     /// Most tokens of one sequence in one step; the engine's default where absent.
     pub prefill_chunk: Option<usize>,
     /// Most sequences in flight, others wait; the engine's default where absent.
@@ -199,23 +208,7 @@ impl ModelFiles {
 
     /// Bytes that K and V of one token take in all layers.
     pub fn kv_token_bytes(&self, kind: KvType) -> u64 {
-        let Config { num_key_value_heads: heads, head_dim, num_hidden_layers: layers, .. } = self.config;
-        (KvShape { heads, head_dim, kind }.token_bytes() * layers) as u64
-    }
-
-    /// Bytes that running the model takes with a context of `context` tokens.
-    pub fn memory_need(&self, context: usize, kv_type: KvType) -> MemoryNeed {
-        let config = &self.config;
-        let rows = EngineOptions::default().step_tokens.min(context.max(1)) as u64;
-        // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
-        let width = 4 * config.hidden_size
-            + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
-            + 3 * config.intermediate_size;
-        MemoryNeed {
-            weights: self.tensors().iter().map(|tensor| tensor.loaded).sum(),
-            kv: self.kv_token_bytes(kv_type).saturating_mul(context as u64),
-            activations: 4 * (rows * width as u64 + 2 * config.vocab_size as u64),
-        }
+        (self.kv_shape(kind).token_bytes() * self.config.num_hidden_layers) as u64
     }
 }
 
@@ -230,6 +223,8 @@ pub struct ModelInfo {
     pub generation: GenerationConfig,
     /// The type of its weights.
     pub dtype: DType,
+    /// The type of activations: `f32` on the CPU.
+    pub activation_dtype: DType,
     /// Bytes of its weights.
     pub weight_bytes: u64,
     /// The backend taken, and why.
@@ -310,15 +305,19 @@ impl Model {
                 expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
             });
         }
-        let need = files.memory_need(context, kv_type);
-        let selection = select::select(options.backend, &need)?;
+        let need = |backend| files.memory_need(files.memory_setting(backend, &options));
+        let selection = select::select(options.backend, &need(LlmBackendKind::Mlx))?;
+        let need = need(selection.kind);
+        let activation_dtype = match selection.kind {
+            LlmBackendKind::Cpu => DType::F32,
+            LlmBackendKind::Mlx => options.dtype.unwrap_or(dtype),
+        };
         let defaults = EngineOptions::default();
         let max_sequences = options.max_sequences.unwrap_or(defaults.max_sequences);
         let kv_token_bytes = files.kv_token_bytes(kv_type);
         let kv_memory = options.kv_memory.unwrap_or_else(|| {
-            /// A multiple of the tokens by which sequences grow.
-            const GROWTH: usize = 256;
-            let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(GROWTH) as u64);
+            // A multiple of a page, too.
+            let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(MLX_GROWTH) as u64);
             let most = sequence.saturating_mul(2 * max_sequences.max(1) as u64);
             select::kv_memory(&need, select::memory_for(selection.kind), most)
         });
@@ -328,6 +327,7 @@ impl Model {
             config: Arc::clone(&config),
             generation: files.generation.clone(),
             dtype,
+            activation_dtype,
             weight_bytes: files.checkpoint.total_bytes(),
             selection: selection.clone(),
             context,
@@ -362,8 +362,8 @@ impl Model {
             let Loaded { forward, linears } = forward::load(&config, &files.checkpoint)?;
             files.checkpoint.advise_willneed();
             let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
-            let dispatch =
-                dispatch(selection.kind, dtype, cpu, Routing::new(options.policy, options.faults))?;
+            let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);
+            let dispatch = dispatch(selection.kind, activation_dtype, cpu, routing)?;
             // The largest first: beside it there is little in memory yet, while it is there in both forms.
             let mut linears: Vec<MatrixRef<'_>> = linears.iter().map(Matrix::as_ref).collect();
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));

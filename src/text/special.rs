@@ -54,7 +54,11 @@ impl SpecialTokens {
             let name = if name == "additional_special_tokens" { EXTRA.to_owned() } else { name };
             match (config.get_mut(&name), value) {
                 (Some(Json::Array(known)), Json::Array(more)) => {
-                    more.into_iter().for_each(|token| if !known.contains(&token) { known.push(token) });
+                    more.into_iter().for_each(|token| {
+                        if !known.contains(&token) {
+                            known.push(token)
+                        }
+                    });
                 }
                 (_, value) => drop(config.insert(name, value)),
             }
@@ -74,7 +78,8 @@ impl SpecialTokens {
         }
         let extra = config.get(EXTRA).and_then(Json::as_array);
         for (i, value) in extra.into_iter().flatten().enumerate() {
-            let what = || Error::format(path, format!("{EXTRA}[{i}]: expected a token, a string or an object"));
+            let what =
+                || Error::format(path, format!("{EXTRA}[{i}]: expected a token, a string or an object"));
             this.add(token(value).ok_or_else(what)?);
         }
         let flag = |name: &str| config.get(name).and_then(Json::as_bool);
@@ -179,7 +184,8 @@ mod tests {
             json!({}),
         );
         assert_eq!(tokens.named.get("image_token").map(String::as_str), Some("<img>"));
-        let added: Vec<_> = tokens.added.iter().map(|token| (token.content.as_str(), token.special)).collect();
+        let added: Vec<_> =
+            tokens.added.iter().map(|token| (token.content.as_str(), token.special)).collect();
         assert_eq!(added, [("<x>", true), ("<call>", false), ("<img>", true)]);
         assert_eq!(tokens.ends(), None);
         let named = of(json!({ "extra_special_tokens": { "eot_token": "<eot>" } }), json!({}));
@@ -187,6 +193,9 @@ mod tests {
         let path = Path::new("tokenizer_config.json");
         let bad = json!({ "extra_special_tokens": [3] }).as_object().cloned().unwrap();
         let error = SpecialTokens::of(path, bad, Map::new()).unwrap_err().to_string();
-        assert_eq!(error, "tokenizer_config.json: extra_special_tokens[0]: expected a token, a string or an object");
+        assert_eq!(
+            error,
+            "tokenizer_config.json: extra_special_tokens[0]: expected a token, a string or an object"
+        );
     }
 }

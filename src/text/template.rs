@@ -324,7 +324,8 @@ impl ChatTemplate {
         for text in [&between, &last] {
             let Some(at) = text.rfind(SAID) else { continue };
             let behind = text[at + SAID.len()..].trim_start();
-            let found = tokens.iter().filter(|token| behind.starts_with(token.as_str())).max_by_key(|t| t.len());
+            let found =
+                tokens.iter().filter(|token| behind.starts_with(token.as_str())).max_by_key(|t| t.len());
             ends.extend(found.map(String::as_str).filter(|token| !inner.contains(token)));
         }
         ends.dedup();

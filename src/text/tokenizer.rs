@@ -368,17 +368,18 @@ impl Tokenizer {
         let mut ids = Vec::new();
         let (mut start, mut at, mut next) = (0, 0, 0);
         let mut after_rstrip = false;
-        let flush = |ids: &mut Vec<u32>, range: std::ops::Range<usize>, rstrip: bool, lstrip: bool| -> Result<()> {
-            let first = range.start == 0;
-            let piece = &text[range];
-            let piece = if rstrip { piece.trim_start() } else { piece };
-            let piece = if lstrip { piece.trim_end() } else { piece };
-            if !piece.is_empty() {
-                let encoder = if first { self.literal(piece)? } else { self.following()? };
-                ids.extend(self.run(encoder, piece, false)?);
-            }
-            Ok(())
-        };
+        let flush =
+            |ids: &mut Vec<u32>, range: std::ops::Range<usize>, rstrip: bool, lstrip: bool| -> Result<()> {
+                let first = range.start == 0;
+                let piece = &text[range];
+                let piece = if rstrip { piece.trim_start() } else { piece };
+                let piece = if lstrip { piece.trim_end() } else { piece };
+                if !piece.is_empty() {
+                    let encoder = if first { self.literal(piece)? } else { self.following()? };
+                    ids.extend(self.run(encoder, piece, false)?);
+                }
+                Ok(())
+            };
         while at < text.len() {
             while literal.get(next).is_some_and(|r| r.end <= at) {
                 next += 1;
@@ -504,7 +505,8 @@ fn check_ids(file: &raw::File<'_>) -> Result<usize, String> {
 /// A post-processor that puts a token, by its text and id, before a text and behind it: `TemplateProcessing` as
 /// `tokenizer.json` has it.
 pub(crate) fn around(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
-    let token = |(text, _): (&str, u32), sequence: u32| json!({"SpecialToken": {"id": text, "type_id": sequence}});
+    let token =
+        |(text, _): (&str, u32), sequence: u32| json!({"SpecialToken": {"id": text, "type_id": sequence}});
     let single = |name: &str, sequence: u32| {
         let text = json!({"Sequence": {"id": name, "type_id": sequence}});
         let parts = [bos.map(|bos| token(bos, sequence)), Some(text), eos.map(|eos| token(eos, sequence))];
