@@ -30,9 +30,17 @@ impl Conversation {
         app.check_model(fields.string("model")?.as_deref())?;
         // Caching is the engine's own business, and changes no answer.
         fields.ignore(&["metadata", "service_tier", "cache_control", "user_profile_id", "workspace_id"]);
+        fields.hints(&["context_management", "container", "mcp_servers", "betas", "speed", "inference_geo"]);
+        if fields.take("thread").is_some() {
+            // In the form by which both of Anthropic's packages know to send the whole conversation instead.
+            let details = json!({ "error_code": "thread_unsupported_request", "unsupported": ["thread"] });
+            let failure = fields.wrong("thread", "not supported: send the whole conversation");
+            return Err(Failure { details: Some(details), ..failure });
+        }
         let mut messages = Vec::new();
         if let Some(system) = fields.take("system") {
-            messages.push(Message::new("system", text_of(&fields.name("system"), system)?));
+            let text = system_text(fields, system)?;
+            messages.extend((!text.is_empty()).then(|| Message::new("system", text)));
         }
         let list = fields.list("messages")?;
         let list = fields.required("messages", list)?;
@@ -40,7 +48,10 @@ impl Conversation {
             return Err(fields.wrong("messages", "expected at least one"));
         }
         for (i, value) in list.into_iter().enumerate() {
-            message(Fields::of(&format!("messages[{i}]"), value)?, &mut messages)?;
+            message(fields.item("messages", i, value)?, &mut messages)?;
+        }
+        if messages.iter().all(|message| message.role == "system") {
+            return Err(fields.wrong("messages", "expected a message of the user"));
         }
         let mut chat = Chat::new(messages);
         if chat.messages.last().is_some_and(|last| last.role == "assistant") {
@@ -50,22 +61,35 @@ impl Conversation {
         chat.variables = params::template_variables(fields)?;
         forms::thinking(fields, &mut chat)?;
         forms::message_tools(fields, &mut chat)?;
-        Ok(Self { chat, format: forms::output_config(fields)? })
+        let format = forms::output_config(fields, &mut chat)?;
+        Ok(Self { chat, format })
     }
+}
+
+/// The system prompt, without the line by which Claude Code is billed: it changes from request to request, and nothing that
+/// follows it could be kept.
+fn system_text(fields: &Fields, system: Value) -> Result<String, Failure> {
+    const BILLING: &str = "x-anthropic-billing-header:";
+    let blocks = match system {
+        Value::Array(blocks) => {
+            let billing = |block: &Value| block["text"].as_str().is_some_and(|text| text.starts_with(BILLING));
+            Value::Array(blocks.into_iter().filter(|block| !billing(block)).collect())
+        }
+        other => other,
+    };
+    text_of(fields, "system", blocks)
 }
 
 /// Appends what a message is to a chat template: results of tools are messages of their own there.
 fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
     let role = fields.string("role")?;
     let role = fields.required("role", role)?;
-    if role != "user" && role != "assistant" {
-        let what = format!("expected user or assistant, got {}", crate::json::quote(&role));
+    if !["user", "assistant", "system"].contains(&role.as_str()) {
+        let what = format!("expected user, assistant or system, got {}", crate::json::quote(&role));
         return Err(fields.wrong("role", what));
     }
-    let name = fields.name("content");
     let content = fields.take("content");
     let content = fields.required("content", content)?;
-    fields.finish()?;
     let blocks = match content {
         Value::String(text) => {
             push(out, Message::new(role, text));
@@ -74,38 +98,37 @@ fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
         Value::Array(blocks) => blocks,
         other => {
             let what = format!("expected a string or a list of blocks, got {}", shown(&other));
-            return Err(Failure::field(&name, what));
+            return Err(fields.wrong("content", what));
         }
     };
     let (mut texts, mut calls, mut thoughts) = (Vec::new(), Vec::new(), Vec::new());
     for (i, block) in blocks.into_iter().enumerate() {
-        let mut block = Fields::of(&format!("{name}[{i}]"), block)?;
+        let mut block = fields.item("content", i, block)?;
         let kind = block.string("type")?;
-        block.ignore(&["cache_control"]);
         match (block.required("type", kind)?.as_str(), role.as_str()) {
             ("text", _) => {
                 let text = block.string("text")?;
                 texts.push(block.required("text", text)?);
-                block.ignore(&["citations"]);
             }
+            ("document", "user") => texts.push(params::document(block)?),
             ("tool_use", "assistant") => {
                 let (id, tool) = (block.string("id")?, block.string("name")?);
                 let tool = block.required("name", tool)?;
                 let input = block.object("input")?.map_or_else(Map::new, Fields::rest);
-                calls.push(
-                    json!({ "id": id, "type": "function", "function": { "name": tool, "arguments": input } }),
-                );
+                calls.push(params::call(id, tool, input));
             }
             ("thinking", "assistant") => {
                 let text = block.string("thinking")?;
                 thoughts.push(block.required("thinking", text)?);
-                block.ignore(&["signature"]);
             }
+            // Thoughts that only the service can read.
+            ("redacted_thinking", "assistant") => {}
             ("tool_result", "user") => {
                 let id = block.string("tool_use_id")?;
                 let id = block.required("tool_use_id", id)?;
-                let (content, at) = (block.take("content"), block.name("content"));
-                let text = content.map(|content| text_of(&at, content)).transpose()?.unwrap_or_default();
+                let content = block.take("content");
+                let text = content.map(|content| text_of(&block, "content", content)).transpose()?;
+                let text = text.unwrap_or_default();
                 let text = match block.flag("is_error")? {
                     Some(true) => format!("Error: {text}"),
                     _ => text,
@@ -120,7 +143,6 @@ fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
                 return Err(block.wrong("type", what));
             }
         }
-        block.finish()?;
     }
     if texts.is_empty() && calls.is_empty() && thoughts.is_empty() {
         return Ok(());
@@ -158,15 +180,15 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let asked = Instant::now();
     let mut fields = fields(&app, request).await?;
     let Conversation { chat, format } = Conversation::take(&app, &mut fields)?;
-    let max_tokens = fields.whole("max_tokens", 1, params::MAX_TOKENS)?;
-    let max_tokens = fields.required("max_tokens", max_tokens)? as usize;
+    // The service requires it; of a server for oneself, the model's own limit is meant.
+    let max_tokens = params::max_tokens(&mut fields, &["max_tokens"])?;
     let sampling = params::sampling(&app, &mut fields)?;
     let stop = params::stops(&mut fields, "stop_sequences")?;
     let stream = fields.flag("stream")?.unwrap_or(false);
     fields.finish()?;
     let places = app.places(1)?;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
-    let options = Options { max_tokens: Some(max_tokens), sampling, stop, ..Options::default() };
+    let options = Options { max_tokens, sampling, stop, ..Options::default() };
     let job = Job::of_turn(&turn, 1, options);
     let answers = Answers::start(&app, &job, places, asked)?;
     let shape = Shape { id: app.id("msg_"), model: app.name.clone() };
@@ -181,6 +203,8 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
 pub(crate) async fn count(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
     let Conversation { chat, format } = Conversation::take(&app, &mut fields)?;
+    // What a request to generate has beside its conversation takes no tokens of the prompt.
+    fields.ignore(&["max_tokens", "stream", "stop_sequences", "temperature", "top_k", "top_p"]);
     fields.finish()?;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     Ok(json_body(&json!({ "input_tokens": turn.tokens.len() })))

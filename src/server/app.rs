@@ -1,15 +1,18 @@
 //! What all requests share: the model, the places for sequences, the counters.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::Options;
 use super::failure::Failure;
 use super::metrics::Metrics;
+use super::store::Store;
 use crate::error::Result;
 use crate::model::Model;
 
@@ -32,6 +35,10 @@ pub(crate) struct App {
     pub draining: AtomicBool,
     /// Seconds since 1970.
     pub started: u64,
+    /// Fields that the log has told of as passed over.
+    noted: Mutex<HashSet<String>>,
+    /// Answers of `/v1/responses` that later requests may go on from.
+    pub store: Store,
     encoders: Semaphore,
     /// Makes ids of one process unlike those of another.
     salt: u64,
@@ -53,10 +60,34 @@ impl App {
             loopback,
             draining: AtomicBool::new(false),
             started: now(),
+            noted: Mutex::default(),
+            store: Store::default(),
             encoders: Semaphore::new(ENCODERS),
             salt: random(),
             ids: AtomicU64::new(0),
             options,
+        }
+    }
+
+    /// Tells of fields that were passed over: in a header of the answer, and in the log, once a name.
+    pub fn told(&self, names: &[String], answer: &mut HeaderMap) {
+        /// Names that the log remembers, and those that a header shows.
+        const MOST: (usize, usize) = (256, 16);
+        if names.is_empty() {
+            return;
+        }
+        let mut noted = self.noted.lock();
+        for name in names {
+            // `tools[3].type` and `tools[4].type` are one name.
+            let name: String = name.chars().filter(|c| !c.is_ascii_digit()).take(64).collect();
+            if noted.len() < MOST.0 && noted.insert(name.clone()) {
+                tracing::warn!(field = name, "a field of a request is passed over");
+            }
+        }
+        let plain = |name: &&String| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic());
+        let shown: Vec<&str> = names.iter().filter(plain).take(MOST.1).map(String::as_str).collect();
+        if let Ok(value) = HeaderValue::from_str(&shown.join(", ")) {
+            answer.insert(HeaderName::from_static("x-backstop-ignored"), value);
         }
     }
 
@@ -78,9 +109,12 @@ impl App {
     /// Refuses a model that is not this one; none means this one.
     pub fn check_model(&self, asked: Option<&str>) -> Result<(), Failure> {
         match asked {
-            Some(asked) if asked != self.name && !self.options.aliases.iter().any(|alias| alias == asked) => {
+            Some(asked)
+                if asked != self.name
+                    && !self.options.aliases.iter().any(|alias| alias == asked || alias == "*") =>
+            {
                 let what = format!(
-                    "the model {} does not exist, this server has {}",
+                    "the model {} does not exist, this server has {} (--alias NAME adds a name, --alias '*' takes any)",
                     crate::json::quote(asked),
                     crate::json::quote(&self.name)
                 );

@@ -30,10 +30,7 @@ struct Asked {
 impl Asked {
     fn take(app: &App, mut fields: Fields) -> Result<Self, Failure> {
         let mut common = Common::take(app, &mut fields)?;
-        let mut chat = Chat::new(params::messages(&mut fields)?);
-        chat.prompt_end = params::prompt_end(&mut fields, &chat.messages)?;
-        chat.variables = params::template_variables(&mut fields)?;
-        forms::chat_tools(&mut fields, &mut chat)?;
+        let chat = conversation(&mut fields)?;
         let format = forms::response_format(&mut fields)?;
         let logprobs = fields.flag("logprobs")?.unwrap_or(false);
         let top = fields.whole("top_logprobs", 0, 20)?;
@@ -45,6 +42,21 @@ impl Asked {
         fields.finish()?;
         Ok(Self { common, chat, format, logprobs })
     }
+}
+
+/// The conversation of a request.
+pub(crate) fn conversation(fields: &mut Fields) -> Result<Chat, Failure> {
+    let mut chat = Chat::new(params::messages(fields)?);
+    chat.prompt_end = params::prompt_end(fields)?;
+    chat.variables = params::template_variables(fields)?;
+    if let Some(effort) = fields.string("reasoning_effort")? {
+        params::effort(&effort, &mut chat.variables);
+    }
+    // The older form of tools, whose calls are answered in another form.
+    fields.only("functions", &[json!([])])?;
+    fields.only("function_call", &["auto".into(), "none".into()])?;
+    forms::chat_tools(fields, &mut chat)?;
+    Ok(chat)
 }
 
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {

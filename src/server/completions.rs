@@ -17,6 +17,7 @@ use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::model::Model;
+use crate::text::Specials;
 
 /// The text of a part: here, where nothing is parsed, all of them are.
 fn text_part(part: Part) -> Option<String> {
@@ -36,16 +37,18 @@ pub(crate) enum Prompt {
 }
 
 impl Prompt {
-    pub fn encode(self, model: &Model) -> crate::Result<Vec<u32>> {
+    /// Its tokens. Special tokens that are written in a text are read as such where `parse` says so.
+    pub fn encode(self, model: &Model, parse: bool) -> crate::Result<Vec<u32>> {
         match self {
-            Self::Text(text) => model.tokenizer()?.encode(&text),
+            Self::Text(text) if parse => model.tokenizer()?.encode(&text),
+            Self::Text(text) => model.tokenizer()?.encode_with(&text, Specials { add: true, parse }),
             Self::Tokens(ids) => Ok(ids),
         }
     }
 }
 
-/// A string, token ids, or a list of either.
-pub(crate) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, Failure> {
+/// A string, token ids, or a list of at most `most` of either.
+pub(crate) fn prompts(fields: &mut Fields, name: &str, most: usize) -> Result<Vec<Prompt>, Failure> {
     let given = fields.take(name);
     let given = fields.required(name, given)?;
     let wrong = |value: &Value| {
@@ -75,8 +78,8 @@ pub(crate) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, Fa
         },
         other => return Err(wrong(&other)),
     };
-    if prompts.len() > MAX_PROMPTS {
-        return Err(fields.wrong(name, format_args!("{} prompts, at most {MAX_PROMPTS}", prompts.len())));
+    if prompts.len() > most {
+        return Err(fields.wrong(name, format_args!("{} texts, at most {most}", prompts.len())));
     }
     Ok(prompts)
 }
@@ -85,7 +88,8 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let asked = Instant::now();
     let mut fields = fields(&app, request).await?;
     let mut common = Common::take(&app, &mut fields)?;
-    let prompts = prompts(&mut fields, "prompt")?;
+    let prompts = prompts(&mut fields, "prompt", MAX_PROMPTS)?;
+    let parse = fields.flag("parse_special")?.unwrap_or(true);
     let top = fields.whole("logprobs", 0, 20)?;
     common.options.sampling.logprobs = top.map(|top| top as usize);
     let format = forms::response_format(&mut fields)?;
@@ -96,7 +100,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let (prompts, constraint) = app
         .apart(move |model| {
             let constraint = format.map(|format| model.constraint(&format)).transpose()?;
-            let prompts = prompts.into_iter().map(|prompt| prompt.encode(model));
+            let prompts = prompts.into_iter().map(|prompt| prompt.encode(model, parse));
             Ok((prompts.collect::<crate::Result<Vec<_>>>()?, constraint))
         })
         .await?;

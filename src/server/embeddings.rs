@@ -13,6 +13,8 @@ use super::failure::json_body;
 use super::params::IGNORED;
 use super::routes::{Reply, fields};
 
+/// Texts of one request, as many as OpenAI's service takes.
+const MAX_INPUTS: usize = 2048;
 /// What the answer says of its vectors.
 const POOLING: &str = "mean of the last layer's normed hidden states over all tokens, scaled to length 1; \
     this model was not trained to embed";
@@ -20,7 +22,8 @@ const POOLING: &str = "mean of the last layer's normed hidden states over all to
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
     app.check_model(fields.string("model")?.as_deref())?;
-    let prompts = prompts(&mut fields, "input")?;
+    let prompts = prompts(&mut fields, "input", MAX_INPUTS)?;
+    let parse = fields.flag("parse_special")?.unwrap_or(true);
     let base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -33,14 +36,14 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     fields.only("dimensions", &[size.into()])?;
     fields.ignore(&IGNORED);
     fields.finish()?;
-    // Vectors take the engine's time, too: as many places as texts.
-    let _places = app.places(prompts.len())?;
+    // Vectors take the engine's time, too, one after the other.
+    let _place = app.places(1)?;
     let (mut data, mut tokens) = (Vec::new(), 0);
     for (index, prompt) in prompts.into_iter().enumerate() {
         // Each by itself, so that a client that goes away is noticed in between.
         let (count, vector) = app
             .apart(move |model| {
-                let ids = Prompt::encode(prompt, model)?;
+                let ids = Prompt::encode(prompt, model, parse)?;
                 Ok((ids.len(), model.embed(&ids)?))
             })
             .await?;

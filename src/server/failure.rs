@@ -31,11 +31,13 @@ pub(crate) struct Failure {
     pub code: Option<&'static str>,
     /// Seconds after which it is worth another try.
     pub retry_after: Option<u64>,
+    /// What clients of Anthropic's API read of some errors.
+    pub details: Option<Value>,
 }
 
 impl Failure {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+        Self { status, message: message.into(), param: None, code: None, retry_after: None, details: None }
     }
 
     /// A request that cannot be meant.
@@ -64,7 +66,11 @@ impl Failure {
                 "message": self.message, "type": kind, "param": self.param, "code": self.code,
             } }),
             Dialect::Anthropic => {
-                json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+                let mut error = json!({ "type": kind, "message": self.message });
+                if let Some(details) = &self.details {
+                    error["details"] = details.clone();
+                }
+                json!({ "type": "error", "error": error })
             }
         }
     }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::json::{Fields, shown};
+use super::params;
 use crate::sample::Grammar;
 use crate::text::{Chat, ToolChoice};
 
@@ -39,6 +40,7 @@ fn unknown_format(format: &Fields, kind: &str) -> Failure {
 
 /// `{"name", "schema", "strict", "description"}`: a schema is always enforced, strict or not.
 fn named_schema(mut named: Fields) -> Result<Grammar, Failure> {
+    // `$defs` beside the schema, as some clients write them, are the schema's own by what refers to them.
     named.ignore(&["name", "description", "strict"]);
     let schema = named.take("schema");
     let schema = named.required("schema", schema)?;
@@ -50,6 +52,7 @@ fn named_schema(mut named: Fields) -> Result<Grammar, Failure> {
 pub(crate) fn text_format(fields: &mut Fields) -> Result<Option<Grammar>, Failure> {
     let Some(mut text) = fields.object("text")? else { return Ok(None) };
     let format = text.object("format")?;
+    text.hints(&["verbosity"]);
     text.finish()?;
     let Some(mut format) = format else { return Ok(None) };
     let kind = format.string("type")?;
@@ -63,12 +66,18 @@ pub(crate) fn text_format(fields: &mut Fields) -> Result<Option<Grammar>, Failur
 
 /// OpenAI's tools of a chat.
 pub(crate) fn chat_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure> {
-    chat.tools = fields.list("tools")?.unwrap_or_default();
+    for (i, tool) in fields.list("tools")?.unwrap_or_default().into_iter().enumerate() {
+        // A tool of another kind, such as the service's own search, is one that is not there.
+        match tool.get("type").and_then(Value::as_str) {
+            None | Some("function") => chat.tools.push(tool),
+            Some(_) => fields.note(&format!("tools[{i}]")),
+        }
+    }
     chat.tool_choice = match fields.take("tool_choice") {
         None => ToolChoice::Auto,
         Some(Value::String(choice)) => named_choice(fields, &choice)?,
         Some(object) => {
-            let mut choice = Fields::of(&fields.name("tool_choice"), object)?;
+            let mut choice = fields.at("tool_choice", object)?;
             choice.only("type", &["function".into()])?;
             let function = choice.object("function")?;
             let mut function = choice.required("function", function)?;
@@ -99,20 +108,21 @@ fn named_choice(fields: &Fields, choice: &str) -> Result<ToolChoice, Failure> {
 /// The tools of OpenAI's responses: a function's members stand beside its type.
 pub(crate) fn response_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure> {
     for (i, tool) in fields.list("tools")?.unwrap_or_default().into_iter().enumerate() {
-        let mut tool = Fields::of(&format!("tools[{i}]"), tool)?;
-        tool.only("type", &["function".into()])?;
-        tool.ignore(&["strict"]);
+        let mut tool = fields.item("tools", i, tool)?;
+        if tool.string("type")?.is_some_and(|kind| kind != "function") {
+            fields.note(&format!("tools[{i}]"));
+            continue;
+        }
         let name = tool.string("name")?;
         let name = tool.required("name", name)?;
         let (description, parameters) = (tool.string("description")?, tool.take("parameters"));
-        tool.finish()?;
         chat.tools.push(tool_json(name, description, parameters));
     }
     chat.tool_choice = match fields.take("tool_choice") {
         None => ToolChoice::Auto,
         Some(Value::String(choice)) => named_choice(fields, &choice)?,
         Some(object) => {
-            let mut choice = Fields::of("tool_choice", object)?;
+            let mut choice = fields.at("tool_choice", object)?;
             choice.only("type", &["function".into()])?;
             let name = choice.string("name")?;
             let name = choice.required("name", name)?;
@@ -127,13 +137,14 @@ pub(crate) fn response_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(),
 /// Anthropic's tools: `{"name", "description", "input_schema"}` each.
 pub(crate) fn message_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure> {
     for (i, tool) in fields.list("tools")?.unwrap_or_default().into_iter().enumerate() {
-        let mut tool = Fields::of(&format!("tools[{i}]"), tool)?;
-        tool.only("type", &["custom".into()])?;
-        tool.ignore(&["cache_control", "strict", "eager_input_streaming"]);
+        let mut tool = fields.item("tools", i, tool)?;
+        if tool.string("type")?.is_some_and(|kind| kind != "custom") {
+            fields.note(&format!("tools[{i}]"));
+            continue;
+        }
         let name = tool.string("name")?;
         let name = tool.required("name", name)?;
         let (description, schema) = (tool.string("description")?, tool.take("input_schema"));
-        tool.finish()?;
         chat.tools.push(tool_json(name, description, schema));
     }
     let Some(mut choice) = fields.object("tool_choice")? else { return Ok(()) };
@@ -167,11 +178,17 @@ fn tool_json(name: String, description: Option<String>, parameters: Option<Value
     json!({ "type": "function", "function": function })
 }
 
-/// Anthropic's `output_config`: a schema, or nothing.
-pub(crate) fn output_config(fields: &mut Fields) -> Result<Option<Grammar>, Failure> {
-    let Some(mut config) = fields.object("output_config")? else { return Ok(None) };
-    let format = config.object("format")?;
-    config.finish()?;
+/// Anthropic's `output_config`: a schema, or nothing; how much the model is to think goes to the template.
+pub(crate) fn output_config(fields: &mut Fields, chat: &mut Chat) -> Result<Option<Grammar>, Failure> {
+    // The older place of the format.
+    let mut format = fields.object("output_format")?;
+    if let Some(mut config) = fields.object("output_config")? {
+        if let Some(effort) = config.string("effort")? {
+            params::effort(&effort, &mut chat.variables);
+        }
+        format = config.object("format")?.or(format);
+        config.finish()?;
+    }
     let Some(mut format) = format else { return Ok(None) };
     format.only("type", &["json_schema".into()])?;
     let schema = format.take("schema");
@@ -186,14 +203,14 @@ pub(crate) fn thinking(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failu
     let kind = thinking.string("type")?;
     let on = match thinking.required("type", kind)?.as_str() {
         "disabled" => false,
-        "adaptive" => true,
+        "adaptive" | "enabled" => true,
         other => {
             let other = shown(&other.into());
-            let what = format!("expected disabled or adaptive, got {other}: a budget cannot be enforced");
-            return Err(thinking.wrong("type", what));
+            return Err(thinking.wrong("type", format_args!("expected enabled, adaptive or disabled, got {other}")));
         }
     };
-    thinking.only("display", &["summarized".into()])?;
+    // A budget is a wish: what is thought counts against max_tokens like all else.
+    thinking.hints(&["budget_tokens", "display"]);
     thinking.finish()?;
     chat.variables.entry("enable_thinking").or_insert(on.into());
     Ok(())

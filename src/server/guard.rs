@@ -121,7 +121,7 @@ pub(crate) fn add_cors(app: &App, asked: &HeaderMap, answer: &mut HeaderMap, pre
     let Some(origin) = asked.get(header::ORIGIN).filter(|origin| allowed(app, origin)) else { return };
     answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     answer.insert(header::VARY, HeaderValue::from_static("origin"));
-    let exposed = HeaderValue::from_static("x-request-id, request-id, retry-after");
+    let exposed = HeaderValue::from_static("x-request-id, request-id, retry-after, x-backstop-ignored");
     answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     if !preflight {
         return;

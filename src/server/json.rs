@@ -1,7 +1,9 @@
-//! Request bodies: JSON read strictly, and fields taken one by one until none is left that nobody knows.
+//! Request bodies: JSON read strictly, and fields taken one by one; what nobody took is told of, or refused.
 
 use std::fmt;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
@@ -15,12 +17,12 @@ const LIMITS: Limits = Limits { depth: 64, values: 1 << 18 };
 /// # Errors
 /// 400 for what is no JSON object, for a key given twice (escaped twins too), numbers out of range, nesting over 64 and
 /// more than 262,144 values.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Fields, Failure> {
+pub(crate) fn parse(bytes: &[u8], notes: &Notes) -> Result<Fields, Failure> {
     let bad = |what: String| Failure::bad(format!("the body is not valid JSON: {what}"));
     let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {error}")))?;
     let value = strict(text, LIMITS).map_err(|error| bad(error.to_string()))?;
     match value {
-        Value::Object(members) => Ok(Fields { path: String::new(), members }),
+        Value::Object(members) => Ok(Fields { path: String::new(), members, notes: notes.clone() }),
         other => Err(Failure::bad(format!("the body is {}, expected an object", shown(&other)))),
     }
 }
@@ -35,21 +37,61 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
+/// What a request asks for that is passed over: the log and a header of the answer tell of it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Notes(Arc<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    /// Whether a field that is not known is refused.
+    strict: bool,
+    /// Names of fields.
+    names: Mutex<Vec<String>>,
+}
+
+impl Notes {
+    /// None yet. `strict`: fields that are not known are refused.
+    pub fn new(strict: bool) -> Self {
+        Self(Arc::new(Noted { strict, names: Mutex::default() }))
+    }
+
+    /// Passes a field over.
+    pub fn add(&self, name: String) {
+        let mut names = self.0.names.lock();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+
+    /// The fields that were passed over.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.names.lock())
+    }
+}
+
 /// The members of an object that have not been taken yet. Null counts as absent.
 #[derive(Debug)]
 pub(crate) struct Fields {
     /// Where the object is in the body, with a dot behind it; empty for the body itself.
     path: String,
     members: Map<String, Value>,
+    notes: Notes,
 }
 
 impl Fields {
-    /// An object at `path`.
-    pub fn of(path: &str, value: Value) -> Result<Self, Failure> {
+    /// An object of the request, at `path`.
+    pub fn at(&self, path: &str, value: Value) -> Result<Self, Failure> {
         match value {
-            Value::Object(members) => Ok(Self { path: format!("{path}."), members }),
+            Value::Object(members) => {
+                Ok(Self { path: format!("{path}."), members, notes: self.notes.clone() })
+            }
             other => Err(Failure::field(path, format_args!("expected an object, got {}", shown(&other)))),
         }
+    }
+
+    /// An object in the list `field`.
+    pub fn item(&self, field: &str, index: usize, value: Value) -> Result<Self, Failure> {
+        self.at(&format!("{}[{index}]", self.name(field)), value)
     }
 
     /// The full name of a field.
@@ -111,13 +153,20 @@ impl Fields {
         self.typed(field, &format!("a whole number from {least} to {most}"), within)
     }
 
+    /// Takes -1, which some clients send for no limit.
+    pub fn none_below(&mut self, field: &str) {
+        if self.peek(field).is_some_and(|value| value.as_i64() == Some(-1)) {
+            self.take(field);
+        }
+    }
+
     pub fn integer(&mut self, field: &str) -> Result<Option<i64>, Failure> {
         self.typed(field, "a whole number of 64 bits", Value::as_i64)
     }
 
     pub fn object(&mut self, field: &str) -> Result<Option<Fields>, Failure> {
         let name = self.name(field);
-        self.take(field).map(|value| Fields::of(&name, value)).transpose()
+        self.take(field).map(|value| self.at(&name, value)).transpose()
     }
 
     pub fn list(&mut self, field: &str) -> Result<Option<Vec<Value>>, Failure> {
@@ -135,6 +184,20 @@ impl Fields {
         }
     }
 
+    /// Takes hints that nothing here follows, and tells of those that are there.
+    pub fn hints(&mut self, fields: &[&str]) {
+        for field in fields {
+            if self.take(field).is_some() {
+                self.notes.add(self.name(field));
+            }
+        }
+    }
+
+    /// Tells of a field that is passed over.
+    pub fn note(&self, field: &str) {
+        self.notes.add(self.name(field));
+    }
+
     /// Takes a field that is supported at its default alone.
     pub fn only(&mut self, field: &str, defaults: &[Value]) -> Result<(), Failure> {
         match self.take(field) {
@@ -150,15 +213,17 @@ impl Fields {
         self.members
     }
 
-    /// Refuses what nobody has taken: ignored, it might have changed the answer.
+    /// Tells of what nobody has taken, or refuses it where the server is to be strict.
     pub fn finish(self) -> Result<(), Failure> {
-        match self.members.iter().find(|(_, value)| !value.is_null()) {
-            Some((field, _)) => Err(Failure {
-                param: Some(self.name(field)),
-                ..Failure::bad(format!("unknown field {}", crate::json::quote(&self.name(field))))
-            }),
-            None => Ok(()),
+        for (field, _) in self.members.iter().filter(|(_, value)| !value.is_null()) {
+            let name = self.name(field);
+            if self.notes.0.strict {
+                let what = format!("unknown field {}", crate::json::quote(&name));
+                return Err(Failure { param: Some(name), ..Failure::bad(what) });
+            }
+            self.notes.add(name);
         }
+        Ok(())
     }
 }
 
@@ -168,7 +233,7 @@ mod tests {
 
     #[track_caller]
     fn refused(text: &str, what: &str) {
-        let failure = parse(text.as_bytes()).map(|_| ()).unwrap_err();
+        let failure = parse(text.as_bytes(), &Notes::default()).map(|_| ()).unwrap_err();
         assert_eq!(failure.status.as_u16(), 400);
         assert!(failure.message.contains(what), "{}", failure.message);
     }
@@ -185,15 +250,14 @@ mod tests {
         refused(&format!("{{\"a\": {}", "[".repeat(10_000)), "nesting deeper than 64");
         refused(&format!("{{\"a\": {}", "{\"a\":".repeat(10_000)), "nesting deeper than 64");
         refused(&format!("{{\"a\": [{}0]}}", "0,".repeat(1 << 19)), "more than 262144 values");
-        let failure = parse(b"{\"\xff\": 1}").unwrap_err();
+        let failure = parse(b"{\"\xff\": 1}", &Notes::default()).unwrap_err();
         assert!(failure.message.contains("not UTF-8"), "{}", failure.message);
     }
 
     #[test]
     fn fields_are_typed_and_none_is_left() {
-        let mut fields =
-            parse(br#"{"z": 1, "a": "x", "n": -1, "t": 1e60, "gone": null, "o": {"b": true, "c": 2}}"#)
-                .unwrap();
+        let body = br#"{"z": 1, "a": "x", "n": -1, "t": 1e60, "gone": null, "o": {"b": true, "c": 2}, "h": []}"#;
+        let mut fields = parse(body, &Notes::new(true)).unwrap();
         let error = fields.whole("n", 1, 9).unwrap_err();
         assert_eq!(error.message, "n: expected a whole number from 1 to 9, got -1");
         assert_eq!(fields.number("t").unwrap_err().message, "t: expected a number, got 1e+60");
@@ -203,6 +267,12 @@ mod tests {
         assert_eq!(inner.flag("b").unwrap(), Some(true));
         assert_eq!(inner.finish().unwrap_err().message, "unknown field \"o.c\"");
         assert_eq!(fields.only("z", &[2.into()]).unwrap_err().message, "z: 1 is not supported");
+        let notes = fields.notes.clone();
+        fields.hints(&["h", "absent", "gone"]);
         fields.finish().unwrap();
+        assert_eq!(notes.take(), ["h"]);
+        let notes = Notes::new(false);
+        parse(body, &notes).unwrap().finish().unwrap();
+        assert_eq!(notes.take(), ["z", "a", "n", "t", "o", "h"]);
     }
 }

@@ -18,6 +18,7 @@ mod params;
 mod responses;
 mod routes;
 mod sse;
+mod store;
 mod texts;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -28,6 +29,16 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use app::App;
+
+/// What becomes of fields of a request that are not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// They are passed over; the log and a header of the answer name them.
+    #[default]
+    Warn,
+    /// The request is refused.
+    Refuse,
+}
 
 /// How a model is served.
 #[derive(Debug, Clone)]
@@ -42,7 +53,7 @@ pub struct Options {
     pub parallel: usize,
     /// Sequences that may wait beside those in flight; more are refused.
     pub max_queue: usize,
-    /// Names that the model goes by beside its own.
+    /// Names that the model goes by beside its own; `*` is any.
     pub aliases: Vec<String>,
     /// Origins whose pages may ask; `*` is all.
     pub cors: Vec<String>,
@@ -50,6 +61,8 @@ pub struct Options {
     pub allowed_hosts: Vec<String>,
     /// Bytes of the largest request body.
     pub body_limit: usize,
+    /// What becomes of fields that are not known.
+    pub unknown_fields: UnknownFields,
     /// Open connections; more wait.
     pub max_connections: usize,
     /// For a request's head, the wait for it on an open connection included.
@@ -76,6 +89,7 @@ impl Default for Options {
             cors: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 8 << 20,
+            unknown_fields: UnknownFields::default(),
             max_connections: 512,
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(30),

@@ -20,9 +20,10 @@ const RESERVED: [&str; 5] =
     ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"];
 
 /// Fields of OpenAI's APIs that change nothing about the answer of a server for oneself.
-pub(crate) const IGNORED: [&str; 8] = [
+pub(crate) const IGNORED: [&str; 9] = [
     "user",
     "metadata",
+    "client_metadata",
     "store",
     "service_tier",
     "safety_identifier",
@@ -30,6 +31,9 @@ pub(crate) const IGNORED: [&str; 8] = [
     "prompt_cache_options",
     "prompt_cache_retention",
 ];
+
+/// Wishes that nothing here follows; what they ask for changes how an answer is made, or its manner, and not what is asked.
+const HINTS: [&str; 4] = ["prediction", "verbosity", "web_search_options", "moderation"];
 
 /// What OpenAI's two APIs of completions take alike.
 pub(crate) struct Common {
@@ -45,6 +49,7 @@ impl Common {
     pub fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
         app.check_model(fields.string("model")?.as_deref())?;
         fields.ignore(&IGNORED);
+        fields.hints(&HINTS);
         let sampling = sampling(app, fields)?;
         let n = fields.whole("n", 1, MAX_N)?.unwrap_or(1) as usize;
         let best_of = fields.whole("best_of", 1, MAX_N)?.unwrap_or(n as u64);
@@ -76,6 +81,7 @@ impl Common {
 pub(crate) fn sampling(app: &App, fields: &mut Fields) -> Result<SamplingOptions, Failure> {
     let base = app.model.default_sampling();
     let count = |fields: &mut Fields, name: &str| {
+        fields.none_below(name);
         fields.whole(name, 0, 1 << 20).map(|count| count.map(|count| count as usize))
     };
     // vLLM's and transformers' name of it.
@@ -90,8 +96,8 @@ pub(crate) fn sampling(app: &App, fields: &mut Fields) -> Result<SamplingOptions
         frequency_penalty: fields.number("frequency_penalty")?.unwrap_or(base.frequency_penalty),
         penalty_window: count(fields, "penalty_window")?.unwrap_or(base.penalty_window),
         logit_bias: logit_bias(fields)?,
-        // Two requests without a seed are to differ.
-        seed: fields.integer("seed")?.map_or_else(any_seed, |seed| seed as u64),
+        // Two requests without a seed are to differ; -1 is llama.cpp's and vLLM's word for none.
+        seed: fields.integer("seed")?.filter(|&seed| seed != -1).map_or_else(any_seed, |seed| seed as u64),
         ..base
     };
     sampling.validate(app.model.info().config.vocab_size)?;
@@ -117,6 +123,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, Failure> {
 pub(crate) fn max_tokens(fields: &mut Fields, names: &[&str]) -> Result<Option<usize>, Failure> {
     let mut limit = None;
     for name in names {
+        fields.none_below(name);
         if let Some(tokens) = fields.whole(name, 1, MAX_TOKENS)? {
             let tokens = tokens as usize;
             if limit.is_some_and(|other| other != tokens) {
@@ -145,6 +152,7 @@ pub(crate) fn stops(fields: &mut Fields, name: &str) -> Result<Vec<String>, Fail
             return Err(fields.wrong(name, what));
         }
     };
+    let texts: Vec<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
     // Refused here, by the name that the API has for them.
     crate::sample::StopMatcher::new(&texts).map_err(|error| match error {
         crate::Error::Option { got, expected, .. } => {
@@ -195,13 +203,13 @@ pub(crate) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
     }
     let mut out: Vec<Message> = Vec::with_capacity(list.len());
     for (i, value) in list.into_iter().enumerate() {
-        out.push(message(Fields::of(&format!("messages[{i}]"), value)?)?);
+        out.push(message(fields.item("messages", i, value)?)?);
     }
     Ok(out)
 }
 
 /// Where the prompt of `messages` ends, by the names that vLLM and transformers have for it.
-pub(crate) fn prompt_end(fields: &mut Fields, messages: &[Message]) -> Result<PromptEnd, Failure> {
+pub(crate) fn prompt_end(fields: &mut Fields) -> Result<PromptEnd, Failure> {
     let begin = fields.flag("add_generation_prompt")?;
     let within = fields.flag("continue_final_message")?.unwrap_or(false);
     match (begin, within) {
@@ -210,11 +218,7 @@ pub(crate) fn prompt_end(fields: &mut Fields, messages: &[Message]) -> Result<Pr
         }
         (_, true) => Ok(PromptEnd::Within),
         (Some(false), false) => Ok(PromptEnd::Message),
-        (None, false) if messages.last().is_some_and(|last| last.role == "assistant") => {
-            let what = "the last one is the assistant's: continue_final_message goes on with it, \
-                add_generation_prompt begins another";
-            Err(fields.wrong("messages", what))
-        }
+        // After an answer of the assistant's, too, another one begins, as in OpenAI's own service.
         _ => Ok(PromptEnd::Turn),
     }
 }
@@ -233,53 +237,64 @@ fn message(mut fields: Fields) -> Result<Message, Failure> {
             return Err(fields.wrong("role", what));
         }
     };
-    let content =
-        fields.take("content").map(|content| text_of(&fields.name("content"), content)).transpose()?;
+    let content = fields.take("content").map(|content| text_of(&fields, "content", content)).transpose()?;
     let mut extra = Map::new();
     if let Some(calls) = fields.list("tool_calls")? {
         if role != "assistant" {
             return Err(fields.wrong("tool_calls", "only the assistant makes them"));
         }
-        let of = |(i, call)| tool_call(&format!("{}[{i}]", fields.name("tool_calls")), call);
+        let of = |(i, call)| tool_call(fields.item("tool_calls", i, call)?);
         let calls: Vec<Value> = calls.into_iter().enumerate().map(of).collect::<Result<_, _>>()?;
         if !calls.is_empty() {
             extra.insert("tool_calls".into(), calls.into());
         }
     }
-    if content.is_none() && !extra.contains_key("tool_calls") {
-        return Err(fields.wrong("content", "missing"));
-    }
-    for name in ["name", "tool_call_id", "reasoning_content"] {
-        if let Some(text) = fields.string(name)? {
+    for name in ["name", "tool_call_id", "reasoning_content", "reasoning", "thinking"] {
+        // Some clients keep what was thought in a form of their own beside its text.
+        if let Some(Value::String(text)) = fields.take(name) {
             extra.insert(name.into(), text.into());
         }
     }
-    fields.ignore(&["annotations"]);
-    fields.finish()?;
+    // The old form of a call; what else a client keeps with a message is its own.
+    if let Some(function) = fields.object("function_call")? {
+        let call = named_call(None, function)?;
+        extra.entry("tool_calls").or_insert_with(|| json!([call]));
+    }
+    if content.is_none() && !extra.contains_key("tool_calls") {
+        let refusal = fields.string("refusal")?;
+        if role != "assistant" {
+            return Err(fields.wrong("content", "missing"));
+        }
+        // An answer that was empty, or refused.
+        return Ok(Message { role, content: refusal.unwrap_or_default().into(), extra });
+    }
     Ok(Message { role, content: content.map_or(Value::Null, Value::String), extra })
 }
 
 /// The text of a content: a string, or parts that are all text, in lines.
-pub(crate) fn text_of(name: &str, content: Value) -> Result<String, Failure> {
+pub(crate) fn text_of(fields: &Fields, name: &str, content: Value) -> Result<String, Failure> {
     let parts = match content {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,
         other => {
             let what = format!("expected a string or a list of parts, got {}", shown(&other));
-            return Err(Failure::field(name, what));
+            return Err(fields.wrong(name, what));
         }
     };
     let mut texts = Vec::with_capacity(parts.len());
     for (i, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::of(&format!("{name}[{i}]"), part)?;
+        let mut part = fields.item(name, i, part)?;
         let kind = part.string("type")?;
         match part.required("type", kind)?.as_str() {
-            "text" | "input_text" | "output_text" => {
+            "text" | "input_text" | "output_text" | "summary_text" => {
                 let text = part.string("text")?;
                 texts.push(part.required("text", text)?);
-                part.ignore(&["annotations", "logprobs", "cache_control", "citations"]);
-                part.finish()?;
             }
+            "refusal" => {
+                let text = part.string("refusal")?;
+                texts.push(part.required("refusal", text)?);
+            }
+            "document" => texts.push(document(part)?),
             other => {
                 let what =
                     format!("parts of type {} are not supported, only text", crate::json::quote(other));
@@ -291,27 +306,65 @@ pub(crate) fn text_of(name: &str, content: Value) -> Result<String, Failure> {
 }
 
 /// A call that the assistant made before.
-fn tool_call(path: &str, call: Value) -> Result<Value, Failure> {
-    let mut call = Fields::of(path, call)?;
-    call.only("type", &["function".into()])?;
+fn tool_call(mut call: Fields) -> Result<Value, Failure> {
     let id = call.string("id")?;
-    call.ignore(&["index"]);
+    // A call of a tool that takes text is, to a model, one of a function that takes it.
+    if let Some(mut custom) = call.object("custom")? {
+        let name = custom.string("name")?;
+        let (name, input) = (custom.required("name", name)?, custom.string("input")?.unwrap_or_default());
+        return Ok(self::call(id, name, json!({ "input": input })));
+    }
     let function = call.object("function")?;
-    let mut function = call.required("function", function)?;
-    call.finish()?;
+    named_call(id, call.required("function", function)?)
+}
+
+/// A call by its function's `name` and `arguments`: the text of an object, or one.
+fn named_call(id: Option<String>, mut function: Fields) -> Result<Value, Failure> {
     let name = function.string("name")?;
     let name = function.required("name", name)?;
-    let arguments = function.string("arguments")?.unwrap_or_default();
-    function.finish()?;
+    let arguments = match function.take("arguments") {
+        Some(given @ (Value::String(_) | Value::Object(_))) => given,
+        None => json!({}),
+        Some(other) => {
+            let what = format!("expected the text of an object, got {}", shown(&other));
+            return Err(function.wrong("arguments", what));
+        }
+    };
     Ok(self::call(id, name, arguments))
 }
 
-/// A call as chat templates take it: its arguments are an object.
-pub(crate) fn call(id: Option<String>, name: String, arguments: String) -> Value {
-    let arguments = match super::json::parse(arguments.as_bytes()) {
-        Ok(object) => Value::Object(object.rest()),
-        // What a model once wrote wrongly stays what it wrote.
-        Err(_) => Value::String(arguments),
+/// A call as chat templates take it; its arguments may be an object or the text of one.
+pub(crate) fn call(id: Option<String>, name: String, arguments: impl Into<Value>) -> Value {
+    json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments.into() } })
+}
+
+/// Anthropic's documents: those that are plain text, with their title and what is said of them.
+pub(crate) fn document(mut block: Fields) -> Result<String, Failure> {
+    let source = block.object("source")?;
+    let mut source = block.required("source", source)?;
+    let kind = source.string("type")?;
+    let text = match source.required("type", kind)?.as_str() {
+        "text" => {
+            let data = source.string("data")?;
+            source.required("data", data)?
+        }
+        "content" => {
+            let content = source.take("content");
+            text_of(&source, "content", source.required("content", content)?)?
+        }
+        other => {
+            let what = format!("documents of type {} are not supported, only text", crate::json::quote(other));
+            return Err(source.wrong("type", what));
+        }
     };
-    json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
+    let head = [block.string("title")?, block.string("context")?];
+    Ok(head.into_iter().flatten().chain([text]).collect::<Vec<_>>().join("\n"))
+}
+
+/// How much a model is to think, as the variables that templates know: `none` is not to think at all.
+pub(crate) fn effort(effort: &str, variables: &mut Map<String, Value>) {
+    match effort {
+        "none" => drop(variables.entry("enable_thinking").or_insert(false.into())),
+        effort => drop(variables.entry("reasoning_effort").or_insert(effort.into())),
+    }
 }

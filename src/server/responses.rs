@@ -1,9 +1,10 @@
-//! `POST /v1/responses`: OpenAI's newer API, without its store: every request brings its whole conversation.
+//! `POST /v1/responses`: OpenAI's newer API. The last answers are kept, for requests that go on from them.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
@@ -18,81 +19,168 @@ use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::text::{Chat, Message};
 
-/// The messages of `input`, a string or a list of items.
-fn input(fields: &mut Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
-    let given = fields.take("input");
-    let items = match fields.required("input", given)? {
-        Value::String(text) => {
-            out.push(Message::new("user", text));
-            return Ok(());
-        }
-        Value::Array(items) if !items.is_empty() => items,
-        other => {
-            let what = format!("expected a string or a list of items, got {}", shown(&other));
-            return Err(fields.wrong("input", what));
-        }
-    };
-    for (i, item) in items.into_iter().enumerate() {
-        input_item(Fields::of(&format!("input[{i}]"), item)?, out)?;
-    }
-    if out.last().is_some_and(|last| last.role == "assistant") {
-        let what = "the last item is the assistant's: continuing it is not supported";
-        return Err(fields.wrong("input", what));
-    }
-    Ok(())
+/// Reads the conversation of a request: what was kept of an earlier answer, and the items of `input`.
+struct Input<'a> {
+    app: &'a App,
+    messages: Vec<Message>,
+    /// What the assistant thought before what follows.
+    thoughts: Vec<String>,
 }
 
-fn input_item(mut item: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
-    item.ignore(&["id", "status", "phase"]);
-    match item.string("type")?.as_deref() {
-        None | Some("message") => {
-            let role = item.string("role")?;
-            let role = match item.required("role", role)?.as_str() {
-                "developer" => "system".to_owned(),
-                role @ ("system" | "user" | "assistant") => role.to_owned(),
-                other => {
-                    let other = crate::json::quote(other);
-                    let what = format!("expected system, developer, user or assistant, got {other}");
-                    return Err(item.wrong("role", what));
-                }
-            };
-            let content = item.take("content");
-            let text = text_of(&item.name("content"), item.required("content", content)?)?;
-            out.push(Message::new(role, text));
-        }
-        Some("function_call") => {
-            let (id, name) = (item.string("call_id")?, item.string("name")?);
-            let (id, name) = (item.required("call_id", id)?, item.required("name", name)?);
-            let arguments = item.string("arguments")?.unwrap_or_default();
-            let call = params::call(Some(id), name, arguments);
-            // Calls that follow each other are one turn.
-            match out.last_mut().map(|last| (last.role == "assistant", last.extra.get_mut("tool_calls"))) {
-                Some((true, Some(Value::Array(calls)))) => calls.push(call),
-                _ => {
-                    let extra = Map::from_iter([("tool_calls".to_owned(), json!([call]))]);
-                    out.push(Message { role: "assistant".into(), content: Value::Null, extra });
-                }
+impl Input<'_> {
+    /// The messages of `previous_response_id` and of `input`, a string or a list of items.
+    fn read(app: &App, fields: &mut Fields) -> Result<Vec<Message>, Failure> {
+        let mut this = Input { app, messages: Vec::new(), thoughts: Vec::new() };
+        if let Some(id) = fields.string("previous_response_id")? {
+            let kept = app.store.answer(&id).ok_or_else(|| {
+                let what = format!("{} is not kept: send the whole conversation", crate::json::quote(&id));
+                let failure = fields.wrong("previous_response_id", what).with_code("previous_response_not_found");
+                Failure { status: StatusCode::NOT_FOUND, ..failure }
+            })?;
+            this.messages.extend(kept.messages.iter().cloned());
+            for (i, item) in kept.output.iter().enumerate() {
+                this.item(fields.item("output", i, item.clone())?)?;
             }
         }
-        Some("function_call_output") => {
-            let id = item.string("call_id")?;
-            let id = item.required("call_id", id)?;
-            let output = item.take("output");
-            let text = text_of(&item.name("output"), item.required("output", output)?)?;
-            let mut result = Message::new("tool", text);
-            result.extra.insert("tool_call_id".into(), id.into());
-            out.push(result);
+        let given = fields.take("input");
+        match fields.required("input", given)? {
+            Value::String(text) => this.messages.push(Message::new("user", text)),
+            Value::Array(items) if !items.is_empty() => {
+                for (i, item) in items.into_iter().enumerate() {
+                    this.item(fields.item("input", i, item)?)?;
+                }
+            }
+            other => {
+                let what = format!("expected a string or a list of items, got {}", shown(&other));
+                return Err(fields.wrong("input", what));
+            }
         }
-        Some("reasoning") => {
-            // What it thought in an earlier answer; templates that want it take it from the message that follows.
-            item.ignore(&["summary", "content", "encrypted_content"]);
+        Ok(this.messages)
+    }
+
+    fn item(&mut self, mut item: Fields) -> Result<(), Failure> {
+        let kind = item.string("type")?;
+        match kind.as_deref() {
+            None | Some("message") => {
+                let role = item.string("role")?;
+                let role = match item.required("role", role)?.as_str() {
+                    "developer" => "system".to_owned(),
+                    role @ ("system" | "user" | "assistant") => role.to_owned(),
+                    other => {
+                        let other = crate::json::quote(other);
+                        let what = format!("expected system, developer, user or assistant, got {other}");
+                        return Err(item.wrong("role", what));
+                    }
+                };
+                let content = item.take("content");
+                let text = text_of(&item, "content", item.required("content", content)?)?;
+                self.say(Message::new(role, text));
+            }
+            Some("function_call") => {
+                let arguments = item.string("arguments")?.unwrap_or_default();
+                self.call(item, arguments.into())?;
+            }
+            // A tool that takes a text is, to a model, a function that takes it.
+            Some("custom_tool_call") => {
+                let input = item.string("input")?.unwrap_or_default();
+                self.call(item, json!({ "input": input }))?;
+            }
+            Some("local_shell_call") => {
+                let action = item.take("action").unwrap_or_else(|| json!({}));
+                let id = item.string("call_id")?;
+                self.calls(params::call(id, "local_shell".to_owned(), action));
+            }
+            Some("function_call_output" | "custom_tool_call_output" | "local_shell_call_output") => {
+                let id = item.string("call_id")?;
+                let id = match id {
+                    Some(id) => id,
+                    None => {
+                        let id = item.string("id")?;
+                        item.required("call_id", id)?
+                    }
+                };
+                let output = item.take("output");
+                let text = match item.required("output", output)? {
+                    // Some tools answer in an object.
+                    object @ Value::Object(_) => object.to_string(),
+                    other => text_of(&item, "output", other)?,
+                };
+                let mut result = Message::new("tool", text);
+                result.extra.insert("tool_call_id".into(), id.into());
+                self.say(result);
+            }
+            // The template decides what of earlier thoughts the model is to see again.
+            Some("reasoning") => {
+                for name in ["content", "summary"] {
+                    let Some(parts) = item.list(name)? else { continue };
+                    let text = |part: &Value| Some(part.get("text")?.as_str()?.to_owned());
+                    let texts: Vec<String> = parts.iter().filter_map(text).collect();
+                    if !texts.is_empty() {
+                        self.thoughts.extend(texts);
+                        break;
+                    }
+                }
+            }
+            Some("item_reference") => {
+                let id = item.string("id")?;
+                let id = item.required("id", id)?;
+                let Some(kept) = self.app.store.item(&id) else {
+                    let what = format!("{} is not kept: send the item itself", crate::json::quote(&id));
+                    return Err(Failure { status: StatusCode::NOT_FOUND, ..item.wrong("id", what) });
+                };
+                // Nothing that is kept refers to anything.
+                self.item(item.at("item", kept)?)?;
+            }
+            // What the service's own tools did; the answer that they led to stands in the conversation.
+            Some(other) if other.ends_with("_call") || other.starts_with("mcp_") || other == "compaction" => {
+                item.note("type");
+            }
+            Some(other) => {
+                let what = format!("items of type {} are not supported", crate::json::quote(other));
+                return Err(item.wrong("type", what));
+            }
         }
-        Some(other) => {
-            let what = format!("items of type {} are not supported", crate::json::quote(other));
-            return Err(item.wrong("type", what));
+        Ok(())
+    }
+
+    /// Appends a message, with what was thought before it where it is the assistant's.
+    fn say(&mut self, mut message: Message) {
+        let thoughts = std::mem::take(&mut self.thoughts);
+        if message.role == "assistant" && !thoughts.is_empty() {
+            message.extra.insert("reasoning_content".into(), thoughts.join("\n").into());
+        }
+        self.messages.push(message);
+    }
+
+    fn call(&mut self, mut item: Fields, arguments: Value) -> Result<(), Failure> {
+        let (id, name) = (item.string("call_id")?, item.string("name")?);
+        let (id, name) = (item.required("call_id", id)?, item.required("name", name)?);
+        self.calls(params::call(Some(id), name, arguments));
+        Ok(())
+    }
+
+    /// Appends a call. Calls that follow each other, or the assistant's text, are one turn.
+    fn calls(&mut self, call: Value) {
+        if self.messages.last().is_none_or(|last| last.role != "assistant") {
+            self.say(Message { role: "assistant".into(), ..Message::default() });
+        }
+        if let Some(last) = self.messages.last_mut()
+            && let Value::Array(calls) = last.extra.entry("tool_calls").or_insert_with(|| json!([]))
+        {
+            calls.push(call);
         }
     }
-    item.finish()
+}
+
+/// Fields that would change the answer and need what is not here.
+fn refuse(fields: &mut Fields) -> Result<(), Failure> {
+    fields.only("background", &[false.into()])?;
+    for name in ["conversation", "prompt"] {
+        if fields.peek(name).is_some() {
+            return Err(fields.wrong(name, "not supported: it is kept by the service alone"));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
@@ -100,11 +188,16 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let mut fields = fields(&app, request).await?;
     app.check_model(fields.string("model")?.as_deref())?;
     let instructions = fields.string("instructions")?;
+    refuse(&mut fields)?;
+    let previous = fields.peek("previous_response_id").cloned();
+    let before = Input::read(&app, &mut fields)?;
     let mut chat = Chat::default();
     chat.messages.extend(instructions.as_ref().map(|text| Message::new("system", text.as_str())));
-    input(&mut fields, &mut chat.messages)?;
+    chat.messages.extend(before.iter().cloned());
+    let keep = fields.flag("store")?.unwrap_or(true);
     let metadata = fields.object("metadata")?.map_or_else(Map::new, Fields::rest);
     fields.ignore(&IGNORED);
+    fields.hints(&["max_tool_calls", "truncation", "context_management", "prediction", "moderation"]);
     let max_tokens = params::max_tokens(&mut fields, &["max_output_tokens"])?;
     let mut sampling = params::sampling(&app, &mut fields)?;
     let top = fields.whole("top_logprobs", 0, 20)?;
@@ -114,17 +207,20 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     }
     sampling.logprobs = logprobs.then_some(top.unwrap_or(0) as usize);
     let stream = fields.flag("stream")?.unwrap_or(false);
-    if let Some(mut options) = fields.object("stream_options")? {
-        options.ignore(&["include_obfuscation"]);
-        options.finish()?;
-    }
+    fields.ignore(&["stream_options"]);
     let echoed = ["tools", "tool_choice", "text"].map(|name| fields.peek(name).cloned());
     let format = forms::text_format(&mut fields)?;
     forms::response_tools(&mut fields, &mut chat)?;
-    fields.only("truncation", &["disabled".into()])?;
-    fields.only("background", &[false.into()])?;
-    fields.only("reasoning", &[json!({})])?;
     chat.variables = params::template_variables(&mut fields)?;
+    let mut effort = None;
+    if let Some(mut reasoning) = fields.object("reasoning")? {
+        effort = reasoning.string("effort")?;
+        if let Some(effort) = &effort {
+            params::effort(effort, &mut chat.variables);
+        }
+        reasoning.ignore(&["summary", "generate_summary", "context"]);
+        reasoning.finish()?;
+    }
     fields.finish()?;
 
     let parallel = !chat.single_call;
@@ -133,6 +229,9 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let [tools, tool_choice, text] = echoed;
     let shape = Shape {
         id: app.id("resp_"),
+        previous: previous.unwrap_or(Value::Null),
+        before: keep.then_some(before),
+        effort,
         tools: tools.unwrap_or_else(|| json!([])),
         tool_choice: tool_choice.unwrap_or_else(|| "auto".into()),
         text: text.unwrap_or_else(|| json!({ "format": { "type": "text" } })),
@@ -156,21 +255,22 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     Ok(json_body(&shape.whole(texts, usage)))
 }
 
-/// What the answer is to include beside itself: log-probabilities, or nothing.
+/// What the answer is to include beside itself: log-probabilities, or nothing. What else there is to include belongs to tools
+/// of the service, or hides thoughts that are no secret here.
 fn include(fields: &mut Fields) -> Result<bool, Failure> {
     let wanted = fields.list("include")?.unwrap_or_default();
-    for value in &wanted {
-        if *value != "message.output_text.logprobs" {
-            return Err(fields.wrong("include", format_args!("{} is not supported", shown(value))));
-        }
-    }
-    Ok(!wanted.is_empty())
+    Ok(wanted.iter().any(|value| value == "message.output_text.logprobs"))
 }
 
 /// What all forms of a response say alike.
 struct Shape {
     app: Arc<App>,
     id: String,
+    /// The answer before this one, by its id.
+    previous: Value,
+    /// What was said before, where the answer is to be kept.
+    before: Option<Vec<Message>>,
+    effort: Option<String>,
     created: u64,
     instructions: Option<String>,
     max_tokens: Option<usize>,
@@ -204,9 +304,9 @@ impl Shape {
             "model": self.app.name,
             "output": output,
             "parallel_tool_calls": self.parallel,
-            "previous_response_id": null,
-            "reasoning": { "effort": null, "summary": null },
-            "store": false,
+            "previous_response_id": self.previous,
+            "reasoning": { "effort": self.effort, "summary": null },
+            "store": self.before.is_some(),
             "temperature": self.temperature,
             "text": self.text,
             "tool_choice": self.tool_choice,
@@ -234,7 +334,15 @@ impl Shape {
             items.extend(text.calls.into_iter().map(Item::Call));
             output.extend(items.iter().map(|item| item.json(self, &self.app.id(item.prefix()), last)));
         }
+        self.keep(&output);
         self.response(Some(&finish), &output, Some(usage))
+    }
+
+    /// Keeps the answer for those that go on from it.
+    fn keep(&self, output: &[Value]) {
+        if let Some(before) = &self.before {
+            self.app.store.keep(self.id.clone(), before.clone(), output.to_vec());
+        }
     }
 
     fn logprobs(&self, tokens: &[Scored]) -> Value {
@@ -452,6 +560,7 @@ impl Encoder for Items {
             self.begin_item(Item::Text(String::new(), Vec::new()), out);
         }
         self.end_item(status(&self.finish), out);
+        self.shape.keep(&self.output);
         let response = self.shape.response(Some(&self.finish), &self.output, Some(usage));
         let name = match self.finish {
             Finish::Stop(_) | Finish::Calls => "response.completed",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -18,20 +18,22 @@ use tower_service::Service as _;
 
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
-use super::json::{Fields, parse};
+use super::UnknownFields;
+use super::json::{Fields, Notes, parse};
 use super::{anthropic, chat, completions, embeddings, guard, page, responses, texts};
 
 /// What a handler gives.
 pub(crate) type Reply = Result<Response, Failure>;
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 12] = [
+const ROUTES: [&str; 13] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
     "/tokenize",
     "/detokenize",
+    "/apply-template",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -62,13 +64,14 @@ impl Service {
             .route("/v1/models/{name}", get(model))
             .route("/tokenize", post(texts::tokenize))
             .route("/detokenize", post(texts::detokenize))
+            .route("/apply-template", post(texts::apply_template))
             .route("/v1/chat/completions", post(chat::create))
             .route("/v1/completions", post(completions::create))
             .route("/v1/responses", post(responses::create))
             .route("/v1/embeddings", post(embeddings::create))
             .route("/v1/messages", post(anthropic::create))
             .route("/v1/messages/count_tokens", post(anthropic::count))
-            .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is no such route"))
+            .fallback(no_route)
             .method_not_allowed_fallback(async || {
                 Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method")
             })
@@ -78,8 +81,14 @@ impl Service {
 
     /// Answers one request, whatever it is.
     pub async fn answer(mut self, request: hyper::Request<Incoming>) -> Response {
-        let request = request.map(Body::new);
-        let path = request.uri().path();
+        let mut request = request.map(Body::new);
+        if let Some(uri) = usual(request.uri()) {
+            *request.uri_mut() = uri;
+        }
+        let notes = Notes::new(self.app.options.unknown_fields == UnknownFields::Refuse);
+        request.extensions_mut().insert(notes.clone());
+        let path = request.uri().path().to_owned();
+        let path = path.as_str();
         let route = ROUTES.iter().find(|route| **route == path || **route == parent(path)).copied();
         let route = route.unwrap_or("other");
         let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
@@ -113,16 +122,79 @@ impl Service {
                     if route == "/" { "Basic realm=\"backstop\", charset=\"UTF-8\"" } else { "Bearer" };
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(value));
             }
-            if status.is_server_error() {
-                tracing::error!(route, status = status.as_u16(), error = failure.message, "a request failed");
+            let (status, reason) = (status.as_u16(), failure.message);
+            match status {
+                500.. => tracing::error!(route, status, reason, "a request failed"),
+                // Whoever waits for a place or for the key tries again by itself.
+                401 | 429 => tracing::info!(route, status, reason, "a request was refused"),
+                _ => tracing::warn!(route, status, reason, "a request was refused"),
             }
         }
+        self.app.told(&notes.take(), response.headers_mut());
         guard::add_headers(response.headers_mut(), &id);
         guard::add_cors(&self.app, &asked, response.headers_mut(), preflight);
         self.app.metrics.answered(route, response.status().as_u16());
         tracing::info!(id, route, status = response.status().as_u16(), time = ?started.elapsed(), "answered");
         response
     }
+}
+
+/// The path by its usual name, where the asked one is another: with a slash at its end, without `/v1` or with two of them.
+/// Clients are given a base URL by hand, and each expects another part of the path in it.
+fn usual(uri: &Uri) -> Option<Uri> {
+    let asked = uri.path();
+    let mut path = asked.trim_end_matches('/');
+    while let Some(rest) = path.strip_prefix("/v1").filter(|rest| rest.starts_with("/v1/")) {
+        path = rest;
+    }
+    let versioned = format!("/v1{path}");
+    if ROUTES.iter().any(|route| *route == versioned || *route == parent(&versioned)) {
+        path = &versioned;
+    }
+    if path == asked || path.is_empty() {
+        return None;
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{path}{query}").parse().ok()
+}
+
+/// What is said of a path that is none, with the route that is most like it.
+async fn no_route(uri: Uri) -> Failure {
+    /// How many letters may differ, at most.
+    const LETTERS: usize = 8;
+    let path = uri.path();
+    let shown = crate::json::quote(path);
+    let word = path.rsplit('/').find(|word| !word.is_empty()).unwrap_or_default();
+    let nearest = ROUTES.iter().skip(1).min_by_key(|route| {
+        let last = route.rsplit('/').next().unwrap_or_default();
+        distance(word, last).min(distance(path, route))
+    });
+    let near = nearest.filter(|route| {
+        let last = route.rsplit('/').next().unwrap_or_default();
+        let apart = distance(word, last).min(distance(path, route));
+        apart <= LETTERS.min(last.len() / 2)
+    });
+    let what = match near {
+        Some(near) => format!("there is no route {shown}; did you mean {near}?"),
+        None => format!("there is no route {shown}; there are {}", ROUTES.join(", ")),
+    };
+    Failure::new(StatusCode::NOT_FOUND, what)
+}
+
+/// Letters to be put in, taken out or changed to make `a` of `b` (Levenshtein), of their first 64 each.
+fn distance(a: &str, b: &str) -> usize {
+    const MOST: usize = 64;
+    let b: Vec<char> = b.chars().take(MOST).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(MOST).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// `/v1/models` of `/v1/models/NAME`.
@@ -135,7 +207,8 @@ fn parent(path: &str) -> &str {
 /// # Errors
 /// 413 for one that is too large, before it is held; 408 for one that does not come; 400 for what is no strict JSON.
 pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failure> {
-    parse(&body(app, request.into_body()).await?)
+    let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
+    parse(&body(app, request.into_body()).await?, &notes)
 }
 
 async fn body(app: &App, mut body: Body) -> Result<Bytes, Failure> {
@@ -233,10 +306,45 @@ async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Reply {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {
-    let names = std::iter::once(&app.name).chain(&app.options.aliases);
+    let names = std::iter::once(&app.name).chain(app.options.aliases.iter().filter(|name| *name != "*"));
     let models: Vec<_> = names.map(|name| model_json(&app, name)).collect();
     let (first, last) = (models.first().map(|m| m["id"].clone()), models.last().map(|m| m["id"].clone()));
     json_body(&json!({
         "object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_by_other_names_are_the_usual_ones() {
+        for (asked, wanted) in [
+            ("/v1/chat/completions/", "/v1/chat/completions"),
+            ("/chat/completions", "/v1/chat/completions"),
+            ("/v1/v1/messages?beta=true", "/v1/messages?beta=true"),
+            ("/messages/count_tokens", "/v1/messages/count_tokens"),
+            ("/models", "/v1/models"),
+            ("/models/stories", "/v1/models/stories"),
+            ("/tokenize/", "/tokenize"),
+        ] {
+            assert_eq!(usual(&asked.parse().unwrap()).map(|uri| uri.to_string()).as_deref(), Some(wanted));
+        }
+        for kept in ["/", "/health", "/v1/chat/completions", "/nothing", "/v1/messages?beta=true"] {
+            assert_eq!(usual(&kept.parse().unwrap()), None, "{kept}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_none_names_the_nearest() {
+        let said = async |path: &str| no_route(path.parse().unwrap()).await.message;
+        assert_eq!(
+            said("/v1/chat/completion").await,
+            "there is no route \"/v1/chat/completion\"; did you mean /v1/chat/completions?"
+        );
+        assert!(said("/api/embedings").await.ends_with("did you mean /v1/embeddings?"));
+        assert!(said("/favicon.ico").await.contains("; there are /, /health, "));
+        assert_eq!((distance("kitten", "sitting"), distance("", "ab"), distance("ab", "ab")), (3, 2, 0));
+    }
 }

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`: the tokenizer as it is.
+//! `/tokenize`, `/detokenize` and `/apply-template`: the tokenizer and the chat template as they are.
 
 use std::sync::Arc;
 
@@ -31,6 +31,17 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
         .await?;
     let count = tokens.as_array().map_or(0, Vec::len);
     Ok(json_body(&json!({ "tokens": tokens, "count": count })))
+}
+
+/// A conversation as the model is given it, in llama.cpp's form: `{"messages": […]}`, with `tools` and what else a chat takes, →
+/// `{"prompt": TEXT, "tokens": […]}`
+pub(crate) async fn apply_template(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    app.check_model(fields.string("model")?.as_deref())?;
+    let chat = super::chat::conversation(&mut fields)?;
+    fields.finish()?;
+    let prompt = app.apart(move |model| model.show(&chat)).await?;
+    Ok(json_body(&json!({ "prompt": prompt.text, "tokens": prompt.tokens })))
 }
 
 /// `{"tokens": […]}` → `{"content": TEXT}`
