@@ -17,7 +17,7 @@ pub struct Chat {
     pub tools: Vec<Json>,
     /// Whether it may, must, or must not call one.
     pub tool_choice: ToolChoice,
-    /// One call at most, where calls are enforced.
+    /// One call at most: an answer ends with it.
     pub single_call: bool,
     /// Where the prompt ends, and the answer begins.
     pub prompt_end: PromptEnd,
@@ -131,17 +131,20 @@ impl Chat {
     }
 }
 
-/// A message as templates expect it: arguments of tool calls as objects, where OpenAI's API has them as the text of one;
-/// the rest as it is.
-pub(super) fn for_template(message: &Message) -> Message {
+/// A message as templates expect it: arguments of tool calls as objects, where OpenAI's API has them as the text of one; with
+/// `as_text`, as that text. The rest is as it is.
+pub(super) fn for_template(message: &Message, as_text: bool) -> Message {
     let mut message = message.clone();
     for call in message.extra.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten() {
         let holder = if call.get("function").is_some() { &mut call["function"] } else { call };
-        let arguments = holder.get_mut("arguments");
-        if let Some(arguments) = arguments
-            && let Some(parsed) = arguments.as_str().and_then(object)
-        {
-            *arguments = parsed;
+        let Some(arguments) = holder.get_mut("arguments") else { continue };
+        let other = match arguments.as_str() {
+            Some(text) if !as_text => object(text),
+            None if as_text => Some(Json::String(arguments.to_string())),
+            _ => None,
+        };
+        if let Some(other) = other {
+            *arguments = other;
         }
     }
     message

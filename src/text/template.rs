@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, parse};
@@ -14,6 +15,7 @@ use serde_json::{Map, Value as Json};
 
 use super::apart::{self, Lost};
 use super::bounded::{self, Budget};
+use super::probe::{self, Probed};
 use super::{ReplyFormat, chat, json, raw, screen, sentinel};
 use crate::{Error, Result};
 
@@ -94,6 +96,8 @@ pub struct ChatTemplate {
     protected: Vec<String>,
     /// Whether the caller picked it by name.
     selected: bool,
+    /// How its model answers, without tools and with them.
+    probed: Arc<[OnceLock<Probed>; 2]>,
 }
 
 impl ChatTemplate {
@@ -181,6 +185,7 @@ impl ChatTemplate {
             named: BTreeMap::new(),
             protected,
             selected: false,
+            probed: Arc::default(),
         };
         let this = made.clone();
         made.on_thread(move |_| this.compile(|_| Ok(())))?;
@@ -210,10 +215,20 @@ impl ChatTemplate {
         self.protected.dedup();
     }
 
-    /// The marks of its model's answers. Where there are `tools`, a list's `tool_use` is looked at unless another was
-    /// selected.
+    /// How its model answers: the marks of thoughts, and the form of calls where there are `tools`. The template is given a
+    /// conversation that has them, and what it makes of it is read; that is done once, and takes some milliseconds. Where there
+    /// are tools, a list's `tool_use` is looked at unless another was selected.
     pub fn reply_format(&self, tools: bool) -> ReplyFormat {
-        ReplyFormat::of_template(self.source_for(tools))
+        self.probed(tools).format.clone()
+    }
+
+    fn probed(&self, tools: bool) -> &Probed {
+        self.probed[usize::from(tools)].get_or_init(|| probe::probe(self, self.source_for(tools), tools))
+    }
+
+    /// Whether it is given a special token of this name, such as `eos_token`.
+    pub(super) fn has_special(&self, name: &str) -> bool {
+        self.special.contains_key(name)
     }
 
     fn source_for(&self, tools: bool) -> &str {
@@ -223,14 +238,26 @@ impl ChatTemplate {
         }
     }
 
-    /// Renders a conversation. Arguments of tool calls may be objects, as templates expect them, or the text of one, as
+    /// Renders a conversation. Arguments of tool calls may be objects, as most templates expect them, or the text of one, as
     /// OpenAI's API has them. Where there are tools, a list's `tool_use` is taken unless another was selected.
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, a last message without
     /// text to continue, or the limit at which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
-        let messages: Vec<Message> = messages.iter().map(chat::for_template).collect();
+        let calls = messages.iter().any(|message| message.extra.contains_key("tool_calls"));
+        self.render_with(messages, options, calls && self.probed(true).arguments_as_text)
+    }
+
+    /// Renders a conversation whose calls' arguments are objects or, with `as_text`, the text of one.
+    pub(super) fn render_with(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+        as_text: bool,
+    ) -> Result<Rendered> {
+        let for_template = |message: &Message| chat::for_template(message, as_text);
+        let messages: Vec<Message> = messages.iter().map(for_template).collect();
         let messages = serde_json::to_value(messages).map_err(|e| self.error(e.to_string()))?;
         let mut context = options.extra.clone();
         for (key, token) in &self.special {
