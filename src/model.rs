@@ -161,11 +161,11 @@ impl ModelFiles {
         if let Some(metadata) = self.checkpoint.gguf() {
             return metadata.tokenizer(rows);
         }
-        let path = self.path.join("tokenizer.json");
         if self.is_builtin() {
+            let path = self.path.join("tokenizer.json");
             return Tokenizer::from_bytes(&path, builtin::TOKENIZER, rows).map(Some);
         }
-        path.symlink_metadata().is_ok().then(|| Tokenizer::load(&path, rows)).transpose()
+        Tokenizer::open(&self.path, rows)
     }
 
     /// The chat template, where the model has one.
@@ -257,6 +257,7 @@ pub struct Model {
     info: Arc<ModelInfo>,
     tokenizer: Option<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
+    eos: Arc<[u32]>,
     /// Made with the first constraint.
     grammars: Arc<OnceLock<GrammarCompiler>>,
     /// Held while a text is embedded, whose K and V are not in the engine's budget: one at a time.
@@ -353,7 +354,14 @@ impl Model {
                     template.reply_format(tools);
                 }
             }
-            Ok((tokenizer, template))
+            let mut eos = Vec::new();
+            if let Some(tokenizer) = &tokenizer {
+                eos.extend(tokenizer.eos());
+                let tokens = tokenizer.added_texts();
+                let ends = template.as_ref().map(|template| template.turn_ends(&tokens)).unwrap_or_default();
+                eos.extend(ends.into_iter().filter_map(|text| tokenizer.token_id(text)));
+            }
+            Ok((tokenizer, template, eos))
         });
         let texts = texts.map_err(|e| Error::Engine(format!("a thread cannot be started: {e}")))?;
         let engine = Engine::start(engine_options, move || {
@@ -369,11 +377,15 @@ impl Model {
             Ok(Runtime::new(config, forward, dispatch, kv_type))
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
-        let (engine, (tokenizer, template)) = (engine?, texts?);
+        let (engine, (tokenizer, template, mut eos)) = (engine?, texts?);
+        eos.extend(info.generation.eos_token_ids.iter().chain(&info.config.eos_token_ids));
+        eos.sort_unstable();
+        eos.dedup();
         Ok(Self {
             info: Arc::new(info),
             tokenizer,
             template,
+            eos: eos.into(),
             grammars: Arc::default(),
             embedding: Arc::default(),
             engine,
@@ -395,13 +407,10 @@ impl Model {
         })
     }
 
-    /// Ids that end a text: those of `generation_config.json` and of `config.json`, ascending.
-    pub fn eos(&self) -> Vec<u32> {
-        let mut ids = self.info.generation.eos_token_ids.clone();
-        ids.extend(&self.info.config.eos_token_ids);
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+    /// Ids that end a text, ascending: those of `generation_config.json` and `config.json`, the `eos_token` of
+    /// `tokenizer_config.json` or `special_tokens_map.json`, and what the chat template ends an assistant's turn with.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
     }
 
     /// A constraint for [`crate::Options::constraint`]: the text will be what `grammar` says. The first one takes a pass
@@ -428,7 +437,7 @@ impl Model {
         if let Some(grammars) = self.grammars.get() {
             return Ok(grammars);
         }
-        let made = GrammarCompiler::new(self.tokenizer()?, &self.eos())?;
+        let made = GrammarCompiler::new(self.tokenizer()?, self.eos())?;
         Ok(self.grammars.get_or_init(|| made))
     }
 

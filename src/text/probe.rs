@@ -26,14 +26,6 @@ const TIME: Duration = Duration::from_secs(1);
 /// Ids of the calls, in Mistral's form, and in that of Kimi, whose template writes them in place of the names.
 const IDS: [[&str; 2]; 2] = [["zqx000001", "zqx000002"], ["functions.zqx_first:0", "functions.zqx_second:1"]];
 
-/// What a template shows.
-#[derive(Debug)]
-pub(super) struct Probed {
-    pub format: ReplyFormat,
-    /// Whether it writes calls whose arguments are the text of an object, and none whose arguments are one.
-    pub arguments_as_text: bool,
-}
-
 /// A template, and until when it may be asked.
 struct Probe<'a> {
     template: &'a ChatTemplate,
@@ -41,17 +33,13 @@ struct Probe<'a> {
     tools: Option<Vec<Json>>,
 }
 
-/// Asks a template. Without `tools`, what it says about calls does not count.
-pub(super) fn probe(template: &ChatTemplate, source: &str, tools: bool) -> Probed {
+/// What a template of this source shows; of calls, where there are `tools`.
+pub(super) fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
     let specs = || -> Vec<Json> { calls(IDS[0].map(str::to_owned)).iter().map(spec).collect() };
     let probe = Probe { template, until: Instant::now() + TIME, tools: tools.then(specs) };
     let reasoning = probe.reasoning().or_else(|| ReasoningFormat::of_source(source));
-    let found = if tools { probe.calls(reasoning.as_ref()) } else { None };
-    let (format, arguments_as_text) = found.unzip();
-    Probed {
-        format: ReplyFormat { reasoning, tools: format.map(Arc::new) },
-        arguments_as_text: arguments_as_text.unwrap_or(false),
-    }
+    let tools = if tools { probe.calls(reasoning.as_ref()) } else { None };
+    ReplyFormat { reasoning, tools: tools.map(Arc::new) }
 }
 
 /// The calls that a template is given, with these ids: quotes, a comma, a number and an object among the arguments.
@@ -112,7 +100,7 @@ fn between<'a>(text: &'a str, from: &str, to: Option<&str>) -> Option<&'a str> {
 }
 
 impl Probe<'_> {
-    fn render(&self, messages: &[Message], as_text: bool) -> Option<String> {
+    fn render(&self, messages: &[Message]) -> Option<String> {
         if Instant::now() > self.until {
             return None;
         }
@@ -123,7 +111,7 @@ impl Probe<'_> {
                 options.extra.insert(token.to_owned(), format!("<{token}>").into());
             }
         }
-        let rendered = self.template.render_with(messages, &options, as_text).ok()?;
+        let rendered = self.template.render(messages, &options).ok()?;
         Some(rendered.text().to_owned())
     }
 
@@ -131,11 +119,11 @@ impl Probe<'_> {
     fn reasoning(&self) -> Option<ReasoningFormat> {
         let keys = ["reasoning_content", "reasoning", "thinking"].map(|key| (key, Json::from(THOUGHT)));
         let parts = json!([{ "type": "thinking", "thinking": THOUGHT }, { "type": "text", "text": TEXT }]);
-        let plain = self.render(&[Message::new("user", USER), Message::new("assistant", TEXT)], false);
+        let plain = self.render(&[Message::new("user", USER), Message::new("assistant", TEXT)]);
         let plain = plain.as_deref().and_then(|plain| between(plain, USER, Some(TEXT)));
         [message("assistant", TEXT.into(), &keys), message("assistant", parts, &[])].into_iter().find_map(
             |answer| {
-                let text = self.render(&[Message::new("user", USER), answer], false)?;
+                let text = self.render(&[Message::new("user", USER), answer])?;
                 let before = between(&text, USER, Some(THOUGHT))?;
                 let behind = between(&text, THOUGHT, Some(TEXT))?;
                 ReasoningFormat::between(before, behind, plain.unwrap_or_default())
@@ -143,25 +131,25 @@ impl Probe<'_> {
         )
     }
 
-    /// The format of calls, and whether arguments have to be text.
-    fn calls(&self, reasoning: Option<&ReasoningFormat>) -> Option<(ToolFormat, bool)> {
+    /// The format of calls.
+    fn calls(&self, reasoning: Option<&ReasoningFormat>) -> Option<ToolFormat> {
         let turn = [Message::new("user", USER), Message::new("assistant", TEXT)];
-        let plain = self.render(&turn, false)?;
+        let plain = self.render(&turn)?;
         let header = between(&plain, USER, Some(TEXT))?;
         let mut ending = between(&plain, TEXT, None)?.to_owned();
         if ending.trim().is_empty() {
             // Some templates end a turn where the next one begins.
             let [user, assistant] = turn;
-            let text = self.render(&[user, assistant, Message::new("user", FURTHER)], false)?;
+            let text = self.render(&[user, assistant, Message::new("user", FURTHER)])?;
             let behind = between(&text, TEXT, Some(FURTHER))?;
             ending = marks(behind).first().map_or_else(String::new, |mark| (*mark).to_owned());
         }
         let thoughts_end = reasoning.map(|format| format.close.as_str());
-        for (ids, as_text) in IDS.into_iter().flat_map(|ids| [(ids, false), (ids, true)]) {
+        for ids in IDS {
             let calls = calls(ids.map(str::to_owned));
             for calls in [&calls[..], &calls[..1]] {
                 let written = [Json::from(""), Json::Null].into_iter().find_map(|content| {
-                    let text = self.render(&conversation(calls, &content), as_text)?;
+                    let text = self.render(&conversation(calls, &content))?;
                     let answer = between(&text, USER, Some(RESULT))?.to_owned();
                     calls.iter().all(|call| answer.contains(&call.name)).then_some(answer)
                 });
@@ -170,7 +158,7 @@ impl Probe<'_> {
                 let format = read_back(&shown);
                 // Two calls that are written in an unknown form are not asked for in another one.
                 if format.is_some() || calls.len() == 2 {
-                    return format.map(|format| (format, as_text));
+                    return format;
                 }
             }
         }

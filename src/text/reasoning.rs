@@ -31,7 +31,8 @@ impl ReasoningFormat {
     pub(super) fn between(before: &str, behind: &str, plain: &str) -> Option<Self> {
         let (open, close) = (*marks(before).last()?, *marks(behind).first()?);
         let text: String = marks(behind).iter().fold(behind.to_owned(), |text, mark| text.replace(mark, ""));
-        let alone = before.trim_end().ends_with(open) && text.trim().is_empty() && open != close;
+        let whole = [open, close].iter().all(|mark| mark.ends_with(['>', ']'])) && open != close;
+        let alone = whole && before.trim_end().ends_with(open) && text.trim().is_empty();
         // What begins every answer begins no thoughts.
         let header = plain.contains(open) && !plain.contains(close);
         (alone && !header).then(|| Self { open: open.to_owned(), close: close.to_owned() })
