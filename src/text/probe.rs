@@ -37,9 +37,18 @@ struct Probe<'a> {
 pub(super) fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
     let specs = || -> Vec<Json> { calls(IDS[0].map(str::to_owned)).iter().map(spec).collect() };
     let probe = Probe { template, until: Instant::now() + TIME, tools: tools.then(specs) };
-    let reasoning = probe.reasoning().or_else(|| ReasoningFormat::of_source(source));
-    let tools = if tools { probe.calls(reasoning.as_ref()) } else { None };
+    let named = || ReasoningFormat::of_source(source);
+    let Some(plain) = probe.render(&turn()) else {
+        return ReplyFormat { reasoning: named(), tools: None };
+    };
+    let reasoning = probe.reasoning(&plain).or_else(named);
+    let tools = if tools { probe.calls(&plain, reasoning.as_ref()) } else { None };
     ReplyFormat { reasoning, tools: tools.map(Arc::new) }
+}
+
+/// A plain question and its answer.
+fn turn() -> [Message; 2] {
+    [Message::new("user", USER), Message::new("assistant", TEXT)]
 }
 
 /// The calls that a template is given, with these ids: quotes, a comma, a number and an object among the arguments.
@@ -116,30 +125,27 @@ impl Probe<'_> {
     }
 
     /// The marks of thoughts, where the template writes any that it is given.
-    fn reasoning(&self) -> Option<ReasoningFormat> {
+    fn reasoning(&self, plain: &str) -> Option<ReasoningFormat> {
         let keys = ["reasoning_content", "reasoning", "thinking"].map(|key| (key, Json::from(THOUGHT)));
         let parts = json!([{ "type": "thinking", "thinking": THOUGHT }, { "type": "text", "text": TEXT }]);
-        let plain = self.render(&[Message::new("user", USER), Message::new("assistant", TEXT)]);
-        let plain = plain.as_deref().and_then(|plain| between(plain, USER, Some(TEXT)));
+        let header = between(plain, USER, Some(TEXT)).unwrap_or_default();
         [message("assistant", TEXT.into(), &keys), message("assistant", parts, &[])].into_iter().find_map(
             |answer| {
                 let text = self.render(&[Message::new("user", USER), answer])?;
                 let before = between(&text, USER, Some(THOUGHT))?;
                 let behind = between(&text, THOUGHT, Some(TEXT))?;
-                ReasoningFormat::between(before, behind, plain.unwrap_or_default())
+                ReasoningFormat::between(before, behind, header)
             },
         )
     }
 
     /// The format of calls.
-    fn calls(&self, reasoning: Option<&ReasoningFormat>) -> Option<ToolFormat> {
-        let turn = [Message::new("user", USER), Message::new("assistant", TEXT)];
-        let plain = self.render(&turn)?;
-        let header = between(&plain, USER, Some(TEXT))?;
-        let mut ending = between(&plain, TEXT, None)?.to_owned();
+    fn calls(&self, plain: &str, reasoning: Option<&ReasoningFormat>) -> Option<ToolFormat> {
+        let header = between(plain, USER, Some(TEXT))?;
+        let mut ending = between(plain, TEXT, None)?.to_owned();
         if ending.trim().is_empty() {
             // Some templates end a turn where the next one begins.
-            let [user, assistant] = turn;
+            let [user, assistant] = turn();
             let text = self.render(&[user, assistant, Message::new("user", FURTHER)])?;
             let behind = between(&text, TEXT, Some(FURTHER))?;
             ending = marks(behind).first().map_or_else(String::new, |mark| (*mark).to_owned());
