@@ -68,7 +68,7 @@ impl ReplyGrammar<'_> {
             return Err(Error::Option {
                 option: "tool_choice",
                 got: "one that is to be enforced".into(),
-                expected: "auto or none, since this model's template writes calls in a form that is not known here, or none",
+                expected: "auto or none, since this model's template writes no calls, or writes them in a form that is not known here",
             });
         };
         let ToolFormat { open, begin, call, end, separator, close } = format;
