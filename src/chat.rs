@@ -37,12 +37,18 @@ pub struct Turn {
     pub constraint: Option<Constraint>,
     /// Tools that may be called.
     pub tools: Vec<Tool>,
+    /// Whether the answer ends with its first call.
+    pub single_call: bool,
 }
 
 impl Turn {
-    /// A parser of its answer; one for each of several.
+    /// A parser of its answer; one for each of several. Where one call is asked for at most, whoever generates may stop once
+    /// it is done ([`ReplyParser::is_done`]).
     pub fn parser(&self) -> ReplyParser {
-        ReplyParser::new(self.format, self.thinking, &self.tools)
+        match self.single_call {
+            true => ReplyParser::single_call(&self.format, self.thinking, &self.tools),
+            false => ReplyParser::new(&self.format, self.thinking, &self.tools),
+        }
     }
 
     /// `options` with what this turn needs: its constraint and its visible tokens.
@@ -92,12 +98,16 @@ impl Model {
         let rendered = template.render(&messages, &options)?;
         let tokenizer = self.tokenizer()?;
         let tokens = tokenizer.encode_rendered(&rendered)?;
-        let thinking = format.reasoning.is_some_and(|format| match (chat.prompt_end, messages.last()) {
-            (PromptEnd::Within, Some(last)) => format.is_open_in(last.content.as_str().unwrap_or_default()),
-            _ => format.is_open(rendered.text()),
-        });
+        let thinking =
+            format.reasoning.as_ref().is_some_and(|format| match (chat.prompt_end, messages.last()) {
+                (PromptEnd::Within, Some(last)) => {
+                    format.is_open_in(last.content.as_str().unwrap_or_default())
+                }
+                _ => format.is_open(rendered.text()),
+            });
+        let visible = format.visible(tokenizer);
         let grammar = ReplyGrammar {
-            format,
+            format: format.clone(),
             thinking,
             tools: if required || (text.is_some() && format.tools.is_some()) { &tools } else { &[] },
             parallel: !chat.single_call,
@@ -107,8 +117,8 @@ impl Model {
             (false, None) => None,
             _ => Some(self.grammars()?.compile_checked(&grammar.grammar(tokenizer)?)?),
         };
-        let visible = format.marks().into_iter().filter_map(|mark| tokenizer.token_id(mark)).collect();
-        Ok(Turn { tokens, format, thinking, visible, constraint, tools })
+        let single_call = chat.single_call;
+        Ok(Turn { tokens, format, thinking, visible, constraint, tools, single_call })
     }
 }
 

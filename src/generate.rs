@@ -314,6 +314,12 @@ impl Assembler {
         self.stops.matched()
     }
 
+    /// Ends the text here: what comes after it is not part of it, and it has then come to its end as by a stop string.
+    pub fn stop_here(&mut self) {
+        self.stopped = true;
+        self.cancel();
+    }
+
     fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }
@@ -328,8 +334,7 @@ impl Assembler {
             _ => String::new(),
         };
         if self.stops.matched().is_some() {
-            self.stopped = true;
-            self.cancel();
+            self.stop_here();
         }
         Ok(Piece { text, token: Some(token), logprobs, finish: None })
     }
@@ -343,7 +348,7 @@ impl Assembler {
             text = self.stops.push(&held);
             text += &self.stops.finish();
         }
-        let cut = self.stops.matched().is_some();
+        let cut = self.stopped || self.stops.matched().is_some();
         if cut {
             reason = FinishReason::Stop;
         }

@@ -348,6 +348,12 @@ impl Model {
         let texts = std::thread::Builder::new().name("backstop-tokenizer".into()).spawn(move || {
             let tokenizer = beside.tokenizer()?;
             let template = beside.template(tokenizer.as_ref())?.map(Arc::new);
+            // Asked now rather than in the first request.
+            if let Some(template) = &template {
+                for tools in [false, true] {
+                    template.reply_format(tools);
+                }
+            }
             let mut eos = Vec::new();
             if let Some(tokenizer) = &tokenizer {
                 eos.extend(tokenizer.eos());

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use backstop::text::{
-    ChatTemplate, Detokenizer, Message, RenderOptions, Reply, ReplyFormat, ReplyParser, Specials, Tokenizer,
-    Tool, ToolFormat,
+    ChatTemplate, Detokenizer, Message, RenderOptions, Reply, ReplyParser, Specials, Tokenizer, Tool,
 };
 use backstop::weights::Checkpoint;
 use serde_json::Value;
@@ -192,34 +191,37 @@ fn gguf_tokenizers_encode_as_the_libraries_that_trained_them() {
     assert!(failed.is_empty(), "{} differ: {failed:#?}", failed.len());
 }
 
+/// A template of the fixtures by its name.
+fn template_named(expected: &Value, name: &str) -> ChatTemplate {
+    let entry = expected["templates"].as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap();
+    let specials: BTreeMap<String, String> = serde_json::from_value(entry["specials"].clone()).unwrap();
+    ChatTemplate::from_source(Path::new("t.jinja"), entry["template"].as_str().unwrap(), specials).unwrap()
+}
+
 #[test]
 fn templates_show_how_their_models_answer() {
     let expected = expected();
-    let format = |name: &str| {
-        let entry =
-            expected["templates"].as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap();
-        ReplyFormat::of_template(entry["template"].as_str().unwrap())
-    };
+    let hermes = "<tool_call>\n{\"name\": \"NAME\", \"arguments\": ARGUMENTS}\n</tool_call>";
+    let hermes = format!("{hermes}\n{hermes}");
+    let listed = "{\"name\": \"NAME\", \"arguments\": ARGUMENTS, \"id\": \"ID\"}";
     for (name, tools, thinks) in [
         ("chatml", None, false),
-        ("chatml_tools", Some(ToolFormat::Hermes), false),
+        ("chatml_tools", Some(hermes.clone()), false),
         ("thinking", None, true),
-        ("llama3", Some(ToolFormat::Llama3), false),
+        ("llama3", Some("{\"name\": \"NAME\", \"parameters\": ARGUMENTS}".to_owned()), false),
         ("mistral", None, false),
-        ("mistral_tools", Some(ToolFormat::Mistral), false),
-        ("mistral_args", Some(ToolFormat::MistralArgs), false),
+        ("mistral_tools", Some(format!("[TOOL_CALLS] [{listed}, {listed}]")), false),
+        ("mistral_args", Some("[TOOL_CALLS]NAME[ARGS]ARGUMENTS".repeat(2)), false),
         ("documents", None, true),
     ] {
-        let format = format(name);
-        assert_eq!((format.tools, format.reasoning.is_some()), (tools, thinks), "{name}");
+        let format = template_named(&expected, name).reply_format(true);
+        let shown = format.tools.map(|tools| tools.to_string());
+        assert_eq!((shown, format.reasoning.is_some()), (tools, thinks), "{name}");
     }
     let dir = dir().join("chatml");
     let template = ChatTemplate::load(&dir).unwrap().unwrap();
-    assert_eq!(
-        template.reply_format(true).tools,
-        Some(ToolFormat::Hermes),
-        "of the one that is taken with tools"
-    );
+    let shown = template.reply_format(true).tools.map(|tools| tools.to_string());
+    assert_eq!(shown, Some(hermes), "of the one that is taken with tools");
     assert_eq!(template.reply_format(false).tools, None);
 }
 
@@ -241,9 +243,9 @@ fn calls_that_templates_write_are_parsed() {
         let answer = &rendered[rendered.find(before).unwrap() + before.len()..];
         let end =
             ["<|im_end|>", "<|eot_id|>", "</s>"].iter().filter_map(|end| answer.find(end)).min().unwrap();
-        let format = ReplyFormat::of_template(entry["template"].as_str().unwrap());
+        let format = template_named(&expected, name).reply_format(true);
         let mut parser =
-            ReplyParser::new(format, false, &[Tool { name: "get_weather".into(), parameters: None }]);
+            ReplyParser::new(&format, false, &[Tool { name: "get_weather".into(), parameters: None }]);
         let mut reply = Reply::default();
         parser.push(&answer[..end]).into_iter().for_each(|event| reply.take(event));
         parser.finish().into_iter().for_each(|event| reply.take(event));

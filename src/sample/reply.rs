@@ -4,7 +4,9 @@ use serde_json::{Map, Value};
 
 use super::constraint::Grammar;
 use super::schema;
-use crate::text::{ReplyFormat, Tokenizer, Tool, ToolFormat, is_string};
+use crate::text::{
+    ArgumentTags, CallFormat, CallObject, ID, INDEX, ReplyFormat, Tokenizer, Tool, ToolFormat, is_string,
+};
 use crate::{Error, Result};
 
 /// What an answer has to be.
@@ -28,10 +30,11 @@ impl ReplyGrammar<'_> {
     /// # Errors
     /// [`Error::Option`] where the format of calls is not known; [`Error::Schema`] for arguments that cannot be enforced.
     pub(crate) fn grammar(&self, tokenizer: &Tokenizer) -> Result<Grammar> {
-        if let (Some(text), true, None) = (self.text, self.tools.is_empty(), self.format.reasoning) {
+        if let (Some(text), true, None) = (self.text, self.tools.is_empty(), &self.format.reasoning) {
             text.check()?;
             return Ok(text.clone());
         }
+        let literals = Literals { tokenizer };
         let mut lines = Vec::new();
         let mut bodies = Vec::new();
         if let Some(text) = self.text {
@@ -39,25 +42,19 @@ impl ReplyGrammar<'_> {
             bodies.push("text");
         }
         if !self.tools.is_empty() {
-            self.calls(tokenizer, &mut lines)?;
+            self.calls(&literals, &mut lines)?;
             bodies.push("calls");
         }
         let body = bodies.join(" | ");
-        let start = match self.format.reasoning {
+        let start = match &self.format.reasoning {
             None => format!("start: {body}"),
             Some(format) => {
-                let close = mark(tokenizer, format.close);
-                match close.strip_prefix('"') {
-                    // A special token is no text: all text before it is thought.
-                    None => lines.push(format!("thoughts: /(?s:.*)/ {close}")),
-                    Some(_) => lines.push(format!("thoughts[lazy]: /(?s:.*){}/", escaped(format.close))),
-                }
+                lines.push(literals.until("thoughts", &format.close));
                 lines.push("gap: /\\n{0,2}/".to_owned());
                 lines.push(format!("answer: gap ({body})"));
-                let open = mark(tokenizer, format.open);
                 match self.thinking {
                     true => "start: thoughts answer".to_owned(),
-                    false => format!("start: {open} thoughts answer | {body}"),
+                    false => format!("start: {} thoughts answer | {body}", literals.sequence(&format.open)),
                 }
             }
         };
@@ -65,57 +62,54 @@ impl ReplyGrammar<'_> {
         Ok(Grammar::Lark(lines.join("\n")))
     }
 
-    /// Rules of `calls`.
-    fn calls(&self, tokenizer: &Tokenizer, lines: &mut Vec<String>) -> Result<()> {
-        let Some(format) = self.format.tools else {
+    /// Rules of `calls`: what the template writes around names and arguments, to the letter.
+    fn calls(&self, literals: &Literals<'_>, lines: &mut Vec<String>) -> Result<()> {
+        let Some(format) = self.format.tools.as_deref() else {
             return Err(Error::Option {
                 option: "tool_choice",
                 got: "one that is to be enforced".into(),
-                expected: "auto or none, since this model's template does not show how it writes calls",
+                expected: "auto or none, since this model's template writes no calls, or writes them in a form that is not known here",
             });
         };
-        let mark = |name| mark(tokenizer, name);
+        let ToolFormat { open, begin, call, end, separator, close } = format;
         let mut calls = Vec::new();
         for (i, tool) in self.tools.iter().enumerate() {
-            if format == ToolFormat::Xml {
-                calls.push(xml_call(i, tool, lines)?);
-                continue;
-            }
+            let (head, tail) = match call {
+                CallFormat::Tagged(tags) => {
+                    calls.push(format!(
+                        "{} {} {}",
+                        literals.sequence(&format!("{begin}{}{}", tool.name, tags.open)),
+                        tagged_arguments(literals, tags, i, tool, lines)?,
+                        literals.sequence(&format!("{}{end}", tags.close)),
+                    ));
+                    continue;
+                }
+                CallFormat::Named(middle) => {
+                    (format!("{begin}{}{middle}", tool.name), literals.sequence(end))
+                }
+                CallFormat::Object(CallObject { head, middle, tail, .. }) => {
+                    let end = literals.sequence(&format!("{tail}{end}"));
+                    let tail = match tail.contains(ID) {
+                        // Not every call has the identifier that its template writes.
+                        true => format!("({end} | {})", literals.sequence(&format!("}}{}", format.end))),
+                        false => end,
+                    };
+                    (format!("{begin}{head}{}{middle}", tool.name), tail)
+                }
+            };
             let arguments =
                 tool.parameters.as_ref().map_or_else(schema::any_object, |p| object_schema(tool, p))?;
             lines.push(format!("arguments_{i}: %json {arguments}"));
-            let name = Value::from(tool.name.as_str());
-            let key = if format == ToolFormat::Llama3 { "parameters" } else { "arguments" };
-            let head = literal(&format!("{{\"name\": {name}, \"{key}\": "));
-            calls.push(match format {
-                ToolFormat::MistralArgs => {
-                    format!(
-                        "{} {} {} arguments_{i}",
-                        mark("[TOOL_CALLS]"),
-                        literal(&tool.name),
-                        mark("[ARGS]")
-                    )
-                }
-                _ => format!("{head} arguments_{i} \"}}\""),
-            });
+            calls.push(format!("{} arguments_{i} {tail}", literals.sequence(&head)));
         }
         lines.push(format!("call: {}", calls.join(" | ")));
-        let more =
-            |separator: &str| if self.parallel { format!(" ({separator} call)*") } else { String::new() };
-        let rule = match format {
-            ToolFormat::Hermes | ToolFormat::Xml => {
-                lines.push(format!(
-                    "tagged: {} \"\\n\" call \"\\n\" {}",
-                    mark("<tool_call>"),
-                    mark("</tool_call>")
-                ));
-                if self.parallel { "tagged (\"\\n\" tagged)*".to_owned() } else { "tagged".to_owned() }
-            }
-            ToolFormat::Llama3 => format!("call{}", more("\"; \"")),
-            ToolFormat::Mistral => format!("{} \"[\" call{} \"]\"", mark("[TOOL_CALLS]"), more("\", \"")),
-            ToolFormat::MistralArgs => format!("call{}", more("")),
+        let more = match separator {
+            Some(separator) if self.parallel => format!("({} call)*", literals.sequence(separator)),
+            _ => String::new(),
         };
-        lines.push(format!("calls: {rule}"));
+        // Behind thoughts there may be line ends anyway.
+        let open = if self.format.reasoning.is_some() { open.trim_start() } else { open.as_str() };
+        lines.push(format!("calls: {} call {more} {}", literals.sequence(open), literals.sequence(close)));
         Ok(())
     }
 }
@@ -150,9 +144,15 @@ fn named(tool: &Tool, place: &str, error: Error) -> Error {
     }
 }
 
-/// A call of Qwen3-Coder's: the properties of its parameters in their order, those that are not required or not. Strings end
+/// Arguments between tags: the properties of a tool's parameters in their order, those that are not required or not. Strings end
 /// where their mark stands, so that nothing else can be asked of them but to be one of some.
-fn xml_call(at: usize, tool: &Tool, lines: &mut Vec<String>) -> Result<String> {
+fn tagged_arguments(
+    literals: &Literals<'_>,
+    tags: &ArgumentTags,
+    at: usize,
+    tool: &Tool,
+    lines: &mut Vec<String>,
+) -> Result<String> {
     let refused = |path: &str, keyword: &str| Error::Schema {
         path: format!("tool {}: {path}", tool.name),
         keyword: keyword.to_owned(),
@@ -175,23 +175,24 @@ fn xml_call(at: usize, tool: &Tool, lines: &mut Vec<String>) -> Result<String> {
     if let Some(missing) = required.iter().find(|key| !properties.contains_key(**key)) {
         return Err(refused(&format!("#/required/{missing}"), "required"));
     }
-    let mut call = literal(&format!("<function={}>\n", tool.name));
+    let mut arguments = Vec::new();
     for (j, (key, schema)) in properties.iter().enumerate() {
         let path = format!("#/properties/{key}");
-        let begin = literal(&format!("<parameter={key}>\n"));
+        let string = is_string(Some(schema));
         let choices = schema.get("enum").and_then(Value::as_array);
-        let value = match (is_string(Some(schema)), choices) {
+        let (end, rule) = (literals.sequence(&tags.end), format!("argument_{at}_{j}"));
+        let value = match (string, choices) {
             (false, _) => {
                 let schema = schema::prepare(schema).map_err(|error| named(tool, &path, error))?;
-                lines.push(format!("argument_{at}_{j}: %json {schema}"));
-                format!("argument_{at}_{j} {}", literal("\n</parameter>\n"))
+                lines.push(format!("{rule}: %json {schema}"));
+                format!("{rule} {end}")
             }
             (true, Some(choices)) => {
                 let texts: Vec<String> = choices.iter().filter_map(Value::as_str).map(literal).collect();
                 if texts.len() < choices.len() || texts.is_empty() {
                     return Err(refused(&path, "enum"));
                 }
-                format!("({}) {}", texts.join(" | "), literal("\n</parameter>\n"))
+                format!("({}) {end}", texts.join(" | "))
             }
             (true, None) => {
                 let free = ["type", "title", "description", "default", "examples"];
@@ -199,24 +200,89 @@ fn xml_call(at: usize, tool: &Tool, lines: &mut Vec<String>) -> Result<String> {
                 if let Some(keyword) = keywords.into_iter().find(|key| !free.contains(&key.as_str())) {
                     return Err(refused(&path, keyword));
                 }
-                lines.push(format!("argument_{at}_{j}[lazy]: /(?s:.*)\\n<\\/parameter>/"));
-                format!("argument_{at}_{j} \"\\n\"")
+                lines.push(literals.until(&rule, &tags.end));
+                rule
             }
         };
-        call += &match required.contains(&key.as_str()) {
-            true => format!(" {begin} {value}"),
-            false => format!(" ({begin} {value})?"),
-        };
+        let middle = if string { &tags.string } else { &tags.other };
+        let begin = literals.sequence(&format!("{}{key}{middle}", tags.begin));
+        arguments.push(match required.contains(&key.as_str()) {
+            true => format!("{begin} {value}"),
+            false => format!("({begin} {value})?"),
+        });
     }
-    Ok(format!("{call} {}", literal("</function>")))
+    Ok(arguments.join(" "))
 }
 
-/// A mark: its token where that is special, else its text.
-fn mark(tokenizer: &Tokenizer, mark: &str) -> String {
-    match tokenizer.token_id(mark).filter(|&id| tokenizer.is_special(id)) {
-        Some(id) => format!("<[{id}]>"),
-        None => literal(mark),
+/// Texts of a format in Lark's form.
+struct Literals<'a> {
+    tokenizer: &'a Tokenizer,
+}
+
+/// A part of a text.
+enum Piece<'a> {
+    /// A special token, which is no text to a grammar.
+    Special(u32),
+    Text(&'a str),
+    /// Something that the model makes up, as a pattern.
+    Pattern(&'static str),
+}
+
+impl Literals<'_> {
+    /// A text as the sequence of its parts; empty where it is.
+    fn sequence(&self, text: &str) -> String {
+        sequence(&self.pieces(text))
     }
+
+    /// A rule of any text up to `end`, and `end`.
+    fn until(&self, rule: &str, end: &str) -> String {
+        let pieces = self.pieces(end);
+        match pieces.iter().position(|piece| matches!(piece, Piece::Special(_))) {
+            // Before a special token, all is the text.
+            Some(at) => format!("{rule}: /(?s:.*)/ {}", sequence(&pieces[at..])),
+            None => format!("{rule}[lazy]: /(?s:.*){}/", escaped(end)),
+        }
+    }
+
+    fn pieces<'t>(&self, text: &'t str) -> Vec<Piece<'t>> {
+        let special = self.tokenizer.special_texts().filter(|special| !special.is_empty());
+        let mut special: Vec<&str> = special.filter(|special| text.contains(special)).collect();
+        special.sort_by_key(|special| std::cmp::Reverse(special.len()));
+        let (mut pieces, mut rest, mut plain) = (Vec::new(), text, 0);
+        while let Some(c) = rest[plain..].chars().next() {
+            let here = &rest[plain..];
+            let token = special.iter().find(|special| here.starts_with(**special));
+            let token = token.and_then(|token| Some((token.len(), self.tokenizer.token_id(token)?)));
+            let (len, piece) = match (token, c) {
+                (Some((len, id)), _) => (len, Piece::Special(id)),
+                (None, ID) => (c.len_utf8(), Piece::Pattern("/[A-Za-z0-9]{9}/")),
+                (None, INDEX) => (c.len_utf8(), Piece::Pattern("/[0-9]{1,3}/")),
+                _ => {
+                    plain += c.len_utf8();
+                    continue;
+                }
+            };
+            if plain > 0 {
+                pieces.push(Piece::Text(&rest[..plain]));
+            }
+            pieces.push(piece);
+            rest = &rest[plain + len..];
+            plain = 0;
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece::Text(rest));
+        }
+        pieces
+    }
+}
+
+fn sequence(pieces: &[Piece<'_>]) -> String {
+    let lark = |piece: &Piece<'_>| match piece {
+        Piece::Special(id) => format!("<[{id}]>"),
+        Piece::Text(text) => literal(text),
+        Piece::Pattern(pattern) => (*pattern).to_owned(),
+    };
+    pieces.iter().map(lark).collect::<Vec<_>>().join(" ")
 }
 
 /// A text in Lark's form, which is JSON's.
@@ -226,8 +292,12 @@ fn literal(text: &str) -> String {
 
 /// A text as a pattern within slashes.
 fn escaped(text: &str) -> String {
-    let special = |c: char| !c.is_alphanumeric() && !matches!(c, '<' | '>');
-    text.chars().map(|c| if special(c) { format!("\\{c}") } else { c.to_string() }).collect()
+    let escape = |c: char| match c {
+        '\n' => "\\n".to_owned(),
+        c if "\\/.+*?()|[]{}^$#&-~".contains(c) => format!("\\{c}"),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 #[cfg(test)]

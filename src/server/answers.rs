@@ -224,6 +224,9 @@ impl Answers {
             Some(parser) => parser.push(&piece.text),
             None => vec![ReplyEvent::Content(piece.text)],
         };
+        if sequence.parser.as_ref().is_some_and(ReplyParser::is_done) {
+            sequence.text.stop_here();
+        }
         if piece.finish.is_some() {
             events.extend(sequence.parser.as_mut().map(ReplyParser::finish).unwrap_or_default());
         }

@@ -18,7 +18,7 @@ pub struct Chat {
     pub tools: Vec<Json>,
     /// Whether it may, must, or must not call one.
     pub tool_choice: ToolChoice,
-    /// One call at most, where calls are enforced.
+    /// One call at most: an answer ends with it.
     pub single_call: bool,
     /// Where the prompt ends, and the answer begins.
     pub prompt_end: PromptEnd,

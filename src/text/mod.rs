@@ -4,6 +4,7 @@ pub(crate) mod apart;
 mod bounded;
 mod chat;
 mod json;
+mod probe;
 mod python;
 mod raw;
 mod reasoning;
@@ -23,8 +24,11 @@ pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, Rendered};
 pub use tokenizer::{Specials, Tokenizer};
-pub(crate) use tools::xml::is_string;
-pub use tools::{ReplyEvent, ToolFormat};
+pub(crate) use tools::tagged::is_string;
+pub use tools::{ArgumentTags, CallFormat, CallObject, ReplyEvent, ToolFormat};
+pub(crate) use tools::{ID, INDEX};
 
+#[cfg(test)]
+pub(crate) use probe::samples;
 #[cfg(test)]
 mod tests;

@@ -1,32 +1,51 @@
 //! What a model thinks before it answers: `<think>…</think>` at the beginning of a text, split from the answer.
 
-/// The marks around it that are known.
-const MARKS: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
+use super::tools::mark::marks;
+
+/// Marks that templates name which write no thoughts of earlier turns.
+const MARKS: [(&str, &str); 4] = [
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+];
 
 /// The marks that a model thinks between.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReasoningFormat {
     /// Where it begins.
-    pub open: &'static str,
+    pub open: String,
     /// Where it ends.
-    pub close: &'static str,
+    pub close: String,
 }
 
 impl ReasoningFormat {
-    /// The marks that a chat template knows; none where it knows none.
-    pub fn of_template(source: &str) -> Option<Self> {
+    /// The marks that a template's source names; none where it names none.
+    pub(super) fn of_source(source: &str) -> Option<Self> {
         let known = MARKS.into_iter().find(|(open, close)| source.contains(open) || source.contains(close));
-        known.map(|(open, close)| Self { open, close })
+        known.map(|(open, close)| Self { open: open.to_owned(), close: close.to_owned() })
+    }
+
+    /// The marks next to a thought that a template wrote `before` and `behind`, up to the answer; `plain` stands before an answer
+    /// without thoughts. None where there is more between them than marks: the answer is then a message of its own.
+    pub(super) fn between(before: &str, behind: &str, plain: &str) -> Option<Self> {
+        let (open, close) = (*marks(before).last()?, *marks(behind).first()?);
+        let text: String = marks(behind).iter().fold(behind.to_owned(), |text, mark| text.replace(mark, ""));
+        let whole = [open, close].iter().all(|mark| mark.ends_with(['>', ']'])) && open != close;
+        let alone = whole && before.trim_end().ends_with(open) && text.trim().is_empty();
+        // What begins every answer begins no thoughts.
+        let header = plain.contains(open) && !plain.contains(close);
+        (alone && !header).then(|| Self { open: open.to_owned(), close: close.to_owned() })
     }
 
     /// Whether a prompt ends where the model is to think: its template wrote the mark that begins it.
-    pub fn is_open(self, prompt: &str) -> bool {
-        prompt.trim_end().ends_with(self.open)
+    pub fn is_open(&self, prompt: &str) -> bool {
+        prompt.trim_end().ends_with(&self.open)
     }
 
     /// Whether `text`, the beginning of an answer, ends among its thoughts.
-    pub fn is_open_in(self, text: &str) -> bool {
-        text.rfind(self.open).is_some_and(|open| !text[open..].contains(self.close))
+    pub fn is_open_in(&self, text: &str) -> bool {
+        text.rfind(&self.open).is_some_and(|open| !text[open..].contains(&self.close))
     }
 }
 

@@ -1,28 +1,29 @@
 //! A model's answer, read as it is generated: what it thinks, what it says, which tools it calls.
 
+use std::sync::Arc;
+
 use super::chat::Tool;
 use super::reasoning::{Part, ReasoningFormat, ReasoningSplitter};
+use super::tokenizer::Tokenizer;
 use super::tools::{ReplyEvent, ToolFormat, ToolParser};
 
-/// How a model marks the parts of its answers, as its chat template shows it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How a model writes the parts of its answers, as its chat template shows it ([`super::ChatTemplate::reply_format`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReplyFormat {
     /// The marks that it thinks between; none where the template knows none.
     pub reasoning: Option<ReasoningFormat>,
     /// How it writes tool calls; none where that is not known, and calls are then text.
-    pub tools: Option<ToolFormat>,
+    pub tools: Option<Arc<ToolFormat>>,
 }
 
 impl ReplyFormat {
-    /// The format of a chat template, by the marks in its source.
-    pub fn of_template(source: &str) -> Self {
-        Self { reasoning: ReasoningFormat::of_template(source), tools: ToolFormat::of_template(source) }
-    }
-
-    /// All marks; those that are special tokens have to be visible ([`crate::Options::visible`]).
-    pub fn marks(&self) -> Vec<&'static str> {
-        let reasoning = self.reasoning.iter().flat_map(|format| [format.open, format.close]);
-        reasoning.chain(self.tools.iter().flat_map(|format| format.marks().iter().copied())).collect()
+    /// The special tokens of which the marks are made: they have to be visible ([`crate::Options::visible`]).
+    pub fn visible(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        let reasoning = self.reasoning.iter().flat_map(|format| [format.open.as_str(), &format.close]);
+        let texts: Vec<&str> = reasoning.chain(self.tools.iter().flat_map(|format| format.texts())).collect();
+        let special = tokenizer.special_texts().filter(|special| !special.is_empty());
+        let marks = special.filter(|special| texts.iter().any(|text| text.contains(special)));
+        marks.filter_map(|mark| tokenizer.token_id(mark)).collect()
     }
 }
 
@@ -37,10 +38,24 @@ pub struct ReplyParser {
 impl ReplyParser {
     /// A parser of one answer. `thinking`: the prompt ends where the model is to think ([`ReasoningFormat::is_open`]).
     /// `tools`: those that may be called; where there are none, nothing is a call.
-    pub fn new(format: ReplyFormat, thinking: bool, tools: &[Tool]) -> Self {
-        let reasoning = format.reasoning.map(|format| ReasoningSplitter::new(format, thinking));
-        let calls = format.tools.filter(|_| !tools.is_empty());
-        Self { reasoning, tools: calls.map(|format| ToolParser::new(format, tools)) }
+    pub fn new(format: &ReplyFormat, thinking: bool, tools: &[Tool]) -> Self {
+        Self::with_calls(format, thinking, tools, false)
+    }
+
+    /// A parser of an answer that ends with its first call: nothing behind it is reported ([`Self::is_done`]).
+    pub fn single_call(format: &ReplyFormat, thinking: bool, tools: &[Tool]) -> Self {
+        Self::with_calls(format, thinking, tools, true)
+    }
+
+    fn with_calls(format: &ReplyFormat, thinking: bool, tools: &[Tool], single: bool) -> Self {
+        let reasoning = format.reasoning.clone().map(|format| ReasoningSplitter::new(format, thinking));
+        let calls = format.tools.as_ref().filter(|_| !tools.is_empty());
+        Self { reasoning, tools: calls.map(|format| ToolParser::new(Arc::clone(format), tools, single)) }
+    }
+
+    /// Whether the answer has come to its end, though the model may write on: whoever generates it may stop.
+    pub fn is_done(&self) -> bool {
+        self.tools.as_ref().is_some_and(ToolParser::is_done)
     }
 
     /// Takes the next piece, and returns what is now certain.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, parse};
@@ -16,7 +17,7 @@ use super::apart::{self, Lost};
 use super::bounded::{self, Budget};
 use super::json as python;
 use super::special::SpecialTokens;
-use super::{ReplyFormat, chat, raw, screen, sentinel};
+use super::{ReplyFormat, chat, probe, raw, screen, sentinel};
 use crate::{Error, Result, json};
 
 /// Instructions of one rendering, the inserted checks included.
@@ -96,6 +97,8 @@ pub struct ChatTemplate {
     protected: Vec<String>,
     /// Whether the caller picked it by name.
     selected: bool,
+    /// How its model answers, without tools and with them.
+    reply_formats: Arc<[OnceLock<ReplyFormat>; 2]>,
 }
 
 impl ChatTemplate {
@@ -197,6 +200,7 @@ impl ChatTemplate {
             named: BTreeMap::new(),
             protected,
             selected: false,
+            reply_formats: Arc::default(),
         };
         let this = made.clone();
         made.on_thread(move |_| this.compile(|_| Ok(())))?;
@@ -226,10 +230,17 @@ impl ChatTemplate {
         self.protected.dedup();
     }
 
-    /// The marks of its model's answers. Where there are `tools`, a list's `tool_use` is looked at unless another was
-    /// selected.
+    /// How its model answers: the marks of thoughts, and the form of calls where there are `tools`. The template is given a
+    /// conversation that has them, and what it makes of it is read; that is done once, and takes some milliseconds. Where there
+    /// are tools, a list's `tool_use` is looked at unless another was selected.
     pub fn reply_format(&self, tools: bool) -> ReplyFormat {
-        ReplyFormat::of_template(self.source_for(tools))
+        let asked = || probe::reply_format(self, self.source_for(tools), tools);
+        self.reply_formats[usize::from(tools)].get_or_init(asked).clone()
+    }
+
+    /// Whether it is given a special token of this name, such as `eos_token`.
+    pub(super) fn has_special(&self, name: &str) -> bool {
+        self.special.contains_key(name)
     }
 
     fn source_for(&self, tools: bool) -> &str {
@@ -397,7 +408,7 @@ fn describe(error: &minijinja::Error) -> String {
     what
 }
 
-fn environment<'a>(budget: &std::sync::Arc<Budget>, now: SystemTime) -> Environment<'a> {
+fn environment<'a>(budget: &Arc<Budget>, now: SystemTime) -> Environment<'a> {
     let mut env = Environment::new();
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     env.set_fuel(Some(FUEL));

@@ -1,54 +1,134 @@
-//! Tool calls in generated text, as each family of models writes them, read as they come.
+//! Tool calls in generated text, read as they come. How a model writes them is data, told from what its chat template makes
+//! of calls.
 
-use super::chat::Tool;
-use super::scan::{JsonScan, Step};
-use xml::XmlCall;
+use std::fmt;
 
-pub(crate) mod xml;
+pub(super) use parser::ToolParser;
 
-/// How a model writes its tool calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ToolFormat {
-    /// Hermes and Qwen: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, one after the other.
-    Hermes,
-    /// Qwen3-Coder: `<tool_call><function=name><parameter=key>…</parameter>…</function></tool_call>`, one after the other;
-    /// strings without quotes, other values in JSON.
-    Xml,
-    /// Llama 3: `{"name": …, "parameters": {…}}` as the whole text, or after `<|python_tag|>`; several joined by `;`.
-    Llama3,
-    /// Mistral: `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`.
-    Mistral,
-    /// Mistral since 2025: `[TOOL_CALLS]name[ARGS]{…}`, one after the other.
-    MistralArgs,
+pub(super) mod derive;
+pub(super) mod mark;
+mod object;
+mod parser;
+pub(crate) mod tagged;
+
+/// Stands in a text of a format for an identifier that the model makes up.
+pub(crate) const ID: char = '\u{FDEE}';
+/// Stands in a text of a format for the number of a call.
+pub(crate) const INDEX: char = '\u{FDEF}';
+
+/// How a model writes its tool calls, as its chat template shows it: `open`, the calls with `separator` between them, and
+/// `close`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolFormat {
+    /// Before the first call.
+    pub open: String,
+    /// Before each call.
+    pub begin: String,
+    /// A call.
+    pub call: CallFormat,
+    /// After each call.
+    pub end: String,
+    /// Between two calls; none where the template writes one at most.
+    pub separator: Option<String>,
+    /// After the last call.
+    pub close: String,
+}
+
+/// How one call is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallFormat {
+    /// A JSON object with the name and the arguments as members.
+    Object(CallObject),
+    /// The name, this text, and the arguments as a JSON object.
+    Named(String),
+    /// The name, and each argument between tags.
+    Tagged(ArgumentTags),
+}
+
+/// A call as a JSON object: `head`, the name, `middle`, the arguments, `tail`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallObject {
+    /// From its `{` to the name.
+    pub head: String,
+    /// Between the name and the arguments.
+    pub middle: String,
+    /// After the arguments.
+    pub tail: String,
+    /// The member that is the name.
+    pub name: String,
+    /// The member that is the arguments.
+    pub arguments: String,
+}
+
+/// The tags around arguments: the name, `open`, the arguments, `close`. An argument is `begin`, its key, `string` or `other`,
+/// its value, and `end`. Strings stand without quotes, other values in JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArgumentTags {
+    /// After the name.
+    pub open: String,
+    /// Before a key.
+    pub begin: String,
+    /// Between a key and a string.
+    pub string: String,
+    /// Between a key and another value; most models write the same for both.
+    pub other: String,
+    /// After a value.
+    pub end: String,
+    /// After the last argument.
+    pub close: String,
 }
 
 impl ToolFormat {
-    /// The format that a chat template writes the calls of earlier turns in, which is the one its model was trained on.
-    /// None where it writes none, or another one.
-    pub fn of_template(source: &str) -> Option<Self> {
-        let has = |mark| source.contains(mark);
-        if has("[TOOL_CALLS]") {
-            return Some(if has("[ARGS]") { Self::MistralArgs } else { Self::Mistral });
-        }
-        if has("<tool_call>") {
-            return Some(if has("<function=") { Self::Xml } else { Self::Hermes });
-        }
-        let llama = has("<|python_tag|>") || (has("<|start_header_id|>") && has("tool_calls"));
-        llama.then_some(Self::Llama3)
+    /// Whether a call stands by itself, as JSON, without a mark before it: it is then the beginning of the text.
+    pub(super) fn is_bare(&self) -> bool {
+        matches!(self.call, CallFormat::Object(_))
+            && (self.open.trim().is_empty() && self.begin.trim().is_empty())
     }
 
-    /// The texts that stand around calls. Where they are special tokens, their text has to be part of the generated one
-    /// ([`crate::Options::visible`]).
-    pub const fn marks(self) -> &'static [&'static str] {
-        match self {
-            Self::Hermes | Self::Xml => &["<tool_call>", "</tool_call>"],
-            Self::Llama3 => &["<|python_tag|>"],
-            Self::Mistral | Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+    /// All texts around names and arguments.
+    pub(super) fn texts(&self) -> Vec<&str> {
+        let mut texts = vec![self.open.as_str(), &self.begin, &self.end, &self.close];
+        texts.extend(self.separator.as_deref());
+        match &self.call {
+            CallFormat::Object(call) => texts.extend([call.head.as_str(), &call.middle, &call.tail]),
+            CallFormat::Named(middle) => texts.push(middle),
+            CallFormat::Tagged(tags) => texts.extend([
+                tags.open.as_str(),
+                &tags.begin,
+                &tags.string,
+                &tags.other,
+                &tags.end,
+                &tags.close,
+            ]),
         }
+        if self.is_bare() {
+            texts.push(parser::PYTHON_TAG);
+        }
+        texts
     }
+}
 
-    const fn opening(self) -> &'static str {
-        self.marks()[0]
+impl fmt::Display for ToolFormat {
+    /// What calls look like, two where there may be several.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = match &self.call {
+            CallFormat::Object(CallObject { head, middle, tail, .. }) => {
+                format!("{head}NAME{middle}ARGUMENTS{tail}")
+            }
+            CallFormat::Named(middle) => format!("NAME{middle}ARGUMENTS"),
+            CallFormat::Tagged(ArgumentTags { open, begin, string, other, end, close }) => {
+                let other = match string == other {
+                    true => String::new(),
+                    false => format!("{begin}KEY{other}JSON{end}"),
+                };
+                format!("NAME{open}{begin}KEY{string}VALUE{end}{other}{close}")
+            }
+        };
+        let Self { open, begin, end, close, .. } = self;
+        let call = format!("{begin}{body}{end}");
+        let again = self.separator.as_ref().map_or_else(String::new, |between| format!("{between}{call}"));
+        let text = format!("{open}{call}{again}{close}");
+        f.write_str(&text.replace(ID, "ID").replace(INDEX, "INDEX"))
     }
 }
 
@@ -98,260 +178,12 @@ impl ReplyEvent {
             _ => events.push(next),
         }
     }
-}
 
-/// Finds tool calls in text that comes in pieces. The events do not depend on how it was cut, but for where adjacent texts are.
-#[derive(Debug, Clone)]
-pub(super) struct ToolParser {
-    format: ToolFormat,
-    /// Tools that may be called; empty is any.
-    tools: Vec<Tool>,
-    state: State,
-    /// Text that may belong to a call: white space and the beginning of a mark, or all since the mark.
-    held: String,
-    /// Calls that have begun.
-    calls: usize,
-    events: Vec<ReplyEvent>,
-}
-
-#[derive(Debug, Clone)]
-enum State {
-    /// Text; a mark may follow. Of Llama's, at the beginning, a call may follow without one.
-    Text { lead: bool },
-    /// A call's object.
-    Object { call: Body, list: bool },
-    /// After an object.
-    After { list: bool },
-    /// After Mistral's mark: a list or a name.
-    Named(String),
-    /// After `[CALL_ID]`.
-    Id(String),
-    /// After `[ARGS]`; `begun`: its `{` was there.
-    Args { scan: JsonScan, begun: bool },
-}
-
-impl ToolParser {
-    pub(super) fn new(format: ToolFormat, tools: &[Tool]) -> Self {
-        let state = State::Text { lead: format == ToolFormat::Llama3 };
-        Self { format, tools: tools.to_vec(), state, held: String::new(), calls: 0, events: Vec::new() }
+    /// Adds more of the arguments of a call that has no number yet.
+    fn add_arguments(events: &mut Vec<Self>, text: &str) {
+        Self::add(events, Self::Arguments { index: 0, text: text.to_owned() });
     }
 
-    pub(super) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
-        text.chars().for_each(|c| self.take(c));
-        std::mem::take(&mut self.events)
-    }
-
-    /// What is left at the end of the text.
-    pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
-        match &self.state {
-            // White space after the last call.
-            State::Text { .. } | State::After { .. } if self.calls > 0 && self.held.trim().is_empty() => {
-                self.held.clear();
-            }
-            State::Text { .. } | State::After { .. } => self.release(),
-            State::Object { .. } | State::Named(_) | State::Id(_) | State::Args { .. } => self.fail(),
-        }
-        self.state = State::Text { lead: false };
-        std::mem::take(&mut self.events)
-    }
-
-    fn emit(&mut self, event: ReplyEvent) {
-        ReplyEvent::add(&mut self.events, event);
-    }
-
-    /// Gives out as text what was held back.
-    fn release(&mut self) {
-        if !self.held.is_empty() {
-            let text = std::mem::take(&mut self.held);
-            self.emit(ReplyEvent::Content(text));
-        }
-    }
-
-    fn take(&mut self, c: char) {
-        let mut state = std::mem::replace(&mut self.state, State::Text { lead: false });
-        self.state = match &mut state {
-            State::Text { lead } => return self.text(c, *lead),
-            State::Object { call, list } => {
-                let mut found = Vec::new();
-                let step = call.push(c, &self.tools, &mut found);
-                for event in found {
-                    if matches!(event, ReplyEvent::Call { .. }) {
-                        self.calls += 1;
-                    }
-                    self.emit(event.at(self.calls - 1));
-                }
-                match step {
-                    Step::Bad => return self.broken(c, call.named()),
-                    Step::Last | Step::After => self.end_call(*list),
-                    Step::More => self.hold(c, state),
-                }
-            }
-            State::After { list } => return self.after(c, *list),
-            State::Named(name) => return self.named(c, std::mem::take(name)),
-            State::Id(name) => {
-                self.held.push(c);
-                if self.held.ends_with("[ARGS]") {
-                    return self.begin_args(std::mem::take(name));
-                }
-                state
-            }
-            State::Args { begun: false, .. } if c.is_whitespace() => self.hold(c, state),
-            State::Args { begun: false, .. } if c != '{' => return self.broken(c, true),
-            State::Args { scan, begun } => {
-                *begun = true;
-                let step = scan.push(c);
-                if step == Step::Bad {
-                    return self.broken(c, true);
-                }
-                self.emit(ReplyEvent::Arguments { index: self.calls - 1, text: c.into() });
-                if step == Step::More { self.hold(c, state) } else { self.end_call(false) }
-            }
-        };
-    }
-
-    fn hold(&mut self, c: char, state: State) -> State {
-        self.held.push(c);
-        state
-    }
-
-    fn end_call(&mut self, list: bool) -> State {
-        self.held.clear();
-        self.emit(ReplyEvent::CallEnd { index: self.calls - 1 });
-        State::After { list }
-    }
-
-    /// What was held is no call: it is text, and `c` comes after it.
-    fn broken(&mut self, c: char, named: bool) {
-        self.give_back(named);
-        self.text(c, false);
-    }
-
-    fn fail(&mut self) {
-        let named = match &self.state {
-            State::Object { call, .. } => call.named(),
-            State::Args { .. } => true,
-            _ => false,
-        };
-        self.give_back(named);
-    }
-
-    fn give_back(&mut self, named: bool) {
-        let text = std::mem::take(&mut self.held);
-        self.emit(match named {
-            true => ReplyEvent::CallBroken { index: self.calls - 1, text },
-            false => ReplyEvent::Content(text),
-        });
-        self.state = State::Text { lead: false };
-    }
-
-    /// Text: white space is held back until it is known not to stand before a call.
-    fn text(&mut self, c: char, mut lead: bool) {
-        self.held.push(c);
-        let mark = self.format.opening();
-        loop {
-            let tail = self.held.trim_start();
-            if tail == mark {
-                self.state = match self.format {
-                    ToolFormat::Mistral | ToolFormat::MistralArgs => State::Named(String::new()),
-                    ToolFormat::Xml => State::Object { call: Body::Xml(XmlCall::default()), list: false },
-                    _ => State::Object { call: Body::default(), list: false },
-                };
-                return;
-            }
-            if lead && tail == "{" {
-                let mut call = Call::default();
-                call.push('{', &self.tools, &mut Vec::new());
-                self.state = State::Object { call: Body::Json(call), list: false };
-                return;
-            }
-            if mark.starts_with(tail) {
-                self.state = State::Text { lead };
-                return;
-            }
-            // No call begins with what is held; one may begin with a part of it.
-            let first = tail.chars().next().map_or(0, char::len_utf8);
-            let rest = self.held.split_off(self.held.len() - tail.len() + first);
-            self.release();
-            self.held = rest;
-            lead = false;
-        }
-    }
-
-    /// After a call: what closes it, what separates it from the next one, or text.
-    fn after(&mut self, c: char, list: bool) {
-        self.held.push(c);
-        let tail = self.held.trim_start();
-        let again = State::Object { call: Body::default(), list };
-        self.state = match self.format {
-            _ if list && tail.is_empty() => State::After { list },
-            _ if list && tail == "," => again,
-            _ if list && tail == "]" => {
-                self.held.clear();
-                State::After { list: false }
-            }
-            ToolFormat::Hermes | ToolFormat::Xml if tail == "</tool_call>" => {
-                self.held.clear();
-                State::Text { lead: false }
-            }
-            ToolFormat::Hermes | ToolFormat::Xml if "</tool_call>".starts_with(tail) => State::After { list },
-            ToolFormat::Llama3 if tail == ";" => again,
-            _ if tail.is_empty() => State::After { list },
-            _ => {
-                let text = std::mem::take(&mut self.held);
-                self.state = State::Text { lead: false };
-                return text.chars().for_each(|c| self.take(c));
-            }
-        };
-    }
-
-    /// After Mistral's mark.
-    fn named(&mut self, c: char, mut name: String) {
-        if name.is_empty() && c.is_whitespace() {
-            self.held.push(c);
-            self.state = State::Named(name);
-            return;
-        }
-        if name.is_empty() && c == '[' {
-            self.held.push(c);
-            self.state = State::Object { call: Body::default(), list: true };
-            return;
-        }
-        name.push(c);
-        let (args, id) = (name.strip_suffix("[ARGS]"), name.strip_suffix("[CALL_ID]"));
-        if let Some(name) = args.map(str::to_owned) {
-            self.held.push(c);
-            return self.begin_args(name);
-        }
-        if let Some(name) = id.map(str::to_owned) {
-            self.held.push(c);
-            self.state = State::Id(name);
-            return;
-        }
-        // Names are letters, digits and signs like `.`, and end in front of a bracket.
-        let (head, mark) = name.split_at(name.find('[').unwrap_or(name.len()));
-        let good = head.len() <= 256 && head.chars().all(|c| c.is_alphanumeric() || "._-:/".contains(c));
-        if !good || !("[ARGS]".starts_with(mark) || "[CALL_ID]".starts_with(mark)) {
-            return self.broken(c, false);
-        }
-        self.held.push(c);
-        self.state = State::Named(name);
-    }
-
-    fn begin_args(&mut self, name: String) {
-        if name.is_empty() || !known(&self.tools, &name) {
-            return self.give_back(false);
-        }
-        self.emit(ReplyEvent::Call { index: self.calls, name });
-        self.calls += 1;
-        self.state = State::Args { scan: JsonScan::new(), begun: false };
-    }
-}
-
-fn known(tools: &[Tool], name: &str) -> bool {
-    tools.is_empty() || tools.iter().any(|known| known.name == name)
-}
-
-impl ReplyEvent {
     /// The same event of another call.
     fn at(self, to: usize) -> Self {
         match self {
@@ -359,168 +191,5 @@ impl ReplyEvent {
             Self::Arguments { text, .. } => Self::Arguments { index: to, text },
             other => other,
         }
-    }
-}
-
-/// What stands between the marks of a call.
-#[derive(Debug, Clone)]
-enum Body {
-    Json(Call),
-    Xml(XmlCall),
-}
-
-impl Default for Body {
-    fn default() -> Self {
-        Self::Json(Call::default())
-    }
-}
-
-impl Body {
-    fn push(&mut self, c: char, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
-        match self {
-            Self::Json(call) => call.push(c, tools, events),
-            Self::Xml(call) => call.push(c, tools, events),
-        }
-    }
-
-    /// Whether the call has been told of.
-    fn named(&self) -> bool {
-        match self {
-            Self::Json(call) => call.named,
-            Self::Xml(call) => call.named(),
-        }
-    }
-}
-
-/// The object of a call: `name`, `arguments` or `parameters`, and what some models write beside them.
-#[derive(Debug, Clone, Default)]
-struct Call {
-    member: Member,
-    name: Option<String>,
-    /// Arguments that came before the name.
-    early: Option<String>,
-    /// Whether the call has been told of.
-    named: bool,
-    /// Whether its arguments are whole.
-    complete: bool,
-}
-
-#[derive(Debug, Clone, Default)]
-enum Member {
-    /// Before `{`.
-    #[default]
-    Start,
-    /// A key, or the end; `first`: right after `{`.
-    Key {
-        first: bool,
-    },
-    InKey(JsonScan, String),
-    Colon(String),
-    /// A value of the key, and its text so far.
-    Value {
-        key: String,
-        scan: JsonScan,
-        text: String,
-    },
-    Comma,
-}
-
-impl Call {
-    /// Takes the next character; events name no call yet.
-    fn push(&mut self, c: char, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
-        let space = matches!(c, ' ' | '\t' | '\n' | '\r');
-        self.member = match std::mem::take(&mut self.member) {
-            state @ (Member::Start | Member::Key { .. } | Member::Colon(_) | Member::Comma) if space => state,
-            Member::Start if c == '{' => Member::Key { first: true },
-            Member::Key { .. } if c == '"' => {
-                let mut scan = JsonScan::new();
-                scan.push(c);
-                Member::InKey(scan, c.into())
-            }
-            Member::Key { first: true } | Member::Comma if c == '}' => return self.end(tools, events),
-            Member::Comma if c == ',' => Member::Key { first: false },
-            Member::InKey(mut scan, mut text) => {
-                text.push(c);
-                match scan.push(c) {
-                    Step::More => Member::InKey(scan, text),
-                    Step::Last => match serde_json::from_str::<String>(&text).as_deref() {
-                        Ok(key @ ("name" | "arguments" | "parameters" | "type" | "id")) => {
-                            Member::Colon(key.to_owned())
-                        }
-                        _ => return Step::Bad,
-                    },
-                    _ => return Step::Bad,
-                }
-            }
-            Member::Colon(key) if c == ':' => {
-                Member::Value { key, scan: JsonScan::new(), text: String::new() }
-            }
-            Member::Value { key, scan, text } => return self.value(c, key, scan, text, tools, events),
-            _ => return Step::Bad,
-        };
-        Step::More
-    }
-
-    fn value(
-        &mut self,
-        c: char,
-        key: String,
-        mut scan: JsonScan,
-        mut text: String,
-        tools: &[Tool],
-        events: &mut Vec<ReplyEvent>,
-    ) -> Step {
-        let step = scan.push(c);
-        let arguments = matches!(key.as_str(), "arguments" | "parameters");
-        let first = text.is_empty() && !c.is_whitespace();
-        // Arguments are an object, given once.
-        let bad = arguments && first && (c != '{' || self.complete || self.early.is_some());
-        if step == Step::Bad || bad || (key == "name" && first && (c != '"' || self.name.is_some())) {
-            return Step::Bad;
-        }
-        if step != Step::After && !(text.is_empty() && c.is_whitespace()) {
-            text.push(c);
-            if arguments && self.name.is_some() {
-                if first && !self.tell(tools, events) {
-                    return Step::Bad;
-                }
-                ReplyEvent::add(events, ReplyEvent::Arguments { index: 0, text: c.into() });
-            }
-        }
-        if step == Step::More {
-            self.member = Member::Value { key, scan, text };
-            return Step::More;
-        }
-        self.member = Member::Comma;
-        match key.as_str() {
-            "name" => match serde_json::from_str::<String>(&text) {
-                Ok(name) if known(tools, &name) && !name.is_empty() => self.name = Some(name),
-                _ => return Step::Bad,
-            },
-            "arguments" | "parameters" if self.named => self.complete = true,
-            "arguments" | "parameters" => self.early = Some(text),
-            // Some write `"type": "function"` or an id beside them.
-            _ => {}
-        }
-        if step == Step::After { self.push(c, tools, events) } else { Step::More }
-    }
-
-    fn tell(&mut self, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> bool {
-        let Some(name) = self.name.clone().filter(|name| known(tools, name)) else { return false };
-        events.push(ReplyEvent::Call { index: 0, name });
-        self.named = true;
-        true
-    }
-
-    /// The object ends: a call needs a name. Where it is that of a tool, it needs no arguments.
-    fn end(&mut self, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
-        if !self.complete {
-            if (self.early.is_none() && tools.is_empty()) || !self.tell(tools, events) {
-                return Step::Bad;
-            }
-            let text = self.early.take().unwrap_or_else(|| "{}".into());
-            events.push(ReplyEvent::Arguments { index: 0, text });
-        }
-        Step::Last
     }
 }

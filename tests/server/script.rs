@@ -20,10 +20,16 @@ const BASE: usize = 305;
 const END: usize = 302;
 const HIDDEN: usize = 128;
 
-/// Marks of thoughts and calls as Qwen 3 has them, in a comment: what a template says in its source is what is parsed.
-pub const QWEN3: &str = "{#- <think> </think> <tool_call> </tool_call> -#}";
-/// As Qwen3-Coder has them.
-pub const QWEN3_CODER: &str = "{#- <tool_call><function= </tool_call> -#}";
+/// How a template writes calls as Qwen 3 does, with the marks of its thoughts in a comment: a template's own calls and marks are
+/// what is parsed.
+pub const QWEN3: &str = r#"{#- <think> </think> -#}{%- for c in m.tool_calls -%}
+{{- '<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' + (c.function.arguments | tojson) + '}\n</tool_call>' -}}
+{{- '\n' if not loop.last -}}{%- endfor -%}"#;
+/// As Qwen3-Coder does.
+pub const QWEN3_CODER: &str = r#"{%- for c in m.tool_calls -%}{{- '<tool_call>\n<function=' + c.function.name + '>\n' -}}
+{%- for key, value in c.function.arguments | items -%}
+{{- '<parameter=' + key + '>\n' + (value if value is string else value | tojson) + '\n</parameter>\n' -}}
+{%- endfor -%}{{- '</function>\n</tool_call>' + ('' if loop.last else '\n') -}}{%- endfor -%}"#;
 
 pub struct Script {
     dir: tempfile::TempDir,
@@ -32,8 +38,8 @@ pub struct Script {
 }
 
 impl Script {
-    /// A model that goes on with `scripts`, and whose template has `marks`.
-    pub fn new(marks: &str, scripts: &Scripts) -> Self {
+    /// A model that goes on with `scripts`, and whose template writes calls by `calls`.
+    pub fn new(calls: &str, scripts: &Scripts) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/chatml");
         let mut tokenizer: Value =
@@ -76,8 +82,8 @@ impl Script {
         assert!(pairs.len() < HIDDEN, "more tokens than there are hidden units");
         fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         let template = format!(
-            "{marks}{{%- for m in messages -%}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content }}}}<|im_end|>\n{{%- endfor -%}}\
-             {{%- if add_generation_prompt -%}}<|im_start|>assistant\n{{%- endif -%}}{begin}"
+            "{{%- for m in messages -%}}<|im_start|>{{{{ m.role }}}}\n{{% if m.tool_calls -%}}{calls}{{%- else -%}}\
+             {{{{ m.content }}}}{{%- endif -%}}<|im_end|>\n{{%- endfor -%}}{{%- if add_generation_prompt -%}}<|im_start|>assistant\n{{%- endif -%}}{begin}"
         );
         let config = json!({ "chat_template": template });
         fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();

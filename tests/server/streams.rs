@@ -119,6 +119,17 @@ fn chunks_of_a_chat() {
         arguments(1, r#"ty": "Rome"}"#),
     ];
     assert_eq!(deltas(&server, "rome"), (wanted, json!("tool_calls")));
+    // One call at most: the answer ends with it.
+    let one = server.post("/v1/chat/completions", &question("rome", json!({ "parallel_tool_calls": false })));
+    let one = one.ok()["choices"][0].clone();
+    assert_eq!(
+        (one["message"]["tool_calls"].as_array().unwrap().len(), &one["message"]["content"]),
+        (1, &json!(null))
+    );
+    assert_eq!(
+        (&one["message"]["tool_calls"][0]["function"]["name"], &one["finish_reason"]),
+        (&json!("clock"), &json!("tool_calls"))
+    );
     // A call that breaks off after its name was told: all that was written of it follows as text.
     let broken = r#"<tool_call>{"name": "weather", "arguments": {"city": "Oslo" oops"#;
     let wanted = [begin(), call(0, "weather"), arguments(0, r#"{"city": "#), arguments(0, r#""Oslo""#)];
@@ -160,8 +171,7 @@ fn chunks_of_calls_in_xml() {
     let wanted = vec![
         begin(),
         call(0, "weather"),
-        arguments(0, "{"),
-        arguments(0, r#""city": "Pa"#),
+        arguments(0, r#"{"city": "Pa"#),
         arguments(0, r#"ris \"x\""#),
         arguments(0, "\""),
         arguments(0, "}"),

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::*;
 use crate::sample::GrammarCompiler;
-use crate::text::{Reply, ReplyParser};
+use crate::text::ReasoningFormat;
+use crate::text::{Reply, ReplyParser, samples};
 
 /// A vocabulary in which `special` marks are special tokens, and the others text.
 fn tokenizer(special: &[&str]) -> Tokenizer {
@@ -61,41 +62,46 @@ fn walk(tokenizer: &Tokenizer, grammar: &Grammar, seed: u64) -> Option<String> {
     None
 }
 
+/// A format of no calls, whose model thinks.
+fn thinks() -> ReplyFormat {
+    let reasoning = ReasoningFormat { open: "<think>".into(), close: "</think>".into() };
+    ReplyFormat { reasoning: Some(reasoning), tools: None }
+}
+
 #[test]
 fn required_calls_are_calls_of_each_format() {
-    let (all, mut ended) = (tools(), 0);
-    let marks =
-        ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"];
+    let (all, mut walks, mut ended) = (tools(), 0, 0);
+    let marks = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"];
+    let more = ["<|calls|>", "<|/calls|>", "<|call|>", "<|args|>", "<|/call|>", "<arg_key>", "</arg_key>"];
+    let marks = [&marks[..], &more, &["<arg_value>", "</arg_value>"]].concat();
     for special in [&marks[..], &[]] {
         let tokenizer = tokenizer(special);
-        for tools_format in [
-            ToolFormat::Hermes,
-            ToolFormat::Xml,
-            ToolFormat::Llama3,
-            ToolFormat::Mistral,
-            ToolFormat::MistralArgs,
-        ] {
-            for (thinks, thinking, parallel) in
-                [(false, false, true), (false, false, false), (true, true, true), (true, false, false)]
-            {
-                let reasoning = if thinks { ReplyFormat::of_template("<think>").reasoning } else { None };
-                let format = ReplyFormat { reasoning, tools: Some(tools_format) };
-                // An object without members, which XML cannot say of one that may have any.
-                let all = if tools_format == ToolFormat::Xml { &all[..2] } else { &all[..] };
+        for calls in samples::all() {
+            for (thinks, thinking, parallel) in [
+                (None, false, true),
+                (None, false, false),
+                (thinks().reasoning, true, true),
+                (thinks().reasoning, false, false),
+            ] {
+                let format = ReplyFormat { reasoning: thinks, tools: Some(calls.clone()) };
+                // An object without members, which tags cannot say of one that may have any.
+                let all = if matches!(calls.call, CallFormat::Tagged(_)) { &all[..2] } else { &all[..] };
                 let named = std::slice::from_ref(&all[1]);
                 let tools = if parallel { all } else { named };
-                let wanted = ReplyGrammar { format, thinking, tools, parallel, text: None };
+                let wanted = ReplyGrammar { format: format.clone(), thinking, tools, parallel, text: None };
                 let grammar = wanted.grammar(&tokenizer).unwrap();
                 for seed in 0..6 {
+                    walks += 1;
                     let Some(text) = walk(&tokenizer, &grammar, seed) else { continue };
                     ended += 1;
                     let (mut parser, mut reply) =
-                        (ReplyParser::new(format, thinking, tools), Reply::default());
+                        (ReplyParser::new(&format, thinking, tools), Reply::default());
                     parser.push(&text).into_iter().for_each(|event| reply.take(event));
                     parser.finish().into_iter().for_each(|event| reply.take(event));
-                    assert!(reply.content.is_empty(), "{tools_format:?} {text:?} {reply:?}");
+                    assert!(reply.content.is_empty(), "{calls} {text:?} {reply:?}");
+                    let single = !parallel || calls.separator.is_none();
                     assert!(
-                        !reply.calls.is_empty() && (parallel || reply.calls.len() == 1),
+                        !reply.calls.is_empty() && (!single || reply.calls.len() == 1),
                         "{text:?} {reply:?}"
                     );
                     for call in reply.calls {
@@ -111,14 +117,37 @@ fn required_calls_are_calls_of_each_format() {
             }
         }
     }
-    assert!(ended >= 150, "{ended} of 240 came to their end");
+    assert!(ended * 2 >= walks, "{ended} of {walks} came to their end");
+}
+
+/// A string ends where the mark behind it stands, be that a token or text.
+#[test]
+fn strings_between_tags_are_any_text() {
+    let schema = json!({ "type": "object", "properties": { "x": { "type": "string" } }, "required": ["x"] });
+    let tools = [Tool { name: "say".into(), parameters: Some(schema) }];
+    for special in [&["</arg_value>"][..], &[]] {
+        let tokenizer = tokenizer(special);
+        for calls in [samples::pairs(), samples::parameters(), samples::typed()] {
+            let format = ReplyFormat { reasoning: None, tools: Some(calls) };
+            let wanted = ReplyGrammar { format: format.clone(), tools: &tools, ..Default::default() };
+            let grammar = wanted.grammar(&tokenizer).unwrap();
+            for seed in 0..6 {
+                let Some(text) = walk(&tokenizer, &grammar, seed) else { continue };
+                let (mut parser, mut reply) = (ReplyParser::new(&format, false, &tools), Reply::default());
+                parser.push(&text).into_iter().for_each(|event| reply.take(event));
+                parser.finish().into_iter().for_each(|event| reply.take(event));
+                let arguments: Value = serde_json::from_str(&reply.calls[0].arguments).unwrap();
+                assert!(arguments["x"].is_string() && reply.content.is_empty(), "{text:?} {reply:?}");
+            }
+        }
+    }
 }
 
 #[test]
 fn a_format_holds_for_the_answer_and_not_for_thoughts() {
     let tokenizer = tokenizer(&["<think>", "</think>"]);
     let schema = json!({ "type": "object", "properties": { "ok": { "type": "boolean" } }, "required": ["ok"], "additionalProperties": false });
-    let thoughts = ReplyFormat::of_template("<think> <tool_call>");
+    let thoughts = ReplyFormat { tools: Some(samples::hermes()), ..thinks() };
     let texts = [
         (Grammar::JsonSchema(schema), "{"),
         (Grammar::Regex("a{3}/b?".into()), "aaa/"),
@@ -127,12 +156,12 @@ fn a_format_holds_for_the_answer_and_not_for_thoughts() {
     ];
     for (grammar, begins) in &texts {
         for thinking in [true, false] {
-            let wanted =
-                ReplyGrammar { format: thoughts, thinking, text: Some(grammar), ..Default::default() };
+            let format = thoughts.clone();
+            let wanted = ReplyGrammar { format, thinking, text: Some(grammar), ..Default::default() };
             let made = wanted.grammar(&tokenizer).unwrap();
             for seed in 0..4 {
                 let Some(text) = walk(&tokenizer, &made, seed) else { continue };
-                let (mut parser, mut reply) = (ReplyParser::new(thoughts, thinking, &[]), Reply::default());
+                let (mut parser, mut reply) = (ReplyParser::new(&thoughts, thinking, &[]), Reply::default());
                 parser.push(&text).into_iter().for_each(|event| reply.take(event));
                 parser.finish().into_iter().for_each(|event| reply.take(event));
                 assert!(reply.content.starts_with(begins), "{text:?}");
@@ -144,7 +173,7 @@ fn a_format_holds_for_the_answer_and_not_for_thoughts() {
         // Beside tools that may be called, one or the other.
         let all = tools();
         let either = ReplyGrammar {
-            format: ReplyFormat { reasoning: None, ..thoughts },
+            format: ReplyFormat { reasoning: None, ..thoughts.clone() },
             tools: &all,
             text: Some(grammar),
             ..plain
@@ -164,7 +193,7 @@ fn a_format_holds_for_the_answer_and_not_for_thoughts() {
 fn what_cannot_be_enforced_of_a_tool_is_named() {
     let tokenizer = tokenizer(&[]);
     let tools = [Tool { name: "f".into(), parameters: Some(json!({ "type": "object", "not": {} })) }];
-    let hermes = ReplyFormat::of_template("<tool_call>");
+    let hermes = ReplyFormat { reasoning: None, tools: Some(samples::hermes()) };
     match (ReplyGrammar { format: hermes, tools: &tools, ..Default::default() }).grammar(&tokenizer) {
         Err(Error::Schema { path, keyword, .. }) => {
             assert_eq!((path.as_str(), keyword.as_str()), ("tool f: #", "not"))

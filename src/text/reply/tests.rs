@@ -1,7 +1,8 @@
 use super::*;
+use crate::text::{CallFormat, samples};
 
-fn format(tools: ToolFormat) -> ReplyFormat {
-    ReplyFormat { reasoning: ReasoningFormat::of_template("<think>"), tools: Some(tools) }
+fn format(tools: Arc<ToolFormat>) -> ReplyFormat {
+    ReplyFormat { reasoning: ReasoningFormat::of_source("<think>"), tools: Some(tools) }
 }
 
 fn tool(name: &str, properties: serde_json::Value) -> Tool {
@@ -18,8 +19,11 @@ fn tools() -> Vec<Tool> {
     ]
 }
 
-fn parse(format: ReplyFormat, thinking: bool, pieces: &[&str]) -> (Vec<ReplyEvent>, Reply) {
-    let mut parser = ReplyParser::new(format, thinking, &tools());
+fn parse(format: &ReplyFormat, thinking: bool, pieces: &[&str]) -> (Vec<ReplyEvent>, Reply) {
+    events(ReplyParser::new(format, thinking, &tools()), pieces)
+}
+
+fn events(mut parser: ReplyParser, pieces: &[&str]) -> (Vec<ReplyEvent>, Reply) {
     let (mut events, mut reply) = (Vec::new(), Reply::default());
     let mut take = |found: Vec<ReplyEvent>| {
         for event in found {
@@ -33,7 +37,7 @@ fn parse(format: ReplyFormat, thinking: bool, pieces: &[&str]) -> (Vec<ReplyEven
 }
 
 /// The reply, which is the same however the text is cut in two, in three, or in characters.
-fn reply(format: ReplyFormat, thinking: bool, text: &str) -> Reply {
+fn reply(format: &ReplyFormat, thinking: bool, text: &str) -> Reply {
     let (events, reply) = parse(format, thinking, &[text]);
     let cuts: Vec<usize> = (0..=text.len()).filter(|&at| text.is_char_boundary(at)).collect();
     for &first in &cuts {
@@ -63,7 +67,7 @@ const ADD: (&str, &str) = ("add", r#"{"a":1,"b":[2.5,null]}"#);
 
 #[test]
 fn hermes_calls_are_found() {
-    let reply = |text: &str| reply(format(ToolFormat::Hermes), false, text);
+    let reply = |text: &str| reply(&format(samples::hermes()), false, text);
     let call = |(name, arguments): (&str, &str)| {
         format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
     };
@@ -79,6 +83,13 @@ fn hermes_calls_are_found() {
         reply(r#"<tool_call>{"name":"add","arguments":{}} and so on"#),
         of(" and so on", &[("add", "{}")])
     );
+    // Arguments as the text of an object, and none.
+    let written = r#"<tool_call>{"name": "add", "arguments": "{\"a\": 1}"}</tool_call>"#;
+    assert_eq!(reply(written), of("", &[("add", r#"{"a": 1}"#)]));
+    for none in ["null", "\"\"", "{}"] {
+        let text = format!("<tool_call>{{\"arguments\": {none}, \"name\": \"add\"}}</tool_call>");
+        assert_eq!(reply(&text), of("", &[("add", "{}")]), "{none}");
+    }
 }
 
 #[test]
@@ -87,7 +98,8 @@ fn what_is_no_call_is_text() {
         "Use <tool_call> for calls.",
         "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
         "<tool_call>\n{'name': 'add'}\n</tool_call>",
-        "<tool_call>{\"name\": \"add\", \"arguments\": \"{}\"}</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"arguments\": \"{\"}</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"arguments\": [1]}</tool_call>",
         "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": tru}}</tool_call>",
         "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}",
         "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}, \"arguments\": {}}</tool_call>",
@@ -100,7 +112,7 @@ fn what_is_no_call_is_text() {
         "  leading and trailing \n ",
         "",
     ] {
-        assert_eq!(reply(format(ToolFormat::Hermes), false, text), of(text, &[]), "{text:?}");
+        assert_eq!(reply(&format(samples::hermes()), false, text), of(text, &[]), "{text:?}");
     }
     for text in [
         "{\"answer\": 42}",
@@ -112,7 +124,7 @@ fn what_is_no_call_is_text() {
         "<|python_tag|>print(1)",
         " [1, 2]",
     ] {
-        assert_eq!(reply(format(ToolFormat::Llama3), false, text), of(text, &[]), "{text:?}");
+        assert_eq!(reply(&format(samples::bare()), false, text), of(text, &[]), "{text:?}");
     }
     for text in [
         "[TOOL_CALLS] none",
@@ -125,25 +137,29 @@ fn what_is_no_call_is_text() {
         "[TOOL_CALLS]add[CALL_ID]abc",
         "a [b] [TOOL_C",
     ] {
-        assert_eq!(reply(format(ToolFormat::Mistral), false, text), of(text, &[]), "{text:?}");
+        for tools in [samples::list(), samples::args(), samples::with_ids()] {
+            assert_eq!(reply(&format(tools), false, text), of(text, &[]), "{text:?}");
+        }
     }
     // A call after what is none.
     let text = "<tool_call><tool_call>{\"name\":\"add\",\"arguments\":{}}</tool_call>";
-    assert_eq!(reply(format(ToolFormat::Hermes), false, text), of("<tool_call>", &[("add", "{}")]));
+    assert_eq!(reply(&format(samples::hermes()), false, text), of("<tool_call>", &[("add", "{}")]));
     // Without tools nothing is a call.
-    let mut parser = ReplyParser::new(format(ToolFormat::Hermes), false, &[]);
+    let mut parser = ReplyParser::new(&format(samples::hermes()), false, &[]);
     let text = r#"<tool_call>{"name":"add","arguments":{}}</tool_call>"#;
     assert_eq!(parser.push(text), [ReplyEvent::Content(text.into())]);
 }
 
 #[test]
 fn llama_calls_are_found() {
-    let reply = |text: &str| reply(format(ToolFormat::Llama3), false, text);
+    let reply = |text: &str| reply(&format(samples::bare()), false, text);
     let call =
         |(name, arguments): (&str, &str)| format!("{{\"name\": \"{name}\", \"parameters\": {arguments}}}");
     let (paris, add) = (call(PARIS), call(ADD));
     assert_eq!(reply(&paris), of("", &[PARIS]));
     assert_eq!(reply(&format!("\n{paris}; {add}")), of("", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("{paris}\n{add}\n")), of("", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("{paris} {{\"x\": 1}}")), of(" {\"x\": 1}", &[PARIS]));
     assert_eq!(reply(&format!("<|python_tag|>{add}")), of("", &[ADD]));
     assert_eq!(reply(&format!("Sure. <|python_tag|>{add}")), of("Sure.", &[ADD]));
     let typed = r#"{"type": "function", "name": "add", "parameters": {}}"#;
@@ -152,26 +168,118 @@ fn llama_calls_are_found() {
 
 #[test]
 fn mistral_calls_are_found() {
-    let reply = |text: &str| reply(format(ToolFormat::Mistral), false, text);
+    let list = |text: &str| reply(&format(samples::list()), false, text);
     let call =
         |(name, arguments): (&str, &str)| format!("{{\"name\": \"{name}\", \"arguments\": {arguments}}}");
     let (paris, add) = (call(PARIS), call(ADD));
-    assert_eq!(reply(&format!("[TOOL_CALLS] [{paris}, {add}]")), of("", &[PARIS, ADD]));
-    assert_eq!(reply(&format!("So:\n[TOOL_CALLS][{paris}] \n")), of("So:", &[PARIS]));
-    assert_eq!(reply(&format!("[TOOL_CALLS][{add}")), of("", &[ADD]));
+    assert_eq!(list(&format!("[TOOL_CALLS] [{paris}, {add}]")), of("", &[PARIS, ADD]));
+    assert_eq!(list(&format!("So:\n[TOOL_CALLS][{paris}] \n")), of("So:", &[PARIS]));
+    assert_eq!(list(&format!("[TOOL_CALLS][{add}")), of("", &[ADD]));
     let args = |(name, arguments): (&str, &str)| format!("[TOOL_CALLS]{name}[ARGS]{arguments}");
     let (paris, add) = (args(PARIS), args(ADD));
+    for tools in [samples::args(), samples::with_ids()] {
+        let reply = |text: &str| reply(&format(tools.clone()), false, text);
+        assert_eq!(reply(&format!("{paris}{add}")), of("", &[PARIS, ADD]));
+        assert_eq!(reply(&format!("Hm. {paris}\nOn.")), of("Hm.\nOn.", &[PARIS]));
+    }
+    let text = r#"[TOOL_CALLS]add[CALL_ID]a1b2c3d4e[ARGS] {"a": 1}"#;
+    assert_eq!(reply(&format(samples::with_ids()), false, text), of("", &[("add", r#"{"a": 1}"#)]));
+}
+
+#[test]
+fn named_calls_between_marks_are_found() {
+    let reply = |text: &str| reply(&format(samples::numbered()), false, text);
+    let call = |(name, arguments): (&str, &str), i: usize| {
+        format!("<|call|>functions.{name}:{i}<|args|>{arguments}<|/call|>")
+    };
+    let (paris, add) = (call(PARIS, 0), call(ADD, 12));
+    assert_eq!(reply(&format!("So. <|calls|>{paris}{add}<|/calls|>")), of("So.", &[PARIS, ADD]));
+    assert_eq!(reply(&format!("<|calls|>\n{paris}\n{add}\n<|/calls|>\nOn.")), of("\nOn.", &[PARIS, ADD]));
+    // Without what is around all of them.
+    assert_eq!(reply(&paris), of("", &[PARIS]));
+    for text in [
+        "<|calls|><|call|>functions.remove:0<|args|>{}<|/call|>",
+        "<|calls|><|call|>add<|args|>{}",
+        "<|calls|>",
+    ] {
+        assert_eq!(reply(text), of(text, &[]), "{text:?}");
+    }
+}
+
+#[test]
+fn function_calls_are_found() {
+    let reply = |text: &str| reply(&format(samples::function()), false, text);
+    let call = |(name, arguments): (&str, &str)| format!("<function={name}>{arguments}</function>");
+    let (paris, add) = (call(PARIS), call(ADD));
     assert_eq!(reply(&format!("{paris}{add}")), of("", &[PARIS, ADD]));
-    assert_eq!(reply(&format!("Hm. {paris}\nOn.")), of("Hm.\nOn.", &[PARIS]));
-    assert_eq!(
-        reply(r#"[TOOL_CALLS]add[CALL_ID]a1b2c3d4e[ARGS] {"a": 1}"#),
-        of("", &[("add", r#"{"a": 1}"#)])
+    assert_eq!(reply(&format!("So. {paris}\n{add} On.")), of("So. On.", &[PARIS, ADD]));
+    assert_eq!(reply("<function=remove>{}</function>"), of("<function=remove>{}</function>", &[]));
+}
+
+#[test]
+fn pairs_of_tags_are_arguments() {
+    let reply = |text: &str| reply(&format(samples::pairs()), false, text);
+    let set = |key: &str, value: &str| format!("<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n");
+    let paris =
+        format!("<tool_call>get_weather\n{}{}</tool_call>", set("city", "\nParis <b>\n"), set("days", "3"));
+    let made = ("get_weather", r#"{"city": "\nParis <b>\n", "days": 3}"#);
+    assert_eq!(reply(&paris), of("", &[made]));
+    let add = format!("<tool_call>add{}</tool_call>", set("b", "['x', True, None]").replace('\n', ""));
+    let added = ("add", r#"{"b": ["x",true,null]}"#);
+    assert_eq!(reply(&format!("So.\n{paris}\n{add}\n")), of("So.", &[made, added]));
+    assert_eq!(reply("<tool_call>add\n</tool_call>"), of("", &[("add", "{}")]));
+    for text in ["<tool_call>remove\n</tool_call>", "<tool_call>add <b>", "<tool_call>{\"name\": \"add\"}"] {
+        assert_eq!(reply(text), of(text, &[]), "{text:?}");
+    }
+}
+
+#[test]
+fn tags_say_what_is_a_string() {
+    let reply = |text: &str| reply(&format(samples::typed()), false, text);
+    let set = |key: &str, string: bool, value: &str| {
+        format!("<param name=\"{key}\" string=\"{string}\">{value}</param>\n")
+    };
+    // The schema says otherwise of each.
+    let text = format!(
+        "<calls>\n<invoke name=\"add\">\n{}{}</invoke>\n</calls>",
+        set("a", true, "1"),
+        set("d", false, "[2]")
     );
+    assert_eq!(reply(&text), of("", &[("add", r#"{"a": "1", "d": [2]}"#)]));
+}
+
+/// Two calls in every format are the first one where one is asked for, and what follows it is not reported.
+#[test]
+fn a_single_call_ends_the_answer() {
+    for calls in samples::all() {
+        let call = |name: &str| match &calls.call {
+            CallFormat::Object(object) => format!("{}{name}{}{{}}}}", object.head, object.middle),
+            CallFormat::Named(middle) => format!("{name}{middle}{{}}"),
+            CallFormat::Tagged(tags) => format!("{name}{}{}", tags.open, tags.close),
+        };
+        let call = |name: &str| format!("{}{}{}", calls.begin, call(name), calls.end);
+        let separator = calls.separator.as_deref().unwrap_or("\n");
+        let text =
+            format!("{}{}{separator}{}{} On.", calls.open, call("add"), call("get_weather"), calls.close);
+        let text = text.replace(crate::text::ID, "a1b2c3d4e").replace(crate::text::INDEX, "0");
+        let format = ReplyFormat { reasoning: None, tools: Some(calls.clone()) };
+        let (_, all) = parse(&format, false, &[&text]);
+        assert_eq!(all.calls.len(), 2, "{calls} {text:?} {all:?}");
+        let mut parser = ReplyParser::single_call(&format, false, &tools());
+        let (mut whole, mut done) = (Reply::default(), None);
+        for (at, c) in text.char_indices() {
+            parser.push(c.encode_utf8(&mut [0; 4])).into_iter().for_each(|event| whole.take(event));
+            done = done.or(parser.is_done().then_some(at));
+        }
+        parser.finish().into_iter().for_each(|event| whole.take(event));
+        assert_eq!(whole, of("", &[("add", "{}")]), "{text:?}");
+        assert!(text[..done.unwrap()].contains("add") && !text[..done.unwrap()].contains("get_weather"));
+    }
 }
 
 #[test]
 fn arguments_are_told_as_they_come() {
-    let mut parser = ReplyParser::new(format(ToolFormat::Hermes), false, &tools());
+    let mut parser = ReplyParser::new(&format(samples::hermes()), false, &tools());
     assert_eq!(parser.push("x <tool_call>{\"name\": \"add\", \"argu"), [ReplyEvent::Content("x".into())]);
     let (index, name) = (0, "add".to_owned());
     let told = parser.push("ments\": {\"a\": \"b");
@@ -185,7 +293,7 @@ fn arguments_are_told_as_they_come() {
 
 #[test]
 fn thoughts_are_split_from_the_answer() {
-    let hermes = format(ToolFormat::Hermes);
+    let hermes = &format(samples::hermes());
     let thought = |reasoning: &str, of: Reply| Reply { reasoning: reasoning.into(), ..of };
     let text = "<think>\nHm.\n\nWell <b>.\n</think>\n\nYes.";
     assert_eq!(reply(hermes, false, text), thought("Hm.\n\nWell <b>.", of("Yes.", &[])));
@@ -200,15 +308,15 @@ fn thoughts_are_split_from_the_answer() {
     let call = r#"<tool_call>{"name":"add","arguments":{}}</tool_call>"#;
     let text = format!("<think>{call}</think>\n{call}");
     assert_eq!(reply(hermes, false, &text), thought(call, of("", &[("add", "{}")])));
-    let magistral = ReplyFormat::of_template("[THINK] [TOOL_CALLS]name[ARGS]{}");
-    assert_eq!(magistral.tools, Some(ToolFormat::MistralArgs));
+    let reasoning = ReasoningFormat::of_source("[THINK]");
+    let magistral = &ReplyFormat { reasoning, tools: Some(samples::args()) };
     let text = "[THINK]a[b[/THINK][TOOL_CALLS]add[ARGS]{}";
     assert_eq!(reply(magistral, false, text), thought("a[b", of("", &[("add", "{}")])));
 }
 
 #[test]
 fn xml_calls_are_found() {
-    let reply = |text: &str| reply(format(ToolFormat::Xml), false, text);
+    let reply = |text: &str| reply(&format(samples::parameters()), false, text);
     let call = |body: &str| format!("<tool_call>\n<function={body}</function>\n</tool_call>");
     let set = |key: &str, value: &str| format!("<parameter={key}>\n{value}\n</parameter>\n");
     let paris = call(&format!("get_weather>\n{}{}", set("city", "Paris \"é\"\n{<b>\t"), set("days", " 3 ")));
@@ -222,6 +330,10 @@ fn xml_calls_are_found() {
     let odd = call("add><parameter=a>three</parameter><parameter=z></parameter><parameter=b>\n</parameter>");
     assert_eq!(reply(&odd), of("", &[("add", r#"{"a": "three", "z": "", "b": ""}"#)]));
     assert_eq!(reply(&call("add>\n")), of("", &[("add", "{}")]));
+    // Without the mark around it.
+    let (bare, end) = (paris.strip_prefix("<tool_call>\n").unwrap(), "\n</tool_call>");
+    assert_eq!(reply(bare), of("", &[made]));
+    assert_eq!(reply(&format!("So.\n{}", bare.strip_suffix(end).unwrap())), of("So.", &[made]));
     for text in [
         call("remove>\n"),
         call("add>\nbecause"),
@@ -239,19 +351,8 @@ fn xml_calls_are_found() {
 }
 
 #[test]
-fn formats_are_those_of_templates() {
-    let tools = |source: &str| ReplyFormat::of_template(source).tools;
-    assert_eq!(tools("{{ '<tool_call>' }}"), Some(ToolFormat::Hermes));
-    assert_eq!(tools("{{ '<tool_call>\n<function=' }}"), Some(ToolFormat::Xml));
-    assert_eq!(tools("[TOOL_CALLS] [{"), Some(ToolFormat::Mistral));
-    assert_eq!(tools("<|start_header_id|> tool_calls"), Some(ToolFormat::Llama3));
-    assert_eq!(tools("<|start_header_id|>"), None);
-    assert_eq!(ReplyFormat::of_template("plain"), ReplyFormat::default());
-    assert_eq!(
-        ReplyFormat::of_template("<think> <tool_call>").marks(),
-        ["<think>", "</think>", "<tool_call>", "</tool_call>"]
-    );
-    let format = ReasoningFormat::of_template("</think>").unwrap();
+fn prompts_begin_thoughts() {
+    let format = ReasoningFormat::of_source("</think>").unwrap();
     assert!(format.is_open("<|im_start|>assistant\n<think>\n") && !format.is_open("<think>\n\n</think>\n\n"));
 }
 
@@ -278,6 +379,11 @@ fn nothing_is_lost_of_random_texts() {
         "add",
         "[ARGS]",
         "<|python_tag|>",
+        "<function=",
+        "<parameter=a>\n",
+        "\n</parameter>",
+        "</function>",
+        "<arg_key>",
         "; ",
         ", ",
         "x",
@@ -288,19 +394,20 @@ fn nothing_is_lost_of_random_texts() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
+    let formats: Vec<ReplyFormat> = samples::all().into_iter().map(format).collect();
     let visible = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
     for _ in 0..3000 {
         let text: String = (0..1 + below(9)).map(|_| fragments[below(fragments.len())]).collect();
-        for tools in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
-            let (events, whole) = parse(format(tools), false, &[&text]);
+        for format in &formats {
+            let (events, whole) = parse(format, false, &[&text]);
             let chars: Vec<String> = text.chars().map(String::from).collect();
             let chars: Vec<&str> = chars.iter().map(String::as_str).collect();
-            assert_eq!(parse(format(tools), false, &chars).0, events, "{text:?}");
+            assert_eq!(parse(format, false, &chars).0, events, "{text:?}");
             if whole.calls.is_empty()
                 && whole.reasoning.is_empty()
                 && !text.trim_start().starts_with("<think>")
             {
-                assert_eq!(visible(&whole.content), visible(&text), "{tools:?}");
+                assert_eq!(visible(&whole.content), visible(&text), "{format:?}");
             }
         }
     }

@@ -1,0 +1,197 @@
+//! How a model answers, told from its chat template: it is given a conversation with thoughts and calls that cannot occur by
+//! chance, and what it makes of them is read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value as Json, json};
+
+use super::chat::Tool;
+use super::reasoning::ReasoningFormat;
+use super::reply::{Reply, ReplyFormat};
+use super::template::{ChatTemplate, Message, RenderOptions};
+use super::tools::derive::{ProbeCall, Shown, derive};
+use super::tools::mark::marks;
+use super::tools::{ToolFormat, ToolParser};
+
+const USER: &str = "Zqx asks.";
+const TEXT: &str = "Zqx answers.";
+const THOUGHT: &str = "Zqx thinks.";
+const RESULT: &str = "Zqx result.";
+const FURTHER: &str = "Zqx goes on.";
+
+/// When no further rendering is begun; one takes about a millisecond.
+const TIME: Duration = Duration::from_secs(1);
+
+/// Ids of the calls, in Mistral's form, and in that of Kimi, whose template writes them in place of the names.
+const IDS: [[&str; 2]; 2] = [["zqx000001", "zqx000002"], ["functions.zqx_first:0", "functions.zqx_second:1"]];
+
+/// A template, and until when it may be asked.
+struct Probe<'a> {
+    template: &'a ChatTemplate,
+    until: Instant,
+    tools: Option<Vec<Json>>,
+}
+
+/// What a template of this source shows; of calls, where there are `tools`.
+pub(super) fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
+    let specs = || -> Vec<Json> { calls(IDS[0].map(str::to_owned)).iter().map(spec).collect() };
+    let probe = Probe { template, until: Instant::now() + TIME, tools: tools.then(specs) };
+    let named = || ReasoningFormat::of_source(source);
+    let Some(plain) = probe.render(&turn()) else {
+        return ReplyFormat { reasoning: named(), tools: None };
+    };
+    let reasoning = probe.reasoning(&plain).or_else(named);
+    let tools = if tools { probe.calls(&plain, reasoning.as_ref()) } else { None };
+    ReplyFormat { reasoning, tools: tools.map(Arc::new) }
+}
+
+/// A plain question and its answer.
+fn turn() -> [Message; 2] {
+    [Message::new("user", USER), Message::new("assistant", TEXT)]
+}
+
+/// The calls that a template is given, with these ids: quotes, a comma, a number and an object among the arguments.
+fn calls(ids: [String; 2]) -> [ProbeCall; 2] {
+    let [first, second] = ids;
+    let arguments = json!({ "zqx_text": "Qz, \"x\" y", "zqx_number": 4177, "zqx_deep": { "zqx_in": [1, true] }, "zqx_last": "Qz z" });
+    [
+        ProbeCall { name: "zqx_first".into(), arguments, id: first },
+        ProbeCall { name: "zqx_second".into(), arguments: json!({ "zqx_only": "Qz only" }), id: second },
+    ]
+}
+
+/// The tool that a call is of.
+fn spec(call: &ProbeCall) -> Json {
+    let schema = |value: &Json| match value {
+        Json::Number(_) => json!({ "type": "integer", "description": "Zqx." }),
+        Json::Object(_) => json!({ "type": "object", "description": "Zqx.", "properties": {},
+            "additionalProperties": { "type": "string" } }),
+        _ => json!({ "type": "string", "description": "Zqx." }),
+    };
+    let arguments: Vec<(&String, &Json)> = call.arguments.as_object().into_iter().flatten().collect();
+    let properties: Map<String, Json> =
+        arguments.iter().map(|(key, value)| ((*key).clone(), schema(value))).collect();
+    let required: Vec<&String> = arguments.iter().map(|(key, _)| *key).collect();
+    json!({ "type": "function", "function": { "name": call.name, "description": "Zqx.",
+        "parameters": { "type": "object", "properties": properties, "required": required } } })
+}
+
+/// The conversation of calls, and their results.
+fn conversation(calls: &[ProbeCall], content: &Json) -> Vec<Message> {
+    let written = |call: &ProbeCall| {
+        let function = json!({ "name": call.name, "arguments": call.arguments });
+        json!({ "id": call.id, "type": "function", "function": function })
+    };
+    let called: Json = calls.iter().map(written).collect();
+    let mut messages =
+        vec![Message::new("user", USER), message("assistant", content.clone(), &[("tool_calls", called)])];
+    messages.extend(calls.iter().map(|call| {
+        let extra =
+            [("tool_call_id", Json::from(call.id.as_str())), ("name", Json::from(call.name.as_str()))];
+        message("tool", RESULT.into(), &extra)
+    }));
+    messages
+}
+
+fn message(role: &str, content: Json, extra: &[(&str, Json)]) -> Message {
+    let extra = extra.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    Message { role: role.to_owned(), content, extra }
+}
+
+/// What stands behind the last `from`, up to `to` where there is one.
+fn between<'a>(text: &'a str, from: &str, to: Option<&str>) -> Option<&'a str> {
+    let text = &text[text.rfind(from)? + from.len()..];
+    match to {
+        Some(to) => Some(&text[..text.find(to)?]),
+        None => Some(text),
+    }
+}
+
+impl Probe<'_> {
+    fn render(&self, messages: &[Message]) -> Option<String> {
+        if Instant::now() > self.until {
+            return None;
+        }
+        let mut options = RenderOptions { tools: self.tools.clone(), ..RenderOptions::default() };
+        // Templates end turns with these, where the model has them.
+        for token in ["bos_token", "eos_token"] {
+            if !self.template.has_special(token) {
+                options.extra.insert(token.to_owned(), format!("<{token}>").into());
+            }
+        }
+        let rendered = self.template.render(messages, &options).ok()?;
+        Some(rendered.text().to_owned())
+    }
+
+    /// The marks of thoughts, where the template writes any that it is given.
+    fn reasoning(&self, plain: &str) -> Option<ReasoningFormat> {
+        let keys = ["reasoning_content", "reasoning", "thinking"].map(|key| (key, Json::from(THOUGHT)));
+        let parts = json!([{ "type": "thinking", "thinking": THOUGHT }, { "type": "text", "text": TEXT }]);
+        let header = between(plain, USER, Some(TEXT)).unwrap_or_default();
+        [message("assistant", TEXT.into(), &keys), message("assistant", parts, &[])].into_iter().find_map(
+            |answer| {
+                let text = self.render(&[Message::new("user", USER), answer])?;
+                let before = between(&text, USER, Some(THOUGHT))?;
+                let behind = between(&text, THOUGHT, Some(TEXT))?;
+                ReasoningFormat::between(before, behind, header)
+            },
+        )
+    }
+
+    /// The format of calls.
+    fn calls(&self, plain: &str, reasoning: Option<&ReasoningFormat>) -> Option<ToolFormat> {
+        let header = between(plain, USER, Some(TEXT))?;
+        let mut ending = between(plain, TEXT, None)?.to_owned();
+        if ending.trim().is_empty() {
+            // Some templates end a turn where the next one begins.
+            let [user, assistant] = turn();
+            let text = self.render(&[user, assistant, Message::new("user", FURTHER)])?;
+            let behind = between(&text, TEXT, Some(FURTHER))?;
+            ending = marks(behind).first().map_or_else(String::new, |mark| (*mark).to_owned());
+        }
+        let thoughts_end = reasoning.map(|format| format.close.as_str());
+        for ids in IDS {
+            let calls = calls(ids.map(str::to_owned));
+            for calls in [&calls[..], &calls[..1]] {
+                let written = [Json::from(""), Json::Null].into_iter().find_map(|content| {
+                    let text = self.render(&conversation(calls, &content))?;
+                    let answer = between(&text, USER, Some(RESULT))?.to_owned();
+                    calls.iter().all(|call| answer.contains(&call.name)).then_some(answer)
+                });
+                let Some(answer) = written else { continue };
+                let shown = Shown { header, ending: &ending, thoughts_end, answer: &answer, calls };
+                let format = read_back(&shown);
+                // Two calls that are written in an unknown form are not asked for in another one.
+                if format.is_some() || calls.len() == 2 {
+                    return format;
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The format of the calls shown, where its parser reads just these.
+fn read_back(shown: &Shown<'_>) -> Option<ToolFormat> {
+    let (format, text) = derive(shown)?;
+    let tools: Option<Vec<Tool>> = shown.calls.iter().map(|call| Tool::read(&spec(call)).ok()).collect();
+    let mut parser = ToolParser::new(Arc::new(format.clone()), &tools?, false);
+    let mut reply = Reply::default();
+    parser.push(&text).into_iter().for_each(|event| reply.take(event));
+    parser.finish().into_iter().for_each(|event| reply.take(event));
+    let same = |(call, probe): (&super::ToolCall, &ProbeCall)| {
+        let arguments = serde_json::from_str::<Json>(&call.arguments).ok();
+        call.name == probe.name && arguments.as_ref() == Some(&probe.arguments)
+    };
+    let all = reply.calls.len() == shown.calls.len() && reply.calls.iter().zip(shown.calls).all(same);
+    (all && reply.content.trim().is_empty()).then_some(format)
+}
+
+#[cfg(test)]
+#[path = "probe/samples.rs"]
+pub(crate) mod samples;
+
+#[cfg(test)]
+#[path = "probe/tests.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+//! Formats of calls for tests, each told from calls as a template of its kind writes them.
+
+use super::*;
+
+/// The format of calls that are written like this. One call where there is no `separator`.
+fn told(
+    open: &str,
+    write: impl Fn(&ProbeCall, usize) -> String,
+    separator: Option<&str>,
+    close: &str,
+) -> Arc<ToolFormat> {
+    let calls = calls(IDS[0].map(str::to_owned));
+    let calls = &calls[..if separator.is_some() { 2 } else { 1 }];
+    let written: Vec<String> = calls.iter().enumerate().map(|(i, call)| write(call, i)).collect();
+    let answer = format!("<bot>{open}{}{close}<eos>\n<tool>", written.join(separator.unwrap_or_default()));
+    let shown = Shown { header: "<bot>", ending: "<eos>\n", thoughts_end: None, answer: &answer, calls };
+    Arc::new(read_back(&shown).unwrap_or_else(|| panic!("not read back: {answer:?}")))
+}
+
+fn object(call: &ProbeCall, arguments: &str, more: &str) -> String {
+    format!("{{\"name\": \"{}\", \"{arguments}\": {}{more}}}", call.name, call.arguments)
+}
+
+/// Each argument between what comes before a key, between it and the value, and after the value.
+fn tagged(call: &ProbeCall, tags: [&str; 4]) -> String {
+    let [begin, string, other, end] = tags;
+    let members = call.arguments.as_object().into_iter().flatten();
+    let argument = |(key, value): (&String, &Json)| match value.as_str() {
+        Some(text) => format!("{begin}{key}{string}{text}{end}"),
+        None => format!("{begin}{key}{other}{value}{end}"),
+    };
+    members.map(argument).collect()
+}
+
+/// Hermes, Qwen, Granite 4.
+pub(crate) fn hermes() -> Arc<ToolFormat> {
+    let write =
+        |call: &ProbeCall, _: usize| format!("<tool_call>\n{}\n</tool_call>", object(call, "arguments", ""));
+    told("", write, Some("\n"), "")
+}
+
+/// Llama 3.
+pub(crate) fn bare() -> Arc<ToolFormat> {
+    told("", |call, _| object(call, "parameters", ""), None, "")
+}
+
+/// Mistral Nemo.
+pub(crate) fn list() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| object(call, "arguments", &format!(", \"id\": \"{}\"", call.id));
+    told("[TOOL_CALLS][", write, Some(", "), "]")
+}
+
+/// Mistral Small 3.2.
+pub(crate) fn with_ids() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| {
+        format!("[TOOL_CALLS]{}[CALL_ID]{}[ARGS]{}", call.name, call.id, call.arguments)
+    };
+    told("", write, Some(""), "")
+}
+
+/// Devstral, Ministral 3.
+pub(crate) fn args() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| format!("[TOOL_CALLS]{}[ARGS]{}", call.name, call.arguments);
+    told("", write, Some(""), "")
+}
+
+/// Kimi K2.
+pub(crate) fn numbered() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, i: usize| {
+        format!("<|call|>functions.{}:{i}<|args|>{}<|/call|>", call.name, call.arguments)
+    };
+    told("<|calls|>", write, Some(""), "<|/calls|>")
+}
+
+/// Functionary 3.1.
+pub(crate) fn function() -> Arc<ToolFormat> {
+    told("", |call, _| format!("<function={}>{}</function>", call.name, call.arguments), Some(""), "")
+}
+
+/// Qwen3-Coder, Qwen 3.5.
+pub(crate) fn parameters() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| {
+        let arguments = tagged(call, ["<parameter=", ">\n", ">\n", "\n</parameter>\n"]);
+        format!("<tool_call>\n<function={}>\n{arguments}</function>\n</tool_call>", call.name)
+    };
+    told("", write, Some("\n"), "")
+}
+
+/// GLM 4.5.
+pub(crate) fn pairs() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| {
+        let middle = "</arg_key>\n<arg_value>";
+        let arguments = tagged(call, ["<arg_key>", middle, middle, "</arg_value>\n"]);
+        format!("<tool_call>{}\n{arguments}</tool_call>", call.name)
+    };
+    told("", write, Some("\n"), "")
+}
+
+/// DeepSeek 3.2, but for its marks.
+pub(crate) fn typed() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| {
+        let tags = ["<param name=\"", "\" string=\"true\">", "\" string=\"false\">", "</param>\n"];
+        format!("<invoke name=\"{}\">\n{}</invoke>", call.name, tagged(call, tags))
+    };
+    told("<calls>\n", write, Some("\n"), "\n</calls>")
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Arc<ToolFormat>> {
+    vec![hermes(), bare(), list(), with_ids(), args(), numbered(), function(), parameters(), pairs(), typed()]
+}

@@ -1,0 +1,264 @@
+//! A call whose arguments stand between tags, read as JSON: the name, then for each argument its key and its value.
+
+use serde_json::Value as Json;
+
+use super::super::chat::Tool;
+use super::super::scan::Step;
+use super::mark::{self, Fit, Named, fit};
+use super::{ArgumentTags, ReplyEvent};
+
+/// Longest key, in bytes.
+const MAX_KEY: usize = 1024;
+
+/// One call, from behind its mark.
+#[derive(Debug, Clone)]
+pub(super) struct TaggedCall {
+    tags: ArgumentTags,
+    /// What may follow the name: the first argument, or the end.
+    after_name: [String; 2],
+    state: State,
+    /// The tool that is called; set once it has been told of.
+    tool: Option<Tool>,
+    /// Arguments so far.
+    keys: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// The name, and the mark behind it.
+    Name(String),
+    /// White space, and the beginning of a mark.
+    Between(String),
+    /// A key, and the mark behind it.
+    Key(String),
+    Value(Value),
+}
+
+/// A value that has begun.
+#[derive(Debug, Clone)]
+struct Value {
+    /// Whether it is a string, which needs no quotes, or else JSON where it can be read as such.
+    string: bool,
+    /// Whether the line end behind the key may still come.
+    fresh: bool,
+    /// What may end it.
+    ends: Vec<String>,
+    /// What may be the beginning of its end.
+    held: String,
+    /// All of a value that is no string.
+    text: String,
+}
+
+impl TaggedCall {
+    pub(super) fn new(tags: &ArgumentTags) -> Self {
+        Self {
+            after_name: [format!("{}{}", tags.open, tags.begin), format!("{}{}", tags.open, tags.close)],
+            tags: tags.clone(),
+            state: State::Name(String::new()),
+            tool: None,
+            keys: Vec::new(),
+        }
+    }
+
+    /// Whether the call has been told of.
+    pub(super) fn named(&self) -> bool {
+        self.tool.is_some()
+    }
+
+    /// Takes the next character; events name no call yet.
+    pub(super) fn push(&mut self, c: char, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
+        match std::mem::replace(&mut self.state, State::Between(String::new())) {
+            State::Name(mut text) => {
+                if !(text.is_empty() && c.is_whitespace()) {
+                    text.push(c);
+                }
+                match mark::fit_name(&text, tools, &self.after_name) {
+                    Named::Whole(tool, after) => {
+                        self.tool = Some(tool.clone());
+                        events.push(ReplyEvent::Call { index: 0, name: tool.name.clone() });
+                        ReplyEvent::add_arguments(events, "{");
+                        return if after == 0 { self.begin_key() } else { self.end(events) };
+                    }
+                    Named::Part => self.state = State::Name(text),
+                    Named::No => return Step::Bad,
+                }
+            }
+            State::Between(mut held) => {
+                held.push(c);
+                match (fit(&self.tags.begin, &held), fit(&self.tags.close, &held)) {
+                    (Fit::Whole, _) => return self.begin_key(),
+                    (_, Fit::Whole) => return self.end(events),
+                    (Fit::No, Fit::No) => return Step::Bad,
+                    _ => self.state = State::Between(held),
+                }
+            }
+            State::Key(mut text) => {
+                text.push(c);
+                return self.key(text, events);
+            }
+            State::Value(mut value) => {
+                if !value.push(c, events) {
+                    self.state = State::Value(value);
+                }
+            }
+        }
+        Step::More
+    }
+
+    fn begin_key(&mut self) -> Step {
+        self.state = State::Key(String::new());
+        Step::More
+    }
+
+    fn end(&mut self, events: &mut Vec<ReplyEvent>) -> Step {
+        ReplyEvent::add_arguments(events, "}");
+        Step::Last
+    }
+
+    /// A key ends where the mark behind it begins.
+    fn key(&mut self, text: String, events: &mut Vec<ReplyEvent>) -> Step {
+        let tags = &self.tags;
+        let first = |mark: &str| mark.trim_start().chars().next().unwrap_or('>');
+        let Some(at) = text.find([first(&tags.string), first(&tags.other)]) else {
+            if text.len() > MAX_KEY {
+                return Step::Bad;
+            }
+            self.state = State::Key(text);
+            return Step::More;
+        };
+        let (key, rest) = (text[..at].trim(), &text[at..]);
+        if key.is_empty()
+            || key.contains(|c: char| c.is_whitespace() || c == '<')
+            || self.keys.iter().any(|k| k == key)
+        {
+            return Step::Bad;
+        }
+        let string = match (fit(&tags.string, rest), fit(&tags.other, rest)) {
+            (Fit::Whole, Fit::Whole) => is_string(self.schema(key)),
+            (Fit::Whole, _) => true,
+            (_, Fit::Whole) => false,
+            (Fit::No, Fit::No) => return Step::Bad,
+            _ => {
+                self.state = State::Key(text);
+                return Step::More;
+            }
+        };
+        let comma = if self.keys.is_empty() { "" } else { ", " };
+        ReplyEvent::add_arguments(events, &format!("{comma}{}: ", Json::from(key)));
+        if string {
+            ReplyEvent::add_arguments(events, "\"");
+        }
+        let fresh = if string { &tags.string } else { &tags.other }.ends_with('\n');
+        let mark = tags.end.trim();
+        let mut ends = vec![mark.to_owned()];
+        // A line end in front of the mark is not part of the value.
+        if tags.end.starts_with('\n') {
+            ends.push(format!("\n{mark}"));
+        }
+        self.keys.push(key.to_owned());
+        self.state = State::Value(Value { string, fresh, ends, held: String::new(), text: String::new() });
+        Step::More
+    }
+
+    /// What the tool says of an argument.
+    fn schema(&self, key: &str) -> Option<&Json> {
+        self.tool.as_ref()?.parameters.as_ref()?.get("properties")?.get(key)
+    }
+}
+
+impl Value {
+    /// Takes the next character; whether the value is whole.
+    fn push(&mut self, c: char, events: &mut Vec<ReplyEvent>) -> bool {
+        if std::mem::take(&mut self.fresh) && c == '\n' {
+            return false;
+        }
+        self.held.push(c);
+        while !self.held.is_empty() {
+            if self.ends.contains(&self.held) {
+                self.end(events);
+                return true;
+            }
+            if self.ends.iter().any(|end| end.starts_with(&self.held)) {
+                return false;
+            }
+            let first = self.held.remove(0);
+            match self.string {
+                true => {
+                    let quoted = Json::from(first.to_string()).to_string();
+                    ReplyEvent::add_arguments(events, &quoted[1..quoted.len() - 1]);
+                }
+                false => self.text.push(first),
+            }
+        }
+        false
+    }
+
+    fn end(&mut self, events: &mut Vec<ReplyEvent>) {
+        if self.string {
+            return ReplyEvent::add_arguments(events, "\"");
+        }
+        let text = self.text.trim();
+        let json = serde_json::from_str(text).ok().or_else(|| from_python(text));
+        ReplyEvent::add_arguments(events, &json.unwrap_or_else(|| text.into()).to_string());
+    }
+}
+
+/// A value in Python's notation, as some models and templates write it: quotes of either kind, `True`, `False`, `None`.
+fn from_python(text: &str) -> Option<Json> {
+    let mut json = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\'' | '"' => {
+                let mut inner = String::new();
+                loop {
+                    match chars.next()? {
+                        '\\' => inner.push(match chars.next()? {
+                            'n' => '\n',
+                            't' => '\t',
+                            'r' => '\r',
+                            other => other,
+                        }),
+                        end if end == c => break,
+                        other => inner.push(other),
+                    }
+                }
+                json += &Json::from(inner).to_string();
+            }
+            c if c.is_alphabetic() => {
+                let mut word = String::from(c);
+                while let Some(next) = chars.next_if(|next| next.is_alphanumeric()) {
+                    word.push(next);
+                }
+                json += match word.as_str() {
+                    "True" => "true",
+                    "False" => "false",
+                    "None" | "none" => "null",
+                    other => other,
+                };
+            }
+            c => json.push(c),
+        }
+    }
+    serde_json::from_str(&json).ok()
+}
+
+/// Whether an argument is a string as far as its schema says; one that nothing is known of is.
+pub(crate) fn is_string(schema: Option<&Json>) -> bool {
+    let Some(schema) = schema.and_then(Json::as_object) else { return true };
+    match schema.get("type") {
+        Some(Json::String(kind)) => return kind == "string",
+        Some(Json::Array(kinds)) => return kinds.iter().any(|kind| kind == "string"),
+        _ => {}
+    }
+    if let Some(values) = schema.get("enum").and_then(Json::as_array) {
+        return values.iter().all(Json::is_string);
+    }
+    let choices = ["anyOf", "oneOf"].into_iter().find_map(|key| schema.get(key)?.as_array());
+    match choices {
+        Some(choices) => choices.iter().any(|choice| is_string(Some(choice))),
+        None => {
+            !["const", "properties", "items", "$ref", "allOf"].iter().any(|key| schema.contains_key(*key))
+        }
+    }
+}
