@@ -161,11 +161,11 @@ impl ModelFiles {
         if let Some(metadata) = self.checkpoint.gguf() {
             return metadata.tokenizer(rows);
         }
-        let path = self.path.join("tokenizer.json");
         if self.is_builtin() {
+            let path = self.path.join("tokenizer.json");
             return Tokenizer::from_bytes(&path, builtin::TOKENIZER, rows).map(Some);
         }
-        path.symlink_metadata().is_ok().then(|| Tokenizer::load(&path, rows)).transpose()
+        Tokenizer::load_dir(&self.path, rows)
     }
 
     /// The chat template, where the model has one.

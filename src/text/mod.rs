@@ -3,7 +3,9 @@
 pub(crate) mod apart;
 mod bounded;
 mod chat;
+mod convert;
 mod json;
+pub(crate) mod patterns;
 mod raw;
 mod reasoning;
 mod reply;

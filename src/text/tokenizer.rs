@@ -13,6 +13,7 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::apart::{self, Lost};
+use super::convert;
 use super::raw::{self, Decoder};
 use super::template::Rendered;
 use crate::error::panic_text;
@@ -71,6 +72,21 @@ fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> 
 }
 
 impl Tokenizer {
+    /// Reads the tokenizer of a model's directory: `tokenizer.json`, or where there is none one that is made of
+    /// `tekken.json`, `tokenizer.model`, `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there.
+    /// None for a directory that has none of them.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`]; [`Error::Format`] for a file that is malformed, or that asks for what would not become
+    /// exactly the same tokenizer.
+    pub fn load_dir(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
+        let path = dir.join("tokenizer.json");
+        if path.symlink_metadata().is_ok() {
+            return Self::load(&path, embedding_rows).map(Some);
+        }
+        convert::load(dir, embedding_rows)
+    }
+
     /// Reads a `tokenizer.json` for a model whose embedding has `embedding_rows` rows.
     ///
     /// # Errors
@@ -99,18 +115,18 @@ impl Tokenizer {
     }
 
     /// A byte-pair tokenizer whose long lists are not JSON: `head` is a `tokenizer.json` with an empty vocabulary and no
-    /// merges; `vocabulary` has a text for each id, `merges` the first to be made first. Otherwise as
+    /// merges; `vocabulary` has tokens with their ids, `merges` the first to be made first. Otherwise as
     /// [`from_bytes`](Self::from_bytes).
     pub(crate) fn from_lists<'a>(
         path: &Path,
         head: &str,
-        vocabulary: impl Iterator<Item = &'a str>,
+        vocabulary: impl Iterator<Item = (&'a str, u64)>,
         merges: &[(&'a str, &'a str)],
         embedding_rows: usize,
     ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
         let mut file: raw::File = serde_json::from_str(head).map_err(|e| bad(e.to_string()))?;
-        file.model.vocab.0 = vocabulary.map(Cow::Borrowed).zip(0..).collect();
+        file.model.vocab.0 = vocabulary.map(|(token, id)| (Cow::Borrowed(token), id)).collect();
         let merges: Vec<raw::Merge> =
             merges.iter().map(|&(left, right)| (left.into(), right.into())).collect();
         let texts = file.model.vocab.0.iter().map(|(token, _)| token.len());
