@@ -177,7 +177,7 @@ impl Model {
             });
         }
         let ends = !options.ignore_eos || options.constraint.is_some();
-        let mut eos = if ends { self.eos() } else { Vec::new() };
+        let mut eos = if ends { self.eos().to_vec() } else { Vec::new() };
         eos.extend(&options.stop_tokens);
         let cancel = Arc::new(AtomicBool::new(false));
         let cached = Arc::new(AtomicUsize::new(0));

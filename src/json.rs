@@ -118,6 +118,50 @@ impl Json for Value {
     }
 }
 
+impl Json for serde_json::Value {
+    type Members = serde_json::Map<String, Self>;
+
+    fn null() -> Self {
+        Self::Null
+    }
+
+    fn bool(b: bool) -> Self {
+        b.into()
+    }
+
+    fn unsigned(n: u64) -> Self {
+        n.into()
+    }
+
+    fn negative(n: i64) -> Self {
+        n.into()
+    }
+
+    fn float(x: f64) -> Self {
+        x.into()
+    }
+
+    fn string(s: String) -> Self {
+        s.into()
+    }
+
+    fn array(items: Vec<Self>) -> Self {
+        items.into()
+    }
+
+    fn object(members: Self::Members) -> Self {
+        members.into()
+    }
+
+    fn has(members: &Self::Members, key: &str) -> bool {
+        members.contains_key(key)
+    }
+
+    fn insert(members: &mut Self::Members, key: String, value: Self) {
+        members.insert(key, value);
+    }
+}
+
 impl fmt::Display for Value {
     /// The value as an error shows it: scalars as written, containers by their size.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -173,6 +217,24 @@ pub(crate) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Object> {
         Value::Object(members) => Ok(members),
         other => Err(Error::format(path, format!("outermost value is {other}, expected an object"))),
     }
+}
+
+/// As [`parse_object`], for values that go to where serde's are taken.
+pub(crate) fn parse_members(path: &Path, bytes: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>> {
+    check_len(path, bytes.len() as u64)?;
+    let text = std::str::from_utf8(bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
+    match strict(text, LIMITS).map_err(|e| Error::format(path, format!("not valid JSON: {e}")))? {
+        serde_json::Value::Object(members) => Ok(members),
+        _ => Err(Error::format(path, "expected an object outermost")),
+    }
+}
+
+/// A member of a file that serde reads otherwise, as strict as [`parse_object`]: for `deserialize_with`.
+pub(crate) fn strict_member<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<serde_json::Value, D::Error> {
+    let mut left = LIMITS.values;
+    Seed { depth: 0, left: &mut left, limits: LIMITS, made: PhantomData }.deserialize(deserializer)
 }
 
 struct Seed<'a, V> {

@@ -21,9 +21,10 @@ pub mod tensor;
 pub mod text;
 pub mod weights;
 
+pub use backend::select::backends;
 pub use chat::Turn;
 pub use engine::{FinishReason, Stats};
 pub use error::{Error, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
-pub use model::{LoadOptions, Model, ModelFiles, ModelInfo};
+pub use model::{LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo};
 pub use sample::{Logprobs, SamplingOptions};

@@ -1,13 +1,16 @@
 //! A model: a directory or the built-in one → configuration, weights, tokenizer, chat template, and an engine that runs
 //! it on the backend that fits.
 
+mod memory;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::backend::batch::Batch;
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
-use crate::backend::kv::{KvShape, KvType};
-use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
+use crate::backend::kv::{KvType, MLX_GROWTH};
+use crate::backend::ops::OpKind;
+use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
@@ -18,6 +21,8 @@ use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use crate::weights::{Checkpoint, Stored, gguf, quantized};
+
+pub use memory::MemorySetting;
 
 /// How a model is loaded.
 #[derive(Debug, Default)]
@@ -33,8 +38,12 @@ pub struct LoadOptions {
     /// Bytes that the KV cache of all sequences may take, with what is kept of ended ones for others that begin alike; what
     /// the model leaves of the memory where absent, at most twice what all sequences take.
     pub kv_memory: Option<u64>,
+    /// The type of activations on MLX; that of the weights where absent. It has no effect on the CPU, which computes in `f32`.
+    pub dtype: Option<DType>,
     /// What happens when MLX cannot do an op.
     pub policy: Policy,
+    /// Ops that the CPU computes though MLX runs the model. They have no effect where the CPU runs it all.
+    pub cpu_ops: Vec<OpKind>,
     /// Most tokens of one sequence in one step; the engine's default where absent.
     pub prefill_chunk: Option<usize>,
     /// Most sequences in flight, others wait; the engine's default where absent.
@@ -165,7 +174,7 @@ impl ModelFiles {
             let path = self.path.join("tokenizer.json");
             return Tokenizer::from_bytes(&path, builtin::TOKENIZER, rows).map(Some);
         }
-        Tokenizer::load_dir(&self.path, rows)
+        Tokenizer::open(&self.path, rows)
     }
 
     /// The chat template, where the model has one.
@@ -199,23 +208,7 @@ impl ModelFiles {
 
     /// Bytes that K and V of one token take in all layers.
     pub fn kv_token_bytes(&self, kind: KvType) -> u64 {
-        let Config { num_key_value_heads: heads, head_dim, num_hidden_layers: layers, .. } = self.config;
-        (KvShape { heads, head_dim, kind }.token_bytes() * layers) as u64
-    }
-
-    /// Bytes that running the model takes with a context of `context` tokens.
-    pub fn memory_need(&self, context: usize, kv_type: KvType) -> MemoryNeed {
-        let config = &self.config;
-        let rows = EngineOptions::default().step_tokens.min(context.max(1)) as u64;
-        // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
-        let width = 4 * config.hidden_size
-            + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
-            + 3 * config.intermediate_size;
-        MemoryNeed {
-            weights: self.tensors().iter().map(|tensor| tensor.loaded).sum(),
-            kv: self.kv_token_bytes(kv_type).saturating_mul(context as u64),
-            activations: 4 * (rows * width as u64 + 2 * config.vocab_size as u64),
-        }
+        (self.kv_shape(kind).token_bytes() * self.config.num_hidden_layers) as u64
     }
 }
 
@@ -230,6 +223,8 @@ pub struct ModelInfo {
     pub generation: GenerationConfig,
     /// The type of its weights.
     pub dtype: DType,
+    /// The type of activations: `f32` on the CPU.
+    pub activation_dtype: DType,
     /// Bytes of its weights.
     pub weight_bytes: u64,
     /// The backend taken, and why.
@@ -257,6 +252,7 @@ pub struct Model {
     info: Arc<ModelInfo>,
     tokenizer: Option<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
+    eos: Arc<[u32]>,
     /// Made with the first constraint.
     grammars: Arc<OnceLock<GrammarCompiler>>,
     /// Held while a text is embedded, whose K and V are not in the engine's budget: one at a time.
@@ -309,15 +305,19 @@ impl Model {
                 expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
             });
         }
-        let need = files.memory_need(context, kv_type);
-        let selection = select::select(options.backend, &need)?;
+        let need = |backend| files.memory_need(files.memory_setting(backend, &options));
+        let selection = select::select(options.backend, &need(LlmBackendKind::Mlx))?;
+        let need = need(selection.kind);
+        let activation_dtype = match selection.kind {
+            LlmBackendKind::Cpu => DType::F32,
+            LlmBackendKind::Mlx => options.dtype.unwrap_or(dtype),
+        };
         let defaults = EngineOptions::default();
         let max_sequences = options.max_sequences.unwrap_or(defaults.max_sequences);
         let kv_token_bytes = files.kv_token_bytes(kv_type);
         let kv_memory = options.kv_memory.unwrap_or_else(|| {
-            /// A multiple of the tokens by which sequences grow.
-            const GROWTH: usize = 256;
-            let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(GROWTH) as u64);
+            // A multiple of a page, too.
+            let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(MLX_GROWTH) as u64);
             let most = sequence.saturating_mul(2 * max_sequences.max(1) as u64);
             select::kv_memory(&need, select::memory_for(selection.kind), most)
         });
@@ -327,6 +327,7 @@ impl Model {
             config: Arc::clone(&config),
             generation: files.generation.clone(),
             dtype,
+            activation_dtype,
             weight_bytes: files.checkpoint.total_bytes(),
             selection: selection.clone(),
             context,
@@ -347,15 +348,22 @@ impl Model {
         let texts = std::thread::Builder::new().name("backstop-tokenizer".into()).spawn(move || {
             let tokenizer = beside.tokenizer()?;
             let template = beside.template(tokenizer.as_ref())?.map(Arc::new);
-            Ok((tokenizer, template))
+            let mut eos = Vec::new();
+            if let Some(tokenizer) = &tokenizer {
+                eos.extend(tokenizer.eos());
+                let tokens = tokenizer.added_texts();
+                let ends = template.as_ref().map(|template| template.turn_ends(&tokens)).unwrap_or_default();
+                eos.extend(ends.into_iter().filter_map(|text| tokenizer.token_id(text)));
+            }
+            Ok((tokenizer, template, eos))
         });
         let texts = texts.map_err(|e| Error::Engine(format!("a thread cannot be started: {e}")))?;
         let engine = Engine::start(engine_options, move || {
             let Loaded { forward, linears } = forward::load(&config, &files.checkpoint)?;
             files.checkpoint.advise_willneed();
             let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
-            let dispatch =
-                dispatch(selection.kind, dtype, cpu, Routing::new(options.policy, options.faults))?;
+            let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);
+            let dispatch = dispatch(selection.kind, activation_dtype, cpu, routing)?;
             // The largest first: beside it there is little in memory yet, while it is there in both forms.
             let mut linears: Vec<MatrixRef<'_>> = linears.iter().map(Matrix::as_ref).collect();
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
@@ -363,11 +371,15 @@ impl Model {
             Ok(Runtime::new(config, forward, dispatch, kv_type))
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
-        let (engine, (tokenizer, template)) = (engine?, texts?);
+        let (engine, (tokenizer, template, mut eos)) = (engine?, texts?);
+        eos.extend(info.generation.eos_token_ids.iter().chain(&info.config.eos_token_ids));
+        eos.sort_unstable();
+        eos.dedup();
         Ok(Self {
             info: Arc::new(info),
             tokenizer,
             template,
+            eos: eos.into(),
             grammars: Arc::default(),
             embedding: Arc::default(),
             engine,
@@ -389,13 +401,10 @@ impl Model {
         })
     }
 
-    /// Ids that end a text: those of `generation_config.json` and of `config.json`, ascending.
-    pub fn eos(&self) -> Vec<u32> {
-        let mut ids = self.info.generation.eos_token_ids.clone();
-        ids.extend(&self.info.config.eos_token_ids);
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+    /// Ids that end a text, ascending: those of `generation_config.json` and `config.json`, the `eos_token` of
+    /// `tokenizer_config.json` or `special_tokens_map.json`, and what the chat template ends an assistant's turn with.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
     }
 
     /// A constraint for [`crate::Options::constraint`]: the text will be what `grammar` says. The first one takes a pass
@@ -422,7 +431,7 @@ impl Model {
         if let Some(grammars) = self.grammars.get() {
             return Ok(grammars);
         }
-        let made = GrammarCompiler::new(self.tokenizer()?, &self.eos())?;
+        let made = GrammarCompiler::new(self.tokenizer()?, self.eos())?;
         Ok(self.grammars.get_or_init(|| made))
     }
 

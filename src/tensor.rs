@@ -3,9 +3,12 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+
+use crate::error::{Error, Result};
 
 /// Element types of weights and KV caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +22,9 @@ pub enum DType {
 }
 
 impl DType {
+    /// Every type, the widest first.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
@@ -40,6 +46,18 @@ impl DType {
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| Error::Option {
+            option: "dtype",
+            got: name.to_owned(),
+            expected: "f32, f16 or bf16",
+        })
     }
 }
 
@@ -307,7 +325,7 @@ impl HostTensor {
 pub enum Tensor {
     /// In host memory.
     Host(HostTensor),
-    /// A lazy MLX array, in the model's own type.
+    /// A lazy MLX array, in the type of activations.
     #[cfg(has_mlx)]
     Mlx(crate::backend::mlx::MlxTensor),
 }

@@ -1,14 +1,18 @@
-//! Faults: every op failing at its first and at a later call, and evaluations failing, on MLX with the CPU behind it.
+//! Faults: ops failing at their first and at a later call, evaluations failing, once and for good, kernels that compute wrong, on
+//! MLX with the CPU behind it.
 //! The tokens are those of a run without faults, the counters say what happened, and nothing is left behind.
 
 use std::path::{Path, PathBuf};
 
+use backstop::backend::batch::Batch;
+use backstop::backend::cpu::Activations;
 use backstop::backend::ops::OpKind;
 use backstop::backend::select::BackendRequest;
 use backstop::backend::{Faults, Policy};
+use backstop::forward::step::SequenceState;
 use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
 
-/// Families that between them use every op.
+/// Families that between them use every op but `scale`, which none does.
 const MODELS: [&str; 3] = ["llama-yarn", "phi-partial", "gemma2-caps"];
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
@@ -23,12 +27,26 @@ fn has_mlx() -> bool {
 }
 
 fn load(name: &str, backend: BackendRequest, policy: Policy, faults: Faults) -> Model {
-    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
+    load_with(&format!("models/{name}"), backend, policy, faults, &[])
+}
+
+/// A fixture, with some ops kept off MLX.
+fn load_with(
+    name: &str,
+    backend: BackendRequest,
+    policy: Policy,
+    faults: Faults,
+    cpu_ops: &[OpKind],
+) -> Model {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     // A chunk shorter than the prompt, so that prefill has several steps.
     let options = LoadOptions {
         backend,
         policy,
         faults,
+        cpu_ops: cpu_ops.to_vec(),
+        // What the CPU computes in place of MLX is to be as near to it as it can be.
+        activations: Activations::F32,
         prefill_chunk: Some(7),
         threads: Some(2),
         ..LoadOptions::default()
@@ -153,6 +171,169 @@ fn an_evaluation_that_fails_is_replayed_on_the_cpu() {
             assert_eq!(generate(&model).unwrap(), expected, "{name}: the request after the error");
         }
     }
+}
+
+/// A step with the next token of a sequence; the most likely token after it.
+fn step(model: &Model, state: SequenceState, token: u32) -> (SequenceState, u32) {
+    let stepped = model.engine().with(move |runtime| {
+        let mut state = state;
+        let batch = Batch::of(&[(state.history.len(), &[token])]);
+        let logits = runtime.step(&batch, std::slice::from_mut(&mut state)).unwrap();
+        let row = logits.row(0);
+        let best = (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best }).unwrap();
+        (state, best as u32)
+    });
+    stepped.unwrap()
+}
+
+fn sequence(model: &Model) -> SequenceState {
+    model.engine().with(|runtime| runtime.sequence(16)).unwrap()
+}
+
+/// Tokens that follow `token`, greedily, each step with the faults that `faults` has for it.
+fn follow(model: &Model, plan: &Faults, token: u32, faults: &[bool]) -> Vec<u32> {
+    let (mut state, mut token) = (sequence(model), token);
+    let mut tokens = Vec::new();
+    for &fails in faults {
+        plan.replace(&if fails { Faults::evaluation_at(0, 1) } else { Faults::default() });
+        (state, token) = step(model, state, token);
+        tokens.push(token);
+    }
+    tokens
+}
+
+#[test]
+fn three_evaluations_that_fail_in_a_row_leave_mlx_for_good() {
+    if !has_mlx() {
+        return;
+    }
+    let reason = Some("injected fault".to_owned());
+    for name in MODELS {
+        let plan = Faults::default();
+        let model = load(name, BackendRequest::Mlx, Policy::Deny, plan.clone());
+        let expected = follow(&model, &plan, 5, &[false; 8]);
+
+        // Two, a success, and two more are no three in a row.
+        let model = load(name, BackendRequest::Mlx, Policy::Allow, plan.clone());
+        let twice = [true, true, false, true, true, false, false, false];
+        assert_eq!(follow(&model, &plan, 5, &twice), expected, "{name}");
+        let report = model.engine().report();
+        assert_eq!((report.left_mlx(), report.replays()[0].1), (None, 4), "{name}");
+
+        // A sequence that MLX began, and that is not part of the steps that fail, goes on with what it has.
+        let model = load(name, BackendRequest::Mlx, Policy::Allow, plan.clone());
+        let (mut other, mut token) = step(&model, sequence(&model), 5);
+        let mut tokens = vec![token];
+        let thrice = [false, true, true, true, false, true, true, false];
+        assert_eq!(follow(&model, &plan, 5, &thrice), expected, "{name}");
+        let report = model.engine().report();
+        // Nothing is evaluated any more, so that nothing fails.
+        assert_eq!((report.left_mlx(), report.replays()[0].1), (reason.clone(), 3), "{name}");
+        assert!(report.fallbacks().is_empty(), "{name}: {:?}", report.fallbacks());
+        while tokens.len() < expected.len() {
+            (other, token) = step(&model, other, token);
+            tokens.push(token);
+        }
+        assert_eq!(tokens, expected, "{name}: the other sequence");
+        #[cfg(any(feature = "mlx", all(target_os = "macos", target_arch = "aarch64")))]
+        {
+            let held = |runtime: &backstop::engine::Runtime| runtime.dispatch().weight_cache().unwrap().len();
+            assert_eq!(model.engine().with(held).unwrap(), 0, "{name}: weights are still on MLX");
+        }
+        plan.replace(&Faults::default());
+        let expected = generate(&load(name, BackendRequest::Mlx, Policy::Deny, plan)).unwrap();
+        for request in ["the next request", "the one after"] {
+            assert_eq!(generate(&model).unwrap(), expected, "{name}: {request}");
+        }
+    }
+}
+
+#[test]
+fn requests_in_flight_go_on_when_mlx_is_left() {
+    if !has_mlx() {
+        return;
+    }
+    for name in MODELS {
+        let expected = generate(&load(name, BackendRequest::Mlx, Policy::Deny, Faults::default())).unwrap();
+        for k in [0, 2, 4] {
+            let faults = Faults::evaluation_at(k, u64::MAX);
+            let model = load(name, BackendRequest::Mlx, Policy::Allow, faults);
+            assert_eq!(generate(&model).unwrap(), expected, "{name}: from evaluation {k} on");
+            let report = model.engine().report();
+            let replays = report.replays();
+            assert_eq!((replays.len(), replays[0].1), (1, 3), "{name}: {replays:?}");
+            assert_eq!(report.left_mlx().as_deref(), Some("injected fault"), "{name}");
+            assert_eq!(generate(&model).unwrap(), expected, "{name}: the next request");
+        }
+        // Where replays are denied MLX is never left: each request ends with the error.
+        let model = load(name, BackendRequest::Mlx, Policy::Deny, Faults::evaluation_at(0, 5));
+        for _ in 0..5 {
+            let error = generate(&model).unwrap_err().to_string();
+            assert_eq!(error, "eval failed on mlx: injected fault", "{name}");
+        }
+        assert!(model.engine().report().left_mlx().is_none(), "{name}");
+        assert_eq!(generate(&model).unwrap(), expected, "{name}: the request after the errors");
+    }
+}
+
+#[test]
+fn ops_that_were_asked_for_run_on_the_cpu() {
+    if !has_mlx() {
+        return;
+    }
+    for name in MODELS {
+        let expected = generate(&load(name, BackendRequest::Mlx, Policy::Deny, Faults::default())).unwrap();
+        let fused = [OpKind::Qkv, OpKind::GateUp];
+        for asked in [&[OpKind::Attention][..], &[OpKind::Linear, OpKind::KvWrite], &fused] {
+            // It is no failure, so that Deny does not deny it.
+            for policy in [Policy::Allow, Policy::Deny] {
+                let path = format!("models/{name}");
+                let model = load_with(&path, BackendRequest::Mlx, policy, Faults::default(), asked);
+                assert_eq!(generate(&model).unwrap(), expected, "{name}: {asked:?}");
+                let fallbacks = model.engine().report().fallbacks();
+                // Phi has no gate.
+                let called = asked.iter().filter(|op| name != "phi-partial" || **op != OpKind::GateUp);
+                let mut called: Vec<OpKind> = called.copied().collect();
+                called.sort_unstable();
+                let counted: Vec<OpKind> = fallbacks.iter().map(|(op, ..)| *op).collect();
+                assert_eq!(counted, called, "{name}: {asked:?}");
+                let why = |(_, reason, count): &(OpKind, String, u64)| {
+                    reason == "asked for by --cpu-ops" && *count > 0
+                };
+                assert!(fallbacks.iter().all(why), "{name}: {fallbacks:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_computes_wrong_is_kept_off_mlx() {
+    if !has_mlx() {
+        return;
+    }
+    for (name, op) in [
+        ("models/llama-yarn", OpKind::Attention),
+        ("quantized/llama-affine4", OpKind::Linear),
+        ("quantized/llama-affine4", OpKind::Attention),
+    ] {
+        let load = |policy: Policy, faults: Faults| load_with(name, BackendRequest::Mlx, policy, faults, &[]);
+        let expected = generate(&load(Policy::Deny, Faults::default())).unwrap();
+        let model = load(Policy::Allow, Faults::wrong_in_check(op));
+        assert_eq!(generate(&model).unwrap(), expected, "{name}: {op}");
+        let fallbacks = model.engine().report().fallbacks();
+        assert_eq!(fallbacks.len(), 1, "{name}: {fallbacks:?}");
+        let (kept, reason, count) = &fallbacks[0];
+        assert_eq!(*kept, op, "{name}");
+        assert!(reason.starts_with("wrong in the start-up check: off by "), "{name}: {reason}");
+        assert!(*count > 8, "{name}: {count} calls");
+
+        let error = generate(&load(Policy::Deny, Faults::wrong_in_check(op))).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{op} failed on mlx: wrong in the start-up check")), "{error}");
+    }
+    // The products of dense weights are other kernels.
+    let model = load("llama-yarn", BackendRequest::Mlx, Policy::Deny, Faults::wrong_in_check(OpKind::Linear));
+    generate(&model).unwrap();
+    assert!(model.engine().report().is_clean());
 }
 
 #[test]

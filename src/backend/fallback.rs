@@ -1,4 +1,5 @@
-//! What is known of fallbacks: counters that outlive a request, and the test-only hook that makes ops fail.
+//! What is known of fallbacks: counters that outlive a request, ops that never go to MLX, the breaker that gives MLX up, and
+//! the test-only hook that makes ops fail.
 
 use std::collections::BTreeMap;
 #[cfg(feature = "fault-injection")]
@@ -13,6 +14,7 @@ use super::ops::OpKind;
 pub struct FallbackReport {
     fallbacks: Mutex<BTreeMap<(OpKind, String), u64>>,
     replays: Mutex<BTreeMap<String, u64>>,
+    left: Mutex<Option<String>>,
 }
 
 impl FallbackReport {
@@ -23,7 +25,7 @@ impl FallbackReport {
         match fallbacks.get_mut(&(op, reason.to_owned())) {
             Some(count) => *count += 1,
             None => {
-                tracing::warn!(%op, reason, "MLX could not do this op: the CPU kernel computes it");
+                tracing::warn!(%op, reason, "the CPU kernel computes this op instead of MLX");
                 fallbacks.insert((op, reason.to_owned()), 1);
             }
         }
@@ -37,6 +39,22 @@ impl FallbackReport {
             tracing::warn!(reason, "an evaluation failed: the step is replayed on the CPU");
         }
         *count += 1;
+    }
+
+    /// Records that the model stays on the CPU, which happens once.
+    #[cfg(has_mlx)]
+    pub(super) fn leave(&self, reason: &str) {
+        tracing::warn!(
+            reason,
+            "{} evaluations in a row failed for one reason: the model stays on the CPU",
+            Breaker::LIMIT
+        );
+        *self.left.lock() = Some(reason.to_owned());
+    }
+
+    /// Why the model stays on the CPU, though MLX was taken, where it does: the reason for which evaluations failed.
+    pub fn left_mlx(&self) -> Option<String> {
+        self.left.lock().clone()
     }
 
     /// Every op that fell back: the op, the reason and how often.
@@ -55,7 +73,59 @@ impl FallbackReport {
     }
 }
 
-/// Faults that a test injects: the k-th call of an op fails or panics, or the k-th evaluation fails. Clones share one plan, so
+/// The evaluations in a row that failed for one reason.
+#[cfg(any(has_mlx, test))]
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    reason: String,
+    failures: u32,
+}
+
+#[cfg(any(has_mlx, test))]
+impl Breaker {
+    /// Failures after which MLX is not asked again: one may be a matter of memory that others held, a second is no accident.
+    pub const LIMIT: u32 = 3;
+
+    /// A step's evaluation failed; whether that is once too often.
+    pub fn failed(&mut self, reason: &str) -> bool {
+        // The bytes that an allocation asked for, say, differ from step to step.
+        let reason: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if self.reason != reason {
+            *self = Self { reason, failures: 0 };
+        }
+        self.failures += 1;
+        self.failures >= Self::LIMIT
+    }
+
+    /// The results of a step were read.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// Ops that never go to MLX, and why.
+#[cfg_attr(not(has_mlx), allow(dead_code, reason = "only MLX is kept from ops"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeptOff {
+    /// The op.
+    pub op: OpKind,
+    /// Whether only calls of it on matrices in blocks are meant.
+    pub quantized: bool,
+    /// Why, for the report.
+    pub reason: String,
+    /// Whether somebody asked for it: then it is no failure.
+    pub asked: bool,
+}
+
+impl KeptOff {
+    /// An op that somebody asked the CPU to compute.
+    pub fn asked(op: OpKind) -> Self {
+        Self { op, quantized: false, reason: "asked for by --cpu-ops".to_owned(), asked: true }
+    }
+}
+
+/// Faults that a test injects: the k-th call of an op fails or panics, the k-th evaluation fails, or an op computes wrong in the
+/// start-up check. Clones share one plan, so
 /// that a test can change it while a model runs. Without the feature `fault-injection` there is nothing to set, and asking
 /// costs nothing.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +143,9 @@ struct Plan {
     panic: Option<(OpKind, Window)>,
     /// Which evaluations fail.
     evaluation: Option<Window>,
+    /// The op whose result in the start-up check is wrong; it is then made on any device.
+    #[cfg_attr(not(has_mlx), allow(dead_code, reason = "only MLX is checked"))]
+    check: Option<OpKind>,
 }
 
 /// Calls that are left alone, and how many are hit from there.
@@ -98,6 +171,11 @@ impl Faults {
     /// The `k`-th evaluation (from 0) fails, and `count - 1` after it.
     pub fn evaluation_at(k: u64, count: u64) -> Self {
         Self::of(Plan { evaluation: Some(Window { before: k, left: count }), ..Plan::default() })
+    }
+
+    /// The start-up check is made on whatever device there is, and finds that `op` computes wrong.
+    pub fn wrong_in_check(op: OpKind) -> Self {
+        Self::of(Plan { check: Some(op), ..Plan::default() })
     }
 
     fn of(plan: Plan) -> Self {
@@ -126,6 +204,16 @@ impl Faults {
             }
         }
         let _ = op;
+        None
+    }
+
+    /// The op that is to compute wrong in the start-up check, if there is one.
+    #[cfg(has_mlx)]
+    pub(super) fn check(&self) -> Option<OpKind> {
+        #[cfg(feature = "fault-injection")]
+        if let Some(op) = self.plan.lock().check {
+            return Some(op);
+        }
         None
     }
 
@@ -159,5 +247,31 @@ impl Window {
         let hit = self.left > 0;
         self.left = self.left.saturating_sub(1);
         hit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_failures_of_one_reason_in_a_row_are_too_many() {
+        let mut breaker = Breaker::default();
+        assert_eq!([(); 3].map(|()| breaker.failed("no memory")), [false, false, true]);
+
+        let mut breaker = Breaker::default();
+        assert!(!breaker.failed("no memory") && !breaker.failed("no memory"));
+        breaker.succeeded();
+        assert!(!breaker.failed("no memory") && !breaker.failed("no memory"));
+        // Another reason is counted by itself, and the first one anew.
+        assert!(
+            !breaker.failed("lost device") && !breaker.failed("no memory") && !breaker.failed("no memory")
+        );
+        assert!(breaker.failed("no memory"));
+
+        // The numbers in a reason make no other one of it.
+        let mut breaker = Breaker::default();
+        assert!(!breaker.failed("cannot allocate 17 bytes") && !breaker.failed("cannot allocate 4096 bytes"));
+        assert!(breaker.failed("cannot allocate 8 bytes"));
     }
 }

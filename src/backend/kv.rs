@@ -27,6 +27,9 @@ pub const PAGE: usize = 64;
 /// Elements of a head that share a scale in a quantized cache: the smallest group that MLX has.
 pub const GROUP: usize = 32;
 
+/// Tokens by which the arrays of a cache on MLX grow: as mlx-lm's, few enough to waste little, enough to make copies rare.
+pub const MLX_GROWTH: usize = 256;
+
 /// What a layer's cache holds for each token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
@@ -42,6 +45,15 @@ impl KvShape {
     /// Bytes of one token in one layer, K and V, with their scales.
     pub const fn token_bytes(&self) -> usize {
         2 * self.heads * self.kind.head_bytes(self.head_dim)
+    }
+
+    /// The same on MLX, where a quantized head is filled up to whole groups.
+    pub const fn mlx_token_bytes(&self) -> usize {
+        let head_dim = match self.kind.bits() {
+            Some(_) => self.head_dim.next_multiple_of(GROUP),
+            None => self.head_dim,
+        };
+        Self { head_dim, ..*self }.token_bytes()
     }
 
     /// Elements of one head's K (or V) in a page.

@@ -1,13 +1,16 @@
 //! Backends: the ops, the dispatch that routes each of them, and the fallback policy.
 //!
 //! [`LlmBackendDispatch`] sends every op to MLX first where MLX runs the model. An op that MLX cannot do, or fails at, is
-//! computed by the CPU kernel instead; the pair of op and reason is logged once and counted. Under [`Policy::Deny`]
-//! each of these is an error.
+//! computed by the CPU kernel instead; the pair of op and reason is logged once and counted. Where evaluations fail again and
+//! again for one reason, the model stays on the CPU. Under [`Policy::Deny`] each of these is an error.
 
 pub mod batch;
+#[cfg(has_mlx)]
+mod check;
 pub mod cpu;
 mod fallback;
 pub mod kv;
+mod machine;
 #[cfg(has_mlx)]
 pub mod mlx;
 pub mod ops;
@@ -27,6 +30,9 @@ pub use profile::OpTime;
 
 use batch::Run;
 use cpu::CpuBackend;
+#[cfg(has_mlx)]
+use fallback::Breaker;
+use fallback::KeptOff;
 use kv::{HostKv, KvLayer, KvRows};
 use ops::{Op, OpKind, Ops, Outputs};
 use profile::{Profile, Work};
@@ -88,8 +94,9 @@ pub enum LlmBackendDispatch {
         cpu: CpuBackend,
         /// Counters, faults, policy.
         routing: Routing,
-        /// Set while a step is replayed: every op goes to the CPU and none of them counts as a fallback.
-        replaying: Cell<bool>,
+        /// Set while a step is replayed, and for good once MLX was given up: every op goes to the CPU and none of them counts
+        /// as a fallback.
+        on_cpu: Cell<bool>,
     },
 }
 
@@ -99,6 +106,9 @@ pub struct Routing {
     policy: Policy,
     report: Arc<FallbackReport>,
     faults: Faults,
+    kept_off: Vec<KeptOff>,
+    #[cfg(has_mlx)]
+    breaker: RefCell<Breaker>,
     /// Times of ops, while they are asked for.
     profile: RefCell<Option<Profile>>,
 }
@@ -106,7 +116,13 @@ pub struct Routing {
 impl Routing {
     /// Routing under `policy`, with injected `faults` (none outside tests).
     pub fn new(policy: Policy, faults: Faults) -> Self {
-        Self { policy, report: Arc::default(), faults, profile: RefCell::default() }
+        Self { policy, faults, ..Self::default() }
+    }
+
+    /// With `ops` computed by the CPU wherever MLX runs the model. That is no failure, and no error under [`Policy::Deny`].
+    pub fn with_cpu_ops(mut self, ops: &[OpKind]) -> Self {
+        self.kept_off.extend(ops.iter().copied().map(KeptOff::asked));
+        self
     }
 }
 
@@ -116,14 +132,16 @@ impl LlmBackendDispatch {
         Self::Cpu { cpu, routing }
     }
 
-    /// MLX's default device first, computing activations in `dtype`.
+    /// MLX's default device first, computing activations in `dtype`. Where the device is a GPU, kernels that compute wrong are
+    /// found and kept off first.
     ///
     /// # Errors
     /// Where no device answers.
     #[cfg(has_mlx)]
-    pub fn mlx(dtype: crate::tensor::DType, cpu: CpuBackend, routing: Routing) -> Result<Self> {
+    pub fn mlx(dtype: crate::tensor::DType, cpu: CpuBackend, mut routing: Routing) -> Result<Self> {
         let mlx = Box::new(mlx::MlxBackend::new(dtype)?);
-        Ok(Self::Mlx { mlx, cpu, routing, replaying: Cell::new(false) })
+        routing.kept_off.extend(check::wrong_kernels(&mlx, dtype, &routing.faults));
+        Ok(Self::Mlx { mlx, cpu, routing, on_cpu: Cell::new(false) })
     }
 
     /// Readies a matrix of a linear layer for its first use.
@@ -227,16 +245,25 @@ impl LlmBackendDispatch {
                 cpu.kv_write(layer, rows, run)
             }
             #[cfg(has_mlx)]
-            Self::Mlx { mlx, cpu, routing, replaying } => {
-                if replaying.get() {
+            Self::Mlx { mlx, cpu, routing, on_cpu } => {
+                if on_cpu.get() {
+                    // Since MLX was given up: a replay begins with caches in host memory.
+                    if let KvLayer::Mlx(kv) = layer {
+                        *layer = KvLayer::Host(mlx.kv_to_host(kv)?);
+                    }
                     return cpu.kv_write(layer, rows, run);
                 }
-                let failed = match routing.injected(OpKind::KvWrite, "mlx") {
-                    Ok(()) => mlx.kv_write(layer, rows, run),
-                    injected => injected,
-                };
-                let Err(error) = failed else { return Ok(()) };
-                routing.fell_back(OpKind::KvWrite, &error)?;
+                match routing.kept_off(OpKind::KvWrite, false) {
+                    Some(kept) => routing.keep_off(kept)?,
+                    None => {
+                        let failed = match routing.injected(OpKind::KvWrite, "mlx") {
+                            Ok(()) => mlx.kv_write(layer, rows, run),
+                            injected => injected,
+                        };
+                        let Err(error) = failed else { return Ok(()) };
+                        routing.fell_back(OpKind::KvWrite, &error)?;
+                    }
+                }
                 let (k, v) = (self.to_host(rows.k)?, self.to_host(rows.v)?);
                 if let KvLayer::Mlx(kv) = layer {
                     *layer = KvLayer::Host(mlx.kv_to_host(kv)?);
@@ -273,7 +300,7 @@ impl LlmBackendDispatch {
         match self {
             Self::Cpu { .. } => Ok(Tensor::Host(tensor)),
             #[cfg(has_mlx)]
-            Self::Mlx { mlx, replaying, .. } => match replaying.get() {
+            Self::Mlx { mlx, on_cpu, .. } => match on_cpu.get() {
                 true => Ok(Tensor::Host(tensor)),
                 false => mlx.upload(&tensor).map(Tensor::Mlx),
             },
@@ -329,8 +356,8 @@ impl LlmBackendDispatch {
                 Ok(())
             }
             #[cfg(has_mlx)]
-            Self::Mlx { mlx, routing, replaying, .. } => {
-                if replaying.get() {
+            Self::Mlx { mlx, routing, on_cpu, .. } => {
+                if on_cpu.get() {
                     return Ok(());
                 }
                 routing.faults.evaluation().map_or(Ok(()), |reason| Err(eval_error(reason)))?;
@@ -343,9 +370,7 @@ impl LlmBackendDispatch {
     pub fn greedy_tokens(&self, logits: &Tensor) -> Option<Tensor> {
         match (self, logits) {
             #[cfg(has_mlx)]
-            (Self::Mlx { mlx, replaying, .. }, Tensor::Mlx(logits)) if !replaying.get() => {
-                mlx.argmax(logits).ok()
-            }
+            (Self::Mlx { mlx, on_cpu, .. }, Tensor::Mlx(logits)) if !on_cpu.get() => mlx.argmax(logits).ok(),
             _ => {
                 let _ = logits;
                 None
@@ -365,21 +390,50 @@ impl LlmBackendDispatch {
     /// Those of `step`.
     pub fn replay<T>(&self, reason: &Error, step: impl FnOnce() -> Result<T>) -> Result<T> {
         self.report().count_replay(&reason.to_string());
+        self.evaluation_failed(reason);
         match self {
             Self::Cpu { .. } => step(),
             #[cfg(has_mlx)]
-            Self::Mlx { replaying, .. } => {
-                /// Ends the replay even where the step panics.
-                struct End<'a>(&'a Cell<bool>);
+            Self::Mlx { on_cpu, .. } => {
+                /// Ends the replay even where the step panics; where MLX was given up, nothing ends.
+                struct End<'a>(&'a Cell<bool>, bool);
                 impl Drop for End<'_> {
                     fn drop(&mut self) {
-                        self.0.set(false);
+                        self.0.set(self.1);
                     }
                 }
-                replaying.set(true);
-                let _end = End(replaying);
+                let _end = End(on_cpu, on_cpu.replace(true));
                 step()
             }
+        }
+    }
+
+    /// Counts a step whose evaluation failed with `error`, if it did. After three in a row for one reason MLX is given up:
+    /// every op from here on goes to the CPU, and caches follow when they are next written to.
+    pub fn evaluation_failed(&self, error: &Error) {
+        #[cfg(has_mlx)]
+        if let Self::Mlx { mlx, routing, on_cpu, .. } = self
+            && let Error::Op { op: EVAL, reason, .. } = error
+            && routing.policy == Policy::Allow
+            && !on_cpu.get()
+        {
+            let too_often = routing.breaker.borrow_mut().failed(reason);
+            if too_often {
+                on_cpu.set(true);
+                routing.report.leave(reason);
+                mlx.give_up();
+            }
+        }
+        let _ = error;
+    }
+
+    /// Notes that the results of a step were read: failures from here on are not in a row with those before.
+    pub fn evaluation_succeeded(&self) {
+        #[cfg(has_mlx)]
+        if let Self::Mlx { routing, on_cpu, .. } = self
+            && !on_cpu.get()
+        {
+            routing.breaker.borrow_mut().succeeded();
         }
     }
 
@@ -411,6 +465,25 @@ impl Routing {
         }
     }
 
+    /// Why `op` never goes to MLX, if it does not; `quantized` says whether this call of it is on a matrix in blocks.
+    #[cfg(has_mlx)]
+    fn kept_off(&self, op: OpKind, quantized: bool) -> Option<&KeptOff> {
+        self.kept_off.iter().find(|kept| kept.op == op && (quantized || !kept.quantized))
+    }
+
+    /// Counts a call of an op that is kept off MLX.
+    ///
+    /// # Errors
+    /// Under [`Policy::Deny`], where nobody asked for it.
+    #[cfg(has_mlx)]
+    fn keep_off(&self, kept: &KeptOff) -> Result<()> {
+        if self.policy == Policy::Deny && !kept.asked {
+            return Err(Error::Op { op: kept.op.name(), backend: "mlx", reason: kept.reason.clone() });
+        }
+        self.report.count_fallback(kept.op, &kept.reason);
+        Ok(())
+    }
+
     /// Records that MLX could not do `op`.
     ///
     /// # Errors
@@ -434,10 +507,11 @@ impl Ops for LlmBackendDispatch {
     fn run(&self, op: &Op<'_>) -> Result<Outputs> {
         op.check()?;
         #[cfg(has_mlx)]
-        if let Self::Mlx { mlx, replaying, .. } = self
+        if let Self::Mlx { mlx, routing, on_cpu, .. } = self
             && op.is_fused()
-            && !replaying.get()
+            && !on_cpu.get()
             && !mlx.fuses(op)
+            && routing.kept_off(op.kind(), op.is_quantized()).is_none()
         {
             // Part by part through the dispatch, so that only the part that fails falls back.
             return ops::compose(self, op);
@@ -464,9 +538,13 @@ impl LlmBackendDispatch {
                 cpu.run(op)
             }
             #[cfg(has_mlx)]
-            Self::Mlx { mlx, cpu, routing, replaying } => {
-                if replaying.get() {
+            Self::Mlx { mlx, cpu, routing, on_cpu } => {
+                if on_cpu.get() {
                     return cpu.run(op);
+                }
+                if let Some(kept) = routing.kept_off(op.kind(), op.is_quantized()) {
+                    routing.keep_off(kept)?;
+                    return self.run_on_host(op, mlx, cpu);
                 }
                 let attempt = routing
                     .injected(op.kind(), "mlx")

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -101,6 +102,19 @@ impl OpKind {
             Self::AddRmsNorm => "add_rms_norm",
             Self::Qkv => "qkv",
         }
+    }
+}
+
+impl FromStr for OpKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|op| op.name() == name).ok_or_else(|| Error::Option {
+            option: "cpu_ops",
+            got: name.to_owned(),
+            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, add, mul, scale, soft_cap, \
+                rope, kv_write, attention, take_rows, gate_up, add_rms_norm, qkv",
+        })
     }
 }
 
@@ -284,6 +298,18 @@ impl<'a> Op<'a> {
     /// Whether [`compose`] knows this op's parts.
     pub fn is_fused(&self) -> bool {
         matches!(self, Self::GateUp { .. } | Self::AddRmsNorm { .. } | Self::Qkv { .. })
+    }
+
+    /// Whether it reads a matrix in blocks.
+    pub fn is_quantized(&self) -> bool {
+        let in_blocks = |projection: &Projection<'_>| matches!(projection.weight, MatrixRef::Quantized(_));
+        match self {
+            Self::Embedding { table, .. } => matches!(table, MatrixRef::Quantized(_)),
+            Self::Linear { projection, .. } => in_blocks(projection),
+            Self::GateUp { gate, up, .. } => in_blocks(gate) || in_blocks(up),
+            Self::Qkv { projections, .. } => projections.iter().any(in_blocks),
+            _ => false,
+        }
     }
 
     /// The activations that the op reads, in the order that [`Self::with_inputs`] takes them.
@@ -591,5 +617,22 @@ pub fn compose(ops: &(impl Ops + ?Sized), op: &Op<'_>) -> Result<Outputs> {
             backend: "composition",
             reason: "a plain op has no parts".into(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_others_refused_with_the_list() {
+        for op in OpKind::ALL {
+            assert_eq!(op.to_string().parse::<OpKind>().unwrap(), op);
+        }
+        let error = "softmax".parse::<OpKind>().unwrap_err().to_string();
+        assert!(error.contains("softmax"), "{error}");
+        for op in OpKind::ALL {
+            assert!(error.contains(op.name()), "{op} is missing: {error}");
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! The auto selector: which backends there are, whether the model fits, and why one was taken.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
 use super::LlmBackendKind;
+use super::cpu::Isa;
+use super::machine::available_memory;
 use crate::error::{Error, Result};
 
 /// What the user asked for.
@@ -29,15 +30,16 @@ impl BackendRequest {
 impl FromStr for BackendRequest {
     type Err = Error;
 
+    /// In any case: `CPU` and `Metal` are the names of things.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
+        match name.to_ascii_lowercase().as_str() {
             "auto" => Ok(Self::Auto),
             "metal" => Ok(Self::Metal),
             "mlx" => Ok(Self::Mlx),
             "cpu" => Ok(Self::Cpu),
-            other => Err(Error::Option {
+            _ => Err(Error::Option {
                 option: "backend",
-                got: other.to_owned(),
+                got: name.to_owned(),
                 expected: "auto, metal, mlx or cpu",
             }),
         }
@@ -51,7 +53,7 @@ pub struct MemoryNeed {
     pub weights: u64,
     /// K and V at the asked context.
     pub kv: u64,
-    /// Activations of the largest step, logits included.
+    /// What the largest step makes on its way: activations and logits, and on MLX masks, scores and widened weights.
     pub activations: u64,
 }
 
@@ -104,7 +106,7 @@ pub struct MlxFacts {
     pub gpu: bool,
     /// Whether it is Apple's.
     pub metal: bool,
-    /// Bytes that it recommends to use at most, or that the machine has available.
+    /// Bytes that it recommends to use at most, or has free; of the CPU device, those that the machine has available.
     pub memory: Option<u64>,
 }
 
@@ -117,7 +119,53 @@ pub struct Selection {
     pub reason: String,
 }
 
-/// Decides from what is known; `mlx` is the device, or why there is none.
+/// A backend of [`backends`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendStatus {
+    /// Its name, as typed.
+    pub name: &'static str,
+    /// What it runs on here, or why it is not there.
+    pub there: Result<String, String>,
+}
+
+impl fmt::Display for BackendStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.there {
+            Ok(device) => write!(f, "{}: {device}", self.name),
+            Err(why) => write!(f, "{}: no, {why}", self.name),
+        }
+    }
+}
+
+/// The backends that there are by name, each with what it runs on in this build and on this machine, or why it does not.
+///
+/// ```
+/// let cpu = backstop::backends().into_iter().find(|backend| backend.name == "cpu").unwrap();
+/// assert!(cpu.there.is_ok(), "the CPU kernels run everywhere");
+/// ```
+pub fn backends() -> [BackendStatus; 3] {
+    let mlx = mlx_facts();
+    let metal = match &mlx {
+        Ok(device) if device.metal => Ok(device.name.clone()),
+        other => Err(no_metal(other)),
+    };
+    let mlx = mlx.map(|device| device.name);
+    [
+        BackendStatus { name: "metal", there: metal },
+        BackendStatus { name: "mlx", there: mlx },
+        BackendStatus { name: "cpu", there: Ok(Isa::detect().to_string()) },
+    ]
+}
+
+/// Why there is no Metal.
+fn no_metal(mlx: &Result<MlxFacts, String>) -> String {
+    match mlx {
+        Ok(device) => format!("MLX's device here is the {}, not Apple's GPU", device.name),
+        Err(why) => format!("{why}; it runs on Apple Silicon alone"),
+    }
+}
+
+/// Decides from what is known; `mlx` is the device, or why there is none; `need` is the model's on MLX.
 ///
 /// `auto` takes MLX where it has a GPU and the model fits. MLX's CPU device is never taken by itself: it is there for
 /// correctness, and the CPU kernels are faster.
@@ -134,17 +182,11 @@ pub fn decide(
     match (request, mlx) {
         (BackendRequest::Cpu, _) => cpu("asked for".into()),
         (BackendRequest::Metal, Ok(device)) if device.metal => on_mlx("asked for".into()),
-        (BackendRequest::Metal, Ok(device)) => Err(Error::Backend {
-            backend: "metal",
-            reason: format!(
-                "MLX's device here is the {}, not Apple's GPU; try --backend mlx, auto or cpu",
-                device.name
-            ),
-        }),
-        (BackendRequest::Metal, Err(why)) => Err(Error::Backend {
-            backend: "metal",
-            reason: format!("{why}; it runs on Apple Silicon alone: try --backend auto or cpu"),
-        }),
+        (BackendRequest::Metal, mlx) => {
+            let others = if mlx.is_ok() { "mlx, auto or cpu" } else { "auto or cpu" };
+            let reason = format!("{}; try --backend {others}", no_metal(mlx));
+            Err(Error::Backend { backend: "metal", reason })
+        }
         (BackendRequest::Mlx, Ok(_)) => on_mlx("asked for".into()),
         (BackendRequest::Mlx, Err(why)) => {
             Err(Error::Backend { backend: "mlx", reason: format!("{why}; try --backend auto or cpu") })
@@ -165,7 +207,7 @@ pub fn decide(
     }
 }
 
-/// Asks the machine, and decides.
+/// Asks the machine, and decides; `need` is the model's on MLX.
 ///
 /// # Errors
 /// As [`decide`].
@@ -179,10 +221,10 @@ pub fn select(request: BackendRequest, need: &MemoryNeed) -> Result<Selection> {
 #[cfg(has_mlx)]
 fn mlx_facts() -> Result<MlxFacts, String> {
     let device = super::mlx::DeviceInfo::query().map_err(|error| error.to_string())?;
-    let memory = match (device.gpu, device.recommended_bytes) {
-        (true, Some(bytes)) => Some(bytes),
-        // Unified memory, or none of its own: what the machine has available.
-        _ => available_memory(),
+    // The memory of a GPU may be its own: what the machine has left says nothing of it.
+    let memory = match device.gpu {
+        true => device.recommended_bytes.or_else(super::machine::gpu_memory),
+        false => available_memory(),
     };
     let metal = device.gpu && cfg!(target_os = "macos");
     Ok(MlxFacts { name: device.to_string(), gpu: device.gpu, metal, memory })
@@ -190,10 +232,14 @@ fn mlx_facts() -> Result<MlxFacts, String> {
 
 #[cfg(not(has_mlx))]
 fn mlx_facts() -> Result<MlxFacts, String> {
-    Err("this build has no MLX".into())
+    Err(match std::env::consts::OS {
+        "linux" => "this build has no MLX (`cargo xtask with-mlx` makes one that has)".into(),
+        "macos" => "this build has no MLX, which does not run on Intel Macs".into(),
+        other => format!("this build has no MLX, which does not run on {other}"),
+    })
 }
 
-/// Bytes that `kind` has for a model: what a GPU recommends to use at most, else what the machine has available.
+/// Bytes that `kind` has for a model: what a GPU recommends to use at most or has free, else what the machine has available.
 pub fn memory_for(kind: LlmBackendKind) -> Option<u64> {
     match kind {
         LlmBackendKind::Cpu => available_memory(),
@@ -209,34 +255,6 @@ pub fn kv_memory(need: &MemoryNeed, memory: Option<u64>, most: u64) -> u64 {
     let Some(memory) = memory else { return most.min(UNKNOWN) };
     let model = need.total().saturating_sub(need.kv);
     memory.saturating_sub(model).max(memory / 8).min(most)
-}
-
-/// Bytes that the system could give to this process now, where it says so: of the machine's, and of the control groups' that
-/// it is in, beyond which the kernel would end it.
-pub fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    Some(cgroup_available(Path::new("/sys/fs/cgroup"), group).map_or(machine, |group| group.min(machine)))
-}
-
-/// What is left below the least limit of a control group (version 2) and those around it; what they hold of files can be
-/// had back.
-fn cgroup_available(root: &Path, group: &str) -> Option<u64> {
-    let left = |dir: &Path| -> Option<u64> {
-        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
-        let number = |text: String| text.trim().parse::<u64>().ok();
-        // `max` where there is no limit.
-        let limit = number(read("memory.max")?)?;
-        let stat = read("memory.stat").unwrap_or_default();
-        let files = stat.lines().find_map(|line| line.strip_prefix("file ")).map(str::to_owned);
-        let held = number(read("memory.current")?)?;
-        Some(limit.saturating_sub(held.saturating_sub(files.and_then(number).unwrap_or(0))))
-    };
-    let dir = root.join(group);
-    dir.ancestors().take_while(|dir| dir.starts_with(root)).filter_map(left).min()
 }
 
 #[cfg(test)]
@@ -294,24 +312,34 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_control_groups_count() {
-        let root = tempfile::tempdir().unwrap();
-        let group = |path: &str, [max, current, stat]: [&str; 3]| {
-            let dir = root.path().join(path);
-            std::fs::create_dir_all(&dir).unwrap();
-            for (name, text) in [("memory.max", max), ("memory.current", current), ("memory.stat", stat)] {
-                std::fs::write(dir.join(name), text).unwrap();
+    fn names_are_read_in_any_case() {
+        for (typed, request) in [
+            ("CPU", BackendRequest::Cpu),
+            ("Metal", BackendRequest::Metal),
+            ("mlx", BackendRequest::Mlx),
+            ("aUTO", BackendRequest::Auto),
+        ] {
+            assert_eq!(typed.parse::<BackendRequest>().unwrap(), request);
+        }
+        let error = "Quantum".parse::<BackendRequest>().unwrap_err().to_string();
+        assert!(error.contains("Quantum") && error.contains("auto, metal, mlx or cpu"), "{error}");
+    }
+
+    #[test]
+    fn every_backend_is_there_or_says_why_not() {
+        let all = backends();
+        assert_eq!(all.each_ref().map(|backend| backend.name), ["metal", "mlx", "cpu"]);
+        let [metal, mlx, cpu] = all;
+        assert!(cpu.there.is_ok());
+        assert_eq!(mlx.there.is_ok(), cfg!(has_mlx), "{mlx}");
+        match metal.there {
+            // What runs here is what `--backend metal` takes.
+            Ok(_) => assert!(cfg!(all(has_mlx, target_os = "macos"))),
+            Err(why) => {
+                let error = select(BackendRequest::Metal, &NEED).unwrap_err().to_string();
+                assert!(error.contains(&why), "{error}, but {why}");
             }
-        };
-        assert_eq!(cgroup_available(root.path(), "a/b"), None);
-        group("a", ["1000\n", "700\n", "anon 500\nfile 200\nslab 1\n"]);
-        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
-        group("a/b", ["max\n", "600\n", "file 0\n"]);
-        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
-        group("a/b", ["650\n", "600\n", "file 10\n"]);
-        assert_eq!(cgroup_available(root.path(), "a/b"), Some(60));
-        assert_eq!(cgroup_available(root.path(), "a"), Some(500));
-        assert_eq!(cgroup_available(root.path(), ""), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use backstop::backend::cpu::Activations;
 use backstop::backend::kv::KvType;
+use backstop::backend::ops::OpKind;
 use backstop::backend::select::BackendRequest;
+use backstop::tensor::DType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 
@@ -288,9 +290,17 @@ pub struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// What runs it: metal is MLX on Apple's GPU, mlx is MLX on its default device.
-    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    #[arg(long, value_name = "BACKEND", default_value = "auto", ignore_case = true)]
     #[arg(value_parser = PossibleValuesParser::new(BackendRequest::NAMES).try_map(|name| name.parse::<BackendRequest>()))]
     pub backend: BackendRequest,
+    /// Ops that the CPU computes where MLX runs the model, such as attention,linear: to find out which one is wrong or slow.
+    #[arg(long, value_name = "OP,…", value_delimiter = ',', hide_possible_values = true)]
+    #[arg(value_parser = PossibleValuesParser::new(OpKind::ALL.map(OpKind::name)).try_map(|name| name.parse::<OpKind>()))]
+    pub cpu_ops: Vec<OpKind>,
+    /// The type of activations on MLX; the CPU computes in f32, whatever it says [default: the weights' type].
+    #[arg(long, value_name = "TYPE")]
+    #[arg(value_parser = PossibleValuesParser::new(DType::ALL.map(DType::name)).try_map(|name| name.parse::<DType>()))]
+    pub dtype: Option<DType>,
     /// What the CPU makes of activations before it multiplies them with quantized weights: int8 rounds them in blocks of 32,
     /// f32 keeps them as they are, which is slower.
     #[arg(long, value_name = "TYPE", default_value = "int8")]
@@ -443,6 +453,25 @@ mod tests {
         {
             assert!(size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn ops_are_listed_and_backends_are_named_in_any_case() {
+        let typed = [
+            "backstop",
+            "run",
+            "x",
+            "--backend",
+            "CPU",
+            "--cpu-ops",
+            "attention,rms_norm",
+            "--dtype",
+            "bf16",
+        ];
+        let Command::Run(run) = Args::try_parse_from(typed).unwrap().command else { panic!("run was typed") };
+        assert_eq!(run.model.backend, BackendRequest::Cpu);
+        assert_eq!(run.model.cpu_ops, [OpKind::Attention, OpKind::RmsNorm]);
+        assert_eq!(run.model.dtype, Some(DType::BF16));
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use backstop::ModelFiles;
+use backstop::backend::LlmBackendKind;
 use backstop::backend::kv::KvType;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, GenerationConfig, RopeScaling};
-
 use backstop::weights::Stored;
+use backstop::{LoadOptions, ModelFiles, backends};
 use serde_json::{Value, json};
 
 use super::Usage;
@@ -39,8 +39,8 @@ struct Facts {
     /// What K and V would be kept in.
     kv_type: KvType,
     selection: Selection,
-    /// Memory by context, ascending.
-    needs: Vec<(usize, MemoryNeed)>,
+    /// Memory by context, ascending, and backend.
+    needs: Vec<(usize, LlmBackendKind, MemoryNeed)>,
 }
 
 /// Tensors of one type and shape, layer after layer.
@@ -71,12 +71,18 @@ impl Facts {
         }
         let context = asked.unwrap_or_else(|| files.default_context());
         let kv_type = kv_type.unwrap_or(files.dtype().into());
-        let selection = select::select(BackendRequest::Auto, &files.memory_need(context, kv_type))?;
+        let need = |context: usize, backend: LlmBackendKind| {
+            let (context, kv_type) = (Some(context), Some(kv_type));
+            let options = LoadOptions { context, kv_type, ..LoadOptions::default() };
+            files.memory_need(files.memory_setting(backend, &options))
+        };
+        let selection = select::select(BackendRequest::Auto, &need(context, LlmBackendKind::Mlx))?;
         // Four times as much at each step, as far as the model goes.
         let usual = (0..16).map(|i| 512 << (2 * i)).take_while(|&context| context < most);
         let contexts: BTreeSet<usize> = usual.chain([context, most]).collect();
-        let needs =
-            contexts.into_iter().map(|context| (context, files.memory_need(context, kv_type))).collect();
+        let both = [LlmBackendKind::Cpu, LlmBackendKind::Mlx];
+        let needs = contexts.into_iter().flat_map(|context| both.map(|kind| (context, kind)));
+        let needs = needs.map(|(context, kind)| (context, kind, need(context, kind))).collect();
         let template =
             files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
         let tensors = files.tensors();
@@ -167,6 +173,7 @@ impl Facts {
             let Selection { kind, reason } = &self.selection;
             format!("auto takes {kind} at {} tokens: {reason}", self.context)
         });
+        row("backends", backends().map(|backend| backend.to_string()).join("; "));
         table + "\n" + &self.tensor_table() + "\n" + &self.memory()
     }
 
@@ -185,14 +192,14 @@ impl Facts {
         format!("{} in {files}: {}", Bytes(self.files.checkpoint.total_bytes()), types.join(", "))
     }
 
-    /// Memory by context, a line each.
+    /// Memory by context and backend, a line each: weights are in another form on each.
     fn memory(&self) -> String {
-        let head = ["context", "kv cache", "weights", "activations", "reserve", "memory"];
+        let head = ["context", "on", "kv cache", "weights", "activations", "reserve", "memory"];
         let mut lines = vec![head.map(str::to_owned)];
-        for (context, need) in &self.needs {
+        for (context, kind, need) in &self.needs {
             let bytes = [need.kv, need.weights, need.activations, MemoryNeed::RESERVE, need.total()];
             let [kv, weights, activations, reserve, total] = bytes.map(|bytes| Bytes(bytes).to_string());
-            lines.push([context.to_string(), kv, weights, activations, reserve, total]);
+            lines.push([context.to_string(), kind.to_string(), kv, weights, activations, reserve, total]);
         }
         aligned(&lines, 0)
     }
@@ -204,9 +211,10 @@ impl Facts {
             .map(|(name, share)| json!({ "type": name, "tensors": share.tensors, "bytes": share.bytes }))
             .collect();
         let memory: Vec<Value> = (self.needs.iter())
-            .map(|(context, need)| {
+            .map(|(context, kind, need)| {
                 json!({
                     "context": context,
+                    "backend": kind.name(),
                     "weights": need.weights,
                     "kv_cache": need.kv,
                     "activations": need.activations,
@@ -216,6 +224,11 @@ impl Facts {
             })
             .collect();
         let generation = &files.generation;
+        let backends = backends().map(|backend| {
+            let (name, device, why) =
+                (backend.name, backend.there.as_ref().ok(), backend.there.as_ref().err());
+            json!({ "name": name, "device": device, "why_not": why })
+        });
         json!({
             "name": files.name(),
             "path": files.path.display().to_string(),
@@ -270,6 +283,7 @@ impl Facts {
                 "reason": self.selection.reason,
                 "context": self.context,
             },
+            "backends": backends,
         })
     }
 }

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::Isa;
 use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
 use tracing_subscriber::EnvFilter;
@@ -125,7 +126,7 @@ fn load_as(
     let isa = args.isa.as_deref().map(isa).transpose()?;
     let files = open(args.model.as_deref())?;
     let name = files.name();
-    let _progress = term::Progress::start(move || format!("loading {name}"));
+    let progress = term::Progress::start(move || format!("loading {name}"));
     let options = LoadOptions {
         backend: args.backend,
         threads: session.threads,
@@ -134,9 +135,22 @@ fn load_as(
         isa,
         activations: args.activations,
         kv_type: args.kv_type,
+        dtype: args.dtype,
+        cpu_ops: args.cpu_ops.clone(),
         ..LoadOptions::default()
     };
-    let model = Model::load_with(files, change(options)).map_err(typed)?;
+    let options = change(options);
+    let (cpu_ops, dtype) = (!options.cpu_ops.is_empty(), options.dtype.is_some());
+    let model = Model::load_with(files, options).map_err(typed)?;
+    drop(progress);
+    if model.info().selection.kind == LlmBackendKind::Cpu && (cpu_ops || dtype) {
+        let what = ["--cpu-ops", "--dtype"].into_iter().zip([cpu_ops, dtype]);
+        let what: Vec<&str> = what.filter_map(|(name, typed)| typed.then_some(name)).collect();
+        term::note(format_args!(
+            "note: {} changes nothing where the CPU runs the model: it computes every op in f32",
+            what.join(" with ")
+        ));
+    }
     Ok(Loaded { model, time: started.elapsed() })
 }
 

@@ -35,7 +35,9 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     let text = text(args)?;
     let context = args.tokens.min(super::open(args.model.model.as_deref())?.config.max_context());
     let session = SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads };
-    let reference = load(&args.model, &session, BackendRequest::Cpu, Activations::F32)?;
+    // What is said of MLX is said of what is compared.
+    let plain = ModelArgs { dtype: None, cpu_ops: Vec::new(), ..args.model.clone() };
+    let reference = load(&plain, &session, BackendRequest::Cpu, Activations::F32)?;
     let (tokens, all) = tokens(&reference.model, &text, context)?;
     let trace = Trace::of(&reference.model, &tokens)?;
     let reference_device = Device::of(&reference.model, Activations::F32);
@@ -98,6 +100,7 @@ struct Device {
     activations: Option<Activations>,
     fallbacks: Vec<Value>,
     replays: Vec<Value>,
+    left_mlx: Option<String>,
 }
 
 impl Device {
@@ -105,7 +108,8 @@ impl Device {
         let (fallbacks, replays) = fallen_back(model.engine().report());
         let on_cpu = model.info().selection.kind == backstop::backend::LlmBackendKind::Cpu;
         let name = model.engine().backend().to_owned();
-        Self { name, activations: on_cpu.then_some(activations), fallbacks, replays }
+        let left_mlx = model.engine().report().left_mlx();
+        Self { name, activations: on_cpu.then_some(activations), fallbacks, replays, left_mlx }
     }
 
     fn shown(&self) -> String {
@@ -121,6 +125,7 @@ impl Device {
             "activations": self.activations.map(name),
             "fallbacks": self.fallbacks,
             "replays": self.replays,
+            "left_mlx": self.left_mlx,
         })
     }
 }

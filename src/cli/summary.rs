@@ -68,6 +68,9 @@ impl Summary<'_> {
         for (reason, count) in report.replays() {
             lines.push(("replay", format!("a step on the CPU {}: {reason}", times(count))));
         }
+        if let Some(reason) = report.left_mlx() {
+            lines.push(("left MLX", format!("the model stays on the CPU: {reason}")));
+        }
         lines
     }
 
@@ -104,6 +107,8 @@ impl Summary<'_> {
                 "kind": info.selection.kind.name(),
                 "device": self.model.engine().backend(),
                 "reason": info.selection.reason,
+                "activations": info.activation_dtype.name(),
+                "left_mlx": self.model.engine().report().left_mlx(),
             },
             "kv_cache": kv_cache(info),
             "peak_memory_bytes": peak_memory(),
@@ -278,25 +283,36 @@ mod tests {
         use backstop::{LoadOptions, ModelFiles};
 
         let attention = json!([{ "op": "attention", "reason": "injected fault", "count": 3 }]);
-        let evaluation = json!([{ "reason": "eval failed on mlx: injected fault", "count": 1 }]);
-        for (faults, row, fallbacks, replays) in [
-            (Faults::default(), None, json!([]), json!([])),
+        let none: &[(&str, &str)] = &[];
+        let evaluations =
+            |count: u64| json!([{ "reason": "eval failed on mlx: injected fault", "count": count }]);
+        for (faults, expected, fallbacks, replays) in [
+            (Faults::default(), none, json!([]), json!([])),
             (
                 Faults::op(OpKind::Attention, 4, 3),
-                Some(("fallback", "attention on the CPU 3 times: injected fault")),
+                &[("fallback", "attention on the CPU 3 times: injected fault")][..],
                 attention,
                 json!([]),
             ),
             (
                 Faults::evaluation_at(1, 1),
-                Some(("replay", "a step on the CPU once: eval failed on mlx: injected fault")),
+                &[("replay", "a step on the CPU once: eval failed on mlx: injected fault")][..],
                 json!([]),
-                evaluation,
+                evaluations(1),
+            ),
+            (
+                Faults::evaluation_at(1, u64::MAX),
+                &[
+                    ("replay", "a step on the CPU 3 times: eval failed on mlx: injected fault"),
+                    ("left MLX", "the model stays on the CPU: injected fault"),
+                ][..],
+                json!([]),
+                evaluations(3),
             ),
         ] {
             let load = LoadOptions { backend: BackendRequest::Mlx, faults, ..LoadOptions::default() };
             let model = Model::load_with(ModelFiles::builtin().unwrap(), load).unwrap();
-            let options = Options { max_tokens: Some(4), ..Options::default() };
+            let options = Options { max_tokens: Some(6), ..Options::default() };
             let answer =
                 crate::cli::stream::stream(|| model.generate("Once upon a time", &options), None).unwrap();
             let summary =
@@ -304,12 +320,13 @@ mod tests {
             let rows: Vec<_> = summary
                 .lines()
                 .into_iter()
-                .filter(|(name, _)| ["fallback", "replay"].contains(name))
+                .filter(|(name, _)| ["fallback", "replay", "left MLX"].contains(name))
                 .collect();
-            let expected: Vec<_> = row.into_iter().map(|(name, what)| (name, what.to_owned())).collect();
+            let expected: Vec<_> = expected.iter().map(|(name, what)| (*name, (*what).to_owned())).collect();
             assert_eq!(rows, expected);
             let json = summary.json();
             assert_eq!((&json["fallbacks"], &json["replays"]), (&fallbacks, &replays));
+            assert_eq!(json["backend"]["left_mlx"].is_string(), rows.len() == 2);
         }
     }
 

@@ -163,8 +163,9 @@ impl Runtime {
     /// Those of the ops, and a failed evaluation.
     pub fn hidden(&self, batch: &Batch, sequences: &mut [SequenceState]) -> Result<HostTensor> {
         let mut step = Step::new(&self.dispatch, batch, sequences, &self.config.rope)?;
-        let hidden = self.forward.hidden(&mut step)?;
-        let hidden = self.dispatch.to_host(&hidden)?;
+        let hidden = self.forward.hidden(&mut step).and_then(|hidden| self.dispatch.to_host(&hidden));
+        let hidden = hidden.inspect_err(|error| self.dispatch.evaluation_failed(error))?;
+        self.dispatch.evaluation_succeeded();
         self.commit(batch, sequences);
         Ok(hidden)
     }
@@ -182,6 +183,10 @@ impl Runtime {
 
     /// Records the tokens of a step that succeeded.
     pub fn commit(&self, batch: &Batch, sequences: &mut [SequenceState]) {
+        // Of a step without logits nobody knows yet whether its evaluation will succeed.
+        if !batch.outputs.is_empty() {
+            self.dispatch.evaluation_succeeded();
+        }
         let Tokens::Known(ids) = &batch.tokens else { return };
         for run in &batch.runs {
             let history = &mut sequences[run.sequence].history;
@@ -193,7 +198,8 @@ impl Runtime {
     /// After a step failed: its sequences as they were, and the step replayed on the CPU where `error` allows it.
     ///
     /// MLX writes its caches in place and a failed evaluation may leave them without data, so that the state before
-    /// the step is computed anew from the tokens.
+    /// the step is computed anew from the tokens. It stays in host memory where the dispatch gave MLX up, and moves back with
+    /// the next step elsewhere.
     ///
     /// # Errors
     /// `error` itself where it is not to be replayed, else those of the CPU.

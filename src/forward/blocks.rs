@@ -279,7 +279,7 @@ impl Vocabulary {
         self
     }
 
-    /// The table's element type, in which the family computes on MLX.
+    /// The embedding table.
     pub fn table(&self) -> &Matrix {
         &self.table
     }

@@ -222,6 +222,11 @@ impl QuantWeight {
         Self { planes: self.planes.held(), ..self.clone() }
     }
 
+    /// Whether its planes lie in no file, and are made when they are asked for.
+    pub fn is_made(&self) -> bool {
+        self.planes.is_made()
+    }
+
     /// What tells the matrix from every other that is there at the same time: it and its clones have this address and this
     /// length, and none else has.
     pub fn key(&self) -> (usize, usize) {

@@ -104,6 +104,11 @@ impl Planes {
         }
     }
 
+    /// Whether they are made when they are asked for.
+    pub fn is_made(&self) -> bool {
+        matches!(self, Self::Made(_))
+    }
+
     /// An address and a length that no other planes have while these are there.
     pub fn key(&self) -> (usize, usize) {
         match self {

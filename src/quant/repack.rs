@@ -49,6 +49,41 @@ impl Format {
             },
         })
     }
+
+    /// The format of the planes that MLX holds in place of a matrix of `columns` in this one, where activations are `f16` if
+    /// `narrow`; `None` where MLX has no form for it.
+    ///
+    /// It is what [`repack`] makes of every matrix but one whose scales, turned into MLX's, leave the range of `f16`: that
+    /// one has them in `f32`.
+    pub fn kept_on_mlx(self, columns: usize, narrow: bool) -> Option<Self> {
+        Some(match self.on_mlx(columns)? {
+            MlxForm::Native => self,
+            MlxForm::Equal(Self::Affine { bits, group, .. }) => {
+                let scales = if narrow && self.has_f16_scales() { DType::F16 } else { DType::F32 };
+                Self::Affine { bits, group, scales }
+            }
+            MlxForm::Equal(to) | MlxForm::Nearest(to) => to,
+        })
+    }
+
+    /// Whether the scales and biases of its affine form are numbers of the file in `f16`, times powers of two. Those of the
+    /// other formats are products, which have more bits.
+    fn has_f16_scales(self) -> bool {
+        match self {
+            Self::Affine { scales, .. } => scales == DType::F16,
+            Self::Ggml(of) => matches!(
+                of,
+                GgmlType::Q4_0
+                    | GgmlType::Q4_1
+                    | GgmlType::Q5_0
+                    | GgmlType::Q5_1
+                    | GgmlType::Q8_0
+                    | GgmlType::IQ4_NL
+                    | GgmlType::Q3_K
+            ),
+            Self::Mxfp4 | Self::Mxfp8 | Self::Nvfp4 => false,
+        }
+    }
 }
 
 /// Codes, scales and biases of a row, in the target's format.
@@ -59,14 +94,18 @@ struct Row<'a> {
 }
 
 /// `weight` in the format `to`, which [`Format::on_mlx`] named for it. Scales and biases become `f16` where `narrow` asks
-/// for it and all of them are exact in it.
+/// for it, [`Format::kept_on_mlx`] says so, and all of them are exact in it.
 ///
 /// # Panics
 /// Where `to` is not what `on_mlx` named.
 pub fn repack(weight: &QuantWeight, to: Format, narrow: bool) -> QuantWeight {
     let repacked = match to {
         Format::Mxfp4 => mxfp4(weight),
-        Format::Affine { bits, group, .. } => to_affine(weight, bits, group, narrow),
+        Format::Affine { bits, group, .. } => {
+            let kept = weight.format().kept_on_mlx(weight.shape()[1], narrow);
+            let narrow = narrow && matches!(kept, Some(Format::Affine { scales: DType::F16, .. }));
+            to_affine(weight, bits, group, narrow)
+        }
         other => panic!("nothing is repacked into {other}"),
     };
     match weight.order() {
@@ -195,4 +234,65 @@ fn nearest(values: &[f32], codes: &mut [u8]) -> (f32, f32) {
         *code = ((value - least) * inverse).round() as u8;
     }
     (scale, least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A matrix of `[3, columns]` whose bytes are all alike: as `f16` they are 0.065, which leaves no type's range.
+    fn matrix(format: Format, columns: usize) -> QuantWeight {
+        let planes = format.row_bytes(columns).into_iter().map(|row| Plane::owned(vec![0x2c; 3 * row]));
+        QuantWeight::new("w", format, [3, columns], planes)
+    }
+
+    /// What is counted before a model is loaded are the bytes that MLX is given.
+    #[test]
+    fn the_bytes_of_every_format_on_mlx_are_known_beforehand() {
+        let columns = 768;
+        let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| {
+            [16, 32, 64, 96, 128, 192, 256].into_iter().flat_map(move |group| {
+                let of = |scales| Format::Affine { bits, group, scales };
+                [DType::F32, DType::F16, DType::BF16].map(of)
+            })
+        });
+        let small = [Format::Mxfp4, Format::Mxfp8, Format::Nvfp4];
+        let formats: Vec<Format> = affine.chain(small).chain(GgmlType::ALL.map(Format::Ggml)).collect();
+        for format in formats {
+            let weight = matrix(format, columns);
+            for narrow in [false, true] {
+                let kept = format.kept_on_mlx(columns, narrow).unwrap();
+                let made = match format.on_mlx(columns).unwrap() {
+                    MlxForm::Native => weight.clone(),
+                    MlxForm::Equal(to) | MlxForm::Nearest(to) => repack(&weight, to, narrow),
+                };
+                assert_eq!(made.format(), kept, "{format}, narrow {narrow}");
+                let held: usize = made.planes().iter().map(|plane| plane.bytes().len()).sum();
+                let counted: usize = kept.row_bytes(columns).iter().map(|row| 3 * row).sum();
+                assert_eq!(held, counted, "{format}, narrow {narrow}");
+            }
+        }
+        let affine16 = Format::Affine { bits: 4, group: 16, scales: DType::F16 };
+        assert_eq!(affine16.kept_on_mlx(48, true), None);
+    }
+
+    #[test]
+    fn blocks_grow_on_mlx_by_what_is_said_of_them() {
+        let growth = |of: GgmlType, narrow: bool| {
+            let bytes = |format: Format| format.row_bytes(256).iter().sum::<usize>() as f64;
+            let format = Format::Ggml(of);
+            bytes(format.kept_on_mlx(256, narrow).unwrap()) / bytes(format)
+        };
+        for (of, narrow, expected) in [
+            (GgmlType::Q4_K, true, 1.33),
+            (GgmlType::Q6_K, true, 1.52),
+            (GgmlType::Q2_K, true, 3.81),
+            (GgmlType::Q4_0, true, 1.11),
+            (GgmlType::Q4_0, false, 1.33),
+            (GgmlType::Q8_0, true, 1.06),
+        ] {
+            let got = growth(of, narrow);
+            assert!((got - expected).abs() < 0.01, "{} grows {got:.3}, expected {expected}", of.name());
+        }
+    }
 }

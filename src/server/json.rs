@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
-use crate::json::{Json, Limits, strict};
+use crate::json::{Limits, strict};
 
 /// Schemas of tools are the deepest that is honest; at 72 bytes each, as many values stay below 20 MiB.
 const LIMITS: Limits = Limits { depth: 64, values: 1 << 18 };
@@ -32,50 +32,6 @@ pub(crate) fn shown(value: &Value) -> String {
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(members) => format!("an object of {} members", members.len()),
         scalar => scalar.to_string(),
-    }
-}
-
-impl Json for Value {
-    type Members = Map<String, Self>;
-
-    fn null() -> Self {
-        Self::Null
-    }
-
-    fn bool(b: bool) -> Self {
-        b.into()
-    }
-
-    fn unsigned(n: u64) -> Self {
-        n.into()
-    }
-
-    fn negative(n: i64) -> Self {
-        n.into()
-    }
-
-    fn float(x: f64) -> Self {
-        x.into()
-    }
-
-    fn string(s: String) -> Self {
-        s.into()
-    }
-
-    fn array(items: Vec<Self>) -> Self {
-        items.into()
-    }
-
-    fn object(members: Self::Members) -> Self {
-        members.into()
-    }
-
-    fn has(members: &Self::Members, key: &str) -> bool {
-        members.contains_key(key)
-    }
-
-    fn insert(members: &mut Self::Members, key: String, value: Self) {
-        members.insert(key, value);
     }
 }
 

@@ -9,20 +9,22 @@ use super::app::App;
 use super::failure::json_body;
 use super::json::shown;
 use super::routes::{Reply, fields};
+use crate::text::Specials;
 
-/// `{"content": TEXT, "add_special": false, "with_pieces": false}` → `{"tokens": […], "count": N}`
+/// `{"content": TEXT, "add_special": false, "parse_special": true, "with_pieces": false}` → `{"tokens": […], "count": N}`
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
     app.check_model(fields.string("model")?.as_deref())?;
     let content = fields.string("content")?;
     let content = fields.required("content", content)?;
-    let special = fields.flag("add_special")?.unwrap_or(false);
+    let add = fields.flag("add_special")?.unwrap_or(false);
+    let parse = fields.flag("parse_special")?.unwrap_or(true);
     let pieces = fields.flag("with_pieces")?.unwrap_or(false);
     fields.finish()?;
     let tokens = app
         .apart(move |model| {
             let tokenizer = model.tokenizer()?;
-            let ids = tokenizer.encode_with(&content, special)?;
+            let ids = tokenizer.encode_with(&content, Specials { add, parse })?;
             let shown = |id: &u32| json!({ "id": id, "piece": tokenizer.token_text(*id) });
             Ok(if pieces { ids.iter().map(shown).collect() } else { json!(ids) })
         })

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use minijinja::machinery::{Instruction, Instructions};
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
+
+use super::python;
 
 /// The largest string, and the largest output, in bytes.
 pub(super) const MAX_BYTES: usize = 8 << 20;
@@ -17,7 +19,7 @@ pub(super) const MAX_BYTES: usize = 8 << 20;
 const MAX_EMITTED: usize = 32 << 20;
 const MAX_MADE: usize = 256 << 20;
 /// Nodes and string bytes of one value, each counted as often as it occurs; nodes looked at in all.
-const MAX_NODES: usize = 200_000;
+pub(super) const MAX_NODES: usize = 200_000;
 const MAX_VALUE_BYTES: usize = 64 << 20;
 const MAX_WALKED: usize = 16 << 20;
 /// How deep values may nest.
@@ -46,7 +48,7 @@ impl Budget {
         Arc::new(Self { deadline, emitted: zero(), made: zero(), walked: zero() })
     }
 
-    fn time(&self) -> Result<(), Error> {
+    pub(super) fn time(&self) -> Result<(), Error> {
         if Instant::now() > self.deadline {
             return Err(refuse("the template took longer than 1 s"));
         }
@@ -127,7 +129,7 @@ impl Walk {
 }
 
 /// Writes to a string of at most [`MAX_BYTES`].
-struct Limited(String);
+pub(super) struct Limited(pub(super) String);
 
 impl Write for Limited {
     fn write_str(&mut self, s: &str) -> fmt::Result {
@@ -142,7 +144,7 @@ impl Write for Limited {
 fn text(values: &[&Value]) -> Result<String, Error> {
     let mut out = Limited(String::new());
     for value in values {
-        write!(out, "{value}").map_err(|_| refuse("the template made too large a string"))?;
+        python::write_str(&mut out, value).map_err(|_| refuse("the template made too large a string"))?;
     }
     Ok(out.0)
 }
@@ -264,17 +266,6 @@ fn check(name: &str, args: &[Value]) -> Result<(), Error> {
     Ok(())
 }
 
-/// `str.rsplit(sep, maxsplit=-1)`.
-fn rsplit(s: &str, args: &[Value]) -> Result<Value, Error> {
-    let Some(separator) = args.first().and_then(Value::as_str).filter(|s| !s.is_empty()) else {
-        return Err(refuse("rsplit without a separator is not supported"));
-    };
-    let most = args.get(1).and_then(Value::as_usize).map_or(usize::MAX, |n| n.saturating_add(1));
-    let mut parts: Vec<Value> = s.rsplitn(most, separator).map(Value::from).collect();
-    parts.reverse();
-    Ok(Value::from(parts))
-}
-
 /// Adds the guards to an environment.
 pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     let b = budget.clone();
@@ -309,29 +300,16 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         }
         out.write_str(s).map_err(Error::from)
     });
-    let guarded: [(&'static str, &'static str); 9] = [
-        ("replace", "\u{1}replace"),
-        ("join", "\u{1}join"),
-        ("indent", "\u{1}indent"),
-        ("format", "\u{1}format"),
-        ("batch", "\u{1}batch"),
-        ("slice", "\u{1}slice"),
-        ("split", "\u{1}split"),
-        ("list", "\u{1}list"),
-        ("sum", "\u{1}sum"),
-    ];
+    let guarded: [(&'static str, &'static str); 4] =
+        [("batch", "\u{1}batch"), ("slice", "\u{1}slice"), ("split", "\u{1}split"), ("sum", "\u{1}sum")];
     use minijinja::filters as f;
-    env.add_filter(guarded[0].1, f::replace);
-    env.add_filter(guarded[1].1, f::join);
-    env.add_filter(guarded[2].1, f::indent);
-    env.add_filter(guarded[3].1, f::format);
-    env.add_filter(guarded[4].1, f::batch);
-    env.add_filter(guarded[5].1, f::slice);
-    env.add_filter(guarded[6].1, f::split);
-    env.add_filter(guarded[7].1, f::list);
-    env.add_filter(guarded[8].1, f::sum);
+    env.add_filter(guarded[0].1, f::batch);
+    env.add_filter(guarded[1].1, f::slice);
+    env.add_filter(guarded[2].1, f::split);
+    env.add_filter(guarded[3].1, f::sum);
     for (name, inner) in guarded {
-        env.add_filter(name, move |state: &mut State, args: Rest<Value>| {
+        env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
             check(name, &args)?;
             state.apply_filter(inner, &args)
         });
@@ -344,11 +322,12 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         let mut all = vec![value.clone()];
         all.extend_from_slice(args);
         check(method, &all)?;
-        if let ("rsplit", Some(s)) = (method, value.as_str()) {
-            return rsplit(s, args);
+        if let Some(made) = python::method(value, method, args)? {
+            return Ok(made);
         }
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
     });
+    python::install(env, budget);
 }
 
 /// The instructions with the checks in them.
@@ -359,12 +338,18 @@ pub(super) fn rewrite<'a>(old: &Instructions<'a>) -> Instructions<'a> {
         match instruction {
             I::EmitRaw(raw) => vec![I::LoadConst(Value::from(*raw)), I::Emit],
             I::Mul => vec![call(MUL, 2)],
+            I::Add => vec![call(python::ADD, 2), call(OWN, 1)],
+            I::Rem => vec![call(python::REM, 2), call(OWN, 1)],
+            I::Slice => vec![call(python::SLICE, 4), call(OWN, 1)],
+            I::Lt => vec![call(python::LT, 2)],
+            I::Lte => vec![call(python::LTE, 2)],
+            I::Gt => vec![call(python::GT, 2)],
+            I::Gte => vec![call(python::GTE, 2)],
+            I::PushLoop(_) | I::UnpackList(_) => vec![call(python::ITERABLE, 1), instruction.clone()],
             I::StringConcat => vec![call(CONCAT, 2)],
             // The namespace is on top of the value.
             I::SetAttr(_) => vec![I::Swap, call(PLAIN, 1), I::Swap, instruction.clone()],
-            I::Add
-            | I::Slice
-            | I::BuildList(_)
+            I::BuildList(_)
             | I::BuildTuple(_)
             | I::BuildMap(_)
             | I::EndCapture

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::json as python;
 use super::template::Message;
 use crate::{Error, Result};
 
@@ -131,26 +132,78 @@ impl Chat {
     }
 }
 
-/// A message as templates expect it: arguments of tool calls as objects, where OpenAI's API has them as the text of one;
-/// the rest as it is.
-pub(super) fn for_template(message: &Message) -> Message {
-    let mut message = message.clone();
-    for call in message.extra.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten() {
-        let holder = if call.get("function").is_some() { &mut call["function"] } else { call };
-        let arguments = holder.get_mut("arguments");
-        if let Some(arguments) = arguments
-            && let Some(parsed) = arguments.as_str().and_then(object)
-        {
-            *arguments = parsed;
-        }
-    }
-    message
+/// The names under which templates read what a message thought; the first is the usual one.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// What a message without a content has in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoContent {
+    /// Nothing: what transformers does.
+    Absent,
+    Null,
+    Empty,
 }
 
-/// An object in JSON.
-fn object(text: &str) -> Option<Json> {
-    let text = if text.trim().is_empty() { "{}" } else { text };
-    serde_json::from_str(text).ok().filter(Json::is_object)
+/// The forms of a conversation that templates expect, the usual one first: each is to be tried where those before it fail.
+/// Arguments of calls are objects, or the text of one; a content that is none is absent, null, or empty. Empty is last: a
+/// template may write calls only where there is no content.
+pub(super) fn forms(messages: &[Message]) -> Vec<Vec<Map<String, Json>>> {
+    let bare = messages.iter().any(|message| message.content.is_null());
+    let contents: &[NoContent] =
+        if bare { &[NoContent::Absent, NoContent::Null, NoContent::Empty] } else { &[NoContent::Absent] };
+    let calls = messages.iter().flat_map(|message| message.extra.get("tool_calls")?.as_array()).flatten();
+    let written = calls.filter_map(|call| holder(call).get("arguments")).any(|given| object(given).is_some());
+    let objects: &[bool] = if written { &[true, false] } else { &[true] };
+    let form = |content, objects| messages.iter().map(|message| members(message, content, objects)).collect();
+    contents.iter().flat_map(|&content| objects.iter().map(move |&objects| form(content, objects))).collect()
+}
+
+/// The members of a message: those that are null are absent, and what it thought has each of its names.
+fn members(message: &Message, content: NoContent, objects: bool) -> Map<String, Json> {
+    let mut members = Map::new();
+    members.insert("role".into(), message.role.as_str().into());
+    match (&message.content, content) {
+        (Json::Null, NoContent::Absent) => {}
+        (Json::Null, NoContent::Null) => drop(members.insert("content".into(), Json::Null)),
+        (Json::Null, NoContent::Empty) => drop(members.insert("content".into(), "".into())),
+        (given, _) => drop(members.insert("content".into(), given.clone())),
+    }
+    for (name, value) in message.extra.iter().filter(|(_, value)| !value.is_null()) {
+        members.insert(name.clone(), value.clone());
+    }
+    if let Some(thoughts) = REASONING.iter().find_map(|name| members.get(*name)).cloned() {
+        members.entry("thinking").or_insert_with(|| thoughts.clone());
+        members.insert(REASONING[0].into(), thoughts);
+    }
+    for call in members.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten() {
+        let holder = if call.get("function").is_some() { &mut call["function"] } else { call };
+        let Some(arguments) = holder.get_mut("arguments") else { continue };
+        match (objects, &*arguments) {
+            (true, given) => {
+                if let Some(object) = object(given) {
+                    *arguments = object;
+                }
+            }
+            (false, Json::Object(_)) => *arguments = python::dumps(arguments).into(),
+            (false, _) => {}
+        }
+    }
+    members
+}
+
+/// Where the arguments of a call are.
+fn holder(call: &Json) -> &Json {
+    call.get("function").unwrap_or(call)
+}
+
+/// Arguments as an object: one, or the text of one.
+fn object(arguments: &Json) -> Option<Json> {
+    match arguments {
+        Json::Object(_) => Some(arguments.clone()),
+        Json::String(text) if text.trim().is_empty() => Some(Json::Object(Map::new())),
+        Json::String(text) => serde_json::from_str(text).ok().filter(Json::is_object),
+        _ => None,
+    }
 }
 
 impl Message {

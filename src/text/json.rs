@@ -38,6 +38,13 @@ pub(super) fn number(value: &Value) -> String {
     }
 }
 
+/// `json.dumps(value, ensure_ascii=False)` of arguments that came as an object; empty where they are beyond its limits.
+pub(super) fn dumps(json: &serde_json::Value) -> String {
+    let (comma, colon) = (", ".to_owned(), ": ".to_owned());
+    let mut writer = Writer { out: String::new(), indent: None, ascii: false, sort: false, comma, colon };
+    writer.value(&value(json), 0).map(|()| writer.out).unwrap_or_default()
+}
+
 struct Writer {
     out: String,
     indent: Option<usize>,

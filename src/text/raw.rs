@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
+use crate::json::strict_member;
 use crate::{Error, Result};
 
 /// How deep a JSON file of the tokenizer may nest.
@@ -52,19 +53,19 @@ pub(super) fn check_depth(path: &Path, text: &str) -> Result<()> {
 /// The file; `truncation` and `padding` are not read, so that no prompt is cut silently.
 #[derive(Deserialize)]
 pub(super) struct File<'a> {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     version: Value,
     #[serde(borrow, default)]
     pub(super) added_tokens: Vec<Added<'a>>,
     #[serde(borrow)]
     pub(super) model: Model<'a>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     normalizer: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     pre_tokenizer: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     post_processor: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     pub(super) decoder: Value,
 }
 
@@ -125,6 +126,20 @@ impl File<'_> {
     }
 }
 
+/// Makes a pre-tokenizer that puts a space before a text's first word put none anywhere: for text that follows other text.
+/// Whether there was one.
+pub(super) fn prefix_nowhere(json: &mut Value) -> bool {
+    let mut changed = false;
+    if json["prepend_scheme"] == "first" {
+        json["prepend_scheme"] = "never".into();
+        changed = true;
+    }
+    for step in json.get_mut("pretokenizers").and_then(Value::as_array_mut).into_iter().flatten() {
+        changed |= prefix_nowhere(step);
+    }
+    changed
+}
+
 /// How many times longer its replacements can make a text; a pattern may match nothing, at every byte.
 fn normalizer_growth(json: &Value) -> usize {
     let growth = match json["content"].as_str() {
@@ -154,19 +169,19 @@ pub(super) struct Model<'a> {
     pub(super) vocab: Vocab<'a>,
     #[serde(borrow, default)]
     pub(super) merges: Option<Merges<'a>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     dropout: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     unk_token: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     continuing_subword_prefix: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     end_of_word_suffix: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     fuse_unk: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     byte_fallback: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict_member")]
     ignore_merges: Value,
 }
 

@@ -14,8 +14,10 @@ use serde_json::{Map, Value as Json};
 
 use super::apart::{self, Lost};
 use super::bounded::{self, Budget};
-use super::{ReplyFormat, chat, json, raw, screen, sentinel};
-use crate::{Error, Result};
+use super::json as python;
+use super::special::SpecialTokens;
+use super::{ReplyFormat, chat, raw, screen, sentinel};
+use crate::{Error, Result, json};
 
 /// Instructions of one rendering, the inserted checks included.
 const FUEL: u64 = 4_000_000;
@@ -104,16 +106,25 @@ impl ChatTemplate {
     /// [`Error::Io`], [`Error::Format`], and what [`Self::from_source`] refuses.
     pub fn load(dir: &Path) -> Result<Option<Self>> {
         let (config_path, jinja_path) = (dir.join("tokenizer_config.json"), dir.join("chat_template.jinja"));
-        let config = match config_path.exists() {
-            true => parse_config(&config_path, &raw::read_file(&config_path, 16 << 20)?)?,
-            false => Json::Null,
-        };
+        let special = SpecialTokens::load(dir)?.named;
         if jinja_path.exists() {
-            let bytes = raw::read_file(&jinja_path, screen::MAX_SOURCE as u64)?;
-            let source = String::from_utf8(bytes).map_err(|e| Error::format(&jinja_path, e.to_string()))?;
-            return Self::from_source(&jinja_path, &source, special_tokens(&config)).map(Some);
+            return Self::read(&jinja_path, special).map(Some);
         }
-        Self::of_config(&config_path, &config)
+        if !config_path.exists() {
+            return Ok(None);
+        }
+        let config = json::parse_members(&config_path, &json::read(&config_path)?)?;
+        Self::of_config(&config_path, &config, special)
+    }
+
+    /// The template in a file of its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] for what is not UTF-8 or too large, and what [`Self::from_source`] refuses.
+    pub fn read(path: &Path, special: BTreeMap<String, String>) -> Result<Self> {
+        let bytes = raw::read_file(path, screen::MAX_SOURCE as u64)?;
+        let source = String::from_utf8(bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
+        Self::from_source(path, &source, special)
     }
 
     /// The template in the bytes of a `tokenizer_config.json`, where it has one; `path` names it in errors.
@@ -121,12 +132,17 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Format`], and what [`Self::from_source`] refuses.
     pub fn from_config(path: &Path, bytes: &[u8]) -> Result<Option<Self>> {
-        Self::of_config(path, &parse_config(path, bytes)?)
+        let config = json::parse_members(path, bytes)?;
+        let special = SpecialTokens::of(path, config.clone(), Map::new())?.named;
+        Self::of_config(path, &config, special)
     }
 
-    fn of_config(path: &Path, config: &Json) -> Result<Option<Self>> {
-        let special = special_tokens(config);
-        let template = &config["chat_template"];
+    fn of_config(
+        path: &Path,
+        config: &Map<String, Json>,
+        special: BTreeMap<String, String>,
+    ) -> Result<Option<Self>> {
+        let Some(template) = config.get("chat_template") else { return Ok(None) };
         if let Some(source) = template.as_str() {
             return Self::from_source(path, source, special).map(Some);
         }
@@ -230,39 +246,90 @@ impl ChatTemplate {
     /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, a last message without
     /// text to continue, or the limit at which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
-        let messages: Vec<Message> = messages.iter().map(chat::for_template).collect();
-        let messages = serde_json::to_value(messages).map_err(|e| self.error(e.to_string()))?;
         let mut context = options.extra.clone();
         for (key, token) in &self.special {
             context.entry(key.clone()).or_insert_with(|| token.clone().into());
         }
         let guard = |value: &Json| sentinel::protect(value, &self.protected, 0);
         let guard = |value: &Json| guard(value).map_err(|e| self.error(e));
-        let mut messages = guard(&messages)?;
-        if options.continue_final_message {
-            let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
-            match last.and_then(|last| last.get_mut("content")) {
-                Some(Json::String(text)) if !text.trim().is_empty() => sentinel::mark_end(text),
-                _ => return Err(self.error("the last message has no text to continue")),
-            }
-        }
-        context.insert("messages".into(), messages);
         let lists = [("tools", &options.tools), ("documents", &options.documents)];
         for (name, list) in lists {
             let value = list.as_ref().map_or(Json::Null, |l| Json::Array(l.clone()));
             context.insert(name.into(), guard(&value)?);
         }
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        let mut forms = Vec::new();
+        for form in chat::forms(messages) {
+            let mut messages = guard(&form.into_iter().map(Json::Object).collect())?;
+            if options.continue_final_message {
+                let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
+                match last.and_then(|last| last.get_mut("content")) {
+                    Some(Json::String(text)) if !text.trim().is_empty() => sentinel::mark_end(text),
+                    _ => return Err(self.error("the last message has no text to continue")),
+                }
+            }
+            forms.push(messages);
+        }
         let now = options.now.unwrap_or_else(SystemTime::now);
         let mut this = self.clone();
         this.source = drop_generation_tags(self.source_for(options.tools.is_some()));
-        let mut text = self.on_thread(move |deadline| this.evaluate(context, now, deadline))?;
+        let mut text = self.on_thread(move |deadline| this.evaluate_first(context, forms, now, deadline))?;
         if options.continue_final_message {
             let what = "it leaves out the message that is to be continued";
             text = sentinel::up_to_end(text).ok_or_else(|| self.error(what))?;
         }
         let (text, literal) = sentinel::split(&text, &self.protected);
         Ok(Rendered { text, literal })
+    }
+
+    /// The rendering of the first form of the messages that the template takes; the error of the first where it takes none.
+    fn evaluate_first(
+        &self,
+        context: Map<String, Json>,
+        forms: Vec<Json>,
+        now: SystemTime,
+        deadline: Instant,
+    ) -> Result<String> {
+        let mut refused = None;
+        for messages in forms {
+            let mut context = context.clone();
+            context.insert("messages".into(), messages);
+            match self.evaluate(context, now, deadline) {
+                Ok(text) => return Ok(text),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| self.error("there is no message")))
+    }
+
+    /// The tokens, by their texts, that an assistant's turn ends with: what stands right behind its text. A token that also
+    /// stands between its thoughts and its text ends a part of a turn, and is left out. None where the template writes no
+    /// token there, or refuses the conversation that it is asked with.
+    pub(crate) fn turn_ends<'a>(&self, tokens: &'a [String]) -> Vec<&'a str> {
+        const THOUGHT: &str = "backstop thinks";
+        const SAID: &str = "backstop speaks";
+        let mut said = Message::new("assistant", SAID);
+        let asked = Message::new("user", "backstop asks");
+        let render = |messages: &[Message]| {
+            self.render(messages, &RenderOptions::default()).map(|rendered| rendered.text).unwrap_or_default()
+        };
+        let between = render(&[asked.clone(), said.clone(), asked.clone()]);
+        said.extra.insert("reasoning_content".into(), THOUGHT.into());
+        let last = render(&[asked, said]);
+        let inner = match (last.find(THOUGHT), last.rfind(SAID)) {
+            (Some(thought), Some(said)) if thought < said => &last[thought..said],
+            _ => "",
+        };
+        let mut ends = Vec::new();
+        for text in [&between, &last] {
+            let Some(at) = text.rfind(SAID) else { continue };
+            let behind = text[at + SAID.len()..].trim_start();
+            let found =
+                tokens.iter().filter(|token| behind.starts_with(token.as_str())).max_by_key(|t| t.len());
+            ends.extend(found.map(String::as_str).filter(|token| !inner.contains(token)));
+        }
+        ends.dedup();
+        ends
     }
 
     fn error(&self, what: impl std::fmt::Display) -> Error {
@@ -306,7 +373,7 @@ impl ChatTemplate {
             let mut text = String::new();
             let blocks = BTreeMap::new();
             let mut out = make_string_output(&mut text);
-            let root = json::value(&Json::Object(context));
+            let root = python::value(&Json::Object(context));
             eval(&env, &instructions, root, &blocks, &mut out, AutoEscape::None)
                 .map_err(|e| self.error(describe(&e)))?;
             drop(out);
@@ -316,19 +383,6 @@ impl ChatTemplate {
             Ok(text)
         })
     }
-}
-
-fn parse_config(path: &Path, bytes: &[u8]) -> Result<Json> {
-    let text = std::str::from_utf8(bytes).map_err(|e| Error::format(path, e.to_string()))?;
-    raw::check_depth(path, text)?;
-    serde_json::from_str(text).map_err(|e| Error::format(path, e.to_string()))
-}
-
-/// `bos_token`, `eos_token`, …: each a string, or an object with one.
-fn special_tokens(config: &Json) -> BTreeMap<String, String> {
-    let members = config.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
-    let text = |value: &Json| Some(value.as_str().or_else(|| value["content"].as_str())?.to_owned());
-    members.filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect()
 }
 
 fn describe(error: &minijinja::Error) -> String {
@@ -354,10 +408,10 @@ fn environment<'a>(budget: &std::sync::Arc<Budget>, now: SystemTime) -> Environm
     });
     env.add_function("strftime_now", move |format: String| {
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        json::strftime(&format, seconds).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
+        python::strftime(&format, seconds).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
     });
     env.add_filter("tojson", |value: Value, positional: Rest<Value>, kwargs: Kwargs| {
-        json::tojson(&value, &positional, &kwargs)
+        python::tojson(&value, &positional, &kwargs)
             .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
     });
     env

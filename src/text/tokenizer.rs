@@ -8,13 +8,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use tokenizers::AddedToken;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::processors::PostProcessorWrapper;
 
 use super::apart::{self, Lost};
 use super::convert;
 use super::raw::{self, Decoder};
+use super::special::SpecialTokens;
 use super::template::Rendered;
 use crate::error::panic_text;
 use crate::{Error, Result};
@@ -25,8 +29,19 @@ const MAX_FILE: u64 = 64 << 20;
 const MAX_TEXT: usize = 32 << 20;
 /// What encoding may take, whatever the text and for each of its bytes: ten times what the slowest texts take.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_micros(10));
+/// Ids are counted, and masks have a bit for each: 64 times the largest published vocabulary.
+const MAX_ID: u64 = 1 << 24;
 /// The stack of the encoding thread: reserved, not touched.
 const STACK: usize = 8 << 20;
+
+/// What becomes of special tokens where a text is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Specials {
+    /// Whether those are added that begin and end a text.
+    pub add: bool,
+    /// Whether the text of one becomes the token, or stays text.
+    pub parse: bool,
+}
 
 /// Text to token ids and back. Cheap to clone.
 #[derive(Clone)]
@@ -37,8 +52,12 @@ struct Inner {
     trusting: tokenizers::Tokenizer,
     /// Leaves special tokens' texts as text; made when a text first holds one.
     literal: OnceLock<tokenizers::Tokenizer>,
+    /// Likewise, for text that follows a special token.
+    following: OnceLock<tokenizers::Tokenizer>,
     /// The special tokens, the longest first.
     special: Vec<Special>,
+    /// The token that ends a text, where a file beside `tokenizer.json` names it.
+    eos: Option<u32>,
     decoder: Decoder,
     ids: usize,
     patience: (Duration, Duration),
@@ -72,19 +91,21 @@ fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> 
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model's directory: `tokenizer.json`, or where there is none one that is made of
-    /// `tekken.json`, `tokenizer.model`, `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there.
-    /// None for a directory that has none of them.
+    /// The tokenizer of a model's directory: `tokenizer.json`, with the special tokens that `tokenizer_config.json` and
+    /// `special_tokens_map.json` name, or where there is none one that is made of `tekken.json`, `tokenizer.model`,
+    /// `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there. None for a directory without any.
     ///
     /// # Errors
-    /// Those of [`Self::load`]; [`Error::Format`] for a file that is malformed, or that asks for what would not become
-    /// exactly the same tokenizer.
-    pub fn load_dir(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
+    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB, whatever [`Self::from_bytes`] refuses, and another file
+    /// than `tokenizer.json` that asks for what would not become exactly the same tokenizer; [`Error::Config`] for a
+    /// setting of such a tokenizer.
+    pub fn open(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
-        if path.symlink_metadata().is_ok() {
-            return Self::load(&path, embedding_rows).map(Some);
+        if path.symlink_metadata().is_err() {
+            return convert::load(dir, embedding_rows);
         }
-        convert::load(dir, embedding_rows)
+        let bytes = raw::read_file(&path, MAX_FILE)?;
+        Self::read(&path, &bytes, embedding_rows, &SpecialTokens::load(dir)?).map(Some)
     }
 
     /// Reads a `tokenizer.json` for a model whose embedding has `embedding_rows` rows.
@@ -101,9 +122,19 @@ impl Tokenizer {
     /// A truncation or padding in the file is ignored: no prompt is cut silently.
     ///
     /// # Errors
-    /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for an id given twice, an id at or past
-    /// the embedding's rows, what makes texts over 64 times longer or repeats them, and whatever the library refuses.
+    /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for an id or a token given twice, what makes
+    /// texts over 64 times longer or repeats them, and whatever the library refuses.
     pub fn from_bytes(path: &Path, bytes: &[u8], embedding_rows: usize) -> Result<Self> {
+        Self::read(path, bytes, embedding_rows, &SpecialTokens::default())
+    }
+
+    /// As [`Self::from_bytes`], with what other files say of special tokens.
+    pub(crate) fn read(
+        path: &Path,
+        bytes: &[u8],
+        embedding_rows: usize,
+        beside: &SpecialTokens,
+    ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
         if bytes.len() as u64 > MAX_FILE {
             return Err(bad(format!("{} bytes, expected at most {MAX_FILE}", bytes.len())));
@@ -111,7 +142,7 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("not UTF-8: {e}")))?;
         raw::check_depth(path, text)?;
         let file: raw::File = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-        Self::of(path, file, Some(bytes), embedding_rows)
+        Self::of(path, file, Some(bytes), embedding_rows, beside)
     }
 
     /// A byte-pair tokenizer whose long lists are not JSON: `head` is a `tokenizer.json` with an empty vocabulary and no
@@ -135,27 +166,24 @@ impl Tokenizer {
             return Err(bad(format!("{bytes} bytes of tokens and merges, expected at most {MAX_FILE}")));
         }
         file.model.merges = Some(raw::Merges(merges));
-        Self::of(path, file, None, embedding_rows)
+        Self::of(path, file, None, embedding_rows, &SpecialTokens::default())
     }
 
-    /// What a file says; `bytes` are those of the whole file, for the library, where there is one.
-    fn of(path: &Path, file: raw::File<'_>, bytes: Option<&[u8]>, embedding_rows: usize) -> Result<Self> {
+    /// What a file says, with what others say `beside` it; `bytes` are those of the whole file, for the library, where there
+    /// is one.
+    fn of(
+        path: &Path,
+        file: raw::File<'_>,
+        bytes: Option<&[u8]>,
+        embedding_rows: usize,
+        beside: &SpecialTokens,
+    ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
         file.check_growth().map_err(bad)?;
-        let ids = check_ids(&file, embedding_rows).map_err(bad)?;
+        let mut ids = check_ids(&file).map_err(bad)?;
         let raw::File { added_tokens, decoder, .. } = &file;
         let decoder = Decoder::from_json(decoder);
-        let added: Vec<AddedToken> = added_tokens.iter().map(library_token).collect();
-        let mut special = Vec::new();
-        for token in added_tokens.iter().filter(|token| token.special && !token.content.is_empty()) {
-            special.push(Special {
-                text: token.content.to_string(),
-                id: token.id,
-                lstrip: token.lstrip,
-                rstrip: token.rstrip,
-            });
-        }
-        special.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
+        let mut added: Vec<AddedToken> = added_tokens.iter().map(library_token).collect();
         let given: Vec<u32> = added_tokens.iter().map(|token| token.id).collect();
         let load = || match (file.head(), bytes) {
             (None, Some(bytes)) => tokenizers::Tokenizer::from_bytes(bytes),
@@ -171,15 +199,56 @@ impl Tokenizer {
                 return Err(bad(format!("added_tokens: {:?} has id {id}, and {got:?}", token.content)));
             }
         }
+        guard("special tokens", || trusting.add_tokens(beside.added.iter().cloned()))?;
+        let id_of = |text: &str| trusting.token_to_id(text);
+        if let Some((bos, eos)) = beside.ends() {
+            let around = around(bos.zip(bos.and_then(id_of)), eos.zip(eos.and_then(id_of)));
+            let made: PostProcessorWrapper = serde_json::from_value(around)
+                .map_err(|e| bad(format!("add_bos_token, add_eos_token: {e}")))?;
+            trusting.with_post_processor(Some(made));
+        }
+        for token in &beside.added {
+            added.retain(|known| known.content != token.content);
+            added.push(token.clone());
+        }
+        let mut special: Vec<Special> = Vec::new();
+        for token in added.into_iter().filter(|token| !token.content.is_empty()) {
+            let Some(id) = trusting.token_to_id(&token.content) else { continue };
+            ids = ids.max(id as usize + 1);
+            if token.special {
+                let AddedToken { content: text, lstrip, rstrip, .. } = token;
+                special.push(Special { text, id, lstrip, rstrip });
+            }
+        }
+        special.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
+        if ids > embedding_rows {
+            tracing::warn!(
+                "{}: tokens have ids up to {}, and the embedding {embedding_rows} rows: a prompt that uses those past \
+                 them is refused",
+                path.display(),
+                ids - 1
+            );
+        }
+        let eos = beside.eos().and_then(|text| trusting.token_to_id(text));
         Ok(Self(Arc::new(Inner {
             trusting,
             literal: OnceLock::new(),
+            following: OnceLock::new(),
             special,
+            eos,
             decoder,
             ids,
             patience: PATIENCE,
             late: Mutex::new(None),
         })))
+    }
+
+    /// Names the token that ends a text.
+    pub(super) fn ending_with(mut self, eos: Option<u32>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.eos = eos;
+        }
+        self
     }
 
     /// Gives up on a text after `time`.
@@ -221,28 +290,31 @@ impl Tokenizer {
         })
     }
 
-    /// Encodes a text, with the tokens that the post-processor adds (BOS). Special tokens written in it stay text. An
-    /// empty text gives what the post-processor adds alone.
+    /// Encodes a text as it is, without a chat template: with the tokens that the post-processor adds (BOS), and with special
+    /// tokens where their texts are written. An empty text gives what the post-processor adds alone.
     ///
     /// # Errors
     /// [`Error::Prompt`] where no token comes out (an empty text without BOS) or the text is over 32 MiB;
     /// [`Error::Tokenizer`] where the library fails, or takes longer than 10 s and 10 µs for each byte.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode_with(text, true)?;
+        let ids = self.encode_with(text, Specials { add: true, parse: true })?;
         if ids.is_empty() {
             return Err(Error::Prompt("it is empty, and this model's tokenizer adds no BOS".into()));
         }
         Ok(ids)
     }
 
-    /// As [`Self::encode`], with the post-processor's tokens or without; an empty text may give no token.
+    /// As [`Self::encode`], with special tokens as asked; an empty text may give no token.
     ///
     /// # Errors
     /// Those of [`Self::encode`].
-    pub fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+    pub fn encode_with(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         check_length(text)?;
         let owned = text.to_owned();
-        self.patiently(text.len(), move |this| this.encode_text(&owned, add_special))
+        self.patiently(text.len(), move |this| {
+            let encoder = if specials.parse { &this.0.trusting } else { this.literal(&owned)? };
+            this.run(encoder, &owned, specials.add)
+        })
     }
 
     /// Encodes a rendered chat template. Nothing is added: a template writes BOS itself. Its special tokens are
@@ -266,18 +338,41 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    fn encode_text(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoder = if self.special_in(text) { self.literal()? } else { &self.0.trusting };
-        Ok(guard("encode", || encoder.encode_fast(text, add_special))?.get_ids().to_vec())
+    fn run(&self, encoder: &tokenizers::Tokenizer, text: &str, add: bool) -> Result<Vec<u32>> {
+        Ok(guard("encode", || encoder.encode_fast(text, add))?.get_ids().to_vec())
     }
 
-    fn literal(&self) -> Result<&tokenizers::Tokenizer> {
-        if self.0.literal.get().is_none() {
+    /// An encoder that leaves the special tokens' texts in `text` as they are.
+    fn literal(&self, text: &str) -> Result<&tokenizers::Tokenizer> {
+        let none = !self.0.special.iter().any(|special| text.contains(&special.text));
+        if none { Ok(&self.0.trusting) } else { self.copy(&self.0.literal, |_| Ok(())) }
+    }
+
+    /// As [`Self::literal`], of text that follows other text: it does not begin as a text begins.
+    fn following(&self) -> Result<&tokenizers::Tokenizer> {
+        self.copy(&self.0.following, |copy| {
+            let Some(pre) = copy.get_pre_tokenizer() else { return Ok(()) };
+            let mut json = serde_json::to_value(pre)?;
+            if raw::prefix_nowhere(&mut json) {
+                copy.with_pre_tokenizer(Some(serde_json::from_value::<PreTokenizerWrapper>(json)?));
+            }
+            Ok(())
+        })
+    }
+
+    /// A copy that leaves special tokens' texts as text, changed by `change`; made once, in `place`.
+    fn copy<'a>(
+        &self,
+        place: &'a OnceLock<tokenizers::Tokenizer>,
+        change: impl FnOnce(&mut tokenizers::Tokenizer) -> tokenizers::Result<()>,
+    ) -> Result<&'a tokenizers::Tokenizer> {
+        if place.get().is_none() {
             let mut copy = guard("copy", || Ok(self.0.trusting.clone()))?;
             copy.set_encode_special_tokens(true);
-            let _ = self.0.literal.set(copy);
+            guard("copy", || change(&mut copy))?;
+            let _ = place.set(copy);
         }
-        self.0.literal.get().ok_or_else(|| Error::Tokenizer("no copy".into()))
+        place.get().ok_or_else(|| Error::Tokenizer("no copy".into()))
     }
 
     /// Splits at the special tokens outside the `literal` ranges; all between them is text.
@@ -285,14 +380,18 @@ impl Tokenizer {
         let mut ids = Vec::new();
         let (mut start, mut at, mut next) = (0, 0, 0);
         let mut after_rstrip = false;
-        let flush = |ids: &mut Vec<u32>, piece: &str, rstrip: bool, lstrip: bool| -> Result<()> {
-            let piece = if rstrip { piece.trim_start() } else { piece };
-            let piece = if lstrip { piece.trim_end() } else { piece };
-            if !piece.is_empty() {
-                ids.extend(self.encode_text(piece, false)?);
-            }
-            Ok(())
-        };
+        let flush =
+            |ids: &mut Vec<u32>, range: std::ops::Range<usize>, rstrip: bool, lstrip: bool| -> Result<()> {
+                let first = range.start == 0;
+                let piece = &text[range];
+                let piece = if rstrip { piece.trim_start() } else { piece };
+                let piece = if lstrip { piece.trim_end() } else { piece };
+                if !piece.is_empty() {
+                    let encoder = if first { self.literal(piece)? } else { self.following()? };
+                    ids.extend(self.run(encoder, piece, false)?);
+                }
+                Ok(())
+            };
         while at < text.len() {
             while literal.get(next).is_some_and(|r| r.end <= at) {
                 next += 1;
@@ -305,7 +404,7 @@ impl Tokenizer {
             let limit = range.map_or(text.len(), |r| r.start);
             let here = &text[at..limit];
             if let Some(special) = self.0.special.iter().find(|s| here.starts_with(&s.text)) {
-                flush(&mut ids, &text[start..at], after_rstrip, special.lstrip)?;
+                flush(&mut ids, start..at, after_rstrip, special.lstrip)?;
                 ids.push(special.id);
                 at += special.text.len();
                 start = at;
@@ -314,13 +413,8 @@ impl Tokenizer {
                 at += here.chars().next().map_or(1, char::len_utf8);
             }
         }
-        flush(&mut ids, &text[start..], after_rstrip, false)?;
+        flush(&mut ids, start..text.len(), after_rstrip, false)?;
         Ok(ids)
-    }
-
-    /// Whether a special token's text occurs in `text`.
-    fn special_in(&self, text: &str) -> bool {
-        self.0.special.iter().any(|s| text.contains(&s.text))
     }
 
     /// The special tokens' texts, the longest first.
@@ -380,6 +474,16 @@ impl Tokenizer {
         Ok(Some(self.0.decoder.bytes(&text)))
     }
 
+    /// The texts that are found in a text before anything else, special or not.
+    pub(crate) fn added_texts(&self) -> Vec<String> {
+        self.0.trusting.get_added_tokens_decoder().into_values().map(|token| token.content).collect()
+    }
+
+    /// The token that ends a text, as the files beside `tokenizer.json` name it.
+    pub(crate) fn eos(&self) -> Option<u32> {
+        self.0.eos
+    }
+
     /// One past the highest id.
     pub fn vocab_size(&self) -> usize {
         self.0.ids
@@ -391,14 +495,11 @@ impl Tokenizer {
     }
 }
 
-/// One past the highest id, each of which belongs to one token and has a row of the embedding.
-fn check_ids(file: &raw::File<'_>, embedding_rows: usize) -> Result<usize, String> {
+/// One past the highest id, each of which belongs to one token.
+fn check_ids(file: &raw::File<'_>) -> Result<usize, String> {
     let vocab = file.model.vocab.0.iter().map(|(token, id)| (*id, token.as_ref(), "model.vocab"));
     let added = file.added_tokens.iter().map(|t| (u64::from(t.id), t.content.as_ref(), "added_tokens"));
     let mut all: Vec<(u64, &str, &str)> = vocab.chain(added).collect();
-    if let Some((id, token, field)) = all.iter().find(|(id, ..)| *id >= embedding_rows as u64) {
-        return Err(format!("{field}: {token:?} has id {id}, the embedding {embedding_rows} rows"));
-    }
     // The vocabulary's before added ones, as they stood; files have them in this order, or nearly.
     all.sort_by_key(|(id, ..)| *id);
     for pair in all.windows(2) {
@@ -408,9 +509,33 @@ fn check_ids(file: &raw::File<'_>, embedding_rows: usize) -> Result<usize, Strin
         }
     }
     match all.last() {
-        Some((id, ..)) if u32::try_from(*id).is_err() => Err(format!("id {id} is past 2^32")),
+        Some((id, ..)) if *id >= MAX_ID => Err(format!("id {id} is past {MAX_ID}")),
         last => Ok(last.map_or(0, |(id, ..)| *id as usize + 1)),
     }
+}
+
+/// A post-processor that puts a token, by its text and id, before a text and behind it: `TemplateProcessing` as
+/// `tokenizer.json` has it.
+pub(crate) fn around(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
+    let token =
+        |(text, _): (&str, u32), sequence: u32| json!({"SpecialToken": {"id": text, "type_id": sequence}});
+    let single = |name: &str, sequence: u32| {
+        let text = json!({"Sequence": {"id": name, "type_id": sequence}});
+        let parts = [bos.map(|bos| token(bos, sequence)), Some(text), eos.map(|eos| token(eos, sequence))];
+        parts.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let special: serde_json::Map<String, Value> = bos
+        .into_iter()
+        .chain(eos)
+        .map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
+        .collect();
+    let pair = [single("A", 0), single("B", 1)].concat();
+    json!({
+        "type": "TemplateProcessing",
+        "single": single("A", 0),
+        "pair": pair,
+        "special_tokens": special,
+    })
 }
 
 fn library_token(token: &raw::Added<'_>) -> AddedToken {
@@ -450,7 +575,9 @@ fn byte_pairs(
     vocab.reserve(file.model.vocab.0.len());
     for (token, id) in file.model.vocab.0 {
         let id = u32::try_from(id).map_err(|_| format!("id {id} is past 2^32"))?;
-        vocab.insert(token.into_owned(), id);
+        if let Some(other) = vocab.insert(token.as_ref().to_owned(), id) {
+            return Err(format!("model.vocab: {token:?} has the ids {other} and {id}").into());
+        }
     }
     let merges = file.model.merges.map(|merges| merges.0).unwrap_or_default();
     let merges = merges.into_iter().map(|(left, right)| (left.into_owned(), right.into_owned()));

@@ -5,7 +5,7 @@ mod tests;
 
 use std::collections::HashSet;
 
-use super::{Checkpoint, TensorInfo, gptq};
+use super::{Checkpoint, Form, TensorInfo, gptq};
 use crate::config::{MlxFormat, MlxMode, MlxQuantization, Quantization};
 use crate::error::{Error, Result};
 use crate::quant::{Format, QuantWeight};
@@ -65,6 +65,8 @@ pub struct Stored {
     pub bytes: u64,
     /// Bytes once loaded: those of the file, unless the layout is turned into another.
     pub loaded: u64,
+    /// Whether these are a copy in memory for as long as the model is loaded, beside whatever a backend makes of it.
+    pub copied: bool,
 }
 
 /// All tensors in the order of their names.
@@ -93,12 +95,15 @@ pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> V
         };
         let shape = shape.as_slice().into();
         let (name, kind) = (module.to_owned(), format.to_string());
-        all.push(Stored { name, kind, format: Some(format), shape, bytes, loaded });
+        all.push(Stored { name, kind, format: Some(format), shape, bytes, loaded, copied: false });
     }
     for info in checkpoint.tensors().filter(|info| !taken.contains(info.name())) {
         let (bytes, shape) = (info.bytes() as u64, info.shape().into());
         let (name, kind) = (info.name().to_owned(), info.dtype_name());
-        all.push(Stored { name, kind, format: info.format(), shape, bytes, loaded: bytes });
+        let format = info.format();
+        // Blocks in another order are made when somebody asks for them; dense rows are made once.
+        let copied = format.is_none() && info.form != Form::Plain;
+        all.push(Stored { name, kind, format, shape, bytes, loaded: bytes, copied });
     }
     all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     all

@@ -3,6 +3,7 @@
 use backstop::ModelFiles;
 use backstop::backend::cpu::Isa;
 use backstop::backend::kv::KvType;
+use backstop::backend::ops::OpKind;
 
 use crate::support::*;
 
@@ -68,6 +69,28 @@ fn hostile_options_are_refused_in_their_own_words() {
         2,
         &format!("{expected}\n\nFor more information, try '--help'."),
     );
+}
+
+/// Both say what MLX does: on the CPU they are taken, and it is said that they change nothing.
+#[test]
+fn what_is_said_of_mlx_changes_nothing_on_the_cpu() {
+    let run = ["run", PROMPT, "--max-tokens", "3", "--backend", "Cpu"];
+    let plain = ok(&run);
+    let ran = ok(&[&run[..], &["--cpu-ops", "attention,linear", "--dtype", "f16"]].concat());
+    assert_eq!(ran.out, plain.out);
+    let note = "note: --cpu-ops with --dtype changes nothing where the CPU runs the model: it computes every op in f32";
+    assert!(ran.err.contains(note) && !plain.err.contains("changes nothing"), "{}", ran.err);
+    let names: Vec<&str> = OpKind::ALL.into_iter().map(OpKind::name).collect();
+    for (option, typed, value, accepted) in [
+        ("--cpu-ops", "attention,softmax", "softmax", names.join(", ")),
+        ("--dtype", "q8", "q8", "f32, f16, bf16".to_owned()),
+    ] {
+        let ran = backstop(&["run", PROMPT, option, typed]);
+        assert_eq!(ran.code, Some(2), "{}", ran.err);
+        let invalid = format!("error: invalid value '{value}' for '{option} <");
+        assert!(ran.err.starts_with(&invalid), "{}", ran.err);
+        assert!(ran.err.contains(&format!("[possible values: {accepted}]")), "{}", ran.err);
+    }
 }
 
 /// Asked for where a model runs or is looked at, told where memory is told, and counted with its scales.

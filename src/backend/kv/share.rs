@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(has_mlx)]
+use super::MLX_GROWTH;
 use super::{HostKv, KvLayer, KvShape, PAGE, Page, SequenceKv};
 use crate::backend::LlmBackendDispatch;
 use crate::error::Result;
@@ -104,9 +106,8 @@ impl LlmBackendDispatch {
             }
             #[cfg(has_mlx)]
             Self::Mlx { .. } => {
-                use crate::backend::mlx::MlxKv;
-                let token = shapes.iter().map(MlxKv::token_bytes).sum::<usize>() as u64;
-                KvCost { token, growth: MlxKv::GROWTH, shared: false }
+                let token = shapes.iter().map(KvShape::mlx_token_bytes).sum::<usize>() as u64;
+                KvCost { token, growth: MLX_GROWTH, shared: false }
             }
         }
     }
@@ -129,6 +130,9 @@ impl LlmBackendDispatch {
                 };
                 Ok(range.map(page).collect())
             }
+            // Once MLX was given up, what is cached is on its way to the host.
+            #[cfg(has_mlx)]
+            Self::Mlx { on_cpu, .. } if on_cpu.get() => Ok(None),
             #[cfg(has_mlx)]
             Self::Mlx { mlx, .. } => {
                 let layers = kv.layers.iter().map(|layer| match layer {

@@ -1,21 +1,22 @@
 //! The GPU weight cache: the address and length of a weight's bytes → its array.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::{self, HashMap};
 use std::ffi::c_void;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use mlx_rs::{Array, Dtype};
 use smallvec::SmallVec;
 
 use super::{array, failed};
 use crate::error::Result;
-use crate::quant::Plane;
-use crate::tensor::{Bytes, Weight};
+use crate::quant::{Plane, QuantWeight};
+use crate::tensor::Weight;
 
-/// What identifies a weight: the address and length of its bytes, which its owner keeps in place.
+/// What identifies a weight: the address and length of its bytes, or what a matrix that is made names, which its owner keeps
+/// in place.
 type Key = (usize, usize);
 
 /// A form of a weight that an op wants: a lazy view, a small array, or the parts of a repacked matrix.
@@ -27,19 +28,19 @@ enum Form {
     Transposed,
     /// A norm's weight plus the number with these bits, in `f32`, in so many dimensions.
     Shifted(u32, usize),
-    /// A plane of a matrix in another format than the file's.
-    Repacked(usize),
+    /// A plane of a matrix that its file does not hold so.
+    Made(usize),
     /// The order of a matrix's columns.
     Order,
 }
 
-/// A weight on MLX, and the host bytes that it was made of, so that no other weight can come to have their address.
+/// A weight on MLX, and what it was made of, so that no other weight can come to have its key.
 struct Entry {
-    /// That of the file first, unless the matrix is repacked.
+    /// That of the file first, unless the matrix's planes are made.
     forms: Vec<(Form, Rc<Array>)>,
     /// Bytes of the first forms on MLX; the others are views, or small.
     bytes: usize,
-    _owner: Arc<dyn Bytes>,
+    _owner: Box<dyn Any>,
 }
 
 type Entries = HashMap<Key, Entry, BuildHasherDefault<AddressHasher>>;
@@ -97,55 +98,58 @@ impl WeightCache {
         }
         let mut entries = self.entries.borrow_mut();
         let load = || Ok(vec![(Form::Own, array()?)]);
-        self.entry(&mut entries, bytes, weight.owner(), load)?.form(form, make)
+        self.entry(&mut entries, key(bytes), || Box::new(weight.owner()), load)?.form(form, make)
     }
 
     /// The array of a plane, `shape` elements of `dtype`.
     pub(super) fn plane(&self, plane: &Plane, shape: &[usize], dtype: Dtype) -> Result<Rc<Array>> {
         let mut entries = self.entries.borrow_mut();
         let load = || Ok(vec![(Form::Own, upload(plane.bytes(), shape, dtype)?)]);
-        let entry = self.entry(&mut entries, plane.bytes(), plane.owner(), load)?;
+        let entry = self.entry(&mut entries, key(plane.bytes()), || Box::new(plane.owner()), load)?;
         Ok(Rc::clone(&entry.forms[0].1))
     }
 
-    /// The planes that `make` makes of a matrix whose first plane is `plane`, once.
-    pub(super) fn repacked(
+    /// The planes that `make` makes of a matrix, once.
+    pub(super) fn made(
         &self,
-        plane: &Plane,
+        weight: &QuantWeight,
         make: impl FnOnce() -> Result<Vec<Array>>,
     ) -> Result<SmallVec<[Rc<Array>; 3]>> {
         let mut entries = self.entries.borrow_mut();
-        let load = || Ok((0..).map(Form::Repacked).zip(make()?).collect());
-        let entry = self.entry(&mut entries, plane.bytes(), plane.owner(), load)?;
-        let planes = entry.forms.iter().filter(|(form, _)| matches!(form, Form::Repacked(_)));
+        let load = || Ok((0..).map(Form::Made).zip(make()?).collect());
+        let entry = self.entry(&mut entries, weight.key(), || Box::new(weight.clone()), load)?;
+        let planes = entry.forms.iter().filter(|(form, _)| matches!(form, Form::Made(_)));
         Ok(planes.map(|(_, array)| Rc::clone(array)).collect())
     }
 
-    /// What `make` makes of the order of a matrix whose first plane is `plane`, and which is held already.
-    pub(super) fn order(&self, plane: &Plane, make: impl FnOnce() -> Result<Array>) -> Result<Rc<Array>> {
-        let bytes = plane.bytes();
-        match self.entries.borrow_mut().get_mut(&(bytes.as_ptr() as usize, bytes.len())) {
+    /// What `make` makes of the order of a matrix that is held already.
+    pub(super) fn order(
+        &self,
+        weight: &QuantWeight,
+        make: impl FnOnce() -> Result<Array>,
+    ) -> Result<Rc<Array>> {
+        match self.entries.borrow_mut().get_mut(&weight.key()) {
             Some(entry) => entry.form(Form::Order, |_| make()),
             None => make().map(Rc::new),
         }
     }
 
-    /// The entry of these bytes; `load` makes its first forms where there is none.
+    /// The entry of a key, which `owner` keeps in place; `load` makes its first forms where there is none.
     fn entry<'a>(
         &self,
         entries: &'a mut Entries,
-        bytes: &[u8],
-        owner: Arc<dyn Bytes>,
+        key: Key,
+        owner: impl FnOnce() -> Box<dyn Any>,
         load: impl FnOnce() -> Result<Vec<(Form, Array)>>,
     ) -> Result<&'a mut Entry> {
-        match entries.entry((bytes.as_ptr() as usize, bytes.len())) {
+        match entries.entry(key) {
             hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
             hash_map::Entry::Vacant(entry) => {
                 let arrays = load()?;
                 let bytes = arrays.iter().map(|(_, array)| array.nbytes()).sum();
                 let forms = arrays.into_iter().map(|(form, array)| (form, Rc::new(array))).collect();
                 self.uploads.set(self.uploads.get() + 1);
-                Ok(entry.insert(Entry { forms, bytes, _owner: owner }))
+                Ok(entry.insert(Entry { forms, bytes, _owner: owner() }))
             }
         }
     }
@@ -165,20 +169,25 @@ impl WeightCache {
         self.entries.borrow().values().map(|entry| entry.bytes).sum()
     }
 
-    /// Uploads since the cache was made.
+    /// Uploads since the cache was made or cleared.
     pub fn uploads(&self) -> u64 {
         self.uploads.get()
     }
 
     /// Whether the weight at this address is held: for tests.
     pub fn holds(&self, bytes: &[u8]) -> bool {
-        self.entries.borrow().contains_key(&(bytes.as_ptr() as usize, bytes.len()))
+        self.entries.borrow().contains_key(&key(bytes))
     }
 
     /// Forgets every weight.
     pub fn clear(&self) {
         self.entries.borrow_mut().clear();
+        self.uploads.set(0);
     }
+}
+
+fn key(bytes: &[u8]) -> Key {
+    (bytes.as_ptr() as usize, bytes.len())
 }
 
 /// Copies the bytes of a weight or a plane into an array.

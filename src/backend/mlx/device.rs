@@ -1,5 +1,6 @@
 //! What MLX says of its default device.
 
+use std::ffi::CStr;
 use std::fmt;
 
 use mlx_rs::{Device, DeviceType};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 pub struct DeviceInfo {
     /// Whether it is a GPU: Metal on Apple's machines, CUDA elsewhere.
     pub gpu: bool,
-    /// Bytes that it recommends to use at most, where it says so.
+    /// Bytes that a GPU recommends to use at most (Metal), or has free (CUDA), where it says so.
     pub recommended_bytes: Option<u64>,
 }
 
@@ -45,19 +46,24 @@ impl fmt::Display for DeviceInfo {
     }
 }
 
-/// `max_recommended_working_set_size` of a GPU, in bytes.
+/// What MLX says of a GPU's memory, by the first key that its backend has.
 fn recommended() -> Option<u64> {
-    let key = c"max_recommended_working_set_size";
-    // SAFETY: every handle is made by the call before, checked by its status and freed once; the key is NUL-terminated.
+    /// Metal's, and CUDA's: the memory of its own that no process has taken.
+    const KEYS: [&CStr; 2] = [c"max_recommended_working_set_size", c"free_memory"];
+    // SAFETY: every handle is made by the call before, checked by its status and freed once; the keys are NUL-terminated.
     unsafe {
         let mut device = mlx_sys::mlx_device_new();
         let mut info = mlx_sys::mlx_device_info_new();
-        let mut bytes = 0_usize;
-        let found = mlx_sys::mlx_get_default_device(&mut device) == 0
-            && mlx_sys::mlx_device_info_get(&mut info, device) == 0
-            && mlx_sys::mlx_device_info_get_size(&mut bytes, info, key.as_ptr()) == 0;
+        let known = mlx_sys::mlx_get_default_device(&mut device) == 0
+            && mlx_sys::mlx_device_info_get(&mut info, device) == 0;
+        let size = |key: &&CStr| {
+            let mut bytes = 0_usize;
+            let found = mlx_sys::mlx_device_info_get_size(&mut bytes, info, key.as_ptr()) == 0;
+            found.then_some(bytes as u64)
+        };
+        let bytes = if known { KEYS.iter().find_map(size) } else { None };
         mlx_sys::mlx_device_info_free(info);
         mlx_sys::mlx_device_free(device);
-        found.then_some(bytes as u64)
+        bytes
     }
 }

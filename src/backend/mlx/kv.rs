@@ -18,7 +18,7 @@ use super::graph::Graph;
 use super::quantized::QuantArrays;
 use crate::backend::batch::Run;
 use crate::backend::eval_error;
-use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape};
+use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape, MLX_GROWTH};
 use crate::error::{Error, Result};
 use crate::quant::affine;
 
@@ -105,18 +105,6 @@ fn layout(shape: &KvShape) -> SmallVec<[(usize, Dtype); 3]> {
 }
 
 impl MlxKv {
-    /// Tokens by which the arrays grow: as mlx-lm's, few enough to waste little, enough to make copies rare.
-    pub const GROWTH: usize = 256;
-
-    /// Bytes of one token in one layer of `shape`, a quantized head filled up to whole groups.
-    pub(crate) fn token_bytes(shape: &KvShape) -> usize {
-        let head_dim = match shape.kind.bits() {
-            Some(_) => filled_up(shape.head_dim),
-            None => shape.head_dim,
-        };
-        KvShape { head_dim, ..*shape }.token_bytes()
-    }
-
     /// A cache with what `host` holds.
     pub(super) fn from_host(graph: &Graph, host: &HostKv) -> Result<Self> {
         let shape = *host.shape();
@@ -156,7 +144,7 @@ impl MlxKv {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.capacity * Self::token_bytes(&self.shape)
+        self.capacity * self.shape.mlx_token_bytes()
     }
 
     /// The tokens at `positions`, still lazy. It is a copy: a part of the arrays would keep all of them alive.
@@ -177,7 +165,7 @@ impl MlxKv {
 
     /// A cache of the first `len` tokens of `pages`, at least one, still lazy.
     pub(super) fn from_pages(graph: &Graph, shape: KvShape, pages: &[&MlxPage], len: usize) -> Result<Self> {
-        let (heads, capacity) = (shape.heads as i32, len.next_multiple_of(Self::GROWTH));
+        let (heads, capacity) = (shape.heads as i32, len.next_multiple_of(MLX_GROWTH));
         let joined = |i: usize, plane: usize| -> Result<Array> {
             let (mut parts, mut held) = (Vec::with_capacity(pages.len() + 1), 0);
             for page in pages {
@@ -370,7 +358,7 @@ impl MlxKv {
         if len <= self.capacity && self.arrays.is_some() {
             return Ok(());
         }
-        let capacity = len.next_multiple_of(Self::GROWTH);
+        let capacity = len.next_multiple_of(MLX_GROWTH);
         let grown = |i: usize| -> Result<Planes> {
             let grow = |(plane, (width, dtype)): (usize, (usize, Dtype))| {
                 let dims = array::dims(&[1, self.shape.heads, capacity, width])?;

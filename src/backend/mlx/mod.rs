@@ -1,6 +1,6 @@
 //! The MLX backend: the only place that imports `mlx_rs`. All of its work stays on the thread that made it.
 //!
-//! Ops build a lazy graph in the model's own type; `MlxBackend::evaluate` runs it, once a step. Weights are uploaded
+//! Ops build a lazy graph in one type of activations; `MlxBackend::evaluate` runs it, once a step. Weights are uploaded
 //! once, through the [`WeightCache`].
 
 mod array;
@@ -36,7 +36,7 @@ use crate::tensor::{DType, HostTensor, Tensor};
 /// The ops on MLX's default device.
 pub struct MlxBackend {
     device: DeviceInfo,
-    /// The type of activations: that of the model's embedding table.
+    /// The type of activations: that of the largest part of the weights, or what was asked for.
     dtype: Dtype,
     graph: Graph,
     weights: WeightCache,
@@ -75,6 +75,19 @@ impl MlxBackend {
     /// The device and its name, for the summary.
     pub fn describe(&self) -> String {
         format!("mlx ({})", self.device)
+    }
+
+    /// Whether the device is a GPU.
+    pub(super) fn is_gpu(&self) -> bool {
+        self.device.gpu
+    }
+
+    /// Frees what was uploaded: nothing will be computed here from now on.
+    pub(super) fn give_up(&self) {
+        self.weights.clear();
+        self.begin_step();
+        // What was held goes back to the system, not to MLX's own cache of buffers.
+        let _ = mlx_rs::memory::clear_cache();
     }
 
     /// The weights that were uploaded.
@@ -207,9 +220,7 @@ impl Ops for MlxBackend {
 
 impl Drop for MlxBackend {
     fn drop(&mut self) {
-        self.weights.clear();
-        // What the model held goes back to the system, not to MLX's own cache of buffers.
-        let _ = mlx_rs::memory::clear_cache();
+        self.give_up();
     }
 }
 

@@ -28,28 +28,30 @@ pub(super) fn unsupported(weight: &QuantWeight) -> Option<String> {
 }
 
 impl MlxBackend {
-    /// The matrix's planes, uploaded once, or repacked and then uploaded once.
+    /// The matrix's planes, uploaded once, or repacked and then uploaded once. Planes that had to be made for that leave
+    /// host memory.
     fn quantized(&self, weight: &QuantWeight) -> Result<QuantArrays> {
         let Some(form) = weight.format().on_mlx(weight.shape()[1]) else {
             let reason = unsupported(weight).unwrap_or_default();
             return Err(Error::Op { op: "linear", backend: "mlx", reason });
         };
         let (format, planes) = match form {
-            MlxForm::Native => {
+            MlxForm::Native if !weight.is_made() => {
                 let planes = planes(weight).enumerate();
                 let get = |(i, (dims, dtype)): (usize, Layout)| {
                     self.weights.plane(&weight.planes()[i], &dims, dtype)
                 };
                 (weight.format(), planes.map(get).collect::<Result<SmallVec<[_; 3]>>>()?)
             }
+            MlxForm::Native => {
+                (weight.format(), self.weights.made(weight, || upload_planes(&weight.held()))?)
+            }
             MlxForm::Equal(to) | MlxForm::Nearest(to) => {
                 let make = || {
                     self.report(weight, form);
-                    let made = repack(weight, to, self.dtype == Dtype::Float16);
-                    let uploads = planes(&made).zip(made.planes());
-                    uploads.map(|((dims, dtype), plane)| cache::upload(plane.bytes(), &dims, dtype)).collect()
+                    upload_planes(&repack(&weight.held(), to, self.dtype == Dtype::Float16))
                 };
-                (to, self.weights.repacked(&weight.planes()[0], make)?)
+                (to, self.weights.made(weight, make)?)
             }
         };
         let (bits, group, mode) = parameters(format);
@@ -79,7 +81,7 @@ impl MlxBackend {
     pub(super) fn quantized_matmul(&self, x: &Array, weight: &QuantWeight) -> Result<Array> {
         let of = self.quantized(weight)?;
         let Some(order) = weight.order() else { return self.graph.quantized_matmul(x, &of, true) };
-        let order = self.weights.order(&weight.planes()[0], || upload_order(order))?;
+        let order = self.weights.order(weight, || upload_order(order))?;
         self.graph.quantized_matmul(&self.graph.take_columns(x, &order)?, &of, true)
     }
 
@@ -120,6 +122,11 @@ fn planes(weight: &QuantWeight) -> impl Iterator<Item = Layout> {
     };
     let codes = ([rows, columns * bits as usize / 32], Dtype::Uint32);
     std::iter::once(codes).chain(std::iter::repeat_n((groups, scales), count))
+}
+
+fn upload_planes(weight: &QuantWeight) -> Result<Vec<Array>> {
+    let uploads = planes(weight).zip(weight.planes());
+    uploads.map(|((dims, dtype), plane)| cache::upload(plane.bytes(), &dims, dtype)).collect()
 }
 
 fn upload_order(order: &[u32]) -> Result<Array> {

@@ -76,8 +76,9 @@ pub(super) fn load(vocab: &Path, merges: &Path, named: &Named, embedding_rows: u
         let token = added.iter().find(|token| token.content == text);
         token.map(|token| token.id)
     };
-    let [bos, eos] = named.ends([false, false], id)?;
+    let [bos, eos] = named.ends([false, false], &id)?;
     let post_processor = ends(bos, eos);
+    let last = named.role("eos_token").and_then(id);
     let prefix = named.flag("add_prefix_space", false)?;
     let mut head = Head::of_bytes(
         added,
@@ -93,7 +94,8 @@ pub(super) fn load(vocab: &Path, merges: &Path, named: &Named, embedding_rows: u
     }
     let head = head.around(&byte_pairs(None, false, false));
     let tokens = tokens.iter().map(|(token, id)| (token.as_ref(), *id));
-    Tokenizer::from_lists(vocab, &head, tokens, &pairs, embedding_rows)
+    let tokenizer = Tokenizer::from_lists(vocab, &head, tokens, &pairs, embedding_rows)?;
+    Ok(tokenizer.ending_with(last))
 }
 
 fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use self::named::{Named, Token};
 use super::Tokenizer;
+use super::tokenizer::around;
 use crate::{Result, json};
 
 /// Tokens of one vocabulary, the double of the largest published one.
@@ -127,27 +128,7 @@ fn split(regex: &str, behavior: &str) -> Value {
 
 /// BOS and EOS around a text.
 fn ends(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
-    if bos.is_none() && eos.is_none() {
-        return Value::Null;
-    }
-    let token =
-        |(text, _): (&str, u32), sequence: u32| json!({"SpecialToken": {"id": text, "type_id": sequence}});
-    let around = |name: &str, sequence: u32| {
-        let text = json!({"Sequence": {"id": name, "type_id": sequence}});
-        let parts = [bos.map(|bos| token(bos, sequence)), Some(text), eos.map(|eos| token(eos, sequence))];
-        parts.into_iter().flatten().collect::<Vec<_>>()
-    };
-    let special: serde_json::Map<String, Value> = [bos, eos]
-        .into_iter()
-        .flatten()
-        .map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
-        .collect();
-    json!({
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": [around("A", 0), around("B", 1)].concat(),
-        "special_tokens": special,
-    })
+    if bos.is_none() && eos.is_none() { Value::Null } else { around(bos, eos) }
 }
 
 /// A text as a pattern that matches it.

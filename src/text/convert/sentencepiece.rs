@@ -60,8 +60,9 @@ pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usi
     let absent = [class != T5, class == T5];
     let [bos, eos] = named.ends(absent, |text| vocabulary.added_id(text))?;
     let post_processor = ends(bos, eos);
+    let last = named.role("eos_token").and_then(|text| vocabulary.added_id(text));
     let legacy = named.flag("legacy", true)?;
-    match vocabulary.unigram {
+    let tokenizer = match vocabulary.unigram {
         true => {
             let json = vocabulary.unigrams(legacy, post_processor).map_err(bad)?;
             Tokenizer::from_bytes(path, json.as_bytes(), embedding_rows)
@@ -71,7 +72,8 @@ pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usi
             let tokens = vocabulary.pieces.iter().map(|piece| &*piece.text).zip(0..);
             Tokenizer::from_lists(path, &head, tokens, &merges, embedding_rows)
         }
-    }
+    };
+    Ok(tokenizer?.ending_with(last))
 }
 
 /// Refuses what the steps here do not do.

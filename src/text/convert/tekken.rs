@@ -122,7 +122,8 @@ pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usi
     let texts = special.iter().map(|token| &**token).chain(ranks.0.iter().map(String::as_str));
     // A piece that is a token is taken whole, as tiktoken does.
     let head = head.around(&byte_pairs(None, false, true));
-    Tokenizer::from_lists(path, &head, texts.zip(0..), &merges, embedding_rows)
+    let tokenizer = Tokenizer::from_lists(path, &head, texts.zip(0..), &merges, embedding_rows)?;
+    Ok(tokenizer.ending_with(id("</s>")))
 }
 
 /// The special tokens, which have the first ids.

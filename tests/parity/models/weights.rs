@@ -8,7 +8,7 @@ use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::CpuBackend;
 use backstop::backend::{Faults, LlmBackendDispatch, Policy, Routing};
 use backstop::engine::Runtime;
-use backstop::{Model, ModelFiles, Options};
+use backstop::{LoadOptions, Model, ModelFiles, Options};
 
 use crate::harness::{load, options, root};
 
@@ -60,6 +60,35 @@ fn each_plane_is_uploaded_once() {
         generate(&model, 3, 1);
         generate(&model, 11, 20);
         assert_eq!(cache(&model), (planes as u64, planes, bytes as usize), "{name}");
+    }
+}
+
+/// The planes of GPTQ, AWQ and GGUF's reordered rows are made for the upload, and are in host memory for no longer.
+#[test]
+fn what_is_counted_beforehand_is_what_is_uploaded() {
+    for name in [
+        "models/llama-bias",
+        "models/gemma2-bf16",
+        "quantized/llama-affine4",
+        "quantized/llama-mxfp4",
+        "gguf/blocks-32",
+        "gguf/blocks-256",
+        "quantized/llama-awq4",
+        "quantized/llama-gptq4-order",
+    ] {
+        let path = root().join("tests/fixtures").join(name);
+        let files = ModelFiles::open(&path).unwrap();
+        let setting = files.memory_setting(LlmBackendKind::Mlx, &LoadOptions::default());
+        let counted = files.memory_need(setting).weights;
+        let model = load(&path, options(LlmBackendKind::Mlx));
+        generate(&model, 3, 2);
+        let held = cache(&model).2 as u64;
+        if name.contains("awq") || name.contains("gptq") {
+            // Whether their scales are exact in f16 is in the values, which nobody has read yet.
+            assert!((held..held * 5 / 4).contains(&counted), "{name}: {counted} counted, {held} held");
+        } else {
+            assert_eq!(counted, held, "{name}");
+        }
     }
 }
 

@@ -54,11 +54,7 @@ impl PackedMatrix {
             Format::Ggml(GgmlType::IQ4_NL | GgmlType::IQ4_XS) => IQ4_VALUES,
             _ => E2M1_DOUBLED,
         };
-        let blocks = cols.div_ceil(BLOCK);
-        let (group, record) = scales.record();
-        let code_bytes = blocks * codes.block_bytes();
-        let scale_bytes = (blocks * BLOCK).div_ceil(group) * record;
-        let panel = (code_bytes, (code_bytes + scale_bytes).next_multiple_of(64));
+        let panel = panel_bytes(codes, scales, cols);
         let panels = rows.div_ceil(ROWS);
         let mut packed = Self {
             rows,
@@ -89,7 +85,18 @@ impl PackedMatrix {
         });
         // SAFETY: there is room for them, and each panel was written.
         unsafe { packed.lines.set_len(panels * panel.1 / 64) };
+        debug_assert_eq!(packed.bytes(), Self::bytes_of(weight.format(), [rows, cols]));
         packed
+    }
+
+    /// Bytes that a matrix `[N, K]` of `format` takes once packed.
+    ///
+    /// # Panics
+    /// Where [`supports`](Self::supports) refuses the format.
+    pub fn bytes_of(format: Format, [rows, cols]: [usize; 2]) -> usize {
+        assert!(Self::supports(format), "no kernel for {format}");
+        let (codes, scales, _) = layout(format);
+        rows.div_ceil(ROWS) * panel_bytes(codes, scales, cols).1
     }
 
     /// N: the width of the output.
@@ -151,6 +158,15 @@ impl PackedMatrix {
         let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
         bytes[index * self.panel.1..][..self.panel.1].split_at(self.panel.0)
     }
+}
+
+/// Bytes of a panel's codes, and of the whole panel, in whole cache lines.
+fn panel_bytes(codes: CodeKind, scales: ScaleKind, cols: usize) -> (usize, usize) {
+    let blocks = cols.div_ceil(BLOCK);
+    let (group, record) = scales.record();
+    let code_bytes = blocks * codes.block_bytes();
+    let scale_bytes = (blocks * BLOCK).div_ceil(group) * record;
+    (code_bytes, (code_bytes + scale_bytes).next_multiple_of(64))
 }
 
 /// How a format is packed: its codes, its scales, and what is taken off the codes.

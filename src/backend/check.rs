@@ -1,0 +1,202 @@
+//! The check of a GPU's kernels at its first use: a grouped attention and a quantized product of small fixed shapes, computed on
+//! the device and on the CPU. A kernel that computes wrong would go unnoticed otherwise: no call of it fails.
+
+use parking_lot::Mutex;
+
+use super::Faults;
+use super::batch::{Mask, Run};
+use super::cpu::{Activations, CpuBackend};
+use super::fallback::KeptOff;
+use super::kv::{HostKv, KvLayer, KvShape};
+use super::mlx::MlxBackend;
+use super::ops::{Op, OpKind, Ops, Projection};
+use crate::error::Result;
+use crate::quant::{Format, MatrixRef, Plane, QuantWeight, write_floats};
+use crate::tensor::{DType, HostTensor, Tensor};
+
+/// What was found in this process, by the type of activations.
+static FOUND: Mutex<Vec<(DType, Vec<KeptOff>)>> = Mutex::new(Vec::new());
+
+/// How far a result may be from the CPU's, in units of the largest element. These are for telling a kernel that is wrong, which
+/// is off by about the whole, from one that rounds: parity has bounds of its own.
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        // Some GPUs cut the operands of products in f32 to eleven bits.
+        DType::F32 => 5e-3,
+        DType::F16 => 1e-2,
+        // Sums of 256 products that are kept in bf16.
+        DType::BF16 => 5e-2,
+    }
+}
+
+/// The ops whose kernels compute wrong on a GPU, or fail. Nothing is checked elsewhere, unless `faults` ask for it.
+pub(super) fn wrong_kernels(mlx: &MlxBackend, dtype: DType, faults: &Faults) -> Vec<KeptOff> {
+    let fault = faults.check();
+    if fault.is_some() {
+        return checked(mlx, dtype, fault);
+    }
+    if !mlx.is_gpu() {
+        return Vec::new();
+    }
+    let mut found = FOUND.lock();
+    if let Some((_, wrong)) = found.iter().find(|(of, _)| *of == dtype) {
+        return wrong.clone();
+    }
+    let wrong = checked(mlx, dtype, None);
+    found.push((dtype, wrong.clone()));
+    wrong
+}
+
+/// Checks each kernel; the result of the op `fault` is made wrong first.
+fn checked(mlx: &MlxBackend, dtype: DType, fault: Option<OpKind>) -> Vec<KeptOff> {
+    let cpu = CpuBackend::new(Some(1), None).with_activations(Activations::F32);
+    let both = Both { mlx, cpu: &cpu, dtype, fault };
+    let checks =
+        [(OpKind::Attention, false, both.attention()), (OpKind::Linear, true, both.quantized_product())];
+    // What the check left on the device serves nobody else.
+    mlx.weights().clear();
+    mlx.begin_step();
+    let wrong = checks.into_iter().filter_map(|(op, quantized, outcome)| {
+        let reason = match outcome {
+            Ok(None) => return None,
+            Ok(Some(off)) => format!("wrong in the start-up check: {off}"),
+            Err(error) => format!("failed in the start-up check: {error}"),
+        };
+        Some(KeptOff { op, quantized, reason, asked: false })
+    });
+    wrong.collect()
+}
+
+/// The two that are to agree.
+struct Both<'a> {
+    mlx: &'a MlxBackend,
+    cpu: &'a CpuBackend,
+    dtype: DType,
+    fault: Option<OpKind>,
+}
+
+impl Both<'_> {
+    /// Four query heads to each of two key heads, for one token and for several, which are kernels of their own.
+    fn attention(&self) -> Result<Option<String>> {
+        const HEADS: usize = 8;
+        let shape = KvShape { heads: 2, head_dim: 64, kind: self.dtype.into() };
+        for (start, len) in [(70, 1), (40, 17)] {
+            let width = shape.heads * shape.head_dim;
+            let mut kv = HostKv::new(shape);
+            kv.write(0, &values(1, (start + len) * width), &values(2, (start + len) * width))?;
+            let layer = KvLayer::Host(kv);
+            let mask = Mask::causal(&[Run { sequence: 0, row: 0, len, start }], None);
+            let (width, scale) = (HEADS * shape.head_dim, (shape.head_dim as f32).powf(-0.5));
+            let x = HostTensor::from_vec(&[len, width], values(3, len * width));
+            let (q, kv) = (Tensor::Mlx(self.mlx.upload(&x)?), [&layer]);
+            let op = Op::Attention { q: &q, kv: &kv, mask: &mask, scale, soft_cap: None };
+            let off = self.compare(&op, x)?;
+            if off.is_some() {
+                return Ok(off);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Affine codes of four bits in groups of 64, for one row and for many, which are kernels of their own.
+    fn quantized_product(&self) -> Result<Option<String>> {
+        const SHAPE: [usize; 2] = [64, 256];
+        let format = Format::Affine { bits: 4, group: 64, scales: self.dtype };
+        let groups = SHAPE[0] * SHAPE[1] / 64;
+        let codes: Vec<u8> =
+            values(4, SHAPE[0] * SHAPE[1] / 2).into_iter().map(|x| ((x + 1.0) * 127.5) as u8).collect();
+        let floats = |seed: u64, from: f32| {
+            let values: Vec<f32> = values(seed, groups).into_iter().map(|x| from + 0.005 * x).collect();
+            let mut bytes = vec![0; groups * self.dtype.size()];
+            write_floats(self.dtype, &values, &mut bytes);
+            bytes
+        };
+        // From −0.1 to 0.1, about.
+        let planes = [codes, floats(5, 0.0125), floats(6, -0.1)].map(Plane::owned);
+        let weight = QuantWeight::new("start-up check", format, SHAPE, planes);
+        let projection = Projection { weight: MatrixRef::Quantized(&weight), bias: None };
+        for rows in [1, 33] {
+            let x = HostTensor::from_vec(&[rows, SHAPE[1]], values(7, rows * SHAPE[1]));
+            let on_mlx = Tensor::Mlx(self.mlx.upload(&x)?);
+            let off = self.compare(&Op::Linear { x: &on_mlx, projection }, x)?;
+            if off.is_some() {
+                return Ok(off);
+            }
+        }
+        Ok(None)
+    }
+
+    /// How far `op`, which reads `x` on MLX, is off there, if that is too far.
+    fn compare(&self, op: &Op<'_>, x: HostTensor) -> Result<Option<String>> {
+        op.check()?;
+        let mut got = match self.mlx.run1(op)? {
+            Tensor::Mlx(array) => self.mlx.download(&array)?,
+            Tensor::Host(host) => host,
+        };
+        if self.fault == Some(op.kind()) {
+            got.data_mut().iter_mut().for_each(|x| *x = -*x);
+        }
+        let inputs = [Tensor::Host(x)];
+        let Tensor::Host(expected) = self.cpu.run1(&op.with_inputs(&inputs))? else {
+            unreachable!("the CPU computes in host memory")
+        };
+        Ok(off(got.data(), expected.data(), tolerance(self.dtype)))
+    }
+}
+
+/// How far `got` is off, if that is more than `tolerance`, in units of the largest element expected.
+fn off(got: &[f32], expected: &[f32], tolerance: f32) -> Option<String> {
+    let size = expected.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+    let apart = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs());
+    // A NaN is further off than anything.
+    let apart =
+        apart.fold(0.0_f32, |most, apart| if apart.is_nan() { f32::INFINITY } else { most.max(apart) });
+    (apart > tolerance * size)
+        .then(|| format!("off by {:.2} of the largest element, at most {tolerance}", apart / size))
+}
+
+/// Values from −1 to 1 that follow no pattern.
+fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        // Xorshift, Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_compute_right_pass_in_every_type() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let mlx = MlxBackend::new(dtype).unwrap();
+            let wrong = checked(&mlx, dtype, None);
+            assert!(wrong.is_empty(), "{dtype}: {wrong:?}");
+            assert!(mlx.weights().is_empty(), "the check leaves weights behind");
+            for (op, quantized) in [(OpKind::Attention, false), (OpKind::Linear, true)] {
+                let wrong = checked(&mlx, dtype, Some(op));
+                assert_eq!(wrong.len(), 1, "{dtype}: {wrong:?}");
+                assert_eq!((wrong[0].op, wrong[0].quantized, wrong[0].asked), (op, quantized, false));
+                assert!(
+                    wrong[0].reason.starts_with("wrong in the start-up check: off by "),
+                    "{}",
+                    wrong[0].reason
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_off() {
+        assert_eq!(off(&[1.0, -0.5], &[1.0, -0.501], 1e-2), None);
+        assert!(off(&[1.0, -0.5], &[1.0, 0.5], 1e-2).is_some());
+        assert!(off(&[f32::NAN, 1.0], &[1.0, 1.0], 1e-2).is_some());
+        assert!(off(&[1.0, f32::NAN], &[1.0, 1.0], 1e-2).is_some());
+    }
+}

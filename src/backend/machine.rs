@@ -1,0 +1,125 @@
+//! What the machine says of its memory: on Linux the kernel and the control groups, on macOS `sysctl`.
+
+#[cfg(any(not(target_os = "macos"), test))]
+use std::path::Path;
+
+/// Bytes that the system could give to this process now, where it says so: of the machine's, and of the control groups' that
+/// it is in, beyond which the kernel would end it.
+#[cfg(not(target_os = "macos"))]
+pub fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Some(cgroup_available(Path::new("/sys/fs/cgroup"), group).map_or(machine, |group| group.min(machine)))
+}
+
+/// Three quarters of the machine's bytes: macOS compresses and swaps for whoever asks, and has no figure for what is left.
+#[cfg(target_os = "macos")]
+pub fn available_memory() -> Option<u64> {
+    sysctl(c"hw.memsize").map(|bytes| bytes / 4 * 3)
+}
+
+/// Bytes that Apple's GPU may use, where MLX does not say it.
+#[cfg(all(has_mlx, not(target_os = "macos")))]
+pub fn gpu_memory() -> Option<u64> {
+    None
+}
+
+/// Bytes that Apple's GPU may use, where MLX does not say it.
+#[cfg(all(has_mlx, target_os = "macos"))]
+pub fn gpu_memory() -> Option<u64> {
+    sysctl(c"hw.memsize").map(|bytes| wired_limit(bytes, sysctl(c"iogpu.wired_limit_mb")))
+}
+
+/// Bytes that macOS lets its GPU hold of a machine with `bytes`: what `iogpu.wired_limit_mb` was set to, else two thirds, or
+/// three quarters beyond 36 GiB.
+#[cfg(any(all(has_mlx, target_os = "macos"), test))]
+fn wired_limit(bytes: u64, limit_mb: Option<u64>) -> u64 {
+    /// Seen of `recommendedMaxWorkingSetSize`, which Apple does not document.
+    const LARGE: u64 = 36 << 30;
+    match limit_mb {
+        Some(limit) if limit > 0 => limit.saturating_mul(1 << 20).min(bytes),
+        _ if bytes <= LARGE => bytes / 3 * 2,
+        _ => bytes / 4 * 3,
+    }
+}
+
+/// An integer of the kernel's, of four or eight bytes.
+#[cfg(target_os = "macos")]
+fn sysctl(name: &std::ffi::CStr) -> Option<u64> {
+    let mut value = 0_u64;
+    let mut size = size_of::<u64>();
+    // SAFETY: the name is NUL-terminated; value and size are of our own, and the call writes at most `size` bytes.
+    let status = unsafe {
+        let to = std::ptr::from_mut(&mut value).cast();
+        libc::sysctlbyname(name.as_ptr(), to, &mut size, std::ptr::null_mut(), 0)
+    };
+    // Four bytes are the lower half: Macs are little-endian.
+    (status == 0 && matches!(size, 4 | 8)).then_some(value)
+}
+
+/// What is left below the least limit of a control group (version 2) and those around it; what they hold of files can be
+/// had back.
+#[cfg(any(not(target_os = "macos"), test))]
+fn cgroup_available(root: &Path, group: &str) -> Option<u64> {
+    let left = |dir: &Path| -> Option<u64> {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        // `max` where there is no limit.
+        let limit = number(read("memory.max")?)?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let files = stat.lines().find_map(|line| line.strip_prefix("file ")).map(str::to_owned);
+        let held = number(read("memory.current")?)?;
+        Some(limit.saturating_sub(held.saturating_sub(files.and_then(number).unwrap_or(0))))
+    };
+    let dir = root.join(group);
+    dir.ancestors().take_while(|dir| dir.starts_with(root)).filter_map(left).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_control_groups_count() {
+        let root = tempfile::tempdir().unwrap();
+        let group = |path: &str, [max, current, stat]: [&str; 3]| {
+            let dir = root.path().join(path);
+            std::fs::create_dir_all(&dir).unwrap();
+            for (name, text) in [("memory.max", max), ("memory.current", current), ("memory.stat", stat)] {
+                std::fs::write(dir.join(name), text).unwrap();
+            }
+        };
+        assert_eq!(cgroup_available(root.path(), "a/b"), None);
+        group("a", ["1000\n", "700\n", "anon 500\nfile 200\nslab 1\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
+        group("a/b", ["max\n", "600\n", "file 0\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
+        group("a/b", ["650\n", "600\n", "file 10\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b"), Some(60));
+        assert_eq!(cgroup_available(root.path(), "a"), Some(500));
+        assert_eq!(cgroup_available(root.path(), ""), None);
+    }
+
+    #[test]
+    fn the_limit_of_apples_gpu_is_what_was_set_or_a_part_of_the_machine() {
+        let gib = 1_u64 << 30;
+        assert_eq!(wired_limit(24 * gib, None), 16 * gib);
+        assert_eq!(wired_limit(24 * gib, Some(0)), 16 * gib);
+        assert_eq!(wired_limit(64 * gib, None), 48 * gib);
+        assert_eq!(wired_limit(64 * gib, Some(56 << 10)), 56 * gib);
+        // No more than there is.
+        assert_eq!(wired_limit(64 * gib, Some(1 << 20)), 64 * gib);
+        assert_eq!(wired_limit(64 * gib, Some(u64::MAX)), 64 * gib);
+    }
+
+    /// A machine that says nothing gets a cache of a fixed size, whatever it has.
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    fn this_machine_says_what_it_has() {
+        let memory = available_memory().unwrap();
+        assert!((1 << 20..1 << 50).contains(&memory), "{memory}");
+    }
+}

@@ -1,0 +1,206 @@
+//! What running a model takes of memory on each backend, from headers alone.
+
+use super::{LoadOptions, ModelFiles};
+use crate::backend::LlmBackendKind;
+use crate::backend::cpu::kernels::quant::PackedMatrix;
+use crate::backend::kv::{KvShape, KvType, MLX_GROWTH};
+use crate::backend::select::MemoryNeed;
+use crate::engine::EngineOptions;
+use crate::tensor::DType;
+use crate::weights::Stored;
+
+/// What a need of memory depends on beside the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySetting {
+    /// Where the model runs.
+    pub backend: LlmBackendKind,
+    /// Tokens of context.
+    pub context: usize,
+    /// What K and V are kept in.
+    pub kv_type: KvType,
+    /// The type of activations on MLX; the CPU's are `f32`.
+    pub dtype: DType,
+    /// Most tokens of one sequence in one step.
+    pub prefill_chunk: usize,
+}
+
+impl ModelFiles {
+    /// How `options` would have the model run on `backend`.
+    pub fn memory_setting(&self, backend: LlmBackendKind, options: &LoadOptions) -> MemorySetting {
+        let dtype = self.dtype();
+        MemorySetting {
+            backend,
+            context: options.context.unwrap_or_else(|| self.default_context()),
+            kv_type: options.kv_type.unwrap_or(dtype.into()),
+            dtype: options.dtype.unwrap_or(dtype),
+            prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
+        }
+    }
+
+    /// Bytes that running the model takes: weights in the form that they will have, and what a step makes on its way.
+    pub fn memory_need(&self, setting: MemorySetting) -> MemoryNeed {
+        MemoryNeed {
+            weights: self.weight_memory(setting),
+            kv: self.context_memory(setting),
+            activations: self.step_memory(setting),
+        }
+    }
+
+    fn weight_memory(&self, setting: MemorySetting) -> u64 {
+        let bytes = |tensor: &Stored| match setting.backend {
+            LlmBackendKind::Cpu => on_cpu(tensor),
+            LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
+        };
+        self.tensors().iter().map(bytes).fold(0, u64::saturating_add)
+    }
+
+    fn context_memory(&self, setting: MemorySetting) -> u64 {
+        let MemorySetting { backend, context, kv_type, .. } = setting;
+        let shape = self.kv_shape(kv_type);
+        let (token, tokens) = match backend {
+            LlmBackendKind::Cpu => (shape.token_bytes(), context),
+            LlmBackendKind::Mlx => {
+                (shape.mlx_token_bytes(), context.checked_next_multiple_of(MLX_GROWTH).unwrap_or(context))
+            }
+        };
+        ((token * self.config.num_hidden_layers) as u64).saturating_mul(tokens as u64)
+    }
+
+    pub(super) fn kv_shape(&self, kind: KvType) -> KvShape {
+        KvShape { heads: self.config.num_key_value_heads, head_dim: self.config.head_dim, kind }
+    }
+
+    fn step_memory(&self, setting: MemorySetting) -> u64 {
+        let config = &self.config;
+        let rows = EngineOptions::default().step_tokens.min(setting.context.max(1)) as u64;
+        // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
+        let width = 4 * config.hidden_size
+            + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+            + 3 * config.intermediate_size;
+        let activations = 4 * (rows * width as u64 + 2 * config.vocab_size as u64);
+        match setting.backend {
+            LlmBackendKind::Cpu => activations,
+            LlmBackendKind::Mlx => activations
+                .saturating_add(self.attention_memory(setting))
+                .saturating_add(self.widened(setting)),
+        }
+    }
+
+    /// Masks of a chunk, and its scores `[H, T, S]` in `f32` where a GPU has no kernel that keeps them to itself. A node that
+    /// makes scores of others holds both.
+    ///
+    /// MLX's CPU device has no such kernel at all; what it takes more is not counted, since `auto` never takes it.
+    fn attention_memory(&self, setting: MemorySetting) -> u64 {
+        /// Widths of heads that every version of MLX has a kernel of chunks for.
+        const FUSED: [usize; 3] = [64, 80, 128];
+        let config = &self.config;
+        let context = setting.context as u64;
+        let pairs = (setting.prefill_chunk as u64).min(context).saturating_mul(context);
+        let mut windows = config.windows.clone();
+        windows.sort_unstable();
+        windows.dedup();
+        let masks = pairs.saturating_mul(windows.len().max(1) as u64);
+        let composed = config.attn_logit_softcapping.is_some()
+            || setting.kv_type.bits().is_some()
+            || !FUSED.contains(&config.head_dim);
+        let scores = if composed { 2 * 4 * config.num_attention_heads as u64 } else { 0 };
+        masks.saturating_add(pairs.saturating_mul(scores))
+    }
+
+    /// The largest matrix in `f32`: MLX widens a half matrix for each product with activations of another type.
+    fn widened(&self, setting: MemorySetting) -> u64 {
+        let others = self.checkpoint.tensors().filter(|tensor| {
+            tensor.shape().len() == 2
+                && tensor.dtype().is_some_and(|dtype| dtype != DType::F32 && dtype != setting.dtype)
+        });
+        let elements = |bytes: usize| (bytes / DType::F16.size()) as u64;
+        others.map(|tensor| elements(tensor.bytes()).saturating_mul(4)).max().unwrap_or(0)
+    }
+}
+
+/// Rows and columns of a matrix in blocks that holds anything.
+fn matrix(tensor: &Stored) -> Option<[usize; 2]> {
+    tensor.shape.as_slice().try_into().ok().filter(|[rows, columns]: &[usize; 2]| *rows > 0 && *columns > 0)
+}
+
+/// Dense weights stay in their file; blocks are packed for the kernels.
+fn on_cpu(tensor: &Stored) -> u64 {
+    match (tensor.format, matrix(tensor)) {
+        (Some(format), Some(shape)) if PackedMatrix::supports(format) => {
+            PackedMatrix::bytes_of(format, shape) as u64
+        }
+        _ => tensor.loaded,
+    }
+}
+
+/// Every weight is uploaded; blocks that MLX has no kernel for in a form that it has one for. What it has no form for stays
+/// with the CPU.
+fn on_mlx(tensor: &Stored, dtype: DType) -> u64 {
+    let kept = tensor.format.zip(matrix(tensor)).and_then(|(format, [rows, columns])| {
+        let kept = format.kept_on_mlx(columns, dtype == DType::F16)?;
+        let row = kept.row_bytes(columns).iter().map(|&bytes| bytes as u64).sum::<u64>();
+        Some(row.saturating_mul(rows as u64))
+    });
+    let copy = if tensor.copied { tensor.loaded } else { 0 };
+    kept.unwrap_or(tensor.loaded).saturating_add(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn files(name: &str) -> ModelFiles {
+        ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
+    }
+
+    fn need(files: &ModelFiles, backend: LlmBackendKind, options: LoadOptions) -> MemoryNeed {
+        files.memory_need(files.memory_setting(backend, &options))
+    }
+
+    #[test]
+    fn blocks_count_in_the_form_that_each_backend_has_them_in() {
+        let files = files("quantized/llama-affine4");
+        let [cpu, mlx] =
+            [LlmBackendKind::Cpu, LlmBackendKind::Mlx].map(|kind| need(&files, kind, LoadOptions::default()));
+        // MLX has them as the file does; the CPU in panels of 16 rows, whole cache lines each.
+        assert_eq!(mlx.weights, files.checkpoint.total_bytes());
+        assert!(cpu.weights >= mlx.weights && cpu.weights < mlx.weights * 5 / 4, "{cpu} {mlx}");
+    }
+
+    #[test]
+    fn scores_count_where_mlx_composes_attention() {
+        let files = files("models/gemma2-caps");
+        let config = &files.config;
+        let (heads, windows) = (config.num_attention_heads as u64, 2);
+        let at = |context: usize, backend: LlmBackendKind, kv_type: Option<KvType>| {
+            let options = LoadOptions {
+                context: Some(context),
+                kv_type,
+                prefill_chunk: Some(8),
+                ..LoadOptions::default()
+            };
+            need(&files, backend, options).activations
+        };
+        let [cpu, mlx] = [LlmBackendKind::Cpu, LlmBackendKind::Mlx].map(|kind| at(32, kind, None));
+        assert_eq!(mlx - cpu, 8 * 32 * (windows + 8 * heads));
+        // Their number is that of the chunk's tokens times the keys.
+        assert_eq!(
+            at(64, LlmBackendKind::Mlx, Some(KvType::Q8)) - at(64, LlmBackendKind::Cpu, None),
+            8 * 64 * (windows + 8 * heads)
+        );
+    }
+
+    #[test]
+    fn weights_of_another_type_than_the_activations_are_widened_one_by_one() {
+        let files = files("models/llama-bf16");
+        let of = |dtype: Option<DType>| {
+            need(&files, LlmBackendKind::Mlx, LoadOptions { dtype, ..LoadOptions::default() }).activations
+        };
+        let largest = files.checkpoint.tensors().filter(|tensor| tensor.shape().len() == 2);
+        let largest = largest.map(|tensor| tensor.bytes() as u64).max().unwrap();
+        assert_eq!(of(Some(DType::F32)) - of(None), 2 * largest);
+        assert_eq!(of(Some(DType::BF16)), of(None));
+    }
+}
