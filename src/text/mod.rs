@@ -3,8 +3,11 @@
 pub(crate) mod apart;
 mod bounded;
 mod chat;
+mod convert;
 mod json;
+pub(crate) mod patterns;
 mod probe;
+
 mod python;
 mod raw;
 mod reasoning;

@@ -43,7 +43,19 @@ impl SpecialTokens {
             true => Map::new(),
             false => read("special_tokens_map.json")?,
         };
-        Self::of(&dir.join("tokenizer_config.json"), config, map)
+        // Mistral's own file gives them no names: these are those that transformers has for it.
+        let there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+        let mut unnamed = Vec::new();
+        if there("tekken.json") && !there("tokenizer.json") {
+            for (name, text) in [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")] {
+                if !config.contains_key(name) && !map.contains_key(name) {
+                    unnamed.push((name.to_owned(), text.to_owned()));
+                }
+            }
+        }
+        let mut this = Self::of(&dir.join("tokenizer_config.json"), config, map)?;
+        this.named.extend(unnamed);
+        Ok(this)
     }
 
     /// What `tokenizer_config.json` (`config`, named `path` in errors) and `special_tokens_map.json` (`map`) say.

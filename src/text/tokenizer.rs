@@ -16,6 +16,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
 
 use super::apart::{self, Lost};
+use super::convert;
 use super::raw::{self, Decoder};
 use super::special::SpecialTokens;
 use super::template::Rendered;
@@ -91,14 +92,17 @@ fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> 
 
 impl Tokenizer {
     /// The tokenizer of a model's directory: `tokenizer.json`, with the special tokens that `tokenizer_config.json` and
-    /// `special_tokens_map.json` name; none where there is no such file.
+    /// `special_tokens_map.json` name, or where there is none one that is made of `tekken.json`, `tokenizer.model`,
+    /// `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there. None for a directory without any.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB and whatever [`Self::from_bytes`] refuses.
+    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB, whatever [`Self::from_bytes`] refuses, and another file
+    /// than `tokenizer.json` that asks for what would not become exactly the same tokenizer; [`Error::Config`] for a
+    /// setting of such a tokenizer.
     pub fn open(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
         if path.symlink_metadata().is_err() {
-            return Ok(None);
+            return convert::load(dir, embedding_rows);
         }
         let bytes = raw::read_file(&path, MAX_FILE)?;
         Self::read(&path, &bytes, embedding_rows, &SpecialTokens::load(dir)?).map(Some)
@@ -142,18 +146,18 @@ impl Tokenizer {
     }
 
     /// A byte-pair tokenizer whose long lists are not JSON: `head` is a `tokenizer.json` with an empty vocabulary and no
-    /// merges; `vocabulary` has a text for each id, `merges` the first to be made first. Otherwise as
+    /// merges; `vocabulary` has tokens with their ids, `merges` the first to be made first. Otherwise as
     /// [`from_bytes`](Self::from_bytes).
     pub(crate) fn from_lists<'a>(
         path: &Path,
         head: &str,
-        vocabulary: impl Iterator<Item = &'a str>,
+        vocabulary: impl Iterator<Item = (&'a str, u64)>,
         merges: &[(&'a str, &'a str)],
         embedding_rows: usize,
     ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
         let mut file: raw::File = serde_json::from_str(head).map_err(|e| bad(e.to_string()))?;
-        file.model.vocab.0 = vocabulary.map(Cow::Borrowed).zip(0..).collect();
+        file.model.vocab.0 = vocabulary.map(|(token, id)| (Cow::Borrowed(token), id)).collect();
         let merges: Vec<raw::Merge> =
             merges.iter().map(|&(left, right)| (left.into(), right.into())).collect();
         let texts = file.model.vocab.0.iter().map(|(token, _)| token.len());
@@ -237,6 +241,14 @@ impl Tokenizer {
             patience: PATIENCE,
             late: Mutex::new(None),
         })))
+    }
+
+    /// Names the token that ends a text.
+    pub(super) fn ending_with(mut self, eos: Option<u32>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.eos = eos;
+        }
+        self
     }
 
     /// Gives up on a text after `time`.

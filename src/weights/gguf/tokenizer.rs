@@ -11,17 +11,12 @@ use super::{Architecture, Metadata};
 use crate::error::Result;
 use crate::json::quote;
 use crate::text::Tokenizer;
+use crate::text::patterns::{GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN};
 
 /// The longest token, in characters, that is taken apart into merges: SentencePiece's are at most 16 unless trained so.
 const MAX_PIECE: usize = 256;
 /// Merges of a vocabulary, the double of the largest published one's.
 const MAX_MERGES: usize = 1 << 20;
-
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// What a name in `tokenizer.ggml.pre` stands for.
 struct Pre {
@@ -100,7 +95,7 @@ impl Metadata {
         let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
         let Lists { mut head, merges } = Lists::of(&vocabulary)?;
         head += "\"vocab\":{},\"merges\":[]}}";
-        let tokens = vocabulary.tokens.iter().map(AsRef::as_ref);
+        let tokens = vocabulary.tokens.iter().map(AsRef::as_ref).zip(0..);
         Tokenizer::from_lists(self.path(), &head, tokens, &merges, embedding_rows).map(Some)
     }
 
