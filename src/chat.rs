@@ -5,7 +5,9 @@ use crate::generate::Options;
 use crate::model::Model;
 use crate::sample::reply::ReplyGrammar;
 use crate::sample::{Constraint, Grammar};
-use crate::text::{Chat, Message, PromptEnd, RenderOptions, ReplyFormat, ReplyParser, Tool, ToolChoice};
+use crate::text::{
+    Chat, Message, PromptEnd, RenderOptions, Rendered, ReplyFormat, ReplyParser, Tool, ToolChoice,
+};
 
 /// A turn that is ready to be generated.
 ///
@@ -68,10 +70,6 @@ impl Model {
     /// known, and what cannot be enforced.
     pub fn prepare(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
         let tools = chat.callable()?;
-        let shown = match chat.tool_choice {
-            ToolChoice::None => None,
-            _ => (!chat.tools.is_empty()).then(|| chat.tools.clone()),
-        };
         let required = matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
         if let (true, Some(_)) = (required, text) {
             let got = "a required call beside a format of the text".to_owned();
@@ -81,26 +79,14 @@ impl Model {
                 expected: "auto or none where the text has a format",
             });
         }
-        let options = RenderOptions {
-            add_generation_prompt: chat.prompt_end == PromptEnd::Turn,
-            continue_final_message: chat.prompt_end == PromptEnd::Within,
-            documents: (!chat.documents.is_empty()).then(|| chat.documents.clone()),
-            extra: chat.variables.clone(),
-            tools: shown,
-            now: None,
-        };
-        if chat.prompt_end == PromptEnd::Within {
-            continued(chat)?;
-        }
-        let template = self.template()?;
-        let format = template.reply_format(options.tools.is_some());
-        let messages: Vec<Message> = chat.messages.iter().cloned().map(Message::with_joined_text).collect();
-        let rendered = template.render(&messages, &options)?;
+        let format = self.template()?.reply_format(chat.shows_tools());
+        let rendered = self.render(chat)?;
         let tokenizer = self.tokenizer()?;
         let tokens = tokenizer.encode_rendered(&rendered)?;
         let thinking =
-            format.reasoning.as_ref().is_some_and(|format| match (chat.prompt_end, messages.last()) {
+            format.reasoning.as_ref().is_some_and(|format| match (chat.prompt_end, chat.messages.last()) {
                 (PromptEnd::Within, Some(last)) => {
+                    let last = last.clone().with_joined_text();
                     format.is_open_in(last.content.as_str().unwrap_or_default())
                 }
                 _ => format.is_open(rendered.text()),
@@ -120,6 +106,86 @@ impl Model {
         let single_call = chat.single_call;
         Ok(Turn { tokens, format, thinking, visible, constraint, tools, single_call })
     }
+
+    /// The prompt that `chat` becomes, as text and tokens.
+    ///
+    /// # Errors
+    /// Those of [`Self::prepare`] that the prompt alone can have.
+    pub fn show(&self, chat: &Chat) -> Result<Shown> {
+        chat.callable()?;
+        let rendered = self.render(chat)?;
+        let tokens = self.tokenizer()?.encode_rendered(&rendered)?;
+        Ok(Shown { text: rendered.text().to_owned(), tokens })
+    }
+
+    /// Renders a conversation. What the template refuses is tried once more with the system's later messages, then with all of
+    /// them, as the user's: agents send them wherever they like, and many templates take one at the beginning, or none.
+    fn render(&self, chat: &Chat) -> Result<Rendered> {
+        let options = RenderOptions {
+            add_generation_prompt: chat.prompt_end == PromptEnd::Turn,
+            continue_final_message: chat.prompt_end == PromptEnd::Within,
+            documents: (!chat.documents.is_empty()).then(|| chat.documents.clone()),
+            extra: chat.variables.clone(),
+            tools: chat.shows_tools().then(|| chat.tools.clone()),
+            now: None,
+        };
+        if chat.prompt_end == PromptEnd::Within {
+            continued(chat)?;
+        }
+        let template = self.template()?;
+        let messages: Vec<Message> = chat.messages.iter().cloned().map(Message::with_joined_text).collect();
+        let refused = match template.render(&messages, &options) {
+            Err(error @ Error::Template(_)) => error,
+            other => return other,
+        };
+        for leading in [true, false] {
+            let Some(told) = told_by_the_user(&messages, leading) else { continue };
+            if let Ok(rendered) = template.render(&told, &options) {
+                let what = if leading { "a later message of the system" } else { "a message of the system" };
+                tracing::info!("the chat template takes no {what}: it is told by the user");
+                return Ok(rendered);
+            }
+        }
+        Err(refused)
+    }
+}
+
+/// A prompt as it is given to the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, with those texts as text that a message holds.
+    pub tokens: Vec<u32>,
+}
+
+/// The conversation with the system's messages as the user's; `leading`: those at the beginning become one and stay. None
+/// where that changes nothing.
+fn told_by_the_user(messages: &[Message], leading: bool) -> Option<Vec<Message>> {
+    let mut told: Vec<Message> = Vec::with_capacity(messages.len());
+    let mut beginning = leading;
+    for message in messages {
+        let mut message = message.clone();
+        beginning &= message.role == "system";
+        if message.role == "system" && !beginning {
+            message.role = "user".into();
+        }
+        match told.last_mut() {
+            Some(last)
+                if last.role == message.role
+                    && message.role != "assistant"
+                    && last.extra.is_empty()
+                    && message.extra.is_empty()
+                    && last.content.is_string()
+                    && message.content.is_string() =>
+            {
+                let texts = [&last.content, &message.content].map(|text| text.as_str().unwrap_or_default());
+                last.content = texts.join("\n\n").into();
+            }
+            _ => told.push(message),
+        }
+    }
+    (told != messages).then_some(told)
 }
 
 /// Refuses to go on with what is no text of the assistant's.

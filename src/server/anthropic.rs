@@ -72,7 +72,8 @@ fn system_text(fields: &Fields, system: Value) -> Result<String, Failure> {
     const BILLING: &str = "x-anthropic-billing-header:";
     let blocks = match system {
         Value::Array(blocks) => {
-            let billing = |block: &Value| block["text"].as_str().is_some_and(|text| text.starts_with(BILLING));
+            let billing =
+                |block: &Value| block["text"].as_str().is_some_and(|text| text.starts_with(BILLING));
             Value::Array(blocks.into_iter().filter(|block| !billing(block)).collect())
         }
         other => other,

@@ -206,7 +206,9 @@ pub(crate) fn thinking(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failu
         "adaptive" | "enabled" => true,
         other => {
             let other = shown(&other.into());
-            return Err(thinking.wrong("type", format_args!("expected enabled, adaptive or disabled, got {other}")));
+            return Err(
+                thinking.wrong("type", format_args!("expected enabled, adaptive or disabled, got {other}"))
+            );
         }
     };
     // A budget is a wish: what is thought counts against max_tokens like all else.

@@ -256,7 +256,8 @@ mod tests {
 
     #[test]
     fn fields_are_typed_and_none_is_left() {
-        let body = br#"{"z": 1, "a": "x", "n": -1, "t": 1e60, "gone": null, "o": {"b": true, "c": 2}, "h": []}"#;
+        let body =
+            br#"{"z": 1, "a": "x", "n": -1, "t": 1e60, "gone": null, "o": {"b": true, "c": 2}, "h": []}"#;
         let mut fields = parse(body, &Notes::new(true)).unwrap();
         let error = fields.whole("n", 1, 9).unwrap_err();
         assert_eq!(error.message, "n: expected a whole number from 1 to 9, got -1");

@@ -353,7 +353,8 @@ pub(crate) fn document(mut block: Fields) -> Result<String, Failure> {
             text_of(&source, "content", source.required("content", content)?)?
         }
         other => {
-            let what = format!("documents of type {} are not supported, only text", crate::json::quote(other));
+            let what =
+                format!("documents of type {} are not supported, only text", crate::json::quote(other));
             return Err(source.wrong("type", what));
         }
     };

@@ -34,7 +34,8 @@ impl Input<'_> {
         if let Some(id) = fields.string("previous_response_id")? {
             let kept = app.store.answer(&id).ok_or_else(|| {
                 let what = format!("{} is not kept: send the whole conversation", crate::json::quote(&id));
-                let failure = fields.wrong("previous_response_id", what).with_code("previous_response_not_found");
+                let failure =
+                    fields.wrong("previous_response_id", what).with_code("previous_response_not_found");
                 Failure { status: StatusCode::NOT_FOUND, ..failure }
             })?;
             this.messages.extend(kept.messages.iter().cloned());

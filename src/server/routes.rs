@@ -16,9 +16,9 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tower_service::Service as _;
 
+use super::UnknownFields;
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
-use super::UnknownFields;
 use super::json::{Fields, Notes, parse};
 use super::{anthropic, chat, completions, embeddings, guard, page, responses, texts};
 

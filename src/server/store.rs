@@ -37,7 +37,8 @@ impl Store {
     pub fn keep(&self, id: String, messages: Vec<Message>, output: Vec<Value>) {
         let mut bytes = Size(0);
         // A length alone: neither is written anywhere.
-        let counted = serde_json::to_writer(&mut bytes, &messages).and_then(|()| serde_json::to_writer(&mut bytes, &output));
+        let counted = serde_json::to_writer(&mut bytes, &messages)
+            .and_then(|()| serde_json::to_writer(&mut bytes, &output));
         if counted.is_err() || bytes.0 > MOST.1 {
             return;
         }

@@ -97,6 +97,11 @@ impl Chat {
         Self { messages, ..Self::default() }
     }
 
+    /// Whether the template is told of the tools.
+    pub(crate) fn shows_tools(&self) -> bool {
+        self.tool_choice != ToolChoice::None && !self.tools.is_empty()
+    }
+
     /// The tools that may be called, in order: none where [`ToolChoice::None`] says so, one where it names one.
     ///
     /// # Errors

@@ -153,7 +153,7 @@ impl Writer {
         if self.ascii {
             let mut ascii = String::new();
             for c in quoted.chars() {
-                if c.is_ascii() {
+                if matches!(c, ' '..='~') {
                     ascii.push(c);
                 } else {
                     let mut units = [0; 2];

@@ -7,7 +7,6 @@ mod convert;
 mod json;
 pub(crate) mod patterns;
 mod probe;
-
 mod python;
 mod raw;
 mod reasoning;

@@ -257,6 +257,9 @@ impl ChatTemplate {
     /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, a last message without
     /// text to continue, or the limit at which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        if messages.is_empty() {
+            return Err(self.error("the conversation has no message"));
+        }
         let mut context = options.extra.clone();
         for (key, token) in &self.special {
             context.entry(key.clone()).or_insert_with(|| token.clone().into());
@@ -274,8 +277,8 @@ impl ChatTemplate {
             let mut messages = guard(&form.into_iter().map(Json::Object).collect())?;
             if options.continue_final_message {
                 let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
-                match last.and_then(|last| last.get_mut("content")) {
-                    Some(Json::String(text)) if !text.trim().is_empty() => sentinel::mark_end(text),
+                match last.and_then(|last| last.get_mut("content")).and_then(last_text) {
+                    Some(text) if !text.trim().is_empty() => sentinel::mark_end(text),
                     _ => return Err(self.error("the last message has no text to continue")),
                 }
             }
@@ -310,7 +313,7 @@ impl ChatTemplate {
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Err(refused.unwrap_or_else(|| self.error("there is no message")))
+        Err(refused.unwrap_or_else(|| self.error("there is no form of the messages")))
     }
 
     /// The tokens, by their texts, that an assistant's turn ends with: what stands right behind its text. A token that also
@@ -393,6 +396,18 @@ impl ChatTemplate {
             }
             Ok(text)
         })
+    }
+}
+
+/// The text of a content, or that of the last of its parts that has one.
+fn last_text(content: &mut Json) -> Option<&mut String> {
+    match content {
+        Json::String(text) => Some(text),
+        Json::Array(parts) => {
+            let text = parts.iter_mut().rev().find_map(|part| part.get_mut("text"));
+            text.and_then(|text| if let Json::String(text) = text { Some(text) } else { None })
+        }
+        _ => None,
     }
 }
 

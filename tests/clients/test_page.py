@@ -75,10 +75,9 @@ class Page(unittest.TestCase):
         page.wait("document.querySelector('article.assistant .note')?.textContent === 'stopped'")
         page.call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
         # What the server refuses is said, and the question is not lost.
-        page.evaluate("document.getElementById('system').value = 'Be brief.'")
-        page.evaluate("document.getElementById('question').value = 'Again'; document.getElementById('send').click()")
-        page.wait("document.querySelector('[role=alert]').textContent.includes('takes no instruction')")
-        self.assertEqual(page.evaluate("document.getElementById('question').value"), "Again")
+        page.evaluate("document.getElementById('question').value = 'Again '.repeat(9000); document.getElementById('send').click()")
+        page.wait("document.querySelector('[role=alert]').textContent.includes('tokens')")
+        self.assertEqual(page.evaluate("document.getElementById('question').value.length"), 54000)
         page.evaluate("document.getElementById('fresh').click()")
         self.assertEqual(page.evaluate("document.querySelectorAll('article').length"), 0)
         # Text of a model is text, whatever it says.

@@ -26,8 +26,7 @@ from model import Config, Llama
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
 # A turn is a document of the corpus by itself: a request or the beginning of a story.
-CHAT = ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('this model tells stories and takes no instruction') }}"
-        "{% endif %}{{ bos_token + messages[-1]['content'] }}")
+CHAT = "{{ bos_token + messages[-1]['content'] }}"
 
 
 def train_tokenizer(texts, vocab_size):
