@@ -42,25 +42,26 @@ impl Conversation {
             let text = system_text(fields, system)?;
             messages.extend((!text.is_empty()).then(|| Message::new("system", text)));
         }
+        let mut chat = Chat::default();
+        forms::message_tools(fields, &mut chat)?;
         let list = fields.list("messages")?;
         let list = fields.required("messages", list)?;
         if list.is_empty() {
             return Err(fields.wrong("messages", "expected at least one"));
         }
         for (i, value) in list.into_iter().enumerate() {
-            message(fields.item("messages", i, value)?, &mut messages)?;
+            message(fields.item("messages", i, value)?, &chat, &mut messages)?;
         }
         if messages.iter().all(|message| message.role == "system") {
             return Err(fields.wrong("messages", "expected a message of the user"));
         }
-        let mut chat = Chat::new(messages);
+        chat.messages = messages;
         if chat.messages.last().is_some_and(|last| last.role == "assistant") {
             // In this API its last message is the beginning of the answer.
             chat.prompt_end = PromptEnd::Within;
         }
         chat.variables = params::template_variables(fields)?;
         forms::thinking(fields, &mut chat)?;
-        forms::message_tools(fields, &mut chat)?;
         let format = forms::output_config(fields, &mut chat)?;
         Ok(Self { chat, format })
     }
@@ -82,7 +83,7 @@ fn system_text(fields: &Fields, system: Value) -> Result<String, Failure> {
 }
 
 /// Appends what a message is to a chat template: results of tools are messages of their own there.
-fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
+fn message(mut fields: Fields, chat: &Chat, out: &mut Vec<Message>) -> Result<(), Failure> {
     let role = fields.string("role")?;
     let role = fields.required("role", role)?;
     if !["user", "assistant", "system"].contains(&role.as_str()) {
@@ -128,6 +129,7 @@ fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
                 let id = block.string("tool_use_id")?;
                 let id = block.required("tool_use_id", id)?;
                 let content = block.take("content");
+                let content = content.map(|content| with_definitions(content, chat));
                 let text = content.map(|content| text_of(&block, "content", content)).transpose()?;
                 let text = text.unwrap_or_default();
                 let text = match block.flag("is_error")? {
@@ -160,6 +162,20 @@ fn message(mut fields: Fields, out: &mut Vec<Message>) -> Result<(), Failure> {
     }
     push(out, made);
     Ok(())
+}
+
+/// A result with the definitions of the tools that it refers to: those were not shown before.
+fn with_definitions(mut content: Value, chat: &Chat) -> Value {
+    for block in content.as_array_mut().into_iter().flatten() {
+        if block["type"] != "tool_reference" {
+            continue;
+        }
+        let named = |tool: &&Value| tool["function"]["name"] == block["tool_name"];
+        let tool = chat.deferred.iter().chain(&chat.tools).find(named);
+        let text = tool.map_or_else(|| format!("There is no tool {}.", block["tool_name"]), Value::to_string);
+        *block = json!({ "type": "text", "text": text });
+    }
+    content
 }
 
 /// Turns of one side that follow each other are one turn.

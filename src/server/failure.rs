@@ -31,13 +31,23 @@ pub(crate) struct Failure {
     pub code: Option<&'static str>,
     /// Seconds after which it is worth another try.
     pub retry_after: Option<u64>,
+    /// Tokens of a prompt that is too long, and of the context: each API has words for it that its clients look for.
+    pub full: Option<(usize, usize)>,
     /// What clients of Anthropic's API read of some errors.
     pub details: Option<Value>,
 }
 
 impl Failure {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after: None, details: None }
+        Self {
+            status,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: None,
+            full: None,
+            details: None,
+        }
     }
 
     /// A request that cannot be meant.
@@ -61,12 +71,23 @@ impl Failure {
     /// The error as an object of the API's shape.
     pub fn json(&self, dialect: Dialect) -> Value {
         let kind = self.kind(dialect);
+        let message = match (self.full, dialect) {
+            (None, _) => self.message.clone(),
+            (Some((prompt, context)), Dialect::OpenAi) => format!(
+                "This model's maximum context length is {context} tokens. However, your messages resulted in {prompt} \
+                 tokens: {}",
+                self.message
+            ),
+            (Some((prompt, context)), Dialect::Anthropic) => {
+                format!("prompt is too long: {prompt} tokens > {context} maximum: {}", self.message)
+            }
+        };
         match dialect {
             Dialect::OpenAi => json!({ "error": {
-                "message": self.message, "type": kind, "param": self.param, "code": self.code,
+                "message": message, "type": kind, "param": self.param, "code": self.code,
             } }),
             Dialect::Anthropic => {
-                let mut error = json!({ "type": kind, "message": self.message });
+                let mut error = json!({ "type": kind, "message": message });
                 if let Some(details) = &self.details {
                     error["details"] = details.clone();
                 }
@@ -115,7 +136,10 @@ impl From<Error> for Failure {
         let message = error.to_string();
         match error {
             Error::Prompt(_) | Error::Template(_) => Self::bad(message),
-            Error::ContextFull { .. } => Self::bad(message).with_code("context_length_exceeded"),
+            Error::ContextFull { prompt, context, .. } => {
+                let failure = Self::bad(message).with_code("context_length_exceeded");
+                Self { full: Some((prompt, context)), ..failure }
+            }
             Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
             Error::Schema { .. } | Error::Grammar { .. } => Self::bad(message),
             // What can never fit; what does not fit now waits.

@@ -92,7 +92,7 @@ pub(crate) fn chat_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Fai
     Ok(())
 }
 
-fn named_choice(fields: &Fields, choice: &str) -> Result<ToolChoice, Failure> {
+pub(crate) fn named_choice(fields: &Fields, choice: &str) -> Result<ToolChoice, Failure> {
     match choice {
         "auto" => Ok(ToolChoice::Auto),
         "none" => Ok(ToolChoice::None),
@@ -103,35 +103,6 @@ fn named_choice(fields: &Fields, choice: &str) -> Result<ToolChoice, Failure> {
             Err(fields.wrong("tool_choice", what))
         }
     }
-}
-
-/// The tools of OpenAI's responses: a function's members stand beside its type.
-pub(crate) fn response_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure> {
-    for (i, tool) in fields.list("tools")?.unwrap_or_default().into_iter().enumerate() {
-        let mut tool = fields.item("tools", i, tool)?;
-        if tool.string("type")?.is_some_and(|kind| kind != "function") {
-            fields.note(&format!("tools[{i}]"));
-            continue;
-        }
-        let name = tool.string("name")?;
-        let name = tool.required("name", name)?;
-        let (description, parameters) = (tool.string("description")?, tool.take("parameters"));
-        chat.tools.push(tool_json(name, description, parameters));
-    }
-    chat.tool_choice = match fields.take("tool_choice") {
-        None => ToolChoice::Auto,
-        Some(Value::String(choice)) => named_choice(fields, &choice)?,
-        Some(object) => {
-            let mut choice = fields.at("tool_choice", object)?;
-            choice.only("type", &["function".into()])?;
-            let name = choice.string("name")?;
-            let name = choice.required("name", name)?;
-            choice.finish()?;
-            ToolChoice::Named(name)
-        }
-    };
-    chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
-    Ok(())
 }
 
 /// Anthropic's tools: `{"name", "description", "input_schema"}` each.
@@ -145,7 +116,9 @@ pub(crate) fn message_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), 
         let name = tool.string("name")?;
         let name = tool.required("name", name)?;
         let (description, schema) = (tool.string("description")?, tool.take("input_schema"));
-        chat.tools.push(tool_json(name, description, schema));
+        let deferred = tool.flag("defer_loading")? == Some(true);
+        let list = if deferred { &mut chat.deferred } else { &mut chat.tools };
+        list.push(tool_json(name, description, schema));
     }
     let Some(mut choice) = fields.object("tool_choice")? else { return Ok(()) };
     chat.single_call = choice.flag("disable_parallel_tool_use")? == Some(true);
@@ -167,7 +140,7 @@ pub(crate) fn message_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), 
 }
 
 /// A tool as chat templates take it.
-fn tool_json(name: String, description: Option<String>, parameters: Option<Value>) -> Value {
+pub(crate) fn tool_json(name: String, description: Option<String>, parameters: Option<Value>) -> Value {
     let mut function = json!({ "name": name });
     if let Some(description) = description {
         function["description"] = description.into();

@@ -1,177 +1,25 @@
 //! `POST /v1/responses`: OpenAI's newer API. The last answers are kept, for requests that go on from them.
 
+mod input;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
 use super::app::{App, now};
 use super::failure::{Failure, json_body};
 use super::forms;
-use super::json::{Fields, shown};
+use super::json::Fields;
 use super::openai::scored_json;
-use super::params::{self, IGNORED, text_of};
+use super::params::{self, IGNORED};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::text::{Chat, Message};
-
-/// Reads the conversation of a request: what was kept of an earlier answer, and the items of `input`.
-struct Input<'a> {
-    app: &'a App,
-    messages: Vec<Message>,
-    /// What the assistant thought before what follows.
-    thoughts: Vec<String>,
-}
-
-impl Input<'_> {
-    /// The messages of `previous_response_id` and of `input`, a string or a list of items.
-    fn read(app: &App, fields: &mut Fields) -> Result<Vec<Message>, Failure> {
-        let mut this = Input { app, messages: Vec::new(), thoughts: Vec::new() };
-        if let Some(id) = fields.string("previous_response_id")? {
-            let kept = app.store.answer(&id).ok_or_else(|| {
-                let what = format!("{} is not kept: send the whole conversation", crate::json::quote(&id));
-                let failure =
-                    fields.wrong("previous_response_id", what).with_code("previous_response_not_found");
-                Failure { status: StatusCode::NOT_FOUND, ..failure }
-            })?;
-            this.messages.extend(kept.messages.iter().cloned());
-            for (i, item) in kept.output.iter().enumerate() {
-                this.item(fields.item("output", i, item.clone())?)?;
-            }
-        }
-        let given = fields.take("input");
-        match fields.required("input", given)? {
-            Value::String(text) => this.messages.push(Message::new("user", text)),
-            Value::Array(items) if !items.is_empty() => {
-                for (i, item) in items.into_iter().enumerate() {
-                    this.item(fields.item("input", i, item)?)?;
-                }
-            }
-            other => {
-                let what = format!("expected a string or a list of items, got {}", shown(&other));
-                return Err(fields.wrong("input", what));
-            }
-        }
-        Ok(this.messages)
-    }
-
-    fn item(&mut self, mut item: Fields) -> Result<(), Failure> {
-        let kind = item.string("type")?;
-        match kind.as_deref() {
-            None | Some("message") => {
-                let role = item.string("role")?;
-                let role = match item.required("role", role)?.as_str() {
-                    "developer" => "system".to_owned(),
-                    role @ ("system" | "user" | "assistant") => role.to_owned(),
-                    other => {
-                        let other = crate::json::quote(other);
-                        let what = format!("expected system, developer, user or assistant, got {other}");
-                        return Err(item.wrong("role", what));
-                    }
-                };
-                let content = item.take("content");
-                let text = text_of(&item, "content", item.required("content", content)?)?;
-                self.say(Message::new(role, text));
-            }
-            Some("function_call") => {
-                let arguments = item.string("arguments")?.unwrap_or_default();
-                self.call(item, arguments.into())?;
-            }
-            // A tool that takes a text is, to a model, a function that takes it.
-            Some("custom_tool_call") => {
-                let input = item.string("input")?.unwrap_or_default();
-                self.call(item, json!({ "input": input }))?;
-            }
-            Some("local_shell_call") => {
-                let action = item.take("action").unwrap_or_else(|| json!({}));
-                let id = item.string("call_id")?;
-                self.calls(params::call(id, "local_shell".to_owned(), action));
-            }
-            Some("function_call_output" | "custom_tool_call_output" | "local_shell_call_output") => {
-                let id = item.string("call_id")?;
-                let id = match id {
-                    Some(id) => id,
-                    None => {
-                        let id = item.string("id")?;
-                        item.required("call_id", id)?
-                    }
-                };
-                let output = item.take("output");
-                let text = match item.required("output", output)? {
-                    // Some tools answer in an object.
-                    object @ Value::Object(_) => object.to_string(),
-                    other => text_of(&item, "output", other)?,
-                };
-                let mut result = Message::new("tool", text);
-                result.extra.insert("tool_call_id".into(), id.into());
-                self.say(result);
-            }
-            // The template decides what of earlier thoughts the model is to see again.
-            Some("reasoning") => {
-                for name in ["content", "summary"] {
-                    let Some(parts) = item.list(name)? else { continue };
-                    let text = |part: &Value| Some(part.get("text")?.as_str()?.to_owned());
-                    let texts: Vec<String> = parts.iter().filter_map(text).collect();
-                    if !texts.is_empty() {
-                        self.thoughts.extend(texts);
-                        break;
-                    }
-                }
-            }
-            Some("item_reference") => {
-                let id = item.string("id")?;
-                let id = item.required("id", id)?;
-                let Some(kept) = self.app.store.item(&id) else {
-                    let what = format!("{} is not kept: send the item itself", crate::json::quote(&id));
-                    return Err(Failure { status: StatusCode::NOT_FOUND, ..item.wrong("id", what) });
-                };
-                // Nothing that is kept refers to anything.
-                self.item(item.at("item", kept)?)?;
-            }
-            // What the service's own tools did; the answer that they led to stands in the conversation.
-            Some(other) if other.ends_with("_call") || other.starts_with("mcp_") || other == "compaction" => {
-                item.note("type");
-            }
-            Some(other) => {
-                let what = format!("items of type {} are not supported", crate::json::quote(other));
-                return Err(item.wrong("type", what));
-            }
-        }
-        Ok(())
-    }
-
-    /// Appends a message, with what was thought before it where it is the assistant's.
-    fn say(&mut self, mut message: Message) {
-        let thoughts = std::mem::take(&mut self.thoughts);
-        if message.role == "assistant" && !thoughts.is_empty() {
-            message.extra.insert("reasoning_content".into(), thoughts.join("\n").into());
-        }
-        self.messages.push(message);
-    }
-
-    fn call(&mut self, mut item: Fields, arguments: Value) -> Result<(), Failure> {
-        let (id, name) = (item.string("call_id")?, item.string("name")?);
-        let (id, name) = (item.required("call_id", id)?, item.required("name", name)?);
-        self.calls(params::call(Some(id), name, arguments));
-        Ok(())
-    }
-
-    /// Appends a call. Calls that follow each other, or the assistant's text, are one turn.
-    fn calls(&mut self, call: Value) {
-        if self.messages.last().is_none_or(|last| last.role != "assistant") {
-            self.say(Message { role: "assistant".into(), ..Message::default() });
-        }
-        if let Some(last) = self.messages.last_mut()
-            && let Value::Array(calls) = last.extra.entry("tool_calls").or_insert_with(|| json!([]))
-        {
-            calls.push(call);
-        }
-    }
-}
+use input::{Input, Origin, Toolbox};
 
 /// Fields that would change the answer and need what is not here.
 fn refuse(fields: &mut Fields) -> Result<(), Failure> {
@@ -191,7 +39,11 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let instructions = fields.string("instructions")?;
     refuse(&mut fields)?;
     let previous = fields.peek("previous_response_id").cloned();
-    let before = Input::read(&app, &mut fields)?;
+    let mut tools = Toolbox::default();
+    let echoed = ["tools", "tool_choice", "text"].map(|name| fields.peek(name).cloned());
+    let named = fields.list("tools")?.unwrap_or_default();
+    tools.add(&fields, "tools", named)?;
+    let before = Input::read(&app, &mut fields, &mut tools)?;
     let mut chat = Chat::default();
     chat.messages.extend(instructions.as_ref().map(|text| Message::new("system", text.as_str())));
     chat.messages.extend(before.iter().cloned());
@@ -209,9 +61,9 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     sampling.logprobs = logprobs.then_some(top.unwrap_or(0) as usize);
     let stream = fields.flag("stream")?.unwrap_or(false);
     fields.ignore(&["stream_options"]);
-    let echoed = ["tools", "tool_choice", "text"].map(|name| fields.peek(name).cloned());
     let format = forms::text_format(&mut fields)?;
-    forms::response_tools(&mut fields, &mut chat)?;
+    tools.choose(&mut fields, &mut chat)?;
+    chat.tools = std::mem::take(&mut tools.tools);
     chat.variables = params::template_variables(&mut fields)?;
     let mut effort = None;
     if let Some(mut reasoning) = fields.object("reasoning")? {
@@ -227,13 +79,14 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let parallel = !chat.single_call;
     let places = app.places(1)?;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
-    let [tools, tool_choice, text] = echoed;
+    let [given, tool_choice, text] = echoed;
     let shape = Shape {
         id: app.id("resp_"),
         previous: previous.unwrap_or(Value::Null),
         before: keep.then_some(before),
         effort,
-        tools: tools.unwrap_or_else(|| json!([])),
+        toolbox: tools,
+        tools: given.unwrap_or_else(|| json!([])),
         tool_choice: tool_choice.unwrap_or_else(|| "auto".into()),
         text: text.unwrap_or_else(|| json!({ "format": { "type": "text" } })),
         parallel,
@@ -279,6 +132,7 @@ struct Shape {
     temperature: f32,
     top_p: f32,
     logprobs: bool,
+    toolbox: Toolbox,
     /// As they were given.
     tools: Value,
     tool_choice: Value,
@@ -402,10 +256,20 @@ impl Item {
             Self::Text(..) => {
                 json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
             }
-            Self::Call(Call { id: call, name, arguments }) => json!({
-                "id": id, "type": "function_call", "status": status, "call_id": call, "name": name,
-                "arguments": arguments,
-            }),
+            Self::Call(Call { id: call, name, arguments }) => {
+                let Origin { name, namespace, custom, .. } = shape.toolbox.origin(name);
+                let (kind, field, value) = match custom {
+                    true => ("custom_tool_call", "input", text_input(arguments)),
+                    false => ("function_call", "arguments", arguments.clone()),
+                };
+                let mut item = json!({
+                    "id": id, "type": kind, "status": status, "call_id": call, "name": name, (field): value,
+                });
+                if let Some(namespace) = namespace {
+                    item["namespace"] = namespace.into();
+                }
+                item
+            }
         }
     }
 
@@ -420,6 +284,12 @@ impl Item {
             Self::Call(_) => None,
         }
     }
+}
+
+/// The text that a tool of text is called with; nothing until it is whole.
+fn text_input(arguments: &str) -> String {
+    let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
+    arguments["input"].as_str().unwrap_or_default().to_owned()
 }
 
 /// A stream of items, each event with its number.
@@ -488,9 +358,14 @@ impl Items {
                 let logprobs = self.shape.logprobs(tokens);
                 ("response.output_text.done", json!({ "text": text, "logprobs": logprobs }))
             }
-            Item::Call(Call { name, arguments, .. }) => {
-                ("response.function_call_arguments.done", json!({ "name": name, "arguments": arguments }))
-            }
+            Item::Call(Call { name, arguments, .. }) => match self.shape.toolbox.origin(name) {
+                Origin { custom: true, .. } => {
+                    ("response.custom_tool_call_input.done", json!({ "input": text_input(arguments) }))
+                }
+                Origin { name, .. } => {
+                    ("response.function_call_arguments.done", json!({ "name": name, "arguments": arguments }))
+                }
+            },
         };
         self.about(name, part.is_some(), done, out);
         if let Some(part) = part {
@@ -531,6 +406,9 @@ impl Items {
             Part::Arguments { text, .. } => {
                 if let Some((Item::Call(call), _)) = &mut self.open {
                     call.arguments += &text;
+                    if self.shape.toolbox.origin(&call.name).custom {
+                        return;
+                    }
                 }
                 self.about("response.function_call_arguments.delta", false, json!({ "delta": text }), out);
             }

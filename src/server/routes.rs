@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -72,8 +72,16 @@ impl Service {
             .route("/v1/messages", post(anthropic::create))
             .route("/v1/messages/count_tokens", post(anthropic::count))
             .fallback(no_route)
-            .method_not_allowed_fallback(async || {
-                Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method")
+            .method_not_allowed_fallback(async |headers: HeaderMap| {
+                match headers.contains_key(header::UPGRADE) {
+                    // Codex asks for a WebSocket first; this sends it to POST at once.
+                    true => {
+                        Failure::new(StatusCode::UPGRADE_REQUIRED, "there is no WebSocket here: use POST")
+                    }
+                    false => {
+                        Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method")
+                    }
+                }
             })
             .with_state(Arc::clone(&app));
         Self { app, router }

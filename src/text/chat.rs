@@ -16,6 +16,8 @@ pub struct Chat {
     pub messages: Vec<Message>,
     /// The tools that the model may call: `{"type": "function", "function": {"name", "description", "parameters"}}` each.
     pub tools: Vec<Json>,
+    /// Tools that the model may call and is not told of at the beginning: results of other tools tell of them.
+    pub deferred: Vec<Json>,
     /// Whether it may, must, or must not call one.
     pub tool_choice: ToolChoice,
     /// One call at most: an answer ends with it.
@@ -108,11 +110,13 @@ impl Chat {
     /// [`Error::Option`] for over 128 tools, those that [`Tool::read`] refuses, two of one name, and a choice without the
     /// tools for it.
     pub fn callable(&self) -> Result<Vec<Tool>> {
-        if self.tools.len() > MAX_TOOLS {
-            let got = self.tools.len().to_string();
+        let count = self.tools.len() + self.deferred.len();
+        if count > MAX_TOOLS {
+            let got = count.to_string();
             return Err(Error::Option { option: "tools", got, expected: "at most 128" });
         }
-        let tools: Vec<Tool> = self.tools.iter().map(Tool::read).collect::<Result<_>>()?;
+        let tools: Vec<Tool> =
+            self.tools.iter().chain(&self.deferred).map(Tool::read).collect::<Result<_>>()?;
         let mut names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
