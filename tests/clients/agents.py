@@ -2,8 +2,8 @@
 
     python3 tests/clients/agents.py [AGENT…] [--url URL | --mock] [--json] [--record DIR] [--keep DIR] [--offline]
 
-Without `--url` and `--mock` it is the server that BACKSTOP names (the binary), which answers by the agent's script. The
-agents are installed into the folder that AGENTS names, by default target/agents, unless they are there. Each runs in a
+Without `--url` and `--mock` it is the server that BACKSTOP names (the binary), with a model that answers by the agent's
+script (scripted.py). The agents are installed into the folder that AGENTS names, by default target/agents, unless they are there. Each runs in a
 home and a git repository of its own, is pointed at the server by its own variables and files alone, and is done when the
 file that it was asked for is there and it has ended with 0.
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mock
+import scripted
 
 HERE = Path(__file__).resolve().parent
 TASK = "Create a file hello.txt that holds the word hi."
@@ -75,6 +76,10 @@ model = {json.dumps(place.model)}
 model_provider = "backstop"
 check_for_update_on_startup = false
 
+# Its list of plugins is another host's.
+[features]
+plugins = false
+
 [model_providers.backstop]
 name = "backstop"
 base_url = {json.dumps(place.url + "/v1")}
@@ -100,6 +105,12 @@ def opencode_files(place):
         "share": "disabled",
     }
     return {".config/opencode/opencode.json": json.dumps(config)}
+
+
+def aider_files(place):
+    # Else it asks another host for the prices of models; one that is empty counts as none.
+    prices = {f"openai/{place.model}": {"max_input_tokens": place.context}}
+    return {".aider/caches/model_prices_and_context_window.json": json.dumps(prices)}
 
 
 def qwen_files(place):
@@ -166,9 +177,9 @@ AGENTS = [
             "AIDER_SHOW_RELEASE_NOTES": "false",
             # Where the model is unknown it would ask a person whether to open a page about it.
             "AIDER_SHOW_MODEL_WARNINGS": "false",
-            # Else it asks a host outside for the prices of models.
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         },
+        aider_files,
         python=True,
     ),
 ]
@@ -201,17 +212,17 @@ def install(agent, home):
 
 
 @contextlib.contextmanager
-def served(agent, project, options):
-    """The URL of the server that the agent is to be measured against."""
-    script = json.loads((HERE / "scripts" / f"{agent.name}.json").read_text().replace("{{project}}", str(project)))
+def served(agent, folder, options):
+    """The URL of the server that the agent is to be measured against, or the script of the mock."""
+    text = (HERE / "scripts" / f"{agent.name}.json").read_text()
+    script = json.loads(text.replace("{{project}}", str(folder / "project")))
     if options.url:
         yield options.url, None
     elif options.mock:
         yield None, script
     else:
-        path = project.parent / "script.json"
-        path.write_text(json.dumps(script))
-        command = [os.environ["BACKSTOP"], "serve", "--port", "0", *options.serve, str(path)]
+        model = scripted.make(folder / "scripted", script)
+        command = [os.environ["BACKSTOP"], "serve", str(model), "--port", "0", *options.serve]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             heads = (line.removeprefix("listening on ").strip() for line in process.stderr if "listening on " in line)
@@ -241,7 +252,7 @@ def run(agent, options):
     project.mkdir()
     record = options.record / agent.name if options.record else None
     try:
-        with served(agent, project, options) as (url, script):
+        with served(agent, folder, options) as (url, script):
             with mock.Mock(script, url, fail=options.fail) as relay:
                 model, context = described(relay.url)
                 place = Place(relay.url, model, context, home, project)
@@ -276,8 +287,15 @@ def drive(agent, binary, place, options):
     began = time.monotonic()
     try:
         ran = subprocess.run(
-            command, cwd=place.project, env=environment, timeout=options.limit, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            command,
+            cwd=place.project,
+            env=environment,
+            timeout=options.limit,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         code, said = ran.returncode, ran.stdout
     except subprocess.TimeoutExpired as late:
@@ -326,11 +344,11 @@ def main():
     parser.add_argument("names", nargs="*", metavar="AGENT", help=", ".join(agent.name for agent in AGENTS))
     parser.add_argument("--url", help="a server that runs")
     parser.add_argument("--mock", action="store_true", help="mock.py, by the agent's script")
-    parser.add_argument("--serve", nargs="*", default=["--script"], help="options of `backstop serve` before the script")
+    parser.add_argument("--serve", nargs="*", default=[], help="further options of `backstop serve`")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--record", type=Path, metavar="DIR", help="writes each request into DIR/AGENT")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keeps homes and projects in DIR")
-    parser.add_argument("--fail", action="append", default=[], metavar="PATH=STATUS[xTIMES]", help="as mock.py has it")
+    parser.add_argument("--fail", action="append", default=[], metavar="PATH=STATUS[xTIMES][:JSON]", help="as mock.py has it")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of a run")
     parser.add_argument("--words", type=int, default=2000, help="characters of what an agent said that are kept")
     parser.add_argument("--offline", action="store_true", help="in a network of this process' own (Linux)")

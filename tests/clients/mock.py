@@ -1,7 +1,7 @@
 """A server that answers by a script, or passes on to another one, and writes down every request whole.
 
-    python3 tests/clients/mock.py SCRIPT.json [--port N] [--record DIR] [--fail PATH=STATUS[xTIMES]]...
-    python3 tests/clients/mock.py --relay URL [--port N] [--record DIR] [--fail PATH=STATUS[xTIMES]]...
+    python3 tests/clients/mock.py SCRIPT.json [--port N] [--record DIR] [--fail PATH=STATUS[xTIMES][:JSON]]...
+    python3 tests/clients/mock.py --relay URL [--port N] [--record DIR] [--fail PATH=STATUS[xTIMES][:JSON]]...
 
 Rules are tried in order, and the first that fits answers: see scripts/README.md.
 """
@@ -220,8 +220,19 @@ def chat_stream(parts, model, usage):
 # OpenAI's responses
 
 
+def offered(body):
+    """A request's tools by name, each as (type, namespace): some stand in namespaces, some in items of the input."""
+    items = body.get("input") if isinstance(body.get("input"), list) else []
+    lists = [body.get("tools") or [], *(item.get("tools") or [] for item in items)]
+    out = {}
+    for tool in itertools.chain.from_iterable(lists):
+        inner = tool["tools"] if tool["type"] == "namespace" else [tool]
+        space = tool["name"] if tool["type"] == "namespace" else None
+        out.update({one["name"]: (one["type"], space) for one in inner if "name" in one})
+    return out
+
+
 def response_items(parts, tools):
-    custom = {tool.get("name") for tool in tools if tool.get("type") == "custom"}
     for part in parts:
         if "reasoning" in part:
             content = [{"type": "reasoning_text", "text": part["reasoning"]}]
@@ -230,30 +241,30 @@ def response_items(parts, tools):
             content = [{"type": "output_text", "text": part["text"], "annotations": [], "logprobs": []}]
             message = {"type": "message", "id": Ids.next("msg_"), "status": "completed", "role": "assistant"}
             yield {**message, "content": content}
-        elif part["call"] in custom:
-            name, text = called(part)
-            call = {"type": "custom_tool_call", "id": Ids.next("ctc_"), "call_id": Ids.next("call_")}
-            yield {**call, "name": name, "input": text, "status": "completed"}
         else:
-            name, arguments = called(part)
-            call = {"type": "function_call", "id": Ids.next("fc_"), "call_id": Ids.next("call_")}
-            yield {**call, "name": name, "arguments": arguments, "status": "completed"}
+            name, text = called(part)
+            kind, space = tools.get(name, ("function", None))
+            custom = kind == "custom"
+            call = {"type": "custom_tool_call" if custom else "function_call", "status": "completed"}
+            call |= {"id": Ids.next("ctc_" if custom else "fc_"), "call_id": Ids.next("call_"), "name": name}
+            call |= {"namespace": space} if space else {}
+            yield {**call, "input" if custom else "arguments": text}
 
 
-def response_whole(parts, model, tools):
+def response_whole(parts, body):
     usage = {
         "input_tokens": 9, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 7,
         "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 16,
     }
     return {
         "id": Ids.next("resp_"), "object": "response", "created_at": int(time.time()), "status": "completed",
-        "model": model, "output": list(response_items(parts, tools)), "error": None, "incomplete_details": None,
-        "parallel_tool_calls": True, "tool_choice": "auto", "tools": tools, "usage": usage,
+        "model": body.get("model"), "output": list(response_items(parts, offered(body))), "error": None,
+        "incomplete_details": None, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "usage": usage,
     }
 
 
-def response_stream(parts, model, tools):
-    whole = response_whole(parts, model, tools)
+def response_stream(parts, body):
+    whole = response_whole(parts, body)
     begun = {**whole, "status": "in_progress", "output": [], "usage": None}
     yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
@@ -281,19 +292,21 @@ def response_stream(parts, model, tools):
 
 
 class Failing:
-    """Statuses that paths are to answer with, each so many times."""
+    """Statuses and bodies that paths are to answer with, each so many times."""
 
     def __init__(self, specs):
         self.left = []
         for spec in specs:
-            path, status, times = re.fullmatch(r"(.+)=(\d+)(?:x(\d+))?", spec).groups()
-            self.left.append([path, int(status), int(times or 1 << 30)])
+            path, status, times, body = re.fullmatch(r"([^=]+)=(\d+)(?:x(\d+))?(?::(.*))?", spec).groups()
+            error = {"type": "invalid_request_error", "message": f"made to fail with {status}"}
+            body = json.loads(body) if body else {"type": "error", "error": error}
+            self.left.append([path, int(times or 1 << 30), (int(status), body)])
 
-    def status(self, path):
+    def answer(self, path):
         for entry in self.left:
-            if entry[0] == path and entry[2]:
-                entry[2] -= 1
-                return entry[1]
+            if entry[0] == path and entry[1]:
+                entry[1] -= 1
+                return entry[2]
         return None
 
 
@@ -335,10 +348,9 @@ class Handler(BaseHTTPRequestHandler):
             "bytes": len(raw),
             "body": body,
         }
-        failing = tester.failing.status(split.path)
+        failing = tester.failing.answer(split.path)
         if failing:
-            error = {"type": "invalid_request_error", "message": f"made to fail with {failing}"}
-            self.whole(record, failing, {"type": "error", "error": error})
+            self.whole(record, *failing)
         elif not split.path:
             self.whole(record, 403, {})
         elif tester.upstream:
@@ -362,19 +374,19 @@ class Handler(BaseHTTPRequestHandler):
             parts = parts_of(self.server.mock.script, api, body)
         except LookupError as error:
             return self.whole(record, 400, {"error": {"type": "invalid_request_error", "message": str(error)}})
-        model, tools = body.get("model"), body.get("tools") or []
+        model = body.get("model")
         usage = (body.get("stream_options") or {}).get("include_usage")
         if not body.get("stream"):
             whole = {
                 "messages": lambda: messages_whole(parts, model),
                 "chat": lambda: chat_whole(parts, model),
-                "responses": lambda: response_whole(parts, model, tools),
+                "responses": lambda: response_whole(parts, body),
             }
             return self.whole(record, 200, whole[api]())
         events = {
             "messages": lambda: messages_stream(parts, model),
             "chat": lambda: chat_stream(parts, model, usage),
-            "responses": lambda: response_stream(parts, model, tools),
+            "responses": lambda: response_stream(parts, body),
         }
         self.begin(record, 200, "text/event-stream")
         for number, event in enumerate(events[api]()):
@@ -474,7 +486,7 @@ def main():
     parser.add_argument("script", type=Path, nargs="?")
     parser.add_argument("--relay", metavar="URL")
     parser.add_argument("--record", type=Path, metavar="DIR")
-    parser.add_argument("--fail", action="append", default=[], metavar="PATH=STATUS[xTIMES]")
+    parser.add_argument("--fail", action="append", default=[], metavar="PATH=STATUS[xTIMES][:JSON]")
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     if bool(options.script) == bool(options.relay):
