@@ -5,9 +5,7 @@ use crate::generate::Options;
 use crate::model::Model;
 use crate::sample::reply::ReplyGrammar;
 use crate::sample::{Constraint, Grammar};
-use crate::text::{
-    Chat, Message, PromptEnd, RenderOptions, Rendered, ReplyFormat, ReplyParser, Tool, ToolChoice,
-};
+use crate::text::{Chat, PromptEnd, ReplyFormat, ReplyParser, Tool, ToolChoice};
 
 /// A turn that is ready to be generated.
 ///
@@ -80,7 +78,7 @@ impl Model {
             });
         }
         let format = self.template()?.reply_format(chat.shows_tools());
-        let rendered = self.render(chat)?;
+        let rendered = chat.render(self.template()?)?;
         let tokenizer = self.tokenizer()?;
         let tokens = tokenizer.encode_rendered(&rendered)?;
         let thinking =
@@ -113,40 +111,9 @@ impl Model {
     /// Those of [`Self::prepare`] that the prompt alone can have.
     pub fn show(&self, chat: &Chat) -> Result<Shown> {
         chat.callable()?;
-        let rendered = self.render(chat)?;
+        let rendered = chat.render(self.template()?)?;
         let tokens = self.tokenizer()?.encode_rendered(&rendered)?;
         Ok(Shown { text: rendered.text().to_owned(), tokens })
-    }
-
-    /// Renders a conversation. What the template refuses is tried once more with the system's later messages, then with all of
-    /// them, as the user's: agents send them wherever they like, and many templates take one at the beginning, or none.
-    fn render(&self, chat: &Chat) -> Result<Rendered> {
-        let options = RenderOptions {
-            add_generation_prompt: chat.prompt_end == PromptEnd::Turn,
-            continue_final_message: chat.prompt_end == PromptEnd::Within,
-            documents: (!chat.documents.is_empty()).then(|| chat.documents.clone()),
-            extra: chat.variables.clone(),
-            tools: chat.shows_tools().then(|| chat.tools.clone()),
-            now: None,
-        };
-        if chat.prompt_end == PromptEnd::Within {
-            continued(chat)?;
-        }
-        let template = self.template()?;
-        let messages: Vec<Message> = chat.messages.iter().cloned().map(Message::with_joined_text).collect();
-        let refused = match template.render(&messages, &options) {
-            Err(error @ Error::Template(_)) => error,
-            other => return other,
-        };
-        for leading in [true, false] {
-            let Some(told) = told_by_the_user(&messages, leading) else { continue };
-            if let Ok(rendered) = template.render(&told, &options) {
-                let what = if leading { "a later message of the system" } else { "a message of the system" };
-                tracing::info!("the chat template takes no {what}: it is told by the user");
-                return Ok(rendered);
-            }
-        }
-        Err(refused)
     }
 }
 
@@ -157,48 +124,4 @@ pub struct Shown {
     pub text: String,
     /// Its tokens, with those texts as text that a message holds.
     pub tokens: Vec<u32>,
-}
-
-/// The conversation with the system's messages as the user's; `leading`: those at the beginning become one and stay. None
-/// where that changes nothing.
-fn told_by_the_user(messages: &[Message], leading: bool) -> Option<Vec<Message>> {
-    let mut told: Vec<Message> = Vec::with_capacity(messages.len());
-    let mut beginning = leading;
-    for message in messages {
-        let mut message = message.clone();
-        beginning &= message.role == "system";
-        if message.role == "system" && !beginning {
-            message.role = "user".into();
-        }
-        match told.last_mut() {
-            Some(last)
-                if last.role == message.role
-                    && message.role != "assistant"
-                    && last.extra.is_empty()
-                    && message.extra.is_empty()
-                    && last.content.is_string()
-                    && message.content.is_string() =>
-            {
-                let texts = [&last.content, &message.content].map(|text| text.as_str().unwrap_or_default());
-                last.content = texts.join("\n\n").into();
-            }
-            _ => told.push(message),
-        }
-    }
-    (told != messages).then_some(told)
-}
-
-/// Refuses to go on with what is no text of the assistant's.
-fn continued(chat: &Chat) -> Result<()> {
-    let got = match chat.messages.last() {
-        Some(last) if last.role != "assistant" => format!("a last message of the {}", last.role),
-        Some(last) if last.extra.contains_key("tool_calls") => "a last message that calls tools".to_owned(),
-        Some(_) => return Ok(()),
-        None => "no message".to_owned(),
-    };
-    Err(Error::Option {
-        option: "continue_final_message",
-        got,
-        expected: "a text of the assistant to go on with",
-    })
 }

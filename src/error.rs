@@ -87,7 +87,8 @@ pub enum Error {
 
     /// The prompt and the context do not fit each other; nothing is truncated silently.
     #[error(
-        "the prompt has {prompt} tokens and the context {context}: shorten it, or raise --ctx (the model was trained for {trained})"
+        "the prompt has {prompt} tokens and the context {context}: shorten it{}",
+        if context < trained { format!(", or give it a context of up to {trained}") } else { String::new() }
     )]
     ContextFull {
         /// Tokens in the prompt.

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use crate::engine::{Event, FinishReason, Request, Sink, Stats, receive};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{LEAST_CONTEXT, Model};
 use crate::sample::{Constraint, Logprobs, SamplingOptions, StopMatcher};
 use crate::text::{Detokenizer, Message};
 
@@ -14,7 +14,7 @@ use crate::text::{Detokenizer, Message};
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Tokens to generate at most, and never more than the context leaves. Where absent, [`Model::default_max_tokens`], and
-    /// never more than the memory of the KV cache holds.
+    /// never more than the sequence's share of the KV cache's memory, or 4,096 where that is less.
     pub max_tokens: Option<usize>,
     /// Tokens to generate before the model may end the text. Not with a constraint.
     pub min_tokens: usize,
@@ -149,9 +149,11 @@ impl Model {
                 return Err(Error::Option { option: "max_tokens", got: "0".into(), expected: "at least 1" });
             }
             Some(asked) => asked.min(room),
-            // What nobody asked for is not refused for its memory.
+            // What nobody asked for is not refused for its memory, and does not keep others from theirs.
             None => {
-                let memory = self.engine.kv_tokens().saturating_sub(prompt.len()).max(1);
+                let memory = self.engine.kv_tokens();
+                let share = (memory / self.engine.max_sequences()).saturating_sub(prompt.len());
+                let memory = memory.saturating_sub(prompt.len()).max(1).min(share.max(LEAST_CONTEXT));
                 self.default_max_tokens(prompt.len()).unwrap_or(room).min(room).min(memory)
             }
         };

@@ -26,5 +26,5 @@ pub use chat::Turn;
 pub use engine::{FinishReason, Stats};
 pub use error::{Error, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
-pub use model::{LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo};
+pub use model::{LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo, TemplateChoice};
 pub use sample::{Logprobs, SamplingOptions};

@@ -3,6 +3,7 @@
 
 mod memory;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -19,10 +20,10 @@ use crate::forward::{self, Loaded};
 use crate::quant::{Matrix, MatrixRef};
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
-use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
 use crate::weights::{Checkpoint, Stored, gguf, quantized};
 
-pub use memory::MemorySetting;
+pub use memory::{LEAST_CONTEXT, MemorySetting};
 
 /// How a model is loaded.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ pub struct LoadOptions {
     pub backend: BackendRequest,
     /// Threads of the CPU kernels; one per core where absent.
     pub threads: Option<usize>,
-    /// Tokens that a sequence may hold; what the model was trained for, at most 4,096, where absent.
+    /// Tokens that a sequence may hold; what the model was trained for, as far as memory allows, where absent.
     pub context: Option<usize>,
     /// The type that K and V are kept in; that of the weights where absent.
     pub kv_type: Option<KvType>,
@@ -52,12 +53,20 @@ pub struct LoadOptions {
     pub isa: Option<Isa>,
     /// How the CPU's activations meet quantized weights.
     pub activations: Activations,
+    /// The chat template, where the model's own is not to be taken.
+    pub chat_template: Option<TemplateChoice>,
     /// Faults to inject: nothing outside tests.
     pub faults: Faults,
 }
 
-/// The default context, where the model's own is longer: its KV cache is paid for only as it fills.
-const DEFAULT_CONTEXT: usize = 4096;
+/// Another chat template than the model's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateChoice {
+    /// In a file.
+    File(PathBuf),
+    /// One of several that the model has, or `chatml`.
+    Named(String),
+}
 
 /// What there is of a model before it is loaded: headers and small files, no weight is read.
 #[derive(Debug)]
@@ -92,6 +101,9 @@ impl ModelFiles {
             && let Some(file) = Checkpoint::find_gguf(path)?
         {
             return Self::open_gguf(&file);
+        }
+        if path.join("config.json").symlink_metadata().is_err() {
+            return Err(Error::format(path, format!("holds no model: {}", what_it_holds(path))));
         }
         let config = Config::load(&path.join("config.json"))?;
         let generation = GenerationConfig::load(&path.join("generation_config.json"))?;
@@ -182,17 +194,28 @@ impl ModelFiles {
     /// # Errors
     /// A template that does not parse.
     pub fn template(&self, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>> {
-        let mut template = match self.checkpoint.gguf() {
-            Some(metadata) => {
-                let special = metadata.special_tokens()?.into_iter();
-                let special = special.map(|(name, text)| (name.to_owned(), text)).collect();
-                ChatTemplate::from_named(&self.path, metadata.chat_templates()?, special)?
+        self.template_as(None, tokenizer)
+    }
+
+    /// Another chat template than the model's own, where `choice` names one.
+    ///
+    /// # Errors
+    /// As [`Self::template`], a file that cannot be read, and a name that no template has.
+    pub fn template_as(
+        &self,
+        choice: Option<&TemplateChoice>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Option<ChatTemplate>> {
+        let mut template = match choice {
+            Some(TemplateChoice::File(path)) => Some(ChatTemplate::read(path, self.special_tokens()?)?),
+            Some(TemplateChoice::Named(name)) if name == "chatml" => {
+                Some(ChatTemplate::chatml(self.special_tokens()?)?)
             }
-            None if self.is_builtin() => {
-                let path = self.path.join("tokenizer_config.json");
-                ChatTemplate::from_config(&path, builtin::TOKENIZER_CONFIG)?
-            }
-            None => ChatTemplate::load(&self.path)?,
+            Some(TemplateChoice::Named(name)) => match self.own_template()? {
+                Some(own) => Some(own.select(name)?),
+                None => return Err(self.no_template(name)),
+            },
+            None => self.own_template()?,
         };
         if let (Some(template), Some(tokenizer)) = (&mut template, tokenizer) {
             // What a user types stays text, even where it looks like one of these.
@@ -201,9 +224,34 @@ impl ModelFiles {
         Ok(template)
     }
 
-    /// Tokens that a sequence may hold where nothing was asked for.
-    pub fn default_context(&self) -> usize {
-        self.config.max_context().min(DEFAULT_CONTEXT)
+    fn no_template(&self, name: &str) -> Error {
+        let got = crate::json::quote(name);
+        Error::Option { option: "chat_template", got, expected: "a file, or chatml: the model has none" }
+    }
+
+    /// The texts that templates know as `bos_token`, `eos_token`, ….
+    fn special_tokens(&self) -> Result<BTreeMap<String, String>> {
+        match self.checkpoint.gguf() {
+            Some(metadata) => {
+                let special = metadata.special_tokens()?.into_iter();
+                Ok(special.map(|(name, text)| (name.to_owned(), text)).collect())
+            }
+            None if self.is_builtin() => Ok(BTreeMap::new()),
+            None => Ok(SpecialTokens::load(&self.path)?.named),
+        }
+    }
+
+    fn own_template(&self) -> Result<Option<ChatTemplate>> {
+        match self.checkpoint.gguf() {
+            Some(metadata) => {
+                ChatTemplate::from_named(&self.path, metadata.chat_templates()?, self.special_tokens()?)
+            }
+            None if self.is_builtin() => {
+                let path = self.path.join("tokenizer_config.json");
+                ChatTemplate::from_config(&path, builtin::TOKENIZER_CONFIG)
+            }
+            None => ChatTemplate::load(&self.path),
+        }
     }
 
     /// Bytes that K and V of one token take in all layers.
@@ -296,9 +344,8 @@ impl Model {
     pub fn load_with(files: ModelFiles, options: LoadOptions) -> Result<Self> {
         let dtype = files.dtype();
         let kv_type = options.kv_type.unwrap_or(dtype.into());
-        let context = options.context.unwrap_or_else(|| files.default_context());
         let trained = files.config.max_context();
-        if context == 0 || context > trained {
+        if let Some(context) = options.context.filter(|context| !(1..=trained).contains(context)) {
             return Err(Error::Option {
                 option: "ctx",
                 got: context.to_string(),
@@ -307,7 +354,11 @@ impl Model {
         }
         let need = |backend| files.memory_need(files.memory_setting(backend, &options));
         let selection = select::select(options.backend, &need(LlmBackendKind::Mlx))?;
-        let need = need(selection.kind);
+        let memory = select::memory_for(selection.kind);
+        let context =
+            options.context.unwrap_or_else(|| files.fitting_context(selection.kind, &options, memory));
+        let setting = MemorySetting { context, ..files.memory_setting(selection.kind, &options) };
+        let need = files.memory_need(setting);
         let activation_dtype = match selection.kind {
             LlmBackendKind::Cpu => DType::F32,
             LlmBackendKind::Mlx => options.dtype.unwrap_or(dtype),
@@ -319,7 +370,7 @@ impl Model {
             // A multiple of a page, too.
             let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(MLX_GROWTH) as u64);
             let most = sequence.saturating_mul(2 * max_sequences.max(1) as u64);
-            select::kv_memory(&need, select::memory_for(selection.kind), most)
+            select::kv_memory(&need, memory, most)
         });
         let config = Arc::new(files.config.clone());
         let info = ModelInfo {
@@ -343,11 +394,11 @@ impl Model {
             ..defaults
         };
         let files = Arc::new(files);
-        let beside = Arc::clone(&files);
+        let (beside, choice) = (Arc::clone(&files), options.chat_template.clone());
         // Neither needs the other, and each takes about as long as the other.
         let texts = std::thread::Builder::new().name("backstop-tokenizer".into()).spawn(move || {
             let tokenizer = beside.tokenizer()?;
-            let template = beside.template(tokenizer.as_ref())?.map(Arc::new);
+            let template = beside.template_as(choice.as_ref(), tokenizer.as_ref())?.map(Arc::new);
             // Asked now rather than in the first request.
             if let Some(template) = &template {
                 for tools in [false, true] {
@@ -457,7 +508,10 @@ impl Model {
     /// A model without one.
     pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_deref().ok_or_else(|| {
-            Error::Template(format!("{} has none: give it plain text (--raw)", self.info.name))
+            Error::Template(format!(
+                "{} has none: give it plain text without one, or load it with a template (--chat-template FILE, or chatml)",
+                self.info.name
+            ))
         })
     }
 
@@ -539,6 +593,21 @@ impl Model {
             let logits = runtime.step(&batch, std::slice::from_mut(&mut sequence))?;
             Ok((0..tokens.len()).map(|row| logits.row(row).to_vec()).collect())
         })?
+    }
+}
+
+/// What is in a directory that is no model's, and what is expected.
+fn what_it_holds(dir: &Path) -> String {
+    const MOST: usize = 8;
+    let expected = "expected config.json with *.safetensors, or one model's GGUF file";
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.take(256).map(|entry| crate::json::quote(&entry.file_name().to_string_lossy())).collect();
+    names.sort_unstable();
+    match names.len() {
+        0 => format!("it is empty, {expected}"),
+        n if n > MOST => format!("{expected}; it has {}, …", names[..MOST].join(", ")),
+        _ => format!("{expected}; it has {}", names.join(", ")),
     }
 }
 

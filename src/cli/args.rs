@@ -36,6 +36,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show what a model is and needs, without loading it.
     Inspect(InspectArgs),
+    /// Show the prompt that a conversation becomes, and its tokens.
+    Template(TemplateArgs),
     /// Measure a model's speed and memory beside this machine's limits.
     Bench(BenchArgs),
     /// Compare what runs a model with the reference, layer by layer.
@@ -53,7 +55,7 @@ pub enum Command {
 )]
 pub struct RunArgs {
     /// The text to begin with; `-`, or none where stdin is not a terminal, reads it from stdin
-    /// (one line end at the end of stdin is not part of it).
+    /// (one line end at the end of stdin is not part of it). What is piped in beside a text follows it, after an empty line.
     pub prompt: Option<String>,
     #[command(flatten)]
     pub model: ModelArgs,
@@ -65,6 +67,9 @@ pub struct RunArgs {
     /// Continue the prompt as it is, without the model's chat template.
     #[arg(long)]
     pub raw: bool,
+    /// With --raw: what looks like a special token stays text.
+    #[arg(long, requires = "raw")]
+    pub no_special: bool,
     /// Print one JSON object at the end instead of text and summary.
     #[arg(long)]
     pub json: bool,
@@ -97,6 +102,9 @@ pub struct FormArgs {
     Where stdin is not a terminal, each of its lines is a turn."
 )]
 pub struct ChatArgs {
+    /// The model's directory or GGUF file [default: the built-in story model].
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub path: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -131,7 +139,7 @@ pub struct ServeArgs {
     /// What clients must send, on every route but /health.
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,
-    /// A further name that the model goes by.
+    /// A further name that the model goes by; '*' is any.
     #[arg(long, value_name = "NAME")]
     pub alias: Vec<String>,
     /// Sequences at a time.
@@ -149,6 +157,11 @@ pub struct ServeArgs {
     /// Bytes of the largest request.
     #[arg(long, value_name = "BYTES", default_value = "8388608", value_parser = at_least_one)]
     pub body_limit: usize,
+    /// What becomes of fields of a request that are not known: warn passes them over, and says so in the log and in a header
+    /// of the answer; refuse answers with 400.
+    #[arg(long, value_name = "WHAT", default_value = "warn")]
+    #[arg(value_parser = PossibleValuesParser::new(["warn", "refuse"]))]
+    pub unknown_fields: String,
     /// Open connections; more wait.
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
     pub max_connections: usize,
@@ -178,6 +191,29 @@ pub struct InspectArgs {
     #[arg(long, value_name = "TYPE", value_parser = kv_type())]
     pub kv_type: Option<KvType>,
     /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `backstop template`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "MESSAGES is a JSON list of messages, or an object as /v1/chat/completions takes it: messages, tools,\n\
+    chat_template_kwargs, add_generation_prompt, continue_final_message, documents. Without it, a user says hello."
+)]
+pub struct TemplateArgs {
+    /// The model's directory or GGUF file [default: the built-in story model]. No weight is read.
+    pub model: Option<PathBuf>,
+    /// The conversation: a JSON file, or - for stdin.
+    #[arg(long, value_name = "FILE")]
+    pub messages: Option<PathBuf>,
+    /// Tools: a JSON file with a list, in OpenAI's form.
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+    /// Another chat template than the model's own: a file, one of its own by name, or chatml.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub chat_template: Option<String>,
+    /// Print one JSON object: the prompt, its tokens, and the text of each.
     #[arg(long)]
     pub json: bool,
 }
@@ -317,7 +353,7 @@ pub struct ModelArgs {
 /// How much of the machine one conversation gets.
 #[derive(Debug, ClapArgs)]
 pub struct SessionArgs {
-    /// Tokens that prompt and text may have together [default: the model's, at most 4096].
+    /// Tokens that prompt and text may have together [default: what the model was trained for, as far as memory allows].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
     /// What keys and values of all sequences may take, with those that are kept for prompts that begin alike: 512MB, 4GiB
@@ -327,6 +363,9 @@ pub struct SessionArgs {
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
+    /// Another chat template than the model's own: a file, one of its own by name, or chatml.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub chat_template: Option<String>,
 }
 
 /// How the next token is chosen. Absent options are the model's (generation_config.json), else off.
@@ -360,8 +399,8 @@ pub struct SamplingArgs {
     /// Add BIAS (-100 to 100) to the logits of these token ids.
     #[arg(long, value_name = "ID=BIAS,…", value_delimiter = ',', value_parser = bias)]
     pub logit_bias: Vec<(u32, f32)>,
-    /// Equal seeds give equal texts [default: 0].
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Equal seeds give equal texts; -1 is a random one [default: 0].
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = seed)]
     pub seed: Option<u64>,
 }
 
@@ -406,6 +445,16 @@ fn size(text: &str) -> Result<u64, String> {
     bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
         "expected a whole number of bytes, or of kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 512MB".into()
     })
+}
+
+/// A seed; -1 is one that nobody knows beforehand.
+fn seed(text: &str) -> Result<u64, String> {
+    use std::hash::{BuildHasher, RandomState};
+    if text == "-1" {
+        return Ok(RandomState::new().hash_one(0));
+    }
+    text.parse()
+        .map_err(|_| format!("expected a whole number from 0 to {}, or -1 for a random one", u64::MAX))
 }
 
 fn bias(text: &str) -> Result<(u32, f32), String> {

@@ -40,7 +40,8 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     };
     let mut report = Report::new(args, work);
     for threads in threads {
-        let session = SessionArgs { ctx: Some(context), kv_memory: None, threads: Some(threads) };
+        let session =
+            SessionArgs { ctx: Some(context), kv_memory: None, threads: Some(threads), chat_template: None };
         let loaded = super::load(&args.model, &session)?;
         report.loaded(&loaded);
         for &depth in &args.depth {

@@ -13,7 +13,7 @@ use rustyline::{
     KeyEvent, Movement, RepeatCount,
 };
 
-use super::args::ChatArgs;
+use super::args::{ChatArgs, ModelArgs};
 use super::stream::{Answer, Output, stream};
 use super::{Closed, INTERRUPTED, Loaded, Usage, input, summary, term};
 
@@ -27,7 +27,9 @@ Ctrl-C stops an answer; the arrow keys edit, and go through what was said before
 
 pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
-    let Loaded { model, .. } = super::load(&args.model, &args.session)?;
+    let from =
+        ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
+    let Loaded { model, .. } = super::load(&from, &args.session)?;
     let sampling = super::resolve_sampling(&args.sampling, &model)?;
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
     let mut chat = Chat::new(model, options);

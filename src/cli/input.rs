@@ -1,11 +1,37 @@
 //! Text from stdin: bounded, and UTF-8 or an error.
 
-use std::io::{BufRead, Read};
+use std::io::{BufRead, Read, stdin};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 
+use super::term;
+
 /// Bytes that a prompt may have: what the tokenizer takes.
 const MOST: u64 = 32 << 20;
+
+/// Whether something is piped in: a file, a pipe or a socket, and not what a script leaves of a terminal, such as /dev/null.
+pub fn is_piped() -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = std::fs::metadata("/dev/stdin").map(|meta| meta.file_type());
+    kind.is_ok_and(|kind| kind.is_file() || kind.is_fifo() || kind.is_socket())
+}
+
+/// All of stdin. Where nothing comes for a while, it is said what is waited for.
+pub fn read_stdin() -> anyhow::Result<Vec<u8>> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (done, waiting) = channel::<()>();
+    let note = std::thread::spawn(move || {
+        if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            term::note("note: reading stdin to its end; `< /dev/null` leaves it out");
+        }
+    });
+    let bytes = read_all(&mut stdin().lock());
+    drop(done);
+    let _ = note.join();
+    bytes
+}
 
 /// All of it.
 pub fn read_all(from: &mut impl Read) -> anyhow::Result<Vec<u8>> {

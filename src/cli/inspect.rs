@@ -35,6 +35,8 @@ struct Facts {
     /// Whether there is a chat template, or what is wrong with it.
     template: Result<bool, String>,
     /// The context that the choice of a backend is about.
+    /// The context that it gets here on the CPU where nobody says.
+    default: usize,
     context: usize,
     /// What K and V would be kept in.
     kv_type: KvType,
@@ -69,7 +71,10 @@ impl Facts {
             ))
             .into());
         }
-        let context = asked.unwrap_or_else(|| files.default_context());
+        let defaults = LoadOptions { kv_type, ..LoadOptions::default() };
+        let memory = select::memory_for(LlmBackendKind::Cpu);
+        let default = files.fitting_context(LlmBackendKind::Cpu, &defaults, memory);
+        let context = asked.unwrap_or(default);
         let kv_type = kv_type.unwrap_or(files.dtype().into());
         let need = |context: usize, backend: LlmBackendKind| {
             let (context, kv_type) = (Some(context), Some(kv_type));
@@ -86,7 +91,7 @@ impl Facts {
         let template =
             files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
         let tensors = files.tensors();
-        Ok(Self { files, tensors, template, context, kv_type, selection, needs })
+        Ok(Self { files, tensors, template, default, context, kv_type, selection, needs })
     }
 
     fn shares(&self) -> BTreeMap<String, Share> {
@@ -158,7 +163,7 @@ impl Facts {
             let trained = config.max_position_embeddings;
             let most = Some(config.max_context()).filter(|&most| most > trained);
             let most = most.map(|most| format!("{most} at most, ")).unwrap_or_default();
-            format!("{trained} tokens trained, {most}{} by default", files.default_context())
+            format!("{trained} tokens trained, {most}{} by default", self.default)
         });
         row(
             "template",
@@ -265,7 +270,7 @@ impl Facts {
             "context": {
                 "trained": config.max_position_embeddings,
                 "most": config.max_context(),
-                "default": files.default_context(),
+                "default": self.default,
             },
             "chat_template": self.template.as_ref().is_ok_and(|&there| there),
             "chat_template_error": self.template.as_ref().err(),

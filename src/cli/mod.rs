@@ -12,6 +12,7 @@ mod run;
 mod serve;
 mod stream;
 mod summary;
+mod template;
 mod term;
 
 use std::io::{IsTerminal, stderr};
@@ -53,6 +54,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::chat(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Template(args) => template::template(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
@@ -107,8 +109,9 @@ fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
     dir.map_or_else(ModelFiles::builtin, ModelFiles::open)
 }
 
+/// Loads a model for one sequence, which may have all the memory that there is.
 fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
-    load_as(args, session, |options| options)
+    load_for(args, session, Some(1))
 }
 
 /// Loads a model for `parallel` sequences at a time.
@@ -132,6 +135,7 @@ fn load_as(
         threads: session.threads,
         context: session.ctx,
         kv_memory: session.kv_memory,
+        chat_template: session.chat_template.as_deref().map(template::choice),
         isa,
         activations: args.activations,
         kv_type: args.kv_type,

@@ -34,7 +34,8 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     }
     let text = text(args)?;
     let context = args.tokens.min(super::open(args.model.model.as_deref())?.config.max_context());
-    let session = SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads };
+    let session =
+        SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads, chat_template: None };
     // What is said of MLX is said of what is compared.
     let plain = ModelArgs { dtype: None, cpu_ops: Vec::new(), ..args.model.clone() };
     let reference = load(&plain, &session, BackendRequest::Cpu, Activations::F32)?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use backstop::sample::Grammar;
-use backstop::text::{Chat, Message};
+use backstop::text::{Chat, Message, Specials};
 use backstop::{Model, Options};
 
 use super::args::RunArgs;
@@ -49,7 +49,12 @@ fn prepare(
             bail!(super::no_template_for_system(model));
         }
         let constraint = grammar.map(|grammar| model.constraint(grammar)).transpose()?;
-        return Ok((model.tokenizer()?.encode(prompt)?, Options { constraint, ..options }));
+        let tokenizer = model.tokenizer()?;
+        let tokens = match args.no_special {
+            false => tokenizer.encode(prompt)?,
+            true => tokenizer.encode_with(prompt, Specials { add: true, parse: false })?,
+        };
+        return Ok((tokens, Options { constraint, ..options }));
     }
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
     let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
@@ -60,15 +65,21 @@ fn prepare(
 
 /// The prompt, from the arguments or from stdin.
 fn prompt(typed: Option<&str>) -> anyhow::Result<String> {
+    let typed = typed.filter(|text| *text != "-");
     match typed {
-        Some(text) if text != "-" => return Ok(text.to_owned()),
+        Some(text) if !input::is_piped() => return Ok(text.to_owned()),
         None if stdin().is_terminal() => {
             let what = "no PROMPT: give one, or `-` to type it here (Ctrl-D ends it); `backstop chat` holds a conversation";
             return Err(Usage(what.to_owned()).into());
         }
         _ => {}
     }
-    let mut bytes = input::read_all(&mut stdin().lock()).context("stdin")?;
+    let mut bytes = input::read_stdin().context("stdin")?;
     input::trim_line_end(&mut bytes);
-    input::utf8(bytes, 0).context("stdin")
+    let piped = input::utf8(bytes, 0).context("stdin")?;
+    Ok(match typed {
+        Some(text) if piped.is_empty() => text.to_owned(),
+        Some(text) => format!("{text}\n\n{piped}"),
+        None => piped,
+    })
 }

@@ -1,11 +1,13 @@
 //! `backstop serve`: a model over HTTP.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use backstop::Error;
 use backstop::backend::select::Bytes;
-use backstop::server::{self, Listener, Options};
+use backstop::server::{self, Listener, Options, UnknownFields};
 
 use super::args::{ModelArgs, ServeArgs};
 use super::{INTERRUPTED, Loaded, Usage, term};
@@ -18,7 +20,14 @@ const CUT_OFF: Duration = Duration::from_secs(2);
 pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let options = options(args)?;
     // An address that cannot be had is known before a model is loaded.
-    let listener = Listener::bind(&options).map_err(super::typed)?;
+    let listener = Listener::bind(&options).map_err(|error| match error {
+        Error::Io { ref source, .. } if source.kind() == ErrorKind::AddrInUse => {
+            let what =
+                "another program listens there: --port N takes another port, --port 0 one that is free";
+            anyhow::Error::from(error).context(what)
+        }
+        other => super::typed(other),
+    })?;
     let model =
         ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
     let Loaded { model, time } = super::load_for(&model, &args.session, Some(args.parallel))?;
@@ -38,7 +47,22 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             time.as_secs_f64(),
             info.selection.reason
         ));
-        term::note(format_args!("KV cache: up to {}", Bytes(info.kv_memory)));
+        let (context, trained) = (info.context, info.config.max_context());
+        let most = if context < trained { format!(" of {trained}") } else { String::new() };
+        term::note(format_args!("context: {context}{most} tokens; KV cache: up to {}", Bytes(info.kv_memory)));
+        if model.tokenizer().is_err() {
+            term::note(format_args!(
+                "note: {} has no tokenizer: it answers /v1/completions with token ids alone; tokenizer.json beside its \
+                 config.json is what the other routes need",
+                info.name
+            ));
+        } else if !model.has_template() {
+            term::note(format_args!(
+                "note: {} has no chat template, so it answers /v1/completions alone: --chat-template FILE gives it one, or \
+                 --chat-template chatml",
+                info.name
+            ));
+        }
         term::note(format_args!("listening on http://{}", listener.address()));
         server::serve(listener, model, options, stop).await?;
         anyhow::Ok(())
@@ -72,6 +96,10 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         cors: args.cors.clone(),
         allowed_hosts: args.allowed_host.clone(),
         body_limit: args.body_limit,
+        unknown_fields: match args.unknown_fields.as_str() {
+            "refuse" => UnknownFields::Refuse,
+            _ => UnknownFields::Warn,
+        },
         max_connections: args.max_connections,
         header_timeout: args.header_timeout,
         body_timeout: args.body_timeout,

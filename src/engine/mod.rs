@@ -194,6 +194,7 @@ struct Shared {
     stop: Arc<AtomicBool>,
     gauges: Arc<Gauges>,
     budget: Budget,
+    max_sequences: usize,
 }
 
 impl Drop for Shared {
@@ -222,6 +223,7 @@ impl Engine {
         let stopped = Arc::clone(&stop);
         let gauges = Arc::new(Gauges::new());
         let shown = Arc::clone(&gauges);
+        let max_sequences = options.max_sequences.max(1);
         let thread = std::thread::Builder::new()
             .name("backstop-engine".into())
             .spawn(move || match build() {
@@ -241,7 +243,7 @@ impl Engine {
         let (backend, report, budget) =
             started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;
         let thread = parking_lot::Mutex::new(Some(thread));
-        let shared = Shared { backend, report, thread, stop, gauges, budget };
+        let shared = Shared { backend, report, thread, stop, gauges, budget, max_sequences };
         Ok(Self { commands, shared: Arc::new(shared) })
     }
 
@@ -264,6 +266,11 @@ impl Engine {
     pub fn kv_tokens(&self) -> usize {
         let Budget { bytes, cost } = self.shared.budget;
         cost.tokens_in(bytes)
+    }
+
+    /// Most sequences in one step, at least one.
+    pub fn max_sequences(&self) -> usize {
+        self.shared.max_sequences
     }
 
     /// Refuses a sequence that can never fit its memory.

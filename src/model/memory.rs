@@ -9,6 +9,9 @@ use crate::engine::EngineOptions;
 use crate::tensor::DType;
 use crate::weights::Stored;
 
+/// The context that a model gets where memory is scarce, or the machine does not say how much it has.
+pub const LEAST_CONTEXT: usize = 4096;
+
 /// What a need of memory depends on beside the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySetting {
@@ -30,7 +33,7 @@ impl ModelFiles {
         let dtype = self.dtype();
         MemorySetting {
             backend,
-            context: options.context.unwrap_or_else(|| self.default_context()),
+            context: options.context.unwrap_or_else(|| self.config.max_context().min(LEAST_CONTEXT)),
             kv_type: options.kv_type.unwrap_or(dtype.into()),
             dtype: options.dtype.unwrap_or(dtype),
             prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
@@ -44,6 +47,32 @@ impl ModelFiles {
             kv: self.context_memory(setting),
             activations: self.step_memory(setting),
         }
+    }
+
+    /// Tokens of context where nobody said: what the model was trained for, as far as its keys and values fit into `memory`
+    /// beside the weights, and into `options.kv_memory`; at least [`LEAST_CONTEXT`], where it was trained for that.
+    pub fn fitting_context(
+        &self,
+        backend: LlmBackendKind,
+        options: &LoadOptions,
+        memory: Option<u64>,
+    ) -> usize {
+        let trained = self.config.max_context();
+        let least = trained.min(LEAST_CONTEXT);
+        let fits = |context: usize| {
+            let setting = MemorySetting { context, ..self.memory_setting(backend, options) };
+            let need = self.memory_need(setting);
+            memory.is_some_and(|memory| need.total() <= memory)
+                && options.kv_memory.is_none_or(|budget| need.kv <= budget)
+        };
+        // Whole steps of the cache's growth: the first that does not fit lies above `low`, and at or below `high`.
+        let (mut low, mut high) = (least / MLX_GROWTH, trained / MLX_GROWTH + 1);
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            if fits(middle * MLX_GROWTH) { low = middle } else { high = middle }
+        }
+        let last = low * MLX_GROWTH;
+        if fits(trained) { trained } else { last.clamp(least, trained) }
     }
 
     fn weight_memory(&self, setting: MemorySetting) -> u64 {
@@ -167,6 +196,28 @@ mod tests {
         // MLX has them as the file does; the CPU in panels of 16 rows, whole cache lines each.
         assert_eq!(mlx.weights, files.checkpoint.total_bytes());
         assert!(cpu.weights >= mlx.weights && cpu.weights < mlx.weights * 5 / 4, "{cpu} {mlx}");
+    }
+
+    #[test]
+    fn the_context_is_what_memory_allows() {
+        let mut files = files("models/llama-bf16");
+        files.config.max_position_embeddings = 40_000;
+        let options = LoadOptions::default();
+        let need = |context: usize| {
+            let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+            need(&files, LlmBackendKind::Cpu, options).total()
+        };
+        let fitting = |memory: Option<u64>| files.fitting_context(LlmBackendKind::Cpu, &options, memory);
+        assert_eq!(fitting(Some(need(40_000))), 40_000);
+        assert_eq!(fitting(Some(need(40_000) - 1)), 40_000 / MLX_GROWTH * MLX_GROWTH);
+        assert_eq!(fitting(Some(need(9 * 1024))), 9 * 1024);
+        assert_eq!(fitting(Some(need(9 * 1024) - 1)), 9 * 1024 - MLX_GROWTH);
+        assert_eq!((fitting(Some(1)), fitting(None)), (LEAST_CONTEXT, LEAST_CONTEXT));
+        let budget = LoadOptions { kv_memory: Some(files.kv_token_bytes(KvType::BF16) * 5000), ..options };
+        let within = files.fitting_context(LlmBackendKind::Cpu, &budget, Some(u64::MAX));
+        assert_eq!(within, 5000 / MLX_GROWTH * MLX_GROWTH);
+        files.config.max_position_embeddings = 100;
+        assert_eq!(files.fitting_context(LlmBackendKind::Cpu, &LoadOptions::default(), None), 100);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::app::{App, Place, random};
@@ -104,6 +105,36 @@ pub(crate) struct Usage {
     pub cached: usize,
     /// Of all texts.
     pub generated: usize,
+    /// What the first text took.
+    pub timings: Option<Timings>,
+}
+
+/// What a text took of the engine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timings(Stats);
+
+impl Timings {
+    /// In llama.cpp's form: tokens that were computed, milliseconds, tokens a second.
+    pub fn json(&self) -> Value {
+        let stats = &self.0;
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        json!({
+            "cache_n": stats.cached_tokens,
+            "prompt_n": stats.prompt_tokens - stats.cached_tokens,
+            "prompt_ms": ms(stats.prompt_time),
+            "prompt_per_second": stats.prompt_rate(),
+            "predicted_n": stats.generated_tokens,
+            "predicted_ms": ms(stats.generation_time),
+            "predicted_per_second": stats.generation_rate(),
+        })
+    }
+}
+
+impl Usage {
+    /// The timings as a member of an answer; null where there are none yet.
+    pub fn timings_json(&self) -> Value {
+        self.timings.map_or(Value::Null, |timings| timings.json())
+    }
 }
 
 struct Sequence {
@@ -274,6 +305,9 @@ impl Answers {
         self.live -= 1;
         if choice.is_multiple_of(self.n) {
             self.usage.cached += stats.cached_tokens;
+        }
+        if choice == 0 {
+            self.usage.timings = Some(Timings(*stats));
         }
         self.app.metrics.ended(self.asked, stats);
     }

@@ -262,7 +262,9 @@ impl Shape {
             }
             stop = stop_reason(&text.finish);
         }
-        self.message(content, stop, usage)
+        let mut message = self.message(content, stop, usage);
+        message["timings"] = usage.timings_json();
+        message
     }
 }
 
@@ -367,7 +369,8 @@ impl Encoder for Blocks {
         self.close(out);
         let (reason, sequence) = self.stop.as_ref().map_or((Value::Null, Value::Null), stop_reason);
         let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
-        let delta = json!({ "type": "message_delta", "delta": delta, "usage": usage_json(usage) });
+        let (used, timings) = (usage_json(usage), usage.timings_json());
+        let delta = json!({ "type": "message_delta", "delta": delta, "usage": used, "timings": timings });
         out.named("message_delta", &delta);
         out.named("message_stop", &json!({ "type": "message_stop" }));
     }

@@ -11,7 +11,7 @@ use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::Fields;
-use super::openai::{Shape, finish_reason, scored_json, usage_json};
+use super::openai::{Shape, finish_reason, scored_json};
 use super::params::{self, Common};
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -84,7 +84,7 @@ fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
         })
     };
     let choices: Vec<Value> = texts.into_iter().enumerate().map(choice).collect();
-    shape.object("chat.completion", choices.into(), Some(usage_json(usage)))
+    shape.whole("chat.completion", choices.into(), usage)
 }
 
 fn logprobs(shape: &Shape, tokens: &[Scored]) -> Value {
@@ -182,7 +182,7 @@ impl Encoder for Chunks {
 
     fn end(&mut self, usage: Usage, out: &mut Events) {
         if self.usage {
-            out.data(&self.shape.object(CHUNK, json!([]), Some(usage_json(usage))));
+            out.data(&self.shape.whole(CHUNK, json!([]), usage));
         }
         out.text("[DONE]");
     }

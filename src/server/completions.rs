@@ -11,7 +11,7 @@ use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
-use super::openai::{Shape, finish_reason, logprob_json, usage_json};
+use super::openai::{Shape, finish_reason, logprob_json};
 use super::params::Common;
 use super::routes::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -127,7 +127,7 @@ fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
         })
     };
     let choices = texts.into_iter().enumerate().map(choice).collect::<Vec<_>>();
-    shape.object(KIND, choices.into(), Some(usage_json(usage)))
+    shape.whole(KIND, choices.into(), usage)
 }
 
 /// The log-probabilities in this API's four lists; `offset` is where in the text, in characters, the next token begins.
@@ -180,7 +180,7 @@ impl Encoder for Chunks {
 
     fn end(&mut self, usage: Usage, out: &mut Events) {
         if self.usage {
-            out.data(&self.shape.object(KIND, json!([]), Some(usage_json(usage))));
+            out.data(&self.shape.whole(KIND, json!([]), usage));
         }
         out.text("[DONE]");
     }

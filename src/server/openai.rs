@@ -24,6 +24,21 @@ impl Shape {
 
     /// The answer, or a chunk of it.
     pub fn object(&self, kind: &str, choices: Value, usage: Option<Value>) -> Value {
+        self.with_timings(kind, choices, usage, None)
+    }
+
+    /// The whole answer.
+    pub fn whole(&self, kind: &str, choices: Value, usage: Usage) -> Value {
+        self.with_timings(kind, choices, Some(usage_json(usage)), Some(usage.timings_json()))
+    }
+
+    fn with_timings(
+        &self,
+        kind: &str,
+        choices: Value,
+        usage: Option<Value>,
+        timings: Option<Value>,
+    ) -> Value {
         let mut object = json!({
             "id": self.id,
             "object": kind,
@@ -34,6 +49,9 @@ impl Shape {
         });
         if let Some(usage) = usage {
             object["usage"] = usage;
+        }
+        if let Some(timings) = timings {
+            object["timings"] = timings;
         }
         object
     }

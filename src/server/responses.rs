@@ -170,6 +170,7 @@ impl Shape {
             "truncation": "disabled",
             "usage": usage.map(usage_json),
             "metadata": self.metadata,
+            "timings": usage.map(|usage| usage.timings_json()),
         })
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::json as python;
-use super::template::Message;
+use super::template::{ChatTemplate, Message, RenderOptions, Rendered};
 use crate::{Error, Result};
 
 /// How many tools a conversation may have.
@@ -104,6 +104,39 @@ impl Chat {
         self.tool_choice != ToolChoice::None && !self.tools.is_empty()
     }
 
+    /// Renders a conversation. What the template refuses is tried once more with the system's later messages, then with all of
+    /// them, as the user's: agents send them wherever they like, and many templates take one at the beginning, or none.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`], and a last message that cannot be continued.
+    pub fn render(&self, template: &ChatTemplate) -> Result<Rendered> {
+        let options = RenderOptions {
+            add_generation_prompt: self.prompt_end == PromptEnd::Turn,
+            continue_final_message: self.prompt_end == PromptEnd::Within,
+            documents: (!self.documents.is_empty()).then(|| self.documents.clone()),
+            extra: self.variables.clone(),
+            tools: self.shows_tools().then(|| self.tools.clone()),
+            now: None,
+        };
+        if self.prompt_end == PromptEnd::Within {
+            continued(self)?;
+        }
+        let messages: Vec<Message> = self.messages.iter().cloned().map(Message::with_joined_text).collect();
+        let refused = match template.render(&messages, &options) {
+            Err(error @ Error::Template(_)) => error,
+            other => return other,
+        };
+        for leading in [true, false] {
+            let Some(told) = told_by_the_user(&messages, leading) else { continue };
+            if let Ok(rendered) = template.render(&told, &options) {
+                let what = if leading { "a later message of the system" } else { "a message of the system" };
+                tracing::info!("the chat template takes no {what}: it is told by the user");
+                return Ok(rendered);
+            }
+        }
+        Err(refused)
+    }
+
     /// The tools that may be called, in order: none where [`ToolChoice::None`] says so, one where it names one.
     ///
     /// # Errors
@@ -139,6 +172,50 @@ impl Chat {
             },
         }
     }
+}
+
+/// The conversation with the system's messages as the user's; `leading`: those at the beginning become one and stay. None
+/// where that changes nothing.
+fn told_by_the_user(messages: &[Message], leading: bool) -> Option<Vec<Message>> {
+    let mut told: Vec<Message> = Vec::with_capacity(messages.len());
+    let mut beginning = leading;
+    for message in messages {
+        let mut message = message.clone();
+        beginning &= message.role == "system";
+        if message.role == "system" && !beginning {
+            message.role = "user".into();
+        }
+        match told.last_mut() {
+            Some(last)
+                if last.role == message.role
+                    && message.role != "assistant"
+                    && last.extra.is_empty()
+                    && message.extra.is_empty()
+                    && last.content.is_string()
+                    && message.content.is_string() =>
+            {
+                let texts = [&last.content, &message.content].map(|text| text.as_str().unwrap_or_default());
+                last.content = texts.join("\n\n").into();
+            }
+            _ => told.push(message),
+        }
+    }
+    (told != messages).then_some(told)
+}
+
+/// Refuses to go on with what is no text of the assistant's.
+fn continued(chat: &Chat) -> Result<()> {
+    let got = match chat.messages.last() {
+        Some(last) if last.role != "assistant" => format!("a last message of the {}", last.role),
+        Some(last) if last.extra.contains_key("tool_calls") => "a last message that calls tools".to_owned(),
+        Some(_) => return Ok(()),
+        None => "no message".to_owned(),
+    };
+    Err(Error::Option {
+        option: "continue_final_message",
+        got,
+        expected: "a text of the assistant to go on with",
+    })
 }
 
 /// The names under which templates read what a message thought; the first is the usual one.

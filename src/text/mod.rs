@@ -23,6 +23,7 @@ mod tools;
 pub use chat::{Chat, PromptEnd, Tool, ToolChoice};
 pub use reasoning::ReasoningFormat;
 pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};
+pub(crate) use special::SpecialTokens;
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, Rendered};
 pub use tokenizer::{Specials, Tokenizer};

@@ -207,6 +207,13 @@ impl ChatTemplate {
         Ok(made)
     }
 
+    /// ChatML, for models that were trained on it and come without a template.
+    pub(crate) fn chatml(special: BTreeMap<String, String>) -> Result<Self> {
+        const SOURCE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
+            '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+        Self::from_source(Path::new("chatml"), SOURCE, special)
+    }
+
     /// The names of the list's templates; empty where there is just one.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.named.keys().map(String::as_str)
