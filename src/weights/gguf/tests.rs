@@ -433,7 +433,7 @@ fn ids_outside_the_vocabulary_count_as_none() {
         let plain = vocabulary(kind, &words, &[]);
         for (key, id) in keys.iter().flat_map(|key| [6, u32::MAX].map(|id| (key, id))) {
             let key = format!("{key}_token_id");
-            let file = vocabulary(kind, &words, &[(&key, U32, id.to_le_bytes().to_vec())]);
+            let file = vocabulary(kind, &words, &[(key.as_str(), U32, id.to_le_bytes().to_vec())]);
             assert_eq!(read(&file, "a<|im_end|>"), read(&plain, "a<|im_end|>"), "{key} is {id}");
         }
     }
@@ -547,7 +547,7 @@ fn pre_tokenizers_have_a_name_to_be_written() {
     // As DeepSeek publishes it, with line breaks as such.
     let deepseek = TABLE.iter().find(|pre| pre.names.contains(&"deepseek-v3")).unwrap().splits;
     let broken = deepseek[2].replace(r"\r\n", "\r\n");
-    assert_eq!(pre_name(&[deepseek[0], deepseek[1], &broken], false, false), Some("deepseek-v3"));
+    assert_eq!(pre_name(&[deepseek[0], deepseek[1], broken.as_str()], false, false), Some("deepseek-v3"));
     assert_eq!(pre_name(&[r"\S+"], false, false), None);
 }
 
