@@ -8,8 +8,9 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::json;
-use crate::weights::gguf::pre_name;
+use crate::text::patterns::GPT2;
 use crate::weights::gguf::write::Entries;
+use crate::weights::gguf::{DIGIT, DIGITS, pre_name};
 
 // Kinds of tokens, numbered as llama.cpp numbers them.
 const NORMAL: i32 = 1;
@@ -203,23 +204,24 @@ fn byte_level(file: &Value, ignore_merges: bool) -> Option<&'static str> {
     if last["type"] != "ByteLevel" || last["add_prefix_space"] == true {
         return None;
     }
-    let (mut regexes, mut digits) = (Vec::new(), false);
+    let mut patterns = Vec::new();
     for step in splits {
         match step["type"].as_str()? {
-            "Digits" if step["individual_digits"] == true && regexes.is_empty() => digits = true,
+            "Digits" => patterns.push(if step["individual_digits"] == true { DIGIT } else { DIGITS }),
             "Split" if step["behavior"] == "Isolated" && step["invert"] != true => {
-                regexes.push(step["pattern"]["Regex"].as_str()?);
+                patterns.push(step["pattern"]["Regex"].as_str()?);
             }
             _ => return None,
         }
     }
-    if regexes.is_empty() == (last["use_regex"] == false) {
-        return None;
+    if last["use_regex"] != false {
+        patterns.push(GPT2);
     }
-    let name = pre_name(&regexes, digits, ignore_merges)?;
-    let nfc = file["normalizer"]["type"] == "NFC";
+    let normalizer = &file["normalizer"];
+    let nfc = normalizer["type"] == "NFC";
+    let plain = normalizer.is_null() || normalizer["normalizers"].as_array().is_some_and(Vec::is_empty);
     // llama.cpp does not normalize; composed text, which nearly all is, has the same tokens.
-    (nfc == (name == "qwen2") && (nfc || file["normalizer"].is_null())).then_some(name)
+    if nfc || plain { pre_name(&patterns, nfc, ignore_merges) } else { None }
 }
 
 /// Whether BOS is put before and EOS after a text.

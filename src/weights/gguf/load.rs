@@ -33,6 +33,17 @@ impl Heads {
     }
 }
 
+impl Metadata {
+    /// The metadata of one file, of whatever architecture.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Format`] for what is not a GGUF file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let owner: Arc<dyn Bytes> = Arc::new(MappedFile::open(path)?);
+        Ok(parse(&path.into(), &owner)?.0)
+    }
+}
+
 impl Checkpoint {
     /// Opens the model whose first or only file is `path`.
     pub(in crate::weights) fn open_gguf(path: &Path) -> Result<Self> {

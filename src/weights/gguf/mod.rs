@@ -7,6 +7,7 @@
 mod load;
 mod metadata;
 mod names;
+mod pretokenizer;
 mod reader;
 mod split;
 mod tensors;
@@ -22,8 +23,8 @@ use std::sync::Arc;
 
 pub use metadata::{Metadata, Strings};
 pub use names::Architecture;
+pub(crate) use pretokenizer::{DIGIT, DIGITS, pre_name};
 pub(crate) use tensors::TensorType;
-pub(crate) use tokenizer::pre_name;
 pub(crate) use vocabulary::ends;
 
 use crate::error::{Error, Result};

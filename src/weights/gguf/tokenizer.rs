@@ -6,82 +6,24 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::pretokenizer::{Bos, Letters, Pre};
 use super::vocabulary::{Model, TokenKind, Vocabulary};
 use super::{Architecture, Metadata};
 use crate::error::Result;
 use crate::json::quote;
 use crate::text::Tokenizer;
-use crate::text::patterns::{GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN};
 
 /// The longest token, in characters, that is taken apart into merges: SentencePiece's are at most 16 unless trained so.
 const MAX_PIECE: usize = 256;
 /// Merges of a vocabulary, the double of the largest published one's.
 const MAX_MERGES: usize = 1 << 20;
 
-/// What a name in `tokenizer.ggml.pre` stands for.
-struct Pre {
-    /// Steps before bytes are written as characters.
-    splits: Vec<Value>,
-    nfc: bool,
-    /// Whether a piece that is a token is taken as it is.
-    ignore_merges: bool,
-    /// Whether BOS is added where the file does not say.
-    bos: bool,
-}
-
-impl Pre {
-    fn of(metadata: &Metadata) -> Result<Self> {
-        const KEY: &str = "tokenizer.ggml.pre";
-        let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-        let digits = json!({"type": "Digits", "individual_digits": true});
-        let plain = |splits| Self { splits, nfc: false, ignore_merges: false, bos: false };
-        Ok(match metadata.string(KEY)? {
-            Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3") => {
-                Self { ignore_merges: true, bos: true, ..plain(vec![split(LLAMA3)]) }
-            }
-            Some("dbrx") => plain(vec![split(LLAMA3)]),
-            Some("qwen2" | "deepseek-r1-qwen") => Self { nfc: true, ..plain(vec![split(QWEN2)]) },
-            Some("tekken") => Self { ignore_merges: true, bos: true, ..plain(vec![split(TEKKEN)]) },
-            Some("gpt-4o") => Self { ignore_merges: true, ..plain(vec![split(GPT4O)]) },
-            Some("gpt-2" | "phi-2") => plain(vec![split(GPT2)]),
-            Some("smollm") => plain(vec![digits, split(GPT2)]),
-            // What llama.cpp does for a file that names none.
-            None | Some("default") => plain(vec![
-                split(r"[\p{P}\$\+<=>\^~\|]+"),
-                split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"),
-                split(r"\p{N}+"),
-                split("[0-9][0-9][0-9]"),
-            ]),
-            Some(_) => {
-                let known = "llama-bpe, qwen2, smollm, gpt-2, phi-2, tekken, gpt-4o, dbrx, deepseek-r1-qwen or default";
-                return Err(metadata.refuse(KEY, format!("one of {known}")));
-            }
-        })
-    }
-}
-
-/// The name in `tokenizer.ggml.pre` of a tokenizer whose splits have the patterns `regexes`, digits being split one by one
-/// where `digits` says so, and whose whole pieces are taken as they are where `ignore_merges` does.
-pub(crate) fn pre_name(regexes: &[&str], digits: bool, ignore_merges: bool) -> Option<&'static str> {
-    Some(match (regexes, digits, ignore_merges) {
-        ([LLAMA3], false, true) => "llama-bpe",
-        ([LLAMA3], false, false) => "dbrx",
-        ([QWEN2], false, false) => "qwen2",
-        ([TEKKEN], false, true) => "tekken",
-        ([GPT4O], false, true) => "gpt-4o",
-        // The pattern that the byte level has by itself.
-        ([] | [GPT2], false, false) => "gpt-2",
-        ([] | [GPT2], true, false) => "smollm",
-        _ => return None,
-    })
-}
-
 impl Metadata {
     /// The tokenizer as the bytes of a `tokenizer.json`; nothing where the model has none.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] for lists of unequal length, ids outside the vocabulary, two tokens of one text, what is
-    /// not UTF-8, and kinds of tokenizers that are not known.
+    /// [`crate::Error::Config`] for lists of unequal length, two tokens of one text, what is not UTF-8, and kinds of
+    /// tokenizers that are not known. An id outside the vocabulary counts as none.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>> {
         let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
         Ok(Some(Lists::of(&vocabulary)?.json(&vocabulary)))
@@ -140,7 +82,7 @@ impl<'a> Lists<'a> {
     fn of(vocabulary: &'a Vocabulary<'_>) -> Result<Self> {
         vocabulary.check_unique()?;
         match vocabulary.model {
-            Model::Bytes => bytes(vocabulary),
+            Model::Merges => listed(vocabulary),
             Model::Sentences => sentences(vocabulary),
         }
     }
@@ -164,7 +106,8 @@ impl<'a> Lists<'a> {
     }
 }
 
-fn bytes<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Lists<'a>> {
+/// A tokenizer whose merges the file lists.
+fn listed<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Lists<'a>> {
     const MERGES: &str = "tokenizer.ggml.merges";
     let metadata = vocabulary.metadata;
     let pre = Pre::of(metadata)?;
@@ -182,43 +125,73 @@ fn bytes<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Lists<'a>> {
         })?;
         merges.push(pair);
     }
-    let mut steps = pre.splits;
-    steps.push(
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
-    );
-    let parts = Parts {
-        normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
-        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
-        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
-        options: json!({"unk_token": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges}),
-        bos: pre.bos,
+    let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let mut steps: Vec<Value> = pre.splits.iter().map(split).collect();
+    if pre.letters == Letters::Bytes {
+        steps.push(
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
+        );
+    }
+    let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": steps});
+    let parts = match pre.letters {
+        Letters::Bytes => Parts {
+            normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
+            pre_tokenizer,
+            decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+            options: json!({"unk_token": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges}),
+            bos: pre.bos,
+        },
+        Letters::Text => Parts {
+            normalizer: spaces(),
+            pre_tokenizer,
+            decoder: text_decoder(false),
+            options: text_options(vocabulary, pre.ignore_merges),
+            bos: pre.bos,
+        },
     };
     Ok(Lists { head: parts.head(vocabulary)?, merges })
 }
 
+/// SentencePiece's tokenizers.
 fn sentences<'a>(vocabulary: &'a Vocabulary<'_>) -> Result<Lists<'a>> {
     let prefix = vocabulary.metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-    let mut decoders = vec![
+    let parts = Parts {
+        normalizer: match prefix {
+            true => {
+                json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces()]})
+            }
+            false => spaces(),
+        },
+        pre_tokenizer: Value::Null,
+        decoder: text_decoder(prefix),
+        options: text_options(vocabulary, false),
+        bos: Bos::Usual,
+    };
+    Ok(Lists { head: parts.head(vocabulary)?, merges: merges_by_score(vocabulary)? })
+}
+
+/// Spaces as tokens have them that are written in the text's own characters.
+fn spaces() -> Value {
+    json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
+}
+
+/// Such tokens as text; `strip` takes the space from its beginning.
+fn text_decoder(strip: bool) -> Value {
+    let mut steps = vec![
         json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
         json!({"type": "ByteFallback"}),
         json!({"type": "Fuse"}),
     ];
-    if prefix {
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    if strip {
+        steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
+    json!({"type": "Sequence", "decoders": steps})
+}
+
+/// Options of their model: what no token has is written in bytes.
+fn text_options(vocabulary: &Vocabulary<'_>, ignore_merges: bool) -> Value {
     let unknown = vocabulary.unknown.map(|id| vocabulary.text(id));
-    let parts = Parts {
-        normalizer: match prefix {
-            true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]}),
-            false => spaces,
-        },
-        pre_tokenizer: Value::Null,
-        decoder: json!({"type": "Sequence", "decoders": decoders}),
-        options: json!({"unk_token": unknown, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false}),
-        bos: true,
-    };
-    Ok(Lists { head: parts.head(vocabulary)?, merges: merges_by_score(vocabulary)? })
+    json!({"unk_token": unknown, "fuse_unk": true, "byte_fallback": true, "ignore_merges": ignore_merges})
 }
 
 /// The merges that lead to each token, the best score first: transformers' `generate_merges`.
@@ -273,8 +246,7 @@ struct Parts {
     decoder: Value,
     /// Of the model.
     options: Value,
-    /// Whether BOS is added where the file does not say.
-    bos: bool,
+    bos: Bos,
 }
 
 impl Parts {
@@ -332,16 +304,24 @@ fn added(vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>> {
 }
 
 /// BOS and EOS around a text.
-fn ends(vocabulary: &Vocabulary<'_>, bos: bool) -> Result<Value> {
+fn ends(vocabulary: &Vocabulary<'_>, bos: Bos) -> Result<Value> {
     let metadata = vocabulary.metadata;
-    let wanted = |key: &str, absent: bool, id: Option<u32>| match (metadata.flag(key)?.unwrap_or(absent), id)
-    {
-        (true, Some(id)) => Ok(Some(id)),
-        (true, None) if metadata.has(key) => Err(metadata.refuse(key, "false: the file names no such token")),
-        _ => Ok(None),
+    let wanted = |role: &str, absent: bool, id: Option<u32>| {
+        let key = format!("tokenizer.ggml.add_{role}_token");
+        match (metadata.flag(&key)?.unwrap_or(absent), id) {
+            (true, Some(id)) => Ok(Some(id)),
+            // One that the vocabulary does not have is warned of elsewhere.
+            (true, None)
+                if metadata.has(&key) && !metadata.has(&format!("tokenizer.ggml.{role}_token_id")) =>
+            {
+                Err(metadata.refuse(&key, "false: the file names no such token"))
+            }
+            _ => Ok(None),
+        }
     };
-    let bos = wanted("tokenizer.ggml.add_bos_token", bos, vocabulary.bos)?;
-    let eos = wanted("tokenizer.ggml.add_eos_token", false, vocabulary.eos)?;
+    let asked = wanted("bos", bos != Bos::Asked, vocabulary.bos)?;
+    let bos = if bos == Bos::Always { vocabulary.bos } else { asked };
+    let eos = wanted("eos", false, vocabulary.eos)?;
     if bos.is_none() && eos.is_none() {
         return Ok(Value::Null);
     }

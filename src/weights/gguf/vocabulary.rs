@@ -1,7 +1,7 @@
 //! The vocabulary in the metadata: tokens, their kinds and scores, and the tokens with a role.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Metadata;
 use crate::error::Result;
@@ -9,12 +9,17 @@ use crate::json::quote;
 
 /// Tokens of one vocabulary, the double of the largest published one. With it, a hostile list costs less than 64 MiB.
 const MAX_TOKENS: usize = 1 << 19;
+
 /// Texts that end a turn or a text in some family, of which `eos_token_id` can name only one. As llama.cpp has them.
-const ENDS: [&str; 12] = [
+const ENDS: [&str; 22] = [
+    END,
+    SENTENCE_END,
     "<|eot_id|>",
     "<|im_end|>",
-    "<|end|>",
     "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<end_of_turn>",
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -23,17 +28,97 @@ const ENDS: [&str; 12] = [
     "_<EOT>",
     "[EOT]",
     "[EOS]",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+];
+/// Ends a turn, or, beside what ends one, only a part of it.
+const END: &str = "<|end|>";
+/// Ends a text, or is a tag of HTML.
+const SENTENCE_END: &str = "</s>";
+/// Texts that begin the parts of a turn.
+const MARKS: [&str; 4] = ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"];
+
+/// A token of models that fill in code. Where no key names it, its text tells it.
+struct Fill {
+    keys: &'static [&'static str],
+    texts: &'static [&'static str],
+    /// Whether a text ends with it.
+    ends: bool,
+}
+
+static FILLS: [Fill; 6] = [
+    Fill {
+        keys: &["tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"],
+        texts: &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
+        ends: false,
+    },
+    Fill {
+        keys: &["tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"],
+        texts: &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
+        ends: false,
+    },
+    Fill {
+        keys: &["tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"],
+        texts: &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
+        ends: false,
+    },
+    Fill {
+        keys: &["tokenizer.ggml.fim_pad_token_id"],
+        texts: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
+        ends: true,
+    },
+    Fill {
+        keys: &["tokenizer.ggml.fim_rep_token_id"],
+        texts: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+        ends: true,
+    },
+    Fill { keys: &["tokenizer.ggml.fim_sep_token_id"], texts: &["<|file_sep|>"], ends: true },
 ];
 
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
+const EOS: &str = "tokenizer.ggml.eos_token_id";
 
 /// How texts become tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Model {
-    /// `gpt2`: merges of bytes.
-    Bytes,
+    /// `gpt2`, `gemma4`: merges that the file lists.
+    Merges,
     /// `llama`: SentencePiece, merges by score.
     Sentences,
 }
@@ -41,12 +126,11 @@ pub(super) enum Model {
 impl Model {
     /// That of a model; nothing where it has no tokenizer.
     pub fn of(metadata: &Metadata) -> Result<Option<Self>> {
-        const KEY: &str = "tokenizer.ggml.model";
-        Ok(match metadata.string(KEY)? {
+        Ok(match metadata.string(MODEL)? {
             None | Some("none" | "no_vocab") => None,
-            Some("gpt2") => Some(Self::Bytes),
+            Some("gpt2" | "gemma4") => Some(Self::Merges),
             Some("llama") => Some(Self::Sentences),
-            Some(_) => return Err(metadata.refuse(KEY, "gpt2, llama or none")),
+            Some(_) => return Err(metadata.refuse(MODEL, "gpt2, gemma4, llama or none")),
         })
     }
 }
@@ -71,6 +155,10 @@ pub(super) struct Vocabulary<'a> {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
+    /// The tokens that end a turn or a text, `eos` first.
+    ends: Vec<u32>,
+    /// What the file says and is not followed.
+    doubts: Vec<String>,
 }
 
 impl<'a> Vocabulary<'a> {
@@ -91,15 +179,21 @@ impl<'a> Vocabulary<'a> {
             tokens.push(if text.is_empty() { format!("[EMPTY_{id}]").into() } else { text.into() });
         }
         let count = tokens.len();
+        let kinds = kinds(metadata, count)?;
         let mut this = Self {
             metadata,
             model,
-            kinds: kinds(metadata, count)?,
             tokens,
-            bos: id(metadata, "tokenizer.ggml.bos_token_id", count as u64)?,
-            eos: id(metadata, "tokenizer.ggml.eos_token_id", count as u64)?,
-            unknown: id(metadata, "tokenizer.ggml.unknown_token_id", count as u64)?,
+            kinds,
+            bos: None,
+            eos: None,
+            unknown: None,
+            ends: Vec::new(),
+            doubts: Vec::new(),
         };
+        this.bos = this.named(BOS)?;
+        this.eos = this.named(EOS)?;
+        this.unknown = this.named("tokenizer.ggml.unknown_token_id")?;
         if model == Model::Sentences {
             // SentencePiece's own order, where the file does not say.
             let usual = |id: u32| Some(id).filter(|&id| (id as usize) < count);
@@ -112,7 +206,91 @@ impl<'a> Vocabulary<'a> {
                 this.kinds[id as usize] = TokenKind::Control;
             }
         }
+        this.find_roles()?;
         Ok(Some(this))
+    }
+
+    /// The token that a key names.
+    fn named(&mut self, key: &str) -> Result<Option<u32>> {
+        named(self.metadata, key, self.tokens.len() as u64, &mut self.doubts)
+    }
+
+    /// Finds the tokens that end a turn or a text, and those that are control tokens by their texts, whatever the list of
+    /// types says: converters forget some.
+    fn find_roles(&mut self) -> Result<()> {
+        let found = self.known_texts();
+        let mut controls: Vec<u32> = MARKS.iter().filter_map(|text| found.get(text).copied()).collect();
+        self.ends.extend(self.eos);
+        for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+            let id = self.named(key)?;
+            self.ends.extend(id);
+        }
+        for fill in &FILLS {
+            let mut id = None;
+            for key in fill.keys {
+                id = self.named(key)?.or(id);
+            }
+            if id.is_none() {
+                id = fill.texts.iter().find_map(|text| found.get(text).copied());
+                controls.extend(id);
+            }
+            if fill.ends {
+                self.ends.extend(id);
+            }
+        }
+        // Read for their warnings alone; spelt as the format spells them.
+        for key in ["padding", "seperator", "mask"] {
+            self.named(&format!("tokenizer.ggml.{key}_token_id"))?;
+        }
+        let mut by_text: Vec<u32> = ENDS.iter().filter_map(|text| found.get(text).copied()).collect();
+        by_text.sort_unstable();
+        self.ends.extend(&by_text);
+        controls.extend(by_text);
+
+        let has = |text: &str| found.contains_key(text);
+        let calls = has("<|call|>") || has("<|calls|>");
+        if let Some(&end) = found.get(END)
+            && calls
+            && (has("<|return|>") || has("<|flush|>"))
+        {
+            self.ends.retain(|&id| id != end);
+        }
+        let tags = has("<|tool_response>") || self.ends.iter().any(|&id| self.text(id) == "<|plamo:eos|>");
+        if let Some(&tag) = found.get(SENTENCE_END)
+            && tags
+        {
+            self.ends.retain(|&id| id != tag);
+            controls.retain(|&id| id != tag);
+            self.kinds[tag as usize] = TokenKind::Normal;
+        }
+        let mut seen = HashSet::new();
+        self.ends.retain(|&id| seen.insert(id));
+        self.mark(&controls);
+        Ok(())
+    }
+
+    /// The ids of the texts that have a meaning of their own.
+    fn known_texts(&self) -> HashMap<&'static str, u32> {
+        let fills = FILLS.iter().flat_map(|fill| fill.texts);
+        let known: HashSet<&'static str> = ENDS.iter().chain(&MARKS).chain(fills).copied().collect();
+        let tokens = self.tokens.iter().zip(0_u32..);
+        tokens.filter_map(|(token, id)| Some((*known.get(&**token)?, id))).collect()
+    }
+
+    /// Makes control tokens of those that are not.
+    fn mark(&mut self, controls: &[u32]) {
+        let mut marked = Vec::new();
+        for &id in controls {
+            let kind = &mut self.kinds[id as usize];
+            if !matches!(*kind, TokenKind::Control | TokenKind::Unknown) {
+                *kind = TokenKind::Control;
+                marked.push(quote(&self.tokens[id as usize]));
+            }
+        }
+        if !marked.is_empty() {
+            let tokens = marked.join(", ");
+            self.doubts.push(format!("{TYPES} has no control token in {tokens}, which are taken as such"));
+        }
     }
 
     /// Refuses two tokens of one text.
@@ -164,39 +342,43 @@ fn kinds(metadata: &Metadata, count: usize) -> Result<Vec<TokenKind>> {
     types.iter().enumerate().map(kind).collect()
 }
 
-/// A token's id below `count`.
-fn id(metadata: &Metadata, key: &str, count: u64) -> Result<Option<u32>> {
-    match metadata.uint(key)? {
-        Some(id) if id >= count => {
-            Err(metadata.refuse(key, format!("an id below {count}, the tokens of the vocabulary")))
-        }
-        id => Ok(id.map(|id| id as u32)),
+/// The token that a key names. An id at or past `count` counts as none, as in llama.cpp: files have -1 for it.
+fn named(metadata: &Metadata, key: &str, count: u64, doubts: &mut Vec<String>) -> Result<Option<u32>> {
+    let id = metadata.uint(key)?;
+    if let Some(id) = id.filter(|&id| id >= count) {
+        doubts.push(format!(
+            "{key} is {id}, expected an id below {count}, the tokens of the vocabulary: ignored"
+        ));
+        return Ok(None);
     }
+    Ok(id.map(|id| id as u32))
 }
 
-/// The token that starts a text, and those that end one; `rows` is the length of the embedding.
+/// The token that starts a text, and those that end one; `rows` is the length of the embedding. Warns of what the file says
+/// and is not followed.
 pub(crate) fn ends(metadata: &Metadata, rows: u64) -> Result<(Option<u32>, Vec<u32>)> {
-    let vocabulary = Vocabulary::read(metadata)?;
-    let mut all = Vec::new();
-    let Some(vocabulary) = vocabulary else {
-        all.extend(id(metadata, "tokenizer.ggml.eos_token_id", rows)?);
-        return Ok((id(metadata, "tokenizer.ggml.bos_token_id", rows)?, all));
-    };
-    let count = vocabulary.tokens.len() as u64;
-    if count > rows {
-        let expected = format!("at most {rows}, the rows of token_embd.weight");
-        return Err(metadata.refuse(TOKENS, expected));
-    }
-    all.extend(vocabulary.eos);
-    for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-        all.extend(id(metadata, key, count)?);
-    }
-    for (id, (token, kind)) in vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate() {
-        if matches!(kind, TokenKind::Control | TokenKind::UserDefined) && ENDS.contains(&token.as_ref()) {
-            all.push(id as u32);
+    let (bos, ends, mut doubts) = match Vocabulary::read(metadata)? {
+        Some(vocabulary) => {
+            if vocabulary.tokens.len() as u64 > rows {
+                let expected = format!("at most {rows}, the rows of token_embd.weight");
+                return Err(metadata.refuse(TOKENS, expected));
+            }
+            (vocabulary.bos, vocabulary.ends, vocabulary.doubts)
         }
+        None => {
+            let mut doubts = Vec::new();
+            let bos = named(metadata, BOS, rows, &mut doubts)?;
+            let eos = named(metadata, EOS, rows, &mut doubts)?;
+            (bos, eos.into_iter().collect(), doubts)
+        }
+    };
+    if metadata.string(MODEL)? == Some("gpt2") && !metadata.has(PRE) {
+        doubts.push(format!(
+            "{PRE} is missing: texts are split as by default, which few models were trained with"
+        ));
     }
-    let mut seen = std::collections::HashSet::new();
-    all.retain(|id| seen.insert(*id));
-    Ok((vocabulary.bos, all))
+    for doubt in doubts {
+        tracing::warn!("{}: {doubt}", metadata.path().display());
+    }
+    Ok((bos, ends))
 }
