@@ -80,8 +80,8 @@ impl Service {
     pub async fn answer(mut self, request: hyper::Request<Incoming>) -> Response {
         let request = request.map(Body::new);
         let path = request.uri().path();
-        let route = ROUTES.iter().find(|route| **route == path || **route == parent(path)).copied();
-        let route = route.unwrap_or("other");
+        let known = |wanted: &str| ROUTES.iter().find(|route| **route == wanted).copied();
+        let route = known(path).or_else(|| known(parent(path))).unwrap_or("other");
         let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
         let started = Instant::now();
         let asked = request.headers().clone();
