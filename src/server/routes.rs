@@ -89,6 +89,7 @@ impl Service {
 
     /// Answers one request, whatever it is.
     pub async fn answer(mut self, request: hyper::Request<Incoming>) -> Response {
+<<<<<<< HEAD
         let mut request = request.map(Body::new);
         if let Some(uri) = usual(request.uri()) {
             *request.uri_mut() = uri;
@@ -99,6 +100,12 @@ impl Service {
         let path = path.as_str();
         let route = ROUTES.iter().find(|route| **route == path || **route == parent(path)).copied();
         let route = route.unwrap_or("other");
+=======
+        let request = request.map(Body::new);
+        let path = request.uri().path();
+        let known = |wanted: &str| ROUTES.iter().find(|route| **route == wanted).copied();
+        let route = known(path).or_else(|| known(parent(path))).unwrap_or("other");
+>>>>>>> wt-clients
         let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
         let started = Instant::now();
         let asked = request.headers().clone();

@@ -1,5 +1,6 @@
-//! The server's tests by the clients that people use: Python's `openai` and `anthropic`, in an environment under `target`.
+//! The server's tests by the clients that people use, with their packages under `target/clients`.
 
+use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,72 @@ use anyhow::{Context, Result, ensure};
 
 use crate::util::{cargo, first_line, quiet, root, shown};
 
-/// The packages, in the versions that are newest when the environment is made.
-const PACKAGES: [&str; 2] = ["openai", "anthropic"];
+/// Python packages that can be installed together, and the files of `tests/clients` that they are for.
+struct Environment {
+    name: &'static str,
+    packages: &'static [&'static str],
+    tests: &'static [&'static str],
+}
+
+/// `openai` and `anthropic` in the versions that are newest when the environment is made; what is built on them as it was
+/// tried, in environments of its own where it holds them back.
+const ENVIRONMENTS: [Environment; 4] = [
+    Environment {
+        name: "newest",
+        packages: &["anthropic", "openai"],
+        tests: &[
+            "test_ai_sdk.py",
+            "test_anthropic.py",
+            "test_anthropic_loops.py",
+            "test_openai.py",
+            "test_openai_loops.py",
+            "test_page.py",
+            "test_structure.py",
+        ],
+    },
+    Environment {
+        name: "libraries",
+        packages: &[
+            "anthropic==2.14.0",
+            "langchain==1.5.2",
+            "langchain-anthropic==1.7.10",
+            "langchain-openai==1.7.4",
+            "litellm==1.110.2",
+            "llm==0.36",
+            "openai==3.57.0",
+            "openai-agents==0.24.0",
+            "pydantic-ai-slim[anthropic,openai]==2.68.0",
+        ],
+        tests: &[
+            "test_langchain.py",
+            "test_litellm.py",
+            "test_llm.py",
+            "test_openai_agents.py",
+            "test_pydantic_ai.py",
+        ],
+    },
+    Environment {
+        name: "instructor",
+        packages: &["anthropic==2.14.0", "instructor==1.17.0", "openai==3.3.0"],
+        tests: &["test_instructor.py"],
+    },
+    Environment {
+        name: "llama_index",
+        packages: &["llama-index-llms-openai-like==0.8.1", "openai==2.54.0"],
+        tests: &["test_llama_index.py"],
+    },
+];
+
+const NODE_PACKAGES: [&str; 5] = [
+    "@ai-sdk/anthropic@3.0.140",
+    "@ai-sdk/openai@3.0.141",
+    "@ai-sdk/openai-compatible@2.0.92",
+    "ai@6.0.326",
+    "zod@4.6.7",
+];
+
+/// The installer: pip takes minutes to find versions that fit, where this takes seconds.
+const UV: &str = "uv==0.13.9";
 /// What Python 3.12 and newer end with where a filter leaves no test.
 const NO_TESTS: i32 = 5;
 
@@ -18,22 +83,45 @@ const NO_TESTS: i32 = 5;
 /// name holds one of them.
 pub fn test(filter: &[String]) -> Result<()> {
     let root = root()?;
+    all_are_named(&root.join("tests/clients"))?;
     let target = target(&root);
-    let python = environment(&target.join("clients"))?;
+    let home = target.join("clients");
+    let pythons = ENVIRONMENTS.iter().map(|environment| made(environment, &home));
+    let pythons = pythons.collect::<Result<Vec<_>>>()?;
+    node_packages(&home)?;
     let mut build = cargo();
     build.args(["build", "--workspace", "--bins", "--features", "fault-injection"]).current_dir(&root);
     let built = build.status().with_context(|| format!("cannot start `{}`", shown(&build)))?;
     ensure!(built.success(), "`{}` failed", shown(&build));
-    let mut tests = Command::new(python);
-    tests.args(["-m", "unittest", "discover", "--start-directory", "tests/clients"]);
-    for word in filter.iter().filter(|word| !word.starts_with('-')) {
-        tests.args(["-k", word]);
+    let mut failed = Vec::new();
+    for (environment, python) in ENVIRONMENTS.iter().zip(&pythons) {
+        for &file in environment.tests {
+            let mut tests = Command::new(python);
+            tests.args([
+                "-m",
+                "unittest",
+                "discover",
+                "--start-directory",
+                "tests/clients",
+                "--pattern",
+                file,
+            ]);
+            for word in filter.iter().filter(|word| !word.starts_with('-')) {
+                tests.args(["-k", word]);
+            }
+            tests
+                .env("BACKSTOP", target.join("debug").join(format!("backstop{EXE_SUFFIX}")))
+                .env("NODE_PACKAGES", home.join("node_modules"))
+                .current_dir(&root);
+            eprintln!("   {}: {}", environment.name, shown(&tests));
+            let status = tests.status().with_context(|| format!("cannot start `{}`", shown(&tests)))?;
+            let none = !filter.is_empty() && status.code() == Some(NO_TESTS);
+            if !status.success() && !none {
+                failed.push(file);
+            }
+        }
     }
-    tests.env("BACKSTOP", target.join("debug").join(format!("backstop{EXE_SUFFIX}"))).current_dir(&root);
-    eprintln!("   {}", shown(&tests));
-    let status = tests.status().with_context(|| format!("cannot start `{}`", shown(&tests)))?;
-    let none = !filter.is_empty() && status.code() == Some(NO_TESTS);
-    ensure!(status.success() || none, "`{}` ended with {status}", shown(&tests));
+    ensure!(failed.is_empty(), "tests failed in {}", failed.join(", "));
     Ok(())
 }
 
@@ -42,23 +130,73 @@ pub fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
-/// The interpreter of an environment under `home` that has the packages.
-fn environment(home: &Path) -> Result<PathBuf> {
-    let python = home.join("bin/python");
-    let import = format!("import {}", PACKAGES.join(", "));
-    let has = || quiet(Command::new(&python).args(["-c", &import])).is_ok();
-    if !has() {
-        let _ = fs::remove_dir_all(home);
-        eprintln!("   installing {} into {}", PACKAGES.join(" and "), home.display());
-        // Debian's Python makes no pip of its own without a package of its own: the system's serves as well.
-        quiet(Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(home))?;
-        let code = "import sysconfig; print(sysconfig.get_path('purelib'))";
-        let packages = first_line(Command::new(&python).args(["-c", code]))?;
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--target", &packages])
-            .args(PACKAGES);
-        quiet(&mut pip)?;
-        ensure!(has(), "{} cannot `{import}` after its installation", python.display());
+/// Refuses a file of tests that no environment names, and a name that is no file's.
+fn all_are_named(folder: &Path) -> Result<()> {
+    let mut there = BTreeSet::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("test_") && name.ends_with(".py") {
+            there.insert(name);
+        }
     }
+    let named: BTreeSet<String> =
+        ENVIRONMENTS.iter().flat_map(|environment| environment.tests).map(|&name| name.to_owned()).collect();
+    let wrong: Vec<&str> = there.symmetric_difference(&named).map(String::as_str).collect();
+    ensure!(wrong.is_empty(), "xtask/src/clients.rs and {} differ in {}", folder.display(), wrong.join(", "));
+    Ok(())
+}
+
+/// The interpreter of an environment that has the packages: made anew where Python or the list of packages is another one.
+fn made(environment: &Environment, home: &Path) -> Result<PathBuf> {
+    let folder = home.join(environment.name);
+    let (python, stamp) = (folder.join("bin/python"), folder.join("packages.txt"));
+    let version = first_line(Command::new("python3").args(["-c", "import sys; print(sys.version)"]))?;
+    let wanted = format!("{version}\n{}\n", environment.packages.join("\n"));
+    if python.exists() && is(&stamp, &wanted) {
+        return Ok(python);
+    }
+    let _ = fs::remove_dir_all(&folder);
+    eprintln!("   installing {} into {}", environment.packages.join(", "), folder.display());
+    // Debian's Python makes no pip of its own without a package of its own: the system's serves as well.
+    quiet(Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(&folder))?;
+    let mut install = Command::new(uv(home)?);
+    install.args(["pip", "install", "--quiet", "--python"]).arg(&python);
+    install.arg("--cache-dir").arg(home.join("cache")).args(environment.packages);
+    quiet(&mut install)?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(python)
+}
+
+/// The installer, which pip installs.
+fn uv(home: &Path) -> Result<PathBuf> {
+    let folder = home.join("uv");
+    let program = folder.join("bin/uv");
+    if !program.exists() {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--target"]).arg(&folder).arg(UV);
+        quiet(&mut pip)?;
+    }
+    Ok(program)
+}
+
+/// Puts the packages for Node.js beside the environments; where there is no npm, their tests are skipped.
+fn node_packages(home: &Path) -> Result<()> {
+    let (stamp, wanted) = (home.join("node_packages.txt"), NODE_PACKAGES.join("\n"));
+    if is(&stamp, &wanted) {
+        return Ok(());
+    }
+    if quiet(Command::new("npm").arg("--version")).is_err() {
+        eprintln!("   there is no npm: the tests of the AI SDK are skipped");
+        return Ok(());
+    }
+    eprintln!("   installing {} into {}", NODE_PACKAGES.join(", "), home.display());
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]).arg(home);
+    quiet(npm.args(NODE_PACKAGES))?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// Whether a file holds exactly this.
+fn is(file: &Path, text: &str) -> bool {
+    fs::read_to_string(file).is_ok_and(|held| held == text)
 }

@@ -39,7 +39,7 @@ pub fn run(args: &[String]) -> Result<()> {
         }
     }
     steps.cargo("tests without MLX", "test --workspace --no-fail-fast --features fault-injection", filter);
-    steps.step("tests by openai and anthropic", || clients::test(filter));
+    steps.step("tests by client libraries", || clients::test(filter));
     steps.with_mlx(
         ready,
         "tests with MLX",
