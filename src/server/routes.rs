@@ -89,7 +89,6 @@ impl Service {
 
     /// Answers one request, whatever it is.
     pub async fn answer(mut self, request: hyper::Request<Incoming>) -> Response {
-<<<<<<< HEAD
         let mut request = request.map(Body::new);
         if let Some(uri) = usual(request.uri()) {
             *request.uri_mut() = uri;
@@ -98,14 +97,8 @@ impl Service {
         request.extensions_mut().insert(notes.clone());
         let path = request.uri().path().to_owned();
         let path = path.as_str();
-        let route = ROUTES.iter().find(|route| **route == path || **route == parent(path)).copied();
-        let route = route.unwrap_or("other");
-=======
-        let request = request.map(Body::new);
-        let path = request.uri().path();
         let known = |wanted: &str| ROUTES.iter().find(|route| **route == wanted).copied();
         let route = known(path).or_else(|| known(parent(path))).unwrap_or("other");
->>>>>>> wt-clients
         let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
         let started = Instant::now();
         let asked = request.headers().clone();
