@@ -1,6 +1,6 @@
 //! The assistant's turn of a conversation: prompt, constraint and parser, made together.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::Options;
 use crate::model::Model;
 use crate::sample::reply::ReplyGrammar;
@@ -69,14 +69,8 @@ impl Model {
     pub fn prepare(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
         let tools = chat.callable()?;
         let required = matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
-        if let (true, Some(_)) = (required, text) {
-            let got = "a required call beside a format of the text".to_owned();
-            return Err(Error::Option {
-                option: "tool_choice",
-                got,
-                expected: "auto or none where the text has a format",
-            });
-        }
+        // Where a call has to be made, there is no text for a format to hold.
+        let text = text.filter(|_| !required);
         let format = self.template()?.reply_format(chat.shows_tools());
         let rendered = chat.render(self.template()?)?;
         let tokenizer = self.tokenizer()?;

@@ -1,9 +1,10 @@
 //! What of a JSON schema can be enforced: everything else is refused by name before it is compiled.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use llguidance::derivre::RegexBuilder;
 use llguidance::regex_to_lark;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
@@ -74,7 +75,7 @@ const UNENFORCED: [&str; 20] = [
 /// # Errors
 /// [`Error::Schema`] with the place and the keyword that cannot be enforced, is malformed, or is over a limit.
 pub(super) fn prepare(schema: &Value) -> Result<Value> {
-    let mut screen = Screen::default();
+    let mut screen = Screen { root: schema, places: HashSet::new(), references: Vec::new() };
     // Depth first: what follows recurses.
     screen.depth(schema, "", 0)?;
     let bytes = schema.to_string().len();
@@ -100,15 +101,16 @@ fn refuse<T>(path: &str, keyword: &str, what: impl Into<String>) -> Result<T> {
     Err(Error::Schema { path, keyword: keyword.to_owned(), what: what.into() })
 }
 
-#[derive(Default)]
-struct Screen {
+struct Screen<'a> {
+    /// What references point into.
+    root: &'a Value,
     /// Where schemas are, as `$ref` writes it.
     places: HashSet<String>,
     /// Where a `$ref` is, and what it says.
     references: Vec<(String, String)>,
 }
 
-impl Screen {
+impl Screen<'_> {
     fn depth(&self, value: &Value, keyword: &str, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             return refuse("", keyword, format!("it nests deeper than {MAX_DEPTH}"));
@@ -138,7 +140,77 @@ impl Screen {
                 kept.insert(keyword.clone(), value);
             }
         }
+        if let Some(choices) = members.get("oneOf").and_then(Value::as_array)
+            && !members.contains_key("anyOf")
+            && let Some(required) = self.apart(choices, members)
+            && let Some(Value::Array(mut list)) = kept.shift_remove("oneOf")
+        {
+            if let Some(name) = required {
+                list.iter_mut().zip(choices).for_each(|(kept, choice)| self.require(kept, choice, &name));
+            }
+            kept.insert("anyOf".into(), list.into());
+        }
         Ok(Value::Object(kept))
+    }
+
+    /// Whether no value is of two of `choices`: by their types, or by a property of different constants. The name of that
+    /// property, where it has yet to be required. The compiler sees as much, but not through references.
+    fn apart(&self, choices: &[Value], members: &Map<String, Value>) -> Option<Option<String>> {
+        let disjoint = |sets: Option<Vec<Vec<String>>>| {
+            let all: Option<Vec<String>> = sets.map(|sets| sets.concat());
+            all.is_some_and(|all| all.iter().collect::<HashSet<_>>().len() == all.len())
+        };
+        let choices: Vec<&Map<String, Value>> =
+            choices.iter().map(|choice| self.target(choice)?.as_object()).collect::<Option<_>>()?;
+        if disjoint(choices.iter().map(|choice| types(choice)).collect()) {
+            return Some(None);
+        }
+        // Of a value that is no object, a property says nothing.
+        if choices.iter().any(|choice| choice.get("type").is_none_or(|kind| kind != "object")) {
+            return None;
+        }
+        let told = members.get("discriminator").and_then(|told| told.get("propertyName")?.as_str());
+        choices.first()?.get("properties")?.as_object()?.keys().find_map(|name| {
+            let values = |choice: &&Map<String, Value>| constants(choice.get("properties")?.get(name)?);
+            let required = |choice: &&Map<String, Value>| {
+                let all = choice.get("required").and_then(Value::as_array);
+                all.is_some_and(|all| all.iter().any(|one| one == name.as_str()))
+            };
+            let everywhere = choices.iter().all(|choice| required(&choice));
+            let tells = everywhere || told == Some(name.as_str());
+            let apart = tells && disjoint(choices.iter().map(|choice| values(&choice)).collect());
+            apart.then(|| (!everywhere).then(|| name.clone()))
+        })
+    }
+
+    /// Has a choice ask for a property, the one that tells it from the others: one that is absent tells nothing.
+    fn require(&self, kept: &mut Value, choice: &Value, name: &str) {
+        let Some(target) = self.target(choice).and_then(Value::as_object) else { return };
+        let mut required = target.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+        if required.iter().any(|one| one == name) {
+            return;
+        }
+        required.push(name.into());
+        let mut whole = target.clone();
+        whole.insert("required".into(), required.into());
+        // What is there in its own place has been read there.
+        let mut inner = Screen { root: self.root, places: HashSet::new(), references: Vec::new() };
+        if let Ok(whole) = inner.schema(&Value::Object(whole), "") {
+            *kept = whole;
+        }
+    }
+
+    /// What a schema's reference leads to, where it is one.
+    fn target<'b>(&'b self, schema: &'b Value) -> Option<&'b Value> {
+        /// References that lead to references.
+        const MOST: usize = 16;
+        let mut schema = schema;
+        for _ in 0..MOST {
+            let Some(reference) = schema.get("$ref").and_then(Value::as_str) else { return Some(schema) };
+            let pointer = reference.strip_prefix('#').unwrap_or(reference);
+            schema = self.root.pointer(pointer)?;
+        }
+        None
     }
 
     /// A keyword as it is compiled; nothing where it says nothing about values.
@@ -169,8 +241,11 @@ impl Screen {
             }
             "$ref" => {
                 let Some(target) = value.as_str() else { return refuse(path, keyword, "expected a string") };
-                self.references.push((path.to_owned(), target.to_owned()));
-                value.clone()
+                // Some clients leave out the sign that says: within this schema.
+                let sign = if target.starts_with('/') { "#" } else { "" };
+                let target = format!("{sign}{target}");
+                self.references.push((path.to_owned(), target.clone()));
+                target.into()
             }
             "pattern" => {
                 let Some(text) = value.as_str() else { return refuse(path, keyword, "expected a string") };
@@ -179,13 +254,11 @@ impl Screen {
             }
             "format" => match value.as_str() {
                 Some(name) if FORMATS.contains(&name) => value.clone(),
-                _ => {
-                    return refuse(
-                        path,
-                        keyword,
-                        format!("{value} cannot be enforced: {} can", FORMATS.join(", ")),
-                    );
+                Some(name) => {
+                    passed_over(name);
+                    return Ok(None);
                 }
+                None => return refuse(path, keyword, "expected a string"),
             },
             "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
                 if value.as_u64().is_none_or(|n| n > MAX_COUNT) {
@@ -249,6 +322,38 @@ impl Screen {
             );
         }
         Ok(())
+    }
+}
+
+/// The types of the values of a schema; none where they are not known.
+fn types(schema: &Map<String, Value>) -> Option<Vec<String>> {
+    match schema.get("type")? {
+        Value::String(kind) => Some(vec![kind.clone()]),
+        Value::Array(kinds) => kinds.iter().map(|kind| kind.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+    // Every integer is a number.
+    .filter(|kinds| !kinds.iter().any(|kind| kind == "number" || kind == "integer"))
+}
+
+/// The only values of a schema, as JSON; none where there are others.
+fn constants(schema: &Value) -> Option<Vec<String>> {
+    if let Some(value) = schema.get("const") {
+        return Some(vec![value.to_string()]);
+    }
+    let values = schema.get("enum")?.as_array()?;
+    Some(values.iter().map(Value::to_string).collect())
+}
+
+/// Tells of a format that is not enforced, once a name.
+fn passed_over(format: &str) {
+    /// Names that are remembered.
+    const MOST: usize = 64;
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = TOLD.lock();
+    if told.len() < MOST && told.insert(format.to_owned()) {
+        let known = FORMATS.join(", ");
+        tracing::warn!("the format {} of a schema is not enforced: {known} are", crate::json::quote(format));
     }
 }
 

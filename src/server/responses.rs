@@ -219,7 +219,7 @@ fn status(finish: &Finish) -> &'static str {
 fn usage_json(usage: Usage) -> Value {
     json!({
         "input_tokens": usage.prompt,
-        "input_tokens_details": { "cached_tokens": usage.cached },
+        "input_tokens_details": { "cached_tokens": usage.cached, "cache_write_tokens": 0 },
         "output_tokens": usage.generated,
         "output_tokens_details": { "reasoning_tokens": 0 },
         "total_tokens": usage.prompt + usage.generated,

@@ -4,7 +4,7 @@
 
 Its chat template reads the conversation and ends the prompt with the token of the first rule that fits. Its layer adds
 nothing, so that the last hidden state is the last token's embedding, one-hot, which the head maps to the one token that
-follows: the answer is known to the letter. The messages themselves are not in the prompt, which keeps it short.
+follows: the answer is known to the letter. Of the messages, the prompt has the assistant's and short ones alone.
 """
 
 import json
@@ -13,8 +13,20 @@ import sys
 from pathlib import Path
 
 FIXTURE = Path(__file__).resolve().parent.parent / "fixtures/text/chatml"
-# Marks of thoughts and calls, in a comment: the server reads calls as the template's source shows them.
-MARKS = "{#- <think> </think> <tool_call> </tool_call> -#}"
+# The turns as Qwen 3 has them, long texts left out: the server reads calls and thoughts as the template writes them.
+TURNS = r"""{%- for m in messages -%}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' -%}
+{%- if m.reasoning_content -%}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{%- endif -%}
+{{- m.content or '' -}}
+{%- for c in m.tool_calls or [] -%}
+{{- ('\n' if m.content or not loop.first else '') + '<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' -}}
+{{- (c.function.arguments | tojson) + '}\n</tool_call>' -}}
+{%- endfor -%}
+{%- elif (m.content or '') | length < 32 -%}{{ m.content }}{%- endif -%}<|im_end|>
+{% endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+# What is said where no rule fits.
+NONE = "No rule of the script fits."
 HEAD_DIM = 32
 # Scales the logit of the token that follows: no temperature that clients send makes another one likely.
 CERTAIN = 8.0
@@ -22,6 +34,8 @@ CERTAIN = 8.0
 
 def written(parts):
     """An answer as Qwen 3 writes it."""
+    if isinstance(parts, str):
+        return parts
     out = []
     for part in parts:
         if "reasoning" in part:
@@ -61,9 +75,10 @@ def template(rules, begins):
     texts = sorted({(kind, rule["when"][kind]) for rule in rules for kind in kinds if kind in rule.get("when", {})})
     names = sorted({rule["when"]["tool"] for rule in rules if "tool" in rule.get("when", {})})
     flags = {pair: f"t{i}" for i, pair in enumerate(texts)} | {name: f"n{i}" for i, name in enumerate(names)}
-    out = [MARKS, "{%- set s = namespace(answers=0"]
+    out = [TURNS, "{%- set s = namespace(answers=0, calls=0"]
     out += [f", {flag}=false" for flag in flags.values()]
-    out.append(") -%}{%- for m in messages -%}{%- if m.role == 'assistant' -%}{%- set s.answers = s.answers + 1 -%}")
+    out.append(") -%}{%- for m in messages -%}{%- if m.role == 'assistant' -%}{%- set s.answers = s.answers + 1 -%}"
+               "{%- elif m.role == 'tool' -%}{%- set s.calls = s.calls + 1 -%}")
     # Results count until the assistant has answered them.
     out += [f"{{%- set s.{flags[pair]} = false -%}}" for pair in texts if pair[0] == "result"]
     out.append("{%- endif -%}")
@@ -79,9 +94,13 @@ def template(rules, begins):
         holds = [f"s.{flags[kind, when[kind]]}" for kind in kinds if kind in when]
         holds += [f"s.{flags[when['tool']]}"] if "tool" in when else []
         holds += [f"s.answers == {when['answers']}"] if "answers" in when else []
+        holds += [f"s.calls == {when['calls']}"] if "calls" in when else []
+        holds += [f"messages[-1].role == {quoted(when['last_role'])}"] if "last_role" in when else []
+        holds += [f"{quoted(when['contains'])} in (messages[-1].content or '')"] if "contains" in when else []
         assert len(holds) == len(when), f"a condition is none: {when}"
-        out.append(f"{{%- {'elif' if i else 'if'} {' and '.join(holds) or 'true'} -%}}{begin}")
-    out.append("{%- else -%}{{ raise_exception('no rule fits') }}{%- endif -%}")
+        holds.insert(0, "add_generation_prompt")
+        out.append(f"{{%- {'elif' if i else 'if'} {' and '.join(holds)} -%}}{begin}")
+    out.append(f"{{%- elif add_generation_prompt -%}}{begins[-1]}{{%- endif -%}}")
     return "".join(out)
 
 
@@ -92,8 +111,8 @@ def make(folder, script):
     known = {**tokenizer["model"]["vocab"], **{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
     end, vocab = known["<|im_end|>"], 1 + max(known.values())
     taken, answers, pairs, begins = set(known), {}, [], []
-    for rule in script["rules"]:
-        text = written(rule["then"])
+    for rule in [*script["rules"], {"then": NONE}]:
+        text = written(rule["then"] if "then" in rule else rule["answer"])
         if text not in answers:
             answers[text] = f"<|answer {len(answers)}|>"
             tokens = [answers[text], *pieces(text, taken)]
@@ -112,7 +131,7 @@ def make(folder, script):
     config = {
         "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 16,
         "num_hidden_layers": 1, "num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": HEAD_DIM,
-        "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": end,
+        "max_position_embeddings": 1 << 17, "bos_token_id": None, "eos_token_id": end,
     }
     (folder / "config.json").write_text(json.dumps(config))
     unit = {token: at + 1 for at, (token, _) in enumerate(pairs)}

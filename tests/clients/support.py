@@ -12,11 +12,12 @@ import threading
 import unittest
 import urllib.request
 from collections import Counter
+from pathlib import Path
+
+from scripted import make
 
 BACKSTOP = os.environ["BACKSTOP"]
 KEY = "sesame"
-# What tells a build for tests to answer by the rules of a file.
-SCRIPTED = "--scripted"
 # An alias of the scripted model.
 MODEL = "local"
 QUESTION = [{"role": "user", "content": "Once upon a time"}]
@@ -59,10 +60,9 @@ class Async(unittest.IsolatedAsyncioTestCase):
 
 def scripted(rules, *args):
     """A server whose model writes what the first of `rules` that holds for a conversation says."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"rules": rules}, file)
-        file.flush()
-        return Server(SCRIPTED, file.name, "--alias", MODEL, *args)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make(Path(folder) / "scripted", {"rules": rules})
+        return Server(str(model), "--alias", MODEL, *args)
 
 
 def rule(answer, role="user", **when):

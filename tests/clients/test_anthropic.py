@@ -93,12 +93,27 @@ class Messages(unittest.TestCase):
             ask(client(), model="claude-0")
         self.assertEqual(caught.exception.body["error"]["type"], "not_found_error")
         with self.assertRaises(anthropic.BadRequestError) as caught:
-            ask(client(), extra_body={"top_k": -1})
+            ask(client(), extra_body={"top_k": -2})
         self.assertEqual(caught.exception.body["type"], "error")
         self.assertIn("top_k", caught.exception.body["error"]["message"])
-        for wrong in ({"system": "Be brief."}, {"thinking": {"type": "enabled", "budget_tokens": 1024}}):
+        for wrong in ({"thinking": {"type": "sometimes"}}, {"tool_choice": {"type": "any"}}):
             with self.assertRaises(anthropic.BadRequestError):
                 ask(client(), **wrong)
+
+    def test_hints_are_taken(self):
+        whole = ask(client()).content
+        thinking = {"type": "enabled", "budget_tokens": 1024}
+        body = {"top_k": -1, "context_management": {"edits": []}, "speed": "fast"}
+        self.assertEqual(ask(client(), system="Be brief.", thinking=thinking, extra_body=body).content, whole)
+        raw = client().messages.with_raw_response.create(
+            model="stories", messages=QUESTION, max_tokens=4, extra_body={**body, "colour": "red"})
+        self.assertEqual(raw.headers["x-backstop-ignored"], "context_management, speed, colour")
+
+    def test_a_thread_is_refused_in_the_form_that_the_package_knows(self):
+        with self.assertRaises(anthropic.BadRequestError) as caught:
+            ask(client(), extra_body={"thread": {"type": "create"}})
+        details = caught.exception.body["error"]["details"]
+        self.assertEqual(details, {"error_code": "thread_unsupported_request", "unsupported": ["thread"]})
         with self.assertRaises(anthropic.AuthenticationError):
             ask(client(key="open"))
 

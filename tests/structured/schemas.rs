@@ -1,5 +1,6 @@
 //! Thousands of random schemas, and what is drawn from them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use backstop::Error;
@@ -162,6 +163,51 @@ fn what_is_drawn_from_random_schemas_validates() {
     println!("{valid} valid, {} refused, {endless} without an end", refused.len());
     refused.iter().take(40).for_each(|line| println!("{line:.300}"));
     assert!(valid >= 2400, "{valid} valid, {} refused, {endless} without an end", refused.len());
+}
+
+/// Unions as pydantic writes them: references, and a property that tells which one is meant.
+#[test]
+fn references_are_told_apart_by_their_constants() {
+    let vocabulary = Vocabulary::new("tests/fixtures/text/chatml", "<|im_end|>");
+    let kind = |kind: &str, more: &str, required: Value| {
+        json!({ "type": "object", "properties": { "kind": { "const": kind }, (more): { "type": "boolean" } },
+            "required": required, "additionalProperties": false })
+    };
+    let union = |required: Value, told: Value| {
+        json!({ "$defs": { "Cat": kind("cat", "purrs", required.clone()), "Dog": kind("dog", "barks", required) },
+            "oneOf": [{ "$ref": "#/$defs/Cat" }, { "$ref": "#/$defs/Dog" }, { "type": "null" }], "discriminator": told })
+    };
+    let objects = |mut union: Value| {
+        union["oneOf"].as_array_mut().unwrap().pop();
+        union
+    };
+    let told = json!({ "propertyName": "kind" });
+    for schema in [
+        objects(union(json!(["kind"]), Value::Null)),
+        // With a default the property need not be there: what tells the kinds apart is asked for.
+        objects(union(json!([]), told.clone())),
+        json!({ "oneOf": [{ "$ref": "#/$defs/a" }, { "type": "null" }], "$defs": { "a": { "type": "string" } } }),
+    ] {
+        let (mut kinds, mut random) = (BTreeSet::new(), Random(5));
+        for _ in 0..60 {
+            let mut constraint = vocabulary.compile(&Grammar::JsonSchema(schema.clone())).unwrap();
+            let Some(text) = vocabulary.draw(&mut constraint, &mut random, 400) else { continue };
+            let value: Value = serde_json::from_str(&text).unwrap();
+            let other = match value["kind"].as_str() {
+                Some("cat") => value.get("barks"),
+                Some("dog") => value.get("purrs"),
+                _ => value.get("kind").or((!value.is_string() && !value.is_null()).then_some(&value)),
+            };
+            assert!(other.is_none(), "{schema}: {text}");
+            kinds.insert(if value.is_string() { "text".to_owned() } else { value["kind"].to_string() });
+        }
+        assert_eq!(kinds.len(), 2, "{kinds:?}: {schema}");
+    }
+    // Nothing tells these apart: the compiler's own refusal.
+    for schema in [union(json!([]), Value::Null), union(json!(["kind"]), told)] {
+        let error = vocabulary.compile(&Grammar::JsonSchema(schema)).unwrap_err().to_string();
+        assert!(error.contains("oneOf"), "{error}");
+    }
 }
 
 /// What a mask of 128,000 tokens costs: the step that runs beside it takes longer.

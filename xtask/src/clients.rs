@@ -30,6 +30,7 @@ const ENVIRONMENTS: [Environment; 4] = [
             "test_openai.py",
             "test_openai_loops.py",
             "test_page.py",
+            "test_scripted.py",
             "test_structure.py",
         ],
     },

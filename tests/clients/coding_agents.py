@@ -1,6 +1,6 @@
 """Coding agents in their default settings, each through one whole task against a server.
 
-    python3 tests/clients/agents.py [AGENT…] [--url URL | --mock] [--json] [--record DIR] [--keep DIR] [--offline]
+    python3 tests/clients/coding_agents.py [AGENT…] [--url URL | --mock] [--json] [--record DIR] [--keep DIR] [--offline]
 
 Without `--url` and `--mock` it is the server that BACKSTOP names (the binary), with a model that answers by the agent's
 script (scripted.py). The agents are installed into the folder that AGENTS names, by default target/agents, unless they are there. Each runs in a
