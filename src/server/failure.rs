@@ -20,6 +20,32 @@ impl Dialect {
     }
 }
 
+/// Tokens of a prompt that is too long, of the context, and of what the model was trained for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Full {
+    prompt: usize,
+    context: usize,
+    trained: usize,
+}
+
+impl Full {
+    /// In the words that each API's clients look for.
+    fn said(self, dialect: Dialect) -> String {
+        let Self { prompt, context, trained } = self;
+        let more = match trained > context {
+            true => format!(" (serve --ctx gives it up to {trained})"),
+            false => String::new(),
+        };
+        match dialect {
+            Dialect::OpenAi => format!(
+                "This model's maximum context length is {context} tokens. However, your messages resulted in {prompt} \
+                 tokens. Please reduce the length of the messages{more}."
+            ),
+            Dialect::Anthropic => format!("prompt is too long: {prompt} tokens > {context} maximum{more}"),
+        }
+    }
+}
+
 /// Why a request got no answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
@@ -31,8 +57,8 @@ pub(crate) struct Failure {
     pub code: Option<&'static str>,
     /// Seconds after which it is worth another try.
     pub retry_after: Option<u64>,
-    /// Tokens of a prompt that is too long, and of the context: each API has words for it that its clients look for.
-    pub full: Option<(usize, usize)>,
+    /// Where the prompt is too long.
+    pub full: Option<Full>,
     /// What clients of Anthropic's API read of some errors.
     pub details: Option<Value>,
 }
@@ -71,17 +97,7 @@ impl Failure {
     /// The error as an object of the API's shape.
     pub fn json(&self, dialect: Dialect) -> Value {
         let kind = self.kind(dialect);
-        let message = match (self.full, dialect) {
-            (None, _) => self.message.clone(),
-            (Some((prompt, context)), Dialect::OpenAi) => format!(
-                "This model's maximum context length is {context} tokens. However, your messages resulted in {prompt} \
-                 tokens: {}",
-                self.message
-            ),
-            (Some((prompt, context)), Dialect::Anthropic) => {
-                format!("prompt is too long: {prompt} tokens > {context} maximum: {}", self.message)
-            }
-        };
+        let message = self.full.map_or_else(|| self.message.clone(), |full| full.said(dialect));
         match dialect {
             Dialect::OpenAi => json!({ "error": {
                 "message": message, "type": kind, "param": self.param, "code": self.code,
@@ -136,9 +152,9 @@ impl From<Error> for Failure {
         let message = error.to_string();
         match error {
             Error::Prompt(_) | Error::Template(_) => Self::bad(message),
-            Error::ContextFull { prompt, context, .. } => {
+            Error::ContextFull { prompt, context, trained } => {
                 let failure = Self::bad(message).with_code("context_length_exceeded");
-                Self { full: Some((prompt, context)), ..failure }
+                Self { full: Some(Full { prompt, context, trained }), ..failure }
             }
             Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
             Error::Schema { .. } | Error::Grammar { .. } => Self::bad(message),
@@ -186,6 +202,17 @@ mod tests {
     fn a_full_context_says_both_counts() {
         let failure = Failure::from(Error::ContextFull { prompt: 9, context: 8, trained: 8 });
         assert_eq!((failure.status.as_u16(), failure.code), (400, Some("context_length_exceeded")));
-        assert!(failure.message.starts_with("the prompt has 9 tokens and the context 8"));
+        let said = |dialect| failure.json(dialect)["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!(
+            said(Dialect::OpenAi),
+            "This model's maximum context length is 8 tokens. However, your messages resulted in 9 tokens. Please reduce \
+             the length of the messages."
+        );
+        assert_eq!(said(Dialect::Anthropic), "prompt is too long: 9 tokens > 8 maximum");
+        let failure = Failure::from(Error::ContextFull { prompt: 9, context: 8, trained: 16 });
+        assert_eq!(
+            failure.json(Dialect::Anthropic)["error"]["message"],
+            "prompt is too long: 9 tokens > 8 maximum (serve --ctx gives it up to 16)"
+        );
     }
 }

@@ -134,9 +134,12 @@ fn a_model_that_is_none_is_said_before_anybody_is_served() {
         assert_eq!(ran.status.code(), Some(1));
         String::from_utf8(ran.stderr).unwrap()
     };
-    let config = empty.path().join("config.json");
+    let expected = "expected config.json with *.safetensors, or one model's GGUF file";
+    let shown = empty.path().display().to_string();
+    assert_eq!(refused(empty.path()), format!("error: {shown}: holds no model: it is empty, {expected}\n"));
+    fs::write(empty.path().join("notes.txt"), "x").unwrap();
     assert_eq!(
         refused(empty.path()),
-        format!("error: {}: No such file or directory (os error 2)\n", config.display())
+        format!("error: {shown}: holds no model: {expected}; it has \"notes.txt\"\n")
     );
 }

@@ -68,7 +68,11 @@ fn an_address_in_use_is_said_before_a_model_is_loaded() {
     let ran = command.args(["serve", "/nowhere", "--port", &port]).output().unwrap();
     let said = String::from_utf8(ran.stderr).unwrap();
     assert_eq!(ran.status.code(), Some(1));
-    assert!(said.starts_with(&format!("error: 127.0.0.1:{port}: Address already in use")), "{said}");
+    let wanted = format!(
+        "error: another program listens there: --port N takes another port, --port 0 one that is free: 127.0.0.1:{port}: \
+         Address already in use"
+    );
+    assert!(said.starts_with(&wanted), "{said}");
 }
 
 #[test]

@@ -71,13 +71,12 @@ fn fields_out_of_range_unknown_or_not_supported() {
             json!(-3),
             "frequency_penalty is -3, expected a number from -2 to 2".to_owned(),
         ),
-        ("max_tokens", json!(-1), format!("max_tokens: {tokens}, got -1")),
+        ("max_tokens", json!(-2), format!("max_tokens: {tokens}, got -2")),
         ("max_tokens", json!(0), format!("max_tokens: {tokens}, got 0")),
         ("max_tokens", json!(1u64 << 63), format!("max_tokens: {tokens}, got 9223372036854775808")),
         ("max_completion_tokens", json!(1.5), format!("max_completion_tokens: {tokens}, got 1.5")),
         ("n", json!(0), format!("n: {}, got 0", whole(1, 128))),
         ("seed", json!("x"), "seed: expected a whole number of 64 bits, got \"x\"".to_owned()),
-        ("stop", json!(""), "stop: a string of 0 bytes, expected strings of 1 to 512 bytes".to_owned()),
         (
             "stop",
             json!("x".repeat(513)),
@@ -108,7 +107,6 @@ fn fields_out_of_range_unknown_or_not_supported() {
             "chat_template_kwargs: \"messages\" is the server's to set".to_owned(),
         ),
         ("modalities", json!(["audio"]), "modalities: a list of 1 is not supported".to_owned()),
-        ("temprature", json!(0), "unknown field \"temprature\"".to_owned()),
     ];
     for (field, value, wanted) in cases {
         refused("/v1/chat/completions", &with(chat(json!({})), json!({ (field): value })), field, &wanted);
@@ -122,10 +120,9 @@ fn fields_out_of_range_unknown_or_not_supported() {
             "prompt: expected text, token ids, or a list of either, got an object of 0 members",
         ),
         ("prompt", json!([1, "x"]), "prompt: expected token ids, got \"x\""),
-        ("prompt", json!(vec!["x"; 129]), "prompt: 129 prompts, at most 128"),
+        ("prompt", json!(vec!["x"; 129]), "prompt: 129 texts, at most 128"),
         ("echo", json!(true), "echo: true is not supported"),
         ("suffix", json!("end"), "suffix: \"end\" is not supported"),
-        ("messages", json!([]), "unknown field \"messages\""),
     ];
     for (field, value, wanted) in cases {
         refused("/v1/completions", &completion(json!({ (field): value })), field, wanted);
@@ -164,19 +161,10 @@ fn messages_that_no_template_takes() {
         json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "file:///etc/passwd" } }] }]),
         "messages[0].content[0].type: parts of type \"image_url\" are not supported, only text",
     );
-    refused(json!([{ "role": "user", "content": "x", "colour": 1 }]), "unknown field \"messages[0].colour\"");
     refused(
-        json!([{ "role": "user", "content": "x" }, { "role": "assistant", "content": "y" }]),
-        "messages: the last one is the assistant's: continue_final_message goes on with it, add_generation_prompt begins \
-            another",
+        json!([{ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": 3 } }] }]),
+        "messages[0].tool_calls[0].function.arguments: expected the text of an object, got 3",
     );
-    // What the template itself refuses.
-    let answer = server.post(
-        "/v1/chat/completions",
-        &json!({ "messages": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "x" }] }),
-    );
-    let message = answer.refusal(400);
-    assert!(message.starts_with("chat template: ") && message.contains("takes no instruction"), "{message}");
 }
 
 #[test]
@@ -184,8 +172,8 @@ fn prompts_that_do_not_fit_or_are_empty() {
     let server = Server::start(&[]);
     let long = json!({ "prompt": "cat ".repeat(2000) });
     let answer = server.post("/v1/completions", &long);
-    let wanted = "the prompt has 4002 tokens and the context 512: shorten it, or raise --ctx (the model was \
-        trained for 512)";
+    let wanted = "This model's maximum context length is 512 tokens. However, your messages resulted in 4002 tokens. \
+        Please reduce the length of the messages.";
     assert_eq!(answer.refusal(400), wanted);
     assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
     let answer = server.post("/v1/completions", &json!({ "prompt": [1, 70_000] }));
@@ -197,26 +185,55 @@ fn prompts_that_do_not_fit_or_are_empty() {
     let bare = Server::start(&[noise.path()]);
     let answer = bare.post("/v1/completions", &json!({ "prompt": "" }));
     assert_eq!(answer.refusal(400), "prompt: it is empty, and this model's tokenizer adds no BOS");
-    // The text of a special token stays text: it is more than the one token.
-    let count =
-        |text: &str| bare.post("/tokenize", &json!({ "content": text })).ok()["count"].as_u64().unwrap();
-    assert!(count("<|im_start|>") > 1);
+    // The text of a special token is that token, unless it is to stay text.
+    let count = |parse: Value| {
+        let body = json!({ "content": "<|im_start|>", "parse_special": parse });
+        bare.post("/tokenize", &body).ok()["count"].as_u64().unwrap()
+    };
+    assert_eq!((count(json!(null)), count(json!(true))), (1, 1));
+    assert!(count(json!(false)) > 1);
+    let tokens = |parse: bool| {
+        let body = json!({ "prompt": "<|im_start|>", "max_tokens": 1, "parse_special": parse });
+        bare.post("/v1/completions", &body).ok()["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    assert!(tokens(true) == 1 && tokens(false) > 1);
     // A million equal characters are no way to keep the server busy.
     let answer = bare.post("/v1/completions", &json!({ "prompt": "a".repeat(1_000_000) }));
-    assert!(answer.refusal(400).starts_with("the prompt has "), "{:?}", answer.text());
+    assert!(
+        answer.refusal(400).starts_with("This model's maximum context length is "),
+        "{:?}",
+        answer.text()
+    );
 }
 
 #[test]
 fn routes_methods_and_models_that_are_not_there() {
     let server = Server::start(&[]);
-    assert_eq!(server.get("/v1/files").refusal(404), "there is no such route");
-    assert_eq!(server.get("/../../etc/passwd").refusal(404), "there is no such route");
+    let said = server.get("/v1/files").refusal(404);
+    assert!(said.starts_with("there is no route \"/v1/files\"; there are /, /health, "), "{said}");
+    let said = server.get("/../../etc/passwd").refusal(404);
+    assert!(said.starts_with("there is no route \"/../../etc/passwd\"; there are "), "{said}");
+    let said = server.post("/v1/chat/completion", &json!({})).refusal(404);
+    assert_eq!(said, "there is no route \"/v1/chat/completion\"; did you mean /v1/chat/completions?");
+    // By the names that other servers and hand-written base URLs give them.
+    for path in ["/models", "/v1/models/", "/v1/v1/models"] {
+        assert_eq!(server.get(path).ok()["data"][0]["id"], "stories", "{path}");
+    }
+    server.post("/chat/completions/?beta=true", &chat(json!({ "max_tokens": 1 }))).ok();
+    let upgrade =
+        server.request("GET", "/v1/responses", &[("connection", "upgrade"), ("upgrade", "websocket")], b"");
+    assert_eq!(upgrade.refusal(426), "there is no WebSocket here: use POST");
     let wrong = server.get("/v1/chat/completions");
     assert_eq!(wrong.refusal(405), "this route does not take this method");
     assert_eq!(wrong.header("allow"), Some("POST"));
     let answer = server.post("/v1/chat/completions", &chat(json!({ "model": "gpt-4" })));
-    assert_eq!(answer.refusal(404), "the model \"gpt-4\" does not exist, this server has \"stories\"");
+    let wanted = "the model \"gpt-4\" does not exist, this server has \"stories\" (--alias NAME adds a name, --alias '*' \
+        takes any)";
+    assert_eq!(answer.refusal(404), wanted);
     assert_eq!(answer.json()["error"]["code"], "model_not_found");
+    let any = Server::start(&["--alias", "*"]);
+    any.post("/v1/chat/completions", &chat(json!({ "model": "gpt-4", "max_tokens": 1 }))).ok();
+    assert_eq!(any.get("/v1/models").ok()["data"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -273,4 +290,53 @@ fn what_is_no_http_is_refused() {
     let status = String::from_utf8_lossy(&answer).split(' ').nth(1).map(str::to_owned);
     assert!(status.is_none_or(|status| status == "431" || status == "414"));
     server.get("/health").ok();
+}
+
+/// What is not known is passed over and told of, or refused where the server is to be strict; what no history needs is let be.
+#[test]
+fn unknown_fields_are_told_of_or_refused() {
+    let more = json!({ "temprature": 0, "stream_options": null, "verbosity": "low", "user": "me", "max_tokens": 1,
+        "response_format": { "type": "text", "colour": 1 },
+        "tools": [{ "type": "web_search" }],
+        "messages": [{ "role": "user", "content": [{ "type": "text", "text": "x", "colour": 1 }], "colour": 1 }] });
+    let server = Server::start(&[]);
+    let answer = server.post("/v1/chat/completions", &with(chat(json!({})), more.clone()));
+    answer.ok();
+    let told = answer.header("x-backstop-ignored").unwrap();
+    assert_eq!(told, "verbosity, tools[0], response_format.colour, temprature");
+    assert_eq!(
+        server.post("/v1/chat/completions", &chat(json!({ "max_tokens": 1 }))).header("x-backstop-ignored"),
+        None
+    );
+
+    let strict = Server::start(&["--unknown-fields", "refuse"]);
+    let answer = strict.post("/v1/chat/completions", &with(chat(json!({})), more.clone()));
+    assert_eq!(answer.refusal(400), "unknown field \"response_format.colour\"");
+    let fewer = with(more, json!({ "response_format": null }));
+    let answer = strict.post("/v1/chat/completions", &with(chat(json!({})), fewer.clone()));
+    assert_eq!(answer.refusal(400), "unknown field \"temprature\"");
+    assert_eq!(answer.json()["error"]["param"], "temprature");
+    let answer = strict
+        .post("/v1/chat/completions", &with(chat(json!({})), with(fewer, json!({ "temprature": null }))));
+    answer.ok();
+    assert_eq!(answer.header("x-backstop-ignored"), Some("verbosity, tools[0]"));
+}
+
+/// What clients send for "none".
+#[test]
+fn minus_one_and_an_empty_stop_are_none() {
+    let server = Server::start(&[]);
+    let body = |more: Value| with(chat(json!({ "max_tokens": 8 })), more);
+    let text = |more: Value| {
+        let answer = server.post("/v1/chat/completions", &body(more)).ok();
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let whole = text(json!({}));
+    assert_eq!(text(json!({ "top_k": -1, "stop": "" })), whole);
+    assert_eq!(text(json!({ "stop": ["", "\u{0}"] })), whole);
+    assert!(text(json!({ "max_tokens": -1 })).len() > whole.len());
+    // Without a seed, two texts differ; and so with the one that stands for none.
+    let drawn = |seed: i64| text(json!({ "seed": seed, "temperature": 1.5, "max_tokens": 40 }));
+    assert_eq!(drawn(7), drawn(7));
+    assert_ne!(drawn(-1), drawn(-1));
 }

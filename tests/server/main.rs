@@ -2,6 +2,7 @@
 
 #![cfg(unix)]
 
+mod agents;
 mod answers;
 mod broken;
 mod ends;
