@@ -66,7 +66,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<Closed>() {
         return ExitCode::SUCCESS;
     }
-    term::note(format_args!("{} {}", term::red("error:"), chain(error)));
+    let more = match error.downcast_ref() {
+        Some(Error::ContextFull { context, trained, .. }) if context < trained => " (--ctx)",
+        _ => "",
+    };
+    term::note(format_args!("{} {}{more}", term::red("error:"), chain(error)));
     if error.is::<Usage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
 }
 

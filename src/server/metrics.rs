@@ -151,6 +151,8 @@ impl Metrics {
         for (reason, count) in report.replays() {
             let _ = writeln!(out, "backstop_replays_total{{reason=\"{}\"}} {count}", escaped(&reason));
         }
+        head(&mut out, "left_mlx", "Whether the model stays on the CPU after failures of MLX.", "gauge");
+        let _ = writeln!(out, "backstop_left_mlx {}", u8::from(report.left_mlx().is_some()));
         let histograms = [
             (&self.first_token, "time_to_first_token_seconds", "From a request to its first token."),
             (&self.between_tokens, "inter_token_seconds", "From one token of a sequence to its next."),

@@ -133,8 +133,6 @@ impl Service {
             let (status, reason) = (status.as_u16(), failure.message);
             match status {
                 500.. => tracing::error!(route, status, reason, "a request failed"),
-                // Whoever waits for a place or for the key tries again by itself.
-                401 | 429 => tracing::info!(route, status, reason, "a request was refused"),
                 _ => tracing::warn!(route, status, reason, "a request was refused"),
             }
         }

@@ -11,7 +11,7 @@ const CLOSE: char = '\u{FDD1}';
 const ESCAPE: char = '\u{FDD2}';
 /// Ends the text of a message that is to be continued.
 const CONTINUE: char = '\u{FDD3}';
-const ALL: [char; 4] = [OPEN, CLOSE, ESCAPE, CONTINUE];
+pub(super) const ALL: [char; 4] = [OPEN, CLOSE, ESCAPE, CONTINUE];
 
 /// How deep messages, tools and documents may nest.
 const MAX_DEPTH: usize = 48;

@@ -15,6 +15,9 @@ fn template(source: &str) -> crate::Result<ChatTemplate> {
 
 fn render(source: &str, messages: &[Message]) -> crate::Result<String> {
     let options = RenderOptions { add_generation_prompt: true, ..Default::default() };
+    // There is no conversation without a message.
+    let any = [Message::new("user", "")];
+    let messages = if messages.is_empty() { &any } else { messages };
     Ok(template(source)?.render(messages, &options)?.text().to_owned())
 }
 
@@ -70,7 +73,10 @@ fn templates_are_jinja2s() {
     let now =
         RenderOptions { now: Some(UNIX_EPOCH + Duration::from_secs(1_709_210_096)), ..Default::default() };
     let t = template("{{ strftime_now('%d %b %Y %H:%M:%S %A %j %-I') }}").unwrap();
-    assert_eq!(t.render(&[], &now).unwrap().text(), "29 Feb 2024 12:34:56 Thursday 060 12");
+    assert_eq!(
+        t.render(&[Message::new("user", "")], &now).unwrap().text(),
+        "29 Feb 2024 12:34:56 Thursday 060 12"
+    );
 }
 
 #[test]
@@ -203,12 +209,19 @@ fn templates_are_found_as_transformers_finds_them() {
         &json!({"bos_token": {"content": "<b>"}, "chat_template": list}).to_string(),
     );
     let t = ChatTemplate::load(dir.path()).unwrap().unwrap();
-    assert_eq!(t.render(&[], &RenderOptions::default()).unwrap().text(), "D<b>");
-    assert_eq!(t.select("tool_use").unwrap().render(&[], &RenderOptions::default()).unwrap().text(), "T");
+    assert_eq!(t.render(&[Message::new("user", "")], &RenderOptions::default()).unwrap().text(), "D<b>");
+    assert_eq!(
+        t.select("tool_use")
+            .unwrap()
+            .render(&[Message::new("user", "")], &RenderOptions::default())
+            .unwrap()
+            .text(),
+        "T"
+    );
     assert!(t.select("none").is_err());
     write("chat_template.jinja", "J{{ bos_token }}");
     let t = ChatTemplate::load(dir.path()).unwrap().unwrap();
-    assert_eq!(t.render(&[], &RenderOptions::default()).unwrap().text(), "J<b>");
+    assert_eq!(t.render(&[Message::new("user", "")], &RenderOptions::default()).unwrap().text(), "J<b>");
 }
 
 /// SentencePiece as in Llama 2: no pre-tokenizer, so that a prompt is one word.
@@ -432,4 +445,96 @@ fn hostile_tokenizers_are_refused() {
     for bytes in [&b""[..], b"{", b"\xff\xfe", &[b'['; 100_000]] {
         assert!(Tokenizer::from_bytes(Path::new("t"), bytes, 10).is_err());
     }
+}
+
+#[test]
+fn there_is_no_conversation_without_a_message() {
+    let error = template("{{ 1 }}").unwrap().render(&[], &RenderOptions::default()).unwrap_err().to_string();
+    assert_eq!(error, "chat template: t.jinja: the conversation has no message");
+}
+
+/// A conversation without a content, or with arguments as a text, is rendered in the first form that the template takes.
+#[test]
+fn conversations_are_tried_in_the_forms_that_templates_expect() {
+    let call = json!([{ "type": "function", "function": { "name": "f", "arguments": "{\"a\": 1}" } }]);
+    let mut calls = Message { role: "assistant".into(), ..Message::default() };
+    calls.extra.insert("tool_calls".into(), call);
+    calls.extra.insert("name".into(), serde_json::Value::Null);
+    let render = |source: &str| render(source, std::slice::from_ref(&calls));
+    let arguments = "{{ messages[0].tool_calls[0].function.arguments";
+    for (source, wanted) in [
+        // Absent, and arguments an object.
+        ("{{ messages[0].content is defined }} {{ messages[0].name is defined }}".to_owned(), "False False"),
+        (format!("{arguments} is mapping }}}}"), "True"),
+        (format!("{arguments}.a }}}}"), "1"),
+        // Null where absent is refused, and empty where both are.
+        (
+            "{% if messages[0].content is not defined %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content is none }}"
+                .to_owned(),
+            "True",
+        ),
+        ("{{ messages[0].content + '!' }}".to_owned(), "!"),
+        // Text where an object is refused.
+        (format!("{arguments} + '!' }}}}"), "{\"a\": 1}!"),
+    ] {
+        assert_eq!(render(&source).unwrap(), wanted, "{source}");
+    }
+    // The first complaint is told.
+    let error = render("{{ raise_exception('never ' ~ (messages[0].content is defined)) }}").unwrap_err();
+    assert!(error.to_string().contains("never False"), "{error}");
+}
+
+#[test]
+fn thoughts_have_the_names_that_templates_read() {
+    for name in ["reasoning_content", "reasoning", "thinking"] {
+        let mut said = Message::new("assistant", "x");
+        said.extra.insert(name.into(), "hm".into());
+        let source = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }}";
+        assert_eq!(render(source, &[said]).unwrap(), "hm hm", "{name}");
+    }
+}
+
+/// What ends a turn is what stands behind the assistant's text, unless it also stands behind what it thinks.
+#[test]
+fn a_turn_ends_as_its_template_ends_it() {
+    let tokens = ["<|end|>", "<|return|>", "<|user|>", "</s>"].map(str::to_owned);
+    for (source, wanted) in [
+        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>\n{% endfor %}", vec!["</s>"]),
+        ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}", vec!["<|user|>"]),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", vec![]),
+        ("{{ raise_exception('never') }}", vec![]),
+        // Harmony's: a channel of thoughts ends as the last but one turn does.
+        (
+            "{% for m in messages %}{% if m.thinking and loop.last %}{{ m.thinking }}<|end|>{% endif %}{{ m.content }}\
+             {% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}",
+            vec!["<|return|>"],
+        ),
+    ] {
+        assert_eq!(template(source).unwrap().turn_ends(&tokens), wanted, "{source}");
+    }
+}
+
+/// Text that follows a special token does not begin as a text begins.
+#[test]
+fn what_a_user_types_changes_no_id_of_the_templates_text() {
+    let mut json = sentence_json();
+    json["normalizer"] = json!(null);
+    json["pre_tokenizer"] =
+        json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false });
+    let tokenizer = from_json(&json, 512).unwrap();
+    let mut t = template("<s>{{ messages[0].content }}</s>ab").unwrap();
+    t.protect(tokenizer.special_texts());
+    let ids = |text: &str| {
+        let rendered = t.render(&user(text), &RenderOptions::default()).unwrap();
+        tokenizer.encode_rendered(&rendered).unwrap()
+    };
+    let (plain, typed) = (ids("a"), ids("a</s>"));
+    let behind = |ids: &[u32]| {
+        let end = tokenizer.token_id("</s>").unwrap();
+        ids[ids.iter().rposition(|&id| id == end).unwrap()..].to_vec()
+    };
+    assert_eq!(behind(&plain), behind(&typed));
+    assert_eq!(plain[..2], typed[..2]);
+    let end = tokenizer.token_id("</s>").unwrap();
+    assert_eq!([&plain, &typed].map(|ids| ids.iter().filter(|&&id| id == end).count()), [1, 1]);
 }

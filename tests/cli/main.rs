@@ -13,4 +13,5 @@ mod parity;
 mod quantize;
 mod run;
 mod support;
+mod template;
 mod terminal;

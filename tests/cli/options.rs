@@ -52,7 +52,11 @@ fn hostile_options_are_refused_in_their_own_words() {
         ("--threads <N>", "0", threads.clone()),
         ("--threads <N>", "1000000000", threads),
         ("--top-k <K>", "-1", "invalid digit found in string".into()),
-        ("--seed <N>", "-1", "invalid digit found in string".into()),
+        (
+            "--seed <N>",
+            "-2",
+            format!("expected a whole number from 0 to {}, or -1 for a random one", u64::MAX),
+        ),
         ("--temperature <T>", "warm", "invalid float literal".into()),
         ("--logit-bias <ID=BIAS,…>", "3", "expected a token id, = and a number".into()),
     ];
@@ -133,8 +137,7 @@ fn what_cannot_be_run_is_refused_with_what_to_do() {
     let expected = "error: --ctx is 200001, expected at least 1 and at most what the model was trained for \
         (`backstop inspect` shows it)";
     refused(&["run", PROMPT, "--model", model, "--ctx", "200001"], 2, expected);
-    let expected = "error: the prompt has 3 tokens and the context 2: shorten it, or raise --ctx (the model was trained \
-        for 200000)";
+    let expected = "error: the prompt has 3 tokens and the context 2: shorten it, or give it a context of up to 200000 (--ctx)";
     refused(&["run", "\u{1}\u{2}\u{3}", "--raw", "--model", model, "--ctx", "2"], 1, expected);
 
     let expected =

@@ -310,3 +310,42 @@ fn a_real_model_tells_its_published_story() {
         assert_eq!(ok(&args).out, story, "{backend}");
     }
 }
+
+#[test]
+fn what_is_piped_in_follows_the_prompt() {
+    let noise = Noise::plain();
+    let tokens = |stdin: &str, prompt: &str| {
+        let args = ["run", prompt, "--json", "--max-tokens", "1", "--model", noise.path()];
+        let ran = backstop_with(stdin, &args);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        json(&ran)["prompt_tokens"].as_u64().unwrap()
+    };
+    let alone = tokens("", "Sum up:");
+    assert_eq!(alone, tokens("", "Sum up:"));
+    assert_eq!(tokens("a long text\n", "Sum up:"), tokens("", "Sum up:\n\na long text"));
+    assert_eq!(tokens("Sum up:\n", "-"), alone);
+}
+
+#[test]
+fn special_tokens_of_a_raw_prompt_are_read_unless_they_are_to_stay_text() {
+    let noise = Noise::new();
+    let tokens = |more: &[&str]| {
+        let args = ["run", "<|im_start|>", "--raw", "--json", "--max-tokens", "1", "--model", noise.path()];
+        json(&ok(&[&args, more].concat()))["prompt_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(tokens(&[]), 1);
+    assert!(tokens(&["--no-special"]) > 1);
+    let ran = backstop(&["run", "x", "--no-special"]);
+    assert!(ran.code == Some(2) && ran.err.contains("--raw"), "{}", ran.err);
+}
+
+#[test]
+fn a_seed_of_minus_one_is_a_random_one() {
+    let text = |seed: &str| {
+        let args =
+            ["run", PROMPT, "--max-tokens", "40", "--temperature", "1.5", "--backend", "cpu", "--seed", seed];
+        ok(&args).out
+    };
+    assert_eq!(text("7"), text("7"));
+    assert_ne!(text("-1"), text("-1"));
+}

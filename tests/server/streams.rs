@@ -422,7 +422,7 @@ fn an_answer_that_has_begun_goes_on() {
     let answer = message("Z", "/v1/messages", json!(9)).ok();
     assert_eq!(answer["content"], json!([{ "type": "text", "text": " goes on" }]));
     let count = message("Z", "/v1/messages/count_tokens", Value::Null).ok();
-    assert_eq!(count["input_tokens"], tokens[1]);
+    assert_eq!(count["input_tokens"], tokens[2]);
     let empty = message(" ", "/v1/messages", json!(9)).refusal(400);
     assert!(empty.ends_with("the last message has no text to continue"), "{empty}");
 }

@@ -13,9 +13,12 @@ impl Noise {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/chatml");
-        for file in ["tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(fixture.join(file), dir.path().join(file)).unwrap();
-        }
+        fs::copy(fixture.join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        // Neither this file nor its template names a token that ends a turn.
+        let config = fs::read_to_string(fixture.join("tokenizer_config.json")).unwrap();
+        let config =
+            config.replace("\"eos_token\": \"<|im_end|>\",", "").replace("<|im_end|>", ".<|im_end|>");
+        fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
         let config = r#"{"model_type": "llama", "vocab_size": 305, "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
             "max_position_embeddings": 200000, "bos_token_id": null, "eos_token_id": null}"#;

@@ -80,6 +80,37 @@ const UV: &str = "uv==0.13.9";
 /// What Python 3.12 and newer end with where a filter leaves no test.
 const NO_TESTS: i32 = 5;
 
+/// `cargo xtask clients [--agents [ARGS…] | WORDS…]`.
+pub fn run(args: &[String]) -> Result<()> {
+    match args.split_first() {
+        Some((first, rest)) if first == "--agents" => agents(rest),
+        _ => test(args),
+    }
+}
+
+/// Has coding agents do a task at the server, each in its default settings, and prints what became of it. They are installed
+/// under `target/agents`, which takes minutes and two gigabytes.
+fn agents(args: &[String]) -> Result<()> {
+    let root = root()?;
+    let target = target(&root);
+    let mut drive = Command::new("python3");
+    drive.arg("tests/clients/coding_agents.py").args(args).current_dir(&root);
+    drive.env("BACKSTOP", built(&root, &target)?).env("AGENTS", target.join("agents"));
+    eprintln!("   {}", shown(&drive));
+    let status = drive.status().with_context(|| format!("cannot start `{}`", shown(&drive)))?;
+    ensure!(status.success(), "`{}` ended with {status}", shown(&drive));
+    Ok(())
+}
+
+/// The binary that the Rust tests are built with.
+fn built(root: &Path, target: &Path) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--workspace", "--bins", "--features", "fault-injection"]).current_dir(root);
+    let status = build.status().with_context(|| format!("cannot start `{}`", shown(&build)))?;
+    ensure!(status.success(), "`{}` failed", shown(&build));
+    Ok(target.join("debug").join(format!("backstop{EXE_SUFFIX}")))
+}
+
 /// Runs `tests/clients` against the binary that the Rust tests were built with; with words in `filter`, the tests whose
 /// name holds one of them.
 pub fn test(filter: &[String]) -> Result<()> {
@@ -90,10 +121,7 @@ pub fn test(filter: &[String]) -> Result<()> {
     let pythons = ENVIRONMENTS.iter().map(|environment| made(environment, &home));
     let pythons = pythons.collect::<Result<Vec<_>>>()?;
     node_packages(&home)?;
-    let mut build = cargo();
-    build.args(["build", "--workspace", "--bins", "--features", "fault-injection"]).current_dir(&root);
-    let built = build.status().with_context(|| format!("cannot start `{}`", shown(&build)))?;
-    ensure!(built.success(), "`{}` failed", shown(&build));
+    let binary = built(&root, &target)?;
     let mut failed = Vec::new();
     for (environment, python) in ENVIRONMENTS.iter().zip(&pythons) {
         for &file in environment.tests {
@@ -110,10 +138,7 @@ pub fn test(filter: &[String]) -> Result<()> {
             for word in filter.iter().filter(|word| !word.starts_with('-')) {
                 tests.args(["-k", word]);
             }
-            tests
-                .env("BACKSTOP", target.join("debug").join(format!("backstop{EXE_SUFFIX}")))
-                .env("NODE_PACKAGES", home.join("node_modules"))
-                .current_dir(&root);
+            tests.env("BACKSTOP", &binary).env("NODE_PACKAGES", home.join("node_modules")).current_dir(&root);
             eprintln!("   {}: {}", environment.name, shown(&tests));
             let status = tests.status().with_context(|| format!("cannot start `{}`", shown(&tests)))?;
             let none = !filter.is_empty() && status.code() == Some(NO_TESTS);

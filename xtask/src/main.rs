@@ -18,6 +18,8 @@ cargo xtask mlx                          make MLX usable on Linux, under target/
 cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--features mlx` where it belongs
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
                                          with ARGS, only the tests, as `cargo test ARGS…`
+cargo xtask test --quick [-- ARGS…]      for the inner loop: format, lints, and the tests without MLX and clients, unoptimised
+cargo xtask clients [--agents] [WORDS…]  the server's tests by the clients that people use; with --agents, coding agents
 cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory
 cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)
 cargo xtask load speed|soak|slow         the server under load: beside llama.cpp, with clients that go away, with slow ones";
@@ -48,6 +50,7 @@ fn run() -> Result<()> {
         }
         "with-mlx" if !rest.is_empty() => with_mlx::exec(rest),
         "test" => test::run(rest),
+        "clients" => clients::run(rest),
         "random-model" => random_model::run(rest),
         "peers" => peers::run(rest),
         "load" => load::run(rest),

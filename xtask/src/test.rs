@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the one test command, here and in CI. Every step runs even if one before it failed; the summary
 //! names each with its time.
 
+use std::ffi::OsString;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,17 @@ use crate::{clients, mlx, util, with_mlx};
 
 pub fn run(args: &[String]) -> Result<()> {
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
-    if let Some(unknown) = args[..end].iter().find(|arg| *arg != "--no-mlx") {
-        bail!("cargo xtask test: {unknown}? It takes --no-mlx, and what follows `--` goes to cargo test");
+    if let Some(unknown) = args[..end].iter().find(|arg| !["--no-mlx", "--quick"].contains(&arg.as_str())) {
+        bail!(
+            "cargo xtask test: {unknown}? It takes --no-mlx and --quick, and what follows `--` goes to cargo test"
+        );
     }
     let filter = args.get(end + 1..).unwrap_or_default();
+    if args[..end].iter().any(|arg| arg == "--quick") {
+        return quick(filter);
+    }
 
-    let mut steps = Steps { mlx: end == 0, done: Vec::new() };
+    let mut steps = Steps { mlx: end == 0, env: Vec::new(), done: Vec::new() };
     let ready = !steps.mlx || steps.step("MLX", || mlx::set_up().map(drop));
     if !filter.is_empty() {
         eprintln!("no format, lints and docs: only the tests that `{}` selects", filter.join(" "));
@@ -46,6 +52,28 @@ pub fn run(args: &[String]) -> Result<()> {
         "test --package backstop --no-fail-fast --features mlx,fault-injection",
         filter,
     );
+    steps.summary()
+}
+
+/// Format, lints and the tests of the inner loop: without MLX and clients, and with the workspace's own crates unoptimised, in
+/// a folder of their own. Kernels take longer so, and building takes a fraction.
+fn quick(filter: &[String]) -> Result<()> {
+    let target = crate::clients::target(&util::root()?).join("quick");
+    let env = vec![
+        ("CARGO_TARGET_DIR", target.into_os_string()),
+        ("CARGO_PROFILE_DEV_OPT_LEVEL", "0".into()),
+        ("CARGO_PROFILE_DEV_DEBUG", "0".into()),
+    ];
+    let mut steps = Steps { mlx: false, env, done: Vec::new() };
+    if filter.is_empty() {
+        steps.cargo("format", "fmt --all --check", &[]);
+        steps.cargo(
+            "clippy",
+            "clippy --workspace --all-targets",
+            &["--", "--deny", "warnings"].map(str::to_owned),
+        );
+    }
+    steps.cargo("tests", "test --package backstop --no-fail-fast --features fault-injection", filter);
     steps.summary()
 }
 
@@ -90,6 +118,8 @@ enum Outcome {
 struct Steps {
     /// Whether steps with MLX run.
     mlx: bool,
+    /// What cargo's environment has beside this one.
+    env: Vec<(&'static str, OsString)>,
     done: Vec<(&'static str, Duration, Outcome)>,
 }
 
@@ -113,7 +143,8 @@ impl Steps {
 
     /// Runs `cargo LINE MORE`.
     fn cargo(&mut self, name: &'static str, line: &str, more: &[String]) {
-        self.step(name, || succeed(util::cargo().args(words(line, more))));
+        let env = self.env.clone();
+        self.step(name, || succeed(util::cargo().args(words(line, more)).envs(env)));
     }
 
     /// Runs `cargo LINE MORE` with MLX, if MLX was asked for; fails it if MLX is not `ready`.

@@ -1,16 +1,15 @@
 //! SentencePiece's models: byte pairs merged by score, and unigrams.
 //!
 //! Its library normalizes a text, puts a space in front, finds user-defined pieces and then cuts the rest; the steps here are
-//! the same, so that ids are the same. Two things are not: a charsmap sees grapheme clusters (`tokenizers` has it so), and
-//! unigram cuts of one score may fall otherwise, where the other library rounds to 24 bits.
+//! the same, so that ids are the same. What would not be exactly the same is refused: a charsmap, which `tokenizers` has on
+//! grapheme clusters, and unigrams over runs of spaces, whose cuts of one score fall otherwise where the other library rounds
+//! to 24 bits.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::merges::{self, MAX_PIECE};
@@ -34,8 +33,6 @@ const CLASSES: [&str; 7] = [
 const T5: &str = "T5Tokenizer";
 /// User-defined pieces that a pattern finds: it tries them one after the other.
 const MAX_USER_DEFINED: usize = 256;
-/// The longest text that a charsmap may put in place of another, in bytes: that of U+FDFA has 33.
-const MAX_REPLACEMENT: usize = 64;
 
 /// Makes the tokenizer of the file's `bytes`.
 pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usize) -> Result<Tokenizer> {
@@ -91,37 +88,23 @@ fn check(model: &Model<'_>) -> Result<(), String> {
     if model.denormalizes {
         return Err("denormalizer_spec.precompiled_charsmap is there, which is not supported".into());
     }
-    check_charsmap(model.charsmap).map_err(|e| format!("normalizer_spec.precompiled_charsmap: {e}"))
-}
-
-/// Refuses a charsmap that its reader would read past the end of, or that makes a text many times longer.
-fn check_charsmap(map: &[u8]) -> Result<(), String> {
-    if map.is_empty() {
-        return Ok(());
+    let exact =
+        "which has no exact form here: a tokenizer.json made by transformers has what it is used with";
+    if !model.charsmap.is_empty() {
+        return Err(format!("normalizer_spec.precompiled_charsmap is there, {exact}"));
     }
-    let Some((size, rest)) = map.split_first_chunk::<4>() else {
-        return Err(format!("{} bytes, expected at least 4", map.len()));
-    };
-    let size = u32::from_le_bytes(*size);
-    let parts = usize::try_from(size).ok().filter(|size| *size > 0 && size.is_multiple_of(4));
-    let Some((_, texts)) = parts.and_then(|size| rest.split_at_checked(size)) else {
-        let most = rest.len();
-        return Err(format!("a trie of {size} bytes, expected a multiple of 4 from 4 to {most}"));
-    };
-    let texts = std::str::from_utf8(texts).map_err(|e| format!("not UTF-8: {e}"))?;
-    match texts.split('\0').find(|text| text.len() > MAX_REPLACEMENT) {
-        Some(text) => {
-            Err(format!("{} is put for a text, expected at most {MAX_REPLACEMENT} bytes", quote(text)))
-        }
-        None => Ok(()),
+    if model.kind == 1 && !model.remove_extra_whitespaces {
+        return Err(format!(
+            "normalizer_spec.remove_extra_whitespaces is false beside trainer_spec.model_type UNIGRAM, {exact}"
+        ));
     }
+    Ok(())
 }
 
 /// The pieces, and what is done to a text before it is cut into them.
 struct Vocabulary<'a> {
     unigram: bool,
     byte_fallback: bool,
-    charsmap: &'a [u8],
     prefix: bool,
     remove_extra_whitespaces: bool,
     pieces: Vec<Piece<'a>>,
@@ -152,7 +135,6 @@ impl<'a> Vocabulary<'a> {
         let mut this = Self {
             unigram: model.kind == 1,
             byte_fallback: model.byte_fallback,
-            charsmap: model.charsmap,
             prefix: model.add_dummy_prefix,
             remove_extra_whitespaces: model.remove_extra_whitespaces,
             isolates: false,
@@ -234,16 +216,6 @@ impl<'a> Vocabulary<'a> {
         if found.is_empty() {
             return Ok(());
         }
-        if !self.charsmap.is_empty() {
-            // A charsmap leaves nothing else as it is.
-            let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-            if let Some((id, text)) = found.iter().find(|(_, text)| !plain(text)) {
-                let text = quote(text);
-                return Err(format!(
-                    "pieces[{id}] {text} is user-defined beside a charsmap, expected plain ASCII"
-                ));
-            }
-        }
         self.isolates = self.prefix;
         if !self.prefix {
             let tokens = found.iter().map(|(id, text)| Token {
@@ -276,10 +248,6 @@ impl<'a> Vocabulary<'a> {
     fn head(&self, legacy: bool, cuts: Option<String>, post_processor: Value) -> Head {
         let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
         let mut normalizers = Vec::new();
-        if !self.charsmap.is_empty() {
-            let map = STANDARD.encode(self.charsmap);
-            normalizers.push(json!({"type": "Precompiled", "precompiled_charsmap": map}));
-        }
         if self.remove_extra_whitespaces {
             // At the end of a text a `▁` is taken for a space.
             let ends = json!({"type": "Replace", "pattern": {"Regex": r"\A +|[ ▁]+\z"}, "content": ""});

@@ -80,7 +80,8 @@ fn quoted(out: &mut dyn Write, text: &str) -> fmt::Result {
             '\t' => out.write_str("\\t")?,
             _ if c == quote || c == '\\' => write!(out, "\\{c}")?,
             ' '..='~' => out.write_char(c)?,
-            _ if printable(c) => out.write_char(c)?,
+            // Marks of what a message holds, which are taken out of what is rendered.
+            _ if printable(c) || super::super::sentinel::ALL.contains(&c) => out.write_char(c)?,
             _ => match u32::from(c) {
                 code @ ..=0xFF => write!(out, "\\x{code:02x}")?,
                 code @ ..=0xFFFF => write!(out, "\\u{code:04x}")?,

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::text::{ChatTemplate, RenderOptions};
+use crate::text::{ChatTemplate, Message, RenderOptions};
 
 fn render(source: &str) -> crate::Result<String> {
     let template = ChatTemplate::from_source(Path::new("t.jinja"), source, BTreeMap::new())?;
-    Ok(template.render(&[], &RenderOptions::default())?.text().to_owned())
+    Ok(template.render(&[Message::new("user", "")], &RenderOptions::default())?.text().to_owned())
 }
 
 fn all_equal(cases: &[(&str, &str)]) {

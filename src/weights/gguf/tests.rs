@@ -8,7 +8,7 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer
 use super::pretokenizer::{Letters, TABLE, pre_name};
 use crate::error::Result;
 use crate::quant::Matrix;
-use crate::text::{ChatTemplate, RenderOptions, Specials};
+use crate::text::{ChatTemplate, Message, RenderOptions, Specials};
 use crate::weights::Checkpoint;
 
 /// Numbers of the types of values.
@@ -385,7 +385,7 @@ fn read(file: &File, text: &str) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
     let checkpoint = open(file.bytes()).unwrap();
     let metadata = checkpoint.gguf().unwrap();
     let template = ChatTemplate::from_source(Path::new("t"), text, BTreeMap::new()).unwrap();
-    let rendered = template.render(&[], &RenderOptions::default()).unwrap();
+    let rendered = template.render(&[Message::new("user", "")], &RenderOptions::default()).unwrap();
     let tokenizer = metadata.tokenizer(1 << 10).unwrap().unwrap();
     let ids = tokenizer.encode_rendered(&rendered).unwrap();
     (
