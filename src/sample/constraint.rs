@@ -226,18 +226,7 @@ fn explained(error: &str) -> String {
             or by a required property of different constants"
             .to_owned();
     }
-    first_line(error)
-}
-
-/// What there is before the first line end, at most 300 characters.
-pub(super) fn first_line(text: &str) -> String {
-    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
-    let line =
-        line.strip_prefix("panic: ").map_or(line.to_owned(), |what| format!("its compiler panicked: {what}"));
-    match line.char_indices().nth(300) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
+    super::first_line(error)
 }
 
 /// What the next tokens of one text may be. A clone goes its own way.
@@ -297,7 +286,7 @@ impl Constraint {
     }
 
     fn failed(&self, error: &anyhow::Error) -> Error {
-        let what = first_line(&error.to_string());
+        let what = super::first_line(&error.to_string());
         Error::Grammar { kind: self.kind, what: format!("it cannot be followed any further: {what}") }
     }
 }

@@ -367,7 +367,7 @@ fn pattern(pattern: &str, path: &str, keyword: &str) -> Result<()> {
     let made = RegexBuilder::new().mk_regex_for_serach(&regex_to_lark(pattern, "dw"));
     match made {
         Ok(_) => Ok(()),
-        Err(error) => refuse(path, keyword, super::constraint::first_line(&error.to_string())),
+        Err(error) => refuse(path, keyword, super::first_line(&error.to_string())),
     }
 }
 

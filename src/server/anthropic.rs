@@ -12,7 +12,7 @@ use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
 use super::params::{self, text_of};
-use super::routes::{Reply, fields};
+use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::sample::Grammar;

@@ -13,7 +13,7 @@ use super::forms;
 use super::json::Fields;
 use super::openai::{Shape, finish_reason, scored_json};
 use super::params::{self, Common};
-use super::routes::{Reply, fields};
+use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::sample::Grammar;
 use crate::text::Chat;

@@ -13,7 +13,7 @@ use super::forms;
 use super::json::{Fields, shown};
 use super::openai::{Shape, finish_reason, logprob_json};
 use super::params::Common;
-use super::routes::{Reply, fields};
+use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::model::Model;

@@ -11,7 +11,7 @@ use super::app::App;
 use super::completions::{Prompt, prompts};
 use super::failure::json_body;
 use super::params::IGNORED;
-use super::routes::{Reply, fields};
+use super::request::{Reply, fields};
 
 /// Texts of one request, as many as OpenAI's service takes.
 const MAX_INPUTS: usize = 2048;

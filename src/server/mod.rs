@@ -15,6 +15,7 @@ mod metrics;
 mod openai;
 mod page;
 mod params;
+mod request;
 mod responses;
 mod routes;
 mod sse;

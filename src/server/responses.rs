@@ -15,7 +15,7 @@ use super::forms;
 use super::json::Fields;
 use super::openai::scored_json;
 use super::params::{self, IGNORED};
-use super::routes::{Reply, fields};
+use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::text::{Chat, Message};

@@ -5,13 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, HttpBody};
-use axum::extract::{Path, Request, State};
+use axum::body::Body;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tower_service::Service as _;
@@ -19,11 +17,9 @@ use tower_service::Service as _;
 use super::UnknownFields;
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
-use super::json::{Fields, Notes, parse};
+use super::json::Notes;
+use super::request::Reply;
 use super::{anthropic, chat, completions, embeddings, guard, page, responses, texts};
-
-/// What a handler gives.
-pub(crate) type Reply = Result<Response, Failure>;
 
 /// The paths that there are, as metrics name them.
 const ROUTES: [&str; 13] = [
@@ -44,8 +40,6 @@ const ROUTES: [&str; 13] = [
 
 /// How long an idle engine may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How much of a body that is too large is read, so that a client that sends first and reads later learns why.
-const DISCARD: (usize, Duration) = (64 << 20, Duration::from_secs(2));
 
 /// Answers requests.
 #[derive(Clone)]
@@ -206,55 +200,6 @@ fn distance(a: &str, b: &str) -> usize {
 /// `/v1/models` of `/v1/models/NAME`.
 fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(parent, _)| parent)
-}
-
-/// The fields of a request's body.
-///
-/// # Errors
-/// 413 for one that is too large, before it is held; 408 for one that does not come; 400 for what is no strict JSON.
-pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failure> {
-    let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
-    parse(&body(app, request.into_body()).await?, &notes)
-}
-
-async fn body(app: &App, mut body: Body) -> Result<Bytes, Failure> {
-    let limit = app.options.body_limit;
-    let declared = body.size_hint().exact();
-    if declared.is_some_and(|bytes| bytes > limit as u64) {
-        return Err(too_large(limit, body).await);
-    }
-    let whole = async {
-        let mut bytes = Vec::with_capacity(declared.map_or(0, |bytes| bytes as usize));
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failure::bad(format!("the body broke off: {error}")))?;
-            let data = frame.into_data().unwrap_or_default();
-            if data.len() > limit - bytes.len() {
-                return Ok(None);
-            }
-            bytes.extend_from_slice(&data);
-        }
-        Ok(Some(bytes))
-    };
-    match tokio::time::timeout(app.options.body_timeout, whole).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes.into()),
-        Ok(Ok(None)) => Err(too_large(limit, body).await),
-        Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-    }
-}
-
-async fn too_large(limit: usize, mut body: Body) -> Failure {
-    let discard = async {
-        let mut left = DISCARD.0;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.into_data().map_or(0, |data| data.len()));
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DISCARD.1, discard).await;
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {limit} bytes (--body-limit)"))
 }
 
 /// Whether the engine works: a step ended not long ago or, where there is nothing to do, it answers.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use super::failure::json_body;
 use super::json::shown;
-use super::routes::{Reply, fields};
+use super::request::{Reply, fields};
 use crate::text::Specials;
 
 /// `{"content": TEXT, "add_special": false, "parse_special": true, "with_pieces": false}` → `{"tokens": […], "count": N}`

@@ -3,7 +3,7 @@
 use minijinja::Value;
 use minijinja::value::{Kwargs, ValueKind};
 
-use super::bounded::MAX_BYTES;
+use super::budget::MAX_BYTES;
 
 /// A JSON value as the template sees it. `json` is nested at most as deep as messages may.
 pub(super) fn value(json: &serde_json::Value) -> Value {

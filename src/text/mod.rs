@@ -2,6 +2,7 @@
 
 pub(crate) mod apart;
 mod bounded;
+mod budget;
 mod chat;
 mod convert;
 mod json;

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::apart::{self, Lost};
-use super::bounded::{self, Budget};
+use super::bounded;
+use super::budget::{self, Budget};
 use super::json as python;
 use super::special::SpecialTokens;
 use super::{ReplyFormat, chat, probe, raw, screen, sentinel};
@@ -398,7 +399,7 @@ impl ChatTemplate {
             eval(&env, &instructions, root, &blocks, &mut out, AutoEscape::None)
                 .map_err(|e| self.error(describe(&e)))?;
             drop(out);
-            if text.len() > bounded::MAX_BYTES {
+            if text.len() > budget::MAX_BYTES {
                 return Err(self.error(format!("it wrote {} bytes, at most 8 MiB are allowed", text.len())));
             }
             Ok(text)

@@ -9,7 +9,7 @@ use super::methods::{is_space, lines, padded};
 use super::ops::items;
 use super::repr::{write_repr, write_str};
 use super::{escaped, format, refuse, written};
-use crate::text::bounded::MAX_BYTES;
+use crate::text::budget::MAX_BYTES;
 
 /// The value as a text, and whether it is marked as safe.
 fn soft(value: &Value) -> Result<(String, bool), Error> {

@@ -7,7 +7,7 @@ use minijinja::{Error, Value};
 
 use super::repr::{write_repr, write_str};
 use super::{escaped, refuse, written};
-use crate::text::bounded::Limited;
+use crate::text::budget::Limited;
 
 /// The widest field, and the most digits.
 const MAX_WIDTH: usize = 999;

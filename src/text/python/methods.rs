@@ -5,7 +5,7 @@ use minijinja::{Error, Value};
 
 use super::ops::items;
 use super::{refuse, written};
-use crate::text::bounded::MAX_BYTES;
+use crate::text::budget::MAX_BYTES;
 
 /// What a method gives; none is left to `pycompat`. That of a text which is marked as safe is, too.
 pub(in crate::text) fn method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {

@@ -14,12 +14,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use minijinja::value::ValueKind;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, Value};
 
 pub(super) use methods::method;
 pub(super) use repr::write_str;
 
-use super::bounded::{Budget, Limited};
+use super::budget::{Budget, Limited, refuse};
 
 // Names that no template can write.
 pub(super) const ADD: &str = "\u{1}add";
@@ -30,10 +30,6 @@ pub(super) const LT: &str = "\u{1}lt";
 pub(super) const LTE: &str = "\u{1}lte";
 pub(super) const GT: &str = "\u{1}gt";
 pub(super) const GTE: &str = "\u{1}gte";
-
-fn refuse(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, what)
-}
 
 /// A text in the making, of at most 8 MiB.
 fn written(write: impl FnOnce(&mut Limited) -> fmt::Result) -> Result<String, Error> {

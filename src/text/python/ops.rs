@@ -7,7 +7,7 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, Value};
 
 use super::{escaped, refuse, written};
-use crate::text::bounded::MAX_NODES;
+use crate::text::budget::MAX_NODES;
 
 /// A string of up to as many bytes is turned into a list of its characters.
 const MAX_CHARACTERS: usize = 1 << 16;
