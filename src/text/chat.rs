@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::json as python;
-use super::template::{ChatTemplate, Message, RenderOptions, Rendered};
+use super::message::{Message, RenderOptions, Rendered};
+use super::template::ChatTemplate;
+use super::tool::Tool;
 use crate::{Error, Result};
 
 /// How many tools a conversation may have.
@@ -54,43 +55,6 @@ pub enum PromptEnd {
     Message,
     /// Within the last message, which is the assistant's and goes on.
     Within,
-}
-
-/// A tool as the grammar of its calls needs it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Tool {
-    /// Its name.
-    pub name: String,
-    /// The JSON schema of its arguments; none where any object will do.
-    pub parameters: Option<Json>,
-}
-
-impl Tool {
-    /// Reads a tool.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for what is no function with a name of 1 to 64 letters, digits, `_`, `-` and `.`.
-    pub fn read(tool: &Json) -> Result<Self> {
-        let function = &tool["function"];
-        let bad = |got: &Json| Error::Option {
-            option: "tools",
-            got: got.to_string().chars().take(100).collect(),
-            expected: "{\"type\": \"function\", \"function\": {\"name\": of 1 to 64 letters, digits, _, - and ., \"parameters\": a JSON schema}}",
-        };
-        if !function.is_object() || tool.get("type").is_some_and(|kind| kind != "function") {
-            return Err(bad(tool));
-        }
-        let good = |name: &&str| {
-            (1..=64).contains(&name.len())
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
-        };
-        let Some(name) = function["name"].as_str().filter(good) else { return Err(bad(&function["name"])) };
-        let parameters = function.get("parameters").filter(|value| !value.is_null());
-        if parameters.is_some_and(|value| !value.is_object()) {
-            return Err(bad(&function["parameters"]));
-        }
-        Ok(Self { name: name.to_owned(), parameters: parameters.cloned() })
-    }
 }
 
 impl Chat {
@@ -216,95 +180,4 @@ fn continued(chat: &Chat) -> Result<()> {
         got,
         expected: "a text of the assistant to go on with",
     })
-}
-
-/// The names under which templates read what a message thought; the first is the usual one.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-
-/// What a message without a content has in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NoContent {
-    /// Nothing: what transformers does.
-    Absent,
-    Null,
-    Empty,
-}
-
-/// The forms of a conversation that templates expect, the usual one first: each is to be tried where those before it fail.
-/// Arguments of calls are objects, or the text of one; a content that is none is absent, null, or empty. Empty is last: a
-/// template may write calls only where there is no content.
-pub(super) fn forms(messages: &[Message]) -> Vec<Vec<Map<String, Json>>> {
-    let bare = messages.iter().any(|message| message.content.is_null());
-    let contents: &[NoContent] =
-        if bare { &[NoContent::Absent, NoContent::Null, NoContent::Empty] } else { &[NoContent::Absent] };
-    let calls = messages.iter().flat_map(|message| message.extra.get("tool_calls")?.as_array()).flatten();
-    let written = calls.filter_map(|call| holder(call).get("arguments")).any(|given| object(given).is_some());
-    let objects: &[bool] = if written { &[true, false] } else { &[true] };
-    let form = |content, objects| messages.iter().map(|message| members(message, content, objects)).collect();
-    contents.iter().flat_map(|&content| objects.iter().map(move |&objects| form(content, objects))).collect()
-}
-
-/// The members of a message: those that are null are absent, and what it thought has each of its names.
-fn members(message: &Message, content: NoContent, objects: bool) -> Map<String, Json> {
-    let mut members = Map::new();
-    members.insert("role".into(), message.role.as_str().into());
-    match (&message.content, content) {
-        (Json::Null, NoContent::Absent) => {}
-        (Json::Null, NoContent::Null) => drop(members.insert("content".into(), Json::Null)),
-        (Json::Null, NoContent::Empty) => drop(members.insert("content".into(), "".into())),
-        (given, _) => drop(members.insert("content".into(), given.clone())),
-    }
-    for (name, value) in message.extra.iter().filter(|(_, value)| !value.is_null()) {
-        members.insert(name.clone(), value.clone());
-    }
-    if let Some(thoughts) = REASONING.iter().find_map(|name| members.get(*name)).cloned() {
-        members.entry("thinking").or_insert_with(|| thoughts.clone());
-        members.insert(REASONING[0].into(), thoughts);
-    }
-    for call in members.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten() {
-        let holder = if call.get("function").is_some() { &mut call["function"] } else { call };
-        let Some(arguments) = holder.get_mut("arguments") else { continue };
-        match (objects, &*arguments) {
-            (true, given) => {
-                if let Some(object) = object(given) {
-                    *arguments = object;
-                }
-            }
-            (false, Json::Object(_)) => *arguments = python::dumps(arguments).into(),
-            (false, _) => {}
-        }
-    }
-    members
-}
-
-/// Where the arguments of a call are.
-fn holder(call: &Json) -> &Json {
-    call.get("function").unwrap_or(call)
-}
-
-/// Arguments as an object: one, or the text of one.
-fn object(arguments: &Json) -> Option<Json> {
-    match arguments {
-        Json::Object(_) => Some(arguments.clone()),
-        Json::String(text) if text.trim().is_empty() => Some(Json::Object(Map::new())),
-        Json::String(text) => serde_json::from_str(text).ok().filter(Json::is_object),
-        _ => None,
-    }
-}
-
-impl Message {
-    /// The message with content in parts that are all text joined to one text, as most templates expect it.
-    pub fn with_joined_text(mut self) -> Self {
-        let texts = self.content.as_array().map(|parts| {
-            let text = |part: &Json| match part["type"].as_str() {
-                Some("text" | "input_text" | "output_text") => part["text"].as_str().map(str::to_owned),
-                _ => None,
-            };
-            parts.iter().map(text).collect::<Option<Vec<String>>>()
-        });
-        if let Some(Some(texts)) = texts {
-            self.content = Json::String(texts.concat());
-        }
-        self
-    }
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::chat::Tool;
+use super::message::{Message, RenderOptions};
 use super::reasoning::ReasoningFormat;
 use super::reply::{Reply, ReplyFormat};
-use super::template::{ChatTemplate, Message, RenderOptions};
+use super::template::ChatTemplate;
+use super::tool::Tool;
 use super::tools::derive::{ProbeCall, Shown, derive};
 use super::tools::mark::marks;
 use super::tools::{ToolFormat, ToolParser};
@@ -26,6 +27,16 @@ const TIME: Duration = Duration::from_secs(1);
 /// Ids of the calls, in Mistral's form, and in that of Kimi, whose template writes them in place of the names.
 const IDS: [[&str; 2]; 2] = [["zqx000001", "zqx000002"], ["functions.zqx_first:0", "functions.zqx_second:1"]];
 
+impl ChatTemplate {
+    /// How its model answers: the marks of thoughts, and the form of calls where there are `tools`. The template is given a
+    /// conversation that has them, and what it makes of it is read; that is done once, and takes some milliseconds. Where there
+    /// are tools, a list's `tool_use` is looked at unless another was selected.
+    pub fn reply_format(&self, tools: bool) -> ReplyFormat {
+        let asked = || reply_format(self, self.source_for(tools), tools);
+        self.reply_formats[usize::from(tools)].get_or_init(asked).clone()
+    }
+}
+
 /// A template, and until when it may be asked.
 struct Probe<'a> {
     template: &'a ChatTemplate,
@@ -34,7 +45,7 @@ struct Probe<'a> {
 }
 
 /// What a template of this source shows; of calls, where there are `tools`.
-pub(super) fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
+fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
     let specs = || -> Vec<Json> { calls(IDS[0].map(str::to_owned)).iter().map(spec).collect() };
     let probe = Probe { template, until: Instant::now() + TIME, tools: tools.then(specs) };
     let named = || ReasoningFormat::of_source(source);

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::chat::Tool;
 use super::reasoning::{Part, ReasoningFormat, ReasoningSplitter};
 use super::tokenizer::Tokenizer;
+use super::tool::Tool;
 use super::tools::{ReplyEvent, ToolFormat, ToolParser};
 
 /// How a model writes the parts of its answers, as its chat template shows it ([`super::ChatTemplate::reply_format`]).

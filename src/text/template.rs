@@ -1,7 +1,6 @@
 //! Chat templates through minijinja, set up as transformers sets up jinja2.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,15 +9,16 @@ use minijinja::machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, p
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::apart::{self, Lost};
 use super::bounded;
 use super::budget::{self, Budget};
 use super::json as python;
+use super::message::{self, Message, RenderOptions, Rendered};
+use super::reply::ReplyFormat;
 use super::special::SpecialTokens;
-use super::{ReplyFormat, chat, probe, raw, screen, sentinel};
+use super::{raw, screen, sentinel};
 use crate::{Error, Result, json};
 
 /// Instructions of one rendering, the inserted checks included.
@@ -32,62 +32,6 @@ const RECURSION: usize = 200;
 /// The stack of the rendering thread: reserved, not touched.
 const STACK: usize = 64 << 20;
 
-/// One message of a conversation, as the template sees it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, …
-    pub role: String,
-    /// Usually a string; a list of parts for some templates; null beside tool calls.
-    #[serde(default)]
-    pub content: Json,
-    /// Whatever else the message has: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, …
-    #[serde(flatten)]
-    pub extra: Map<String, Json>,
-}
-
-impl Message {
-    /// A message of plain text.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: Json::String(content.into()), extra: Map::new() }
-    }
-}
-
-/// What a template is given beside the messages.
-#[derive(Debug, Clone, Default)]
-pub struct RenderOptions {
-    /// Whether the text ends where the assistant begins.
-    pub add_generation_prompt: bool,
-    /// Whether the text ends with the last message's, which is then to go on.
-    pub continue_final_message: bool,
-    /// Tools in OpenAI's JSON form.
-    pub tools: Option<Vec<Json>>,
-    /// Documents for retrieval.
-    pub documents: Option<Vec<Json>>,
-    /// Further variables (`enable_thinking`, …).
-    pub extra: Map<String, Json>,
-    /// What `strftime_now` shows, in UTC; none is the present.
-    pub now: Option<SystemTime>,
-}
-
-/// A rendered conversation, which knows what of it was written in messages.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rendered {
-    text: String,
-    literal: Vec<Range<usize>>,
-}
-
-impl Rendered {
-    /// The text, as transformers renders it.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Byte ranges that hold a special token's text but came from a message, ascending: text, not tokens.
-    pub fn literal(&self) -> &[Range<usize>] {
-        &self.literal
-    }
-}
-
 /// A model's chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -99,7 +43,7 @@ pub struct ChatTemplate {
     /// Whether the caller picked it by name.
     selected: bool,
     /// How its model answers, without tools and with them.
-    reply_formats: Arc<[OnceLock<ReplyFormat>; 2]>,
+    pub(super) reply_formats: Arc<[OnceLock<ReplyFormat>; 2]>,
 }
 
 impl ChatTemplate {
@@ -238,20 +182,12 @@ impl ChatTemplate {
         self.protected.dedup();
     }
 
-    /// How its model answers: the marks of thoughts, and the form of calls where there are `tools`. The template is given a
-    /// conversation that has them, and what it makes of it is read; that is done once, and takes some milliseconds. Where there
-    /// are tools, a list's `tool_use` is looked at unless another was selected.
-    pub fn reply_format(&self, tools: bool) -> ReplyFormat {
-        let asked = || probe::reply_format(self, self.source_for(tools), tools);
-        self.reply_formats[usize::from(tools)].get_or_init(asked).clone()
-    }
-
     /// Whether it is given a special token of this name, such as `eos_token`.
     pub(super) fn has_special(&self, name: &str) -> bool {
         self.special.contains_key(name)
     }
 
-    fn source_for(&self, tools: bool) -> &str {
+    pub(super) fn source_for(&self, tools: bool) -> &str {
         match self.named.get("tool_use") {
             Some(source) if tools && !self.selected => source,
             _ => &self.source,
@@ -281,7 +217,7 @@ impl ChatTemplate {
         }
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         let mut forms = Vec::new();
-        for form in chat::forms(messages) {
+        for form in message::forms(messages) {
             let mut messages = guard(&form.into_iter().map(Json::Object).collect())?;
             if options.continue_final_message {
                 let last = messages.as_array_mut().and_then(|messages| messages.last_mut());

@@ -16,10 +16,9 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
 
 use super::apart::{self, Lost};
-use super::convert;
+use super::message::Rendered;
 use super::raw::{self, Decoder};
 use super::special::SpecialTokens;
-use super::template::Rendered;
 use crate::error::panic_text;
 use crate::{Error, Result};
 
@@ -91,23 +90,6 @@ fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> 
 }
 
 impl Tokenizer {
-    /// The tokenizer of a model's directory: `tokenizer.json`, with the special tokens that `tokenizer_config.json` and
-    /// `special_tokens_map.json` name, or where there is none one that is made of `tekken.json`, `tokenizer.model`,
-    /// `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there. None for a directory without any.
-    ///
-    /// # Errors
-    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB, whatever [`Self::from_bytes`] refuses, and another file
-    /// than `tokenizer.json` that asks for what would not become exactly the same tokenizer; [`Error::Config`] for a
-    /// setting of such a tokenizer.
-    pub fn open(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
-        let path = dir.join("tokenizer.json");
-        if path.symlink_metadata().is_err() {
-            return convert::load(dir, embedding_rows);
-        }
-        let bytes = raw::read_file(&path, MAX_FILE)?;
-        Self::read(&path, &bytes, embedding_rows, &SpecialTokens::load(dir)?).map(Some)
-    }
-
     /// Reads a `tokenizer.json` for a model whose embedding has `embedding_rows` rows.
     ///
     /// # Errors

@@ -20,15 +20,34 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use self::named::{Named, Token};
-use super::Tokenizer;
-use super::tokenizer::around;
+use super::special::SpecialTokens;
+use super::tokenizer::{Tokenizer, around};
 use crate::{Result, json};
 
 /// Tokens of one vocabulary, the double of the largest published one.
 const MAX_TOKENS: usize = 1 << 19;
 
+impl Tokenizer {
+    /// The tokenizer of a model's directory: `tokenizer.json`, with the special tokens that `tokenizer_config.json` and
+    /// `special_tokens_map.json` name, or where there is none one that is made of `tekken.json`, `tokenizer.model`,
+    /// `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there. None for a directory without any.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB, whatever [`Self::from_bytes`] refuses, and another file
+    /// than `tokenizer.json` that asks for what would not become exactly the same tokenizer; [`Error::Config`] for a
+    /// setting of such a tokenizer.
+    pub fn open(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
+        let path = dir.join("tokenizer.json");
+        if path.symlink_metadata().is_err() {
+            return load(dir, embedding_rows);
+        }
+        let bytes = json::read(&path)?;
+        Self::read(&path, &bytes, embedding_rows, &SpecialTokens::load(dir)?).map(Some)
+    }
+}
+
 /// The tokenizer of a directory, for a model whose embedding has `embedding_rows` rows; nothing where it has no such file.
-pub(super) fn load(dir: &Path, embedding_rows: usize) -> Result<Option<Tokenizer>> {
+fn load(dir: &Path, embedding_rows: usize) -> Result<Option<Tokenizer>> {
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.symlink_metadata().is_ok());
     // Mistral's own file comes first: what is beside it is made of it.
     if let Some(path) = there("tekken.json") {

@@ -1,6 +1,6 @@
 //! Marks in text: whether what has come so far is one, or may become one.
 
-use super::super::chat::Tool;
+use super::super::tool::Tool;
 use super::{ID, INDEX};
 
 /// How a text fits a mark.

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::super::chat::Tool;
 use super::super::scan::{JsonScan, Step};
+use super::super::tool::Tool;
 use super::mark::{self, Named};
 use super::{CallObject, ID, ReplyEvent};
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::super::chat::Tool;
 use super::super::scan::Step;
+use super::super::tool::Tool;
 use super::mark::{Fit, fit};
 use super::object::{NamedCall, ObjectCall};
 use super::tagged::TaggedCall;

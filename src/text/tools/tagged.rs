@@ -2,8 +2,8 @@
 
 use serde_json::Value as Json;
 
-use super::super::chat::Tool;
 use super::super::scan::Step;
+use super::super::tool::Tool;
 use super::mark::{self, Fit, Named, fit};
 use super::{ArgumentTags, ReplyEvent};
 
