@@ -79,5 +79,5 @@ fn a_text_ends_at_the_tokenizers_own_end() {
     let model = load(&noise);
     let mut run = model.generate("a", &options).unwrap();
     run.by_ref().for_each(|piece| drop(piece.unwrap()));
-    assert_eq!(run.tokens(), &tokens[..first]);
+    assert_eq!(run.tokens(), &tokens[..=first]);
 }

@@ -14,7 +14,6 @@ use half::f16;
 use smallvec::SmallVec;
 
 use super::Checkpoint;
-use super::quantized::matrix_shape;
 use crate::error::Result;
 use crate::quant::{Format, Plane, QuantWeight, affine, for_rows, write_floats};
 use crate::tensor::DType;
@@ -27,9 +26,9 @@ const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// Format and shape of a GPTQ module by its tensors' shapes.
 pub(super) fn describe_gptq(checkpoint: &Checkpoint, module: &str) -> Option<(Format, [usize; 2])> {
-    let [packed, rows] = matrix_shape(checkpoint, &format!("{module}.qweight"))?;
-    let [_, zeros] = matrix_shape(checkpoint, &format!("{module}.qzeros"))?;
-    let [groups, _] = matrix_shape(checkpoint, &format!("{module}.scales"))?;
+    let [packed, rows] = checkpoint.matrix_shape(&format!("{module}.qweight"))?;
+    let [_, zeros] = checkpoint.matrix_shape(&format!("{module}.qzeros"))?;
+    let [groups, _] = checkpoint.matrix_shape(&format!("{module}.scales"))?;
     // Only the zeros say how many bits there are without knowing the columns.
     let bits = zeros.checked_mul(32)?.checked_div(rows)?;
     let columns = packed.checked_mul(32)?.checked_div(bits)?;
@@ -38,8 +37,8 @@ pub(super) fn describe_gptq(checkpoint: &Checkpoint, module: &str) -> Option<(Fo
 
 /// Format and shape of an AWQ module by its tensors' shapes.
 pub(super) fn describe_awq(checkpoint: &Checkpoint, module: &str) -> Option<(Format, [usize; 2])> {
-    let [columns, packed] = matrix_shape(checkpoint, &format!("{module}.qweight"))?;
-    let [groups, _] = matrix_shape(checkpoint, &format!("{module}.scales"))?;
+    let [columns, packed] = checkpoint.matrix_shape(&format!("{module}.qweight"))?;
+    let [groups, _] = checkpoint.matrix_shape(&format!("{module}.scales"))?;
     let rows = packed.checked_mul(8)?;
     format_of(4, columns, groups).map(|format| (format, [rows, columns]))
 }

@@ -219,6 +219,11 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// The dimensions of a tensor that is a matrix.
+    pub(crate) fn matrix_shape(&self, name: &str) -> Option<[usize; 2]> {
+        self.find(name)?.shape().try_into().ok()
+    }
+
     /// Bytes of all tensors, without headers.
     pub fn total_bytes(&self) -> u64 {
         self.tensors().map(|tensor| tensor.bytes() as u64).sum()

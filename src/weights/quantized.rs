@@ -40,7 +40,7 @@ pub fn describe(
     match quantization {
         Quantization::Mlx(mlx) => {
             let format = mlx_format(checkpoint, mlx, module, columns).ok()??;
-            let [rows, words] = matrix_shape(checkpoint, &format!("{module}.weight"))?;
+            let [rows, words] = checkpoint.matrix_shape(&format!("{module}.weight"))?;
             let bits = bits(format);
             let bits_of_row = words.checked_mul(32).filter(|all| all.is_multiple_of(bits))?;
             Some((format, [rows, bits_of_row / bits]))
@@ -118,11 +118,6 @@ fn parts(quantization: &Quantization) -> &'static [&'static str] {
     }
 }
 
-/// The dimensions of a tensor that is a matrix.
-pub(super) fn matrix_shape(checkpoint: &Checkpoint, name: &str) -> Option<[usize; 2]> {
-    checkpoint.find(name)?.shape().try_into().ok()
-}
-
 /// Bits of a code.
 fn bits(format: Format) -> usize {
     match format {
@@ -155,7 +150,7 @@ fn mlx_format(
     if let Some(info) = checkpoint.find(&format!("{module}.global_scale")) {
         return Err(info.fail("a global scale has no decoder in this version".to_owned()));
     }
-    let shapes = matrix_shape(checkpoint, &format!("{module}.weight")).zip(matrix_shape(checkpoint, &name));
+    let shapes = checkpoint.matrix_shape(&format!("{module}.weight")).zip(checkpoint.matrix_shape(&name));
     let Some(([_, words], [_, groups])) = shapes else {
         let got = scales.shape();
         return Err(scales.fail(format!("shape is {got:?}, expected it and {module}.weight to be matrices")));

@@ -152,8 +152,8 @@ fn what_cannot_be_run_is_refused_with_what_to_do() {
     refused(&["chat", "--model", file.to_str().unwrap()], 1, &expected);
     let empty = tempfile::tempdir().unwrap();
     let expected = format!(
-        "error: {}: No such file or directory (os error 2)",
-        empty.path().join("config.json").display()
+        "error: {}: holds no model: it is empty, expected config.json with *.safetensors, or one model's GGUF file",
+        empty.path().display()
     );
     refused(&["inspect", empty.path().to_str().unwrap()], 1, &expected);
 

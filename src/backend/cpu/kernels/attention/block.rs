@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::codes::{BIASES, LINE};
 use super::tile::{self, Operand, Product, ROWS, pack, softmax};
 use super::{Call, PACK_ROWS, Place, SCORES, SEGMENT, padded};
 use crate::backend::cpu::isa::Simd;
@@ -19,6 +18,11 @@ fn address(block: Block<'_>) -> *const u8 {
         Block::Q4(block) => block.codes.as_ptr().cast(),
     }
 }
+
+/// Elements between rows of a page's sums or weights: not a power of two, as [`SCORES`].
+pub(super) const LINE: usize = PAGE + 16;
+/// Partial sums of a group's biases: the lanes of the widest vector.
+pub(super) const BIASES: usize = 16;
 
 /// The parts of a worker's scratch, for a block of `rows` query rows: a row is a query head of a position, heads of a
 /// position side by side.

@@ -7,17 +7,11 @@
 
 use half::f16;
 
-use super::block::Work;
+use super::block::{BIASES, LINE, Work};
 use super::tile::{self, LANE, Operand, Product, pack};
 use super::{Call, PACK_ROWS, Place, SCORES, SEGMENT, padded};
 use crate::backend::cpu::isa::Simd;
 use crate::backend::kv::{Code, Codes, GROUP, PAGE};
-
-/// Elements between rows of a page's sums or weights: not a power of two, as [`SCORES`].
-pub(super) const LINE: usize = PAGE + 16;
-
-/// Partial sums of a group's biases: the lanes of the widest vector.
-pub(super) const BIASES: usize = 16;
 
 impl Work<'_> {
     /// Sums the queries of each group.
