@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use backstop::sample::Grammar;
-use backstop::text::{Chat, Message, Specials};
+use backstop::text::{Chat, Message};
 use backstop::{Model, Options};
 
 use super::args::RunArgs;
@@ -49,11 +49,7 @@ fn prepare(
             bail!(super::no_template_for_system(model));
         }
         let constraint = grammar.map(|grammar| model.constraint(grammar)).transpose()?;
-        let tokenizer = model.tokenizer()?;
-        let tokens = match args.no_special {
-            false => tokenizer.encode(prompt)?,
-            true => tokenizer.encode_with(prompt, Specials { add: true, parse: false })?,
-        };
+        let tokens = model.tokenizer()?.encode_prompt(prompt, !args.no_special)?;
         return Ok((tokens, Options { constraint, ..options }));
     }
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));

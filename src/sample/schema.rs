@@ -15,6 +15,8 @@ pub(super) const MAX_BYTES: usize = 256 << 10;
 const MAX_SCHEMAS: usize = 4096;
 /// How deep schemas and values nest.
 const MAX_DEPTH: usize = 64;
+/// References that lead to references.
+const MAX_HOPS: usize = 16;
 /// What lengths and counts are bounded by: a text has fewer tokens.
 const MAX_COUNT: u64 = 1 << 20;
 
@@ -75,14 +77,22 @@ const UNENFORCED: [&str; 20] = [
 /// # Errors
 /// [`Error::Schema`] with the place and the keyword that cannot be enforced, is malformed, or is over a limit.
 pub(super) fn prepare(schema: &Value) -> Result<Value> {
-    let mut screen = Screen { root: schema, places: HashSet::new(), references: Vec::new() };
+    let mut screen = Screen {
+        root: schema,
+        places: HashSet::new(),
+        references: Vec::new(),
+        refers_into_unions: false,
+        asked: Vec::new(),
+    };
     // Depth first: what follows recurses.
     screen.depth(schema, "", 0)?;
-    let bytes = schema.to_string().len();
+    let text = schema.to_string();
+    screen.refers_into_unions = text.contains("/oneOf/");
+    let bytes = text.len();
     if bytes > MAX_BYTES {
         return refuse("", "", format!("{bytes} bytes, expected at most {MAX_BYTES}"));
     }
-    let mut prepared = match screen.schema(schema, "")? {
+    let prepared = match screen.schema(schema, "")? {
         Value::Bool(true) => Map::new(),
         Value::Object(members) => members,
         _ => return refuse("", "false", "no value is allowed"),
@@ -92,6 +102,15 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
             return refuse(path, "$ref", format!("{target:?} is no schema within this one"));
         }
     }
+    let mut prepared = Value::Object(prepared);
+    for (place, name) in &screen.asked {
+        // A place within a union has another name by now.
+        match prepared.pointer_mut(place) {
+            Some(target) => ask_for(target, name),
+            None => return refuse(place, "oneOf", "what it refers to cannot be told apart"),
+        }
+    }
+    let Value::Object(mut prepared) = prepared else { return refuse("", "", "it is no object") };
     prepared.insert("x-guidance".into(), json!({ "whitespace_pattern": WHITESPACE }));
     Ok(Value::Object(prepared))
 }
@@ -108,6 +127,10 @@ struct Screen<'a> {
     places: HashSet<String>,
     /// Where a `$ref` is, and what it says.
     references: Vec<(String, String)>,
+    /// Whether a reference may lead into a `oneOf`, which then has to keep its name.
+    refers_into_unions: bool,
+    /// Places of schemas that have to ask for a property.
+    asked: Vec<(String, String)>,
 }
 
 impl Screen<'_> {
@@ -142,11 +165,14 @@ impl Screen<'_> {
         }
         if let Some(choices) = members.get("oneOf").and_then(Value::as_array)
             && !members.contains_key("anyOf")
+            && !self.refers_into_unions
             && let Some(required) = self.apart(choices, members)
             && let Some(Value::Array(mut list)) = kept.shift_remove("oneOf")
         {
             if let Some(name) = required {
-                list.iter_mut().zip(choices).for_each(|(kept, choice)| self.require(kept, choice, &name));
+                list.iter_mut()
+                    .zip(choices)
+                    .for_each(|(kept, choice)| self.require(kept, choice, name.clone()));
             }
             kept.insert("anyOf".into(), list.into());
         }
@@ -183,29 +209,31 @@ impl Screen<'_> {
         })
     }
 
-    /// Has a choice ask for a property, the one that tells it from the others: one that is absent tells nothing.
-    fn require(&self, kept: &mut Value, choice: &Value, name: &str) {
-        let Some(target) = self.target(choice).and_then(Value::as_object) else { return };
-        let mut required = target.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
-        if required.iter().any(|one| one == name) {
-            return;
+    /// Has a choice ask for a property, the one that tells it from the others: one that is absent tells nothing. What a
+    /// reference leads to asks for it everywhere, which allows less and nothing else.
+    fn require(&mut self, kept: &mut Value, choice: &Value, name: String) {
+        match self.place(choice) {
+            Some(place) => self.asked.push((place, name)),
+            None => ask_for(kept, &name),
         }
-        required.push(name.into());
-        let mut whole = target.clone();
-        whole.insert("required".into(), required.into());
-        // What is there in its own place has been read there.
-        let mut inner = Screen { root: self.root, places: HashSet::new(), references: Vec::new() };
-        if let Ok(whole) = inner.schema(&Value::Object(whole), "") {
-            *kept = whole;
+    }
+
+    /// The place that a schema's reference leads to in the end, as a JSON pointer; none where it is no reference.
+    fn place(&self, schema: &Value) -> Option<String> {
+        let (mut schema, mut place) = (schema, None);
+        for _ in 0..MAX_HOPS {
+            let Some(reference) = schema.get("$ref").and_then(Value::as_str) else { break };
+            let pointer = reference.strip_prefix('#').unwrap_or(reference);
+            schema = self.root.pointer(pointer)?;
+            place = Some(pointer.to_owned());
         }
+        place
     }
 
     /// What a schema's reference leads to, where it is one.
     fn target<'b>(&'b self, schema: &'b Value) -> Option<&'b Value> {
-        /// References that lead to references.
-        const MOST: usize = 16;
         let mut schema = schema;
-        for _ in 0..MOST {
+        for _ in 0..MAX_HOPS {
             let Some(reference) = schema.get("$ref").and_then(Value::as_str) else { return Some(schema) };
             let pointer = reference.strip_prefix('#').unwrap_or(reference);
             schema = self.root.pointer(pointer)?;
@@ -322,6 +350,17 @@ impl Screen<'_> {
             );
         }
         Ok(())
+    }
+}
+
+/// Adds a property to those that a schema requires.
+fn ask_for(schema: &mut Value, name: &str) {
+    let Some(members) = schema.as_object_mut() else { return };
+    let required = members.entry("required").or_insert_with(|| json!([]));
+    if let Some(required) = required.as_array_mut()
+        && !required.iter().any(|one| one == name)
+    {
+        required.push(name.into());
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Update {
     pub token: Option<Scored>,
     /// Set in a text's last update.
     pub finish: Option<Finish>,
+    /// What the text took, in its last update.
+    pub timings: Option<Timings>,
 }
 
 /// A token and its log-probability under the model.
@@ -286,6 +288,7 @@ impl Answers {
         if let Some(reason) = piece.finish {
             let stats = sequence.text.stats().unwrap_or_default();
             self.ended(choice, &stats);
+            update.timings = Some(Timings(stats));
             update.finish = match reason {
                 FinishReason::Stop if self.sequences[choice].called => Some(Finish::Calls),
                 FinishReason::Stop => {

@@ -123,8 +123,11 @@ fn message(mut fields: Fields, chat: &Chat, out: &mut Vec<Message>) -> Result<()
                 let text = block.string("thinking")?;
                 thoughts.push(block.required("thinking", text)?);
             }
-            // Thoughts that only the service can read.
+            // Thoughts that only the service can read, and what its own tools did.
             ("redacted_thinking", "assistant") => {}
+            (kind, "assistant") if kind == "server_tool_use" || kind.ends_with("_tool_result") => {
+                block.note("type");
+            }
             ("tool_result", "user") => {
                 let id = block.string("tool_use_id")?;
                 let id = block.required("tool_use_id", id)?;

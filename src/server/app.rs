@@ -130,11 +130,18 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let ended = || Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a thread of the server failed");
-        let _permit = self.encoders.acquire().await.map_err(|_| ended())?;
+        let _permit = self.encoders.acquire().await.map_err(|_| thread_failed())?;
+        self.beside(work).await
+    }
+
+    /// Does `work` on a thread where it may wait, as for the engine.
+    pub async fn beside<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
         let model = self.model.clone();
         let done = tokio::task::spawn_blocking(move || work(&model)).await;
-        Ok(done.map_err(|_| ended())??)
+        Ok(done.map_err(|_| thread_failed())??)
     }
 
     /// Places for `count` sequences.
@@ -153,6 +160,10 @@ impl App {
                 .retry_after(self.metrics.retry_after(self.options.parallel))
         })
     }
+}
+
+fn thread_failed() -> Failure {
+    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a thread of the server failed")
 }
 
 /// Places for sequences, in flight or in the queue.

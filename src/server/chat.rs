@@ -173,10 +173,10 @@ impl Encoder for Chunks {
         }
         if let Some(finish) = &update.finish {
             let finish = finish_reason(finish);
-            self.send(
-                json!([{ "index": update.choice, "delta": {}, "logprobs": null, "finish_reason": finish }]),
-                out,
-            );
+            let last =
+                json!([{ "index": update.choice, "delta": {}, "logprobs": null, "finish_reason": finish }]);
+            let usage = self.usage.then_some(Value::Null);
+            out.data(&self.shape.last(CHUNK, last, usage, update.timings));
         }
     }
 

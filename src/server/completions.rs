@@ -17,7 +17,6 @@ use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::model::Model;
-use crate::text::Specials;
 
 /// The text of a part: here, where nothing is parsed, all of them are.
 fn text_part(part: Part) -> Option<String> {
@@ -40,8 +39,7 @@ impl Prompt {
     /// Its tokens. Special tokens that are written in a text are read as such where `parse` says so.
     pub fn encode(self, model: &Model, parse: bool) -> crate::Result<Vec<u32>> {
         match self {
-            Self::Text(text) if parse => model.tokenizer()?.encode(&text),
-            Self::Text(text) => model.tokenizer()?.encode_with(&text, Specials { add: true, parse }),
+            Self::Text(text) => model.tokenizer()?.encode_prompt(&text, parse),
             Self::Tokens(ids) => Ok(ids),
         }
     }
@@ -175,7 +173,8 @@ impl Encoder for Chunks {
             "logprobs": logprobs,
             "finish_reason": update.finish.as_ref().map(finish_reason),
         }]);
-        out.data(&self.shape.object(KIND, choices, self.usage.then_some(Value::Null)));
+        let usage = self.usage.then_some(Value::Null);
+        out.data(&self.shape.last(KIND, choices, usage, update.timings));
     }
 
     fn end(&mut self, usage: Usage, out: &mut Events) {

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::app::App;
-use super::completions::{Prompt, prompts};
+use super::completions::prompts;
 use super::failure::json_body;
 use super::params::IGNORED;
 use super::request::{Reply, fields};
@@ -41,13 +41,9 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let (mut data, mut tokens) = (Vec::new(), 0);
     for (index, prompt) in prompts.into_iter().enumerate() {
         // Each by itself, so that a client that goes away is noticed in between.
-        let (count, vector) = app
-            .apart(move |model| {
-                let ids = Prompt::encode(prompt, model, parse)?;
-                Ok((ids.len(), model.embed(&ids)?))
-            })
-            .await?;
-        tokens += count;
+        let ids = app.apart(move |model| prompt.encode(model, parse)).await?;
+        tokens += ids.len();
+        let vector = app.beside(move |model| model.embed(&ids)).await?;
         let vector: Value = if base64 {
             let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
             STANDARD.encode(bytes).into()

@@ -40,7 +40,6 @@ fn unknown_format(format: &Fields, kind: &str) -> Failure {
 
 /// `{"name", "schema", "strict", "description"}`: a schema is always enforced, strict or not.
 fn named_schema(mut named: Fields) -> Result<Grammar, Failure> {
-    // `$defs` beside the schema, as some clients write them, are the schema's own by what refers to them.
     named.ignore(&["name", "description", "strict"]);
     let schema = named.take("schema");
     let schema = named.required("schema", schema)?;
@@ -78,6 +77,15 @@ pub(crate) fn chat_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Fai
         Some(Value::String(choice)) => named_choice(fields, &choice)?,
         Some(object) => {
             let mut choice = fields.at("tool_choice", object)?;
+            if choice.peek("type").is_some_and(|kind| kind == "allowed_tools") {
+                let inner = choice.object("allowed_tools")?;
+                let inner = choice.required("allowed_tools", inner)?;
+                let choice =
+                    allowed(inner, chat, |tool| Some(tool["function"]["name"].as_str()?.to_owned()))?;
+                chat.tool_choice = choice;
+                chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
+                return Ok(());
+            }
             choice.only("type", &["function".into()])?;
             let function = choice.object("function")?;
             let mut function = choice.required("function", function)?;
@@ -90,6 +98,24 @@ pub(crate) fn chat_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Fai
     };
     chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
     Ok(())
+}
+
+/// `{"mode", "tools"}`: the only tools that may be called, by the names that `name` reads of them.
+pub(crate) fn allowed(
+    mut choice: Fields,
+    chat: &mut Chat,
+    name: impl Fn(&Value) -> Option<String>,
+) -> Result<ToolChoice, Failure> {
+    let names: Vec<String> = choice.list("tools")?.unwrap_or_default().iter().filter_map(name).collect();
+    chat.tools.retain(|tool| names.iter().any(|name| tool["function"]["name"] == name.as_str()));
+    match choice.string("mode")?.as_deref() {
+        None | Some("auto") => Ok(ToolChoice::Auto),
+        Some("required") => Ok(ToolChoice::Required),
+        Some(other) => {
+            let what = format!("expected auto or required, got {}", crate::json::quote(other));
+            Err(choice.wrong("mode", what))
+        }
+    }
 }
 
 pub(crate) fn named_choice(fields: &Fields, choice: &str) -> Result<ToolChoice, Failure> {
@@ -187,6 +213,6 @@ pub(crate) fn thinking(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failu
     // A budget is a wish: what is thought counts against max_tokens like all else.
     thinking.hints(&["budget_tokens", "display"]);
     thinking.finish()?;
-    chat.variables.entry("enable_thinking").or_insert(on.into());
+    params::thinking(on, &mut chat.variables);
     Ok(())
 }

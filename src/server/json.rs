@@ -55,10 +55,11 @@ impl Notes {
         Self(Arc::new(Noted { strict, names: Mutex::default() }))
     }
 
-    /// Passes a field over.
+    /// Passes a field over. What is beyond a number that anybody reads is not remembered.
     pub fn add(&self, name: String) {
+        const MOST: usize = 64;
         let mut names = self.0.names.lock();
-        if !names.contains(&name) {
+        if names.len() < MOST && !names.contains(&name) {
             names.push(name);
         }
     }
@@ -160,8 +161,11 @@ impl Fields {
         }
     }
 
-    pub fn integer(&mut self, field: &str) -> Result<Option<i64>, Failure> {
-        self.typed(field, "a whole number of 64 bits", Value::as_i64)
+    /// A whole number of 64 bits, signed or not; -1 is none.
+    pub fn seed(&mut self, field: &str) -> Result<Option<u64>, Failure> {
+        self.none_below(field);
+        let bits = |value: &Value| value.as_u64().or_else(|| Some(value.as_i64()? as u64));
+        self.typed(field, "a whole number of 64 bits", bits)
     }
 
     pub fn object(&mut self, field: &str) -> Result<Option<Fields>, Failure> {

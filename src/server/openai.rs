@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::answers::{Finish, Scored, Usage};
+use super::answers::{Finish, Scored, Timings, Usage};
 use super::app::{App, now};
 
 /// What all parts of an answer have in common.
@@ -25,6 +25,11 @@ impl Shape {
     /// The answer, or a chunk of it.
     pub fn object(&self, kind: &str, choices: Value, usage: Option<Value>) -> Value {
         self.with_timings(kind, choices, usage, None)
+    }
+
+    /// The last chunk of a text, with what it took.
+    pub fn last(&self, kind: &str, choices: Value, usage: Option<Value>, timings: Option<Timings>) -> Value {
+        self.with_timings(kind, choices, usage, timings.map(|timings| timings.json()))
     }
 
     /// The whole answer.

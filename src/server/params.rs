@@ -10,8 +10,8 @@ use crate::generate::Options;
 use crate::sample::SamplingOptions;
 use crate::text::{Message, PromptEnd};
 
-/// Most tokens that a request may ask for: above any context.
-pub(crate) const MAX_TOKENS: u64 = 1 << 30;
+/// Most tokens that a request may ask for, far above any context: the largest whole number that every client writes.
+pub(crate) const MAX_TOKENS: u64 = 1 << 53;
 /// Most texts for one prompt.
 const MAX_N: u64 = 128;
 
@@ -97,7 +97,7 @@ pub(crate) fn sampling(app: &App, fields: &mut Fields) -> Result<SamplingOptions
         penalty_window: count(fields, "penalty_window")?.unwrap_or(base.penalty_window),
         logit_bias: logit_bias(fields)?,
         // Two requests without a seed are to differ; -1 is llama.cpp's and vLLM's word for none.
-        seed: fields.integer("seed")?.filter(|&seed| seed != -1).map_or_else(any_seed, |seed| seed as u64),
+        seed: fields.seed("seed")?.unwrap_or_else(any_seed),
         ..base
     };
     sampling.validate(app.model.info().config.vocab_size)?;
@@ -362,10 +362,17 @@ pub(crate) fn document(mut block: Fields) -> Result<String, Failure> {
     Ok(head.into_iter().flatten().chain([text]).collect::<Vec<_>>().join("\n"))
 }
 
+/// Whether a model is to think, as the variables that templates know.
+pub(crate) fn thinking(on: bool, variables: &mut Map<String, Value>) {
+    for name in ["enable_thinking", "thinking"] {
+        variables.entry(name).or_insert(on.into());
+    }
+}
+
 /// How much a model is to think, as the variables that templates know: `none` is not to think at all.
 pub(crate) fn effort(effort: &str, variables: &mut Map<String, Value>) {
     match effort {
-        "none" => drop(variables.entry("enable_thinking").or_insert(false.into())),
+        "none" => thinking(false, variables),
         effort => drop(variables.entry("reasoning_effort").or_insert(effort.into())),
     }
 }

@@ -55,15 +55,15 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let mut sampling = params::sampling(&app, &mut fields)?;
     let top = fields.whole("top_logprobs", 0, 20)?;
     let logprobs = include(&mut fields)?;
-    if top.is_some() && !logprobs {
+    if top.is_some_and(|top| top > 0) && !logprobs {
         return Err(fields.wrong("top_logprobs", "it needs message.output_text.logprobs in include"));
     }
     sampling.logprobs = logprobs.then_some(top.unwrap_or(0) as usize);
     let stream = fields.flag("stream")?.unwrap_or(false);
     fields.ignore(&["stream_options"]);
     let format = forms::text_format(&mut fields)?;
-    tools.choose(&mut fields, &mut chat)?;
     chat.tools = std::mem::take(&mut tools.tools);
+    tools.choose(&mut fields, &mut chat)?;
     chat.variables = params::template_variables(&mut fields)?;
     let mut effort = None;
     if let Some(mut reasoning) = fields.object("reasoning")? {
@@ -196,8 +196,11 @@ impl Shape {
 
     /// Keeps the answer for those that go on from it.
     fn keep(&self, output: &[Value]) {
+        // A call that broke off is none; its text is there.
+        let whole = |item: &&Value| item["type"] == "message" || item["status"] != "incomplete";
         if let Some(before) = &self.before {
-            self.app.store.keep(self.id.clone(), before.clone(), output.to_vec());
+            let output = output.iter().filter(whole).cloned().collect();
+            self.app.store.keep(self.id.clone(), before.clone(), output);
         }
     }
 
@@ -389,7 +392,11 @@ impl Items {
                 }
                 self.about("response.reasoning_text.delta", true, json!({ "delta": text }), out);
             }
-            Part::Text(text) | Part::Broken(text) => {
+            Part::Broken(text) => {
+                self.end_item("incomplete", out);
+                self.part(Part::Text(text), out);
+            }
+            Part::Text(text) => {
                 if !matches!(self.open, Some((Item::Text(..), _))) {
                     self.begin_item(Item::Text(String::new(), Vec::new()), out);
                 }

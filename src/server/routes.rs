@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -85,7 +85,8 @@ impl Service {
     pub async fn answer(mut self, request: hyper::Request<Incoming>) -> Response {
         let mut request = request.map(Body::new);
         if let Some(uri) = usual(request.uri()) {
-            *request.uri_mut() = uri;
+            let asked = std::mem::replace(request.uri_mut(), uri);
+            request.extensions_mut().insert(asked);
         }
         let notes = Notes::new(self.app.options.unknown_fields == UnknownFields::Refuse);
         request.extensions_mut().insert(notes.clone());
@@ -159,7 +160,12 @@ fn usual(uri: &Uri) -> Option<Uri> {
 }
 
 /// What is said of a path that is none, with the route that is most like it.
-async fn no_route(uri: Uri) -> Failure {
+async fn no_route(request: Request) -> Failure {
+    let asked = request.extensions().get::<Uri>().unwrap_or_else(|| request.uri());
+    missing(asked)
+}
+
+fn missing(uri: &Uri) -> Failure {
     /// How many letters may differ, at most.
     const LETTERS: usize = 8;
     let path = uri.path();
@@ -287,15 +293,15 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_path_that_is_none_names_the_nearest() {
-        let said = async |path: &str| no_route(path.parse().unwrap()).await.message;
+    #[test]
+    fn a_path_that_is_none_names_the_nearest() {
+        let said = |path: &str| missing(&path.parse().unwrap()).message;
         assert_eq!(
-            said("/v1/chat/completion").await,
+            said("/v1/chat/completion"),
             "there is no route \"/v1/chat/completion\"; did you mean /v1/chat/completions?"
         );
-        assert!(said("/api/embedings").await.ends_with("did you mean /v1/embeddings?"));
-        assert!(said("/favicon.ico").await.contains("; there are /, /health, "));
+        assert!(said("/api/embedings").ends_with("did you mean /v1/embeddings?"));
+        assert!(said("/favicon.ico").contains("; there are /, /health, "));
         assert_eq!((distance("kitten", "sitting"), distance("", "ab"), distance("ab", "ab")), (3, 2, 0));
     }
 }

@@ -17,7 +17,9 @@ const EXTRA: &str = "extra_special_tokens";
 pub(crate) struct SpecialTokens {
     /// Texts by name, for chat templates: `bos_token`, `eos_token`, … and the model's own `…_token`.
     pub named: BTreeMap<String, String>,
-    /// Tokens to be found in texts before anything else, in the order in which they are added to the tokenizer.
+    /// The tokens of `added_tokens_decoder`, in the order of their ids: they replace those of `tokenizer.json`.
+    pub listed: Vec<AddedToken>,
+    /// Tokens with a role: special where `tokenizer.json` and the list have none of their text.
     pub added: Vec<AddedToken>,
     /// Whether the beginning-of-sequence token is put before a text, and the end-of-sequence token behind it, where the
     /// configuration says either.
@@ -113,15 +115,15 @@ impl SpecialTokens {
             let token = token(value).ok_or_else(|| bad("expected an object with content"))?;
             listed.insert(number, AddedToken { special, ..token });
         }
-        self.added.extend(listed.into_values());
+        self.listed.extend(listed.into_values());
         Ok(())
     }
 
-    /// Adds a special token, unless its text is known.
+    /// Adds a token with a role, unless its text is known.
     fn add(&mut self, token: AddedToken) {
-        match self.added.iter_mut().find(|known| known.content == token.content) {
-            Some(known) => known.special = true,
-            None => self.added.push(token),
+        let mut known = self.listed.iter().chain(&self.added);
+        if !known.any(|known| known.content == token.content) {
+            self.added.push(token);
         }
     }
 
@@ -198,7 +200,10 @@ mod tests {
         assert_eq!(tokens.named.get("image_token").map(String::as_str), Some("<img>"));
         let added: Vec<_> =
             tokens.added.iter().map(|token| (token.content.as_str(), token.special)).collect();
-        assert_eq!(added, [("<x>", true), ("<call>", false), ("<img>", true)]);
+        assert_eq!(added, [("<img>", true)]);
+        let listed: Vec<_> =
+            tokens.listed.iter().map(|token| (token.content.as_str(), token.special)).collect();
+        assert_eq!(listed, [("<x>", false), ("<call>", false)]);
         assert_eq!(tokens.ends(), None);
         let named = of(json!({ "extra_special_tokens": { "eot_token": "<eot>" } }), json!({}));
         assert_eq!(named.named.get("eot_token").map(String::as_str), Some("<eot>"));

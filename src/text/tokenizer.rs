@@ -181,7 +181,11 @@ impl Tokenizer {
                 return Err(bad(format!("added_tokens: {:?} has id {id}, and {got:?}", token.content)));
             }
         }
-        guard("special tokens", || trusting.add_tokens(beside.added.iter().cloned()))?;
+        // As transformers does: a list replaces what the file has, and a name adds what neither has.
+        let lacks = |token: &&AddedToken| !added.iter().any(|known| known.content == token.content);
+        let more: Vec<AddedToken> =
+            beside.listed.iter().chain(beside.added.iter().filter(lacks)).cloned().collect();
+        guard("special tokens", || trusting.add_tokens(more.iter().cloned()))?;
         let id_of = |text: &str| trusting.token_to_id(text);
         if let Some((bos, eos)) = beside.ends() {
             let around = around(bos.zip(bos.and_then(id_of)), eos.zip(eos.and_then(id_of)));
@@ -189,10 +193,8 @@ impl Tokenizer {
                 .map_err(|e| bad(format!("add_bos_token, add_eos_token: {e}")))?;
             trusting.with_post_processor(Some(made));
         }
-        for token in &beside.added {
-            added.retain(|known| known.content != token.content);
-            added.push(token.clone());
-        }
+        added.retain(|known| !more.iter().any(|token| token.content == known.content));
+        added.extend(more);
         let mut special: Vec<Special> = Vec::new();
         for token in added.into_iter().filter(|token| !token.content.is_empty()) {
             let Some(id) = trusting.token_to_id(&token.content) else { continue };
@@ -279,7 +281,15 @@ impl Tokenizer {
     /// [`Error::Prompt`] where no token comes out (an empty text without BOS) or the text is over 32 MiB;
     /// [`Error::Tokenizer`] where the library fails, or takes longer than 10 s and 10 µs for each byte.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode_with(text, Specials { add: true, parse: true })?;
+        self.encode_prompt(text, true)
+    }
+
+    /// As [`Self::encode`]; `parse`: whether special tokens are read where their texts are written.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    pub fn encode_prompt(&self, text: &str, parse: bool) -> Result<Vec<u32>> {
+        let ids = self.encode_with(text, Specials { add: true, parse })?;
         if ids.is_empty() {
             return Err(Error::Prompt("it is empty, and this model's tokenizer adds no BOS".into()));
         }

@@ -203,6 +203,25 @@ fn references_are_told_apart_by_their_constants() {
         }
         assert_eq!(kinds.len(), 2, "{kinds:?}: {schema}");
     }
+    // A tree, whose kinds have defaults.
+    let tree = json!({ "$ref": "#/$defs/Node", "$defs": {
+        "Node": { "oneOf": [{ "$ref": "#/$defs/Leaf" }, { "$ref": "#/$defs/Both" }], "discriminator": told },
+        "Leaf": { "type": "object", "properties": { "kind": { "const": "leaf" } }, "additionalProperties": false },
+        "Both": { "type": "object", "properties": { "kind": { "const": "both" }, "left": { "$ref": "#/$defs/Node" } },
+            "required": ["left"], "additionalProperties": false },
+    } });
+    let mut random = Random(9);
+    let drawn: Vec<Value> = (0..40)
+        .filter_map(|_| {
+            let mut constraint = vocabulary.compile(&Grammar::JsonSchema(tree.clone())).unwrap();
+            vocabulary.draw(&mut constraint, &mut random, 600)
+        })
+        .map(|text| serde_json::from_str(&text).unwrap())
+        .collect();
+    assert!(
+        drawn.iter().any(|node| node["kind"] == "leaf") && drawn.iter().any(|node| node["kind"] == "both")
+    );
+    assert!(drawn.iter().all(|node| node["kind"] == "leaf" || node["left"]["kind"].is_string()), "{drawn:?}");
     // Nothing tells these apart: the compiler's own refusal.
     for schema in [union(json!([]), Value::Null), union(json!(["kind"]), told)] {
         let error = vocabulary.compile(&Grammar::JsonSchema(schema)).unwrap_err().to_string();

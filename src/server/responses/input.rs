@@ -1,11 +1,13 @@
 //! What a request of `/v1/responses` brings: the conversation in items, and tools of several kinds.
 
+use std::collections::HashSet;
+
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::super::app::App;
 use super::super::failure::Failure;
-use super::super::forms::{named_choice, tool_json};
+use super::super::forms::{allowed, named_choice, tool_json};
 use super::super::json::{Fields, shown};
 use super::super::params::{self, text_of};
 use crate::text::{Chat, Message, ToolChoice};
@@ -72,9 +74,16 @@ impl Toolbox {
                 description = Some(description.map_or(told.clone(), |text| format!("{text}\n\n{told}")));
             }
         }
-        let taken = |name: &str| self.origins.iter().any(|known| known.shown == name);
-        let shown = match namespace {
-            Some(namespace) if taken(&name) => format!("{namespace}__{name}"),
+        let taken = self.origins.iter().position(|known| known.shown == name);
+        let shown = match (namespace, taken) {
+            (Some(namespace), Some(_)) => format!("{namespace}__{name}"),
+            // A tool of no group has its own name; one of a group that came before gives way.
+            (None, Some(at)) if self.origins[at].namespace.is_some() => {
+                let other = &mut self.origins[at];
+                other.shown = format!("{}__{name}", other.namespace.as_deref().unwrap_or_default());
+                self.tools[at]["function"]["name"] = other.shown.as_str().into();
+                name.clone()
+            }
             _ => name.clone(),
         };
         self.tools.push(tool_json(shown.clone(), description, parameters));
@@ -102,6 +111,14 @@ impl Toolbox {
             Some(Value::String(choice)) => named_choice(fields, &choice)?,
             Some(object) => {
                 let mut choice = fields.at("tool_choice", object)?;
+                if choice.peek("type").is_some_and(|kind| kind == "allowed_tools") {
+                    chat.tool_choice = allowed(choice, chat, |tool| {
+                        let namespace = tool["namespace"].as_str();
+                        Some(self.shown(namespace, tool["name"].as_str()?.to_owned()))
+                    })?;
+                    chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
+                    return Ok(());
+                }
                 choice.only("type", &["function".into(), "custom".into()])?;
                 let name = choice.string("name")?;
                 let name = choice.required("name", name)?;
@@ -123,12 +140,15 @@ pub(super) struct Input<'a> {
     messages: Vec<Message>,
     /// What the assistant thought before what follows.
     thoughts: Vec<String>,
+    /// Items that were referred to: each is there once, so that a request brings back no more than was kept.
+    referred: HashSet<String>,
 }
 
 impl Input<'_> {
     /// The messages of `previous_response_id` and of `input`, a string or a list of items.
     pub fn read(app: &App, fields: &mut Fields, tools: &mut Toolbox) -> Result<Vec<Message>, Failure> {
-        let mut this = Input { app, tools, messages: Vec::new(), thoughts: Vec::new() };
+        let mut this =
+            Input { app, tools, messages: Vec::new(), thoughts: Vec::new(), referred: HashSet::new() };
         if let Some(id) = fields.string("previous_response_id")? {
             let kept = app.store.answer(&id).ok_or_else(|| {
                 let what = format!("{} is not kept: send the whole conversation", crate::json::quote(&id));
@@ -223,6 +243,11 @@ impl Input<'_> {
             Some("item_reference") => {
                 let id = item.string("id")?;
                 let id = item.required("id", id)?;
+                if !self.referred.insert(id.clone()) {
+                    return Err(
+                        item.wrong("id", format_args!("{} is there already", crate::json::quote(&id)))
+                    );
+                }
                 let Some(kept) = self.app.store.item(&id) else {
                     let what = format!("{} is not kept: send the item itself", crate::json::quote(&id));
                     return Err(Failure { status: StatusCode::NOT_FOUND, ..item.wrong("id", what) });
@@ -271,6 +296,14 @@ impl Input<'_> {
     fn calls(&mut self, call: Value) {
         if self.messages.last().is_none_or(|last| last.role != "assistant") {
             self.say(Message { role: "assistant".into(), ..Message::default() });
+        }
+        let thoughts = std::mem::take(&mut self.thoughts);
+        if let Some(last) = self.messages.last_mut()
+            && !thoughts.is_empty()
+        {
+            let before = last.extra.get("reasoning_content").and_then(Value::as_str).map(str::to_owned);
+            let all = before.into_iter().chain(thoughts).collect::<Vec<_>>().join("\n");
+            last.extra.insert("reasoning_content".into(), all.into());
         }
         if let Some(last) = self.messages.last_mut()
             && let Value::Array(calls) = last.extra.entry("tool_calls").or_insert_with(|| json!([]))
