@@ -161,7 +161,8 @@ pub fn backends() -> [BackendStatus; 3] {
 fn no_metal(mlx: &Result<MlxFacts, String>) -> String {
     match mlx {
         Ok(device) => format!("MLX's device here is the {}, not Apple's GPU", device.name),
-        Err(why) => format!("{why}; it runs on Apple Silicon alone"),
+        Err(why) if cfg!(all(target_os = "macos", target_arch = "aarch64")) => why.clone(),
+        Err(_) => "it is Apple's GPU, and MLX runs on it on Apple Silicon alone".to_owned(),
     }
 }
 
@@ -294,10 +295,14 @@ mod tests {
         let error = decide(BackendRequest::Metal, &linux, &NEED).unwrap_err().to_string();
         assert!(error.contains("not Apple's GPU") && error.contains("--backend mlx"), "{error}");
         let none = Err("this build has no MLX".to_owned());
-        for request in [BackendRequest::Metal, BackendRequest::Mlx] {
-            let error = decide(request, &none, &NEED).unwrap_err().to_string();
-            assert!(error.contains("this build has no MLX"), "{error}");
-        }
+        let error = decide(BackendRequest::Mlx, &none, &NEED).unwrap_err().to_string();
+        assert!(error.contains("this build has no MLX"), "{error}");
+        let error = decide(BackendRequest::Metal, &none, &NEED).unwrap_err().to_string();
+        let apple = cfg!(all(target_os = "macos", target_arch = "aarch64"));
+        assert!(
+            error.contains(if apple { "this build has no MLX" } else { "Apple Silicon alone" }),
+            "{error}"
+        );
         assert_eq!(decide(BackendRequest::Cpu, &none, &NEED).unwrap().kind, LlmBackendKind::Cpu);
     }
 

@@ -72,8 +72,13 @@ fn conversation(args: &TemplateArgs) -> anyhow::Result<Chat> {
         let tools = read(file)?;
         chat.tools = serde_json::from_value(tools).map_err(|e| Usage(format!("--tools: {e}")))?;
     }
-    if let Some(Value::Object(variables)) = members.remove("chat_template_kwargs") {
-        chat.variables = variables;
+    match members.remove("chat_template_kwargs") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(variables)) => chat.variables = variables,
+        Some(_) => return Err(Usage("--messages: chat_template_kwargs is no object".into()).into()),
+    }
+    if let Some(effort) = members.remove("reasoning_effort").filter(Value::is_string) {
+        chat.variables.entry("reasoning_effort").or_insert(effort);
     }
     let flag = |name: &str| members.get(name).and_then(Value::as_bool);
     chat.prompt_end = match (flag("continue_final_message"), flag("add_generation_prompt")) {

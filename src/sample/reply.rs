@@ -161,7 +161,9 @@ fn tagged_arguments(
     let none = Map::new();
     let parameters = tool.parameters.as_ref().and_then(Value::as_object).unwrap_or(&none);
     let known = ["type", "properties", "required", "additionalProperties", "title", "description", "$schema"];
-    if let Some(keyword) = parameters.keys().find(|key| !known.contains(&key.as_str())) {
+    let definitions = ["$defs", "definitions"];
+    let keyword = |key: &&String| known.contains(&key.as_str()) || definitions.contains(&key.as_str());
+    if let Some(keyword) = parameters.keys().find(|key| !keyword(key)) {
         return Err(refused("#", keyword));
     }
     let required: Vec<&str> = parameters
@@ -179,11 +181,21 @@ fn tagged_arguments(
     for (j, (key, schema)) in properties.iter().enumerate() {
         let path = format!("#/properties/{key}");
         let string = is_string(Some(schema));
-        let choices = schema.get("enum").and_then(Value::as_array);
+        let only = schema.get("const").map(std::slice::from_ref);
+        let choices = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice).or(only);
         let (end, rule) = (literals.sequence(&tags.end), format!("argument_{at}_{j}"));
         let value = match (string, choices) {
             (false, _) => {
-                let schema = schema::prepare(schema).map_err(|error| named(tool, &path, error))?;
+                // What it refers to stands beside the properties.
+                let mut schema = schema.clone();
+                for (name, value) in
+                    parameters.iter().filter(|(name, _)| definitions.contains(&name.as_str()))
+                {
+                    if let Some(members) = schema.as_object_mut() {
+                        members.insert(name.clone(), value.clone());
+                    }
+                }
+                let schema = schema::prepare(&schema).map_err(|error| named(tool, &path, error))?;
                 lines.push(format!("{rule}: %json {schema}"));
                 format!("{rule} {end}")
             }
@@ -195,9 +207,7 @@ fn tagged_arguments(
                 format!("({}) {end}", texts.join(" | "))
             }
             (true, None) => {
-                let free = ["type", "title", "description", "default", "examples"];
-                let keywords = schema.as_object().into_iter().flat_map(Map::keys);
-                if let Some(keyword) = keywords.into_iter().find(|key| !free.contains(&key.as_str())) {
+                if let Some(keyword) = bound(schema) {
                     return Err(refused(&path, keyword));
                 }
                 lines.push(literals.until(&rule, &tags.end));
@@ -212,6 +222,20 @@ fn tagged_arguments(
         });
     }
     Ok(arguments.join(" "))
+}
+
+/// The keyword by which a schema of strings asks for more than a string; a union of one with something else may be any text.
+fn bound(schema: &Value) -> Option<&str> {
+    const FREE: [&str; 8] =
+        ["type", "title", "description", "default", "examples", "deprecated", "discriminator", "format"];
+    for (keyword, value) in schema.as_object().into_iter().flatten() {
+        match (keyword.as_str(), value.as_array()) {
+            ("anyOf" | "oneOf", Some(choices)) if choices.iter().all(|choice| bound(choice).is_none()) => {}
+            (free, _) if FREE.contains(&free) => {}
+            (other, _) => return Some(other),
+        }
+    }
+    None
 }
 
 /// Texts of a format in Lark's form.

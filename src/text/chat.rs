@@ -9,6 +9,8 @@ use crate::{Error, Result};
 
 /// How many tools a conversation may have.
 const MAX_TOOLS: usize = 128;
+/// How many more it is not told of at the beginning.
+const MAX_DEFERRED: usize = 1024;
 
 /// A conversation whose next turn, or the rest of its last one, is the assistant's.
 #[derive(Debug, Clone, Default)]
@@ -68,13 +70,15 @@ impl Chat {
         self.tool_choice != ToolChoice::None && !self.tools.is_empty()
     }
 
-    /// Renders a conversation. What the template refuses is tried once more with the system's later messages, then with all of
-    /// them, as the user's: agents send them wherever they like, and many templates take one at the beginning, or none.
+    /// Renders a conversation. What the template refuses is tried without a `reasoning_effort`, of which each knows other
+    /// words, then with the system's later messages as the user's, then with all of them: agents send them wherever they like,
+    /// and many templates take one at the beginning, or none.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`], and a last message that cannot be continued.
     pub fn render(&self, template: &ChatTemplate) -> Result<Rendered> {
-        let options = RenderOptions {
+        const EFFORT: &str = "reasoning_effort";
+        let mut options = RenderOptions {
             add_generation_prompt: self.prompt_end == PromptEnd::Turn,
             continue_final_message: self.prompt_end == PromptEnd::Within,
             documents: (!self.documents.is_empty()).then(|| self.documents.clone()),
@@ -90,6 +94,12 @@ impl Chat {
             Err(error @ Error::Template(_)) => error,
             other => return other,
         };
+        if options.extra.shift_remove(EFFORT).is_some()
+            && let Ok(rendered) = template.render(&messages, &options)
+        {
+            tracing::info!("the chat template does not take this {EFFORT}: it is left out");
+            return Ok(rendered);
+        }
         for leading in [true, false] {
             let Some(told) = told_by_the_user(&messages, leading) else { continue };
             if let Ok(rendered) = template.render(&told, &options) {
@@ -107,10 +117,14 @@ impl Chat {
     /// [`Error::Option`] for over 128 tools, those that [`Tool::read`] refuses, two of one name, and a choice without the
     /// tools for it.
     pub fn callable(&self) -> Result<Vec<Tool>> {
-        let count = self.tools.len() + self.deferred.len();
-        if count > MAX_TOOLS {
-            let got = count.to_string();
-            return Err(Error::Option { option: "tools", got, expected: "at most 128" });
+        let count = self.tools.len();
+        if count > MAX_TOOLS || self.deferred.len() > MAX_DEFERRED {
+            let got = format!("{count}, and {} that are deferred", self.deferred.len());
+            return Err(Error::Option {
+                option: "tools",
+                got,
+                expected: "at most 128, and 1,024 that are deferred",
+            });
         }
         let tools: Vec<Tool> =
             self.tools.iter().chain(&self.deferred).map(Tool::read).collect::<Result<_>>()?;
@@ -123,7 +137,7 @@ impl Chat {
         let missing = |got: &str| Error::Option {
             option: "tool_choice",
             got: got.to_owned(),
-            expected: "the name of one of the tools, and at least one tool where a call is required",
+            expected: "the name of a tool that is there; a required call needs a tool (those that only a service can run are none)",
         };
         match &self.tool_choice {
             ToolChoice::Auto => Ok(tools),

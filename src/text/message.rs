@@ -79,15 +79,17 @@ enum NoContent {
 /// The forms of a conversation that templates expect, the usual one first: each is to be tried where those before it fail.
 /// Arguments of calls are objects, or the text of one; a content that is none is absent, null, or empty. Empty is last: a
 /// template may write calls only where there is no content.
-pub(super) fn forms(messages: &[Message]) -> Vec<Vec<Map<String, Json>>> {
+pub(super) fn forms(messages: &[Message]) -> impl Iterator<Item = Json> {
     let bare = messages.iter().any(|message| message.content.is_null());
     let contents: &[NoContent] =
         if bare { &[NoContent::Absent, NoContent::Null, NoContent::Empty] } else { &[NoContent::Absent] };
     let calls = messages.iter().flat_map(|message| message.extra.get("tool_calls")?.as_array()).flatten();
     let written = calls.filter_map(|call| holder(call).get("arguments")).any(|given| object(given).is_some());
     let objects: &[bool] = if written { &[true, false] } else { &[true] };
-    let form = |content, objects| messages.iter().map(|message| members(message, content, objects)).collect();
-    contents.iter().flat_map(|&content| objects.iter().map(move |&objects| form(content, objects))).collect()
+    let form = |content, objects| {
+        messages.iter().map(|message| Json::Object(members(message, content, objects))).collect()
+    };
+    contents.iter().flat_map(move |&content| objects.iter().map(move |&objects| form(content, objects)))
 }
 
 /// The members of a message: those that are null are absent, and what it thought has each of its names.

@@ -30,6 +30,7 @@ pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};
 pub(crate) use special::SpecialTokens;
 pub use stream::Detokenizer;
 pub use template::ChatTemplate;
+pub(crate) use tokenizer::around;
 pub use tokenizer::{Specials, Tokenizer};
 pub use tool::Tool;
 pub(crate) use tools::tagged::is_string;

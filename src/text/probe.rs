@@ -21,13 +21,19 @@ const THOUGHT: &str = "Zqx thinks.";
 const RESULT: &str = "Zqx result.";
 const FURTHER: &str = "Zqx goes on.";
 
-/// When no further rendering is begun; one takes about a millisecond.
-const TIME: Duration = Duration::from_secs(1);
+/// When no further rendering is begun: one takes about a millisecond, and is bounded by itself. This is for a template that
+/// makes each as slow as it may be.
+const TIME: Duration = Duration::from_secs(10);
 
 /// Ids of the calls, in Mistral's form, and in that of Kimi, whose template writes them in place of the names.
 const IDS: [[&str; 2]; 2] = [["zqx000001", "zqx000002"], ["functions.zqx_first:0", "functions.zqx_second:1"]];
 
 impl ChatTemplate {
+    /// Whether the template knows tools, and not in a form in which calls are read.
+    pub(crate) fn calls_are_unknown(&self) -> bool {
+        self.source_for(true).contains("tool_calls") && self.reply_format(true).tools.is_none()
+    }
+
     /// How its model answers: the marks of thoughts, and the form of calls where there are `tools`. The template is given a
     /// conversation that has them, and what it makes of it is read; that is done once, and takes some milliseconds. Where there
     /// are tools, a list's `tool_use` is looked at unless another was selected.
@@ -122,6 +128,7 @@ fn between<'a>(text: &'a str, from: &str, to: Option<&str>) -> Option<&'a str> {
 impl Probe<'_> {
     fn render(&self, messages: &[Message]) -> Option<String> {
         if Instant::now() > self.until {
+            tracing::warn!("the chat template is too slow to be asked how its model writes tool calls");
             return None;
         }
         let mut options = RenderOptions { tools: self.tools.clone(), ..RenderOptions::default() };

@@ -169,9 +169,19 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] for an unknown name, and what [`Self::from_source`] refuses.
     pub fn select(&self, name: &str) -> Result<Self> {
-        let source = self.named.get(name).ok_or_else(|| self.error(format!("none is named {name:?}")))?;
+        let source = self.named.get(name).ok_or_else(|| self.error(self.no_such(name)))?;
         let made = Self::from_source(&self.path, source, self.special.clone())?;
         Ok(Self { named: self.named.clone(), protected: self.protected.clone(), selected: true, ..made })
+    }
+
+    fn no_such(&self, name: &str) -> String {
+        let names: Vec<&str> = self.names().collect();
+        let there =
+            if names.is_empty() { "the model has one, without a name".to_owned() } else { names.join(", ") };
+        format!(
+            "there is no template {}, nor such a file: there is chatml, and {there}",
+            crate::json::quote(name)
+        )
     }
 
     /// Names the special tokens whose texts stay text where a message holds them
@@ -216,22 +226,12 @@ impl ChatTemplate {
             context.insert(name.into(), guard(&value)?);
         }
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
-        let mut forms = Vec::new();
-        for form in message::forms(messages) {
-            let mut messages = guard(&form.into_iter().map(Json::Object).collect())?;
-            if options.continue_final_message {
-                let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
-                match last.and_then(|last| last.get_mut("content")).and_then(last_text) {
-                    Some(text) if !text.trim().is_empty() => sentinel::mark_end(text),
-                    _ => return Err(self.error("the last message has no text to continue")),
-                }
-            }
-            forms.push(messages);
-        }
         let now = options.now.unwrap_or_else(SystemTime::now);
         let mut this = self.clone();
         this.source = drop_generation_tags(self.source_for(options.tools.is_some()));
-        let mut text = self.on_thread(move |deadline| this.evaluate_first(context, forms, now, deadline))?;
+        let (messages, within) = (messages.to_vec(), options.continue_final_message);
+        let mut text =
+            self.on_thread(move |deadline| this.evaluate_first(&context, &messages, within, now, deadline))?;
         if options.continue_final_message {
             let what = "it leaves out the message that is to be continued";
             text = sentinel::up_to_end(text).ok_or_else(|| self.error(what))?;
@@ -241,17 +241,27 @@ impl ChatTemplate {
     }
 
     /// The rendering of the first form of the messages that the template takes; the error of the first where it takes none.
+    /// `within`: the last message is to be continued.
     fn evaluate_first(
         &self,
-        context: Map<String, Json>,
-        forms: Vec<Json>,
+        context: &Map<String, Json>,
+        messages: &[Message],
+        within: bool,
         now: SystemTime,
         deadline: Instant,
     ) -> Result<String> {
         let mut refused = None;
-        for messages in forms {
+        for form in message::forms(messages) {
+            let mut form = sentinel::protect(&form, &self.protected, 0).map_err(|e| self.error(e))?;
+            if within {
+                let last = form.as_array_mut().and_then(|messages| messages.last_mut());
+                match last.and_then(|last| last.get_mut("content")).and_then(last_text) {
+                    Some(text) if !text.trim().is_empty() => sentinel::mark_end(text),
+                    _ => return Err(self.error("the last message has no text to continue")),
+                }
+            }
             let mut context = context.clone();
-            context.insert("messages".into(), messages);
+            context.insert("messages".into(), form);
             match self.evaluate(context, now, deadline) {
                 Ok(text) => return Ok(text),
                 Err(error) => refused = refused.or(Some(error)),

@@ -17,19 +17,19 @@ impl Tool {
     /// Reads a tool.
     ///
     /// # Errors
-    /// [`Error::Option`] for what is no function with a name of 1 to 64 letters, digits, `_`, `-` and `.`.
+    /// [`Error::Option`] for what is no function with a name of 1 to 128 letters, digits, `_`, `-` and `.`.
     pub fn read(tool: &Json) -> Result<Self> {
         let function = &tool["function"];
         let bad = |got: &Json| Error::Option {
             option: "tools",
             got: got.to_string().chars().take(100).collect(),
-            expected: "{\"type\": \"function\", \"function\": {\"name\": of 1 to 64 letters, digits, _, - and ., \"parameters\": a JSON schema}}",
+            expected: "{\"type\": \"function\", \"function\": {\"name\": of 1 to 128 letters, digits, _, - and ., \"parameters\": a JSON schema}}",
         };
         if !function.is_object() || tool.get("type").is_some_and(|kind| kind != "function") {
             return Err(bad(tool));
         }
         let good = |name: &&str| {
-            (1..=64).contains(&name.len())
+            (1..=128).contains(&name.len())
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
         };
         let Some(name) = function["name"].as_str().filter(good) else { return Err(bad(&function["name"])) };

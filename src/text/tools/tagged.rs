@@ -251,14 +251,15 @@ pub(crate) fn is_string(schema: Option<&Json>) -> bool {
         Some(Json::Array(kinds)) => return kinds.iter().any(|kind| kind == "string"),
         _ => {}
     }
+    if let Some(value) = schema.get("const") {
+        return value.is_string();
+    }
     if let Some(values) = schema.get("enum").and_then(Json::as_array) {
         return values.iter().all(Json::is_string);
     }
     let choices = ["anyOf", "oneOf"].into_iter().find_map(|key| schema.get(key)?.as_array());
     match choices {
         Some(choices) => choices.iter().any(|choice| is_string(Some(choice))),
-        None => {
-            !["const", "properties", "items", "$ref", "allOf"].iter().any(|key| schema.contains_key(*key))
-        }
+        None => !["properties", "items", "$ref", "allOf"].iter().any(|key| schema.contains_key(*key)),
     }
 }

@@ -11,7 +11,7 @@ use super::vocabulary::{Model, TokenKind, Vocabulary};
 use super::{Architecture, Metadata};
 use crate::error::Result;
 use crate::json::quote;
-use crate::text::Tokenizer;
+use crate::text::{Tokenizer, around};
 
 /// The longest token, in characters, that is taken apart into merges: SentencePiece's are at most 16 unless trained so.
 const MAX_PIECE: usize = 256;
@@ -325,26 +325,6 @@ fn ends(vocabulary: &Vocabulary<'_>, bos: Bos) -> Result<Value> {
     if bos.is_none() && eos.is_none() {
         return Ok(Value::Null);
     }
-    let token =
-        |id: u32, sequence: u32| json!({"SpecialToken": {"id": vocabulary.text(id), "type_id": sequence}});
-    let around = |name: &str, sequence: u32| {
-        let text = json!({"Sequence": {"id": name, "type_id": sequence}});
-        let parts = [bos.map(|id| token(id, sequence)), Some(text), eos.map(|id| token(id, sequence))];
-        parts.into_iter().flatten().collect::<Vec<_>>()
-    };
-    let special: serde_json::Map<String, Value> = [bos, eos]
-        .into_iter()
-        .flatten()
-        .map(|id| {
-            let text = vocabulary.text(id);
-            (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))
-        })
-        .collect();
-    let pair = [around("A", 0), around("B", 1)].concat();
-    Ok(json!({
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": pair,
-        "special_tokens": special,
-    }))
+    let named = |id: u32| (vocabulary.text(id), id);
+    Ok(around(bos.map(named), eos.map(named)))
 }
