@@ -197,14 +197,14 @@ impl Screen<'_> {
         }
         let told = members.get("discriminator").and_then(|told| told.get("propertyName")?.as_str());
         choices.first()?.get("properties")?.as_object()?.keys().find_map(|name| {
-            let values = |choice: &&Map<String, Value>| constants(choice.get("properties")?.get(name)?);
-            let required = |choice: &&Map<String, Value>| {
+            let values = |choice: &Map<String, Value>| constants(choice.get("properties")?.get(name)?);
+            let required = |choice: &Map<String, Value>| {
                 let all = choice.get("required").and_then(Value::as_array);
                 all.is_some_and(|all| all.iter().any(|one| one == name.as_str()))
             };
-            let everywhere = choices.iter().all(|choice| required(&choice));
+            let everywhere = choices.iter().all(|choice| required(choice));
             let tells = everywhere || told == Some(name.as_str());
-            let apart = tells && disjoint(choices.iter().map(|choice| values(&choice)).collect());
+            let apart = tells && disjoint(choices.iter().map(|&choice| values(choice)).collect());
             apart.then(|| (!everywhere).then(|| name.clone()))
         })
     }

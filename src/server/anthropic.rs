@@ -35,7 +35,7 @@ impl Conversation {
             // In the form by which both of Anthropic's packages know to send the whole conversation instead.
             let details = json!({ "error_code": "thread_unsupported_request", "unsupported": ["thread"] });
             let failure = fields.wrong("thread", "not supported: send the whole conversation");
-            return Err(Failure { details: Some(details), ..failure });
+            return Err(Failure { details: Some(Box::new(details)), ..failure });
         }
         let mut messages = Vec::new();
         if let Some(system) = fields.take("system") {

@@ -30,7 +30,7 @@ pub(crate) struct Full {
 
 impl Full {
     /// In the words that each API's clients look for.
-    fn said(self, dialect: Dialect) -> String {
+    fn said(&self, dialect: Dialect) -> String {
         let Self { prompt, context, trained } = self;
         let more = match trained > context {
             true => format!(" (serve --ctx gives it up to {trained})"),
@@ -58,9 +58,9 @@ pub(crate) struct Failure {
     /// Seconds after which it is worth another try.
     pub retry_after: Option<u64>,
     /// Where the prompt is too long.
-    pub full: Option<Full>,
+    pub full: Option<Box<Full>>,
     /// What clients of Anthropic's API read of some errors.
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
 }
 
 impl Failure {
@@ -97,7 +97,7 @@ impl Failure {
     /// The error as an object of the API's shape.
     pub fn json(&self, dialect: Dialect) -> Value {
         let kind = self.kind(dialect);
-        let message = self.full.map_or_else(|| self.message.clone(), |full| full.said(dialect));
+        let message = self.full.as_ref().map_or_else(|| self.message.clone(), |full| full.said(dialect));
         match dialect {
             Dialect::OpenAi => json!({ "error": {
                 "message": message, "type": kind, "param": self.param, "code": self.code,
@@ -105,7 +105,7 @@ impl Failure {
             Dialect::Anthropic => {
                 let mut error = json!({ "type": kind, "message": message });
                 if let Some(details) = &self.details {
-                    error["details"] = details.clone();
+                    error["details"] = Value::clone(details);
                 }
                 json!({ "type": "error", "error": error })
             }
@@ -154,7 +154,7 @@ impl From<Error> for Failure {
             Error::Prompt(_) | Error::Template(_) => Self::bad(message),
             Error::ContextFull { prompt, context, trained } => {
                 let failure = Self::bad(message).with_code("context_length_exceeded");
-                Self { full: Some(Full { prompt, context, trained }), ..failure }
+                Self { full: Some(Box::new(Full { prompt, context, trained })), ..failure }
             }
             Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
             Error::Schema { .. } | Error::Grammar { .. } => Self::bad(message),

@@ -76,7 +76,7 @@ pub(super) fn load(vocab: &Path, merges: &Path, named: &Named, embedding_rows: u
         let token = added.iter().find(|token| token.content == text);
         token.map(|token| token.id)
     };
-    let [bos, eos] = named.ends([false, false], &id)?;
+    let [bos, eos] = named.ends([false, false], id)?;
     let post_processor = ends(bos, eos);
     let last = named.role("eos_token").and_then(id);
     let prefix = named.flag("add_prefix_space", false)?;

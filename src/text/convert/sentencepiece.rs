@@ -34,6 +34,9 @@ const T5: &str = "T5Tokenizer";
 /// User-defined pieces that a pattern finds: it tries them one after the other.
 const MAX_USER_DEFINED: usize = 256;
 
+/// The two sides of each merge, the first one first.
+type Merges<'a> = Vec<(&'a str, &'a str)>;
+
 /// Makes the tokenizer of the file's `bytes`.
 pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usize) -> Result<Tokenizer> {
     let bad = |what: String| Error::format(path, what);
@@ -294,7 +297,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The file without the lists, and the merges.
-    fn byte_pairs(&self, legacy: bool, post_processor: Value) -> Result<(String, Vec<(&str, &str)>), String> {
+    fn byte_pairs(&self, legacy: bool, post_processor: Value) -> Result<(String, Merges<'_>), String> {
         let piece = |id: u32| &self.pieces[id as usize];
         let mut cuts = merges::cuts(self.of_kind(Kind::Normal)).map_err(|e| format!("pieces: {e}"))?;
         let mut scores: HashMap<u32, u32> = HashMap::new();

@@ -33,7 +33,7 @@ pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usi
     let merges = ranks.merges().map_err(bad)?;
     let added = added(&ranks.0, named).map_err(bad)?;
     let id = |text: &str| added.iter().find(|token| token.content == text).map(|token| token.id);
-    let [bos, eos] = named.ends([false, false], &id)?;
+    let [bos, eos] = named.ends([false, false], id)?;
     let post_processor = ends(bos, eos);
     let last = named.role("eos_token").and_then(id);
     let head = Head::of_bytes(added, Some(pattern), false, post_processor);

@@ -70,9 +70,9 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         b.time()?;
         ops::iterable(&value)
     });
-    let comparisons: [(&'static str, fn(Ordering) -> bool); 4] =
-        [(LT, Ordering::is_lt), (LTE, Ordering::is_le), (GT, Ordering::is_gt), (GTE, Ordering::is_ge)];
-    for (name, holds) in comparisons {
+    let holds: [fn(Ordering) -> bool; 4] =
+        [Ordering::is_lt, Ordering::is_le, Ordering::is_gt, Ordering::is_ge];
+    for (name, holds) in [LT, LTE, GT, GTE].into_iter().zip(holds) {
         let budget = budget.clone();
         env.add_function(name, move |a: Value, b: Value| {
             budget.time()?;

@@ -55,7 +55,7 @@ enum State {
 enum Body {
     Object(ObjectCall),
     Named(NamedCall),
-    Tagged(TaggedCall),
+    Tagged(Box<TaggedCall>),
 }
 
 impl Marks {
@@ -87,7 +87,7 @@ impl Body {
         match &format.call {
             CallFormat::Object(call) => Self::Object(ObjectCall::new(call)),
             CallFormat::Named(middle) => Self::Named(NamedCall::new(middle)),
-            CallFormat::Tagged(tags) => Self::Tagged(TaggedCall::new(tags)),
+            CallFormat::Tagged(tags) => Self::Tagged(Box::new(TaggedCall::new(tags))),
         }
     }
 
