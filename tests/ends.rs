@@ -81,3 +81,23 @@ fn a_text_ends_at_the_tokenizers_own_end() {
     run.by_ref().for_each(|piece| drop(piece.unwrap()));
     assert_eq!(run.tokens(), &tokens[..=first]);
 }
+
+#[test]
+fn a_list_of_tokens_replaces_what_the_tokenizer_has_and_a_name_does_not() {
+    let noise = Noise::new();
+    let path = noise.0.path().join("tokenizer.json");
+    let mut file: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let tokens = file["added_tokens"].as_array_mut().unwrap();
+    let mask = tokens.iter_mut().find(|token| token["content"] == "<|im_end|>").unwrap();
+    mask["lstrip"] = true.into();
+    let id = mask["id"].as_u64().unwrap();
+    fs::write(&path, file.to_string()).unwrap();
+    let count = |config: Value| {
+        fs::write(noise.0.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        load(&noise).tokenizer().unwrap().encode("a <|im_end|>").unwrap().len()
+    };
+    assert_eq!(count(json!({})), 2);
+    assert_eq!(count(json!({ "mask_token": "<|im_end|>" })), 2);
+    let listed = json!({ "content": "<|im_end|>", "lstrip": false, "special": true });
+    assert_eq!(count(json!({ "added_tokens_decoder": { id.to_string(): listed } })), 3);
+}

@@ -169,6 +169,9 @@ fn answers_go_on_from_those_that_are_kept() {
     assert_eq!(refused.json()["error"]["code"], "previous_response_not_found");
     let refused = ask(json!({ "input": [{ "type": "item_reference", "id": "msg_0" }] }));
     assert_eq!(refused.refusal(404), "input[0].id: \"msg_0\" is not kept: send the item itself");
+    let reference = json!({ "type": "item_reference", "id": item });
+    let refused = ask(json!({ "input": [reference, reference] }));
+    assert_eq!(refused.refusal(400), format!("input[1].id: \"{item}\" is there already"));
 }
 
 #[test]
@@ -234,6 +237,63 @@ fn items_of_codex_become_the_prompt_they_stand_for() {
         let answer = prompts.server.post("/v1/responses", &with(json!({ "input": "x" }), more));
         assert_eq!(answer.refusal(400), wanted);
     }
+}
+
+#[test]
+fn a_tool_of_no_group_keeps_its_name() {
+    let prompts = Prompts::new();
+    let group =
+        json!({ "type": "namespace", "name": "agents", "tools": [{ "type": "function", "name": "run" }] });
+    let call = json!({ "type": "function_call", "call_id": "1", "name": "run", "namespace": "agents", "arguments": "{}" });
+    let body = json!({ "tools": [group, { "type": "function", "name": "run" }],
+        "input": [user("x"), call, { "type": "function_call_output", "call_id": "1", "output": "y" }] });
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    let call =
+        json!({ "id": "1", "type": "function", "function": { "name": "agents__run", "arguments": "{}" } });
+    let (prompt, tokens) = prompts.chat(&json!({ "tools": [tool("agents__run"), tool("run")], "messages": [
+        user("x"), { "role": "assistant", "content": "", "tool_calls": [call] }, { "role": "tool", "content": "y" }] }));
+    assert!(prompt.starts_with("{tool agents__run }{tool run }[user] x"), "{prompt}");
+    assert_eq!(prompts.response(body), tokens);
+}
+
+#[test]
+fn only_the_tools_that_are_allowed_are_shown() {
+    let prompts = Prompts::new();
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    let allowed = json!({ "mode": "auto", "tools": [tool("b")] });
+    let (prompt, tokens) = prompts.chat(&json!({ "messages": [user("x")], "tools": [tool("a"), tool("b")],
+        "tool_choice": { "type": "allowed_tools", "allowed_tools": allowed } }));
+    assert_eq!(prompt, "{tool b }[user] x[assistant]");
+    let tool = |name: &str| json!({ "type": "function", "name": name });
+    let choice = json!({ "type": "allowed_tools", "mode": "auto", "tools": [tool("b")] });
+    let body = json!({ "input": "x", "tools": [tool("a"), tool("b")], "tool_choice": choice });
+    assert_eq!(prompts.response(body), tokens);
+}
+
+#[test]
+fn a_template_that_does_not_take_an_effort_is_given_none() {
+    let noise = Noise::new();
+    let template = "{%- if reasoning_effort == 'minimal' -%}{{ raise_exception('no such effort') }}{%- endif -%}\
+        {{ reasoning_effort or 'none' }}:{{ messages[0].content }}";
+    let config = json!({ "chat_template": template }).to_string();
+    fs::write(noise.0.path().join("tokenizer_config.json"), config).unwrap();
+    let server = Server::start(&[noise.path()]);
+    for (effort, prompt) in [("high", "high:x"), ("minimal", "none:x")] {
+        let body = json!({ "messages": [user("x")], "reasoning_effort": effort });
+        assert_eq!(server.post("/apply-template", &body).ok()["prompt"], prompt);
+    }
+}
+
+#[test]
+fn names_of_fields_that_are_passed_over_are_bounded() {
+    let prompts = Prompts::new();
+    let mut body = json!({ "messages": [user("x")], "max_tokens": 1 });
+    for i in 0..2_000 {
+        body[format!("field_{}_{}", "x".repeat(i % 80), i)] = i.into();
+    }
+    let answer = prompts.server.post("/v1/chat/completions", &body);
+    answer.ok();
+    assert_eq!(answer.header("x-backstop-ignored").unwrap().split(", ").count(), 16);
 }
 
 #[test]
