@@ -219,7 +219,7 @@ impl ModelFiles {
         };
         if let (Some(template), Some(tokenizer)) = (&mut template, tokenizer) {
             // What a user types stays text, even where it looks like one of these.
-            template.protect(tokenizer.special_texts());
+            template.protect(tokenizer.special_texts())?;
         }
         Ok(template)
     }

@@ -114,7 +114,7 @@ fn gguf_tokenizers_encode_and_decode_as_transformers() {
         let mut template =
             ChatTemplate::from_named(&path, metadata.chat_templates().unwrap(), special).unwrap();
         if let Some(template) = &mut template {
-            template.protect(tokenizer.special_texts());
+            template.protect(tokenizer.special_texts()).unwrap();
         }
         assert!(template.is_some(), "{name} has no template");
         failed.extend(failures(name, &expected, &tokenizer, template.as_ref()));

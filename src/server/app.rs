@@ -84,7 +84,9 @@ impl App {
                 tracing::warn!(field = name, "a field of a request is passed over");
             }
         }
-        let plain = |name: &&String| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic());
+        let plain = |name: &&String| {
+            (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+        };
         let shown: Vec<&str> = names.iter().filter(plain).take(MOST.1).map(String::as_str).collect();
         if let Ok(value) = HeaderValue::from_str(&shown.join(", ")) {
             answer.insert(HeaderName::from_static("x-backstop-ignored"), value);

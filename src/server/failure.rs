@@ -176,8 +176,12 @@ impl From<Error> for Failure {
 
 /// A JSON answer.
 pub(crate) fn json_body(value: &Value) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], value.to_string())
-        .into_response()
+    json_text(value.to_string())
+}
+
+/// A JSON answer that is written already.
+pub(crate) fn json_text(text: String) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
 }
 
 #[cfg(test)]

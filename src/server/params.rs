@@ -186,7 +186,10 @@ pub(crate) fn template_variables(fields: &mut Fields) -> Result<Map<String, Valu
     let name = "chat_template_kwargs";
     let Some(variables) = fields.object(name)? else { return Ok(Map::new()) };
     let variables = variables.rest();
-    match variables.keys().find(|key| RESERVED.contains(&key.as_str()) || key.ends_with("_token")) {
+    let taken = |key: &&String| {
+        RESERVED.contains(&key.as_str()) || key.ends_with("_token") || key.contains(char::is_control)
+    };
+    match variables.keys().find(taken) {
         Some(key) => {
             Err(fields.wrong(name, format_args!("{} is the server's to set", crate::json::quote(key))))
         }

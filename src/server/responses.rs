@@ -43,6 +43,8 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let echoed = ["tools", "tool_choice", "text"].map(|name| fields.peek(name).cloned());
     let named = fields.list("tools")?.unwrap_or_default();
     tools.add(&fields, "tools", named)?;
+    // A conversation that was kept takes room again.
+    let places = app.places(1)?;
     let before = Input::read(&app, &mut fields, &mut tools)?;
     let mut chat = Chat::default();
     chat.messages.extend(instructions.as_ref().map(|text| Message::new("system", text.as_str())));
@@ -77,7 +79,6 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     fields.finish()?;
 
     let parallel = !chat.single_call;
-    let places = app.places(1)?;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let [given, tool_choice, text] = echoed;
     let shape = Shape {
@@ -199,7 +200,9 @@ impl Shape {
         // A call that broke off is none; its text is there.
         let whole = |item: &&Value| item["type"] == "message" || item["status"] != "incomplete";
         if let Some(before) = &self.before {
-            let output = output.iter().filter(whole).cloned().collect();
+            let mut output: Vec<Value> = output.iter().filter(whole).cloned().collect();
+            let parts = output.iter_mut().filter_map(|item| item.get_mut("content")?.as_array_mut());
+            parts.flatten().filter_map(Value::as_object_mut).for_each(|part| drop(part.remove("logprobs")));
             self.app.store.keep(self.id.clone(), before.clone(), output);
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -257,7 +258,8 @@ fn model_json(app: &App, name: &str) -> Value {
     })
 }
 
-async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Reply {
+async fn model(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> Reply {
+    let Path(name) = name.map_err(|error| Failure::bad(error.body_text()))?;
     app.check_model(Some(&name))?;
     Ok(json_body(&model_json(&app, &name)))
 }

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::text::Message;
 
-/// Answers that are kept, and bytes of their JSON: a coding agent's long session is some megabytes.
+/// Answers that are kept, and bytes of memory that they take: a coding agent's long session is some megabytes.
 const MOST: (usize, usize) = (256, 64 << 20);
 
 /// The answers that are kept.
@@ -35,16 +35,14 @@ pub(crate) struct Answer {
 impl Store {
     /// Keeps an answer, and lets go of the oldest ones where there are too many.
     pub fn keep(&self, id: String, messages: Vec<Message>, output: Vec<Value>) {
-        let mut bytes = Size(0);
-        // A length alone: neither is written anywhere.
-        let counted = serde_json::to_writer(&mut bytes, &messages)
-            .and_then(|()| serde_json::to_writer(&mut bytes, &output));
-        if counted.is_err() || bytes.0 > MOST.1 {
+        let said = |message: &Message| message.role.len() + taken(&message.content) + members(&message.extra);
+        let bytes = messages.iter().map(said).sum::<usize>() + output.iter().map(taken).sum::<usize>();
+        if bytes > MOST.1 {
             return;
         }
         let mut kept = self.0.lock();
-        kept.bytes += bytes.0;
-        kept.answers.push_back(Arc::new(Answer { id, messages, output, bytes: bytes.0 }));
+        kept.bytes += bytes;
+        kept.answers.push_back(Arc::new(Answer { id, messages, output, bytes }));
         while kept.answers.len() > MOST.0 || kept.bytes > MOST.1 {
             let Some(oldest) = kept.answers.pop_front() else { break };
             kept.bytes -= oldest.bytes;
@@ -64,18 +62,20 @@ impl Store {
     }
 }
 
-/// Counts what is written.
-struct Size(usize);
+/// Bytes of memory that a value takes, about.
+fn taken(value: &Value) -> usize {
+    let within = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(taken).sum(),
+        Value::Object(map) => members(map),
+        _ => 0,
+    };
+    size_of::<Value>() + within
+}
 
-impl std::io::Write for Size {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+fn members(map: &Map<String, Value>) -> usize {
+    // A key, its hash and its place in the index.
+    map.iter().map(|(key, value)| 48 + key.len() + taken(value)).sum()
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ const OWN: &str = "\u{1}own";
 const PLAIN: &str = "\u{1}plain";
 const MUL: &str = "\u{1}mul";
 const CONCAT: &str = "\u{1}concat";
+const TIME: &str = "\u{1}time";
+const MAP: &str = "\u{1}map";
 
 fn text(values: &[&Value]) -> Result<String, Error> {
     let mut out = Limited(String::new());
@@ -191,6 +193,7 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
             state.apply_filter(inner, &args)
         });
     }
+    each(env, budget);
     for name in ["lines", "chain", "zip", "pprint"] {
         env.remove_filter(name);
     }
@@ -205,6 +208,41 @@ pub(super) fn install(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
     });
     python::install(env, budget);
+}
+
+/// What does many steps in one instruction, with no value that is looked at in between.
+fn each(env: &mut Environment<'_>, budget: &Arc<Budget>) {
+    use minijinja::{filters, tests};
+    let b = budget.clone();
+    env.add_function(TIME, move |value: Option<Value>| b.time().map(|()| value.unwrap_or_default()));
+    env.add_filter(MAP, filters::map);
+    let b = budget.clone();
+    env.add_filter("map", move |state: &mut State, value: Value, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
+        let filter = args.first().and_then(Value::as_str).filter(|_| !value.is_undefined());
+        let Some(filter) = filter else {
+            return state.apply_filter(MAP, &[&[value][..], &args].concat());
+        };
+        let mut made = Vec::new();
+        for item in value.try_iter()?.checked() {
+            let all = [&[item?][..], &args[1..]].concat();
+            made.push(b.own(&state.apply_filter(filter, &all)?)?);
+        }
+        Ok(Value::from(made))
+    });
+    for name in ["eq", "equalto", "=="] {
+        let b = budget.clone();
+        env.add_test(name, move |x: &Value, y: &Value| b.time().map(|()| tests::is_eq(x, y)));
+    }
+    for name in ["ne", "!="] {
+        let b = budget.clone();
+        env.add_test(name, move |x: &Value, y: &Value| b.time().map(|()| tests::is_ne(x, y)));
+    }
+    let b = budget.clone();
+    env.add_test("in", move |state: &mut State, x: &Value, y: &Value| {
+        b.time()?;
+        tests::is_in(state, x, y)
+    });
 }
 
 /// The instructions with the checks in them.
@@ -223,6 +261,8 @@ pub(super) fn rewrite<'a>(old: &Instructions<'a>) -> Instructions<'a> {
             I::Gt => vec![call(python::GT, 2)],
             I::Gte => vec![call(python::GTE, 2)],
             I::PushLoop(_) | I::UnpackList(_) => vec![call(python::ITERABLE, 1), instruction.clone()],
+            I::Iterate(_) => vec![call(TIME, 0), I::DiscardTop, instruction.clone()],
+            I::Eq | I::Ne | I::In | I::PerformTest(..) => vec![instruction.clone(), call(TIME, 1)],
             I::StringConcat => vec![call(CONCAT, 2)],
             // The namespace is on top of the value.
             I::SetAttr(_) => vec![I::Swap, call(PLAIN, 1), I::Swap, instruction.clone()],

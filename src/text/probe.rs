@@ -21,6 +21,8 @@ const THOUGHT: &str = "Zqx thinks.";
 const RESULT: &str = "Zqx result.";
 const FURTHER: &str = "Zqx goes on.";
 
+/// The longest answer of calls that is read, in bytes: what is made here takes some hundreds.
+const MAX_ANSWER: usize = 4096;
 /// When no further rendering is begun: one takes about a millisecond, and is bounded by itself. This is for a template that
 /// makes each as slow as it may be.
 const TIME: Duration = Duration::from_secs(10);
@@ -178,6 +180,9 @@ impl Probe<'_> {
                     calls.iter().all(|call| answer.contains(&call.name)).then_some(answer)
                 });
                 let Some(answer) = written else { continue };
+                if answer.len().max(ending.len()).max(header.len()) > MAX_ANSWER {
+                    return None;
+                }
                 let shown = Shown { header, ending: &ending, thoughts_end, answer: &answer, calls };
                 let format = read_back(&shown);
                 // Two calls that are written in an unknown form are not asked for in another one.

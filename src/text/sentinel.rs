@@ -1,9 +1,13 @@
 //! Special tokens' texts inside messages: wrapped in noncharacters before a template is rendered, found and unwrapped
 //! after it, so that what a user typed stays text and what the template wrote is parsed.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value as Json;
+
+use crate::{Error, Result};
 
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
@@ -16,51 +20,122 @@ pub(super) const ALL: [char; 4] = [OPEN, CLOSE, ESCAPE, CONTINUE];
 /// How deep messages, tools and documents may nest.
 const MAX_DEPTH: usize = 48;
 
-/// The value with the special texts in its strings wrapped. `special`: the longest first.
-pub(super) fn protect(value: &Json, special: &[String], depth: usize) -> Result<Json, String> {
-    if depth > MAX_DEPTH {
-        return Err(format!("messages nest deeper than {MAX_DEPTH}"));
-    }
-    Ok(match value {
-        Json::String(text) => Json::String(wrap(text, special)),
-        Json::Array(items) => {
-            let items = items.iter().map(|v| protect(v, special, depth + 1));
-            Json::Array(items.collect::<Result<_, _>>()?)
-        }
-        Json::Object(entries) => {
-            let entries =
-                entries.iter().map(|(k, v)| Ok((wrap(k, special), protect(v, special, depth + 1)?)));
-            Json::Object(entries.collect::<Result<_, String>>()?)
-        }
-        other => other.clone(),
-    })
+/// The texts that are wrapped.
+#[derive(Debug, Clone)]
+pub(super) struct Guarded {
+    texts: BTreeSet<String>,
+    longest: usize,
+    finder: AhoCorasick,
 }
 
-fn wrap(text: &str, special: &[String]) -> String {
-    let own = text.contains(ALL);
-    if !own && !special.iter().any(|s| text.contains(s.as_str())) {
-        return text.to_owned();
+impl Guarded {
+    pub fn new(texts: impl IntoIterator<Item = String>) -> Result<Self> {
+        let texts: BTreeSet<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
+        let longest = texts.iter().map(String::len).max().unwrap_or(0);
+        Ok(Self { finder: longest_first(&texts)?, texts, longest })
     }
-    let mut out = String::with_capacity(text.len() + 16);
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        if let Some(token) = special.iter().find(|s| rest.starts_with(s.as_str())) {
-            out.push(OPEN);
-            out.push_str(token);
-            out.push(CLOSE);
-            rest = &rest[token.len()..];
-            continue;
+
+    /// With more of them.
+    pub fn and(&self, more: impl IntoIterator<Item = String>) -> Result<Self> {
+        Self::new(self.texts.iter().cloned().chain(more))
+    }
+
+    /// The value with these texts in its strings wrapped.
+    pub fn protect(&self, value: &Json, depth: usize) -> Result<Json, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("messages nest deeper than {MAX_DEPTH}"));
         }
-        match first {
+        Ok(match value {
+            Json::String(text) => Json::String(self.wrap(text)),
+            Json::Array(items) => {
+                let items = items.iter().map(|v| self.protect(v, depth + 1));
+                Json::Array(items.collect::<Result<_, _>>()?)
+            }
+            Json::Object(entries) => {
+                let entries = entries.iter().map(|(k, v)| Ok((self.wrap(k), self.protect(v, depth + 1)?)));
+                Json::Object(entries.collect::<Result<_, String>>()?)
+            }
+            other => other.clone(),
+        })
+    }
+
+    fn wrap(&self, text: &str) -> String {
+        if !text.contains(ALL) && !self.finder.is_match(text) {
+            return text.to_owned();
+        }
+        let mut out = String::with_capacity(text.len() + 16);
+        let mut done = 0;
+        for found in self.finder.find_iter(text) {
+            escape(&mut out, &text[done..found.start()]);
+            out.push(OPEN);
+            out.push_str(&text[found.range()]);
+            out.push(CLOSE);
+            done = found.end();
+        }
+        escape(&mut out, &text[done..]);
+        out
+    }
+
+    /// The one that `text` begins with, where [`CLOSE`] follows.
+    fn closed<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let near = text.char_indices().take_while(|(at, _)| *at <= self.longest);
+        let (at, _) = near.into_iter().find(|(_, c)| *c == CLOSE)?;
+        Some(&text[..at]).filter(|text| self.texts.contains(*text))
+    }
+
+    /// The text without sentinels, and the ranges that were wrapped. A wrapping that a template cut apart is dropped.
+    pub fn split(&self, text: &str) -> (String, Vec<Range<usize>>) {
+        let mut out = String::with_capacity(text.len());
+        let mut literal = Vec::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(ALL) {
+            let (before, tail) = rest.split_at(at);
+            out.push_str(before);
+            let sign = tail.chars().next().unwrap_or(CLOSE);
+            rest = &tail[sign.len_utf8()..];
+            match sign {
+                OPEN => {
+                    if let Some(token) = self.closed(rest) {
+                        literal.push(out.len()..out.len() + token.len());
+                        out.push_str(token);
+                        rest = &rest[token.len() + CLOSE.len_utf8()..];
+                    }
+                }
+                ESCAPE => {
+                    let original = match rest.chars().next() {
+                        Some('0') => OPEN,
+                        Some('1') => CLOSE,
+                        Some('2') => ESCAPE,
+                        Some('3') => CONTINUE,
+                        _ => continue,
+                    };
+                    out.push(original);
+                    rest = &rest[1..];
+                }
+                _ => {}
+            }
+        }
+        out.push_str(rest);
+        (out, literal)
+    }
+}
+
+/// Finds the first of these texts, and of those that begin at one place the longest; in time that grows with the text alone.
+pub(super) fn longest_first<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Result<AhoCorasick> {
+    let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+    finder.map_err(|e| Error::Tokenizer(format!("special tokens: {e}")))
+}
+
+fn escape(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
             OPEN => out.extend([ESCAPE, '0']),
             CLOSE => out.extend([ESCAPE, '1']),
             ESCAPE => out.extend([ESCAPE, '2']),
             CONTINUE => out.extend([ESCAPE, '3']),
             c => out.push(c),
         }
-        rest = &rest[first.len_utf8()..];
     }
-    out
 }
 
 /// Marks where the text of a message ends, after [`protect`]: a template that trims it takes the space away.
@@ -74,42 +149,4 @@ pub(super) fn up_to_end(mut text: String) -> Option<String> {
     let whole = text[at + CONTINUE.len_utf8()..].starts_with(' ');
     text.truncate(if whole { at } else { text[..at].trim_end().len() });
     Some(text)
-}
-
-/// The text without sentinels, and the ranges that were wrapped. A wrapping that a template cut apart is dropped.
-pub(super) fn split(text: &str, special: &[String]) -> (String, Vec<Range<usize>>) {
-    let mut out = String::with_capacity(text.len());
-    let mut literal = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(ALL) {
-        let (before, tail) = rest.split_at(at);
-        out.push_str(before);
-        let sign = tail.chars().next().unwrap_or(CLOSE);
-        rest = &tail[sign.len_utf8()..];
-        match sign {
-            OPEN => {
-                let closed =
-                    |s: &&String| rest.strip_prefix(s.as_str()).is_some_and(|r| r.starts_with(CLOSE));
-                if let Some(token) = special.iter().find(closed) {
-                    literal.push(out.len()..out.len() + token.len());
-                    out.push_str(token);
-                    rest = &rest[token.len() + CLOSE.len_utf8()..];
-                }
-            }
-            ESCAPE => {
-                let original = match rest.chars().next() {
-                    Some('0') => OPEN,
-                    Some('1') => CLOSE,
-                    Some('2') => ESCAPE,
-                    Some('3') => CONTINUE,
-                    _ => continue,
-                };
-                out.push(original);
-                rest = &rest[1..];
-            }
-            _ => {}
-        }
-    }
-    out.push_str(rest);
-    (out, literal)
 }

@@ -1,7 +1,7 @@
 //! The special tokens that a model's directory names beside `tokenizer.json`, with the precedence that transformers 5 gives
 //! `tokenizer_config.json` and `special_tokens_map.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
@@ -24,6 +24,8 @@ pub(crate) struct SpecialTokens {
     /// Whether the beginning-of-sequence token is put before a text, and the end-of-sequence token behind it, where the
     /// configuration says either.
     pub around: Option<(bool, bool)>,
+    /// The texts of both.
+    known: HashSet<String>,
 }
 
 impl SpecialTokens {
@@ -67,13 +69,8 @@ impl SpecialTokens {
         for (name, value) in map {
             let name = if name == "additional_special_tokens" { EXTRA.to_owned() } else { name };
             match (config.get_mut(&name), value) {
-                (Some(Json::Array(known)), Json::Array(more)) => {
-                    more.into_iter().for_each(|token| {
-                        if !known.contains(&token) {
-                            known.push(token)
-                        }
-                    });
-                }
+                // One that is there twice counts once, below.
+                (Some(Json::Array(known)), Json::Array(more)) => known.extend(more),
                 (_, value) => drop(config.insert(name, value)),
             }
         }
@@ -121,8 +118,10 @@ impl SpecialTokens {
 
     /// Adds a token with a role, unless its text is known.
     fn add(&mut self, token: AddedToken) {
-        let mut known = self.listed.iter().chain(&self.added);
-        if !known.any(|known| known.content == token.content) {
+        if self.known.is_empty() {
+            self.known.extend(self.listed.iter().map(|token| token.content.clone()));
+        }
+        if self.known.insert(token.content.clone()) {
             self.added.push(token);
         }
     }

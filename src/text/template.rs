@@ -17,6 +17,7 @@ use super::budget::{self, Budget};
 use super::json as python;
 use super::message::{self, Message, RenderOptions, Rendered};
 use super::reply::ReplyFormat;
+use super::sentinel::Guarded;
 use super::special::SpecialTokens;
 use super::{raw, screen, sentinel};
 use crate::{Error, Result, json};
@@ -39,7 +40,7 @@ pub struct ChatTemplate {
     source: String,
     special: BTreeMap<String, String>,
     named: BTreeMap<String, String>,
-    protected: Vec<String>,
+    protected: Guarded,
     /// Whether the caller picked it by name.
     selected: bool,
     /// How its model answers, without tools and with them.
@@ -137,7 +138,7 @@ impl ChatTemplate {
     /// over 256 KiB.
     pub fn from_source(path: &Path, source: &str, special: BTreeMap<String, String>) -> Result<Self> {
         let source = drop_generation_tags(source);
-        let protected = special.values().filter(|t| !t.is_empty()).cloned().collect();
+        let protected = Guarded::new(special.values().cloned())?;
         let made = Self {
             path: path.to_owned(),
             source,
@@ -186,10 +187,12 @@ impl ChatTemplate {
 
     /// Names the special tokens whose texts stay text where a message holds them
     /// (see [`super::Tokenizer::special_texts`]).
-    pub fn protect<'a>(&mut self, texts: impl IntoIterator<Item = &'a str>) {
-        self.protected.extend(texts.into_iter().filter(|t| !t.is_empty()).map(str::to_owned));
-        self.protected.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-        self.protected.dedup();
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for more of them than can be looked for.
+    pub fn protect<'a>(&mut self, texts: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        self.protected = self.protected.and(texts.into_iter().map(str::to_owned))?;
+        Ok(())
     }
 
     /// Whether it is given a special token of this name, such as `eos_token`.
@@ -218,7 +221,7 @@ impl ChatTemplate {
         for (key, token) in &self.special {
             context.entry(key.clone()).or_insert_with(|| token.clone().into());
         }
-        let guard = |value: &Json| sentinel::protect(value, &self.protected, 0);
+        let guard = |value: &Json| self.protected.protect(value, 0);
         let guard = |value: &Json| guard(value).map_err(|e| self.error(e));
         let lists = [("tools", &options.tools), ("documents", &options.documents)];
         for (name, list) in lists {
@@ -236,7 +239,7 @@ impl ChatTemplate {
             let what = "it leaves out the message that is to be continued";
             text = sentinel::up_to_end(text).ok_or_else(|| self.error(what))?;
         }
-        let (text, literal) = sentinel::split(&text, &self.protected);
+        let (text, literal) = self.protected.split(&text);
         Ok(Rendered { text, literal })
     }
 
@@ -252,7 +255,7 @@ impl ChatTemplate {
     ) -> Result<String> {
         let mut refused = None;
         for form in message::forms(messages) {
-            let mut form = sentinel::protect(&form, &self.protected, 0).map_err(|e| self.error(e))?;
+            let mut form = self.protected.protect(&form, 0).map_err(|e| self.error(e))?;
             if within {
                 let last = form.as_array_mut().and_then(|messages| messages.last_mut());
                 match last.and_then(|last| last.get_mut("content")).and_then(last_text) {

@@ -126,6 +126,8 @@ fn hostile_templates_are_stopped() {
         "{% set s = 'a' * 60000 %}{{ s.join(s | list) }}",
         "{{ 'a\nb' | indent(999999999) }}",
         "{{ 'a\nb' | indent(width=999999999) }}",
+        "{{ (['a'] * 199999) | map('center', 8000000) | list | length }}",
+        "{% set s = 'a' * 8000000 %}{{ ('%(a).0s' * 900000) % {'a': s} }}",
         "{{ [1] | batch(999999999, 'x') | list }}",
         "{{ [1] | slice(999999999, 'x') | list }}",
         "{{ [[1]] | tojson(indent=999999999) }}",
@@ -523,7 +525,7 @@ fn what_a_user_types_changes_no_id_of_the_templates_text() {
         json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false });
     let tokenizer = from_json(&json, 512).unwrap();
     let mut t = template("<s>{{ messages[0].content }}</s>ab").unwrap();
-    t.protect(tokenizer.special_texts());
+    t.protect(tokenizer.special_texts()).unwrap();
     let ids = |text: &str| {
         let rendered = t.render(&user(text), &RenderOptions::default()).unwrap();
         tokenizer.encode_rendered(&rendered).unwrap()

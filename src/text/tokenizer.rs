@@ -1,12 +1,14 @@
 //! `tokenizer.json` through `tokenizers`, behind checks that the library does not make.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use aho_corasick::AhoCorasick;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokenizers::AddedToken;
@@ -18,6 +20,7 @@ use tokenizers::processors::PostProcessorWrapper;
 use super::apart::{self, Lost};
 use super::message::Rendered;
 use super::raw::{self, Decoder};
+use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use crate::error::panic_text;
 use crate::{Error, Result};
@@ -55,6 +58,8 @@ struct Inner {
     following: OnceLock<tokenizers::Tokenizer>,
     /// The special tokens, the longest first.
     special: Vec<Special>,
+    /// Where a text holds them.
+    finder: AhoCorasick,
     /// The token that ends a text, where a file beside `tokenizer.json` names it.
     eos: Option<u32>,
     decoder: Decoder,
@@ -182,7 +187,8 @@ impl Tokenizer {
             }
         }
         // As transformers does: a list replaces what the file has, and a name adds what neither has.
-        let lacks = |token: &&AddedToken| !added.iter().any(|known| known.content == token.content);
+        let known: HashSet<&str> = added.iter().map(|token| token.content.as_str()).collect();
+        let lacks = |token: &&AddedToken| !known.contains(token.content.as_str());
         let more: Vec<AddedToken> =
             beside.listed.iter().chain(beside.added.iter().filter(lacks)).cloned().collect();
         guard("special tokens", || trusting.add_tokens(more.iter().cloned()))?;
@@ -193,7 +199,8 @@ impl Tokenizer {
                 .map_err(|e| bad(format!("add_bos_token, add_eos_token: {e}")))?;
             trusting.with_post_processor(Some(made));
         }
-        added.retain(|known| !more.iter().any(|token| token.content == known.content));
+        let anew: HashSet<&str> = more.iter().map(|token| token.content.as_str()).collect();
+        added.retain(|known| !anew.contains(known.content.as_str()));
         added.extend(more);
         let mut special: Vec<Special> = Vec::new();
         for token in added.into_iter().filter(|token| !token.content.is_empty()) {
@@ -218,6 +225,7 @@ impl Tokenizer {
             trusting,
             literal: OnceLock::new(),
             following: OnceLock::new(),
+            finder: longest_first(special.iter().map(|special| &special.text))?,
             special,
             eos,
             decoder,
@@ -336,7 +344,7 @@ impl Tokenizer {
 
     /// An encoder that leaves the special tokens' texts in `text` as they are.
     fn literal(&self, text: &str) -> Result<&tokenizers::Tokenizer> {
-        let none = !self.0.special.iter().any(|special| text.contains(&special.text));
+        let none = !self.0.finder.is_match(text);
         if none { Ok(&self.0.trusting) } else { self.copy(&self.0.literal, |_| Ok(())) }
     }
 
@@ -394,16 +402,16 @@ impl Tokenizer {
                 continue;
             }
             let limit = range.map_or(text.len(), |r| r.start);
-            let here = &text[at..limit];
-            if let Some(special) = self.0.special.iter().find(|s| here.starts_with(&s.text)) {
-                flush(&mut ids, start..at, after_rstrip, special.lstrip)?;
-                ids.push(special.id);
-                at += special.text.len();
-                start = at;
-                after_rstrip = special.rstrip;
-            } else {
-                at += here.chars().next().map_or(1, char::len_utf8);
-            }
+            let Some(found) = self.0.finder.find(&text[at..limit]) else {
+                at = limit;
+                continue;
+            };
+            let special = &self.0.special[found.pattern().as_usize()];
+            flush(&mut ids, start..at + found.start(), after_rstrip, special.lstrip)?;
+            ids.push(special.id);
+            at += found.end();
+            start = at;
+            after_rstrip = special.rstrip;
         }
         flush(&mut ids, start..text.len(), after_rstrip, false)?;
         Ok(ids)

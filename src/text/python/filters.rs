@@ -1,5 +1,6 @@
 //! Filters and tests where minijinja's differ from Jinja2's, or are missing.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
@@ -64,7 +65,8 @@ fn capitalize(value: &Value) -> Result<Value, Error> {
 
 fn trim(value: &Value, characters: Option<&str>) -> Result<Value, Error> {
     let (text, safe) = soft(value)?;
-    let goes = |c: char| characters.map_or_else(|| is_space(c), |set| set.contains(c));
+    let set: Option<HashSet<char>> = characters.map(|set| set.chars().collect());
+    let goes = |c: char| set.as_ref().map_or_else(|| is_space(c), |set| set.contains(&c));
     Ok(marked(text.trim_matches(goes).to_owned(), safe))
 }
 

@@ -7,7 +7,7 @@ use minijinja::{Error, Value};
 
 use super::repr::{write_repr, write_str};
 use super::{escaped, refuse, written};
-use crate::text::budget::Limited;
+use crate::text::budget::{Limited, MAX_BYTES};
 
 /// The widest field, and the most digits.
 const MAX_WIDTH: usize = 999;
@@ -34,7 +34,7 @@ pub(super) fn percent(format: &Value, values: &Value) -> Result<Value, Error> {
     } else {
         &single
     };
-    let (mut used, mut named) = (0, false);
+    let (mut used, mut named, mut taken) = (0, false, 0);
     let mut rest = text;
     let mut failure = None;
     let made = written(|out| {
@@ -51,7 +51,7 @@ pub(super) fn percent(format: &Value, values: &Value) -> Result<Value, Error> {
                     positional.get(used - 1).cloned()
                 }
             };
-            if let Err(error) = field(out, &mut rest, &mut next, format.is_safe()) {
+            if let Err(error) = field(out, &mut rest, &mut next, format.is_safe(), &mut taken) {
                 failure = Some(error);
                 return Ok(());
             }
@@ -74,6 +74,8 @@ fn field(
     rest: &mut &str,
     next: &mut dyn FnMut(Option<&str>) -> Option<Value>,
     safe: bool,
+    // Bytes of the values, however little of them is shown.
+    taken: &mut usize,
 ) -> Result<(), Error> {
     let name = match rest.strip_prefix('(') {
         Some(inner) => {
@@ -112,6 +114,10 @@ fn field(
                 's' => written(|out| write_str(out, &value))?,
                 _ => written(|out| write_repr(out, &value, 0))?,
             };
+            *taken += text.len();
+            if *taken > MAX_BYTES {
+                return Err(large());
+            }
             let text = if safe && !value.is_safe() { escaped(&text) } else { text };
             match spec.precision {
                 Some(most) => text.chars().take(most).collect(),

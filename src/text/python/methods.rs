@@ -1,5 +1,7 @@
 //! Methods of `str`, `list` and `dict` that minijinja's `pycompat` has not, or has otherwise.
 
+use std::collections::HashSet;
+
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, Value};
 
@@ -31,7 +33,8 @@ fn of_text(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Erro
     Ok(Some(match name {
         "strip" | "lstrip" | "rstrip" => {
             let (characters,): (Option<&str>,) = from_args(args)?;
-            let goes = |c: char| characters.map_or_else(|| is_space(c), |set| set.contains(c));
+            let set: Option<HashSet<char>> = characters.map(|set| set.chars().collect());
+            let goes = |c: char| set.as_ref().map_or_else(|| is_space(c), |set| set.contains(&c));
             let text = if name == "rstrip" { text } else { text.trim_start_matches(goes) };
             Value::from(if name == "lstrip" { text } else { text.trim_end_matches(goes) })
         }
@@ -61,10 +64,11 @@ fn of_text(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Erro
         "startswith" | "endswith" => {
             let (what, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
             let several = if what.is_tuple() { items(what)? } else { vec![what.clone()] };
+            let part = part(text, start, end);
             let mut fits = false;
             for one in &several {
                 let one = one.as_str().ok_or_else(|| refuse(format!("{name} takes a string or a tuple")))?;
-                fits |= part(text, start, end).is_some_and(|(part, _)| match name {
+                fits |= part.is_some_and(|(part, _)| match name {
                     "startswith" => part.starts_with(one),
                     _ => part.ends_with(one),
                 });
