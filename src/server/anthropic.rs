@@ -93,10 +93,12 @@ fn message(mut fields: Fields, chat: &Chat, out: &mut Vec<Message>) -> Result<()
     let content = fields.take("content");
     let content = fields.required("content", content)?;
     let blocks = match content {
-        Value::String(text) => {
+        Value::String(text) if !text.is_empty() || role != "assistant" => {
             push(out, Message::new(role, text));
             return Ok(());
         }
+        // One of the assistant that says nothing is as good as none, and nothing can go on from it.
+        Value::String(_) => return Ok(()),
         Value::Array(blocks) => blocks,
         other => {
             let what = format!("expected a string or a list of blocks, got {}", shown(&other));
@@ -150,7 +152,8 @@ fn message(mut fields: Fields, chat: &Chat, out: &mut Vec<Message>) -> Result<()
             }
         }
     }
-    if texts.is_empty() && calls.is_empty() && thoughts.is_empty() {
+    let silent = texts.is_empty() || role == "assistant" && texts.iter().all(|text| text.is_empty());
+    if silent && calls.is_empty() && thoughts.is_empty() {
         return Ok(());
     }
     let mut made = Message::new(role, texts.join("\n"));

@@ -240,6 +240,21 @@ fn items_of_codex_become_the_prompt_they_stand_for() {
 }
 
 #[test]
+fn an_assistant_that_says_nothing_is_none() {
+    let prompts = Prompts::new();
+    let asked = |content: &[Value]| {
+        let said = content.iter().map(|content| json!({ "role": "assistant", "content": content }));
+        let messages: Vec<Value> = [user("x")].into_iter().chain(said).collect();
+        prompts.message(json!({ "messages": messages }))
+    };
+    let plain = asked(&[]);
+    for content in [json!(""), json!([]), json!([{ "type": "text", "text": "" }])] {
+        assert_eq!(asked(&[content]), plain);
+    }
+    assert_ne!(asked(&["a".into()]), plain);
+}
+
+#[test]
 fn a_tool_of_no_group_keeps_its_name() {
     let prompts = Prompts::new();
     let group =
