@@ -17,6 +17,8 @@ const ESCAPE: char = '\u{FDD2}';
 const CONTINUE: char = '\u{FDD3}';
 pub(super) const ALL: [char; 4] = [OPEN, CLOSE, ESCAPE, CONTINUE];
 
+/// Bytes of all texts that are looked for: each is a state of the finder's. Real models have some ten thousand.
+const MAX_TEXTS: usize = 1 << 20;
 /// How deep messages, tools and documents may nest.
 const MAX_DEPTH: usize = 48;
 
@@ -32,7 +34,7 @@ impl Guarded {
     pub fn new(texts: impl IntoIterator<Item = String>) -> Result<Self> {
         let texts: BTreeSet<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
         let longest = texts.iter().map(String::len).max().unwrap_or(0);
-        Ok(Self { finder: longest_first(&texts)?, texts, longest })
+        Ok(Self { finder: longest_first(texts.iter())?, texts, longest })
     }
 
     /// With more of them.
@@ -121,7 +123,13 @@ impl Guarded {
 }
 
 /// Finds the first of these texts, and of those that begin at one place the longest; in time that grows with the text alone.
-pub(super) fn longest_first<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Result<AhoCorasick> {
+pub(super) fn longest_first<'a>(texts: impl Iterator<Item = &'a String> + Clone) -> Result<AhoCorasick> {
+    let bytes: usize = texts.clone().map(String::len).sum();
+    if bytes > MAX_TEXTS {
+        let what =
+            format!("special tokens: their texts are {bytes} bytes, at most {MAX_TEXTS} are supported");
+        return Err(Error::Tokenizer(what));
+    }
     let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
     finder.map_err(|e| Error::Tokenizer(format!("special tokens: {e}")))
 }

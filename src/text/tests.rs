@@ -411,6 +411,15 @@ fn hostile_tokenizers_are_refused() {
     from_json(&good, 268).unwrap();
     // An id without a row is met when it is used.
     from_json(&good, 267).unwrap();
+    let mut large = good.clone();
+    let token = json!({ "id": 268, "content": "x".repeat(1 << 20), "special": true, "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false });
+    large["added_tokens"].as_array_mut().unwrap().push(token);
+    let error = from_json(&large, 269).unwrap_err().to_string();
+    assert!(
+        error.contains("special tokens: their texts are") && error.contains("at most 1048576"),
+        "{error}"
+    );
     let twice = |key: &str| good.to_string().replacen(&format!("{key}:"), &format!("{key}:0,{key}:"), 1);
     let mut longer = good.clone();
     longer["normalizer"] = replacements("a", 8, 2);

@@ -225,7 +225,8 @@ impl Tokenizer {
             trusting,
             literal: OnceLock::new(),
             following: OnceLock::new(),
-            finder: longest_first(special.iter().map(|special| &special.text))?,
+            finder: longest_first(special.iter().map(|special| &special.text))
+                .map_err(|e| bad(e.to_string()))?,
             special,
             eos,
             decoder,
