@@ -33,9 +33,9 @@ impl Tokenizer {
     /// `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there. None for a directory without any.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB, whatever [`Self::from_bytes`] refuses, and another file
-    /// than `tokenizer.json` that asks for what would not become exactly the same tokenizer; [`Error::Config`] for a
-    /// setting of such a tokenizer.
+    /// [`Error::Io`](crate::Error::Io), or [`Error::Format`](crate::Error::Format) for a file over 64 MiB, whatever
+    /// [`Self::from_bytes`] refuses, and another file than `tokenizer.json` that asks for what would not become exactly the
+    /// same tokenizer; [`Error::Config`](crate::Error::Config) for a setting of such a tokenizer.
     pub fn open(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
         if path.symlink_metadata().is_err() {
