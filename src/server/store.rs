@@ -101,5 +101,9 @@ mod tests {
         assert!(store.answer("half").is_none() && store.answer("more").is_some());
         store.keep("too much".into(), large(MOST.1), Vec::new());
         assert!(store.answer("too much").is_none() && store.answer("more").is_some());
+        // A number is two bytes of JSON, and far more of memory.
+        let numbers = vec![json!({ "id": "msg_0", "n": vec![0; MOST.1 / 32] })];
+        store.keep("numbers".into(), Vec::new(), numbers);
+        assert!(store.answer("numbers").is_none() && store.answer("more").is_some());
     }
 }
