@@ -80,20 +80,17 @@ pub(crate) fn chat_tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Fai
             if choice.peek("type").is_some_and(|kind| kind == "allowed_tools") {
                 let inner = choice.object("allowed_tools")?;
                 let inner = choice.required("allowed_tools", inner)?;
-                let choice =
-                    allowed(inner, chat, |tool| Some(tool["function"]["name"].as_str()?.to_owned()))?;
-                chat.tool_choice = choice;
-                chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
-                return Ok(());
+                allowed(inner, chat, |tool| Some(tool["function"]["name"].as_str()?.to_owned()))?
+            } else {
+                choice.only("type", &["function".into()])?;
+                let function = choice.object("function")?;
+                let mut function = choice.required("function", function)?;
+                let name = function.string("name")?;
+                let name = function.required("name", name)?;
+                function.finish()?;
+                choice.finish()?;
+                ToolChoice::Named(name)
             }
-            choice.only("type", &["function".into()])?;
-            let function = choice.object("function")?;
-            let mut function = choice.required("function", function)?;
-            let name = function.string("name")?;
-            let name = function.required("name", name)?;
-            function.finish()?;
-            choice.finish()?;
-            ToolChoice::Named(name)
         }
     };
     chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);

@@ -21,7 +21,7 @@ const THOUGHT: &str = "Zqx thinks.";
 const RESULT: &str = "Zqx result.";
 const FURTHER: &str = "Zqx goes on.";
 
-/// The longest answer of calls that is read, in bytes: what is made here takes some hundreds.
+/// The longest answer that is read, in bytes: what is made here takes some hundreds.
 const MAX_ANSWER: usize = 4096;
 /// When no further rendering is begun: one takes about a millisecond, and is bounded by itself. This is for a template that
 /// makes each as slow as it may be.
@@ -154,6 +154,9 @@ impl Probe<'_> {
                 let text = self.render(&[Message::new("user", USER), answer])?;
                 let before = between(&text, USER, Some(THOUGHT))?;
                 let behind = between(&text, THOUGHT, Some(TEXT))?;
+                if before.len().max(behind.len()) > MAX_ANSWER {
+                    return None;
+                }
                 ReasoningFormat::between(before, behind, header)
             },
         )

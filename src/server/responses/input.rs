@@ -112,19 +112,18 @@ impl Toolbox {
             Some(object) => {
                 let mut choice = fields.at("tool_choice", object)?;
                 if choice.peek("type").is_some_and(|kind| kind == "allowed_tools") {
-                    chat.tool_choice = allowed(choice, chat, |tool| {
+                    allowed(choice, chat, |tool| {
                         let namespace = tool["namespace"].as_str();
                         Some(self.shown(namespace, tool["name"].as_str()?.to_owned()))
-                    })?;
-                    chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
-                    return Ok(());
+                    })?
+                } else {
+                    choice.only("type", &["function".into(), "custom".into()])?;
+                    let name = choice.string("name")?;
+                    let name = choice.required("name", name)?;
+                    let namespace = choice.string("namespace")?;
+                    choice.finish()?;
+                    ToolChoice::Named(self.shown(namespace.as_deref(), name))
                 }
-                choice.only("type", &["function".into(), "custom".into()])?;
-                let name = choice.string("name")?;
-                let name = choice.required("name", name)?;
-                let namespace = choice.string("namespace")?;
-                choice.finish()?;
-                ToolChoice::Named(self.shown(namespace.as_deref(), name))
             }
         };
         chat.single_call = fields.flag("parallel_tool_calls")? == Some(false);
