@@ -16,7 +16,7 @@ use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
 use crate::error::{Error, Result, panic_text};
-use crate::forward::{self, Loaded};
+use crate::forward::{Architecture, Loaded, generation_from_gguf};
 use crate::quant::{Matrix, MatrixRef};
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
@@ -73,8 +73,8 @@ pub enum TemplateChoice {
 pub struct ModelFiles {
     /// The directory, the (first) GGUF file, or the name of the built-in model.
     pub path: PathBuf,
-    /// `config.json`, or what the metadata says in its place.
-    pub config: Config,
+    /// What `config.json`, or the metadata in its place, describes.
+    pub architecture: Architecture,
     /// `generation_config.json`, or what the metadata says in its place.
     pub generation: GenerationConfig,
     /// The weights' names, types and shapes.
@@ -105,21 +105,21 @@ impl ModelFiles {
         if path.join("config.json").symlink_metadata().is_err() {
             return Err(Error::format(path, format!("holds no model: {}", what_it_holds(path))));
         }
-        let config = Config::load(&path.join("config.json"))?;
+        let mut architecture = Architecture::read(&path.join("config.json"))?;
         let generation = GenerationConfig::load(&path.join("generation_config.json"))?;
-        let checkpoint = Checkpoint::open(path)?;
-        config.check_weights(&checkpoint)?;
-        Ok(Self { path: path.to_owned(), config, generation, checkpoint })
+        let mut checkpoint = Checkpoint::open(path)?;
+        architecture.adopt(&mut checkpoint)?;
+        Ok(Self { path: path.to_owned(), architecture, generation, checkpoint })
     }
 
     /// A model in a GGUF file, or in several of which `path` is the first.
     fn open_gguf(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open(path)?;
         let Some(metadata) = checkpoint.gguf() else { return Err(Error::format(path, "not a GGUF file")) };
-        let config = Config::from_gguf(&checkpoint)?;
-        let generation = GenerationConfig::from_gguf(metadata)?;
-        config.check_weights(&checkpoint)?;
-        Ok(Self { path: path.to_owned(), config, generation, checkpoint })
+        let generation = generation_from_gguf(metadata)?;
+        let mut architecture = Architecture::from_gguf(&checkpoint)?;
+        architecture.adopt(&mut checkpoint)?;
+        Ok(Self { path: path.to_owned(), architecture, generation, checkpoint })
     }
 
     /// The built-in model, which is part of the binary.
@@ -128,11 +128,16 @@ impl ModelFiles {
     /// None in a build that passed its tests.
     pub fn builtin() -> Result<Self> {
         let path = PathBuf::from(builtin::NAME);
-        let config = Config::parse(&path.join("config.json"), builtin::CONFIG)?;
+        let mut architecture = Architecture::parse(&path.join("config.json"), builtin::CONFIG)?;
         let generation = GenerationConfig::parse(&path.join("generation_config.json"), builtin::GENERATION)?;
-        let checkpoint = Checkpoint::from_static(builtin::NAME, builtin::WEIGHTS)?;
-        config.check_weights(&checkpoint)?;
-        Ok(Self { path, config, generation, checkpoint })
+        let mut checkpoint = Checkpoint::from_static(builtin::NAME, builtin::WEIGHTS)?;
+        architecture.adopt(&mut checkpoint)?;
+        Ok(Self { path, architecture, generation, checkpoint })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        self.architecture.config()
     }
 
     /// Whether this is the built-in model.
@@ -155,7 +160,7 @@ impl ModelFiles {
 
     /// The tensors as the model sees them, a quantized matrix as one, in the order of their names.
     pub fn tensors(&self) -> Vec<Stored> {
-        quantized::stored(&self.checkpoint, self.config.quantization.as_ref())
+        quantized::stored(&self.checkpoint, self.config().quantization.as_ref())
     }
 
     /// The type of the largest part of the weights, which activations on MLX and the KV cache take: of MLX's affine codes,
@@ -178,7 +183,7 @@ impl ModelFiles {
     /// # Errors
     /// A file that is malformed or hostile.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let rows = self.config.vocab_size;
+        let rows = self.config().vocab_size;
         if let Some(metadata) = self.checkpoint.gguf() {
             return metadata.tokenizer(rows);
         }
@@ -256,7 +261,7 @@ impl ModelFiles {
 
     /// Bytes that K and V of one token take in all layers.
     pub fn kv_token_bytes(&self, kind: KvType) -> u64 {
-        (self.kv_shape(kind).token_bytes() * self.config.num_hidden_layers) as u64
+        (self.kv_shape(kind).token_bytes() * self.config().num_hidden_layers) as u64
     }
 }
 
@@ -330,7 +335,7 @@ impl Model {
     ///
     /// ```
     /// let model = backstop::Model::builtin()?;
-    /// assert_eq!(model.info().config.family.model_type(), "llama");
+    /// assert_eq!(model.info().config.model_type, "llama");
     /// # Ok::<(), backstop::Error>(())
     /// ```
     pub fn builtin() -> Result<Self> {
@@ -344,7 +349,7 @@ impl Model {
     pub fn load_with(files: ModelFiles, options: LoadOptions) -> Result<Self> {
         let dtype = files.dtype();
         let kv_type = options.kv_type.unwrap_or(dtype.into());
-        let trained = files.config.max_context();
+        let trained = files.config().max_context();
         if let Some(context) = options.context.filter(|context| !(1..=trained).contains(context)) {
             return Err(Error::Option {
                 option: "ctx",
@@ -372,7 +377,7 @@ impl Model {
             let most = sequence.saturating_mul(2 * max_sequences.max(1) as u64);
             select::kv_memory(&need, memory, most)
         });
-        let config = Arc::new(files.config.clone());
+        let config = Arc::new(files.config().clone());
         let info = ModelInfo {
             name: files.name(),
             config: Arc::clone(&config),
@@ -422,7 +427,7 @@ impl Model {
         });
         let texts = texts.map_err(|e| Error::Engine(format!("a thread cannot be started: {e}")))?;
         let engine = Engine::start(engine_options, move || {
-            let Loaded { forward, linears } = forward::load(&config, &files.checkpoint)?;
+            let Loaded { forward, linears } = files.architecture.load(&files.checkpoint)?;
             files.checkpoint.advise_willneed();
             let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
             let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);

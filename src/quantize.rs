@@ -16,11 +16,10 @@ use serde_json::json;
 pub use gguf::to_gguf;
 pub use types::GgufType;
 
-use crate::config::{MlxFormat, MlxMode};
 use crate::error::{Error, Result};
 use crate::json;
 use crate::model::ModelFiles;
-use crate::quant::{Format, write_floats};
+use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
 use crate::tensor::DType;
 use crate::weights::Home;
 use crate::weights::output::{Output, write_through};
@@ -73,9 +72,9 @@ pub fn to_mlx(
         return Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors"));
     }
     check_source(files)?;
-    let decoded = files.config.dtype.unwrap_or(DType::F16);
+    let decoded = files.config().dtype.unwrap_or(DType::F16);
     let parts: Vec<Part<'_>> = (Source::all(files)?.into_iter())
-        .filter(|source| !is_dropped(&source.name, files.config.tie_word_embeddings))
+        .filter(|source| !is_dropped(&source.name, files.config().tie_word_embeddings))
         .map(|source| Part::of(source, mlx, decoded))
         .collect();
     let mut report =
@@ -259,7 +258,7 @@ fn check_source(files: &ModelFiles) -> Result<()> {
     }
     let blocks = |of: Format| matches!(of, Format::Ggml(_));
     let in_blocks = files.checkpoint.tensors().any(|info| info.format().is_some_and(blocks));
-    if files.config.quantization.is_some() || in_blocks {
+    if files.config().quantization.is_some() || in_blocks {
         tracing::warn!(
             "{} is quantized already: its values are decoded and rounded anew, which is less accurate than quantizing the original",
             files.name()

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use backstop::Error;
-use backstop::config::Config;
+use backstop::forward::Architecture;
 use backstop::weights::Checkpoint;
 
 /// The process's peak resident memory in bytes.
@@ -62,7 +62,7 @@ fn a_hostile_header_costs_at_most_a_second_and_64_mib() {
         let bytes = flood.len() as u64;
         drop(flood);
         costs_little(&format!("GGUF flood {i}"), bytes, || {
-            Checkpoint::open(&path).and_then(|checkpoint| Config::from_gguf(&checkpoint)).unwrap_err()
+            Checkpoint::open(&path).and_then(|checkpoint| Architecture::from_gguf(&checkpoint)).unwrap_err()
         });
     }
 }

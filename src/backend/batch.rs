@@ -147,6 +147,8 @@ pub struct RopeStep {
     pub sin: Vec<f32>,
     /// The runs, each with the frequencies that its sequence was started with.
     pub runs: Vec<(Run, Arc<Frequencies>)>,
+    /// Whether rows are scaled, each by a factor of its own: the tables then are not what the frequencies alone give.
+    pub scaled: bool,
 }
 
 impl RopeStep {
@@ -160,7 +162,18 @@ impl RopeStep {
             cos.extend(run_cos);
             sin.extend(run_sin);
         }
-        Self { id: fresh_id(), dims: rope.dims, cos, sin, runs }
+        Self { id: fresh_id(), dims: rope.dims, cos, sin, runs, scaled: false }
+    }
+
+    /// With each row multiplied by a factor of its own: of whole rotated heads, the rotation and then the product.
+    pub fn scaled(mut self, factors: impl Iterator<Item = f32>) -> Self {
+        let half = (self.dims / 2).max(1);
+        let rows = self.cos.chunks_exact_mut(half).zip(self.sin.chunks_exact_mut(half));
+        for ((cos, sin), factor) in rows.zip(factors) {
+            cos.iter_mut().chain(sin).for_each(|x| *x *= factor);
+        }
+        self.scaled = true;
+        self
     }
 }
 

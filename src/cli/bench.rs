@@ -30,7 +30,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage("--prompt and --generate are 0: there is nothing to measure".to_owned()).into());
     }
     let files = super::open(args.model.model.as_deref())?;
-    let context = context(args, files.config.max_context())?;
+    let context = context(args, files.config().max_context())?;
     let kv_type = args.model.kv_type.unwrap_or(files.dtype().into());
     let work = Work::of(&files, args.model.activations, kv_type);
     drop(files);
@@ -82,7 +82,7 @@ struct Work {
 
 impl Work {
     fn of(files: &ModelFiles, activations: Activations, kv_type: KvType) -> Self {
-        let config = &files.config;
+        let config = files.config();
         let (tied, mut weight_bytes) = (config.tie_word_embeddings, 0);
         let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
         for tensor in files.tensors() {

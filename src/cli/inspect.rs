@@ -64,7 +64,7 @@ struct Share {
 
 impl Facts {
     fn of(files: ModelFiles, asked: Option<usize>, kv_type: Option<KvType>) -> anyhow::Result<Self> {
-        let most = files.config.max_context();
+        let most = files.config().max_context();
         if let Some(asked) = asked.filter(|&asked| asked > most) {
             return Err(Usage(format!(
                 "--ctx is {asked}, expected at most {most}, what the model was trained for"
@@ -138,16 +138,16 @@ impl Facts {
     }
 
     fn table(&self) -> String {
-        let (files, config, kv_type) = (&self.files, &self.files.config, self.kv_type);
+        let (files, config, kv_type) = (&self.files, self.files.config(), self.kv_type);
         let mut table = String::new();
         let mut row = |name: &str, what: String| {
             let _ = writeln!(table, "{name:<13} {what}");
         };
         row("model", files.name());
         row("architecture", {
-            let Config { family, num_hidden_layers, hidden_size, intermediate_size, .. } = config;
+            let Config { model_type, num_hidden_layers, hidden_size, intermediate_size, .. } = config;
             format!(
-                "{family}: {num_hidden_layers} layers, hidden {hidden_size}, feed-forward {intermediate_size}"
+                "{model_type}: {num_hidden_layers} layers, hidden {hidden_size}, feed-forward {intermediate_size}"
             )
         });
         row("attention", attention(config));
@@ -210,7 +210,7 @@ impl Facts {
     }
 
     fn json(&self) -> Value {
-        let (files, config) = (&self.files, &self.files.config);
+        let (files, config) = (&self.files, self.files.config());
         let (shares, kv_type) = (self.shares(), self.kv_type);
         let types: Vec<Value> = (shares.iter())
             .map(|(name, share)| json!({ "type": name, "tensors": share.tensors, "bytes": share.bytes }))
@@ -239,7 +239,7 @@ impl Facts {
             "path": files.path.display().to_string(),
             "builtin": files.is_builtin(),
             "architecture": {
-                "model_type": config.family.model_type(),
+                "model_type": config.model_type,
                 "layers": config.num_hidden_layers,
                 "hidden_size": config.hidden_size,
                 "intermediate_size": config.intermediate_size,

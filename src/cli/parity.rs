@@ -33,7 +33,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage(what).into());
     }
     let text = text(args)?;
-    let context = args.tokens.min(super::open(args.model.model.as_deref())?.config.max_context());
+    let context = args.tokens.min(super::open(args.model.model.as_deref())?.config().max_context());
     let session =
         SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads, chat_template: None };
     // What is said of MLX is said of what is compared.
@@ -163,7 +163,7 @@ impl Report<'_> {
         let mut text = format!(
             "model      {}: {}, {}\nreference  {}\ncompared   {}\ntext       {tokens}\n\n",
             info.name,
-            info.config.family,
+            info.config.model_type,
             info.dtype,
             self.devices[0].shown(),
             self.devices[1].shown(),
@@ -203,7 +203,7 @@ impl Report<'_> {
         let (parity, info) = (&self.parity, self.model.info());
         let state = |of: &StateError| json!({ "name": of.name, "largest": of.largest, "position": of.position, "relative": of.relative });
         json!({
-            "model": { "name": info.name, "model_type": info.config.family.model_type(), "dtype": info.dtype.name() },
+            "model": { "name": info.name, "model_type": info.config.model_type, "dtype": info.dtype.name() },
             "reference": self.devices[0].json(),
             "compared": self.devices[1].json(),
             "tokens": self.tokens.0,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use backstop::ModelFiles;
 use backstop::backend::select::Bytes;
-use backstop::config::{MlxFormat, MlxMode};
+use backstop::quant::{MlxFormat, MlxMode};
 use backstop::quantize::{GgufType, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;

@@ -37,7 +37,7 @@ impl Summary<'_> {
                 format!(
                     "{}: {}, {}, {}, loaded in {}",
                     info.name,
-                    info.config.family,
+                    info.config.model_type,
                     info.dtype,
                     Bytes(info.weight_bytes),
                     seconds(self.loading)
@@ -98,7 +98,7 @@ impl Summary<'_> {
             "rates": { "prompt": stats.prompt_rate(), "generation": stats.generation_rate() },
             "model": {
                 "name": info.name,
-                "model_type": info.config.family.model_type(),
+                "model_type": info.config.model_type,
                 "dtype": info.dtype.name(),
                 "weight_bytes": info.weight_bytes,
                 "context": info.context,

@@ -87,6 +87,14 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.missing(name, format!("an integer from {least} to {most}")))
     }
 
+    /// An integer from 1 on that must be there, unless there is a `default`.
+    pub fn size_or(&self, name: &str, default: Option<usize>, most: usize) -> Result<usize> {
+        match (self.size(name, 1, most)?, default) {
+            (Some(size), _) | (None, Some(size)) => Ok(size),
+            (None, None) => self.required(name, 1, most),
+        }
+    }
+
     /// A number within bounds, both inclusive, integers included.
     pub fn number(&self, name: &str, least: f64, most: f64) -> Result<Option<f64>> {
         let Some(value) = self.get(name) else { return Ok(None) };

@@ -53,7 +53,7 @@ impl GenerationConfig {
         Self::resolve(&Fields::new(path, &object))
     }
 
-    pub(super) fn resolve(fields: &Fields<'_>) -> Result<Self> {
+    pub(crate) fn resolve(fields: &Fields<'_>) -> Result<Self> {
         let number = |name, least, most| Ok(fields.number(name, least, most)?.map(|x| x as f32));
         Ok(Self {
             eos_token_ids: fields.tokens("eos_token_id")?.unwrap_or_default(),

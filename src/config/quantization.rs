@@ -5,74 +5,7 @@ use std::collections::BTreeMap;
 use super::fields::Fields;
 use crate::error::Result;
 use crate::json::{Value, quote};
-
-/// The quantization that a `config.json` declares.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Quantization {
-    /// MLX's formats: `<module>.weight` holds packed codes where `<module>.scales` is there.
-    Mlx(MlxQuantization),
-    /// GPTQ: `qweight`, `qzeros`, `scales` and `g_idx`, packed along the input.
-    Gptq {
-        /// Whether zero points are stored as they are (`gptq_v2`), not less one.
-        v2: bool,
-    },
-    /// AWQ's GEMM layout: `qweight`, `qzeros` and `scales`, packed along the output.
-    Awq,
-}
-
-/// MLX's quantization: one for the model, and others for modules by their full path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MlxQuantization {
-    /// For modules that are not named.
-    pub default: MlxFormat,
-    /// Modules of another format; `None` for those that are not quantized.
-    pub modules: BTreeMap<String, Option<MlxFormat>>,
-}
-
-/// How MLX quantizes a matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MlxFormat {
-    /// What the codes stand for.
-    pub mode: MlxMode,
-    /// Bits of a code.
-    pub bits: u8,
-    /// Elements that share a scale.
-    pub group: u16,
-}
-
-/// What codes stand for, by MLX's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum MlxMode {
-    Affine,
-    Mxfp4,
-    Mxfp8,
-    Nvfp4,
-}
-
-impl MlxMode {
-    const ALL: [Self; 4] = [Self::Affine, Self::Mxfp4, Self::Mxfp8, Self::Nvfp4];
-
-    /// As MLX writes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Affine => "affine",
-            Self::Mxfp4 => "mxfp4",
-            Self::Mxfp8 => "mxfp8",
-            Self::Nvfp4 => "nvfp4",
-        }
-    }
-
-    /// Groups and bits that there are, MLX's defaults first.
-    pub(crate) const fn accepted(self) -> (&'static [u16], &'static [u8]) {
-        match self {
-            Self::Affine => (&[64, 32, 128], &[4, 2, 3, 5, 6, 8]),
-            Self::Mxfp4 => (&[32], &[4]),
-            Self::Mxfp8 => (&[32], &[8]),
-            Self::Nvfp4 => (&[16], &[4]),
-        }
-    }
-}
+use crate::quant::{MlxFormat, MlxMode, MlxQuantization, Quantization};
 
 /// Members of the object that are no paths of modules.
 const SETTINGS: [&str; 4] = ["group_size", "bits", "mode", "quant_method"];

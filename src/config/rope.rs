@@ -1,10 +1,9 @@
 //! The rotary embedding of a configuration: `rope_theta` and `rope_scaling` of transformers 4, or `rope_parameters` of
 //! transformers 5, resolved as `RotaryEmbeddingConfigMixin` does.
 
-use super::Family;
 use super::fields::Fields;
 use crate::error::Result;
-use crate::json::quote;
+use crate::json::{Value, quote};
 
 /// Rotary position embeddings of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,47 +83,136 @@ const FACTOR: (f64, f64) = (1e-6, 1e6);
 const THETA: (f64, f64) = (1e-6, 1e12);
 const CONTEXT: usize = 1 << 27;
 
-pub(super) fn resolve(fields: &Fields<'_>, family: Family, head_dim: usize, context: usize) -> Result<Rope> {
-    let params = match fields.object("rope_scaling")? {
-        Some(params) => Some(params),
-        None => fields.object("rope_parameters")?,
+/// What a family's configuration class in transformers does with the fields of rotary embeddings.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeRules {
+    /// The part of a head that rotates where `partial_rotary_factor` is absent; none where the family does not read that field
+    /// and rotates whole heads.
+    pub partial: Option<f64>,
+    /// Another name of `partial_rotary_factor`, outside of the parameters.
+    pub partial_name: &'static str,
+    /// The base where it is absent.
+    pub theta: f64,
+    /// Another name of `rope_theta`, outside of the parameters.
+    pub theta_name: &'static str,
+    /// Whether parameters may be given by type of layer, which the family reads by [`of_layer_type`].
+    pub by_layer_type: bool,
+    /// Whether positions may have sections, for pictures: of text, they are all the same.
+    pub sections: bool,
+    /// Phi 3's: longrope is the one way to stretch, under three names, and the original context is 4096 where none is named.
+    pub longrope_only: bool,
+}
+
+impl RopeRules {
+    /// Whole heads, by the common names.
+    pub const WHOLE: Self = Self {
+        partial: None,
+        partial_name: "partial_rotary_factor",
+        theta: 10_000.0,
+        theta_name: "rope_theta",
+        by_layer_type: false,
+        sections: false,
+        longrope_only: false,
     };
+
+    /// A part of each head.
+    pub const fn partial(part: f64) -> Self {
+        Self { partial: Some(part), ..Self::WHOLE }
+    }
+
+    /// Whole heads with another base.
+    pub const fn theta(theta: f64) -> Self {
+        Self { theta, ..Self::WHOLE }
+    }
+}
+
+/// Kinds of layers that transformers 5 may name parameters for.
+const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
+/// The rotary embedding of all layers.
+pub(super) fn resolve(
+    fields: &Fields<'_>,
+    rules: RopeRules,
+    head_dim: usize,
+    context: usize,
+) -> Result<Rope> {
+    let params = parameters(fields)?;
     if let Some(params) = &params {
-        for layer_type in ["full_attention", "sliding_attention"] {
-            if let Some(value) = params.get(layer_type) {
+        for layer_type in LAYER_TYPES {
+            if let Some(value) = params.get(layer_type).filter(|_| !rules.by_layer_type) {
                 return Err(params.error(layer_type, value, "one set of parameters for all layers"));
             }
         }
     }
-    let theta = match params.as_ref().map(|p| p.number("rope_theta", THETA.0, THETA.1)).transpose()?.flatten()
-    {
+    resolve_with(fields, params.as_ref(), rules, head_dim, context)
+}
+
+/// The object that describes rotary embeddings, where there is one.
+pub(crate) fn parameters<'a>(fields: &Fields<'a>) -> Result<Option<Fields<'a>>> {
+    match fields.object("rope_scaling")? {
+        Some(params) => Ok(Some(params)),
+        None => fields.object("rope_parameters"),
+    }
+}
+
+/// The rotary embedding that `rope_parameters.<layer_type>` describes; none where parameters are not given by type of layer.
+pub(crate) fn of_layer_type(
+    fields: &Fields<'_>,
+    layer_type: &str,
+    rules: RopeRules,
+    head_dim: usize,
+    context: usize,
+) -> Result<Option<Rope>> {
+    let Some(params) = parameters(fields)? else { return Ok(None) };
+    match params.get(layer_type) {
+        Some(Value::Object(members)) => {
+            let own = params.within(members);
+            resolve_with(fields, Some(&own), rules, head_dim, context).map(Some)
+        }
+        Some(other) => Err(params.error(layer_type, other, "an object")),
+        None => Ok(None),
+    }
+}
+
+fn resolve_with(
+    fields: &Fields<'_>,
+    params: Option<&Fields<'_>>,
+    rules: RopeRules,
+    head_dim: usize,
+    context: usize,
+) -> Result<Rope> {
+    let theta = match params.map(|p| p.number("rope_theta", THETA.0, THETA.1)).transpose()?.flatten() {
         Some(theta) => theta,
-        None => fields.number("rope_theta", THETA.0, THETA.1)?.unwrap_or(10_000.0),
+        None => fields.number(rules.theta_name, THETA.0, THETA.1)?.unwrap_or(rules.theta),
     };
-    let kind = kind(params.as_ref(), family)?;
-    let dims = dims(fields, params.as_ref(), family, head_dim, kind)?;
-    let scaling = match &params {
+    let kind = kind(params, rules)?;
+    let dims = dims(fields, params, rules, head_dim, kind)?;
+    let scaling = match params {
         None => RopeScaling::None,
         Some(params) => {
-            scaling(fields, params, family, kind, Rope { theta, dims, scaling: RopeScaling::None }, context)?
+            scaling(fields, params, rules, kind, Rope { theta, dims, scaling: RopeScaling::None }, context)?
         }
     };
     Ok(Rope { theta, dims, scaling })
 }
 
 /// `rope_type`, or `type` as it was first called, in its present name.
-fn kind(params: Option<&Fields<'_>>, family: Family) -> Result<&'static str> {
+fn kind(params: Option<&Fields<'_>>, rules: RopeRules) -> Result<&'static str> {
     let Some(params) = params else { return Ok("default") };
     let (name, kind) = match params.string("rope_type")? {
         Some(kind) => ("rope_type", kind),
         None => ("type", params.string("type")?.unwrap_or("default")),
     };
-    if family == Family::Phi3 {
+    if rules.longrope_only {
         return match kind {
             "default" => Ok("default"),
             "longrope" | "su" | "yarn" => Ok("longrope"),
             _ => Err(params.error(name, quote(kind), "default or longrope (of phi3)")),
         };
+    }
+    // The text of a picture's model has one position in place of three.
+    if kind == "mrope" && rules.sections {
+        return Ok("default");
     }
     const KINDS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"];
     KINDS
@@ -133,27 +221,26 @@ fn kind(params: Option<&Fields<'_>>, family: Family) -> Result<&'static str> {
         .ok_or_else(|| params.error(name, quote(kind), format!("one of {}", KINDS.join(", "))))
 }
 
-/// The rotated elements of a head. Only the phi families rotate a part of it.
+/// The rotated elements of a head.
 fn dims(
     fields: &Fields<'_>,
     params: Option<&Fields<'_>>,
-    family: Family,
+    rules: RopeRules,
     head_dim: usize,
     kind: &str,
 ) -> Result<usize> {
     const NAME: &str = "partial_rotary_factor";
     let partial = match params.map(|p| p.number(NAME, 1e-6, 1.0)).transpose()?.flatten() {
         Some(part) => Some(part),
-        None => fields.number(NAME, 1e-6, 1.0)?,
+        None => fields.number(rules.partial_name, 1e-6, 1.0)?,
     };
-    let part = match family {
-        Family::Phi => partial.unwrap_or(0.5),
-        Family::Phi3 => partial.unwrap_or(1.0),
+    let part = match rules.partial {
+        Some(default) => partial.unwrap_or(default),
         // transformers' default rotary embedding of these families does not read the field.
         _ if kind == "default" => 1.0,
         _ => match partial {
             Some(part) if part != 1.0 => {
-                return Err(fields.error(NAME, part, format!("1.0: {family} rotates whole heads")));
+                return Err(fields.error(NAME, part, "1.0: this family rotates whole heads"));
             }
             _ => 1.0,
         },
@@ -169,7 +256,7 @@ fn dims(
 fn scaling(
     fields: &Fields<'_>,
     params: &Fields<'_>,
-    family: Family,
+    rules: RopeRules,
     kind: &str,
     rope: Rope,
     context: usize,
@@ -208,14 +295,14 @@ fn scaling(
                 let expected = format!("a number above low_freq_factor, {low_freq_factor:?}");
                 return Err(params.error("high_freq_factor", high_freq_factor, expected));
             }
-            let original = original(fields, params, family, context)?;
+            let original = original(fields, params, rules, context)?;
             RopeScaling::Llama3 { factor: required("factor")?, low_freq_factor, high_freq_factor, original }
         }
         "yarn" => {
             if theta <= 1.0 {
                 return Err(fields.error("rope_theta", theta, "a number above 1.0 (of rope_type yarn)"));
             }
-            let original = original(fields, params, family, context)?;
+            let original = original(fields, params, rules, context)?;
             let factor = factor()?.unwrap_or(context as f64 / original as f64);
             let beta = |name, default| -> Result<f64> {
                 Ok(params.number(name, 0.0, FACTOR.1)?.filter(|beta| *beta != 0.0).unwrap_or(default))
@@ -230,7 +317,7 @@ fn scaling(
             }
         }
         "longrope" => {
-            let original = original(fields, params, family, context)?;
+            let original = original(fields, params, rules, context)?;
             let factor = factor()?.unwrap_or(context as f64 / original as f64);
             let attention_factor = match params.number("attention_factor", FACTOR.0, FACTOR.1)? {
                 Some(given) => given,
@@ -257,10 +344,10 @@ fn scaling(
 }
 
 /// The context before it was extended. The outer field has precedence, and phi3's is always there.
-fn original(fields: &Fields<'_>, params: &Fields<'_>, family: Family, context: usize) -> Result<usize> {
+fn original(fields: &Fields<'_>, params: &Fields<'_>, rules: RopeRules, context: usize) -> Result<usize> {
     const NAME: &str = "original_max_position_embeddings";
     let inner = params.size(NAME, 2, CONTEXT)?;
-    let outer = fields.size(NAME, 2, CONTEXT)?.or((family == Family::Phi3).then_some(4096));
+    let outer = fields.size(NAME, 2, CONTEXT)?.or(rules.longrope_only.then_some(4096));
     Ok(outer.or(inner).unwrap_or(context).max(2))
 }
 

@@ -43,7 +43,7 @@ pub(super) struct Memory {
     budget: Budget,
     /// What sequences have a right to beside pages of the tree.
     reserved: u64,
-    tree: PrefixTree<Arc<Frequencies>, KvPage>,
+    tree: PrefixTree<Arc<[Arc<Frequencies>]>, KvPage>,
     counts: Counts,
 }
 

@@ -65,7 +65,7 @@ impl Runtime {
     pub fn sequence(&self, prompt_len: usize) -> SequenceState {
         SequenceState {
             kv: SequenceKv::new(&self.kv_shapes),
-            frequencies: Arc::new(self.config.rope.frequencies(prompt_len)),
+            frequencies: self.config.ropes().map(|rope| Arc::new(rope.frequencies(prompt_len))).collect(),
             history: Vec::new(),
         }
     }
@@ -144,7 +144,7 @@ impl Runtime {
         sequences: &'a mut [SequenceState],
         tap: Option<Tap<'a>>,
     ) -> Result<Launched> {
-        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config.rope)?;
+        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?;
         if let Some(tap) = tap {
             step = step.with_tap(tap);
         }
@@ -162,7 +162,7 @@ impl Runtime {
     /// # Errors
     /// Those of the ops, and a failed evaluation.
     pub fn hidden(&self, batch: &Batch, sequences: &mut [SequenceState]) -> Result<HostTensor> {
-        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config.rope)?;
+        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?;
         let hidden = self.forward.hidden(&mut step).and_then(|hidden| self.dispatch.to_host(&hidden));
         let hidden = hidden.inspect_err(|error| self.dispatch.evaluation_failed(error))?;
         self.dispatch.evaluation_succeeded();

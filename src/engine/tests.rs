@@ -42,7 +42,7 @@ fn runtime(model: &str, kind: LlmBackendKind) -> Runtime {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
     let files = ModelFiles::open(&path).unwrap();
     let dtype = files.dtype();
-    let forward = crate::forward::load(&files.config, &files.checkpoint).unwrap().forward;
+    let forward = files.architecture.load(&files.checkpoint).unwrap().forward;
     let cpu = CpuBackend::new(Some(1), None);
     let dispatch = match kind {
         LlmBackendKind::Cpu => LlmBackendDispatch::cpu(cpu, Routing::default()),
@@ -51,7 +51,7 @@ fn runtime(model: &str, kind: LlmBackendKind) -> Runtime {
         #[cfg(not(has_mlx))]
         LlmBackendKind::Mlx => unreachable!("this build has none"),
     };
-    Runtime::new(Arc::new(files.config), forward, dispatch, dtype.into())
+    Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into())
 }
 
 /// A worker whose turns are taken by hand.

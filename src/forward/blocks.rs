@@ -1,10 +1,11 @@
 //! The blocks that families are built of. Each loads itself from the checkpoint and says which ops it is.
 
-use super::Loader;
+use super::dense::NormKind;
+use super::loader::Loader;
 use super::step::Step;
 use crate::backend::kv::KvRows;
 use crate::backend::ops::{Op, Projection};
-use crate::config::Activation;
+use crate::config::{Activation, Config, Rotation};
 use crate::error::Result;
 use crate::quant::Matrix;
 use crate::tensor::{Tensor, Weight};
@@ -17,14 +18,13 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `<name>.weight` `[rows, columns]` and, if present, `<name>.bias` `[rows]`.
-    pub fn load(loader: &Loader<'_>, name: &str, rows: usize, columns: usize) -> Result<Self> {
-        let weight = loader.matrix(name, [rows, columns])?;
-        Ok(Self::of(loader, weight, loader.optional(&format!("{name}.bias"), &[rows])?))
+    /// `<name>.weight` and, where the checkpoint has one, `<name>.bias`, of the shape that the list of weights says.
+    pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        Ok(Self::of(loader, loader.matrix(name)?, loader.bias(name)?))
     }
 
     fn of(loader: &Loader<'_>, weight: Matrix, bias: Option<Weight>) -> Self {
-        loader.linears.borrow_mut().push(weight.clone());
+        loader.multiplies(&weight);
         Self { weight, bias }
     }
 
@@ -33,11 +33,8 @@ impl Linear {
         loader: &Loader<'_>,
         name: &str,
         parts: [(&str, usize); N],
-        columns: usize,
     ) -> Result<[Self; N]> {
-        let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let whole = loader.matrix(name, [rows, columns])?;
-        let bias = loader.optional(&format!("{name}.bias"), &[rows])?;
+        let (whole, bias) = (loader.matrix(name)?, loader.bias(name)?);
         let mut row = 0;
         Ok(parts.map(|(part, rows)| {
             let range = row..row + rows;
@@ -66,15 +63,9 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// `<name>.weight` `[dim]`.
-    pub fn load(loader: &Loader<'_>, name: &str, dim: usize) -> Result<Self> {
-        Self::with_offset(loader, name, dim, 0.0)
-    }
-
-    /// A norm whose checkpoint holds `weight − offset` (Gemma's 1).
-    pub fn with_offset(loader: &Loader<'_>, name: &str, dim: usize, offset: f32) -> Result<Self> {
-        let weight = loader.get(&format!("{name}.weight"), &[dim])?;
-        Ok(Self { weight, eps: loader.config.norm_eps, offset })
+    /// `<name>.weight`, which is less by `offset` than what is multiplied by (Gemma's 1).
+    pub fn load(loader: &Loader<'_>, name: &str, offset: f32) -> Result<Self> {
+        Ok(Self { weight: loader.vector(name)?, eps: loader.config.norm_eps, offset })
     }
 
     /// `[T, D]` → `[T, D]`.
@@ -97,13 +88,14 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// `<name>.weight` and `<name>.bias`, `[dim]`.
-    pub fn load(loader: &Loader<'_>, name: &str, dim: usize) -> Result<Self> {
-        Ok(Self {
-            weight: loader.get(&format!("{name}.weight"), &[dim])?,
-            bias: loader.optional(&format!("{name}.bias"), &[dim])?,
-            eps: loader.config.norm_eps,
-        })
+    /// `<name>.weight` and `<name>.bias`; the weight is less by `offset` than what is multiplied by.
+    pub fn load(loader: &Loader<'_>, name: &str, offset: f32) -> Result<Self> {
+        let mut weight = loader.vector(name)?;
+        if offset != 0.0 {
+            let values: Vec<f32> = weight.to_f32().iter().map(|x| x + offset).collect();
+            weight = Weight::from_f32(weight.name(), weight.shape(), &values);
+        }
+        Ok(Self { weight, bias: loader.bias(name)?, eps: loader.config.norm_eps })
     }
 
     /// `[T, D]` → `[T, D]`.
@@ -112,20 +104,50 @@ impl LayerNorm {
     }
 }
 
-/// The norm of each head, as long as one.
+/// The norm of rows, or of stretches of them.
 #[derive(Debug)]
-pub enum HeadNorm {
-    /// Qwen 3's.
+pub enum Norm {
+    /// Root mean square.
     Rms(RmsNorm),
-    /// Phi's.
+    /// With mean and variance.
     Layer(LayerNorm),
 }
 
-impl HeadNorm {
-    fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
+impl Norm {
+    /// The norm `name` of the kind that its family has.
+    pub(super) fn load(loader: &Loader<'_>, name: &str, kind: NormKind) -> Result<Self> {
+        match kind {
+            NormKind::Rms { offset } => RmsNorm::load(loader, name, offset).map(Self::Rms),
+            NormKind::Layer { offset } => LayerNorm::load(loader, name, offset).map(Self::Layer),
+        }
+    }
+
+    /// `[T, D]` → `[T, D]`.
+    pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Rms(norm) => norm.forward(step, x),
             Self::Layer(norm) => norm.forward(step, x),
+        }
+    }
+
+    /// `(a + b, norm(a + b))`, the second where there is a norm.
+    pub fn add_forward(
+        norm: Option<&Self>,
+        step: &Step<'_>,
+        a: &Tensor,
+        b: &Tensor,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        match norm {
+            Some(Self::Rms(norm)) => {
+                let [sum, normed] = norm.add_forward(step, a, b)?;
+                Ok((sum, Some(normed)))
+            }
+            Some(Self::Layer(norm)) => {
+                let sum = step.add(a, b)?;
+                let normed = norm.forward(step, &sum)?;
+                Ok((sum, Some(normed)))
+            }
+            None => Ok((step.add(a, b)?, None)),
         }
     }
 }
@@ -136,8 +158,11 @@ pub struct Attention {
     layer: usize,
     qkv: [Linear; 3],
     output: Linear,
-    /// Norms of the query and key heads, before the rotary embedding.
-    norms: Option<[HeadNorm; 2]>,
+    /// Norms of queries and keys.
+    norms: Option<[Norm; 2]>,
+    /// Whether these come after the rotary embedding.
+    norms_after: bool,
+    rotation: Rotation,
     head_dim: usize,
     window: Option<usize>,
     scale: f32,
@@ -145,52 +170,49 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `<prefix>.{q,k,v,o}_proj` of layer `layer`.
-    pub fn load(loader: &Loader<'_>, layer: usize, prefix: &str) -> Result<Self> {
-        let config = loader.config;
-        let (hidden, width) = (config.hidden_size, config.num_attention_heads * config.head_dim);
-        let kv_width = config.num_key_value_heads * config.head_dim;
-        let qkv = [
-            Linear::load(loader, &format!("{prefix}.q_proj"), width, hidden)?,
-            Linear::load(loader, &format!("{prefix}.k_proj"), kv_width, hidden)?,
-            Linear::load(loader, &format!("{prefix}.v_proj"), kv_width, hidden)?,
-        ];
-        let output = Linear::load(loader, &format!("{prefix}.o_proj"), hidden, width)?;
-        Ok(Self::of(loader, layer, qkv, output))
-    }
-
-    /// Attention of projections that a family loads under other names.
-    pub fn of(loader: &Loader<'_>, layer: usize, qkv: [Linear; 3], output: Linear) -> Self {
-        let config = loader.config;
-        let scale = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f32).powf(-0.5);
+    /// Attention of layer `layer`.
+    pub fn of(config: &Config, layer: usize, qkv: [Linear; 3], output: Linear) -> Self {
         Self {
             layer,
             qkv,
             output,
             norms: None,
+            norms_after: false,
+            rotation: config.rotations.get(layer).copied().unwrap_or(Rotation::Global),
             head_dim: config.head_dim,
             window: config.windows.get(layer).copied().flatten(),
-            scale,
+            scale: config.attention_scale(layer),
             soft_cap: config.attn_logit_softcapping,
         }
     }
 
-    /// With norms of each query and each key head.
-    pub fn with_norms(mut self, norms: [HeadNorm; 2]) -> Self {
-        self.norms = Some(norms);
+    /// With norms of queries and keys, before the rotary embedding or after it.
+    pub fn with_norms(mut self, norms: [Norm; 2], after: bool) -> Self {
+        (self.norms, self.norms_after) = (Some(norms), after);
         self
+    }
+
+    /// Norms of queries and keys, where this is the place of them.
+    fn norm_heads(&self, step: &Step<'_>, heads: [Tensor; 2], after: bool) -> Result<[Tensor; 2]> {
+        match &self.norms {
+            Some([of_q, of_k]) if self.norms_after == after => {
+                let [q, k] = heads;
+                Ok([of_q.forward(step, &q)?, of_k.forward(step, &k)?])
+            }
+            _ => Ok(heads),
+        }
     }
 
     /// `[T, D]` → `[T, D]`; caches this step's keys and values.
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
         let projections = [self.qkv[0].projection(), self.qkv[1].projection(), self.qkv[2].projection()];
-        let [mut q, mut k, v] = step.run_all(&Op::Qkv { x, projections })?; // [T, H*D], [T, KH*D] twice
-        if let Some([q_norm, k_norm]) = &self.norms {
-            q = q_norm.forward(step, &q)?;
-            k = k_norm.forward(step, &k)?;
+        let [q, k, v] = step.run_all(&Op::Qkv { x, projections })?; // [T, H*D], [T, KH*D] twice
+        let [mut q, mut k] = self.norm_heads(step, [q, k], false)?;
+        if self.rotation != Rotation::None {
+            q = step.rope_queries(&q, self.head_dim, self.rotation)?;
+            k = step.rope(&k, self.head_dim, self.rotation)?;
         }
-        let q = step.rope(&q, self.head_dim)?;
-        let k = step.rope(&k, self.head_dim)?;
+        let [q, k] = self.norm_heads(step, [q, k], true)?;
         step.kv_write(self.layer, KvRows { k: &k, v: &v })?;
         let attended = step.attention(self.layer, &q, self.window, self.scale, self.soft_cap)?; // [T, H*D]
         self.output.forward(step, &attended)
@@ -223,17 +245,6 @@ pub enum Mlp {
 }
 
 impl Mlp {
-    /// `<prefix>.{gate,up,down}_proj`.
-    pub fn gated(loader: &Loader<'_>, prefix: &str) -> Result<Self> {
-        let (hidden, inner) = (loader.config.hidden_size, loader.config.intermediate_size);
-        Ok(Self::Gated {
-            gate: Linear::load(loader, &format!("{prefix}.gate_proj"), inner, hidden)?,
-            up: Linear::load(loader, &format!("{prefix}.up_proj"), inner, hidden)?,
-            down: Linear::load(loader, &format!("{prefix}.down_proj"), hidden, inner)?,
-            activation: loader.config.hidden_act,
-        })
-    }
-
     /// `[T, D]` → `[T, D]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         match self {
@@ -256,21 +267,22 @@ pub struct Vocabulary {
     table: Matrix, // [V, D]
     scale: f32,
     head: Linear, // [V, D]
+    /// Of logits.
+    multiplier: f32,
     soft_cap: Option<f32>,
 }
 
 impl Vocabulary {
-    /// `model.embed_tokens`, and `lm_head` unless the two are tied.
-    pub fn load(loader: &Loader<'_>) -> Result<Self> {
+    /// The embedding `table`, and the head `head` unless the two are tied.
+    pub fn load(loader: &Loader<'_>, table: &str, head: &str) -> Result<Self> {
         let config = loader.config;
-        let (rows, columns) = (config.vocab_size, config.hidden_size);
-        let table = loader.matrix("model.embed_tokens", [rows, columns])?;
-        let head = if config.tie_word_embeddings {
-            Linear::of(loader, table.clone(), loader.optional("lm_head.bias", &[rows])?)
-        } else {
-            Linear::load(loader, "lm_head", rows, columns)?
+        let table = loader.matrix(table)?;
+        let head = match config.tie_word_embeddings {
+            true => Linear::of(loader, table.clone(), None),
+            false => Linear::load(loader, head)?,
         };
-        Ok(Self { table, scale: 1.0, head, soft_cap: config.final_logit_softcapping })
+        let (scale, soft_cap) = (config.embedding_multiplier, config.final_logit_softcapping);
+        Ok(Self { table, scale, head, multiplier: config.logits_multiplier, soft_cap })
     }
 
     /// With rows multiplied by `scale`.
@@ -300,7 +312,10 @@ impl Vocabulary {
             wanted = step.run(&Op::TakeRows { x: hidden, rows })?;
             &wanted
         };
-        let logits = self.head.forward(step, hidden)?;
+        let mut logits = self.head.forward(step, hidden)?;
+        if self.multiplier != 1.0 {
+            logits = step.scale(&logits, self.multiplier)?;
+        }
         match self.soft_cap {
             Some(cap) => step.run(&Op::SoftCap { x: &logits, cap }),
             None => Ok(logits),

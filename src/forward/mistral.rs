@@ -1,9 +1,27 @@
-//! `mistral`: Llama with a sliding window, which the configuration resolves per layer.
+//! `mistral`: Llama with a sliding window in every layer.
 //! Jiang et al. 2023, "Mistral 7B".
 
-use super::{Forward, Loader, llama};
+use super::dense::{Dense, Pairs};
+use super::llama::has_window;
+use super::{Arguments, Family, Gguf};
+use crate::config::fields::Fields;
+use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
 
-pub(super) fn load(loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
-    llama::load(loader)
+pub(super) static FAMILY: Family = Family {
+    model_type: "mistral",
+    shared: Shared { kv_heads: Some(8), context: 131_072, ..Shared::LLAMA },
+    arguments,
+    gguf: Some(Gguf {
+        claims: has_window,
+        members: |members, _| members.window(true).map(drop),
+        entries: Some(super::gguf::window_that_llama_cpp_ignores),
+        ..Gguf::plain("llama")
+    }),
+    prefixes: &[],
+};
+
+fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+    config.set_all_windows(sliding_window(fields, Some(4096))?);
+    Dense { pairs: Pairs::Gguf, ..Dense::llama(config) }.boxed()
 }

@@ -1,26 +1,298 @@
-//! Forward passes: one short file per `model_type`, built of the blocks, and the registry, a line per family.
+//! Forward passes: a file a family, the blocks that they are built of, and the table of families, a line each.
 
 pub mod blocks;
+mod cohere2;
+mod dense;
+mod ernie4_5;
+mod exaone4;
 mod gemma2;
+mod gemma3_text;
+mod gguf;
+mod glm4;
+mod gpt2;
+mod gpt_neox;
+mod granite;
+mod hunyuan_v1_dense;
+mod list;
 mod llama;
+mod loader;
+mod ministral3;
 mod mistral;
+mod olmo2;
+mod olmo3;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_5_vl_text;
 mod qwen3;
+mod qwen3_vl_text;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 pub mod step;
+#[cfg(test)]
+mod tests;
 
-use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::config::{Config, Family};
+use crate::config::fields::Fields;
+use crate::config::{Config, Shared};
 use crate::error::Result;
-use crate::quant::Matrix;
-use crate::tensor::{Tensor, Weight};
-use crate::weights::{Checkpoint, quantized};
+use crate::json::{self, Value, quote};
+use crate::quant::{Matrix, Quantization};
+use crate::tensor::Tensor;
+use crate::weights::Checkpoint;
 use step::Step;
 
+pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
+pub(crate) use list::{ModuleSpec, WeightList};
+pub use loader::Loader;
+
+/// The table of families, in the order that errors list them.
+static FAMILIES: [&Family; 25] = [
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &phi::FAMILY,
+    &phi3::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3_text::FAMILY,
+    &ministral3::FAMILY,
+    &smollm3::FAMILY,
+    &olmo2::FAMILY,
+    &olmo3::FAMILY,
+    &granite::FAMILY,
+    &seed_oss::FAMILY,
+    &glm4::FAMILY,
+    &cohere2::FAMILY,
+    &exaone4::FAMILY,
+    &ernie4_5::FAMILY,
+    &starcoder2::FAMILY,
+    &gpt2::FAMILY,
+    &gpt_neox::FAMILY,
+    &stablelm::FAMILY,
+    &hunyuan_v1_dense::FAMILY,
+    &qwen2_5_vl_text::FAMILY,
+    &qwen3_vl_text::FAMILY,
+];
+
+/// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
+const WHOLES: [(&str, &str); 4] = [
+    ("gemma3", "gemma3_text"),
+    ("mistral3", "mistral"),
+    ("qwen3_vl", "qwen3_vl_text"),
+    ("qwen2_5_vl", "qwen2_5_vl_text"),
+];
+
+/// What names of the text's tensors begin with in a model that it is a part of, as its publishers, transformers and MLX have it.
+const TEXT_PART: &[(&str, &str)] = &[
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+];
+
+/// Members of the whole's configuration that hold for the text where its own part does not have them.
+const OUTER: [&str; 10] = [
+    "tie_word_embeddings",
+    "vocab_size",
+    "quantization",
+    "quantization_config",
+    "bos_token_id",
+    "eos_token_id",
+    "dtype",
+    "torch_dtype",
+    "rope_scaling",
+    "rope_theta",
+];
+
+/// A family, as its file declares it.
+pub(crate) struct Family {
+    /// The `model_type` of `config.json`.
+    pub model_type: &'static str,
+    /// What it calls the fields that all families share, and what their absence means.
+    pub shared: Shared,
+    /// Reads what it has beside these.
+    pub arguments: fn(&Fields<'_>, Config) -> Result<Box<dyn Arguments>>,
+    /// Its form in GGUF, where it has one.
+    pub gguf: Option<Gguf>,
+    /// What the names of tensors may begin with in a directory, and what the list of weights has in its place.
+    pub prefixes: Prefixes,
+}
+
+/// Pairs of what names begin with in a file, and what the list of weights has in its place.
+type Prefixes = &'static [(&'static str, &'static str)];
+
+impl Family {
+    /// The family of a `model_type`.
+    pub fn named(model_type: &str) -> Option<&'static Self> {
+        FAMILIES.into_iter().find(|family| family.model_type == model_type)
+    }
+
+    /// Resolves the fields of a configuration of this family.
+    fn read(&'static self, fields: &Fields<'_>, prefixes: Option<Prefixes>) -> Result<Architecture> {
+        let config = self.shared.read(fields, self.model_type)?;
+        let arguments = (self.arguments)(fields, config)?;
+        let prefixes = prefixes.unwrap_or(self.prefixes);
+        Ok(Architecture { family: self, prefixes, arguments: arguments.into() })
+    }
+}
+
+/// The arguments of a family, resolved: what a model is, before its weights are there.
+pub(crate) trait Arguments: fmt::Debug + Send + Sync {
+    /// What all families share.
+    fn config(&self) -> &Config;
+
+    /// The same, to be changed.
+    fn config_mut(&mut self) -> &mut Config;
+
+    /// Every weight, once.
+    fn weights(&self) -> WeightList;
+
+    /// Builds the forward pass of the weights on the list.
+    ///
+    /// # Errors
+    /// A weight that is missing or does not have the configured shape.
+    fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>>;
+}
+
+/// A model as its configuration describes it: the family, and the family's arguments.
+#[derive(Clone)]
+pub struct Architecture {
+    family: &'static Family,
+    prefixes: Prefixes,
+    arguments: Arc<dyn Arguments>,
+}
+
+impl fmt::Debug for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.arguments.fmt(f)
+    }
+}
+
+impl Architecture {
+    /// Reads and resolves a `config.json`.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; [`crate::Error::Io`] where the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(path, &json::read(path)?)
+    }
+
+    /// Resolves the bytes of a `config.json`; `path` is for errors.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] for what is not one JSON object without duplicate keys; [`crate::Error::Config`] for a
+    /// family that is not known, and a value that is missing, mistyped or cannot be run, methods of quantization included.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let object = json::parse_object(path, bytes)?;
+        let fields = Fields::new(path, &object);
+        let name = fields.string("model_type")?;
+        match WHOLES.into_iter().find(|(whole, _)| Some(*whole) == name) {
+            Some((_, text)) => Self::of_text(path, &fields, text),
+            None => family(&fields)?.read(&fields, None),
+        }
+    }
+
+    /// Resolves the configuration of the text, `text` where it does not name itself, that is a part of a whole's.
+    fn of_text(path: &Path, whole: &Fields<'_>, text: &str) -> Result<Self> {
+        // The first of these models had the members of the text beside those of the rest.
+        let (mut object, nested) = match whole.object("text_config")? {
+            Some(part) => (part.members().clone(), true),
+            None => (whole.members().clone(), false),
+        };
+        if !nested || !object.contains_key("model_type") {
+            object.insert("model_type".to_owned(), Value::String(text.to_owned()));
+        }
+        let mut names: BTreeMap<String, String> =
+            object.keys().map(|name| (name.clone(), format!("text_config.{name}"))).collect();
+        if !nested {
+            names.clear();
+        }
+        for name in OUTER {
+            // Whether the head is the embedding is said outside, where it is said there at all.
+            let wins = name == "tie_word_embeddings" || !object.contains_key(name);
+            if let Some(value) = whole.get(name).filter(|_| nested && wins) {
+                object.insert(name.to_owned(), value.clone());
+                names.remove(name);
+            }
+        }
+        let fields = Fields::renamed(path, &object, &names);
+        family(&fields)?.read(&fields, Some(TEXT_PART))
+    }
+
+    /// Resolves the metadata of a GGUF model.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for a value that is missing, mistyped or cannot be run.
+    pub fn from_gguf(checkpoint: &Checkpoint) -> Result<Self> {
+        config_from_gguf(checkpoint)
+    }
+
+    /// What all families share.
+    pub fn config(&self) -> &Config {
+        self.arguments.config()
+    }
+
+    /// The same, to be changed: only a description that nobody else holds is.
+    #[cfg(test)]
+    pub(crate) fn config_mut(&mut self) -> &mut Config {
+        Arc::get_mut(&mut self.arguments).unwrap().config_mut()
+    }
+
+    /// Its form in GGUF, where it has one.
+    pub(crate) fn gguf(&self) -> Option<&'static Gguf> {
+        self.family.gguf.as_ref()
+    }
+
+    /// Every weight, once.
+    pub(crate) fn weights(&self) -> WeightList {
+        self.arguments.weights()
+    }
+
+    /// Names the tensors of a checkpoint as the list of weights does, and checks the configuration against their shapes.
+    ///
+    /// # Errors
+    /// Two tensors of one name; [`crate::Error::Config`] naming the field, its value, and the tensor that contradicts it.
+    pub fn adopt(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
+        let list = self.weights();
+        list.adopt(checkpoint, self.prefixes)?;
+        if !self.prefixes.is_empty()
+            && let Some(arguments) = Arc::get_mut(&mut self.arguments)
+            && let Some(Quantization::Mlx(mlx)) = &mut arguments.config_mut().quantization
+        {
+            let modules = std::mem::take(&mut mlx.modules).into_iter();
+            mlx.modules = modules.map(|(path, of)| (list::canonical(&path, self.prefixes), of)).collect();
+        }
+        list.check(self.config(), checkpoint)
+    }
+
+    /// Checks the configuration against the shapes of the checkpoint's matrices.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] naming the field, its value, and the tensor that contradicts it.
+    pub fn check_weights(&self, checkpoint: &Checkpoint) -> Result<()> {
+        self.weights().check(self.config(), checkpoint)
+    }
+
+    /// Builds the forward pass of a checkpoint that was adopted.
+    ///
+    /// # Errors
+    /// A weight that is missing or does not have the configured shape.
+    pub fn load(&self, checkpoint: &Checkpoint) -> Result<Loaded> {
+        let list = self.weights();
+        let loader = Loader::new(self.config(), &list, checkpoint);
+        let forward = self.arguments.load(&loader)?;
+        Ok(Loaded { forward, linears: loader.into_linears() })
+    }
+}
+
 /// A loaded model's forward pass.
-pub trait Forward: Send + std::fmt::Debug {
+pub trait Forward: Send + fmt::Debug {
     /// The step's tokens → hidden states `[T, D]`, the last norm applied; the caches hold the step's keys and values.
     ///
     /// # Errors
@@ -34,24 +306,6 @@ pub trait Forward: Send + std::fmt::Debug {
     fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor>;
 }
 
-/// The registry: builds the forward pass of a checkpoint.
-///
-/// # Errors
-/// A weight that is missing or does not have the configured shape.
-pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Loaded> {
-    let loader = Loader { config, checkpoint, linears: RefCell::default() };
-    let forward = match config.family {
-        Family::Llama => llama::load(&loader),
-        Family::Mistral => mistral::load(&loader),
-        Family::Qwen2 => qwen2::load(&loader),
-        Family::Qwen3 => qwen3::load(&loader),
-        Family::Phi => phi::load(&loader),
-        Family::Phi3 => phi3::load(&loader),
-        Family::Gemma2 => gemma2::load(&loader),
-    }?;
-    Ok(Loaded { forward, linears: loader.linears.into_inner() })
-}
-
 /// A forward pass, and the matrices of its linear layers, which a backend may want to prepare.
 #[derive(Debug)]
 pub struct Loaded {
@@ -61,40 +315,10 @@ pub struct Loaded {
     pub linears: Vec<Matrix>,
 }
 
-/// What blocks load themselves from.
-#[derive(Debug)]
-pub struct Loader<'a> {
-    /// The model's configuration.
-    pub config: &'a Config,
-    checkpoint: &'a Checkpoint,
-    linears: RefCell<Vec<Matrix>>,
-}
-
-impl Loader<'_> {
-    /// The weight `name` of exactly this shape.
-    fn get(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        self.checkpoint.get(name, shape)
-    }
-
-    /// The matrix of the module `name`, of exactly this shape, in the format that the checkpoint has it in.
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        if let Some(quantization) = &self.config.quantization
-            && let Some(matrix) = quantized::matrix(self.checkpoint, quantization, name, shape)?
-        {
-            return Ok(Matrix::Quantized(matrix));
-        }
-        self.checkpoint.matrix(name, shape)
-    }
-
-    /// The weight `name` of exactly this shape, or nothing where the checkpoint does not have it.
-    fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Weight>> {
-        self.checkpoint.find(name).is_some().then(|| self.get(name, shape)).transpose()
-    }
-
-    /// Loads every layer.
-    fn layers<L>(&self, load: impl Fn(&Self, usize, &str) -> Result<L>) -> Result<Vec<L>> {
-        (0..self.config.num_hidden_layers)
-            .map(|layer| load(self, layer, &format!("model.layers.{layer}")))
-            .collect()
-    }
+/// The family that a configuration names.
+fn family(fields: &Fields<'_>) -> Result<&'static Family> {
+    let accepted = || FAMILIES.map(|family| family.model_type).join(", ");
+    let name = fields.string("model_type")?.ok_or_else(|| fields.missing("model_type", accepted()))?;
+    Family::named(name)
+        .ok_or_else(|| fields.error("model_type", quote(name), format!("one of {}", accepted())))
 }

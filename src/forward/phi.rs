@@ -1,76 +1,45 @@
 //! `phi`: attention and feed-forward side by side under one layer norm, biases everywhere, partial rotary embedding.
 //! Li et al. 2023, "Textbooks Are All You Need II: phi-1.5".
 
-use super::blocks::{Attention, HeadNorm, LayerNorm, Linear, Mlp, Vocabulary};
-use super::step::Step;
-use super::{Forward, Loader};
+use super::dense::{Dense, HeadNorms, MlpNames, NormKind};
+use super::gguf::LAYER_EPS;
+use super::{Arguments, Family, Gguf};
+use crate::config::fields::Fields;
+use crate::config::rope::RopeRules;
+use crate::config::{Config, Names, Shared};
 use crate::error::Result;
-use crate::tensor::Tensor;
 
-/// One layer; fields are named as in the checkpoint.
-#[derive(Debug)]
-struct Layer {
-    input_layernorm: LayerNorm,
-    self_attn: Attention,
-    mlp: Mlp,
-}
+pub(super) static FAMILY: Family = Family {
+    model_type: "phi",
+    shared: Shared {
+        names: Names { eps: "layer_norm_eps", ..Names::LLAMA },
+        eps: 1e-5,
+        act: "gelu_new",
+        rope: RopeRules::partial(0.5),
+        ..Shared::LLAMA
+    },
+    arguments,
+    gguf: Some(Gguf { eps: LAYER_EPS, entries: None, ..Gguf::plain("phi2") }),
+    prefixes: &[],
+};
 
-#[derive(Debug)]
-struct Phi {
-    vocabulary: Vocabulary,
-    layers: Vec<Layer>,
-    final_layernorm: LayerNorm,
-}
-
-pub(super) fn load(loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
-    let config = loader.config;
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let width = config.num_attention_heads * config.head_dim;
-    let kv_width = config.num_key_value_heads * config.head_dim;
-    let layers = loader.layers(|loader, layer, prefix| {
-        let qkv = [
-            Linear::load(loader, &format!("{prefix}.self_attn.q_proj"), width, hidden)?,
-            Linear::load(loader, &format!("{prefix}.self_attn.k_proj"), kv_width, hidden)?,
-            Linear::load(loader, &format!("{prefix}.self_attn.v_proj"), kv_width, hidden)?,
-        ];
-        let dense = Linear::load(loader, &format!("{prefix}.self_attn.dense"), hidden, width)?;
-        let mut self_attn = Attention::of(loader, layer, qkv, dense);
-        if config.qk_layernorm {
-            let norm = |name: &str| {
-                let name = format!("{prefix}.self_attn.{name}_layernorm");
-                LayerNorm::load(loader, &name, config.head_dim).map(HeadNorm::Layer)
-            };
-            self_attn = self_attn.with_norms([norm("q")?, norm("k")?]);
-        }
-        Ok(Layer {
-            input_layernorm: LayerNorm::load(loader, &format!("{prefix}.input_layernorm"), hidden)?,
-            self_attn,
-            mlp: Mlp::Plain {
-                fc1: Linear::load(loader, &format!("{prefix}.mlp.fc1"), inner, hidden)?,
-                fc2: Linear::load(loader, &format!("{prefix}.mlp.fc2"), hidden, inner)?,
-                activation: config.hidden_act,
-            },
-        })
-    })?;
-    let final_layernorm = LayerNorm::load(loader, "model.final_layernorm", hidden)?;
-    Ok(Box::new(Phi { vocabulary: Vocabulary::load(loader)?, layers, final_layernorm }))
-}
-
-impl Forward for Phi {
-    fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
-        let mut x = self.vocabulary.embed(step)?; // [T, D]
-        step.tap(|| "embed_tokens".to_owned(), &x)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let h = layer.input_layernorm.forward(step, &x)?;
-            let attended = layer.self_attn.forward(step, &h)?;
-            let fed = layer.mlp.forward(step, &h)?;
-            x = step.add(&step.add(&attended, &fed)?, &x)?;
-            step.tap(|| format!("layers.{i}"), &x)?;
-        }
-        self.final_layernorm.forward(step, &x)
+fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
+    let norms = NormKind::Layer { offset: 0.0 };
+    let head_norms = fields.flag("qk_layernorm")?.unwrap_or(false).then_some(HeadNorms {
+        names: [("self_attn.q_layernorm", "attn_q_norm"), ("self_attn.k_layernorm", "attn_k_norm")],
+        kind: norms,
+        whole: false,
+        after_rope: false,
+    });
+    Dense {
+        norm: ("model.final_layernorm", "output_norm"),
+        norms,
+        mlp_norm: None,
+        parallel: true,
+        output: ("self_attn.dense", "attn_output"),
+        head_norms,
+        mlp: MlpNames::Plain([("mlp.fc1", "ffn_up"), ("mlp.fc2", "ffn_down")]),
+        ..Dense::llama(config)
     }
-
-    fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor> {
-        self.vocabulary.logits(step, hidden)
-    }
+    .boxed()
 }

@@ -1,16 +1,34 @@
 //! `qwen3`: Llama with an RMS norm of each query and key head before the rotary embedding.
 //! Yang et al. 2025, "Qwen3 Technical Report".
 
-use super::blocks::{Attention, HeadNorm, Mlp, RmsNorm};
-use super::{Forward, Loader, llama};
+use super::dense::{Dense, HeadNorms, NormKind};
+use super::{Arguments, Family, Gguf, qwen2};
+use crate::config::fields::Fields;
+use crate::config::{Config, Shared};
 use crate::error::Result;
 
-pub(super) fn load(loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
-    let attention = |loader: &Loader<'_>, layer: usize, prefix: &str| {
-        let norm = |name: &str| {
-            RmsNorm::load(loader, &format!("{prefix}.{name}"), loader.config.head_dim).map(HeadNorm::Rms)
-        };
-        Ok(Attention::load(loader, layer, prefix)?.with_norms([norm("q_norm")?, norm("k_norm")?]))
-    };
-    llama::load_with(loader, attention, Mlp::gated)
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen3",
+    shared: Shared { head_dim: Some(128), ..qwen2::SHARED },
+    arguments,
+    gguf: Some(Gguf::plain("qwen3")),
+    prefixes: &[],
+};
+
+fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+    qwen2::set_windows(fields, &mut config, 28)?;
+    described(config).boxed()
 }
+
+/// Llama with norms of heads.
+pub(super) fn described(config: Config) -> Dense {
+    Dense { head_norms: Some(HEAD_NORMS), ..Dense::llama(config) }
+}
+
+/// A norm for each head, before the rotary embedding.
+pub(super) const HEAD_NORMS: HeadNorms = HeadNorms {
+    names: [("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")],
+    kind: NormKind::Rms { offset: 0.0 },
+    whole: false,
+    after_rope: false,
+};

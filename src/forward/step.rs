@@ -6,11 +6,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::backend::LlmBackendDispatch;
-use crate::backend::batch::{Batch, Mask, RopeStep};
+use crate::backend::batch::{Batch, Mask, RopeStep, Run, Tokens};
 use crate::backend::kv::{KvLayer, KvRows, SequenceKv};
 use crate::backend::ops::{Op, Ops, Outputs};
 use crate::backend::rope::Frequencies;
-use crate::config::{Activation, Rope};
+use crate::config::{Activation, Config, Rotation};
 use crate::error::{Error, Result};
 use crate::quant::MatrixRef;
 use crate::tensor::Tensor;
@@ -20,8 +20,8 @@ use crate::tensor::Tensor;
 pub struct SequenceState {
     /// The caches of its layers.
     pub kv: SequenceKv,
-    /// Its rotary frequencies, set by the length of its prompt.
-    pub frequencies: Arc<Frequencies>,
+    /// Its rotary frequencies, set by the length of its prompt: those of [`Config::ropes`], in their order.
+    pub frequencies: Arc<[Arc<Frequencies>]>,
     /// The tokens that the caches hold, oldest first.
     pub history: Vec<u32>,
 }
@@ -37,12 +37,15 @@ pub struct Step<'a> {
     pub batch: &'a Batch,
     sequences: &'a mut [SequenceState],
     masks: Vec<(Option<usize>, Mask)>,
-    rope: RopeStep,
+    /// One for each of [`Config::ropes`].
+    ropes: SmallVec<[RopeStep; 2]>,
+    /// That of queries, where these are scaled by their positions.
+    queries: Option<RopeStep>,
     tap: Option<Tap<'a>>,
 }
 
 impl<'a> Step<'a> {
-    /// A step of `batch` over `sequences`, which its runs index, rotated by `rope`.
+    /// A step of `batch` over `sequences`, which its runs index, rotated as `config` says.
     ///
     /// # Errors
     /// Where a run names no sequence, or begins past the end of its cache.
@@ -50,25 +53,28 @@ impl<'a> Step<'a> {
         ops: &'a LlmBackendDispatch,
         batch: &'a Batch,
         sequences: &'a mut [SequenceState],
-        rope: &Rope,
+        config: &Config,
     ) -> Result<Self> {
         ops.begin_step();
-        let mut rope_runs = Vec::with_capacity(batch.runs.len());
         for run in &batch.runs {
-            let held = sequences.get(run.sequence).map(|state| (state.kv.len(), &state.frequencies));
-            match held {
-                Some((len, frequencies)) if run.start <= len => {
-                    rope_runs.push((run.clone(), Arc::clone(frequencies)));
-                }
-                held => {
-                    let held = held.map(|(len, _)| len);
-                    let what = format!("run {run:?} does not continue its cache of {held:?} tokens");
-                    return Err(Error::shape("step", what));
-                }
+            let held = sequences.get(run.sequence).map(|state| state.kv.len());
+            if held.is_none_or(|len| run.start > len) {
+                let what = format!("run {run:?} does not continue its cache of {held:?} tokens");
+                return Err(Error::shape("step", what));
             }
         }
-        let rope = RopeStep::new(rope, rope_runs);
-        Ok(Self { ops, batch, sequences, masks: Vec::new(), rope, tap: None })
+        let runs = |which: usize| {
+            let of = |run: &Run| (run.clone(), Arc::clone(&sequences[run.sequence].frequencies[which]));
+            batch.runs.iter().map(of).collect()
+        };
+        let ropes = config.ropes().enumerate();
+        let ropes: SmallVec<[RopeStep; 2]> =
+            ropes.map(|(which, rope)| RopeStep::new(rope, runs(which))).collect();
+        let queries = config.query_scaling.map(|scaling| {
+            let scale = |position: usize| scaling.at(position);
+            RopeStep::new(&config.rope, runs(0)).scaled(batch.positions().map(scale))
+        });
+        Ok(Self { ops, batch, sequences, masks: Vec::new(), ropes, queries, tap: None })
     }
 
     /// Calls `tap` with the activations between layers.
@@ -100,12 +106,30 @@ impl<'a> Step<'a> {
         self.run(&Op::Embedding { table, tokens: &self.batch.tokens, scale })
     }
 
+    /// Rows of a table of positions for the step's tokens: `[T, D]`.
+    pub(crate) fn position_rows(&self, table: MatrixRef<'_>) -> Result<Tensor> {
+        let positions = Tokens::Known(self.batch.positions().map(|position| position as u32).collect());
+        self.run(&Op::Embedding { table, tokens: &positions, scale: 1.0 })
+    }
+
     /// The rotary embedding of `x` `[T, H * head_dim]`.
-    pub(crate) fn rope(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
-        if self.rope.dims == 0 {
-            return Err(Error::shape("rope", "no dimension is rotated"));
+    pub(crate) fn rope(&self, x: &Tensor, head_dim: usize, rotation: Rotation) -> Result<Tensor> {
+        let rope = match rotation {
+            Rotation::Local => self.ropes.get(1),
+            Rotation::Global | Rotation::None => self.ropes.first(),
+        };
+        match rope {
+            Some(rope) if rope.dims > 0 => self.run(&Op::Rope { x, head_dim, rope }),
+            _ => Err(Error::shape("rope", "no dimension is rotated")),
         }
-        self.run(&Op::Rope { x, head_dim, rope: &self.rope })
+    }
+
+    /// The same of queries, which are scaled by their positions where the model says so.
+    pub(crate) fn rope_queries(&self, x: &Tensor, head_dim: usize, rotation: Rotation) -> Result<Tensor> {
+        match &self.queries {
+            Some(rope) => self.run(&Op::Rope { x, head_dim, rope }),
+            None => self.rope(x, head_dim, rotation),
+        }
     }
 
     /// Caches `rows` in layer `layer` of each run's sequence.
@@ -142,6 +166,11 @@ impl<'a> Step<'a> {
     /// `act(x)`.
     pub(crate) fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         self.run(&Op::Activate { x, activation })
+    }
+
+    /// `x · by`.
+    pub(crate) fn scale(&self, x: &Tensor, by: f32) -> Result<Tensor> {
+        self.run(&Op::Scale { x, by })
     }
 
     /// `a + b`.

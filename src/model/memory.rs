@@ -33,7 +33,7 @@ impl ModelFiles {
         let dtype = self.dtype();
         MemorySetting {
             backend,
-            context: options.context.unwrap_or_else(|| self.config.max_context().min(LEAST_CONTEXT)),
+            context: options.context.unwrap_or_else(|| self.config().max_context().min(LEAST_CONTEXT)),
             kv_type: options.kv_type.unwrap_or(dtype.into()),
             dtype: options.dtype.unwrap_or(dtype),
             prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
@@ -57,7 +57,7 @@ impl ModelFiles {
         options: &LoadOptions,
         memory: Option<u64>,
     ) -> usize {
-        let trained = self.config.max_context();
+        let trained = self.config().max_context();
         let least = trained.min(LEAST_CONTEXT);
         let fits = |context: usize| {
             let setting = MemorySetting { context, ..self.memory_setting(backend, options) };
@@ -80,7 +80,10 @@ impl ModelFiles {
             LlmBackendKind::Cpu => on_cpu(tensor),
             LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
         };
-        self.tensors().iter().map(bytes).fold(0, u64::saturating_add)
+        // What the forward pass has no use for, the part that sees pictures say, stays in its file.
+        let list = self.architecture.weights();
+        let listed = |tensor: &&Stored| list.of_tensor(&tensor.name).is_some();
+        self.tensors().iter().filter(listed).map(bytes).fold(0, u64::saturating_add)
     }
 
     fn context_memory(&self, setting: MemorySetting) -> u64 {
@@ -92,15 +95,15 @@ impl ModelFiles {
                 (shape.mlx_token_bytes(), context.checked_next_multiple_of(MLX_GROWTH).unwrap_or(context))
             }
         };
-        ((token * self.config.num_hidden_layers) as u64).saturating_mul(tokens as u64)
+        ((token * self.config().num_hidden_layers) as u64).saturating_mul(tokens as u64)
     }
 
     pub(super) fn kv_shape(&self, kind: KvType) -> KvShape {
-        KvShape { heads: self.config.num_key_value_heads, head_dim: self.config.head_dim, kind }
+        KvShape { heads: self.config().num_key_value_heads, head_dim: self.config().head_dim, kind }
     }
 
     fn step_memory(&self, setting: MemorySetting) -> u64 {
-        let config = &self.config;
+        let config = self.config();
         let rows = EngineOptions::default().step_tokens.min(setting.context.max(1)) as u64;
         // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
         let width = 4 * config.hidden_size
@@ -122,7 +125,7 @@ impl ModelFiles {
     fn attention_memory(&self, setting: MemorySetting) -> u64 {
         /// Widths of heads that every version of MLX has a kernel of chunks for.
         const FUSED: [usize; 3] = [64, 80, 128];
-        let config = &self.config;
+        let config = self.config();
         let context = setting.context as u64;
         let pairs = (setting.prefill_chunk as u64).min(context).saturating_mul(context);
         let mut windows = config.windows.clone();
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn the_context_is_what_memory_allows() {
         let mut files = files("models/llama-bf16");
-        files.config.max_position_embeddings = 40_000;
+        files.architecture.config_mut().max_position_embeddings = 40_000;
         let options = LoadOptions::default();
         let need = |context: usize| {
             let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
@@ -216,14 +219,14 @@ mod tests {
         let budget = LoadOptions { kv_memory: Some(files.kv_token_bytes(KvType::BF16) * 5000), ..options };
         let within = files.fitting_context(LlmBackendKind::Cpu, &budget, Some(u64::MAX));
         assert_eq!(within, 5000 / MLX_GROWTH * MLX_GROWTH);
-        files.config.max_position_embeddings = 100;
+        files.architecture.config_mut().max_position_embeddings = 100;
         assert_eq!(files.fitting_context(LlmBackendKind::Cpu, &LoadOptions::default(), None), 100);
     }
 
     #[test]
     fn scores_count_where_mlx_composes_attention() {
         let files = files("models/gemma2-caps");
-        let config = &files.config;
+        let config = files.config();
         let (heads, windows) = (config.num_attention_heads as u64, 2);
         let at = |context: usize, backend: LlmBackendKind, kv_type: Option<KvType>| {
             let options = LoadOptions {

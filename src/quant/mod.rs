@@ -11,6 +11,7 @@ pub mod ocp;
 mod parallel;
 mod planes;
 pub mod repack;
+mod scheme;
 
 use std::fmt;
 use std::ops::Range;
@@ -25,6 +26,7 @@ pub use encode::write_floats;
 pub(crate) use parallel::for_rows;
 pub use planes::Plane;
 use planes::Planes;
+pub use scheme::{MlxFormat, MlxMode, MlxQuantization, Quantization};
 
 /// Block formats of GGUF files, as `ggml` defines them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::ModelFiles;
 use crate::quant::{Plane, QuantWeight, affine};
 use crate::tensor::{DType, Shape};
-use crate::weights::{Stored, TensorInfo, quantized};
+use crate::weights::{Form, Stored, TensorInfo, quantized};
 
 /// A tensor, named as in a Hugging Face checkpoint.
 pub(super) struct Source<'a> {
@@ -37,6 +37,12 @@ impl<'a> Source<'a> {
         let (checkpoint, Stored { name, format, shape, bytes, .. }) = (&files.checkpoint, stored);
         if let Some(info) = checkpoint.find(&name) {
             let plane = checkpoint.plane(info);
+            if info.form() == Form::Transposed {
+                // Turned as a whole: the models that are stored so are small.
+                let weight = checkpoint.get(&name, &shape)?;
+                let plane = Plane::owned(weight.bytes().to_vec());
+                return Ok(Self { name, shape, bytes, rows: Rows::Dense(weight.dtype(), plane), info });
+            }
             let rows = match (format, info.dtype(), &shape[..]) {
                 (Some(format), _, &[rows, columns]) => {
                     Rows::Quantized(QuantWeight::new(name.as_str(), format, [rows, columns], [plane]))
@@ -50,7 +56,7 @@ impl<'a> Source<'a> {
             return Ok(Self { name, shape, bytes, rows, info });
         }
         let missing = || Error::format(&files.path, format!("{name} is no quantized matrix"));
-        let quantization = files.config.quantization.as_ref().ok_or_else(missing)?;
+        let quantization = files.config().quantization.as_ref().ok_or_else(missing)?;
         let dims: [usize; 2] = shape[..].try_into().map_err(|_| missing())?;
         let weight = quantized::matrix(checkpoint, quantization, &name, dims)?.ok_or_else(missing)?;
         let part = ["weight", "qweight"].iter().find_map(|part| checkpoint.find(&format!("{name}.{part}")));

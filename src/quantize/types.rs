@@ -78,17 +78,17 @@ impl GgufType {
         })
     }
 
-    /// The type of the matrix `name` of a Hugging Face checkpoint, with rows of `columns`, in a model of `layers` layers. In
+    /// The type of the matrix `name` of a GGUF file, with rows of `columns`, in a model of `layers` layers. In
     /// the mixtures, what costs the most accuracy has more bits, as `llama_tensor_get_type` of llama.cpp chooses it; where
     /// 256 do not divide a row, the type of 32 that llama.cpp takes then.
     pub(super) fn of(self, name: &str, columns: usize, layers: usize, tied: bool) -> TensorType {
         let Some(mut of) = self.base() else { return TensorType::Dense(DType::F16) };
         if matches!(self, Self::Q4_K_M | Self::Q5_K_M) {
-            let head = name.starts_with("lm_head.") || tied && name.starts_with("model.embed_tokens.");
+            let head = name.starts_with("output.") || tied && name.starts_with("token_embd.");
             let part = |part: &str| name.contains(part);
-            if head || (part(".v_proj.") || part(".down_proj.")) && needs_more_bits(name, layers) {
+            if head || (part(".attn_v.") || part(".ffn_down.")) && needs_more_bits(name, layers) {
                 of = GgmlType::Q6_K;
-            } else if part(".qkv_proj.") {
+            } else if part(".attn_qkv.") {
                 of = if of == GgmlType::Q4_K { GgmlType::Q5_K } else { GgmlType::Q6_K };
             }
         }
@@ -109,7 +109,7 @@ impl GgufType {
 
 /// Whether a layer is of the first eighth, the last, or every third between them.
 fn needs_more_bits(name: &str, layers: usize) -> bool {
-    let rest = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let rest = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     let Some(layer) = rest.and_then(|(layer, _)| layer.parse::<usize>().ok()) else { return false };
     let eighth = layers / 8;
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
@@ -125,14 +125,14 @@ mod tests {
             TensorType::Blocks(of) => of.name(),
             TensorType::Dense(dtype) => dtype.name(),
         };
-        let value = |layer: usize| format!("model.layers.{layer}.self_attn.v_proj.weight");
+        let value = |layer: usize| format!("blk.{layer}.attn_v.weight");
         let finer: Vec<usize> =
             (0..16).filter(|&layer| of(GgufType::Q4_K_M, &value(layer), 256) == "Q6_K").collect();
         // As llama-quantize prints it for 16 layers.
         assert_eq!(finer, [0, 1, 4, 7, 10, 13, 14, 15]);
         assert_eq!(of(GgufType::Q5_K_M, &value(2), 256), "Q5_K");
-        assert_eq!(of(GgufType::Q4_K_M, "model.embed_tokens.weight", 256), "Q6_K");
-        assert_eq!(of(GgufType::Q4_K_M, "model.layers.2.self_attn.qkv_proj.weight", 256), "Q5_K");
+        assert_eq!(of(GgufType::Q4_K_M, "token_embd.weight", 256), "Q6_K");
+        assert_eq!(of(GgufType::Q4_K_M, "blk.2.attn_qkv.weight", 256), "Q5_K");
         // Rows that are not whole blocks of 256.
         assert_eq!(of(GgufType::Q4_K_M, &value(2), 576), "Q5_0");
         assert_eq!(of(GgufType::Q6_K, &value(2), 576), "Q8_0");

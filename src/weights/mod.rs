@@ -4,6 +4,7 @@
 //! file does not align to its element type is copied into an aligned buffer, so every [`Weight`] that comes from here
 //! starts at a multiple of its element's size.
 
+mod form;
 pub mod gguf;
 mod gptq;
 mod mmap;
@@ -22,8 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::safetensors::Dtype;
-use smallvec::SmallVec;
-
+pub(crate) use form::{Adopted, Form};
 pub use mmap::MappedFile;
 pub use quantized::Stored;
 
@@ -58,18 +58,12 @@ enum Encoding {
     Ggml(gguf::TensorType),
 }
 
-/// What a file did to a tensor that a Hugging Face checkpoint does not do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// Nothing.
-    Plain,
-    /// The rows of each head, of which `i` and `i + half` rotate together, lie side by side.
-    Pairs { heads: usize },
-    /// 1 was added.
-    PlusOne,
-}
-
 impl TensorInfo {
+    /// What is done to it when it is loaded.
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
     /// The name in the checkpoint.
     pub fn name(&self) -> &str {
         &self.name
@@ -240,7 +234,7 @@ impl Checkpoint {
         let dtype = info
             .dtype()
             .ok_or_else(|| info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())))?;
-        let (owner, range) = self.bytes(info);
+        let (owner, range) = self.bytes(info, dtype);
         let bytes = &owner.bytes()[range.clone()];
         let view = if bytes.as_ptr().align_offset(dtype.size()) == 0 {
             Weight::new(name, dtype, shape, owner, range)
@@ -263,16 +257,8 @@ impl Checkpoint {
         let info = self.of_shape(&name, &shape)?;
         let Some(format) = info.format() else { return self.get(&name, &shape).map(Matrix::Dense) };
         let stored = self.plane(info);
-        let Form::Pairs { heads } = info.form else {
-            return Ok(Matrix::Quantized(QuantWeight::new(name, format, shape, [stored])));
-        };
-        let make = move |rows: Range<usize>| {
-            let mut ordered = vec![0; rows.len() * (stored.bytes().len() / shape[0])];
-            unpair(stored.bytes(), shape[0], heads, rows, &mut ordered);
-            stored.release();
-            SmallVec::from_iter([Plane::owned(ordered)])
-        };
-        Ok(Matrix::Quantized(QuantWeight::made(name, format, shape, make)))
+        let weight = QuantWeight::new(name, format, shape, [stored]);
+        Ok(Matrix::Quantized(info.form.reordered(weight)))
     }
 
     /// A tensor that must be there and have this shape.
@@ -308,15 +294,63 @@ impl Checkpoint {
         Error::Weight { path: self.path.clone(), name: name.to_owned(), what }
     }
 
-    /// A tensor's bytes, its rows in the order of a Hugging Face checkpoint: a view of the file, or a copy of other order.
-    fn bytes(&self, info: &TensorInfo) -> (Arc<dyn Bytes>, Range<usize>) {
+    /// A tensor's bytes in the form that a model has them in: a view of the file, or a copy of other order.
+    fn bytes(&self, info: &TensorInfo, dtype: DType) -> (Arc<dyn Bytes>, Range<usize>) {
         let owner = Arc::clone(&self.shards[info.shard].owner);
-        let Form::Pairs { heads } = info.form else { return (owner, info.range.clone()) };
-        let bytes = &owner.bytes()[info.range.clone()];
-        let mut copy = Aligned::zeros(bytes.len());
-        unpair(bytes, info.shape[0], heads, 0..info.shape[0], copy.bytes_mut());
+        if matches!(info.form, Form::Plain | Form::PlusOne) {
+            return (owner, info.range.clone());
+        }
+        let mut copy = Aligned::zeros(info.range.len());
+        info.form.copy(&owner.bytes()[info.range.clone()], &info.shape, dtype.size(), copy.bytes_mut());
         owner.release(info.range.clone());
         (Arc::new(copy), 0..info.range.len())
+    }
+
+    /// Gives tensors the names and forms that a model knows them by: `of` says what becomes of the tensor of a name, which
+    /// stays as it is where that is nothing. One tensor may become several, of some of its rows each.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where two tensors get one name.
+    pub(crate) fn adopt(&mut self, of: impl Fn(&TensorInfo) -> Vec<Adopted>) -> Result<()> {
+        for info in std::mem::take(&mut self.tensors).into_values() {
+            let adopted = of(&info);
+            if adopted.is_empty() {
+                self.add(info)?;
+                continue;
+            }
+            for Adopted { name, form, rows } in adopted {
+                let mut part = info.clone();
+                if *name != *part.name {
+                    part.stored = Some(info.stored_name().into());
+                }
+                (part.name, part.form) = (name.into(), form);
+                if let (Some(rows), Some(&all)) = (rows, info.shape.first()) {
+                    // What the list says of a tensor that turns out otherwise is found when it is loaded.
+                    let rows = rows.start.min(all)..rows.end.min(all);
+                    let stride = info.range.len().checked_div(all).unwrap_or(0);
+                    part.shape[0] = rows.len();
+                    part.range = info.range.start + rows.start * stride..info.range.start + rows.end * stride;
+                }
+                if form == Form::Transposed {
+                    part.shape.reverse();
+                }
+                self.add(part)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, info: TensorInfo) -> Result<()> {
+        match self.tensors.entry(info.name.clone()) {
+            btree_map::Entry::Occupied(first) => {
+                let what = format!("tensor {} is also in {}", quote(&info.name), first.get().path.display());
+                Err(Error::format(&info.path, what))
+            }
+            btree_map::Entry::Vacant(free) => {
+                free.insert(info);
+                Ok(())
+            }
+        }
     }
 
     /// Tells the system that the files will be read from front to back.
@@ -337,23 +371,16 @@ impl Checkpoint {
     fn add_shard(&mut self, path: &Path, shard: Shard) -> Result<()> {
         let path: Arc<Path> = path.into();
         for entry in safetensors::parse(&path, shard.owner.bytes())? {
-            match self.tensors.entry(entry.name.clone()) {
-                btree_map::Entry::Occupied(first) => {
-                    let what =
-                        format!("tensor {} is also in {}", quote(&entry.name), first.get().path.display());
-                    return Err(Error::format(&path, what));
-                }
-                btree_map::Entry::Vacant(free) => free.insert(TensorInfo {
-                    name: entry.name,
-                    encoding: Encoding::Safetensors(entry.dtype),
-                    form: Form::Plain,
-                    stored: None,
-                    shape: entry.shape,
-                    shard: self.shards.len(),
-                    path: Arc::clone(&path),
-                    range: entry.range,
-                }),
-            };
+            self.add(TensorInfo {
+                name: entry.name,
+                encoding: Encoding::Safetensors(entry.dtype),
+                form: Form::Plain,
+                stored: None,
+                shape: entry.shape,
+                shard: self.shards.len(),
+                path: Arc::clone(&path),
+                range: entry.range,
+            })?;
         }
         self.shards.push(shard);
         Ok(())
@@ -394,17 +421,6 @@ impl Checkpoint {
             [] => format!("; the checkpoint has {} tensors", self.tensors.len()),
             near => format!("; near names: {}", near.join(", ")),
         }
-    }
-}
-
-/// Rows `wanted` of a matrix of `rows`, of which those of each head are stored in pairs that rotate together, in the order of
-/// a Hugging Face checkpoint.
-fn unpair(stored: &[u8], rows: usize, heads: usize, wanted: Range<usize>, ordered: &mut [u8]) {
-    let (stride, half) = (stored.len() / rows, rows / heads / 2);
-    for (row, ordered) in wanted.zip(ordered.chunks_exact_mut(stride)) {
-        let (head, second, pair) = (row / (2 * half), row / half % 2, row % half);
-        let from = 2 * (head * half + pair) + second;
-        ordered.copy_from_slice(&stored[from * stride..][..stride]);
     }
 }
 

@@ -6,9 +6,8 @@ mod tests;
 use std::collections::HashSet;
 
 use super::{Checkpoint, Form, TensorInfo, gptq};
-use crate::config::{MlxFormat, MlxMode, MlxQuantization, Quantization};
 use crate::error::{Error, Result};
-use crate::quant::{Format, QuantWeight};
+use crate::quant::{Format, MlxFormat, MlxMode, MlxQuantization, QuantWeight, Quantization};
 use crate::tensor::{DType, Shape};
 
 /// The matrix of `module`, `[rows, columns]`; `None` where the checkpoint does not quantize it.

@@ -53,7 +53,7 @@ fn bench_measures_the_built_in_model() {
 
 /// Every layer's ops are there, as often as they ran.
 fn assert_profile(profile: &Value, files: &ModelFiles) {
-    let (layers, config) = (files.config.num_hidden_layers as u64, &files.config);
+    let (layers, config) = (files.config().num_hidden_layers as u64, files.config());
     // One step for both prompts, six to generate; each caches the keys of two sequences.
     for (phase, steps, tokens) in [("prompt", 1, 48), ("generation", 6, 2)] {
         let phase = &profile[phase];
@@ -111,7 +111,7 @@ fn bench_leaves_out_what_has_no_tokens() {
 fn bench_refuses_what_it_cannot_measure() {
     let nothing = "error: --prompt and --generate are 0: there is nothing to measure";
     refused(&["bench", "-p", "0", "-n", "0"], 2, nothing);
-    let most = ModelFiles::builtin().unwrap().config.max_context();
+    let most = ModelFiles::builtin().unwrap().config().max_context();
     let deep = format!(
         "error: --depth and --prompt or --generate ask for a context of {} tokens, expected at most {most}, what the model was trained for",
         most + 8

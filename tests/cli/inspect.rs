@@ -16,8 +16,8 @@ fn inspect_tells_what_a_model_is() {
     let files = ModelFiles::builtin().unwrap();
     for part in [
         format!("model         {}\n", files.name()),
-        format!("architecture  llama: {} layers, hidden ", files.config.num_hidden_layers),
-        format!("context       {} tokens trained, ", files.config.max_position_embeddings),
+        format!("architecture  llama: {} layers, hidden ", files.config().num_hidden_layers),
+        format!("context       {} tokens trained, ", files.config().max_position_embeddings),
         "template      yes\n".to_owned(),
         "backend       auto takes ".to_owned(),
         "backends      metal: ".to_owned(),

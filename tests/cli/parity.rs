@@ -15,7 +15,7 @@ fn number(value: &Value) -> f64 {
 #[test]
 fn the_reference_is_at_parity_with_itself() {
     let shown = json(&ok(&["parity", "--backend", "cpu", "--tokens", "70", "--json"]));
-    let config = ModelFiles::builtin().unwrap().config;
+    let config = ModelFiles::builtin().unwrap().config().clone();
     let states = shown["states"].as_array().unwrap();
     assert_eq!(states[0]["name"], "embed_tokens");
     assert_eq!(states.len(), 1 + config.num_hidden_layers);

@@ -246,7 +246,7 @@ impl MlxBackend {
                     _ => Array::from_slice(&rotation(rope, head_dim, |x| x), &dims),
                 })
             }
-            [(run, frequencies)] if frequencies.attention_factor == 1.0 => {
+            [(run, frequencies)] if frequencies.attention_factor == 1.0 && !rope.scaled => {
                 let periods: Vec<f32> = frequencies.inv_freq.iter().map(|f| f.recip()).collect();
                 let periods = Array::from_slice(&periods, &array::dims(&[half])?);
                 RopeArrays::Kernel { offset: run.start as i32, periods }

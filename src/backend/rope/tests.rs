@@ -4,7 +4,7 @@ use approx::{assert_abs_diff_eq, relative_eq};
 use serde_json::Value;
 
 use super::*;
-use crate::config::Config;
+use crate::forward::Architecture;
 use crate::weights::Checkpoint;
 
 fn fixtures() -> PathBuf {
@@ -38,7 +38,8 @@ fn frequencies_and_tables_match_transformers() {
     assert!(cases.len() >= 22);
     for case in cases {
         let name = case["name"].as_str().unwrap();
-        let config = Config::parse(Path::new(name), case["config"].to_string().as_bytes()).unwrap();
+        let config = Architecture::parse(Path::new(name), case["config"].to_string().as_bytes()).unwrap();
+        let config = config.config();
         let got = config.rope.frequencies(case["prompt_len"].as_u64().unwrap() as usize);
         let inv_freq = floats(&case["inv_freq"]);
         assert_eq!(config.rope.dims, 2 * inv_freq.len(), "{name}");
@@ -66,7 +67,8 @@ fn frequencies_match_those_of_every_fixture_model() {
     for case in list["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
         let dir = fixtures().join("models").join(name);
-        let config = Config::load(&dir.join("config.json")).unwrap();
+        let config = Architecture::read(&dir.join("config.json")).unwrap();
+        let config = config.config();
         let expected = Checkpoint::open(&dir.join("expected.safetensors")).unwrap();
         let got = config.rope.frequencies(case["prompt_len"].as_u64().unwrap() as usize);
         let inv_freq = expected.get("inv_freq", &[config.rope.dims / 2]).unwrap().to_f32();

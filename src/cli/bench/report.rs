@@ -89,14 +89,14 @@ impl Report {
         let words = format!(
             "{}: {}, {}, {} of weights, KV cache in {}",
             info.name,
-            info.config.family,
+            info.config.model_type,
             info.dtype,
             Bytes(info.weight_bytes),
             info.kv_type
         );
         let json = json!({
             "name": info.name,
-            "model_type": info.config.family.model_type(),
+            "model_type": info.config.model_type,
             "dtype": info.dtype.name(),
             "weight_bytes": info.weight_bytes,
             "kv_cache": kv_cache(info),

@@ -257,6 +257,22 @@ impl Metadata {
         }
     }
 
+    /// The flags of a list of them, or of integers that stand for them; none where the value is no list.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a list of something else.
+    pub fn flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        match self.get(key) {
+            Some(Value::Array { kind: Kind::Bool, range, .. }) => {
+                Ok(Some(self.owner.bytes()[range.clone()].iter().map(|&byte| byte != 0).collect()))
+            }
+            Some(Value::Array { .. }) => {
+                Ok(self.ints(key)?.map(|ints| ints.into_iter().map(|n| n != 0).collect()))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The strings of a list.
     ///
     /// # Errors

@@ -6,7 +6,6 @@
 
 mod load;
 mod metadata;
-mod names;
 mod pretokenizer;
 mod reader;
 mod split;
@@ -22,7 +21,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use metadata::{Metadata, Strings};
-pub use names::Architecture;
 pub(crate) use pretokenizer::{DIGIT, DIGITS, pre_name};
 pub(crate) use tensors::TensorType;
 pub(crate) use vocabulary::ends;

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::Metadata;
 use super::pretokenizer::{Bos, Letters, Pre};
 use super::vocabulary::{Model, TokenKind, Vocabulary};
-use super::{Architecture, Metadata};
 use crate::error::Result;
 use crate::json::quote;
 use crate::text::{Tokenizer, around};
@@ -280,7 +280,7 @@ impl Parts {
 fn added(vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>> {
     // Phi 3's special tokens take the spaces after them, all but these; the format has no place to say so.
     let phi3 = vocabulary.model == Model::Sentences
-        && Architecture::of(vocabulary.metadata).is_ok_and(|of| of == Architecture::Phi3);
+        && matches!(vocabulary.metadata.string("general.architecture"), Ok(Some("phi3")));
     let rstrip = |token: &str| phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
     let tokens = vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate();
     Ok(tokens

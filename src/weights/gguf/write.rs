@@ -75,6 +75,11 @@ impl Entries {
         values.iter().for_each(|value| self.bytes.extend(value.to_le_bytes()));
     }
 
+    pub fn flags(&mut self, key: &str, values: &[bool]) {
+        self.begin_list(key, 7, values.len());
+        self.bytes.extend(values.iter().map(|&value| u8::from(value)));
+    }
+
     pub fn floats(&mut self, key: &str, values: &[f32]) {
         self.begin_list(key, 6, values.len());
         values.iter().for_each(|value| self.bytes.extend(value.to_le_bytes()));

@@ -5,7 +5,7 @@ use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorView;
 
 use super::*;
-use crate::config::Config;
+use crate::forward::Architecture;
 
 /// Zeros of these types and shapes.
 type Tensors = Vec<(&'static str, Dtype, Vec<usize>)>;
@@ -36,7 +36,8 @@ fn quantization(fields: &str) -> Quantization {
         r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 1, {fields}}}"#
     );
-    Config::parse(Path::new("config.json"), config.as_bytes()).unwrap().quantization.unwrap()
+    let config = Architecture::parse(Path::new("config.json"), config.as_bytes()).unwrap();
+    config.config().quantization.clone().unwrap()
 }
 
 fn mlx() -> Quantization {

@@ -59,8 +59,10 @@ fn logits_are_those_of_the_directory() {
 #[test]
 fn configurations_are_those_of_the_directory() {
     for (path, dir) in fixtures() {
-        let (mut got, mut expected) =
-            (ModelFiles::open(&path).unwrap().config, ModelFiles::open(&dir).unwrap().config);
+        let (mut got, mut expected) = (
+            ModelFiles::open(&path).unwrap().config().clone(),
+            ModelFiles::open(&dir).unwrap().config().clone(),
+        );
         let name = path.display();
         let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * b.abs();
         for prompt in [5, 29, 200] {
@@ -70,7 +72,7 @@ fn configurations_are_those_of_the_directory() {
             assert!(pairs.clone().all(|(a, b)| close(*a, *b)), "{name}: {got:?}, expected {expected:?}");
             assert!(close(got.attention_factor, expected.attention_factor), "{name}");
         }
-        assert_eq!(got.rope.theta, expected.rope.theta, "{name}");
+        assert!(close(got.rope.theta as f32, expected.rope.theta as f32), "{name}");
         for config in [&mut got, &mut expected] {
             // Compared above; or in the tokenizer, which these files do not have; or in the rows of Q.
             config.rope = backstop::config::Rope {
@@ -80,6 +82,17 @@ fn configurations_are_those_of_the_directory() {
             };
             (config.bos_token_id, config.eos_token_ids) = (None, Vec::new());
             (config.query_pre_attn_scalar, config.dtype) = (None, None);
+            // The format's numbers have 32 bits.
+            if let Some(scaling) = &mut config.query_scaling {
+                scaling.beta = f64::from(scaling.beta as f32);
+            }
+            if let Some(rope) = &mut config.local_rope {
+                rope.theta = f64::from(rope.theta as f32);
+            }
+        }
+        // A Mistral without windows is written as what it then is: another name for the same.
+        if expected.model_type == "mistral" && expected.sliding_window.is_none() {
+            got.model_type = expected.model_type;
         }
         assert_eq!(got, expected, "{name}");
     }
@@ -188,7 +201,7 @@ fn blocks_decode_to_the_weights_that_transformers_ran() {
         let plain = tempfile::tempdir().unwrap();
         let path = plain.path().join("model.safetensors");
         std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
-        let config = &files.config;
+        let config = files.config();
         let config = format!(
             r#"{{"model_type": "llama", "vocab_size": {}, "hidden_size": {}, "intermediate_size": {}, "num_hidden_layers": 1,
             "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": false}}"#,

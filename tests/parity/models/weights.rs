@@ -36,7 +36,7 @@ fn each_weight_is_uploaded_once_and_nothing_else() {
         let path = root().join("tests/fixtures/models").join(name);
         let files = ModelFiles::open(&path).unwrap();
         // Phi 3's two fused projections are uploaded by their parts: q, k, v and gate, up.
-        let fused = if name.starts_with("phi3") { 3 * files.config.num_hidden_layers } else { 0 };
+        let fused = if name.starts_with("phi3") { 3 * files.config().num_hidden_layers } else { 0 };
         let (weights, bytes) = (files.checkpoint.tensors().len() + fused, files.checkpoint.total_bytes());
         let model = load(&path, options(LlmBackendKind::Mlx));
         assert_eq!(cache(&model), (0, 0, 0), "{name}");
@@ -96,7 +96,7 @@ fn what_is_counted_beforehand_is_what_is_uploaded() {
 fn dropping_the_model_frees_its_arrays_and_its_host_bytes() {
     let path = root().join("tests/fixtures/models/llama-bias");
     let files = ModelFiles::open(&path).unwrap();
-    let weight = files.checkpoint.get("model.norm.weight", &[files.config.hidden_size]).unwrap();
+    let weight = files.checkpoint.get("model.norm.weight", &[files.config().hidden_size]).unwrap();
     let owner = weight.owner();
     drop(weight);
     let before = Arc::strong_count(&owner);

@@ -3,7 +3,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::weights::Checkpoint;
+use crate::config::{Activation, GenerationConfig, Rope, RopeScaling};
+use crate::quant::{MlxFormat, MlxMode};
+use crate::tensor::DType;
 
 fn tiny(family: &str) -> Value {
     json!({
@@ -20,7 +22,11 @@ fn with(mut config: Value, fields: Value) -> Value {
 }
 
 fn parse(config: &Value) -> Result<Config> {
-    Config::parse(Path::new("config.json"), config.to_string().as_bytes())
+    parse_bytes(config.to_string().as_bytes())
+}
+
+fn parse_bytes(bytes: &[u8]) -> Result<Config> {
+    Architecture::parse(Path::new("config.json"), bytes).map(|architecture| architecture.config().clone())
 }
 
 fn resolve(family: &str, fields: Value) -> Config {
@@ -171,7 +177,7 @@ fn hostile_ropes_are_refused() {
     );
     for token in ["NaN", "Infinity", "-Infinity", "1e999"] {
         let text = tiny("llama").to_string().replacen('{', &format!("{{\"rope_theta\": {token},"), 1);
-        let error = Config::parse(Path::new("config.json"), text.as_bytes()).unwrap_err().to_string();
+        let error = parse_bytes(text.as_bytes()).unwrap_err().to_string();
         assert!(error.starts_with("config.json: not valid JSON: ") && error.contains("line 1"), "{error}");
     }
 }
@@ -269,14 +275,15 @@ fn models() -> Vec<PathBuf> {
 fn every_fixture_s_configuration_fits_its_weights() {
     assert!(models().len() >= 30);
     for dir in models() {
-        let config = Config::load(&dir.join("config.json")).unwrap();
-        let checkpoint = Checkpoint::open(&dir).unwrap();
-        config.check_weights(&checkpoint).unwrap();
+        let mut own = Architecture::read(&dir.join("config.json")).unwrap();
+        let mut checkpoint = Checkpoint::open(&dir).unwrap();
+        own.adopt(&mut checkpoint).unwrap();
+        let config = own.config().clone();
         GenerationConfig::load(&dir.join("generation_config.json")).unwrap();
         let wrong = |change: fn(&mut Config)| {
-            let mut config = config.clone();
-            change(&mut config);
-            config.check_weights(&checkpoint).unwrap_err().to_string()
+            let mut other = Architecture::read(&dir.join("config.json")).unwrap();
+            change(other.config_mut());
+            other.check_weights(&checkpoint).unwrap_err().to_string()
         };
         let vocab = wrong(|c| c.vocab_size += 1);
         let rows =
@@ -352,7 +359,7 @@ fn mutations_never_panic() {
                 _ => bytes.insert(at, b"0123456789-.e"[random(13)]),
             }
         }
-        if let Ok(config) = Config::parse(Path::new("config.json"), &bytes) {
+        if let Ok(config) = parse_bytes(&bytes) {
             accepted += 1;
             for prompt_len in [1, config.max_position_embeddings + 1] {
                 let frequencies = config.rope.frequencies(prompt_len);

@@ -1,0 +1,430 @@
+//! Dense decoders: what most families are, each a description of the same few parts. A block is attention and a feed-forward
+//! part, one after the other or side by side, each with norms before it, after it, or both.
+
+use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary};
+use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
+use super::loader::Loader;
+use super::step::Step;
+use super::{Arguments, Forward};
+use crate::config::{Config, Rotation};
+use crate::error::Result;
+use crate::quant::Matrix;
+use crate::tensor::{DType, Tensor};
+use crate::weights::Form;
+
+/// A module's name in a Hugging Face checkpoint, and its name in GGUF: in a layer, those within it.
+pub(super) type Name = (&'static str, &'static str);
+
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum NormKind {
+    /// Root mean square; the checkpoint holds the weight less `offset`, GGUF the whole.
+    Rms { offset: f32 },
+    /// Layer norm; with a bias where the checkpoint has one, and its weight as for [`Self::Rms`].
+    Layer { offset: f32 },
+}
+
+impl NormKind {
+    const fn offset(self) -> f32 {
+        match self {
+            Self::Rms { offset } | Self::Layer { offset } => offset,
+        }
+    }
+}
+
+/// Norms of queries and keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadNorms {
+    /// Of queries and of keys.
+    pub names: [Name; 2],
+    /// Which norm.
+    pub kind: NormKind,
+    /// Whether all heads are one row, in place of a norm for each head.
+    pub whole: bool,
+    /// Whether they come after the rotary embedding.
+    pub after_rope: bool,
+}
+
+/// The projections of attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Qkv {
+    /// Three modules; in GGUF three, or one as for [`Self::Fused`].
+    Apart([Name; 3]),
+    /// One module, whose rows are queries, then keys, then values; by head in a Hugging Face checkpoint where `by_head`.
+    Fused { name: Name, by_head: bool },
+}
+
+/// The modules of the feed-forward part.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum MlpNames {
+    /// Gate, up, down.
+    Gated([Name; 3]),
+    /// Gate over up in one module, and down.
+    GatedFused([Name; 2]),
+    /// In and out.
+    Plain([Name; 2]),
+}
+
+/// Where rows of queries and keys that rotate together lie side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pairs {
+    /// Nowhere.
+    Nowhere,
+    /// In GGUF.
+    Gguf,
+    /// In the Hugging Face checkpoint and in GGUF: the family rotates neighbours.
+    Everywhere,
+}
+
+/// A dense decoder.
+#[derive(Debug, Clone)]
+pub(super) struct Dense {
+    /// What all families share.
+    pub config: Config,
+    /// The embedding.
+    pub embed_tokens: Name,
+    /// The embedding of positions, in families that do not rotate.
+    pub embed_positions: Option<Name>,
+    /// What the names of layers begin with, up to their numbers.
+    pub layers: &'static str,
+    /// The last norm.
+    pub norm: Name,
+    /// The output head, where it is not the embedding.
+    pub lm_head: Name,
+    /// All norms but those of heads.
+    pub norms: NormKind,
+    /// Before attention.
+    pub input_norm: Option<Name>,
+    /// After attention, before it joins the residual stream.
+    pub attention_norm: Option<Name>,
+    /// Before the feed-forward part; of parallel parts, none where they share the one before attention.
+    pub mlp_norm: Option<Name>,
+    /// After the feed-forward part, before it joins the residual stream.
+    pub mlp_out_norm: Option<Name>,
+    /// Whether the feed-forward part reads what attention reads, in place of what it adds.
+    pub parallel: bool,
+    /// Queries, keys and values.
+    pub qkv: Qkv,
+    /// The output of attention.
+    pub output: Name,
+    /// Norms of queries and keys, where there are any.
+    pub head_norms: Option<HeadNorms>,
+    /// The feed-forward part.
+    pub mlp: MlpNames,
+    /// How the rows of queries and keys lie.
+    pub pairs: Pairs,
+    /// Whether matrices of layers are stored with their rows as columns, in a Hugging Face checkpoint.
+    pub transposed: bool,
+    /// Whether the embedding is multiplied by the root of its width, rounded to the type of the weights.
+    pub root_scale: bool,
+}
+
+impl Dense {
+    /// Llama's description, of which others say what differs.
+    pub fn llama(config: Config) -> Self {
+        Self {
+            config,
+            embed_tokens: ("model.embed_tokens", "token_embd"),
+            embed_positions: None,
+            layers: "model.layers",
+            norm: ("model.norm", "output_norm"),
+            lm_head: ("lm_head", "output"),
+            norms: NormKind::Rms { offset: 0.0 },
+            input_norm: Some(("input_layernorm", "attn_norm")),
+            attention_norm: None,
+            mlp_norm: Some(("post_attention_layernorm", "ffn_norm")),
+            mlp_out_norm: None,
+            parallel: false,
+            qkv: Qkv::Apart([
+                ("self_attn.q_proj", "attn_q"),
+                ("self_attn.k_proj", "attn_k"),
+                ("self_attn.v_proj", "attn_v"),
+            ]),
+            output: ("self_attn.o_proj", "attn_output"),
+            head_norms: None,
+            mlp: MlpNames::Gated([
+                ("mlp.gate_proj", "ffn_gate"),
+                ("mlp.up_proj", "ffn_up"),
+                ("mlp.down_proj", "ffn_down"),
+            ]),
+            pairs: Pairs::Nowhere,
+            transposed: false,
+            root_scale: false,
+        }
+    }
+
+    /// Boxed, as a family hands it on.
+    pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
+        self.config.has_head_norms = self.head_norms.is_some();
+        Ok(Box::new(self))
+    }
+
+    /// Adds one layer to the list.
+    fn list_layer(&self, list: &mut WeightList, layer: usize) {
+        let config = &self.config;
+        let name =
+            |name: Name| [format!("{}.{layer}.{}", self.layers, name.0), format!("blk.{layer}.{}", name.1)];
+        let norms = [self.input_norm, self.attention_norm, self.mlp_norm, self.mlp_out_norm];
+        for norm in norms.into_iter().flatten() {
+            list.push(norm_spec(name(norm), config.hidden_dim(), self.norms));
+        }
+        if let Some(of) = self.head_norms {
+            let dims = match of.whole {
+                true => [config.query_dim(), config.key_dim()],
+                false => [config.head_dim(), config.head_dim()],
+            };
+            for (norm, dim) in of.names.into_iter().zip(dims) {
+                list.push(norm_spec(name(norm), dim, of.kind));
+            }
+        }
+        let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
+            let [name, gguf] = names;
+            let [form, gguf_form] = forms;
+            let form = if self.transposed { Form::Transposed } else { form };
+            let gguf = Some(GgufSpec { name: gguf, form: gguf_form, fused });
+            list.push(ModuleSpec { name, rows, columns: Some(columns), bias: true, form, gguf });
+        };
+        let plain = [Form::Plain; 2];
+        match self.qkv {
+            Qkv::Apart(names) => {
+                let dims = [config.query_dim(), config.key_dim(), config.key_dim()];
+                let heads = [config.num_attention_heads, config.num_key_value_heads, 0];
+                let mut row = 0;
+                for ((part, dim), heads) in names.into_iter().zip(dims).zip(heads) {
+                    let pairs = Form::Pairs { heads, dims: config.rope.dims };
+                    let forms = match self.pairs {
+                        _ if heads == 0 => plain,
+                        Pairs::Nowhere => plain,
+                        Pairs::Gguf => [Form::Plain, pairs],
+                        Pairs::Everywhere => [pairs, pairs],
+                    };
+                    let fused = (format!("blk.{layer}.attn_qkv"), row..row + dim.size);
+                    row += dim.size;
+                    matrix(name(part), dim, config.hidden_dim(), forms, Some(fused));
+                }
+            }
+            Qkv::Fused { name: of, by_head } => {
+                let by_head = match by_head {
+                    true => Form::ByHead { heads: config.num_attention_heads },
+                    false => Form::Plain,
+                };
+                matrix(name(of), config.qkv_dim(), config.hidden_dim(), [by_head, Form::Plain], None);
+            }
+        }
+        matrix(name(self.output), config.hidden_dim(), config.query_dim(), plain, None);
+        match self.mlp {
+            MlpNames::Gated([gate, up, down]) => {
+                for part in [gate, up] {
+                    matrix(name(part), config.inner_dim(), config.hidden_dim(), plain, None);
+                }
+                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, None);
+            }
+            MlpNames::GatedFused([gate_up, down]) => {
+                let both = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
+                matrix(name(gate_up), both, config.hidden_dim(), plain, None);
+                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, None);
+            }
+            MlpNames::Plain([up, down]) => {
+                matrix(name(up), config.inner_dim(), config.hidden_dim(), plain, None);
+                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, None);
+            }
+        }
+    }
+
+    fn norm(&self, loader: &Loader<'_>, name: &str) -> Result<Norm> {
+        Norm::load(loader, name, self.norms)
+    }
+
+    fn load_layer(&self, loader: &Loader<'_>, layer: usize) -> Result<Layer> {
+        let config = &self.config;
+        let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
+        let norm = |name: Option<Name>| name.map(|name| self.norm(loader, &path(name))).transpose();
+        let (width, kv_width) = (config.query_dim().size, config.key_dim().size);
+        let qkv = match self.qkv {
+            Qkv::Apart([q, k, v]) => [
+                Linear::load(loader, &path(q))?,
+                Linear::load(loader, &path(k))?,
+                Linear::load(loader, &path(v))?,
+            ],
+            Qkv::Fused { name, .. } => {
+                Linear::split(loader, &path(name), [("q", width), ("k", kv_width), ("v", kv_width)])?
+            }
+        };
+        let mut attention = Attention::of(config, layer, qkv, Linear::load(loader, &path(self.output))?);
+        if let Some(of) = self.head_norms {
+            let [q, k] = of.names.map(|name| Norm::load(loader, &path(name), of.kind));
+            attention = attention.with_norms([q?, k?], of.after_rope);
+        }
+        let (activation, inner) = (config.hidden_act, config.intermediate_size);
+        let mlp = match self.mlp {
+            MlpNames::Gated([gate, up, down]) => Mlp::Gated {
+                gate: Linear::load(loader, &path(gate))?,
+                up: Linear::load(loader, &path(up))?,
+                down: Linear::load(loader, &path(down))?,
+                activation,
+            },
+            MlpNames::GatedFused([gate_up, down]) => {
+                let [gate, up] = Linear::split(loader, &path(gate_up), [("gate", inner), ("up", inner)])?;
+                Mlp::Gated { gate, up, down: Linear::load(loader, &path(down))?, activation }
+            }
+            MlpNames::Plain([fc1, fc2]) => Mlp::Plain {
+                fc1: Linear::load(loader, &path(fc1))?,
+                fc2: Linear::load(loader, &path(fc2))?,
+                activation,
+            },
+        };
+        Ok(Layer {
+            input_norm: norm(self.input_norm)?,
+            attention,
+            attention_norm: norm(self.attention_norm)?,
+            mlp_norm: norm(self.mlp_norm)?,
+            mlp,
+            mlp_out_norm: norm(self.mlp_out_norm)?,
+        })
+    }
+}
+
+fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec {
+    let form = if kind.offset() == 1.0 { Form::PlusOne } else { Form::Plain };
+    ModuleSpec {
+        name,
+        rows: dim,
+        columns: None,
+        bias: matches!(kind, NormKind::Layer { .. }),
+        form: Form::Plain,
+        gguf: Some(GgufSpec { name: gguf, form, fused: None }),
+    }
+}
+
+impl Arguments for Dense {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
+    fn weights(&self) -> WeightList {
+        let config = &self.config;
+        let mut list = WeightList::default();
+        let table = |name: Name, rows: Dim, bias| ModuleSpec {
+            name: name.0.to_owned(),
+            rows,
+            columns: Some(config.hidden_dim()),
+            bias,
+            form: Form::Plain,
+            gguf: Some(GgufSpec { name: name.1.to_owned(), form: Form::Plain, fused: None }),
+        };
+        list.push(table(self.embed_tokens, config.vocab_dim(), false));
+        if let Some(name) = self.embed_positions {
+            list.push(table(name, config.positions_dim(), false));
+        }
+        (0..config.num_hidden_layers).for_each(|layer| self.list_layer(&mut list, layer));
+        let (name, gguf) = self.norm;
+        list.push(norm_spec([name.to_owned(), gguf.to_owned()], config.hidden_dim(), self.norms));
+        if !config.tie_word_embeddings {
+            list.push(table(self.lm_head, config.vocab_dim(), true));
+        }
+        list
+    }
+
+    fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
+        let layers = (0..self.config.num_hidden_layers)
+            .map(|layer| self.load_layer(loader, layer))
+            .collect::<Result<_>>()?;
+        let norm = self.norm(loader, self.norm.0)?;
+        let mut vocabulary = Vocabulary::load(loader, self.embed_tokens.0, self.lm_head.0)?;
+        if self.root_scale {
+            // The checkpoint's authors round √D to the type of the weights.
+            let scale = (self.config.hidden_size as f32).sqrt();
+            let dtype = vocabulary.table().dtype();
+            vocabulary = vocabulary.scaled(match dtype {
+                DType::F32 => scale,
+                DType::F16 => half::f16::from_f32(scale).to_f32(),
+                DType::BF16 => half::bf16::from_f32(scale).to_f32(),
+            });
+        }
+        let positions = self.embed_positions.map(|name| loader.matrix(name.0)).transpose()?;
+        let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
+        Ok(Box::new(Decoder { vocabulary, positions, layers, norm, parallel, residual }))
+    }
+}
+
+/// One block.
+#[derive(Debug)]
+struct Layer {
+    input_norm: Option<Norm>,
+    attention: Attention,
+    attention_norm: Option<Norm>,
+    mlp_norm: Option<Norm>,
+    mlp: Mlp,
+    mlp_out_norm: Option<Norm>,
+}
+
+/// The forward pass of a dense decoder.
+#[derive(Debug)]
+struct Decoder {
+    vocabulary: Vocabulary,
+    positions: Option<Matrix>,
+    layers: Vec<Layer>,
+    norm: Norm,
+    parallel: bool,
+    residual: f32,
+}
+
+impl Decoder {
+    /// What a part adds to the residual stream.
+    fn part(&self, step: &Step<'_>, part: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        let part = match norm {
+            Some(norm) => norm.forward(step, &part)?,
+            None => part,
+        };
+        if self.residual == 1.0 { Ok(part) } else { step.scale(&part, self.residual) }
+    }
+}
+
+impl Forward for Decoder {
+    fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
+        let mut x = self.vocabulary.embed(step)?; // [T, D]
+        if let Some(positions) = &self.positions {
+            x = step.add(&x, &step.position_rows(positions.as_ref())?)?;
+        }
+        step.tap(|| "embed_tokens".to_owned(), &x)?;
+        // What the next part reads, where that is a norm of `x`.
+        let first = self.layers.first().map_or(Some(&self.norm), |first| first.input_norm.as_ref());
+        let mut h = first.map(|norm| norm.forward(step, &x)).transpose()?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let attended = layer.attention.forward(step, h.as_ref().unwrap_or(&x))?;
+            let attended = self.part(step, attended, layer.attention_norm.as_ref())?;
+            let next = match self.layers.get(i + 1) {
+                Some(next) => next.input_norm.as_ref(),
+                None => Some(&self.norm),
+            };
+            if self.parallel {
+                let own = layer.mlp_norm.as_ref().map(|norm| norm.forward(step, &x)).transpose()?;
+                let fed = layer.mlp.forward(step, own.as_ref().or(h.as_ref()).unwrap_or(&x))?;
+                let fed = self.part(step, fed, layer.mlp_out_norm.as_ref())?;
+                let both = step.add(&attended, &fed)?;
+                (x, h) = Norm::add_forward(next, step, &both, &x)?;
+            } else {
+                (x, h) = Norm::add_forward(layer.mlp_norm.as_ref(), step, &x, &attended)?;
+                let fed = layer.mlp.forward(step, h.as_ref().unwrap_or(&x))?;
+                let fed = self.part(step, fed, layer.mlp_out_norm.as_ref())?;
+                (x, h) = Norm::add_forward(next, step, &x, &fed)?;
+            }
+            step.tap(|| format!("layers.{i}"), &x)?;
+        }
+        Ok(h.unwrap_or(x))
+    }
+
+    fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor> {
+        self.vocabulary.logits(step, hidden)
+    }
+}
+
+/// Which layers rotate, where every `every`-th does not.
+pub(super) fn without_every(layers: usize, every: usize) -> Vec<Rotation> {
+    let rotates = |layer: usize| every == 0 || !(layer + 1).is_multiple_of(every);
+    (0..layers).map(|layer| if rotates(layer) { Rotation::Global } else { Rotation::None }).collect()
+}

@@ -1,0 +1,218 @@
+//! The list of a model's weights: what a family's file says once of each, and all that follows from it. Checkpoints are
+//! checked against it and loaded by it, GGUF files are read and written by its names.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::tensor::Shape;
+use crate::weights::{Adopted, Checkpoint, Form, TensorInfo, quantized};
+
+/// A dimension of a weight, and the fields of the configuration that it is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dim {
+    /// `hidden_size`, or `num_attention_heads * head_dim`.
+    pub field: &'static str,
+    /// Elements.
+    pub size: usize,
+}
+
+/// The dimensions that the configuration knows.
+impl Config {
+    pub(crate) fn vocab_dim(&self) -> Dim {
+        Dim { field: "vocab_size", size: self.vocab_size }
+    }
+
+    pub(crate) fn hidden_dim(&self) -> Dim {
+        Dim { field: "hidden_size", size: self.hidden_size }
+    }
+
+    pub(crate) fn inner_dim(&self) -> Dim {
+        Dim { field: "intermediate_size", size: self.intermediate_size }
+    }
+
+    pub(crate) fn query_dim(&self) -> Dim {
+        Dim { field: "num_attention_heads * head_dim", size: self.num_attention_heads * self.head_dim }
+    }
+
+    pub(crate) fn key_dim(&self) -> Dim {
+        Dim { field: "num_key_value_heads * head_dim", size: self.num_key_value_heads * self.head_dim }
+    }
+
+    pub(crate) fn qkv_dim(&self) -> Dim {
+        Dim {
+            field: "(num_attention_heads + 2 * num_key_value_heads) * head_dim",
+            size: (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim,
+        }
+    }
+
+    pub(crate) fn head_dim(&self) -> Dim {
+        Dim { field: "head_dim", size: self.head_dim }
+    }
+
+    pub(crate) fn positions_dim(&self) -> Dim {
+        Dim { field: "max_position_embeddings", size: self.max_position_embeddings }
+    }
+}
+
+/// One module of a model: its weight, and its bias where it may have one.
+#[derive(Debug, Clone)]
+pub(crate) struct ModuleSpec {
+    /// The path in a Hugging Face checkpoint, without `.weight`.
+    pub name: String,
+    /// Rows of the weight; the elements of a vector.
+    pub rows: Dim,
+    /// Columns of a matrix; none of a vector.
+    pub columns: Option<Dim>,
+    /// Whether the checkpoint may hold a bias, as long as the weight has rows.
+    pub bias: bool,
+    /// How it lies in a Hugging Face checkpoint.
+    pub form: Form,
+    /// Where it is in a GGUF file, where it has a name there.
+    pub gguf: Option<GgufSpec>,
+}
+
+/// A module in a GGUF file.
+#[derive(Debug, Clone)]
+pub(crate) struct GgufSpec {
+    /// The path, without `.weight`.
+    pub name: String,
+    /// How it lies there.
+    pub form: Form,
+    /// A tensor that some files have in its place and that of others, and its rows there.
+    pub fused: Option<(String, Range<usize>)>,
+}
+
+impl ModuleSpec {
+    /// Dimensions of the weight.
+    pub fn shape(&self) -> Shape {
+        std::iter::once(self.rows.size).chain(self.columns.as_ref().map(|columns| columns.size)).collect()
+    }
+}
+
+/// Every module of a model, in the order of its layers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WeightList {
+    modules: Vec<ModuleSpec>,
+    by_name: HashMap<String, usize>,
+    by_gguf: HashMap<String, Vec<usize>>,
+}
+
+impl WeightList {
+    /// Adds a module.
+    pub fn push(&mut self, module: ModuleSpec) {
+        let at = self.modules.len();
+        self.by_name.insert(module.name.clone(), at);
+        if let Some(gguf) = &module.gguf {
+            let fused = gguf.fused.as_ref().map(|(name, _)| name);
+            for name in std::iter::once(&gguf.name).chain(fused) {
+                self.by_gguf.entry(name.clone()).or_default().push(at);
+            }
+        }
+        self.modules.push(module);
+    }
+
+    /// The module `name`.
+    pub fn get(&self, name: &str) -> Option<&ModuleSpec> {
+        self.by_name.get(name).map(|&at| &self.modules[at])
+    }
+
+    /// The module that a tensor belongs to, by the tensor's name in a Hugging Face checkpoint.
+    pub fn of_tensor(&self, tensor: &str) -> Option<&ModuleSpec> {
+        self.get(tensor.rsplit_once('.')?.0).or_else(|| self.get(tensor))
+    }
+
+    /// Names the tensors of a checkpoint as the list does: those of a GGUF file by their names there, those of a directory
+    /// that begin with one of `prefixes`, a pair of what they begin with and what the list has in its place.
+    ///
+    /// # Errors
+    /// Two tensors of one name.
+    pub fn adopt(&self, checkpoint: &mut Checkpoint, prefixes: &[(&str, &str)]) -> Result<()> {
+        if checkpoint.gguf().is_some() {
+            return checkpoint.adopt(|info| self.from_gguf(info));
+        }
+        checkpoint.adopt(|info| {
+            let stored = info.name();
+            let name = canonical(stored, prefixes);
+            let module = name.rsplit_once('.').and_then(|(module, leaf)| Some((self.get(module)?, leaf)));
+            let form = match module {
+                Some((module, "weight" | "bias")) if info.dtype().is_some() => module.form,
+                _ => Form::Plain,
+            };
+            // A bias has one dimension, which is no matrix to be turned.
+            let form = if info.shape().len() == 1 && form == Form::Transposed { Form::Plain } else { form };
+            match name == stored && form == Form::Plain {
+                true => Vec::new(),
+                false => vec![Adopted { name, form, rows: None }],
+            }
+        })
+    }
+
+    fn from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
+        let Some((stored, leaf)) = info.name().rsplit_once('.') else { return Vec::new() };
+        let found = self.by_gguf.get(stored).into_iter().flatten().map(|&at| &self.modules[at]);
+        let adopted = found.filter_map(|module| {
+            let gguf = module.gguf.as_ref()?;
+            let form = match gguf.form {
+                Form::PlusOne if leaf != "weight" => Form::Plain,
+                form => form,
+            };
+            let rows = gguf.fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone());
+            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows })
+        });
+        adopted.collect()
+    }
+
+    /// Checks the dimensions of the configuration against the shapes of the checkpoint's matrices, whatever their type: of
+    /// quantized ones, the shapes that they stand for. Where they differ, the weights are right and the configuration is
+    /// refused. Tensors that are missing are left to [`Checkpoint::get`], which names them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field, its value, and the tensor that contradicts it.
+    pub fn check(&self, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
+        for module in &self.modules {
+            let Some(columns) = &module.columns else { continue };
+            check_matrix(config, checkpoint, &module.name, &module.rows, columns)?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of the list for a name of a file.
+pub(crate) fn canonical(stored: &str, prefixes: &[(&str, &str)]) -> String {
+    let found = prefixes.iter().find_map(|(prefix, list)| Some((stored.strip_prefix(prefix)?, list)));
+    found.map_or_else(|| stored.to_owned(), |(rest, list)| format!("{list}{rest}"))
+}
+
+fn check_matrix(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    module: &str,
+    rows: &Dim,
+    columns: &Dim,
+) -> Result<()> {
+    let name = format!("{module}.weight");
+    let packed = config
+        .quantization
+        .as_ref()
+        .and_then(|of| quantized::describe(checkpoint, of, module, Some(columns.size)));
+    let shape: Shape = match (packed, checkpoint.find(&name)) {
+        (Some((_, shape)), _) => shape.as_slice().into(),
+        // Words, whose number says nothing about columns: the loader finds what is wrong.
+        (None, Some(info)) if info.dtype_name() == "U32" => return Ok(()),
+        (None, Some(info)) => info.shape().into(),
+        (None, None) => return Ok(()),
+    };
+    let (dim, expected) = match *shape {
+        [r, c] if (r, c) == (rows.size, columns.size) => return Ok(()),
+        [r, _] if r != rows.size => (rows, format!("{r}, the rows of {name} {shape:?}")),
+        [_, c] => (columns, format!("{c}, the columns of {name} {shape:?}")),
+        _ => (rows, format!("{name} to be a matrix, and it is {shape:?}")),
+    };
+    let file = match checkpoint.gguf() {
+        Some(_) => checkpoint.path().to_owned(),
+        None => checkpoint.path().join("config.json"),
+    };
+    Err(Error::config(&file, dim.field, dim.size, expected))
+}

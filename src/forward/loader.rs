@@ -1,0 +1,71 @@
+//! What blocks load themselves from: a checkpoint, by the list of the model's weights.
+
+use std::cell::RefCell;
+
+use super::list::{ModuleSpec, WeightList};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::quant::Matrix;
+use crate::tensor::Weight;
+use crate::weights::{Checkpoint, quantized};
+
+/// A checkpoint whose tensors are named as the list of weights names them.
+#[derive(Debug)]
+pub struct Loader<'a> {
+    /// The model's configuration.
+    pub config: &'a Config,
+    list: &'a WeightList,
+    checkpoint: &'a Checkpoint,
+    linears: RefCell<Vec<Matrix>>,
+}
+
+impl<'a> Loader<'a> {
+    pub(super) fn new(config: &'a Config, list: &'a WeightList, checkpoint: &'a Checkpoint) -> Self {
+        Self { config, list, checkpoint, linears: RefCell::default() }
+    }
+
+    /// Every matrix that was taken to be multiplied by, in that order.
+    pub(super) fn into_linears(self) -> Vec<Matrix> {
+        self.linears.into_inner()
+    }
+
+    /// Notes a matrix that will be multiplied by.
+    pub(super) fn multiplies(&self, matrix: &Matrix) {
+        self.linears.borrow_mut().push(matrix.clone());
+    }
+
+    fn spec(&self, module: &str) -> Result<&'a ModuleSpec> {
+        let what = || "it is not in the family's list of weights".to_owned();
+        self.list.get(module).ok_or_else(|| Error::Weight {
+            path: self.checkpoint.path().to_owned(),
+            name: module.to_owned(),
+            what: what(),
+        })
+    }
+
+    /// The vector of the module `module`, of the length that the list says.
+    pub(super) fn vector(&self, module: &str) -> Result<Weight> {
+        self.checkpoint.get(&format!("{module}.weight"), &self.spec(module)?.shape())
+    }
+
+    /// The bias of the module `module`, where it may have one and the checkpoint does.
+    pub(super) fn bias(&self, module: &str) -> Result<Option<Weight>> {
+        let (spec, name) = (self.spec(module)?, format!("{module}.bias"));
+        if !spec.bias || self.checkpoint.find(&name).is_none() {
+            return Ok(None);
+        }
+        self.checkpoint.get(&name, &[spec.rows.size]).map(Some)
+    }
+
+    /// The matrix of the module `module`, in the format that the checkpoint has it in.
+    pub(super) fn matrix(&self, module: &str) -> Result<Matrix> {
+        let spec = self.spec(module)?;
+        let shape = [spec.rows.size, spec.columns.as_ref().map_or(1, |columns| columns.size)];
+        if let Some(quantization) = &self.config.quantization
+            && let Some(matrix) = quantized::matrix(self.checkpoint, quantization, module, shape)?
+        {
+            return Ok(Matrix::Quantized(spec.form.reordered(matrix)));
+        }
+        self.checkpoint.matrix(module, shape)
+    }
+}

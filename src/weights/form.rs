@@ -1,0 +1,171 @@
+//! What is done to a tensor on its way from the file into a model: its rows are put into another order, or its values changed.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::quant::{Plane, QuantWeight};
+
+/// How a tensor lies in its file, where that is not as a model has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As a model has it.
+    Plain,
+    /// Of the first `dims` rows of each head, those that rotate together, `i` and `i + dims / 2`, lie side by side.
+    Pairs {
+        /// Heads.
+        heads: usize,
+        /// Rotated rows of a head, an even number.
+        dims: usize,
+    },
+    /// Queries, keys and values of a head follow each other, before those of the next head.
+    ByHead {
+        /// Heads, of each of the three.
+        heads: usize,
+    },
+    /// Rows are columns.
+    Transposed,
+    /// 1 was added to a vector.
+    PlusOne,
+}
+
+/// What becomes of a tensor of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Adopted {
+    /// The name that the model knows it by.
+    pub name: String,
+    /// How it lies in the file.
+    pub form: Form,
+    /// The rows of the tensor that these are, where it holds others, too.
+    pub rows: Option<Range<usize>>,
+}
+
+impl Form {
+    /// The row of the file that is row `row` of a model's `rows`.
+    pub fn stored_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Pairs { heads, dims } => {
+                let (size, half) = (rows / heads.max(1), dims / 2);
+                let (head, at) = (row / size.max(1), row % size.max(1));
+                match at < dims {
+                    true => head * size + 2 * (at % half) + at / half,
+                    false => row,
+                }
+            }
+            Self::ByHead { heads } => {
+                let size = (rows / (3 * heads).max(1)).max(1);
+                let (third, head, at) = (row / (heads * size), row / size % heads, row % size);
+                (3 * head + third) * size + at
+            }
+            Self::Plain | Self::Transposed | Self::PlusOne => row,
+        }
+    }
+
+    /// The row of a model's `rows` that is row `row` of the file: the inverse of [`Self::stored_row`].
+    pub fn model_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Pairs { heads, dims } => {
+                let (size, half) = (rows / heads.max(1), dims / 2);
+                let (head, at) = (row / size.max(1), row % size.max(1));
+                match at < dims {
+                    true => head * size + at % 2 * half + at / 2,
+                    false => row,
+                }
+            }
+            Self::ByHead { heads } => {
+                let size = (rows / (3 * heads).max(1)).max(1);
+                let (head, third, at) = (row / (3 * size), row / size % 3, row % size);
+                (third * heads + head) * size + at
+            }
+            Self::Plain | Self::Transposed | Self::PlusOne => row,
+        }
+    }
+
+    /// Copies a tensor into a model's order; `shape` is the one that the model has, of elements of `size` bytes.
+    pub fn copy(self, stored: &[u8], shape: &[usize], size: usize, to: &mut [u8]) {
+        let rows = shape.first().copied().unwrap_or(0);
+        if let (Self::Transposed, &[rows, columns]) = (self, shape) {
+            // Tiles of 64 elements each way: their lines of both sides fit into the first cache.
+            const TILE: usize = 64;
+            for top in (0..rows).step_by(TILE) {
+                for left in (0..columns).step_by(TILE) {
+                    for row in top..(top + TILE).min(rows) {
+                        for column in left..(left + TILE).min(columns) {
+                            let (at, from) = ((row * columns + column) * size, (column * rows + row) * size);
+                            to[at..at + size].copy_from_slice(&stored[from..from + size]);
+                        }
+                    }
+                }
+            }
+            return;
+        }
+        let stride = stored.len().checked_div(rows).unwrap_or(0);
+        for (row, to) in to.chunks_exact_mut(stride.max(1)).enumerate().take(rows) {
+            to.copy_from_slice(&stored[self.stored_row(row, rows) * stride..][..stride]);
+        }
+    }
+
+    /// A quantized matrix in a model's order of rows, which is made when it is asked for.
+    pub fn reordered(self, weight: QuantWeight) -> QuantWeight {
+        if !matches!(self, Self::Pairs { .. } | Self::ByHead { .. }) {
+            return weight;
+        }
+        let (name, format, shape) = (weight.name().to_owned(), weight.format(), *weight.shape());
+        let order = weight.order().map(Arc::clone);
+        let make = move |wanted: Range<usize>| {
+            let held = weight.held();
+            let ordered = held.planes().iter().map(|plane| {
+                let stride = plane.bytes().len() / shape[0];
+                let mut rows = Vec::with_capacity(wanted.len() * stride);
+                for row in wanted.clone() {
+                    let at = self.stored_row(row, shape[0]) * stride;
+                    rows.extend_from_slice(&plane.bytes()[at..at + stride]);
+                }
+                Plane::owned(rows)
+            });
+            let ordered: SmallVec<[Plane; 3]> = ordered.collect();
+            held.planes().iter().for_each(Plane::release);
+            ordered
+        };
+        let made = QuantWeight::made(name, format, shape, make);
+        match order {
+            Some(order) => made.with_order(order),
+            None => made,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_go_there_and_back() {
+        let forms = [
+            (Form::Pairs { heads: 2, dims: 4 }, vec![0, 2, 1, 3, 4, 6, 5, 7]),
+            (Form::Pairs { heads: 2, dims: 2 }, vec![0, 1, 2, 3, 4, 5, 6, 7]),
+            (Form::Pairs { heads: 1, dims: 6 }, vec![0, 2, 4, 1, 3, 5, 6, 7]),
+            (Form::ByHead { heads: 2 }, vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]),
+        ];
+        for (form, expected) in forms {
+            let rows = expected.len();
+            let stored: Vec<usize> = (0..rows).map(|row| form.stored_row(row, rows)).collect();
+            assert_eq!(stored, expected, "{form:?}");
+            for row in 0..rows {
+                assert_eq!(form.model_row(form.stored_row(row, rows), rows), row, "{form:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_matrix_is_turned() {
+        let (rows, columns) = (70, 3);
+        let stored: Vec<u8> = (0..rows * columns * 2).map(|i| i as u8).collect();
+        let mut turned = vec![0; stored.len()];
+        Form::Transposed.copy(&stored, &[rows, columns], 2, &mut turned);
+        for (row, column) in [(0, 0), (69, 2), (3, 1), (64, 0)] {
+            assert_eq!(turned[(row * columns + column) * 2..][..2], stored[(column * rows + row) * 2..][..2]);
+        }
+    }
+}
