@@ -2,30 +2,31 @@
 
 use super::Loader;
 use super::step::Step;
-use crate::backend::kv::KvRows;
-use crate::backend::ops::{Op, Projection};
+use crate::backend::ops::{Backend, KvRows, MatrixOperand, Projection};
+use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Tensor};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::quant::Matrix;
-use crate::tensor::{Tensor, Weight};
+use crate::tensor::Weight;
 
 /// `x · Wᵀ + b`; the bias is there where the checkpoint has one.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Matrix,       // [N, K]
-    bias: Option<Weight>, // [N]
+    weight: PreparedMatrix,       // [N, K]
+    bias: Option<PreparedVector>, // [N]
 }
 
 impl Linear {
     /// `<name>.weight` `[rows, columns]` and, if present, `<name>.bias` `[rows]`.
     pub fn load(loader: &Loader<'_>, name: &str, rows: usize, columns: usize) -> Result<Self> {
         let weight = loader.matrix(name, [rows, columns])?;
+        let weight = loader.ops.matrix(&weight);
         Ok(Self::of(loader, weight, loader.optional(&format!("{name}.bias"), &[rows])?))
     }
 
-    fn of(loader: &Loader<'_>, weight: Matrix, bias: Option<Weight>) -> Self {
+    fn of(loader: &Loader<'_>, weight: PreparedMatrix, bias: Option<Weight>) -> Self {
         loader.linears.borrow_mut().push(weight.clone());
-        Self { weight, bias }
+        Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)) }
     }
 
     /// The parts of a fused projection, whose rows follow each other in the order of `parts`.
@@ -43,12 +44,12 @@ impl Linear {
             let range = row..row + rows;
             row += rows;
             let bias = bias.as_ref().map(|bias| bias.rows(part, range.clone()));
-            Self::of(loader, whole.rows(part, range), bias)
+            Self::of(loader, loader.ops.matrix(&whole.rows(part, range)), bias)
         }))
     }
 
-    fn projection(&self) -> Projection<'_> {
-        Projection { weight: self.weight.as_ref(), bias: self.bias.as_ref() }
+    fn projection(&self) -> Projection<'_, LlmBackendDispatch> {
+        Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     /// `[T, K]` → `[T, N]`.
@@ -60,7 +61,7 @@ impl Linear {
 /// The norm of rows, or of heads where its weight is as long as a head.
 #[derive(Debug)]
 pub struct RmsNorm {
-    weight: Weight, // [D]
+    weight: PreparedVector, // [D]
     eps: f32,
     offset: f32,
 }
@@ -73,7 +74,7 @@ impl RmsNorm {
 
     /// A norm whose checkpoint holds `weight − offset` (Gemma's 1).
     pub fn with_offset(loader: &Loader<'_>, name: &str, dim: usize, offset: f32) -> Result<Self> {
-        let weight = loader.get(&format!("{name}.weight"), &[dim])?;
+        let weight = loader.ops.vector(&loader.get(&format!("{name}.weight"), &[dim])?);
         Ok(Self { weight, eps: loader.config.norm_eps, offset })
     }
 
@@ -91,17 +92,18 @@ impl RmsNorm {
 /// Layer norm with weight and, where the checkpoint has one, bias.
 #[derive(Debug)]
 pub struct LayerNorm {
-    weight: Weight,       // [D]
-    bias: Option<Weight>, // [D]
+    weight: PreparedVector,       // [D]
+    bias: Option<PreparedVector>, // [D]
     eps: f32,
 }
 
 impl LayerNorm {
     /// `<name>.weight` and `<name>.bias`, `[dim]`.
     pub fn load(loader: &Loader<'_>, name: &str, dim: usize) -> Result<Self> {
+        let bias = loader.optional(&format!("{name}.bias"), &[dim])?;
         Ok(Self {
-            weight: loader.get(&format!("{name}.weight"), &[dim])?,
-            bias: loader.optional(&format!("{name}.bias"), &[dim])?,
+            weight: loader.ops.vector(&loader.get(&format!("{name}.weight"), &[dim])?),
+            bias: bias.map(|bias| loader.ops.vector(&bias)),
             eps: loader.config.norm_eps,
         })
     }
@@ -253,7 +255,7 @@ impl Mlp {
 /// The embedding table and the head, tied or not.
 #[derive(Debug)]
 pub struct Vocabulary {
-    table: Matrix, // [V, D]
+    table: PreparedMatrix, // [V, D]
     scale: f32,
     head: Linear, // [V, D]
     soft_cap: Option<f32>,
@@ -264,7 +266,7 @@ impl Vocabulary {
     pub fn load(loader: &Loader<'_>) -> Result<Self> {
         let config = loader.config;
         let (rows, columns) = (config.vocab_size, config.hidden_size);
-        let table = loader.matrix("model.embed_tokens", [rows, columns])?;
+        let table = loader.ops.matrix(&loader.matrix("model.embed_tokens", [rows, columns])?);
         let head = if config.tie_word_embeddings {
             Linear::of(loader, table.clone(), loader.optional("lm_head.bias", &[rows])?)
         } else {
@@ -281,12 +283,12 @@ impl Vocabulary {
 
     /// The embedding table.
     pub fn table(&self) -> &Matrix {
-        &self.table
+        self.table.source()
     }
 
     /// The step's tokens → `[T, D]`.
     pub fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
-        step.embedding(self.table.as_ref(), self.scale)
+        step.embedding(&self.table, self.scale)
     }
 
     /// Hidden states `[T, D]` → logits `[S, V]` of the rows that the batch asks for.

@@ -4,8 +4,9 @@
 use super::blocks::{Attention, Mlp, RmsNorm, Vocabulary};
 use super::step::Step;
 use super::{Forward, Loader};
+use crate::backend::Tensor;
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 /// One layer; fields are named as in the checkpoint.
 #[derive(Debug)]

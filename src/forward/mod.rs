@@ -12,15 +12,16 @@ pub mod step;
 
 use std::cell::RefCell;
 
+use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
 use crate::config::{Config, Family};
 use crate::error::Result;
 use crate::quant::Matrix;
-use crate::tensor::{Tensor, Weight};
+use crate::tensor::Weight;
 use crate::weights::{Checkpoint, quantized};
 use step::Step;
 
 /// A loaded model's forward pass.
-pub trait Forward: Send + std::fmt::Debug {
+pub trait Forward: std::fmt::Debug {
     /// The step's tokens → hidden states `[T, D]`, the last norm applied; the caches hold the step's keys and values.
     ///
     /// # Errors
@@ -34,12 +35,12 @@ pub trait Forward: Send + std::fmt::Debug {
     fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor>;
 }
 
-/// The registry: builds the forward pass of a checkpoint.
+/// The registry: builds the forward pass of a checkpoint, its weights prepared for `ops`.
 ///
 /// # Errors
 /// A weight that is missing or does not have the configured shape.
-pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Loaded> {
-    let loader = Loader { config, checkpoint, linears: RefCell::default() };
+pub fn load(config: &Config, checkpoint: &Checkpoint, ops: &LlmBackendDispatch) -> Result<Loaded> {
+    let loader = Loader { config, ops, checkpoint, linears: RefCell::default() };
     let forward = match config.family {
         Family::Llama => llama::load(&loader),
         Family::Mistral => mistral::load(&loader),
@@ -52,22 +53,23 @@ pub fn load(config: &Config, checkpoint: &Checkpoint) -> Result<Loaded> {
     Ok(Loaded { forward, linears: loader.linears.into_inner() })
 }
 
-/// A forward pass, and the matrices of its linear layers, which a backend may want to prepare.
+/// A forward pass, and the matrices of its linear layers, which a backend may want to ready.
 #[derive(Debug)]
 pub struct Loaded {
     /// The forward pass.
     pub forward: Box<dyn Forward>,
     /// Every matrix that it multiplies by, in the order of the layers.
-    pub linears: Vec<Matrix>,
+    pub linears: Vec<PreparedMatrix>,
 }
 
 /// What blocks load themselves from.
-#[derive(Debug)]
 pub struct Loader<'a> {
     /// The model's configuration.
     pub config: &'a Config,
+    /// Where the model will run: it prepares each weight, once.
+    pub ops: &'a LlmBackendDispatch,
     checkpoint: &'a Checkpoint,
-    linears: RefCell<Vec<Matrix>>,
+    linears: RefCell<Vec<PreparedMatrix>>,
 }
 
 impl Loader<'_> {
