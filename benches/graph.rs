@@ -11,12 +11,12 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use backstop::backend::Policy;
 use backstop::backend::batch::{Batch, Run, Tokens};
+use backstop::backend::ops::Backend;
 use backstop::backend::select::BackendRequest;
+use backstop::backend::{Policy, Tensor};
 use backstop::engine::Runtime;
 use backstop::forward::step::SequenceState;
-use backstop::tensor::Tensor;
 use backstop::{LoadOptions, Model};
 
 fn arg(name: &str) -> Option<String> {
@@ -54,7 +54,7 @@ fn round(runtime: &Runtime, state: &mut SequenceState, tokens: usize, steps: usi
         let logits = built.logits().expect("logits");
         token = choice(logits);
         times.push(start.elapsed().as_secs_f64());
-        runtime.dispatch().evaluate(&[logits, &token], &[]).expect("an evaluation");
+        runtime.dispatch().evaluate(&[logits, &token], &[], true).expect("an evaluation");
     }
     1e3 * median(times)
 }

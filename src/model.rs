@@ -10,14 +10,13 @@ use std::sync::{Arc, OnceLock};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
 use crate::backend::kv::{KvType, MLX_GROWTH};
-use crate::backend::ops::OpKind;
+use crate::backend::ops::{Backend, MatrixOperand, OpKind};
 use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::{Architecture, Loaded, generation_from_gguf};
-use crate::quant::{Matrix, MatrixRef};
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
@@ -427,15 +426,14 @@ impl Model {
         });
         let texts = texts.map_err(|e| Error::Engine(format!("a thread cannot be started: {e}")))?;
         let engine = Engine::start(engine_options, move || {
-            let Loaded { forward, linears } = files.architecture.load(&files.checkpoint)?;
-            files.checkpoint.advise_willneed();
             let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
             let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);
-            let dispatch = dispatch(selection.kind, activation_dtype, cpu, routing)?;
+            let dispatch = LlmBackendDispatch::of(selection.kind, activation_dtype, cpu, routing)?;
+            let Loaded { forward, mut linears } = files.architecture.load(&files.checkpoint, &dispatch)?;
+            files.checkpoint.advise_willneed();
             // The largest first: beside it there is little in memory yet, while it is there in both forms.
-            let mut linears: Vec<MatrixRef<'_>> = linears.iter().map(Matrix::as_ref).collect();
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
-            linears.into_iter().for_each(|matrix| dispatch.prepare(matrix));
+            linears.iter().for_each(|matrix| dispatch.ready(matrix));
             Ok(Runtime::new(config, forward, dispatch, kv_type))
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
@@ -619,25 +617,6 @@ fn what_it_holds(dir: &Path) -> String {
         0 => format!("it is empty, {expected}"),
         n if n > MOST => format!("{expected}; it has {}, …", names[..MOST].join(", ")),
         _ => format!("{expected}; it has {}", names.join(", ")),
-    }
-}
-
-/// The dispatch of a backend that was selected; on the thread that will run it.
-fn dispatch(
-    kind: LlmBackendKind,
-    dtype: DType,
-    cpu: CpuBackend,
-    routing: Routing,
-) -> Result<LlmBackendDispatch> {
-    match kind {
-        LlmBackendKind::Cpu => Ok(LlmBackendDispatch::cpu(cpu, routing)),
-        #[cfg(has_mlx)]
-        LlmBackendKind::Mlx => LlmBackendDispatch::mlx(dtype, cpu, routing),
-        #[cfg(not(has_mlx))]
-        LlmBackendKind::Mlx => {
-            let _ = dtype;
-            Err(Error::Backend { backend: "mlx", reason: "this build has no MLX".into() })
-        }
     }
 }
 

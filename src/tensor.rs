@@ -1,5 +1,5 @@
-//! Values that flow through a step: [`Tensor`] lives where it was made, host memory or an MLX array; [`Weight`] is a
-//! view of bytes that the model file keeps, in their own type.
+//! Values in host memory: [`HostTensor`], typed and whole; [`Weight`], a view of bytes that the model file keeps, in their own
+//! type.
 
 use std::fmt;
 use std::ops::Range;
@@ -273,24 +273,62 @@ impl BufferPool {
     }
 }
 
-/// Activations in host memory: `f32`, row-major.
+/// What the elements of a tensor are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    /// Floats: `f32` in host memory, elsewhere the backend's type of activations.
+    F32,
+    /// Signed integers of 32 bits.
+    I32,
+    /// Unsigned integers of 32 bits: ids.
+    U32,
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "floats",
+            Self::I32 => "i32",
+            Self::U32 => "u32",
+        })
+    }
+}
+
+/// The elements of a host tensor.
+#[derive(Debug)]
+enum Elements {
+    F32(Buffer),
+    I32(Vec<i32>),
+    U32(Vec<u32>),
+}
+
+impl Elements {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::I32(values) => values.len(),
+            Self::U32(values) => values.len(),
+        }
+    }
+}
+
+/// A tensor in host memory, row-major: activations (`f32`), or integers.
 #[derive(Debug)]
 pub struct HostTensor {
     shape: Shape,
-    data: Buffer,
+    elements: Elements,
 }
 
 impl HostTensor {
-    /// A tensor over `data`.
+    /// A tensor of `f32` over `data`.
     ///
     /// # Panics
     /// Where the length is not the product of `shape`.
     pub fn new(shape: &[usize], data: Buffer) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "host tensor of shape {shape:?}");
-        Self { shape: shape.into(), data }
+        Self::of(shape, Elements::F32(data))
     }
 
-    /// A tensor that owns `values`.
+    /// A tensor of `f32` that owns `values`.
     ///
     /// # Panics
     /// Where the length is not the product of `shape`.
@@ -298,56 +336,100 @@ impl HostTensor {
         Self::new(shape, Buffer { values, pool: None })
     }
 
+    /// A tensor of `i32` that owns `values`.
+    ///
+    /// # Panics
+    /// Where the length is not the product of `shape`.
+    pub fn from_i32(shape: &[usize], values: Vec<i32>) -> Self {
+        Self::of(shape, Elements::I32(values))
+    }
+
+    /// A tensor of `u32` that owns `values`.
+    ///
+    /// # Panics
+    /// Where the length is not the product of `shape`.
+    pub fn from_u32(shape: &[usize], values: Vec<u32>) -> Self {
+        Self::of(shape, Elements::U32(values))
+    }
+
+    fn of(shape: &[usize], elements: Elements) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), elements.len(), "host tensor of shape {shape:?}");
+        Self { shape: shape.into(), elements }
+    }
+
     /// Dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The values, row-major.
-    pub fn data(&self) -> &[f32] {
-        &self.data
-    }
-
-    /// The values, row-major.
-    pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
-    }
-
-    /// Row `row` of a matrix.
-    pub fn row(&self, row: usize) -> &[f32] {
-        let width = self.shape.last().copied().unwrap_or(0);
-        &self.data[row * width..(row + 1) * width]
-    }
-}
-
-/// Activations where they were made.
-#[derive(Debug)]
-pub enum Tensor {
-    /// In host memory.
-    Host(HostTensor),
-    /// A lazy MLX array, in the type of activations.
-    #[cfg(has_mlx)]
-    Mlx(crate::backend::mlx::MlxTensor),
-}
-
-impl Tensor {
-    /// Dimensions, outermost first; activations of a step are `[T, D]`.
-    pub fn shape(&self) -> &[usize] {
-        match self {
-            Self::Host(tensor) => tensor.shape(),
-            #[cfg(has_mlx)]
-            Self::Mlx(tensor) => tensor.shape(),
+    /// What its elements are.
+    pub fn element(&self) -> ElementType {
+        match self.elements {
+            Elements::F32(_) => ElementType::F32,
+            Elements::I32(_) => ElementType::I32,
+            Elements::U32(_) => ElementType::U32,
         }
     }
 
-    /// A host tensor over `values`.
-    pub fn from_vec(shape: &[usize], values: Vec<f32>) -> Self {
-        Self::Host(HostTensor::from_vec(shape, values))
+    /// The values, row-major.
+    ///
+    /// # Panics
+    /// Where its elements are integers: ops check what they are given beforehand.
+    pub fn data(&self) -> &[f32] {
+        match &self.elements {
+            Elements::F32(values) => values,
+            _ => panic!("a tensor of {}, expected floats", self.element()),
+        }
     }
-}
 
-impl From<HostTensor> for Tensor {
-    fn from(tensor: HostTensor) -> Self {
-        Self::Host(tensor)
+    /// The values, row-major.
+    ///
+    /// # Panics
+    /// As [`Self::data`].
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        let element = self.element();
+        match &mut self.elements {
+            Elements::F32(values) => values,
+            _ => panic!("a tensor of {element}, expected floats"),
+        }
+    }
+
+    /// The values of a tensor of `i32`, row-major; none of another one.
+    pub fn as_i32(&self) -> Option<&[i32]> {
+        match &self.elements {
+            Elements::I32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The values of a tensor of `u32`, row-major; none of another one.
+    pub fn as_u32(&self) -> Option<&[u32]> {
+        match &self.elements {
+            Elements::U32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// A copy, whose floats lie in a buffer that `buffer` gives.
+    pub(crate) fn copy(&self, buffer: impl FnOnce(usize) -> Buffer) -> Self {
+        let elements = match &self.elements {
+            Elements::F32(values) => {
+                let mut copy = buffer(values.len());
+                copy.copy_from_slice(values);
+                Elements::F32(copy)
+            }
+            Elements::I32(values) => Elements::I32(values.clone()),
+            Elements::U32(values) => Elements::U32(values.clone()),
+        };
+        Self { shape: self.shape.clone(), elements }
+    }
+
+    /// Row `row` of a matrix of floats.
+    ///
+    /// # Panics
+    /// As [`Self::data`], and where there is no such row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        let width = self.shape.last().copied().unwrap_or(0);
+        &self.data()[row * width..(row + 1) * width]
     }
 }

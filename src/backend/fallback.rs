@@ -1,13 +1,108 @@
-//! What is known of fallbacks: counters that outlive a request, ops that never go to MLX, the breaker that gives MLX up, and
+//! Routing and what is known of fallbacks: the policy, counters that outlive a request, ops that never go to MLX, the breaker that gives MLX up, and
 //! the test-only hook that makes ops fail.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-#[cfg(feature = "fault-injection")]
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::ops::OpKind;
+use super::ops::{EVAL, OpKind};
+use super::profile::Profile;
+use crate::error::{Error, Result};
+
+/// What happens when MLX cannot do an op, or fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The CPU computes it; it is logged and counted.
+    #[default]
+    Allow,
+    /// It is an error: parity tests run so, since otherwise they would compare the CPU with itself.
+    Deny,
+}
+
+/// What the dispatch keeps beside its backends.
+#[derive(Debug, Default)]
+pub struct Routing {
+    pub(super) policy: Policy,
+    pub(super) report: Arc<FallbackReport>,
+    pub(super) faults: Faults,
+    kept_off: Vec<KeptOff>,
+    pub(super) breaker: RefCell<Breaker>,
+    /// Times of ops, while they are asked for.
+    pub(super) profile: RefCell<Option<Profile>>,
+}
+
+impl Routing {
+    /// Routing under `policy`, with injected `faults` (none outside tests).
+    pub fn new(policy: Policy, faults: Faults) -> Self {
+        Self { policy, faults, ..Self::default() }
+    }
+
+    /// With `ops` computed by the CPU wherever MLX runs the model. That is no failure, and no error under [`Policy::Deny`].
+    pub fn with_cpu_ops(mut self, ops: &[OpKind]) -> Self {
+        self.kept_off.extend(ops.iter().copied().map(KeptOff::asked));
+        self
+    }
+}
+
+impl Routing {
+    /// The fault that a test injected into this call of `op`, if any.
+    pub(super) fn injected(&self, op: OpKind, backend: &'static str) -> Result<()> {
+        match self.faults.call(op) {
+            None => Ok(()),
+            Some(reason) => Err(Error::Op { op: op.name(), backend, reason }),
+        }
+    }
+
+    /// Keeps more ops off MLX.
+    pub(super) fn keep_all_off(&mut self, ops: Vec<KeptOff>) {
+        self.kept_off.extend(ops);
+    }
+
+    /// The failure that a test injected into this evaluation, if any.
+    pub(super) fn injected_evaluation(&self) -> Result<()> {
+        self.faults.evaluation().map_or(Ok(()), |reason| Err(eval_failed(&reason)))
+    }
+
+    /// Why `op` never goes to MLX, if it does not; `quantized` says whether this call of it is on a matrix in blocks.
+    pub(super) fn kept_off(&self, op: OpKind, quantized: bool) -> Option<&KeptOff> {
+        self.kept_off.iter().find(|kept| kept.op == op && (quantized || !kept.quantized))
+    }
+
+    /// Counts a call of an op that is kept off MLX.
+    ///
+    /// # Errors
+    /// Under [`Policy::Deny`], where nobody asked for it.
+    pub(super) fn keep_off(&self, kept: &KeptOff) -> Result<()> {
+        if self.policy == Policy::Deny && !kept.asked {
+            return Err(Error::Op { op: kept.op.name(), backend: "mlx", reason: kept.reason.clone() });
+        }
+        self.report.count_fallback(kept.op, &kept.reason);
+        Ok(())
+    }
+
+    /// Records that MLX could not do `op`.
+    ///
+    /// # Errors
+    /// Under [`Policy::Deny`], and for a failed evaluation, which is replayed as a step and not by op.
+    pub(super) fn fell_back(&self, op: OpKind, error: &Error) -> Result<()> {
+        let reason = match error {
+            Error::Op { op: EVAL, reason, .. } => return Err(eval_failed(reason)),
+            Error::Op { reason, .. } => reason.clone(),
+            other => other.to_string(),
+        };
+        if self.policy == Policy::Deny {
+            return Err(Error::Op { op: op.name(), backend: "mlx", reason });
+        }
+        self.report.count_fallback(op, &reason);
+        Ok(())
+    }
+}
+
+fn eval_failed(reason: &str) -> Error {
+    Error::Op { op: EVAL, backend: "mlx", reason: reason.to_owned() }
+}
 
 /// Counts of fallbacks (one op computed by the CPU instead) and replays (a whole step), by reason.
 #[derive(Debug, Default)]
@@ -19,7 +114,6 @@ pub struct FallbackReport {
 
 impl FallbackReport {
     /// Counts a fallback; the first of its kind is logged.
-    #[cfg_attr(not(has_mlx), expect(dead_code, reason = "only MLX falls back"))]
     pub(super) fn count_fallback(&self, op: OpKind, reason: &str) {
         let mut fallbacks = self.fallbacks.lock();
         match fallbacks.get_mut(&(op, reason.to_owned())) {
@@ -42,7 +136,6 @@ impl FallbackReport {
     }
 
     /// Records that the model stays on the CPU, which happens once.
-    #[cfg(has_mlx)]
     pub(super) fn leave(&self, reason: &str) {
         tracing::warn!(
             reason,
@@ -74,14 +167,12 @@ impl FallbackReport {
 }
 
 /// The evaluations in a row that failed for one reason.
-#[cfg(any(has_mlx, test))]
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     reason: String,
     failures: u32,
 }
 
-#[cfg(any(has_mlx, test))]
 impl Breaker {
     /// Failures after which MLX is not asked again: one may be a matter of memory that others held, a second is no accident.
     pub const LIMIT: u32 = 3;
@@ -104,7 +195,6 @@ impl Breaker {
 }
 
 /// Ops that never go to MLX, and why.
-#[cfg_attr(not(has_mlx), allow(dead_code, reason = "only MLX is kept from ops"))]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KeptOff {
     /// The op.
@@ -144,7 +234,6 @@ struct Plan {
     /// Which evaluations fail.
     evaluation: Option<Window>,
     /// The op whose result in the start-up check is wrong; it is then made on any device.
-    #[cfg_attr(not(has_mlx), allow(dead_code, reason = "only MLX is checked"))]
     check: Option<OpKind>,
 }
 
@@ -208,7 +297,6 @@ impl Faults {
     }
 
     /// The op that is to compute wrong in the start-up check, if there is one.
-    #[cfg(has_mlx)]
     pub(super) fn check(&self) -> Option<OpKind> {
         #[cfg(feature = "fault-injection")]
         if let Some(op) = self.plan.lock().check {
@@ -218,7 +306,6 @@ impl Faults {
     }
 
     /// Why this evaluation is to fail, if it is.
-    #[cfg_attr(not(has_mlx), expect(dead_code, reason = "only MLX evaluates lazily"))]
     pub(super) fn evaluation(&self) -> Option<String> {
         #[cfg(feature = "fault-injection")]
         if self.plan.lock().evaluation.as_mut().is_some_and(Window::tick) {

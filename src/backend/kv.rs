@@ -1,4 +1,4 @@
-//! The KV cache of a layer: pages in host memory, or arrays on MLX.
+//! The KV cache of a layer in host memory.
 //!
 //! A host page holds [`PAGE`] tokens at absolute positions `page * PAGE ..`, which is also the tile that the attention
 //! kernel visits: the order of every reduction is fixed by the position alone. K and V are rounded to the cache's type
@@ -6,7 +6,6 @@
 
 mod codes;
 mod kind;
-mod share;
 
 use std::sync::Arc;
 
@@ -14,11 +13,8 @@ use half::{bf16, f16};
 
 pub use codes::{Code, CodeRows, Codes};
 pub use kind::KvType;
-pub use share::{KvCost, KvPage};
 
-use super::batch::Run;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
 use codes::CodePage;
 
 /// Tokens of a page: 64 keys of one head dimension are 2 cache lines of a 16-bit type and 4 AVX-512 registers of `f32`.
@@ -97,6 +93,18 @@ impl Page {
     }
 }
 
+/// A page apart from the sequence that wrote it. Clones share the memory.
+#[derive(Debug, Clone)]
+pub struct HostPage(Arc<Page>);
+
+impl HostPage {
+    /// Where its memory is, and bytes: for tests that count each page once.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> (usize, u64) {
+        (Arc::as_ptr(&self.0) as usize, self.0.bytes())
+    }
+}
+
 /// A page's elements of one head, in the cache's type.
 #[derive(Debug, Clone, Copy)]
 pub enum Block<'a> {
@@ -151,6 +159,30 @@ impl HostKv {
     /// An empty cache.
     pub fn new(shape: KvShape) -> Self {
         Self { shape, pages: Vec::new(), len: 0 }
+    }
+
+    /// A cache of the first `len` tokens of `pages`, which it shares, but for the last one where `len` ends in it: there it
+    /// will be written to.
+    pub fn from_pages(shape: KvShape, pages: impl Iterator<Item = HostPage>, len: usize) -> Self {
+        let mut pages: Vec<Arc<Page>> = pages.map(|page| page.0).collect();
+        if !len.is_multiple_of(PAGE)
+            && let Some(last) = pages.last_mut()
+        {
+            *last = Arc::new(Page::clone(last));
+        }
+        Self { shape, pages, len }
+    }
+
+    /// Page `index`, as far as it is filled.
+    pub fn page(&self, index: usize) -> Option<HostPage> {
+        self.pages.get(index).cloned().map(HostPage)
+    }
+
+    /// Holds `page` in place of its own page `index` of the same tokens.
+    pub fn set_page(&mut self, index: usize, page: HostPage) {
+        if let Some(own) = self.pages.get_mut(index) {
+            *own = page.0;
+        }
     }
 
     /// What is kept for each token.
@@ -351,131 +383,6 @@ fn write_codes(page: &mut Page, shape: &KvShape, slot: usize, rows: [&CodeRows; 
         Page::Q8(page) => page.write(shape, slot, rows),
         Page::Q4(page) => page.write(shape, slot, rows),
         Page::F32(_) | Page::F16(_) | Page::BF16(_) => unreachable!("a page of another type"),
-    }
-}
-
-/// The KV cache of one layer and one sequence, where the backend that wrote it keeps it.
-#[derive(Debug)]
-pub enum KvLayer {
-    /// Pages in host memory.
-    Host(HostKv),
-    /// Arrays on MLX.
-    #[cfg(has_mlx)]
-    Mlx(crate::backend::mlx::MlxKv),
-}
-
-impl KvLayer {
-    /// Tokens cached.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Host(kv) => kv.len(),
-            #[cfg(has_mlx)]
-            Self::Mlx(kv) => kv.len(),
-        }
-    }
-
-    /// Whether no token is cached.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// What is kept for each token.
-    pub fn shape(&self) -> &KvShape {
-        match self {
-            Self::Host(kv) => kv.shape(),
-            #[cfg(has_mlx)]
-            Self::Mlx(kv) => kv.shape(),
-        }
-    }
-
-    /// Forgets the tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        match self {
-            Self::Host(kv) => kv.truncate(len),
-            #[cfg(has_mlx)]
-            Self::Mlx(kv) => kv.truncate(len),
-        }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Host(kv) => kv.bytes(),
-            #[cfg(has_mlx)]
-            Self::Mlx(kv) => kv.bytes(),
-        }
-    }
-}
-
-/// The KV cache of one sequence: a layer's cache for each layer of the model.
-#[derive(Debug)]
-pub struct SequenceKv {
-    /// The layers, first to last.
-    pub layers: Vec<KvLayer>,
-}
-
-impl SequenceKv {
-    /// An empty cache in host memory; a backend takes a layer over when it first writes to it.
-    pub fn new(shapes: &[KvShape]) -> Self {
-        Self { layers: shapes.iter().map(|shape| KvLayer::Host(HostKv::new(*shape))).collect() }
-    }
-
-    /// Tokens cached in every layer.
-    pub fn len(&self) -> usize {
-        self.layers.iter().map(KvLayer::len).min().unwrap_or(0)
-    }
-
-    /// Whether no token is cached.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Forgets the tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.layers.iter().map(KvLayer::bytes).sum()
-    }
-}
-
-/// The step's activations that a layer caches: K and V, `[T, heads * head_dim]`.
-#[derive(Debug, Clone, Copy)]
-pub struct KvRows<'a> {
-    /// Keys, after the rotary embedding.
-    pub k: &'a Tensor,
-    /// Values.
-    pub v: &'a Tensor,
-}
-
-impl KvRows<'_> {
-    /// Checks every shape, so that backends need not.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] where `run` leaves a gap after what `layer` holds, or its rows are not those of `layer`'s heads.
-    pub fn check(&self, layer: &KvLayer, run: &Run) -> Result<()> {
-        let KvShape { heads, head_dim, .. } = *layer.shape();
-        let width = heads * head_dim;
-        let (k, v) = (self.k.shape(), self.v.shape());
-        let fits =
-            |shape: &[usize]| matches!(*shape, [rows, columns] if rows >= run.rows().end && columns == width);
-        if width == 0 || k != v || !fits(k) {
-            let rows = run.rows();
-            return Err(Error::shape(
-                "kv_write",
-                format!("k is {k:?} and v {v:?}, expected rows {rows:?} of {heads} heads of {head_dim}"),
-            ));
-        }
-        if run.start > layer.len() {
-            let (start, len) = (run.start, layer.len());
-            return Err(Error::shape(
-                "kv_write",
-                format!("position {start}, expected at most the {len} cached"),
-            ));
-        }
-        Ok(())
     }
 }
 

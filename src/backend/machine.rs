@@ -22,20 +22,20 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Bytes that Apple's GPU may use, where MLX does not say it.
-#[cfg(all(has_mlx, not(target_os = "macos")))]
+#[cfg(not(target_os = "macos"))]
 pub fn gpu_memory() -> Option<u64> {
     None
 }
 
 /// Bytes that Apple's GPU may use, where MLX does not say it.
-#[cfg(all(has_mlx, target_os = "macos"))]
+#[cfg(target_os = "macos")]
 pub fn gpu_memory() -> Option<u64> {
     sysctl(c"hw.memsize").map(|bytes| wired_limit(bytes, sysctl(c"iogpu.wired_limit_mb")))
 }
 
 /// Bytes that macOS lets its GPU hold of a machine with `bytes`: what `iogpu.wired_limit_mb` was set to, else two thirds, or
 /// three quarters beyond 36 GiB.
-#[cfg(any(all(has_mlx, target_os = "macos"), test))]
+#[cfg(any(target_os = "macos", test))]
 fn wired_limit(bytes: u64, limit_mb: Option<u64>) -> u64 {
     /// Seen of `recommendedMaxWorkingSetSize`, which Apple does not document.
     const LARGE: u64 = 36 << 30;

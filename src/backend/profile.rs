@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::batch::Tokens;
-use super::kv::KvLayer;
-use super::ops::{Op, OpKind, Projection};
-use crate::quant::MatrixRef;
-use crate::tensor::Tensor;
+use super::kv::KvShape;
+use super::ops::{Backend, MatrixOperand, Op, OpKind, Projection, State, TensorOperand};
+use crate::quant::Matrix;
 
 /// The calls of one op on matrices of one format and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,19 +64,16 @@ pub(super) struct Work {
 
 impl Work {
     /// The work of an op that [`Op::check`] accepts.
-    pub(super) fn of(op: &Op<'_>) -> Self {
+    pub(super) fn of<B: Backend>(op: &Op<'_, B>) -> Self {
         match *op {
-            Op::Linear { x, projection } => Self::projections(x, &[projection]),
-            Op::GateUp { x, gate, up, .. } => Self::projections(x, &[gate, up]),
-            Op::Qkv { x, projections } => Self::projections(x, &projections),
+            Op::Linear { x, projection } => Self::projections::<B>(x, &[projection]),
+            Op::GateUp { x, gate, up, .. } => Self::projections::<B>(x, &[gate, up]),
+            Op::Qkv { x, projections } => Self::projections::<B>(x, &projections),
             Op::Embedding { table, tokens, .. } => {
-                let rows = match tokens {
-                    Tokens::Known(ids) => ids.len(),
-                    Tokens::Pending(ids) => elements(ids),
-                };
+                let rows = tokens.len();
                 let height = table.shape()[0].max(1);
-                let bytes = (matrix_bytes(table) * rows / height) as u64;
-                Self { matrix: label(table), bytes, operations: 0 }
+                let bytes = (matrix_bytes(table.source()) * rows / height) as u64;
+                Self { matrix: label(table.source()), bytes, operations: 0 }
             }
             Op::Attention { q, kv, mask, .. } => {
                 let keys: usize = mask.visible.iter().map(|keys| keys.len()).sum();
@@ -103,18 +98,18 @@ impl Work {
     }
 
     /// The work of caching `rows` rows of keys and of values.
-    pub(super) fn kv_write(layer: &KvLayer, rows: usize) -> Self {
-        let shape = layer.shape();
+    pub(super) fn kv_write(shape: &KvShape, rows: usize) -> Self {
         let read = 2 * shape.heads * shape.head_dim * size_of::<f32>();
         let bytes = (rows * (read + shape.token_bytes())) as u64;
         Self { matrix: String::new(), bytes, operations: 0 }
     }
 
     /// Products of `x` with several matrices, named by the first format and all heights.
-    fn projections(x: &Tensor, projections: &[Projection<'_>]) -> Self {
+    fn projections<B: Backend>(x: &B::Tensor, projections: &[Projection<'_, B>]) -> Self {
         let rows = x.shape()[0];
-        let matrices = projections.iter().map(|projection| projection.weight);
-        let elements: usize = matrices.clone().map(|matrix| matrix.shape().iter().product::<usize>()).sum();
+        let matrices = projections.iter().map(|projection| projection.weight.source());
+        let elements: usize =
+            matrices.clone().map(|matrix| matrix.as_ref().shape().iter().product::<usize>()).sum();
         let mut labels: Vec<String> = matrices.clone().map(label).collect();
         labels.dedup();
         Self {
@@ -125,22 +120,22 @@ impl Work {
     }
 }
 
-fn elements(tensor: &Tensor) -> usize {
+fn elements(tensor: &impl TensorOperand) -> usize {
     tensor.shape().iter().product()
 }
 
-fn matrix_bytes(matrix: MatrixRef<'_>) -> usize {
+fn matrix_bytes(matrix: &Matrix) -> usize {
     match matrix {
-        MatrixRef::Dense(weight) => weight.bytes().len(),
-        MatrixRef::Quantized(weight) => weight.len_bytes(),
+        Matrix::Dense(weight) => weight.bytes().len(),
+        Matrix::Quantized(weight) => weight.len_bytes(),
     }
 }
 
-fn label(matrix: MatrixRef<'_>) -> String {
-    let shape: Vec<String> = matrix.shape().iter().map(ToString::to_string).collect();
+fn label(matrix: &Matrix) -> String {
+    let shape: Vec<String> = matrix.as_ref().shape().iter().map(ToString::to_string).collect();
     let shape = shape.join("x");
     match matrix {
-        MatrixRef::Dense(weight) => format!("{} {shape}", weight.dtype()),
-        MatrixRef::Quantized(weight) => format!("{} {shape}", weight.format()),
+        Matrix::Dense(weight) => format!("{} {shape}", weight.dtype()),
+        Matrix::Quantized(weight) => format!("{} {shape}", weight.format()),
     }
 }

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::LlmBackendKind;
 use super::cpu::Isa;
-use super::machine::available_memory;
+use super::kind::LlmBackendKind;
+use super::machine::{available_memory, gpu_memory};
+use super::mlx::DeviceInfo;
 use crate::error::{Error, Result};
 
 /// What the user asked for.
@@ -219,25 +220,18 @@ pub fn select(request: BackendRequest, need: &MemoryNeed) -> Result<Selection> {
     decide(request, &mlx_facts(), need)
 }
 
-#[cfg(has_mlx)]
 fn mlx_facts() -> Result<MlxFacts, String> {
-    let device = super::mlx::DeviceInfo::query().map_err(|error| error.to_string())?;
+    let device = DeviceInfo::query().map_err(|error| match error {
+        Error::Backend { reason, .. } => reason,
+        other => other.to_string(),
+    })?;
     // The memory of a GPU may be its own: what the machine has left says nothing of it.
     let memory = match device.gpu {
-        true => device.recommended_bytes.or_else(super::machine::gpu_memory),
+        true => device.recommended_bytes.or_else(gpu_memory),
         false => available_memory(),
     };
     let metal = device.gpu && cfg!(target_os = "macos");
     Ok(MlxFacts { name: device.to_string(), gpu: device.gpu, metal, memory })
-}
-
-#[cfg(not(has_mlx))]
-fn mlx_facts() -> Result<MlxFacts, String> {
-    Err(match std::env::consts::OS {
-        "linux" => "this build has no MLX (`cargo xtask with-mlx` makes one that has)".into(),
-        "macos" => "this build has no MLX, which does not run on Intel Macs".into(),
-        other => format!("this build has no MLX, which does not run on {other}"),
-    })
 }
 
 /// Bytes that `kind` has for a model: what a GPU recommends to use at most or has free, else what the machine has available.
@@ -336,7 +330,7 @@ mod tests {
         assert_eq!(all.each_ref().map(|backend| backend.name), ["metal", "mlx", "cpu"]);
         let [metal, mlx, cpu] = all;
         assert!(cpu.there.is_ok());
-        assert_eq!(mlx.there.is_ok(), cfg!(has_mlx), "{mlx}");
+        assert_eq!(mlx.there.is_ok(), DeviceInfo::query().is_ok(), "{mlx}");
         match metal.there {
             // What runs here is what `--backend metal` takes.
             Ok(device) => assert!(device.contains("GPU"), "{device}"),

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use super::prefix::{Found, NodeId, PrefixTree};
 use super::runtime::Runtime;
-use crate::backend::kv::{KvCost, KvPage, PAGE};
+use crate::backend::kv::PAGE;
 use crate::backend::rope::Frequencies;
+use crate::backend::{KvCost, KvPage};
 use crate::error::{Error, Result};
 use crate::forward::step::SequenceState;
 

@@ -4,14 +4,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::LlmBackendDispatch;
 use crate::backend::batch::{Batch, Tokens};
-use crate::backend::kv::{KvCost, KvLayer, KvPage, KvShape, KvType, PAGE, SequenceKv};
+use crate::backend::kv::{KvShape, KvType, PAGE};
+use crate::backend::ops::{Backend, EVAL};
+use crate::backend::{KvCost, KvPage, LayerState, LlmBackendDispatch, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
 use crate::forward::step::{SequenceState, Step, Tap};
-use crate::tensor::{HostTensor, Tensor};
+use crate::tensor::HostTensor;
 
 /// Tokens of a chunk when a sequence is computed anew on the CPU.
 const REPLAY_CHUNK: usize = 512;
@@ -64,7 +65,7 @@ impl Runtime {
     /// A sequence with nothing cached, whose prompt will have `prompt_len` tokens.
     pub fn sequence(&self, prompt_len: usize) -> SequenceState {
         SequenceState {
-            kv: SequenceKv::new(&self.kv_shapes),
+            kv: self.dispatch.sequence(&self.kv_shapes),
             frequencies: self.config.ropes().map(|rope| Arc::new(rope.frequencies(prompt_len))).collect(),
             history: Vec::new(),
         }
@@ -120,17 +121,13 @@ impl Runtime {
     /// As [`Self::step`], without the replay.
     pub fn launch(&self, batch: &Batch, sequences: &mut [SequenceState], wait: bool) -> Result<Launched> {
         let launched = self.build(batch, sequences, None)?;
-        let caches: Vec<&KvLayer> = match launched.logits {
+        let caches: Vec<&LayerState> = match launched.logits {
             // The logits depend on every layer's cache.
             Some(_) => Vec::new(),
             None => batch.runs.iter().flat_map(|run| &sequences[run.sequence].kv.layers).collect(),
         };
         let results: Vec<&Tensor> = launched.logits.iter().collect();
-        if wait {
-            self.dispatch.evaluate(&results, &caches)?;
-        } else {
-            self.dispatch.evaluate_async(&results, &caches)?;
-        }
+        self.dispatch.evaluate(&results, &caches, wait)?;
         Ok(launched)
     }
 
@@ -209,11 +206,11 @@ impl Runtime {
         sequences: &mut [SequenceState],
         error: Error,
     ) -> Result<HostTensor> {
-        let evaluation_failed = matches!(error, Error::Op { op: crate::backend::EVAL, .. });
+        let evaluation_failed = matches!(error, Error::Op { op: EVAL, .. });
         for run in &batch.runs {
             let state = &mut sequences[run.sequence];
             if evaluation_failed {
-                state.kv = SequenceKv::new(&self.kv_shapes);
+                state.kv = self.dispatch.sequence(&self.kv_shapes);
             } else {
                 state.kv.truncate(run.start);
             }

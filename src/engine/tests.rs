@@ -32,9 +32,9 @@ impl Random {
 
 /// The backends that this build has.
 fn backends() -> Vec<LlmBackendKind> {
-    match cfg!(has_mlx) {
-        true => vec![LlmBackendKind::Cpu, LlmBackendKind::Mlx],
-        false => vec![LlmBackendKind::Cpu],
+    match crate::backend::mlx::DeviceInfo::query() {
+        Ok(_) => vec![LlmBackendKind::Cpu, LlmBackendKind::Mlx],
+        Err(_) => vec![LlmBackendKind::Cpu],
     }
 }
 
@@ -42,15 +42,9 @@ fn runtime(model: &str, kind: LlmBackendKind) -> Runtime {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
     let files = ModelFiles::open(&path).unwrap();
     let dtype = files.dtype();
-    let forward = files.architecture.load(&files.checkpoint).unwrap().forward;
     let cpu = CpuBackend::new(Some(1), None);
-    let dispatch = match kind {
-        LlmBackendKind::Cpu => LlmBackendDispatch::cpu(cpu, Routing::default()),
-        #[cfg(has_mlx)]
-        LlmBackendKind::Mlx => LlmBackendDispatch::mlx(dtype, cpu, Routing::default()).unwrap(),
-        #[cfg(not(has_mlx))]
-        LlmBackendKind::Mlx => unreachable!("this build has none"),
-    };
+    let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, Routing::default()).unwrap();
+    let forward = files.architecture.load(&files.checkpoint, &dispatch).unwrap().forward;
     Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into())
 }
 

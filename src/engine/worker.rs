@@ -16,9 +16,9 @@ use super::runtime::{Launched, Runtime};
 use super::scheduler::{Waiting, plan};
 use super::sequence::Sequence;
 use super::{Command, EngineOptions, Event, FinishReason, Request, Stats};
-use crate::backend::batch::{Batch, Run, Tokens};
 #[cfg(test)]
-use crate::backend::kv::KvPage;
+use crate::backend::KvPage;
+use crate::backend::batch::{Batch, Run, Tokens};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
 use crate::sample::Sampler;
@@ -454,9 +454,7 @@ impl Worker {
             }
         };
         let Tokens::Pending(guess) = &tokens else { return None };
-        let guessed = self.runtime.dispatch().to_host(guess);
-        let right =
-            guessed.is_ok_and(|guess| guess.data().iter().map(|&id| id as u32).eq(ids.iter().copied()));
+        let right = self.runtime.dispatch().ids(guess).is_ok_and(|guess| guess == ids);
         if !right {
             self.forget(&runs);
             return None;

@@ -3,29 +3,29 @@
 use super::dense::NormKind;
 use super::loader::Loader;
 use super::step::Step;
-use crate::backend::kv::KvRows;
-use crate::backend::ops::{Op, Projection};
+use crate::backend::ops::{Backend, KvRows, MatrixOperand, Projection};
+use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Rotation};
 use crate::error::Result;
 use crate::quant::Matrix;
-use crate::tensor::{Tensor, Weight};
+use crate::tensor::Weight;
 
 /// `x · Wᵀ + b`; the bias is there where the checkpoint has one.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Matrix,       // [N, K]
-    bias: Option<Weight>, // [N]
+    weight: PreparedMatrix,       // [N, K]
+    bias: Option<PreparedVector>, // [N]
 }
 
 impl Linear {
     /// `<name>.weight` and, where the checkpoint has one, `<name>.bias`, of the shape that the list of weights says.
     pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
-        Ok(Self::of(loader, loader.matrix(name)?, loader.bias(name)?))
+        Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), loader.bias(name)?))
     }
 
-    fn of(loader: &Loader<'_>, weight: Matrix, bias: Option<Weight>) -> Self {
+    fn of(loader: &Loader<'_>, weight: PreparedMatrix, bias: Option<Weight>) -> Self {
         loader.multiplies(&weight);
-        Self { weight, bias }
+        Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)) }
     }
 
     /// The parts of a fused projection, whose rows follow each other in the order of `parts`.
@@ -40,12 +40,12 @@ impl Linear {
             let range = row..row + rows;
             row += rows;
             let bias = bias.as_ref().map(|bias| bias.rows(part, range.clone()));
-            Self::of(loader, whole.rows(part, range), bias)
+            Self::of(loader, loader.ops.matrix(&whole.rows(part, range)), bias)
         }))
     }
 
-    fn projection(&self) -> Projection<'_> {
-        Projection { weight: self.weight.as_ref(), bias: self.bias.as_ref() }
+    fn projection(&self) -> Projection<'_, LlmBackendDispatch> {
+        Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     /// `[T, K]` → `[T, N]`.
@@ -57,7 +57,7 @@ impl Linear {
 /// The norm of rows, or of heads where its weight is as long as a head.
 #[derive(Debug)]
 pub struct RmsNorm {
-    weight: Weight, // [D]
+    weight: PreparedVector, // [D]
     eps: f32,
     offset: f32,
 }
@@ -65,7 +65,7 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// `<name>.weight`, which is less by `offset` than what is multiplied by (Gemma's 1).
     pub fn load(loader: &Loader<'_>, name: &str, offset: f32) -> Result<Self> {
-        Ok(Self { weight: loader.vector(name)?, eps: loader.config.norm_eps, offset })
+        Ok(Self { weight: loader.ops.vector(&loader.vector(name)?), eps: loader.config.norm_eps, offset })
     }
 
     /// `[T, D]` → `[T, D]`.
@@ -82,8 +82,8 @@ impl RmsNorm {
 /// Layer norm with weight and, where the checkpoint has one, bias.
 #[derive(Debug)]
 pub struct LayerNorm {
-    weight: Weight,       // [D]
-    bias: Option<Weight>, // [D]
+    weight: PreparedVector,       // [D]
+    bias: Option<PreparedVector>, // [D]
     eps: f32,
 }
 
@@ -95,7 +95,8 @@ impl LayerNorm {
             let values: Vec<f32> = weight.to_f32().iter().map(|x| x + offset).collect();
             weight = Weight::from_f32(weight.name(), weight.shape(), &values);
         }
-        Ok(Self { weight, bias: loader.bias(name)?, eps: loader.config.norm_eps })
+        let bias = loader.bias(name)?.map(|bias| loader.ops.vector(&bias));
+        Ok(Self { weight: loader.ops.vector(&weight), bias, eps: loader.config.norm_eps })
     }
 
     /// `[T, D]` → `[T, D]`.
@@ -264,7 +265,7 @@ impl Mlp {
 /// The embedding table and the head, tied or not.
 #[derive(Debug)]
 pub struct Vocabulary {
-    table: Matrix, // [V, D]
+    table: PreparedMatrix, // [V, D]
     scale: f32,
     head: Linear, // [V, D]
     /// Of logits.
@@ -276,7 +277,7 @@ impl Vocabulary {
     /// The embedding `table`, and the head `head` unless the two are tied.
     pub fn load(loader: &Loader<'_>, table: &str, head: &str) -> Result<Self> {
         let config = loader.config;
-        let table = loader.matrix(table)?;
+        let table = loader.ops.matrix(&loader.matrix(table)?);
         let head = match config.tie_word_embeddings {
             true => Linear::of(loader, table.clone(), None),
             false => Linear::load(loader, head)?,
@@ -293,12 +294,12 @@ impl Vocabulary {
 
     /// The embedding table.
     pub fn table(&self) -> &Matrix {
-        &self.table
+        self.table.source()
     }
 
     /// The step's tokens → `[T, D]`.
     pub fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
-        step.embedding(self.table.as_ref(), self.scale)
+        step.embedding(&self.table, self.scale)
     }
 
     /// Hidden states `[T, D]` → logits `[S, V]` of the rows that the batch asks for.

@@ -6,10 +6,11 @@ use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
 use super::{Arguments, Forward};
+use crate::backend::ops::Backend;
+use crate::backend::{PreparedMatrix, Tensor};
 use crate::config::{Config, Rotation};
 use crate::error::Result;
-use crate::quant::Matrix;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 use crate::weights::Form;
 
 /// A module's name in a Hugging Face checkpoint, and its name in GGUF: in a layer, those within it.
@@ -346,6 +347,7 @@ impl Arguments for Dense {
             });
         }
         let positions = self.embed_positions.map(|name| loader.matrix(name.0)).transpose()?;
+        let positions = positions.map(|table| loader.ops.matrix(&table));
         let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
         Ok(Box::new(Decoder { vocabulary, positions, layers, norm, parallel, residual }))
     }
@@ -366,7 +368,7 @@ struct Layer {
 #[derive(Debug)]
 struct Decoder {
     vocabulary: Vocabulary,
-    positions: Option<Matrix>,
+    positions: Option<PreparedMatrix>,
     layers: Vec<Layer>,
     norm: Norm,
     parallel: bool,
@@ -388,7 +390,7 @@ impl Forward for Decoder {
     fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
         let mut x = self.vocabulary.embed(step)?; // [T, D]
         if let Some(positions) = &self.positions {
-            x = step.add(&x, &step.position_rows(positions.as_ref())?)?;
+            x = step.add(&x, &step.position_rows(positions)?)?;
         }
         step.tap(|| "embed_tokens".to_owned(), &x)?;
         // What the next part reads, where that is a norm of `x`.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::list::{ModuleSpec, WeightList};
+use crate::backend::{LlmBackendDispatch, PreparedMatrix};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -10,27 +11,33 @@ use crate::tensor::Weight;
 use crate::weights::{Checkpoint, quantized};
 
 /// A checkpoint whose tensors are named as the list of weights names them.
-#[derive(Debug)]
 pub struct Loader<'a> {
     /// The model's configuration.
     pub config: &'a Config,
+    /// Where the model will run: it prepares each weight, once.
+    pub ops: &'a LlmBackendDispatch,
     list: &'a WeightList,
     checkpoint: &'a Checkpoint,
-    linears: RefCell<Vec<Matrix>>,
+    linears: RefCell<Vec<PreparedMatrix>>,
 }
 
 impl<'a> Loader<'a> {
-    pub(super) fn new(config: &'a Config, list: &'a WeightList, checkpoint: &'a Checkpoint) -> Self {
-        Self { config, list, checkpoint, linears: RefCell::default() }
+    pub(super) fn new(
+        config: &'a Config,
+        list: &'a WeightList,
+        checkpoint: &'a Checkpoint,
+        ops: &'a LlmBackendDispatch,
+    ) -> Self {
+        Self { config, ops, list, checkpoint, linears: RefCell::default() }
     }
 
     /// Every matrix that was taken to be multiplied by, in that order.
-    pub(super) fn into_linears(self) -> Vec<Matrix> {
+    pub(super) fn into_linears(self) -> Vec<PreparedMatrix> {
         self.linears.into_inner()
     }
 
     /// Notes a matrix that will be multiplied by.
-    pub(super) fn multiplies(&self, matrix: &Matrix) {
+    pub(super) fn multiplies(&self, matrix: &PreparedMatrix) {
         self.linears.borrow_mut().push(matrix.clone());
     }
 

@@ -39,12 +39,12 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
 use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::{self, Value, quote};
-use crate::quant::{Matrix, Quantization};
-use crate::tensor::Tensor;
+use crate::quant::Quantization;
 use crate::weights::Checkpoint;
 use step::Step;
 
@@ -279,20 +279,20 @@ impl Architecture {
         self.weights().check(self.config(), checkpoint)
     }
 
-    /// Builds the forward pass of a checkpoint that was adopted.
+    /// Builds the forward pass of a checkpoint that was adopted, its weights prepared for `ops`.
     ///
     /// # Errors
     /// A weight that is missing or does not have the configured shape.
-    pub fn load(&self, checkpoint: &Checkpoint) -> Result<Loaded> {
+    pub fn load(&self, checkpoint: &Checkpoint, ops: &LlmBackendDispatch) -> Result<Loaded> {
         let list = self.weights();
-        let loader = Loader::new(self.config(), &list, checkpoint);
+        let loader = Loader::new(self.config(), &list, checkpoint, ops);
         let forward = self.arguments.load(&loader)?;
         Ok(Loaded { forward, linears: loader.into_linears() })
     }
 }
 
 /// A loaded model's forward pass.
-pub trait Forward: Send + fmt::Debug {
+pub trait Forward: fmt::Debug {
     /// The step's tokens → hidden states `[T, D]`, the last norm applied; the caches hold the step's keys and values.
     ///
     /// # Errors
@@ -306,13 +306,13 @@ pub trait Forward: Send + fmt::Debug {
     fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor>;
 }
 
-/// A forward pass, and the matrices of its linear layers, which a backend may want to prepare.
+/// A forward pass, and the matrices of its linear layers, which a backend may want to ready.
 #[derive(Debug)]
 pub struct Loaded {
     /// The forward pass.
     pub forward: Box<dyn Forward>,
     /// Every matrix that it multiplies by, in the order of the layers.
-    pub linears: Vec<Matrix>,
+    pub linears: Vec<PreparedMatrix>,
 }
 
 /// The family that a configuration names.

@@ -5,15 +5,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::backend::LlmBackendDispatch;
-use crate::backend::batch::{Batch, Mask, RopeStep, Run, Tokens};
-use crate::backend::kv::{KvLayer, KvRows, SequenceKv};
-use crate::backend::ops::{Op, Ops, Outputs};
+use crate::backend::batch::{Batch, Mask, RopeStep, Run};
+use crate::backend::ops::{Backend, Ids, KvRows};
 use crate::backend::rope::Frequencies;
+use crate::backend::{LayerState, LlmBackendDispatch, Op, PreparedMatrix, SequenceKv, Tensor};
 use crate::config::{Activation, Config, Rotation};
 use crate::error::{Error, Result};
-use crate::quant::MatrixRef;
-use crate::tensor::Tensor;
 
 /// What a model keeps of one sequence between steps.
 #[derive(Debug)]
@@ -95,21 +92,21 @@ impl<'a> Step<'a> {
 
     /// Runs an op with several outputs.
     pub(crate) fn run_all<const N: usize>(&self, op: &Op<'_>) -> Result<[Tensor; N]> {
-        let outputs: Outputs = self.ops.run(op)?;
+        let outputs = self.ops.run(op)?;
         let got = outputs.len();
         <[Tensor; N]>::try_from(outputs.into_vec())
             .map_err(|_| Error::shape(op.kind().name(), format!("{got} outputs, expected {N}")))
     }
 
     /// Rows of the embedding table for the step's tokens, times `scale`: `[T, D]`.
-    pub(crate) fn embedding(&self, table: MatrixRef<'_>, scale: f32) -> Result<Tensor> {
-        self.run(&Op::Embedding { table, tokens: &self.batch.tokens, scale })
+    pub(crate) fn embedding(&self, table: &PreparedMatrix, scale: f32) -> Result<Tensor> {
+        self.run(&Op::Embedding { table, tokens: self.batch.tokens.ids(), scale })
     }
 
     /// Rows of a table of positions for the step's tokens: `[T, D]`.
-    pub(crate) fn position_rows(&self, table: MatrixRef<'_>) -> Result<Tensor> {
-        let positions = Tokens::Known(self.batch.positions().map(|position| position as u32).collect());
-        self.run(&Op::Embedding { table, tokens: &positions, scale: 1.0 })
+    pub(crate) fn position_rows(&self, table: &PreparedMatrix) -> Result<Tensor> {
+        let positions: Vec<u32> = self.batch.positions().map(|position| position as u32).collect();
+        self.run(&Op::Embedding { table, tokens: Ids::Known(&positions), scale: 1.0 })
     }
 
     /// The rotary embedding of `x` `[T, H * head_dim]`.
@@ -133,10 +130,10 @@ impl<'a> Step<'a> {
     }
 
     /// Caches `rows` in layer `layer` of each run's sequence.
-    pub(crate) fn kv_write(&mut self, layer: usize, rows: KvRows<'_>) -> Result<()> {
+    pub(crate) fn kv_write(&mut self, layer: usize, rows: KvRows<'_, LlmBackendDispatch>) -> Result<()> {
         for run in &self.batch.runs {
             let state = &mut self.sequences[run.sequence];
-            self.ops.kv_write(&mut state.kv.layers[layer], rows, run)?;
+            self.ops.write(&mut state.kv.layers[layer], rows, run)?;
         }
         Ok(())
     }
@@ -158,7 +155,7 @@ impl<'a> Step<'a> {
             }
         };
         let mask = &self.masks[index].1;
-        let kv: SmallVec<[&KvLayer; 4]> =
+        let kv: SmallVec<[&LayerState; 16]> =
             self.batch.runs.iter().map(|run| &self.sequences[run.sequence].kv.layers[layer]).collect();
         self.ops.run1(&Op::Attention { q, kv: &kv, mask, scale, soft_cap })
     }

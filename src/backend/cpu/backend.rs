@@ -1,8 +1,6 @@
-//! The ops on the CPU kernels: takes buffers, widens small weights once, and calls the kernel of each op.
+//! The ops on the CPU kernels: takes buffers, and calls the kernel of each op.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -11,14 +9,14 @@ use super::kernels::attention::{Attention, AttentionRun, AttentionScratch, atten
 use super::kernels::pointwise::{Binary, Unary};
 use super::kernels::quant::{self, ActivationScratch, Activations, PackedMatrix, QuantProjection};
 use super::kernels::{matmul, norm, pointwise, rope};
+use super::operands::{CpuMatrix, CpuVector, Readable};
 use super::pool::{Pool, Scratch};
-use crate::backend::batch::{Run, Tokens};
-use crate::backend::kv::{KvLayer, KvRows};
-use crate::backend::ops::{Op, Ops, Outputs, Projection};
+use crate::backend::kv::{HostKv, KvShape};
+use crate::backend::ops::{Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Outputs, Projection, Run};
 use crate::config::Activation;
 use crate::error::{Error, Result};
-use crate::quant::{MatrixRef, Plane, QuantWeight};
-use crate::tensor::{Buffer, BufferPool, Bytes, HostTensor, Tensor, Weight};
+use crate::quant::Matrix;
+use crate::tensor::{Buffer, BufferPool, HostTensor, Weight};
 
 /// The CPU kernels with their threads. One engine thread owns it.
 pub struct CpuBackend {
@@ -27,17 +25,9 @@ pub struct CpuBackend {
     buffers: BufferPool,
     scratch: RefCell<Scratch>,
     attention: RefCell<AttentionScratch>,
-    small: RefCell<SmallWeights>,
     activations: Activations,
     rounded: RefCell<ActivationScratch>,
-    packed: RefCell<PackedWeights>,
 }
-
-/// Quantized weights as kernels read them, by their keys, which the weight keeps from being reused.
-type PackedWeights = HashMap<(usize, usize), (Arc<PackedMatrix>, QuantWeight)>;
-
-/// Norms and biases as `f32`, by the address and length of their bytes; the owner keeps the address from being reused.
-type SmallWeights = HashMap<(usize, usize), (Arc<[f32]>, Arc<dyn Bytes>)>;
 
 impl CpuBackend {
     /// Kernels of `isa` (the best one where absent) on `threads` threads (one per core where absent).
@@ -50,10 +40,8 @@ impl CpuBackend {
             buffers: BufferPool::default(),
             scratch,
             attention: RefCell::default(),
-            small: RefCell::default(),
             activations: Activations::default(),
             rounded: RefCell::default(),
-            packed: RefCell::default(),
         }
     }
 
@@ -63,95 +51,37 @@ impl CpuBackend {
         self
     }
 
-    /// The instruction set and the threads, for the summary.
-    pub fn describe(&self) -> String {
-        let threads = self.pool.threads();
-        format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })
-    }
-
     /// A buffer of `len` elements with unspecified values.
     pub(crate) fn buffer(&self, len: usize) -> Buffer {
         self.buffers.take(len)
     }
 
-    /// Writes a run's keys and values, of shapes that [`KvRows::check`] accepts, into a layer's cache.
-    pub(crate) fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
-        let (k, v) = (host(rows.k)?, host(rows.v)?);
-        let width = k.shape()[1];
-        let range = run.row * width..(run.row + run.len) * width;
-        match layer {
-            KvLayer::Host(kv) => kv.write(run.start, &k.data()[range.clone()], &v.data()[range]),
-            #[cfg(has_mlx)]
-            KvLayer::Mlx(_) => {
-                Err(Error::Op { op: "kv_write", backend: "cpu", reason: "the cache is on MLX".into() })
-            }
-        }
-    }
-
-    /// The values of a norm or a bias, widened once.
-    fn small(&self, weight: &Weight) -> Arc<[f32]> {
-        let bytes = weight.bytes();
-        let mut small = self.small.borrow_mut();
-        let (values, _) = small
-            .entry((bytes.as_ptr() as usize, bytes.len()))
-            .or_insert_with(|| (weight.to_f32().into(), weight.owner()));
-        Arc::clone(values)
-    }
-
-    /// Packs a weight before it is first used, so that the first prompt does not wait for it.
-    pub(crate) fn prepare(&self, weight: MatrixRef<'_>) {
-        if let MatrixRef::Quantized(weight) = weight
-            && PackedMatrix::supports(weight.format())
-        {
-            self.packed(weight);
-        }
-    }
-
-    /// A quantized weight as kernels read it, packed when it is first asked for. What it was made of leaves memory, where
-    /// it is a part of a mapped file, or can be made of one again.
-    fn packed(&self, weight: &QuantWeight) -> Arc<PackedMatrix> {
-        let mut packed = self.packed.borrow_mut();
-        let (packed, _) = packed.entry(weight.key()).or_insert_with(|| {
-            let held = weight.held();
-            let packed = PackedMatrix::pack(&self.pool, &held);
-            held.planes().iter().for_each(Plane::release);
-            (Arc::new(packed), weight.clone())
-        });
-        Arc::clone(packed)
-    }
-
     /// A tensor of `shape` that `fill` writes whole.
-    fn filled(&self, shape: &[usize], fill: impl FnOnce(&mut [f32])) -> Tensor {
+    fn filled(&self, shape: &[usize], fill: impl FnOnce(&mut [f32])) -> HostTensor {
         let mut data = self.buffers.take(shape.iter().product());
         fill(&mut data);
-        Tensor::Host(HostTensor::new(shape, data))
+        HostTensor::new(shape, data)
     }
 
-    fn linear<const N: usize>(&self, x: &HostTensor, projections: [Projection<'_>; N]) -> [HostTensor; N] {
+    fn linear<const N: usize>(
+        &self,
+        x: &HostTensor,
+        projections: [Projection<'_, Self>; N],
+    ) -> [HostTensor; N] {
         let rows = x.shape()[0];
-        let biases = projections.map(|p| p.bias.map(|bias| self.small(bias)));
         let mut outputs = projections.map(|p| self.buffers.take(rows * p.weight.shape()[0]));
-        let packed = projections.map(|projection| match projection.weight {
-            MatrixRef::Quantized(weight) if PackedMatrix::supports(weight.format()) => {
-                Some(self.packed(weight))
-            }
-            _ => None,
-        });
-        let decoded = projections.map(|projection| match projection.weight {
-            MatrixRef::Quantized(weight) if !PackedMatrix::supports(weight.format()) => {
-                Some(Weight::from_f32(weight.name(), weight.shape(), &weight.to_f32()))
-            }
-            _ => None,
-        });
+        let weights = projections.map(|p| p.weight.readable(&self.pool));
         let (mut dense, mut quantized) = (SmallVec::<[_; 3]>::new(), SmallVec::<[_; 3]>::new());
-        for (i, out) in outputs.iter_mut().enumerate() {
-            let bias = biases[i].as_deref();
-            match (projections[i].weight, &packed[i], &decoded[i]) {
-                (_, Some(weight), _) => quantized.push(QuantProjection { weight, bias, out }),
-                (MatrixRef::Dense(weight), ..) | (_, _, Some(weight)) => {
-                    dense.push(matmul::Projection { weight: weight.into(), bias, out });
+        for ((projection, weight), out) in projections.iter().zip(&weights).zip(&mut outputs) {
+            let bias = projection.bias.map(CpuVector::values);
+            match weight {
+                Readable::Packed(weight) => quantized.push(QuantProjection { weight, bias, out }),
+                Readable::Dense(weight) => {
+                    dense.push(matmul::Projection { weight: (*weight).into(), bias, out })
                 }
-                (MatrixRef::Quantized(_), None, None) => unreachable!("packed, or decoded"),
+                Readable::Decoded(weight) => {
+                    dense.push(matmul::Projection { weight: weight.into(), bias, out })
+                }
             }
         }
         matmul::linear_group(&self.pool, self.isa, x.data(), &mut dense, &mut self.scratch.borrow_mut());
@@ -183,105 +113,136 @@ impl From<Activation> for Unary {
     }
 }
 
-/// The values of a tensor that the dispatch keeps on the host.
-fn host(tensor: &Tensor) -> Result<&HostTensor> {
-    match tensor {
-        Tensor::Host(host) => Ok(host),
-        #[cfg(has_mlx)]
-        Tensor::Mlx(_) => Err(Error::Backend {
-            backend: "cpu",
-            reason: "an activation is an MLX array, expected host memory".into(),
-        }),
+impl CpuBackend {
+    /// Rows `tokens` of `table`, times `scale`.
+    fn embedding(&self, table: &CpuMatrix, tokens: Ids<'_, HostTensor>, scale: f32) -> Result<HostTensor> {
+        let shape = table.shape();
+        let (height, width) = (shape[0], shape[1]);
+        let ids = match tokens {
+            Ids::Known(ids) => ids,
+            // Of these nobody could know before whether the table has them.
+            Ids::Pending(ids) => {
+                let ids = ids.as_u32().unwrap_or_default();
+                if let Some(id) = ids.iter().find(|&&id| id as usize >= height) {
+                    let what = format!("token id {id}, expected one below the table's {height} rows");
+                    return Err(Error::shape("embedding", what));
+                }
+                ids
+            }
+        };
+        Ok(self.filled(&[ids.len(), width], |out| match table.source() {
+            Matrix::Dense(table) => {
+                let (dtype, bytes) = (table.dtype(), table.bytes());
+                pointwise::embedding(&self.pool, self.isa, dtype, bytes, width, ids, scale, out);
+            }
+            Matrix::Quantized(table) => {
+                let mut stored = vec![0.0; width];
+                for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+                    table.dequantize_row(id as usize, &mut stored);
+                    table.restore_order(&stored, out);
+                    out.iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+        }))
     }
 }
 
-impl Ops for CpuBackend {
-    fn run(&self, op: &Op<'_>) -> Result<Outputs> {
+impl Backend for CpuBackend {
+    type Tensor = HostTensor;
+    type Matrix = CpuMatrix;
+    type Vector = CpuVector;
+    type State = HostKv;
+
+    fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    fn matrix(&self, matrix: &Matrix) -> CpuMatrix {
+        CpuMatrix::new(matrix.clone())
+    }
+
+    fn vector(&self, weight: &Weight) -> CpuVector {
+        CpuVector::new(weight.clone())
+    }
+
+    fn ready(&self, matrix: &CpuMatrix) {
+        // What is decoded for each product is not decoded for nothing.
+        if let Matrix::Quantized(weight) = matrix.source()
+            && PackedMatrix::supports(weight.format())
+        {
+            let _ = matrix.readable(&self.pool);
+        }
+    }
+
+    fn fuses(&self, _op: OpKind) -> bool {
+        true
+    }
+
+    fn supports(&self, _op: &Op<'_, Self>) -> Result<()> {
+        Ok(())
+    }
+
+    fn state(&self, shape: &KvShape) -> HostKv {
+        HostKv::new(*shape)
+    }
+
+    fn write(&self, state: &mut HostKv, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
+        let width = rows.k.shape()[1];
+        let range = run.row * width..(run.row + run.len) * width;
+        state.write(run.start, &rows.k.data()[range.clone()], &rows.v.data()[range])
+    }
+
+    fn evaluate(&self, _results: &[&HostTensor], _states: &[&HostKv], _wait: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn from_host(&self, tensor: HostTensor) -> Result<HostTensor> {
+        Ok(tensor)
+    }
+
+    fn to_host(&self, tensor: &HostTensor) -> Result<HostTensor> {
+        Ok(tensor.copy(|len| self.buffer(len)))
+    }
+
+    fn run(&self, op: &Op<'_, Self>) -> Result<Outputs<Self>> {
         let (pool, isa) = (&self.pool, self.isa);
         let output = match *op {
-            Op::Embedding { table, tokens, scale } => {
-                let Tokens::Known(ids) = tokens else {
-                    return Err(Error::Op {
-                        op: "embedding",
-                        backend: "cpu",
-                        reason: "the token ids are not known yet".into(),
-                    });
-                };
-                let width = table.shape()[1];
-                self.filled(&[ids.len(), width], |out| match table {
-                    MatrixRef::Dense(table) => {
-                        pointwise::embedding(pool, isa, table.dtype(), table.bytes(), width, ids, scale, out);
-                    }
-                    MatrixRef::Quantized(table) => {
-                        let mut stored = vec![0.0; width];
-                        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
-                            table.dequantize_row(id as usize, &mut stored);
-                            table.restore_order(&stored, out);
-                            out.iter_mut().for_each(|value| *value *= scale);
-                        }
-                    }
-                })
-            }
+            Op::Embedding { table, tokens, scale } => self.embedding(table, tokens, scale)?,
             Op::Linear { x, projection } => {
-                let [output] = self.linear(host(x)?, [projection]);
-                output.into()
+                let [output] = self.linear(x, [projection]);
+                output
             }
             Op::RmsNorm { x, weight, eps, offset } => {
-                let (x, weight) = (host(x)?, self.small(weight));
-                self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), &weight, eps, offset, out))
+                let weight = weight.values();
+                self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), weight, eps, offset, out))
             }
             Op::LayerNorm { x, weight, bias, eps } => {
-                let (x, weight) = (host(x)?, self.small(weight));
-                let bias = bias.map(|bias| self.small(bias));
-                self.filled(x.shape(), |out| {
-                    norm::layer_norm(pool, isa, x.data(), &weight, bias.as_deref(), eps, out);
-                })
+                let (weight, bias) = (weight.values(), bias.map(CpuVector::values));
+                self.filled(x.shape(), |out| norm::layer_norm(pool, isa, x.data(), weight, bias, eps, out))
             }
             Op::Activate { x, activation } => {
-                let x = host(x)?;
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, activation.into(), x.data(), out))
             }
-            Op::Add { a, b } => {
-                let (a, b) = (host(a)?, host(b)?);
-                self.filled(a.shape(), |out| {
-                    pointwise::binary(pool, isa, Binary::Add, a.data(), b.data(), out)
-                })
-            }
-            Op::Mul { a, b } => {
-                let (a, b) = (host(a)?, host(b)?);
-                self.filled(a.shape(), |out| {
-                    pointwise::binary(pool, isa, Binary::Mul, a.data(), b.data(), out)
-                })
-            }
+            Op::Add { a, b } => self
+                .filled(a.shape(), |out| pointwise::binary(pool, isa, Binary::Add, a.data(), b.data(), out)),
+            Op::Mul { a, b } => self
+                .filled(a.shape(), |out| pointwise::binary(pool, isa, Binary::Mul, a.data(), b.data(), out)),
             Op::Scale { x, by } => {
-                let x = host(x)?;
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::Scale(by), x.data(), out))
             }
             Op::SoftCap { x, cap } => {
-                let x = host(x)?;
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))
             }
             Op::Rope { x, head_dim, rope } => {
-                let x = host(x)?;
                 let width = x.shape()[1];
                 let tables = rope::Rope { width, head_dim, dims: rope.dims, cos: &rope.cos, sin: &rope.sin };
                 self.filled(x.shape(), |out| rope::rope(pool, isa, tables, x.data(), out))
             }
             Op::Attention { q, kv, mask, scale, soft_cap } => {
-                let q = host(q)?;
-                let runs = kv
-                    .iter()
-                    .zip(&mask.runs)
-                    .map(|(layer, run)| match layer {
-                        KvLayer::Host(kv) => Ok(AttentionRun { row: run.row, len: run.len, kv }),
-                        #[cfg(has_mlx)]
-                        KvLayer::Mlx(_) => Err(Error::Op {
-                            op: "attention",
-                            backend: "cpu",
-                            reason: "the cache is on MLX".into(),
-                        }),
-                    })
-                    .collect::<Result<Vec<_>>>()?;
+                let runs = kv.iter().zip(&mask.runs);
+                let runs: Vec<AttentionRun<'_>> =
+                    runs.map(|(kv, run)| AttentionRun { row: run.row, len: run.len, kv }).collect();
                 let visible = &mask.visible;
                 let call = Attention { q: q.data(), runs: &runs, visible, scale, soft_cap };
                 self.filled(q.shape(), |out| {
@@ -289,7 +250,6 @@ impl Ops for CpuBackend {
                 })
             }
             Op::TakeRows { x, rows } => {
-                let x = host(x)?;
                 let width = x.shape()[1];
                 self.filled(&[rows.len(), width], |out| {
                     for (&row, out) in rows.iter().zip(out.chunks_exact_mut(width.max(1))) {
@@ -298,31 +258,21 @@ impl Ops for CpuBackend {
                 })
             }
             Op::GateUp { x, gate, up, activation } => {
-                let [mut gate, up] = self.linear(host(x)?, [gate, up]);
+                let [mut gate, up] = self.linear(x, [gate, up]);
                 let gated = Binary::Gated(activation.into());
                 pointwise::binary_in_place(pool, isa, gated, gate.data_mut(), up.data());
-                gate.into()
+                gate
             }
             Op::AddRmsNorm { a, b, weight, eps, offset } => {
-                let (a, b, weight) = (host(a)?, host(b)?, self.small(weight));
+                let weight = weight.values();
                 let mut sum = self.buffers.take(a.data().len());
                 let mut normed = self.buffers.take(a.data().len());
-                norm::add_rms_norm(
-                    pool,
-                    isa,
-                    a.data(),
-                    b.data(),
-                    &weight,
-                    eps,
-                    offset,
-                    &mut sum,
-                    &mut normed,
-                );
-                let tensor = |data| Tensor::Host(HostTensor::new(a.shape(), data));
+                norm::add_rms_norm(pool, isa, a.data(), b.data(), weight, eps, offset, &mut sum, &mut normed);
+                let tensor = |data| HostTensor::new(a.shape(), data);
                 return Ok(smallvec![tensor(sum), tensor(normed)]);
             }
             Op::Qkv { x, projections } => {
-                return Ok(self.linear(host(x)?, projections).into_iter().map(Tensor::from).collect());
+                return Ok(self.linear(x, projections).into_iter().collect());
             }
         };
         Ok(smallvec![output])
@@ -331,12 +281,14 @@ impl Ops for CpuBackend {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use smallvec::SmallVec;
 
     use super::*;
-    use crate::quant::{Format, GgmlType};
+    use crate::quant::{Format, GgmlType, Plane, QuantWeight};
+    use crate::tensor::Bytes;
 
     /// Bytes that count how many of their kind there are.
     #[derive(Debug)]
@@ -375,23 +327,22 @@ mod tests {
     fn what_was_made_to_be_packed_leaves_memory() {
         let (weight, live) = made();
         let cpu = CpuBackend::new(Some(1), None).with_activations(Activations::F32);
-        cpu.prepare(MatrixRef::Quantized(&weight));
+        let whole = cpu.matrix(&Matrix::Quantized(weight.clone()));
+        cpu.ready(&whole);
         assert_eq!(live.load(Ordering::Relaxed), 0);
         let x = HostTensor::from_vec(&[1, 64], vec![1.0; 64]);
-        let multiply = |weight: &QuantWeight| {
-            let projection = Projection { weight: MatrixRef::Quantized(weight), bias: None };
-            cpu.linear(&x, [projection])[0].data().to_vec()
-        };
+        let multiply =
+            |weight: &CpuMatrix| cpu.linear(&x, [Projection { weight, bias: None }])[0].data().to_vec();
         let expected: Vec<f32> = (0..20).map(|row| 64.0 * row as f32).collect();
-        assert_eq!(multiply(&weight), expected);
+        assert_eq!(multiply(&whole), expected);
         // Rows of it are another matrix, which makes no more than its own.
         let part = weight.rows("part", 3..5);
-        assert_eq!(multiply(&part), expected[3..5]);
+        assert_eq!(multiply(&cpu.matrix(&Matrix::Quantized(part.clone()))), expected[3..5]);
         assert_eq!(live.load(Ordering::Relaxed), 0);
         // Who reads rows again and again keeps them.
         assert_eq!((part.planes()[0].bytes().len(), part.to_f32()[64]), (2 * 68, 4.0));
         assert_eq!((live.load(Ordering::Relaxed), part.held().to_f32()[0]), (1, 3.0));
-        drop((part, cpu));
+        drop((part, whole));
         assert_eq!(live.load(Ordering::Relaxed), 0);
     }
 }

@@ -4,8 +4,10 @@ mod backend;
 pub mod isa;
 pub mod kernels;
 pub mod limits;
+mod operands;
 pub mod pool;
 
 pub use backend::CpuBackend;
 pub use isa::Isa;
 pub use kernels::quant::Activations;
+pub use operands::{CpuMatrix, CpuVector};

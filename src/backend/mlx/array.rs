@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, ArrayElement, Dtype};
 use smallvec::SmallVec;
 
-use super::failed;
 use super::graph::Graph;
-use crate::backend::eval_error;
+use super::{eval_error, failed};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Shape};
+use crate::tensor::{DType, ElementType, HostTensor, Shape};
 
 /// Dimensions as MLX takes them.
 pub(super) type Dims = SmallVec<[i32; 4]>;
@@ -45,6 +44,25 @@ impl MlxTensor {
     /// Dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// What its elements are.
+    pub(super) fn element(&self) -> ElementType {
+        match self.array.dtype() {
+            Dtype::Uint32 => ElementType::U32,
+            Dtype::Int32 => ElementType::I32,
+            _ => ElementType::F32,
+        }
+    }
+
+    /// Evaluates the array and copies it to the host: floats as `f32`, integers as they are.
+    pub(super) fn to_host(&self, graph: &Graph) -> Result<HostTensor> {
+        let rows = self.to_rows(graph)?;
+        Ok(match self.element() {
+            ElementType::F32 => HostTensor::from_vec(&self.shape, to_f32(&rows)?),
+            ElementType::I32 => HostTensor::from_i32(&self.shape, values(&rows)?),
+            ElementType::U32 => HostTensor::from_u32(&self.shape, values(&rows)?),
+        })
     }
 
     /// The array in whatever layout it has: for evaluation.
@@ -131,7 +149,15 @@ pub(super) fn to_f32(array: &Array) -> Result<Vec<f32>> {
     } else {
         array.as_dtype(Dtype::Float32).map_err(|e| failed("download", &e))?
     };
-    let wide = wide.contiguous().map_err(|e| failed("download", &e))?;
-    wide.eval().map_err(|error| eval_error(error.what()))?;
-    wide.try_as_slice::<f32>().map(<[f32]>::to_vec).map_err(eval_error)
+    values(&wide)
+}
+
+/// Evaluates `array`, whose elements are of type `T`, and copies it to the host, row-major.
+fn values<T: ArrayElement + Clone>(array: &Array) -> Result<Vec<T>> {
+    if array.size() == 0 {
+        return Ok(Vec::new());
+    }
+    let whole = array.contiguous().map_err(|e| failed("download", &e))?;
+    whole.eval().map_err(|error| eval_error(error.what()))?;
+    whole.try_as_slice::<T>().map(<[T]>::to_vec).map_err(eval_error)
 }

@@ -8,10 +8,9 @@ use smallvec::SmallVec;
 use super::array::{self, MlxTensor};
 use super::kv::{Cached, filled_up};
 use super::{MlxBackend, MlxKv, failed};
-use crate::backend::batch::{Mask, Run};
-use crate::backend::kv::{KvLayer, KvShape};
+use crate::backend::kv::KvShape;
+use crate::backend::ops::{Mask, Run};
 use crate::error::Result;
-use crate::tensor::Tensor;
 
 /// The masks of a step's runs, none for a run that sees every key, or whose keys are sliced.
 pub(super) type Masks = Rc<[Option<Array>]>;
@@ -29,25 +28,16 @@ impl MlxBackend {
     /// `[T, H * head_dim]` → the same, each run over its own cache.
     pub(super) fn attention(
         &self,
-        q: &Tensor,
-        kv: &[&KvLayer],
+        q: &MlxTensor,
+        kv: &[&MlxKv],
         mask: &Mask,
         scale: f32,
         soft_cap: Option<f32>,
-    ) -> Result<Tensor> {
-        let q = self.array(q)?;
+    ) -> Result<MlxTensor> {
         let (rows, width) = (q.shape()[0], q.shape()[1]);
         let masks = self.masks(mask)?;
         let mut outputs = SmallVec::<[MlxTensor; 1]>::new();
-        for (i, (run, layer)) in mask.runs.iter().zip(kv).enumerate() {
-            let moved;
-            let kv = match layer {
-                KvLayer::Mlx(kv) => kv,
-                KvLayer::Host(host) => {
-                    moved = MlxKv::from_host(&self.graph, host)?;
-                    &moved
-                }
-            };
+        for (i, (run, kv)) in mask.runs.iter().zip(kv).enumerate() {
             // What one token sees is a range of keys: a slice says it without a mask.
             let visible = if run.len == 1 { mask.visible[run.row].clone() } else { 0..kv.len() };
             let scores = Scores { mask: masks.as_ref().and_then(|masks| masks[i].as_ref()), scale, soft_cap };
@@ -68,7 +58,7 @@ impl MlxBackend {
                 MlxTensor::rows(whole, &[rows, width])
             }
         };
-        Ok(Tensor::Mlx(output))
+        Ok(output)
     }
 
     /// Attention of one run over what it sees of a cache of `shape` → `[len, H * D]`.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::hash_map::{self, HashMap};
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use mlx_rs::{Array, Dtype};
 use smallvec::SmallVec;
 
 use super::{array, failed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::{Plane, QuantWeight};
 use crate::tensor::Weight;
 
@@ -34,129 +34,154 @@ enum Form {
     Order,
 }
 
-/// A weight on MLX, and what it was made of, so that no other weight can come to have its key.
-struct Entry {
+/// The place of a weight's arrays on MLX, shared by all who prepared it. It is filled when an op first asks, and emptied when
+/// MLX is given up. What the weight was made of stays as long as its place does, so that no other weight can come to have its key.
+pub(super) struct Slot {
     /// That of the file first, unless the matrix's planes are made.
-    forms: Vec<(Form, Rc<Array>)>,
+    forms: RefCell<Forms>,
     /// Bytes of the first forms on MLX; the others are views, or small.
-    bytes: usize,
+    bytes: Cell<usize>,
+    uploads: Rc<Cell<u64>>,
     _owner: Box<dyn Any>,
 }
 
-type Entries = HashMap<Key, Entry, BuildHasherDefault<AddressHasher>>;
+type Forms = SmallVec<[(Form, Rc<Array>); 3]>;
 
-impl Entry {
-    /// A form, which `make` makes of the first one the first time.
-    fn form(&mut self, form: Form, make: impl FnOnce(&Array) -> Result<Array>) -> Result<Rc<Array>> {
-        if let Some((_, array)) = self.forms.iter().find(|(of, _)| *of == form) {
+impl Slot {
+    fn new(uploads: &Rc<Cell<u64>>, owner: Box<dyn Any>) -> Rc<Self> {
+        Rc::new(Self {
+            forms: RefCell::default(),
+            bytes: Cell::new(0),
+            uploads: Rc::clone(uploads),
+            _owner: owner,
+        })
+    }
+
+    /// Uploads what `load` makes, where that was not done before: the first forms.
+    fn fill(&self, load: impl FnOnce() -> Result<Vec<(Form, Array)>>) -> Result<()> {
+        if !self.forms.borrow().is_empty() {
+            return Ok(());
+        }
+        let arrays = load()?;
+        self.bytes.set(arrays.iter().map(|(_, array)| array.nbytes()).sum());
+        self.uploads.set(self.uploads.get() + 1);
+        self.forms.borrow_mut().extend(arrays.into_iter().map(|(form, array)| (form, Rc::new(array))));
+        Ok(())
+    }
+
+    /// A form, which `make` makes of the first one the first time; the slot is filled.
+    fn form(&self, form: Form, make: impl FnOnce(&Array) -> Result<Array>) -> Result<Rc<Array>> {
+        let mut forms = self.forms.borrow_mut();
+        if let Some((_, array)) = forms.iter().find(|(of, _)| *of == form) {
             return Ok(Rc::clone(array));
         }
-        let array = Rc::new(make(&self.forms[0].1)?);
-        self.forms.push((form, Rc::clone(&array)));
+        let Some((_, first)) = forms.first() else {
+            return Err(Error::Op { op: "weight", backend: "mlx", reason: "it was not uploaded".into() });
+        };
+        let array = Rc::new(make(first)?);
+        forms.push((form, Rc::clone(&array)));
         Ok(array)
     }
-}
 
-/// Uploads each weight once. Only a [`Weight`] or a [`Plane`] of a matrix is a key: no activation can come to be in here.
-#[derive(Default)]
-pub struct WeightCache {
-    entries: RefCell<Entries>,
-    uploads: Cell<u64>,
-}
+    fn is_filled(&self) -> bool {
+        !self.forms.borrow().is_empty()
+    }
 
-impl WeightCache {
-    /// The array of `weight`, in its own type and shape.
-    pub(super) fn get(&self, weight: &Weight) -> Result<Rc<Array>> {
-        self.form(weight, Form::Own, |array| Ok(array.clone()))
+    fn empty(&self) {
+        self.forms.borrow_mut().clear();
+        self.bytes.set(0);
+    }
+
+    /// The array of `weight`, whose slot this is, in its own type and shape.
+    pub(super) fn own(&self, weight: &Weight) -> Result<Rc<Array>> {
+        self.of(weight, Form::Own, |array| Ok(array.clone()))
     }
 
     /// The array of `weight` `[N, K]` as `[K, N]`.
     pub(super) fn transposed(&self, weight: &Weight) -> Result<Rc<Array>> {
-        self.form(weight, Form::Transposed, |array| array.transpose().map_err(|e| failed("weight", &e)))
+        self.of(weight, Form::Transposed, |array| array.transpose().map_err(|e| failed("weight", &e)))
     }
 
     /// `weight + offset` in `f32`, in the dimensions `dims`, whose number is part of what identifies it.
     pub(super) fn shifted(&self, weight: &Weight, offset: f32, dims: &[i32]) -> Result<Rc<Array>> {
-        self.form(weight, Form::Shifted(offset.to_bits(), dims.len()), |_| {
+        self.of(weight, Form::Shifted(offset.to_bits(), dims.len()), |_| {
             let values: Vec<f32> = weight.to_f32().iter().map(|w| w + offset).collect();
             Ok(Array::from_slice(&values, dims))
         })
     }
 
-    /// A form of `weight`, which `make` makes of its array the first time.
-    fn form(
+    fn of(
         &self,
         weight: &Weight,
         form: Form,
         make: impl FnOnce(&Array) -> Result<Array>,
     ) -> Result<Rc<Array>> {
-        let bytes = weight.bytes();
-        let array = || upload(bytes, weight.shape(), array::dtype(weight.dtype()));
-        if bytes.is_empty() {
-            // No bytes, so no address of their own: another weight without any may have it, too.
-            return make(&array()?).map(Rc::new);
-        }
-        let mut entries = self.entries.borrow_mut();
-        let load = || Ok(vec![(Form::Own, array()?)]);
-        self.entry(&mut entries, key(bytes), || Box::new(weight.owner()), load)?.form(form, make)
+        self.fill(|| {
+            let array = upload(weight.bytes(), weight.shape(), array::dtype(weight.dtype()))?;
+            Ok(vec![(Form::Own, array)])
+        })?;
+        self.form(form, make)
     }
 
-    /// The array of a plane, `shape` elements of `dtype`.
+    /// The array of `plane`, whose slot this is, `shape` elements of `dtype`.
     pub(super) fn plane(&self, plane: &Plane, shape: &[usize], dtype: Dtype) -> Result<Rc<Array>> {
-        let mut entries = self.entries.borrow_mut();
-        let load = || Ok(vec![(Form::Own, upload(plane.bytes(), shape, dtype)?)]);
-        let entry = self.entry(&mut entries, key(plane.bytes()), || Box::new(plane.owner()), load)?;
-        Ok(Rc::clone(&entry.forms[0].1))
+        self.fill(|| Ok(vec![(Form::Own, upload(plane.bytes(), shape, dtype)?)]))?;
+        self.form(Form::Own, |array| Ok(array.clone()))
     }
 
-    /// The planes that `make` makes of a matrix, once.
-    pub(super) fn made(
-        &self,
-        weight: &QuantWeight,
-        make: impl FnOnce() -> Result<Vec<Array>>,
-    ) -> Result<SmallVec<[Rc<Array>; 3]>> {
-        let mut entries = self.entries.borrow_mut();
-        let load = || Ok((0..).map(Form::Made).zip(make()?).collect());
-        let entry = self.entry(&mut entries, weight.key(), || Box::new(weight.clone()), load)?;
-        let planes = entry.forms.iter().filter(|(form, _)| matches!(form, Form::Made(_)));
+    /// The planes that `make` makes of the matrix whose slot this is, once.
+    pub(super) fn made(&self, make: impl FnOnce() -> Result<Vec<Array>>) -> Result<SmallVec<[Rc<Array>; 3]>> {
+        self.fill(|| Ok((0..).map(Form::Made).zip(make()?).collect()))?;
+        let forms = self.forms.borrow();
+        let planes = forms.iter().filter(|(form, _)| matches!(form, Form::Made(_)));
         Ok(planes.map(|(_, array)| Rc::clone(array)).collect())
     }
 
-    /// What `make` makes of the order of a matrix that is held already.
-    pub(super) fn order(
-        &self,
-        weight: &QuantWeight,
-        make: impl FnOnce() -> Result<Array>,
-    ) -> Result<Rc<Array>> {
-        match self.entries.borrow_mut().get_mut(&weight.key()) {
-            Some(entry) => entry.form(Form::Order, |_| make()),
-            None => make().map(Rc::new),
-        }
+    /// What `make` makes of the order of the matrix whose slot this is; it is filled.
+    pub(super) fn order(&self, make: impl FnOnce() -> Result<Array>) -> Result<Rc<Array>> {
+        self.form(Form::Order, |_| make())
+    }
+}
+
+type Slots = HashMap<Key, Rc<Slot>, BuildHasherDefault<AddressHasher>>;
+
+/// Uploads each weight once. Only a [`Weight`], a [`Plane`] of a matrix or a matrix that is made is a key: no activation can come
+/// to be in here. Addresses are looked up where a weight is prepared, and not by ops.
+#[derive(Default)]
+pub struct WeightCache {
+    slots: RefCell<Slots>,
+    uploads: Rc<Cell<u64>>,
+}
+
+impl WeightCache {
+    /// The slot of a weight.
+    pub(super) fn weight(&self, weight: &Weight) -> Rc<Slot> {
+        self.slot(weight.bytes().is_empty(), key(weight.bytes()), Box::new(weight.owner()))
     }
 
-    /// The entry of a key, which `owner` keeps in place; `load` makes its first forms where there is none.
-    fn entry<'a>(
-        &self,
-        entries: &'a mut Entries,
-        key: Key,
-        owner: impl FnOnce() -> Box<dyn Any>,
-        load: impl FnOnce() -> Result<Vec<(Form, Array)>>,
-    ) -> Result<&'a mut Entry> {
-        match entries.entry(key) {
-            hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
-            hash_map::Entry::Vacant(entry) => {
-                let arrays = load()?;
-                let bytes = arrays.iter().map(|(_, array)| array.nbytes()).sum();
-                let forms = arrays.into_iter().map(|(form, array)| (form, Rc::new(array))).collect();
-                self.uploads.set(self.uploads.get() + 1);
-                Ok(entry.insert(Entry { forms, bytes, _owner: owner() }))
-            }
+    /// The slot of a plane of a matrix.
+    pub(super) fn plane(&self, plane: &Plane) -> Rc<Slot> {
+        self.slot(plane.bytes().is_empty(), key(plane.bytes()), Box::new(plane.owner()))
+    }
+
+    /// The slot of a matrix whose planes its file does not hold so.
+    pub(super) fn made(&self, weight: &QuantWeight) -> Rc<Slot> {
+        self.slot(!weight.is_made() && weight.len_bytes() == 0, weight.key(), Box::new(weight.clone()))
+    }
+
+    /// The slot of a key, which `owner` keeps in place.
+    fn slot(&self, is_empty: bool, key: Key, owner: Box<dyn Any>) -> Rc<Slot> {
+        if is_empty {
+            // No bytes, so no address of their own: another weight without any may have it, too.
+            return Slot::new(&self.uploads, owner);
         }
+        let mut slots = self.slots.borrow_mut();
+        Rc::clone(slots.entry(key).or_insert_with(|| Slot::new(&self.uploads, owner)))
     }
 
     /// Weights held.
     pub fn len(&self) -> usize {
-        self.entries.borrow().len()
+        self.slots.borrow().values().filter(|slot| slot.is_filled()).count()
     }
 
     /// Whether none is held.
@@ -166,7 +191,7 @@ impl WeightCache {
 
     /// Bytes of the weights held.
     pub fn bytes(&self) -> usize {
-        self.entries.borrow().values().map(|entry| entry.bytes).sum()
+        self.slots.borrow().values().map(|slot| slot.bytes.get()).sum()
     }
 
     /// Uploads since the cache was made or cleared.
@@ -176,12 +201,14 @@ impl WeightCache {
 
     /// Whether the weight at this address is held: for tests.
     pub fn holds(&self, bytes: &[u8]) -> bool {
-        self.entries.borrow().contains_key(&key(bytes))
+        self.slots.borrow().get(&key(bytes)).is_some_and(|slot| slot.is_filled())
     }
 
-    /// Forgets every weight.
+    /// Frees every array, and forgets the weights that nobody has prepared any more.
     pub fn clear(&self) {
-        self.entries.borrow_mut().clear();
+        let mut slots = self.slots.borrow_mut();
+        slots.values().for_each(|slot| slot.empty());
+        slots.retain(|_, slot| Rc::strong_count(slot) > 1);
         self.uploads.set(0);
     }
 }
@@ -212,7 +239,7 @@ pub(super) fn upload(bytes: &[u8], shape: &[usize], dtype: Dtype) -> Result<Arra
     Ok(unsafe { Array::from_raw_data(bytes.as_ptr().cast::<c_void>(), &dims, dtype) })
 }
 
-/// Mixes the two words of a key: nobody chooses addresses to make them collide, and a step looks up every weight.
+/// Mixes the two words of a key: nobody chooses addresses to make them collide.
 #[derive(Default)]
 struct AddressHasher(u64);
 

@@ -13,12 +13,11 @@ use mlx_rs::{Array, Dtype, ops};
 use smallvec::SmallVec;
 
 use super::array::{self, MlxTensor};
-use super::failed;
 use super::graph::Graph;
 use super::quantized::QuantArrays;
-use crate::backend::batch::Run;
-use crate::backend::eval_error;
+use super::{eval_error, failed};
 use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape, MLX_GROWTH};
+use crate::backend::ops::Run;
 use crate::error::{Error, Result};
 use crate::quant::affine;
 
@@ -105,10 +104,15 @@ fn layout(shape: &KvShape) -> SmallVec<[(usize, Dtype); 3]> {
 }
 
 impl MlxKv {
+    /// An empty cache.
+    pub(super) fn new(shape: KvShape) -> Self {
+        Self { shape, arrays: None, capacity: 0, len: 0 }
+    }
+
     /// A cache with what `host` holds.
     pub(super) fn from_host(graph: &Graph, host: &HostKv) -> Result<Self> {
         let shape = *host.shape();
-        let mut kv = Self { shape, arrays: None, capacity: 0, len: 0 };
+        let mut kv = Self::new(shape);
         if host.is_empty() {
             return Ok(kv);
         }
@@ -200,7 +204,7 @@ impl MlxKv {
     }
 
     /// Writes the rows of `run`, `[T, heads * head_dim]` of the whole step, at the run's positions; the shapes are those
-    /// that [`KvRows::check`](crate::backend::kv::KvRows::check) accepts.
+    /// that [`KvRows::check`](crate::backend::ops::KvRows::check) accepts.
     pub(super) fn write(&mut self, graph: &Graph, k: &MlxTensor, v: &MlxTensor, run: &Run) -> Result<()> {
         let rounded = |from: &MlxTensor| -> Result<Planes> {
             let rows = from.to_heads(graph, run.rows(), self.shape.head_dim)?; // [1, KH, len, head_dim]

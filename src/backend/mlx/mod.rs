@@ -9,11 +9,13 @@ mod cache;
 mod device;
 mod graph;
 mod kv;
+mod operands;
 mod ops;
 mod quantized;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -24,14 +26,13 @@ pub use array::MlxTensor;
 pub use cache::WeightCache;
 pub use device::DeviceInfo;
 pub use kv::{MlxKv, MlxPage};
+pub use operands::{MlxMatrix, MlxVector};
 
-use super::batch::Run;
-use super::eval_error;
-use super::kv::{HostKv, KvLayer, KvRows, KvShape, PAGE};
-use super::ops::{Op, Ops, Outputs};
+use super::kv::{HostKv, KvShape, PAGE};
+use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Outputs, Run};
 use crate::error::{Error, Result};
-use crate::quant::{Format, MatrixRef};
-use crate::tensor::{DType, HostTensor, Tensor};
+use crate::quant::{Format, Matrix};
+use crate::tensor::{DType, ElementType, HostTensor, Weight};
 
 /// The ops on MLX's default device.
 pub struct MlxBackend {
@@ -72,11 +73,6 @@ impl MlxBackend {
         })
     }
 
-    /// The device and its name, for the summary.
-    pub fn describe(&self) -> String {
-        format!("mlx ({})", self.device)
-    }
-
     /// Whether the device is a GPU.
     pub(super) fn is_gpu(&self) -> bool {
         self.device.gpu
@@ -95,56 +91,14 @@ impl MlxBackend {
         &self.weights
     }
 
-    /// Drops what was derived from the last step's masks and tables.
-    pub(super) fn begin_step(&self) {
-        *self.step.borrow_mut() = StepCache::default();
-    }
-
-    /// Whether a fused op is one kernel here; the others are composed by the dispatch, part by part.
-    pub(super) fn fuses(&self, _op: &Op<'_>) -> bool {
-        false
-    }
-
-    /// What MLX cannot do, said before it is tried.
-    pub(super) fn supports(&self, op: &Op<'_>) -> Result<()> {
-        for shape in op.output_shapes() {
-            if shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).is_none_or(|n| n > i32::MAX as usize)
-            {
-                return Err(unsupported(
-                    op,
-                    format!("{shape:?} has more elements than MLX's 32-bit sizes hold"),
-                ));
-            }
-        }
-        let matrix = match *op {
-            Op::Embedding { table, .. } => Some(table),
-            Op::Linear { projection, .. } => Some(projection.weight),
-            _ => None,
-        };
-        match matrix {
-            Some(MatrixRef::Quantized(weight)) => match quantized::unsupported(weight) {
-                Some(reason) => Err(unsupported(op, reason)),
-                None => Ok(()),
-            },
-            _ => Ok(()),
-        }
-    }
-
-    /// Puts host values on MLX, in the type of activations.
-    pub(super) fn upload(&self, tensor: &HostTensor) -> Result<MlxTensor> {
-        let dims = array::dims(tensor.shape())?;
-        Ok(MlxTensor::rows(graph::from_f32(tensor.data(), &dims, self.dtype), tensor.shape()))
-    }
-
-    /// Evaluates an array and copies it to the host as `f32`.
-    pub(super) fn download(&self, tensor: &MlxTensor) -> Result<HostTensor> {
-        let values = array::to_f32(&*tensor.to_rows(&self.graph)?)?;
-        Ok(HostTensor::from_vec(tensor.shape(), values))
-    }
-
     /// Copies a cache to the host, in its own type.
     pub(super) fn kv_to_host(&self, kv: &MlxKv) -> Result<HostKv> {
         kv.to_host(&self.graph)
+    }
+
+    /// A cache with what one in host memory holds, still lazy.
+    pub(super) fn kv_from_host(&self, host: &HostKv) -> Result<MlxKv> {
+        MlxKv::from_host(&self.graph, host)
     }
 
     /// Copies pages `range` of the caches of all layers, the last page as far as it is filled: for each the layers. They are
@@ -165,56 +119,98 @@ impl MlxBackend {
         MlxKv::from_pages(&self.graph, shape, pages, len)
     }
 
-    /// Writes a run's keys and values; a cache in host memory moves here first.
-    pub(super) fn kv_write(&self, layer: &mut KvLayer, rows: KvRows<'_>, run: &Run) -> Result<()> {
-        if let KvLayer::Host(host) = layer {
-            *layer = KvLayer::Mlx(MlxKv::from_host(&self.graph, host)?);
-        }
-        let KvLayer::Mlx(kv) = layer else { unreachable!("the cache was moved to MLX") };
-        kv.write(&self.graph, self.array(rows.k)?, self.array(rows.v)?, run)
+    /// The first index of each row's largest element, `[S]` of `u32`, lazy.
+    pub(super) fn argmax(&self, logits: &MlxTensor) -> Result<MlxTensor> {
+        let rows = logits.shape()[0];
+        let ids = mlx_rs::ops::indexing::argmax_axis(logits.array(), 1, false)
+            .map_err(|error| failed("argmax", &error))?;
+        Ok(MlxTensor::rows(ids, &[rows]))
+    }
+}
+
+impl Backend for MlxBackend {
+    type Tensor = MlxTensor;
+    type Matrix = MlxMatrix;
+    type Vector = MlxVector;
+    type State = MlxKv;
+
+    fn describe(&self) -> String {
+        format!("mlx ({})", self.device)
     }
 
-    /// Runs what the results and caches still leave lazy; without `wait`, returns once it has begun.
-    pub(super) fn evaluate(&self, results: &[&Tensor], caches: &[&KvLayer], wait: bool) -> Result<()> {
-        let mut arrays: Vec<&Array> = Vec::new();
-        for result in results {
-            if let Tensor::Mlx(tensor) = result {
-                arrays.push(tensor.array());
+    /// Uploaded as a part of the first step, which is lazy.
+    fn matrix(&self, matrix: &Matrix) -> MlxMatrix {
+        MlxMatrix::new(&self.weights, matrix.clone())
+    }
+
+    fn vector(&self, weight: &Weight) -> MlxVector {
+        MlxVector::new(&self.weights, weight.clone())
+    }
+
+    fn fuses(&self, op: OpKind) -> bool {
+        !op.is_fused()
+    }
+
+    fn supports(&self, op: &Op<'_, Self>) -> Result<()> {
+        for shape in op.output_shapes() {
+            if shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).is_none_or(|n| n > i32::MAX as usize)
+            {
+                return Err(unsupported(
+                    op,
+                    format!("{shape:?} has more elements than MLX's 32-bit sizes hold"),
+                ));
             }
         }
-        for cache in caches {
-            if let KvLayer::Mlx(kv) = cache {
-                arrays.extend(kv.arrays());
-            }
+        let matrix = match *op {
+            Op::Embedding { table, .. } => Some(table),
+            Op::Linear { projection, .. } => Some(projection.weight),
+            _ => None,
+        };
+        match matrix.map(MatrixOperand::source) {
+            Some(Matrix::Quantized(weight)) => match quantized::unsupported(weight) {
+                Some(reason) => Err(unsupported(op, reason)),
+                None => Ok(()),
+            },
+            _ => Ok(()),
         }
+    }
+
+    fn run(&self, op: &Op<'_, Self>) -> Result<Outputs<Self>> {
+        self.compute(op)
+    }
+
+    fn begin_step(&self) {
+        *self.step.borrow_mut() = StepCache::default();
+    }
+
+    fn state(&self, shape: &KvShape) -> MlxKv {
+        MlxKv::new(*shape)
+    }
+
+    fn write(&self, state: &mut MlxKv, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
+        state.write(&self.graph, rows.k, rows.v, run)
+    }
+
+    fn evaluate(&self, results: &[&MlxTensor], states: &[&MlxKv], wait: bool) -> Result<()> {
+        let results = results.iter().map(|result| result.array());
+        let arrays: Vec<&Array> = results.chain(states.iter().flat_map(|state| state.arrays())).collect();
         let outcome =
             if wait { mlx_rs::transforms::eval(arrays) } else { mlx_rs::transforms::async_eval(arrays) };
         outcome.map_err(|error| eval_error(error.what()))
     }
 
-    /// The first index of each row's largest element, `[S]`, lazy.
-    pub(super) fn argmax(&self, logits: &MlxTensor) -> Result<Tensor> {
-        let rows = logits.shape()[0];
-        let ids = mlx_rs::ops::indexing::argmax_axis(logits.array(), 1, false)
-            .map_err(|error| failed("argmax", &error))?;
-        Ok(Tensor::Mlx(MlxTensor::rows(ids, &[rows])))
+    fn from_host(&self, tensor: HostTensor) -> Result<MlxTensor> {
+        let dims = array::dims(tensor.shape())?;
+        let array = match tensor.element() {
+            ElementType::F32 => graph::from_f32(tensor.data(), &dims, self.dtype),
+            ElementType::I32 => Array::from_slice(tensor.as_i32().unwrap_or_default(), &dims),
+            ElementType::U32 => Array::from_slice(tensor.as_u32().unwrap_or_default(), &dims),
+        };
+        Ok(MlxTensor::rows(array, tensor.shape()))
     }
 
-    /// The array of a tensor that the dispatch keeps on MLX.
-    fn array<'a>(&self, tensor: &'a Tensor) -> Result<&'a MlxTensor> {
-        match tensor {
-            Tensor::Mlx(tensor) => Ok(tensor),
-            Tensor::Host(_) => Err(Error::Backend {
-                backend: "mlx",
-                reason: "an activation is in host memory, expected an MLX array".into(),
-            }),
-        }
-    }
-}
-
-impl Ops for MlxBackend {
-    fn run(&self, op: &Op<'_>) -> Result<Outputs> {
-        self.compute(op)
+    fn to_host(&self, tensor: &MlxTensor) -> Result<HostTensor> {
+        tensor.to_host(&self.graph)
     }
 }
 
@@ -224,12 +220,17 @@ impl Drop for MlxBackend {
     }
 }
 
+/// A failed evaluation.
+fn eval_error(reason: impl fmt::Display) -> Error {
+    Error::Op { op: EVAL, backend: "mlx", reason: reason.to_string() }
+}
+
 /// An MLX call that failed.
 fn failed(op: &'static str, error: &mlx_rs::error::Exception) -> Error {
     Error::Op { op, backend: "mlx", reason: error.what().to_owned() }
 }
 
 /// An op that MLX cannot do.
-fn unsupported(op: &Op<'_>, reason: String) -> Error {
+fn unsupported(op: &Op<'_, MlxBackend>, reason: String) -> Error {
     Error::Op { op: op.kind().name(), backend: "mlx", reason }
 }

@@ -8,13 +8,12 @@ use mlx_rs::{Array, Dtype, fast, ops};
 use smallvec::smallvec;
 
 use super::array::{self, MlxTensor};
+use super::operands::MlxVector;
 use super::{MlxBackend, failed};
-use crate::backend::batch::{RopeStep, Tokens};
-use crate::backend::ops::{Op, Outputs, Projection};
+use crate::backend::ops::{Ids, MatrixOperand, Op, Outputs, Projection, RopeStep};
 use crate::config::Activation;
 use crate::error::{Error, Result};
-use crate::quant::MatrixRef;
-use crate::tensor::{Tensor, Weight};
+use crate::quant::Matrix;
 
 /// What a step's rotary tables became.
 pub(super) enum RopeArrays {
@@ -27,18 +26,18 @@ pub(super) enum RopeArrays {
 }
 
 impl MlxBackend {
-    pub(super) fn compute(&self, op: &Op<'_>) -> Result<Outputs> {
+    pub(super) fn compute(&self, op: &Op<'_, Self>) -> Result<Outputs<Self>> {
         let name = op.kind().name();
         let fail = |error: mlx_rs::error::Exception| failed(name, &error);
         let output = match *op {
             Op::Embedding { table, tokens, scale } => {
                 let ids = match tokens {
-                    Tokens::Known(ids) => Array::from_slice(ids, &array::dims(&[ids.len()])?),
-                    Tokens::Pending(ids) => self.array(ids)?.array().clone(),
+                    Ids::Known(ids) => Array::from_slice(ids, &array::dims(&[ids.len()])?),
+                    Ids::Pending(ids) => ids.array().clone(),
                 };
-                let mut rows = match table {
-                    MatrixRef::Dense(table) => self.graph.take(&*self.weights.get(table)?, &ids)?,
-                    MatrixRef::Quantized(table) => self.quantized_rows(&ids, table)?,
+                let mut rows = match table.source() {
+                    Matrix::Dense(of) => self.graph.take(&*table.slots[0].own(of)?, &ids)?,
+                    Matrix::Quantized(of) => self.quantized_rows(&ids, of, &table.slots)?,
                 };
                 if scale != 1.0 {
                     rows = self.scaled(&rows, scale)?;
@@ -48,9 +47,9 @@ impl MlxBackend {
             Op::Linear { x, projection } => self.linear(x, projection)?,
             Op::RmsNorm { x, weight, eps, offset } => self.rms_norm(x, weight, eps, offset)?,
             Op::LayerNorm { x, weight, bias, eps } => {
-                let bias = bias.map(|bias| self.weights.get(bias)).transpose()?;
+                let bias = bias.map(MlxVector::array).transpose()?;
                 let rows = self.stretches(x, weight.len())?;
-                let weight = self.weights.get(weight)?;
+                let weight = weight.array()?;
                 let normed = fast::layer_norm(&*rows, Some(&*weight), bias.as_deref(), eps).map_err(fail)?;
                 self.rows(self.typed(normed)?, x.shape())
             }
@@ -89,17 +88,17 @@ impl MlxBackend {
         Ok(smallvec![output])
     }
 
-    fn rows(&self, array: Array, shape: &[usize]) -> Tensor {
-        Tensor::Mlx(MlxTensor::rows(array, shape))
+    fn rows(&self, array: Array, shape: &[usize]) -> MlxTensor {
+        MlxTensor::rows(array, shape)
     }
 
     /// The array of an activation in its own dimensions, `[T, D]`.
-    fn matrix<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, Array>> {
-        self.array(x)?.to_rows(&self.graph)
+    fn matrix<'a>(&self, x: &'a MlxTensor) -> Result<Cow<'a, Array>> {
+        x.to_rows(&self.graph)
     }
 
     /// The stretches of `len` elements that a norm works on: rows, or the heads of rows, `[T, D / len, len]`.
-    fn stretches<'a>(&self, x: &'a Tensor, len: usize) -> Result<Cow<'a, Array>> {
+    fn stretches<'a>(&self, x: &'a MlxTensor, len: usize) -> Result<Cow<'a, Array>> {
         let (height, width) = (x.shape()[0], x.shape()[1]);
         if len == width {
             return self.matrix(x);
@@ -125,32 +124,31 @@ impl MlxBackend {
         self.graph.multiply(x, &self.constant(by))
     }
 
-    fn linear(&self, x: &Tensor, projection: Projection<'_>) -> Result<Tensor> {
+    fn linear(&self, x: &MlxTensor, projection: Projection<'_, Self>) -> Result<MlxTensor> {
         let rows = self.matrix(x)?;
-        let bias = projection.bias.map(|bias| self.weights.get(bias)).transpose()?;
-        let product = match (projection.weight, bias) {
-            (MatrixRef::Dense(weight), None) => {
-                self.graph.matmul(&rows, &*self.weights.transposed(weight)?)?
+        let bias = projection.bias.map(MlxVector::array).transpose()?;
+        let slots = &projection.weight.slots;
+        let product = match (projection.weight.source(), bias) {
+            (Matrix::Dense(weight), None) => self.graph.matmul(&rows, &*slots[0].transposed(weight)?)?,
+            (Matrix::Dense(weight), Some(bias)) => {
+                self.graph.addmm(&bias, &rows, &*slots[0].transposed(weight)?, 1.0)?
             }
-            (MatrixRef::Dense(weight), Some(bias)) => {
-                self.graph.addmm(&bias, &rows, &*self.weights.transposed(weight)?, 1.0)?
-            }
-            (MatrixRef::Quantized(weight), None) => self.quantized_matmul(&rows, weight)?,
-            (MatrixRef::Quantized(weight), Some(bias)) => {
-                self.graph.add(&self.quantized_matmul(&rows, weight)?, &bias)?
+            (Matrix::Quantized(weight), None) => self.quantized_matmul(&rows, weight, slots)?,
+            (Matrix::Quantized(weight), Some(bias)) => {
+                self.graph.add(&self.quantized_matmul(&rows, weight, slots)?, &bias)?
             }
         };
         Ok(self.rows(self.typed(product)?, &[x.shape()[0], projection.weight.shape()[0]]))
     }
 
-    fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, offset: f32) -> Result<Tensor> {
+    fn rms_norm(&self, x: &MlxTensor, weight: &MlxVector, eps: f32, offset: f32) -> Result<MlxTensor> {
         let len = weight.len();
         let normed = if x.shape() == [1, len] && !self.device.gpu {
             self.norm_of_row(&*self.matrix(x)?, weight, eps, offset)?
         } else {
             let weight = match offset {
-                0.0 => self.weights.get(weight)?,
-                _ => self.weights.shifted(weight, offset, &array::dims(&[len])?)?,
+                0.0 => weight.array()?,
+                _ => weight.shifted(offset, &array::dims(&[len])?)?,
             };
             self.graph.rms_norm(&*self.stretches(x, len)?, &weight, eps)?
         };
@@ -158,7 +156,7 @@ impl MlxBackend {
     }
 
     /// The RMS norm of one row in 6 nodes, in `f32`: MLX's CPU device has no kernel and composes it of 13.
-    fn norm_of_row(&self, row: &Array, weight: &Weight, eps: f32, offset: f32) -> Result<Array> {
+    fn norm_of_row(&self, row: &Array, weight: &MlxVector, eps: f32, offset: f32) -> Result<Array> {
         let graph = &self.graph;
         let len = array::dims(&[weight.len()])?[0];
         let row = graph.astype(row, Dtype::Float32)?; // [1, N]
@@ -166,7 +164,7 @@ impl MlxBackend {
         let eps = graph.constant(eps, Dtype::Float32, &[1, 1]);
         let mean_square = graph.addmm(&eps, &row, &column, 1.0 / len as f32)?; // [1, 1]
         let normed = graph.matmul(&graph.rsqrt(&mean_square)?, &row)?; // [1, N]
-        graph.multiply(&normed, &*self.weights.shifted(weight, offset, &[1, len])?)
+        graph.multiply(&normed, &*weight.shifted(offset, &[1, len])?)
     }
 
     fn activated(&self, x: &Array, activation: Activation) -> Result<Array> {
@@ -188,10 +186,9 @@ impl MlxBackend {
         }
     }
 
-    fn rope(&self, x: &Tensor, head_dim: usize, rope: &RopeStep) -> Result<Tensor> {
+    fn rope(&self, x: &MlxTensor, head_dim: usize, rope: &RopeStep) -> Result<MlxTensor> {
         let graph = &self.graph;
         let (rows, width) = (x.shape()[0], x.shape()[1]);
-        let x = self.array(x)?;
         let heads = || x.to_heads(graph, 0..rows, head_dim); // [1, H, T, D]
         let arrays = self.rope_arrays(rope, head_dim)?;
         let rotated = match &*arrays {
@@ -206,7 +203,7 @@ impl MlxBackend {
             }
             RopeArrays::Tables { cos, sin } => self.rotated(&heads()?, rope.dims, cos, sin)?,
         };
-        Ok(Tensor::Mlx(MlxTensor::heads(rotated, rows, width)))
+        Ok(MlxTensor::heads(rotated, rows, width))
     }
 
     /// Heads `[1, H, T, D]` rotated by tables `[1, 1, T, dims / 2]`.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use mlx_rs::{Array, Dtype};
 use smallvec::SmallVec;
 
+use super::cache::Slot;
 use super::{MlxBackend, array, cache};
 use crate::error::{Error, Result};
 use crate::quant::repack::{MlxForm, repack};
@@ -30,28 +31,24 @@ pub(super) fn unsupported(weight: &QuantWeight) -> Option<String> {
 impl MlxBackend {
     /// The matrix's planes, uploaded once, or repacked and then uploaded once. Planes that had to be made for that leave
     /// host memory.
-    fn quantized(&self, weight: &QuantWeight) -> Result<QuantArrays> {
-        let Some(form) = weight.format().on_mlx(weight.shape()[1]) else {
+    fn quantized(&self, weight: &QuantWeight, slots: &[Rc<Slot>]) -> Result<QuantArrays> {
+        let (Some(form), Some(first)) = (weight.format().on_mlx(weight.shape()[1]), slots.first()) else {
             let reason = unsupported(weight).unwrap_or_default();
             return Err(Error::Op { op: "linear", backend: "mlx", reason });
         };
         let (format, planes) = match form {
             MlxForm::Native if !weight.is_made() => {
-                let planes = planes(weight).enumerate();
-                let get = |(i, (dims, dtype)): (usize, Layout)| {
-                    self.weights.plane(&weight.planes()[i], &dims, dtype)
-                };
-                (weight.format(), planes.map(get).collect::<Result<SmallVec<[_; 3]>>>()?)
+                let planes = planes(weight).zip(weight.planes()).zip(slots);
+                let arrays = planes.map(|(((dims, dtype), plane), slot)| slot.plane(plane, &dims, dtype));
+                (weight.format(), arrays.collect::<Result<SmallVec<[_; 3]>>>()?)
             }
-            MlxForm::Native => {
-                (weight.format(), self.weights.made(weight, || upload_planes(&weight.held()))?)
-            }
+            MlxForm::Native => (weight.format(), first.made(|| upload_planes(&weight.held()))?),
             MlxForm::Equal(to) | MlxForm::Nearest(to) => {
                 let make = || {
                     self.report(weight, form);
                     upload_planes(&repack(&weight.held(), to, self.dtype == Dtype::Float16))
                 };
-                (to, self.weights.made(weight, make)?)
+                (to, first.made(make)?)
             }
         };
         let (bits, group, mode) = parameters(format);
@@ -78,16 +75,26 @@ impl MlxBackend {
     }
 
     /// `x · Wᵀ`, `[T, K]` → `[T, N]`.
-    pub(super) fn quantized_matmul(&self, x: &Array, weight: &QuantWeight) -> Result<Array> {
-        let of = self.quantized(weight)?;
+    pub(super) fn quantized_matmul(
+        &self,
+        x: &Array,
+        weight: &QuantWeight,
+        slots: &[Rc<Slot>],
+    ) -> Result<Array> {
+        let of = self.quantized(weight, slots)?;
         let Some(order) = weight.order() else { return self.graph.quantized_matmul(x, &of, true) };
-        let order = self.weights.order(weight, || upload_order(order))?;
+        let order = slots[0].order(|| upload_order(order))?;
         self.graph.quantized_matmul(&self.graph.take_columns(x, &order)?, &of, true)
     }
 
     /// Rows `ids` of the matrix, `[T, K]`: the rows of its planes, and then their values.
-    pub(super) fn quantized_rows(&self, ids: &Array, weight: &QuantWeight) -> Result<Array> {
-        let of = self.quantized(weight)?;
+    pub(super) fn quantized_rows(
+        &self,
+        ids: &Array,
+        weight: &QuantWeight,
+        slots: &[Rc<Slot>],
+    ) -> Result<Array> {
+        let of = self.quantized(weight, slots)?;
         // MLX decodes affine codes in the type of the scales: one that is not that of the activations must not round them.
         let other = of.biases.is_some() && of.scales.dtype() != self.dtype;
         let floats = |plane: &Array| {

@@ -109,18 +109,18 @@ fn dropping_the_model_frees_its_arrays_and_its_host_bytes() {
 
 #[test]
 fn an_address_is_not_reused_under_the_cache() {
-    use backstop::backend::batch::{Batch, Tokens};
-    use backstop::backend::ops::{Op, Ops};
+    use backstop::backend::Op;
+    use backstop::backend::ops::{Backend, Ids};
+    use backstop::quant::Matrix;
     use backstop::tensor::{DType, Weight};
     let routing = Routing::new(Policy::Deny, Faults::default());
     let dispatch = LlmBackendDispatch::mlx(DType::F32, CpuBackend::new(Some(1), None), routing).unwrap();
-    let tokens: Tokens = Batch::of(&[(0, &[1, 0])]).tokens;
     for round in 0..50_u16 {
         let values: Vec<f32> = (0..8).map(|i| f32::from(round) + i as f32).collect();
         // Made and dropped in turn: only the cache keeps the bytes where they are.
-        let table = Weight::from_f32("table", &[2, 4], &values);
-        let rows =
-            dispatch.run1(&Op::Embedding { table: (&table).into(), tokens: &tokens, scale: 1.0 }).unwrap();
+        let table = dispatch.matrix(&Matrix::Dense(Weight::from_f32("table", &[2, 4], &values)));
+        let op = Op::Embedding { table: &table, tokens: Ids::Known(&[1, 0]), scale: 1.0 };
+        let rows = dispatch.run1(&op).unwrap();
         let rows = dispatch.to_host(&rows).unwrap();
         assert_eq!(rows.row(0), &values[4..]);
         assert_eq!(rows.row(1), &values[..4]);
@@ -130,17 +130,21 @@ fn an_address_is_not_reused_under_the_cache() {
 
 #[test]
 fn the_offsets_of_one_norm_are_kept_apart() {
-    use backstop::backend::ops::{Op, Ops};
+    use backstop::backend::Op;
+    use backstop::backend::ops::Backend;
     use backstop::tensor::{DType, HostTensor, Weight};
     let routing = Routing::new(Policy::Deny, Faults::default());
     let dispatch = LlmBackendDispatch::mlx(DType::F32, CpuBackend::new(Some(1), None), routing).unwrap();
     let weight = Weight::from_f32("norm", &[2], &[0.5, -2.0]);
+    // Prepared twice, and uploaded once all the same.
+    let [weight, again] = [(); 2].map(|()| dispatch.vector(&weight));
     for offset in [0.0_f32, 1.0, 0.25, 1.0, 0.0] {
         // One row and several are computed in different ways.
         for rows in [1, 3] {
             let x = HostTensor::from_vec(&[rows, 2], [3.0, 4.0].repeat(rows));
-            let x = dispatch.to_backend(x).unwrap();
-            let op = Op::RmsNorm { x: &x, weight: &weight, eps: 0.0, offset };
+            let x = dispatch.from_host(x).unwrap();
+            let weight = if rows == 1 { &weight } else { &again };
+            let op = Op::RmsNorm { x: &x, weight, eps: 0.0, offset };
             let normed = dispatch.to_host(&dispatch.run1(&op).unwrap()).unwrap();
             let root = 12.5_f32.sqrt();
             let expected = [3.0 / root * (0.5 + offset), 4.0 / root * (offset - 2.0)].repeat(rows);

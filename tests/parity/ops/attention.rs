@@ -1,8 +1,8 @@
 //! Grouped-query attention over caches: cached prefixes, windows, several sequences, head sizes, cache types, soft caps.
 
 use backstop::backend::batch::{Mask, Run};
-use backstop::backend::kv::{CodeRows, GROUP, HostKv, KvLayer, KvShape, KvType};
-use backstop::backend::ops::Op;
+use backstop::backend::kv::{CodeRows, GROUP, HostKv, KvShape, KvType};
+use backstop::backend::{LayerState, Op};
 
 use super::rig::{Element, Rig, rigs, round};
 
@@ -126,7 +126,7 @@ fn check(rig: &Rig, case: &Case) {
         row += len;
     }
     let mask = Mask::causal(&runs, case.window);
-    let caches: Vec<&KvLayer> = caches.iter().collect();
+    let caches: Vec<&LayerState> = caches.iter().collect();
     let q = rig.tensor(&[rows, heads * dim], &q);
     let op = Op::Attention { q: &q, kv: &caches, mask: &mask, scale: scale(dim), soft_cap: case.soft_cap };
     rig.check(&op, &format!("{case:?}"), &expected);

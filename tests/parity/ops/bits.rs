@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use backstop::backend::LlmBackendDispatch;
-use backstop::backend::batch::{Mask, RopeStep, Run, Tokens};
-use backstop::backend::kv::{HostKv, KvLayer, KvShape, KvType};
-use backstop::backend::ops::{Op, Ops};
+use backstop::backend::batch::{Mask, RopeStep, Run};
+use backstop::backend::kv::{HostKv, KvShape, KvType};
+use backstop::backend::ops::{Backend, Ids};
+use backstop::backend::{LayerState, LlmBackendDispatch, Op, Tensor};
 use backstop::config::{Activation, Rope, RopeScaling};
-use backstop::tensor::{Tensor, Weight};
+use backstop::tensor::Weight;
 
-use super::rig::{DTYPES, cpu, projection, values, weight, with};
+use super::rig::{DTYPES, cpu, matrix, projection, values, weight, with};
 
 const T: usize = 65;
 const D: usize = 80;
@@ -33,11 +33,11 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
     let frequencies = Arc::new(rope.frequencies(1));
     let run = Run { sequence: 0, row: 0, len: count, start: 100 + first };
     let step = RopeStep::new(&rope, vec![(run, frequencies)]);
-    let tokens = Tokens::Known((first..first + count).map(|row| (row * 7 % 33) as u32).collect());
-    let [x, y, z] = &of.weights;
-    let (norm, bias) = (&of.norm, &of.bias);
+    let ids: Vec<u32> = (first..first + count).map(|row| (row * 7 % 33) as u32).collect();
+    let [x, y, z] = &of.weights.each_ref().map(|weight| matrix(on, weight));
+    let (norm, bias) = (&on.vector(&of.norm), &on.vector(&of.bias));
     let mut all = vec![
-        Op::Embedding { table: x.into(), tokens: &tokens, scale: 3.0 },
+        Op::Embedding { table: x, tokens: Ids::Known(&ids), scale: 3.0 },
         Op::Linear { x: &a, projection: with(x, None) },
         Op::RmsNorm { x: &a, weight: norm, eps: 1e-5, offset: 1.0 },
         Op::LayerNorm { x: &a, weight: norm, bias: None, eps: 1e-5 },
@@ -59,7 +59,6 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
 fn bits(tensor: &Tensor) -> Vec<u32> {
     match tensor {
         Tensor::Host(host) => host.data().iter().map(|x| x.to_bits()).collect(),
-        #[allow(unreachable_patterns)] // a variant of builds with MLX
         other => panic!("the CPU gave {other:?}"),
     }
 }
@@ -102,11 +101,11 @@ fn attended(
         rows.extend_from_slice(&q[start * 64..(start + len) * 64]);
         let mut kv = kv.clone();
         kv.truncate(start + len);
-        layers.push(KvLayer::Host(kv));
+        layers.push(LayerState::Host(kv));
     }
     let mask = Mask::causal(&runs, window);
     let q = Tensor::from_vec(&[rows.len() / 64, 64], rows);
-    let kv: Vec<&KvLayer> = layers.iter().collect();
+    let kv: Vec<&LayerState> = layers.iter().collect();
     bits(&on.run1(&Op::Attention { q: &q, kv: &kv, mask: &mask, scale: 0.25, soft_cap: None }).unwrap())
 }
 

@@ -1,7 +1,9 @@
 //! The KV cache: writes, gaps, rewrites, growth, and its moves between host and backend.
 
+use backstop::backend::LayerState;
 use backstop::backend::batch::Run;
-use backstop::backend::kv::{HostKv, KvLayer, KvRows, KvShape, KvType};
+use backstop::backend::kv::{HostKv, KvShape, KvType};
+use backstop::backend::ops::{Backend, KvRows};
 
 use super::rig::{Rig, rigs, round, values};
 
@@ -28,10 +30,10 @@ fn kept(rig: &Rig, kind: KvType, x: &[f32]) -> Vec<f32> {
 }
 
 #[track_caller]
-fn assert_holds(rig: &Rig, layer: &KvLayer, k: &[f32], v: &[f32]) {
+fn assert_holds(rig: &Rig, layer: &LayerState, k: &[f32], v: &[f32]) {
     let kind = layer.shape().kind;
     assert_eq!(layer.len(), k.len() / WIDTH, "{} in {kind}", rig.name);
-    let (got_k, got_v) = rig.dispatch.kv_to_host(layer).unwrap().read();
+    let (got_k, got_v) = rig.dispatch.state_to_host(layer).unwrap().read();
     assert_eq!(got_k, kept(rig, kind, k), "keys on {} in {kind}", rig.name);
     assert_eq!(got_v, kept(rig, kind, v), "values on {} in {kind}", rig.name);
 }
@@ -41,7 +43,7 @@ fn what_is_written_in_steps_is_held_across_growth() {
     for rig in rigs() {
         for kind in KvType::ALL {
             let (k, v) = (values(1, 600 * WIDTH, 1.0), values(2, 600 * WIDTH, 1.0));
-            let mut layer = KvLayer::Host(HostKv::new(shape(kind)));
+            let mut layer = LayerState::Host(HostKv::new(shape(kind)));
             let mut len = 0;
             // Over the pages of 64 of the host, and the steps of 256 by which MLX grows.
             for add in [1, 62, 1, 1, 64, 65, 61, 1, 1, 0, 255, 88] {
@@ -64,9 +66,9 @@ fn a_run_takes_its_own_rows_of_the_step() {
         let (k, v) = (values(3, 9 * WIDTH, 1.0), values(4, 9 * WIDTH, 1.0));
         let (rows_k, rows_v) = (rig.tensor(&[9, WIDTH], &k), rig.tensor(&[9, WIDTH], &v));
         for (row, len) in [(0, 9), (0, 2), (2, 1), (3, 6), (8, 1)] {
-            let mut layer = KvLayer::Host(HostKv::new(shape(rig.dtype)));
+            let mut layer = LayerState::Host(HostKv::new(shape(rig.dtype)));
             let run = Run { sequence: 3, row, len, start: 0 };
-            rig.dispatch.kv_write(&mut layer, KvRows { k: &rows_k, v: &rows_v }, &run).unwrap();
+            rig.dispatch.write(&mut layer, KvRows { k: &rows_k, v: &rows_v }, &run).unwrap();
             let range = row * WIDTH..(row + len) * WIDTH;
             assert_holds(&rig, &layer, &k[range.clone()], &v[range]);
         }
@@ -92,7 +94,7 @@ fn what_is_forgotten_is_written_anew() {
                 // A write before the end forgets what was behind it.
                 let tensor = rig.tensor(&[2, WIDTH], &values(9, 2 * WIDTH, 1.0));
                 let run = Run { sequence: 0, row: 0, len: 2, start: keep };
-                rig.dispatch.kv_write(&mut layer, KvRows { k: &tensor, v: &tensor }, &run).unwrap();
+                rig.dispatch.write(&mut layer, KvRows { k: &tensor, v: &tensor }, &run).unwrap();
                 k.truncate(keep * WIDTH);
                 v.truncate(keep * WIDTH);
                 k.extend(values(9, 2 * WIDTH, 1.0));
@@ -113,12 +115,12 @@ fn a_cache_that_moves_keeps_its_values_in_its_type() {
                 let mut host = HostKv::new(shape(kind));
                 host.write(0, &k, &v).unwrap();
                 let before = host.read();
-                let mut layer = KvLayer::Host(host);
+                let mut layer = LayerState::Host(host);
                 // An empty run writes nothing, but moves the cache.
                 rig.append(&mut layer, &[], &[]);
-                assert_eq!(rig.is_cpu(), matches!(layer, KvLayer::Host(_)), "{}", rig.name);
+                assert_eq!(rig.is_cpu(), matches!(layer, LayerState::Host(_)), "{}", rig.name);
                 assert_eq!((layer.len(), *layer.shape()), (len, shape(kind)));
-                let back = rig.dispatch.kv_to_host(&layer).unwrap();
+                let back = rig.dispatch.state_to_host(&layer).unwrap();
                 assert_eq!(*back.shape(), shape(kind));
                 assert_eq!(back.read(), before, "{len} tokens on {} in {kind}", rig.name);
             }
@@ -145,7 +147,7 @@ fn writes_that_do_not_fit_are_refused_alike_and_change_nothing() {
         ] {
             let run = Run { sequence: 0, row, len, start };
             let rows = KvRows { k: &rows(k_shape), v: &rows(v_shape) };
-            let error = rig.dispatch.kv_write(&mut layer, rows, &run).unwrap_err();
+            let error = rig.dispatch.write(&mut layer, rows, &run).unwrap_err();
             texts_here.push(error.to_string());
             assert_holds(&rig, &layer, &k, &v);
         }
@@ -186,11 +188,11 @@ fn a_quantized_cache_has_the_same_codes_everywhere() {
                 expected.write(0, &k, &v).unwrap();
                 let mut layer = rig.cache(shape, &k[..65 * width], &v[..65 * width]);
                 rig.append(&mut layer, &k[65 * width..], &v[65 * width..]);
-                let got = rig.dispatch.kv_to_host(&layer).unwrap();
+                let got = rig.dispatch.state_to_host(&layer).unwrap();
                 assert!(got.read_codes() == expected.read_codes(), "{kind} of {head_dim} on {}", rig.name);
-                let mut moved = KvLayer::Host(got);
+                let mut moved = LayerState::Host(got);
                 rig.append(&mut moved, &[], &[]);
-                let back = rig.dispatch.kv_to_host(&moved).unwrap();
+                let back = rig.dispatch.state_to_host(&moved).unwrap();
                 assert!(
                     back.read_codes() == expected.read_codes(),
                     "{kind} of {head_dim} moved to {}",

@@ -1,6 +1,7 @@
 //! Linear layers, and the fused ops made of them.
 
-use backstop::backend::ops::{Op, OpKind, Ops, compose};
+use backstop::backend::Op;
+use backstop::backend::ops::{Backend, OpKind, compose};
 use backstop::config::Activation;
 use backstop::tensor::{DType, Weight};
 
@@ -50,6 +51,7 @@ fn check(rig: &Rig, dtype: DType, [t, n, k]: [usize; 3], biased: bool) {
     let bias = biased.then(|| weight(dtype, &[n], &values(seed + 2, n, 0.5)));
     let expected = reference(&x, &w, bias.as_ref());
     let x = rig.tensor(&[t, k], &x);
+    let (w, bias) = (rig.matrix(&w), bias.map(|bias| rig.vector(&bias)));
     let op = Op::Linear { x: &x, projection: with(&w, bias.as_ref()) };
     rig.check(&op, &format!("T {t}, N {n}, K {k}, weights {dtype}, bias {biased}"), &expected);
 }
@@ -88,17 +90,18 @@ fn layers_without_inputs_or_outputs_agree_with_the_reference() {
                 let w = projection(dtype, 1, n, k);
                 let bias = weight(dtype, &[n], &values(2, n, 0.5));
                 let x = rig.tensor(&[t, k], &rig.values(3, t * k, 1.0));
+                let (layer, prepared) = (rig.matrix(&w), rig.vector(&bias));
+                let other = rig.matrix(&projection(dtype, 4, 5, k));
                 for bias in [None, Some(&bias)] {
                     let row = bias.map_or(vec![0.0; n], |bias| bias.to_f32());
                     let row: Vec<Element> = row.into_iter().map(|x| Element::rounded(x.into())).collect();
                     let what = format!("T {t}, N {n}, K {k}, weights {dtype}, bias {}", bias.is_some());
-                    let layer = with(&w, bias);
+                    let layer = with(&layer, bias.map(|_| &prepared));
                     rig.check(&Op::Linear { x: &x, projection: layer }, &what, &row.repeat(t));
                     let activation = Activation::Silu;
                     let product: Vec<Element> = row.iter().map(|e| gated(activation, e, e)).collect();
                     let op = Op::GateUp { x: &x, gate: layer, up: layer, activation };
                     rig.check(&op, &what, &product.repeat(t));
-                    let other = projection(dtype, 4, 5, k);
                     let op = Op::Qkv { x: &x, projections: [with(&other, None), layer, with(&other, None)] };
                     rig.compare(OpKind::Qkv, &what, &rig.run(&op)[1], &row.repeat(t));
                 }
@@ -122,6 +125,7 @@ fn gate_up_agrees_with_the_reference() {
                 let (g, u) = (reference(&x, &gate, Some(&bias)), reference(&x, &up, None));
                 let expected: Vec<Element> = g.iter().zip(&u).map(|(g, u)| gated(activation, g, u)).collect();
                 let x = rig.tensor(&[t, k], &x);
+                let (gate, up, bias) = (rig.matrix(&gate), rig.matrix(&up), rig.vector(&bias));
                 let op =
                     Op::GateUp { x: &x, gate: with(&gate, Some(&bias)), up: with(&up, None), activation };
                 rig.check(&op, &format!("N {n}, K {k}, {activation:?}, weights {dtype}"), &expected);
@@ -139,7 +143,9 @@ fn qkv_agrees_with_the_reference() {
             let [q, kw, v] = [(8, 64), (9, 32), (10, 33)].map(|(seed, n)| projection(dtype, seed, n, k));
             let bias = weight(dtype, &[64], &values(11, 64, 0.5));
             let tensor = rig.tensor(&[t, k], &x);
-            let projections = [with(&q, Some(&bias)), with(&kw, None), with(&v, None)];
+            let [on_q, on_k, on_v] = [&q, &kw, &v].map(|weight| rig.matrix(weight));
+            let on_bias = rig.vector(&bias);
+            let projections = [with(&on_q, Some(&on_bias)), with(&on_k, None), with(&on_v, None)];
             let got = rig.run(&Op::Qkv { x: &tensor, projections });
             for (got, (weight, bias)) in got.iter().zip([(&q, Some(&bias)), (&kw, None), (&v, None)]) {
                 rig.compare(OpKind::Qkv, &format!("K {k}"), got, &reference(&x, weight, bias));
@@ -156,9 +162,9 @@ fn fused_ops_have_the_bits_of_their_parts() {
             for (n, k) in [(33, 65), (64, 64), (172, 64)] {
                 let x = rig.tensor(&[t, k], &rig.values(1, t * k, 1.0));
                 let y = rig.tensor(&[t, k], &rig.values(2, t * k, 1.0));
-                let weights = [3, 4, 5].map(|seed| projection(DTYPES[t % 3], seed, n, k));
-                let bias = weight(DType::F32, &[n], &values(6, n, 0.5));
-                let norm = weight(DType::F32, &[k], &values(7, k, 1.0));
+                let weights = [3, 4, 5].map(|seed| rig.matrix(&projection(DTYPES[t % 3], seed, n, k)));
+                let bias = rig.vector(&weight(DType::F32, &[n], &values(6, n, 0.5)));
+                let norm = rig.vector(&weight(DType::F32, &[k], &values(7, k, 1.0)));
                 let [a, b, c] =
                     [with(&weights[0], Some(&bias)), with(&weights[1], None), with(&weights[2], None)];
                 let gate_up = |activation| Op::GateUp { x: &x, gate: a, up: b, activation };

@@ -1,7 +1,8 @@
 //! Norms, over rows and over heads, and the fused residual sum.
 
+use backstop::backend::Op;
 use backstop::backend::cpu::kernels::reference_ops;
-use backstop::backend::ops::{Op, OpKind};
+use backstop::backend::ops::OpKind;
 use backstop::tensor::Weight;
 
 use super::rig::{DTYPES, Element, ROWS, Rig, rigs, values, weight};
@@ -76,7 +77,8 @@ fn rms_norm_agrees_with_the_reference() {
                 let tensor = rig.tensor(&[t, d], &x);
                 for (offset, eps) in [(0.0, 1e-6), (1.0, 1e-5)] {
                     let w = weight(dtype, &[n], &values(2, n, 1.0));
-                    let op = Op::RmsNorm { x: &tensor, weight: &w, eps, offset };
+                    let prepared = rig.vector(&w);
+                    let op = Op::RmsNorm { x: &tensor, weight: &prepared, eps, offset };
                     let expected = of_rms(&x, &w.to_f32(), eps, offset);
                     rig.check(&op, &format!("N {n}, weights {dtype}, eps {eps}, offset {offset}"), &expected);
                 }
@@ -95,7 +97,8 @@ fn layer_norm_agrees_with_the_reference() {
                 let tensor = rig.tensor(&[t, d], &x);
                 let w = weight(dtype, &[n], &values(4, n, 1.0));
                 let bias = (t % 2 == 1).then(|| weight(dtype, &[n], &values(5, n, 1.0)));
-                let op = Op::LayerNorm { x: &tensor, weight: &w, bias: bias.as_ref(), eps: 1e-5 };
+                let (on_w, on_bias) = (rig.vector(&w), bias.as_ref().map(|bias| rig.vector(bias)));
+                let op = Op::LayerNorm { x: &tensor, weight: &on_w, bias: on_bias.as_ref(), eps: 1e-5 };
                 let widened = bias.as_ref().map(Weight::to_f32);
                 let expected = of_layer(&x, &w.to_f32(), widened.as_deref(), 1e-5);
                 rig.check(&op, &format!("N {n}, weights {dtype}, bias {}", bias.is_some()), &expected);
@@ -117,7 +120,9 @@ fn the_fused_sum_and_norm_agrees_with_the_reference() {
                 let expected: Vec<Element> =
                     a.iter().zip(&b).map(|(&a, &b)| Element::rounded(f64::from(a) + f64::from(b))).collect();
                 let (a, b) = (rig.tensor(&[t, d], &a), rig.tensor(&[t, d], &b));
-                let got = rig.run(&Op::AddRmsNorm { a: &a, b: &b, weight: &w, eps: 1e-5, offset: 0.0 });
+                let prepared = rig.vector(&w);
+                let op = Op::AddRmsNorm { a: &a, b: &b, weight: &prepared, eps: 1e-5, offset: 0.0 };
+                let got = rig.run(&op);
                 rig.compare(OpKind::Add, "the sum of add_rms_norm", &got[0], &expected);
                 rig.compare(
                     OpKind::AddRmsNorm,

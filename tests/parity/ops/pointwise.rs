@@ -1,8 +1,8 @@
 //! Activations, sums, products, scales and caps.
 
 use approx::relative_eq;
+use backstop::backend::Op;
 use backstop::backend::cpu::kernels::reference_ops;
-use backstop::backend::ops::Op;
 use backstop::config::Activation;
 
 use super::rig::{Element, ROWS, Rig, rigs, round};

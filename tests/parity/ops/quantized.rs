@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use backstop::backend::batch::Tokens;
-use backstop::backend::ops::{Op, Projection};
+use backstop::backend::Op;
+use backstop::backend::ops::Ids;
 use backstop::quant::repack::{MlxForm, repack};
 use backstop::quant::{Format, GgmlType, Plane, QuantWeight};
 use backstop::tensor::{Bytes, DType};
 use half::f16;
 
-use super::rig::{Element, Rig, rigs, values, weight};
+use super::rig::{Element, Rig, rigs, values, weight, with};
 
 /// Every format; affine ones with the groups of MLX, GPTQ and AWQ, and each type of scales.
 fn formats() -> Vec<Format> {
@@ -165,9 +165,9 @@ fn linear_of_every_format_agrees_with_its_decoded_values() {
                 let bias = (t == 2).then(|| rig.values(5, n, 0.5));
                 let expected = reference(&rig, &x, &weight, bias.as_deref());
                 let x = rig.tensor(&[t, k], &x);
-                let bias = bias.map(|bias| super::rig::weight(rig.dtype, &[n], &bias));
-                let projection = Projection { weight: (&weight).into(), bias: bias.as_ref() };
-                let op = Op::Linear { x: &x, projection };
+                let bias = bias.map(|bias| rig.vector(&super::rig::weight(rig.dtype, &[n], &bias)));
+                let weight = rig.matrix(&weight);
+                let op = Op::Linear { x: &x, projection: with(&weight, bias.as_ref()) };
                 rig.check(&op, &format!("T {t}, N {n}, {format}"), &expected);
             }
         }
@@ -196,8 +196,8 @@ fn embedding_of_every_format_gives_its_decoded_values() {
                     summed: 0.0,
                 })
                 .collect();
-            let tokens = Tokens::Known(ids);
-            let op = Op::Embedding { table: (&table).into(), tokens: &tokens, scale };
+            let table = rig.matrix(&table);
+            let op = Op::Embedding { table: &table, tokens: Ids::Known(&ids), scale };
             rig.check(&op, &format!("{format}, scale {scale}"), &expected);
         }
     }
@@ -216,7 +216,8 @@ fn parts_of_a_matrix_are_their_own_weights() {
                 let part = whole.rows("part", rows.clone());
                 let expected = reference(&rig, &x, &part, None);
                 let tensor = rig.tensor(&[1, 256], &x);
-                let projection = Projection { weight: (&part).into(), bias: None };
+                let part = rig.matrix(&part);
+                let projection = with(&part, None);
                 rig.check(&Op::Linear { x: &tensor, projection }, &format!("{format}, {rows:?}"), &expected);
             }
         }

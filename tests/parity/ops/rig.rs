@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use backstop::backend::batch::Run;
 use backstop::backend::cpu::{Activations, CpuBackend};
-use backstop::backend::kv::{HostKv, KvLayer, KvRows, KvShape};
-use backstop::backend::ops::{Op, OpKind, Ops, Projection};
-use backstop::backend::{Faults, LlmBackendDispatch, Policy, Routing};
-use backstop::tensor::{DType, HostTensor, Tensor, Weight};
+use backstop::backend::kv::KvShape;
+use backstop::backend::ops::{Backend, KvRows, OpKind, Projection};
+use backstop::backend::{
+    Faults, LayerState, LlmBackendDispatch, Op, Policy, PreparedMatrix, PreparedVector, Routing, Tensor,
+};
+use backstop::quant::{Matrix, MatrixRef};
+use backstop::tensor::{DType, HostTensor, Weight};
 use half::{bf16, f16};
 
 use crate::tolerance;
@@ -86,8 +89,19 @@ pub fn projection(dtype: DType, seed: u64, n: usize, k: usize) -> Weight {
     weight(dtype, &[n, k], &values(seed, n * k, 1.0 / (k as f32).sqrt()))
 }
 
-pub fn with<'a>(weight: &'a Weight, bias: Option<&'a Weight>) -> Projection<'a> {
-    Projection { weight: weight.into(), bias }
+pub fn with<'a>(
+    weight: &'a PreparedMatrix,
+    bias: Option<&'a PreparedVector>,
+) -> Projection<'a, LlmBackendDispatch> {
+    Projection { weight, bias }
+}
+
+/// A matrix as `on` prepares it.
+pub fn matrix<'a>(on: &LlmBackendDispatch, weight: impl Into<MatrixRef<'a>>) -> PreparedMatrix {
+    on.matrix(&match weight.into() {
+        MatrixRef::Dense(weight) => Matrix::Dense(weight.clone()),
+        MatrixRef::Quantized(weight) => Matrix::Quantized(weight.clone()),
+    })
 }
 
 fn routing() -> Routing {
@@ -133,9 +147,19 @@ impl Rig {
         values(seed, len, size).into_iter().map(|x| round(self.dtype, x)).collect()
     }
 
+    /// A matrix as this backend prepares it.
+    pub fn matrix<'a>(&self, weight: impl Into<MatrixRef<'a>>) -> PreparedMatrix {
+        matrix(&self.dispatch, weight)
+    }
+
+    /// A norm's weight, or a bias, as this backend prepares it.
+    pub fn vector(&self, weight: &Weight) -> PreparedVector {
+        self.dispatch.vector(weight)
+    }
+
     /// `values` as an activation.
     pub fn tensor(&self, shape: &[usize], values: &[f32]) -> Tensor {
-        self.dispatch.to_backend(HostTensor::from_vec(shape, values.to_vec())).unwrap()
+        self.dispatch.from_host(HostTensor::from_vec(shape, values.to_vec())).unwrap()
     }
 
     /// An op's outputs in host memory.
@@ -209,20 +233,20 @@ impl Rig {
 
     /// A cache that holds `k` and `v`, `[tokens, heads * head_dim]`, written in one run.
     #[track_caller]
-    pub fn cache(&self, shape: KvShape, k: &[f32], v: &[f32]) -> KvLayer {
-        let mut layer = KvLayer::Host(HostKv::new(shape));
+    pub fn cache(&self, shape: KvShape, k: &[f32], v: &[f32]) -> LayerState {
+        let mut layer = self.dispatch.state(&shape);
         self.append(&mut layer, k, v);
         layer
     }
 
     /// Writes `k` and `v` behind what `layer` holds.
     #[track_caller]
-    pub fn append(&self, layer: &mut KvLayer, k: &[f32], v: &[f32]) {
+    pub fn append(&self, layer: &mut LayerState, k: &[f32], v: &[f32]) {
         let width = layer.shape().heads * layer.shape().head_dim;
         let (len, start) = (k.len() / width, layer.len());
         let (k, v) = (self.tensor(&[len, width], k), self.tensor(&[len, width], v));
         let run = Run { sequence: 0, row: 0, len, start };
-        self.dispatch.kv_write(layer, KvRows { k: &k, v: &v }, &run).unwrap();
+        self.dispatch.write(layer, KvRows { k: &k, v: &v }, &run).unwrap();
     }
 }
 

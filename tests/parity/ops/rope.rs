@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use backstop::backend::Op;
 use backstop::backend::batch::{RopeStep, Run};
-use backstop::backend::ops::{Op, Ops};
+use backstop::backend::ops::Backend;
 use backstop::backend::rope::Frequencies;
 use backstop::config::{Rope, RopeScaling};
 

@@ -1,8 +1,8 @@
 //! Rows by index: embeddings, and the rows whose logits are wanted.
 
-use backstop::backend::batch::{Batch, Tokens};
-use backstop::backend::ops::Op;
-use backstop::tensor::Tensor;
+use backstop::backend::batch::Batch;
+use backstop::backend::ops::{Backend, Ids};
+use backstop::backend::{LlmBackendDispatch, Op, Tensor};
 
 use super::linear;
 use super::rig::{DTYPES, Element, ROWS, projection, rigs, round, values, weight, with};
@@ -22,8 +22,8 @@ fn embedding_agrees_with_the_reference() {
                         .flat_map(|&id| &values[id as usize * width..][..width])
                         .map(|&x| Element::rounded(f64::from(x) * f64::from(scale)))
                         .collect();
-                    let tokens = Tokens::Known(ids);
-                    let op = Op::Embedding { table: (&table).into(), tokens: &tokens, scale };
+                    let table = rig.matrix(&table);
+                    let op = Op::Embedding { table: &table, tokens: Ids::Known(&ids), scale };
                     rig.check(&op, &format!("V {vocab}, table {dtype}, scale {scale}"), &expected);
                 }
             }
@@ -41,14 +41,10 @@ fn pending_tokens_are_those_of_the_largest_logits() {
             assert!(rig.is_cpu());
             continue;
         };
-        let table = weight(rig.dtype, &[5, 3], &values(2, 15, 1.0));
-        let pending =
-            rig.run1(&Op::Embedding { table: (&table).into(), tokens: &Tokens::Pending(ids), scale: 1.0 });
-        let known = rig.run1(&Op::Embedding {
-            table: (&table).into(),
-            tokens: &Tokens::Known(vec![1, 0, 4]),
-            scale: 1.0,
-        });
+        assert_eq!(rig.dispatch.ids(&ids).unwrap(), [1, 0, 4], "on {}", rig.name);
+        let table = rig.matrix(&weight(rig.dtype, &[5, 3], &values(2, 15, 1.0)));
+        let pending = rig.run1(&Op::Embedding { table: &table, tokens: Ids::Pending(&ids), scale: 1.0 });
+        let known = rig.run1(&Op::Embedding { table: &table, tokens: Ids::Known(&[1, 0, 4]), scale: 1.0 });
         assert_eq!(pending.data(), known.data(), "on {}", rig.name);
     }
 }
@@ -82,10 +78,11 @@ fn logits_of_the_last_and_of_all_positions_agree_with_the_reference() {
             let x = rig.values(4, t * d, 1.0);
             let tensor = rig.tensor(&[t, d], &x);
             let check = |batch: &Batch, what: &str| {
-                let rows = rig.dispatch.run_rows(&tensor, &batch.outputs);
+                let rows = take_rows(&rig.dispatch, &tensor, &batch.outputs);
                 let wanted: Vec<f32> =
                     batch.outputs.iter().flat_map(|&row| &x[row * d..][..d]).copied().collect();
                 let logits = linear::reference(&wanted, &head, None);
+                let head = rig.matrix(&head);
                 rig.check(&Op::Linear { x: &rows, projection: with(&head, None) }, what, &logits);
             };
             check(&batch, "the last positions");
@@ -95,14 +92,8 @@ fn logits_of_the_last_and_of_all_positions_agree_with_the_reference() {
     }
 }
 
-trait Rows {
-    fn run_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor;
-}
-
-impl<O: backstop::backend::ops::Ops> Rows for O {
-    fn run_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor {
-        self.run1(&Op::TakeRows { x, rows }).unwrap()
-    }
+fn take_rows(on: &LlmBackendDispatch, x: &Tensor, rows: &[usize]) -> Tensor {
+    on.run1(&Op::TakeRows { x, rows }).unwrap()
 }
 
 /// A table in another type than activations is rounded to theirs.
@@ -110,8 +101,8 @@ impl<O: backstop::backend::ops::Ops> Rows for O {
 fn a_wider_table_is_rounded_to_the_type_of_activations() {
     for rig in rigs() {
         let table = weight(backstop::tensor::DType::F32, &[1, 65], &values(6, 65, 1.0));
-        let got =
-            rig.run1(&Op::Embedding { table: (&table).into(), tokens: &Tokens::Known(vec![0]), scale: 1.0 });
+        let prepared = rig.matrix(&table);
+        let got = rig.run1(&Op::Embedding { table: &prepared, tokens: Ids::Known(&[0]), scale: 1.0 });
         let want: Vec<f32> = table.to_f32().iter().map(|&x| round(rig.dtype, x)).collect();
         assert_eq!(got.data(), want, "on {}", rig.name);
     }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use backstop::Error;
-use backstop::backend::batch::{Mask, RopeStep, Run, Tokens};
-use backstop::backend::kv::{KvLayer, KvShape, KvType};
-use backstop::backend::ops::{Op, Ops};
+use backstop::backend::batch::{Mask, RopeStep, Run};
+use backstop::backend::kv::{KvShape, KvType};
+use backstop::backend::ops::{Backend, Ids};
+use backstop::backend::{LayerState, Op};
 use backstop::config::{Activation, Rope, RopeScaling};
 use backstop::tensor::{DType, Weight};
 
@@ -38,18 +39,19 @@ fn plain_ops_refuse_shapes_that_do_not_fit() {
         let x = rig.tensor(&[7, 128], &[1.0; 7 * 128]);
         let y = rig.tensor(&[7, 64], &[1.0; 7 * 64]);
         let flat = rig.tensor(&[8], &[1.0; 8]);
-        let (w64, w0, square, bias) = (ones(&[96]), ones(&[0]), ones(&[4, 64]), ones(&[5]));
-        let wide = ones(&[4, 128]);
-        let known = Tokens::Known(vec![0, 4]);
+        let [w64, w0, bias] = [96, 0, 5].map(|len| rig.vector(&ones(&[len])));
+        let [square, flat_matrix, wide] =
+            [&[4, 64][..], &[5], &[4, 128]].map(|shape| rig.matrix(&ones(shape)));
+        let known = Ids::Known(&[0, 4]);
         let norm = |x, weight| Op::RmsNorm { x, weight, eps: 1e-5, offset: 0.0 };
         let linear = |x, weight, bias| Op::Linear { x, projection: with(weight, bias) };
         for (op, text) in [
             (
-                Op::Embedding { table: (&square).into(), tokens: &known, scale: 1.0 },
+                Op::Embedding { table: &square, tokens: known, scale: 1.0 },
                 "embedding: token id 4, expected one below the table's 4 rows",
             ),
             (
-                Op::Embedding { table: (&bias).into(), tokens: &known, scale: 1.0 },
+                Op::Embedding { table: &flat_matrix, tokens: known, scale: 1.0 },
                 "embedding: table has shape [5], expected [V, D]",
             ),
             (
@@ -79,7 +81,7 @@ fn plain_ops_refuse_shapes_that_do_not_fit() {
                 "linear: weight is [4, 64], expected [N, 128] (last dim of x [7, 128])",
             ),
             (linear(&x, &wide, Some(&bias)), "linear: bias is [5], expected [4]"),
-            (linear(&x, &bias, None), "linear: weight is [5], expected [N, K]"),
+            (linear(&x, &flat_matrix, None), "linear: weight is [5], expected [N, K]"),
             (linear(&flat, &square, None), "linear: x is [8], expected [T, D]"),
             (Op::Add { a: &x, b: &y }, "add: a is [7, 128] and b [7, 64], expected equal shapes"),
             (Op::Mul { a: &y, b: &x }, "mul: a is [7, 64] and b [7, 128], expected equal shapes"),
@@ -99,7 +101,8 @@ fn fused_ops_refuse_shapes_that_do_not_fit() {
     for rig in rigs() {
         let x = rig.tensor(&[7, 128], &[1.0; 7 * 128]);
         let y = rig.tensor(&[7, 64], &[1.0; 7 * 64]);
-        let (wide, wider, narrow, norm) = (ones(&[4, 128]), ones(&[5, 128]), ones(&[4, 64]), ones(&[128]));
+        let [wide, wider, narrow] = [[4, 128], [5, 128], [4, 64]].map(|shape| rig.matrix(&ones(&shape)));
+        let norm = rig.vector(&ones(&[128]));
         let gate_up = |gate, up| Op::GateUp {
             x: &x,
             gate: with(gate, None),
@@ -173,7 +176,7 @@ fn attention_refuses_what_does_not_fit() {
         let longer = Mask::causal(&[run(0, 4, 0)], None);
         let wide = "expected a multiple of 2 key/value heads of 8";
         let both = format!("caches of {shape:?} and {:?}, expected one shape", other.shape());
-        let table: [(_, &[&KvLayer], _, String); 9] = [
+        let table: [(_, &[&LayerState], _, String); 9] = [
             (&odd, &[&three], &one, format!("q is [3, 24], {wide}")),
             (&q, &[&three], &longer, "the mask has 4 rows, q 3".into()),
             (&q, &[&three, &five], &one, "2 caches for 1 runs".into()),
@@ -197,9 +200,9 @@ fn no_rows_are_a_result_of_no_rows() {
     for rig in rigs() {
         let x = rig.tensor(&[0, 64], &[]);
         let some = rig.tensor(&[3, 64], &[1.0; 192]);
-        let (w, norm, bias) = (ones(&[33, 64]), ones(&[64]), ones(&[33]));
-        let table = ones(&[5, 64]);
-        let none = Tokens::Known(Vec::new());
+        let [w, table] = [[33, 64], [5, 64]].map(|shape| rig.matrix(&ones(&shape)));
+        let [norm, bias] = [64, 33].map(|len| rig.vector(&ones(&[len])));
+        let none = Ids::Known(&[]);
         let step = rope(16, &[run(0, 0, 5)]);
         let (no_mask, empty_run) = (Mask::causal(&[], None), Mask::causal(&[run(0, 0, 3)], None));
         let shape = KvShape { heads: 2, head_dim: 16, kind: KvType::F32 };
@@ -207,7 +210,7 @@ fn no_rows_are_a_result_of_no_rows() {
         let kv = [&cache];
         let attention = |kv, mask, soft_cap| Op::Attention { q: &x, kv, mask, scale: 1.0, soft_cap };
         for op in [
-            Op::Embedding { table: (&table).into(), tokens: &none, scale: 2.0 },
+            Op::Embedding { table: &table, tokens: none, scale: 2.0 },
             Op::Linear { x: &x, projection: with(&w, None) },
             Op::Linear { x: &x, projection: with(&w, Some(&bias)) },
             Op::RmsNorm { x: &x, weight: &norm, eps: 1e-5, offset: 0.0 },
@@ -240,9 +243,9 @@ fn no_rows_are_a_result_of_no_rows() {
 fn rows_of_no_width_stay_rows_of_no_width() {
     for rig in rigs() {
         let x = rig.tensor(&[3, 0], &[]);
-        let (table, known) = (ones(&[5, 0]), Tokens::Known(vec![0, 4, 4]));
+        let (table, known) = (rig.matrix(&ones(&[5, 0])), Ids::Known(&[0, 4, 4]));
         for op in [
-            Op::Embedding { table: (&table).into(), tokens: &known, scale: 2.0 },
+            Op::Embedding { table: &table, tokens: known, scale: 2.0 },
             Op::Activate { x: &x, activation: Activation::Silu },
             Op::Activate { x: &x, activation: Activation::Gelu },
             Op::Activate { x: &x, activation: Activation::GeluTanh },

@@ -1,0 +1,549 @@
+//! The dispatch: routes every op of a model to the backend that runs it.
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::check;
+use super::cpu::CpuBackend;
+use super::fallback::{FallbackReport, Policy, Routing};
+use super::kind::LlmBackendKind;
+use super::kv::{HostKv, KvShape};
+use super::mlx::{MlxBackend, MlxKv, MlxTensor, WeightCache};
+use super::ops::{self, Backend, EVAL, KvRows, OpKind, Outputs, Run, State};
+use super::profile::{OpTime, Profile, Work};
+use super::values::{LayerState, PreparedMatrix, PreparedVector, Tensor};
+use crate::error::{Error, Result};
+use crate::quant::Matrix;
+use crate::tensor::{DType, HostTensor, Weight};
+
+/// An op on what may live on either backend.
+pub type Op<'a> = ops::Op<'a, LlmBackendDispatch>;
+
+/// Routes every op of a model to the backend that runs it. One engine thread owns it.
+pub enum LlmBackendDispatch {
+    /// Everything on the CPU kernels.
+    Cpu {
+        /// The kernels.
+        cpu: CpuBackend,
+        /// Counters, faults, policy.
+        routing: Routing,
+    },
+    /// MLX first, the CPU kernels behind it.
+    Mlx {
+        /// The first choice of every op.
+        mlx: Box<MlxBackend>,
+        /// The backstop.
+        cpu: CpuBackend,
+        /// Counters, faults, policy.
+        routing: Routing,
+        /// Set while a step is replayed, and for good once MLX was given up: every op goes to the CPU and none of them counts
+        /// as a fallback.
+        on_cpu: Cell<bool>,
+    },
+}
+
+/// An operand where a backend takes it: it was there, or was copied there for one op.
+enum Held<'a, T> {
+    There(&'a T),
+    Copied(T),
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::There(value) => value,
+            Self::Copied(value) => value,
+        }
+    }
+}
+
+/// The inputs of an op.
+type Inputs<'a, T> = SmallVec<[Held<'a, T>; 2]>;
+
+/// The states that an op reads: as many as the engine has sequences by default.
+type States<'a, T> = SmallVec<[Held<'a, T>; 16]>;
+
+impl LlmBackendDispatch {
+    /// Everything on the CPU kernels.
+    pub fn cpu(cpu: CpuBackend, routing: Routing) -> Self {
+        Self::Cpu { cpu, routing }
+    }
+
+    /// MLX's default device first, computing activations in `dtype`. Where the device is a GPU, kernels that compute wrong are
+    /// found and kept off first.
+    ///
+    /// # Errors
+    /// Where no device answers, and in a build without MLX.
+    pub fn mlx(dtype: DType, cpu: CpuBackend, mut routing: Routing) -> Result<Self> {
+        let mlx = Box::new(MlxBackend::new(dtype)?);
+        routing.keep_all_off(check::wrong_kernels(&mlx, dtype, &routing.faults));
+        Ok(Self::Mlx { mlx, cpu, routing, on_cpu: Cell::new(false) })
+    }
+
+    /// The dispatch of a backend that was selected; `dtype` is the type of activations on MLX.
+    ///
+    /// # Errors
+    /// As [`Self::mlx`].
+    pub fn of(kind: LlmBackendKind, dtype: DType, cpu: CpuBackend, routing: Routing) -> Result<Self> {
+        match kind {
+            LlmBackendKind::Cpu => Ok(Self::cpu(cpu, routing)),
+            LlmBackendKind::Mlx => Self::mlx(dtype, cpu, routing),
+        }
+    }
+
+    /// Which backend is the first choice.
+    pub fn kind(&self) -> LlmBackendKind {
+        match self {
+            Self::Cpu { .. } => LlmBackendKind::Cpu,
+            Self::Mlx { .. } => LlmBackendKind::Mlx,
+        }
+    }
+
+    /// The device and what runs on it, for the summary: `cpu (avx512, 2 threads)`, `mlx (cpu device)`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Cpu { cpu, .. } => cpu.describe(),
+            Self::Mlx { mlx, .. } => mlx.describe(),
+        }
+    }
+
+    fn routing(&self) -> &Routing {
+        match self {
+            Self::Cpu { routing, .. } | Self::Mlx { routing, .. } => routing,
+        }
+    }
+
+    /// The CPU kernels, which every dispatch has.
+    fn kernels(&self) -> &CpuBackend {
+        match self {
+            Self::Cpu { cpu, .. } | Self::Mlx { cpu, .. } => cpu,
+        }
+    }
+
+    /// MLX, for what lives there.
+    fn device(&self) -> Result<&MlxBackend> {
+        match self {
+            Self::Mlx { mlx, .. } => Ok(mlx),
+            Self::Cpu { .. } => Err(Error::Backend {
+                backend: "cpu",
+                reason: "what lives on MLX was made by another dispatch".into(),
+            }),
+        }
+    }
+
+    /// Fallbacks and replays so far; the same counters for the life of the dispatch.
+    pub fn report(&self) -> &Arc<FallbackReport> {
+        &self.routing().report
+    }
+
+    /// Whether fallbacks and replays are errors.
+    pub fn policy(&self) -> Policy {
+        self.routing().policy
+    }
+
+    /// The GPU weight cache, where the backend has one.
+    pub fn weight_cache(&self) -> Option<&WeightCache> {
+        match self {
+            Self::Cpu { .. } => None,
+            Self::Mlx { mlx, .. } => Some(mlx.weights()),
+        }
+    }
+
+    /// Measures the time of every op from here on. MLX then evaluates each op by itself: what it takes in a lazy graph is
+    /// less.
+    pub fn start_profile(&self) {
+        self.routing().profile.replace(Some(Profile::default()));
+    }
+
+    /// Ends what [`Self::start_profile`] began: the ops since, those that took longest first.
+    pub fn take_profile(&self) -> Vec<OpTime> {
+        self.routing().profile.take().map(Profile::into_times).unwrap_or_default()
+    }
+
+    fn is_profiling(&self) -> bool {
+        self.routing().profile.borrow().is_some()
+    }
+
+    fn record(&self, op: OpKind, work: Work, started: Instant) {
+        let time = started.elapsed();
+        if let Some(profile) = &mut *self.routing().profile.borrow_mut() {
+            profile.add(op, work, time);
+        }
+    }
+
+    /// The values of a tensor in host memory, evaluated where they were still lazy.
+    ///
+    /// # Errors
+    /// An evaluation that failed, as [`Error::Op`] of op `eval`.
+    pub fn to_host(&self, tensor: &Tensor) -> Result<HostTensor> {
+        match tensor {
+            Tensor::Host(host) => self.kernels().to_host(host),
+            Tensor::Mlx(array) => self.device()?.to_host(array),
+        }
+    }
+
+    /// A state in host memory, in its own type.
+    ///
+    /// # Errors
+    /// An evaluation that failed, as [`Error::Op`] of op `eval`; a state on MLX where the dispatch has none.
+    pub fn state_to_host(&self, state: &LayerState) -> Result<HostKv> {
+        match state {
+            LayerState::Host(kv) => Ok(kv.clone()),
+            LayerState::Mlx(kv) => self.device()?.kv_to_host(kv),
+        }
+    }
+
+    /// The greedy choice of each row of `logits` `[S, V]` as a lazy tensor of ids, where the backend is a lazy one.
+    pub fn greedy_tokens(&self, logits: &Tensor) -> Option<Tensor> {
+        match (self, logits) {
+            (Self::Mlx { mlx, on_cpu, .. }, Tensor::Mlx(logits)) if !on_cpu.get() => {
+                mlx.argmax(logits).ok().map(Tensor::Mlx)
+            }
+            _ => None,
+        }
+    }
+
+    /// The ids that a tensor of them holds, evaluated where they were still lazy.
+    ///
+    /// # Errors
+    /// An evaluation that failed, as [`Error::Op`] of op `eval`; a tensor of anything else.
+    pub fn ids(&self, tensor: &Tensor) -> Result<Vec<u32>> {
+        let host = self.to_host(tensor)?;
+        let what = || Error::shape("ids", format!("a tensor of {}, expected u32", host.element()));
+        host.as_u32().map(<[u32]>::to_vec).ok_or_else(what)
+    }
+
+    /// Whether a step that failed with `error` may be replayed on the CPU: an evaluation failed and the policy allows.
+    pub fn may_replay(&self, error: &Error) -> bool {
+        let evaluation = matches!(error, Error::Op { op: EVAL, .. });
+        evaluation && self.kind() != LlmBackendKind::Cpu && self.policy() == Policy::Allow
+    }
+
+    /// Runs `step` with every op on the CPU, and counts it as a replay for `reason`.
+    ///
+    /// # Errors
+    /// Those of `step`.
+    pub fn replay<T>(&self, reason: &Error, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        /// Ends the replay even where the step panics; where MLX was given up, nothing ends.
+        struct End<'a>(&'a Cell<bool>, bool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.1);
+            }
+        }
+        self.report().count_replay(&reason.to_string());
+        self.evaluation_failed(reason);
+        match self {
+            Self::Cpu { .. } => step(),
+            Self::Mlx { on_cpu, .. } => {
+                let _end = End(on_cpu, on_cpu.replace(true));
+                step()
+            }
+        }
+    }
+
+    /// Counts a step whose evaluation failed with `error`, if it did. After three in a row for one reason MLX is given up:
+    /// every op from here on goes to the CPU, and states follow when they are next written to.
+    pub fn evaluation_failed(&self, error: &Error) {
+        if let Self::Mlx { mlx, routing, on_cpu, .. } = self
+            && let Error::Op { op: EVAL, reason, .. } = error
+            && routing.policy == Policy::Allow
+            && !on_cpu.get()
+        {
+            let too_often = routing.breaker.borrow_mut().failed(reason);
+            if too_often {
+                on_cpu.set(true);
+                routing.report.leave(reason);
+                mlx.give_up();
+            }
+        }
+    }
+
+    /// Notes that the results of a step were read: failures from here on are not in a row with those before.
+    pub fn evaluation_succeeded(&self) {
+        if let Self::Mlx { routing, on_cpu, .. } = self
+            && !on_cpu.get()
+        {
+            routing.breaker.borrow_mut().succeeded();
+        }
+    }
+
+    /// Starts the evaluation of a step and returns while it runs.
+    ///
+    /// # Errors
+    /// As [`Backend::evaluate`]; a failure may also surface when a result is read.
+    pub fn evaluate_async(&self, results: &[&Tensor], states: &[&LayerState]) -> Result<()> {
+        self.evaluate(results, states, false)
+    }
+
+    /// A tensor in host memory.
+    fn on_host<'a>(&self, tensor: &'a Tensor) -> Result<Held<'a, HostTensor>> {
+        match tensor {
+            Tensor::Host(host) => Ok(Held::There(host)),
+            Tensor::Mlx(array) => self.device()?.to_host(array).map(Held::Copied),
+        }
+    }
+
+    fn on_device<'a>(&self, mlx: &MlxBackend, tensor: &'a Tensor) -> Result<Held<'a, MlxTensor>> {
+        match tensor {
+            Tensor::Mlx(array) => Ok(Held::There(array)),
+            Tensor::Host(host) => mlx.from_host(self.kernels().to_host(host)?).map(Held::Copied),
+        }
+    }
+
+    fn run_on_cpu(&self, op: &Op<'_>) -> Result<Outputs<CpuBackend>> {
+        let held =
+            op.inputs().into_iter().map(|input| self.on_host(input)).collect::<Result<Inputs<'_, _>>>()?;
+        let states = op.states().iter().map(|state| match state {
+            LayerState::Host(kv) => Ok(Held::There(kv)),
+            LayerState::Mlx(kv) => self.device()?.kv_to_host(kv).map(Held::Copied),
+        });
+        let states = states.collect::<Result<States<'_, HostKv>>>()?;
+        let inputs: SmallVec<[&HostTensor; 2]> = held.iter().map(|input| &**input).collect();
+        let states: SmallVec<[&HostKv; 16]> = states.iter().map(|state| &**state).collect();
+        self.kernels().run(&op.on(&inputs, &states, |matrix| Ok(&matrix.cpu), |vector| Ok(&vector.cpu))?)
+    }
+
+    fn run_on_mlx(&self, mlx: &MlxBackend, op: &Op<'_>) -> Result<Outputs<MlxBackend>> {
+        let held = op.inputs().into_iter().map(|input| self.on_device(mlx, input));
+        let held = held.collect::<Result<Inputs<'_, _>>>()?;
+        let states = op.states().iter().map(|state| match state {
+            LayerState::Mlx(kv) => Ok(Held::There(kv)),
+            LayerState::Host(kv) => mlx.kv_from_host(kv).map(Held::Copied),
+        });
+        let states = states.collect::<Result<States<'_, MlxKv>>>()?;
+        let inputs: SmallVec<[&MlxTensor; 2]> = held.iter().map(|input| &**input).collect();
+        let states: SmallVec<[&MlxKv; 16]> = states.iter().map(|state| &**state).collect();
+        let op = op.on(
+            &inputs,
+            &states,
+            |matrix| matrix.mlx.as_ref().ok_or_else(unprepared),
+            |vector| vector.mlx.as_ref().ok_or_else(unprepared),
+        )?;
+        mlx.supports(&op)?;
+        mlx.run(&op)
+    }
+
+    /// Sends an op, of shapes that fit, to its backend.
+    fn route(&self, op: &Op<'_>) -> Result<Outputs<Self>> {
+        let on_host = |outputs: Outputs<CpuBackend>| {
+            Ok(outputs.into_iter().map(Tensor::Host).collect::<Outputs<Self>>())
+        };
+        match self {
+            Self::Cpu { routing, .. } => {
+                routing.injected(op.kind(), "cpu")?;
+                self.run_on_cpu(op).and_then(on_host)
+            }
+            Self::Mlx { on_cpu, .. } if on_cpu.get() => self.run_on_cpu(op).and_then(on_host),
+            Self::Mlx { mlx, routing, .. } => {
+                match routing.kept_off(op.kind(), op.is_quantized()) {
+                    Some(kept) => routing.keep_off(kept)?,
+                    None => {
+                        let attempt =
+                            routing.injected(op.kind(), "mlx").and_then(|()| self.run_on_mlx(mlx, op));
+                        match attempt {
+                            Ok(outputs) => return Ok(outputs.into_iter().map(Tensor::Mlx).collect()),
+                            Err(error) => routing.fell_back(op.kind(), &error)?,
+                        }
+                    }
+                }
+                // The outputs go back, so that the rest of the step stays there.
+                let outputs = self.run_on_cpu(op)?.into_iter();
+                outputs.map(|output| mlx.from_host(output).map(Tensor::Mlx)).collect()
+            }
+        }
+    }
+
+    fn route_write(&self, state: &mut LayerState, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
+        match self {
+            Self::Cpu { routing, .. } => {
+                routing.injected(OpKind::KvWrite, "cpu")?;
+                self.write_on_cpu(state, rows, run)
+            }
+            // Since MLX was given up: a replay begins with states in host memory.
+            Self::Mlx { on_cpu, .. } if on_cpu.get() => self.write_on_cpu(state, rows, run),
+            Self::Mlx { mlx, routing, .. } => {
+                match routing.kept_off(OpKind::KvWrite, false) {
+                    Some(kept) => routing.keep_off(kept)?,
+                    None => {
+                        let attempt = routing
+                            .injected(OpKind::KvWrite, "mlx")
+                            .and_then(|()| self.write_on_mlx(mlx, state, rows, run));
+                        match attempt {
+                            Ok(()) => return Ok(()),
+                            Err(error) => routing.fell_back(OpKind::KvWrite, &error)?,
+                        }
+                    }
+                }
+                self.write_on_cpu(state, rows, run)
+            }
+        }
+    }
+
+    fn write_on_cpu(&self, state: &mut LayerState, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
+        let (k, v) = (self.on_host(rows.k)?, self.on_host(rows.v)?);
+        let rows = KvRows { k: &*k, v: &*v };
+        match state {
+            LayerState::Host(kv) => self.kernels().write(kv, rows, run),
+            LayerState::Mlx(kv) => {
+                let mut host = self.device()?.kv_to_host(kv)?;
+                let written = self.kernels().write(&mut host, rows, run);
+                *state = LayerState::Host(host);
+                written
+            }
+        }
+    }
+
+    fn write_on_mlx(
+        &self,
+        mlx: &MlxBackend,
+        state: &mut LayerState,
+        rows: KvRows<'_, Self>,
+        run: &Run,
+    ) -> Result<()> {
+        let (k, v) = (self.on_device(mlx, rows.k)?, self.on_device(mlx, rows.v)?);
+        let rows = KvRows { k: &*k, v: &*v };
+        match state {
+            LayerState::Mlx(kv) => mlx.write(kv, rows, run),
+            LayerState::Host(host) => {
+                let mut kv = mlx.kv_from_host(host)?;
+                let written = mlx.write(&mut kv, rows, run);
+                *state = LayerState::Mlx(kv);
+                written
+            }
+        }
+    }
+}
+
+/// A weight that was prepared where there is no MLX.
+fn unprepared() -> Error {
+    Error::Backend { backend: "mlx", reason: "a weight was prepared by another dispatch".into() }
+}
+
+impl Backend for LlmBackendDispatch {
+    type Tensor = Tensor;
+    type Matrix = PreparedMatrix;
+    type Vector = PreparedVector;
+    type State = LayerState;
+
+    fn describe(&self) -> String {
+        self.describe()
+    }
+
+    fn matrix(&self, matrix: &Matrix) -> PreparedMatrix {
+        let mlx = match self {
+            Self::Cpu { .. } => None,
+            Self::Mlx { mlx, .. } => Some(mlx.matrix(matrix)),
+        };
+        PreparedMatrix { cpu: self.kernels().matrix(matrix), mlx }
+    }
+
+    fn vector(&self, weight: &Weight) -> PreparedVector {
+        let mlx = match self {
+            Self::Cpu { .. } => None,
+            Self::Mlx { mlx, .. } => Some(mlx.vector(weight)),
+        };
+        PreparedVector { cpu: self.kernels().vector(weight), mlx }
+    }
+
+    fn ready(&self, matrix: &PreparedMatrix) {
+        match (self, &matrix.mlx) {
+            (Self::Mlx { mlx, .. }, Some(matrix)) => mlx.ready(matrix),
+            _ => self.kernels().ready(&matrix.cpu),
+        }
+    }
+
+    /// A fused op that MLX has no kernel for is composed here.
+    fn fuses(&self, _op: OpKind) -> bool {
+        true
+    }
+
+    fn supports(&self, _op: &Op<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn run(&self, op: &Op<'_>) -> Result<Outputs<Self>> {
+        op.check()?;
+        if let Self::Mlx { mlx, routing, on_cpu, .. } = self
+            && op.kind().is_fused()
+            && !on_cpu.get()
+            && !mlx.fuses(op.kind())
+            && routing.kept_off(op.kind(), op.is_quantized()).is_none()
+        {
+            // Part by part through the dispatch, so that only the part that fails falls back.
+            return ops::compose(self, op);
+        }
+        if !self.is_profiling() {
+            return self.route(op);
+        }
+        let work = Work::of(op);
+        self.evaluate(&op.inputs(), &[], true)?;
+        let started = Instant::now();
+        let outputs = self.route(op)?;
+        self.evaluate(&outputs.iter().collect::<Vec<_>>(), &[], true)?;
+        self.record(op.kind(), work, started);
+        Ok(outputs)
+    }
+
+    fn begin_step(&self) {
+        if let Self::Mlx { mlx, .. } = self {
+            mlx.begin_step();
+        }
+    }
+
+    /// An empty state where the next step will write it.
+    fn state(&self, shape: &KvShape) -> LayerState {
+        match self {
+            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => LayerState::Mlx(mlx.state(shape)),
+            _ => LayerState::Host(self.kernels().state(shape)),
+        }
+    }
+
+    /// Writes on the backend that the step runs on; a state that is elsewhere moves there first.
+    fn write(&self, state: &mut LayerState, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
+        rows.check(state, run)?;
+        if !self.is_profiling() {
+            return self.route_write(state, rows, run);
+        }
+        self.evaluate(&[rows.k, rows.v], &[state], true)?;
+        let started = Instant::now();
+        self.route_write(state, rows, run)?;
+        self.evaluate(&[], &[state], true)?;
+        self.record(OpKind::KvWrite, Work::kv_write(State::shape(state), run.len), started);
+        Ok(())
+    }
+
+    fn evaluate(&self, results: &[&Tensor], states: &[&LayerState], wait: bool) -> Result<()> {
+        let Self::Mlx { mlx, routing, on_cpu, .. } = self else { return Ok(()) };
+        if on_cpu.get() {
+            return Ok(());
+        }
+        routing.injected_evaluation()?;
+        let results = results.iter().filter_map(|result| match result {
+            Tensor::Mlx(array) => Some(array),
+            Tensor::Host(_) => None,
+        });
+        let states = states.iter().filter_map(|state| match state {
+            LayerState::Mlx(kv) => Some(kv),
+            LayerState::Host(_) => None,
+        });
+        mlx.evaluate(&results.collect::<Vec<_>>(), &states.collect::<Vec<_>>(), wait)
+    }
+
+    fn from_host(&self, tensor: HostTensor) -> Result<Tensor> {
+        match self {
+            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => mlx.from_host(tensor).map(Tensor::Mlx),
+            _ => Ok(Tensor::Host(tensor)),
+        }
+    }
+
+    fn to_host(&self, tensor: &Tensor) -> Result<HostTensor> {
+        self.to_host(tensor)
+    }
+}

@@ -1,0 +1,102 @@
+//! What a backend is.
+
+use smallvec::SmallVec;
+
+use super::write::KvRows;
+use super::{MatrixOperand, Op, OpKind, Run, State, TensorOperand, VectorOperand};
+use crate::backend::kv::KvShape;
+use crate::error::{Error, Result};
+use crate::quant::Matrix;
+use crate::tensor::{HostTensor, Weight};
+
+/// The results of an op: one for plain ops, which are moved about a lot, up to three for fused ones.
+pub type Outputs<B> = SmallVec<[<B as Backend>::Tensor; 1]>;
+
+/// The op name of an evaluation that failed: [`Error::Op`] of this name asks for the step to be replayed, and never for the
+/// fallback of one op.
+pub const EVAL: &str = "eval";
+
+/// What computes ops: a backend, or the dispatch over them. One thread owns it.
+pub trait Backend: Sized {
+    /// An activation where the backend keeps it.
+    type Tensor: TensorOperand;
+    /// A matrix of a linear layer or an embedding in the form that the kernels read.
+    type Matrix: MatrixOperand;
+    /// A norm's weight or a bias in the form that the kernels read.
+    type Vector: VectorOperand;
+    /// What one layer keeps of one sequence.
+    type State: State;
+
+    /// The device and what runs on it, for the summary: `cpu (avx512, 2 threads)`.
+    fn describe(&self) -> String;
+
+    /// Prepares a matrix. What costs time or memory may wait for its first use, or for [`Self::ready`].
+    fn matrix(&self, matrix: &Matrix) -> Self::Matrix;
+
+    /// Prepares a norm's weight or a bias.
+    fn vector(&self, weight: &Weight) -> Self::Vector;
+
+    /// Does now what the first product with a matrix would wait for.
+    fn ready(&self, _matrix: &Self::Matrix) {}
+
+    /// Whether a fused op is one kernel here; else it is [composed](super::compose).
+    fn fuses(&self, op: OpKind) -> bool;
+
+    /// Whether the backend can run an op, said before it is tried.
+    ///
+    /// # Errors
+    /// [`Error::Op`] with what it cannot do.
+    fn supports(&self, op: &Op<'_, Self>) -> Result<()>;
+
+    /// Runs one op that [`Op::check`] accepts, and returns its outputs in the order of its documentation.
+    ///
+    /// # Errors
+    /// Whatever kept the backend from computing it.
+    fn run(&self, op: &Op<'_, Self>) -> Result<Outputs<Self>>;
+
+    /// Runs an op with one output.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and an op with another number of outputs.
+    fn run1(&self, op: &Op<'_, Self>) -> Result<Self::Tensor> {
+        let mut outputs = self.run(op)?;
+        match (outputs.pop(), outputs.len()) {
+            (Some(output), 0) => Ok(output),
+            (last, before) => {
+                let count = before + usize::from(last.is_some());
+                Err(Error::shape(op.kind().name(), format!("{count} outputs, expected 1")))
+            }
+        }
+    }
+
+    /// Starts a step: what was derived from the last step's masks and tables is dropped.
+    fn begin_step(&self) {}
+
+    /// A state that has seen nothing.
+    fn state(&self, shape: &KvShape) -> Self::State;
+
+    /// Writes a run's keys and values, of shapes that [`KvRows::check`] accepts, into a layer's state.
+    ///
+    /// # Errors
+    /// Whatever kept the backend from writing them; the state then holds what it held.
+    fn write(&self, state: &mut Self::State, rows: KvRows<'_, Self>, run: &Run) -> Result<()>;
+
+    /// Runs what a step leaves lazy, once: its results and the states that it wrote. Without `wait`, returns once that has
+    /// begun. Nothing where ops are computed at once.
+    ///
+    /// # Errors
+    /// [`Error::Op`] of [`EVAL`]; without `wait` it may also come when a result is read.
+    fn evaluate(&self, results: &[&Self::Tensor], states: &[&Self::State], wait: bool) -> Result<()>;
+
+    /// The values of a tensor where ops take them, floats rounded to the type of activations (to nearest even).
+    ///
+    /// # Errors
+    /// Where the backend cannot hold the shape.
+    fn from_host(&self, tensor: HostTensor) -> Result<Self::Tensor>;
+
+    /// A copy of a tensor in host memory, evaluated where it was still lazy; floats as `f32`, ids as they are.
+    ///
+    /// # Errors
+    /// An evaluation that failed, as [`Error::Op`] of [`EVAL`].
+    fn to_host(&self, tensor: &Self::Tensor) -> Result<HostTensor>;
+}

@@ -1,0 +1,218 @@
+//! Which shapes fit an op.
+
+use std::ops::Range;
+
+use super::{Backend, Ids, MatrixOperand, Op, Projection, State, TensorOperand, VectorOperand};
+use crate::error::{Error, Result};
+use crate::tensor::ElementType;
+
+impl<B: Backend> Op<'_, B> {
+    /// Checks every shape, so that backends need not.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] naming the op, what was expected and what was got.
+    pub fn check(&self) -> Result<()> {
+        let op = self.kind().name();
+        let refuse = |what: String| Err(Error::shape(op, what));
+        let wanted = match self {
+            Self::Embedding { .. } => ElementType::U32,
+            _ => ElementType::F32,
+        };
+        self.inputs().into_iter().try_for_each(|input| elements::<B>(op, input, wanted))?;
+        match *self {
+            Self::Embedding { table, tokens, .. } => {
+                let [rows, _] = *table.shape() else {
+                    return refuse(format!("table has shape {:?}, expected [V, D]", table.shape()));
+                };
+                match tokens {
+                    Ids::Known(ids) => match ids.iter().find(|&&id| id as usize >= rows) {
+                        Some(id) => {
+                            refuse(format!("token id {id}, expected one below the table's {rows} rows"))
+                        }
+                        None => Ok(()),
+                    },
+                    Ids::Pending(ids) if ids.shape().len() != 1 => {
+                        refuse(format!("ids have shape {:?}, expected [T]", ids.shape()))
+                    }
+                    Ids::Pending(_) => Ok(()),
+                }
+            }
+            Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
+            Self::GateUp { x, gate, up, .. } => {
+                check_projection::<B>(op, x, &gate)?;
+                check_projection::<B>(op, x, &up)?;
+                if gate.weight.shape() != up.weight.shape() {
+                    return refuse(format!(
+                        "gate is {:?} and up {:?}, expected equal shapes",
+                        gate.weight.shape(),
+                        up.weight.shape()
+                    ));
+                }
+                Ok(())
+            }
+            Self::Qkv { x, projections } => {
+                projections.iter().try_for_each(|projection| check_projection::<B>(op, x, projection))
+            }
+            Self::RmsNorm { x, weight, .. } => check_norm::<B>(op, x, weight),
+            Self::LayerNorm { x, weight, bias, .. } => {
+                check_norm::<B>(op, x, weight)?;
+                match bias {
+                    Some(bias) if bias.shape() != weight.shape() => refuse(format!(
+                        "bias is {:?} and weight {:?}, expected equal shapes",
+                        bias.shape(),
+                        weight.shape()
+                    )),
+                    _ => Ok(()),
+                }
+            }
+            Self::Add { a, b } | Self::Mul { a, b } => check_equal::<B>(op, a, b),
+            Self::AddRmsNorm { a, b, weight, .. } => {
+                check_equal::<B>(op, a, b)?;
+                check_norm::<B>(op, a, weight)
+            }
+            Self::Activate { .. } | Self::Scale { .. } => Ok(()),
+            Self::SoftCap { cap, .. } => {
+                if cap.is_finite() && cap > 0.0 {
+                    Ok(())
+                } else {
+                    refuse(format!("cap is {cap}, expected above 0"))
+                }
+            }
+            Self::Rope { x, head_dim, rope } => {
+                let (rows, width) = matrix::<B>(op, x)?;
+                let half = rope.dims / 2;
+                if head_dim == 0 || width % head_dim != 0 || rope.dims > head_dim || rope.dims % 2 != 0 {
+                    return refuse(format!(
+                        "x is {:?} with heads of {head_dim} and {} rotated, expected whole heads and an even part of one",
+                        x.shape(),
+                        rope.dims
+                    ));
+                }
+                if rope.cos.len() != rows * half || rope.sin.len() != rows * half {
+                    return refuse(format!(
+                        "tables have {} and {} elements, expected {rows} rows of {half}",
+                        rope.cos.len(),
+                        rope.sin.len()
+                    ));
+                }
+                Ok(())
+            }
+            Self::Attention { q, kv, mask, .. } => {
+                let (rows, width) = matrix::<B>(op, q)?;
+                if mask.visible.len() != rows || mask.runs.iter().map(|run| run.len).sum::<usize>() != rows {
+                    return refuse(format!("the mask has {} rows, q {rows}", mask.visible.len()));
+                }
+                if kv.len() != mask.runs.len() {
+                    return refuse(format!("{} caches for {} runs", kv.len(), mask.runs.len()));
+                }
+                let mut next = 0;
+                for (run, layer) in mask.runs.iter().zip(kv) {
+                    let shape = layer.shape();
+                    if run.row != next {
+                        return refuse(format!("a run starts at row {}, expected {next}", run.row));
+                    }
+                    next += run.len;
+                    if shape != kv[0].shape() {
+                        return refuse(format!(
+                            "caches of {:?} and {shape:?}, expected one shape",
+                            kv[0].shape()
+                        ));
+                    }
+                    let group = shape.heads * shape.head_dim;
+                    if group == 0 || width % group != 0 {
+                        return refuse(format!(
+                            "q is {:?}, expected a multiple of {} key/value heads of {}",
+                            q.shape(),
+                            shape.heads,
+                            shape.head_dim
+                        ));
+                    }
+                    if layer.len() != run.end() {
+                        return refuse(format!(
+                            "the cache of sequence {} holds {} tokens, expected {}",
+                            run.sequence,
+                            layer.len(),
+                            run.end()
+                        ));
+                    }
+                    let unfit = |keys: &&Range<usize>| keys.is_empty() || keys.end > run.end();
+                    if let Some(keys) = mask.visible[run.rows()].iter().find(unfit) {
+                        return refuse(format!("a row sees keys {keys:?}, expected some of {}", run.end()));
+                    }
+                }
+                Ok(())
+            }
+            Self::TakeRows { x, rows } => {
+                let (height, _) = matrix::<B>(op, x)?;
+                match rows.iter().find(|&&row| row >= height) {
+                    Some(row) => refuse(format!("row {row}, expected one below {height}")),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Refuses elements that are not `wanted`.
+fn elements<B: Backend>(op: &'static str, x: &B::Tensor, wanted: ElementType) -> Result<()> {
+    if x.element() == wanted {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{:?} of {}, expected {wanted}", x.shape(), x.element())))
+}
+
+/// Refuses what are no activations.
+pub(super) fn floats<B: Backend>(op: &'static str, x: &B::Tensor) -> Result<()> {
+    elements::<B>(op, x, ElementType::F32)
+}
+
+/// Rows and columns of `x`.
+fn matrix<B: Backend>(op: &'static str, x: &B::Tensor) -> Result<(usize, usize)> {
+    match *x.shape() {
+        [rows, columns] => Ok((rows, columns)),
+        _ => Err(Error::shape(op, format!("x is {:?}, expected [T, D]", x.shape()))),
+    }
+}
+
+fn check_equal<B: Backend>(op: &'static str, a: &B::Tensor, b: &B::Tensor) -> Result<()> {
+    if a.shape() == b.shape() {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("a is {:?} and b {:?}, expected equal shapes", a.shape(), b.shape())))
+}
+
+fn check_norm<B: Backend>(op: &'static str, x: &B::Tensor, weight: &B::Vector) -> Result<()> {
+    let (_, width) = matrix::<B>(op, x)?;
+    let len = weight.source().len();
+    if weight.shape().len() == 1 && len != 0 && width.is_multiple_of(len) {
+        return Ok(());
+    }
+    let what = format!(
+        "weight has {len} elements, expected {width} (last dim of x {:?}) or a part of it",
+        x.shape()
+    );
+    Err(Error::shape(op, what))
+}
+
+fn check_projection<B: Backend>(
+    op: &'static str,
+    x: &B::Tensor,
+    projection: &Projection<'_, B>,
+) -> Result<()> {
+    let (_, width) = matrix::<B>(op, x)?;
+    let [rows, columns] = *projection.weight.shape() else {
+        let what = format!("weight is {:?}, expected [N, K]", projection.weight.shape());
+        return Err(Error::shape(op, what));
+    };
+    if columns != width {
+        let what =
+            format!("weight is [{rows}, {columns}], expected [N, {width}] (last dim of x {:?})", x.shape());
+        return Err(Error::shape(op, what));
+    }
+    match projection.bias {
+        Some(bias) if bias.shape() != [rows] => {
+            Err(Error::shape(op, format!("bias is {:?}, expected [{rows}]", bias.shape())))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,132 @@
+//! The names of the ops: in logs, counters, errors and fault injection.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// What an op is called: in logs, counters, errors and fault injection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OpKind {
+    /// Rows of the embedding table.
+    Embedding,
+    /// `x · Wᵀ + b`.
+    Linear,
+    /// Root-mean-square norm.
+    RmsNorm,
+    /// Layer norm.
+    LayerNorm,
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// The Gaussian error linear unit, by erf or by tanh.
+    Gelu,
+    /// Elementwise sum.
+    Add,
+    /// Elementwise product.
+    Mul,
+    /// Product with a number.
+    Scale,
+    /// `cap · tanh(x / cap)`.
+    SoftCap,
+    /// Rotary position embedding.
+    Rope,
+    /// A write to the KV cache.
+    KvWrite,
+    /// Grouped-query attention over the KV cache.
+    Attention,
+    /// Some rows of a matrix.
+    TakeRows,
+    /// Fused: `act(x · Wgᵀ) ∘ (x · Wuᵀ)`.
+    GateUp,
+    /// Fused: residual sum and norm.
+    AddRmsNorm,
+    /// Fused: the three projections of attention.
+    Qkv,
+}
+
+impl OpKind {
+    /// Every op, in the order of their declaration.
+    pub const ALL: [Self; 17] = [
+        Self::Embedding,
+        Self::Linear,
+        Self::RmsNorm,
+        Self::LayerNorm,
+        Self::Silu,
+        Self::Gelu,
+        Self::Add,
+        Self::Mul,
+        Self::Scale,
+        Self::SoftCap,
+        Self::Rope,
+        Self::KvWrite,
+        Self::Attention,
+        Self::TakeRows,
+        Self::GateUp,
+        Self::AddRmsNorm,
+        Self::Qkv,
+    ];
+
+    /// The name in logs, counters and errors.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Linear => "linear",
+            Self::RmsNorm => "rms_norm",
+            Self::LayerNorm => "layer_norm",
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::Add => "add",
+            Self::Mul => "mul",
+            Self::Scale => "scale",
+            Self::SoftCap => "soft_cap",
+            Self::Rope => "rope",
+            Self::KvWrite => "kv_write",
+            Self::Attention => "attention",
+            Self::TakeRows => "take_rows",
+            Self::GateUp => "gate_up",
+            Self::AddRmsNorm => "add_rms_norm",
+            Self::Qkv => "qkv",
+        }
+    }
+
+    /// Whether [`compose`](super::compose) knows its parts.
+    pub const fn is_fused(self) -> bool {
+        matches!(self, Self::GateUp | Self::AddRmsNorm | Self::Qkv)
+    }
+}
+
+impl FromStr for OpKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|op| op.name() == name).ok_or_else(|| Error::Option {
+            option: "cpu_ops",
+            got: name.to_owned(),
+            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, add, mul, scale, soft_cap, \
+                rope, kv_write, attention, take_rows, gate_up, add_rms_norm, qkv",
+        })
+    }
+}
+
+impl fmt::Display for OpKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_others_refused_with_the_list() {
+        for op in OpKind::ALL {
+            assert_eq!(op.to_string().parse::<OpKind>().unwrap(), op);
+        }
+        let error = "softmax".parse::<OpKind>().unwrap_err().to_string();
+        assert!(error.contains("softmax"), "{error}");
+        for op in OpKind::ALL {
+            assert!(error.contains(op.name()), "{op} is missing: {error}");
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! What a forward pass asks of a backend: [`Backend`], the ops as data, how their shapes are checked, and how a fused op is
+//! composed of plain ones.
+//!
+//! An [`Op`] borrows its operands, which are of the types of one backend. [`Op::check`] is the one place that knows which shapes
+//! fit; [`compose`] is the executable specification of the fused ops, and what a backend without a fused kernel runs.
+
+mod backend;
+mod check;
+mod compose;
+mod kind;
+mod op;
+mod operand;
+mod step;
+mod write;
+
+pub use backend::{Backend, EVAL, Outputs};
+pub use compose::compose;
+pub use kind::OpKind;
+pub use op::{Ids, Op, Projection};
+pub use operand::{MatrixOperand, State, TensorOperand, VectorOperand};
+pub use step::{Mask, RopeStep, Run};
+pub use write::KvRows;

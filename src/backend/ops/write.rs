@@ -1,0 +1,60 @@
+//! A write to a layer's state.
+
+use std::fmt;
+
+use super::{Backend, Run, State, TensorOperand};
+use crate::backend::kv::KvShape;
+use crate::error::{Error, Result};
+
+/// The step's activations that a layer caches: K and V, `[T, heads * head_dim]`.
+pub struct KvRows<'a, B: Backend> {
+    /// Keys, after the rotary embedding.
+    pub k: &'a B::Tensor,
+    /// Values.
+    pub v: &'a B::Tensor,
+}
+
+impl<B: Backend> Clone for KvRows<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for KvRows<'_, B> {}
+
+impl<B: Backend> fmt::Debug for KvRows<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvRows").field("k", self.k).field("v", self.v).finish()
+    }
+}
+
+impl<B: Backend> KvRows<'_, B> {
+    /// Checks every shape, so that backends need not.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where `run` leaves a gap after what `state` holds, or its rows are not those of `state`'s heads.
+    pub fn check(&self, state: &B::State, run: &Run) -> Result<()> {
+        let KvShape { heads, head_dim, .. } = *state.shape();
+        let width = heads * head_dim;
+        let (k, v) = (self.k.shape(), self.v.shape());
+        let fits =
+            |shape: &[usize]| matches!(*shape, [rows, columns] if rows >= run.rows().end && columns == width);
+        if width == 0 || k != v || !fits(k) {
+            let rows = run.rows();
+            return Err(Error::shape(
+                "kv_write",
+                format!("k is {k:?} and v {v:?}, expected rows {rows:?} of {heads} heads of {head_dim}"),
+            ));
+        }
+        super::check::floats::<B>("kv_write", self.k)?;
+        super::check::floats::<B>("kv_write", self.v)?;
+        if run.start > state.len() {
+            let (start, len) = (run.start, state.len());
+            return Err(Error::shape(
+                "kv_write",
+                format!("position {start}, expected at most the {len} cached"),
+            ));
+        }
+        Ok(())
+    }
+}

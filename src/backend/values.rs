@@ -1,0 +1,158 @@
+//! What may live on either backend: tensors, weights and states of the dispatch.
+
+use std::fmt;
+
+use super::cpu::{CpuMatrix, CpuVector};
+use super::kv::{HostKv, KvShape};
+use super::mlx::{MlxKv, MlxMatrix, MlxTensor, MlxVector};
+use super::ops::{MatrixOperand, State, TensorOperand, VectorOperand};
+use crate::quant::Matrix;
+use crate::tensor::{ElementType, HostTensor, Weight};
+
+/// Activations or ids where they were made.
+#[derive(Debug)]
+pub enum Tensor {
+    /// In host memory.
+    Host(HostTensor),
+    /// A lazy MLX array, floats in the type of activations.
+    Mlx(MlxTensor),
+}
+
+impl Tensor {
+    /// Dimensions, outermost first; activations of a step are `[T, D]`.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::Host(tensor) => tensor.shape(),
+            Self::Mlx(tensor) => tensor.shape(),
+        }
+    }
+
+    /// A host tensor over `values`.
+    pub fn from_vec(shape: &[usize], values: Vec<f32>) -> Self {
+        Self::Host(HostTensor::from_vec(shape, values))
+    }
+}
+
+impl From<HostTensor> for Tensor {
+    fn from(tensor: HostTensor) -> Self {
+        Self::Host(tensor)
+    }
+}
+
+impl TensorOperand for Tensor {
+    fn shape(&self) -> &[usize] {
+        self.shape()
+    }
+
+    fn element(&self) -> ElementType {
+        match self {
+            Self::Host(tensor) => tensor.element(),
+            Self::Mlx(tensor) => TensorOperand::element(tensor),
+        }
+    }
+}
+
+/// A matrix that was prepared for the backends of a dispatch. Clones share what was prepared. What the CPU's kernels want is made
+/// when they are first asked, which is never where MLX does it all.
+#[derive(Clone)]
+pub struct PreparedMatrix {
+    pub(super) cpu: CpuMatrix,
+    pub(super) mlx: Option<MlxMatrix>,
+}
+
+impl fmt::Debug for PreparedMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cpu.fmt(f)
+    }
+}
+
+impl MatrixOperand for PreparedMatrix {
+    fn source(&self) -> &Matrix {
+        self.cpu.source()
+    }
+}
+
+/// A norm's weight, or a bias, that was prepared for the backends of a dispatch. Clones share what was prepared.
+#[derive(Clone)]
+pub struct PreparedVector {
+    pub(super) cpu: CpuVector,
+    pub(super) mlx: Option<MlxVector>,
+}
+
+impl fmt::Debug for PreparedVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cpu.fmt(f)
+    }
+}
+
+impl VectorOperand for PreparedVector {
+    fn source(&self) -> &Weight {
+        self.cpu.source()
+    }
+}
+
+/// What one layer keeps of one sequence, where the backend that wrote it keeps it.
+#[derive(Debug)]
+pub enum LayerState {
+    /// Pages in host memory.
+    Host(HostKv),
+    /// Arrays on MLX.
+    Mlx(MlxKv),
+}
+
+impl LayerState {
+    /// Tokens cached.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(kv) => kv.len(),
+            Self::Mlx(kv) => State::len(kv),
+        }
+    }
+
+    /// Whether no token is cached.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What is kept for each token.
+    pub fn shape(&self) -> &KvShape {
+        match self {
+            Self::Host(kv) => kv.shape(),
+            Self::Mlx(kv) => State::shape(kv),
+        }
+    }
+
+    /// Forgets the tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Host(kv) => kv.truncate(len),
+            Self::Mlx(kv) => State::truncate(kv, len),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(kv) => kv.bytes(),
+            Self::Mlx(kv) => State::bytes(kv),
+        }
+    }
+}
+
+impl State for LayerState {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn shape(&self) -> &KvShape {
+        self.shape()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.truncate(len);
+    }
+}
