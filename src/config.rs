@@ -29,6 +29,8 @@ pub enum Activation {
     Gelu,
     /// The tanh approximation of GELU: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
     GeluTanh,
+    /// `max(x, 0)²`: `relu2`.
+    Relu2,
 }
 
 impl Activation {
@@ -37,6 +39,7 @@ impl Activation {
         Some(match name {
             "silu" | "swish" => Self::Silu,
             "gelu" | "gelu_python" => Self::Gelu,
+            "relu2" => Self::Relu2,
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
                 Self::GeluTanh
             }
@@ -227,7 +230,11 @@ impl Shared {
         let norm_eps = fields.number(names.eps, 1e-30, 1.0)?.unwrap_or(self.eps) as f32;
         let act = fields.string(names.act)?.unwrap_or(self.act);
         let hidden_act = Activation::named(act).ok_or_else(|| {
-            fields.error(names.act, quote(act), "silu, swish, gelu, gelu_new, gelu_pytorch_tanh or gelu_fast")
+            fields.error(
+                names.act,
+                quote(act),
+                "silu, swish, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast or relu2",
+            )
         })?;
         Ok(Config {
             model_type,

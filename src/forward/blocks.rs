@@ -123,6 +123,17 @@ impl Norm {
         }
     }
 
+    /// The layer norms `name.0`, `name.1`, … of `heads` heads, which have no biases, as one.
+    pub(super) fn of_heads(loader: &Loader<'_>, name: &str, heads: usize) -> Result<Self> {
+        let mut values = Vec::new();
+        for head in 0..heads {
+            values.extend(loader.vector(&format!("{name}.{head}"))?.to_f32());
+        }
+        let weight = Weight::from_f32(name, &[heads, values.len() / heads.max(1)], &values);
+        let norm = LayerNorm { weight: loader.ops.vector(&weight), bias: None, eps: loader.config.norm_eps };
+        Ok(Self::Layer(norm))
+    }
+
     /// `[T, D]` → `[T, D]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         match self {

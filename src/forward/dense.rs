@@ -33,6 +33,17 @@ impl NormKind {
     }
 }
 
+/// What a norm of queries or keys is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadNormOf {
+    /// Each head, all with the same weights.
+    Head,
+    /// All heads, as one row.
+    Row,
+    /// Each head, with weights of its own: modules `<name>.<head>`; in GGUF one, of a row for each head.
+    EachHead,
+}
+
 /// Norms of queries and keys.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeadNorms {
@@ -40,8 +51,8 @@ pub(super) struct HeadNorms {
     pub names: [Name; 2],
     /// Which norm.
     pub kind: NormKind,
-    /// Whether all heads are one row, in place of a norm for each head.
-    pub whole: bool,
+    /// What they are of.
+    pub of: HeadNormOf,
     /// Whether they come after the rotary embedding.
     pub after_rope: bool,
 }
@@ -170,12 +181,24 @@ impl Dense {
             list.push(norm_spec(name(norm), config.hidden_dim(), self.norms));
         }
         if let Some(of) = self.head_norms {
-            let dims = match of.whole {
-                true => [config.query_dim(), config.key_dim()],
-                false => [config.head_dim(), config.head_dim()],
+            let dims = match of.of {
+                HeadNormOf::Row => [config.query_dim(), config.key_dim()],
+                HeadNormOf::Head | HeadNormOf::EachHead => [config.head_dim(), config.head_dim()],
             };
-            for (norm, dim) in of.names.into_iter().zip(dims) {
-                list.push(norm_spec(name(norm), dim, of.kind));
+            let heads = [config.num_attention_heads, config.num_key_value_heads];
+            for ((norm, dim), heads) in of.names.into_iter().zip(dims).zip(heads) {
+                if of.of != HeadNormOf::EachHead {
+                    list.push(norm_spec(name(norm), dim, of.kind));
+                    continue;
+                }
+                for head in 0..heads {
+                    let [own, gguf] = name(norm);
+                    let spec = norm_spec([format!("{own}.{head}"), gguf.clone()], dim.clone(), of.kind);
+                    // Rows of one tensor there, each of which is a vector here.
+                    let fused = Some((gguf.clone(), head..head + 1));
+                    let stored = GgufSpec { name: gguf, form: Form::Plain, fused };
+                    list.push(ModuleSpec { gguf: Some(stored), bias: false, ..spec });
+                }
             }
         }
         let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
@@ -253,7 +276,12 @@ impl Dense {
         };
         let mut attention = Attention::of(config, layer, qkv, Linear::load(loader, &path(self.output))?);
         if let Some(of) = self.head_norms {
-            let [q, k] = of.names.map(|name| Norm::load(loader, &path(name), of.kind));
+            let heads = [config.num_attention_heads, config.num_key_value_heads];
+            let load = |(name, heads)| match of.of {
+                HeadNormOf::EachHead => Norm::of_heads(loader, &path(name), heads),
+                HeadNormOf::Head | HeadNormOf::Row => Norm::load(loader, &path(name), of.kind),
+            };
+            let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
         }
         let (activation, inner) = (config.hidden_act, config.intermediate_size);

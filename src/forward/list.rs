@@ -105,7 +105,7 @@ impl WeightList {
         let at = self.modules.len();
         self.by_name.insert(module.name.clone(), at);
         if let Some(gguf) = &module.gguf {
-            let fused = gguf.fused.as_ref().map(|(name, _)| name);
+            let fused = gguf.fused.as_ref().map(|(name, _)| name).filter(|name| **name != gguf.name);
             for name in std::iter::once(&gguf.name).chain(fused) {
                 self.by_gguf.entry(name.clone()).or_default().push(at);
             }
@@ -144,7 +144,7 @@ impl WeightList {
             let form = if info.shape().len() == 1 && form == Form::Transposed { Form::Plain } else { form };
             match name == stored && form == Form::Plain {
                 true => Vec::new(),
-                false => vec![Adopted { name, form, rows: None }],
+                false => vec![Adopted { name, form, rows: None, vector: false }],
             }
         })
     }
@@ -159,7 +159,8 @@ impl WeightList {
                 form => form,
             };
             let rows = gguf.fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone());
-            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows })
+            let vector = rows.is_some() && module.columns.is_none() && info.shape().len() == 2;
+            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, vector })
         });
         adopted.collect()
     }

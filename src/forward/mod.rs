@@ -18,6 +18,7 @@ mod llama;
 mod loader;
 mod ministral3;
 mod mistral;
+mod nemotron;
 mod olmo2;
 mod olmo3;
 mod phi;
@@ -53,7 +54,7 @@ pub(crate) use list::{ModuleSpec, WeightList};
 pub use loader::Loader;
 
 /// The table of families, in the order that errors list them.
-static FAMILIES: [&Family; 25] = [
+static FAMILIES: [&Family; 26] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -77,6 +78,7 @@ static FAMILIES: [&Family; 25] = [
     &gpt_neox::FAMILY,
     &stablelm::FAMILY,
     &hunyuan_v1_dense::FAMILY,
+    &nemotron::FAMILY,
     &qwen2_5_vl_text::FAMILY,
     &qwen3_vl_text::FAMILY,
 ];

@@ -1,7 +1,7 @@
 //! `olmo2`: norms after each part and none before, and norms of all queries and of all keys as one row each.
 //! OLMo Team 2025, "2 OLMo 2 Furious".
 
-use super::dense::{Dense, HeadNorms};
+use super::dense::{Dense, HeadNormOf, HeadNorms};
 use super::{Family, Gguf, qwen3};
 use crate::config::fields::Fields;
 use crate::config::{Config, Shared, only};
@@ -30,7 +30,7 @@ pub(super) fn described(fields: &Fields<'_>, config: Config) -> Result<Dense> {
         return Err(fields.error("clip_qkv", clip, "null: the family clips nothing"));
     }
     Ok(Dense {
-        head_norms: Some(HeadNorms { whole: true, ..qwen3::HEAD_NORMS }),
+        head_norms: Some(HeadNorms { of: HeadNormOf::Row, ..qwen3::HEAD_NORMS }),
         ..norms_after(Dense::llama(config))
     })
 }

@@ -1,7 +1,7 @@
 //! `phi`: attention and feed-forward side by side under one layer norm, biases everywhere, partial rotary embedding.
 //! Li et al. 2023, "Textbooks Are All You Need II: phi-1.5".
 
-use super::dense::{Dense, HeadNorms, MlpNames, NormKind};
+use super::dense::{Dense, HeadNormOf, HeadNorms, MlpNames, NormKind};
 use super::gguf::LAYER_EPS;
 use super::{Arguments, Family, Gguf};
 use crate::config::fields::Fields;
@@ -28,7 +28,7 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
     let head_norms = fields.flag("qk_layernorm")?.unwrap_or(false).then_some(HeadNorms {
         names: [("self_attn.q_layernorm", "attn_q_norm"), ("self_attn.k_layernorm", "attn_k_norm")],
         kind: norms,
-        whole: false,
+        of: HeadNormOf::Head,
         after_rope: false,
     });
     Dense {

@@ -1,7 +1,7 @@
 //! `qwen3`: Llama with an RMS norm of each query and key head before the rotary embedding.
 //! Yang et al. 2025, "Qwen3 Technical Report".
 
-use super::dense::{Dense, HeadNorms, NormKind};
+use super::dense::{Dense, HeadNormOf, HeadNorms, NormKind};
 use super::{Arguments, Family, Gguf, qwen2};
 use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
@@ -29,6 +29,6 @@ pub(super) fn described(config: Config) -> Dense {
 pub(super) const HEAD_NORMS: HeadNorms = HeadNorms {
     names: [("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")],
     kind: NormKind::Rms { offset: 0.0 },
-    whole: false,
+    of: HeadNormOf::Head,
     after_rope: false,
 };

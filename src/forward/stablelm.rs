@@ -1,12 +1,12 @@
 //! `stablelm`: Llama with layer norms and partial rotary embedding; the 12B has its parts side by side.
 //! Bellagente et al. 2024, "Stable LM 2 1.6B Technical Report".
 
-use super::dense::{Dense, NormKind};
+use super::dense::{Dense, HeadNormOf, HeadNorms, NormKind};
 use super::gguf::{LAYER_EPS, Members};
 use super::{Arguments, Family, Gguf};
 use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
-use crate::config::{Config, Names, Shared, only};
+use crate::config::{Config, Names, Shared};
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;
@@ -30,24 +30,26 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
-    only(fields, "qk_layernorm", false, "norms that differ from head to head are not supported")?;
+    let norms = NormKind::Layer { offset: 0.0 };
+    let head_norms = fields.flag("qk_layernorm")?.unwrap_or(false).then_some(HeadNorms {
+        names: [
+            ("self_attn.q_layernorm.norms", "attn_q_norm"),
+            ("self_attn.k_layernorm.norms", "attn_k_norm"),
+        ],
+        kind: norms,
+        of: HeadNormOf::EachHead,
+        after_rope: false,
+    });
     config.parallel = fields.flag("use_parallel_residual")?.unwrap_or(false);
     let mlp_norm = (!config.parallel).then_some(("post_attention_layernorm", "ffn_norm"));
     let parallel = config.parallel;
-    Dense { norms: NormKind::Layer { offset: 0.0 }, mlp_norm, parallel, ..Dense::llama(config) }.boxed()
+    Dense { norms, mlp_norm, parallel, head_norms, ..Dense::llama(config) }.boxed()
 }
 
 /// llama.cpp tells by the norm, whatever the key says.
 fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
-    if checkpoint.find("blk.0.attn_q_norm.weight").is_some() {
-        let what = "norms that differ from head to head are not supported";
-        return Err(crate::Error::config(
-            checkpoint.path(),
-            "blk.0.attn_q_norm.weight",
-            "there",
-            format!("none: {what}"),
-        ));
-    }
+    let norms = checkpoint.find("blk.0.attn_q_norm.weight").is_some();
+    members.put("qk_layernorm", "blk.0.attn_q_norm.weight", Value::Bool(norms));
     let parallel = checkpoint.find("blk.0.ffn_norm.weight").is_none();
     members.put("use_parallel_residual", members.key("use_parallel_residual"), Value::Bool(parallel));
     Ok(())
@@ -59,6 +61,9 @@ fn entries(config: &Config, entries: &mut Entries) -> Result<(), &'static str> {
     }
     if config.tie_word_embeddings {
         return Err("shares its embedding with its output head");
+    }
+    if config.has_head_norms {
+        return Err("has norms that differ from head to head");
     }
     entries.flag("stablelm.use_parallel_residual", config.parallel);
     Ok(())

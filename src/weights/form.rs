@@ -39,6 +39,8 @@ pub(crate) struct Adopted {
     pub form: Form,
     /// The rows of the tensor that these are, where it holds others, too.
     pub rows: Option<Range<usize>>,
+    /// Whether that is one row, which is a vector.
+    pub vector: bool,
 }
 
 impl Form {

@@ -318,7 +318,7 @@ impl Checkpoint {
                 self.add(info)?;
                 continue;
             }
-            for Adopted { name, form, rows } in adopted {
+            for Adopted { name, form, rows, vector } in adopted {
                 let mut part = info.clone();
                 if *name != *part.name {
                     part.stored = Some(info.stored_name().into());
@@ -329,6 +329,9 @@ impl Checkpoint {
                     let rows = rows.start.min(all)..rows.end.min(all);
                     let stride = info.range.len().checked_div(all).unwrap_or(0);
                     part.shape[0] = rows.len();
+                    if vector {
+                        part.shape.remove(0);
+                    }
                     part.range = info.range.start + rows.start * stride..info.range.start + rows.end * stride;
                 }
                 if form == Form::Transposed {

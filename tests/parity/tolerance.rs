@@ -92,7 +92,7 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         // Copies.
         OpKind::TakeRows | OpKind::KvWrite => (0.0, 0.0),
         // One correctly rounded operation.
-        OpKind::Add | OpKind::Mul => (1.0, 0.0),
+        OpKind::Add | OpKind::Mul | OpKind::Relu2 => (1.0, 0.0),
         // One product; in narrow types the factor is rounded too.
         OpKind::Embedding | OpKind::Scale => (if narrow { 2.1 } else { 1.0 }, 0.0),
         // The sum is kept in f32 and rounded once, at most once more before the bias; measured 4.5 in f32.

@@ -12,7 +12,9 @@ use super::kernels::{matmul, norm, pointwise, rope};
 use super::operands::{CpuMatrix, CpuVector, Readable};
 use super::pool::{Pool, Scratch};
 use crate::backend::kv::{HostKv, KvShape};
-use crate::backend::ops::{Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Outputs, Projection, Run};
+use crate::backend::ops::{
+    Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Outputs, Projection, Run, VectorOperand,
+};
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -109,6 +111,7 @@ impl From<Activation> for Unary {
             Activation::Silu => Self::Silu,
             Activation::Gelu => Self::Gelu,
             Activation::GeluTanh => Self::GeluTanh,
+            Activation::Relu2 => Self::Relu2,
         }
     }
 }
@@ -218,8 +221,9 @@ impl Backend for CpuBackend {
                 self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), weight, eps, offset, out))
             }
             Op::LayerNorm { x, weight, bias, eps } => {
+                let n = VectorOperand::shape(weight).last().copied().unwrap_or(0);
                 let (weight, bias) = (weight.values(), bias.map(CpuVector::values));
-                self.filled(x.shape(), |out| norm::layer_norm(pool, isa, x.data(), weight, bias, eps, out))
+                self.filled(x.shape(), |out| norm::layer_norm(pool, isa, x.data(), n, weight, bias, eps, out))
             }
             Op::Activate { x, activation } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, activation.into(), x.data(), out))

@@ -48,9 +48,15 @@ impl MlxBackend {
             Op::RmsNorm { x, weight, eps, offset } => self.rms_norm(x, weight, eps, offset)?,
             Op::LayerNorm { x, weight, bias, eps } => {
                 let bias = bias.map(MlxVector::array).transpose()?;
-                let rows = self.stretches(x, weight.len())?;
-                let weight = weight.array()?;
-                let normed = fast::layer_norm(&*rows, Some(&*weight), bias.as_deref(), eps).map_err(fail)?;
+                let rows = self.stretches(x, weight.shape().last().copied().unwrap_or(0))?;
+                let own = weight.array()?;
+                let normed = match weight.shape() {
+                    [_, _] => {
+                        let plain = fast::layer_norm(&*rows, None, None, eps).map_err(fail)?;
+                        self.graph.multiply(&plain, &own)? // [T, H, N] · [H, N]
+                    }
+                    _ => fast::layer_norm(&*rows, Some(&*own), bias.as_deref(), eps).map_err(fail)?,
+                };
                 self.rows(self.typed(normed)?, x.shape())
             }
             Op::Activate { x, activation } => {
@@ -175,6 +181,10 @@ impl MlxBackend {
             Activation::Gelu => {
                 let erf = ops::erf(self.scaled(x, std::f32::consts::FRAC_1_SQRT_2)?).map_err(fail)?;
                 graph.multiply(&self.scaled(x, 0.5)?, &graph.add(&self.constant(1.0), &erf)?)
+            }
+            Activation::Relu2 => {
+                let positive = ops::maximum(x, &*self.constant(0.0)).map_err(fail)?;
+                graph.multiply(&positive, &positive)
             }
             Activation::GeluTanh => {
                 let cube = graph.multiply(x, &graph.multiply(x, x)?)?;

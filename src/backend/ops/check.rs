@@ -55,6 +55,17 @@ impl<B: Backend> Op<'_, B> {
             }
             Self::RmsNorm { x, weight, .. } => check_norm::<B>(op, x, weight),
             Self::LayerNorm { x, weight, bias, .. } => {
+                if let [heads, len] = *weight.shape() {
+                    let (_, width) = matrix::<B>(op, x)?;
+                    if len == 0 || heads * len != width || bias.is_some() {
+                        return refuse(format!(
+                            "weight is {:?}, expected heads that make up the last dim of x {:?}, and no bias",
+                            weight.shape(),
+                            x.shape()
+                        ));
+                    }
+                    return Ok(());
+                }
                 check_norm::<B>(op, x, weight)?;
                 match bias {
                     Some(bias) if bias.shape() != weight.shape() => refuse(format!(

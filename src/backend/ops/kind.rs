@@ -20,6 +20,8 @@ pub enum OpKind {
     Silu,
     /// The Gaussian error linear unit, by erf or by tanh.
     Gelu,
+    /// The square of what is positive.
+    Relu2,
     /// Elementwise sum.
     Add,
     /// Elementwise product.
@@ -46,13 +48,14 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Embedding,
         Self::Linear,
         Self::RmsNorm,
         Self::LayerNorm,
         Self::Silu,
         Self::Gelu,
+        Self::Relu2,
         Self::Add,
         Self::Mul,
         Self::Scale,
@@ -75,6 +78,7 @@ impl OpKind {
             Self::LayerNorm => "layer_norm",
             Self::Silu => "silu",
             Self::Gelu => "gelu",
+            Self::Relu2 => "relu2",
             Self::Add => "add",
             Self::Mul => "mul",
             Self::Scale => "scale",
@@ -102,7 +106,7 @@ impl FromStr for OpKind {
         Self::ALL.into_iter().find(|op| op.name() == name).ok_or_else(|| Error::Option {
             option: "cpu_ops",
             got: name.to_owned(),
-            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, add, mul, scale, soft_cap, \
+            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, soft_cap, \
                 rope, kv_write, attention, take_rows, gate_up, add_rms_norm, qkv",
         })
     }

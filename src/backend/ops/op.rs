@@ -85,11 +85,11 @@ pub enum Op<'a, B: Backend> {
         /// Added to the weight: 1 for Gemma, else 0.
         offset: f32,
     },
-    /// `(x − mean) / √(var + eps) · weight + bias` over each stretch of `weight.len()` elements of a row.
+    /// `(x − mean) / √(var + eps) · weight + bias` over each stretch of `N` elements of a row.
     LayerNorm {
         /// `[T, D]`.
         x: &'a B::Tensor,
-        /// `[N]`, `N` dividing `D`.
+        /// `[N]`, `N` dividing `D`; or `[H, N]` with `H · N = D`, weights for each head, and then without a bias.
         weight: &'a B::Vector,
         /// `[N]`.
         bias: Option<&'a B::Vector>,
@@ -211,6 +211,7 @@ impl<'a, B: Backend> Op<'a, B> {
             Self::RmsNorm { .. } => OpKind::RmsNorm,
             Self::LayerNorm { .. } => OpKind::LayerNorm,
             Self::Activate { activation: Activation::Silu, .. } => OpKind::Silu,
+            Self::Activate { activation: Activation::Relu2, .. } => OpKind::Relu2,
             Self::Activate { .. } => OpKind::Gelu,
             Self::Add { .. } => OpKind::Add,
             Self::Mul { .. } => OpKind::Mul,

@@ -49,7 +49,7 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
         Op::AddRmsNorm { a: &a, b: &b, weight: norm, eps: 1e-5, offset: 0.0 },
         Op::Qkv { x: &a, projections: [with(x, Some(bias)), with(y, None), with(z, None)] },
     ];
-    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2] {
         all.push(Op::Activate { x: &a, activation });
         all.push(Op::GateUp { x: &a, gate: with(y, Some(bias)), up: with(z, None), activation });
     }

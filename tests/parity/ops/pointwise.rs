@@ -14,6 +14,7 @@ pub fn activated(activation: Activation, x: f64) -> f64 {
         Activation::Silu => reference_ops::silu(x),
         Activation::Gelu => reference_ops::gelu(x),
         Activation::GeluTanh => reference_ops::gelu_tanh(x),
+        Activation::Relu2 => x.max(0.0) * x.max(0.0),
     }
 }
 
@@ -40,13 +41,13 @@ fn activations_agree_with_the_reference() {
         for (t, d) in shapes() {
             let x = inputs(&rig, 1, t * d);
             let tensor = rig.tensor(&[t, d], &x);
-            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2] {
                 let expected: Vec<Element> = x
                     .iter()
                     .map(|&x| {
                         let value = activated(activation, f64::from(x));
                         match activation {
-                            Activation::Silu => Element::rounded(value),
+                            Activation::Silu | Activation::Relu2 => Element::rounded(value),
                             // x/2 times a number that is rounded near 1.
                             _ => Element { value, rounded: f64::from(x).abs(), summed: 1.0 },
                         }

@@ -159,6 +159,8 @@ pub fn add_rms_norm(
 
 struct Layer<'a> {
     x: &'a [f32],
+    /// Elements of a stretch.
+    n: usize,
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
     eps: f32,
@@ -170,15 +172,16 @@ impl Kernel for Layer<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let n = self.weight.len();
-        for (x, out) in self.x.chunks_exact(n).zip(self.out.chunks_exact_mut(n)) {
+        let n = self.n;
+        let weights = self.weight.chunks_exact(n).cycle();
+        for ((x, out), weight) in self.x.chunks_exact(n).zip(self.out.chunks_exact_mut(n)).zip(weights) {
             let mean = s.splat(sum(s, x, |x, chain| s.add(x, chain)) / n as f32);
             let squares = sum(s, x, |x, chain| {
                 let x = s.sub(x, mean);
                 s.fma(x, x, chain)
             });
             let by = s.splat(1.0 / (squares / n as f32 + self.eps).sqrt());
-            map2(s, x, self.weight, out, |x, w| s.mul(s.mul(s.sub(x, mean), by), w));
+            map2(s, x, weight, out, |x, w| s.mul(s.mul(s.sub(x, mean), by), w));
             if let Some(bias) = self.bias {
                 for (out, bias) in out.chunks_mut(S::LANES).zip(bias.chunks(S::LANES)) {
                     s.store_partial(out, s.add(s.load_partial(out), s.load_partial(bias)));
@@ -188,27 +191,32 @@ impl Kernel for Layer<'_> {
     }
 }
 
-/// `out = (x − mean) / √(var + eps) · weight + bias` over each stretch of `weight.len()` elements of `x`, the variance
-/// computed from the deviations in a second pass.
+/// `out = (x − mean) / √(var + eps) · weight + bias` over each stretch of `n` elements of `x`, the variance computed from
+/// the deviations in a second pass. `weight` holds the weights of one stretch or of several, which take turns; of several
+/// there is no bias.
 ///
 /// # Panics
-/// Where `weight` is empty, the lengths are not equal multiples of its, or `bias` has another length.
+/// Where `n` is zero or does not divide the length of `weight`, that of `x` is no multiple of this, or `out` or `bias` has
+/// another length than `x` or a stretch.
+#[allow(clippy::too_many_arguments)]
 pub fn layer_norm(
     pool: &Pool,
     isa: Isa,
     x: &[f32],
+    n: usize,
     weight: &[f32],
     bias: Option<&[f32]>,
     eps: f32,
     out: &mut [f32],
 ) {
-    let n = weight.len();
-    assert!(n > 0 && x.len().is_multiple_of(n) && out.len() == x.len(), "layer_norm: lengths");
+    let all = weight.len();
+    assert!(n > 0 && all.is_multiple_of(n) && all > 0, "layer_norm: weight");
+    assert!(x.len().is_multiple_of(all) && out.len() == x.len(), "layer_norm: lengths");
     assert!(bias.is_none_or(|bias| bias.len() == n), "layer_norm: bias");
-    let chunk = rows_per_task(pool, x.len() / n, n, TASK) * n;
+    let chunk = rows_per_task(pool, x.len() / all, all, TASK) * all;
     pool.run_chunks(out, chunk, |task, out| {
         let x = &x[task * chunk..][..out.len()];
-        isa.dispatch(Layer { x, weight, bias, eps, out });
+        isa.dispatch(Layer { x, n, weight, bias, eps, out });
     });
 }
 
@@ -241,6 +249,23 @@ mod tests {
 
     const SIZES: [usize; 12] = [1, 3, 7, 8, 16, 33, 64, 65, 127, 576, 4096, 5003];
 
+    /// Weights that take turns give each stretch the bits that its own weights alone give.
+    #[test]
+    fn heads_have_weights_of_their_own() {
+        let (heads, n, rows) = (3, 10, 70);
+        let (x, weight) = (random(1, rows * heads * n), random(2, heads * n));
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; x.len()];
+            layer_norm(&Pool::new(3), isa, &x, n, &weight, None, 1e-5, &mut out);
+            for (i, (x, out)) in x.chunks(n).zip(out.chunks(n)).enumerate() {
+                let mut alone = vec![f32::NAN; n];
+                let own = &weight[i % heads * n..][..n];
+                layer_norm(&Pool::new(1), isa, x, n, own, None, 1e-5, &mut alone);
+                assert_eq!(bits(&alone), bits(out), "stretch {i} on {isa}");
+            }
+        }
+    }
+
     #[test]
     fn norms_match_their_references() {
         let pool = Pool::new(2);
@@ -257,7 +282,7 @@ mod tests {
                     }
                 }
                 for bias in [None, Some(bias.as_slice())] {
-                    layer_norm(&pool, isa, &x, &weight, bias, 1e-5, &mut out);
+                    layer_norm(&pool, isa, &x, n, &weight, bias, 1e-5, &mut out);
                     for (x, out) in x.chunks(n).zip(out.chunks(n)) {
                         let want = reference_ops::layer_norm(x, &weight, bias, 1e-5);
                         let bound = if n == 1 { 1e-5 } else { 2e-6 };
@@ -294,14 +319,14 @@ mod tests {
                 let (mut rms, mut layer) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 let pool = Pool::new(3);
                 rms_norm(&pool, isa, &x, &weight, 1e-6, 0.0, &mut rms);
-                layer_norm(&pool, isa, &x, &weight, Some(&weight), 1e-6, &mut layer);
+                layer_norm(&pool, isa, &x, n, &weight, Some(&weight), 1e-6, &mut layer);
                 let one = Pool::new(1);
                 let mut alone = vec![0.0; n];
                 for row in 0..64 {
                     let part = row * n..(row + 1) * n;
                     rms_norm(&one, isa, &x[part.clone()], &weight, 1e-6, 0.0, &mut alone);
                     assert_eq!(bits(&alone), bits(&rms[part.clone()]));
-                    layer_norm(&one, isa, &x[part.clone()], &weight, Some(&weight), 1e-6, &mut alone);
+                    layer_norm(&one, isa, &x[part.clone()], n, &weight, Some(&weight), 1e-6, &mut alone);
                     assert_eq!(bits(&alone), bits(&layer[part]));
                 }
             }

@@ -23,6 +23,8 @@ pub enum Unary {
     /// `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x / (1 + e^-2u)`: absolute error below
     /// 3e-7 · max(1, |result|).
     GeluTanh,
+    /// `max(x, 0)²`, correctly rounded.
+    Relu2,
     /// `x` times this.
     Scale(f32),
     /// `cap · tanh(x / cap)`: relative error below 5e-7.
@@ -44,6 +46,8 @@ impl Unary {
                 let t = s.fma(s.mul(x, x), s.splat(-0.071_354_814), s.splat(-1.595_769_2));
                 s.div(x, s.add(s.splat(1.0), math::exp(s, s.mul(x, t))))
             }
+            // What is no number stays none, which the square of the maximum would hide.
+            Self::Relu2 => s.mul(x, s.max(x, s.splat(0.0))),
             Self::Scale(by) => s.mul(x, s.splat(by)),
             Self::SoftCap(cap) => {
                 let cap = s.splat(cap);
@@ -87,6 +91,7 @@ applies! {
     Silu(self, s, a, _b) => Unary::Silu.apply(s, a);
     Gelu(self, s, a, _b) => Unary::Gelu.apply(s, a);
     GeluTanh(self, s, a, _b) => Unary::GeluTanh.apply(s, a);
+    Relu2(self, s, a, _b) => Unary::Relu2.apply(s, a);
     Scale(self, s, a, _b): f32 => Unary::Scale(self.0).apply(s, a);
     SoftCap(self, s, a, _b): f32 => Unary::SoftCap(self.0).apply(s, a);
     Add(self, s, a, b) => s.add(a, b);
@@ -94,6 +99,7 @@ applies! {
     SiluMul(self, s, a, b) => s.mul(Unary::Silu.apply(s, a), b);
     GeluMul(self, s, a, b) => s.mul(Unary::Gelu.apply(s, a), b);
     GeluTanhMul(self, s, a, b) => s.mul(Unary::GeluTanh.apply(s, a), b);
+    Relu2Mul(self, s, a, b) => s.mul(Unary::Relu2.apply(s, a), b);
     ScaleMul(self, s, a, b): f32 => s.mul(Unary::Scale(self.0).apply(s, a), b);
     SoftCapMul(self, s, a, b): f32 => s.mul(Unary::SoftCap(self.0).apply(s, a), b);
 }
@@ -157,6 +163,7 @@ pub fn unary(pool: &Pool, isa: Isa, f: Unary, x: &[f32], out: &mut [f32]) {
         Unary::Silu => map(pool, isa, Silu, x, None, out),
         Unary::Gelu => map(pool, isa, Gelu, x, None, out),
         Unary::GeluTanh => map(pool, isa, GeluTanh, x, None, out),
+        Unary::Relu2 => map(pool, isa, Relu2, x, None, out),
         Unary::Scale(by) => map(pool, isa, Scale(by), x, None, out),
         Unary::SoftCap(cap) => map(pool, isa, SoftCap(cap), x, None, out),
     }
@@ -168,6 +175,7 @@ pub fn unary_in_place(pool: &Pool, isa: Isa, f: Unary, x: &mut [f32]) {
         Unary::Silu => map(pool, isa, Silu, None, None, x),
         Unary::Gelu => map(pool, isa, Gelu, None, None, x),
         Unary::GeluTanh => map(pool, isa, GeluTanh, None, None, x),
+        Unary::Relu2 => map(pool, isa, Relu2, None, None, x),
         Unary::Scale(by) => map(pool, isa, Scale(by), None, None, x),
         Unary::SoftCap(cap) => map(pool, isa, SoftCap(cap), None, None, x),
     }
@@ -182,6 +190,7 @@ fn binary_any(pool: &Pool, isa: Isa, f: Binary, a: Option<&[f32]>, b: &[f32], ou
         Binary::Gated(Unary::Silu) => map(pool, isa, SiluMul, a, b, out),
         Binary::Gated(Unary::Gelu) => map(pool, isa, GeluMul, a, b, out),
         Binary::Gated(Unary::GeluTanh) => map(pool, isa, GeluTanhMul, a, b, out),
+        Binary::Gated(Unary::Relu2) => map(pool, isa, Relu2Mul, a, b, out),
         Binary::Gated(Unary::Scale(by)) => map(pool, isa, ScaleMul(by), a, b, out),
         Binary::Gated(Unary::SoftCap(cap)) => map(pool, isa, SoftCapMul(cap), a, b, out),
     }
@@ -309,14 +318,15 @@ mod tests {
                 check(isa, Unary::Silu, high, &reference::silu, Some(4e-7));
                 check(isa, Unary::Gelu, high, &reference::gelu, None);
                 check(isa, Unary::GeluTanh, high, &reference::gelu_tanh, None);
+                check(isa, Unary::Relu2, high, &|x| x.max(0.0) * x.max(0.0), Some(1e-7));
                 check(isa, Unary::Scale(0.37), high, &|x| x * f64::from(0.37f32), Some(1e-7));
                 check(isa, Unary::SoftCap(30.0), high, &|x| reference::soft_cap(x, 30.0), Some(5e-7));
             }
         }
     }
 
-    const ALL: [Unary; 5] =
-        [Unary::Silu, Unary::Gelu, Unary::GeluTanh, Unary::Scale(1.7), Unary::SoftCap(2.5)];
+    const ALL: [Unary; 6] =
+        [Unary::Silu, Unary::Gelu, Unary::GeluTanh, Unary::Relu2, Unary::Scale(1.7), Unary::SoftCap(2.5)];
 
     #[test]
     fn an_element_depends_on_itself_alone() {
@@ -356,6 +366,10 @@ mod tests {
                 assert_eq!(x[..4], [1e30, 0.0, 0.0, f32::INFINITY], "{f:?} on {isa}");
                 assert!(x[4].is_nan());
             }
+            let mut x = [1e30, -1e30, 0.0, f32::INFINITY, f32::NAN, -3.0, 1.5];
+            unary_in_place(&Pool::new(1), isa, Unary::Relu2, &mut x);
+            assert_eq!(x[..4], [f32::INFINITY, 0.0, 0.0, f32::INFINITY], "on {isa}");
+            assert_eq!((x[4].is_nan(), x[5], x[6]), (true, 0.0, 2.25), "on {isa}");
         }
     }
 
