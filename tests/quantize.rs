@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use backstop::backend::cpu::Activations;
 use backstop::backend::select::BackendRequest;
-use backstop::config::{MlxFormat, MlxMode, RopeScaling};
+use backstop::config::RopeScaling;
 use backstop::quant::{Format, GgmlType, Plane, QuantWeight};
+use backstop::quant::{MlxFormat, MlxMode};
 use backstop::quantize::{GgufType, to_gguf, to_mlx};
 use backstop::tensor::DType;
 use backstop::{LoadOptions, Model, ModelFiles};
@@ -138,12 +139,29 @@ fn gguf_files_hold_the_model() {
         "mistral-window",
         "qwen2-tied",
         "qwen3-tied",
+        "smollm3-nope",
+        "olmo2-norms",
+        "granite-scales",
+        "seed_oss-bias",
+        "glm4-partial",
+        "cohere2-bf16",
+        "exaone4-hybrid",
+        "exaone4-full",
+        "ernie4_5-tied",
+        "starcoder2-tied",
+        "gpt2-plain",
+        "gpt_neox-parallel",
+        "gpt_neox-sequential",
+        "stablelm-bias",
+        "hunyuan_v1_dense-alpha",
+        "qwen3_vl-text",
+        "qwen2_5_vl-flat",
     ];
     for name in names {
         let source = ModelFiles::open(&fixture("models").join(name)).unwrap();
         let got = gguf(&source.path, GgufType::F16, &dir.path().join(format!("{name}.gguf")));
-        let (a, b) = (&source.config, &got.config);
-        assert_eq!(a.family, b.family, "{name}");
+        let (a, b) = (source.config(), got.config());
+        assert_eq!(a.model_type, b.model_type, "{name}");
         assert_eq!(
             (a.vocab_size, a.hidden_size, a.intermediate_size),
             (b.vocab_size, b.hidden_size, b.intermediate_size)
@@ -168,7 +186,11 @@ fn gguf_files_hold_the_model() {
         }
         let mut compared = 0;
         for info in source.checkpoint.tensors() {
-            if a.tie_word_embeddings && info.name().starts_with("lm_head") {
+            // What a tied model has no use for, and what the text has none for.
+            let unused = ["lm_head.", "visual.", "vision", "projector"];
+            if info.name().starts_with("lm_head.") && a.tie_word_embeddings
+                || unused[1..].iter().any(|part| info.name().contains(part))
+            {
                 continue;
             }
             let wanted = source.checkpoint.get(info.name(), info.shape()).unwrap().to_f32();
@@ -237,7 +259,8 @@ fn what_is_read_is_written_as_gguf() {
         assert!(error.to_string().contains(what), "{error}");
     };
     refused("models/gemma2-linear", "caps no scores or logits");
-    refused("gguf/phi-bf16.gguf", "is a phi2 in GGUF");
+    refused("gguf/phi-bf16.gguf", "is a phi");
+    refused("models/ministral3-yarn", "has an attention factor that its file has no form for");
     refused("models/phi-bf16", "is a phi");
 }
 

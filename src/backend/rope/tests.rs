@@ -4,6 +4,7 @@ use approx::{assert_abs_diff_eq, relative_eq};
 use serde_json::Value;
 
 use super::*;
+use crate::config::Rotation;
 use crate::forward::Architecture;
 use crate::weights::Checkpoint;
 
@@ -70,6 +71,10 @@ fn frequencies_match_those_of_every_fixture_model() {
         let config = Architecture::read(&dir.join("config.json")).unwrap();
         let config = config.config();
         let expected = Checkpoint::open(&dir.join("expected.safetensors")).unwrap();
+        if config.rotations.iter().all(|rotation| *rotation == Rotation::None) {
+            assert!(expected.find("inv_freq").is_none(), "{name}");
+            continue;
+        }
         let got = config.rope.frequencies(case["prompt_len"].as_u64().unwrap() as usize);
         let inv_freq = expected.get("inv_freq", &[config.rope.dims / 2]).unwrap().to_f32();
         assert_near(name, &got.inv_freq, &inv_freq, ULPS);
