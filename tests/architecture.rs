@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Imports that run upwards all the same; the document gives their reasons.
-const UPWARDS: [(&str, &str); 2] = [("config", "weights"), ("tensor", "backend")];
+const UPWARDS: [(&str, &str); 1] = [("config", "weights")];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -110,7 +110,12 @@ impl MlxBackend {
         match self.0 {}
     }
 
-    pub(super) fn kv_from_pages(&self, _shape: KvShape, _pages: &[&MlxPage], _len: usize) -> Result<MlxKv> {
+    pub(super) fn kv_from_pages(
+        &self,
+        _of: (KvShape, Option<usize>),
+        _pages: &[&MlxPage],
+        _len: usize,
+    ) -> Result<MlxKv> {
         match self.0 {}
     }
 
@@ -176,6 +181,14 @@ impl State for MlxKv {
         match self.0 {}
     }
 
+    fn first(&self) -> usize {
+        match self.0 {}
+    }
+
+    fn give_back(&mut self) {
+        match self.0 {}
+    }
+
     fn truncate(&mut self, _len: usize) {
         match self.0 {}
     }
@@ -211,7 +224,7 @@ impl Backend for MlxBackend {
         match self.0 {}
     }
 
-    fn state(&self, _shape: &KvShape) -> MlxKv {
+    fn state(&self, _shape: &KvShape, _window: Option<usize>) -> MlxKv {
         match self.0 {}
     }
 
