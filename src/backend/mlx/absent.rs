@@ -125,6 +125,16 @@ impl MlxBackend {
 }
 
 impl WeightCache {
+    /// None is held.
+    pub fn is_empty(&self) -> bool {
+        match self.0 {}
+    }
+
+    /// There is none.
+    pub fn len(&self) -> usize {
+        match self.0 {}
+    }
+
     pub(super) fn clear(&self) {
         match self.0 {}
     }
