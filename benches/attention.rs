@@ -33,7 +33,7 @@ fn benches(criterion: &mut Criterion) {
         let pool = Pool::new(threads);
         let mut scratch = AttentionScratch::default();
         for kind in KvType::ALL {
-            let shape = KvShape { heads: KV_HEADS, head_dim: HEAD_DIM, kind };
+            let shape = KvShape::new(KV_HEADS, HEAD_DIM, kind);
             let mut group = criterion.benchmark_group(format!("attention: {isa} {kind}, {threads} threads"));
             for (rows, keys) in STEPS {
                 let size = keys * shape.token_bytes();

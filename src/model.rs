@@ -434,7 +434,7 @@ impl Model {
             // The largest first: beside it there is little in memory yet, while it is there in both forms.
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
             linears.iter().for_each(|matrix| dispatch.ready(matrix));
-            Ok(Runtime::new(config, forward, dispatch, kv_type))
+            Runtime::new(config, forward, dispatch, kv_type)
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
         let (engine, (tokenizer, template, mut eos)) = (engine?, texts?);

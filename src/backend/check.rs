@@ -77,13 +77,14 @@ impl Both<'_> {
     /// Four query heads to each of two key heads, for one token and for several, which are kernels of their own.
     fn attention(&self) -> Result<Option<String>> {
         const HEADS: usize = 8;
-        let shape = KvShape { heads: 2, head_dim: 64, kind: self.dtype.into() };
+        const HEAD_DIM: usize = 64;
+        let shape = KvShape::new(2, HEAD_DIM, self.dtype.into());
         for (start, len) in [(70, 1), (40, 17)] {
-            let width = shape.heads * shape.head_dim;
+            let [width, _] = shape.widths();
             let mut kv = HostKv::new(shape);
             kv.write(0, &values(1, (start + len) * width), &values(2, (start + len) * width))?;
             let mask = Mask::causal(&[Run { sequence: 0, row: 0, len, start }], None);
-            let (width, scale) = (HEADS * shape.head_dim, (shape.head_dim as f32).powf(-0.5));
+            let (width, scale) = (HEADS * HEAD_DIM, (HEAD_DIM as f32).powf(-0.5));
             let x = HostTensor::from_vec(&[len, width], values(3, len * width));
             let on_mlx = (self.mlx.from_host(self.cpu.to_host(&x)?)?, self.mlx.kv_from_host(&kv)?);
             let (q, kvs) = (&on_mlx.0, [&on_mlx.1]);

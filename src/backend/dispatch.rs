@@ -498,10 +498,10 @@ impl Backend for LlmBackendDispatch {
     }
 
     /// An empty state where the next step will write it.
-    fn state(&self, shape: &KvShape) -> LayerState {
+    fn state(&self, shape: &KvShape, window: Option<usize>) -> LayerState {
         match self {
-            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => LayerState::Mlx(mlx.state(shape)),
-            _ => LayerState::Host(self.kernels().state(shape)),
+            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => LayerState::Mlx(mlx.state(shape, window)),
+            _ => LayerState::Host(self.kernels().state(shape, window)),
         }
     }
 

@@ -31,34 +31,51 @@ pub const MLX_GROWTH: usize = 256;
 pub struct KvShape {
     /// Key/value heads.
     pub heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
+    /// Elements of a head of K.
+    pub k_dim: usize,
+    /// Elements of a head of V.
+    pub v_dim: usize,
     /// The type that K and V are kept in.
     pub kind: KvType,
 }
 
 impl KvShape {
+    /// Heads of `head_dim` elements, of K and of V.
+    pub const fn new(heads: usize, head_dim: usize, kind: KvType) -> Self {
+        Self { heads, k_dim: head_dim, v_dim: head_dim, kind }
+    }
+
+    /// Elements of a token's K and of its V.
+    pub const fn widths(&self) -> [usize; 2] {
+        [self.heads * self.k_dim, self.heads * self.v_dim]
+    }
+
+    /// Elements of a head of K and of V.
+    pub const fn dims(&self) -> [usize; 2] {
+        [self.k_dim, self.v_dim]
+    }
+
     /// Bytes of one token in one layer, K and V, with their scales.
     pub const fn token_bytes(&self) -> usize {
-        2 * self.heads * self.kind.head_bytes(self.head_dim)
+        self.heads * (self.kind.head_bytes(self.k_dim) + self.kind.head_bytes(self.v_dim))
     }
 
     /// The same on MLX, where a quantized head is filled up to whole groups.
     pub const fn mlx_token_bytes(&self) -> usize {
-        let head_dim = match self.kind.bits() {
-            Some(_) => self.head_dim.next_multiple_of(GROUP),
-            None => self.head_dim,
+        let (k_dim, v_dim) = match self.kind.bits() {
+            Some(_) => (self.k_dim.next_multiple_of(GROUP), self.v_dim.next_multiple_of(GROUP)),
+            None => (self.k_dim, self.v_dim),
         };
-        Self { head_dim, ..*self }.token_bytes()
+        Self { k_dim, v_dim, ..*self }.token_bytes()
     }
 
-    /// Elements of one head's K (or V) in a page.
-    fn block(&self) -> usize {
-        self.head_dim * PAGE
+    /// Elements of one head's K and V in a page.
+    fn blocks(&self) -> [usize; 2] {
+        [self.k_dim * PAGE, self.v_dim * PAGE]
     }
 }
 
-/// One page of one layer: for each head, K transposed `[head_dim, PAGE]` and then V `[PAGE, head_dim]`.
+/// One page of one layer: for each head, K transposed `[k_dim, PAGE]` and then V `[PAGE, v_dim]`.
 #[derive(Debug, Clone)]
 enum Page {
     F32(Box<[f32]>),
@@ -70,7 +87,8 @@ enum Page {
 
 impl Page {
     fn new(shape: &KvShape) -> Self {
-        let len = 2 * shape.heads * shape.block();
+        let [k, v] = shape.blocks();
+        let len = shape.heads * (k + v);
         match shape.kind {
             KvType::F32 => Self::F32(vec![0.0; len].into()),
             KvType::F16 => Self::F16(vec![f16::ZERO; len].into()),
@@ -134,14 +152,14 @@ impl Block<'_> {
     }
 
     /// Element `d` of the value at `slot`.
-    fn value(&self, slot: usize, d: usize, head_dim: usize) -> f32 {
-        let at = slot * head_dim + d;
+    fn value(&self, slot: usize, d: usize, v_dim: usize) -> f32 {
+        let at = slot * v_dim + d;
         match self {
             Self::F32(values) => values[at],
             Self::F16(values) => values[at].to_f32(),
             Self::BF16(values) => values[at].to_f32(),
-            Self::Q8(codes) => codes::decode(codes.value(slot, d, head_dim)),
-            Self::Q4(codes) => codes::decode(codes.value(slot, d, head_dim)),
+            Self::Q8(codes) => codes::decode(codes.value(slot, d, v_dim)),
+            Self::Q4(codes) => codes::decode(codes.value(slot, d, v_dim)),
         }
     }
 }
@@ -151,6 +169,10 @@ impl Block<'_> {
 #[derive(Debug, Clone)]
 pub struct HostKv {
     shape: KvShape,
+    /// The last keys that a token sees, where there is a window.
+    window: Option<usize>,
+    /// Pages before those of `pages`, which were given back.
+    gone: usize,
     pages: Vec<Arc<Page>>,
     len: usize,
 }
@@ -158,7 +180,42 @@ pub struct HostKv {
 impl HostKv {
     /// An empty cache.
     pub fn new(shape: KvShape) -> Self {
-        Self { shape, pages: Vec::new(), len: 0 }
+        Self { shape, window: None, gone: 0, pages: Vec::new(), len: 0 }
+    }
+
+    /// Of whose tokens each sees the last `window`, its own included: what lies behind can be given back.
+    pub fn with_window(mut self, window: Option<usize>) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// The last keys that a token sees, where there is a window.
+    pub fn window(&self) -> Option<usize> {
+        self.window
+    }
+
+    /// The first position that is still held.
+    pub fn first(&self) -> usize {
+        self.gone * PAGE
+    }
+
+    /// Frees the pages that lie more than `margin` tokens behind the window of the next token.
+    pub fn give_back(&mut self, margin: usize) {
+        let Some(window) = self.window else { return };
+        let first = (self.len + 1).saturating_sub(window.saturating_add(margin));
+        self.forget_before(first);
+    }
+
+    /// Whether everything is held that a token at `position` sees before itself.
+    fn has_what_is_seen_from(&self, position: usize) -> bool {
+        (position + 1).saturating_sub(self.window.unwrap_or(usize::MAX)) >= self.first()
+    }
+
+    /// Frees the pages of positions that all lie before `first`.
+    pub fn forget_before(&mut self, first: usize) {
+        let gone = (first.min(self.len) / PAGE).max(self.gone);
+        self.pages.drain(..gone - self.gone);
+        self.gone = gone;
     }
 
     /// A cache of the first `len` tokens of `pages`, which it shares, but for the last one where `len` ends in it: there it
@@ -170,17 +227,18 @@ impl HostKv {
         {
             *last = Arc::new(Page::clone(last));
         }
-        Self { shape, pages, len }
+        Self { pages, len, ..Self::new(shape) }
     }
 
-    /// Page `index`, as far as it is filled.
+    /// Page `index`, as far as it is filled; none that was given back.
     pub fn page(&self, index: usize) -> Option<HostPage> {
-        self.pages.get(index).cloned().map(HostPage)
+        self.pages.get(index.checked_sub(self.gone)?).cloned().map(HostPage)
     }
 
-    /// Holds `page` in place of its own page `index` of the same tokens.
+    /// Holds `page` in place of its own page `index` of the same tokens, where that was not given back.
     pub fn set_page(&mut self, index: usize, page: HostPage) {
-        if let Some(own) = self.pages.get_mut(index) {
+        let own = index.checked_sub(self.gone).and_then(|index| self.pages.get_mut(index));
+        if let Some(own) = own {
             *own = page.0;
         }
     }
@@ -205,61 +263,69 @@ impl HostKv {
         self.pages.len() * PAGE * self.shape.token_bytes()
     }
 
-    /// Forgets the tokens from `len` on.
+    /// Forgets the tokens from `len` on; where what the next token would see of those before was given back, all of them.
     pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            self.len = len;
-            self.pages.truncate(len.div_ceil(PAGE));
+        if len >= self.len {
+            return;
         }
+        let len = if self.has_what_is_seen_from(len) { len } else { 0 };
+        if len == 0 {
+            self.gone = 0;
+        }
+        self.len = len;
+        self.pages.truncate(len.div_ceil(PAGE) - self.gone);
     }
 
-    /// Head `head` of page `page`: K transposed, `[head_dim, PAGE]`, with keys at absolute positions
+    /// Head `head` of page `page`: K transposed, `[k_dim, PAGE]`, with keys at absolute positions
     /// `page * PAGE ..`. Positions from [`Self::len`] on hold values of no meaning.
     pub fn keys(&self, page: usize, head: usize) -> Block<'_> {
-        self.block(page, 2 * head)
+        self.block(page, head, 0)
     }
 
-    /// Head `head` of page `page`: V, `[PAGE, head_dim]`.
+    /// Head `head` of page `page`: V, `[PAGE, v_dim]`.
     pub fn values(&self, page: usize, head: usize) -> Block<'_> {
-        self.block(page, 2 * head + 1)
+        self.block(page, head, 1)
     }
 
-    fn block(&self, page: usize, block: usize) -> Block<'_> {
-        let len = self.shape.block();
-        let range = block * len..(block + 1) * len;
-        match &*self.pages[page] {
+    /// K of a head where `of` is 0, its V where it is 1.
+    fn block(&self, page: usize, head: usize, of: usize) -> Block<'_> {
+        let blocks = self.shape.blocks();
+        let start = head * (blocks[0] + blocks[1]) + of * blocks[0];
+        let range = start..start + blocks[of];
+        match &*self.pages[page - self.gone] {
             Page::F32(values) => Block::F32(&values[range]),
             Page::F16(values) => Block::F16(&values[range]),
             Page::BF16(values) => Block::BF16(&values[range]),
-            Page::Q8(page) => Block::Q8(page.block(&self.shape, block)),
-            Page::Q4(page) => Block::Q4(page.block(&self.shape, block)),
+            Page::Q8(page) => Block::Q8(page.block(&self.shape, head, of)),
+            Page::Q4(page) => Block::Q4(page.block(&self.shape, head, of)),
         }
     }
 
     /// Writes the keys and values of the tokens at positions `start ..`, rounded to the cache's type (floats to nearest
     /// even); what was cached from `start` on is forgotten.
     ///
-    /// `k` and `v` are `[n, heads * head_dim]`, row-major.
+    /// `k` is `[n, heads * k_dim]` and `v` `[n, heads * v_dim]`, row-major.
     ///
     /// # Errors
     /// Where `start` leaves a gap, or the lengths do not fit the cache's shape.
     pub fn write(&mut self, start: usize, k: &[f32], v: &[f32]) -> Result<()> {
         let shape = self.shape;
-        let width = shape.heads * shape.head_dim;
+        let [k_width, v_width] = shape.widths();
         let rows = self.make_room(start, k.len(), v.len())?;
-        let mut codes = shape.kind.bits().map(|bits| (bits, [0; 2].map(|_| CodeRows::new(&shape, 1))));
+        let new = |dim| CodeRows::new(shape.heads, dim, 1);
+        let mut codes = shape.kind.bits().map(|bits| (bits, shape.dims().map(new)));
         for row in 0..rows {
             let (page, slot) = ((start + row) / PAGE, (start + row) % PAGE);
-            let k = &k[row * width..(row + 1) * width];
-            let v = &v[row * width..(row + 1) * width];
-            match Arc::make_mut(&mut self.pages[page]) {
+            let k = &k[row * k_width..(row + 1) * k_width];
+            let v = &v[row * v_width..(row + 1) * v_width];
+            match Arc::make_mut(&mut self.pages[page - self.gone]) {
                 Page::F32(page) => write_token(page, &shape, slot, k, v, |x| x),
                 Page::F16(page) => write_token(page, &shape, slot, k, v, f16::from_f32),
                 Page::BF16(page) => write_token(page, &shape, slot, k, v, bf16::from_f32),
                 page => {
                     let Some((bits, codes)) = &mut codes else { unreachable!("a page of another type") };
-                    codes[0].encode(*bits, shape.head_dim, k);
-                    codes[1].encode(*bits, shape.head_dim, v);
+                    codes[0].encode(*bits, shape.k_dim, k);
+                    codes[1].encode(*bits, shape.v_dim, v);
                     write_codes(page, &shape, slot, [&codes[0], &codes[1]], 0);
                 }
             }
@@ -270,60 +336,74 @@ impl HostKv {
 
     /// Room for rows of `k` and `v` elements from position `start` on, in place of what was there; the number of rows.
     fn make_room(&mut self, start: usize, k: usize, v: usize) -> Result<usize> {
-        let width = self.shape.heads * self.shape.head_dim;
-        if start > self.len || width == 0 || k != v || !k.is_multiple_of(width) {
+        let [k_width, v_width] = self.shape.widths();
+        let fits = k_width > 0 && v_width > 0 && k.is_multiple_of(k_width) && k / k_width * v_width == v;
+        if start > self.len || !fits {
             return Err(Error::shape(
                 "kv_write",
                 format!(
-                    "k has {k} and v {v} elements at position {start}, expected rows of {width} for a cache of {} tokens",
+                    "k has {k} and v {v} elements at position {start}, expected rows of {k_width} and {v_width} for a \
+                     cache of {} tokens",
                     self.len
                 ),
             ));
         }
+        if start < self.len && !self.has_what_is_seen_from(start) {
+            let what = format!("what position {start} sees was given back behind its window");
+            return Err(Error::shape("kv_write", what));
+        }
         self.truncate(start);
-        let (rows, shape) = (k / width, self.shape);
-        self.pages.resize_with((start + rows).div_ceil(PAGE), || Arc::new(Page::new(&shape)));
+        let (rows, shape) = (k / k_width, self.shape);
+        self.pages.resize_with((start + rows).div_ceil(PAGE) - self.gone, || Arc::new(Page::new(&shape)));
         Ok(rows)
     }
 
-    /// All keys and values, each `[len, heads * head_dim]`, row-major: for a move to another backend, and for tests.
+    /// All keys `[len, heads * k_dim]` and values `[len, heads * v_dim]`, row-major, zeros for those that were given back: for a
+    /// move to another backend, and for tests.
     pub fn read(&self) -> (Vec<f32>, Vec<f32>) {
-        let KvShape { heads, head_dim, .. } = self.shape;
-        let mut k = Vec::with_capacity(self.len * heads * head_dim);
-        let mut v = Vec::with_capacity(self.len * heads * head_dim);
-        for position in 0..self.len {
+        let KvShape { heads, k_dim, v_dim, .. } = self.shape;
+        let mut k = Vec::with_capacity(self.len * heads * k_dim);
+        let mut v = Vec::with_capacity(self.len * heads * v_dim);
+        k.resize(self.first() * heads * k_dim, 0.0);
+        v.resize(self.first() * heads * v_dim, 0.0);
+        for position in self.first()..self.len {
             let (page, slot) = (position / PAGE, position % PAGE);
             for head in 0..heads {
                 let (keys, values) = (self.keys(page, head), self.values(page, head));
-                k.extend((0..head_dim).map(|d| keys.key(slot, d)));
-                v.extend((0..head_dim).map(|d| values.value(slot, d, head_dim)));
+                k.extend((0..k_dim).map(|d| keys.key(slot, d)));
+                v.extend((0..v_dim).map(|d| values.value(slot, d, v_dim)));
             }
         }
         (k, v)
     }
 
-    /// All keys and values of a quantized cache as they are kept; none of another one.
+    /// All keys and values of a quantized cache as they are kept, zeros for those that were given back; none of another one.
     pub fn read_codes(&self) -> Option<[CodeRows; 2]> {
         self.shape.kind.bits()?;
-        let KvShape { heads, head_dim, .. } = self.shape;
-        let mut rows = [CodeRows::default(), CodeRows::default()];
-        for position in 0..self.len {
+        let KvShape { heads, k_dim, v_dim, .. } = self.shape;
+        let mut rows = self.shape.dims().map(|dim| CodeRows::new(heads, dim, self.first()));
+        for position in self.first()..self.len {
             let (page, slot) = (position / PAGE, position % PAGE);
             for head in 0..heads {
-                let (keys, values) = (self.keys(page, head), self.values(page, head));
-                for d in 0..head_dim {
-                    let pair = match (keys, values) {
-                        (Block::Q8(k), Block::Q8(v)) => [k.key(slot, d), v.value(slot, d, head_dim)],
-                        (Block::Q4(k), Block::Q4(v)) => [k.key(slot, d), v.value(slot, d, head_dim)],
-                        _ => unreachable!("a page of another type"),
-                    };
-                    for (rows, (code, [scale, bias])) in rows.iter_mut().zip(pair) {
-                        rows.codes.push(code);
-                        if d.is_multiple_of(GROUP) {
-                            rows.scales.push(scale);
-                            rows.biases.push(bias);
-                        }
-                    }
+                for d in 0..k_dim {
+                    rows[0].push(
+                        d,
+                        match self.keys(page, head) {
+                            Block::Q8(codes) => codes.key(slot, d),
+                            Block::Q4(codes) => codes.key(slot, d),
+                            _ => unreachable!("a page of another type"),
+                        },
+                    );
+                }
+                for d in 0..v_dim {
+                    rows[1].push(
+                        d,
+                        match self.values(page, head) {
+                            Block::Q8(codes) => codes.value(slot, d, v_dim),
+                            Block::Q4(codes) => codes.value(slot, d, v_dim),
+                            _ => unreachable!("a page of another type"),
+                        },
+                    );
                 }
             }
         }
@@ -337,12 +417,12 @@ impl HostKv {
     pub fn set_codes(&mut self, [k, v]: &[CodeRows; 2]) -> Result<()> {
         let shape = self.shape;
         let rows = self.make_room(0, k.codes.len(), v.codes.len())?;
-        let scales = rows * shape.heads * shape.head_dim.div_ceil(GROUP);
+        let [of_k, of_v] = shape.dims().map(|dim| rows * shape.heads * dim.div_ceil(GROUP));
         let lens = [k.scales.len(), k.biases.len(), v.scales.len(), v.biases.len()];
-        if shape.kind.bits().is_none() || lens != [scales; 4] {
+        if shape.kind.bits().is_none() || lens != [of_k, of_k, of_v, of_v] {
             self.truncate(0);
             let what = format!(
-                "{lens:?} scales and biases for {rows} rows in {}, expected {scales} each",
+                "{lens:?} scales and biases for {rows} rows in {}, expected {of_k} of K and {of_v} of V",
                 shape.kind
             );
             return Err(Error::shape("kv_write", what));
@@ -364,13 +444,13 @@ fn write_token<T: Copy>(
     v: &[f32],
     round: impl Fn(f32) -> T,
 ) {
-    let (block, head_dim) = (shape.block(), shape.head_dim);
-    for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-        let (keys, values) = page[2 * head * block..2 * (head + 1) * block].split_at_mut(block);
+    let (KvShape { k_dim, v_dim, .. }, [of_k, of_v]) = (*shape, shape.blocks());
+    for (head, (k, v)) in k.chunks_exact(k_dim).zip(v.chunks_exact(v_dim)).enumerate() {
+        let (keys, values) = page[head * (of_k + of_v)..(head + 1) * (of_k + of_v)].split_at_mut(of_k);
         for (d, &k) in k.iter().enumerate() {
             keys[d * PAGE + slot] = round(k);
         }
-        for (to, &v) in values[slot * head_dim..(slot + 1) * head_dim].iter_mut().zip(v) {
+        for (to, &v) in values[slot * v_dim..(slot + 1) * v_dim].iter_mut().zip(v) {
             *to = round(v);
         }
     }
@@ -378,7 +458,8 @@ fn write_token<T: Copy>(
 
 /// The same in codes, of row `row` of K and V.
 fn write_codes(page: &mut Page, shape: &KvShape, slot: usize, rows: [&CodeRows; 2], row: usize) {
-    let rows = rows.map(|of| of.row(shape, row));
+    let [k, v] = rows;
+    let rows = [k.row(shape.heads, shape.k_dim, row), v.row(shape.heads, shape.v_dim, row)];
     match page {
         Page::Q8(page) => page.write(shape, slot, rows),
         Page::Q4(page) => page.write(shape, slot, rows),
@@ -395,7 +476,7 @@ mod tests {
         for kind in KvType::ALL {
             // One group of a length that is no multiple of a word; two and a part.
             for head_dim in [3, 72] {
-                let shape = KvShape { heads: 2, head_dim, kind };
+                let shape = KvShape::new(2, head_dim, kind);
                 let width = 2 * head_dim;
                 let mut kv = HostKv::new(shape);
                 let k: Vec<f32> = (0..70 * width).map(|i| (i * 37 % 101) as f32 * 0.37 - 3.0).collect();
@@ -431,7 +512,7 @@ mod tests {
     fn a_group_has_the_codes_of_mlx_and_its_scale_in_f16() {
         let row: Vec<f32> = (0..40).map(|i| ((i * 29 % 40) as f32 - 11.3) * 0.013).collect();
         for (kind, bits) in [(KvType::Q8, 8), (KvType::Q4, 4)] {
-            let mut kv = HostKv::new(KvShape { heads: 1, head_dim: 40, kind });
+            let mut kv = HostKv::new(KvShape::new(1, 40, kind));
             let mut wrong = row.clone();
             wrong[33] = f32::NAN;
             kv.write(0, &row, &wrong).unwrap();
@@ -448,8 +529,78 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_behind_a_window_can_be_given_back() {
+        let shape = KvShape::new(1, 4, KvType::F32);
+        let rows: Vec<f32> = (0..400 * 4).map(|i| i as f32).collect();
+        let filled = |len: usize, window| {
+            let mut kv = HostKv::new(shape).with_window(window);
+            kv.write(0, &rows[..len * 4], &rows[..len * 4]).unwrap();
+            kv
+        };
+        let mut whole = filled(300, None);
+        whole.give_back(0);
+        assert_eq!((whole.first(), whole.bytes()), (0, 5 * PAGE * shape.token_bytes()));
+
+        // The next token, at 300, sees the keys from 201 on: three pages lie before.
+        let mut kv = filled(300, Some(100));
+        let first = kv.page(0);
+        kv.give_back(0);
+        assert_eq!((kv.first(), kv.len(), kv.bytes()), (192, 300, 2 * PAGE * shape.token_bytes()));
+        assert!(first.is_some() && kv.page(2).is_none() && kv.page(3).is_some());
+        assert_eq!(kv.read().0[192 * 4..], rows[192 * 4..300 * 4]);
+        assert_eq!(kv.read().0[..192 * 4], [0.0; 192 * 4]);
+        kv.write(300, &rows[300 * 4..], &rows[300 * 4..]).unwrap();
+        assert_eq!((kv.first(), kv.len()), (192, 400));
+        assert_eq!(kv.read().0[192 * 4..], rows[192 * 4..]);
+
+        // Back to where the next token sees what is held, and to where it does not.
+        kv.truncate(291);
+        assert_eq!((kv.first(), kv.len()), (192, 291));
+        assert!(kv.clone().write(280, &rows[..4], &rows[..4]).is_err());
+        kv.truncate(290);
+        assert_eq!((kv.first(), kv.len(), kv.bytes()), (0, 0, 0));
+
+        let mut kv = filled(300, Some(100));
+        kv.give_back(PAGE);
+        assert_eq!(kv.first(), 128);
+        // A window that is not full has nothing behind it.
+        let mut kv = filled(99, Some(100));
+        kv.give_back(0);
+        assert_eq!(kv.first(), 0);
+    }
+
+    /// K and V of one type and different widths, in whole pages and parts of them.
+    #[test]
+    fn keys_and_values_of_different_widths_are_kept_apart() {
+        for kind in KvType::ALL {
+            let shape = KvShape { heads: 2, k_dim: 40, v_dim: 24, kind };
+            let k: Vec<f32> = (0..70 * 80).map(|i| (i * 37 % 101) as f32 * 0.01).collect();
+            let v: Vec<f32> = (0..70 * 48).map(|i| (i * 53 % 97) as f32 * 0.02 - 1.0).collect();
+            let mut kv = HostKv::new(shape);
+            kv.write(0, &k, &v).unwrap();
+            // Each as a cache of its width alone has it.
+            let alone = |dim: usize, rows: &[f32]| {
+                let mut kv = HostKv::new(KvShape::new(2, dim, kind));
+                kv.write(0, rows, rows).unwrap();
+                (kv.read().0, kv.read_codes().map(|[k, _]| k))
+            };
+            let ((alone_k, k_codes), (alone_v, v_codes)) = (alone(40, &k), alone(24, &v));
+            assert_eq!(kv.read(), (alone_k, alone_v), "{kind}");
+            let codes = kv.read_codes();
+            assert_eq!(codes, k_codes.zip(v_codes).map(<[CodeRows; 2]>::from), "{kind}");
+            assert_eq!(kv.bytes(), 2 * PAGE * shape.token_bytes());
+            if let Some(codes) = codes {
+                let mut moved = HostKv::new(shape);
+                moved.set_codes(&codes).unwrap();
+                assert_eq!(moved.read(), kv.read(), "{kind}");
+            }
+            assert!(kv.write(70, &k[..80], &v[..80]).is_err());
+        }
+    }
+
+    #[test]
     fn a_gap_or_a_wrong_length_is_refused() {
-        let mut kv = HostKv::new(KvShape { heads: 1, head_dim: 2, kind: KvType::F32 });
+        let mut kv = HostKv::new(KvShape::new(1, 2, KvType::F32));
         let error = kv.write(1, &[0.0; 2], &[0.0; 2]).unwrap_err().to_string();
         assert!(error.contains("at position 1") && error.contains("a cache of 0 tokens"), "{error}");
         assert!(kv.write(0, &[0.0; 3], &[0.0; 3]).is_err());

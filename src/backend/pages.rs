@@ -10,15 +10,16 @@ use std::sync::Arc;
 use super::dispatch::LlmBackendDispatch;
 use super::kv::{HostKv, HostPage, KvShape, MLX_GROWTH, PAGE};
 use super::mlx::MlxPage;
-use super::ops::Backend;
+use super::ops::{Backend, Mark, State, StateLayout};
 use super::values::LayerState;
 use crate::error::Result;
 
-/// The KV cache of one sequence: a layer's state for each layer of the model.
+/// What the layers of a model keep of one sequence.
 #[derive(Debug)]
 pub struct SequenceKv {
-    /// The layers, first to last.
+    /// The states, each once, in the order of their layers.
     pub layers: Vec<LayerState>,
+    layout: StateLayout,
 }
 
 impl SequenceKv {
@@ -32,7 +33,40 @@ impl SequenceKv {
         self.len() == 0
     }
 
-    /// Forgets the tokens from `len` on.
+    /// What layer `layer` reads: its own, or that of the layer it shares with.
+    ///
+    /// # Panics
+    /// Where the model has no such layer.
+    pub fn layer(&self, layer: usize) -> &LayerState {
+        &self.layers[self.layout.of(layer)]
+    }
+
+    /// What layer `layer` writes.
+    ///
+    /// # Panics
+    /// As [`Self::layer`].
+    pub fn layer_mut(&mut self, layer: usize) -> &mut LayerState {
+        &mut self.layers[self.layout.of(layer)]
+    }
+
+    /// The place that the sequence is at, to which it can go back: before drafts that may be refused.
+    pub fn mark(&self) -> Mark {
+        Mark { len: self.len() }
+    }
+
+    /// Goes back to a place that the sequence was at. Where a layer gave back what the next token would see, that layer forgets
+    /// everything, and the sequence has [no token](Self::len) then.
+    pub fn rollback(&mut self, to: Mark) {
+        self.truncate(to.len);
+    }
+
+    /// Gives back what lies behind the windows of layers that have one, but for a page. What is to be kept for other sequences is
+    /// to be taken before: pages that were given back are none.
+    pub fn give_back(&mut self) {
+        self.layers.iter_mut().for_each(State::give_back);
+    }
+
+    /// Forgets the tokens from `len` on; [`Self::rollback`] to any place.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
     }
@@ -94,27 +128,29 @@ impl KvCost {
 }
 
 impl LlmBackendDispatch {
-    /// A sequence with nothing cached in layers of `shapes`.
-    pub(crate) fn sequence(&self, shapes: &[KvShape]) -> SequenceKv {
-        SequenceKv { layers: shapes.iter().map(|shape| self.state(shape)).collect() }
+    /// A sequence with nothing cached.
+    pub(crate) fn sequence(&self, layout: &StateLayout) -> SequenceKv {
+        let layers = layout.own().iter().map(|(shape, window)| self.state(shape, *window)).collect();
+        SequenceKv { layers, layout: layout.clone() }
     }
 
-    /// What K and V in layers of `shapes` take.
-    pub(crate) fn kv_cost(&self, shapes: &[KvShape]) -> KvCost {
+    /// What K and V of a sequence take.
+    pub(crate) fn kv_cost(&self, layout: &StateLayout) -> KvCost {
+        let shapes = layout.own().iter().map(|(shape, _)| shape);
         match self {
             Self::Cpu { .. } => {
-                let token = shapes.iter().map(KvShape::token_bytes).sum::<usize>() as u64;
+                let token = shapes.map(KvShape::token_bytes).sum::<usize>() as u64;
                 KvCost { token, growth: PAGE, shared: true }
             }
             Self::Mlx { .. } => {
-                let token = shapes.iter().map(KvShape::mlx_token_bytes).sum::<usize>() as u64;
+                let token = shapes.map(KvShape::mlx_token_bytes).sum::<usize>() as u64;
                 KvCost { token, growth: MLX_GROWTH, shared: false }
             }
         }
     }
 
-    /// Pages `range` of a cache, the last of them as far as it is filled. None where a layer is not where the dispatch
-    /// keeps it, as after a fallback.
+    /// Pages `range` of a sequence, the last of them as far as it is filled. None where a state is not where the dispatch
+    /// keeps it, as after a fallback, or gave one of them back.
     ///
     /// # Errors
     /// A copy on MLX that fails.
@@ -134,8 +170,8 @@ impl LlmBackendDispatch {
             Self::Mlx { on_cpu, .. } if on_cpu.get() => Ok(None),
             Self::Mlx { mlx, .. } => {
                 let layers = kv.layers.iter().map(|layer| match layer {
-                    LayerState::Mlx(kv) => Some(kv),
-                    LayerState::Host(_) => None,
+                    LayerState::Mlx(kv) if State::first(kv) <= range.start * PAGE => Some(kv),
+                    _ => None,
                 });
                 let Some(layers) = layers.collect::<Option<Vec<_>>>() else { return Ok(None) };
                 let pages = mlx.kv_pages(&layers, range)?;
@@ -144,36 +180,38 @@ impl LlmBackendDispatch {
         }
     }
 
-    /// A cache of the first `len` tokens of `pages`, which are as many as that takes, in layers of `shapes`.
+    /// A sequence of the first `len` tokens of `pages`, which are as many as that takes.
     ///
     /// # Errors
     /// A copy on MLX that fails.
     pub(crate) fn kv_from_pages(
         &self,
-        shapes: &[KvShape],
+        layout: &StateLayout,
         pages: &[KvPage],
         len: usize,
     ) -> Result<SequenceKv> {
-        let on_host = |(layer, &shape): (usize, &KvShape)| {
+        let on_host = |(layer, &(shape, window)): (usize, &(KvShape, Option<usize>))| {
             let of = pages.iter().filter_map(|page| match &page.0 {
                 Layers::Host(layers) => layers.get(layer).cloned(),
                 Layers::Mlx(_) => None,
             });
-            LayerState::Host(HostKv::from_pages(shape, of, len))
+            LayerState::Host(HostKv::from_pages(shape, of, len).with_window(window))
         };
         let Self::Mlx { mlx, .. } = self else {
-            return Ok(SequenceKv { layers: shapes.iter().enumerate().map(on_host).collect() });
+            let layers = layout.own().iter().enumerate().map(on_host).collect();
+            return Ok(SequenceKv { layers, layout: layout.clone() });
         };
-        let on_mlx = |(layer, &shape): (usize, &KvShape)| {
+        let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {
             let of = pages.iter().filter_map(|page| match &page.0 {
                 Layers::Mlx(layers) => layers.get(layer),
                 Layers::Host(_) => None,
             });
-            mlx.kv_from_pages(shape, &of.collect::<Vec<_>>(), len)
+            mlx.kv_from_pages(of_layer, &of.collect::<Vec<_>>(), len)
         };
-        let layers = shapes.iter().enumerate().map(on_mlx).collect::<Result<Vec<_>>>()?;
+        let layers = layout.own().iter().enumerate().map(on_mlx).collect::<Result<Vec<_>>>()?;
         mlx.evaluate(&[], &layers.iter().collect::<Vec<_>>(), true)?;
-        Ok(SequenceKv { layers: layers.into_iter().map(LayerState::Mlx).collect() })
+        let layers = layers.into_iter().map(LayerState::Mlx).collect();
+        Ok(SequenceKv { layers, layout: layout.clone() })
     }
 }
 

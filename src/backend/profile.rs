@@ -77,7 +77,7 @@ impl Work {
             }
             Op::Attention { q, kv, mask, .. } => {
                 let keys: usize = mask.visible.iter().map(|keys| keys.len()).sum();
-                let width = q.shape()[1];
+                let width = q.shape()[1] + op.output_shapes()[0][1];
                 let bytes = (mask.runs.iter().zip(kv)).map(|(run, layer)| {
                     let visible = &mask.visible[run.rows()];
                     let first = visible.iter().map(|keys| keys.start).min().unwrap_or(0);
@@ -85,7 +85,7 @@ impl Work {
                 });
                 let bytes = bytes.sum::<usize>() as u64;
                 // A product with each key, and one with each value.
-                Self { matrix: String::new(), bytes, operations: (4 * keys * width) as u64 }
+                Self { matrix: String::new(), bytes, operations: (2 * keys * width) as u64 }
             }
             _ => {
                 let read = op.inputs().into_iter().map(elements).sum::<usize>();
@@ -99,7 +99,7 @@ impl Work {
 
     /// The work of caching `rows` rows of keys and of values.
     pub(super) fn kv_write(shape: &KvShape, rows: usize) -> Self {
-        let read = 2 * shape.heads * shape.head_dim * size_of::<f32>();
+        let read = shape.widths().iter().sum::<usize>() * size_of::<f32>();
         let bytes = (rows * (read + shape.token_bytes())) as u64;
         Self { matrix: String::new(), bytes, operations: 0 }
     }

@@ -122,7 +122,15 @@ impl LayerState {
         }
     }
 
-    /// Forgets the tokens from `len` on.
+    /// The first position that is still held.
+    pub fn first(&self) -> usize {
+        match self {
+            Self::Host(kv) => kv.first(),
+            Self::Mlx(kv) => State::first(kv),
+        }
+    }
+
+    /// Forgets the tokens from `len` on; where what the next token would see of those before was given back, all of them.
     pub fn truncate(&mut self, len: usize) {
         match self {
             Self::Host(kv) => kv.truncate(len),
@@ -150,6 +158,17 @@ impl State for LayerState {
 
     fn bytes(&self) -> usize {
         self.bytes()
+    }
+
+    fn first(&self) -> usize {
+        self.first()
+    }
+
+    fn give_back(&mut self) {
+        match self {
+            Self::Host(kv) => State::give_back(kv),
+            Self::Mlx(kv) => State::give_back(kv),
+        }
     }
 
     fn truncate(&mut self, len: usize) {

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::batch::{Batch, Tokens};
-use crate::backend::kv::{KvShape, KvType, PAGE};
-use crate::backend::ops::{Backend, EVAL};
+use crate::backend::kv::{KvType, PAGE};
+use crate::backend::ops::{Backend, EVAL, StateLayout};
 use crate::backend::{KvCost, KvPage, LayerState, LlmBackendDispatch, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ pub struct Runtime {
     config: Arc<Config>,
     forward: Box<dyn Forward>,
     dispatch: LlmBackendDispatch,
-    kv_shapes: Vec<KvShape>,
+    states: StateLayout,
 }
 
 /// A step whose logits may still be lazy.
@@ -41,15 +41,17 @@ impl Launched {
 
 impl Runtime {
     /// A runtime that keeps K and V in `kv_type`.
+    ///
+    /// # Errors
+    /// A layer that shares its state with one that is not before it.
     pub fn new(
         config: Arc<Config>,
         forward: Box<dyn Forward>,
         dispatch: LlmBackendDispatch,
         kv_type: KvType,
-    ) -> Self {
-        let shape = KvShape { heads: config.num_key_value_heads, head_dim: config.head_dim, kind: kv_type };
-        let kv_shapes = vec![shape; config.num_hidden_layers];
-        Self { config, forward, dispatch, kv_shapes }
+    ) -> Result<Self> {
+        let states = StateLayout::new(&forward.states(), kv_type)?;
+        Ok(Self { config, forward, dispatch, states })
     }
 
     /// The model's configuration.
@@ -65,7 +67,7 @@ impl Runtime {
     /// A sequence with nothing cached, whose prompt will have `prompt_len` tokens.
     pub fn sequence(&self, prompt_len: usize) -> SequenceState {
         SequenceState {
-            kv: self.dispatch.sequence(&self.kv_shapes),
+            kv: self.dispatch.sequence(&self.states),
             frequencies: self.config.ropes().map(|rope| Arc::new(rope.frequencies(prompt_len))).collect(),
             history: Vec::new(),
         }
@@ -73,7 +75,7 @@ impl Runtime {
 
     /// What K and V of sequences take in memory.
     pub fn kv_cost(&self) -> KvCost {
-        self.dispatch.kv_cost(&self.kv_shapes)
+        self.dispatch.kv_cost(&self.states)
     }
 
     /// Pages `range` of a sequence's caches, for others that begin with the same tokens: themselves in host memory, copies
@@ -93,7 +95,7 @@ impl Runtime {
     /// A copy on MLX that fails.
     pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[KvPage]) -> Result<SequenceState> {
         debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
-        let kv = self.dispatch.kv_from_pages(&self.kv_shapes, pages, tokens.len())?;
+        let kv = self.dispatch.kv_from_pages(&self.states, pages, tokens.len())?;
         Ok(SequenceState { kv, history: tokens.to_vec(), ..self.sequence(prompt_len) })
     }
 
@@ -210,7 +212,7 @@ impl Runtime {
         for run in &batch.runs {
             let state = &mut sequences[run.sequence];
             if evaluation_failed {
-                state.kv = self.dispatch.sequence(&self.kv_shapes);
+                state.kv = self.dispatch.sequence(&self.states);
             } else {
                 state.kv.truncate(run.start);
             }

@@ -45,7 +45,7 @@ fn runtime(model: &str, kind: LlmBackendKind) -> Runtime {
     let cpu = CpuBackend::new(Some(1), None);
     let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, Routing::default()).unwrap();
     let forward = files.architecture.load(&files.checkpoint, &dispatch).unwrap().forward;
-    Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into())
+    Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into()).unwrap()
 }
 
 /// A worker whose turns are taken by hand.

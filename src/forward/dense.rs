@@ -6,7 +6,7 @@ use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
 use super::{Arguments, Forward};
-use crate::backend::ops::Backend;
+use crate::backend::ops::{Backend, StateSpec};
 use crate::backend::{PreparedMatrix, Tensor};
 use crate::config::{Config, Rotation};
 use crate::error::Result;
@@ -358,6 +358,13 @@ impl Arguments for Dense {
         list
     }
 
+    fn states(&self) -> Vec<StateSpec> {
+        let config = &self.config;
+        let (heads, dim) = (config.num_key_value_heads, config.head_dim);
+        let kv = |&window| StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window };
+        config.windows.iter().map(kv).collect()
+    }
+
     fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
         let layers = (0..self.config.num_hidden_layers)
             .map(|layer| self.load_layer(loader, layer))
@@ -377,7 +384,8 @@ impl Arguments for Dense {
         let positions = self.embed_positions.map(|name| loader.matrix(name.0)).transpose()?;
         let positions = positions.map(|table| loader.ops.matrix(&table));
         let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
-        Ok(Box::new(Decoder { vocabulary, positions, layers, norm, parallel, residual }))
+        let states = self.states();
+        Ok(Box::new(Decoder { states, vocabulary, positions, layers, norm, parallel, residual }))
     }
 }
 
@@ -395,6 +403,7 @@ struct Layer {
 /// The forward pass of a dense decoder.
 #[derive(Debug)]
 struct Decoder {
+    states: Vec<StateSpec>,
     vocabulary: Vocabulary,
     positions: Option<PreparedMatrix>,
     layers: Vec<Layer>,
@@ -415,6 +424,10 @@ impl Decoder {
 }
 
 impl Forward for Decoder {
+    fn states(&self) -> Vec<StateSpec> {
+        self.states.clone()
+    }
+
     fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
         let mut x = self.vocabulary.embed(step)?; // [T, D]
         if let Some(positions) = &self.positions {

@@ -40,6 +40,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::backend::ops::StateSpec;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
 use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
@@ -155,6 +156,9 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
     /// Every weight, once.
     fn weights(&self) -> WeightList;
 
+    /// What each layer keeps of a sequence.
+    fn states(&self) -> Vec<StateSpec>;
+
     /// Builds the forward pass of the weights on the list.
     ///
     /// # Errors
@@ -256,6 +260,11 @@ impl Architecture {
         self.arguments.weights()
     }
 
+    /// What each layer keeps of a sequence.
+    pub fn states(&self) -> Vec<StateSpec> {
+        self.arguments.states()
+    }
+
     /// Names the tensors of a checkpoint as the list of weights does, and checks the configuration against their shapes.
     ///
     /// # Errors
@@ -295,6 +304,9 @@ impl Architecture {
 
 /// A loaded model's forward pass.
 pub trait Forward: fmt::Debug {
+    /// What each layer keeps of a sequence.
+    fn states(&self) -> Vec<StateSpec>;
+
     /// The step's tokens → hidden states `[T, D]`, the last norm applied; the caches hold the step's keys and values.
     ///
     /// # Errors

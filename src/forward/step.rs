@@ -133,7 +133,7 @@ impl<'a> Step<'a> {
     pub(crate) fn kv_write(&mut self, layer: usize, rows: KvRows<'_, LlmBackendDispatch>) -> Result<()> {
         for run in &self.batch.runs {
             let state = &mut self.sequences[run.sequence];
-            self.ops.write(&mut state.kv.layers[layer], rows, run)?;
+            self.ops.write(state.kv.layer_mut(layer), rows, run)?;
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl<'a> Step<'a> {
         };
         let mask = &self.masks[index].1;
         let kv: SmallVec<[&LayerState; 16]> =
-            self.batch.runs.iter().map(|run| &self.sequences[run.sequence].kv.layers[layer]).collect();
+            self.batch.runs.iter().map(|run| self.sequences[run.sequence].kv.layer(layer)).collect();
         self.ops.run1(&Op::Attention { q, kv: &kv, mask, scale, soft_cap })
     }
 

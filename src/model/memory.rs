@@ -99,7 +99,7 @@ impl ModelFiles {
     }
 
     pub(super) fn kv_shape(&self, kind: KvType) -> KvShape {
-        KvShape { heads: self.config().num_key_value_heads, head_dim: self.config().head_dim, kind }
+        KvShape::new(self.config().num_key_value_heads, self.config().head_dim, kind)
     }
 
     fn step_memory(&self, setting: MemorySetting) -> u64 {

@@ -186,14 +186,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn state(&self, shape: &KvShape) -> HostKv {
-        HostKv::new(*shape)
+    fn state(&self, shape: &KvShape, window: Option<usize>) -> HostKv {
+        HostKv::new(*shape).with_window(window)
     }
 
     fn write(&self, state: &mut HostKv, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
-        let width = rows.k.shape()[1];
-        let range = run.row * width..(run.row + run.len) * width;
-        state.write(run.start, &rows.k.data()[range.clone()], &rows.v.data()[range])
+        let [k, v] = state.shape().widths().map(|width| run.row * width..(run.row + run.len) * width);
+        state.write(run.start, &rows.k.data()[k], &rows.v.data()[v])
     }
 
     fn evaluate(&self, _results: &[&HostTensor], _states: &[&HostKv], _wait: bool) -> Result<()> {
@@ -249,7 +248,7 @@ impl Backend for CpuBackend {
                     runs.map(|(kv, run)| AttentionRun { row: run.row, len: run.len, kv }).collect();
                 let visible = &mask.visible;
                 let call = Attention { q: q.data(), runs: &runs, visible, scale, soft_cap };
-                self.filled(q.shape(), |out| {
+                self.filled(&op.output_shapes()[0], |out| {
                     attention(pool, isa, call, out, &mut self.attention.borrow_mut());
                 })
             }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::kernels::quant::PackedMatrix;
 use super::pool::Pool;
-use crate::backend::kv::{HostKv, KvShape};
+use crate::backend::kv::{HostKv, KvShape, PAGE};
 use crate::backend::ops::{MatrixOperand, State, TensorOperand, VectorOperand};
 use crate::quant::{Matrix, Plane, QuantWeight};
 use crate::tensor::{ElementType, HostTensor, Weight};
@@ -32,6 +32,14 @@ impl State for HostKv {
 
     fn bytes(&self) -> usize {
         self.bytes()
+    }
+
+    fn first(&self) -> usize {
+        self.first()
+    }
+
+    fn give_back(&mut self) {
+        self.give_back(PAGE);
     }
 
     fn truncate(&mut self, len: usize) {

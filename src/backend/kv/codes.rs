@@ -1,5 +1,7 @@
 //! Pages of quantized K and V: codes in the order in which attention reads them, and scales and biases over tokens.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::{GROUP, KvShape, PAGE};
@@ -38,7 +40,7 @@ impl Code for u32 {
 }
 
 /// K or V of one head in a page. Codes lie as the elements of a float page do, but that one `T` holds
-/// [`Code::COUNT`] rows of them: K `[head_dim / COUNT, PAGE]`, V `[PAGE / COUNT, head_dim]`, `head_dim` rounded up to a multiple of
+/// [`Code::COUNT`] rows of them: K `[k_dim / COUNT, PAGE]`, V `[PAGE / COUNT, v_dim]`, each width rounded up to a multiple of
 /// `COUNT`.
 #[derive(Debug, Clone, Copy)]
 pub struct Codes<'a, T> {
@@ -57,8 +59,8 @@ impl<T: Code> Codes<'_, T> {
     }
 
     /// The same of the value.
-    pub(super) fn value(&self, slot: usize, d: usize, head_dim: usize) -> (u8, [f16; 2]) {
-        let width = head_dim.next_multiple_of(T::COUNT);
+    pub(super) fn value(&self, slot: usize, d: usize, v_dim: usize) -> (u8, [f16; 2]) {
+        let width = v_dim.next_multiple_of(T::COUNT);
         (self.codes[slot / T::COUNT * width + d].get(slot % T::COUNT), self.scale(slot, d))
     }
 
@@ -83,11 +85,10 @@ pub(super) struct CodePage<T> {
 
 impl<T: Code> CodePage<T> {
     pub fn new(shape: &KvShape) -> Self {
-        let (codes, scales) = Self::lens(shape);
-        let blocks = 2 * shape.heads;
+        let [(k, k_scales), (v, v_scales)] = Self::lens(shape);
         Self {
-            codes: vec![T::zeroed(); blocks * codes].into(),
-            scales: vec![f16::ZERO; blocks * 2 * scales].into(),
+            codes: vec![T::zeroed(); shape.heads * (k + v)].into(),
+            scales: vec![f16::ZERO; shape.heads * 2 * (k_scales + v_scales)].into(),
         }
     }
 
@@ -96,37 +97,47 @@ impl<T: Code> CodePage<T> {
         size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
     }
 
-    /// Elements of `codes` of one block, and of its scales.
-    fn lens(shape: &KvShape) -> (usize, usize) {
-        (shape.head_dim.div_ceil(T::COUNT) * PAGE, shape.head_dim.div_ceil(GROUP) * PAGE)
+    /// Elements of `codes` of a head's K and V, and of their scales.
+    fn lens(shape: &KvShape) -> [(usize, usize); 2] {
+        shape.dims().map(|dim| (dim.div_ceil(T::COUNT) * PAGE, dim.div_ceil(GROUP) * PAGE))
     }
 
-    /// Block `block`: K of head `block / 2`, or its V.
-    pub fn block(&self, shape: &KvShape, block: usize) -> Codes<'_, T> {
-        let (codes, scales) = Self::lens(shape);
-        let (of_scales, biases) = self.scales[2 * block * scales..2 * (block + 1) * scales].split_at(scales);
-        Codes { codes: &self.codes[block * codes..(block + 1) * codes], scales: of_scales, biases }
+    /// Where the codes and the scales of a head's K (`of` is 0) or V (1) lie.
+    fn ranges(shape: &KvShape, head: usize, of: usize) -> [Range<usize>; 2] {
+        let lens = Self::lens(shape);
+        let [(k, k_scales), (v, v_scales)] = lens;
+        let (codes, scales) = lens[of];
+        let first = head * (k + v) + of * k;
+        let first_scale = 2 * (head * (k_scales + v_scales) + of * k_scales);
+        [first..first + codes, first_scale..first_scale + 2 * scales]
+    }
+
+    /// K of head `head` where `of` is 0, its V where it is 1.
+    pub fn block(&self, shape: &KvShape, head: usize, of: usize) -> Codes<'_, T> {
+        let [codes, scales] = Self::ranges(shape, head, of);
+        let (scales, biases) = self.scales[scales.clone()].split_at(scales.len() / 2);
+        Codes { codes: &self.codes[codes], scales, biases }
     }
 
     /// Writes K and V of the token at `slot`.
     pub fn write(&mut self, shape: &KvShape, slot: usize, rows: [RowCodes<'_>; 2]) {
-        let (codes, scales) = Self::lens(shape);
-        let (head_dim, groups) = (shape.head_dim, shape.head_dim.div_ceil(GROUP));
-        let width = head_dim.next_multiple_of(T::COUNT);
         for (of, row) in rows.into_iter().enumerate() {
+            let head_dim = shape.dims()[of];
+            let (groups, width) = (head_dim.div_ceil(GROUP), head_dim.next_multiple_of(T::COUNT));
             for head in 0..shape.heads {
-                let block = 2 * head + of;
-                let to = &mut self.codes[block * codes..(block + 1) * codes];
+                let [codes, scales] = Self::ranges(shape, head, of);
+                let to = &mut self.codes[codes];
                 for (d, &code) in row.codes[head * head_dim..(head + 1) * head_dim].iter().enumerate() {
                     match of {
                         0 => to[d / T::COUNT * PAGE + slot].set(d % T::COUNT, code),
                         _ => to[slot / T::COUNT * width + d].set(slot % T::COUNT, code),
                     }
                 }
-                let to = &mut self.scales[2 * block * scales..2 * (block + 1) * scales];
+                let to = &mut self.scales[scales];
+                let biases = to.len() / 2;
                 for group in 0..groups {
                     to[group * PAGE + slot] = row.scales[head * groups + group];
-                    to[scales + group * PAGE + slot] = row.biases[head * groups + group];
+                    to[biases + group * PAGE + slot] = row.biases[head * groups + group];
                 }
             }
         }
@@ -153,10 +164,19 @@ pub(super) struct RowCodes<'a> {
 }
 
 impl CodeRows {
-    /// Zeros for `rows` rows.
-    pub(super) fn new(shape: &KvShape, rows: usize) -> Self {
-        let scales = vec![f16::ZERO; rows * shape.heads * shape.head_dim.div_ceil(GROUP)];
-        Self { codes: vec![0; rows * shape.heads * shape.head_dim], biases: scales.clone(), scales }
+    /// Zeros for `rows` rows of `heads` heads.
+    pub(super) fn new(heads: usize, head_dim: usize, rows: usize) -> Self {
+        let scales = vec![f16::ZERO; rows * heads * head_dim.div_ceil(GROUP)];
+        Self { codes: vec![0; rows * heads * head_dim], biases: scales.clone(), scales }
+    }
+
+    /// Appends dimension `d` of a head, with the scale and the bias of its group.
+    pub(super) fn push(&mut self, d: usize, (code, [scale, bias]): (u8, [f16; 2])) {
+        self.codes.push(code);
+        if d.is_multiple_of(GROUP) {
+            self.scales.push(scale);
+            self.biases.push(bias);
+        }
     }
 
     /// Rounds one row `[heads * head_dim]` to codes of `bits`. A group that is not all finite becomes NaN, as it would be in
@@ -171,8 +191,8 @@ impl CodeRows {
         }
     }
 
-    pub(super) fn row(&self, shape: &KvShape, row: usize) -> RowCodes<'_> {
-        let (codes, groups) = (shape.heads * shape.head_dim, shape.heads * shape.head_dim.div_ceil(GROUP));
+    pub(super) fn row(&self, heads: usize, head_dim: usize, row: usize) -> RowCodes<'_> {
+        let (codes, groups) = (heads * head_dim, heads * head_dim.div_ceil(GROUP));
         RowCodes {
             codes: &self.codes[row * codes..(row + 1) * codes],
             scales: &self.scales[row * groups..(row + 1) * groups],

@@ -43,13 +43,6 @@ absent! {
     WeightCache,
 }
 
-impl WeightCache {
-    /// Whether nothing is uploaded.
-    pub fn is_empty(&self) -> bool {
-        match self.0 {}
-    }
-}
-
 /// A device of MLX; none answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -117,7 +110,12 @@ impl MlxBackend {
         match self.0 {}
     }
 
-    pub(super) fn kv_from_pages(&self, _shape: KvShape, _pages: &[&MlxPage], _len: usize) -> Result<MlxKv> {
+    pub(super) fn kv_from_pages(
+        &self,
+        _of: (KvShape, Option<usize>),
+        _pages: &[&MlxPage],
+        _len: usize,
+    ) -> Result<MlxKv> {
         match self.0 {}
     }
 
@@ -127,6 +125,16 @@ impl MlxBackend {
 }
 
 impl WeightCache {
+    /// None is held.
+    pub fn is_empty(&self) -> bool {
+        match self.0 {}
+    }
+
+    /// There is none.
+    pub fn len(&self) -> usize {
+        match self.0 {}
+    }
+
     pub(super) fn clear(&self) {
         match self.0 {}
     }
@@ -183,6 +191,14 @@ impl State for MlxKv {
         match self.0 {}
     }
 
+    fn first(&self) -> usize {
+        match self.0 {}
+    }
+
+    fn give_back(&mut self) {
+        match self.0 {}
+    }
+
     fn truncate(&mut self, _len: usize) {
         match self.0 {}
     }
@@ -218,7 +234,7 @@ impl Backend for MlxBackend {
         match self.0 {}
     }
 
-    fn state(&self, _shape: &KvShape) -> MlxKv {
+    fn state(&self, _shape: &KvShape, _window: Option<usize>) -> MlxKv {
         match self.0 {}
     }
 

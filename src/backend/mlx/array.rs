@@ -5,15 +5,12 @@ use std::fmt;
 use std::ops::Range;
 
 use mlx_rs::{Array, ArrayElement, Dtype};
-use smallvec::SmallVec;
 
+use super::dims;
 use super::graph::Graph;
 use super::{eval_error, failed};
-use crate::error::{Error, Result};
-use crate::tensor::{DType, ElementType, HostTensor, Shape};
-
-/// Dimensions as MLX takes them.
-pub(super) type Dims = SmallVec<[i32; 4]>;
+use crate::error::Result;
+use crate::tensor::{ElementType, HostTensor, Shape};
 
 /// A lazy array of shape `[T, D]` to those who use it. Between the rotary embedding and attention it may be laid out by
 /// heads, `[1, H, T, D/H]`, which saves a transposition each way.
@@ -72,7 +69,7 @@ impl MlxTensor {
 
     /// The array in its own dimensions, `[T, D]`.
     pub(super) fn to_rows(&self, graph: &Graph) -> Result<Cow<'_, Array>> {
-        let dims = dims(&self.shape)?;
+        let dims = dims::of(&self.shape)?;
         if self.by_heads {
             let rows = graph.transpose(&self.array, &[0, 2, 1, 3])?;
             return graph.reshape(&rows, &dims).map(Cow::Owned);
@@ -97,7 +94,7 @@ impl MlxTensor {
     /// Some rows as `[1, H, len, head_dim]`.
     pub(super) fn to_heads(&self, graph: &Graph, rows: Range<usize>, head_dim: usize) -> Result<Array> {
         let (height, width) = (self.shape[0], self.shape[1]);
-        let split = dims(&[1, rows.len(), width / head_dim, head_dim])?; // [1, len, H, head_dim]
+        let split = dims::of(&[1, rows.len(), width / head_dim, head_dim])?; // [1, len, H, head_dim]
         if rows.len() == 1 {
             return self.row(graph, rows.start, &[1, split[2], 1, split[3]]);
         }
@@ -114,29 +111,6 @@ impl MlxTensor {
         }
         graph.transpose(&graph.reshape(&part, &split)?, &[0, 2, 1, 3])
     }
-}
-
-/// MLX's name of an element type.
-pub(super) fn dtype(dtype: DType) -> Dtype {
-    match dtype {
-        DType::F32 => Dtype::Float32,
-        DType::F16 => Dtype::Float16,
-        DType::BF16 => Dtype::Bfloat16,
-    }
-}
-
-/// Dimensions as MLX takes them.
-pub(super) fn dims(shape: &[usize]) -> Result<Dims> {
-    shape
-        .iter()
-        .map(|&dim| {
-            i32::try_from(dim).map_err(|_| Error::Op {
-                op: "shape",
-                backend: "mlx",
-                reason: format!("{shape:?} has a dimension over MLX's 32-bit sizes"),
-            })
-        })
-        .collect()
 }
 
 /// Evaluates `array` and copies it to the host, row-major, as `f32`.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use mlx_rs::{Array, Dtype, ops};
 use smallvec::SmallVec;
 
-use super::array::{self, MlxTensor};
+use super::array::MlxTensor;
+use super::dims;
 use super::kv::{Cached, filled_up};
 use super::{MlxBackend, MlxKv, failed};
 use crate::backend::kv::KvShape;
@@ -25,7 +26,7 @@ struct Scores<'a> {
 }
 
 impl MlxBackend {
-    /// `[T, H * head_dim]` → the same, each run over its own cache.
+    /// `[T, H * k_dim]` → `[T, H * v_dim]`, each run over its own cache.
     pub(super) fn attention(
         &self,
         q: &MlxTensor,
@@ -34,7 +35,7 @@ impl MlxBackend {
         scale: f32,
         soft_cap: Option<f32>,
     ) -> Result<MlxTensor> {
-        let (rows, width) = (q.shape()[0], q.shape()[1]);
+        let rows = q.shape()[0];
         let masks = self.masks(mask)?;
         let mut outputs = SmallVec::<[MlxTensor; 1]>::new();
         for (i, (run, kv)) in mask.runs.iter().zip(kv).enumerate() {
@@ -55,13 +56,13 @@ impl MlxBackend {
                 let parts =
                     outputs.iter().map(|part| part.to_rows(&self.graph)).collect::<Result<Vec<_>>>()?;
                 let whole = ops::concatenate(&parts, 0).map_err(|e| failed("attention", &e))?;
-                MlxTensor::rows(whole, &[rows, width])
+                MlxTensor::rows(whole, &[rows, outputs[0].shape()[1]])
             }
         };
         Ok(output)
     }
 
-    /// Attention of one run over what it sees of a cache of `shape` → `[len, H * D]`.
+    /// Attention of one run over what it sees of a cache of `shape` → `[len, H * v_dim]`.
     fn attend(
         &self,
         q: &MlxTensor,
@@ -71,9 +72,9 @@ impl MlxBackend {
         scores: Scores<'_>,
     ) -> Result<MlxTensor> {
         let graph = &self.graph;
-        let (kv_heads, head_dim) = (shape.heads as i32, shape.head_dim as i32);
-        let (len, width) = (run.len, q.shape()[1]);
-        let group = (width as i32) / (kv_heads * head_dim);
+        let (kv_heads, k_dim, v_dim) = (shape.heads as i32, shape.k_dim as i32, shape.v_dim as i32);
+        let (len, group) = (run.len, q.shape()[1] as i32 / (kv_heads * k_dim));
+        let width = q.shape()[1] / shape.k_dim * shape.v_dim;
         let single = len == 1;
         // MLX's CPU device has no kernel of its own: for one token, whose query heads are rows to their key head, this is
         // half of the nodes that MLX composes it of.
@@ -84,18 +85,18 @@ impl MlxBackend {
             _ => None,
         };
         if single && whole.is_none() {
-            let queries = q.row(graph, run.row, &[1, kv_heads, group, head_dim])?;
-            let output = self.composed(&queries, cached, 1, scores)?; // [1, KH, G, D]
+            let queries = q.row(graph, run.row, &[1, kv_heads, group, k_dim])?;
+            let output = self.composed(&queries, cached, v_dim, 1, scores)?; // [1, KH, G, v_dim]
             return Ok(MlxTensor::rows(output, &[1, width]));
         }
-        let queries = q.to_heads(graph, run.rows(), head_dim as usize)?; // [1, H, len, D]
+        let queries = q.to_heads(graph, run.rows(), shape.k_dim)?; // [1, H, len, k_dim]
         let output = match whole {
             Some([keys, values]) => graph.attention([&queries, keys, values], scores.mask, scores.scale)?,
             None => {
                 let len = len as i32;
-                let grouped = graph.reshape(&queries, &[1, kv_heads, group * len, head_dim])?;
-                let output = self.composed(&grouped, cached, len, scores)?;
-                graph.reshape(&output, &[1, kv_heads * group, len, head_dim])?
+                let grouped = graph.reshape(&queries, &[1, kv_heads, group * len, k_dim])?;
+                let output = self.composed(&grouped, cached, v_dim, len, scores)?;
+                graph.reshape(&output, &[1, kv_heads * group, len, v_dim])?
             }
         };
         Ok(match single {
@@ -104,13 +105,19 @@ impl MlxBackend {
         })
     }
 
-    /// Attention by plain ops: queries `[1, KH, G * len, D]`, the `G` heads of a key head one after the other.
+    /// Attention by plain ops: queries `[1, KH, G * len, k_dim]`, the `G` heads of a key head one after the other.
     ///
     /// Over codes it computes in `f32`: MLX's quantized matmul adds up in the type of its operand.
-    fn composed(&self, q: &Array, cached: &Cached, len: i32, scores: Scores<'_>) -> Result<Array> {
+    fn composed(
+        &self,
+        q: &Array,
+        cached: &Cached,
+        v_dim: i32,
+        len: i32,
+        scores: Scores<'_>,
+    ) -> Result<Array> {
         let graph = &self.graph;
         let fail = |e: mlx_rs::error::Exception| failed("attention", &e);
-        let head_dim = q.dim(3);
         let wide;
         let q = match cached {
             Cached::Floats(_) => q,
@@ -149,9 +156,9 @@ impl MlxBackend {
                 let [_, kv_heads, rows, width] = *output.shape() else {
                     return Err(crate::Error::shape("attention", "values have not four dimensions"));
                 };
-                match head_dim == width {
+                match v_dim == width {
                     true => self.typed(output),
-                    false => self.typed(graph.slice(&output, &[0; 4], &[1, kv_heads, rows, head_dim])?),
+                    false => self.typed(graph.slice(&output, &[0; 4], &[1, kv_heads, rows, v_dim])?),
                 }
             }
         }
@@ -195,5 +202,5 @@ fn explicit(mask: &Mask, run: &Run) -> Result<Array> {
     for (row, range) in mask.visible[run.rows()].iter().enumerate() {
         visible[row * keys..][range.clone()].fill(true);
     }
-    Ok(Array::from_slice(&visible, &array::dims(&[run.len, keys])?))
+    Ok(Array::from_slice(&visible, &dims::of(&[run.len, keys])?))
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use mlx_rs::{Array, Dtype};
 use smallvec::SmallVec;
 
-use super::{array, failed};
+use super::{dims, failed};
 use crate::error::{Error, Result};
 use crate::quant::{Plane, QuantWeight};
 use crate::tensor::Weight;
@@ -117,7 +117,7 @@ impl Slot {
         make: impl FnOnce(&Array) -> Result<Array>,
     ) -> Result<Rc<Array>> {
         self.fill(|| {
-            let array = upload(weight.bytes(), weight.shape(), array::dtype(weight.dtype()))?;
+            let array = upload(weight.bytes(), weight.shape(), dims::dtype(weight.dtype()))?;
             Ok(vec![(Form::Own, array)])
         })?;
         self.form(form, make)
@@ -222,7 +222,7 @@ fn key(bytes: &[u8]) -> Key {
 /// # Panics
 /// Where there are not as many bytes as `shape` and `dtype` want.
 pub(super) fn upload(bytes: &[u8], shape: &[usize], dtype: Dtype) -> Result<Array> {
-    let dims = array::dims(shape)?;
+    let dims = dims::of(shape)?;
     let size = match dtype {
         Dtype::Uint8 => 1,
         Dtype::Float16 | Dtype::Bfloat16 => 2,

@@ -5,18 +5,28 @@
 //! mlx-rs, which alone has MLX's words for what was wrong.
 
 use std::cell::RefCell;
+use std::ffi::CStr;
 use std::rc::Rc;
 
 use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, Stream, fast, ops};
 
-use super::array::Dims;
+use super::dims::Dims;
 use super::failed;
-use super::quantized::QuantArrays;
 use crate::error::Result;
 
 /// Steps of 1 in every dimension: MLX's arrays have at most as many here.
 const ONES: [i32; 8] = [1; 8];
+
+/// A matrix as MLX's quantized ops take it.
+pub(super) struct QuantArrays {
+    pub codes: Rc<Array>,          // [N, K · bits / 32], 32-bit words
+    pub scales: Rc<Array>,         // [N, K / group]
+    pub biases: Option<Rc<Array>>, // as the scales; affine alone
+    pub bits: i32,
+    pub group: i32,
+    pub mode: &'static CStr,
+}
 
 /// The stream that nodes are made on, and the constants that they share.
 pub(super) struct Graph {

@@ -13,10 +13,10 @@ use mlx_rs::{Array, Dtype, ops};
 use smallvec::SmallVec;
 
 use super::array::{self, MlxTensor};
-use super::graph::Graph;
-use super::quantized::QuantArrays;
+use super::dims;
+use super::graph::{Graph, QuantArrays};
 use super::{eval_error, failed};
-use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape, MLX_GROWTH};
+use crate::backend::kv::{CodeRows, GROUP, HostKv, KvShape, KvType, MLX_GROWTH};
 use crate::backend::ops::Run;
 use crate::error::{Error, Result};
 use crate::quant::affine;
@@ -27,6 +27,10 @@ type Planes = SmallVec<[Array; 3]>;
 /// K and V of one layer and one sequence, each plane `[1, heads, capacity, width]`.
 pub struct MlxKv {
     shape: KvShape,
+    /// The last keys that a token sees, where there is a window.
+    window: Option<usize>,
+    /// The first position that is held: what lies before was given back in host memory.
+    first: usize,
     arrays: Option<[Planes; 2]>,
     capacity: usize,
     len: usize,
@@ -39,7 +43,7 @@ pub struct MlxPage {
 
 /// K and V of some tokens, as attention reads them.
 pub(super) enum Cached {
-    /// Each `[1, heads, S, head_dim]`.
+    /// K `[1, heads, S, k_dim]` and V `[1, heads, S, v_dim]`.
     Floats([Array; 2]),
     /// The same in codes, the head filled up to whole groups.
     Codes([QuantArrays; 2]),
@@ -90,11 +94,10 @@ pub(super) fn filled_up(head_dim: usize) -> usize {
     head_dim.next_multiple_of(GROUP)
 }
 
-/// Width and type of each plane.
-fn layout(shape: &KvShape) -> SmallVec<[(usize, Dtype); 3]> {
-    let (head_dim, kind) = (shape.head_dim, shape.kind);
+/// Width and type of each plane of K, or of V, with heads of `head_dim`.
+fn layout(kind: KvType, head_dim: usize) -> SmallVec<[(usize, Dtype); 3]> {
     match (kind.float(), kind.bits()) {
-        (Some(float), _) => SmallVec::from_slice(&[(head_dim, array::dtype(float))]),
+        (Some(float), _) => SmallVec::from_slice(&[(head_dim, dims::dtype(float))]),
         (None, bits) => {
             let (width, bits) = (filled_up(head_dim), usize::from(bits.unwrap_or(8)));
             let scales = (width / GROUP, Dtype::Float16);
@@ -105,29 +108,32 @@ fn layout(shape: &KvShape) -> SmallVec<[(usize, Dtype); 3]> {
 
 impl MlxKv {
     /// An empty cache.
-    pub(super) fn new(shape: KvShape) -> Self {
-        Self { shape, arrays: None, capacity: 0, len: 0 }
+    pub(super) fn new(shape: KvShape, window: Option<usize>) -> Self {
+        Self { shape, window, first: 0, arrays: None, capacity: 0, len: 0 }
     }
 
     /// A cache with what `host` holds.
     pub(super) fn from_host(graph: &Graph, host: &HostKv) -> Result<Self> {
         let shape = *host.shape();
-        let mut kv = Self::new(shape);
+        let mut kv = Self::new(shape, host.window());
         if host.is_empty() {
             return Ok(kv);
         }
         if let Some(rows) = host.read_codes() {
-            let upload = |rows: &CodeRows| kv.upload(graph, rows);
-            let [k, v] = [upload(&rows[0])?, upload(&rows[1])?];
+            let [k, v] = [kv.upload(graph, shape.k_dim, &rows[0])?, kv.upload(graph, shape.v_dim, &rows[1])?];
             kv.put(graph, 0..host.len(), [&k, &v])?;
+            kv.first = host.first();
             return Ok(kv);
         }
         let (k, v) = host.read();
-        let rows = [host.len(), shape.heads * shape.head_dim];
-        let dims = array::dims(&rows)?;
-        let k = MlxTensor::rows(Array::from_slice(&k, &dims), &rows);
-        let v = MlxTensor::rows(Array::from_slice(&v, &dims), &rows);
+        let rows = |values: &[f32], width: usize| -> Result<MlxTensor> {
+            let rows = [host.len(), width];
+            Ok(MlxTensor::rows(Array::from_slice(values, &dims::of(&rows)?), &rows))
+        };
+        let [k_width, v_width] = shape.widths();
+        let (k, v) = (rows(&k, k_width)?, rows(&v, v_width)?);
         kv.write(graph, &k, &v, &Run { sequence: 0, row: 0, len: host.len(), start: 0 })?;
+        kv.first = host.first();
         Ok(kv)
     }
 
@@ -168,7 +174,12 @@ impl MlxKv {
     }
 
     /// A cache of the first `len` tokens of `pages`, at least one, still lazy.
-    pub(super) fn from_pages(graph: &Graph, shape: KvShape, pages: &[&MlxPage], len: usize) -> Result<Self> {
+    pub(super) fn from_pages(
+        graph: &Graph,
+        (shape, window): (KvShape, Option<usize>),
+        pages: &[&MlxPage],
+        len: usize,
+    ) -> Result<Self> {
         let (heads, capacity) = (shape.heads as i32, len.next_multiple_of(MLX_GROWTH));
         let joined = |i: usize, plane: usize| -> Result<Array> {
             let (mut parts, mut held) = (Vec::with_capacity(pages.len() + 1), 0);
@@ -187,15 +198,28 @@ impl MlxKv {
             }
             ops::concatenate(&parts, 2).map_err(|e| failed("kv_from_pages", &e))
         };
-        let planes = |i: usize| (0..layout(&shape).len()).map(|plane| joined(i, plane)).collect();
+        let count = layout(shape.kind, shape.k_dim).len();
+        let planes = |i: usize| (0..count).map(|plane| joined(i, plane)).collect();
         let arrays: [Result<Planes>; 2] = [planes(0), planes(1)];
         let [k, v] = arrays;
-        Ok(Self { shape, arrays: Some([k?, v?]), capacity, len })
+        Ok(Self { arrays: Some([k?, v?]), capacity, len, ..Self::new(shape, window) })
     }
 
-    /// Forgets the tokens from `len` on.
+    /// The first position that is held.
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Forgets the tokens from `len` on; where what the next token would see of those before was given back, all of them.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        if len >= self.len {
+            return;
+        }
+        let seen = (len + 1).saturating_sub(self.window.unwrap_or(usize::MAX));
+        self.len = if seen < self.first { 0 } else { len };
+        if self.len == 0 {
+            self.first = 0;
+        }
     }
 
     /// K and V, for evaluation.
@@ -203,38 +227,38 @@ impl MlxKv {
         self.arrays.iter().flatten().flatten()
     }
 
-    /// Writes the rows of `run`, `[T, heads * head_dim]` of the whole step, at the run's positions; the shapes are those
+    /// Writes the rows of `run`, `[T, heads * k_dim]` and `[T, heads * v_dim]` of the whole step, at the run's positions; the shapes are those
     /// that [`KvRows::check`](crate::backend::ops::KvRows::check) accepts.
     pub(super) fn write(&mut self, graph: &Graph, k: &MlxTensor, v: &MlxTensor, run: &Run) -> Result<()> {
-        let rounded = |from: &MlxTensor| -> Result<Planes> {
-            let rows = from.to_heads(graph, run.rows(), self.shape.head_dim)?; // [1, KH, len, head_dim]
-            self.rounded(graph, rows)
+        let rounded = |from: &MlxTensor, head_dim: usize| -> Result<Planes> {
+            let rows = from.to_heads(graph, run.rows(), head_dim)?; // [1, KH, len, head_dim]
+            self.rounded(graph, rows, head_dim)
         };
-        let (k, v) = (rounded(k)?, rounded(v)?);
+        let (k, v) = (rounded(k, self.shape.k_dim)?, rounded(v, self.shape.v_dim)?);
         self.put(graph, run.start..run.end(), [&k, &v])
     }
 
     /// Rows `[1, heads, n, head_dim]` in the cache's type.
-    fn rounded(&self, graph: &Graph, rows: Array) -> Result<Planes> {
+    fn rounded(&self, graph: &Graph, rows: Array, head_dim: usize) -> Result<Planes> {
         let cast = |array: Array, dtype: Dtype| match array.dtype() == dtype {
             true => Ok(array),
             false => graph.astype(&array, dtype),
         };
         let mut planes = Planes::new();
         let (None, Some(bits)) = (self.shape.kind.float(), self.shape.kind.bits()) else {
-            planes.push(cast(rows, layout(&self.shape)[0].1)?);
+            planes.push(cast(rows, layout(self.shape.kind, head_dim)[0].1)?);
             return Ok(planes);
         };
         if rows.size() == 0 {
-            for (width, dtype) in layout(&self.shape) {
-                planes.push(zeros(&array::dims(&[1, self.shape.heads, 0, width])?, dtype)?);
+            for (width, dtype) in layout(self.shape.kind, head_dim) {
+                planes.push(zeros(&dims::of(&[1, self.shape.heads, 0, width])?, dtype)?);
             }
             return Ok(planes);
         }
         let fail = |e: mlx_rs::error::Exception| failed("kv_write", &e);
         // In `f32`, so that the scales are rounded once, to the type that they are kept in.
         let mut rows = cast(rows, Dtype::Float32)?;
-        let more = filled_up(self.shape.head_dim) - self.shape.head_dim;
+        let more = filled_up(head_dim) - head_dim;
         if more > 0 {
             rows = ops::pad(&rows, &[(0, 0), (0, 0), (0, 0), (0, more as i32)], None, PadMode::Edge)
                 .map_err(fail)?;
@@ -298,22 +322,24 @@ impl MlxKv {
 
     /// What is held, copied to the host.
     pub(super) fn to_host(&self, graph: &Graph) -> Result<HostKv> {
-        let mut host = HostKv::new(self.shape);
+        let mut host = HostKv::new(self.shape).with_window(self.window);
         if self.len == 0 {
             return Ok(host);
         }
         match self.cached(graph, 0..self.len)? {
             Cached::Floats([k, v]) => host.write(0, &to_rows(graph, &k)?, &to_rows(graph, &v)?)?,
             Cached::Codes([k, v]) => {
-                host.set_codes(&[self.download(graph, &k)?, self.download(graph, &v)?])?
+                let k = self.download(graph, self.shape.k_dim, &k)?;
+                host.set_codes(&[k, self.download(graph, self.shape.v_dim, &v)?])?
             }
         }
+        host.forget_before(self.first);
         Ok(host)
     }
 
     /// Rows of the host's in the planes `[1, heads, n, width]`.
-    fn upload(&self, graph: &Graph, rows: &CodeRows) -> Result<Planes> {
-        let KvShape { heads, head_dim, kind } = self.shape;
+    fn upload(&self, graph: &Graph, head_dim: usize, rows: &CodeRows) -> Result<Planes> {
+        let KvShape { heads, kind, .. } = self.shape;
         let width = filled_up(head_dim);
         let mut words = Vec::new();
         let mut codes = vec![0; width];
@@ -325,8 +351,8 @@ impl MlxKv {
             words.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         }
         let n = rows.codes.len() / (heads * head_dim);
-        let dims = |width: usize| array::dims(&[1, n, heads, width]);
-        let widths = layout(&self.shape);
+        let dims = |width: usize| dims::of(&[1, n, heads, width]);
+        let widths = layout(kind, head_dim);
         let arrays = [
             Array::from_slice(&words, &dims(widths[0].0)?),
             Array::from_slice(&rows.scales, &dims(widths[1].0)?),
@@ -336,8 +362,8 @@ impl MlxKv {
     }
 
     /// The inverse of [`Self::upload`].
-    fn download(&self, graph: &Graph, of: &QuantArrays) -> Result<CodeRows> {
-        let KvShape { heads, head_dim, .. } = self.shape;
+    fn download(&self, graph: &Graph, head_dim: usize, of: &QuantArrays) -> Result<CodeRows> {
+        let heads = self.shape.heads;
         let width = filled_up(head_dim);
         let fail = |e: mlx_rs::error::Exception| failed("download", &e);
         let words = graph.transpose(&of.codes, &[0, 2, 1, 3])?.contiguous().map_err(fail)?;
@@ -365,7 +391,7 @@ impl MlxKv {
         let capacity = len.next_multiple_of(MLX_GROWTH);
         let grown = |i: usize| -> Result<Planes> {
             let grow = |(plane, (width, dtype)): (usize, (usize, Dtype))| {
-                let dims = array::dims(&[1, self.shape.heads, capacity, width])?;
+                let dims = dims::of(&[1, self.shape.heads, capacity, width])?;
                 let zeros = zeros(&dims, dtype)?;
                 match &self.arrays {
                     Some(old) if self.len > 0 => {
@@ -376,7 +402,7 @@ impl MlxKv {
                     _ => Ok(zeros),
                 }
             };
-            layout(&self.shape).into_iter().enumerate().map(grow).collect()
+            layout(self.shape.kind, self.shape.dims()[i]).into_iter().enumerate().map(grow).collect()
         };
         let arrays = [grown(0)?, grown(1)?];
         self.arrays = Some(arrays);

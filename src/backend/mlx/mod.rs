@@ -7,6 +7,7 @@ mod array;
 mod attention;
 mod cache;
 mod device;
+mod dims;
 mod graph;
 mod kv;
 mod operands;
@@ -65,7 +66,7 @@ impl MlxBackend {
         let device = DeviceInfo::query()?;
         Ok(Self {
             device,
-            dtype: array::dtype(dtype),
+            dtype: dims::dtype(dtype),
             graph: Graph::new(),
             weights: WeightCache::default(),
             step: RefCell::default(),
@@ -114,9 +115,14 @@ impl MlxBackend {
         Ok(pages)
     }
 
-    /// A layer's cache of the first `len` tokens of `pages`, still lazy.
-    pub(super) fn kv_from_pages(&self, shape: KvShape, pages: &[&MlxPage], len: usize) -> Result<MlxKv> {
-        MlxKv::from_pages(&self.graph, shape, pages, len)
+    /// A layer's cache of this shape and window, of the first `len` tokens of `pages`, still lazy.
+    pub(super) fn kv_from_pages(
+        &self,
+        of: (KvShape, Option<usize>),
+        pages: &[&MlxPage],
+        len: usize,
+    ) -> Result<MlxKv> {
+        MlxKv::from_pages(&self.graph, of, pages, len)
     }
 
     /// The first index of each row's largest element, `[S]` of `u32`, lazy.
@@ -183,8 +189,8 @@ impl Backend for MlxBackend {
         *self.step.borrow_mut() = StepCache::default();
     }
 
-    fn state(&self, shape: &KvShape) -> MlxKv {
-        MlxKv::new(*shape)
+    fn state(&self, shape: &KvShape, window: Option<usize>) -> MlxKv {
+        MlxKv::new(*shape, window)
     }
 
     fn write(&self, state: &mut MlxKv, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
@@ -200,7 +206,7 @@ impl Backend for MlxBackend {
     }
 
     fn from_host(&self, tensor: HostTensor) -> Result<MlxTensor> {
-        let dims = array::dims(tensor.shape())?;
+        let dims = dims::of(tensor.shape())?;
         let array = match tensor.element() {
             ElementType::F32 => graph::from_f32(tensor.data(), &dims, self.dtype),
             ElementType::I32 => Array::from_slice(tensor.as_i32().unwrap_or_default(), &dims),

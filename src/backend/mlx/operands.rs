@@ -39,6 +39,13 @@ impl State for MlxKv {
         self.bytes()
     }
 
+    fn first(&self) -> usize {
+        self.first()
+    }
+
+    /// The arrays are contiguous and grow in steps: all of it stays.
+    fn give_back(&mut self) {}
+
     fn truncate(&mut self, len: usize) {
         self.truncate(len);
     }

@@ -7,7 +7,8 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, fast, ops};
 use smallvec::smallvec;
 
-use super::array::{self, MlxTensor};
+use super::array::MlxTensor;
+use super::dims;
 use super::operands::MlxVector;
 use super::{MlxBackend, failed};
 use crate::backend::ops::{Ids, MatrixOperand, Op, Outputs, Projection, RopeStep};
@@ -32,7 +33,7 @@ impl MlxBackend {
         let output = match *op {
             Op::Embedding { table, tokens, scale } => {
                 let ids = match tokens {
-                    Ids::Known(ids) => Array::from_slice(ids, &array::dims(&[ids.len()])?),
+                    Ids::Known(ids) => Array::from_slice(ids, &dims::of(&[ids.len()])?),
                     Ids::Pending(ids) => ids.array().clone(),
                 };
                 let mut rows = match table.source() {
@@ -79,7 +80,7 @@ impl MlxBackend {
             Op::Attention { q, kv, mask, scale, soft_cap } => self.attention(q, kv, mask, scale, soft_cap)?,
             Op::TakeRows { x, rows } => {
                 let indices: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-                let indices = Array::from_slice(&indices, &array::dims(&[rows.len()])?);
+                let indices = Array::from_slice(&indices, &dims::of(&[rows.len()])?);
                 let taken = self.graph.take(&*self.matrix(x)?, &indices)?;
                 self.rows(taken, &[rows.len(), x.shape()[1]])
             }
@@ -109,7 +110,7 @@ impl MlxBackend {
         if len == width {
             return self.matrix(x);
         }
-        let dims = array::dims(&[height, width / len, len])?;
+        let dims = dims::of(&[height, width / len, len])?;
         self.graph.reshape(&*self.matrix(x)?, &dims).map(Cow::Owned)
     }
 
@@ -154,7 +155,7 @@ impl MlxBackend {
         } else {
             let weight = match offset {
                 0.0 => weight.array()?,
-                _ => weight.shifted(offset, &array::dims(&[len])?)?,
+                _ => weight.shifted(offset, &dims::of(&[len])?)?,
             };
             self.graph.rms_norm(&*self.stretches(x, len)?, &weight, eps)?
         };
@@ -164,7 +165,7 @@ impl MlxBackend {
     /// The RMS norm of one row in 6 nodes, in `f32`: MLX's CPU device has no kernel and composes it of 13.
     fn norm_of_row(&self, row: &Array, weight: &MlxVector, eps: f32, offset: f32) -> Result<Array> {
         let graph = &self.graph;
-        let len = array::dims(&[weight.len()])?[0];
+        let len = dims::of(&[weight.len()])?[0];
         let row = graph.astype(row, Dtype::Float32)?; // [1, N]
         let column = graph.reshape(&row, &[len, 1])?;
         let eps = graph.constant(eps, Dtype::Float32, &[1, 1]);
@@ -203,7 +204,7 @@ impl MlxBackend {
         let arrays = self.rope_arrays(rope, head_dim)?;
         let rotated = match &*arrays {
             RopeArrays::Rotation(matrix) => {
-                let heads = x.row(graph, 0, &array::dims(&[width / head_dim, head_dim])?)?;
+                let heads = x.row(graph, 0, &dims::of(&[width / head_dim, head_dim])?)?;
                 let rotated = graph.matmul(&heads, matrix)?; // [H, D]
                 return Ok(self.rows(rotated, &[1, width]));
             }
@@ -246,7 +247,7 @@ impl MlxBackend {
         let half = rope.dims / 2;
         let arrays = match rope.runs.as_slice() {
             [(run, _)] if run.len == 1 && !self.device.gpu => {
-                let dims = array::dims(&[head_dim, head_dim])?;
+                let dims = dims::of(&[head_dim, head_dim])?;
                 RopeArrays::Rotation(match self.dtype {
                     Dtype::Float16 => Array::from_slice(&rotation(rope, head_dim, f16::from_f32), &dims),
                     Dtype::Bfloat16 => Array::from_slice(&rotation(rope, head_dim, bf16::from_f32), &dims),
@@ -255,12 +256,12 @@ impl MlxBackend {
             }
             [(run, frequencies)] if frequencies.attention_factor == 1.0 && !rope.scaled => {
                 let periods: Vec<f32> = frequencies.inv_freq.iter().map(|f| f.recip()).collect();
-                let periods = Array::from_slice(&periods, &array::dims(&[half])?);
+                let periods = Array::from_slice(&periods, &dims::of(&[half])?);
                 RopeArrays::Kernel { offset: run.start as i32, periods }
             }
             _ => {
                 let rows = rope.cos.len() / half.max(1);
-                let dims = array::dims(&[1, 1, rows, half])?;
+                let dims = dims::of(&[1, 1, rows, half])?;
                 RopeArrays::Tables {
                     cos: Array::from_slice(&rope.cos, &dims),
                     sin: Array::from_slice(&rope.sin, &dims),

@@ -7,20 +7,12 @@ use mlx_rs::{Array, Dtype};
 use smallvec::SmallVec;
 
 use super::cache::Slot;
-use super::{MlxBackend, array, cache};
+use super::dims;
+use super::graph::QuantArrays;
+use super::{MlxBackend, cache};
 use crate::error::{Error, Result};
 use crate::quant::repack::{MlxForm, repack};
 use crate::quant::{Format, QuantWeight};
-
-/// A matrix as MLX's quantized ops take it.
-pub(super) struct QuantArrays {
-    pub codes: Rc<Array>,          // [N, K · bits / 32], 32-bit words
-    pub scales: Rc<Array>,         // [N, K / group]
-    pub biases: Option<Rc<Array>>, // as the scales; affine alone
-    pub bits: i32,
-    pub group: i32,
-    pub mode: &'static CStr,
-}
 
 /// A matrix that MLX has no form for.
 pub(super) fn unsupported(weight: &QuantWeight) -> Option<String> {
@@ -124,7 +116,7 @@ fn planes(weight: &QuantWeight) -> impl Iterator<Item = Layout> {
     let (bits, ..) = parameters(format);
     let groups = [rows, columns / format.group()];
     let (scales, count) = match format {
-        Format::Affine { scales, .. } => (array::dtype(scales), 2),
+        Format::Affine { scales, .. } => (dims::dtype(scales), 2),
         _ => (Dtype::Uint8, 1),
     };
     let codes = ([rows, columns * bits as usize / 32], Dtype::Uint32);
@@ -137,7 +129,7 @@ fn upload_planes(weight: &QuantWeight) -> Result<Vec<Array>> {
 }
 
 fn upload_order(order: &[u32]) -> Result<Array> {
-    Ok(Array::from_slice(order, &array::dims(&[order.len()])?))
+    Ok(Array::from_slice(order, &dims::of(&[order.len()])?))
 }
 
 /// Bits, group and mode as MLX's ops take them.

@@ -72,8 +72,8 @@ pub trait Backend: Sized {
     /// Starts a step: what was derived from the last step's masks and tables is dropped.
     fn begin_step(&self) {}
 
-    /// A state that has seen nothing.
-    fn state(&self, shape: &KvShape) -> Self::State;
+    /// A state of `shape` that has seen nothing, and of which tokens see the last `window`.
+    fn state(&self, shape: &KvShape, window: Option<usize>) -> Self::State;
 
     /// Writes a run's keys and values, of shapes that [`KvRows::check`] accepts, into a layer's state.
     ///

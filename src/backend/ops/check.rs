@@ -129,13 +129,13 @@ impl<B: Backend> Op<'_, B> {
                             kv[0].shape()
                         ));
                     }
-                    let group = shape.heads * shape.head_dim;
-                    if group == 0 || width % group != 0 {
+                    let [group, v_width] = shape.widths();
+                    if group == 0 || v_width == 0 || width % group != 0 {
                         return refuse(format!(
                             "q is {:?}, expected a multiple of {} key/value heads of {}",
                             q.shape(),
                             shape.heads,
-                            shape.head_dim
+                            shape.k_dim
                         ));
                     }
                     if layer.len() != run.end() {
@@ -149,6 +149,12 @@ impl<B: Backend> Op<'_, B> {
                     let unfit = |keys: &&Range<usize>| keys.is_empty() || keys.end > run.end();
                     if let Some(keys) = mask.visible[run.rows()].iter().find(unfit) {
                         return refuse(format!("a row sees keys {keys:?}, expected some of {}", run.end()));
+                    }
+                    let first = layer.first();
+                    if let Some(keys) = mask.visible[run.rows()].iter().find(|keys| keys.start < first) {
+                        return refuse(format!(
+                            "a row sees keys {keys:?}, those before {first} were given back"
+                        ));
                     }
                 }
                 Ok(())

@@ -10,6 +10,7 @@ mod compose;
 mod kind;
 mod op;
 mod operand;
+mod state;
 mod step;
 mod write;
 
@@ -18,5 +19,6 @@ pub use compose::compose;
 pub use kind::OpKind;
 pub use op::{Ids, Op, Projection};
 pub use operand::{MatrixOperand, State, TensorOperand, VectorOperand};
+pub use state::{Mark, StateLayout, StateSpec};
 pub use step::{Mask, RopeStep, Run};
 pub use write::KvRows;

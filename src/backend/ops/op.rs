@@ -4,7 +4,7 @@ use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Backend, Mask, MatrixOperand, OpKind, RopeStep, TensorOperand};
+use super::{Backend, Mask, MatrixOperand, OpKind, RopeStep, State, TensorOperand};
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
@@ -140,10 +140,10 @@ pub enum Op<'a, B: Backend> {
         /// The step's tables.
         rope: &'a RopeStep,
     },
-    /// Softmax(scale · q kᵀ, soft-capped, masked) · v over the cache, query head `h` reading key/value head
+    /// Softmax(scale · q kᵀ, soft-capped, masked) · v → `[T, H * v_dim]` over the cache, query head `h` reading key/value head
     /// `h / (H / KH)`.
     Attention {
-        /// `[T, H * head_dim]`.
+        /// `[T, H * k_dim]`.
         q: &'a B::Tensor,
         /// The layer's cache of each run's sequence, in the order of the mask's runs, this step's keys included.
         kv: &'a [&'a B::State],
@@ -342,7 +342,13 @@ impl<'a, B: Backend> Op<'a, B> {
             Self::TakeRows { x, rows } => smallvec![smallvec![rows.len(), x.shape()[1]]],
             Self::AddRmsNorm { a, .. } => smallvec![a.shape().into(), a.shape().into()],
             Self::Add { a, .. } | Self::Mul { a, .. } => smallvec![a.shape().into()],
-            Self::Attention { q, .. } => smallvec![q.shape().into()],
+            Self::Attention { q, kv, .. } => {
+                let mut shape = Shape::from_slice(q.shape());
+                if let Some(of) = kv.first().map(|state| state.shape()) {
+                    shape[1] = shape[1] / of.k_dim * of.v_dim;
+                }
+                smallvec![shape]
+            }
             Self::RmsNorm { x, .. }
             | Self::LayerNorm { x, .. }
             | Self::Activate { x, .. }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::state::Mark;
 use crate::backend::kv::KvShape;
 use crate::quant::Matrix;
 use crate::tensor::{ElementType, Weight};
@@ -58,6 +59,24 @@ pub trait State: fmt::Debug {
     /// Bytes held.
     fn bytes(&self) -> usize;
 
-    /// Forgets the tokens from `len` on.
+    /// The first position of which it still has everything: what lies before was given back, behind a window.
+    fn first(&self) -> usize;
+
+    /// Gives back the memory of what lies behind the window of the next token, but for a page, so that a step can be taken back.
+    /// Positions stay what they are. A backend may keep it all.
+    fn give_back(&mut self);
+
+    /// The place that it is at, to which it can go back.
+    fn mark(&self) -> Mark {
+        Mark { len: self.len() }
+    }
+
+    /// Goes back to a place that it was at: the tokens since are forgotten. Where what the next token would see of the tokens
+    /// before was given back, everything is forgotten.
+    fn rollback(&mut self, to: Mark) {
+        self.truncate(to.len);
+    }
+
+    /// Forgets the tokens from `len` on; where what the next token would see of those before was given back, all of them.
     fn truncate(&mut self, len: usize);
 }

@@ -6,7 +6,7 @@ use super::{Backend, Run, State, TensorOperand};
 use crate::backend::kv::KvShape;
 use crate::error::{Error, Result};
 
-/// The step's activations that a layer caches: K and V, `[T, heads * head_dim]`.
+/// The step's activations that a layer caches: K `[T, heads * k_dim]` and V `[T, heads * v_dim]`.
 pub struct KvRows<'a, B: Backend> {
     /// Keys, after the rotary embedding.
     pub k: &'a B::Tensor,
@@ -34,16 +34,19 @@ impl<B: Backend> KvRows<'_, B> {
     /// # Errors
     /// [`Error::Shape`] where `run` leaves a gap after what `state` holds, or its rows are not those of `state`'s heads.
     pub fn check(&self, state: &B::State, run: &Run) -> Result<()> {
-        let KvShape { heads, head_dim, .. } = *state.shape();
-        let width = heads * head_dim;
+        let shape = state.shape();
+        let KvShape { heads, k_dim, v_dim, .. } = *shape;
+        let [k_width, v_width] = shape.widths();
         let (k, v) = (self.k.shape(), self.v.shape());
-        let fits =
-            |shape: &[usize]| matches!(*shape, [rows, columns] if rows >= run.rows().end && columns == width);
-        if width == 0 || k != v || !fits(k) {
+        let fits = |shape: &[usize], width: usize| {
+            width > 0 && matches!(*shape, [rows, columns] if rows >= run.rows().end && columns == width)
+        };
+        if k.first() != v.first() || !fits(k, k_width) || !fits(v, v_width) {
             let rows = run.rows();
+            let dims = if k_dim == v_dim { k_dim.to_string() } else { format!("{k_dim} and {v_dim}") };
             return Err(Error::shape(
                 "kv_write",
-                format!("k is {k:?} and v {v:?}, expected rows {rows:?} of {heads} heads of {head_dim}"),
+                format!("k is {k:?} and v {v:?}, expected rows {rows:?} of {heads} heads of {dims}"),
             ));
         }
         super::check::floats::<B>("kv_write", self.k)?;

@@ -11,7 +11,9 @@ use super::rig::{Element, Rig, rigs, round};
 struct Case {
     heads: usize,
     kv_heads: usize,
+    /// Elements of a head of Q and K, and of V.
     dim: usize,
+    v_dim: usize,
     kv_type: KvType,
     /// `(tokens before, tokens of the step)` of each sequence.
     runs: Vec<(usize, usize)>,
@@ -19,7 +21,7 @@ struct Case {
     soft_cap: Option<f32>,
 }
 
-/// Keys and values of a sequence, `[tokens, KH * D]`.
+/// Keys and values of a sequence, `[tokens, KH * dim]` and `[tokens, KH * v_dim]`.
 struct Sequence {
     k: Vec<f32>,
     v: Vec<f32>,
@@ -39,8 +41,9 @@ fn terms(rows: &CodeRows, dim: usize) -> Vec<f32> {
 
 /// Softmax(scale · q kᵀ, capped) v of one row over `keys`, with magnitudes.
 fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Range<usize>) -> Vec<Element> {
-    let Case { dim, kv_heads, .. } = *case;
-    let at = |key: usize| (key * kv_heads + head / (case.heads / kv_heads)) * dim;
+    let Case { dim, v_dim, kv_heads, .. } = *case;
+    let kv_head = |key: usize| key * kv_heads + head / (case.heads / kv_heads);
+    let at = |key: usize| kv_head(key) * dim;
     let scale = f64::from(scale(dim));
     let scores: Vec<f64> = keys
         .clone()
@@ -60,15 +63,16 @@ fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Ra
     let largest = scores.iter().map(|score| score.abs()).fold(0.0, f64::max);
     let summed = keys.clone().filter_map(size).fold(largest, f64::max);
     let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-    let mut out = vec![(0.0, 0.0, 0.0); dim];
+    let mut out = vec![(0.0, 0.0, 0.0); v_dim];
     for (key, score) in keys.zip(scores) {
         let share = (score - max).exp() / total;
         let terms = of.terms.as_ref().map_or(&of.v, |[_, v]| v);
         for (d, out) in out.iter_mut().enumerate() {
-            let v = f64::from(of.v[at(key) + d]);
+            let at = kv_head(key) * v_dim + d;
+            let v = f64::from(of.v[at]);
             out.0 += share * v;
             out.1 += share * v.abs();
-            out.2 += share * f64::from(terms[at(key) + d]).abs();
+            out.2 += share * f64::from(terms[at]).abs();
         }
     }
     // An error of a score, relative to it, is one of its share, relative to that; the maximum is subtracted exactly.
@@ -86,19 +90,19 @@ fn scale(dim: usize) -> f32 {
 }
 
 fn check(rig: &Rig, case: &Case) {
-    let Case { heads, kv_heads, dim, kv_type, .. } = *case;
+    let Case { heads, kv_heads, dim, v_dim, kv_type, .. } = *case;
     let rows = case.runs.iter().map(|run| run.1).sum::<usize>();
     let q = rig.values(1, rows * heads * dim, 1.4);
     let mut expected = Vec::with_capacity(q.len());
     let (mut caches, mut runs, mut row) = (Vec::new(), Vec::new(), 0);
     for (i, &(before, len)) in case.runs.iter().enumerate() {
-        let width = kv_heads * dim;
-        let values = |seed| rig.values(seed + 2 * i as u64, (before + len) * width, 1.0);
-        let (k, v) = (values(2), values(3));
+        let shape = KvShape { heads: kv_heads, k_dim: dim, v_dim, kind: kv_type };
+        let [k_width, v_width] = shape.widths();
+        let values = |seed, width: usize| rig.values(seed + 2 * i as u64, (before + len) * width, 1.0);
+        let (k, v) = (values(2, k_width), values(3, v_width));
         // The tokens before were cached in a step of their own, as they are in use.
-        let shape = KvShape { heads: kv_heads, head_dim: dim, kind: kv_type };
-        let mut cache = rig.cache(shape, &k[..before * width], &v[..before * width]);
-        rig.append(&mut cache, &k[before * width..], &v[before * width..]);
+        let mut cache = rig.cache(shape, &k[..before * k_width], &v[..before * v_width]);
+        rig.append(&mut cache, &k[before * k_width..], &v[before * v_width..]);
         caches.push(cache);
         // Kept in the cache's type, and read in that of activations.
         let sequence = match kv_type.float() {
@@ -110,7 +114,7 @@ fn check(rig: &Rig, case: &Case) {
             None => {
                 let mut kv = HostKv::new(shape);
                 kv.write(0, &k, &v).unwrap();
-                let terms = kv.read_codes().map(|rows| rows.each_ref().map(|rows| terms(rows, dim)));
+                let terms = kv.read_codes().map(|[k, v]| [terms(&k, dim), terms(&v, v_dim)]);
                 let (k, v) = kv.read();
                 Sequence { k, v, terms }
             }
@@ -133,7 +137,8 @@ fn check(rig: &Rig, case: &Case) {
 }
 
 fn plain(kv_type: KvType, before: usize, len: usize) -> Case {
-    Case { heads: 4, kv_heads: 2, dim: 16, kv_type, runs: vec![(before, len)], window: None, soft_cap: None }
+    let runs = vec![(before, len)];
+    Case { heads: 4, kv_heads: 2, dim: 16, v_dim: 16, kv_type, runs, window: None, soft_cap: None }
 }
 
 const BEFORE: [usize; 6] = [0, 1, 63, 64, 65, 300];
@@ -166,7 +171,25 @@ fn heads_of_every_size_and_ratio_agree_with_the_reference() {
                 for (before, len) in [(0, 7), (65, 1), (65, 3)] {
                     for window in [None, Some(5)] {
                         let case = plain(KvType::ALL[(i + len) % 5], before, len);
-                        check(&rig, &Case { heads, kv_heads, dim, window, ..case });
+                        check(&rig, &Case { heads, kv_heads, dim, v_dim: dim, window, ..case });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Keys wider than values, and the other way round, in every type of cache.
+#[test]
+fn keys_and_values_of_different_widths_agree_with_the_reference() {
+    for rig in rigs() {
+        for kv_type in KvType::ALL {
+            for (dim, v_dim) in [(24, 16), (16, 40), (192, 128)] {
+                for (before, len) in [(0, 7), (65, 1), (65, 3)] {
+                    for soft_cap in [None, Some(5.0)] {
+                        let case = plain(kv_type, before, len);
+                        check(&rig, &Case { dim, v_dim, soft_cap, ..case.clone() });
+                        check(&rig, &Case { dim, v_dim, runs: vec![(before, len), (3, 2)], ..case });
                     }
                 }
             }
@@ -210,7 +233,8 @@ fn soft_capped_scores_agree_with_the_reference() {
         }
         for dim in [8, 10, 64, 80, 128, 256] {
             for (heads, kv_heads) in [(2, 2), (8, 2), (8, 1)] {
-                let case = Case { heads, kv_heads, dim, soft_cap: Some(2.0), ..plain(KvType::BF16, 65, 3) };
+                let plain = plain(KvType::BF16, 65, 3);
+                let case = Case { heads, kv_heads, dim, v_dim: dim, soft_cap: Some(2.0), ..plain };
                 check(&rig, &case);
             }
         }

@@ -116,7 +116,7 @@ fn attention_has_the_same_bits_in_chunks_alone_and_among_others() {
     let q = values(1, total * 64, 1.4); // [T, 4 * 16]
     for kind in KvType::ALL {
         let filled = |seed, tokens: usize| {
-            let mut kv = HostKv::new(KvShape { heads: 2, head_dim: 16, kind });
+            let mut kv = HostKv::new(KvShape::new(2, 16, kind));
             kv.write(0, &values(seed, tokens * 32, 1.0), &values(seed + 1, tokens * 32, 1.0)).unwrap();
             kv
         };
@@ -148,7 +148,7 @@ fn the_type_of_a_cache_shows_in_the_bits() {
     let on = cpu(1);
     let q = values(1, 64, 1.4);
     let of = |kind| {
-        let mut kv = HostKv::new(KvShape { heads: 2, head_dim: 16, kind });
+        let mut kv = HostKv::new(KvShape::new(2, 16, kind));
         kv.write(0, &values(2, 32, 1.0), &values(3, 32, 1.0)).unwrap();
         attended(&on, &q, &[(&kv, 0, 1)], None)
     };

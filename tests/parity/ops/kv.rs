@@ -12,7 +12,7 @@ const DIM: usize = 10;
 const WIDTH: usize = HEADS * DIM;
 
 fn shape(kind: impl Into<KvType>) -> KvShape {
-    KvShape { heads: HEADS, head_dim: DIM, kind: kind.into() }
+    KvShape::new(HEADS, DIM, kind.into())
 }
 
 /// What a cache must hold of `x`: rounded to the backend's type of activations, then to the cache's.
@@ -176,7 +176,7 @@ fn a_quantized_cache_has_the_same_codes_everywhere() {
     for rig in rigs() {
         for kind in [KvType::Q8, KvType::Q4] {
             for head_dim in [1, 10, 32, 40, 64, 80, 128] {
-                let shape = KvShape { heads: HEADS, head_dim, kind };
+                let shape = KvShape::new(HEADS, head_dim, kind);
                 let width = HEADS * head_dim;
                 let mut k = rig.values(14, 70 * width, 1.0);
                 // A group of equal values, one of zeros, and one far from zero.

@@ -231,10 +231,10 @@ impl Rig {
             + tolerance::smallest(self.dtype)
     }
 
-    /// A cache that holds `k` and `v`, `[tokens, heads * head_dim]`, written in one run.
+    /// A cache that holds `k` `[tokens, heads * k_dim]` and `v` `[tokens, heads * v_dim]`, written in one run.
     #[track_caller]
     pub fn cache(&self, shape: KvShape, k: &[f32], v: &[f32]) -> LayerState {
-        let mut layer = self.dispatch.state(&shape);
+        let mut layer = self.dispatch.state(&shape, None);
         self.append(&mut layer, k, v);
         layer
     }
@@ -242,9 +242,9 @@ impl Rig {
     /// Writes `k` and `v` behind what `layer` holds.
     #[track_caller]
     pub fn append(&self, layer: &mut LayerState, k: &[f32], v: &[f32]) {
-        let width = layer.shape().heads * layer.shape().head_dim;
-        let (len, start) = (k.len() / width, layer.len());
-        let (k, v) = (self.tensor(&[len, width], k), self.tensor(&[len, width], v));
+        let [k_width, v_width] = layer.shape().widths();
+        let (len, start) = (k.len() / k_width, layer.len());
+        let (k, v) = (self.tensor(&[len, k_width], k), self.tensor(&[len, v_width], v));
         let run = Run { sequence: 0, row: 0, len, start };
         self.dispatch.write(layer, KvRows { k: &k, v: &v }, &run).unwrap();
     }

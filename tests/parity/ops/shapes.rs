@@ -157,13 +157,13 @@ fn rope_refuses_shapes_that_do_not_fit() {
 #[test]
 fn attention_refuses_what_does_not_fit() {
     for rig in rigs() {
-        let shape = KvShape { heads: 2, head_dim: 8, kind: KvType::F32 };
+        let shape = KvShape::new(2, 8, KvType::F32);
         let cache = |shape: KvShape, tokens: usize| {
-            let rows = vec![0.5; tokens * shape.heads * shape.head_dim];
+            let rows = vec![0.5; tokens * shape.widths()[0]];
             rig.cache(shape, &rows, &rows)
         };
         let (three, five) = (cache(shape, 3), cache(shape, 5));
-        let other = cache(KvShape { heads: 1, head_dim: 8, kind: KvType::F32 }, 5);
+        let other = cache(KvShape::new(1, 8, KvType::F32), 5);
         let q = rig.tensor(&[3, 32], &[1.0; 96]);
         let odd = rig.tensor(&[3, 24], &[1.0; 72]);
         let one = Mask::causal(&[run(0, 3, 0)], None);
@@ -205,7 +205,7 @@ fn no_rows_are_a_result_of_no_rows() {
         let none = Ids::Known(&[]);
         let step = rope(16, &[run(0, 0, 5)]);
         let (no_mask, empty_run) = (Mask::causal(&[], None), Mask::causal(&[run(0, 0, 3)], None));
-        let shape = KvShape { heads: 2, head_dim: 16, kind: KvType::F32 };
+        let shape = KvShape::new(2, 16, KvType::F32);
         let cache = rig.cache(shape, &[0.5; 96], &[0.5; 96]);
         let kv = [&cache];
         let attention = |kv, mask, soft_cap| Op::Attention { q: &x, kv, mask, scale: 1.0, soft_cap };

@@ -59,7 +59,7 @@ pub struct AttentionRun<'a> {
 /// What attention computes.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
-    /// Queries, `[T, H * head_dim]`; head `h` reads key/value head `h / (H / KH)`.
+    /// Queries, `[T, H * k_dim]`; head `h` reads key/value head `h / (H / KH)`.
     pub q: &'a [f32],
     /// The runs of the step, all with caches of one shape.
     pub runs: &'a [AttentionRun<'a>],
@@ -88,9 +88,8 @@ const fn padded(head_dim: usize) -> usize {
 struct Call<'a> {
     args: Attention<'a>,
     out: Parts<'a, f32>,
-    /// Elements of a row of `q` and `out`.
-    width: usize,
-    head_dim: usize,
+    k_dim: usize,
+    v_dim: usize,
     kv_heads: usize,
     /// Whether the caches hold codes.
     quantized: bool,
@@ -109,10 +108,10 @@ struct Place<'a> {
     count: usize,
 }
 
-/// Computes attention for all runs of a step, `out` being `[T, H * head_dim]`. Rows of no run are left as they are.
+/// Computes attention for all runs of a step, `out` being `[T, H * v_dim]`. Rows of no run are left as they are.
 ///
 /// Scores and outputs are `f32`; the error against exact arithmetic on the cache's rounded values is that of `f32`
-/// chains of `head_dim` and of the number of keys. An infinite score of a visible key makes its row NaN.
+/// chains of `k_dim` and of the number of keys. An infinite score of a visible key makes its row NaN.
 ///
 /// # Panics
 /// Where lengths do not fit each other, or a row is to see keys that its cache does not hold.
@@ -126,12 +125,11 @@ pub fn attention(
     let rows = args.visible.len();
     let Some(first) = args.runs.iter().find(|run| run.len > 0) else { return };
     let shape = *first.kv.shape();
-    assert!(shape.heads > 0 && shape.head_dim > 0, "attention: a cache of shape {shape:?}");
-    assert_eq!(args.q.len(), out.len(), "attention: q and out");
-    assert!(
-        rows > 0 && args.q.len().is_multiple_of(rows * shape.heads * shape.head_dim),
-        "attention: rows of q"
-    );
+    let [k_width, v_width] = shape.widths();
+    assert!(k_width > 0 && v_width > 0, "attention: a cache of shape {shape:?}");
+    assert!(rows > 0 && args.q.len().is_multiple_of(rows * k_width), "attention: rows of q");
+    let group = args.q.len() / rows / k_width;
+    assert_eq!(rows * group * v_width, out.len(), "attention: q and out");
     let mut next = 0;
     for run in args.runs.iter().filter(|run| run.len > 0) {
         assert_eq!(*run.kv.shape(), shape, "attention: caches of one layer");
@@ -144,14 +142,12 @@ pub fn attention(
             );
         }
     }
-    let width = args.q.len() / rows;
-    let group = width / (shape.heads * shape.head_dim);
     let positions = (BLOCK_ROWS / group.max(1)).max(1);
     let call = Call {
         args,
         out: Parts::new(out),
-        width,
-        head_dim: shape.head_dim,
+        k_dim: shape.k_dim,
+        v_dim: shape.v_dim,
         kv_heads: shape.heads,
         quantized: shape.kind.bits().is_some(),
         group,
@@ -198,7 +194,7 @@ impl<'a> Call<'a> {
 
     /// Elements of a partial result: the largest score, the sum, and the head.
     fn partial(&self) -> usize {
-        2 + padded(self.head_dim)
+        2 + padded(self.v_dim)
     }
 
     /// One task for each block and segment, and then one for each block that merges its segments.
@@ -266,18 +262,18 @@ impl Place<'_> {
         Some([first * call.group, (last + 1 - first) * call.group])
     }
 
-    /// Where the query heads of row `position` of the block begin in `q` and `out`.
+    /// Heads of `q`, and of `out`, before those of row `position` of the block.
     #[inline(always)]
-    fn offset(&self, call: &Call<'_>, position: usize) -> usize {
-        (self.run.row + self.first + position) * call.width + self.head * call.group * call.head_dim
+    fn heads_before(&self, call: &Call<'_>, position: usize) -> usize {
+        ((self.run.row + self.first + position) * call.kv_heads + self.head) * call.group
     }
 
     /// Writes query head `g` of row `position`: `acc / sum`, or zeros where the row saw nothing.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, call: &Call<'_>, position: usize, g: usize, sum: f32, acc: &[f32]) {
-        let at = self.offset(call, position) + g * call.head_dim;
+        let at = (self.heads_before(call, position) + g) * call.v_dim;
         // SAFETY: this head of this row belongs to this block alone, and a block is one task.
-        let out = unsafe { call.out.slice(at, call.head_dim) };
+        let out = unsafe { call.out.slice(at, call.v_dim) };
         if self.visible(call, position).is_empty() {
             out.fill(0.0);
             return;
@@ -302,7 +298,7 @@ impl Kernel for Whole<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { call, place, scratch } = self;
-        let (rows, ld) = (place.count * call.group, padded(call.head_dim));
+        let (rows, ld) = (place.count * call.group, padded(call.v_dim));
         let mut work = Work::new(scratch, rows, place.run.kv.shape());
         work.load_queries(s, call, &place);
         let seen = place.union(call, &(0..place.run.kv.len()));
@@ -334,7 +330,7 @@ impl Kernel for Part<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { call, place, segment, scratch, to } = self;
-        let (rows, ld) = (place.count * call.group, padded(call.head_dim));
+        let (rows, ld) = (place.count * call.group, padded(call.v_dim));
         if place.union(call, &(segment * SEGMENT..(segment + 1) * SEGMENT)).is_empty() {
             return;
         }

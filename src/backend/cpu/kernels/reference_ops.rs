@@ -4,20 +4,23 @@ use super::attention::Attention;
 
 /// softmax(scale · q kᵀ, soft-capped, masked) · v, over caches read back as rows.
 pub fn attention(args: &Attention<'_>) -> Vec<f64> {
-    let mut out = vec![0.0; args.q.len()];
     let width = args.q.len() / args.visible.len().max(1);
+    let Some(shape) = args.runs.first().map(|run| *run.kv.shape()) else { return Vec::new() };
+    let heads = width / shape.k_dim;
+    let mut out = vec![0.0; args.visible.len() * heads * shape.v_dim];
     for run in args.runs {
-        let shape = *run.kv.shape();
         let (k, v) = run.kv.read();
-        let (kv_width, dim) = (shape.heads * shape.head_dim, shape.head_dim);
         for row in run.row..run.row + run.len {
-            for head in 0..width / dim {
-                let at = row * width + head * dim;
-                let kv_head = head / (width / kv_width);
-                let of =
-                    |rows: &[f32], key: usize, d: usize| f64::from(rows[key * kv_width + kv_head * dim + d]);
+            for head in 0..heads {
+                let at = (row * heads + head) * shape.k_dim;
+                let kv_head = head / (heads / shape.heads);
+                let of = |rows: &[f32], dim: usize, key: usize, d: usize| {
+                    f64::from(rows[(key * shape.heads + kv_head) * dim + d])
+                };
                 let score = |key: usize| {
-                    let dot = (0..dim).map(|d| f64::from(args.q[at + d]) * of(&k, key, d)).sum::<f64>();
+                    let terms =
+                        (0..shape.k_dim).map(|d| f64::from(args.q[at + d]) * of(&k, shape.k_dim, key, d));
+                    let dot = terms.sum::<f64>();
                     let score = dot * f64::from(args.scale);
                     args.soft_cap.map_or(score, |cap| soft_cap(score, f64::from(cap)))
                 };
@@ -25,8 +28,9 @@ pub fn attention(args: &Attention<'_>) -> Vec<f64> {
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
                 for (key, score) in args.visible[row].clone().zip(&scores) {
-                    for d in 0..dim {
-                        out[at + d] += (score - max).exp() / sum * of(&v, key, d);
+                    for d in 0..shape.v_dim {
+                        let at = (row * heads + head) * shape.v_dim + d;
+                        out[at] += (score - max).exp() / sum * of(&v, shape.v_dim, key, d);
                     }
                 }
             }

@@ -27,11 +27,11 @@ pub(super) const BIASES: usize = 16;
 /// The parts of a worker's scratch, for a block of `rows` query rows: a row is a query head of a position, heads of a
 /// position side by side.
 pub(super) struct Work<'a> {
-    /// `[rows, padded]`, zeros behind a head.
+    /// `[rows, padded k_dim]`, zeros behind a head.
     pub(super) q: &'a mut [f32],
     /// `[rows, SCORES]`.
     pub(super) scores: &'a mut [f32],
-    /// The segment's weighted values, `[rows, padded]`.
+    /// The segment's weighted values, `[rows, padded v_dim]`.
     pub(super) acc: &'a mut [f32],
     /// The segment's largest scores and sums, `[rows]` each.
     pub(super) max: &'a mut [f32],
@@ -56,9 +56,9 @@ impl<'a> Work<'a> {
     pub(super) fn len(rows: usize, shape: &KvShape) -> usize {
         let line = rows.next_multiple_of(16);
         let [sums, lines, biases] = Self::of_codes(rows, shape);
-        rows * (padded(shape.head_dim) * 3 + SCORES)
+        rows * (padded(shape.k_dim) + 2 * padded(shape.v_dim) + SCORES)
             + 7 * line
-            + shape.head_dim.next_multiple_of(64) * PAGE
+            + shape.k_dim.max(shape.v_dim).next_multiple_of(64) * PAGE
             + sums
             + lines
             + biases
@@ -66,23 +66,24 @@ impl<'a> Work<'a> {
 
     /// Elements of what only quantized caches need.
     fn of_codes(rows: usize, shape: &KvShape) -> [usize; 3] {
-        let groups = shape.head_dim.div_ceil(GROUP);
+        let [k_groups, v_groups] = shape.dims().map(|dim| dim.div_ceil(GROUP));
         match shape.kind.bits() {
-            Some(_) => [rows * groups, rows * LINE, rows * groups * BIASES],
+            Some(_) => [rows * k_groups, rows * LINE, rows * v_groups * BIASES],
             None => [0; 3],
         }
     }
 
     #[inline(always)]
     pub(super) fn new(scratch: &'a mut [f32], rows: usize, shape: &KvShape) -> Self {
-        let (line, head_dim) = (rows.next_multiple_of(16), shape.head_dim);
+        let (line, [q_len, acc_len]) =
+            (rows.next_multiple_of(16), shape.dims().map(|dim| rows * padded(dim)));
         let [sums, lines, biases] = Self::of_codes(rows, shape);
         let (sums, scratch) = scratch.split_at_mut(sums);
         let (lines, scratch) = scratch.split_at_mut(lines);
         let (biases, scratch) = scratch.split_at_mut(biases);
-        let (acc, scratch) = scratch.split_at_mut(rows * padded(head_dim));
-        let (acc_all, scratch) = scratch.split_at_mut(rows * padded(head_dim));
-        let (q, scratch) = scratch.split_at_mut(rows * padded(head_dim));
+        let (acc, scratch) = scratch.split_at_mut(acc_len);
+        let (acc_all, scratch) = scratch.split_at_mut(acc_len);
+        let (q, scratch) = scratch.split_at_mut(q_len);
         let (scores, scratch) = scratch.split_at_mut(rows * SCORES);
         let (max, scratch) = scratch.split_at_mut(line);
         let (sum, scratch) = scratch.split_at_mut(line);
@@ -95,11 +96,11 @@ impl<'a> Work<'a> {
     /// Copies the block's queries in.
     #[inline(always)]
     pub(super) fn load_queries<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>) {
-        let (group, head_dim) = (call.group, call.head_dim);
-        for (row, to) in self.q.chunks_exact_mut(padded(head_dim)).take(place.count * group).enumerate() {
-            let at = place.offset(call, row / group) + row % group * head_dim;
-            let (head, rest) = to.split_at_mut(head_dim);
-            head.copy_from_slice(&call.args.q[at..at + head_dim]);
+        let (group, k_dim) = (call.group, call.k_dim);
+        for (row, to) in self.q.chunks_exact_mut(padded(k_dim)).take(place.count * group).enumerate() {
+            let at = (place.heads_before(call, row / group) + row % group) * k_dim;
+            let (head, rest) = to.split_at_mut(k_dim);
+            head.copy_from_slice(&call.args.q[at..at + k_dim]);
             rest.fill(0.0);
         }
         if call.quantized {
@@ -169,7 +170,7 @@ impl<'a> Work<'a> {
     /// Takes segment `segment` into what all before it came to, for the rows that see a key of it.
     #[inline(always)]
     pub(super) fn merge<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>, segment: usize) {
-        let (ld, line) = (padded(call.head_dim), self.max.len());
+        let (ld, line) = (padded(call.v_dim), self.max.len());
         // For all rows at once, because an exponential costs as much as a row's accumulator.
         for row in (0..place.count * call.group).step_by(S::LANES) {
             let both = tile::factors(s, s.load(&self.max_all[row..]), s.load(&self.max[row..]));
@@ -199,7 +200,7 @@ impl<'a> Work<'a> {
     }
 
     /// `q · k` for the keys of page `page` and rows `row..row + rows`, which see any of them; `block` is
-    /// `[head_dim, PAGE]`.
+    /// `[k_dim, PAGE]`.
     #[inline(always)]
     fn score_page<S: Simd, T: Operand>(
         &mut self,
@@ -210,11 +211,11 @@ impl<'a> Work<'a> {
         [row, rows]: [usize; 2],
         ahead: *const u8,
     ) {
-        let (head_dim, lda) = (call.head_dim, padded(call.head_dim));
-        assert!(block.len() == head_dim * PAGE);
+        let (k_dim, lda) = (call.k_dim, padded(call.k_dim));
+        assert!(block.len() == k_dim * PAGE);
         assert!((row + rows) * lda <= self.q.len() && (row + rows) * SCORES <= self.scores.len());
         let packed = rows >= PACK_ROWS;
-        let panel_stride = if packed { pack(s, block, head_dim, [PAGE, PAGE], self.page) } else { 0 };
+        let panel_stride = if packed { pack(s, block, k_dim, [PAGE, PAGE], self.page) } else { 0 };
         let wide = tile::panel::<S>() * S::LANES;
         let product = Product {
             // SAFETY: `row` is inside q (asserted).
@@ -228,11 +229,11 @@ impl<'a> Work<'a> {
             ldc: SCORES,
             rows,
             vectors: PAGE / S::LANES,
-            k: head_dim,
+            k: k_dim,
             resume: false,
             ahead,
         };
-        // SAFETY: `rows` rows of q and of the scores were asserted; the block holds head_dim rows of PAGE, and the
+        // SAFETY: `rows` rows of q and of the scores were asserted; the block holds k_dim rows of PAGE, and the
         // packed page the same in panels.
         unsafe {
             if packed {
@@ -243,7 +244,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Adds the page's values, weighted, to `acc`; `block` is `[PAGE, head_dim]`.
+    /// Adds the page's values, weighted, to `acc`; `block` is `[PAGE, v_dim]`.
     #[inline(always)]
     fn weigh_page<S: Simd, T: Operand>(
         &mut self,
@@ -254,21 +255,21 @@ impl<'a> Work<'a> {
         block: &[T],
         ahead: *const u8,
     ) {
-        let head_dim = call.head_dim;
-        assert!(block.len() == head_dim * PAGE);
+        let v_dim = call.v_dim;
+        assert!(block.len() == v_dim * PAGE);
         let rows = place.count * call.group;
         // A head of partial vectors is read from scratch, where its rows are padded.
-        if rows >= PACK_ROWS || !head_dim.is_multiple_of(S::LANES) {
-            let stride = pack(s, block, PAGE, [head_dim, head_dim], self.page);
+        if rows >= PACK_ROWS || !v_dim.is_multiple_of(S::LANES) {
+            let stride = pack(s, block, PAGE, [v_dim, v_dim], self.page);
             let from = self.page.as_ptr();
             self.weigh(s, call, place, page, from, tile::panel::<S>() * S::LANES, stride, from.cast());
         } else {
             let wide = tile::panel::<S>() * S::LANES;
-            self.weigh(s, call, place, page, block.as_ptr(), head_dim, wide, ahead);
+            self.weigh(s, call, place, page, block.as_ptr(), v_dim, wide, ahead);
         }
     }
 
-    /// [`Self::weigh_page`] for values at `b`, `[PAGE, head_dim]` in panels of whole vectors.
+    /// [`Self::weigh_page`] for values at `b`, `[PAGE, v_dim]` in panels of whole vectors.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn weigh<S: Simd, T: Operand>(
@@ -283,7 +284,7 @@ impl<'a> Work<'a> {
         ahead: *const u8,
     ) {
         let keys = page * PAGE..(page + 1) * PAGE;
-        let (group, ldc) = (call.group, padded(call.head_dim));
+        let (group, ldc) = (call.group, padded(call.v_dim));
         let all = place.count * group;
         assert!(all * SCORES <= self.scores.len() && all * ldc <= self.acc.len());
         let (scores, acc) = (self.scores.as_ptr(), self.acc.as_mut_ptr());
@@ -304,7 +305,7 @@ impl<'a> Work<'a> {
                     c: acc.add(row * ldc),
                     ldc,
                     rows,
-                    vectors: call.head_dim.div_ceil(S::LANES),
+                    vectors: call.v_dim.div_ceil(S::LANES),
                     k: part.len(),
                     resume: true,
                     ahead: ahead.wrapping_add((part.start - keys.start) * ldb * size_of::<T>()),

@@ -17,10 +17,10 @@ impl Work<'_> {
     /// Sums the queries of each group.
     #[inline(always)]
     pub(super) fn sum_queries<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>) {
-        let groups = call.head_dim.div_ceil(GROUP);
-        let heads = self.q.chunks_exact(padded(call.head_dim)).zip(self.sums.chunks_exact_mut(groups));
+        let groups = call.k_dim.div_ceil(GROUP);
+        let heads = self.q.chunks_exact(padded(call.k_dim)).zip(self.sums.chunks_exact_mut(groups));
         for (head, sums) in heads.take(place.count * call.group) {
-            for (part, sum) in head[..call.head_dim].chunks(GROUP).zip(sums) {
+            for (part, sum) in head[..call.k_dim].chunks(GROUP).zip(sums) {
                 let mut all = s.zero();
                 for part in part.chunks(S::LANES) {
                     all = s.add(all, s.load_partial(part));
@@ -41,8 +41,8 @@ impl Work<'_> {
         [row, rows]: [usize; 2],
         ahead: *const u8,
     ) {
-        let (head_dim, lda) = (call.head_dim, padded(call.head_dim));
-        let (stored, groups) = (head_dim.next_multiple_of(T::ROWS), head_dim.div_ceil(GROUP));
+        let (k_dim, lda) = (call.k_dim, padded(call.k_dim));
+        let (stored, groups) = (k_dim.next_multiple_of(T::ROWS), k_dim.div_ceil(GROUP));
         assert!(block.codes.len() == stored / T::ROWS * PAGE);
         assert!(block.scales.len() == groups * PAGE && block.biases.len() == groups * PAGE);
         assert!((row + rows) * lda <= self.q.len() && (row + rows) * LINE <= self.line.len());
@@ -105,17 +105,16 @@ impl Work<'_> {
         block: Codes<'_, T>,
         ahead: *const u8,
     ) {
-        let (head_dim, ldc) = (call.head_dim, padded(call.head_dim));
-        let (width, groups) = (head_dim.next_multiple_of(T::ROWS), head_dim.div_ceil(GROUP));
+        let (v_dim, ldc) = (call.v_dim, padded(call.v_dim));
+        let (width, groups) = (v_dim.next_multiple_of(T::ROWS), v_dim.div_ceil(GROUP));
         let rows = place.count * call.group;
         assert!(block.codes.len() == PAGE / T::ROWS * width);
         assert!(block.scales.len() == groups * PAGE && block.biases.len() == groups * PAGE);
         assert!(rows * ldc <= self.acc.len() && rows * LINE <= self.line.len());
         let wide = tile::panel::<S>() * S::LANES;
         // A head of partial vectors is read from scratch, where its rows are padded.
-        let packed = rows >= PACK_ROWS || !head_dim.is_multiple_of(S::LANES);
-        let panel_stride =
-            if packed { pack(s, block.codes, PAGE, [head_dim, width], self.page) } else { wide };
+        let packed = rows >= PACK_ROWS || !v_dim.is_multiple_of(S::LANES);
+        let panel_stride = if packed { pack(s, block.codes, PAGE, [v_dim, width], self.page) } else { wide };
         for group in 0..groups {
             self.weights(
                 s,
@@ -137,7 +136,7 @@ impl Work<'_> {
                 c: unsafe { self.acc.as_mut_ptr().add(first) },
                 ldc,
                 rows,
-                vectors: GROUP.min(head_dim - first).div_ceil(S::LANES),
+                vectors: GROUP.min(v_dim - first).div_ceil(S::LANES),
                 k: PAGE,
                 resume: true,
                 ahead: ahead.wrapping_add(first * size_of::<T>()),
@@ -168,7 +167,7 @@ impl Work<'_> {
         group: usize,
     ) {
         let keys = page * PAGE..(page + 1) * PAGE;
-        let (at, groups) = (keys.start % SEGMENT, call.head_dim.div_ceil(GROUP));
+        let (at, groups) = (keys.start % SEGMENT, call.v_dim.div_ceil(GROUP));
         assert!(scales.len() >= PAGE && biases.len() >= PAGE);
         for n in (0..PAGE).step_by(S::LANES) {
             // SAFETY: a vector begins at each multiple of its length inside the page.
@@ -201,7 +200,7 @@ impl Work<'_> {
     /// Adds the sums of the biases to the segment's `acc`.
     #[inline(always)]
     pub(super) fn add_biases<S: Simd>(&mut self, s: S, call: &Call<'_>, rows: usize) {
-        let (ld, groups) = (padded(call.head_dim), call.head_dim.div_ceil(GROUP));
+        let (ld, groups) = (padded(call.v_dim), call.v_dim.div_ceil(GROUP));
         let heads = self.acc.chunks_exact_mut(ld).zip(self.biases.chunks_exact(groups * BIASES));
         for (acc, biases) in heads.take(rows) {
             for (acc, biases) in acc.chunks_mut(GROUP).zip(biases.chunks_exact(BIASES)) {

@@ -21,14 +21,14 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
 /// A cache of `len` tokens, of which the first `hidden` are none, and whose page goes on with NaNs of tokens that were
 /// truncated.
 fn cache(seed: u64, shape: KvShape, len: usize, hidden: usize) -> HostKv {
-    let width = shape.heads * shape.head_dim;
+    let [k_width, v_width] = shape.widths();
     let mut kv = HostKv::new(shape);
-    let (mut k, mut v) = (random(seed, len * width), random(seed + 1, len * width));
-    k[..hidden * width].fill(f32::NAN);
-    v[..hidden * width].fill(f32::NEG_INFINITY);
+    let (mut k, mut v) = (random(seed, len * k_width), random(seed + 1, len * v_width));
+    k[..hidden * k_width].fill(f32::NAN);
+    v[..hidden * v_width].fill(f32::NEG_INFINITY);
     let stale = len.next_multiple_of(PAGE) - len;
-    k.resize((len + stale) * width, f32::NAN);
-    v.resize((len + stale) * width, f32::INFINITY);
+    k.resize((len + stale) * k_width, f32::NAN);
+    v.resize((len + stale) * v_width, f32::INFINITY);
     kv.write(0, &k, &v).unwrap();
     kv.truncate(len);
     kv
@@ -62,7 +62,7 @@ impl Step {
                 .enumerate()
                 .map(|(i, (_, len))| cache(i as u64 * 7 + 3, shape, *len, 0))
                 .collect(),
-            q: random(99, rows * shape.heads * group * shape.head_dim).iter().map(|x| x * 3.0).collect(),
+            q: random(99, rows * shape.heads * group * shape.k_dim).iter().map(|x| x * 3.0).collect(),
             visible,
             soft_cap: None,
         }
@@ -83,7 +83,7 @@ impl Step {
             q: &self.q,
             runs: &runs,
             visible: &self.visible,
-            scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
+            scale: 1.0 / (self.shape.k_dim as f32).sqrt(),
             soft_cap: self.soft_cap,
         })
     }
@@ -112,9 +112,10 @@ impl Step {
     /// share by as much of itself, and a weighted value by that and by as many of the largest sum of a value's terms.
     fn bound(&self, kv: &HostKv) -> f64 {
         let Some([k, v]) = kv.read_codes() else { return 2e-6 };
-        let dim = self.shape.head_dim;
-        let groups = dim.div_ceil(GROUP);
-        let heads = |rows: &crate::backend::kv::CodeRows| {
+        let [k_dim, v_dim] = self.shape.dims();
+        let groups = k_dim.max(v_dim).div_ceil(GROUP);
+        let heads = |rows: &crate::backend::kv::CodeRows, dim: usize| {
+            let groups = dim.div_ceil(GROUP);
             let of = |group: usize| {
                 let from = group / groups * dim + group % groups * GROUP;
                 let codes = &rows.codes[from..from + GROUP.min(dim - group % groups * GROUP)];
@@ -126,28 +127,32 @@ impl Step {
             sums.chunks(groups).map(|head| head.to_vec()).collect::<Vec<_>>()
         };
         let q = self.q.iter().fold(0.0_f32, |max, q| max.max(q.abs()));
-        let score =
-            heads(&k).iter().map(|of| of.iter().map(|(len, x)| len * x).sum::<f64>()).fold(0.0, f64::max)
-                * f64::from(q)
-                / (dim as f64).sqrt();
-        let value = heads(&v).iter().flatten().map(|of| of.1).fold(0.0, f64::max);
+        let score = heads(&k, k_dim)
+            .iter()
+            .map(|of| of.iter().map(|(len, x)| len * x).sum::<f64>())
+            .fold(0.0, f64::max)
+            * f64::from(q)
+            / (k_dim as f64).sqrt();
+        let value = heads(&v, v_dim).iter().flatten().map(|of| of.1).fold(0.0, f64::max);
         let chain = ((GROUP + groups) as f64).sqrt() * f64::from(f32::EPSILON) / 2.0;
         2e-6 + chain * value * (1.0 + score)
     }
 
-    /// Elements of a row of q.
+    /// Elements of a row of the output.
     fn width(&self) -> usize {
-        self.heads * self.shape.head_dim
+        self.heads * self.shape.v_dim
     }
 }
 
 fn compute(isa: Isa, threads: usize, args: Attention<'_>) -> Vec<f32> {
     let pool = Pool::new(threads);
     let mut scratch = AttentionScratch::default();
-    let mut out = vec![f32::NAN; args.q.len()];
+    let shape = args.runs[0].kv.shape();
+    let len = args.q.len() / shape.k_dim * shape.v_dim;
+    let mut out = vec![f32::NAN; len];
     attention(&pool, isa, args, &mut out, &mut scratch);
     // Scratch that was used before: nothing of it may show.
-    let mut again = vec![f32::NAN; args.q.len()];
+    let mut again = vec![f32::NAN; len];
     attention(&pool, isa, args, &mut again, &mut scratch);
     assert_eq!(bits(&out), bits(&again));
     out
@@ -163,12 +168,17 @@ const F32: KvType = KvType::F32;
 fn head_dims_types_and_groups_match_the_reference() {
     for kind in KvType::ALL {
         for head_dim in [1, 3, 8, 16, 20, 48, 64, 80, 96, 128, 256] {
-            let shape = KvShape { heads: 2, head_dim, kind };
+            let shape = KvShape::new(2, head_dim, kind);
             let lens = [(5, 70), (1, 131), (20, 90)];
             Step::new(shape, 2, &lens, None).check(&format!("{kind} {head_dim}"));
         }
+        for (k_dim, v_dim) in [(40, 24), (24, 40), (192, 128), (3, 33)] {
+            let shape = KvShape { heads: 2, k_dim, v_dim, kind };
+            let lens = [(5, 70), (1, 300), (60, 90)];
+            Step::new(shape, 2, &lens, Some(100)).check(&format!("{kind} {k_dim} and {v_dim}"));
+        }
         for group in 1..=8 {
-            let shape = KvShape { heads: 2, head_dim: 40, kind };
+            let shape = KvShape::new(2, 40, kind);
             Step::new(shape, group, &[(1, 300), (9, 9), (33, 90)], None)
                 .check(&format!("{kind} group {group}"));
         }
@@ -186,7 +196,7 @@ fn masks_match_the_reference() {
         (KvType::Q4, 41),
     ];
     for (kind, head_dim) in kinds {
-        let shape = KvShape { heads: 1, head_dim, kind };
+        let shape = KvShape::new(1, head_dim, kind);
         for window in [None, Some(1), Some(7), Some(64), Some(100), Some(256), Some(300)] {
             for group in [1, 4] {
                 let lens = [(130, 600), (1, 700), (3, 259), (64, 64), (1, 1)];
@@ -200,7 +210,7 @@ fn masks_match_the_reference() {
 #[test]
 fn a_soft_cap_is_applied() {
     for kind in [F32, KvType::Q8] {
-        let mut step = Step::new(KvShape { heads: 2, head_dim: 32, kind }, 2, &[(40, 300), (1, 77)], None);
+        let mut step = Step::new(KvShape::new(2, 32, kind), 2, &[(40, 300), (1, 77)], None);
         step.soft_cap = Some(0.7);
         step.check("soft cap");
     }
@@ -209,7 +219,7 @@ fn a_soft_cap_is_applied() {
 #[test]
 fn hidden_keys_may_hold_anything() {
     for kind in KvType::ALL {
-        let shape = KvShape { heads: 1, head_dim: 20, kind };
+        let shape = KvShape::new(1, 20, kind);
         // One row, few, and enough to be packed.
         for rows in [1, 3, 40] {
             let step = Step::new(shape, 2, &[(rows, 403)], Some(90));
@@ -229,7 +239,7 @@ fn hidden_keys_may_hold_anything() {
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
     for len in [3, 600] {
-        let mut step = Step::new(KvShape { heads: 1, head_dim: 8, kind: F32 }, 1, &[(2, len)], None);
+        let mut step = Step::new(KvShape::new(1, 8, F32), 1, &[(2, len)], None);
         step.visible[0] = 0..0;
         for isa in Isa::available() {
             assert_eq!(step.run(isa, 2)[..8], [0.0; 8]);
@@ -267,7 +277,7 @@ fn chunks_threads_and_neighbours_change_no_bit() {
         (KvType::Q4, 80, 1, 2),
         (KvType::Q4, 41, 1, 1),
     ] {
-        let shape = KvShape { heads, head_dim, kind };
+        let shape = KvShape::new(heads, head_dim, kind);
         for window in [None, Some(70), Some(300)] {
             let step = Step::new(shape, group, &[(150, 700)], window);
             for isa in Isa::available() {
@@ -302,7 +312,7 @@ fn chunks_threads_and_neighbours_change_no_bit() {
 
 #[test]
 fn large_and_equal_scores() {
-    let shape = KvShape { heads: 1, head_dim: 16, kind: F32 };
+    let shape = KvShape::new(1, 16, F32);
     for len in [5, 64, 700] {
         let mut step = Step::new(shape, 1, &[(1, len)], None);
         step.q.iter_mut().for_each(|q| *q *= 1e6);

@@ -1,0 +1,131 @@
+//! What a layer keeps of each sequence.
+
+use std::sync::Arc;
+
+use crate::backend::kind::LlmBackendKind;
+use crate::backend::kv::{KvShape, KvType, MLX_GROWTH, PAGE};
+use crate::error::{Error, Result};
+
+/// What one layer keeps of each sequence, as its family says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateSpec {
+    /// Keys and values of its tokens.
+    Kv {
+        /// Key/value heads.
+        heads: usize,
+        /// Elements of a head of K.
+        k_dim: usize,
+        /// Elements of a head of V.
+        v_dim: usize,
+        /// The last keys that a token sees, its own included; all where there is no window.
+        window: Option<usize>,
+    },
+    /// Nothing of its own: it reads what this layer before it keeps.
+    SharedWith(usize),
+}
+
+impl StateSpec {
+    /// Bytes that the layer keeps of a sequence of `len` tokens on `backend`, K and V in `kind`, where what lies behind its window
+    /// is [given back](super::State::give_back) after each step.
+    pub fn bytes(&self, len: usize, kind: KvType, backend: LlmBackendKind) -> u64 {
+        let Self::Kv { heads, k_dim, v_dim, window } = *self else { return 0 };
+        let shape = KvShape { heads, k_dim, v_dim, kind };
+        let (token, tokens) = match backend {
+            LlmBackendKind::Cpu => {
+                let held = window.map_or(len, |window| len.min(held_behind(window).saturating_add(PAGE)));
+                (shape.token_bytes(), held.checked_next_multiple_of(PAGE))
+            }
+            // Arrays there keep what lies behind a window.
+            LlmBackendKind::Mlx => (shape.mlx_token_bytes(), len.checked_next_multiple_of(MLX_GROWTH)),
+        };
+        (token as u64).saturating_mul(tokens.unwrap_or(len) as u64)
+    }
+}
+
+/// Tokens before the next one that stay in a layer with a window: those that it sees, and a page more, so that a step can be taken
+/// back.
+pub(crate) fn held_behind(window: usize) -> usize {
+    window.saturating_add(PAGE)
+}
+
+/// What all layers of a model keep, and which of them share it. Clones share the lists.
+#[derive(Debug, Clone)]
+pub struct StateLayout {
+    own: Arc<[(KvShape, Option<usize>)]>,
+    /// For each layer the place in `own`.
+    of: Arc<[usize]>,
+}
+
+impl StateLayout {
+    /// The layout of layers that keep `specs`, first to last, K and V in `kind`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a layer shares with one that is not before it.
+    pub fn new(specs: &[StateSpec], kind: KvType) -> Result<Self> {
+        let (mut own, mut of) = (Vec::new(), Vec::with_capacity(specs.len()));
+        for (layer, spec) in specs.iter().enumerate() {
+            of.push(match *spec {
+                StateSpec::Kv { heads, k_dim, v_dim, window } => {
+                    own.push((KvShape { heads, k_dim, v_dim, kind }, window));
+                    own.len() - 1
+                }
+                StateSpec::SharedWith(other) if other < layer => of[other],
+                StateSpec::SharedWith(other) => {
+                    let what = format!("layer {layer} shares with layer {other}, expected one before it");
+                    return Err(Error::shape("states", what));
+                }
+            });
+        }
+        Ok(Self { own: own.into(), of: of.into() })
+    }
+
+    /// The states that a sequence has, each with its window.
+    pub fn own(&self) -> &[(KvShape, Option<usize>)] {
+        &self.own
+    }
+
+    /// Which of them layer `layer` reads.
+    ///
+    /// # Panics
+    /// Where there is no such layer.
+    pub fn of(&self, layer: usize) -> usize {
+        self.of[layer]
+    }
+}
+
+/// A place in a sequence that a state can go back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Tokens that it had seen.
+    pub(crate) len: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: StateSpec = StateSpec::Kv { heads: 2, k_dim: 8, v_dim: 4, window: None };
+    const WINDOW: StateSpec = StateSpec::Kv { heads: 2, k_dim: 8, v_dim: 4, window: Some(100) };
+
+    #[test]
+    fn a_layer_that_shares_has_the_state_of_the_one_before_it() {
+        let specs = [FULL, StateSpec::SharedWith(0), WINDOW, StateSpec::SharedWith(1)];
+        let layout = StateLayout::new(&specs, KvType::F16).unwrap();
+        assert_eq!(layout.own().len(), 2);
+        assert_eq!([0, 1, 2, 3].map(|layer| layout.of(layer)), [0, 0, 1, 0]);
+        let error = StateLayout::new(&[FULL, StateSpec::SharedWith(1)], KvType::F16).unwrap_err();
+        assert_eq!(error.to_string(), "states: layer 1 shares with layer 1, expected one before it");
+    }
+
+    #[test]
+    fn bytes_grow_by_pages_and_with_a_window_no_more() {
+        let token = 2 * (8 + 4) * 2;
+        let bytes = |spec: StateSpec, len| spec.bytes(len, KvType::F16, LlmBackendKind::Cpu);
+        assert_eq!([0, 1, 64, 65].map(|len| bytes(FULL, len)), [0, 64 * token, 64 * token, 128 * token]);
+        assert_eq!(bytes(WINDOW, 120), bytes(FULL, 120));
+        assert_eq!(bytes(WINDOW, 10_000), bytes(WINDOW, 1_000));
+        assert_eq!(FULL.bytes(1, KvType::F16, LlmBackendKind::Mlx), 256 * token);
+        assert_eq!(StateSpec::SharedWith(0).bytes(1000, KvType::F16, LlmBackendKind::Cpu), 0);
+        assert!(FULL.bytes(usize::MAX, KvType::F32, LlmBackendKind::Cpu) > u64::MAX / 2);
+    }
+}
