@@ -1,5 +1,8 @@
 //! Typed access to the members of a JSON object: `null` counts as absent, and a wrong value is an error that names
 //! file, field, value and what is accepted.
+//!
+//! The server's fields are another type, since they are taken out of a request, so that what nobody took can be told of, and
+//! fail with a status.
 
 use std::collections::BTreeMap;
 use std::path::Path;
