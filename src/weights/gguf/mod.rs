@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub use metadata::{Metadata, Strings};
 pub use names::Architecture;
 pub(crate) use pretokenizer::{DIGIT, DIGITS, pre_name};
-pub(crate) use tensors::TensorType;
+pub use tensors::TensorType;
 pub(crate) use vocabulary::ends;
 
 use crate::error::{Error, Result};
