@@ -4,6 +4,8 @@
 //! [`strict`] makes values of a text. [`typed`] checks a text in the same way, keeps nothing of it, and hands it to a type of
 //! serde's, which by itself would pass over keys that are given twice. [`generated`] is for what a model wrote.
 
+mod fields;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::Read;
@@ -17,6 +19,8 @@ use serde::de::{
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
+
+pub(crate) use fields::Fields;
 
 /// Bytes of the largest JSON file that is read.
 pub(crate) const MAX_FILE: u64 = 64 << 20;
@@ -48,7 +52,9 @@ pub(crate) trait Json: Sized {
     fn string(s: &str) -> Self;
     fn array(items: Vec<Self>) -> Self;
     fn object(members: Self::Members) -> Self;
-    fn has(members: &Self::Members, key: &str) -> bool;
+    /// Whether a member is the first of its key, which it may take.
+    fn is_first(members: &mut Self::Members, key: &mut String) -> bool;
+    /// Adds a member that is the first of its key; empty where the key was taken.
     fn insert(members: &mut Self::Members, key: String, value: Self);
 }
 
@@ -141,8 +147,8 @@ impl Json for Value {
         Self::Object(members)
     }
 
-    fn has(members: &Object, key: &str) -> bool {
-        members.contains_key(key)
+    fn is_first(members: &mut Object, key: &mut String) -> bool {
+        !members.contains_key(key)
     }
 
     fn insert(members: &mut Object, key: String, value: Self) {
@@ -185,8 +191,8 @@ impl Json for serde_json::Value {
         members.into()
     }
 
-    fn has(members: &Self::Members, key: &str) -> bool {
-        members.contains_key(key)
+    fn is_first(members: &mut Self::Members, key: &mut String) -> bool {
+        !members.contains_key(key)
     }
 
     fn insert(members: &mut Self::Members, key: String, value: Self) {
@@ -239,17 +245,25 @@ impl Json for Checked {
         Self
     }
 
-    fn has(keys: &Keys, key: &str) -> bool {
-        keys.few.iter().any(|few| few == key) || keys.many.contains(key)
-    }
-
-    fn insert(keys: &mut Keys, key: String, _: Self) {
+    fn is_first(keys: &mut Keys, key: &mut String) -> bool {
+        if keys.few.contains(key) {
+            return false;
+        }
+        let taken = std::mem::take(key);
         if keys.few.len() < keys.few.inline_size() {
-            keys.few.push(key);
-        } else {
-            keys.many.insert(key);
+            keys.few.push(taken);
+            return true;
+        }
+        match keys.many.replace(taken) {
+            None => true,
+            Some(other) => {
+                *key = other;
+                false
+            }
         }
     }
+
+    fn insert(_: &mut Keys, _: String, _: Self) {}
 }
 
 impl fmt::Display for Value {
@@ -409,8 +423,8 @@ impl<'de, V: Json> Visitor<'de> for Seed<'_, V> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<V, A::Error> {
         self.enter()?;
         let mut members = V::Members::default();
-        while let Some(key) = map.next_key::<String>()? {
-            if V::has(&members, &key) {
+        while let Some(mut key) = map.next_key::<String>()? {
+            if !V::is_first(&mut members, &mut key) {
                 return Err(de::Error::custom(format_args!("duplicate key {}", quote(&key))));
             }
             let value = map.next_value_seed(self.inner())?;
