@@ -5,7 +5,6 @@
 //! Which fields a family has beside these, and what their absence means, is said in the family's own file,
 //! `src/forward/<model_type>.rs`. Code that `auto_map` names is never run.
 
-pub(crate) mod fields;
 mod generation;
 mod quantization;
 pub(crate) mod rope;
@@ -14,10 +13,10 @@ pub use generation::GenerationConfig;
 pub use rope::{Rope, RopeScaling};
 
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::{Value, quote};
 use crate::quant::Quantization;
 use crate::tensor::DType;
-use fields::Fields;
 use rope::RopeRules;
 
 /// The non-linearity of the MLP.

@@ -1,15 +1,26 @@
 //! JSON read strictly: duplicate keys (escaped twins too), NaN, nesting bombs and floods of values are refused before they
 //! cost anything. One reader for the files of a model and the bodies of requests, which differ in limits and values.
+//!
+//! [`strict`] makes values of a text. [`typed`] checks a text in the same way, keeps nothing of it, and hands it to a type of
+//! serde's, which by itself would pass over keys that are given twice. [`generated`] is for what a model wrote.
 
-use std::collections::BTreeMap;
+mod fields;
+
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor,
+};
+
+use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
+
+pub(crate) use fields::Fields;
 
 /// Bytes of the largest JSON file that is read.
 pub(crate) const MAX_FILE: u64 = 64 << 20;
@@ -38,10 +49,12 @@ pub(crate) trait Json: Sized {
     fn negative(n: i64) -> Self;
     /// Finite.
     fn float(x: f64) -> Self;
-    fn string(s: String) -> Self;
+    fn string(s: &str) -> Self;
     fn array(items: Vec<Self>) -> Self;
     fn object(members: Self::Members) -> Self;
-    fn has(members: &Self::Members, key: &str) -> bool;
+    /// Whether a member is the first of its key, which it may take.
+    fn is_first(members: &mut Self::Members, key: &mut String) -> bool;
+    /// Adds a member that is the first of its key; empty where the key was taken.
     fn insert(members: &mut Self::Members, key: String, value: Self);
 }
 
@@ -55,6 +68,31 @@ pub(crate) fn strict<V: Json>(text: &str, limits: Limits) -> serde_json::Result<
     let value = Seed { depth: 0, left: &mut left, limits, made: PhantomData }.deserialize(&mut json)?;
     json.end()?;
     Ok(value)
+}
+
+/// Reads a text within limits into a type of serde's; strings without escapes are borrowed from the text.
+///
+/// # Errors
+/// Those of [`strict`], and what the type refuses.
+pub(crate) fn typed<'a, T: Deserialize<'a>>(text: &'a str, limits: Limits) -> serde_json::Result<T> {
+    let Checked = strict(text, limits)?;
+    serde_json::from_str(text)
+}
+
+/// Reads what a model wrote, or a template in its place. A key that is given twice is no error: the last counts, as for all
+/// who read the answer, and grammars of calls cannot keep a model from it.
+///
+/// # Errors
+/// What is no JSON, is nested over 127 deep, or is no `T`.
+pub(crate) fn generated<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+    serde_json::from_str(text)
+}
+
+/// As [`generated`], of the value that a text begins with, and its length in bytes; none where it begins with none.
+pub(crate) fn generated_prefix(text: &str) -> Option<(serde_json::Value, usize)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let value = values.next()?.ok()?;
+    Some((value, values.byte_offset()))
 }
 
 /// The members of an object, in key order.
@@ -97,8 +135,8 @@ impl Json for Value {
         Self::Float(x)
     }
 
-    fn string(s: String) -> Self {
-        Self::String(s)
+    fn string(s: &str) -> Self {
+        Self::String(s.to_owned())
     }
 
     fn array(items: Vec<Self>) -> Self {
@@ -109,8 +147,8 @@ impl Json for Value {
         Self::Object(members)
     }
 
-    fn has(members: &Object, key: &str) -> bool {
-        members.contains_key(key)
+    fn is_first(members: &mut Object, key: &mut String) -> bool {
+        !members.contains_key(key)
     }
 
     fn insert(members: &mut Object, key: String, value: Self) {
@@ -141,7 +179,7 @@ impl Json for serde_json::Value {
         x.into()
     }
 
-    fn string(s: String) -> Self {
+    fn string(s: &str) -> Self {
         s.into()
     }
 
@@ -153,13 +191,79 @@ impl Json for serde_json::Value {
         members.into()
     }
 
-    fn has(members: &Self::Members, key: &str) -> bool {
-        members.contains_key(key)
+    fn is_first(members: &mut Self::Members, key: &mut String) -> bool {
+        !members.contains_key(key)
     }
 
     fn insert(members: &mut Self::Members, key: String, value: Self) {
         members.insert(key, value);
     }
+}
+
+/// A value that was read and not kept.
+struct Checked;
+
+/// The keys of an object that is checked. Most objects have a few, a vocabulary hundreds of thousands.
+#[derive(Default)]
+struct Keys {
+    few: SmallVec<[String; 8]>,
+    many: HashSet<String>,
+}
+
+impl Json for Checked {
+    type Members = Keys;
+
+    fn null() -> Self {
+        Self
+    }
+
+    fn bool(_: bool) -> Self {
+        Self
+    }
+
+    fn unsigned(_: u64) -> Self {
+        Self
+    }
+
+    fn negative(_: i64) -> Self {
+        Self
+    }
+
+    fn float(_: f64) -> Self {
+        Self
+    }
+
+    fn string(_: &str) -> Self {
+        Self
+    }
+
+    fn array(_: Vec<Self>) -> Self {
+        Self
+    }
+
+    fn object(_: Keys) -> Self {
+        Self
+    }
+
+    fn is_first(keys: &mut Keys, key: &mut String) -> bool {
+        if keys.few.contains(key) {
+            return false;
+        }
+        let taken = std::mem::take(key);
+        if keys.few.len() < keys.few.inline_size() {
+            keys.few.push(taken);
+            return true;
+        }
+        match keys.many.replace(taken) {
+            None => true,
+            Some(other) => {
+                *key = other;
+                false
+            }
+        }
+    }
+
+    fn insert(_: &mut Keys, _: String, _: Self) {}
 }
 
 impl fmt::Display for Value {
@@ -229,7 +333,15 @@ pub(crate) fn parse_members(path: &Path, bytes: &[u8]) -> Result<serde_json::Map
     }
 }
 
-/// A member of a file that serde reads otherwise, as strict as [`parse_object`]: for `deserialize_with`.
+/// Parses a file of long lists into a type of serde's, within `limits`.
+pub(crate) fn parse_typed<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8], limits: Limits) -> Result<T> {
+    check_len(path, bytes.len() as u64)?;
+    let text = std::str::from_utf8(bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
+    typed(text, limits).map_err(|e| Error::format(path, format!("not valid JSON: {e}")))
+}
+
+/// A member that a type of [`typed`] keeps as a value, with as few values as [`parse_object`] takes: for
+/// `deserialize_with`.
 pub(crate) fn strict_member<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<serde_json::Value, D::Error> {
@@ -296,7 +408,7 @@ impl<'de, V: Json> Visitor<'de> for Seed<'_, V> {
     }
 
     fn visit_str<E>(self, s: &str) -> Result<V, E> {
-        Ok(V::string(s.to_owned()))
+        Ok(V::string(s))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<V, A::Error> {
@@ -311,8 +423,8 @@ impl<'de, V: Json> Visitor<'de> for Seed<'_, V> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<V, A::Error> {
         self.enter()?;
         let mut members = V::Members::default();
-        while let Some(key) = map.next_key::<String>()? {
-            if V::has(&members, &key) {
+        while let Some(mut key) = map.next_key::<String>()? {
+            if !V::is_first(&mut members, &mut key) {
                 return Err(de::Error::custom(format_args!("duplicate key {}", quote(&key))));
             }
             let value = map.next_value_seed(self.inner())?;
@@ -330,6 +442,33 @@ mod tests {
     fn refused(text: &str, what: &str) {
         let error = parse_object(Path::new("config.json"), text.as_bytes()).unwrap_err().to_string();
         assert!(error.starts_with("config.json: ") && error.contains(what), "{error}");
+    }
+
+    #[test]
+    fn what_is_read_into_types_is_as_strict() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Named<'a> {
+            name: &'a str,
+        }
+        let read = |text: &'static str| typed::<Named<'_>>(text, Limits { depth: 2, values: 12 });
+        assert_eq!(read(r#"{"name": "x", "other": [1, "1", null]}"#).unwrap().name, "x");
+        let nine = r#"{"a":0,"b":0,"c":0,"d":0,"e":0,"f":0,"g":0,"h":0,"i":0,"name":"x"}"#;
+        assert_eq!(read(nine).unwrap().name, "x");
+        for (text, what) in [
+            // Members that the type passes over count too.
+            (r#"{"name": "x", "o": {"a": 1, "a": 1}}"#, "duplicate key \"a\""),
+            (r#"{"name": "x", "nam\u0065": "y"}"#, "duplicate key \"name\""),
+            (r#"{"a":0,"b":0,"c":0,"d":0,"e":0,"f":0,"g":0,"h":0,"i":0,"i":0}"#, "duplicate key \"i\""),
+            (r#"{"a":0,"b":0,"c":0,"d":0,"e":0,"f":0,"g":0,"h":0,"i":0,"a":0}"#, "duplicate key \"a\""),
+            (r#"{"name": "x", "o": [[1]]}"#, "nesting deeper than 2"),
+            (r#"{"name": "x", "o": [1,2,3,4,5,6,7,8,9,10]}"#, "more than 12 values"),
+            (r#"{"name": "x"} x"#, "trailing characters"),
+            (r#"{"name": 1}"#, "invalid type"),
+            (r#"{}"#, "missing field `name`"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(what), "{text}: {error}");
+        }
     }
 
     #[test]

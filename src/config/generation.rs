@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::fields::Fields;
 use crate::error::Result;
 use crate::json;
+use crate::json::Fields;
 
 /// The sampling defaults that a model ships. `None` is what the file leaves open.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::fields::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::{Value, quote};
 use crate::quant::{MlxFormat, MlxMode, MlxQuantization, Quantization};
 

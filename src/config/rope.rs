@@ -1,8 +1,8 @@
 //! The rotary embedding of a configuration: `rope_theta` and `rope_scaling` of transformers 4, or `rope_parameters` of
 //! transformers 5, resolved as `RotaryEmbeddingConfigMixin` does.
 
-use super::fields::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::{Value, quote};
 
 /// Rotary position embeddings of a model.

@@ -5,9 +5,9 @@
 use super::dense::{Dense, NormKind, Pairs};
 use super::gguf::{LAYER_EPS, Members};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Config, Names, Rotation, Shared, only, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;
 

@@ -3,10 +3,10 @@
 
 use super::dense::{Dense, Pairs};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "ernie4_5",

@@ -4,9 +4,9 @@
 use super::gguf::Members;
 use super::olmo2::norms_after;
 use super::{Arguments, Family, Gguf, qwen3};
-use crate::config::fields::Fields;
 use crate::config::{Config, Rotation, Shared, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;

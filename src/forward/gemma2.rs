@@ -4,9 +4,9 @@
 use super::dense::{Dense, NormKind};
 use super::gguf::Members;
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Activation, Config, Names, Shared, only, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;

@@ -5,10 +5,10 @@
 use super::dense::{Dense, HeadNorms, NormKind};
 use super::gguf::Members;
 use super::{Arguments, Family, Gguf, gemma2, qwen3};
-use crate::config::fields::Fields;
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Activation, Config, Names, Rope, RopeScaling, Shared, only, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::{Architecture, FAMILIES, Family};
-use crate::config::fields::Fields;
 use crate::config::{Activation, Config, GenerationConfig, Rope, RopeScaling};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::{Object, Value};
 use crate::weights::Checkpoint;
 use crate::weights::gguf::{Metadata, write::Entries};

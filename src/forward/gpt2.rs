@@ -4,9 +4,9 @@
 use super::dense::{Dense, MlpNames, NormKind, Qkv};
 use super::gguf::LAYER_EPS;
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Activation, Config, Names, Rotation, Shared, only};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::gguf::write::Entries;
 
 pub(super) static FAMILY: Family = Family {

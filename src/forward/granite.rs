@@ -4,9 +4,9 @@
 use super::dense::{Dense, Pairs};
 use super::gguf::{Members, no_window};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;

@@ -4,9 +4,9 @@
 use super::dense::{Dense, HeadNorms};
 use super::gguf::{Members, no_window};
 use super::{Arguments, Family, Gguf, qwen3};
-use crate::config::fields::Fields;
 use crate::config::{Config, Rope, RopeScaling, Shared, only, rope};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::Checkpoint;
 

@@ -3,9 +3,9 @@
 
 use super::dense::{Dense, Pairs};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::gguf::Metadata;
 
 pub(super) static FAMILY: Family = Family {

@@ -4,9 +4,9 @@
 use super::dense::{Dense, Pairs};
 use super::llama::has_window;
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "mistral",

@@ -42,9 +42,9 @@ use std::sync::Arc;
 
 use crate::backend::ops::StateSpec;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::{self, Value, quote};
 use crate::quant::Quantization;
 use crate::weights::Checkpoint;

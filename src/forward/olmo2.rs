@@ -3,9 +3,9 @@
 
 use super::dense::{Dense, HeadNormOf, HeadNorms};
 use super::{Family, Gguf, qwen3};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared, only};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::gguf::Metadata;
 
 pub(super) const SHARED: Shared = Shared { eps: 1e-5, bos: None, eos: &[50_279], ..Shared::LLAMA };

@@ -4,10 +4,10 @@
 use super::gguf::Members;
 use super::olmo2::{self, has_window};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;
 

@@ -4,10 +4,10 @@
 use super::dense::{Dense, HeadNormOf, HeadNorms, MlpNames, NormKind};
 use super::gguf::LAYER_EPS;
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Names, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "phi",

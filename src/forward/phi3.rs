@@ -3,10 +3,10 @@
 
 use super::dense::{Dense, MlpNames, Qkv};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, RopeScaling, Shared, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::gguf::write::Entries;
 
 pub(super) static FAMILY: Family = Family {

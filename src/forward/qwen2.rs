@@ -3,9 +3,9 @@
 
 use super::dense::Dense;
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 
 pub(super) const SHARED: Shared =
     Shared { kv_heads: Some(32), context: 32_768, bos: None, eos: &[], ..Shared::LLAMA };

@@ -3,10 +3,10 @@
 
 use super::dense::Dense;
 use super::{Arguments, Family, Gguf, qwen2};
-use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::weights::gguf::write::Entries;
 
 pub(super) static FAMILY: Family = Family {

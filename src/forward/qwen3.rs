@@ -3,9 +3,9 @@
 
 use super::dense::{Dense, HeadNormOf, HeadNorms, NormKind};
 use super::{Arguments, Family, Gguf, qwen2};
-use crate::config::fields::Fields;
 use crate::config::{Config, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3",

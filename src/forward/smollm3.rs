@@ -4,10 +4,10 @@
 use super::dense::{Dense, Pairs, without_every};
 use super::gguf::no_window;
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Rotation, Shared, layer_types, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::gguf::write::Entries;
 

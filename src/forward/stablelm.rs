@@ -4,10 +4,10 @@
 use super::dense::{Dense, HeadNormOf, HeadNorms, NormKind};
 use super::gguf::{LAYER_EPS, Members};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Names, Shared};
 use crate::error::Result;
+use crate::json::Fields;
 use crate::json::Value;
 use crate::weights::Checkpoint;
 use crate::weights::gguf::write::Entries;

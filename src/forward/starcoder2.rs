@@ -4,9 +4,9 @@
 use super::dense::{Dense, MlpNames, NormKind};
 use super::gguf::{LAYER_EPS, window_that_llama_cpp_ignores};
 use super::{Arguments, Family, Gguf};
-use crate::config::fields::Fields;
 use crate::config::{Activation, Config, Names, Shared, sliding_window};
 use crate::error::Result;
+use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "starcoder2",

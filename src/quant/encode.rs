@@ -1,11 +1,11 @@
 //! Quantizers: rows of values → the planes of a format, with the bits of MLX's `quantize` and of the `gguf` package's.
 
-mod k;
+pub(super) mod k;
 
 use half::{bf16, f16};
 
 use super::affine::{pack, read_floats};
-use super::{Format, GgmlType, for_rows};
+use super::{Format, for_rows};
 use crate::tensor::DType;
 
 /// 1.5 · 2^23: added to a value of magnitude below 2^22, it leaves the nearest integer, ties to even, in the low bits.
@@ -83,33 +83,17 @@ impl Format {
                         pack(bits, &codes, one);
                     }
                     Self::Mxfp4 => mxfp4(dtype, &row, one, two),
-                    Self::Ggml(GgmlType::Q8_0) => blocks(&row, one, 34, q8_0),
-                    Self::Ggml(GgmlType::Q4_0) => blocks(&row, one, 18, q4_0),
-                    Self::Ggml(GgmlType::Q4_1) => blocks(&row, one, 20, q4_1),
-                    Self::Ggml(GgmlType::Q5_0) => blocks(&row, one, 22, q5_0),
-                    Self::Ggml(GgmlType::Q5_1) => blocks(&row, one, 24, q5_1),
-                    Self::Ggml(of @ (GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K)) => {
-                        let outputs = one.chunks_exact_mut(of.block().1);
-                        row.chunks_exact(k::BLOCK)
-                            .zip(outputs)
-                            .for_each(|(row, out)| k::encode(of, row, out));
+                    Self::Ggml(of) => {
+                        let (elements, size) = of.block();
+                        let Some(encode) = of.row().encode else { unreachable!("checked above") };
+                        let blocks = row.chunks_exact(elements).zip(one.chunks_exact_mut(size));
+                        blocks.for_each(|(values, block)| encode(values, block));
                     }
-                    _ => unreachable!("checked above"),
+                    Self::Mxfp8 | Self::Nvfp4 => unreachable!("checked above"),
                 }
             }
         });
         wrong.into_inner()
-    }
-}
-
-impl GgmlType {
-    /// Whether there is a quantizer for it.
-    pub const fn has_encoder(self) -> bool {
-        match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => true,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => true,
-            Self::Q2_K | Self::Q3_K | Self::IQ4_NL | Self::IQ4_XS | Self::MXFP4 => false,
-        }
     }
 }
 
@@ -188,17 +172,12 @@ fn e2m1(x: f32) -> u8 {
     if x < 0.0 && magnitude > 0 { magnitude | 8 } else { magnitude }
 }
 
-/// A block of `size` bytes for each 32 values.
-fn blocks(row: &[f32], out: &mut [u8], size: usize, encode: impl Fn(&[f32], &mut [u8])) {
-    row.chunks_exact(32).zip(out.chunks_exact_mut(size)).for_each(|(values, block)| encode(values, block));
-}
-
 fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
 /// `w = q · d`, `q` from -127 to 127.
-fn q8_0(values: &[f32], block: &mut [u8]) {
+pub(super) fn q8_0(values: &[f32], block: &mut [u8]) {
     let scale = values.iter().fold(0.0_f32, |max, x| max.max(x.abs())) / 127.0;
     let inverse = inverse(scale);
     let (head, codes) = block.split_at_mut(2);
@@ -226,7 +205,7 @@ fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
 }
 
 /// `w = (q - 8) · d`, the value of largest magnitude having the code 0.
-fn q4_0(values: &[f32], block: &mut [u8]) {
+pub(super) fn q4_0(values: &[f32], block: &mut [u8]) {
     let scale = edge(values) / -8.0;
     let inverse = inverse(scale);
     let (head, codes) = block.split_at_mut(2);
@@ -235,7 +214,7 @@ fn q4_0(values: &[f32], block: &mut [u8]) {
 }
 
 /// `w = (q - 16) · d`, the value of largest magnitude having the code 0; the fifth bits before the nibbles.
-fn q5_0(values: &[f32], block: &mut [u8]) {
+pub(super) fn q5_0(values: &[f32], block: &mut [u8]) {
     let scale = edge(values) / -16.0;
     let inverse = inverse(scale);
     let (head, rest) = block.split_at_mut(2);
@@ -257,13 +236,13 @@ fn with_min(values: &[f32], most: u8, head: &mut [u8]) -> [u8; 32] {
 }
 
 /// `w = q · d + m`.
-fn q4_1(values: &[f32], block: &mut [u8]) {
+pub(super) fn q4_1(values: &[f32], block: &mut [u8]) {
     let (head, low) = block.split_at_mut(4);
     put_nibbles(&with_min(values, 15, head), low);
 }
 
 /// `w = q · d + m`, the fifth bits before the nibbles.
-fn q5_1(values: &[f32], block: &mut [u8]) {
+pub(super) fn q5_1(values: &[f32], block: &mut [u8]) {
     let (head, rest) = block.split_at_mut(4);
     let codes = with_min(values, 31, head);
     let (fifth, low) = rest.split_at_mut(4);

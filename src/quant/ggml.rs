@@ -6,6 +6,7 @@
 use half::f16;
 
 use super::GgmlType;
+use super::blocks::{Integers, MAX_ELEMENTS, MAX_GROUPS, Scales, Values};
 
 /// What the codes of IQ4_NL and IQ4_XS stand for.
 pub(crate) const IQ4_VALUES: [i8; 16] =
@@ -24,34 +25,49 @@ pub(crate) fn e8m0_half(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 })
 }
 
+/// The sixteen scales and mins of Q2_K, four bits each.
+pub(super) fn q2_k_integers(block: &[u8]) -> Integers {
+    let both = &block[..16];
+    Integers { scales: std::array::from_fn(|i| both[i] & 15), mins: std::array::from_fn(|i| both[i] >> 4) }
+}
+
+/// The sixteen scales of Q3_K, six bits each in 12 bytes, 32 taken off.
+pub(super) fn q3_k_integers(block: &[u8]) -> Integers {
+    let packed = &block[96..108];
+    let scale = |i: usize| {
+        let low = packed[i % 8] >> (4 * (i / 8)) & 15;
+        let high = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
+        (low | high << 4).wrapping_sub(32)
+    };
+    Integers { scales: std::array::from_fn(scale), mins: [0; MAX_GROUPS] }
+}
+
 /// The eight scales and mins of Q4_K and Q5_K, six bits each in 12 bytes.
-pub(crate) fn scales_and_mins(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let mut scales = [0; 8];
-    let mut mins = [0; 8];
+pub(super) fn q4_k_integers(block: &[u8]) -> Integers {
+    let packed = &block[4..16];
+    let (mut scales, mut mins) = ([0; MAX_GROUPS], [0; MAX_GROUPS]);
     for j in 0..4 {
         let (d, m, high) = (packed[j], packed[j + 4], packed[j + 8]);
         (scales[j], mins[j]) = (d & 63, m & 63);
         (scales[j + 4], mins[j + 4]) = (high & 15 | d >> 2 & 48, high >> 4 | m >> 2 & 48);
     }
-    (scales, mins)
+    Integers { scales, mins }
 }
 
-/// The sixteen scales of Q3_K, six bits each in 12 bytes, 32 taken off.
-pub(crate) fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
-    std::array::from_fn(|i| {
-        let low = packed[i % 8] >> (4 * (i / 8)) & 15;
-        let high = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
-        (low | high << 4) as i8 - 32
-    })
+/// The sixteen scales of Q6_K, a signed byte each.
+pub(super) fn q6_k_integers(block: &[u8]) -> Integers {
+    Integers { scales: std::array::from_fn(|i| block[192 + i]), mins: [0; MAX_GROUPS] }
 }
 
 /// The eight scales of IQ4_XS, six bits each, 32 taken off.
-pub(crate) fn iq4_xs_scales(block: &[u8]) -> [i8; 8] {
+pub(super) fn iq4_xs_integers(block: &[u8]) -> Integers {
     let high = u16::from_le_bytes([block[2], block[3]]);
-    std::array::from_fn(|i| {
+    let mut scales = [0; MAX_GROUPS];
+    for (i, scale) in scales[..8].iter_mut().enumerate() {
         let low = block[4 + i / 2] >> (4 * (i % 2)) & 15;
-        (low | ((high >> (2 * i)) as u8 & 3) << 4) as i8 - 32
-    })
+        *scale = (low | ((high >> (2 * i)) as u8 & 3) << 4).wrapping_sub(32);
+    }
+    Integers { scales, mins: [0; MAX_GROUPS] }
 }
 
 /// Codes of 32 elements, the low nibbles of 16 bytes and then the high ones.
@@ -77,185 +93,149 @@ fn above<const SHIFT: u32, const AT: u32>(codes: &mut [u8], bytes: &[u8], mask: 
     codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code |= (byte >> SHIFT & mask) << AT);
 }
 
-/// Codes of 32 elements of five bits, the fifth ones in a little-endian mask.
-fn halves_and_mask(mask: &[u8], bytes: &[u8]) -> [u8; 32] {
-    let low = halves(bytes);
-    std::array::from_fn(|i| low[i] | (mask[i / 8] >> (i % 8) & 1) << 4)
+/// Codes of four bits from byte `AT` on, in groups of 32.
+pub(super) fn nibbles<const AT: usize>(block: &[u8], codes: &mut [u8]) {
+    for (codes, bytes) in codes.chunks_exact_mut(32).zip(block[AT..].chunks_exact(16)) {
+        codes.copy_from_slice(&halves(bytes));
+    }
 }
 
-/// The codes of a block's elements and the scale and bias of each group: `w = q · scale + bias`. Not for IQ4 and MXFP4,
-/// whose codes index a table.
+/// 32 codes of five bits: the fifth ones are a little-endian mask at byte `AT`, the nibbles follow it.
+pub(super) fn nibbles_and_mask<const AT: usize>(block: &[u8], codes: &mut [u8]) {
+    let (mask, low) = (&block[AT..AT + 4], halves(&block[AT + 4..]));
+    codes.iter_mut().enumerate().for_each(|(i, code)| *code = low[i] | (mask[i / 8] >> (i % 8) & 1) << 4);
+}
+
+/// 32 signed bytes from byte 2 on, as codes from 0 to 255.
+pub(super) fn signed_bytes(block: &[u8], codes: &mut [u8]) {
+    codes.iter_mut().zip(&block[2..]).for_each(|(code, &q)| *code = q ^ 128);
+}
+
+/// Codes of two bits, four in a byte, 32 bytes for each 128.
+fn quarters(bytes: &[u8], codes: &mut [u8]) {
+    for (codes, bytes) in codes.chunks_exact_mut(128).zip(bytes.chunks_exact(32)) {
+        part::<0>(&mut codes[..32], bytes, 3);
+        part::<2>(&mut codes[32..64], bytes, 3);
+        part::<4>(&mut codes[64..96], bytes, 3);
+        part::<6>(&mut codes[96..], bytes, 3);
+    }
+}
+
+/// One more bit of each code, bit `i` of 32 bytes for the `i`-th 32 codes, put above those that are there as bit `AT`.
+fn bit_planes<const AT: u32>(bytes: &[u8], codes: &mut [u8]) {
+    for (i, codes) in codes.chunks_exact_mut(32).enumerate() {
+        codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code |= (byte >> i & 1) << AT);
+    }
+}
+
+/// Codes of four bits, 32 bytes for each 64: the low nibbles, then the high ones.
+fn pairs(bytes: &[u8], codes: &mut [u8]) {
+    for (codes, bytes) in codes.chunks_exact_mut(64).zip(bytes.chunks_exact(32)) {
+        part::<0>(&mut codes[..32], bytes, 15);
+        part::<4>(&mut codes[32..], bytes, 15);
+    }
+}
+
+pub(super) fn q2_k(block: &[u8], codes: &mut [u8]) {
+    quarters(&block[16..80], codes);
+}
+
+pub(super) fn q3_k(block: &[u8], codes: &mut [u8]) {
+    quarters(&block[32..96], codes);
+    bit_planes::<2>(&block[..32], codes);
+}
+
+pub(super) fn q4_k(block: &[u8], codes: &mut [u8]) {
+    pairs(&block[16..], codes);
+}
+
+pub(super) fn q5_k(block: &[u8], codes: &mut [u8]) {
+    pairs(&block[48..], codes);
+    bit_planes::<4>(&block[16..48], codes);
+}
+
+pub(super) fn q6_k(block: &[u8], codes: &mut [u8]) {
+    let (low, high) = (&block[..128], &block[128..192]);
+    let halves = codes.chunks_exact_mut(128).zip(low.chunks_exact(64).zip(high.chunks_exact(32)));
+    for (codes, (low, high)) in halves {
+        part::<0>(&mut codes[..64], low, 15);
+        part::<4>(&mut codes[64..], low, 15);
+        above::<0, 4>(&mut codes[..32], high, 3);
+        above::<2, 4>(&mut codes[32..64], high, 3);
+        above::<4, 4>(&mut codes[64..96], high, 3);
+        above::<6, 4>(&mut codes[96..], high, 3);
+    }
+}
+
+/// What the codes of each group are multiplied with, and what is added to the product where groups have mins.
+pub(super) fn scales(of: GgmlType, block: &[u8], scales: &mut [f32], mins: &mut [f32]) {
+    let row = of.row();
+    match row.scales {
+        Scales::Half => {
+            scales[0] = half_at(block, 0);
+            if row.has_min() {
+                mins[0] = half_at(block, 2);
+            }
+        }
+        Scales::E8m0 => scales[0] = e8m0_half(block[0]),
+        Scales::Super { d, read, .. } => {
+            let (integers, d, dmin) = (read(block), d, d + 2);
+            let d = half_at(block, d);
+            if row.has_min() {
+                let dmin = half_at(block, dmin);
+                for i in 0..row.groups() {
+                    scales[i] = d * f32::from(integers.scales[i]);
+                    mins[i] = -(dmin * f32::from(integers.mins[i]));
+                }
+            } else {
+                for (scale, &q) in scales[..row.groups()].iter_mut().zip(&integers.scales) {
+                    *scale = d * f32::from(q as i8);
+                }
+            }
+        }
+    }
+}
+
+/// The codes of a block's elements and the scale and bias of each group: `w = q · scale + bias`. Not for codes that index a
+/// table.
 ///
 /// Groups are of [`GgmlType::affine`]. Where the block has no bias of its own, the offset of the codes is in it.
-pub(crate) fn affine_block(
+pub(super) fn affine_block(
     of: GgmlType,
     block: &[u8],
     codes: &mut [u8],
     scales: &mut [f32],
     biases: &mut [f32],
 ) {
-    affine_codes(of, block, codes);
-    match of {
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => scales[0] = half_at(block, 0),
-        GgmlType::Q4_1 | GgmlType::Q5_1 => (scales[0], biases[0]) = (half_at(block, 0), half_at(block, 2)),
-        GgmlType::Q2_K => {
-            let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-            for (i, &both) in block[..16].iter().enumerate() {
-                (scales[i], biases[i]) = (d * f32::from(both & 15), -(dmin * f32::from(both >> 4)));
-            }
-        }
-        GgmlType::Q3_K => {
-            let d = half_at(block, 108);
-            let packed = q3_k_scales(&block[96..108]);
-            scales.iter_mut().zip(packed).for_each(|(scale, q)| *scale = d * f32::from(q));
-        }
-        GgmlType::Q4_K | GgmlType::Q5_K => {
-            let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-            let (packed_scales, packed_mins) = scales_and_mins(&block[4..16]);
-            for i in 0..8 {
-                scales[i] = d * f32::from(packed_scales[i]);
-                biases[i] = -(dmin * f32::from(packed_mins[i]));
-            }
-        }
-        GgmlType::Q6_K => {
-            let d = half_at(block, 208);
-            scales.iter_mut().zip(&block[192..208]).for_each(|(scale, &q)| *scale = d * f32::from(q as i8));
-        }
-        GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => {}
-    }
-    if let Some(offset) = of.code_offset() {
+    (of.row().codes)(block, codes);
+    self::scales(of, block, scales, biases);
+    if let Values::Offset(offset) = of.row().values {
+        let offset = f32::from(offset);
         biases.iter_mut().zip(scales).for_each(|(bias, scale)| *bias = -offset * *scale);
-    }
-}
-
-/// The codes of a block's elements, as in [`affine_block`].
-pub(crate) fn affine_codes(of: GgmlType, block: &[u8], codes: &mut [u8]) {
-    match of {
-        GgmlType::Q4_0 => codes.copy_from_slice(&halves(&block[2..])),
-        GgmlType::Q4_1 => codes.copy_from_slice(&halves(&block[4..])),
-        GgmlType::Q5_0 => codes.copy_from_slice(&halves_and_mask(&block[2..6], &block[6..])),
-        GgmlType::Q5_1 => codes.copy_from_slice(&halves_and_mask(&block[4..8], &block[8..])),
-        GgmlType::Q8_0 => codes.iter_mut().zip(&block[2..]).for_each(|(code, &q)| *code = q ^ 128),
-        GgmlType::Q2_K => {
-            for (codes, quants) in codes.chunks_exact_mut(128).zip(block[16..80].chunks_exact(32)) {
-                part::<0>(&mut codes[..32], quants, 3);
-                part::<2>(&mut codes[32..64], quants, 3);
-                part::<4>(&mut codes[64..96], quants, 3);
-                part::<6>(&mut codes[96..], quants, 3);
-            }
-        }
-        GgmlType::Q3_K => {
-            let (high, low) = (&block[..32], &block[32..96]);
-            for (codes, low) in codes.chunks_exact_mut(128).zip(low.chunks_exact(32)) {
-                part::<0>(&mut codes[..32], low, 3);
-                part::<2>(&mut codes[32..64], low, 3);
-                part::<4>(&mut codes[64..96], low, 3);
-                part::<6>(&mut codes[96..], low, 3);
-            }
-            for (i, codes) in codes.chunks_exact_mut(32).enumerate() {
-                codes.iter_mut().zip(high).for_each(|(code, byte)| *code |= (byte >> i & 1) << 2);
-            }
-        }
-        GgmlType::Q4_K | GgmlType::Q5_K => {
-            let (high, low) = match of {
-                GgmlType::Q4_K => (None, &block[16..]),
-                _ => (Some(&block[16..48]), &block[48..]),
-            };
-            for (codes, low) in codes.chunks_exact_mut(64).zip(low.chunks_exact(32)) {
-                part::<0>(&mut codes[..32], low, 15);
-                part::<4>(&mut codes[32..], low, 15);
-            }
-            for (i, codes) in codes.chunks_exact_mut(32).enumerate() {
-                if let Some(high) = high {
-                    codes.iter_mut().zip(high).for_each(|(code, byte)| *code |= (byte >> i & 1) << 4);
-                }
-            }
-        }
-        GgmlType::Q6_K => {
-            let (low, high) = (&block[..128], &block[128..192]);
-            let halves = codes.chunks_exact_mut(128).zip(low.chunks_exact(64).zip(high.chunks_exact(32)));
-            for (codes, (low, high)) in halves {
-                part::<0>(&mut codes[..64], low, 15);
-                part::<4>(&mut codes[64..], low, 15);
-                above::<0, 4>(&mut codes[..32], high, 3);
-                above::<2, 4>(&mut codes[32..64], high, 3);
-                above::<4, 4>(&mut codes[64..96], high, 3);
-                above::<6, 4>(&mut codes[96..], high, 3);
-            }
-        }
-        GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => {
-            unreachable!("the codes of {} index a table", of.name())
-        }
     }
 }
 
 /// Decodes one block.
 pub(super) fn decode_block(of: GgmlType, block: &[u8], out: &mut [f32]) {
-    match of {
-        GgmlType::IQ4_NL => {
-            let d = half_at(block, 0);
-            let codes = halves(&block[2..]);
-            out.iter_mut().zip(codes).for_each(|(w, code)| *w = d * f32::from(IQ4_VALUES[usize::from(code)]));
-        }
-        GgmlType::IQ4_XS => {
-            let d = half_at(block, 0);
-            let groups = out.chunks_exact_mut(32).zip(block[8..].chunks_exact(16));
-            for ((out, bytes), scale) in groups.zip(iq4_xs_scales(block)) {
-                let scale = d * f32::from(scale);
-                out.iter_mut()
-                    .zip(halves(bytes))
-                    .for_each(|(w, code)| *w = scale * f32::from(IQ4_VALUES[usize::from(code)]));
+    let row = of.row();
+    let mut codes = [0; MAX_ELEMENTS];
+    let codes = &mut codes[..out.len()];
+    (row.codes)(block, codes);
+    let (mut scales, mut mins) = ([0.0; MAX_GROUPS], [0.0; MAX_GROUPS]);
+    self::scales(of, block, &mut scales, &mut mins);
+    let groups = out.chunks_exact_mut(row.group()).zip(codes.chunks_exact(row.group()));
+    for ((out, codes), (scale, min)) in groups.zip(scales.into_iter().zip(mins)) {
+        let pairs = out.iter_mut().zip(codes);
+        match row.values {
+            // The codes as they are signed: a bias would round a product of more bits than `f32` has.
+            Values::Offset(offset) => {
+                let offset = f32::from(offset);
+                pairs.for_each(|(w, &code)| *w = scale * (f32::from(code) - offset));
             }
-        }
-        GgmlType::MXFP4 => {
-            let scale = e8m0_half(block[0]);
-            let codes = halves(&block[1..]);
-            out.iter_mut()
-                .zip(codes)
-                .for_each(|(w, code)| *w = scale * f32::from(E2M1_DOUBLED[usize::from(code)]));
-        }
-        _ => {
-            let (mut codes, mut scales, mut biases) = ([0; 256], [0.0; 16], [0.0; 16]);
-            let Some((_, group)) = of.affine() else { unreachable!("{} is affine", of.name()) };
-            let groups = out.len() / group;
-            let codes = &mut codes[..out.len()];
-            affine_block(of, block, codes, &mut scales[..groups], &mut biases[..groups]);
-            for (i, (w, &code)) in out.iter_mut().zip(&*codes).enumerate() {
-                let (scale, bias) = (scales[i / group], biases[i / group]);
-                *w = match of.code_offset() {
-                    // The codes as they are signed: the bias would round a product of more bits than `f32` has.
-                    Some(offset) => scale * (f32::from(code) - offset),
-                    None => scale * f32::from(code) + bias,
-                };
+            Values::Min => pairs.for_each(|(w, &code)| *w = scale * f32::from(code) + min),
+            Values::Table(table) => {
+                pairs.for_each(|(w, &code)| *w = scale * f32::from(table[usize::from(code)]));
             }
-        }
-    }
-}
-
-impl GgmlType {
-    /// Bits of a code and elements of a group, where `w = q · scale + bias` in groups. The scales and biases of the
-    /// K-quants are products, which `f32` holds exactly.
-    pub const fn affine(self) -> Option<(u8, usize)> {
-        Some(match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q4_K => (4, 32),
-            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => (5, 32),
-            Self::Q8_0 => (8, 32),
-            Self::Q2_K => (2, 16),
-            Self::Q3_K => (3, 16),
-            Self::Q6_K => (6, 16),
-            Self::IQ4_NL | Self::IQ4_XS | Self::MXFP4 => return None,
-        })
-    }
-
-    /// What is taken off a code where the format has no biases.
-    const fn code_offset(self) -> Option<f32> {
-        match self {
-            Self::Q4_0 => Some(8.0),
-            Self::Q5_0 => Some(16.0),
-            Self::Q8_0 => Some(128.0),
-            Self::Q3_K => Some(4.0),
-            Self::Q6_K => Some(32.0),
-            _ => None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! [`Matrix`] is what a linear layer or an embedding holds, quantized or not.
 
 pub mod affine;
+pub(crate) mod blocks;
 mod codec;
 mod encode;
 pub(crate) mod ggml;
@@ -21,87 +22,13 @@ use smallvec::SmallVec;
 
 use crate::tensor::{DType, Weight};
 
+pub use blocks::GgmlType;
 pub(crate) use encode::affine_group;
 pub use encode::write_floats;
 pub(crate) use parallel::for_rows;
 pub use planes::Plane;
 use planes::Planes;
 pub use scheme::{MlxFormat, MlxMode, MlxQuantization, Quantization};
-
-/// Block formats of GGUF files, as `ggml` defines them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, non_camel_case_types)]
-pub enum GgmlType {
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2_K,
-    Q3_K,
-    Q4_K,
-    Q5_K,
-    Q6_K,
-    IQ4_NL,
-    IQ4_XS,
-    MXFP4,
-}
-
-impl GgmlType {
-    /// Every format, in the order of their declaration.
-    pub const ALL: [Self; 13] = [
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::Q8_0,
-        Self::Q2_K,
-        Self::Q3_K,
-        Self::Q4_K,
-        Self::Q5_K,
-        Self::Q6_K,
-        Self::IQ4_NL,
-        Self::IQ4_XS,
-        Self::MXFP4,
-    ];
-
-    /// The name that `llama.cpp` prints.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q2_K => "Q2_K",
-            Self::Q3_K => "Q3_K",
-            Self::Q4_K => "Q4_K",
-            Self::Q5_K => "Q5_K",
-            Self::Q6_K => "Q6_K",
-            Self::IQ4_NL => "IQ4_NL",
-            Self::IQ4_XS => "IQ4_XS",
-            Self::MXFP4 => "MXFP4",
-        }
-    }
-
-    /// Elements and bytes of a block.
-    pub const fn block(self) -> (usize, usize) {
-        match self {
-            Self::Q4_0 | Self::IQ4_NL => (32, 18),
-            Self::Q4_1 => (32, 20),
-            Self::Q5_0 => (32, 22),
-            Self::Q5_1 => (32, 24),
-            Self::Q8_0 => (32, 34),
-            Self::MXFP4 => (32, 17),
-            Self::Q2_K => (256, 84),
-            Self::Q3_K => (256, 110),
-            Self::Q4_K => (256, 144),
-            Self::Q5_K => (256, 176),
-            Self::Q6_K => (256, 210),
-            Self::IQ4_XS => (256, 136),
-        }
-    }
-}
 
 /// How the elements of a row are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

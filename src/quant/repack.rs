@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::ggml::{self, IQ4_VALUES};
-use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows};
+use super::blocks::{OnMlx, Scales, Values};
+use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows, ggml};
 use crate::tensor::DType;
 
 /// What MLX computes a format with.
@@ -37,16 +37,7 @@ impl Format {
                     None => return None,
                 }
             }
-            Self::Ggml(of) => match of {
-                GgmlType::MXFP4 => MlxForm::Equal(Self::Mxfp4),
-                // Products of a code's value and a block's scale are integers of eight bits.
-                GgmlType::IQ4_NL | GgmlType::IQ4_XS => MlxForm::Equal(wide(8, 32)),
-                GgmlType::Q3_K => MlxForm::Equal(wide(8, 128)),
-                GgmlType::Q2_K | GgmlType::Q6_K => MlxForm::Nearest(wide(8, 32)),
-                GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q4_K => MlxForm::Equal(wide(4, 32)),
-                GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q5_K => MlxForm::Equal(wide(5, 32)),
-                GgmlType::Q8_0 => MlxForm::Equal(wide(8, 32)),
-            },
+            Self::Ggml(of) => of.on_mlx(),
         })
     }
 
@@ -71,16 +62,7 @@ impl Format {
     fn has_f16_scales(self) -> bool {
         match self {
             Self::Affine { scales, .. } => scales == DType::F16,
-            Self::Ggml(of) => matches!(
-                of,
-                GgmlType::Q4_0
-                    | GgmlType::Q4_1
-                    | GgmlType::Q5_0
-                    | GgmlType::Q5_1
-                    | GgmlType::Q8_0
-                    | GgmlType::IQ4_NL
-                    | GgmlType::Q3_K
-            ),
+            Self::Ggml(of) => of.has_f16_scales(),
             Self::Mxfp4 | Self::Mxfp8 | Self::Nvfp4 => false,
         }
     }
@@ -122,7 +104,7 @@ fn mxfp4(weight: &QuantWeight) -> QuantWeight {
     for_rows(rows, [(&mut codes, columns / 2), (&mut scales, columns / 32)], |at, [codes, scales]| {
         let rows = codes.chunks_exact_mut(columns / 2).zip(scales.chunks_exact_mut(columns / 32));
         for (row, (codes, scales)) in at.zip(rows) {
-            let blocks = weight.row_bytes(0, row).chunks_exact(17);
+            let blocks = weight.row_bytes(0, row).chunks_exact(GgmlType::MXFP4.block().1);
             for ((block, codes), scale) in blocks.zip(codes.chunks_exact_mut(16)).zip(scales) {
                 *scale = block[0];
                 affine::pack(4, &ggml::halves(&block[1..]), codes);
@@ -162,37 +144,42 @@ fn to_affine(weight: &QuantWeight, bits: u8, group: u16, narrow: bool) -> QuantW
 /// One row in affine codes of groups of `group`.
 fn fill(weight: &QuantWeight, row: usize, group: usize, into: Row<'_>) {
     let Row { codes, scales, biases } = into;
-    let bytes = || weight.row_bytes(0, row);
     match weight.format() {
-        Format::Ggml(GgmlType::IQ4_NL) => {
-            for (i, block) in bytes().chunks_exact(18).enumerate() {
-                table(&block[2..], ggml::half_at(block, 0), i, codes, scales, biases);
+        Format::Ggml(of) if of.mlx() == OnMlx::Integers => {
+            let Some(table) = of.row().table() else { unreachable!("{} has a table", of.name()) };
+            let (elements, size) = of.block();
+            let blocks = weight.row_bytes(0, row).chunks_exact(size);
+            let groups = scales.chunks_exact_mut(of.row().groups());
+            for ((block, codes), scales) in blocks.zip(codes.chunks_exact_mut(elements)).zip(groups) {
+                (of.row().codes)(block, codes);
+                ggml::scales(of, block, scales, &mut []);
+                codes.iter_mut().for_each(|code| *code = (i16::from(table[usize::from(*code)]) + 128) as u8);
             }
+            biases.iter_mut().zip(scales).for_each(|(bias, scale)| *bias = -128.0 * *scale);
         }
-        Format::Ggml(GgmlType::IQ4_XS) => {
-            for (i, block) in bytes().chunks_exact(136).enumerate() {
-                let d = ggml::half_at(block, 0);
-                for (j, (scale, bytes)) in
-                    ggml::iq4_xs_scales(block).into_iter().zip(block[8..].chunks_exact(16)).enumerate()
-                {
-                    table(bytes, d * f32::from(scale), 8 * i + j, codes, scales, biases);
+        Format::Ggml(of) if of.mlx() == OnMlx::Products => {
+            let (Values::Offset(offset), Scales::Super { group: own, d, read }) =
+                (of.row().values, of.row().scales)
+            else {
+                unreachable!("{} has products", of.name())
+            };
+            let (elements, size) = of.block();
+            let blocks = weight.row_bytes(0, row).chunks_exact(size);
+            let groups =
+                scales.chunks_exact_mut(elements / group).zip(biases.chunks_exact_mut(elements / group));
+            for ((block, codes), (scales, biases)) in blocks.zip(codes.chunks_exact_mut(elements)).zip(groups)
+            {
+                (of.row().codes)(block, codes);
+                for (codes, scale) in codes.chunks_exact_mut(own).zip(read(block).scales) {
+                    for code in codes {
+                        let product = i16::from(scale as i8) * (i16::from(*code) - i16::from(offset));
+                        // From −124 to 128: taken from 128 it is a code, and the bias is as exact as `d` in any type.
+                        *code = (128 - product) as u8;
+                    }
                 }
-            }
-        }
-        Format::Ggml(GgmlType::Q3_K) => {
-            let mut own = ([0; 256], [0.0; 16], [0.0; 16]);
-            for (i, block) in bytes().chunks_exact(110).enumerate() {
-                ggml::affine_block(GgmlType::Q3_K, block, &mut own.0, &mut own.1, &mut own.2);
-                let d = ggml::half_at(block, 108);
-                let of_groups = ggml::q3_k_scales(&block[96..108]);
-                for (j, &code) in own.0.iter().enumerate() {
-                    let product = i16::from(of_groups[j / 16]) * (i16::from(code) - 4);
-                    // From −124 to 128: taken from 128 it is a code, and the bias is as exact as `d` in any type.
-                    codes[256 * i + j] = (128 - product) as u8;
-                }
-                for g in 2 * i..2 * i + 2 {
-                    (scales[g], biases[g]) = (-d, 128.0 * d);
-                }
+                let d = ggml::half_at(block, d);
+                scales.fill(-d);
+                biases.fill(128.0 * d);
             }
         }
         Format::Affine { group: own, .. } if usize::from(own).is_multiple_of(group) => {
@@ -214,14 +201,6 @@ fn fill(weight: &QuantWeight, row: usize, group: usize, into: Row<'_>) {
             }
         }
     }
-}
-
-/// 32 codes of IQ4's table as group `g`: 128 is added to the table's values.
-fn table(bytes: &[u8], scale: f32, g: usize, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
-    for (code, index) in codes[32 * g..].iter_mut().zip(ggml::halves(bytes)) {
-        *code = (i16::from(IQ4_VALUES[usize::from(index)]) + 128) as u8;
-    }
-    (scales[g], biases[g]) = (scale, -128.0 * scale);
 }
 
 /// The nearest codes of eight bits, between the least and the largest value.

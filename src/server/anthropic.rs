@@ -263,7 +263,7 @@ impl Shape {
                 content.push(json!({ "type": "text", "text": text.text }));
             }
             for Call { id, name, arguments } in text.calls {
-                let input: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
+                let input: Value = crate::json::generated(&arguments).unwrap_or_else(|_| json!({}));
                 content.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
             }
             stop = stop_reason(&text.finish);

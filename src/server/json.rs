@@ -1,4 +1,6 @@
 //! Request bodies: JSON read strictly, and fields taken one by one; what nobody took is told of, or refused.
+//!
+//! A configuration's fields are looked at in place, in any order, and several times: they are `json::Fields`.
 
 use std::fmt;
 use std::sync::Arc;

@@ -295,7 +295,7 @@ impl Item {
 
 /// The text that a tool of text is called with; nothing until it is whole.
 fn text_input(arguments: &str) -> String {
-    let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
+    let arguments: Value = crate::json::generated(arguments).unwrap_or_default();
     arguments["input"].as_str().unwrap_or_default().to_owned()
 }
 

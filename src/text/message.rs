@@ -135,7 +135,7 @@ fn object(arguments: &Json) -> Option<Json> {
     match arguments {
         Json::Object(_) => Some(arguments.clone()),
         Json::String(text) if text.trim().is_empty() => Some(Json::Object(Map::new())),
-        Json::String(text) => serde_json::from_str(text).ok().filter(Json::is_object),
+        Json::String(text) => crate::json::generated(text).ok().filter(Json::is_object),
         _ => None,
     }
 }

@@ -207,7 +207,7 @@ fn read_back(shown: &Shown<'_>) -> Option<ToolFormat> {
     parser.push(&text).into_iter().for_each(|event| reply.take(event));
     parser.finish().into_iter().for_each(|event| reply.take(event));
     let same = |(call, probe): (&super::ToolCall, &ProbeCall)| {
-        let arguments = serde_json::from_str::<Json>(&call.arguments).ok();
+        let arguments = crate::json::generated::<Json>(&call.arguments).ok();
         call.name == probe.name && arguments.as_ref() == Some(&probe.arguments)
     };
     let all = reply.calls.len() == shown.calls.len() && reply.calls.iter().zip(shown.calls).all(same);

@@ -1,3 +1,5 @@
+mod strict;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant, UNIX_EPOCH};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aho_corasick::AhoCorasick;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokenizers::AddedToken;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -23,10 +23,8 @@ use super::raw::{self, Decoder};
 use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use crate::error::panic_text;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
-/// The largest `tokenizer.json` that is read.
-const MAX_FILE: u64 = 64 << 20;
 /// The longest text that is encoded, in bytes: four times a server's body.
 const MAX_TEXT: usize = 32 << 20;
 /// What encoding may take, whatever the text and for each of its bytes: ten times what the slowest texts take.
@@ -100,7 +98,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB and whatever [`Self::from_bytes`] refuses.
     pub fn load(path: &Path, embedding_rows: usize) -> Result<Self> {
-        let bytes = raw::read_file(path, MAX_FILE)?;
+        let bytes = json::read(path)?;
         Self::from_bytes(path, &bytes, embedding_rows)
     }
 
@@ -109,8 +107,8 @@ impl Tokenizer {
     /// A truncation or padding in the file is ignored: no prompt is cut silently.
     ///
     /// # Errors
-    /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for an id or a token given twice, what makes
-    /// texts over 64 times longer or repeats them, and whatever the library refuses.
+    /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for a key, an id or a token given twice, what
+    /// makes texts over 64 times longer or repeats them, and whatever the library refuses.
     pub fn from_bytes(path: &Path, bytes: &[u8], embedding_rows: usize) -> Result<Self> {
         Self::read(path, bytes, embedding_rows, &SpecialTokens::default())
     }
@@ -122,13 +120,7 @@ impl Tokenizer {
         embedding_rows: usize,
         beside: &SpecialTokens,
     ) -> Result<Self> {
-        let bad = |what: String| Error::format(path, what);
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(bad(format!("{} bytes, expected at most {MAX_FILE}", bytes.len())));
-        }
-        let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("not UTF-8: {e}")))?;
-        raw::check_depth(path, text)?;
-        let file: raw::File = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let file: raw::File = json::parse_typed(path, bytes, raw::LIMITS)?;
         Self::of(path, file, Some(bytes), embedding_rows, beside)
     }
 
@@ -143,14 +135,17 @@ impl Tokenizer {
         embedding_rows: usize,
     ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
-        let mut file: raw::File = serde_json::from_str(head).map_err(|e| bad(e.to_string()))?;
+        let mut file: raw::File = json::typed(head, raw::LIMITS).map_err(|e| bad(e.to_string()))?;
         file.model.vocab.0 = vocabulary.map(|(token, id)| (Cow::Borrowed(token), id)).collect();
         let merges: Vec<raw::Merge> =
             merges.iter().map(|&(left, right)| (left.into(), right.into())).collect();
         let texts = file.model.vocab.0.iter().map(|(token, _)| token.len());
         let bytes: usize = texts.chain(merges.iter().map(|(left, right)| left.len() + right.len())).sum();
-        if bytes as u64 > MAX_FILE {
-            return Err(bad(format!("{bytes} bytes of tokens and merges, expected at most {MAX_FILE}")));
+        if bytes as u64 > json::MAX_FILE {
+            return Err(bad(format!(
+                "{bytes} bytes of tokens and merges, expected at most {}",
+                json::MAX_FILE
+            )));
         }
         file.model.merges = Some(raw::Merges(merges));
         Self::of(path, file, None, embedding_rows, &SpecialTokens::default())
@@ -518,20 +513,19 @@ fn check_ids(file: &raw::File<'_>) -> Result<usize, String> {
 /// A post-processor that puts a token, by its text and id, before a text and behind it: `TemplateProcessing` as
 /// `tokenizer.json` has it.
 pub(crate) fn around(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
-    let token =
-        |(text, _): (&str, u32), sequence: u32| json!({"SpecialToken": {"id": text, "type_id": sequence}});
+    let token = |(text, _): (&str, u32), sequence: u32| serde_json::json!({"SpecialToken": {"id": text, "type_id": sequence}});
     let single = |name: &str, sequence: u32| {
-        let text = json!({"Sequence": {"id": name, "type_id": sequence}});
+        let text = serde_json::json!({"Sequence": {"id": name, "type_id": sequence}});
         let parts = [bos.map(|bos| token(bos, sequence)), Some(text), eos.map(|eos| token(eos, sequence))];
         parts.into_iter().flatten().collect::<Vec<_>>()
     };
     let special: serde_json::Map<String, Value> = bos
         .into_iter()
         .chain(eos)
-        .map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
+        .map(|(text, id)| (text.to_owned(), serde_json::json!({"id": text, "ids": [id], "tokens": [text]})))
         .collect();
     let pair = [single("A", 0), single("B", 1)].concat();
-    json!({
+    serde_json::json!({
         "type": "TemplateProcessing",
         "single": single("A", 0),
         "pair": pair,

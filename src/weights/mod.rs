@@ -15,6 +15,25 @@ mod safetensors;
 mod tests;
 pub(crate) mod write;
 
+/// What writes checkpoints, for the workspace's own tools: no part of the library's face.
+#[doc(hidden)]
+pub mod writers {
+    pub use super::output::{Output, write_through};
+
+    /// Directories of safetensors.
+    pub mod safetensors {
+        pub use ::safetensors::Dtype;
+
+        pub use crate::weights::write::{SHARD, Shards, Spec};
+    }
+
+    /// GGUF files.
+    pub mod gguf {
+        pub use crate::weights::gguf::TensorType;
+        pub use crate::weights::gguf::write::{Entries, Spec, Writer};
+    }
+}
+
 use std::collections::btree_map::{self, BTreeMap};
 use std::ffi::OsStr;
 use std::fmt;

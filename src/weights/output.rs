@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// A file or directory in the making. It is made beside its place, as `.<name>.backstop-partial/whole`, and renamed by
 /// [`commit`](Self::commit); dropped before that, it is gone. What a killed process left is taken over by the next one.
 #[derive(Debug)]
-pub(crate) struct Output {
+pub struct Output {
     target: PathBuf,
     partial: PathBuf,
     /// Held until the end: a second process with the same target is refused.
@@ -86,7 +86,7 @@ impl Drop for Output {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(crate) fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create_new(path)?;
         std::io::Write::write_all(&mut file, bytes)?;

@@ -14,25 +14,29 @@ use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
 /// Bytes of data in a shard at most, as mlx-lm and transformers have it; a larger tensor has one to itself.
-pub(crate) const SHARD: u64 = 5_000_000_000;
+pub const SHARD: u64 = 5_000_000_000;
 
 /// A tensor to be written.
 #[derive(Debug, Clone)]
-pub(crate) struct Spec {
+pub struct Spec {
+    /// Its name in the checkpoint.
     pub name: String,
+    /// The type of its elements.
     pub dtype: Dtype,
+    /// Outermost first.
     pub shape: Shape,
 }
 
 impl Spec {
-    fn bytes(&self) -> u64 {
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product::<u64>() * self.dtype.bitsize() as u64 / 8
     }
 }
 
 /// The files of a checkpoint in the making.
 #[derive(Debug)]
-pub(crate) struct Shards {
+pub struct Shards {
     dir: PathBuf,
     files: Vec<(String, File)>,
     /// Tensor → shard, absolute position and bytes.

@@ -80,17 +80,9 @@ const UV: &str = "uv==0.13.9";
 /// What Python 3.12 and newer end with where a filter leaves no test.
 const NO_TESTS: i32 = 5;
 
-/// `cargo xtask clients [--agents [ARGS…] | WORDS…]`.
-pub fn run(args: &[String]) -> Result<()> {
-    match args.split_first() {
-        Some((first, rest)) if first == "--agents" => agents(rest),
-        _ => test(args),
-    }
-}
-
 /// Has coding agents do a task at the server, each in its default settings, and prints what became of it. They are installed
 /// under `target/agents`, which takes minutes and two gigabytes.
-fn agents(args: &[String]) -> Result<()> {
+pub fn agents(args: &[String]) -> Result<()> {
     let root = root()?;
     let target = target(&root);
     let mut drive = Command::new("python3");

@@ -9,63 +9,55 @@ mod slow;
 mod soak;
 mod speed;
 
-use anyhow::{Result, bail};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
-const USAGE: &str = "\
-usage: cargo xtask load speed [--clients N] [--requests N] [--prompt N] [--generate N] [--rounds N] [--threads N]
-                              [--llama-server PROGRAM|none] [--backstop PROGRAM] [--model FILE]
-           8 clients, 128 + 128 tokens, random SmolLM2-135M in Q4_0, in alternate rounds with llama.cpp's server, which is
-           built under target/load unless it is named
-       cargo xtask load soak  [--clients N] [--requests N] [--backstop PROGRAM]
-           32 clients, 5,000 requests, 30 % cancelled, 5 % hostile; every answer is compared with that of a single user
-       cargo xtask load slow  [--connections N] [--requests N] [--backstop PROGRAM]
-           4 good clients alone, then beside 200 that send a byte now and then
-       cargo xtask load prefix [--shared N] [--own N] [--rounds N] [--threads N] [--backstop PROGRAM] [--model FILE]
-                              [--kv-memory SIZE]
-           time to the first token of 1,000 + 16 tokens on a random SmolLM2-135M in Q4_0, the 1,000 new and then kept";
+use anyhow::Result;
 
-/// Options as typed: names and their values.
-pub struct Options(Vec<(String, String)>);
+/// What `cargo xtask load` takes.
+#[derive(Debug, clap::Subcommand)]
+pub enum Kind {
+    /// Tokens per second and the time to the first one, of clients that ask without a pause, beside llama.cpp's server
+    Speed(speed::Options),
+    /// Many clients, 30 % cancelled, 5 % hostile; every answer is compared with that of a single user
+    Soak(soak::Options),
+    /// Good clients alone, then beside others that send a byte now and then
+    Slow(slow::Options),
+    /// Time to the first token of a long prompt whose beginning is new and then kept
+    Prefix(prefix::Options),
+}
 
-impl Options {
-    fn parse(args: &[String], known: &[&str]) -> Result<Self> {
-        let mut options = Vec::new();
-        for pair in args.chunks(2) {
-            match pair {
-                [name, value] if known.contains(&name.as_str()) => {
-                    options.push((name.clone(), value.clone()))
-                }
-                _ => bail!("cannot take `{}`\n{USAGE}", pair.join(" ")),
-            }
-        }
-        Ok(Self(options))
-    }
+/// The server that is measured.
+#[derive(Debug, clap::Args)]
+pub struct Backstop {
+    /// The program [default: built here, release]
+    #[arg(long = "backstop", value_name = "PROGRAM")]
+    program: Option<PathBuf>,
+}
 
-    pub fn text(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
-    }
+/// The model that it serves, and with how many threads.
+#[derive(Debug, clap::Args)]
+pub struct Setting {
+    /// A GGUF file [default: a random SmolLM2-135M in Q4_0]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Threads [default: all]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
 
-    pub fn number(&self, name: &str, default: usize) -> Result<usize> {
-        match self.text(name).map(str::parse) {
-            None => Ok(default),
-            Some(Ok(number)) if number > 0 => Ok(number),
-            _ => bail!("{name} takes a whole number from 1\n{USAGE}"),
-        }
+impl Setting {
+    fn threads(&self) -> Result<NonZeroUsize> {
+        Ok(self.threads.map_or_else(std::thread::available_parallelism, Ok)?)
     }
 }
 
-/// `load KIND [OPTIONS]`.
-pub fn run(args: &[String]) -> Result<()> {
-    match args.split_first() {
-        Some((kind, rest)) if kind == "speed" => speed::run(&Options::parse(rest, &speed::OPTIONS)?),
-        Some((kind, rest)) if kind == "soak" => soak::run(&Options::parse(rest, &soak::OPTIONS)?),
-        Some((kind, rest)) if kind == "prefix" => prefix::run(&Options::parse(rest, &prefix::OPTIONS)?),
-        Some((kind, rest)) if kind == "slow" => slow::run(&Options::parse(rest, &slow::OPTIONS)?),
-        Some((help, _)) if ["--help", "-h"].contains(&help.as_str()) => {
-            println!("{USAGE}");
-            Ok(())
-        }
-        _ => bail!("{USAGE}"),
+pub fn run(kind: &Kind) -> Result<()> {
+    match kind {
+        Kind::Speed(options) => speed::run(options),
+        Kind::Soak(options) => soak::run(options),
+        Kind::Slow(options) => slow::run(options),
+        Kind::Prefix(options) => prefix::run(options),
     }
 }
 
@@ -80,6 +72,8 @@ pub fn quantile(values: &mut [f64], p: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -91,13 +85,18 @@ mod tests {
 
     #[test]
     fn options_are_checked() {
-        let parse = |args: &[&str]| {
-            let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-            Options::parse(&args, &["--clients"])
+        #[derive(clap::Parser)]
+        struct Args {
+            #[command(subcommand)]
+            kind: Kind,
+        }
+        let parse = |line: &str| {
+            Args::try_parse_from(std::iter::once("load").chain(line.split_whitespace())).map(|args| args.kind)
         };
-        assert_eq!(parse(&["--clients", "3"]).unwrap().number("--clients", 8).unwrap(), 3);
-        assert_eq!(parse(&[]).unwrap().number("--clients", 8).unwrap(), 8);
-        assert!(parse(&["--clients", "0"]).unwrap().number("--clients", 8).is_err());
-        assert!(parse(&["--clients"]).is_err() && parse(&["--what", "1"]).is_err());
+        let Ok(Kind::Soak(options)) = parse("soak --clients 3") else { panic!() };
+        assert_eq!((options.clients.get(), options.requests.get()), (3, 5000));
+        for wrong in ["soak --clients 0", "soak --clients", "soak --what 1", "slow --clients 1"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -4,32 +4,15 @@
 use std::collections::BTreeMap;
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::random_model;
 use crate::util::{cargo, first_line, quiet, root, shown};
-
-const USAGE: &str = "\
-usage: cargo xtask peers [OPTIONS]
-  --json                 one JSON object instead of a table
-  --shapes LIST          of random-model [default: llama-1b,qwen2.5-0.5b,smollm2-135m]
-  --types LIST           of q4_0, mlx4, q4_k_m, q8_0, mlx8, gguf-f16, gguf-bf16 [default: all]
-  --threads LIST         [default: 1,2]
-  --depth N              tokens cached before [default: 0]
-  --prompt N             tokens of the prompt [default: 512]
-  --generate N           tokens to generate [default: 128]
-  --rounds N             [default: 5]
-  --llama-python PYTHON  an interpreter that has llama_cpp [default: one made under target/peers]
-  --mlx-python PYTHON    an interpreter that has mlx_lm [default: one made under target/peers]
-  --no-mlx               without mlx-lm
-  --transformers-python PYTHON  an interpreter that has transformers and torch [default: one made under target/peers]
-  --no-transformers      without transformers, which stands beside gguf-bf16 alone
-  --backstop PROGRAM     [default: built here, release]
-  --models DIR           where the models are made, and kept [default: target/peers/models]";
 
 /// A type of our own and the type that llama.cpp is given beside it.
 const TYPES: [(&str, &str); 7] = [
@@ -48,81 +31,60 @@ const DENSE: (&str, &str) = ("gguf-bf16", "bf16");
 /// Tokens of a prompt and of a generation that mlx-lm is given on MLX's CPU device, where it takes a second for each.
 const MLX_ON_CPU: (usize, usize) = (16, 4);
 
-struct Options {
+/// What `cargo xtask peers` takes.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// One JSON object instead of a table
+    #[arg(long)]
     json: bool,
+    /// Shapes of random-model
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llama-1b,qwen2.5-0.5b,smollm2-135m"
+    )]
     shapes: Vec<String>,
+    /// Types of the weights
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = TYPES.map(|(ours, _)| ours),
+          value_parser = TYPES.map(|(ours, _)| ours))]
     types: Vec<String>,
+    /// Numbers of threads
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2")]
     threads: Vec<usize>,
+    /// Tokens cached before
+    #[arg(long, value_name = "N", default_value_t = 0)]
     depth: usize,
-    prompt: usize,
-    generate: usize,
-    rounds: usize,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value = "512")]
+    prompt: NonZeroUsize,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value = "128")]
+    generate: NonZeroUsize,
+    /// How often each is run
+    #[arg(long, value_name = "N", default_value = "5")]
+    rounds: NonZeroUsize,
+    /// An interpreter that has llama_cpp [default: one made under target/peers]
+    #[arg(long, value_name = "PYTHON")]
     llama_python: Option<PathBuf>,
+    /// An interpreter that has mlx_lm [default: one made under target/peers]
+    #[arg(long, value_name = "PYTHON")]
     mlx_python: Option<PathBuf>,
-    mlx: bool,
+    /// Without mlx-lm
+    #[arg(long)]
+    no_mlx: bool,
+    /// An interpreter that has transformers and torch [default: one made under target/peers]
+    #[arg(long, value_name = "PYTHON")]
     transformers_python: Option<PathBuf>,
-    transformers: bool,
+    /// Without transformers, which stands beside gguf-bf16 alone
+    #[arg(long)]
+    no_transformers: bool,
+    /// The program to measure [default: built here, release]
+    #[arg(long, value_name = "PROGRAM")]
     backstop: Option<PathBuf>,
+    /// Where the models are made, and kept [default: target/peers/models]
+    #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
-}
-
-impl Options {
-    fn parse(args: &[String]) -> Result<Self> {
-        let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-        let mut options = Self {
-            json: false,
-            shapes: list("llama-1b,qwen2.5-0.5b,smollm2-135m"),
-            types: TYPES.map(|(ours, _)| ours.to_owned()).to_vec(),
-            threads: vec![1, 2],
-            depth: 0,
-            prompt: 512,
-            generate: 128,
-            rounds: 5,
-            llama_python: None,
-            mlx_python: None,
-            mlx: true,
-            transformers_python: None,
-            transformers: true,
-            backstop: None,
-            models: None,
-        };
-        let mut args = args.iter();
-        while let Some(name) = args.next() {
-            match name.as_str() {
-                "--json" => options.json = true,
-                "--no-mlx" => options.mlx = false,
-                "--no-transformers" => options.transformers = false,
-                name => {
-                    let value = args.next().with_context(|| format!("{name} has no value\n{USAGE}"))?;
-                    let number = || value.parse::<usize>().with_context(|| format!("{name} is {value}"));
-                    match name {
-                        "--shapes" => options.shapes = list(value),
-                        "--types" => options.types = list(value),
-                        "--threads" => {
-                            let parsed = value.split(',').map(str::parse).collect::<Result<_, _>>();
-                            options.threads = parsed.with_context(|| format!("{name} is {value}"))?;
-                        }
-                        "--depth" => options.depth = number()?,
-                        "--prompt" => options.prompt = number()?,
-                        "--generate" => options.generate = number()?,
-                        "--rounds" => options.rounds = number()?,
-                        "--llama-python" => options.llama_python = Some(value.into()),
-                        "--mlx-python" => options.mlx_python = Some(value.into()),
-                        "--transformers-python" => options.transformers_python = Some(value.into()),
-                        "--backstop" => options.backstop = Some(value.into()),
-                        "--models" => options.models = Some(value.into()),
-                        _ => bail!("{name} is no option of it\n{USAGE}"),
-                    }
-                }
-            }
-        }
-        let positive = options.prompt > 0 && options.generate > 0 && options.rounds > 0;
-        ensure!(positive, "--prompt, --generate and --rounds must be above 0");
-        if let Some(unknown) = options.types.iter().find(|name| peer_type(name).is_none()) {
-            bail!("no type is called {unknown}\n{USAGE}");
-        }
-        Ok(options)
-    }
 }
 
 /// What llama.cpp is given beside our `name`.
@@ -182,13 +144,7 @@ struct Programs {
     tools: PathBuf,
 }
 
-/// `peers [OPTIONS]`.
-pub fn run(args: &[String]) -> Result<()> {
-    if args.iter().any(|arg| ["--help", "-h"].contains(&arg.as_str())) {
-        println!("{USAGE}");
-        return Ok(());
-    }
-    let options = Options::parse(args)?;
+pub fn run(options: &Options) -> Result<()> {
     let root = root()?;
     let home =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("peers");
@@ -201,14 +157,14 @@ pub fn run(args: &[String]) -> Result<()> {
                 install(&home, "llama_cpp", &["--no-binary=llama-cpp-python", "llama-cpp-python", "numpy"])?
             }
         },
-        mlx: match (&options.mlx_python, options.mlx) {
-            (_, false) => None,
+        mlx: match (&options.mlx_python, options.no_mlx) {
+            (_, true) => None,
             (Some(python), _) => Some(python.clone()),
             (None, _) if cfg!(target_os = "macos") => Some(install(&home, "mlx_lm", &["mlx-lm"])?),
             (None, _) => Some(install(&home, "mlx_lm", &["mlx-lm", "mlx[cpu]"])?),
         },
-        transformers: match (&options.transformers_python, options.transformers) {
-            (_, false) => None,
+        transformers: match (&options.transformers_python, options.no_transformers) {
+            (_, true) => None,
             _ if !options.types.iter().any(|name| name == DENSE.0) => None,
             (Some(python), _) => Some(python.clone()),
             // Its wheels for the CPU have an index of their own; without it come those for NVIDIA, which also run here.
@@ -233,7 +189,7 @@ pub fn run(args: &[String]) -> Result<()> {
                     _ => None,
                 };
                 let directories = Paths { own: &own, llama: &peer, transformers: dense.as_deref() };
-                let measured = rounds(&programs, &options, directories, threads)?;
+                let measured = rounds(&programs, options, directories, threads)?;
                 rows.extend(compared(shape, name, threads, &measured));
             }
         }
@@ -283,9 +239,8 @@ fn install(home: &Path, module: &str, packages: &[&str]) -> Result<PathBuf> {
 fn model(models: &Path, shape: &str, kind: &str) -> Result<PathBuf> {
     let ending = if kind.starts_with("mlx") || kind == DENSE.1 { "" } else { ".gguf" };
     let path = models.join(format!("{shape}-{kind}{ending}"));
-    // A directory's weights are renamed into place when they are whole.
-    let whole = if ending.is_empty() { path.join("model.safetensors") } else { path.clone() };
-    if !whole.exists() {
+    // What is there is whole: it is made beside its place and renamed.
+    if !path.exists() {
         fs::create_dir_all(models).with_context(|| format!("creating {}", models.display()))?;
         eprintln!("peers: making {}", path.display());
         random_model::write(shape, kind, &path)?;
@@ -316,18 +271,18 @@ fn rounds(
     let threads_text = threads.to_string();
     let most = options.threads.iter().max() == Some(&threads);
     let mut measured = BTreeMap::<&'static str, Vec<Measured>>::new();
-    for round in 0..options.rounds {
+    for round in 0..options.rounds.get() {
         eprintln!("peers: {}, {threads} threads, round {} of {}", own.display(), round + 1, options.rounds);
         let mut command = Command::new(&programs.backstop);
         command.args(["bench", "--json", "--reps", "1", "--backend", "cpu", "--threads", &threads_text]);
         command.arg("--model").arg(own);
-        lengths(&mut command, options.prompt, options.generate);
+        lengths(&mut command, options.prompt.get(), options.generate.get());
         measured.entry(OWN).or_default().push(Measured::own(&answer(&mut command)?)?);
         for (name, repack) in [("llama.cpp", None), ("llama.cpp, not repacked", Some("--no-repack"))] {
             let mut command = Command::new(&programs.llama);
             command.arg(programs.tools.join("llama_cpp_bench.py")).arg(models.llama).args(repack);
             command.args(["--threads", &threads_text]);
-            lengths(&mut command, options.prompt, options.generate);
+            lengths(&mut command, options.prompt.get(), options.generate.get());
             measured.entry(name).or_default().push(Measured::peer(&answer(&mut command)?)?);
         }
         // MLX takes the threads that it takes.
@@ -336,7 +291,8 @@ fn rounds(
             && most
         {
             let gpu = cfg!(all(target_os = "macos", target_arch = "aarch64"));
-            let (prompt, generate) = if gpu { (options.prompt, options.generate) } else { MLX_ON_CPU };
+            let (prompt, generate) =
+                if gpu { (options.prompt.get(), options.generate.get()) } else { MLX_ON_CPU };
             let mut command = Command::new(python);
             command.arg(programs.tools.join("mlx_lm_bench.py")).arg(own);
             lengths(&mut command, prompt, generate);
@@ -346,7 +302,7 @@ fn rounds(
             let mut command = Command::new(python);
             command.arg(programs.tools.join("transformers_bench.py")).arg(model);
             command.args(["--threads", &threads_text]);
-            lengths(&mut command, options.prompt, options.generate);
+            lengths(&mut command, options.prompt.get(), options.generate.get());
             measured.entry("transformers").or_default().push(Measured::peer(&answer(&mut command)?)?);
         }
     }
@@ -450,6 +406,8 @@ fn versions(programs: &Programs) -> Result<Value> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     fn measured(prompt: f64, generation: f64) -> Measured {
@@ -474,15 +432,22 @@ mod tests {
 
     #[test]
     fn options_are_checked() {
+        #[derive(clap::Parser)]
+        struct Args {
+            #[command(flatten)]
+            options: Options,
+        }
         let parse =
-            |args: &[&str]| Options::parse(&args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>());
-        let options =
-            parse(&["--types", "q4_0,mlx8", "--threads", "1,3", "--rounds", "2", "--json"]).unwrap();
+            |line: &str| Args::try_parse_from(std::iter::once("peers").chain(line.split_whitespace()));
+        let options = parse("--types q4_0,mlx8 --threads 1,3 --rounds 2 --json").unwrap().options;
         assert_eq!((options.types, options.threads), (vec!["q4_0".to_owned(), "mlx8".into()], vec![1, 3]));
-        assert!(options.json && options.mlx && options.transformers && options.rounds == 2);
-        for wrong in
-            [&["--types", "q3"][..], &["--rounds", "0"], &["--threads", "x"], &["--depth"], &["--what", "1"]]
-        {
+        assert!(options.json && !options.no_mlx && !options.no_transformers && options.rounds.get() == 2);
+        let options = parse("").unwrap().options;
+        assert_eq!(
+            (options.shapes.len(), options.types.len(), options.threads),
+            (3, TYPES.len(), vec![1, 2])
+        );
+        for wrong in ["--types q3", "--rounds 0", "--threads x", "--depth", "--what 1"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }

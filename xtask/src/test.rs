@@ -5,23 +5,31 @@ use std::ffi::OsString;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
 use crate::{clients, mlx, util, with_mlx};
 
-pub fn run(args: &[String]) -> Result<()> {
-    let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
-    if let Some(unknown) = args[..end].iter().find(|arg| !["--no-mlx", "--quick"].contains(&arg.as_str())) {
-        bail!(
-            "cargo xtask test: {unknown}? It takes --no-mlx and --quick, and what follows `--` goes to cargo test"
-        );
-    }
-    let filter = args.get(end + 1..).unwrap_or_default();
-    if args[..end].iter().any(|arg| arg == "--quick") {
+/// What `cargo xtask test` takes.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Leave out what needs MLX
+    #[arg(long)]
+    pub no_mlx: bool,
+    /// For the inner loop: format, lints, and the tests without MLX and clients, unoptimised
+    #[arg(long)]
+    pub quick: bool,
+    /// Only the tests, as `cargo test ARGS…`
+    #[arg(last = true, value_name = "ARGS")]
+    pub filter: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let filter = &options.filter;
+    if options.quick {
         return quick(filter);
     }
 
-    let mut steps = Steps { mlx: end == 0, env: Vec::new(), done: Vec::new() };
+    let mut steps = Steps { mlx: !options.no_mlx, env: Vec::new(), done: Vec::new() };
     let ready = !steps.mlx || steps.step("MLX", || mlx::set_up().map(drop));
     if !filter.is_empty() {
         eprintln!("no format, lints and docs: only the tests that `{}` selects", filter.join(" "));

@@ -1,7 +1,7 @@
 //! Capability tokens: a kernel is written once, generic over a [`Simd`] token, and [`Isa::dispatch`] runs it inside a
 //! function compiled for the features that detection found.
 //!
-//! A token's constructor is private to detection, so holding one proves that its instructions may be executed.
+//! A token's fields are private to the module of its detection, so holding one proves that its instructions may be executed.
 //! Everything between a kernel's [`Kernel::run`] and the intrinsics is `#[inline(always)]`: a body that is not inlined
 //! into the shim (a closure handed to the pool, a plain `fn`) would be compiled for the baseline and run many times
 //! slower. A task of a parallel region therefore dispatches by itself: dispatching costs one branch.
@@ -14,6 +14,8 @@ mod int;
 mod portable;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use std::fmt;
 
@@ -26,11 +28,19 @@ pub use portable::Portable;
 
 use half::{bf16, f16};
 
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+
 /// Vectors of `f32` and the operations on them that kernels need.
 ///
 /// Lane `i` of a result depends on lane `i` of the operands alone (reductions apart), so a lane of a partial vector
 /// has the bits that it would have in a full one.
-pub trait Simd: Copy + Send + Sync + fmt::Debug + 'static {
+///
+/// # Safety
+/// Kernels check lengths against [`LANES`](Self::LANES) and then hand out pointers. So `LANES` is a power of two, at most 16,
+/// and a load or store touches that many elements of its type and no byte more; a partial one as many as it is told, and none
+/// where that is 0. A value of the type proves that its instructions may be executed: none can be made but by detection.
+pub unsafe trait Simd: Copy + Send + Sync + fmt::Debug + 'static {
     /// A vector of [`LANES`](Self::LANES) `f32`.
     type V: Copy;
 
@@ -208,8 +218,29 @@ pub trait Simd: Copy + Send + Sync + fmt::Debug + 'static {
     }
 }
 
+/// The constants that [`Simd`] promises, as far as a compiler can tell.
+const fn assert_simd<S: Simd>() {
+    assert!(S::LANES.is_power_of_two() && S::LANES <= MAX_LANES);
+    assert!(size_of::<S::V>() == S::LANES * size_of::<f32>());
+}
+
+const _: () = {
+    assert_simd::<Portable>();
+    #[cfg(target_arch = "x86_64")]
+    assert_simd::<Avx2>();
+    #[cfg(target_arch = "x86_64")]
+    assert_simd::<Avx512>();
+    assert_element::<f32>();
+    assert_element::<f16>();
+    assert_element::<bf16>();
+};
+
 /// An element type of weights and caches: how a vector of it is widened and rounded.
-pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
+///
+/// # Safety
+/// A load or store touches [`Simd::LANES`] elements of the type and no byte more, a partial one as many as it is told; and
+/// [`DTYPE`](Self::DTYPE) is the type's own, since bytes that are said to be of it are read as this type.
+pub unsafe trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
     /// The type's name for the rest of the library.
     const DTYPE: crate::tensor::DType;
 
@@ -231,8 +262,9 @@ pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
     /// `p` must be valid for reads of `n` elements, `n <= LANES`.
     #[inline(always)]
     unsafe fn load_partial<S: Simd>(s: S, p: *const Self, n: usize) -> S::V {
-        let mut all: [Self; 16] = bytemuck::Zeroable::zeroed();
-        // SAFETY: the caller vouches for n elements at p; LANES <= 16, so `all` has room for n and for a vector.
+        let mut all: [Self; MAX_LANES] = bytemuck::Zeroable::zeroed();
+        const { assert!(S::LANES <= MAX_LANES) };
+        // SAFETY: the caller vouches for n <= LANES elements at p; `all` has room for n and, as just asserted, for a vector.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 p.cast::<u8>(),
@@ -249,8 +281,9 @@ pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
     /// `p` must be valid for writes of `n` elements, `n <= LANES`.
     #[inline(always)]
     unsafe fn store_partial<S: Simd>(s: S, p: *mut Self, n: usize, v: S::V) {
-        let mut all: [Self; 16] = bytemuck::Zeroable::zeroed();
-        // SAFETY: the caller vouches for n elements at p; LANES <= 16, so `all` has room for n and for a vector.
+        let mut all: [Self; MAX_LANES] = bytemuck::Zeroable::zeroed();
+        const { assert!(S::LANES <= MAX_LANES) };
+        // SAFETY: the caller vouches for n <= LANES elements at p; `all` has room for n and, as just asserted, for a vector.
         unsafe {
             Self::store(s, all.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(all.as_ptr().cast::<u8>(), p.cast::<u8>(), n * size_of::<Self>());
@@ -258,7 +291,13 @@ pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
     }
 }
 
-impl Element for f32 {
+/// The constant that [`Element`] promises, as far as a compiler can tell.
+const fn assert_element<E: Element>() {
+    assert!(size_of::<E>() == E::DTYPE.size());
+}
+
+// SAFETY: the token's loads and stores of this type touch what they promise; the partial ones are its own.
+unsafe impl Element for f32 {
     const DTYPE: crate::tensor::DType = crate::tensor::DType::F32;
 
     #[inline(always)]
@@ -283,7 +322,8 @@ impl Element for f32 {
     }
 }
 
-impl Element for f16 {
+// SAFETY: the token's loads and stores of this type touch what they promise; the partial ones go by a copy of it.
+unsafe impl Element for f16 {
     const DTYPE: crate::tensor::DType = crate::tensor::DType::F16;
 
     #[inline(always)]
@@ -298,7 +338,8 @@ impl Element for f16 {
     }
 }
 
-impl Element for bf16 {
+// SAFETY: the token's loads and stores of this type touch what they promise; the partial ones go by a copy of it.
+unsafe impl Element for bf16 {
     const DTYPE: crate::tensor::DType = crate::tensor::DType::BF16;
 
     #[inline(always)]

@@ -6,10 +6,9 @@
 use half::f16;
 
 use super::ROUND;
-use crate::quant::GgmlType;
 
 /// Elements of a block.
-pub(super) const BLOCK: usize = 256;
+const BLOCK: usize = 256;
 /// Rounds of choosing a block's two factors anew: later ones change nothing that can be measured.
 const ROUNDS: usize = 3;
 
@@ -19,15 +18,6 @@ const STARTS: [f32; 3] = [63.0, 61.0, 59.0];
 /// The nearest integer of a value of magnitude below 2^22.
 fn nearest(x: f32) -> f32 {
     (x + ROUND) - ROUND
-}
-
-/// A block of Q4_K, Q5_K or Q6_K.
-pub(super) fn encode(of: GgmlType, values: &[f32], block: &mut [u8]) {
-    match of {
-        GgmlType::Q4_K => with_min::<4>(values, block),
-        GgmlType::Q5_K => with_min::<5>(values, block),
-        _ => q6_k(values, block),
-    }
 }
 
 /// Elements of a group of Q4_K and Q5_K, and such groups of a block.
@@ -99,7 +89,7 @@ fn free(values: &[f32; GROUP], most: f32) -> (f32, f32) {
 }
 
 /// Q4_K and Q5_K: `BITS` bits, eight groups with scales and mins of six bits.
-fn with_min<const BITS: u32>(values: &[f32], block: &mut [u8]) {
+pub(in crate::quant) fn with_min<const BITS: u32>(values: &[f32], block: &mut [u8]) {
     let most = ((1_u32 << BITS) - 1) as f32;
     let groups: [&[f32; GROUP]; GROUPS] = std::array::from_fn(|i| {
         let group = values[GROUP * i..][..GROUP].try_into();
@@ -243,7 +233,8 @@ fn free_step(values: &[f32; SMALL]) -> f32 {
     best.1
 }
 
-fn q6_k(values: &[f32], block: &mut [u8]) {
+/// Q6_K: sixteen groups with signed scales of eight bits.
+pub(in crate::quant) fn q6_k(values: &[f32], block: &mut [u8]) {
     let groups: [&[f32; SMALL]; SMALLS] = std::array::from_fn(|i| {
         let group = values[SMALL * i..][..SMALL].try_into();
         group.unwrap_or_else(|_| unreachable!("a block has {BLOCK} values"))

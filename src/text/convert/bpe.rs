@@ -39,10 +39,7 @@ pub(super) fn load(vocab: &Path, merges: &Path, named: &Named, embedding_rows: u
     let known = ["GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer"];
     let class = Class::of(named).ok_or_else(|| named.refuse_class(vocab, &known))?;
     let (vocab_bytes, merges_bytes) = (json::read(vocab)?, json::read(merges)?);
-    let text = utf8(vocab, &vocab_bytes)?;
-    raw::check_depth(vocab, text)?;
-    let tokens: raw::Vocab<'_> =
-        serde_json::from_str(text).map_err(|e| Error::format(vocab, e.to_string()))?;
+    let tokens: raw::Vocab<'_> = json::parse_typed(vocab, &vocab_bytes, raw::LIMITS)?;
     let tokens = tokens.0;
     if tokens.len() > MAX_TOKENS {
         let count = tokens.len();

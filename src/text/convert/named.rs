@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::MAX_TOKENS;
-use crate::json::{self, Object, Value};
+use crate::json::{self, Fields, Object, Value};
 use crate::{Error, Result};
 
 /// A token that is found in texts before anything else.
@@ -72,13 +72,14 @@ impl Named {
         let settings = optional(&path)?;
         let model_path = dir.join("config.json");
         let model = optional(&model_path)?;
-        let class = match text(&path, &settings, "tokenizer_class")? {
-            "" => text(&model_path, &model, "tokenizer_class")?,
-            class => class,
+        let of_model = Fields::new(&model_path, &model);
+        let class = match Fields::new(&path, &settings).string("tokenizer_class")? {
+            None | Some("") => of_model.string("tokenizer_class")?.unwrap_or_default(),
+            Some(class) => class,
         };
         let mut this = Self {
             class: class.strip_suffix("Fast").unwrap_or(class).to_owned(),
-            family: text(&model_path, &model, "model_type")?.to_owned(),
+            family: of_model.string("model_type")?.unwrap_or_default().to_owned(),
             path,
             settings: Object::new(),
             added: BTreeMap::new(),
@@ -120,20 +121,16 @@ impl Named {
 
     /// `true` or `false` under `key`, or `absent`.
     pub fn flag(&self, key: &str, absent: bool) -> Result<bool> {
-        match self.settings.get(key) {
-            None | Some(Value::Null) => Ok(absent),
-            Some(Value::Bool(value)) => Ok(*value),
-            Some(other) => Err(Error::config(&self.path, key, other, "true or false")),
-        }
+        Ok(self.fields().flag(key)?.unwrap_or(absent))
     }
 
     /// A number up to `most` under `key`, or `absent`.
     pub fn count(&self, key: &str, absent: usize, most: usize) -> Result<usize> {
-        match self.settings.get(key) {
-            None | Some(Value::Null) => Ok(absent),
-            Some(Value::UInt(value)) if *value <= most as u64 => Ok(*value as usize),
-            Some(other) => Err(Error::config(&self.path, key, other, format!("a number up to {most}"))),
-        }
+        Ok(self.fields().size(key, 0, most)?.unwrap_or(absent))
+    }
+
+    fn fields(&self) -> Fields<'_> {
+        Fields::new(&self.path, &self.settings)
     }
 
     /// The text of `bos_token` or another role.
@@ -292,29 +289,17 @@ fn optional(path: &Path) -> Result<Object> {
     json::parse_object(path, &json::read(path)?)
 }
 
-/// A text under `key`, empty where there is none.
-fn text<'a>(path: &Path, object: &'a Object, key: &str) -> Result<&'a str> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(""),
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(Error::config(path, key, other, "a text")),
-    }
-}
-
 /// A token written as an object.
 fn token(path: &Path, field: &str, id: u32, value: &Value) -> Result<Token> {
     let Value::Object(members) = value else {
         return Err(Error::config(path, field, value, "an object with content"));
     };
-    let flag = |key: &str, absent: bool| match members.get(key) {
-        None | Some(Value::Null) => Ok(absent),
-        Some(Value::Bool(value)) => Ok(*value),
-        Some(other) => Err(Error::config(path, format!("{field}.{key}"), other, "true or false")),
-    };
+    let fields = Fields::at(path, field, members);
+    let flag = |key: &str, absent: bool| Ok::<_, Error>(fields.flag(key)?.unwrap_or(absent));
     let special = flag("special", false)?;
     Ok(Token {
         id,
-        content: text(path, members, "content")?.to_owned(),
+        content: fields.string("content")?.unwrap_or_default().to_owned(),
         single_word: flag("single_word", false)?,
         lstrip: flag("lstrip", false)?,
         rstrip: flag("rstrip", false)?,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::named::{Named, Token};
 use super::ranks::Ranks;
 use super::{Head, MAX_TOKENS, byte_pairs, ends};
-use crate::json::quote;
+use crate::json::{self, quote};
 use crate::text::{Tokenizer, raw};
 use crate::{Error, Result};
 
@@ -79,9 +79,7 @@ struct Special<'a> {
 /// Makes the tokenizer of the file's `bytes`.
 pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usize) -> Result<Tokenizer> {
     let bad = |what: String| Error::format(path, what);
-    let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("not UTF-8: {e}")))?;
-    raw::check_depth(path, text)?;
-    let file: File<'_> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    let file: File<'_> = json::parse_typed(path, bytes, raw::LIMITS)?;
     let special = special(&file).map_err(bad)?;
     let Config { default_vocab_size: size, .. } = file.config;
     let count = size.checked_sub(special.len()).filter(|&count| count <= file.vocab.len());

@@ -352,7 +352,7 @@ fn byte_pairs_are_read_or_refused() {
     let twice = r#"{"a": 0, "a": 1}"#;
     let files: [(&str, Vec<u8>); 3] =
         [("vocab.json", twice.into()), ("merges.txt", Vec::new()), ("tokenizer_config.json", config.into())];
-    refused(&files, "vocab.json", "\"a\" has the ids 0 and 1");
+    refused(&files, "vocab.json", "duplicate key \"a\"");
     let none = dir(&[("vocab.json", b"{}".to_vec())]);
     assert!(Tokenizer::open(none.path(), 4).unwrap().is_none());
     assert!(Tokenizer::open(Path::new("/nonexistent"), 4).unwrap().is_none());

@@ -306,9 +306,7 @@ fn braces(text: &str, from: usize, to: usize) -> impl Iterator<Item = usize> {
 
 /// The JSON object that `text` begins with, and its length.
 fn object(text: &str) -> Option<(Json, usize)> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Json>();
-    let value = values.next()?.ok()?;
-    Some((value, values.byte_offset()))
+    crate::json::generated_prefix(text)
 }
 
 fn common_prefix(a: &str, b: &str) -> usize {

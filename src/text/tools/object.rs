@@ -93,7 +93,7 @@ impl ObjectCall {
                 match scan.push(c) {
                     Step::More => Member::InKey(scan, text),
                     Step::Last => {
-                        let key = serde_json::from_str::<String>(&text).ok();
+                        let key = crate::json::generated::<String>(&text).ok();
                         match key.and_then(|key| self.role(&key)) {
                             Some(role) => Member::Colon(role),
                             None => return Step::Bad,
@@ -146,7 +146,7 @@ impl ObjectCall {
             return Step::More;
         }
         match role {
-            Role::Name => match serde_json::from_str::<String>(&text) {
+            Role::Name => match crate::json::generated::<String>(&text) {
                 Ok(name) if tools.iter().any(|tool| tool.name == name) => self.name = Some(name),
                 _ => return Step::Bad,
             },
@@ -184,12 +184,12 @@ impl ObjectCall {
 fn as_object(text: String) -> Option<String> {
     let text = match text.chars().next()? {
         '{' => return Some(text),
-        '"' => serde_json::from_str::<String>(&text).ok()?,
+        '"' => crate::json::generated::<String>(&text).ok()?,
         _ => String::new(),
     };
     match text.trim() {
         "" => Some("{}".to_owned()),
-        text => serde_json::from_str::<Map<String, Json>>(text).is_ok().then(|| text.to_owned()),
+        text => crate::json::generated::<Map<String, Json>>(text).is_ok().then(|| text.to_owned()),
     }
 }
 

@@ -198,7 +198,7 @@ impl Value {
             return ReplyEvent::add_arguments(events, "\"");
         }
         let text = self.text.trim();
-        let json = serde_json::from_str(text).ok().or_else(|| from_python(text));
+        let json = crate::json::generated(text).ok().or_else(|| from_python(text));
         ReplyEvent::add_arguments(events, &json.unwrap_or_else(|| text.into()).to_string());
     }
 }
@@ -240,7 +240,7 @@ fn from_python(text: &str) -> Option<Json> {
             c => json.push(c),
         }
     }
-    serde_json::from_str(&json).ok()
+    crate::json::generated(&json).ok()
 }
 
 /// Whether an argument is a string as far as its schema says; one that nothing is known of is.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 pub use metadata::{Metadata, Strings};
 pub(crate) use pretokenizer::{DIGIT, DIGITS, pre_name};
-pub(crate) use tensors::TensorType;
+pub use tensors::TensorType;
 pub(crate) use vocabulary::ends;
 
 use crate::error::{Error, Result};

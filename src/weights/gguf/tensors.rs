@@ -20,7 +20,7 @@ const LEAST_ENTRY: u64 = 8 + 1 + 4 + 4 + 8;
 
 /// How a tensor's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TensorType {
+pub enum TensorType {
     /// One by one.
     Dense(DType),
     /// In blocks along its rows.
@@ -30,24 +30,13 @@ pub(crate) enum TensorType {
 impl TensorType {
     /// The type of a number in the file; where there is none that can be read, why.
     fn of(number: u32) -> Result<Self, String> {
-        let blocks = |of| Ok(Self::Blocks(of));
+        if let Some(of) = GgmlType::by_id(number) {
+            return Ok(Self::Blocks(of));
+        }
         match number {
             0 => Ok(Self::Dense(DType::F32)),
             1 => Ok(Self::Dense(DType::F16)),
             30 => Ok(Self::Dense(DType::BF16)),
-            2 => blocks(GgmlType::Q4_0),
-            3 => blocks(GgmlType::Q4_1),
-            6 => blocks(GgmlType::Q5_0),
-            7 => blocks(GgmlType::Q5_1),
-            8 => blocks(GgmlType::Q8_0),
-            10 => blocks(GgmlType::Q2_K),
-            11 => blocks(GgmlType::Q3_K),
-            12 => blocks(GgmlType::Q4_K),
-            13 => blocks(GgmlType::Q5_K),
-            14 => blocks(GgmlType::Q6_K),
-            20 => blocks(GgmlType::IQ4_NL),
-            23 => blocks(GgmlType::IQ4_XS),
-            39 => blocks(GgmlType::MXFP4),
             4 | 5 | 31..=33 | 36..=38 => Err(format!("{number}, which was removed from the format")),
             _ => {
                 let name = match number {
@@ -77,6 +66,16 @@ impl TensorType {
         }
     }
 
+    /// Its number in ggml's `enum ggml_type`.
+    pub(super) fn number(self) -> u32 {
+        match self {
+            Self::Dense(DType::F32) => 0,
+            Self::Dense(DType::F16) => 1,
+            Self::Dense(DType::BF16) => 30,
+            Self::Blocks(of) => of.id(),
+        }
+    }
+
     /// The name that `llama.cpp` prints.
     pub fn name(self) -> &'static str {
         match self {
@@ -88,7 +87,7 @@ impl TensorType {
     }
 
     /// Elements and bytes of a block.
-    fn block(self) -> (usize, usize) {
+    pub fn block(self) -> (usize, usize) {
         match self {
             Self::Dense(dtype) => (1, dtype.size()),
             Self::Blocks(of) => of.block(),

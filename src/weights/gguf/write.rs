@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_ALIGNMENT, MAGIC, TensorType};
 use crate::error::{Error, Result};
-use crate::quant::{Format, GgmlType};
-use crate::tensor::{DType, Shape};
+use crate::tensor::Shape;
 
 /// The version of the format that is written.
 const VERSION: u32 = 3;
 
 /// Entries of metadata, as bytes. Type numbers are those of `ggml/docs/gguf.md`.
 #[derive(Debug, Default)]
-pub(crate) struct Entries {
+pub struct Entries {
     count: u64,
     bytes: Vec<u8>,
 }
@@ -45,41 +44,49 @@ impl Entries {
         self.bytes.extend(value);
     }
 
+    /// A whole number.
     pub fn uint(&mut self, key: &str, value: u32) {
         self.begin(key, 4);
         self.bytes.extend(value.to_le_bytes());
     }
 
+    /// A number.
     pub fn float(&mut self, key: &str, value: f32) {
         self.begin(key, 6);
         self.bytes.extend(value.to_le_bytes());
     }
 
+    /// `true` or `false`.
     pub fn flag(&mut self, key: &str, value: bool) {
         self.begin(key, 7);
         self.bytes.push(value.into());
     }
 
+    /// A text.
     pub fn string(&mut self, key: &str, value: &str) {
         self.begin(key, 8);
         self.text(value);
     }
 
+    /// A list of texts.
     pub fn strings(&mut self, key: &str, values: &[String]) {
         self.begin_list(key, 8, values.len());
         values.iter().for_each(|value| self.text(value));
     }
 
+    /// A list of integers.
     pub fn ints(&mut self, key: &str, values: &[i32]) {
         self.begin_list(key, 5, values.len());
         values.iter().for_each(|value| self.bytes.extend(value.to_le_bytes()));
     }
 
+    /// A list of flags.
     pub fn flags(&mut self, key: &str, values: &[bool]) {
         self.begin_list(key, 7, values.len());
         self.bytes.extend(values.iter().map(|&value| u8::from(value)));
     }
 
+    /// A list of numbers.
     pub fn floats(&mut self, key: &str, values: &[f32]) {
         self.begin_list(key, 6, values.len());
         values.iter().for_each(|value| self.bytes.extend(value.to_le_bytes()));
@@ -88,44 +95,27 @@ impl Entries {
 
 /// A tensor to be written.
 #[derive(Debug, Clone)]
-pub(crate) struct Spec {
+pub struct Spec {
+    /// Its name in the file.
     pub name: String,
+    /// How its elements are stored.
     pub kind: TensorType,
     /// Outermost first.
     pub shape: Shape,
 }
 
 impl Spec {
+    /// Bytes that it takes, what aligns the next one apart.
     pub fn bytes(&self) -> u64 {
         let elements: u64 = self.shape.iter().map(|&dim| dim as u64).product();
-        match self.kind {
-            TensorType::Dense(dtype) => elements * dtype.size() as u64,
-            TensorType::Blocks(of) => elements / of.block().0 as u64 * of.block().1 as u64,
-        }
-    }
-
-    /// The number of the type in `ggml`'s `enum ggml_type`; of those that have an encoder.
-    fn number(&self) -> u32 {
-        match self.kind {
-            TensorType::Dense(DType::F32) => 0,
-            TensorType::Dense(DType::F16) => 1,
-            TensorType::Dense(DType::BF16) => 30,
-            TensorType::Blocks(GgmlType::Q4_0) => 2,
-            TensorType::Blocks(GgmlType::Q4_1) => 3,
-            TensorType::Blocks(GgmlType::Q5_0) => 6,
-            TensorType::Blocks(GgmlType::Q5_1) => 7,
-            TensorType::Blocks(GgmlType::Q8_0) => 8,
-            TensorType::Blocks(GgmlType::Q4_K) => 12,
-            TensorType::Blocks(GgmlType::Q5_K) => 13,
-            TensorType::Blocks(GgmlType::Q6_K) => 14,
-            TensorType::Blocks(of) => panic!("{} has no encoder", Format::Ggml(of)),
-        }
+        let (block, bytes) = self.kind.block();
+        elements / block as u64 * bytes as u64
     }
 }
 
 /// A file in the making: its tensors are written in the order of their declaration.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
     /// Bytes that are missing yet of each tensor, the next one last.
@@ -151,7 +141,7 @@ impl Writer {
             infos.bytes.extend((spec.shape.len() as u32).to_le_bytes());
             // The format has the innermost dimension first.
             spec.shape.iter().rev().for_each(|&dim| infos.bytes.extend((dim as u64).to_le_bytes()));
-            infos.bytes.extend(spec.number().to_le_bytes());
+            infos.bytes.extend(spec.kind.number().to_le_bytes());
             infos.bytes.extend(at.to_le_bytes());
             at = (at + spec.bytes()).next_multiple_of(DEFAULT_ALIGNMENT);
         }

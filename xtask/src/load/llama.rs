@@ -6,7 +6,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Options;
 use crate::clients::target;
 use crate::util::{quiet, root};
 
@@ -32,10 +31,10 @@ const SETTINGS: [&str; 11] = [
 
 /// `llama-server` as `--llama-server` names it, else built under `target/load`, which takes half an hour on two cores; none
 /// where it is called `none`.
-pub fn server(options: &Options) -> Result<Option<PathBuf>> {
-    match options.text("--llama-server") {
-        Some("none") => return Ok(None),
-        Some(program) => return Ok(Some(program.into())),
+pub fn server(given: Option<&Path>) -> Result<Option<PathBuf>> {
+    match given {
+        Some(none) if none == Path::new("none") => return Ok(None),
+        Some(program) => return Ok(Some(program.to_owned())),
         None => {}
     }
     let home = target(&root()?).join("load").join(format!("{PACKAGE}-{VERSION}"));

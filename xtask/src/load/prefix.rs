@@ -2,29 +2,46 @@
 //! prompts that begin alike.
 
 use std::net::SocketAddr;
-use std::thread;
+use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::process::{Server, program};
-use super::{Options, client, quantile, speed};
+use super::{Backstop, Setting, client, quantile, speed};
 
-pub const OPTIONS: [&str; 7] =
-    ["--shared", "--own", "--rounds", "--threads", "--backstop", "--model", "--kv-memory"];
+/// What `load prefix` takes.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Tokens of the beginning
+    #[arg(long, value_name = "N", default_value = "1000")]
+    shared: NonZeroUsize,
+    /// Tokens that follow it
+    #[arg(long, value_name = "N", default_value = "16")]
+    own: NonZeroUsize,
+    /// Beginnings
+    #[arg(long, value_name = "N", default_value = "9")]
+    rounds: NonZeroUsize,
+    /// The server's memory for keys and values
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    kv_memory: String,
+    #[command(flatten)]
+    setting: Setting,
+    #[command(flatten)]
+    backstop: Backstop,
+}
 
 /// The part of the first request's time that the second may take.
 const TARGET: f64 = 0.1;
 
 pub fn run(options: &Options) -> Result<()> {
-    let (shared, own) = (options.number("--shared", 1000)?, options.number("--own", 16)?);
-    let rounds = options.number("--rounds", 9)?;
-    let threads = options.number("--threads", thread::available_parallelism()?.get())?.to_string();
-    let model = speed::model(options)?;
-    let memory = options.text("--kv-memory").unwrap_or("1GiB");
+    let [shared, own, rounds] = [options.shared, options.own, options.rounds].map(NonZeroUsize::get);
+    let threads = options.setting.threads()?.to_string();
+    let model = speed::model(&options.setting)?;
+    let memory = options.kv_memory.as_str();
     let ctx = (shared + own + 8).next_multiple_of(64).to_string();
     let args = [&*model.to_string_lossy(), "--threads", &threads, "--ctx", &ctx, "--kv-memory", memory];
-    let server = Server::backstop(&program(options)?, &args.map(AsRef::as_ref))?;
+    let server = Server::backstop(&program(&options.backstop)?, &args.map(AsRef::as_ref))?;
     // One request that does not count: pages are touched, threads are there.
     ask(server.address, &prompt(u64::MAX, shared))?;
     let (mut first, mut second, mut ratios) = (Vec::new(), Vec::new(), Vec::new());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Options;
+use super::Backstop;
 use crate::clients::target;
 use crate::util::{cargo, root, shown};
 
@@ -112,9 +112,9 @@ impl Drop for Server {
 }
 
 /// backstop as `--backstop` names it, else built for release.
-pub fn program(options: &Options) -> Result<PathBuf> {
-    if let Some(program) = options.text("--backstop") {
-        return Ok(program.into());
+pub fn program(backstop: &Backstop) -> Result<PathBuf> {
+    if let Some(program) = &backstop.program {
+        return Ok(program.clone());
     }
     let mut build = cargo();
     build.args(["build", "--release", "--bin", "backstop"]).stdout(Stdio::null());

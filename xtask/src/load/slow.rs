@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -10,9 +11,20 @@ use anyhow::{Result, anyhow, ensure};
 use serde_json::json;
 
 use super::process::{Server, program};
-use super::{Options, client, quantile};
+use super::{Backstop, client, quantile};
 
-pub const OPTIONS: [&str; 3] = ["--connections", "--requests", "--backstop"];
+/// What `load slow` takes.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Connections that send a byte now and then
+    #[arg(long, value_name = "N", default_value = "200")]
+    connections: NonZeroUsize,
+    /// Requests of the good clients
+    #[arg(long, value_name = "N", default_value = "400")]
+    requests: NonZeroUsize,
+    #[command(flatten)]
+    backstop: Backstop,
+}
 
 /// How many good clients there are.
 const GOOD: usize = 4;
@@ -20,9 +32,8 @@ const GOOD: usize = 4;
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub fn run(options: &Options) -> Result<()> {
-    let connections = options.number("--connections", 200)?;
-    let requests = options.number("--requests", 400)?;
-    let server = Server::backstop(&program(options)?, &[])?;
+    let [connections, requests] = [options.connections, options.requests].map(NonZeroUsize::get);
+    let server = Server::backstop(&program(&options.backstop)?, &[])?;
     measure(server.address, requests / 4)?;
     let mut alone = measure(server.address, requests)?;
     let (done, opened) = (AtomicBool::new(false), AtomicUsize::new(0));

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,9 +12,20 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use super::process::{Server, program};
-use super::{Options, client};
+use super::{Backstop, client};
 
-pub const OPTIONS: [&str; 3] = ["--clients", "--requests", "--backstop"];
+/// What `load soak` takes.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Clients at a time
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(super) clients: NonZeroUsize,
+    /// Requests of all of them
+    #[arg(long, value_name = "N", default_value = "5000")]
+    pub(super) requests: NonZeroUsize,
+    #[command(flatten)]
+    backstop: Backstop,
+}
 
 /// Of a hundred requests, those that are cancelled, and those that are hostile.
 const CANCELLED: u64 = 30;
@@ -34,9 +46,8 @@ struct Counts {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let clients = options.number("--clients", 32)?;
-    let requests = options.number("--requests", 5000)?;
-    let program = program(options)?;
+    let [clients, requests] = [options.clients, options.requests].map(NonZeroUsize::get);
+    let program = program(&options.backstop)?;
     let wanted = single_user(&program)?;
     let server = Server::backstop(&program, &["--parallel", "16", "--max-queue", "8"])?;
     // Threads, buffers and caches come with the first requests.

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
@@ -11,22 +12,37 @@ use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::process::{Server, program};
-use super::{Options, client, llama, quantile};
+use super::{Backstop, Setting, client, llama, quantile};
 use crate::clients::target;
 use crate::random_model;
 use crate::util::root;
 
-pub const OPTIONS: [&str; 9] = [
-    "--clients",
-    "--requests",
-    "--prompt",
-    "--generate",
-    "--rounds",
-    "--threads",
-    "--llama-server",
-    "--backstop",
-    "--model",
-];
+/// What `load speed` takes.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Clients at a time
+    #[arg(long, value_name = "N", default_value = "8")]
+    clients: NonZeroUsize,
+    /// Requests of each of them, one after the other
+    #[arg(long, value_name = "N", default_value = "1")]
+    requests: NonZeroUsize,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "N", default_value = "128")]
+    prompt: NonZeroUsize,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value = "128")]
+    generate: NonZeroUsize,
+    /// Rounds, each of both servers
+    #[arg(long, value_name = "N", default_value = "5")]
+    rounds: NonZeroUsize,
+    /// llama.cpp's server, or none [default: built under target/load]
+    #[arg(long, value_name = "PROGRAM|none")]
+    llama_server: Option<PathBuf>,
+    #[command(flatten)]
+    setting: Setting,
+    #[command(flatten)]
+    backstop: Backstop,
+}
 
 /// What clients ask for.
 #[derive(Debug, Clone, Copy)]
@@ -57,21 +73,20 @@ enum Kind {
 
 pub fn run(options: &Options) -> Result<()> {
     let work = Work {
-        clients: options.number("--clients", 8)?,
-        requests: options.number("--requests", 1)?,
-        prompt: options.number("--prompt", 128)?,
-        generate: options.number("--generate", 128)?,
+        clients: options.clients.get(),
+        requests: options.requests.get(),
+        prompt: options.prompt.get(),
+        generate: options.generate.get(),
     };
-    let rounds = options.number("--rounds", 5)?;
-    let threads = options.number("--threads", thread::available_parallelism()?.get())?.to_string();
-    let backstop = program(options)?;
-    let llama = llama::server(options)?;
-    let model = model(options)?;
+    let threads = options.setting.threads()?.to_string();
+    let backstop = program(&options.backstop)?;
+    let llama = llama::server(options.llama_server.as_deref())?;
+    let model = model(&options.setting)?;
     // Tokens of one sequence: pages of 64, and room for a round's warming up.
     let context = (work.prompt + work.generate).next_multiple_of(64) + 64;
     let (path, slots) = (model.to_string_lossy(), work.clients.to_string());
     let (mut own, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
+    for round in 0..options.rounds.get() {
         {
             let context = context.to_string();
             let args = [&*path, "--threads", &threads, "--parallel", &slots, "--ctx", &context];
@@ -89,7 +104,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let Work { clients, requests, prompt, generate } = work;
     println!(
-        "{clients} clients, {requests} requests each, {prompt} + {generate} tokens, {threads} threads, {rounds} rounds"
+        "{clients} clients, {requests} requests each, {prompt} + {generate} tokens, {threads} threads, {} rounds",
+        options.rounds,
     );
     println!("| server | tok/s, median | first token, median | first token, p95 |\n|---|---|---|---|");
     for (name, of) in [("backstop", &own), ("llama.cpp", &theirs)] {
@@ -114,9 +130,9 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// The model as `--model` names it, else a random SmolLM2-135M in Q4_0.
-pub fn model(options: &Options) -> Result<PathBuf> {
-    if let Some(model) = options.text("--model") {
-        return Ok(model.into());
+pub fn model(setting: &Setting) -> Result<PathBuf> {
+    if let Some(model) = &setting.model {
+        return Ok(model.clone());
     }
     let home = target(&root()?).join("load");
     let model = home.join("smollm2-135m-q4_0-ascii.gguf");

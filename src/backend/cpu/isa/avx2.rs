@@ -30,11 +30,6 @@ impl Avx2 {
     pub(super) fn plain(self) -> Self {
         Self { vnni: false }
     }
-
-    /// For who has found AVX2, FMA and F16C by other means.
-    pub(super) fn without_vnni() -> Self {
-        Self { vnni: false }
-    }
 }
 
 /// Compiles `kernel` for the features of [`Avx2::detect`].
@@ -67,7 +62,8 @@ unsafe fn mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n).cast()) }
 }
 
-impl Simd for Avx2 {
+// SAFETY: each instruction is one that detection found, and touches the eight lanes of its element type or, through its mask, the first `n`.
+unsafe impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;

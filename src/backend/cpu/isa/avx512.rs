@@ -10,19 +10,19 @@ use super::{Avx2, Isa, Kernel, Simd};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Avx512 {
     vnni: bool,
+    /// AVX2, FMA and F16C, which are asked for, too.
+    narrow: Avx2,
 }
 
 impl Avx512 {
     /// The token, where the processor and the operating system have the features.
     pub fn detect() -> Option<Self> {
+        let narrow = Avx2::detect()?.plain();
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c"))
-        .then_some(Self { vnni: is_x86_feature_detected!("avx512vnni") })
+            && is_x86_feature_detected!("avx512vl"))
+        .then_some(Self { vnni: is_x86_feature_detected!("avx512vnni"), narrow })
     }
 
     /// Whether AVX-512 VNNI is there, too.
@@ -30,14 +30,14 @@ impl Avx512 {
         self.vnni
     }
 
-    /// AVX2, FMA and F16C, which detection asked for, too.
+    /// AVX2, FMA and F16C, without AVX-VNNI.
     pub(super) fn narrow(self) -> Avx2 {
-        Avx2::without_vnni()
+        self.narrow
     }
 
     /// The token without VNNI.
     pub(super) fn plain(self) -> Self {
-        Self { vnni: false }
+        Self { vnni: false, ..self }
     }
 }
 
@@ -63,7 +63,9 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-impl Simd for Avx512 {
+// SAFETY: each instruction is one that detection found, and touches the sixteen lanes of its element type or, through its mask, the first
+// `n`.
+unsafe impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;

@@ -1,13 +1,19 @@
 //! Bytes times bytes: the instructions that differ in kind. Sums are exact integers, so every token has the same result.
 
 #[cfg(target_arch = "x86_64")]
+use super::vnni::{Vnni256, Vnni512};
+#[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
 use super::{Isa, Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 /// Vectors of as many `i32` as the float vectors have lanes, whose bytes are unsigned codes of four columns of a row.
-pub trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
+///
+/// # Safety
+/// As that of [`Simd`], whose `LANES` they share: a load or store touches the bytes that it names and none more,
+/// [`dot`](Self::dot) four of each row of `x` for each of its codes, and a value proves that its instructions may be executed.
+pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// The token of the float operations.
     type F: Simd;
     /// A vector of `LANES` `i32`.
@@ -90,15 +96,20 @@ macro_rules! op {
     }};
 }
 
-/// AVX-512 VNNI: `vpdpbusd` on 16 lanes.
-#[cfg(target_arch = "x86_64")]
-#[derive(Debug, Clone, Copy)]
-pub struct Vnni512(pub(super) Avx512);
+/// The constants that [`IntSimd`] promises, as far as a compiler can tell.
+const fn assert_int_simd<S: IntSimd>() {
+    assert!(size_of::<S::I>() == <S::F as Simd>::LANES * size_of::<i32>());
+}
 
-/// AVX-VNNI: `vpdpbusd` on 8 lanes.
-#[cfg(target_arch = "x86_64")]
-#[derive(Debug, Clone, Copy)]
-pub struct Vnni256(pub(super) Avx2);
+const _: () = {
+    assert_int_simd::<Portable>();
+    #[cfg(target_arch = "x86_64")]
+    assert_int_simd::<Avx2>();
+    #[cfg(target_arch = "x86_64")]
+    assert_int_simd::<Vnni256>();
+    #[cfg(target_arch = "x86_64")]
+    assert_int_simd::<Vnni512>();
+};
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! wide256 {
@@ -207,7 +218,8 @@ unsafe fn in_step(sums: &mut [__m512i]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl IntSimd for Vnni512 {
+// SAFETY: each instruction is one that detection found, and touches 64 bytes, a register, or what its name says of it.
+unsafe impl IntSimd for Vnni512 {
     type F = Avx512;
     type I = __m512i;
 
@@ -268,7 +280,7 @@ impl IntSimd for Vnni512 {
     }
     #[inline(always)]
     fn float(self) -> Avx512 {
-        self.0
+        self.wide()
     }
     #[inline(always)]
     unsafe fn dot<const N: usize, const G: usize>(
@@ -310,13 +322,14 @@ impl IntSimd for Vnni512 {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl IntSimd for Vnni256 {
+// SAFETY: each instruction is one that detection found, and touches 32 bytes, a register, or what its name says of it.
+unsafe impl IntSimd for Vnni256 {
     wide256!();
     const WIDE_BIAS: i32 = 0;
 
     #[inline(always)]
     fn float(self) -> Avx2 {
-        self.0
+        self.wide()
     }
     #[inline(always)]
     unsafe fn dot<const N: usize, const G: usize>(
@@ -352,7 +365,8 @@ impl IntSimd for Vnni256 {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl IntSimd for Avx2 {
+// SAFETY: each instruction is one that detection found, and touches 32 bytes, a register, or what its name says of it.
+unsafe impl IntSimd for Avx2 {
     wide256!();
     const WIDE_BIAS: i32 = 128;
 
@@ -404,7 +418,8 @@ impl IntSimd for Avx2 {
     }
 }
 
-impl IntSimd for Portable {
+// SAFETY: plain Rust; arrays of eight lanes are read and written whole.
+unsafe impl IntSimd for Portable {
     type F = Self;
     type I = [u32; 8];
     const WIDE_BIAS: i32 = 0;
@@ -537,20 +552,21 @@ impl Isa {
     #[inline]
     pub fn dispatch_int<K: IntKernel>(self, kernel: K) -> K::Out {
         match self {
-            // SAFETY: the token exists and says that VNNI is there, so detection found the features of the shim.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(token) if token.vnni() => unsafe { shim_vnni512(Vnni512(token), kernel) },
-            // Without VNNI the wider registers win little: AVX2's instructions serve. Its features are among those that
-            // detection of AVX-512 asks for.
-            // SAFETY: as just said.
+            Self::Avx512(token) => match Vnni512::of(token) {
+                // SAFETY: the token exists, so detection found the features of the shim.
+                Some(vnni) => unsafe { shim_vnni512(vnni, kernel) },
+                // Without VNNI the wider registers win little: AVX2's instructions serve.
+                // SAFETY: the token exists, so detection found the features of the shim.
+                None => unsafe { shim_256(token.narrow(), kernel) },
+            },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(token) => unsafe { shim_256(token.narrow(), kernel) },
-            // SAFETY: the token exists and says that AVX-VNNI is there, so detection found the features of the shim.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) if token.vnni() => unsafe { shim_vnni256(Vnni256(token), kernel) },
-            // SAFETY: the token exists, so detection found the features of the shim.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) => unsafe { shim_256(token, kernel) },
+            Self::Avx2(token) => match Vnni256::of(token) {
+                // SAFETY: the token exists, so detection found the features of the shim.
+                Some(vnni) => unsafe { shim_vnni256(vnni, kernel) },
+                // SAFETY: as above.
+                None => unsafe { shim_256(token, kernel) },
+            },
             Self::Portable(token) => kernel.run(token),
         }
     }

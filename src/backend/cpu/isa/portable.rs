@@ -47,7 +47,8 @@ pub(super) fn widen_f16(h: u16) -> f32 {
     f32::from_bits(sign | chosen.to_bits())
 }
 
-impl Simd for Portable {
+// SAFETY: plain Rust; arrays of eight elements are read and written whole, or the first `n` of them.
+unsafe impl Simd for Portable {
     type V = F32x8;
     const LANES: usize = 8;
     // NEON has 32 of 4 lanes: 16 of 8.

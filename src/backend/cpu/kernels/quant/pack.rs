@@ -10,7 +10,8 @@ use super::codes::{CodeKind, Nibbles, Route, put_bytes, put_nibbles, put_q6_k};
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
 use crate::backend::cpu::pool::{Parts, Pool};
-use crate::quant::ggml::{self, E2M1_DOUBLED, IQ4_VALUES};
+use crate::quant::blocks::{Scales, Values};
+use crate::quant::ggml::{self, E2M1_DOUBLED};
 use crate::quant::{Format, GgmlType, QuantWeight, affine, ocp};
 use crate::tensor::DType;
 
@@ -51,9 +52,10 @@ impl PackedMatrix {
         assert!(Self::supports(weight.format()), "no kernel for {}", weight.format());
         let (codes, scales, offset) = layout(weight.format());
         let table = match weight.format() {
-            Format::Ggml(GgmlType::IQ4_NL | GgmlType::IQ4_XS) => IQ4_VALUES,
-            _ => E2M1_DOUBLED,
+            Format::Ggml(of) => of.row().table(),
+            _ => None,
         };
+        let table = table.unwrap_or(&E2M1_DOUBLED);
         let panel = panel_bytes(codes, scales, cols);
         let panels = rows.div_ceil(ROWS);
         let mut packed = Self {
@@ -172,7 +174,6 @@ fn panel_bytes(codes: CodeKind, scales: ScaleKind, cols: usize) -> (usize, usize
 /// How a format is packed: its codes, its scales, and what is taken off the codes.
 fn layout(format: Format) -> (CodeKind, ScaleKind, i32) {
     let plain = |dtype, group, min| ScaleKind::Plain { dtype, group, min };
-    let k = |sub, min, signed| ScaleKind::Super { sub, min, signed };
     match format {
         Format::Affine { bits, group, scales } => {
             (CodeKind::Bits(bits), plain(scales, group as usize, true), 0)
@@ -181,21 +182,21 @@ fn layout(format: Format) -> (CodeKind, ScaleKind, i32) {
         Format::Mxfp4 => (CodeKind::Table, plain(DType::BF16, 32, false), 128),
         Format::Mxfp8 => (CodeKind::E4m3, plain(DType::BF16, 32, false), 0),
         Format::Nvfp4 => (CodeKind::Table, plain(DType::F16, 16, false), 128),
-        Format::Ggml(of) => match of {
-            GgmlType::Q4_0 => (CodeKind::Bits(4), plain(DType::F16, 32, false), 8),
-            GgmlType::Q5_0 => (CodeKind::Bits(5), plain(DType::F16, 32, false), 16),
-            GgmlType::Q8_0 => (CodeKind::Bits(8), plain(DType::F16, 32, false), 128),
-            GgmlType::Q4_1 => (CodeKind::Bits(4), plain(DType::F16, 32, true), 0),
-            GgmlType::Q5_1 => (CodeKind::Bits(5), plain(DType::F16, 32, true), 0),
-            GgmlType::IQ4_NL => (CodeKind::Table, plain(DType::F16, 32, false), 128),
-            GgmlType::MXFP4 => (CodeKind::Table, plain(DType::BF16, 32, false), 128),
-            GgmlType::Q2_K => (CodeKind::Bits(2), k(16, true, false), 0),
-            GgmlType::Q3_K => (CodeKind::Bits(3), k(16, false, true), 4),
-            GgmlType::Q4_K => (CodeKind::Bits(4), k(32, true, false), 0),
-            GgmlType::Q5_K => (CodeKind::Bits(5), k(32, true, false), 0),
-            GgmlType::Q6_K => (CodeKind::Bits(6), k(16, false, true), 32),
-            GgmlType::IQ4_XS => (CodeKind::Table, k(32, false, true), 128),
-        },
+        Format::Ggml(of) => {
+            let row = of.row();
+            let (codes, offset) = match row.values {
+                Values::Offset(offset) => (CodeKind::Bits(row.bits), i32::from(offset)),
+                Values::Min => (CodeKind::Bits(row.bits), 0),
+                Values::Table(_) => (CodeKind::Table, 128),
+            };
+            let min = row.has_min();
+            let scales = match row.scales {
+                Scales::Half => plain(DType::F16, row.group(), min),
+                Scales::E8m0 => plain(DType::BF16, row.group(), false),
+                Scales::Super { group: sub, .. } => ScaleKind::Super { sub, min, signed: !min },
+            };
+            (codes, scales, offset)
+        }
     }
 }
 
@@ -255,7 +256,7 @@ impl Row<'_> {
                     GgmlType::Q8_0 => put_bytes(blocks.map(|block| &block[2..]), 128, row, panel),
                     _ => {
                         let blocks = decoded.chunks_exact_mut(elements).zip(blocks);
-                        blocks.for_each(|(codes, block)| ggml::affine_codes(of, block, codes));
+                        blocks.for_each(|(codes, block)| (of.row().codes)(block, codes));
                         kind.scatter(decoded, row, panel);
                     }
                 }
@@ -306,31 +307,15 @@ impl Row<'_> {
 fn ggml_scales(of: GgmlType, block: &[u8], record: usize, kind: ScaleKind, row: usize, panel: &mut [u8]) {
     let half = |at: usize| [block[at], block[at + 1]];
     let mut plain = |d: &[u8], m: &[u8]| kind.put_plain(panel, record, row, [d, m]);
-    match of {
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL => plain(&half(0), &[]),
-        GgmlType::Q4_1 | GgmlType::Q5_1 => plain(&half(0), &half(2)),
-        GgmlType::MXFP4 => plain(&bf16::from_f32(ggml::e8m0_half(block[0])).to_le_bytes(), &[]),
-        GgmlType::Q2_K => {
-            let scales: [u8; 16] = std::array::from_fn(|i| block[i] & 15);
-            let mins: [u8; 16] = std::array::from_fn(|i| block[i] >> 4);
-            kind.put_super(panel, record, row, [half(80), half(82)], [&scales, &mins]);
-        }
-        GgmlType::Q3_K => {
-            let scales = ggml::q3_k_scales(&block[96..108]);
-            let scales = bytemuck::cast_slice(&scales);
-            kind.put_super(panel, record, row, [half(108), [0; 2]], [scales, &[]]);
-        }
-        GgmlType::Q4_K | GgmlType::Q5_K => {
-            let (scales, mins) = ggml::scales_and_mins(&block[4..16]);
-            kind.put_super(panel, record, row, [half(0), half(2)], [&scales, &mins]);
-        }
-        GgmlType::Q6_K => {
-            kind.put_super(panel, record, row, [half(208), [0; 2]], [&block[192..208], &[]]);
-        }
-        GgmlType::IQ4_XS => {
-            let scales = ggml::iq4_xs_scales(block);
-            let scales = bytemuck::cast_slice(&scales);
-            kind.put_super(panel, record, row, [half(0), [0; 2]], [scales, &[]]);
+    let (format, min) = (of.row(), of.row().has_min());
+    match format.scales {
+        Scales::Half if min => plain(&half(0), &half(2)),
+        Scales::Half => plain(&half(0), &[]),
+        Scales::E8m0 => plain(&bf16::from_f32(ggml::e8m0_half(block[0])).to_le_bytes(), &[]),
+        Scales::Super { d, read, .. } => {
+            let (integers, groups) = (read(block), format.groups());
+            let (dmin, mins) = if min { (half(d + 2), &integers.mins[..groups]) } else { ([0; 2], &[][..]) };
+            kind.put_super(panel, record, row, [half(d), dmin], [&integers.scales[..groups], mins]);
         }
     }
 }

@@ -1,16 +1,19 @@
 //! Typed access to the members of a JSON object: `null` counts as absent, and a wrong value is an error that names
 //! file, field, value and what is accepted.
+//!
+//! The server's fields are another type, since they are taken out of a request, so that what nobody took can be told of, and
+//! fail with a status.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::{Object, Value};
 use crate::error::{Error, Result};
-use crate::json::{Object, Value};
 
 /// The members of one object of a file.
 pub(crate) struct Fields<'a> {
     path: &'a Path,
-    prefix: &'static str,
+    prefix: &'a str,
     object: &'a Object,
     /// What the file calls a member (`rope_scaling.factor`, with the prefix) where that is another name.
     names: Option<&'a BTreeMap<String, String>>,
@@ -22,13 +25,18 @@ impl<'a> Fields<'a> {
         Self { path, prefix: "", object, names: None }
     }
 
+    /// The object called `name` in `path`.
+    pub fn at(path: &'a Path, name: &'a str, object: &'a Object) -> Self {
+        Self { path, prefix: name, object, names: None }
+    }
+
     /// Members that `path` calls by other names.
     pub fn renamed(path: &'a Path, object: &'a Object, names: &'a BTreeMap<String, String>) -> Self {
         Self { path, prefix: "", object, names: Some(names) }
     }
 
     /// The members of the object called `name`, if it is there and not empty.
-    pub fn object(&self, name: &'static str) -> Result<Option<Fields<'a>>> {
+    pub fn object(&self, name: &'a str) -> Result<Option<Fields<'a>>> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Object(object)) if object.is_empty() => Ok(None),

@@ -1,0 +1,266 @@
+//! The block formats of GGUF files: one table, a row a format. A new format is its row, the function that takes its codes
+//! apart (`ggml.rs`) and, where it has one, its quantizer (`encode`); readers, writers, reference kernels and the panels of
+//! the CPU's kernels all go by the row.
+
+use super::ggml::{self, E2M1_DOUBLED, IQ4_VALUES};
+use super::repack::MlxForm;
+use super::{Format, encode};
+use crate::tensor::DType;
+
+/// Elements of the largest block.
+pub(crate) const MAX_ELEMENTS: usize = 256;
+/// Groups of a block, at most.
+pub(crate) const MAX_GROUPS: usize = 16;
+
+/// Makes a block's bytes of its values, which are finite.
+pub(crate) type Encode = fn(values: &[f32], block: &mut [u8]);
+
+/// How blocks of one format are read, written and computed with.
+pub(crate) struct BlockFormat {
+    /// What `llama.cpp` calls it.
+    name: &'static str,
+    /// Its number in ggml's `enum ggml_type`.
+    id: u32,
+    /// Elements and bytes of a block.
+    block: (usize, usize),
+    /// Bits of a code.
+    pub(crate) bits: u8,
+    /// Takes the codes of a block apart, one a byte, in the order of its elements.
+    pub(crate) codes: fn(block: &[u8], codes: &mut [u8]),
+    /// What the codes stand for.
+    pub(crate) values: Values,
+    /// What they are multiplied with.
+    pub(crate) scales: Scales,
+    /// The quantizer, where there is one.
+    pub(crate) encode: Option<Encode>,
+    /// What MLX computes it with.
+    mlx: OnMlx,
+}
+
+/// What a code stands for, before it is multiplied with its group's scale.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Values {
+    /// Itself less this.
+    Offset(u8),
+    /// Itself; the group's min is added after the multiplication.
+    Min,
+    /// The integer at this place.
+    Table(&'static [i8; 16]),
+}
+
+/// The scales of a block's groups, and their mins where its [`Values`] have them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scales {
+    /// One group. An `f16` at byte 0, its min at byte 2.
+    Half,
+    /// One group. An e8m0 at byte 0; of e2m1, whose table is doubled.
+    E8m0,
+    /// Groups of `group` elements with integers `scale` and `min`: their scales are `d · scale`, and what is added is
+    /// `-dmin · min`. `d` is an `f16` at the byte that is named so, `dmin` at the next two.
+    Super {
+        group: usize,
+        d: usize,
+        /// The integers, signed where there are no mins.
+        read: fn(block: &[u8]) -> Integers,
+    },
+}
+
+/// Integers of the groups of a super-block, those that are there first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Integers {
+    pub scales: [u8; MAX_GROUPS],
+    pub mins: [u8; MAX_GROUPS],
+}
+
+/// What MLX, which has no kernels for blocks but for mxfp4's values, is given in their place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnMlx {
+    /// Its own format of the same values.
+    Mxfp4,
+    /// Affine groups with the same codes.
+    Codes,
+    /// Affine groups whose codes of eight bits are the table's integers.
+    Integers,
+    /// Affine groups of 128 whose codes of eight bits are the products of code and scale.
+    Products,
+    /// Affine groups of the nearest values in eight bits.
+    Nearest,
+}
+
+macro_rules! block_formats {
+    ($($name:ident { $($row:tt)* })*) => {
+        /// Block formats of GGUF files, as `ggml` defines them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs, non_camel_case_types)]
+        pub enum GgmlType { $($name),* }
+
+        impl GgmlType {
+            /// Every format, in the order of their declaration.
+            pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
+        }
+
+        const ROWS: [BlockFormat; GgmlType::ALL.len()] =
+            [$(BlockFormat { name: stringify!($name), $($row)* }),*];
+    };
+}
+
+use Scales::{E8m0, Half, Super};
+use Values::{Min, Offset, Table};
+
+#[rustfmt::skip]
+block_formats! {
+    Q4_0 { id: 2, block: (32, 18), bits: 4, codes: ggml::nibbles::<2>, values: Offset(8), scales: Half,
+           encode: Some(encode::q4_0), mlx: OnMlx::Codes }
+    Q4_1 { id: 3, block: (32, 20), bits: 4, codes: ggml::nibbles::<4>, values: Min, scales: Half,
+           encode: Some(encode::q4_1), mlx: OnMlx::Codes }
+    Q5_0 { id: 6, block: (32, 22), bits: 5, codes: ggml::nibbles_and_mask::<2>, values: Offset(16), scales: Half,
+           encode: Some(encode::q5_0), mlx: OnMlx::Codes }
+    Q5_1 { id: 7, block: (32, 24), bits: 5, codes: ggml::nibbles_and_mask::<4>, values: Min, scales: Half,
+           encode: Some(encode::q5_1), mlx: OnMlx::Codes }
+    Q8_0 { id: 8, block: (32, 34), bits: 8, codes: ggml::signed_bytes, values: Offset(128), scales: Half,
+           encode: Some(encode::q8_0), mlx: OnMlx::Codes }
+    Q2_K { id: 10, block: (256, 84), bits: 2, codes: ggml::q2_k, values: Min,
+           scales: Super { group: 16, d: 80, read: ggml::q2_k_integers }, encode: None, mlx: OnMlx::Nearest }
+    Q3_K { id: 11, block: (256, 110), bits: 3, codes: ggml::q3_k, values: Offset(4),
+           scales: Super { group: 16, d: 108, read: ggml::q3_k_integers }, encode: None, mlx: OnMlx::Products }
+    Q4_K { id: 12, block: (256, 144), bits: 4, codes: ggml::q4_k, values: Min,
+           scales: Super { group: 32, d: 0, read: ggml::q4_k_integers },
+           encode: Some(encode::k::with_min::<4>), mlx: OnMlx::Codes }
+    Q5_K { id: 13, block: (256, 176), bits: 5, codes: ggml::q5_k, values: Min,
+           scales: Super { group: 32, d: 0, read: ggml::q4_k_integers },
+           encode: Some(encode::k::with_min::<5>), mlx: OnMlx::Codes }
+    Q6_K { id: 14, block: (256, 210), bits: 6, codes: ggml::q6_k, values: Offset(32),
+           scales: Super { group: 16, d: 208, read: ggml::q6_k_integers },
+           encode: Some(encode::k::q6_k), mlx: OnMlx::Nearest }
+    IQ4_NL { id: 20, block: (32, 18), bits: 4, codes: ggml::nibbles::<2>, values: Table(&IQ4_VALUES), scales: Half,
+             encode: None, mlx: OnMlx::Integers }
+    IQ4_XS { id: 23, block: (256, 136), bits: 4, codes: ggml::nibbles::<8>, values: Table(&IQ4_VALUES),
+             scales: Super { group: 32, d: 0, read: ggml::iq4_xs_integers }, encode: None, mlx: OnMlx::Integers }
+    MXFP4 { id: 39, block: (32, 17), bits: 4, codes: ggml::nibbles::<1>, values: Table(&E2M1_DOUBLED), scales: E8m0,
+            encode: None, mlx: OnMlx::Mxfp4 }
+}
+
+static TABLE: [BlockFormat; GgmlType::ALL.len()] = ROWS;
+
+/// What decoders and kernels take for granted of a row.
+const _: () = {
+    let mut i = 0;
+    while i < ROWS.len() {
+        let row = &ROWS[i];
+        let (group, groups) = (row.group(), row.groups());
+        assert!(row.block.0 <= MAX_ELEMENTS && row.block.0.is_multiple_of(32), "elements of a block");
+        assert!(row.block.0.is_multiple_of(group) && groups <= MAX_GROUPS, "groups of a block");
+        assert!(row.bits >= 1 && row.bits <= 8, "bits of a code");
+        match row.values {
+            Offset(offset) => assert!(offset as u32 == 1 << (row.bits - 1), "an offset is half of the codes"),
+            Min => assert!(!matches!(row.scales, E8m0), "e8m0 has no min"),
+            Table(_) => assert!(row.bits == 4, "a table has 16 values"),
+        }
+        let expected = match row.mlx {
+            OnMlx::Codes => group == 32 && !matches!(row.values, Table(_)),
+            OnMlx::Integers => group == 32 && matches!(row.values, Table(_)),
+            OnMlx::Products => matches!((row.values, row.scales), (Offset(_), Super { .. })),
+            OnMlx::Mxfp4 => matches!(row.scales, E8m0),
+            OnMlx::Nearest => true,
+        };
+        assert!(expected, "what MLX is given");
+        let mut j = 0;
+        while j < i {
+            assert!(ROWS[j].id != row.id, "two formats have one number");
+            j += 1;
+        }
+        i += 1;
+    }
+};
+
+impl BlockFormat {
+    /// Elements that share a scale.
+    pub(crate) const fn group(&self) -> usize {
+        match self.scales {
+            Half | E8m0 => self.block.0,
+            Super { group, .. } => group,
+        }
+    }
+
+    /// Groups of a block.
+    pub(crate) const fn groups(&self) -> usize {
+        self.block.0 / self.group()
+    }
+
+    /// The integers that its codes stand for, where they are in a table.
+    pub(crate) const fn table(&self) -> Option<&'static [i8; 16]> {
+        match self.values {
+            Table(table) => Some(table),
+            Offset(_) | Min => None,
+        }
+    }
+
+    /// Whether a group has a min.
+    pub(crate) const fn has_min(&self) -> bool {
+        matches!(self.values, Min)
+    }
+}
+
+impl GgmlType {
+    /// Its row of the table.
+    pub(crate) const fn row(self) -> &'static BlockFormat {
+        &TABLE[self as usize]
+    }
+
+    /// The name that `llama.cpp` prints.
+    pub const fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Its number in ggml's `enum ggml_type`: that of a tensor in a GGUF file.
+    pub const fn id(self) -> u32 {
+        self.row().id
+    }
+
+    /// The format of a number in a GGUF file.
+    pub fn by_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|of| of.id() == id)
+    }
+
+    /// Elements and bytes of a block.
+    pub const fn block(self) -> (usize, usize) {
+        self.row().block
+    }
+
+    /// Bits of a code and elements of a group, where `w = q · scale + bias` in groups. The scales and biases of the
+    /// K-quants are products, which `f32` holds exactly.
+    pub const fn affine(self) -> Option<(u8, usize)> {
+        let row = self.row();
+        match row.values {
+            Offset(_) | Min => Some((row.bits, row.group())),
+            Table(_) => None,
+        }
+    }
+
+    /// Whether there is a quantizer for it.
+    pub const fn has_encoder(self) -> bool {
+        self.row().encode.is_some()
+    }
+
+    /// The form that MLX computes it in.
+    pub(super) fn on_mlx(self) -> MlxForm {
+        let wide = |bits, group| Format::Affine { bits, group, scales: DType::F32 };
+        match self.row().mlx {
+            OnMlx::Mxfp4 => MlxForm::Equal(Format::Mxfp4),
+            OnMlx::Codes => MlxForm::Equal(wide(self.row().bits, 32)),
+            OnMlx::Integers => MlxForm::Equal(wide(8, 32)),
+            OnMlx::Products => MlxForm::Equal(wide(8, 128)),
+            OnMlx::Nearest => MlxForm::Nearest(wide(8, 32)),
+        }
+    }
+
+    pub(super) fn mlx(self) -> OnMlx {
+        self.row().mlx
+    }
+
+    /// Whether the scales and biases of its affine form are numbers of the file in `f16`, times powers of two: those of other
+    /// formats are products, which have more bits.
+    pub(super) const fn has_f16_scales(self) -> bool {
+        matches!(self.row().scales, Half) || matches!(self.row().mlx, OnMlx::Products)
+    }
+}

@@ -1,0 +1,103 @@
+//! What is typed after `cargo xtask`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::{load, peers, test};
+
+/// The project's own chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Make MLX usable on Linux, under target/mlx (nothing to do on Apple Silicon)
+    Mlx,
+    /// Run cargo with MLX, adding `--features mlx` where it belongs
+    #[command(disable_help_flag = true)]
+    WithMlx {
+        /// As cargo takes them: a subcommand and its arguments
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CARGO-ARGS"
+        )]
+        args: Vec<String>,
+    },
+    /// Check format, lints and docs, and run every test with and without MLX
+    Test(test::Options),
+    /// Run the server's tests by the clients that people use
+    Clients {
+        /// Have coding agents do a task instead; words are their names
+        #[arg(long)]
+        agents: bool,
+        /// Only the tests whose names hold one of these
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Make random weights of a real shape, for measuring speed and memory
+    RandomModel {
+        /// llama-1b, qwen2.5-0.5b, smollm2-135m or tiny
+        shape: String,
+        /// f32, f16, bf16, mlx4 or mlx8 (directories); gguf-f16, gguf-bf16, q4_0, q8_0 or q4_k_m (GGUF files)
+        #[arg(value_name = "TYPE")]
+        kind: String,
+        /// The directory or the file
+        path: PathBuf,
+    },
+    /// Measure backstop beside llama.cpp, mlx-lm and transformers on such models
+    Peers(peers::Options),
+    /// Put the server under load
+    Load {
+        #[command(subcommand)]
+        kind: load::Kind,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task, clap::Error> {
+        Args::try_parse_from(std::iter::once("xtask").chain(line.split_whitespace())).map(|args| args.task)
+    }
+
+    #[test]
+    fn arguments_are_what_clap_takes() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_is_handed_on_as_it_is() {
+        for line in
+            ["test -- --nocapture", "--config a=1 test", "build -h", "run --release -- run --backend mlx"]
+        {
+            let Ok(Task::WithMlx { args }) = parse(&format!("with-mlx {line}")) else { panic!("{line}") };
+            assert_eq!(args.join(" "), line);
+        }
+        assert!(parse("with-mlx").is_err());
+        let Ok(Task::Clients { agents, words }) = parse("clients --agents --keep x") else { panic!() };
+        assert_eq!((agents, words.join(" ").as_str()), (true, "--keep x"));
+        let Ok(Task::Clients { agents, words }) = parse("clients one two") else { panic!() };
+        assert_eq!((agents, words.join(" ").as_str()), (false, "one two"));
+    }
+
+    #[test]
+    fn tasks_take_their_own_arguments_alone() {
+        for line in
+            ["", "what", "mlx x", "test --what", "test x", "random-model tiny q4_0", "load", "load what"]
+        {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+        let Ok(Task::Test(options)) = parse("test --no-mlx -- --lib json") else { panic!() };
+        assert!(options.no_mlx && !options.quick && options.filter.join(" ") == "--lib json");
+    }
+}
