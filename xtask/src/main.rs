@@ -1,6 +1,7 @@
 //! `cargo xtask …`: the project's own chores.
 
 mod clients;
+mod layers;
 mod load;
 mod mlx;
 mod peers;
@@ -19,6 +20,7 @@ cargo xtask with-mlx CARGO-ARGS…         run cargo with MLX, adding `--feature
 cargo xtask test [--no-mlx] [-- ARGS…]   format, lints, docs, and every test with and without MLX;
                                          with ARGS, only the tests, as `cargo test ARGS…`
 cargo xtask test --quick [-- ARGS…]      for the inner loop: format, lints, and the tests without MLX and clients, unoptimised
+cargo xtask layers                       whether imports run downwards in the module map of docs/architecture.md
 cargo xtask clients [--agents] [WORDS…]  the server's tests by the clients that people use; with --agents, coding agents
 cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory
 cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)
@@ -50,6 +52,7 @@ fn run() -> Result<()> {
         }
         "with-mlx" if !rest.is_empty() => with_mlx::exec(rest),
         "test" => test::run(rest),
+        "layers" if rest.is_empty() => layers::run(),
         "clients" => clients::run(rest),
         "random-model" => random_model::run(rest),
         "peers" => peers::run(rest),

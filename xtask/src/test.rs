@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-use crate::{clients, mlx, util, with_mlx};
+use crate::{clients, layers, mlx, util, with_mlx};
 
 pub fn run(args: &[String]) -> Result<()> {
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
@@ -30,6 +30,7 @@ pub fn run(args: &[String]) -> Result<()> {
     } else {
         steps.cargo("format", "fmt --all --check", &[]);
         steps.cargo("format of bindings", "fmt --manifest-path xtask/bindings/Cargo.toml --check", &[]);
+        steps.step("order of imports", layers::run);
         let deny = ["--", "--deny", "warnings"].map(str::to_owned);
         steps.cargo("clippy without MLX", "clippy --workspace --all-targets", &deny);
         steps.with_mlx(
@@ -67,6 +68,7 @@ fn quick(filter: &[String]) -> Result<()> {
     let mut steps = Steps { mlx: false, env, done: Vec::new() };
     if filter.is_empty() {
         steps.cargo("format", "fmt --all --check", &[]);
+        steps.step("order of imports", layers::run);
         steps.cargo(
             "clippy",
             "clippy --workspace --all-targets",
