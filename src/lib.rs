@@ -16,6 +16,7 @@ pub mod parity;
 pub mod quant;
 pub mod quantize;
 pub mod sample;
+#[cfg(feature = "server")]
 pub mod server;
 pub mod tensor;
 pub mod text;

@@ -32,6 +32,9 @@ pub fn run(args: &[String]) -> Result<()> {
         steps.cargo("format of bindings", "fmt --manifest-path xtask/bindings/Cargo.toml --check", &[]);
         steps.step("order of imports", layers::run);
         let deny = ["--", "--deny", "warnings"].map(str::to_owned);
+        let alone = "clippy --package backstop --all-targets --no-default-features";
+        steps.cargo("clippy of the library alone", alone, &deny);
+        steps.cargo("clippy of the server alone", &format!("{alone} --features server"), &deny);
         steps.cargo("clippy without MLX", "clippy --workspace --all-targets", &deny);
         steps.with_mlx(
             ready,
