@@ -7,9 +7,7 @@ use std::io::{BufWriter, Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use backstop::backend::Policy;
-use backstop::backend::select::BackendRequest;
-use backstop::{LoadOptions, Model, ModelFiles};
+use backstop::{BackendRequest, LoadOptions, Model, ModelFiles, Policy};
 use clap::Parser;
 
 #[derive(Parser)]

@@ -3,8 +3,7 @@
 use std::io::Write;
 
 use anyhow::Context;
-use backstop::text::Message;
-use backstop::{Model, Options};
+use backstop::{Chat, Message, Model, Options};
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
@@ -14,7 +13,7 @@ fn main() -> anyhow::Result<()> {
     let model = Model::load(&dir)?;
     let options = Options { max_tokens: Some(200), sampling: model.default_sampling(), ..Options::default() };
     let mut generation = match model.has_template() {
-        true => model.chat(&[Message::new("user", prompt)], &options)?,
+        true => model.chat(&Chat::new(vec![Message::new("user", prompt)]), &options)?,
         false => model.generate(&prompt, &options)?,
     };
     let mut out = std::io::stdout().lock();

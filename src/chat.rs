@@ -1,26 +1,23 @@
-//! The assistant's turn of a conversation: prompt, constraint and parser, made together.
+//! The assistant's turn of a conversation: prompt, constraint and parser, made together. Whoever answers a [`Chat`], library,
+//! command or server, does so by [`Model::prepare`].
 
 use crate::error::Result;
-use crate::generate::Options;
+use crate::generate::{Generation, Options};
 use crate::model::Model;
 use crate::sample::reply::ReplyGrammar;
 use crate::sample::{Constraint, Grammar};
 use crate::text::{Chat, PromptEnd, ReplyFormat, ReplyParser, Tool, ToolChoice};
 
-/// A turn that is ready to be generated.
+/// A turn that is ready to be generated, as often as is wanted.
 ///
 /// ```
-/// use backstop::text::{Chat, Message, Reply};
+/// use backstop::{Chat, Grammar, Message, Model, Options};
 ///
-/// let model = backstop::Model::builtin()?;
-/// let turn = model.prepare(&Chat::new(vec![Message::new("user", "Once upon a time")]), None)?;
-/// let options = turn.options(backstop::Options { max_tokens: Some(8), ..Default::default() });
-/// let (mut parser, mut reply) = (turn.parser(), Reply::default());
-/// for piece in model.generate_tokens(turn.tokens.clone(), &options)? {
-///     parser.push(&piece?.text).into_iter().for_each(|event| reply.take(event));
-/// }
-/// parser.finish().into_iter().for_each(|event| reply.take(event));
-/// assert!(!reply.content.is_empty());
+/// let model = Model::builtin()?;
+/// let chat = Chat::new(vec![Message::new("user", "How many?")]);
+/// let turn = model.prepare(&chat, Some(&Grammar::Regex("[0-9]{2}".into())))?;
+/// let answer = model.generate_turn(&turn, &Options::default())?.text()?;
+/// assert!(answer.len() == 2 && answer.bytes().all(|b| b.is_ascii_digit()));
 /// # Ok::<(), backstop::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -59,6 +56,39 @@ impl Turn {
 }
 
 impl Model {
+    /// Generates the assistant's turn of `chat`, by the model's chat template. [`Generation::reply`] is what came of it, and
+    /// its message ([`crate::Reply::to_message`]) what the conversation goes on with.
+    ///
+    /// ```
+    /// use backstop::{Chat, Message, Model, Options};
+    ///
+    /// let model = Model::builtin()?;
+    /// let options = Options { max_tokens: Some(8), ..Options::default() };
+    /// let mut chat = Chat::new(vec![Message::new("user", "Once upon a time")]);
+    /// let mut answer = model.chat(&chat, &options)?;
+    /// for piece in &mut answer {
+    ///     print!("{}", piece?.text);
+    /// }
+    /// chat.messages.push(answer.reply().to_message());
+    /// chat.messages.push(Message::new("user", "And then?"));
+    /// assert!(!model.chat(&chat, &options)?.text()?.is_empty());
+    /// # Ok::<(), backstop::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Self::prepare`] and [`Self::generate_turn`].
+    pub fn chat(&self, chat: &Chat, options: &Options) -> Result<Generation> {
+        self.generate_turn(&self.prepare(chat, None)?, options)
+    }
+
+    /// Generates a turn, with its own constraint, where it has one, and its own visible tokens in place of those of `options`.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn generate_turn(&self, turn: &Turn, options: &Options) -> Result<Generation> {
+        self.generate_parsed(turn.tokens.clone(), Some(turn.parser()), &turn.options(options.clone()))
+    }
+
     /// Makes ready the assistant's turn of `chat`, or the rest of its last one ([`PromptEnd::Within`]). Its answer, after what
     /// the model thinks, will be what `text` says, or a tool call; where a call is required, a call.
     ///

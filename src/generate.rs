@@ -8,7 +8,7 @@ use crate::engine::{Event, FinishReason, Request, Sink, Stats, receive};
 use crate::error::{Error, Result};
 use crate::model::{LEAST_CONTEXT, Model};
 use crate::sample::{Constraint, Logprobs, SamplingOptions, StopMatcher};
-use crate::text::{Detokenizer, Message};
+use crate::text::{Detokenizer, Reply, ReplyEvent, ReplyParser};
 
 /// How text is generated.
 #[derive(Debug, Clone, Default)]
@@ -35,8 +35,11 @@ pub struct Options {
 /// A piece of generated text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// Text that is now certain: whole characters, and nothing that may still become a stop. May be empty.
+    /// Text that is now certain: whole characters, and nothing that may still become a stop. May be empty. In a turn of a
+    /// conversation it is what the model says, without marks, thoughts and calls of tools.
     pub text: String,
+    /// What the model thinks before it answers, in a turn of a conversation.
+    pub reasoning: String,
     /// The token that brought it; none in the last piece, which brings what was held back.
     pub token: Option<u32>,
     /// How likely the model found the token, where [`SamplingOptions::logprobs`] asks; see [`Logprobs`].
@@ -50,6 +53,9 @@ pub struct Piece {
 pub struct Generation {
     events: Receiver<Event>,
     text: Assembler,
+    /// Tells the parts of a turn apart; none where all is text.
+    parser: Option<ReplyParser>,
+    reply: Reply,
 }
 
 /// Turns what the engine reports of one sequence into pieces of text. Dropping it ends the sequence.
@@ -104,22 +110,27 @@ impl Model {
         self.generate_tokens(self.tokenizer()?.encode(prompt)?, options)
     }
 
-    /// Generates the assistant's turn of a conversation, by the model's chat template.
-    ///
-    /// # Errors
-    /// As [`Self::generate`], and those of the template.
-    pub fn chat(&self, messages: &[Message], options: &Options) -> Result<Generation> {
-        self.generate_tokens(self.encode_chat(messages)?, options)
-    }
-
     /// Generates from token ids.
     ///
     /// # Errors
     /// As [`Self::generate`], and an id outside the vocabulary.
     pub fn generate_tokens(&self, prompt: Vec<u32>, options: &Options) -> Result<Generation> {
+        self.generate_parsed(prompt, None, options)
+    }
+
+    /// Generates from token ids what `parser` tells apart.
+    ///
+    /// # Errors
+    /// As [`Self::generate_tokens`].
+    pub(crate) fn generate_parsed(
+        &self,
+        prompt: Vec<u32>,
+        parser: Option<ReplyParser>,
+        options: &Options,
+    ) -> Result<Generation> {
         let (sender, events) = channel();
         let text = self.start(prompt, options, Sink::new(move |event| sender.send(event).is_ok()))?;
-        Ok(Generation { events, text })
+        Ok(Generation { events, text, parser, reply: Reply::default() })
     }
 
     /// Starts a sequence whose events go to `events`, and gives what makes text of them.
@@ -258,12 +269,43 @@ impl Generation {
         &self.text.tokens
     }
 
+    /// What has come so far: text, and in a turn of a conversation thoughts and calls of tools.
+    pub fn reply(&self) -> &Reply {
+        &self.reply
+    }
+
     /// Reads to the end and returns the text.
     ///
     /// # Errors
     /// The first error of a piece.
-    pub fn text(self) -> Result<String> {
-        self.map(|piece| piece.map(|piece| piece.text)).collect()
+    pub fn text(mut self) -> Result<String> {
+        self.by_ref().try_for_each(|piece| piece.map(drop))?;
+        Ok(std::mem::take(&mut self.reply).content)
+    }
+
+    /// The piece with its text told apart.
+    fn parsed(&mut self, piece: Piece) -> Piece {
+        let mut events = match &mut self.parser {
+            _ if piece.text.is_empty() => Vec::new(),
+            Some(parser) => parser.push(&piece.text),
+            None => vec![ReplyEvent::Content(piece.text)],
+        };
+        if self.parser.as_ref().is_some_and(ReplyParser::is_done) {
+            self.text.stop_here();
+        }
+        if piece.finish.is_some() {
+            events.extend(self.parser.as_mut().map(ReplyParser::finish).unwrap_or_default());
+        }
+        let mut piece = Piece { text: String::new(), ..piece };
+        for event in events {
+            match &event {
+                ReplyEvent::Content(text) | ReplyEvent::CallBroken { text, .. } => piece.text += text,
+                ReplyEvent::Reasoning(text) => piece.reasoning += text,
+                ReplyEvent::Call { .. } | ReplyEvent::Arguments { .. } | ReplyEvent::CallEnd { .. } => {}
+            }
+            self.reply.take(event);
+        }
+        piece
     }
 }
 
@@ -274,7 +316,7 @@ impl Iterator for Generation {
         while !self.text.ended {
             let event = receive(&self.events).unwrap_or_else(Event::Failed);
             if let Some(piece) = self.text.take(event) {
-                return Some(piece);
+                return Some(piece.map(|piece| self.parsed(piece)));
             }
         }
         None
@@ -338,7 +380,7 @@ impl Assembler {
         if self.stops.matched().is_some() {
             self.stop_here();
         }
-        Ok(Piece { text, token: Some(token), logprobs, finish: None })
+        Ok(Piece { text, reasoning: String::new(), token: Some(token), logprobs, finish: None })
     }
 
     fn last(&mut self, reason: FinishReason, stats: Stats, conforms: Option<bool>) -> Result<Piece> {
@@ -355,7 +397,7 @@ impl Assembler {
             reason = FinishReason::Stop;
         }
         self.conforms = conforms.map(|conforms| conforms && !cut);
-        Ok(Piece { text, token: None, logprobs: None, finish: Some(reason) })
+        Ok(Piece { text, reasoning: String::new(), token: None, logprobs: None, finish: Some(reason) })
     }
 }
 

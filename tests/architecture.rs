@@ -1,11 +1,8 @@
-//! What docs/architecture.md says of the code, held against the code: the order of the modules, and where `unsafe` is.
+//! What docs/architecture.md says of the code, held against the code: where `unsafe` is. Its order of the modules is held
+//! against their imports by `cargo xtask layers`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Imports that run upwards all the same; the document gives their reasons.
-const UPWARDS: [(&str, &str); 0] = [];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -47,70 +44,6 @@ fn code(path: &str) -> String {
 /// What stands between backticks in a text, if it is a path into `src/`.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|path| path.starts_with("src/"))
-}
-
-/// The module of a path: `src/quant/mod.rs` and `src/quant.rs` are `quant`.
-fn module(path: &str) -> &str {
-    let path = path.strip_prefix("src/").unwrap();
-    let first = path.split('/').next().unwrap();
-    first.strip_suffix(".rs").unwrap_or(first)
-}
-
-/// The row of each module in the module map, the uppermost first.
-fn rows() -> BTreeMap<String, usize> {
-    let document = document();
-    let map = document.split("\n## ").find(|part| part.starts_with("Module map")).unwrap();
-    let mut rows = BTreeMap::new();
-    for (row, line) in map.lines().filter(|line| line.starts_with("| `src/")).enumerate() {
-        for path in paths(line.split('|').nth(1).unwrap()) {
-            rows.entry(module(path).to_owned()).or_insert(row);
-        }
-    }
-    rows
-}
-
-/// Modules of this crate that code names by `crate::`.
-fn named(code: &str) -> BTreeSet<&str> {
-    let word = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
-    let mut found = BTreeSet::new();
-    for after in code.split("crate::").skip(1) {
-        let group = after.strip_prefix('{').map(|inner| inner.split('}').next().unwrap_or(inner));
-        for part in group.unwrap_or(&after[..word(after)]).split(',') {
-            let part = part.trim();
-            found.insert(&part[..word(part)]);
-        }
-    }
-    found
-}
-
-#[test]
-fn imports_run_downwards_in_the_module_map() {
-    let rows = rows();
-    let mut upwards = BTreeMap::<(String, String), Vec<String>>::new();
-    let mut downwards = 0;
-    for path in all_sources() {
-        let own_tests = path.ends_with("/tests.rs") || path.contains("/tests/");
-        if own_tests || path == "src/lib.rs" {
-            continue;
-        }
-        let from = module(&path).to_owned();
-        let above =
-            *rows.get(&from).unwrap_or_else(|| panic!("{path}: {from} is in no row of the module map"));
-        let code = code(&path);
-        // Tests at the end of a file may use whatever helps them.
-        let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        for to in named(code) {
-            let Some(&below) = rows.get(to) else { continue };
-            if above < below {
-                downwards += 1;
-            } else if above > below {
-                upwards.entry((from.clone(), to.to_owned())).or_default().push(path.clone());
-            }
-        }
-    }
-    assert!(downwards > 100, "{downwards} imports were found");
-    let found: Vec<(&str, &str)> = upwards.keys().map(|(from, to)| (from.as_str(), to.as_str())).collect();
-    assert_eq!(found, UPWARDS, "imports that run upwards: {upwards:#?}");
 }
 
 /// Whether code has an unsafe block, function, trait or implementation.

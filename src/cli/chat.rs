@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use backstop::text::Message;
-use backstop::{Model, Options};
+use backstop::{Chat, Message, Model, Options};
 use rustyline::error::ReadlineError;
 use rustyline::{
     Behavior, Cmd, ConditionalEventHandler, Config, DefaultEditor, Event, EventContext, EventHandler,
@@ -32,17 +31,17 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let Loaded { model, .. } = super::load(&from, &args.session)?;
     let sampling = super::resolve_sampling(&args.sampling, &model)?;
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
-    let mut chat = Chat::new(model, options);
+    let mut session = Session::new(model, options);
     if let Some(system) = &args.system {
-        chat.set_system(system)?;
+        session.set_system(system)?;
     }
     let interactive = super::is_interactive();
     let mut lines = if interactive { Lines::editor()? } else { Lines::Pipe(stdin().lock(), 0) };
     if interactive {
-        chat.greet();
+        session.greet();
     }
     while let Some(line) = lines.next()? {
-        match chat.take(&line) {
+        match session.take(&line) {
             Ok(Next::Line) => {}
             Ok(Next::Interrupted) if interactive => {}
             Ok(Next::Interrupted) => return Ok(ExitCode::from(INTERRUPTED)),
@@ -63,7 +62,7 @@ enum Next {
     End,
 }
 
-struct Chat {
+struct Session {
     model: Model,
     options: Options,
     system: Option<String>,
@@ -74,23 +73,23 @@ struct Chat {
 /// What was said so far.
 enum Said {
     /// By turns, for the model's chat template.
-    Turns(Vec<Message>),
+    Turns(Chat),
     /// As one text, which a model without a template continues.
     Text(String),
 }
 
-impl Chat {
+impl Session {
     fn new(model: Model, options: Options) -> Self {
-        let mut chat =
+        let mut session =
             Self { model, options, system: None, said: Said::Text(String::new()), out: Output::new() };
-        chat.reset();
-        if !chat.model.has_template() {
-            let name = &chat.model.info().name;
+        session.reset();
+        if !session.model.has_template() {
+            let name = &session.model.info().name;
             term::note(format_args!(
                 "note: {name} has no chat template: each line is added to one text, which it continues"
             ));
         }
-        chat
+        session
     }
 
     fn greet(&self) {
@@ -106,7 +105,8 @@ impl Chat {
 
     fn reset(&mut self) {
         self.said = if self.model.has_template() {
-            Said::Turns(self.system.iter().map(|text| Message::new("system", text.as_str())).collect())
+            let system = self.system.iter().map(|text| Message::new("system", text.as_str()));
+            Said::Turns(Chat::new(system.collect()))
         } else {
             Said::Text(String::new())
         };
@@ -151,16 +151,14 @@ impl Chat {
     /// Says `line` and streams the answer. A turn that brought nothing is as if it had not been.
     fn say(&mut self, line: &str) -> anyhow::Result<Next> {
         let answer = match &mut self.said {
-            Said::Turns(turns) => {
-                turns.push(Message::new("user", line));
-                let result = stream(|| self.model.chat(turns, &self.options), Some(&mut self.out));
+            Said::Turns(chat) => {
+                chat.messages.push(Message::new("user", line));
+                let result = stream(|| self.model.chat(chat, &self.options), Some(&mut self.out));
                 match &result {
-                    Ok(answer) if !answer.text.is_empty() || !answer.interrupted() => {
-                        turns.push(Message::new("assistant", answer.text.as_str()));
+                    Ok(answer) if !answer.reply.content.is_empty() || !answer.interrupted() => {
+                        chat.messages.push(answer.reply.to_message());
                     }
-                    _ => {
-                        turns.pop();
-                    }
+                    _ => drop(chat.messages.pop()),
                 }
                 result
             }
@@ -172,7 +170,7 @@ impl Chat {
                 text.push_str(line);
                 let result = stream(|| self.model.generate(text, &self.options), Some(&mut self.out));
                 match &result {
-                    Ok(answer) => text.push_str(&answer.text),
+                    Ok(answer) => text.push_str(&answer.reply.content),
                     Err(_) => text.truncate(before),
                 }
                 result

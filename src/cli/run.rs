@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use backstop::sample::Grammar;
-use backstop::text::{Chat, Message};
-use backstop::{Model, Options};
+use backstop::{Chat, Message, Model, Options, Turn};
 
 use super::args::RunArgs;
 use super::stream::{Output, print, stream};
@@ -21,9 +20,17 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut sampling = super::resolve_sampling(&args.sampling, &model)?;
     sampling.logprobs = args.json.then_some(0);
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
-    let (tokens, options) = prepare(&model, args, &prompt, grammar.as_ref(), options)?;
     let mut out = Output::new();
-    let answer = stream(|| model.generate_tokens(tokens, &options), (!args.json).then_some(&mut out))?;
+    let shown = (!args.json).then_some(&mut out);
+    let answer = match turn(&model, args, &prompt, grammar.as_ref())? {
+        Some(turn) => stream(|| model.generate_turn(&turn, &options), shown)?,
+        None => {
+            let constraint = grammar.map(|grammar| model.constraint(&grammar)).transpose()?;
+            let tokens = model.tokenizer()?.encode_prompt(&prompt, !args.no_special)?;
+            let options = Options { constraint, ..options.clone() };
+            stream(|| model.generate_tokens(tokens, &options), shown)?
+        }
+    };
     let interrupted = answer.interrupted();
     let summary = Summary { model: &model, options: &options, loading: time, answer: &answer };
     if args.json {
@@ -35,28 +42,22 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// The prompt's token ids: by the chat template where there is one and `--raw` does not forbid it; and the options that hold
-/// the text to its form.
-fn prepare(
+/// The turn that answers the prompt, by the chat template where there is one and `--raw` does not forbid it.
+fn turn(
     model: &Model,
     args: &RunArgs,
     prompt: &str,
     grammar: Option<&Grammar>,
-    options: Options,
-) -> anyhow::Result<(Vec<u32>, Options)> {
+) -> anyhow::Result<Option<Turn>> {
     if args.raw || !model.has_template() {
         if args.system.is_some() {
             bail!(super::no_template_for_system(model));
         }
-        let constraint = grammar.map(|grammar| model.constraint(grammar)).transpose()?;
-        let tokens = model.tokenizer()?.encode_prompt(prompt, !args.no_special)?;
-        return Ok((tokens, Options { constraint, ..options }));
+        return Ok(None);
     }
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
-    let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-    let turn = model.prepare(&Chat::new(messages), grammar)?;
-    let constraint = turn.constraint;
-    Ok((turn.tokens, Options { constraint, ..options }))
+    let messages = system.chain([Message::new("user", prompt)]).collect();
+    Ok(Some(model.prepare(&Chat::new(messages), grammar)?))
 }
 
 /// The prompt, from the arguments or from stdin.

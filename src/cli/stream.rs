@@ -1,26 +1,29 @@
 //! A generation on its way to stdout: pieces as they come, Ctrl-C, a reader that goes away.
 
-use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backstop::engine::{FinishReason, Stats};
+use backstop::text::Reply;
 use backstop::{Canceller, Generation};
 use parking_lot::Mutex;
 
 use super::term::{self, Progress};
 use super::{Closed, INTERRUPTED};
 
-/// Stdout, which gets the generated text and nothing else.
+/// Stdout, which gets the generated text and nothing else. What the model thinks is shown on stderr, to a person.
 pub struct Output {
     terminal: bool,
     at_line_start: bool,
+    /// Whether thoughts were shown last.
+    thinking: bool,
 }
 
 impl Output {
     pub fn new() -> Self {
-        Self { terminal: stdout().is_terminal(), at_line_start: true }
+        Self { terminal: stdout().is_terminal(), at_line_start: true, thinking: false }
     }
 
     /// Writes `text` at once.
@@ -28,9 +31,26 @@ impl Output {
         if text.is_empty() {
             return Ok(());
         }
+        self.end_thoughts();
         self.at_line_start = text.ends_with('\n');
         let shown = if self.terminal { term::visible(text) } else { text.into() };
         print(&shown)
+    }
+
+    /// Shows what the model thinks.
+    fn think(&mut self, text: &str) {
+        if !text.is_empty() && stderr().is_terminal() {
+            self.thinking = true;
+            // That nobody reads it is no error.
+            let _ = write!(stderr().lock(), "{}", term::dim(&term::visible(text)));
+        }
+    }
+
+    /// Parts thoughts from what follows them.
+    fn end_thoughts(&mut self) {
+        if std::mem::take(&mut self.thinking) {
+            term::note("\n");
+        }
     }
 
     /// Ends the line.
@@ -58,7 +78,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 /// What was generated.
 pub struct Answer {
-    pub text: String,
+    pub reply: Reply,
     pub tokens: Vec<u32>,
     /// One for each token, where they were asked for.
     pub logprobs: Vec<f32>,
@@ -93,8 +113,7 @@ pub fn stream(
         _ if shown => format!("reading {tokens} tokens"),
         _ => "generating".to_owned(),
     }));
-    let (mut text, mut logprobs) = (String::new(), Vec::new());
-    let (mut first_token, mut finish) = (None, FinishReason::Cancelled);
+    let (mut logprobs, mut first_token, mut finish) = (Vec::new(), None, FinishReason::Cancelled);
     for piece in &mut generation {
         if first_token.is_none() && out.is_some() {
             drop(progress.take());
@@ -108,15 +127,19 @@ pub fn stream(
             logprobs.extend(piece.logprobs.map(|logprobs| logprobs.token));
         }
         if let Some(out) = out.as_deref_mut() {
+            out.think(&piece.reasoning);
             out.write(&piece.text)?;
         }
-        text += &piece.text;
         finish = piece.finish.unwrap_or(finish);
     }
     drop(progress);
+    if let Some(out) = out {
+        out.end_thoughts();
+    }
     let stats = generation.stats().unwrap_or_default();
     let (tokens, conforms) = (generation.tokens().to_vec(), generation.conforms());
-    Ok(Answer { text, tokens, logprobs, finish, conforms, stats, first_token, total: started.elapsed() })
+    let (reply, total) = (generation.reply().clone(), started.elapsed());
+    Ok(Answer { reply, tokens, logprobs, finish, conforms, stats, first_token, total })
 }
 
 /// The generation that Ctrl-C ends.

@@ -79,7 +79,8 @@ impl Summary<'_> {
         let (info, answer, stats) = (self.model.info(), self.answer, &self.answer.stats);
         let (fallbacks, replays) = fallen_back(self.model.engine().report());
         json!({
-            "text": answer.text,
+            "text": answer.reply.content,
+            "reasoning": (!answer.reply.reasoning.is_empty()).then_some(&answer.reply.reasoning),
             "tokens": answer.tokens,
             "logprobs": answer.logprobs,
             "finish_reason": answer.finish.name(),

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use backstop::TemplateChoice;
-use backstop::text::{Chat, Message, PromptEnd};
+use backstop::text::PromptEnd;
+use backstop::{Chat, Message, TemplateChoice};
 use serde_json::{Map, Value, json};
 
 use super::args::TemplateArgs;

@@ -1,6 +1,5 @@
 //! The blocks that families are built of. Each loads itself from the checkpoint and says which ops it is.
 
-use super::dense::NormKind;
 use super::loader::Loader;
 use super::step::Step;
 use crate::backend::ops::{Backend, KvRows, MatrixOperand, Projection};
@@ -102,6 +101,23 @@ impl LayerNorm {
     /// `[T, D]` → `[T, D]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         step.run(&Op::LayerNorm { x, weight: &self.weight, bias: self.bias.as_ref(), eps: self.eps })
+    }
+}
+
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum NormKind {
+    /// Root mean square; the checkpoint holds the weight less `offset`, GGUF the whole.
+    Rms { offset: f32 },
+    /// Layer norm; with a bias where the checkpoint has one, and its weight as for [`Self::Rms`].
+    Layer { offset: f32 },
+}
+
+impl NormKind {
+    pub(super) const fn offset(self) -> f32 {
+        match self {
+            Self::Rms { offset } | Self::Layer { offset } => offset,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Dense decoders: what most families are, each a description of the same few parts. A block is attention and a feed-forward
 //! part, one after the other or side by side, each with norms before it, after it, or both.
 
+pub(super) use super::blocks::NormKind;
 use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary};
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
@@ -15,23 +16,6 @@ use crate::weights::Form;
 
 /// A module's name in a Hugging Face checkpoint, and its name in GGUF: in a layer, those within it.
 pub(super) type Name = (&'static str, &'static str);
-
-/// Which norm.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum NormKind {
-    /// Root mean square; the checkpoint holds the weight less `offset`, GGUF the whole.
-    Rms { offset: f32 },
-    /// Layer norm; with a bias where the checkpoint has one, and its weight as for [`Self::Rms`].
-    Layer { offset: f32 },
-}
-
-impl NormKind {
-    const fn offset(self) -> f32 {
-        match self {
-            Self::Rms { offset } | Self::Layer { offset } => offset,
-        }
-    }
-}
 
 /// What a norm of queries or keys is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -285,7 +285,7 @@ impl Constraint {
         }
     }
 
-    fn failed(&self, error: &anyhow::Error) -> Error {
+    fn failed(&self, error: &impl std::fmt::Display) -> Error {
         let what = super::first_line(&error.to_string());
         Error::Grammar { kind: self.kind, what: format!("it cannot be followed any further: {what}") }
     }

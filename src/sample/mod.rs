@@ -1,6 +1,7 @@
 //! Sampling on the host, from logits: constraints, penalties, filters, a counter-based draw, and the stop matcher.
 
 pub mod constraint;
+mod options;
 mod penalties;
 mod philox;
 pub(crate) mod reply;
@@ -9,7 +10,8 @@ mod schema;
 mod stop;
 
 pub use constraint::{Constraint, Grammar, GrammarCompiler};
-pub use sampler::{Logprobs, Place, Sampled, Sampler, SamplingOptions};
+pub use options::SamplingOptions;
+pub use sampler::{Logprobs, Place, Sampled, Sampler};
 pub use stop::{MAX_STOP_BYTES, MAX_STOPS, StopMatcher};
 
 #[cfg(test)]

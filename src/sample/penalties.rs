@@ -1,6 +1,6 @@
 //! Penalties for tokens seen before, and the caller's biases.
 
-use super::SamplingOptions;
+use super::options::SamplingOptions;
 
 /// Applies `options`' biases and penalties to `logits` (`[V]`, already a copy), given the tokens so far, of which the first
 /// `prompt` are the prompt's.

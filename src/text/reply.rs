@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value as Json, json};
+
+use super::message::Message;
 use super::reasoning::{Part, ReasoningFormat, ReasoningSplitter};
 use super::tokenizer::Tokenizer;
 use super::tool::Tool;
@@ -130,6 +133,26 @@ impl Reply {
                 self.content += &text;
             }
         }
+    }
+
+    /// The assistant's message that it is to the next turn. A call has an id by its number, which the message with its result
+    /// names as `tool_call_id`: nine letters and digits, as Mistral's templates want it.
+    pub fn to_message(&self) -> Message {
+        let mut message = Message::new("assistant", self.content.as_str());
+        if !self.reasoning.is_empty() {
+            message.extra.insert("reasoning_content".into(), self.reasoning.as_str().into());
+        }
+        if !self.calls.is_empty() {
+            if self.content.is_empty() {
+                message.content = Json::Null;
+            }
+            let call = |(number, call): (usize, &ToolCall)| {
+                let function = json!({ "name": call.name, "arguments": call.arguments });
+                json!({ "id": format!("call{number:05}"), "type": "function", "function": function })
+            };
+            message.extra.insert("tool_calls".into(), self.calls.iter().enumerate().map(call).collect());
+        }
+        message
     }
 }
 

@@ -140,3 +140,23 @@ impl Detokenizer {
         Ok(text[cut..].to_owned())
     }
 }
+
+impl Tokenizer {
+    /// Decodes ids to text, without special tokens; the concatenation of what [`Detokenizer`] gives. Bytes that
+    /// are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tokenizer`] where the library fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if *self.decoder() == Decoder::Other {
+            return self.library_decode(ids);
+        }
+        let mut stream = Detokenizer::new(self, &[]);
+        let mut text = String::new();
+        for &id in ids {
+            text += &stream.push(id)?;
+        }
+        text += &stream.finish()?;
+        Ok(text)
+    }
+}

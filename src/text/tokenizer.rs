@@ -418,24 +418,6 @@ impl Tokenizer {
         self.0.special.iter().map(|s| s.text.as_str())
     }
 
-    /// Decodes ids to text, without special tokens; the concatenation of what [`super::Detokenizer`] gives. Bytes that
-    /// are not UTF-8 become U+FFFD.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] where the library fails.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        if self.0.decoder == Decoder::Other {
-            return self.library_decode(ids);
-        }
-        let mut stream = super::Detokenizer::new(self, &[]);
-        let mut text = String::new();
-        for &id in ids {
-            text += &stream.push(id)?;
-        }
-        text += &stream.finish()?;
-        Ok(text)
-    }
-
     pub(super) fn library_decode(&self, ids: &[u32]) -> Result<String> {
         guard("decode", || self.0.trusting.decode(ids, true))
     }

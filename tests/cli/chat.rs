@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use backstop::Model;
-use backstop::text::Message;
+use backstop::{Chat, Message, Model};
 
 use crate::support::*;
 
@@ -16,7 +15,8 @@ fn chat_takes_lines_as_turns_and_reuses_the_cache() {
 
     let model = noise.load();
     let mut messages = vec![Message::new("user", "Hello")];
-    let answer = |messages: &[Message]| model.chat(messages, &greedy(8)).unwrap().text().unwrap();
+    let answer =
+        |messages: &[Message]| model.chat(&Chat::new(messages.to_vec()), &greedy(8)).unwrap().text().unwrap();
     let first = answer(&messages);
     messages.extend([Message::new("assistant", first.as_str()), Message::new("user", "And then?")]);
     let second = answer(&messages);
@@ -37,8 +37,8 @@ fn chat_has_commands() {
     let noise = Noise::new();
     let args = ["chat", "--model", noise.path(), "--max-tokens", "8"];
     let model = noise.load();
-    let messages = [Message::new("system", "Be brief."), Message::new("user", "/Hello")];
-    let answer = model.chat(&messages, &greedy(8)).unwrap().text().unwrap();
+    let chat = Chat::new(vec![Message::new("system", "Be brief."), Message::new("user", "/Hello")]);
+    let answer = model.chat(&chat, &greedy(8)).unwrap().text().unwrap();
     let ran = backstop_with("/system Be brief.\n/help\n//Hello", &args);
     assert_eq!(ran.out.trim_end_matches('\n'), answer.trim_end_matches('\n'), "{}", ran.err);
     assert!(ran.err.contains("/reset        begin a new conversation"), "{}", ran.err);

@@ -68,13 +68,11 @@ fn tools() -> Vec<Value> {
 
 fn answer(model: &backstop::Model, turn: &Turn, seed: u64) -> Reply {
     let sampling = SamplingOptions { temperature: 1.0, seed, ..Default::default() };
-    let options = turn.options(Options { max_tokens: Some(400), sampling, ..Default::default() });
-    let (mut parser, mut reply) = (turn.parser(), Reply::default());
-    for piece in model.generate_tokens(turn.tokens.clone(), &options).unwrap() {
-        parser.push(&piece.unwrap().text).into_iter().for_each(|event| reply.take(event));
-    }
-    parser.finish().into_iter().for_each(|event| reply.take(event));
-    reply
+    let options = Options { max_tokens: Some(400), sampling, ..Default::default() };
+    let mut generation = model.generate_turn(turn, &options).unwrap();
+    let said: String = generation.by_ref().map(|piece| piece.unwrap().text).collect();
+    assert_eq!(said, generation.reply().content);
+    generation.reply().clone()
 }
 
 #[test]
@@ -92,6 +90,12 @@ fn a_required_call_is_a_call_whatever_the_model_says() {
             assert_eq!((reply.calls.len(), reply.content.as_str()), (1, ""), "{reply:?}");
             assert!(names.contains(&reply.calls[0].name.as_str()));
             let arguments: Value = serde_json::from_str(&reply.calls[0].arguments).unwrap();
+            // What the conversation goes on with.
+            let message = reply.to_message();
+            assert_eq!((message.role.as_str(), &message.content), ("assistant", &json!(null)));
+            let call = json!({ "name": reply.calls[0].name, "arguments": reply.calls[0].arguments });
+            let calls = json!([{ "id": "call00000", "type": "function", "function": call }]);
+            assert_eq!(message.extra["tool_calls"], calls);
             let x = &arguments["x"];
             assert!(if reply.calls[0].name == "wait" { x.is_boolean() } else { x == "left" || x == "right" });
         }

@@ -7,8 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use approx::assert_relative_eq;
-use backstop::Model;
-use backstop::text::Message;
+use backstop::{Chat, LoadOptions, Message, Model, ModelFiles, Piece, TemplateChoice};
 
 use crate::support::*;
 
@@ -170,13 +169,44 @@ fn the_models_own_limit_of_tokens_holds_unless_the_command_line_says_otherwise()
 fn a_chat_template_is_used_unless_raw() {
     let noise = Noise::new();
     let model = noise.load();
-    let expected = |messages: &[Message]| model.chat(messages, &greedy(12)).unwrap().text().unwrap();
+    let expected = |messages: &[Message]| {
+        model.chat(&Chat::new(messages.to_vec()), &greedy(12)).unwrap().text().unwrap()
+    };
     let (system, user) = (Message::new("system", "Be brief."), Message::new("user", PROMPT));
     let args = ["run", PROMPT, "--max-tokens", "12", "--model", noise.path()];
     assert_eq!(ok(&args).out, expected(std::slice::from_ref(&user)));
     assert_eq!(ok(&[&args, &["--system", "Be brief."][..]].concat()).out, expected(&[system, user]));
     let raw = model.generate(PROMPT, &greedy(12)).unwrap().text().unwrap();
     assert_eq!(ok(&[&args, &["--raw"][..]].concat()).out, raw);
+}
+
+#[test]
+fn thoughts_are_no_part_of_the_text() {
+    let noise = Noise::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let template = "{#- </think> -#}{%- for m in messages -%}{{ m.content }}|{%- endfor -%}\
+                    {%- if add_generation_prompt -%}<think>{%- endif -%}";
+    fs::write(file.path(), template).unwrap();
+    let thought = noise.load().generate(&format!("{PROMPT}|<think>"), &greedy(12)).unwrap().text().unwrap();
+    let args = ["run", PROMPT, "--max-tokens", "12", "--model", noise.path(), "--chat-template"];
+    let args = [&args[..], &[file.path().to_str().unwrap()]].concat();
+    assert_eq!(ok(&args).out, "");
+    let run = json(&ok(&[&args[..], &["--json"]].concat()));
+    assert_eq!(
+        (run["text"].as_str(), run["reasoning"].as_str().map(str::trim)),
+        (Some(""), Some(thought.trim()))
+    );
+
+    let choice = TemplateChoice::File(file.path().to_owned());
+    let load = LoadOptions { chat_template: Some(choice), ..LoadOptions::default() };
+    let model = Model::load_with(ModelFiles::open(Path::new(noise.path())).unwrap(), load).unwrap();
+    let mut answer = model.chat(&Chat::new(vec![Message::new("user", PROMPT)]), &greedy(12)).unwrap();
+    let pieces: Vec<Piece> = answer.by_ref().map(|piece| piece.unwrap()).collect();
+    assert!(pieces.iter().all(|piece| piece.text.is_empty()));
+    let thoughts: String = pieces.iter().map(|piece| piece.reasoning.as_str()).collect();
+    assert_eq!(thoughts.trim(), thought.trim());
+    let message = answer.reply().to_message();
+    assert_eq!((&message.content, &message.extra["reasoning_content"]), (&"".into(), &thoughts.into()));
 }
 
 #[test]

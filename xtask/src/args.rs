@@ -32,6 +32,8 @@ pub enum Task {
     },
     /// Check format, lints and docs, and run every test with and without MLX
     Test(test::Options),
+    /// Check that imports run downwards in the module map of docs/architecture.md
+    Layers,
     /// Run the server's tests by the clients that people use
     Clients {
         /// Have coding agents do a task instead; words are their names

@@ -2,6 +2,7 @@
 
 mod args;
 mod clients;
+mod layers;
 mod load;
 mod mlx;
 mod peers;
@@ -38,6 +39,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::WithMlx { args } => with_mlx::exec(&args),
         Task::Test(options) => test::run(&options),
+        Task::Layers => layers::run(),
         Task::Clients { agents: true, words } => clients::agents(&words),
         Task::Clients { agents: false, words } => clients::test(&words),
         Task::RandomModel { shape, kind, path } => random_model::write(&shape, &kind, &path),

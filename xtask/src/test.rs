@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
 
-use crate::{clients, mlx, util, with_mlx};
+use crate::{clients, layers, mlx, util, with_mlx};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,11 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         steps.cargo("format", "fmt --all --check", &[]);
         steps.cargo("format of bindings", "fmt --manifest-path xtask/bindings/Cargo.toml --check", &[]);
+        steps.step("order of imports", layers::run);
         let deny = ["--", "--deny", "warnings"].map(str::to_owned);
+        let alone = "clippy --package backstop --all-targets --no-default-features";
+        steps.cargo("clippy of the library alone", alone, &deny);
+        steps.cargo("clippy of the server alone", &format!("{alone} --features server"), &deny);
         steps.cargo("clippy without MLX", "clippy --workspace --all-targets", &deny);
         steps.with_mlx(
             ready,
@@ -75,6 +79,7 @@ fn quick(filter: &[String]) -> Result<()> {
     let mut steps = Steps { mlx: false, env, done: Vec::new() };
     if filter.is_empty() {
         steps.cargo("format", "fmt --all --check", &[]);
+        steps.step("order of imports", layers::run);
         steps.cargo(
             "clippy",
             "clippy --workspace --all-targets",
