@@ -146,7 +146,9 @@ impl<T> Answer<T> {
 
 /// Takes rows of logits `[V]` on the engine's thread, which it must not block, one after the other; an error is the last. It
 /// is dropped behind the last row.
-pub(crate) struct RowSink(Box<dyn FnMut(Result<&[f32]>) -> bool + Send>);
+pub(crate) struct RowSink(Box<TakeRow>);
+
+type TakeRow = dyn FnMut(Result<&[f32]>) -> bool + Send;
 
 impl RowSink {
     /// A sink that hands each row to `take`, which says whether anybody still listens.

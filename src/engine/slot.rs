@@ -135,13 +135,13 @@ impl Slot {
                     };
                     it.add(run.start, hidden, run.rows());
                     if it.finish(slot.sequence.tokens.len()) {
-                        slot.phase = Phase::Ended { keep: false };
+                        slot.end();
                     }
                 }
                 SequenceKind::Score(it) => {
                     let heard = it.give(&outputs.logits, rows);
                     if it.rows.is_empty() || !heard {
-                        slot.phase = Phase::Ended { keep: true };
+                        slot.end();
                     }
                 }
             }
@@ -163,10 +163,10 @@ impl Slot {
     }
 
     fn choose(&mut self, logits: &[f32], context: usize) -> Result<()> {
-        self.phase = match self.sequence.choose(logits, context)? {
-            None => Phase::Decode,
-            Some(_) => Phase::Ended { keep: true },
-        };
+        match self.sequence.choose(logits, context)? {
+            None => self.phase = Phase::Decode,
+            Some(_) => self.end(),
+        }
         Ok(())
     }
 
@@ -189,6 +189,11 @@ impl Slot {
     /// Ends it, since it was cancelled.
     pub fn cancel(&mut self) {
         self.sequence.finish_cancelled();
+        self.end();
+    }
+
+    /// Whoever asked has been told of the end.
+    fn end(&mut self) {
         self.phase = Phase::Ended { keep: self.sequence.is_kept() };
     }
 

@@ -286,13 +286,13 @@ mod faults {
             "embedding failed on cpu: injected fault",
             "engine: a step panicked: injected panic in embedding",
         );
-        let kinds: [(fn(u64) -> Faults, &str); 2] = [
-            (|k| Faults::op(OpKind::Embedding, k, 1), failed),
-            (|k| Faults::panic(OpKind::Embedding, k, 1), panicked),
-        ];
         let tokens = rig(&Faults::default()).prompt(1, 200);
         let wanted = whole(MODEL, LlmBackendKind::Cpu, &tokens);
-        for (fault, message) in kinds {
+        for (panics, message) in [(false, failed), (true, panicked)] {
+            let fault = |k| match panics {
+                false => Faults::op(OpKind::Embedding, k, 1),
+                true => Faults::panic(OpKind::Embedding, k, 1),
+            };
             let faults = Faults::default();
             let mut rig = rig(&faults);
             for k in [0, 2] {
