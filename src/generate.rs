@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::engine::{Event, FinishReason, Request, Sink, Stats, receive};
+use crate::engine::{Event, FinishReason, GenerateRequest, Request, RequestKind, Sink, Stats, receive};
 use crate::error::{Error, Result};
 use crate::model::{LEAST_CONTEXT, Model};
 use crate::sample::{Constraint, Logprobs, SamplingOptions, StopMatcher};
@@ -211,17 +211,16 @@ impl Model {
             stopped: false,
             ended: false,
         };
-        self.engine.submit(Request {
-            prompt,
+        let generate = GenerateRequest {
             sampling: options.sampling.clone(),
             constraint: options.constraint.clone(),
             min_tokens: options.min_tokens,
             max_tokens,
             eos,
-            cancel,
-            cached,
             events,
-        })?;
+        };
+        let kind = RequestKind::Generate(Box::new(generate));
+        self.engine.submit(Request { tokens: prompt, kind, cancel, cached })?;
         Ok(text)
     }
 }

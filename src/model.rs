@@ -2,12 +2,12 @@
 //! it on the backend that fits.
 
 mod memory;
+mod outputs;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::backend::batch::Batch;
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
 use crate::backend::kv::{KvType, MLX_GROWTH};
 use crate::backend::ops::{Backend, MatrixOperand, OpKind};
@@ -307,8 +307,6 @@ pub struct Model {
     eos: Arc<[u32]>,
     /// Made with the first constraint.
     grammars: Arc<OnceLock<GrammarCompiler>>,
-    /// Held while a text is embedded, whose K and V are not in the engine's budget: one at a time.
-    embedding: Arc<parking_lot::Mutex<()>>,
     pub(crate) engine: Engine,
 }
 
@@ -447,7 +445,6 @@ impl Model {
             template,
             eos: eos.into(),
             grammars: Arc::default(),
-            embedding: Arc::default(),
             engine,
         })
     }
@@ -540,68 +537,6 @@ impl Model {
     /// As [`Self::encode_chat`].
     pub fn encode_chat_with(&self, messages: &[Message], options: &RenderOptions) -> Result<Vec<u32>> {
         self.tokenizer()?.encode_rendered(&self.template()?.render(messages, options)?)
-    }
-
-    /// A vector for `tokens`: the mean of the last hidden states over them, scaled to length 1. Long ones take several
-    /// steps, so that running sequences go on between them.
-    ///
-    /// # Errors
-    /// As [`Self::logits`].
-    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
-        /// Tokens of a step, as the engine cuts prompts by default.
-        const CHUNK: usize = 512;
-        self.check_tokens(tokens)?;
-        let len = tokens.len();
-        let _alone = self.embedding.lock();
-        let mut state = self.engine.with(move |runtime| runtime.sequence(len))?;
-        let mut sum = vec![0.0f64; self.info.config.hidden_size];
-        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
-            let (chunk, rows) = (chunk.to_vec(), chunk.len());
-            let (hidden, next) = self.engine.with(move |runtime| {
-                let mut batch = Batch::of(&[(i * CHUNK, &chunk)]);
-                batch.outputs.clear();
-                let hidden = runtime.hidden(&batch, std::slice::from_mut(&mut state));
-                hidden.map(|hidden| (hidden, state))
-            })??;
-            state = next;
-            for row in 0..rows {
-                sum.iter_mut().zip(hidden.row(row)).for_each(|(sum, &x)| *sum += f64::from(x));
-            }
-        }
-        let norm = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
-        Ok(sum.into_iter().map(|x| (x * scale) as f32).collect())
-    }
-
-    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        let vocab = self.info.config.vocab_size;
-        if tokens.is_empty() || tokens.len() > self.info.context {
-            return Err(Error::ContextFull {
-                prompt: tokens.len(),
-                context: self.info.context,
-                trained: self.info.config.max_context(),
-            });
-        }
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::Prompt(format!("token id {id} is outside the vocabulary of {vocab}")));
-        }
-        Ok(())
-    }
-
-    /// The logits after each token of `tokens`, in one pass: a row of vocabulary size per token.
-    ///
-    /// # Errors
-    /// No token, more than the context holds, an id outside the vocabulary, and what the backend reports.
-    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        self.check_tokens(tokens)?;
-        let tokens = tokens.to_vec();
-        self.engine.with(move |runtime| {
-            let mut batch = Batch::of(&[(0, &tokens)]);
-            batch.outputs = (0..tokens.len()).collect();
-            let mut sequence = runtime.sequence(tokens.len());
-            let logits = runtime.step(&batch, std::slice::from_mut(&mut sequence))?;
-            Ok((0..tokens.len()).map(|row| logits.row(row).to_vec()).collect())
-        })?
     }
 }
 

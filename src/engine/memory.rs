@@ -31,7 +31,10 @@ impl Budget {
     pub fn check(&self, prompt: usize, generated: usize) -> Result<()> {
         let needed = self.cost.of_sequence(prompt.saturating_add(generated));
         if needed > self.bytes {
-            let what = format!("the KV cache of {prompt} tokens of prompt and {generated} to generate");
+            let what = match generated {
+                0 => format!("the KV cache of {prompt} tokens"),
+                _ => format!("the KV cache of {prompt} tokens of prompt and {generated} to generate"),
+            };
             return Err(Error::Memory { what, needed, available: self.bytes });
         }
         Ok(())
@@ -107,16 +110,17 @@ impl Memory {
         (state.kv.bytes() as u64).saturating_sub(self.whole_pages(lease.pages.len()))
     }
 
-    /// Starts a sequence that will hold at most `tokens`, with the longest beginning of its prompt that is kept; at least one
-    /// token is left to compute, since its logits are wanted. None while there is no room for it.
+    /// Starts a sequence that will hold at most `tokens`, with the longest beginning of its prompt that is kept, of at most
+    /// `skippable` tokens. None while there is no room for it.
     pub fn admit(
         &mut self,
         runtime: &Runtime,
         prompt: &[u32],
         tokens: usize,
+        skippable: usize,
     ) -> Option<(SequenceState, Lease)> {
         let frequencies = runtime.sequence(prompt.len()).frequencies;
-        let found = self.tree.find(&frequencies, prompt, prompt.len().saturating_sub(1));
+        let found = self.tree.find(&frequencies, prompt, skippable);
         // A page that is copied takes room beside its copy: where there is too little, its tokens are computed anew.
         let mut ways = vec![found.clone(), Found { part: None, ..found }, Found::default()];
         ways.dedup();
@@ -138,10 +142,11 @@ impl Memory {
         None
     }
 
-    /// A running sequence of `tokens` as it was before its caches got lost: with the pages that it shares, and nothing else.
+    /// A running sequence that begins with `tokens` as it was before its caches got lost: with the pages that it shares of
+    /// these, and nothing else.
     pub fn restart(&self, runtime: &Runtime, prompt: usize, tokens: &[u32], lease: &Lease) -> SequenceState {
-        let pages: Vec<KvPage> =
-            lease.pages.iter().filter_map(|&node| self.tree.page(node).cloned()).collect();
+        let shared = lease.pages.iter().take(tokens.len() / PAGE);
+        let pages: Vec<KvPage> = shared.filter_map(|&node| self.tree.page(node).cloned()).collect();
         let restored = match pages.is_empty() {
             true => None,
             false => runtime.restore(prompt, &tokens[..pages.len() * PAGE], &pages).ok(),

@@ -1,30 +1,37 @@
 //! The engine: one thread owns the backend and runs every sequence; others talk to it over channels.
 //!
-//! Requests join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
+//! Texts, embeddings and scores are sequences alike: they wait in one queue, have their part of one memory budget, and share
+//! the steps. They join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
 
 mod guide;
 mod load;
 mod memory;
 mod prefix;
+mod queue;
+mod request;
 pub mod runtime;
 mod scheduler;
 mod sequence;
+mod slot;
+mod step;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
-use crate::sample::{Constraint, Logprobs, SamplingOptions};
 
 pub use load::{KvLoad, Load};
+pub(crate) use request::{
+    Answer, CancelOnDrop, Event, GenerateRequest, Request, RequestKind, RowSink, ScoreRequest, Sink,
+};
+pub use request::{FinishReason, Stats};
 pub use runtime::Runtime;
 
 use load::Gauges;
@@ -51,129 +58,9 @@ impl Default for EngineOptions {
     }
 }
 
-/// What one sequence is to do.
-#[derive(Debug)]
-pub(crate) struct Request {
-    /// Token ids, at least one.
-    pub prompt: Vec<u32>,
-    /// How the next token is chosen.
-    pub sampling: SamplingOptions,
-    /// What the text is to be, where that is said.
-    pub constraint: Option<Constraint>,
-    /// Tokens to generate before one of `eos` may come.
-    pub min_tokens: usize,
-    /// Tokens to generate at most.
-    pub max_tokens: usize,
-    /// Ids that end the sequence.
-    pub eos: Vec<u32>,
-    /// Set by the one who asked, to end it early.
-    pub cancel: Arc<AtomicBool>,
-    /// Tokens whose keys and values are cached, for whoever waits for a long prompt.
-    pub cached: Arc<AtomicUsize>,
-    /// Where the results go.
-    pub events: Sink,
-}
-
-/// Takes the events of one sequence on the engine's thread, which it must not block. It lives as long as the engine holds
-/// the sequence.
-pub(crate) struct Sink(Box<dyn FnMut(Event) -> bool + Send>);
-
-impl Sink {
-    /// A sink that hands each event to `take`, which says whether anybody still listens.
-    pub fn new(take: impl FnMut(Event) -> bool + Send + 'static) -> Self {
-        Self(Box::new(take))
-    }
-
-    fn send(&mut self, event: Event) -> bool {
-        (self.0)(event)
-    }
-}
-
-impl std::fmt::Debug for Sink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Sink")
-    }
-}
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended it, its constraint left nothing to follow, or a stop string was met.
-    Stop,
-    /// `max_tokens`, or the context, is used up.
-    Length,
-    /// The one who asked cancelled it.
-    Cancelled,
-}
-
-impl FinishReason {
-    /// The name in JSON.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// What a sequence took.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Stats {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Of these, tokens whose keys and values were still cached.
-    pub cached_tokens: usize,
-    /// Tokens generated.
-    pub generated_tokens: usize,
-    /// From the start of the first step to the first token.
-    pub prompt_time: Duration,
-    /// From the first token to the last.
-    pub generation_time: Duration,
-}
-
-impl Stats {
-    /// Tokens of the prompt computed per second.
-    pub fn prompt_rate(&self) -> f64 {
-        rate(self.prompt_tokens - self.cached_tokens, self.prompt_time)
-    }
-
-    /// Tokens generated per second, the first one (which the prompt's time holds) not counted.
-    pub fn generation_rate(&self) -> f64 {
-        rate(self.generated_tokens.saturating_sub(1), self.generation_time)
-    }
-}
-
-fn rate(count: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
-}
-
-/// What the engine reports of a sequence.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A token was chosen.
-    Token {
-        /// Its id.
-        token: u32,
-        /// How likely the model found it, where that was asked for.
-        logprobs: Option<Logprobs>,
-    },
-    /// The sequence ended.
-    Finished {
-        /// Why.
-        reason: FinishReason,
-        /// What it took.
-        stats: Stats,
-        /// Whether the text is what its constraint asks for; none without one.
-        conforms: Option<bool>,
-    },
-    /// The sequence ended with an error.
-    Failed(Error),
-}
-
 /// What the engine is asked.
 pub(crate) enum Command {
-    /// A sequence to run.
+    /// Tokens to run.
     Run(Request),
     /// Something to do with the runtime between steps.
     With(Box<dyn FnOnce(&Runtime) + Send>),
@@ -278,7 +165,7 @@ impl Engine {
         self.shared.budget.check(prompt, generated)
     }
 
-    /// Queues a sequence.
+    /// Queues a request.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
         self.shared.gauges.asked();
         self.send(Command::Run(request))

@@ -1,6 +1,7 @@
 //! A loaded model on its backend, one step at a time: build, evaluate once, read the logits, replay on the CPU where an
 //! evaluation fails.
 
+use std::borrow::BorrowMut;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,11 +26,22 @@ pub struct Runtime {
     states: StateLayout,
 }
 
-/// A step whose logits may still be lazy.
+/// A step whose results may still be lazy.
 #[derive(Debug)]
 pub struct Launched {
     /// `[S, V]`, or nothing where the batch asked for none.
     logits: Option<Tensor>,
+    /// The last hidden states, normed. `[T, D]`
+    hidden: Tensor,
+}
+
+/// The results of a step in host memory.
+#[derive(Debug)]
+pub struct StepOutputs {
+    /// In the order of the batch's outputs. `[S, V]`
+    pub logits: HostTensor,
+    /// The last hidden states, normed, where they were asked for. `[T, D]`
+    pub hidden: Option<HostTensor>,
 }
 
 impl Launched {
@@ -104,7 +116,7 @@ impl Runtime {
     /// # Errors
     /// Those of the ops; a failed evaluation only under [`crate::backend::Policy::Deny`]. The sequences then hold what
     /// they held before.
-    pub fn step(&self, batch: &Batch, sequences: &mut [SequenceState]) -> Result<HostTensor> {
+    pub fn step(&self, batch: &Batch, sequences: &mut [impl BorrowMut<SequenceState>]) -> Result<HostTensor> {
         let launched = self.launch(batch, sequences, true);
         let result = launched.and_then(|launched| self.read(&launched));
         match result {
@@ -112,7 +124,7 @@ impl Runtime {
                 self.commit(batch, sequences);
                 Ok(logits)
             }
-            Err(error) => self.recover(batch, sequences, error),
+            Err(error) => Ok(self.recover(batch, sequences, false, error)?.logits),
         }
     }
 
@@ -121,12 +133,17 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Self::step`], without the replay.
-    pub fn launch(&self, batch: &Batch, sequences: &mut [SequenceState], wait: bool) -> Result<Launched> {
+    pub fn launch(
+        &self,
+        batch: &Batch,
+        sequences: &mut [impl BorrowMut<SequenceState>],
+        wait: bool,
+    ) -> Result<Launched> {
         let launched = self.build(batch, sequences, None)?;
         let caches: Vec<&LayerState> = match launched.logits {
             // The logits depend on every layer's cache.
             Some(_) => Vec::new(),
-            None => batch.runs.iter().flat_map(|run| &sequences[run.sequence].kv.layers).collect(),
+            None => batch.runs.iter().flat_map(|run| &sequences[run.sequence].borrow().kv.layers).collect(),
         };
         let results: Vec<&Tensor> = launched.logits.iter().collect();
         self.dispatch.evaluate(&results, &caches, wait)?;
@@ -140,7 +157,7 @@ impl Runtime {
     pub fn build<'a>(
         &'a self,
         batch: &'a Batch,
-        sequences: &'a mut [SequenceState],
+        sequences: &'a mut [impl BorrowMut<SequenceState>],
         tap: Option<Tap<'a>>,
     ) -> Result<Launched> {
         let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?;
@@ -152,21 +169,7 @@ impl Runtime {
             true => None,
             false => Some(self.forward.logits(&step, &hidden)?),
         };
-        Ok(Launched { logits })
-    }
-
-    /// Runs one step for its hidden states `[T, D]`, the last norm applied, in host memory. Nothing is replayed: where it
-    /// fails, the sequences are not to be continued.
-    ///
-    /// # Errors
-    /// Those of the ops, and a failed evaluation.
-    pub fn hidden(&self, batch: &Batch, sequences: &mut [SequenceState]) -> Result<HostTensor> {
-        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?;
-        let hidden = self.forward.hidden(&mut step).and_then(|hidden| self.dispatch.to_host(&hidden));
-        let hidden = hidden.inspect_err(|error| self.dispatch.evaluation_failed(error))?;
-        self.dispatch.evaluation_succeeded();
-        self.commit(batch, sequences);
-        Ok(hidden)
+        Ok(Launched { logits, hidden })
     }
 
     /// The logits of a step in host memory, `[S, V]`.
@@ -180,15 +183,28 @@ impl Runtime {
         }
     }
 
+    /// The logits of a step and, `with_hidden`, its hidden states.
+    ///
+    /// # Errors
+    /// A failed evaluation.
+    pub fn outputs(&self, launched: &Launched, with_hidden: bool) -> Result<StepOutputs> {
+        let logits = self.read(launched)?;
+        let hidden = with_hidden.then(|| self.dispatch.to_host(&launched.hidden)).transpose()?;
+        if hidden.is_some() {
+            self.dispatch.evaluation_succeeded();
+        }
+        Ok(StepOutputs { logits, hidden })
+    }
+
     /// Records the tokens of a step that succeeded.
-    pub fn commit(&self, batch: &Batch, sequences: &mut [SequenceState]) {
+    pub fn commit(&self, batch: &Batch, sequences: &mut [impl BorrowMut<SequenceState>]) {
         // Of a step without logits nobody knows yet whether its evaluation will succeed.
         if !batch.outputs.is_empty() {
             self.dispatch.evaluation_succeeded();
         }
         let Tokens::Known(ids) = &batch.tokens else { return };
         for run in &batch.runs {
-            let history = &mut sequences[run.sequence].history;
+            let history = &mut sequences[run.sequence].borrow_mut().history;
             history.truncate(run.start);
             history.extend_from_slice(&ids[run.rows()]);
         }
@@ -198,19 +214,20 @@ impl Runtime {
     ///
     /// MLX writes its caches in place and a failed evaluation may leave them without data, so that the state before
     /// the step is computed anew from the tokens. It stays in host memory where the dispatch gave MLX up, and moves back with
-    /// the next step elsewhere.
+    /// the next step elsewhere. The results are those of [`Self::outputs`].
     ///
     /// # Errors
     /// `error` itself where it is not to be replayed, else those of the CPU.
     pub fn recover(
         &self,
         batch: &Batch,
-        sequences: &mut [SequenceState],
+        sequences: &mut [impl BorrowMut<SequenceState>],
+        with_hidden: bool,
         error: Error,
-    ) -> Result<HostTensor> {
+    ) -> Result<StepOutputs> {
         let evaluation_failed = matches!(error, Error::Op { op: EVAL, .. });
         for run in &batch.runs {
-            let state = &mut sequences[run.sequence];
+            let state = sequences[run.sequence].borrow_mut();
             if evaluation_failed {
                 state.kv = self.dispatch.sequence(&self.states);
             } else {
@@ -219,13 +236,13 @@ impl Runtime {
         }
         if !self.dispatch.may_replay(&error) {
             if evaluation_failed {
-                batch.runs.iter().for_each(|run| sequences[run.sequence].history.clear());
+                batch.runs.iter().for_each(|run| sequences[run.sequence].borrow_mut().history.clear());
             }
             return Err(error);
         }
         self.dispatch.replay(&error, || {
             for run in &batch.runs {
-                let state = &mut sequences[run.sequence];
+                let state = sequences[run.sequence].borrow_mut();
                 let history = std::mem::take(&mut state.history);
                 for (i, chunk) in history[..run.start].chunks(REPLAY_CHUNK).enumerate() {
                     let mut chunk = Batch::of(&[(i * REPLAY_CHUNK, chunk)]);
@@ -235,9 +252,9 @@ impl Runtime {
                 state.history = history;
             }
             let launched = self.build(batch, sequences, None)?;
-            let logits = self.read(&launched)?;
+            let outputs = self.outputs(&launched, with_hidden)?;
             self.commit(batch, sequences);
-            Ok(logits)
+            Ok(outputs)
         })
     }
 }

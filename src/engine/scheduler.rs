@@ -13,12 +13,15 @@ pub(crate) struct Waiting {
     pub sequence: usize,
     /// Tokens not yet cached: 1 while decoding.
     pub tokens: usize,
+    /// How many of these come before the first one whose logits count as scored.
+    pub unscored: usize,
 }
 
 /// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
-/// are left out.
-pub(crate) fn plan(options: &EngineOptions, waiting: &[Waiting]) -> Vec<Waiting> {
+/// are left out. At most `scored` rows, at least one, have logits that count as scored.
+pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting]) -> Vec<Waiting> {
     let mut budget = options.step_tokens.max(1);
+    let mut scored = scored.max(1);
     let mut taken = vec![0; waiting.len()];
     // A decoding sequence is never stalled by a prompt.
     let (decoding, mut prompts): (Vec<usize>, Vec<usize>) =
@@ -27,8 +30,10 @@ pub(crate) fn plan(options: &EngineOptions, waiting: &[Waiting]) -> Vec<Waiting>
         others.sort_by_key(|&i| waiting[i].tokens);
     }
     for i in decoding.into_iter().chain(prompts) {
-        taken[i] = waiting[i].tokens.min(options.prefill_chunk.max(1)).min(budget);
+        let Waiting { tokens, unscored, .. } = waiting[i];
+        taken[i] = tokens.min(options.prefill_chunk.max(1)).min(budget).min(unscored.saturating_add(scored));
         budget -= taken[i];
+        scored -= taken[i].saturating_sub(unscored);
     }
     let runs = waiting.iter().zip(taken).map(|(of, tokens)| Waiting { tokens, ..*of });
     runs.filter(|run| run.tokens > 0).collect()
@@ -40,9 +45,28 @@ mod tests {
 
     fn planned(step_tokens: usize, prefill_chunk: usize, waiting: &[usize]) -> Vec<(usize, usize)> {
         let options = EngineOptions { step_tokens, prefill_chunk, ..EngineOptions::default() };
-        let waiting: Vec<Waiting> =
-            waiting.iter().enumerate().map(|(sequence, &tokens)| Waiting { sequence, tokens }).collect();
-        plan(&options, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+        let waiting: Vec<Waiting> = (waiting.iter().enumerate())
+            .map(|(sequence, &tokens)| Waiting { sequence, tokens, unscored: usize::MAX })
+            .collect();
+        plan(&options, 1, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+    }
+
+    #[test]
+    fn scored_rows_are_bounded_and_hold_up_nobody() {
+        let options = EngineOptions { step_tokens: 100, prefill_chunk: 50, ..EngineOptions::default() };
+        let planned = |waiting: &[(usize, usize)]| -> Vec<(usize, usize)> {
+            let waiting: Vec<Waiting> = (waiting.iter().enumerate())
+                .map(|(sequence, &(tokens, unscored))| Waiting { sequence, tokens, unscored })
+                .collect();
+            plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+        };
+        let others = usize::MAX;
+        // Of the oldest, what comes before its scored rows, and eight of these; then nobody else's.
+        assert_eq!(planned(&[(40, 10), (40, 0), (1, others), (20, others)]), [(0, 18), (2, 1), (3, 20)]);
+        assert_eq!(planned(&[(40, 10), (41, 30), (1, others)]), [(0, 18), (1, 30), (2, 1)]);
+        // A last row that is scored does not decode, and comes first all the same.
+        assert_eq!(planned(&[(60, 0), (1, 0)]), [(0, 7), (1, 1)]);
+        assert_eq!(planned(&[(40, 0), (40, 3)]), [(0, 8), (1, 3)]);
     }
 
     #[test]

@@ -1,64 +1,210 @@
-//! One sequence in flight: what it was asked, its tokens so far, and how the next one is chosen.
+//! One sequence in flight: its tokens so far, and what becomes of what the model computes of them.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::guide::Guide;
-use super::memory::Lease;
-use super::{Event, FinishReason, Request, Stats};
+use super::guide::{Guide, MaskPool};
+use super::request::{
+    Answer, Event, FinishReason, GenerateRequest, Request, RequestKind, ScoreRequest, Stats,
+};
 use crate::error::{Error, Result, panic_text};
 use crate::sample::{Place, Sampled, Sampler};
+use crate::tensor::HostTensor;
 
-/// One sequence in flight; its caches are at the same index of the worker's states.
+/// One sequence in flight.
 pub(super) struct Sequence {
-    pub request: Request,
-    pub sampler: Sampler,
-    pub guide: Option<Guide>,
-    /// Whether the text so far is what the constraint asks for; none without one.
-    pub conforms: Option<bool>,
-    /// Logits that wait for their mask. `[V]`
-    pub held: Option<Vec<f32>>,
-    /// Whether the next token is the largest logit, whatever came before.
-    pub greedy: bool,
-    /// The prompt and what was generated.
+    /// Those that were given, and what was generated.
     pub tokens: Vec<u32>,
-    /// Tokens whose keys and values are cached.
-    pub cached: usize,
-    pub stats: Stats,
-    pub started: Instant,
-    pub first_token: Option<Instant>,
-    /// Whether it was in a step that failed with others in it: it is computed anew by itself, so that only the one at fault
-    /// ends.
-    pub apart: bool,
-    pub ended: bool,
-    /// Whether an error ended it: what it computed is not kept for others.
-    pub failed: bool,
-    /// Its part of the memory.
-    pub lease: Lease,
-    /// Whether the pages of its prompt are kept for others.
-    pub shared: bool,
+    /// How many were given.
+    pub prompt: usize,
+    pub kind: SequenceKind,
+    cancel: Arc<AtomicBool>,
+    /// See [`Request::cached`].
+    progress: Arc<AtomicUsize>,
+}
+
+/// What is wanted of a sequence.
+pub(super) enum SequenceKind {
+    Generate(Box<Generating>),
+    Embed(Embedding),
+    /// Its rows begin with the next one to be given out.
+    Score(ScoreRequest),
 }
 
 impl Sequence {
-    fn send(&mut self, event: Event) {
-        // Whoever asked may have gone; the sequence then ends as cancelled.
-        if !self.request.events.send(event) {
-            self.request.cancel.store(true, Ordering::Relaxed);
+    /// Puts a request into flight, `cached` of whose tokens need not be computed. None where it cannot be followed, which it is
+    /// told.
+    pub fn start(request: Request, cached: usize, vocab: usize, masks: &mut MaskPool) -> Option<Self> {
+        let Request { tokens, kind, cancel, cached: progress } = request;
+        let prompt = tokens.len();
+        let kind = match kind {
+            RequestKind::Generate(it) => {
+                let stats = Stats { prompt_tokens: prompt, cached_tokens: cached, ..Stats::default() };
+                SequenceKind::Generate(Box::new(Generating::start(*it, stats, vocab, masks)?))
+            }
+            RequestKind::Embed(answer) => SequenceKind::Embed(Embedding::new(answer)),
+            RequestKind::Score(it) => SequenceKind::Score(it),
+        };
+        let sequence = Self { tokens, prompt, kind, cancel, progress };
+        sequence.show(cached);
+        Some(sequence)
+    }
+
+    /// Shows that `cached` tokens are.
+    pub fn show(&self, cached: usize) {
+        self.progress.store(cached, Ordering::Relaxed);
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Tokens that are to be cached for what is wanted next.
+    pub fn goal(&self) -> usize {
+        match &self.kind {
+            SequenceKind::Generate(_) | SequenceKind::Embed(_) => self.tokens.len(),
+            SequenceKind::Score(it) => it.rows.end,
         }
     }
 
-    pub fn finish(&mut self, reason: FinishReason) {
-        if let Some(first) = self.first_token {
-            self.stats.generation_time = first.elapsed();
-        }
-        self.ended = true;
-        self.send(Event::Finished { reason, stats: self.stats, conforms: self.conforms });
+    /// Positions in `run` whose logits are wanted: several of a sequence that is scored, the last token's of one that
+    /// generates.
+    pub fn outputs(&self, run: Range<usize>) -> Range<usize> {
+        let wanted = match &self.kind {
+            SequenceKind::Generate(_) => self.tokens.len() - 1..self.tokens.len(),
+            SequenceKind::Embed(_) => run.end..run.end,
+            SequenceKind::Score(it) => it.rows.clone(),
+        };
+        let end = wanted.end.min(run.end);
+        wanted.start.clamp(run.start, run.end).min(end)..end
     }
 
+    /// Whether the hidden states of its rows are wanted.
+    pub fn wants_hidden(&self) -> bool {
+        matches!(self.kind, SequenceKind::Embed(_))
+    }
+
+    /// How many of its tokens a step may take from position `start` on before it makes logits of rows that are scored.
+    pub fn unscored(&self, start: usize) -> usize {
+        match &self.kind {
+            SequenceKind::Score(it) => it.rows.start.saturating_sub(start),
+            SequenceKind::Generate(_) | SequenceKind::Embed(_) => usize::MAX,
+        }
+    }
+
+    /// How many of its first tokens need not be computed anew where their keys and values are kept; see
+    /// [`Request::skippable`].
+    pub fn skippable(&self) -> usize {
+        match &self.kind {
+            SequenceKind::Generate(_) => self.tokens.len() - 1,
+            SequenceKind::Embed(_) => 0,
+            SequenceKind::Score(it) => it.rows.start,
+        }
+    }
+
+    /// Whether others may begin with what it computed. What is embedded would only push out what conversations go on from.
+    pub fn is_kept(&self) -> bool {
+        !matches!(self.kind, SequenceKind::Embed(_))
+    }
+
+    /// Tells the one who asked that an error ended it.
     pub fn fail(&mut self, error: Error) {
-        (self.ended, self.failed) = (true, true);
-        self.send(Event::Failed(error));
+        match &mut self.kind {
+            SequenceKind::Generate(it) => {
+                it.request.events.send(Event::Failed(error));
+            }
+            SequenceKind::Embed(it) => {
+                if let Some(answer) = it.answer.take() {
+                    answer.give(Err(error));
+                }
+            }
+            SequenceKind::Score(it) => {
+                it.sink.send(Err(error));
+            }
+        }
+    }
+
+    /// Tells the one who asked that it was cancelled.
+    pub fn finish_cancelled(&mut self) {
+        if let SequenceKind::Generate(it) = &mut self.kind {
+            it.finish(FinishReason::Cancelled);
+        }
+    }
+
+    /// Chooses the next token of a sequence that generates from its logits `[V]`; why it ended, if it did.
+    ///
+    /// # Errors
+    /// Logits of which no token can be chosen, and a constraint that cannot be followed.
+    pub fn choose(&mut self, logits: &[f32], context: usize) -> Result<Option<FinishReason>> {
+        let SequenceKind::Generate(generating) = &mut self.kind else { return Ok(None) };
+        let sampled = generating.sample(&self.tokens, self.prompt, logits)?;
+        let (ended, heard) = generating.accept(&mut self.tokens, sampled, context)?;
+        if !heard {
+            // Whoever asked has gone; the sequence then ends as cancelled.
+            self.cancel.store(true, Ordering::Relaxed);
+        }
+        if let Some(reason) = ended {
+            generating.finish(reason);
+        }
+        Ok(ended)
+    }
+}
+
+impl ScoreRequest {
+    /// Gives out the next rows: `rows` of `logits` `[S, V]`. Whether somebody listens.
+    pub fn give(&mut self, logits: &HostTensor, rows: Range<usize>) -> bool {
+        rows.into_iter().all(|row| {
+            self.rows.start += 1;
+            self.sink.send(Ok(logits.row(row)))
+        })
+    }
+}
+
+/// A sequence that generates: how its next token is chosen.
+pub(super) struct Generating {
+    request: GenerateRequest,
+    sampler: Sampler,
+    guide: Option<Guide>,
+    /// Whether the text so far is what the constraint asks for; none without one.
+    conforms: Option<bool>,
+    /// Whether the next token is the largest logit, whatever came before.
+    greedy: bool,
+    stats: Stats,
+    started: Instant,
+    first_token: Option<Instant>,
+}
+
+impl Generating {
+    /// None where the request cannot be followed, which it is told.
+    fn start(mut request: GenerateRequest, stats: Stats, vocab: usize, masks: &mut MaskPool) -> Option<Self> {
+        let constraint = request.constraint.take();
+        let conforms = constraint.as_ref().map(|_| false);
+        let make = || {
+            let sampler = Sampler::new(request.sampling.clone(), vocab)?;
+            Ok((sampler, constraint.map(|it| Guide::new(masks, it)).transpose()?))
+        };
+        let made = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
+            Err(Error::Engine(format!("a request panicked: {}", panic_text(&*panic))))
+        });
+        let (sampler, guide) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                request.events.send(Event::Failed(error));
+                return None;
+            }
+        };
+        // Of a constrained sequence the greedy choice is not known before its mask is.
+        let greedy = request.sampling.is_plainly_greedy() && guide.is_none() && request.min_tokens == 0;
+        let started = Instant::now();
+        Some(Self { request, sampler, guide, conforms, greedy, stats, started, first_token: None })
+    }
+
+    /// Whether the backend may choose the next token by itself, and the sequence goes on behind that one.
+    pub fn may_run_ahead(&self) -> bool {
+        self.greedy && self.stats.generated_tokens + 1 < self.request.max_tokens
     }
 
     /// Waits until `deadline` for what has to be known before a token is chosen; whether it is.
@@ -66,32 +212,24 @@ impl Sequence {
         self.guide.as_mut().is_none_or(|guide| guide.wait(deadline))
     }
 
-    /// Chooses the next token from its logits `[V]`; a panic ends this sequence alone.
-    pub fn choose(&mut self, logits: &[f32], context: usize) {
-        let choose = || self.sample(logits).and_then(|sampled| self.accept(sampled, context));
-        let result = catch_unwind(AssertUnwindSafe(choose)).unwrap_or_else(|panic| {
-            let what = panic_text(&*panic);
-            tracing::error!(what, "choosing a token panicked");
-            Err(Error::Engine(format!("choosing a token panicked: {what}")))
-        });
-        if let Err(error) = result {
-            self.fail(error);
-        }
-    }
-
-    fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
+    fn sample(&mut self, tokens: &[u32], prompt: usize, logits: &[f32]) -> Result<Sampled> {
         let early = self.stats.generated_tokens < self.request.min_tokens;
         let place = Place {
-            tokens: &self.tokens,
-            prompt: self.request.prompt.len(),
+            tokens,
+            prompt,
             mask: self.guide.as_ref().map(Guide::mask).transpose()?,
             banned: if early { &self.request.eos } else { &[] },
         };
         self.sampler.sample(logits, place)
     }
 
-    /// Takes the chosen token.
-    fn accept(&mut self, sampled: Sampled, context: usize) -> Result<()> {
+    /// Takes the chosen token: why the sequence ends with it, if it does, and whether somebody listens.
+    fn accept(
+        &mut self,
+        tokens: &mut Vec<u32>,
+        sampled: Sampled,
+        context: usize,
+    ) -> Result<(Option<FinishReason>, bool)> {
         let Sampled { token, logprobs } = sampled;
         let now = Instant::now();
         if self.first_token.is_none() {
@@ -110,13 +248,62 @@ impl Sequence {
             }
         }
         self.stats.generated_tokens += 1;
-        self.tokens.push(token);
-        self.send(Event::Token { token, logprobs });
-        if ends || complete {
-            self.finish(FinishReason::Stop);
-        } else if self.stats.generated_tokens >= self.request.max_tokens || self.tokens.len() >= context {
-            self.finish(FinishReason::Length);
+        tokens.push(token);
+        let heard = self.request.events.send(Event::Token { token, logprobs });
+        let full = self.stats.generated_tokens >= self.request.max_tokens || tokens.len() >= context;
+        let reason = match () {
+            () if ends || complete => Some(FinishReason::Stop),
+            () if full => Some(FinishReason::Length),
+            () => None,
+        };
+        Ok((reason, heard))
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        if let Some(first) = self.first_token {
+            self.stats.generation_time = first.elapsed();
         }
-        Ok(())
+        let (stats, conforms) = (self.stats, self.conforms);
+        self.request.events.send(Event::Finished { reason, stats, conforms });
+    }
+}
+
+/// The mean of hidden states in the making.
+pub(super) struct Embedding {
+    /// Until it is given.
+    answer: Option<Answer<Vec<f32>>>,
+    /// Of the first `pooled` rows, `[D]`; empty before the first.
+    sum: Vec<f64>,
+    pooled: usize,
+}
+
+impl Embedding {
+    fn new(answer: Answer<Vec<f32>>) -> Self {
+        Self { answer: Some(answer), sum: Vec::new(), pooled: 0 }
+    }
+
+    /// Adds the hidden states of a run that begins at position `start`: `rows` of `hidden` `[T, D]`. Those that are in the
+    /// sum already, which a sequence that is computed anew brings again, are not added twice.
+    pub fn add(&mut self, start: usize, hidden: &HostTensor, rows: Range<usize>) {
+        for (position, row) in (start..).zip(rows).skip(self.pooled.saturating_sub(start)) {
+            let values = hidden.row(row);
+            self.sum.resize(values.len(), 0.0);
+            self.sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += f64::from(x));
+            self.pooled = position + 1;
+        }
+    }
+
+    /// Gives the mean, scaled to length 1, if all `tokens` are in it; whether they are.
+    pub fn finish(&mut self, tokens: usize) -> bool {
+        if self.pooled < tokens {
+            return false;
+        }
+        // The direction of the mean is that of the sum.
+        let norm = self.sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
+        if let Some(answer) = self.answer.take() {
+            answer.give(Ok(self.sum.iter().map(|&x| (x * scale) as f32).collect()));
+        }
+        true
     }
 }

@@ -1,16 +1,20 @@
 //! The engine's thread turn by turn: memory that is never exceeded and given back, the order of those who wait, and the
 //! tokens, which neither changes. On the CPU and, where there is one, on MLX.
 
+mod kinds;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use super::load::{Gauges, Load};
 use super::memory::Budget;
 use super::worker::Worker;
-use super::{Command, EngineOptions, Event, FinishReason, Request, Runtime, Sink, Stats};
+use super::{
+    Command, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime, Sink, Stats,
+};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::kv::PAGE;
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
@@ -38,12 +42,12 @@ fn backends() -> Vec<LlmBackendKind> {
     }
 }
 
-fn runtime(model: &str, kind: LlmBackendKind) -> Runtime {
+fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Runtime {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
     let files = ModelFiles::open(&path).unwrap();
     let dtype = files.dtype();
     let cpu = CpuBackend::new(Some(1), None);
-    let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, Routing::default()).unwrap();
+    let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, routing).unwrap();
     let forward = files.architecture.load(&files.checkpoint, &dispatch).unwrap().forward;
     Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into()).unwrap()
 }
@@ -88,7 +92,17 @@ impl Asked {
 impl Rig {
     /// An engine with memory for `tokens` in whole pages.
     fn new(model: &str, kind: LlmBackendKind, tokens: usize, options: EngineOptions) -> Self {
-        let runtime = runtime(model, kind);
+        Self::with(model, kind, tokens, options, Routing::default())
+    }
+
+    fn with(
+        model: &str,
+        kind: LlmBackendKind,
+        tokens: usize,
+        options: EngineOptions,
+        routing: Routing,
+    ) -> Self {
+        let runtime = runtime(model, kind, routing);
         let cost = runtime.kv_cost();
         let vocab = runtime.config().vocab_size as u32;
         let budget = Budget::new(tokens as u64 * cost.token, cost);
@@ -101,21 +115,25 @@ impl Rig {
 
     fn ask(&self, prompt: Vec<u32>, max_tokens: usize) -> Asked {
         let (sender, events) = channel();
-        let cancel = Arc::new(AtomicBool::new(false));
-        self.gauges.queued.fetch_add(1, Ordering::Relaxed);
-        let request = Request {
-            prompt,
+        let generate = GenerateRequest {
             sampling: SamplingOptions::default(),
             constraint: None,
             min_tokens: 0,
             max_tokens,
             eos: Vec::new(),
-            cancel: Arc::clone(&cancel),
-            cached: Arc::new(AtomicUsize::new(0)),
             events: Sink::new(move |event| sender.send(event).is_ok()),
         };
-        self.commands.send(Command::Run(request)).unwrap();
+        let cancel = self.send(prompt, RequestKind::Generate(Box::new(generate)));
         Asked { cancel, events, tokens: Vec::new(), end: None }
+    }
+
+    /// Queues a request; what cancels it.
+    fn send(&self, tokens: Vec<u32>, kind: RequestKind) -> Arc<AtomicBool> {
+        let cancel = Arc::new(AtomicBool::new(false));
+        self.gauges.queued.fetch_add(1, Ordering::Relaxed);
+        let request = Request { tokens, kind, cancel: Arc::clone(&cancel), cached: Arc::default() };
+        self.commands.send(Command::Run(request)).unwrap();
+        cancel
     }
 
     /// Tokens that follow no pattern of another `seed`'s.

@@ -1,6 +1,7 @@
 //! What a forward pass sees of a step: the ops, the batch, the caches, and the masks and rotary tables that are built
 //! once and shared by all layers.
 
+use std::borrow::BorrowMut;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -32,7 +33,7 @@ pub struct Step<'a> {
     pub ops: &'a LlmBackendDispatch,
     /// The step's tokens and runs.
     pub batch: &'a Batch,
-    sequences: &'a mut [SequenceState],
+    sequences: SmallVec<[&'a mut SequenceState; 16]>,
     masks: Vec<(Option<usize>, Mask)>,
     /// One for each of [`Config::ropes`].
     ropes: SmallVec<[RopeStep; 2]>,
@@ -49,10 +50,12 @@ impl<'a> Step<'a> {
     pub fn new(
         ops: &'a LlmBackendDispatch,
         batch: &'a Batch,
-        sequences: &'a mut [SequenceState],
+        sequences: &'a mut [impl BorrowMut<SequenceState>],
         config: &Config,
     ) -> Result<Self> {
         ops.begin_step();
+        let sequences: SmallVec<[&mut SequenceState; 16]> =
+            sequences.iter_mut().map(BorrowMut::borrow_mut).collect();
         for run in &batch.runs {
             let held = sequences.get(run.sequence).map(|state| state.kv.len());
             if held.is_none_or(|len| run.start > len) {

@@ -5,6 +5,7 @@
 mod agents;
 mod answers;
 mod broken;
+mod embeddings;
 mod ends;
 #[cfg(feature = "fault-injection")]
 mod faults;

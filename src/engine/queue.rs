@@ -1,0 +1,78 @@
+//! Requests that wait for a place or for memory, in their order: one that waits for memory is not overtaken by those that
+//! came later, or it might wait for ever.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::load::Gauges;
+use super::request::Request;
+
+/// What is known of the oldest request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    /// It waits for a place, or there is none.
+    Untried,
+    /// There was too little memory for it.
+    Blocked,
+    /// Likewise, and some was given back since.
+    Retry,
+}
+
+pub(super) struct Queue {
+    /// The oldest first.
+    requests: VecDeque<Request>,
+    head: Head,
+    gauges: Arc<Gauges>,
+}
+
+impl Queue {
+    pub fn new(gauges: Arc<Gauges>) -> Self {
+        Self { requests: VecDeque::new(), head: Head::Untried, gauges }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Requests that wait for memory, for themselves or behind the oldest.
+    pub fn waiting_for_memory(&self) -> usize {
+        if self.head == Head::Untried { 0 } else { self.requests.len() }
+    }
+
+    /// Adds a request, which [`Gauges::asked`] has counted.
+    pub fn push(&mut self, request: Request) {
+        self.requests.push_back(request);
+    }
+
+    /// Takes the oldest request, unless it is known that there is no memory for it.
+    pub fn next(&mut self) -> Option<Request> {
+        if self.head == Head::Blocked { None } else { self.take(0) }
+    }
+
+    /// Puts back what [`Self::next`] gave: there is too little memory for it.
+    pub fn block(&mut self, request: Request) {
+        self.requests.push_front(request);
+        self.gauges.queued.fetch_add(1, Ordering::Relaxed);
+        self.head = Head::Blocked;
+    }
+
+    /// Notes that memory was given back.
+    pub fn memory_freed(&mut self) {
+        if self.head == Head::Blocked {
+            self.head = Head::Retry;
+        }
+    }
+
+    /// Takes out a request that was cancelled.
+    pub fn next_cancelled(&mut self) -> Option<Request> {
+        self.take(self.requests.iter().position(Request::is_cancelled)?)
+    }
+
+    fn take(&mut self, index: usize) -> Option<Request> {
+        let request = self.requests.remove(index)?;
+        self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
+        self.head = Head::Untried;
+        Some(request)
+    }
+}

@@ -1,0 +1,256 @@
+//! What the engine is asked, and where its answers go.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::sample::{Constraint, Logprobs, SamplingOptions};
+
+/// Tokens, and what is wanted of them.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// Token ids, at least one.
+    pub tokens: Vec<u32>,
+    /// What is wanted of them.
+    pub kind: RequestKind,
+    /// Set by the one who asked, to end it early.
+    pub cancel: Arc<AtomicBool>,
+    /// Tokens whose keys and values are cached, for whoever waits for a long prompt.
+    pub cached: Arc<AtomicUsize>,
+}
+
+/// What is wanted of some tokens.
+#[derive(Debug)]
+pub(crate) enum RequestKind {
+    /// The tokens that follow them.
+    Generate(Box<GenerateRequest>),
+    /// One vector `[D]`: the mean of their last hidden states, scaled to length 1.
+    Embed(Answer<Vec<f32>>),
+    /// The logits of some of them.
+    Score(ScoreRequest),
+}
+
+/// How tokens are to be generated.
+#[derive(Debug)]
+pub(crate) struct GenerateRequest {
+    /// How the next token is chosen.
+    pub sampling: SamplingOptions,
+    /// What the text is to be, where that is said.
+    pub constraint: Option<Constraint>,
+    /// Tokens to generate before one of `eos` may come.
+    pub min_tokens: usize,
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// Ids that end the sequence.
+    pub eos: Vec<u32>,
+    /// Where the results go.
+    pub events: Sink,
+}
+
+/// Which logits are wanted.
+#[derive(Debug)]
+pub(crate) struct ScoreRequest {
+    /// Positions of the tokens after which the model is asked, at least one. None behind them is computed.
+    pub rows: Range<usize>,
+    /// Takes them in their order.
+    pub sink: RowSink,
+}
+
+impl Request {
+    /// Tokens that it may hold in the end, in a context of `context`.
+    pub fn most_tokens(&self, context: usize) -> usize {
+        match &self.kind {
+            RequestKind::Generate(it) => self.tokens.len().saturating_add(it.max_tokens).min(context),
+            RequestKind::Embed(_) => self.tokens.len(),
+            RequestKind::Score(it) => it.rows.end,
+        }
+    }
+
+    /// How many of its first tokens need not be computed where their keys and values are kept: those whose hidden states
+    /// nobody asks for. A mean takes all of them.
+    pub fn skippable(&self) -> usize {
+        match &self.kind {
+            RequestKind::Generate(_) => self.tokens.len().saturating_sub(1),
+            RequestKind::Embed(_) => 0,
+            RequestKind::Score(it) => it.rows.start,
+        }
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Ends it with an error before it has begun.
+    pub fn fail(self, error: Error) {
+        match self.kind {
+            RequestKind::Generate(mut it) => {
+                it.events.send(Event::Failed(error));
+            }
+            RequestKind::Embed(answer) => answer.give(Err(error)),
+            RequestKind::Score(mut it) => {
+                it.sink.send(Err(error));
+            }
+        }
+    }
+
+    /// Ends it, since it was cancelled before it had begun.
+    pub fn turn_away(self) {
+        if let RequestKind::Generate(mut it) = self.kind {
+            let conforms = it.constraint.as_ref().map(|_| false);
+            let (reason, stats) = (FinishReason::Cancelled, Stats::default());
+            it.events.send(Event::Finished { reason, stats, conforms });
+        }
+    }
+}
+
+/// Cancels a request when it is dropped, and does nothing where that has ended.
+#[derive(Debug, Default)]
+pub(crate) struct CancelOnDrop(pub Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Takes the events of one sequence on the engine's thread, which it must not block. It lives as long as the engine holds
+/// the sequence.
+pub(crate) struct Sink(Box<dyn FnMut(Event) -> bool + Send>);
+
+impl Sink {
+    /// A sink that hands each event to `take`, which says whether anybody still listens.
+    pub fn new(take: impl FnMut(Event) -> bool + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    pub(super) fn send(&mut self, event: Event) -> bool {
+        (self.0)(event)
+    }
+}
+
+/// Takes the one answer of a request on the engine's thread, which it must not block. A cancelled request drops it.
+pub(crate) struct Answer<T>(Box<dyn FnOnce(Result<T>) + Send>);
+
+impl<T> Answer<T> {
+    /// Hands the answer to `take`.
+    pub fn new(take: impl FnOnce(Result<T>) + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    pub(super) fn give(self, answer: Result<T>) {
+        (self.0)(answer);
+    }
+}
+
+/// Takes rows of logits `[V]` on the engine's thread, which it must not block, one after the other; an error is the last. It
+/// is dropped behind the last row.
+pub(crate) struct RowSink(Box<TakeRow>);
+
+type TakeRow = dyn FnMut(Result<&[f32]>) -> bool + Send;
+
+impl RowSink {
+    /// A sink that hands each row to `take`, which says whether anybody still listens.
+    pub fn new(take: impl FnMut(Result<&[f32]>) -> bool + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    pub(super) fn send(&mut self, row: Result<&[f32]>) -> bool {
+        (self.0)(row)
+    }
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
+impl<T> std::fmt::Debug for Answer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answer")
+    }
+}
+
+impl std::fmt::Debug for RowSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RowSink")
+    }
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, its constraint left nothing to follow, or a stop string was met.
+    Stop,
+    /// `max_tokens`, or the context, is used up.
+    Length,
+    /// The one who asked cancelled it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a sequence took.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, tokens whose keys and values were still cached.
+    pub cached_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// From the start of the first step to the first token.
+    pub prompt_time: Duration,
+    /// From the first token to the last.
+    pub generation_time: Duration,
+}
+
+impl Stats {
+    /// Tokens of the prompt computed per second.
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens - self.cached_tokens, self.prompt_time)
+    }
+
+    /// Tokens generated per second, the first one (which the prompt's time holds) not counted.
+    pub fn generation_rate(&self) -> f64 {
+        rate(self.generated_tokens.saturating_sub(1), self.generation_time)
+    }
+}
+
+fn rate(count: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+}
+
+/// What the engine reports of a sequence that generates.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A token was chosen.
+    Token {
+        /// Its id.
+        token: u32,
+        /// How likely the model found it, where that was asked for.
+        logprobs: Option<Logprobs>,
+    },
+    /// The sequence ended.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What it took.
+        stats: Stats,
+        /// Whether the text is what its constraint asks for; none without one.
+        conforms: Option<bool>,
+    },
+    /// The sequence ended with an error.
+    Failed(Error),
+}

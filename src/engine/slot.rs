@@ -1,0 +1,229 @@
+//! A place in the engine: a sequence with what the model keeps of it, its part of the memory, and where it stands.
+//!
+//! ```text
+//!            a step with it and others in it failed
+//!           ┌─────────────────┬────────────► Apart ──┐
+//!           │                 │                │     │
+//! queue ─► Prefill ───────────┼──────────────────────┤
+//!           │                 │                │     ▼ logits
+//!           │               Decode ◄── goes on ── (choose) ◄─ mask is there ─ Held
+//!           │                 └────── logits ───────►│ └── mask is late ───────►┘
+//!           │ has all its rows                 │     │ last token
+//!           └────────────────────► Ended ◄─────┴─────┘
+//! ```
+//!
+//! A sequence that is embedded or scored knows `Prefill`, `Apart` and `Ended` alone: it ends when it has the rows that it asked
+//! for. From every phase an error, a panic or the one who asked leads to `Ended`. A request that waits for a place or for memory
+//! has no slot: it is in the [`Queue`]. A slot that ended is taken out in the same turn.
+//!
+//! [`Queue`]: super::queue::Queue
+
+use std::borrow::{Borrow, BorrowMut};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use super::memory::{Lease, Memory};
+use super::runtime::{Runtime, StepOutputs};
+use super::sequence::{Sequence, SequenceKind};
+use crate::backend::batch::Run;
+use crate::error::{Error, Result, panic_text};
+use crate::forward::step::SequenceState;
+
+/// Where a sequence stands.
+pub(super) enum Phase {
+    /// The tokens that were given are computed, in steps with others.
+    Prefill,
+    /// It was in a step that failed with others in it. All of its tokens are computed anew in steps of its own, so that only the
+    /// one at fault ends.
+    Apart,
+    /// Its last token is to be computed.
+    Decode,
+    /// Its next token cannot be chosen before its mask is known. It takes no part in steps. `[V]`
+    Held(Vec<f32>),
+    /// Whoever asked knows of it.
+    Ended {
+        /// Whether what it computed is good for others.
+        keep: bool,
+    },
+}
+
+/// A place with a sequence in it.
+pub(super) struct Slot {
+    pub sequence: Sequence,
+    pub state: SequenceState,
+    pub lease: Lease,
+    phase: Phase,
+}
+
+impl Borrow<SequenceState> for Slot {
+    fn borrow(&self) -> &SequenceState {
+        &self.state
+    }
+}
+
+impl BorrowMut<SequenceState> for Slot {
+    fn borrow_mut(&mut self) -> &mut SequenceState {
+        &mut self.state
+    }
+}
+
+impl Slot {
+    pub fn new(sequence: Sequence, state: SequenceState, lease: Lease) -> Self {
+        Self { sequence, state, lease, phase: Phase::Prefill }
+    }
+
+    /// Tokens whose keys and values are cached.
+    pub fn cached(&self) -> usize {
+        self.state.history.len()
+    }
+
+    /// Tokens that the next steps are to compute.
+    pub fn waiting(&self) -> usize {
+        match self.phase {
+            Phase::Prefill | Phase::Apart | Phase::Decode => self.sequence.goal() - self.cached(),
+            Phase::Held(_) | Phase::Ended { .. } => 0,
+        }
+    }
+
+    pub fn is_apart(&self) -> bool {
+        matches!(self.phase, Phase::Apart)
+    }
+
+    pub fn is_held(&self) -> bool {
+        matches!(self.phase, Phase::Held(_))
+    }
+
+    pub fn is_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended { .. })
+    }
+
+    /// Whether the backend may choose the next token by itself, and the sequence goes on behind that one.
+    pub fn may_run_ahead(&self, context: usize) -> bool {
+        match &self.sequence.kind {
+            SequenceKind::Generate(it) => it.may_run_ahead() && self.sequence.tokens.len() + 1 < context,
+            SequenceKind::Embed(_) | SequenceKind::Score(_) => false,
+        }
+    }
+
+    /// Takes what a step gave of `run`: `rows` of its logits. Until `deadline` it waits for the mask of the next token. Whether
+    /// the prompt is through with it, and the sequence goes on. A panic ends this sequence alone.
+    pub fn take(
+        &mut self,
+        run: &Run,
+        outputs: &StepOutputs,
+        rows: Range<usize>,
+        deadline: Instant,
+        context: usize,
+    ) -> bool {
+        self.sequence.show(run.end());
+        let begins = matches!(self.phase, Phase::Prefill | Phase::Apart);
+        self.guarded(|slot| {
+            match &mut slot.sequence.kind {
+                SequenceKind::Generate(it) => {
+                    if let Some(last) = rows.last() {
+                        let logits = outputs.logits.row(last);
+                        if it.wait(deadline) {
+                            return slot.choose(logits, context);
+                        }
+                        slot.phase = Phase::Held(logits.to_vec());
+                    }
+                }
+                SequenceKind::Embed(it) => {
+                    let Some(hidden) = &outputs.hidden else {
+                        return Err(Error::Engine("a step gave no hidden states".into()));
+                    };
+                    it.add(run.start, hidden, run.rows());
+                    if it.finish(slot.sequence.tokens.len()) {
+                        slot.end();
+                    }
+                }
+                SequenceKind::Score(it) => {
+                    let heard = it.give(&outputs.logits, rows);
+                    if it.rows.is_empty() || !heard {
+                        slot.end();
+                    }
+                }
+            }
+            Ok(())
+        });
+        begins && matches!(self.phase, Phase::Decode | Phase::Held(_))
+    }
+
+    /// Chooses a token from logits that waited for their mask, where that is there by `deadline`; whether there were any.
+    pub fn settle(&mut self, deadline: Instant, context: usize) -> bool {
+        let SequenceKind::Generate(it) = &mut self.sequence.kind else { return false };
+        if !matches!(self.phase, Phase::Held(_)) || !it.wait(deadline) {
+            return false;
+        }
+        if let Phase::Held(logits) = std::mem::replace(&mut self.phase, Phase::Decode) {
+            self.guarded(|slot| slot.choose(&logits, context));
+        }
+        true
+    }
+
+    fn choose(&mut self, logits: &[f32], context: usize) -> Result<()> {
+        match self.sequence.choose(logits, context)? {
+            None => self.phase = Phase::Decode,
+            Some(_) => self.end(),
+        }
+        Ok(())
+    }
+
+    /// Does what concerns this sequence alone: an error or a panic ends it, and nothing else.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) {
+        let result = catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| {
+            let doing = match self.sequence.kind {
+                SequenceKind::Generate(_) => "choosing a token",
+                SequenceKind::Embed(_) | SequenceKind::Score(_) => "giving an answer",
+            };
+            let what = panic_text(&*panic);
+            tracing::error!(what, "{doing} panicked");
+            Err(Error::Engine(format!("{doing} panicked: {what}")))
+        });
+        if let Err(error) = result {
+            self.fail(error);
+        }
+    }
+
+    /// Ends it, since it was cancelled.
+    pub fn cancel(&mut self) {
+        self.sequence.finish_cancelled();
+        self.end();
+    }
+
+    /// Whoever asked has been told of the end.
+    fn end(&mut self) {
+        self.phase = Phase::Ended { keep: self.sequence.is_kept() };
+    }
+
+    /// Ends it with an error. What it computed is not kept.
+    pub fn fail(&mut self, error: Error) {
+        let before = std::mem::replace(&mut self.phase, Phase::Ended { keep: false });
+        if !matches!(before, Phase::Ended { .. }) {
+            self.sequence.fail(error);
+        }
+    }
+
+    /// Notes that a step failed with it and others in it, after which its caches are not to be continued.
+    pub fn restart(&mut self, runtime: &Runtime, memory: &Memory) {
+        if let Phase::Ended { keep } = &mut self.phase {
+            *keep = false;
+            return;
+        }
+        let sequence = &self.sequence;
+        let tokens = &sequence.tokens[..sequence.skippable()];
+        self.state = memory.restart(runtime, sequence.prompt, tokens, &self.lease);
+        self.phase = Phase::Apart;
+        self.sequence.show(self.cached());
+    }
+
+    /// Gives back what it had, once it has ended.
+    pub fn release(self, runtime: &Runtime, memory: &mut Memory) {
+        let Self { mut state, lease, phase, .. } = self;
+        if !matches!(phase, Phase::Ended { keep: true }) {
+            state.history.clear();
+        }
+        memory.release(runtime, state, lease);
+    }
+}
