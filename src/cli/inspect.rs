@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use backstop::backend::LlmBackendKind;
 use backstop::backend::kv::KvType;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, GenerationConfig, RopeScaling};
+use backstop::forward::Unknown;
 use backstop::weights::Stored;
 use backstop::{LoadOptions, ModelFiles, backends};
 use serde_json::{Value, json};
@@ -18,7 +20,10 @@ use super::stream::print;
 use super::summary::{aligned, count};
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    let files = super::open(args.model.as_deref())?;
+    let files = match super::open(args.model.as_deref()) {
+        Ok(files) => files,
+        Err(error) => return Err(with_what_is_unknown(error.into(), args.model.as_deref())),
+    };
     let facts = Facts::of(files, args.ctx, args.kv_type)?;
     if args.json {
         print(&format!("{}\n", facts.json()))?;
@@ -26,6 +31,25 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         print(&facts.table())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An error about a model, with what of it no family understands where that is why.
+fn with_what_is_unknown(error: anyhow::Error, dir: Option<&Path>) -> anyhow::Error {
+    /// Names of a list that are shown.
+    const MOST: usize = 12;
+    let Some(Ok(Some(unknown))) = dir.map(Unknown::of) else { return error };
+    let listed = |names: &[String]| {
+        let more = names.len().saturating_sub(MOST);
+        let shown = names[..names.len() - more].join(", ");
+        if more > 0 { format!("{shown}, and {more} more") } else { shown }
+    };
+    let mut text = format!("{error:#}");
+    for (what, names) in [("keys", &unknown.keys), ("weights", &unknown.weights)] {
+        if !names.is_empty() {
+            let _ = write!(text, "\n{what} that no family has: {}", listed(names));
+        }
+    }
+    anyhow::Error::msg(text)
 }
 
 /// What is known of a model without its weights.

@@ -113,6 +113,11 @@ impl WeightList {
         self.modules.push(module);
     }
 
+    /// The names of all modules.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| &*module.name)
+    }
+
     /// The module `name`.
     pub fn get(&self, name: &str) -> Option<&ModuleSpec> {
         self.by_name.get(name).map(|&at| &self.modules[at])

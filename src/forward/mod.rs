@@ -34,6 +34,7 @@ mod starcoder2;
 pub mod step;
 #[cfg(test)]
 mod tests;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -53,6 +54,7 @@ use step::Step;
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use list::{ModuleSpec, WeightList};
 pub use loader::Loader;
+pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
 static FAMILIES: [&Family; 26] = [
@@ -327,6 +329,13 @@ pub struct Loaded {
     pub forward: Box<dyn Forward>,
     /// Every matrix that it multiplies by, in the order of the layers.
     pub linears: Vec<PreparedMatrix>,
+}
+
+/// Whether a configuration names a family, or a model whose text may be of one.
+fn knows(fields: &Fields<'_>) -> Result<bool> {
+    let name = fields.string("model_type")?;
+    Ok(name
+        .is_some_and(|name| Family::named(name).is_some() || WHOLES.iter().any(|(whole, _)| *whole == name)))
 }
 
 /// The family that a configuration names.

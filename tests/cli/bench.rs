@@ -78,7 +78,7 @@ fn assert_profile(profile: &Value, files: &ModelFiles) {
 fn bench_measures_mlx() {
     let args = ["bench", "-p", "8", "-n", "5", "--batch", "1,2", "--reps", "1", "--threads", "1"];
     let shown = json(&ok(&[&args[..], &["--backend", "mlx", "--profile", "--json"]].concat()));
-    let layers = ModelFiles::builtin().unwrap().config.num_hidden_layers as u64;
+    let layers = ModelFiles::builtin().unwrap().config().num_hidden_layers as u64;
     for row in shown["rows"].as_array().unwrap() {
         assert!(row["device"].as_str().unwrap().starts_with("mlx ("), "{row}");
         assert_spread(&row["rates"]["generation"], "generation");

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use backstop::ModelFiles;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use crate::support::*;
@@ -188,4 +191,26 @@ fn inspect_shows_quantized_matrices_as_what_they_stand_for() {
     ] {
         assert!(table.contains(kind), "{kind}: {table}");
     }
+}
+
+/// Of a model of no known family: the type, and the keys and weights that no family has.
+#[test]
+fn what_no_family_understands_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama-default");
+    let config = std::fs::read_to_string(fixture.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    (config["model_type"], config["num_experts_per_tok"]) = ("elephant".into(), 2.into());
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let weight = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+    let names = ["model.layers.0.mlp.experts.7.w1.weight", "model.layers.0.input_layernorm.weight"];
+    let bytes = safetensors::serialize(names.map(|name| (name, weight.clone())), None).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+    let ran = backstop(&["inspect", dir.path().to_str().unwrap()]);
+    let error = ran.err;
+    assert_eq!(ran.code, Some(1), "{error}");
+    assert!(error.contains("model_type is \"elephant\", expected one of llama, mistral, "), "{error}");
+    let said = "\nkeys that no family has: num_experts_per_tok\nweights that no family has: \
+        model.layers.*.mlp.experts.*.w1.weight";
+    assert!(error.contains(said), "{error}");
 }

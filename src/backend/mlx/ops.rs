@@ -11,7 +11,7 @@ use super::array::MlxTensor;
 use super::dims;
 use super::operands::MlxVector;
 use super::{MlxBackend, failed};
-use crate::backend::ops::{Ids, MatrixOperand, Op, Outputs, Projection, RopeStep};
+use crate::backend::ops::{Ids, MatrixOperand, Op, Outputs, Projection, RopeStep, VectorOperand};
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -49,9 +49,9 @@ impl MlxBackend {
             Op::RmsNorm { x, weight, eps, offset } => self.rms_norm(x, weight, eps, offset)?,
             Op::LayerNorm { x, weight, bias, eps } => {
                 let bias = bias.map(MlxVector::array).transpose()?;
-                let rows = self.stretches(x, weight.shape().last().copied().unwrap_or(0))?;
+                let rows = self.stretches(x, VectorOperand::shape(weight).last().copied().unwrap_or(0))?;
                 let own = weight.array()?;
-                let normed = match weight.shape() {
+                let normed = match VectorOperand::shape(weight) {
                     [_, _] => {
                         let plain = fast::layer_norm(&*rows, None, None, eps).map_err(fail)?;
                         self.graph.multiply(&plain, &own)? // [T, H, N] · [H, N]
