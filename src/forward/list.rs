@@ -125,7 +125,8 @@ impl WeightList {
 
     /// The module that a tensor belongs to, by the tensor's name in a Hugging Face checkpoint.
     pub fn of_tensor(&self, tensor: &str) -> Option<&ModuleSpec> {
-        self.get(tensor.rsplit_once('.')?.0).or_else(|| self.get(tensor))
+        let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
+        self.get(module).or_else(|| self.get(tensor))
     }
 
     /// Names the tensors of a checkpoint as the list does: those of a GGUF file by their names there, those of a directory

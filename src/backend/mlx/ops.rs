@@ -68,7 +68,12 @@ impl MlxBackend {
             Op::Mul { a, b } => {
                 self.rows(self.graph.multiply(&*self.matrix(a)?, &*self.matrix(b)?)?, a.shape())
             }
-            Op::Scale { x, by } => self.rows(self.scaled(&*self.matrix(x)?, by)?, x.shape()),
+            Op::Scale { x, by } => {
+                // By the number itself: in a narrow type it would be rounded for every element alike.
+                let wide = self.graph.astype(&*self.matrix(x)?, Dtype::Float32)?;
+                let by = self.graph.constant(by, Dtype::Float32, &[]);
+                self.rows(self.typed(self.graph.multiply(&wide, &by)?)?, x.shape())
+            }
             Op::SoftCap { x, cap } => {
                 // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
                 let cap = self.graph.constant(cap, Dtype::Float32, &[]);

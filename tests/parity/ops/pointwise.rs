@@ -39,9 +39,12 @@ fn shapes() -> impl Iterator<Item = (usize, usize)> {
 fn activations_agree_with_the_reference() {
     for rig in rigs() {
         for (t, d) in shapes() {
-            let x = inputs(&rig, 1, t * d);
-            let tensor = rig.tensor(&[t, d], &x);
+            let all = inputs(&rig, 1, t * d);
+            // Squares that every type holds.
+            let small: Vec<f32> = all.iter().map(|x| x.clamp(-100.0, 100.0)).collect();
             for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2] {
+                let x = if activation == Activation::Relu2 { &small } else { &all };
+                let tensor = rig.tensor(&[t, d], x);
                 let expected: Vec<Element> = x
                     .iter()
                     .map(|&x| {
