@@ -86,7 +86,7 @@ impl Both<'_> {
             let mask = Mask::causal(&[Run { sequence: 0, row: 0, len, start }], None);
             let (width, scale) = (HEADS * HEAD_DIM, (HEAD_DIM as f32).powf(-0.5));
             let x = HostTensor::from_vec(&[len, width], values(3, len * width));
-            let on_mlx = (self.mlx.from_host(self.cpu.to_host(&x)?)?, self.mlx.kv_from_host(&kv)?);
+            let on_mlx = (self.mlx.to_backend(self.cpu.to_host(&x)?)?, self.mlx.kv_from_host(&kv)?);
             let (q, kvs) = (&on_mlx.0, [&on_mlx.1]);
             let got = self.mlx.run1(&Op::Attention { q, kv: &kvs, mask: &mask, scale, soft_cap: None })?;
             let (q, kvs) = (&x, [&kv]);
@@ -119,7 +119,7 @@ impl Both<'_> {
         let (on_mlx, on_cpu) = (self.mlx.matrix(&weight), self.cpu.matrix(&weight));
         for rows in [1, 33] {
             let x = HostTensor::from_vec(&[rows, SHAPE[1]], values(7, rows * SHAPE[1]));
-            let there = self.mlx.from_host(self.cpu.to_host(&x)?)?;
+            let there = self.mlx.to_backend(self.cpu.to_host(&x)?)?;
             let projection = Projection { weight: &on_mlx, bias: None };
             let got = self.mlx.run1(&Op::Linear { x: &there, projection })?;
             let projection = Projection { weight: &on_cpu, bias: None };

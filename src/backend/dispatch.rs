@@ -46,10 +46,16 @@ pub enum LlmBackendDispatch {
     },
 }
 
-/// An operand where a backend takes it: it was there, or was copied there for one op.
+/// An operand where a backend takes it: it was there, or was copied there for one op. Small, since every op moves some about.
 enum Held<'a, T> {
     There(&'a T),
-    Copied(T),
+    Copied(Box<T>),
+}
+
+impl<T> Held<'_, T> {
+    fn copied(value: T) -> Self {
+        Self::Copied(Box::new(value))
+    }
 }
 
 impl<T> Deref for Held<'_, T> {
@@ -286,14 +292,14 @@ impl LlmBackendDispatch {
     fn on_host<'a>(&self, tensor: &'a Tensor) -> Result<Held<'a, HostTensor>> {
         match tensor {
             Tensor::Host(host) => Ok(Held::There(host)),
-            Tensor::Mlx(array) => self.device()?.to_host(array).map(Held::Copied),
+            Tensor::Mlx(array) => self.device()?.to_host(array).map(Held::copied),
         }
     }
 
     fn on_device<'a>(&self, mlx: &MlxBackend, tensor: &'a Tensor) -> Result<Held<'a, MlxTensor>> {
         match tensor {
             Tensor::Mlx(array) => Ok(Held::There(array)),
-            Tensor::Host(host) => mlx.from_host(self.kernels().to_host(host)?).map(Held::Copied),
+            Tensor::Host(host) => mlx.to_backend(self.kernels().to_host(host)?).map(Held::copied),
         }
     }
 
@@ -302,7 +308,7 @@ impl LlmBackendDispatch {
             op.inputs().into_iter().map(|input| self.on_host(input)).collect::<Result<Inputs<'_, _>>>()?;
         let states = op.states().iter().map(|state| match state {
             LayerState::Host(kv) => Ok(Held::There(kv)),
-            LayerState::Mlx(kv) => self.device()?.kv_to_host(kv).map(Held::Copied),
+            LayerState::Mlx(kv) => self.device()?.kv_to_host(kv).map(Held::copied),
         });
         let states = states.collect::<Result<States<'_, HostKv>>>()?;
         let inputs: SmallVec<[&HostTensor; 2]> = held.iter().map(|input| &**input).collect();
@@ -315,7 +321,7 @@ impl LlmBackendDispatch {
         let held = held.collect::<Result<Inputs<'_, _>>>()?;
         let states = op.states().iter().map(|state| match state {
             LayerState::Mlx(kv) => Ok(Held::There(kv)),
-            LayerState::Host(kv) => mlx.kv_from_host(kv).map(Held::Copied),
+            LayerState::Host(kv) => mlx.kv_from_host(kv).map(Held::copied),
         });
         let states = states.collect::<Result<States<'_, MlxKv>>>()?;
         let inputs: SmallVec<[&MlxTensor; 2]> = held.iter().map(|input| &**input).collect();
@@ -355,7 +361,7 @@ impl LlmBackendDispatch {
                 }
                 // The outputs go back, so that the rest of the step stays there.
                 let outputs = self.run_on_cpu(op)?.into_iter();
-                outputs.map(|output| mlx.from_host(output).map(Tensor::Mlx)).collect()
+                outputs.map(|output| mlx.to_backend(output).map(Tensor::Mlx)).collect()
             }
         }
     }
@@ -536,9 +542,9 @@ impl Backend for LlmBackendDispatch {
         mlx.evaluate(&results.collect::<Vec<_>>(), &states.collect::<Vec<_>>(), wait)
     }
 
-    fn from_host(&self, tensor: HostTensor) -> Result<Tensor> {
+    fn to_backend(&self, tensor: HostTensor) -> Result<Tensor> {
         match self {
-            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => mlx.from_host(tensor).map(Tensor::Mlx),
+            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => mlx.to_backend(tensor).map(Tensor::Mlx),
             _ => Ok(Tensor::Host(tensor)),
         }
     }

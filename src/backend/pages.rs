@@ -155,6 +155,9 @@ impl LlmBackendDispatch {
     /// # Errors
     /// A copy on MLX that fails.
     pub(crate) fn kv_pages(&self, kv: &SequenceKv, range: Range<usize>) -> Result<Option<Vec<KvPage>>> {
+        if range.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
         match self {
             Self::Cpu { .. } => {
                 let page = |index: usize| {

@@ -199,7 +199,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn from_host(&self, tensor: HostTensor) -> Result<HostTensor> {
+    fn to_backend(&self, tensor: HostTensor) -> Result<HostTensor> {
         Ok(tensor)
     }
 

@@ -246,7 +246,7 @@ impl Backend for MlxBackend {
         match self.0 {}
     }
 
-    fn from_host(&self, _tensor: HostTensor) -> Result<MlxTensor> {
+    fn to_backend(&self, _tensor: HostTensor) -> Result<MlxTensor> {
         match self.0 {}
     }
 

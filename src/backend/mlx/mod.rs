@@ -205,7 +205,7 @@ impl Backend for MlxBackend {
         outcome.map_err(|error| eval_error(error.what()))
     }
 
-    fn from_host(&self, tensor: HostTensor) -> Result<MlxTensor> {
+    fn to_backend(&self, tensor: HostTensor) -> Result<MlxTensor> {
         let dims = dims::of(tensor.shape())?;
         let array = match tensor.element() {
             ElementType::F32 => graph::from_f32(tensor.data(), &dims, self.dtype),

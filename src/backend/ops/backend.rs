@@ -39,7 +39,7 @@ pub trait Backend: Sized {
     /// Does now what the first product with a matrix would wait for.
     fn ready(&self, _matrix: &Self::Matrix) {}
 
-    /// Whether a fused op is one kernel here; else it is [composed](super::compose).
+    /// Whether a fused op is one kernel here; else it is [composed](super::compose()).
     fn fuses(&self, op: OpKind) -> bool;
 
     /// Whether the backend can run an op, said before it is tried.
@@ -92,7 +92,7 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// Where the backend cannot hold the shape.
-    fn from_host(&self, tensor: HostTensor) -> Result<Self::Tensor>;
+    fn to_backend(&self, tensor: HostTensor) -> Result<Self::Tensor>;
 
     /// A copy of a tensor in host memory, evaluated where it was still lazy; floats as `f32`, ids as they are.
     ///

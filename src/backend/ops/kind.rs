@@ -93,7 +93,7 @@ impl OpKind {
         }
     }
 
-    /// Whether [`compose`](super::compose) knows its parts.
+    /// Whether [`compose`](super::compose()) knows its parts.
     pub const fn is_fused(self) -> bool {
         matches!(self, Self::GateUp | Self::AddRmsNorm | Self::Qkv)
     }

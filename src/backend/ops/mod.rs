@@ -2,7 +2,7 @@
 //! composed of plain ones.
 //!
 //! An [`Op`] borrows its operands, which are of the types of one backend. [`Op::check`] is the one place that knows which shapes
-//! fit; [`compose`] is the executable specification of the fused ops, and what a backend without a fused kernel runs.
+//! fit; [`compose()`] is the executable specification of the fused ops, and what a backend without a fused kernel runs.
 
 mod backend;
 mod check;

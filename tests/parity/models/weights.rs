@@ -142,7 +142,7 @@ fn the_offsets_of_one_norm_are_kept_apart() {
         // One row and several are computed in different ways.
         for rows in [1, 3] {
             let x = HostTensor::from_vec(&[rows, 2], [3.0, 4.0].repeat(rows));
-            let x = dispatch.from_host(x).unwrap();
+            let x = dispatch.to_backend(x).unwrap();
             let weight = if rows == 1 { &weight } else { &again };
             let op = Op::RmsNorm { x: &x, weight, eps: 0.0, offset };
             let normed = dispatch.to_host(&dispatch.run1(&op).unwrap()).unwrap();

@@ -159,7 +159,7 @@ impl Rig {
 
     /// `values` as an activation.
     pub fn tensor(&self, shape: &[usize], values: &[f32]) -> Tensor {
-        self.dispatch.from_host(HostTensor::from_vec(shape, values.to_vec())).unwrap()
+        self.dispatch.to_backend(HostTensor::from_vec(shape, values.to_vec())).unwrap()
     }
 
     /// An op's outputs in host memory.
