@@ -5,6 +5,7 @@ mod load;
 mod mlx;
 mod peers;
 mod random_model;
+mod real_models;
 mod test;
 mod util;
 mod with_mlx;
@@ -22,6 +23,7 @@ cargo xtask test --quick [-- ARGS…]      for the inner loop: format, lints, an
 cargo xtask clients [--agents] [WORDS…]  the server's tests by the clients that people use; with --agents, coding agents
 cargo xtask random-model SHAPE TYPE PATH random weights of a real shape, for measuring speed and memory
 cargo xtask peers [--json] [OPTIONS…]    backstop beside llama.cpp and mlx-lm on such models (--help lists the options)
+cargo xtask real-models [NAME…]          trained models for tests/real.rs, under target/real-models (--help lists the options)
 cargo xtask load speed|soak|slow         the server under load: beside llama.cpp, with clients that go away, with slow ones";
 
 fn main() -> ExitCode {
@@ -53,6 +55,7 @@ fn run() -> Result<()> {
         "clients" => clients::run(rest),
         "random-model" => random_model::run(rest),
         "peers" => peers::run(rest),
+        "real-models" => real_models::run(rest),
         "load" => load::run(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
