@@ -35,6 +35,10 @@ const EXACT: f32 = 0.001;
 /// llama.cpp, of root mean squares. llama.cpp's own are twice as large in one chat as in another.
 const ROUNDING: f32 = 1.25;
 
+/// Texts whose ids are llama.cpp's here, which takes a token of this spelling for the end of a text in any vocabulary;
+/// Hugging Face's tokenizer cuts it in three.
+const ENDS: [(&str, &str); 1] = [("qwen2.5-coder-0.5b-instruct", "</s>")];
+
 /// Most that the perplexity may be from llama.cpp's, as a part of it.
 const PERPLEXITY: f64 = 0.005;
 
@@ -140,7 +144,8 @@ fn token_ids(real: &Real) {
     let (texts, expected): (Vec<String>, _) = (fixture("texts.json"), real.expected());
     assert!(texts.len() >= 200 && texts.len() == expected.ids.len(), "{} texts", texts.len());
     let cases = texts.iter().zip(&expected.ids).map(|(text, ids)| (text, encode(text), ids));
-    let failed: Vec<_> = cases.filter(|(_, got, ids)| got != *ids).collect();
+    let known = |text: &str| ENDS.contains(&(real.name, text));
+    let failed: Vec<_> = cases.filter(|(text, got, ids)| (got != *ids) != known(text)).collect();
     assert!(
         failed.is_empty(),
         "{} of {} differ, (text, got, expected): {failed:?}",
