@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{load, peers, test};
+use crate::{load, peers, real_models, test};
 
 /// The project's own chores.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ pub enum Task {
     },
     /// Check format, lints and docs, and run every test with and without MLX
     Test(test::Options),
+    /// Fetch trained models for tests/real.rs, under target/real-models
+    RealModels(real_models::Options),
     /// Check that imports run downwards in the module map of docs/architecture.md
     Layers,
     /// Run the server's tests by the clients that people use

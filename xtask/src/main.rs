@@ -7,6 +7,7 @@ mod load;
 mod mlx;
 mod peers;
 mod random_model;
+mod real_models;
 mod test;
 mod util;
 mod with_mlx;
@@ -40,6 +41,7 @@ fn run(task: Task) -> Result<()> {
         Task::WithMlx { args } => with_mlx::exec(&args),
         Task::Test(options) => test::run(&options),
         Task::Layers => layers::run(),
+        Task::RealModels(options) => real_models::run(&options),
         Task::Clients { agents: true, words } => clients::agents(&words),
         Task::Clients { agents: false, words } => clients::test(&words),
         Task::RandomModel { shape, kind, path } => random_model::write(&shape, &kind, &path),

@@ -75,6 +75,8 @@ fn quick(filter: &[String]) -> Result<()> {
         ("CARGO_TARGET_DIR", target.into_os_string()),
         ("CARGO_PROFILE_DEV_OPT_LEVEL", "0".into()),
         ("CARGO_PROFILE_DEV_DEBUG", "0".into()),
+        // tests/real.rs runs no model then.
+        ("BACKSTOP_UNOPTIMISED", "1".into()),
     ];
     let mut steps = Steps { mlx: false, env, done: Vec::new() };
     if filter.is_empty() {
