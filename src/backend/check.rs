@@ -7,7 +7,7 @@ use super::cpu::{Activations, CpuBackend};
 use super::fallback::{Faults, KeptOff};
 use super::kv::{HostKv, KvShape};
 use super::mlx::MlxBackend;
-use super::ops::{Backend, Mask, Op, OpKind, Projection, Run};
+use super::ops::{Backend, Mask, Op, OpKind, Operands, Projection, Run};
 use crate::error::Result;
 use crate::quant::{Format, Matrix, Plane, QuantWeight, write_floats};
 use crate::tensor::{DType, HostTensor};
@@ -136,7 +136,7 @@ impl Both<'_> {
     fn compare(
         &self,
         op: OpKind,
-        got: &<MlxBackend as Backend>::Tensor,
+        got: &<MlxBackend as Operands>::Tensor,
         expected: &HostTensor,
     ) -> Result<Option<String>> {
         let mut got = self.mlx.to_host(got)?;

@@ -13,7 +13,7 @@ use super::fallback::{FallbackReport, Policy, Routing};
 use super::kind::LlmBackendKind;
 use super::kv::{HostKv, KvShape};
 use super::mlx::{MlxBackend, MlxKv, MlxTensor, WeightCache};
-use super::ops::{self, Backend, EVAL, KvRows, OpKind, Outputs, Run, State};
+use super::ops::{self, Backend, EVAL, KvRows, OpKind, Operands, Outputs, Run, State};
 use super::profile::{OpTime, Profile, Work};
 use super::values::{LayerState, PreparedMatrix, PreparedVector, Tensor};
 use crate::error::{Error, Result};
@@ -432,12 +432,14 @@ fn unprepared() -> Error {
     Error::Backend { backend: "mlx", reason: "a weight was prepared by another dispatch".into() }
 }
 
-impl Backend for LlmBackendDispatch {
+impl Operands for LlmBackendDispatch {
     type Tensor = Tensor;
     type Matrix = PreparedMatrix;
     type Vector = PreparedVector;
     type State = LayerState;
+}
 
+impl Backend for LlmBackendDispatch {
     fn describe(&self) -> String {
         self.describe()
     }

@@ -68,7 +68,7 @@ impl QuantWeight {
                 let (elements, bytes) = of.block();
                 let blocks = self.row_bytes(0, row).chunks_exact(bytes);
                 for (block, out) in blocks.zip(out.chunks_exact_mut(elements)) {
-                    ggml::decode_block(of, block, out);
+                    ggml::decode_block(of.row(), block, out);
                 }
             }
         }
@@ -159,7 +159,7 @@ impl QuantWeight {
                     .chunks_exact_mut(elements)
                     .zip(scales.chunks_exact_mut(groups).zip(biases.chunks_exact_mut(groups)));
                 for (block, (codes, (scales, biases))) in blocks.zip(outputs) {
-                    ggml::affine_block(of, block, codes, scales, biases);
+                    ggml::affine_block(of.row(), block, codes, scales, biases);
                 }
             }
             Format::Mxfp4 | Format::Mxfp8 | Format::Nvfp4 => unreachable!("{} is not affine", self.format),

@@ -5,8 +5,7 @@
 
 use half::f16;
 
-use super::GgmlType;
-use super::blocks::{Integers, MAX_ELEMENTS, MAX_GROUPS, Scales, Values};
+use super::block::{BlockFormat, Integers, MAX_ELEMENTS, MAX_GROUPS, Scales, Values};
 
 /// What the codes of IQ4_NL and IQ4_XS stand for.
 pub(crate) const IQ4_VALUES: [i8; 16] =
@@ -168,8 +167,7 @@ pub(super) fn q6_k(block: &[u8], codes: &mut [u8]) {
 }
 
 /// What the codes of each group are multiplied with, and what is added to the product where groups have mins.
-pub(super) fn scales(of: GgmlType, block: &[u8], scales: &mut [f32], mins: &mut [f32]) {
-    let row = of.row();
+pub(super) fn scales(row: &BlockFormat, block: &[u8], scales: &mut [f32], mins: &mut [f32]) {
     match row.scales {
         Scales::Half => {
             scales[0] = half_at(block, 0);
@@ -199,30 +197,29 @@ pub(super) fn scales(of: GgmlType, block: &[u8], scales: &mut [f32], mins: &mut 
 /// The codes of a block's elements and the scale and bias of each group: `w = q · scale + bias`. Not for codes that index a
 /// table.
 ///
-/// Groups are of [`GgmlType::affine`]. Where the block has no bias of its own, the offset of the codes is in it.
+/// Groups are those of the format. Where the block has no bias of its own, the offset of the codes is in it.
 pub(super) fn affine_block(
-    of: GgmlType,
+    row: &BlockFormat,
     block: &[u8],
     codes: &mut [u8],
     scales: &mut [f32],
     biases: &mut [f32],
 ) {
-    (of.row().codes)(block, codes);
-    self::scales(of, block, scales, biases);
-    if let Values::Offset(offset) = of.row().values {
+    (row.codes)(block, codes);
+    self::scales(row, block, scales, biases);
+    if let Values::Offset(offset) = row.values {
         let offset = f32::from(offset);
         biases.iter_mut().zip(scales).for_each(|(bias, scale)| *bias = -offset * *scale);
     }
 }
 
 /// Decodes one block.
-pub(super) fn decode_block(of: GgmlType, block: &[u8], out: &mut [f32]) {
-    let row = of.row();
+pub(super) fn decode_block(row: &BlockFormat, block: &[u8], out: &mut [f32]) {
     let mut codes = [0; MAX_ELEMENTS];
     let codes = &mut codes[..out.len()];
     (row.codes)(block, codes);
     let (mut scales, mut mins) = ([0.0; MAX_GROUPS], [0.0; MAX_GROUPS]);
-    self::scales(of, block, &mut scales, &mut mins);
+    self::scales(row, block, &mut scales, &mut mins);
     let groups = out.chunks_exact_mut(row.group()).zip(codes.chunks_exact(row.group()));
     for ((out, codes), (scale, min)) in groups.zip(scales.into_iter().zip(mins)) {
         let pairs = out.iter_mut().zip(codes);

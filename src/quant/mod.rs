@@ -4,6 +4,7 @@
 //! [`Matrix`] is what a linear layer or an embedding holds, quantized or not.
 
 pub mod affine;
+pub(crate) mod block;
 pub(crate) mod blocks;
 mod codec;
 mod encode;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::blocks::{OnMlx, Scales, Values};
+use super::block::{OnMlx, Scales, Values};
 use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows, ggml};
 use crate::tensor::DType;
 
@@ -64,6 +64,20 @@ impl Format {
             Self::Affine { scales, .. } => scales == DType::F16,
             Self::Ggml(of) => of.has_f16_scales(),
             Self::Mxfp4 | Self::Mxfp8 | Self::Nvfp4 => false,
+        }
+    }
+}
+
+impl GgmlType {
+    /// The form that MLX computes it in.
+    fn on_mlx(self) -> MlxForm {
+        let wide = |bits, group| Format::Affine { bits, group, scales: DType::F32 };
+        match self.mlx() {
+            OnMlx::Mxfp4 => MlxForm::Equal(Format::Mxfp4),
+            OnMlx::Codes => MlxForm::Equal(wide(self.row().bits, 32)),
+            OnMlx::Integers => MlxForm::Equal(wide(8, 32)),
+            OnMlx::Products => MlxForm::Equal(wide(8, 128)),
+            OnMlx::Nearest => MlxForm::Nearest(wide(8, 32)),
         }
     }
 }
@@ -152,7 +166,7 @@ fn fill(weight: &QuantWeight, row: usize, group: usize, into: Row<'_>) {
             let groups = scales.chunks_exact_mut(of.row().groups());
             for ((block, codes), scales) in blocks.zip(codes.chunks_exact_mut(elements)).zip(groups) {
                 (of.row().codes)(block, codes);
-                ggml::scales(of, block, scales, &mut []);
+                ggml::scales(of.row(), block, scales, &mut []);
                 codes.iter_mut().for_each(|code| *code = (i16::from(table[usize::from(*code)]) + 128) as u8);
             }
             biases.iter_mut().zip(scales).for_each(|(bias, scale)| *bias = -128.0 * *scale);

@@ -13,7 +13,7 @@ use super::operands::{CpuMatrix, CpuVector, Readable};
 use super::pool::{Pool, Scratch};
 use crate::backend::kv::{HostKv, KvShape};
 use crate::backend::ops::{
-    Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Outputs, Projection, Run, VectorOperand,
+    Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Projection, Run, VectorOperand,
 };
 use crate::config::Activation;
 use crate::error::{Error, Result};
@@ -150,12 +150,14 @@ impl CpuBackend {
     }
 }
 
-impl Backend for CpuBackend {
+impl Operands for CpuBackend {
     type Tensor = HostTensor;
     type Matrix = CpuMatrix;
     type Vector = CpuVector;
     type State = HostKv;
+}
 
+impl Backend for CpuBackend {
     fn describe(&self) -> String {
         let threads = self.pool.threads();
         format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })

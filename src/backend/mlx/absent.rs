@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::kv::{HostKv, KvShape};
 use super::ops::{
-    Backend, KvRows, MatrixOperand, Op, OpKind, Outputs, Run, State, TensorOperand, VectorOperand,
+    Backend, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run, State, TensorOperand, VectorOperand,
 };
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -204,12 +204,14 @@ impl State for MlxKv {
     }
 }
 
-impl Backend for MlxBackend {
+impl Operands for MlxBackend {
     type Tensor = MlxTensor;
     type Matrix = MlxMatrix;
     type Vector = MlxVector;
     type State = MlxKv;
+}
 
+impl Backend for MlxBackend {
     fn describe(&self) -> String {
         match self.0 {}
     }

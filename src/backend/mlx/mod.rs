@@ -30,7 +30,7 @@ pub use kv::{MlxKv, MlxPage};
 pub use operands::{MlxMatrix, MlxVector};
 
 use super::kv::{HostKv, KvShape, PAGE};
-use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Outputs, Run};
+use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run};
 use crate::error::{Error, Result};
 use crate::quant::{Format, Matrix};
 use crate::tensor::{DType, ElementType, HostTensor, Weight};
@@ -134,12 +134,14 @@ impl MlxBackend {
     }
 }
 
-impl Backend for MlxBackend {
+impl Operands for MlxBackend {
     type Tensor = MlxTensor;
     type Matrix = MlxMatrix;
     type Vector = MlxVector;
     type State = MlxKv;
+}
 
+impl Backend for MlxBackend {
     fn describe(&self) -> String {
         format!("mlx ({})", self.device)
     }

@@ -3,30 +3,21 @@
 use smallvec::SmallVec;
 
 use super::write::KvRows;
-use super::{MatrixOperand, Op, OpKind, Run, State, TensorOperand, VectorOperand};
+use super::{Op, OpKind, Operands, Run};
 use crate::backend::kv::KvShape;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
 use crate::tensor::{HostTensor, Weight};
 
 /// The results of an op: one for plain ops, which are moved about a lot, up to three for fused ones.
-pub type Outputs<B> = SmallVec<[<B as Backend>::Tensor; 1]>;
+pub type Outputs<B> = SmallVec<[<B as Operands>::Tensor; 1]>;
 
 /// The op name of an evaluation that failed: [`Error::Op`] of this name asks for the step to be replayed, and never for the
 /// fallback of one op.
 pub const EVAL: &str = "eval";
 
 /// What computes ops: a backend, or the dispatch over them. One thread owns it.
-pub trait Backend: Sized {
-    /// An activation where the backend keeps it.
-    type Tensor: TensorOperand;
-    /// A matrix of a linear layer or an embedding in the form that the kernels read.
-    type Matrix: MatrixOperand;
-    /// A norm's weight or a bias in the form that the kernels read.
-    type Vector: VectorOperand;
-    /// What one layer keeps of one sequence.
-    type State: State;
-
+pub trait Backend: Operands {
     /// The device and what runs on it, for the summary: `cpu (avx512, 2 threads)`.
     fn describe(&self) -> String;
 

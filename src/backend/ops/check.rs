@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Backend, Ids, MatrixOperand, Op, Projection, State, TensorOperand, VectorOperand};
+use super::{Ids, MatrixOperand, Op, Operands, Projection, State, TensorOperand, VectorOperand};
 use crate::error::{Error, Result};
 use crate::tensor::ElementType;
 
-impl<B: Backend> Op<'_, B> {
+impl<B: Operands> Op<'_, B> {
     /// Checks every shape, so that backends need not.
     ///
     /// # Errors
@@ -171,7 +171,7 @@ impl<B: Backend> Op<'_, B> {
 }
 
 /// Refuses elements that are not `wanted`.
-fn elements<B: Backend>(op: &'static str, x: &B::Tensor, wanted: ElementType) -> Result<()> {
+fn elements<B: Operands>(op: &'static str, x: &B::Tensor, wanted: ElementType) -> Result<()> {
     if x.element() == wanted {
         return Ok(());
     }
@@ -179,26 +179,26 @@ fn elements<B: Backend>(op: &'static str, x: &B::Tensor, wanted: ElementType) ->
 }
 
 /// Refuses what are no activations.
-pub(super) fn floats<B: Backend>(op: &'static str, x: &B::Tensor) -> Result<()> {
+pub(super) fn floats<B: Operands>(op: &'static str, x: &B::Tensor) -> Result<()> {
     elements::<B>(op, x, ElementType::F32)
 }
 
 /// Rows and columns of `x`.
-fn matrix<B: Backend>(op: &'static str, x: &B::Tensor) -> Result<(usize, usize)> {
+fn matrix<B: Operands>(op: &'static str, x: &B::Tensor) -> Result<(usize, usize)> {
     match *x.shape() {
         [rows, columns] => Ok((rows, columns)),
         _ => Err(Error::shape(op, format!("x is {:?}, expected [T, D]", x.shape()))),
     }
 }
 
-fn check_equal<B: Backend>(op: &'static str, a: &B::Tensor, b: &B::Tensor) -> Result<()> {
+fn check_equal<B: Operands>(op: &'static str, a: &B::Tensor, b: &B::Tensor) -> Result<()> {
     if a.shape() == b.shape() {
         return Ok(());
     }
     Err(Error::shape(op, format!("a is {:?} and b {:?}, expected equal shapes", a.shape(), b.shape())))
 }
 
-fn check_norm<B: Backend>(op: &'static str, x: &B::Tensor, weight: &B::Vector) -> Result<()> {
+fn check_norm<B: Operands>(op: &'static str, x: &B::Tensor, weight: &B::Vector) -> Result<()> {
     let (_, width) = matrix::<B>(op, x)?;
     let len = weight.source().len();
     if weight.shape().len() == 1 && len != 0 && width.is_multiple_of(len) {
@@ -211,7 +211,7 @@ fn check_norm<B: Backend>(op: &'static str, x: &B::Tensor, weight: &B::Vector) -
     Err(Error::shape(op, what))
 }
 
-fn check_projection<B: Backend>(
+fn check_projection<B: Operands>(
     op: &'static str,
     x: &B::Tensor,
     projection: &Projection<'_, B>,

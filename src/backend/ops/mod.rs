@@ -18,7 +18,7 @@ pub use backend::{Backend, EVAL, Outputs};
 pub use compose::compose;
 pub use kind::OpKind;
 pub use op::{Ids, Op, Projection};
-pub use operand::{MatrixOperand, State, TensorOperand, VectorOperand};
+pub use operand::{MatrixOperand, Operands, State, TensorOperand, VectorOperand};
 pub use state::{Mark, StateLayout, StateSpec};
 pub use step::{Mask, RopeStep, Run};
 pub use write::KvRows;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Backend, Mask, MatrixOperand, OpKind, RopeStep, State, TensorOperand};
+use super::{Mask, MatrixOperand, OpKind, Operands, RopeStep, State, TensorOperand};
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
@@ -41,23 +41,23 @@ impl<T: TensorOperand> Ids<'_, T> {
 }
 
 /// A projection: a weight `[N, K]` and, where the checkpoint has one, a bias `[N]`.
-pub struct Projection<'a, B: Backend> {
+pub struct Projection<'a, B: Operands> {
     /// `[N, K]`, row-major or in blocks.
     pub weight: &'a B::Matrix,
     /// `[N]`.
     pub bias: Option<&'a B::Vector>,
 }
 
-impl<B: Backend> Clone for Projection<'_, B> {
+impl<B: Operands> Clone for Projection<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for Projection<'_, B> {}
+impl<B: Operands> Copy for Projection<'_, B> {}
 
 /// One op with its operands. Activations are `[T, …]`: the rows of all runs of the step.
-pub enum Op<'a, B: Backend> {
+pub enum Op<'a, B: Operands> {
     /// Rows `tokens` of `table` `[V, D]`, times `scale` → `[T, D]`.
     Embedding {
         /// The embedding table.
@@ -194,15 +194,15 @@ pub enum Op<'a, B: Backend> {
     },
 }
 
-impl<B: Backend> Clone for Op<'_, B> {
+impl<B: Operands> Clone for Op<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for Op<'_, B> {}
+impl<B: Operands> Copy for Op<'_, B> {}
 
-impl<'a, B: Backend> Op<'a, B> {
+impl<'a, B: Operands> Op<'a, B> {
     /// What this op is called.
     pub fn kind(&self) -> OpKind {
         match self {
@@ -273,7 +273,7 @@ impl<'a, B: Backend> Op<'a, B> {
     ///
     /// # Panics
     /// Where there are not as many inputs as [`Self::inputs`] gave.
-    pub(crate) fn on<'b, C: Backend>(
+    pub(crate) fn on<'b, C: Operands>(
         &self,
         inputs: &[&'b C::Tensor],
         states: &'b [&'b C::State],
@@ -359,7 +359,7 @@ impl<'a, B: Backend> Op<'a, B> {
     }
 }
 
-impl<B: Backend> fmt::Debug for Op<'_, B> {
+impl<B: Operands> fmt::Debug for Op<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {:?}", self.kind(), self.inputs())
     }

@@ -7,6 +7,18 @@ use crate::backend::kv::KvShape;
 use crate::quant::Matrix;
 use crate::tensor::{ElementType, Weight};
 
+/// The types of what a backend computes with.
+pub trait Operands: Sized {
+    /// An activation where the backend keeps it.
+    type Tensor: TensorOperand;
+    /// A matrix of a linear layer or an embedding in the form that the kernels read.
+    type Matrix: MatrixOperand;
+    /// A norm's weight or a bias in the form that the kernels read.
+    type Vector: VectorOperand;
+    /// What one layer keeps of one sequence.
+    type State: State;
+}
+
 /// An activation, or ids.
 pub trait TensorOperand: fmt::Debug {
     /// Dimensions, outermost first; activations of a step are `[T, D]`.

@@ -2,33 +2,33 @@
 
 use std::fmt;
 
-use super::{Backend, Run, State, TensorOperand};
+use super::{Operands, Run, State, TensorOperand};
 use crate::backend::kv::KvShape;
 use crate::error::{Error, Result};
 
 /// The step's activations that a layer caches: K `[T, heads * k_dim]` and V `[T, heads * v_dim]`.
-pub struct KvRows<'a, B: Backend> {
+pub struct KvRows<'a, B: Operands> {
     /// Keys, after the rotary embedding.
     pub k: &'a B::Tensor,
     /// Values.
     pub v: &'a B::Tensor,
 }
 
-impl<B: Backend> Clone for KvRows<'_, B> {
+impl<B: Operands> Clone for KvRows<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for KvRows<'_, B> {}
+impl<B: Operands> Copy for KvRows<'_, B> {}
 
-impl<B: Backend> fmt::Debug for KvRows<'_, B> {
+impl<B: Operands> fmt::Debug for KvRows<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KvRows").field("k", self.k).field("v", self.v).finish()
     }
 }
 
-impl<B: Backend> KvRows<'_, B> {
+impl<B: Operands> KvRows<'_, B> {
     /// Checks every shape, so that backends need not.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::codes::{CodeKind, Nibbles, Route, put_bytes, put_nibbles, put_q6_k};
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
 use crate::backend::cpu::pool::{Parts, Pool};
-use crate::quant::blocks::{Scales, Values};
+use crate::quant::block::{Scales, Values};
 use crate::quant::ggml::{self, E2M1_DOUBLED};
 use crate::quant::{Format, GgmlType, QuantWeight, affine, ocp};
 use crate::tensor::DType;
