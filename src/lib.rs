@@ -73,28 +73,37 @@
 //! threads, the context, the KV cache's type and memory, and what happens where MLX cannot do an op. [`backends`] says what there
 //! is on this machine. Every refusal is an [`Error`] that names what was expected and what was got.
 //!
+//! Modules that this page does not list are the runtime's own, open to its tests and benches: they change without notice.
+//!
 //! ## Features
 //!
 //! `cli` is the command `backstop`, and `server` the module of that name; both are on by default. `default-features = false` leaves
 //! the library alone, without their dependencies. `mlx` compiles MLX in on Linux; on Apple Silicon it always is.
 
+#[doc(hidden)]
 pub mod backend;
 mod chat;
+#[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
 pub mod engine;
-pub mod error;
+mod error;
+#[doc(hidden)]
 pub mod forward;
-pub mod generate;
+mod generate;
 mod json;
-pub mod model;
+mod model;
 pub mod parity;
+#[doc(hidden)]
 pub mod quant;
 pub mod quantize;
 pub mod sample;
 #[cfg(feature = "server")]
 pub mod server;
+#[doc(hidden)]
 pub mod tensor;
 pub mod text;
+#[doc(hidden)]
 pub mod weights;
 
 pub use backend::cpu::{Activations, Isa};
