@@ -73,9 +73,9 @@ pub fn to_mlx(
     }
     check_source(files)?;
     let decoded = files.config().dtype.unwrap_or(DType::F16);
-    let parts: Vec<Part<'_>> = (Source::all(files)?.into_iter())
+    let parts: Vec<PlannedTensor<'_>> = (Source::all(files)?.into_iter())
         .filter(|source| !is_dropped(&source.name, files.config().tie_word_embeddings))
-        .map(|source| Part::of(source, mlx, decoded))
+        .map(|source| PlannedTensor::of(source, mlx, decoded))
         .collect();
     let mut report =
         Report { bytes_in: parts.iter().map(|part| part.source.bytes).sum(), ..Report::default() };
@@ -97,7 +97,7 @@ pub fn to_mlx(
     copy_small_files(&files.path, &dir)?;
     let config = config(&files.path.join("config.json"), mlx)?;
     write_through(&dir.join("config.json"), config.as_bytes())?;
-    let mut shards = Shards::create(&dir, parts.iter().flat_map(Part::specs).collect(), SHARD)?;
+    let mut shards = Shards::create(&dir, parts.iter().flat_map(PlannedTensor::specs).collect(), SHARD)?;
     report.bytes_out = shards.total();
     files.checkpoint.advise_sequential();
     let mut read = 0;
@@ -116,7 +116,7 @@ pub fn to_mlx(
 }
 
 /// A tensor of the source, and what becomes of it.
-struct Part<'a> {
+struct PlannedTensor<'a> {
     source: Source<'a>,
     /// The type that it has, or is decoded to.
     dtype: DType,
@@ -126,7 +126,7 @@ struct Part<'a> {
     uneven: bool,
 }
 
-impl<'a> Part<'a> {
+impl<'a> PlannedTensor<'a> {
     fn of(source: Source<'a>, mlx: MlxFormat, decoded: DType) -> Self {
         let dtype = source.dtype().unwrap_or(decoded);
         let columns = match source.shape[..] {

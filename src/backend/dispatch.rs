@@ -14,7 +14,7 @@ use super::kind::LlmBackendKind;
 use super::kv::{HostKv, KvShape};
 use super::mlx::{MlxBackend, MlxKv, MlxTensor, WeightCache};
 use super::ops::{self, Backend, EVAL, KvRows, OpKind, Operands, Outputs, Run, State};
-use super::profile::{OpTime, Profile, Work};
+use super::profile::{OpTime, OpWork, Profile};
 use super::values::{LayerState, PreparedMatrix, PreparedVector, Tensor};
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -176,7 +176,7 @@ impl LlmBackendDispatch {
         self.routing().profile.borrow().is_some()
     }
 
-    fn record(&self, op: OpKind, work: Work, started: Instant) {
+    fn record(&self, op: OpKind, work: OpWork, started: Instant) {
         let time = started.elapsed();
         if let Some(profile) = &mut *self.routing().profile.borrow_mut() {
             profile.add(op, work, time);
@@ -490,7 +490,7 @@ impl Backend for LlmBackendDispatch {
         if !self.is_profiling() {
             return self.route(op);
         }
-        let work = Work::of(op);
+        let work = OpWork::of(op);
         self.evaluate(&op.inputs(), &[], true)?;
         let started = Instant::now();
         let outputs = self.route(op)?;
@@ -523,7 +523,7 @@ impl Backend for LlmBackendDispatch {
         let started = Instant::now();
         self.route_write(state, rows, run)?;
         self.evaluate(&[], &[state], true)?;
-        self.record(OpKind::KvWrite, Work::kv_write(State::shape(state), run.len), started);
+        self.record(OpKind::KvWrite, OpWork::kv_write(State::shape(state), run.len), started);
         Ok(())
     }
 

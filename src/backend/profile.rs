@@ -30,8 +30,8 @@ pub struct OpTime {
 pub(super) struct Profile(BTreeMap<(OpKind, String), OpTime>);
 
 impl Profile {
-    pub(super) fn add(&mut self, op: OpKind, work: Work, time: Duration) {
-        let Work { matrix, bytes, operations } = work;
+    pub(super) fn add(&mut self, op: OpKind, work: OpWork, time: Duration) {
+        let OpWork { matrix, bytes, operations } = work;
         let entry = self.0.entry((op, matrix)).or_insert_with_key(|(op, matrix)| OpTime {
             op: *op,
             matrix: matrix.clone(),
@@ -56,13 +56,13 @@ impl Profile {
 
 /// What one call has to do.
 #[derive(Debug, Default)]
-pub(super) struct Work {
+pub(super) struct OpWork {
     pub(super) matrix: String,
     pub(super) bytes: u64,
     pub(super) operations: u64,
 }
 
-impl Work {
+impl OpWork {
     /// The work of an op that [`Op::check`] accepts.
     pub(super) fn of<B: Backend>(op: &Op<'_, B>) -> Self {
         match *op {

@@ -32,7 +32,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let files = super::open(args.model.model.as_deref())?;
     let context = context(args, files.config().max_context())?;
     let kv_type = args.model.kv_type.unwrap_or(files.dtype().into());
-    let work = Work::of(&files, args.model.activations, kv_type);
+    let work = BenchWork::of(&files, args.model.activations, kv_type);
     drop(files);
     let threads = match &args.threads[..] {
         [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
@@ -69,7 +69,7 @@ fn context(args: &BenchArgs, most: usize) -> anyhow::Result<usize> {
 
 /// What a token needs of the machine.
 #[derive(Debug, Clone, Copy)]
-struct Work {
+struct BenchWork {
     /// Bytes of weights that a step reads, but for a row of the embedding for each token.
     weight_bytes: u64,
     /// Bytes of keys and values of one token.
@@ -80,7 +80,7 @@ struct Work {
     head_elements: [u64; 2],
 }
 
-impl Work {
+impl BenchWork {
     fn of(files: &ModelFiles, activations: Activations, kv_type: KvType) -> Self {
         let config = files.config();
         let (tied, mut weight_bytes) = (config.tie_word_embeddings, 0);

@@ -11,7 +11,7 @@ use super::request::{
     Answer, Event, FinishReason, GenerateRequest, Request, RequestKind, ScoreRequest, Stats,
 };
 use crate::error::{Error, Result, panic_text};
-use crate::sample::{Place, Sampled, Sampler};
+use crate::sample::{DrawPlace, Sampled, Sampler};
 use crate::tensor::HostTensor;
 
 /// One sequence in flight.
@@ -214,7 +214,7 @@ impl Generating {
 
     fn sample(&mut self, tokens: &[u32], prompt: usize, logits: &[f32]) -> Result<Sampled> {
         let early = self.stats.generated_tokens < self.request.min_tokens;
-        let place = Place {
+        let place = DrawPlace {
             tokens,
             prompt,
             mask: self.guide.as_ref().map(Guide::mask).transpose()?,

@@ -233,6 +233,11 @@ impl Order {
     /// The tensor's name in the file, and what is done to it.
     fn of(config: &Config, gguf: &Gguf, module: &ModuleSpec, source: &Source<'_>) -> Result<(String, Self)> {
         let Some(stored) = &module.gguf else { return Err(source.fail("has no name in GGUF".to_owned())) };
+        let (rows, expected) = (source.shape.first().copied(), module.rows.size);
+        if rows != Some(expected) {
+            let (got, field) = (&source.shape, module.rows.field);
+            return Err(source.fail(format!("shape is {got:?}, expected {expected} rows, {field}")));
+        }
         let leaf = source.name.rsplit_once('.').map_or("weight", |(_, leaf)| leaf);
         let offset = if stored.form == Form::PlusOne && leaf == "weight" { 1.0 } else { 0.0 };
         // A norm of queries, where there is one, undoes what their projection is multiplied with.

@@ -11,7 +11,7 @@ mod stop;
 
 pub use constraint::{Constraint, Grammar, GrammarCompiler};
 pub use options::SamplingOptions;
-pub use sampler::{Logprobs, Place, Sampled, Sampler};
+pub use sampler::{DrawPlace, Logprobs, Sampled, Sampler};
 pub use stop::{MAX_STOP_BYTES, MAX_STOPS, StopMatcher};
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub struct Logprobs {
 
 /// What is known where a token is to be chosen.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Place<'a> {
+pub struct DrawPlace<'a> {
     /// All tokens so far, the prompt's first. Their number is the position that keys the draw.
     pub tokens: &'a [u32],
     /// How many of them are the prompt's.
@@ -72,7 +72,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::Sampling`] where a logit is NaN or +∞, or no token is left to choose.
-    pub fn sample(&mut self, logits: &[f32], place: Place<'_>) -> Result<Sampled> {
+    pub fn sample(&mut self, logits: &[f32], place: DrawPlace<'_>) -> Result<Sampled> {
         if logits.len() != self.vocab {
             let got = logits.len();
             return Err(Error::Sampling(format!("{got} logits, expected {}", self.vocab)));

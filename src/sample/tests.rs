@@ -9,12 +9,12 @@ fn options() -> SamplingOptions {
 }
 
 fn one(options: SamplingOptions, logits: &[f32]) -> crate::Result<Sampled> {
-    Sampler::new(options, logits.len())?.sample(logits, Place::default())
+    Sampler::new(options, logits.len())?.sample(logits, DrawPlace::default())
 }
 
 /// After a prompt of these tokens.
-fn after(tokens: &[u32]) -> Place<'_> {
-    Place { tokens, prompt: tokens.len(), ..Default::default() }
+fn after(tokens: &[u32]) -> DrawPlace<'_> {
+    DrawPlace { tokens, prompt: tokens.len(), ..Default::default() }
 }
 
 /// Counts of `n` draws at positions 0..
@@ -130,8 +130,8 @@ fn logits_that_cannot_be_sampled_are_errors() {
         assert_eq!(one(o, &[f32::MIN, f32::MAX]).unwrap().token, 1);
     }
     let mut sampler = Sampler::new(options(), 3).unwrap();
-    assert!(sampler.sample(&[0.0; 2], Place::default()).is_err());
-    assert!(Sampler::new(options(), 0).unwrap().sample(&[], Place::default()).is_err());
+    assert!(sampler.sample(&[0.0; 2], DrawPlace::default()).is_err());
+    assert!(Sampler::new(options(), 0).unwrap().sample(&[], DrawPlace::default()).is_err());
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn penalties_lower_what_was_seen() {
     assert_eq!(token(o.clone(), after(&[0, 0])), 1);
     assert_eq!(token(o.clone(), after(&[7])), 0);
     assert_eq!(token(SamplingOptions { penalty_window: 1, ..o }, after(&[0, 2])), 0);
-    let generated = |tokens| Place { tokens, ..Default::default() };
+    let generated = |tokens| DrawPlace { tokens, ..Default::default() };
     let o = SamplingOptions { frequency_penalty: 0.04, ..Default::default() };
     assert_eq!(token(o.clone(), generated(&[0, 0])), 0);
     assert_eq!(token(o.clone(), generated(&[0, 0, 0])), 1);
@@ -163,12 +163,12 @@ fn penalties_lower_what_was_seen() {
 fn a_mask_and_a_ban_come_before_everything() {
     let logits = [2.0, 1.9, -1.0, 0.0];
     let mask = Mask::of(4, [1, 2]);
-    let place = Place { mask: Some(&mask), ..Default::default() };
+    let place = DrawPlace { mask: Some(&mask), ..Default::default() };
     let token =
         |o: SamplingOptions, place| Sampler::new(o, 4).unwrap().sample(&logits, place).map(|s| s.token);
     assert_eq!(token(SamplingOptions::default(), place).unwrap(), 1);
-    assert_eq!(token(SamplingOptions::default(), Place { banned: &[1], ..place }).unwrap(), 2);
-    let banned = Place { banned: &[1, 2], ..place };
+    assert_eq!(token(SamplingOptions::default(), DrawPlace { banned: &[1], ..place }).unwrap(), 2);
+    let banned = DrawPlace { banned: &[1, 2], ..place };
     assert!(matches!(token(SamplingOptions::default(), banned), Err(Error::Sampling(_))));
     // The filters look at what is allowed: of all tokens, 0 would be the only one left.
     for o in [
@@ -184,7 +184,7 @@ fn a_mask_and_a_ban_come_before_everything() {
     // A mask shorter than the logits allows none of the rest.
     let short = Mask::of(2, [0, 1]);
     let o = SamplingOptions { logit_bias: vec![(3, 100.0)], ..Default::default() };
-    assert_eq!(token(o, Place { mask: Some(&short), ..Default::default() }).unwrap(), 0);
+    assert_eq!(token(o, DrawPlace { mask: Some(&short), ..Default::default() }).unwrap(), 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::app::{App, Place, random};
+use super::app::{App, QueuePlace, random};
 use super::failure::Failure;
 use crate::chat::Turn;
 use crate::engine::{Event, FinishReason, Sink, Stats};
@@ -30,7 +30,7 @@ pub(crate) enum Finish {
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Part {
+pub(crate) enum AnswerPart {
     /// What the model thinks before it answers.
     Reasoning(String),
     /// Text for the reader.
@@ -61,7 +61,7 @@ pub(crate) struct Update {
     /// Which of the request's texts.
     pub choice: usize,
     /// What is now certain.
-    pub parts: Vec<Part>,
+    pub parts: Vec<AnswerPart>,
     /// The token with its log-probability, where that was asked for.
     pub token: Option<Scored>,
     /// Set in a text's last update.
@@ -84,14 +84,14 @@ pub(crate) struct Scored {
 pub(crate) struct Collected {
     pub reasoning: String,
     pub text: String,
-    pub calls: Vec<Call>,
+    pub calls: Vec<CallPart>,
     pub tokens: Vec<Scored>,
     pub finish: Finish,
 }
 
 /// A whole call of a tool.
 #[derive(Debug, Clone)]
-pub(crate) struct Call {
+pub(crate) struct CallPart {
     pub id: String,
     pub name: String,
     /// A JSON object, as written.
@@ -183,7 +183,12 @@ impl Answers {
     ///
     /// Events wait in a channel without a bound of its own: a sequence has at most as many as the context has tokens, and
     /// the engine's thread never waits for a reader.
-    pub fn start(app: &Arc<App>, job: &Job, places: Vec<Place>, asked: Instant) -> Result<Self, Failure> {
+    pub fn start(
+        app: &Arc<App>,
+        job: &Job,
+        places: Vec<QueuePlace>,
+        asked: Instant,
+    ) -> Result<Self, Failure> {
         let (sender, events) = unbounded_channel();
         let mut places = places.into_iter();
         let mut options = job.options.clone();
@@ -265,13 +270,13 @@ impl Answers {
         }
         for event in events {
             update.parts.extend(match event {
-                ReplyEvent::Reasoning(text) => Some(Part::Reasoning(text)),
-                ReplyEvent::Content(text) => Some(Part::Text(text)),
-                ReplyEvent::CallBroken { text, .. } => Some(Part::Broken(text)),
+                ReplyEvent::Reasoning(text) => Some(AnswerPart::Reasoning(text)),
+                ReplyEvent::Content(text) => Some(AnswerPart::Text(text)),
+                ReplyEvent::CallBroken { text, .. } => Some(AnswerPart::Broken(text)),
                 ReplyEvent::Call { index, name } => {
-                    Some(Part::Call { index, id: self.app.id("call_"), name })
+                    Some(AnswerPart::Call { index, id: self.app.id("call_"), name })
                 }
-                ReplyEvent::Arguments { index, text } => Some(Part::Arguments { index, text }),
+                ReplyEvent::Arguments { index, text } => Some(AnswerPart::Arguments { index, text }),
                 ReplyEvent::CallEnd { .. } => {
                     sequence.called = true;
                     None
@@ -330,16 +335,16 @@ impl Answers {
             let text = &mut texts[update.choice];
             for part in update.parts {
                 match part {
-                    Part::Reasoning(piece) => text.reasoning += &piece,
-                    Part::Text(piece) => text.text += &piece,
-                    Part::Broken(piece) => {
+                    AnswerPart::Reasoning(piece) => text.reasoning += &piece,
+                    AnswerPart::Text(piece) => text.text += &piece,
+                    AnswerPart::Broken(piece) => {
                         text.calls.pop();
                         text.text += &piece;
                     }
-                    Part::Call { id, name, .. } => {
-                        text.calls.push(Call { id, name, arguments: String::new() });
+                    AnswerPart::Call { id, name, .. } => {
+                        text.calls.push(CallPart { id, name, arguments: String::new() });
                     }
-                    Part::Arguments { text: piece, .. } => {
+                    AnswerPart::Arguments { text: piece, .. } => {
                         if let Some(call) = text.calls.last_mut() {
                             call.arguments += &piece;
                         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Call, Collected, Finish, Job, Part, Update, Usage};
+use super::answers::{AnswerPart, Answers, CallPart, Collected, Finish, Job, Update, Usage};
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
@@ -214,7 +214,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let options = Options { max_tokens, sampling, stop, ..Options::default() };
     let job = Job::of_turn(&turn, 1, options);
     let answers = Answers::start(&app, &job, places, asked)?;
-    let shape = Shape { id: app.id("msg_"), model: app.name.clone() };
+    let shape = MessageShape { id: app.id("msg_"), model: app.name.clone() };
     if stream {
         let usage = answers.usage();
         return Ok(sse::stream(answers, Blocks { shape, usage, open: None, next: 0, stop: None }));
@@ -233,12 +233,12 @@ pub(crate) async fn count(State(app): State<Arc<App>>, request: Request) -> Repl
     Ok(json_body(&json!({ "input_tokens": turn.tokens.len() })))
 }
 
-struct Shape {
+struct MessageShape {
     id: String,
     model: String,
 }
 
-impl Shape {
+impl MessageShape {
     fn message(&self, content: Vec<Value>, stop: (Value, Value), usage: Usage) -> Value {
         json!({
             "id": self.id,
@@ -262,7 +262,7 @@ impl Shape {
             if !text.text.is_empty() {
                 content.push(json!({ "type": "text", "text": text.text }));
             }
-            for Call { id, name, arguments } in text.calls {
+            for CallPart { id, name, arguments } in text.calls {
                 let input: Value = crate::json::generated(&arguments).unwrap_or_else(|_| json!({}));
                 content.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
             }
@@ -304,7 +304,7 @@ enum Kind {
 
 /// A stream of blocks.
 struct Blocks {
-    shape: Shape,
+    shape: MessageShape,
     /// What is known of the usage before the first token.
     usage: Usage,
     /// The block that is being written.
@@ -346,21 +346,21 @@ impl Encoder for Blocks {
     fn update(&mut self, update: Update, out: &mut Events) {
         for part in update.parts {
             match part {
-                Part::Reasoning(text) => {
+                AnswerPart::Reasoning(text) => {
                     if self.open != Some(Kind::Thinking) {
                         let block = json!({ "type": "thinking", "thinking": "", "signature": "" });
                         self.open(Kind::Thinking, &block, out);
                     }
                     self.delta(&json!({ "type": "thinking_delta", "thinking": text }), out);
                 }
-                Part::Call { id, name, .. } => {
+                AnswerPart::Call { id, name, .. } => {
                     let block = json!({ "type": "tool_use", "id": id, "name": name, "input": {} });
                     self.open(Kind::Call, &block, out);
                 }
-                Part::Arguments { text, .. } => {
+                AnswerPart::Arguments { text, .. } => {
                     self.delta(&json!({ "type": "input_json_delta", "partial_json": text }), out);
                 }
-                Part::Text(text) | Part::Broken(text) => {
+                AnswerPart::Text(text) | AnswerPart::Broken(text) => {
                     if self.open != Some(Kind::Text) {
                         self.open(Kind::Text, &json!({ "type": "text", "text": "" }), out);
                     }

@@ -150,7 +150,7 @@ impl App {
     ///
     /// # Errors
     /// 429 while there are not as many; 400 where there never are.
-    pub fn places(&self, count: usize) -> Result<Vec<Place>, Failure> {
+    pub fn places(&self, count: usize) -> Result<Vec<QueuePlace>, Failure> {
         let most = self.places.most;
         if count > most {
             let what = format!("{count} texts at once, at most {most} fit (--parallel and --max-queue)");
@@ -177,13 +177,13 @@ pub(crate) struct Places {
 
 /// One place; free again once it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Places>);
+pub(crate) struct QueuePlace(Arc<Places>);
 
 impl Places {
-    fn take(self: &Arc<Self>, count: usize) -> Option<Vec<Place>> {
+    fn take(self: &Arc<Self>, count: usize) -> Option<Vec<QueuePlace>> {
         let more = |taken: usize| (taken + count <= self.most).then_some(taken + count);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some((0..count).map(|_| Place(Arc::clone(self))).collect())
+        Some((0..count).map(|_| QueuePlace(Arc::clone(self))).collect())
     }
 
     #[cfg(test)]
@@ -192,7 +192,7 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }

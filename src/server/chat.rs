@@ -6,12 +6,12 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
-use super::answers::{Answers, Call, Collected, Job, Part, Scored, Update, Usage};
+use super::answers::{AnswerPart, Answers, CallPart, Collected, Job, Scored, Update, Usage};
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::Fields;
-use super::openai::{Shape, finish_reason, scored_json};
+use super::openai::{ChunkShape, finish_reason, scored_json};
 use super::params::{self, Common};
 use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -66,7 +66,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let job = Job::of_turn(&turn, common.n, common.options);
     let answers = Answers::start(&app, &job, places, asked)?;
-    let shape = Shape::new(&app, "chatcmpl-", logprobs);
+    let shape = ChunkShape::new(&app, "chatcmpl-", logprobs);
     if common.stream {
         return Ok(sse::stream(answers, Chunks { shape, usage: common.usage, n: common.n }));
     }
@@ -74,7 +74,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     Ok(json_body(&whole(&shape, texts, usage)))
 }
 
-fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
+fn whole(shape: &ChunkShape, texts: Vec<Collected>, usage: Usage) -> Value {
     let choice = |(index, text): (usize, Collected)| {
         json!({
             "index": index,
@@ -87,7 +87,7 @@ fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
     shape.whole("chat.completion", choices.into(), usage)
 }
 
-fn logprobs(shape: &Shape, tokens: &[Scored]) -> Value {
+fn logprobs(shape: &ChunkShape, tokens: &[Scored]) -> Value {
     if !shape.logprobs {
         return Value::Null;
     }
@@ -104,7 +104,7 @@ fn message(text: &Collected) -> Value {
         message["reasoning_content"] = text.reasoning.as_str().into();
     }
     if !text.calls.is_empty() {
-        let call = |call: &Call| {
+        let call = |call: &CallPart| {
             let function = json!({ "name": call.name, "arguments": call.arguments });
             json!({ "id": call.id, "type": "function", "function": function })
         };
@@ -114,15 +114,15 @@ fn message(text: &Collected) -> Value {
 }
 
 /// A part as a stream has it.
-fn delta(part: Part) -> Value {
+fn delta(part: AnswerPart) -> Value {
     match part {
-        Part::Reasoning(text) => json!({ "reasoning_content": text }),
-        Part::Text(text) | Part::Broken(text) => json!({ "content": text }),
-        Part::Call { index, id, name } => {
+        AnswerPart::Reasoning(text) => json!({ "reasoning_content": text }),
+        AnswerPart::Text(text) | AnswerPart::Broken(text) => json!({ "content": text }),
+        AnswerPart::Call { index, id, name } => {
             let function = json!({ "name": name, "arguments": "" });
             json!({ "tool_calls": [{ "index": index, "id": id, "type": "function", "function": function }] })
         }
-        Part::Arguments { index, text } => {
+        AnswerPart::Arguments { index, text } => {
             json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] })
         }
     }
@@ -132,7 +132,7 @@ const CHUNK: &str = "chat.completion.chunk";
 
 /// A stream of chunks.
 struct Chunks {
-    shape: Shape,
+    shape: ChunkShape,
     /// Whether the usage follows.
     usage: bool,
     n: usize,

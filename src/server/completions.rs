@@ -6,12 +6,12 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Collected, Job, Part, Scored, Update, Usage};
+use super::answers::{AnswerPart, Answers, Collected, Job, Scored, Update, Usage};
 use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
-use super::openai::{Shape, finish_reason, logprob_json};
+use super::openai::{ChunkShape, finish_reason, logprob_json};
 use super::params::Common;
 use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
@@ -19,10 +19,10 @@ use crate::generate::Options;
 use crate::model::Model;
 
 /// The text of a part: here, where nothing is parsed, all of them are.
-fn text_part(part: Part) -> Option<String> {
+fn text_part(part: AnswerPart) -> Option<String> {
     match part {
-        Part::Text(text) | Part::Broken(text) => Some(text),
-        Part::Reasoning(_) | Part::Call { .. } | Part::Arguments { .. } => None,
+        AnswerPart::Text(text) | AnswerPart::Broken(text) => Some(text),
+        AnswerPart::Reasoning(_) | AnswerPart::Call { .. } | AnswerPart::Arguments { .. } => None,
     }
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         .await?;
     let job = Job { prompts, n: common.n, options: Options { constraint, ..common.options }, parser: None };
     let answers = Answers::start(&app, &job, places, asked)?;
-    let shape = Shape::new(&app, "cmpl-", top.is_some());
+    let shape = ChunkShape::new(&app, "cmpl-", top.is_some());
     if common.stream {
         let offsets = vec![0; answers.len()];
         return Ok(sse::stream(answers, Chunks { shape, usage: common.usage, offsets }));
@@ -115,7 +115,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
 
 const KIND: &str = "text_completion";
 
-fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
+fn whole(shape: &ChunkShape, texts: Vec<Collected>, usage: Usage) -> Value {
     let choice = |(index, text): (usize, Collected)| {
         json!({
             "index": index,
@@ -129,7 +129,7 @@ fn whole(shape: &Shape, texts: Vec<Collected>, usage: Usage) -> Value {
 }
 
 /// The log-probabilities in this API's four lists; `offset` is where in the text, in characters, the next token begins.
-fn logprobs(shape: &Shape, scored: &[Scored], offset: &mut usize) -> Value {
+fn logprobs(shape: &ChunkShape, scored: &[Scored], offset: &mut usize) -> Value {
     if !shape.logprobs {
         return Value::Null;
     }
@@ -148,7 +148,7 @@ fn logprobs(shape: &Shape, scored: &[Scored], offset: &mut usize) -> Value {
 }
 
 struct Chunks {
-    shape: Shape,
+    shape: ChunkShape,
     usage: bool,
     /// Where the next token of each text begins.
     offsets: Vec<usize>,

@@ -8,7 +8,7 @@ use super::answers::{Finish, Scored, Timings, Usage};
 use super::app::{App, now};
 
 /// What all parts of an answer have in common.
-pub(crate) struct Shape {
+pub(crate) struct ChunkShape {
     pub app: Arc<App>,
     /// Whether log-probabilities were asked for.
     pub logprobs: bool,
@@ -16,7 +16,7 @@ pub(crate) struct Shape {
     created: u64,
 }
 
-impl Shape {
+impl ChunkShape {
     /// Of an answer whose id begins with `prefix`.
     pub fn new(app: &Arc<App>, prefix: &str, logprobs: bool) -> Self {
         Self { app: Arc::clone(app), logprobs, id: app.id(prefix), created: now() }

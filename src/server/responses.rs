@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Call, Collected, Finish, Job, Part, Scored, Update, Usage};
+use super::answers::{AnswerPart, Answers, CallPart, Collected, Finish, Job, Scored, Update, Usage};
 use super::app::{App, now};
 use super::failure::{Failure, json_body};
 use super::forms;
@@ -81,7 +81,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let parallel = !chat.single_call;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let [given, tool_choice, text] = echoed;
-    let shape = Shape {
+    let shape = ResponseShape {
         id: app.id("resp_"),
         previous: previous.unwrap_or(Value::Null),
         before: keep.then_some(before),
@@ -118,7 +118,7 @@ fn include(fields: &mut Fields) -> Result<bool, Failure> {
 }
 
 /// What all forms of a response say alike.
-struct Shape {
+struct ResponseShape {
     app: Arc<App>,
     id: String,
     /// The answer before this one, by its id.
@@ -141,7 +141,7 @@ struct Shape {
     parallel: bool,
 }
 
-impl Shape {
+impl ResponseShape {
     fn response(&self, finish: Option<&Finish>, output: &[Value], usage: Option<Usage>) -> Value {
         let incomplete = match finish {
             Some(Finish::Length) => json!({ "reason": "max_output_tokens" }),
@@ -237,7 +237,7 @@ fn usage_json(usage: Usage) -> Value {
 enum Item {
     Thoughts(String),
     Text(String, Vec<Scored>),
-    Call(Call),
+    Call(CallPart),
 }
 
 impl Item {
@@ -251,7 +251,7 @@ impl Item {
     }
 
     /// The item as it is so far; one that has just begun has no content yet.
-    fn json(&self, shape: &Shape, id: &str, status: &str) -> Value {
+    fn json(&self, shape: &ResponseShape, id: &str, status: &str) -> Value {
         let content = self
             .part(shape)
             .filter(|_| status != "in_progress")
@@ -263,7 +263,7 @@ impl Item {
             Self::Text(..) => {
                 json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
             }
-            Self::Call(Call { id: call, name, arguments }) => {
+            Self::Call(CallPart { id: call, name, arguments }) => {
                 let Origin { name, namespace, custom, .. } = shape.toolbox.origin(name);
                 let (kind, field, value) = match custom {
                     true => ("custom_tool_call", "input", text_input(arguments)),
@@ -281,7 +281,7 @@ impl Item {
     }
 
     /// Its one part of content; a call has none.
-    fn part(&self, shape: &Shape) -> Option<Value> {
+    fn part(&self, shape: &ResponseShape) -> Option<Value> {
         match self {
             Self::Thoughts(text) => Some(json!({ "type": "reasoning_text", "text": text })),
             Self::Text(text, tokens) => {
@@ -301,7 +301,7 @@ fn text_input(arguments: &str) -> String {
 
 /// A stream of items, each event with its number.
 struct Items {
-    shape: Shape,
+    shape: ResponseShape,
     number: u64,
     /// Items that are whole.
     output: Vec<Value>,
@@ -313,7 +313,7 @@ struct Items {
 }
 
 impl Items {
-    fn new(shape: Shape) -> Self {
+    fn new(shape: ResponseShape) -> Self {
         Self { shape, number: 0, output: Vec::new(), open: None, unshown: Vec::new(), finish: Finish::Length }
     }
 
@@ -365,7 +365,7 @@ impl Items {
                 let logprobs = self.shape.logprobs(tokens);
                 ("response.output_text.done", json!({ "text": text, "logprobs": logprobs }))
             }
-            Item::Call(Call { name, arguments, .. }) => match self.shape.toolbox.origin(name) {
+            Item::Call(CallPart { name, arguments, .. }) => match self.shape.toolbox.origin(name) {
                 Origin { custom: true, .. } => {
                     ("response.custom_tool_call_input.done", json!({ "input": text_input(arguments) }))
                 }
@@ -384,9 +384,9 @@ impl Items {
         self.open = None;
     }
 
-    fn part(&mut self, part: Part, out: &mut Events) {
+    fn part(&mut self, part: AnswerPart, out: &mut Events) {
         match part {
-            Part::Reasoning(text) => {
+            AnswerPart::Reasoning(text) => {
                 if !matches!(self.open, Some((Item::Thoughts(_), _))) {
                     self.begin_item(Item::Thoughts(String::new()), out);
                 }
@@ -395,11 +395,11 @@ impl Items {
                 }
                 self.about("response.reasoning_text.delta", true, json!({ "delta": text }), out);
             }
-            Part::Broken(text) => {
+            AnswerPart::Broken(text) => {
                 self.end_item("incomplete", out);
-                self.part(Part::Text(text), out);
+                self.part(AnswerPart::Text(text), out);
             }
-            Part::Text(text) => {
+            AnswerPart::Text(text) => {
                 if !matches!(self.open, Some((Item::Text(..), _))) {
                     self.begin_item(Item::Text(String::new(), Vec::new()), out);
                 }
@@ -411,10 +411,10 @@ impl Items {
                 }
                 self.about("response.output_text.delta", true, delta, out);
             }
-            Part::Call { id, name, .. } => {
-                self.begin_item(Item::Call(Call { id, name, arguments: String::new() }), out);
+            AnswerPart::Call { id, name, .. } => {
+                self.begin_item(Item::Call(CallPart { id, name, arguments: String::new() }), out);
             }
-            Part::Arguments { text, .. } => {
+            AnswerPart::Arguments { text, .. } => {
                 if let Some((Item::Call(call), _)) = &mut self.open {
                     call.arguments += &text;
                     if self.shape.toolbox.origin(&call.name).custom {

@@ -51,7 +51,7 @@ impl ReasoningFormat {
 
 /// A piece of a text.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Part {
+pub(super) enum ThoughtPart {
     Reasoning(String),
     Content(String),
 }
@@ -63,7 +63,7 @@ pub(super) struct ReasoningSplitter {
     state: State,
     /// Text that may be a part of a mark, or line ends in front of one.
     held: String,
-    parts: Vec<Part>,
+    parts: Vec<ThoughtPart>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl ReasoningSplitter {
         Self { format, state, held: String::new(), parts: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, text: &str) -> Vec<Part> {
+    pub(super) fn push(&mut self, text: &str) -> Vec<ThoughtPart> {
         for (at, c) in text.char_indices() {
             if self.state == State::Content {
                 self.emit(&text[at..]);
@@ -97,7 +97,7 @@ impl ReasoningSplitter {
     }
 
     /// What is left at the end of the text.
-    pub(super) fn finish(&mut self) -> Vec<Part> {
+    pub(super) fn finish(&mut self) -> Vec<ThoughtPart> {
         let held = std::mem::take(&mut self.held);
         match self.state {
             State::Start | State::Content => {
@@ -116,9 +116,11 @@ impl ReasoningSplitter {
         }
         let inside = matches!(self.state, State::Inside { .. });
         match (self.parts.last_mut(), inside) {
-            (Some(Part::Reasoning(last)), true) | (Some(Part::Content(last)), false) => last.push_str(text),
-            (_, true) => self.parts.push(Part::Reasoning(text.to_owned())),
-            (_, false) => self.parts.push(Part::Content(text.to_owned())),
+            (Some(ThoughtPart::Reasoning(last)), true) | (Some(ThoughtPart::Content(last)), false) => {
+                last.push_str(text)
+            }
+            (_, true) => self.parts.push(ThoughtPart::Reasoning(text.to_owned())),
+            (_, false) => self.parts.push(ThoughtPart::Content(text.to_owned())),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use super::message::Message;
-use super::reasoning::{Part, ReasoningFormat, ReasoningSplitter};
+use super::reasoning::{ReasoningFormat, ReasoningSplitter, ThoughtPart};
 use super::tokenizer::Tokenizer;
 use super::tool::Tool;
 use super::tools::{ReplyEvent, ToolFormat, ToolParser};
@@ -65,7 +65,7 @@ impl ReplyParser {
     pub fn push(&mut self, piece: &str) -> Vec<ReplyEvent> {
         let parts = match &mut self.reasoning {
             Some(splitter) => splitter.push(piece),
-            None => vec![Part::Content(piece.to_owned())],
+            None => vec![ThoughtPart::Content(piece.to_owned())],
         };
         self.events(parts)
     }
@@ -79,16 +79,18 @@ impl ReplyParser {
         events
     }
 
-    fn events(&mut self, parts: Vec<Part>) -> Vec<ReplyEvent> {
+    fn events(&mut self, parts: Vec<ThoughtPart>) -> Vec<ReplyEvent> {
         let mut events = Vec::new();
         for part in parts {
             match (part, &mut self.tools) {
-                (Part::Reasoning(text), _) => ReplyEvent::add(&mut events, ReplyEvent::Reasoning(text)),
-                (Part::Content(text), Some(tools)) => {
+                (ThoughtPart::Reasoning(text), _) => {
+                    ReplyEvent::add(&mut events, ReplyEvent::Reasoning(text))
+                }
+                (ThoughtPart::Content(text), Some(tools)) => {
                     tools.push(&text).into_iter().for_each(|event| ReplyEvent::add(&mut events, event));
                 }
-                (Part::Content(text), None) if text.is_empty() => {}
-                (Part::Content(text), None) => ReplyEvent::add(&mut events, ReplyEvent::Content(text)),
+                (ThoughtPart::Content(text), None) if text.is_empty() => {}
+                (ThoughtPart::Content(text), None) => ReplyEvent::add(&mut events, ReplyEvent::Content(text)),
             }
         }
         events

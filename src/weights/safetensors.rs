@@ -31,7 +31,7 @@ const MAX_DEPTH: usize = 3;
 
 /// One tensor of a header; `range` is absolute in the file and lies inside it.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct HeaderEntry {
     pub name: Box<str>,
     pub dtype: Dtype,
     pub shape: Shape,
@@ -40,7 +40,7 @@ pub(crate) struct Entry {
 
 /// Reads the header of a whole file and checks it against the file's length; no data page is touched. Entries come
 /// in the order of their names.
-pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
+pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderEntry>> {
     let fail = |what: String| Error::format(path, what);
     let Some((prefix, rest)) = file.split_first_chunk::<8>() else {
         return Err(fail(format!("file is {} bytes, expected at least 8 of header length", file.len())));
@@ -105,7 +105,7 @@ fn scan(header: &[u8]) -> Result<(), String> {
 }
 
 /// Checks that each range fits its shape and type, and that the ranges tile the data exactly.
-fn check_layout(entries: &[Entry], data_len: usize) -> Result<(), String> {
+fn check_layout(entries: &[HeaderEntry], data_len: usize) -> Result<(), String> {
     let mut order: Vec<u32> = (0..entries.len() as u32).collect();
     order.sort_unstable_by_key(|&i| {
         let range = &entries[i as usize].range;
@@ -158,21 +158,21 @@ fn check_layout(entries: &[Entry], data_len: usize) -> Result<(), String> {
 struct HeaderSeed;
 
 impl<'de> DeserializeSeed<'de> for HeaderSeed {
-    type Value = Vec<Entry>;
+    type Value = Vec<HeaderEntry>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<Entry>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<HeaderEntry>, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for HeaderSeed {
-    type Value = Vec<Entry>;
+    type Value = Vec<HeaderEntry>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Entry>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<HeaderEntry>, A::Error> {
         let mut entries = Vec::new();
         let mut name_bytes = 0;
         let mut metadata = false;
@@ -268,21 +268,21 @@ enum Field {
 struct TensorSeed(Box<str>);
 
 impl<'de> DeserializeSeed<'de> for TensorSeed {
-    type Value = Entry;
+    type Value = HeaderEntry;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Entry, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<HeaderEntry, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for TensorSeed {
-    type Value = Entry;
+    type Value = HeaderEntry;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tensor {} to be an object", quote(&self.0))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderEntry, A::Error> {
         let fail = |what: fmt::Arguments<'_>| -> A::Error {
             de::Error::custom(format_args!("tensor {}: {what}", quote(&self.0)))
         };
@@ -312,7 +312,7 @@ impl<'de> Visitor<'de> for TensorSeed {
         let [start, end] = offsets[..] else {
             return Err(fail(format_args!("data_offsets has {} values, expected 2", offsets.len())));
         };
-        Ok(Entry { name: self.0, dtype, shape, range: start..end })
+        Ok(HeaderEntry { name: self.0, dtype, shape, range: start..end })
     }
 }
 

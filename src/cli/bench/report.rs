@@ -7,7 +7,7 @@ use backstop::backend::select::Bytes;
 use serde_json::{Value, json};
 
 use super::measure::{Case, Phase};
-use super::{Loaded, Work};
+use super::{BenchWork, Loaded};
 use crate::cli::args::BenchArgs;
 use crate::cli::summary::{aligned, digits, kv_cache};
 
@@ -16,7 +16,7 @@ pub struct Report {
     prompt: usize,
     generate: usize,
     reps: usize,
-    work: Work,
+    work: BenchWork,
     /// The model in words, and for scripts, once it is loaded.
     model: (String, Value),
     pub rows: Vec<Row>,
@@ -78,7 +78,7 @@ impl Spread {
 }
 
 impl Report {
-    pub fn new(args: &BenchArgs, work: Work) -> Self {
+    pub fn new(args: &BenchArgs, work: BenchWork) -> Self {
         let (prompt, generate, reps) = (args.prompt, args.generate, args.reps);
         Self { prompt, generate, reps, work, model: (String::new(), Value::Null), rows: Vec::new() }
     }
@@ -156,7 +156,7 @@ impl Report {
 impl Row {
     /// The fraction of the bandwidth that generation takes, and that of the arithmetic peak that the prompt does: the time
     /// that its products would take at the peak of their kind, of the time that it takes; and which peak that is.
-    fn fractions(&self, work: Work) -> (Option<f64>, Option<f64>, &'static str) {
+    fn fractions(&self, work: BenchWork) -> (Option<f64>, Option<f64>, &'static str) {
         let (weights, kv) = work.token_bytes(self.case);
         let bandwidth = self.generation.map(|rate| rate.median * (weights + kv) / self.read_bandwidth.median);
         let [floats, bytes] = match (work.prompt_operations(self.case), self.on_cpu) {
@@ -173,7 +173,7 @@ impl Row {
         (bandwidth, peak, kind)
     }
 
-    fn json(&self, work: Work) -> Value {
+    fn json(&self, work: BenchWork) -> Value {
         let (weights, kv) = work.token_bytes(self.case);
         let (bandwidth, peak, kind) = self.fractions(work);
         let (fallbacks, replays) = &self.fallen_back;
@@ -204,7 +204,7 @@ impl Row {
         row
     }
 
-    fn cells(&self, work: Work) -> [String; 10] {
+    fn cells(&self, work: BenchWork) -> [String; 10] {
         let (bandwidth, peak, kind) = self.fractions(work);
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         let percent = |part: Option<f64>| or_dash(part.map(|part| format!("{:.0} %", 100.0 * part)));

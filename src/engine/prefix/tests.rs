@@ -7,7 +7,7 @@ const PAGE: usize = 4;
 
 /// A page, by all tokens up to its end.
 #[derive(Debug, Clone, PartialEq)]
-struct Entry {
+struct Kept {
     key: u8,
     tokens: Vec<u32>,
     users: usize,
@@ -16,7 +16,7 @@ struct Entry {
 
 #[derive(Default)]
 struct Naive {
-    entries: Vec<Entry>,
+    entries: Vec<Kept>,
     clock: u64,
 }
 
@@ -40,21 +40,21 @@ impl Naive {
     }
 
     fn find(&self, key: u8, tokens: &[u32]) -> usize {
-        let common = |entry: &Entry| entry.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let common = |entry: &Kept| entry.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.entries.iter().filter(|entry| entry.key == key).map(common).max().unwrap_or(0)
     }
 
     /// The page that the last of `tokens` are in, where it begins with them.
     fn page(&self, key: u8, tokens: &[u32]) -> Option<usize> {
         let pages = tokens.len().div_ceil(PAGE);
-        let fits = |entry: &Entry| entry.key == key && entry.tokens.starts_with(tokens);
+        let fits = |entry: &Kept| entry.key == key && entry.tokens.starts_with(tokens);
         self.entries.iter().position(|entry| fits(entry) && entry.tokens.len().div_ceil(PAGE) == pages)
     }
 
     fn insert(&mut self, key: u8, tokens: &[u32]) {
         self.clock += 1;
         let whole = (tokens.len() - 1) / PAGE * PAGE;
-        let replaced = |entry: &Entry| {
+        let replaced = |entry: &Kept| {
             let len = entry.tokens.len();
             entry.key == key
                 && entry.users == 0
@@ -63,12 +63,12 @@ impl Naive {
                 && tokens.starts_with(&entry.tokens)
         };
         self.entries.retain(|entry| !replaced(entry));
-        self.entries.push(Entry { key, tokens: tokens.to_vec(), users: 0, used: self.clock });
+        self.entries.push(Kept { key, tokens: tokens.to_vec(), users: 0, used: self.clock });
     }
 
     fn evict(&mut self) -> bool {
-        let inner = |of: &Entry| {
-            let continues = |other: &Entry| {
+        let inner = |of: &Kept| {
+            let continues = |other: &Kept| {
                 other.key == of.key
                     && other.tokens.len() > of.tokens.len()
                     && other.tokens.starts_with(&of.tokens)
@@ -131,7 +131,7 @@ impl Both {
     }
 
     /// What the list has of a page of the tree.
-    fn entry(&mut self, key: u8, node: NodeId) -> &mut Entry {
+    fn entry(&mut self, key: u8, node: NodeId) -> &mut Kept {
         let tokens = self.tree.page(node).unwrap();
         self.naive.entries.iter_mut().find(|entry| entry.key == key && entry.tokens == *tokens).unwrap()
     }

@@ -94,7 +94,7 @@ pub(super) enum Value {
 
 /// A key and its value, as ranges of the file and as it is read.
 #[derive(Debug, Clone)]
-struct Entry {
+struct MetadataEntry {
     key: Range<usize>,
     value: Value,
     /// The value's type and bytes.
@@ -107,7 +107,7 @@ pub struct Metadata {
     path: Arc<Path>,
     owner: Arc<dyn Bytes>,
     /// In the order of the keys.
-    entries: Vec<Entry>,
+    entries: Vec<MetadataEntry>,
 }
 
 impl Metadata {
@@ -127,11 +127,11 @@ impl Metadata {
             let (name, key) = reader.name(MAX_KEY, format_args!("key {i} of the metadata"))?;
             let start = reader.at();
             let value = value(reader, name, owner.bytes())?;
-            entries.push(Entry { key, value, stored: start..reader.at() });
+            entries.push(MetadataEntry { key, value, stored: start..reader.at() });
         }
         let metadata = |entries| Self { path: Arc::clone(path), owner: Arc::clone(owner), entries };
         let bytes = owner.bytes();
-        let key = |entry: &Entry| &bytes[entry.key.clone()];
+        let key = |entry: &MetadataEntry| &bytes[entry.key.clone()];
         entries.sort_by(|a, b| key(a).cmp(key(b)));
         if let Some(pair) = entries.windows(2).find(|pair| key(&pair[0]) == key(&pair[1])) {
             let key = String::from_utf8_lossy(key(&pair[0]));

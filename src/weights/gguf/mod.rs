@@ -28,7 +28,7 @@ pub(crate) use vocabulary::ends;
 use crate::error::{Error, Result};
 use crate::tensor::Bytes;
 use reader::Reader;
-use tensors::Entry;
+use tensors::TensorEntry;
 
 /// The first four bytes of every file.
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -57,7 +57,7 @@ pub(crate) fn model_name(file: &str) -> &str {
 }
 
 /// One file: its metadata and its tensors. No page of data is touched.
-fn parse(path: &Arc<Path>, owner: &Arc<dyn Bytes>) -> Result<(Metadata, Vec<Entry>)> {
+fn parse(path: &Arc<Path>, owner: &Arc<dyn Bytes>) -> Result<(Metadata, Vec<TensorEntry>)> {
     let bytes = owner.bytes();
     let mut reader = Reader::new(path, bytes);
     let magic = reader.u32(format_args!("magic"))?.to_le_bytes();

@@ -97,7 +97,7 @@ impl TensorType {
 
 /// One tensor; `range` is absolute in the file and lies inside it.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct TensorEntry {
     pub name: Box<str>,
     pub kind: TensorType,
     /// Outermost first, the reverse of the file's order.
@@ -111,7 +111,7 @@ pub(super) const fn least_entry() -> u64 {
 }
 
 /// Reads `count` entries; their ranges count from the beginning of the data.
-pub(super) fn read(reader: &mut Reader<'_>, count: usize) -> Result<Vec<Entry>> {
+pub(super) fn read(reader: &mut Reader<'_>, count: usize) -> Result<Vec<TensorEntry>> {
     if count > MAX_TENSORS {
         let what = format_args!("{count}, expected at most {MAX_TENSORS}");
         return Err(reader.fail(format_args!("tensor count"), what));
@@ -154,7 +154,7 @@ pub(super) fn read(reader: &mut Reader<'_>, count: usize) -> Result<Vec<Entry>> 
             let what = format_args!("{:?} of {} at offset {offset} overflows", &shape[..], kind.name());
             return Err(reader.fail(field, what));
         };
-        entries.push(Entry { name: name.into(), kind, shape, range: offset as usize..end });
+        entries.push(TensorEntry { name: name.into(), kind, shape, range: offset as usize..end });
     }
     Ok(entries)
 }
@@ -163,13 +163,14 @@ pub(super) fn read(reader: &mut Reader<'_>, count: usize) -> Result<Vec<Entry>> 
 /// `start` is where the data begins. Makes the ranges absolute.
 pub(super) fn place(
     path: &Path,
-    entries: &mut [Entry],
+    entries: &mut [TensorEntry],
     alignment: usize,
     start: usize,
     len: usize,
 ) -> Result<()> {
-    let fail =
-        |entry: &Entry, what: String| Error::format(path, format!("tensor {}: {what}", quote(&entry.name)));
+    let fail = |entry: &TensorEntry, what: String| {
+        Error::format(path, format!("tensor {}: {what}", quote(&entry.name)))
+    };
     let mut order: Vec<u32> = (0..entries.len() as u32).collect();
     order.sort_unstable_by(|&a, &b| entries[a as usize].name.cmp(&entries[b as usize].name));
     if let Some(twins) =

@@ -9,7 +9,7 @@ use backstop::tensor::DType;
 use backstop::weights::writers::gguf::{Entries, Spec, TensorType, Writer};
 use half::{bf16, f16};
 
-use super::{Random, Shape};
+use super::{ModelShape, Random};
 
 /// Elements of a super-block: rows of other lengths take an older type.
 const SUPER_BLOCK: usize = GgmlType::Q4_K.block().0;
@@ -88,7 +88,7 @@ fn settle(kind: TensorType, row: &mut [u8], columns: usize) {
 }
 
 /// Writes `shape` to the file `path`; the number of its tensors, and their bytes.
-pub fn write(shape: &Shape, file_type: FileType, path: &Path) -> Result<(usize, u64)> {
+pub fn write(shape: &ModelShape, file_type: FileType, path: &Path) -> Result<(usize, u64)> {
     let tensors = tensors(shape, file_type);
     let mut writer = Writer::create(path, &entries(shape, file_type), &tensors)?;
     let mut random = Random::new();
@@ -112,7 +112,7 @@ pub fn write(shape: &Shape, file_type: FileType, path: &Path) -> Result<(usize, 
     Ok((tensors.len(), bytes))
 }
 
-fn entries(shape: &Shape, file_type: FileType) -> Entries {
+fn entries(shape: &ModelShape, file_type: FileType) -> Entries {
     let mut entries = Entries::default();
     let architecture = shape.model_type;
     let key = |name: &str| format!("{architecture}.{name}");
@@ -169,7 +169,7 @@ fn vocabulary(entries: &mut Entries, size: usize) {
 }
 
 /// The tensors with the types of llama.cpp's `llama_tensor_get_type` for this file type and an embedding that is the head.
-fn tensors(shape: &Shape, file_type: FileType) -> Vec<Spec> {
+fn tensors(shape: &ModelShape, file_type: FileType) -> Vec<Spec> {
     let (hidden, ffn) = (shape.hidden, shape.ffn);
     let (width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let mut all = Vec::new();

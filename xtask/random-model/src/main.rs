@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 /// A real model's shape; all of them tie their embeddings.
 #[derive(Debug)]
-struct Shape {
+struct ModelShape {
     name: &'static str,
     model_type: &'static str,
     hidden: usize,
@@ -34,14 +34,14 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 4] = [
-    Shape { name: "llama-1b", model_type: "llama", hidden: 2048, layers: 16, heads: 32, kv_heads: 8, head_dim: 64,
+const SHAPES: [ModelShape; 4] = [
+    ModelShape { name: "llama-1b", model_type: "llama", hidden: 2048, layers: 16, heads: 32, kv_heads: 8, head_dim: 64,
             ffn: 8192, vocab: 128_256, qkv_bias: false, theta: 500_000.0 },
-    Shape { name: "qwen2.5-0.5b", model_type: "qwen2", hidden: 896, layers: 24, heads: 14, kv_heads: 2, head_dim: 64,
+    ModelShape { name: "qwen2.5-0.5b", model_type: "qwen2", hidden: 896, layers: 24, heads: 14, kv_heads: 2, head_dim: 64,
             ffn: 4864, vocab: 151_936, qkv_bias: true, theta: 1e6 },
-    Shape { name: "smollm2-135m", model_type: "llama", hidden: 576, layers: 30, heads: 9, kv_heads: 3, head_dim: 64,
+    ModelShape { name: "smollm2-135m", model_type: "llama", hidden: 576, layers: 30, heads: 9, kv_heads: 3, head_dim: 64,
             ffn: 1536, vocab: 49_152, qkv_bias: false, theta: 100_000.0 },
-    Shape { name: "tiny", model_type: "llama", hidden: 64, layers: 4, heads: 4, kv_heads: 2, head_dim: 16,
+    ModelShape { name: "tiny", model_type: "llama", hidden: 64, layers: 4, heads: 4, kv_heads: 2, head_dim: 16,
             ffn: 160, vocab: 512, qkv_bias: false, theta: 10_000.0 },
 ];
 
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
 }
 
 /// Writes the model to `path`, where nothing may be yet; the number of its tensors, and their bytes.
-fn write(shape: &Shape, kind: Kind, path: &Path) -> Result<(usize, u64)> {
+fn write(shape: &ModelShape, kind: Kind, path: &Path) -> Result<(usize, u64)> {
     let output = Output::create(path)?;
     let written = match kind {
         Kind::Gguf(of) => gguf::write(shape, of, &output.path())?,
@@ -106,7 +106,7 @@ fn write(shape: &Shape, kind: Kind, path: &Path) -> Result<(usize, u64)> {
 }
 
 /// `config.json` with weights of type `dtype` in PyTorch's name.
-fn config(shape: &Shape, dtype: &str) -> Value {
+fn config(shape: &ModelShape, dtype: &str) -> Value {
     json!({
         "architectures": [if shape.model_type == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
         "model_type": shape.model_type, "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
@@ -125,7 +125,7 @@ fn directory(dir: &Path, config: &Value, specs: Vec<Spec>) -> Result<Shards> {
     Ok(Shards::create(dir, specs, SHARD)?)
 }
 
-fn dense(shape: &Shape, dtype: DType, dir: &Path) -> Result<(usize, u64)> {
+fn dense(shape: &ModelShape, dtype: DType, dir: &Path) -> Result<(usize, u64)> {
     let (stored, long) = match dtype {
         DType::F32 => (Dtype::F32, "float32"),
         DType::F16 => (Dtype::F16, "float16"),
@@ -183,7 +183,7 @@ impl Random {
 }
 
 /// Names and shapes, in the order of the file.
-fn tensors(shape: &Shape) -> Vec<(String, Vec<usize>)> {
+fn tensors(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
     let (hidden, ffn) = (shape.hidden, shape.ffn);
     let (width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![shape.vocab, hidden])];

@@ -8,7 +8,7 @@ use backstop::weights::writers::safetensors::{Dtype, Spec};
 use half::bf16;
 use serde_json::json;
 
-use super::{Random, Shape, config, directory, tensors};
+use super::{ModelShape, Random, config, directory, tensors};
 
 /// Codes that share a scale and a bias, where they make up a row.
 const GROUP: usize = 64;
@@ -22,7 +22,7 @@ enum Content {
 }
 
 /// Makes the directory `dir` of `shape` with codes of `bits`; the number of its tensors, and their bytes.
-pub fn write(shape: &Shape, bits: usize, dir: &Path) -> Result<(usize, u64)> {
+pub fn write(shape: &ModelShape, bits: usize, dir: &Path) -> Result<(usize, u64)> {
     let mut config = config(shape, "bfloat16");
     config["quantization"] = json!({ "group_size": GROUP, "bits": bits, "mode": "affine" });
     let mut planes = Vec::new();

@@ -46,7 +46,7 @@ pub struct Options {
 
 /// What clients ask for.
 #[derive(Debug, Clone, Copy)]
-struct Work {
+struct LoadWork {
     clients: usize,
     /// Of each client, one after the other.
     requests: usize,
@@ -72,7 +72,7 @@ enum Kind {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let work = Work {
+    let work = LoadWork {
         clients: options.clients.get(),
         requests: options.requests.get(),
         prompt: options.prompt.get(),
@@ -102,7 +102,7 @@ pub fn run(options: &Options) -> Result<()> {
         let shown = |of: &[Measured]| of.last().map_or_else(String::new, |last| format!("{:8.1}", last.rate));
         eprintln!("round {}: backstop {} tok/s, llama.cpp {} tok/s", round + 1, shown(&own), shown(&theirs));
     }
-    let Work { clients, requests, prompt, generate } = work;
+    let LoadWork { clients, requests, prompt, generate } = work;
     println!(
         "{clients} clients, {requests} requests each, {prompt} + {generate} tokens, {threads} threads, {} rounds",
         options.rounds,
@@ -143,9 +143,9 @@ pub fn model(setting: &Setting) -> Result<PathBuf> {
     Ok(model)
 }
 
-fn measure(kind: Kind, address: SocketAddr, work: Work) -> Result<Measured> {
+fn measure(kind: Kind, address: SocketAddr, work: LoadWork) -> Result<Measured> {
     // One request that does not count: pages are touched, threads are there.
-    ask(kind, address, usize::MAX, Work { generate: 4, ..work })?;
+    ask(kind, address, usize::MAX, LoadWork { generate: 4, ..work })?;
     let start = Instant::now();
     let run = |client: usize| {
         (0..work.requests)
@@ -168,7 +168,7 @@ fn measure(kind: Kind, address: SocketAddr, work: Work) -> Result<Measured> {
 }
 
 /// A prompt of token ids that no other request shares a beginning with.
-fn ask(kind: Kind, address: SocketAddr, number: usize, work: Work) -> Result<client::Answer> {
+fn ask(kind: Kind, address: SocketAddr, number: usize, work: LoadWork) -> Result<client::Answer> {
     let mut state = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut id = || {
         state ^= state << 13;

@@ -21,7 +21,7 @@ use std::ops::Range;
 use super::super::isa::{Isa, Kernel, Simd};
 use super::super::pool::{Parts, Pool, Scratch};
 use crate::backend::kv::{HostKv, PAGE};
-use block::Work;
+use block::BlockWork;
 use tile::{ROWS, State, factors, merge};
 
 /// Keys whose softmax is computed in one go: their scores for a block of queries (96 KiB) stay in L2, and a merge (two
@@ -85,7 +85,7 @@ const fn padded(head_dim: usize) -> usize {
 
 /// What a call computes, with the sizes that follow from its operands.
 #[derive(Clone, Copy)]
-struct Call<'a> {
+struct AttentionCall<'a> {
     args: Attention<'a>,
     out: Parts<'a, f32>,
     k_dim: usize,
@@ -101,7 +101,7 @@ struct Call<'a> {
 
 /// Rows `first..first + count` of a run, for one key/value head.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct RunPlace<'a> {
     run: AttentionRun<'a>,
     head: usize,
     first: usize,
@@ -143,7 +143,7 @@ pub fn attention(
         }
     }
     let positions = (BLOCK_ROWS / group.max(1)).max(1);
-    let call = Call {
+    let call = AttentionCall {
         args,
         out: Parts::new(out),
         k_dim: shape.k_dim,
@@ -158,7 +158,7 @@ pub fn attention(
     }
     let longest = args.runs.iter().map(|run| run.len).max().unwrap_or(0);
     let block_rows = positions.min(longest) * group;
-    scratch.workers.reserve(pool, Work::len(block_rows, &shape));
+    scratch.workers.reserve(pool, BlockWork::len(block_rows, &shape));
 
     let blocks = |run: &AttentionRun<'_>| run.len.div_ceil(positions);
     let tasks = args.runs.iter().map(blocks).sum::<usize>() * shape.heads;
@@ -170,22 +170,22 @@ pub fn attention(
     let workers = &scratch.workers;
     pool.run_on(tasks, |worker, task| {
         let place = call.place(task);
-        workers.with(worker, Work::len(block_rows, &shape), |scratch| {
+        workers.with(worker, BlockWork::len(block_rows, &shape), |scratch| {
             isa.dispatch(Whole { call: &call, place, scratch });
         });
     });
 }
 
-impl<'a> Call<'a> {
+impl<'a> AttentionCall<'a> {
     /// The block that task `task` computes: blocks of a head follow each other, because they share its pages.
-    fn place(&self, mut task: usize) -> Place<'a> {
+    fn place(&self, mut task: usize) -> RunPlace<'a> {
         for run in self.args.runs {
             let blocks = run.len.div_ceil(self.positions);
             if task < blocks * self.kv_heads {
                 // The last block first: it sees the most keys.
                 let first = (blocks - 1 - task % blocks) * self.positions;
                 let count = self.positions.min(run.len - first);
-                return Place { run: *run, head: task / blocks, first, count };
+                return RunPlace { run: *run, head: task / blocks, first, count };
             }
             task -= blocks * self.kv_heads;
         }
@@ -214,8 +214,8 @@ impl<'a> Call<'a> {
             let len = SPLIT_ROWS * self.partial();
             // SAFETY: the partial results of different blocks and segments do not overlap.
             let to = unsafe { partials.slice(index * block + segment * len, len) };
-            workers.with(worker, Work::len(rows, place.run.kv.shape()), |scratch| {
-                isa.dispatch(Part { call: self, place, segment, scratch, to });
+            workers.with(worker, BlockWork::len(rows, place.run.kv.shape()), |scratch| {
+                isa.dispatch(SegmentPart { call: self, place, segment, scratch, to });
             });
         });
         pool.run(blocks, |index| {
@@ -226,16 +226,16 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Place<'_> {
+impl RunPlace<'_> {
     /// What row `position` of the block may see.
     #[inline(always)]
-    fn visible<'b>(&self, call: &Call<'b>, position: usize) -> &'b Range<usize> {
+    fn visible<'b>(&self, call: &AttentionCall<'b>, position: usize) -> &'b Range<usize> {
         &call.args.visible[self.run.row + self.first + position]
     }
 
     /// The part of `keys` that row `position` of the block may see; an empty one starts and ends at `keys.end`.
     #[inline(always)]
-    fn clip(&self, call: &Call<'_>, position: usize, keys: &Range<usize>) -> Range<usize> {
+    fn clip(&self, call: &AttentionCall<'_>, position: usize, keys: &Range<usize>) -> Range<usize> {
         let visible = self.visible(call, position);
         let (lo, hi) = (visible.start.max(keys.start), visible.end.min(keys.end));
         if lo < hi { lo..hi } else { keys.end..keys.end }
@@ -243,7 +243,7 @@ impl Place<'_> {
 
     /// The keys of `keys` that any row of the block may see.
     #[inline(always)]
-    fn union(&self, call: &Call<'_>, keys: &Range<usize>) -> Range<usize> {
+    fn union(&self, call: &AttentionCall<'_>, keys: &Range<usize>) -> Range<usize> {
         let mut union = keys.end..keys.start;
         for position in 0..self.count {
             let seen = self.clip(call, position, keys);
@@ -256,7 +256,7 @@ impl Place<'_> {
 
     /// The first row that sees any of `keys`, and how many there are from it to the last: heads of positions.
     #[inline(always)]
-    fn rows_that_see(&self, call: &Call<'_>, keys: &Range<usize>) -> Option<[usize; 2]> {
+    fn rows_that_see(&self, call: &AttentionCall<'_>, keys: &Range<usize>) -> Option<[usize; 2]> {
         let sees = |position: &usize| !self.clip(call, *position, keys).is_empty();
         let (first, last) = ((0..self.count).find(sees)?, (0..self.count).rfind(sees)?);
         Some([first * call.group, (last + 1 - first) * call.group])
@@ -264,13 +264,21 @@ impl Place<'_> {
 
     /// Heads of `q`, and of `out`, before those of row `position` of the block.
     #[inline(always)]
-    fn heads_before(&self, call: &Call<'_>, position: usize) -> usize {
+    fn heads_before(&self, call: &AttentionCall<'_>, position: usize) -> usize {
         ((self.run.row + self.first + position) * call.kv_heads + self.head) * call.group
     }
 
     /// Writes query head `g` of row `position`: `acc / sum`, or zeros where the row saw nothing.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, call: &Call<'_>, position: usize, g: usize, sum: f32, acc: &[f32]) {
+    fn finish<S: Simd>(
+        &self,
+        s: S,
+        call: &AttentionCall<'_>,
+        position: usize,
+        g: usize,
+        sum: f32,
+        acc: &[f32],
+    ) {
         let at = (self.heads_before(call, position) + g) * call.v_dim;
         // SAFETY: this head of this row belongs to this block alone, and a block is one task.
         let out = unsafe { call.out.slice(at, call.v_dim) };
@@ -287,8 +295,8 @@ impl Place<'_> {
 
 /// A block of query rows, all its segments.
 struct Whole<'a, 'b> {
-    call: &'a Call<'b>,
-    place: Place<'b>,
+    call: &'a AttentionCall<'b>,
+    place: RunPlace<'b>,
     scratch: &'a mut [f32],
 }
 
@@ -299,7 +307,7 @@ impl Kernel for Whole<'_, '_> {
     fn run<S: Simd>(self, s: S) {
         let Self { call, place, scratch } = self;
         let (rows, ld) = (place.count * call.group, padded(call.v_dim));
-        let mut work = Work::new(scratch, rows, place.run.kv.shape());
+        let mut work = BlockWork::new(scratch, rows, place.run.kv.shape());
         work.load_queries(s, call, &place);
         let seen = place.union(call, &(0..place.run.kv.len()));
         if !seen.is_empty() {
@@ -316,15 +324,15 @@ impl Kernel for Whole<'_, '_> {
 }
 
 /// One segment of a block: a partial result for each row, `[rows, 2 + padded]`.
-struct Part<'a, 'b> {
-    call: &'a Call<'b>,
-    place: Place<'b>,
+struct SegmentPart<'a, 'b> {
+    call: &'a AttentionCall<'b>,
+    place: RunPlace<'b>,
     segment: usize,
     scratch: &'a mut [f32],
     to: &'a mut [f32],
 }
 
-impl Kernel for Part<'_, '_> {
+impl Kernel for SegmentPart<'_, '_> {
     type Out = ();
 
     #[inline(always)]
@@ -334,7 +342,7 @@ impl Kernel for Part<'_, '_> {
         if place.union(call, &(segment * SEGMENT..(segment + 1) * SEGMENT)).is_empty() {
             return;
         }
-        let mut work = Work::new(scratch, rows, place.run.kv.shape());
+        let mut work = BlockWork::new(scratch, rows, place.run.kv.shape());
         work.load_queries(s, call, &place);
         work.segment(s, call, &place, segment);
         for (row, to) in to.chunks_exact_mut(call.partial()).take(rows).enumerate() {
@@ -346,8 +354,8 @@ impl Kernel for Part<'_, '_> {
 
 /// Merges the partial results of a block's segments, first to last, in place of the first one that a row sees.
 struct Join<'a, 'b> {
-    call: &'a Call<'b>,
-    place: Place<'b>,
+    call: &'a AttentionCall<'b>,
+    place: RunPlace<'b>,
     from: &'a mut [f32],
 }
 

@@ -129,10 +129,10 @@ pub fn linear_group(
         return;
     }
     let x = Input { data: x, t, cols };
-    let parts: smallvec::SmallVec<[Part<'_>; 4]> = projections
+    let parts: smallvec::SmallVec<[OutputPart<'_>; 4]> = projections
         .iter_mut()
         .filter(|p| p.weight.rows > 0)
-        .map(|p| Part { weight: p.weight, bias: p.bias, out: Parts::new(p.out) })
+        .map(|p| OutputPart { weight: p.weight, bias: p.bias, out: Parts::new(p.out) })
         .collect();
     if t <= direct::max_rows(isa) {
         direct::run(pool, isa, x, &parts);
@@ -150,13 +150,13 @@ struct Input<'a> {
 }
 
 /// A projection whose tasks write disjoint parts of `out`; lengths checked, no dimension of `out` is zero.
-struct Part<'a> {
+struct OutputPart<'a> {
     weight: WeightView<'a>,
     bias: Option<&'a [f32]>,
     out: Parts<'a, f32>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> OutputPart<'a> {
     /// The bytes of the weight from row `n` on.
     fn row_bytes(&self, n: usize) -> &'a [u8] {
         &self.weight.bytes[n * self.weight.cols * self.weight.dtype.size()..]
@@ -188,12 +188,16 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn count(&self, parts: &[Part<'_>]) -> usize {
+    fn count(&self, parts: &[OutputPart<'_>]) -> usize {
         parts.iter().map(|p| p.weight.rows.div_ceil(self.rows)).sum()
     }
 
     /// The part of block `index`, and its first and last + 1 row.
-    fn find<'p, 'a>(&self, parts: &'p [Part<'a>], mut index: usize) -> (&'p Part<'a>, usize, usize) {
+    fn find<'p, 'a>(
+        &self,
+        parts: &'p [OutputPart<'a>],
+        mut index: usize,
+    ) -> (&'p OutputPart<'a>, usize, usize) {
         for part in parts {
             let blocks = part.weight.rows.div_ceil(self.rows);
             if index < blocks {

@@ -101,13 +101,13 @@ pub fn linear_group(
     if t == 0 {
         return;
     }
-    let parts: smallvec::SmallVec<[Part<'_>; 4]> = projections
+    let parts: smallvec::SmallVec<[PanelPart<'_>; 4]> = projections
         .iter_mut()
         .filter(|p| p.weight.rows() > 0)
-        .map(|p| Part { weight: p.weight, bias: p.bias, out: Parts::new(p.out) })
+        .map(|p| PanelPart { weight: p.weight, bias: p.bias, out: Parts::new(p.out) })
         .collect();
     let tiles = Tiles::new(t, isa.dispatch_int(MaxTile));
-    let int8 = |part: &&Part<'_>| activations == Activations::Int8 && part.weight.integral();
+    let int8 = |part: &&PanelPart<'_>| activations == Activations::Int8 && part.weight.integral();
     let order = parts[0].weight.order();
     let quantized = parts.iter().any(|part| int8(&part));
     let exact = parts.iter().any(|part| !int8(&part));
@@ -172,13 +172,13 @@ const fn max_tile<S: IntSimd>() -> usize {
 }
 
 /// A projection whose tasks write disjoint parts of `out`; lengths checked.
-struct Part<'a> {
+struct PanelPart<'a> {
     weight: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
     out: Parts<'a, f32>,
 }
 
-impl Part<'_> {
+impl PanelPart<'_> {
     /// Writes `sums + bias` to `out[t, n..]`, as far as there are rows.
     ///
     /// # Safety
@@ -209,7 +209,7 @@ struct Inputs<'a> {
 /// Some panels of a part against a band of tiles.
 struct Task<'a> {
     x: &'a Inputs<'a>,
-    part: &'a Part<'a>,
+    part: &'a PanelPart<'a>,
     tiles: &'a Tiles,
     band: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,

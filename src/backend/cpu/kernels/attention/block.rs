@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::tile::{self, Operand, Product, ROWS, pack, softmax};
-use super::{Call, PACK_ROWS, Place, SCORES, SEGMENT, padded};
+use super::{AttentionCall, PACK_ROWS, RunPlace, SCORES, SEGMENT, padded};
 use crate::backend::cpu::isa::Simd;
 use crate::backend::kv::{Block, GROUP, KvShape, PAGE};
 
@@ -26,7 +26,7 @@ pub(super) const BIASES: usize = 16;
 
 /// The parts of a worker's scratch, for a block of `rows` query rows: a row is a query head of a position, heads of a
 /// position side by side.
-pub(super) struct Work<'a> {
+pub(super) struct BlockWork<'a> {
     /// `[rows, padded k_dim]`, zeros behind a head.
     pub(super) q: &'a mut [f32],
     /// `[rows, SCORES]`.
@@ -51,7 +51,7 @@ pub(super) struct Work<'a> {
     pub(super) biases: &'a mut [f32],
 }
 
-impl<'a> Work<'a> {
+impl<'a> BlockWork<'a> {
     /// Elements of scratch for a block of `rows` rows over caches of `shape`.
     pub(super) fn len(rows: usize, shape: &KvShape) -> usize {
         let line = rows.next_multiple_of(16);
@@ -95,7 +95,7 @@ impl<'a> Work<'a> {
 
     /// Copies the block's queries in.
     #[inline(always)]
-    pub(super) fn load_queries<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>) {
+    pub(super) fn load_queries<S: Simd>(&mut self, s: S, call: &AttentionCall<'_>, place: &RunPlace<'_>) {
         let (group, k_dim) = (call.group, call.k_dim);
         for (row, to) in self.q.chunks_exact_mut(padded(k_dim)).take(place.count * group).enumerate() {
             let at = (place.heads_before(call, row / group) + row % group) * k_dim;
@@ -110,7 +110,13 @@ impl<'a> Work<'a> {
 
     /// Computes `max`, `sum` and `acc` of segment `segment` for every row that sees a key of it.
     #[inline(always)]
-    pub(super) fn segment<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>, segment: usize) {
+    pub(super) fn segment<S: Simd>(
+        &mut self,
+        s: S,
+        call: &AttentionCall<'_>,
+        place: &RunPlace<'_>,
+        segment: usize,
+    ) {
         let keys = segment * SEGMENT..(segment + 1) * SEGMENT;
         let seen = place.union(call, &keys);
         if seen.is_empty() {
@@ -169,7 +175,13 @@ impl<'a> Work<'a> {
 
     /// Takes segment `segment` into what all before it came to, for the rows that see a key of it.
     #[inline(always)]
-    pub(super) fn merge<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>, segment: usize) {
+    pub(super) fn merge<S: Simd>(
+        &mut self,
+        s: S,
+        call: &AttentionCall<'_>,
+        place: &RunPlace<'_>,
+        segment: usize,
+    ) {
         let (ld, line) = (padded(call.v_dim), self.max.len());
         // For all rows at once, because an exponential costs as much as a row's accumulator.
         for row in (0..place.count * call.group).step_by(S::LANES) {
@@ -205,7 +217,7 @@ impl<'a> Work<'a> {
     fn score_page<S: Simd, T: Operand>(
         &mut self,
         s: S,
-        call: &Call<'_>,
+        call: &AttentionCall<'_>,
         page: usize,
         block: &[T],
         [row, rows]: [usize; 2],
@@ -249,8 +261,8 @@ impl<'a> Work<'a> {
     fn weigh_page<S: Simd, T: Operand>(
         &mut self,
         s: S,
-        call: &Call<'_>,
-        place: &Place<'_>,
+        call: &AttentionCall<'_>,
+        place: &RunPlace<'_>,
         page: usize,
         block: &[T],
         ahead: *const u8,
@@ -275,8 +287,8 @@ impl<'a> Work<'a> {
     fn weigh<S: Simd, T: Operand>(
         &mut self,
         s: S,
-        call: &Call<'_>,
-        place: &Place<'_>,
+        call: &AttentionCall<'_>,
+        place: &RunPlace<'_>,
         page: usize,
         b: *const T,
         ldb: usize,

@@ -7,16 +7,16 @@
 
 use half::f16;
 
-use super::block::{BIASES, LINE, Work};
+use super::block::{BIASES, BlockWork, LINE};
 use super::tile::{self, LANE, Operand, Product, pack};
-use super::{Call, PACK_ROWS, Place, SCORES, SEGMENT, padded};
+use super::{AttentionCall, PACK_ROWS, RunPlace, SCORES, SEGMENT, padded};
 use crate::backend::cpu::isa::Simd;
 use crate::backend::kv::{Code, Codes, GROUP, PAGE};
 
-impl Work<'_> {
+impl BlockWork<'_> {
     /// Sums the queries of each group.
     #[inline(always)]
-    pub(super) fn sum_queries<S: Simd>(&mut self, s: S, call: &Call<'_>, place: &Place<'_>) {
+    pub(super) fn sum_queries<S: Simd>(&mut self, s: S, call: &AttentionCall<'_>, place: &RunPlace<'_>) {
         let groups = call.k_dim.div_ceil(GROUP);
         let heads = self.q.chunks_exact(padded(call.k_dim)).zip(self.sums.chunks_exact_mut(groups));
         for (head, sums) in heads.take(place.count * call.group) {
@@ -35,7 +35,7 @@ impl Work<'_> {
     pub(super) fn score_codes<S: Simd, T: Operand + Code>(
         &mut self,
         s: S,
-        call: &Call<'_>,
+        call: &AttentionCall<'_>,
         page: usize,
         block: Codes<'_, T>,
         [row, rows]: [usize; 2],
@@ -99,8 +99,8 @@ impl Work<'_> {
     pub(super) fn weigh_codes<S: Simd, T: Operand + Code>(
         &mut self,
         s: S,
-        call: &Call<'_>,
-        place: &Place<'_>,
+        call: &AttentionCall<'_>,
+        place: &RunPlace<'_>,
         page: usize,
         block: Codes<'_, T>,
         ahead: *const u8,
@@ -160,8 +160,8 @@ impl Work<'_> {
     fn weights<S: Simd>(
         &mut self,
         s: S,
-        call: &Call<'_>,
-        place: &Place<'_>,
+        call: &AttentionCall<'_>,
+        place: &RunPlace<'_>,
         page: usize,
         [scales, biases]: [&[f16]; 2],
         group: usize,
@@ -199,7 +199,7 @@ impl Work<'_> {
 
     /// Adds the sums of the biases to the segment's `acc`.
     #[inline(always)]
-    pub(super) fn add_biases<S: Simd>(&mut self, s: S, call: &Call<'_>, rows: usize) {
+    pub(super) fn add_biases<S: Simd>(&mut self, s: S, call: &AttentionCall<'_>, rows: usize) {
         let (ld, groups) = (padded(call.v_dim), call.v_dim.div_ceil(GROUP));
         let heads = self.acc.chunks_exact_mut(ld).zip(self.biases.chunks_exact(groups * BIASES));
         for (acc, biases) in heads.take(rows) {

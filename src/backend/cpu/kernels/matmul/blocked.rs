@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{Blocks, Input, NR, Part, max_tile_rows, with_element, with_tile_rows};
+use super::{Blocks, Input, NR, OutputPart, max_tile_rows, with_element, with_tile_rows};
 use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd};
 use crate::backend::cpu::pool::{Parts, Pool, Scratch};
 
@@ -70,7 +70,7 @@ impl Kernel for MakePlan<'_> {
     }
 }
 
-pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[Part<'_>], scratch: &mut Scratch) {
+pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[OutputPart<'_>], scratch: &mut Scratch) {
     let rows: usize = parts.iter().map(|p| p.weight.rows).sum();
     // At least eight tasks a thread, where the weights have the rows.
     let columns = rows.div_ceil(8 * pool.threads()).next_multiple_of(NR).min(COLUMNS);
@@ -136,7 +136,7 @@ impl Kernel for Pack<'_> {
 struct Task<'a> {
     plan: Plan,
     x: &'a [f32],
-    part: &'a Part<'a>,
+    part: &'a OutputPart<'a>,
     start: usize,
     end: usize,
     tiles: Range<usize>,

@@ -1,6 +1,6 @@
 //! Few rows of `x`: weights stream from memory once and are widened in registers.
 
-use super::{Blocks, Input, NR, Part, max_tile_rows, with_element, with_tile_rows};
+use super::{Blocks, Input, NR, OutputPart, max_tile_rows, with_element, with_tile_rows};
 use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd};
 use crate::backend::cpu::pool::Pool;
 
@@ -26,7 +26,7 @@ pub(super) fn max_rows(isa: Isa) -> usize {
     max_tile_rows(isa.dispatch(Registers))
 }
 
-pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[Part<'_>]) {
+pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[OutputPart<'_>]) {
     let bytes: usize = parts.iter().map(|p| p.weight.bytes.len()).sum();
     let rows: usize = parts.iter().map(|p| p.weight.rows).sum();
     let task = (bytes / (8 * pool.threads())).clamp(*TASK_BYTES.start(), *TASK_BYTES.end());
@@ -41,7 +41,7 @@ pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[Part<'_>]) {
 /// Rows `start..end` of a weight against all of `x`.
 struct Stream<'a> {
     x: Input<'a>,
-    part: &'a Part<'a>,
+    part: &'a OutputPart<'a>,
     start: usize,
     end: usize,
 }

@@ -3,7 +3,7 @@
 use super::activations::Quantized;
 use super::codes::{Any, Codes, Int, LINE, Route, Table};
 use super::scales::{CHUNK, Wide};
-use super::{BLOCK, Part, ROWS, Task, max_tile};
+use super::{BLOCK, PanelPart, ROWS, Task, max_tile};
 use crate::backend::cpu::isa::{IntSimd, Simd};
 
 /// How far ahead of its use a line of codes is asked for into L2: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in
@@ -91,7 +91,7 @@ type Float<S> = <<S as IntSimd>::F as Simd>::V;
 
 /// A panel against some rows of `x`.
 struct Tile<'a> {
-    part: &'a Part<'a>,
+    part: &'a PanelPart<'a>,
     x: Quantized<'a>,
     panel: usize,
     /// The first row of `x`.

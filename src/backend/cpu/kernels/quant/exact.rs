@@ -3,7 +3,7 @@
 use super::activations::Exact;
 use super::codes::{Any, CodeKind, Codes};
 use super::scales::{CHUNK, Wide};
-use super::{BLOCK, Part, ROWS, Task};
+use super::{BLOCK, PanelPart, ROWS, Task};
 use crate::backend::cpu::isa::{IntSimd, Simd};
 
 #[inline(always)]
@@ -36,7 +36,7 @@ pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
 
 /// A panel against some rows of a tile of `x`.
 struct Tile<'a> {
-    part: &'a Part<'a>,
+    part: &'a PanelPart<'a>,
     x: Exact<'a>,
     panel: usize,
     /// The first row of the tile, and their number.
