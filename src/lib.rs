@@ -115,7 +115,7 @@ pub use chat::{Shown, Turn};
 pub use engine::{FinishReason, Stats};
 pub use error::{Error, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
-pub use model::{LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo, TemplateChoice};
+pub use model::{LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo, TemplateChoice};
 pub use sample::{Constraint, Grammar, Logprobs, SamplingOptions};
 pub use tensor::DType;
 pub use text::{Chat, Message, PromptEnd, Reply, Tool, ToolCall, ToolChoice};

@@ -249,6 +249,7 @@ impl Attention {
 
 /// The feed-forward part of a layer.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one value a layer, which is never moved")]
 pub enum Mlp {
     /// `down(act(gate(x)) ∘ up(x))`.
     Gated {

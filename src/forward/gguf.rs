@@ -14,6 +14,9 @@ use crate::weights::gguf::{Metadata, write::Entries};
 /// Divisors of frequencies: `rope_freqs.weight` and its like.
 const FACTOR: std::ops::RangeInclusive<f32> = 1e-6..=1e6;
 
+/// Writes what a family has of its own, or says what llama.cpp has no form for.
+type WriteEntries = fn(&Config, &mut Entries) -> Result<(), &'static str>;
+
 /// A family's form in GGUF.
 pub(crate) struct Gguf {
     /// `general.architecture`, and the prefix of the family's keys.
@@ -31,7 +34,7 @@ pub(crate) struct Gguf {
     /// Reads what else the family has.
     pub members: fn(&mut Members<'_>, &Checkpoint) -> Result<()>,
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
-    pub entries: Option<fn(&Config, &mut Entries) -> Result<(), &'static str>>,
+    pub entries: Option<WriteEntries>,
 }
 
 /// The key of norms by the root mean square.

@@ -136,7 +136,7 @@ impl WeightList {
     /// Two tensors of one name.
     pub fn adopt(&self, checkpoint: &mut Checkpoint, prefixes: &[(&str, &str)]) -> Result<()> {
         if checkpoint.gguf().is_some() {
-            return checkpoint.adopt(|info| self.from_gguf(info));
+            return checkpoint.adopt(|info| self.adopted_from_gguf(info));
         }
         checkpoint.adopt(|info| {
             let stored = info.name();
@@ -155,7 +155,7 @@ impl WeightList {
         })
     }
 
-    fn from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
+    fn adopted_from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
         let Some((stored, leaf)) = info.name().rsplit_once('.') else { return Vec::new() };
         let found = self.by_gguf.get(stored).into_iter().flatten().map(|&at| &self.modules[at]);
         let adopted = found.filter_map(|module| {
