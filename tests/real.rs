@@ -95,12 +95,6 @@ impl Real {
         }
         match ModelFiles::open(&folder) {
             Ok(files) => Some(files),
-            Err(error)
-                if self.name == GEMMA3.name
-                    && error.to_string().contains("general.architecture is \"gemma3\"") =>
-            {
-                self.skip(format_args!("gemma3 is not supported yet ({error})"))
-            }
             Err(error) => panic!("{}: {error}", self.name),
         }
     }
