@@ -53,25 +53,32 @@ impl State for MlxKv {
 
 /// A matrix on MLX. Clones share its arrays.
 #[derive(Clone)]
-pub struct MlxMatrix {
+pub struct MlxMatrix(Rc<Placed>);
+
+/// A matrix and the places of its arrays.
+struct Placed {
     source: Matrix,
-    /// Of a dense matrix, or of one whose planes are made, its own; else that of each plane.
-    pub(super) slots: SmallVec<[Rc<Slot>; 3]>,
+    slots: SmallVec<[Rc<Slot>; 3]>,
 }
 
 impl fmt::Debug for MlxMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.source.fmt(f)
+        self.0.source.fmt(f)
     }
 }
 
 impl MatrixOperand for MlxMatrix {
     fn source(&self) -> &Matrix {
-        &self.source
+        &self.0.source
     }
 }
 
 impl MlxMatrix {
+    /// Of a dense matrix, or of one whose planes are made, its own; else that of each plane.
+    pub(super) fn slots(&self) -> &[Rc<Slot>] {
+        &self.0.slots
+    }
+
     /// Finds the place of a matrix in the cache; nothing is uploaded.
     pub(super) fn new(weights: &WeightCache, source: Matrix) -> Self {
         let slots = match &source {
@@ -85,7 +92,7 @@ impl MlxMatrix {
                 None => SmallVec::new(),
             },
         };
-        Self { source, slots }
+        Self(Rc::new(Placed { source, slots }))
     }
 }
 

@@ -37,8 +37,8 @@ impl MlxBackend {
                     Ids::Pending(ids) => ids.array().clone(),
                 };
                 let mut rows = match table.source() {
-                    Matrix::Dense(of) => self.graph.take(&*table.slots[0].own(of)?, &ids)?,
-                    Matrix::Quantized(of) => self.quantized_rows(&ids, of, &table.slots)?,
+                    Matrix::Dense(of) => self.graph.take(&*table.slots()[0].own(of)?, &ids)?,
+                    Matrix::Quantized(of) => self.quantized_rows(&ids, of, table.slots())?,
                 };
                 if scale != 1.0 {
                     rows = self.scaled(&rows, scale)?;
@@ -139,7 +139,7 @@ impl MlxBackend {
     fn linear(&self, x: &MlxTensor, projection: Projection<'_, Self>) -> Result<MlxTensor> {
         let rows = self.matrix(x)?;
         let bias = projection.bias.map(MlxVector::array).transpose()?;
-        let slots = &projection.weight.slots;
+        let slots = projection.weight.slots();
         let product = match (projection.weight.source(), bias) {
             (Matrix::Dense(weight), None) => self.graph.matmul(&rows, &*slots[0].transposed(weight)?)?,
             (Matrix::Dense(weight), Some(bias)) => {
