@@ -288,7 +288,9 @@ impl Shared {
     }
 
     fn head_dim(&self, fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize> {
-        if let Some(dim) = fields.size("head_dim", 1, 1 << 16)?.or(self.head_dim) {
+        // Transformers' default stands for an absent field, not for null.
+        let absent = if fields.is_null("head_dim") { None } else { self.head_dim };
+        if let Some(dim) = fields.size("head_dim", 1, 1 << 16)?.or(absent) {
             return Ok(dim);
         }
         if !hidden.is_multiple_of(heads) {

@@ -260,7 +260,7 @@ impl Parts {
             "version": "1.0",
             "truncation": null,
             "padding": null,
-            "added_tokens": added(vocabulary)?,
+            "added_tokens": added(vocabulary, self.normalizer == spaces())?,
             "normalizer": self.normalizer,
             "pre_tokenizer": self.pre_tokenizer,
             "post_processor": ends(vocabulary, self.bos)?,
@@ -276,8 +276,9 @@ impl Parts {
     }
 }
 
-/// The tokens that are found in texts before anything else.
-fn added(vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>> {
+/// The tokens that are found in texts before anything else. Converters write spaces into those of Gemma that have `▁`, so that one
+/// is found by either where a text's own spaces are made `▁` and `spaced` says that nothing else is.
+fn added(vocabulary: &Vocabulary<'_>, spaced: bool) -> Result<Vec<Value>> {
     // Phi 3's special tokens take the spaces after them, all but these; the format has no place to say so.
     let phi3 = vocabulary.model == Model::Sentences
         && matches!(vocabulary.metadata.string("general.architecture"), Ok(Some("phi3")));
@@ -296,7 +297,7 @@ fn added(vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>> {
                 "single_word": false,
                 "lstrip": false,
                 "rstrip": special && rstrip(token),
-                "normalized": false,
+                "normalized": spaced && !special && token.contains(' '),
                 "special": special,
             }))
         })

@@ -212,7 +212,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::ffi::OsString;
 
-    use backstop::weights::Checkpoint;
+    use backstop::ModelFiles;
 
     use super::*;
 
@@ -233,9 +233,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("model.gguf");
             let written = write(tiny, kind, &path).unwrap();
-            let checkpoint = Checkpoint::open(&path).unwrap();
-            assert_eq!(checkpoint.tensors().count(), written.0, "{name}");
-            assert!(checkpoint.find("model.embed_tokens.weight").is_some(), "{name}");
+            let model = ModelFiles::open(&path).unwrap();
+            assert_eq!(model.checkpoint.tensors().count(), written.0, "{name}");
+            assert_eq!(model.config().num_hidden_layers, tiny.layers, "{name}");
             let one = files(&path);
             let again = write(tiny, kind, &path).unwrap_err().to_string();
             assert!(again.contains("exists"), "{again}");
