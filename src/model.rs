@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::backend::cpu::{Activations, CpuBackend, Isa};
-use crate::backend::kv::{KvType, MLX_GROWTH};
+use crate::backend::kv::KvType;
 use crate::backend::ops::{Backend, MatrixOperand, OpKind};
 use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
@@ -260,7 +260,8 @@ impl ModelFiles {
 
     /// Bytes that K and V of one token take in all layers.
     pub fn kv_token_bytes(&self, kind: KvType) -> u64 {
-        (self.kv_shape(kind).token_bytes() * self.config().num_hidden_layers) as u64
+        let states = self.architecture.states();
+        states.iter().map(|state| state.token_bytes(kind, LlmBackendKind::Cpu)).sum()
     }
 }
 
@@ -369,9 +370,7 @@ impl Model {
         let max_sequences = options.max_sequences.unwrap_or(defaults.max_sequences);
         let kv_token_bytes = files.kv_token_bytes(kv_type);
         let kv_memory = options.kv_memory.unwrap_or_else(|| {
-            // A multiple of a page, too.
-            let sequence = kv_token_bytes.saturating_mul(context.next_multiple_of(MLX_GROWTH) as u64);
-            let most = sequence.saturating_mul(2 * max_sequences.max(1) as u64);
+            let most = need.kv.saturating_mul(2 * max_sequences.max(1) as u64);
             select::kv_memory(&need, memory, most)
         });
         let config = Arc::new(files.config().clone());

@@ -218,16 +218,21 @@ impl HostKv {
         self.gone = gone;
     }
 
-    /// A cache of the first `len` tokens of `pages`, which it shares, but for the last one where `len` ends in it: there it
-    /// will be written to.
-    pub fn from_pages(shape: KvShape, pages: impl Iterator<Item = HostPage>, len: usize) -> Self {
+    /// A cache of the first `len` tokens, of which `pages` are the pages from `first` on: what is seen of those before was given
+    /// back. It shares them, but for the last one where `len` ends in it: there it will be written to.
+    pub fn from_pages(
+        shape: KvShape,
+        first: usize,
+        pages: impl Iterator<Item = HostPage>,
+        len: usize,
+    ) -> Self {
         let mut pages: Vec<Arc<Page>> = pages.map(|page| page.0).collect();
         if !len.is_multiple_of(PAGE)
             && let Some(last) = pages.last_mut()
         {
             *last = Arc::new(Page::clone(last));
         }
-        Self { pages, len, ..Self::new(shape) }
+        Self { pages, len, gone: first, ..Self::new(shape) }
     }
 
     /// Page `index`, as far as it is filled; none that was given back.

@@ -28,6 +28,6 @@ mod values;
 pub use dispatch::{LlmBackendDispatch, Op};
 pub use fallback::{FallbackReport, Faults, Policy, Routing};
 pub use kind::LlmBackendKind;
-pub use pages::{KvCost, KvPage, SequenceKv};
+pub use pages::{KvCost, KvPage, PageAndPane, SequenceKv};
 pub use profile::OpTime;
 pub use values::{LayerState, PreparedMatrix, PreparedVector, Tensor};

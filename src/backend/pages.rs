@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::dispatch::LlmBackendDispatch;
 use super::kv::{HostKv, HostPage, KvShape, MLX_GROWTH, PAGE};
 use super::mlx::MlxPage;
-use super::ops::{Backend, Mark, State, StateLayout};
+use super::ops::{Backend, Mark, State, StateLayout, held, held_behind};
 use super::values::LayerState;
 use crate::error::Result;
 
@@ -77,19 +77,31 @@ impl SequenceKv {
     }
 
     /// Holds `page` in place of its own page `index` of the same tokens. Nothing on MLX, where pages are copies.
-    pub(crate) fn take_over(&mut self, index: usize, page: &KvPage) {
-        let Layers::Host(pages) = &page.0 else { return };
-        for (layer, page) in self.layers.iter_mut().zip(pages.iter()) {
-            if let LayerState::Host(kv) = layer {
+    pub(crate) fn take_over(&mut self, index: usize, page: &KvPage, pane: Option<&KvPage>) {
+        let of = |page: &KvPage| match &page.0 {
+            Layers::Host(layers) => Arc::clone(layers),
+            Layers::Mlx(_) => Arc::default(),
+        };
+        let (page, pane) = (of(page), pane.map(of).unwrap_or_default());
+        let (mut pages, mut panes) = (page.iter(), pane.iter());
+        for (layer, (_, window)) in self.layers.iter_mut().zip(self.layout.own()) {
+            let from = if window.is_some() { &mut panes } else { &mut pages };
+            if let (LayerState::Host(kv), Some(page)) = (layer, from.next()) {
                 kv.set_page(index, page.clone());
             }
         }
     }
 }
 
-/// K and V of at most [`PAGE`] tokens in all layers; clones share the memory.
+/// K and V of at most [`PAGE`] tokens in some layers of a model; clones share the memory.
+///
+/// A page of a sequence is one of the layers without a window and, where there are others, a *pane* of those: what lies behind
+/// a window may be gone while the rest is there. On MLX, which gives nothing back, a page is of all layers.
 #[derive(Debug, Clone)]
 pub struct KvPage(Layers);
+
+/// A page of a sequence, and its pane, where the model has windows and the sequence has not given it back.
+pub type PageAndPane = (KvPage, Option<KvPage>);
 
 /// Layers, first to last.
 #[derive(Debug, Clone)]
@@ -101,8 +113,14 @@ enum Layers {
 /// What K and V take in memory where a dispatch keeps them, all layers together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvCost {
-    /// Bytes of one token.
+    /// Bytes of one token in the layers that keep all tokens.
     pub token: u64,
+    /// The same in those that give back what lies behind their windows; 0 where none does.
+    pub windowed: u64,
+    /// The most tokens that those hold of a sequence, in whole pages.
+    pub held: usize,
+    /// The widest window of theirs.
+    pub window: Option<usize>,
     /// Tokens by which the memory of a sequence grows.
     pub growth: usize,
     /// Whether sequences hold a [`KvPage`] itself; else copies of it.
@@ -110,20 +128,43 @@ pub struct KvCost {
 }
 
 impl KvCost {
-    /// Bytes of a sequence that holds `tokens`.
+    /// Bytes of a sequence that holds `tokens`, at most, on its way there and then.
     pub fn of_sequence(&self, tokens: usize) -> u64 {
-        (tokens.div_ceil(self.growth) as u64).saturating_mul(self.growth as u64).saturating_mul(self.token)
+        let whole = (tokens.div_ceil(self.growth) as u64).saturating_mul(self.growth as u64);
+        let held = whole.min(self.held as u64);
+        whole.saturating_mul(self.token).saturating_add(held.saturating_mul(self.windowed))
     }
 
-    /// Bytes of a [`KvPage`] of `tokens`.
+    /// Bytes of a [`KvPage`] of `tokens`, without its pane.
     pub fn of_page(&self, tokens: usize) -> u64 {
         self.token * if self.shared { PAGE } else { tokens } as u64
     }
 
+    /// Bytes of a pane.
+    pub fn of_pane(&self) -> u64 {
+        self.windowed * PAGE as u64
+    }
+
     /// The most tokens of a sequence that takes at most `bytes`.
     pub fn tokens_in(&self, bytes: u64) -> usize {
-        let steps = bytes / (self.token * self.growth as u64).max(1);
-        usize::try_from(steps).unwrap_or(usize::MAX).saturating_mul(self.growth)
+        let (growth, all) = (self.growth as u64, self.token + self.windowed);
+        // Up to where windows are full every token costs the same, and less from there on.
+        let (full, behind) = ((self.held as u64).saturating_mul(all), bytes / all.max(1));
+        let tokens = match bytes.checked_sub(full) {
+            Some(rest) => (self.held as u64).saturating_add(rest.checked_div(self.token).unwrap_or(u64::MAX)),
+            None => behind,
+        };
+        usize::try_from(tokens / growth * growth).unwrap_or(usize::MAX)
+    }
+
+    /// The first page of which the layers with windows hold anything in a sequence of `tokens` that has given back the rest.
+    pub fn first_held(&self, tokens: usize) -> usize {
+        self.window.map_or(0, |window| (tokens + 1).saturating_sub(held_behind(window)) / PAGE)
+    }
+
+    /// The first page whose pane the token after `tokens` sees anything of.
+    pub fn first_seen(&self, tokens: usize) -> usize {
+        self.window.map_or(0, |window| (tokens + 1).saturating_sub(window) / PAGE)
     }
 }
 
@@ -134,78 +175,108 @@ impl LlmBackendDispatch {
         SequenceKv { layers, layout: layout.clone() }
     }
 
-    /// What K and V of a sequence take.
-    pub(crate) fn kv_cost(&self, layout: &StateLayout) -> KvCost {
-        let shapes = layout.own().iter().map(|(shape, _)| shape);
+    /// What K and V of a sequence take, where a step brings at most `step` tokens of it.
+    pub(crate) fn kv_cost(&self, layout: &StateLayout, step: usize) -> KvCost {
+        let sum = |of: &mut dyn Iterator<Item = &(KvShape, Option<usize>)>| {
+            let bytes = |(shape, _): &(KvShape, Option<usize>)| match self {
+                Self::Cpu { .. } => shape.token_bytes(),
+                Self::Mlx { .. } => shape.mlx_token_bytes(),
+            };
+            of.map(bytes).sum::<usize>() as u64
+        };
+        let own = layout.own();
         match self {
-            Self::Cpu { .. } => {
-                let token = shapes.map(KvShape::token_bytes).sum::<usize>() as u64;
-                KvCost { token, growth: PAGE, shared: true }
-            }
-            Self::Mlx { .. } => {
-                let token = shapes.map(KvShape::mlx_token_bytes).sum::<usize>() as u64;
-                KvCost { token, growth: MLX_GROWTH, shared: false }
-            }
+            Self::Cpu { .. } => KvCost {
+                token: sum(&mut own.iter().filter(|(_, window)| window.is_none())),
+                windowed: sum(&mut own.iter().filter(|(_, window)| window.is_some())),
+                held: layout.window().map_or(0, |window| held(window, step)),
+                window: layout.window(),
+                growth: PAGE,
+                shared: true,
+            },
+            Self::Mlx { .. } => KvCost {
+                token: sum(&mut own.iter()),
+                windowed: 0,
+                held: 0,
+                window: None,
+                growth: MLX_GROWTH,
+                shared: false,
+            },
         }
     }
 
     /// Pages `range` of a sequence, the last of them as far as it is filled. None where a state is not where the dispatch
-    /// keeps it, as after a fallback, or gave one of them back.
+    /// keeps it, as after a fallback.
     ///
     /// # Errors
     /// A copy on MLX that fails.
-    pub(crate) fn kv_pages(&self, kv: &SequenceKv, range: Range<usize>) -> Result<Option<Vec<KvPage>>> {
+    pub(crate) fn kv_pages(&self, kv: &SequenceKv, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
         if range.is_empty() {
             return Ok(Some(Vec::new()));
         }
         match self {
             Self::Cpu { .. } => {
-                let page = |index: usize| {
-                    let layers = kv.layers.iter().map(|layer| match layer {
+                let of = |index: usize, windowed: bool| {
+                    let layers = kv.layers.iter().zip(kv.layout.own());
+                    let layers = layers.filter(|(_, (_, window))| window.is_some() == windowed);
+                    let page = |(layer, _): (&LayerState, _)| match layer {
                         LayerState::Host(kv) => kv.page(index),
                         LayerState::Mlx(_) => None,
-                    });
-                    layers.collect::<Option<Arc<[_]>>>().map(|layers| KvPage(Layers::Host(layers)))
+                    };
+                    layers.map(page).collect::<Option<Arc<[_]>>>().map(|layers| KvPage(Layers::Host(layers)))
                 };
-                Ok(range.map(page).collect())
+                let has_windows = kv.layout.window().is_some();
+                let both = |index| Some((of(index, false)?, of(index, true).filter(|_| has_windows)));
+                Ok(range.map(both).collect())
             }
             // Once MLX was given up, what is cached is on its way to the host.
             Self::Mlx { on_cpu, .. } if on_cpu.get() => Ok(None),
             Self::Mlx { mlx, .. } => {
                 let layers = kv.layers.iter().map(|layer| match layer {
-                    LayerState::Mlx(kv) if State::first(kv) <= range.start * PAGE => Some(kv),
-                    _ => None,
+                    LayerState::Mlx(kv) => Some(kv),
+                    LayerState::Host(_) => None,
                 });
                 let Some(layers) = layers.collect::<Option<Vec<_>>>() else { return Ok(None) };
                 let pages = mlx.kv_pages(&layers, range)?;
-                Ok(Some(pages.into_iter().map(|page| KvPage(Layers::Mlx(page.into()))).collect()))
+                Ok(Some(pages.into_iter().map(|page| (KvPage(Layers::Mlx(page.into())), None)).collect()))
             }
         }
     }
 
-    /// A sequence of the first `len` tokens of `pages`, which are as many as that takes.
+    /// A sequence of the first `len` tokens of `pages`, which are as many as that takes. Layers with a window begin with the first
+    /// of the last panes that follow each other.
     ///
     /// # Errors
     /// A copy on MLX that fails.
     pub(crate) fn kv_from_pages(
         &self,
         layout: &StateLayout,
-        pages: &[KvPage],
+        pages: &[PageAndPane],
         len: usize,
     ) -> Result<SequenceKv> {
-        let on_host = |(layer, &(shape, window)): (usize, &(KvShape, Option<usize>))| {
-            let of = pages.iter().filter_map(|page| match &page.0 {
-                Layers::Host(layers) => layers.get(layer).cloned(),
-                Layers::Mlx(_) => None,
-            });
-            LayerState::Host(HostKv::from_pages(shape, of, len).with_window(window))
-        };
         let Self::Mlx { mlx, .. } = self else {
-            let layers = layout.own().iter().enumerate().map(on_host).collect();
+            let first = pages.iter().rposition(|(_, pane)| pane.is_none()).map_or(0, |gone| gone + 1);
+            let (mut whole, mut windowed) = (0, 0);
+            let layer = |&(shape, window): &(KvShape, Option<usize>)| {
+                let (at, first) = match window {
+                    Some(_) => (&mut windowed, first),
+                    None => (&mut whole, 0),
+                };
+                let of = pages[first..].iter().filter_map(|(page, pane)| {
+                    match &pane.as_ref().filter(|_| window.is_some()).unwrap_or(page).0 {
+                        Layers::Host(layers) => layers.get(*at).cloned(),
+                        Layers::Mlx(_) => None,
+                    }
+                });
+                let kv = HostKv::from_pages(shape, first, of, len).with_window(window);
+                *at += 1;
+                LayerState::Host(kv)
+            };
+            let layers = layout.own().iter().map(layer).collect();
             return Ok(SequenceKv { layers, layout: layout.clone() });
         };
         let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {
-            let of = pages.iter().filter_map(|page| match &page.0 {
+            let of = pages.iter().filter_map(|(page, _)| match &page.0 {
                 Layers::Mlx(layers) => layers.get(layer),
                 Layers::Host(_) => None,
             });

@@ -3,14 +3,18 @@
 //!
 //! A sequence is admitted with the bytes of its worst case, so that it never runs out; what it shares of others counts once.
 //! What is kept beside that is evicted when somebody needs the room.
+//!
+//! Layers with a window hold a part of a sequence, and move on with it: their panes of what lies behind go to the tree, where they
+//! are evicted first, and the sequence has a right to new ones in their place. While several sequences use one pane, it counts
+//! for each of them, since each moves on by itself.
 
 use std::sync::Arc;
 
-use super::prefix::{Found, NodeId, PrefixTree};
+use super::prefix::{Found, NodeId, PrefixTree, TreeBytes};
 use super::runtime::Runtime;
 use crate::backend::kv::PAGE;
 use crate::backend::rope::Frequencies;
-use crate::backend::{KvCost, KvPage};
+use crate::backend::{KvCost, KvPage, PageAndPane};
 use crate::error::{Error, Result};
 use crate::forward::step::SequenceState;
 
@@ -65,15 +69,27 @@ pub(super) struct Counts {
 /// What a running sequence has of the memory, until [`Memory::release`].
 #[derive(Debug)]
 pub(super) struct Lease {
-    /// Pages of the tree that it began with or has brought there, from the first on.
+    /// Pages of the tree that it began with or has brought there, from the first on. It holds their panes from page `behind` on.
     pages: Vec<NodeId>,
+    /// Pages that lie behind the windows of what comes next.
+    behind: usize,
     /// Bytes reserved beside those that it shares.
     own: u64,
+    /// Most tokens that it will hold.
+    most: usize,
+}
+
+impl Lease {
+    /// The pages whose panes it holds.
+    fn panes(&self) -> &[NodeId] {
+        &self.pages[self.behind.min(self.pages.len())..]
+    }
 }
 
 impl Memory {
     pub fn new(budget: Budget) -> Self {
-        Self { budget, reserved: 0, tree: PrefixTree::new(PAGE), counts: Counts::default() }
+        let tree = PrefixTree::new(PAGE, budget.cost.window);
+        Self { budget, reserved: 0, tree, counts: Counts::default() }
     }
 
     pub fn budget(&self) -> Budget {
@@ -82,12 +98,12 @@ impl Memory {
 
     /// Bytes of the pages that are kept, whoever uses them.
     pub fn kept(&self) -> u64 {
-        self.tree.bytes()
+        self.tree.bytes().all
     }
 
     /// Of these, bytes of pages that running sequences use.
     pub fn shared(&self) -> u64 {
-        self.tree.used_bytes()
+        self.tree.bytes().used
     }
 
     /// Bytes that running sequences have a right to beside the shared ones.
@@ -107,7 +123,7 @@ impl Memory {
 
     /// Bytes that a sequence has allocated beside what it shares.
     pub fn own(&self, state: &SequenceState, lease: &Lease) -> u64 {
-        (state.kv.bytes() as u64).saturating_sub(self.whole_pages(lease.pages.len()))
+        (state.kv.bytes() as u64).saturating_sub(self.shared_of(lease.pages.len(), lease.panes().len()))
     }
 
     /// Starts a sequence that will hold at most `tokens`, with the longest beginning of its prompt that is kept, of at most
@@ -119,49 +135,97 @@ impl Memory {
         tokens: usize,
         skippable: usize,
     ) -> Option<(SequenceState, Lease)> {
-        let frequencies = runtime.sequence(prompt.len()).frequencies;
-        let found = self.tree.find(&frequencies, prompt, skippable);
+        let (state, lease) = self.begin(runtime, prompt.len(), &prompt[..skippable], tokens)?;
+        self.counts.hits += u64::from(!state.history.is_empty());
+        self.counts.hit_tokens += state.history.len() as u64;
+        Some((state, lease))
+    }
+
+    /// A running sequence anew, after its caches got lost: with the longest beginning of `tokens` that is kept. Its prompt has
+    /// `prompt` tokens.
+    ///
+    /// # Errors
+    /// Where what it shared with others is not to be had any more, and there is no room for as much of its own.
+    pub fn restart(
+        &mut self,
+        runtime: &Runtime,
+        prompt: usize,
+        tokens: &[u32],
+        lease: &mut Lease,
+    ) -> Result<SequenceState> {
+        let most = lease.most;
+        self.let_go(std::mem::replace(lease, Lease { pages: Vec::new(), behind: 0, own: 0, most }));
+        // What MLX keeps for others is a copy, made by the one that may have failed.
+        let tokens = if self.budget.cost.shared { tokens } else { &[] };
+        match self.begin(runtime, prompt, tokens, most) {
+            Some((state, new)) => {
+                *lease = new;
+                Ok(state)
+            }
+            None => {
+                let needed = self.budget.cost.of_sequence(most);
+                let available = self.budget.bytes.saturating_sub(self.reserved + self.tree_charge());
+                let what = format!("the KV cache of {most} tokens, to be computed anew");
+                Err(Error::Memory { what, needed, available })
+            }
+        }
+    }
+
+    /// A sequence that will hold at most `most` tokens, with the longest beginning of `tokens` that is kept. None while there is no
+    /// room for it.
+    fn begin(
+        &mut self,
+        runtime: &Runtime,
+        prompt: usize,
+        tokens: &[u32],
+        most: usize,
+    ) -> Option<(SequenceState, Lease)> {
+        let frequencies = runtime.sequence(prompt).frequencies;
+        let found = self.tree.find(&frequencies, tokens, tokens.len());
         // A page that is copied takes room beside its copy: where there is too little, its tokens are computed anew.
-        let mut ways = vec![found.clone(), Found { part: None, ..found }, Found::default()];
+        let whole = self.tree.up_to(found.whole.clone(), found.whole.len() * PAGE);
+        let mut ways = vec![found, whole, Found::default()];
         ways.dedup();
         for found in ways {
             let nodes: Vec<NodeId> = found.nodes().collect();
-            let shared = if self.budget.cost.shared { found.whole.len() } else { 0 };
-            let own = self.budget.cost.of_sequence(tokens).saturating_sub(self.whole_pages(shared));
+            let pages = if self.budget.cost.shared { found.whole.len() } else { 0 };
+            let mut lease = Lease { pages: nodes[..pages].to_vec(), behind: found.first, own: 0, most };
+            let needed = self.budget.cost.of_sequence(most);
+            lease.own = needed.saturating_sub(self.shared_of(pages, lease.panes().len()));
             nodes.iter().for_each(|&node| self.tree.hold(node));
-            let state = if self.make_room(own) { self.start(runtime, prompt, &found) } else { None };
-            let held = if state.is_some() { shared } else { 0 };
+            nodes[found.first..].iter().for_each(|&node| self.tree.hold_pane(node));
+            let state =
+                if self.make_room(lease.own) { self.start(runtime, prompt, tokens, &found) } else { None };
+            let (held, held_panes) =
+                if state.is_some() { (pages, pages.max(found.first)) } else { (0, found.first) };
+            nodes[held_panes..].iter().for_each(|&node| self.tree.let_go_pane(node));
             nodes[held..].iter().for_each(|&node| self.tree.let_go(node));
             let Some(state) = state else { continue };
-            self.tree.touch(&nodes);
-            self.counts.hits += u64::from(!nodes.is_empty());
-            self.counts.hit_tokens += state.history.len() as u64;
-            self.reserved += own;
-            return Some((state, Lease { pages: nodes[..held].to_vec(), own }));
+            self.tree.touch(&nodes, found.first);
+            self.reserved += lease.own;
+            return Some((state, lease));
         }
         None
     }
 
-    /// A running sequence that begins with `tokens` as it was before its caches got lost: with the pages that it shares of
-    /// these, and nothing else.
-    pub fn restart(&self, runtime: &Runtime, prompt: usize, tokens: &[u32], lease: &Lease) -> SequenceState {
-        let shared = lease.pages.iter().take(tokens.len() / PAGE);
-        let pages: Vec<KvPage> = shared.filter_map(|&node| self.tree.page(node).cloned()).collect();
-        let restored = match pages.is_empty() {
-            true => None,
-            false => runtime.restore(prompt, &tokens[..pages.len() * PAGE], &pages).ok(),
-        };
-        restored.unwrap_or_else(|| runtime.sequence(prompt))
-    }
-
-    /// A sequence that begins with what was found; none where that cannot be copied.
-    fn start(&self, runtime: &Runtime, prompt: &[u32], found: &Found) -> Option<SequenceState> {
+    /// A sequence that begins with what was found of `tokens`; none where that cannot be copied.
+    fn start(
+        &self,
+        runtime: &Runtime,
+        prompt: usize,
+        tokens: &[u32],
+        found: &Found,
+    ) -> Option<SequenceState> {
         let len = found.whole.len() * PAGE + found.part.map_or(0, |(_, len)| len);
         if len == 0 {
-            return Some(runtime.sequence(prompt.len()));
+            return Some(runtime.sequence(prompt));
         }
-        let pages: Vec<KvPage> = found.nodes().filter_map(|node| self.tree.page(node).cloned()).collect();
-        match runtime.restore(prompt.len(), &prompt[..len], &pages) {
+        let page = |(i, node): (usize, NodeId)| {
+            let pane = self.tree.pane(node).filter(|_| i >= found.first);
+            Some((self.tree.page(node)?.clone(), pane.cloned()))
+        };
+        let pages: Vec<PageAndPane> = found.nodes().enumerate().filter_map(page).collect();
+        match runtime.restore(prompt, &tokens[..len], &pages) {
             Ok(state) => Some(state),
             Err(error) => {
                 tracing::warn!(%error, "pages cannot be restored, their tokens are computed anew");
@@ -172,21 +236,60 @@ impl Memory {
 
     /// Keeps the whole pages of a running sequence's first `len` tokens for others that begin alike.
     pub fn share(&mut self, runtime: &Runtime, state: &mut SequenceState, lease: &mut Lease, len: usize) {
-        self.keep(runtime, state, lease, len / PAGE * PAGE);
+        self.keep(runtime, state, lease, len / PAGE * PAGE, true);
+    }
+
+    /// Gives back what lies behind the windows of a running sequence's layers. What is of its first `len` tokens is kept for others
+    /// while there is room.
+    pub fn give_back(&mut self, runtime: &Runtime, state: &mut SequenceState, lease: &mut Lease, len: usize) {
+        let behind = self.budget.cost.first_held(state.kv.len());
+        if !self.budget.cost.shared || behind <= lease.behind {
+            return;
+        }
+        let whole = len.min(state.history.len()) / PAGE;
+        if whole.min(behind) > lease.pages.len() {
+            self.keep(runtime, state, lease, whole * PAGE, false);
+        }
+        state.kv.give_back();
+        let passed = lease.panes().len();
+        let nodes: Vec<NodeId> = lease.panes()[..passed.min(behind - lease.behind)].to_vec();
+        lease.behind = behind;
+        for node in nodes {
+            self.tree.let_go_pane(node);
+            // For the next one of its own. The one that it let go can be evicted, if nobody else uses it.
+            let bytes = self.budget.cost.of_pane();
+            let made = self.make_room(bytes);
+            debug_assert!(made, "a pane that was let go makes room");
+            lease.own += bytes;
+            self.reserved += bytes;
+        }
     }
 
     /// Takes back what a sequence had; what it computed is kept while there is room.
     pub fn release(&mut self, runtime: &Runtime, mut state: SequenceState, mut lease: Lease) {
         let len = state.history.len().min(state.kv.len());
-        self.keep(runtime, &mut state, &mut lease, len);
+        self.keep(runtime, &mut state, &mut lease, len, true);
         drop(state);
+        self.let_go(lease);
+    }
+
+    fn let_go(&mut self, lease: Lease) {
+        lease.panes().iter().for_each(|&node| self.tree.let_go_pane(node));
         lease.pages.iter().for_each(|&node| self.tree.let_go(node));
         self.reserved -= lease.own;
     }
 
     /// Brings the pages of the first `len` tokens to the tree, those that it does not have. Where pages are shared, the
-    /// sequence holds the whole ones from here on, and has a right to so much less.
-    fn keep(&mut self, runtime: &Runtime, state: &mut SequenceState, lease: &mut Lease, len: usize) {
+    /// sequence holds the whole ones from here on, and has a right to so much less. Others may `begin` behind these tokens.
+    fn keep(
+        &mut self,
+        runtime: &Runtime,
+        state: &mut SequenceState,
+        lease: &mut Lease,
+        len: usize,
+        begin: bool,
+    ) {
+        let cost = self.budget.cost;
         let tokens: Vec<u32> = state.history[..len.min(state.history.len())].to_vec();
         let pages: Vec<&[u32]> = tokens.chunks(PAGE).collect();
         let mut path: Vec<NodeId> = Vec::with_capacity(pages.len());
@@ -197,33 +300,53 @@ impl Memory {
             path.push(node);
         }
         let there = path.len();
-        for (tokens, page) in pages[there..].iter().zip(self.made(runtime, state, &pages, there)) {
-            let bytes = self.budget.cost.of_page(tokens.len());
-            let key = Arc::clone(&state.frequencies);
-            let node = self.tree.insert(key, path.last().copied(), tokens, page, bytes);
-            self.tree.hold(node);
-            path.push(node);
-        }
-        self.tree.touch(&path);
-        if self.budget.cost.shared {
-            for i in lease.pages.len()..path.len() {
-                if pages[i].len() == PAGE {
-                    self.tree.hold(path[i]);
-                    lease.pages.push(path[i]);
+        // Those that are there may be without panes that are here.
+        let lost = (lease.behind..there).find(|&i| cost.windowed > 0 && self.tree.pane(path[i]).is_none());
+        let first = lost.unwrap_or(there);
+        for ((i, tokens), (page, pane)) in
+            (first..).zip(&pages[first..]).zip(self.made(runtime, state, &pages, first))
+        {
+            let node = match path.get(i) {
+                Some(node) => *node,
+                None => {
+                    let key = Arc::clone(&state.frequencies);
+                    let bytes = cost.of_page(tokens.len());
+                    let node = self.tree.insert(key, path.last().copied(), tokens, page, bytes);
+                    self.tree.hold(node);
+                    path.push(node);
+                    node
                 }
+            };
+            if let Some(pane) = pane
+                && self.tree.pane(node).is_none()
+            {
+                self.tree.set_pane(node, pane, cost.of_pane());
+            }
+        }
+        self.tree.touch(&path, if begin { cost.first_seen(tokens.len()) } else { path.len() });
+        if cost.shared {
+            for i in lease.pages.len()..path.len() {
                 if i < there
                     && let Some(page) = self.tree.page(path[i])
                 {
                     // Somebody else brought it first: one of the two is enough.
-                    state.kv.take_over(i, page);
+                    state.kv.take_over(i, page, self.tree.pane(path[i]));
                 }
-                let bytes = self.whole_pages(1);
+                let has_pane = cost.windowed > 0 && i >= lease.behind;
+                let bytes = self.shared_of(1, usize::from(has_pane));
                 lease.own -= bytes;
                 self.reserved -= bytes;
+                if pages[i].len() == PAGE {
+                    self.tree.hold(path[i]);
+                    if has_pane {
+                        self.tree.hold_pane(path[i]);
+                    }
+                    lease.pages.push(path[i]);
+                }
             }
         }
         path.into_iter().for_each(|node| self.tree.let_go(node));
-        debug_assert!(self.tree.bytes() + self.reserved <= self.budget.bytes);
+        debug_assert!(self.tree_charge() + self.reserved <= self.budget.bytes);
     }
 
     /// The pages from `first` on, as many as there is room for.
@@ -233,7 +356,7 @@ impl Memory {
         state: &SequenceState,
         pages: &[&[u32]],
         first: usize,
-    ) -> Vec<KvPage> {
+    ) -> Vec<PageAndPane> {
         let (mut end, mut bytes) = (first, 0);
         while let Some(page) = pages.get(end) {
             // Where they are shared, they are the sequence's own until now.
@@ -256,19 +379,25 @@ impl Memory {
 
     /// Evicts what nobody uses until `bytes` more are free; whether there is so much.
     fn make_room(&mut self, bytes: u64) -> bool {
-        let free = |held: u64| self.budget.bytes.saturating_sub(self.reserved).checked_sub(held);
-        if free(self.tree.used_bytes()).is_none_or(|free| free < bytes) {
+        let TreeBytes { used, repeated, .. } = self.tree.bytes();
+        let taken = self.reserved.saturating_add(used).saturating_add(repeated);
+        if self.budget.bytes.checked_sub(taken).is_none_or(|free| free < bytes) {
             return false;
         }
-        while self.tree.bytes() + self.reserved + bytes > self.budget.bytes {
-            self.tree.evict();
+        while self.tree_charge() + self.reserved + bytes > self.budget.bytes && self.tree.evict() {
             self.counts.evicted += 1;
         }
         true
     }
 
-    /// Bytes of `count` whole pages.
-    fn whole_pages(&self, count: usize) -> u64 {
-        count as u64 * self.budget.cost.of_page(PAGE)
+    /// What the tree's pages and panes count for.
+    fn tree_charge(&self) -> u64 {
+        let TreeBytes { all, repeated, .. } = self.tree.bytes();
+        all + repeated
+    }
+
+    /// Bytes of so many whole pages and panes that sequences share.
+    fn shared_of(&self, pages: usize, panes: usize) -> u64 {
+        pages as u64 * self.budget.cost.of_page(PAGE) + panes as u64 * self.budget.cost.of_pane()
     }
 }

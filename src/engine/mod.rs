@@ -117,7 +117,8 @@ impl Engine {
                 Ok(runtime) => {
                     let backend = runtime.dispatch().describe();
                     let report = Arc::clone(runtime.dispatch().report());
-                    let budget = Budget::new(options.kv_memory, runtime.kv_cost());
+                    let budget =
+                        Budget::new(options.kv_memory, runtime.kv_cost(options.prefill_chunk.max(1)));
                     if ready.send(Ok((backend, report, budget))).is_ok() {
                         worker::Worker::new(runtime, options, inbox, stopped, shown, budget).run();
                     }

@@ -3,6 +3,10 @@
 //! A node is a page: at most `PAGE` tokens, as many in every inner node, and what is cached of them. Its children continue
 //! it and are found by their tokens. They are in the order of these, so that the one that shares the longest beginning with some tokens is
 //! a neighbour of the place where those would stand.
+//!
+//! Where a model has windows, a node may have a pane beside its page: what the layers with a window keep of its tokens. A sequence
+//! begins only where the panes are there that its next token sees. They are evicted apart from the pages, and those first that
+//! nobody has begun or ended behind: sequences pass by many, and few are places to begin at.
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +24,8 @@ pub(super) struct Found {
     pub whole: Vec<NodeId>,
     /// The page after those, and how many of its tokens belong to the beginning.
     pub part: Option<(NodeId, usize)>,
+    /// Of these pages the first whose pane is needed; as many as there are where none is.
+    pub first: usize,
 }
 
 impl Found {
@@ -36,76 +42,117 @@ struct Node<P> {
     /// Empty for a root.
     tokens: Box<[u32]>,
     /// None for a root.
-    page: Option<P>,
-    bytes: u64,
+    page: Option<Held<P>>,
+    pane: Option<Held<P>>,
     /// In the order of their tokens.
     children: Vec<NodeId>,
+}
+
+/// A page or a pane.
+#[derive(Debug)]
+struct Held<P> {
+    page: P,
+    bytes: u64,
     /// Who forbids that it is evicted.
     users: usize,
-    /// When it was last of use.
+    /// When it was last of use. A pane that has not been of use yet has 0.
     used: u64,
+}
+
+/// Bytes of pages and panes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct TreeBytes {
+    /// Of all.
+    pub all: u64,
+    /// Of those that have users: all others can be evicted.
+    pub used: u64,
+    /// Of panes, once for each user but the first.
+    pub repeated: u64,
 }
 
 /// The tree of pages `P`, one for each `K`: sequences share pages where their `K`s are equal.
 #[derive(Debug)]
 pub(super) struct PrefixTree<K, P> {
     page: usize,
+    /// The last keys that a token sees in layers with a window.
+    window: Option<usize>,
     nodes: Vec<Node<P>>,
     /// Nodes that were evicted, for new ones.
     free: Vec<NodeId>,
     roots: Vec<(K, NodeId)>,
     /// Leaves without users, the least recently used first.
     idle: BTreeSet<(u64, NodeId)>,
+    /// Panes without users of other nodes, likewise.
+    idle_panes: BTreeSet<(u64, NodeId)>,
     clock: u64,
-    bytes: u64,
-    used_bytes: u64,
+    bytes: TreeBytes,
 }
 
 impl<K: PartialEq, P> PrefixTree<K, P> {
-    /// An empty tree whose pages have `page` tokens.
-    pub fn new(page: usize) -> Self {
+    /// An empty tree whose pages have `page` tokens, of a model with layers whose tokens see the last `window` keys.
+    pub fn new(page: usize, window: Option<usize>) -> Self {
         Self {
             page,
+            window,
             nodes: Vec::new(),
             free: Vec::new(),
             roots: Vec::new(),
             idle: BTreeSet::new(),
+            idle_panes: BTreeSet::new(),
             clock: 0,
-            bytes: 0,
-            used_bytes: 0,
+            bytes: TreeBytes::default(),
         }
     }
 
-    /// Bytes of all pages.
-    pub fn bytes(&self) -> u64 {
+    /// Bytes of pages and panes.
+    pub fn bytes(&self) -> TreeBytes {
         self.bytes
-    }
-
-    /// Bytes of the pages that have users: all others can be evicted.
-    pub fn used_bytes(&self) -> u64 {
-        self.used_bytes
     }
 
     /// What is cached of `node`.
     pub fn page(&self, node: NodeId) -> Option<&P> {
-        self.node(node).page.as_ref()
+        self.node(node).page.as_ref().map(|held| &held.page)
     }
 
-    /// The longest beginning of `tokens` that is cached, of at most `most` tokens.
+    /// What layers with a window keep of `node`.
+    pub fn pane(&self, node: NodeId) -> Option<&P> {
+        self.node(node).pane.as_ref().map(|held| &held.page)
+    }
+
+    /// The longest beginning of `tokens` that is cached, of at most `most` tokens, with the panes that the token after it sees.
     pub fn find(&self, key: &K, tokens: &[u32], most: usize) -> Found {
-        let mut found = Found::default();
-        let Some(mut at) = self.root(key) else { return found };
+        let (mut path, mut len) = (Vec::new(), 0);
+        let Some(mut at) = self.root(key) else { return Found::default() };
         let mut rest = &tokens[..most.min(tokens.len())];
         while !rest.is_empty() {
             let Some((child, common)) = self.nearest(at, rest) else { break };
+            path.push(child);
+            len += common;
             if common < self.page {
-                found.part = Some((child, common));
                 break;
             }
-            found.whole.push(child);
             (at, rest) = (child, &rest[common..]);
         }
-        found
+        self.up_to(path, len)
+    }
+
+    /// The longest beginning of at most `len` tokens of `path` that has the panes that the token after it sees.
+    pub fn up_to(&self, mut path: Vec<NodeId>, mut len: usize) -> Found {
+        loop {
+            path.truncate(len.div_ceil(self.page));
+            let first = self.window.map_or(path.len(), |window| (len + 1).saturating_sub(window) / self.page);
+            let first = first.min(path.len());
+            if let Some(gone) = path[first..].iter().rposition(|&node| self.pane(node).is_none())
+                && self.window.is_some()
+            {
+                // Every place within that page, and every one behind it up to here, sees of it.
+                len = (first + gone) * self.page;
+                continue;
+            }
+            let part = len % self.page;
+            let part = if part > 0 { path.pop().map(|node| (node, part)) } else { None };
+            return Found { whole: path, part, first };
+        }
     }
 
     /// The page after `parent` that begins with `tokens`; with no parent, the first one.
@@ -119,7 +166,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     pub fn insert(&mut self, key: K, parent: Option<NodeId>, tokens: &[u32], page: P, bytes: u64) -> NodeId {
         debug_assert!(!tokens.is_empty() && tokens.len() <= self.page);
         let parent = parent.or_else(|| self.root(&key)).unwrap_or_else(|| {
-            let root = self.add(None, &[], None, 0);
+            let root = self.add(None, &[], None);
             self.roots.push((key, root));
             root
         });
@@ -127,7 +174,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
             [0, self.page].contains(&self.node(parent).tokens.len()),
             "a page after one that is not full"
         );
-        let node = self.add(Some(parent), tokens, Some(page), bytes);
+        let node = self.add(Some(parent), tokens, Some((page, bytes)));
         let place = self.place(parent, tokens);
         self.nodes[parent.0].children.insert(place, node);
         self.refresh(parent, |_| ());
@@ -136,7 +183,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
             let place = self.place(parent, &tokens[..len]);
             if let Some(&short) = self.node(parent).children.get(place)
                 && *self.node(short).tokens == tokens[..len]
-                && self.node(short).users == 0
+                && self.node(short).is_idle()
             {
                 self.remove(short);
             }
@@ -144,40 +191,90 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         node
     }
 
-    /// Notes that these pages, and those before them, are of use now.
-    pub fn touch(&mut self, nodes: &[NodeId]) {
+    /// Gives a page its pane, which it does not have.
+    pub fn set_pane(&mut self, node: NodeId, pane: P, bytes: u64) {
+        debug_assert!(self.window.is_some() && self.pane(node).is_none());
+        self.bytes.all += bytes;
+        self.refresh(node, |node| node.pane = Some(Held { page: pane, bytes, users: 0, used: 0 }));
+    }
+
+    /// Notes that these pages, and those before them, are of use now, and the panes from that of page `first` on.
+    pub fn touch(&mut self, nodes: &[NodeId], first: usize) {
         self.clock += 1;
         let now = self.clock;
-        nodes.iter().for_each(|&node| self.refresh(node, |node| node.used = now));
+        for (i, &node) in nodes.iter().enumerate() {
+            self.refresh(node, |node| {
+                let pane = node.pane.as_mut().filter(|_| i >= first);
+                node.page.iter_mut().chain(pane).for_each(|held| held.used = now);
+            });
+        }
     }
 
     /// Forbids that a page is evicted; the pages before it have as many users.
     pub fn hold(&mut self, node: NodeId) {
-        if self.node(node).users == 0 {
-            self.used_bytes += self.node(node).bytes;
-        }
-        self.refresh(node, |node| node.users += 1);
+        let mut bytes = 0;
+        self.refresh(node, |node| {
+            if let Some(page) = &mut node.page {
+                bytes = if page.users == 0 { page.bytes } else { 0 };
+                page.users += 1;
+            }
+        });
+        self.bytes.used += bytes;
     }
 
     /// Takes back one [`Self::hold`].
     pub fn let_go(&mut self, node: NodeId) {
-        self.refresh(node, |node| node.users -= 1);
-        if self.node(node).users == 0 {
-            self.used_bytes -= self.node(node).bytes;
-        }
+        let mut bytes = 0;
+        self.refresh(node, |node| {
+            if let Some(page) = &mut node.page {
+                page.users -= 1;
+                bytes = if page.users == 0 { page.bytes } else { 0 };
+            }
+        });
+        self.bytes.used -= bytes;
     }
 
-    /// Evicts the leaf that was not of use for longest; whether there was one without users.
+    /// Forbids that a pane is evicted. Who holds it holds its page.
+    pub fn hold_pane(&mut self, node: NodeId) {
+        let (mut first, mut others) = (0, 0);
+        self.refresh(node, |node| {
+            if let Some(pane) = &mut node.pane {
+                *(if pane.users == 0 { &mut first } else { &mut others }) = pane.bytes;
+                pane.users += 1;
+            }
+        });
+        self.bytes.used += first;
+        self.bytes.repeated += others;
+    }
+
+    /// Takes back one [`Self::hold_pane`].
+    pub fn let_go_pane(&mut self, node: NodeId) {
+        let (mut first, mut others) = (0, 0);
+        self.refresh(node, |node| {
+            if let Some(pane) = &mut node.pane {
+                pane.users -= 1;
+                *(if pane.users == 0 { &mut first } else { &mut others }) = pane.bytes;
+            }
+        });
+        self.bytes.used -= first;
+        self.bytes.repeated -= others;
+    }
+
+    /// Evicts the leaf or the pane that was not of use for longest; whether there was one without users.
     pub fn evict(&mut self) -> bool {
-        let Some(&(_, node)) = self.idle.first() else { return false };
-        self.remove(node);
+        match (self.idle.first().copied(), self.idle_panes.first().copied()) {
+            (Some(leaf), Some(pane)) if pane < leaf => self.remove_pane(pane.1),
+            (Some((_, leaf)), _) => self.remove_leaf(leaf),
+            (None, Some((_, pane))) => self.remove_pane(pane),
+            (None, None) => return false,
+        }
         true
     }
 
-    /// All pages.
+    /// All pages and panes.
     #[cfg(test)]
     pub fn pages(&self) -> impl Iterator<Item = &P> {
-        self.nodes.iter().filter_map(|node| node.page.as_ref())
+        self.nodes.iter().flat_map(|node| node.page.iter().chain(&node.pane)).map(|held| &held.page)
     }
 
     fn root(&self, key: &K) -> Option<NodeId> {
@@ -206,18 +303,11 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
             .filter(|&(_, n)| n > 0)
     }
 
-    fn add(&mut self, parent: Option<NodeId>, tokens: &[u32], page: Option<P>, bytes: u64) -> NodeId {
+    fn add(&mut self, parent: Option<NodeId>, tokens: &[u32], page: Option<(P, u64)>) -> NodeId {
         self.clock += 1;
-        let node = Node {
-            parent,
-            tokens: tokens.into(),
-            page,
-            bytes,
-            children: Vec::new(),
-            users: 0,
-            used: self.clock,
-        };
-        self.bytes += bytes;
+        let page = page.map(|(page, bytes)| Held { page, bytes, users: 0, used: self.clock });
+        self.bytes.all += page.as_ref().map_or(0, |page| page.bytes);
+        let node = Node { parent, tokens: tokens.into(), page, pane: None, children: Vec::new() };
         match self.free.pop() {
             Some(id) => {
                 self.nodes[id.0] = node;
@@ -230,33 +320,79 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         }
     }
 
-    /// Takes out a leaf without users, and its root with the last of its pages.
-    fn remove(&mut self, id: NodeId) {
+    /// Takes out a leaf, and those before it that are one then and have lost their panes: nothing can begin behind them.
+    fn remove_leaf(&mut self, id: NodeId) {
+        let mut next = self.remove(id);
+        while self.window.is_some()
+            && let Some(parent) = next
+            && self.node(parent).is_idle()
+            && self.pane(parent).is_none()
+        {
+            next = self.remove(parent);
+        }
+    }
+
+    /// Takes out a leaf without users, and its root with the last of its pages; the page before it.
+    fn remove(&mut self, id: NodeId) -> Option<NodeId> {
+        self.remove_pane(id);
         let node = &mut self.nodes[id.0];
-        debug_assert!(node.children.is_empty() && node.users == 0);
-        (node.page, node.tokens) = (None, Box::default());
-        self.idle.remove(&(node.used, id));
-        self.bytes -= node.bytes;
+        debug_assert!(node.children.is_empty() && node.page.as_ref().is_none_or(|page| page.users == 0));
+        node.tokens = Box::default();
+        if let Some(page) = node.page.take() {
+            self.bytes.all -= page.bytes;
+            self.idle.remove(&(page.used, id));
+        }
         self.free.push(id);
-        let Some(parent) = node.parent else { return };
+        let parent = node.parent?;
         self.nodes[parent.0].children.retain(|&child| child != id);
         self.refresh(parent, |_| ());
-        if self.node(parent).parent.is_none() && self.node(parent).children.is_empty() {
+        if self.node(parent).parent.is_some() {
+            return Some(parent);
+        }
+        if self.node(parent).children.is_empty() {
             self.roots.retain(|(_, root)| *root != parent);
             self.remove(parent);
         }
+        None
+    }
+
+    /// Takes out a pane without users.
+    fn remove_pane(&mut self, id: NodeId) {
+        let mut bytes = 0;
+        self.refresh(id, |node| {
+            bytes = node.pane.take().map_or(0, |pane| {
+                debug_assert_eq!(pane.users, 0, "a pane that is used");
+                pane.bytes
+            });
+        });
+        self.bytes.all -= bytes;
     }
 
     /// Changes a node, and keeps its place among the idle ones true.
     fn refresh(&mut self, id: NodeId, change: impl FnOnce(&mut Node<P>)) {
         let node = &mut self.nodes[id.0];
-        let before = node.used;
-        change(node);
-        let is_idle = node.children.is_empty() && node.users == 0 && node.parent.is_some();
-        let now = node.used;
-        self.idle.remove(&(before, id));
-        if is_idle {
-            self.idle.insert((now, id));
+        if let Some(page) = &node.page {
+            self.idle.remove(&(page.used, id));
         }
+        if let Some(pane) = &node.pane {
+            self.idle_panes.remove(&(pane.used, id));
+        }
+        change(node);
+        match (&node.page, &node.pane) {
+            (Some(page), _) if node.is_idle() => {
+                self.idle.insert((page.used, id));
+            }
+            (_, Some(pane)) if pane.users == 0 => {
+                self.idle_panes.insert((pane.used, id));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl<P> Node<P> {
+    /// Whether it is a leaf without users.
+    fn is_idle(&self) -> bool {
+        self.children.is_empty() && self.page.as_ref().is_some_and(|page| page.users == 0)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::backend::batch::{Batch, Tokens};
 use crate::backend::kv::{KvType, PAGE};
 use crate::backend::ops::{Backend, EVAL, StateLayout};
-use crate::backend::{KvCost, KvPage, LayerState, LlmBackendDispatch, Tensor};
+use crate::backend::{KvCost, LayerState, LlmBackendDispatch, PageAndPane, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
@@ -85,9 +85,10 @@ impl Runtime {
         }
     }
 
-    /// What K and V of sequences take in memory.
-    pub fn kv_cost(&self) -> KvCost {
-        self.dispatch.kv_cost(&self.states)
+    /// What K and V of sequences take in memory, where a step brings at most `step` tokens of each and what lies behind its windows
+    /// is [given back](crate::backend::SequenceKv::give_back) after it.
+    pub fn kv_cost(&self, step: usize) -> KvCost {
+        self.dispatch.kv_cost(&self.states, step)
     }
 
     /// Pages `range` of a sequence's caches, for others that begin with the same tokens: themselves in host memory, copies
@@ -96,7 +97,7 @@ impl Runtime {
     ///
     /// # Errors
     /// A copy on MLX that fails.
-    pub fn pages(&self, state: &SequenceState, range: Range<usize>) -> Result<Option<Vec<KvPage>>> {
+    pub fn pages(&self, state: &SequenceState, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
         self.dispatch.kv_pages(&state.kv, range)
     }
 
@@ -105,7 +106,7 @@ impl Runtime {
     ///
     /// # Errors
     /// A copy on MLX that fails.
-    pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[KvPage]) -> Result<SequenceState> {
+    pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[PageAndPane]) -> Result<SequenceState> {
         debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
         let kv = self.dispatch.kv_from_pages(&self.states, pages, tokens.len())?;
         Ok(SequenceState { kv, history: tokens.to_vec(), ..self.sequence(prompt_len) })

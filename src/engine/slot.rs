@@ -206,16 +206,24 @@ impl Slot {
     }
 
     /// Notes that a step failed with it and others in it, after which its caches are not to be continued.
-    pub fn restart(&mut self, runtime: &Runtime, memory: &Memory) {
+    pub fn restart(&mut self, runtime: &Runtime, memory: &mut Memory) {
         if let Phase::Ended { keep } = &mut self.phase {
             *keep = false;
             return;
         }
         let sequence = &self.sequence;
         let tokens = &sequence.tokens[..sequence.skippable()];
-        self.state = memory.restart(runtime, sequence.prompt, tokens, &self.lease);
-        self.phase = Phase::Apart;
-        self.sequence.show(self.cached());
+        match memory.restart(runtime, sequence.prompt, tokens, &mut self.lease) {
+            Ok(state) => {
+                self.state = state;
+                self.phase = Phase::Apart;
+                self.sequence.show(self.cached());
+            }
+            Err(error) => {
+                self.state = runtime.sequence(sequence.prompt);
+                self.fail(error);
+            }
+        }
     }
 
     /// Gives back what it had, once it has ended.

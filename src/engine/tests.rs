@@ -103,9 +103,9 @@ impl Rig {
         routing: Routing,
     ) -> Self {
         let runtime = runtime(model, kind, routing);
-        let cost = runtime.kv_cost();
+        let cost = runtime.kv_cost(options.prefill_chunk);
         let vocab = runtime.config().vocab_size as u32;
-        let budget = Budget::new(tokens as u64 * cost.token, cost);
+        let budget = Budget::new(tokens as u64 * (cost.token + cost.windowed), cost);
         let options = EngineOptions { context: 1 << 14, kv_memory: budget.bytes, ..options };
         let (commands, inbox) = channel();
         let gauges = Arc::new(Gauges::new());

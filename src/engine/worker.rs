@@ -241,7 +241,7 @@ impl Worker {
             return self.slots[slot].fail(error);
         }
         for &slot in slots {
-            self.slots[slot].restart(&self.runtime, &self.memory);
+            self.slots[slot].restart(&self.runtime, &mut self.memory);
         }
     }
 
@@ -323,7 +323,7 @@ impl Worker {
                 // Nobody needs the step, but its caches are not to be continued.
                 tracing::warn!(%error, "a step that was started ahead failed");
                 for run in &runs {
-                    self.slots[run.sequence].restart(&self.runtime, &self.memory);
+                    self.slots[run.sequence].restart(&self.runtime, &mut self.memory);
                 }
             }
             return None;
@@ -370,6 +370,10 @@ impl Worker {
             if slot.take(run, &outputs, rows, deadline, self.options.context) {
                 self.memory.share(&self.runtime, &mut slot.state, &mut slot.lease, slot.sequence.prompt);
                 self.queue.memory_freed();
+            }
+            if !slot.is_ended() {
+                let len = if slot.sequence.is_kept() { slot.sequence.prompt } else { 0 };
+                self.memory.give_back(&self.runtime, &mut slot.state, &mut slot.lease, len);
             }
         }
     }

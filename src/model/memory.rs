@@ -3,7 +3,7 @@
 use super::{LoadOptions, ModelFiles};
 use crate::backend::LlmBackendKind;
 use crate::backend::cpu::kernels::quant::PackedMatrix;
-use crate::backend::kv::{KvShape, KvType, MLX_GROWTH};
+use crate::backend::kv::{KvType, MLX_GROWTH};
 use crate::backend::select::MemoryNeed;
 use crate::engine::EngineOptions;
 use crate::tensor::DType;
@@ -87,19 +87,10 @@ impl ModelFiles {
     }
 
     fn context_memory(&self, setting: MemorySetting) -> u64 {
-        let MemorySetting { backend, context, kv_type, .. } = setting;
-        let shape = self.kv_shape(kv_type);
-        let (token, tokens) = match backend {
-            LlmBackendKind::Cpu => (shape.token_bytes(), context),
-            LlmBackendKind::Mlx => {
-                (shape.mlx_token_bytes(), context.checked_next_multiple_of(MLX_GROWTH).unwrap_or(context))
-            }
-        };
-        ((token * self.config().num_hidden_layers) as u64).saturating_mul(tokens as u64)
-    }
-
-    pub(super) fn kv_shape(&self, kind: KvType) -> KvShape {
-        KvShape::new(self.config().num_key_value_heads, self.config().head_dim, kind)
+        let MemorySetting { backend, context, kv_type, prefill_chunk, .. } = setting;
+        let states = self.architecture.states();
+        let bytes = states.iter().map(|state| state.bytes(context, prefill_chunk, kv_type, backend));
+        bytes.fold(0, u64::saturating_add)
     }
 
     fn step_memory(&self, setting: MemorySetting) -> u64 {

@@ -20,5 +20,6 @@ pub use kind::OpKind;
 pub use op::{Ids, Op, Projection};
 pub use operand::{MatrixOperand, Operands, State, TensorOperand, VectorOperand};
 pub use state::{Mark, StateLayout, StateSpec};
+pub(crate) use state::{held, held_behind};
 pub use step::{Mask, RopeStep, Run};
 pub use write::KvRows;

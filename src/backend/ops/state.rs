@@ -25,20 +25,31 @@ pub enum StateSpec {
 }
 
 impl StateSpec {
-    /// Bytes that the layer keeps of a sequence of `len` tokens on `backend`, K and V in `kind`, where what lies behind its window
-    /// is [given back](super::State::give_back) after each step.
-    pub fn bytes(&self, len: usize, kind: KvType, backend: LlmBackendKind) -> u64 {
-        let Self::Kv { heads, k_dim, v_dim, window } = *self else { return 0 };
+    /// Bytes of a token on `backend`, K and V in `kind`.
+    pub fn token_bytes(&self, kind: KvType, backend: LlmBackendKind) -> u64 {
+        let Self::Kv { heads, k_dim, v_dim, .. } = *self else { return 0 };
         let shape = KvShape { heads, k_dim, v_dim, kind };
-        let (token, tokens) = match backend {
-            LlmBackendKind::Cpu => {
-                let held = window.map_or(len, |window| len.min(held_behind(window).saturating_add(PAGE)));
-                (shape.token_bytes(), held.checked_next_multiple_of(PAGE))
-            }
-            // Arrays there keep what lies behind a window.
-            LlmBackendKind::Mlx => (shape.mlx_token_bytes(), len.checked_next_multiple_of(MLX_GROWTH)),
+        (match backend {
+            LlmBackendKind::Cpu => shape.token_bytes(),
+            LlmBackendKind::Mlx => shape.mlx_token_bytes(),
+        }) as u64
+    }
+
+    /// Bytes that the layer keeps at most of a sequence of `len` tokens on `backend`, K and V in `kind`. A step takes at most
+    /// `step` tokens of a sequence, and what lies behind a window is [given back](super::State::give_back) after each.
+    pub fn bytes(&self, len: usize, step: usize, kind: KvType, backend: LlmBackendKind) -> u64 {
+        let Self::Kv { window, .. } = *self else { return 0 };
+        let growth = match backend {
+            LlmBackendKind::Cpu => PAGE,
+            LlmBackendKind::Mlx => MLX_GROWTH,
         };
-        (token as u64).saturating_mul(tokens.unwrap_or(len) as u64)
+        let whole = len.checked_next_multiple_of(growth).unwrap_or(len);
+        let tokens = match (backend, window) {
+            (LlmBackendKind::Cpu, Some(window)) => whole.min(held(window, step)),
+            // Arrays on MLX keep what lies behind a window.
+            _ => whole,
+        };
+        self.token_bytes(kind, backend).saturating_mul(tokens as u64)
     }
 }
 
@@ -46,6 +57,12 @@ impl StateSpec {
 /// back.
 pub(crate) fn held_behind(window: usize) -> usize {
     window.saturating_add(PAGE)
+}
+
+/// The most tokens that a layer with a window holds, in whole pages, where a step brings at most `step`.
+pub(crate) fn held(window: usize, step: usize) -> usize {
+    let tokens = held_behind(window).saturating_add(step).saturating_add(PAGE);
+    tokens.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX)
 }
 
 /// What all layers of a model keep, and which of them share it. Clones share the lists.
@@ -84,6 +101,11 @@ impl StateLayout {
         &self.own
     }
 
+    /// The widest window, where there is any.
+    pub fn window(&self) -> Option<usize> {
+        self.own.iter().filter_map(|(_, window)| *window).max()
+    }
+
     /// Which of them layer `layer` reads.
     ///
     /// # Panics
@@ -120,12 +142,15 @@ mod tests {
     #[test]
     fn bytes_grow_by_pages_and_with_a_window_no_more() {
         let token = 2 * (8 + 4) * 2;
-        let bytes = |spec: StateSpec, len| spec.bytes(len, KvType::F16, LlmBackendKind::Cpu);
+        let bytes = |spec: StateSpec, len| spec.bytes(len, 32, KvType::F16, LlmBackendKind::Cpu);
         assert_eq!([0, 1, 64, 65].map(|len| bytes(FULL, len)), [0, 64 * token, 64 * token, 128 * token]);
         assert_eq!(bytes(WINDOW, 120), bytes(FULL, 120));
+        // The window, the page behind it, a step, and the rest of a page at either end.
+        assert_eq!(bytes(WINDOW, 10_000), (100 + 64 + 32 + 64 + 60) * token);
         assert_eq!(bytes(WINDOW, 10_000), bytes(WINDOW, 1_000));
-        assert_eq!(FULL.bytes(1, KvType::F16, LlmBackendKind::Mlx), 256 * token);
-        assert_eq!(StateSpec::SharedWith(0).bytes(1000, KvType::F16, LlmBackendKind::Cpu), 0);
-        assert!(FULL.bytes(usize::MAX, KvType::F32, LlmBackendKind::Cpu) > u64::MAX / 2);
+        assert_eq!(FULL.bytes(1, 32, KvType::F16, LlmBackendKind::Mlx), 256 * token);
+        assert_eq!(WINDOW.bytes(1000, 32, KvType::F16, LlmBackendKind::Mlx), 1024 * token);
+        assert_eq!(StateSpec::SharedWith(0).bytes(1000, 32, KvType::F16, LlmBackendKind::Cpu), 0);
+        assert!(FULL.bytes(usize::MAX, 32, KvType::F32, LlmBackendKind::Cpu) > u64::MAX / 2);
     }
 }
