@@ -2,6 +2,7 @@
 //! tokens, which neither changes. On the CPU and, where there is one, on MLX.
 
 mod kinds;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -375,7 +376,7 @@ fn a_long_prompt_stalls_nobody_by_more_than_a_chunk() {
 #[test]
 fn under_pressure_the_bytes_are_exact_and_the_texts_do_not_change() {
     // With dynamic frequencies only prompts of one length share.
-    for (model, hits) in [(MODEL, 30), ("mistral-window", 30), ("llama-dynamic", 0)] {
+    for (model, hits) in [(MODEL, 30), ("mistral-window", 30), ("gemma3-pattern", 30), ("llama-dynamic", 0)] {
         let kind = LlmBackendKind::Cpu;
         let options = EngineOptions {
             prefill_chunk: 48,
