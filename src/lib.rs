@@ -115,6 +115,8 @@ pub use chat::{Shown, Turn};
 pub use engine::{FinishReason, Stats};
 pub use error::{Error, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
+#[doc(hidden)]
+pub use json::strict_json;
 pub use model::{LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo, TemplateChoice};
 pub use sample::{Constraint, Grammar, Logprobs, SamplingOptions};
 pub use tensor::DType;

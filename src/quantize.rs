@@ -270,8 +270,7 @@ fn check_source(files: &ModelFiles) -> Result<()> {
 /// `config.json`, its members in their order, with the quantization.
 fn config(path: &Path, mlx: MlxFormat) -> Result<String> {
     let fail = |e: serde_json::Error| Error::format(path, format!("not valid JSON: {e}"));
-    let mut config: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&json::read(path)?).map_err(fail)?;
+    let mut config = json::parse_members(path, &json::read(path)?)?;
     let quantization = json!({ "group_size": mlx.group, "bits": mlx.bits, "mode": mlx.mode.name() });
     config.insert("quantization".to_owned(), quantization.clone());
     config.insert("quantization_config".to_owned(), quantization);

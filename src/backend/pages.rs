@@ -210,7 +210,7 @@ impl LlmBackendDispatch {
     ///
     /// # Errors
     /// A copy on MLX that fails.
-    pub(crate) fn kv_pages(&self, kv: &SequenceKv, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
+    pub(crate) fn snapshot(&self, kv: &SequenceKv, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
         if range.is_empty() {
             return Ok(Some(Vec::new()));
         }
@@ -237,7 +237,7 @@ impl LlmBackendDispatch {
                     LayerState::Host(_) => None,
                 });
                 let Some(layers) = layers.collect::<Option<Vec<_>>>() else { return Ok(None) };
-                let pages = mlx.kv_pages(&layers, range)?;
+                let pages = mlx.snapshot(&layers, range)?;
                 Ok(Some(pages.into_iter().map(|page| (KvPage(Layers::Mlx(page.into())), None)).collect()))
             }
         }
@@ -248,7 +248,7 @@ impl LlmBackendDispatch {
     ///
     /// # Errors
     /// A copy on MLX that fails.
-    pub(crate) fn kv_from_pages(
+    pub(crate) fn restore(
         &self,
         layout: &StateLayout,
         pages: &[PageAndPane],
@@ -280,7 +280,7 @@ impl LlmBackendDispatch {
                 Layers::Mlx(layers) => layers.get(layer),
                 Layers::Host(_) => None,
             });
-            mlx.kv_from_pages(of_layer, &of.collect::<Vec<_>>(), len)
+            mlx.restore(of_layer, &of.collect::<Vec<_>>(), len)
         };
         let layers = layout.own().iter().enumerate().map(on_mlx).collect::<Result<Vec<_>>>()?;
         mlx.evaluate(&[], &layers.iter().collect::<Vec<_>>(), true)?;

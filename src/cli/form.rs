@@ -21,7 +21,7 @@ pub fn grammar(args: &FormArgs) -> anyhow::Result<Option<Grammar>> {
             schema.trim_start().starts_with(['{', '[', '"']) || matches!(schema.trim(), "true" | "false");
         let text = if typed { schema.clone() } else { read(Path::new(schema))? };
         let schema =
-            serde_json::from_str(&text).map_err(|error| Usage(format!("--schema is no JSON: {error}")))?;
+            backstop::strict_json(&text).map_err(|error| Usage(format!("--schema is no JSON: {error}")))?;
         return Ok(Some(Grammar::JsonSchema(schema)));
     }
     if let Some(regex) = &args.regex {

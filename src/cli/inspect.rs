@@ -58,9 +58,9 @@ struct Facts {
     tensors: Vec<Stored>,
     /// Whether there is a chat template, or what is wrong with it.
     template: Result<bool, String>,
-    /// The context that the choice of a backend is about.
     /// The context that it gets here on the CPU where nobody says.
     default: usize,
+    /// The context that the choice of a backend is about.
     context: usize,
     /// What K and V would be kept in.
     kv_type: KvType,

@@ -96,5 +96,7 @@ fn read(path: &Path) -> anyhow::Result<Value> {
         true => input::read_stdin().context("stdin")?,
         false => input::read_all(&mut std::fs::File::open(path).with_context(name)?).with_context(name)?,
     };
-    Ok(serde_json::from_slice(&bytes).map_err(|error| Usage(format!("{} is no JSON: {error}", name())))?)
+    let text =
+        std::str::from_utf8(&bytes).map_err(|error| Usage(format!("{} is not UTF-8: {error}", name())))?;
+    Ok(backstop::strict_json(text).map_err(|error| Usage(format!("{} is no JSON: {error}", name())))?)
 }

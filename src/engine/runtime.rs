@@ -98,7 +98,7 @@ impl Runtime {
     /// # Errors
     /// A copy on MLX that fails.
     pub fn pages(&self, state: &SequenceState, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
-        self.dispatch.kv_pages(&state.kv, range)
+        self.dispatch.snapshot(&state.kv, range)
     }
 
     /// A sequence whose prompt will have `prompt_len` tokens and begins with `tokens`, at least one, which are cached in
@@ -108,7 +108,7 @@ impl Runtime {
     /// A copy on MLX that fails.
     pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[PageAndPane]) -> Result<SequenceState> {
         debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
-        let kv = self.dispatch.kv_from_pages(&self.states, pages, tokens.len())?;
+        let kv = self.dispatch.restore(&self.states, pages, tokens.len())?;
         Ok(SequenceState { kv, history: tokens.to_vec(), ..self.sequence(prompt_len) })
     }
 

@@ -143,8 +143,7 @@ fn put_templates(dir: &Path, settings: &Value, entries: &mut Entries) -> Result<
 }
 
 fn parse(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&json::read(path)?)
-        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))
+    json::parse_typed(path, &json::read(path)?, json::LONG)
 }
 
 fn is_byte(text: &str) -> bool {

@@ -9,10 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
-use crate::json::{Limits, strict};
-
-/// Schemas of tools are the deepest that is honest; at 72 bytes each, as many values stay below 20 MiB.
-const LIMITS: Limits = Limits { depth: 64, values: 1 << 18 };
+use crate::json::{ASKED, strict};
 
 /// The object in a body.
 ///
@@ -22,7 +19,7 @@ const LIMITS: Limits = Limits { depth: 64, values: 1 << 18 };
 pub(crate) fn parse(bytes: &[u8], notes: &Notes) -> Result<Fields, Failure> {
     let bad = |what: String| Failure::bad(format!("the body is not valid JSON: {what}"));
     let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {error}")))?;
-    let value = strict(text, LIMITS).map_err(|error| bad(error.to_string()))?;
+    let value = strict(text, ASKED).map_err(|error| bad(error.to_string()))?;
     match value {
         Value::Object(members) => Ok(Fields { path: String::new(), members, notes: notes.clone() }),
         other => Err(Failure::bad(format!("the body is {}, expected an object", shown(&other)))),

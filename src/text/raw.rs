@@ -10,12 +10,9 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
-use crate::json::{Limits, strict_member};
+use crate::json::strict_member;
 use crate::{Error, Result};
 
-/// What a JSON file of a tokenizer may hold. Gemma's, the largest, has 1.9 million values, most of them those of its merges;
-/// nothing is kept of a value that is only counted.
-pub(super) const LIMITS: Limits = Limits { depth: 32, values: 1 << 23 };
 /// How many times longer a normalizer may make a text; `▁` for a space is 3.
 const MAX_GROWTH: usize = 64;
 

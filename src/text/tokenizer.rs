@@ -120,7 +120,7 @@ impl Tokenizer {
         embedding_rows: usize,
         beside: &SpecialTokens,
     ) -> Result<Self> {
-        let file: raw::File = json::parse_typed(path, bytes, raw::LIMITS)?;
+        let file: raw::File = json::parse_typed(path, bytes, json::LONG)?;
         Self::of(path, file, Some(bytes), embedding_rows, beside)
     }
 
@@ -135,7 +135,7 @@ impl Tokenizer {
         embedding_rows: usize,
     ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
-        let mut file: raw::File = json::typed(head, raw::LIMITS).map_err(|e| bad(e.to_string()))?;
+        let mut file: raw::File = json::typed(head, json::LONG).map_err(|e| bad(e.to_string()))?;
         file.model.vocab.0 = vocabulary.map(|(token, id)| (Cow::Borrowed(token), id)).collect();
         let merges: Vec<raw::Merge> =
             merges.iter().map(|&(left, right)| (left.into(), right.into())).collect();

@@ -106,11 +106,11 @@ impl MlxBackend {
         match self.0 {}
     }
 
-    pub(super) fn kv_pages(&self, _layers: &[&MlxKv], _range: Range<usize>) -> Result<Vec<Vec<MlxPage>>> {
+    pub(super) fn snapshot(&self, _layers: &[&MlxKv], _range: Range<usize>) -> Result<Vec<Vec<MlxPage>>> {
         match self.0 {}
     }
 
-    pub(super) fn kv_from_pages(
+    pub(super) fn restore(
         &self,
         _of: (KvShape, Option<usize>),
         _pages: &[&MlxPage],

@@ -160,7 +160,7 @@ impl MlxKv {
     /// The tokens at `positions`, still lazy. It is a copy: a part of the arrays would keep all of them alive.
     pub(super) fn page(&self, graph: &Graph, positions: Range<usize>) -> Result<MlxPage> {
         let Some(arrays) = &self.arrays else {
-            return Err(Error::shape("kv_pages", "the cache is empty"));
+            return Err(Error::shape("snapshot", "the cache is empty"));
         };
         let heads = self.shape.heads as i32;
         let (start, end) = (positions.start as i32, positions.end as i32);
@@ -190,13 +190,13 @@ impl MlxKv {
                 held += more;
             }
             let Some(first) = parts.first() else {
-                return Err(Error::shape("kv_from_pages", "there is no page"));
+                return Err(Error::shape("restore", "there is no page"));
             };
             let room = [1, heads, capacity as i32 - held, first.dim(3)];
             if room[2] > 0 {
                 parts.push(zeros(&room, first.dtype())?);
             }
-            ops::concatenate(&parts, 2).map_err(|e| failed("kv_from_pages", &e))
+            ops::concatenate(&parts, 2).map_err(|e| failed("restore", &e))
         };
         let count = layout(shape.kind, shape.k_dim).len();
         let planes = |i: usize| (0..count).map(|plane| joined(i, plane)).collect();

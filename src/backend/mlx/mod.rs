@@ -104,7 +104,7 @@ impl MlxBackend {
 
     /// Copies pages `range` of the caches of all layers, the last page as far as it is filled: for each the layers. They are
     /// evaluated.
-    pub(super) fn kv_pages(&self, layers: &[&MlxKv], range: Range<usize>) -> Result<Vec<Vec<MlxPage>>> {
+    pub(super) fn snapshot(&self, layers: &[&MlxKv], range: Range<usize>) -> Result<Vec<Vec<MlxPage>>> {
         let page = |index: usize| -> Result<Vec<MlxPage>> {
             let of = |kv: &&MlxKv| kv.page(&self.graph, index * PAGE..kv.len().min((index + 1) * PAGE));
             layers.iter().map(of).collect()
@@ -116,7 +116,7 @@ impl MlxBackend {
     }
 
     /// A layer's cache of this shape and window, of the first `len` tokens of `pages`, still lazy.
-    pub(super) fn kv_from_pages(
+    pub(super) fn restore(
         &self,
         of: (KvShape, Option<usize>),
         pages: &[&MlxPage],

@@ -39,7 +39,7 @@ pub(super) fn load(vocab: &Path, merges: &Path, named: &Named, embedding_rows: u
     let known = ["GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer"];
     let class = Class::of(named).ok_or_else(|| named.refuse_class(vocab, &known))?;
     let (vocab_bytes, merges_bytes) = (json::read(vocab)?, json::read(merges)?);
-    let tokens: raw::Vocab<'_> = json::parse_typed(vocab, &vocab_bytes, raw::LIMITS)?;
+    let tokens: raw::Vocab<'_> = json::parse_typed(vocab, &vocab_bytes, json::LONG)?;
     let tokens = tokens.0;
     if tokens.len() > MAX_TOKENS {
         let count = tokens.len();

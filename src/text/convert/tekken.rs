@@ -79,7 +79,7 @@ struct Special<'a> {
 /// Makes the tokenizer of the file's `bytes`.
 pub(super) fn load(path: &Path, bytes: &[u8], named: &Named, embedding_rows: usize) -> Result<Tokenizer> {
     let bad = |what: String| Error::format(path, what);
-    let file: File<'_> = json::parse_typed(path, bytes, raw::LIMITS)?;
+    let file: File<'_> = json::parse_typed(path, bytes, json::LONG)?;
     let special = special(&file).map_err(bad)?;
     let Config { default_vocab_size: size, .. } = file.config;
     let count = size.checked_sub(special.len()).filter(|&count| count <= file.vocab.len());
