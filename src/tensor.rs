@@ -1,5 +1,7 @@
-//! Values in host memory: [`HostTensor`], typed and whole; [`Weight`], a view of bytes that the model file keeps, in their own
-//! type.
+//! Values in host memory: [`HostTensor`], typed and whole; [`MatrixView`], some of its rows and columns; [`Weight`], a view of bytes
+//! that the model file keeps, in their own type.
+
+mod view;
 
 use std::fmt;
 use std::ops::Range;
@@ -7,6 +9,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+
+pub use view::MatrixView;
 
 use crate::error::{Error, Result};
 
@@ -424,12 +428,20 @@ impl HostTensor {
         Self { shape: self.shape.clone(), elements }
     }
 
+    /// A matrix of floats.
+    ///
+    /// # Panics
+    /// As [`Self::data`], and where it is no matrix.
+    pub fn view(&self) -> MatrixView<'_> {
+        let &[rows, columns] = &self.shape[..] else { panic!("a tensor of shape {:?}", self.shape) };
+        MatrixView::new(self.data(), [rows, columns])
+    }
+
     /// Row `row` of a matrix of floats.
     ///
     /// # Panics
-    /// As [`Self::data`], and where there is no such row.
+    /// As [`Self::view`], and where there is no such row.
     pub fn row(&self, row: usize) -> &[f32] {
-        let width = self.shape.last().copied().unwrap_or(0);
-        &self.data()[row * width..(row + 1) * width]
+        self.view().row(row)
     }
 }

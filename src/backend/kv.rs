@@ -15,6 +15,7 @@ pub use codes::{Code, CodeRows, Codes};
 pub use kind::KvType;
 
 use crate::error::{Error, Result};
+use crate::tensor::MatrixView;
 use codes::CodePage;
 
 /// Tokens of a page: 64 keys of one head dimension are 2 cache lines of a 16-bit type and 4 AVX-512 registers of `f32`.
@@ -314,15 +315,28 @@ impl HostKv {
     /// # Errors
     /// Where `start` leaves a gap, or the lengths do not fit the cache's shape.
     pub fn write(&mut self, start: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let [k_width, v_width] = self.shape.widths();
+        let rows = self.rows_of(start, k.len(), v.len())?;
+        self.write_rows(start, MatrixView::new(k, [rows, k_width]), MatrixView::new(v, [rows, v_width]))
+    }
+
+    /// [`Self::write`] of `k` `[n, heads * k_dim]` and `v` `[n, heads * v_dim]`, which may be columns of one product.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_rows(&mut self, start: usize, k: MatrixView<'_>, v: MatrixView<'_>) -> Result<()> {
         let shape = self.shape;
-        let [k_width, v_width] = shape.widths();
-        let rows = self.make_room(start, k.len(), v.len())?;
+        let [of_k, of_v] = [k, v].map(MatrixView::shape);
+        if [of_k[1], of_v[1]] != shape.widths() {
+            let what = format!("k is {of_k:?} and v {of_v:?}, expected rows of {:?}", shape.widths());
+            return Err(Error::shape("kv_write", what));
+        }
+        let rows = self.make_room(start, of_k[0] * of_k[1], of_v[0] * of_v[1])?;
         let new = |dim| CodeRows::new(shape.heads, dim, 1);
         let mut codes = shape.kind.bits().map(|bits| (bits, shape.dims().map(new)));
         for row in 0..rows {
             let (page, slot) = ((start + row) / PAGE, (start + row) % PAGE);
-            let k = &k[row * k_width..(row + 1) * k_width];
-            let v = &v[row * v_width..(row + 1) * v_width];
+            let (k, v) = (k.row(row), v.row(row));
             match Arc::make_mut(&mut self.pages[page - self.gone]) {
                 Page::F32(page) => write_token(page, &shape, slot, k, v, |x| x),
                 Page::F16(page) => write_token(page, &shape, slot, k, v, f16::from_f32),
@@ -339,8 +353,8 @@ impl HostKv {
         Ok(())
     }
 
-    /// Room for rows of `k` and `v` elements from position `start` on, in place of what was there; the number of rows.
-    fn make_room(&mut self, start: usize, k: usize, v: usize) -> Result<usize> {
+    /// How many rows `k` and `v` elements are, where they can be written from position `start` on.
+    fn rows_of(&self, start: usize, k: usize, v: usize) -> Result<usize> {
         let [k_width, v_width] = self.shape.widths();
         let fits = k_width > 0 && v_width > 0 && k.is_multiple_of(k_width) && k / k_width * v_width == v;
         if start > self.len || !fits {
@@ -357,8 +371,14 @@ impl HostKv {
             let what = format!("what position {start} sees was given back behind its window");
             return Err(Error::shape("kv_write", what));
         }
+        Ok(k / k_width)
+    }
+
+    /// Room for rows of `k` and `v` elements from position `start` on, in place of what was there; the number of rows.
+    fn make_room(&mut self, start: usize, k: usize, v: usize) -> Result<usize> {
+        let rows = self.rows_of(start, k, v)?;
         self.truncate(start);
-        let (rows, shape) = (k / k_width, self.shape);
+        let shape = self.shape;
         self.pages.resize_with((start + rows).div_ceil(PAGE) - self.gone, || Arc::new(Page::new(&shape)));
         Ok(rows)
     }
@@ -600,6 +620,14 @@ mod tests {
                 assert_eq!(moved.read(), kv.read(), "{kind}");
             }
             assert!(kv.write(70, &k[..80], &v[..80]).is_err());
+            // As columns of one product.
+            let both: Vec<f32> =
+                k.chunks(80).zip(v.chunks(48)).flat_map(|(k, v)| k.iter().chain(v).copied()).collect();
+            let both = MatrixView::new(&both, [70, 128]);
+            let mut cut = HostKv::new(shape);
+            cut.write_rows(0, both.columns(0..80), both.columns(80..128)).unwrap();
+            assert_eq!(cut.read(), kv.read(), "{kind}");
+            assert!(cut.write_rows(70, both.columns(0..48), both.columns(80..128)).is_err());
         }
     }
 

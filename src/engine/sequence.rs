@@ -12,7 +12,7 @@ use super::request::{
 };
 use crate::error::{Error, Result, panic_text};
 use crate::sample::{DrawPlace, Sampled, Sampler};
-use crate::tensor::HostTensor;
+use crate::tensor::MatrixView;
 
 /// One sequence in flight.
 pub(super) struct Sequence {
@@ -154,11 +154,11 @@ impl Sequence {
 }
 
 impl ScoreRequest {
-    /// Gives out the next rows: `rows` of `logits` `[S, V]`. Whether somebody listens.
-    pub fn give(&mut self, logits: &HostTensor, rows: Range<usize>) -> bool {
-        rows.into_iter().all(|row| {
+    /// Gives out the next rows, `logits` `[n, V]`. Whether somebody listens.
+    pub fn give(&mut self, logits: MatrixView<'_>) -> bool {
+        logits.iter().all(|row| {
             self.rows.start += 1;
-            self.sink.send(Ok(logits.row(row)))
+            self.sink.send(Ok(row))
         })
     }
 }
@@ -282,11 +282,10 @@ impl Embedding {
         Self { answer: Some(answer), sum: Vec::new(), pooled: 0 }
     }
 
-    /// Adds the hidden states of a run that begins at position `start`: `rows` of `hidden` `[T, D]`. Those that are in the
-    /// sum already, which a sequence that is computed anew brings again, are not added twice.
-    pub fn add(&mut self, start: usize, hidden: &HostTensor, rows: Range<usize>) {
-        for (position, row) in (start..).zip(rows).skip(self.pooled.saturating_sub(start)) {
-            let values = hidden.row(row);
+    /// Adds the hidden states `[n, D]` of a run that begins at position `start`. Those that are in the sum already, which a
+    /// sequence that is computed anew brings again, are not added twice.
+    pub fn add(&mut self, start: usize, hidden: MatrixView<'_>) {
+        for (position, values) in (start..).zip(hidden.iter()).skip(self.pooled.saturating_sub(start)) {
             self.sum.resize(values.len(), 0.0);
             self.sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += f64::from(x));
             self.pooled = position + 1;

@@ -133,13 +133,13 @@ impl Slot {
                     let Some(hidden) = &outputs.hidden else {
                         return Err(Error::Engine("a step gave no hidden states".into()));
                     };
-                    it.add(run.start, hidden, run.rows());
+                    it.add(run.start, hidden.view().rows(run.rows()));
                     if it.finish(slot.sequence.tokens.len()) {
                         slot.end();
                     }
                 }
                 SequenceKind::Score(it) => {
-                    let heard = it.give(&outputs.logits, rows);
+                    let heard = it.give(outputs.logits.view().rows(rows));
                     if it.rows.is_empty() || !heard {
                         slot.end();
                     }

@@ -193,8 +193,8 @@ impl Backend for CpuBackend {
     }
 
     fn write(&self, state: &mut HostKv, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
-        let [k, v] = state.shape().widths().map(|width| run.row * width..(run.row + run.len) * width);
-        state.write(run.start, &rows.k.data()[k], &rows.v.data()[v])
+        let [k, v] = [rows.k, rows.v].map(|rows| rows.view().rows(run.rows()));
+        state.write_rows(run.start, k, v)
     }
 
     fn evaluate(&self, _results: &[&HostTensor], _states: &[&HostKv], _wait: bool) -> Result<()> {
@@ -255,7 +255,7 @@ impl Backend for CpuBackend {
                 })
             }
             Op::TakeRows { x, rows } => {
-                let width = x.shape()[1];
+                let (x, width) = (x.view(), x.shape()[1]);
                 self.filled(&[rows.len(), width], |out| {
                     for (&row, out) in rows.iter().zip(out.chunks_exact_mut(width.max(1))) {
                         out.copy_from_slice(x.row(row));

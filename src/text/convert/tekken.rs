@@ -12,7 +12,7 @@ use super::named::{Named, Token};
 use super::ranks::Ranks;
 use super::{Head, MAX_TOKENS, byte_pairs, ends};
 use crate::json::{self, quote};
-use crate::text::{Tokenizer, raw};
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 
 /// The special tokens of files up to version 7, which do not name them.

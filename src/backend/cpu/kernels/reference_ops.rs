@@ -1,36 +1,38 @@
 //! Scalar references of the kernels other than the linear ones: naive loops in `f64` that say what is computed.
 
 use super::attention::Attention;
+use crate::tensor::MatrixView;
 
 /// softmax(scale · q kᵀ, soft-capped, masked) · v, over caches read back as rows.
 pub fn attention(args: &Attention<'_>) -> Vec<f64> {
-    let width = args.q.len() / args.visible.len().max(1);
+    let rows = args.visible.len();
     let Some(shape) = args.runs.first().map(|run| *run.kv.shape()) else { return Vec::new() };
-    let heads = width / shape.k_dim;
-    let mut out = vec![0.0; args.visible.len() * heads * shape.v_dim];
+    let q = MatrixView::new(args.q, [rows, args.q.len() / rows.max(1)]);
+    let heads = q.shape()[1] / shape.k_dim;
+    let [k_width, v_width] = shape.widths();
+    let mut out = vec![0.0; rows * heads * shape.v_dim];
     for run in args.runs {
         let (k, v) = run.kv.read();
+        let k = MatrixView::new(&k, [run.kv.len(), k_width]);
+        let v = MatrixView::new(&v, [run.kv.len(), v_width]);
         for row in run.row..run.row + run.len {
             for head in 0..heads {
-                let at = (row * heads + head) * shape.k_dim;
                 let kv_head = head / (heads / shape.heads);
-                let of = |rows: &[f32], dim: usize, key: usize, d: usize| {
-                    f64::from(rows[(key * shape.heads + kv_head) * dim + d])
-                };
+                let q = q.columns(head * shape.k_dim..(head + 1) * shape.k_dim).row(row);
+                let k = k.columns(kv_head * shape.k_dim..(kv_head + 1) * shape.k_dim);
+                let v = v.columns(kv_head * shape.v_dim..(kv_head + 1) * shape.v_dim);
                 let score = |key: usize| {
-                    let terms =
-                        (0..shape.k_dim).map(|d| f64::from(args.q[at + d]) * of(&k, shape.k_dim, key, d));
-                    let dot = terms.sum::<f64>();
-                    let score = dot * f64::from(args.scale);
+                    let terms = q.iter().zip(k.row(key)).map(|(&q, &k)| f64::from(q) * f64::from(k));
+                    let score = terms.sum::<f64>() * f64::from(args.scale);
                     args.soft_cap.map_or(score, |cap| soft_cap(score, f64::from(cap)))
                 };
                 let scores: Vec<f64> = args.visible[row].clone().map(score).collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+                let at = (row * heads + head) * shape.v_dim;
                 for (key, score) in args.visible[row].clone().zip(&scores) {
-                    for d in 0..shape.v_dim {
-                        let at = (row * heads + head) * shape.v_dim + d;
-                        out[at] += (score - max).exp() / sum * of(&v, shape.v_dim, key, d);
+                    for (out, &v) in out[at..at + shape.v_dim].iter_mut().zip(v.row(key)) {
+                        *out += (score - max).exp() / sum * f64::from(v);
                     }
                 }
             }
