@@ -163,7 +163,7 @@ impl Model {
             // What nobody asked for is not refused for its memory, and does not keep others from theirs.
             None => {
                 let memory = self.engine.kv_tokens();
-                let share = (memory / self.engine.max_sequences()).saturating_sub(prompt.len());
+                let share = self.engine.kv_tokens_each().saturating_sub(prompt.len());
                 let memory = memory.saturating_sub(prompt.len()).max(1).min(share.max(LEAST_CONTEXT));
                 self.default_max_tokens(prompt.len()).unwrap_or(room).min(room).min(memory)
             }

@@ -240,12 +240,19 @@ impl Memory {
     }
 
     /// Gives back what lies behind the windows of a running sequence's layers. What is of its first `len` tokens is kept for others
-    /// while there is room.
-    pub fn give_back(&mut self, runtime: &Runtime, state: &mut SequenceState, lease: &mut Lease, len: usize) {
+    /// while there is room. Whether that freed memory, of pages that others have brought.
+    pub fn give_back(
+        &mut self,
+        runtime: &Runtime,
+        state: &mut SequenceState,
+        lease: &mut Lease,
+        len: usize,
+    ) -> bool {
         let behind = self.budget.cost.first_held(state.kv.len());
         if !self.budget.cost.shared || behind <= lease.behind {
-            return;
+            return false;
         }
+        let taken = self.taken();
         let whole = len.min(state.history.len()) / PAGE;
         if whole.min(behind) > lease.pages.len() {
             self.keep(runtime, state, lease, whole * PAGE, false);
@@ -263,6 +270,7 @@ impl Memory {
             lease.own += bytes;
             self.reserved += bytes;
         }
+        self.taken() < taken
     }
 
     /// Takes back what a sequence had; what it computed is kept while there is room.
@@ -300,8 +308,8 @@ impl Memory {
             path.push(node);
         }
         let there = path.len();
-        // Those that are there may be without panes that are here.
-        let lost = (lease.behind..there).find(|&i| cost.windowed > 0 && self.tree.pane(path[i]).is_none());
+        // Those that are there may be without panes that are here; not a pane of part of a page for one of more tokens.
+        let lost = (lease.behind..there).find(|&i| self.tree.lacks_pane(path[i], pages[i].len()));
         let first = lost.unwrap_or(there);
         for ((i, tokens), (page, pane)) in
             (first..).zip(&pages[first..]).zip(self.made(runtime, state, &pages, first))
@@ -318,7 +326,7 @@ impl Memory {
                 }
             };
             if let Some(pane) = pane
-                && self.tree.pane(node).is_none()
+                && self.tree.lacks_pane(node, tokens.len())
             {
                 self.tree.set_pane(node, pane, cost.of_pane());
             }
@@ -326,13 +334,17 @@ impl Memory {
         self.tree.touch(&path, if begin { cost.first_seen(tokens.len()) } else { path.len() });
         if cost.shared {
             for i in lease.pages.len()..path.len() {
+                let has_pane = cost.windowed > 0 && i >= lease.behind;
+                if has_pane && pages[i].len() == PAGE && self.tree.pane(path[i]).is_none() {
+                    // It could not be brought: this page and those behind it stay the sequence's own.
+                    break;
+                }
                 if i < there
                     && let Some(page) = self.tree.page(path[i])
                 {
                     // Somebody else brought it first: one of the two is enough.
                     state.kv.take_over(i, page, self.tree.pane(path[i]));
                 }
-                let has_pane = cost.windowed > 0 && i >= lease.behind;
                 let bytes = self.shared_of(1, usize::from(has_pane));
                 lease.own -= bytes;
                 self.reserved -= bytes;
@@ -379,15 +391,19 @@ impl Memory {
 
     /// Evicts what nobody uses until `bytes` more are free; whether there is so much.
     fn make_room(&mut self, bytes: u64) -> bool {
-        let TreeBytes { used, repeated, .. } = self.tree.bytes();
-        let taken = self.reserved.saturating_add(used).saturating_add(repeated);
-        if self.budget.bytes.checked_sub(taken).is_none_or(|free| free < bytes) {
+        if self.budget.bytes.checked_sub(self.taken()).is_none_or(|free| free < bytes) {
             return false;
         }
         while self.tree_charge() + self.reserved + bytes > self.budget.bytes && self.tree.evict() {
             self.counts.evicted += 1;
         }
         true
+    }
+
+    /// What running sequences have a right to, and what they share.
+    fn taken(&self) -> u64 {
+        let TreeBytes { used, repeated, .. } = self.tree.bytes();
+        self.reserved.saturating_add(used).saturating_add(repeated)
     }
 
     /// What the tree's pages and panes count for.

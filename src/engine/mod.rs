@@ -156,6 +156,12 @@ impl Engine {
         cost.tokens_in(bytes)
     }
 
+    /// Tokens of as many sequences of one length as run at once, each, in its memory.
+    pub fn kv_tokens_each(&self) -> usize {
+        let Budget { bytes, cost } = self.shared.budget;
+        cost.tokens_in(bytes / self.shared.max_sequences as u64)
+    }
+
     /// Most sequences in one step, at least one.
     pub fn max_sequences(&self) -> usize {
         self.shared.max_sequences

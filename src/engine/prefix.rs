@@ -191,9 +191,14 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         node
     }
 
-    /// Gives a page its pane, which it does not have.
+    /// Whether `node` could be given a pane of the first `tokens` of its page: it has none, and has no more tokens.
+    pub fn lacks_pane(&self, node: NodeId, tokens: usize) -> bool {
+        self.window.is_some() && self.pane(node).is_none() && self.node(node).tokens.len() == tokens
+    }
+
+    /// Gives a page its pane, with all of its tokens, which it does not have.
     pub fn set_pane(&mut self, node: NodeId, pane: P, bytes: u64) {
-        debug_assert!(self.window.is_some() && self.pane(node).is_none());
+        debug_assert!(self.lacks_pane(node, self.node(node).tokens.len()));
         self.bytes.all += bytes;
         self.refresh(node, |node| node.pane = Some(Held { page: pane, bytes, users: 0, used: 0 }));
     }

@@ -373,7 +373,9 @@ impl Worker {
             }
             if !slot.is_ended() {
                 let len = if slot.sequence.is_kept() { slot.sequence.prompt } else { 0 };
-                self.memory.give_back(&self.runtime, &mut slot.state, &mut slot.lease, len);
+                if self.memory.give_back(&self.runtime, &mut slot.state, &mut slot.lease, len) {
+                    self.queue.memory_freed();
+                }
             }
         }
     }

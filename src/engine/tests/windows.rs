@@ -85,3 +85,22 @@ fn sequences_begin_within_and_behind_what_others_passed_by() {
         assert_eq!(next.cached(), 256, "{model}");
     }
 }
+
+/// A sequence that ends within a page whose pane is gone does not bring its part of the pane for the whole page.
+#[test]
+fn part_of_a_pane_is_none_of_a_whole_page() {
+    for model in MODELS {
+        let mut rig = Rig::new(model, LlmBackendKind::Cpu, 1 << 14, cut());
+        let prompt = rig.prompt(1, 100);
+        let mut long = rig.ask(prompt.clone(), 300);
+        rig.finish(&mut long);
+        let mut short = rig.ask(prompt.clone(), 60);
+        rig.finish(&mut short);
+        assert_eq!(short.tokens, long.tokens[..60], "{model}");
+        let further = [&prompt[..], &long.tokens[..200]].concat();
+        let mut next = rig.ask(further.clone(), 5);
+        rig.finish(&mut next);
+        assert_eq!(next.tokens, Rig::alone(model, LlmBackendKind::Cpu, further, 5), "{model}");
+        assert_eq!(next.cached(), 128, "{model}");
+    }
+}
