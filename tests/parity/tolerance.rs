@@ -17,11 +17,13 @@ pub fn logits(dtype: DType) -> f32 {
     }
 }
 
-/// [`logits`] of the fixture `name`. One has larger bounds of its own: its mean is within [`logits_rms`].
+/// [`logits`] of the fixture `name`. Two have a larger one of their own; their means are within [`logits_rms`].
 pub fn logits_of(name: &str, dtype: DType) -> f32 {
     match name {
         // Seen are 0.172 and, token by token, 0.202 on MLX, and 0.085 on the CPU.
         "cohere2-bf16" => 0.21,
+        // Seen is 0.205 on MLX, token by token.
+        "olmo3-bf16" => 0.21,
         _ => logits(dtype),
     }
 }
