@@ -144,7 +144,7 @@ fn gguf_files_hold_the_model() {
         "granite-scales",
         "seed_oss-bias",
         "glm4-partial",
-        "cohere2-bf16",
+        "cohere2-window",
         "exaone4-hybrid",
         "exaone4-full",
         "ernie4_5-tied",

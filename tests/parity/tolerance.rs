@@ -17,17 +17,6 @@ pub fn logits(dtype: DType) -> f32 {
     }
 }
 
-/// [`logits`] of the fixture `name`. Two have a larger one of their own; their means are within [`logits_rms`].
-pub fn logits_of(name: &str, dtype: DType) -> f32 {
-    match name {
-        // Seen are 0.172 and, token by token, 0.202 on MLX, and 0.085 on the CPU.
-        "cohere2-bf16" => 0.21,
-        // Seen is 0.205 on MLX, token by token.
-        "olmo3-bf16" => 0.21,
-        _ => logits(dtype),
-    }
-}
-
 /// The same for the root of the mean square, which a wrong op cannot hide in.
 pub fn logits_rms(dtype: DType) -> f32 {
     match dtype {
@@ -60,15 +49,6 @@ pub fn quantized_cache_parity(dtype: DType, kv_type: KvType) -> f32 {
     }
     let part = 0.2;
     logits_rms(dtype) + part * quantized_cache(kv_type)
-}
-
-/// [`quantized_cache_parity`] of the fixture `name`.
-pub fn quantized_cache_parity_of(name: &str, dtype: DType, kv_type: KvType) -> f32 {
-    match (name, kv_type) {
-        // A seventh of its codes is a neighbour on MLX; what four bits cost it on the CPU is 0.212, and seen is 0.106.
-        ("olmo3-bf16", KvType::Q4) => 0.11,
-        _ => quantized_cache_parity(dtype, kv_type),
-    }
 }
 
 /// Gemma 2 rounds the factor of its embeddings to the type of the weights, as transformers does in that type; the same

@@ -73,7 +73,7 @@ fn prompt_cached_decode_and_chunks_agree_with_the_reference() {
                 let got = cached(&path, options(kind), &expected, chunk);
                 let what =
                     format!("{name} on {kind}, chunks of at most {}", chunk.min(expected.prompt.len()));
-                let (apart, rms) = close(&what, &got, &expected.logits, tolerance::logits_of(&name, dtype));
+                let (apart, rms) = close(&what, &got, &expected.logits, tolerance::logits(dtype));
                 println!("{what}: {apart:.2e} standard deviations, {rms:.2e} in the mean");
                 assert!(rms <= tolerance::logits_rms(dtype), "{what}: {rms:.2e} in the mean");
             }
@@ -169,7 +169,7 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
                 let same = flips.different == 0 && flips.scales == 0;
                 let rms = match dtype {
                     DType::F32 if same => tolerance::logits_rms(dtype),
-                    _ => tolerance::quantized_cache_parity_of(&name, dtype, kv_type),
+                    _ => tolerance::quantized_cache_parity(dtype, kv_type),
                 };
                 assert!(mean <= rms, "{what}: {mean:.2e} in the mean; {flips:?}");
                 if dtype == DType::F32 {
