@@ -1,22 +1,13 @@
-"""A GGUF file's twin in f32: the same model without blocks, so that llama.cpp rounds no activations in front of its matrices."""
+"""Logits without rounding: transformers with the weights of a GGUF file in f32."""
 
-import gguf
+import torch
+from transformers import AutoModelForCausalLM
 
 
-def write(source, path):
-    """Writes the twin of `source` to `path`: its metadata, and its tensors' values."""
-    reader = gguf.GGUFReader(source)
-    architecture = reader.get_field("general.architecture").contents()
-    writer = gguf.GGUFWriter(path, architecture)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type", "general.quantization_version"):
-            continue
-        kind = field.types[0]
-        writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, values.astype("float32").reshape([int(n) for n in reversed(tensor.shape)]))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def pairs(path, chats):
+    """For each step of each chat, the logits of the two tokens that `top` names."""
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager").eval()
+    for chat in chats:
+        with torch.no_grad():
+            rows = model(torch.tensor([chat["prompt"] + chat["ids"][:-1]])).logits[0, len(chat["prompt"]) - 1:]
+        yield [(row[step[0]].item(), row[step[2]].item()) for row, step in zip(rows, chat["top"], strict=True)]
