@@ -1,18 +1,17 @@
 //! The dispatch: routes every op of a model to the backend that runs it.
 
 use std::cell::Cell;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::check;
 use super::cpu::CpuBackend;
 use super::fallback::{FallbackReport, Policy, Routing};
 use super::kind::LlmBackendKind;
 use super::kv::{HostKv, KvShape};
-use super::mlx::{MlxBackend, MlxKv, MlxTensor, WeightCache};
+use super::mlx::{MlxBackend, MlxTensor, WeightCache};
 use super::ops::{self, Backend, EVAL, KvRows, OpKind, Operands, Outputs, Run, State};
 use super::profile::{OpTime, OpWork, Profile};
 use super::values::{LayerState, PreparedMatrix, PreparedVector, Tensor};
@@ -46,34 +45,51 @@ pub enum LlmBackendDispatch {
     },
 }
 
-/// An operand where a backend takes it: it was there, or was copied there for one op. Small, since every op moves some about.
-enum Held<'a, T> {
-    There(&'a T),
-    Copied(Box<T>),
-}
+/// Copies of operands that one op found on the other backend. Most ops find none, and every op passes here: so it is small.
+struct Copies<'a, T, C>(SmallVec<[(&'a T, Box<C>); 1]>);
 
-impl<T> Held<'_, T> {
-    fn copied(value: T) -> Self {
-        Self::Copied(Box::new(value))
+impl<'a, T, C> Copies<'a, T, C> {
+    fn new() -> Self {
+        Self(SmallVec::new())
+    }
+
+    fn add(&mut self, of: &'a T, copy: C) {
+        self.0.push((of, Box::new(copy)));
+    }
+
+    fn of(&self, operand: &T) -> Result<&C> {
+        let copy = self.0.iter().find(|(of, _)| std::ptr::eq(*of, operand));
+        let missing = || Error::Backend { backend: "dispatch", reason: "an operand was not copied".into() };
+        copy.map(|(_, copy)| &**copy).ok_or_else(missing)
     }
 }
 
-impl<T> Deref for Held<'_, T> {
-    type Target = T;
+/// Copies of tensors in host memory.
+type HostCopies<'a> = Copies<'a, Tensor, HostTensor>;
 
-    fn deref(&self) -> &T {
-        match self {
-            Self::There(value) => value,
-            Self::Copied(value) => value,
+/// Copies of tensors on MLX.
+type MlxCopies<'a> = Copies<'a, Tensor, MlxTensor>;
+
+impl HostCopies<'_> {
+    fn tensor<'b>(&'b self, tensor: &'b Tensor) -> Result<&'b HostTensor> {
+        match tensor {
+            Tensor::Host(host) => Ok(host),
+            Tensor::Mlx(_) => self.of(tensor),
         }
     }
 }
 
-/// The inputs of an op.
-type Inputs<'a, T> = SmallVec<[Held<'a, T>; 2]>;
+impl MlxCopies<'_> {
+    fn tensor<'b>(&'b self, tensor: &'b Tensor) -> Result<&'b MlxTensor> {
+        match tensor {
+            Tensor::Mlx(array) => Ok(array),
+            Tensor::Host(_) => self.of(tensor),
+        }
+    }
+}
 
 /// The states that an op reads: as many as the engine has sequences by default.
-type States<'a, T> = SmallVec<[Held<'a, T>; 16]>;
+type States<'a, T> = SmallVec<[&'a T; 16]>;
 
 impl LlmBackendDispatch {
     /// Everything on the CPU kernels.
@@ -288,47 +304,67 @@ impl LlmBackendDispatch {
         self.evaluate(results, states, false)
     }
 
-    /// A tensor in host memory.
-    fn on_host<'a>(&self, tensor: &'a Tensor) -> Result<Held<'a, HostTensor>> {
-        match tensor {
-            Tensor::Host(host) => Ok(Held::There(host)),
-            Tensor::Mlx(array) => self.device()?.to_host(array).map(Held::copied),
+    /// Copies of those of `tensors` that are not in host memory.
+    fn copies_on_host<'a>(&self, tensors: &[&'a Tensor]) -> Result<HostCopies<'a>> {
+        let mut copies = HostCopies::new();
+        for tensor in tensors {
+            if let Tensor::Mlx(array) = tensor {
+                copies.add(tensor, self.device()?.to_host(array)?);
+            }
         }
+        Ok(copies)
     }
 
-    fn on_device<'a>(&self, mlx: &MlxBackend, tensor: &'a Tensor) -> Result<Held<'a, MlxTensor>> {
-        match tensor {
-            Tensor::Mlx(array) => Ok(Held::There(array)),
-            Tensor::Host(host) => mlx.to_backend(self.kernels().to_host(host)?).map(Held::copied),
+    /// Copies of those of `tensors` that are not on MLX.
+    fn copies_on_mlx<'a>(&self, mlx: &MlxBackend, tensors: &[&'a Tensor]) -> Result<MlxCopies<'a>> {
+        let mut copies = MlxCopies::new();
+        for tensor in tensors {
+            if let Tensor::Host(host) = tensor {
+                copies.add(tensor, mlx.to_backend(self.kernels().to_host(host)?)?);
+            }
         }
+        Ok(copies)
     }
 
+    /// Never inlined: beside MLX it is the rare way, and every op would step over it.
+    #[inline(never)]
     fn run_on_cpu(&self, op: &Op<'_>) -> Result<Outputs<CpuBackend>> {
-        let held =
-            op.inputs().into_iter().map(|input| self.on_host(input)).collect::<Result<Inputs<'_, _>>>()?;
-        let states = op.states().iter().map(|state| match state {
-            LayerState::Host(kv) => Ok(Held::There(kv)),
-            LayerState::Mlx(kv) => self.device()?.kv_to_host(kv).map(Held::copied),
-        });
-        let states = states.collect::<Result<States<'_, HostKv>>>()?;
-        let inputs: SmallVec<[&HostTensor; 2]> = held.iter().map(|input| &**input).collect();
-        let states: SmallVec<[&HostKv; 16]> = states.iter().map(|state| &**state).collect();
-        self.kernels().run(&op.on(&inputs, &states, |matrix| Ok(&matrix.cpu), |vector| Ok(&vector.cpu))?)
+        let tensors = self.copies_on_host(&op.inputs())?;
+        let mut copied = Copies::new();
+        for state in op.states() {
+            if let LayerState::Mlx(kv) = state {
+                copied.add(*state, self.device()?.kv_to_host(kv)?);
+            }
+        }
+        let mut states = States::new();
+        for state in op.states() {
+            states.push(match state {
+                LayerState::Host(kv) => kv,
+                LayerState::Mlx(_) => copied.of(state)?,
+            });
+        }
+        let tensor = |tensor| tensors.tensor(tensor);
+        self.kernels().run(&op.on(&states, tensor, |matrix| Ok(&matrix.cpu), |vector| Ok(&vector.cpu))?)
     }
 
     fn run_on_mlx(&self, mlx: &MlxBackend, op: &Op<'_>) -> Result<Outputs<MlxBackend>> {
-        let held = op.inputs().into_iter().map(|input| self.on_device(mlx, input));
-        let held = held.collect::<Result<Inputs<'_, _>>>()?;
-        let states = op.states().iter().map(|state| match state {
-            LayerState::Mlx(kv) => Ok(Held::There(kv)),
-            LayerState::Host(kv) => mlx.kv_from_host(kv).map(Held::copied),
-        });
-        let states = states.collect::<Result<States<'_, MlxKv>>>()?;
-        let inputs: SmallVec<[&MlxTensor; 2]> = held.iter().map(|input| &**input).collect();
-        let states: SmallVec<[&MlxKv; 16]> = states.iter().map(|state| &**state).collect();
+        let tensors = self.copies_on_mlx(mlx, &op.inputs())?;
+        let mut copied = Copies::new();
+        for state in op.states() {
+            if let LayerState::Host(kv) = state {
+                copied.add(*state, mlx.kv_from_host(kv)?);
+            }
+        }
+        let mut states = States::new();
+        for state in op.states() {
+            states.push(match state {
+                LayerState::Mlx(kv) => kv,
+                LayerState::Host(_) => copied.of(state)?,
+            });
+        }
         let op = op.on(
-            &inputs,
             &states,
+            |tensor| tensors.tensor(tensor),
             |matrix| matrix.mlx.as_ref().ok_or_else(unprepared),
             |vector| vector.mlx.as_ref().ok_or_else(unprepared),
         )?;
@@ -336,34 +372,50 @@ impl LlmBackendDispatch {
         mlx.run(&op)
     }
 
+    /// [`Self::route`] with what came before evaluated, and the time it took recorded.
+    #[cold]
+    fn measured(&self, op: &Op<'_>) -> Result<Outputs<Self>> {
+        let work = OpWork::of(op);
+        self.evaluate(&op.inputs(), &[], true)?;
+        let started = Instant::now();
+        let outputs = self.route(op)?;
+        self.evaluate(&outputs.iter().collect::<Vec<_>>(), &[], true)?;
+        self.record(op.kind(), work, started);
+        Ok(outputs)
+    }
+
     /// Sends an op, of shapes that fit, to its backend.
     fn route(&self, op: &Op<'_>) -> Result<Outputs<Self>> {
-        let on_host = |outputs: Outputs<CpuBackend>| {
-            Ok(outputs.into_iter().map(Tensor::Host).collect::<Outputs<Self>>())
-        };
         match self {
             Self::Cpu { routing, .. } => {
                 routing.injected(op.kind(), "cpu")?;
-                self.run_on_cpu(op).and_then(on_host)
+                self.run_on_cpu(op).map(|outputs| each(outputs, Tensor::Host))
             }
-            Self::Mlx { on_cpu, .. } if on_cpu.get() => self.run_on_cpu(op).and_then(on_host),
+            Self::Mlx { on_cpu, .. } if on_cpu.get() => {
+                self.run_on_cpu(op).map(|outputs| each(outputs, Tensor::Host))
+            }
             Self::Mlx { mlx, routing, .. } => {
-                match routing.kept_off(op.kind(), op.is_quantized()) {
+                match routing.kept_off(op.kind(), || op.is_quantized()) {
                     Some(kept) => routing.keep_off(kept)?,
                     None => {
                         let attempt =
                             routing.injected(op.kind(), "mlx").and_then(|()| self.run_on_mlx(mlx, op));
                         match attempt {
-                            Ok(outputs) => return Ok(outputs.into_iter().map(Tensor::Mlx).collect()),
+                            Ok(outputs) => return Ok(each(outputs, Tensor::Mlx)),
                             Err(error) => routing.fell_back(op.kind(), &error)?,
                         }
                     }
                 }
-                // The outputs go back, so that the rest of the step stays there.
-                let outputs = self.run_on_cpu(op)?.into_iter();
-                outputs.map(|output| mlx.to_backend(output).map(Tensor::Mlx)).collect()
+                self.run_behind(mlx, op)
             }
         }
+    }
+
+    /// Runs an op on the CPU that MLX could not do. The outputs go back, so that the rest of the step stays there.
+    #[cold]
+    fn run_behind(&self, mlx: &MlxBackend, op: &Op<'_>) -> Result<Outputs<Self>> {
+        let outputs = self.run_on_cpu(op)?.into_iter();
+        outputs.map(|output| mlx.to_backend(output).map(Tensor::Mlx)).collect()
     }
 
     fn route_write(&self, state: &mut LayerState, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
@@ -375,7 +427,7 @@ impl LlmBackendDispatch {
             // Since MLX was given up: a replay begins with states in host memory.
             Self::Mlx { on_cpu, .. } if on_cpu.get() => self.write_on_cpu(state, rows, run),
             Self::Mlx { mlx, routing, .. } => {
-                match routing.kept_off(OpKind::KvWrite, false) {
+                match routing.kept_off(OpKind::KvWrite, || false) {
                     Some(kept) => routing.keep_off(kept)?,
                     None => {
                         let attempt = routing
@@ -393,8 +445,8 @@ impl LlmBackendDispatch {
     }
 
     fn write_on_cpu(&self, state: &mut LayerState, rows: KvRows<'_, Self>, run: &Run) -> Result<()> {
-        let (k, v) = (self.on_host(rows.k)?, self.on_host(rows.v)?);
-        let rows = KvRows { k: &*k, v: &*v };
+        let copies = self.copies_on_host(&[rows.k, rows.v])?;
+        let rows = KvRows { k: copies.tensor(rows.k)?, v: copies.tensor(rows.v)? };
         match state {
             LayerState::Host(kv) => self.kernels().write(kv, rows, run),
             LayerState::Mlx(kv) => {
@@ -413,8 +465,8 @@ impl LlmBackendDispatch {
         rows: KvRows<'_, Self>,
         run: &Run,
     ) -> Result<()> {
-        let (k, v) = (self.on_device(mlx, rows.k)?, self.on_device(mlx, rows.v)?);
-        let rows = KvRows { k: &*k, v: &*v };
+        let copies = self.copies_on_mlx(mlx, &[rows.k, rows.v])?;
+        let rows = KvRows { k: copies.tensor(rows.k)?, v: copies.tensor(rows.v)? };
         match state {
             LayerState::Mlx(kv) => mlx.write(kv, rows, run),
             LayerState::Host(host) => {
@@ -424,6 +476,14 @@ impl LlmBackendDispatch {
                 written
             }
         }
+    }
+}
+
+/// The outputs of a backend as those of the dispatch. Nearly always there is one, which costs no loop.
+fn each<T>(outputs: SmallVec<[T; 1]>, tensor: impl Fn(T) -> Tensor) -> Outputs<LlmBackendDispatch> {
+    match outputs.into_inner() {
+        Ok([output]) => smallvec![tensor(output)],
+        Err(outputs) => outputs.into_iter().map(tensor).collect(),
     }
 }
 
@@ -482,21 +542,15 @@ impl Backend for LlmBackendDispatch {
             && op.kind().is_fused()
             && !on_cpu.get()
             && !mlx.fuses(op.kind())
-            && routing.kept_off(op.kind(), op.is_quantized()).is_none()
+            && routing.kept_off(op.kind(), || op.is_quantized()).is_none()
         {
             // Part by part through the dispatch, so that only the part that fails falls back.
             return ops::compose(self, op);
         }
-        if !self.is_profiling() {
-            return self.route(op);
+        if self.is_profiling() {
+            return self.measured(op);
         }
-        let work = OpWork::of(op);
-        self.evaluate(&op.inputs(), &[], true)?;
-        let started = Instant::now();
-        let outputs = self.route(op)?;
-        self.evaluate(&outputs.iter().collect::<Vec<_>>(), &[], true)?;
-        self.record(op.kind(), work, started);
-        Ok(outputs)
+        self.route(op)
     }
 
     fn begin_step(&self) {

@@ -66,8 +66,8 @@ impl Routing {
     }
 
     /// Why `op` never goes to MLX, if it does not; `quantized` says whether this call of it is on a matrix in blocks.
-    pub(super) fn kept_off(&self, op: OpKind, quantized: bool) -> Option<&KeptOff> {
-        self.kept_off.iter().find(|kept| kept.op == op && (quantized || !kept.quantized))
+    pub(super) fn kept_off(&self, op: OpKind, quantized: impl Fn() -> bool) -> Option<&KeptOff> {
+        self.kept_off.iter().find(|kept| kept.op == op && (!kept.quantized || quantized()))
     }
 
     /// Counts a call of an op that is kept off MLX.

@@ -17,6 +17,8 @@ use crate::tensor::{ElementType, HostTensor, Shape};
 pub struct MlxTensor {
     array: Array,
     shape: Shape,
+    /// What the elements are; floats are in the type of activations.
+    element: ElementType,
     by_heads: bool,
 }
 
@@ -28,14 +30,20 @@ impl fmt::Debug for MlxTensor {
 }
 
 impl MlxTensor {
-    /// `array` holds `shape`, row-major, in whatever dimensions.
+    /// `array` holds floats of `shape`, row-major, in whatever dimensions.
     pub(super) fn rows(array: Array, shape: &[usize]) -> Self {
-        Self { array, shape: shape.into(), by_heads: false }
+        Self::of(ElementType::F32, array, shape)
+    }
+
+    /// `array` holds elements of `shape`, row-major, in whatever dimensions.
+    pub(super) fn of(element: ElementType, array: Array, shape: &[usize]) -> Self {
+        Self { array, shape: Shape::from_slice(shape), element, by_heads: false }
     }
 
     /// `array` is `[1, H, T, D]` and stands for `[T, H * D]`.
     pub(super) fn heads(array: Array, rows: usize, width: usize) -> Self {
-        Self { array, shape: Shape::from_slice(&[rows, width]), by_heads: true }
+        let shape = Shape::from_slice(&[rows, width]);
+        Self { array, shape, element: ElementType::F32, by_heads: true }
     }
 
     /// Dimensions, outermost first.
@@ -45,17 +53,13 @@ impl MlxTensor {
 
     /// What its elements are.
     pub(super) fn element(&self) -> ElementType {
-        match self.array.dtype() {
-            Dtype::Uint32 => ElementType::U32,
-            Dtype::Int32 => ElementType::I32,
-            _ => ElementType::F32,
-        }
+        self.element
     }
 
     /// Evaluates the array and copies it to the host: floats as `f32`, integers as they are.
     pub(super) fn to_host(&self, graph: &Graph) -> Result<HostTensor> {
         let rows = self.to_rows(graph)?;
-        Ok(match self.element() {
+        Ok(match self.element {
             ElementType::F32 => HostTensor::from_vec(&self.shape, to_f32(&rows)?),
             ElementType::I32 => HostTensor::from_i32(&self.shape, values(&rows)?),
             ElementType::U32 => HostTensor::from_u32(&self.shape, values(&rows)?),

@@ -130,7 +130,7 @@ impl MlxBackend {
         let rows = logits.shape()[0];
         let ids = mlx_rs::ops::indexing::argmax_axis(logits.array(), 1, false)
             .map_err(|error| failed("argmax", &error))?;
-        Ok(MlxTensor::rows(ids, &[rows]))
+        Ok(MlxTensor::of(ElementType::U32, ids, &[rows]))
     }
 }
 
@@ -160,14 +160,15 @@ impl Backend for MlxBackend {
     }
 
     fn supports(&self, op: &Op<'_, Self>) -> Result<()> {
-        for shape in op.output_shapes() {
-            if shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).is_none_or(|n| n > i32::MAX as usize)
-            {
-                return Err(unsupported(
-                    op,
-                    format!("{shape:?} has more elements than MLX's 32-bit sizes hold"),
-                ));
+        let mut too_large = None;
+        op.each_output(|shape| {
+            let elements = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
+            if elements.is_none_or(|n| n > i32::MAX as usize) {
+                too_large = Some(format!("{shape:?} has more elements than MLX's 32-bit sizes hold"));
             }
+        });
+        if let Some(reason) = too_large {
+            return Err(unsupported(op, reason));
         }
         let matrix = match *op {
             Op::Embedding { table, .. } => Some(table),
@@ -214,7 +215,7 @@ impl Backend for MlxBackend {
             ElementType::I32 => Array::from_slice(tensor.as_i32().unwrap_or_default(), &dims),
             ElementType::U32 => Array::from_slice(tensor.as_u32().unwrap_or_default(), &dims),
         };
-        Ok(MlxTensor::rows(array, tensor.shape()))
+        Ok(MlxTensor::of(tensor.element(), array, tensor.shape()))
     }
 
     fn to_host(&self, tensor: &MlxTensor) -> Result<HostTensor> {

@@ -238,7 +238,7 @@ impl<'a, B: Operands> Op<'a, B> {
         }
     }
 
-    /// The activations that the op reads, in the order that [`Self::on`] takes them.
+    /// The activations that the op reads.
     pub fn inputs(&self) -> SmallVec<[&'a B::Tensor; 2]> {
         match *self {
             Self::Embedding { tokens: Ids::Pending(ids), .. } => smallvec![ids],
@@ -266,17 +266,14 @@ impl<'a, B: Operands> Op<'a, B> {
         }
     }
 
-    /// The same op for another backend, on what it has of the operands.
+    /// The same op for another backend, on what it has of the operands; `states` are those of [`Self::states`], in their order.
     ///
     /// # Errors
-    /// Those of `matrix` and `vector`.
-    ///
-    /// # Panics
-    /// Where there are not as many inputs as [`Self::inputs`] gave.
+    /// Those of `tensor`, `matrix` and `vector`.
     pub(crate) fn on<'b, C: Operands>(
         &self,
-        inputs: &[&'b C::Tensor],
         states: &'b [&'b C::State],
+        tensor: impl Fn(&'a B::Tensor) -> Result<&'b C::Tensor>,
         matrix: impl Fn(&'a B::Matrix) -> Result<&'b C::Matrix>,
         vector: impl Fn(&'a B::Vector) -> Result<&'b C::Vector>,
     ) -> Result<Op<'b, C>>
@@ -291,71 +288,79 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Embedding { table, tokens, scale } => {
                 let tokens = match tokens {
                     Ids::Known(ids) => Ids::Known(ids),
-                    Ids::Pending(_) => Ids::Pending(inputs[0]),
+                    Ids::Pending(ids) => Ids::Pending(tensor(ids)?),
                 };
                 Op::Embedding { table: matrix(table)?, tokens, scale }
             }
-            Self::Linear { projection, .. } => Op::Linear { x: inputs[0], projection: of(projection)? },
-            Self::RmsNorm { weight, eps, offset, .. } => {
-                Op::RmsNorm { x: inputs[0], weight: vector(weight)?, eps, offset }
+            Self::Linear { x, projection } => Op::Linear { x: tensor(x)?, projection: of(projection)? },
+            Self::RmsNorm { x, weight, eps, offset } => {
+                Op::RmsNorm { x: tensor(x)?, weight: vector(weight)?, eps, offset }
             }
-            Self::LayerNorm { weight, bias, eps, .. } => Op::LayerNorm {
-                x: inputs[0],
+            Self::LayerNorm { x, weight, bias, eps } => Op::LayerNorm {
+                x: tensor(x)?,
                 weight: vector(weight)?,
                 bias: bias.map(&vector).transpose()?,
                 eps,
             },
-            Self::Activate { activation, .. } => Op::Activate { x: inputs[0], activation },
-            Self::Add { .. } => Op::Add { a: inputs[0], b: inputs[1] },
-            Self::Mul { .. } => Op::Mul { a: inputs[0], b: inputs[1] },
-            Self::Scale { by, .. } => Op::Scale { x: inputs[0], by },
-            Self::SoftCap { cap, .. } => Op::SoftCap { x: inputs[0], cap },
-            Self::Rope { head_dim, rope, .. } => Op::Rope { x: inputs[0], head_dim, rope },
-            Self::Attention { mask, scale, soft_cap, .. } => {
-                Op::Attention { q: inputs[0], kv: states, mask, scale, soft_cap }
+            Self::Activate { x, activation } => Op::Activate { x: tensor(x)?, activation },
+            Self::Add { a, b } => Op::Add { a: tensor(a)?, b: tensor(b)? },
+            Self::Mul { a, b } => Op::Mul { a: tensor(a)?, b: tensor(b)? },
+            Self::Scale { x, by } => Op::Scale { x: tensor(x)?, by },
+            Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
+            Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
+            Self::Attention { q, mask, scale, soft_cap, .. } => {
+                Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap }
             }
-            Self::TakeRows { rows, .. } => Op::TakeRows { x: inputs[0], rows },
-            Self::GateUp { gate, up, activation, .. } => {
-                Op::GateUp { x: inputs[0], gate: of(gate)?, up: of(up)?, activation }
+            Self::TakeRows { x, rows } => Op::TakeRows { x: tensor(x)?, rows },
+            Self::GateUp { x, gate, up, activation } => {
+                Op::GateUp { x: tensor(x)?, gate: of(gate)?, up: of(up)?, activation }
             }
-            Self::AddRmsNorm { weight, eps, offset, .. } => {
-                Op::AddRmsNorm { a: inputs[0], b: inputs[1], weight: vector(weight)?, eps, offset }
+            Self::AddRmsNorm { a, b, weight, eps, offset } => {
+                Op::AddRmsNorm { a: tensor(a)?, b: tensor(b)?, weight: vector(weight)?, eps, offset }
             }
-            Self::Qkv { projections: [q, k, v], .. } => {
-                Op::Qkv { x: inputs[0], projections: [of(q)?, of(k)?, of(v)?] }
+            Self::Qkv { x, projections: [q, k, v] } => {
+                Op::Qkv { x: tensor(x)?, projections: [of(q)?, of(k)?, of(v)?] }
             }
         })
     }
 
-    /// The shape of each output, for an op that [`Self::check`] accepts.
-    pub fn output_shapes(&self) -> SmallVec<[Shape; 1]> {
-        let projected = |x: &B::Tensor, projection: &Projection<'_, B>| -> Shape {
-            smallvec![x.shape()[0], projection.weight.shape()[0]]
+    /// Calls `each` with the shape of each output, for an op that [`Self::check`] accepts.
+    pub fn each_output(&self, mut each: impl FnMut(&[usize])) {
+        let projected = |x: &B::Tensor, projection: &Projection<'_, B>| -> [usize; 2] {
+            [x.shape()[0], projection.weight.shape()[0]]
         };
         match *self {
-            Self::Embedding { table, tokens, .. } => smallvec![smallvec![tokens.len(), table.shape()[1]]],
-            Self::Linear { x, projection } => smallvec![projected(x, &projection)],
-            Self::GateUp { x, gate, .. } => smallvec![projected(x, &gate)],
+            Self::Embedding { table, tokens, .. } => each(&[tokens.len(), table.shape()[1]]),
+            Self::Linear { x, projection } => each(&projected(x, &projection)),
+            Self::GateUp { x, gate, .. } => each(&projected(x, &gate)),
             Self::Qkv { x, projections } => {
-                projections.iter().map(|projection| projected(x, projection)).collect()
+                projections.iter().for_each(|projection| each(&projected(x, projection)));
             }
-            Self::TakeRows { x, rows } => smallvec![smallvec![rows.len(), x.shape()[1]]],
-            Self::AddRmsNorm { a, .. } => smallvec![a.shape().into(), a.shape().into()],
-            Self::Add { a, .. } | Self::Mul { a, .. } => smallvec![a.shape().into()],
+            Self::TakeRows { x, rows } => each(&[rows.len(), x.shape()[1]]),
+            Self::AddRmsNorm { a, .. } => {
+                each(a.shape());
+                each(a.shape());
+            }
+            Self::Add { a, .. } | Self::Mul { a, .. } => each(a.shape()),
             Self::Attention { q, kv, .. } => {
-                let mut shape = Shape::from_slice(q.shape());
-                if let Some(of) = kv.first().map(|state| state.shape()) {
-                    shape[1] = shape[1] / of.k_dim * of.v_dim;
-                }
-                smallvec![shape]
+                let &[rows, width] = q.shape() else { return each(q.shape()) };
+                let of = kv.first().map(|state| state.shape());
+                each(&[rows, of.map_or(width, |of| width / of.k_dim * of.v_dim)]);
             }
             Self::RmsNorm { x, .. }
             | Self::LayerNorm { x, .. }
             | Self::Activate { x, .. }
             | Self::Scale { x, .. }
             | Self::SoftCap { x, .. }
-            | Self::Rope { x, .. } => smallvec![x.shape().into()],
+            | Self::Rope { x, .. } => each(x.shape()),
         }
+    }
+
+    /// The shape of each output, for an op that [`Self::check`] accepts.
+    pub fn output_shapes(&self) -> SmallVec<[Shape; 1]> {
+        let mut shapes = SmallVec::new();
+        self.each_output(|shape| shapes.push(Shape::from_slice(shape)));
+        shapes
     }
 }
 
