@@ -3,10 +3,12 @@
 use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::Duration;
 
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
+
+use super::apart;
 
 /// The largest string, and the largest output, in bytes.
 pub(super) const MAX_BYTES: usize = 8 << 20;
@@ -22,7 +24,8 @@ const MAX_DEPTH: usize = 64;
 
 /// What one rendering may still make.
 pub(super) struct Budget {
-    pub(super) deadline: Instant,
+    /// The time of this thread past which it is over.
+    pub(super) until: Duration,
     pub(super) emitted: AtomicUsize,
     made: AtomicUsize,
     walked: AtomicUsize,
@@ -33,14 +36,14 @@ pub(super) fn refuse(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 }
 
 impl Budget {
-    pub(super) fn new(deadline: Instant) -> Arc<Self> {
+    pub(super) fn new(until: Duration) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        Arc::new(Self { deadline, emitted: zero(), made: zero(), walked: zero() })
+        Arc::new(Self { until, emitted: zero(), made: zero(), walked: zero() })
     }
 
     pub(super) fn time(&self) -> Result<(), Error> {
-        if Instant::now() > self.deadline {
-            return Err(refuse("the template took longer than 1 s"));
+        if apart::worked() > self.until {
+            return Err(refuse("the template worked longer than 1 s"));
         }
         Ok(())
     }

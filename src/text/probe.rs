@@ -2,7 +2,7 @@
 //! chance, and what it makes of them is read.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -45,17 +45,17 @@ impl ChatTemplate {
     }
 }
 
-/// A template, and until when it may be asked.
+/// A template, and how long it may have worked.
 struct Probe<'a> {
     template: &'a ChatTemplate,
-    until: Instant,
+    until: Duration,
     tools: Option<Vec<Json>>,
 }
 
 /// What a template of this source shows; of calls, where there are `tools`.
 fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
     let specs = || -> Vec<Json> { calls(IDS[0].map(str::to_owned)).iter().map(spec).collect() };
-    let probe = Probe { template, until: Instant::now() + TIME, tools: tools.then(specs) };
+    let probe = Probe { template, until: template.worked() + TIME, tools: tools.then(specs) };
     let named = || ReasoningFormat::of_source(source);
     let Some(plain) = probe.render(&turn()) else {
         return ReplyFormat { reasoning: named(), tools: None };
@@ -129,7 +129,7 @@ fn between<'a>(text: &'a str, from: &str, to: Option<&str>) -> Option<&'a str> {
 
 impl Probe<'_> {
     fn render(&self, messages: &[Message]) -> Option<String> {
-        if Instant::now() > self.until {
+        if self.template.worked() > self.until {
             tracing::warn!("the chat template is too slow to be asked how its model writes tool calls");
             return None;
         }

@@ -8,13 +8,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::growth::{self, Growth};
 use crate::json::strict_member;
 use crate::{Error, Result};
-
-/// How many times longer a normalizer may make a text; `▁` for a space is 3.
-const MAX_GROWTH: usize = 64;
 
 /// Reads at most `limit` bytes of a file.
 pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -30,18 +28,18 @@ pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// The file; `truncation` and `padding` are not read, so that no prompt is cut silently.
 #[derive(Deserialize)]
 pub(super) struct File<'a> {
-    #[serde(default, deserialize_with = "strict_member")]
-    version: Value,
+    #[serde(borrow, default)]
+    pub(super) version: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub(super) added_tokens: Vec<Added<'a>>,
     #[serde(borrow)]
     pub(super) model: Model<'a>,
     #[serde(default, deserialize_with = "strict_member")]
-    normalizer: Value,
+    pub(super) normalizer: Value,
     #[serde(default, deserialize_with = "strict_member")]
-    pre_tokenizer: Value,
+    pub(super) pre_tokenizer: Value,
     #[serde(default, deserialize_with = "strict_member")]
-    post_processor: Value,
+    pub(super) post_processor: Value,
     #[serde(default, deserialize_with = "strict_member")]
     pub(super) decoder: Value,
 }
@@ -60,46 +58,15 @@ pub(super) struct Added<'a> {
 }
 
 impl File<'_> {
-    /// The file without added tokens, vocabulary and merges, as the library reads it; nothing for a model that is not BPE,
-    /// which the library has to read whole.
-    pub(super) fn head(&self) -> Option<String> {
-        let model = &self.model;
-        let mut head = json!({
-            "added_tokens": [],
-            "normalizer": self.normalizer,
-            "pre_tokenizer": self.pre_tokenizer,
-            "post_processor": self.post_processor,
-            "decoder": self.decoder,
-            "model": {
-                "type": "BPE",
-                "dropout": model.dropout,
-                "unk_token": model.unk_token,
-                "continuing_subword_prefix": model.continuing_subword_prefix,
-                "end_of_word_suffix": model.end_of_word_suffix,
-                "fuse_unk": model.fuse_unk,
-                "byte_fallback": model.byte_fallback,
-                "ignore_merges": model.ignore_merges,
-                "vocab": {},
-                "merges": [],
-            },
-        });
-        if !self.version.is_null() {
-            head["version"] = self.version.clone();
-        }
-        (model.kind.as_deref() == Some("BPE") && model.merges.is_some()).then(|| head.to_string())
+    /// Whether the model is made from its lists; the library reads any other.
+    pub(super) fn is_byte_pairs(&self) -> bool {
+        self.model.kind.as_deref() == Some("BPE") && self.model.merges.is_some()
     }
 
-    /// Refuses what would make a text many times longer than it is.
-    pub(super) fn check_growth(&self) -> Result<(), String> {
-        let growth = normalizer_growth(&self.normalizer);
-        if growth > MAX_GROWTH {
-            return Err(format!("normalizer: a text could get {growth} times longer, at most {MAX_GROWTH}"));
-        }
-        let copies = text_copies(&self.post_processor);
-        if copies > 1 {
-            return Err(format!("post_processor: it repeats a text {copies} times, expected once"));
-        }
-        Ok(())
+    /// Bounds what the steps make of a text.
+    pub(super) fn growth(&self) -> Result<Growth, String> {
+        growth::check_word(self.model.max_input_chars_per_word)?;
+        growth::bound([&self.normalizer, &self.pre_tokenizer, &self.post_processor, &self.decoder])
     }
 }
 
@@ -117,27 +84,6 @@ pub(super) fn prefix_nowhere(json: &mut Value) -> bool {
     changed
 }
 
-/// How many times longer its replacements can make a text; a pattern may match nothing, at every byte.
-fn normalizer_growth(json: &Value) -> usize {
-    let growth = match json["content"].as_str() {
-        Some(content) => match json["pattern"]["String"].as_str() {
-            Some(pattern) => content.len().div_ceil(pattern.len().max(1)).max(1),
-            None => content.len().saturating_add(1),
-        },
-        None => 1,
-    };
-    let steps = json["normalizers"].as_array().into_iter().flatten();
-    steps.map(normalizer_growth).fold(growth, usize::saturating_mul)
-}
-
-/// How often templates write a text, one after the other.
-fn text_copies(json: &Value) -> usize {
-    let pieces = json["single"].as_array().into_iter().flatten();
-    let copies = pieces.filter(|piece| piece.get("Sequence").is_some()).count().max(1);
-    let steps = json["processors"].as_array().into_iter().flatten();
-    steps.map(text_copies).fold(copies, usize::saturating_mul)
-}
-
 #[derive(Deserialize)]
 pub(super) struct Model<'a> {
     #[serde(borrow, default, rename = "type")]
@@ -146,20 +92,22 @@ pub(super) struct Model<'a> {
     pub(super) vocab: Vocab<'a>,
     #[serde(borrow, default)]
     pub(super) merges: Option<Merges<'a>>,
-    #[serde(default, deserialize_with = "strict_member")]
-    dropout: Value,
-    #[serde(default, deserialize_with = "strict_member")]
-    unk_token: Value,
-    #[serde(default, deserialize_with = "strict_member")]
-    continuing_subword_prefix: Value,
-    #[serde(default, deserialize_with = "strict_member")]
-    end_of_word_suffix: Value,
-    #[serde(default, deserialize_with = "strict_member")]
-    fuse_unk: Value,
-    #[serde(default, deserialize_with = "strict_member")]
-    byte_fallback: Value,
-    #[serde(default, deserialize_with = "strict_member")]
-    ignore_merges: Value,
+    #[serde(default)]
+    pub(super) dropout: Option<f32>,
+    #[serde(default)]
+    pub(super) unk_token: Option<String>,
+    #[serde(default)]
+    pub(super) continuing_subword_prefix: Option<String>,
+    #[serde(default)]
+    pub(super) end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    pub(super) fuse_unk: Option<bool>,
+    #[serde(default)]
+    pub(super) byte_fallback: Option<bool>,
+    #[serde(default)]
+    pub(super) ignore_merges: Option<bool>,
+    #[serde(default)]
+    max_input_chars_per_word: Option<u64>,
 }
 
 /// A text, in the file where it has no escapes.
@@ -305,7 +253,8 @@ impl Decoder {
             let bytes: Option<Vec<u8>> = token.chars().map(byte_of_char).collect();
             return bytes.unwrap_or_else(|| token.as_bytes().to_vec());
         }
-        let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).filter(|t| t.len() == 2);
+        let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+        let hex = hex.filter(|t| t.len() == 2 && t.bytes().all(|b| b.is_ascii_hexdigit()));
         if let Some(byte) = hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             return vec![byte];
         }

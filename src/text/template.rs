@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
@@ -24,10 +25,10 @@ use crate::{Error, Result, json};
 
 /// Instructions of one rendering, the inserted checks included.
 const FUEL: u64 = 4_000_000;
-/// How long a rendering may take.
+/// How long a rendering may work.
 const TIME: Duration = Duration::from_secs(1);
-/// How much longer a single instruction may hold it up before the thread is given up on.
-const GRACE: Duration = Duration::from_millis(500);
+/// When its thread is given up on, by the clock: a machine that is busy with other things takes longer for that second.
+const NET: Duration = Duration::from_secs(30);
 /// The depth of macro calls and recursive loops.
 const RECURSION: usize = 200;
 /// The stack of the rendering thread: reserved, not touched.
@@ -43,6 +44,8 @@ pub struct ChatTemplate {
     protected: Guarded,
     /// Whether the caller picked it by name.
     selected: bool,
+    /// Nanoseconds that renderings have worked.
+    worked: Arc<AtomicU64>,
     /// How its model answers, without tools and with them.
     pub(super) reply_formats: Arc<[OnceLock<ReplyFormat>; 2]>,
 }
@@ -146,6 +149,7 @@ impl ChatTemplate {
             named: BTreeMap::new(),
             protected,
             selected: false,
+            worked: Arc::default(),
             reply_formats: Arc::default(),
         };
         let this = made.clone();
@@ -234,7 +238,7 @@ impl ChatTemplate {
         this.source = drop_generation_tags(self.source_for(options.tools.is_some()));
         let (messages, within) = (messages.to_vec(), options.continue_final_message);
         let mut text =
-            self.on_thread(move |deadline| this.evaluate_first(&context, &messages, within, now, deadline))?;
+            self.on_thread(move |until| this.evaluate_first(&context, &messages, within, now, until))?;
         if options.continue_final_message {
             let what = "it leaves out the message that is to be continued";
             text = sentinel::up_to_end(text).ok_or_else(|| self.error(what))?;
@@ -251,7 +255,7 @@ impl ChatTemplate {
         messages: &[Message],
         within: bool,
         now: SystemTime,
-        deadline: Instant,
+        until: Duration,
     ) -> Result<String> {
         let mut refused = None;
         for form in message::forms(messages) {
@@ -265,7 +269,7 @@ impl ChatTemplate {
             }
             let mut context = context.clone();
             context.insert("messages".into(), form);
-            match self.evaluate(context, now, deadline) {
+            match self.evaluate(context, now, until) {
                 Ok(text) => return Ok(text),
                 Err(error) => refused = refused.or(Some(error)),
             }
@@ -307,16 +311,26 @@ impl ChatTemplate {
         Error::Template(format!("{}: {what}", self.path.display()))
     }
 
+    /// How long renderings have worked in all, those of clones too.
+    pub(super) fn worked(&self) -> Duration {
+        Duration::from_nanos(self.worked.load(Relaxed))
+    }
+
     /// Runs on a thread of its own, whose stack is large enough for every depth allowed.
     fn on_thread<T: Send + 'static>(
         &self,
-        f: impl FnOnce(Instant) -> Result<T> + Send + 'static,
+        f: impl FnOnce(Duration) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let deadline = Instant::now() + TIME;
-        apart::run("template", STACK, TIME + GRACE, move || f(deadline)).unwrap_or_else(|lost| match lost {
+        let worked = self.worked.clone();
+        let work = move || {
+            let result = f(apart::worked() + TIME);
+            worked.fetch_add(u64::try_from(apart::worked().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+            result
+        };
+        apart::run("template", STACK, NET, work).unwrap_or_else(|lost| match lost {
             Lost::NoThread(e) => Err(self.error(e)),
-            // Its deadline is past: it ends by itself at its next instruction.
-            Lost::Late(_) => Err(self.error("the template took longer than 1 s")),
+            // It ends by itself at its next instruction, once it is given a processor for it.
+            Lost::Late(_) => Err(self.error(format!("the template took longer than {} s", NET.as_secs()))),
             Lost::Panicked => Err(self.error("the template engine panicked")),
         })
     }
@@ -334,13 +348,13 @@ impl ChatTemplate {
         then(&tree)
     }
 
-    fn evaluate(&self, context: Map<String, Json>, now: SystemTime, deadline: Instant) -> Result<String> {
+    fn evaluate(&self, context: Map<String, Json>, now: SystemTime, until: Duration) -> Result<String> {
         self.compile(|tree| {
             let mut generator = CodeGenerator::new("chat_template", &self.source);
             generator.compile_stmt(tree);
             let (instructions, _) = generator.finish();
             let instructions = bounded::rewrite(&instructions);
-            let env = environment(&Budget::new(deadline), now);
+            let env = environment(&Budget::new(until), now);
             let mut text = String::new();
             let blocks = BTreeMap::new();
             let mut out = make_string_output(&mut text);

@@ -10,29 +10,41 @@ use std::time::Duration;
 
 use aho_corasick::AhoCorasick;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::AddedToken;
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::{AddedToken, TokenizerImpl};
 
 use super::apart::{self, Lost};
+use super::growth::Growth;
 use super::message::Rendered;
 use super::raw::{self, Decoder};
 use super::sentinel::longest_first;
 use super::special::SpecialTokens;
+use super::steps::{Normalizers, PreTokenizers};
 use crate::error::panic_text;
 use crate::{Error, Result, json};
 
 /// The longest text that is encoded, in bytes: four times a server's body.
 const MAX_TEXT: usize = 32 << 20;
-/// What encoding may take, whatever the text and for each of its bytes: ten times what the slowest texts take.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_micros(10));
+/// When an encoding is given up on, by the clock, whatever the text and for each of its bytes. Its steps are counted, and are
+/// over long before; a busy machine takes its time for them.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(100), Duration::from_micros(100));
+/// How many texts may be late at once; one is no reason to refuse another.
+const MAX_LATE: usize = 4;
 /// Ids are counted, and masks have a bit for each: 64 times the largest published vocabulary.
 const MAX_ID: u64 = 1 << 24;
 /// The stack of the encoding thread: reserved, not touched.
 const STACK: usize = 8 << 20;
+
+/// The longest text that may be made of one on its way to tokens or from them, in bytes.
+const MAX_MADE: usize = 1 << 30;
+
+/// The library's tokenizer with our own patterns in it.
+type Library = TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
 
 /// What becomes of special tokens where a text is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,22 +61,25 @@ pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
     /// Parses special tokens in texts.
-    trusting: tokenizers::Tokenizer,
+    trusting: Library,
     /// Leaves special tokens' texts as text; made when a text first holds one.
-    literal: OnceLock<tokenizers::Tokenizer>,
+    literal: OnceLock<Library>,
     /// Likewise, for text that follows a special token.
-    following: OnceLock<tokenizers::Tokenizer>,
+    following: OnceLock<Library>,
     /// The special tokens, the longest first.
     special: Vec<Special>,
     /// Where a text holds them.
     finder: AhoCorasick,
+    /// The pre-tokenizer as the file has it.
+    pre_tokenizer: Value,
+    growth: Growth,
     /// The token that ends a text, where a file beside `tokenizer.json` names it.
     eos: Option<u32>,
     decoder: Decoder,
     ids: usize,
     patience: (Duration, Duration),
-    /// The thread that was given up on last.
-    late: Mutex<Option<JoinHandle<()>>>,
+    /// Threads that were given up on.
+    late: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Special {
@@ -161,20 +176,17 @@ impl Tokenizer {
         beside: &SpecialTokens,
     ) -> Result<Self> {
         let bad = |what: String| Error::format(path, what);
-        file.check_growth().map_err(bad)?;
+        if let Some(version) = file.version.as_deref().filter(|version| *version != "1.0") {
+            return Err(bad(format!("version is {}, expected \"1.0\"", json::quote(version))));
+        }
+        let growth = file.growth().map_err(bad)?;
         let mut ids = check_ids(&file).map_err(bad)?;
         let raw::File { added_tokens, decoder, .. } = &file;
         let decoder = Decoder::from_json(decoder);
         let mut added: Vec<AddedToken> = added_tokens.iter().map(library_token).collect();
         let given: Vec<u32> = added_tokens.iter().map(|token| token.id).collect();
-        let load = || match (file.head(), bytes) {
-            (None, Some(bytes)) => tokenizers::Tokenizer::from_bytes(bytes),
-            (head, _) => byte_pairs(&head.unwrap_or_default(), file, &added),
-        };
-        let mut trusting = guard("load", load).map_err(|e| bad(e.to_string()))?;
-        guard("truncation", || trusting.with_truncation(None).map(|_| ()))?;
-        trusting.with_padding(None);
-        trusting.set_encode_special_tokens(false);
+        let pre_tokenizer = file.pre_tokenizer.clone();
+        let mut trusting = guard("load", || library(file, bytes, &added)).map_err(|e| bad(e.to_string()))?;
         for (token, id) in added.iter().zip(given) {
             let got = trusting.token_to_id(&token.content);
             if got != Some(id) {
@@ -223,11 +235,13 @@ impl Tokenizer {
             finder: longest_first(special.iter().map(|special| &special.text))
                 .map_err(|e| bad(e.to_string()))?,
             special,
+            pre_tokenizer,
+            growth,
             eos,
             decoder,
             ids,
             patience: PATIENCE,
-            late: Mutex::new(None),
+            late: Mutex::default(),
         })))
     }
 
@@ -239,6 +253,16 @@ impl Tokenizer {
         self
     }
 
+    /// How a text is cut before tokens are found in it.
+    #[cfg(test)]
+    pub(crate) fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        use tokenizers::{OffsetReferential::Original, OffsetType, PreTokenizedString, PreTokenizer as _};
+        let mut pieces = PreTokenizedString::from(text);
+        self.0.trusting.get_pre_tokenizer().unwrap().pre_tokenize(&mut pieces).unwrap();
+        let splits = pieces.get_splits(Original, OffsetType::Byte);
+        splits.iter().map(|(_, (start, end), _)| &text[*start..*end]).collect()
+    }
+
     /// Gives up on a text after `time`.
     #[cfg(test)]
     pub(super) fn with_patience(mut self, time: Duration) -> Self {
@@ -248,18 +272,18 @@ impl Tokenizer {
     }
 
     /// Does `work` for a text of `bytes` bytes, and gives up on it where a pattern of the file makes it endless: the
-    /// library cannot be stopped. Until the thread that was given up on ends, nothing else is done.
+    /// library cannot be stopped. While some that were given up on still work, nothing else is done.
     fn patiently<T: Send + 'static>(
         &self,
         bytes: usize,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let mut late = self.0.late.lock();
-        if late.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            let what = "encode: it is still busy with an earlier text, which took too long";
-            return Err(Error::Tokenizer(what.into()));
+        late.retain(|thread| !thread.is_finished());
+        if late.len() >= MAX_LATE {
+            let what = format!("encode: it is still busy with {MAX_LATE} earlier texts, which took too long");
+            return Err(Error::Tokenizer(what));
         }
-        *late = None;
         drop(late);
         let (base, per_byte) = self.0.patience;
         let time = base + per_byte * u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -269,7 +293,7 @@ impl Tokenizer {
                 Lost::NoThread(error) => error.to_string(),
                 Lost::Panicked => "it panicked".into(),
                 Lost::Late(thread) => {
-                    *self.0.late.lock() = Some(thread);
+                    self.0.late.lock().push(thread);
                     let time = time.as_secs_f64();
                     format!("a text of {bytes} bytes took longer than {time} s, which no honest pattern does")
                 }
@@ -283,7 +307,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Prompt`] where no token comes out (an empty text without BOS) or the text is over 32 MiB;
-    /// [`Error::Tokenizer`] where the library fails, or takes longer than 10 s and 10 µs for each byte.
+    /// [`Error::Tokenizer`] where the library fails, or a pattern takes too many steps.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_prompt(text, true)
     }
@@ -305,7 +329,7 @@ impl Tokenizer {
     /// # Errors
     /// Those of [`Self::encode`].
     pub fn encode_with(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
-        check_length(text)?;
+        self.check_length(text)?;
         let owned = text.to_owned();
         self.patiently(text.len(), move |this| {
             let encoder = if specials.parse { &this.0.trusting } else { this.literal(&owned)? };
@@ -319,7 +343,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<u32>> {
-        check_length(rendered.text())?;
+        self.check_length(rendered.text())?;
         let owned = rendered.clone();
         let ids = self.patiently(rendered.text().len(), move |this| {
             if !owned.literal().is_empty() {
@@ -334,23 +358,37 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    fn run(&self, encoder: &tokenizers::Tokenizer, text: &str, add: bool) -> Result<Vec<u32>> {
+    fn check_length(&self, text: &str) -> Result<()> {
+        if text.len() > MAX_TEXT {
+            return Err(Error::Prompt(format!("{} bytes, at most {MAX_TEXT} are encoded", text.len())));
+        }
+        let made = text.len().saturating_mul(self.0.growth.encoded);
+        if made > MAX_MADE {
+            let what = format!(
+                "{} bytes, of which this tokenizer could make {made}, at most {MAX_MADE}",
+                text.len()
+            );
+            return Err(Error::Prompt(what));
+        }
+        Ok(())
+    }
+
+    fn run(&self, encoder: &Library, text: &str, add: bool) -> Result<Vec<u32>> {
         Ok(guard("encode", || encoder.encode_fast(text, add))?.get_ids().to_vec())
     }
 
     /// An encoder that leaves the special tokens' texts in `text` as they are.
-    fn literal(&self, text: &str) -> Result<&tokenizers::Tokenizer> {
+    fn literal(&self, text: &str) -> Result<&Library> {
         let none = !self.0.finder.is_match(text);
         if none { Ok(&self.0.trusting) } else { self.copy(&self.0.literal, |_| Ok(())) }
     }
 
     /// As [`Self::literal`], of text that follows other text: it does not begin as a text begins.
-    fn following(&self) -> Result<&tokenizers::Tokenizer> {
+    fn following(&self) -> Result<&Library> {
         self.copy(&self.0.following, |copy| {
-            let Some(pre) = copy.get_pre_tokenizer() else { return Ok(()) };
-            let mut json = serde_json::to_value(pre)?;
+            let mut json = self.0.pre_tokenizer.clone();
             if raw::prefix_nowhere(&mut json) {
-                copy.with_pre_tokenizer(Some(serde_json::from_value::<PreTokenizerWrapper>(json)?));
+                copy.with_pre_tokenizer(PreTokenizers::from_json(&json)?);
             }
             Ok(())
         })
@@ -359,9 +397,9 @@ impl Tokenizer {
     /// A copy that leaves special tokens' texts as text, changed by `change`; made once, in `place`.
     fn copy<'a>(
         &self,
-        place: &'a OnceLock<tokenizers::Tokenizer>,
-        change: impl FnOnce(&mut tokenizers::Tokenizer) -> tokenizers::Result<()>,
-    ) -> Result<&'a tokenizers::Tokenizer> {
+        place: &'a OnceLock<Library>,
+        change: impl FnOnce(&mut Library) -> tokenizers::Result<()>,
+    ) -> Result<&'a Library> {
         if place.get().is_none() {
             let mut copy = guard("copy", || Ok(self.0.trusting.clone()))?;
             copy.set_encode_special_tokens(true);
@@ -418,7 +456,16 @@ impl Tokenizer {
         self.0.special.iter().map(|s| s.text.as_str())
     }
 
+    /// # Errors
+    /// [`Error::Tokenizer`] where the library fails, or the text could be over 32 MiB.
     pub(super) fn library_decode(&self, ids: &[u32]) -> Result<String> {
+        // A space may go before each.
+        let bytes = ids.iter().map(|&id| self.token_text(id).map_or(0, |text| text.len() + 1));
+        let made = bytes.fold(0, usize::saturating_add).saturating_mul(self.0.growth.decoded);
+        if made > MAX_TEXT {
+            let what = format!("decode: {} tokens could make {made} bytes, at most {MAX_TEXT}", ids.len());
+            return Err(Error::Tokenizer(what));
+        }
         guard("decode", || self.0.trusting.decode(ids, true))
     }
 
@@ -523,49 +570,60 @@ fn library_token(token: &raw::Added<'_>) -> AddedToken {
         .normalized(token.normalized)
 }
 
-/// The library's tokenizer of `head`, with the model and the added tokens that are missing in it. Its own reader goes by way
-/// of values, which takes a second and hundreds of megabytes for the merges of a large vocabulary.
-fn byte_pairs(
-    head: &str,
-    file: raw::File<'_>,
-    added: &[AddedToken],
-) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(head)?;
-    let ModelWrapper::BPE(empty) = tokenizer.get_model() else { return Err("not a BPE model".into()) };
+/// The library's tokenizer of a file; `bytes` are those of all of it, for a model that is not made from its lists.
+fn library(file: raw::File<'_>, bytes: Option<&[u8]>, added: &[AddedToken]) -> tokenizers::Result<Library> {
+    #[derive(Deserialize)]
+    struct Whole {
+        model: ModelWrapper,
+    }
+    let normalizers = Normalizers::from_json(&file.normalizer).map_err(|e| format!("normalizer: {e}"))?;
+    let pre_tokenizers =
+        PreTokenizers::from_json(&file.pre_tokenizer).map_err(|e| format!("pre_tokenizer: {e}"))?;
+    let post_processor = Option::<PostProcessorWrapper>::deserialize(&file.post_processor)
+        .map_err(|e| format!("post_processor: {e}"))?;
+    let decoder =
+        Option::<DecoderWrapper>::deserialize(&file.decoder).map_err(|e| format!("decoder: {e}"))?;
+    let model = match bytes {
+        Some(bytes) if !file.is_byte_pairs() => serde_json::from_slice::<Whole>(bytes)?.model,
+        _ => ModelWrapper::BPE(byte_pairs(file.model)?),
+    };
+    let mut tokenizer = Library::new(model);
+    tokenizer.with_normalizer(normalizers)?;
+    tokenizer.with_pre_tokenizer(pre_tokenizers);
+    tokenizer.with_post_processor(post_processor);
+    tokenizer.with_decoder(decoder);
+    tokenizer.add_tokens(added.iter().cloned())?;
+    Ok(tokenizer)
+}
+
+/// The library's model of lists. Its own reader goes by way of values, which takes a second and hundreds of megabytes for the
+/// merges of a large vocabulary.
+fn byte_pairs(file: raw::Model<'_>) -> tokenizers::Result<BPE> {
     let mut model = BPE::builder()
-        .fuse_unk(empty.fuse_unk)
-        .byte_fallback(empty.byte_fallback)
-        .ignore_merges(empty.ignore_merges);
-    if let Some(dropout) = empty.dropout {
+        .fuse_unk(file.fuse_unk.unwrap_or_default())
+        .byte_fallback(file.byte_fallback.unwrap_or_default())
+        .ignore_merges(file.ignore_merges.unwrap_or_default());
+    if let Some(dropout) = file.dropout {
         model = model.dropout(dropout);
     }
-    if let Some(token) = &empty.unk_token {
-        model = model.unk_token(token.clone());
+    if let Some(token) = file.unk_token {
+        model = model.unk_token(token);
     }
-    if let Some(prefix) = &empty.continuing_subword_prefix {
-        model = model.continuing_subword_prefix(prefix.clone());
+    if let Some(prefix) = file.continuing_subword_prefix {
+        model = model.continuing_subword_prefix(prefix);
     }
-    if let Some(suffix) = &empty.end_of_word_suffix {
-        model = model.end_of_word_suffix(suffix.clone());
+    if let Some(suffix) = file.end_of_word_suffix {
+        model = model.end_of_word_suffix(suffix);
     }
     let mut vocab = Vocab::default();
-    vocab.reserve(file.model.vocab.0.len());
-    for (token, id) in file.model.vocab.0 {
+    vocab.reserve(file.vocab.0.len());
+    for (token, id) in file.vocab.0 {
         let id = u32::try_from(id).map_err(|_| format!("id {id} is past 2^32"))?;
         if let Some(other) = vocab.insert(token.as_ref().to_owned(), id) {
             return Err(format!("model.vocab: {token:?} has the ids {other} and {id}").into());
         }
     }
-    let merges = file.model.merges.map(|merges| merges.0).unwrap_or_default();
+    let merges = file.merges.map(|merges| merges.0).unwrap_or_default();
     let merges = merges.into_iter().map(|(left, right)| (left.into_owned(), right.into_owned()));
-    tokenizer.with_model(model.vocab_and_merges(vocab, merges.collect()).build()?);
-    tokenizer.add_tokens(added.iter().cloned())?;
-    Ok(tokenizer)
-}
-
-fn check_length(text: &str) -> Result<()> {
-    if text.len() > MAX_TEXT {
-        return Err(Error::Prompt(format!("{} bytes, at most {MAX_TEXT} are encoded", text.len())));
-    }
-    Ok(())
+    model.vocab_and_merges(vocab, merges.collect()).build()
 }

@@ -110,8 +110,8 @@ const NUMBER_BEFORE_GROUPS: &str = r"\A\d{1,2}(?=(?:\d{3})+\z)";
 /// Before each group of three digits, counted from the last; with an end, so that a million digits are not counted at each
 /// of them.
 const GROUPS: &str = r"(?=(?:\d{3}){1,100}(?!\d))";
-/// White space at the end: `\s+$` in the models' files, which would look for the end from each of a million spaces.
-const SPACES_AT_END: &str = r"(?<!\s)\s+$";
+/// White space at the end.
+const SPACES_AT_END: &str = r"\s+$";
 const LINES: &str = r"[^\n]+|[\n]+";
 const LINE_BREAK: &str = r"[\r\n]";
 
@@ -140,8 +140,7 @@ const PUNCTUATION: &str = "\\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+";
 const BLOOM: &str = " ?[^(\\s|.,!?…。，、\u{964}\u{6d4}\u{60c})]+";
 
 /// Patterns as models publish them, and those that split alike here.
-const PUBLISHED: [(&str, &str); 4] = [
-    (r"\s+$", SPACES_AT_END),
+const PUBLISHED: [(&str, &str); 3] = [
     (r"(?=(\d{3})+(?!\d))", GROUPS),
     (" ?[^(\\s|[.,!?…。，、\u{964}\u{6d4}\u{60c}])]+", BLOOM),
     (

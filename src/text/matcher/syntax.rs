@@ -1,0 +1,410 @@
+//! Oniguruma's syntax, which `tokenizer.json` is written for, in that of the `regex` crates.
+
+use std::fmt::Write;
+
+/// The longest pattern, in bytes. The longest published one has under 3,000; one that is made of a SentencePiece model has
+/// some for each of its control pieces.
+const MAX_LEN: usize = 256 << 10;
+/// How deep groups and classes may stand in each other; published patterns have 4.
+const MAX_DEPTH: usize = 32;
+
+/// A pattern in the syntax of the `regex` crates.
+#[derive(Debug, PartialEq)]
+pub(super) struct Translated {
+    pub pattern: String,
+    /// Whether it looks around, refers back, or gives nothing back (`++`, `(?>…)`): more than an automaton does.
+    pub backtracks: bool,
+}
+
+/// Translates a pattern.
+///
+/// # Errors
+/// What is too long or too deep, what is not closed, and by its name what the two read differently.
+pub(super) fn translate(pattern: &str) -> Result<Translated, String> {
+    if pattern.len() > MAX_LEN {
+        return Err(format!("a pattern of {} bytes, at most {MAX_LEN}", pattern.len()));
+    }
+    let mut scanner = Scanner { rest: pattern, out: String::new(), backtracks: false };
+    scanner.alternatives()?;
+    Ok(Translated { pattern: scanner.out, backtracks: scanner.backtracks })
+}
+
+struct Scanner<'a> {
+    rest: &'a str,
+    out: String,
+    backtracks: bool,
+}
+
+impl<'a> Scanner<'a> {
+    fn take(&mut self, text: &str) -> bool {
+        match self.rest.strip_prefix(text) {
+            Some(rest) => {
+                self.rest = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.rest.chars().next()?;
+        self.rest = &self.rest[c.len_utf8()..];
+        Some(c)
+    }
+
+    /// Everything up to `end`, which goes too.
+    fn until(&mut self, end: char) -> Option<&'a str> {
+        let (inside, rest) = self.rest.split_once(end)?;
+        self.rest = rest;
+        Some(inside)
+    }
+
+    /// A character as itself.
+    fn literal(&mut self, c: char) {
+        // What is no letter, digit or space may stand behind a backslash, but for `<` and `>`.
+        if c.is_ascii_punctuation() && c != '<' && c != '>' {
+            self.out.push('\\');
+        }
+        self.out.push(c);
+    }
+
+    fn code(&mut self, code: Option<u32>) -> Result<(), String> {
+        let code =
+            code.filter(|&code| char::from_u32(code).is_some()).ok_or("a code that no character has")?;
+        let _ = write!(self.out, "\\x{{{code:X}}}");
+        Ok(())
+    }
+
+    fn alternatives(&mut self) -> Result<(), String> {
+        let mut depth = 0;
+        // Whether something can be repeated, whether that was repeated, whether this is where a group begins.
+        let (mut atom, mut repeated, mut first) = (false, false, true);
+        // The depth of the group that looks behind, where one is open.
+        let mut behind = None;
+        while let Some(c) = self.next() {
+            let was_first = std::mem::take(&mut first);
+            match c {
+                '(' => {
+                    depth += 1;
+                    if depth > MAX_DEPTH {
+                        return Err(format!("groups over {MAX_DEPTH} deep"));
+                    }
+                    if self.rest.starts_with("?<=") || self.rest.starts_with("?<!") {
+                        behind = behind.or(Some(depth));
+                    }
+                    let opened = self.group(was_first)?;
+                    depth -= usize::from(!opened);
+                    (atom, first) = (false, true);
+                }
+                ')' if depth == 0 => return Err("a group is closed that was not opened".into()),
+                ')' => {
+                    behind = behind.filter(|&opened| opened < depth);
+                    depth -= 1;
+                    self.out.push(')');
+                    (atom, repeated) = (true, false);
+                }
+                '|' => {
+                    self.out.push('|');
+                    atom = false;
+                }
+                '[' => {
+                    self.class(1)?;
+                    (atom, repeated) = (true, false);
+                }
+                '.' => {
+                    self.out.push('.');
+                    (atom, repeated) = (true, false);
+                }
+                // Of any line, as in Ruby.
+                '^' | '$' => {
+                    let _ = write!(self.out, "(?m:{c})");
+                    atom = false;
+                }
+                // As in Oniguruma; it would look at all that is behind, at every place.
+                '*' | '+' | '?' if behind.is_some() => return Err("a repetition in `(?<=…)`".into()),
+                '*' | '+' | '?' => {
+                    if !atom {
+                        return Err(format!("`{c}` repeats nothing"));
+                    }
+                    match (repeated, c) {
+                        (false, _) => {
+                            self.out.push(c);
+                            if self.take("?") {
+                                self.out.push('?');
+                            } else if self.take("+") {
+                                self.out.push('+');
+                                self.backtracks = true;
+                            }
+                        }
+                        (true, _) => return Err("a repetition of a repetition".into()),
+                    }
+                    repeated = true;
+                }
+                '{' => match self.counts() {
+                    Some(_) if behind.is_some() => return Err("a repetition in `(?<=…)`".into()),
+                    Some(counts) if atom && !repeated => {
+                        self.out.push_str(&counts);
+                        if self.rest.starts_with(['?', '+', '*']) {
+                            return Err("a repetition of a repetition".into());
+                        }
+                        repeated = true;
+                    }
+                    Some(_) => return Err("`{…}` repeats nothing, or a repetition".into()),
+                    None => {
+                        self.literal('{');
+                        (atom, repeated) = (true, false);
+                    }
+                },
+                '\\' => {
+                    atom = self.escape()?;
+                    repeated = false;
+                }
+                other => {
+                    self.literal(other);
+                    (atom, repeated) = (true, false);
+                }
+            }
+        }
+        if depth > 0 {
+            return Err("a group is not closed".into());
+        }
+        Ok(())
+    }
+
+    /// What stands behind `(`. Whether a group was opened, which flags for the rest of one do not.
+    fn group(&mut self, first: bool) -> Result<bool, String> {
+        if !self.take("?") {
+            self.out.push_str("(?:");
+            return Ok(true);
+        }
+        for around in ["=", "!", "<=", "<!", ">"] {
+            if self.take(around) {
+                self.out.push_str("(?");
+                self.out.push_str(around);
+                self.backtracks = true;
+                return Ok(true);
+            }
+        }
+        if self.take("<") {
+            self.until('>').ok_or("a name is not closed")?;
+            self.out.push_str("(?:");
+            return Ok(true);
+        }
+        let end = self.rest.find([':', ')']).ok_or("a group is not closed")?;
+        let flags = &self.rest[..end];
+        let whole = self.rest[end..].starts_with(')');
+        let (on, off) = flags.split_once('-').unwrap_or((flags, ""));
+        if !on.chars().chain(off.chars()).all(|flag| matches!(flag, 'i' | 'm')) {
+            return Err(format!(
+                "`(?{}`: flags that the two read differently",
+                flags.chars().take(8).collect::<String>()
+            ));
+        }
+        // Flags for the rest of a group take its other alternatives in with them, but at its beginning all is the same.
+        if whole && !first {
+            return Err("`(?i)` behind other things in its group".into());
+        }
+        self.rest = &self.rest[end + 1..];
+        // Ruby's `m` lets `.` take newlines.
+        let _ = write!(self.out, "(?{}{}", flags.replace('m', "s"), if whole { ')' } else { ':' });
+        Ok(!whole)
+    }
+
+    /// `{n}`, `{n,}`, `{n,m}`, `{,m}` behind `{`; nothing where it is a brace.
+    fn counts(&mut self) -> Option<String> {
+        let (inside, rest) = self.rest.split_once('}')?;
+        let (least, most) =
+            inside.split_once(',').map_or((inside, None), |(least, most)| (least, Some(most)));
+        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if !number(least) || !most.is_none_or(number) || least.is_empty() && most.is_none_or(str::is_empty) {
+            return None;
+        }
+        self.rest = rest;
+        let least = if least.is_empty() { "0" } else { least };
+        Some(most.map_or(format!("{{{least}}}"), |most| format!("{{{least},{most}}}")))
+    }
+
+    /// What stands behind a backslash outside of a class. Whether it can be repeated.
+    fn escape(&mut self) -> Result<bool, String> {
+        let c = self.rest.chars().next().ok_or("a backslash at the end")?;
+        match c {
+            'b' | 'B' => {
+                self.next();
+                let _ = write!(self.out, "\\{c}");
+                self.backtracks = true;
+                return Ok(false);
+            }
+            'A' | 'z' => {
+                self.next();
+                let _ = write!(self.out, "\\{c}");
+                return Ok(false);
+            }
+            'Z' => {
+                self.next();
+                self.out.push_str(r"(?=\n?\z)");
+                self.backtracks = true;
+                return Ok(false);
+            }
+            _ => self.set_or_char()?,
+        }
+        Ok(true)
+    }
+
+    /// A character or a set of them behind a backslash, in a class or outside.
+    fn set_or_char(&mut self) -> Result<(), String> {
+        let c = self.next().ok_or("a backslash at the end")?;
+        match c {
+            'p' | 'P' => {
+                if !self.take("{") {
+                    return Err(format!("`\\{c}` without braces"));
+                }
+                let name = self.until('}').ok_or("a property is not closed")?;
+                let (name, negated) = name.strip_prefix('^').map_or((name, false), |name| (name, true));
+                let letter = if (c == 'P') != negated { 'P' } else { 'p' };
+                if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+                    return Err("a property's name is none".into());
+                }
+                let _ = write!(self.out, "\\{letter}{{{name}}}");
+            }
+            's' | 'S' | 'd' | 'D' | 'w' | 'W' | 't' | 'n' | 'r' | 'f' | 'v' | 'a' => {
+                let _ = write!(self.out, "\\{c}");
+            }
+            'e' => self.out.push_str(r"\x1B"),
+            'h' => self.out.push_str("[0-9A-Fa-f]"),
+            'x' if self.take("{") => {
+                let digits = self.until('}').ok_or("a code is not closed")?;
+                self.code(u32::from_str_radix(digits, 16).ok())?;
+            }
+            'x' | 'u' => {
+                let count = if c == 'x' { 2 } else { 4 };
+                let digits = self.rest.get(..count).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
+                let digits = digits.ok_or_else(|| format!("`\\{c}` without {count} digits"))?;
+                self.rest = &self.rest[count..];
+                let code = u32::from_str_radix(digits, 16).ok();
+                // Above, `\x` is a byte in Oniguruma.
+                self.code(code.filter(|&code| c == 'u' || code < 0x80))?;
+            }
+            c if c.is_ascii_alphanumeric() => return Err(format!("`\\{c}` is not known")),
+            c => self.literal(c),
+        }
+        Ok(())
+    }
+
+    /// A class behind `[`.
+    fn class(&mut self, depth: usize) -> Result<(), String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("classes over {MAX_DEPTH} deep"));
+        }
+        self.out.push('[');
+        if self.take("^") {
+            self.out.push('^');
+        }
+        if self.take("]") {
+            self.out.push_str("\\]");
+        }
+        loop {
+            let Some(c) = self.next() else { return Err("a class is not closed".into()) };
+            match c {
+                ']' => break,
+                '[' if self.take(":") => self.posix()?,
+                '[' => self.class(depth + 1)?,
+                '&' if self.take("&") => self.out.push_str("&&"),
+                '\\' => self.set_or_char()?,
+                '-' if self.rest.starts_with('-') => return Err("`--` in a class".into()),
+                // A range, or itself at an end of the class.
+                '-' => {
+                    let itself = self.rest.starts_with(']') || self.out.ends_with(['[', '^']);
+                    self.out.push_str(if itself { "\\-" } else { "-" });
+                }
+                other => self.literal(other),
+            }
+        }
+        self.out.push(']');
+        Ok(())
+    }
+
+    /// `[:name:]` behind `[:`, which is Unicode's.
+    fn posix(&mut self) -> Result<(), String> {
+        let (name, rest) = self.rest.split_once(":]").ok_or("a class is not closed")?;
+        self.rest = rest;
+        let (name, negated) = name.strip_prefix('^').map_or((name, false), |name| (name, true));
+        let set = match name {
+            "alpha" => r"\p{Alphabetic}",
+            "alnum" => r"\p{Alphabetic}\p{Nd}",
+            "cntrl" => r"\p{Cc}",
+            "digit" => r"\p{Nd}",
+            "lower" => r"\p{Lowercase}",
+            "space" => r"\s",
+            "upper" => r"\p{Uppercase}",
+            "word" => r"\w",
+            "xdigit" => "0-9A-Fa-f",
+            _ => return Err(format!("`[:{}:]` is not known", name.chars().take(16).collect::<String>())),
+        };
+        let _ = write!(self.out, "[{}{set}]", if negated { "^" } else { "" });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn automaton(pattern: &str) -> String {
+        let translated = translate(pattern).unwrap();
+        assert!(!translated.backtracks, "{pattern}");
+        translated.pattern
+    }
+
+    #[test]
+    fn what_both_read_alike_stays() {
+        assert_eq!(
+            automaton(r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+"),
+            r"(?i:\'s|\'t)|[^\r\n\p{L}\p{N}]?\p{L}+"
+        );
+        assert_eq!(automaton(r" ?[^(\s|[.,!?…。])]+"), r" ?[^\(\s\|[\.\,\!\?…。]\)]+");
+        assert_eq!(automaton("[!-/a-z-]"), r"[\!-\/a-z\-]");
+        assert_eq!(automaton("[]a]"), r"[\]a]");
+        assert_eq!(automaton(r"[\p{L}&&[^\p{Han}]]{1,3}"), r"[\p{L}&&[^\p{Han}]]{1,3}");
+    }
+
+    #[test]
+    fn what_is_written_otherwise_is_written_so() {
+        assert_eq!(automaton("(?m:.)^a$"), "(?s:.)(?m:^)a(?m:$)");
+        assert_eq!(automaton(r"(a)\p{^L}\h[[:alpha:]_]"), r"(?:a)\P{L}[0-9A-Fa-f][[\p{Alphabetic}]\_]");
+        assert_eq!(automaton(r"a{,3}{"), r"a{0,3}\{");
+        assert_eq!(automaton(r"\u4e00-\x{9fff}"), r"\x{4E00}\-\x{9FFF}");
+        assert_eq!(automaton("(?i)a|b~~&"), r"(?i)a|b\~\~\&");
+    }
+
+    #[test]
+    fn what_an_automaton_cannot_do_is_said() {
+        for pattern in [r"a(?!b)", "(?<=(?:a))b+", "a++", r"\ba", "(?>a)", r"a\Z"] {
+            assert!(translate(pattern).unwrap().backtracks, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn what_the_two_read_differently_is_refused_by_name() {
+        for (pattern, why) in [
+            ("a(?i)b|c", "`(?i)` behind other things in its group"),
+            ("(?<=(?:a|b)+)c+", "a repetition in `(?<=…)`"),
+            ("(?<!a{1,2})b", "a repetition in `(?<=…)`"),
+            ("(?x: a)", "`(?x`: flags that the two read differently"),
+            (r"\Ka", "`\\K` is not known"),
+            (r"(a)\1", "`\\1` is not known"),
+            ("a{2}?", "a repetition of a repetition"),
+            ("[a--b]", "`--` in a class"),
+            ("[[:punct:]]", "`[:punct:]` is not known"),
+            (r"\xff", "a code that no character has"),
+            ("(a", "a group is not closed"),
+            ("a)", "a group is closed that was not opened"),
+            ("[a", "a class is not closed"),
+            ("*", "`*` repeats nothing"),
+        ] {
+            assert_eq!(translate(pattern), Err(why.to_owned()), "{pattern}");
+        }
+        assert_eq!(translate(&"[".repeat(3600)), Err("classes over 32 deep".into()));
+        assert_eq!(translate(&"(".repeat(3600)), Err("groups over 32 deep".into()));
+        assert_eq!(translate(&"ß".repeat(200_000)), Err("a pattern of 400000 bytes, at most 262144".into()));
+    }
+}
