@@ -9,5 +9,6 @@ use clap::Parser;
 fn main() -> ExitCode {
     let args = cli::Args::parse();
     cli::start_logging(args.verbose);
+    cli::let_large_writes_fail();
     cli::call(args.command).unwrap_or_else(|error| cli::report(&error))
 }

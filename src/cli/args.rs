@@ -163,7 +163,7 @@ pub struct ServeArgs {
     #[arg(value_parser = PossibleValuesParser::new(["warn", "refuse"]))]
     pub unknown_fields: String,
     /// Open connections; more wait.
-    #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "512", value_parser = connections)]
     pub max_connections: usize,
     /// For the head of a request, and how long an open connection may be idle.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
@@ -413,6 +413,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|&n| n >= 1)
         .ok_or_else(|| format!("expected a whole number from 1 to {}", usize::MAX))
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    /// More than there are ports, and than a process may have open.
+    const MOST: usize = 1 << 20;
+    let number = text.parse().ok().filter(|n| (1..=MOST).contains(n));
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -238,6 +238,12 @@ fn exit_at_once(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
+/// Lets a write past the limit on the size of files fail, as one to a full disk does, where it would end the process.
+pub fn let_large_writes_fail() {
+    // SAFETY: no handler is set: the signal is passed over from here on. Nothing else in this process sets it.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Whether a person types.
 fn is_interactive() -> bool {
     std::io::stdin().is_terminal()

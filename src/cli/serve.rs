@@ -31,6 +31,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let model =
         ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
     let Loaded { model, time } = super::load_for(&model, &args.session, Some(args.parallel))?;
+    has_descriptors()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("backstop-http")
@@ -70,6 +71,15 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     // What still runs after the drain is cut off.
     runtime.shutdown_timeout(CUT_OFF);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether as many files may be opened as the server's own need; tokio takes it for granted.
+fn has_descriptors() -> anyhow::Result<()> {
+    /// Pairs of descriptors: a poll, its wakers, signals, and a connection or two.
+    const PAIRS: usize = 8;
+    let pairs: std::io::Result<Vec<_>> = (0..PAIRS).map(|_| std::os::unix::net::UnixStream::pair()).collect();
+    let what = "a server opens files of its own, and one for each connection: raise what ulimit -n says";
+    pairs.map(drop).context(what)
 }
 
 fn options(args: &ServeArgs) -> anyhow::Result<Options> {

@@ -57,7 +57,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-static FAMILIES: [&Family; 26] = [
+pub(crate) static FAMILIES: [&Family; 26] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,

@@ -1,21 +1,25 @@
 //! Connections: how many, for how long, and what ends one that stalls.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::app::App;
@@ -28,24 +32,113 @@ const SEND_BUFFER: usize = 64 << 10;
 /// How long nothing is accepted after the system refused: it is out of descriptors, or of memory.
 const BREATH: Duration = Duration::from_millis(100);
 
+/// How long a connection may be without a request before its place may go to another that waits for one.
+const GRACE: Duration = Duration::from_millis(250);
+/// How often places are looked for then.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A connection that has a place.
+struct Open {
+    peer: IpAddr,
+    /// Since when it has had no request, a head that is not whole yet among them; none while it has one.
+    idle: Mutex<Option<Instant>>,
+    cut: Notify,
+}
+
+/// The connections that have places, by their numbers.
+#[derive(Default)]
+struct Opened(Mutex<HashMap<u64, Arc<Open>>>);
+
+impl Opened {
+    /// Ends the connection that has been without a request the longest, of the peer that has the most such.
+    fn cut_one(&self) {
+        let open = self.0.lock();
+        let idle = |open: &&Arc<Open>| open.idle.lock().filter(|since| since.elapsed() >= GRACE);
+        let mut of_peer: HashMap<IpAddr, usize> = HashMap::new();
+        for open in open.values().filter(|open| idle(open).is_some()) {
+            *of_peer.entry(open.peer).or_default() += 1;
+        }
+        let most = of_peer.values().copied().max();
+        let of_most = open.values().filter(|open| of_peer.get(&open.peer).copied() == most);
+        if let Some(oldest) = of_most.filter(|open| idle(open).is_some()).min_by_key(|open| *open.idle.lock())
+        {
+            oldest.cut.notify_one();
+        }
+    }
+}
+
+/// A request of a connection, until its answer is out.
+struct Busy(Arc<Open>);
+
+impl Busy {
+    fn new(open: &Arc<Open>) -> Self {
+        *open.idle.lock() = None;
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        *self.0.idle.lock() = Some(Instant::now());
+    }
+}
+
+/// An answer's body, and what ends with it.
+struct Held {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A place for a connection, which one without a request gives up where there is none.
+async fn place(places: &Arc<Semaphore>, opened: &Opened) -> Option<OwnedSemaphorePermit> {
+    loop {
+        let free = tokio::time::timeout(LOOK, Arc::clone(places).acquire_owned());
+        match free.await {
+            Ok(place) => return place.ok(),
+            Err(_) => opened.cut_one(),
+        }
+    }
+}
+
 /// Serves until `stop`, then until every answer is out, or for `drain_timeout`.
 pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
     let service = Service::new(Arc::clone(&app));
-    let places = Arc::new(Semaphore::new(app.options.max_connections));
+    let places = Arc::new(Semaphore::new(app.options.max_connections.min(Semaphore::MAX_PERMITS)));
+    let opened = Arc::new(Opened::default());
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(app.options.header_timeout).max_buf_size(WRITE_BUFFER);
     tokio::pin!(stop);
-    loop {
+    for number in 0.. {
         let accepted = async {
-            // More connections than that wait in the kernel.
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
+            // More connections than one without a place wait in the kernel.
+            let accepted = listener.accept().await?;
+            Ok::<_, io::Error>((place(&places, &opened).await, accepted))
         };
-        let (place, stream) = tokio::select! {
+        let (place, stream, peer) = tokio::select! {
             () = &mut stop => break,
-            (place, accepted) = accepted => match accepted {
-                Ok((stream, _)) => (place, stream),
+            accepted = accepted => match accepted {
+                Ok((place, (stream, peer))) => (place, stream, peer),
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
                     tokio::time::sleep(BREATH).await;
@@ -55,18 +148,28 @@ pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Futur
         };
         prepare(&stream);
         let stream = Stalling::new(stream, app.options.stall_timeout);
-        let service = service.clone();
+        let open =
+            Arc::new(Open { peer: peer.ip(), idle: Mutex::new(Some(Instant::now())), cut: Notify::new() });
+        opened.0.lock().insert(number, Arc::clone(&open));
+        let (service, asked) = (service.clone(), Arc::clone(&open));
         let answer = service_fn(move |request: Request<Incoming>| {
-            let service = service.clone();
-            async move { Ok::<Response<Body>, io::Error>(service.answer(request).await) }
+            let (service, busy) = (service.clone(), Busy::new(&asked));
+            async move {
+                let answer = service.answer(request).await;
+                Ok::<Response<Held>, io::Error>(answer.map(|body| Held { body, _busy: busy }))
+            }
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), answer));
-        let app = Arc::clone(&app);
+        let (app, opened) = (Arc::clone(&app), Arc::clone(&opened));
         app.metrics.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended");
+                },
+                () = open.cut.notified() => tracing::debug!("a connection without a request gave up its place"),
             }
+            opened.0.lock().remove(&number);
             app.metrics.connections.fetch_sub(1, Ordering::Relaxed);
             drop(place);
         });

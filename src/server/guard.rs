@@ -1,4 +1,4 @@
-//! Who may ask: the `Host` and `Origin` of a request, and its key.
+//! Who may ask: the `Host` and `Origin` of a request, where a browser says that it comes from, and its key.
 
 use std::net::IpAddr;
 
@@ -11,12 +11,44 @@ use base64::engine::general_purpose::STANDARD;
 use super::app::App;
 use super::failure::Failure;
 
-/// Refuses a request for another host, from another web site, or without the key. `open` routes need no key.
-pub(crate) fn check(app: &App, headers: &HeaderMap, open: bool) -> Result<(), Failure> {
+/// Whether pages of other sites may show an answer.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+
+/// Refuses a request that is framed in a way of its own, for another host, from another web site, or without the key. `open`
+/// routes need no key.
+pub(crate) fn check(app: &App, method: &Method, headers: &HeaderMap, open: bool) -> Result<(), Failure> {
+    check_framing(headers)?;
     let host = host(headers)?;
     check_host(app, &host)?;
     check_origin(app, headers, &host)?;
+    check_site(app, method, headers)?;
     if open { Ok(()) } else { check_key(app, headers) }
+}
+
+/// What is sent in another way than it says would be read in another way by whoever stands between.
+fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
+    let is = |value: &HeaderValue, wanted: &str| value.as_bytes().eq_ignore_ascii_case(wanted.as_bytes());
+    let encodings: Vec<&HeaderValue> = headers.get_all(header::TRANSFER_ENCODING).iter().collect();
+    if encodings.len() > 1 || encodings.iter().any(|encoding| !is(encoding, "chunked")) {
+        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "the only Transfer-Encoding known is chunked"));
+    }
+    if headers.get_all(header::EXPECT).iter().any(|expected| !is(expected, "100-continue")) {
+        return Err(Failure::new(StatusCode::EXPECTATION_FAILED, "the only Expect known is 100-continue"));
+    }
+    Ok(())
+}
+
+/// Refuses what a page of another site asks without saying which; that a person follows a link to here is no such thing.
+fn check_site(app: &App, method: &Method, headers: &HeaderMap) -> Result<(), Failure> {
+    let is = |name: &str, wanted: &str| headers.get(name).is_some_and(|value| value == wanted);
+    let followed = *method == Method::GET && is("sec-fetch-mode", "navigate");
+    let named = headers
+        .get(header::ORIGIN)
+        .map_or_else(|| app.options.cors.iter().any(|cors| cors == "*"), |origin| allowed(app, origin));
+    if !is("sec-fetch-site", "cross-site") || followed || named {
+        return Ok(());
+    }
+    Err(Failure::new(StatusCode::FORBIDDEN, "a page of another site may not ask here (--cors allows it)"))
 }
 
 /// The one `Host` of a request.
@@ -51,7 +83,11 @@ fn check_host(app: &App, host: &Authority) -> Result<(), Failure> {
 }
 
 fn check_origin(app: &App, headers: &HeaderMap, host: &Authority) -> Result<(), Failure> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let Some(origin) = origins.next() else { return Ok(()) };
+    if origins.next().is_some() {
+        return Err(Failure::bad("expected one Origin header"));
+    }
     let text = origin.to_str().unwrap_or_default();
     let own = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     if own.is_some_and(|own| own.eq_ignore_ascii_case(host.as_str())) || allowed(app, origin) {
@@ -121,6 +157,7 @@ pub(crate) fn add_cors(app: &App, asked: &HeaderMap, answer: &mut HeaderMap, pre
     let Some(origin) = asked.get(header::ORIGIN).filter(|origin| allowed(app, origin)) else { return };
     answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     answer.insert(header::VARY, HeaderValue::from_static("origin"));
+    answer.insert(RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
     let exposed = HeaderValue::from_static("x-request-id, request-id, retry-after, x-backstop-ignored");
     answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     if !preflight {
@@ -136,6 +173,7 @@ pub(crate) fn add_cors(app: &App, asked: &HeaderMap, answer: &mut HeaderMap, pre
 /// What every answer has.
 pub(crate) fn add_headers(answer: &mut HeaderMap, id: &str) {
     answer.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     if let Ok(id) = HeaderValue::from_str(id) {
         answer.insert(HeaderName::from_static("request-id"), id.clone());
         answer.insert(HeaderName::from_static("x-request-id"), id);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -22,10 +22,23 @@ const DISCARD: (usize, Duration) = (64 << 20, Duration::from_secs(2));
 /// The fields of a request's body.
 ///
 /// # Errors
-/// 413 for one that is too large, before it is held; 408 for one that does not come; 400 for what is no strict JSON.
+/// 415 for one that is said to be something else than JSON, 413 for one that is too large, before it is held; 408 for one that
+/// does not come; 400 for what is no strict JSON.
 pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failure> {
+    if let Some(kind) = request.headers().get(header::CONTENT_TYPE).filter(|kind| !is_json(kind)) {
+        let kind = crate::json::quote(&String::from_utf8_lossy(kind.as_bytes())).to_string();
+        let what = format!("the body is {kind}, expected Content-Type: application/json");
+        return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
+    }
     let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
     parse(&body(app, request.into_body()).await?, &notes)
+}
+
+/// Whether a type is JSON's: forms and plain text are what a page of any site may send.
+fn is_json(kind: &HeaderValue) -> bool {
+    let kind = kind.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    let kind = kind.to_ascii_lowercase();
+    kind == b"application/json" || kind.starts_with(b"application/") && kind.ends_with(b"+json")
 }
 
 async fn body(app: &App, mut body: Body) -> Result<Bytes, Failure> {

@@ -99,7 +99,7 @@ impl Service {
         let started = Instant::now();
         let asked = request.headers().clone();
         let preflight = guard::is_preflight(request.method(), &asked);
-        let checked = guard::check(&self.app, &asked, preflight || route == "/health");
+        let checked = guard::check(&self.app, request.method(), &asked, preflight || route == "/health");
         let mut response = match checked {
             Err(failure) => failure.into_response(),
             Ok(()) if preflight => StatusCode::NO_CONTENT.into_response(),
@@ -133,6 +133,10 @@ impl Service {
             }
         }
         self.app.told(&notes.take(), response.headers_mut());
+        if asked.contains_key(header::TRANSFER_ENCODING) {
+            // There may have been a Content-Length beside it, by which another would find another request behind this one.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         guard::add_headers(response.headers_mut(), &id);
         guard::add_cors(&self.app, &asked, response.headers_mut(), preflight);
         self.app.metrics.answered(route, response.status().as_u16());

@@ -75,6 +75,24 @@ fn hostile_options_are_refused_in_their_own_words() {
     );
 }
 
+#[test]
+fn a_server_is_not_started_where_it_could_not_serve() {
+    let connections = (1_usize << 61).to_string();
+    let expected = format!(
+        "error: invalid value '{connections}' for '--max-connections <N>': expected a whole number from 1 to 1048576\n\n\
+         For more information, try '--help'."
+    );
+    refused(&["serve", "--max-connections", &connections], 2, &expected);
+    let script = "ulimit -n 12; exec \"$0\" serve --port 0";
+    let ran = std::process::Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_backstop")]).output();
+    let ran = ran.unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{said}");
+    let expected = "error: a server opens files of its own, and one for each connection: raise what ulimit -n says: \
+        Too many open files";
+    assert!(said.starts_with(expected), "{said}");
+}
+
 /// Both say what MLX does: on the CPU they are taken, and it is said that they change nothing.
 #[test]
 fn what_is_said_of_mlx_changes_nothing_on_the_cpu() {

@@ -134,3 +134,80 @@ fn pages_of_other_sites_may_not_ask_unless_they_are_named() {
     assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization, content-type"));
     assert_eq!(preflight("http://evil.test").status, 403);
 }
+
+#[test]
+fn what_a_browser_says_of_another_site_is_believed() {
+    let server = Server::start(&["--cors", "http://app.test"]);
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let body =
+            if method == "POST" { chat(json!({ "max_tokens": 1 })).to_string() } else { String::new() };
+        server.request(method, path, headers, body.as_bytes())
+    };
+    let cross = ("sec-fetch-site", "cross-site");
+    let wanted = "a page of another site may not ask here (--cors allows it)";
+    assert_eq!(ask("GET", "/metrics", &[cross, ("sec-fetch-mode", "no-cors")]).refusal(403), wanted);
+    assert_eq!(ask("POST", "/v1/chat/completions", &[cross]).refusal(403), wanted);
+    assert_eq!(
+        ask("POST", "/v1/chat/completions", &[cross, ("sec-fetch-mode", "navigate")]).refusal(403),
+        wanted
+    );
+    // A link that a person follows, a page of ours, one that is named.
+    assert_eq!(ask("GET", "/", &[cross, ("sec-fetch-mode", "navigate")]).status, 200);
+    let own = ask("POST", "/v1/chat/completions", &[("sec-fetch-site", "same-origin")]);
+    own.ok();
+    assert_eq!(own.header("cross-origin-resource-policy"), Some("same-origin"));
+    let named = ask("POST", "/v1/chat/completions", &[cross, ("origin", "http://app.test")]);
+    named.ok();
+    assert_eq!(named.header("cross-origin-resource-policy"), Some("cross-origin"));
+    let twice = ask("GET", "/v1/models", &[("origin", "http://app.test"), ("origin", "http://evil.test")]);
+    assert_eq!(twice.refusal(400), "expected one Origin header");
+}
+
+#[test]
+fn a_body_is_json_and_says_so() {
+    let server = Server::start(&[]);
+    let body = chat(json!({ "max_tokens": 1 })).to_string();
+    let ask =
+        |headers: &[(&str, &str)]| server.request("POST", "/v1/chat/completions", headers, body.as_bytes());
+    for kind in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
+        ask(&[("content-type", kind)]).ok();
+    }
+    ask(&[]).ok();
+    for kind in ["text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "json", ""] {
+        let wanted = format!("the body is {kind:?}, expected Content-Type: application/json");
+        assert_eq!(ask(&[("content-type", kind)]).refusal(415), wanted);
+    }
+}
+
+#[test]
+fn a_request_is_framed_in_one_way() {
+    let server = Server::start(&[]);
+    let ask = |headers: &[(&str, &str)], body: &[u8]| server.request("POST", "/tokenize", headers, body);
+    let chunked = b"f\r\n{\"content\": \"a\"\r\n1\r\n}\r\n0\r\n\r\n";
+    ask(&[("transfer-encoding", "chunked")], chunked).ok();
+    let wanted = "the only Transfer-Encoding known is chunked";
+    assert_eq!(ask(&[("transfer-encoding", "gzip, chunked")], chunked).refusal(501), wanted);
+    assert_eq!(
+        ask(&[("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], chunked).refusal(501),
+        wanted
+    );
+    assert_eq!(ask(&[("expect", "a-reply")], b"{}").refusal(417), "the only Expect known is 100-continue");
+    // Whatever a Content-Length beside it says, nothing behind this request is read as another.
+    let mut stream = server.connect();
+    let smuggled = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n\
+        0\r\n\r\nGET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    std::io::Write::write_all(&mut stream, smuggled.as_bytes()).unwrap();
+    let answer = crate::support::Answer::read(&mut stream);
+    assert_eq!((answer.status, answer.header("connection")), (400, Some("close")));
+    assert!(!answer.text().contains("HTTP/1.1 200"), "{}", answer.text());
+}
+
+#[test]
+fn a_path_that_is_no_text_is_answered_in_the_apis_shape() {
+    let server = Server::start(&[]);
+    for path in ["/v1/models/%FF", "/%FF", "/v1/messages/%FF"] {
+        let answer = server.get(path);
+        assert!((400..500).contains(&answer.status), "{path}: {}", answer.status);
+        assert!(answer.json()["error"]["message"].is_string(), "{path}: {}", answer.text());
+    }
+}

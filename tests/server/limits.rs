@@ -33,6 +33,42 @@ fn slow_heads_and_silent_connections_are_ended() {
 }
 
 #[test]
+fn connections_without_a_request_give_up_their_places() {
+    let server = Server::start(&["--max-connections", "8"]);
+    let noted = server.post("/tokenize", &json!({ "content": "a" })).ok();
+    let start = Instant::now();
+    // Heads that are never whole, and connections that say nothing.
+    let mut slow: Vec<TcpStream> = (0..40)
+        .map(|i| {
+            let mut stream = server.connect();
+            if i % 2 == 0 {
+                stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: loc").unwrap();
+            }
+            stream
+        })
+        .collect();
+    assert_eq!(server.post("/tokenize", &json!({ "content": "a" })).ok(), noted);
+    // Long before the 20 s of --header-timeout.
+    assert!(start.elapsed().as_secs() < 15, "{:?}", start.elapsed());
+    let mut rest = Vec::new();
+    slow[0].read_to_end(&mut rest).unwrap_or_default();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[test]
+fn a_request_keeps_its_place() {
+    let noise = Noise::new();
+    let server = Server::endless(&noise, &["--max-connections", "2", "--parallel", "2"]);
+    let mut writing = server.begin("/v1/chat/completions", &endless());
+    read_some(&mut writing);
+    let _silent: Vec<TcpStream> = (0..6).map(|_| server.connect()).collect();
+    for _ in 0..3 {
+        server.get("/health").ok();
+    }
+    read_some(&mut writing);
+}
+
+#[test]
 fn a_slow_body_is_ended() {
     let server = Server::start(&["--body-timeout", "0.5"]);
     let mut stream = server.connect();

@@ -752,3 +752,46 @@ fn parts_are_found_and_checked() {
     std::os::unix::fs::symlink(other.path().join("b"), path(second)).unwrap();
     refused(first, "outside the model's directory");
 }
+
+/// Sums and products of numbers from a file wrap nowhere: whatever a key says, it is taken or refused.
+#[test]
+fn numbers_at_the_limits_of_their_types_are_taken_or_refused() {
+    const KEYS: [&str; 12] = [
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.sliding_window",
+        "rope.dimension_count",
+        "rope.scaling.original_context_length",
+        "vocab_size",
+    ];
+    let architectures: BTreeSet<&str> = crate::forward::FAMILIES
+        .iter()
+        .filter_map(|family| Some(family.gguf.as_ref()?.architecture))
+        .collect();
+    assert!(architectures.contains("phi2"));
+    let mut refused = 0;
+    for arch in architectures {
+        for key in KEYS {
+            let name = format!("{arch}.{key}");
+            for number in [0, 1, 3, 1 << 16, u64::from(u32::MAX), 1 << 62, 1 << 63, u64::MAX - 1, u64::MAX] {
+                let mut file = model(arch).tensor("blk.0.attn_qkv.weight", &[8, 24], 256, 768);
+                file.entries.retain(|entry| entry.0 != name.as_bytes());
+                let file = file.with(&name, U64, number.to_le_bytes());
+                let mut checkpoint = open(file.bytes()).unwrap();
+                let taken = Architecture::from_gguf(&checkpoint).and_then(|mut architecture| {
+                    architecture.adopt(&mut checkpoint)?;
+                    architecture.check_weights(&checkpoint)
+                });
+                // The file has but two tensors: no model is whole.
+                refused += usize::from(taken.is_err());
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
