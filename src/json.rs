@@ -8,7 +8,6 @@ mod fields;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
@@ -19,6 +18,7 @@ use serde::de::{
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 pub(crate) use fields::Fields;
 
@@ -305,19 +305,9 @@ pub(crate) fn quote(s: &str) -> String {
     }
 }
 
-/// The bytes of a JSON file, at most [`MAX_FILE`] of them.
+/// The bytes of a JSON file of a model's directory, at most [`MAX_FILE`] of them.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !meta.is_file() {
-        return Err(Error::format(path, "not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    if meta.len() <= MAX_FILE {
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    }
-    check_len(path, meta.len().max(bytes.len() as u64))?;
-    Ok(bytes)
+    files::read_beside(path, MAX_FILE)
 }
 
 fn check_len(path: &Path, len: u64) -> Result<()> {

@@ -88,6 +88,7 @@ pub mod config;
 #[doc(hidden)]
 pub mod engine;
 mod error;
+mod files;
 #[doc(hidden)]
 pub mod forward;
 mod generate;

@@ -17,11 +17,11 @@ pub use gguf::to_gguf;
 pub use types::GgufType;
 
 use crate::error::{Error, Result};
+use crate::files::Home;
 use crate::json;
 use crate::model::ModelFiles;
 use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
 use crate::tensor::DType;
-use crate::weights::Home;
 use crate::weights::output::{Output, write_through};
 use crate::weights::write::{SHARD, Shards, Spec};
 use source::Source;

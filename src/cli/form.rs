@@ -1,5 +1,6 @@
 //! What the text has to be, as typed or as a file says it.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
@@ -32,9 +33,11 @@ pub fn grammar(args: &FormArgs) -> anyhow::Result<Option<Grammar>> {
 
 fn read(file: &Path) -> anyhow::Result<String> {
     let what = || file.display().to_string();
-    let len = std::fs::metadata(file).with_context(what)?.len();
-    if len > MOST {
-        anyhow::bail!("{}: {len} bytes, expected at most {MOST}", what());
+    let mut text = String::new();
+    // It may be a pipe, and `/dev/zero` has no end.
+    let bytes = std::fs::File::open(file).with_context(what)?.take(MOST + 1).read_to_string(&mut text);
+    if bytes.with_context(what)? as u64 > MOST {
+        anyhow::bail!("{}: expected at most {MOST} bytes", what());
     }
-    std::fs::read_to_string(file).with_context(what)
+    Ok(text)
 }

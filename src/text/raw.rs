@@ -3,8 +3,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::Read;
-use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
@@ -12,18 +10,6 @@ use serde_json::Value;
 
 use super::growth::{self, Growth};
 use crate::json::strict_member;
-use crate::{Error, Result};
-
-/// Reads at most `limit` bytes of a file.
-pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::format(path, format!("over {limit} bytes")));
-    }
-    Ok(bytes)
-}
 
 /// The file; `truncation` and `padding` are not read, so that no prompt is cut silently.
 #[derive(Deserialize)]

@@ -20,8 +20,8 @@ use super::message::{self, Message, RenderOptions, Rendered};
 use super::reply::ReplyFormat;
 use super::sentinel::Guarded;
 use super::special::SpecialTokens;
-use super::{raw, screen, sentinel};
-use crate::{Error, Result, json};
+use super::{screen, sentinel};
+use crate::{Error, Result, files, json};
 
 /// Instructions of one rendering, the inserted checks included.
 const FUEL: u64 = 4_000_000;
@@ -60,7 +60,8 @@ impl ChatTemplate {
         let (config_path, jinja_path) = (dir.join("tokenizer_config.json"), dir.join("chat_template.jinja"));
         let special = SpecialTokens::load(dir)?.named;
         if jinja_path.exists() {
-            return Self::read(&jinja_path, special).map(Some);
+            let bytes = files::read_beside(&jinja_path, screen::MAX_SOURCE as u64)?;
+            return Self::of_bytes(&jinja_path, bytes, special).map(Some);
         }
         if !config_path.exists() {
             return Ok(None);
@@ -74,7 +75,10 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] for what is not UTF-8 or too large, and what [`Self::from_source`] refuses.
     pub fn read(path: &Path, special: BTreeMap<String, String>) -> Result<Self> {
-        let bytes = raw::read_file(path, screen::MAX_SOURCE as u64)?;
+        Self::of_bytes(path, files::read(path, screen::MAX_SOURCE as u64)?, special)
+    }
+
+    fn of_bytes(path: &Path, bytes: Vec<u8>, special: BTreeMap<String, String>) -> Result<Self> {
         let source = String::from_utf8(bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
         Self::from_source(path, &source, special)
     }

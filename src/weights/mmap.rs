@@ -1,11 +1,11 @@
 //! Memory-mapped files: the only unsafe code of the loaders.
 
-use std::fs::File;
 use std::path::Path;
 
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::tensor::Bytes;
 
 /// A file mapped read-only. Its pages are read from disk when they are first touched.
@@ -20,11 +20,7 @@ impl MappedFile {
     /// # Errors
     /// [`Error::Io`] where the system refuses; [`Error::Format`] for what is no regular file (a pipe would block).
     pub fn open(path: &Path) -> Result<Self> {
-        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !meta.is_file() {
-            return Err(Error::format(path, "not a regular file"));
-        }
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = files::open(path)?;
         // SAFETY: the map is read-only and private to this process; model files are written under another name and
         // renamed when complete, never changed in place. Should another program truncate one, touching the missing
         // pages ends the process with SIGBUS, as in every runtime that maps its weights: no memory is corrupted.

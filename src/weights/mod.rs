@@ -47,6 +47,7 @@ pub use mmap::MappedFile;
 pub use quantized::Stored;
 
 use crate::error::{Error, Result};
+use crate::files::Home;
 use crate::json::{self, Value, quote};
 use crate::quant::{Format, Matrix, Plane, QuantWeight};
 use crate::tensor::{Bytes, DType, Shape, Weight};
@@ -192,16 +193,16 @@ impl Checkpoint {
             names.sort_unstable();
             names.dedup();
             for name in names {
-                checkpoint.map_shard(&home.shard(&index, name)?)?;
+                checkpoint.map_shard(&shard(&home, &index, name)?)?;
             }
             for (tensor, shard) in &weight_map {
                 checkpoint.check_indexed(&index, tensor, shard)?;
             }
         } else if exists(&dir.join(SINGLE)) {
-            checkpoint.map_shard(&home.shard(dir, SINGLE)?)?;
+            checkpoint.map_shard(&shard(&home, dir, SINGLE)?)?;
         } else {
             for name in glob(dir)? {
-                checkpoint.map_shard(&home.shard(dir, &name)?)?;
+                checkpoint.map_shard(&shard(&home, dir, &name)?)?;
             }
         }
         Ok(checkpoint)
@@ -481,53 +482,19 @@ impl Bytes for Aligned {
     }
 }
 
-/// Where the files of a model directory may resolve to.
-pub(crate) struct Home {
-    dir: PathBuf,
-    /// The directory, links followed.
-    real: PathBuf,
-    /// `blobs` of the repository in the Hugging Face cache, where `real` is one of its snapshots.
-    blobs: Option<PathBuf>,
-}
-
-impl Home {
-    pub fn of(dir: &Path) -> Result<Self> {
-        let real = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
-        let blobs = match real.parent() {
-            Some(parent) if parent.file_name() == Some(OsStr::new("snapshots")) => {
-                parent.parent().map(|repository| repository.join("blobs"))
-            }
-            _ => None,
-        };
-        Ok(Self { dir: dir.to_owned(), real, blobs })
+/// The path of a shard that `source` (the index, or the directory) names.
+fn shard(home: &Home, source: &Path, name: &str) -> Result<PathBuf> {
+    let plain = !name.contains(['/', '\\', '\0']) && !name.starts_with('.') && name.ends_with(".safetensors");
+    if !plain {
+        let what = format!("file name is {}, expected a plain name ending in .safetensors", quote(name));
+        return Err(Error::format(source, what));
     }
-
-    /// The path of a shard that `source` (the index, or the directory) names.
-    fn shard(&self, source: &Path, name: &str) -> Result<PathBuf> {
-        let plain =
-            !name.contains(['/', '\\', '\0']) && !name.starts_with('.') && name.ends_with(".safetensors");
-        if !plain {
-            let what = format!("file name is {}, expected a plain name ending in .safetensors", quote(name));
-            return Err(Error::format(source, what));
-        }
-        let path = self.dir.join(name);
-        if !exists(&path) {
-            return Err(Error::format(source, format!("file {} is missing from the directory", quote(name))));
-        }
-        self.resolve(&path, name)?;
-        Ok(path)
+    let path = home.dir().join(name);
+    if !exists(&path) {
+        return Err(Error::format(source, format!("file {} is missing from the directory", quote(name))));
     }
-
-    /// Follows links, and refuses what lies elsewhere.
-    pub fn resolve(&self, path: &Path, name: &str) -> Result<PathBuf> {
-        let real = path.canonicalize().map_err(|e| Error::io(path, e))?;
-        let parent = real.parent();
-        if parent == Some(&self.real) || (self.blobs.is_some() && parent == self.blobs.as_deref()) {
-            return Ok(real);
-        }
-        let what = format!("{} is a link to {}, outside the model's directory", quote(name), real.display());
-        Err(Error::format(path, what))
-    }
+    home.resolve(&path, name)?;
+    Ok(path)
 }
 
 /// Whether something has this name, a dangling link included: it is an error then, not another layout.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::split::{self, Split};
 use super::{Metadata, parse};
 use crate::error::{Error, Result};
+use crate::files::Home;
 use crate::json::quote;
 use crate::tensor::Bytes;
-use crate::weights::{Checkpoint, Encoding, Form, Home, MappedFile, Shard, TensorInfo};
+use crate::weights::{Checkpoint, Encoding, Form, MappedFile, Shard, TensorInfo};
 
 impl Metadata {
     /// The metadata of one file, of whatever architecture.

@@ -43,7 +43,7 @@ pub(crate) fn is_gguf(path: &Path) -> Result<bool> {
         return Ok(true);
     }
     let mut magic = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = crate::files::open(path)?;
     file.take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(|e| Error::io(path, e))?;
     Ok(magic == MAGIC)
 }

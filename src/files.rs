@@ -1,0 +1,141 @@
+//! Files of a model: where they may lie, and how they are opened. What is no file, such as a pipe that nobody writes to, is an
+//! error at once.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Opens a regular file to be read; `path` may be a link to one.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Format`] for what is no regular file.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    // A pipe would wait for somebody to write to it, before anything could be asked of it. Files do not know the flag.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| Error::io(path, e))?;
+    if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
+        return Err(Error::format(path, "not a regular file"));
+    }
+    Ok(file)
+}
+
+/// The bytes of a regular file, at most `limit` of them.
+///
+/// # Errors
+/// As [`open`], and [`Error::Format`] for one with more.
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = open(path)?;
+    let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let mut bytes = Vec::new();
+    if len <= limit {
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    }
+    let len = len.max(bytes.len() as u64);
+    if len > limit {
+        return Err(Error::format(path, format!("file is {len} bytes, expected at most {limit}")));
+    }
+    Ok(bytes)
+}
+
+/// As [`read`], of a file that a model's directory has under a name of its own: what it links to must belong to the model, since
+/// what it holds may become a prompt.
+///
+/// # Errors
+/// As [`read`], and [`Error::Format`] for a link to elsewhere.
+pub(crate) fn read_beside(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+        Home::of(dir)?.resolve(path, &name)?;
+    }
+    read(path, limit)
+}
+
+/// Where the files of a model directory may resolve to.
+pub(crate) struct Home {
+    dir: PathBuf,
+    /// The directory, links followed.
+    real: PathBuf,
+    /// `blobs` of the repository in the Hugging Face cache, where `real` is one of its snapshots.
+    blobs: Option<PathBuf>,
+}
+
+impl Home {
+    pub fn of(dir: &Path) -> Result<Self> {
+        let real = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
+        let blobs = match real.parent() {
+            Some(parent) if parent.file_name() == Some(OsStr::new("snapshots")) => {
+                parent.parent().map(|repository| repository.join("blobs"))
+            }
+            _ => None,
+        };
+        Ok(Self { dir: dir.to_owned(), real, blobs })
+    }
+
+    /// The directory, as it was named.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Follows links, and refuses what lies elsewhere.
+    pub fn resolve(&self, path: &Path, name: &str) -> Result<PathBuf> {
+        let real = path.canonicalize().map_err(|e| Error::io(path, e))?;
+        let parent = real.parent();
+        if parent == Some(&self.real) || (self.blobs.is_some() && parent == self.blobs.as_deref()) {
+            return Ok(real);
+        }
+        let what = format!("{name:?} is a link to {real:?}, outside the model's directory");
+        Err(Error::format(path, what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("config.json");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [&*pipe, Path::new("/dev/zero"), dir.path()] {
+            let error = read(path, 10).unwrap_err().to_string();
+            assert_eq!(error, format!("{}: not a regular file", path.display()));
+        }
+    }
+
+    #[test]
+    fn what_is_beside_a_model_lies_in_its_directory_or_its_cache() {
+        let root = tempfile::tempdir().unwrap();
+        let (snapshot, blobs) = (root.path().join("snapshots/1"), root.path().join("blobs"));
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir(&blobs).unwrap();
+        std::fs::write(blobs.join("ab"), "blob").unwrap();
+        std::fs::write(root.path().join("secret"), "secret").unwrap();
+        let path = |name: &str| snapshot.join(name);
+        symlink("../../blobs/ab", path("a")).unwrap();
+        symlink("a", path("b")).unwrap();
+        symlink("../../secret", path("c")).unwrap();
+        symlink("nowhere", path("d")).unwrap();
+        assert_eq!(read_beside(&path("a"), 4).unwrap(), b"blob");
+        assert_eq!(read_beside(&path("b"), 4).unwrap(), b"blob");
+        let error = read_beside(&path("a"), 3).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: file is 4 bytes, expected at most 3", path("a").display()));
+        let error = read_beside(&path("c"), 9).unwrap_err().to_string();
+        assert!(
+            error.contains("\"c\" is a link to ") && error.ends_with("outside the model's directory"),
+            "{error}"
+        );
+        assert!(matches!(read_beside(&path("d"), 9), Err(Error::Io { .. })));
+        // One that a person names may link to anywhere.
+        assert_eq!(read(&path("c"), 9).unwrap(), b"secret");
+    }
+}
