@@ -1,6 +1,9 @@
 //! The library's error: every variant names the file or the op, what was expected and what was got.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 /// What a library call returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -190,8 +193,44 @@ impl Error {
     }
 }
 
+thread_local! {
+    /// Whether a panic of this thread is looked for, and told of as an error.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `work` makes, a call of a library with what a file or a request holds; what it panics with comes back, and nothing is
+/// printed of it.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                before(panic);
+            }
+        }));
+    });
+    let before = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(before);
+    result
+}
+
 /// What a panic said.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_caught_is_told_and_ends_with_its_call() {
+        assert_eq!(caught(|| 3).unwrap(), 3);
+        let panic = caught(|| caught(|| panic!("inner {}", 1)).map_err(|_| panic!("outer")).unwrap_or(()));
+        assert_eq!(panic_text(&*panic.unwrap_err()), "outer");
+        assert!(!QUIET.get());
+    }
 }

@@ -18,6 +18,7 @@ use super::Usage;
 use super::args::InspectArgs;
 use super::stream::print;
 use super::summary::{aligned, count};
+use super::term;
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let files = match super::open(args.model.as_deref()) {
@@ -152,7 +153,13 @@ impl Facts {
         let mut lines = vec![["tensors", "type", "shape", "count", "bytes"].map(str::to_owned)];
         for Kind { name, first, tensors, bytes } in self.kinds() {
             let shape = format!("{:?}", first.shape.as_slice());
-            lines.push([name, first.kind.clone(), shape, tensors.to_string(), Bytes(bytes).to_string()]);
+            lines.push([
+                term::one_line(&name),
+                first.kind.clone(),
+                shape,
+                tensors.to_string(),
+                Bytes(bytes).to_string(),
+            ]);
         }
         aligned(&lines, 3)
     }
@@ -165,7 +172,7 @@ impl Facts {
         let (files, config, kv_type) = (&self.files, self.files.config(), self.kv_type);
         let mut table = String::new();
         let mut row = |name: &str, what: String| {
-            let _ = writeln!(table, "{name:<13} {what}");
+            let _ = writeln!(table, "{name:<13} {}", term::one_line(&what));
         };
         row("model", files.name());
         row("architecture", {

@@ -7,10 +7,25 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Writes a line to stderr; that nobody reads it is no error.
+/// Writes a line to stderr; that nobody reads it is no error. What a file or a request put into it is shown, not obeyed.
 pub fn note(line: impl Display) {
-    let _ = writeln!(stderr().lock(), "{line}");
+    let _ = writeln!(stderr().lock(), "{}", unstyled(&line.to_string()));
 }
+
+/// `line` as [`visible`], but for our own styles.
+fn unstyled(line: &str) -> String {
+    let mut parts = line.split("\x1b[");
+    let mut shown = visible(parts.next().unwrap_or_default()).into_owned();
+    for part in parts {
+        let ours = STYLES.iter().any(|style| part.starts_with(style));
+        shown += if ours { "\x1b[" } else { "␛[" };
+        shown += &visible(part);
+    }
+    shown
+}
+
+/// The ends of the sequences that [`styled`] writes.
+const STYLES: [&str; 3] = ["1;31m", "2m", "0m"];
 
 /// Whether stderr is a terminal that shows colours.
 pub fn colours() -> bool {
@@ -47,6 +62,11 @@ pub fn visible(text: &str) -> Cow<'_, str> {
         c => c,
     };
     text.chars().map(show).collect::<String>().into()
+}
+
+/// `text` as it may stand in a line of a table: line ends and tabs are shown, too.
+pub fn one_line(text: &str) -> String {
+    visible(text).replace('\n', "␊").replace('\t', "␉")
 }
 
 /// A line on a terminal that says what takes so long, until it is dropped. Nothing where stderr is not a terminal, or
@@ -92,11 +112,14 @@ impl Drop for Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::visible;
+    use super::*;
 
     #[test]
     fn control_characters_are_shown() {
         assert_eq!(visible("a\tb\nč"), "a\tb\nč");
+        assert_eq!(one_line("a\tb\nč"), "a␉b␊č");
+        let line = "\x1b[1;31merror:\x1b[0m \x1b]0;title\x07 \x1b[31m\x1b[2J\x1b[";
+        assert_eq!(unstyled(line), "\x1b[1;31merror:\x1b[0m ␛]0;title␇ ␛[31m␛[2J␛[");
         assert_eq!(visible("\x1b[31mred\x07\x7f\u{9b}1m"), "␛[31mred␇\u{fffd}\u{fffd}1m");
     }
 }

@@ -1,7 +1,6 @@
 //! Constraints: what a text may be, as the set of tokens that may come next, through llguidance.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::schema;
-use crate::error::panic_text;
+use crate::error::{caught, panic_text};
 use crate::text::Tokenizer;
 use crate::text::apart::{self, Lost};
 use crate::{Error, Result};
@@ -154,7 +153,7 @@ impl GrammarCompiler {
             }
         }
         let eos: Vec<u32> = eos.iter().copied().filter(|&id| (id as usize) < vocab).collect();
-        let made = catch_unwind(AssertUnwindSafe(|| {
+        let made = caught(|| {
             let info = TokRxInfo::new(vocab as u32, eos.first().copied().unwrap_or(INVALID_TOKEN));
             let mut trie = TokTrie::from(&info, &words);
             if !eos.is_empty() {
@@ -162,7 +161,7 @@ impl GrammarCompiler {
             }
             let env: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
             ParserFactory::new_simple(&env)
-        }));
+        });
         let bad = |what: String| Error::Tokenizer(format!("no constraints can be made for it: {what}"));
         let mut factory = match made {
             Ok(made) => made.map_err(|error| bad(error.to_string()))?,

@@ -5,6 +5,8 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use crate::error::caught;
+
 /// The time that this thread has worked since it began. Unlike a clock, it stands still while other programs have the
 /// processor: what is limited by it is not refused on a busy machine.
 #[cfg(unix)]
@@ -45,7 +47,8 @@ pub(crate) fn run<T: Send + 'static>(
 ) -> Result<T, Lost> {
     let (send, receive) = sync_channel(1);
     let work = move || {
-        let _ = send.send(work());
+        // Where it panics, what is waited for is gone.
+        let _ = caught(work).map(|result| send.send(result));
     };
     let thread = Builder::new().name(name.into()).stack_size(stack).spawn(work).map_err(Lost::NoThread)?;
     receive.recv_timeout(time).map_err(|error| match error {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -25,7 +24,7 @@ use super::raw::{self, Decoder};
 use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use super::steps::{Normalizers, PreTokenizers};
-use crate::error::panic_text;
+use crate::error::{caught, panic_text};
 use crate::{Error, Result, json};
 
 /// The longest text that is encoded, in bytes: four times a server's body.
@@ -97,7 +96,7 @@ impl std::fmt::Debug for Tokenizer {
 
 /// Runs the library; what it refuses and what it panics on become errors.
 fn guard<T>(what: &str, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(f)) {
+    match caught(f) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(Error::Tokenizer(format!("{what}: {e}"))),
         Err(panic) => {
