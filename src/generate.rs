@@ -28,6 +28,9 @@ pub struct Options {
     pub stop_tokens: Vec<u32>,
     /// Generate on past the model's end-of-sequence tokens. A constraint still ends by one, where the text may go on.
     pub ignore_eos: bool,
+    /// Whose kept beginnings of prompts this one may go on from, and who may go on from its: those with an equal one. Where they
+    /// are of several people, nobody then learns how the prompts of others begin.
+    pub cache_salt: Option<Arc<str>>,
     /// Special tokens whose texts are part of the text, such as the marks around tool calls; others give none.
     pub visible: Vec<u32>,
 }
@@ -220,7 +223,8 @@ impl Model {
             events,
         };
         let kind = RequestKind::Generate(Box::new(generate));
-        self.engine.submit(Request { tokens: prompt, kind, cancel, cached })?;
+        let space = options.cache_salt.clone();
+        self.engine.submit(Request { tokens: prompt, kind, space, cancel, cached })?;
         Ok(text)
     }
 }

@@ -136,9 +136,13 @@ pub struct ServeArgs {
     /// The port to listen on; 0 takes one that is free.
     #[arg(long, value_name = "PORT", default_value = "8080")]
     pub port: u16,
-    /// What clients must send, on every route but /health.
+    /// What clients must send, on every route but /health; given several times, each client sends its own, and has its own
+    /// cache of prompts.
     #[arg(long, value_name = "KEY")]
-    pub api_key: Option<String>,
+    pub api_key: Vec<String>,
+    /// A file with a key in each line, or a name, a space and a key.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
     /// A further name that the model goes by; '*' is any.
     #[arg(long, value_name = "NAME")]
     pub alias: Vec<String>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use backstop::Error;
 use backstop::backend::select::Bytes;
-use backstop::server::{self, Listener, Options, UnknownFields};
+use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 
 use super::args::{ModelArgs, ServeArgs};
 use super::{INTERRUPTED, Loaded, Usage, term};
@@ -82,13 +82,46 @@ fn has_descriptors() -> anyhow::Result<()> {
     pairs.map(drop).context(what)
 }
 
-fn options(args: &ServeArgs) -> anyhow::Result<Options> {
-    let from_environment = || std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
-    let api_key = args.api_key.clone().or_else(from_environment);
-    if api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        return Err(Usage("--api-key takes visible ASCII characters, at least one".into()).into());
+/// The keys of the command line, of the file and, where there are none, of the environment.
+fn api_keys(args: &ServeArgs) -> anyhow::Result<Vec<ApiKey>> {
+    /// Bytes of the file.
+    const MOST: u64 = 1 << 20;
+    let mut keys: Vec<ApiKey> = Vec::new();
+    let mut add = |name: Option<&str>, key: &str, whence: &str| {
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Usage(format!("{whence} takes visible ASCII characters, at least one")));
+        }
+        let name = name.map_or_else(|| format!("key {}", keys.len() + 1), str::to_owned);
+        if keys.iter().any(|other| other.key == key || other.name == name) {
+            return Err(Usage(format!("{whence} has the name or the key of {name} twice")));
+        }
+        keys.push(ApiKey { name, key: key.to_owned() });
+        Ok(())
+    };
+    for key in &args.api_key {
+        add(None, key, "--api-key")?;
     }
+    if let Some(file) = &args.api_key_file {
+        let what = || format!("--api-key-file {}", file.display());
+        let mut text = String::new();
+        let opened = std::fs::File::open(file).with_context(what)?;
+        std::io::Read::read_to_string(&mut std::io::Read::take(opened, MOST), &mut text)
+            .with_context(what)?;
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (name, key) =
+                line.split_once(char::is_whitespace).map_or((None, line), |(name, key)| (Some(name), key));
+            add(name, key.trim(), &what())?;
+        }
+    }
+    let of_environment = std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
+    if let Some(key) = of_environment.filter(|_| args.api_key.is_empty() && args.api_key_file.is_none()) {
+        add(None, &key, "BACKSTOP_API_KEY")?;
+    }
+    Ok(keys)
+}
+
+fn options(args: &ServeArgs) -> anyhow::Result<Options> {
+    let api_keys = api_keys(args)?;
     for origin in &args.cors {
         let rest = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
         if origin != "*" && rest.is_none_or(|rest| rest.is_empty() || rest.contains('/')) {
@@ -99,7 +132,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
     Ok(Options {
         host: args.host.clone(),
         port: args.port,
-        api_key,
+        api_keys,
         parallel: args.parallel,
         max_queue: args.max_queue,
         aliases: args.alias.clone(),

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use super::prefix::{Found, NodeId, PrefixTree, TreeBytes};
+use super::request::Space;
 use super::runtime::Runtime;
 use crate::backend::kv::PAGE;
 use crate::backend::rope::Frequencies;
@@ -51,7 +52,7 @@ pub(super) struct Memory {
     budget: Budget,
     /// What sequences have a right to beside pages of the tree.
     reserved: u64,
-    tree: PrefixTree<Arc<[Arc<Frequencies>]>, KvPage>,
+    tree: PrefixTree<TreeKey, KvPage>,
     counts: Counts,
 }
 
@@ -66,6 +67,9 @@ pub(super) struct Counts {
     pub evicted: u64,
 }
 
+/// What sequences that share pages have in common, beside their tokens.
+type TreeKey = (Space, Arc<[Arc<Frequencies>]>);
+
 /// What a running sequence has of the memory, until [`Memory::release`].
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -77,6 +81,8 @@ pub(super) struct Lease {
     own: u64,
     /// Most tokens that it will hold.
     most: usize,
+    /// Whose beginnings it shares.
+    space: Space,
 }
 
 impl Lease {
@@ -134,8 +140,9 @@ impl Memory {
         prompt: &[u32],
         tokens: usize,
         skippable: usize,
+        space: &Space,
     ) -> Option<(SequenceState, Lease)> {
-        let (state, lease) = self.begin(runtime, prompt.len(), &prompt[..skippable], tokens)?;
+        let (state, lease) = self.begin(runtime, prompt.len(), &prompt[..skippable], tokens, space)?;
         self.counts.hits += u64::from(!state.history.is_empty());
         self.counts.hit_tokens += state.history.len() as u64;
         Some((state, lease))
@@ -153,11 +160,12 @@ impl Memory {
         tokens: &[u32],
         lease: &mut Lease,
     ) -> Result<SequenceState> {
-        let most = lease.most;
-        self.let_go(std::mem::replace(lease, Lease { pages: Vec::new(), behind: 0, own: 0, most }));
+        let (most, space) = (lease.most, lease.space.clone());
+        let none = Lease { pages: Vec::new(), behind: 0, own: 0, most, space: space.clone() };
+        self.let_go(std::mem::replace(lease, none));
         // What MLX keeps for others is a copy, made by the one that may have failed.
         let tokens = if self.budget.cost.shared { tokens } else { &[] };
-        match self.begin(runtime, prompt, tokens, most) {
+        match self.begin(runtime, prompt, tokens, most, &space) {
             Some((state, new)) => {
                 *lease = new;
                 Ok(state)
@@ -179,9 +187,10 @@ impl Memory {
         prompt: usize,
         tokens: &[u32],
         most: usize,
+        space: &Space,
     ) -> Option<(SequenceState, Lease)> {
-        let frequencies = runtime.sequence(prompt).frequencies;
-        let found = self.tree.find(&frequencies, tokens, tokens.len());
+        let key = (space.clone(), runtime.sequence(prompt).frequencies);
+        let found = self.tree.find(&key, tokens, tokens.len());
         // A page that is copied takes room beside its copy: where there is too little, its tokens are computed anew.
         let whole = self.tree.up_to(found.whole.clone(), found.whole.len() * PAGE);
         let mut ways = vec![found, whole, Found::default()];
@@ -189,7 +198,8 @@ impl Memory {
         for found in ways {
             let nodes: Vec<NodeId> = found.nodes().collect();
             let pages = if self.budget.cost.shared { found.whole.len() } else { 0 };
-            let mut lease = Lease { pages: nodes[..pages].to_vec(), behind: found.first, own: 0, most };
+            let (pages_held, space) = (nodes[..pages].to_vec(), space.clone());
+            let mut lease = Lease { pages: pages_held, behind: found.first, own: 0, most, space };
             let needed = self.budget.cost.of_sequence(most);
             lease.own = needed.saturating_sub(self.shared_of(pages, lease.panes().len()));
             nodes.iter().for_each(|&node| self.tree.hold(node));
@@ -300,9 +310,10 @@ impl Memory {
         let cost = self.budget.cost;
         let tokens: Vec<u32> = state.history[..len.min(state.history.len())].to_vec();
         let pages: Vec<&[u32]> = tokens.chunks(PAGE).collect();
+        let key = (lease.space.clone(), Arc::clone(&state.frequencies));
         let mut path: Vec<NodeId> = Vec::with_capacity(pages.len());
         while let Some(page) = pages.get(path.len())
-            && let Some(node) = self.tree.child(&state.frequencies, path.last().copied(), page)
+            && let Some(node) = self.tree.child(&key, path.last().copied(), page)
         {
             self.tree.hold(node);
             path.push(node);
@@ -317,9 +328,8 @@ impl Memory {
             let node = match path.get(i) {
                 Some(node) => *node,
                 None => {
-                    let key = Arc::clone(&state.frequencies);
                     let bytes = cost.of_page(tokens.len());
-                    let node = self.tree.insert(key, path.last().copied(), tokens, page, bytes);
+                    let node = self.tree.insert(key.clone(), path.last().copied(), tokens, page, bytes);
                     self.tree.hold(node);
                     path.push(node);
                     node

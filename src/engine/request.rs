@@ -15,11 +15,17 @@ pub(crate) struct Request {
     pub tokens: Vec<u32>,
     /// What is wanted of them.
     pub kind: RequestKind,
+    /// Whose kept beginnings it may go on from; see [`Space`].
+    pub space: Space,
     /// Set by the one who asked, to end it early.
     pub cancel: Arc<AtomicBool>,
     /// Tokens whose keys and values are cached, for whoever waits for a long prompt.
     pub cached: Arc<AtomicUsize>,
 }
+
+/// Whose beginnings are kept together: sequences go on from those of an equal one alone, so that nobody learns from the time that
+/// a prompt takes, or from its `cached_tokens`, how the prompts of others begin.
+pub(crate) type Space = Option<Arc<str>>;
 
 /// What is wanted of some tokens.
 #[derive(Debug)]

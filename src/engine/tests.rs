@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use super::load::{Gauges, Load};
 use super::memory::Budget;
+use super::request::Space;
 use super::worker::Worker;
 use super::{
     Command, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime, Sink, Stats,
@@ -56,6 +57,8 @@ fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Runtime {
 /// A worker whose turns are taken by hand.
 struct Rig {
     worker: Worker,
+    /// Whose requests come next.
+    space: Space,
     commands: Sender<Command>,
     gauges: Arc<Gauges>,
     budget: Budget,
@@ -111,7 +114,7 @@ impl Rig {
         let (commands, inbox) = channel();
         let gauges = Arc::new(Gauges::new());
         let worker = Worker::new(runtime, options, inbox, Arc::default(), Arc::clone(&gauges), budget);
-        Self { worker, commands, gauges, budget, vocab }
+        Self { worker, space: None, commands, gauges, budget, vocab }
     }
 
     fn ask(&self, prompt: Vec<u32>, max_tokens: usize) -> Asked {
@@ -132,7 +135,13 @@ impl Rig {
     fn send(&self, tokens: Vec<u32>, kind: RequestKind) -> Arc<AtomicBool> {
         let cancel = Arc::new(AtomicBool::new(false));
         self.gauges.queued.fetch_add(1, Ordering::Relaxed);
-        let request = Request { tokens, kind, cancel: Arc::clone(&cancel), cached: Arc::default() };
+        let request = Request {
+            tokens,
+            kind,
+            space: self.space.clone(),
+            cancel: Arc::clone(&cancel),
+            cached: Arc::default(),
+        };
         self.commands.send(Command::Run(request)).unwrap();
         cancel
     }
@@ -185,6 +194,23 @@ impl Rig {
 
 /// In `f32`, whose choices are far enough apart for two orders of sums.
 const MODEL: &str = "llama-bias";
+
+#[test]
+fn beginnings_are_shared_within_their_space() {
+    for kind in backends() {
+        let mut rig = Rig::new(MODEL, kind, 4096, EngineOptions::default());
+        let prompt = rig.prompt(1, 200);
+        let mut texts = Vec::new();
+        for (space, cached) in [(None, 0), (Some("a"), 0), (Some("b"), 0), (Some("a"), 199), (None, 199)] {
+            rig.space = space.map(Into::into);
+            let mut asked = rig.ask(prompt.clone(), 10);
+            rig.finish(&mut asked);
+            assert_eq!(asked.cached(), cached, "{kind} {space:?}");
+            texts.push(asked.tokens);
+        }
+        assert!(texts.iter().all(|text| *text == texts[0]), "{kind}");
+    }
+}
 
 #[test]
 fn what_was_computed_is_found_again() {

@@ -137,8 +137,9 @@ impl Worker {
                 continue;
             }
             let most = request.most_tokens(self.options.context);
-            let (tokens, skippable) = (&request.tokens, request.skippable());
-            let Some((state, lease)) = self.memory.admit(&self.runtime, tokens, most, skippable) else {
+            let (tokens, skippable, space) = (&request.tokens, request.skippable(), &request.space);
+            let Some((state, lease)) = self.memory.admit(&self.runtime, tokens, most, skippable, space)
+            else {
                 return self.queue.block(request);
             };
             let vocab = self.runtime.config().vocab_size;

@@ -49,7 +49,13 @@ impl Model {
         self.check_tokens(&tokens)?;
         self.engine.check_memory(tokens.len(), 0)?;
         let asked = CancelOnDrop::default();
-        self.engine.submit(Request { tokens, kind, cancel: Arc::clone(&asked.0), cached: Arc::default() })?;
+        self.engine.submit(Request {
+            tokens,
+            kind,
+            space: None,
+            cancel: Arc::clone(&asked.0),
+            cached: Arc::default(),
+        })?;
         Ok(asked)
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::app::{App, QueuePlace, random};
 use super::failure::Failure;
+use super::metrics::whole_pages;
 use crate::chat::Turn;
 use crate::engine::{Event, FinishReason, Sink, Stats};
 use crate::error::Error;
@@ -121,8 +122,8 @@ impl Timings {
         let stats = &self.0;
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         json!({
-            "cache_n": stats.cached_tokens,
-            "prompt_n": stats.prompt_tokens - stats.cached_tokens,
+            "cache_n": whole_pages(stats),
+            "prompt_n": stats.prompt_tokens - whole_pages(stats),
             "prompt_ms": ms(stats.prompt_time),
             "prompt_per_second": stats.prompt_rate(),
             "predicted_n": stats.generated_tokens,
@@ -312,7 +313,7 @@ impl Answers {
     fn ended(&mut self, choice: usize, stats: &Stats) {
         self.live -= 1;
         if choice.is_multiple_of(self.n) {
-            self.usage.cached += stats.cached_tokens;
+            self.usage.cached += whole_pages(stats);
         }
         if choice == 0 {
             self.usage.timings = Some(Timings(*stats));

@@ -208,10 +208,11 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let sampling = params::sampling(&app, &mut fields)?;
     let stop = params::stops(&mut fields, "stop_sequences")?;
     let stream = fields.flag("stream")?.unwrap_or(false);
+    let cache_salt = fields.space()?;
     fields.finish()?;
     let places = app.places(1)?;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
-    let options = Options { max_tokens, sampling, stop, ..Options::default() };
+    let options = Options { max_tokens, sampling, stop, cache_salt, ..Options::default() };
     let job = Job::of_turn(&turn, 1, options);
     let answers = Answers::start(&app, &job, places, asked)?;
     let shape = MessageShape { id: app.id("msg_"), model: app.name.clone() };

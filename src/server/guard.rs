@@ -10,19 +10,20 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::app::App;
 use super::failure::Failure;
+use super::store::Caller;
 
 /// Whether pages of other sites may show an answer.
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// Refuses a request that is framed in a way of its own, for another host, from another web site, or without the key. `open`
-/// routes need no key.
-pub(crate) fn check(app: &App, method: &Method, headers: &HeaderMap, open: bool) -> Result<(), Failure> {
+/// routes need no key. Whose key it was.
+pub(crate) fn check(app: &App, method: &Method, headers: &HeaderMap, open: bool) -> Result<Caller, Failure> {
     check_framing(headers)?;
     let host = host(headers)?;
     check_host(app, &host)?;
     check_origin(app, headers, &host)?;
     check_site(app, method, headers)?;
-    if open { Ok(()) } else { check_key(app, headers) }
+    if open { Ok(Caller::default()) } else { check_key(app, headers) }
 }
 
 /// What is sent in another way than it says would be read in another way by whoever stands between.
@@ -102,12 +103,21 @@ fn allowed(app: &App, origin: &HeaderValue) -> bool {
     app.options.cors.iter().any(|cors| cors == "*" || cors.as_bytes() == origin.as_bytes())
 }
 
-fn check_key(app: &App, headers: &HeaderMap) -> Result<(), Failure> {
-    let Some(key) = &app.options.api_key else { return Ok(()) };
+fn check_key(app: &App, headers: &HeaderMap) -> Result<Caller, Failure> {
+    let keys = &app.options.api_keys;
+    if keys.is_empty() {
+        return Ok(Caller::default());
+    }
     let given = given_key(headers);
-    let right = given.as_ref().is_some_and(|given| equal(given, key.as_bytes()));
-    if right {
-        return Ok(());
+    if let Some(given) = &given {
+        // All of them, whichever it is.
+        let whose = keys.iter().fold(None, |whose, key| match equal(given, key.key.as_bytes()) {
+            true => Some(key),
+            false => whose,
+        });
+        if let Some(key) = whose {
+            return Ok(Caller(Some(key.name.as_str().into())));
+        }
     }
     let what = match given {
         Some(_) => "the API key is wrong",

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
+use super::store::Caller;
 use crate::json::{ASKED, strict};
 
 /// The object in a body.
@@ -16,12 +17,12 @@ use crate::json::{ASKED, strict};
 /// # Errors
 /// 400 for what is no JSON object, for a key given twice (escaped twins too), numbers out of range, nesting over 64 and
 /// more than 262,144 values.
-pub(crate) fn parse(bytes: &[u8], notes: &Notes) -> Result<Fields, Failure> {
+pub(crate) fn parse(bytes: &[u8], notes: &Notes, caller: Caller) -> Result<Fields, Failure> {
     let bad = |what: String| Failure::bad(format!("the body is not valid JSON: {what}"));
     let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {error}")))?;
     let value = strict(text, ASKED).map_err(|error| bad(error.to_string()))?;
     match value {
-        Value::Object(members) => Ok(Fields { path: String::new(), members, notes: notes.clone() }),
+        Value::Object(members) => Ok(Fields { path: String::new(), members, notes: notes.clone(), caller }),
         other => Err(Failure::bad(format!("the body is {}, expected an object", shown(&other)))),
     }
 }
@@ -76,6 +77,7 @@ pub(crate) struct Fields {
     path: String,
     members: Map<String, Value>,
     notes: Notes,
+    caller: Caller,
 }
 
 impl Fields {
@@ -83,10 +85,29 @@ impl Fields {
     pub fn at(&self, path: &str, value: Value) -> Result<Self, Failure> {
         match value {
             Value::Object(members) => {
-                Ok(Self { path: format!("{path}."), members, notes: self.notes.clone() })
+                let (notes, caller) = (self.notes.clone(), self.caller.clone());
+                Ok(Self { path: format!("{path}."), members, notes, caller })
             }
             other => Err(Failure::field(path, format_args!("expected an object, got {}", shown(&other)))),
         }
+    }
+
+    /// Whose key came with the request.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Whose kept beginnings the request may go on from: its key's, and of those what has the same `cache_salt`, vLLM's field.
+    pub fn space(&mut self) -> Result<Option<Arc<str>>, Failure> {
+        const MOST: usize = 256;
+        let salt = self.string("cache_salt")?;
+        if salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.len() > MOST) {
+            return Err(self.wrong("cache_salt", format_args!("expected 1 to {MOST} bytes")));
+        }
+        let Some(salt) = salt else { return Ok(self.caller.0.clone()) };
+        // A name has no line end.
+        let name = self.caller.0.as_deref().unwrap_or_default();
+        Ok(Some(format!("{name}\n{salt}").into()))
     }
 
     /// An object in the list `field`.
@@ -236,7 +257,7 @@ mod tests {
 
     #[track_caller]
     fn refused(text: &str, what: &str) {
-        let failure = parse(text.as_bytes(), &Notes::default()).map(|_| ()).unwrap_err();
+        let failure = parse(text.as_bytes(), &Notes::default(), Caller::default()).map(|_| ()).unwrap_err();
         assert_eq!(failure.status.as_u16(), 400);
         assert!(failure.message.contains(what), "{}", failure.message);
     }
@@ -253,7 +274,7 @@ mod tests {
         refused(&format!("{{\"a\": {}", "[".repeat(10_000)), "nesting deeper than 64");
         refused(&format!("{{\"a\": {}", "{\"a\":".repeat(10_000)), "nesting deeper than 64");
         refused(&format!("{{\"a\": [{}0]}}", "0,".repeat(1 << 19)), "more than 262144 values");
-        let failure = parse(b"{\"\xff\": 1}", &Notes::default()).unwrap_err();
+        let failure = parse(b"{\"\xff\": 1}", &Notes::default(), Caller::default()).unwrap_err();
         assert!(failure.message.contains("not UTF-8"), "{}", failure.message);
     }
 
@@ -261,7 +282,7 @@ mod tests {
     fn fields_are_typed_and_none_is_left() {
         let body =
             br#"{"z": 1, "a": "x", "n": -1, "t": 1e60, "gone": null, "o": {"b": true, "c": 2}, "h": []}"#;
-        let mut fields = parse(body, &Notes::new(true)).unwrap();
+        let mut fields = parse(body, &Notes::new(true), Caller::default()).unwrap();
         let error = fields.whole("n", 1, 9).unwrap_err();
         assert_eq!(error.message, "n: expected a whole number from 1 to 9, got -1");
         assert_eq!(fields.number("t").unwrap_err().message, "t: expected a number, got 1e+60");
@@ -276,7 +297,7 @@ mod tests {
         fields.finish().unwrap();
         assert_eq!(notes.take(), ["h"]);
         let notes = Notes::new(false);
-        parse(body, &notes).unwrap().finish().unwrap();
+        parse(body, &notes, Caller::default()).unwrap().finish().unwrap();
         assert_eq!(notes.take(), ["z", "a", "n", "t", "o", "h"]);
     }
 }

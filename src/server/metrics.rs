@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::backend::FallbackReport;
+use crate::backend::kv::PAGE;
 use crate::engine::{Load, Stats};
 
 /// Upper bounds of a histogram's buckets, in seconds: from a step of a tiny model to a long prompt of a large one.
@@ -69,6 +70,11 @@ pub(crate) struct Metrics {
     sequence: Histogram,
 }
 
+/// Tokens that were still cached, in whole pages: one by one they would tell which token somebody's prompt goes on with.
+pub(crate) fn whole_pages(stats: &Stats) -> usize {
+    stats.cached_tokens / PAGE * PAGE
+}
+
 impl Metrics {
     /// A request that was answered; `route` is one of ours.
     pub fn answered(&self, route: &'static str, status: u16) {
@@ -87,7 +93,7 @@ impl Metrics {
     /// A sequence that ended by itself.
     pub fn ended(&self, asked: Instant, stats: &Stats) {
         self.prompt_tokens.fetch_add(stats.prompt_tokens as u64, Ordering::Relaxed);
-        self.cached_tokens.fetch_add(stats.cached_tokens as u64, Ordering::Relaxed);
+        self.cached_tokens.fetch_add(whole_pages(stats) as u64, Ordering::Relaxed);
         self.sequence.observe(asked.elapsed());
     }
 
@@ -130,12 +136,16 @@ impl Metrics {
             ("prompt_tokens_total", "Tokens of prompts.", of(&self.prompt_tokens)),
             (
                 "cached_tokens_total",
-                "Of these, tokens whose keys and values were kept.",
+                "Of these, tokens whose keys and values were kept, in whole pages.",
                 of(&self.cached_tokens),
             ),
             ("generated_tokens_total", "Tokens generated.", of(&self.generated_tokens)),
             ("prefix_hits_total", "Sequences that began with kept keys and values.", load.kv.hits),
-            ("prefix_hit_tokens_total", "Tokens that these did not compute.", load.kv.hit_tokens),
+            (
+                "prefix_hit_tokens_total",
+                "Tokens that these did not compute, in whole pages.",
+                of(&self.cached_tokens),
+            ),
             ("kv_evicted_pages_total", "Kept pages that gave way to others.", load.kv.evicted),
         ];
         for (name, help, value) in counters {

@@ -41,15 +41,25 @@ pub enum UnknownFields {
     Refuse,
 }
 
+/// Who may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Whose it is.
+    pub name: String,
+    /// What they send.
+    pub key: String,
+}
+
 /// How a model is served.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The address to listen on, by name or number. Beyond this machine, `api_key` must be set.
+    /// The address to listen on, by name or number. Beyond this machine, there must be `api_keys`.
     pub host: String,
     /// The port to listen on; 0 lets the system choose.
     pub port: u16,
-    /// What clients must send.
-    pub api_key: Option<String>,
+    /// What clients must send, one of them; none where there are none. What is kept of the requests of one, beginnings of prompts
+    /// and answers of `/v1/responses`, is of no use to another.
+    pub api_keys: Vec<ApiKey>,
     /// Sequences in flight; the engine must have been given the same.
     pub parallel: usize,
     /// Sequences that may wait beside those in flight; more are refused.
@@ -83,7 +93,7 @@ impl Default for Options {
         Self {
             host: "127.0.0.1".into(),
             port: 8080,
-            api_key: None,
+            api_keys: Vec::new(),
             parallel: 16,
             max_queue: 64,
             aliases: Vec::new(),
@@ -119,7 +129,7 @@ impl Listener {
         let io = |source| Error::io(Path::new(&shown), source);
         let addresses: Vec<SocketAddr> =
             (options.host.as_str(), options.port).to_socket_addrs().map_err(io)?.collect();
-        if options.api_key.is_none() && addresses.iter().any(|address| !address.ip().is_loopback()) {
+        if options.api_keys.is_empty() && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Error::Option {
                 option: "host",
                 got: options.host.clone(),

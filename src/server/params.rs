@@ -71,8 +71,17 @@ impl Common {
             options.finish()?;
         }
         let min_tokens = fields.whole("min_tokens", 0, MAX_TOKENS)?.unwrap_or(0) as usize;
-        let options =
-            Options { max_tokens, min_tokens, sampling, stop, stop_tokens, ignore_eos, ..Options::default() };
+        let cache_salt = fields.space()?;
+        let options = Options {
+            max_tokens,
+            min_tokens,
+            sampling,
+            stop,
+            stop_tokens,
+            ignore_eos,
+            cache_salt,
+            ..Options::default()
+        };
         Ok(Self { n, options, stream, usage })
     }
 }

@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use super::app::App;
 use super::failure::Failure;
 use super::json::{Fields, Notes, parse};
+use super::store::Caller;
 
 /// What a handler gives.
 pub(crate) type Reply = Result<Response, Failure>;
@@ -31,7 +32,8 @@ pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failur
         return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
     }
     let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
-    parse(&body(app, request.into_body()).await?, &notes)
+    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+    parse(&body(app, request.into_body()).await?, &notes, caller)
 }
 
 /// Whether a type is JSON's: forms and plain text are what a page of any site may send.

@@ -17,6 +17,7 @@ use super::openai::scored_json;
 use super::params::{self, IGNORED};
 use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
+use super::store::Caller;
 use crate::generate::Options;
 use crate::text::{Chat, Message};
 use input::{Input, Origin, Toolbox};
@@ -54,6 +55,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     fields.ignore(&IGNORED);
     fields.hints(&["max_tool_calls", "truncation", "context_management", "prediction", "moderation"]);
     let max_tokens = params::max_tokens(&mut fields, &["max_output_tokens"])?;
+    let (caller, cache_salt) = (fields.caller().clone(), fields.space()?);
     let mut sampling = params::sampling(&app, &mut fields)?;
     let top = fields.whole("top_logprobs", 0, 20)?;
     let logprobs = include(&mut fields)?;
@@ -98,9 +100,10 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         temperature: sampling.temperature,
         top_p: sampling.top_p,
         logprobs,
+        caller,
         app: Arc::clone(&app),
     };
-    let options = Options { max_tokens, sampling, ..Options::default() };
+    let options = Options { max_tokens, sampling, cache_salt, ..Options::default() };
     let job = Job::of_turn(&turn, 1, options);
     let answers = Answers::start(&app, &job, places, asked)?;
     if stream {
@@ -119,6 +122,8 @@ fn include(fields: &mut Fields) -> Result<bool, Failure> {
 
 /// What all forms of a response say alike.
 struct ResponseShape {
+    /// Who may go on from it.
+    caller: Caller,
     app: Arc<App>,
     id: String,
     /// The answer before this one, by its id.
@@ -203,7 +208,7 @@ impl ResponseShape {
             let mut output: Vec<Value> = output.iter().filter(whole).cloned().collect();
             let parts = output.iter_mut().filter_map(|item| item.get_mut("content")?.as_array_mut());
             parts.flatten().filter_map(Value::as_object_mut).for_each(|part| drop(part.remove("logprobs")));
-            self.app.store.keep(self.id.clone(), before.clone(), output);
+            self.app.store.keep(self.id.clone(), &self.caller, before.clone(), output);
         }
     }
 

@@ -102,15 +102,18 @@ impl Service {
         let checked = guard::check(&self.app, request.method(), &asked, preflight || route == "/health");
         let mut response = match checked {
             Err(failure) => failure.into_response(),
-            Ok(()) if preflight => StatusCode::NO_CONTENT.into_response(),
-            Ok(()) if self.app.draining.load(Ordering::Relaxed) => {
+            Ok(_) if preflight => StatusCode::NO_CONTENT.into_response(),
+            Ok(_) if self.app.draining.load(Ordering::Relaxed) => {
                 let what = "the server is about to end";
                 Failure::new(StatusCode::SERVICE_UNAVAILABLE, what).retry_after(1).into_response()
             }
-            Ok(()) => match self.router.call(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                match self.router.call(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
         };
         if let Some(failure) = response.extensions_mut().remove::<Failure>() {
             let status = failure.status;

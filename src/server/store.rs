@@ -11,6 +11,10 @@ use crate::text::Message;
 /// Answers that are kept, and bytes of memory that they take: a coding agent's long session is some megabytes.
 const MOST: (usize, usize) = (256, 64 << 20);
 
+/// The name of the key that came with a request, where there are keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Caller(pub Option<Arc<str>>);
+
 /// The answers that are kept.
 #[derive(Debug, Default)]
 pub(crate) struct Store(Mutex<Kept>);
@@ -25,6 +29,8 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub id: String,
+    /// Whose it is.
+    caller: Caller,
     /// What was said before it, but for instructions: those are each request's own.
     pub messages: Vec<Message>,
     /// Its items.
@@ -34,7 +40,7 @@ pub(crate) struct Answer {
 
 impl Store {
     /// Keeps an answer, and lets go of the oldest ones where there are too many.
-    pub fn keep(&self, id: String, messages: Vec<Message>, output: Vec<Value>) {
+    pub fn keep(&self, id: String, caller: &Caller, messages: Vec<Message>, output: Vec<Value>) {
         let said = |message: &Message| message.role.len() + taken(&message.content) + members(&message.extra);
         let bytes = messages.iter().map(said).sum::<usize>() + output.iter().map(taken).sum::<usize>();
         if bytes > MOST.1 {
@@ -42,22 +48,25 @@ impl Store {
         }
         let mut kept = self.0.lock();
         kept.bytes += bytes;
-        kept.answers.push_back(Arc::new(Answer { id, messages, output, bytes }));
+        let caller = caller.clone();
+        kept.answers.push_back(Arc::new(Answer { id, caller, messages, output, bytes }));
         while kept.answers.len() > MOST.0 || kept.bytes > MOST.1 {
             let Some(oldest) = kept.answers.pop_front() else { break };
             kept.bytes -= oldest.bytes;
         }
     }
 
-    /// The answer of this id.
-    pub fn answer(&self, id: &str) -> Option<Arc<Answer>> {
-        self.0.lock().answers.iter().rev().find(|answer| answer.id == id).cloned()
+    /// The caller's answer of this id.
+    pub fn answer(&self, id: &str, caller: &Caller) -> Option<Arc<Answer>> {
+        let kept = self.0.lock();
+        kept.answers.iter().rev().find(|answer| answer.id == id && answer.caller == *caller).cloned()
     }
 
-    /// The item of this id, in any answer.
-    pub fn item(&self, id: &str) -> Option<Value> {
+    /// The item of this id, in any answer of the caller's.
+    pub fn item(&self, id: &str, caller: &Caller) -> Option<Value> {
         let kept = self.0.lock();
-        let mut items = kept.answers.iter().rev().flat_map(|answer| &answer.output);
+        let of_caller = kept.answers.iter().rev().filter(|answer| answer.caller == *caller);
+        let mut items = of_caller.flat_map(|answer| &answer.output);
         items.find(|item| item["id"] == id).cloned()
     }
 }
@@ -86,24 +95,25 @@ mod tests {
 
     #[test]
     fn the_oldest_go_first() {
-        let store = Store::default();
+        let (store, me, other) = (Store::default(), Caller::default(), Caller(Some("other".into())));
         for i in 0..300 {
             let said = vec![Message::new("user", i.to_string())];
-            store.keep(format!("resp_{i}"), said, vec![json!({ "id": format!("msg_{i}"), "n": i })]);
+            store.keep(format!("resp_{i}"), &me, said, vec![json!({ "id": format!("msg_{i}"), "n": i })]);
         }
-        assert!(store.answer("resp_43").is_none() && store.item("msg_43").is_none());
-        assert_eq!(store.answer("resp_44").unwrap().messages[0].content, "44");
-        assert_eq!(store.item("msg_299").unwrap()["n"], 299);
+        assert!(store.answer("resp_43", &me).is_none() && store.item("msg_43", &me).is_none());
+        assert_eq!(store.answer("resp_44", &me).unwrap().messages[0].content, "44");
+        assert_eq!(store.item("msg_299", &me).unwrap()["n"], 299);
+        assert!(store.answer("resp_44", &other).is_none() && store.item("msg_299", &other).is_none());
         let large = |n: usize| vec![Message::new("user", "x".repeat(n))];
-        store.keep("half".into(), large(MOST.1 / 2), Vec::new());
-        assert!(store.answer("resp_299").is_some());
-        store.keep("more".into(), large(MOST.1 / 2), Vec::new());
-        assert!(store.answer("half").is_none() && store.answer("more").is_some());
-        store.keep("too much".into(), large(MOST.1), Vec::new());
-        assert!(store.answer("too much").is_none() && store.answer("more").is_some());
+        store.keep("half".into(), &me, large(MOST.1 / 2), Vec::new());
+        assert!(store.answer("resp_299", &me).is_some());
+        store.keep("more".into(), &me, large(MOST.1 / 2), Vec::new());
+        assert!(store.answer("half", &me).is_none() && store.answer("more", &me).is_some());
+        store.keep("too much".into(), &me, large(MOST.1), Vec::new());
+        assert!(store.answer("too much", &me).is_none() && store.answer("more", &me).is_some());
         // A number is two bytes of JSON, and far more of memory.
         let numbers = vec![json!({ "id": "msg_0", "n": vec![0; MOST.1 / 32] })];
-        store.keep("numbers".into(), Vec::new(), numbers);
-        assert!(store.answer("numbers").is_none() && store.answer("more").is_some());
+        store.keep("numbers".into(), &me, Vec::new(), numbers);
+        assert!(store.answer("numbers", &me).is_none() && store.answer("more", &me).is_some());
     }
 }

@@ -43,7 +43,7 @@ impl Budget {
 
     pub(super) fn time(&self) -> Result<(), Error> {
         if apart::worked() > self.until {
-            return Err(refuse("the template worked longer than 1 s"));
+            return Err(refuse("the template took longer than 1 s"));
         }
         Ok(())
     }

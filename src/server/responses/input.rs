@@ -149,7 +149,7 @@ impl Input<'_> {
         let mut this =
             Input { app, tools, messages: Vec::new(), thoughts: Vec::new(), referred: HashSet::new() };
         if let Some(id) = fields.string("previous_response_id")? {
-            let kept = app.store.answer(&id).ok_or_else(|| {
+            let kept = app.store.answer(&id, fields.caller()).ok_or_else(|| {
                 let what = format!("{} is not kept: send the whole conversation", crate::json::quote(&id));
                 let failure =
                     fields.wrong("previous_response_id", what).with_code("previous_response_not_found");
@@ -247,7 +247,7 @@ impl Input<'_> {
                         item.wrong("id", format_args!("{} is there already", crate::json::quote(&id)))
                     );
                 }
-                let Some(kept) = self.app.store.item(&id) else {
+                let Some(kept) = self.app.store.item(&id, item.caller()) else {
                     let what = format!("{} is not kept: send the item itself", crate::json::quote(&id));
                     return Err(Failure { status: StatusCode::NOT_FOUND, ..item.wrong("id", what) });
                 };
