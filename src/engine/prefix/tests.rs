@@ -356,3 +356,20 @@ fn sequences_begin_where_the_panes_are_that_they_see() {
     // With the last leaf all goes that nothing can begin behind.
     assert!(tree.evict() && tree.bytes() == TreeBytes::default());
 }
+
+/// Anybody can name any number of salts.
+#[test]
+fn keys_without_pages_are_forgotten() {
+    let mut tree: PrefixTree<u32, ()> = PrefixTree::new(PAGE, None);
+    for key in 0..1000 {
+        let node = tree.insert(key, None, &[1, 2, 3, 4], (), 1);
+        let deeper = tree.insert(key, Some(node), &[5], (), 1);
+        assert_eq!(tree.find(&key, &[1, 2, 3, 4, 5], 5).nodes().collect::<Vec<_>>(), [node, deeper]);
+        if key % 10 > 0 {
+            assert!(tree.evict() && tree.evict() && !tree.find(&key, &[1], 1).nodes().any(|_| true));
+        }
+        while tree.evict() {}
+        assert!(tree.roots.len() <= 2, "{}", tree.roots.len());
+    }
+    assert!(tree.nodes.len() < 10, "{}", tree.nodes.len());
+}
