@@ -362,6 +362,11 @@ impl Model {
             options.context.unwrap_or_else(|| files.fitting_context(selection.kind, &options, memory));
         let setting = MemorySetting { context, ..files.memory_setting(selection.kind, &options) };
         let need = files.memory_need(setting);
+        // Weights are read from their file as far as there is room; what a step makes has to be in memory.
+        if let Some(available) = memory.filter(|&available| need.activations > available) {
+            let what = format!("{}: what a step computes on its way", files.name());
+            return Err(Error::Memory { what, needed: need.activations, available });
+        }
         let activation_dtype = match selection.kind {
             LlmBackendKind::Cpu => DType::F32,
             LlmBackendKind::Mlx => options.dtype.unwrap_or(dtype),

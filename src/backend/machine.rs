@@ -11,8 +11,16 @@ pub fn available_memory() -> Option<u64> {
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    Some(cgroup_available(Path::new("/sys/fs/cgroup"), group).map_or(machine, |group| group.min(machine)))
+    let root = Path::new("/sys/fs/cgroup");
+    let second = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    // `4:memory:/…`, `3:cpu,memory:/…`.
+    let first = groups.lines().find_map(|line| {
+        let (controllers, group) = line.split_once(':')?.1.split_once(":/")?;
+        controllers.split(',').any(|controller| controller == "memory").then_some(group)
+    });
+    let first = first.and_then(|group| cgroup_available(&root.join("memory"), group, &FIRST));
+    let limits = [Some(machine), cgroup_available(root, second, &SECOND), first];
+    limits.into_iter().flatten().min()
 }
 
 /// Three quarters of the machine's bytes: macOS compresses and swaps for whoever asks, and has no figure for what is left.
@@ -60,18 +68,34 @@ fn sysctl(name: &std::ffi::CStr) -> Option<u64> {
     (status == 0 && matches!(size, 4 | 8)).then_some(value)
 }
 
-/// What is left below the least limit of a control group (version 2) and those around it; what they hold of files can be
-/// had back.
+/// The files of a control group that say its limit and what it holds, and what its `memory.stat` calls files.
 #[cfg(any(not(target_os = "macos"), test))]
-fn cgroup_available(root: &Path, group: &str) -> Option<u64> {
+struct GroupFiles {
+    limit: &'static str,
+    held: &'static str,
+    files: &'static str,
+}
+
+/// Version 1, where a limit without one is a number near 2^63.
+#[cfg(any(not(target_os = "macos"), test))]
+const FIRST: GroupFiles =
+    GroupFiles { limit: "memory.limit_in_bytes", held: "memory.usage_in_bytes", files: "total_cache " };
+
+/// Version 2.
+#[cfg(any(not(target_os = "macos"), test))]
+const SECOND: GroupFiles = GroupFiles { limit: "memory.max", held: "memory.current", files: "file " };
+
+/// What is left below the least limit of a control group and those around it; what they hold of files can be had back.
+#[cfg(any(not(target_os = "macos"), test))]
+fn cgroup_available(root: &Path, group: &str, of: &GroupFiles) -> Option<u64> {
     let left = |dir: &Path| -> Option<u64> {
         let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
         let number = |text: String| text.trim().parse::<u64>().ok();
         // `max` where there is no limit.
-        let limit = number(read("memory.max")?)?;
+        let limit = number(read(of.limit)?)?;
         let stat = read("memory.stat").unwrap_or_default();
-        let files = stat.lines().find_map(|line| line.strip_prefix("file ")).map(str::to_owned);
-        let held = number(read("memory.current")?)?;
+        let files = stat.lines().find_map(|line| line.strip_prefix(of.files)).map(str::to_owned);
+        let held = number(read(of.held)?)?;
         Some(limit.saturating_sub(held.saturating_sub(files.and_then(number).unwrap_or(0))))
     };
     let dir = root.join(group);
@@ -85,22 +109,27 @@ mod tests {
     #[test]
     fn limits_of_control_groups_count() {
         let root = tempfile::tempdir().unwrap();
-        let group = |path: &str, [max, current, stat]: [&str; 3]| {
+        let group = |path: &str, of: &GroupFiles, [max, current, stat]: [&str; 3]| {
             let dir = root.path().join(path);
             std::fs::create_dir_all(&dir).unwrap();
-            for (name, text) in [("memory.max", max), ("memory.current", current), ("memory.stat", stat)] {
+            for (name, text) in [(of.limit, max), (of.held, current), ("memory.stat", stat)] {
                 std::fs::write(dir.join(name), text).unwrap();
             }
         };
-        assert_eq!(cgroup_available(root.path(), "a/b"), None);
-        group("a", ["1000\n", "700\n", "anon 500\nfile 200\nslab 1\n"]);
-        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
-        group("a/b", ["max\n", "600\n", "file 0\n"]);
-        assert_eq!(cgroup_available(root.path(), "a/b"), Some(500));
-        group("a/b", ["650\n", "600\n", "file 10\n"]);
-        assert_eq!(cgroup_available(root.path(), "a/b"), Some(60));
-        assert_eq!(cgroup_available(root.path(), "a"), Some(500));
-        assert_eq!(cgroup_available(root.path(), ""), None);
+        assert_eq!(cgroup_available(root.path(), "a/b", &SECOND), None);
+        group("a", &SECOND, ["1000\n", "700\n", "anon 500\nfile 200\nslab 1\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b", &SECOND), Some(500));
+        group("a/b", &SECOND, ["max\n", "600\n", "file 0\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b", &SECOND), Some(500));
+        group("a/b", &SECOND, ["650\n", "600\n", "file 10\n"]);
+        assert_eq!(cgroup_available(root.path(), "a/b", &SECOND), Some(60));
+        assert_eq!(cgroup_available(root.path(), "a", &SECOND), Some(500));
+        assert_eq!(cgroup_available(root.path(), "", &SECOND), None);
+        let none = (1_u64 << 63) - 4096;
+        group("v1", &FIRST, [&format!("{none}\n"), "700\n", "cache 9\ntotal_cache 200\n"]);
+        assert_eq!(cgroup_available(root.path(), "v1/c", &FIRST), Some(none - 500));
+        group("v1/c", &FIRST, ["1000\n", "700\n", "cache 9\ntotal_cache 200\n"]);
+        assert_eq!(cgroup_available(root.path(), "v1/c", &FIRST), Some(500));
     }
 
     #[test]
