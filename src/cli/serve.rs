@@ -112,6 +112,9 @@ fn api_keys(args: &ServeArgs) -> anyhow::Result<Vec<ApiKey>> {
                 line.split_once(char::is_whitespace).map_or((None, line), |(name, key)| (Some(name), key));
             add(name, key.trim(), &what())?;
         }
+        if text.len() as u64 == MOST || !text.lines().any(|line| !line.trim().is_empty()) {
+            return Err(Usage(format!("{} has no key, or over {MOST} bytes", what())).into());
+        }
     }
     let of_environment = std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
     if let Some(key) = of_environment.filter(|_| args.api_key.is_empty() && args.api_key_file.is_none()) {

@@ -169,9 +169,7 @@ impl Automaton {
     fn new(patterns: &[&str]) -> Result<Self, String> {
         let states = dfa::Config::new()
             .cache_capacity(STATES)
-            .skip_cache_capacity_check(true)
-            .minimum_cache_clear_count(Some(64))
-            .minimum_bytes_per_state(Some(1));
+            .skip_cache_capacity_check(true);
         let program = thompson::Config::new().nfa_size_limit(Some(PROGRAM));
         let regex = regex::Builder::new().dfa(states).thompson(program).build_many(patterns);
         let regex = regex.map_err(|error| innermost(&error))?;

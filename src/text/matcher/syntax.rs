@@ -92,7 +92,7 @@ impl<'a> Scanner<'a> {
                     if self.rest.starts_with("?<=") || self.rest.starts_with("?<!") {
                         behind = behind.or(Some(depth));
                     }
-                    let opened = self.group(was_first)?;
+                    let opened = self.group(was_first && depth == 1)?;
                     depth -= usize::from(!opened);
                     (atom, first) = (false, true);
                 }
@@ -116,8 +116,14 @@ impl<'a> Scanner<'a> {
                     (atom, repeated) = (true, false);
                 }
                 // Of any line, as in Ruby.
-                '^' | '$' => {
-                    let _ = write!(self.out, "(?m:{c})");
+                '^' => {
+                    // Behind the last line end there is no line.
+                    self.out.push_str(r"(?:\A|(?m:^)(?!\z))");
+                    self.backtracks = true;
+                    atom = false;
+                }
+                '$' => {
+                    self.out.push_str("(?m:$)");
                     atom = false;
                 }
                 // As in Oniguruma; it would look at all that is behind, at every place.
@@ -245,6 +251,12 @@ impl<'a> Scanner<'a> {
                 self.backtracks = true;
                 return Ok(false);
             }
+            // Properties have no case outside of a class.
+            'p' | 'P' => {
+                self.out.push_str("(?-i:");
+                self.set_or_char()?;
+                self.out.push(')');
+            }
             _ => self.set_or_char()?,
         }
         Ok(true)
@@ -266,7 +278,10 @@ impl<'a> Scanner<'a> {
                 }
                 let _ = write!(self.out, "\\{letter}{{{name}}}");
             }
-            's' | 'S' | 'd' | 'D' | 'w' | 'W' | 't' | 'n' | 'r' | 'f' | 'v' | 'a' => {
+            // Without the joiners that the other has among them.
+            'w' => self.out.push_str(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]"),
+            'W' => self.out.push_str(r"[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]"),
+            's' | 'S' | 'd' | 'D' | 't' | 'n' | 'r' | 'f' | 'v' | 'a' => {
                 let _ = write!(self.out, "\\{c}");
             }
             'e' => self.out.push_str(r"\x1B"),
@@ -299,6 +314,7 @@ impl<'a> Scanner<'a> {
         if self.take("^") {
             self.out.push('^');
         }
+        let start = self.out.len();
         if self.take("]") {
             self.out.push_str("\\]");
         }
@@ -313,7 +329,7 @@ impl<'a> Scanner<'a> {
                 '-' if self.rest.starts_with('-') => return Err("`--` in a class".into()),
                 // A range, or itself at an end of the class.
                 '-' => {
-                    let itself = self.rest.starts_with(']') || self.out.ends_with(['[', '^']);
+                    let itself = self.rest.starts_with(']') || self.out.len() == start;
                     self.out.push_str(if itself { "\\-" } else { "-" });
                 }
                 other => self.literal(other),
@@ -336,7 +352,7 @@ impl<'a> Scanner<'a> {
             "lower" => r"\p{Lowercase}",
             "space" => r"\s",
             "upper" => r"\p{Uppercase}",
-            "word" => r"\w",
+            "word" => r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}",
             "xdigit" => "0-9A-Fa-f",
             _ => return Err(format!("`[:{}:]` is not known", name.chars().take(16).collect::<String>())),
         };
@@ -359,18 +375,20 @@ mod tests {
     fn what_both_read_alike_stays() {
         assert_eq!(
             automaton(r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+"),
-            r"(?i:\'s|\'t)|[^\r\n\p{L}\p{N}]?\p{L}+"
+            r"(?i:\'s|\'t)|[^\r\n\p{L}\p{N}]?(?-i:\p{L})+"
         );
         assert_eq!(automaton(r" ?[^(\s|[.,!?…。])]+"), r" ?[^\(\s\|[\.\,\!\?…。]\)]+");
         assert_eq!(automaton("[!-/a-z-]"), r"[\!-\/a-z\-]");
+        assert_eq!(automaton(r"[!-/:-@\[-`{-~]"), r"[\!-\/\:-\@\[-\`\{-\~]");
+        assert_eq!(automaton("[^-a^-z]"), r"[^\-a\^-z]");
         assert_eq!(automaton("[]a]"), r"[\]a]");
         assert_eq!(automaton(r"[\p{L}&&[^\p{Han}]]{1,3}"), r"[\p{L}&&[^\p{Han}]]{1,3}");
     }
 
     #[test]
     fn what_is_written_otherwise_is_written_so() {
-        assert_eq!(automaton("(?m:.)^a$"), "(?s:.)(?m:^)a(?m:$)");
-        assert_eq!(automaton(r"(a)\p{^L}\h[[:alpha:]_]"), r"(?:a)\P{L}[0-9A-Fa-f][[\p{Alphabetic}]\_]");
+        assert_eq!(automaton("(?m:.)a$"), "(?s:.)a(?m:$)");
+        assert_eq!(automaton(r"(a)\p{^L}\h[[:alpha:]_]"), r"(?:a)(?-i:\P{L})[0-9A-Fa-f][[\p{Alphabetic}]\_]");
         assert_eq!(automaton(r"a{,3}{"), r"a{0,3}\{");
         assert_eq!(automaton(r"\u4e00-\x{9fff}"), r"\x{4E00}\-\x{9FFF}");
         assert_eq!(automaton("(?i)a|b~~&"), r"(?i)a|b\~\~\&");
@@ -386,6 +404,7 @@ mod tests {
     #[test]
     fn what_the_two_read_differently_is_refused_by_name() {
         for (pattern, why) in [
+            ("(?=(?i)a)ab", "`(?i)` behind other things in its group"),
             ("a(?i)b|c", "`(?i)` behind other things in its group"),
             ("(?<=(?:a|b)+)c+", "a repetition in `(?<=…)`"),
             ("(?<!a{1,2})b", "a repetition in `(?<=…)`"),
