@@ -167,9 +167,7 @@ struct Automaton {
 
 impl Automaton {
     fn new(patterns: &[&str]) -> Result<Self, String> {
-        let states = dfa::Config::new()
-            .cache_capacity(STATES)
-            .skip_cache_capacity_check(true);
+        let states = dfa::Config::new().cache_capacity(STATES).skip_cache_capacity_check(true);
         let program = thompson::Config::new().nfa_size_limit(Some(PROGRAM));
         let regex = regex::Builder::new().dfa(states).thompson(program).build_many(patterns);
         let regex = regex.map_err(|error| innermost(&error))?;
