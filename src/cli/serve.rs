@@ -107,12 +107,14 @@ fn api_keys(args: &ServeArgs) -> anyhow::Result<Vec<ApiKey>> {
         let opened = std::fs::File::open(file).with_context(what)?;
         std::io::Read::read_to_string(&mut std::io::Read::take(opened, MOST), &mut text)
             .with_context(what)?;
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let mut has_key = false;
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let (name, key) =
                 line.split_once(char::is_whitespace).map_or((None, line), |(name, key)| (Some(name), key));
             add(name, key.trim(), &what())?;
+            has_key = true;
         }
-        if text.len() as u64 == MOST || !text.lines().any(|line| !line.trim().is_empty()) {
+        if text.len() as u64 == MOST || !has_key {
             return Err(Usage(format!("{} has no key, or over {MOST} bytes", what())).into());
         }
     }

@@ -166,15 +166,6 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     pub fn insert(&mut self, key: K, parent: Option<NodeId>, tokens: &[u32], page: P, bytes: u64) -> NodeId {
         debug_assert!(!tokens.is_empty() && tokens.len() <= self.page);
         let parent = parent.or_else(|| self.root(&key)).unwrap_or_else(|| {
-            // Of roots without pages, of which there may have been any number, none stays.
-            let Self { roots, nodes, free, .. } = self;
-            roots.retain(|(_, root)| {
-                let used = !nodes[root.0].children.is_empty();
-                if !used {
-                    free.push(*root);
-                }
-                used
-            });
             let root = self.add(None, &[], None);
             self.roots.push((key, root));
             root

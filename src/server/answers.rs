@@ -119,11 +119,12 @@ pub(crate) struct Timings(Stats);
 impl Timings {
     /// In llama.cpp's form: tokens that were computed, milliseconds, tokens a second.
     pub fn json(&self) -> Value {
-        let stats = &self.0;
+        // The rate, too, is of what is told: that of what was computed would tell the exact number.
+        let stats = Stats { cached_tokens: whole_pages(&self.0), ..self.0 };
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         json!({
-            "cache_n": whole_pages(stats),
-            "prompt_n": stats.prompt_tokens - whole_pages(stats),
+            "cache_n": stats.cached_tokens,
+            "prompt_n": stats.prompt_tokens - stats.cached_tokens,
             "prompt_ms": ms(stats.prompt_time),
             "prompt_per_second": stats.prompt_rate(),
             "predicted_n": stats.generated_tokens,

@@ -64,6 +64,7 @@ pub(crate) struct Metrics {
     pub cancelled: AtomicU64,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
+    prefix_hits: AtomicU64,
     generated_tokens: AtomicU64,
     first_token: Histogram,
     between_tokens: Histogram,
@@ -94,6 +95,7 @@ impl Metrics {
     pub fn ended(&self, asked: Instant, stats: &Stats) {
         self.prompt_tokens.fetch_add(stats.prompt_tokens as u64, Ordering::Relaxed);
         self.cached_tokens.fetch_add(whole_pages(stats) as u64, Ordering::Relaxed);
+        self.prefix_hits.fetch_add(u64::from(whole_pages(stats) > 0), Ordering::Relaxed);
         self.sequence.observe(asked.elapsed());
     }
 
@@ -140,7 +142,11 @@ impl Metrics {
                 of(&self.cached_tokens),
             ),
             ("generated_tokens_total", "Tokens generated.", of(&self.generated_tokens)),
-            ("prefix_hits_total", "Sequences that began with kept keys and values.", load.kv.hits),
+            (
+                "prefix_hits_total",
+                "Sequences that began with kept keys and values, of a page at least.",
+                of(&self.prefix_hits),
+            ),
             (
                 "prefix_hit_tokens_total",
                 "Tokens that these did not compute, in whole pages.",
