@@ -54,6 +54,8 @@ pub struct LoadOptions {
     pub activations: Activations,
     /// The chat template, where the model's own is not to be taken.
     pub chat_template: Option<TemplateChoice>,
+    /// The `backstop` program, for grammars that have to be checked; see [`GrammarCompiler::with_checker`].
+    pub checker: Option<PathBuf>,
     /// Faults to inject: nothing outside tests.
     pub faults: Faults,
 }
@@ -308,6 +310,8 @@ pub struct Model {
     eos: Arc<[u32]>,
     /// Made with the first constraint.
     grammars: Arc<OnceLock<GrammarCompiler>>,
+    /// See [`LoadOptions::checker`].
+    checker: Option<Arc<Path>>,
     pub(crate) engine: Engine,
 }
 
@@ -399,6 +403,7 @@ impl Model {
             kv_memory,
             ..defaults
         };
+        let checker = options.checker.as_deref().map(Arc::from);
         let files = Arc::new(files);
         let (beside, choice) = (Arc::clone(&files), options.chat_template.clone());
         // Neither needs the other, and each takes about as long as the other.
@@ -449,6 +454,7 @@ impl Model {
             template,
             eos: eos.into(),
             grammars: Arc::default(),
+            checker,
             engine,
         })
     }
@@ -498,7 +504,10 @@ impl Model {
         if let Some(grammars) = self.grammars.get() {
             return Ok(grammars);
         }
-        let made = GrammarCompiler::new(self.tokenizer()?, self.eos())?;
+        let mut made = GrammarCompiler::new(self.tokenizer()?, self.eos())?;
+        if let Some(program) = &self.checker {
+            made = made.with_checker(program.to_path_buf());
+        }
         Ok(self.grammars.get_or_init(|| made))
     }
 

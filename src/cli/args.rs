@@ -44,6 +44,9 @@ pub enum Command {
     Parity(ParityArgs),
     /// Write a model in fewer bits.
     Quantize(QuantizeArgs),
+    /// Compile a grammar from stdin within limits: what the server starts for those that may take any time.
+    #[command(name = backstop::sample::trial::COMMAND, hide = true)]
+    CheckGrammar,
 }
 
 /// `backstop run`.

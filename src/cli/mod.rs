@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod chat;
 mod form;
+mod grammar;
 mod input;
 mod inspect;
 mod parity;
@@ -58,6 +59,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::CheckGrammar => grammar::check(),
     }
 }
 
@@ -145,6 +147,7 @@ fn load_as(
         kv_type: args.kv_type,
         dtype: args.dtype,
         cpu_ops: args.cpu_ops.clone(),
+        checker: grammar::checker(),
         ..LoadOptions::default()
     };
     let options = change(options);

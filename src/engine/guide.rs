@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 use crate::sample::Constraint;
@@ -21,30 +21,72 @@ type Job = (Constraint, Sender<(Constraint, Result<Mask>)>);
 /// Threads that compute masks, started with the first constraint; they end when the pool does.
 #[derive(Default)]
 pub(super) struct MaskPool {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Arc<Jobs>>,
+}
+
+/// Masks to be computed.
+#[derive(Default)]
+struct Jobs {
+    waiting: Mutex<Waiting>,
+    /// There is a job, or there will be none.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<Job>,
+    closed: bool,
+}
+
+impl Jobs {
+    fn push(&self, job: Job) {
+        self.waiting.lock().jobs.push(job);
+        self.changed.notify_one();
+    }
+
+    /// The job whose text has had the least work so far, so that one whose masks take long waits for the others and they not
+    /// for it; of several the first. None once the pool is gone.
+    fn next(&self) -> Option<Job> {
+        let mut waiting = self.waiting.lock();
+        self.changed.wait_while(&mut waiting, |waiting| waiting.jobs.is_empty() && !waiting.closed);
+        if waiting.closed {
+            return None;
+        }
+        let cheapest = (0..waiting.jobs.len()).min_by_key(|&i| waiting.jobs[i].0.masks_took())?;
+        Some(waiting.jobs.remove(cheapest))
+    }
+}
+
+impl Drop for MaskPool {
+    fn drop(&mut self) {
+        if let Some(jobs) = &self.jobs {
+            jobs.waiting.lock().closed = true;
+            jobs.changed.notify_all();
+        }
+    }
 }
 
 impl MaskPool {
-    fn start(&mut self) -> Result<&Sender<Job>> {
+    fn start(&mut self) -> Result<&Arc<Jobs>> {
         if self.jobs.is_none() {
-            let (jobs, inbox) = channel::<Job>();
-            let inbox = Arc::new(Mutex::new(inbox));
+            // Threads that were started before one cannot be end with it.
+            let jobs = Self { jobs: Some(Arc::default()) };
             let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
             for i in 0..threads {
-                let inbox = Arc::clone(&inbox);
-                let work = move || loop {
-                    // The lock is held while waiting: the others wait for it instead.
-                    let Ok((mut constraint, back)) = inbox.lock().recv() else { return };
-                    #[cfg(test)]
-                    tests::delay();
-                    let mask = constraint.mask();
-                    // Its sequence may have ended.
-                    let _ = back.send((constraint, mask));
+                let jobs = jobs.jobs.clone();
+                let work = move || {
+                    while let Some((mut constraint, back)) = jobs.as_deref().and_then(Jobs::next) {
+                        #[cfg(test)]
+                        tests::delay();
+                        let mask = constraint.mask();
+                        // Its sequence may have ended.
+                        let _ = back.send((constraint, mask));
+                    }
                 };
                 let started = Builder::new().name(format!("backstop-mask-{i}")).spawn(work);
                 started.map_err(|error| Error::Engine(format!("no thread for masks: {error}")))?;
             }
-            self.jobs = Some(jobs);
+            *self = jobs;
         }
         self.jobs.as_ref().ok_or_else(|| Error::Engine("no thread for masks".into()))
     }
@@ -52,7 +94,7 @@ impl MaskPool {
 
 /// The constraint of a sequence.
 pub(super) struct Guide {
-    jobs: Sender<Job>,
+    jobs: Arc<Jobs>,
     state: State,
 }
 
@@ -68,17 +110,15 @@ enum State {
 impl Guide {
     /// Begins with the mask of the first token.
     pub(super) fn new(pool: &mut MaskPool, constraint: Constraint) -> Result<Self> {
-        let mut guide = Self { jobs: pool.start()?.clone(), state: State::Gone };
+        let mut guide = Self { jobs: Arc::clone(pool.start()?), state: State::Gone };
         guide.compute(constraint);
         Ok(guide)
     }
 
     fn compute(&mut self, constraint: Constraint) {
         let (back, mask) = channel();
-        self.state = match self.jobs.send((constraint, back)) {
-            Ok(()) => State::Computing(mask),
-            Err(_) => State::Gone,
-        };
+        self.jobs.push((constraint, back));
+        self.state = State::Computing(mask);
     }
 
     /// Waits for the mask until `deadline`; whether it is there, or never will be.
@@ -143,8 +183,10 @@ pub(super) struct Progress {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
+    use super::Jobs;
     use crate::sample::Grammar;
     use crate::{FinishReason, Model, Options};
 
@@ -153,6 +195,21 @@ mod tests {
 
     pub(super) fn delay() {
         std::thread::sleep(Duration::from_millis(DELAY.load(Ordering::Relaxed)));
+    }
+
+    #[test]
+    fn who_has_taken_least_comes_first() {
+        let model = Model::builtin().unwrap();
+        let made = |pattern: &str| model.constraint(&Grammar::Regex(pattern.into())).unwrap();
+        let mut worked = made("[a-z]+");
+        worked.mask().unwrap();
+        let jobs = Jobs::default();
+        let (back, _mask) = channel();
+        for constraint in [worked.clone(), made("[0-9]+"), worked] {
+            jobs.push((constraint, back.clone()));
+        }
+        let took: Vec<bool> = (0..3).map(|_| !jobs.next().unwrap().0.masks_took().is_zero()).collect();
+        assert_eq!(took, [false, true, true]);
     }
 
     #[test]

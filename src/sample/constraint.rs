@@ -1,131 +1,39 @@
 //! Constraints: what a text may be, as the set of tokens that may come next, through llguidance.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, SimpleVob, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use parking_lot::Mutex;
-use serde_json::Value;
 
-use super::schema;
+use super::grammar::{self, Grammar, STACK};
+use super::trial;
 use crate::error::{caught, panic_text};
 use crate::text::Tokenizer;
 use crate::text::apart::{self, Lost};
 use crate::{Error, Result};
 
-/// Bytes of a grammar; of a schema, written without spaces.
-const MAX_BYTES: usize = schema::MAX_BYTES;
-/// Bytes of a regular expression.
-const MAX_REGEX: usize = 16 << 10;
-/// Lines of a grammar, each of which may be a rule: the compiler recurses from rule to rule.
-const MAX_LINES: usize = 4096;
-/// How deep brackets of a grammar nest; those of a schema within it are two for each of its levels.
-const MAX_DEPTH: usize = 128;
-/// States of a lexer, at one to two kilobytes each.
-const MAX_LEXER_STATES: usize = 50_000;
-/// The stack of the compiling thread: reserved, not touched.
-const STACK: usize = 256 << 20;
-/// What compiling may take. Its work is bounded; this is for what the bounds do not see.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a text is to be.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Grammar {
-    /// Any JSON object.
-    JsonObject,
-    /// A JSON value that a schema allows. Names come in the order of `properties`.
-    JsonSchema(Value),
-    /// What a regular expression matches as a whole, in the syntax of the `regex` crate, without anchors and look-around.
-    Regex(String),
-    /// What a grammar in llguidance's variant of Lark derives from `start`.
-    Lark(String),
-}
-
-impl Grammar {
-    /// What it is, in words.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::JsonObject | Self::JsonSchema(_) => "JSON schema",
-            Self::Regex(_) => "regular expression",
-            Self::Lark(_) => "grammar",
-        }
-    }
-
-    fn bad<T>(&self, what: impl Into<String>) -> Result<T> {
-        Err(Error::Grammar { kind: self.kind(), what: what.into() })
-    }
-
-    /// Refuses what is over a limit.
-    pub(super) fn check(&self) -> Result<()> {
-        match self {
-            Self::JsonObject | Self::JsonSchema(_) => Ok(()),
-            Self::Regex(regex) if regex.is_empty() || regex.len() > MAX_REGEX => {
-                self.bad(format!("{} bytes, expected 1 to {MAX_REGEX}", regex.len()))
-            }
-            Self::Regex(_) => Ok(()),
-            Self::Lark(grammar) if grammar.len() > MAX_BYTES => {
-                self.bad(format!("{} bytes, expected at most {MAX_BYTES}", grammar.len()))
-            }
-            Self::Lark(grammar) if grammar.lines().count() > MAX_LINES => {
-                self.bad(format!("more than {MAX_LINES} lines"))
-            }
-            Self::Lark(grammar) if depth(grammar) > MAX_DEPTH => {
-                self.bad(format!("brackets nest deeper than {MAX_DEPTH}"))
-            }
-            // It can let a schema within the grammar ignore what cannot be enforced.
-            Self::Lark(grammar) if grammar.contains("x-guidance") => self.bad("x-guidance is not allowed"),
-            Self::Lark(_) => Ok(()),
-        }
-    }
-
-    /// As llguidance takes it.
-    fn compiled(&self) -> Result<TopLevelGrammar> {
-        Ok(TopLevelGrammar::from_grammar(match self {
-            Self::JsonObject => GrammarWithLexer::from_json_schema(schema::any_object()?),
-            Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(schema::prepare(schema)?),
-            Self::Regex(regex) => GrammarWithLexer::from_regex(regex),
-            Self::Lark(grammar) => GrammarWithLexer::from_lark(grammar.clone()),
-        }))
-    }
-}
-
-/// How deep brackets nest, outside strings, patterns and comments.
-fn depth(grammar: &str) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let mut bytes = grammar.bytes().peekable();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'(' | b'[' | b'{' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            b'#' => while bytes.next_if(|&b| b != b'\n').is_some() {},
-            b'/' if bytes.peek() == Some(&b'/') => while bytes.next_if(|&b| b != b'\n').is_some() {},
-            b'"' | b'/' => {
-                while let Some(inner) = bytes.next_if(|&b| b != b'\n') {
-                    match inner {
-                        b'\\' => drop(bytes.next()),
-                        _ if inner == byte => break,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    deepest
-}
+/// What compiling may take. Its work is bounded; this is for what the bounds do not see, on a machine that is busy with others.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What it may take where its work is not bounded and nothing checked it before.
+const UNCHECKED: Duration = Duration::from_secs(5);
+/// Threads that were given up on and still compile, at most.
+const MAX_LATE: usize = 4;
+/// Work on the masks of one text: what is free, and what each token adds. A mask takes some 50 µs.
+const MASKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(20)];
+/// Work on following its tokens, which holds up a step of all sequences.
+const STEPS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(1)];
 
 /// Makes constraints for one vocabulary.
 pub struct GrammarCompiler {
     factory: Arc<ParserFactory>,
-    /// The thread that was given up on last.
-    late: Mutex<Option<JoinHandle<()>>>,
+    checker: Option<trial::Checker>,
+    /// Threads that were given up on.
+    late: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for GrammarCompiler {
@@ -167,10 +75,16 @@ impl GrammarCompiler {
             Ok(made) => made.map_err(|error| bad(error.to_string()))?,
             Err(panic) => return Err(bad(panic_text(&*panic).to_owned())),
         };
-        factory.quiet();
-        factory.limits_mut().max_lexer_states = MAX_LEXER_STATES;
-        factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory: Arc::new(factory), late: Mutex::new(None) })
+        grammar::limit(&mut factory);
+        Ok(Self { factory: Arc::new(factory), checker: None, late: Mutex::default() })
+    }
+
+    /// Has `program`, which is `backstop` itself, compile in a process of its own first what may take any time and memory: what
+    /// takes more than 2 s of work or 64 MiB is then refused. Without it, a thread goes on with that which cannot be stopped.
+    #[must_use]
+    pub fn with_checker(mut self, program: PathBuf) -> Self {
+        self.checker = Some(trial::Checker::new(program));
+        self
     }
 
     /// A constraint for one text.
@@ -178,7 +92,7 @@ impl GrammarCompiler {
     /// # Errors
     /// [`Error::Schema`] with the place and the keyword that cannot be enforced; [`Error::Grammar`] for a syntax error,
     /// what allows no text, and what is over a limit: 256 KiB, 4,096 schemas or lines, 64 levels, the size of what they
-    /// are compiled to, 5 s.
+    /// are compiled to, the work and memory that [`Self::with_checker`] names.
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint> {
         grammar.check()?;
         self.compile_checked(grammar)
@@ -188,19 +102,24 @@ impl GrammarCompiler {
     pub(crate) fn compile_checked(&self, grammar: &Grammar) -> Result<Constraint> {
         let kind = grammar.kind();
         let bad = |what: String| Err(Error::Grammar { kind, what });
-        let mut late = self.late.lock();
-        if late.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return bad("an earlier grammar, which took too long, is still being compiled".into());
+        let patience = match &self.checker {
+            _ if !trial::may_explode(grammar) => PATIENCE,
+            Some(checker) => checker.check(grammar).map(|()| PATIENCE)?,
+            None => UNCHECKED,
+        };
+        let late = {
+            let mut late = self.late.lock();
+            late.retain(|thread| !thread.is_finished());
+            late.len()
+        };
+        if late >= MAX_LATE {
+            return bad(format!("{late} earlier grammars, which took too long, are still being compiled"));
         }
-        *late = None;
         let (factory, grammar) = (Arc::clone(&self.factory), grammar.clone());
-        let made = apart::run("grammar", STACK, PATIENCE, move || {
-            let mut matcher = Matcher::new(factory.create_parser(grammar.compiled()?));
-            // What allows nothing is refused here and not in the middle of a request.
-            let result = matcher.compute_mask().map(|_| ());
-            match result {
-                Ok(()) => Ok(Constraint { matcher: Box::new(matcher), kind }),
-                Err(error) => grammar.bad(explained(&error.to_string())),
+        let made = apart::run("grammar", STACK, patience, move || {
+            match grammar::begin(&factory, grammar.compiled()?) {
+                Ok(matcher) => Ok(Constraint { matcher: Box::new(matcher), kind, work: Work::default() }),
+                Err(error) => grammar.bad(explained(&error)),
             }
         });
         match made {
@@ -208,8 +127,8 @@ impl GrammarCompiler {
             Err(Lost::NoThread(error)) => bad(error.to_string()),
             Err(Lost::Panicked) => bad("its compiler panicked".into()),
             Err(Lost::Late(thread)) => {
-                *late = Some(thread);
-                bad(format!("compiling it took longer than {} s", PATIENCE.as_secs()))
+                self.late.lock().push(thread);
+                bad(format!("compiling it took longer than {} s", patience.as_secs()))
             }
         }
     }
@@ -233,12 +152,32 @@ pub struct Constraint {
     /// Over a kilobyte.
     matcher: Box<Matcher>,
     kind: &'static str,
+    work: Work,
+}
+
+/// What following a text has taken so far, in the time of the threads that did it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Work {
+    masks: Duration,
+    steps: Duration,
+    tokens: u32,
+}
+
+impl Work {
+    /// Refuses more than `[free, each]` allows.
+    fn check(&self, spent: Duration, [free, each]: [Duration; 2]) -> std::result::Result<(), String> {
+        if spent <= free + each * self.tokens {
+            return Ok(());
+        }
+        let (ms, tokens) = (spent.as_millis(), self.tokens);
+        Err(format!("{tokens} tokens took {ms} ms of work, more than is allowed: it may be ambiguous"))
+    }
 }
 
 impl Clone for Constraint {
     fn clone(&self) -> Self {
         // A shallow clone shares its lexer's tables, and the lock around them, with the original.
-        Self { matcher: Box::new(self.matcher.deep_clone()), kind: self.kind }
+        Self { matcher: Box::new(self.matcher.deep_clone()), kind: self.kind, work: self.work }
     }
 }
 
@@ -254,16 +193,30 @@ impl Constraint {
     /// # Errors
     /// [`Error::Grammar`] where that takes more than its bounded work.
     pub fn mask(&mut self) -> Result<Mask> {
+        let started = apart::worked();
         let mask = self.matcher.compute_mask_or_eos();
-        mask.map(Mask).map_err(|error| self.failed(&error))
+        self.work.masks += apart::worked().saturating_sub(started);
+        let mask = mask.map_err(|error| self.failed(&error))?;
+        self.work.check(self.work.masks, MASKS).map_err(|what| self.failed(&what))?;
+        Ok(Mask(mask))
     }
 
     /// Goes on by a token.
     ///
     /// # Errors
-    /// [`Error::Grammar`] for a token that may not come next.
+    /// [`Error::Grammar`] for a token that may not come next, and where the tokens so far took more than their bounded work.
     pub fn accept(&mut self, token: u32) -> Result<()> {
-        self.matcher.consume_token(token).map_err(|error| self.failed(&error))
+        let started = apart::worked();
+        let accepted = self.matcher.consume_token(token);
+        self.work.steps += apart::worked().saturating_sub(started);
+        self.work.tokens += 1;
+        accepted.map_err(|error| self.failed(&error))?;
+        self.work.check(self.work.steps, STEPS).map_err(|what| self.failed(&what))
+    }
+
+    /// What its masks have taken so far.
+    pub(crate) fn masks_took(&self) -> Duration {
+        self.work.masks
     }
 
     /// Whether the text is whole and nothing can follow.
@@ -273,7 +226,10 @@ impl Constraint {
 
     /// Whether the text is whole as it is; something may still be able to follow.
     pub fn is_accepting(&mut self) -> bool {
-        self.is_complete() || self.matcher.is_accepting().unwrap_or(false)
+        let started = apart::worked();
+        let accepting = self.is_complete() || self.matcher.is_accepting().unwrap_or(false);
+        self.work.steps += apart::worked().saturating_sub(started);
+        accepting
     }
 
     /// An error of [`Self::mask`] once more: errors cannot be cloned.

@@ -1,6 +1,7 @@
 //! Sampling on the host, from logits: constraints, penalties, filters, a counter-based draw, and the stop matcher.
 
 pub mod constraint;
+mod grammar;
 mod options;
 mod penalties;
 mod philox;
@@ -8,8 +9,11 @@ pub(crate) mod reply;
 mod sampler;
 mod schema;
 mod stop;
+#[doc(hidden)]
+pub mod trial;
 
-pub use constraint::{Constraint, Grammar, GrammarCompiler};
+pub use constraint::{Constraint, GrammarCompiler};
+pub use grammar::Grammar;
 pub use options::SamplingOptions;
 pub use sampler::{DrawPlace, Logprobs, Sampled, Sampler};
 pub use stop::{MAX_STOP_BYTES, MAX_STOPS, StopMatcher};

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::constraint::Grammar;
+use super::grammar::Grammar;
 use super::schema;
 use crate::text::{
     ArgumentTags, CallFormat, CallObject, ID, INDEX, ReplyFormat, Tokenizer, Tool, ToolFormat, is_string,

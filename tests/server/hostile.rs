@@ -340,3 +340,58 @@ fn minus_one_and_an_empty_stop_are_none() {
     assert_eq!(drawn(7), drawn(7));
     assert_ne!(drawn(-1), drawn(-1));
 }
+
+/// Schemas whose compiling would take any memory are refused, and nobody else's meanwhile.
+#[test]
+fn schemas_that_explode_are_refused_and_others_are_not() {
+    let server = Server::start(&[]);
+    let ask = |schema: Value| {
+        let format = json!({ "type": "json_schema", "json_schema": { "name": "a", "schema": schema } });
+        server.post("/v1/chat/completions", &chat(json!({ "max_tokens": 40, "response_format": format })))
+    };
+    let wanted = "compiling it takes more than 2 s of work or 64 MiB: multiples of large numbers and intersections of patterns do";
+    let multiple = |of: u64| json!({ "type": "integer", "multipleOf": of });
+    std::thread::scope(|scope| {
+        let hostile: Vec<_> =
+            (0..4u64).map(|i| scope.spawn(move || ask(multiple(99_999_989 - i * 10)))).collect();
+        let mut answered = 0;
+        while answered < 3 || hostile.iter().any(|one| !one.is_finished()) {
+            let text = ask(json!({ "type": "string", "enum": ["yes", "no"] })).ok()["choices"][0]["message"]
+                ["content"]
+                .to_string();
+            assert!(text.contains("yes") || text.contains("no"), "{text}");
+            answered += 1;
+        }
+        for answer in hostile {
+            let refusal = answer.join().unwrap().refusal(400);
+            assert!(refusal.ends_with(wanted), "{refusal}");
+        }
+    });
+    // What can be met is, though it has to be searched for.
+    let text = ask(json!({ "allOf": [multiple(360), { "minimum": 1000, "maximum": 9999 }] })).ok();
+    let number = text["choices"][0]["message"]["content"].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(number % 360 == 0 && (1000..=9999).contains(&number), "{number}");
+}
+
+/// The work of masks counts against the request whose they are.
+#[test]
+fn ambiguous_grammars_hold_up_their_own_request_alone() {
+    let server = Server::start(&["--parallel", "4"]);
+    let ask = |grammar: &str, max: u64| {
+        let body = json!({ "prompt": "a", "max_tokens": max, "response_format": { "type": "lark", "grammar": grammar }, "temperature": 0 });
+        server.post("/v1/completions", &body)
+    };
+    std::thread::scope(|scope| {
+        let hostile: Vec<_> = (0..3).map(|_| scope.spawn(|| ask("start: a\na: a a | /x/", 500))).collect();
+        let mut answered = 0;
+        while answered < 3 || hostile.iter().any(|one| !one.is_finished()) {
+            assert_eq!(ask("start: /(ab){8}/", 100).ok()["choices"][0]["text"], "abababababababab");
+            answered += 1;
+        }
+        for answer in hostile {
+            let answer = answer.join().unwrap();
+            let said = answer.text();
+            assert!(said.contains("of work, more than is allowed: it may be ambiguous"), "{said}");
+        }
+    });
+}
