@@ -31,6 +31,15 @@ pub enum Error {
         what: String,
     },
 
+    /// A file of the model was changed by another program while it was in use.
+    #[error("{}: changed while it was in use ({what}): load the model anew", path.display())]
+    Changed {
+        /// The file concerned.
+        path: PathBuf,
+        /// How that is known.
+        what: String,
+    },
+
     /// `config.json` holds a value that cannot be run.
     #[error("{}: {field} is {got}, expected {expected}", path.display())]
     Config {

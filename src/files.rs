@@ -3,8 +3,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 
@@ -93,6 +94,80 @@ impl Home {
         let what = format!("{name:?} is a link to {real:?}, outside the model's directory");
         Err(Error::format(path, what))
     }
+}
+
+/// A file that is kept open, and what it was when it was opened.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl OpenFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = open(path)?;
+        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+        Ok(Self { file, path: path.to_owned(), len: meta.len(), modified: meta.modified().ok() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes that it had.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `bytes` with those from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where it has become too short, and [`Error::Io`].
+    pub fn read(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
+        read_exact_at(&self.file, bytes, start).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                self.changed(format!("it has no byte {start} to {} any more", start + bytes.len() as u64))
+            }
+            _ => Error::io(&self.path, e),
+        })
+    }
+
+    /// Whether the file is what it was when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`], and [`Error::Io`].
+    pub fn check(&self) -> Result<()> {
+        let meta = self.file.metadata().map_err(|e| Error::io(&self.path, e))?;
+        if meta.len() != self.len {
+            return Err(self.changed(format!("{} bytes have become {}", self.len, meta.len())));
+        }
+        if meta.modified().ok() != self.modified {
+            return Err(self.changed("it was written to".to_owned()));
+        }
+        Ok(())
+    }
+
+    pub fn changed(&self, what: String) -> Error {
+        Error::Changed { path: self.path.clone(), what }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, start)
+}
+
+#[cfg(not(unix))]
+fn read_exact_at(mut file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(bytes)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::forward::{Architecture, Loaded, generation_from_gguf};
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
-use crate::weights::{Checkpoint, Stored, gguf, quantized};
+use crate::weights::{Access, Checkpoint, Stored, Watch, gguf, quantized};
 
 pub use memory::{LEAST_CONTEXT, MemorySetting};
 
@@ -89,9 +89,17 @@ impl ModelFiles {
     /// # Errors
     /// A file that is missing, malformed or hostile, and a model that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_by(path, Access::Map)
+    }
+
+    /// As [`Self::open`], with another way to the weights' bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_by(path: &Path, access: Access) -> Result<Self> {
         if !path.is_dir() {
             let what = match path.exists() {
-                true if gguf::is_gguf(path)? => return Self::open_gguf(path),
+                true if gguf::is_gguf(path)? => return Self::open_gguf(path, access),
                 true => "is a file",
                 false => "does not exist",
             };
@@ -101,21 +109,21 @@ impl ModelFiles {
         if path.join("config.json").symlink_metadata().is_err()
             && let Some(file) = Checkpoint::find_gguf(path)?
         {
-            return Self::open_gguf(&file);
+            return Self::open_gguf(&file, access);
         }
         if path.join("config.json").symlink_metadata().is_err() {
             return Err(Error::format(path, format!("holds no model: {}", what_it_holds(path))));
         }
         let mut architecture = Architecture::read(&path.join("config.json"))?;
         let generation = GenerationConfig::load(&path.join("generation_config.json"))?;
-        let mut checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open_by(path, access)?;
         architecture.adopt(&mut checkpoint)?;
         Ok(Self { path: path.to_owned(), architecture, generation, checkpoint })
     }
 
     /// A model in a GGUF file, or in several of which `path` is the first.
-    fn open_gguf(path: &Path) -> Result<Self> {
-        let mut checkpoint = Checkpoint::open(path)?;
+    fn open_gguf(path: &Path, access: Access) -> Result<Self> {
+        let mut checkpoint = Checkpoint::open_by(path, access)?;
         let Some(metadata) = checkpoint.gguf() else { return Err(Error::format(path, "not a GGUF file")) };
         let generation = generation_from_gguf(metadata)?;
         let mut architecture = Architecture::from_gguf(&checkpoint)?;
@@ -312,6 +320,7 @@ pub struct Model {
     grammars: Arc<OnceLock<GrammarCompiler>>,
     /// See [`LoadOptions::checker`].
     checker: Option<Arc<Path>>,
+    watch: Watch,
     pub(crate) engine: Engine,
 }
 
@@ -404,6 +413,8 @@ impl Model {
             ..defaults
         };
         let checker = options.checker.as_deref().map(Arc::from);
+        let watch = files.checkpoint.watch();
+        let watched = watch.clone();
         let files = Arc::new(files);
         let (beside, choice) = (Arc::clone(&files), options.chat_template.clone());
         // Neither needs the other, and each takes about as long as the other.
@@ -441,7 +452,8 @@ impl Model {
             // The largest first: beside it there is little in memory yet, while it is there in both forms.
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
             linears.iter().for_each(|matrix| dispatch.ready(matrix));
-            Runtime::new(config, forward, dispatch, kv_type)
+            files.checkpoint.check()?;
+            Ok(Runtime::new(config, forward, dispatch, kv_type)?.watched(watched))
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
         let (engine, (tokenizer, template, mut eos)) = (engine?, texts?);
@@ -455,6 +467,7 @@ impl Model {
             eos: eos.into(),
             grammars: Arc::default(),
             checker,
+            watch,
             engine,
         })
     }
@@ -509,6 +522,15 @@ impl Model {
             made = made.with_checker(program.to_path_buf());
         }
         Ok(self.grammars.get_or_init(|| made))
+    }
+
+    /// Whether the files that its weights are still read from are what they were when they were opened. Where they are not, every
+    /// request fails with the same error: the model has to be loaded anew.
+    ///
+    /// # Errors
+    /// [`Error::Changed`], from the first change on.
+    pub fn check_files(&self) -> Result<()> {
+        self.watch.check()
     }
 
     /// Its engine.

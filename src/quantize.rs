@@ -110,6 +110,7 @@ pub fn to_mlx(
             return Ok(None);
         }
     }
+    files.checkpoint.check()?;
     shards.finish()?;
     output.commit()?;
     Ok(Some(report))

@@ -332,6 +332,9 @@ pub struct ModelArgs {
     /// The model's directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Read the weights into memory instead of mapping their files, which may then change.
+    #[arg(long)]
+    pub no_mmap: bool,
     /// What runs it: metal is MLX on Apple's GPU, mlx is MLX on its default device.
     #[arg(long, value_name = "BACKEND", default_value = "auto", ignore_case = true)]
     #[arg(value_parser = PossibleValuesParser::new(BackendRequest::NAMES).try_map(|name| name.parse::<BackendRequest>()))]

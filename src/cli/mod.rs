@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::Isa;
+use backstop::weights::Access;
 use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
 use tracing_subscriber::EnvFilter;
 
@@ -115,6 +116,12 @@ fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
     dir.map_or_else(ModelFiles::builtin, ModelFiles::open)
 }
 
+/// The weights' bytes as was typed.
+fn open_as(args: &ModelArgs) -> backstop::Result<ModelFiles> {
+    let access = if args.no_mmap { Access::Read } else { Access::Map };
+    args.model.as_deref().map_or_else(ModelFiles::builtin, |path| ModelFiles::open_by(path, access))
+}
+
 /// Loads a model for one sequence, which may have all the memory that there is.
 fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
     load_for(args, session, Some(1))
@@ -133,7 +140,7 @@ fn load_as(
 ) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let isa = args.isa.as_deref().map(isa).transpose()?;
-    let files = open(args.model.as_deref())?;
+    let files = open_as(args)?;
     let name = files.name();
     let progress = term::Progress::start(move || format!("loading {name}"));
     let options = LoadOptions {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::forward::Forward;
 use crate::forward::step::{SequenceState, Step, Tap};
 use crate::tensor::HostTensor;
+use crate::weights::Watch;
 
 /// Tokens of a chunk when a sequence is computed anew on the CPU.
 const REPLAY_CHUNK: usize = 512;
@@ -24,6 +25,7 @@ pub struct Runtime {
     forward: Box<dyn Forward>,
     dispatch: LlmBackendDispatch,
     states: StateLayout,
+    watch: Watch,
 }
 
 /// A step whose results may still be lazy.
@@ -63,7 +65,21 @@ impl Runtime {
         kv_type: KvType,
     ) -> Result<Self> {
         let states = StateLayout::new(&forward.states(), kv_type)?;
-        Ok(Self { config, forward, dispatch, states })
+        Ok(Self { config, forward, dispatch, states, watch: Watch::default() })
+    }
+
+    /// Has weights that are read from their files looked after.
+    #[must_use]
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// Whether the weights' files are what they were when they were opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`], from the first change on.
+    pub fn check_files(&self) -> Result<()> {
+        self.watch.check()
     }
 
     /// The model's configuration.

@@ -153,6 +153,7 @@ impl Worker {
 
     /// Refuses what can never run.
     fn check(&self, request: &Request) -> Result<()> {
+        self.runtime.check_files()?;
         let (prompt, context) = (request.tokens.len(), self.options.context);
         // A token that is generated takes its place, too.
         let (room, generated) = match &request.kind {
@@ -358,6 +359,15 @@ impl Worker {
 
     /// Hands out the results of a step, and keeps the pages of prompts that are through for others that begin alike.
     fn take(&mut self, batch: &Batch, outputs: Result<StepOutputs>) {
+        // What was computed of a file that changed is nobody's answer.
+        if self.runtime.check_files().is_err() {
+            for slot in &mut self.slots {
+                if let Err(error) = self.runtime.check_files() {
+                    slot.fail(error);
+                }
+            }
+            return;
+        }
         let outputs = match outputs {
             Ok(outputs) => outputs,
             Err(error) => {

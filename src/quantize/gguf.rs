@@ -113,6 +113,7 @@ pub fn to_gguf(
             return Ok(None);
         }
     }
+    checkpoint.check()?;
     writer.finish()?;
     output.commit()?;
     Ok(Some(report))

@@ -36,7 +36,7 @@ impl<'a> Source<'a> {
     fn of(files: &'a ModelFiles, stored: Stored) -> Result<Self> {
         let (checkpoint, Stored { name, format, shape, bytes, .. }) = (&files.checkpoint, stored);
         if let Some(info) = checkpoint.find(&name) {
-            let plane = checkpoint.plane(info);
+            let plane = checkpoint.plane(info)?;
             if info.form() == Form::Transposed {
                 // Turned as a whole: the models that are stored so are small.
                 let weight = checkpoint.get(&name, &shape)?;

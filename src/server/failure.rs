@@ -160,6 +160,8 @@ impl From<Error> for Failure {
             Error::Schema { .. } | Error::Grammar { .. } => Self::bad(message),
             // What can never fit; what does not fit now waits.
             Error::Memory { .. } => Self::bad(message),
+            // Another process, loaded anew, can answer.
+            Error::Changed { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
             Error::Io { .. }
             | Error::Format { .. }
             | Error::Config { .. }

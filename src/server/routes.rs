@@ -216,7 +216,7 @@ fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(parent, _)| parent)
 }
 
-/// Whether the engine works: a step ended not long ago or, where there is nothing to do, it answers.
+/// Whether the engine works: its files are what they were, and a step ended not long ago or, where there is nothing to do, it answers.
 async fn health(State(app): State<Arc<App>>) -> Response {
     let (load, longest) = (app.model.engine().load(), app.options.longest_step);
     let stuck = if load.running + load.queued > 0 {
@@ -226,9 +226,13 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         let answer = tokio::task::spawn_blocking(move || engine.with(|_| ()));
         !matches!(tokio::time::timeout(ANSWER.min(longest), answer).await, Ok(Ok(Ok(()))))
     };
-    let (status, text) =
-        if stuck { (StatusCode::SERVICE_UNAVAILABLE, "stuck") } else { (StatusCode::OK, "ok") };
-    let body = json!({
+    let changed = app.model.check_files().err();
+    let (status, text) = match &changed {
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "changed"),
+        None if stuck => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
+        None => (StatusCode::OK, "ok"),
+    };
+    let mut body = json!({
         "status": text,
         "model": app.name,
         "backend": app.model.engine().backend(),
@@ -237,6 +241,9 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         "steps": load.steps,
         "seconds_since_step": load.idle.as_secs_f64(),
     });
+    if let Some(error) = changed {
+        body["error"] = error.to_string().into();
+    }
     (status, json_body(&body)).into_response()
 }
 

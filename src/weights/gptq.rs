@@ -86,10 +86,10 @@ pub(super) fn gptq(
         None => None,
         Some(_) => {
             let dims = [columns / group, rows.div_ceil(32 / bits)];
-            Some(checkpoint.plane(checkpoint.typed(&name("qzeros"), WORDS, &dims)?))
+            Some(checkpoint.plane(checkpoint.typed(&name("qzeros"), WORDS, &dims)?)?)
         }
     };
-    let codes = checkpoint.plane(weight);
+    let codes = checkpoint.plane(weight)?;
     let packed = Packed { layout: Layout::Gptq { v2 }, shape, bits, group, codes, zeros, scales, order };
     Ok(Some(packed.weight(name("weight"))))
 }
@@ -111,10 +111,10 @@ pub(super) fn awq(checkpoint: &Checkpoint, module: &str, shape: [usize; 2]) -> R
         None => None,
         Some(_) => {
             let dims = [columns / group, rows / 8];
-            Some(checkpoint.plane(checkpoint.typed(&name("qzeros"), WORDS, &dims)?))
+            Some(checkpoint.plane(checkpoint.typed(&name("qzeros"), WORDS, &dims)?)?)
         }
     };
-    let codes = checkpoint.plane(weight);
+    let codes = checkpoint.plane(weight)?;
     let packed = Packed { layout: Layout::Awq, shape, bits: 4, group, codes, zeros, scales, order: None };
     Ok(Some(packed.weight(name("weight"))))
 }
@@ -148,7 +148,7 @@ fn scales(
     let Some(dtype) = info.dtype() else {
         return Err(info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())));
     };
-    Ok((format.group(), (dtype, checkpoint.plane(info))))
+    Ok((format.group(), (dtype, checkpoint.plane(info)?)))
 }
 
 /// How codes and zero points are packed.
@@ -302,7 +302,7 @@ fn transposed(
 /// A group out of range, or groups of unequal size.
 fn order(checkpoint: &Checkpoint, name: &str, columns: usize, group: usize) -> Result<Option<Arc<[u32]>>> {
     let info = checkpoint.typed(name, WORDS, &[columns])?;
-    let groups = words(&checkpoint.plane(info));
+    let groups = words(&checkpoint.plane(info)?);
     if groups.iter().enumerate().all(|(k, &g)| g as usize == k / group) {
         return Ok(None);
     }

@@ -1,31 +1,70 @@
-//! Memory-mapped files: the only unsafe code of the loaders.
+//! Memory-mapped files: with [`bus`], the only unsafe code of the loaders.
 
-use std::path::Path;
+#[cfg(unix)]
+mod bus;
 
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::OpenFile;
 use crate::tensor::Bytes;
 
 /// A file mapped read-only. Its pages are read from disk when they are first touched.
+///
+/// A file that is cut short under the map has no pages any more that could be read: zeros take their place, and
+/// [`MappedFile::check`] says so.
 #[derive(Debug)]
 pub struct MappedFile {
+    /// Dropped before the map.
+    #[cfg(unix)]
+    guard: bus::Guard,
     map: Mmap,
+    file: OpenFile,
 }
 
 impl MappedFile {
-    /// Maps a regular file.
+    /// Maps a file.
     ///
     /// # Errors
-    /// [`Error::Io`] where the system refuses; [`Error::Format`] for what is no regular file (a pipe would block).
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = files::open(path)?;
-        // SAFETY: the map is read-only and private to this process; model files are written under another name and
-        // renamed when complete, never changed in place. Should another program truncate one, touching the missing
-        // pages ends the process with SIGBUS, as in every runtime that maps its weights: no memory is corrupted.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        Ok(Self { map })
+    /// [`Error::Io`] where the system refuses.
+    pub(super) fn new(file: OpenFile) -> Result<Self> {
+        // SAFETY: the map is read-only and private to this process. Model files are written under another name and renamed when
+        // complete. One that another program changes in place has other bytes then, which every reader takes for numbers,
+        // never for lengths or places; pages that are missing are replaced by `bus`.
+        let map = unsafe { Mmap::map(file.file()) }.map_err(|e| Error::io(file.path(), e))?;
+        #[cfg(unix)]
+        let guard = bus::Guard::new(&map).map_err(|e| Error::io(file.path(), e))?;
+        Ok(Self {
+            #[cfg(unix)]
+            guard,
+            map,
+            file,
+        })
+    }
+
+    pub(super) fn file(&self) -> &OpenFile {
+        &self.file
+    }
+
+    /// Whether a page was touched that the file did not have any more, or that could not be read.
+    pub(super) fn was_touched(&self) -> bool {
+        #[cfg(unix)]
+        return self.guard.was_hit();
+        #[cfg(not(unix))]
+        false
+    }
+
+    /// Whether what was read is what the file had when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`], [`Error::Io`].
+    pub fn check(&self) -> Result<()> {
+        // What the file says of itself is clearer.
+        self.file.check()?;
+        match self.was_touched() {
+            true => Err(self.file.changed("a part of it can no longer be read".to_owned())),
+            false => Ok(()),
+        }
     }
 
     /// Tells the system that the file will be read from front to back. Best effort.

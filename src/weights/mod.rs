@@ -11,6 +11,7 @@ mod mmap;
 pub(crate) mod output;
 pub(crate) mod quantized;
 mod safetensors;
+mod source;
 #[cfg(test)]
 mod tests;
 pub(crate) mod write;
@@ -45,6 +46,8 @@ use ::safetensors::Dtype;
 pub(crate) use form::{Adopted, Form};
 pub use mmap::MappedFile;
 pub use quantized::Stored;
+pub use source::{Access, Watch};
+use source::{Aligned, Source};
 
 use crate::error::{Error, Result};
 use crate::files::Home;
@@ -147,23 +150,18 @@ impl TensorInfo {
     }
 }
 
-/// One file of a checkpoint.
-struct Shard {
-    owner: Arc<dyn Bytes>,
-    map: Option<Arc<MappedFile>>,
-}
-
 /// The tensors of a model, from one or several safetensors or GGUF files.
 pub struct Checkpoint {
     path: PathBuf,
-    shards: Vec<Shard>,
+    access: Access,
+    shards: Vec<Source>,
     tensors: BTreeMap<Box<str>, TensorInfo>,
     gguf: Option<Arc<gguf::Metadata>>,
 }
 
 impl Checkpoint {
-    fn empty(path: &Path) -> Self {
-        Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), gguf: None }
+    fn empty(path: &Path, access: Access) -> Self {
+        Self { path: path.to_owned(), access, shards: Vec::new(), tensors: BTreeMap::new(), gguf: None }
     }
 
     /// Opens the checkpoint of a model directory, one safetensors file, or a GGUF file with its parts. A GGUF file's
@@ -177,12 +175,20 @@ impl Checkpoint {
     /// [`Error::Io`] where a file cannot be read; [`Error::Format`] where one is malformed, leaves the directory, is
     /// missing, or repeats a tensor.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut checkpoint = Self::empty(dir);
+        Self::open_by(dir, Access::Map)
+    }
+
+    /// As [`Self::open`], with another way to the tensors' bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_by(dir: &Path, access: Access) -> Result<Self> {
+        let mut checkpoint = Self::empty(dir, access);
         if std::fs::metadata(dir).map_err(|e| Error::io(dir, e))?.is_file() {
             if gguf::is_gguf(dir)? {
-                return Self::open_gguf(dir);
+                return Self::open_gguf(dir, access);
             }
-            checkpoint.map_shard(dir)?;
+            checkpoint.open_shard(dir)?;
             return Ok(checkpoint);
         }
         let home = Home::of(dir)?;
@@ -193,16 +199,16 @@ impl Checkpoint {
             names.sort_unstable();
             names.dedup();
             for name in names {
-                checkpoint.map_shard(&shard(&home, &index, name)?)?;
+                checkpoint.open_shard(&shard(&home, &index, name)?)?;
             }
             for (tensor, shard) in &weight_map {
                 checkpoint.check_indexed(&index, tensor, shard)?;
             }
         } else if exists(&dir.join(SINGLE)) {
-            checkpoint.map_shard(&shard(&home, dir, SINGLE)?)?;
+            checkpoint.open_shard(&shard(&home, dir, SINGLE)?)?;
         } else {
             for name in glob(dir)? {
-                checkpoint.map_shard(&shard(&home, dir, &name)?)?;
+                checkpoint.open_shard(&shard(&home, dir, &name)?)?;
             }
         }
         Ok(checkpoint)
@@ -213,8 +219,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Format`] where the bytes are malformed; `name` takes the place of the path.
     pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
-        let mut checkpoint = Self::empty(Path::new(name));
-        checkpoint.add_shard(Path::new(name), Shard { owner: Arc::new(bytes), map: None })?;
+        let mut checkpoint = Self::empty(Path::new(name), Access::Map);
+        checkpoint.add_shard(Path::new(name), Source::Static(bytes))?;
         Ok(checkpoint)
     }
 
@@ -254,7 +260,7 @@ impl Checkpoint {
         let dtype = info
             .dtype()
             .ok_or_else(|| info.fail(format!("type is {}, expected F32, F16 or BF16", info.dtype_name())))?;
-        let (owner, range) = self.bytes(info, dtype);
+        let (owner, range) = self.bytes(info, dtype)?;
         let bytes = &owner.bytes()[range.clone()];
         let view = if bytes.as_ptr().align_offset(dtype.size()) == 0 {
             Weight::new(name, dtype, shape, owner, range)
@@ -276,7 +282,7 @@ impl Checkpoint {
         let name = format!("{module}.weight");
         let info = self.of_shape(&name, &shape)?;
         let Some(format) = info.format() else { return self.get(&name, &shape).map(Matrix::Dense) };
-        let stored = self.plane(info);
+        let stored = self.plane(info)?;
         let weight = QuantWeight::new(name, format, shape, [stored]);
         Ok(Matrix::Quantized(info.form.reordered(weight)))
     }
@@ -304,8 +310,12 @@ impl Checkpoint {
     }
 
     /// A tensor's bytes, as they lie in the file.
-    pub(crate) fn plane(&self, info: &TensorInfo) -> Plane {
-        Plane::new(Arc::clone(&self.shards[info.shard].owner), info.range.clone())
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn plane(&self, info: &TensorInfo) -> Result<Plane> {
+        let (owner, range) = self.shards[info.shard].bytes(&info.range)?;
+        Ok(Plane::new(owner, range))
     }
 
     /// A tensor that is not there.
@@ -314,16 +324,16 @@ impl Checkpoint {
         Error::Weight { path: self.path.clone(), name: name.to_owned(), what }
     }
 
-    /// A tensor's bytes in the form that a model has them in: a view of the file, or a copy of other order.
-    fn bytes(&self, info: &TensorInfo, dtype: DType) -> (Arc<dyn Bytes>, Range<usize>) {
-        let owner = Arc::clone(&self.shards[info.shard].owner);
+    /// A tensor's bytes in the form that a model has them in: as they lie in the file, or a copy of other order.
+    fn bytes(&self, info: &TensorInfo, dtype: DType) -> Result<(Arc<dyn Bytes>, Range<usize>)> {
+        let (owner, range) = self.shards[info.shard].bytes(&info.range)?;
         if matches!(info.form, Form::Plain | Form::PlusOne) {
-            return (owner, info.range.clone());
+            return Ok((owner, range));
         }
-        let mut copy = Aligned::zeros(info.range.len());
-        info.form.copy(&owner.bytes()[info.range.clone()], &info.shape, dtype.size(), copy.bytes_mut());
-        owner.release(info.range.clone());
-        (Arc::new(copy), 0..info.range.len())
+        let mut copy = Aligned::zeros(range.len());
+        info.form.copy(&owner.bytes()[range.clone()], &info.shape, dtype.size(), copy.bytes_mut());
+        owner.release(range.clone());
+        Ok((Arc::new(copy), 0..range.len()))
     }
 
     /// Gives tensors the names and forms that a model knows them by: `of` says what becomes of the tensor of a name, which
@@ -378,22 +388,38 @@ impl Checkpoint {
 
     /// Tells the system that the files will be read from front to back.
     pub fn advise_sequential(&self) {
-        self.shards.iter().filter_map(|shard| shard.map.as_deref()).for_each(MappedFile::advise_sequential);
+        self.maps().for_each(|map| map.advise_sequential());
     }
 
     /// Tells the system to read all files ahead, in the background.
     pub fn advise_willneed(&self) {
-        self.shards.iter().filter_map(|shard| shard.map.as_deref()).for_each(MappedFile::advise_willneed);
+        self.maps().for_each(|map| map.advise_willneed());
     }
 
-    fn map_shard(&mut self, path: &Path) -> Result<()> {
-        let map = Arc::new(MappedFile::open(path)?);
-        self.add_shard(path, Shard { owner: Arc::clone(&map) as Arc<dyn Bytes>, map: Some(map) })
+    fn maps(&self) -> impl Iterator<Item = &Arc<MappedFile>> {
+        self.shards.iter().filter_map(Source::map)
     }
 
-    fn add_shard(&mut self, path: &Path, shard: Shard) -> Result<()> {
+    /// The files that weights of this checkpoint may go on to be read from.
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.maps())
+    }
+
+    /// Whether what was read is what the files had when they were opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where another program wrote to one.
+    pub fn check(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Source::check)
+    }
+
+    fn open_shard(&mut self, path: &Path) -> Result<()> {
+        self.add_shard(path, Source::open(path, self.access)?)
+    }
+
+    fn add_shard(&mut self, path: &Path, shard: Source) -> Result<()> {
         let path: Arc<Path> = path.into();
-        for entry in safetensors::parse(&path, shard.owner.bytes())? {
+        for entry in safetensors::parse(&path, shard.len(), |range| shard.copy(range))? {
             self.add(TensorInfo {
                 name: entry.name,
                 encoding: Encoding::Safetensors(entry.dtype),
@@ -450,35 +476,6 @@ impl Checkpoint {
 impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({} tensors in {} files)", self.path.display(), self.tensors.len(), self.shards.len())
-    }
-}
-
-/// A copy of bytes that starts at a multiple of 8.
-#[derive(Debug)]
-struct Aligned {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl Aligned {
-    fn zeros(len: usize) -> Self {
-        Self { words: vec![0; len.div_ceil(8)], len }
-    }
-
-    fn copy_of(bytes: &[u8]) -> Self {
-        let mut copy = Self::zeros(bytes.len());
-        copy.bytes_mut().copy_from_slice(bytes);
-        copy
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
-    }
-}
-
-impl Bytes for Aligned {
-    fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.len]
     }
 }
 

@@ -226,6 +226,6 @@ fn mlx_matrix(
     } else if let Some(biases) = checkpoint.find(&name("biases")) {
         return Err(biases.fail(format!("is there, and {format} has none")));
     }
-    let planes = tensors.into_iter().map(|info| checkpoint.plane(info));
+    let planes = tensors.into_iter().map(|info| checkpoint.plane(info)).collect::<Result<Vec<_>>>()?;
     Ok(Some(QuantWeight::new(name("weight"), format, shape, planes)))
 }

@@ -38,21 +38,27 @@ pub(crate) struct HeaderEntry {
     pub range: Range<usize>,
 }
 
-/// Reads the header of a whole file and checks it against the file's length; no data page is touched. Entries come
-/// in the order of their names.
-pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderEntry>> {
+/// Reads the header of a file of `file` bytes, of which `copy` gives some; no data is read. Entries come in the order of their
+/// names.
+pub(crate) fn parse(
+    path: &Path,
+    file: usize,
+    copy: impl Fn(Range<usize>) -> Result<Vec<u8>>,
+) -> Result<Vec<HeaderEntry>> {
     let fail = |what: String| Error::format(path, what);
-    let Some((prefix, rest)) = file.split_first_chunk::<8>() else {
-        return Err(fail(format!("file is {} bytes, expected at least 8 of header length", file.len())));
+    let Some(rest) = file.checked_sub(8) else {
+        return Err(fail(format!("file is {file} bytes, expected at least 8 of header length")));
     };
-    let declared = u64::from_le_bytes(*prefix);
+    let prefix = copy(0..8)?.try_into().map_err(|_| fail("the header's length cannot be read".to_owned()))?;
+    let declared = u64::from_le_bytes(prefix);
     if declared == 0 || declared > MAX_HEADER {
         return Err(fail(format!("header length is {declared}, expected 1 to {MAX_HEADER}")));
     }
     let len = declared as usize;
-    let Some((header, data)) = rest.split_at_checked(len) else {
-        return Err(fail(format!("header length is {declared}, but {} bytes follow it", rest.len())));
+    let Some(data) = rest.checked_sub(len) else {
+        return Err(fail(format!("header length is {declared}, but {rest} bytes follow it")));
     };
+    let header = &*copy(8..8 + len)?;
     if header[0] != b'{' {
         return Err(fail(format!("header starts with byte {:#04x}, expected '{{'", header[0])));
     }
@@ -68,7 +74,7 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderEntry>> {
     if let Some(twin) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(fail(format!("header: duplicate tensor name {}", quote(&twin[0].name))));
     }
-    check_layout(&entries, data.len()).map_err(fail)?;
+    check_layout(&entries, data).map_err(fail)?;
     for entry in &mut entries {
         entry.range = entry.range.start + 8 + len..entry.range.end + 8 + len;
     }

@@ -298,7 +298,7 @@ fn mutations_never_panic_and_never_pass_what_the_crate_refuses() {
                 }
             }
         }
-        let entries = safetensors::parse(Path::new("m"), &bytes);
+        let entries = safetensors::parse(Path::new("m"), bytes.len(), |range| Ok(bytes[range].to_vec()));
         if let Ok(entries) = entries {
             accepted += 1;
             assert!(SafeTensors::deserialize(&bytes).is_ok());

@@ -180,7 +180,7 @@ mod tests {
             assert_eq!(values("b", &[2, 2]), [1.0, 2.0, 3.0, 4.0]);
             assert_eq!(values("e", &[1]), [7.0]);
             assert_eq!(checkpoint.get("d", &[0, 4]).unwrap().dtype(), DType::F16);
-            let bytes = checkpoint.plane(checkpoint.find("c").unwrap());
+            let bytes = checkpoint.plane(checkpoint.find("c").unwrap()).unwrap();
             assert_eq!(bytes.bytes(), [1, 2, 3, 4, 5]);
         }
     }

@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::net::TcpStream;
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use backstop::{LoadOptions, Model, ModelFiles};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::support::{Answer, Client, Noise, chat, endless, expected, named_events, read_some, with};
+use crate::support::{self, Answer, Client, Noise, chat, endless, expected, named_events, read_some, with};
 
 /// A server in this process, and the faults of its model.
 struct Faulty {
@@ -316,4 +317,79 @@ fn health_proves_a_recent_step() {
     running.join().unwrap();
     read_some(&mut stream);
     health(200, "ok");
+}
+
+/// A model's file that another program changes ends the requests that may have read it, and not the server.
+#[test]
+#[cfg(unix)]
+fn a_file_that_changes_ends_its_requests_and_not_the_server() {
+    use std::io::{Seek, SeekFrom, Write};
+
+    type Change = fn(&Path);
+    fn open(path: &Path) -> std::fs::File {
+        std::fs::OpenOptions::new().write(true).open(path).unwrap()
+    }
+
+    let cases: [(&[&str], Change, Option<&str>); 4] = [
+        (&[], |path| open(path).set_len(5000).unwrap(), Some(" bytes have become 5000")),
+        (
+            &[],
+            |path| {
+                let mut file = open(path);
+                file.seek(SeekFrom::End(-1)).unwrap();
+                file.write_all(&[0]).unwrap();
+            },
+            Some("it was written to"),
+        ),
+        // As programs write files that others may be reading.
+        (
+            &[],
+            |path| {
+                let new = path.with_extension("new");
+                std::fs::write(&new, b"another").unwrap();
+                std::fs::rename(&new, path).unwrap();
+            },
+            None,
+        ),
+        (&["--no-mmap"], |path| open(path).set_len(5000).unwrap(), None),
+    ];
+    for (args, change, said) in cases {
+        let noise = Noise::new();
+        let path = noise.0.path().join("model.safetensors");
+        let mut server = support::Server::endless(&noise, args);
+        let body = json!({ "prompt": "hello", "max_tokens": 60, "temperature": 0 });
+        let alone = server.post("/v1/completions", &body).ok();
+        let begun = Begun::new(
+            &server,
+            "/v1/completions",
+            &json!({ "prompt": "a", "max_tokens": 140_000, "stream": true }),
+        );
+        change(&path);
+        let (answer, health) = match said {
+            Some(said) => {
+                let (_, error) = begun.end();
+                let message = error.unwrap()["message"].as_str().unwrap().to_owned();
+                assert!(message.ends_with(&format!("{said}): load the model anew")), "{message}");
+                let answer = server.post("/v1/completions", &body);
+                assert_eq!(answer.refusal(503), message);
+                (answer, message)
+            }
+            None => {
+                drop(begun);
+                let answer = server.post("/v1/completions", &body);
+                assert_eq!(answer.ok()["choices"], alone["choices"]);
+                (answer, String::new())
+            }
+        };
+        drop(answer);
+        let asked = server.get("/health");
+        let wanted = if said.is_some() {
+            (503, json!("changed"), json!(health))
+        } else {
+            (200, json!("ok"), Value::Null)
+        };
+        let told = asked.json();
+        assert_eq!((asked.status, told["status"].clone(), told["error"].clone()), wanted);
+        assert!(server.child.try_wait().unwrap().is_none());
+    }
 }

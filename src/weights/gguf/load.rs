@@ -8,8 +8,8 @@ use super::{Metadata, parse};
 use crate::error::{Error, Result};
 use crate::files::Home;
 use crate::json::quote;
-use crate::tensor::Bytes;
-use crate::weights::{Checkpoint, Encoding, Form, MappedFile, Shard, TensorInfo};
+use crate::weights::source::{Access, Source};
+use crate::weights::{Checkpoint, Encoding, Form, TensorInfo};
 
 impl Metadata {
     /// The metadata of one file, of whatever architecture.
@@ -17,18 +17,15 @@ impl Metadata {
     /// # Errors
     /// [`Error::Io`], and [`Error::Format`] for what is not a GGUF file.
     pub fn open(path: &Path) -> Result<Self> {
-        let owner: Arc<dyn Bytes> = Arc::new(MappedFile::open(path)?);
-        Ok(parse(&path.into(), &owner)?.0)
+        Ok(parse(&path.into(), &Source::open(path, Access::Read)?)?.0)
     }
 }
 
 impl Checkpoint {
     /// Opens the model whose first or only file is `path`.
-    pub(in crate::weights) fn open_gguf(path: &Path) -> Result<Self> {
-        let map = Arc::new(MappedFile::open(path)?);
-        let owner = Arc::clone(&map) as Arc<dyn Bytes>;
-        let mut checkpoint = Self::empty(path);
-        let (split, mut tensors) = checkpoint.add_gguf(path, Shard { owner, map: Some(map) }, None)?;
+    pub(in crate::weights) fn open_gguf(path: &Path, access: Access) -> Result<Self> {
+        let mut checkpoint = Self::empty(path, access);
+        let (split, mut tensors) = checkpoint.add_gguf(path, Source::open(path, access)?, None)?;
         let Some(split) = split else { return Ok(checkpoint) };
         let home = Home::of(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))?;
         for (number, part) in split::siblings(path, split)?.into_iter().enumerate().skip(1) {
@@ -37,10 +34,8 @@ impl Checkpoint {
                 return Err(Error::format(path, format!("part {} is missing beside it", quote(&name))));
             }
             home.resolve(&part, &name)?;
-            let map = Arc::new(MappedFile::open(&part)?);
-            let owner = Arc::clone(&map) as Arc<dyn Bytes>;
             let expected = Split { number: number as u64, ..split };
-            tensors += checkpoint.add_gguf(&part, Shard { owner, map: Some(map) }, Some(expected))?.1;
+            tensors += checkpoint.add_gguf(&part, Source::open(&part, access)?, Some(expected))?.1;
         }
         if tensors as u64 != split.tensors {
             let what = format!("split.tensors.count is {}, but the parts have {tensors}", split.tensors);
@@ -52,9 +47,8 @@ impl Checkpoint {
     /// A model in one file whose bytes are in memory; `path` names it in errors.
     #[cfg(test)]
     pub(in crate::weights) fn gguf_from_static(path: &Path, bytes: &'static [u8]) -> Result<Self> {
-        let mut checkpoint = Self::empty(path);
-        let shard = Shard { owner: Arc::new(bytes), map: None };
-        checkpoint.add_gguf(path, shard, None)?;
+        let mut checkpoint = Self::empty(path, Access::Map);
+        checkpoint.add_gguf(path, Source::Static(bytes), None)?;
         Ok(checkpoint)
     }
 
@@ -63,11 +57,11 @@ impl Checkpoint {
     fn add_gguf(
         &mut self,
         path: &Path,
-        shard: Shard,
+        shard: Source,
         expected: Option<Split>,
     ) -> Result<(Option<Split>, usize)> {
         let path: Arc<Path> = path.into();
-        let (metadata, entries) = parse(&path, &shard.owner)?;
+        let (metadata, entries) = parse(&path, &shard)?;
         let split = Split::of(&metadata)?;
         if let Some(expected) = expected
             && split != Some(expected)

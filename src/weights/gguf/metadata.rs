@@ -111,6 +111,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// Takes the place of the bytes that it was read from, with the same beginning.
+    pub(super) fn keep(&mut self, owner: Arc<dyn Bytes>) {
+        self.owner = owner;
+    }
+
     /// Reads `count` entries.
     pub(super) fn read(
         path: &Arc<Path>,

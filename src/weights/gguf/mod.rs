@@ -27,6 +27,7 @@ pub(crate) use vocabulary::ends;
 
 use crate::error::{Error, Result};
 use crate::tensor::Bytes;
+use crate::weights::source::Source;
 use reader::Reader;
 use tensors::TensorEntry;
 
@@ -56,10 +57,36 @@ pub(crate) fn model_name(file: &str) -> &str {
     }
 }
 
-/// One file: its metadata and its tensors. No page of data is touched.
-fn parse(path: &Arc<Path>, owner: &Arc<dyn Bytes>) -> Result<(Metadata, Vec<TensorEntry>)> {
-    let bytes = owner.bytes();
-    let mut reader = Reader::new(path, bytes);
+/// Bytes that are read of a file first; then four times as many, until its header is among them.
+const FIRST: usize = 1 << 20;
+/// Bytes of the longest header: that of a vocabulary of a quarter of a million tokens has some twenty million.
+const MAX_HEADER: usize = 256 << 20;
+
+/// One file: its metadata and its tensors. No data is read but what follows the header closely.
+fn parse(path: &Arc<Path>, source: &Source) -> Result<(Metadata, Vec<TensorEntry>)> {
+    let len = source.len();
+    let mut first = FIRST;
+    loop {
+        let head: Arc<dyn Bytes> = Arc::new(source.copy(0..first.min(len))?);
+        let mut reader = Reader::new(path, head.bytes(), len);
+        let parsed = parse_head(path, &head, &mut reader);
+        if !reader.ran_out() {
+            let (mut metadata, tensors) = parsed?;
+            metadata.keep(Arc::new(head.bytes()[..reader.at()].to_vec()));
+            return Ok((metadata, tensors));
+        }
+        if first >= MAX_HEADER {
+            return Err(Error::format(path, format!("its header is over {} MiB", MAX_HEADER >> 20)));
+        }
+        first *= 4;
+    }
+}
+
+fn parse_head(
+    path: &Arc<Path>,
+    owner: &Arc<dyn Bytes>,
+    reader: &mut Reader<'_>,
+) -> Result<(Metadata, Vec<TensorEntry>)> {
     let magic = reader.u32(format_args!("magic"))?.to_le_bytes();
     if magic != MAGIC {
         let what = format!("magic is {:?}, expected \"GGUF\"", String::from_utf8_lossy(&magic));
@@ -79,16 +106,16 @@ fn parse(path: &Arc<Path>, owner: &Arc<dyn Bytes>) -> Result<(Metadata, Vec<Tens
     }
     let tensors = reader.count(tensors::least_entry(), format_args!("tensor count"))?;
     let entries = reader.count(Metadata::least_entry(), format_args!("metadata count"))?;
-    let metadata = Metadata::read(path, owner, &mut reader, entries)?;
+    let metadata = Metadata::read(path, owner, reader, entries)?;
     let alignment = metadata.uint("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         return Err(metadata.refuse("general.alignment", format!("a power of two, at most {MAX_ALIGNMENT}")));
     }
-    let mut tensors = tensors::read(&mut reader, tensors)?;
+    let mut tensors = tensors::read(reader, tensors)?;
     let header = reader.at();
     let start = header
         .checked_next_multiple_of(alignment as usize)
         .ok_or_else(|| Error::format(path, format!("header of {header} bytes: its padding overflows")))?;
-    tensors::place(path, &mut tensors, alignment as usize, start, bytes.len())?;
+    tensors::place(path, &mut tensors, alignment as usize, start, reader.len())?;
     Ok((metadata, tensors))
 }

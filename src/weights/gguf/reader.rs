@@ -9,13 +9,22 @@ use crate::error::{Error, Result};
 /// Reads little-endian values from front to back.
 pub(super) struct Reader<'a> {
     path: &'a Path,
+    /// The file, or its beginning.
     bytes: &'a [u8],
+    /// Bytes of the file.
+    len: usize,
     at: usize,
+    ran_out: bool,
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
-        Self { path, bytes, at: 0 }
+    pub fn new(path: &'a Path, bytes: &'a [u8], len: usize) -> Self {
+        Self { path, bytes, len, at: 0, ran_out: false }
+    }
+
+    /// Whether something lies in the file and not in its beginning.
+    pub fn ran_out(&self) -> bool {
+        self.ran_out
     }
 
     /// Bytes read so far.
@@ -23,9 +32,14 @@ impl<'a> Reader<'a> {
         self.at
     }
 
+    /// Bytes of the file.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Bytes not read yet.
     pub fn left(&self) -> usize {
-        self.bytes.len() - self.at
+        self.len - self.at
     }
 
     /// A malformed file; `field` and `what` come before and after a colon.
@@ -37,6 +51,10 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, len: u64, field: fmt::Arguments<'_>) -> Result<Range<usize>> {
         if len > self.left() as u64 {
             return Err(self.fail(field, format_args!("{len} bytes, but {} remain", self.left())));
+        }
+        if len > (self.bytes.len() - self.at) as u64 {
+            self.ran_out = true;
+            return Err(self.fail(field, format_args!("{len} bytes, which were not read")));
         }
         let start = self.at;
         self.at += len as usize;
