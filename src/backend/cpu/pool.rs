@@ -5,13 +5,18 @@
 //! follows within microseconds, and then park, because machines are shared. A worker that arrives late finds the region
 //! closed and lets it be: the caller waits only for those inside.
 
+#[cfg(all(test, loom))]
+mod models;
+mod sync;
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Condvar, JoinHandle, Mutex, Ordering, UnsafeCell, Wait};
 
 /// How long a worker looks for the next region before it parks: several times the serial gap between two ops, and the
 /// order of what waking it costs.
@@ -27,9 +32,9 @@ const INSIDE: u64 = OPEN - 1;
 /// What a region runs: `(worker, task)`.
 type Body<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-thread_local! {
+sync::thread_local! {
     /// The worker index of the region that this thread is in: a nested region runs on it, serially.
-    static INSIDE_REGION: Cell<Option<usize>> = const { Cell::new(None) };
+    static INSIDE_REGION: Cell<Option<usize>> = Cell::new(None);
 }
 
 /// A cache line of its own, so that claims do not disturb those who watch the state (128: lines are fetched in pairs).
@@ -61,7 +66,7 @@ unsafe impl Send for Shared {}
 impl Shared {
     /// Claims and runs tasks until none is left; the first panic is kept and empties the counter.
     fn work(&self, worker: usize, tasks: usize, body: Body<'_>) {
-        let outer = INSIDE_REGION.replace(Some(worker));
+        let outer = INSIDE_REGION.with(|inside| inside.replace(Some(worker)));
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let task = self.next.0.fetch_add(1, Ordering::Relaxed);
@@ -71,11 +76,15 @@ impl Shared {
                 body(worker, task);
             }
         }));
-        INSIDE_REGION.set(outer);
+        INSIDE_REGION.with(|inside| inside.set(outer));
         if let Err(payload) = result {
             self.next.0.store(tasks, Ordering::Relaxed);
             let mut first = self.panic.lock().unwrap_or_else(|e| e.into_inner());
-            first.get_or_insert(payload);
+            match *first {
+                None => *first = Some(payload),
+                // Dropping it could panic, and this thread would never leave the region.
+                Some(_) => std::mem::forget(payload),
+            }
         }
     }
 
@@ -99,7 +108,7 @@ impl Shared {
                     Ok(_) => {
                         // SAFETY: this thread is inside an open region: the job was written before the region was
                         // opened (Acquire above), and is not written again until this thread has left.
-                        let (tasks, body) = unsafe { *self.job.get() };
+                        let (tasks, body) = self.job.with(|job| unsafe { *job });
                         if let Some(body) = body {
                             self.work(index, tasks, body);
                         }
@@ -115,24 +124,25 @@ impl Shared {
     /// Spins, then parks, until a region newer than `seen` is open; `None` when the pool is dropped.
     fn await_region(&self, seen: u64) -> Option<u64> {
         let fresh = |state: u64| state / EPOCH != seen && state & OPEN != 0;
-        let start = Instant::now();
+        let wait = Wait::new(self.spin);
         loop {
-            for _ in 0..16 {
+            for _ in 0..sync::LOOKS {
                 let state = self.state.0.load(Ordering::Acquire);
                 if fresh(state) {
                     return Some(state);
                 }
-                std::hint::spin_loop();
+                sync::spin_loop();
             }
             if self.stop.load(Ordering::Relaxed) {
                 return None;
             }
-            if start.elapsed() >= self.spin {
+            if wait.is_over() {
                 break;
             }
         }
         let mut bed = self.bed.lock().unwrap_or_else(|e| e.into_inner());
         self.sleepers.fetch_add(1, Ordering::SeqCst);
+        sync::seq_cst();
         let found = loop {
             // SeqCst pairs with `run`: either this load sees the open region, or `run` sees the sleeper and rings.
             let state = self.state.0.load(Ordering::SeqCst);
@@ -149,6 +159,7 @@ impl Shared {
     }
 
     fn ring(&self) {
+        sync::seq_cst();
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(self.bed.lock());
             self.bell.notify_all();
@@ -187,7 +198,7 @@ impl Pool {
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
                 let name = format!("backstop-{index}");
-                std::thread::Builder::new().name(name).spawn(move || shared.worker(index)).ok()
+                sync::Builder::new().name(name).spawn(move || shared.worker(index)).ok()
             })
             .collect();
         Self { shared, workers, turn: Mutex::new(()) }
@@ -219,7 +230,7 @@ impl Pool {
     /// # Panics
     /// As [`run`](Self::run).
     pub fn run_on<F: Fn(usize, usize) + Sync>(&self, tasks: usize, body: F) {
-        let nested = INSIDE_REGION.get();
+        let nested = INSIDE_REGION.with(Cell::get);
         if self.workers.is_empty() || tasks <= 1 || nested.is_some() {
             let worker = nested.unwrap_or(0);
             for task in 0..tasks {
@@ -237,7 +248,7 @@ impl Pool {
         // does not return (nor unwind: `work` catches) before the region is closed and the last one has left.
         let erased = unsafe { std::mem::transmute::<Body<'_>, Body<'static>>(body) };
         // SAFETY: the lock is held, the region before was closed and left, so nobody else looks at the job.
-        unsafe { *shared.job.get() = (tasks, Some(erased)) };
+        shared.job.with_mut(|job| unsafe { *job = (tasks, Some(erased)) });
         shared.next.0.store(0, Ordering::Relaxed);
         // The state is closed and empty: nobody else writes it now.
         let epoch = shared.state.0.load(Ordering::Relaxed) / EPOCH;
@@ -251,9 +262,9 @@ impl Pool {
         while state & INSIDE != 0 {
             // A worker is in its last task. Spin for about a task's time, then let others have the core.
             if rounds < 2048 && self.shared.spin == SPIN {
-                std::hint::spin_loop();
+                sync::spin_loop();
             } else {
-                std::thread::yield_now();
+                sync::yield_now();
             }
             rounds = rounds.saturating_add(1);
             state = shared.state.0.load(Ordering::Acquire);
@@ -411,113 +422,5 @@ impl Scratch {
     pub fn with<R>(&self, worker: usize, len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
         let mut slot = self.slots[worker].try_lock().expect("scratch: the worker's buffer is in use");
         body(&mut bytemuck::cast_slice_mut(&mut slot)[..len])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counts(pool: &Pool, tasks: usize) {
-        let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-        pool.run_on(tasks, |worker, task| {
-            assert!(worker < pool.threads());
-            hits[task].fetch_add(1, Ordering::Relaxed);
-        });
-        assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1), "every task once");
-    }
-
-    #[test]
-    fn every_task_runs_once() {
-        for threads in [0, 1, 2, 3, 8] {
-            let pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads.max(1));
-            for tasks in [0, 1, 2, 3, 7, 64, 1000] {
-                counts(&pool, tasks);
-            }
-        }
-    }
-
-    #[test]
-    fn thousands_of_small_regions() {
-        for threads in [2, 5] {
-            let pool = Pool::new(threads);
-            let sum = AtomicUsize::new(0);
-            for round in 0..20_000 {
-                pool.run(4, |task| {
-                    sum.fetch_add(task, Ordering::Relaxed);
-                });
-                if round % 4000 == 0 {
-                    // Long enough for the workers to park.
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            }
-            assert_eq!(sum.into_inner(), 20_000 * 6);
-        }
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        for threads in [1, 2, 4] {
-            let pool = Pool::new(threads);
-            for round in 0..50 {
-                let caught = catch_unwind(AssertUnwindSafe(|| {
-                    pool.run(16, |task| assert!(task != round % 16, "task {task} fails"));
-                }));
-                let payload = caught.expect_err("the panic reaches the caller");
-                let text = payload.downcast_ref::<String>().expect("the message of the task");
-                assert_eq!(*text, format!("task {} fails", round % 16));
-                counts(&pool, 16);
-            }
-        }
-    }
-
-    #[test]
-    fn nested_regions_run_on_their_worker() {
-        let pool = Pool::new(3);
-        let sum = AtomicUsize::new(0);
-        pool.run_on(8, |outer, _| {
-            pool.run_on(8, |inner, task| {
-                assert_eq!(inner, outer);
-                sum.fetch_add(task, Ordering::Relaxed);
-            });
-        });
-        assert_eq!(sum.into_inner(), 8 * 28);
-    }
-
-    #[test]
-    fn callers_of_several_threads_take_turns() {
-        let pool = Pool::new(2);
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| (0..300).for_each(|_| counts(&pool, 5)));
-            }
-        });
-    }
-
-    #[test]
-    fn chunks_cover_the_slice() {
-        let pool = Pool::new(2);
-        let mut data = vec![0; 103];
-        pool.run_chunks(&mut data, 10, |index, chunk| chunk.fill(index + 1));
-        assert!(data.iter().enumerate().all(|(i, x)| *x == i / 10 + 1));
-        pool.run_chunks(&mut data[..0], 10, |_, _| panic!("no task"));
-    }
-
-    #[test]
-    fn scratch_is_kept_and_per_worker() {
-        let pool = Pool::new(2);
-        let mut scratch = Scratch::new(&pool);
-        scratch.reserve(&pool, 100);
-        pool.run_on(8, |worker, task| {
-            scratch.with(worker, 100, |x| {
-                assert_eq!((x.len(), x.as_ptr() as usize % 64), (100, 0));
-                x.fill(task as f32);
-                assert!(x.iter().all(|x| *x == task as f32));
-            });
-        });
-        scratch.with(0, 10, |_| {
-            assert!(catch_unwind(AssertUnwindSafe(|| scratch.with(0, 1, |_| ()))).is_err());
-        });
     }
 }
