@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{load, peers, real_models, test};
+use crate::{load, peers, real_models, sanitize, test};
 
 /// The project's own chores.
 #[derive(Debug, Parser)]
@@ -32,6 +32,11 @@ pub enum Task {
     },
     /// Check format, lints and docs, and run every test with and without MLX
     Test(test::Options),
+    /// Look for undefined behaviour, races and unwanted dependencies, with tools that `test` does without
+    Sanitize {
+        /// All that this machine has, where none is named
+        tools: Vec<sanitize::Tool>,
+    },
     /// Fetch trained models for tests/real.rs, under target/real-models
     RealModels(real_models::Options),
     /// Check that imports run downwards in the module map of docs/architecture.md
@@ -96,11 +101,21 @@ mod tests {
 
     #[test]
     fn tasks_take_their_own_arguments_alone() {
-        for line in
-            ["", "what", "mlx x", "test --what", "test x", "random-model tiny q4_0", "load", "load what"]
-        {
+        for line in [
+            "",
+            "what",
+            "mlx x",
+            "test --what",
+            "test x",
+            "random-model tiny q4_0",
+            "load",
+            "load what",
+            "sanitize what",
+        ] {
             assert!(parse(line).is_err(), "{line:?}");
         }
+        let Ok(Task::Sanitize { tools }) = parse("sanitize miri deny") else { panic!() };
+        assert_eq!(tools, [sanitize::Tool::Miri, sanitize::Tool::Deny]);
         let Ok(Task::Test(options)) = parse("test --no-mlx -- --lib json") else { panic!() };
         assert!(options.no_mlx && !options.quick && options.filter.join(" ") == "--lib json");
     }

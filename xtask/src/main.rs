@@ -8,6 +8,8 @@ mod mlx;
 mod peers;
 mod random_model;
 mod real_models;
+mod sanitize;
+mod steps;
 mod test;
 mod util;
 mod with_mlx;
@@ -40,6 +42,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::WithMlx { args } => with_mlx::exec(&args),
         Task::Test(options) => test::run(&options),
+        Task::Sanitize { tools } => sanitize::run(&tools),
         Task::Layers => layers::run(),
         Task::RealModels(options) => real_models::run(&options),
         Task::Clients { agents: true, words } => clients::agents(&words),
