@@ -8,7 +8,7 @@
 #[cfg(all(test, loom))]
 mod models;
 mod sync;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::any::Any;
@@ -261,7 +261,7 @@ impl Pool {
         let mut rounds = 0u32;
         while state & INSIDE != 0 {
             // A worker is in its last task. Spin for about a task's time, then let others have the core.
-            if rounds < 2048 && self.shared.spin == SPIN {
+            if rounds < sync::ROUNDS && self.shared.spin == SPIN {
                 sync::spin_loop();
             } else {
                 sync::yield_now();

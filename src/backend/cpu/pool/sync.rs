@@ -20,6 +20,9 @@ mod standard {
     /// How often a worker looks for a region between two looks at the clock.
     pub const LOOKS: u32 = 16;
 
+    /// How often the caller looks for the last worker before it yields.
+    pub const ROUNDS: u32 = 2048;
+
     /// How long a worker spins.
     pub struct Wait {
         start: Instant,
@@ -75,7 +78,6 @@ mod modelled {
     use std::time::Duration;
 
     pub use loom::cell::UnsafeCell;
-    pub use loom::hint::spin_loop;
     pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub use loom::sync::{Arc, Condvar, Mutex};
     pub use loom::thread::{Builder, JoinHandle, yield_now};
@@ -83,6 +85,12 @@ mod modelled {
 
     /// Each further look multiplies the orders to try, and finds nothing that the first does not.
     pub const LOOKS: u32 = 1;
+
+    /// The caller yields at once: until a worker has left, nothing that it sees changes.
+    pub const ROUNDS: u32 = 0;
+
+    /// Not loom's, which lets all others go first: a worker could then never be overtaken on its way to bed.
+    pub fn spin_loop() {}
 
     /// A model has no clock: a worker spins for one round.
     pub struct Wait;
