@@ -149,6 +149,7 @@ mod tests {
     /// Bytes are a quarter of a float: where instructions are made for them, they do more. What no instruction is made for
     /// has a rate nevertheless.
     #[test]
+    #[cfg_attr(miri, ignore = "it measures speed")]
     fn bytes_have_a_peak_of_their_own() {
         for isa in Isa::variants() {
             let (floats, bytes) = (fma_peak(1, isa), int8_peak(1, isa));

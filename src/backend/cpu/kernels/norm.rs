@@ -247,7 +247,8 @@ mod tests {
         x.iter().map(|x| x.to_bits()).collect()
     }
 
-    const SIZES: [usize; 12] = [1, 3, 7, 8, 16, 33, 64, 65, 127, 576, 4096, 5003];
+    const SIZES: &[usize] =
+        if cfg!(miri) { &[1, 3, 8, 33, 65] } else { &[1, 3, 7, 8, 16, 33, 64, 65, 127, 576, 4096, 5003] };
 
     /// Weights that take turns give each stretch the bits that its own weights alone give.
     #[test]
@@ -270,7 +271,7 @@ mod tests {
     fn norms_match_their_references() {
         let pool = Pool::new(2);
         for isa in Isa::available() {
-            for n in SIZES {
+            for &n in SIZES {
                 let rows = if n > 1000 { 9 } else { 3 };
                 let (x, weight, bias) = (random(1, rows * n), random(2, n), random(3, n));
                 let mut out = vec![f32::NAN; x.len()];
@@ -296,7 +297,7 @@ mod tests {
     #[test]
     fn the_fused_norm_has_the_bits_of_its_parts() {
         for isa in Isa::available() {
-            for n in SIZES {
+            for &n in SIZES {
                 let (a, b, weight) = (random(4, 20 * n), random(5, 20 * n), random(6, n));
                 let sum: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
                 let mut want = vec![0.0; sum.len()];
@@ -314,7 +315,7 @@ mod tests {
     #[test]
     fn rows_do_not_depend_on_their_neighbours_or_threads() {
         for isa in Isa::available() {
-            for n in [7, 129, 5003] {
+            for &n in if cfg!(miri) { &[7, 129][..] } else { &[7, 129, 5003] } {
                 let (x, weight) = (random(7, 64 * n), random(8, n));
                 let (mut rms, mut layer) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 let pool = Pool::new(3);

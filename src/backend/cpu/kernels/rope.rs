@@ -116,10 +116,13 @@ mod tests {
 
     #[test]
     fn heads_are_rotated_as_in_the_reference() {
+        const SIZES: &[(usize, usize)] = if cfg!(miri) {
+            &[(2, 2), (6, 4), (40, 34), (5, 0)]
+        } else {
+            &[(2, 2), (6, 4), (16, 16), (64, 64), (80, 32), (96, 96), (128, 50), (5, 0)]
+        };
         for isa in Isa::available() {
-            for (head_dim, dims) in
-                [(2, 2), (6, 4), (16, 16), (64, 64), (80, 32), (96, 96), (128, 50), (5, 0)]
-            {
+            for &(head_dim, dims) in SIZES {
                 let (rows, width) = (70, 3 * head_dim);
                 let x: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
                 let angles: Vec<f32> = (0..rows * dims / 2).map(|i| i as f32 * 0.61).collect();

@@ -22,7 +22,7 @@ fn every_task_runs_once() {
 
 #[test]
 fn thousands_of_small_regions() {
-    let rounds = if cfg!(miri) { 200 } else { 20_000 };
+    let rounds = if cfg!(miri) { 20 } else { 20_000 };
     for threads in [2, 5] {
         let pool = Pool::new(threads);
         let sum = AtomicUsize::new(0);
@@ -43,7 +43,7 @@ fn thousands_of_small_regions() {
 fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
     for threads in [1, 2, 4] {
         let pool = Pool::new(threads);
-        for round in 0..if cfg!(miri) { 16 } else { 50 } {
+        for round in 0..if cfg!(miri) { 3 } else { 50 } {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 pool.run(16, |task| assert!(task != round % 16, "task {task} fails"));
             }));
@@ -93,7 +93,7 @@ fn nested_regions_run_on_their_worker() {
 
 #[test]
 fn callers_of_several_threads_take_turns() {
-    let rounds = if cfg!(miri) { 20 } else { 300 };
+    let rounds = if cfg!(miri) { 3 } else { 300 };
     let pool = Pool::new(2);
     std::thread::scope(|scope| {
         for _ in 0..3 {
