@@ -62,6 +62,8 @@ fn miri(steps: &mut Steps) {
         // Detection of the processor, files and clocks are the system's.
         let flags = joined("MIRIFLAGS", "-Zmiri-disable-isolation");
         command.args(MIRI).env("MIRIFLAGS", flags).env("CARGO_TARGET_DIR", folder("miri")?);
+        // Backtraces of the panics that tests make on purpose take minutes here.
+        command.env("RUST_BACKTRACE", "0");
         succeed(&mut command)
     });
 }
