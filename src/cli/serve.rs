@@ -12,8 +12,6 @@ use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 use super::args::{ModelArgs, ServeArgs};
 use super::{INTERRUPTED, Loaded, Usage, term};
 
-/// Threads that serve connections: they only move bytes, the engine computes.
-const THREADS: usize = 2;
 /// How long connections that are cut off may take to notice.
 const CUT_OFF: Duration = Duration::from_secs(2);
 
@@ -32,12 +30,9 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
     let Loaded { model, time } = super::load_for(&model, &args.session, Some(args.parallel))?;
     has_descriptors()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .thread_name("backstop-http")
-        .enable_all()
-        .build()
-        .context("cannot start the server's threads")?;
+    // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the server")?;
     runtime.block_on(async {
         let stop = signalled()?;
         let info = model.info();

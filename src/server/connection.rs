@@ -23,7 +23,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::app::App;
-use super::routes::Service;
+use super::handlers::{self, Handlers};
+use super::routes::{Service, is_health};
 
 /// Bytes of a connection that wait in hyper before a body is asked for no more.
 const WRITE_BUFFER: usize = 64 << 10;
@@ -120,8 +121,14 @@ async fn place(places: &Arc<Semaphore>, opened: &Opened) -> Option<OwnedSemaphor
     }
 }
 
-/// Serves until `stop`, then until every answer is out, or for `drain_timeout`.
-pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
+/// Serves until `stop`, then until every answer is out, or for `drain_timeout`. `/health` is answered here, all else by
+/// `handlers`.
+pub(crate) async fn serve(
+    app: Arc<App>,
+    handlers: Handlers,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) {
     let service = Service::new(Arc::clone(&app));
     let places = Arc::new(Semaphore::new(app.options.max_connections.min(Semaphore::MAX_PERMITS)));
     let opened = Arc::new(Opened::default());
@@ -151,11 +158,14 @@ pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Futur
         let open =
             Arc::new(Open { peer: peer.ip(), idle: Mutex::new(Some(Instant::now())), cut: Notify::new() });
         opened.0.lock().insert(number, Arc::clone(&open));
-        let (service, asked) = (service.clone(), Arc::clone(&open));
+        let (service, handle, asked) = (service.clone(), handlers.handle().clone(), Arc::clone(&open));
         let answer = service_fn(move |request: Request<Incoming>| {
-            let (service, busy) = (service.clone(), Busy::new(&asked));
+            let (service, handle, busy) = (service.clone(), handle.clone(), Busy::new(&asked));
             async move {
-                let answer = service.answer(request).await;
+                let answer = match is_health(request.uri()) {
+                    true => service.answer(request).await,
+                    false => handlers::answer(&handle, service, request).await?,
+                };
                 Ok::<Response<Held>, io::Error>(answer.map(|body| Held { body, _busy: busy }))
             }
         });
@@ -181,6 +191,7 @@ pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Futur
     if tokio::time::timeout(app.options.drain_timeout, graceful.shutdown()).await.is_err() {
         tracing::warn!("answers were cut off: they took longer than --drain-timeout");
     }
+    handlers.end().await;
 }
 
 fn prepare(stream: &TcpStream) {

@@ -10,6 +10,7 @@ mod embeddings;
 mod failure;
 mod forms;
 mod guard;
+mod handlers;
 mod json;
 mod metrics;
 mod openai;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use app::App;
+use handlers::Handlers;
 
 /// What becomes of fields of a request that are not known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -149,10 +151,10 @@ impl Listener {
 }
 
 /// Serves `model` until `stop`; then accepts nothing new, and returns when all answers are out or `drain_timeout` is over.
-/// To be called within a tokio runtime.
+/// To be called within a tokio runtime: it moves bytes there, and answers on two threads of its own.
 ///
 /// # Errors
-/// A listener that tokio cannot take over.
+/// A listener that tokio cannot take over, and a system that gives no threads.
 pub async fn serve(
     listener: Listener,
     model: Model,
@@ -164,6 +166,6 @@ pub async fn serve(
     let socket =
         tokio::net::TcpListener::from_std(socket).map_err(|source| Error::io(Path::new(&shown), source))?;
     let app = Arc::new(App::new(model, options, address.ip().is_loopback()));
-    connection::serve(app, socket, stop).await;
+    connection::serve(app, Handlers::start()?, socket, stop).await;
     Ok(())
 }

@@ -79,6 +79,8 @@ impl Service {
                 }
             })
             .with_state(Arc::clone(&app));
+        #[cfg(feature = "fault-injection")]
+        let router = router.route("/block", post(block));
         Self { app, router }
     }
 
@@ -146,6 +148,11 @@ impl Service {
         tracing::info!(id, route, status = response.status().as_u16(), time = ?started.elapsed(), "answered");
         response
     }
+}
+
+/// Whether a request asks whether the server works.
+pub(crate) fn is_health(uri: &Uri) -> bool {
+    usual(uri).as_ref().unwrap_or(uri).path() == "/health"
 }
 
 /// The path by its usual name, where the asked one is another: with a slash at its end, without `/v1` or with two of them.
@@ -245,6 +252,14 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         body["error"] = error.to_string().into();
     }
     (status, json_body(&body)).into_response()
+}
+
+/// Keeps a thread that answers requests, for as many milliseconds as the query says.
+#[cfg(feature = "fault-injection")]
+async fn block(uri: Uri) -> StatusCode {
+    let time = uri.query().and_then(|query| query.parse().ok()).unwrap_or(0);
+    std::thread::sleep(Duration::from_millis(time));
+    StatusCode::NO_CONTENT
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

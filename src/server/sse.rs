@@ -1,6 +1,6 @@
 //! Answers as server-sent events: a body that takes what the engine has made whenever the connection has room for it.
 //!
-//! Nothing runs for an answer but this body. A client that goes away drops it, which ends the sequences; of one that does
+//! Nothing runs for an answer but this body, on a thread that answers requests (see `handlers`). A client that goes away drops it, which ends the sequences; of one that does
 //! not read, the connection is ended (see `connection`), which drops it too.
 
 use std::pin::Pin;

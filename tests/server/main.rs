@@ -4,6 +4,8 @@
 
 mod agents;
 mod answers;
+#[cfg(feature = "fault-injection")]
+mod blocked;
 mod broken;
 mod embeddings;
 mod ends;
