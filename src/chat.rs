@@ -93,10 +93,22 @@ impl Model {
     /// the model thinks, will be what `text` says, or a tool call; where a call is required, a call.
     ///
     /// # Errors
-    /// A model without a template, a template that fails or is stopped at a limit, tools that are none
-    /// ([`Chat::callable`]), a last message that cannot be continued, a required call of a model whose format of calls is not
+    /// A model without a template, a template that fails or is stopped at a limit, a prompt that has more tokens than the context
+    /// holds, whichever they are, tools that are none ([`Chat::callable`]), a last message that cannot be continued, a required call of a model whose format of calls is not
     /// known, and what cannot be enforced.
     pub fn prepare(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
+        self.turn(chat, text, true)
+    }
+
+    /// Makes ready a turn whose tokens are to be counted, however many they are.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`], but for the context.
+    pub(crate) fn prepare_to_count(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
+        self.turn(chat, text, false)
+    }
+
+    fn turn(&self, chat: &Chat, text: Option<&Grammar>, to_fit: bool) -> Result<Turn> {
         let tools = chat.callable()?;
         let required = matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
         // Where a call has to be made, there is no text for a format to hold.
@@ -104,6 +116,9 @@ impl Model {
         let format = self.template()?.reply_format(chat.shows_tools());
         let rendered = chat.render(self.template()?)?;
         let tokenizer = self.tokenizer()?;
+        if to_fit {
+            self.check_length(rendered.text())?;
+        }
         let tokens = tokenizer.encode_rendered(&rendered)?;
         let thinking =
             format.reasoning.as_ref().is_some_and(|format| match (chat.prompt_end, chat.messages.last()) {

@@ -99,12 +99,15 @@ pub enum Error {
 
     /// The prompt and the context do not fit each other; nothing is truncated silently.
     #[error(
-        "the prompt has {prompt} tokens and the context {context}: shorten it{}",
+        "the prompt has {}{prompt} tokens and the context {context}: shorten it{}",
+        if *at_least { "at least " } else { "" },
         if context < trained { format!(", or give it a context of up to {trained}") } else { String::new() }
     )]
     ContextFull {
         /// Tokens in the prompt.
         prompt: usize,
+        /// Whether they are the least that it may have: it was refused before it was encoded.
+        at_least: bool,
         /// Tokens that the context holds.
         context: usize,
         /// Tokens that the model was trained for.

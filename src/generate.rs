@@ -110,7 +110,31 @@ impl Model {
     /// # Ok::<(), backstop::Error>(())
     /// ```
     pub fn generate(&self, prompt: &str, options: &Options) -> Result<Generation> {
-        self.generate_tokens(self.tokenizer()?.encode(prompt)?, options)
+        self.generate_tokens(self.encode_prompt(prompt, true)?, options)
+    }
+
+    /// The tokens of a prompt. Special tokens that are written in it are read as such where `parse` says so.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] for one that has more tokens than the context holds, whichever they are: nothing of it is encoded.
+    /// Else those of [`crate::text::Tokenizer::encode_prompt`].
+    pub fn encode_prompt(&self, text: &str, parse: bool) -> Result<Vec<u32>> {
+        self.check_length(text)?;
+        self.tokenizer()?.encode_prompt(text, parse)
+    }
+
+    /// Refuses a text that has more tokens than the context holds, whichever they are.
+    pub(crate) fn check_length(&self, text: &str) -> Result<()> {
+        let (least, info) = (self.tokenizer()?.least_tokens(text.len()), self.info());
+        if least > info.context {
+            return Err(Error::ContextFull {
+                prompt: least,
+                at_least: true,
+                context: info.context,
+                trained: info.config.max_context(),
+            });
+        }
+        Ok(())
     }
 
     /// Generates from token ids.
@@ -153,6 +177,7 @@ impl Model {
         if prompt.len() >= info.context {
             return Err(Error::ContextFull {
                 prompt: prompt.len(),
+                at_least: false,
                 context: info.context,
                 trained: info.config.max_context(),
             });

@@ -62,7 +62,11 @@ fn failures(
         let (text, plain) = (case["text"].as_str().unwrap(), ids(&case["ids"]));
         let want = case.get("ids_with_specials").map_or(plain, ids);
         match tokenizer.encode(text) {
-            Ok(got) if got == want => {}
+            Ok(got) if got == want => {
+                // What is refused before it is encoded would not have fitted.
+                let least = tokenizer.least_tokens(text.len());
+                assert!(least <= got.len(), "{name} {text:?}: at least {least} of {}", got.len());
+            }
             Err(_) if want.is_empty() => {}
             got => failed.push(format!("{name} {text:?}: {got:?}, expected {want:?}")),
         }

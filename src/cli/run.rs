@@ -26,7 +26,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Some(turn) => stream(|| model.generate_turn(&turn, &options), shown)?,
         None => {
             let constraint = grammar.map(|grammar| model.constraint(&grammar)).transpose()?;
-            let tokens = model.tokenizer()?.encode_prompt(&prompt, !args.no_special)?;
+            let tokens = model.encode_prompt(&prompt, !args.no_special)?;
             let options = Options { constraint, ..options.clone() };
             stream(|| model.generate_tokens(tokens, &options), shown)?
         }

@@ -161,7 +161,8 @@ impl Worker {
             RequestKind::Embed(_) | RequestKind::Score(_) => (context, 0),
         };
         if prompt == 0 || prompt > room {
-            return Err(Error::ContextFull { prompt, context, trained: self.runtime.config().max_context() });
+            let trained = self.runtime.config().max_context();
+            return Err(Error::ContextFull { prompt, at_least: false, context, trained });
         }
         if let RequestKind::Score(it) = &request.kind
             && (it.rows.is_empty() || it.rows.end > prompt)

@@ -64,6 +64,7 @@ impl Model {
         if tokens.is_empty() || tokens.len() > self.info.context {
             return Err(Error::ContextFull {
                 prompt: tokens.len(),
+                at_least: false,
                 context: self.info.context,
                 trained: self.info.config.max_context(),
             });

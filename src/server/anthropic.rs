@@ -230,7 +230,7 @@ pub(crate) async fn count(State(app): State<Arc<App>>, request: Request) -> Repl
     // What a request to generate has beside its conversation takes no tokens of the prompt.
     fields.ignore(&["max_tokens", "stream", "stop_sequences", "temperature", "top_k", "top_p"]);
     fields.finish()?;
-    let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
+    let turn = app.apart(move |model| model.prepare_to_count(&chat, format.as_ref())).await?;
     Ok(json_body(&json!({ "input_tokens": turn.tokens.len() })))
 }
 

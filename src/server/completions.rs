@@ -39,7 +39,7 @@ impl Prompt {
     /// Its tokens. Special tokens that are written in a text are read as such where `parse` says so.
     pub fn encode(self, model: &Model, parse: bool) -> crate::Result<Vec<u32>> {
         match self {
-            Self::Text(text) => model.tokenizer()?.encode_prompt(&text, parse),
+            Self::Text(text) => model.encode_prompt(&text, parse),
             Self::Tokens(ids) => Ok(ids),
         }
     }

@@ -24,6 +24,8 @@ impl Dialect {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Full {
     prompt: usize,
+    /// Whether the prompt was refused before it was encoded, by the least number of tokens that it has.
+    at_least: bool,
     context: usize,
     trained: usize,
 }
@@ -31,17 +33,25 @@ pub(crate) struct Full {
 impl Full {
     /// In the words that each API's clients look for.
     fn said(&self, dialect: Dialect) -> String {
-        let Self { prompt, context, trained } = self;
+        let Self { prompt, at_least, context, trained } = self;
         let more = match trained > context {
             true => format!(" (serve --ctx gives it up to {trained})"),
             false => String::new(),
         };
+        // Anthropic's clients read a number behind the colon.
+        let (least, noted) = match (at_least, dialect) {
+            (false, _) => ("", ""),
+            (true, Dialect::OpenAi) => ("at least ", ""),
+            (true, Dialect::Anthropic) => ("", " (at least: it was not encoded)"),
+        };
         match dialect {
             Dialect::OpenAi => format!(
-                "This model's maximum context length is {context} tokens. However, your messages resulted in {prompt} \
+                "This model's maximum context length is {context} tokens. However, your messages resulted in {least}{prompt} \
                  tokens. Please reduce the length of the messages{more}."
             ),
-            Dialect::Anthropic => format!("prompt is too long: {prompt} tokens > {context} maximum{more}"),
+            Dialect::Anthropic => {
+                format!("prompt is too long: {prompt} tokens > {context} maximum{noted}{more}")
+            }
         }
     }
 }
@@ -152,9 +162,9 @@ impl From<Error> for Failure {
         let message = error.to_string();
         match error {
             Error::Prompt(_) | Error::Template(_) => Self::bad(message),
-            Error::ContextFull { prompt, context, trained } => {
+            Error::ContextFull { prompt, at_least, context, trained } => {
                 let failure = Self::bad(message).with_code("context_length_exceeded");
-                Self { full: Some(Box::new(Full { prompt, context, trained })), ..failure }
+                Self { full: Some(Box::new(Full { prompt, at_least, context, trained })), ..failure }
             }
             Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
             Error::Schema { .. } | Error::Grammar { .. } => Self::bad(message),
@@ -206,7 +216,8 @@ mod tests {
 
     #[test]
     fn a_full_context_says_both_counts() {
-        let failure = Failure::from(Error::ContextFull { prompt: 9, context: 8, trained: 8 });
+        let failure =
+            Failure::from(Error::ContextFull { prompt: 9, at_least: false, context: 8, trained: 8 });
         assert_eq!((failure.status.as_u16(), failure.code), (400, Some("context_length_exceeded")));
         let said = |dialect| failure.json(dialect)["error"]["message"].as_str().unwrap().to_owned();
         assert_eq!(
@@ -215,10 +226,22 @@ mod tests {
              the length of the messages."
         );
         assert_eq!(said(Dialect::Anthropic), "prompt is too long: 9 tokens > 8 maximum");
-        let failure = Failure::from(Error::ContextFull { prompt: 9, context: 8, trained: 16 });
+        let failure =
+            Failure::from(Error::ContextFull { prompt: 9, at_least: false, context: 8, trained: 16 });
         assert_eq!(
             failure.json(Dialect::Anthropic)["error"]["message"],
             "prompt is too long: 9 tokens > 8 maximum (serve --ctx gives it up to 16)"
+        );
+        let failure = Failure::from(Error::ContextFull { prompt: 9, at_least: true, context: 8, trained: 8 });
+        let said = |dialect| failure.json(dialect)["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!(
+            said(Dialect::OpenAi),
+            "This model's maximum context length is 8 tokens. However, your messages resulted in at least 9 tokens. Please \
+             reduce the length of the messages."
+        );
+        assert_eq!(
+            said(Dialect::Anthropic),
+            "prompt is too long: 9 tokens > 8 maximum (at least: it was not encoded)"
         );
     }
 }

@@ -7,6 +7,7 @@ mod chat;
 mod convert;
 mod growth;
 mod json;
+mod longest;
 mod matcher;
 mod message;
 pub(crate) mod patterns;

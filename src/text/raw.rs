@@ -73,7 +73,7 @@ pub(super) fn prefix_nowhere(json: &mut Value) -> bool {
 #[derive(Deserialize)]
 pub(super) struct Model<'a> {
     #[serde(borrow, default, rename = "type")]
-    kind: Option<Cow<'a, str>>,
+    pub(super) kind: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub(super) vocab: Vocab<'a>,
     #[serde(borrow, default)]

@@ -1,3 +1,4 @@
+mod longest;
 mod strict;
 
 use std::collections::BTreeMap;

@@ -19,6 +19,7 @@ use tokenizers::{AddedToken, TokenizerImpl};
 
 use super::apart::{self, Lost};
 use super::growth::Growth;
+use super::longest::Longest;
 use super::message::Rendered;
 use super::raw::{self, Decoder};
 use super::sentinel::longest_first;
@@ -43,7 +44,8 @@ const STACK: usize = 8 << 20;
 const MAX_MADE: usize = 1 << 30;
 
 /// The library's tokenizer with our own patterns in it.
-type Library = TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
+type Library =
+    TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
 
 /// What becomes of special tokens where a text is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,8 @@ struct Inner {
     /// The pre-tokenizer as the file has it.
     pre_tokenizer: Value,
     growth: Growth,
+    /// Bytes of a text that one token stands for, at most; none where there is no bound.
+    longest: Option<usize>,
     /// The token that ends a text, where a file beside `tokenizer.json` names it.
     eos: Option<u32>,
     decoder: Decoder,
@@ -179,6 +183,7 @@ impl Tokenizer {
             return Err(bad(format!("version is {}, expected \"1.0\"", json::quote(version))));
         }
         let growth = file.growth().map_err(bad)?;
+        let longest = Longest::of(&file, growth.encoded);
         let mut ids = check_ids(&file).map_err(bad)?;
         let raw::File { added_tokens, decoder, .. } = &file;
         let decoder = Decoder::from_json(decoder);
@@ -208,6 +213,7 @@ impl Tokenizer {
         let anew: HashSet<&str> = more.iter().map(|token| token.content.as_str()).collect();
         added.retain(|known| !anew.contains(known.content.as_str()));
         added.extend(more);
+        let longest = longest.and_then(|longest| longest.with(added.iter()));
         let mut special: Vec<Special> = Vec::new();
         for token in added.into_iter().filter(|token| !token.content.is_empty()) {
             let Some(id) = trusting.token_to_id(&token.content) else { continue };
@@ -236,6 +242,7 @@ impl Tokenizer {
             special,
             pre_tokenizer,
             growth,
+            longest,
             eos,
             decoder,
             ids,
@@ -355,6 +362,12 @@ impl Tokenizer {
             return Err(Error::Prompt("the chat template rendered to nothing".into()));
         }
         Ok(ids)
+    }
+
+    /// The least number of tokens that a text of `bytes` bytes may have, without those that begin and end it; 0 where that cannot
+    /// be told before it is encoded.
+    pub fn least_tokens(&self, bytes: usize) -> usize {
+        self.0.longest.map_or(0, |longest| bytes.div_ceil(longest))
     }
 
     fn check_length(&self, text: &str) -> Result<()> {

@@ -170,9 +170,9 @@ fn messages_that_no_template_takes() {
 #[test]
 fn prompts_that_do_not_fit_or_are_empty() {
     let server = Server::start(&[]);
-    let long = json!({ "prompt": "cat ".repeat(2000) });
+    let long = json!({ "prompt": "cat ".repeat(1400) });
     let answer = server.post("/v1/completions", &long);
-    let wanted = "This model's maximum context length is 512 tokens. However, your messages resulted in 4002 tokens. \
+    let wanted = "This model's maximum context length is 512 tokens. However, your messages resulted in 2802 tokens. \
         Please reduce the length of the messages.";
     assert_eq!(answer.refusal(400), wanted);
     assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
@@ -204,6 +204,38 @@ fn prompts_that_do_not_fit_or_are_empty() {
         "{:?}",
         answer.text()
     );
+}
+
+/// The built-in model's longest token is ` everything`, of 11 bytes, and its context holds 512.
+#[test]
+fn prompts_of_more_tokens_than_fit_are_refused_before_they_are_encoded() {
+    let server = Server::start(&[]);
+    let said = |tokens: &str| {
+        format!(
+            "This model's maximum context length is 512 tokens. However, your messages resulted in {tokens} tokens. Please \
+             reduce the length of the messages."
+        )
+    };
+    let cats = |bytes: usize| "cat ".repeat(bytes.div_ceil(4))[..bytes].to_owned();
+    for (path, field) in [("/v1/completions", "prompt"), ("/v1/embeddings", "input")] {
+        let ask = |bytes: usize| server.post(path, &json!({ field: cats(bytes) }));
+        let exact = server.post("/tokenize", &json!({ "content": cats(512 * 11), "add_special": true })).ok();
+        assert_eq!(ask(512 * 11).refusal(400), said(&exact["count"].to_string()), "{path}");
+        let answer = ask(512 * 11 + 1);
+        assert_eq!(answer.refusal(400), said("at least 513"), "{path}");
+        assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
+    }
+    // Of a conversation, what the template makes of it; how many tokens there are is told all the same.
+    let messages = json!({ "messages": [{ "role": "user", "content": cats(1 << 20) }], "max_tokens": 1 });
+    let prompt = server.post("/apply-template", &json!({ "messages": messages["messages"] })).ok();
+    let least = prompt["prompt"].as_str().unwrap().len().div_ceil(11);
+    let chat = server.post("/v1/chat/completions", &messages);
+    assert_eq!(chat.refusal(400), said(&format!("at least {least}")));
+    let said = server.post("/v1/messages", &messages).refusal(400);
+    let wanted = format!("prompt is too long: {least} tokens > 512 maximum (at least: it was not encoded)");
+    assert_eq!(said, wanted);
+    let counted = server.post("/v1/messages/count_tokens", &messages).ok();
+    assert_eq!(counted["input_tokens"], prompt["tokens"].as_array().unwrap().len());
 }
 
 #[test]
