@@ -44,8 +44,7 @@ const STACK: usize = 8 << 20;
 const MAX_MADE: usize = 1 << 30;
 
 /// The library's tokenizer with our own patterns in it.
-type Library =
-    TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
+type Library = TokenizerImpl<ModelWrapper, Normalizers, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
 
 /// What becomes of special tokens where a text is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
