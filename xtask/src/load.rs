@@ -19,7 +19,7 @@ use anyhow::Result;
 pub enum Kind {
     /// Tokens per second and the time to the first one, of clients that ask without a pause, beside llama.cpp's server
     Speed(speed::Options),
-    /// Many clients, 30 % cancelled, 5 % hostile; every answer is compared with that of a single user
+    /// Many clients, of which some leave, some are slow, some hostile; every answer is compared with that of a single user
     Soak(soak::Options),
     /// Good clients alone, then beside others that send a byte now and then
     Slow(slow::Options),
@@ -95,7 +95,22 @@ mod tests {
         };
         let Ok(Kind::Soak(options)) = parse("soak --clients 3") else { panic!() };
         assert_eq!((options.clients.get(), options.requests.get()), (3, 5000));
-        for wrong in ["soak --clients 0", "soak --clients", "soak --what 1", "slow --clients 1"] {
+        assert_eq!((options.kind, options.minutes, options.attack.len()), (soak::Kind::Mixed, None, 0));
+        let line = "soak --kind hostile-neighbour --minutes 1.5 --attack multiples,half-heads --json";
+        let Ok(Kind::Soak(options)) = parse(line) else { panic!() };
+        assert_eq!((options.kind, options.attack.len()), (soak::Kind::HostileNeighbour, 2));
+        assert_eq!(options.minutes, Some(std::time::Duration::from_secs(90)));
+        for wrong in [
+            "soak --clients 0",
+            "soak --clients",
+            "soak --what 1",
+            "slow --clients 1",
+            "soak --kind",
+            "soak --kind some",
+            "soak --minutes 0",
+            "soak --minutes 1 --requests 1",
+            "soak --attack some",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -91,6 +91,6 @@ fn ask(address: SocketAddr, prompt: &[u64]) -> Result<f64> {
         "prompt": prompt, "max_tokens": 2, "temperature": 0, "stream": true, "ignore_eos": true,
     });
     let answer = client::stream(address, "/v1/completions", &body, None)?;
-    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text);
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
     answer.first.context("no token came")
 }

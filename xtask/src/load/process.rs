@@ -21,12 +21,16 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    /// What it asks for on its routes.
+    pub key: Option<String>,
 }
 
 /// What a process takes of the system.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Taken {
     pub memory: u64,
+    /// The most that `memory` has been.
+    pub peak: u64,
     pub descriptors: usize,
     pub threads: usize,
 }
@@ -47,7 +51,7 @@ impl Server {
             }
         };
         thread::spawn(move || lines.for_each(drop));
-        Ok(Self { child, address })
+        Ok(Self { child, address, key: None })
     }
 
     /// `llama-server ARGS` on a port of its own; its page and its log are left out.
@@ -57,7 +61,7 @@ impl Server {
         command.args(args).args(["--host", "127.0.0.1", "--port", &free.port().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
-        let mut server = Self { child, address: free };
+        let mut server = Self { child, address: free, key: None };
         let start = Instant::now();
         while !server.get("/health").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
             if let Some(status) = server.child.try_wait()? {
@@ -74,7 +78,12 @@ impl Server {
         use std::io::{Read, Write};
         let mut connection = TcpStream::connect(self.address)?;
         connection.set_read_timeout(Some(PATIENCE))?;
-        write!(connection, "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address)?;
+        let key = self.key.as_ref().map_or_else(String::new, |key| format!("x-api-key: {key}\r\n"));
+        write!(
+            connection,
+            "GET {path} HTTP/1.1\r\nhost: {}\r\n{key}connection: close\r\n\r\n",
+            self.address
+        )?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer)?;
         Ok(answer)
@@ -98,6 +107,7 @@ impl Server {
         };
         Ok(Taken {
             memory: field("VmRSS:")? * 1024,
+            peak: field("VmHWM:")? * 1024,
             descriptors: fs::read_dir(format!("{home}/fd"))?.count(),
             threads: field("Threads:")? as usize,
         })

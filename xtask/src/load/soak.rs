@@ -1,198 +1,195 @@
 //! Many clients that answer for nothing: some go away, some ask what cannot be; every answer is held against that of a
-//! single user, and nothing of the server may be left over.
+//! single user, and nothing of the server may be left over. Each kind of soak leans on another part of the server.
 
-use std::collections::HashMap;
-use std::net::{SocketAddr, TcpStream};
+mod attack;
+mod check;
+mod kinds;
+mod neighbour;
+mod plan;
+mod question;
+mod raw;
+mod replaced;
+mod report;
+mod stage;
+
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
 
-use super::process::{Server, program};
-use super::{Backstop, client};
+use super::Backstop;
+use super::process::program;
+use attack::Attack;
+use plan::Plan;
+use report::Report;
+use stage::Bound;
 
 /// What `load soak` takes.
 #[derive(Debug, clap::Args)]
 pub struct Options {
+    /// What the clients do
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Kind::Mixed)]
+    pub(super) kind: Kind,
     /// Clients at a time
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) clients: NonZeroUsize,
-    /// Requests of all of them
-    #[arg(long, value_name = "N", default_value = "5000")]
+    /// Requests of all of them, for each kind
+    #[arg(long, value_name = "N", default_value = "5000", conflicts_with = "minutes")]
     pub(super) requests: NonZeroUsize,
+    /// Ask for so many minutes instead, for each kind
+    #[arg(long, value_name = "N", value_parser = minutes)]
+    pub(super) minutes: Option<Duration>,
+    /// What the hostile neighbour does [default: all of it]
+    #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
+    pub(super) attack: Vec<Attack>,
+    /// Print a JSON object for each kind instead of a table
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     backstop: Backstop,
 }
 
-/// Of a hundred requests, those that are cancelled, and those that are hostile.
-const CANCELLED: u64 = 30;
-const HOSTILE: u64 = 5;
-/// Kinds of prompts and lengths: as many as a single user is asked for beforehand.
-const KINDS: u64 = 40;
-/// How long what is left over may take to go: tokio keeps an idle thread for 10 s.
-const SETTLE: Duration = Duration::from_secs(30);
-/// Memory that the allocator may keep for itself.
-const SLACK: u64 = 48 << 20;
+/// What the clients of a soak do.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub enum Kind {
+    /// All APIs, streamed or not, some with a format; 30 % go away, 5 % are hostile
+    Mixed,
+    /// Every client leaves midway
+    CancelOnly,
+    /// Every answer has a format
+    ConstrainedOnly,
+    /// Memory for two pages: sequences wait for it
+    TwoPageBudget,
+    /// More beginnings of prompts than are kept
+    PrefixChurn,
+    /// Half read a few bytes at a time, or stop
+    SlowReaders,
+    /// A connection for each request, half of them closed at odd points
+    ConnectionChurn,
+    /// Half send bodies over the limit
+    OversizeBodies,
+    /// The model's file is replaced while it is served
+    ModelReplaced,
+    /// A good client alone, and then beside a hostile one
+    HostileNeighbour,
+    /// Each of them in turn
+    All,
+}
 
-#[derive(Debug, Default)]
-struct Counts {
-    answered: AtomicUsize,
-    cancelled: AtomicUsize,
-    refused: AtomicUsize,
-    busy: AtomicUsize,
+impl Kind {
+    fn each(self) -> Vec<Self> {
+        match self {
+            Self::All => Self::value_variants().iter().copied().filter(|&kind| kind != Self::All).collect(),
+            one => vec![one],
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn plan(self) -> Result<Plan> {
+        Ok(match self {
+            Self::Mixed => kinds::mixed(),
+            Self::CancelOnly => kinds::cancel_only(),
+            Self::ConstrainedOnly => kinds::constrained_only(),
+            Self::TwoPageBudget => kinds::two_page_budget(),
+            Self::PrefixChurn => kinds::prefix_churn(),
+            Self::SlowReaders => kinds::slow_readers(),
+            Self::ConnectionChurn => kinds::connection_churn(),
+            Self::OversizeBodies => kinds::oversize_bodies(),
+            Self::ModelReplaced => replaced::model_replaced()?,
+            Self::HostileNeighbour | Self::All => bail!("{} has no plan of its own", self.name()),
+        })
+    }
+}
+
+/// Minutes, also parts of them.
+fn minutes(text: &str) -> Result<Duration, String> {
+    /// A week.
+    const MOST: f64 = 7.0 * 24.0 * 60.0;
+    text.parse()
+        .ok()
+        .filter(|minutes| (0.01..=MOST).contains(minutes))
+        .map(|minutes: f64| Duration::from_secs_f64(minutes * 60.0))
+        .ok_or_else(|| format!("expected minutes from 0.01 to {MOST}"))
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let [clients, requests] = [options.clients, options.requests].map(NonZeroUsize::get);
-    let program = program(&options.backstop)?;
-    let wanted = single_user(&program)?;
-    let server = Server::backstop(&program, &["--parallel", "16", "--max-queue", "8"])?;
-    // Threads, buffers and caches come with the first requests.
-    for kind in 0..KINDS {
-        ask(server.address, kind, None)?;
-    }
-    thread::sleep(Duration::from_secs(12));
-    let before = server.taken()?;
-    let (next, counts) = (AtomicUsize::new(0), Counts::default());
-    let start = Instant::now();
-    let work = || -> Result<()> {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= requests {
-                return Ok(());
-            }
-            one(server.address, number as u64, &wanted, &counts)
-                .with_context(|| format!("request {number}"))?;
-        }
-    };
-    thread::scope(|scope| {
-        let running: Vec<_> = (0..clients).map(|_| scope.spawn(work)).collect();
-        running.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a client panicked"))?)
-    })?;
-    let seconds = start.elapsed().as_secs_f64();
-    let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-    println!(
-        "{requests} requests by {clients} clients in {seconds:.1} s: {} answered as to a single user, {} cancelled, \
-         {} hostile ones refused; {} times the queue was full, and the client came back",
-        of(&counts.answered),
-        of(&counts.cancelled),
-        of(&counts.refused),
-        of(&counts.busy)
-    );
+    let kinds = options.kind.each();
     ensure!(
-        of(&counts.answered) + of(&counts.cancelled) + of(&counts.refused) == requests,
-        "requests were lost"
+        options.attack.is_empty() || kinds.contains(&Kind::HostileNeighbour),
+        "--attack is for the kind hostile-neighbour"
     );
-    let after = settled(&server, before.threads)?;
-    println!("before {before:?}\nafter  {after:?}");
-    for name in ["backstop_sequences_running", "backstop_sequences_queued"] {
-        ensure!(server.metric(name)? == 0.0, "{name} is not 0");
+    let program = program(&options.backstop)?;
+    let mut reports = Vec::new();
+    for kind in kinds {
+        eprintln!("   {}", kind.name());
+        let mut report = Report { kind: kind.name(), ..Report::default() };
+        if let Err(error) = one(kind, options, &program, &mut report) {
+            report.failure = Some(format!("{error:#}"));
+        }
+        report.notes.iter().for_each(|note| eprintln!("{note}"));
+        report.failure.iter().for_each(|failure| eprintln!("{} failed: {failure}", report.kind));
+        reports.push(report);
     }
-    ensure!(after.descriptors <= before.descriptors, "descriptors are left over");
-    ensure!(after.threads <= before.threads, "threads are left over");
-    ensure!(after.memory <= before.memory + SLACK, "memory is left over");
+    if options.json {
+        reports.iter().for_each(|report| println!("{}", report.json()));
+    } else {
+        println!("{}", Report::HEAD);
+        reports.iter().for_each(|report| println!("{}", report.line()));
+    }
+    let failed: Vec<&str> =
+        reports.iter().filter(|report| report.failure.is_some()).map(|report| report.kind.as_str()).collect();
+    ensure!(failed.is_empty(), "what must hold did not: {}", failed.join(", "));
     Ok(())
 }
 
-/// What the server takes once nothing happens any more.
-fn settled(server: &Server, threads: usize) -> Result<super::process::Taken> {
-    let start = Instant::now();
-    loop {
-        let taken = server.taken()?;
-        if taken.threads <= threads || start.elapsed() > SETTLE {
-            return Ok(taken);
-        }
-        thread::sleep(Duration::from_millis(500));
+fn one(kind: Kind, options: &Options, program: &Path, report: &mut Report) -> Result<()> {
+    let bound = options.minutes.map_or(Bound::Requests(options.requests.get()), Bound::Time);
+    if kind == Kind::HostileNeighbour {
+        let attacks = match &options.attack[..] {
+            [] => Attack::value_variants(),
+            some => some,
+        };
+        return neighbour::run(program, attacks, bound, report);
     }
-}
-
-/// The texts of all kinds of requests, asked one after another of a server that does one at a time.
-fn single_user(program: &std::path::Path) -> Result<HashMap<u64, String>> {
-    let server = Server::backstop(program, &["--parallel", "1"])?;
-    (0..KINDS).map(|kind| Ok((kind, ask(server.address, kind, None)?.text))).collect()
-}
-
-fn request(kind: u64) -> Value {
-    let beginnings = ["Once upon a time", "One day", "The cat", "In the garden", "Tom had a"];
-    let prompt = beginnings[(kind % 5) as usize];
-    json!({ "prompt": prompt, "max_tokens": 8 + 4 * kind, "temperature": 0, "stream": true, "ignore_eos": true })
-}
-
-fn ask(address: SocketAddr, kind: u64, leave: Option<usize>) -> Result<client::Answer> {
-    client::stream(address, "/v1/completions", &request(kind), leave)
+    stage::soak(program, &kind.plan()?, options.clients.get(), bound, report)
 }
 
 /// A number that says all about request `number`.
-fn mixed(number: u64) -> u64 {
+fn scatter(number: u64) -> u64 {
     let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
 
-fn one(address: SocketAddr, number: u64, wanted: &HashMap<u64, String>, counts: &Counts) -> Result<()> {
-    let random = mixed(number);
-    let (chance, kind) = (random % 100, (random >> 8) % KINDS);
-    if chance < HOSTILE {
-        hostile(address, random >> 16)?;
-        counts.refused.fetch_add(1, Ordering::Relaxed);
-        return Ok(());
-    }
-    let leave = (chance < HOSTILE + CANCELLED).then_some(((random >> 16) % 40) as usize);
-    loop {
-        let answer = ask(address, kind, leave)?;
-        match answer.status {
-            429 => {
-                counts.busy.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(20 + random % 30));
-            }
-            _ if leave.is_some() => {
-                let full = wanted.get(&kind).context("a kind that is not known")?;
-                ensure!(full.starts_with(&answer.text), "another's text: {:?}, not {full:?}", answer.text);
-                counts.cancelled.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-            200 => {
-                ensure!(wanted.get(&kind) == Some(&answer.text), "another's text: {:?}", answer.text);
-                counts.answered.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-            status => bail!("{status}: {}", answer.text),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_plan_or_is_the_neighbours() {
+        let kinds = Kind::All.each();
+        assert_eq!(kinds.len(), Kind::value_variants().len() - 1);
+        assert_eq!(Kind::PrefixChurn.each(), [Kind::PrefixChurn]);
+        assert_eq!(Kind::TwoPageBudget.name(), "two-page-budget");
+        // The kind that copies a model needs cargo's environment.
+        for kind in
+            kinds.into_iter().filter(|kind| !matches!(kind, Kind::ModelReplaced | Kind::HostileNeighbour))
+        {
+            assert!(!kind.plan().unwrap().questions.is_empty(), "{}", kind.name());
         }
     }
-}
 
-/// A request that cannot be meant: it is refused with 4xx, or its connection ends.
-fn hostile(address: SocketAddr, random: u64) -> Result<()> {
-    use std::io::{Read, Write};
-    let long = format!("{{\"prompt\": {}", "[".repeat(20_000));
-    let bodies: [&str; 6] = [
-        "{\"prompt\": \"x\", \"prompt\": \"y\"}",
-        "{\"prompt\": 1e999}",
-        &long,
-        "{\"prompt\": \"x\", \"max_tokens\": -1}",
-        "{\"prompt\": [4000000000]}",
-        "\u{0}",
-    ];
-    let body = bodies[(random % 6) as usize];
-    let mut connection = TcpStream::connect(address)?;
-    connection.set_read_timeout(Some(Duration::from_secs(120)))?;
-    // Some break off in the middle.
-    let cut = if random.is_multiple_of(4) { body.len() / 2 } else { body.len() };
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    connection.write_all(head.as_bytes())?;
-    let _ = connection.write_all(&body.as_bytes()[..cut]);
-    if cut < body.len() {
-        return Ok(());
+    #[test]
+    fn minutes_may_be_parts() {
+        assert_eq!(minutes("0.5"), Ok(Duration::from_secs(30)));
+        for wrong in ["", "0", "-1", "NaN", "1e9", "x"] {
+            assert!(minutes(wrong).is_err(), "{wrong}");
+        }
     }
-    let mut answer = String::new();
-    let _ = connection.read_to_string(&mut answer);
-    ensure!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{body:.60}: {answer}");
-    Ok(())
 }

@@ -187,6 +187,6 @@ fn ask(kind: Kind, address: SocketAddr, number: usize, work: LoadWork) -> Result
         body["cache_prompt"] = Value::Bool(false);
     }
     let answer = client::stream(address, "/v1/completions", &body, None)?;
-    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text);
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
     Ok(answer)
 }
