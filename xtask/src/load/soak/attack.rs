@@ -1,8 +1,10 @@
 //! What a hostile client does, each thing for itself.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -60,6 +62,25 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// What tells somebody to stop here, on any kind of work.
 const REFUSALS: [u16; 5] = [400, 413, 422, 429, 503];
 
+/// What an attack came to: how often each status was its answer, 0 where none was waited for or none came.
+#[derive(Debug, Default)]
+pub struct Made(Mutex<BTreeMap<u16, usize>>);
+
+impl Made {
+    fn add(&self, status: u16) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(status).or_default() += 1;
+    }
+
+    pub fn shown(&self) -> String {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = |(status, count): (&u16, &usize)| match status {
+            0 => format!("{count} without an answer"),
+            status => format!("{count} × {status}"),
+        };
+        all.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// A hostile client.
 pub struct Hostile<'a> {
     pub address: SocketAddr,
@@ -67,8 +88,7 @@ pub struct Hostile<'a> {
     /// Prompts of the client beside it.
     pub secrets: &'a [String],
     pub done: &'a AtomicBool,
-    /// Requests that were made.
-    pub made: &'a AtomicUsize,
+    pub made: &'a Made,
 }
 
 impl Attack {
@@ -111,9 +131,10 @@ impl Attack {
                 hostile.repeat(completions, &bodies)
             }
             Self::Specials => {
-                let specials = "<s></s><unk><|im_start|><|im_end|><|endoftext|>";
-                let bodies = [40, 20_000, 170_000]
-                    .map(|times| json!({ "prompt": specials.repeat(times), "max_tokens": 4 }));
+                // The built-in model's own, as many as its context takes; those of many models, as many as a body takes.
+                let (own, all) = ("<s></s>", "<s></s><unk><|im_start|><|im_end|><|endoftext|>");
+                let bodies = [own.repeat(200), own.repeat(1_000_000), all.repeat(170_000)]
+                    .map(|prompt| json!({ "prompt": prompt, "max_tokens": 4 }));
                 hostile.repeat(completions, &bodies)
             }
             Self::Long => {
@@ -144,26 +165,26 @@ impl Attack {
             }
             Self::SlowReaders => hostile.read_slowly(),
             Self::Oversize => hostile.until_done(|number| {
-                raw::oversize(hostile.address, Some(hostile.key), super::scatter(number as u64))?;
-                Ok(())
+                raw::oversize(hostile.address, Some(hostile.key), super::scatter(number as u64)).map(|_| 413)
             }),
             Self::Cancels => hostile.until_done(|number| {
                 let body = json!({ "prompt": story(number as u64, 60), "max_tokens": 300, "stream": true });
                 let reading = Reading { leave: Some(number % 4), ..Reading::default() };
-                client::ask(hostile.address, completions, Some(hostile.key), &body, reading).map(drop)
+                client::ask(hostile.address, completions, Some(hostile.key), &body, reading)
+                    .map(|answer| answer.status)
             }),
         }
     }
 }
 
 impl Hostile<'_> {
-    fn until_done(&self, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    /// Acts until it is told to be done, and counts the statuses.
+    fn until_done(&self, mut act: impl FnMut(usize) -> Result<u16>) -> Result<()> {
         for number in 0.. {
             if self.done.load(Ordering::Relaxed) {
                 break;
             }
-            act(number)?;
-            self.made.fetch_add(1, Ordering::Relaxed);
+            self.made.add(act(number)?);
         }
         Ok(())
     }
@@ -179,7 +200,7 @@ impl Hostile<'_> {
             let status = client::status(&answer)?;
             let text = || String::from_utf8_lossy(&answer[..answer.len().min(600)]).into_owned();
             ensure!(status.is_none_or(|s| s == 200 || REFUSALS.contains(&s)), "{}", text());
-            Ok(())
+            Ok(status.unwrap_or_default())
         })
     }
 
@@ -219,16 +240,16 @@ impl Hostile<'_> {
                 body.to_string().as_bytes(),
             );
             let answer = self.send(&request)?;
-            if client::status(&answer)? != Some(200) {
-                return Ok(());
-            }
+            let status = client::status(&answer)?.unwrap_or_default();
             let text = String::from_utf8_lossy(&answer);
-            let Some((_, body)) = text.split_once("\r\n\r\n") else { return Ok(()) };
-            let Ok(body) = serde_json::from_str::<Value>(body) else { return Ok(()) };
+            let body =
+                text.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str::<Value>(body).ok());
+            // One that was broken off tells nothing.
+            let Some(body) = body.filter(|_| status == 200) else { return Ok(status) };
             let cached = body.pointer("/usage/prompt_tokens_details/cached_tokens");
             let cached = cached.and_then(Value::as_u64).context("no cached_tokens")?;
             ensure!(cached == 0, "{cached} tokens of another's prompt are told to be cached");
-            Ok(())
+            Ok(status)
         })
     }
 
@@ -250,7 +271,8 @@ impl Hostile<'_> {
         });
         self.until_done(|number| {
             let answer = self.send(requests[number % requests.len()].as_bytes())?;
-            raw::refused(&answer, &[400, 403]).map(drop)
+            raw::refused(&answer, &[400, 403])?;
+            Ok(client::status(&answer)?.unwrap_or_default())
         })
     }
 
@@ -279,7 +301,8 @@ impl Hostile<'_> {
                 !answer.windows(12).any(|some| some == b"HTTP/1.1 200"),
                 "a request was read as two, or at all"
             );
-            raw::refused(&answer, &[400, 408, 417, 501]).map(drop)
+            raw::refused(&answer, &[400, 408, 417, 501])?;
+            Ok(client::status(&answer)?.unwrap_or_default())
         })
     }
 
@@ -287,7 +310,7 @@ impl Hostile<'_> {
     /// opened anew.
     fn drip(&self, connections: usize, head: &[u8]) -> Result<()> {
         let open = || -> Option<TcpStream> {
-            self.made.fetch_add(1, Ordering::Relaxed);
+            self.made.add(0);
             let mut connection = TcpStream::connect(self.address).ok()?;
             connection.write_all(head).ok()?;
             Some(connection)
@@ -325,7 +348,7 @@ impl Hostile<'_> {
                     }
                     thread::sleep(Duration::from_millis(100));
                 }
-                Ok(())
+                Ok(0)
             })
         };
         thread::scope(|scope| {

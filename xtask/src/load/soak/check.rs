@@ -65,7 +65,8 @@ fn satisfies(value: &Value, schema: &Value) -> Result<()> {
                 Some("object") => value.is_object(),
                 Some("array") => value.is_array(),
                 Some("string") => value.is_string(),
-                Some("integer") => value.is_i64() || value.is_u64(),
+                // -0 among them, which serde_json reads as a float.
+                Some("integer") => number.is_some_and(|number| number.fract() == 0.0),
                 Some("boolean") => value.is_boolean(),
                 _ => bail!("the type {rule} is not known"),
             },

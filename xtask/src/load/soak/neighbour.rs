@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::attack::{Attack, Hostile};
+use super::attack::{Attack, Hostile, Made};
 use super::plan::{Counts, Outcome, Plan, Scene};
 use super::question::{Api, Question, story};
 use super::report::Report;
@@ -55,7 +55,7 @@ pub fn run(program: &Path, attacks: &[Attack], bound: Bound, report: &mut Report
     let start = Instant::now();
     let mut before = measure(&plan, &scene, alone, &report.counts).context("alone")?;
     let (done, stop) = (AtomicBool::new(false), AtomicBool::new(false));
-    let made: Vec<AtomicUsize> = attacks.iter().map(|_| AtomicUsize::new(0)).collect();
+    let made: Vec<Made> = attacks.iter().map(|_| Made::default()).collect();
     let (measured, attacked, watched) = thread::scope(|scope| {
         let watched = scope.spawn(|| watch(&stage.server, &[], &stop));
         let attacking: Vec<_> = attacks
@@ -82,11 +82,8 @@ pub fn run(program: &Path, attacks: &[Attack], bound: Bound, report: &mut Report
     report.seconds = start.elapsed().as_secs_f64();
     report.busy = scene.busy.load(Ordering::Relaxed);
     drop(scene);
-    let of = attacks
-        .iter()
-        .zip(&made)
-        .map(|(attack, made)| format!("{} {}", attack.name(), made.load(Ordering::Relaxed)));
-    report.notes.push(format!("hostile requests: {}", of.collect::<Vec<_>>().join(", ")));
+    let of = attacks.iter().zip(&made).map(|(attack, made)| format!("{}: {}", attack.name(), made.shown()));
+    report.notes.extend(of);
     let health = watched.as_ref().map_or(f64::INFINITY, |(slowest, _)| *slowest);
     report.health = health;
     let settled = stage.settled(report);
