@@ -196,7 +196,7 @@ impl Hostile<'_> {
             .map(|body| client::post(self.address, path, Some(self.key), body.to_string().as_bytes()))
             .collect();
         self.until_done(|number| {
-            let answer = self.send(&requests[number % requests.len()])?;
+            let answer = self.send(&requests[number % requests.len()], false)?;
             let status = client::status(&answer)?;
             let text = || String::from_utf8_lossy(&answer[..answer.len().min(600)]).into_owned();
             ensure!(status.is_none_or(|s| s == 200 || REFUSALS.contains(&s)), "{}", text());
@@ -204,8 +204,9 @@ impl Hostile<'_> {
         })
     }
 
-    /// Sends a request and reads its answer, or what there is of it when all is done.
-    fn send(&self, request: &[u8]) -> Result<Vec<u8>> {
+    /// Sends a request and reads its answer to the end of the connection, or what there is of it when all is done; on a
+    /// connection that may stay open, until nothing more comes.
+    fn send(&self, request: &[u8], stays: bool) -> Result<Vec<u8>> {
         let mut connection = client::connect(self.address)?;
         connection.set_read_timeout(Some(Duration::from_millis(200)))?;
         let _ = connection.write_all(request);
@@ -218,7 +219,9 @@ impl Hostile<'_> {
                 Ok(count) if answer.len() < 4096 => answer.extend_from_slice(&buffer[..count]),
                 Ok(_) => {}
                 Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Ok(answer),
-                Err(_) if self.done.load(Ordering::Relaxed) => return Ok(answer),
+                Err(_) if self.done.load(Ordering::Relaxed) || (stays && !answer.is_empty()) => {
+                    return Ok(answer);
+                }
                 Err(_) => ensure!(start.elapsed() < PATIENCE, "no answer in {} s", PATIENCE.as_secs()),
             }
         }
@@ -239,7 +242,7 @@ impl Hostile<'_> {
                 Some(self.key),
                 body.to_string().as_bytes(),
             );
-            let answer = self.send(&request)?;
+            let answer = self.send(&request, false)?;
             let status = client::status(&answer)?.unwrap_or_default();
             let text = String::from_utf8_lossy(&answer);
             let body =
@@ -270,7 +273,7 @@ impl Hostile<'_> {
             client::head(self.address, Api::Completions.path(), Some(self.key), &more) + &body
         });
         self.until_done(|number| {
-            let answer = self.send(requests[number % requests.len()].as_bytes())?;
+            let answer = self.send(requests[number % requests.len()].as_bytes(), false)?;
             raw::refused(&answer, &[400, 403])?;
             Ok(client::status(&answer)?.unwrap_or_default())
         })
@@ -296,7 +299,7 @@ impl Hostile<'_> {
             head.replace("connection: close\r\n", "") + &rest
         });
         self.until_done(|number| {
-            let answer = self.send(requests[number % requests.len()].as_bytes())?;
+            let answer = self.send(requests[number % requests.len()].as_bytes(), true)?;
             ensure!(
                 !answer.windows(12).any(|some| some == b"HTTP/1.1 200"),
                 "a request was read as two, or at all"

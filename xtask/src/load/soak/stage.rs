@@ -90,12 +90,22 @@ impl Stage {
             thread::sleep(Duration::from_millis(500));
         };
         report.taken = Some((before, after));
+        let mut over = Vec::new();
         for name in ["backstop_sequences_running", "backstop_sequences_queued"] {
-            ensure!(self.server.metric(name)? == 0.0, "{name} is not 0");
+            if self.server.metric(name)? != 0.0 {
+                over.push(format!("{name} is not 0"));
+            }
         }
-        ensure!(after.descriptors <= before.descriptors, "descriptors are left over");
-        ensure!(after.threads <= before.threads, "threads are left over");
-        ensure!(after.memory <= before.memory + SLACK, "memory is left over");
+        for (what, more) in [
+            ("descriptors", after.descriptors > before.descriptors),
+            ("threads", after.threads > before.threads),
+            ("memory", after.memory > before.memory + SLACK),
+        ] {
+            if more {
+                over.push(format!("{what} left over"));
+            }
+        }
+        ensure!(over.is_empty(), "{}", over.join(", "));
         Ok(())
     }
 }
