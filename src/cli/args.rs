@@ -164,6 +164,9 @@ pub struct ServeArgs {
     /// Bytes of the largest request.
     #[arg(long, value_name = "BYTES", default_value = "8388608", value_parser = at_least_one)]
     pub body_limit: usize,
+    /// What bodies of requests and answers that are not written yet may take together, never less than --body-limit.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    pub buffer_memory: u64,
     /// What becomes of fields of a request that are not known: warn passes them over, and says so in the log and in a header
     /// of the answer; refuse answers with 400.
     #[arg(long, value_name = "WHAT", default_value = "warn")]

@@ -139,6 +139,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         cors: args.cors.clone(),
         allowed_hosts: args.allowed_host.clone(),
         body_limit: args.body_limit,
+        buffer_memory: usize::try_from(args.buffer_memory).unwrap_or(usize::MAX),
         unknown_fields: match args.unknown_fields.as_str() {
             "refuse" => UnknownFields::Refuse,
             _ => UnknownFields::Warn,

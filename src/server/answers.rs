@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::app::{App, QueuePlace, random};
+use super::budget::Charge;
 use super::failure::Failure;
 use super::metrics::whole_pages;
 use crate::chat::Turn;
@@ -69,6 +70,21 @@ pub(crate) struct Update {
     pub finish: Option<Finish>,
     /// What the text took, in its last update.
     pub timings: Option<Timings>,
+}
+
+impl Update {
+    /// Bytes of what a whole answer keeps of it.
+    fn bytes(&self) -> usize {
+        let text = |part: &AnswerPart| match part {
+            AnswerPart::Reasoning(text)
+            | AnswerPart::Text(text)
+            | AnswerPart::Broken(text)
+            | AnswerPart::Arguments { text, .. } => text.len(),
+            AnswerPart::Call { id, name, .. } => id.len() + name.len(),
+        };
+        let scored = |scored: &Scored| size_of::<Scored>() + size_of_val(&scored.top[..]);
+        self.parts.iter().map(text).sum::<usize>() + self.token.as_ref().map_or(0, scored)
+    }
 }
 
 /// A token and its log-probability under the model.
@@ -150,10 +166,26 @@ struct Sequence {
     last_token: Option<Instant>,
 }
 
+/// What the engine has made of a text, until it is taken.
+struct Queued {
+    choice: usize,
+    event: Event,
+    _charge: Charge,
+}
+
+/// Bytes of an event that waits.
+fn bytes(event: &Event) -> usize {
+    let top = match event {
+        Event::Token { logprobs: Some(logprobs), .. } => size_of_val(&logprobs.top[..]),
+        _ => 0,
+    };
+    size_of::<Queued>() + top
+}
+
 /// The sequences of one request.
 pub(crate) struct Answers {
     app: Arc<App>,
-    events: UnboundedReceiver<(usize, Event)>,
+    events: UnboundedReceiver<Queued>,
     sequences: Vec<Sequence>,
     /// How many have not ended.
     live: usize,
@@ -184,7 +216,7 @@ impl Answers {
     /// Starts `job` in the places that it has, one for each text.
     ///
     /// Events wait in a channel without a bound of its own: a sequence has at most as many as the context has tokens, and
-    /// the engine's thread never waits for a reader.
+    /// the engine's thread never waits for a reader. While they take what bodies and answers may take together, no body is let in.
     pub fn start(
         app: &Arc<App>,
         job: &Job,
@@ -197,13 +229,14 @@ impl Answers {
         let mut sequences = Vec::new();
         for prompt in &job.prompts {
             for i in 0..job.n {
-                let (sender, place) = (sender.clone(), places.next());
+                let (sender, place, budget) = (sender.clone(), places.next(), Arc::clone(&app.budget));
                 let choice = sequences.len();
                 options.sampling.sequence = i as u64;
                 let sink = Sink::new(move |event| {
                     // The place is free once the engine has let go of the sequence.
                     let _held = &place;
-                    sender.send((choice, event)).is_ok()
+                    let charge = budget.charge(bytes(&event));
+                    sender.send(Queued { choice, event, _charge: charge }).is_ok()
                 });
                 let text = app.model.start(prompt.clone(), &options, sink)?;
                 let parser = job.parser.clone();
@@ -235,7 +268,7 @@ impl Answers {
                 Poll::Ready(None) => Err(Error::Engine("it ended without an answer".into())),
             };
             let update = match event {
-                Ok((choice, event)) => self.take(choice, event),
+                Ok(Queued { choice, event, .. }) => self.take(choice, event),
                 Err(error) => Some(Err(error.into())),
             };
             match update {
@@ -332,8 +365,10 @@ impl Answers {
             finish: Finish::Length,
         };
         let mut texts = vec![empty; self.len()];
+        let mut charge = self.app.budget.charge(0);
         while let Some(update) = std::future::poll_fn(|cx| self.poll_next(cx)).await {
             let update = update?;
+            charge.add(update.bytes());
             let text = &mut texts[update.choice];
             for part in update.parts {
                 match part {

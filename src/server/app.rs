@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::Options;
+use super::budget::Budget;
 use super::failure::Failure;
 use super::metrics::Metrics;
 use super::store::Store;
@@ -29,6 +30,8 @@ pub(crate) struct App {
     pub options: Options,
     pub metrics: Metrics,
     pub places: Arc<Places>,
+    /// What bodies and answers may hold.
+    pub budget: Arc<Budget>,
     /// Whether the address is this machine's alone.
     pub loopback: bool,
     /// Whether the server is about to end.
@@ -57,6 +60,8 @@ impl App {
             fingerprint,
             metrics: Metrics::default(),
             places: Arc::new(places),
+            // The largest body fits by itself.
+            budget: Budget::new(options.buffer_memory.max(options.body_limit)),
             loopback,
             draining: AtomicBool::new(false),
             started: now(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::budget::Budget;
 use crate::backend::FallbackReport;
 use crate::backend::kv::PAGE;
 use crate::engine::{Load, Stats};
@@ -106,7 +107,7 @@ impl Metrics {
     }
 
     /// All of it as text.
-    pub fn text(&self, load: Load, report: &FallbackReport) -> String {
+    pub fn text(&self, load: Load, report: &FallbackReport, budget: &Budget) -> String {
         let mut out = String::new();
         head(&mut out, "requests_total", "Requests answered, by route and status.", "counter");
         for ((route, status), count) in self.requests.lock().iter() {
@@ -126,6 +127,12 @@ impl Metrics {
             ("kv_kept_bytes", "Of this, pages kept for prompts that begin alike.", load.kv.kept),
             ("kv_shared_bytes", "Of these, pages that running sequences use.", load.kv.shared),
             ("kv_reserved_bytes", "What running sequences may take beside those.", load.kv.reserved),
+            ("buffer_budget_bytes", "What bodies and answers may take.", budget.most() as u64),
+            (
+                "buffer_used_bytes",
+                "What bodies of requests, and answers that are not written yet, take.",
+                budget.held() as u64,
+            ),
         ];
         for (name, help, value) in gauges {
             head(&mut out, name, help, "gauge");

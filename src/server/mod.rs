@@ -3,6 +3,7 @@
 mod answers;
 mod anthropic;
 mod app;
+mod budget;
 mod chat;
 mod completions;
 mod connection;
@@ -74,6 +75,9 @@ pub struct Options {
     pub allowed_hosts: Vec<String>,
     /// Bytes of the largest request body.
     pub body_limit: usize,
+    /// Bytes that bodies of requests and answers not yet written may take, of all connections together; never less than
+    /// `body_limit`.
+    pub buffer_memory: usize,
     /// What becomes of fields that are not known.
     pub unknown_fields: UnknownFields,
     /// Open connections; more wait.
@@ -102,6 +106,8 @@ impl Default for Options {
             cors: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 8 << 20,
+            // The largest body for each sequence in flight, and as much for answers and for those that wait.
+            buffer_memory: 256 << 20,
             unknown_fields: UnknownFields::default(),
             max_connections: 512,
             header_timeout: Duration::from_secs(20),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::app::App;
+use super::budget::BodyCharge;
 use super::failure::Failure;
 use super::json::{Fields, Notes, parse};
 use super::store::Caller;
@@ -17,14 +18,16 @@ use super::store::Caller;
 /// What a handler gives.
 pub(crate) type Reply = Result<Response, Failure>;
 
-/// How much of a body that is too large is read, so that a client that sends first and reads later learns why.
+/// Seconds after which there may be room for another body.
+const RETRY: u64 = 1;
+/// How much of a body that is refused is read, so that a client that sends first and reads later learns why.
 const DISCARD: (usize, Duration) = (64 << 20, Duration::from_secs(2));
 
 /// The fields of a request's body.
 ///
 /// # Errors
-/// 415 for one that is said to be something else than JSON, 413 for one that is too large, before it is held; 408 for one that
-/// does not come; 400 for what is no strict JSON.
+/// 415 for one that is said to be something else than JSON, 413 for one that is too large, before it is held; 503 while there is
+/// no room for it; 408 for one that does not come; 400 for what is no strict JSON.
 pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failure> {
     if let Some(kind) = request.headers().get(header::CONTENT_TYPE).filter(|kind| !is_json(kind)) {
         let kind = crate::json::quote(&String::from_utf8_lossy(kind.as_bytes())).to_string();
@@ -33,7 +36,9 @@ pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failur
     }
     let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
-    parse(&body(app, request.into_body()).await?, &notes, caller)
+    let charge = request.extensions().get::<BodyCharge>().cloned();
+    let charge = charge.unwrap_or_else(|| BodyCharge::new(&app.budget));
+    parse(&body(app, request.into_body(), &charge).await?, &notes, caller)
 }
 
 /// Whether a type is JSON's: forms and plain text are what a page of any site may send.
@@ -43,34 +48,65 @@ fn is_json(kind: &HeaderValue) -> bool {
     kind == b"application/json" || kind.starts_with(b"application/") && kind.ends_with(b"+json")
 }
 
-async fn body(app: &App, mut body: Body) -> Result<Bytes, Failure> {
-    let limit = app.options.body_limit;
-    let declared = body.size_hint().exact();
-    if declared.is_some_and(|bytes| bytes > limit as u64) {
-        return Err(too_large(limit, body).await);
-    }
-    let whole = async {
-        let mut bytes = Vec::with_capacity(declared.map_or(0, |bytes| bytes as usize));
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failure::bad(format!("the body broke off: {error}")))?;
-            let data = frame.into_data().unwrap_or_default();
-            if data.len() > limit - bytes.len() {
-                return Ok(None);
-            }
-            bytes.extend_from_slice(&data);
-        }
-        Ok(Some(bytes))
-    };
-    match tokio::time::timeout(app.options.body_timeout, whole).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes.into()),
-        Ok(Ok(None)) => Err(too_large(limit, body).await),
-        Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-    }
+/// Why a body is not read.
+enum Unread {
+    TooLarge,
+    /// All that bodies may hold is held.
+    NoRoom,
+    Failed(Failure),
 }
 
-async fn too_large(limit: usize, mut body: Body) -> Failure {
-    let discard = async {
+async fn body(app: &App, mut body: Body, charge: &BodyCharge) -> Result<Bytes, Failure> {
+    let read = tokio::time::timeout(app.options.body_timeout, whole(app, &mut body, charge));
+    let unread = match read.await {
+        Ok(Ok(bytes)) => return Ok(bytes.into()),
+        Ok(Err(unread)) => unread,
+        Err(_) => Unread::Failed(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+    };
+    let failure = match unread {
+        Unread::Failed(failure) => return Err(failure),
+        Unread::TooLarge => {
+            let limit = app.options.body_limit;
+            let what = format!("the body is over {limit} bytes (--body-limit)");
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, what)
+        }
+        Unread::NoRoom => {
+            let most = app.budget.most();
+            let what = format!(
+                "the {most} bytes for bodies and answers are taken (--buffer-memory): try again later"
+            );
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, what).retry_after(RETRY)
+        }
+    };
+    discard(body).await;
+    Err(failure)
+}
+
+/// The bytes of a body. Room is made for what it declares before any is read, and else for what is read.
+async fn whole(app: &App, body: &mut Body, charge: &BodyCharge) -> Result<Vec<u8>, Unread> {
+    let limit = app.options.body_limit;
+    let declared = body.size_hint().exact().unwrap_or(0);
+    let mut room = usize::try_from(declared).ok().filter(|&bytes| bytes <= limit).ok_or(Unread::TooLarge)?;
+    let reserve = |bytes| if charge.0.lock().reserve(bytes) { Ok(()) } else { Err(Unread::NoRoom) };
+    reserve(room)?;
+    let mut bytes = Vec::with_capacity(room);
+    while let Some(frame) = body.frame().await {
+        let broken = |error| Unread::Failed(Failure::bad(format!("the body broke off: {error}")));
+        let data = frame.map_err(broken)?.into_data().unwrap_or_default();
+        if data.len() > limit - bytes.len() {
+            return Err(Unread::TooLarge);
+        }
+        let more = (bytes.len() + data.len()).saturating_sub(room);
+        reserve(more)?;
+        room += more;
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+/// Reads what is left of a body that nobody wants.
+async fn discard(mut body: Body) {
+    let read = async {
         let mut left = DISCARD.0;
         while let Some(Ok(frame)) = body.frame().await {
             left = left.saturating_sub(frame.into_data().map_or(0, |data| data.len()));
@@ -79,6 +115,5 @@ async fn too_large(limit: usize, mut body: Body) -> Failure {
             }
         }
     };
-    let _ = tokio::time::timeout(DISCARD.1, discard).await;
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {limit} bytes (--body-limit)"))
+    let _ = tokio::time::timeout(DISCARD.1, read).await;
 }

@@ -17,6 +17,7 @@ use tower_service::Service as _;
 
 use super::UnknownFields;
 use super::app::App;
+use super::budget::{BodyCharge, ChargedBody};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
 use super::request::Reply;
@@ -93,6 +94,8 @@ impl Service {
         }
         let notes = Notes::new(self.app.options.unknown_fields == UnknownFields::Refuse);
         request.extensions_mut().insert(notes.clone());
+        let charge = BodyCharge::new(&self.app.budget);
+        request.extensions_mut().insert(charge.clone());
         let path = request.uri().path().to_owned();
         let path = path.as_str();
         let known = |wanted: &str| ROUTES.iter().find(|route| **route == wanted).copied();
@@ -117,6 +120,7 @@ impl Service {
                 }
             }
         };
+        drop(charge);
         if let Some(failure) = response.extensions_mut().remove::<Failure>() {
             let status = failure.status;
             let told = failure.response(dialect);
@@ -146,7 +150,8 @@ impl Service {
         guard::add_cors(&self.app, &asked, response.headers_mut(), preflight);
         self.app.metrics.answered(route, response.status().as_u16());
         tracing::info!(id, route, status = response.status().as_u16(), time = ?started.elapsed(), "answered");
-        response
+        let budget = Arc::clone(&self.app.budget);
+        response.map(|body| Body::new(ChargedBody { body, budget }))
     }
 }
 
@@ -265,7 +270,8 @@ async fn block(uri: Uri) -> StatusCode {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let engine = app.model.engine();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
-    ([(header::CONTENT_TYPE, kind)], app.metrics.text(engine.load(), engine.report())).into_response()
+    ([(header::CONTENT_TYPE, kind)], app.metrics.text(engine.load(), engine.report(), &app.budget))
+        .into_response()
 }
 
 /// The model by one of its names, in the shapes of both APIs at once.

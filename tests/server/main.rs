@@ -7,6 +7,7 @@ mod answers;
 #[cfg(feature = "fault-injection")]
 mod blocked;
 mod broken;
+mod buffers;
 mod embeddings;
 mod ends;
 #[cfg(feature = "fault-injection")]
