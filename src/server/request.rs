@@ -82,23 +82,22 @@ async fn body(app: &App, mut body: Body, charge: &BodyCharge) -> Result<Bytes, F
     Err(failure)
 }
 
-/// The bytes of a body. Room is made for what it declares before any is read, and else for what is read.
+/// The bytes of a body. Room is made for what is read of it, not for what it declares: who sends nothing keeps nobody out.
 async fn whole(app: &App, body: &mut Body, charge: &BodyCharge) -> Result<Vec<u8>, Unread> {
     let limit = app.options.body_limit;
     let declared = body.size_hint().exact().unwrap_or(0);
-    let mut room = usize::try_from(declared).ok().filter(|&bytes| bytes <= limit).ok_or(Unread::TooLarge)?;
-    let reserve = |bytes| if charge.0.lock().reserve(bytes) { Ok(()) } else { Err(Unread::NoRoom) };
-    reserve(room)?;
-    let mut bytes = Vec::with_capacity(room);
+    let declared = usize::try_from(declared).ok().filter(|&bytes| bytes <= limit).ok_or(Unread::TooLarge)?;
+    // Memory that is not written to is none yet.
+    let mut bytes = Vec::with_capacity(declared);
     while let Some(frame) = body.frame().await {
         let broken = |error| Unread::Failed(Failure::bad(format!("the body broke off: {error}")));
         let data = frame.map_err(broken)?.into_data().unwrap_or_default();
         if data.len() > limit - bytes.len() {
             return Err(Unread::TooLarge);
         }
-        let more = (bytes.len() + data.len()).saturating_sub(room);
-        reserve(more)?;
-        room += more;
+        if !charge.0.lock().reserve(data.len()) {
+            return Err(Unread::NoRoom);
+        }
         bytes.extend_from_slice(&data);
     }
     Ok(bytes)

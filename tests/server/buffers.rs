@@ -14,11 +14,11 @@ fn small(more: &[&str]) -> Server {
     Server::start(&[&["--body-limit", "2000", "--buffer-memory", "3000"], more].concat())
 }
 
-/// Begins a body of `length` bytes, and sends the first of them.
-fn declared(server: &Server, length: usize) -> TcpStream {
+/// Begins a body of `length` bytes, and sends all but the last of them.
+fn begun(server: &Server, length: usize) -> TcpStream {
     let mut stream = server.connect();
     stream.write_all(&head(server.address, "POST", "/tokenize", &[], length)).unwrap();
-    stream.write_all(b"{").unwrap();
+    stream.write_all(&body(length)[..length - 1]).unwrap();
     stream
 }
 
@@ -32,18 +32,21 @@ fn body(length: usize) -> Vec<u8> {
 fn a_body_for_which_there_is_no_room_is_told_to_come_back() {
     let server = small(&[]);
     assert_eq!(server.metric("backstop_buffer_budget_bytes"), 3000.0);
-    let mut waiting = declared(&server, 2000);
-    server.wait_for(USED, |used| used >= 2000.0);
+    // One that declares much and sends nothing takes nothing.
+    let mut silent = server.connect();
+    silent.write_all(&head(server.address, "POST", "/tokenize", &[], 2000)).unwrap();
+    let mut waiting = begun(&server, 2000);
+    server.wait_for(USED, |used| used >= 1999.0);
     // What still fits is answered, to the byte.
     let ask = |path: &str, length: usize| server.request("POST", path, &[], &body(length));
-    ask("/tokenize", 1000).ok();
-    let full = ask("/tokenize", 1001);
+    ask("/tokenize", 1001).ok();
+    let full = ask("/tokenize", 1002);
     let wanted = "the 3000 bytes for bodies and answers are taken (--buffer-memory): try again later";
     assert_eq!(full.refusal(503), wanted);
     assert_eq!(full.header("retry-after"), Some("1"));
     let openai = json!({ "message": wanted, "type": "server_error", "param": null, "code": null });
     assert_eq!(full.json(), json!({ "error": openai }));
-    let anthropic = ask("/v1/messages", 1001);
+    let anthropic = ask("/v1/messages", 1002);
     assert_eq!((anthropic.status, anthropic.header("retry-after")), (503, Some("1")));
     let error = json!({ "type": "overloaded_error", "message": wanted });
     assert_eq!(anthropic.json(), json!({ "type": "error", "error": error }));
@@ -51,11 +54,11 @@ fn a_body_for_which_there_is_no_room_is_told_to_come_back() {
     server.get("/health").ok();
     server.get("/v1/models").ok();
     // Its room comes back when the body is there and its request answered, or when its client goes away.
-    waiting.write_all(&body(2000)[1..]).unwrap();
+    waiting.write_all(&body(2000)[1999..]).unwrap();
     Answer::read(&mut waiting).ok();
     server.wait_for(USED, |used| used < 1000.0);
-    let gone = declared(&server, 2000);
-    server.wait_for(USED, |used| used >= 2000.0);
+    let gone = begun(&server, 2000);
+    server.wait_for(USED, |used| used >= 1999.0);
     drop(gone);
     server.wait_for(USED, |used| used < 1000.0);
     ask("/tokenize", 2000).ok();
@@ -64,16 +67,16 @@ fn a_body_for_which_there_is_no_room_is_told_to_come_back() {
 #[test]
 fn a_body_without_a_length_takes_room_as_it_is_read() {
     let server = small(&[]);
-    let _waiting = declared(&server, 2000);
-    server.wait_for(USED, |used| used >= 2000.0);
+    let _waiting = begun(&server, 2000);
+    server.wait_for(USED, |used| used >= 1999.0);
     let ask = |length: usize| {
         let body = body(length);
         let chunk = [format!("{length:x}\r\n").as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
         server.request("POST", "/tokenize", &[("transfer-encoding", "chunked")], &chunk)
     };
-    ask(1000).ok();
+    ask(1001).ok();
     let wanted = "the 3000 bytes for bodies and answers are taken (--buffer-memory): try again later";
-    assert_eq!(ask(1001).refusal(503), wanted);
+    assert_eq!(ask(1002).refusal(503), wanted);
 }
 
 #[test]
