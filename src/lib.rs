@@ -91,6 +91,9 @@ mod error;
 mod files;
 #[doc(hidden)]
 pub mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 mod json;
 mod model;

@@ -100,7 +100,7 @@ impl Page {
     }
 
     /// Bytes of its elements.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     fn bytes(&self) -> u64 {
         (match self {
             Self::F32(values) => size_of_val(&values[..]),
@@ -118,7 +118,7 @@ pub struct HostPage(Arc<Page>);
 
 impl HostPage {
     /// Where its memory is, and bytes: for tests that count each page once.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn memory(&self) -> (usize, u64) {
         (Arc::as_ptr(&self.0) as usize, self.0.bytes())
     }

@@ -290,7 +290,7 @@ impl LlmBackendDispatch {
 }
 
 /// Where memory is and how many bytes, for tests that count each once.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl KvPage {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
         match &self.0 {
@@ -300,7 +300,7 @@ impl KvPage {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl SequenceKv {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
         let of = |layer: &LayerState| match layer {

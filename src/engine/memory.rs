@@ -122,7 +122,7 @@ impl Memory {
     }
 
     /// All pages that are kept.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn pages(&self) -> impl Iterator<Item = &KvPage> {
         self.tree.pages()
     }

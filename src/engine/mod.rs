@@ -9,6 +9,8 @@ mod memory;
 mod prefix;
 mod queue;
 mod request;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod rig;
 pub mod runtime;
 mod scheduler;
 mod sequence;

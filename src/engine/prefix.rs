@@ -277,7 +277,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     }
 
     /// All pages and panes.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn pages(&self) -> impl Iterator<Item = &P> {
         self.nodes.iter().flat_map(|node| node.page.iter().chain(&node.pane)).map(|held| &held.page)
     }

@@ -5,190 +5,23 @@ mod kinds;
 mod windows;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use super::load::{Gauges, Load};
-use super::memory::Budget;
-use super::request::Space;
-use super::worker::Worker;
-use super::{
-    Command, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime, Sink, Stats,
-};
-use crate::backend::cpu::CpuBackend;
+use super::load::Load;
+use super::rig::{Asked, Random, Rig, runtime};
+use super::{EngineOptions, Event, FinishReason, RequestKind, Sink};
 use crate::backend::kv::PAGE;
-use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
+use crate::backend::{LlmBackendKind, Routing};
 use crate::error::Error;
-use crate::sample::SamplingOptions;
-use crate::{Model, ModelFiles, Options};
-
-/// A sequence of numbers (SplitMix64) that a seed fixes.
-pub(super) struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % bound
-    }
-}
+use crate::{Model, Options};
 
 /// The backends that this build has.
 fn backends() -> Vec<LlmBackendKind> {
     match crate::backend::mlx::DeviceInfo::query() {
         Ok(_) => vec![LlmBackendKind::Cpu, LlmBackendKind::Mlx],
         Err(_) => vec![LlmBackendKind::Cpu],
-    }
-}
-
-fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Runtime {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
-    let files = ModelFiles::open(&path).unwrap();
-    let dtype = files.dtype();
-    let cpu = CpuBackend::new(Some(1), None);
-    let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, routing).unwrap();
-    let forward = files.architecture.load(&files.checkpoint, &dispatch).unwrap().forward;
-    Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into()).unwrap()
-}
-
-/// A worker whose turns are taken by hand.
-struct Rig {
-    worker: Worker,
-    /// Whose requests come next.
-    space: Space,
-    commands: Sender<Command>,
-    gauges: Arc<Gauges>,
-    budget: Budget,
-    vocab: u32,
-}
-
-/// A request, and what came of it.
-struct Asked {
-    cancel: Arc<AtomicBool>,
-    events: Receiver<Event>,
-    tokens: Vec<u32>,
-    end: Option<Result<(FinishReason, Stats), Error>>,
-}
-
-impl Asked {
-    /// Takes what has come; how many tokens.
-    fn look(&mut self) -> usize {
-        let before = self.tokens.len();
-        for event in self.events.try_iter() {
-            match event {
-                Event::Token { token, .. } => self.tokens.push(token),
-                Event::Finished { reason, stats, .. } => self.end = Some(Ok((reason, stats))),
-                Event::Failed(error) => self.end = Some(Err(error)),
-            }
-        }
-        self.tokens.len() - before
-    }
-
-    fn cached(&mut self) -> usize {
-        self.look();
-        self.end.as_ref().unwrap().as_ref().unwrap().1.cached_tokens
-    }
-}
-
-impl Rig {
-    /// An engine with memory for `tokens` in whole pages.
-    fn new(model: &str, kind: LlmBackendKind, tokens: usize, options: EngineOptions) -> Self {
-        Self::with(model, kind, tokens, options, Routing::default())
-    }
-
-    fn with(
-        model: &str,
-        kind: LlmBackendKind,
-        tokens: usize,
-        options: EngineOptions,
-        routing: Routing,
-    ) -> Self {
-        let runtime = runtime(model, kind, routing);
-        let cost = runtime.kv_cost(options.prefill_chunk);
-        let vocab = runtime.config().vocab_size as u32;
-        let budget = Budget::new(tokens as u64 * (cost.token + cost.windowed), cost);
-        let options = EngineOptions { context: 1 << 14, kv_memory: budget.bytes, ..options };
-        let (commands, inbox) = channel();
-        let gauges = Arc::new(Gauges::new());
-        let worker = Worker::new(runtime, options, inbox, Arc::default(), Arc::clone(&gauges), budget);
-        Self { worker, space: None, commands, gauges, budget, vocab }
-    }
-
-    fn ask(&self, prompt: Vec<u32>, max_tokens: usize) -> Asked {
-        let (sender, events) = channel();
-        let generate = GenerateRequest {
-            sampling: SamplingOptions::default(),
-            constraint: None,
-            min_tokens: 0,
-            max_tokens,
-            eos: Vec::new(),
-            events: Sink::new(move |event| sender.send(event).is_ok()),
-        };
-        let cancel = self.send(prompt, RequestKind::Generate(Box::new(generate)));
-        Asked { cancel, events, tokens: Vec::new(), end: None }
-    }
-
-    /// Queues a request; what cancels it.
-    fn send(&self, tokens: Vec<u32>, kind: RequestKind) -> Arc<AtomicBool> {
-        let cancel = Arc::new(AtomicBool::new(false));
-        self.gauges.queued.fetch_add(1, Ordering::Relaxed);
-        let request = Request {
-            tokens,
-            kind,
-            space: self.space.clone(),
-            cancel: Arc::clone(&cancel),
-            cached: Arc::default(),
-        };
-        self.commands.send(Command::Run(request)).unwrap();
-        cancel
-    }
-
-    /// Tokens that follow no pattern of another `seed`'s.
-    fn prompt(&self, seed: u64, len: usize) -> Vec<u32> {
-        let mut random = Random(seed);
-        (0..len).map(|_| random.below(self.vocab.into()) as u32).collect()
-    }
-
-    /// One turn of the worker, after which its memory is counted by hand.
-    fn turn(&mut self) -> Load {
-        let before = self.gauges.load(self.budget.bytes);
-        // An idle one would wait for a command.
-        assert!(before.running + before.queued == 0 || self.worker.receive());
-        self.worker.turn();
-        let load = self.gauges.load(self.budget.bytes);
-        let [kept, own] = self.worker.memory_by_hand();
-        let total = |of: &BTreeMap<usize, u64>| of.values().sum::<u64>();
-        assert_eq!(total(&kept), load.kv.kept, "what is kept");
-        let mut all = kept;
-        all.extend(own);
-        assert_eq!(total(&all), load.kv.used, "what is used");
-        assert!(load.kv.used - load.kv.kept <= load.kv.reserved, "more than was reserved: {load:?}");
-        assert!(load.kv.kept + load.kv.reserved <= load.kv.budget, "over the budget: {load:?}");
-        assert!(load.kv.shared <= load.kv.kept);
-        load
-    }
-
-    /// Turns until `asked` has ended.
-    fn finish(&mut self, asked: &mut Asked) {
-        for _ in 0..10_000 {
-            self.turn();
-            asked.look();
-            if asked.end.is_some() {
-                return;
-            }
-        }
-        panic!("it does not end");
-    }
-
-    /// The text of a prompt by an engine of its own.
-    fn alone(model: &str, kind: LlmBackendKind, prompt: Vec<u32>, max_tokens: usize) -> Vec<u32> {
-        let mut rig = Self::new(model, kind, 1 << 14, EngineOptions::default());
-        let mut asked = rig.ask(prompt, max_tokens);
-        rig.finish(&mut asked);
-        asked.tokens
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine's thread: takes requests, plans steps, runs them, samples, reports.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::sequence::Sequence;
 use super::slot::Slot;
 use super::step::{Ahead, InFlight, planned, with_logits};
 use super::{Command, EngineOptions};
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 use crate::backend::KvPage;
 use crate::backend::batch::{Batch, Run, Tokens};
 use crate::error::{Error, Result, panic_text};
@@ -393,7 +393,7 @@ impl Worker {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Worker {
     /// Where the memory is that is kept, and that of sequences, with bytes.
     pub(super) fn memory_by_hand(&self) -> [BTreeMap<usize, u64>; 2] {
@@ -402,6 +402,7 @@ impl Worker {
     }
 
     /// Tokens cached of the sequence whose prompt has `prompt` tokens; all once it has ended.
+    #[cfg(test)]
     pub(super) fn cached(&self, prompt: usize) -> usize {
         let of = self.slots.iter().find(|slot| slot.sequence.prompt == prompt);
         of.map_or(prompt, Slot::cached)

@@ -41,7 +41,9 @@ pub(crate) use tools::tagged::is_string;
 pub use tools::{ArgumentTags, CallFormat, CallObject, ReplyEvent, ToolFormat};
 pub(crate) use tools::{ID, INDEX};
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use probe::samples;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use sentinel::Guarded;
 #[cfg(test)]
 mod tests;

@@ -214,7 +214,7 @@ fn read_back(shown: &Shown<'_>) -> Option<ToolFormat> {
     (all && reply.content.trim().is_empty()).then_some(format)
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "probe/samples.rs"]
 pub(crate) mod samples;
 

@@ -24,7 +24,7 @@ const MAX_DEPTH: usize = 48;
 
 /// The texts that are wrapped.
 #[derive(Debug, Clone)]
-pub(super) struct Guarded {
+pub(crate) struct Guarded {
     texts: BTreeSet<String>,
     longest: usize,
     finder: AhoCorasick,

@@ -170,7 +170,7 @@ pub enum ReplyEvent {
 
 impl ReplyEvent {
     /// Adds `next` to the last of `events` where both go on with the same thing.
-    pub(super) fn add(events: &mut Vec<Self>, next: Self) {
+    pub(crate) fn add(events: &mut Vec<Self>, next: Self) {
         match (events.last_mut(), &next) {
             (Some(Self::Content(text)), Self::Content(more))
             | (Some(Self::Reasoning(text)), Self::Reasoning(more))

@@ -10,7 +10,7 @@ mod gptq;
 mod mmap;
 pub(crate) mod output;
 pub(crate) mod quantized;
-mod safetensors;
+pub(crate) mod safetensors;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{load, peers, real_models, sanitize, test};
+use crate::{fuzz, load, peers, real_models, sanitize, test};
 
 /// The project's own chores.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub enum Task {
     RealModels(real_models::Options),
     /// Check that imports run downwards in the module map of docs/architecture.md
     Layers,
+    /// Fuzz with libFuzzer and AddressSanitizer, on the nightly toolchain
+    Fuzz(fuzz::Options),
     /// Run the server's tests by the clients that people use
     Clients {
         /// Have coding agents do a task instead; words are their names
@@ -116,6 +118,18 @@ mod tests {
         }
         let Ok(Task::Sanitize { tools }) = parse("sanitize miri deny") else { panic!() };
         assert_eq!(tools, [sanitize::Tool::Miri, sanitize::Tool::Deny]);
+        for line in ["fuzz --minutes", "fuzz --minutes 0", "fuzz --minutes x", "fuzz gguf json"] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+        for (line, target, minutes) in [
+            ("fuzz", None, None),
+            ("fuzz gguf", Some("gguf"), None),
+            ("fuzz --minutes 3", None, Some(3)),
+            ("fuzz json --minutes 90", Some("json"), Some(90)),
+        ] {
+            let Ok(Task::Fuzz(options)) = parse(line) else { panic!("{line:?}") };
+            assert_eq!((options.target.as_deref(), options.minutes), (target, minutes), "{line:?}");
+        }
         let Ok(Task::Test(options)) = parse("test --no-mlx -- --lib json") else { panic!() };
         assert!(options.no_mlx && !options.quick && options.filter.join(" ") == "--lib json");
     }

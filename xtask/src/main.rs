@@ -2,6 +2,7 @@
 
 mod args;
 mod clients;
+mod fuzz;
 mod layers;
 mod load;
 mod mlx;
@@ -44,6 +45,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Sanitize { tools } => sanitize::run(&tools),
         Task::Layers => layers::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::RealModels(options) => real_models::run(&options),
         Task::Clients { agents: true, words } => clients::agents(&words),
         Task::Clients { agents: false, words } => clients::test(&words),

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::steps::Steps;
-use crate::{clients, layers, mlx, util};
+use crate::{clients, fuzz, layers, mlx, util};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
@@ -37,6 +37,7 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         steps.cargo("format", "fmt --all --check", &[]);
         steps.cargo("format of bindings", "fmt --manifest-path xtask/bindings/Cargo.toml --check", &[]);
+        steps.cargo("format of fuzz", "fmt --manifest-path fuzz/Cargo.toml --check", &[]);
         steps.step("order of imports", layers::run);
         let deny = ["--", "--deny", "warnings"].map(str::to_owned);
         let alone = "clippy --package backstop --all-targets --no-default-features";
@@ -63,6 +64,12 @@ pub fn run(options: &Options) -> Result<()> {
         "test --package backstop --no-fail-fast --features mlx,fault-injection",
         filter,
     );
+    if filter.is_empty() {
+        match fuzz::available() {
+            Ok(()) => drop(steps.step("fuzzing", || fuzz::run(&fuzz::Options::default()))),
+            Err(error) => steps.skip("fuzzing", &error),
+        }
+    }
     steps.summary()
 }
 

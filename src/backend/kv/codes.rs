@@ -92,7 +92,7 @@ impl<T: Code> CodePage<T> {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn bytes(&self) -> usize {
         size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
     }

@@ -141,7 +141,7 @@ impl WeightCache {
 }
 
 /// Handles of arrays, and bytes.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl MlxPage {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
         match self.0 {}
@@ -149,7 +149,7 @@ impl MlxPage {
 }
 
 /// Handles of arrays, and bytes.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl MlxKv {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
         match self.0 {}

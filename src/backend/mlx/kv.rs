@@ -70,19 +70,19 @@ impl MlxPage {
 }
 
 /// Handles of arrays, and bytes.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 fn memory<'a>(arrays: impl Iterator<Item = &'a Array>) -> Vec<(usize, u64)> {
     arrays.map(|array| (std::ptr::from_ref(array) as usize, array.nbytes() as u64)).collect()
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl MlxPage {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
         memory(self.arrays())
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl MlxKv {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
         memory(self.arrays())

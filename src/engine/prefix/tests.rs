@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{NodeId, PrefixTree, TreeBytes};
-use crate::engine::tests::Random;
+use crate::engine::rig::Random;
 
 const PAGE: usize = 4;
 const WINDOW: usize = 6;

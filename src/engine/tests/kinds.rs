@@ -23,20 +23,20 @@ pub(super) struct Rows {
 }
 
 impl Rig {
-    pub fn embed(&self, tokens: Vec<u32>) -> Rows {
+    pub(super) fn embed(&self, tokens: Vec<u32>) -> Rows {
         let (sender, answers) = channel();
         let answer = Answer::new(move |vector| sender.send(vector).unwrap());
         Rows { cancel: self.send(tokens, RequestKind::Embed(answer)), answers }
     }
 
-    pub fn score(&self, tokens: Vec<u32>, rows: Range<usize>) -> Rows {
+    pub(super) fn score(&self, tokens: Vec<u32>, rows: Range<usize>) -> Rows {
         let (sender, answers) = channel();
         let sink = RowSink::new(move |row| sender.send(row.map(<[f32]>::to_vec)).is_ok());
         Rows { cancel: self.send(tokens, RequestKind::Score(ScoreRequest { rows, sink })), answers }
     }
 
     /// Turns until the engine has let go of a request: its rows, or its error.
-    pub fn rows(&mut self, asked: &Rows) -> Result<Vec<Vec<f32>>> {
+    pub(super) fn rows(&mut self, asked: &Rows) -> Result<Vec<Vec<f32>>> {
         let mut rows = Vec::new();
         for _ in 0..10_000 {
             loop {
