@@ -94,8 +94,8 @@ impl Model {
     ///
     /// # Errors
     /// A model without a template, a template that fails or is stopped at a limit, a prompt that has more tokens than the context
-    /// holds, whichever they are, tools that are none ([`Chat::callable`]), a last message that cannot be continued, a required call of a model whose format of calls is not
-    /// known, and what cannot be enforced.
+    /// holds, whichever they are, tools that are none ([`Chat::callable`]), a last message that cannot be continued, a required
+    /// call of a model whose format of calls is not known, and what cannot be enforced.
     pub fn prepare(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
         self.turn(chat, text, true)
     }
@@ -104,6 +104,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::prepare`], but for the context.
+    #[cfg(feature = "server")]
     pub(crate) fn prepare_to_count(&self, chat: &Chat, text: Option<&Grammar>) -> Result<Turn> {
         self.turn(chat, text, false)
     }

@@ -13,11 +13,13 @@ use super::worker::Worker;
 use super::{
     Command, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime, Sink, Stats,
 };
-use crate::ModelFiles;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
 use crate::error::Error;
+use crate::forward::Architecture;
 use crate::sample::SamplingOptions;
+use crate::tensor::DType;
+use crate::weights::{Checkpoint, TensorInfo};
 
 /// A sequence of numbers (SplitMix64) that a seed fixes.
 pub(crate) struct Random(pub u64);
@@ -33,12 +35,15 @@ impl Random {
 
 pub(super) fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Runtime {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
-    let files = ModelFiles::open(&path).unwrap();
-    let dtype = files.dtype();
+    let mut architecture = Architecture::read(&path.join("config.json")).unwrap();
+    let mut checkpoint = Checkpoint::open(&path).unwrap();
+    architecture.adopt(&mut checkpoint).unwrap();
+    let largest = checkpoint.tensors().max_by_key(|tensor| tensor.bytes());
+    let dtype = largest.and_then(TensorInfo::dtype).unwrap_or(DType::F32);
     let cpu = CpuBackend::new(Some(1), None);
     let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, routing).unwrap();
-    let forward = files.architecture.load(&files.checkpoint, &dispatch).unwrap().forward;
-    Runtime::new(Arc::new(files.config().clone()), forward, dispatch, dtype.into()).unwrap()
+    let forward = architecture.load(&checkpoint, &dispatch).unwrap().forward;
+    Runtime::new(Arc::new(architecture.config().clone()), forward, dispatch, dtype.into()).unwrap()
 }
 
 /// A worker whose turns are taken by hand.

@@ -125,7 +125,9 @@ fn ask(rig: &mut Rig, model: &'static str, input: &mut Input) -> Text {
 
 /// The text of a prompt by an engine of its own, which is computed once in this process.
 fn alone(model: &'static str, prompt: &[u32]) -> Vec<u32> {
-    static TEXTS: OnceLock<Mutex<BTreeMap<(&str, Vec<u32>), Vec<u32>>>> = OnceLock::new();
+    /// By model and prompt.
+    type Texts = BTreeMap<(&'static str, Vec<u32>), Vec<u32>>;
+    static TEXTS: OnceLock<Mutex<Texts>> = OnceLock::new();
     let mut texts = TEXTS.get_or_init(Mutex::default).lock().expect("nobody panics with it");
     if texts.len() > 4096 {
         texts.clear();

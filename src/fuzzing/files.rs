@@ -16,7 +16,9 @@ const MEMORY: u64 = 128 << 20;
 
 /// What is accepted, the `safetensors` crate accepts too, and reads as the same tensors.
 pub(super) fn safetensors(data: &[u8]) {
-    let Some(entries) = sound(parse(Path::new("m"), data)) else { return };
+    let Some(entries) = sound(parse(Path::new("m"), data.len(), |range| Ok(data[range].to_vec()))) else {
+        return;
+    };
     let theirs = SafeTensors::deserialize(data).expect("what is accepted, the crate accepts");
     assert_eq!(entries.len(), theirs.len());
     for entry in entries {
@@ -30,7 +32,9 @@ pub(super) fn safetensors(data: &[u8]) {
 pub(super) fn gguf(data: &[u8]) {
     let scratch = Scratch::new();
     let path = scratch.write("model.gguf", data);
-    sound(ModelFiles::open(&path)).map(run);
+    if let Some(files) = sound(ModelFiles::open(&path)) {
+        run(files);
+    }
 }
 
 /// `config.json`, the weights in `model.safetensors`, and `generation_config.json` where there is a third part.
@@ -42,7 +46,9 @@ pub(super) fn model(data: &[u8]) {
     if !generation.is_empty() {
         scratch.write("generation_config.json", generation);
     }
-    sound(ModelFiles::open(scratch.dir())).map(run);
+    if let Some(files) = sound(ModelFiles::open(scratch.dir())) {
+        run(files);
+    }
 }
 
 /// What was opened is refused by name or runs: three tokens have logits, a row for each, and a text has tokens.
