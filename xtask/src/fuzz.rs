@@ -20,7 +20,7 @@ const PATIENCE: u64 = 60;
 /// Megabytes of the whole program; the allocator's own bound for an input is lower.
 const MEMORY: u64 = 4096;
 /// Seconds of each target where nobody said.
-pub const SMOKE: u64 = 20;
+const SMOKE: u64 = 20;
 
 /// What `cargo xtask fuzz` takes.
 #[derive(Debug, Default, clap::Args)]
@@ -59,7 +59,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Fails where this machine cannot fuzz, with the reason.
-pub fn available() -> Result<()> {
+fn available() -> Result<()> {
     // The bindings of AddressSanitizer that rustup's nightly has.
     let known = cfg!(any(target_os = "linux", target_os = "macos"));
     ensure!(known, "AddressSanitizer is not there on this system");

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::steps::Steps;
-use crate::{clients, fuzz, layers, mlx, util};
+use crate::{clients, layers, mlx, util};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
@@ -64,12 +64,6 @@ pub fn run(options: &Options) -> Result<()> {
         "test --package backstop --no-fail-fast --features mlx,fault-injection",
         filter,
     );
-    if filter.is_empty() {
-        match fuzz::available() {
-            Ok(()) => drop(steps.step("fuzzing", || fuzz::run(&fuzz::Options::default()))),
-            Err(error) => steps.skip("fuzzing", &error),
-        }
-    }
     steps.summary()
 }
 
