@@ -67,12 +67,19 @@ fn parse(path: &Arc<Path>, source: &Source) -> Result<(Metadata, Vec<TensorEntry
     let len = source.len();
     let mut first = FIRST;
     loop {
-        let head: Arc<dyn Bytes> = Arc::new(source.copy(0..first.min(len))?);
-        let mut reader = Reader::new(path, head.bytes(), len);
-        let parsed = parse_head(path, &head, &mut reader);
+        let mut head = Arc::new(source.copy(0..first.min(len))?);
+        let mut reader = Reader::new(path, &head, len);
+        let parsed = parse_head(path, &(Arc::clone(&head) as Arc<dyn Bytes>), &mut reader);
+        let header = reader.at();
         if !reader.ran_out() {
             let (mut metadata, tensors) = parsed?;
-            metadata.keep(Arc::new(head.bytes()[..reader.at()].to_vec()));
+            // Cut in place: a vocabulary is not held twice.
+            metadata.keep(Arc::new(Vec::new()));
+            if let Some(bytes) = Arc::get_mut(&mut head) {
+                bytes.truncate(header);
+                bytes.shrink_to_fit();
+            }
+            metadata.keep(head);
             return Ok((metadata, tensors));
         }
         if first >= MAX_HEADER {
