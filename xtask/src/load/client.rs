@@ -175,10 +175,11 @@ pub fn ask(
             thread::sleep(stop);
         }
     }
+    // Behind the head's other lines.
+    let body = rest.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     if answer.status != 200 {
-        answer.texts = vec![rest];
+        answer.texts = vec![body.to_owned()];
     } else if !answer.whole && !stopped && reading.pace.is_none() {
-        let body = rest.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         ensure!(body.starts_with('{'), "the stream has no end: {:?}", answer.texts);
         let body: Value = serde_json::from_str(body).with_context(|| format!("no JSON: {body}"))?;
         answer.texts = texts(&body).with_context(|| format!("no text in {body}"))?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::question::Question;
+use super::raw;
 use crate::load::client::{self, Answer, Reading};
 
 /// What a client does as its next request, of which the number says all.
@@ -101,8 +102,24 @@ impl Scene<'_> {
             if answer.status != 429 {
                 return Ok(answer);
             }
-            let before = self.busy.fetch_add(1, Ordering::Relaxed);
-            thread::sleep(Duration::from_millis(20 + before as u64 % 30));
+            self.wait();
+        }
+    }
+
+    /// The queue was full.
+    fn wait(&self) {
+        let before = self.busy.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(20 + before as u64 % 30));
+    }
+
+    /// Sends a request that must be refused with one of `statuses`, and comes back while the queue is full.
+    pub fn refused(&self, request: &[u8], statuses: &[u16]) -> Result<Outcome> {
+        loop {
+            let answer = client::raw(self.address, request)?;
+            if client::status(&answer)? != Some(429) {
+                return raw::refused(&answer, statuses);
+            }
+            self.wait();
         }
     }
 

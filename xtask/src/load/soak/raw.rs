@@ -36,8 +36,7 @@ pub fn senseless(scene: &Scene<'_>, random: u64) -> Result<Outcome> {
         client::connect(scene.address)?.write_all(&request)?;
         return Ok(Outcome::Refused);
     }
-    let answer = client::raw(scene.address, &request)?;
-    refused(&answer, &[400])
+    scene.refused(&request, &[400])
 }
 
 /// A format that cannot be enforced, or is none.
@@ -56,7 +55,7 @@ pub fn unenforceable(scene: &Scene<'_>, random: u64) -> Result<Outcome> {
     let format = &formats[(random % formats.len() as u64) as usize];
     let body = json!({ "prompt": "x", "max_tokens": 8, "response_format": format }).to_string();
     let request = client::post(scene.address, Api::Completions.path(), scene.key, body.as_bytes());
-    refused(&client::raw(scene.address, &request)?, &[400])
+    scene.refused(&request, &[400])
 }
 
 /// Whether an answer is one of these refusals; its client may also have lost it with its connection.
@@ -112,8 +111,7 @@ pub fn odd_connection(scene: &Scene<'_>, random: u64) -> Result<Outcome> {
         14 => request.len(),
         // Bytes that are no HTTP.
         _ => {
-            let answer = client::raw(scene.address, &[&[0x16, 3, 1, 2, 0][..], &request[..40]].concat())?;
-            return refused(&answer, &[400]);
+            return scene.refused(&[&[0x16, 3, 1, 2, 0][..], &request[..40]].concat(), &[400]);
         }
     };
     let mut connection = client::connect(scene.address)?;
