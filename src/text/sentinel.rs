@@ -33,7 +33,7 @@ pub(crate) struct Guarded {
 impl Guarded {
     pub fn new(texts: impl IntoIterator<Item = String>) -> Result<Self> {
         let texts: BTreeSet<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
-        let longest = texts.iter().map(String::len).max().unwrap_or(0);
+        let longest = texts.iter().map(|text| escaped(text).len()).max().unwrap_or(0);
         Ok(Self { finder: longest_first(texts.iter())?, texts, longest })
     }
 
@@ -70,7 +70,8 @@ impl Guarded {
         for found in self.finder.find_iter(text) {
             escape(&mut out, &text[done..found.start()]);
             out.push(OPEN);
-            out.push_str(&text[found.range()]);
+            // A text with a sentinel in it would seem to end there.
+            escape(&mut out, &text[found.range()]);
             out.push(CLOSE);
             done = found.end();
         }
@@ -78,11 +79,11 @@ impl Guarded {
         out
     }
 
-    /// The one that `text` begins with, where [`CLOSE`] follows.
-    fn closed<'a>(&self, text: &'a str) -> Option<&'a str> {
+    /// The one that `text` begins with, where [`CLOSE`] follows, and its length as it was written.
+    fn closed(&self, text: &str) -> Option<(String, usize)> {
         let near = text.char_indices().take_while(|(at, _)| *at <= self.longest);
         let (at, _) = near.into_iter().find(|(_, c)| *c == CLOSE)?;
-        Some(&text[..at]).filter(|text| self.texts.contains(*text))
+        Some((unescaped(&text[..at]), at)).filter(|(text, _)| self.texts.contains(text))
     }
 
     /// The text without sentinels, and the ranges that were wrapped. A wrapping that a template cut apart is dropped.
@@ -97,22 +98,17 @@ impl Guarded {
             rest = &tail[sign.len_utf8()..];
             match sign {
                 OPEN => {
-                    if let Some(token) = self.closed(rest) {
+                    if let Some((token, written)) = self.closed(rest) {
                         literal.push(out.len()..out.len() + token.len());
-                        out.push_str(token);
-                        rest = &rest[token.len() + CLOSE.len_utf8()..];
+                        out.push_str(&token);
+                        rest = &rest[written + CLOSE.len_utf8()..];
                     }
                 }
                 ESCAPE => {
-                    let original = match rest.chars().next() {
-                        Some('0') => OPEN,
-                        Some('1') => CLOSE,
-                        Some('2') => ESCAPE,
-                        Some('3') => CONTINUE,
-                        _ => continue,
-                    };
-                    out.push(original);
-                    rest = &rest[1..];
+                    if let Some(original) = original(rest) {
+                        out.push(original);
+                        rest = &rest[1..];
+                    }
                 }
                 _ => {}
             }
@@ -144,6 +140,40 @@ fn escape(out: &mut String, text: &str) {
             c => out.push(c),
         }
     }
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    escape(&mut out, text);
+    out
+}
+
+/// The character that [`ESCAPE`] before `rest` stands for.
+fn original(rest: &str) -> Option<char> {
+    match rest.chars().next()? {
+        '0' => Some(OPEN),
+        '1' => Some(CLOSE),
+        '2' => Some(ESCAPE),
+        '3' => Some(CONTINUE),
+        _ => None,
+    }
+}
+
+/// What [`escape`] made a text of. An escape of nothing is dropped.
+fn unescaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match original(rest.as_str()).filter(|_| c == ESCAPE) {
+            Some(original) => {
+                out.push(original);
+                rest.next();
+            }
+            None if c == ESCAPE => {}
+            None => out.push(c),
+        }
+    }
+    out
 }
 
 /// Marks where the text of a message ends, after [`protect`]: a template that trims it takes the space away.
