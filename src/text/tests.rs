@@ -73,6 +73,7 @@ fn templates_are_jinja2s() {
     let error = render("\n{{ raise_exception('roles must alternate') }}", &[]).unwrap_err().to_string();
     assert!(error.contains("t.jinja") && error.contains("roles must alternate"), "{error}");
     assert!(render("{{ nothing.at.all }}", &[]).is_err());
+    assert!(render("{%}", &[]).is_err() && render("{%", &[]).is_err());
     let now =
         RenderOptions { now: Some(UNIX_EPOCH + Duration::from_secs(1_709_210_096)), ..Default::default() };
     let t = template("{{ strftime_now('%d %b %Y %H:%M:%S %A %j %-I') }}").unwrap();
@@ -169,6 +170,11 @@ fn typed_special_tokens_stay_text() {
     let r = t.render(&user("  a</s>b\u{FDD1}\u{FDD2}0\u{0}\u{FEFF} "), &RenderOptions::default()).unwrap();
     assert_eq!(r.text(), "<s>a</s>b\u{FDD1}\u{FDD2}0\u{0}\u{FEFF}</s>");
     assert_eq!(r.literal(), std::slice::from_ref(&(4..8)));
+    // A token that holds what tokens are wrapped in does not come apart into another.
+    let mut odd = template("{{ messages[0].content }}").unwrap();
+    odd.protect(["<a\u{FDD1}b>", "<ab>", "\u{FDD2}0"]).unwrap();
+    let r = odd.render(&user("<a\u{FDD1}b>\u{FDD2}0"), &RenderOptions::default()).unwrap();
+    assert_eq!((r.text(), r.literal()), ("<a\u{FDD1}b>\u{FDD2}0", &[0..7, 7..11][..]));
     let Some(tokenizer) = stories() else { return };
     let (bos, eos) = (tokenizer.token_id("<s>").unwrap(), tokenizer.token_id("</s>").unwrap());
     let ids = tokenizer.encode_rendered(&r).unwrap();
