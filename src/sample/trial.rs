@@ -85,7 +85,7 @@ impl Checker {
                 Ok(())
             }
             // A number is that of an error of its own, such as an option that it does not know; a signal ends what is over a limit.
-            Ok(Some(status)) if status.code().is_some_and(|code| code != ABORTED) => {
+            Ok(Some(status)) if status.code().is_some() => {
                 bad(format!("{} cannot check it: {status}", self.program.display()))
             }
             Ok(_) => bad(format!(
@@ -122,9 +122,6 @@ impl Checker {
         }
     }
 }
-
-/// The exit code of Windows' processes that abort; elsewhere that is a signal.
-const ABORTED: i32 = 0xC000_0409_u32 as i32;
 
 /// The process that checks: compiles the grammar that `input` has for the simplest vocabulary. It says nothing; that it ends is
 /// what is wanted, and errors are found once more by who asked. Limits have been set by the caller.

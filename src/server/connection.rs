@@ -68,6 +68,21 @@ impl Opened {
     }
 }
 
+/// What a connection ends with; none where it gives up its place, which one whose request has come meanwhile keeps.
+async fn unless_cut<T>(connection: impl Future<Output = T>, open: &Open) -> Option<T> {
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        tokio::select! {
+            // A request that waits to be read makes it busy first.
+            biased;
+            ended = &mut connection => return Some(ended),
+            () = open.cut.notified() => if open.idle.lock().is_some() {
+                return None;
+            },
+        }
+    }
+}
+
 /// A request of a connection, until its answer is out.
 struct Busy(Arc<Open>);
 
@@ -173,11 +188,10 @@ pub(crate) async fn serve(
         let (app, opened) = (Arc::clone(&app), Arc::clone(&opened));
         app.metrics.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended");
-                },
-                () = open.cut.notified() => tracing::debug!("a connection without a request gave up its place"),
+            match unless_cut(connection, &open).await {
+                Some(Err(error)) => tracing::debug!(%error, "a connection ended"),
+                Some(Ok(())) => {}
+                None => tracing::debug!("a connection without a request gave up its place"),
             }
             opened.0.lock().remove(&number);
             app.metrics.connections.fetch_sub(1, Ordering::Relaxed);
@@ -264,5 +278,32 @@ impl AsyncWrite for Stalling {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Chosen while it is idle, a connection is cut when its task runs: by then a request may have come.
+    #[test]
+    fn a_connection_whose_request_has_come_keeps_its_place() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let cut = |request_comes: bool| {
+            let idle = Mutex::new(Some(Instant::now()));
+            let open = Open { peer: IpAddr::from([127, 0, 0, 1]), idle, cut: Notify::new() };
+            open.cut.notify_one();
+            let mut looks = 0;
+            let connection = std::future::poll_fn(|cx| {
+                looks += 1;
+                if request_comes {
+                    *open.idle.lock() = None;
+                }
+                cx.waker().wake_by_ref();
+                if looks < 3 { Poll::Pending } else { Poll::Ready("its answer") }
+            });
+            runtime.block_on(unless_cut(connection, &open))
+        };
+        assert_eq!((cut(true), cut(false)), (Some("its answer"), None));
     }
 }

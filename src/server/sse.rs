@@ -1,7 +1,7 @@
 //! Answers as server-sent events: a body that takes what the engine has made whenever the connection has room for it.
 //!
-//! Nothing runs for an answer but this body, on a thread that answers requests (see `handlers`). A client that goes away drops it, which ends the sequences; of one that does
-//! not read, the connection is ended (see `connection`), which drops it too.
+//! Nothing runs for an answer but this body, on a thread that answers requests (see `handlers`). A client that goes away drops it,
+//! which ends the sequences; of one that does not read, the connection is ended (see `connection`), which drops it too.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -173,8 +173,8 @@ fn typed_special_tokens_stay_text() {
     // A token that holds what tokens are wrapped in does not come apart into another.
     let mut odd = template("{{ messages[0].content }}").unwrap();
     odd.protect(["<a\u{FDD1}b>", "<ab>", "\u{FDD2}0"]).unwrap();
-    let r = odd.render(&user("<a\u{FDD1}b>\u{FDD2}0"), &RenderOptions::default()).unwrap();
-    assert_eq!((r.text(), r.literal()), ("<a\u{FDD1}b>\u{FDD2}0", &[0..7, 7..11][..]));
+    let whole = odd.render(&user("<a\u{FDD1}b>\u{FDD2}0"), &RenderOptions::default()).unwrap();
+    assert_eq!((whole.text(), whole.literal()), ("<a\u{FDD1}b>\u{FDD2}0", &[0..7, 7..11][..]));
     let Some(tokenizer) = stories() else { return };
     let (bos, eos) = (tokenizer.token_id("<s>").unwrap(), tokenizer.token_id("</s>").unwrap());
     let ids = tokenizer.encode_rendered(&r).unwrap();
