@@ -64,7 +64,7 @@ fn benches(criterion: &mut Criterion) {
                         let args =
                             Attention { q: &q, runs: &runs, visible: &visible, scale: 0.125, soft_cap: None };
                         round += 1;
-                        attention(&pool, isa, args, &mut out, &mut scratch);
+                        attention(&pool, isa, args, &mut out, &mut scratch).expect("memory");
                     });
                 });
             }

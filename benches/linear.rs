@@ -58,7 +58,7 @@ fn benches(criterion: &mut Criterion) {
                         }
                         let w = WeightView::new(&weights[at..at + size], dtype, n, k);
                         at += size;
-                        linear(&pool, isa, &x, w, None, &mut out, &mut scratch);
+                        linear(&pool, isa, &x, w, None, &mut out, &mut scratch).expect("memory");
                     });
                 });
             }

@@ -168,6 +168,15 @@ pub enum Error {
         available: u64,
     },
 
+    /// The system gave no memory for what this load or request wanted; what others have is as it was.
+    #[error("cannot take {} of memory for {what}", Size(*bytes))]
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// Bytes that were asked for.
+        bytes: u64,
+    },
+
     /// The engine ended this request, or has itself ended.
     #[error("engine: {0}")]
     Engine(String),
@@ -202,6 +211,20 @@ impl Error {
     /// Shapes that do not fit each other.
     pub(crate) fn shape(op: &'static str, what: impl Into<String>) -> Self {
         Self::Shape { op, what: what.into() }
+    }
+}
+
+/// A number of bytes as people say it.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            0..1_000_000 => write!(f, "{} bytes", self.0),
+            1_000_000..1_000_000_000 => write!(f, "{:.1} MB", self.0 as f64 / 1e6),
+            1_000_000_000..1_000_000_000_000 => write!(f, "{:.2} GB", self.0 as f64 / 1e9),
+            _ => write!(f, "{:.2} TB", self.0 as f64 / 1e12),
+        }
     }
 }
 

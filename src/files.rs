@@ -7,7 +7,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::alloc;
 use crate::error::{Error, Result};
+use crate::refusals::{self, Site};
 
 /// Opens a regular file to be read; `path` may be a link to one.
 ///
@@ -35,7 +37,18 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut bytes = Vec::new();
     if len <= limit {
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+        // One byte more tells the reader that this is the end.
+        alloc::reserve(&mut bytes, len as usize + 1, "a file of a model")?;
+        let mut file = file.take(limit + 1);
+        let read = refusals::io(Site::Read).and_then(|()| file.read_to_end(&mut bytes));
+        read.map_err(|e| Error::io(path, e))?;
+        if refusals::hit(Site::ShortRead, bytes.len()) {
+            bytes.truncate(bytes.len() / 2);
+        }
+        if (bytes.len() as u64) < len {
+            let what = format!("it ended after {} of {len} bytes", bytes.len());
+            return Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::UnexpectedEof, what)));
+        }
     }
     let len = len.max(bytes.len() as u64);
     if len > limit {

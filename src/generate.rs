@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
+use crate::alloc;
 use crate::engine::{Event, FinishReason, GenerateRequest, Request, RequestKind, Sink, Stats, receive};
 use crate::error::{Error, Result};
 use crate::model::{LEAST_CONTEXT, Model};
@@ -232,7 +233,7 @@ impl Model {
             }),
             stops: StopMatcher::new(&options.stop)?,
             eos: eos.clone(),
-            prompt: prompt.clone(),
+            prompt: alloc::copy_of(&prompt, "the tokens of a prompt")?,
             tokens: Vec::new(),
             stats: None,
             conforms: None,

@@ -80,6 +80,7 @@
 //! `cli` is the command `backstop`, and `server` the module of that name; both are on by default. `default-features = false` leaves
 //! the library alone, without their dependencies. `mlx` compiles MLX in on Linux; on Apple Silicon it always is.
 
+mod alloc;
 #[doc(hidden)]
 pub mod backend;
 mod chat;
@@ -101,6 +102,11 @@ pub mod parity;
 #[doc(hidden)]
 pub mod quant;
 pub mod quantize;
+#[cfg(feature = "fault-injection")]
+#[doc(hidden)]
+pub mod refusals;
+#[cfg(not(feature = "fault-injection"))]
+mod refusals;
 pub mod sample;
 #[cfg(feature = "server")]
 pub mod server;

@@ -17,6 +17,7 @@ use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::{Architecture, Loaded, generation_from_gguf};
+use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
@@ -418,7 +419,8 @@ impl Model {
         let files = Arc::new(files);
         let (beside, choice) = (Arc::clone(&files), options.chat_template.clone());
         // Neither needs the other, and each takes about as long as the other.
-        let texts = std::thread::Builder::new().name("backstop-tokenizer".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("backstop-tokenizer".into());
+        let texts = refusals::spawn(thread, move || {
             let tokenizer = beside.tokenizer()?;
             let template = beside.template_as(choice.as_ref(), tokenizer.as_ref())?.map(Arc::new);
             // Asked now rather than in the first request.
@@ -451,7 +453,7 @@ impl Model {
             files.checkpoint.advise_willneed();
             // The largest first: beside it there is little in memory yet, while it is there in both forms.
             linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
-            linears.iter().for_each(|matrix| dispatch.ready(matrix));
+            linears.iter().try_for_each(|matrix| dispatch.ready(matrix))?;
             files.checkpoint.check()?;
             Ok(Runtime::new(config, forward, dispatch, kv_type)?.watched(watched))
         });

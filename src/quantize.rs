@@ -16,6 +16,7 @@ use serde_json::json;
 pub use gguf::to_gguf;
 pub use types::GgufType;
 
+use crate::alloc;
 use crate::error::{Error, Result};
 use crate::files::Home;
 use crate::json;
@@ -30,6 +31,9 @@ use source::Source;
 const ELEMENTS: usize = 4 << 20;
 /// Bytes of the largest small file, like a tokenizer, that is copied.
 const MAX_COPY: u64 = json::MAX_FILE;
+
+/// What memory is taken for.
+const BUFFER: &str = "quantized rows";
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -177,7 +181,7 @@ impl<'a> PlannedTensor<'a> {
 
     /// Writes it; `step` is told of the bytes read since the last time. `false` where that says so.
     fn write(&self, shards: &mut Shards, step: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
-        let (source, names) = (self.source.held(), self.names());
+        let (source, names) = (self.source.held()?, self.names());
         if let (None, Some(bytes)) = (self.format, source.plain()) {
             for (at, piece) in bytes.chunks(ELEMENTS).enumerate() {
                 shards.write(&names[0], (at * ELEMENTS) as u64, piece)?;
@@ -198,10 +202,12 @@ impl<'a> PlannedTensor<'a> {
         for first in (0..rows).step_by(rows_at_once) {
             let at = first..(first + rows_at_once).min(rows);
             floats.clear();
-            source.read(at.clone(), |row| row, &mut floats);
-            values.resize(floats.len() * self.dtype.size(), 0);
+            source.read(at.clone(), |row| row, &mut floats)?;
+            alloc::resize(&mut values, floats.len() * self.dtype.size(), BUFFER)?;
             write_floats(self.dtype, &floats, &mut values);
-            planes.iter_mut().zip(&widths).for_each(|(plane, width)| plane.resize(at.len() * width, 0));
+            for (plane, width) in planes.iter_mut().zip(&widths) {
+                alloc::resize(plane, at.len() * width, BUFFER)?;
+            }
             let wrong = match self.format {
                 Some(format) => {
                     format.encode(self.dtype, columns, &values, planes.each_mut().map(|p| &mut p[..]))

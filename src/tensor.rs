@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 pub use view::MatrixView;
 
+use crate::alloc;
 use crate::error::{Error, Result};
 
 /// Element types of weights and KV caches.
@@ -83,6 +84,12 @@ impl Bytes for Vec<u8> {
     }
 }
 
+impl Bytes for Vec<f32> {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self)
+    }
+}
+
 impl Bytes for &'static [u8] {
     fn bytes(&self) -> &[u8] {
         self
@@ -120,9 +127,13 @@ impl Weight {
 
     /// A weight that owns its `f32` values (tests, and values derived at load).
     pub fn from_f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
-        let bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
-        let len = bytes.len();
-        Self::new(name, DType::F32, shape, Arc::new(bytes), 0..len)
+        Self::of_values(name, shape, values.to_vec())
+    }
+
+    /// The same of values that need no copy.
+    pub(crate) fn of_values(name: &str, shape: &[usize], values: Vec<f32>) -> Self {
+        let len = values.len() * size_of::<f32>();
+        Self::new(name, DType::F32, shape, Arc::new(values), 0..len)
     }
 
     /// The tensor's name in the checkpoint.
@@ -180,18 +191,33 @@ impl Weight {
     }
 
     /// All values as `f32`: for small weights (norms, biases) and for tests; large ones are read in place.
+    ///
+    /// # Panics
+    /// Where the system has no memory for them.
     pub fn to_f32(&self) -> Vec<f32> {
+        self.widened().unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// As [`Self::to_f32`].
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn widened(&self) -> Result<Vec<f32>> {
+        const WHAT: &str = "the values of a weight";
         let bytes = self.bytes();
         match self.dtype {
-            DType::F32 => {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-            DType::F16 => {
-                bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
-            DType::BF16 => {
-                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
+            DType::F32 => alloc::collect(
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+                WHAT,
+            ),
+            DType::F16 => alloc::collect(
+                bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
+                WHAT,
+            ),
+            DType::BF16 => alloc::collect(
+                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+                WHAT,
+            ),
         }
     }
 }
@@ -247,7 +273,10 @@ impl BufferPool {
     const KEPT: usize = 32;
 
     /// A buffer of `len` elements with unspecified values: the caller writes every one.
-    pub fn take(&self, len: usize) -> Buffer {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where none is left over and the system has none.
+    pub fn take(&self, len: usize) -> Result<Buffer> {
         let mut free = self.free.lock();
         // Best fit, so that the head's logits do not take the buffer that the next layer wants.
         let fit = (0..free.len())
@@ -255,9 +284,14 @@ impl BufferPool {
             .min_by_key(|&i| free[i].capacity())
             .map(|i| free.swap_remove(i));
         drop(free);
-        let mut values = fit.unwrap_or_default();
-        values.resize(len, 0.0);
-        Buffer { values, pool: Some(self.clone()) }
+        let values = match fit {
+            Some(mut values) => {
+                values.resize(len, 0.0);
+                values
+            }
+            None => alloc::zeroed(len, "activations of a step")?,
+        };
+        Ok(Buffer { values, pool: Some(self.clone()) })
     }
 
     fn give_back(&self, values: Vec<f32>) {
@@ -415,17 +449,20 @@ impl HostTensor {
     }
 
     /// A copy, whose floats lie in a buffer that `buffer` gives.
-    pub(crate) fn copy(&self, buffer: impl FnOnce(usize) -> Buffer) -> Self {
+    ///
+    /// # Errors
+    /// Those of `buffer`, and [`Error::OutOfMemory`].
+    pub(crate) fn copy(&self, buffer: impl FnOnce(usize) -> Result<Buffer>) -> Result<Self> {
         let elements = match &self.elements {
             Elements::F32(values) => {
-                let mut copy = buffer(values.len());
+                let mut copy = buffer(values.len())?;
                 copy.copy_from_slice(values);
                 Elements::F32(copy)
             }
-            Elements::I32(values) => Elements::I32(values.clone()),
-            Elements::U32(values) => Elements::U32(values.clone()),
+            Elements::I32(values) => Elements::I32(alloc::copy_of(values, "integers of a step")?),
+            Elements::U32(values) => Elements::U32(alloc::copy_of(values, "integers of a step")?),
         };
-        Self { shape: self.shape.clone(), elements }
+        Ok(Self { shape: self.shape.clone(), elements })
     }
 
     /// A matrix of floats.

@@ -82,8 +82,8 @@ mod tests {
     #[test]
     fn a_mask_covers_prefix_window_and_several_sequences() {
         let batch = Batch::of(&[(3, &[1, 2]), (0, &[5, 6, 7])]);
-        assert_eq!(Mask::causal(&batch.runs, None).visible, [0..4, 0..5, 0..1, 0..2, 0..3]);
-        assert_eq!(Mask::causal(&batch.runs, Some(2)).visible, [2..4, 3..5, 0..1, 0..2, 1..3]);
+        assert_eq!(Mask::causal(&batch.runs, None).unwrap().visible, [0..4, 0..5, 0..1, 0..2, 0..3]);
+        assert_eq!(Mask::causal(&batch.runs, Some(2)).unwrap().visible, [2..4, 3..5, 0..1, 0..2, 1..3]);
         assert_eq!(batch.outputs, [1, 4]);
         assert_eq!(batch.positions().collect::<Vec<_>>(), [3, 4, 0, 1, 2]);
     }
@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn a_decode_step_sees_everything_unless_a_window_cuts() {
         let batch = Batch::of(&[(9, &[1])]);
-        assert!(Mask::causal(&batch.runs, None).is_full(&batch.runs[0]));
-        assert!(Mask::causal(&batch.runs, Some(10)).is_full(&batch.runs[0]));
-        assert!(!Mask::causal(&batch.runs, Some(9)).is_full(&batch.runs[0]));
+        assert!(Mask::causal(&batch.runs, None).unwrap().is_full(&batch.runs[0]));
+        assert!(Mask::causal(&batch.runs, Some(10)).unwrap().is_full(&batch.runs[0]));
+        assert!(!Mask::causal(&batch.runs, Some(9)).unwrap().is_full(&batch.runs[0]));
     }
 }

@@ -83,7 +83,7 @@ impl Both<'_> {
             let [width, _] = shape.widths();
             let mut kv = HostKv::new(shape);
             kv.write(0, &values(1, (start + len) * width), &values(2, (start + len) * width))?;
-            let mask = Mask::causal(&[Run { sequence: 0, row: 0, len, start }], None);
+            let mask = Mask::causal(&[Run { sequence: 0, row: 0, len, start }], None)?;
             let (width, scale) = (HEADS * HEAD_DIM, (HEAD_DIM as f32).powf(-0.5));
             let x = HostTensor::from_vec(&[len, width], values(3, len * width));
             let on_mlx = (self.mlx.to_backend(self.cpu.to_host(&x)?)?, self.mlx.kv_from_host(&kv)?);

@@ -520,7 +520,7 @@ impl Backend for LlmBackendDispatch {
         PreparedVector { cpu: self.kernels().vector(weight), mlx }
     }
 
-    fn ready(&self, matrix: &PreparedMatrix) {
+    fn ready(&self, matrix: &PreparedMatrix) -> Result<()> {
         match (self, &matrix.mlx) {
             (Self::Mlx { mlx, .. }, Some(matrix)) => mlx.ready(matrix),
             _ => self.kernels().ready(&matrix.cpu),

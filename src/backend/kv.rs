@@ -14,6 +14,7 @@ use half::{bf16, f16};
 pub use codes::{Code, CodeRows, Codes};
 pub use kind::KvType;
 
+use crate::alloc;
 use crate::error::{Error, Result};
 use crate::tensor::MatrixView;
 use codes::CodePage;
@@ -26,6 +27,9 @@ pub const GROUP: usize = 32;
 
 /// Tokens by which the arrays of a cache on MLX grow: as mlx-lm's, few enough to waste little, enough to make copies rare.
 pub const MLX_GROWTH: usize = 256;
+
+/// What memory is taken for.
+const WHAT: &str = "pages of the KV cache";
 
 /// What a layer's cache holds for each token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,16 +91,26 @@ enum Page {
 }
 
 impl Page {
-    fn new(shape: &KvShape) -> Self {
+    fn new(shape: &KvShape) -> Result<Self> {
         let [k, v] = shape.blocks();
         let len = shape.heads * (k + v);
-        match shape.kind {
-            KvType::F32 => Self::F32(vec![0.0; len].into()),
-            KvType::F16 => Self::F16(vec![f16::ZERO; len].into()),
-            KvType::BF16 => Self::BF16(vec![bf16::ZERO; len].into()),
-            KvType::Q8 => Self::Q8(CodePage::new(shape)),
-            KvType::Q4 => Self::Q4(CodePage::new(shape)),
-        }
+        Ok(match shape.kind {
+            KvType::F32 => Self::F32(alloc::zeroed(len, WHAT)?.into()),
+            KvType::F16 => Self::F16(alloc::zeroed(len, WHAT)?.into()),
+            KvType::BF16 => Self::BF16(alloc::zeroed(len, WHAT)?.into()),
+            KvType::Q8 => Self::Q8(CodePage::new(shape)?),
+            KvType::Q4 => Self::Q4(CodePage::new(shape)?),
+        })
+    }
+
+    fn copy(&self) -> Result<Self> {
+        Ok(match self {
+            Self::F32(values) => Self::F32(alloc::copy_of(values, WHAT)?.into()),
+            Self::F16(values) => Self::F16(alloc::copy_of(values, WHAT)?.into()),
+            Self::BF16(values) => Self::BF16(alloc::copy_of(values, WHAT)?.into()),
+            Self::Q8(page) => Self::Q8(page.copy()?),
+            Self::Q4(page) => Self::Q4(page.copy()?),
+        })
     }
 
     /// Bytes of its elements.
@@ -221,19 +235,22 @@ impl HostKv {
 
     /// A cache of the first `len` tokens, of which `pages` are the pages from `first` on: what is seen of those before was given
     /// back. It shares them, but for the last one where `len` ends in it: there it will be written to.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] for the copy of the last one.
     pub fn from_pages(
         shape: KvShape,
         first: usize,
         pages: impl Iterator<Item = HostPage>,
         len: usize,
-    ) -> Self {
+    ) -> Result<Self> {
         let mut pages: Vec<Arc<Page>> = pages.map(|page| page.0).collect();
         if !len.is_multiple_of(PAGE)
             && let Some(last) = pages.last_mut()
         {
-            *last = Arc::new(Page::clone(last));
+            *last = Arc::new(last.copy()?);
         }
-        Self { pages, len, gone: first, ..Self::new(shape) }
+        Ok(Self { pages, len, gone: first, ..Self::new(shape) })
     }
 
     /// Page `index`, as far as it is filled; none that was given back.
@@ -313,7 +330,7 @@ impl HostKv {
     /// `k` is `[n, heads * k_dim]` and `v` `[n, heads * v_dim]`, row-major.
     ///
     /// # Errors
-    /// Where `start` leaves a gap, or the lengths do not fit the cache's shape.
+    /// Where `start` leaves a gap, or the lengths do not fit the cache's shape; [`Error::OutOfMemory`], and nothing is written.
     pub fn write(&mut self, start: usize, k: &[f32], v: &[f32]) -> Result<()> {
         let [k_width, v_width] = self.shape.widths();
         let rows = self.rows_of(start, k.len(), v.len())?;
@@ -331,9 +348,12 @@ impl HostKv {
             let what = format!("k is {of_k:?} and v {of_v:?}, expected rows of {:?}", shape.widths());
             return Err(Error::shape("kv_write", what));
         }
-        let rows = self.make_room(start, of_k[0] * of_k[1], of_v[0] * of_v[1])?;
         let new = |dim| CodeRows::new(shape.heads, dim, 1);
-        let mut codes = shape.kind.bits().map(|bits| (bits, shape.dims().map(new)));
+        let mut codes = match shape.kind.bits() {
+            Some(bits) => Some((bits, [new(shape.k_dim)?, new(shape.v_dim)?])),
+            None => None,
+        };
+        let rows = self.make_room(start, of_k[0] * of_k[1], of_v[0] * of_v[1])?;
         for row in 0..rows {
             let (page, slot) = ((start + row) / PAGE, (start + row) % PAGE);
             let (k, v) = (k.row(row), v.row(row));
@@ -374,21 +394,42 @@ impl HostKv {
         Ok(k / k_width)
     }
 
-    /// Room for rows of `k` and `v` elements from position `start` on, in place of what was there; the number of rows.
+    /// Room for rows of `k` and `v` elements from position `start` on, in place of what was there; the number of rows. Where that
+    /// is not to be had, the tokens before `start` stay.
     fn make_room(&mut self, start: usize, k: usize, v: usize) -> Result<usize> {
         let rows = self.rows_of(start, k, v)?;
         self.truncate(start);
-        let shape = self.shape;
-        self.pages.resize_with((start + rows).div_ceil(PAGE) - self.gone, || Arc::new(Page::new(&shape)));
+        // What others hold, too, is copied before it is written to: here, where that may fail.
+        if !start.is_multiple_of(PAGE)
+            && let Some(last) = self.pages.last_mut()
+            && Arc::get_mut(last).is_none()
+        {
+            *last = Arc::new(last.copy()?);
+        }
+        let (held, all) = (self.pages.len(), (start + rows).div_ceil(PAGE) - self.gone);
+        alloc::reserve_more(&mut self.pages, all.saturating_sub(held), WHAT)?;
+        while self.pages.len() < all {
+            match Page::new(&self.shape) {
+                Ok(page) => self.pages.push(Arc::new(page)),
+                Err(error) => {
+                    self.pages.truncate(held);
+                    return Err(error);
+                }
+            }
+        }
         Ok(rows)
     }
 
     /// All keys `[len, heads * k_dim]` and values `[len, heads * v_dim]`, row-major, zeros for those that were given back: for a
     /// move to another backend, and for tests.
-    pub fn read(&self) -> (Vec<f32>, Vec<f32>) {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn read(&self) -> Result<(Vec<f32>, Vec<f32>)> {
         let KvShape { heads, k_dim, v_dim, .. } = self.shape;
-        let mut k = Vec::with_capacity(self.len * heads * k_dim);
-        let mut v = Vec::with_capacity(self.len * heads * v_dim);
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        alloc::reserve(&mut k, self.len * heads * k_dim, WHAT)?;
+        alloc::reserve(&mut v, self.len * heads * v_dim, WHAT)?;
         k.resize(self.first() * heads * k_dim, 0.0);
         v.resize(self.first() * heads * v_dim, 0.0);
         for position in self.first()..self.len {
@@ -399,14 +440,24 @@ impl HostKv {
                 v.extend((0..v_dim).map(|d| values.value(slot, d, v_dim)));
             }
         }
-        (k, v)
+        Ok((k, v))
     }
 
     /// All keys and values of a quantized cache as they are kept, zeros for those that were given back; none of another one.
-    pub fn read_codes(&self) -> Option<[CodeRows; 2]> {
-        self.shape.kind.bits()?;
-        let KvShape { heads, k_dim, v_dim, .. } = self.shape;
-        let mut rows = self.shape.dims().map(|dim| CodeRows::new(heads, dim, self.first()));
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn read_codes(&self) -> Result<Option<[CodeRows; 2]>> {
+        let KvShape { heads, k_dim, v_dim, kind } = self.shape;
+        if kind.bits().is_none() {
+            return Ok(None);
+        }
+        let room = |dim| {
+            let mut rows = CodeRows::new(heads, dim, self.first())?;
+            rows.reserve(heads, dim, self.len - self.first())?;
+            Ok(rows)
+        };
+        let mut rows = [room(k_dim)?, room(v_dim)?];
         for position in self.first()..self.len {
             let (page, slot) = (position / PAGE, position % PAGE);
             for head in 0..heads {
@@ -432,7 +483,7 @@ impl HostKv {
                 }
             }
         }
-        Some(rows)
+        Ok(Some(rows))
     }
 
     /// Replaces what is cached by what [`Self::read_codes`] gave.
@@ -508,7 +559,7 @@ mod tests {
                 let v: Vec<f32> = k.iter().map(|x| -x).collect();
                 kv.write(0, &k[..width * 69], &v[..width * 69]).unwrap();
                 kv.write(69, &k[width * 69..], &v[width * 69..]).unwrap();
-                let (k_back, v_back) = kv.read();
+                let (k_back, v_back) = kv.read().unwrap();
                 for (x, back) in k.iter().zip(&k_back).chain(v.iter().zip(&v_back)) {
                     match kind {
                         KvType::F32 => assert_eq!(back, x),
@@ -520,11 +571,11 @@ mod tests {
                     }
                 }
                 let mut moved = HostKv::new(shape);
-                match kv.read_codes() {
+                match kv.read_codes().unwrap() {
                     Some(rows) => moved.set_codes(&rows).unwrap(),
                     None => moved.write(0, &k_back, &v_back).unwrap(),
                 }
-                assert_eq!(moved.read(), (k_back, v_back), "{kind}");
+                assert_eq!(moved.read().unwrap(), (k_back, v_back), "{kind}");
                 kv.truncate(5);
                 assert_eq!((kv.len(), kv.bytes()), (5, PAGE * shape.token_bytes()));
             }
@@ -541,7 +592,7 @@ mod tests {
             let mut wrong = row.clone();
             wrong[33] = f32::NAN;
             kv.write(0, &row, &wrong).unwrap();
-            let [k, v] = kv.read_codes().unwrap();
+            let [k, v] = kv.read_codes().unwrap().unwrap();
             for (group, values) in row.chunks(GROUP).enumerate() {
                 let mut codes = vec![0; values.len()];
                 let (scale, bias) = crate::quant::affine_group(bits, values, &mut codes);
@@ -549,7 +600,7 @@ mod tests {
                 assert_eq!((k.scales[group], k.biases[group]), (f16::from_f32(scale), f16::from_f32(bias)));
             }
             assert_eq!(k.scales[0], v.scales[0]);
-            assert!(v.scales[1].is_nan() && kv.read().1[32..].iter().all(|x| x.is_nan()));
+            assert!(v.scales[1].is_nan() && kv.read().unwrap().1[32..].iter().all(|x| x.is_nan()));
         }
     }
 
@@ -572,11 +623,11 @@ mod tests {
         kv.give_back(0);
         assert_eq!((kv.first(), kv.len(), kv.bytes()), (192, 300, 2 * PAGE * shape.token_bytes()));
         assert!(first.is_some() && kv.page(2).is_none() && kv.page(3).is_some());
-        assert_eq!(kv.read().0[192 * 4..], rows[192 * 4..300 * 4]);
-        assert_eq!(kv.read().0[..192 * 4], [0.0; 192 * 4]);
+        assert_eq!(kv.read().unwrap().0[192 * 4..], rows[192 * 4..300 * 4]);
+        assert_eq!(kv.read().unwrap().0[..192 * 4], [0.0; 192 * 4]);
         kv.write(300, &rows[300 * 4..], &rows[300 * 4..]).unwrap();
         assert_eq!((kv.first(), kv.len()), (192, 400));
-        assert_eq!(kv.read().0[192 * 4..], rows[192 * 4..]);
+        assert_eq!(kv.read().unwrap().0[192 * 4..], rows[192 * 4..]);
 
         // Back to where the next token sees what is held, and to where it does not.
         kv.truncate(291);
@@ -607,17 +658,17 @@ mod tests {
             let alone = |dim: usize, rows: &[f32]| {
                 let mut kv = HostKv::new(KvShape::new(2, dim, kind));
                 kv.write(0, rows, rows).unwrap();
-                (kv.read().0, kv.read_codes().map(|[k, _]| k))
+                (kv.read().unwrap().0, kv.read_codes().unwrap().map(|[k, _]| k))
             };
             let ((alone_k, k_codes), (alone_v, v_codes)) = (alone(40, &k), alone(24, &v));
-            assert_eq!(kv.read(), (alone_k, alone_v), "{kind}");
-            let codes = kv.read_codes();
+            assert_eq!(kv.read().unwrap(), (alone_k, alone_v), "{kind}");
+            let codes = kv.read_codes().unwrap();
             assert_eq!(codes, k_codes.zip(v_codes).map(<[CodeRows; 2]>::from), "{kind}");
             assert_eq!(kv.bytes(), 2 * PAGE * shape.token_bytes());
             if let Some(codes) = codes {
                 let mut moved = HostKv::new(shape);
                 moved.set_codes(&codes).unwrap();
-                assert_eq!(moved.read(), kv.read(), "{kind}");
+                assert_eq!(moved.read().unwrap(), kv.read().unwrap(), "{kind}");
             }
             assert!(kv.write(70, &k[..80], &v[..80]).is_err());
             // As columns of one product.
@@ -626,7 +677,7 @@ mod tests {
             let both = MatrixView::new(&both, [70, 128]);
             let mut cut = HostKv::new(shape);
             cut.write_rows(0, both.columns(0..80), both.columns(80..128)).unwrap();
-            assert_eq!(cut.read(), kv.read(), "{kind}");
+            assert_eq!(cut.read().unwrap(), kv.read().unwrap(), "{kind}");
             assert!(cut.write_rows(70, both.columns(0..48), both.columns(80..128)).is_err());
         }
     }

@@ -247,7 +247,7 @@ impl LlmBackendDispatch {
     /// of the last panes that follow each other.
     ///
     /// # Errors
-    /// A copy on MLX that fails.
+    /// A copy on MLX that fails; [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub(crate) fn restore(
         &self,
         layout: &StateLayout,
@@ -268,11 +268,11 @@ impl LlmBackendDispatch {
                         Layers::Mlx(_) => None,
                     }
                 });
-                let kv = HostKv::from_pages(shape, first, of, len).with_window(window);
+                let kv = HostKv::from_pages(shape, first, of, len)?.with_window(window);
                 *at += 1;
-                LayerState::Host(kv)
+                Ok(LayerState::Host(kv))
             };
-            let layers = layout.own().iter().map(layer).collect();
+            let layers = layout.own().iter().map(layer).collect::<Result<_>>()?;
             return Ok(SequenceKv { layers, layout: layout.clone() });
         };
         let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {

@@ -69,17 +69,28 @@ impl Rope {
     /// elements from `dims` on are not rotated. The angle is an `f32` product, as in transformers; its cos and sin are
     /// those of that angle, correctly rounded but for the last bit.
     pub fn tables(&self, frequencies: &Frequencies, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let len = positions.len() * frequencies.inv_freq.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(len), Vec::with_capacity(len)); // [positions, dims / 2]
+        self.add_to_tables(frequencies, positions.iter().copied(), &mut cos, &mut sin);
+        (cos, sin)
+    }
+
+    /// Adds to such tables, which have room for it.
+    pub(crate) fn add_to_tables(
+        &self,
+        frequencies: &Frequencies,
+        positions: impl Iterator<Item = usize>,
+        cos: &mut Vec<f32>,
+        sin: &mut Vec<f32>,
+    ) {
         let Frequencies { inv_freq, attention_factor } = frequencies;
-        let mut cos = Vec::with_capacity(positions.len() * inv_freq.len()); // [positions, dims / 2]
-        let mut sin = Vec::with_capacity(positions.len() * inv_freq.len()); // [positions, dims / 2]
-        for &position in positions {
+        for position in positions {
             for &frequency in inv_freq {
                 let (s, c) = f64::from(position as f32 * frequency).sin_cos();
                 cos.push(c as f32 * attention_factor);
                 sin.push(s as f32 * attention_factor);
             }
         }
-        (cos, sin)
     }
 
     /// `base^(2i / dims)` for each pair, in `f32`.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
+use crate::refusals;
 use crate::sample::Constraint;
 use crate::sample::constraint::Mask;
 
@@ -83,8 +84,13 @@ impl MaskPool {
                         let _ = back.send((constraint, mask));
                     }
                 };
-                let started = Builder::new().name(format!("backstop-mask-{i}")).spawn(work);
-                started.map_err(|error| Error::Engine(format!("no thread for masks: {error}")))?;
+                let thread = Builder::new().name(format!("backstop-mask-{i}"));
+                match refusals::spawn(thread, work) {
+                    Ok(_) => {}
+                    // One is enough.
+                    Err(_) if i > 0 => break,
+                    Err(error) => return Err(Error::Engine(format!("no thread for masks: {error}"))),
+                }
             }
             *self = jobs;
         }

@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 
 use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
+use crate::refusals;
 
 pub use load::{KvLoad, Load};
 pub(crate) use request::{
@@ -113,22 +114,20 @@ impl Engine {
         let gauges = Arc::new(Gauges::new());
         let shown = Arc::clone(&gauges);
         let max_sequences = options.max_sequences.max(1);
-        let thread = std::thread::Builder::new()
-            .name("backstop-engine".into())
-            .spawn(move || match build() {
-                Ok(runtime) => {
-                    let backend = runtime.dispatch().describe();
-                    let report = Arc::clone(runtime.dispatch().report());
-                    let budget =
-                        Budget::new(options.kv_memory, runtime.kv_cost(options.prefill_chunk.max(1)));
-                    if ready.send(Ok((backend, report, budget))).is_ok() {
-                        worker::Worker::new(runtime, options, inbox, stopped, shown, budget).run();
-                    }
+        let work = move || match build() {
+            Ok(runtime) => {
+                let backend = runtime.dispatch().describe();
+                let report = Arc::clone(runtime.dispatch().report());
+                let budget = Budget::new(options.kv_memory, runtime.kv_cost(options.prefill_chunk.max(1)));
+                if ready.send(Ok((backend, report, budget))).is_ok() {
+                    worker::Worker::new(runtime, options, inbox, stopped, shown, budget).run();
                 }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                }
-            })
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        };
+        let thread = refusals::spawn(std::thread::Builder::new().name("backstop-engine".into()), work)
             .map_err(|error| Error::Engine(format!("its thread cannot be started: {error}")))?;
         let (backend, report, budget) =
             started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;

@@ -5,6 +5,7 @@ use std::borrow::BorrowMut;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::alloc;
 use crate::backend::batch::{Batch, Tokens};
 use crate::backend::kv::{KvType, PAGE};
 use crate::backend::ops::{Backend, EVAL, StateLayout};
@@ -125,7 +126,8 @@ impl Runtime {
     pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[PageAndPane]) -> Result<SequenceState> {
         debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
         let kv = self.dispatch.restore(&self.states, pages, tokens.len())?;
-        Ok(SequenceState { kv, history: tokens.to_vec(), ..self.sequence(prompt_len) })
+        let history = alloc::copy_of(tokens, "the tokens of a sequence")?;
+        Ok(SequenceState { kv, history, ..self.sequence(prompt_len) })
     }
 
     /// Runs one step and returns its logits `[S, V]` in the order of `batch.outputs`.
@@ -177,6 +179,14 @@ impl Runtime {
         sequences: &'a mut [impl BorrowMut<SequenceState>],
         tap: Option<Tap<'a>>,
     ) -> Result<Launched> {
+        // What [`Self::commit`] will add: it cannot fail.
+        for run in &batch.runs {
+            if let Some(state) = sequences.get_mut(run.sequence) {
+                let history = &mut state.borrow_mut().history;
+                let more = (run.start + run.len).saturating_sub(history.len());
+                alloc::reserve_more(history, more, "the tokens of a sequence")?;
+            }
+        }
         let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?;
         if let Some(tap) = tap {
             step = step.with_tap(tap);

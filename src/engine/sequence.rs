@@ -10,6 +10,7 @@ use super::guide::{Guide, MaskPool};
 use super::request::{
     Answer, Event, FinishReason, GenerateRequest, Request, RequestKind, ScoreRequest, Stats,
 };
+use crate::alloc;
 use crate::error::{Error, Result, panic_text};
 use crate::sample::{DrawPlace, Sampled, Sampler};
 use crate::tensor::MatrixView;
@@ -140,6 +141,7 @@ impl Sequence {
     /// Logits of which no token can be chosen, and a constraint that cannot be followed.
     pub fn choose(&mut self, logits: &[f32], context: usize) -> Result<Option<FinishReason>> {
         let SequenceKind::Generate(generating) = &mut self.kind else { return Ok(None) };
+        alloc::reserve_more(&mut self.tokens, 1, "the tokens of a sequence")?;
         let sampled = generating.sample(&self.tokens, self.prompt, logits)?;
         let (ended, heard) = generating.accept(&mut self.tokens, sampled, context)?;
         if !heard {
@@ -284,25 +286,33 @@ impl Embedding {
 
     /// Adds the hidden states `[n, D]` of a run that begins at position `start`. Those that are in the sum already, which a
     /// sequence that is computed anew brings again, are not added twice.
-    pub fn add(&mut self, start: usize, hidden: MatrixView<'_>) {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn add(&mut self, start: usize, hidden: MatrixView<'_>) -> Result<()> {
         for (position, values) in (start..).zip(hidden.iter()).skip(self.pooled.saturating_sub(start)) {
-            self.sum.resize(values.len(), 0.0);
+            alloc::resize(&mut self.sum, values.len(), "a vector of a text")?;
             self.sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += f64::from(x));
             self.pooled = position + 1;
         }
+        Ok(())
     }
 
     /// Gives the mean, scaled to length 1, if all `tokens` are in it; whether they are.
-    pub fn finish(&mut self, tokens: usize) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn finish(&mut self, tokens: usize) -> Result<bool> {
         if self.pooled < tokens {
-            return false;
+            return Ok(false);
         }
         // The direction of the mean is that of the sum.
         let norm = self.sum.iter().map(|x| x * x).sum::<f64>().sqrt();
         let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
+        let vector = alloc::collect(self.sum.iter().map(|&x| (x * scale) as f32), "a vector of a text")?;
         if let Some(answer) = self.answer.take() {
-            answer.give(Ok(self.sum.iter().map(|&x| (x * scale) as f32).collect()));
+            answer.give(Ok(vector));
         }
-        true
+        Ok(true)
     }
 }

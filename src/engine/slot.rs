@@ -26,6 +26,7 @@ use std::time::Instant;
 use super::memory::{Lease, Memory};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
+use crate::alloc;
 use crate::backend::batch::Run;
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
@@ -126,15 +127,15 @@ impl Slot {
                         if it.wait(deadline) {
                             return slot.choose(logits, context);
                         }
-                        slot.phase = Phase::Held(logits.to_vec());
+                        slot.phase = Phase::Held(alloc::copy_of(logits, "logits that wait for their mask")?);
                     }
                 }
                 SequenceKind::Embed(it) => {
                     let Some(hidden) = &outputs.hidden else {
                         return Err(Error::Engine("a step gave no hidden states".into()));
                     };
-                    it.add(run.start, hidden.view().rows(run.rows()));
-                    if it.finish(slot.sequence.tokens.len()) {
+                    it.add(run.start, hidden.view().rows(run.rows()))?;
+                    if it.finish(slot.sequence.tokens.len())? {
                         slot.end();
                     }
                 }

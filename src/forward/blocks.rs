@@ -2,6 +2,7 @@
 
 use super::loader::Loader;
 use super::step::Step;
+use crate::alloc;
 use crate::backend::ops::{Backend, KvRows, MatrixOperand, Projection};
 use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Rotation};
@@ -91,8 +92,9 @@ impl LayerNorm {
     pub fn load(loader: &Loader<'_>, name: &str, offset: f32) -> Result<Self> {
         let mut weight = loader.vector(name)?;
         if offset != 0.0 {
-            let values: Vec<f32> = weight.to_f32().iter().map(|x| x + offset).collect();
-            weight = Weight::from_f32(weight.name(), weight.shape(), &values);
+            let mut values = weight.widened()?;
+            values.iter_mut().for_each(|x| *x += offset);
+            weight = Weight::of_values(weight.name(), weight.shape(), values);
         }
         let bias = loader.bias(name)?.map(|bias| loader.ops.vector(&bias));
         Ok(Self { weight: loader.ops.vector(&weight), bias, eps: loader.config.norm_eps })
@@ -143,9 +145,11 @@ impl Norm {
     pub(super) fn of_heads(loader: &Loader<'_>, name: &str, heads: usize) -> Result<Self> {
         let mut values = Vec::new();
         for head in 0..heads {
-            values.extend(loader.vector(&format!("{name}.{head}"))?.to_f32());
+            let of_head = loader.vector(&format!("{name}.{head}"))?.widened()?;
+            alloc::reserve(&mut values, of_head.len(), "the values of a weight")?;
+            values.extend(of_head);
         }
-        let weight = Weight::from_f32(name, &[heads, values.len() / heads.max(1)], &values);
+        let weight = Weight::of_values(name, &[heads, values.len() / heads.max(1)], values);
         let norm = LayerNorm { weight: loader.ops.vector(&weight), bias: None, eps: loader.config.norm_eps };
         Ok(Self::Layer(norm))
     }

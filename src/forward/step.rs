@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::alloc;
 use crate::backend::batch::{Batch, Mask, RopeStep, Run};
 use crate::backend::ops::{Backend, Ids, KvRows};
 use crate::backend::rope::Frequencies;
@@ -69,11 +70,14 @@ impl<'a> Step<'a> {
         };
         let ropes = config.ropes().enumerate();
         let ropes: SmallVec<[RopeStep; 2]> =
-            ropes.map(|(which, rope)| RopeStep::new(rope, runs(which))).collect();
-        let queries = config.query_scaling.map(|scaling| {
-            let scale = |position: usize| scaling.at(position);
-            RopeStep::new(&config.rope, runs(0)).scaled(batch.positions().map(scale))
-        });
+            ropes.map(|(which, rope)| RopeStep::new(rope, runs(which))).collect::<Result<_>>()?;
+        let queries = match config.query_scaling {
+            Some(scaling) => {
+                let scale = |position: usize| scaling.at(position);
+                Some(RopeStep::new(&config.rope, runs(0))?.scaled(batch.positions().map(scale)))
+            }
+            None => None,
+        };
         Ok(Self { ops, batch, sequences, masks: Vec::new(), ropes, queries, tap: None })
     }
 
@@ -108,7 +112,13 @@ impl<'a> Step<'a> {
 
     /// Rows of a table of positions for the step's tokens: `[T, D]`.
     pub(crate) fn position_rows(&self, table: &PreparedMatrix) -> Result<Tensor> {
-        let positions: Vec<u32> = self.batch.positions().map(|position| position as u32).collect();
+        let mut positions: Vec<u32> = Vec::new();
+        alloc::reserve(
+            &mut positions,
+            self.batch.runs.iter().map(|run| run.len).sum(),
+            "the positions of a step",
+        )?;
+        positions.extend(self.batch.positions().map(|position| position as u32));
         self.run(&Op::Embedding { table, tokens: Ids::Known(&positions), scale: 1.0 })
     }
 
@@ -153,7 +163,7 @@ impl<'a> Step<'a> {
         let index = match self.masks.iter().position(|(of, _)| *of == window) {
             Some(index) => index,
             None => {
-                self.masks.push((window, Mask::causal(&self.batch.runs, window)));
+                self.masks.push((window, Mask::causal(&self.batch.runs, window)?));
                 self.masks.len() - 1
             }
         };

@@ -46,12 +46,13 @@ pub(super) fn blocks(data: &[u8]) {
         return;
     }
     let pool = Pool::new(threads);
-    let packed = PackedMatrix::pack(&pool, &weight);
+    let packed = PackedMatrix::pack(&pool, &weight).expect("a few kilobytes");
     for how in [Activations::Int8, Activations::F32] {
         let run = |pool: &Pool, isa: Isa| {
             let mut out = vec![f32::NAN; t * rows];
             let mut projections = [QuantProjection { weight: &packed, bias: None, out: &mut out }];
-            linear_group(pool, isa, how, &x, &mut projections, &mut ActivationScratch::default());
+            linear_group(pool, isa, how, &x, &mut projections, &mut ActivationScratch::default())
+                .expect("a few kilobytes");
             out
         };
         let alone = Pool::new(1);

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use super::Model;
+use crate::alloc;
 use crate::engine::{Answer, CancelOnDrop, Request, RequestKind, RowSink, ScoreRequest, receive};
 use crate::error::{Error, Result};
+
+/// What memory is taken for.
+const TOKENS: &str = "the tokens of a prompt";
 
 impl Model {
     /// A vector `[D]` for `tokens`: the mean of the last hidden states over them, scaled to length 1. It is a sequence among
@@ -27,7 +31,8 @@ impl Model {
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let (sender, answers) = channel();
         // Nobody listens any more where the receiver is gone.
-        let _asked = self.start_embed(tokens.to_vec(), move |vector| drop(sender.send(vector)))?;
+        let _asked =
+            self.start_embed(alloc::copy_of(tokens, TOKENS)?, move |vector| drop(sender.send(vector)))?;
         receive(&answers)?
     }
 
@@ -101,9 +106,10 @@ impl Model {
     pub fn logits_of(&self, tokens: &[u32], rows: Range<usize>) -> Result<Vec<Vec<f32>>> {
         let count = rows.len();
         let (sender, answers) = channel();
-        let sink = RowSink::new(move |row| sender.send(row.map(<[f32]>::to_vec)).is_ok());
+        let sink =
+            RowSink::new(move |row| sender.send(row.and_then(|row| alloc::copy_of(row, "logits"))).is_ok());
         let kind = RequestKind::Score(ScoreRequest { rows, sink });
-        let _asked = self.submit(tokens.to_vec(), kind)?;
+        let _asked = self.submit(alloc::copy_of(tokens, TOKENS)?, kind)?;
         // Rows that cannot be are told of in place of the first.
         (0..count.max(1)).map(|_| receive(&answers)?).collect()
     }

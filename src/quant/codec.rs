@@ -2,6 +2,8 @@
 //! repacks weights.
 
 use super::{Format, QuantWeight, affine, ggml, ocp};
+use crate::alloc;
+use crate::error::Result;
 
 impl Format {
     /// Bits of a code and elements of a group, where every element is `w = q · scale + bias`: what
@@ -23,7 +25,7 @@ impl QuantWeight {
     pub fn row_bytes(&self, plane: usize, row: usize) -> &[u8] {
         assert!(row < self.shape[0], "row {row} of {:?}", self.shape);
         let width = self.format.row_bytes(self.shape[1])[plane];
-        &self.planes.kept()[plane].bytes()[row * width..(row + 1) * width]
+        &self.planes()[plane].bytes()[row * width..(row + 1) * width]
     }
 
     /// The values of row `row`, `[K]`, in the order of the stored columns: column `j` belongs to column
@@ -90,15 +92,27 @@ impl QuantWeight {
     }
 
     /// All values, `[N, K]`, row-major, columns in the order of the input: the matrix that inputs are multiplied by.
+    ///
+    /// # Panics
+    /// Where the system has no memory for them.
     pub fn to_f32(&self) -> Vec<f32> {
+        self.widened().unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// As [`to_f32`](Self::to_f32).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(crate) fn widened(&self) -> Result<Vec<f32>> {
         let [rows, columns] = self.shape;
-        let mut values = vec![0.0; rows * columns];
-        let mut stored = vec![0.0; columns];
+        self.keep()?;
+        let mut values = alloc::zeroed(rows * columns, "decoded weights")?;
+        let mut stored = alloc::zeroed(columns, "decoded weights")?;
         for (row, out) in values.chunks_exact_mut(columns.max(1)).enumerate() {
             self.dequantize_row(row, &mut stored);
             self.restore_order(&stored, out);
         }
-        values
+        Ok(values)
     }
 
     /// The codes of row `row`, `[K]`, in the order of the stored columns: affine codes (see

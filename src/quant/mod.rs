@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::error::Result;
 use crate::tensor::{DType, Weight};
 
 pub use blocks::GgmlType;
@@ -135,21 +136,32 @@ impl QuantWeight {
         name: impl Into<Arc<str>>,
         format: Format,
         shape: [usize; 2],
-        make: impl Fn(Range<usize>) -> SmallVec<[Plane; 3]> + Send + Sync + 'static,
+        make: impl Fn(Range<usize>) -> Result<SmallVec<[Plane; 3]>> + Send + Sync + 'static,
     ) -> Self {
         let make = move |rows: Range<usize>| {
             let part = [rows.len(), shape[1]];
-            let planes: Arc<[Plane]> = make(rows).into_iter().collect();
+            let planes: Arc<[Plane]> = make(rows)?.into_iter().collect();
             check_planes(format, part, &planes);
-            planes
+            Ok(planes)
         };
         let planes = Planes::made(Arc::new(make), 0..shape[0]);
         Self { name: name.into(), format, shape, planes, order: None }
     }
 
     /// The matrix with its planes in memory for as long as it lives: for one who reads them once.
-    pub fn held(&self) -> Self {
-        Self { planes: self.planes.held(), ..self.clone() }
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), where they had to be made.
+    pub fn held(&self) -> Result<Self> {
+        Ok(Self { planes: self.planes.held()?, ..self.clone() })
+    }
+
+    /// Makes its planes, where they lie in no file, and keeps them: for one who will read rows again and again.
+    ///
+    /// # Errors
+    /// As [`held`](Self::held).
+    pub(crate) fn keep(&self) -> Result<()> {
+        self.planes.kept().map(drop)
     }
 
     /// Whether its planes lie in no file, and are made when they are asked for.
@@ -196,8 +208,11 @@ impl QuantWeight {
     }
 
     /// Its bytes, in the order that the format names. Planes that had to be made are kept from here on.
+    ///
+    /// # Panics
+    /// Where there is no memory to make them. Of what is [`held`](Self::held) they are there.
     pub fn planes(&self) -> &[Plane] {
-        self.planes.kept()
+        self.planes.kept().unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// The input column of each stored one, where they are not the same.

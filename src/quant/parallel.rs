@@ -1,6 +1,11 @@
 //! Rows over the machine's cores, for work at load: the kernels have a pool of their own.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::refusals::{self, Site};
 
 /// Rows that are worth a thread: at the widths of models, tens of thousands of elements.
 const LEAST: usize = 64;
@@ -35,7 +40,18 @@ pub(crate) fn for_rows<T: Send, const N: usize>(
             if next == rows {
                 fill(at, parts);
             } else {
-                scope.spawn(move || fill(at, parts));
+                // Where there is no thread to be had, this one does its part.
+                let (job, range) = (Arc::new(Mutex::new(Some(parts))), at.clone());
+                let theirs = Arc::clone(&job);
+                let work =
+                    move || theirs.lock().take().into_iter().for_each(|parts| fill(range.clone(), parts));
+                let thread = std::thread::Builder::new();
+                let started = refusals::io(Site::Thread).and_then(|()| thread.spawn_scoped(scope, work));
+                if started.is_err()
+                    && let Some(parts) = job.lock().take()
+                {
+                    fill(at, parts);
+                }
             }
             first = next;
         }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use crate::error::Result;
 use crate::tensor::Bytes;
 
 /// One kind of a quantized matrix's bytes, row after row.
@@ -67,7 +68,7 @@ pub(super) enum Planes {
 }
 
 /// Makes the planes of some rows.
-pub(super) type Make = Arc<dyn Fn(Range<usize>) -> Arc<[Plane]> + Send + Sync>;
+pub(super) type Make = Arc<dyn Fn(Range<usize>) -> Result<Arc<[Plane]>> + Send + Sync>;
 
 /// Planes that are made when they are asked for.
 pub(super) struct Made {
@@ -77,7 +78,7 @@ pub(super) struct Made {
 }
 
 impl Made {
-    fn planes(&self) -> Arc<[Plane]> {
+    fn planes(&self) -> Result<Arc<[Plane]>> {
         (self.make)(self.rows.clone())
     }
 }
@@ -89,18 +90,32 @@ impl Planes {
     }
 
     /// The planes, in memory from here on.
-    pub fn kept(&self) -> &[Plane] {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), where they had to be made.
+    pub fn kept(&self) -> Result<&[Plane]> {
         match self {
-            Self::Held(planes) => planes,
-            Self::Made(made) => made.kept.get_or_init(|| made.planes()),
+            Self::Held(planes) => Ok(planes),
+            Self::Made(made) => match made.kept.get() {
+                Some(planes) => Ok(planes),
+                None => {
+                    let planes = made.planes()?;
+                    Ok(made.kept.get_or_init(|| planes))
+                }
+            },
         }
     }
 
     /// The planes, in memory for as long as the answer lives.
-    pub fn held(&self) -> Self {
+    ///
+    /// # Errors
+    /// As [`Self::kept`].
+    pub fn held(&self) -> Result<Self> {
         match self {
-            Self::Held(planes) => Self::Held(Arc::clone(planes)),
-            Self::Made(made) => Self::Held(made.kept.get().map_or_else(|| made.planes(), Arc::clone)),
+            Self::Held(planes) => Ok(Self::Held(Arc::clone(planes))),
+            Self::Made(made) => {
+                Ok(Self::Held(made.kept.get().map_or_else(|| made.planes(), |kept| Ok(Arc::clone(kept)))?))
+            }
         }
     }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::source::Source;
 use super::types::GgufType;
-use super::{ELEMENTS, Report, check_source, is_dropped, vocabulary};
+use super::{BUFFER, ELEMENTS, Report, check_source, is_dropped, vocabulary};
+use crate::alloc;
 use crate::config::{Config, RopeScaling};
 use crate::error::{Error, Result};
 use crate::forward::{Gguf, ModuleSpec};
@@ -109,7 +110,7 @@ pub fn to_gguf(
             read += bytes;
             progress(read, report.bytes_in)
         };
-        if !write(&source.held(), kind, order, &mut writer, &mut step)? {
+        if !write(&source.held()?, kind, order, &mut writer, &mut step)? {
             return Ok(None);
         }
     }
@@ -273,19 +274,19 @@ fn write(
     for first in (0..rows).step_by(at_once) {
         let last = (first + at_once).min(rows);
         values.clear();
-        source.read(first..last, from, &mut values);
+        source.read(first..last, from, &mut values)?;
         if (order.factor, order.offset) != (1.0, 0.0) {
             values.iter_mut().for_each(|value| *value = *value * order.factor + order.offset);
         }
         let wrong = match kind {
             TensorType::Blocks(of) => {
                 let format = Format::Ggml(of);
-                encoded.resize((last - first) * format.row_bytes(columns)[0], 0);
+                alloc::resize(&mut encoded, (last - first) * format.row_bytes(columns)[0], BUFFER)?;
                 let bytes = bytemuck::cast_slice(&values);
                 format.encode(DType::F32, columns, bytes, [&mut encoded, &mut [], &mut []])
             }
             TensorType::Dense(to) => {
-                encoded.resize(values.len() * to.size(), 0);
+                alloc::resize(&mut encoded, values.len() * to.size(), BUFFER)?;
                 write_floats(to, &values, &mut encoded);
                 // F16 ends at 65,504.
                 affine::read_floats(to, &encoded, &mut values);

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::alloc;
 use crate::error::{Error, Result};
 use crate::model::ModelFiles;
 use crate::quant::{Plane, QuantWeight, affine};
@@ -40,7 +41,7 @@ impl<'a> Source<'a> {
             if info.form() == Form::Transposed {
                 // Turned as a whole: the models that are stored so are small.
                 let weight = checkpoint.get(&name, &shape)?;
-                let plane = Plane::owned(weight.bytes().to_vec());
+                let plane = Plane::owned(alloc::copy_of(weight.bytes(), "a tensor to quantize")?);
                 return Ok(Self { name, shape, bytes, rows: Rows::Dense(weight.dtype(), plane), info });
             }
             let rows = match (format, info.dtype(), &shape[..]) {
@@ -65,12 +66,16 @@ impl<'a> Source<'a> {
     }
 
     /// With all that is needed to read it in memory, for as long as the answer lives.
-    pub fn held(&self) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn held(&self) -> Result<Self> {
         let rows = match &self.rows {
             Rows::Dense(dtype, plane) => Rows::Dense(*dtype, plane.clone()),
-            Rows::Quantized(weight) => Rows::Quantized(weight.held()),
+            Rows::Quantized(weight) => Rows::Quantized(weight.held()?),
         };
-        Self { name: self.name.clone(), shape: self.shape.clone(), bytes: self.bytes, rows, info: self.info }
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        Ok(Self { name, shape, bytes: self.bytes, rows, info: self.info })
     }
 
     /// The element type, where it has one.
@@ -90,9 +95,13 @@ impl<'a> Source<'a> {
     }
 
     /// Adds the values of some rows, `of` saying which row of the tensor each is.
-    pub fn read(&self, rows: Range<usize>, of: impl Fn(usize) -> usize, values: &mut Vec<f32>) {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn read(&self, rows: Range<usize>, of: impl Fn(usize) -> usize, values: &mut Vec<f32>) -> Result<()> {
         let columns: usize = self.shape.get(1..).map_or(1, |dims| dims.iter().product());
-        let mut stored = vec![0.0; columns];
+        let mut stored = alloc::zeroed(columns, "a tensor to quantize")?;
+        alloc::reserve(values, rows.len() * columns, "a tensor to quantize")?;
         for row in rows {
             let at = values.len();
             values.resize(at + columns, 0.0);
@@ -108,6 +117,7 @@ impl<'a> Source<'a> {
                 }
             }
         }
+        Ok(())
     }
 
     /// Bytes of some of its rows in the files, for a display of progress: all of them are all bytes.

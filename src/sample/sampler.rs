@@ -3,7 +3,10 @@
 use super::constraint::Mask;
 use super::options::SamplingOptions;
 use super::{penalties, philox};
-use crate::{Error, Result};
+use crate::{Error, Result, alloc};
+
+/// What memory is taken for.
+const WHAT: &str = "candidates for a token";
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,8 +88,9 @@ impl Sampler {
         let token = if plain {
             self.choose(logits, position)?
         } else {
+            self.adjusted.clear();
+            alloc::reserve(&mut self.adjusted, logits.len(), WHAT)?;
             let mut adjusted = std::mem::take(&mut self.adjusted);
-            adjusted.clear();
             adjusted.extend_from_slice(logits);
             if let Some(mask) = place.mask {
                 mask.apply(&mut adjusted);
@@ -96,36 +100,37 @@ impl Sampler {
                     *l = f32::NEG_INFINITY;
                 }
             }
-            penalties::apply(&self.options, &mut adjusted, place.tokens, place.prompt);
-            let token = self.choose(&adjusted, position);
+            let applied = penalties::apply(&self.options, &mut adjusted, place.tokens, place.prompt);
+            let token = applied.and_then(|()| self.choose(&adjusted, position));
             self.adjusted = adjusted;
             token?
         };
-        let logprobs = self.options.logprobs.map(|top| self.logprobs(logits, token, top));
+        let logprobs = self.options.logprobs.map(|top| self.logprobs(logits, token, top)).transpose()?;
         Ok(Sampled { token, logprobs })
     }
 
-    fn logprobs(&mut self, logits: &[f32], token: u32, top: usize) -> Logprobs {
+    fn logprobs(&mut self, logits: &[f32], token: u32, top: usize) -> Result<Logprobs> {
         let (max, sum) = softmax_sum(logits.iter().copied());
         let log_total = f64::from(max) + sum.ln();
         let logprob = |t: u32| (f64::from(logits[t as usize]) - log_total) as f32;
-        Logprobs { token: logprob(token), top: self.top(logits, top, logprob) }
+        Ok(Logprobs { token: logprob(token), top: self.top(logits, top, logprob)? })
     }
 
-    fn top(&mut self, logits: &[f32], n: usize, logprob: impl Fn(u32) -> f32) -> Vec<(u32, f32)> {
+    fn top(&mut self, logits: &[f32], n: usize, logprob: impl Fn(u32) -> f32) -> Result<Vec<(u32, f32)>> {
         let n = n.min(logits.len());
         if n == 0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let all = &mut self.candidates;
         all.clear();
+        alloc::reserve(all, logits.len(), WHAT)?;
         all.extend((0u32..).zip(logits.iter().copied()));
         if n < all.len() {
             all.select_nth_unstable_by(n - 1, by_rank);
             all.truncate(n);
         }
         all.sort_unstable_by(by_rank);
-        all.iter().filter(|c| c.1 > f32::NEG_INFINITY).map(|c| (c.0, logprob(c.0))).collect()
+        Ok(all.iter().filter(|c| c.1 > f32::NEG_INFINITY).map(|c| (c.0, logprob(c.0))).collect())
     }
 
     fn choose(&mut self, logits: &[f32], position: u64) -> Result<u32> {
@@ -138,6 +143,7 @@ impl Sampler {
         }
         let kept = &mut self.candidates;
         kept.clear();
+        alloc::reserve(kept, logits.len(), WHAT)?;
         kept.extend((0u32..).zip(logits.iter().copied()).filter(|c| c.1 > f32::NEG_INFINITY));
         if o.top_k > 0 && o.top_k < kept.len() {
             kept.select_nth_unstable_by(o.top_k - 1, by_rank);

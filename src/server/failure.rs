@@ -172,6 +172,8 @@ impl From<Error> for Failure {
             Error::Memory { .. } => Self::bad(message),
             // Another process, loaded anew, can answer.
             Error::Changed { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
+            // Others may have given memory back by the next try.
+            Error::OutOfMemory { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(1),
             Error::Io { .. }
             | Error::Format { .. }
             | Error::Config { .. }
@@ -212,6 +214,14 @@ mod tests {
         let busy = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "x");
         assert_eq!(busy.json(Dialect::Anthropic)["error"]["type"], "overloaded_error");
         assert_eq!(busy.json(Dialect::OpenAi)["error"]["type"], "server_error");
+    }
+
+    #[test]
+    fn memory_that_is_not_there_now_may_be_later() {
+        let failure =
+            Failure::from(Error::OutOfMemory { what: "activations of a step", bytes: 6_200_000_000 });
+        assert_eq!((failure.status.as_u16(), failure.retry_after), (503, Some(1)));
+        assert_eq!(failure.message, "cannot take 6.20 GB of memory for activations of a step");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::error::caught;
+use crate::refusals;
 
 /// The time that this thread has worked since it began. Unlike a clock, it stands still while other programs have the
 /// processor: what is limited by it is not refused on a busy machine.
@@ -50,7 +51,8 @@ pub(crate) fn run<T: Send + 'static>(
         // Where it panics, what is waited for is gone.
         let _ = caught(work).map(|result| send.send(result));
     };
-    let thread = Builder::new().name(name.into()).stack_size(stack).spawn(work).map_err(Lost::NoThread)?;
+    let thread = Builder::new().name(name.into()).stack_size(stack);
+    let thread = refusals::spawn(thread, work).map_err(Lost::NoThread)?;
     receive.recv_timeout(time).map_err(|error| match error {
         RecvTimeoutError::Timeout => Lost::Late(thread),
         RecvTimeoutError::Disconnected => Lost::Panicked,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::json as python;
+use crate::alloc;
 
 /// One message of a conversation, as the template sees it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,15 @@ pub struct Rendered {
 }
 
 impl Rendered {
+    /// A copy, where there is memory for one.
+    pub(super) fn copy(&self) -> crate::Result<Self> {
+        const WHAT: &str = "a text to encode";
+        let mut literal = Vec::new();
+        alloc::reserve(&mut literal, self.literal.len(), WHAT)?;
+        literal.extend_from_slice(&self.literal);
+        Ok(Self { text: alloc::text_of(&self.text, WHAT)?, literal })
+    }
+
     /// The text, as transformers renders it.
     pub fn text(&self) -> &str {
         &self.text

@@ -26,7 +26,7 @@ use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use super::steps::{Normalizers, PreTokenizers};
 use crate::error::{caught, panic_text};
-use crate::{Error, Result, json};
+use crate::{Error, Result, alloc, json};
 
 /// The longest text that is encoded, in bytes: four times a server's body.
 const MAX_TEXT: usize = 32 << 20;
@@ -39,6 +39,10 @@ const MAX_LATE: usize = 4;
 const MAX_ID: u64 = 1 << 24;
 /// The stack of the encoding thread: reserved, not touched.
 const STACK: usize = 8 << 20;
+
+/// What memory is taken for.
+const TEXT: &str = "a text to encode";
+const IDS: &str = "the tokens of a text";
 
 /// The longest text that may be made of one on its way to tokens or from them, in bytes.
 const MAX_MADE: usize = 1 << 30;
@@ -335,7 +339,7 @@ impl Tokenizer {
     /// Those of [`Self::encode`].
     pub fn encode_with(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         self.check_length(text)?;
-        let owned = text.to_owned();
+        let owned = alloc::text_of(text, TEXT)?;
         self.patiently(text.len(), move |this| {
             let encoder = if specials.parse { &this.0.trusting } else { this.literal(&owned)? };
             this.run(encoder, &owned, specials.add)
@@ -349,13 +353,13 @@ impl Tokenizer {
     /// As [`Self::encode`].
     pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<u32>> {
         self.check_length(rendered.text())?;
-        let owned = rendered.clone();
+        let owned = rendered.copy()?;
         let ids = self.patiently(rendered.text().len(), move |this| {
             if !owned.literal().is_empty() {
                 return this.encode_mixed(owned.text(), owned.literal());
             }
             let encoding = guard("encode", || this.0.trusting.encode_fast(owned.text(), false))?;
-            Ok(encoding.get_ids().to_vec())
+            alloc::copy_of(encoding.get_ids(), IDS)
         })?;
         if ids.is_empty() {
             return Err(Error::Prompt("the chat template rendered to nothing".into()));
@@ -385,7 +389,7 @@ impl Tokenizer {
     }
 
     fn run(&self, encoder: &Library, text: &str, add: bool) -> Result<Vec<u32>> {
-        Ok(guard("encode", || encoder.encode_fast(text, add))?.get_ids().to_vec())
+        alloc::copy_of(guard("encode", || encoder.encode_fast(text, add))?.get_ids(), IDS)
     }
 
     /// An encoder that leaves the special tokens' texts in `text` as they are.
@@ -433,7 +437,9 @@ impl Tokenizer {
                 let piece = if lstrip { piece.trim_end() } else { piece };
                 if !piece.is_empty() {
                     let encoder = if first { self.literal(piece)? } else { self.following()? };
-                    ids.extend(self.run(encoder, piece, false)?);
+                    let more = self.run(encoder, piece, false)?;
+                    alloc::reserve_more(ids, more.len(), IDS)?;
+                    ids.extend(more);
                 }
                 Ok(())
             };
@@ -453,6 +459,7 @@ impl Tokenizer {
             };
             let special = &self.0.special[found.pattern().as_usize()];
             flush(&mut ids, start..at + found.start(), after_rstrip, special.lstrip)?;
+            alloc::reserve_more(&mut ids, 1, IDS)?;
             ids.push(special.id);
             at += found.end();
             start = at;

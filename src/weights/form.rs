@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::alloc;
+use crate::error::Result;
 use crate::quant::{Plane, QuantWeight};
 
 /// How a tensor lies in its file, where that is not as a model has it.
@@ -116,19 +118,20 @@ impl Form {
         let (name, format, shape) = (weight.name().to_owned(), weight.format(), *weight.shape());
         let order = weight.order().map(Arc::clone);
         let make = move |wanted: Range<usize>| {
-            let held = weight.held();
+            let held = weight.held()?;
             let ordered = held.planes().iter().map(|plane| {
                 let stride = plane.bytes().len() / shape[0];
-                let mut rows = Vec::with_capacity(wanted.len() * stride);
+                let mut rows = Vec::new();
+                alloc::reserve(&mut rows, wanted.len() * stride, "weights in another order")?;
                 for row in wanted.clone() {
                     let at = self.stored_row(row, shape[0]) * stride;
                     rows.extend_from_slice(&plane.bytes()[at..at + stride]);
                 }
-                Plane::owned(rows)
+                Ok(Plane::owned(rows))
             });
-            let ordered: SmallVec<[Plane; 3]> = ordered.collect();
+            let ordered = ordered.collect::<Result<SmallVec<[Plane; 3]>>>()?;
             held.planes().iter().for_each(Plane::release);
-            ordered
+            Ok(ordered)
         };
         let made = QuantWeight::made(name, format, shape, make);
         match order {

@@ -14,9 +14,13 @@ use half::f16;
 use smallvec::SmallVec;
 
 use super::Checkpoint;
+use crate::alloc;
 use crate::error::Result;
 use crate::quant::{Format, Plane, QuantWeight, affine, for_rows, write_floats};
 use crate::tensor::DType;
+
+/// What memory is taken for.
+const MADE: &str = "weights in another form";
 
 /// Types that 32-bit words come in.
 const WORDS: &[&str] = &["I32", "U32"];
@@ -91,7 +95,7 @@ pub(super) fn gptq(
     };
     let codes = checkpoint.plane(weight)?;
     let packed = Packed { layout: Layout::Gptq { v2 }, shape, bits, group, codes, zeros, scales, order };
-    Ok(Some(packed.weight(name("weight"))))
+    packed.weight(name("weight")).map(Some)
 }
 
 /// A module's matrix in AWQ's GEMM layout; `None` where it has no `qweight`.
@@ -116,12 +120,13 @@ pub(super) fn awq(checkpoint: &Checkpoint, module: &str, shape: [usize; 2]) -> R
     };
     let codes = checkpoint.plane(weight)?;
     let packed = Packed { layout: Layout::Awq, shape, bits: 4, group, codes, zeros, scales, order: None };
-    Ok(Some(packed.weight(name("weight"))))
+    packed.weight(name("weight")).map(Some)
 }
 
 /// 32-bit words, copied: the file may not align them.
-fn words(plane: &Plane) -> Vec<u32> {
-    plane.bytes().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+fn words(plane: &Plane) -> Result<Vec<u32>> {
+    let words = plane.bytes().chunks_exact(4);
+    alloc::collect(words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])), MADE)
 }
 
 /// Elements of a group, and the scales of a matrix, `[G, N]`, as the file has them.
@@ -175,9 +180,9 @@ struct Packed {
 impl Packed {
     /// The affine matrix. Its planes are made of the file whenever they are asked for: beside what a backend makes of them
     /// they would only take memory.
-    fn weight(self, name: String) -> QuantWeight {
+    fn weight(self, name: String) -> Result<QuantWeight> {
         let (shape, order) = (self.shape, self.order.clone());
-        let (scales, biases) = self.scales_and_biases(0..shape[0]);
+        let (scales, biases) = self.scales_and_biases(0..shape[0])?;
         // A bias has the bits of the scale and those of the zero point.
         let exact =
             |values: &[f32]| values.iter().all(|&v| f16::from_f32(v).to_f32().to_bits() == v.to_bits());
@@ -185,35 +190,38 @@ impl Packed {
         drop((scales, biases));
         let format = Format::Affine { bits: self.bits as u8, group: self.group as u16, scales: dtype };
         let make = move |rows: Range<usize>| {
-            let (scales, biases) = self.scales_and_biases(rows.clone());
-            let floats = |values: &[f32]| {
-                let mut bytes = vec![0; values.len() * dtype.size()];
+            let (scales, biases) = self.scales_and_biases(rows.clone())?;
+            let floats = |values: &[f32]| -> Result<Vec<u8>> {
+                let mut bytes = alloc::zeroed(values.len() * dtype.size(), MADE)?;
                 write_floats(dtype, values, &mut bytes);
-                bytes
+                Ok(bytes)
             };
-            let planes = [self.codes(rows), floats(&scales), floats(&biases)];
+            let planes = [self.codes(rows)?, floats(&scales)?, floats(&biases)?];
             let read = [Some(&self.codes), self.zeros.as_ref(), Some(&self.scales.1)];
             read.into_iter().flatten().for_each(Plane::release);
-            SmallVec::from(planes.map(Plane::owned))
+            Ok(SmallVec::from(planes.map(Plane::owned)))
         };
         let weight = QuantWeight::made(name, format, shape, make);
-        match order {
+        Ok(match order {
             Some(order) => weight.with_order(order),
             None => weight,
-        }
+        })
     }
 
     /// Scales and biases of some rows, `[N, G]`.
-    fn scales_and_biases(&self, rows: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+    fn scales_and_biases(&self, rows: Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
         let [all, columns] = self.shape;
         let groups = columns / self.group;
-        let mut values = vec![0.0; all * groups];
+        let mut values = alloc::zeroed(all * groups, MADE)?;
         affine::read_floats(self.scales.0, self.scales.1.bytes(), &mut values);
-        let zeros = self.zeros.as_ref().map(words);
+        let zeros = self.zeros.as_ref().map(words).transpose()?;
         let each = || rows.clone().flat_map(|n| (0..groups).map(move |g| (g, n)));
-        let scales = each().map(|(g, n)| values[g * all + n]).collect();
-        let biases = each().map(|(g, n)| -values[g * all + n] * self.zero(zeros.as_deref(), g, n));
-        (scales, biases.collect())
+        let (mut scales, mut biases) = (Vec::new(), Vec::new());
+        alloc::reserve(&mut scales, rows.len() * groups, MADE)?;
+        alloc::reserve(&mut biases, rows.len() * groups, MADE)?;
+        scales.extend(each().map(|(g, n)| values[g * all + n]));
+        biases.extend(each().map(|(g, n)| -values[g * all + n] * self.zero(zeros.as_deref(), g, n)));
+        Ok((scales, biases))
     }
 
     /// The zero point of row `n` in group `g`: the middle where the file has none.
@@ -234,9 +242,9 @@ impl Packed {
     }
 
     /// Codes of some rows, packed `[N, K]`.
-    fn codes(&self, rows: Range<usize>) -> Vec<u8> {
+    fn codes(&self, rows: Range<usize>) -> Result<Vec<u8>> {
         let ([all, columns], bits, first) = (self.shape, self.bits, rows.start);
-        let packed = words(&self.codes);
+        let packed = words(&self.codes)?;
         let (per_word, mask) = (32 / bits, (1_u32 << bits) - 1);
         let code =
             |n: usize, k: usize| (packed[k / per_word * all + n] >> (k % per_word * bits) & mask) as u8;
@@ -272,12 +280,12 @@ fn transposed(
     columns: usize,
     bits: usize,
     read: impl Fn(Range<usize>, Range<usize>, &mut [u8]) + Sync,
-) -> Vec<u8> {
+) -> Result<Vec<u8>> {
     // 64 rows are what a cache line of four-byte words along the rows holds four times over; 512 columns of them fit L1.
     const ROWS: usize = 64;
     const COLUMNS: usize = 512;
     let width = columns * bits / 8;
-    let mut packed = vec![0; rows * width];
+    let mut packed = alloc::zeroed(rows * width, MADE)?;
     for_rows(rows, [(&mut packed, width)], |at, [packed]| {
         let mut tile = vec![0; ROWS * COLUMNS];
         for first in (0..at.len()).step_by(ROWS) {
@@ -293,7 +301,7 @@ fn transposed(
             }
         }
     });
-    packed
+    Ok(packed)
 }
 
 /// The stored order of columns, groups side by side, where `g_idx` is not already so.
@@ -302,7 +310,7 @@ fn transposed(
 /// A group out of range, or groups of unequal size.
 fn order(checkpoint: &Checkpoint, name: &str, columns: usize, group: usize) -> Result<Option<Arc<[u32]>>> {
     let info = checkpoint.typed(name, WORDS, &[columns])?;
-    let groups = words(&checkpoint.plane(info)?);
+    let groups = words(&checkpoint.plane(info)?)?;
     if groups.iter().enumerate().all(|(k, &g)| g as usize == k / group) {
         return Ok(None);
     }

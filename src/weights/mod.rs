@@ -265,13 +265,14 @@ impl Checkpoint {
         let view = if bytes.as_ptr().align_offset(dtype.size()) == 0 {
             Weight::new(name, dtype, shape, owner, range)
         } else {
-            Weight::new(name, dtype, shape, Arc::new(Aligned::copy_of(bytes)), 0..bytes.len())
+            Weight::new(name, dtype, shape, Arc::new(Aligned::copy_of(bytes)?), 0..bytes.len())
         };
         if info.form != Form::PlusOne {
             return Ok(view);
         }
-        let values: Vec<f32> = view.to_f32().iter().map(|x| x - 1.0).collect();
-        Ok(Weight::from_f32(name, shape, &values))
+        let mut values = view.widened()?;
+        values.iter_mut().for_each(|x| *x -= 1.0);
+        Ok(Weight::of_values(name, shape, values))
     }
 
     /// The matrix of the module `name`, in blocks or not, as [`Self::get`] gives a weight.
@@ -330,7 +331,7 @@ impl Checkpoint {
         if matches!(info.form, Form::Plain | Form::PlusOne) {
             return Ok((owner, range));
         }
-        let mut copy = Aligned::zeros(range.len());
+        let mut copy = Aligned::zeros(range.len())?;
         info.form.copy(&owner.bytes()[range.clone()], &info.shape, dtype.size(), copy.bytes_mut());
         owner.release(range.clone());
         Ok((Arc::new(copy), 0..range.len()))

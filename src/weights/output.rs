@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::refusals;
 
 /// A file or directory in the making. It is made beside its place, as `.<name>.backstop-partial/whole`, and renamed by
 /// [`commit`](Self::commit); dropped before that, it is gone. What a killed process left is taken over by the next one.
@@ -89,7 +90,7 @@ impl Drop for Output {
 pub fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create_new(path)?;
-        std::io::Write::write_all(&mut file, bytes)?;
+        refusals::write_all(&mut file, bytes)?;
         file.sync_all()
     };
     write().map_err(|e| Error::io(path, e))

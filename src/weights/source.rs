@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::mmap::MappedFile;
+use crate::alloc;
 use crate::error::{Error, Result};
 use crate::files::OpenFile;
 use crate::tensor::Bytes;
@@ -60,9 +61,9 @@ impl Source {
     /// A copy of bytes `range`, which lie in the file.
     pub fn copy(&self, range: Range<usize>) -> Result<Vec<u8>> {
         if let Self::Static(bytes) = self {
-            return Ok(bytes[range].to_vec());
+            return alloc::copy_of(&bytes[range], "a file's header");
         }
-        let mut copy = vec![0; range.len()];
+        let mut copy = alloc::zeroed(range.len(), "a file's header")?;
         if let Some(file) = self.file() {
             file.read(range.start as u64, &mut copy)?;
         }
@@ -75,7 +76,7 @@ impl Source {
             Self::Mapped(map) => Ok((Arc::clone(map) as Arc<dyn Bytes>, range.clone())),
             Self::Static(bytes) => Ok((Arc::new(*bytes), range.clone())),
             Self::Read(file) => {
-                let mut copy = Aligned::zeros(range.len());
+                let mut copy = Aligned::zeros(range.len())?;
                 file.read(range.start as u64, copy.bytes_mut())?;
                 Ok((Arc::new(copy), 0..range.len()))
             }
@@ -165,14 +166,14 @@ pub(super) struct Aligned {
 }
 
 impl Aligned {
-    pub fn zeros(len: usize) -> Self {
-        Self { words: vec![0; len.div_ceil(8)], len }
+    pub fn zeros(len: usize) -> Result<Self> {
+        Ok(Self { words: alloc::zeroed(len.div_ceil(8), "an aligned copy of a tensor")?, len })
     }
 
-    pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut copy = Self::zeros(bytes.len());
+    pub fn copy_of(bytes: &[u8]) -> Result<Self> {
+        let mut copy = Self::zeros(bytes.len())?;
         copy.bytes_mut().copy_from_slice(bytes);
-        copy
+        Ok(copy)
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {

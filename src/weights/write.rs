@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::write_through;
 use crate::error::{Error, Result};
+use crate::refusals;
 use crate::tensor::Shape;
 
 /// Bytes of data in a shard at most, as mlx-lm and transformers have it; a larger tensor has one to itself.
@@ -81,7 +82,8 @@ impl Shards {
                 at += bytes;
             }
             let path = dir.join(&name);
-            let file = File::create_new(&path).and_then(|mut file| file.write_all(&header).map(|()| file));
+            let file = File::create_new(&path)
+                .and_then(|mut file| refusals::write_all(&mut file, &header).map(|()| file));
             files.push((name, file.map_err(|e| Error::io(&path, e))?));
         }
         Ok(Self { dir: dir.to_owned(), files, places, total })
@@ -103,7 +105,7 @@ impl Shards {
         let (shard, start, len) = self.places[name];
         assert!(at + bytes.len() as u64 <= len, "{} bytes at {at} of the {len} of {name}", bytes.len());
         let (file_name, file) = &mut self.files[shard];
-        let written = file.seek(SeekFrom::Start(start + at)).and_then(|_| file.write_all(bytes));
+        let written = file.seek(SeekFrom::Start(start + at)).and_then(|_| refusals::write_all(file, bytes));
         written.map_err(|e| Error::io(&self.dir.join(file_name), e))
     }
 

@@ -11,6 +11,7 @@ use super::kernels::quant::{self, ActivationScratch, Activations, PackedMatrix, 
 use super::kernels::{matmul, norm, pointwise, rope};
 use super::operands::{CpuMatrix, CpuVector, Readable};
 use super::pool::{Pool, Scratch};
+use crate::alloc;
 use crate::backend::kv::{HostKv, KvShape};
 use crate::backend::ops::{
     Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Projection, Run, VectorOperand,
@@ -54,28 +55,31 @@ impl CpuBackend {
     }
 
     /// A buffer of `len` elements with unspecified values.
-    pub(crate) fn buffer(&self, len: usize) -> Buffer {
+    pub(crate) fn buffer(&self, len: usize) -> Result<Buffer> {
         self.buffers.take(len)
     }
 
     /// A tensor of `shape` that `fill` writes whole.
-    fn filled(&self, shape: &[usize], fill: impl FnOnce(&mut [f32])) -> HostTensor {
-        let mut data = self.buffers.take(shape.iter().product());
+    fn filled(&self, shape: &[usize], fill: impl FnOnce(&mut [f32])) -> Result<HostTensor> {
+        let mut data = self.buffers.take(shape.iter().product())?;
         fill(&mut data);
-        HostTensor::new(shape, data)
+        Ok(HostTensor::new(shape, data))
     }
 
     fn linear<const N: usize>(
         &self,
         x: &HostTensor,
         projections: [Projection<'_, Self>; N],
-    ) -> [HostTensor; N] {
+    ) -> Result<[HostTensor; N]> {
         let rows = x.shape()[0];
-        let mut outputs = projections.map(|p| self.buffers.take(rows * p.weight.shape()[0]));
-        let weights = projections.map(|p| p.weight.readable(&self.pool));
+        let outputs = projections.iter().map(|p| self.buffers.take(rows * p.weight.shape()[0]));
+        let mut outputs = outputs.collect::<Result<SmallVec<[_; 3]>>>()?;
+        let weights = projections.iter().map(|p| p.weight.readable(&self.pool));
+        let weights = weights.collect::<Result<SmallVec<[_; 3]>>>()?;
+        let biases = projections.iter().map(|p| p.bias.map(CpuVector::values).transpose());
+        let biases = biases.collect::<Result<SmallVec<[_; 3]>>>()?;
         let (mut dense, mut quantized) = (SmallVec::<[_; 3]>::new(), SmallVec::<[_; 3]>::new());
-        for ((projection, weight), out) in projections.iter().zip(&weights).zip(&mut outputs) {
-            let bias = projection.bias.map(CpuVector::values);
+        for ((&bias, weight), out) in biases.iter().zip(&weights).zip(&mut outputs) {
             match weight {
                 Readable::Packed(weight) => quantized.push(QuantProjection { weight, bias, out }),
                 Readable::Dense(weight) => {
@@ -86,22 +90,22 @@ impl CpuBackend {
                 }
             }
         }
-        matmul::linear_group(&self.pool, self.isa, x.data(), &mut dense, &mut self.scratch.borrow_mut());
+        matmul::linear_group(&self.pool, self.isa, x.data(), &mut dense, &mut self.scratch.borrow_mut())?;
         // A group shares its rounded activations, which an order of columns would permute.
         let together = quantized.iter().all(|p| p.weight.order() == quantized[0].weight.order());
         let size = if together { quantized.len() } else { 1 };
         for group in quantized.chunks_mut(size.max(1)) {
             let scratch = &mut self.rounded.borrow_mut();
-            quant::linear_group(&self.pool, self.isa, self.activations, x.data(), group, scratch);
+            quant::linear_group(&self.pool, self.isa, self.activations, x.data(), group, scratch)?;
         }
         drop((dense, quantized));
         let mut outputs = outputs.into_iter().zip(&projections);
-        std::array::from_fn(|_| {
+        Ok(std::array::from_fn(|_| {
             let Some((out, projection)) = outputs.next() else {
                 unreachable!("one output for each of {N} projections")
             };
             HostTensor::new(&[rows, projection.weight.shape()[0]], out)
-        })
+        }))
     }
 }
 
@@ -133,20 +137,26 @@ impl CpuBackend {
                 ids
             }
         };
-        Ok(self.filled(&[ids.len(), width], |out| match table.source() {
+        let mut stored = match table.source() {
+            Matrix::Dense(_) => Vec::new(),
+            Matrix::Quantized(table) => {
+                table.keep()?;
+                alloc::zeroed(width, "activations of a step")?
+            }
+        };
+        self.filled(&[ids.len(), width], |out| match table.source() {
             Matrix::Dense(table) => {
                 let (dtype, bytes) = (table.dtype(), table.bytes());
                 pointwise::embedding(&self.pool, self.isa, dtype, bytes, width, ids, scale, out);
             }
             Matrix::Quantized(table) => {
-                let mut stored = vec![0.0; width];
                 for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
                     table.dequantize_row(id as usize, &mut stored);
                     table.restore_order(&stored, out);
                     out.iter_mut().for_each(|value| *value *= scale);
                 }
             }
-        }))
+        })
     }
 }
 
@@ -171,13 +181,14 @@ impl Backend for CpuBackend {
         CpuVector::new(weight.clone())
     }
 
-    fn ready(&self, matrix: &CpuMatrix) {
+    fn ready(&self, matrix: &CpuMatrix) -> Result<()> {
         // What is decoded for each product is not decoded for nothing.
         if let Matrix::Quantized(weight) = matrix.source()
             && PackedMatrix::supports(weight.format())
         {
-            let _ = matrix.readable(&self.pool);
+            matrix.readable(&self.pool)?;
         }
+        Ok(())
     }
 
     fn fuses(&self, _op: OpKind) -> bool {
@@ -206,7 +217,7 @@ impl Backend for CpuBackend {
     }
 
     fn to_host(&self, tensor: &HostTensor) -> Result<HostTensor> {
-        Ok(tensor.copy(|len| self.buffer(len)))
+        tensor.copy(|len| self.buffer(len))
     }
 
     fn run(&self, op: &Op<'_, Self>) -> Result<Outputs<Self>> {
@@ -214,35 +225,39 @@ impl Backend for CpuBackend {
         let output = match *op {
             Op::Embedding { table, tokens, scale } => self.embedding(table, tokens, scale)?,
             Op::Linear { x, projection } => {
-                let [output] = self.linear(x, [projection]);
+                let [output] = self.linear(x, [projection])?;
                 output
             }
             Op::RmsNorm { x, weight, eps, offset } => {
-                let weight = weight.values();
-                self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), weight, eps, offset, out))
+                let weight = weight.values()?;
+                self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), weight, eps, offset, out))?
             }
             Op::LayerNorm { x, weight, bias, eps } => {
                 let n = VectorOperand::shape(weight).last().copied().unwrap_or(0);
-                let (weight, bias) = (weight.values(), bias.map(CpuVector::values));
-                self.filled(x.shape(), |out| norm::layer_norm(pool, isa, x.data(), n, weight, bias, eps, out))
+                let (weight, bias) = (weight.values()?, bias.map(CpuVector::values).transpose()?);
+                self.filled(x.shape(), |out| {
+                    norm::layer_norm(pool, isa, x.data(), n, weight, bias, eps, out)
+                })?
             }
             Op::Activate { x, activation } => {
-                self.filled(x.shape(), |out| pointwise::unary(pool, isa, activation.into(), x.data(), out))
+                self.filled(x.shape(), |out| pointwise::unary(pool, isa, activation.into(), x.data(), out))?
             }
-            Op::Add { a, b } => self
-                .filled(a.shape(), |out| pointwise::binary(pool, isa, Binary::Add, a.data(), b.data(), out)),
-            Op::Mul { a, b } => self
-                .filled(a.shape(), |out| pointwise::binary(pool, isa, Binary::Mul, a.data(), b.data(), out)),
+            Op::Add { a, b } => self.filled(a.shape(), |out| {
+                pointwise::binary(pool, isa, Binary::Add, a.data(), b.data(), out)
+            })?,
+            Op::Mul { a, b } => self.filled(a.shape(), |out| {
+                pointwise::binary(pool, isa, Binary::Mul, a.data(), b.data(), out)
+            })?,
             Op::Scale { x, by } => {
-                self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::Scale(by), x.data(), out))
+                self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::Scale(by), x.data(), out))?
             }
             Op::SoftCap { x, cap } => {
-                self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))
+                self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))?
             }
             Op::Rope { x, head_dim, rope } => {
                 let width = x.shape()[1];
                 let tables = rope::Rope { width, head_dim, dims: rope.dims, cos: &rope.cos, sin: &rope.sin };
-                self.filled(x.shape(), |out| rope::rope(pool, isa, tables, x.data(), out))
+                self.filled(x.shape(), |out| rope::rope(pool, isa, tables, x.data(), out))?
             }
             Op::Attention { q, kv, mask, scale, soft_cap } => {
                 let runs = kv.iter().zip(&mask.runs);
@@ -250,9 +265,10 @@ impl Backend for CpuBackend {
                     runs.map(|(kv, run)| AttentionRun { row: run.row, len: run.len, kv }).collect();
                 let visible = &mask.visible;
                 let call = Attention { q: q.data(), runs: &runs, visible, scale, soft_cap };
-                self.filled(&op.output_shapes()[0], |out| {
-                    attention(pool, isa, call, out, &mut self.attention.borrow_mut());
-                })
+                let shape = &op.output_shapes()[0];
+                let mut out = self.buffers.take(shape.iter().product())?;
+                attention(pool, isa, call, &mut out, &mut self.attention.borrow_mut())?;
+                HostTensor::new(shape, out)
             }
             Op::TakeRows { x, rows } => {
                 let (x, width) = (x.view(), x.shape()[1]);
@@ -260,24 +276,24 @@ impl Backend for CpuBackend {
                     for (&row, out) in rows.iter().zip(out.chunks_exact_mut(width.max(1))) {
                         out.copy_from_slice(x.row(row));
                     }
-                })
+                })?
             }
             Op::GateUp { x, gate, up, activation } => {
-                let [mut gate, up] = self.linear(x, [gate, up]);
+                let [mut gate, up] = self.linear(x, [gate, up])?;
                 let gated = Binary::Gated(activation.into());
                 pointwise::binary_in_place(pool, isa, gated, gate.data_mut(), up.data());
                 gate
             }
             Op::AddRmsNorm { a, b, weight, eps, offset } => {
-                let weight = weight.values();
-                let mut sum = self.buffers.take(a.data().len());
-                let mut normed = self.buffers.take(a.data().len());
+                let weight = weight.values()?;
+                let mut sum = self.buffers.take(a.data().len())?;
+                let mut normed = self.buffers.take(a.data().len())?;
                 norm::add_rms_norm(pool, isa, a.data(), b.data(), weight, eps, offset, &mut sum, &mut normed);
                 let tensor = |data| HostTensor::new(a.shape(), data);
                 return Ok(smallvec![tensor(sum), tensor(normed)]);
             }
             Op::Qkv { x, projections } => {
-                return Ok(self.linear(x, projections).into_iter().collect());
+                return Ok(self.linear(x, projections)?.into_iter().collect());
             }
         };
         Ok(smallvec![output])
@@ -323,7 +339,7 @@ mod tests {
                 |row: usize| std::iter::repeat_n([&[0, 0x3c][..], &[row as u8; 32]].concat(), 2).flatten();
             let bytes: Vec<u8> = rows.flat_map(row).collect();
             let len = bytes.len();
-            SmallVec::from_iter([Plane::new(Arc::new(Counted(bytes, Arc::clone(&count))), 0..len)])
+            Ok(SmallVec::from_iter([Plane::new(Arc::new(Counted(bytes, Arc::clone(&count))), 0..len)]))
         });
         (weight, live)
     }
@@ -333,11 +349,12 @@ mod tests {
         let (weight, live) = made();
         let cpu = CpuBackend::new(Some(1), None).with_activations(Activations::F32);
         let whole = cpu.matrix(&Matrix::Quantized(weight.clone()));
-        cpu.ready(&whole);
+        cpu.ready(&whole).unwrap();
         assert_eq!(live.load(Ordering::Relaxed), 0);
         let x = HostTensor::from_vec(&[1, 64], vec![1.0; 64]);
-        let multiply =
-            |weight: &CpuMatrix| cpu.linear(&x, [Projection { weight, bias: None }])[0].data().to_vec();
+        let multiply = |weight: &CpuMatrix| {
+            cpu.linear(&x, [Projection { weight, bias: None }]).unwrap()[0].data().to_vec()
+        };
         let expected: Vec<f32> = (0..20).map(|row| 64.0 * row as f32).collect();
         assert_eq!(multiply(&whole), expected);
         // Rows of it are another matrix, which makes no more than its own.
@@ -346,7 +363,7 @@ mod tests {
         assert_eq!(live.load(Ordering::Relaxed), 0);
         // Who reads rows again and again keeps them.
         assert_eq!((part.planes()[0].bytes().len(), part.to_f32()[64]), (2 * 68, 4.0));
-        assert_eq!((live.load(Ordering::Relaxed), part.held().to_f32()[0]), (1, 3.0));
+        assert_eq!((live.load(Ordering::Relaxed), part.held().unwrap().to_f32()[0]), (1, 3.0));
         drop((part, whole));
         assert_eq!(live.load(Ordering::Relaxed), 0);
     }

@@ -8,6 +8,7 @@ use super::kernels::quant::PackedMatrix;
 use super::pool::Pool;
 use crate::backend::kv::{HostKv, KvShape, PAGE};
 use crate::backend::ops::{MatrixOperand, State, TensorOperand, VectorOperand};
+use crate::error::Result;
 use crate::quant::{Matrix, Plane, QuantWeight};
 use crate::tensor::{ElementType, HostTensor, Weight};
 
@@ -86,25 +87,39 @@ impl CpuMatrix {
     }
 
     /// What a product reads; blocks are packed the first time.
-    pub(super) fn readable(&self, pool: &Pool) -> Readable<'_> {
-        match &self.0.source {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(super) fn readable(&self, pool: &Pool) -> Result<Readable<'_>> {
+        Ok(match &self.0.source {
             Matrix::Dense(weight) => Readable::Dense(weight),
             Matrix::Quantized(weight) if PackedMatrix::supports(weight.format()) => {
-                Readable::Packed(self.0.packed.get_or_init(|| pack(pool, weight)))
+                Readable::Packed(get_or_try(&self.0.packed, || pack(pool, weight))?)
             }
             Matrix::Quantized(weight) => {
-                Readable::Decoded(Weight::from_f32(weight.name(), weight.shape(), &weight.to_f32()))
+                Readable::Decoded(Weight::of_values(weight.name(), weight.shape(), weight.widened()?))
             }
-        }
+        })
     }
 }
 
 /// Packs all of a matrix. What it was made of leaves memory, where it is a part of a mapped file, or can be made of one again.
-fn pack(pool: &Pool, weight: &QuantWeight) -> PackedMatrix {
-    let held = weight.held();
-    let packed = PackedMatrix::pack(pool, &held);
+fn pack(pool: &Pool, weight: &QuantWeight) -> Result<PackedMatrix> {
+    let held = weight.held()?;
+    let packed = PackedMatrix::pack(pool, &held)?;
     held.planes().iter().for_each(Plane::release);
-    packed
+    Ok(packed)
+}
+
+/// What `cell` holds, or what `make` makes for it.
+fn get_or_try<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let made = make()?;
+            Ok(cell.get_or_init(|| made))
+        }
+    }
 }
 
 /// The weight of a norm, or a bias, widened to `f32` when it is first used. Clones share the values.
@@ -135,7 +150,11 @@ impl CpuVector {
     }
 
     /// The values.
-    pub(super) fn values(&self) -> &[f32] {
-        self.0.values.get_or_init(|| self.0.source.to_f32().into())
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(super) fn values(&self) -> Result<&[f32]> {
+        let values = get_or_try(&self.0.values, || self.0.source.widened().map(Vec::into_boxed_slice));
+        values.map(|values| &**values)
     }
 }

@@ -18,6 +18,9 @@ use std::time::Duration;
 
 use sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Condvar, JoinHandle, Mutex, Ordering, UnsafeCell, Wait};
 
+use crate::alloc;
+use crate::error::Result;
+
 /// How long a worker looks for the next region before it parks: several times the serial gap between two ops, and the
 /// order of what waking it costs.
 const SPIN: Duration = Duration::from_micros(50);
@@ -198,7 +201,7 @@ impl Pool {
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
                 let name = format!("backstop-{index}");
-                sync::Builder::new().name(name).spawn(move || shared.worker(index)).ok()
+                sync::spawn(sync::Builder::new().name(name), move || shared.worker(index)).ok()
             })
             .collect();
         Self { shared, workers, turn: Mutex::new(()) }
@@ -382,31 +385,37 @@ impl Scratch {
     /// Empty buffers for the threads of `pool`.
     pub fn new(pool: &Pool) -> Self {
         let mut scratch = Self::default();
-        scratch.reserve(pool, 0);
+        scratch.for_threads_of(pool);
         scratch
     }
 
-    /// Makes room for `len` elements per thread of `pool`: kernels call it before a region, so that tasks find their
-    /// memory ready.
-    pub fn reserve(&mut self, pool: &Pool, len: usize) {
+    fn for_threads_of(&mut self, pool: &Pool) {
         self.slots.resize_with(pool.threads().max(self.slots.len()), Default::default);
+    }
+
+    /// Makes room for `len` elements per thread of `pool`: kernels call it before a region, so that tasks find their
+    /// memory ready, and no region is left half done for want of it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn reserve(&mut self, pool: &Pool, len: usize) -> Result<()> {
+        self.for_threads_of(pool);
         for slot in &mut self.slots {
-            let slot = slot.get_mut();
-            if slot.len() * 16 < len {
-                *slot = vec![CacheLine([0.0; 16]); len.div_ceil(16)];
-            }
+            grow(slot.get_mut(), len)?;
         }
+        Ok(())
     }
 
     /// Takes the buffer that all workers share, with room for `len` elements; [`put_shared`](Self::put_shared) brings
     /// it back, so that the next call finds the memory.
-    pub fn take_shared(&mut self, len: usize) -> Buffer {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn take_shared(&mut self, len: usize) -> Result<Buffer> {
+        grow(&mut self.shared.lines, len)?;
         let mut buffer = std::mem::take(&mut self.shared);
-        if buffer.lines.len() * 16 < len {
-            buffer.lines = vec![CacheLine([0.0; 16]); len.div_ceil(16)];
-        }
         buffer.len = len;
-        buffer
+        Ok(buffer)
     }
 
     /// Returns what [`take_shared`](Self::take_shared) gave.
@@ -423,4 +432,13 @@ impl Scratch {
         let mut slot = self.slots[worker].try_lock().expect("scratch: the worker's buffer is in use");
         body(&mut bytemuck::cast_slice_mut(&mut slot)[..len])
     }
+}
+
+/// Room for `len` elements. What was there goes first: it holds nothing that is wanted.
+fn grow(lines: &mut Vec<CacheLine>, len: usize) -> Result<()> {
+    if lines.len() * 16 < len {
+        *lines = Vec::new();
+        *lines = alloc::zeroed(len.div_ceil(16), "a kernel's working memory")?;
+    }
+    Ok(())
 }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{GROUP, KvShape, PAGE};
+use super::{GROUP, KvShape, PAGE, WHAT};
+use crate::alloc;
+use crate::error::Result;
 use crate::quant::affine_group;
 
 /// What holds codes: a byte one, a word eight of four bits, the first in the lowest ones.
@@ -84,12 +86,17 @@ pub(super) struct CodePage<T> {
 }
 
 impl<T: Code> CodePage<T> {
-    pub fn new(shape: &KvShape) -> Self {
+    pub fn new(shape: &KvShape) -> Result<Self> {
         let [(k, k_scales), (v, v_scales)] = Self::lens(shape);
-        Self {
-            codes: vec![T::zeroed(); shape.heads * (k + v)].into(),
-            scales: vec![f16::ZERO; shape.heads * 2 * (k_scales + v_scales)].into(),
-        }
+        Ok(Self {
+            codes: alloc::zeroed(shape.heads * (k + v), WHAT)?.into(),
+            scales: alloc::zeroed(shape.heads * 2 * (k_scales + v_scales), WHAT)?.into(),
+        })
+    }
+
+    pub fn copy(&self) -> Result<Self> {
+        let codes = alloc::copy_of(&self.codes, WHAT)?.into();
+        Ok(Self { codes, scales: alloc::copy_of(&self.scales, WHAT)?.into() })
     }
 
     #[cfg(any(test, feature = "fuzzing"))]
@@ -165,9 +172,17 @@ pub(super) struct RowCodes<'a> {
 
 impl CodeRows {
     /// Zeros for `rows` rows of `heads` heads.
-    pub(super) fn new(heads: usize, head_dim: usize, rows: usize) -> Self {
-        let scales = vec![f16::ZERO; rows * heads * head_dim.div_ceil(GROUP)];
-        Self { codes: vec![0; rows * heads * head_dim], biases: scales.clone(), scales }
+    pub(super) fn new(heads: usize, head_dim: usize, rows: usize) -> Result<Self> {
+        let zeros = || alloc::zeroed(rows * heads * head_dim.div_ceil(GROUP), WHAT);
+        Ok(Self { codes: alloc::zeroed(rows * heads * head_dim, WHAT)?, scales: zeros()?, biases: zeros()? })
+    }
+
+    /// Makes room for `rows` rows more.
+    pub(super) fn reserve(&mut self, heads: usize, head_dim: usize, rows: usize) -> Result<()> {
+        let groups = rows * heads * head_dim.div_ceil(GROUP);
+        alloc::reserve(&mut self.codes, rows * heads * head_dim, WHAT)?;
+        alloc::reserve(&mut self.scales, groups, WHAT)?;
+        alloc::reserve(&mut self.biases, groups, WHAT)
     }
 
     /// Appends dimension `d` of a head, with the scale and the bias of its group.

@@ -119,13 +119,13 @@ impl MlxKv {
         if host.is_empty() {
             return Ok(kv);
         }
-        if let Some(rows) = host.read_codes() {
+        if let Some(rows) = host.read_codes()? {
             let [k, v] = [kv.upload(graph, shape.k_dim, &rows[0])?, kv.upload(graph, shape.v_dim, &rows[1])?];
             kv.put(graph, 0..host.len(), [&k, &v])?;
             kv.first = host.first();
             return Ok(kv);
         }
-        let (k, v) = host.read();
+        let (k, v) = host.read()?;
         let rows = |values: &[f32], width: usize| -> Result<MlxTensor> {
             let rows = [host.len(), width];
             Ok(MlxTensor::rows(Array::from_slice(values, &dims::of(&rows)?), &rows))

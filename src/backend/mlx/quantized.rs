@@ -34,11 +34,11 @@ impl MlxBackend {
                 let arrays = planes.map(|(((dims, dtype), plane), slot)| slot.plane(plane, &dims, dtype));
                 (weight.format(), arrays.collect::<Result<SmallVec<[_; 3]>>>()?)
             }
-            MlxForm::Native => (weight.format(), first.made(|| upload_planes(&weight.held()))?),
+            MlxForm::Native => (weight.format(), first.made(|| upload_planes(&weight.held()?))?),
             MlxForm::Equal(to) | MlxForm::Nearest(to) => {
                 let make = || {
                     self.report(weight, form);
-                    upload_planes(&repack(&weight.held(), to, self.dtype == Dtype::Float16))
+                    upload_planes(&repack(&weight.held()?, to, self.dtype == Dtype::Float16))
                 };
                 (to, first.made(make)?)
             }

@@ -28,7 +28,12 @@ pub trait Backend: Operands {
     fn vector(&self, weight: &Weight) -> Self::Vector;
 
     /// Does now what the first product with a matrix would wait for.
-    fn ready(&self, _matrix: &Self::Matrix) {}
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn ready(&self, _matrix: &Self::Matrix) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether a fused op is one kernel here; else it is [composed](super::compose()).
     fn fuses(&self, op: OpKind) -> bool;

@@ -4,8 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::alloc;
 use crate::backend::rope::Frequencies;
 use crate::config::Rope;
+use crate::error::Result;
 
 /// The tokens of one sequence in a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,16 +54,17 @@ pub struct Mask {
 
 impl Mask {
     /// The causal mask of a step, cut to the last `window` keys (the token itself included) where there is one.
-    pub fn causal(runs: &[Run], window: Option<usize>) -> Self {
-        let visible = runs
-            .iter()
-            .flat_map(|run| run.start..run.end())
-            .map(|position| {
-                let first = window.map_or(0, |window| (position + 1).saturating_sub(window.max(1)));
-                first..position + 1
-            })
-            .collect();
-        Self { id: fresh_id(), visible, runs: runs.to_vec() }
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn causal(runs: &[Run], window: Option<usize>) -> Result<Self> {
+        let mut visible = Vec::new();
+        alloc::reserve(&mut visible, runs.iter().map(|run| run.len).sum(), "the mask of a step")?;
+        visible.extend(runs.iter().flat_map(|run| run.start..run.end()).map(|position| {
+            let first = window.map_or(0, |window| (position + 1).saturating_sub(window.max(1)));
+            first..position + 1
+        }));
+        Ok(Self { id: fresh_id(), visible, runs: runs.to_vec() })
     }
 
     /// Whether every row of `run` sees every key that exists once the run is written (a decode step without window).
@@ -89,16 +92,18 @@ pub struct RopeStep {
 
 impl RopeStep {
     /// Tables for `runs`, each with its sequence's frequencies.
-    pub fn new(rope: &Rope, runs: Vec<(Run, Arc<Frequencies>)>) -> Self {
-        let mut cos = Vec::new();
-        let mut sin = Vec::new();
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn new(rope: &Rope, runs: Vec<(Run, Arc<Frequencies>)>) -> Result<Self> {
+        let len = runs.iter().map(|(run, frequencies)| run.len * frequencies.inv_freq.len()).sum();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        alloc::reserve(&mut cos, len, "the rotary tables of a step")?;
+        alloc::reserve(&mut sin, len, "the rotary tables of a step")?;
         for (run, frequencies) in &runs {
-            let positions: Vec<usize> = (run.start..run.end()).collect();
-            let (run_cos, run_sin) = rope.tables(frequencies, &positions);
-            cos.extend(run_cos);
-            sin.extend(run_sin);
+            rope.add_to_tables(frequencies, run.start..run.end(), &mut cos, &mut sin);
         }
-        Self { id: fresh_id(), dims: rope.dims, cos, sin, runs, scaled: false }
+        Ok(Self { id: fresh_id(), dims: rope.dims, cos, sin, runs, scaled: false })
     }
 
     /// With each row multiplied by a factor of its own: of whole rotated heads, the rotation and then the product.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_ALIGNMENT, MAGIC, TensorType};
 use crate::error::{Error, Result};
+use crate::refusals;
 use crate::tensor::Shape;
 
 /// The version of the format that is written.
@@ -147,7 +148,8 @@ impl Writer {
         }
         head.extend(infos.bytes);
         head.resize(head.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
-        let file = File::create_new(path).and_then(|mut file| file.write_all(&head).map(|()| file));
+        let file =
+            File::create_new(path).and_then(|mut file| refusals::write_all(&mut file, &head).map(|()| file));
         let file = BufWriter::new(file.map_err(|e| Error::io(path, e))?);
         let left: Vec<u64> = specs.iter().rev().map(Spec::bytes).collect();
         let total = left.iter().sum();
@@ -179,7 +181,7 @@ impl Writer {
         *left -= bytes.len() as u64;
         let ends = *left == 0;
         let mut write = || {
-            self.file.write_all(bytes)?;
+            refusals::write_all(&mut self.file, bytes)?;
             if !ends {
                 return Ok(());
             }

@@ -55,8 +55,8 @@ fn cached_with_codes(
             }
             assert_eq!(state.kv.len(), tokens.len());
             let layers = state.kv.layers.iter();
-            let codes =
-                layers.filter_map(|layer| runtime.dispatch().state_to_host(layer).unwrap().read_codes());
+            let codes = layers
+                .filter_map(|layer| runtime.dispatch().state_to_host(layer).unwrap().read_codes().unwrap());
             (rows, codes.collect())
         })
         .unwrap()

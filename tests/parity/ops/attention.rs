@@ -114,8 +114,8 @@ fn check(rig: &Rig, case: &Case) {
             None => {
                 let mut kv = HostKv::new(shape);
                 kv.write(0, &k, &v).unwrap();
-                let terms = kv.read_codes().map(|[k, v]| [terms(&k, dim), terms(&v, v_dim)]);
-                let (k, v) = kv.read();
+                let terms = kv.read_codes().unwrap().map(|[k, v]| [terms(&k, dim), terms(&v, v_dim)]);
+                let (k, v) = kv.read().unwrap();
                 Sequence { k, v, terms }
             }
         };
@@ -129,7 +129,7 @@ fn check(rig: &Rig, case: &Case) {
         runs.push(Run { sequence: i, row, len, start: before });
         row += len;
     }
-    let mask = Mask::causal(&runs, case.window);
+    let mask = Mask::causal(&runs, case.window).unwrap();
     let caches: Vec<&LayerState> = caches.iter().collect();
     let q = rig.tensor(&[rows, heads * dim], &q);
     let op = Op::Attention { q: &q, kv: &caches, mask: &mask, scale: scale(dim), soft_cap: case.soft_cap };

@@ -32,7 +32,7 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
     let rope = Rope { theta: 10_000.0, dims: 24, scaling: RopeScaling::None };
     let frequencies = Arc::new(rope.frequencies(1));
     let run = Run { sequence: 0, row: 0, len: count, start: 100 + first };
-    let step = RopeStep::new(&rope, vec![(run, frequencies)]);
+    let step = RopeStep::new(&rope, vec![(run, frequencies)]).unwrap();
     let ids: Vec<u32> = (first..first + count).map(|row| (row * 7 % 33) as u32).collect();
     let [x, y, z] = &of.weights.each_ref().map(|weight| matrix(on, weight));
     let (norm, bias) = (&on.vector(&of.norm), &on.vector(&of.bias));
@@ -103,7 +103,7 @@ fn attended(
         kv.truncate(start + len);
         layers.push(LayerState::Host(kv));
     }
-    let mask = Mask::causal(&runs, window);
+    let mask = Mask::causal(&runs, window).unwrap();
     let q = Tensor::from_vec(&[rows.len() / 64, 64], rows);
     let kv: Vec<&LayerState> = layers.iter().collect();
     bits(&on.run1(&Op::Attention { q: &q, kv: &kv, mask: &mask, scale: 0.25, soft_cap: None }).unwrap())

@@ -24,7 +24,7 @@ fn kept(rig: &Rig, kind: KvType, x: &[f32]) -> Vec<f32> {
         None => {
             let mut kv = HostKv::new(shape(kind));
             kv.write(0, &x, &x).unwrap();
-            kv.read().0
+            kv.read().unwrap().0
         }
     }
 }
@@ -33,7 +33,7 @@ fn kept(rig: &Rig, kind: KvType, x: &[f32]) -> Vec<f32> {
 fn assert_holds(rig: &Rig, layer: &LayerState, k: &[f32], v: &[f32]) {
     let kind = layer.shape().kind;
     assert_eq!(layer.len(), k.len() / WIDTH, "{} in {kind}", rig.name);
-    let (got_k, got_v) = rig.dispatch.state_to_host(layer).unwrap().read();
+    let (got_k, got_v) = rig.dispatch.state_to_host(layer).unwrap().read().unwrap();
     assert_eq!(got_k, kept(rig, kind, k), "keys on {} in {kind}", rig.name);
     assert_eq!(got_v, kept(rig, kind, v), "values on {} in {kind}", rig.name);
 }
@@ -114,7 +114,7 @@ fn a_cache_that_moves_keeps_its_values_in_its_type() {
                 let (k, v) = (values(10, len * WIDTH, 1.0), values(11, len * WIDTH, 1.0));
                 let mut host = HostKv::new(shape(kind));
                 host.write(0, &k, &v).unwrap();
-                let before = host.read();
+                let before = host.read().unwrap();
                 let mut layer = LayerState::Host(host);
                 // An empty run writes nothing, but moves the cache.
                 rig.append(&mut layer, &[], &[]);
@@ -122,7 +122,7 @@ fn a_cache_that_moves_keeps_its_values_in_its_type() {
                 assert_eq!((layer.len(), *layer.shape()), (len, shape(kind)));
                 let back = rig.dispatch.state_to_host(&layer).unwrap();
                 assert_eq!(*back.shape(), shape(kind));
-                assert_eq!(back.read(), before, "{len} tokens on {} in {kind}", rig.name);
+                assert_eq!(back.read().unwrap(), before, "{len} tokens on {} in {kind}", rig.name);
             }
         }
     }
@@ -189,12 +189,16 @@ fn a_quantized_cache_has_the_same_codes_everywhere() {
                 let mut layer = rig.cache(shape, &k[..65 * width], &v[..65 * width]);
                 rig.append(&mut layer, &k[65 * width..], &v[65 * width..]);
                 let got = rig.dispatch.state_to_host(&layer).unwrap();
-                assert!(got.read_codes() == expected.read_codes(), "{kind} of {head_dim} on {}", rig.name);
+                assert!(
+                    got.read_codes().unwrap() == expected.read_codes().unwrap(),
+                    "{kind} of {head_dim} on {}",
+                    rig.name
+                );
                 let mut moved = LayerState::Host(got);
                 rig.append(&mut moved, &[], &[]);
                 let back = rig.dispatch.state_to_host(&moved).unwrap();
                 assert!(
-                    back.read_codes() == expected.read_codes(),
+                    back.read_codes().unwrap() == expected.read_codes().unwrap(),
                     "{kind} of {head_dim} moved to {}",
                     rig.name
                 );

@@ -64,7 +64,7 @@ fn check(rig: &Rig, rope: &Rope, [heads, dim]: [usize; 2], runs: &[(usize, usize
     let x = rig.values(1, row * heads * dim, 1.0);
     let expected = reference(rig, &x, heads, dim, &runs);
     let places: Vec<_> = runs.iter().map(|(run, _)| (run.start, run.len)).collect();
-    let step = RopeStep::new(rope, runs);
+    let step = RopeStep::new(rope, runs).unwrap();
     let x = rig.tensor(&[row, heads * dim], &x);
     let op = Op::Rope { x: &x, head_dim: dim, rope: &step };
     let what = format!("{what}, {heads} heads of {dim}, {} rotated, (start, len) {places:?}", rope.dims);
@@ -154,7 +154,7 @@ fn rotated_heads_are_rows_to_what_follows() {
         let step = |dims| {
             let rope = plain(dims);
             let frequencies = Arc::new(rope.frequencies(1));
-            RopeStep::new(&rope, vec![(run.clone(), frequencies)])
+            RopeStep::new(&rope, vec![(run.clone(), frequencies)]).unwrap()
         };
         let (first, second) = (step(64), step(16));
         let rotated = rig.dispatch.run1(&Op::Rope { x: &x, head_dim: 64, rope: &first }).unwrap();

@@ -19,7 +19,7 @@ fn ones(shape: &[usize]) -> Weight {
 fn rope(dims: usize, runs: &[Run]) -> RopeStep {
     let rope = Rope { theta: 10_000.0, dims, scaling: RopeScaling::None };
     let frequencies = Arc::new(rope.frequencies(1));
-    RopeStep::new(&rope, runs.iter().map(|run| (run.clone(), Arc::clone(&frequencies))).collect())
+    RopeStep::new(&rope, runs.iter().map(|run| (run.clone(), Arc::clone(&frequencies))).collect()).unwrap()
 }
 
 fn run(row: usize, len: usize, start: usize) -> Run {
@@ -166,14 +166,14 @@ fn attention_refuses_what_does_not_fit() {
         let other = cache(KvShape::new(1, 8, KvType::F32), 5);
         let q = rig.tensor(&[3, 32], &[1.0; 96]);
         let odd = rig.tensor(&[3, 24], &[1.0; 72]);
-        let one = Mask::causal(&[run(0, 3, 0)], None);
-        let two = Mask::causal(&[run(0, 1, 2), run(1, 2, 3)], None);
-        let swapped = Mask::causal(&[run(1, 2, 1), run(0, 1, 4)], None);
-        let mut beyond = Mask::causal(&[run(0, 3, 0)], None);
+        let one = Mask::causal(&[run(0, 3, 0)], None).unwrap();
+        let two = Mask::causal(&[run(0, 1, 2), run(1, 2, 3)], None).unwrap();
+        let swapped = Mask::causal(&[run(1, 2, 1), run(0, 1, 4)], None).unwrap();
+        let mut beyond = Mask::causal(&[run(0, 3, 0)], None).unwrap();
         beyond.visible[1] = 0..4;
-        let mut blind = Mask::causal(&[run(0, 3, 0)], None);
+        let mut blind = Mask::causal(&[run(0, 3, 0)], None).unwrap();
         blind.visible[2] = 2..2;
-        let longer = Mask::causal(&[run(0, 4, 0)], None);
+        let longer = Mask::causal(&[run(0, 4, 0)], None).unwrap();
         let wide = "expected a multiple of 2 key/value heads of 8";
         let both = format!("caches of {shape:?} and {:?}, expected one shape", other.shape());
         let table: [(_, &[&LayerState], _, String); 9] = [
@@ -204,7 +204,8 @@ fn no_rows_are_a_result_of_no_rows() {
         let [norm, bias] = [64, 33].map(|len| rig.vector(&ones(&[len])));
         let none = Ids::Known(&[]);
         let step = rope(16, &[run(0, 0, 5)]);
-        let (no_mask, empty_run) = (Mask::causal(&[], None), Mask::causal(&[run(0, 0, 3)], None));
+        let (no_mask, empty_run) =
+            (Mask::causal(&[], None).unwrap(), Mask::causal(&[run(0, 0, 3)], None).unwrap());
         let shape = KvShape::new(2, 16, KvType::F32);
         let cache = rig.cache(shape, &[0.5; 96], &[0.5; 96]);
         let kv = [&cache];

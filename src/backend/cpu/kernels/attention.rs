@@ -20,7 +20,9 @@ use std::ops::Range;
 
 use super::super::isa::{Isa, Kernel, Simd};
 use super::super::pool::{Parts, Pool, Scratch};
+use crate::alloc;
 use crate::backend::kv::{HostKv, PAGE};
+use crate::error::Result;
 use block::BlockWork;
 use tile::{ROWS, State, factors, merge};
 
@@ -113,6 +115,9 @@ struct RunPlace<'a> {
 /// Scores and outputs are `f32`; the error against exact arithmetic on the cache's rounded values is that of `f32`
 /// chains of `k_dim` and of the number of keys. An infinite score of a visible key makes its row NaN.
 ///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory), before anything is computed.
+///
 /// # Panics
 /// Where lengths do not fit each other, or a row is to see keys that its cache does not hold.
 pub fn attention(
@@ -121,9 +126,9 @@ pub fn attention(
     args: Attention<'_>,
     out: &mut [f32],
     scratch: &mut AttentionScratch,
-) {
+) -> Result<()> {
     let rows = args.visible.len();
-    let Some(first) = args.runs.iter().find(|run| run.len > 0) else { return };
+    let Some(first) = args.runs.iter().find(|run| run.len > 0) else { return Ok(()) };
     let shape = *first.kv.shape();
     let [k_width, v_width] = shape.widths();
     assert!(k_width > 0 && v_width > 0, "attention: a cache of shape {shape:?}");
@@ -154,11 +159,11 @@ pub fn attention(
         positions,
     };
     if group == 0 {
-        return;
+        return Ok(());
     }
     let longest = args.runs.iter().map(|run| run.len).max().unwrap_or(0);
     let block_rows = positions.min(longest) * group;
-    scratch.workers.reserve(pool, BlockWork::len(block_rows, &shape));
+    scratch.workers.reserve(pool, BlockWork::len(block_rows, &shape))?;
 
     let blocks = |run: &AttentionRun<'_>| run.len.div_ceil(positions);
     let tasks = args.runs.iter().map(blocks).sum::<usize>() * shape.heads;
@@ -174,6 +179,7 @@ pub fn attention(
             isa.dispatch(Whole { call: &call, place, scratch });
         });
     });
+    Ok(())
 }
 
 impl<'a> AttentionCall<'a> {
@@ -198,12 +204,19 @@ impl<'a> AttentionCall<'a> {
     }
 
     /// One task for each block and segment, and then one for each block that merges its segments.
-    fn by_segment(&self, pool: &Pool, isa: Isa, segments: usize, scratch: &mut AttentionScratch) {
+    fn by_segment(
+        &self,
+        pool: &Pool,
+        isa: Isa,
+        segments: usize,
+        scratch: &mut AttentionScratch,
+    ) -> Result<()> {
         let blocks = self.args.runs.iter().filter(|run| run.len > 0).count() * self.kv_heads;
         let rows = blocks * SPLIT_ROWS;
         let block = SPLIT_ROWS * segments * self.partial();
         if scratch.partials.len() < rows * segments * self.partial() {
-            scratch.partials.resize(rows * segments * self.partial(), 0.0);
+            scratch.partials = Vec::new();
+            scratch.partials = alloc::zeroed(rows * segments * self.partial(), "a kernel's working memory")?;
         }
         let partials = Parts::new(&mut scratch.partials);
         let workers = &scratch.workers;
@@ -223,6 +236,7 @@ impl<'a> AttentionCall<'a> {
             let from = unsafe { partials.slice(index * block, block) };
             isa.dispatch(Join { call: self, place: self.place(index), from });
         });
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ mod tests;
 
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::pool::{Parts, Pool, Scratch};
+use crate::error::Result;
 use crate::tensor::{DType, Weight};
 
 /// Rows of `W` in a register tile: they share each vector of `x`, and their sums leave by
@@ -90,6 +91,9 @@ pub struct Projection<'a> {
 /// Error: at most `(⌈K / LANES⌉ + log2 LANES + 1) 2⁻²⁴ Σ |x W|` (twice the first term without FMA) plus the rounding of
 /// the bias. The bits of `out[t, n]` depend on row `t` of `x`, row `n` of `W`, `bias[n]` and the instruction set alone.
 ///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory), before anything is computed.
+///
 /// # Panics
 /// Where the lengths of `x` `[T, K]`, `bias` `[N]` and `out` `[T, N]` do not fit each other.
 pub fn linear(
@@ -100,11 +104,14 @@ pub fn linear(
     bias: Option<&[f32]>,
     out: &mut [f32],
     scratch: &mut Scratch,
-) {
-    linear_group(pool, isa, x, &mut [Projection { weight, bias, out }], scratch);
+) -> Result<()> {
+    linear_group(pool, isa, x, &mut [Projection { weight, bias, out }], scratch)
 }
 
 /// Several [`linear`] layers of the same `x` as one parallel region: Q, K and V, or gate and up.
+///
+/// # Errors
+/// As [`linear`].
 ///
 /// # Panics
 /// As [`linear`], for each projection.
@@ -114,8 +121,8 @@ pub fn linear_group(
     x: &[f32],
     projections: &mut [Projection<'_>],
     scratch: &mut Scratch,
-) {
-    let Some(first) = projections.iter().find(|p| p.weight.rows > 0) else { return };
+) -> Result<()> {
+    let Some(first) = projections.iter().find(|p| p.weight.rows > 0) else { return Ok(()) };
     let cols = first.weight.cols;
     let t = first.out.len() / first.weight.rows;
     assert_eq!(x.len(), t * cols, "linear: x against T = {t} rows of K = {cols}");
@@ -126,7 +133,7 @@ pub fn linear_group(
         assert!(p.bias.is_none_or(|b| b.len() == rows), "linear: bias against N = {rows}");
     }
     if t == 0 {
-        return;
+        return Ok(());
     }
     let x = Input { data: x, t, cols };
     let parts: smallvec::SmallVec<[OutputPart<'_>; 4]> = projections
@@ -136,8 +143,9 @@ pub fn linear_group(
         .collect();
     if t <= direct::max_rows(isa) {
         direct::run(pool, isa, x, &parts);
+        Ok(())
     } else {
-        blocked::run(pool, isa, x, &parts, scratch);
+        blocked::run(pool, isa, x, &parts, scratch)
     }
 }
 

@@ -24,6 +24,7 @@ mod tests;
 
 use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
+use crate::error::Result;
 pub use activations::ActivationScratch;
 use activations::{Exact, Quantized, Tiles};
 pub use pack::PackedMatrix;
@@ -78,6 +79,9 @@ const TASK_BYTES: usize = 48 << 10;
 
 /// Several linear layers of the same `x` `[T, K]` as one parallel region.
 ///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory), before anything is computed.
+///
 /// # Panics
 /// Where the lengths of `x`, a bias `[N]` or an `out` `[T, N]` do not fit each other.
 pub fn linear_group(
@@ -87,8 +91,8 @@ pub fn linear_group(
     x: &[f32],
     projections: &mut [QuantProjection<'_>],
     scratch: &mut ActivationScratch,
-) {
-    let Some(first) = projections.iter().find(|p| p.weight.rows() > 0) else { return };
+) -> Result<()> {
+    let Some(first) = projections.iter().find(|p| p.weight.rows() > 0) else { return Ok(()) };
     let cols = first.weight.cols();
     let t = first.out.len() / first.weight.rows();
     assert_eq!(x.len(), t * cols, "linear: x against T = {t} rows of K = {cols}");
@@ -99,7 +103,7 @@ pub fn linear_group(
         assert!(p.bias.is_none_or(|b| b.len() == rows), "linear: bias against N = {rows}");
     }
     if t == 0 {
-        return;
+        return Ok(());
     }
     let parts: smallvec::SmallVec<[PanelPart<'_>; 4]> = projections
         .iter_mut()
@@ -113,10 +117,10 @@ pub fn linear_group(
     let exact = parts.iter().any(|part| !int8(&part));
     // Parts of one fused weight share an order; weights of different orders come in different groups.
     if quantized {
-        scratch.quantize(pool, isa, x, order, &tiles, parts.iter().filter(int8).map(|p| p.weight));
+        scratch.quantize(pool, isa, x, order, &tiles, parts.iter().filter(int8).map(|p| p.weight))?;
     }
     if exact {
-        scratch.lay_out(pool, x, order, &tiles);
+        scratch.lay_out(pool, x, order, &tiles)?;
     }
     let x = Inputs { quantized: scratch.quantized(), exact: scratch.exact() };
 
@@ -139,6 +143,7 @@ pub fn linear_group(
             }
         }
     });
+    Ok(())
 }
 
 /// Where the tasks end that `panels` are cut into: each half of a thread's even share of what is left, so that there are

@@ -12,7 +12,7 @@ pub fn attention(args: &Attention<'_>) -> Vec<f64> {
     let [k_width, v_width] = shape.widths();
     let mut out = vec![0.0; rows * heads * shape.v_dim];
     for run in args.runs {
-        let (k, v) = run.kv.read();
+        let (k, v) = run.kv.read().expect("memory for a reference");
         let k = MatrixView::new(&k, [run.kv.len(), k_width]);
         let v = MatrixView::new(&v, [run.kv.len(), v_width]);
         for row in run.row..run.row + run.len {

@@ -17,6 +17,14 @@ mod standard {
     pub use std::sync::{Arc, Condvar, Mutex};
     pub use std::thread::{Builder, JoinHandle, yield_now};
 
+    /// Starts a thread.
+    pub fn spawn<T: Send + 'static>(
+        builder: Builder,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::io::Result<JoinHandle<T>> {
+        crate::refusals::spawn(builder, work)
+    }
+
     /// How often a worker looks for a region between two looks at the clock.
     pub const LOOKS: u32 = 16;
 
@@ -82,6 +90,13 @@ mod modelled {
     pub use loom::sync::{Arc, Condvar, Mutex};
     pub use loom::thread::{Builder, JoinHandle, yield_now};
     pub use loom::thread_local;
+
+    pub fn spawn<T: Send + 'static>(
+        builder: Builder,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::io::Result<JoinHandle<T>> {
+        builder.spawn(work)
+    }
 
     /// Each further look multiplies the orders to try, and finds nothing that the first does not.
     pub const LOOKS: u32 = 1;

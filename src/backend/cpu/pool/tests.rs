@@ -115,7 +115,7 @@ fn chunks_cover_the_slice() {
 fn scratch_is_kept_and_per_worker() {
     let pool = Pool::new(2);
     let mut scratch = Scratch::new(&pool);
-    scratch.reserve(&pool, 100);
+    scratch.reserve(&pool, 100).unwrap();
     pool.run_on(8, |worker, task| {
         scratch.with(worker, 100, |x| {
             assert_eq!((x.len(), x.as_ptr() as usize % 64), (100, 0));

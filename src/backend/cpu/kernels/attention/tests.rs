@@ -111,7 +111,7 @@ impl Step {
     /// scores and values: to first order a score is off by `√(GROUP + groups)` half steps of the largest sum of its terms, a
     /// share by as much of itself, and a weighted value by that and by as many of the largest sum of a value's terms.
     fn bound(&self, kv: &HostKv) -> f64 {
-        let Some([k, v]) = kv.read_codes() else { return 2e-6 };
+        let Some([k, v]) = kv.read_codes().unwrap() else { return 2e-6 };
         let [k_dim, v_dim] = self.shape.dims();
         let groups = k_dim.max(v_dim).div_ceil(GROUP);
         let heads = |rows: &crate::backend::kv::CodeRows, dim: usize| {
@@ -150,10 +150,10 @@ fn compute(isa: Isa, threads: usize, args: Attention<'_>) -> Vec<f32> {
     let shape = args.runs[0].kv.shape();
     let len = args.q.len() / shape.k_dim * shape.v_dim;
     let mut out = vec![f32::NAN; len];
-    attention(&pool, isa, args, &mut out, &mut scratch);
+    attention(&pool, isa, args, &mut out, &mut scratch).unwrap();
     // Scratch that was used before: nothing of it may show.
     let mut again = vec![f32::NAN; len];
-    attention(&pool, isa, args, &mut again, &mut scratch);
+    attention(&pool, isa, args, &mut again, &mut scratch).unwrap();
     assert_eq!(bits(&out), bits(&again));
     out
 }
@@ -332,7 +332,7 @@ fn large_and_equal_scores() {
             assert!(step.run(isa, 2).iter().all(|x| x.abs() <= 1.0), "large scores on {isa}");
         }
         step.q.fill(0.0);
-        let (_, v) = step.caches[0].read();
+        let (_, v) = step.caches[0].read().unwrap();
         for isa in Isa::available() {
             for (d, got) in step.run(isa, 2).iter().enumerate() {
                 let mean = (0..len).map(|key| f64::from(v[key * 16 + d])).sum::<f64>() / len as f64;

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::{Blocks, Input, NR, OutputPart, max_tile_rows, with_element, with_tile_rows};
 use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd};
 use crate::backend::cpu::pool::{Parts, Pool, Scratch};
+use crate::error::Result;
 
 /// Columns of W in a cut of K: [`GROUP`] tiles of x (24 KB on AVX-512, 12 on AVX2) and NR rows of the panel (8 KB) fit in
 /// L1 (48 KB; 32 on Zen 3), and spilling the accumulators, twice a tile, costs a tenth of the tile's FMAs.
@@ -70,7 +71,13 @@ impl Kernel for MakePlan<'_> {
     }
 }
 
-pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[OutputPart<'_>], scratch: &mut Scratch) {
+pub(super) fn run(
+    pool: &Pool,
+    isa: Isa,
+    x: Input<'_>,
+    parts: &[OutputPart<'_>],
+    scratch: &mut Scratch,
+) -> Result<()> {
     let rows: usize = parts.iter().map(|p| p.weight.rows).sum();
     // At least eight tasks a thread, where the weights have the rows.
     let columns = rows.div_ceil(8 * pool.threads()).next_multiple_of(NR).min(COLUMNS);
@@ -78,8 +85,8 @@ pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[OutputPart<'_>],
     let blocks = Blocks { rows: columns };
     let count = blocks.count(parts);
 
-    scratch.reserve(pool, plan.panel() + plan.accumulators());
-    let mut packed = scratch.take_shared(x.t * plan.k_padded);
+    scratch.reserve(pool, plan.panel() + plan.accumulators())?;
+    let mut packed = scratch.take_shared(x.t * plan.k_padded)?;
     {
         let packed = Parts::new(packed.as_mut_slice());
         pool.run(plan.tiles, |tile| {
@@ -105,6 +112,7 @@ pub(super) fn run(pool: &Pool, isa: Isa, x: Input<'_>, parts: &[OutputPart<'_>],
         });
     });
     scratch.put_shared(packed);
+    Ok(())
 }
 
 /// Rows of x, `k` apart, as `[step][row][LANES]`, the last step filled with zeros.

@@ -57,7 +57,7 @@ fn every_isa_is_within_its_bound_of_the_reference() {
                         let x = values(3, t * k);
                         for bias in [None, Some(bias.as_slice())] {
                             let mut out = vec![f32::NAN; t * n];
-                            linear(&pool, isa, &x, w, bias, &mut out, &mut scratch);
+                            linear(&pool, isa, &x, w, bias, &mut out, &mut scratch).unwrap();
                             let exact = reference::linear(&x, t, &w, bias);
                             for (i, (got, (want, size))) in out.iter().zip(exact).enumerate() {
                                 let error = (f64::from(*got) - want).abs();
@@ -92,7 +92,7 @@ fn bits_depend_on_row_and_column_alone() {
                 let mut all = Vec::new();
                 for t in 0..T {
                     let mut out = vec![0.0; n];
-                    linear(&pool, isa, &x[t * k..][..k], w, Some(&bias), &mut out, &mut scratch);
+                    linear(&pool, isa, &x[t * k..][..k], w, Some(&bias), &mut out, &mut scratch).unwrap();
                     all.extend(out.into_iter().map(f32::to_bits));
                 }
                 all
@@ -103,7 +103,8 @@ fn bits_depend_on_row_and_column_alone() {
                 for (from, t) in [(0, 2), (1, 3), (2, 5), (0, 6), (3, 12), (5, 13), (7, 33), (2, 65), (0, 67)]
                 {
                     let mut out = vec![0.0; t * n];
-                    linear(&pool, isa, &x[from * k..][..t * k], w, Some(&bias), &mut out, &mut scratch);
+                    linear(&pool, isa, &x[from * k..][..t * k], w, Some(&bias), &mut out, &mut scratch)
+                        .unwrap();
                     let same = out.iter().zip(&single[from * n..]).all(|(a, b)| a.to_bits() == *b);
                     assert!(same, "{isa} {dtype} {t} rows at {from}, {threads} threads");
                 }
@@ -111,7 +112,7 @@ fn bits_depend_on_row_and_column_alone() {
                 let (skip, t) = (3, 20);
                 let rest = WeightView::new(&bytes[1 + skip * k * dtype.size()..], dtype, n - skip, k);
                 let mut out = vec![0.0; t * (n - skip)];
-                linear(&pool, isa, &x[..t * k], rest, Some(&bias[skip..]), &mut out, &mut scratch);
+                linear(&pool, isa, &x[..t * k], rest, Some(&bias[skip..]), &mut out, &mut scratch).unwrap();
                 for (i, row) in out.chunks(n - skip).enumerate() {
                     let same = row.iter().zip(&single[i * n + skip..]).all(|(a, b)| a.to_bits() == *b);
                     assert!(same, "{isa} {dtype}, columns from {skip}");
@@ -140,7 +141,7 @@ fn a_group_has_the_bits_of_its_parts() {
             let mut apart: Vec<Vec<f32>> = views.iter().map(|w| vec![0.0; t * w.rows()]).collect();
             let mut together = apart.clone();
             for ((w, bias), out) in views.iter().zip(biases).zip(&mut apart) {
-                linear(&pool, isa, &x, *w, bias, out, &mut scratch);
+                linear(&pool, isa, &x, *w, bias, out, &mut scratch).unwrap();
             }
             let mut group: Vec<Projection<'_>> = views
                 .iter()
@@ -148,7 +149,7 @@ fn a_group_has_the_bits_of_its_parts() {
                 .zip(&mut together)
                 .map(|((weight, bias), out)| Projection { weight: *weight, bias, out })
                 .collect();
-            linear_group(&pool, isa, &x, &mut group, &mut scratch);
+            linear_group(&pool, isa, &x, &mut group, &mut scratch).unwrap();
             assert_eq!(apart, together, "{isa} T = {t}");
         }
     }
@@ -160,5 +161,5 @@ fn a_wrong_length_is_refused() {
     let pool = Pool::new(1);
     let w = [0u8; 64];
     let w = WeightView::new(&w, DType::F32, 4, 4);
-    linear(&pool, Isa::detect(), &[0.0; 7], w, None, &mut [0.0; 8], &mut Scratch::new(&pool));
+    linear(&pool, Isa::detect(), &[0.0; 7], w, None, &mut [0.0; 8], &mut Scratch::new(&pool)).unwrap();
 }

@@ -5,9 +5,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::Zeroable;
+
 use super::{BLOCK, PackedMatrix};
+use crate::alloc;
 use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
+use crate::error::Result;
 
 /// How `T` rows are cut into tiles: as many of the largest size as there are, then of four rows, then of one.
 #[derive(Debug)]
@@ -153,15 +157,15 @@ impl ActivationScratch {
         order: Option<&Arc<[u32]>>,
         tiles: &Tiles,
         weights: impl Iterator<Item = &'w PackedMatrix>,
-    ) {
+    ) -> Result<()> {
         let t = tiles.total;
         let cols = x.len() / t;
         let blocks = cols.div_ceil(BLOCK);
         self.blocks = blocks;
         self.wide_bias = isa.dispatch_int(WideBias);
-        grow(&mut self.codes, t * blocks * BLOCK);
-        grow(&mut self.scales, t * blocks);
-        grow(&mut self.sums, t * blocks * 2);
+        grow(&mut self.codes, t * blocks * BLOCK)?;
+        grow(&mut self.scales, t * blocks)?;
+        grow(&mut self.sums, t * blocks * 2)?;
         let mut used = 0;
         for weight in weights {
             let wanted = Correction::of(weight, self.wide_bias);
@@ -173,8 +177,8 @@ impl ActivationScratch {
             }
             let (of, inits, sums) = &mut self.corrections[used];
             *of = wanted;
-            grow(inits, t * blocks * wanted.subs);
-            grow(sums, t * blocks * wanted.subs);
+            grow(inits, t * blocks * wanted.subs)?;
+            grow(sums, t * blocks * wanted.subs)?;
             used += 1;
         }
 
@@ -210,15 +214,22 @@ impl ActivationScratch {
                 }
             }
         });
+        Ok(())
     }
 
     /// Lays out `x` `[T, cols]` as it is; stored column `j` is column `order[j]`.
-    pub(super) fn lay_out(&mut self, pool: &Pool, x: &[f32], order: Option<&Arc<[u32]>>, tiles: &Tiles) {
+    pub(super) fn lay_out(
+        &mut self,
+        pool: &Pool,
+        x: &[f32],
+        order: Option<&Arc<[u32]>>,
+        tiles: &Tiles,
+    ) -> Result<()> {
         let t = tiles.total;
         let cols = x.len() / t;
         let blocks = cols.div_ceil(BLOCK);
         self.blocks = blocks;
-        grow(&mut self.exact, t * blocks * BLOCK);
+        grow(&mut self.exact, t * blocks * BLOCK)?;
         let exact = Parts::new(&mut self.exact);
         pool.run(tiles.len(), |tile| {
             let rows = tiles.rows(tile);
@@ -232,14 +243,17 @@ impl ActivationScratch {
                 }
             }
         });
+        Ok(())
     }
 }
 
 /// At least `len` elements; what they hold is written before it is read.
-fn grow<T: Copy + Default>(v: &mut Vec<T>, len: usize) {
+fn grow<T: Copy + Zeroable>(v: &mut Vec<T>, len: usize) -> Result<()> {
     if v.len() < len {
-        v.resize(len, T::default());
+        *v = Vec::new();
+        *v = alloc::zeroed(len, "rounded activations of a step")?;
     }
+    Ok(())
 }
 
 /// Block `block` of a row, zeros past its end.

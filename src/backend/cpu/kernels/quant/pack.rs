@@ -9,7 +9,9 @@ use half::{bf16, f16};
 use super::codes::{CodeKind, Nibbles, Route, put_bytes, put_nibbles, put_q6_k};
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
+use crate::alloc;
 use crate::backend::cpu::pool::{Parts, Pool};
+use crate::error::Result;
 use crate::quant::block::{Scales, Values};
 use crate::quant::ggml::{self, E2M1_DOUBLED};
 use crate::quant::{Format, GgmlType, QuantWeight, affine, ocp};
@@ -45,9 +47,12 @@ impl PackedMatrix {
 
     /// Packs all of `weight`; values stay what they are.
     ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    ///
     /// # Panics
     /// Where [`supports`](Self::supports) refuses the format.
-    pub fn pack(pool: &Pool, weight: &QuantWeight) -> Self {
+    pub fn pack(pool: &Pool, weight: &QuantWeight) -> Result<Self> {
         let [rows, cols] = *weight.shape();
         assert!(Self::supports(weight.format()), "no kernel for {}", weight.format());
         let (codes, scales, offset) = layout(weight.format());
@@ -58,6 +63,10 @@ impl PackedMatrix {
         let table = table.unwrap_or(&E2M1_DOUBLED);
         let panel = panel_bytes(codes, scales, cols);
         let panels = rows.div_ceil(ROWS);
+        let (mut lines, len) = (Vec::new(), panels * panel.1 / 64);
+        alloc::reserve(&mut lines, len, "packed weights")?;
+        // A row's codes for each thread, taken here: within the region there is nothing to fail.
+        let mut decoded = alloc::zeroed(pool.threads() * cols, "packed weights")?;
         let mut packed = Self {
             rows,
             cols,
@@ -68,27 +77,29 @@ impl PackedMatrix {
             order: weight.order().cloned(),
             panel,
             // Written, and so given its memory, by all threads at once.
-            lines: Vec::with_capacity(panels * panel.1 / 64),
+            lines,
         };
-        let parts = Parts::new(packed.lines.spare_capacity_mut());
-        pool.run(panels, |index| {
+        let parts = Parts::new(&mut packed.lines.spare_capacity_mut()[..len]);
+        let rooms = Parts::new(&mut decoded);
+        pool.run_on(panels, |worker, index| {
             // SAFETY: panels do not overlap.
             let lines = unsafe { parts.slice(index * (panel.1 / 64), panel.1 / 64) };
             lines.fill(MaybeUninit::zeroed());
             // SAFETY: just written; a line is an array of bytes.
             let bytes = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), panel.1) };
             let (code_part, scale_part) = bytes.split_at_mut(panel.0);
-            let mut decoded = vec![0; cols];
+            // SAFETY: tasks that run at the same time have different workers.
+            let decoded = unsafe { rooms.slice(worker * cols, cols) };
             for row in 0..ROWS.min(rows - index * ROWS) {
                 let from = Row { weight, n: index * ROWS + row, cols };
-                from.put_codes(codes, row, code_part, &mut decoded);
+                from.put_codes(codes, row, code_part, decoded);
                 from.put_scales(scales, row, scale_part);
             }
         });
         // SAFETY: there is room for them, and each panel was written.
-        unsafe { packed.lines.set_len(panels * panel.1 / 64) };
+        unsafe { packed.lines.set_len(len) };
         debug_assert_eq!(packed.bytes(), Self::bytes_of(weight.format(), [rows, cols]));
-        packed
+        Ok(packed)
     }
 
     /// Bytes that a matrix `[N, K]` of `format` takes once packed.

@@ -92,7 +92,7 @@ fn run(
 ) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     let mut projections = [QuantProjection { weight: w, bias, out: &mut out }];
-    linear_group(pool, isa, how, x, &mut projections, &mut ActivationScratch::default());
+    linear_group(pool, isa, how, x, &mut projections, &mut ActivationScratch::default()).unwrap();
     out
 }
 
@@ -136,7 +136,7 @@ fn every_format_agrees_with_the_product_of_its_dequantized_weights() {
             let cols = 2 * format.group().max(32);
             for &(t, rows) in if cfg!(miri) { &[(1, 16), (5, 3)][..] } else { &[(1, 16), (3, 33), (21, 5)] } {
                 let weight = random(format, rows, cols, (t * rows) as u64);
-                let packed = PackedMatrix::pack(&pool, &weight);
+                let packed = PackedMatrix::pack(&pool, &weight).unwrap();
                 let x = activations(t, cols, 7);
                 let bias = activations(1, rows, 9);
                 for how in [Activations::Int8, Activations::F32] {
@@ -163,7 +163,7 @@ fn rows_have_the_same_bits_alone_and_among_others_on_any_threads() {
             let mut all: Vec<(Isa, Vec<u32>)> = Vec::new();
             for isa in Isa::variants() {
                 let pool = Pool::new(1);
-                let packed = PackedMatrix::pack(&pool, &weight);
+                let packed = PackedMatrix::pack(&pool, &weight).unwrap();
                 let together = run(&pool, isa, how, &x, &packed, None);
                 for threads in [2, 3] {
                     let pool = Pool::new(threads);
@@ -205,8 +205,9 @@ fn an_order_permutes_the_input() {
     let moved: Vec<f32> =
         x.chunks(96).flat_map(|x| order.iter().map(|&k| x[k as usize]).collect::<Vec<_>>()).collect();
     for how in [Activations::Int8, Activations::F32] {
-        let got = run(&pool, Isa::detect(), how, &x, &PackedMatrix::pack(&pool, &ordered), None);
-        let expected = run(&pool, Isa::detect(), how, &moved, &PackedMatrix::pack(&pool, &plain), None);
+        let got = run(&pool, Isa::detect(), how, &x, &PackedMatrix::pack(&pool, &ordered).unwrap(), None);
+        let expected =
+            run(&pool, Isa::detect(), how, &moved, &PackedMatrix::pack(&pool, &plain).unwrap(), None);
         assert_eq!(got, expected);
     }
 }
@@ -214,7 +215,7 @@ fn an_order_permutes_the_input() {
 #[test]
 fn an_infinity_or_a_nan_shows_in_every_output_of_its_row() {
     let pool = Pool::new(1);
-    let weight = PackedMatrix::pack(&pool, &random(Format::Ggml(GgmlType::Q4_0), 17, 64, 5));
+    let weight = PackedMatrix::pack(&pool, &random(Format::Ggml(GgmlType::Q4_0), 17, 64, 5)).unwrap();
     for wrong in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
         let mut x = activations(3, 64, 2);
         x[64 + 40] = wrong;
