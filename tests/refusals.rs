@@ -36,15 +36,20 @@ fn builtin() -> Model {
     Model::load_with(ModelFiles::builtin().unwrap(), options()).unwrap()
 }
 
-/// Does `work` with the n-th call of `site` refused, for n = 0, 1, …, until none is. `check` is told what came of each that was. How
-/// many there were.
-fn walk<T>(site: Site, mut work: impl FnMut() -> T, mut check: impl FnMut(u64, T)) -> u64 {
+/// Does `work` with the n-th call of `site` refused, for n = 0, 1, …, until none is and all is well.
+/// `check` is told what came of each that was. How many there were.
+fn walk<T>(
+    site: Site,
+    mut work: impl FnMut() -> Result<T, Error>,
+    mut check: impl FnMut(u64, Result<T, Error>),
+) -> u64 {
     for n in 0.. {
         let plan = Refusals::nth(site, n);
         let result = work();
         let hits = plan.hits();
         drop(plan);
         if hits == 0 {
+            result.unwrap();
             return n;
         }
         check(n, result);
@@ -190,6 +195,7 @@ fn a_text_without_memory_fails_alone_and_the_engine_lives_on() {
         (sites, n) = (sites + 1, n + 1);
         model = builtin();
     }
+    drop(model);
     println!("sites of a text: {sites}");
     assert!(sites >= 100, "{sites}");
 
@@ -402,17 +408,21 @@ fn files_that_cannot_be_read() {
 #[test]
 fn a_quantized_model_that_cannot_be_written_leaves_nothing() {
     let _turn = turn();
-    let before = held();
     let files = ModelFiles::open(&fixture("models/llama-bf16")).unwrap();
+    // Rows enough for a second thread.
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories");
+    let stories = ModelFiles::open(&stories).unwrap();
+    let before = held();
     let mlx = MlxFormat { mode: MlxMode::Affine, bits: 4, group: 32 };
     for gguf in [false, true] {
         for site in [Site::Memory, Site::Write, Site::Thread] {
+            let files = if site == Site::Thread { &stories } else { &files };
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out");
             let work = || {
                 let made = match gguf {
-                    false => quantize::to_mlx(&files, mlx, &out, &mut |_, _| true),
-                    true => quantize::to_gguf(&files, GgufType::Q8_0, &out, &mut |_, _| true),
+                    false => quantize::to_mlx(files, mlx, &out, &mut |_, _| true),
+                    true => quantize::to_gguf(files, GgufType::Q8_0, &out, &mut |_, _| true),
                 };
                 if made.is_ok() {
                     let gone = if gguf { std::fs::remove_file(&out) } else { std::fs::remove_dir_all(&out) };
@@ -432,7 +442,9 @@ fn a_quantized_model_that_cannot_be_written_leaves_nothing() {
                 }
             });
             println!("sites of {site:?}, gguf {gguf}: {sites}");
-            assert!(sites >= if site == Site::Thread { 0 } else { 5 }, "{site:?}: {sites}");
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let least = if site == Site::Thread { u64::from(cores > 1) } else { 5 };
+            assert!(sites >= least, "{site:?}: {sites}");
         }
     }
     assert_back(before);

@@ -74,7 +74,7 @@ fn parse(path: &Arc<Path>, source: &Source) -> Result<(Metadata, Vec<TensorEntry
         if !reader.ran_out() {
             let (mut metadata, tensors) = parsed?;
             // Cut in place: a vocabulary is not held twice.
-            metadata.keep(Arc::new(Vec::new()));
+            metadata.keep(Arc::new(Vec::<u8>::new()));
             if let Some(bytes) = Arc::get_mut(&mut head) {
                 bytes.truncate(header);
                 bytes.shrink_to_fit();
