@@ -50,6 +50,27 @@ pub(crate) fn resize<T: Copy + Zeroable>(values: &mut Vec<T>, len: usize, what: 
     Ok(())
 }
 
+/// Makes `values` at least as long as `len`. What it held goes first, since nothing of it is wanted; where there is no memory for
+/// more, it is as long as it was, for those who come with less.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub(crate) fn replace<T: Zeroable>(values: &mut Vec<T>, len: usize, what: &'static str) -> Result<()> {
+    if values.len() >= len {
+        return Ok(());
+    }
+    let before = values.len();
+    *values = Vec::new();
+    match zeroed(len, what) {
+        Ok(more) => *values = more,
+        Err(error) => {
+            *values = zeroed(before, what).unwrap_or_default();
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// A copy of `values`.
 ///
 /// # Errors
@@ -116,6 +137,8 @@ mod tests {
             Err(Error::OutOfMemory { what: "a text", bytes: u64::MAX })
         ));
         assert_eq!(values, [1, 2]);
+        assert!(replace(&mut values, none, "x").is_err());
+        assert_eq!(values, [0, 0]);
         let mut wide = vec![0_u64; 3];
         assert!(matches!(
             resize(&mut wide, usize::MAX, "x"),

@@ -177,6 +177,15 @@ pub enum Error {
         bytes: u64,
     },
 
+    /// The system started no thread for what this load or request wanted.
+    #[error("cannot start a thread for {what}: {source}")]
+    Thread {
+        /// What the thread was for.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+
     /// The engine ended this request, or has itself ended.
     #[error("engine: {0}")]
     Engine(String),

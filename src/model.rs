@@ -444,7 +444,7 @@ impl Model {
             }
             Ok((tokenizer, template, eos))
         });
-        let texts = texts.map_err(|e| Error::Engine(format!("a thread cannot be started: {e}")))?;
+        let texts = texts.map_err(|source| Error::Thread { what: "a tokenizer", source })?;
         let engine = Engine::start(engine_options, move || {
             let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
             let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);

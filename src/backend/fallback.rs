@@ -90,6 +90,11 @@ impl Routing {
         let reason = match error {
             Error::Op { op: EVAL, reason, .. } => return Err(eval_failed(reason)),
             Error::Op { reason, .. } => reason.clone(),
+            // Without the number of bytes, of which there is another each time.
+            Error::OutOfMemory { what, .. } if self.policy == Policy::Allow => {
+                format!("no memory for {what}")
+            }
+            Error::OutOfMemory { what, bytes } => return Err(Error::OutOfMemory { what, bytes: *bytes }),
             other => other.to_string(),
         };
         if self.policy == Policy::Deny {

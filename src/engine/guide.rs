@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::refusals;
 use crate::sample::Constraint;
 use crate::sample::constraint::Mask;
+use crate::text::apart;
 
 /// Threads that compute masks at most: one takes 50 µs, where a step takes milliseconds.
 const MAX_THREADS: usize = 4;
@@ -42,19 +43,26 @@ struct Waiting {
 impl Jobs {
     fn push(&self, job: Job) {
         self.waiting.lock().jobs.push(job);
-        self.changed.notify_one();
+        // Not every thread does every job.
+        self.changed.notify_all();
     }
 
     /// The job whose text has had the least work so far, so that one whose masks take long waits for the others and they not
-    /// for it; of several the first. None once the pool is gone.
-    fn next(&self) -> Option<Job> {
+    /// for it; of several the first. Of those whose masks do take long, where these are `slow`, else of the others. None once
+    /// the pool is gone.
+    fn next(&self, slow: bool) -> Option<Job> {
         let mut waiting = self.waiting.lock();
-        self.changed.wait_while(&mut waiting, |waiting| waiting.jobs.is_empty() && !waiting.closed);
-        if waiting.closed {
-            return None;
+        loop {
+            if waiting.closed {
+                return None;
+            }
+            let jobs = &waiting.jobs;
+            let of = (0..jobs.len()).filter(|&i| jobs[i].0.has_slow_masks() == slow);
+            if let Some(cheapest) = of.min_by_key(|&i| jobs[i].0.masks_took()) {
+                return Some(waiting.jobs.remove(cheapest));
+            }
+            self.changed.wait(&mut waiting);
         }
-        let cheapest = (0..waiting.jobs.len()).min_by_key(|&i| waiting.jobs[i].0.masks_took())?;
-        Some(waiting.jobs.remove(cheapest))
     }
 }
 
@@ -70,13 +78,17 @@ impl Drop for MaskPool {
 impl MaskPool {
     fn start(&mut self) -> Result<&Arc<Jobs>> {
         if self.jobs.is_none() {
-            // Threads that were started before one cannot be end with it.
             let jobs = Self { jobs: Some(Arc::default()) };
             let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-            for i in 0..threads {
+            // The first ones are for masks that take long; a step goes before them.
+            for (i, slow) in [true, false].into_iter().flat_map(|slow| (0..threads).map(move |i| (i, slow))) {
                 let jobs = jobs.jobs.clone();
                 let work = move || {
-                    while let Some((mut constraint, back)) = jobs.as_deref().and_then(Jobs::next) {
+                    if slow {
+                        apart::lower(apart::own_id());
+                    }
+                    while let Some((mut constraint, back)) = jobs.as_deref().and_then(|jobs| jobs.next(slow))
+                    {
                         #[cfg(test)]
                         tests::delay();
                         let mask = constraint.mask();
@@ -84,12 +96,13 @@ impl MaskPool {
                         let _ = back.send((constraint, mask));
                     }
                 };
-                let thread = Builder::new().name(format!("backstop-mask-{i}"));
+                let kind = if slow { "slow" } else { "mask" };
+                let thread = Builder::new().name(format!("backstop-{kind}-{i}"));
                 match refusals::spawn(thread, work) {
                     Ok(_) => {}
-                    // One is enough.
-                    Err(_) if i > 0 => break,
-                    Err(error) => return Err(Error::Engine(format!("no thread for masks: {error}"))),
+                    // One of each is enough.
+                    Err(_) if i > 0 => {}
+                    Err(source) => return Err(Error::Thread { what: "the masks of a grammar", source }),
                 }
             }
             *self = jobs;
@@ -214,7 +227,7 @@ mod tests {
         for constraint in [worked.clone(), made("[0-9]+"), worked] {
             jobs.push((constraint, back.clone()));
         }
-        let took: Vec<bool> = (0..3).map(|_| !jobs.next().unwrap().0.masks_took().is_zero()).collect();
+        let took: Vec<bool> = (0..3).map(|_| !jobs.next(false).unwrap().0.masks_took().is_zero()).collect();
         assert_eq!(took, [false, true, true]);
     }
 

@@ -308,7 +308,9 @@ impl Memory {
         begin: bool,
     ) {
         let cost = self.budget.cost;
-        let tokens: Vec<u32> = state.history[..len.min(state.history.len())].to_vec();
+        // Taken out while the state changes: no copy of it is made.
+        let history = std::mem::take(&mut state.history);
+        let tokens = &history[..len.min(history.len())];
         let pages: Vec<&[u32]> = tokens.chunks(PAGE).collect();
         let key = (lease.space.clone(), Arc::clone(&state.frequencies));
         let mut path: Vec<NodeId> = Vec::with_capacity(pages.len());
@@ -368,6 +370,7 @@ impl Memory {
             }
         }
         path.into_iter().for_each(|node| self.tree.let_go(node));
+        state.history = history;
         debug_assert!(self.tree_charge() + self.reserved <= self.budget.bytes);
     }
 

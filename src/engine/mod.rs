@@ -128,7 +128,7 @@ impl Engine {
             }
         };
         let thread = refusals::spawn(std::thread::Builder::new().name("backstop-engine".into()), work)
-            .map_err(|error| Error::Engine(format!("its thread cannot be started: {error}")))?;
+            .map_err(|source| Error::Thread { what: "an engine", source })?;
         let (backend, report, budget) =
             started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;
         let thread = parking_lot::Mutex::new(Some(thread));

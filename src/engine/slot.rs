@@ -27,6 +27,7 @@ use super::memory::{Lease, Memory};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
 use crate::alloc;
+use crate::backend::LayerState;
 use crate::backend::batch::Run;
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
@@ -225,6 +226,17 @@ impl Slot {
                 self.fail(error);
             }
         }
+    }
+
+    /// Goes on by itself from where it is; `false` where its caches may not be what its tokens say.
+    pub fn set_apart(&mut self) -> bool {
+        let kv = &self.state.kv;
+        let on_host = kv.layers.iter().all(|layer| matches!(layer, LayerState::Host(_)));
+        let whole = on_host && kv.len() == self.state.history.len();
+        if whole && !matches!(self.phase, Phase::Ended { .. }) {
+            self.phase = Phase::Apart;
+        }
+        whole
     }
 
     /// Gives back what it had, once it has ended.

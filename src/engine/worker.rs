@@ -237,14 +237,18 @@ impl Worker {
         }
     }
 
-    /// Ends the sequence of a step that failed. Of several nobody knows which one it was: each is computed anew by itself, and
-    /// ends if it fails then.
+    /// Ends the sequence of a step that failed. Of several nobody knows which one it was: each goes on by itself, computed anew
+    /// where its caches may hold anything, and ends if it fails then.
     fn blame(&mut self, slots: &[usize], error: Error) {
         if let &[slot] = slots {
             return self.slots[slot].fail(error);
         }
         for &slot in slots {
-            self.slots[slot].restart(&self.runtime, &mut self.memory);
+            // Where memory alone was refused, every cache is as it was before the step.
+            let whole = matches!(error, Error::OutOfMemory { .. }) && self.slots[slot].set_apart();
+            if !whole {
+                self.slots[slot].restart(&self.runtime, &mut self.memory);
+            }
         }
     }
 

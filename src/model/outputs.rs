@@ -106,8 +106,11 @@ impl Model {
     pub fn logits_of(&self, tokens: &[u32], rows: Range<usize>) -> Result<Vec<Vec<f32>>> {
         let count = rows.len();
         let (sender, answers) = channel();
-        let sink =
-            RowSink::new(move |row| sender.send(row.and_then(|row| alloc::copy_of(row, "logits"))).is_ok());
+        let sink = RowSink::new(move |row| {
+            let row = row.and_then(|row| alloc::copy_of(row, "logits"));
+            let good = row.is_ok();
+            sender.send(row).is_ok() && good
+        });
         let kind = RequestKind::Score(ScoreRequest { rows, sink });
         let _asked = self.submit(alloc::copy_of(tokens, TOKENS)?, kind)?;
         // Rows that cannot be are told of in place of the first.

@@ -27,6 +27,8 @@ const MAX_LATE: usize = 4;
 const MASKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(20)];
 /// Work on following its tokens, which holds up a step of all sequences.
 const STEPS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(1)];
+/// Work of a mask that takes long; most take 50 µs.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// Makes constraints for one vocabulary.
 pub struct GrammarCompiler {
@@ -124,7 +126,7 @@ impl GrammarCompiler {
         });
         match made {
             Ok(made) => made,
-            Err(Lost::NoThread(error)) => bad(error.to_string()),
+            Err(Lost::NoThread(source)) => Err(Error::Thread { what: "a grammar", source }),
             Err(Lost::Panicked) => bad("its compiler panicked".into()),
             Err(Lost::Late(thread)) => {
                 self.late.lock().push(thread);
@@ -217,6 +219,12 @@ impl Constraint {
     /// What its masks have taken so far.
     pub(crate) fn masks_took(&self) -> Duration {
         self.work.masks
+    }
+
+    /// Whether they take long, each and all together.
+    pub(crate) fn has_slow_masks(&self) -> bool {
+        let Work { masks, tokens, .. } = self.work;
+        masks > apart::LONG && masks > SLOW * tokens
     }
 
     /// Whether the text is whole and nothing can follow.

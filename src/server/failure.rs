@@ -173,7 +173,9 @@ impl From<Error> for Failure {
             // Another process, loaded anew, can answer.
             Error::Changed { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
             // Others may have given memory back by the next try.
-            Error::OutOfMemory { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(1),
+            Error::OutOfMemory { .. } | Error::Thread { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(1)
+            }
             Error::Io { .. }
             | Error::Format { .. }
             | Error::Config { .. }

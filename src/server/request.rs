@@ -14,6 +14,8 @@ use super::budget::BodyCharge;
 use super::failure::Failure;
 use super::json::{Fields, Notes, parse};
 use super::store::Caller;
+use crate::alloc;
+use crate::error::Error;
 
 /// What a handler gives.
 pub(crate) type Reply = Result<Response, Failure>;
@@ -87,8 +89,9 @@ async fn whole(app: &App, body: &mut Body, charge: &BodyCharge) -> Result<Vec<u8
     let limit = app.options.body_limit;
     let declared = body.size_hint().exact().unwrap_or(0);
     let declared = usize::try_from(declared).ok().filter(|&bytes| bytes <= limit).ok_or(Unread::TooLarge)?;
-    // Memory that is not written to is none yet.
-    let mut bytes = Vec::with_capacity(declared);
+    let none = |error: Error| Unread::Failed(error.into());
+    let mut bytes = Vec::new();
+    alloc::reserve(&mut bytes, declared, "a body").map_err(none)?;
     while let Some(frame) = body.frame().await {
         let broken = |error| Unread::Failed(Failure::bad(format!("the body broke off: {error}")));
         let data = frame.map_err(broken)?.into_data().unwrap_or_default();
@@ -98,6 +101,7 @@ async fn whole(app: &App, body: &mut Body, charge: &BodyCharge) -> Result<Vec<u8
         if !charge.0.lock().reserve(data.len()) {
             return Err(Unread::NoRoom);
         }
+        alloc::reserve_more(&mut bytes, data.len(), "a body").map_err(none)?;
         bytes.extend_from_slice(&data);
     }
     Ok(bytes)

@@ -332,7 +332,7 @@ impl ChatTemplate {
             result
         };
         apart::run("template", STACK, NET, work).unwrap_or_else(|lost| match lost {
-            Lost::NoThread(e) => Err(self.error(e)),
+            Lost::NoThread(source) => Err(Error::Thread { what: "a chat template", source }),
             // It ends by itself at its next instruction, once it is given a processor for it.
             Lost::Late(_) => Err(self.error(format!("the template took longer than {} s", NET.as_secs()))),
             Lost::Panicked => Err(self.error("the template engine panicked")),

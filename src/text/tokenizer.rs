@@ -299,7 +299,7 @@ impl Tokenizer {
         let this = self.clone();
         apart::run("tokenizer", STACK, time, move || work(&this)).unwrap_or_else(|lost| {
             let what = match lost {
-                Lost::NoThread(error) => error.to_string(),
+                Lost::NoThread(source) => return Err(Error::Thread { what: "a text to encode", source }),
                 Lost::Panicked => "it panicked".into(),
                 Lost::Late(thread) => {
                     self.0.late.lock().push(thread);

@@ -434,11 +434,7 @@ impl Scratch {
     }
 }
 
-/// Room for `len` elements. What was there goes first: it holds nothing that is wanted.
+/// Room for `len` elements, as [`alloc::replace`].
 fn grow(lines: &mut Vec<CacheLine>, len: usize) -> Result<()> {
-    if lines.len() * 16 < len {
-        *lines = Vec::new();
-        *lines = alloc::zeroed(len.div_ceil(16), "a kernel's working memory")?;
-    }
-    Ok(())
+    alloc::replace(lines, len.div_ceil(16), "a kernel's working memory")
 }

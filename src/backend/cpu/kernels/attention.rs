@@ -214,10 +214,8 @@ impl<'a> AttentionCall<'a> {
         let blocks = self.args.runs.iter().filter(|run| run.len > 0).count() * self.kv_heads;
         let rows = blocks * SPLIT_ROWS;
         let block = SPLIT_ROWS * segments * self.partial();
-        if scratch.partials.len() < rows * segments * self.partial() {
-            scratch.partials = Vec::new();
-            scratch.partials = alloc::zeroed(rows * segments * self.partial(), "a kernel's working memory")?;
-        }
+        let len = rows * segments * self.partial();
+        alloc::replace(&mut scratch.partials, len, "a kernel's working memory")?;
         let partials = Parts::new(&mut scratch.partials);
         let workers = &scratch.workers;
         pool.run_on(blocks * segments, |worker, task| {
