@@ -130,6 +130,8 @@ pub struct Config {
     pub residual_multiplier: f32,
     /// What logits are multiplied by.
     pub logits_multiplier: f32,
+    /// Experts in place of the MLP, in layers that have them.
+    pub experts: Option<Experts>,
     /// Whether queries and keys have norms.
     pub has_head_norms: bool,
     /// Whether the parts of a block stand side by side, in families that have both.
@@ -142,6 +144,19 @@ pub struct Config {
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text; `generation_config.json` has precedence.
     pub eos_token_ids: Vec<u32>,
+}
+
+/// Experts of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Those that a token goes to.
+    pub used: usize,
+    /// Width inside one.
+    pub inner: usize,
+    /// The field that says so.
+    pub(crate) field: &'static str,
 }
 
 /// What a family calls the shared fields, and what their absence means: the defaults of its configuration class in
@@ -262,6 +277,7 @@ impl Shared {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logits_multiplier: 1.0,
+            experts: None,
             has_head_norms: false,
             parallel: false,
             dtype: dtype(fields)?,

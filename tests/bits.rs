@@ -12,12 +12,15 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 9] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
     "models/phi-partial",
     "models/gemma2-caps",
+    "models/mixtral-window",
+    "models/qwen2_moe-shared",
+    "models/qwen3_moe-plain",
     BUILTIN,
 ];
 

@@ -14,9 +14,9 @@ use super::kv::{HostKv, KvShape};
 use super::mlx::{MlxBackend, MlxTensor, WeightCache};
 use super::ops::{self, Backend, EVAL, KvRows, OpKind, Operands, Outputs, Run, State};
 use super::profile::{OpTime, OpWork, Profile};
-use super::values::{LayerState, PreparedMatrix, PreparedVector, Tensor};
+use super::values::{LayerState, PreparedMatrix, PreparedStack, PreparedVector, Tensor};
 use crate::error::{Error, Result};
-use crate::quant::Matrix;
+use crate::quant::{Matrix, Stack};
 use crate::tensor::{DType, HostTensor, Weight};
 
 /// An op on what may live on either backend.
@@ -344,7 +344,14 @@ impl LlmBackendDispatch {
             });
         }
         let tensor = |tensor| tensors.tensor(tensor);
-        self.kernels().run(&op.on(&states, tensor, |matrix| Ok(&matrix.cpu), |vector| Ok(&vector.cpu))?)
+        let op = op.on(
+            &states,
+            tensor,
+            |matrix| Ok(&matrix.cpu),
+            |stack| Ok(&stack.cpu),
+            |vector| Ok(&vector.cpu),
+        )?;
+        self.kernels().run(&op)
     }
 
     fn run_on_mlx(&self, mlx: &MlxBackend, op: &Op<'_>) -> Result<Outputs<MlxBackend>> {
@@ -366,6 +373,7 @@ impl LlmBackendDispatch {
             &states,
             |tensor| tensors.tensor(tensor),
             |matrix| matrix.mlx.as_ref().ok_or_else(unprepared),
+            |stack| stack.mlx.as_ref().ok_or_else(unprepared),
             |vector| vector.mlx.as_ref().ok_or_else(unprepared),
         )?;
         mlx.supports(&op)?;
@@ -495,6 +503,7 @@ fn unprepared() -> Error {
 impl Operands for LlmBackendDispatch {
     type Tensor = Tensor;
     type Matrix = PreparedMatrix;
+    type Stack = PreparedStack;
     type Vector = PreparedVector;
     type State = LayerState;
 }
@@ -510,6 +519,14 @@ impl Backend for LlmBackendDispatch {
             Self::Mlx { mlx, .. } => Some(mlx.matrix(matrix)),
         };
         PreparedMatrix { cpu: self.kernels().matrix(matrix), mlx }
+    }
+
+    fn stack(&self, stack: &Stack) -> PreparedStack {
+        let mlx = match self {
+            Self::Cpu { .. } => None,
+            Self::Mlx { mlx, .. } => Some(mlx.stack(stack)),
+        };
+        PreparedStack { cpu: self.kernels().stack(stack), mlx }
     }
 
     fn vector(&self, weight: &Weight) -> PreparedVector {

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::kv::KvShape;
-use super::ops::{Backend, MatrixOperand, Op, OpKind, Projection, State, TensorOperand};
+use super::ops::{Backend, MatrixOperand, Op, OpKind, Projection, StackOperand, State, TensorOperand};
 use crate::quant::Matrix;
 
 /// The calls of one op on matrices of one format and shape.
@@ -69,6 +71,23 @@ impl OpWork {
             Op::Linear { x, projection } => Self::projections::<B>(x, &[projection]),
             Op::GateUp { x, gate, up, .. } => Self::projections::<B>(x, &[gate, up]),
             Op::Qkv { x, projections } => Self::projections::<B>(x, &projections),
+            Op::Experts { ids, gate, up, down, .. } => {
+                let rows = ids.shape().iter().product::<usize>();
+                let stacks = gate.iter().chain([&up, &down]).map(|projection| projection.weight.source());
+                let [experts, ..] = up.weight.shape();
+                // Each row of another expert, as far as there are that many: most that can be touched.
+                let touched = rows.min(experts);
+                let bytes = |matrix| touched * matrix_bytes(matrix);
+                let elements = |matrix: &Matrix| matrix.as_ref().shape().iter().product::<usize>();
+                let each: SmallVec<[&Matrix; 3]> = stacks.map(|stack| &stack.each()[0]).collect();
+                let mut labels: Vec<String> = each.iter().map(|matrix| label(matrix)).collect();
+                labels.dedup();
+                Self {
+                    matrix: format!("{experts} of {}", labels.join(" + ")),
+                    bytes: each.iter().map(|matrix| bytes(matrix)).sum::<usize>() as u64,
+                    operations: each.iter().map(|matrix| 2 * rows * elements(matrix)).sum::<usize>() as u64,
+                }
+            }
             Op::Embedding { table, tokens, .. } => {
                 let rows = tokens.len();
                 let height = table.shape()[0].max(1);

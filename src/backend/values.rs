@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use super::cpu::{CpuMatrix, CpuVector};
+use super::cpu::{CpuMatrix, CpuStack, CpuVector};
 use super::kv::{HostKv, KvShape};
-use super::mlx::{MlxKv, MlxMatrix, MlxTensor, MlxVector};
-use super::ops::{MatrixOperand, State, TensorOperand, VectorOperand};
-use crate::quant::Matrix;
+use super::mlx::{MlxKv, MlxMatrix, MlxStack, MlxTensor, MlxVector};
+use super::ops::{MatrixOperand, StackOperand, State, TensorOperand, VectorOperand};
+use crate::quant::{Matrix, Stack};
 use crate::tensor::{ElementType, HostTensor, Weight};
 
 /// Activations or ids where they were made.
@@ -68,6 +68,25 @@ impl fmt::Debug for PreparedMatrix {
 
 impl MatrixOperand for PreparedMatrix {
     fn source(&self) -> &Matrix {
+        self.cpu.source()
+    }
+}
+
+/// The matrices of a layer's experts that were prepared for the backends of a dispatch. Clones share what was prepared.
+#[derive(Clone)]
+pub struct PreparedStack {
+    pub(super) cpu: CpuStack,
+    pub(super) mlx: Option<MlxStack>,
+}
+
+impl fmt::Debug for PreparedStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cpu.fmt(f)
+    }
+}
+
+impl StackOperand for PreparedStack {
+    fn source(&self) -> &Stack {
         self.cpu.source()
     }
 }

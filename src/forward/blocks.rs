@@ -23,6 +23,17 @@ impl Linear {
         Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), loader.bias(name)?))
     }
 
+    /// The same of few rows, from which something is chosen: in blocks or not, it is multiplied by without rounding.
+    pub fn exact(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        let weight = match loader.matrix(name)? {
+            Matrix::Quantized(weight) => {
+                Matrix::Dense(Weight::of_values(weight.name(), weight.shape(), weight.widened()?))
+            }
+            dense => dense,
+        };
+        Ok(Self::of(loader, loader.ops.matrix(&weight), loader.bias(name)?))
+    }
+
     fn of(loader: &Loader<'_>, weight: PreparedMatrix, bias: Option<Weight>) -> Self {
         loader.multiplies(&weight);
         Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)) }

@@ -3,8 +3,10 @@
 
 pub(super) use super::blocks::NormKind;
 use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary};
+pub(super) use super::list::Name;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
+use super::sparse::{Sparse, SparseMlp};
 use super::step::Step;
 use super::{Arguments, Forward};
 use crate::backend::ops::{Backend, StateSpec};
@@ -13,9 +15,6 @@ use crate::config::{Config, Rotation};
 use crate::error::Result;
 use crate::tensor::DType;
 use crate::weights::Form;
-
-/// A module's name in a Hugging Face checkpoint, and its name in GGUF: in a layer, those within it.
-pub(super) type Name = (&'static str, &'static str);
 
 /// What a norm of queries or keys is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +106,8 @@ pub(super) struct Dense {
     pub head_norms: Option<HeadNorms>,
     /// The feed-forward part.
     pub mlp: MlpNames,
+    /// Experts in its place, in some layers.
+    pub sparse: Option<Sparse>,
     /// How the rows of queries and keys lie.
     pub pairs: Pairs,
     /// Whether matrices of layers are stored with their rows as columns, in a Hugging Face checkpoint.
@@ -143,6 +144,7 @@ impl Dense {
                 ("mlp.up_proj", "ffn_up"),
                 ("mlp.down_proj", "ffn_down"),
             ]),
+            sparse: None,
             pairs: Pairs::Nowhere,
             transposed: false,
             root_scale: false,
@@ -152,6 +154,7 @@ impl Dense {
     /// Boxed, as a family hands it on.
     pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
         self.config.has_head_norms = self.head_norms.is_some();
+        self.config.experts = self.sparse.as_ref().map(|sparse| sparse.size);
         Ok(Box::new(self))
     }
 
@@ -190,7 +193,8 @@ impl Dense {
             let [form, gguf_form] = forms;
             let form = if self.transposed { Form::Transposed } else { form };
             let gguf = Some(GgufSpec { name: gguf, form: gguf_form, fused });
-            list.push(ModuleSpec { name, rows, columns: Some(columns), bias: true, form, gguf });
+            let stacked = Vec::new();
+            list.push(ModuleSpec { name, rows, columns: Some(columns), bias: true, form, gguf, stacked });
         };
         let plain = [Form::Plain; 2];
         match self.qkv {
@@ -220,6 +224,10 @@ impl Dense {
             }
         }
         matrix(name(self.output), config.hidden_dim(), config.query_dim(), plain, None);
+        if let Some(sparse) = self.sparse_of(layer) {
+            let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
+            return sparse.list(list, config, prefixes.each_ref().map(String::as_str));
+        }
         match self.mlp {
             MlpNames::Gated([gate, up, down]) => {
                 for part in [gate, up] {
@@ -239,8 +247,35 @@ impl Dense {
         }
     }
 
+    /// The experts of a layer that has them.
+    fn sparse_of(&self, layer: usize) -> Option<&Sparse> {
+        self.sparse.as_ref().filter(|sparse| sparse.is_of(layer))
+    }
+
     fn norm(&self, loader: &Loader<'_>, name: &str) -> Result<Norm> {
         Norm::load(loader, name, self.norms)
+    }
+
+    fn load_mlp(&self, loader: &Loader<'_>, layer: usize) -> Result<Mlp> {
+        let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
+        let (activation, inner) = (self.config.hidden_act, self.config.intermediate_size);
+        Ok(match self.mlp {
+            MlpNames::Gated([gate, up, down]) => Mlp::Gated {
+                gate: Linear::load(loader, &path(gate))?,
+                up: Linear::load(loader, &path(up))?,
+                down: Linear::load(loader, &path(down))?,
+                activation,
+            },
+            MlpNames::GatedFused([gate_up, down]) => {
+                let [gate, up] = Linear::split(loader, &path(gate_up), [("gate", inner), ("up", inner)])?;
+                Mlp::Gated { gate, up, down: Linear::load(loader, &path(down))?, activation }
+            }
+            MlpNames::Plain([fc1, fc2]) => Mlp::Plain {
+                fc1: Linear::load(loader, &path(fc1))?,
+                fc2: Linear::load(loader, &path(fc2))?,
+                activation,
+            },
+        })
     }
 
     fn load_layer(&self, loader: &Loader<'_>, layer: usize) -> Result<Layer> {
@@ -268,23 +303,11 @@ impl Dense {
             let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
         }
-        let (activation, inner) = (config.hidden_act, config.intermediate_size);
-        let mlp = match self.mlp {
-            MlpNames::Gated([gate, up, down]) => Mlp::Gated {
-                gate: Linear::load(loader, &path(gate))?,
-                up: Linear::load(loader, &path(up))?,
-                down: Linear::load(loader, &path(down))?,
-                activation,
-            },
-            MlpNames::GatedFused([gate_up, down]) => {
-                let [gate, up] = Linear::split(loader, &path(gate_up), [("gate", inner), ("up", inner)])?;
-                Mlp::Gated { gate, up, down: Linear::load(loader, &path(down))?, activation }
+        let mlp = match self.sparse_of(layer) {
+            Some(sparse) => {
+                FeedForward::Sparse(Box::new(sparse.load(loader, &format!("{}.{layer}", self.layers))?))
             }
-            MlpNames::Plain([fc1, fc2]) => Mlp::Plain {
-                fc1: Linear::load(loader, &path(fc1))?,
-                fc2: Linear::load(loader, &path(fc2))?,
-                activation,
-            },
+            None => FeedForward::Dense(self.load_mlp(loader, layer)?),
         };
         Ok(Layer {
             input_norm: norm(self.input_norm)?,
@@ -306,6 +329,7 @@ fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec 
         bias: matches!(kind, NormKind::Layer { .. }),
         form: Form::Plain,
         gguf: Some(GgufSpec { name: gguf, form, fused: None }),
+        stacked: Vec::new(),
     }
 }
 
@@ -328,6 +352,7 @@ impl Arguments for Dense {
             bias,
             form: Form::Plain,
             gguf: Some(GgufSpec { name: name.1.to_owned(), form: Form::Plain, fused: None }),
+            stacked: Vec::new(),
         };
         list.push(table(self.embed_tokens, config.vocab_dim(), false));
         if let Some(name) = self.embed_positions {
@@ -380,8 +405,26 @@ struct Layer {
     attention: Attention,
     attention_norm: Option<Norm>,
     mlp_norm: Option<Norm>,
-    mlp: Mlp,
+    mlp: FeedForward,
     mlp_out_norm: Option<Norm>,
+}
+
+/// The feed-forward part of a block.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one value a layer, which is never moved")]
+enum FeedForward {
+    Dense(Mlp),
+    Sparse(Box<SparseMlp>),
+}
+
+impl FeedForward {
+    /// `[T, D]` → `[T, D]`.
+    fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(step, x),
+            Self::Sparse(experts) => experts.forward(step, x),
+        }
+    }
 }
 
 /// The forward pass of a dense decoder.

@@ -31,6 +31,8 @@ pub(crate) struct Gguf {
     pub scalar: Option<fn(&Config) -> f32>,
     /// Numbers that other families do not have: the field of the configuration, and the key.
     pub numbers: &'static [(&'static str, &'static str)],
+    /// What the family calls the number of its experts, and where that is not the width of the MLP, their width.
+    pub experts: Option<(&'static str, Option<&'static str>)>,
     /// Reads what else the family has.
     pub members: fn(&mut Members<'_>, &Checkpoint) -> Result<()>,
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
@@ -52,6 +54,7 @@ impl Gguf {
             activations: &[Activation::Silu],
             scalar: None,
             numbers: &[],
+            experts: None,
             members: |_, _| Ok(()),
             entries: Some(no_window),
         }
@@ -198,10 +201,6 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     let mut members =
         Members { metadata, arch, object: Object::new(), scaling: Object::new(), names: BTreeMap::new() };
     members.put("model_type", "general.architecture", Value::String(family.model_type.to_owned()));
-    let experts = members.key("expert_count");
-    if metadata.uint(&experts)?.is_some_and(|experts| experts > 0) {
-        return Err(metadata.refuse(&experts, "0 or absent: mixtures of experts are not supported"));
-    }
     let context = members.required(names.context, "context_length")?;
     let hidden = members.required(names.hidden_size, "embedding_length")?;
     members.required(names.layers, "block_count")?;
@@ -215,6 +214,7 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     if members.number(names.eps, gguf.eps)?.is_none() {
         return Err(metadata.refuse(&members.key(gguf.eps), "a number"));
     }
+    experts(&mut members, gguf)?;
     for (name, key) in gguf.numbers {
         members.number(name, key)?;
     }
@@ -230,6 +230,36 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     let mut arguments = (family.arguments)(&fields, config)?;
     put_factors(arguments.config_mut(), checkpoint, arch)?;
     Ok(Architecture { family, prefixes: &[], arguments: arguments.into() })
+}
+
+/// Whether a file has experts.
+pub(crate) fn has_experts(metadata: &Metadata, arch: &str) -> Result<bool> {
+    Ok(metadata.uint(&format!("{arch}.expert_count"))?.is_some_and(|count| count > 0))
+}
+
+/// How many experts there are, how many a token goes to, and their width.
+fn experts(members: &mut Members<'_>, gguf: &Gguf) -> Result<()> {
+    let metadata = members.metadata;
+    let count = members.key("expert_count");
+    let Some((name, width)) = gguf.experts else {
+        return match has_experts(metadata, gguf.architecture)? {
+            true => {
+                Err(metadata.refuse(&count, "0 or absent: experts of this architecture are not supported"))
+            }
+            false => Ok(()),
+        };
+    };
+    members.required(name, "expert_count")?;
+    let used = members.required("num_experts_per_tok", "expert_used_count")?;
+    if let Some(width) = width
+        && members.size(width, "expert_feed_forward_length")?.is_none()
+    {
+        // As llama.cpp has it.
+        let key = members.key("feed_forward_length");
+        let all = metadata.per_layer(&key)?.unwrap_or(0);
+        members.put(width, key, Value::UInt(all / used.max(1)));
+    }
+    Ok(())
 }
 
 /// The family of a file.
@@ -445,7 +475,7 @@ fn factors(checkpoint: &Checkpoint, tensor: &str, dims: usize) -> Result<Option<
     if checkpoint.find(tensor).is_none() {
         return Ok(None);
     }
-    let factors = checkpoint.get(tensor, &[dims / 2])?.to_f32();
+    let factors = checkpoint.get(tensor, &[dims / 2])?.widened()?;
     match factors.iter().find(|factor| !FACTOR.contains(factor)) {
         Some(factor) => {
             let expected = format!("numbers from {:?} to {:?}", FACTOR.start(), FACTOR.end());

@@ -7,7 +7,10 @@ use std::ops::Range;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
-use crate::weights::{Adopted, Checkpoint, Form, TensorInfo, quantized};
+use crate::weights::{Adopted, AdoptedDims, Checkpoint, Form, TensorInfo, quantized};
+
+/// A module's name in a Hugging Face checkpoint, and its name in GGUF: in a layer, those within it.
+pub(super) type Name = (&'static str, &'static str);
 
 /// A dimension of a weight, and the fields of the configuration that it is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +74,9 @@ pub(crate) struct ModuleSpec {
     pub form: Form,
     /// Where it is in a GGUF file, where it has a name there.
     pub gguf: Option<GgufSpec>,
+    /// Tensors of directories that hold it among others, and its rows there: those of an expert in `[E, N, K]`, counted over
+    /// all experts. Each is the path without `.weight`, or the whole name.
+    pub stacked: Vec<(String, Range<usize>)>,
 }
 
 /// A module in a GGUF file.
@@ -97,6 +103,7 @@ pub(crate) struct WeightList {
     modules: Vec<ModuleSpec>,
     by_name: HashMap<String, usize>,
     by_gguf: HashMap<String, Vec<usize>>,
+    by_stack: HashMap<String, Vec<usize>>,
 }
 
 impl WeightList {
@@ -109,6 +116,9 @@ impl WeightList {
             for name in std::iter::once(&gguf.name).chain(fused) {
                 self.by_gguf.entry(name.clone()).or_default().push(at);
             }
+        }
+        for (name, _) in &module.stacked {
+            self.by_stack.entry(name.clone()).or_default().push(at);
         }
         self.modules.push(module);
     }
@@ -141,6 +151,10 @@ impl WeightList {
         checkpoint.adopt(|info| {
             let stored = info.name();
             let name = canonical(stored, prefixes);
+            let parts = self.stacked(&name);
+            if !parts.is_empty() {
+                return parts;
+            }
             let module = name.rsplit_once('.').and_then(|(module, leaf)| Some((self.get(module)?, leaf)));
             let form = match module {
                 Some((module, "weight" | "bias")) if info.dtype().is_some() => module.form,
@@ -150,9 +164,38 @@ impl WeightList {
             let form = if info.shape().len() == 1 && form == Form::Transposed { Form::Plain } else { form };
             match name == stored && form == Form::Plain {
                 true => Vec::new(),
-                false => vec![Adopted { name, form, rows: None, vector: false }],
+                false => vec![Adopted { name, form, rows: None, dims: AdoptedDims::Same }],
             }
         })
+    }
+
+    /// The modules that are held by a tensor of a directory, each of which has some of its rows.
+    fn stacked(&self, name: &str) -> Vec<Adopted> {
+        let split = name.rsplit_once('.');
+        let parts = split.and_then(|(stack, leaf)| Some((stack, self.by_stack.get(stack)?, leaf)));
+        let Some((stack, modules, leaf)) = parts.or_else(|| Some((name, self.by_stack.get(name)?, "weight")))
+        else {
+            return Vec::new();
+        };
+        let part = |&at: &usize| {
+            let module = &self.modules[at];
+            let rows = module.stacked.iter().find(|(of, _)| of == stack).map(|(_, rows)| rows.clone());
+            Adopted {
+                name: format!("{}.{leaf}", module.name),
+                form: module.form,
+                rows,
+                dims: AdoptedDims::Same,
+            }
+        };
+        modules.iter().map(part).collect()
+    }
+
+    /// The modules that a path of a quantized model's configuration means: one, or all of a stack.
+    pub fn meant_by(&self, path: &str) -> Vec<String> {
+        match self.by_stack.get(path) {
+            Some(modules) => modules.iter().map(|&at| self.modules[at].name.clone()).collect(),
+            None => vec![path.to_owned()],
+        }
     }
 
     fn adopted_from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
@@ -165,8 +208,12 @@ impl WeightList {
                 form => form,
             };
             let rows = gguf.fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone());
-            let vector = rows.is_some() && module.columns.is_none() && info.shape().len() == 2;
-            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, vector })
+            let dims = match (info.shape(), &module.columns) {
+                ([_, _], None) if rows.is_some() => AdoptedDims::Vector,
+                ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
+                _ => AdoptedDims::Same,
+            };
+            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, dims })
         });
         adopted.collect()
     }

@@ -2,6 +2,7 @@
 //! Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models".
 
 use super::dense::{Dense, Pairs};
+use super::gguf::has_experts;
 use super::{Arguments, Family, Gguf};
 use crate::config::{Config, Shared};
 use crate::error::Result;
@@ -12,7 +13,10 @@ pub(super) static FAMILY: Family = Family {
     model_type: "llama",
     shared: Shared::LLAMA,
     arguments,
-    gguf: Some(Gguf { claims: |metadata| has_window(metadata).map(|has| !has), ..Gguf::plain("llama") }),
+    gguf: Some(Gguf {
+        claims: |metadata| Ok(!has_window(metadata)? && !has_experts(metadata, "llama")?),
+        ..Gguf::plain("llama")
+    }),
     prefixes: &[],
 };
 

@@ -2,6 +2,7 @@
 //! Jiang et al. 2023, "Mistral 7B".
 
 use super::dense::{Dense, Pairs};
+use super::gguf::has_experts;
 use super::llama::has_window;
 use super::{Arguments, Family, Gguf};
 use crate::config::{Config, Shared, sliding_window};
@@ -13,7 +14,7 @@ pub(super) static FAMILY: Family = Family {
     shared: Shared { kv_heads: Some(8), context: 131_072, ..Shared::LLAMA },
     arguments,
     gguf: Some(Gguf {
-        claims: has_window,
+        claims: |metadata| Ok(has_window(metadata)? && !has_experts(metadata, "llama")?),
         members: |members, _| members.window(true).map(drop),
         entries: Some(super::gguf::window_that_llama_cpp_ignores),
         ..Gguf::plain("llama")

@@ -18,6 +18,7 @@ mod llama;
 mod loader;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod nemotron;
 mod olmo2;
 mod olmo3;
@@ -25,10 +26,13 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen2_5_vl_text;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod qwen3_vl_text;
 mod seed_oss;
 mod smollm3;
+mod sparse;
 mod stablelm;
 mod starcoder2;
 pub mod step;
@@ -57,7 +61,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 26] = [
+pub(crate) static FAMILIES: [&Family; 29] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -84,6 +88,9 @@ pub(crate) static FAMILIES: [&Family; 26] = [
     &nemotron::FAMILY,
     &qwen2_5_vl_text::FAMILY,
     &qwen3_vl_text::FAMILY,
+    &mixtral::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3_moe::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
@@ -274,12 +281,14 @@ impl Architecture {
     pub fn adopt(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
         let list = self.weights();
         list.adopt(checkpoint, self.prefixes)?;
-        if !self.prefixes.is_empty()
-            && let Some(arguments) = Arc::get_mut(&mut self.arguments)
+        if let Some(arguments) = Arc::get_mut(&mut self.arguments)
             && let Some(Quantization::Mlx(mlx)) = &mut arguments.config_mut().quantization
         {
             let modules = std::mem::take(&mut mlx.modules).into_iter();
-            mlx.modules = modules.map(|(path, of)| (list::canonical(&path, self.prefixes), of)).collect();
+            let named = modules.map(|(path, of)| (list::canonical(&path, self.prefixes), of));
+            mlx.modules = named
+                .flat_map(|(path, of)| list.meant_by(&path).into_iter().map(move |path| (path, of)))
+                .collect();
         }
         list.check(self.config(), checkpoint)
     }

@@ -291,7 +291,12 @@ fn every_fixture_s_configuration_fits_its_weights() {
         let shape = format!(".weight [{}, {}]", config.vocab_size, config.hidden_size);
         assert!(vocab.contains(&said) && vocab.ends_with(&shape), "{vocab}");
         assert!(wrong(|c| c.head_dim += 2).contains("head_dim is "));
-        assert!(wrong(|c| c.intermediate_size += 1).contains("intermediate_size is "));
+        // Of experts, where every layer has them.
+        let inner = |c: &mut Config| match &mut c.experts {
+            Some(experts) => experts.inner += 1,
+            None => c.intermediate_size += 1,
+        };
+        assert!(wrong(inner).contains("intermediate_size is "));
         assert!(wrong(|c| c.hidden_size += 1).contains("hidden_size is "));
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::input::Input;
-use crate::backend::cpu::kernels::quant::{ActivationScratch, PackedMatrix, QuantProjection, linear_group};
+use crate::backend::cpu::kernels::quant::{
+    ActivationScratch, PackedMatrix, QuantProjection, Rows, linear_group,
+};
 use crate::backend::cpu::pool::Pool;
 use crate::backend::cpu::{Activations, Isa};
 use crate::quant::{Format, GgmlType, Plane, QuantWeight};
@@ -50,8 +52,10 @@ pub(super) fn blocks(data: &[u8]) {
     for how in [Activations::Int8, Activations::F32] {
         let run = |pool: &Pool, isa: Isa| {
             let mut out = vec![f32::NAN; t * rows];
-            let mut projections = [QuantProjection { weight: &packed, bias: None, out: &mut out }];
-            linear_group(pool, isa, how, &x, &mut projections, &mut ActivationScratch::default())
+            let mut projections =
+                [QuantProjection { weight: &packed, bias: None, rows: 0..t, out: &mut out }];
+            let x = Rows { data: &x, cols, pick: None };
+            linear_group(pool, isa, how, x, &mut projections, &mut ActivationScratch::default())
                 .expect("a few kilobytes");
             out
         };

@@ -100,7 +100,9 @@ impl ModelFiles {
         let width = 4 * config.hidden_size
             + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
             + 3 * config.intermediate_size;
-        let activations = 4 * (rows * width as u64 + 2 * config.vocab_size as u64);
+        // Of each expert that a row goes to: its row, gate and up, and what it gives.
+        let experts = config.experts.map_or(0, |of| of.used * (2 * of.inner + 2 * config.hidden_size));
+        let activations = 4 * (rows * (width + experts) as u64 + 2 * config.vocab_size as u64);
         match setting.backend {
             LlmBackendKind::Cpu => activations,
             LlmBackendKind::Mlx => activations

@@ -14,6 +14,7 @@ mod parallel;
 mod planes;
 pub mod repack;
 mod scheme;
+mod stack;
 
 use std::fmt;
 use std::ops::Range;
@@ -31,6 +32,7 @@ pub(crate) use parallel::for_rows;
 pub use planes::Plane;
 use planes::Planes;
 pub use scheme::{MlxFormat, MlxMode, MlxQuantization, Quantization};
+pub use stack::Stack;
 
 /// How the elements of a row are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -51,6 +51,13 @@ impl Plane {
         self.range.len()
     }
 
+    /// This plane and `next` as one, where `next` follows it in the same bytes.
+    pub(super) fn joined(&self, next: &Self) -> Option<Self> {
+        let follows = std::ptr::addr_eq(Arc::as_ptr(&self.owner), Arc::as_ptr(&next.owner))
+            && self.range.end == next.range.start;
+        follows.then(|| Self { owner: Arc::clone(&self.owner), range: self.range.start..next.range.end })
+    }
+
     /// Rows `rows` of `width` bytes each.
     fn rows(&self, width: usize, rows: &Range<usize>) -> Self {
         let range = self.range.start + rows.start * width..self.range.start + rows.end * width;

@@ -41,8 +41,20 @@ pub(crate) struct Adopted {
     pub form: Form,
     /// The rows of the tensor that these are, where it holds others, too.
     pub rows: Option<Range<usize>>,
-    /// Whether that is one row, which is a vector.
-    pub vector: bool,
+    /// Where its dimensions are not those of the model.
+    pub dims: AdoptedDims,
+}
+
+/// What becomes of a tensor's dimensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum AdoptedDims {
+    /// They stay.
+    #[default]
+    Same,
+    /// One row is a vector.
+    Vector,
+    /// A vector is one row.
+    Row,
 }
 
 impl Form {

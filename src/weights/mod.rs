@@ -43,7 +43,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::safetensors::Dtype;
-pub(crate) use form::{Adopted, Form};
+pub(crate) use form::{Adopted, AdoptedDims, Form};
 pub use mmap::MappedFile;
 pub use quantized::Stored;
 pub use source::{Access, Watch};
@@ -349,21 +349,27 @@ impl Checkpoint {
                 self.add(info)?;
                 continue;
             }
-            for Adopted { name, form, rows, vector } in adopted {
+            for Adopted { name, form, rows, dims } in adopted {
                 let mut part = info.clone();
                 if *name != *part.name {
                     part.stored = Some(info.stored_name().into());
                 }
                 (part.name, part.form) = (name.into(), form);
-                if let (Some(rows), Some(&all)) = (rows, info.shape.first()) {
+                if let (Some(_), &[experts, each, columns]) = (&rows, info.shape.as_slice()) {
+                    // Rows are counted over all experts.
+                    part.shape = [experts.saturating_mul(each), columns].as_slice().into();
+                }
+                if let (Some(rows), Some(&all)) = (rows, part.shape.clone().first()) {
                     // What the list says of a tensor that turns out otherwise is found when it is loaded.
                     let rows = rows.start.min(all)..rows.end.min(all);
                     let stride = info.range.len().checked_div(all).unwrap_or(0);
                     part.shape[0] = rows.len();
-                    if vector {
-                        part.shape.remove(0);
-                    }
                     part.range = info.range.start + rows.start * stride..info.range.start + rows.end * stride;
+                }
+                match dims {
+                    AdoptedDims::Vector if part.shape.len() == 2 => _ = part.shape.remove(0),
+                    AdoptedDims::Row if part.shape.len() == 1 => part.shape.insert(0, 1),
+                    _ => {}
                 }
                 if form == Form::Transposed {
                     part.shape.reverse();

@@ -42,8 +42,12 @@ pub fn quantized_cache(kv_type: KvType) -> f32 {
 /// Rounding to steps of `s` deviates by `s / √12` in the mean. Elements that are `e` apart on both sides of an edge, `2 e / s` of
 /// them, deviate by `s`: the ratio of the two is `√(24 e / s)`. In `f32`, `e` is that of logits, and a group's range about four
 /// standard deviations of its elements. In narrow types most elements near an edge are on both sides of it.
-pub fn quantized_cache_parity(dtype: DType, kv_type: KvType) -> f32 {
+pub fn quantized_cache_parity(dtype: DType, kv_type: KvType, has_experts: bool) -> f32 {
     if dtype == DType::F32 {
+        if has_experts {
+            // What the ratio allows: a router's weights are steep. Seen is 6.5e-3 with a flipped code.
+            return if kv_type == KvType::Q4 { 1.3e-2 } else { 3.5e-3 };
+        }
         // Below what the ratio allows (3.5e-3 and 1.3e-2): seen are up to 8.1e-4 with flipped codes.
         return 1e-3;
     }
@@ -58,6 +62,10 @@ pub const GEMMA2_SCALE: f32 = 0.02;
 /// Largest deviation of logits from llama.cpp's, in units of their standard deviation: it rounds activations to eight bits, in
 /// places of its own, which a model of random blocks of two bits shows most.
 pub const LLAMA_CPP: f32 = 0.25;
+
+/// The same of four bits where a token that sees rounded keys may go to another expert, which is a jump and no rounding: what has nothing to do
+/// with the logits is 1.4 from them.
+pub const ROUTED: f32 = 0.6;
 
 /// Half the distance from 1 to the next number: what rounding to nearest loses, relatively.
 pub fn unit(dtype: DType) -> f64 {
@@ -97,6 +105,13 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         OpKind::Embedding | OpKind::Scale => (if narrow { 2.1 } else { 1.0 }, 0.0),
         // The sum is kept in f32 and rounded once, at most once more before the bias; measured 4.5 in f32.
         OpKind::Linear | OpKind::Qkv => (1.5, 8.0),
+        // MLX's f32 exponential is good to 9 units: in a score, in the sum of all, and once more each where weights are normalised;
+        // two quotients and the scale.
+        OpKind::Route => (0.0, 40.0),
+        // Gate and up, what joins them, down, and the product with the weight, each with its own share of the magnitudes.
+        OpKind::Experts => (2.0, 8.0),
+        // The sigmoid and the product; MLX's f32 exponential is good to 9 units.
+        OpKind::Gate => (if narrow { 3.0 } else { 10.0 }, 0.0),
         // Gate, activation, up and product are each rounded.
         OpKind::GateUp => (2.0, 3.0),
         // The normed row and its product with the weight; the mean square of a long row is a chain in f32.

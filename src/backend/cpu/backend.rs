@@ -1,15 +1,15 @@
 //! The ops on the CPU kernels: takes buffers, and calls the kernel of each op.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 
 use smallvec::{SmallVec, smallvec};
 
 use super::isa::Isa;
 use super::kernels::attention::{Attention, AttentionRun, AttentionScratch, attention};
 use super::kernels::pointwise::{Binary, Unary};
-use super::kernels::quant::{self, ActivationScratch, Activations, PackedMatrix, QuantProjection};
-use super::kernels::{matmul, norm, pointwise, rope};
-use super::operands::{CpuMatrix, CpuVector, Readable};
+use super::kernels::quant::{self, ActivationScratch, Activations, PackedMatrix, QuantProjection, Rows};
+use super::kernels::{matmul, norm, pointwise, rope, route};
+use super::operands::{CpuMatrix, CpuStack, CpuVector, Readable};
 use super::pool::{Pool, Scratch};
 use crate::alloc;
 use crate::backend::kv::{HostKv, KvShape};
@@ -18,7 +18,7 @@ use crate::backend::ops::{
 };
 use crate::config::Activation;
 use crate::error::{Error, Result};
-use crate::quant::Matrix;
+use crate::quant::{Matrix, Stack};
 use crate::tensor::{Buffer, BufferPool, HostTensor, Weight};
 
 /// The CPU kernels with their threads. One engine thread owns it.
@@ -30,6 +30,13 @@ pub struct CpuBackend {
     attention: RefCell<AttentionScratch>,
     activations: Activations,
     rounded: RefCell<ActivationScratch>,
+}
+
+/// A product of rows with a matrix: the matrix `[N, K]`, a bias `[N]`, and where the result `[T, N]` goes.
+pub(super) struct OneProduct<'a> {
+    pub weight: &'a CpuMatrix,
+    pub bias: Option<&'a [f32]>,
+    pub out: &'a mut [f32],
 }
 
 impl CpuBackend {
@@ -74,14 +81,33 @@ impl CpuBackend {
         let rows = x.shape()[0];
         let outputs = projections.iter().map(|p| self.buffers.take(rows * p.weight.shape()[0]));
         let mut outputs = outputs.collect::<Result<SmallVec<[_; 3]>>>()?;
-        let weights = projections.iter().map(|p| p.weight.readable(&self.pool));
+        let mut parts = SmallVec::new();
+        for (projection, out) in projections.iter().zip(&mut outputs) {
+            let bias = projection.bias.map(CpuVector::values).transpose()?;
+            parts.push(OneProduct { weight: projection.weight, bias, out });
+        }
+        self.multiply(x.data(), parts)?;
+        let mut outputs = outputs.into_iter().zip(&projections);
+        Ok(std::array::from_fn(|_| {
+            let Some((out, projection)) = outputs.next() else {
+                unreachable!("one output for each of {N} projections")
+            };
+            HostTensor::new(&[rows, projection.weight.shape()[0]], out)
+        }))
+    }
+
+    /// The products of `x` `[T, K]` with matrices `[N, K]`, plus biases `[N]`, into outputs `[T, N]`.
+    pub(super) fn multiply(&self, x: &[f32], parts: SmallVec<[OneProduct<'_>; 3]>) -> Result<()> {
+        let weights = parts.iter().map(|part| part.weight.readable(&self.pool));
         let weights = weights.collect::<Result<SmallVec<[_; 3]>>>()?;
-        let biases = projections.iter().map(|p| p.bias.map(CpuVector::values).transpose());
-        let biases = biases.collect::<Result<SmallVec<[_; 3]>>>()?;
         let (mut dense, mut quantized) = (SmallVec::<[_; 3]>::new(), SmallVec::<[_; 3]>::new());
-        for ((&bias, weight), out) in biases.iter().zip(&weights).zip(&mut outputs) {
+        let cols = parts.first().map_or(1, |part| part.weight.shape()[1]);
+        let rows = 0..x.len().checked_div(cols).unwrap_or(0);
+        for (OneProduct { bias, out, .. }, weight) in parts.into_iter().zip(&weights) {
             match weight {
-                Readable::Packed(weight) => quantized.push(QuantProjection { weight, bias, out }),
+                Readable::Packed(weight) => {
+                    quantized.push(QuantProjection { weight, bias, rows: rows.clone(), out });
+                }
                 Readable::Dense(weight) => {
                     dense.push(matmul::Projection { weight: (*weight).into(), bias, out })
                 }
@@ -90,22 +116,36 @@ impl CpuBackend {
                 }
             }
         }
-        matmul::linear_group(&self.pool, self.isa, x.data(), &mut dense, &mut self.scratch.borrow_mut())?;
+        matmul::linear_group(&self.pool, self.isa, x, &mut dense, &mut self.scratch.borrow_mut())?;
         // A group shares its rounded activations, which an order of columns would permute.
         let together = quantized.iter().all(|p| p.weight.order() == quantized[0].weight.order());
         let size = if together { quantized.len() } else { 1 };
+        let x = Rows { data: x, cols, pick: None };
         for group in quantized.chunks_mut(size.max(1)) {
             let scratch = &mut self.rounded.borrow_mut();
-            quant::linear_group(&self.pool, self.isa, self.activations, x.data(), group, scratch)?;
+            quant::linear_group(&self.pool, self.isa, self.activations, x, group, scratch)?;
         }
-        drop((dense, quantized));
-        let mut outputs = outputs.into_iter().zip(&projections);
-        Ok(std::array::from_fn(|_| {
-            let Some((out, projection)) = outputs.next() else {
-                unreachable!("one output for each of {N} projections")
-            };
-            HostTensor::new(&[rows, projection.weight.shape()[0]], out)
-        }))
+        Ok(())
+    }
+
+    /// What kernels run on.
+    pub(super) fn kernels(&self) -> (&Pool, Isa) {
+        (&self.pool, self.isa)
+    }
+
+    /// What becomes of activations that meet quantized weights.
+    pub(super) fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// The memory of rounded activations.
+    pub(super) fn rounded(&self) -> RefMut<'_, ActivationScratch> {
+        self.rounded.borrow_mut()
+    }
+
+    /// What a product reads of a matrix.
+    pub(super) fn readable<'a>(&self, matrix: &'a CpuMatrix) -> Result<Readable<'a>> {
+        matrix.readable(&self.pool)
     }
 }
 
@@ -163,6 +203,7 @@ impl CpuBackend {
 impl Operands for CpuBackend {
     type Tensor = HostTensor;
     type Matrix = CpuMatrix;
+    type Stack = CpuStack;
     type Vector = CpuVector;
     type State = HostKv;
 }
@@ -175,6 +216,10 @@ impl Backend for CpuBackend {
 
     fn matrix(&self, matrix: &Matrix) -> CpuMatrix {
         CpuMatrix::new(matrix.clone())
+    }
+
+    fn stack(&self, stack: &Stack) -> CpuStack {
+        CpuStack::new(stack.clone())
     }
 
     fn vector(&self, weight: &Weight) -> CpuVector {
@@ -251,6 +296,10 @@ impl Backend for CpuBackend {
             Op::Scale { x, by } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::Scale(by), x.data(), out))?
             }
+            Op::Gate { x, gate } => self.filled(x.shape(), |out| match x.shape()[1] / gate.shape()[1] {
+                1 => pointwise::binary(pool, isa, Binary::Sigmoid, x.data(), gate.data(), out),
+                stretch => route::gate_stretches(pool, x.data(), gate.data(), stretch, out),
+            })?,
             Op::SoftCap { x, cap } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))?
             }
@@ -277,6 +326,17 @@ impl Backend for CpuBackend {
                         out.copy_from_slice(x.row(row));
                     }
                 })?
+            }
+            Op::Route { logits, bias, router } => {
+                let bias = bias.map(CpuVector::values).transpose()?;
+                let shape = [logits.shape()[0], router.used];
+                let mut ids = alloc::zeroed(shape[0] * shape[1], "the experts of a step")?;
+                let mut weights = self.buffers.take(shape[0] * shape[1])?;
+                route::route(pool, logits.data(), bias, &router, &mut ids, &mut weights)?;
+                return Ok(smallvec![HostTensor::from_u32(&shape, ids), HostTensor::new(&shape, weights)]);
+            }
+            Op::Experts { x, ids, weights, gate, up, down, gating } => {
+                self.experts([x, ids, weights], gate, up, down, gating)?
             }
             Op::GateUp { x, gate, up, activation } => {
                 let [mut gate, up] = self.linear(x, [gate, up])?;

@@ -1,6 +1,7 @@
 //! The CPU backend: threads, instruction sets and kernels, in pure Rust.
 
 mod backend;
+mod experts;
 pub mod isa;
 pub mod kernels;
 pub mod limits;
@@ -10,4 +11,4 @@ pub mod pool;
 pub use backend::CpuBackend;
 pub use isa::Isa;
 pub use kernels::quant::Activations;
-pub use operands::{CpuMatrix, CpuVector};
+pub use operands::{CpuMatrix, CpuStack, CpuVector};

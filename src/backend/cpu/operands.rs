@@ -7,9 +7,9 @@ use std::rc::Rc;
 use super::kernels::quant::PackedMatrix;
 use super::pool::Pool;
 use crate::backend::kv::{HostKv, KvShape, PAGE};
-use crate::backend::ops::{MatrixOperand, State, TensorOperand, VectorOperand};
+use crate::backend::ops::{MatrixOperand, StackOperand, State, TensorOperand, VectorOperand};
 use crate::error::Result;
-use crate::quant::{Matrix, Plane, QuantWeight};
+use crate::quant::{Matrix, Plane, QuantWeight, Stack};
 use crate::tensor::{ElementType, HostTensor, Weight};
 
 impl TensorOperand for HostTensor {
@@ -100,6 +100,38 @@ impl CpuMatrix {
                 Readable::Decoded(Weight::of_values(weight.name(), weight.shape(), weight.widened()?))
             }
         })
+    }
+}
+
+/// The matrices of a layer's experts, each of which is read or packed when a row first goes to it. Clones share what was packed.
+#[derive(Clone)]
+pub struct CpuStack {
+    source: Stack,
+    each: Rc<[CpuMatrix]>,
+}
+
+impl fmt::Debug for CpuStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl StackOperand for CpuStack {
+    fn source(&self) -> &Stack {
+        &self.source
+    }
+}
+
+impl CpuStack {
+    /// `source`, of which nothing is made yet.
+    pub(crate) fn new(source: Stack) -> Self {
+        let each = source.each().iter().cloned().map(CpuMatrix::new).collect();
+        Self { source, each }
+    }
+
+    /// The matrix of expert `expert`.
+    pub(super) fn expert(&self, expert: usize) -> &CpuMatrix {
+        &self.each[expert]
     }
 }
 

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use super::kv::{HostKv, KvShape};
 use super::ops::{
-    Backend, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run, State, TensorOperand, VectorOperand,
+    Backend, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run, StackOperand, State, TensorOperand,
+    VectorOperand,
 };
 use crate::error::{Error, Result};
-use crate::quant::Matrix;
+use crate::quant::{Matrix, Stack};
 use crate::tensor::{DType, ElementType, HostTensor, Weight};
 
 /// No value. Types that hold it look like any other from outside, so that no arm for them is unreachable there.
@@ -33,6 +34,8 @@ absent! {
     MlxTensor,
     /// No matrix.
     MlxMatrix,
+    /// No matrices of experts.
+    MlxStack,
     /// No vector.
     MlxVector,
     /// No state.
@@ -172,6 +175,12 @@ impl MatrixOperand for MlxMatrix {
     }
 }
 
+impl StackOperand for MlxStack {
+    fn source(&self) -> &Stack {
+        match self.0 {}
+    }
+}
+
 impl VectorOperand for MlxVector {
     fn source(&self) -> &Weight {
         match self.0 {}
@@ -207,6 +216,7 @@ impl State for MlxKv {
 impl Operands for MlxBackend {
     type Tensor = MlxTensor;
     type Matrix = MlxMatrix;
+    type Stack = MlxStack;
     type Vector = MlxVector;
     type State = MlxKv;
 }
@@ -217,6 +227,10 @@ impl Backend for MlxBackend {
     }
 
     fn matrix(&self, _matrix: &Matrix) -> MlxMatrix {
+        match self.0 {}
+    }
+
+    fn stack(&self, _stack: &Stack) -> MlxStack {
         match self.0 {}
     }
 

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::{dims, failed};
 use crate::error::{Error, Result};
-use crate::quant::{Plane, QuantWeight};
+use crate::quant::{Plane, QuantWeight, Stack};
 use crate::tensor::Weight;
 
 /// What identifies a weight: the address and length of its bytes, or what a matrix that is made names, which its owner keeps
@@ -105,7 +105,8 @@ impl Slot {
     /// `weight + offset` in `f32`, in the dimensions `dims`, whose number is part of what identifies it.
     pub(super) fn shifted(&self, weight: &Weight, offset: f32, dims: &[i32]) -> Result<Rc<Array>> {
         self.of(weight, Form::Shifted(offset.to_bits(), dims.len()), |_| {
-            let values: Vec<f32> = weight.to_f32().iter().map(|w| w + offset).collect();
+            let mut values = weight.widened()?;
+            values.iter_mut().for_each(|w| *w += offset);
             Ok(Array::from_slice(&values, dims))
         })
     }
@@ -167,6 +168,11 @@ impl WeightCache {
     /// The slot of a matrix whose planes its file does not hold so.
     pub(super) fn made(&self, weight: &QuantWeight) -> Rc<Slot> {
         self.slot(!weight.is_made() && weight.len_bytes() == 0, weight.key(), Box::new(weight.clone()))
+    }
+
+    /// The slot of a layer's experts.
+    pub(super) fn stack(&self, stack: &Stack) -> Rc<Slot> {
+        self.slot(stack.shape().contains(&0), stack.key(), Box::new(stack.clone()))
     }
 
     /// The slot of a key, which `owner` keeps in place.

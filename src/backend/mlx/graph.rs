@@ -171,6 +171,25 @@ impl Graph {
         )
     }
 
+    /// Rows of `x` `[.., 1, K]` times the matrices `[E, N, K]` that `experts` names, which are `sorted` or not.
+    pub(super) fn gather_qmm(
+        &self,
+        x: &Array,
+        w: &QuantArrays,
+        experts: &Array,
+        sorted: bool,
+    ) -> Result<Array> {
+        let (group, bits, mode) = (some(w.group), some(w.bits), w.mode.as_ptr());
+        let (codes, scales, biases) = (w.codes.as_ptr(), w.scales.as_ptr(), handle(w.biases.as_deref()));
+        let (x_, all, experts) = (x.as_ptr(), handle(None), experts.as_ptr());
+        node!(
+            self,
+            "gather_qmm",
+            mlx_gather_qmm(x_, codes, scales, biases, all, experts, true, group, bits, mode, sorted),
+            Err(refused(x, w))
+        )
+    }
+
     /// The values of rows in one of MLX's formats, in `dtype` or, where they are affine, in the type of their scales.
     pub(super) fn dequantize(&self, w: &QuantArrays, dtype: Dtype) -> Result<Array> {
         let (group, bits) = (some(w.group), some(w.bits));

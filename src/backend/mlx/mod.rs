@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod device;
 mod dims;
+mod experts;
 mod graph;
 mod kv;
 mod operands;
@@ -26,13 +27,14 @@ use mlx_rs::{Array, Dtype};
 pub use array::MlxTensor;
 pub use cache::WeightCache;
 pub use device::DeviceInfo;
+pub use experts::MlxStack;
 pub use kv::{MlxKv, MlxPage};
 pub use operands::{MlxMatrix, MlxVector};
 
 use super::kv::{HostKv, KvShape, PAGE};
 use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run};
 use crate::error::{Error, Result};
-use crate::quant::{Format, Matrix};
+use crate::quant::{Format, Matrix, Stack};
 use crate::tensor::{DType, ElementType, HostTensor, Weight};
 
 /// The ops on MLX's default device.
@@ -137,6 +139,7 @@ impl MlxBackend {
 impl Operands for MlxBackend {
     type Tensor = MlxTensor;
     type Matrix = MlxMatrix;
+    type Stack = MlxStack;
     type Vector = MlxVector;
     type State = MlxKv;
 }
@@ -149,6 +152,10 @@ impl Backend for MlxBackend {
     /// Uploaded as a part of the first step, which is lazy.
     fn matrix(&self, matrix: &Matrix) -> MlxMatrix {
         MlxMatrix::new(&self.weights, matrix.clone())
+    }
+
+    fn stack(&self, stack: &Stack) -> MlxStack {
+        MlxStack::new(&self.weights, stack.clone())
     }
 
     fn vector(&self, weight: &Weight) -> MlxVector {
@@ -169,6 +176,11 @@ impl Backend for MlxBackend {
         });
         if let Some(reason) = too_large {
             return Err(unsupported(op, reason));
+        }
+        if let Op::Experts { gate, up, down, .. } = *op {
+            let stacks = gate.iter().chain([&up, &down]).map(|projection| projection.weight);
+            let reason = stacks.filter_map(MlxStack::unsupported).next();
+            return reason.map_or(Ok(()), |reason| Err(unsupported(op, reason)));
         }
         let matrix = match *op {
             Op::Embedding { table, .. } => Some(table),

@@ -74,6 +74,14 @@ impl MlxBackend {
                 let by = self.graph.constant(by, Dtype::Float32, &[]);
                 self.rows(self.typed(self.graph.multiply(&wide, &by)?)?, x.shape())
             }
+            Op::Gate { x, gate } => {
+                let ([rows, width], gates) = ([x.shape()[0], x.shape()[1]], gate.shape()[1]);
+                let sigmoid = self.graph.sigmoid(&*self.matrix(gate)?)?;
+                let sigmoid = self.graph.reshape(&sigmoid, &dims::of(&[rows, gates, 1])?)?;
+                let stretches = dims::of(&[rows, gates, width / gates])?;
+                let stretches = self.graph.reshape(&*self.matrix(x)?, &stretches)?;
+                self.rows(self.typed(self.graph.multiply(&stretches, &sigmoid)?)?, x.shape())
+            }
             Op::SoftCap { x, cap } => {
                 // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
                 let cap = self.graph.constant(cap, Dtype::Float32, &[]);
@@ -88,6 +96,12 @@ impl MlxBackend {
                 let indices = Array::from_slice(&indices, &dims::of(&[rows.len()])?);
                 let taken = self.graph.take(&*self.matrix(x)?, &indices)?;
                 self.rows(taken, &[rows.len(), x.shape()[1]])
+            }
+            Op::Route { logits, bias, router } => {
+                return Ok(self.route(logits, bias, &router)?.into_iter().collect());
+            }
+            Op::Experts { x, ids, weights, gate, up, down, gating } => {
+                self.experts([x, ids, weights], gate, up, down, gating)?
             }
             Op::GateUp { .. } | Op::AddRmsNorm { .. } | Op::Qkv { .. } => {
                 return Err(Error::Op {
@@ -179,7 +193,7 @@ impl MlxBackend {
         graph.multiply(&normed, &*weight.shifted(offset, &[1, len])?)
     }
 
-    fn activated(&self, x: &Array, activation: Activation) -> Result<Array> {
+    pub(super) fn activated(&self, x: &Array, activation: Activation) -> Result<Array> {
         let fail = |e: mlx_rs::error::Exception| failed("activation", &e);
         let graph = &self.graph;
         match activation {

@@ -24,31 +24,42 @@ impl MlxBackend {
     /// The matrix's planes, uploaded once, or repacked and then uploaded once. Planes that had to be made for that leave
     /// host memory.
     fn quantized(&self, weight: &QuantWeight, slots: &[Rc<Slot>]) -> Result<QuantArrays> {
-        let (Some(form), Some(first)) = (weight.format().on_mlx(weight.shape()[1]), slots.first()) else {
-            let reason = unsupported(weight).unwrap_or_default();
-            return Err(Error::Op { op: "linear", backend: "mlx", reason });
-        };
-        let (format, planes) = match form {
-            MlxForm::Native if !weight.is_made() => {
-                let planes = planes(weight).zip(weight.planes()).zip(slots);
-                let arrays = planes.map(|(((dims, dtype), plane), slot)| slot.plane(plane, &dims, dtype));
-                (weight.format(), arrays.collect::<Result<SmallVec<[_; 3]>>>()?)
+        let Some(first) = slots.first() else { return Err(no_form(weight)) };
+        if !is_native(weight) || weight.is_made() {
+            return self.arrays(weight, first, || self.own_form(weight));
+        }
+        let planes = layouts(weight).zip(weight.planes()).zip(slots);
+        let arrays = planes.map(|(((dims, dtype), plane), slot)| slot.plane(plane, &dims, dtype));
+        Ok(quant_arrays(weight.format(), arrays.collect::<Result<SmallVec<[_; 3]>>>()?))
+    }
+
+    /// The planes in `slot` of a matrix, or of several, in the form that MLX has for `weight`; `make` makes them the first time.
+    pub(super) fn arrays(
+        &self,
+        weight: &QuantWeight,
+        slot: &Slot,
+        make: impl FnOnce() -> Result<Vec<Array>>,
+    ) -> Result<QuantArrays> {
+        let format = match weight.format().on_mlx(weight.shape()[1]) {
+            None => return Err(no_form(weight)),
+            Some(MlxForm::Native) => weight.format(),
+            Some(form @ (MlxForm::Equal(to) | MlxForm::Nearest(to))) => {
+                self.report(weight, form);
+                to
             }
-            MlxForm::Native => (weight.format(), first.made(|| upload_planes(&weight.held()?))?),
-            MlxForm::Equal(to) | MlxForm::Nearest(to) => {
-                let make = || {
-                    self.report(weight, form);
-                    upload_planes(&repack(&weight.held()?, to, self.dtype == Dtype::Float16))
-                };
-                (to, first.made(make)?)
+        };
+        Ok(quant_arrays(format, slot.made(make)?))
+    }
+
+    /// A matrix's planes in the form that MLX has for it.
+    pub(super) fn own_form(&self, weight: &QuantWeight) -> Result<Vec<Array>> {
+        match weight.format().on_mlx(weight.shape()[1]) {
+            None => Err(no_form(weight)),
+            Some(MlxForm::Native) => upload_planes(&weight.held()?),
+            Some(MlxForm::Equal(to) | MlxForm::Nearest(to)) => {
+                upload_planes(&repack(&weight.held()?, to, self.dtype == Dtype::Float16))
             }
-        };
-        let (bits, group, mode) = parameters(format);
-        let mut planes = planes.into_iter();
-        let (Some(codes), Some(scales)) = (planes.next(), planes.next()) else {
-            unreachable!("{format} has codes and scales")
-        };
-        Ok(QuantArrays { codes, scales, biases: planes.next(), bits, group, mode })
+        }
     }
 
     /// Says once for each format what computes it.
@@ -107,11 +118,30 @@ impl MlxBackend {
     }
 }
 
+/// Whether MLX reads a matrix in its own format.
+pub(super) fn is_native(weight: &QuantWeight) -> bool {
+    matches!(weight.format().on_mlx(weight.shape()[1]), Some(MlxForm::Native))
+}
+
+fn no_form(weight: &QuantWeight) -> Error {
+    Error::Op { op: "linear", backend: "mlx", reason: unsupported(weight).unwrap_or_default() }
+}
+
+/// Planes of a matrix in `format` as MLX's ops take them.
+fn quant_arrays(format: Format, planes: SmallVec<[Rc<Array>; 3]>) -> QuantArrays {
+    let (bits, group, mode) = parameters(format);
+    let mut planes = planes.into_iter();
+    let (Some(codes), Some(scales)) = (planes.next(), planes.next()) else {
+        unreachable!("{format} has codes and scales")
+    };
+    QuantArrays { codes, scales, biases: planes.next(), bits, group, mode }
+}
+
 /// Dimensions and type of a plane as MLX has it.
 type Layout = ([usize; 2], Dtype);
 
 /// The planes of a matrix in one of MLX's formats.
-fn planes(weight: &QuantWeight) -> impl Iterator<Item = Layout> {
+pub(super) fn layouts(weight: &QuantWeight) -> impl Iterator<Item = Layout> {
     let (format, [rows, columns]) = (weight.format(), *weight.shape());
     let (bits, ..) = parameters(format);
     let groups = [rows, columns / format.group()];
@@ -124,7 +154,7 @@ fn planes(weight: &QuantWeight) -> impl Iterator<Item = Layout> {
 }
 
 fn upload_planes(weight: &QuantWeight) -> Result<Vec<Array>> {
-    let uploads = planes(weight).zip(weight.planes());
+    let uploads = layouts(weight).zip(weight.planes());
     uploads.map(|((dims, dtype), plane)| cache::upload(plane.bytes(), &dims, dtype)).collect()
 }
 

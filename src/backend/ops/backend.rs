@@ -6,7 +6,7 @@ use super::write::KvRows;
 use super::{Op, OpKind, Operands, Run};
 use crate::backend::kv::KvShape;
 use crate::error::{Error, Result};
-use crate::quant::Matrix;
+use crate::quant::{Matrix, Stack};
 use crate::tensor::{HostTensor, Weight};
 
 /// The results of an op: one for plain ops, which are moved about a lot, up to three for fused ones.
@@ -23,6 +23,9 @@ pub trait Backend: Operands {
 
     /// Prepares a matrix. What costs time or memory may wait for its first use, or for [`Self::ready`].
     fn matrix(&self, matrix: &Matrix) -> Self::Matrix;
+
+    /// Prepares the matrices of a layer's experts, each of which may wait until a row goes to it.
+    fn stack(&self, stack: &Stack) -> Self::Stack;
 
     /// Prepares a norm's weight or a bias.
     fn vector(&self, weight: &Weight) -> Self::Vector;

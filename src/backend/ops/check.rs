@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Ids, MatrixOperand, Op, Operands, Projection, State, TensorOperand, VectorOperand};
+use super::experts::{ExpertGroups, Router};
+use super::{
+    Ids, MatrixOperand, Op, Operands, Projection, StackOperand, State, TensorOperand, VectorOperand,
+};
 use crate::error::{Error, Result};
 use crate::tensor::ElementType;
 
@@ -16,6 +19,8 @@ impl<B: Operands> Op<'_, B> {
         let refuse = |what: String| Err(Error::shape(op, what));
         let wanted = match self {
             Self::Embedding { .. } => ElementType::U32,
+            // These have their own.
+            Self::Experts { .. } => return check_experts(self),
             _ => ElementType::F32,
         };
         self.inputs().into_iter().try_for_each(|input| elements::<B>(op, input, wanted))?;
@@ -37,6 +42,9 @@ impl<B: Operands> Op<'_, B> {
                     Ids::Pending(_) => Ok(()),
                 }
             }
+            Self::Route { logits, bias, ref router } => check_route::<B>(logits, bias, router),
+            Self::Experts { .. } => check_experts(self),
+            Self::Gate { x, gate } => check_gate::<B>(x, gate),
             Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
             Self::GateUp { x, gate, up, .. } => {
                 check_projection::<B>(op, x, &gate)?;
@@ -232,4 +240,72 @@ fn check_projection<B: Operands>(
         }
         _ => Ok(()),
     }
+}
+
+/// The shapes that fit [`Op::Route`].
+fn check_route<B: Operands>(logits: &B::Tensor, bias: Option<&B::Vector>, router: &Router) -> Result<()> {
+    let refuse = |what: String| Err(Error::shape("route", what));
+    let &[_, experts] = logits.shape() else {
+        return refuse(format!("logits are {:?}, expected [T, E]", logits.shape()));
+    };
+    if let Some(bias) = bias.filter(|bias| bias.shape() != [experts]) {
+        return refuse(format!("bias is {:?}, expected [{experts}]", bias.shape()));
+    }
+    let Router { used, groups, .. } = *router;
+    if used == 0 || used > experts {
+        return refuse(format!("{used} of {experts} experts, expected from 1 to all"));
+    }
+    let Some(ExpertGroups { count, used: open, best }) = groups else { return Ok(()) };
+    let size = experts.checked_div(count).unwrap_or(0);
+    if size * count != experts || open == 0 || open > count || best == 0 || best > size || used > open * size
+    {
+        return refuse(format!(
+            "{used} experts from {open} of {count} groups by their best {best}, expected of {experts} in equal groups"
+        ));
+    }
+    Ok(())
+}
+
+/// The shapes that fit [`Op::Gate`].
+fn check_gate<B: Operands>(x: &B::Tensor, gate: &B::Tensor) -> Result<()> {
+    match (x.shape(), gate.shape()) {
+        (&[rows, width], &[of_gate, gates]) if rows == of_gate && gates > 0 && width % gates == 0 => Ok(()),
+        (x, gate) => {
+            let what = format!("x is {x:?} and gate {gate:?}, expected [T, D] and [T, G], G dividing D");
+            Err(Error::shape("gate", what))
+        }
+    }
+}
+
+/// The shapes that fit [`Op::Experts`].
+fn check_experts<B: Operands>(op: &Op<'_, B>) -> Result<()> {
+    let Op::Experts { x, ids, weights, gate, up, down, gating } = *op else { return Ok(()) };
+    let refuse = |what: String| Err(Error::shape("experts", what));
+    if ids.element() != ElementType::U32 {
+        return refuse(format!("ids of {}, expected u32", ids.element()));
+    }
+    let (&[rows, width], &[of_ids, used]) = (x.shape(), ids.shape()) else {
+        return refuse(format!("x is {:?} and ids {:?}, expected [T, D] and [T, k]", x.shape(), ids.shape()));
+    };
+    if of_ids != rows || weights.shape() != [rows, used] {
+        let (ids, weights) = (ids.shape(), weights.shape());
+        return refuse(format!("ids are {ids:?} and weights {weights:?}, expected both [{rows}, k]"));
+    }
+    if gate.is_none() {
+        gating.alone()?;
+    }
+    let [experts, inner, _] = up.weight.shape();
+    for (projection, shape) in [(Some(up), [experts, inner, width]), (gate, [experts, inner, width])]
+        .into_iter()
+        .filter_map(|(projection, shape)| Some((projection?, shape)))
+        .chain([(down, [experts, down.weight.shape()[1], inner])])
+    {
+        if projection.weight.shape() != shape {
+            return refuse(format!("weights are {:?}, expected {shape:?}", projection.weight.shape()));
+        }
+        if let Some(bias) = projection.bias.filter(|bias| bias.shape() != [shape[0], shape[1]]) {
+            return refuse(format!("a bias is {:?}, expected {:?}", bias.shape(), &shape[..2]));
+        }
+    }
+    Ok(())
 }

@@ -28,6 +28,8 @@ pub enum OpKind {
     Mul,
     /// Product with a number.
     Scale,
+    /// Product with the sigmoid of a gate.
+    Gate,
     /// `cap · tanh(x / cap)`.
     SoftCap,
     /// Rotary position embedding.
@@ -38,6 +40,10 @@ pub enum OpKind {
     Attention,
     /// Some rows of a matrix.
     TakeRows,
+    /// Which experts each row goes to, and their weights.
+    Route,
+    /// The feed-forward parts of the experts that rows go to, and their weighted sum.
+    Experts,
     /// Fused: `act(x · Wgᵀ) ∘ (x · Wuᵀ)`.
     GateUp,
     /// Fused: residual sum and norm.
@@ -48,7 +54,7 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Embedding,
         Self::Linear,
         Self::RmsNorm,
@@ -59,11 +65,14 @@ impl OpKind {
         Self::Add,
         Self::Mul,
         Self::Scale,
+        Self::Gate,
         Self::SoftCap,
         Self::Rope,
         Self::KvWrite,
         Self::Attention,
         Self::TakeRows,
+        Self::Route,
+        Self::Experts,
         Self::GateUp,
         Self::AddRmsNorm,
         Self::Qkv,
@@ -82,11 +91,14 @@ impl OpKind {
             Self::Add => "add",
             Self::Mul => "mul",
             Self::Scale => "scale",
+            Self::Gate => "gate",
             Self::SoftCap => "soft_cap",
             Self::Rope => "rope",
             Self::KvWrite => "kv_write",
             Self::Attention => "attention",
             Self::TakeRows => "take_rows",
+            Self::Route => "route",
+            Self::Experts => "experts",
             Self::GateUp => "gate_up",
             Self::AddRmsNorm => "add_rms_norm",
             Self::Qkv => "qkv",
@@ -106,8 +118,8 @@ impl FromStr for OpKind {
         Self::ALL.into_iter().find(|op| op.name() == name).ok_or_else(|| Error::Option {
             option: "cpu_ops",
             got: name.to_owned(),
-            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, soft_cap, \
-                rope, kv_write, attention, take_rows, gate_up, add_rms_norm, qkv",
+            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, gate, soft_cap, \
+                rope, kv_write, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
         })
     }
 }

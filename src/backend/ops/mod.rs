@@ -7,6 +7,7 @@
 mod backend;
 mod check;
 mod compose;
+mod experts;
 mod kind;
 mod op;
 mod operand;
@@ -16,9 +17,10 @@ mod write;
 
 pub use backend::{Backend, EVAL, Outputs};
 pub use compose::compose;
+pub use experts::{ExpertGroups, ExpertProjection, Gating, Router, Scores};
 pub use kind::OpKind;
 pub use op::{Ids, Op, Projection};
-pub use operand::{MatrixOperand, Operands, State, TensorOperand, VectorOperand};
+pub use operand::{MatrixOperand, Operands, StackOperand, State, TensorOperand, VectorOperand};
 pub use state::{Mark, StateLayout, StateSpec};
 pub(crate) use state::{held, held_behind};
 pub use step::{Mask, RopeStep, Run};

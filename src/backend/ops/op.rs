@@ -4,7 +4,8 @@ use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Mask, MatrixOperand, OpKind, Operands, RopeStep, State, TensorOperand};
+use super::experts::{ExpertProjection, Gating, Router};
+use super::{Mask, MatrixOperand, OpKind, Operands, RopeStep, StackOperand, State, TensorOperand};
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
@@ -124,6 +125,13 @@ pub enum Op<'a, B: Operands> {
         /// The factor.
         by: f32,
     },
+    /// `x ∘ sigmoid(gate)`, an element of the gate for each stretch of `D / G` of a row.
+    Gate {
+        /// `[T, D]`.
+        x: &'a B::Tensor,
+        /// `[T, G]`, `G` dividing `D`.
+        gate: &'a B::Tensor,
+    },
     /// `cap · tanh(x / cap)`.
     SoftCap {
         /// Any shape.
@@ -160,6 +168,33 @@ pub enum Op<'a, B: Operands> {
         x: &'a B::Tensor,
         /// Indices below `T`.
         rows: &'a [usize],
+    },
+    /// The experts of each row, the best first, as ids `[T, k]` of `u32`, and their weights `[T, k]`; two outputs.
+    Route {
+        /// `[T, E]`.
+        logits: &'a B::Tensor,
+        /// `[E]`, added to the scores where experts are chosen, and not to their weights.
+        bias: Option<&'a B::Vector>,
+        /// How.
+        router: Router,
+    },
+    /// `Σ_j weights[t, j] · down(gating(gate(x), up(x)))` by the matrices of expert `ids[t, j]`: `[T, D]` → `[T, N]`. A row's
+    /// experts are added in the order of its ids. Without a gate, an expert is `down(act(up(x)))`.
+    Experts {
+        /// `[T, D]`.
+        x: &'a B::Tensor,
+        /// `[T, k]` of `u32`, below `E`.
+        ids: &'a B::Tensor,
+        /// `[T, k]`.
+        weights: &'a B::Tensor,
+        /// `[E, I, D]` and `[E, I]`.
+        gate: Option<ExpertProjection<'a, B>>,
+        /// `[E, I, D]` and `[E, I]`.
+        up: ExpertProjection<'a, B>,
+        /// `[E, N, I]` and `[E, N]`.
+        down: ExpertProjection<'a, B>,
+        /// Between them.
+        gating: Gating,
     },
     /// Fused `act(x · Wgᵀ + bg) ∘ (x · Wuᵀ + bu)`: `[T, K]` → `[T, N]`.
     GateUp {
@@ -216,10 +251,13 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Add { .. } => OpKind::Add,
             Self::Mul { .. } => OpKind::Mul,
             Self::Scale { .. } => OpKind::Scale,
+            Self::Gate { .. } => OpKind::Gate,
             Self::SoftCap { .. } => OpKind::SoftCap,
             Self::Rope { .. } => OpKind::Rope,
             Self::Attention { .. } => OpKind::Attention,
             Self::TakeRows { .. } => OpKind::TakeRows,
+            Self::Route { .. } => OpKind::Route,
+            Self::Experts { .. } => OpKind::Experts,
             Self::GateUp { .. } => OpKind::GateUp,
             Self::AddRmsNorm { .. } => OpKind::AddRmsNorm,
             Self::Qkv { .. } => OpKind::Qkv,
@@ -234,12 +272,16 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Linear { projection, .. } => in_blocks(projection),
             Self::GateUp { gate, up, .. } => in_blocks(gate) || in_blocks(up),
             Self::Qkv { projections, .. } => projections.iter().any(in_blocks),
+            Self::Experts { gate, up, down, .. } => {
+                let gate = gate.is_some_and(|gate| gate.weight.is_quantized());
+                gate || up.weight.is_quantized() || down.weight.is_quantized()
+            }
             _ => false,
         }
     }
 
     /// The activations that the op reads.
-    pub fn inputs(&self) -> SmallVec<[&'a B::Tensor; 2]> {
+    pub fn inputs(&self) -> SmallVec<[&'a B::Tensor; 3]> {
         match *self {
             Self::Embedding { tokens: Ids::Pending(ids), .. } => smallvec![ids],
             Self::Embedding { .. } => smallvec![],
@@ -254,6 +296,9 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::GateUp { x, .. }
             | Self::Qkv { x, .. } => smallvec![x],
             Self::Attention { q, .. } => smallvec![q],
+            Self::Gate { x, gate } => smallvec![x, gate],
+            Self::Route { logits, .. } => smallvec![logits],
+            Self::Experts { x, ids, weights, .. } => smallvec![x, ids, weights],
             Self::Add { a, b } | Self::Mul { a, b } | Self::AddRmsNorm { a, b, .. } => smallvec![a, b],
         }
     }
@@ -269,12 +314,13 @@ impl<'a, B: Operands> Op<'a, B> {
     /// The same op for another backend, on what it has of the operands; `states` are those of [`Self::states`], in their order.
     ///
     /// # Errors
-    /// Those of `tensor`, `matrix` and `vector`.
+    /// Those of `tensor`, `matrix`, `stack` and `vector`.
     pub(crate) fn on<'b, C: Operands>(
         &self,
         states: &'b [&'b C::State],
         tensor: impl Fn(&'a B::Tensor) -> Result<&'b C::Tensor>,
         matrix: impl Fn(&'a B::Matrix) -> Result<&'b C::Matrix>,
+        stack: impl Fn(&'a B::Stack) -> Result<&'b C::Stack>,
         vector: impl Fn(&'a B::Vector) -> Result<&'b C::Vector>,
     ) -> Result<Op<'b, C>>
     where
@@ -283,6 +329,10 @@ impl<'a, B: Operands> Op<'a, B> {
         let of = |projection: Projection<'a, B>| {
             let bias = projection.bias.map(&vector).transpose()?;
             Ok::<_, Error>(Projection { weight: matrix(projection.weight)?, bias })
+        };
+        let expert = |projection: ExpertProjection<'a, B>| {
+            let bias = projection.bias.map(&vector).transpose()?;
+            Ok::<_, Error>(ExpertProjection { weight: stack(projection.weight)?, bias })
         };
         Ok(match *self {
             Self::Embedding { table, tokens, scale } => {
@@ -306,12 +356,25 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Add { a, b } => Op::Add { a: tensor(a)?, b: tensor(b)? },
             Self::Mul { a, b } => Op::Mul { a: tensor(a)?, b: tensor(b)? },
             Self::Scale { x, by } => Op::Scale { x: tensor(x)?, by },
+            Self::Gate { x, gate } => Op::Gate { x: tensor(x)?, gate: tensor(gate)? },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
             Self::Attention { q, mask, scale, soft_cap, .. } => {
                 Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap }
             }
             Self::TakeRows { x, rows } => Op::TakeRows { x: tensor(x)?, rows },
+            Self::Route { logits, bias, router } => {
+                Op::Route { logits: tensor(logits)?, bias: bias.map(&vector).transpose()?, router }
+            }
+            Self::Experts { x, ids, weights, gate, up, down, gating } => Op::Experts {
+                x: tensor(x)?,
+                ids: tensor(ids)?,
+                weights: tensor(weights)?,
+                gate: gate.map(&expert).transpose()?,
+                up: expert(up)?,
+                down: expert(down)?,
+                gating,
+            },
             Self::GateUp { x, gate, up, activation } => {
                 Op::GateUp { x: tensor(x)?, gate: of(gate)?, up: of(up)?, activation }
             }
@@ -337,6 +400,12 @@ impl<'a, B: Operands> Op<'a, B> {
                 projections.iter().for_each(|projection| each(&projected(x, projection)));
             }
             Self::TakeRows { x, rows } => each(&[rows.len(), x.shape()[1]]),
+            Self::Route { logits, router, .. } => {
+                let shape = [logits.shape()[0], router.used];
+                each(&shape);
+                each(&shape);
+            }
+            Self::Experts { x, down, .. } => each(&[x.shape()[0], down.weight.shape()[1]]),
             Self::AddRmsNorm { a, .. } => {
                 each(a.shape());
                 each(a.shape());
@@ -351,6 +420,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::LayerNorm { x, .. }
             | Self::Activate { x, .. }
             | Self::Scale { x, .. }
+            | Self::Gate { x, .. }
             | Self::SoftCap { x, .. }
             | Self::Rope { x, .. } => each(x.shape()),
         }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::state::Mark;
 use crate::backend::kv::KvShape;
-use crate::quant::Matrix;
+use crate::quant::{Matrix, Stack};
 use crate::tensor::{ElementType, Weight};
 
 /// The types of what a backend computes with.
@@ -13,6 +13,8 @@ pub trait Operands: Sized {
     type Tensor: TensorOperand;
     /// A matrix of a linear layer or an embedding in the form that the kernels read.
     type Matrix: MatrixOperand;
+    /// The matrices of a layer's experts in the form that the kernels read.
+    type Stack: StackOperand;
     /// A norm's weight or a bias in the form that the kernels read.
     type Vector: VectorOperand;
     /// What one layer keeps of one sequence.
@@ -41,6 +43,22 @@ pub trait MatrixOperand: fmt::Debug + Clone {
     /// Whether it is in blocks.
     fn is_quantized(&self) -> bool {
         matches!(self.source(), Matrix::Quantized(_))
+    }
+}
+
+/// The matrices `[E, N, K]` of a layer's experts that a backend prepared. Clones share what was prepared.
+pub trait StackOperand: fmt::Debug + Clone {
+    /// What it was prepared of.
+    fn source(&self) -> &Stack;
+
+    /// `[E, N, K]`.
+    fn shape(&self) -> [usize; 3] {
+        self.source().shape()
+    }
+
+    /// Whether it is in blocks.
+    fn is_quantized(&self) -> bool {
+        self.source().each().iter().any(|matrix| matches!(matrix, Matrix::Quantized(_)))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::forward::{Architecture, generation_from_gguf};
 use crate::quant::Matrix;
 use crate::text::{ChatTemplate, Message, RenderOptions, Specials, Tokenizer};
-use crate::weights::{Adopted, Checkpoint, Form, TensorInfo};
+use crate::weights::{Adopted, AdoptedDims, Checkpoint, Form, TensorInfo};
 
 /// Numbers of the types of values.
 const U32: u32 = 4;
@@ -580,7 +580,9 @@ fn hostile_configurations_are_refused_by_the_files_keys() {
         "llama.attention.value_length is 8, expected 4, the length of a key",
     );
     refused(with("rope.dimension_count", 2), "llama.rope.dimension_count is 2, expected from 4 to 4");
-    refused(with("expert_count", 8), "llama.expert_count is 8, expected 0 or absent");
+    refused(with("expert_count", 8), "llama.expert_used_count is missing, expected an integer");
+    let none = model("gemma2").with("gemma2.expert_count", U32, 8_u32.to_le_bytes());
+    refused(none, "gemma2.expert_count is 8, expected 0 or absent");
     refused(with("vocab_size", 9), "llama.vocab_size is 9, expected 8, the rows of token_embd.weight");
     refused(with("context_length", 1 << 28), "llama.context_length is 268435456, expected");
     let float = |key: &str, x: f32| model("llama").with(&format!("llama.{key}"), F32, x.to_le_bytes());
@@ -655,7 +657,7 @@ fn rows_are_put_back_in_order() {
             let Some(leaf) = info.name().strip_prefix("blk.0.attn_q.") else { return Vec::new() };
             let (name, form) =
                 (format!("model.layers.0.self_attn.q_proj.{leaf}"), Form::Pairs { heads: 2, dims: 4 });
-            vec![Adopted { name, form, rows: None, vector: false }]
+            vec![Adopted { name, form, rows: None, dims: AdoptedDims::Same }]
         })
         .unwrap();
     let matrix = checkpoint.matrix("model.layers.0.self_attn.q_proj", [8, 32]).unwrap();
@@ -681,13 +683,14 @@ fn a_fused_tensor_is_taken_apart() {
         name: format!("{name}.bias"),
         form: Form::Plain,
         rows: Some(rows),
-        vector: false,
+        dims: AdoptedDims::Same,
     };
     let fused = |info: &TensorInfo| info.name() == "blk.3.attn_qkv.bias";
     checkpoint.adopt(|info| if fused(info) { parts.clone().map(part).to_vec() } else { Vec::new() }).unwrap();
     // Two names that become one.
-    let twice =
-        |_: &TensorInfo| vec![Adopted { name: "x".to_owned(), form: Form::Plain, rows: None, vector: false }];
+    let twice = |_: &TensorInfo| {
+        vec![Adopted { name: "x".to_owned(), form: Form::Plain, rows: None, dims: AdoptedDims::Same }]
+    };
     let error = checkpoint.adopt(twice).unwrap_err().to_string();
     assert!(error.contains("tensor \"x\" is also in m.gguf"), "{error}");
     let mut checkpoint = open(bytes).unwrap();

@@ -4,6 +4,7 @@
 
 mod attention;
 mod bits;
+mod experts;
 mod kv;
 mod linear;
 mod norm;

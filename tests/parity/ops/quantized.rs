@@ -12,7 +12,7 @@ use half::f16;
 use super::rig::{Element, Rig, rigs, values, weight, with};
 
 /// Every format; affine ones with the groups of MLX, GPTQ and AWQ, and each type of scales.
-fn formats() -> Vec<Format> {
+pub fn formats() -> Vec<Format> {
     let mut all: Vec<Format> = GgmlType::ALL.map(Format::Ggml).to_vec();
     all.extend([Format::Mxfp4, Format::Mxfp8, Format::Nvfp4]);
     let types = [DType::F32, DType::F16, DType::BF16];
@@ -38,7 +38,7 @@ fn plane(bytes: Vec<u8>) -> Plane {
 }
 
 /// A matrix `[n, k]` of codes at random, with scales that leave its values about as large as 1.
-fn matrix(format: Format, seed: u64, n: usize, k: usize) -> QuantWeight {
+pub fn matrix(format: Format, seed: u64, n: usize, k: usize) -> QuantWeight {
     let lengths: Vec<usize> = format.row_bytes(k).iter().map(|row| row * n).collect();
     let mut parts: Vec<Vec<u8>> =
         lengths.iter().enumerate().map(|(i, &len)| bytes(seed + i as u64, len)).collect();
@@ -93,7 +93,7 @@ fn matrix(format: Format, seed: u64, n: usize, k: usize) -> QuantWeight {
 }
 
 /// The matrix as a backend computes it: MLX has other formats for some.
-fn as_computed(rig: &Rig, weight: &QuantWeight) -> QuantWeight {
+pub fn as_computed(rig: &Rig, weight: &QuantWeight) -> QuantWeight {
     match weight.format().on_mlx(weight.shape()[1]) {
         Some(MlxForm::Equal(to) | MlxForm::Nearest(to)) if !rig.is_cpu() => {
             repack(weight, to, rig.dtype == DType::F16)
@@ -103,7 +103,7 @@ fn as_computed(rig: &Rig, weight: &QuantWeight) -> QuantWeight {
 }
 
 /// The magnitudes that decoding rounds on its way to each value, `[N, K]` in the order of the input.
-fn magnitudes(weight: &QuantWeight) -> Vec<f32> {
+pub fn magnitudes(weight: &QuantWeight) -> Vec<f32> {
     let [rows, columns] = *weight.shape();
     let Some((_, group)) = weight.format().affine() else {
         return weight.to_f32().into_iter().map(f32::abs).collect();

@@ -11,6 +11,7 @@ pub mod quant;
 pub mod reference;
 pub mod reference_ops;
 pub mod rope;
+pub mod route;
 
 use super::pool::Pool;
 

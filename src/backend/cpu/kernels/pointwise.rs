@@ -66,6 +66,15 @@ pub enum Binary {
     Mul,
     /// `f(a) · b`, with the bits of the two apart.
     Gated(Unary),
+    /// `a · sigmoid(b)`.
+    Sigmoid,
+    /// `g · sigmoid(alpha · g) · (u + 1)`, with `g = min(a, limit)` and `u` the part of `b` within `±limit`.
+    Clamped {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// The largest `g`, and magnitude of `u`.
+        limit: f32,
+    },
 }
 
 /// What the one loop over vectors applies: monomorphic, so that the choice is made once per task.
@@ -102,6 +111,12 @@ applies! {
     Relu2Mul(self, s, a, b) => s.mul(Unary::Relu2.apply(s, a), b);
     ScaleMul(self, s, a, b): f32 => s.mul(Unary::Scale(self.0).apply(s, a), b);
     SoftCapMul(self, s, a, b): f32 => s.mul(Unary::SoftCap(self.0).apply(s, a), b);
+    SigmoidMul(self, s, a, b) => s.mul(a, math::sigmoid(s, b));
+    Clamped(self, s, a, b): [f32; 2] => {
+        let [alpha, limit] = self.0;
+        let (g, u) = (s.min(a, s.splat(limit)), s.max(s.min(b, s.splat(limit)), s.splat(-limit)));
+        s.mul(s.mul(g, math::sigmoid(s, s.mul(g, s.splat(alpha)))), s.add(u, s.splat(1.0)))
+    };
 }
 
 /// `out = f(a, b)`; without `a`, `out` is its own first operand, and without `b`, that is the second too.
@@ -187,6 +202,8 @@ fn binary_any(pool: &Pool, isa: Isa, f: Binary, a: Option<&[f32]>, b: &[f32], ou
     match f {
         Binary::Add => map(pool, isa, Add, a, b, out),
         Binary::Mul => map(pool, isa, Mul, a, b, out),
+        Binary::Sigmoid => map(pool, isa, SigmoidMul, a, b, out),
+        Binary::Clamped { alpha, limit } => map(pool, isa, Clamped([alpha, limit]), a, b, out),
         Binary::Gated(Unary::Silu) => map(pool, isa, SiluMul, a, b, out),
         Binary::Gated(Unary::Gelu) => map(pool, isa, GeluMul, a, b, out),
         Binary::Gated(Unary::GeluTanh) => map(pool, isa, GeluTanhMul, a, b, out),

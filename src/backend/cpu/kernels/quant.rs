@@ -22,11 +22,13 @@ mod scales;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
 use crate::error::Result;
 pub use activations::ActivationScratch;
-use activations::{Exact, Quantized, Tiles};
+use activations::{Exact, Quantized, Segments, Tiles};
 pub use pack::PackedMatrix;
 
 /// Rows of a panel: the lanes of an AVX-512 register, two registers of AVX2.
@@ -61,85 +63,123 @@ impl std::str::FromStr for Activations {
     }
 }
 
-/// One product of a group: a weight and where its result goes.
+/// One product of a group: a weight, the rows that it multiplies, and where its result goes.
 #[derive(Debug)]
 pub struct QuantProjection<'a> {
     /// `[N, K]`.
     pub weight: &'a PackedMatrix,
     /// `[N]`.
     pub bias: Option<&'a [f32]>,
-    /// `[T, N]`, overwritten.
+    /// Rows of `x`.
+    pub rows: Range<usize>,
+    /// `[rows, N]`, overwritten.
     pub out: &'a mut [f32],
+}
+
+/// Rows `[T, K]` that are multiplied.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// `[_, K]`.
+    pub data: &'a [f32],
+    /// K.
+    pub cols: usize,
+    /// Which of `data` each row is, `[T]`, where they are not all of them in their order.
+    pub pick: Option<&'a [u32]>,
+}
+
+impl<'a> Rows<'a> {
+    /// T.
+    pub fn count(self) -> usize {
+        self.pick.map_or_else(|| self.data.len().checked_div(self.cols).unwrap_or(0), <[u32]>::len)
+    }
+
+    /// Row `t`.
+    #[inline(always)]
+    pub fn row(self, t: usize) -> &'a [f32] {
+        let at = self.pick.map_or(t, |pick| pick[t] as usize);
+        &self.data[at * self.cols..][..self.cols]
+    }
 }
 
 /// Bytes of packed activations that stay in L2 (2 MB; Zen 3's 512 KB hold a part) while a task's panels pass.
 const BAND_BYTES: usize = 768 << 10;
 /// Fewest bytes of weights in a task: reading them takes 3 µs, beside which claiming it (0.1 µs) is nothing.
 const TASK_BYTES: usize = 48 << 10;
+/// Rows of `x` whose products take about as long as reading a panel from memory.
+const READING: usize = 16;
 
-/// Several linear layers of the same `x` `[T, K]` as one parallel region.
+/// Several linear layers of rows of one `x` `[T, K]` as one parallel region. The weights share an order of their columns.
+/// Projections of the same rows follow each other, those of later rows behind them.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`](crate::Error::OutOfMemory), before anything is computed.
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory), before an output is written.
 ///
 /// # Panics
-/// Where the lengths of `x`, a bias `[N]` or an `out` `[T, N]` do not fit each other.
+/// Where the lengths of `x`, a bias `[N]` or an `out` `[rows, N]` do not fit each other, or rows are out of order.
 pub fn linear_group(
     pool: &Pool,
     isa: Isa,
     activations: Activations,
-    x: &[f32],
+    x: Rows<'_>,
     projections: &mut [QuantProjection<'_>],
     scratch: &mut ActivationScratch,
 ) -> Result<()> {
-    let Some(first) = projections.iter().find(|p| p.weight.rows() > 0) else { return Ok(()) };
-    let cols = first.weight.cols();
-    let t = first.out.len() / first.weight.rows();
-    assert_eq!(x.len(), t * cols, "linear: x against T = {t} rows of K = {cols}");
+    let mut segments = Segments::new(isa.dispatch_int(MaxTile));
     for p in projections.iter() {
-        let rows = p.weight.rows();
-        assert_eq!(p.weight.cols(), cols, "linear: K of the weights of a group");
-        assert_eq!(p.out.len(), t * rows, "linear: out against [T, N] = [{t}, {rows}]");
-        assert!(p.bias.is_none_or(|b| b.len() == rows), "linear: bias against N = {rows}");
-    }
-    if t == 0 {
-        return Ok(());
+        let (n, t) = (p.weight.rows(), p.rows.len());
+        assert_eq!(p.weight.cols(), x.cols, "linear: K of the weights of a group");
+        assert!(p.rows.end <= x.count(), "linear: rows {:?} of {}", p.rows, x.count());
+        assert_eq!(p.out.len(), t * n, "linear: out against [T, N] = [{t}, {n}]");
+        assert!(p.bias.is_none_or(|b| b.len() == n), "linear: bias against N = {n}");
+        segments.push(p.rows.clone());
     }
     let parts: smallvec::SmallVec<[PanelPart<'_>; 4]> = projections
         .iter_mut()
-        .filter(|p| p.weight.rows() > 0)
-        .map(|p| PanelPart { weight: p.weight, bias: p.bias, out: Parts::new(p.out) })
+        .filter(|p| !p.out.is_empty())
+        .map(|p| {
+            let tiles = segments.tiles(p.rows.clone());
+            PanelPart { weight: p.weight, bias: p.bias, tiles, out: Parts::new(p.out) }
+        })
         .collect();
-    let tiles = Tiles::new(t, isa.dispatch_int(MaxTile));
+    if parts.is_empty() {
+        return Ok(());
+    }
     let int8 = |part: &&PanelPart<'_>| activations == Activations::Int8 && part.weight.integral();
     let order = parts[0].weight.order();
     let quantized = parts.iter().any(|part| int8(&part));
     let exact = parts.iter().any(|part| !int8(&part));
     // Parts of one fused weight share an order; weights of different orders come in different groups.
     if quantized {
-        scratch.quantize(pool, isa, x, order, &tiles, parts.iter().filter(int8).map(|p| p.weight))?;
+        scratch.quantize(pool, isa, x, order, &segments, parts.iter().filter(int8).map(|p| p.weight))?;
     }
     if exact {
-        scratch.lay_out(pool, x, order, &tiles)?;
+        scratch.lay_out(pool, x, order, &segments)?;
     }
+    let x_cols = x.cols;
     let x = Inputs { quantized: scratch.quantized(), exact: scratch.exact() };
 
     let bytes: usize = parts.iter().map(|p| p.weight.bytes()).sum();
-    let panels: usize = parts.iter().map(|p| p.weight.panels()).sum();
-    let ends = shares(panels, pool.threads(), (TASK_BYTES * panels / bytes).max(1));
-    let bands = tiles.bands(cols, BAND_BYTES);
+    let alone = segments.len() == 1;
+    let cost = |part: &PanelPart<'_>| if alone { 1 } else { READING + part.tiles.len_rows() };
+    let costs: usize = parts.iter().map(|p| p.weight.panels() * cost(p)).sum();
+    let least = (TASK_BYTES as u128 * costs as u128 / bytes.max(1) as u128) as usize;
+    let ends = shares(costs, pool.threads(), least.max(1));
+    // The rows of one expert are few enough to be one band.
+    let bands = if alone { parts[0].tiles.bands(x_cols, BAND_BYTES) } else { 1 };
     pool.run(ends.len() * bands, |index| {
         // All panels of a band of x before the next: the band stays in L2.
-        let (band, share) = (tiles.band(index / ends.len(), bands), index % ends.len());
+        let (band, share) = (index / ends.len(), index % ends.len());
         let (start, end) = (if share == 0 { 0 } else { ends[share - 1] }, ends[share]);
         let mut before = 0;
         for part in &parts {
-            let count = part.weight.panels();
-            let panels = start.saturating_sub(before).min(count)..end.saturating_sub(before).min(count);
-            before += count;
+            let (count, cost) = (part.weight.panels(), cost(part));
+            // A panel belongs to the task that its first share lies in.
+            let first = |at: usize| at.saturating_sub(before).div_ceil(cost).min(count);
+            let panels = first(start)..first(end);
+            before += count * cost;
             if !panels.is_empty() {
-                let int8 = int8(&part);
-                isa.dispatch_int(Task { x: &x, part, tiles: &tiles, band: band.clone(), panels, int8 });
+                let (int8, band) = (int8(&part), part.tiles.band(band, bands));
+                isa.dispatch_int(Task { x: &x, part, band, panels, int8 });
             }
         }
     });
@@ -180,11 +220,13 @@ const fn max_tile<S: IntSimd>() -> usize {
 struct PanelPart<'a> {
     weight: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
+    /// Of the rows that it multiplies.
+    tiles: Tiles,
     out: Parts<'a, f32>,
 }
 
 impl PanelPart<'_> {
-    /// Writes `sums + bias` to `out[t, n..]`, as far as there are rows.
+    /// Writes `sums + bias` to the output's row of row `t` of `x`, from column `n` on, as far as there are any.
     ///
     /// # Safety
     /// No other task may have these elements.
@@ -196,7 +238,7 @@ impl PanelPart<'_> {
         }
         let len = S::LANES.min(rows - n);
         // SAFETY: the caller's contract.
-        let out = unsafe { self.out.slice(t * rows + n, len) };
+        let out = unsafe { self.out.slice((t - self.tiles.first()) * rows + n, len) };
         let sums = match self.bias {
             None => sums,
             Some(bias) => s.add(sums, s.load_partial(&bias[n..n + len])),
@@ -215,9 +257,8 @@ struct Inputs<'a> {
 struct Task<'a> {
     x: &'a Inputs<'a>,
     part: &'a PanelPart<'a>,
-    tiles: &'a Tiles,
-    band: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    band: Range<usize>,
+    panels: Range<usize>,
     int8: bool,
 }
 

@@ -6,25 +6,38 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
+use smallvec::SmallVec;
 
-use super::{BLOCK, PackedMatrix};
+use super::{BLOCK, PackedMatrix, Rows};
 use crate::alloc;
 use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
 use crate::error::Result;
 
-/// How `T` rows are cut into tiles: as many of the largest size as there are, then of four rows, then of one.
-#[derive(Debug)]
+/// How some rows are cut into tiles: as many of the largest size as there are, then of four rows, then of one.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Tiles {
+    first: usize,
     total: usize,
     max: usize,
 }
 
 impl Tiles {
     /// `max` is 4 or a multiple of it.
-    pub(super) fn new(total: usize, max: usize) -> Self {
+    pub(super) fn new(rows: Range<usize>, max: usize) -> Self {
         debug_assert!(max.is_multiple_of(4));
-        Self { total, max }
+        Self { first: rows.start, total: rows.len(), max }
+    }
+
+    /// The first row.
+    #[inline(always)]
+    pub(super) fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Rows.
+    pub(super) fn len_rows(&self) -> usize {
+        self.total
     }
 
     /// Tiles of the largest size, and of four rows.
@@ -49,7 +62,7 @@ impl Tiles {
         } else {
             (large * self.max + fours * 4 + (i - large - fours), 1)
         };
-        start..start + size
+        self.first + start..self.first + start + size
     }
 
     /// How many bands of about `bytes` each there are, at `cols` bytes a row.
@@ -61,6 +74,67 @@ impl Tiles {
     /// The tiles of band `i` of `count`.
     pub(super) fn band(&self, i: usize, count: usize) -> Range<usize> {
         i * self.len() / count..(i + 1) * self.len() / count
+    }
+}
+
+/// The rows of `x` in stretches that are cut into tiles, each by itself: those of each expert.
+#[derive(Debug)]
+pub(super) struct Segments {
+    each: SmallVec<[Tiles; 1]>,
+    /// Tiles up to the end of each.
+    ends: SmallVec<[usize; 1]>,
+    max: usize,
+}
+
+impl Segments {
+    /// `max` as for [`Tiles::new`].
+    pub(super) fn new(max: usize) -> Self {
+        Self { each: SmallVec::new(), ends: SmallVec::new(), max }
+    }
+
+    /// Adds a stretch, unless it is the last one again.
+    ///
+    /// # Panics
+    /// Where it begins before the end of the last.
+    pub(super) fn push(&mut self, rows: Range<usize>) {
+        if rows.is_empty() {
+            return;
+        }
+        if let Some(last) = self.each.last() {
+            if (last.first, last.total) == (rows.start, rows.len()) {
+                return;
+            }
+            assert!(last.first + last.total <= rows.start, "linear: rows {rows:?} out of order");
+        }
+        let tiles = self.tiles(rows);
+        self.ends.push(self.len_tiles() + tiles.len());
+        self.each.push(tiles);
+    }
+
+    /// How rows of a stretch are cut.
+    pub(super) fn tiles(&self, rows: Range<usize>) -> Tiles {
+        Tiles::new(rows, self.max)
+    }
+
+    /// Stretches.
+    pub(super) fn len(&self) -> usize {
+        self.each.len()
+    }
+
+    /// The end of the last.
+    fn rows_end(&self) -> usize {
+        self.each.last().map_or(0, |last| last.first + last.total)
+    }
+
+    /// All tiles.
+    fn len_tiles(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The rows of tile `i` of all.
+    fn tile(&self, i: usize) -> Range<usize> {
+        let at = self.ends.partition_point(|&end| end <= i);
+        self.each[at].rows(i - if at == 0 { 0 } else { self.ends[at - 1] })
     }
 }
 
@@ -148,19 +222,18 @@ impl ActivationScratch {
         Exact { scratch: self }
     }
 
-    /// Rounds `x` `[T, cols]` for `weights`; stored column `j` is column `order[j]`.
+    /// Rounds `x` `[T, K]` for `weights`; stored column `j` is column `order[j]`.
     pub(super) fn quantize<'w>(
         &mut self,
         pool: &Pool,
         isa: Isa,
-        x: &[f32],
+        x: Rows<'_>,
         order: Option<&Arc<[u32]>>,
-        tiles: &Tiles,
+        segments: &Segments,
         weights: impl Iterator<Item = &'w PackedMatrix>,
     ) -> Result<()> {
-        let t = tiles.total;
-        let cols = x.len() / t;
-        let blocks = cols.div_ceil(BLOCK);
+        let t = segments.rows_end();
+        let blocks = x.cols.div_ceil(BLOCK);
         self.blocks = blocks;
         self.wide_bias = isa.dispatch_int(WideBias);
         grow(&mut self.codes, t * blocks * BLOCK)?;
@@ -190,15 +263,14 @@ impl ActivationScratch {
             .take(used)
             .map(|(of, inits, sums)| (*of, Parts::new(inits), Parts::new(sums)))
             .collect();
-        pool.run(tiles.len(), |tile| {
-            let rows = tiles.rows(tile);
+        pool.run(segments.len_tiles(), |tile| {
+            let rows = segments.tile(tile);
             let (at, len) = (rows.start * blocks, rows.len() * blocks);
             // SAFETY: tiles follow one another without overlap.
             let (codes, scales, sums) = unsafe {
                 (codes.slice(at * BLOCK, len * BLOCK), scales.slice(at, len), sums.slice(2 * at, 2 * len))
             };
-            let x = &x[rows.start * cols..rows.end * cols];
-            isa.dispatch_int(Round { x, cols, order: order.map(|order| &**order), codes, scales, sums });
+            isa.dispatch_int(Round { x, rows, order: order.map(|order| &**order), codes, scales, sums });
             for (of, inits, biased) in &corrections {
                 // SAFETY: as above.
                 let (inits, biased) = unsafe {
@@ -217,26 +289,25 @@ impl ActivationScratch {
         Ok(())
     }
 
-    /// Lays out `x` `[T, cols]` as it is; stored column `j` is column `order[j]`.
+    /// Lays out `x` `[T, K]` as it is; stored column `j` is column `order[j]`.
     pub(super) fn lay_out(
         &mut self,
         pool: &Pool,
-        x: &[f32],
+        x: Rows<'_>,
         order: Option<&Arc<[u32]>>,
-        tiles: &Tiles,
+        segments: &Segments,
     ) -> Result<()> {
-        let t = tiles.total;
-        let cols = x.len() / t;
-        let blocks = cols.div_ceil(BLOCK);
+        let t = segments.rows_end();
+        let blocks = x.cols.div_ceil(BLOCK);
         self.blocks = blocks;
         grow(&mut self.exact, t * blocks * BLOCK)?;
         let exact = Parts::new(&mut self.exact);
-        pool.run(tiles.len(), |tile| {
-            let rows = tiles.rows(tile);
+        pool.run(segments.len_tiles(), |tile| {
+            let rows = segments.tile(tile);
             // SAFETY: tiles follow one another without overlap.
             let out = unsafe { exact.slice(rows.start * blocks * BLOCK, rows.len() * blocks * BLOCK) };
             for (r, row) in rows.clone().enumerate() {
-                let x = &x[row * cols..(row + 1) * cols];
+                let x = x.row(row);
                 for block in 0..blocks {
                     let out = &mut out[(block * rows.len() + r) * BLOCK..][..BLOCK];
                     gather(x, order.map(|order| &**order), block, out);
@@ -249,11 +320,7 @@ impl ActivationScratch {
 
 /// At least `len` elements; what they hold is written before it is read.
 fn grow<T: Copy + Zeroable>(v: &mut Vec<T>, len: usize) -> Result<()> {
-    if v.len() < len {
-        *v = Vec::new();
-        *v = alloc::zeroed(len, "rounded activations of a step")?;
-    }
-    Ok(())
+    alloc::replace(v, len, "rounded activations of a step")
 }
 
 /// Block `block` of a row, zeros past its end.
@@ -285,8 +352,8 @@ impl IntKernel for WideBias {
 ///
 /// A block that has an infinity or a NaN gets a `dx` of NaN, so that outputs show it.
 struct Round<'a> {
-    x: &'a [f32],
-    cols: usize,
+    x: Rows<'a>,
+    rows: Range<usize>,
     order: Option<&'a [u32]>,
     codes: &'a mut [i8],
     scales: &'a mut [f32],
@@ -299,10 +366,11 @@ impl IntKernel for Round<'_> {
     #[inline(always)]
     fn run<S: IntSimd>(self, s: S) {
         let f = s.float();
-        let rows = self.x.len() / self.cols.max(1);
-        let blocks = self.cols.div_ceil(BLOCK);
+        let rows = self.rows.len();
+        let blocks = self.x.cols.div_ceil(BLOCK);
         let mut values = [0.0f32; BLOCK];
-        for (r, x) in self.x.chunks_exact(self.cols.max(1)).enumerate() {
+        for (r, row) in self.rows.clone().enumerate() {
+            let x = self.x.row(row);
             for block in 0..blocks {
                 gather(x, self.order, block, &mut values);
                 let at = block * rows + r;

@@ -69,7 +69,7 @@ fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &T
     let mut scales = Wide::new(s);
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
-            let rows = task.tiles.rows(tile);
+            let rows = task.part.tiles.rows(tile);
             let of = Tile { part: task.part, x: task.x.quantized, panel, row: rows.start };
             match rows.len() {
                 1 => of.multiply::<S, C, SUBS, MIN, 1>(s, &mut scales),

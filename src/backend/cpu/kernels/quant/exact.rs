@@ -11,7 +11,7 @@ pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
     let mut scales = Wide::new(s);
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
-            let rows = task.tiles.rows(tile);
+            let rows = task.part.tiles.rows(tile);
             // Four sums a row of x: tiles of integer products are cut further. Their sizes are multiples of four, or one.
             let height = rows.len().min(4);
             for row in rows.clone().step_by(height) {

@@ -91,7 +91,9 @@ fn run(
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
-    let mut projections = [QuantProjection { weight: w, bias, out: &mut out }];
+    let rows = 0..x.len() / w.cols();
+    let mut projections = [QuantProjection { weight: w, bias, rows, out: &mut out }];
+    let x = Rows { data: x, cols: w.cols(), pick: None };
     linear_group(pool, isa, how, x, &mut projections, &mut ActivationScratch::default()).unwrap();
     out
 }

@@ -1,0 +1,134 @@
+//! The feed-forward parts of experts: rows by expert, each expert that has any read once.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use super::backend::{CpuBackend, OneProduct};
+use super::kernels::pointwise::{self, Binary};
+use super::kernels::quant::{self, PackedMatrix, QuantProjection, Rows};
+use super::kernels::route::{Grouped, combine};
+use super::operands::{CpuStack, CpuVector, Readable};
+use crate::backend::ops::{ExpertProjection, Gating, StackOperand};
+use crate::error::Result;
+use crate::tensor::{Buffer, HostTensor};
+
+/// A projection of experts: its matrices, the biases `[E, N]`, and where the result goes, `[T · k, N]`.
+struct Product<'a> {
+    weight: &'a CpuStack,
+    bias: Option<&'a [f32]>,
+    out: Buffer,
+}
+
+impl<'a> Product<'a> {
+    fn new(cpu: &CpuBackend, of: ExpertProjection<'a, CpuBackend>, rows: usize) -> Result<Self> {
+        let bias = of.bias.map(CpuVector::values).transpose()?;
+        Ok(Self { weight: of.weight, bias, out: cpu.buffer(rows * of.weight.shape()[1])? })
+    }
+}
+
+impl CpuBackend {
+    /// [`Op::Experts`](crate::backend::ops::Op::Experts), of shapes that fit.
+    pub(super) fn experts(
+        &self,
+        [x, ids, weights]: [&HostTensor; 3],
+        gate: Option<ExpertProjection<'_, Self>>,
+        up: ExpertProjection<'_, Self>,
+        down: ExpertProjection<'_, Self>,
+        gating: Gating,
+    ) -> Result<HostTensor> {
+        let (used, rows) = (ids.shape()[1], ids.shape().iter().product());
+        let [experts, width, inner] = down.weight.shape();
+        let grouped = Grouped::new(ids.as_u32().unwrap_or_default(), used, experts)?;
+
+        let mut products: SmallVec<[Product<'_>; 2]> = SmallVec::new();
+        for projection in gate.into_iter().chain([up]) {
+            products.push(Product::new(self, projection, rows)?);
+        }
+        let picked = Rows { data: x.data(), cols: x.shape()[1], pick: Some(&grouped.rows) };
+        self.products(&grouped, picked, &mut products)?;
+
+        let mut products = products.into_iter().map(|product| product.out);
+        let (Some(mut joined), second) = (products.next(), products.next()) else {
+            unreachable!("there is the part that is up")
+        };
+        let (pool, isa) = self.kernels();
+        match second {
+            Some(up) => {
+                let gated = match gating {
+                    Gating::Plain(activation) => Binary::Gated(activation.into()),
+                    Gating::Clamped { alpha, limit } => Binary::Clamped { alpha, limit },
+                };
+                pointwise::binary_in_place(pool, isa, gated, &mut joined, &up);
+            }
+            None => pointwise::unary_in_place(pool, isa, gating.alone()?.into(), &mut joined),
+        }
+
+        let mut product = [Product::new(self, down, rows)?];
+        self.products(&grouped, Rows { data: &joined, cols: inner, pick: None }, &mut product)?;
+        let [Product { out: y, .. }] = product;
+        let mut out = self.buffer(x.shape()[0] * width)?;
+        combine(pool, &y, &grouped.places, weights.data(), width, &mut out);
+        Ok(HostTensor::new(&[x.shape()[0], width], out))
+    }
+
+    /// The products of each expert's rows of `x`, which are in the order of experts.
+    fn products(&self, grouped: &Grouped, x: Rows<'_>, products: &mut [Product<'_>]) -> Result<()> {
+        let mut packed: SmallVec<[&PackedMatrix; 32]> = SmallVec::new();
+        for (expert, _) in &grouped.experts {
+            for product in &*products {
+                match self.readable(product.weight.expert(*expert))? {
+                    Readable::Packed(weight) if weight.order().is_none() => packed.push(weight),
+                    _ => return self.one_by_one(grouped, x, products),
+                }
+            }
+        }
+        let mut rest: SmallVec<[&mut [f32]; 2]> = SmallVec::new();
+        let mut biases: SmallVec<[Option<&[f32]>; 2]> = SmallVec::new();
+        for product in products.iter_mut() {
+            biases.push(product.bias);
+            rest.push(&mut product.out);
+        }
+        let mut parts: SmallVec<[QuantProjection<'_>; 32]> = SmallVec::new();
+        let mut packed = packed.into_iter();
+        for (expert, rows) in &grouped.experts {
+            for ((rest, bias), weight) in rest.iter_mut().zip(&biases).zip(packed.by_ref()) {
+                let n = weight.rows();
+                let (out, left) = std::mem::take(rest).split_at_mut(rows.len() * n);
+                *rest = left;
+                let bias = bias.map(|bias| &bias[expert * n..][..n]);
+                parts.push(QuantProjection { weight, bias, rows: rows.clone(), out });
+            }
+        }
+        let (pool, isa) = self.kernels();
+        quant::linear_group(pool, isa, self.activations(), x, &mut parts, &mut self.rounded())
+    }
+
+    /// The same, an expert after the other: of matrices that are not in panels, or have orders of their columns.
+    fn one_by_one(&self, grouped: &Grouped, x: Rows<'_>, products: &mut [Product<'_>]) -> Result<()> {
+        let mut gathered = Vec::new();
+        for (expert, rows) in &grouped.experts {
+            let x = own_rows(x, rows.clone(), &mut gathered)?;
+            let mut parts = SmallVec::new();
+            for product in products.iter_mut() {
+                let n = product.weight.shape()[1];
+                let bias = product.bias.map(|bias| &bias[expert * n..][..n]);
+                let out = &mut product.out[rows.start * n..rows.end * n];
+                parts.push(OneProduct { weight: product.weight.expert(*expert), bias, out });
+            }
+            self.multiply(x, parts)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows `rows` of `x`, side by side: where they lie, or copied to `gathered`.
+fn own_rows<'a>(x: Rows<'a>, rows: Range<usize>, gathered: &'a mut Vec<f32>) -> Result<&'a [f32]> {
+    if x.pick.is_none() {
+        return Ok(&x.data[rows.start * x.cols..rows.end * x.cols]);
+    }
+    gathered.clear();
+    crate::alloc::reserve(gathered, rows.len() * x.cols, "activations of a step")?;
+    rows.for_each(|row| gathered.extend_from_slice(x.row(row)));
+    Ok(gathered)
+}

@@ -1,0 +1,62 @@
+//! `qwen2_moe`: Qwen 2 with experts in place of the MLP, one of which every token goes to, weighed by a gate.
+//! Qwen Team 2024, "Qwen1.5-MoE: Matching 7B Model Performance with 1/3 Activated Parameters".
+
+use super::dense::Dense;
+use super::sparse::{SharedExpert, Sparse, experts, sparse_layers};
+use super::{Arguments, Family, Gguf, qwen2};
+use crate::backend::ops::Router;
+use crate::config::{Config, Shared, sliding_window};
+use crate::error::Result;
+use crate::json::{Fields, Value};
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen2_moe",
+    shared: Shared { kv_heads: Some(16), context: 32_768, ..qwen2::SHARED },
+    arguments,
+    gguf: Some(Gguf {
+        experts: Some(("num_experts", Some("moe_intermediate_size"))),
+        members: |members, _| {
+            // llama.cpp knows no other.
+            members.put("norm_topk_prob", "expert_weights_norm", Value::Bool(false));
+            let key = members.key("expert_shared_feed_forward_length");
+            let width = members.metadata.uint(&key)?.unwrap_or(members.uint("intermediate_size"));
+            members.put(SHARED_WIDTH, key, Value::UInt(width));
+            Ok(())
+        },
+        entries: None,
+        ..Gguf::plain("qwen2moe")
+    }),
+    prefixes: &[],
+};
+
+const SHARED_WIDTH: &str = "shared_expert_intermediate_size";
+
+fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+    if fields.flag("use_sliding_window")? == Some(true) {
+        // Every other layer, where `layer_types` does not say.
+        let window = sliding_window(fields, Some(4096))?;
+        let last = fields.size("max_window_layers", 0, 1 << 20)?.unwrap_or(28);
+        config.set_windows(fields, window, |layer| layer % 2 == 0 && layer < last)?;
+    }
+    let size = experts(fields, ["num_experts", "moe_intermediate_size"], [60, 4, 1408])?;
+    let layers = config.num_hidden_layers;
+    let softmax = Sparse::softmax(layers, size, config.hidden_act);
+    let normalise = fields.flag("norm_topk_prob")?.unwrap_or(false).then_some(0.0);
+    let shared = SharedExpert {
+        names: [
+            ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+            ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+            ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+        ],
+        inner: fields.size_or(SHARED_WIDTH, Some(5632), 1 << 20)?,
+        field: SHARED_WIDTH,
+        gate: Some(("mlp.shared_expert_gate", "ffn_gate_inp_shexp")),
+    };
+    let sparse = Sparse {
+        layers: sparse_layers(fields, layers)?,
+        routing: Router { normalise, ..softmax.routing },
+        shared: Some(shared),
+        ..softmax
+    };
+    Dense { sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+}

@@ -1,0 +1,277 @@
+//! Mixtures of experts: what families say of theirs, its weights, and its block.
+
+use super::blocks::{Linear, Mlp};
+use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
+use super::loader::Loader;
+use super::step::Step;
+use crate::backend::ops::{Backend, ExpertProjection, Gating, Router, Scores};
+use crate::backend::{Op, PreparedStack, PreparedVector, Tensor};
+use crate::config::{Activation, Config, Experts};
+use crate::error::Result;
+use crate::json::Fields;
+use crate::quant::{Matrix, Stack};
+use crate::weights::Form;
+
+/// The names of experts' projections, in a layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExpertNames {
+    /// What the names of single experts begin with, up to their numbers: `mlp.experts`.
+    pub each: &'static str,
+    /// Gate, up and down of one.
+    pub parts: [&'static str; 3],
+    /// Gate over up of all experts, `[E, 2 I, D]`, where a file has them in one.
+    pub fused: &'static str,
+    /// The down projections of all experts, `[E, D, I]`, beside these.
+    pub fused_down: &'static str,
+    /// What the names of stacks begin with in an MLX directory, whose parts are always called the same.
+    pub stacks: &'static str,
+}
+
+impl ExpertNames {
+    /// Most families'.
+    pub const PLAIN: Self = Self {
+        each: "mlp.experts",
+        parts: ["gate_proj", "up_proj", "down_proj"],
+        fused: "mlp.experts.gate_up_proj",
+        fused_down: "mlp.experts.down_proj",
+        stacks: "mlp.switch_mlp",
+    };
+
+    /// Mixtral's.
+    pub const BLOCK: Self = Self {
+        each: "block_sparse_moe.experts",
+        parts: ["w1", "w3", "w2"],
+        stacks: "block_sparse_moe.switch_mlp",
+        ..Self::PLAIN
+    };
+}
+
+/// The parts of an expert as MLX directories and GGUF files name them.
+const PARTS: [(&str, &str); 3] =
+    [("gate_proj", "ffn_gate_exps"), ("up_proj", "ffn_up_exps"), ("down_proj", "ffn_down_exps")];
+
+/// The expert that every token goes to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SharedExpert {
+    /// Gate, up and down.
+    pub names: [Name; 3],
+    /// Its width.
+    pub inner: usize,
+    /// What the field of its width is called.
+    pub field: &'static str,
+    /// The row whose product with the token, through a sigmoid, weighs it.
+    pub gate: Option<Name>,
+}
+
+/// The feed-forward part of a layer that has experts.
+#[derive(Debug, Clone)]
+pub(super) struct Sparse {
+    /// Which layers have it.
+    pub layers: Vec<bool>,
+    /// How many experts there are, and their width.
+    pub size: Experts,
+    /// The router's matrix.
+    pub router: Name,
+    /// What is added to its scores where experts are chosen.
+    pub bias: Option<Name>,
+    /// How it chooses.
+    pub routing: Router,
+    /// Where the experts' weights are.
+    pub names: ExpertNames,
+    /// Between gate and up.
+    pub gating: Gating,
+    /// The expert that every token goes to.
+    pub shared: Option<SharedExpert>,
+}
+
+/// The size of experts: the fields of their number and of their width, and what absence means for their number, for those that a
+/// token goes to, and for their width.
+pub(super) fn experts(
+    fields: &Fields<'_>,
+    [count, inner]: [&'static str; 2],
+    absent: [usize; 3],
+) -> Result<Experts> {
+    /// More than any model has; the ids of a step are counted in 32 bits.
+    const MOST: usize = 1 << 16;
+    let size = |name, default| fields.size_or(name, Some(default), MOST);
+    // transformers writes it by this name, whatever the family calls it.
+    let name = if fields.get(count).is_none() { "num_local_experts" } else { count };
+    let all = size(name, absent[0])?;
+    let used = size("num_experts_per_tok", absent[1])?;
+    if used > all {
+        let expected = format!("at most {all}, the number of experts");
+        return Err(fields.error("num_experts_per_tok", used.to_string(), expected));
+    }
+    Ok(Experts { count: all, used, inner: fields.size_or(inner, Some(absent[2]), 1 << 20)?, field: inner })
+}
+
+/// The layers that have experts: each `decoder_sparse_step`-th, but for those that `mlp_only_layers` names.
+pub(super) fn sparse_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<bool>> {
+    let step = fields.size_or("decoder_sparse_step", Some(1), 1 << 20)?;
+    let dense = fields.tokens("mlp_only_layers")?.unwrap_or_default();
+    Ok((0..layers)
+        .map(|layer| !dense.contains(&(layer as u32)) && (layer + 1).is_multiple_of(step))
+        .collect())
+}
+
+impl Sparse {
+    /// Experts in every layer, chosen by the softmax over all of them.
+    pub fn softmax(layers: usize, size: Experts, activation: Activation) -> Self {
+        let routing =
+            Router { scores: Scores::Softmax, used: size.used, groups: None, normalise: None, scale: 1.0 };
+        Self {
+            layers: vec![true; layers],
+            size,
+            router: ("mlp.gate", "ffn_gate_inp"),
+            bias: None,
+            routing,
+            names: ExpertNames::PLAIN,
+            gating: Gating::Plain(activation),
+            shared: None,
+        }
+    }
+
+    /// Whether a layer has experts.
+    pub fn is_of(&self, layer: usize) -> bool {
+        self.layers.get(layer).copied().unwrap_or(false)
+    }
+
+    /// Adds those of layer `layer`, whose names begin with `prefix` and with `blk`.
+    pub fn list(&self, list: &mut WeightList, config: &Config, [prefix, blk]: [&str; 2]) {
+        let Experts { count, inner, field, .. } = config.experts.unwrap_or(self.size);
+        let hidden = &config.hidden_dim();
+        let name = |(own, gguf): Name| [format!("{prefix}.{own}"), format!("{blk}.{gguf}")];
+        let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {
+            let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: None });
+            let module = ModuleSpec {
+                name,
+                rows,
+                columns: Some(columns),
+                bias: false,
+                form: Form::Plain,
+                gguf,
+                stacked: Vec::new(),
+            };
+            list.push(module);
+        };
+        matrix(name(self.router), Dim { field: "num_experts", size: count }, hidden.clone());
+        if let Some(shared) = &self.shared {
+            let width = Dim { field: shared.field, size: shared.inner };
+            let [gate, up, down] = shared.names;
+            matrix(name(gate), width.clone(), hidden.clone());
+            matrix(name(up), width.clone(), hidden.clone());
+            matrix(name(down), hidden.clone(), width);
+            if let Some(gate) = shared.gate {
+                matrix(name(gate), Dim { field: "1", size: 1 }, hidden.clone());
+            }
+        }
+        let inner = Dim { field, size: inner };
+        let names = &self.names;
+        for expert in 0..count {
+            for (part, (stack, gguf)) in PARTS.into_iter().enumerate() {
+                let (rows, columns) = if part == 2 { (hidden, &inner) } else { (&inner, hidden) };
+                let of_stack = expert * rows.size..(expert + 1) * rows.size;
+                // Gate over up: two stretches of rows for each expert.
+                let first = (2 * expert + part) * inner.size;
+                let fused = match part {
+                    2 => (names.fused_down, of_stack.clone()),
+                    _ => (names.fused, first..first + inner.size),
+                };
+                let stacked =
+                    [(format!("{}.{stack}", names.stacks), of_stack.clone()), (fused.0.to_owned(), fused.1)];
+                let gguf = format!("{blk}.{gguf}");
+                let gguf = GgufSpec { name: gguf.clone(), form: Form::Plain, fused: Some((gguf, of_stack)) };
+                list.push(ModuleSpec {
+                    name: self.expert(prefix, expert, part),
+                    rows: rows.clone(),
+                    columns: Some(columns.clone()),
+                    bias: false,
+                    form: Form::Plain,
+                    gguf: Some(gguf),
+                    stacked: stacked.map(|(name, rows)| (format!("{prefix}.{name}"), rows)).into(),
+                });
+            }
+        }
+    }
+
+    /// The module of a part of an expert.
+    fn expert(&self, prefix: &str, expert: usize, part: usize) -> String {
+        format!("{prefix}.{}.{expert}.{}", self.names.each, self.names.parts[part])
+    }
+
+    /// Loads those of a layer, whose names begin with `prefix`.
+    pub fn load(&self, loader: &Loader<'_>, prefix: &str) -> Result<SparseMlp> {
+        let stack = |part: usize| -> Result<PreparedStack> {
+            let size = loader.config.experts.unwrap_or(self.size);
+            let each = (0..size.count).map(|expert| loader.matrix(&self.expert(prefix, expert, part)));
+            Ok(loader.ops.stack(&Stack::new(each.collect::<Result<Vec<Matrix>>>()?)))
+        };
+        let path = |name: Name| format!("{prefix}.{}", name.0);
+        let Gating::Plain(activation) = self.gating else { unreachable!("a gate without clamps") };
+        let shared = self.shared.map(|shared| -> Result<Shared> {
+            let [gate, up, down] = shared.names.map(|name| Linear::load(loader, &path(name)));
+            let mlp = Mlp::Gated { gate: gate?, up: up?, down: down?, activation };
+            let gate = shared.gate.map(|gate| Linear::exact(loader, &path(gate))).transpose()?;
+            Ok(Shared { mlp, gate })
+        });
+        Ok(SparseMlp {
+            router: Linear::exact(loader, &path(self.router))?,
+            bias: self
+                .bias
+                .map(|bias| loader.vector(&path(bias)))
+                .transpose()?
+                .map(|bias| loader.ops.vector(&bias)),
+            routing: self.routing,
+            gate: stack(0)?,
+            up: stack(1)?,
+            down: stack(2)?,
+            gating: self.gating,
+            shared: shared.transpose()?,
+        })
+    }
+}
+
+/// The expert that every token goes to.
+#[derive(Debug)]
+struct Shared {
+    mlp: Mlp,
+    gate: Option<Linear>,
+}
+
+/// A feed-forward part of experts.
+#[derive(Debug)]
+pub struct SparseMlp {
+    router: Linear,
+    bias: Option<PreparedVector>,
+    routing: Router,
+    gate: PreparedStack,
+    up: PreparedStack,
+    down: PreparedStack,
+    gating: Gating,
+    shared: Option<Shared>,
+}
+
+impl SparseMlp {
+    /// `[T, D]` → `[T, D]`.
+    pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
+        let logits = self.router.forward(step, x)?; // [T, E]
+        let bias = self.bias.as_ref();
+        let [ids, weights] = step.run_all(&Op::Route { logits: &logits, bias, router: self.routing })?;
+        let of = |weight| ExpertProjection { weight, bias: None };
+        let y = step.run(&Op::Experts {
+            x,
+            ids: &ids,
+            weights: &weights,
+            gate: Some(of(&self.gate)),
+            up: of(&self.up),
+            down: of(&self.down),
+            gating: self.gating,
+        })?;
+        let Some(shared) = &self.shared else { return Ok(y) };
+        let mut own = shared.mlp.forward(step, x)?;
+        if let Some(gate) = &shared.gate {
+            own = step.run(&Op::Gate { x: &own, gate: &gate.forward(step, x)? })?;
+        }
+        step.add(&y, &own)
+    }
+}
