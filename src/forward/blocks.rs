@@ -322,6 +322,7 @@ impl Vocabulary {
         let config = loader.config;
         let table = loader.ops.matrix(&loader.matrix(table)?);
         let head = match config.tie_word_embeddings {
+            true if loader.lists(head) => Linear::of(loader, table.clone(), loader.bias(head)?),
             true => Linear::of(loader, table.clone(), None),
             false => Linear::load(loader, head)?,
         };

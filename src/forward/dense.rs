@@ -86,6 +86,8 @@ pub(super) struct Dense {
     pub norm: Name,
     /// The output head, where it is not the embedding.
     pub lm_head: Name,
+    /// Whether the head may have a bias of its own where it is the embedding.
+    pub tied_bias: bool,
     /// All norms but those of heads.
     pub norms: NormKind,
     /// Before attention.
@@ -126,6 +128,7 @@ impl Dense {
             layers: "model.layers",
             norm: ("model.norm", "output_norm"),
             lm_head: ("lm_head", "output"),
+            tied_bias: false,
             norms: NormKind::Rms { offset: 0.0 },
             input_norm: Some(("input_layernorm", "attn_norm")),
             attention_norm: None,
@@ -304,9 +307,11 @@ impl Dense {
             attention = attention.with_norms([q?, k?], of.after_rope);
         }
         let mlp = match self.sparse_of(layer) {
-            Some(sparse) => {
-                FeedForward::Sparse(Box::new(sparse.load(loader, &format!("{}.{layer}", self.layers))?))
-            }
+            Some(sparse) => FeedForward::Sparse(Box::new(sparse.load(
+                loader,
+                layer,
+                &format!("{}.{layer}", self.layers),
+            )?)),
             None => FeedForward::Dense(self.load_mlp(loader, layer)?),
         };
         Ok(Layer {
@@ -363,6 +368,8 @@ impl Arguments for Dense {
         list.push(norm_spec([name.to_owned(), gguf.to_owned()], config.hidden_dim(), self.norms));
         if !config.tie_word_embeddings {
             list.push(table(self.lm_head, config.vocab_dim(), true));
+        } else if self.tied_bias {
+            list.push(ModuleSpec { columns: None, ..table(self.lm_head, config.vocab_dim(), true) });
         }
         list
     }

@@ -8,17 +8,19 @@ use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
+pub(super) const SHARED: Shared = Shared {
+    kv_heads: Some(2),
+    head_dim: Some(128),
+    context: 131_072,
+    eps: 1e-5,
+    tied: true,
+    rope: RopeRules::theta(500_000.0),
+    ..Shared::LLAMA
+};
+
 pub(super) static FAMILY: Family = Family {
     model_type: "ernie4_5",
-    shared: Shared {
-        kv_heads: Some(2),
-        head_dim: Some(128),
-        context: 131_072,
-        eps: 1e-5,
-        tied: true,
-        rope: RopeRules::theta(500_000.0),
-        ..Shared::LLAMA
-    },
+    shared: SHARED,
     arguments,
     gguf: Some(Gguf::plain("ernie4_5")),
     prefixes: &[],

@@ -20,13 +20,19 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+    set_multipliers(fields, &mut config)?;
+    Dense { pairs: Pairs::Gguf, ..Dense::llama(config) }.boxed()
+}
+
+/// The four multipliers.
+pub(super) fn set_multipliers(fields: &Fields<'_>, config: &mut Config) -> Result<()> {
     let number = |name: &str| Ok::<_, crate::Error>(fields.number(name, -1e6, 1e6)?.unwrap_or(1.0) as f32);
     config.embedding_multiplier = number("embedding_multiplier")?;
     config.attention_multiplier = Some(number("attention_multiplier")?);
     config.residual_multiplier = number("residual_multiplier")?;
     let divisor = fields.number("logits_scaling", 1e-6, 1e6)?.unwrap_or(1.0);
     config.logits_multiplier = (1.0 / divisor) as f32;
-    Dense { pairs: Pairs::Gguf, ..Dense::llama(config) }.boxed()
+    Ok(())
 }
 
 /// Absent, or zero, stands for none.

@@ -18,7 +18,16 @@ pub(super) static FAMILY: Family = Family {
     prefixes: &[],
 };
 
-fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
+    if fields.size("num_experts", 0, 1 << 16)?.is_some_and(|experts| experts > 1) {
+        let got = fields.size("num_experts", 0, 1 << 16)?.unwrap_or(0);
+        return Err(fields.error("num_experts", got, "1: the dense family has no experts"));
+    }
+    described(fields, config)?.boxed()
+}
+
+/// Without what is said of experts.
+pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense> {
     for (name, fine) in [
         ("use_qk_norm", true),
         ("mlp_bias", false),
@@ -27,10 +36,6 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ("use_rotary_pos_emb", true),
     ] {
         only(fields, name, fine, "the family has no other block")?;
-    }
-    if fields.size("num_experts", 0, 1 << 16)?.is_some_and(|experts| experts > 1) {
-        let got = fields.size("num_experts", 0, 1 << 16)?.unwrap_or(0);
-        return Err(fields.error("num_experts", got, "1: mixtures of experts are not supported"));
     }
     if let (Some(params), RopeScaling::Dynamic { .. }) = (rope::parameters(fields)?, &config.rope.scaling)
         && let Some(alpha) = params.number("alpha", 0.0, 1e6)?.filter(|&alpha| alpha != 0.0)
@@ -41,7 +46,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     }
     let names = [("self_attn.query_layernorm", "attn_q_norm"), ("self_attn.key_layernorm", "attn_k_norm")];
     let head_norms = HeadNorms { names, after_rope: true, ..qwen3::HEAD_NORMS };
-    Dense { head_norms: Some(head_norms), ..Dense::llama(config) }.boxed()
+    Ok(Dense { head_norms: Some(head_norms), ..Dense::llama(config) })
 }
 
 fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {

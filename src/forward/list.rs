@@ -151,7 +151,7 @@ impl WeightList {
         checkpoint.adopt(|info| {
             let stored = info.name();
             let name = canonical(stored, prefixes);
-            let parts = self.stacked(&name);
+            let parts = self.stacked(&name, info.shape());
             if !parts.is_empty() {
                 return parts;
             }
@@ -170,22 +170,23 @@ impl WeightList {
     }
 
     /// The modules that are held by a tensor of a directory, each of which has some of its rows.
-    fn stacked(&self, name: &str) -> Vec<Adopted> {
+    fn stacked(&self, name: &str, shape: &[usize]) -> Vec<Adopted> {
         let split = name.rsplit_once('.');
         let parts = split.and_then(|(stack, leaf)| Some((stack, self.by_stack.get(stack)?, leaf)));
-        let Some((stack, modules, leaf)) = parts.or_else(|| Some((name, self.by_stack.get(name)?, "weight")))
+        let bare = if name.ends_with("bias") { "bias" } else { "weight" };
+        let Some((stack, modules, leaf)) = parts.or_else(|| Some((name, self.by_stack.get(name)?, bare)))
         else {
             return Vec::new();
         };
         let part = |&at: &usize| {
             let module = &self.modules[at];
             let rows = module.stacked.iter().find(|(of, _)| of == stack).map(|(_, rows)| rows.clone());
-            Adopted {
-                name: format!("{}.{leaf}", module.name),
-                form: module.form,
-                rows,
-                dims: AdoptedDims::Same,
-            }
+            // A vector that some files have as one row.
+            let (rows, dims) = match (shape, &module.columns) {
+                ([1, _], None) => (None, AdoptedDims::Vector),
+                _ => (rows, AdoptedDims::Same),
+            };
+            Adopted { name: format!("{}.{leaf}", module.name), form: module.form, rows, dims }
         };
         modules.iter().map(part).collect()
     }

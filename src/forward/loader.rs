@@ -50,6 +50,11 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// Whether the family's list has the module `module`.
+    pub(super) fn lists(&self, module: &str) -> bool {
+        self.list.get(module).is_some()
+    }
+
     /// The vector of the module `module`, of the length that the list says.
     pub(super) fn vector(&self, module: &str) -> Result<Weight> {
         self.checkpoint.get(&format!("{module}.weight"), &self.spec(module)?.shape())
@@ -64,9 +69,19 @@ impl<'a> Loader<'a> {
         self.checkpoint.get(&name, &[spec.rows.size]).map(Some)
     }
 
+    /// The bias of the module `module`, which has nothing else.
+    pub(super) fn only_bias(&self, module: &str) -> Result<Weight> {
+        self.checkpoint.get(&format!("{module}.bias"), &[self.spec(module)?.rows.size])
+    }
+
     /// The matrix of the module `module`, in the format that the checkpoint has it in.
     pub(super) fn matrix(&self, module: &str) -> Result<Matrix> {
         let spec = self.spec(module)?;
+        if !spec.bias
+            && let Some(bias) = self.checkpoint.find(&format!("{module}.bias"))
+        {
+            return Err(bias.fail("is there, and this version has no form for it".to_owned()));
+        }
         let shape = [spec.rows.size, spec.columns.as_ref().map_or(1, |columns| columns.size)];
         if let Some(quantization) = &self.config.quantization
             && let Some(matrix) = quantized::matrix(self.checkpoint, quantization, module, shape)?

@@ -33,7 +33,11 @@ pub(super) static FAMILY: Family = Family {
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
     config.set_all_windows(sliding_window(fields, None)?);
-    let size = experts(fields, ["num_local_experts", "intermediate_size"], [8, 2, config.intermediate_size])?;
+    let size = experts(
+        fields,
+        ["num_local_experts", "num_experts_per_tok", "intermediate_size"],
+        [8, 2, config.intermediate_size],
+    )?;
     let softmax = Sparse::softmax(config.num_hidden_layers, size, config.hidden_act);
     let sparse = Sparse {
         router: ("block_sparse_moe.gate", "ffn_gate_inp"),

@@ -3,25 +3,32 @@
 pub mod blocks;
 mod cohere2;
 mod dense;
+mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
 mod gemma2;
 mod gemma3_text;
 mod gguf;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod granite;
+mod granitemoe;
 mod hunyuan_v1_dense;
+mod hunyuan_v1_moe;
 mod list;
 mod llama;
 mod loader;
+mod minimax_m2;
 mod ministral3;
 mod mistral;
 mod mixtral;
 mod nemotron;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
@@ -61,7 +68,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 29] = [
+pub(crate) static FAMILIES: [&Family; 36] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -91,6 +98,13 @@ pub(crate) static FAMILIES: [&Family; 29] = [
     &mixtral::FAMILY,
     &qwen2_moe::FAMILY,
     &qwen3_moe::FAMILY,
+    &olmoe::FAMILY,
+    &granitemoe::FAMILY,
+    &glm4_moe::FAMILY,
+    &dots1::FAMILY,
+    &ernie4_5_moe::FAMILY,
+    &minimax_m2::FAMILY,
+    &hunyuan_v1_moe::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.

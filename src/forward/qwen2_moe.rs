@@ -38,7 +38,8 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         let last = fields.size("max_window_layers", 0, 1 << 20)?.unwrap_or(28);
         config.set_windows(fields, window, |layer| layer % 2 == 0 && layer < last)?;
     }
-    let size = experts(fields, ["num_experts", "moe_intermediate_size"], [60, 4, 1408])?;
+    let size =
+        experts(fields, ["num_experts", "num_experts_per_tok", "moe_intermediate_size"], [60, 4, 1408])?;
     let layers = config.num_hidden_layers;
     let softmax = Sparse::softmax(layers, size, config.hidden_act);
     let normalise = fields.flag("norm_topk_prob")?.unwrap_or(false).then_some(0.0);

@@ -36,7 +36,8 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
 
 /// Experts that are chosen by the softmax over all.
 pub(super) fn described(fields: &Fields<'_>, config: &Config) -> Result<Sparse> {
-    let size = experts(fields, ["num_experts", "moe_intermediate_size"], [128, 8, 768])?;
+    let size =
+        experts(fields, ["num_experts", "num_experts_per_tok", "moe_intermediate_size"], [128, 8, 768])?;
     let layers = config.num_hidden_layers;
     let softmax = Sparse::softmax(layers, size, config.hidden_act);
     let normalise = fields.flag("norm_topk_prob")?.unwrap_or(false).then_some(0.0);

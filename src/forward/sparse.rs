@@ -63,6 +63,15 @@ pub(super) struct SharedExpert {
     pub gate: Option<Name>,
 }
 
+impl SharedExpert {
+    /// Most families' names.
+    pub const PLURAL: [Name; 3] = [
+        ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+        ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+        ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+    ];
+}
+
 /// The feed-forward part of a layer that has experts.
 #[derive(Debug, Clone)]
 pub(super) struct Sparse {
@@ -72,10 +81,12 @@ pub(super) struct Sparse {
     pub size: Experts,
     /// The router's matrix.
     pub router: Name,
-    /// What is added to its scores where experts are chosen.
+    /// What is added to its scores where experts are chosen: a tensor of this name, and in GGUF a bias of the other.
     pub bias: Option<Name>,
     /// How it chooses.
     pub routing: Router,
+    /// How many a token goes to in each layer, where that differs.
+    pub used: Vec<usize>,
     /// Where the experts' weights are.
     pub names: ExpertNames,
     /// Between gate and up.
@@ -84,25 +95,35 @@ pub(super) struct Sparse {
     pub shared: Option<SharedExpert>,
 }
 
-/// The size of experts: the fields of their number and of their width, and what absence means for their number, for those that a
-/// token goes to, and for their width.
+/// The size of experts: the fields of their number, of those that a token goes to, and of their width, and what absence means for
+/// each.
 pub(super) fn experts(
     fields: &Fields<'_>,
-    [count, inner]: [&'static str; 2],
+    [count, each, inner]: [&'static str; 3],
     absent: [usize; 3],
 ) -> Result<Experts> {
-    /// More than any model has; the ids of a step are counted in 32 bits.
-    const MOST: usize = 1 << 16;
-    let size = |name, default| fields.size_or(name, Some(default), MOST);
+    let used = fields.size_or(each, Some(absent[1]), MOST)?;
+    experts_of(fields, [count, inner], [absent[0], absent[2]], (each, used))
+}
+
+/// More experts than any model has; the ids of a step are counted in 32 bits.
+pub(super) const MOST: usize = 1 << 16;
+
+/// The same with the number of those that a token goes to, which the field of this name says.
+pub(super) fn experts_of(
+    fields: &Fields<'_>,
+    [count, inner]: [&'static str; 2],
+    absent: [usize; 2],
+    (each, used): (&str, usize),
+) -> Result<Experts> {
     // transformers writes it by this name, whatever the family calls it.
     let name = if fields.get(count).is_none() { "num_local_experts" } else { count };
-    let all = size(name, absent[0])?;
-    let used = size("num_experts_per_tok", absent[1])?;
+    let all = fields.size_or(name, Some(absent[0]), MOST)?;
     if used > all {
-        let expected = format!("at most {all}, the number of experts");
-        return Err(fields.error("num_experts_per_tok", used.to_string(), expected));
+        return Err(fields.error(each, used, format!("at most {all}, the number of experts")));
     }
-    Ok(Experts { count: all, used, inner: fields.size_or(inner, Some(absent[2]), 1 << 20)?, field: inner })
+    let inner_size = fields.size_or(inner, Some(absent[1]), 1 << 20)?;
+    Ok(Experts { count: all, used, inner: inner_size, field: inner })
 }
 
 /// The layers that have experts: each `decoder_sparse_step`-th, but for those that `mlp_only_layers` names.
@@ -125,6 +146,7 @@ impl Sparse {
             router: ("mlp.gate", "ffn_gate_inp"),
             bias: None,
             routing,
+            used: Vec::new(),
             names: ExpertNames::PLAIN,
             gating: Gating::Plain(activation),
             shared: None,
@@ -141,13 +163,25 @@ impl Sparse {
         let Experts { count, inner, field, .. } = config.experts.unwrap_or(self.size);
         let hidden = &config.hidden_dim();
         let name = |(own, gguf): Name| [format!("{prefix}.{own}"), format!("{blk}.{gguf}")];
+        if let Some((own, gguf)) = self.bias {
+            let name = format!("{prefix}.{own}");
+            list.push(ModuleSpec {
+                stacked: vec![(name.clone(), 0..count)],
+                name,
+                rows: Dim { field: "num_experts", size: count },
+                columns: None,
+                bias: true,
+                form: Form::Plain,
+                gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: None }),
+            });
+        }
         let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {
             let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: None });
             let module = ModuleSpec {
                 name,
                 rows,
                 columns: Some(columns),
-                bias: false,
+                bias: true,
                 form: Form::Plain,
                 gguf,
                 stacked: Vec::new(),
@@ -199,8 +233,8 @@ impl Sparse {
         format!("{prefix}.{}.{expert}.{}", self.names.each, self.names.parts[part])
     }
 
-    /// Loads those of a layer, whose names begin with `prefix`.
-    pub fn load(&self, loader: &Loader<'_>, prefix: &str) -> Result<SparseMlp> {
+    /// Loads those of layer `layer`, whose names begin with `prefix`.
+    pub fn load(&self, loader: &Loader<'_>, layer: usize, prefix: &str) -> Result<SparseMlp> {
         let stack = |part: usize| -> Result<PreparedStack> {
             let size = loader.config.experts.unwrap_or(self.size);
             let each = (0..size.count).map(|expert| loader.matrix(&self.expert(prefix, expert, part)));
@@ -214,14 +248,14 @@ impl Sparse {
             let gate = shared.gate.map(|gate| Linear::exact(loader, &path(gate))).transpose()?;
             Ok(Shared { mlp, gate })
         });
+        let bias = self.bias.map(|bias| Ok(loader.ops.vector(&loader.only_bias(&path(bias))?)));
         Ok(SparseMlp {
             router: Linear::exact(loader, &path(self.router))?,
-            bias: self
-                .bias
-                .map(|bias| loader.vector(&path(bias)))
-                .transpose()?
-                .map(|bias| loader.ops.vector(&bias)),
-            routing: self.routing,
+            bias: bias.transpose()?,
+            routing: Router {
+                used: self.used.get(layer).copied().unwrap_or(self.routing.used),
+                ..self.routing
+            },
             gate: stack(0)?,
             up: stack(1)?,
             down: stack(2)?,

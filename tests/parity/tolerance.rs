@@ -63,9 +63,15 @@ pub const GEMMA2_SCALE: f32 = 0.02;
 /// places of its own, which a model of random blocks of two bits shows most.
 pub const LLAMA_CPP: f32 = 0.25;
 
-/// The same of four bits where a token that sees rounded keys may go to another expert, which is a jump and no rounding: what has nothing to do
-/// with the logits is 1.4 from them.
-pub const ROUTED: f32 = 0.6;
+/// The same where a token that sees rounded keys may go to another expert, which is a jump and no rounding: what has nothing to do with
+/// the logits is 1.4 from them.
+pub fn routed_cache(kv_type: KvType) -> f32 {
+    match kv_type {
+        KvType::Q8 => 0.1,
+        KvType::Q4 => 0.6,
+        KvType::F32 | KvType::F16 | KvType::BF16 => 0.0,
+    }
+}
 
 /// Half the distance from 1 to the next number: what rounding to nearest loses, relatively.
 pub fn unit(dtype: DType) -> f64 {

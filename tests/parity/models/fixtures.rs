@@ -153,9 +153,9 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
         assert!(none.is_empty());
         for kv_type in [KvType::Q8, KvType::Q4] {
             let (cpu, cpu_codes) = on(LlmBackendKind::Cpu, kv_type);
-            let rms = match kv_type {
-                KvType::Q4 if has_experts => tolerance::ROUTED,
-                kv_type => tolerance::quantized_cache(kv_type),
+            let rms = match has_experts {
+                true => tolerance::routed_cache(kv_type),
+                false => tolerance::quantized_cache(kv_type),
             };
             let (apart, mean) = close(&format!("{name}, {kv_type} on the CPU"), &cpu, &floats, f32::INFINITY);
             println!(

@@ -1,0 +1,48 @@
+//! `ernie4_5_moe`: Ernie 4.5 with experts in some layers, which a softmax and a bias choose.
+//! Baidu 2025, "ERNIE 4.5 Technical Report".
+
+use super::dense::{Dense, Pairs};
+use super::sparse::{SharedExpert, Sparse, experts};
+use super::{Arguments, Family, ernie4_5};
+use crate::backend::ops::Router;
+use crate::config::{Config, Shared};
+use crate::error::Result;
+use crate::json::Fields;
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "ernie4_5_moe",
+    shared: Shared { kv_heads: Some(4), head_dim: None, ..ernie4_5::SHARED },
+    arguments,
+    gguf: None,
+    prefixes: &[],
+};
+
+fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
+    let names = ["moe_num_experts", "moe_k", "moe_intermediate_size"];
+    let size = experts(fields, names, [64, 6, 1536])?;
+    let layers = config.num_hidden_layers;
+    let softmax = Sparse::softmax(layers, size, config.hidden_act);
+    let first = fields.size("moe_layer_start_index", 0, 1 << 20)?.unwrap_or(1);
+    // Of the last layer, where it is -1.
+    let last = match fields.number("moe_layer_end_index", -1.0, 1e6)? {
+        Some(last) if last >= 0.0 => last as usize,
+        _ => layers,
+    };
+    let every = fields.size_or("moe_layer_interval", Some(1), 1 << 20)?;
+    let is_sparse = |layer: usize| (first..=last).contains(&layer) && (layer + 1).is_multiple_of(every);
+    let shared = fields.size("moe_num_shared_experts", 0, 1 << 10)?.unwrap_or(2);
+    let sparse = Sparse {
+        layers: (0..layers).map(is_sparse).collect(),
+        bias: Some(("mlp.moe_statics.e_score_correction_bias", "exp_probs_b")),
+        // The least that the weights are divided by never comes to be: a chosen weight is far above it.
+        routing: Router { normalise: Some(0.0), ..softmax.routing },
+        shared: (shared > 0).then_some(SharedExpert {
+            names: SharedExpert::PLURAL,
+            inner: shared * size.inner,
+            field: "moe_num_shared_experts * moe_intermediate_size",
+            gate: None,
+        }),
+        ..softmax
+    };
+    Dense { pairs: Pairs::Everywhere, tied_bias: true, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+}

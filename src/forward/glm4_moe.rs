@@ -1,0 +1,94 @@
+//! `glm4_moe`: GLM 4.5 to 4.7: Llama that rotates half of a head, with experts behind the first layers, one of which every token
+//! goes to. GLM Team 2025, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models".
+
+use super::dense::Dense;
+use super::sparse::{SharedExpert, Sparse, experts};
+use super::{Arguments, Family, qwen3};
+use crate::backend::ops::{ExpertGroups, Router, Scores};
+use crate::config::rope::RopeRules;
+use crate::config::{Config, Shared};
+use crate::error::Result;
+use crate::json::Fields;
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "glm4_moe",
+    shared: Shared {
+        kv_heads: Some(8),
+        context: 131_072,
+        eps: 1e-5,
+        rope: RopeRules::partial(0.5),
+        bos: None,
+        eos: &[],
+        ..Shared::LLAMA
+    },
+    arguments,
+    gguf: None,
+    prefixes: &[],
+};
+
+fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
+    let normed = fields.flag("use_qk_norm")?.unwrap_or(false);
+    let sparse = described(fields, &config, [Some(128), Some(8), Some(1), Some(1)], true)?;
+    Dense { head_norms: normed.then_some(qwen3::HEAD_NORMS), sparse: Some(sparse), ..Dense::llama(config) }
+        .boxed()
+}
+
+/// Experts that a sigmoid and a bias choose, in groups, behind dense layers, with one or more that every token goes to. `absent` is
+/// what the absence of their number, of those that a token goes to, of shared ones and of dense layers means, and `normalise` of
+/// `norm_topk_prob`.
+pub(super) fn described(
+    fields: &Fields<'_>,
+    config: &Config,
+    [count, used, shared, dense]: [Option<usize>; 4],
+    normalise: bool,
+) -> Result<Sparse> {
+    const SHARED: &str = "n_shared_experts";
+    let required = |name: &str, absent: Option<usize>| fields.size_or(name, absent, 1 << 16);
+    let absent = [required("n_routed_experts", count)?, required("num_experts_per_tok", used)?, 1408];
+    let size = experts(fields, ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"], absent)?;
+    let layers = config.num_hidden_layers;
+    let softmax = Sparse::softmax(layers, size, config.hidden_act);
+    let first = fields.size("first_k_dense_replace", 0, 1 << 16)?.or(dense).unwrap_or(0);
+    let shared = match shared {
+        Some(absent) => fields.size(SHARED, 0, 1 << 10)?.unwrap_or(absent),
+        None => fields.required(SHARED, 0, 1 << 10)?,
+    };
+    let normalise = fields.flag("norm_topk_prob")?.unwrap_or(normalise).then_some(1e-20);
+    let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(1.0) as f32;
+    let routing = Router {
+        scores: Scores::Sigmoid,
+        groups: groups(fields, size.count)?,
+        normalise,
+        scale,
+        ..softmax.routing
+    };
+    Ok(Sparse {
+        layers: (0..layers).map(|layer| layer >= first).collect(),
+        bias: Some(("mlp.gate.e_score_correction_bias", "exp_probs_b")),
+        routing,
+        shared: (shared > 0).then_some(SharedExpert {
+            names: SharedExpert::PLURAL,
+            inner: shared * size.inner,
+            field: "n_shared_experts * moe_intermediate_size",
+            gate: None,
+        }),
+        ..softmax
+    })
+}
+
+/// Groups that are rated by the sum of their two best.
+pub(super) fn groups(fields: &Fields<'_>, experts: usize) -> Result<Option<ExpertGroups>> {
+    let count = fields.size_or("n_group", Some(1), 1 << 16)?;
+    let used = fields.size_or("topk_group", Some(1), 1 << 16)?;
+    if count == 1 {
+        return Ok(None);
+    }
+    if !experts.is_multiple_of(count) || experts / count < 2 {
+        let expected = format!("groups of two or more that make up {experts} experts");
+        return Err(fields.error("n_group", count, expected));
+    }
+    if used > count {
+        return Err(fields.error("topk_group", used, format!("at most {count}, the number of groups")));
+    }
+    Ok(Some(ExpertGroups { count, used, best: 2 }))
+}
