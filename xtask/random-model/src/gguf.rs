@@ -97,7 +97,13 @@ pub fn write(shape: &ModelShape, file_type: FileType, path: &Path) -> Result<(us
         let (elements, bytes) = kind.block();
         let mut row = vec![0; columns / elements * bytes];
         for _ in 0..shape.iter().product::<usize>() / columns {
-            if *kind == TensorType::Dense(DType::F32) {
+            if *kind == TensorType::Dense(DType::F32) && shape.len() == 2 {
+                // A router: random numbers of variance 1, so that every expert is chosen as often.
+                let unit = |random: &mut Random| (random.next() >> 40) as f32 / (1 << 24) as f32;
+                let spread = (12.0 / columns as f32).sqrt();
+                let values: Vec<f32> = (0..columns).map(|_| (unit(&mut random) - 0.5) * spread).collect();
+                write_floats(DType::F32, &values, &mut row);
+            } else if *kind == TensorType::Dense(DType::F32) {
                 let values: Vec<f32> = (0..columns).map(|i| 0.9 + 0.2 * (i % 7) as f32 / 6.0).collect();
                 write_floats(DType::F32, &values, &mut row);
             } else {
@@ -114,9 +120,10 @@ pub fn write(shape: &ModelShape, file_type: FileType, path: &Path) -> Result<(us
 
 fn entries(shape: &ModelShape, file_type: FileType) -> Entries {
     let mut entries = Entries::default();
-    let architecture = shape.model_type;
+    // llama.cpp writes these names in one word.
+    let architecture = shape.model_type.replace('_', "");
     let key = |name: &str| format!("{architecture}.{name}");
-    entries.string("general.architecture", architecture);
+    entries.string("general.architecture", &architecture);
     entries.string("general.name", shape.name);
     entries.uint("general.file_type", file_type.number());
     entries.uint(&key("context_length"), 8192);
@@ -129,6 +136,13 @@ fn entries(shape: &ModelShape, file_type: FileType) -> Entries {
     entries.float(&key("rope.freq_base"), shape.theta as f32);
     entries.uint(&key("rope.dimension_count"), shape.head_dim as u32);
     entries.uint(&key("vocab_size"), shape.vocab as u32);
+    if let Some([count, used, ffn]) = shape.experts {
+        entries.uint(&key("attention.key_length"), shape.head_dim as u32);
+        entries.uint(&key("attention.value_length"), shape.head_dim as u32);
+        entries.uint(&key("expert_count"), count as u32);
+        entries.uint(&key("expert_used_count"), used as u32);
+        entries.uint(&key("expert_feed_forward_length"), ffn as u32);
+    }
     vocabulary(&mut entries, shape.vocab);
     entries
 }
@@ -176,7 +190,8 @@ fn tensors(shape: &ModelShape, file_type: FileType) -> Vec<Spec> {
     let norm = |all: &mut Vec<Spec>, name: String, len| {
         all.push(Spec { name, kind: TensorType::Dense(DType::F32), shape: [len].as_slice().into() })
     };
-    let matrix = |all: &mut Vec<Spec>, name: String, rows, columns: usize, finer| {
+    let stack = |all: &mut Vec<Spec>, name: String, dims: &[usize], finer| {
+        let columns = dims.last().copied().unwrap_or(1);
         let kind = match (file_type, finer, columns.is_multiple_of(SUPER_BLOCK)) {
             (FileType::F16, ..) => TensorType::Dense(DType::F16),
             (FileType::Bf16, ..) => TensorType::Dense(DType::BF16),
@@ -187,7 +202,10 @@ fn tensors(shape: &ModelShape, file_type: FileType) -> Vec<Spec> {
             (FileType::Q4KM, false, true) => TensorType::Blocks(GgmlType::Q4_K),
             (FileType::Q4KM, false, false) => TensorType::Blocks(GgmlType::Q5_0),
         };
-        all.push(Spec { name, kind, shape: [rows, columns].as_slice().into() });
+        all.push(Spec { name, kind, shape: dims.into() });
+    };
+    let matrix = |all: &mut Vec<Spec>, name: String, rows, columns: usize, finer| {
+        stack(all, name, &[rows, columns], finer);
     };
     matrix(&mut all, "token_embd.weight".to_owned(), shape.vocab, hidden, true);
     for layer in 0..shape.layers {
@@ -205,6 +223,17 @@ fn tensors(shape: &ModelShape, file_type: FileType) -> Vec<Spec> {
         }
         matrix(&mut all, name("attn_output.weight"), hidden, width, false);
         norm(&mut all, name("ffn_norm.weight"), hidden);
+        if let Some([count, _, ffn]) = shape.experts {
+            norm(&mut all, name("attn_q_norm.weight"), shape.head_dim);
+            norm(&mut all, name("attn_k_norm.weight"), shape.head_dim);
+            let kind = TensorType::Dense(DType::F32);
+            let dims = [count, hidden].as_slice().into();
+            all.push(Spec { name: name("ffn_gate_inp.weight"), kind, shape: dims });
+            stack(&mut all, name("ffn_gate_exps.weight"), &[count, ffn, hidden], false);
+            stack(&mut all, name("ffn_up_exps.weight"), &[count, ffn, hidden], false);
+            stack(&mut all, name("ffn_down_exps.weight"), &[count, hidden, ffn], finer);
+            continue;
+        }
         matrix(&mut all, name("ffn_gate.weight"), ffn, hidden, false);
         matrix(&mut all, name("ffn_up.weight"), ffn, hidden, false);
         matrix(&mut all, name("ffn_down.weight"), hidden, ffn, finer);

@@ -31,18 +31,25 @@ struct ModelShape {
     /// Biases on the query, key and value projections.
     qkv_bias: bool,
     theta: f64,
+    /// Experts in place of the MLP: how many, those that a token goes to, and their width.
+    experts: Option<[usize; 3]>,
 }
 
 #[rustfmt::skip]
-const SHAPES: [ModelShape; 4] = [
+const SHAPES: [ModelShape; 6] = [
     ModelShape { name: "llama-1b", model_type: "llama", hidden: 2048, layers: 16, heads: 32, kv_heads: 8, head_dim: 64,
-            ffn: 8192, vocab: 128_256, qkv_bias: false, theta: 500_000.0 },
+            ffn: 8192, vocab: 128_256, qkv_bias: false, theta: 500_000.0, experts: None },
     ModelShape { name: "qwen2.5-0.5b", model_type: "qwen2", hidden: 896, layers: 24, heads: 14, kv_heads: 2, head_dim: 64,
-            ffn: 4864, vocab: 151_936, qkv_bias: true, theta: 1e6 },
+            ffn: 4864, vocab: 151_936, qkv_bias: true, theta: 1e6, experts: None },
     ModelShape { name: "smollm2-135m", model_type: "llama", hidden: 576, layers: 30, heads: 9, kv_heads: 3, head_dim: 64,
-            ffn: 1536, vocab: 49_152, qkv_bias: false, theta: 100_000.0 },
+            ffn: 1536, vocab: 49_152, qkv_bias: false, theta: 100_000.0, experts: None },
     ModelShape { name: "tiny", model_type: "llama", hidden: 64, layers: 4, heads: 4, kv_heads: 2, head_dim: 16,
-            ffn: 160, vocab: 512, qkv_bias: false, theta: 10_000.0 },
+            ffn: 160, vocab: 512, qkv_bias: false, theta: 10_000.0, experts: None },
+    // A sixth of the layers.
+    ModelShape { name: "qwen3-30b-a3b-8", model_type: "qwen3_moe", hidden: 2048, layers: 8, heads: 32, kv_heads: 4, head_dim: 128,
+            ffn: 6144, vocab: 151_936, qkv_bias: false, theta: 1e6, experts: Some([128, 8, 768]) },
+    ModelShape { name: "tiny-moe", model_type: "qwen3_moe", hidden: 64, layers: 4, heads: 4, kv_heads: 2, head_dim: 16,
+            ffn: 160, vocab: 512, qkv_bias: false, theta: 10_000.0, experts: Some([8, 2, 32]) },
 ];
 
 /// What a model is written as.
@@ -107,15 +114,27 @@ fn write(shape: &ModelShape, kind: Kind, path: &Path) -> Result<(usize, u64)> {
 
 /// `config.json` with weights of type `dtype` in PyTorch's name.
 fn config(shape: &ModelShape, dtype: &str) -> Value {
-    json!({
-        "architectures": [if shape.model_type == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
+    let architecture = match shape.model_type {
+        "qwen2" => "Qwen2ForCausalLM",
+        "qwen3_moe" => "Qwen3MoeForCausalLM",
+        _ => "LlamaForCausalLM",
+    };
+    let mut config = json!({
+        "architectures": [architecture],
         "model_type": shape.model_type, "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim, "vocab_size": shape.vocab,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": shape.theta, "hidden_act": "silu",
         "tie_word_embeddings": true, "torch_dtype": dtype, "bos_token_id": 1, "eos_token_id": 2,
         "attention_bias": false, "mlp_bias": false,
-    })
+    });
+    if let Some([count, used, ffn]) = shape.experts {
+        config["num_experts"] = count.into();
+        config["num_experts_per_tok"] = used.into();
+        config["moe_intermediate_size"] = ffn.into();
+        config["norm_topk_prob"] = true.into();
+    }
+    config
 }
 
 /// Makes the directory `dir` with its `config.json` and the headers of its weights.
@@ -131,7 +150,7 @@ fn dense(shape: &ModelShape, dtype: DType, dir: &Path) -> Result<(usize, u64)> {
         DType::F16 => (Dtype::F16, "float16"),
         DType::BF16 => (Dtype::BF16, "bfloat16"),
     };
-    let tensors = tensors(shape);
+    let tensors = each_expert(tensors(shape));
     let specs = tensors.iter().map(|(name, dims)| Spec {
         name: name.clone(),
         dtype: stored,
@@ -199,12 +218,33 @@ fn tensors(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
         }
         push("self_attn.o_proj.weight", vec![hidden, width]);
         push("post_attention_layernorm.weight", vec![hidden]);
-        push("mlp.gate_proj.weight", vec![ffn, hidden]);
-        push("mlp.up_proj.weight", vec![ffn, hidden]);
-        push("mlp.down_proj.weight", vec![hidden, ffn]);
+        let Some([count, _, ffn]) = shape.experts else {
+            push("mlp.gate_proj.weight", vec![ffn, hidden]);
+            push("mlp.up_proj.weight", vec![ffn, hidden]);
+            push("mlp.down_proj.weight", vec![hidden, ffn]);
+            continue;
+        };
+        push("self_attn.q_norm.weight", vec![shape.head_dim]);
+        push("self_attn.k_norm.weight", vec![shape.head_dim]);
+        push("mlp.gate.weight", vec![count, hidden]);
+        push("mlp.switch_mlp.gate_proj.weight", vec![count, ffn, hidden]);
+        push("mlp.switch_mlp.up_proj.weight", vec![count, ffn, hidden]);
+        push("mlp.switch_mlp.down_proj.weight", vec![count, hidden, ffn]);
     }
     all.push(("model.norm.weight".to_owned(), vec![hidden]));
     all
+}
+
+/// Stacks of experts as a tensor for each, as Hugging Face directories have them.
+fn each_expert(tensors: Vec<(String, Vec<usize>)>) -> Vec<(String, Vec<usize>)> {
+    let each = |(name, dims): (String, Vec<usize>)| match dims[..] {
+        [count, rows, columns] => {
+            let of = |expert| name.replace("switch_mlp", &format!("experts.{expert}"));
+            (0..count).map(|expert| (of(expert), vec![rows, columns])).collect()
+        }
+        _ => vec![(name, dims)],
+    };
+    tensors.into_iter().flat_map(each).collect()
 }
 
 #[cfg(test)]
@@ -228,13 +268,18 @@ mod tests {
     /// Each kind is read back by the library, twice gives the same bytes, and nothing is overwritten.
     #[test]
     fn what_is_written_is_a_checkpoint() {
-        let tiny = SHAPES.iter().find(|shape| shape.name == "tiny").unwrap();
-        for (name, kind) in kinds() {
+        let tiny = SHAPES.iter().filter(|shape| shape.name.starts_with("tiny"));
+        for (tiny, (name, kind)) in tiny.flat_map(|tiny| kinds().map(move |kind| (tiny, kind))) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("model.gguf");
             let written = write(tiny, kind, &path).unwrap();
             let model = ModelFiles::open(&path).unwrap();
-            assert_eq!(model.checkpoint.tensors().count(), written.0, "{name}");
+            if tiny.experts.is_none() {
+                assert_eq!(model.checkpoint.tensors().count(), written.0, "{name}");
+            }
+            // Every weight is there.
+            let options = backstop::LoadOptions { threads: Some(1), ..backstop::LoadOptions::default() };
+            backstop::Model::load_with(ModelFiles::open(&path).unwrap(), options).unwrap();
             assert_eq!(model.config().num_hidden_layers, tiny.layers, "{name}");
             let one = files(&path);
             let again = write(tiny, kind, &path).unwrap_err().to_string();

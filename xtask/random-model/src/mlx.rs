@@ -31,7 +31,7 @@ pub fn write(shape: &ModelShape, bits: usize, dir: &Path) -> Result<(usize, u64)
             (Spec { name, dtype, shape: dims.into() }, content)
         };
         match (name.strip_suffix(".weight"), &dims[..]) {
-            (Some(module), &[rows, columns]) => {
+            (Some(module), &[.., _, columns]) => {
                 // Codes from 0 to `most`, uniform, whose values keep the size of what a row multiplies.
                 let most = ((1_u32 << bits) - 1) as f32;
                 let end = (3.0 / columns as f32).sqrt();
@@ -40,8 +40,13 @@ pub fn write(shape: &ModelShape, bits: usize, dir: &Path) -> Result<(usize, u64)
                 if group != GROUP {
                     config["quantization"][module] = json!({ "group_size": group, "bits": bits });
                 }
-                let groups = [rows, columns / group];
-                planes.push(plane(name.clone(), Dtype::U32, &[rows, columns * bits / 32], Content::Codes));
+                let of = |columns: usize| {
+                    let mut dims = dims.clone();
+                    dims.splice(dims.len() - 1.., [columns]);
+                    dims
+                };
+                let groups = of(columns / group);
+                planes.push(plane(name.clone(), Dtype::U32, &of(columns * bits / 32), Content::Codes));
                 planes.push(plane(format!("{module}.scales"), Dtype::BF16, &groups, scale));
                 planes.push(plane(format!("{module}.biases"), Dtype::BF16, &groups, Content::Constant(-end)));
             }
