@@ -61,8 +61,14 @@ fn benches(criterion: &mut Criterion) {
                     let caches = caches.get_or_insert_with(filled);
                     bencher.iter(|| {
                         let runs = [AttentionRun { row: 0, len: rows, kv: &caches[round % copies] }];
-                        let args =
-                            Attention { q: &q, runs: &runs, visible: &visible, scale: 0.125, soft_cap: None };
+                        let args = Attention {
+                            q: &q,
+                            runs: &runs,
+                            visible: &visible,
+                            scale: 0.125,
+                            soft_cap: None,
+                            sinks: None,
+                        };
                         round += 1;
                         attention(&pool, isa, args, &mut out, &mut scratch).expect("memory");
                     });

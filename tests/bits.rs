@@ -26,10 +26,11 @@ const FAMILIES: [&str; 9] = [
 
 /// A type of weights each, in every type of cache: bf16, MLX's 4 bits, mxfp4, and GGUF's blocks of 32 (Q8_0 among them) and of
 /// 256 (Q4_K among them), in a layer each.
-const WEIGHTS: [&str; 5] = [
+const WEIGHTS: [&str; 6] = [
     "models/llama-bf16",
     "quantized/llama-affine4",
     "quantized/llama-mxfp4",
+    "models/gpt_oss-mxfp4",
     "gguf/blocks-32",
     "gguf/blocks-256",
 ];

@@ -88,10 +88,23 @@ impl Both<'_> {
             let x = HostTensor::from_vec(&[len, width], values(3, len * width));
             let on_mlx = (self.mlx.to_backend(self.cpu.to_host(&x)?)?, self.mlx.kv_from_host(&kv)?);
             let (q, kvs) = (&on_mlx.0, [&on_mlx.1]);
-            let got = self.mlx.run1(&Op::Attention { q, kv: &kvs, mask: &mask, scale, soft_cap: None })?;
+            let got = self.mlx.run1(&Op::Attention {
+                q,
+                kv: &kvs,
+                mask: &mask,
+                scale,
+                soft_cap: None,
+                sinks: None,
+            })?;
             let (q, kvs) = (&x, [&kv]);
-            let expected =
-                self.cpu.run1(&Op::Attention { q, kv: &kvs, mask: &mask, scale, soft_cap: None })?;
+            let expected = self.cpu.run1(&Op::Attention {
+                q,
+                kv: &kvs,
+                mask: &mask,
+                scale,
+                soft_cap: None,
+                sinks: None,
+            })?;
             let off = self.compare(OpKind::Attention, &got, &expected)?;
             if off.is_some() {
                 return Ok(off);

@@ -70,8 +70,10 @@ fn context(args: &BenchArgs, most: usize) -> anyhow::Result<usize> {
 /// What a token needs of the machine.
 #[derive(Debug, Clone, Copy)]
 struct BenchWork {
-    /// Bytes of weights that a step reads, but for a row of the embedding for each token.
+    /// Bytes of weights that every step reads, but for a row of the embedding for each token.
     weight_bytes: u64,
+    /// Bytes of all experts, and the part of them that a token goes to.
+    experts: (u64, f64),
     /// Bytes of keys and values of one token.
     kv_token_bytes: u64,
     /// Elements of the matrices that each token of a prompt is multiplied with: as floats, and as bytes.
@@ -83,7 +85,8 @@ struct BenchWork {
 impl BenchWork {
     fn of(files: &ModelFiles, activations: Activations, kv_type: KvType) -> Self {
         let config = files.config();
-        let (tied, mut weight_bytes) = (config.tie_word_embeddings, 0);
+        let (tied, mut weight_bytes, mut expert_bytes) = (config.tie_word_embeddings, 0, 0);
+        let part = config.experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
         let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
         for tensor in files.tensors() {
             let embedding =
@@ -93,14 +96,17 @@ impl BenchWork {
             if if tied { head } else { embedding } {
                 continue;
             }
-            weight_bytes += tensor.loaded;
+            let expert = is_expert(&tensor.name);
+            *(if expert { &mut expert_bytes } else { &mut weight_bytes }) += tensor.loaded;
             let bytes = activations == Activations::Int8 && tensor.format.is_some_and(Format::has_integers);
             if tensor.shape.len() > 1 {
                 let elements = if embedding || head { &mut head_elements } else { &mut layer_elements };
-                elements[usize::from(bytes)] += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
+                let all = tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
+                elements[usize::from(bytes)] += if expert { (all as f64 * part) as u64 } else { all };
             }
         }
-        Self { weight_bytes, kv_token_bytes: files.kv_token_bytes(kv_type), layer_elements, head_elements }
+        let (experts, kv_token_bytes) = ((expert_bytes, part), files.kv_token_bytes(kv_type));
+        Self { weight_bytes, experts, kv_token_bytes, layer_elements, head_elements }
     }
 
     /// Operations on matrices for the prompts of `case`, two for each element: on floats, and on bytes.
@@ -111,11 +117,23 @@ impl BenchWork {
         })
     }
 
+    /// Bytes of weights that a step of `batch` tokens reads: of experts, those that it goes to where each is as likely.
+    fn step_bytes(&self, batch: usize) -> f64 {
+        let (experts, part) = self.experts;
+        self.weight_bytes as f64 + experts as f64 * (1.0 - (1.0 - part).powf(batch as f64))
+    }
+
     /// Bytes of weights and of keys and values that a generated token of `case` takes, on average.
     fn token_bytes(&self, case: Case) -> (f64, f64) {
         let cached = case.depth as f64 + (case.generate as f64 + 1.0) / 2.0;
-        (self.weight_bytes as f64 / case.batch as f64, self.kv_token_bytes as f64 * cached)
+        (self.step_bytes(case.batch) / case.batch as f64, self.kv_token_bytes as f64 * cached)
     }
+}
+
+/// Whether a tensor is one of an expert: `….experts.12.up_proj.weight`.
+fn is_expert(name: &str) -> bool {
+    let behind = name.split_once(".experts.").map(|(_, rest)| rest);
+    behind.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// What the machine can do at most, per second.

@@ -210,6 +210,8 @@ pub struct Attention {
     window: Option<usize>,
     scale: f32,
     soft_cap: Option<f32>,
+    /// `[H]`, beside the scores of each head's keys.
+    sinks: Option<PreparedVector>,
 }
 
 impl Attention {
@@ -226,12 +228,19 @@ impl Attention {
             window: config.windows.get(layer).copied().flatten(),
             scale: config.attention_scale(layer),
             soft_cap: config.attn_logit_softcapping,
+            sinks: None,
         }
     }
 
     /// With norms of queries and keys, before the rotary embedding or after it.
     pub fn with_norms(mut self, norms: [Norm; 2], after: bool) -> Self {
         (self.norms, self.norms_after) = (Some(norms), after);
+        self
+    }
+
+    /// With a sink for each head.
+    pub fn with_sinks(mut self, sinks: PreparedVector) -> Self {
+        self.sinks = Some(sinks);
         self
     }
 
@@ -257,7 +266,8 @@ impl Attention {
         }
         let [q, k] = self.norm_heads(step, [q, k], true)?;
         step.kv_write(self.layer, KvRows { k: &k, v: &v })?;
-        let attended = step.attention(self.layer, &q, self.window, self.scale, self.soft_cap)?; // [T, H*D]
+        let scores = (self.scale, self.soft_cap);
+        let attended = step.attention(self.layer, &q, self.window, scores, self.sinks.as_ref())?; // [T, H*D]
         self.output.forward(step, &attended)
     }
 }

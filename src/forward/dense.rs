@@ -104,6 +104,8 @@ pub(super) struct Dense {
     pub qkv: Qkv,
     /// The output of attention.
     pub output: Name,
+    /// A score of each head that stands beside those of its keys: a tensor of this name.
+    pub sinks: Option<Name>,
     /// Norms of queries and keys, where there are any.
     pub head_norms: Option<HeadNorms>,
     /// The feed-forward part.
@@ -141,6 +143,7 @@ impl Dense {
                 ("self_attn.v_proj", "attn_v"),
             ]),
             output: ("self_attn.o_proj", "attn_output"),
+            sinks: None,
             head_norms: None,
             mlp: MlpNames::Gated([
                 ("mlp.gate_proj", "ffn_gate"),
@@ -190,6 +193,12 @@ impl Dense {
                     list.push(ModuleSpec { gguf: Some(stored), bias: false, ..spec });
                 }
             }
+        }
+        if let Some(sinks) = self.sinks {
+            let [own, gguf] = name(sinks);
+            let rows = Dim { field: "num_attention_heads", size: config.num_attention_heads };
+            let spec = norm_spec([own.clone(), gguf], rows, NormKind::Rms { offset: 0.0 });
+            list.push(ModuleSpec { stacked: vec![(own, 0..config.num_attention_heads)], ..spec });
         }
         let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
             let [name, gguf] = names;
@@ -305,6 +314,9 @@ impl Dense {
             };
             let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
+        }
+        if let Some(sinks) = self.sinks {
+            attention = attention.with_sinks(loader.ops.vector(&loader.vector(&path(sinks))?));
         }
         let mlp = match self.sparse_of(layer) {
             Some(sparse) => FeedForward::Sparse(Box::new(sparse.load(

@@ -151,7 +151,7 @@ impl WeightList {
         checkpoint.adopt(|info| {
             let stored = info.name();
             let name = canonical(stored, prefixes);
-            let parts = self.stacked(&name, info.shape());
+            let parts = self.stacked(&name, info);
             if !parts.is_empty() {
                 return parts;
             }
@@ -170,10 +170,15 @@ impl WeightList {
     }
 
     /// The modules that are held by a tensor of a directory, each of which has some of its rows.
-    fn stacked(&self, name: &str, shape: &[usize]) -> Vec<Adopted> {
+    fn stacked(&self, name: &str, info: &TensorInfo) -> Vec<Adopted> {
+        let (shape, is_dense) = (info.shape(), info.dtype().is_some());
         let split = name.rsplit_once('.');
         let parts = split.and_then(|(stack, leaf)| Some((stack, self.by_stack.get(stack)?, leaf)));
-        let bare = if name.ends_with("bias") { "bias" } else { "weight" };
+        let bare = match () {
+            () if name.ends_with("bias") => "bias",
+            () if name.ends_with("_scales") => "scales",
+            () => "weight",
+        };
         let Some((stack, modules, leaf)) = parts.or_else(|| Some((name, self.by_stack.get(name)?, bare)))
         else {
             return Vec::new();
@@ -184,9 +189,15 @@ impl WeightList {
             // A vector that some files have as one row.
             let (rows, dims) = match (shape, &module.columns) {
                 ([1, _], None) => (None, AdoptedDims::Vector),
+                // Of an expert, a row of the biases of all.
+                ([_, _], Some(_)) if leaf == "bias" => {
+                    let expert = rows.map_or(0, |rows| rows.start / rows.len().max(1));
+                    (Some(expert..expert + 1), AdoptedDims::Vector)
+                }
                 _ => (rows, AdoptedDims::Same),
             };
-            Adopted { name: format!("{}.{leaf}", module.name), form: module.form, rows, dims }
+            let form = if leaf == "weight" && is_dense { module.form } else { Form::Plain };
+            Adopted { name: format!("{}.{leaf}", module.name), form, rows, dims }
         };
         modules.iter().map(part).collect()
     }

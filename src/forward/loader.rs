@@ -50,6 +50,11 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// Whether the checkpoint has the weight of the module `module`.
+    pub(super) fn has(&self, module: &str) -> bool {
+        self.checkpoint.find(&format!("{module}.weight")).is_some()
+    }
+
     /// Whether the family's list has the module `module`.
     pub(super) fn lists(&self, module: &str) -> bool {
         self.list.get(module).is_some()

@@ -14,6 +14,7 @@ mod glm4;
 mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod granitemoe;
 mod hunyuan_v1_dense;
@@ -68,7 +69,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 36] = [
+pub(crate) static FAMILIES: [&Family; 37] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -105,6 +106,7 @@ pub(crate) static FAMILIES: [&Family; 36] = [
     &ernie4_5_moe::FAMILY,
     &minimax_m2::FAMILY,
     &hunyuan_v1_moe::FAMILY,
+    &gpt_oss::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.

@@ -1,15 +1,18 @@
 //! Mixtures of experts: what families say of theirs, its weights, and its block.
 
+use std::ops::Range;
+
 use super::blocks::{Linear, Mlp};
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::step::Step;
 use crate::backend::ops::{Backend, ExpertProjection, Gating, Router, Scores};
-use crate::backend::{Op, PreparedStack, PreparedVector, Tensor};
+use crate::backend::{LlmBackendDispatch, Op, PreparedStack, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Experts};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::quant::{Matrix, Stack};
+use crate::tensor::Weight;
 use crate::weights::Form;
 
 /// The names of experts' projections, in a layer.
@@ -89,6 +92,10 @@ pub(super) struct Sparse {
     pub used: Vec<usize>,
     /// Where the experts' weights are.
     pub names: ExpertNames,
+    /// Whether single experts have biases.
+    pub biases: bool,
+    /// Where gate and up of all experts are one tensor, and their rows lie in turn: its name, and that of the down projections.
+    pub alternating: Option<[&'static str; 2]>,
     /// Between gate and up.
     pub gating: Gating,
     /// The expert that every token goes to.
@@ -148,6 +155,8 @@ impl Sparse {
             routing,
             used: Vec::new(),
             names: ExpertNames::PLAIN,
+            biases: false,
+            alternating: None,
             gating: Gating::Plain(activation),
             shared: None,
         }
@@ -201,6 +210,24 @@ impl Sparse {
         }
         let inner = Dim { field, size: inner };
         let names = &self.names;
+        if let Some([fused, _]) = self.alternating {
+            for expert in 0..count {
+                let rows = expert * 2 * inner.size..(expert + 1) * 2 * inner.size;
+                // Dense ones have them as columns, of as many rows as the model is wide.
+                let turned = expert * hidden.size..(expert + 1) * hidden.size;
+                let stacked = ["_blocks", "_scales", "_bias"]
+                    .map(|end| (format!("{prefix}.{fused}{end}"), rows.clone()));
+                list.push(ModuleSpec {
+                    name: self.fused(prefix, expert),
+                    rows: Dim { field: "2 * intermediate_size", size: 2 * inner.size },
+                    columns: Some(hidden.clone()),
+                    bias: true,
+                    form: Form::Alternating,
+                    gguf: None,
+                    stacked: stacked.into_iter().chain([(format!("{prefix}.{fused}"), turned)]).collect(),
+                });
+            }
+        }
         for expert in 0..count {
             for (part, (stack, gguf)) in PARTS.into_iter().enumerate() {
                 let (rows, columns) = if part == 2 { (hidden, &inner) } else { (&inner, hidden) };
@@ -215,17 +242,35 @@ impl Sparse {
                     [(format!("{}.{stack}", names.stacks), of_stack.clone()), (fused.0.to_owned(), fused.1)];
                 let gguf = format!("{blk}.{gguf}");
                 let gguf = GgufSpec { name: gguf.clone(), form: Form::Plain, fused: Some((gguf, of_stack)) };
+                let mut stacked: Vec<(String, Range<usize>)> =
+                    stacked.map(|(name, rows)| (format!("{prefix}.{name}"), rows)).into();
+                let mut form = Form::Plain;
+                if let Some([fused, down]) = self.alternating {
+                    stacked.retain(|(name, _)| !name.ends_with(fused) && !name.ends_with(down));
+                }
+                if let (Some([_, down]), 2) = (self.alternating, part) {
+                    let turned = expert * columns.size..(expert + 1) * columns.size;
+                    stacked.push((format!("{prefix}.{down}"), turned));
+                    let ends = ["_blocks", "_scales", "_bias"].map(|end| format!("{prefix}.{down}{end}"));
+                    stacked.extend(ends.map(|name| (name, expert * rows.size..(expert + 1) * rows.size)));
+                    form = Form::Transposed;
+                }
                 list.push(ModuleSpec {
                     name: self.expert(prefix, expert, part),
                     rows: rows.clone(),
                     columns: Some(columns.clone()),
-                    bias: false,
-                    form: Form::Plain,
+                    bias: self.biases,
+                    form,
                     gguf: Some(gguf),
-                    stacked: stacked.map(|(name, rows)| (format!("{prefix}.{name}"), rows)).into(),
+                    stacked,
                 });
             }
         }
+    }
+
+    /// The module of gate and up of an expert, which lie in turn.
+    fn fused(&self, prefix: &str, expert: usize) -> String {
+        format!("{prefix}.{}.{expert}.gate_up_proj", self.names.each)
     }
 
     /// The module of a part of an expert.
@@ -235,13 +280,45 @@ impl Sparse {
 
     /// Loads those of layer `layer`, whose names begin with `prefix`.
     pub fn load(&self, loader: &Loader<'_>, layer: usize, prefix: &str) -> Result<SparseMlp> {
-        let stack = |part: usize| -> Result<PreparedStack> {
-            let size = loader.config.experts.unwrap_or(self.size);
-            let each = (0..size.count).map(|expert| loader.matrix(&self.expert(prefix, expert, part)));
-            Ok(loader.ops.stack(&Stack::new(each.collect::<Result<Vec<Matrix>>>()?)))
+        let size = loader.config.experts.unwrap_or(self.size);
+        let prepared = |each: Vec<Expert>| {
+            let (each, biases): (Vec<Matrix>, Vec<Option<Vec<f32>>>) = each.into_iter().unzip();
+            let rows = each.first().map_or(0, |matrix| matrix.as_ref().shape()[0]);
+            let biases: Option<Vec<Vec<f32>>> = biases.into_iter().collect();
+            let bias = biases.filter(|_| self.biases).map(|biases| {
+                let bias = Weight::of_values(prefix, &[size.count, rows], biases.concat());
+                loader.ops.vector(&bias)
+            });
+            Projections { weight: loader.ops.stack(&Stack::new(each)), bias }
+        };
+        let part = |part: usize| -> Result<Projections> {
+            let each = (0..size.count).map(|expert| {
+                let name = self.expert(prefix, expert, part);
+                let bias = loader.bias(&name)?.map(|bias| bias.widened()).transpose()?;
+                Ok((loader.matrix(&name)?, bias))
+            });
+            Ok(prepared(each.collect::<Result<Vec<Expert>>>()?))
+        };
+        let fused = self.alternating.is_some() && loader.has(&self.fused(prefix, 0));
+        let [gate, up] = match fused {
+            false => [part(0)?, part(1)?],
+            true => {
+                let (mut gates, mut ups) = (Vec::new(), Vec::new());
+                for expert in 0..size.count {
+                    let name = self.fused(prefix, expert);
+                    let both = loader.matrix(&name)?;
+                    let bias = loader.bias(&name)?.map(|bias| bias.widened()).transpose()?;
+                    let every_other = |from: usize| {
+                        bias.as_ref().map(|bias| bias.iter().skip(from).step_by(2).copied().collect())
+                    };
+                    gates.push((both.rows("gate", 0..size.inner), every_other(0)));
+                    ups.push((both.rows("up", size.inner..2 * size.inner), every_other(1)));
+                }
+                [prepared(gates), prepared(ups)]
+            }
         };
         let path = |name: Name| format!("{prefix}.{}", name.0);
-        let Gating::Plain(activation) = self.gating else { unreachable!("a gate without clamps") };
+        let activation = loader.config.hidden_act;
         let shared = self.shared.map(|shared| -> Result<Shared> {
             let [gate, up, down] = shared.names.map(|name| Linear::load(loader, &path(name)));
             let mlp = Mlp::Gated { gate: gate?, up: up?, down: down?, activation };
@@ -256,9 +333,9 @@ impl Sparse {
                 used: self.used.get(layer).copied().unwrap_or(self.routing.used),
                 ..self.routing
             },
-            gate: stack(0)?,
-            up: stack(1)?,
-            down: stack(2)?,
+            gate,
+            up,
+            down: part(2)?,
             gating: self.gating,
             shared: shared.transpose()?,
         })
@@ -272,15 +349,31 @@ struct Shared {
     gate: Option<Linear>,
 }
 
+/// The matrix of an expert, and its bias.
+type Expert = (Matrix, Option<Vec<f32>>);
+
+/// A projection of all experts.
+#[derive(Debug)]
+struct Projections {
+    weight: PreparedStack,        // [E, N, K]
+    bias: Option<PreparedVector>, // [E, N]
+}
+
+impl Projections {
+    fn as_op(&self) -> ExpertProjection<'_, LlmBackendDispatch> {
+        ExpertProjection { weight: &self.weight, bias: self.bias.as_ref() }
+    }
+}
+
 /// A feed-forward part of experts.
 #[derive(Debug)]
 pub struct SparseMlp {
     router: Linear,
     bias: Option<PreparedVector>,
     routing: Router,
-    gate: PreparedStack,
-    up: PreparedStack,
-    down: PreparedStack,
+    gate: Projections,
+    up: Projections,
+    down: Projections,
     gating: Gating,
     shared: Option<Shared>,
 }
@@ -291,14 +384,13 @@ impl SparseMlp {
         let logits = self.router.forward(step, x)?; // [T, E]
         let bias = self.bias.as_ref();
         let [ids, weights] = step.run_all(&Op::Route { logits: &logits, bias, router: self.routing })?;
-        let of = |weight| ExpertProjection { weight, bias: None };
         let y = step.run(&Op::Experts {
             x,
             ids: &ids,
             weights: &weights,
-            gate: Some(of(&self.gate)),
-            up: of(&self.up),
-            down: of(&self.down),
+            gate: Some(self.gate.as_op()),
+            up: self.up.as_op(),
+            down: self.down.as_op(),
             gating: self.gating,
         })?;
         let Some(shared) = &self.shared else { return Ok(y) };

@@ -10,7 +10,9 @@ use crate::alloc;
 use crate::backend::batch::{Batch, Mask, RopeStep, Run};
 use crate::backend::ops::{Backend, Ids, KvRows};
 use crate::backend::rope::Frequencies;
-use crate::backend::{LayerState, LlmBackendDispatch, Op, PreparedMatrix, SequenceKv, Tensor};
+use crate::backend::{
+    LayerState, LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, SequenceKv, Tensor,
+};
 use crate::config::{Activation, Config, Rotation};
 use crate::error::{Error, Result};
 
@@ -157,8 +159,8 @@ impl<'a> Step<'a> {
         layer: usize,
         q: &Tensor,
         window: Option<usize>,
-        scale: f32,
-        soft_cap: Option<f32>,
+        (scale, soft_cap): (f32, Option<f32>),
+        sinks: Option<&PreparedVector>,
     ) -> Result<Tensor> {
         let index = match self.masks.iter().position(|(of, _)| *of == window) {
             Some(index) => index,
@@ -170,7 +172,7 @@ impl<'a> Step<'a> {
         let mask = &self.masks[index].1;
         let kv: SmallVec<[&LayerState; 16]> =
             self.batch.runs.iter().map(|run| self.sequences[run.sequence].kv.layer(layer)).collect();
-        self.ops.run1(&Op::Attention { q, kv: &kv, mask, scale, soft_cap })
+        self.ops.run1(&Op::Attention { q, kv: &kv, mask, scale, soft_cap, sinks })
     }
 
     /// `act(x)`.

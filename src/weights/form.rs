@@ -28,6 +28,8 @@ pub(crate) enum Form {
     },
     /// Rows are columns.
     Transposed,
+    /// Rows of two halves lie in turn: the first of each, then the second of each. Of dense matrices, rows are columns, too.
+    Alternating,
     /// 1 was added to a vector.
     PlusOne,
 }
@@ -74,6 +76,10 @@ impl Form {
                 let (third, head, at) = (row / (heads * size), row / size % heads, row % size);
                 (3 * head + third) * size + at
             }
+            Self::Alternating => {
+                let half = rows / 2;
+                if row < half { 2 * row } else { 2 * (row - half) + 1 }
+            }
             Self::Plain | Self::Transposed | Self::PlusOne => row,
         }
     }
@@ -94,21 +100,28 @@ impl Form {
                 let (head, third, at) = (row / (3 * size), row / size % 3, row % size);
                 (third * heads + head) * size + at
             }
+            Self::Alternating => row / 2 + row % 2 * (rows / 2),
             Self::Plain | Self::Transposed | Self::PlusOne => row,
         }
+    }
+
+    /// Whether rows of a dense tensor are columns.
+    pub fn is_turned(self) -> bool {
+        matches!(self, Self::Transposed | Self::Alternating)
     }
 
     /// Copies a tensor into a model's order; `shape` is the one that the model has, of elements of `size` bytes.
     pub fn copy(self, stored: &[u8], shape: &[usize], size: usize, to: &mut [u8]) {
         let rows = shape.first().copied().unwrap_or(0);
-        if let (Self::Transposed, &[rows, columns]) = (self, shape) {
+        if let (true, &[rows, columns]) = (self.is_turned(), shape) {
             // Tiles of 64 elements each way: their lines of both sides fit into the first cache.
             const TILE: usize = 64;
             for top in (0..rows).step_by(TILE) {
                 for left in (0..columns).step_by(TILE) {
                     for row in top..(top + TILE).min(rows) {
                         for column in left..(left + TILE).min(columns) {
-                            let (at, from) = ((row * columns + column) * size, (column * rows + row) * size);
+                            let from = (column * rows + self.stored_row(row, rows)) * size;
+                            let at = (row * columns + column) * size;
                             to[at..at + size].copy_from_slice(&stored[from..from + size]);
                         }
                     }
@@ -124,7 +137,7 @@ impl Form {
 
     /// A quantized matrix in a model's order of rows, which is made when it is asked for.
     pub fn reordered(self, weight: QuantWeight) -> QuantWeight {
-        if !matches!(self, Self::Pairs { .. } | Self::ByHead { .. }) {
+        if !matches!(self, Self::Pairs { .. } | Self::ByHead { .. } | Self::Alternating) {
             return weight;
         }
         let (name, format, shape) = (weight.name().to_owned(), weight.format(), *weight.shape());
@@ -164,6 +177,7 @@ mod tests {
             (Form::Pairs { heads: 2, dims: 2 }, vec![0, 1, 2, 3, 4, 5, 6, 7]),
             (Form::Pairs { heads: 1, dims: 6 }, vec![0, 2, 4, 1, 3, 5, 6, 7]),
             (Form::ByHead { heads: 2 }, vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]),
+            (Form::Alternating, vec![0, 2, 4, 1, 3, 5]),
         ];
         for (form, expected) in forms {
             let rows = expected.len();

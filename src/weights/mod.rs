@@ -355,9 +355,17 @@ impl Checkpoint {
                     part.stored = Some(info.stored_name().into());
                 }
                 (part.name, part.form) = (name.into(), form);
-                if let (Some(_), &[experts, each, columns]) = (&rows, info.shape.as_slice()) {
+                match (&rows, info.shape.as_slice()) {
                     // Rows are counted over all experts.
-                    part.shape = [experts.saturating_mul(each), columns].as_slice().into();
+                    (Some(_), &[experts, each, columns]) => {
+                        part.shape = [experts.saturating_mul(each), columns].as_slice().into();
+                    }
+                    // A row is groups of bytes.
+                    (Some(_), &[experts, each, groups, bytes]) => {
+                        let shape = [experts.saturating_mul(each), groups.saturating_mul(bytes)];
+                        part.shape = shape.as_slice().into();
+                    }
+                    _ => {}
                 }
                 if let (Some(rows), Some(&all)) = (rows, part.shape.clone().first()) {
                     // What the list says of a tensor that turns out otherwise is found when it is loaded.
@@ -371,7 +379,7 @@ impl Checkpoint {
                     AdoptedDims::Row if part.shape.len() == 1 => part.shape.insert(0, 1),
                     _ => {}
                 }
-                if form == Form::Transposed {
+                if form.is_turned() {
                     part.shape.reverse();
                 }
                 self.add(part)?;

@@ -41,7 +41,10 @@ pub fn describe(
             let format = mlx_format(checkpoint, mlx, module, columns).ok()??;
             let [rows, words] = checkpoint.matrix_shape(&format!("{module}.weight"))?;
             let bits = bits(format);
-            let bits_of_row = words.checked_mul(32).filter(|all| all.is_multiple_of(bits))?;
+            let in_bytes =
+                checkpoint.find(&format!("{module}.weight")).is_some_and(|of| of.dtype_name() == "U8");
+            let bits_of_row =
+                words.checked_mul(if in_bytes { 8 } else { 32 }).filter(|all| all.is_multiple_of(bits))?;
             Some((format, [rows, bits_of_row / bits]))
         }
         Quantization::Gptq { .. } => gptq::describe_gptq(checkpoint, module),
@@ -154,6 +157,9 @@ fn mlx_format(
         let got = scales.shape();
         return Err(scales.fail(format!("shape is {got:?}, expected it and {module}.weight to be matrices")));
     };
+    // OpenAI's are bytes.
+    let in_bytes = checkpoint.find(&format!("{module}.weight")).is_some_and(|of| of.dtype_name() == "U8");
+    let word_bits = if in_bytes { 8 } else { 32 };
     let typed = |of: MlxFormat| match (of.mode, scales.dtype(), scales.dtype_name().as_str()) {
         (MlxMode::Affine, Some(dtype), _) => {
             Some(Format::Affine { bits: of.bits, group: of.group, scales: dtype })
@@ -174,7 +180,7 @@ fn mlx_format(
     let fits = |of: &MlxFormat| {
         // A tensor without rows may have any number of columns.
         let width = groups.checked_mul(usize::from(of.group));
-        let stored = words.checked_mul(32);
+        let stored = words.checked_mul(word_bits);
         let wanted = width.and_then(|width| width.checked_mul(usize::from(of.bits)));
         stored.is_some() && stored == wanted && columns.is_none_or(|columns| Some(columns) == width)
     };
@@ -212,7 +218,9 @@ fn mlx_matrix(
         let what = format!("{columns} columns are not whole groups of {group} in {format}");
         return Err(Error::Weight { path: checkpoint.path().to_owned(), name: name("weight"), what });
     }
-    let words = checkpoint.typed(&name("weight"), &["U32"], &[rows, columns * bits(format) / 32])?;
+    let in_bytes = checkpoint.find(&name("weight")).is_some_and(|of| of.dtype_name() == "U8");
+    let (kind, word) = if in_bytes { ("U8", 8) } else { ("U32", 32) };
+    let words = checkpoint.typed(&name("weight"), &[kind], &[rows, columns * bits(format) / word])?;
     let kind = match format {
         Format::Affine { scales: DType::F32, .. } => "F32",
         Format::Affine { scales: DType::F16, .. } => "F16",

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::array::MlxTensor;
 use super::dims;
 use super::kv::{Cached, filled_up};
+use super::operands::MlxVector;
 use super::{MlxBackend, MlxKv, failed};
 use crate::backend::kv::KvShape;
 use crate::backend::ops::{Mask, Run};
@@ -23,6 +24,8 @@ struct Scores<'a> {
     mask: Option<&'a Array>,
     scale: f32,
     soft_cap: Option<f32>,
+    /// `[H]`, in the type of activations.
+    sinks: Option<&'a Array>,
 }
 
 impl MlxBackend {
@@ -32,16 +35,19 @@ impl MlxBackend {
         q: &MlxTensor,
         kv: &[&MlxKv],
         mask: &Mask,
-        scale: f32,
-        soft_cap: Option<f32>,
+        (scale, soft_cap): (f32, Option<f32>),
+        sinks: Option<&MlxVector>,
     ) -> Result<MlxTensor> {
         let rows = q.shape()[0];
+        let sinks = sinks.map(|sinks| self.typed((*sinks.array()?).clone())).transpose()?;
+        let sinks = sinks.as_ref();
         let masks = self.masks(mask)?;
         let mut outputs = SmallVec::<[MlxTensor; 1]>::new();
         for (i, (run, kv)) in mask.runs.iter().zip(kv).enumerate() {
             // What one token sees is a range of keys: a slice says it without a mask.
             let visible = if run.len == 1 { mask.visible[run.row].clone() } else { 0..kv.len() };
-            let scores = Scores { mask: masks.as_ref().and_then(|masks| masks[i].as_ref()), scale, soft_cap };
+            let mask = masks.as_ref().and_then(|masks| masks[i].as_ref());
+            let scores = Scores { mask, scale, soft_cap, sinks };
             let cached = match kv.cached(&self.graph, visible)? {
                 Cached::Floats([keys, values]) => Cached::Floats([self.typed(keys)?, self.typed(values)?]),
                 codes @ Cached::Codes(_) => codes,
@@ -91,7 +97,9 @@ impl MlxBackend {
         }
         let queries = q.to_heads(graph, run.rows(), shape.k_dim)?; // [1, H, len, k_dim]
         let output = match whole {
-            Some([keys, values]) => graph.attention([&queries, keys, values], scores.mask, scores.scale)?,
+            Some([keys, values]) => {
+                graph.attention([&queries, keys, values], scores.mask, scores.scale, scores.sinks)?
+            }
             None => {
                 let len = len as i32;
                 let grouped = graph.reshape(&queries, &[1, kv_heads, group * len, k_dim])?;
@@ -148,7 +156,22 @@ impl MlxBackend {
             let seen = ops::select(mask, &by_head, &*constant(f32::NEG_INFINITY)).map_err(fail)?;
             weights = graph.reshape(&seen, &[1, kv_heads, rows, keys])?;
         }
-        let shares = graph.softmax(&weights)?;
+        let shares = match scores.sinks {
+            None => graph.softmax(&weights)?,
+            Some(sinks) => {
+                // A key more, whose share goes nowhere.
+                let [_, kv_heads, rows, keys] = *weights.shape() else {
+                    return Err(crate::Error::shape("attention", "scores have not four dimensions"));
+                };
+                let by_head = graph.reshape(sinks, &[1, kv_heads, rows / len, 1])?;
+                let ones = graph.constant(0.0, weights.dtype(), &[1, 1, 1, len]);
+                let column = graph.add(&by_head, &ones)?; // [1, KH, G, len]
+                let column =
+                    graph.astype(&graph.reshape(&column, &[1, kv_heads, rows, 1])?, weights.dtype())?;
+                let all = ops::concatenate(&[weights, column], 3).map_err(fail)?;
+                graph.slice(&graph.softmax(&all)?, &[0; 4], &[1, kv_heads, rows, keys])?
+            }
+        };
         match cached {
             Cached::Floats([_, v]) => graph.matmul(&shares, v),
             Cached::Codes([_, v]) => {

@@ -263,6 +263,7 @@ impl Graph {
         [q, k, v]: [&Array; 3],
         mask: Option<&Array>,
         scale: f32,
+        sinks: Option<&Array>,
     ) -> Result<Array> {
         let none = mlx_sys::mlx_array { ctx: std::ptr::null_mut() };
         let (mode, given) = mask.map_or((c"", none), |mask| (c"array", mask.as_ptr()));
@@ -277,7 +278,7 @@ impl Graph {
                 scale,
                 mode.as_ptr(),
                 given,
-                none,
+                sinks.map_or(none, Array::as_ptr),
                 false
             ),
             fast::scaled_dot_product_attention(
@@ -286,7 +287,7 @@ impl Graph {
                 v,
                 scale,
                 mask.map(fast::ScaledDotProductAttentionMask::Array),
-                None
+                sinks
             )
         )
     }

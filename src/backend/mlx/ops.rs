@@ -90,7 +90,9 @@ impl MlxBackend {
                 self.rows(self.typed(self.graph.multiply(&bent, &cap)?)?, x.shape())
             }
             Op::Rope { x, head_dim, rope } => self.rope(x, head_dim, rope)?,
-            Op::Attention { q, kv, mask, scale, soft_cap } => self.attention(q, kv, mask, scale, soft_cap)?,
+            Op::Attention { q, kv, mask, scale, soft_cap, sinks } => {
+                self.attention(q, kv, mask, (scale, soft_cap), sinks)?
+            }
             Op::TakeRows { x, rows } => {
                 let indices: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
                 let indices = Array::from_slice(&indices, &dims::of(&[rows.len()])?);

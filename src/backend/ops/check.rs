@@ -116,13 +116,19 @@ impl<B: Operands> Op<'_, B> {
                 }
                 Ok(())
             }
-            Self::Attention { q, kv, mask, .. } => {
+            Self::Attention { q, kv, mask, sinks, .. } => {
                 let (rows, width) = matrix::<B>(op, q)?;
                 if mask.visible.len() != rows || mask.runs.iter().map(|run| run.len).sum::<usize>() != rows {
                     return refuse(format!("the mask has {} rows, q {rows}", mask.visible.len()));
                 }
                 if kv.len() != mask.runs.len() {
                     return refuse(format!("{} caches for {} runs", kv.len(), mask.runs.len()));
+                }
+                if let (Some(sinks), Some(layer)) = (sinks, kv.first()) {
+                    let heads = width.checked_div(layer.shape().k_dim).unwrap_or(0);
+                    if sinks.shape() != [heads] {
+                        return refuse(format!("sinks are {:?}, expected [{heads}]", sinks.shape()));
+                    }
                 }
                 let mut next = 0;
                 for (run, layer) in mask.runs.iter().zip(kv) {

@@ -161,6 +161,8 @@ pub enum Op<'a, B: Operands> {
         scale: f32,
         /// `cap · tanh(score / cap)` after the scale.
         soft_cap: Option<f32>,
+        /// `[H]`, a score of each head that stands beside those of its keys and has no value.
+        sinks: Option<&'a B::Vector>,
     },
     /// Rows `rows` of `x`.
     TakeRows {
@@ -359,8 +361,9 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Gate { x, gate } => Op::Gate { x: tensor(x)?, gate: tensor(gate)? },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
-            Self::Attention { q, mask, scale, soft_cap, .. } => {
-                Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap }
+            Self::Attention { q, mask, scale, soft_cap, sinks, .. } => {
+                let sinks = sinks.map(&vector).transpose()?;
+                Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap, sinks }
             }
             Self::TakeRows { x, rows } => Op::TakeRows { x: tensor(x)?, rows },
             Self::Route { logits, bias, router } => {

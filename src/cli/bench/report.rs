@@ -117,7 +117,8 @@ impl Report {
 
     pub fn table(&self) -> String {
         let Self { prompt, generate, reps, work, .. } = self;
-        let mut text = format!("model  {}, {} read per step\n", self.model.0, Bytes(work.weight_bytes));
+        let mut text =
+            format!("model  {}, {} read per step\n", self.model.0, Bytes(work.step_bytes(1) as u64));
         let _ = writeln!(
             text,
             "runs   {reps} of prompts of {prompt} and {generate} generated tokens: medians (least–greatest)\n"

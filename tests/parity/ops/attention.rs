@@ -3,8 +3,9 @@
 use backstop::backend::batch::{Mask, Run};
 use backstop::backend::kv::{CodeRows, GROUP, HostKv, KvShape, KvType};
 use backstop::backend::{LayerState, Op};
+use backstop::tensor::DType;
 
-use super::rig::{Element, Rig, rigs, round};
+use super::rig::{Element, Rig, rigs, round, weight};
 
 /// One step: what every sequence has cached and how many tokens it adds, and how they attend.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ struct Case {
     runs: Vec<(usize, usize)>,
     window: Option<usize>,
     soft_cap: Option<f32>,
+    /// The sink of each head.
+    sinks: Option<fn(usize) -> f32>,
 }
 
 /// Keys and values of a sequence, `[tokens, KH * dim]` and `[tokens, KH * v_dim]`.
@@ -60,9 +63,12 @@ fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Ra
         terms.map(|k| sum(k) * scale)
     };
     let max = scores.iter().copied().fold(f64::MIN, f64::max);
-    let largest = scores.iter().map(|score| score.abs()).fold(0.0, f64::max);
+    let sink = case.sinks.map(|sinks| f64::from(sinks(head)));
+    let largest = scores.iter().copied().chain(sink).map(f64::abs).fold(0.0, f64::max);
     let summed = keys.clone().filter_map(size).fold(largest, f64::max);
-    let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+    // A sink takes its share, and gives nothing.
+    let sink = sink.map_or(0.0, |sink| (sink - max).exp());
+    let total: f64 = scores.iter().map(|score| (score - max).exp()).sum::<f64>() + sink;
     let mut out = vec![(0.0, 0.0, 0.0); v_dim];
     for (key, score) in keys.zip(scores) {
         let share = (score - max).exp() / total;
@@ -132,13 +138,32 @@ fn check(rig: &Rig, case: &Case) {
     let mask = Mask::causal(&runs, case.window).unwrap();
     let caches: Vec<&LayerState> = caches.iter().collect();
     let q = rig.tensor(&[rows, heads * dim], &q);
-    let op = Op::Attention { q: &q, kv: &caches, mask: &mask, scale: scale(dim), soft_cap: case.soft_cap };
+    let sinks: Option<Vec<f32>> = case.sinks.map(|sinks| (0..heads).map(sinks).collect());
+    let sinks = sinks.map(|sinks| rig.vector(&weight(DType::F32, &[heads], &sinks)));
+    let op = Op::Attention {
+        q: &q,
+        kv: &caches,
+        mask: &mask,
+        scale: scale(dim),
+        soft_cap: case.soft_cap,
+        sinks: sinks.as_ref(),
+    };
     rig.check(&op, &format!("{case:?}"), &expected);
 }
 
 fn plain(kv_type: KvType, before: usize, len: usize) -> Case {
     let runs = vec![(before, len)];
-    Case { heads: 4, kv_heads: 2, dim: 16, v_dim: 16, kv_type, runs, window: None, soft_cap: None }
+    Case {
+        heads: 4,
+        kv_heads: 2,
+        dim: 16,
+        v_dim: 16,
+        kv_type,
+        runs,
+        window: None,
+        soft_cap: None,
+        sinks: None,
+    }
 }
 
 const BEFORE: [usize; 6] = [0, 1, 63, 64, 65, 300];
@@ -212,6 +237,25 @@ fn sequences_of_different_lengths_in_one_step_see_their_own_keys() {
                     for soft_cap in [None, Some(5.0)] {
                         check(&rig, &Case { runs: runs.clone(), window, soft_cap, ..plain(kv_type, 0, 0) });
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sinks_take_their_share_and_give_nothing() {
+    for rig in rigs() {
+        // About as large as scores, above all of them, and below.
+        for sinks in [(|head| head as f32 - 1.5) as fn(usize) -> f32, |_| 30.0, |_| -100.0] {
+            for (i, (before, len)) in
+                [(0, 1), (0, 7), (65, 1), (300, 1), (64, 17), (300, 65)].into_iter().enumerate()
+            {
+                for window in [None, Some(5)] {
+                    let case = plain(KvType::ALL[i % 5], before, len);
+                    check(&rig, &Case { sinks: Some(sinks), window, ..case.clone() });
+                    let runs = vec![(before, len), (3, 2), (2, 1)];
+                    check(&rig, &Case { sinks: Some(sinks), window, runs, soft_cap: Some(5.0), ..case });
                 }
             }
         }

@@ -65,9 +65,14 @@ fn settle(kind: TensorType, row: &mut [u8], columns: usize) {
                 block[1] = block[1] & 0x80 | high & 0x7f;
             });
         }
-        TensorType::Blocks(GgmlType::Q4_0) => {
-            blocks.for_each(|block| block[..2].copy_from_slice(&scale(8.0)))
-        }
+        // Codes of -8 become 0: with a mean of its own, every product would add to one direction, and all rows be alike.
+        TensorType::Blocks(GgmlType::Q4_0) => blocks.for_each(|block| {
+            block[..2].copy_from_slice(&scale(8.0));
+            for byte in &mut block[2..] {
+                let low = if *byte & 0x0f == 0 { 0x08 } else { 0 };
+                *byte |= low | if *byte & 0xf0 == 0 { 0x80 } else { 0 };
+            }
+        }),
         TensorType::Blocks(GgmlType::Q5_0) => {
             blocks.for_each(|block| block[..2].copy_from_slice(&scale(16.0)))
         }

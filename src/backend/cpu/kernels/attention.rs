@@ -71,6 +71,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// `cap · tanh(score / cap)` after the scale.
     pub soft_cap: Option<f32>,
+    /// A score of each query head beside those of its keys, `[H]`, which has no value.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Working memory of [`attention`], kept between calls; it grows to the largest call.
@@ -147,6 +149,8 @@ pub fn attention(
             );
         }
     }
+    let heads = group * shape.heads;
+    assert!(args.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: sinks of {heads} heads");
     let positions = (BLOCK_ROWS / group.max(1)).max(1);
     let call = AttentionCall {
         args,
@@ -280,7 +284,8 @@ impl RunPlace<'_> {
         ((self.run.row + self.first + position) * call.kv_heads + self.head) * call.group
     }
 
-    /// Writes query head `g` of row `position`: `acc / sum`, or zeros where the row saw nothing.
+    /// Writes query head `g` of row `position`: `acc / sum`, or zeros where the row saw nothing. Both are relative to `max`; a sink
+    /// is a part of the sum.
     #[inline(always)]
     fn finish<S: Simd>(
         &self,
@@ -288,7 +293,7 @@ impl RunPlace<'_> {
         call: &AttentionCall<'_>,
         position: usize,
         g: usize,
-        sum: f32,
+        [max, sum]: [f32; 2],
         acc: &[f32],
     ) {
         let at = (self.heads_before(call, position) + g) * call.v_dim;
@@ -298,7 +303,17 @@ impl RunPlace<'_> {
             out.fill(0.0);
             return;
         }
-        let by = s.splat(1.0 / sum);
+        let by = match call.args.sinks {
+            None => 1.0 / sum,
+            Some(sinks) => {
+                let sink = sinks[self.head * call.group + g];
+                // Relative to the larger of the two, so that neither exponential overflows.
+                let joint = max.max(sink);
+                let keys = (max - joint).exp();
+                keys / (sum * keys + (sink - joint).exp())
+            }
+        };
+        let by = s.splat(by);
         for (to, from) in out.chunks_mut(S::LANES).zip(acc.chunks(S::LANES)) {
             s.store_partial(to, s.mul(s.load_partial(&from[..to.len()]), by));
         }
@@ -330,7 +345,8 @@ impl Kernel for Whole<'_, '_> {
         }
         for row in 0..rows {
             let acc = &work.acc_all[row * ld..(row + 1) * ld];
-            place.finish(s, call, row / call.group, row % call.group, work.sum_all[row], acc);
+            let of = [work.max_all[row], work.sum_all[row]];
+            place.finish(s, call, row / call.group, row % call.group, of, acc);
         }
     }
 }
@@ -381,7 +397,7 @@ impl Kernel for Join<'_, '_> {
         for row in 0..place.count * call.group {
             let visible = place.visible(call, row / call.group);
             if visible.is_empty() {
-                place.finish(s, call, row / call.group, row % call.group, 0.0, &[]);
+                place.finish(s, call, row / call.group, row % call.group, [0.0; 2], &[]);
                 continue;
             }
             let (first, end) = (visible.start / SEGMENT, visible.end.div_ceil(SEGMENT));
@@ -398,7 +414,7 @@ impl Kernel for Join<'_, '_> {
                 let state = State { max: &mut max[0], sum: &mut sum[0], acc: &mut *acc };
                 merge(s, state, both, part[1], &part[2..]);
             }
-            place.finish(s, call, row / call.group, row % call.group, sum[0], acc);
+            place.finish(s, call, row / call.group, row % call.group, [max[0], sum[0]], acc);
         }
     }
 }

@@ -28,7 +28,8 @@ pub fn attention(args: &Attention<'_>) -> Vec<f64> {
                 };
                 let scores: Vec<f64> = args.visible[row].clone().map(score).collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
-                let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+                let sink = args.sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - max).exp());
+                let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum::<f64>() + sink;
                 let at = (row * heads + head) * shape.v_dim;
                 for (key, score) in args.visible[row].clone().zip(&scores) {
                     for (out, &v) in out[at..at + shape.v_dim].iter_mut().zip(v.row(key)) {

@@ -43,6 +43,7 @@ struct Step {
     q: Vec<f32>,
     visible: Vec<Range<usize>>,
     soft_cap: Option<f32>,
+    sinks: Option<Vec<f32>>,
 }
 
 impl Step {
@@ -65,6 +66,7 @@ impl Step {
             q: random(99, rows * shape.heads * group * shape.k_dim).iter().map(|x| x * 3.0).collect(),
             visible,
             soft_cap: None,
+            sinks: None,
         }
     }
 
@@ -85,6 +87,7 @@ impl Step {
             visible: &self.visible,
             scale: 1.0 / (self.shape.k_dim as f32).sqrt(),
             soft_cap: self.soft_cap,
+            sinks: self.sinks.as_deref(),
         })
     }
 
@@ -223,6 +226,8 @@ fn a_soft_cap_is_applied() {
         let mut step = Step::new(KvShape::new(2, 32, kind), 2, &lens, None);
         step.soft_cap = Some(0.7);
         step.check("soft cap");
+        step.sinks = Some(vec![0.3, -2.0, 40.0, -90.0]);
+        step.check("soft cap and sinks");
     }
 }
 
