@@ -44,6 +44,25 @@ impl MlxStack {
         Self { source, slot }
     }
 
+    /// The order of each expert's columns, `[E, K]`, where any has one.
+    fn orders(&self) -> Option<Vec<u32>> {
+        let order = |of: &Matrix| match of {
+            Matrix::Quantized(of) => of.order().cloned(),
+            Matrix::Dense(_) => None,
+        };
+        let each = self.source.each();
+        each.iter().any(|of| order(of).is_some()).then(|| {
+            let [.., columns] = self.source.shape();
+            let own = |of| order(of).map_or_else(|| (0..columns as u32).collect(), |order| order.to_vec());
+            each.iter().flat_map(own).collect()
+        })
+    }
+
+    /// Whether any expert's columns have an order.
+    fn is_ordered(&self) -> bool {
+        self.source.each().iter().any(|of| matches!(of, Matrix::Quantized(of) if of.order().is_some()))
+    }
+
     /// Why MLX has no form for the matrices, where it has none.
     pub(super) fn unsupported(&self) -> Option<String> {
         let each = self.source.each();
@@ -54,12 +73,8 @@ impl MlxStack {
             }
             Matrix::Quantized(first) => {
                 let same = |of: &Matrix| matches!(of, Matrix::Quantized(of) if of.format() == first.format());
-                let ordered = |of: &Matrix| matches!(of, Matrix::Quantized(of) if of.order().is_some());
                 if !each.iter().all(same) {
                     return Some("experts of different formats".to_owned());
-                }
-                if each.iter().any(ordered) {
-                    return Some("experts whose columns have orders of their own".to_owned());
                 }
                 quantized::unsupported(first)
             }
@@ -153,7 +168,9 @@ impl MlxBackend {
         let (rows, used) = (ids.shape()[0], ids.shape()[1]);
         let (width, out) = (x.shape()[1], down.weight.shape()[1]);
         let (x, ids) = (x.to_rows(graph)?, ids.array());
-        let sorted = rows * used >= SORTED;
+        // Orders of columns are of rows, too.
+        let ordered = gate.iter().chain([&up, &down]).any(|projection| projection.weight.is_ordered());
+        let sorted = rows * used >= SORTED || ordered;
         let mut places = None;
         let mut gathered = if sorted {
             let flat = graph.reshape(ids, &dims::of(&[rows * used])?)?;
@@ -211,10 +228,23 @@ impl MlxBackend {
             }
             Matrix::Quantized(_) => {
                 let arrays = self.quantized_stack(&stack.source, &stack.slot)?;
-                self.graph.gather_qmm(&of.x, &arrays, &of.experts, of.sorted)?
+                let ordered;
+                let x = match stack.is_ordered() {
+                    false => &of.x,
+                    true => {
+                        let all = stack.slot.order(|| {
+                            let orders = stack.orders().unwrap_or_default();
+                            Ok(Array::from_slice(&orders, &dims::of(&[experts, k])?))
+                        })?;
+                        let own = self.graph.take(&all, &of.experts)?; // [R, K]
+                        let own = self.graph.reshape(&own, &[own.dim(0), 1, own.dim(1)])?;
+                        ordered = ops::indexing::take_along_axis(&of.x, &own, -1).map_err(fail)?;
+                        &ordered
+                    }
+                };
+                self.graph.gather_qmm(x, &arrays, &of.experts, of.sorted)?
             }
         };
-        debug_assert_eq!(experts, stack.source.each().len(), "{k} columns");
         let product = self.typed(product)?;
         let Some(bias) = projection.bias else { return Ok(product) };
         let bias = self.graph.take(&*bias.array()?, &of.experts)?; // [.., N]
