@@ -63,7 +63,7 @@ pub struct Report {
 ///
 /// # Errors
 /// [`Error::Option`] for a format that MLX has not or this version does not write; [`Error::Format`] where `out` exists, or
-/// the model is a GGUF file or built in; [`Error::Weight`] for values that are not finite;
+/// the model has experts, is a GGUF file or built in; [`Error::Weight`] for values that are not finite;
 /// [`Error::Io`].
 pub fn to_mlx(
     files: &ModelFiles,
@@ -262,6 +262,11 @@ fn check_format(mlx: MlxFormat) -> Result<()> {
 fn check_source(files: &ModelFiles) -> Result<()> {
     if files.is_builtin() {
         return Err(Error::format(&files.path, "is part of the binary; expected a directory or a GGUF file"));
+    }
+    if files.config().experts.is_some() {
+        let what =
+            "has experts, which this version does not write: they belong in stacks, and would be apart";
+        return Err(Error::format(&files.path, what));
     }
     let blocks = |of: Format| matches!(of, Format::Ggml(_));
     let in_blocks = files.checkpoint.tensors().any(|info| info.format().is_some_and(blocks));

@@ -206,6 +206,26 @@ fn gguf_files_hold_the_model() {
 }
 
 /// Logits after each of a few tokens, computed with exact activations.
+/// Stacks are what others read; single experts in their place would be a model that nobody else loads.
+#[test]
+fn experts_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mlx = MlxFormat { mode: MlxMode::Affine, bits: 4, group: 32 };
+    for name in ["models/qwen3_moe-norm", "gguf/moe-blocks.gguf"] {
+        let files = ModelFiles::open(&fixture(name)).unwrap();
+        let errors = [
+            to_gguf(&files, GgufType::Q8_0, &out, &mut |_, _| true).map(drop),
+            to_mlx(&files, mlx, &out, &mut |_, _| true).map(drop),
+        ];
+        for error in errors {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("has experts") || error.contains("is in GGUF"), "{error}");
+        }
+        assert!(!out.exists());
+    }
+}
+
 fn logits(model: &Path) -> Vec<f32> {
     let files = ModelFiles::open(model).unwrap();
     let options =

@@ -9,6 +9,7 @@ use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::Fields;
+use crate::weights::Form;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gpt_oss",
@@ -54,7 +55,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         router: ("mlp.router", "ffn_gate_inp"),
         routing: Router { scores: Scores::SoftmaxOfChosen, ..softmax.routing },
         biases: true,
-        alternating: Some(["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+        turned: Some((Form::Alternating, ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])),
         gating: Gating::Clamped {
             alpha: number("swiglu_alpha", 1.702)?,
             limit: number("swiglu_limit", 7.0)?,

@@ -197,6 +197,18 @@ impl WeightList {
                 _ => (rows, AdoptedDims::Same),
             };
             let form = if leaf == "weight" && is_dense { module.form } else { Form::Plain };
+            // As transformers writes what it reads turned.
+            let (rows, form) = match (rows, shape, &module.columns) {
+                (Some(rows), &[_, height, width], Some(columns))
+                    if form == Form::Transposed
+                        && [height, width] == [module.rows.size, columns.size]
+                        && height != width =>
+                {
+                    let expert = rows.start / rows.len().max(1);
+                    (Some(expert * height..(expert + 1) * height), Form::Plain)
+                }
+                (rows, ..) => (rows, form),
+            };
             Adopted { name: format!("{}.{leaf}", module.name), form, rows, dims }
         };
         modules.iter().map(part).collect()

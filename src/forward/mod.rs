@@ -37,6 +37,7 @@ mod qwen2_5_vl_text;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod qwen3_vl_moe_text;
 mod qwen3_vl_text;
 mod seed_oss;
 mod smollm3;
@@ -69,7 +70,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 37] = [
+pub(crate) static FAMILIES: [&Family; 38] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -107,13 +108,15 @@ pub(crate) static FAMILIES: [&Family; 37] = [
     &minimax_m2::FAMILY,
     &hunyuan_v1_moe::FAMILY,
     &gpt_oss::FAMILY,
+    &qwen3_vl_moe_text::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 4] = [
+const WHOLES: [(&str, &str); 5] = [
     ("gemma3", "gemma3_text"),
     ("mistral3", "mistral"),
     ("qwen3_vl", "qwen3_vl_text"),
+    ("qwen3_vl_moe", "qwen3_vl_moe_text"),
     ("qwen2_5_vl", "qwen2_5_vl_text"),
 ];
 

@@ -7,17 +7,19 @@ use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::weights::gguf::write::Entries;
 
+pub(super) const SHARED: Shared = Shared {
+    kv_heads: Some(32),
+    head_dim: Some(128),
+    context: 128_000,
+    rope: RopeRules { sections: true, ..RopeRules::theta(500_000.0) },
+    bos: None,
+    eos: &[],
+    ..Shared::LLAMA
+};
+
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_vl_text",
-    shared: Shared {
-        kv_heads: Some(32),
-        head_dim: Some(128),
-        context: 128_000,
-        rope: RopeRules { sections: true, ..RopeRules::theta(500_000.0) },
-        bos: None,
-        eos: &[],
-        ..Shared::LLAMA
-    },
+    shared: SHARED,
     arguments: |_, config| qwen3::described(config).boxed(),
     gguf: Some(Gguf { entries: Some(entries), ..Gguf::plain("qwen3vl") }),
     prefixes: super::TEXT_PART,

@@ -94,8 +94,9 @@ pub(super) struct Sparse {
     pub names: ExpertNames,
     /// Whether single experts have biases.
     pub biases: bool,
-    /// Where gate and up of all experts are one tensor, and their rows lie in turn: its name, and that of the down projections.
-    pub alternating: Option<[&'static str; 2]>,
+    /// Where gate and up of all experts may be one tensor whose rows are columns, `[E, D, 2 I]`: how these lie, the tensor's name,
+    /// and that of the down projections, `[E, I, D]`.
+    pub turned: Option<(Form, [&'static str; 2])>,
     /// Between gate and up.
     pub gating: Gating,
     /// The expert that every token goes to.
@@ -156,7 +157,7 @@ impl Sparse {
             used: Vec::new(),
             names: ExpertNames::PLAIN,
             biases: false,
-            alternating: None,
+            turned: None,
             gating: Gating::Plain(activation),
             shared: None,
         }
@@ -210,7 +211,7 @@ impl Sparse {
         }
         let inner = Dim { field, size: inner };
         let names = &self.names;
-        if let Some([fused, _]) = self.alternating {
+        if let Some((form, [fused, _])) = self.turned {
             for expert in 0..count {
                 let rows = expert * 2 * inner.size..(expert + 1) * 2 * inner.size;
                 // Dense ones have them as columns, of as many rows as the model is wide.
@@ -222,7 +223,7 @@ impl Sparse {
                     rows: Dim { field: "2 * intermediate_size", size: 2 * inner.size },
                     columns: Some(hidden.clone()),
                     bias: true,
-                    form: Form::Alternating,
+                    form,
                     gguf: None,
                     stacked: stacked.into_iter().chain([(format!("{prefix}.{fused}"), turned)]).collect(),
                 });
@@ -245,10 +246,10 @@ impl Sparse {
                 let mut stacked: Vec<(String, Range<usize>)> =
                     stacked.map(|(name, rows)| (format!("{prefix}.{name}"), rows)).into();
                 let mut form = Form::Plain;
-                if let Some([fused, down]) = self.alternating {
+                if let Some((_, [fused, down])) = self.turned {
                     stacked.retain(|(name, _)| !name.ends_with(fused) && !name.ends_with(down));
                 }
-                if let (Some([_, down]), 2) = (self.alternating, part) {
+                if let (Some((_, [_, down])), 2) = (self.turned, part) {
                     let turned = expert * columns.size..(expert + 1) * columns.size;
                     stacked.push((format!("{prefix}.{down}"), turned));
                     let ends = ["_blocks", "_scales", "_bias"].map(|end| format!("{prefix}.{down}{end}"));
@@ -268,7 +269,7 @@ impl Sparse {
         }
     }
 
-    /// The module of gate and up of an expert, which lie in turn.
+    /// The module of gate and up of an expert.
     fn fused(&self, prefix: &str, expert: usize) -> String {
         format!("{prefix}.{}.{expert}.gate_up_proj", self.names.each)
     }
@@ -299,7 +300,7 @@ impl Sparse {
             });
             Ok(prepared(each.collect::<Result<Vec<Expert>>>()?))
         };
-        let fused = self.alternating.is_some() && loader.has(&self.fused(prefix, 0));
+        let fused = self.turned.is_some() && loader.has(&self.fused(prefix, 0));
         let [gate, up] = match fused {
             false => [part(0)?, part(1)?],
             true => {

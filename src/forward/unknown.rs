@@ -145,6 +145,10 @@ impl Family {
             (names.heads, 2),
             (names.kv_heads.unwrap_or("num_key_value_heads"), 1),
             ("sliding_window", 4),
+            // Of experts, where the family has no number of its own.
+            ("n_routed_experts", 2),
+            ("num_experts_per_tok", 1),
+            ("n_shared_experts", 1),
         ];
         let mut object = Object::new();
         for (name, size) in sizes {
