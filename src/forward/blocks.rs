@@ -212,6 +212,8 @@ pub struct Attention {
     soft_cap: Option<f32>,
     /// `[H]`, beside the scores of each head's keys.
     sinks: Option<PreparedVector>,
+    /// Of the same input: its sigmoid weighs what attention gives.
+    gate: Option<Linear>,
 }
 
 impl Attention {
@@ -229,12 +231,19 @@ impl Attention {
             scale: config.attention_scale(layer),
             soft_cap: config.attn_logit_softcapping,
             sinks: None,
+            gate: None,
         }
     }
 
     /// With norms of queries and keys, before the rotary embedding or after it.
     pub fn with_norms(mut self, norms: [Norm; 2], after: bool) -> Self {
         (self.norms, self.norms_after) = (Some(norms), after);
+        self
+    }
+
+    /// With a gate of what it gives, before the output.
+    pub fn with_gate(mut self, gate: Linear) -> Self {
+        self.gate = Some(gate);
         self
     }
 
@@ -268,7 +277,9 @@ impl Attention {
         step.kv_write(self.layer, KvRows { k: &k, v: &v })?;
         let scores = (self.scale, self.soft_cap);
         let attended = step.attention(self.layer, &q, self.window, scores, self.sinks.as_ref())?; // [T, H*D]
-        self.output.forward(step, &attended)
+        let Some(gate) = &self.gate else { return self.output.forward(step, &attended) };
+        let gated = step.run(&Op::Gate { x: &attended, gate: &gate.forward(step, x)? })?;
+        self.output.forward(step, &gated)
     }
 }
 

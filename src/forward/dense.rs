@@ -104,6 +104,8 @@ pub(super) struct Dense {
     pub qkv: Qkv,
     /// The output of attention.
     pub output: Name,
+    /// The gate of what attention gives, one for each of its numbers.
+    pub attention_gate: Option<Name>,
     /// A score of each head that stands beside those of its keys: a tensor of this name.
     pub sinks: Option<Name>,
     /// Norms of queries and keys, where there are any.
@@ -143,6 +145,7 @@ impl Dense {
                 ("self_attn.v_proj", "attn_v"),
             ]),
             output: ("self_attn.o_proj", "attn_output"),
+            attention_gate: None,
             sinks: None,
             head_norms: None,
             mlp: MlpNames::Gated([
@@ -236,6 +239,9 @@ impl Dense {
             }
         }
         matrix(name(self.output), config.hidden_dim(), config.query_dim(), plain, None);
+        if let Some(gate) = self.attention_gate {
+            matrix(name(gate), config.query_dim(), config.hidden_dim(), plain, None);
+        }
         if let Some(sparse) = self.sparse_of(layer) {
             let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
             return sparse.list(list, config, prefixes.each_ref().map(String::as_str));
@@ -314,6 +320,9 @@ impl Dense {
             };
             let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
+        }
+        if let Some(gate) = self.attention_gate {
+            attention = attention.with_gate(Linear::load(loader, &path(gate))?);
         }
         if let Some(sinks) = self.sinks {
             attention = attention.with_sinks(loader.ops.vector(&loader.vector(&path(sinks))?));

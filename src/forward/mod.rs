@@ -1,5 +1,6 @@
 //! Forward passes: a file a family, the blocks that they are built of, and the table of families, a line each.
 
+mod afmoe;
 pub mod blocks;
 mod cohere2;
 mod dense;
@@ -70,7 +71,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 38] = [
+pub(crate) static FAMILIES: [&Family; 39] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -109,6 +110,7 @@ pub(crate) static FAMILIES: [&Family; 38] = [
     &hunyuan_v1_moe::FAMILY,
     &gpt_oss::FAMILY,
     &qwen3_vl_moe_text::FAMILY,
+    &afmoe::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.

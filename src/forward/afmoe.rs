@@ -1,0 +1,58 @@
+//! `afmoe`: a gate behind attention, windows in the layers that rotate, norms before and after each part, and experts that a
+//! sigmoid and a bias choose. Arcee AI 2025, Trinity.
+
+use super::dense::Dense;
+use super::sparse::{SharedExpert, Sparse, experts};
+use super::{Arguments, Family, qwen3};
+use crate::backend::ops::{Router, Scores};
+use crate::config::{Config, Rotation, Shared, sliding_window};
+use crate::error::Result;
+use crate::json::Fields;
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "afmoe",
+    shared: Shared { context: 16_384, eps: 1e-5, bos: None, eos: &[], ..Shared::LLAMA },
+    arguments,
+    gguf: None,
+    prefixes: &[],
+};
+
+fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+    let every = fields.size_or("global_attn_every_n_layers", Some(4), 1 << 20)?;
+    let window = sliding_window(fields, Some(1024))?;
+    config.set_windows(fields, window, |layer| !(layer + 1).is_multiple_of(every))?;
+    let rotation = |window: &Option<usize>| if window.is_some() { Rotation::Global } else { Rotation::None };
+    config.rotations = config.windows.iter().map(rotation).collect();
+    if fields.flag("mup_enabled")?.unwrap_or(false) {
+        config.embedding_multiplier = (config.hidden_size as f32).sqrt();
+    }
+    let size =
+        experts(fields, ["num_experts", "num_experts_per_tok", "moe_intermediate_size"], [64, 6, 1408])?;
+    let layers = config.num_hidden_layers;
+    let softmax = Sparse::softmax(layers, size, config.hidden_act);
+    let dense = fields.size("num_dense_layers", 0, 1 << 20)?.unwrap_or(1);
+    let shared = fields.size("num_shared_experts", 0, 1 << 10)?.unwrap_or(2);
+    let scale = fields.number("route_scale", -1e6, 1e6)?.unwrap_or(1.0) as f32;
+    let sparse = Sparse {
+        layers: (0..layers).map(|layer| layer >= dense).collect(),
+        router: ("mlp.router.gate", "ffn_gate_inp"),
+        bias: Some(("mlp.expert_bias", "exp_probs_b")),
+        routing: Router { scores: Scores::Sigmoid, normalise: Some(1e-20), scale, ..softmax.routing },
+        shared: (shared > 0).then_some(SharedExpert {
+            names: SharedExpert::PLURAL,
+            inner: shared * size.inner,
+            field: "num_shared_experts * moe_intermediate_size",
+            gate: None,
+        }),
+        ..softmax
+    };
+    Dense {
+        attention_gate: Some(("self_attn.gate_proj", "attn_gate")),
+        attention_norm: Some(("post_attention_layernorm", "post_attention_norm")),
+        mlp_norm: Some(("pre_mlp_layernorm", "ffn_norm")),
+        mlp_out_norm: Some(("post_mlp_layernorm", "post_ffw_norm")),
+        sparse: Some(sparse),
+        ..qwen3::described(config)
+    }
+    .boxed()
+}
