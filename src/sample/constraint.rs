@@ -26,7 +26,7 @@ const MAX_LATE: usize = 4;
 /// Work on the masks of one text: what is free, and what each token adds. A mask takes some 50 µs.
 const MASKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(20)];
 /// Work on following its tokens, which holds up a step of all sequences.
-const STEPS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(1)];
+const STEPS: [Duration; 2] = [Duration::from_millis(20), Duration::from_micros(300)];
 /// Work of a mask that takes long; most take 50 µs.
 const SLOW: Duration = Duration::from_millis(5);
 
