@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use backstop::backend::LlmBackendKind;
 use backstop::backend::kv::KvType;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
-use backstop::config::{Config, GenerationConfig, RopeScaling};
+use backstop::config::{Config, Experts, GenerationConfig, RopeScaling};
 use backstop::forward::Unknown;
 use backstop::weights::Stored;
 use backstop::{LoadOptions, ModelFiles, backends};
@@ -181,6 +181,9 @@ impl Facts {
                 "{model_type}: {num_hidden_layers} layers, hidden {hidden_size}, feed-forward {intermediate_size}"
             )
         });
+        if let Some(Experts { count, used, inner, .. }) = config.experts {
+            row("experts", format!("{count} of {inner} a layer, {used} for each token"));
+        }
         row("attention", attention(config));
         row("rope", rope(config));
         row("vocabulary", {
@@ -274,6 +277,9 @@ impl Facts {
                 "layers": config.num_hidden_layers,
                 "hidden_size": config.hidden_size,
                 "intermediate_size": config.intermediate_size,
+                "experts": config.experts.map(|of| json!({
+                    "count": of.count, "used": of.used, "intermediate_size": of.inner,
+                })),
                 "attention_heads": config.num_attention_heads,
                 "key_value_heads": config.num_key_value_heads,
                 "head_dim": config.head_dim,

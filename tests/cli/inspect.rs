@@ -97,6 +97,22 @@ fn inspect_counts_weights_in_the_form_of_each_backend() {
     }
 }
 
+#[test]
+fn inspect_counts_experts() {
+    let dir = fixture("models/qwen3_moe-norm");
+    let ran = ok(&["inspect", dir.to_str().unwrap()]);
+    assert!(ran.out.contains("experts       8 of 6 a layer, 3 for each token\n"), "{}", ran.out);
+    assert!(ran.out.contains("mlp.experts.*.up_proj.weight"), "{}", ran.out);
+    let shown = json(&ok(&["inspect", "--json", dir.to_str().unwrap()]));
+    let experts = serde_json::json!({ "count": 8, "used": 3, "intermediate_size": 6 });
+    assert_eq!(shown["architecture"]["experts"], experts);
+    assert_eq!(built_in_experts(), Value::Null);
+}
+
+fn built_in_experts() -> Value {
+    json(&ok(&["inspect", "--json"]))["architecture"]["experts"].clone()
+}
+
 /// 16 GB of weights that no disk holds: their pages would come as zeroes, and reading them would take seconds.
 #[test]
 fn inspect_reads_headers_only() {
