@@ -114,7 +114,7 @@ pub(super) fn experts(
     experts_of(fields, [count, inner], [absent[0], absent[2]], (each, used))
 }
 
-/// More experts than any model has; the ids of a step are counted in 32 bits.
+/// Experts of all layers, more than any model has; the ids of a step are counted in 32 bits.
 pub(super) const MOST: usize = 1 << 16;
 
 /// The same with the number of those that a token goes to, which the field of this name says.
@@ -127,6 +127,11 @@ pub(super) fn experts_of(
     // transformers writes it by this name, whatever the family calls it.
     let name = if fields.get(count).is_none() { "num_local_experts" } else { count };
     let all = fields.size_or(name, Some(absent[0]), MOST)?;
+    // Each is a module of the list of weights, in each layer.
+    let layers = fields.size("num_hidden_layers", 1, 1024)?.unwrap_or(1);
+    if all.saturating_mul(layers) > MOST {
+        return Err(fields.error(name, all, format!("at most {}: {MOST} in {layers} layers", MOST / layers)));
+    }
     if used > all {
         return Err(fields.error(each, used, format!("at most {all}, the number of experts")));
     }
