@@ -48,3 +48,55 @@ fn a_model_whose_steps_fit_no_memory_is_refused_when_it_is_loaded() {
         other => panic!("{other:?}"),
     }
 }
+
+/// A model of the fixtures in which a tensor, found by the end of its name, claims to have other dimensions of as many elements.
+fn reshaped(name: &str, end: &str, shape: &[usize]) -> Result<(), Error> {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let tensor = header.iter_mut().find(|(name, _)| name.ends_with(end)).unwrap().1;
+    let elements =
+        |shape: &[serde_json::Value]| shape.iter().map(|dim| dim.as_u64().unwrap()).product::<u64>();
+    assert_eq!(
+        elements(tensor["shape"].as_array().unwrap()),
+        shape.iter().product::<usize>() as u64,
+        "{end}"
+    );
+    tensor["shape"] = shape.into();
+    let header = serde_json::Value::Object(header).to_string();
+    let written = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[8 + len..]].concat();
+    std::fs::write(dir.path().join("model.safetensors"), written).unwrap();
+    let files = backstop::ModelFiles::open(dir.path())?;
+    backstop::Model::load_with(files, backstop::LoadOptions::default()).map(drop)
+}
+
+/// Experts that lie in one tensor are cut out of it by their rows: of another number of them, none would be its own.
+#[test]
+fn stacks_of_other_dimensions_are_refused() {
+    reshaped("qwen3_moe-fused", "experts.gate_up_proj", &[8, 12, 32]).unwrap();
+    reshaped("gpt_oss-yarn", "experts.down_proj_bias", &[4, 32]).unwrap();
+    for (name, end, shape) in [
+        ("qwen3_moe-fused", "experts.gate_up_proj", &[4, 24, 32][..]),
+        ("qwen3_moe-fused", "experts.gate_up_proj", &[16, 6, 32]),
+        ("qwen3_moe-fused", "experts.gate_up_proj", &[8, 32, 12]),
+        ("qwen3_moe-fused", "experts.down_proj", &[4, 64, 6]),
+        ("qwen3_moe-fused", "experts.down_proj", &[8, 6, 32]),
+        ("gpt_oss-yarn", "experts.down_proj_bias", &[1, 128]),
+        ("gpt_oss-yarn", "experts.down_proj_bias", &[8, 16]),
+        ("gpt_oss-yarn", "experts.gate_up_proj_bias", &[1, 80]),
+        ("gpt_oss-yarn", "experts.gate_up_proj", &[2, 64, 20]),
+        ("gpt_oss-yarn", "experts.gate_up_proj", &[4, 20, 32]),
+        ("gpt_oss-yarn", "experts.down_proj", &[4, 20, 16]),
+        ("gpt_oss-yarn", "self_attn.sinks", &[3, 1]),
+        ("glm4_moe-groups", "e_score_correction_bias", &[2, 4]),
+    ] {
+        match reshaped(name, end, shape) {
+            Err(Error::Weight { .. } | Error::Config { .. }) => {}
+            other => panic!("{name}: {end} as {shape:?}: {other:?}"),
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! sigmoid and a bias choose. Arcee AI 2025, Trinity.
 
 use super::dense::Dense;
-use super::sparse::{SharedExpert, Sparse, experts};
+use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
 use super::{Arguments, Family, qwen3};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Config, Rotation, Shared, sliding_window};
@@ -11,7 +11,7 @@ use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "afmoe",
-    shared: Shared { context: 16_384, eps: 1e-5, bos: None, eos: &[], ..Shared::LLAMA },
+    shared: Shared { head_dim: Some(128), context: 16_384, eps: 1e-5, bos: None, eos: &[], ..Shared::LLAMA },
     arguments,
     gguf: None,
     prefixes: &[],
@@ -44,6 +44,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             field: "num_shared_experts * moe_intermediate_size",
             gate: None,
         }),
+        names: ExpertNames { stacks: "mlp.experts", ..ExpertNames::PLAIN },
         ..softmax
     };
     Dense {

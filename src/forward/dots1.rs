@@ -2,6 +2,7 @@
 //! rednote-hilab 2025, "dots.llm1 Technical Report".
 
 use super::dense::Dense;
+use super::sparse::{ExpertNames, Sparse};
 use super::{Arguments, Family, glm4_moe, qwen3};
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
@@ -20,5 +21,6 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     let window = sliding_window(fields, Some(4096))?;
     config.set_windows(fields, window, |layer| layer >= first)?;
     let sparse = glm4_moe::described(fields, &config, [None, None, None, Some(0)], false)?;
+    let sparse = Sparse { names: ExpertNames { stacks: "mlp.experts", ..ExpertNames::PLAIN }, ..sparse };
     Dense { sparse: Some(sparse), ..qwen3::described(config) }.boxed()
 }

@@ -20,6 +20,9 @@ pub(super) static FAMILY: Family = Family {
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     let names = ["moe_num_experts", "moe_k", "moe_intermediate_size"];
     let size = experts(fields, names, [64, 6, 1536])?;
+    if let Some(least) = fields.number("moe_norm_min", 0.0, 1.0)?.filter(|&least| least > 1e-9) {
+        return Err(fields.error("moe_norm_min", least, "at most 1e-9: the sum of weights has no least"));
+    }
     let layers = config.num_hidden_layers;
     let softmax = Sparse::softmax(layers, size, config.hidden_act);
     let first = fields.size("moe_layer_start_index", 0, 1 << 20)?.unwrap_or(1);
@@ -34,8 +37,8 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
     let sparse = Sparse {
         layers: (0..layers).map(is_sparse).collect(),
         bias: Some(("mlp.moe_statics.e_score_correction_bias", "exp_probs_b")),
-        // The least that the weights are divided by never comes to be: a chosen weight is far above it.
-        routing: Router { normalise: Some(0.0), ..softmax.routing },
+        // Keeps a sum that underflows finite.
+        routing: Router { normalise: Some(1e-20), ..softmax.routing },
         shared: (shared > 0).then_some(SharedExpert {
             names: SharedExpert::PLURAL,
             inner: shared * size.inner,

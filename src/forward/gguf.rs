@@ -250,6 +250,10 @@ fn experts(members: &mut Members<'_>, gguf: &Gguf) -> Result<()> {
         };
     };
     members.required(name, "expert_count")?;
+    let groups = members.key("expert_group_count");
+    if metadata.uint(&groups)?.is_some_and(|count| count > 1) {
+        return Err(metadata.refuse(&groups, "0, 1 or absent: groups are not read from GGUF files"));
+    }
     let used = members.required("num_experts_per_tok", "expert_used_count")?;
     if let Some(width) = width
         && members.size(width, "expert_feed_forward_length")?.is_none()

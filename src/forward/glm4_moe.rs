@@ -57,7 +57,7 @@ pub(super) fn described(
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(1.0) as f32;
     let routing = Router {
         scores: Scores::Sigmoid,
-        groups: groups(fields, size.count)?,
+        groups: groups(fields, size.count, size.used)?,
         normalise,
         scale,
         ..softmax.routing
@@ -77,9 +77,9 @@ pub(super) fn described(
 }
 
 /// Groups that are rated by the sum of their two best.
-pub(super) fn groups(fields: &Fields<'_>, experts: usize) -> Result<Option<ExpertGroups>> {
-    let count = fields.size_or("n_group", Some(1), 1 << 16)?;
-    let used = fields.size_or("topk_group", Some(1), 1 << 16)?;
+pub(super) fn groups(fields: &Fields<'_>, experts: usize, each: usize) -> Result<Option<ExpertGroups>> {
+    let count = fields.size_or("n_group", Some(1), 256)?;
+    let used = fields.size_or("topk_group", Some(1), 256)?;
     if count == 1 {
         return Ok(None);
     }
@@ -89,6 +89,10 @@ pub(super) fn groups(fields: &Fields<'_>, experts: usize) -> Result<Option<Exper
     }
     if used > count {
         return Err(fields.error("topk_group", used, format!("at most {count}, the number of groups")));
+    }
+    if each > used * (experts / count) {
+        let expected = format!("at most those of {used} groups");
+        return Err(fields.error("num_experts_per_tok", each, expected));
     }
     Ok(Some(ExpertGroups { count, used, best: 2 }))
 }

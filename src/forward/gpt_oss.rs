@@ -2,7 +2,7 @@
 //! OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card".
 
 use super::dense::Dense;
-use super::sparse::{Sparse, experts};
+use super::sparse::{ExpertNames, Sparse, experts};
 use super::{Arguments, Family};
 use crate::backend::ops::{Gating, Router, Scores};
 use crate::config::rope::{self, RopeRules};
@@ -60,6 +60,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             alpha: number("swiglu_alpha", 1.702)?,
             limit: number("swiglu_limit", 7.0)?,
         },
+        names: ExpertNames { stacks: "mlp.experts", ..ExpertNames::PLAIN },
         ..softmax
     };
     let sinks = Some(("self_attn.sinks", "attn_sinks"));

@@ -164,7 +164,7 @@ impl WeightList {
             let form = if info.shape().len() == 1 && form == Form::Transposed { Form::Plain } else { form };
             match name == stored && form == Form::Plain {
                 true => Vec::new(),
-                false => vec![Adopted { name, form, rows: None, dims: AdoptedDims::Same }],
+                false => vec![Adopted { name, form, rows: None, of: None, dims: AdoptedDims::Same }],
             }
         })
     }
@@ -179,39 +179,52 @@ impl WeightList {
             () if name.ends_with("_scales") => "scales",
             () => "weight",
         };
+        let is_bare = parts.is_none();
         let Some((stack, modules, leaf)) = parts.or_else(|| Some((name, self.by_stack.get(name)?, bare)))
         else {
             return Vec::new();
         };
-        let part = |&at: &usize| {
-            let module = &self.modules[at];
+        // Every module has as many of the rows: all of them are those of the last.
+        let held = |module: &ModuleSpec| {
             let rows = module.stacked.iter().find(|(of, _)| of == stack).map(|(_, rows)| rows.clone());
-            // A vector that some files have as one row.
-            let (rows, dims) = match (shape, &module.columns) {
-                ([1, _], None) => (None, AdoptedDims::Vector),
-                // Of an expert, a row of the biases of all.
-                ([_, _], Some(_)) if leaf == "bias" => {
-                    let expert = rows.map_or(0, |rows| rows.start / rows.len().max(1));
-                    (Some(expert..expert + 1), AdoptedDims::Vector)
-                }
-                _ => (rows, AdoptedDims::Same),
-            };
-            let form = if leaf == "weight" && is_dense { module.form } else { Form::Plain };
-            // As transformers writes what it reads turned.
-            let (rows, form) = match (rows, shape, &module.columns) {
-                (Some(rows), &[_, height, width], Some(columns))
-                    if form == Form::Transposed
-                        && [height, width] == [module.rows.size, columns.size]
-                        && height != width =>
-                {
-                    let expert = rows.start / rows.len().max(1);
-                    (Some(expert * height..(expert + 1) * height), Form::Plain)
-                }
-                (rows, ..) => (rows, form),
-            };
-            Adopted { name: format!("{}.{leaf}", module.name), form, rows, dims }
+            rows.unwrap_or_default()
         };
-        modules.iter().map(part).collect()
+        let part = |module: &ModuleSpec| -> (Range<usize>, Form, AdoptedDims) {
+            let rows = held(module);
+            let expert = rows.start / rows.len().max(1);
+            let of_expert = |height: usize| expert * height..(expert + 1) * height;
+            match (shape, &module.columns) {
+                // A vector that some files have as one row.
+                ([1, _], None) => (0..1, Form::Plain, AdoptedDims::Vector),
+                // Of an expert, a row of the biases of all.
+                ([_, _], Some(_)) if leaf == "bias" => (of_expert(1), Form::Plain, AdoptedDims::Vector),
+                // Stacks with a name of their own below them are MLX's, whose rows are rows; so are those that transformers writes of
+                // what it read turned.
+                (&[_, height, width], Some(columns))
+                    if module.form.is_turned()
+                        && is_dense
+                        && leaf == "weight"
+                        && (!is_bare
+                            || (module.form == Form::Transposed
+                                && [height, width] == [module.rows.size, columns.size]
+                                && height != width)) =>
+                {
+                    (of_expert(module.rows.size), Form::Plain, AdoptedDims::Same)
+                }
+                _ if !is_bare && module.form.is_turned() => {
+                    (of_expert(module.rows.size), Form::Plain, AdoptedDims::Same)
+                }
+                _ if leaf == "weight" && is_dense => (rows, module.form, AdoptedDims::Same),
+                _ => (rows, Form::Plain, AdoptedDims::Same),
+            }
+        };
+        let found: Vec<&ModuleSpec> = modules.iter().map(|&at| &self.modules[at]).collect();
+        let all = found.iter().map(|module| part(module).0.end).max();
+        let adopted = found.into_iter().map(|module| {
+            let (rows, form, dims) = part(module);
+            Adopted { name: format!("{}.{leaf}", module.name), form, rows: Some(rows), of: all, dims }
+        });
+        adopted.collect()
     }
 
     /// The modules that a path of a quantized model's configuration means: one, or all of a stack.
@@ -237,7 +250,7 @@ impl WeightList {
                 ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
                 _ => AdoptedDims::Same,
             };
-            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, dims })
+            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, of: None, dims })
         });
         adopted.collect()
     }

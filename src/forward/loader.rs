@@ -50,6 +50,11 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// What is wrong with the module `module`.
+    pub(super) fn wrong(&self, module: &str, what: String) -> Error {
+        Error::Weight { path: self.checkpoint.path().to_owned(), name: module.to_owned(), what }
+    }
+
     /// Whether the checkpoint has the weight of the module `module`.
     pub(super) fn has(&self, module: &str) -> bool {
         self.checkpoint.find(&format!("{module}.weight")).is_some()

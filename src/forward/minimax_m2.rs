@@ -6,7 +6,7 @@ use super::sparse::{ExpertNames, Sparse, experts};
 use super::{Arguments, Family, qwen3};
 use crate::backend::ops::{Router, Scores};
 use crate::config::rope::RopeRules;
-use crate::config::{Config, Rope, Shared};
+use crate::config::{Config, Rope, RopeScaling, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
@@ -31,6 +31,13 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         && fields.get("partial_rotary_factor").is_none()
         && config.rope.dims == config.head_dim
     {
+        let simple = matches!(
+            config.rope.scaling,
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn { .. }
+        );
+        if dims % 2 != 0 || !simple {
+            return Err(fields.error("rotary_dim", dims, "an even number, and none, linear or yarn scaling"));
+        }
         config.rope = Rope { dims, ..config.rope };
     }
     let names = ["num_local_experts", "num_experts_per_tok", "intermediate_size"];

@@ -30,14 +30,13 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     if fields.flag("use_sliding_window")? == Some(true) {
         config.set_all_windows(sliding_window(fields, Some(4096))?);
     }
-    let sparse = described(fields, &config)?;
+    let sparse = described(fields, &config, [128, 8, 768])?;
     Dense { sparse: Some(sparse), ..qwen3::described(config) }.boxed()
 }
 
-/// Experts that are chosen by the softmax over all.
-pub(super) fn described(fields: &Fields<'_>, config: &Config) -> Result<Sparse> {
-    let size =
-        experts(fields, ["num_experts", "num_experts_per_tok", "moe_intermediate_size"], [128, 8, 768])?;
+/// Experts that are chosen by the softmax over all; `absent` as for [`experts`].
+pub(super) fn described(fields: &Fields<'_>, config: &Config, absent: [usize; 3]) -> Result<Sparse> {
+    let size = experts(fields, ["num_experts", "num_experts_per_tok", "moe_intermediate_size"], absent)?;
     let layers = config.num_hidden_layers;
     let softmax = Sparse::softmax(layers, size, config.hidden_act);
     let normalise = fields.flag("norm_topk_prob")?.unwrap_or(false).then_some(0.0);

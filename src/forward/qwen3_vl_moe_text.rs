@@ -19,7 +19,12 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
-    let sparse = qwen3_moe::described(fields, &config)?;
+    let sparse = qwen3_moe::described(fields, &config, [60, 4, 1408])?;
+    let inner = sparse.size.inner;
+    if [2 * inner, inner].contains(&config.hidden_size) {
+        let expected = "neither hidden_size nor its half: shapes would not tell rows from columns";
+        return Err(fields.error("moe_intermediate_size", inner, expected));
+    }
     let sparse = Sparse {
         // Whatever `norm_topk_prob` says.
         routing: Router { normalise: Some(0.0), ..sparse.routing },

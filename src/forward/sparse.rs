@@ -132,8 +132,10 @@ pub(super) fn experts_of(
     if all.saturating_mul(layers) > MOST {
         return Err(fields.error(name, all, format!("at most {}: {MOST} in {layers} layers", MOST / layers)));
     }
-    if used > all {
-        return Err(fields.error(each, used, format!("at most {all}, the number of experts")));
+    // llama.cpp has no more; each of them is looked for among all.
+    let most = all.min(1024);
+    if used > most {
+        return Err(fields.error(each, used, format!("at most {most}, of {all} experts")));
     }
     let inner_size = fields.size_or(inner, Some(absent[1]), 1 << 20)?;
     Ok(Experts { count: all, used, inner: inner_size, field: inner })
@@ -227,7 +229,7 @@ impl Sparse {
                     name: self.fused(prefix, expert),
                     rows: Dim { field: "2 * intermediate_size", size: 2 * inner.size },
                     columns: Some(hidden.clone()),
-                    bias: true,
+                    bias: self.biases,
                     form,
                     gguf: None,
                     stacked: stacked.into_iter().chain([(format!("{prefix}.{fused}"), turned)]).collect(),
@@ -290,12 +292,19 @@ impl Sparse {
         let prepared = |each: Vec<Expert>| {
             let (each, biases): (Vec<Matrix>, Vec<Option<Vec<f32>>>) = each.into_iter().unzip();
             let rows = each.first().map_or(0, |matrix| matrix.as_ref().shape()[0]);
-            let biases: Option<Vec<Vec<f32>>> = biases.into_iter().collect();
-            let bias = biases.filter(|_| self.biases).map(|biases| {
-                let bias = Weight::of_values(prefix, &[size.count, rows], biases.concat());
-                loader.ops.vector(&bias)
-            });
-            Projections { weight: loader.ops.stack(&Stack::new(each)), bias }
+            let some: Vec<Vec<f32>> = biases.into_iter().flatten().collect();
+            let bias = match some.len() {
+                0 => None,
+                all if all == size.count => {
+                    let bias = Weight::of_values(prefix, &[size.count, rows], some.concat());
+                    Some(loader.ops.vector(&bias))
+                }
+                all => {
+                    let what = format!("{all} of {} experts have biases, expected all or none", size.count);
+                    return Err(loader.wrong(prefix, what));
+                }
+            };
+            Ok(Projections { weight: loader.ops.stack(&Stack::new(each)), bias })
         };
         let part = |part: usize| -> Result<Projections> {
             let each = (0..size.count).map(|expert| {
@@ -303,7 +312,7 @@ impl Sparse {
                 let bias = loader.bias(&name)?.map(|bias| bias.widened()).transpose()?;
                 Ok((loader.matrix(&name)?, bias))
             });
-            Ok(prepared(each.collect::<Result<Vec<Expert>>>()?))
+            prepared(each.collect::<Result<Vec<Expert>>>()?)
         };
         let fused = self.turned.is_some() && loader.has(&self.fused(prefix, 0));
         let [gate, up] = match fused {
@@ -320,7 +329,7 @@ impl Sparse {
                     gates.push((both.rows("gate", 0..size.inner), every_other(0)));
                     ups.push((both.rows("up", size.inner..2 * size.inner), every_other(1)));
                 }
-                [prepared(gates), prepared(ups)]
+                [prepared(gates)?, prepared(ups)?]
             }
         };
         let path = |name: Name| format!("{prefix}.{}", name.0);

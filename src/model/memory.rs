@@ -59,9 +59,11 @@ impl ModelFiles {
     ) -> usize {
         let trained = self.config().max_context();
         let least = trained.min(LEAST_CONTEXT);
+        let weights = self.weight_memory(self.memory_setting(backend, options));
         let fits = |context: usize| {
             let setting = MemorySetting { context, ..self.memory_setting(backend, options) };
-            let need = self.memory_need(setting);
+            let (kv, activations) = (self.context_memory(setting), self.step_memory(setting));
+            let need = MemoryNeed { weights, kv, activations };
             memory.is_some_and(|memory| need.total() <= memory)
                 && options.kv_memory.is_none_or(|budget| need.kv <= budget)
         };

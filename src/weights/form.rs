@@ -43,6 +43,8 @@ pub(crate) struct Adopted {
     pub form: Form,
     /// The rows of the tensor that these are, where it holds others, too.
     pub rows: Option<Range<usize>>,
+    /// How many rows it then has: with another number, it stays whole, and is refused by its shape.
+    pub of: Option<usize>,
     /// Where its dimensions are not those of the model.
     pub dims: AdoptedDims,
 }

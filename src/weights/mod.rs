@@ -349,7 +349,7 @@ impl Checkpoint {
                 self.add(info)?;
                 continue;
             }
-            for Adopted { name, form, rows, dims } in adopted {
+            for Adopted { name, form, rows, of, dims } in adopted {
                 let mut part = info.clone();
                 if *name != *part.name {
                     part.stored = Some(info.stored_name().into());
@@ -367,7 +367,10 @@ impl Checkpoint {
                     }
                     _ => {}
                 }
-                if let (Some(rows), Some(&all)) = (rows, part.shape.clone().first()) {
+                let is_cut = rows.is_some();
+                if let (Some(rows), Some(&all)) = (rows, part.shape.clone().first())
+                    && of.is_none_or(|of| of == all)
+                {
                     // What the list says of a tensor that turns out otherwise is found when it is loaded.
                     let rows = rows.start.min(all)..rows.end.min(all);
                     let stride = info.range.len().checked_div(all).unwrap_or(0);
@@ -375,8 +378,8 @@ impl Checkpoint {
                     part.range = info.range.start + rows.start * stride..info.range.start + rows.end * stride;
                 }
                 match dims {
-                    AdoptedDims::Vector if part.shape.len() == 2 => _ = part.shape.remove(0),
-                    AdoptedDims::Row if part.shape.len() == 1 => part.shape.insert(0, 1),
+                    AdoptedDims::Vector if matches!(*part.shape, [1, _]) => _ = part.shape.remove(0),
+                    AdoptedDims::Row if part.shape.len() == 1 && !is_cut => part.shape.insert(0, 1),
                     _ => {}
                 }
                 if form.is_turned() {

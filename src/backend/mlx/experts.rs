@@ -23,6 +23,10 @@ const SORTED: usize = 64;
 pub struct MlxStack {
     source: Stack,
     slot: Rc<Slot>,
+    /// Whether any expert's columns have an order.
+    ordered: bool,
+    /// Why MLX has no form for the matrices, where it has none.
+    unsupported: Option<Rc<str>>,
 }
 
 impl fmt::Debug for MlxStack {
@@ -41,7 +45,10 @@ impl MlxStack {
     /// Finds the place of the matrices in the cache; nothing is uploaded.
     pub(super) fn new(weights: &WeightCache, source: Stack) -> Self {
         let slot = weights.stack(&source);
-        Self { source, slot }
+        let has_order = |of: &Matrix| matches!(of, Matrix::Quantized(of) if of.order().is_some());
+        let ordered = source.each().iter().any(has_order);
+        let unsupported = unsupported(&source).map(Rc::from);
+        Self { source, slot, ordered, unsupported }
     }
 
     /// The order of each expert's columns, `[E, K]`, where any has one.
@@ -58,26 +65,26 @@ impl MlxStack {
         })
     }
 
-    /// Whether any expert's columns have an order.
-    fn is_ordered(&self) -> bool {
-        self.source.each().iter().any(|of| matches!(of, Matrix::Quantized(of) if of.order().is_some()))
-    }
-
     /// Why MLX has no form for the matrices, where it has none.
     pub(super) fn unsupported(&self) -> Option<String> {
-        let each = self.source.each();
-        match &each[0] {
-            Matrix::Dense(first) => {
-                let same = |of: &Matrix| matches!(of, Matrix::Dense(of) if of.dtype() == first.dtype());
-                (!each.iter().all(same)).then(|| "experts of different types".to_owned())
+        self.unsupported.as_deref().map(str::to_owned)
+    }
+}
+
+/// Why MLX has no form for the matrices, where it has none.
+fn unsupported(stack: &Stack) -> Option<String> {
+    let each = stack.each();
+    match &each[0] {
+        Matrix::Dense(first) => {
+            let same = |of: &Matrix| matches!(of, Matrix::Dense(of) if of.dtype() == first.dtype());
+            (!each.iter().all(same)).then(|| "experts of different types".to_owned())
+        }
+        Matrix::Quantized(first) => {
+            let same = |of: &Matrix| matches!(of, Matrix::Quantized(of) if of.format() == first.format());
+            if !each.iter().all(same) {
+                return Some("experts of different formats".to_owned());
             }
-            Matrix::Quantized(first) => {
-                let same = |of: &Matrix| matches!(of, Matrix::Quantized(of) if of.format() == first.format());
-                if !each.iter().all(same) {
-                    return Some("experts of different formats".to_owned());
-                }
-                quantized::unsupported(first)
-            }
+            quantized::unsupported(first)
         }
     }
 }
@@ -169,7 +176,7 @@ impl MlxBackend {
         let (width, out) = (x.shape()[1], down.weight.shape()[1]);
         let (x, ids) = (x.to_rows(graph)?, ids.array());
         // Orders of columns are of rows, too.
-        let ordered = gate.iter().chain([&up, &down]).any(|projection| projection.weight.is_ordered());
+        let ordered = gate.iter().chain([&up, &down]).any(|projection| projection.weight.ordered);
         let sorted = rows * used >= SORTED || ordered;
         let mut places = None;
         let mut gathered = if sorted {
@@ -229,7 +236,7 @@ impl MlxBackend {
             Matrix::Quantized(_) => {
                 let arrays = self.quantized_stack(&stack.source, &stack.slot)?;
                 let ordered;
-                let x = match stack.is_ordered() {
+                let x = match stack.ordered {
                     false => &of.x,
                     true => {
                         let all = stack.slot.order(|| {
@@ -262,11 +269,10 @@ impl MlxBackend {
             Matrix::Dense(weight) => Some(upload(weight.bytes(), &[1, n, k], dims::dtype(weight.dtype()))),
             Matrix::Quantized(_) => None,
         });
-        // MLX's CPU device gathers matrices of `f32` alone.
-        let each = each.map(|array| match self.is_gpu() {
-            true => array,
-            false => self.graph.astype(&array?, Dtype::Float32),
-        });
+        // In the type of what they meet: of two types, MLX would widen all of them for each product. Its CPU device gathers matrices of
+        // `f32` alone.
+        let dtype = if self.is_gpu() { self.dtype } else { Dtype::Float32 };
+        let each = each.map(|array| self.graph.astype(&array?, dtype));
         joined(each.collect::<Result<Vec<_>>>()?).map(|array| vec![array])
     }
 

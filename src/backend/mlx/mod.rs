@@ -32,7 +32,7 @@ pub use kv::{MlxKv, MlxPage};
 pub use operands::{MlxMatrix, MlxVector};
 
 use super::kv::{HostKv, KvShape, PAGE};
-use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run};
+use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run, StackOperand};
 use crate::error::{Error, Result};
 use crate::quant::{Format, Matrix, Stack};
 use crate::tensor::{DType, ElementType, HostTensor, Weight};
@@ -174,6 +174,14 @@ impl Backend for MlxBackend {
                 too_large = Some(format!("{shape:?} has more elements than MLX's 32-bit sizes hold"));
             }
         });
+        if let Op::Experts { x, ids, up, down, .. } = *op {
+            let widest = x.shape()[1].max(up.weight.shape()[1]).max(down.weight.shape()[1]);
+            let rows = ids.shape().iter().product::<usize>();
+            if rows.checked_mul(widest).is_none_or(|n| n > i32::MAX as usize) {
+                too_large =
+                    Some(format!("{rows} rows of {widest} have more elements than MLX's 32-bit sizes hold"));
+            }
+        }
         if let Some(reason) = too_large {
             return Err(unsupported(op, reason));
         }

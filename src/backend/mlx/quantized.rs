@@ -43,10 +43,11 @@ impl MlxBackend {
         let format = match weight.format().on_mlx(weight.shape()[1]) {
             None => return Err(no_form(weight)),
             Some(MlxForm::Native) => weight.format(),
-            Some(form @ (MlxForm::Equal(to) | MlxForm::Nearest(to))) => {
-                self.report(weight, form);
-                to
-            }
+            Some(MlxForm::Equal(to) | MlxForm::Nearest(to)) => to,
+        };
+        let make = || {
+            self.report(weight);
+            make()
         };
         Ok(quant_arrays(format, slot.made(make)?))
     }
@@ -63,8 +64,9 @@ impl MlxBackend {
     }
 
     /// Says once for each format what computes it.
-    fn report(&self, weight: &QuantWeight, form: MlxForm) {
+    fn report(&self, weight: &QuantWeight) {
         let format = weight.format();
+        let Some(form) = format.on_mlx(weight.shape()[1]) else { return };
         if !self.reported.borrow_mut().insert(format) {
             return;
         }

@@ -657,7 +657,7 @@ fn rows_are_put_back_in_order() {
             let Some(leaf) = info.name().strip_prefix("blk.0.attn_q.") else { return Vec::new() };
             let (name, form) =
                 (format!("model.layers.0.self_attn.q_proj.{leaf}"), Form::Pairs { heads: 2, dims: 4 });
-            vec![Adopted { name, form, rows: None, dims: AdoptedDims::Same }]
+            vec![Adopted { name, form, rows: None, of: None, dims: AdoptedDims::Same }]
         })
         .unwrap();
     let matrix = checkpoint.matrix("model.layers.0.self_attn.q_proj", [8, 32]).unwrap();
@@ -683,13 +683,20 @@ fn a_fused_tensor_is_taken_apart() {
         name: format!("{name}.bias"),
         form: Form::Plain,
         rows: Some(rows),
+        of: None,
         dims: AdoptedDims::Same,
     };
     let fused = |info: &TensorInfo| info.name() == "blk.3.attn_qkv.bias";
     checkpoint.adopt(|info| if fused(info) { parts.clone().map(part).to_vec() } else { Vec::new() }).unwrap();
     // Two names that become one.
     let twice = |_: &TensorInfo| {
-        vec![Adopted { name: "x".to_owned(), form: Form::Plain, rows: None, dims: AdoptedDims::Same }]
+        vec![Adopted {
+            name: "x".to_owned(),
+            form: Form::Plain,
+            rows: None,
+            of: None,
+            dims: AdoptedDims::Same,
+        }]
     };
     let error = checkpoint.adopt(twice).unwrap_err().to_string();
     assert!(error.contains("tensor \"x\" is also in m.gguf"), "{error}");

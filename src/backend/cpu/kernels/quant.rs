@@ -164,8 +164,8 @@ pub fn linear_group(
     let costs: usize = parts.iter().map(|p| p.weight.panels() * cost(p)).sum();
     let least = (TASK_BYTES as u128 * costs as u128 / bytes.max(1) as u128) as usize;
     let ends = shares(costs, pool.threads(), least.max(1));
-    // The rows of one expert are few enough to be one band.
-    let bands = if alone { parts[0].tiles.bands(x_cols, BAND_BYTES) } else { 1 };
+    let bands_of = |part: &PanelPart<'_>| part.tiles.bands(x_cols, BAND_BYTES);
+    let bands = parts.iter().map(bands_of).max().unwrap_or(1);
     pool.run(ends.len() * bands, |index| {
         // All panels of a band of x before the next: the band stays in L2.
         let (band, share) = (index / ends.len(), index % ends.len());
@@ -177,8 +177,9 @@ pub fn linear_group(
             let first = |at: usize| at.saturating_sub(before).div_ceil(cost).min(count);
             let panels = first(start)..first(end);
             before += count * cost;
-            if !panels.is_empty() {
-                let (int8, band) = (int8(&part), part.tiles.band(band, bands));
+            let own = bands_of(part);
+            if !panels.is_empty() && band < own {
+                let (int8, band) = (int8(&part), part.tiles.band(band, own));
                 isa.dispatch_int(Task { x: &x, part, band, panels, int8 });
             }
         }
