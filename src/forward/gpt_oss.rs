@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::{ExpertNames, Sparse, experts};
-use super::{Arguments, Family};
+use super::{Arguments, Family, Gguf};
 use crate::backend::ops::{Gating, Router, Scores};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared, sliding_window};
@@ -24,7 +24,15 @@ pub(super) static FAMILY: Family = Family {
         ..Shared::LLAMA
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(("num_local_experts", Some("intermediate_size"))),
+        members: |members, _| {
+            members.window(false)?;
+            members.window_pattern(2)
+        },
+        entries: None,
+        ..Gguf::plain("gpt-oss")
+    }),
     prefixes: &[],
 };
 
@@ -64,5 +72,6 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ..softmax
     };
     let sinks = Some(("self_attn.sinks", "attn_sinks"));
-    Dense { sinks, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+    let mlp_norm = Some(("post_attention_layernorm", "post_attention_norm"));
+    Dense { sinks, mlp_norm, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
 }

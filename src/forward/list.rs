@@ -245,6 +245,18 @@ impl WeightList {
                 form => form,
             };
             let rows = gguf.fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone());
+            // Of an expert, a row of the biases of all.
+            if let ("bias", [_, _], Some(_), Some(rows)) = (leaf, info.shape(), &module.columns, &rows) {
+                let expert = rows.start / rows.len().max(1);
+                let (name, dims) = (format!("{}.bias", module.name), AdoptedDims::Vector);
+                return Some(Adopted {
+                    name,
+                    form: Form::Plain,
+                    rows: Some(expert..expert + 1),
+                    of: None,
+                    dims,
+                });
+            }
             let dims = match (info.shape(), &module.columns) {
                 ([_, _], None) if rows.is_some() => AdoptedDims::Vector,
                 ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
