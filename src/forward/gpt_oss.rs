@@ -8,7 +8,7 @@ use crate::backend::ops::{Gating, Router, Scores};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared, sliding_window};
 use crate::error::Result;
-use crate::json::Fields;
+use crate::json::{Fields, Value};
 use crate::weights::Form;
 
 pub(super) static FAMILY: Family = Family {
@@ -28,7 +28,13 @@ pub(super) static FAMILY: Family = Family {
         experts: Some(("num_local_experts", Some("intermediate_size"))),
         members: |members, _| {
             members.window(false)?;
-            members.window_pattern(2)
+            members.window_pattern(2)?;
+            // What is not stretched there says nothing, which elsewhere is what the family has.
+            if !members.has_scaling("rope_type") {
+                let key = members.key("rope.scaling.type");
+                members.put_scaling("rope_type", key, Value::String("default".to_owned()));
+            }
+            Ok(())
         },
         entries: None,
         ..Gguf::plain("gpt-oss")

@@ -82,6 +82,8 @@ fn configurations_are_those_of_the_directory() {
             };
             (config.bos_token_id, config.eos_token_ids) = (None, Vec::new());
             (config.query_pre_attn_scalar, config.dtype) = (None, None);
+            // Of each tensor there.
+            config.quantization = None;
             // The format's numbers have 32 bits.
             if let Some(scaling) = &mut config.query_scaling {
                 scaling.beta = f64::from(scaling.beta as f32);
