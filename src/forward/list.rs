@@ -238,6 +238,12 @@ impl WeightList {
     fn adopted_from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
         let Some((stored, leaf)) = info.name().rsplit_once('.') else { return Vec::new() };
         let found = self.by_gguf.get(stored).into_iter().flatten().map(|&at| &self.modules[at]);
+        // Of a tensor that always holds several: all of its rows, which are those of the last.
+        let whole = |module: &ModuleSpec| {
+            let gguf = module.gguf.as_ref().filter(|gguf| gguf.name == stored)?;
+            gguf.fused.as_ref().map(|(_, rows)| rows.clone())
+        };
+        let all = found.clone().filter_map(whole).map(|rows| rows.end).max();
         let adopted = found.filter_map(|module| {
             let gguf = module.gguf.as_ref()?;
             let form = match gguf.form {
@@ -247,22 +253,18 @@ impl WeightList {
             let rows = gguf.fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone());
             // Of an expert, a row of the biases of all.
             if let ("bias", [_, _], Some(_), Some(rows)) = (leaf, info.shape(), &module.columns, &rows) {
-                let expert = rows.start / rows.len().max(1);
+                let each = rows.len().max(1);
+                let (expert, of) = (rows.start / each, all.map(|all| all / each));
                 let (name, dims) = (format!("{}.bias", module.name), AdoptedDims::Vector);
-                return Some(Adopted {
-                    name,
-                    form: Form::Plain,
-                    rows: Some(expert..expert + 1),
-                    of: None,
-                    dims,
-                });
+                return Some(Adopted { name, form: Form::Plain, rows: Some(expert..expert + 1), of, dims });
             }
             let dims = match (info.shape(), &module.columns) {
                 ([_, _], None) if rows.is_some() => AdoptedDims::Vector,
                 ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
                 _ => AdoptedDims::Same,
             };
-            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, of: None, dims })
+            let of = all.filter(|_| rows.is_some());
+            Some(Adopted { name: format!("{}.{leaf}", module.name), form, rows, of, dims })
         });
         adopted.collect()
     }

@@ -9,8 +9,9 @@ use super::kernels::pointwise::{self, Binary};
 use super::kernels::quant::{self, PackedMatrix, QuantProjection, Rows};
 use super::kernels::route::{Grouped, combine};
 use super::operands::{CpuStack, CpuVector, Readable};
-use crate::backend::ops::{ExpertProjection, Gating, StackOperand};
+use crate::backend::ops::{ExpertProjection, Gating, MatrixOperand, StackOperand};
 use crate::error::Result;
+use crate::quant::Matrix;
 use crate::tensor::{Buffer, HostTensor};
 
 /// A projection of experts: its matrices, the biases `[E, N]`, and where the result goes, `[T · k, N]`.
@@ -77,8 +78,11 @@ impl CpuBackend {
         let mut packed: SmallVec<[&PackedMatrix; 32]> = SmallVec::new();
         for (expert, _) in &grouped.experts {
             for product in &*products {
-                match self.readable(product.weight.expert(*expert))? {
-                    Readable::Packed(weight) if weight.order().is_none() => packed.push(weight),
+                let matrix = product.weight.expert(*expert);
+                // Asked before, so that nothing is decoded for the question.
+                let plain = matches!(matrix.source(), Matrix::Quantized(of) if of.order().is_none() && PackedMatrix::supports(of.format()));
+                match plain.then(|| self.readable(matrix)).transpose()? {
+                    Some(Readable::Packed(weight)) => packed.push(weight),
                     _ => return self.one_by_one(grouped, x, products),
                 }
             }

@@ -51,18 +51,15 @@ impl MlxStack {
         Self { source, slot, ordered, unsupported }
     }
 
-    /// The order of each expert's columns, `[E, K]`, where any has one.
-    fn orders(&self) -> Option<Vec<u32>> {
+    /// The order of each expert's columns, `[E, K]`.
+    fn orders(&self) -> Vec<u32> {
+        let [.., columns] = self.source.shape();
         let order = |of: &Matrix| match of {
-            Matrix::Quantized(of) => of.order().cloned(),
+            Matrix::Quantized(of) => of.order().map(|order| order.to_vec()),
             Matrix::Dense(_) => None,
         };
-        let each = self.source.each();
-        each.iter().any(|of| order(of).is_some()).then(|| {
-            let [.., columns] = self.source.shape();
-            let own = |of| order(of).map_or_else(|| (0..columns as u32).collect(), |order| order.to_vec());
-            each.iter().flat_map(own).collect()
-        })
+        let own = |of| order(of).unwrap_or_else(|| (0..columns as u32).collect());
+        self.source.each().iter().flat_map(own).collect()
     }
 
     /// Why MLX has no form for the matrices, where it has none.
@@ -239,10 +236,9 @@ impl MlxBackend {
                 let x = match stack.ordered {
                     false => &of.x,
                     true => {
-                        let all = stack.slot.order(|| {
-                            let orders = stack.orders().unwrap_or_default();
-                            Ok(Array::from_slice(&orders, &dims::of(&[experts, k])?))
-                        })?;
+                        let all = stack
+                            .slot
+                            .order(|| Ok(Array::from_slice(&stack.orders(), &dims::of(&[experts, k])?)))?;
                         let own = self.graph.take(&all, &of.experts)?; // [R, K]
                         let own = self.graph.reshape(&own, &[own.dim(0), 1, own.dim(1)])?;
                         ordered = ops::indexing::take_along_axis(&of.x, &own, -1).map_err(fail)?;
