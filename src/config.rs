@@ -130,6 +130,8 @@ pub struct Config {
     pub residual_multiplier: f32,
     /// What logits are multiplied by.
     pub logits_multiplier: f32,
+    /// The vectors that keys and values are made of, where they are.
+    pub latent: Option<LatentDims>,
     /// Experts in place of the MLP, in layers that have them.
     pub experts: Option<Experts>,
     /// Whether queries and keys have norms.
@@ -144,6 +146,23 @@ pub struct Config {
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text; `generation_config.json` has precedence.
     pub eos_token_ids: Vec<u32>,
+}
+
+/// Widths of latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentDims {
+    /// The vector that queries are made of; none where they are made of the residual stream.
+    pub query_rank: Option<usize>,
+    /// The vector that keys and values are made of.
+    pub rank: usize,
+    /// The part of a head of queries and keys that does not rotate.
+    pub nope_dim: usize,
+    /// The part that does; heads share that of the keys.
+    pub rope_dim: usize,
+    /// A head of values.
+    pub value_dim: usize,
+    /// Whether rows that rotate together lie side by side in the checkpoint.
+    pub pairs: bool,
 }
 
 /// Experts of a layer.
@@ -188,6 +207,8 @@ pub(crate) struct Names {
     pub heads: &'static str,
     /// None where there are as many as heads of queries.
     pub kv_heads: Option<&'static str>,
+    /// Of what rotates, where that is a part with a name of its own.
+    pub head_dim: &'static str,
     pub context: &'static str,
     pub eps: &'static str,
     pub act: &'static str,
@@ -202,6 +223,7 @@ impl Names {
         layers: "num_hidden_layers",
         heads: "num_attention_heads",
         kv_heads: Some("num_key_value_heads"),
+        head_dim: "head_dim",
         context: "max_position_embeddings",
         eps: "rms_norm_eps",
         act: "hidden_act",
@@ -277,6 +299,7 @@ impl Shared {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logits_multiplier: 1.0,
+            latent: None,
             experts: None,
             has_head_norms: false,
             parallel: false,
@@ -305,8 +328,9 @@ impl Shared {
 
     fn head_dim(&self, fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize> {
         // Transformers' default stands for an absent field, not for null.
-        let absent = if fields.is_null("head_dim") { None } else { self.head_dim };
-        if let Some(dim) = fields.size("head_dim", 1, 1 << 16)?.or(absent) {
+        let name = self.names.head_dim;
+        let absent = if fields.is_null(name) { None } else { self.head_dim };
+        if let Some(dim) = fields.size(name, 1, 1 << 16)?.or(absent) {
             return Ok(dim);
         }
         if !hidden.is_multiple_of(heads) {

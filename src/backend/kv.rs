@@ -42,17 +42,28 @@ pub struct KvShape {
     pub v_dim: usize,
     /// The type that K and V are kept in.
     pub kind: KvType,
+    /// Whether V is the first `v_dim` elements of K, which are kept once: a latent vector, and behind it the part of K that
+    /// rotates. There is then one head.
+    pub latent: bool,
 }
 
 impl KvShape {
     /// Heads of `head_dim` elements, of K and of V.
     pub const fn new(heads: usize, head_dim: usize, kind: KvType) -> Self {
-        Self { heads, k_dim: head_dim, v_dim: head_dim, kind }
+        Self { heads, k_dim: head_dim, v_dim: head_dim, kind, latent: false }
     }
 
-    /// Elements of a token's K and of its V.
+    /// A latent vector of `rank` elements, and `rope_dim` elements of K that rotate.
+    pub const fn latent(rank: usize, rope_dim: usize, kind: KvType) -> Self {
+        Self { heads: 1, k_dim: rank + rope_dim, v_dim: rank, kind, latent: true }
+    }
+
+    /// Elements of the two rows that are written of a token: its K and its V, or its latent vector and what rotates.
     pub const fn widths(&self) -> [usize; 2] {
-        [self.heads * self.k_dim, self.heads * self.v_dim]
+        match self.latent {
+            true => [self.v_dim, self.k_dim - self.v_dim],
+            false => [self.heads * self.k_dim, self.heads * self.v_dim],
+        }
     }
 
     /// Elements of a head of K and of V.
@@ -62,7 +73,8 @@ impl KvShape {
 
     /// Bytes of one token in one layer, K and V, with their scales.
     pub const fn token_bytes(&self) -> usize {
-        self.heads * (self.kind.head_bytes(self.k_dim) + self.kind.head_bytes(self.v_dim))
+        let v = if self.latent { 0 } else { self.kind.head_bytes(self.v_dim) };
+        self.heads * (self.kind.head_bytes(self.k_dim) + v)
     }
 
     /// The same on MLX, where a quantized head is filled up to whole groups.
@@ -74,13 +86,21 @@ impl KvShape {
         Self { k_dim, v_dim, ..*self }.token_bytes()
     }
 
-    /// Elements of one head's K and V in a page.
+    /// Elements of one head's K and V in a page: of a latent cache V's are all, and K's are none of its own.
     fn blocks(&self) -> [usize; 2] {
-        [self.k_dim * PAGE, self.v_dim * PAGE]
+        match self.latent {
+            true => [0, self.k_dim * PAGE],
+            false => [self.k_dim * PAGE, self.v_dim * PAGE],
+        }
+    }
+
+    /// Elements between the values of two tokens in a page.
+    pub(crate) const fn value_stride(&self) -> usize {
+        if self.latent { self.k_dim } else { self.v_dim }
     }
 }
 
-/// One page of one layer: for each head, K transposed `[k_dim, PAGE]` and then V `[PAGE, v_dim]`.
+/// One page of one layer: for each head, K transposed `[k_dim, PAGE]` and then V `[PAGE, v_dim]`; of latent vectors, `[PAGE, k_dim]`.
 #[derive(Debug, Clone)]
 enum Page {
     F32(Box<[f32]>),
@@ -305,7 +325,7 @@ impl HostKv {
         self.block(page, head, 0)
     }
 
-    /// Head `head` of page `page`: V, `[PAGE, v_dim]`.
+    /// Head `head` of page `page`: V, `[PAGE, v_dim]`; of a latent cache `[PAGE, k_dim]`, which is K, too.
     pub fn values(&self, page: usize, head: usize) -> Block<'_> {
         self.block(page, head, 1)
     }
@@ -313,6 +333,7 @@ impl HostKv {
     /// K of a head where `of` is 0, its V where it is 1.
     fn block(&self, page: usize, head: usize, of: usize) -> Block<'_> {
         let blocks = self.shape.blocks();
+        debug_assert!(of == 1 || !self.shape.latent, "the keys of a latent cache are its values");
         let start = head * (blocks[0] + blocks[1]) + of * blocks[0];
         let range = start..start + blocks[of];
         match &*self.pages[page - self.gone] {
@@ -327,7 +348,8 @@ impl HostKv {
     /// Writes the keys and values of the tokens at positions `start ..`, rounded to the cache's type (floats to nearest
     /// even); what was cached from `start` on is forgotten.
     ///
-    /// `k` is `[n, heads * k_dim]` and `v` `[n, heads * v_dim]`, row-major.
+    /// `k` is `[n, heads * k_dim]` and `v` `[n, heads * v_dim]`, row-major; of a latent cache, they are the latent vectors
+    /// `[n, v_dim]` and what rotates `[n, k_dim - v_dim]`.
     ///
     /// # Errors
     /// Where `start` leaves a gap, or the lengths do not fit the cache's shape; [`Error::OutOfMemory`], and nothing is written.
@@ -420,20 +442,26 @@ impl HostKv {
         Ok(rows)
     }
 
-    /// All keys `[len, heads * k_dim]` and values `[len, heads * v_dim]`, row-major, zeros for those that were given back: for a
-    /// move to another backend, and for tests.
+    /// All keys and values as [`Self::write`] takes them, zeros for those that were given back: for a move to another backend, and
+    /// for tests.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn read(&self) -> Result<(Vec<f32>, Vec<f32>)> {
-        let KvShape { heads, k_dim, v_dim, .. } = self.shape;
-        let (mut k, mut v) = (Vec::new(), Vec::new());
-        alloc::reserve(&mut k, self.len * heads * k_dim, WHAT)?;
-        alloc::reserve(&mut v, self.len * heads * v_dim, WHAT)?;
-        k.resize(self.first() * heads * k_dim, 0.0);
-        v.resize(self.first() * heads * v_dim, 0.0);
+        let KvShape { heads, k_dim, v_dim, latent, .. } = self.shape;
+        let ([k_width, v_width], [mut k, mut v]) = (self.shape.widths(), [Vec::new(), Vec::new()]);
+        alloc::reserve(&mut k, self.len * k_width, WHAT)?;
+        alloc::reserve(&mut v, self.len * v_width, WHAT)?;
+        k.resize(self.first() * k_width, 0.0);
+        v.resize(self.first() * v_width, 0.0);
         for position in self.first()..self.len {
             let (page, slot) = (position / PAGE, position % PAGE);
+            if latent {
+                let row = self.values(page, 0);
+                k.extend((0..v_dim).map(|d| row.value(slot, d, k_dim)));
+                v.extend((v_dim..k_dim).map(|d| row.value(slot, d, k_dim)));
+                continue;
+            }
             for head in 0..heads {
                 let (keys, values) = (self.keys(page, head), self.values(page, head));
                 k.extend((0..k_dim).map(|d| keys.key(slot, d)));
@@ -448,7 +476,7 @@ impl HostKv {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn read_codes(&self) -> Result<Option<[CodeRows; 2]>> {
-        let KvShape { heads, k_dim, v_dim, kind } = self.shape;
+        let KvShape { heads, k_dim, v_dim, kind, .. } = self.shape;
         if kind.bits().is_none() {
             return Ok(None);
         }
@@ -521,6 +549,12 @@ fn write_token<T: Copy>(
     round: impl Fn(f32) -> T,
 ) {
     let (KvShape { k_dim, v_dim, .. }, [of_k, of_v]) = (*shape, shape.blocks());
+    if shape.latent {
+        for (to, &x) in page[slot * k_dim..(slot + 1) * k_dim].iter_mut().zip(k.iter().chain(v)) {
+            *to = round(x);
+        }
+        return;
+    }
     for (head, (k, v)) in k.chunks_exact(k_dim).zip(v.chunks_exact(v_dim)).enumerate() {
         let (keys, values) = page[head * (of_k + of_v)..(head + 1) * (of_k + of_v)].split_at_mut(of_k);
         for (d, &k) in k.iter().enumerate() {
@@ -649,7 +683,7 @@ mod tests {
     #[test]
     fn keys_and_values_of_different_widths_are_kept_apart() {
         for kind in KvType::ALL {
-            let shape = KvShape { heads: 2, k_dim: 40, v_dim: 24, kind };
+            let shape = KvShape { heads: 2, k_dim: 40, v_dim: 24, kind, latent: false };
             let k: Vec<f32> = (0..70 * 80).map(|i| (i * 37 % 101) as f32 * 0.01).collect();
             let v: Vec<f32> = (0..70 * 48).map(|i| (i * 53 % 97) as f32 * 0.02 - 1.0).collect();
             let mut kv = HostKv::new(shape);
@@ -679,6 +713,29 @@ mod tests {
             cut.write_rows(0, both.columns(0..80), both.columns(80..128)).unwrap();
             assert_eq!(cut.read().unwrap(), kv.read().unwrap(), "{kind}");
             assert!(cut.write_rows(70, both.columns(0..48), both.columns(80..128)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_latent_vector_is_kept_once_with_what_rotates_behind_it() {
+        for kind in [KvType::F32, KvType::F16, KvType::BF16] {
+            let shape = KvShape::latent(20, 6, kind);
+            assert_eq!((shape.widths(), shape.dims()), ([20, 6], [26, 20]));
+            assert_eq!(shape.token_bytes(), KvShape::new(1, 13, kind).token_bytes());
+            let rounded = |width: usize, by: f32| -> Vec<f32> {
+                (0..70 * width).map(|i| ((i * 37 % 101) as f32 - 50.0) * by).collect()
+            };
+            let (latents, rotating) = (rounded(20, 0.25), rounded(6, 0.5));
+            let mut kv = HostKv::new(shape);
+            kv.write(0, &latents, &rotating).unwrap();
+            assert_eq!(kv.read().unwrap(), (latents.clone(), rotating.clone()), "{kind}");
+            assert_eq!(kv.values(1, 0).value(5, 25, 26), rotating[69 * 6 + 5]);
+            assert_eq!(kv.bytes(), 2 * PAGE * shape.token_bytes());
+            assert!(kv.read_codes().unwrap().is_none());
+            kv.truncate(65);
+            kv.write(65, &latents[..20], &rotating[..6]).unwrap();
+            assert_eq!(kv.read().unwrap().0[65 * 20..], latents[..20]);
+            assert!(kv.write(66, &rotating[..26], &latents[..20]).is_err());
         }
     }
 

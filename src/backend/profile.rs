@@ -88,6 +88,15 @@ impl OpWork {
                     operations: each.iter().map(|matrix| 2 * rows * elements(matrix)).sum::<usize>() as u64,
                 }
             }
+            Op::HeadLinear { x, weight, .. } => {
+                let [heads, n, k] = weight.shape();
+                let first = &weight.source().each()[0];
+                Self {
+                    matrix: format!("{heads} of {}", label(first)),
+                    bytes: (heads * matrix_bytes(first)) as u64,
+                    operations: (2 * x.shape()[0] * heads * n * k) as u64,
+                }
+            }
             Op::Embedding { table, tokens, .. } => {
                 let rows = tokens.len();
                 let height = table.shape()[0].max(1);

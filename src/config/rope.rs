@@ -95,6 +95,8 @@ pub(crate) struct RopeRules {
     pub theta: f64,
     /// Another name of `rope_theta`, outside of the parameters.
     pub theta_name: &'static str,
+    /// Whether the part that rotates has a width of its own, of which the factor of a part says nothing more.
+    pub own_width: bool,
     /// Whether parameters may be given by type of layer, which the family reads by [`of_layer_type`].
     pub by_layer_type: bool,
     /// Whether positions may have sections, for pictures: of text, they are all the same.
@@ -110,6 +112,7 @@ impl RopeRules {
         partial_name: "partial_rotary_factor",
         theta: 10_000.0,
         theta_name: "rope_theta",
+        own_width: false,
         by_layer_type: false,
         sections: false,
         longrope_only: false,
@@ -235,6 +238,7 @@ fn dims(
         None => fields.number(rules.partial_name, 1e-6, 1.0)?,
     };
     let part = match rules.partial {
+        _ if rules.own_width => 1.0,
         Some(default) => partial.unwrap_or(default),
         // transformers' default rotary embedding of these families does not read the field.
         _ if kind == "default" => 1.0,

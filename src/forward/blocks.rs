@@ -55,7 +55,8 @@ impl Linear {
         }))
     }
 
-    fn projection(&self) -> Projection<'_, LlmBackendDispatch> {
+    /// As an op takes it.
+    pub(super) fn projection(&self) -> Projection<'_, LlmBackendDispatch> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
@@ -77,6 +78,11 @@ impl RmsNorm {
     /// `<name>.weight`, which is less by `offset` than what is multiplied by (Gemma's 1).
     pub fn load(loader: &Loader<'_>, name: &str, offset: f32) -> Result<Self> {
         Ok(Self { weight: loader.ops.vector(&loader.vector(name)?), eps: loader.config.norm_eps, offset })
+    }
+
+    /// With another number added to the mean square than the model's other norms have.
+    pub fn with_eps(self, eps: f32) -> Self {
+        Self { eps, ..self }
     }
 
     /// `[T, D]` → `[T, D]`.

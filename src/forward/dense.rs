@@ -3,6 +3,7 @@
 
 pub(super) use super::blocks::NormKind;
 use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary};
+use super::latent::LatentAttention;
 pub(super) use super::list::Name;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
@@ -47,6 +48,8 @@ pub(super) enum Qkv {
     Apart([Name; 3]),
     /// One module, whose rows are queries, then keys, then values; by head in a Hugging Face checkpoint where `by_head`.
     Fused { name: Name, by_head: bool },
+    /// Those of latent attention, as [`Config::latent`] describes them.
+    Latent,
 }
 
 /// The modules of the feed-forward part.
@@ -203,6 +206,11 @@ impl Dense {
             let spec = norm_spec([own.clone(), gguf], rows, NormKind::Rms { offset: 0.0 });
             list.push(ModuleSpec { stacked: vec![(own, 0..config.num_attention_heads)], ..spec });
         }
+        let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
+        let prefixes = prefixes.each_ref().map(String::as_str);
+        if let Some(latent) = &config.latent {
+            latent.list(list, config, prefixes);
+        }
         let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
             let [name, gguf] = names;
             let [form, gguf_form] = forms;
@@ -237,14 +245,16 @@ impl Dense {
                 };
                 matrix(name(of), config.qkv_dim(), config.hidden_dim(), [by_head, Form::Plain], None);
             }
+            Qkv::Latent => {}
         }
-        matrix(name(self.output), config.hidden_dim(), config.query_dim(), plain, None);
+        if config.latent.is_none() {
+            matrix(name(self.output), config.hidden_dim(), config.query_dim(), plain, None);
+        }
         if let Some(gate) = self.attention_gate {
             matrix(name(gate), config.query_dim(), config.hidden_dim(), plain, None);
         }
         if let Some(sparse) = self.sparse_of(layer) {
-            let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
-            return sparse.list(list, config, prefixes.each_ref().map(String::as_str));
+            return sparse.list(list, config, prefixes);
         }
         match self.mlp {
             MlpNames::Gated([gate, up, down]) => {
@@ -301,16 +311,41 @@ impl Dense {
         let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
         let norm = |name: Option<Name>| name.map(|name| self.norm(loader, &path(name))).transpose();
         let (width, kv_width) = (config.query_dim().size, config.key_dim().size);
+        let prefix = format!("{}.{layer}", self.layers);
         let qkv = match self.qkv {
-            Qkv::Apart([q, k, v]) => [
+            Qkv::Latent => None,
+            Qkv::Apart([q, k, v]) => Some([
                 Linear::load(loader, &path(q))?,
                 Linear::load(loader, &path(k))?,
                 Linear::load(loader, &path(v))?,
-            ],
+            ]),
             Qkv::Fused { name, .. } => {
-                Linear::split(loader, &path(name), [("q", width), ("k", kv_width), ("v", kv_width)])?
+                let parts = [("q", width), ("k", kv_width), ("v", kv_width)];
+                Some(Linear::split(loader, &path(name), parts)?)
             }
         };
+        let attention = match (qkv, &config.latent) {
+            (Some(qkv), _) => AttentionPart::Grouped(self.load_attention(loader, layer, qkv)?),
+            (None, Some(latent)) => AttentionPart::Latent(Box::new(latent.load(loader, layer, &prefix)?)),
+            (None, None) => unreachable!("latent attention of no width"),
+        };
+        let mlp = match self.sparse_of(layer) {
+            Some(sparse) => FeedForward::Sparse(Box::new(sparse.load(loader, layer, &prefix)?)),
+            None => FeedForward::Dense(self.load_mlp(loader, layer)?),
+        };
+        Ok(Layer {
+            input_norm: norm(self.input_norm)?,
+            attention,
+            attention_norm: norm(self.attention_norm)?,
+            mlp_norm: norm(self.mlp_norm)?,
+            mlp,
+            mlp_out_norm: norm(self.mlp_out_norm)?,
+        })
+    }
+
+    fn load_attention(&self, loader: &Loader<'_>, layer: usize, qkv: [Linear; 3]) -> Result<Attention> {
+        let config = &self.config;
+        let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
         let mut attention = Attention::of(config, layer, qkv, Linear::load(loader, &path(self.output))?);
         if let Some(of) = self.head_norms {
             let heads = [config.num_attention_heads, config.num_key_value_heads];
@@ -327,26 +362,11 @@ impl Dense {
         if let Some(sinks) = self.sinks {
             attention = attention.with_sinks(loader.ops.vector(&loader.vector(&path(sinks))?));
         }
-        let mlp = match self.sparse_of(layer) {
-            Some(sparse) => FeedForward::Sparse(Box::new(sparse.load(
-                loader,
-                layer,
-                &format!("{}.{layer}", self.layers),
-            )?)),
-            None => FeedForward::Dense(self.load_mlp(loader, layer)?),
-        };
-        Ok(Layer {
-            input_norm: norm(self.input_norm)?,
-            attention,
-            attention_norm: norm(self.attention_norm)?,
-            mlp_norm: norm(self.mlp_norm)?,
-            mlp,
-            mlp_out_norm: norm(self.mlp_out_norm)?,
-        })
+        Ok(attention)
     }
 }
 
-fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec {
+pub(super) fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec {
     let form = if kind.offset() == 1.0 { Form::PlusOne } else { Form::Plain };
     ModuleSpec {
         name,
@@ -397,6 +417,9 @@ impl Arguments for Dense {
 
     fn states(&self) -> Vec<StateSpec> {
         let config = &self.config;
+        if let Some(latent) = &config.latent {
+            return vec![latent.state(); config.num_hidden_layers];
+        }
         let (heads, dim) = (config.num_key_value_heads, config.head_dim);
         let kv = |&window| StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window };
         config.windows.iter().map(kv).collect()
@@ -430,11 +453,29 @@ impl Arguments for Dense {
 #[derive(Debug)]
 struct Layer {
     input_norm: Option<Norm>,
-    attention: Attention,
+    attention: AttentionPart,
     attention_norm: Option<Norm>,
     mlp_norm: Option<Norm>,
     mlp: FeedForward,
     mlp_out_norm: Option<Norm>,
+}
+
+/// The attention of a block.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one value a layer, which is never moved")]
+enum AttentionPart {
+    Grouped(Attention),
+    Latent(Box<LatentAttention>),
+}
+
+impl AttentionPart {
+    /// `[T, D]` → `[T, D]`.
+    fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Grouped(attention) => attention.forward(step, x),
+            Self::Latent(attention) => attention.forward(step, x),
+        }
+    }
 }
 
 /// The feed-forward part of a block.

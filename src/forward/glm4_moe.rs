@@ -57,7 +57,7 @@ pub(super) fn described(
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(1.0) as f32;
     let routing = Router {
         scores: Scores::Sigmoid,
-        groups: groups(fields, size.count, size.used)?,
+        groups: groups(fields, [size.count, size.used], [1, 1], 2)?,
         normalise,
         scale,
         ..softmax.routing
@@ -76,10 +76,16 @@ pub(super) fn described(
     })
 }
 
-/// Groups that are rated by the sum of their two best.
-pub(super) fn groups(fields: &Fields<'_>, experts: usize, each: usize) -> Result<Option<ExpertGroups>> {
-    let count = fields.size_or("n_group", Some(1), 256)?;
-    let used = fields.size_or("topk_group", Some(1), 256)?;
+/// Groups of experts, of which a token goes to `each`, that are rated by the sum of their `best`; `absent` is what the absence of
+/// their number, and of those that may be chosen from, means.
+pub(super) fn groups(
+    fields: &Fields<'_>,
+    [experts, each]: [usize; 2],
+    absent: [usize; 2],
+    best: usize,
+) -> Result<Option<ExpertGroups>> {
+    let count = fields.size_or("n_group", Some(absent[0]), 256)?;
+    let used = fields.size_or("topk_group", Some(absent[1]), 256)?;
     if count == 1 {
         return Ok(None);
     }
@@ -94,5 +100,5 @@ pub(super) fn groups(fields: &Fields<'_>, experts: usize, each: usize) -> Result
         let expected = format!("at most those of {used} groups");
         return Err(fields.error("num_experts_per_tok", each, expected));
     }
-    Ok(Some(ExpertGroups { count, used, best: 2 }))
+    Ok(Some(ExpertGroups { count, used, best }))
 }

@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     model_type: "gpt2",
     shared: Shared {
         names: Names {
+            head_dim: "head_dim",
             hidden_size: "n_embd",
             intermediate_size: "n_inner",
             four_times: true,

@@ -51,24 +51,20 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             config.rope = Rope { scaling, ..config.rope };
             config.query_scaling = Some(QueryScaling { beta: 0.1, floor: ORIGINAL });
         }
-        Some(params) => {
-            let beta = params.number("llama_4_scaling_beta", 0.0, 1e6)?.filter(|&beta| beta != 0.0);
-            config.query_scaling = match (beta, &config.rope.scaling) {
-                (None, _) => None,
-                (Some(beta), RopeScaling::Yarn { original, .. }) => {
-                    Some(QueryScaling { beta, floor: *original })
-                }
-                (Some(beta), _) => {
-                    return Err(params.error(
-                        "llama_4_scaling_beta",
-                        beta,
-                        "absent, or rope_type yarn beside it",
-                    ));
-                }
-            };
-        }
+        Some(params) => config.query_scaling = query_scaling(&params, &config.rope)?,
     }
     Dense { pairs: Pairs::Gguf, ..Dense::llama(config) }.boxed()
+}
+
+/// How queries grow with their positions, as the parameters of `rope` say.
+pub(super) fn query_scaling(params: &Fields<'_>, rope: &Rope) -> Result<Option<QueryScaling>> {
+    const NAME: &str = "llama_4_scaling_beta";
+    let beta = params.number(NAME, 0.0, 1e6)?.filter(|&beta| beta != 0.0);
+    match (beta, &rope.scaling) {
+        (None, _) => Ok(None),
+        (Some(beta), RopeScaling::Yarn { original, .. }) => Ok(Some(QueryScaling { beta, floor: *original })),
+        (Some(beta), _) => Err(params.error(NAME, beta, "absent, or rope_type yarn beside it")),
+    }
 }
 
 fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {

@@ -3,6 +3,8 @@
 mod afmoe;
 pub mod blocks;
 mod cohere2;
+mod deepseek_v2;
+mod deepseek_v3;
 mod dense;
 mod dots1;
 mod ernie4_5;
@@ -13,6 +15,7 @@ mod gemma3_text;
 mod gguf;
 mod glm4;
 mod glm4_moe;
+mod glm4_moe_lite;
 mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
@@ -20,12 +23,15 @@ mod granite;
 mod granitemoe;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
+mod kimi_k2;
+mod latent;
 mod list;
 mod llama;
 mod loader;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
+mod mistral4;
 mod mixtral;
 mod nemotron;
 mod olmo2;
@@ -71,7 +77,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 39] = [
+pub(crate) static FAMILIES: [&Family; 44] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -111,6 +117,11 @@ pub(crate) static FAMILIES: [&Family; 39] = [
     &gpt_oss::FAMILY,
     &qwen3_vl_moe_text::FAMILY,
     &afmoe::FAMILY,
+    &deepseek_v2::FAMILY,
+    &deepseek_v3::FAMILY,
+    &kimi_k2::FAMILY,
+    &glm4_moe_lite::FAMILY,
+    &mistral4::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.

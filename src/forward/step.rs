@@ -42,6 +42,8 @@ pub struct Step<'a> {
     ropes: SmallVec<[RopeStep; 2]>,
     /// That of queries, where these are scaled by their positions.
     queries: Option<RopeStep>,
+    /// What the queries of each row are multiplied by, where any is not 1.
+    query_factors: Option<Vec<f32>>,
     tap: Option<Tap<'a>>,
 }
 
@@ -80,7 +82,17 @@ impl<'a> Step<'a> {
             }
             None => None,
         };
-        Ok(Self { ops, batch, sequences, masks: Vec::new(), ropes, queries, tap: None })
+        let query_factors = match config.query_scaling {
+            Some(scaling) => {
+                let mut factors = Vec::new();
+                alloc::reserve(&mut factors, batch.rows(), "the positions of a step")?;
+                factors.extend(batch.positions().map(|position| scaling.at(position)));
+                Some(factors)
+            }
+            None => None,
+        };
+        let query_factors = query_factors.filter(|factors| factors.iter().any(|&factor| factor != 1.0));
+        Ok(Self { ops, batch, sequences, masks: Vec::new(), ropes, queries, query_factors, tap: None })
     }
 
     /// Calls `tap` with the activations between layers.
@@ -141,6 +153,14 @@ impl<'a> Step<'a> {
         match &self.queries {
             Some(rope) => self.run(&Op::Rope { x, head_dim, rope }),
             None => self.rope(x, head_dim, rotation),
+        }
+    }
+
+    /// The part of queries that does not rotate, scaled as [`Self::rope_queries`] scales the rest.
+    pub(crate) fn scale_queries(&self, x: Tensor) -> Result<Tensor> {
+        match &self.query_factors {
+            Some(by) => self.run(&Op::ScaleRows { x: &x, by }),
+            None => Ok(x),
         }
     }
 

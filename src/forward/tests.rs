@@ -290,7 +290,12 @@ fn every_fixture_s_configuration_fits_its_weights() {
             format!("vocab_size is {}, expected {}, the rows of ", config.vocab_size + 1, config.vocab_size);
         let shape = format!(".weight [{}, {}]", config.vocab_size, config.hidden_size);
         assert!(vocab.contains(&said) && vocab.ends_with(&shape), "{vocab}");
-        assert!(wrong(|c| c.head_dim += 2).contains("head_dim is "));
+        let head_dim = |c: &mut Config| match &mut c.latent {
+            Some(latent) => latent.value_dim += 2,
+            None => c.head_dim += 2,
+        };
+        let named = if config.latent.is_some() { "v_head_dim) is " } else { "head_dim is " };
+        assert!(wrong(head_dim).contains(named), "{}", wrong(head_dim));
         // Of experts, where every layer has them.
         let inner = |c: &mut Config| match &mut c.experts {
             Some(experts) => experts.inner += 1,

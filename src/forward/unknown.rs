@@ -149,6 +149,8 @@ impl Family {
             ("n_routed_experts", 2),
             ("num_experts_per_tok", 1),
             ("n_shared_experts", 1),
+            ("n_group", 1),
+            ("topk_group", 1),
         ];
         let mut object = Object::new();
         for (name, size) in sizes {

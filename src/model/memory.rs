@@ -98,10 +98,13 @@ impl ModelFiles {
     fn step_memory(&self, setting: MemorySetting) -> u64 {
         let config = self.config();
         let rows = EngineOptions::default().step_tokens.min(setting.context.max(1)) as u64;
+        // Queries and what attention gives, of latent attention.
+        let latent = config.latent.map_or(0, |of| config.num_attention_heads * (2 * of.rank + of.rope_dim));
         // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
         let width = 4 * config.hidden_size
             + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
-            + 3 * config.intermediate_size;
+            + 3 * config.intermediate_size
+            + latent;
         // Of each expert that a row goes to: its row, gate and up, and what it gives.
         let experts = config.experts.map_or(0, |of| of.used * (2 * of.inner + 2 * config.hidden_size));
         let activations = 4 * (rows * (width + experts) as u64 + 2 * config.vocab_size as u64);
@@ -129,6 +132,7 @@ impl ModelFiles {
         let masks = pairs.saturating_mul(windows.len().max(1) as u64);
         let composed = config.attn_logit_softcapping.is_some()
             || setting.kv_type.bits().is_some()
+            || config.latent.is_some()
             || !FUSED.contains(&config.head_dim);
         let scores = if composed { 2 * 4 * config.num_attention_heads as u64 } else { 0 };
         masks.saturating_add(pairs.saturating_mul(scores))

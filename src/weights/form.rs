@@ -26,6 +26,15 @@ pub(crate) enum Form {
         /// Heads, of each of the three.
         heads: usize,
     },
+    /// Heads of two parts: the first of all of them come before the second, in the model.
+    HeadParts {
+        /// Heads.
+        heads: usize,
+        /// Rows of the first part.
+        first: usize,
+        /// Whether rows of the second that rotate together, `i` and `i + half`, lie side by side.
+        pairs: bool,
+    },
     /// Rows are columns.
     Transposed,
     /// Rows of two halves lie in turn: the first of each, then the second of each. Of dense matrices, rows are columns, too.
@@ -78,6 +87,18 @@ impl Form {
                 let (third, head, at) = (row / (heads * size), row / size % heads, row % size);
                 (3 * head + third) * size + at
             }
+            Self::HeadParts { heads, first, pairs } => {
+                let size = rows / heads.max(1);
+                let second = size.saturating_sub(first).max(1);
+                match row.checked_sub(heads * first) {
+                    None => row / first * size + row % first,
+                    Some(row) => {
+                        let (head, at, half) = (row / second, row % second, second / 2);
+                        let at = if pairs { 2 * (at % half.max(1)) + at / half.max(1) } else { at };
+                        head * size + first + at
+                    }
+                }
+            }
             Self::Alternating => {
                 let half = rows / 2;
                 if row < half { 2 * row } else { 2 * (row - half) + 1 }
@@ -101,6 +122,17 @@ impl Form {
                 let size = (rows / (3 * heads).max(1)).max(1);
                 let (head, third, at) = (row / (3 * size), row / size % 3, row % size);
                 (third * heads + head) * size + at
+            }
+            Self::HeadParts { heads, first, pairs } => {
+                let size = (rows / heads.max(1)).max(1);
+                let (head, second) = (row / size, size.saturating_sub(first));
+                match (row % size).checked_sub(first) {
+                    None => head * first + row % size,
+                    Some(at) => {
+                        let at = if pairs { at / 2 + at % 2 * (second / 2) } else { at };
+                        heads * first + head * second + at
+                    }
+                }
             }
             Self::Alternating => row / 2 + row % 2 * (rows / 2),
             Self::Plain | Self::Transposed | Self::PlusOne => row,
@@ -139,7 +171,10 @@ impl Form {
 
     /// A quantized matrix in a model's order of rows, which is made when it is asked for.
     pub fn reordered(self, weight: QuantWeight) -> QuantWeight {
-        if !matches!(self, Self::Pairs { .. } | Self::ByHead { .. } | Self::Alternating) {
+        if !matches!(
+            self,
+            Self::Pairs { .. } | Self::ByHead { .. } | Self::HeadParts { .. } | Self::Alternating
+        ) {
             return weight;
         }
         let (name, format, shape) = (weight.name().to_owned(), weight.format(), *weight.shape());
@@ -179,6 +214,9 @@ mod tests {
             (Form::Pairs { heads: 2, dims: 2 }, vec![0, 1, 2, 3, 4, 5, 6, 7]),
             (Form::Pairs { heads: 1, dims: 6 }, vec![0, 2, 4, 1, 3, 5, 6, 7]),
             (Form::ByHead { heads: 2 }, vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]),
+            (Form::HeadParts { heads: 2, first: 1, pairs: false }, vec![0, 5, 1, 2, 3, 4, 6, 7, 8, 9]),
+            (Form::HeadParts { heads: 2, first: 1, pairs: true }, vec![0, 5, 1, 3, 2, 4, 6, 8, 7, 9]),
+            (Form::HeadParts { heads: 1, first: 2, pairs: true }, vec![0, 1, 2, 4, 6, 3, 5, 7]),
             (Form::Alternating, vec![0, 2, 4, 1, 3, 5]),
         ];
         for (form, expected) in forms {

@@ -108,9 +108,9 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         // One correctly rounded operation.
         OpKind::Add | OpKind::Mul | OpKind::Relu2 => (1.0, 0.0),
         // One product; in narrow types the factor is rounded too.
-        OpKind::Embedding | OpKind::Scale => (if narrow { 2.1 } else { 1.0 }, 0.0),
+        OpKind::Embedding | OpKind::Scale | OpKind::ScaleRows => (if narrow { 2.1 } else { 1.0 }, 0.0),
         // The sum is kept in f32 and rounded once, at most once more before the bias; measured 4.5 in f32.
-        OpKind::Linear | OpKind::Qkv => (1.5, 8.0),
+        OpKind::Linear | OpKind::HeadLinear | OpKind::Qkv => (1.5, 8.0),
         // MLX's f32 exponential is good to 9 units: in a score, in the sum of all, and once more each where weights are normalised;
         // two quotients and the scale.
         OpKind::Route => (0.0, 40.0),

@@ -273,6 +273,13 @@ impl Backend for CpuBackend {
                 let [output] = self.linear(x, [projection])?;
                 output
             }
+            Op::HeadLinear { x, weight, beside } => self.head_linear(x, weight, beside)?,
+            Op::ScaleRows { x, by } => self.filled(x.shape(), |out| {
+                let width = x.shape()[1].max(1);
+                for ((out, x), by) in out.chunks_exact_mut(width).zip(x.data().chunks_exact(width)).zip(by) {
+                    out.iter_mut().zip(x).for_each(|(out, x)| *out = x * by);
+                }
+            })?,
             Op::RmsNorm { x, weight, eps, offset } => {
                 let weight = weight.values()?;
                 self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), weight, eps, offset, out))?

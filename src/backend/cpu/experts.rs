@@ -1,4 +1,5 @@
-//! The feed-forward parts of experts: rows by expert, each expert that has any read once.
+//! The feed-forward parts of experts: rows by expert, each expert that has any read once. And products of heads, which are the same
+//! with a matrix for each head.
 
 use std::ops::Range;
 
@@ -71,6 +72,36 @@ impl CpuBackend {
         let mut out = self.buffer(x.shape()[0] * width)?;
         combine(pool, &y, &grouped.places, weights.data(), width, &mut out);
         Ok(HostTensor::new(&[x.shape()[0], width], out))
+    }
+
+    /// [`Op::HeadLinear`](crate::backend::ops::Op::HeadLinear), of shapes that fit.
+    pub(super) fn head_linear(
+        &self,
+        x: &HostTensor,
+        weight: &CpuStack,
+        beside: Option<&HostTensor>,
+    ) -> Result<HostTensor> {
+        let (rows, [heads, n, k]) = (x.shape()[0], weight.shape());
+        let more = beside.map_or(0, |beside| beside.shape()[1] / heads.max(1));
+        let grouped = Grouped::heads(rows, heads)?;
+        let mut product = [Product { weight, bias: None, out: self.buffer(rows * heads * n)? }];
+        let picked = Rows { data: x.data(), cols: k, pick: Some(&grouped.rows) };
+        if rows > 0 {
+            self.products(&grouped, picked, &mut product)?;
+        }
+        let [Product { out: by_head, .. }] = product;
+        let width = n + more;
+        let mut out = self.buffer(rows * heads * width)?;
+        for (row, out) in out.chunks_exact_mut((heads * width).max(1)).enumerate() {
+            for (head, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+                let (product, rest) = out.split_at_mut(n);
+                product.copy_from_slice(&by_head[(head * rows + row) * n..][..n]);
+                if let Some(beside) = beside {
+                    rest.copy_from_slice(&beside.data()[(row * heads + head) * more..][..more]);
+                }
+            }
+        }
+        Ok(HostTensor::new(&[rows, heads * width], out))
     }
 
     /// The products of each expert's rows of `x`, which are in the order of experts.

@@ -62,6 +62,11 @@ impl MlxStack {
         self.source.each().iter().flat_map(own).collect()
     }
 
+    /// Whether any matrix's columns have an order.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
     /// Why MLX has no form for the matrices, where it has none.
     pub(super) fn unsupported(&self) -> Option<String> {
         self.unsupported.as_deref().map(str::to_owned)
@@ -215,6 +220,39 @@ impl MlxBackend {
         let weights = graph.reshape(&weights, &dims::of(&[rows, used, 1])?)?;
         let sum = ops::sum_axis(graph.multiply(&y, &weights)?, 1, false).map_err(fail)?;
         Ok(MlxTensor::rows(self.typed(sum)?, &[rows, out]))
+    }
+
+    /// `Op::HeadLinear`, of matrices that MLX has forms for.
+    pub(super) fn head_linear(
+        &self,
+        x: &MlxTensor,
+        weight: &MlxStack,
+        beside: Option<&MlxTensor>,
+    ) -> Result<MlxTensor> {
+        let graph = &self.graph;
+        let (rows, [heads, n, k]) = (x.shape()[0], weight.shape());
+        let by_head = x.to_heads(graph, 0..rows, k)?; // [1, H, T, K]
+        let product = match &weight.source.each()[0] {
+            Matrix::Dense(_) => {
+                let arrays = weight.slot.made(|| self.dense_stack(&weight.source))?;
+                let turned = graph.transpose(&arrays[0], &[0, 2, 1])?; // [H, K, N]
+                let wide = if self.is_gpu() { by_head } else { graph.astype(&by_head, Dtype::Float32)? };
+                graph.matmul(&wide, &turned)?
+            }
+            Matrix::Quantized(_) => {
+                let arrays = self.quantized_stack(&weight.source, &weight.slot)?;
+                graph.quantized_matmul(&by_head, &arrays, true)?
+            }
+        };
+        let mut product = self.typed(product)?; // [1, H, T, N]
+        let mut width = n;
+        if let Some(beside) = beside {
+            let more = beside.shape()[1] / heads.max(1);
+            let rest = beside.to_heads(graph, 0..rows, more)?;
+            product = ops::concatenate(&[product, rest], 3).map_err(|error| failed("head_linear", &error))?;
+            width += more;
+        }
+        Ok(MlxTensor::heads(product, rows, heads * width))
     }
 
     /// Products of rows with the matrices of their experts, plus their biases.

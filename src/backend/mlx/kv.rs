@@ -24,7 +24,8 @@ use crate::quant::affine;
 /// What K, or V, is kept as: floats, or codes, scales and biases.
 type Planes = SmallVec<[Array; 3]>;
 
-/// K and V of one layer and one sequence, each plane `[1, heads, capacity, width]`.
+/// K and V of one layer and one sequence, each plane `[1, heads, capacity, width]`. Of latent vectors, K begins with V, which has no
+/// planes.
 pub struct MlxKv {
     shape: KvShape,
     /// The last keys that a token sees, where there is a window.
@@ -198,8 +199,8 @@ impl MlxKv {
             }
             ops::concatenate(&parts, 2).map_err(|e| failed("restore", &e))
         };
-        let count = layout(shape.kind, shape.k_dim).len();
-        let planes = |i: usize| (0..count).map(|plane| joined(i, plane)).collect();
+        let count = |i: usize| if i == 1 && shape.latent { 0 } else { layout(shape.kind, shape.k_dim).len() };
+        let planes = |i: usize| (0..count(i)).map(|plane| joined(i, plane)).collect();
         let arrays: [Result<Planes>; 2] = [planes(0), planes(1)];
         let [k, v] = arrays;
         Ok(Self { arrays: Some([k?, v?]), capacity, len, ..Self::new(shape, window) })
@@ -227,13 +228,21 @@ impl MlxKv {
         self.arrays.iter().flatten().flatten()
     }
 
-    /// Writes the rows of `run`, `[T, heads * k_dim]` and `[T, heads * v_dim]` of the whole step, at the run's positions; the shapes are those
+    /// Writes the rows of `run`, `[T, heads * k_dim]` and `[T, heads * v_dim]` of the whole step (of latent vectors, the two parts of K), at the run's positions; the shapes are those
     /// that [`KvRows::check`](crate::backend::ops::KvRows::check) accepts.
     pub(super) fn write(&mut self, graph: &Graph, k: &MlxTensor, v: &MlxTensor, run: &Run) -> Result<()> {
         let rounded = |from: &MlxTensor, head_dim: usize| -> Result<Planes> {
             let rows = from.to_heads(graph, run.rows(), head_dim)?; // [1, KH, len, head_dim]
             self.rounded(graph, rows, head_dim)
         };
+        if self.shape.latent {
+            let parts = [(k, self.shape.v_dim), (v, self.shape.k_dim - self.shape.v_dim)];
+            let parts = parts.map(|(from, width)| from.to_heads(graph, run.rows(), width));
+            let [latent, rotating] = parts;
+            let whole = ops::concatenate(&[latent?, rotating?], 3).map_err(|e| failed("kv_write", &e))?;
+            let k = self.rounded(graph, whole, self.shape.k_dim)?;
+            return self.put(graph, run.start..run.end(), [&k, &Planes::new()]);
+        }
         let (k, v) = (rounded(k, self.shape.k_dim)?, rounded(v, self.shape.v_dim)?);
         self.put(graph, run.start..run.end(), [&k, &v])
     }
@@ -305,7 +314,12 @@ impl MlxKv {
             graph.slice(of, &starts, &[1, self.shape.heads as i32, positions.end as i32, of.dim(3)])
         };
         let Some(bits) = self.shape.kind.bits() else {
-            return Ok(Cached::Floats([part(&k[0])?, part(&v[0])?]));
+            let k = part(&k[0])?;
+            let v = match self.shape.latent {
+                true => self.columns(graph, &k, 0..self.shape.v_dim)?,
+                false => part(&v[0])?,
+            };
+            return Ok(Cached::Floats([k, v]));
         };
         let codes = |of: &Planes| -> Result<QuantArrays> {
             Ok(QuantArrays {
@@ -320,6 +334,12 @@ impl MlxKv {
         Ok(Cached::Codes([codes(k)?, codes(v)?]))
     }
 
+    /// Some elements of each head of `k` `[1, heads, n, k_dim]`.
+    fn columns(&self, graph: &Graph, k: &Array, columns: Range<usize>) -> Result<Array> {
+        let [heads, n] = [k.dim(1), k.dim(2)];
+        graph.slice(k, &[0, 0, 0, columns.start as i32], &[1, heads, n, columns.end as i32])
+    }
+
     /// What is held, copied to the host.
     pub(super) fn to_host(&self, graph: &Graph) -> Result<HostKv> {
         let mut host = HostKv::new(self.shape).with_window(self.window);
@@ -327,6 +347,10 @@ impl MlxKv {
             return Ok(host);
         }
         match self.cached(graph, 0..self.len)? {
+            Cached::Floats([k, v]) if self.shape.latent => {
+                let rotating = self.columns(graph, &k, self.shape.v_dim..self.shape.k_dim)?;
+                host.write(0, &to_rows(graph, &v)?, &to_rows(graph, &rotating)?)?;
+            }
             Cached::Floats([k, v]) => host.write(0, &to_rows(graph, &k)?, &to_rows(graph, &v)?)?,
             Cached::Codes([k, v]) => {
                 let k = self.download(graph, self.shape.k_dim, &k)?;
@@ -402,7 +426,9 @@ impl MlxKv {
                     _ => Ok(zeros),
                 }
             };
-            layout(self.shape.kind, self.shape.dims()[i]).into_iter().enumerate().map(grow).collect()
+            let planes = layout(self.shape.kind, self.shape.dims()[i]);
+            let own = if i == 1 && self.shape.latent { 0 } else { planes.len() };
+            planes.into_iter().take(own).enumerate().map(grow).collect()
         };
         let arrays = [grown(0)?, grown(1)?];
         self.arrays = Some(arrays);

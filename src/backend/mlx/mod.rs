@@ -190,6 +190,11 @@ impl Backend for MlxBackend {
             let reason = stacks.filter_map(MlxStack::unsupported).next();
             return reason.map_or(Ok(()), |reason| Err(unsupported(op, reason)));
         }
+        if let Op::HeadLinear { weight, .. } = *op {
+            let ordered = weight.is_ordered().then(|| "heads whose columns have an order".to_owned());
+            let reason = weight.unsupported().or(ordered);
+            return reason.map_or(Ok(()), |reason| Err(unsupported(op, reason)));
+        }
         let matrix = match *op {
             Op::Embedding { table, .. } => Some(table),
             Op::Linear { projection, .. } => Some(projection.weight),

@@ -46,6 +46,7 @@ impl MlxBackend {
                 self.rows(self.typed(rows)?, &[tokens.len(), table.shape()[1]])
             }
             Op::Linear { x, projection } => self.linear(x, projection)?,
+            Op::HeadLinear { x, weight, beside } => self.head_linear(x, weight, beside)?,
             Op::RmsNorm { x, weight, eps, offset } => self.rms_norm(x, weight, eps, offset)?,
             Op::LayerNorm { x, weight, bias, eps } => {
                 let bias = bias.map(MlxVector::array).transpose()?;
@@ -72,6 +73,11 @@ impl MlxBackend {
                 // By the number itself: in a narrow type it would be rounded for every element alike.
                 let wide = self.graph.astype(&*self.matrix(x)?, Dtype::Float32)?;
                 let by = self.graph.constant(by, Dtype::Float32, &[]);
+                self.rows(self.typed(self.graph.multiply(&wide, &by)?)?, x.shape())
+            }
+            Op::ScaleRows { x, by } => {
+                let wide = self.graph.astype(&*self.matrix(x)?, Dtype::Float32)?;
+                let by = Array::from_slice(by, &dims::of(&[by.len(), 1])?);
                 self.rows(self.typed(self.graph.multiply(&wide, &by)?)?, x.shape())
             }
             Op::Gate { x, gate } => {

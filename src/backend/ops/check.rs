@@ -46,6 +46,15 @@ impl<B: Operands> Op<'_, B> {
             Self::Experts { .. } => check_experts(self),
             Self::Gate { x, gate } => check_gate::<B>(x, gate),
             Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
+            Self::HeadLinear { x, weight, beside } => check_heads::<B>(x, weight, beside),
+            Self::ScaleRows { x, by } => match matrix::<B>(op, x)? {
+                (rows, _) if rows == by.len() => Ok(()),
+                _ => refuse(format!(
+                    "x is {:?} and there are {} factors, expected [T, D] and T",
+                    x.shape(),
+                    by.len()
+                )),
+            },
             Self::GateUp { x, gate, up, .. } => {
                 check_projection::<B>(op, x, &gate)?;
                 check_projection::<B>(op, x, &up)?;
@@ -143,7 +152,7 @@ impl<B: Operands> Op<'_, B> {
                             kv[0].shape()
                         ));
                     }
-                    let [group, v_width] = shape.widths();
+                    let [group, v_width] = shape.dims().map(|dim| shape.heads * dim);
                     if group == 0 || v_width == 0 || width % group != 0 {
                         return refuse(format!(
                             "q is {:?}, expected a multiple of {} key/value heads of {}",
@@ -245,6 +254,27 @@ fn check_projection<B: Operands>(
             Err(Error::shape(op, format!("bias is {:?}, expected [{rows}]", bias.shape())))
         }
         _ => Ok(()),
+    }
+}
+
+/// The shapes that fit [`Op::HeadLinear`].
+fn check_heads<B: Operands>(x: &B::Tensor, weight: &B::Stack, beside: Option<&B::Tensor>) -> Result<()> {
+    let (rows, width) = matrix::<B>("head_linear", x)?;
+    let [heads, n, k] = weight.shape();
+    if heads * k != width {
+        let what = format!(
+            "weights are [{heads}, {n}, {k}], expected heads that make up the last dim of {:?}",
+            x.shape()
+        );
+        return Err(Error::shape("head_linear", what));
+    }
+    match beside.map(TensorOperand::shape) {
+        None => Ok(()),
+        Some(&[of, width]) if of == rows && width % heads == 0 => Ok(()),
+        Some(shape) => {
+            let what = format!("{shape:?} stand beside heads, expected {rows} rows of {heads} equal parts");
+            Err(Error::shape("head_linear", what))
+        }
     }
 }
 

@@ -12,6 +12,8 @@ pub enum OpKind {
     Embedding,
     /// `x · Wᵀ + b`.
     Linear,
+    /// A product of each head with a matrix of its own.
+    HeadLinear,
     /// Root-mean-square norm.
     RmsNorm,
     /// Layer norm.
@@ -28,6 +30,8 @@ pub enum OpKind {
     Mul,
     /// Product with a number.
     Scale,
+    /// Product of each row with a number of its own.
+    ScaleRows,
     /// Product with the sigmoid of a gate.
     Gate,
     /// `cap · tanh(x / cap)`.
@@ -54,9 +58,10 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Embedding,
         Self::Linear,
+        Self::HeadLinear,
         Self::RmsNorm,
         Self::LayerNorm,
         Self::Silu,
@@ -65,6 +70,7 @@ impl OpKind {
         Self::Add,
         Self::Mul,
         Self::Scale,
+        Self::ScaleRows,
         Self::Gate,
         Self::SoftCap,
         Self::Rope,
@@ -83,6 +89,7 @@ impl OpKind {
         match self {
             Self::Embedding => "embedding",
             Self::Linear => "linear",
+            Self::HeadLinear => "head_linear",
             Self::RmsNorm => "rms_norm",
             Self::LayerNorm => "layer_norm",
             Self::Silu => "silu",
@@ -91,6 +98,7 @@ impl OpKind {
             Self::Add => "add",
             Self::Mul => "mul",
             Self::Scale => "scale",
+            Self::ScaleRows => "scale_rows",
             Self::Gate => "gate",
             Self::SoftCap => "soft_cap",
             Self::Rope => "rope",
@@ -118,8 +126,8 @@ impl FromStr for OpKind {
         Self::ALL.into_iter().find(|op| op.name() == name).ok_or_else(|| Error::Option {
             option: "cpu_ops",
             got: name.to_owned(),
-            expected: "names of ops: embedding, linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, gate, soft_cap, \
-                rope, kv_write, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
+            expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
+                scale_rows, gate, soft_cap, rope, kv_write, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
         })
     }
 }

@@ -75,6 +75,16 @@ pub enum Op<'a, B: Operands> {
         /// `[N, K]` and `[N]`.
         projection: Projection<'a, B>,
     },
+    /// `x · Wᵀ` of each head with a matrix of its own: `[T, H * K]` → `[T, H * (N + R)]`, where the `R` elements of each head
+    /// are those of what stands beside it.
+    HeadLinear {
+        /// `[T, H * K]`.
+        x: &'a B::Tensor,
+        /// `[H, N, K]`.
+        weight: &'a B::Stack,
+        /// `[T, H * R]`, put behind the product of each head; `R` is 0 without it.
+        beside: Option<&'a B::Tensor>,
+    },
     /// `x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `weight.len()` elements of a row.
     RmsNorm {
         /// `[T, D]`.
@@ -124,6 +134,13 @@ pub enum Op<'a, B: Operands> {
         x: &'a B::Tensor,
         /// The factor.
         by: f32,
+    },
+    /// `x[t] · by[t]`.
+    ScaleRows {
+        /// `[T, D]`.
+        x: &'a B::Tensor,
+        /// `[T]`.
+        by: &'a [f32],
     },
     /// `x ∘ sigmoid(gate)`, an element of the gate for each stretch of `D / G` of a row.
     Gate {
@@ -245,6 +262,7 @@ impl<'a, B: Operands> Op<'a, B> {
         match self {
             Self::Embedding { .. } => OpKind::Embedding,
             Self::Linear { .. } => OpKind::Linear,
+            Self::HeadLinear { .. } => OpKind::HeadLinear,
             Self::RmsNorm { .. } => OpKind::RmsNorm,
             Self::LayerNorm { .. } => OpKind::LayerNorm,
             Self::Activate { activation: Activation::Silu, .. } => OpKind::Silu,
@@ -253,6 +271,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Add { .. } => OpKind::Add,
             Self::Mul { .. } => OpKind::Mul,
             Self::Scale { .. } => OpKind::Scale,
+            Self::ScaleRows { .. } => OpKind::ScaleRows,
             Self::Gate { .. } => OpKind::Gate,
             Self::SoftCap { .. } => OpKind::SoftCap,
             Self::Rope { .. } => OpKind::Rope,
@@ -272,6 +291,7 @@ impl<'a, B: Operands> Op<'a, B> {
         match self {
             Self::Embedding { table, .. } => table.is_quantized(),
             Self::Linear { projection, .. } => in_blocks(projection),
+            Self::HeadLinear { weight, .. } => weight.is_quantized(),
             Self::GateUp { gate, up, .. } => in_blocks(gate) || in_blocks(up),
             Self::Qkv { projections, .. } => projections.iter().any(in_blocks),
             Self::Experts { gate, up, down, .. } => {
@@ -292,6 +312,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::LayerNorm { x, .. }
             | Self::Activate { x, .. }
             | Self::Scale { x, .. }
+            | Self::ScaleRows { x, .. }
             | Self::SoftCap { x, .. }
             | Self::Rope { x, .. }
             | Self::TakeRows { x, .. }
@@ -299,6 +320,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::Qkv { x, .. } => smallvec![x],
             Self::Attention { q, .. } => smallvec![q],
             Self::Gate { x, gate } => smallvec![x, gate],
+            Self::HeadLinear { x, beside, .. } => std::iter::once(x).chain(beside).collect(),
             Self::Route { logits, .. } => smallvec![logits],
             Self::Experts { x, ids, weights, .. } => smallvec![x, ids, weights],
             Self::Add { a, b } | Self::Mul { a, b } | Self::AddRmsNorm { a, b, .. } => smallvec![a, b],
@@ -345,6 +367,10 @@ impl<'a, B: Operands> Op<'a, B> {
                 Op::Embedding { table: matrix(table)?, tokens, scale }
             }
             Self::Linear { x, projection } => Op::Linear { x: tensor(x)?, projection: of(projection)? },
+            Self::HeadLinear { x, weight, beside } => {
+                let beside = beside.map(&tensor).transpose()?;
+                Op::HeadLinear { x: tensor(x)?, weight: stack(weight)?, beside }
+            }
             Self::RmsNorm { x, weight, eps, offset } => {
                 Op::RmsNorm { x: tensor(x)?, weight: vector(weight)?, eps, offset }
             }
@@ -358,6 +384,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Add { a, b } => Op::Add { a: tensor(a)?, b: tensor(b)? },
             Self::Mul { a, b } => Op::Mul { a: tensor(a)?, b: tensor(b)? },
             Self::Scale { x, by } => Op::Scale { x: tensor(x)?, by },
+            Self::ScaleRows { x, by } => Op::ScaleRows { x: tensor(x)?, by },
             Self::Gate { x, gate } => Op::Gate { x: tensor(x)?, gate: tensor(gate)? },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
@@ -398,6 +425,10 @@ impl<'a, B: Operands> Op<'a, B> {
         match *self {
             Self::Embedding { table, tokens, .. } => each(&[tokens.len(), table.shape()[1]]),
             Self::Linear { x, projection } => each(&projected(x, &projection)),
+            Self::HeadLinear { x, weight, beside } => {
+                let [heads, width, _] = weight.shape();
+                each(&[x.shape()[0], heads * width + beside.map_or(0, |beside| beside.shape()[1])]);
+            }
             Self::GateUp { x, gate, .. } => each(&projected(x, &gate)),
             Self::Qkv { x, projections } => {
                 projections.iter().for_each(|projection| each(&projected(x, projection)));
@@ -423,6 +454,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::LayerNorm { x, .. }
             | Self::Activate { x, .. }
             | Self::Scale { x, .. }
+            | Self::ScaleRows { x, .. }
             | Self::Gate { x, .. }
             | Self::SoftCap { x, .. }
             | Self::Rope { x, .. } => each(x.shape()),

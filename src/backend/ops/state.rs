@@ -20,6 +20,13 @@ pub enum StateSpec {
         /// The last keys that a token sees, its own included; all where there is no window.
         window: Option<usize>,
     },
+    /// A vector that keys and values of all heads are made of, and the part of the keys that rotates, which they share.
+    Latent {
+        /// Elements of the vector.
+        rank: usize,
+        /// Elements that rotate.
+        rope_dim: usize,
+    },
     /// Nothing of its own: it reads what this layer before it keeps.
     SharedWith(usize),
 }
@@ -27,18 +34,28 @@ pub enum StateSpec {
 impl StateSpec {
     /// Bytes of a token on `backend`, K and V in `kind`.
     pub fn token_bytes(&self, kind: KvType, backend: LlmBackendKind) -> u64 {
-        let Self::Kv { heads, k_dim, v_dim, .. } = *self else { return 0 };
-        let shape = KvShape { heads, k_dim, v_dim, kind };
+        let Some((shape, _)) = self.kv(kind) else { return 0 };
         (match backend {
             LlmBackendKind::Cpu => shape.token_bytes(),
             LlmBackendKind::Mlx => shape.mlx_token_bytes(),
         }) as u64
     }
 
+    /// What is kept of each token, K and V in `kind`, and its window; none where nothing of its own is.
+    fn kv(&self, kind: KvType) -> Option<(KvShape, Option<usize>)> {
+        match *self {
+            Self::Kv { heads, k_dim, v_dim, window } => {
+                Some((KvShape { heads, k_dim, v_dim, kind, latent: false }, window))
+            }
+            Self::Latent { rank, rope_dim } => Some((KvShape::latent(rank, rope_dim, kind), None)),
+            Self::SharedWith(_) => None,
+        }
+    }
+
     /// Bytes that the layer keeps at most of a sequence of `len` tokens on `backend`, K and V in `kind`. A step takes at most
     /// `step` tokens of a sequence, and what lies behind a window is [given back](super::State::give_back) after each.
     pub fn bytes(&self, len: usize, step: usize, kind: KvType, backend: LlmBackendKind) -> u64 {
-        let Self::Kv { window, .. } = *self else { return 0 };
+        let Some((_, window)) = self.kv(kind) else { return 0 };
         let growth = match backend {
             LlmBackendKind::Cpu => PAGE,
             LlmBackendKind::Mlx => MLX_GROWTH,
@@ -77,18 +94,26 @@ impl StateLayout {
     /// The layout of layers that keep `specs`, first to last, K and V in `kind`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where a layer shares with one that is not before it.
+    /// [`Error::Shape`] where a layer shares with one that is not before it; [`Error::Option`] where latent vectors are to be
+    /// kept in codes.
     pub fn new(specs: &[StateSpec], kind: KvType) -> Result<Self> {
         let (mut own, mut of) = (Vec::new(), Vec::with_capacity(specs.len()));
         for (layer, spec) in specs.iter().enumerate() {
-            of.push(match *spec {
-                StateSpec::Kv { heads, k_dim, v_dim, window } => {
-                    own.push((KvShape { heads, k_dim, v_dim, kind }, window));
+            if matches!(spec, StateSpec::Latent { .. }) && kind.bits().is_some() {
+                return Err(Error::Option {
+                    option: "kv_type",
+                    got: kind.to_string(),
+                    expected: "f32, f16 or bf16, in which latent vectors can be kept",
+                });
+            }
+            of.push(match (spec.kv(kind), *spec) {
+                (Some(kept), _) => {
+                    own.push(kept);
                     own.len() - 1
                 }
-                StateSpec::SharedWith(other) if other < layer => of[other],
-                StateSpec::SharedWith(other) => {
-                    let what = format!("layer {layer} shares with layer {other}, expected one before it");
+                (None, StateSpec::SharedWith(other)) if other < layer => of[other],
+                (None, other) => {
+                    let what = format!("layer {layer} is {other:?}, expected one before it");
                     return Err(Error::shape("states", what));
                 }
             });
@@ -136,7 +161,7 @@ mod tests {
         assert_eq!(layout.own().len(), 2);
         assert_eq!([0, 1, 2, 3].map(|layer| layout.of(layer)), [0, 0, 1, 0]);
         let error = StateLayout::new(&[FULL, StateSpec::SharedWith(1)], KvType::F16).unwrap_err();
-        assert_eq!(error.to_string(), "states: layer 1 shares with layer 1, expected one before it");
+        assert_eq!(error.to_string(), "states: layer 1 is SharedWith(1), expected one before it");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use backstop::backend::LlmBackendKind;
 use backstop::backend::batch::Batch;
 use backstop::backend::kv::{CodeRows, GROUP, KvType};
 use backstop::tensor::DType;
-use backstop::{LoadOptions, Options};
+use backstop::{LoadOptions, Model, ModelFiles, Options};
 
 use crate::harness::{Expected, backends, close, load, options, root};
 use crate::tolerance;
@@ -148,6 +148,17 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let info = load(&path, options(LlmBackendKind::Cpu)).info().clone();
         let (dtype, head_dim) = (info.dtype, info.config.head_dim);
+        if info.config.latent.is_some() {
+            for kv_type in [KvType::Q8, KvType::Q4] {
+                let with_codes = LoadOptions { kv_type: Some(kv_type), ..options(LlmBackendKind::Cpu) };
+                let error = Model::load_with(ModelFiles::open(&path).unwrap(), with_codes).unwrap_err();
+                let said = format!(
+                    "kv_type is {kv_type}, expected f32, f16 or bf16, in which latent vectors can be kept"
+                );
+                assert_eq!(error.to_string(), said, "{name}");
+            }
+            continue;
+        }
         let has_experts = info.config.experts.is_some();
         let (floats, none) = on(LlmBackendKind::Cpu, KvType::F32);
         assert!(none.is_empty());

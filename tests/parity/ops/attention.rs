@@ -16,6 +16,8 @@ struct Case {
     dim: usize,
     v_dim: usize,
     kv_type: KvType,
+    /// Whether values are the beginnings of keys.
+    latent: bool,
     /// `(tokens before, tokens of the step)` of each sequence.
     runs: Vec<(usize, usize)>,
     window: Option<usize>,
@@ -102,7 +104,7 @@ fn check(rig: &Rig, case: &Case) {
     let mut expected = Vec::with_capacity(q.len());
     let (mut caches, mut runs, mut row) = (Vec::new(), Vec::new(), 0);
     for (i, &(before, len)) in case.runs.iter().enumerate() {
-        let shape = KvShape { heads: kv_heads, k_dim: dim, v_dim, kind: kv_type };
+        let shape = KvShape { heads: kv_heads, k_dim: dim, v_dim, kind: kv_type, latent: case.latent };
         let [k_width, v_width] = shape.widths();
         let values = |seed, width: usize| rig.values(seed + 2 * i as u64, (before + len) * width, 1.0);
         let (k, v) = (values(2, k_width), values(3, v_width));
@@ -110,6 +112,13 @@ fn check(rig: &Rig, case: &Case) {
         let mut cache = rig.cache(shape, &k[..before * k_width], &v[..before * v_width]);
         rig.append(&mut cache, &k[before * k_width..], &v[before * v_width..]);
         caches.push(cache);
+        let (k, v) = match case.latent {
+            true => {
+                let rows = k.chunks(k_width).zip(v.chunks(v_width));
+                (rows.flat_map(|(latent, rest)| latent.iter().chain(rest).copied()).collect(), k)
+            }
+            false => (k, v),
+        };
         // Kept in the cache's type, and read in that of activations.
         let sequence = match kv_type.float() {
             Some(dtype) => {
@@ -159,6 +168,7 @@ fn plain(kv_type: KvType, before: usize, len: usize) -> Case {
         dim: 16,
         v_dim: 16,
         kv_type,
+        latent: false,
         runs,
         window: None,
         soft_cap: None,
@@ -216,6 +226,24 @@ fn keys_and_values_of_different_widths_agree_with_the_reference() {
                         check(&rig, &Case { dim, v_dim, soft_cap, ..case.clone() });
                         check(&rig, &Case { dim, v_dim, runs: vec![(before, len), (3, 2)], ..case });
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Values that are the beginnings of keys, of one head.
+#[test]
+fn latent_vectors_agree_with_the_reference() {
+    for rig in rigs() {
+        for kv_type in KvType::ALL.into_iter().filter(|kind| kind.bits().is_none()) {
+            for (heads, dim, v_dim) in [(2, 24, 16), (16, 36, 24), (5, 96, 64), (20, 288, 256)] {
+                for (before, len) in [(0, 7), (65, 1), (65, 3), (300, 17)] {
+                    let case =
+                        Case { heads, kv_heads: 1, dim, v_dim, latent: true, ..plain(kv_type, before, len) };
+                    check(&rig, &case);
+                    let runs = vec![(before, len), (3, 2), (64, 1)];
+                    check(&rig, &Case { runs, window: Some(5), ..case });
                 }
             }
         }

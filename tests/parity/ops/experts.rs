@@ -112,15 +112,15 @@ fn rows_go_to_the_experts_that_the_reference_chooses_and_ties_to_the_lower_id() 
 }
 
 /// Matrices `[E, N, K]`, their values, and the magnitudes that decoding rounds.
-struct Experts {
-    stack: Stack,
+pub struct Experts {
+    pub stack: Stack,
     n: usize,
     values: Vec<Vec<f32>>,
     sizes: Vec<Vec<f32>>,
 }
 
 impl Experts {
-    fn dense(dtype: DType, seed: u64, [experts, n, k]: [usize; 3]) -> Self {
+    pub fn dense(dtype: DType, seed: u64, [experts, n, k]: [usize; 3]) -> Self {
         let size = 1.0 / (k as f32).sqrt();
         let each: Vec<Weight> = (0..experts)
             .map(|e| weight(dtype, &[n, k], &values(seed + 100 * e as u64, n * k, size)))
@@ -131,7 +131,7 @@ impl Experts {
     }
 
     /// Of one tensor, or of one for each expert.
-    fn quantized(rig: &Rig, each: Vec<QuantWeight>) -> Self {
+    pub fn quantized(rig: &Rig, each: Vec<QuantWeight>) -> Self {
         let computed: Vec<QuantWeight> = each.iter().map(|weight| as_computed(rig, weight)).collect();
         let n = each[0].shape()[0];
         let (values, sizes) =
@@ -141,7 +141,7 @@ impl Experts {
 
     /// The product of `x` with the matrix of an expert: values, and what is rounded and summed on the way, where that of `x` is
     /// `[rounded, summed]`.
-    fn product(&self, expert: usize, x: &[f64], of_x: [&[f64]; 2], bias: Option<&[f32]>) -> Vec<Element> {
+    pub fn product(&self, expert: usize, x: &[f64], of_x: [&[f64]; 2], bias: Option<&[f32]>) -> Vec<Element> {
         let k = x.len();
         let row = |n: usize| {
             let (w, size) = (&self.values[expert][n * k..][..k], &self.sizes[expert][n * k..][..k]);

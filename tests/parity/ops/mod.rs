@@ -5,6 +5,7 @@
 mod attention;
 mod bits;
 mod experts;
+mod heads;
 mod kv;
 mod linear;
 mod norm;

@@ -94,7 +94,11 @@ struct AttentionCall<'a> {
     out: Parts<'a, f32>,
     k_dim: usize,
     v_dim: usize,
+    /// Elements between the values of two keys.
+    v_stride: usize,
     kv_heads: usize,
+    /// Whether the values are a part of the keys.
+    latent: bool,
     /// Whether the caches hold codes.
     quantized: bool,
     /// Query heads of a key/value head.
@@ -132,7 +136,7 @@ pub fn attention(
     let rows = args.visible.len();
     let Some(first) = args.runs.iter().find(|run| run.len > 0) else { return Ok(()) };
     let shape = *first.kv.shape();
-    let [k_width, v_width] = shape.widths();
+    let [k_width, v_width] = shape.dims().map(|dim| shape.heads * dim);
     assert!(k_width > 0 && v_width > 0, "attention: a cache of shape {shape:?}");
     assert!(rows > 0 && args.q.len().is_multiple_of(rows * k_width), "attention: rows of q");
     let group = args.q.len() / rows / k_width;
@@ -157,7 +161,9 @@ pub fn attention(
         out: Parts::new(out),
         k_dim: shape.k_dim,
         v_dim: shape.v_dim,
+        v_stride: shape.value_stride(),
         kv_heads: shape.heads,
+        latent: shape.latent,
         quantized: shape.kind.bits().is_some(),
         group,
         positions,

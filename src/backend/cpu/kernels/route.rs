@@ -175,6 +175,19 @@ pub struct Grouped {
 }
 
 impl Grouped {
+    /// The heads of `rows` rows, each of which goes to a matrix of its own; the rows are those of all heads, a row's side by side.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn heads(rows: usize, heads: usize) -> Result<Self> {
+        let mut picked = alloc::zeroed(rows * heads, "the rows of heads")?;
+        for (at, row) in picked.iter_mut().enumerate() {
+            *row = ((at % rows) * heads + at / rows) as u32;
+        }
+        let experts = (0..heads).map(|head| (head, head * rows..(head + 1) * rows)).collect();
+        Ok(Self { rows: picked, experts, places: Vec::new() })
+    }
+
     /// By `ids` `[T, used]` of `experts` experts.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::tile::{self, Operand, Product, ROWS, pack, softmax};
+use super::tile::{self, Operand, Product, ROWS, pack, softmax, widen};
 use super::{AttentionCall, PACK_ROWS, RunPlace, SCORES, SEGMENT, padded};
 use crate::backend::cpu::isa::Simd;
 use crate::backend::kv::{Block, GROUP, KvShape, PAGE};
@@ -27,7 +27,7 @@ pub(super) const BIASES: usize = 16;
 /// The parts of a worker's scratch, for a block of `rows` query rows: a row is a query head of a position, heads of a
 /// position side by side.
 pub(super) struct BlockWork<'a> {
-    /// `[rows, padded k_dim]`, zeros behind a head.
+    /// `[rows, padded k_dim]`, zeros behind a head; of latent caches turned, `[k_dim, turned(rows)]`.
     pub(super) q: &'a mut [f32],
     /// `[rows, SCORES]`.
     pub(super) scores: &'a mut [f32],
@@ -49,6 +49,13 @@ pub(super) struct BlockWork<'a> {
     pub(super) sums: &'a mut [f32],
     pub(super) line: &'a mut [f32],
     pub(super) biases: &'a mut [f32],
+    /// Of latent caches: a page's scores, turned, `[PAGE, turned(rows)]`.
+    turned: &'a mut [f32],
+}
+
+/// Columns of what is turned: a vector from any of `rows` on is inside them.
+fn turned(rows: usize) -> usize {
+    rows.next_multiple_of(16) + 16
 }
 
 impl<'a> BlockWork<'a> {
@@ -56,12 +63,22 @@ impl<'a> BlockWork<'a> {
     pub(super) fn len(rows: usize, shape: &KvShape) -> usize {
         let line = rows.next_multiple_of(16);
         let [sums, lines, biases] = Self::of_codes(rows, shape);
-        rows * (padded(shape.k_dim) + 2 * padded(shape.v_dim) + SCORES)
+        let [q, scores] = Self::of_keys(rows, shape);
+        q + scores
+            + rows * (2 * padded(shape.v_dim) + SCORES)
             + 7 * line
             + shape.k_dim.max(shape.v_dim).next_multiple_of(64) * PAGE
             + sums
             + lines
             + biases
+    }
+
+    /// Elements of the queries, and of a page's turned scores.
+    fn of_keys(rows: usize, shape: &KvShape) -> [usize; 2] {
+        match shape.latent {
+            true => [shape.k_dim * turned(rows), PAGE * turned(rows)],
+            false => [rows * padded(shape.k_dim), 0],
+        }
     }
 
     /// Elements of what only quantized caches need.
@@ -75,8 +92,9 @@ impl<'a> BlockWork<'a> {
 
     #[inline(always)]
     pub(super) fn new(scratch: &'a mut [f32], rows: usize, shape: &KvShape) -> Self {
-        let (line, [q_len, acc_len]) =
-            (rows.next_multiple_of(16), shape.dims().map(|dim| rows * padded(dim)));
+        let (line, acc_len) = (rows.next_multiple_of(16), rows * padded(shape.v_dim));
+        let [q_len, turned_len] = Self::of_keys(rows, shape);
+        let (turned, scratch) = scratch.split_at_mut(turned_len);
         let [sums, lines, biases] = Self::of_codes(rows, shape);
         let (sums, scratch) = scratch.split_at_mut(sums);
         let (lines, scratch) = scratch.split_at_mut(lines);
@@ -90,13 +108,42 @@ impl<'a> BlockWork<'a> {
         let (max_all, scratch) = scratch.split_at_mut(line);
         let (sum_all, scratch) = scratch.split_at_mut(line);
         let (factors, page) = scratch.split_at_mut(3 * line);
-        Self { q, scores, acc, max, sum, acc_all, max_all, sum_all, factors, page, sums, line: lines, biases }
+        Self {
+            q,
+            scores,
+            acc,
+            max,
+            sum,
+            acc_all,
+            max_all,
+            sum_all,
+            factors,
+            page,
+            sums,
+            line: lines,
+            biases,
+            turned,
+        }
     }
 
     /// Copies the block's queries in.
     #[inline(always)]
     pub(super) fn load_queries<S: Simd>(&mut self, s: S, call: &AttentionCall<'_>, place: &RunPlace<'_>) {
         let (group, k_dim) = (call.group, call.k_dim);
+        if call.latent {
+            let columns = turned(place.count * group);
+            for row in 0..place.count * group {
+                let at = (place.heads_before(call, row / group) + row % group) * k_dim;
+                for (d, &x) in call.args.q[at..at + k_dim].iter().enumerate() {
+                    self.q[d * columns + row] = x;
+                }
+            }
+            // Zeros where there is no row: what they come to is never read.
+            for line in self.q.chunks_exact_mut(columns) {
+                line[place.count * group..].fill(0.0);
+            }
+            return;
+        }
         for (row, to) in self.q.chunks_exact_mut(padded(k_dim)).take(place.count * group).enumerate() {
             let at = (place.heads_before(call, row / group) + row % group) * k_dim;
             let (head, rest) = to.split_at_mut(k_dim);
@@ -124,13 +171,16 @@ impl<'a> BlockWork<'a> {
         }
         let pages = seen.start / PAGE..seen.end.div_ceil(PAGE);
         let (kv, head) = (place.run.kv, place.head);
+        let keys_of = |page| if call.latent { kv.values(page, head) } else { kv.keys(page, head) };
         for page in pages.clone() {
             // The next page's keys, or the values once the keys end.
-            let next =
-                if page + 1 < pages.end { kv.keys(page + 1, head) } else { kv.values(pages.start, head) };
+            let next = if page + 1 < pages.end { keys_of(page + 1) } else { kv.values(pages.start, head) };
             let next = address(next);
             let Some(rows) = place.rows_that_see(call, &(page * PAGE..(page + 1) * PAGE)) else { continue };
-            match kv.keys(page, head) {
+            match keys_of(page) {
+                Block::F32(block) if call.latent => self.score_latents(s, call, page, block, rows, next),
+                Block::F16(block) if call.latent => self.score_latents(s, call, page, block, rows, next),
+                Block::BF16(block) if call.latent => self.score_latents(s, call, page, block, rows, next),
                 Block::F32(block) => self.score_page(s, call, page, block, rows, next),
                 Block::F16(block) => self.score_page(s, call, page, block, rows, next),
                 Block::BF16(block) => self.score_page(s, call, page, block, rows, next),
@@ -157,7 +207,7 @@ impl<'a> BlockWork<'a> {
             let next = if page + 1 < pages.end {
                 kv.values(page + 1, head)
             } else {
-                kv.keys(pages.end.min(kv.len().div_ceil(PAGE) - 1), head)
+                keys_of(pages.end.min(kv.len().div_ceil(PAGE) - 1))
             };
             let next = address(next);
             match kv.values(page, head) {
@@ -256,7 +306,53 @@ impl<'a> BlockWork<'a> {
         }
     }
 
-    /// Adds the page's values, weighted, to `acc`; `block` is `[PAGE, v_dim]`.
+    /// The same of latent vectors: `block` is `[PAGE, k_dim]`. Turned, it is the keys that are rows, and the queries columns, so
+    /// that a lane is a query; the chain of each score is the same.
+    #[inline(always)]
+    fn score_latents<S: Simd, T: Operand>(
+        &mut self,
+        s: S,
+        call: &AttentionCall<'_>,
+        page: usize,
+        block: &[T],
+        [row, rows]: [usize; 2],
+        ahead: *const u8,
+    ) {
+        let (k_dim, columns) = (call.k_dim, self.turned.len() / PAGE);
+        assert!(block.len() == k_dim * PAGE && self.page.len() >= k_dim * PAGE);
+        assert!(row + rows.next_multiple_of(S::LANES) <= columns && self.q.len() == k_dim * columns);
+        assert!((row + rows) * SCORES <= self.scores.len());
+        widen(s, block, &mut self.page[..k_dim * PAGE]);
+        // SAFETY: the page was widened, PAGE rows of k_dim; `rows` columns from `row` on, in whole vectors, are inside the
+        // queries and the turned scores (asserted).
+        unsafe {
+            Product {
+                a: self.page.as_ptr(),
+                lda: k_dim,
+                b: self.q.as_ptr().add(row),
+                ldb: columns,
+                panel_stride: tile::panel::<S>() * S::LANES,
+                c: self.turned.as_mut_ptr().add(row),
+                ldc: columns,
+                rows: PAGE,
+                vectors: rows.div_ceil(S::LANES),
+                k: k_dim,
+                resume: false,
+                ahead,
+            }
+            .compute(s);
+        }
+        let first = page * PAGE % SEGMENT;
+        for row in row..row + rows {
+            let to = &mut self.scores[row * SCORES + first..][..PAGE];
+            for (to, line) in to.iter_mut().zip(self.turned.chunks_exact(columns)) {
+                *to = line[row];
+            }
+        }
+    }
+
+    /// Adds the page's values, weighted, to `acc`; `block` is `[PAGE, v_dim]`, or latent vectors `[PAGE, k_dim]`, which begin with
+    /// them.
     #[inline(always)]
     fn weigh_page<S: Simd, T: Operand>(
         &mut self,
@@ -267,17 +363,17 @@ impl<'a> BlockWork<'a> {
         block: &[T],
         ahead: *const u8,
     ) {
-        let v_dim = call.v_dim;
-        assert!(block.len() == v_dim * PAGE);
+        let (v_dim, v_stride) = (call.v_dim, call.v_stride);
+        assert!(v_dim <= v_stride && block.len() == v_stride * PAGE);
         let rows = place.count * call.group;
         // A head of partial vectors is read from scratch, where its rows are padded.
         if rows >= PACK_ROWS || !v_dim.is_multiple_of(S::LANES) {
-            let stride = pack(s, block, PAGE, [v_dim, v_dim], self.page);
+            let stride = pack(s, block, PAGE, [v_dim, v_stride], self.page);
             let from = self.page.as_ptr();
             self.weigh(s, call, place, page, from, tile::panel::<S>() * S::LANES, stride, from.cast());
         } else {
             let wide = tile::panel::<S>() * S::LANES;
-            self.weigh(s, call, place, page, block.as_ptr(), v_dim, wide, ahead);
+            self.weigh(s, call, place, page, block.as_ptr(), v_stride, wide, ahead);
         }
     }
 

@@ -171,7 +171,7 @@ const F32: KvType = KvType::F32;
 fn head_dims_types_and_groups_match_the_reference() {
     if cfg!(miri) {
         for kind in KvType::ALL {
-            let shape = KvShape { heads: 2, k_dim: 20, v_dim: 11, kind };
+            let shape = KvShape { heads: 2, k_dim: 20, v_dim: 11, kind, latent: false };
             Step::new(shape, 2, &[(1, 131), (5, 70)], None).check(&format!("{kind}"));
         }
         return;
@@ -183,7 +183,7 @@ fn head_dims_types_and_groups_match_the_reference() {
             Step::new(shape, 2, &lens, None).check(&format!("{kind} {head_dim}"));
         }
         for (k_dim, v_dim) in [(40, 24), (24, 40), (192, 128), (3, 33)] {
-            let shape = KvShape { heads: 2, k_dim, v_dim, kind };
+            let shape = KvShape { heads: 2, k_dim, v_dim, kind, latent: false };
             let lens = [(5, 70), (1, 300), (60, 90)];
             Step::new(shape, 2, &lens, Some(100)).check(&format!("{kind} {k_dim} and {v_dim}"));
         }
@@ -191,6 +191,52 @@ fn head_dims_types_and_groups_match_the_reference() {
             let shape = KvShape::new(2, 40, kind);
             Step::new(shape, group, &[(1, 300), (9, 9), (33, 90)], None)
                 .check(&format!("{kind} group {group}"));
+        }
+    }
+}
+
+/// Latent vectors have the bits of a cache that holds them twice, as keys and as values: which is what the other tests are of.
+#[test]
+fn latent_vectors_have_the_bits_of_keys_and_values() {
+    let lens = if cfg!(miri) { [(3, 70), (1, 80)] } else { [(37, 300), (1, 700)] };
+    for kind in [F32, KvType::F16, KvType::BF16] {
+        for (rank, rope_dim, heads) in [(14, 8, 1), (14, 8, 2), (512, 64, 16), (64, 32, 20), (33, 2, 40)] {
+            if cfg!(miri) && rank > 14 {
+                continue;
+            }
+            let shape = KvShape::latent(rank, rope_dim, kind);
+            for window in [None, Some(70)] {
+                let mut latent = Step::new(shape, heads, &lens, window);
+                latent.sinks = Some(random(5, heads));
+                let twice = KvShape { latent: false, ..shape };
+                let caches = latent.caches.iter().map(|kv| {
+                    let (latents, rotating) = kv.read().unwrap();
+                    let rows = latents.chunks(rank).zip(rotating.chunks(rope_dim));
+                    let keys: Vec<f32> = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
+                    let mut plain = HostKv::new(twice);
+                    plain.write(0, &keys, &latents).unwrap();
+                    plain
+                });
+                let plain = Step {
+                    shape: twice,
+                    caches: caches.collect(),
+                    lens: lens.to_vec(),
+                    q: latent.q.clone(),
+                    visible: latent.visible.clone(),
+                    sinks: latent.sinks.clone(),
+                    ..latent
+                };
+                for isa in Isa::available() {
+                    for threads in [1, 3] {
+                        let (got, want) = (latent.run(isa, threads), plain.run(isa, threads));
+                        assert_eq!(
+                            bits(&got),
+                            bits(&want),
+                            "{kind} {rank}+{rope_dim} of {heads} heads on {isa}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

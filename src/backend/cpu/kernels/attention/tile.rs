@@ -217,6 +217,22 @@ impl<T: Operand> Kernel for Product<T> {
     }
 }
 
+/// Widens all of `from`.
+#[inline(always)]
+pub(super) fn widen<S: Simd, T: Operand>(s: S, from: &[T], to: &mut [f32]) {
+    assert_eq!((from.len(), T::ROWS), (to.len(), 1), "as many elements as are stored");
+    for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
+        // SAFETY: `from` has as many elements as are read.
+        let v = unsafe {
+            match from.len() == S::LANES {
+                true => T::widen(s, from.as_ptr(), 0),
+                false => T::widen_partial(s, from.as_ptr(), 0, from.len()),
+            }
+        };
+        s.store_partial(to, v);
+    }
+}
+
 /// Widens `rows` rows of `width` elements, the stored ones `ld` apart, into panels of [`panel`] vectors, the last vector of
 /// a row filled with zeros; returns the elements between panels. `rows` is a multiple of [`Operand::ROWS`].
 #[inline(always)]

@@ -1,0 +1,25 @@
+//! `deepseek_v3`: latent attention, and experts that a sigmoid and a bias choose in groups: DeepSeek V3, R1, V3.1.
+//! DeepSeek-AI 2024, "DeepSeek-V3 Technical Report".
+
+use super::dense::{Dense, Qkv};
+use super::sparse::Sparse;
+use super::{Arguments, Family, glm4_moe, latent};
+use crate::backend::ops::Router;
+use crate::config::{Config, Shared};
+use crate::error::Result;
+use crate::json::Fields;
+
+pub(super) const SHARED: Shared = Shared { context: 4096, bos: Some(0), eos: &[1], ..latent::SHARED };
+
+pub(super) static FAMILY: Family =
+    Family { model_type: "deepseek_v3", shared: SHARED, arguments, gguf: None, prefixes: &[] };
+
+pub(super) fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
+    latent::read(fields, &mut config, [1536, 512], [128, 128])?;
+    latent::interleave(fields, &mut config)?;
+    let sparse = glm4_moe::described(fields, &config, [Some(256), Some(8), Some(1), Some(3)], true)?;
+    let groups = glm4_moe::groups(fields, [sparse.size.count, sparse.size.used], [8, 4], 2)?;
+    let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(2.5) as f32;
+    let sparse = Sparse { routing: Router { groups, scale, ..sparse.routing }, ..sparse };
+    Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+}
