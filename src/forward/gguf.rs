@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::gguf_experts::{self, GgufExperts};
 use super::{Architecture, FAMILIES, Family};
 use crate::config::{Activation, Config, GenerationConfig, Rope, RopeScaling};
 use crate::error::Result;
@@ -31,8 +32,8 @@ pub(crate) struct Gguf {
     pub scalar: Option<fn(&Config) -> f32>,
     /// Numbers that other families do not have: the field of the configuration, and the key.
     pub numbers: &'static [(&'static str, &'static str)],
-    /// What the family calls the number of its experts, and where that is not the width of the MLP, their width.
-    pub experts: Option<(&'static str, Option<&'static str>)>,
+    /// What files say of its experts.
+    pub experts: Option<GgufExperts>,
     /// Reads what else the family has.
     pub members: fn(&mut Members<'_>, &Checkpoint) -> Result<()>,
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
@@ -125,7 +126,7 @@ impl Members<'_> {
     }
 
     /// A positive integer that may differ from layer to layer, and does not.
-    fn size(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
+    pub fn size(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
         let key = self.key(key);
         let value = self.metadata.per_layer(&key)?;
         match value {
@@ -136,7 +137,8 @@ impl Members<'_> {
         Ok(value)
     }
 
-    fn required(&mut self, name: &str, key: &str) -> Result<u64> {
+    /// The same, which must be there.
+    pub fn required(&mut self, name: &str, key: &str) -> Result<u64> {
         self.size(name, key)?.ok_or_else(|| self.metadata.refuse(&self.key(key), "an integer"))
     }
 
@@ -237,33 +239,16 @@ pub(crate) fn has_experts(metadata: &Metadata, arch: &str) -> Result<bool> {
     Ok(metadata.uint(&format!("{arch}.expert_count"))?.is_some_and(|count| count > 0))
 }
 
-/// How many experts there are, how many a token goes to, and their width.
+/// What files say of experts, of which dense families have none.
 fn experts(members: &mut Members<'_>, gguf: &Gguf) -> Result<()> {
-    let metadata = members.metadata;
-    let count = members.key("expert_count");
-    let Some((name, width)) = gguf.experts else {
-        return match has_experts(metadata, gguf.architecture)? {
-            true => {
-                Err(metadata.refuse(&count, "0 or absent: experts of this architecture are not supported"))
-            }
-            false => Ok(()),
-        };
-    };
-    members.required(name, "expert_count")?;
-    let groups = members.key("expert_group_count");
-    if metadata.uint(&groups)?.is_some_and(|count| count > 1) {
-        return Err(metadata.refuse(&groups, "0, 1 or absent: groups are not read from GGUF files"));
+    match &gguf.experts {
+        Some(experts) => gguf_experts::experts(members, experts),
+        None if has_experts(members.metadata, gguf.architecture)? => {
+            let expected = "0 or absent: experts of this architecture are not supported";
+            Err(members.metadata.refuse(&members.key("expert_count"), expected))
+        }
+        None => Ok(()),
     }
-    let used = members.required("num_experts_per_tok", "expert_used_count")?;
-    if let Some(width) = width
-        && members.size(width, "expert_feed_forward_length")?.is_none()
-    {
-        // As llama.cpp has it.
-        let key = members.key("feed_forward_length");
-        let all = metadata.per_layer(&key)?.unwrap_or(0);
-        members.put(width, key, Value::UInt(all / used.max(1)));
-    }
-    Ok(())
 }
 
 /// The family of a file.

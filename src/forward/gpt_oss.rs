@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::{ExpertNames, Sparse, experts};
-use super::{Arguments, Family, Gguf};
+use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm};
 use crate::backend::ops::{Gating, Router, Scores};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared, sliding_window};
@@ -25,7 +25,13 @@ pub(super) static FAMILY: Family = Family {
     },
     arguments,
     gguf: Some(Gguf {
-        experts: Some(("num_local_experts", Some("intermediate_size"))),
+        experts: Some(GgufExperts {
+            count: "num_local_experts",
+            width: Some("intermediate_size"),
+            norm: GgufNorm::Always(false),
+            gating: 3,
+            ..GgufExperts::SOFTMAX
+        }),
         members: |members, _| {
             members.window(false)?;
             members.window_pattern(2)?;

@@ -259,7 +259,7 @@ impl WeightList {
                 return Some(Adopted { name, form: Form::Plain, rows: Some(expert..expert + 1), of, dims });
             }
             let dims = match (info.shape(), &module.columns) {
-                ([_, _], None) if rows.is_some() => AdoptedDims::Vector,
+                ([_, _], None) => AdoptedDims::Vector,
                 ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
                 _ => AdoptedDims::Same,
             };

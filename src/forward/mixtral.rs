@@ -4,7 +4,7 @@
 use super::dense::{Dense, Pairs};
 use super::gguf::has_experts;
 use super::sparse::{ExpertNames, Sparse, experts};
-use super::{Arguments, Family, Gguf};
+use super::{Arguments, Family, Gguf, GgufExperts};
 use crate::backend::ops::Router;
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Shared, sliding_window};
@@ -23,7 +23,7 @@ pub(super) static FAMILY: Family = Family {
     arguments,
     gguf: Some(Gguf {
         claims: |metadata| has_experts(metadata, "llama"),
-        experts: Some(("num_local_experts", None)),
+        experts: Some(GgufExperts { count: "num_local_experts", width: None, ..GgufExperts::SOFTMAX }),
         members: |members, _| members.window(true).map(drop),
         entries: None,
         ..Gguf::plain("llama")

@@ -13,6 +13,7 @@ mod exaone4;
 mod gemma2;
 mod gemma3_text;
 mod gguf;
+mod gguf_experts;
 mod glm4;
 mod glm4_moe;
 mod glm4_moe_lite;
@@ -72,6 +73,7 @@ use crate::weights::Checkpoint;
 use step::Step;
 
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
+pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
 pub(crate) use list::{ModuleSpec, WeightList};
 pub use loader::Loader;
 pub use unknown::Unknown;

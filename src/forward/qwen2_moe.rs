@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::{SharedExpert, Sparse, experts, sparse_layers};
-use super::{Arguments, Family, Gguf, qwen2};
+use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, qwen2};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
@@ -14,10 +14,12 @@ pub(super) static FAMILY: Family = Family {
     shared: Shared { kv_heads: Some(16), context: 32_768, ..qwen2::SHARED },
     arguments,
     gguf: Some(Gguf {
-        experts: Some(("num_experts", Some("moe_intermediate_size"))),
+        experts: Some(GgufExperts {
+            norm: GgufNorm::Always(false),
+            reads: &["expert_shared_feed_forward_length"],
+            ..GgufExperts::SOFTMAX
+        }),
         members: |members, _| {
-            // llama.cpp knows no other.
-            members.put("norm_topk_prob", "expert_weights_norm", Value::Bool(false));
             let key = members.key("expert_shared_feed_forward_length");
             let width = members.metadata.uint(&key)?.unwrap_or(members.uint("intermediate_size"));
             members.put(SHARED_WIDTH, key, Value::UInt(width));

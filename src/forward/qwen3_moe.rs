@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::{Sparse, experts, sparse_layers};
-use super::{Arguments, Family, Gguf, qwen3};
+use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
@@ -14,7 +14,7 @@ pub(super) static FAMILY: Family = Family {
     shared: Shared { kv_heads: Some(4), context: 32_768, bos: None, eos: &[], ..Shared::LLAMA },
     arguments,
     gguf: Some(Gguf {
-        experts: Some(("num_experts", Some("moe_intermediate_size"))),
+        experts: Some(GgufExperts::SOFTMAX),
         // llama.cpp knows no other.
         members: |members, _| {
             members.put("norm_topk_prob", "expert_weights_norm", Value::Bool(true));
