@@ -36,7 +36,7 @@ pub(super) fn set_multipliers(fields: &Fields<'_>, config: &mut Config) -> Resul
 }
 
 /// Absent, or zero, stands for none.
-fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+pub(super) fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
     let root = (members.uint("head_dim") as f64).powf(-0.5);
     for (name, key, none) in [
         ("attention_multiplier", "attention.scale", root),

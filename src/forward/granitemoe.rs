@@ -3,14 +3,24 @@
 
 use super::dense::{Dense, Pairs};
 use super::sparse::{ExpertNames, Sparse, experts};
-use super::{Arguments, Family, granite};
+use super::{Arguments, Family, Gguf, GgufExperts, granite};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
-pub(super) static FAMILY: Family =
-    Family { model_type: "granitemoe", shared: Shared::LLAMA, arguments, gguf: None, prefixes: &[] };
+pub(super) static FAMILY: Family = Family {
+    model_type: "granitemoe",
+    shared: Shared::LLAMA,
+    arguments,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts { count: "num_local_experts", width: None, ..GgufExperts::SOFTMAX }),
+        members: granite::members,
+        entries: None,
+        ..Gguf::plain("granitemoe")
+    }),
+    prefixes: &[],
+};
 
 const NAMES: ExpertNames = ExpertNames {
     fused: "block_sparse_moe.input_linear",
