@@ -36,6 +36,18 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+    refuse_sections(members)?;
+    let more = members.key("nextn_predict_layers");
+    match members.metadata.uint(&more)? {
+        None | Some(0) => Ok(()),
+        Some(_) => Err(members
+            .metadata
+            .refuse(&more, "0 or absent: layers that predict further tokens are not supported")),
+    }
+}
+
+/// Positions that are not one for each token.
+pub(super) fn refuse_sections(members: &Members<'_>) -> Result<()> {
     let sections = members.key("rope.dimension_sections");
     if members
         .metadata
@@ -44,11 +56,5 @@ fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
     {
         return Err(members.metadata.refuse(&sections, "absent: positions in sections are not supported"));
     }
-    let more = members.key("nextn_predict_layers");
-    match members.metadata.uint(&more)? {
-        None | Some(0) => Ok(()),
-        Some(_) => Err(members
-            .metadata
-            .refuse(&more, "0 or absent: layers that predict further tokens are not supported")),
-    }
+    Ok(())
 }

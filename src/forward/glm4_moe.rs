@@ -2,13 +2,15 @@
 //! goes to. GLM Team 2025, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models".
 
 use super::dense::Dense;
+use super::gguf::Members;
 use super::sparse::{SharedExpert, Sparse, experts};
-use super::{Arguments, Family, qwen3};
+use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, glm4, qwen3};
 use crate::backend::ops::{ExpertGroups, Router, Scores};
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Shared};
 use crate::error::Result;
-use crate::json::Fields;
+use crate::json::{Fields, Value};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "glm4_moe",
@@ -22,15 +24,52 @@ pub(super) static FAMILY: Family = Family {
         ..Shared::LLAMA
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts { reads: &["nextn_predict_layers"], ..EXPERTS }),
+        members,
+        entries: None,
+        ..Gguf::plain("glm4moe")
+    }),
     prefixes: &[],
+};
+
+/// What files say of experts of this kind.
+pub(super) const EXPERTS: GgufExperts = GgufExperts {
+    count: "n_routed_experts",
+    shared: Some("n_shared_experts"),
+    dense: Some("first_k_dense_replace"),
+    scale: Some("routed_scaling_factor"),
+    groups: Some(["n_group", "topk_group"]),
+    norm: GgufNorm::Said("norm_topk_prob"),
+    ..GgufExperts::SIGMOID
 };
 
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     let normed = fields.flag("use_qk_norm")?.unwrap_or(false);
     let sparse = described(fields, &config, [Some(128), Some(8), Some(1), Some(1)], true)?;
-    Dense { head_norms: normed.then_some(qwen3::HEAD_NORMS), sparse: Some(sparse), ..Dense::llama(config) }
-        .boxed()
+    Dense {
+        mlp_norm: Some(("post_attention_layernorm", "post_attention_norm")),
+        head_norms: normed.then_some(qwen3::HEAD_NORMS),
+        sparse: Some(sparse),
+        ..Dense::llama(config)
+    }
+    .boxed()
+}
+
+fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
+    glm4::refuse_sections(members)?;
+    // The last layers of a file may predict further tokens: they take no part in this one's.
+    let (more, all) = (members.key("nextn_predict_layers"), members.uint("num_hidden_layers"));
+    let own = match members.metadata.uint(&more)?.unwrap_or(0) {
+        count if count < all => all - count,
+        _ => {
+            return Err(members.metadata.refuse(&more, format!("less than {all}, the number of all layers")));
+        }
+    };
+    members.put("num_hidden_layers", members.key("block_count"), Value::UInt(own));
+    const NORM: &str = "blk.0.attn_q_norm.weight";
+    members.put("use_qk_norm", NORM, Value::Bool(checkpoint.find(NORM).is_some()));
+    Ok(())
 }
 
 /// Experts that a sigmoid and a bias choose, in groups, behind dense layers, with one or more that every token goes to. `absent` is
