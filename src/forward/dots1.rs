@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::{ExpertNames, Sparse};
-use super::{Arguments, Family, glm4_moe, qwen3};
+use super::{Arguments, Family, Gguf, glm4_moe, qwen3};
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::Fields;
@@ -12,7 +12,12 @@ pub(super) static FAMILY: Family = Family {
     model_type: "dots1",
     shared: Shared { bos: None, eos: &[], ..Shared::LLAMA },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(glm4_moe::EXPERTS),
+        members: |members, _| members.window(true).map(drop),
+        entries: None,
+        ..Gguf::plain("dots1")
+    }),
     prefixes: &[],
 };
 
