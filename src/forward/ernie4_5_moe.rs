@@ -2,20 +2,37 @@
 //! Baidu 2025, "ERNIE 4.5 Technical Report".
 
 use super::dense::{Dense, Pairs};
+use super::gguf::Members;
 use super::sparse::{SharedExpert, Sparse, experts};
-use super::{Arguments, Family, ernie4_5};
+use super::{Arguments, Family, Gguf, GgufExperts, ernie4_5};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared};
 use crate::error::Result;
-use crate::json::Fields;
+use crate::json::{Fields, Value};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "ernie4_5_moe",
     shared: Shared { kv_heads: Some(4), head_dim: None, ..ernie4_5::SHARED },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts {
+            count: "moe_num_experts",
+            used: "moe_k",
+            dense: Some("moe_layer_start_index"),
+            reads: &["interleave_moe_layer_step", SHARED_COUNT, SHARED_WIDTH],
+            ..GgufExperts::SOFTMAX
+        }),
+        members,
+        entries: None,
+        ..Gguf::plain("ernie4_5-moe")
+    }),
     prefixes: &[],
 };
+
+/// Keys of files.
+const SHARED_COUNT: &str = "expert_shared_count";
+const SHARED_WIDTH: &str = "expert_shared_feed_forward_length";
 
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     let names = ["moe_num_experts", "moe_k", "moe_intermediate_size"];
@@ -48,4 +65,21 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
         ..softmax
     };
     Dense { pairs: Pairs::Everywhere, tied_bias: true, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+}
+
+fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+    members.required("moe_layer_interval", "interleave_moe_layer_step")?;
+    let metadata = members.metadata;
+    let (count, width) = (members.key(SHARED_COUNT), members.key(SHARED_WIDTH));
+    let (all, inner) = (metadata.uint(&width)?.unwrap_or(0), members.uint("moe_intermediate_size"));
+    // Scripts write the number, and as the width what is right of the published models alone.
+    let shared = match metadata.uint(&count)?.unwrap_or(0) {
+        0 if inner == 0 || !all.is_multiple_of(inner) => {
+            return Err(metadata.refuse(&width, format!("a multiple of {inner}, the width of an expert")));
+        }
+        0 => all / inner,
+        shared => shared,
+    };
+    members.put("moe_num_shared_experts", count, Value::UInt(shared));
+    Ok(())
 }
