@@ -3,7 +3,7 @@
 
 use super::dense::{Dense, HeadNormOf, HeadNorms};
 use super::sparse::{ExpertNames, Sparse, experts};
-use super::{Arguments, Family, qwen3};
+use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
 use crate::backend::ops::{Router, Scores};
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Rope, RopeScaling, Shared};
@@ -22,7 +22,11 @@ pub(super) static FAMILY: Family = Family {
         ..Shared::LLAMA
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts { count: "num_local_experts", width: None, ..GgufExperts::SIGMOID }),
+        entries: None,
+        ..Gguf::plain("minimax-m2")
+    }),
     prefixes: &[],
 };
 
