@@ -49,7 +49,7 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense
     Ok(Dense { head_norms: Some(head_norms), ..Dense::llama(config) })
 }
 
-fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+pub(super) fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
     let key = members.key("rope.scaling.alpha");
     if let Some(alpha) = members.metadata.number(&key)?.filter(|&alpha| alpha > 0.0) {
         members.put_scaling("rope_type", key.clone(), Value::String("dynamic".to_owned()));

@@ -2,20 +2,35 @@
 //! Tencent 2025, "Hunyuan-A13B Technical Report".
 
 use super::dense::Dense;
+use super::gguf::Members;
 use super::sparse::{MOST, SharedExpert, Sparse, experts_of};
-use super::{Arguments, Family, hunyuan_v1_dense};
+use super::{Arguments, Family, Gguf, GgufExperts, hunyuan_v1_dense};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::{Fields, Value};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "hunyuan_v1_moe",
     shared: Shared { eps: 1e-5, ..Shared::LLAMA },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts {
+            used: USED,
+            width: None,
+            reads: &["expert_shared_count", SHARED_WIDTH],
+            ..GgufExperts::SOFTMAX
+        }),
+        members,
+        entries: None,
+        ..Gguf::plain("hunyuan-moe")
+    }),
     prefixes: &[],
 };
+
+/// A key of files.
+const SHARED_WIDTH: &str = "expert_shared_feed_forward_length";
 
 const USED: &str = "moe_topk";
 
@@ -62,4 +77,15 @@ fn used(fields: &Fields<'_>, layers: usize) -> Result<Vec<usize>> {
         let expected = format!("a number from 1 on, or one for each of {layers} layers");
         fields.error(USED, format!("a list of {}", each.len()), expected)
     })
+}
+
+fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
+    hunyuan_v1_dense::members(members, checkpoint)?;
+    let (key, inner) = (members.key(SHARED_WIDTH), members.uint("intermediate_size"));
+    match members.metadata.uint(&key)? {
+        Some(width) if width != 0 && width != inner => {
+            Err(members.metadata.refuse(&key, format!("{inner}, the width of each expert, 0 or absent")))
+        }
+        _ => Ok(()),
+    }
 }
