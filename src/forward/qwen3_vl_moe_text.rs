@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::Sparse;
-use super::{Arguments, Family, qwen3, qwen3_moe, qwen3_vl_text};
+use super::{Arguments, Family, Gguf, GgufExperts, qwen3, qwen3_moe, qwen3_vl_text};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared};
 use crate::error::Result;
@@ -14,7 +14,7 @@ pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_vl_moe_text",
     shared: Shared { kv_heads: Some(16), head_dim: None, ..qwen3_vl_text::SHARED },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf { experts: Some(GgufExperts::SOFTMAX), entries: None, ..Gguf::plain("qwen3vlmoe") }),
     prefixes: super::TEXT_PART,
 };
 
