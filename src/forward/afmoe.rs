@@ -2,18 +2,30 @@
 //! sigmoid and a bias choose. Arcee AI 2025, Trinity.
 
 use super::dense::Dense;
+use super::gguf::Members;
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
-use super::{Arguments, Family, qwen3};
+use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Config, Rotation, Shared, sliding_window};
 use crate::error::Result;
-use crate::json::Fields;
+use crate::json::{Fields, Value};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "afmoe",
     shared: Shared { head_dim: Some(128), context: 16_384, eps: 1e-5, bos: None, eos: &[], ..Shared::LLAMA },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts {
+            shared: Some("num_shared_experts"),
+            dense: Some("num_dense_layers"),
+            scale: Some("route_scale"),
+            ..GgufExperts::SIGMOID
+        }),
+        members,
+        entries: None,
+        ..Gguf::plain("afmoe")
+    }),
     prefixes: &[],
 };
 
@@ -56,4 +68,21 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ..qwen3::described(config)
     }
     .boxed()
+}
+
+fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+    // Where it is absent, llama.cpp does not divide weights by their sum.
+    let norm = members.key("expert_weights_norm");
+    if members.metadata.flag(&norm)?.is_none() {
+        return Err(members.metadata.refuse(&norm, "true"));
+    }
+    if !members.window(false)? {
+        return Err(members.metadata.refuse(&members.key("attention.sliding_window"), "1 or more"));
+    }
+    members.window_pattern(4)?;
+    // Layers without a window do not rotate.
+    members.number("rope_theta", "rope.freq_base_swa")?;
+    // llama.cpp knows no other.
+    members.put("mup_enabled", "general.architecture", Value::Bool(true));
+    Ok(())
 }

@@ -1,3 +1,5 @@
+mod experts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -625,12 +627,12 @@ fn hostile_configurations_are_refused_by_the_files_keys() {
     // Types that are wrong for those who read them.
     let architecture = |kind: u32, value: Vec<u8>| model("llama").with("general.architecture", kind, value);
     refused(architecture(U32, vec![0; 4]), "general.architecture is 0, expected a string");
-    refused(architecture(STRING, string("bert")), "is \"bert\", expected one of cohere2, ");
+    refused(architecture(STRING, string("bert")), "is \"bert\", expected one of afmoe, cohere2, ");
     let latin = [&1u64.to_le_bytes()[..], b"\xff"].concat();
     refused(architecture(STRING, latin), "general.architecture is \"\u{fffd}\", expected UTF-8");
     let mut nameless = model("llama");
     nameless.entries.retain(|(key, ..)| key != b"general.architecture");
-    refused(nameless, "general.architecture is missing, expected one of cohere2, ");
+    refused(nameless, "general.architecture is missing, expected one of afmoe, cohere2, ");
     let heads = |kind: u32, value: Vec<u8>| model("llama").with("llama.attention.head_count", kind, value);
     refused(heads(F32, vec![0; 4]), "head_count is 0.0, expected an integer");
     refused(heads(U32, vec![0; 4]), "head_count is 0, expected 1 or more");
