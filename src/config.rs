@@ -65,12 +65,16 @@ pub struct QueryScaling {
     pub beta: f64,
     /// Positions that share a factor.
     pub floor: usize,
+    /// What is added to a position.
+    pub offset: usize,
+    /// Whether it is the queries of layers that do not rotate that grow, and not those of all.
+    pub unrotated: bool,
 }
 
 impl QueryScaling {
     /// The factor of a query at `position`.
     pub fn at(self, position: usize) -> f32 {
-        let steps = (position / self.floor.max(1)) as f64;
+        let steps = ((position + self.offset) / self.floor.max(1)) as f64;
         (1.0 + self.beta * steps.ln_1p()) as f32
     }
 }
@@ -90,6 +94,8 @@ pub struct Config {
     pub num_hidden_layers: usize,
     /// Heads of queries.
     pub num_attention_heads: usize,
+    /// Heads of queries of each layer, where they differ.
+    pub heads_by_layer: Vec<usize>,
     /// Heads of keys and values; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
     /// Elements of one head; not necessarily `hidden_size / num_attention_heads`.
@@ -112,6 +118,8 @@ pub struct Config {
     pub sliding_window: Option<usize>,
     /// The window of each layer, `[num_hidden_layers]`; `None` sees everything before it.
     pub windows: Vec<Option<usize>>,
+    /// Whether windows are chunks: a token sees those since the last multiple of its layer's window.
+    pub chunked: bool,
     /// `cap · tanh(score / cap)` on attention scores, before the mask.
     pub attn_logit_softcapping: Option<f32>,
     /// `cap · tanh(logit / cap)` on logits.
@@ -279,6 +287,7 @@ impl Shared {
             intermediate_size,
             num_hidden_layers,
             num_attention_heads,
+            heads_by_layer: Vec::new(),
             num_key_value_heads,
             head_dim,
             max_position_embeddings,
@@ -290,6 +299,7 @@ impl Shared {
             rotations: vec![Rotation::Global; num_hidden_layers],
             sliding_window: None,
             windows: vec![None; num_hidden_layers],
+            chunked: false,
             attn_logit_softcapping: None,
             final_logit_softcapping: None,
             query_pre_attn_scalar: None,
@@ -352,6 +362,11 @@ impl Config {
             }
             _ => self.max_position_embeddings,
         }
+    }
+
+    /// Heads of queries of layer `layer`.
+    pub fn heads(&self, layer: usize) -> usize {
+        self.heads_by_layer.get(layer).copied().unwrap_or(self.num_attention_heads)
     }
 
     /// What attention scores of layer `layer` are multiplied by.

@@ -21,6 +21,8 @@ const FAMILIES: [&str; 9] = [
     "models/mixtral-window",
     "models/qwen2_moe-shared",
     "models/qwen3_moe-plain",
+    "models/deepseek_v2-greedy",
+    "models/llama4_text-chunks",
     BUILTIN,
 ];
 

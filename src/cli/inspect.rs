@@ -337,7 +337,8 @@ fn attention(config: &Config) -> String {
     );
     let sliding = config.windows.iter().flatten().count();
     if let Some(window) = config.sliding_window.filter(|_| sliding > 0) {
-        let _ = write!(text, ", a window of {window} tokens in {sliding} of {} layers", config.windows.len());
+        let what = if config.chunked { "chunks" } else { "a window" };
+        let _ = write!(text, ", {what} of {window} tokens in {sliding} of {} layers", config.windows.len());
     }
     text
 }

@@ -1,11 +1,11 @@
 //! `afmoe`: a gate behind attention, windows in the layers that rotate, norms before and after each part, and experts that a
 //! sigmoid and a bias choose. Arcee AI 2025, Trinity.
 
-use super::dense::Dense;
+use super::dense::{AttentionGate, Dense};
 use super::gguf::Members;
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
-use crate::backend::ops::{Router, Scores};
+use crate::backend::ops::{GateKind, Router, Scores};
 use crate::config::{Config, Rotation, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::{Fields, Value};
@@ -60,7 +60,11 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ..softmax
     };
     Dense {
-        attention_gate: Some(("self_attn.gate_proj", "attn_gate")),
+        attention_gate: Some(AttentionGate {
+            name: ("self_attn.gate_proj", "attn_gate"),
+            kind: GateKind::Sigmoid,
+            by_head: false,
+        }),
         attention_norm: Some(("post_attention_layernorm", "post_attention_norm")),
         mlp_norm: Some(("pre_mlp_layernorm", "ffn_norm")),
         mlp_out_norm: Some(("post_mlp_layernorm", "post_ffw_norm")),

@@ -3,7 +3,7 @@
 use super::loader::Loader;
 use super::step::Step;
 use crate::alloc;
-use crate::backend::ops::{Backend, KvRows, MatrixOperand, Projection};
+use crate::backend::ops::{Backend, GateKind, KvRows, MatrixOperand, Projection};
 use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Rotation};
 use crate::error::Result;
@@ -171,6 +171,12 @@ impl Norm {
         Ok(Self::Layer(norm))
     }
 
+    /// The norm of heads of `head_dim` elements that has no weights.
+    pub(super) fn plain(loader: &Loader<'_>, head_dim: usize) -> Self {
+        let ones = Weight::of_values("ones", &[head_dim], vec![1.0; head_dim]);
+        Self::Rms(RmsNorm { weight: loader.ops.vector(&ones), eps: loader.config.norm_eps, offset: 0.0 })
+    }
+
     /// `[T, D]` → `[T, D]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         match self {
@@ -218,8 +224,10 @@ pub struct Attention {
     soft_cap: Option<f32>,
     /// `[H]`, beside the scores of each head's keys.
     sinks: Option<PreparedVector>,
-    /// Of the same input: its sigmoid weighs what attention gives.
-    gate: Option<Linear>,
+    /// Of the same input: its function weighs what attention gives.
+    gate: Option<(Linear, GateKind)>,
+    /// Whether queries grow with their positions where they do not rotate.
+    grows: bool,
 }
 
 impl Attention {
@@ -238,6 +246,7 @@ impl Attention {
             soft_cap: config.attn_logit_softcapping,
             sinks: None,
             gate: None,
+            grows: config.query_scaling.is_some_and(|scaling| scaling.unrotated),
         }
     }
 
@@ -248,8 +257,8 @@ impl Attention {
     }
 
     /// With a gate of what it gives, before the output.
-    pub fn with_gate(mut self, gate: Linear) -> Self {
-        self.gate = Some(gate);
+    pub fn with_gate(mut self, gate: Linear, kind: GateKind) -> Self {
+        self.gate = Some((gate, kind));
         self
     }
 
@@ -278,13 +287,15 @@ impl Attention {
         if self.rotation != Rotation::None {
             q = step.rope_queries(&q, self.head_dim, self.rotation)?;
             k = step.rope(&k, self.head_dim, self.rotation)?;
+        } else if self.grows {
+            q = step.scale_queries(q)?;
         }
         let [q, k] = self.norm_heads(step, [q, k], true)?;
         step.kv_write(self.layer, KvRows { k: &k, v: &v })?;
         let scores = (self.scale, self.soft_cap);
         let attended = step.attention(self.layer, &q, self.window, scores, self.sinks.as_ref())?; // [T, H*D]
-        let Some(gate) = &self.gate else { return self.output.forward(step, &attended) };
-        let gated = step.run(&Op::Gate { x: &attended, gate: &gate.forward(step, x)? })?;
+        let Some((gate, kind)) = &self.gate else { return self.output.forward(step, &attended) };
+        let gated = step.run(&Op::Gate { x: &attended, gate: &gate.forward(step, x)?, kind: *kind })?;
         self.output.forward(step, &gated)
     }
 }

@@ -10,7 +10,7 @@ use super::loader::Loader;
 use super::sparse::{Sparse, SparseMlp};
 use super::step::Step;
 use super::{Arguments, Forward};
-use crate::backend::ops::{Backend, StateSpec};
+use crate::backend::ops::{Backend, GateKind, StateSpec};
 use crate::backend::{PreparedMatrix, Tensor};
 use crate::config::{Config, Rotation};
 use crate::error::Result;
@@ -50,6 +50,17 @@ pub(super) enum Qkv {
     Fused { name: Name, by_head: bool },
     /// Those of latent attention, as [`Config::latent`] describes them.
     Latent,
+}
+
+/// The gate of what attention gives.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttentionGate {
+    /// Its projection.
+    pub name: Name,
+    /// Its function.
+    pub kind: GateKind,
+    /// Whether there is one number for each head, and not for each of a head's.
+    pub by_head: bool,
 }
 
 /// The modules of the feed-forward part.
@@ -107,12 +118,14 @@ pub(super) struct Dense {
     pub qkv: Qkv,
     /// The output of attention.
     pub output: Name,
-    /// The gate of what attention gives, one for each of its numbers.
-    pub attention_gate: Option<Name>,
+    /// The gate of what attention gives.
+    pub attention_gate: Option<AttentionGate>,
     /// A score of each head that stands beside those of its keys: a tensor of this name.
     pub sinks: Option<Name>,
     /// Norms of queries and keys, where there are any.
     pub head_norms: Option<HeadNorms>,
+    /// Whether heads of queries and keys that rotate have norms after that, which have no weights.
+    pub plain_head_norms: bool,
     /// The feed-forward part.
     pub mlp: MlpNames,
     /// Experts in its place, in some layers.
@@ -151,6 +164,7 @@ impl Dense {
             attention_gate: None,
             sinks: None,
             head_norms: None,
+            plain_head_norms: false,
             mlp: MlpNames::Gated([
                 ("mlp.gate_proj", "ffn_gate"),
                 ("mlp.up_proj", "ffn_up"),
@@ -181,10 +195,10 @@ impl Dense {
         }
         if let Some(of) = self.head_norms {
             let dims = match of.of {
-                HeadNormOf::Row => [config.query_dim(), config.key_dim()],
+                HeadNormOf::Row => [config.query_dim(layer), config.key_dim()],
                 HeadNormOf::Head | HeadNormOf::EachHead => [config.head_dim(), config.head_dim()],
             };
-            let heads = [config.num_attention_heads, config.num_key_value_heads];
+            let heads = [config.heads(layer), config.num_key_value_heads];
             for ((norm, dim), heads) in of.names.into_iter().zip(dims).zip(heads) {
                 if of.of != HeadNormOf::EachHead {
                     list.push(norm_spec(name(norm), dim, of.kind));
@@ -202,9 +216,9 @@ impl Dense {
         }
         if let Some(sinks) = self.sinks {
             let [own, gguf] = name(sinks);
-            let rows = Dim { field: "num_attention_heads", size: config.num_attention_heads };
+            let rows = Dim { field: "num_attention_heads", size: config.heads(layer) };
             let spec = norm_spec([own.clone(), gguf], rows, NormKind::Rms { offset: 0.0 });
-            list.push(ModuleSpec { stacked: vec![(own, 0..config.num_attention_heads)], ..spec });
+            list.push(ModuleSpec { stacked: vec![(own, 0..config.heads(layer))], ..spec });
         }
         let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
         let prefixes = prefixes.each_ref().map(String::as_str);
@@ -222,8 +236,8 @@ impl Dense {
         let plain = [Form::Plain; 2];
         match self.qkv {
             Qkv::Apart(names) => {
-                let dims = [config.query_dim(), config.key_dim(), config.key_dim()];
-                let heads = [config.num_attention_heads, config.num_key_value_heads, 0];
+                let dims = [config.query_dim(layer), config.key_dim(), config.key_dim()];
+                let heads = [config.heads(layer), config.num_key_value_heads, 0];
                 let mut row = 0;
                 for ((part, dim), heads) in names.into_iter().zip(dims).zip(heads) {
                     let pairs = Form::Pairs { heads, dims: config.rope.dims };
@@ -248,10 +262,14 @@ impl Dense {
             Qkv::Latent => {}
         }
         if config.latent.is_none() {
-            matrix(name(self.output), config.hidden_dim(), config.query_dim(), plain, None);
+            matrix(name(self.output), config.hidden_dim(), config.query_dim(layer), plain, None);
         }
         if let Some(gate) = self.attention_gate {
-            matrix(name(gate), config.query_dim(), config.hidden_dim(), plain, None);
+            let rows = match gate.by_head {
+                true => Dim { field: "num_attention_heads", size: config.heads(layer) },
+                false => config.query_dim(layer),
+            };
+            matrix(name(gate.name), rows, config.hidden_dim(), plain, None);
         }
         if let Some(sparse) = self.sparse_of(layer) {
             return sparse.list(list, config, prefixes);
@@ -310,7 +328,7 @@ impl Dense {
         let config = &self.config;
         let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
         let norm = |name: Option<Name>| name.map(|name| self.norm(loader, &path(name))).transpose();
-        let (width, kv_width) = (config.query_dim().size, config.key_dim().size);
+        let (width, kv_width) = (config.query_dim(layer).size, config.key_dim().size);
         let prefix = format!("{}.{layer}", self.layers);
         let qkv = match self.qkv {
             Qkv::Latent => None,
@@ -348,7 +366,7 @@ impl Dense {
         let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
         let mut attention = Attention::of(config, layer, qkv, Linear::load(loader, &path(self.output))?);
         if let Some(of) = self.head_norms {
-            let heads = [config.num_attention_heads, config.num_key_value_heads];
+            let heads = [config.heads(layer), config.num_key_value_heads];
             let load = |(name, heads)| match of.of {
                 HeadNormOf::EachHead => Norm::of_heads(loader, &path(name), heads),
                 HeadNormOf::Head | HeadNormOf::Row => Norm::load(loader, &path(name), of.kind),
@@ -356,8 +374,12 @@ impl Dense {
             let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
         }
+        if self.plain_head_norms && config.rotations.get(layer) != Some(&Rotation::None) {
+            let norm = || Norm::plain(loader, config.head_dim);
+            attention = attention.with_norms([norm(), norm()], true);
+        }
         if let Some(gate) = self.attention_gate {
-            attention = attention.with_gate(Linear::load(loader, &path(gate))?);
+            attention = attention.with_gate(Linear::load(loader, &path(gate.name))?, gate.kind);
         }
         if let Some(sinks) = self.sinks {
             attention = attention.with_sinks(loader.ops.vector(&loader.vector(&path(sinks))?));

@@ -23,7 +23,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     latent::interleave(fields, &mut config)?;
     let sparse = glm4_moe::described(fields, &config, [Some(64), Some(4), Some(1), Some(1)], true)?;
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(1.8) as f32;
-    let layers = match sparse_layers(fields, config.num_hidden_layers)? {
+    let layers = match mlp_layer_types(fields, config.num_hidden_layers)? {
         Some(layers) => layers,
         // `first_k_dense_replace` is not read.
         None => (0..config.num_hidden_layers).map(|layer| layer > 0).collect(),
@@ -33,7 +33,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
 }
 
 /// Whether each layer has experts, as `mlp_layer_types` says.
-fn sparse_layers(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>> {
+pub(super) fn mlp_layer_types(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>> {
     const NAME: &str = "mlp_layer_types";
     let Some(types) = fields.list(NAME)? else { return Ok(None) };
     if types.len() != layers {

@@ -35,8 +35,8 @@ impl Config {
         Dim { field: "intermediate_size", size: self.intermediate_size }
     }
 
-    pub(crate) fn query_dim(&self) -> Dim {
-        Dim { field: "num_attention_heads * head_dim", size: self.num_attention_heads * self.head_dim }
+    pub(crate) fn query_dim(&self, layer: usize) -> Dim {
+        Dim { field: "num_attention_heads * head_dim", size: self.heads(layer) * self.head_dim }
     }
 
     pub(crate) fn key_dim(&self) -> Dim {

@@ -49,11 +49,16 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
                 attention_factor: 1.0,
             };
             config.rope = Rope { scaling, ..config.rope };
-            config.query_scaling = Some(QueryScaling { beta: 0.1, floor: ORIGINAL });
+            config.query_scaling = Some(growth(0.1, ORIGINAL));
         }
         Some(params) => config.query_scaling = query_scaling(&params, &config.rope)?,
     }
     Dense { pairs: Pairs::Gguf, ..Dense::llama(config) }.boxed()
+}
+
+/// Growth of the queries of all layers.
+pub(super) const fn growth(beta: f64, floor: usize) -> QueryScaling {
+    QueryScaling { beta, floor, offset: 0, unrotated: false }
 }
 
 /// How queries grow with their positions, as the parameters of `rope` say.
@@ -62,7 +67,7 @@ pub(super) fn query_scaling(params: &Fields<'_>, rope: &Rope) -> Result<Option<Q
     let beta = params.number(NAME, 0.0, 1e6)?.filter(|&beta| beta != 0.0);
     match (beta, &rope.scaling) {
         (None, _) => Ok(None),
-        (Some(beta), RopeScaling::Yarn { original, .. }) => Ok(Some(QueryScaling { beta, floor: *original })),
+        (Some(beta), RopeScaling::Yarn { original, .. }) => Ok(Some(growth(beta, *original))),
         (Some(beta), _) => Err(params.error(NAME, beta, "absent, or rope_type yarn beside it")),
     }
 }

@@ -5,7 +5,7 @@ use super::sparse::Sparse;
 use super::{Arguments, Family, glm4_moe, latent, ministral3};
 use crate::backend::ops::{Router, Scores};
 use crate::config::rope::{self, RopeRules};
-use crate::config::{Config, QueryScaling, Rope, RopeScaling, Shared};
+use crate::config::{Config, Rope, RopeScaling, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
@@ -40,7 +40,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
                 attention_factor: 1.0,
             };
             config.rope = Rope { scaling, ..config.rope };
-            config.query_scaling = Some(QueryScaling { beta: 0.1, floor: ORIGINAL });
+            config.query_scaling = Some(ministral3::growth(0.1, ORIGINAL));
             latent::scale_scores(&mut config, 1.0, 128.0);
         }
         Some(params) => config.query_scaling = ministral3::query_scaling(&params, &config.rope)?,

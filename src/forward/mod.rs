@@ -25,9 +25,11 @@ mod granitemoe;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
 mod kimi_k2;
+mod laguna;
 mod latent;
 mod list;
 mod llama;
+mod llama4_text;
 mod loader;
 mod minimax_m2;
 mod ministral3;
@@ -40,6 +42,7 @@ mod olmo3;
 mod olmoe;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_5_vl_text;
 mod qwen2_moe;
@@ -79,7 +82,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 44] = [
+pub(crate) static FAMILIES: [&Family; 47] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -124,11 +127,15 @@ pub(crate) static FAMILIES: [&Family; 44] = [
     &kimi_k2::FAMILY,
     &glm4_moe_lite::FAMILY,
     &mistral4::FAMILY,
+    &phimoe::FAMILY,
+    &llama4_text::FAMILY,
+    &laguna::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 5] = [
+const WHOLES: [(&str, &str); 6] = [
     ("gemma3", "gemma3_text"),
+    ("llama4", "llama4_text"),
     ("mistral3", "mistral"),
     ("qwen3_vl", "qwen3_vl_text"),
     ("qwen3_vl_moe", "qwen3_vl_moe_text"),

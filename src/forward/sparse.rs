@@ -6,7 +6,7 @@ use super::blocks::{Linear, Mlp};
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::step::Step;
-use crate::backend::ops::{Backend, ExpertProjection, Gating, Router, Scores};
+use crate::backend::ops::{Backend, ExpertProjection, GateKind, Gating, Router, Scores};
 use crate::backend::{LlmBackendDispatch, Op, PreparedStack, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Experts};
 use crate::error::Result;
@@ -99,6 +99,10 @@ pub(super) struct Sparse {
     pub turned: Option<(Form, [&'static str; 2])>,
     /// Between gate and up.
     pub gating: Gating,
+    /// Whether weights multiply what goes to an expert, in place of what it gives.
+    pub on_input: bool,
+    /// `cap · tanh(logit / cap)` on the router's logits.
+    pub cap: Option<f32>,
     /// The expert that every token goes to.
     pub shared: Option<SharedExpert>,
 }
@@ -166,6 +170,8 @@ impl Sparse {
             biases: false,
             turned: None,
             gating: Gating::Plain(activation),
+            on_input: false,
+            cap: None,
             shared: None,
         }
     }
@@ -352,6 +358,8 @@ impl Sparse {
             up,
             down: part(2)?,
             gating: self.gating,
+            on_input: self.on_input,
+            cap: self.cap,
             shared: shared.transpose()?,
         })
     }
@@ -390,13 +398,18 @@ pub struct SparseMlp {
     up: Projections,
     down: Projections,
     gating: Gating,
+    on_input: bool,
+    cap: Option<f32>,
     shared: Option<Shared>,
 }
 
 impl SparseMlp {
     /// `[T, D]` → `[T, D]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
-        let logits = self.router.forward(step, x)?; // [T, E]
+        let mut logits = self.router.forward(step, x)?; // [T, E]
+        if let Some(cap) = self.cap {
+            logits = step.run(&Op::SoftCap { x: &logits, cap })?;
+        }
         let bias = self.bias.as_ref();
         let [ids, weights] = step.run_all(&Op::Route { logits: &logits, bias, router: self.routing })?;
         let y = step.run(&Op::Experts {
@@ -407,11 +420,13 @@ impl SparseMlp {
             up: self.up.as_op(),
             down: self.down.as_op(),
             gating: self.gating,
+            on_input: self.on_input,
         })?;
         let Some(shared) = &self.shared else { return Ok(y) };
         let mut own = shared.mlp.forward(step, x)?;
         if let Some(gate) = &shared.gate {
-            own = step.run(&Op::Gate { x: &own, gate: &gate.forward(step, x)? })?;
+            let (gate, kind) = (&gate.forward(step, x)?, GateKind::Sigmoid);
+            own = step.run(&Op::Gate { x: &own, gate, kind })?;
         }
         step.add(&y, &own)
     }

@@ -38,6 +38,8 @@ pub struct Step<'a> {
     pub batch: &'a Batch,
     sequences: SmallVec<[&'a mut SequenceState; 16]>,
     masks: Vec<(Option<usize>, Mask)>,
+    /// Whether windows are chunks.
+    chunked: bool,
     /// One for each of [`Config::ropes`].
     ropes: SmallVec<[RopeStep; 2]>,
     /// That of queries, where these are scaled by their positions.
@@ -76,11 +78,11 @@ impl<'a> Step<'a> {
         let ropes: SmallVec<[RopeStep; 2]> =
             ropes.map(|(which, rope)| RopeStep::new(rope, runs(which))).collect::<Result<_>>()?;
         let queries = match config.query_scaling {
-            Some(scaling) => {
+            Some(scaling) if !scaling.unrotated => {
                 let scale = |position: usize| scaling.at(position);
                 Some(RopeStep::new(&config.rope, runs(0))?.scaled(batch.positions().map(scale)))
             }
-            None => None,
+            _ => None,
         };
         let query_factors = match config.query_scaling {
             Some(scaling) => {
@@ -92,7 +94,18 @@ impl<'a> Step<'a> {
             None => None,
         };
         let query_factors = query_factors.filter(|factors| factors.iter().any(|&factor| factor != 1.0));
-        Ok(Self { ops, batch, sequences, masks: Vec::new(), ropes, queries, query_factors, tap: None })
+        let chunked = config.chunked;
+        Ok(Self {
+            ops,
+            batch,
+            sequences,
+            masks: Vec::new(),
+            chunked,
+            ropes,
+            queries,
+            query_factors,
+            tap: None,
+        })
     }
 
     /// Calls `tap` with the activations between layers.
@@ -156,7 +169,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// The part of queries that does not rotate, scaled as [`Self::rope_queries`] scales the rest.
+    /// Queries that do not rotate, scaled by their positions where the model says so.
     pub(crate) fn scale_queries(&self, x: Tensor) -> Result<Tensor> {
         match &self.query_factors {
             Some(by) => self.run(&Op::ScaleRows { x: &x, by }),
@@ -185,7 +198,11 @@ impl<'a> Step<'a> {
         let index = match self.masks.iter().position(|(of, _)| *of == window) {
             Some(index) => index,
             None => {
-                self.masks.push((window, Mask::causal(&self.batch.runs, window)?));
+                let mask = match window.filter(|_| self.chunked) {
+                    Some(chunk) => Mask::chunked(&self.batch.runs, chunk)?,
+                    None => Mask::causal(&self.batch.runs, window)?,
+                };
+                self.masks.push((window, mask));
                 self.masks.len() - 1
             }
         };

@@ -14,7 +14,8 @@ use super::pool::{Pool, Scratch};
 use crate::alloc;
 use crate::backend::kv::{HostKv, KvShape};
 use crate::backend::ops::{
-    Backend, Ids, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Projection, Run, VectorOperand,
+    Backend, GateKind, Ids, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Projection, Run,
+    VectorOperand,
 };
 use crate::config::Activation;
 use crate::error::{Error, Result};
@@ -303,10 +304,14 @@ impl Backend for CpuBackend {
             Op::Scale { x, by } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::Scale(by), x.data(), out))?
             }
-            Op::Gate { x, gate } => self.filled(x.shape(), |out| match x.shape()[1] / gate.shape()[1] {
-                1 => pointwise::binary(pool, isa, Binary::Sigmoid, x.data(), gate.data(), out),
-                stretch => route::gate_stretches(pool, x.data(), gate.data(), stretch, out),
-            })?,
+            Op::Gate { x, gate, kind } => {
+                self.filled(x.shape(), |out| match x.shape()[1] / gate.shape()[1] {
+                    1 if kind == GateKind::Sigmoid => {
+                        pointwise::binary(pool, isa, Binary::Sigmoid, x.data(), gate.data(), out)
+                    }
+                    stretch => route::gate_stretches(pool, x.data(), gate.data(), kind, stretch, out),
+                })?
+            }
             Op::SoftCap { x, cap } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))?
             }
@@ -343,8 +348,8 @@ impl Backend for CpuBackend {
                 route::route(pool, logits.data(), bias, &router, &mut ids, &mut weights)?;
                 return Ok(smallvec![HostTensor::from_u32(&shape, ids), HostTensor::new(&shape, weights)]);
             }
-            Op::Experts { x, ids, weights, gate, up, down, gating } => {
-                self.experts([x, ids, weights], gate, up, down, gating)?
+            Op::Experts { x, ids, weights, gate, up, down, gating, on_input } => {
+                self.experts([x, ids, weights], on_input, [gate, Some(up)], down, gating)?
             }
             Op::GateUp { x, gate, up, activation } => {
                 let [mut gate, up] = self.linear(x, [gate, up])?;

@@ -10,6 +10,7 @@ use super::kernels::pointwise::{self, Binary};
 use super::kernels::quant::{self, PackedMatrix, QuantProjection, Rows};
 use super::kernels::route::{Grouped, combine};
 use super::operands::{CpuStack, CpuVector, Readable};
+use crate::alloc;
 use crate::backend::ops::{ExpertProjection, Gating, MatrixOperand, StackOperand};
 use crate::error::Result;
 use crate::quant::Matrix;
@@ -34,8 +35,8 @@ impl CpuBackend {
     pub(super) fn experts(
         &self,
         [x, ids, weights]: [&HostTensor; 3],
-        gate: Option<ExpertProjection<'_, Self>>,
-        up: ExpertProjection<'_, Self>,
+        on_input: bool,
+        gate_up: [Option<ExpertProjection<'_, Self>>; 2],
         down: ExpertProjection<'_, Self>,
         gating: Gating,
     ) -> Result<HostTensor> {
@@ -44,11 +45,22 @@ impl CpuBackend {
         let grouped = Grouped::new(ids.as_u32().unwrap_or_default(), used, experts)?;
 
         let mut products: SmallVec<[Product<'_>; 2]> = SmallVec::new();
-        for projection in gate.into_iter().chain([up]) {
+        for projection in gate_up.into_iter().flatten() {
             products.push(Product::new(self, projection, rows)?);
         }
-        let picked = Rows { data: x.data(), cols: x.shape()[1], pick: Some(&grouped.rows) };
-        self.products(&grouped, picked, &mut products)?;
+        let cols = x.shape()[1];
+        if on_input {
+            let mut weighed = self.buffer(rows * cols)?;
+            for (at, (&place, weight)) in grouped.places.iter().zip(weights.data()).enumerate() {
+                let (row, to) =
+                    (&x.data()[at / used * cols..][..cols], &mut weighed[place as usize * cols..][..cols]);
+                to.iter_mut().zip(row).for_each(|(to, x)| *to = weight * x);
+            }
+            self.products(&grouped, Rows { data: &weighed, cols, pick: None }, &mut products)?;
+        } else {
+            let picked = Rows { data: x.data(), cols, pick: Some(&grouped.rows) };
+            self.products(&grouped, picked, &mut products)?;
+        }
 
         let mut products = products.into_iter().map(|product| product.out);
         let (Some(mut joined), second) = (products.next(), products.next()) else {
@@ -70,7 +82,15 @@ impl CpuBackend {
         self.products(&grouped, Rows { data: &joined, cols: inner, pick: None }, &mut product)?;
         let [Product { out: y, .. }] = product;
         let mut out = self.buffer(x.shape()[0] * width)?;
-        combine(pool, &y, &grouped.places, weights.data(), width, &mut out);
+        let ones;
+        let weights = match on_input {
+            true => {
+                ones = alloc::collect(std::iter::repeat_n(1.0, rows), "the weights of experts")?;
+                &ones[..]
+            }
+            false => weights.data(),
+        };
+        combine(pool, &y, &grouped.places, weights, width, &mut out);
         Ok(HostTensor::new(&[x.shape()[0], width], out))
     }
 

@@ -113,7 +113,7 @@ impl MlxBackend {
         let number = |x: f32| graph.constant(x, Dtype::Float32, &[]);
         let scores = match router.scores {
             Scores::Softmax => graph.softmax(&logits)?,
-            Scores::SoftmaxOfChosen => logits,
+            Scores::SoftmaxOfChosen | Scores::SigmoidOfChosen | Scores::SparseMixer { .. } => logits,
             Scores::Sigmoid => graph.sigmoid(&logits)?,
             Scores::SqrtSoftplus => {
                 ops::logaddexp(&logits, &*number(0.0)).and_then(ops::sqrt).map_err(fail)?
@@ -131,9 +131,12 @@ impl MlxBackend {
         let shape = [rows, router.used];
         let ids = graph.slice(&order, &[0, 0], &dims::of(&shape)?)?;
         let mut weights = ops::indexing::take_along_axis(&scores, &ids, -1).map_err(fail)?;
-        if router.scores == Scores::SoftmaxOfChosen {
-            weights = graph.softmax(&weights)?;
-        }
+        weights = match router.scores {
+            Scores::SoftmaxOfChosen => graph.softmax(&weights)?,
+            Scores::SigmoidOfChosen => graph.sigmoid(&weights)?,
+            Scores::SparseMixer { near } => self.mixed(near, [&scores, &ids, &weights], experts)?,
+            Scores::Softmax | Scores::Sigmoid | Scores::SqrtSoftplus => weights,
+        };
         if let Some(eps) = router.normalise {
             let sum = ops::sum_axis(&weights, -1, true).map_err(fail)?;
             weights = ops::divide(&weights, graph.add(&sum, &number(eps))?).map_err(fail)?;
@@ -142,6 +145,31 @@ impl MlxBackend {
             weights = graph.multiply(&weights, &number(router.scale))?;
         }
         Ok([MlxTensor::of(ElementType::U32, ids, &shape), MlxTensor::rows(weights, &shape)])
+    }
+
+    /// The share of each that is chosen, ids and scores `[T, k]`, of those that were not chosen before it and are near.
+    fn mixed(&self, near: f32, [scores, ids, chosen]: [&Array; 3], experts: usize) -> Result<Array> {
+        let fail = |error: mlx_rs::error::Exception| failed("route", &error);
+        let graph = &self.graph;
+        let (rows, used) = (ids.dim(0), ids.dim(1));
+        let number = |x: f32| graph.constant(x, Dtype::Float32, &[]);
+        let all: Vec<u32> = (0..experts as u32).collect();
+        let all = Array::from_slice(&all, &[1, experts as i32]);
+        let mut open = scores.clone();
+        let mut shares = Vec::new();
+        for j in 0..used {
+            let column = |of: &Array| graph.slice(of, &[0, j], &[rows, j + 1]);
+            let (id, best) = (column(ids)?, column(chosen)?);
+            let below = ops::subtract(&best, scores).map_err(fail)?;
+            let size = ops::abs(scores).and_then(|size| ops::maximum(size, &best)).map_err(fail)?;
+            let far = ops::divide(&below, &size).and_then(|by| ops::gt(by, &*number(near))).map_err(fail)?;
+            let candidates = ops::select(&far, &*number(f32::NEG_INFINITY), &open).map_err(fail)?;
+            let share = graph.softmax(&candidates)?;
+            shares.push(ops::indexing::take_along_axis(&share, &id, -1).map_err(fail)?);
+            let own = ops::eq(&all, &id).map_err(fail)?;
+            open = ops::select(&own, &*number(f32::NEG_INFINITY), &open).map_err(fail)?;
+        }
+        ops::concatenate(&shares, 1).map_err(fail)
     }
 
     /// Scores `[T, E]` that are minus infinity but in the best groups.
@@ -167,13 +195,14 @@ impl MlxBackend {
     pub(super) fn experts(
         &self,
         [x, ids, weights]: [&MlxTensor; 3],
-        gate: Option<ExpertProjection<'_, Self>>,
-        up: ExpertProjection<'_, Self>,
+        on_input: bool,
+        gate_up: [Option<ExpertProjection<'_, Self>>; 2],
         down: ExpertProjection<'_, Self>,
         gating: Gating,
     ) -> Result<MlxTensor> {
         let fail = |error: mlx_rs::error::Exception| failed("experts", &error);
         let graph = &self.graph;
+        let [gate, Some(up)] = gate_up else { unreachable!("there is the part that is up") };
         let (rows, used) = (ids.shape()[0], ids.shape()[1]);
         let (width, out) = (x.shape()[1], down.weight.shape()[1]);
         let (x, ids) = (x.to_rows(graph)?, ids.array());
@@ -186,10 +215,19 @@ impl MlxBackend {
             let order = ops::argsort_axis(&flat, 0).map_err(fail)?;
             let token = ops::floor_divide(&order, Array::from_slice(&[used as u32], &[1])).map_err(fail)?;
             places = Some(ops::argsort_axis(&order, 0).map_err(fail)?);
-            let x = graph.reshape(&graph.take(&x, &token)?, &dims::of(&[rows * used, 1, width])?)?;
+            let mut x = graph.reshape(&graph.take(&x, &token)?, &dims::of(&[rows * used, 1, width])?)?;
+            if on_input {
+                let by = graph.take(&graph.reshape(weights.array(), &dims::of(&[rows * used])?)?, &order)?;
+                let by = graph.reshape(&by, &dims::of(&[rows * used, 1, 1])?)?;
+                x = self.typed(graph.multiply(&x, &by)?)?;
+            }
             Gathered { x, experts: graph.take(&flat, &order)?, sorted }
         } else {
-            let x = graph.reshape(&x, &dims::of(&[rows, 1, 1, width])?)?;
+            let mut x = graph.reshape(&x, &dims::of(&[rows, 1, 1, width])?)?;
+            if on_input {
+                let by = graph.reshape(&*weights.to_rows(graph)?, &dims::of(&[rows, used, 1, 1])?)?;
+                x = self.typed(graph.multiply(&x, &by)?)?;
+            }
             Gathered { x, experts: ids.clone(), sorted }
         };
         let up = self.gathered(&gathered, up)?;
@@ -216,9 +254,14 @@ impl MlxBackend {
             None => y,
         };
         let y = graph.reshape(&y, &dims::of(&[rows, used, out])?)?;
-        let weights = graph.astype(&*weights.to_rows(graph)?, Dtype::Float32)?;
-        let weights = graph.reshape(&weights, &dims::of(&[rows, used, 1])?)?;
-        let sum = ops::sum_axis(graph.multiply(&y, &weights)?, 1, false).map_err(fail)?;
+        let weighed = match on_input {
+            true => graph.astype(&y, Dtype::Float32)?,
+            false => {
+                let weights = graph.astype(&*weights.to_rows(graph)?, Dtype::Float32)?;
+                graph.multiply(&y, &graph.reshape(&weights, &dims::of(&[rows, used, 1])?)?)?
+            }
+        };
+        let sum = ops::sum_axis(weighed, 1, false).map_err(fail)?;
         Ok(MlxTensor::rows(self.typed(sum)?, &[rows, out]))
     }
 

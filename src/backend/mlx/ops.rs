@@ -11,7 +11,7 @@ use super::array::MlxTensor;
 use super::dims;
 use super::operands::MlxVector;
 use super::{MlxBackend, failed};
-use crate::backend::ops::{Ids, MatrixOperand, Op, Outputs, Projection, RopeStep, VectorOperand};
+use crate::backend::ops::{GateKind, Ids, MatrixOperand, Op, Outputs, Projection, RopeStep, VectorOperand};
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -80,13 +80,20 @@ impl MlxBackend {
                 let by = Array::from_slice(by, &dims::of(&[by.len(), 1])?);
                 self.rows(self.typed(self.graph.multiply(&wide, &by)?)?, x.shape())
             }
-            Op::Gate { x, gate } => {
+            Op::Gate { x, gate, kind } => {
                 let ([rows, width], gates) = ([x.shape()[0], x.shape()[1]], gate.shape()[1]);
-                let sigmoid = self.graph.sigmoid(&*self.matrix(gate)?)?;
-                let sigmoid = self.graph.reshape(&sigmoid, &dims::of(&[rows, gates, 1])?)?;
+                let by = match kind {
+                    GateKind::Sigmoid => self.graph.sigmoid(&*self.matrix(gate)?)?,
+                    GateKind::Softplus => {
+                        let wide = self.graph.astype(&*self.matrix(gate)?, Dtype::Float32)?;
+                        let zero = self.graph.constant(0.0, Dtype::Float32, &[]);
+                        self.typed(ops::logaddexp(&wide, &*zero).map_err(fail)?)?
+                    }
+                };
+                let by = self.graph.reshape(&by, &dims::of(&[rows, gates, 1])?)?;
                 let stretches = dims::of(&[rows, gates, width / gates])?;
                 let stretches = self.graph.reshape(&*self.matrix(x)?, &stretches)?;
-                self.rows(self.typed(self.graph.multiply(&stretches, &sigmoid)?)?, x.shape())
+                self.rows(self.typed(self.graph.multiply(&stretches, &by)?)?, x.shape())
             }
             Op::SoftCap { x, cap } => {
                 // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
@@ -108,8 +115,8 @@ impl MlxBackend {
             Op::Route { logits, bias, router } => {
                 return Ok(self.route(logits, bias, &router)?.into_iter().collect());
             }
-            Op::Experts { x, ids, weights, gate, up, down, gating } => {
-                self.experts([x, ids, weights], gate, up, down, gating)?
+            Op::Experts { x, ids, weights, gate, up, down, gating, on_input } => {
+                self.experts([x, ids, weights], on_input, [gate, Some(up)], down, gating)?
             }
             Op::GateUp { .. } | Op::AddRmsNorm { .. } | Op::Qkv { .. } => {
                 return Err(Error::Op {

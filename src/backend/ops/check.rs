@@ -44,7 +44,7 @@ impl<B: Operands> Op<'_, B> {
             }
             Self::Route { logits, bias, ref router } => check_route::<B>(logits, bias, router),
             Self::Experts { .. } => check_experts(self),
-            Self::Gate { x, gate } => check_gate::<B>(x, gate),
+            Self::Gate { x, gate, .. } => check_gate::<B>(x, gate),
             Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
             Self::HeadLinear { x, weight, beside } => check_heads::<B>(x, weight, beside),
             Self::ScaleRows { x, by } => match matrix::<B>(op, x)? {
@@ -315,7 +315,7 @@ fn check_gate<B: Operands>(x: &B::Tensor, gate: &B::Tensor) -> Result<()> {
 
 /// The shapes that fit [`Op::Experts`].
 fn check_experts<B: Operands>(op: &Op<'_, B>) -> Result<()> {
-    let Op::Experts { x, ids, weights, gate, up, down, gating } = *op else { return Ok(()) };
+    let Op::Experts { x, ids, weights, gate, up, down, gating, .. } = *op else { return Ok(()) };
     let refuse = |what: String| Err(Error::shape("experts", what));
     if ids.element() != ElementType::U32 {
         return refuse(format!("ids of {}, expected u32", ids.element()));

@@ -5,7 +5,7 @@ use crate::config::Activation;
 use crate::error::{Error, Result};
 
 /// What becomes of a router's logits before experts are chosen by them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scores {
     /// The softmax over all experts.
     Softmax,
@@ -13,6 +13,15 @@ pub enum Scores {
     SoftmaxOfChosen,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
+    /// The logits choose, and the weights are `1 / (1 + exp(-x))` of those that are chosen.
+    SigmoidOfChosen,
+    /// The logits choose. The weight of each that is chosen, with logit `m`, is its share of the softmax over the logits `x` of those that
+    /// were not chosen before it and are near: `(m - x) / max(|x|, m) <= near`. Liu et al. 2024, "GRIN: GRadient-INformed MoE",
+    /// section 2.2.
+    SparseMixer {
+        /// Twice the noise that the router was trained with.
+        near: f32,
+    },
     /// `√ log(1 + exp(x))`.
     SqrtSoftplus,
 }
@@ -41,6 +50,15 @@ pub struct Router {
     pub normalise: Option<f32>,
     /// Multiplies the weights at last.
     pub scale: f32,
+}
+
+/// The function of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateKind {
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `log(1 + exp(x))`.
+    Softplus,
 }
 
 /// What joins the gate and the rest of an expert.

@@ -17,7 +17,7 @@ mod write;
 
 pub use backend::{Backend, EVAL, Outputs};
 pub use compose::compose;
-pub use experts::{ExpertGroups, ExpertProjection, Gating, Router, Scores};
+pub use experts::{ExpertGroups, ExpertProjection, GateKind, Gating, Router, Scores};
 pub use kind::OpKind;
 pub use op::{Ids, Op, Projection};
 pub use operand::{MatrixOperand, Operands, StackOperand, State, TensorOperand, VectorOperand};

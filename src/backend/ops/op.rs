@@ -4,7 +4,7 @@ use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::experts::{ExpertProjection, Gating, Router};
+use super::experts::{ExpertProjection, GateKind, Gating, Router};
 use super::{Mask, MatrixOperand, OpKind, Operands, RopeStep, StackOperand, State, TensorOperand};
 use crate::config::Activation;
 use crate::error::{Error, Result};
@@ -142,12 +142,14 @@ pub enum Op<'a, B: Operands> {
         /// `[T]`.
         by: &'a [f32],
     },
-    /// `x ∘ sigmoid(gate)`, an element of the gate for each stretch of `D / G` of a row.
+    /// `x ∘ f(gate)`, an element of the gate for each stretch of `D / G` of a row.
     Gate {
         /// `[T, D]`.
         x: &'a B::Tensor,
         /// `[T, G]`, `G` dividing `D`.
         gate: &'a B::Tensor,
+        /// `f`.
+        kind: GateKind,
     },
     /// `cap · tanh(x / cap)`.
     SoftCap {
@@ -198,7 +200,8 @@ pub enum Op<'a, B: Operands> {
         router: Router,
     },
     /// `Σ_j weights[t, j] · down(gating(gate(x), up(x)))` by the matrices of expert `ids[t, j]`: `[T, D]` → `[T, N]`. A row's
-    /// experts are added in the order of its ids. Without a gate, an expert is `down(act(up(x)))`.
+    /// experts are added in the order of its ids. Without a gate, an expert is `down(act(up(x)))`; with weights on the input, it is given
+    /// `weights[t, j] · x`, and what it gives is added as it is.
     Experts {
         /// `[T, D]`.
         x: &'a B::Tensor,
@@ -214,6 +217,8 @@ pub enum Op<'a, B: Operands> {
         down: ExpertProjection<'a, B>,
         /// Between them.
         gating: Gating,
+        /// Whether weights multiply what goes to an expert, in place of what it gives.
+        on_input: bool,
     },
     /// Fused `act(x · Wgᵀ + bg) ∘ (x · Wuᵀ + bu)`: `[T, K]` → `[T, N]`.
     GateUp {
@@ -319,7 +324,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::GateUp { x, .. }
             | Self::Qkv { x, .. } => smallvec![x],
             Self::Attention { q, .. } => smallvec![q],
-            Self::Gate { x, gate } => smallvec![x, gate],
+            Self::Gate { x, gate, .. } => smallvec![x, gate],
             Self::HeadLinear { x, beside, .. } => std::iter::once(x).chain(beside).collect(),
             Self::Route { logits, .. } => smallvec![logits],
             Self::Experts { x, ids, weights, .. } => smallvec![x, ids, weights],
@@ -385,7 +390,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Mul { a, b } => Op::Mul { a: tensor(a)?, b: tensor(b)? },
             Self::Scale { x, by } => Op::Scale { x: tensor(x)?, by },
             Self::ScaleRows { x, by } => Op::ScaleRows { x: tensor(x)?, by },
-            Self::Gate { x, gate } => Op::Gate { x: tensor(x)?, gate: tensor(gate)? },
+            Self::Gate { x, gate, kind } => Op::Gate { x: tensor(x)?, gate: tensor(gate)?, kind },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
             Self::Attention { q, mask, scale, soft_cap, sinks, .. } => {
@@ -396,7 +401,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Route { logits, bias, router } => {
                 Op::Route { logits: tensor(logits)?, bias: bias.map(&vector).transpose()?, router }
             }
-            Self::Experts { x, ids, weights, gate, up, down, gating } => Op::Experts {
+            Self::Experts { x, ids, weights, gate, up, down, gating, on_input } => Op::Experts {
                 x: tensor(x)?,
                 ids: tensor(ids)?,
                 weights: tensor(weights)?,
@@ -404,6 +409,7 @@ impl<'a, B: Operands> Op<'a, B> {
                 up: expert(up)?,
                 down: expert(down)?,
                 gating,
+                on_input,
             },
             Self::GateUp { x, gate, up, activation } => {
                 Op::GateUp { x: tensor(x)?, gate: of(gate)?, up: of(up)?, activation }

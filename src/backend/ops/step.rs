@@ -67,6 +67,18 @@ impl Mask {
         Ok(Self { id: fresh_id(), visible, runs: runs.to_vec() })
     }
 
+    /// The causal mask of a step, in which a token sees no key before the last multiple of `chunk`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn chunked(runs: &[Run], chunk: usize) -> Result<Self> {
+        let mut mask = Self::causal(runs, None)?;
+        for keys in &mut mask.visible {
+            keys.start = (keys.end - 1) / chunk.max(1) * chunk.max(1);
+        }
+        Ok(mask)
+    }
+
     /// Whether every row of `run` sees every key that exists once the run is written (a decode step without window).
     pub fn is_full(&self, run: &Run) -> bool {
         self.visible[run.rows()].iter().all(|keys| *keys == (0..run.end()))

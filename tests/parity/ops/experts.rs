@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use backstop::backend::ops::{Backend, ExpertGroups, ExpertProjection, Gating, OpKind, Router, Scores};
+use backstop::backend::ops::{
+    Backend, ExpertGroups, ExpertProjection, GateKind, Gating, OpKind, Router, Scores,
+};
 use backstop::backend::{Op, PreparedStack, PreparedVector, Tensor};
 use backstop::config::Activation;
 use backstop::quant::{Matrix, QuantWeight, Stack};
@@ -18,7 +20,7 @@ fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> Vec<(usize, 
     let all: f64 = x.iter().map(|x| x.exp()).sum();
     let scores: Vec<f64> = match router.scores {
         Scores::Softmax => x.iter().map(|x| x.exp() / all).collect(),
-        Scores::SoftmaxOfChosen => x.clone(),
+        Scores::SoftmaxOfChosen | Scores::SigmoidOfChosen | Scores::SparseMixer { .. } => x.clone(),
         Scores::Sigmoid => x.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
         Scores::SqrtSoftplus => x.iter().map(|x| x.exp().ln_1p().sqrt()).collect(),
     };
@@ -43,9 +45,23 @@ fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> Vec<(usize, 
     };
     let order = falling(&choice).into_iter().filter(|&i| open[i]);
     let mut chosen: Vec<(usize, f64)> = order.take(router.used).map(|i| (i, scores[i])).collect();
-    if router.scores == Scores::SoftmaxOfChosen {
-        let sum: f64 = chosen.iter().map(|(_, x)| x.exp()).sum();
-        chosen.iter_mut().for_each(|(_, x)| *x = x.exp() / sum);
+    match router.scores {
+        Scores::SoftmaxOfChosen => {
+            let sum: f64 = chosen.iter().map(|(_, x)| x.exp()).sum();
+            chosen.iter_mut().for_each(|(_, x)| *x = x.exp() / sum);
+        }
+        Scores::SigmoidOfChosen => chosen.iter_mut().for_each(|(_, x)| *x = 1.0 / (1.0 + (-*x).exp())),
+        Scores::SparseMixer { near } => {
+            for j in (0..chosen.len()).rev() {
+                let (before, best) = (&chosen[..j], chosen[j].1);
+                // In `f32`, as thresholds are.
+                let ratio = |x: f64| (best as f32 - x as f32) / (x as f32).abs().max(best as f32);
+                let rest = (0..x.len()).filter(|i| before.iter().all(|(id, _)| id != i));
+                let sum: f64 = rest.filter(|&i| ratio(x[i]) <= near).map(|i| (x[i] - best).exp()).sum();
+                chosen[j].1 = 1.0 / sum;
+            }
+        }
+        Scores::Softmax | Scores::Sigmoid | Scores::SqrtSoftplus => {}
     }
     let sum = router.normalise.map_or(1.0, |eps| chosen.iter().map(|(_, w)| w).sum::<f64>() + f64::from(eps));
     chosen.iter_mut().for_each(|(_, weight)| *weight = *weight / sum * f64::from(router.scale));
@@ -54,7 +70,14 @@ fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> Vec<(usize, 
 
 fn routers(experts: usize) -> Vec<Router> {
     let mut all = Vec::new();
-    let kinds = [Scores::Softmax, Scores::SoftmaxOfChosen, Scores::Sigmoid, Scores::SqrtSoftplus];
+    let kinds = [
+        Scores::Softmax,
+        Scores::SoftmaxOfChosen,
+        Scores::Sigmoid,
+        Scores::SqrtSoftplus,
+        Scores::SigmoidOfChosen,
+        Scores::SparseMixer { near: 0.43 },
+    ];
     for (i, scores) in kinds.into_iter().enumerate() {
         for used in [1, experts.div_ceil(3), experts] {
             let normalise = (i % 2 == 0).then_some(1e-20);
@@ -165,6 +188,7 @@ struct Case<'a> {
     down: &'a Experts,
     biases: Option<[&'a [f32]; 3]>,
     gating: Gating,
+    on_input: bool,
 }
 
 impl Case<'_> {
@@ -178,9 +202,18 @@ impl Case<'_> {
             let mut sum = vec![Element { value: 0.0, rounded: 0.0, summed: 0.0 }; self.down.n];
             for j in row * used..(row + 1) * used {
                 let (expert, weight) = (ids[j] as usize, f64::from(weights[j]));
+                // On the input it is one more thing that is rounded.
+                let (x, rounds, weight): (Vec<f64>, Vec<f64>, f64) = match self.on_input {
+                    true => {
+                        let x: Vec<f64> = x.iter().map(|x| x * weight).collect();
+                        let rounds = x.iter().map(|x| x.abs()).collect();
+                        (x, rounds, 1.0)
+                    }
+                    false => (x.clone(), zeros.clone(), weight),
+                };
                 let bias = |which: usize| self.biases.map(|biases| biases[which]);
                 let of =
-                    |experts: &Experts, which| experts.product(expert, &x, [&zeros, &zeros], bias(which));
+                    |experts: &Experts, which| experts.product(expert, &x, [&rounds, &rounds], bias(which));
                 let up = of(self.up, 1);
                 let inner: Vec<Element> = match self.gate {
                     Some(gate) => of(gate, 0).iter().zip(&up).map(|(g, u)| self.joined(g, u)).collect(),
@@ -259,6 +292,7 @@ fn check(rig: &Rig, case: &Case<'_>, size: f32, [t, used]: [usize; 2], ids: &[u3
         up: of(&up, 1),
         down: of(&down, 2),
         gating: case.gating,
+        on_input: case.on_input,
     };
     rig.check(&op, what, &expected);
 }
@@ -297,13 +331,15 @@ fn dense_experts_agree_with_the_reference() {
                 let biases = (t % 2 == 0).then(|| biases.each_ref().map(|bias| &bias[..]));
                 let clamped = Gating::Clamped { alpha: 1.702, limit: 0.7 };
                 let gating = if t % 3 == 0 { clamped } else { SILU };
-                let case = Case { gate: Some(&gate), up: &up, down: &down, biases, gating };
+                let on_input = t % 7 == 0;
+                let case = Case { gate: Some(&gate), up: &up, down: &down, biases, gating, on_input };
                 check(&rig, &case, 1.0, [t, used], &ids, &format!("E {experts}, k {used}, T {t}, {dtype}"));
                 let alone = Case { gate: None, gating: Gating::Plain(Activation::Relu2), ..case };
                 check(&rig, &alone, 1.0, [t, used], &ids, &format!("no gate, E {experts}, T {t}, {dtype}"));
             }
             // One that everybody chose, and all others nobody.
-            let case = Case { gate: Some(&gate), up: &up, down: &down, biases: None, gating: SILU };
+            let on_input = false;
+            let case = Case { gate: Some(&gate), up: &up, down: &down, biases: None, gating: SILU, on_input };
             check(&rig, &case, 1.0, [70, 1], &[(experts - 1) as u32; 70], "one expert for all");
         }
     }
@@ -340,8 +376,10 @@ fn experts_in_blocks_agree_with_the_values_that_they_decode_to() {
             let up = Experts::quantized(&rig, make(1, inner, width));
             let gate = Experts::quantized(&rig, make(2, inner, width));
             let down = Experts::quantized(&rig, make(3, 24, inner));
-            let case = Case { gate: Some(&gate), up: &up, down: &down, biases: None, gating: SILU };
             for t in [1, 5, 40] {
+                let on_input = t == 5;
+                let case =
+                    Case { gate: Some(&gate), up: &up, down: &down, biases: None, gating: SILU, on_input };
                 check(&rig, &case, 0.03, [t, used], &choices(t, used, experts), &format!("T {t}, {format}"));
             }
         }
@@ -354,14 +392,23 @@ fn a_gate_weighs_rows_and_stretches_of_them() {
         for (t, width, gates) in [(1, 64, 1), (3, 33, 33), (65, 96, 4), (7, 1, 1)] {
             let (x, gate) = (rig.values(1, t * width, 2.0), rig.values(2, t * gates, 2.0));
             let stretch = width / gates;
-            let expected: Vec<Element> = (x.iter().enumerate())
-                .map(|(i, &x)| {
+            let gated = |of: fn(f64) -> f64| -> Vec<Element> {
+                let each = x.iter().enumerate().map(|(i, &x)| {
                     let gate = f64::from(gate[i / width * gates + i % width / stretch]);
-                    Element::rounded(f64::from(x) / (1.0 + (-gate).exp()))
-                })
-                .collect();
+                    Element::rounded(f64::from(x) * of(gate))
+                });
+                each.collect()
+            };
+            let (expected, softplus) = (gated(|x| 1.0 / (1.0 + (-x).exp())), gated(|x| x.exp().ln_1p()));
             let (x, gate) = (rig.tensor(&[t, width], &x), rig.tensor(&[t, gates], &gate));
-            rig.check(&Op::Gate { x: &x, gate: &gate }, &format!("T {t}, D {width}, G {gates}"), &expected);
+            for kind in [GateKind::Sigmoid, GateKind::Softplus] {
+                let expected = match kind {
+                    GateKind::Sigmoid => &expected,
+                    GateKind::Softplus => &softplus,
+                };
+                let op = Op::Gate { x: &x, gate: &gate, kind };
+                rig.check(&op, &format!("{kind:?}, T {t}, D {width}, G {gates}"), expected);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::alloc;
 use crate::backend::cpu::pool::{Parts, Pool};
-use crate::backend::ops::{ExpertGroups, Router, Scores};
+use crate::backend::ops::{ExpertGroups, GateKind, Router, Scores};
 use crate::error::{Error, Result};
 
 /// Fewest scores of a task: some 10 µs.
@@ -65,11 +65,9 @@ fn choose(
 ) {
     match router.scores {
         Scores::Softmax => softmax(scores),
-        Scores::SoftmaxOfChosen => {}
-        Scores::Sigmoid => scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
-        Scores::SqrtSoftplus => {
-            scores.iter_mut().for_each(|x| *x = (x.max(0.0) + (-x.abs()).exp().ln_1p()).sqrt());
-        }
+        Scores::SoftmaxOfChosen | Scores::SigmoidOfChosen | Scores::SparseMixer { .. } => {}
+        Scores::Sigmoid => scores.iter_mut().for_each(|x| *x = sigmoid(*x)),
+        Scores::SqrtSoftplus => scores.iter_mut().for_each(|x| *x = softplus(*x).sqrt()),
     }
     choice.copy_from_slice(scores);
     if let Some(bias) = bias {
@@ -81,10 +79,16 @@ fn choose(
     for (at, (id, weight)) in ids.iter_mut().zip(weights.iter_mut()).enumerate() {
         let best = take_best(choice);
         (*id, *weight) = (best as u32, scores[best]);
+        if let Scores::SparseMixer { near } = router.scores {
+            // The best itself is taken by now.
+            *weight = 1.0 / (1.0 + rest_of_near(near, scores[best], scores, choice));
+        }
         debug_assert!(at < scores.len());
     }
-    if router.scores == Scores::SoftmaxOfChosen {
-        softmax(weights);
+    match router.scores {
+        Scores::SoftmaxOfChosen => softmax(weights),
+        Scores::SigmoidOfChosen => weights.iter_mut().for_each(|x| *x = sigmoid(*x)),
+        _ => {}
     }
     if let Some(eps) = router.normalise {
         let sum = sum(weights) + eps;
@@ -93,6 +97,21 @@ fn choose(
     if router.scale != 1.0 {
         weights.iter_mut().for_each(|weight| *weight *= router.scale);
     }
+}
+
+/// The exponentials, relative to `best`, of the scores that were not taken and are near it.
+fn rest_of_near(near: f32, best: f32, scores: &[f32], choice: &[f32]) -> f32 {
+    let candidates = scores.iter().zip(choice).filter(|(_, choice)| !is_taken(**choice));
+    let near = candidates.filter(|(x, _)| (best - **x) / x.abs().max(best) <= near);
+    near.map(|(x, _)| f64::from(*x - best).exp()).sum::<f64>() as f32
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 /// What has been taken, or is in a closed group. Below every score, minus infinity included, and above none but itself.
@@ -249,18 +268,28 @@ pub fn combine(pool: &Pool, y: &[f32], places: &[u32], weights: &[f32], width: u
     });
 }
 
-/// Each stretch of a row of `x` times the sigmoid of an element of `gates`: `x` `[T, D]`, `gates` `[T, G]`, `G` dividing `D`.
+/// Each stretch of a row of `x` times the function of an element of `gates`: `x` `[T, D]`, `gates` `[T, G]`, `G` dividing `D`.
 ///
 /// # Panics
 /// Where the lengths do not fit each other.
-pub fn gate_stretches(pool: &Pool, x: &[f32], gates: &[f32], stretch: usize, out: &mut [f32]) {
+pub fn gate_stretches(
+    pool: &Pool,
+    x: &[f32],
+    gates: &[f32],
+    kind: GateKind,
+    stretch: usize,
+    out: &mut [f32],
+) {
     assert_eq!((x.len(), out.len()), (gates.len() * stretch, gates.len() * stretch), "gate: stretches");
     let each = TASK.div_ceil(stretch.max(1));
     pool.run_chunks(out, each * stretch, |task, out| {
         let first = task * each;
         let x = x[first * stretch..].chunks_exact(stretch);
         for ((out, x), gate) in out.chunks_exact_mut(stretch).zip(x).zip(&gates[first..]) {
-            let by = 1.0 / (1.0 + (-gate).exp());
+            let by = match kind {
+                GateKind::Sigmoid => sigmoid(*gate),
+                GateKind::Softplus => softplus(*gate),
+            };
             out.iter_mut().zip(x).for_each(|(out, x)| *out = x * by);
         }
     });
@@ -295,6 +324,16 @@ mod tests {
         let (ids, weights) = routed(&router(Scores::Softmax, 2), None, &logits);
         assert_eq!(ids, [1, 3]);
         assert_close(&weights, &[exp[1] / all, exp[3] / all]);
+
+        let (ids, weights) = routed(&router(Scores::SigmoidOfChosen, 1), None, &logits);
+        assert_eq!(ids, [1]);
+        assert_close(&weights, &[1.0 / (1.0 + (-3.0_f64).exp())]);
+
+        // 2 is a third below 3, 1 two thirds; of 2, 1 is half below.
+        let mixed = |near| routed(&router(Scores::SparseMixer { near }, 2), None, &logits);
+        assert_eq!(mixed(0.1), (vec![1, 3], vec![1.0, 1.0]));
+        assert_close(&mixed(0.4).1, &[exp[1] / (exp[1] + exp[3]), 1.0]);
+        assert_close(&mixed(0.6).1, &[exp[1] / (exp[1] + exp[3]), exp[3] / (exp[3] + exp[0])]);
 
         let (ids, weights) = routed(&router(Scores::SoftmaxOfChosen, 2), None, &logits);
         assert_eq!(ids, [1, 3]);
@@ -354,7 +393,14 @@ mod tests {
         combine(&Pool::new(2), &y, &[2, 0, 1, 3], &[1.0, 2.0, 3.0, 0.5], 2, &mut out);
         assert_eq!(out, [102.0, 204.0, 530.0, 1060.0]);
         let mut gated = [f32::NAN; 4];
-        gate_stretches(&Pool::new(1), &[1.0, 2.0, 3.0, 4.0], &[0.0, f32::INFINITY], 2, &mut gated);
+        gate_stretches(
+            &Pool::new(1),
+            &[1.0, 2.0, 3.0, 4.0],
+            &[0.0, f32::INFINITY],
+            GateKind::Sigmoid,
+            2,
+            &mut gated,
+        );
         assert_eq!(gated, [0.5, 1.0, 3.0, 4.0]);
     }
 }
