@@ -13,8 +13,15 @@ use backstop::forward::step::SequenceState;
 use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
 
 /// Families that between them use every op.
-const MODELS: [&str; 6] =
-    ["llama-yarn", "phi-partial", "gemma2-caps", "nemotron-bias", "granite-scales", "qwen2_moe-shared"];
+const MODELS: [&str; 7] = [
+    "llama-yarn",
+    "phi-partial",
+    "gemma2-caps",
+    "nemotron-bias",
+    "granite-scales",
+    "qwen2_moe-shared",
+    "mistral4-yarn",
+];
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
 const COMPOSED: [OpKind; 3] = [OpKind::GateUp, OpKind::AddRmsNorm, OpKind::Qkv];
@@ -86,6 +93,7 @@ fn ops_of(name: &str) -> Vec<OpKind> {
             ops.extend([OpKind::RmsNorm, OpKind::Silu, OpKind::Mul]);
             ops.extend([OpKind::Route, OpKind::Experts, OpKind::Gate]);
         }
+        "mistral4-yarn" => ops.extend([OpKind::RmsNorm, OpKind::HeadLinear, OpKind::ScaleRows]),
         _ => ops.extend([OpKind::RmsNorm, OpKind::Silu, OpKind::Mul]),
     }
     ops
