@@ -174,7 +174,7 @@ pub struct LatentDims {
 }
 
 /// Experts of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Experts {
     /// Experts of a layer.
     pub count: usize,
@@ -184,6 +184,14 @@ pub struct Experts {
     pub inner: usize,
     /// The field that says so.
     pub(crate) field: &'static str,
+    /// Whether every layer has them.
+    pub(crate) everywhere: bool,
+    /// Whether the weights of those that a token goes to are made to add up to one.
+    pub(crate) normalised: bool,
+    /// Width of what every token goes to beside them; 0 where there is nothing.
+    pub(crate) shared: usize,
+    /// Steepness and limit, where gates are clamped.
+    pub(crate) clamp: Option<[f32; 2]>,
 }
 
 /// What a family calls the shared fields, and what their absence means: the defaults of its configuration class in

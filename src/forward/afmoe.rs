@@ -3,6 +3,7 @@
 
 use super::dense::{AttentionGate, Dense};
 use super::gguf::Members;
+use super::list::InMlx;
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
 use crate::backend::ops::{GateKind, Router, Scores};
@@ -57,6 +58,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             gate: None,
         }),
         names: ExpertNames { stacks: "mlp.experts", ..ExpertNames::PLAIN },
+        in_mlx: InMlx { eight_bits: &["router.gate"], ..InMlx::default() },
         ..softmax
     };
     Dense {

@@ -180,7 +180,7 @@ impl Dense {
     /// Boxed, as a family hands it on.
     pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
         self.config.has_head_norms = self.head_norms.is_some();
-        self.config.experts = self.sparse.as_ref().map(|sparse| sparse.size);
+        self.config.experts = self.sparse.as_ref().map(Sparse::described);
         Ok(Box::new(self))
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::gguf_experts::{self, GgufExperts};
 use super::{Architecture, FAMILIES, Family};
-use crate::config::{Activation, Config, GenerationConfig, Rope, RopeScaling};
+use crate::config::{Activation, Config, Experts, GenerationConfig, Rope, RopeScaling};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::json::{Object, Value};
@@ -72,6 +72,18 @@ pub(crate) fn no_window(config: &Config, _: &mut Entries) -> Result<(), &'static
     match config.windows.iter().any(Option::is_some) {
         true => Err("has layers with a window of attention"),
         false => Ok(()),
+    }
+}
+
+/// The experts of a family to which llama.cpp gives some in every layer, their weights made to add up to one where
+/// `normalised`.
+pub(crate) fn experts_everywhere(config: &Config, normalised: bool) -> Result<Experts, &'static str> {
+    let experts = config.experts.ok_or("has no experts")?;
+    match (experts.everywhere, experts.normalised == normalised) {
+        (true, true) => Ok(experts),
+        (false, _) => Err("has layers without experts"),
+        (_, false) if normalised => Err("has experts whose weights do not add up to one"),
+        (_, false) => Err("has experts whose weights are made to add up to one"),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::dense::Dense;
 use super::gguf::Members;
+use super::list::InMlx;
 use super::sparse::{SharedExpert, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, glm4, qwen3};
 use crate::backend::ops::{ExpertGroups, Router, Scores};
@@ -111,6 +112,7 @@ pub(super) fn described(
             field: "n_shared_experts * moe_intermediate_size",
             gate: None,
         }),
+        in_mlx: InMlx { exact: &["mlp.gate"], ..InMlx::default() },
         ..softmax
     })
 }

@@ -2,6 +2,7 @@
 //! OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card".
 
 use super::dense::Dense;
+use super::list::InMlx;
 use super::sparse::{ExpertNames, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm};
 use crate::backend::ops::{Gating, Router, Scores};
@@ -9,7 +10,9 @@ use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::{Fields, Value};
+use crate::quant::Format;
 use crate::weights::Form;
+use crate::weights::gguf::write::Entries;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gpt_oss",
@@ -42,7 +45,7 @@ pub(super) static FAMILY: Family = Family {
             }
             Ok(())
         },
-        entries: None,
+        entries: Some(entries),
         ..Gguf::plain("gpt-oss")
     }),
     prefixes: &[],
@@ -81,9 +84,42 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             limit: number("swiglu_limit", 7.0)?,
         },
         names: ExpertNames { stacks: "mlp.experts", ..ExpertNames::PLAIN },
+        published: Some(Format::Mxfp4),
+        in_mlx: InMlx { eight_bits: &["mlp.router"], ..InMlx::default() },
         ..softmax
     };
     let sinks = Some(("self_attn.sinks", "attn_sinks"));
     let mlp_norm = Some(("post_attention_layernorm", "post_attention_norm"));
     Dense { sinks, mlp_norm, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+}
+
+fn entries(config: &Config, entries: &mut Entries) -> Result<(), &'static str> {
+    if config.experts.and_then(|experts| experts.clamp) != Some([1.702, 7.0]) {
+        return Err("has experts that are clamped otherwise than llama.cpp clamps them");
+    }
+    let slides: Vec<bool> = config.windows.iter().map(Option::is_some).collect();
+    if !slides.contains(&true) {
+        return Err("has no window of attention");
+    }
+    if slides.iter().enumerate().any(|(layer, &slides)| slides != (layer % 2 == 0)) {
+        entries.flags("gpt-oss.attention.sliding_window_pattern", &slides);
+    }
+    if let RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, attention_factor } =
+        config.rope.scaling
+    {
+        let plain = 0.1 * factor.max(1.0).ln() + 1.0;
+        if (beta_fast, beta_slow) != (32.0, 1.0) || (f64::from(attention_factor) - plain).abs() >= 1e-6 {
+            return Err("stretches its rotary embedding in a way that llama.cpp has no form for");
+        }
+        if !truncate {
+            tracing::warn!(
+                "llama.cpp rounds the bounds of YaRN, which this model does not: its frequencies differ a little there"
+            );
+        }
+        let original = u32::try_from(original).map_err(|_| "has a size over 32 bits")?;
+        entries.string("gpt-oss.rope.scaling.type", "yarn");
+        entries.float("gpt-oss.rope.scaling.factor", factor as f32);
+        entries.uint("gpt-oss.rope.scaling.original_context_length", original);
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! Granite Team 2024, "Granite 3.0 Language Models".
 
 use super::dense::{Dense, Pairs};
+use super::list::InMlx;
 use super::sparse::{ExpertNames, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, granite};
 use crate::backend::ops::{Router, Scores};
@@ -37,6 +38,10 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     let sparse = Sparse {
         router: ("block_sparse_moe.router.layer", "ffn_gate_inp"),
         names: NAMES,
+        in_mlx: InMlx {
+            eight_bits: &["block_sparse_moe.router.layer", "self_attn.o_proj", "lm_head"],
+            ..InMlx::default()
+        },
         routing: Router { scores: Scores::SoftmaxOfChosen, ..softmax.routing },
         ..softmax
     };

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::quant::Format;
 use crate::tensor::Shape;
 use crate::weights::{Adopted, AdoptedDims, Checkpoint, Form, TensorInfo, quantized};
 
@@ -95,6 +96,37 @@ impl ModuleSpec {
     pub fn shape(&self) -> Shape {
         std::iter::once(self.rows.size).chain(self.columns.as_ref().map(|columns| columns.size)).collect()
     }
+
+    /// Whether its tensor goes by the module's name alone.
+    pub fn is_bare(&self) -> bool {
+        self.stacked.first().is_some_and(|(name, _)| *name == self.name)
+    }
+}
+
+/// One projection of all experts of a layer, as MLX directories and GGUF files hold it: `[E, N, K]`.
+#[derive(Debug, Clone)]
+pub(crate) struct StackSpec {
+    /// The path in an MLX directory, without `.weight`.
+    pub mlx: String,
+    /// The path in a GGUF file.
+    pub gguf: String,
+    /// The module of each expert.
+    pub each: Vec<String>,
+    /// The modules that hold it over or under another projection in some checkpoints, and its first row there.
+    pub fused: Option<(Vec<String>, usize)>,
+    /// Rows and columns of an expert.
+    pub shape: [usize; 2],
+    /// A format that what has it keeps when the rest is quantized.
+    pub published: Option<Format>,
+}
+
+/// What mlx-lm quantizes otherwise than the rest of a family: ends of modules' paths.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct InMlx {
+    /// In eight bits.
+    pub eight_bits: &'static [&'static str],
+    /// Not at all.
+    pub exact: &'static [&'static str],
 }
 
 /// Every module of a model, in the order of its layers.
@@ -104,6 +136,8 @@ pub(crate) struct WeightList {
     by_name: HashMap<String, usize>,
     by_gguf: HashMap<String, Vec<usize>>,
     by_stack: HashMap<String, Vec<usize>>,
+    stacks: Vec<StackSpec>,
+    in_mlx: InMlx,
 }
 
 impl WeightList {
@@ -121,6 +155,26 @@ impl WeightList {
             self.by_stack.entry(name.clone()).or_default().push(at);
         }
         self.modules.push(module);
+    }
+
+    /// Adds a stack of modules that are on the list.
+    pub fn push_stack(&mut self, stack: StackSpec) {
+        self.stacks.push(stack);
+    }
+
+    /// Every stack, in the order of the layers.
+    pub fn stacks(&self) -> &[StackSpec] {
+        &self.stacks
+    }
+
+    /// Says what mlx-lm quantizes otherwise than the rest.
+    pub fn set_in_mlx(&mut self, in_mlx: InMlx) {
+        self.in_mlx = in_mlx;
+    }
+
+    /// What mlx-lm quantizes otherwise than the rest.
+    pub fn in_mlx(&self) -> InMlx {
+        self.in_mlx
     }
 
     /// The names of all modules.

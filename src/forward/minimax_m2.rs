@@ -2,6 +2,7 @@
 //! choose. MiniMax 2025, MiniMax-M2.
 
 use super::dense::{Dense, HeadNormOf, HeadNorms};
+use super::list::InMlx;
 use super::sparse::{ExpertNames, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
 use crate::backend::ops::{Router, Scores};
@@ -51,6 +52,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         router: ("block_sparse_moe.gate", "ffn_gate_inp"),
         bias: Some(("block_sparse_moe.e_score_correction_bias", "exp_probs_b")),
         names: ExpertNames::BLOCK,
+        in_mlx: InMlx { eight_bits: &["block_sparse_moe.gate"], ..InMlx::default() },
         routing: Router { scores: Scores::Sigmoid, normalise: Some(0.0), ..softmax.routing },
         ..softmax
     };

@@ -25,7 +25,7 @@ pub(super) static FAMILY: Family = Family {
         claims: |metadata| has_experts(metadata, "llama"),
         experts: Some(GgufExperts { count: "num_local_experts", width: None, ..GgufExperts::SOFTMAX }),
         members: |members, _| members.window(true).map(drop),
-        entries: None,
+        entries: Some(super::gguf::window_that_llama_cpp_ignores),
         ..Gguf::plain("llama")
     }),
     prefixes: &[],

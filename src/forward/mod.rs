@@ -77,7 +77,7 @@ use step::Step;
 
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
-pub(crate) use list::{ModuleSpec, WeightList};
+pub(crate) use list::{ModuleSpec, StackSpec, WeightList};
 pub use loader::Loader;
 pub use unknown::Unknown;
 
@@ -308,6 +308,13 @@ impl Architecture {
     /// Every weight, once.
     pub(crate) fn weights(&self) -> WeightList {
         self.arguments.weights()
+    }
+
+    /// The name that `name` of the list has in a directory that calls a tensor `stored`, where its text is part of a model.
+    pub(crate) fn in_layout(&self, stored: &str, name: &str) -> Option<String> {
+        let prefixes = self.prefixes.iter().filter(|prefix| TEXT_PART.contains(prefix));
+        let mut held = prefixes.filter(|(file, _)| stored.starts_with(file));
+        held.find_map(|(file, list)| Some(format!("{file}{}", name.strip_prefix(list)?)))
     }
 
     /// What each layer keeps of a sequence.

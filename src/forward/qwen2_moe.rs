@@ -2,12 +2,14 @@
 //! Qwen Team 2024, "Qwen1.5-MoE: Matching 7B Model Performance with 1/3 Activated Parameters".
 
 use super::dense::Dense;
+use super::gguf::{experts_everywhere, no_window};
 use super::sparse::{SharedExpert, Sparse, experts, sparse_layers};
 use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, qwen2};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::{Fields, Value};
+use crate::weights::gguf::write::Entries;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen2_moe",
@@ -25,11 +27,18 @@ pub(super) static FAMILY: Family = Family {
             members.put(SHARED_WIDTH, key, Value::UInt(width));
             Ok(())
         },
-        entries: None,
+        entries: Some(entries),
         ..Gguf::plain("qwen2moe")
     }),
     prefixes: &[],
 };
+
+fn entries(config: &Config, entries: &mut Entries) -> Result<(), &'static str> {
+    let experts = experts_everywhere(config, false)?;
+    let shared = u32::try_from(experts.shared).map_err(|_| "has a size over 32 bits")?;
+    entries.uint("qwen2moe.expert_shared_feed_forward_length", shared);
+    no_window(config, entries)
+}
 
 const SHARED_WIDTH: &str = "shared_expert_intermediate_size";
 

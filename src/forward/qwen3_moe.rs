@@ -2,12 +2,15 @@
 //! Yang et al. 2025, "Qwen3 Technical Report".
 
 use super::dense::Dense;
+use super::gguf::{experts_everywhere, no_window};
+use super::list::InMlx;
 use super::sparse::{Sparse, experts, sparse_layers};
 use super::{Arguments, Family, Gguf, GgufExperts, qwen3};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::{Fields, Value};
+use crate::weights::gguf::write::Entries;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_moe",
@@ -20,11 +23,16 @@ pub(super) static FAMILY: Family = Family {
             members.put("norm_topk_prob", "expert_weights_norm", Value::Bool(true));
             Ok(())
         },
-        entries: None,
+        entries: Some(entries),
         ..Gguf::plain("qwen3moe")
     }),
     prefixes: &[],
 };
+
+fn entries(config: &Config, entries: &mut Entries) -> Result<(), &'static str> {
+    experts_everywhere(config, true)?;
+    no_window(config, entries)
+}
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
     if fields.flag("use_sliding_window")? == Some(true) {
@@ -41,5 +49,6 @@ pub(super) fn described(fields: &Fields<'_>, config: &Config, absent: [usize; 3]
     let softmax = Sparse::softmax(layers, size, config.hidden_act);
     let normalise = fields.flag("norm_topk_prob")?.unwrap_or(false).then_some(0.0);
     let routing = Router { normalise, ..softmax.routing };
-    Ok(Sparse { layers: sparse_layers(fields, layers)?, routing, ..softmax })
+    let in_mlx = InMlx { eight_bits: &["mlp.gate"], ..InMlx::default() };
+    Ok(Sparse { layers: sparse_layers(fields, layers)?, routing, in_mlx, ..softmax })
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::blocks::{Linear, Mlp};
-use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
+use super::list::{Dim, GgufSpec, InMlx, ModuleSpec, Name, StackSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
 use crate::backend::ops::{Backend, ExpertProjection, GateKind, Gating, Router, Scores};
@@ -11,7 +11,7 @@ use crate::backend::{LlmBackendDispatch, Op, PreparedStack, PreparedVector, Tens
 use crate::config::{Activation, Config, Experts};
 use crate::error::Result;
 use crate::json::Fields;
-use crate::quant::{Matrix, Stack};
+use crate::quant::{Format, Matrix, Stack};
 use crate::tensor::Weight;
 use crate::weights::Form;
 
@@ -105,6 +105,10 @@ pub(super) struct Sparse {
     pub cap: Option<f32>,
     /// The expert that every token goes to.
     pub shared: Option<SharedExpert>,
+    /// The format that experts are published in, which they keep when the rest is quantized.
+    pub published: Option<Format>,
+    /// What mlx-lm quantizes otherwise than the rest.
+    pub in_mlx: InMlx,
 }
 
 /// The size of experts: the fields of their number, of those that a token goes to, and of their width, and what absence means for
@@ -142,7 +146,16 @@ pub(super) fn experts_of(
         return Err(fields.error(each, used, format!("at most {most}, of {all} experts")));
     }
     let inner_size = fields.size_or(inner, Some(absent[1]), 1 << 20)?;
-    Ok(Experts { count: all, used, inner: inner_size, field: inner })
+    Ok(Experts {
+        count: all,
+        used,
+        inner: inner_size,
+        field: inner,
+        everywhere: true,
+        normalised: false,
+        shared: 0,
+        clamp: None,
+    })
 }
 
 /// The layers that have experts: each `decoder_sparse_step`-th, but for those that `mlp_only_layers` names.
@@ -173,6 +186,22 @@ impl Sparse {
             on_input: false,
             cap: None,
             shared: None,
+            published: None,
+            in_mlx: InMlx::default(),
+        }
+    }
+
+    /// What the configuration holds of them.
+    pub fn described(&self) -> Experts {
+        Experts {
+            everywhere: self.layers.iter().all(|&is_sparse| is_sparse),
+            normalised: self.routing.normalise.is_some(),
+            shared: self.shared.map_or(0, |shared| shared.inner),
+            clamp: match self.gating {
+                Gating::Clamped { alpha, limit } => Some([alpha, limit]),
+                Gating::Plain(_) => None,
+            },
+            ..self.size
         }
     }
 
@@ -280,6 +309,20 @@ impl Sparse {
                 });
             }
         }
+        let all = |name: &dyn Fn(usize) -> String| -> Vec<String> { (0..count).map(name).collect() };
+        for (part, (stack, gguf)) in PARTS.into_iter().enumerate() {
+            let has_fused = part < 2 && self.turned.is_some();
+            let fused = has_fused.then(|| (all(&|expert| self.fused(prefix, expert)), part * inner.size));
+            list.push_stack(StackSpec {
+                mlx: format!("{prefix}.{}.{stack}", names.stacks),
+                gguf: format!("{blk}.{gguf}"),
+                each: all(&|expert| self.expert(prefix, expert, part)),
+                fused,
+                shape: if part == 2 { [hidden.size, inner.size] } else { [inner.size, hidden.size] },
+                published: self.published,
+            });
+        }
+        list.set_in_mlx(self.in_mlx);
     }
 
     /// The module of gate and up of an expert.

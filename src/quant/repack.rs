@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::block::{OnMlx, Scales, Values};
-use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows, ggml};
+use super::{Format, GgmlType, Plane, QuantWeight, affine, for_rows, ggml, ocp};
 use crate::tensor::DType;
 
 /// What MLX computes a format with.
@@ -107,6 +107,29 @@ pub fn repack(weight: &QuantWeight, to: Format, narrow: bool) -> QuantWeight {
     match weight.order() {
         Some(order) => repacked.with_order(Arc::clone(order)),
         None => repacked,
+    }
+}
+
+/// Codes and scales of MXFP4 → GGUF's blocks of the same values.
+///
+/// # Panics
+/// Where the slices are not of one number of blocks.
+pub(crate) fn mxfp4_blocks(codes: &[u8], scales: &[u8], blocks: &mut [u8]) {
+    let size = GgmlType::MXFP4.block().1;
+    assert!(
+        codes.len() == 16 * scales.len() && blocks.len() == size * scales.len(),
+        "codes, scales and blocks of mxfp4: {}, {} and {} bytes",
+        codes.len(),
+        scales.len(),
+        blocks.len()
+    );
+    for ((block, codes), &scale) in blocks.chunks_exact_mut(size).zip(codes.chunks_exact(16)).zip(scales) {
+        let mut elements = [0; 32];
+        ocp::nibbles(codes, &mut elements);
+        block[0] = scale;
+        for (i, byte) in block[1..].iter_mut().enumerate() {
+            *byte = elements[i] | elements[i + 16] << 4;
+        }
     }
 }
 
@@ -237,6 +260,22 @@ mod tests {
     fn matrix(format: Format, columns: usize) -> QuantWeight {
         let planes = format.row_bytes(columns).into_iter().map(|row| Plane::owned(vec![0x2c; 3 * row]));
         QuantWeight::new("w", format, [3, columns], planes)
+    }
+
+    #[test]
+    fn mxfp4_is_the_same_in_blocks() {
+        let (rows, columns) = (3, 64);
+        let codes: Vec<u8> = (0..rows * columns / 2).map(|i| (i * 37 % 256) as u8).collect();
+        let scales: Vec<u8> = (0..rows * columns / 32).map(|i| 120 + i as u8).collect();
+        let mut blocks = vec![0; scales.len() * 17];
+        mxfp4_blocks(&codes, &scales, &mut blocks);
+        let planes = [codes.clone(), scales.clone()].map(Plane::owned);
+        let apart = QuantWeight::new("w", Format::Mxfp4, [rows, columns], planes);
+        let format = Format::Ggml(GgmlType::MXFP4);
+        let joined = QuantWeight::new("w", format, [rows, columns], [Plane::owned(blocks)]);
+        assert_eq!(joined.to_f32(), apart.to_f32());
+        let back = repack(&joined, Format::Mxfp4, false);
+        assert_eq!((back.planes()[0].bytes(), back.planes()[1].bytes()), (&codes[..], &scales[..]));
     }
 
     /// What is counted before a model is loaded are the bytes that MLX is given.
