@@ -3,11 +3,13 @@
 
 mod gguf;
 mod source;
+mod stacks;
 mod types;
 mod vocabulary;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
@@ -17,15 +19,18 @@ pub use gguf::to_gguf;
 pub use types::GgufType;
 
 use crate::alloc;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::Home;
+use crate::forward::{InMlx, ModuleSpec, WeightList};
 use crate::json;
 use crate::model::ModelFiles;
 use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
 use crate::tensor::DType;
 use crate::weights::output::{Output, write_through};
 use crate::weights::write::{SHARD, Shards, Spec};
-use source::Source;
+use source::{Held, Source};
+use stacks::{Joined, Piece, joined};
 
 /// Elements that are read at once: 16 MiB in `f32`, enough to keep all cores busy.
 const ELEMENTS: usize = 4 << 20;
@@ -35,7 +40,7 @@ const MAX_COPY: u64 = json::MAX_FILE;
 /// What memory is taken for.
 const BUFFER: &str = "quantized rows";
 
-/// What was written.
+/// What was written; a stack of experts' matrices counts as one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
     /// Matrices that were quantized.
@@ -57,13 +62,16 @@ pub struct Report {
 /// gets `quantization` and `quantization_config`. Affine scales have the type of the matrix. A model that is quantized already
 /// is decoded first, to the type that its configuration names, which is said: the two errors add up.
 ///
+/// The experts of a layer become three stacks, as mlx-lm has them, one expert at a time; routers get eight bits, the bits of all
+/// or none, as mlx-lm gives the family. Experts of gpt-oss that are in MXFP4 stay as they are.
+///
 /// `out` appears when everything is on the disk, and not before; it is made beside its place, as
 /// `.<name>.backstop-partial`, which the next run takes over where this one is killed. `progress` is told how many bytes of
 /// how many are read; where it says `false`, nothing is left and the answer is `None`.
 ///
 /// # Errors
 /// [`Error::Option`] for a format that MLX has not or this version does not write; [`Error::Format`] where `out` exists, or
-/// the model has experts, is a GGUF file or built in; [`Error::Weight`] for values that are not finite;
+/// the model is a GGUF file or built in; [`Error::Weight`] for values that are not finite, and experts that are missing;
 /// [`Error::Io`].
 pub fn to_mlx(
     files: &ModelFiles,
@@ -75,20 +83,24 @@ pub fn to_mlx(
     if files.checkpoint.gguf().is_some() {
         return Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors"));
     }
-    check_source(files)?;
+    let (sources, list) = (sources(files)?, files.architecture.weights());
+    let names = Names::of(files, &list, &sources);
     let decoded = files.config().dtype.unwrap_or(DType::F16);
-    let parts: Vec<PlannedTensor<'_>> = (Source::all(files)?.into_iter())
-        .filter(|source| !is_dropped(&source.name, files.config().tie_word_embeddings))
-        .map(|source| PlannedTensor::of(source, mlx, decoded))
+    let parts: Vec<PlannedTensor<'_>> = (joined(&list, &sources)?.into_iter())
+        .map(|joined| {
+            let names = names.of_tensor(&joined);
+            PlannedTensor::of(joined, names, mlx, list.in_mlx(), decoded)
+        })
         .collect();
+    say_if_decoded(files, parts.iter().any(|part| part.joined.is_decoded()));
     let mut report =
-        Report { bytes_in: parts.iter().map(|part| part.source.bytes).sum(), ..Report::default() };
+        Report { bytes_in: parts.iter().map(|part| part.joined.bytes()).sum(), ..Report::default() };
     for part in &parts {
         match part.format {
-            Some(_) => report.quantized += 1,
-            None => report.kept += 1,
+            Some(_) if !part.is_kept => report.quantized += 1,
+            _ => report.kept += 1,
         }
-        report.uneven += usize::from(part.uneven);
+        report.uneven += usize::from(part.is_uneven);
     }
     if report.quantized == 0 {
         let what = format!("has no matrix whose rows are whole groups of {}", mlx.group);
@@ -99,7 +111,7 @@ pub fn to_mlx(
     let dir = output.path();
     fs::create_dir(&dir).map_err(|e| Error::io(&dir, e))?;
     copy_small_files(&files.path, &dir)?;
-    let config = config(&files.path.join("config.json"), mlx)?;
+    let config = config(&files.path.join("config.json"), mlx, &parts)?;
     write_through(&dir.join("config.json"), config.as_bytes())?;
     let mut shards = Shards::create(&dir, parts.iter().flat_map(PlannedTensor::specs).collect(), SHARD)?;
     report.bytes_out = shards.total();
@@ -120,39 +132,106 @@ pub fn to_mlx(
     Ok(Some(report))
 }
 
-/// A tensor of the source, and what becomes of it.
-struct PlannedTensor<'a> {
-    source: Source<'a>,
+/// How tensors are called in a directory.
+struct Names<'f> {
+    files: &'f ModelFiles,
+    list: &'f WeightList,
+    /// Whether the text is a part of the model.
+    is_part: bool,
+}
+
+impl<'f> Names<'f> {
+    fn of(files: &'f ModelFiles, list: &'f WeightList, sources: &[Source<'_>]) -> Self {
+        let is_renamed =
+            |source: &Source<'_>| files.architecture.in_layout(source.stored_name(), &source.name).is_some();
+        Self { files, list, is_part: sources.iter().any(is_renamed) }
+    }
+
+    /// The name of a tensor, and its module's path in mlx-lm's model.
+    fn of_tensor(&self, joined: &Joined<'_>) -> [String; 2] {
+        let source = joined.source();
+        let module = match joined.stack {
+            Some(stack) => stack.mlx.as_str(),
+            None => source.name.rsplit_once('.').map_or(source.name.as_str(), |(module, _)| module),
+        };
+        let spec = self.list.of_tensor(&source.name);
+        let name = match joined.stack {
+            None if spec.is_some_and(ModuleSpec::is_bare) => module.to_owned(),
+            None => source.name.clone(),
+            Some(stack) => format!("{}.{}", stack.mlx, joined.leaf),
+        };
+        let name = self.files.architecture.in_layout(source.stored_name(), &name).unwrap_or(name);
+        let path = match self.is_part && spec.is_some() {
+            true => format!("language_model.{module}"),
+            false => module.to_owned(),
+        };
+        [name, path]
+    }
+}
+
+/// A tensor that is written, and how.
+struct PlannedTensor<'s> {
+    joined: Joined<'s>,
+    /// The name in the directory.
+    name: String,
+    /// The module's path in mlx-lm's model.
+    path: String,
     /// The type that it has, or is decoded to.
     dtype: DType,
     /// The format it gets; none where it keeps its type.
     format: Option<Format>,
+    /// The same as the configuration names it, where that is another than the model's.
+    named: Option<MlxFormat>,
+    /// Whether it has this format and keeps it.
+    is_kept: bool,
     /// Whether it is a matrix that has no format for its number of columns alone.
-    uneven: bool,
+    is_uneven: bool,
 }
 
-impl<'a> PlannedTensor<'a> {
-    fn of(source: Source<'a>, mlx: MlxFormat, decoded: DType) -> Self {
-        let dtype = source.dtype().unwrap_or(decoded);
-        let columns = match source.shape[..] {
-            [_, columns] if source.name.ends_with(".weight") && source.bytes > 0 => columns,
-            _ => return Self { source, dtype, format: None, uneven: false },
+impl<'s> PlannedTensor<'s> {
+    fn of(joined: Joined<'s>, names: [String; 2], mlx: MlxFormat, in_mlx: InMlx, decoded: DType) -> Self {
+        let [name, path] = names;
+        let dtype = joined.source().dtype().unwrap_or(decoded);
+        let mut planned =
+            Self { joined, name, path, dtype, format: None, named: None, is_kept: false, is_uneven: false };
+        if planned.joined.kept() == Some(Format::Mxfp4) {
+            planned.is_kept = true;
+            planned.format = Some(Format::Mxfp4);
+            planned.named = Some(MlxFormat { mode: MlxMode::Mxfp4, bits: 4, group: 32 });
+            return planned;
+        }
+        let columns = match planned.joined.columns() {
+            Some(columns) if planned.joined.leaf == "weight" && planned.joined.bytes() > 0 => columns,
+            _ => return planned,
         };
-        let format = match mlx.mode {
-            MlxMode::Affine => Format::Affine { bits: mlx.bits, group: mlx.group, scales: dtype },
+        let ends = |paths: &[&str]| paths.iter().any(|end| planned.path.ends_with(end));
+        if ends(in_mlx.exact) {
+            return planned;
+        }
+        if !columns.is_multiple_of(usize::from(mlx.group)) {
+            planned.is_uneven = true;
+            return planned;
+        }
+        let mut of = mlx;
+        if ends(in_mlx.eight_bits) {
+            // mlx-lm's group, where it divides a row.
+            let group = if columns.is_multiple_of(64) { 64 } else { 32 };
+            of = MlxFormat { mode: MlxMode::Affine, bits: 8, group };
+            planned.named = Some(of);
+        }
+        planned.format = Some(match of.mode {
+            MlxMode::Affine => Format::Affine { bits: of.bits, group: of.group, scales: dtype },
             MlxMode::Mxfp4 => Format::Mxfp4,
             MlxMode::Mxfp8 => Format::Mxfp8,
             MlxMode::Nvfp4 => Format::Nvfp4,
-        };
-        let uneven = !columns.is_multiple_of(format.group());
-        Self { source, dtype, format: (!uneven).then_some(format), uneven }
+        });
+        planned
     }
 
     /// The names of the planes.
     fn names(&self) -> [String; 3] {
-        let name = &self.source.name;
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        [name.clone(), format!("{module}.scales"), format!("{module}.biases")]
+        let module = self.name.strip_suffix(".weight").unwrap_or(&self.name);
+        [self.name.clone(), format!("{module}.scales"), format!("{module}.biases")]
     }
 
     /// What is written of it.
@@ -162,11 +241,10 @@ impl<'a> PlannedTensor<'a> {
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
         };
-        let Some(format) = self.format else {
-            let (name, shape) = (self.source.name.clone(), self.source.shape.clone());
-            return vec![Spec { name, dtype: stored, shape }];
+        let shape = &self.joined.shape;
+        let (Some(format), Some((&columns, rows))) = (self.format, shape.split_last()) else {
+            return vec![Spec { name: self.name.clone(), dtype: stored, shape: shape.clone() }];
         };
-        let [rows, columns] = [self.source.shape[0], self.source.shape[1]];
         let scales = if let Format::Affine { .. } = format { stored } else { Dtype::U8 };
         let types = [Dtype::U32, scales, scales];
         let planes = format.row_bytes(columns).into_iter().zip(types).zip(self.names());
@@ -174,69 +252,103 @@ impl<'a> PlannedTensor<'a> {
             .map(|((width, dtype), name)| Spec {
                 name,
                 dtype,
-                shape: [rows, width * 8 / dtype.bitsize()].as_slice().into(),
+                shape: rows.iter().copied().chain([width * 8 / dtype.bitsize()]).collect(),
             })
             .collect()
     }
 
-    /// Writes it; `step` is told of the bytes read since the last time. `false` where that says so.
+    /// Writes it, one piece after the other; `step` is told of the bytes read since the last time. `false` where that says so.
     fn write(&self, shards: &mut Shards, step: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
-        let (source, names) = (self.source.held()?, self.names());
-        if let (None, Some(bytes)) = (self.format, source.plain()) {
-            for (at, piece) in bytes.chunks(ELEMENTS).enumerate() {
-                shards.write(&names[0], (at * ELEMENTS) as u64, piece)?;
-                if !step(piece.len() as u64) {
+        let mut first = 0;
+        for piece in &self.joined.pieces {
+            if !self.write_piece(piece, first, shards, step)? {
+                return Ok(false);
+            }
+            first += piece.rows.len();
+        }
+        Ok(true)
+    }
+
+    /// Writes a piece, whose first row is row `first` of all.
+    fn write_piece(
+        &self,
+        piece: &Piece<'_>,
+        first: usize,
+        shards: &mut Shards,
+        step: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool> {
+        let (held, names) = (piece.source.held()?, self.names());
+        let columns = piece.source.columns();
+        if let (None, Some(bytes)) = (self.format, piece.plain(held.plain())) {
+            let start = first * columns * self.dtype.size();
+            for (at, part) in bytes.chunks(ELEMENTS).enumerate() {
+                shards.write(&names[0], (start + at * ELEMENTS) as u64, part)?;
+                if !step(part.len() as u64) {
                     return Ok(false);
                 }
             }
             return Ok(true);
         }
-        let (rows, columns) = (source.shape[0], source.shape[1]);
+        let rows = piece.rows.len();
         let rows_at_once = (ELEMENTS / columns.max(1)).max(1);
         let widths = match self.format {
             Some(format) => format.row_bytes(columns),
             None => [columns * self.dtype.size()].as_slice().into(),
         };
         let mut planes: [Vec<u8>; 3] = Default::default();
-        let (mut floats, mut values) = (Vec::new(), Vec::new());
-        for first in (0..rows).step_by(rows_at_once) {
-            let at = first..(first + rows_at_once).min(rows);
-            floats.clear();
-            source.read(at.clone(), |row| row, &mut floats)?;
-            alloc::resize(&mut values, floats.len() * self.dtype.size(), BUFFER)?;
-            write_floats(self.dtype, &floats, &mut values);
-            for (plane, width) in planes.iter_mut().zip(&widths) {
-                alloc::resize(plane, at.len() * width, BUFFER)?;
-            }
-            let wrong = match self.format {
-                Some(format) => {
-                    format.encode(self.dtype, columns, &values, planes.each_mut().map(|p| &mut p[..]))
-                }
-                None => {
-                    planes[0].copy_from_slice(&values);
-                    None
-                }
-            };
-            if let Some(wrong) = wrong {
-                let row = first + wrong;
-                return Err(
-                    source.fail(format!("row {row} holds a NaN or an infinity, expected finite values"))
-                );
+        let mut buffers = Default::default();
+        for start in (0..rows).step_by(rows_at_once) {
+            let at = start..(start + rows_at_once).min(rows);
+            if self.is_kept {
+                held.copy(at.clone(), |row| piece.source_row(row), &mut planes)?;
+            } else if let Some(wrong) = self.encode(piece, &held, at.clone(), &mut buffers, &mut planes)? {
+                let row = piece.source_row(start + wrong);
+                let what = format!("row {row} holds a NaN or an infinity, expected finite values");
+                return Err(piece.source.fail(what));
             }
             for ((name, plane), width) in names.iter().zip(&planes).zip(&widths) {
-                shards.write(name, (first * width) as u64, plane)?;
+                shards.write(name, ((first + start) * width) as u64, plane)?;
             }
-            if !step(source.bytes_of(at)) {
+            if !step(piece.bytes_of(at)) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+
+    /// Makes the planes of rows `at` of a piece; the first of them that has no code, if any.
+    fn encode(
+        &self,
+        piece: &Piece<'_>,
+        held: &Held<'_>,
+        at: Range<usize>,
+        (floats, values): &mut (Vec<f32>, Vec<u8>),
+        planes: &mut [Vec<u8>; 3],
+    ) -> Result<Option<usize>> {
+        let (columns, rows) = (piece.source.columns(), at.len());
+        floats.clear();
+        held.read(at, |row| piece.source_row(row), floats)?;
+        alloc::resize(values, floats.len() * self.dtype.size(), BUFFER)?;
+        write_floats(self.dtype, floats, values);
+        let Some(format) = self.format else {
+            alloc::resize(&mut planes[0], values.len(), BUFFER)?;
+            planes[0].copy_from_slice(values);
+            return Ok(None);
+        };
+        for (plane, width) in planes.iter_mut().zip(format.row_bytes(columns)) {
+            alloc::resize(plane, rows * width, BUFFER)?;
+        }
+        Ok(format.encode(self.dtype, columns, values, planes.each_mut().map(|plane| &mut plane[..])))
+    }
 }
 
-/// Tensors that mlx-lm does not take from a checkpoint.
-fn is_dropped(name: &str, tied: bool) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || tied && name.starts_with("lm_head.")
+/// Tensors that mlx-lm does not take from a checkpoint: those of layers behind the last, which predict further tokens, too.
+fn is_dropped(name: &str, config: &Config) -> bool {
+    let layer =
+        name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+    name.ends_with("rotary_emb.inv_freq")
+        || config.tie_word_embeddings && name.starts_with("lm_head.")
+        || layer.is_some_and(|layer| layer >= config.num_hidden_layers)
 }
 
 fn check_format(mlx: MlxFormat) -> Result<()> {
@@ -258,32 +370,37 @@ fn check_format(mlx: MlxFormat) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what is in no file, and says what a second quantization costs.
-fn check_source(files: &ModelFiles) -> Result<()> {
+/// The tensors of a model that are quantized or copied; what is in no file is refused.
+fn sources(files: &ModelFiles) -> Result<Vec<Source<'_>>> {
     if files.is_builtin() {
         return Err(Error::format(&files.path, "is part of the binary; expected a directory or a GGUF file"));
     }
-    if files.config().experts.is_some() {
-        let what =
-            "has experts, which this version does not write: they belong in stacks, and would be apart";
-        return Err(Error::format(&files.path, what));
-    }
-    let blocks = |of: Format| matches!(of, Format::Ggml(_));
-    let in_blocks = files.checkpoint.tensors().any(|info| info.format().is_some_and(blocks));
-    if files.config().quantization.is_some() || in_blocks {
+    let mut sources = Source::all(files)?;
+    sources.retain(|source| !is_dropped(&source.name, files.config()));
+    Ok(sources)
+}
+
+/// Says what a second quantization costs.
+fn say_if_decoded(files: &ModelFiles, is_decoded: bool) {
+    if is_decoded {
         tracing::warn!(
             "{} is quantized already: its values are decoded and rounded anew, which is less accurate than quantizing the original",
             files.name()
         );
     }
-    Ok(())
 }
 
-/// `config.json`, its members in their order, with the quantization.
-fn config(path: &Path, mlx: MlxFormat) -> Result<String> {
+/// `config.json`, its members in their order, with the quantization, and that of modules that have another.
+fn config(path: &Path, mlx: MlxFormat, planned: &[PlannedTensor<'_>]) -> Result<String> {
     let fail = |e: serde_json::Error| Error::format(path, format!("not valid JSON: {e}"));
     let mut config = json::parse_members(path, &json::read(path)?)?;
-    let quantization = json!({ "group_size": mlx.group, "bits": mlx.bits, "mode": mlx.mode.name() });
+    let format = |of: MlxFormat| json!({ "group_size": of.group, "bits": of.bits, "mode": of.mode.name() });
+    let mut quantization = format(mlx);
+    for part in planned {
+        if let Some(named) = part.named {
+            quantization[&part.path] = format(named);
+        }
+    }
     config.insert("quantization".to_owned(), quantization.clone());
     config.insert("quantization_config".to_owned(), quantization);
     serde_json::to_string_pretty(&config).map(|text| text + "\n").map_err(fail)

@@ -77,7 +77,7 @@ use step::Step;
 
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
-pub(crate) use list::{ModuleSpec, StackSpec, WeightList};
+pub(crate) use list::{InMlx, ModuleSpec, StackSpec, WeightList};
 pub use loader::Loader;
 pub use unknown::Unknown;
 

@@ -5,15 +5,16 @@ use std::f64::consts::PI;
 use std::path::Path;
 
 use super::source::Source;
+use super::stacks::{Joined, Piece, joined};
 use super::types::GgufType;
-use super::{BUFFER, ELEMENTS, Report, check_source, is_dropped, vocabulary};
+use super::{BUFFER, ELEMENTS, Report, say_if_decoded, sources, vocabulary};
 use crate::alloc;
 use crate::config::{Config, RopeScaling};
 use crate::error::{Error, Result};
 use crate::forward::{Gguf, ModuleSpec};
 use crate::model::ModelFiles;
-use crate::quant::{Format, affine, write_floats};
-use crate::tensor::DType;
+use crate::quant::{Format, GgmlType, affine, repack, write_floats};
+use crate::tensor::{DType, Shape};
 use crate::weights::Form;
 use crate::weights::gguf::write::{Entries, Spec, Writer};
 use crate::weights::gguf::{Metadata, TensorType};
@@ -21,10 +22,11 @@ use crate::weights::output::Output;
 
 /// Quantizes a model into the new GGUF file `out`, with its tokenizer and chat template.
 ///
-/// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors get F32. From a directory, every family but
-/// Phi 1 and 2 is written, with a tokenizer that GGUF has a form for, or none. A window that llama.cpp does not apply to
-/// an architecture is written all the same, and said. Of a GGUF file, names, order and metadata stay what they are. What is quantized
-/// already is decoded first, which is said: the two errors add up. `out` and `progress` are as for
+/// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors and routers get F32. The experts of a layer
+/// become three stacks, one expert at a time; gpt-oss's that are in MXFP4 stay so. From a directory, every family that is read
+/// from GGUF files is written but Phi 1 and 2, with a tokenizer that GGUF has a form for, or none. A window that llama.cpp does
+/// not apply to an architecture is written all the same, and said. Of a GGUF file, names, order and metadata stay what they are.
+/// What is quantized already is decoded first, which is said: the two errors add up. `out` and `progress` are as for
 /// [`to_mlx`](super::to_mlx).
 ///
 /// # Errors
@@ -35,7 +37,7 @@ pub fn to_gguf(
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
-    check_source(files)?;
+    let sources = sources(files)?;
     let (config, checkpoint) = (files.config(), &files.checkpoint);
     let refuse =
         |what: String| Error::format(&files.path, format!("{what}; this version writes no such GGUF file"));
@@ -64,36 +66,48 @@ pub fn to_gguf(
         specs.push(Spec { name: (*name).to_owned(), kind, shape });
     }
     let mut names = HashSet::new();
-    for source in Source::all(files)? {
-        if is_dropped(&source.name, config.tie_word_embeddings) {
-            continue;
-        }
-        let (name, order) = match stored {
-            true => (source.stored_name().to_owned(), Order::STORED),
-            false => match list.of_tensor(&source.name) {
-                Some(module) => Order::of(config, gguf, module, &source)?,
+    let experts = config.experts.map_or(0, |experts| experts.count);
+    for joined in joined(&list, &sources)? {
+        let source = joined.source();
+        let (name, order) = match joined.stack {
+            Some(stack) => (format!("{}.{}", stack.gguf, joined.leaf), Order::STORED),
+            None if stored => (source.stored_name().to_owned(), Order::STORED),
+            None => match list.of_tensor(&source.name) {
+                Some(module) => Order::of(config, gguf, module, source)?,
                 // What the family has no use for, the part that sees pictures say.
                 None => continue,
             },
         };
-        let kind = match source.shape[..] {
-            [_, columns] => of.of(&name, columns, config.num_hidden_layers, config.tie_word_embeddings),
-            _ => TensorType::Dense(DType::F32),
+        let is_router = name.contains(".ffn_gate_inp");
+        let is_kept = joined.kept().is_some();
+        let kind = match joined.columns() {
+            Some(_) if is_router => TensorType::Dense(DType::F32),
+            Some(_) if is_kept => TensorType::Blocks(GgmlType::MXFP4),
+            Some(columns) => {
+                of.of(&name, columns, config.num_hidden_layers, config.tie_word_embeddings, experts)
+            }
+            None => TensorType::Dense(DType::F32),
         };
         match kind {
-            TensorType::Blocks(_) => report.quantized += 1,
-            TensorType::Dense(_) => {
-                report.kept += 1;
-                report.uneven += usize::from(source.shape.len() == 2 && of != GgufType::F16);
-            }
+            TensorType::Blocks(_) if !is_kept => report.quantized += 1,
+            _ => report.kept += 1,
         }
+        let is_dense = matches!(kind, TensorType::Dense(_));
+        let is_uneven = is_dense && joined.columns().is_some() && !is_router && of != GgufType::F16;
+        report.uneven += usize::from(is_uneven);
         if !names.insert(name.clone()) {
             return Err(source.fail(format!("is a part of {name}, which this version does not write")));
         }
-        report.bytes_in += source.bytes;
-        specs.push(Spec { name, kind, shape: source.shape.clone() });
-        parts.push((source, kind, order));
+        report.bytes_in += joined.bytes();
+        // The gate of a shared expert is one row, and a vector there.
+        let shape: Shape = match joined.shape[..] {
+            [1, columns] if is_router => [columns].as_slice().into(),
+            _ => joined.shape.clone(),
+        };
+        specs.push(Spec { name, kind, shape });
+        parts.push((joined, kind, order));
     }
+    say_if_decoded(files, parts.iter().any(|(joined, ..)| joined.is_decoded()));
 
     let output = Output::create(out)?;
     let mut writer = Writer::create(&output.path(), &entries, &specs)?;
@@ -105,12 +119,12 @@ pub fn to_gguf(
     }
     checkpoint.advise_sequential();
     let mut read = 0;
-    for (source, kind, order) in parts {
+    for (joined, kind, order) in parts {
         let mut step = |bytes| {
             read += bytes;
             progress(read, report.bytes_in)
         };
-        if !write(&source.held()?, kind, order, &mut writer, &mut step)? {
+        if !write(&joined, kind, order, &mut writer, &mut step)? {
             return Ok(None);
         }
     }
@@ -160,6 +174,15 @@ fn entries(files: &ModelFiles, gguf: &Gguf, of: GgufType) -> Result<Entries, &'s
     ] {
         entries.uint(&gguf.key(name), u32::try_from(value).map_err(|_| "has a size over 32 bits")?);
     }
+    if let Some(experts) = config.experts {
+        // Where it is not the width of the MLP, by the family's definition.
+        let width =
+            gguf.experts.and_then(|(_, width)| width).map(|_| ("expert_feed_forward_length", experts.inner));
+        let counts = [("expert_count", experts.count), ("expert_used_count", experts.used)];
+        for (name, value) in counts.into_iter().chain(width) {
+            entries.uint(&gguf.key(name), u32::try_from(value).map_err(|_| "has a size over 32 bits")?);
+        }
+    }
     if let Some(window) = config.sliding_window.filter(|_| config.windows.iter().any(Option::is_some)) {
         entries.uint(&gguf.key("attention.sliding_window"), u32::try_from(window).unwrap_or(u32::MAX));
     }
@@ -173,7 +196,7 @@ fn entries(files: &ModelFiles, gguf: &Gguf, of: GgufType) -> Result<Entries, &'s
         }
         // The families that are trained with these write them themselves.
         RopeScaling::LongRope { .. } if config.model_type == "phi3" => {}
-        RopeScaling::Yarn { .. } if config.model_type == "ministral3" => {}
+        RopeScaling::Yarn { .. } if ["ministral3", "gpt_oss"].contains(&config.model_type) => {}
         // Of the others llama.cpp reads the factor and the original context alone.
         RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, attention_factor }
             if (beta_fast, beta_slow, truncate) == (32.0, 1.0, true)
@@ -256,25 +279,71 @@ impl Order {
     }
 }
 
-/// Writes a tensor; `step` is told of the bytes read. `false` where that says so.
+/// Writes a tensor, one piece after the other; `step` is told of the bytes read. `false` where that says so.
 fn write(
-    source: &Source<'_>,
+    joined: &Joined<'_>,
     kind: TensorType,
     order: Order,
     writer: &mut Writer,
     step: &mut dyn FnMut(u64) -> bool,
 ) -> Result<bool> {
-    let Some(&rows) = source.shape.first() else {
-        return Err(source.fail("is a scalar, expected a matrix or a vector".to_owned()));
-    };
-    let columns: usize = source.shape[1..].iter().product();
-    let from = |row: usize| order.from.stored_row(order.to.model_row(row, rows), rows);
+    let is_kept = joined.kept().is_some();
+    for piece in &joined.pieces {
+        if piece.source.shape.is_empty() {
+            return Err(piece.source.fail("is a scalar, expected a matrix or a vector".to_owned()));
+        }
+        let written = match is_kept {
+            true => write_kept(piece, writer, step)?,
+            false => write_piece(piece, kind, order, writer, step)?,
+        };
+        if !written {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes the rows of a piece that is in MXFP4, in blocks of the same codes.
+fn write_kept(piece: &Piece<'_>, writer: &mut Writer, step: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
+    let (held, rows) = (piece.source.held()?, piece.rows.len());
+    let width = Format::Ggml(GgmlType::MXFP4).row_bytes(piece.source.columns())[0];
+    let at_once = (ELEMENTS / piece.source.columns().max(1)).max(1);
+    let (mut planes, mut blocks) = (<[Vec<u8>; 3]>::default(), Vec::<u8>::new());
+    for first in (0..rows).step_by(at_once) {
+        let at = first..(first + at_once).min(rows);
+        held.copy(at.clone(), |row| piece.source_row(row), &mut planes)?;
+        let [codes, scales, _] = &planes;
+        let bytes = if piece.source.format() == Some(Format::Mxfp4) {
+            alloc::resize(&mut blocks, at.len() * width, BUFFER)?;
+            repack::mxfp4_blocks(codes, scales, &mut blocks);
+            &blocks
+        } else {
+            codes
+        };
+        writer.write(bytes)?;
+        if !step(piece.bytes_of(at)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes the rows of a piece in the type `kind`.
+fn write_piece(
+    piece: &Piece<'_>,
+    kind: TensorType,
+    order: Order,
+    writer: &mut Writer,
+    step: &mut dyn FnMut(u64) -> bool,
+) -> Result<bool> {
+    let (held, rows, columns) = (piece.source.held()?, piece.rows.len(), piece.source.columns());
+    let from = |row: usize| piece.source_row(order.from.stored_row(order.to.model_row(row, rows), rows));
     let at_once = (ELEMENTS / columns.max(1)).max(1);
     let (mut values, mut encoded) = (Vec::new(), Vec::new());
     for first in (0..rows).step_by(at_once) {
         let last = (first + at_once).min(rows);
         values.clear();
-        source.read(first..last, from, &mut values)?;
+        held.read(first..last, from, &mut values)?;
         if (order.factor, order.offset) != (1.0, 0.0) {
             values.iter_mut().for_each(|value| *value = *value * order.factor + order.offset);
         }
@@ -294,11 +363,12 @@ fn write(
             }
         };
         if let Some(wrong) = wrong {
-            let row = from(first + wrong);
-            return Err(source.fail(format!("row {row} holds a value that is not finite in {}", kind.name())));
+            let (row, name) = (from(first + wrong), kind.name());
+            let what = format!("row {row} holds a value that is not finite in {name}");
+            return Err(piece.source.fail(what));
         }
         writer.write(&encoded)?;
-        if !step(source.bytes_of(first..last)) {
+        if !step(piece.bytes_of(first..last)) {
             return Ok(false);
         }
     }

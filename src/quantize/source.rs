@@ -5,9 +5,12 @@ use std::ops::Range;
 use crate::alloc;
 use crate::error::{Error, Result};
 use crate::model::ModelFiles;
-use crate::quant::{Plane, QuantWeight, affine};
+use crate::quant::{Format, Plane, QuantWeight, affine};
 use crate::tensor::{DType, Shape};
-use crate::weights::{Form, Stored, TensorInfo, quantized};
+use crate::weights::{Checkpoint, Stored, TensorInfo, quantized};
+
+/// What memory is taken for.
+const WHAT: &str = "a tensor to quantize";
 
 /// A tensor, named as in a Hugging Face checkpoint.
 pub(super) struct Source<'a> {
@@ -18,10 +21,11 @@ pub(super) struct Source<'a> {
     rows: Rows,
     /// The tensor, or one of those that make it up.
     info: &'a TensorInfo,
+    checkpoint: &'a Checkpoint,
 }
 
 enum Rows {
-    Dense(DType, Plane),
+    Dense(DType),
     Quantized(QuantWeight),
 }
 
@@ -37,24 +41,18 @@ impl<'a> Source<'a> {
     fn of(files: &'a ModelFiles, stored: Stored) -> Result<Self> {
         let (checkpoint, Stored { name, format, shape, bytes, .. }) = (&files.checkpoint, stored);
         if let Some(info) = checkpoint.find(&name) {
-            let plane = checkpoint.plane(info)?;
-            if info.form() == Form::Transposed {
-                // Turned as a whole: the models that are stored so are small.
-                let weight = checkpoint.get(&name, &shape)?;
-                let plane = Plane::owned(alloc::copy_of(weight.bytes(), "a tensor to quantize")?);
-                return Ok(Self { name, shape, bytes, rows: Rows::Dense(weight.dtype(), plane), info });
-            }
             let rows = match (format, info.dtype(), &shape[..]) {
                 (Some(format), _, &[rows, columns]) => {
+                    let plane = checkpoint.plane(info)?;
                     Rows::Quantized(QuantWeight::new(name.as_str(), format, [rows, columns], [plane]))
                 }
-                (None, Some(dtype), _) => Rows::Dense(dtype, plane),
+                (None, Some(dtype), _) => Rows::Dense(dtype),
                 _ => {
                     let what = format!("type is {}, expected F32, F16, BF16 or blocks", info.dtype_name());
                     return Err(info.fail(what));
                 }
             };
-            return Ok(Self { name, shape, bytes, rows, info });
+            return Ok(Self { name, shape, bytes, rows, info, checkpoint });
         }
         let missing = || Error::format(&files.path, format!("{name} is no quantized matrix"));
         let quantization = files.config().quantization.as_ref().ok_or_else(missing)?;
@@ -62,62 +60,46 @@ impl<'a> Source<'a> {
         let weight = quantized::matrix(checkpoint, quantization, &name, dims)?.ok_or_else(missing)?;
         let part = ["weight", "qweight"].iter().find_map(|part| checkpoint.find(&format!("{name}.{part}")));
         let info = part.ok_or_else(missing)?;
-        Ok(Self { name: format!("{name}.weight"), shape, bytes, rows: Rows::Quantized(weight), info })
+        let rows = Rows::Quantized(weight);
+        Ok(Self { name: format!("{name}.weight"), shape, bytes, rows, info, checkpoint })
     }
 
     /// With all that is needed to read it in memory, for as long as the answer lives.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn held(&self) -> Result<Self> {
+    /// [`Error::OutOfMemory`], and a file that cannot be read.
+    pub fn held(&self) -> Result<Held<'_>> {
         let rows = match &self.rows {
-            Rows::Dense(dtype, plane) => Rows::Dense(*dtype, plane.clone()),
-            Rows::Quantized(weight) => Rows::Quantized(weight.held()?),
+            // Turned as a whole, and not kept.
+            Rows::Dense(dtype) if self.info.form().is_turned() => {
+                let weight = self.checkpoint.get(&self.name, &self.shape)?;
+                HeldRows::Dense(*dtype, Plane::owned(alloc::copy_of(weight.bytes(), WHAT)?))
+            }
+            Rows::Dense(dtype) => HeldRows::Dense(*dtype, self.checkpoint.plane(self.info)?),
+            Rows::Quantized(weight) => HeldRows::Quantized(weight.held()?),
         };
-        let (name, shape) = (self.name.clone(), self.shape.clone());
-        Ok(Self { name, shape, bytes: self.bytes, rows, info: self.info })
+        Ok(Held { source: self, rows })
     }
 
     /// The element type, where it has one.
     pub fn dtype(&self) -> Option<DType> {
         match self.rows {
-            Rows::Dense(dtype, _) => Some(dtype),
+            Rows::Dense(dtype) => Some(dtype),
             Rows::Quantized(_) => None,
         }
     }
 
-    /// The bytes of a tensor that is not quantized.
-    pub fn plain(&self) -> Option<&[u8]> {
+    /// The format, where it is quantized.
+    pub fn format(&self) -> Option<Format> {
         match &self.rows {
-            Rows::Dense(_, plane) => Some(plane.bytes()),
-            Rows::Quantized(_) => None,
+            Rows::Dense(_) => None,
+            Rows::Quantized(weight) => Some(weight.format()),
         }
     }
 
-    /// Adds the values of some rows, `of` saying which row of the tensor each is.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn read(&self, rows: Range<usize>, of: impl Fn(usize) -> usize, values: &mut Vec<f32>) -> Result<()> {
-        let columns: usize = self.shape.get(1..).map_or(1, |dims| dims.iter().product());
-        let mut stored = alloc::zeroed(columns, "a tensor to quantize")?;
-        alloc::reserve(values, rows.len() * columns, "a tensor to quantize")?;
-        for row in rows {
-            let at = values.len();
-            values.resize(at + columns, 0.0);
-            let (row, out) = (of(row), &mut values[at..]);
-            match &self.rows {
-                Rows::Dense(dtype, plane) => {
-                    let stride = columns * dtype.size();
-                    affine::read_floats(*dtype, &plane.bytes()[row * stride..][..stride], out);
-                }
-                Rows::Quantized(weight) => {
-                    weight.dequantize_row(row, &mut stored);
-                    weight.restore_order(&stored, out);
-                }
-            }
-        }
-        Ok(())
+    /// Elements of a row.
+    pub fn columns(&self) -> usize {
+        self.shape.get(1..).map_or(1, |dims| dims.iter().product())
     }
 
     /// Bytes of some of its rows in the files, for a display of progress: all of them are all bytes.
@@ -135,5 +117,74 @@ impl<'a> Source<'a> {
     /// An error about the tensor.
     pub fn fail(&self, what: String) -> Error {
         self.info.fail(what)
+    }
+}
+
+/// A tensor whose bytes can be read.
+pub(super) struct Held<'s> {
+    source: &'s Source<'s>,
+    rows: HeldRows,
+}
+
+enum HeldRows {
+    Dense(DType, Plane),
+    Quantized(QuantWeight),
+}
+
+impl Held<'_> {
+    /// The bytes of a tensor that is not quantized.
+    pub fn plain(&self) -> Option<&[u8]> {
+        match &self.rows {
+            HeldRows::Dense(_, plane) => Some(plane.bytes()),
+            HeldRows::Quantized(_) => None,
+        }
+    }
+
+    /// Adds the values of some rows, `of` saying which row of the tensor each is.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn read(&self, rows: Range<usize>, of: impl Fn(usize) -> usize, values: &mut Vec<f32>) -> Result<()> {
+        let columns = self.source.columns();
+        let mut stored = alloc::zeroed(columns, WHAT)?;
+        alloc::reserve(values, rows.len() * columns, WHAT)?;
+        for row in rows {
+            let at = values.len();
+            values.resize(at + columns, 0.0);
+            let (row, out) = (of(row), &mut values[at..]);
+            match &self.rows {
+                HeldRows::Dense(dtype, plane) => {
+                    let stride = columns * dtype.size();
+                    affine::read_floats(*dtype, &plane.bytes()[row * stride..][..stride], out);
+                }
+                HeldRows::Quantized(weight) => {
+                    weight.dequantize_row(row, &mut stored);
+                    weight.restore_order(&stored, out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The planes of some rows of a quantized matrix as they are, `of` saying which row of the tensor each is.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn copy(
+        &self,
+        rows: Range<usize>,
+        of: impl Fn(usize) -> usize,
+        planes: &mut [Vec<u8>; 3],
+    ) -> Result<()> {
+        planes.iter_mut().for_each(Vec::clear);
+        let HeldRows::Quantized(weight) = &self.rows else { return Ok(()) };
+        let widths = weight.format().row_bytes(weight.shape()[1]);
+        for ((out, plane), width) in planes.iter_mut().zip(weight.planes()).zip(widths) {
+            alloc::reserve(out, rows.len() * width, WHAT)?;
+            for row in rows.clone() {
+                out.extend_from_slice(&plane.bytes()[of(row) * width..][..width]);
+            }
+        }
+        Ok(())
     }
 }

@@ -79,14 +79,25 @@ impl GgufType {
     }
 
     /// The type of the matrix `name` of a GGUF file, with rows of `columns`, in a model of `layers` layers. In
-    /// the mixtures, what costs the most accuracy has more bits, as `llama_tensor_get_type` of llama.cpp chooses it; where
-    /// 256 do not divide a row, the type of 32 that llama.cpp takes then.
-    pub(super) fn of(self, name: &str, columns: usize, layers: usize, tied: bool) -> TensorType {
+    /// the mixtures, what costs the most accuracy has more bits, as `llama_tensor_get_type` of llama.cpp chooses it, attention
+    /// beside eight experts with it; where 256 do not divide a row, the type of 32 that llama.cpp takes then.
+    pub(super) fn of(
+        self,
+        name: &str,
+        columns: usize,
+        layers: usize,
+        tied: bool,
+        experts: usize,
+    ) -> TensorType {
         let Some(mut of) = self.base() else { return TensorType::Dense(DType::F16) };
         if matches!(self, Self::Q4_K_M | Self::Q5_K_M) {
             let head = name.starts_with("output.") || tied && name.starts_with("token_embd.");
             let part = |part: &str| name.contains(part);
-            if head || (part(".attn_v.") || part(".ffn_down.")) && needs_more_bits(name, layers) {
+            if experts == 8 && (part(".attn_v.") || part(".attn_k.")) {
+                of = GgmlType::Q8_0;
+            } else if experts == 8 && part(".attn_output.") {
+                of = GgmlType::Q5_K;
+            } else if head || (part(".attn_v.") || part(".ffn_down")) && needs_more_bits(name, layers) {
                 of = GgmlType::Q6_K;
             } else if part(".attn_qkv.") {
                 of = if of == GgmlType::Q4_K { GgmlType::Q5_K } else { GgmlType::Q6_K };
@@ -121,7 +132,7 @@ mod tests {
 
     #[test]
     fn mixtures_are_those_of_llama_cpp() {
-        let of = |kind: GgufType, name: &str, columns| match kind.of(name, columns, 16, true) {
+        let of = |kind: GgufType, name: &str, columns| match kind.of(name, columns, 16, true, 0) {
             TensorType::Blocks(of) => of.name(),
             TensorType::Dense(dtype) => dtype.name(),
         };
@@ -138,5 +149,22 @@ mod tests {
         assert_eq!(of(GgufType::Q6_K, &value(2), 576), "Q8_0");
         assert_eq!(of(GgufType::Q5_K_M, &value(2), 96), "Q5_1");
         assert_eq!(of(GgufType::Q4_0, &value(2), 48), "f16");
+        // Experts' down projections count as others do; beside eight of them, attention has more.
+        for part in ["ffn_down", "ffn_down_exps", "ffn_down_shexp"] {
+            assert_eq!(of(GgufType::Q4_K_M, &format!("blk.1.{part}.weight"), 256), "Q6_K", "{part}");
+            assert_eq!(of(GgufType::Q4_K_M, &format!("blk.2.{part}.weight"), 256), "Q4_K", "{part}");
+        }
+        let beside_eight =
+            |part: &str| GgufType::Q4_K_M.of(&format!("blk.2.{part}.weight"), 256, 16, false, 8);
+        let expected = [
+            ("attn_v", GgmlType::Q8_0),
+            ("attn_k", GgmlType::Q8_0),
+            ("attn_output", GgmlType::Q5_K),
+            ("attn_q", GgmlType::Q4_K),
+            ("ffn_up_exps", GgmlType::Q4_K),
+        ];
+        for (part, of) in expected {
+            assert_eq!(beside_eight(part), TensorType::Blocks(of), "{part}");
+        }
     }
 }
