@@ -204,7 +204,7 @@ impl<'s> PlannedTensor<'s> {
             Some(columns) if planned.joined.leaf == "weight" && planned.joined.bytes() > 0 => columns,
             _ => return planned,
         };
-        let ends = |paths: &[&str]| paths.iter().any(|end| planned.path.ends_with(end));
+        let ends = |paths: &[&str]| paths.iter().any(|end| planned.path.ends_with(*end));
         if ends(in_mlx.exact) {
             return planned;
         }
