@@ -83,7 +83,8 @@ pub fn to_mlx(
     if files.checkpoint.gguf().is_some() {
         return Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors"));
     }
-    let (sources, list) = (sources(files)?, files.architecture.weights());
+    let list = files.architecture.weights();
+    let sources = sources(files, &list)?;
     let names = Names::of(files, &list, &sources);
     let decoded = files.config().dtype.unwrap_or(DType::F16);
     let parts: Vec<PlannedTensor<'_>> = (joined(&list, &sources)?.into_iter())
@@ -343,11 +344,12 @@ impl<'s> PlannedTensor<'s> {
 }
 
 /// Tensors that mlx-lm does not take from a checkpoint: those of layers behind the last, which predict further tokens, too.
-fn is_dropped(name: &str, config: &Config) -> bool {
+fn is_dropped(name: &str, config: &Config, list: &WeightList) -> bool {
     let layer =
         name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+    let has_head_bias = name == "lm_head.bias" && list.of_tensor(name).is_some();
     name.ends_with("rotary_emb.inv_freq")
-        || config.tie_word_embeddings && name.starts_with("lm_head.")
+        || config.tie_word_embeddings && name.starts_with("lm_head.") && !has_head_bias
         || layer.is_some_and(|layer| layer >= config.num_hidden_layers)
 }
 
@@ -371,12 +373,12 @@ fn check_format(mlx: MlxFormat) -> Result<()> {
 }
 
 /// The tensors of a model that are quantized or copied; what is in no file is refused.
-fn sources(files: &ModelFiles) -> Result<Vec<Source<'_>>> {
+fn sources<'f>(files: &'f ModelFiles, list: &WeightList) -> Result<Vec<Source<'f>>> {
     if files.is_builtin() {
         return Err(Error::format(&files.path, "is part of the binary; expected a directory or a GGUF file"));
     }
     let mut sources = Source::all(files)?;
-    sources.retain(|source| !is_dropped(&source.name, files.config()));
+    sources.retain(|source| !is_dropped(&source.name, files.config(), list));
     Ok(sources)
 }
 

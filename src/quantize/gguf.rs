@@ -37,11 +37,11 @@ pub fn to_gguf(
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
-    let sources = sources(files)?;
+    let list = files.architecture.weights();
+    let sources = sources(files, &list)?;
     let (config, checkpoint) = (files.config(), &files.checkpoint);
     let refuse =
         |what: String| Error::format(&files.path, format!("{what}; this version writes no such GGUF file"));
-    let list = files.architecture.weights();
     let Some(gguf) = files.architecture.gguf() else {
         return Err(refuse(format!("is a {}", config.model_type)));
     };
