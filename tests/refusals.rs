@@ -409,15 +409,23 @@ fn files_that_cannot_be_read() {
 #[test]
 fn a_quantized_model_that_cannot_be_written_leaves_nothing() {
     let _turn = turn();
-    let files = ModelFiles::open(&fixture("models/llama-bf16")).unwrap();
+    let dense = ModelFiles::open(&fixture("models/llama-bf16")).unwrap();
+    // Experts that are turned, and some that are copied.
+    let turned = ModelFiles::open(&fixture("models/gpt_oss-pattern")).unwrap();
+    let copied = ModelFiles::open(&fixture("models/gpt_oss-limit")).unwrap();
     // Rows enough for a second thread.
     let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories");
     let stories = ModelFiles::open(&stories).unwrap();
     let before = held();
     let mlx = MlxFormat { mode: MlxMode::Affine, bits: 4, group: 32 };
     for gguf in [false, true] {
-        for site in [Site::Memory, Site::Write, Site::Thread] {
-            let files = if site == Site::Thread { &stories } else { &files };
+        for (site, files) in [
+            (Site::Memory, &dense),
+            (Site::Memory, &turned),
+            (Site::Memory, &copied),
+            (Site::Write, &dense),
+            (Site::Thread, &stories),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out");
             let work = || {

@@ -165,6 +165,23 @@ fn a_second_quantization_is_not_silent() {
     assert!(table.contains("Q8_0 "), "the value projections, whose rows are no blocks of 256: {table}");
 }
 
+#[test]
+fn experts_in_mxfp4_stay_so_in_stacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("models/gpt_oss-limit");
+    for (to, name) in
+        [(&["--group", "32"][..], "mlx"), (&["--to", "gguf", "--type", "Q8_0"][..], "experts.gguf")]
+    {
+        let out = dir.path().join(name);
+        let args = [&["quantize", text(&model), "-o", text(&out)][..], to].concat();
+        let ran = ok(&args);
+        assert!(!ran.err.contains("quantized already"), "MXFP4 stays: {}", ran.err);
+        let shown = ok(&["inspect", text(&out)]).out;
+        assert!(shown.to_lowercase().contains("mxfp4 "), "{shown}");
+    }
+    assert_eq!(names(dir.path()), ["experts.gguf", "mlx"]);
+}
+
 /// A model of 400 MB on paper: its file is a hole.
 fn large(dir: &Path) -> PathBuf {
     let model = dir.join("large");
