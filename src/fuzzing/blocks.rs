@@ -15,6 +15,7 @@ use crate::tensor::DType;
 fn formats() -> Vec<Format> {
     let mut all: Vec<Format> = GgmlType::ALL.into_iter().map(Format::Ggml).collect();
     all.extend([Format::Mxfp4, Format::Mxfp8, Format::Nvfp4]);
+    all.extend([Format::Fp8 { group: 128 }, Format::Fp4 { group: 16 }]);
     for scales in [DType::F32, DType::F16, DType::BF16] {
         let groups = [(2, 32), (3, 64), (4, 64), (5, 128), (6, 32), (8, 64)];
         all.extend(groups.map(|(bits, group)| Format::Affine { bits, group, scales }));

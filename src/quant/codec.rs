@@ -4,6 +4,7 @@
 use super::{Format, QuantWeight, affine, ggml, ocp};
 use crate::alloc;
 use crate::error::Result;
+use crate::tensor::DType;
 
 impl Format {
     /// Bits of a code and elements of a group, where every element is `w = q · scale + bias`: what
@@ -12,7 +13,7 @@ impl Format {
         match self {
             Self::Affine { bits, group, .. } => Some((bits, group as usize)),
             Self::Ggml(of) => of.affine(),
-            Self::Mxfp4 | Self::Mxfp8 | Self::Nvfp4 => None,
+            _ => None,
         }
     }
 }
@@ -65,6 +66,15 @@ impl QuantWeight {
                 let codes = self.row_bytes(0, row).iter().map(|&code| ocp::e4m3(code));
                 let scales = self.row_bytes(1, row).iter().map(|&code| ocp::e8m0(code));
                 ocp::decode_row(codes, scales, self.format.group(), out);
+            }
+            Format::Fp8 { .. } | Format::Fp4 { .. } => {
+                let group = self.format.group();
+                let (mut codes, mut scales) = (vec![0; out.len()], vec![0.0; out.len() / group]);
+                self.codes(row, &mut codes);
+                self.scales(row, &mut scales);
+                let is_wide = matches!(self.format, Format::Fp8 { .. });
+                let value = |code: u8| if is_wide { ocp::e4m3(code) } else { ocp::E2M1[usize::from(code)] };
+                ocp::decode_row(codes.into_iter().map(value), scales.into_iter(), group, out);
             }
             Format::Ggml(of) => {
                 let (elements, bytes) = of.block();
@@ -124,8 +134,8 @@ impl QuantWeight {
         assert_eq!(out.len(), self.shape[1], "columns of {self:?}");
         match self.format {
             Format::Affine { bits, .. } => affine::unpack(bits, self.row_bytes(0, row), out),
-            Format::Mxfp4 | Format::Nvfp4 => ocp::nibbles(self.row_bytes(0, row), out),
-            Format::Mxfp8 => out.copy_from_slice(self.row_bytes(0, row)),
+            Format::Mxfp4 | Format::Nvfp4 | Format::Fp4 { .. } => ocp::nibbles(self.row_bytes(0, row), out),
+            Format::Mxfp8 | Format::Fp8 { .. } => out.copy_from_slice(self.row_bytes(0, row)),
             Format::Ggml(of) => panic!("{} has no plane of codes", of.name()),
         }
     }
@@ -141,6 +151,7 @@ impl QuantWeight {
             Format::Affine { scales, .. } => affine::read_floats(scales, bytes, out),
             Format::Mxfp4 | Format::Mxfp8 => out.iter_mut().zip(bytes).for_each(|(s, &c)| *s = ocp::e8m0(c)),
             Format::Nvfp4 => out.iter_mut().zip(bytes).for_each(|(s, &c)| *s = ocp::e4m3(c)),
+            Format::Fp8 { .. } | Format::Fp4 { .. } => affine::read_floats(DType::F32, bytes, out),
             Format::Ggml(of) => panic!("{} has no plane of scales", of.name()),
         }
     }
@@ -176,7 +187,7 @@ impl QuantWeight {
                     ggml::affine_block(of.row(), block, codes, scales, biases);
                 }
             }
-            Format::Mxfp4 | Format::Mxfp8 | Format::Nvfp4 => unreachable!("{} is not affine", self.format),
+            _ => unreachable!("{} is not affine", self.format),
         }
     }
 }

@@ -17,7 +17,7 @@ impl Format {
         match self {
             Self::Affine { .. } | Self::Mxfp4 => true,
             Self::Ggml(of) => of.has_encoder(),
-            Self::Mxfp8 | Self::Nvfp4 => false,
+            Self::Mxfp8 | Self::Nvfp4 | Self::Fp8 { .. } | Self::Fp4 { .. } => false,
         }
     }
 
@@ -89,7 +89,9 @@ impl Format {
                         let blocks = row.chunks_exact(elements).zip(one.chunks_exact_mut(size));
                         blocks.for_each(|(values, block)| encode(values, block));
                     }
-                    Self::Mxfp8 | Self::Nvfp4 => unreachable!("checked above"),
+                    Self::Mxfp8 | Self::Nvfp4 | Self::Fp8 { .. } | Self::Fp4 { .. } => {
+                        unreachable!("checked above")
+                    }
                 }
             }
         });

@@ -53,6 +53,18 @@ pub enum Format {
     Mxfp8,
     /// NVFP4: e2m1 codes, low nibble first, and an e4m3 scale for each 16. Planes: codes, scales.
     Nvfp4,
+    /// e4m3 codes and an `f32` scale for each group: FP8 whose scales are those of blocks, of rows or of the whole matrix.
+    /// Planes: codes, scales.
+    Fp8 {
+        /// Elements of a row that share a scale.
+        group: u16,
+    },
+    /// e2m1 codes, low nibble first, and an `f32` scale for each group: NVFP4 with a scale of the whole matrix. Planes: codes,
+    /// scales.
+    Fp4 {
+        /// Elements of a row that share a scale.
+        group: u16,
+    },
     /// Blocks of a GGUF file. One plane.
     Ggml(GgmlType),
 }
@@ -61,7 +73,7 @@ impl Format {
     /// Elements that a row's length must be a multiple of.
     pub const fn group(self) -> usize {
         match self {
-            Self::Affine { group, .. } => group as usize,
+            Self::Affine { group, .. } | Self::Fp8 { group } | Self::Fp4 { group } => group as usize,
             Self::Mxfp4 | Self::Mxfp8 => 32,
             Self::Nvfp4 => 16,
             Self::Ggml(of) => of.block().0,
@@ -69,9 +81,9 @@ impl Format {
     }
 
     /// Whether its codes stand for integers that a scale multiplies, so that products with rounded activations are exact
-    /// sums of integers: all but mxfp8.
+    /// sums of integers: all but mxfp8 and fp8.
     pub const fn has_integers(self) -> bool {
-        !matches!(self, Self::Mxfp8)
+        !matches!(self, Self::Mxfp8 | Self::Fp8 { .. })
     }
 
     /// Bytes that a row of `columns` elements takes in each plane, in their order.
@@ -84,19 +96,23 @@ impl Format {
             }
             Self::Mxfp4 | Self::Nvfp4 => SmallVec::from_slice(&[columns / 2, groups]),
             Self::Mxfp8 => SmallVec::from_slice(&[columns, groups]),
+            Self::Fp8 { .. } => SmallVec::from_slice(&[columns, groups * DType::F32.size()]),
+            Self::Fp4 { .. } => SmallVec::from_slice(&[columns / 2, groups * DType::F32.size()]),
             Self::Ggml(of) => SmallVec::from_slice(&[groups * of.block().1]),
         }
     }
 }
 
 impl fmt::Display for Format {
-    /// `affine4 g64`, `mxfp4`, `Q4_K`.
+    /// `affine4 g64`, `mxfp4`, `fp8 g128`, `Q4_K`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Affine { bits, group, .. } => write!(f, "affine{bits} g{group}"),
             Self::Mxfp4 => f.write_str("mxfp4"),
             Self::Mxfp8 => f.write_str("mxfp8"),
             Self::Nvfp4 => f.write_str("nvfp4"),
+            Self::Fp8 { group } => write!(f, "fp8 g{group}"),
+            Self::Fp4 { group } => write!(f, "fp4 g{group}"),
             Self::Ggml(of) => f.write_str(of.name()),
         }
     }
@@ -275,15 +291,15 @@ impl Matrix {
         }
     }
 
-    /// The element type, or the one that blocks stand in for: that of affine scales, `bf16` for the OCP formats, `f32` for
-    /// those of GGUF.
+    /// The element type, or the one that blocks stand in for: that of affine scales, `bf16` for those of small floats, `f32`
+    /// for those of GGUF.
     pub fn dtype(&self) -> DType {
         match self {
             Self::Dense(weight) => weight.dtype(),
             Self::Quantized(weight) => match weight.format {
                 Format::Affine { scales, .. } => scales,
-                Format::Mxfp4 | Format::Mxfp8 | Format::Nvfp4 => DType::BF16,
                 Format::Ggml(_) => DType::F32,
+                _ => DType::BF16,
             },
         }
     }

@@ -23,8 +23,8 @@ pub enum MlxForm {
 const GROUPS: [u16; 3] = [128, 64, 32];
 
 impl Format {
-    /// The form that MLX computes it in; `None` for affine groups of which 32 columns are not a multiple, where the row is
-    /// not a multiple of 32.
+    /// The form that MLX computes it in; `None` for affine groups of which 32 columns are not a multiple, and for small
+    /// floats with scales in `f32`, where the row is not a multiple of 32.
     pub fn on_mlx(self, columns: usize) -> Option<MlxForm> {
         let wide = |bits, group| Self::Affine { bits, group, scales: DType::F32 };
         Some(match self {
@@ -37,6 +37,9 @@ impl Format {
                     None => return None,
                 }
             }
+            // Its small floats have scales of fewer bits.
+            Self::Fp8 { .. } | Self::Fp4 { .. } if !columns.is_multiple_of(32) => return None,
+            Self::Fp8 { .. } | Self::Fp4 { .. } => MlxForm::Nearest(wide(8, 32)),
             Self::Ggml(of) => of.on_mlx(),
         })
     }
@@ -63,7 +66,7 @@ impl Format {
         match self {
             Self::Affine { scales, .. } => scales == DType::F16,
             Self::Ggml(of) => of.has_f16_scales(),
-            Self::Mxfp4 | Self::Mxfp8 | Self::Nvfp4 => false,
+            _ => false,
         }
     }
 }
@@ -288,7 +291,8 @@ mod tests {
                 [DType::F32, DType::F16, DType::BF16].map(of)
             })
         });
-        let small = [Format::Mxfp4, Format::Mxfp8, Format::Nvfp4];
+        let wide = [Format::Fp8 { group: 128 }, Format::Fp8 { group: 768 }, Format::Fp4 { group: 16 }];
+        let small = [Format::Mxfp4, Format::Mxfp8, Format::Nvfp4].into_iter().chain(wide);
         let formats: Vec<Format> = affine.chain(small).chain(GgmlType::ALL.map(Format::Ggml)).collect();
         for format in formats {
             let weight = matrix(format, columns);

@@ -171,6 +171,6 @@ fn parameters(format: Format) -> (i32, i32, &'static CStr) {
         Format::Mxfp4 => (4, 32, c"mxfp4"),
         Format::Mxfp8 => (8, 32, c"mxfp8"),
         Format::Nvfp4 => (4, 16, c"nvfp4"),
-        Format::Ggml(of) => unreachable!("MLX has no {}", of.name()),
+        Format::Fp8 { .. } | Format::Fp4 { .. } | Format::Ggml(_) => unreachable!("MLX has no {format}"),
     }
 }

@@ -11,7 +11,7 @@ use half::f16;
 
 use super::rig::{Element, Rig, rigs, values, weight, with};
 
-/// Every format; affine ones with the groups of MLX, GPTQ and AWQ, and each type of scales.
+/// Every format; affine ones with the groups of MLX, GPTQ and AWQ, and each type of scales; small floats with scales of their own.
 pub fn formats() -> Vec<Format> {
     let mut all: Vec<Format> = GgmlType::ALL.map(Format::Ggml).to_vec();
     all.extend([Format::Mxfp4, Format::Mxfp8, Format::Nvfp4]);
@@ -24,6 +24,7 @@ pub fn formats() -> Vec<Format> {
     for (bits, group) in [(4, 16), (4, 256), (8, 96), (8, 8)] {
         all.push(Format::Affine { bits, group, scales: DType::F32 });
     }
+    all.extend([Format::Fp8 { group: 128 }, Format::Fp8 { group: 96 }, Format::Fp4 { group: 16 }]);
     all
 }
 
@@ -60,6 +61,14 @@ pub fn matrix(format: Format, seed: u64, n: usize, k: usize) -> QuantWeight {
             parts[0].iter_mut().filter(|code| **code & 127 == 127).for_each(|code| *code ^= 1);
         }
         Format::Nvfp4 => parts[1].iter_mut().for_each(|scale| *scale = 40 + *scale % 16),
+        Format::Fp8 { .. } | Format::Fp4 { .. } => {
+            let is_wide = matches!(format, Format::Fp8 { .. });
+            let scales = near(seed + 7, lengths[1] / 4, if is_wide { 0.02 } else { 0.3 });
+            parts[1] = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            if is_wide {
+                parts[0].iter_mut().filter(|code| **code & 127 == 127).for_each(|code| *code ^= 1);
+            }
+        }
         Format::Ggml(of) => {
             let (_, size) = of.block();
             let (halves, d): (&[usize], f32) = match of {

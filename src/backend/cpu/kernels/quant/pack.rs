@@ -193,6 +193,8 @@ fn layout(format: Format) -> (CodeKind, ScaleKind, i32) {
         Format::Mxfp4 => (CodeKind::Table, plain(DType::BF16, 32, false), 128),
         Format::Mxfp8 => (CodeKind::E4m3, plain(DType::BF16, 32, false), 0),
         Format::Nvfp4 => (CodeKind::Table, plain(DType::F16, 16, false), 128),
+        Format::Fp8 { group } => (CodeKind::E4m3, plain(DType::F32, group as usize, false), 0),
+        Format::Fp4 { group } => (CodeKind::Table, plain(DType::F32, group as usize, false), 128),
         Format::Ggml(of) => {
             let row = of.row();
             let (codes, offset) = match row.values {
@@ -230,21 +232,21 @@ impl Row<'_> {
         let bytes = self.plane(0);
         let whole = self.cols.is_multiple_of(BLOCK);
         match self.weight.format() {
-            Format::Affine { bits: 4, .. } | Format::Mxfp4 | Format::Nvfp4 if whole => {
+            Format::Affine { bits: 4, .. } | Format::Mxfp4 | Format::Nvfp4 | Format::Fp4 { .. } if whole => {
                 put_nibbles(Nibbles::Sequential, bytes.chunks_exact(16), row, panel);
             }
-            Format::Affine { bits: 8, .. } | Format::Mxfp8 if whole => {
+            Format::Affine { bits: 8, .. } | Format::Mxfp8 | Format::Fp8 { .. } if whole => {
                 put_bytes(bytes.chunks_exact(BLOCK), 0, row, panel);
             }
             Format::Affine { bits, .. } => {
                 affine::unpack(bits, bytes, decoded);
                 kind.scatter(decoded, row, panel);
             }
-            Format::Mxfp4 | Format::Nvfp4 => {
+            Format::Mxfp4 | Format::Nvfp4 | Format::Fp4 { .. } => {
                 ocp::nibbles(bytes, decoded);
                 kind.scatter(decoded, row, panel);
             }
-            Format::Mxfp8 => kind.scatter(bytes, row, panel),
+            Format::Mxfp8 | Format::Fp8 { .. } => kind.scatter(bytes, row, panel),
             Format::Ggml(of) => {
                 let (elements, size) = of.block();
                 let blocks = bytes.chunks_exact(size);
@@ -298,9 +300,22 @@ impl Row<'_> {
             Format::Mxfp8 => {
                 let groups = self.plane(1).iter().zip(self.plane(0).chunks(32));
                 for (record, (&scale, codes)) in groups.enumerate() {
-                    // The kernel's conversion knows no NaN: a group that has one is NaN as a whole.
-                    let wrong = codes.iter().any(|code| code & 127 == 127);
-                    let d = bf16::from_f32(if wrong { f32::NAN } else { ocp::e8m0(scale) });
+                    let d = bf16::from_f32(if has_nan(codes) { f32::NAN } else { ocp::e8m0(scale) });
+                    kind.put_plain(panel, record, row, [&d.to_le_bytes(), &[]]);
+                }
+            }
+            Format::Fp8 { group } => {
+                let groups = self.plane(1).chunks_exact(4).zip(self.plane(0).chunks(usize::from(group)));
+                for (record, (scale, codes)) in groups.enumerate() {
+                    let wrong = f32::NAN.to_le_bytes();
+                    let d = if has_nan(codes) { &wrong[..] } else { scale };
+                    kind.put_plain(panel, record, row, [d, &[]]);
+                }
+            }
+            Format::Fp4 { .. } => {
+                for (record, scale) in self.plane(1).chunks_exact(4).enumerate() {
+                    // The table is doubled.
+                    let d = 0.5 * f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]);
                     kind.put_plain(panel, record, row, [&d.to_le_bytes(), &[]]);
                 }
             }
@@ -312,6 +327,11 @@ impl Row<'_> {
             }
         }
     }
+}
+
+/// Whether one of a group's e4m3 codes is a NaN, which the kernel's conversion does not know: the group is one as a whole then.
+fn has_nan(codes: &[u8]) -> bool {
+    codes.iter().any(|code| code & 127 == 127)
 }
 
 /// The scales of a block of a GGUF file.

@@ -30,7 +30,12 @@ fn random(format: Format, rows: usize, cols: usize, seed: u64) -> QuantWeight {
                 }
             }
             (Format::Mxfp4 | Format::Mxfp8, 1) => bytes.iter_mut().for_each(|e| *e = 118 + *e % 6),
-            (Format::Mxfp8, 0) => bytes.iter_mut().for_each(|b| *b &= 0xbf),
+            (Format::Mxfp8 | Format::Fp8 { .. }, 0) => bytes.iter_mut().for_each(|b| *b &= 0xbf),
+            (Format::Fp8 { .. } | Format::Fp4 { .. }, 1) => {
+                for part in bytes.chunks_exact_mut(4) {
+                    part.copy_from_slice(&number(4.0).to_le_bytes());
+                }
+            }
             (Format::Nvfp4, 1) => bytes.iter_mut().for_each(|b| *b = 8 + *b % 32),
             (Format::Ggml(of), _) => {
                 let (halves, largest): (&[usize], f32) = match of {
@@ -72,6 +77,7 @@ fn formats() -> Vec<Format> {
         all.extend([32, 64, 128].map(|group| Format::Affine { bits, group, scales }));
     }
     all.extend([Format::Mxfp4, Format::Mxfp8, Format::Nvfp4]);
+    all.extend([Format::Fp8 { group: 128 }, Format::Fp8 { group: 16 }, Format::Fp4 { group: 16 }]);
     all
 }
 
