@@ -1,4 +1,6 @@
-//! How a directory's matrices are quantized: `quantization` as MLX writes it, or `quantization_config` as GPTQ and AWQ do.
+//! How a directory's matrices are quantized: `quantization` as MLX writes it, or `quantization_config` as others do.
+
+mod published;
 
 use std::collections::BTreeMap;
 
@@ -28,10 +30,14 @@ pub(super) fn resolve(fields: &Fields<'_>) -> Result<Option<Quantization>> {
         "mxfp8" => mlx(&foreign, Some(MlxMode::Mxfp8)).map(Some),
         "gptq" => gptq(&foreign).map(Some),
         "awq" => awq(&foreign).map(Some),
+        "fp8" => published::fp8(&foreign).map(Some),
+        "compressed-tensors" => published::compressed_tensors(&foreign).map(Some),
+        "modelopt" => published::modelopt(&foreign).map(Some),
         other => Err(foreign.error(
             "quant_method",
             quote(other),
-            "gptq, awq, mxfp4 or mxfp8, or MLX's `quantization` (other methods have no decoder in this version)",
+            "gptq, awq, fp8, compressed-tensors, modelopt, mxfp4 or mxfp8, or MLX's `quantization` (other methods have no \
+             decoder in this version)",
         )),
     }
 }

@@ -231,12 +231,22 @@ impl fmt::Debug for Architecture {
 }
 
 impl Architecture {
-    /// Reads and resolves a `config.json`.
+    /// Reads and resolves a `config.json`. Where it says nothing of quantization, an `hf_quant_config.json` beside it may.
     ///
     /// # Errors
-    /// As [`Self::parse`]; [`crate::Error::Io`] where the file cannot be read.
+    /// As [`Self::parse`]; [`crate::Error::Io`] where a file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(path, &json::read(path)?)
+        let mut object = json::parse_object(path, &json::read(path)?)?;
+        let beside = path.with_file_name("hf_quant_config.json");
+        if !object.contains_key("quantization")
+            && !object.contains_key("quantization_config")
+            && beside.symlink_metadata().is_ok()
+        {
+            let mut settings = json::parse_object(&beside, &json::read(&beside)?)?;
+            settings.insert("quant_method".to_owned(), Value::String("modelopt".to_owned()));
+            object.insert("quantization_config".to_owned(), Value::Object(settings));
+        }
+        Self::of_object(path, &object)
     }
 
     /// Resolves the bytes of a `config.json`; `path` is for errors.
@@ -245,8 +255,11 @@ impl Architecture {
     /// [`crate::Error::Format`] for what is not one JSON object without duplicate keys; [`crate::Error::Config`] for a
     /// family that is not known, and a value that is missing, mistyped or cannot be run, methods of quantization included.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let object = json::parse_object(path, bytes)?;
-        let fields = Fields::new(path, &object);
+        Self::of_object(path, &json::parse_object(path, bytes)?)
+    }
+
+    fn of_object(path: &Path, object: &json::Object) -> Result<Self> {
+        let fields = Fields::new(path, object);
         let name = fields.string("model_type")?;
         match WHOLES.into_iter().find(|(whole, _)| Some(*whole) == name) {
             Some((_, text)) => Self::of_text(path, &fields, text),

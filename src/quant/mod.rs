@@ -31,7 +31,7 @@ pub use encode::write_floats;
 pub(crate) use parallel::for_rows;
 pub use planes::Plane;
 use planes::Planes;
-pub use scheme::{MlxFormat, MlxMode, MlxQuantization, Quantization};
+pub use scheme::{MlxFormat, MlxMode, MlxQuantization, Published, Publisher, Quantization};
 pub use stack::Stack;
 
 /// How the elements of a row are stored.

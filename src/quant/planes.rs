@@ -59,7 +59,7 @@ impl Plane {
     }
 
     /// Rows `rows` of `width` bytes each.
-    fn rows(&self, width: usize, rows: &Range<usize>) -> Self {
+    pub(crate) fn rows(&self, width: usize, rows: &Range<usize>) -> Self {
         let range = self.range.start + rows.start * width..self.range.start + rows.end * width;
         Self { owner: Arc::clone(&self.owner), range }
     }

@@ -1,4 +1,4 @@
-//! How the matrices of a directory of safetensors are quantized: MLX's way, GPTQ's or AWQ's.
+//! How the matrices of a directory of safetensors are quantized: MLX's way, GPTQ's, AWQ's, or beside their scales.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,40 @@ pub enum Quantization {
     },
     /// AWQ's GEMM layout: `qweight`, `qzeros` and `scales`, packed along the output.
     Awq,
+    /// Codes beside their scales, whose types and shapes say what they are.
+    Published(Published),
+}
+
+/// Codes beside their scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Who names the tensors.
+    pub by: Publisher,
+    /// Rows and columns of the blocks that share a scale, where scales may be those of blocks.
+    pub block: Option<[usize; 2]>,
+    /// Whether all scales are powers of two, in whatever type they are stored.
+    pub powers: bool,
+}
+
+/// Who names the tensors of codes and scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publisher {
+    /// `transformers`: `weight` and `weight_scale_inv` of DeepSeek's FP8.
+    Transformers,
+    /// compressed-tensors: `weight` or `weight_packed`, and `weight_scale`.
+    CompressedTensors,
+    /// ModelOpt: `weight`, `weight_scale` and `weight_scale_2`.
+    ModelOpt,
+}
+
+impl Publisher {
+    /// The tensor of a module's scales.
+    pub(crate) const fn scales(self) -> &'static str {
+        match self {
+            Self::Transformers => "weight_scale_inv",
+            Self::CompressedTensors | Self::ModelOpt => "weight_scale",
+        }
+    }
 }
 
 /// MLX's quantization: one for the model, and others for modules by their full path.

@@ -58,7 +58,9 @@ impl<'a> Source<'a> {
         let quantization = files.config().quantization.as_ref().ok_or_else(missing)?;
         let dims: [usize; 2] = shape[..].try_into().map_err(|_| missing())?;
         let weight = quantized::matrix(checkpoint, quantization, &name, dims)?.ok_or_else(missing)?;
-        let part = ["weight", "qweight"].iter().find_map(|part| checkpoint.find(&format!("{name}.{part}")));
+        let part = ["weight", "qweight", "weight_packed"]
+            .iter()
+            .find_map(|part| checkpoint.find(&format!("{name}.{part}")));
         let info = part.ok_or_else(missing)?;
         let rows = Rows::Quantized(weight);
         Ok(Self { name: format!("{name}.weight"), shape, bytes, rows, info, checkpoint })

@@ -308,7 +308,12 @@ fn transposed(
 ///
 /// # Errors
 /// A group out of range, or groups of unequal size.
-fn order(checkpoint: &Checkpoint, name: &str, columns: usize, group: usize) -> Result<Option<Arc<[u32]>>> {
+pub(super) fn order(
+    checkpoint: &Checkpoint,
+    name: &str,
+    columns: usize,
+    group: usize,
+) -> Result<Option<Arc<[u32]>>> {
     let info = checkpoint.typed(name, WORDS, &[columns])?;
     let groups = words(&checkpoint.plane(info)?)?;
     if groups.iter().enumerate().all(|(k, &g)| g as usize == k / group) {

@@ -9,6 +9,7 @@ pub mod gguf;
 mod gptq;
 mod mmap;
 pub(crate) mod output;
+mod published;
 pub(crate) mod quantized;
 pub(crate) mod safetensors;
 mod source;

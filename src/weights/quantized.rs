@@ -5,9 +5,9 @@ mod tests;
 
 use std::collections::HashSet;
 
-use super::{Checkpoint, Form, TensorInfo, gptq};
+use super::{Checkpoint, Form, TensorInfo, gptq, published};
 use crate::error::{Error, Result};
-use crate::quant::{Format, MlxFormat, MlxMode, MlxQuantization, QuantWeight, Quantization};
+use crate::quant::{Format, MlxFormat, MlxMode, MlxQuantization, Publisher, QuantWeight, Quantization};
 use crate::tensor::{DType, Shape};
 
 /// The matrix of `module`, `[rows, columns]`; `None` where the checkpoint does not quantize it.
@@ -25,6 +25,7 @@ pub fn matrix(
         Quantization::Mlx(mlx) => mlx_matrix(checkpoint, mlx, module, shape),
         Quantization::Gptq { v2 } => gptq::gptq(checkpoint, module, shape, *v2),
         Quantization::Awq => gptq::awq(checkpoint, module, shape),
+        Quantization::Published(of) => published::matrix(checkpoint, of, module, shape),
     }
 }
 
@@ -49,6 +50,7 @@ pub fn describe(
         }
         Quantization::Gptq { .. } => gptq::describe_gptq(checkpoint, module),
         Quantization::Awq => gptq::describe_awq(checkpoint, module),
+        Quantization::Published(of) => published::describe(checkpoint, of, module, columns),
     }
 }
 
@@ -117,6 +119,22 @@ fn parts(quantization: &Quantization) -> &'static [&'static str] {
         Quantization::Mlx(_) => &["scales", "weight", "biases"],
         Quantization::Gptq { .. } => &["qweight", "qzeros", "scales", "g_idx"],
         Quantization::Awq => &["qweight", "qzeros", "scales"],
+        Quantization::Published(of) => match of.by {
+            Publisher::Transformers => &["weight_scale_inv", "weight", "activation_scale"],
+            Publisher::CompressedTensors => &[
+                "weight_scale",
+                "weight_packed",
+                "weight",
+                "weight_shape",
+                "weight_zero_point",
+                "weight_g_idx",
+                "weight_global_scale",
+                "input_scale",
+                "input_zero_point",
+                "input_global_scale",
+            ],
+            Publisher::ModelOpt => &["weight_scale", "weight", "weight_scale_2", "input_scale"],
+        },
     }
 }
 
