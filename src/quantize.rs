@@ -418,8 +418,9 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         let name = path.to_str().unwrap_or_default();
         let wanted = ["json", "jinja", "model", "tiktoken", "txt"].contains(&ending)
             || ["LICENSE", "LICENCE", "NOTICE"].iter().any(|start| name.starts_with(start));
-        // How GPTQ and AWQ made the model that was decoded.
-        let stale = ["config.json", "quantize_config.json", "quant_config.json"].contains(&name);
+        // How GPTQ, AWQ and ModelOpt made the model that was decoded.
+        let stale = ["config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+        let stale = stale.contains(&name);
         if wanted && !stale && !name.ends_with(".index.json") && !name.starts_with('.') {
             names.push(name.to_owned());
         }

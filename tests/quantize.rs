@@ -242,6 +242,10 @@ fn what_is_read_is_written_as_gguf() {
         "quantized/llama-mxfp4",
         "quantized/llama-gptq4-order",
         "quantized/llama-awq4",
+        "quantized/llama-fp8",
+        "quantized/llama-pack4",
+        "quantized/llama-nvfp4-pack",
+        "quantized/llama-modelopt-fp8",
         "quantized/phi3-affine5",
         "gguf/blocks-32",
         "gguf/blocks-256",
@@ -293,7 +297,13 @@ fn what_is_read_is_written_as_gguf() {
 #[test]
 fn what_is_quantized_is_quantized_anew() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["quantized/llama-affine4", "quantized/llama-gptq4-order", "quantized/llama-awq4"] {
+    for name in [
+        "quantized/llama-affine4",
+        "quantized/llama-gptq4-order",
+        "quantized/llama-awq4",
+        "quantized/llama-fp8",
+        "quantized/llama-modelopt-fp8",
+    ] {
         let source = fixture(name);
         let out = dir.path().join(name.replace('/', "-"));
         let mlx = MlxFormat { mode: MlxMode::Affine, bits: 8, group: 32 };

@@ -138,10 +138,12 @@ fn a_load_without_memory_fails_by_name() {
     let _turn = turn();
     let before = held();
     let mut sites = 0;
-    // Blocks that are packed, in GGUF's order of rows, GPTQ's codes, norms that are made, and types that no file aligns.
+    // Blocks that are packed, in GGUF's order of rows, GPTQ's codes, scales of blocks, norms that are made, and types that no
+    // file aligns.
     for name in [
         "quantized/llama-affine4",
         "quantized/llama-gptq4-order",
+        "quantized/llama-fp8",
         "gguf/blocks-32",
         "models/gpt2-plain",
         "models/gemma2-bf16",

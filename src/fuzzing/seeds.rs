@@ -72,6 +72,10 @@ pub(super) fn model() -> Vec<Vec<u8>> {
         "quantized/llama-gptq4-order",
         "quantized/llama-awq4",
         "quantized/llama-mxfp4",
+        "quantized/llama-fp8",
+        "quantized/llama-pack4",
+        "quantized/llama-nvfp4-pack",
+        "quantized/qwen3-modelopt-nvfp4",
     ];
     let files = ["config.json", "model.safetensors", "generation_config.json"];
     let made = models.iter().map(|name| {

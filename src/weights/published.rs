@@ -17,6 +17,9 @@
 //! Sources: `transformers` (`integrations/finegrained_fp8.py`), `compressed-tensors` (`compressors/`), `nvidia-modelopt`
 //! (`torch/export`, `torch/quantization/qtensor`).
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -249,14 +252,19 @@ impl Grid {
     }
 
     /// All scales as e8m0, where they are powers of two that it has.
-    fn exponents(&self) -> Option<Vec<u8>> {
-        let exponent = |&scale: &f32| {
+    fn exponents(&self) -> Result<Option<Vec<u8>>> {
+        let mut codes = Vec::new();
+        alloc::reserve(&mut codes, self.values.len(), MADE)?;
+        for scale in &self.values {
             let bits = scale.to_bits();
             // 2^-127 is subnormal.
-            let code = if bits == 0x0040_0000 { Some(0) } else { u8::try_from(bits >> 23).ok() };
-            code.filter(|&code| code < 255 && ocp::e8m0(code).to_bits() == bits)
-        };
-        self.values.iter().map(exponent).collect()
+            let code = if bits == 0x0040_0000 { 0 } else { (bits >> 23 & 255) as u8 };
+            if code == 255 || ocp::e8m0(code).to_bits() != bits {
+                return Ok(None);
+            }
+            codes.push(code);
+        }
+        Ok(Some(codes))
     }
 }
 
@@ -278,7 +286,7 @@ fn fp8(
     }
     let grid = Grid::read(checkpoint, of, scales, shape)?;
     if fits_mx(grid.block, columns)
-        && let Some(exponents) = grid.exponents()
+        && let Some(exponents) = grid.exponents()?
     {
         let make = move |rows: Range<usize>| -> Result<Made> {
             let mut scales = Vec::new();

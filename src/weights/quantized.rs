@@ -5,9 +5,12 @@ mod tests;
 
 use std::collections::HashSet;
 
-use super::{Checkpoint, Form, TensorInfo, gptq, published};
+use super::published::{self, Global};
+use super::{Checkpoint, Form, TensorInfo, gptq};
 use crate::error::{Error, Result};
-use crate::quant::{Format, MlxFormat, MlxMode, MlxQuantization, Publisher, QuantWeight, Quantization};
+use crate::quant::{
+    Format, MlxFormat, MlxMode, MlxQuantization, Plane, Publisher, QuantWeight, Quantization,
+};
 use crate::tensor::{DType, Shape};
 
 /// The matrix of `module`, `[rows, columns]`; `None` where the checkpoint does not quantize it.
@@ -93,7 +96,7 @@ pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> V
             .map(|part| part.bytes() as u64)
             .sum();
         let loaded = match quantization {
-            Quantization::Mlx(_) => bytes,
+            Quantization::Mlx(_) if !matches!(format, Format::Fp4 { .. }) => bytes,
             // Scales that `f16` does not hold exactly with their zero points are kept in `f32`.
             _ => format.row_bytes(shape[1]).iter().map(|&row| row as u64 * shape[0] as u64).sum(),
         };
@@ -116,7 +119,7 @@ pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> V
 /// Suffixes of the tensors that make up a quantized matrix, the first of which tells that it is one.
 fn parts(quantization: &Quantization) -> &'static [&'static str] {
     match quantization {
-        Quantization::Mlx(_) => &["scales", "weight", "biases"],
+        Quantization::Mlx(_) => &["scales", "weight", "biases", "global_scale"],
         Quantization::Gptq { .. } => &["qweight", "qzeros", "scales", "g_idx"],
         Quantization::Awq => &["qweight", "qzeros", "scales"],
         Quantization::Published(of) => match of.by {
@@ -167,9 +170,6 @@ fn mlx_format(
             Some(_) => Err(checkpoint.missing(&name, "config.json says that the module is quantized")),
         };
     };
-    if let Some(info) = checkpoint.find(&format!("{module}.global_scale")) {
-        return Err(info.fail("a global scale has no decoder in this version".to_owned()));
-    }
     let shapes = checkpoint.matrix_shape(&format!("{module}.weight")).zip(checkpoint.matrix_shape(&name));
     let Some(([_, words], [_, groups])) = shapes else {
         let got = scales.shape();
@@ -184,7 +184,10 @@ fn mlx_format(
         }
         (MlxMode::Mxfp4, _, "U8") => Some(Format::Mxfp4),
         (MlxMode::Mxfp8, _, "U8") => Some(Format::Mxfp8),
-        (MlxMode::Nvfp4, _, "U8") => Some(Format::Nvfp4),
+        (MlxMode::Nvfp4, _, "U8") => Some(match checkpoint.find(&format!("{module}.global_scale")) {
+            Some(_) => Format::Fp4 { group: 16 },
+            None => Format::Nvfp4,
+        }),
         _ => None,
     };
     if let Some(named) = named {
@@ -253,5 +256,13 @@ fn mlx_matrix(
         return Err(biases.fail(format!("is there, and {format} has none")));
     }
     let planes = tensors.into_iter().map(|info| checkpoint.plane(info)).collect::<Result<Vec<_>>>()?;
-    Ok(Some(QuantWeight::new(name("weight"), format, shape, planes)))
+    let Some(info) = checkpoint.find(&name("global_scale")) else {
+        return Ok(Some(QuantWeight::new(name("weight"), format, shape, planes)));
+    };
+    let (Format::Fp4 { .. }, Ok(planes)) = (format, <[Plane; 2]>::try_from(planes)) else {
+        return Err(info.fail(format!("is there, and {format} has none")));
+    };
+    // The largest magnitude, which the largest code times the largest scale stands for.
+    let global = Global::Times(published::one_float(checkpoint, info)? / (448.0 * 6.0));
+    Ok(Some(published::with_global(name("weight"), shape, planes, global)))
 }

@@ -210,6 +210,30 @@ fn inspect_shows_quantized_matrices_as_what_they_stand_for() {
     }
 }
 
+/// Codes beside their scales, as what they become; one of them is declared in a file of its own.
+#[test]
+fn inspect_shows_published_forms_as_what_they_become() {
+    for (name, kind) in [
+        ("llama-fp8", "fp8 g32"),
+        ("qwen3_moe-fp8", "mxfp8"),
+        ("llama-pack4", "affine4 g32"),
+        ("qwen3-int8", "affine8 g64"),
+        ("qwen3-float8", "fp8 g64"),
+        ("llama-nvfp4-pack", "fp4 g16"),
+        ("llama-mxfp4-pack", "mxfp4"),
+        ("qwen3-modelopt-nvfp4", "fp4 g16"),
+        ("llama-modelopt-fp8", "fp8 g64"),
+        ("llama-nvfp4-global", "fp4 g16"),
+    ] {
+        let dir = fixture("quantized").join(name);
+        let shown = json(&ok(&["inspect", "--json", dir.to_str().unwrap()]));
+        let rows = shown["weights"]["table"].as_array().unwrap();
+        let query = rows.iter().find(|row| row["name"] == "model.layers.*.self_attn.q_proj").unwrap();
+        let expected = serde_json::json!([kind, [64, 64], 1]);
+        assert_eq!(serde_json::json!([query["type"], query["shape"], query["tensors"]]), expected, "{name}");
+    }
+}
+
 /// Of a model of no known family: the type, and the keys and weights that no family has.
 #[test]
 fn what_no_family_understands_is_named() {

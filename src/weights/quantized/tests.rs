@@ -99,8 +99,9 @@ fn tensors_of_mlx_that_do_not_fit_are_refused() {
     let signed = ("w.weight", I32, vec![16, 8]);
     refused(&of, "w", vec![signed, scales(F16, 2), biases(F16, 2)], "w.weight: type is I32, expected U32");
     refused(&of, "w", vec![w(8), scales(U8, 2), biases(F16, 2)], "w.biases: is there, and mxfp4 has none");
-    let global = ("w.global_scale", F32, vec![1]);
-    refused(&of, "w", vec![w(8), scales(U8, 4), global], "w.global_scale: a global scale has no decoder");
+    let global = |count: usize| ("w.global_scale", F32, vec![count]);
+    refused(&of, "w", vec![w(8), scales(U8, 2), global(1)], "w.global_scale: is there, and mxfp4 has none");
+    refused(&of, "w", vec![w(8), scales(U8, 4), global(2)], "w.global_scale: is F32 [2], expected one F32");
     refused(
         &of,
         "named",
