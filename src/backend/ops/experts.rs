@@ -16,7 +16,7 @@ pub enum Scores {
     /// The logits choose, and the weights are `1 / (1 + exp(-x))` of those that are chosen.
     SigmoidOfChosen,
     /// The logits choose. The weight of each that is chosen, with logit `m`, is its share of the softmax over the logits `x` of those that
-    /// were not chosen before it and are near: `(m - x) / max(|x|, m) <= near`. Liu et al. 2024, "GRIN: GRadient-INformed MoE",
+    /// were not chosen before it and are not far: `(m - x) / max(|x|, m) > near`. Liu et al. 2024, "GRIN: GRadient-INformed MoE",
     /// section 2.2.
     SparseMixer {
         /// Twice the noise that the router was trained with.

@@ -57,7 +57,8 @@ fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> Vec<(usize, 
                 // In `f32`, as thresholds are.
                 let ratio = |x: f64| (best as f32 - x as f32) / (x as f32).abs().max(best as f32);
                 let rest = (0..x.len()).filter(|i| before.iter().all(|(id, _)| id != i));
-                let sum: f64 = rest.filter(|&i| ratio(x[i]) <= near).map(|i| (x[i] - best).exp()).sum();
+                let is_far = |i: &usize| ratio(x[*i]) > near;
+                let sum: f64 = rest.filter(|i| !is_far(i)).map(|i| (x[i] - best).exp()).sum();
                 chosen[j].1 = 1.0 / sum;
             }
         }

@@ -102,8 +102,9 @@ fn choose(
 /// The exponentials, relative to `best`, of the scores that were not taken and are near it.
 fn rest_of_near(near: f32, best: f32, scores: &[f32], choice: &[f32]) -> f32 {
     let candidates = scores.iter().zip(choice).filter(|(_, choice)| !is_taken(**choice));
-    let near = candidates.filter(|(x, _)| (best - **x) / x.abs().max(best) <= near);
-    near.map(|(x, _)| f64::from(*x - best).exp()).sum::<f64>() as f32
+    // Where that is no number, as of zeros, it is not far.
+    let is_far = |x: f32| (best - x) / x.abs().max(best) > near;
+    candidates.filter(|(x, _)| !is_far(**x)).map(|(x, _)| f64::from(*x - best).exp()).sum::<f64>() as f32
 }
 
 fn sigmoid(x: f32) -> f32 {
