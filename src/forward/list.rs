@@ -358,8 +358,8 @@ fn check_matrix(
         .and_then(|of| quantized::describe(checkpoint, of, module, Some(columns.size)));
     let shape: Shape = match (packed, checkpoint.find(&name)) {
         (Some((_, shape)), _) => shape.as_slice().into(),
-        // Words, whose number says nothing about columns: the loader finds what is wrong.
-        (None, Some(info)) if info.dtype_name() == "U32" => return Ok(()),
+        // Words and bytes, whose number says nothing about columns: the loader finds what is wrong.
+        (None, Some(info)) if matches!(&*info.dtype_name(), "U32" | "U8") => return Ok(()),
         (None, Some(info)) => info.shape().into(),
         (None, None) => return Ok(()),
     };

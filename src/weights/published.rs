@@ -108,7 +108,8 @@ pub(super) fn describe(
         "I32" => [rows, stored_columns(checkpoint, module).or(columns)?],
         _ => return None,
     };
-    let (_, block) = block_of(of, scales, shape)?;
+    // A tensor without rows may have any number of columns.
+    let (_, block) = block_of(of, scales, shape).filter(|_| shape[1] <= 1 << 32)?;
     let has_powers = is_exponents(scales) || of.powers;
     let format = match &*kind {
         "F8_E4M3" if has_powers && fits_mx(block, shape[1]) => Format::Mxfp8,
@@ -146,8 +147,7 @@ fn stored_columns(checkpoint: &Checkpoint, module: &str) -> Option<usize> {
         ("I32", [2]) => u64::from(u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?)),
         _ => return None,
     };
-    // As many as words of two bits could hold, at most.
-    usize::try_from(last).ok().filter(|&columns| columns > 0 && columns <= 1 << 32)
+    usize::try_from(last).ok().filter(|&columns| columns > 0)
 }
 
 /// Bits of a code, of which `columns` take `words` words.
@@ -558,7 +558,7 @@ impl Integers {
         if !self.is_signed && self.order.is_none() && self.stride == width {
             return Ok(stored);
         }
-        let mut packed = alloc::zeroed(rows.len() * width, MADE)?;
+        let mut packed: Vec<u8> = alloc::zeroed(rows.len() * width, MADE)?;
         let mut codes: Vec<u8> = alloc::zeroed(columns, MADE)?;
         let mut ordered: Vec<u8> = alloc::zeroed(columns, MADE)?;
         let pairs =

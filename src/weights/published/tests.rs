@@ -133,6 +133,17 @@ fn refused(of: &Quantization, tensors: Tensors, expected: &str) {
     let _ = quantized::stored(&checkpoint, Some(of));
 }
 
+/// What only looks at shapes gets by tensors without rows.
+#[test]
+fn endless_columns_are_refused() {
+    let endless = |name, dtype| (name, dtype, vec![0, usize::MAX / 64]);
+    for (by, kind) in [(Publisher::Transformers, Dtype::F8_E4M3), (Publisher::ModelOpt, Dtype::I8)] {
+        let scales = if by == Publisher::Transformers { "w.weight_scale_inv" } else { "w.weight_scale" };
+        let tensors = vec![endless("w.weight", kind), endless(scales, Dtype::F32)];
+        refused(&of(by, Some([128, 128])), tensors, "w.weight: shape is [0, ");
+    }
+}
+
 #[test]
 fn tensors_that_do_not_fit_are_refused() {
     use Dtype::{BF16, F8_E4M3, F8_E5M2, F32, I8, I32, U8};
