@@ -1,5 +1,5 @@
 //! Each family and rope scaling as a tiny random model whose logits transformers computed, and each kind of quantized
-//! model with those of mlx-lm.
+//! model with those of mlx-lm, or of transformers on the values that its publisher decodes.
 
 use std::path::{Path, PathBuf};
 
