@@ -287,6 +287,8 @@ impl Sparse {
                 let gguf = GgufSpec { name: gguf.clone(), form: Form::Plain, fused: Some((gguf, of_stack)) };
                 let mut stacked: Vec<(String, Range<usize>)> =
                     stacked.map(|(name, rows)| (format!("{prefix}.{name}"), rows)).into();
+                // Of families whose stacks have one name in both kinds of directories.
+                stacked.dedup();
                 let mut form = Form::Plain;
                 if let Some((_, [fused, down])) = self.turned {
                     stacked.retain(|(name, _)| !name.ends_with(fused) && !name.ends_with(down));

@@ -176,8 +176,10 @@ fn entries(files: &ModelFiles, gguf: &Gguf, of: GgufType) -> Result<Entries, &'s
     }
     if let Some(experts) = config.experts {
         // Where it is not the width of the MLP, by the family's definition.
-        let width =
-            gguf.experts.and_then(|experts| experts.width).map(|_| ("expert_feed_forward_length", experts.inner));
+        let width = gguf
+            .experts
+            .and_then(|experts| experts.width)
+            .map(|_| ("expert_feed_forward_length", experts.inner));
         let counts = [("expert_count", experts.count), ("expert_used_count", experts.used)];
         for (name, value) in counts.into_iter().chain(width) {
             entries.uint(&gguf.key(name), u32::try_from(value).map_err(|_| "has a size over 32 bits")?);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::experts::{ExpertGroups, Router};
+use super::experts::{ExpertGroups, Router, Scores};
 use super::{
     Ids, MatrixOperand, Op, Operands, Projection, StackOperand, State, TensorOperand, VectorOperand,
 };
@@ -292,6 +292,9 @@ fn check_route<B: Operands>(logits: &B::Tensor, bias: Option<&B::Vector>, router
         return refuse(format!("{used} of {experts} experts, expected from 1 to all"));
     }
     let Some(ExpertGroups { count, used: open, best }) = groups else { return Ok(()) };
+    if matches!(router.scores, Scores::SparseMixer { .. }) {
+        return refuse("groups, which this router has none of".to_owned());
+    }
     let size = experts.checked_div(count).unwrap_or(0);
     if size * count != experts || open == 0 || open > count || best == 0 || best > size || used > open * size
     {

@@ -90,7 +90,8 @@ fn routers(experts: usize) -> Vec<Router> {
                 scale: if used == 1 { 2.5 } else { 1.0 },
             });
         }
-        if experts.is_multiple_of(4) {
+        let has_groups = !matches!(scores, Scores::SparseMixer { .. });
+        if experts.is_multiple_of(4) && has_groups {
             for best in [1, 2] {
                 let groups = Some(ExpertGroups { count: experts / 4, used: (experts / 8).max(1), best });
                 all.push(Router { scores, used: 3, groups, normalise: Some(0.0), scale: 1.0 });
