@@ -130,10 +130,13 @@ impl Model {
                 _ => format.is_open(rendered.text()),
             });
         let visible = format.visible(tokenizer);
+        // Within a message of harmony's, its header does not come once more, and no call.
+        let within = format.harmony && chat.prompt_end == PromptEnd::Within && !thinking;
+        let held_to = if within { ReplyFormat::default() } else { format.clone() };
         let grammar = ReplyGrammar {
-            format: format.clone(),
             thinking,
-            tools: if required || (text.is_some() && format.tools.is_some()) { &tools } else { &[] },
+            tools: if required || (text.is_some() && held_to.tools.is_some()) { &tools } else { &[] },
+            format: held_to,
             parallel: !chat.single_call,
             text,
         };

@@ -435,6 +435,8 @@ impl Model {
                 let tokens = tokenizer.added_texts();
                 let ends = template.as_ref().map(|template| template.turn_ends(&tokens)).unwrap_or_default();
                 eos.extend(ends.into_iter().filter_map(|text| tokenizer.token_id(text)));
+                let ends = template.as_ref().map(|template| template.reply_format(true).ends());
+                eos.extend(ends.into_iter().flatten().filter_map(|text| tokenizer.token_id(text)));
                 if template.as_ref().is_some_and(|template| template.calls_are_unknown()) {
                     let name = beside.name();
                     tracing::warn!(

@@ -179,7 +179,12 @@ pub(super) fn reply() -> Vec<Vec<u8>> {
             of(3, &format!("Hm.</think>{answer}")),
         ]
     });
-    made.collect()
+    let harmony = [
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
+        "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{\"a\": \"<|end|>\"}<|call|>",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.add<|channel|>commentary json<|message|>{}",
+    ];
+    made.chain(harmony.iter().map(|answer| [&[0, 8], answer.as_bytes()].concat())).collect()
 }
 
 pub(super) fn stop() -> Vec<Vec<u8>> {

@@ -127,13 +127,17 @@ pub(super) fn sentinel(data: &[u8]) {
 /// Its parts are the same however it is cut, in two or in characters; the arguments of every call are a JSON object.
 pub(super) fn reply(data: &[u8]) {
     static FORMATS: OnceLock<Vec<Arc<ToolFormat>>> = OnceLock::new();
+    static HARMONY: OnceLock<ReplyFormat> = OnceLock::new();
     let formats = FORMATS.get_or_init(samples::all);
     let mut input = Input(data);
     let tools = (input.below(formats.len() + 1)).checked_sub(1).map(|i| Arc::clone(&formats[i]));
     let flags = input.byte();
     let reasoning =
         (flags & 1 != 0).then(|| ReasoningFormat { open: "<think>".into(), close: "</think>".into() });
-    let format = ReplyFormat { reasoning, tools };
+    let format = match flags & 8 {
+        0 => ReplyFormat { reasoning, tools, harmony: false },
+        _ => HARMONY.get_or_init(|| samples::shown(samples::HARMONY)).clone(),
+    };
     let text: String = String::from_utf8_lossy(input.0).chars().take(LETTERS).collect();
     let schema = json!({ "type": "object", "properties": {
         "city": { "type": "string" }, "days": { "type": ["integer", "null"] }, "a": {} } });

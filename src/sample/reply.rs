@@ -9,6 +9,8 @@ use crate::text::{
 };
 use crate::{Error, Result};
 
+mod harmony;
+
 /// What an answer has to be.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ReplyGrammar<'a> {
@@ -35,6 +37,9 @@ impl ReplyGrammar<'_> {
             return Ok(text.clone());
         }
         let literals = Literals { tokenizer };
+        if self.format.harmony {
+            return self.harmony(&literals);
+        }
         let mut lines = Vec::new();
         let mut bodies = Vec::new();
         if let Some(text) = self.text {
@@ -64,13 +69,7 @@ impl ReplyGrammar<'_> {
 
     /// Rules of `calls`: what the template writes around names and arguments, to the letter.
     fn calls(&self, literals: &Literals<'_>, lines: &mut Vec<String>) -> Result<()> {
-        let Some(format) = self.format.tools.as_deref() else {
-            return Err(Error::Option {
-                option: "tool_choice",
-                got: "one that is to be enforced".into(),
-                expected: "auto or none, since this model's template writes no calls, or writes them in a form that is not known here",
-            });
-        };
+        let format = self.format.tools.as_deref().ok_or_else(unknown_calls)?;
         let ToolFormat { open, begin, call, end, separator, close } = format;
         let mut calls = Vec::new();
         for (i, tool) in self.tools.iter().enumerate() {
@@ -97,9 +96,7 @@ impl ReplyGrammar<'_> {
                     (format!("{begin}{head}{}{middle}", tool.name), tail)
                 }
             };
-            let arguments =
-                tool.parameters.as_ref().map_or_else(schema::any_object, |p| object_schema(tool, p))?;
-            lines.push(format!("arguments_{i}: %json {arguments}"));
+            lines.push(format!("arguments_{i}: %json {}", arguments_schema(tool)?));
             calls.push(format!("{} arguments_{i} {tail}", literals.sequence(&head)));
         }
         lines.push(format!("call: {}", calls.join(" | ")));
@@ -125,8 +122,18 @@ fn nested(grammar: &Grammar) -> Result<String> {
     })
 }
 
+/// What is said of a call that is to be enforced where their form is not known.
+fn unknown_calls() -> Error {
+    Error::Option {
+        option: "tool_choice",
+        got: "one that is to be enforced".into(),
+        expected: "auto or none, since this model's template writes no calls, or writes them in a form that is not known here",
+    }
+}
+
 /// The schema of a tool's arguments, which are an object whatever it says.
-fn object_schema(tool: &Tool, parameters: &Value) -> Result<Value> {
+fn arguments_schema(tool: &Tool) -> Result<Value> {
+    let Some(parameters) = &tool.parameters else { return schema::any_object() };
     let mut parameters = parameters.clone();
     if let Some(members) = parameters.as_object_mut() {
         members.entry("type").or_insert_with(|| "object".into());

@@ -381,10 +381,13 @@ pub(crate) fn thinking(on: bool, variables: &mut Map<String, Value>) {
     }
 }
 
-/// How much a model is to think, as the variables that templates know: `none` is not to think at all.
+/// How much a model is to think, as the variables that templates know: `none` is not to think at all, and more than `minimal` is to
+/// think where that has to be said.
 pub(crate) fn effort(effort: &str, variables: &mut Map<String, Value>) {
     match effort {
-        "none" => thinking(false, variables),
-        effort => drop(variables.entry("reasoning_effort").or_insert(effort.into())),
+        "none" => return thinking(false, variables),
+        "minimal" => {}
+        _ => thinking(true, variables),
     }
+    variables.entry("reasoning_effort").or_insert(effort.into());
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::message::{Message, RenderOptions, Rendered};
+use super::message::{self, Message, RenderOptions, Rendered};
 use super::template::ChatTemplate;
 use super::tool::Tool;
 use crate::{Error, Result};
@@ -71,8 +71,9 @@ impl Chat {
     }
 
     /// Renders a conversation. What the template refuses is tried without a `reasoning_effort`, of which each knows other
-    /// words, then with the system's later messages as the user's, then with all of them: agents send them wherever they like,
-    /// and many templates take one at the beginning, or none.
+    /// words, then with what was said beside calls as a thought, as gpt-oss's wants it, then with the system's later messages as
+    /// the user's, then with all of them: agents send them wherever they like, and many templates take one at the beginning, or
+    /// none.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`], and a last message that cannot be continued.
@@ -98,6 +99,14 @@ impl Chat {
             && let Ok(rendered) = template.render(&messages, &options)
         {
             tracing::info!("the chat template does not take this {EFFORT}: it is left out");
+            return Ok(rendered);
+        }
+        if let Some(told) = message::said_as_thought(&messages)
+            && let Ok(rendered) = template.render(&told, &options)
+        {
+            tracing::info!(
+                "the chat template takes no text beside thoughts and calls: it is told as a thought"
+            );
             return Ok(rendered);
         }
         for leading in [true, false] {

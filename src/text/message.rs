@@ -135,6 +135,27 @@ fn members(message: &Message, content: NoContent, objects: bool) -> Map<String, 
     members
 }
 
+/// The conversation with what was said beside calls as the last of the thoughts before them, for a template that takes one of the
+/// two; none where no message has both.
+pub(super) fn said_as_thought(messages: &[Message]) -> Option<Vec<Message>> {
+    let mut told = messages.to_vec();
+    for message in &mut told {
+        let calls =
+            message.extra.get("tool_calls").and_then(Json::as_array).is_some_and(|calls| !calls.is_empty());
+        let thoughts = REASONING.iter().find_map(|name| message.extra.get(*name)?.as_str());
+        let both = thoughts
+            .zip(message.content.as_str())
+            .filter(|(thoughts, said)| calls && !thoughts.is_empty() && !said.is_empty());
+        let Some(joined) = both.map(|(thoughts, said)| format!("{thoughts}\n\n{said}")) else { continue };
+        for name in REASONING {
+            message.extra.shift_remove(name);
+        }
+        message.extra.insert(REASONING[0].into(), joined.into());
+        message.content = Json::Null;
+    }
+    (told != messages).then_some(told)
+}
+
 /// Where the arguments of a call are.
 fn holder(call: &Json) -> &Json {
     call.get("function").unwrap_or(call)

@@ -6,6 +6,7 @@ mod budget;
 mod chat;
 mod convert;
 mod growth;
+pub(crate) mod harmony;
 mod json;
 mod longest;
 mod matcher;

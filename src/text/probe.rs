@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::harmony;
 use super::message::{Message, RenderOptions};
 use super::reasoning::ReasoningFormat;
-use super::reply::{Reply, ReplyFormat};
+use super::reply::{Reply, ReplyFormat, ReplyParser};
 use super::template::ChatTemplate;
 use super::tool::Tool;
 use super::tools::derive::{ProbeCall, Shown, derive};
 use super::tools::mark::marks;
-use super::tools::{ToolFormat, ToolParser};
+use super::tools::{CallFormat, ToolFormat};
 
 const USER: &str = "Zqx asks.";
 const TEXT: &str = "Zqx answers.";
@@ -58,11 +59,16 @@ fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyForm
     let probe = Probe { template, until: template.worked() + TIME, tools: tools.then(specs) };
     let named = || ReasoningFormat::of_source(source);
     let Some(plain) = probe.render(&turn()) else {
-        return ReplyFormat { reasoning: named(), tools: None };
+        return ReplyFormat { reasoning: named(), ..ReplyFormat::default() };
     };
+    if between(&plain, USER, Some(TEXT)).is_some_and(harmony::is_shown) {
+        let tools = if tools { probe.messages() } else { None };
+        let reasoning = Some(harmony::reasoning());
+        return ReplyFormat { reasoning, tools: tools.map(Arc::new), harmony: true };
+    }
     let reasoning = probe.reasoning(&plain).or_else(named);
     let tools = if tools { probe.calls(&plain, reasoning.as_ref()) } else { None };
-    ReplyFormat { reasoning, tools: tools.map(Arc::new) }
+    ReplyFormat { reasoning, tools: tools.map(Arc::new), harmony: false }
 }
 
 /// A plain question and its answer.
@@ -196,22 +202,50 @@ impl Probe<'_> {
         }
         None
     }
+
+    /// The form of a call that is a message of harmony's, of which an answer has one.
+    fn messages(&self) -> Option<ToolFormat> {
+        let calls = &calls(IDS[0].map(str::to_owned))[..1];
+        let text = self.render(&conversation(calls, &Json::Null))?;
+        let (_, answer) = between(&text, USER, Some(RESULT))?.split_once(harmony::NEXT)?;
+        let (begin, behind) = answer.split_once(calls[0].name.as_str())?;
+        let arguments = behind.find('{')?;
+        let (_, len) = crate::json::generated_prefix(&behind[arguments..])?;
+        let end = *marks(&behind[arguments + len..]).first()?;
+        let tools = ToolFormat {
+            open: String::new(),
+            begin: begin.to_owned(),
+            call: CallFormat::Named(behind[..arguments].to_owned()),
+            end: end.to_owned(),
+            separator: None,
+            close: String::new(),
+        };
+        let format =
+            ReplyFormat { tools: Some(Arc::new(tools.clone())), harmony: true, ..ReplyFormat::default() };
+        let call = &answer[..begin.len() + calls[0].name.len() + arguments + len];
+        reads(&format, &format!("{call}{end}"), calls).then_some(tools)
+    }
 }
 
 /// The format of the calls shown, where its parser reads just these.
 fn read_back(shown: &Shown<'_>) -> Option<ToolFormat> {
-    let (format, text) = derive(shown)?;
-    let tools: Option<Vec<Tool>> = shown.calls.iter().map(|call| Tool::read(&spec(call)).ok()).collect();
-    let mut parser = ToolParser::new(Arc::new(format.clone()), &tools?, false);
-    let mut reply = Reply::default();
-    parser.push(&text).into_iter().for_each(|event| reply.take(event));
+    let (tools, text) = derive(shown)?;
+    let format = ReplyFormat { tools: Some(Arc::new(tools.clone())), ..ReplyFormat::default() };
+    reads(&format, &text, shown.calls).then_some(tools)
+}
+
+/// Whether an answer in this format is these calls, and nothing beside them.
+fn reads(format: &ReplyFormat, text: &str, calls: &[ProbeCall]) -> bool {
+    let tools: Vec<Tool> = calls.iter().filter_map(|call| Tool::read(&spec(call)).ok()).collect();
+    let (mut parser, mut reply) = (ReplyParser::new(format, false, &tools), Reply::default());
+    parser.push(text).into_iter().for_each(|event| reply.take(event));
     parser.finish().into_iter().for_each(|event| reply.take(event));
     let same = |(call, probe): (&super::ToolCall, &ProbeCall)| {
         let arguments = crate::json::generated::<Json>(&call.arguments).ok();
         call.name == probe.name && arguments.as_ref() == Some(&probe.arguments)
     };
-    let all = reply.calls.len() == shown.calls.len() && reply.calls.iter().zip(shown.calls).all(same);
-    (all && reply.content.trim().is_empty()).then_some(format)
+    let all = reply.calls.len() == calls.len() && reply.calls.iter().zip(calls).all(same);
+    all && reply.content.trim().is_empty() && reply.reasoning.is_empty()
 }
 
 #[cfg(any(test, feature = "fuzzing"))]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
+use super::harmony::{self, HarmonyParser};
 use super::message::Message;
 use super::reasoning::{ReasoningFormat, ReasoningSplitter, ThoughtPart};
 use super::tokenizer::Tokenizer;
@@ -17,16 +18,26 @@ pub struct ReplyFormat {
     pub reasoning: Option<ReasoningFormat>,
     /// How it writes tool calls; none where that is not known, and calls are then text.
     pub tools: Option<Arc<ToolFormat>>,
+    /// Whether an answer is messages in channels, as OpenAI's harmony has it: thoughts are then one of these, and so are calls,
+    /// in whichever of harmony's forms they are written.
+    pub harmony: bool,
 }
 
 impl ReplyFormat {
     /// The special tokens of which the marks are made: they have to be visible ([`crate::Options::visible`]).
     pub fn visible(&self, tokenizer: &Tokenizer) -> Vec<u32> {
         let reasoning = self.reasoning.iter().flat_map(|format| [format.open.as_str(), &format.close]);
-        let texts: Vec<&str> = reasoning.chain(self.tools.iter().flat_map(|format| format.texts())).collect();
+        let tools = self.tools.iter().flat_map(|format| format.texts());
+        let messages = self.harmony.then_some(harmony::MARKS).into_iter().flatten();
+        let texts: Vec<&str> = reasoning.chain(tools).chain(messages).collect();
         let special = tokenizer.special_texts().filter(|special| !special.is_empty());
         let marks = special.filter(|special| texts.iter().any(|text| text.contains(special)));
         marks.filter_map(|mark| tokenizer.token_id(mark)).collect()
+    }
+
+    /// The tokens, by their texts, after which its model is not to go on, whether or not its template writes them.
+    pub(crate) fn ends(&self) -> &'static [&'static str] {
+        if self.harmony { &harmony::LAST } else { &[] }
     }
 }
 
@@ -36,6 +47,8 @@ impl ReplyFormat {
 pub struct ReplyParser {
     reasoning: Option<ReasoningSplitter>,
     tools: Option<ToolParser>,
+    /// In place of both.
+    messages: Option<HarmonyParser>,
 }
 
 impl ReplyParser {
@@ -51,18 +64,27 @@ impl ReplyParser {
     }
 
     fn with_calls(format: &ReplyFormat, thinking: bool, tools: &[Tool], single: bool) -> Self {
+        if format.harmony {
+            let messages = Some(HarmonyParser::new(thinking, tools, single));
+            return Self { reasoning: None, tools: None, messages };
+        }
         let reasoning = format.reasoning.clone().map(|format| ReasoningSplitter::new(format, thinking));
         let calls = format.tools.as_ref().filter(|_| !tools.is_empty());
-        Self { reasoning, tools: calls.map(|format| ToolParser::new(Arc::clone(format), tools, single)) }
+        let tools = calls.map(|format| ToolParser::new(Arc::clone(format), tools, single));
+        Self { reasoning, tools, messages: None }
     }
 
     /// Whether the answer has come to its end, though the model may write on: whoever generates it may stop.
     pub fn is_done(&self) -> bool {
         self.tools.as_ref().is_some_and(ToolParser::is_done)
+            || self.messages.as_ref().is_some_and(HarmonyParser::is_done)
     }
 
     /// Takes the next piece, and returns what is now certain.
     pub fn push(&mut self, piece: &str) -> Vec<ReplyEvent> {
+        if let Some(messages) = &mut self.messages {
+            return messages.push(piece);
+        }
         let parts = match &mut self.reasoning {
             Some(splitter) => splitter.push(piece),
             None => vec![ThoughtPart::Content(piece.to_owned())],
@@ -72,6 +94,9 @@ impl ReplyParser {
 
     /// What was held back, at the end of the text.
     pub fn finish(&mut self) -> Vec<ReplyEvent> {
+        if let Some(messages) = &mut self.messages {
+            return messages.finish();
+        }
         let parts = self.reasoning.as_mut().map(ReasoningSplitter::finish).unwrap_or_default();
         let mut events = self.events(parts);
         let last = self.tools.as_mut().map(ToolParser::finish).unwrap_or_default();

@@ -65,7 +65,7 @@ fn walk(tokenizer: &Tokenizer, grammar: &Grammar, seed: u64) -> Option<String> {
 /// A format of no calls, whose model thinks.
 fn thinks() -> ReplyFormat {
     let reasoning = ReasoningFormat { open: "<think>".into(), close: "</think>".into() };
-    ReplyFormat { reasoning: Some(reasoning), tools: None }
+    ReplyFormat { reasoning: Some(reasoning), ..ReplyFormat::default() }
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn required_calls_are_calls_of_each_format() {
                 (thinks().reasoning, true, true),
                 (thinks().reasoning, false, false),
             ] {
-                let format = ReplyFormat { reasoning: thinks, tools: Some(calls.clone()) };
+                let format = ReplyFormat { reasoning: thinks, tools: Some(calls.clone()), harmony: false };
                 // An object without members, which tags cannot say of one that may have any.
                 let all = if matches!(calls.call, CallFormat::Tagged(_)) { &all[..2] } else { &all[..] };
                 let named = std::slice::from_ref(&all[1]);
@@ -120,6 +120,44 @@ fn required_calls_are_calls_of_each_format() {
     assert!(ended * 2 >= walks, "{ended} of {walks} came to their end");
 }
 
+#[test]
+fn answers_in_harmony_are_messages() {
+    let marks =
+        ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"];
+    let (format, all) = (samples::shown(samples::HARMONY), tools());
+    let text = Grammar::Regex("a{3}".into());
+    for special in [&marks[..], &[]] {
+        let (tokenizer, mut walks, mut ended) = (tokenizer(special), 0, 0);
+        for (tools, text) in [(&all[..], None), (&[][..], Some(&text)), (&all[..], Some(&text))] {
+            for thinking in [false, true] {
+                let wanted = ReplyGrammar { format: format.clone(), thinking, tools, parallel: true, text };
+                let grammar = wanted.grammar(&tokenizer).unwrap();
+                for seed in 0..8 {
+                    walks += 1;
+                    let Some(written) = walk(&tokenizer, &grammar, seed) else { continue };
+                    ended += 1;
+                    let (mut parser, mut reply) =
+                        (ReplyParser::new(&format, thinking, tools), Reply::default());
+                    parser.push(&written).into_iter().for_each(|event| reply.take(event));
+                    parser.finish().into_iter().for_each(|event| reply.take(event));
+                    let said = text.is_some() && reply.content == "aaa" && reply.calls.is_empty();
+                    let called = !tools.is_empty() && reply.content.is_empty() && reply.calls.len() == 1;
+                    assert!(said || called, "{written:?} {reply:?}");
+                }
+            }
+        }
+        // Where marks are no tokens, a thought hardly ever comes to its end by chance.
+        assert!(
+            ended * if special.is_empty() { 8 } else { 2 } >= walks,
+            "{ended} of {walks} came to their end"
+        );
+    }
+    let unknown = ReplyFormat { tools: None, ..format };
+    let wanted = ReplyGrammar { format: unknown, tools: &all, ..Default::default() };
+    let refused = wanted.grammar(&tokenizer(&[]));
+    assert!(matches!(refused, Err(Error::Option { option: "tool_choice", .. })));
+}
+
 /// A string ends where the mark behind it stands, be that a token or text.
 #[test]
 fn strings_between_tags_are_any_text() {
@@ -128,7 +166,7 @@ fn strings_between_tags_are_any_text() {
     for special in [&["</arg_value>"][..], &[]] {
         let tokenizer = tokenizer(special);
         for calls in [samples::pairs(), samples::parameters(), samples::typed()] {
-            let format = ReplyFormat { reasoning: None, tools: Some(calls) };
+            let format = ReplyFormat { tools: Some(calls), ..ReplyFormat::default() };
             let wanted = ReplyGrammar { format: format.clone(), tools: &tools, ..Default::default() };
             let grammar = wanted.grammar(&tokenizer).unwrap();
             for seed in 0..6 {
@@ -193,7 +231,7 @@ fn a_format_holds_for_the_answer_and_not_for_thoughts() {
 fn what_cannot_be_enforced_of_a_tool_is_named() {
     let tokenizer = tokenizer(&[]);
     let tools = [Tool { name: "f".into(), parameters: Some(json!({ "type": "object", "not": {} })) }];
-    let hermes = ReplyFormat { reasoning: None, tools: Some(samples::hermes()) };
+    let hermes = ReplyFormat { tools: Some(samples::hermes()), ..ReplyFormat::default() };
     match (ReplyGrammar { format: hermes, tools: &tools, ..Default::default() }).grammar(&tokenizer) {
         Err(Error::Schema { path, keyword, .. }) => {
             assert_eq!((path.as_str(), keyword.as_str()), ("tool f: #", "not"))

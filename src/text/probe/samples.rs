@@ -1,6 +1,37 @@
 //! Formats of calls for tests, each told from calls as a template of its kind writes them.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use super::*;
+
+/// The marks of gpt-oss's template, and what it refuses, without its instructions.
+pub(crate) const HARMONY: &str = "{%- for m in messages -%}
+{%- if m.role == 'assistant' and m.tool_calls -%}
+{%- set call = m.tool_calls[0].function -%}
+{%- set thought = m.content if m.content else m.thinking -%}
+{%- if m.content and m.thinking -%}{{ raise_exception('content and thinking beside calls') }}{%- endif -%}
+{%- if thought -%}<|start|>assistant<|channel|>analysis<|message|>{{ thought }}<|end|>{%- endif -%}
+<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>{{ call.arguments | tojson }}<|call|>
+{%- elif m.role == 'assistant' -%}
+{%- set last = loop.last and not add_generation_prompt -%}
+{%- if last and m.thinking -%}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{%- endif -%}
+<|start|>assistant<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if last else '<|end|>' }}
+{%- elif m.role == 'tool' -%}
+<|start|>functions.tool to=assistant<|channel|>commentary<|message|>{{ m.content | tojson }}<|end|>
+{%- else -%}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>
+{%- endif -%}{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}";
+
+/// A template without special tokens.
+pub(crate) fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::from_source(Path::new("t.jinja"), source, BTreeMap::new()).expect("it is one")
+}
+
+/// What a template shows.
+pub(crate) fn shown(source: &str) -> ReplyFormat {
+    template(source).reply_format(true)
+}
 
 /// The format of calls that are written like this. One call where there is no `separator`.
 fn told(

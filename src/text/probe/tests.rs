@@ -108,6 +108,25 @@ fn thoughts_are_told_from_what_is_written() {
     assert_eq!(marks(""), None);
 }
 
+#[test]
+fn harmony_is_told_from_what_is_written() {
+    let format = samples::shown(samples::HARMONY);
+    let tools = format.tools.as_ref().unwrap().to_string();
+    assert_eq!(tools, " to=functions.NAME<|channel|>commentary json<|message|>ARGUMENTS<|call|>");
+    let thoughts = format.reasoning.as_ref().unwrap();
+    assert_eq!([&thoughts.open, &thoughts.close], ["<|channel|>analysis<|message|>", "<|end|>"]);
+    assert!(format.harmony);
+    let template = samples::template(samples::HARMONY);
+    assert_eq!(template.reply_format(false), ReplyFormat { tools: None, ..format.clone() });
+    // Its template shows what ends an answer, and not that a call does.
+    let tokens = ["<|end|>", "<|return|>", "<|call|>"].map(str::to_owned);
+    assert_eq!(template.turn_ends(&tokens), ["<|return|>"]);
+    assert_eq!(format.ends(), ["<|return|>", "<|call|>"]);
+    // One that writes no calls.
+    let none = samples::HARMONY.replace("m.tool_calls -", "m.no_calls -");
+    assert_eq!(samples::shown(&none), ReplyFormat { tools: None, ..format });
+}
+
 /// Templates of llama.cpp, where `tools/templates/fetch.py` has put them, against a table of what their models write.
 #[test]
 fn known_templates_show_what_their_models_write() {

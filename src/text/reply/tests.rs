@@ -2,7 +2,8 @@ use super::*;
 use crate::text::{CallFormat, samples};
 
 fn format(tools: Arc<ToolFormat>) -> ReplyFormat {
-    ReplyFormat { reasoning: ReasoningFormat::of_source("<think>"), tools: Some(tools) }
+    let reasoning = ReasoningFormat::of_source("<think>");
+    ReplyFormat { reasoning, tools: Some(tools), harmony: false }
 }
 
 fn tool(name: &str, properties: serde_json::Value) -> Tool {
@@ -36,15 +37,26 @@ fn events(mut parser: ReplyParser, pieces: &[&str]) -> (Vec<ReplyEvent>, Reply) 
     (events, reply)
 }
 
-/// The reply, which is the same however the text is cut in two, in three, or in characters.
+/// The reply, which is the same however the text is cut in three, too.
 fn reply(format: &ReplyFormat, thinking: bool, text: &str) -> Reply {
-    let (events, reply) = parse(format, thinking, &[text]);
+    let reply = cut_in_two(format, thinking, text);
+    let events = parse(format, thinking, &[text]).0;
     let cuts: Vec<usize> = (0..=text.len()).filter(|&at| text.is_char_boundary(at)).collect();
     for &first in &cuts {
         for &second in cuts.iter().filter(|&&second| second >= first) {
             let pieces = [&text[..first], &text[first..second], &text[second..]];
             assert_eq!(parse(format, thinking, &pieces).0, events, "{pieces:?}");
         }
+    }
+    reply
+}
+
+/// The reply, which is the same however the text is cut in two, or in characters.
+fn cut_in_two(format: &ReplyFormat, thinking: bool, text: &str) -> Reply {
+    let (events, reply) = parse(format, thinking, &[text]);
+    for at in (0..=text.len()).filter(|&at| text.is_char_boundary(at)) {
+        let pieces = [&text[..at], &text[at..]];
+        assert_eq!(parse(format, thinking, &pieces).0, events, "{pieces:?}");
     }
     let chars: Vec<String> = text.chars().map(String::from).collect();
     let chars: Vec<&str> = chars.iter().map(String::as_str).collect();
@@ -262,7 +274,7 @@ fn a_single_call_ends_the_answer() {
         let text =
             format!("{}{}{separator}{}{} On.", calls.open, call("add"), call("get_weather"), calls.close);
         let text = text.replace(crate::text::ID, "a1b2c3d4e").replace(crate::text::INDEX, "0");
-        let format = ReplyFormat { reasoning: None, tools: Some(calls.clone()) };
+        let format = ReplyFormat { tools: Some(calls.clone()), ..ReplyFormat::default() };
         let (_, all) = parse(&format, false, &[&text]);
         assert_eq!(all.calls.len(), 2, "{calls} {text:?} {all:?}");
         let mut parser = ReplyParser::single_call(&format, false, &tools());
@@ -309,7 +321,7 @@ fn thoughts_are_split_from_the_answer() {
     let text = format!("<think>{call}</think>\n{call}");
     assert_eq!(reply(hermes, false, &text), thought(call, of("", &[("add", "{}")])));
     let reasoning = ReasoningFormat::of_source("[THINK]");
-    let magistral = &ReplyFormat { reasoning, tools: Some(samples::args()) };
+    let magistral = &ReplyFormat { reasoning, tools: Some(samples::args()), harmony: false };
     let text = "[THINK]a[b[/THINK][TOOL_CALLS]add[ARGS]{}";
     assert_eq!(reply(magistral, false, text), thought("a[b", of("", &[("add", "{}")])));
 }
@@ -412,3 +424,6 @@ fn nothing_is_lost_of_random_texts() {
         }
     }
 }
+
+#[path = "tests/harmony.rs"]
+mod harmony;

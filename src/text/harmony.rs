@@ -1,0 +1,358 @@
+//! OpenAI's harmony, which gpt-oss speaks: an answer is messages, each in a channel, and those `to=functions.NAME` are calls. The
+//! prompt has begun the first one's header.
+//!
+//! `<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>`
+
+use std::sync::Arc;
+
+use super::reasoning::ReasoningFormat;
+use super::scan::{JsonScan, Step};
+use super::tool::Tool;
+use super::tools::ReplyEvent;
+
+const START: &str = "<|start|>";
+const CHANNEL: &str = "<|channel|>";
+const CONSTRAIN: &str = "<|constrain|>";
+const MESSAGE: &str = "<|message|>";
+/// What ends a message, an answer, and a call.
+const ENDS: [&str; 3] = ["<|end|>", "<|return|>", "<|call|>"];
+/// All marks.
+pub(super) const MARKS: [&str; 7] = [START, CHANNEL, CONSTRAIN, MESSAGE, ENDS[0], ENDS[1], ENDS[2]];
+/// After which the model is not to go on.
+pub(super) const LAST: [&str; 2] = [ENDS[1], ENDS[2]];
+
+/// Begins a further message.
+pub(crate) const NEXT: &str = "<|start|>assistant";
+/// Between its beginning and a thought.
+pub(crate) const THOUGHT: &str = "<|channel|>analysis<|message|>";
+/// After a thought.
+pub(crate) const THOUGHT_END: &str = ENDS[0];
+/// Between its beginning and the answer.
+pub(crate) const SAID: &str = "<|channel|>final<|message|>";
+
+const ROLE: &str = "assistant";
+const RECIPIENT: &str = "to=";
+const FUNCTIONS: &str = "functions.";
+/// Longest header, in bytes: a tool's name has 128 at most.
+const MAX_HEADER: usize = 512;
+
+/// Whether a template that writes `header` before an answer writes harmony.
+pub(super) fn is_shown(header: &str) -> bool {
+    header.strip_suffix(SAID).is_some_and(|header| header.ends_with(NEXT))
+}
+
+/// The marks of thoughts.
+pub(super) fn reasoning() -> ReasoningFormat {
+    ReasoningFormat { open: THOUGHT.to_owned(), close: THOUGHT_END.to_owned() }
+}
+
+/// What stands before a message.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Header {
+    channel: String,
+    /// Whom it is to.
+    to: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    No,
+    /// It is the beginning of a header.
+    Part,
+    Whole(Header),
+}
+
+/// Where in a header its next word or mark stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Begin,
+    Role,
+    BeforeChannel,
+    Channel,
+    BehindChannel,
+}
+
+impl Header {
+    /// Fits `text` to a header: `<|start|>assistant`, which the prompt may have written, a recipient, `<|channel|>` with its name,
+    /// a recipient, the kind of what follows, and `<|message|>`.
+    fn fit(text: &str) -> Fit {
+        if text.len() > MAX_HEADER {
+            return Fit::No;
+        }
+        let (mut header, mut place, mut rest) = (Self::default(), Place::Begin, text.trim_start());
+        while !rest.is_empty() {
+            if rest.starts_with('<') {
+                let Some(mark) = MARKS[..4].iter().find(|mark| rest.starts_with(**mark)) else {
+                    let part = MARKS[..4].iter().any(|mark| mark.starts_with(rest));
+                    return if part { Fit::Part } else { Fit::No };
+                };
+                place = match (*mark, place) {
+                    (START, Place::Begin) => Place::Role,
+                    (CHANNEL, Place::Begin | Place::BeforeChannel) => Place::Channel,
+                    (CONSTRAIN, Place::BehindChannel) => Place::BehindChannel,
+                    (MESSAGE, Place::BeforeChannel | Place::BehindChannel) => return Fit::Whole(header),
+                    _ => return Fit::No,
+                };
+                rest = rest[mark.len()..].trim_start();
+                continue;
+            }
+            let end = rest.find(|c: char| c.is_whitespace() || c == '<');
+            let (word, whole) = (&rest[..end.unwrap_or(rest.len())], end.is_some());
+            let is = |wanted: &str| if whole { word == wanted } else { wanted.starts_with(word) };
+            let to = word.strip_prefix(RECIPIENT);
+            match place {
+                Place::Role if is(ROLE) => place = Place::BeforeChannel,
+                Place::Begin | Place::BeforeChannel if to.is_some() => place = Place::BeforeChannel,
+                Place::Begin | Place::BeforeChannel if !whole && RECIPIENT.starts_with(word) => {}
+                Place::Channel if word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => {
+                    header.channel = word.to_owned();
+                    place = Place::BehindChannel;
+                }
+                Place::BehindChannel => {}
+                _ => return Fit::No,
+            }
+            header.to = to.map(str::to_owned).or(header.to);
+            rest = rest[word.len()..].trim_start();
+        }
+        Fit::Part
+    }
+}
+
+/// Tells the messages of an answer that comes in pieces. What is in no message is text, and so is a message to somebody who is no
+/// tool, its header too.
+#[derive(Debug, Clone)]
+pub(super) struct HarmonyParser {
+    /// Tools that may be called.
+    tools: Arc<[Tool]>,
+    /// Whether the answer ends with its first call.
+    single: bool,
+    done: bool,
+    state: State,
+    /// What may belong to a mark or a header; in a call, all of it.
+    held: String,
+    /// Whether a message was there.
+    begun: bool,
+    /// Whether there were thoughts, and text.
+    thought: bool,
+    said: bool,
+    /// Whether the message has no text yet: that of an earlier one is then to be told apart from it.
+    fresh: bool,
+    /// Calls that have begun.
+    calls: usize,
+    events: Vec<ReplyEvent>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// Before a message.
+    Header,
+    Thoughts,
+    Text,
+    /// A call's arguments; `begun`: their `{` was there.
+    Call {
+        scan: JsonScan,
+        begun: bool,
+    },
+}
+
+impl HarmonyParser {
+    /// A parser of an answer whose prompt ends within a thought (`thinking`), or before a message.
+    pub(super) fn new(thinking: bool, tools: &[Tool], single: bool) -> Self {
+        Self {
+            tools: tools.into(),
+            single,
+            done: false,
+            state: if thinking { State::Thoughts } else { State::Header },
+            held: String::new(),
+            begun: thinking,
+            thought: false,
+            said: false,
+            fresh: true,
+            calls: 0,
+            events: Vec::new(),
+        }
+    }
+
+    /// Whether the only call that is wanted has come to its end.
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    pub(super) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
+        text.chars().for_each(|c| self.take(c));
+        std::mem::take(&mut self.events)
+    }
+
+    /// What is left at the end of the text. A header that never came to its message is marks, which nobody wants to read.
+    pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
+        let held = std::mem::take(&mut self.held);
+        match std::mem::replace(&mut self.state, State::Header) {
+            State::Call { .. } => self.broken(held),
+            State::Header if self.begun && held.trim().is_empty() => {}
+            _ if [START, CHANNEL].iter().any(|mark| held.trim_start().starts_with(mark)) => {}
+            State::Thoughts => {
+                self.state = State::Thoughts;
+                self.emit(&held);
+            }
+            State::Header | State::Text => {
+                self.state = State::Text;
+                self.emit(&held);
+            }
+        }
+        std::mem::take(&mut self.events)
+    }
+
+    fn add(&mut self, event: ReplyEvent) {
+        ReplyEvent::add(&mut self.events, event);
+    }
+
+    /// Gives out text of the message.
+    fn emit(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        let thoughts = matches!(self.state, State::Thoughts);
+        let seen = if thoughts { &mut self.thought } else { &mut self.said };
+        let before = std::mem::replace(seen, true);
+        let apart = if std::mem::take(&mut self.fresh) && before { "\n\n" } else { "" };
+        let text = format!("{apart}{text}");
+        self.add(if thoughts { ReplyEvent::Reasoning(text) } else { ReplyEvent::Content(text) });
+    }
+
+    fn take(&mut self, c: char) {
+        if self.done {
+            return;
+        }
+        self.held.push(c);
+        if matches!(self.state, State::Call { .. }) {
+            return self.call(c);
+        }
+        while !self.held.is_empty() {
+            let inside = !matches!(self.state, State::Header);
+            let tail = if inside { self.held.as_str() } else { self.held.trim_start() };
+            if ENDS.contains(&tail) {
+                self.held.clear();
+                self.begun = true;
+                self.state = State::Header;
+                return;
+            }
+            let mark = tail.starts_with('<');
+            if !inside || mark {
+                // Within a message, only what has a mark of its own begins another one.
+                match Header::fit(tail) {
+                    Fit::Whole(header) => return self.begin(&header),
+                    Fit::Part => return,
+                    Fit::No if ENDS.iter().any(|end| end.starts_with(tail)) => return,
+                    Fit::No => {}
+                }
+            }
+            if !inside {
+                self.state = State::Text;
+                (self.begun, self.fresh) = (true, true);
+            }
+            let first = self.held.remove(0);
+            self.emit(first.encode_utf8(&mut [0; 4]));
+        }
+    }
+
+    /// A message begins, whose header is held.
+    fn begin(&mut self, header: &Header) {
+        (self.begun, self.fresh) = (true, true);
+        let name = header.to.as_deref().map(|to| to.strip_prefix(FUNCTIONS).unwrap_or(to));
+        let tool = name.and_then(|name| self.tools.iter().find(|tool| tool.name == name));
+        if let Some(name) = tool.map(|tool| tool.name.clone()) {
+            let index = self.calls;
+            self.calls += 1;
+            self.add(ReplyEvent::Call { index, name });
+            self.state = State::Call { scan: JsonScan::new(), begun: false };
+            return;
+        }
+        self.state = if header.channel == "analysis" { State::Thoughts } else { State::Text };
+        let held = std::mem::take(&mut self.held);
+        if header.to.is_some() {
+            self.emit(&held);
+        }
+    }
+
+    fn call(&mut self, c: char) {
+        let State::Call { scan, begun } = &mut self.state else { return };
+        if !*begun && c.is_whitespace() {
+            return;
+        }
+        let step = if *begun || c == '{' { scan.push(c) } else { Step::Bad };
+        *begun = true;
+        let index = self.calls.saturating_sub(1);
+        match step {
+            Step::More | Step::Last => {
+                self.add(ReplyEvent::Arguments { index, text: c.into() });
+                if step == Step::Last {
+                    self.add(ReplyEvent::CallEnd { index });
+                    self.held.clear();
+                    self.state = State::Header;
+                    self.done = self.single;
+                }
+            }
+            Step::After | Step::Bad => {
+                self.held.pop();
+                let held = std::mem::take(&mut self.held);
+                self.broken(held);
+                self.state = State::Text;
+                self.take(c);
+            }
+        }
+    }
+
+    /// The call that began last is none.
+    fn broken(&mut self, text: String) {
+        (self.said, self.fresh) = (true, false);
+        self.add(ReplyEvent::CallBroken { index: self.calls.saturating_sub(1), text });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_told_from_text() {
+        let whole = |channel: &str, to: Option<&str>| {
+            Fit::Whole(Header { channel: channel.into(), to: to.map(str::to_owned) })
+        };
+        let call = Some("functions.f");
+        for (text, wanted) in [
+            ("<|channel|>analysis<|message|>", whole("analysis", None)),
+            ("<|start|>assistant<|channel|>final<|message|>", whole("final", None)),
+            (" to=functions.f<|channel|>commentary json<|message|>", whole("commentary", call)),
+            (
+                "<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>",
+                whole("commentary", call),
+            ),
+            ("<|channel|>commentary to=functions.f <|constrain|>json<|message|>", whole("commentary", call)),
+            ("<|channel|>commentary to=functions.f<|message|>", whole("commentary", call)),
+            ("<|start|>assistant to=functions.f<|message|>", whole("", call)),
+        ] {
+            assert_eq!(Header::fit(text), wanted, "{text:?}");
+            for cut in 0..text.len() {
+                assert_eq!(Header::fit(&text[..cut]), Fit::Part, "{:?}", &text[..cut]);
+            }
+        }
+        for text in [
+            "Yes",
+            "to be",
+            "<|start|>user",
+            "<|start|>assistants",
+            "<|start|><|channel|>",
+            "<|message|>",
+            "<|channel|><|message|>",
+            "<|channel|>final<|end|>",
+            "<|channel|>final<|channel|>",
+            "<|channel|>fi-nal",
+            "<|constrain|>",
+            "<b>",
+        ] {
+            assert_eq!(Header::fit(text), Fit::No, "{text:?}");
+        }
+        let long = format!("<|channel|>final {}", "x".repeat(MAX_HEADER));
+        assert_eq!(Header::fit(&long), Fit::No);
+    }
+}
