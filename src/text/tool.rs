@@ -39,4 +39,9 @@ impl Tool {
         }
         Ok(Self { name: name.to_owned(), parameters: parameters.cloned() })
     }
+
+    /// The schema of an argument.
+    pub(super) fn argument(&self, key: &str) -> Option<&Json> {
+        self.parameters.as_ref()?.get("properties")?.get(key)
+    }
 }

@@ -184,6 +184,12 @@ impl ReplyEvent {
         Self::add(events, Self::Arguments { index: 0, text: text.to_owned() });
     }
 
+    /// Adds text of a JSON string within the arguments.
+    fn add_quoted(events: &mut Vec<Self>, text: &str) {
+        let quoted = serde_json::Value::from(text).to_string();
+        Self::add_arguments(events, &quoted[1..quoted.len() - 1]);
+    }
+
     /// The same event of another call.
     fn at(self, to: usize) -> Self {
         match self {

@@ -425,5 +425,7 @@ fn nothing_is_lost_of_random_texts() {
     }
 }
 
+#[path = "tests/formats.rs"]
+mod formats;
 #[path = "tests/harmony.rs"]
 mod harmony;

@@ -32,6 +32,8 @@ enum State {
     /// A key, and the mark behind it.
     Key(String),
     Value(Value),
+    /// A value, the mark that may be its end, and what follows that: text of the value, unless an argument or the end.
+    After(Value, String, String),
 }
 
 /// A value that has begun.
@@ -97,12 +99,41 @@ impl TaggedCall {
                 return self.key(text, events);
             }
             State::Value(mut value) => {
-                if !value.push(c, events) {
-                    self.state = State::Value(value);
+                self.state = match value.push(c, events) {
+                    Some(mark) => State::After(value, mark, String::new()),
+                    None => State::Value(value),
+                };
+            }
+            State::After(mut value, mark, mut held) => {
+                held.push(c);
+                match (fit(&self.tags.begin, &held), fit(&self.tags.close, &held)) {
+                    (Fit::Whole, _) => {
+                        value.end(events);
+                        return self.begin_key();
+                    }
+                    (_, Fit::Whole) => {
+                        value.end(events);
+                        return self.end(events);
+                    }
+                    (Fit::No, Fit::No) if value.is_whole() => return Step::Bad,
+                    (Fit::No, Fit::No) => {
+                        value.take(&mark, events);
+                        self.state = State::Value(value);
+                        return self.again(&held, tools, events);
+                    }
+                    _ => self.state = State::After(value, mark, held),
                 }
             }
         }
         Step::More
+    }
+
+    /// Takes characters that were held back.
+    fn again(&mut self, held: &str, tools: &[Tool], events: &mut Vec<ReplyEvent>) -> Step {
+        held.chars()
+            .map(|c| self.push(c, tools, events))
+            .find(|step| *step != Step::More)
+            .unwrap_or(Step::More)
     }
 
     fn begin_key(&mut self) -> Step {
@@ -134,7 +165,7 @@ impl TaggedCall {
             return Step::Bad;
         }
         let string = match (fit(&tags.string, rest), fit(&tags.other, rest)) {
-            (Fit::Whole, Fit::Whole) => is_string(self.schema(key)),
+            (Fit::Whole, Fit::Whole) => is_string(self.tool.as_ref().and_then(|tool| tool.argument(key))),
             (Fit::Whole, _) => true,
             (_, Fit::Whole) => false,
             (Fit::No, Fit::No) => return Step::Bad,
@@ -159,47 +190,53 @@ impl TaggedCall {
         self.state = State::Value(Value { string, fresh, ends, held: String::new(), text: String::new() });
         Step::More
     }
-
-    /// What the tool says of an argument.
-    fn schema(&self, key: &str) -> Option<&Json> {
-        self.tool.as_ref()?.parameters.as_ref()?.get("properties")?.get(key)
-    }
 }
 
 impl Value {
-    /// Takes the next character; whether the value is whole.
-    fn push(&mut self, c: char, events: &mut Vec<ReplyEvent>) -> bool {
+    /// Takes the next character; the mark, where it is the last one of what may end the value.
+    fn push(&mut self, c: char, events: &mut Vec<ReplyEvent>) -> Option<String> {
         if std::mem::take(&mut self.fresh) && c == '\n' {
-            return false;
+            return None;
         }
         self.held.push(c);
         while !self.held.is_empty() {
             if self.ends.contains(&self.held) {
-                self.end(events);
-                return true;
+                return Some(std::mem::take(&mut self.held));
             }
             if self.ends.iter().any(|end| end.starts_with(&self.held)) {
-                return false;
+                return None;
             }
             let first = self.held.remove(0);
-            match self.string {
-                true => {
-                    let quoted = Json::from(first.to_string()).to_string();
-                    ReplyEvent::add_arguments(events, &quoted[1..quoted.len() - 1]);
-                }
-                false => self.text.push(first),
-            }
+            self.take(first.encode_utf8(&mut [0; 4]), events);
         }
-        false
+        None
+    }
+
+    /// Takes text of the value.
+    fn take(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
+        match self.string {
+            true => ReplyEvent::add_quoted(events, text),
+            false => self.text.push_str(text),
+        }
+    }
+
+    /// The value as it is read, where it is no string.
+    fn json(&self) -> Option<Json> {
+        let text = self.text.trim();
+        crate::json::generated(text).ok().or_else(|| from_python(text))
+    }
+
+    /// Whether nothing can belong to it any more. A string may hold what ends others.
+    fn is_whole(&self) -> bool {
+        !self.string && self.json().is_some()
     }
 
     fn end(&mut self, events: &mut Vec<ReplyEvent>) {
         if self.string {
             return ReplyEvent::add_arguments(events, "\"");
         }
-        let text = self.text.trim();
-        let json = crate::json::generated(text).ok().or_else(|| from_python(text));
-        ReplyEvent::add_arguments(events, &json.unwrap_or_else(|| text.into()).to_string());
+        let json = self.json().unwrap_or_else(|| self.text.trim().into());
+        ReplyEvent::add_arguments(events, &json.to_string());
     }
 }
 

@@ -1,0 +1,151 @@
+//! Answers of models whose templates are followed here: what such a template shows, and that what it writes of calls is read.
+
+use serde_json::json;
+
+use super::*;
+use crate::text::{Message, RenderOptions};
+
+/// A template, and what is known of it.
+struct Case {
+    /// In the shape of a real one's: roles, thoughts and calls, without instructions.
+    template: &'static str,
+    /// What it shows of a call.
+    call: &'static str,
+    /// Around all calls, and between two.
+    around: [&'static str; 3],
+    /// What its calls begin and end with.
+    first: &'static str,
+    last: &'static str,
+    /// A mark that ends an argument or a call, which a string may hold.
+    end: &'static str,
+}
+
+/// GLM 4.5 and 4.6, as in llama.cpp's `models/templates/GLM-4.6.jinja`.
+const GLM: Case = Case {
+    template: r"{% for m in messages %}{% if m.role == 'assistant' -%}
+<|assistant|>{{ '\n<think>' ~ (m.reasoning_content or '') ~ '</think>' }}{{ '\n' ~ m.content if m.content }}
+{%- for c in m.tool_calls or [] %}{{ '\n<tool_call>' ~ c.function.name ~ '\n' }}
+{%- for k, v in c.function.arguments.items() %}
+{{- '<arg_key>' ~ k ~ '</arg_key>\n<arg_value>' ~ (v if v is string else v | tojson) ~ '</arg_value>\n' }}
+{%- endfor %}{{ '</tool_call>' }}{% endfor %}
+{%- elif m.role == 'tool' -%}<|observation|>{{ '\n<tool_response>\n' ~ m.content ~ '\n</tool_response>' }}
+{%- else -%}<|{{ m.role }}|>{{ '\n' ~ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt -%}<|assistant|>{% endif %}",
+    call: "<tool_call>NAME\n<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n</tool_call>",
+    around: ["", "\n", ""],
+    first: "<tool_call>",
+    last: "</tool_call>",
+    end: "</arg_value>",
+};
+
+/// GLM 4.7, as in llama.cpp's `models/templates/GLM-4.7-Flash.jinja`: without line ends.
+const GLM_4_7: Case = Case {
+    template: r"{% for m in messages %}{% if m.role == 'assistant' -%}
+<|assistant|>{{ '<think>' ~ m.reasoning_content if m.reasoning_content }}{{ '</think>' ~ (m.content or '') }}
+{%- for c in m.tool_calls or [] %}{{ '<tool_call>' ~ c.function.name }}
+{%- for k, v in c.function.arguments.items() %}
+{{- '<arg_key>' ~ k ~ '</arg_key><arg_value>' ~ (v if v is string else v | tojson) ~ '</arg_value>' }}
+{%- endfor %}{{ '</tool_call>' }}{% endfor %}
+{%- elif m.role == 'tool' -%}<|observation|>{{ '<tool_response>' ~ m.content ~ '</tool_response>' }}
+{%- else -%}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt -%}<|assistant|><think>{% endif %}",
+    call: "<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>",
+    around: ["", "", ""],
+    first: "<tool_call>",
+    last: "</tool_call>",
+    end: "</arg_value>",
+};
+
+/// What is called in each test: nested, with quotes, line ends and the format's own mark in a text.
+fn calls(end: &str) -> [(&'static str, serde_json::Value); 2] {
+    let city = format!("Pa {end} \"é\"\n</b> {{'x': [1]}}, (y)");
+    let list = json!([2.5, null, { "x": format!("y, \"z\" {end} \\") }]);
+    [
+        ("get_weather", json!({ "city": city, "days": null })),
+        ("add", json!({ "a": -1, "b": list, "c": true, "d": "it's\nd" })),
+    ]
+}
+
+/// The calls as the template writes them.
+fn written(case: &Case, calls: &[(&str, serde_json::Value)]) -> String {
+    let call = |(i, (name, arguments)): (usize, &(&str, serde_json::Value))| {
+        let function = json!({ "name": name, "arguments": arguments });
+        json!({ "id": format!("call{i:05}"), "type": "function", "function": function })
+    };
+    let mut assistant = Message::new("assistant", "");
+    assistant.extra.insert("tool_calls".into(), calls.iter().enumerate().map(call).collect());
+    let mut result = Message::new("tool", "Result.");
+    result.extra.insert("tool_call_id".into(), "call00000".into());
+    let messages = [Message::new("user", "Asked."), assistant, result];
+    let rendered = samples::template(case.template).render(&messages, &RenderOptions::default()).unwrap();
+    let text = rendered.text();
+    let (from, to) = (text.find(case.first).unwrap(), text.rfind(case.last).unwrap());
+    text[from..to + case.last.len()].to_owned()
+}
+
+fn read(reply: &Reply) -> Vec<(&str, serde_json::Value)> {
+    let arguments = |call: &ToolCall| serde_json::from_str(&call.arguments).unwrap();
+    reply.calls.iter().map(|call| (call.name.as_str(), arguments(call))).collect()
+}
+
+/// What a template shows is as it is known, and what it writes of calls is read, whatever is around them, and wherever it ends.
+fn check(case: &Case) -> ReplyFormat {
+    let format = samples::shown(case.template);
+    let [open, separator, close] = case.around;
+    let shown = format.tools.as_ref().unwrap_or_else(|| panic!("{} is not told", case.call)).to_string();
+    assert_eq!(shown, format!("{open}{0}{separator}{0}{close}", case.call));
+    let wanted = calls(case.end);
+    let both = written(case, &wanted);
+    let one = written(case, &wanted[..1]);
+    for (text, content, count) in [
+        (both.clone(), "", 2),
+        (format!("So.\n{both}\n"), "So.", 2),
+        (format!("{one} On."), " On.", 1),
+        (format!("{one}\n{one}"), "", 2),
+    ] {
+        let told = cut_in_two(&format, false, &text);
+        assert_eq!((told.content.as_str(), told.calls.len()), (content, count), "{text:?} {told:?}");
+        if text.contains(&both) {
+            assert_eq!(read(&told), wanted, "{text:?}");
+        }
+    }
+    // What is said behind a thought, and what a thought says of calls.
+    if let Some(marks) = &format.reasoning {
+        let text = format!("{}Hm {one}{}\n{both}", marks.open, marks.close);
+        let told = cut_in_two(&format, false, &text);
+        assert_eq!((told.reasoning, told.content), (format!("Hm {one}"), String::new()));
+        assert_eq!(told.calls.len(), 2);
+    }
+    // Cut off anywhere: whole calls stay, and of what is none, nothing is lost.
+    let whole = cut_in_two(&format, false, &both);
+    let visible = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+    for at in (0..both.len()).filter(|&at| both.is_char_boundary(at)) {
+        let (_, told) = parse(&format, false, &[&both[..at]]);
+        assert_eq!(told.calls, whole.calls[..told.calls.len()], "{:?}", &both[..at]);
+        if told.calls.is_empty() {
+            assert_eq!(visible(&told.content), visible(&both[..at]));
+        }
+    }
+    format
+}
+
+#[test]
+fn glm() {
+    for case in [GLM, GLM_4_7] {
+        let format = check(&case);
+        let told = |text: &str| cut_in_two(&format, false, text);
+        // The other one's line ends, and a text that is no JSON where a number is wanted.
+        let pair =
+            |key: &str, value: &str| format!("<arg_key>{key}</arg_key>\n\n<arg_value>{value}</arg_value>");
+        let text =
+            format!("<tool_call>get_weather{}{}\n</tool_call>", pair("city", "Oslo"), pair("days", "soon"));
+        assert_eq!(told(&text), of("", &[("get_weather", r#"{"city": "Oslo", "days": "soon"}"#)]));
+        assert_eq!(told("<tool_call>add</tool_call>"), of("", &[("add", "{}")]));
+        // What follows a whole number is an argument or the end.
+        let broken = format!("<tool_call>get_weather{} more</tool_call>", pair("days", "3"));
+        assert_eq!(told(&broken), of(&broken, &[]));
+    }
+    let thinking = samples::shown(GLM_4_7.template).reasoning.unwrap();
+    assert!(thinking.is_open("<|user|>Hi<|assistant|><think>"));
+    assert!(!thinking.is_open("<|user|>Hi<|assistant|></think>"));
+}
