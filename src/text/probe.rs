@@ -14,7 +14,7 @@ use super::template::ChatTemplate;
 use super::tool::Tool;
 use super::tools::derive::{ProbeCall, Shown, derive};
 use super::tools::mark::marks;
-use super::tools::{CallFormat, ToolFormat};
+use super::tools::{CallFormat, ToolFormat, named};
 
 const USER: &str = "Zqx asks.";
 const TEXT: &str = "Zqx answers.";
@@ -57,18 +57,21 @@ struct Probe<'a> {
 fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyFormat {
     let specs = || -> Vec<Json> { calls(IDS[0].map(str::to_owned)).iter().map(spec).collect() };
     let probe = Probe { template, until: template.worked() + TIME, tools: tools.then(specs) };
-    let named = || ReasoningFormat::of_source(source);
+    let thoughts = || ReasoningFormat::of_source(source);
+    let known = || named::of(|mark| source.contains(mark) || template.has_token(mark));
+    // What the vocabulary has is nothing to a template that knows no tools.
+    let known = || if tools && source.contains("tool") { known().map(Arc::new) } else { None };
     let Some(plain) = probe.render(&turn()) else {
-        return ReplyFormat { reasoning: named(), ..ReplyFormat::default() };
+        return ReplyFormat { reasoning: thoughts(), tools: known(), harmony: false };
     };
     if between(&plain, USER, Some(TEXT)).is_some_and(harmony::is_shown) {
         let tools = if tools { probe.messages() } else { None };
         let reasoning = Some(harmony::reasoning());
         return ReplyFormat { reasoning, tools: tools.map(Arc::new), harmony: true };
     }
-    let reasoning = probe.reasoning(&plain).or_else(named);
-    let tools = if tools { probe.calls(&plain, reasoning.as_ref()) } else { None };
-    ReplyFormat { reasoning, tools: tools.map(Arc::new), harmony: false }
+    let reasoning = probe.reasoning(&plain).or_else(thoughts);
+    let shown = if tools { probe.calls(&plain, reasoning.as_ref()) } else { None };
+    ReplyFormat { reasoning, tools: shown.map(Arc::new).or_else(known), harmony: false }
 }
 
 /// A plain question and its answer.

@@ -42,6 +42,11 @@ impl Guarded {
         Self::new(self.texts.iter().cloned().chain(more))
     }
 
+    /// Whether a text is one of them.
+    pub fn holds(&self, text: &str) -> bool {
+        self.texts.contains(text)
+    }
+
     /// The value with these texts in its strings wrapped.
     pub fn protect(&self, value: &Json, depth: usize) -> Result<Json, String> {
         if depth > MAX_DEPTH {

@@ -208,6 +208,11 @@ impl ChatTemplate {
         self.special.contains_key(name)
     }
 
+    /// Whether the model has a special token of this text ([`Self::protect`]).
+    pub(super) fn has_token(&self, text: &str) -> bool {
+        self.protected.holds(text)
+    }
+
     pub(super) fn source_for(&self, tools: bool) -> &str {
         match self.named.get("tool_use") {
             Some(source) if tools && !self.selected => source,

@@ -7,6 +7,7 @@ pub(super) use parser::ToolParser;
 
 pub(super) mod derive;
 pub(super) mod mark;
+pub(super) mod named;
 mod object;
 mod parser;
 pub(crate) mod tagged;

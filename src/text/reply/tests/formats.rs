@@ -56,6 +56,24 @@ const GLM_4_7: Case = Case {
     end: "</arg_value>",
 };
 
+/// Kimi K2, as in llama.cpp's `models/templates/moonshotai-Kimi-K2.jinja`.
+const KIMI: Case = Case {
+    template: r"{% for m in messages %}
+{%- if m.role == 'user' -%}<|im_user|>user<|im_middle|>{% endif %}
+{%- if m.role == 'assistant' -%}<|im_assistant|>assistant<|im_middle|>{% endif %}
+{%- if m.role == 'tool' -%}<|im_system|>tool<|im_middle|>## Return of {{ m.tool_call_id ~ '\n' }}{% endif %}
+{%- if m.content %}{{ m.content }}{% endif %}
+{%- if m.tool_calls -%}<|tool_calls_section_begin|>{% for c in m.tool_calls -%}
+<|tool_call_begin|>functions.{{ c.function.name ~ ':' ~ loop.index0 }}<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}
+{{- '<|tool_call_end|>' }}{% endfor %}<|tool_calls_section_end|>{% endif %}<|im_end|>
+{%- endfor %}{% if add_generation_prompt -%}<|im_assistant|>assistant<|im_middle|>{% endif %}",
+    call: "<|tool_call_begin|>functions.NAME:INDEX<|tool_call_argument_begin|>ARGUMENTS<|tool_call_end|>",
+    around: ["<|tool_calls_section_begin|>", "", "<|tool_calls_section_end|>"],
+    first: "<|tool_calls_section_begin|>",
+    last: "<|tool_calls_section_end|>",
+    end: "<|tool_call_end|>",
+};
+
 /// What is called in each test: nested, with quotes, line ends and the format's own mark in a text.
 fn calls(end: &str) -> [(&'static str, serde_json::Value); 2] {
     let city = format!("Pa {end} \"é\"\n</b> {{'x': [1]}}, (y)");
@@ -148,4 +166,24 @@ fn glm() {
     let thinking = samples::shown(GLM_4_7.template).reasoning.unwrap();
     assert!(thinking.is_open("<|user|>Hi<|assistant|><think>"));
     assert!(!thinking.is_open("<|user|>Hi<|assistant|></think>"));
+}
+
+#[test]
+fn kimi() {
+    let format = check(&KIMI);
+    let told = |text: &str| cut_in_two(&format, false, text);
+    let call = "<|tool_call_begin|>functions.add:7<|tool_call_argument_begin|>{}<|tool_call_end|>";
+    assert_eq!(told(call), of("", &[("add", "{}")]), "without what is around all");
+    let spaced = format!("<|tool_calls_section_begin|>\n{call}\n{call} <|tool_calls_section_end|>");
+    assert_eq!(told(&spaced), of("", &[("add", "{}"), ("add", "{}")]));
+    for text in [
+        "<|tool_calls_section_begin|><|tool_calls_section_end|>",
+        "<|tool_call_begin|>functions.remove:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+        "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>[]<|tool_call_end|>",
+    ] {
+        assert_eq!(told(text), of(text, &[]));
+    }
+    // Kimi K2's later templates refuse calls where lists cannot be changed, as in transformers: the marks are known by name.
+    let refused = KIMI.template.replace("{% for c in", "{{ raise_exception('append') }}{% for c in");
+    assert_eq!(samples::shown(&refused).tools, format.tools);
 }
