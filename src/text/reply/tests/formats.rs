@@ -74,6 +74,24 @@ const KIMI: Case = Case {
     end: "<|tool_call_end|>",
 };
 
+/// MiniMax M2, as in llama.cpp's `models/templates/MiniMax-M2.jinja`.
+const MINIMAX: Case = Case {
+    template: r#"{% for m in messages %}{% if m.role == 'assistant' -%}
+]~b]ai{{ '\n' }}{{ '<think>\n' ~ m.reasoning_content ~ '\n</think>\n\n' if m.reasoning_content }}{{ m.content or '' }}
+{%- if m.tool_calls %}{{ '\n<minimax:tool_call>\n' }}{% for c in m.tool_calls %}{{ '<invoke name="' ~ c.function.name ~ '">\n' }}
+{%- for k, v in c.function.arguments.items() %}
+{{- '<parameter name="' ~ k ~ '">' ~ (v if v is string else v | tojson) ~ '</parameter>\n' }}
+{%- endfor %}{{ '</invoke>\n' }}{% endfor %}{{ '</minimax:tool_call>' }}{% endif %}[e~[{{ '\n' }}
+{%- elif m.role == 'tool' -%}]~b]tool{{ '\n<response>' ~ m.content ~ '</response>[e~[\n' }}
+{%- else -%}]~b]{{ m.role ~ '\n' ~ m.content ~ '[e~[\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ ']~b]ai\n<think>\n' }}{% endif %}"#,
+    call: "<invoke name=\"NAME\">\n<parameter name=\"KEY\">VALUE</parameter>\n</invoke>",
+    around: ["\n<minimax:tool_call>\n", "\n", "\n</minimax:tool_call>"],
+    first: "<minimax:tool_call>",
+    last: "</minimax:tool_call>",
+    end: "</parameter>",
+};
+
 /// What is called in each test: nested, with quotes, line ends and the format's own mark in a text.
 fn calls(end: &str) -> [(&'static str, serde_json::Value); 2] {
     let city = format!("Pa {end} \"é\"\n</b> {{'x': [1]}}, (y)");
@@ -186,4 +204,21 @@ fn kimi() {
     // Kimi K2's later templates refuse calls where lists cannot be changed, as in transformers: the marks are known by name.
     let refused = KIMI.template.replace("{% for c in", "{{ raise_exception('append') }}{% for c in");
     assert_eq!(samples::shown(&refused).tools, format.tools);
+}
+
+#[test]
+fn minimax() {
+    let format = check(&MINIMAX);
+    let told = |text: &str| cut_in_two(&format, false, text);
+    let set = |key: &str, value: &str| format!("<parameter name=\"{key}\">{value}</parameter>");
+    let call = |body: &str| format!("<invoke name=\"{body}</invoke>");
+    let bare = call(&format!("add\">{}{}", set("a", "1"), set("b", "[{\"x\": \"</invoke>\"}]")));
+    let added = ("add", r#"{"a": 1, "b": [{"x":"</invoke>"}]}"#);
+    assert_eq!(told(&bare), of("", &[added]), "without what is around all");
+    let text = format!("Hm.\n\n<minimax:tool_call>{bare}{}</minimax:tool_call> On.", call("add\">"));
+    assert_eq!(told(&text), of("Hm. On.", &[added, ("add", "{}")]));
+    for text in [call("remove\">\n"), call("add\"> because"), "<minimax:tool_call>\n".to_owned()] {
+        assert_eq!(told(&text), of(&text, &[]));
+    }
+    assert!(format.reasoning.unwrap().is_open("]~b]ai\n<think>\n"));
 }
