@@ -300,6 +300,28 @@ fn a_template_that_does_not_take_an_effort_is_given_none() {
 }
 
 #[test]
+fn an_effort_says_whether_to_think() {
+    let noise = Noise::new();
+    let template = "{{ enable_thinking }}/{{ thinking }}/{{ reasoning_effort }}";
+    let config = json!({ "chat_template": template }).to_string();
+    fs::write(noise.0.path().join("tokenizer_config.json"), config).unwrap();
+    let server = Server::start(&[noise.path()]);
+    let asked = |more: Value| {
+        let mut body = json!({ "messages": [user("x")] });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/apply-template", &body).ok()["prompt"].clone()
+    };
+    assert_eq!(asked(json!({ "reasoning_effort": "high" })), "True/True/high");
+    assert_eq!(asked(json!({ "reasoning_effort": "minimal" })), "//minimal");
+    assert_eq!(asked(json!({ "reasoning_effort": "none" })), "False/False/");
+    let variables = json!({ "enable_thinking": false, "reasoning_effort": "low" });
+    assert_eq!(
+        asked(json!({ "reasoning_effort": "high", "chat_template_kwargs": variables })),
+        "False/True/low"
+    );
+}
+
+#[test]
 fn names_of_fields_that_are_passed_over_are_bounded() {
     let prompts = Prompts::new();
     let mut body = json!({ "messages": [user("x")], "max_tokens": 1 });

@@ -92,6 +92,58 @@ const MINIMAX: Case = Case {
     end: "</parameter>",
 };
 
+/// DeepSeek V3 and R1, as in llama.cpp's `models/templates/llama-cpp-deepseek-r1.jinja`.
+const DEEPSEEK_R1: Case = Case {
+    template: r"{% for m in messages %}{% if m.role == 'assistant' -%}
+<｜Assistant｜>{{ m.content or '' }}{% if m.tool_calls -%}<｜tool▁calls▁begin｜>{% for c in m.tool_calls -%}
+<｜tool▁call▁begin｜>{{ c.type ~ '<｜tool▁sep｜>' ~ c.function.name ~ '\n```json\n' ~ c.function.arguments | tojson ~ '\n```' }}
+{{- '<｜tool▁call▁end｜>' }}{{ '\n' if not loop.last }}{% endfor %}<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>
+{%- elif m.role == 'tool' -%}<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜><｜tool▁outputs▁end｜>
+{%- else -%}<｜User｜>{{ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}",
+    call: "<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```<｜tool▁call▁end｜>",
+    around: ["<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>"],
+    first: "<｜tool▁calls▁begin｜>",
+    last: "<｜tool▁calls▁end｜>",
+    end: "\n```<｜tool▁call▁end｜>",
+};
+
+/// DeepSeek V3.1, as in llama.cpp's `models/templates/deepseek-ai-DeepSeek-V3.1.jinja`.
+const DEEPSEEK_V3_1: Case = Case {
+    template: r"{% for m in messages %}{% if m.role == 'assistant' -%}
+<｜Assistant｜><think></think>{{ m.content or '' }}{% if m.tool_calls -%}<｜tool▁calls▁begin｜>{% for c in m.tool_calls -%}
+<｜tool▁call▁begin｜>{{ c.function.name ~ '<｜tool▁sep｜>' ~ c.function.arguments | tojson ~ '<｜tool▁call▁end｜>' }}
+{%- endfor %}<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>
+{%- elif m.role == 'tool' -%}<｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>
+{%- else -%}<｜User｜>{{ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<｜Assistant｜>{{ '<think>' if thinking else '<think></think>' }}{% endif %}",
+    call: "<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>",
+    around: ["<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"],
+    first: "<｜tool▁calls▁begin｜>",
+    last: "<｜tool▁calls▁end｜>",
+    end: "<｜tool▁call▁end｜>",
+};
+
+/// DeepSeek V3.2, as in llama.cpp's `models/templates/deepseek-ai-DeepSeek-V3.2.jinja`.
+const DSML: Case = Case {
+    template: r#"{% for m in messages %}{% if m.role == 'assistant' -%}
+<｜Assistant｜>{{ '<think>' ~ m.reasoning_content if m.reasoning_content }}</think>{{ m.content or '' }}
+{%- if m.tool_calls %}{{ '\n\n<｜DSML｜function_calls>\n' }}{% for c in m.tool_calls %}
+{{- '<｜DSML｜invoke name="' ~ c.function.name ~ '">\n' }}{% for k, v in c.function.arguments.items() %}
+{{- '<｜DSML｜parameter name="' ~ k ~ '" string="' ~ ('true' if v is string else 'false') ~ '">' }}
+{{- (v if v is string else v | tojson) ~ '</｜DSML｜parameter>\n' }}{% endfor %}{{ '</｜DSML｜invoke>\n' }}{% endfor %}
+{{- '</｜DSML｜function_calls>' }}{% endif %}<｜end▁of▁sentence｜>
+{%- elif m.role == 'tool' %}{{ '\n\n<function_results>\n<result>' ~ m.content ~ '</result>\n</function_results>' }}
+{%- else -%}<｜User｜>{{ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<｜Assistant｜>{{ '<think>' if thinking else '<think></think>' }}{% endif %}"#,
+    call: "<｜DSML｜invoke name=\"NAME\">\n<｜DSML｜parameter name=\"KEY\" string=\"true\">VALUE</｜DSML｜parameter>\n\
+           <｜DSML｜parameter name=\"KEY\" string=\"false\">JSON</｜DSML｜parameter>\n</｜DSML｜invoke>",
+    around: ["\n\n<｜DSML｜function_calls>\n", "\n", "\n</｜DSML｜function_calls>"],
+    first: "<｜DSML｜function_calls>",
+    last: "</｜DSML｜function_calls>",
+    end: "</｜DSML｜parameter>",
+};
+
 /// What is called in each test: nested, with quotes, line ends and the format's own mark in a text.
 fn calls(end: &str) -> [(&'static str, serde_json::Value); 2] {
     let city = format!("Pa {end} \"é\"\n</b> {{'x': [1]}}, (y)");
@@ -221,4 +273,40 @@ fn minimax() {
         assert_eq!(told(&text), of(&text, &[]));
     }
     assert!(format.reasoning.unwrap().is_open("]~b]ai\n<think>\n"));
+}
+
+#[test]
+fn deepseek() {
+    for case in [DEEPSEEK_R1, DEEPSEEK_V3_1, DSML] {
+        let format = check(&case);
+        let thinking = format.reasoning.as_ref().unwrap();
+        assert!(thinking.is_open("<｜User｜>Hi<｜Assistant｜><think>\n"));
+        assert!(!thinking.is_open("<｜User｜>Hi<｜Assistant｜><think></think>"));
+        // What is called behind a thought that the prompt has begun.
+        let [call, _] = calls("");
+        let text = format!("Hm.\n</think>\n\n{}", written(&case, &[call]));
+        let told = cut_in_two(&format, true, &text);
+        assert_eq!((told.reasoning.as_str(), told.content.as_str(), told.calls.len()), ("Hm.", "", 1));
+    }
+    let told = |case: &Case, text: &str| cut_in_two(&samples::shown(case.template), false, text);
+    // Without what is around all calls.
+    let call = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜>";
+    assert_eq!(told(&DEEPSEEK_V3_1, call), of("", &[("add", "{\"a\": 1}")]));
+    let fenced =
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\n  \"a\": 1\n}\n```<｜tool▁call▁end｜>";
+    assert_eq!(told(&DEEPSEEK_R1, fenced), of("", &[("add", "{\n  \"a\": 1\n}")]));
+    for text in [
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>remove<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>a=1<｜tool▁call▁end｜>",
+    ] {
+        assert_eq!(told(&DEEPSEEK_V3_1, text), of(text, &[]));
+    }
+    // What a tag says goes before the schema.
+    let set = |key: &str, string: bool, value: &str| {
+        format!("<｜DSML｜parameter name=\"{key}\" string=\"{string}\">{value}</｜DSML｜parameter>\n")
+    };
+    let invoke = format!("<｜DSML｜invoke name=\"add\">\n{}{}", set("a", true, "1"), set("d", false, "[2]"));
+    let text =
+        format!("So.\n\n<｜DSML｜function_calls>\n{invoke}</｜DSML｜invoke>\n</｜DSML｜function_calls>");
+    assert_eq!(told(&DSML, &text), of("So.", &[("add", r#"{"a": "1", "d": [2]}"#)]));
 }
