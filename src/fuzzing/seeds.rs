@@ -170,6 +170,9 @@ pub(super) fn reply() -> Vec<Vec<u8>> {
         "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
         "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>",
         "<calls>\n<invoke name=\"get_weather\">\n<param name=\"city\" string=\"true\">Oslo</param>\n</invoke>\n</calls>",
+        "<|calls|><|call|>function<|sep|>add\n```json\n{\"a\": 1}\n```<|/call|><|/calls|>",
+        "<calls>[add(a=[1, None], b=\"x\\\"\"), get_weather(city='O\\u0073lo')]</calls>",
+        "[add(a={'b': (1, 2)}), get_weather(city=\"it's\")]",
     ];
     let made = answers.iter().enumerate().flat_map(|(i, answer)| {
         let of = |flags: u8, text: &str| [&[i as u8 + 1, flags], text.as_bytes()].concat();

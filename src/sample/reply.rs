@@ -1,14 +1,13 @@
 //! Grammars of whole answers: thoughts, then text or tool calls as the model's family writes them.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::grammar::Grammar;
 use super::schema;
-use crate::text::{
-    ArgumentTags, CallFormat, CallObject, ID, INDEX, ReplyFormat, Tokenizer, Tool, ToolFormat, is_string,
-};
+use crate::text::{CallFormat, CallObject, ID, INDEX, ReplyFormat, Tokenizer, Tool, ToolFormat};
 use crate::{Error, Result};
 
+mod arguments;
 mod harmony;
 
 /// What an answer has to be.
@@ -78,8 +77,17 @@ impl ReplyGrammar<'_> {
                     calls.push(format!(
                         "{} {} {}",
                         literals.sequence(&format!("{begin}{}{}", tool.name, tags.open)),
-                        tagged_arguments(literals, tags, i, tool, lines)?,
+                        arguments::tagged(literals, tags, i, tool, lines)?,
                         literals.sequence(&format!("{}{end}", tags.close)),
+                    ));
+                    continue;
+                }
+                CallFormat::Python => {
+                    calls.push(format!(
+                        "{} {} {}",
+                        literals.sequence(&format!("{begin}{}(", tool.name)),
+                        arguments::python(literals, i, tool, lines)?,
+                        literals.sequence(&format!("){end}")),
                     ));
                     continue;
                 }
@@ -149,100 +157,6 @@ fn named(tool: &Tool, place: &str, error: Error) -> Error {
         }
         other => other,
     }
-}
-
-/// Arguments between tags: the properties of a tool's parameters in their order, those that are not required or not. Strings end
-/// where their mark stands, so that nothing else can be asked of them but to be one of some.
-fn tagged_arguments(
-    literals: &Literals<'_>,
-    tags: &ArgumentTags,
-    at: usize,
-    tool: &Tool,
-    lines: &mut Vec<String>,
-) -> Result<String> {
-    let refused = |path: &str, keyword: &str| Error::Schema {
-        path: format!("tool {}: {path}", tool.name),
-        keyword: keyword.to_owned(),
-        what: "it cannot be enforced in the way in which this model writes calls".to_owned(),
-    };
-    let none = Map::new();
-    let parameters = tool.parameters.as_ref().and_then(Value::as_object).unwrap_or(&none);
-    let known = ["type", "properties", "required", "additionalProperties", "title", "description", "$schema"];
-    let definitions = ["$defs", "definitions"];
-    let keyword = |key: &&String| known.contains(&key.as_str()) || definitions.contains(&key.as_str());
-    if let Some(keyword) = parameters.keys().find(|key| !keyword(key)) {
-        return Err(refused("#", keyword));
-    }
-    let required: Vec<&str> = parameters
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let properties = parameters.get("properties").and_then(Value::as_object).unwrap_or(&none);
-    if let Some(missing) = required.iter().find(|key| !properties.contains_key(**key)) {
-        return Err(refused(&format!("#/required/{missing}"), "required"));
-    }
-    let mut arguments = Vec::new();
-    for (j, (key, schema)) in properties.iter().enumerate() {
-        let path = format!("#/properties/{key}");
-        let string = is_string(Some(schema));
-        let only = schema.get("const").map(std::slice::from_ref);
-        let choices = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice).or(only);
-        let (end, rule) = (literals.sequence(&tags.end), format!("argument_{at}_{j}"));
-        let value = match (string, choices) {
-            (false, _) => {
-                // What it refers to stands beside the properties.
-                let mut schema = schema.clone();
-                for (name, value) in
-                    parameters.iter().filter(|(name, _)| definitions.contains(&name.as_str()))
-                {
-                    if let Some(members) = schema.as_object_mut() {
-                        members.insert(name.clone(), value.clone());
-                    }
-                }
-                let schema = schema::prepare(&schema).map_err(|error| named(tool, &path, error))?;
-                lines.push(format!("{rule}: %json {schema}"));
-                format!("{rule} {end}")
-            }
-            (true, Some(choices)) => {
-                let texts: Vec<String> = choices.iter().filter_map(Value::as_str).map(literal).collect();
-                if texts.len() < choices.len() || texts.is_empty() {
-                    return Err(refused(&path, "enum"));
-                }
-                format!("({}) {end}", texts.join(" | "))
-            }
-            (true, None) => {
-                if let Some(keyword) = bound(schema) {
-                    return Err(refused(&path, keyword));
-                }
-                lines.push(literals.until(&rule, &tags.end));
-                rule
-            }
-        };
-        let middle = if string { &tags.string } else { &tags.other };
-        let begin = literals.sequence(&format!("{}{key}{middle}", tags.begin));
-        arguments.push(match required.contains(&key.as_str()) {
-            true => format!("{begin} {value}"),
-            false => format!("({begin} {value})?"),
-        });
-    }
-    Ok(arguments.join(" "))
-}
-
-/// The keyword by which a schema of strings asks for more than a string; a union of one with something else may be any text.
-fn bound(schema: &Value) -> Option<&str> {
-    const FREE: [&str; 8] =
-        ["type", "title", "description", "default", "examples", "deprecated", "discriminator", "format"];
-    for (keyword, value) in schema.as_object().into_iter().flatten() {
-        match (keyword.as_str(), value.as_array()) {
-            ("anyOf" | "oneOf", Some(choices)) if choices.iter().all(|choice| bound(choice).is_none()) => {}
-            (free, _) if FREE.contains(&free) => {}
-            (other, _) => return Some(other),
-        }
-    }
-    None
 }
 
 /// Texts of a format in Lark's form.

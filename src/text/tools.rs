@@ -6,10 +6,12 @@ use std::fmt;
 pub(super) use parser::ToolParser;
 
 pub(super) mod derive;
+mod literal;
 pub(super) mod mark;
 pub(super) mod named;
 mod object;
 mod parser;
+mod python;
 pub(crate) mod tagged;
 
 /// Stands in a text of a format for an identifier that the model makes up.
@@ -44,6 +46,8 @@ pub enum CallFormat {
     Named(String),
     /// The name, and each argument between tags.
     Tagged(ArgumentTags),
+    /// A call as Python writes it: the name, and `key=value` each in parentheses.
+    Python,
 }
 
 /// A call as a JSON object: `head`, the name, `middle`, the arguments, `tail`.
@@ -80,10 +84,14 @@ pub struct ArgumentTags {
 }
 
 impl ToolFormat {
-    /// Whether a call stands by itself, as JSON, without a mark before it: it is then the beginning of the text.
+    /// Whether a call stands by itself, as JSON, or calls do in a list, without a mark before: it is then the beginning of the text.
     pub(super) fn is_bare(&self) -> bool {
-        matches!(self.call, CallFormat::Object(_))
-            && (self.open.trim().is_empty() && self.begin.trim().is_empty())
+        let open = match self.call {
+            CallFormat::Object(_) => "",
+            CallFormat::Python => "[",
+            CallFormat::Named(_) | CallFormat::Tagged(_) => return false,
+        };
+        self.open.trim() == open && self.begin.trim().is_empty()
     }
 
     /// All texts around names and arguments.
@@ -101,8 +109,9 @@ impl ToolFormat {
                 &tags.end,
                 &tags.close,
             ]),
+            CallFormat::Python => {}
         }
-        if self.is_bare() {
+        if self.is_bare() && matches!(self.call, CallFormat::Object(_)) {
             texts.push(parser::PYTHON_TAG);
         }
         texts
@@ -124,6 +133,7 @@ impl fmt::Display for ToolFormat {
                 };
                 format!("NAME{open}{begin}KEY{string}VALUE{end}{other}{close}")
             }
+            CallFormat::Python => "NAME(KEY=VALUE)".to_owned(),
         };
         let Self { open, begin, end, close, .. } = self;
         let call = format!("{begin}{body}{end}");

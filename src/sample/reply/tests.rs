@@ -85,7 +85,8 @@ fn required_calls_are_calls_of_each_format() {
             ] {
                 let format = ReplyFormat { reasoning: thinks, tools: Some(calls.clone()), harmony: false };
                 // An object without members, which tags cannot say of one that may have any.
-                let all = if matches!(calls.call, CallFormat::Tagged(_)) { &all[..2] } else { &all[..] };
+                let each = matches!(calls.call, CallFormat::Tagged(_) | CallFormat::Python);
+                let all = if each { &all[..2] } else { &all[..] };
                 let named = std::slice::from_ref(&all[1]);
                 let tools = if parallel { all } else { named };
                 let wanted = ReplyGrammar { format: format.clone(), thinking, tools, parallel, text: None };

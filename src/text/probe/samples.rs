@@ -136,7 +136,45 @@ pub(crate) fn typed() -> Arc<ToolFormat> {
     told("<calls>\n", write, Some("\n"), "\n</calls>")
 }
 
+/// DeepSeek R1, but for its marks.
+pub(crate) fn fenced() -> Arc<ToolFormat> {
+    let write = |call: &ProbeCall, _: usize| {
+        format!("<|call|>function<|sep|>{}\n```json\n{}\n```<|/call|>", call.name, call.arguments)
+    };
+    told("<|calls|>", write, Some("\n"), "<|/calls|>")
+}
+
+/// LFM 2, but for its marks.
+pub(crate) fn python() -> Arc<ToolFormat> {
+    told("<calls>[", |call, _| in_python(call), Some(", "), "]</calls>")
+}
+
+/// Llama 4 and others that are asked for a list.
+pub(crate) fn bare_python() -> Arc<ToolFormat> {
+    told("[", |call, _| in_python(call), Some(", "), "]")
+}
+
+fn in_python(call: &ProbeCall) -> String {
+    let members = call.arguments.as_object().into_iter().flatten();
+    let arguments: Vec<String> = members.map(|(key, value)| format!("{key}={value}")).collect();
+    format!("{}({})", call.name, arguments.join(", "))
+}
+
 /// All of them.
 pub(crate) fn all() -> Vec<Arc<ToolFormat>> {
-    vec![hermes(), bare(), list(), with_ids(), args(), numbered(), function(), parameters(), pairs(), typed()]
+    vec![
+        hermes(),
+        bare(),
+        list(),
+        with_ids(),
+        args(),
+        numbered(),
+        function(),
+        parameters(),
+        pairs(),
+        typed(),
+        fenced(),
+        python(),
+        bare_python(),
+    ]
 }

@@ -268,6 +268,7 @@ fn a_single_call_ends_the_answer() {
             CallFormat::Object(object) => format!("{}{name}{}{{}}}}", object.head, object.middle),
             CallFormat::Named(middle) => format!("{name}{middle}{{}}"),
             CallFormat::Tagged(tags) => format!("{name}{}{}", tags.open, tags.close),
+            CallFormat::Python => format!("{name}()"),
         };
         let call = |name: &str| format!("{}{}{}", calls.begin, call(name), calls.end);
         let separator = calls.separator.as_deref().unwrap_or("\n");

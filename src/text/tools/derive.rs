@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 
 use super::mark::marks;
+use super::python::PythonCall;
 use super::{ArgumentTags, CallFormat, CallObject, ID, INDEX, ToolFormat};
 
 /// A call that a template was given.
@@ -33,6 +34,8 @@ pub(in crate::text) struct Shown<'a> {
 /// read with it.
 pub(in crate::text) fn derive(shown: &Shown<'_>) -> Option<(ToolFormat, String)> {
     let mut answer = behind_header(shown)?.to_owned();
+    // Llama 4's template begins calls with code that is none.
+    answer = answer.replace("<|python_start|><|python_end|>", "");
     for call in shown.calls.iter().filter(|call| !call.id.contains(&call.name)) {
         answer = answer.replace(&call.id, &ID.to_string());
     }
@@ -63,19 +66,17 @@ pub(in crate::text) fn derive(shown: &Shown<'_>) -> Option<(ToolFormat, String)>
         return None;
     }
     let mut end = end.to_owned();
+    let marked = if begin.trim().is_empty() { open } else { begin }.trim_start().starts_with(['<', '[']);
     let call = match &first.kind {
         Kind::Object(_) => CallFormat::Object(one_object(&found)?),
-        Kind::Named(middle) => {
-            let mark = if begin.trim().is_empty() { open } else { begin };
-            if !mark.trim_start().starts_with(['<', '[']) {
-                return None;
-            }
-            CallFormat::Named(match &found.get(1).map(|second| &second.kind) {
-                Some(Kind::Named(other)) => one_text(middle, other)?,
-                Some(_) => return None,
-                None => (*middle).to_owned(),
-            })
-        }
+        Kind::Named(_) | Kind::Python if !marked => return None,
+        Kind::Named(middle) => CallFormat::Named(match &found.get(1).map(|second| &second.kind) {
+            Some(Kind::Named(other)) => one_text(middle, other)?,
+            Some(_) => return None,
+            None => (*middle).to_owned(),
+        }),
+        Kind::Python if found.iter().all(|call| matches!(call.kind, Kind::Python)) => CallFormat::Python,
+        Kind::Python => return None,
         Kind::Tagged { open, string, other, between } => {
             if begin.trim().is_empty() {
                 return None;
@@ -189,6 +190,8 @@ enum Kind<'a> {
     Object(CallObject),
     /// What stands between the name and the arguments.
     Named(&'a str),
+    /// A call in Python.
+    Python,
     Tagged {
         /// What stands between the name and the first key.
         open: &'a str,
@@ -230,7 +233,10 @@ fn locate<'a>(text: &'a str, call: &ProbeCall, from: usize, to: usize) -> Option
         let kind = Kind::Named(&text[name_end..arguments]);
         return Some(Located { start: name, end: arguments + len, kind });
     }
-    tagged(text, call, name, to)
+    match PythonCall::len(&text[name..to], &call.name) {
+        Some(len) => Some(Located { start: name, end: name + len, kind: Kind::Python }),
+        None => tagged(text, call, name, to),
+    }
 }
 
 /// A call whose arguments are told by their keys and values; what an object looks like is not asked.

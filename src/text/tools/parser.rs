@@ -6,6 +6,7 @@ use super::super::scan::Step;
 use super::super::tool::Tool;
 use super::mark::{Fit, fit};
 use super::object::{NamedCall, ObjectCall};
+use super::python::PythonCall;
 use super::tagged::TaggedCall;
 use super::{CallFormat, ReplyEvent, ToolFormat};
 
@@ -56,11 +57,15 @@ enum Body {
     Object(ObjectCall),
     Named(NamedCall),
     Tagged(Box<TaggedCall>),
+    Python(Box<PythonCall>),
 }
 
 impl Marks {
     fn new(format: &ToolFormat) -> Self {
         let ToolFormat { open, begin, .. } = format;
+        if format.is_bare() && matches!(format.call, CallFormat::Python) {
+            return Self { starts: Vec::new(), lead: Some(open.clone()), next: vec![",".to_owned()] };
+        }
         if format.is_bare() {
             let lead = Some("{".to_owned());
             let next = ["{", ";{"].map(str::to_owned).to_vec();
@@ -88,6 +93,7 @@ impl Body {
             CallFormat::Object(call) => Self::Object(ObjectCall::new(call)),
             CallFormat::Named(middle) => Self::Named(NamedCall::new(middle)),
             CallFormat::Tagged(tags) => Self::Tagged(Box::new(TaggedCall::new(tags))),
+            CallFormat::Python => Self::Python(Box::new(PythonCall::new())),
         }
     }
 
@@ -96,6 +102,7 @@ impl Body {
             Self::Object(call) => call.push(c, tools, events),
             Self::Named(call) => call.push(c, tools, events),
             Self::Tagged(call) => call.push(c, tools, events),
+            Self::Python(call) => call.push(c, tools, events),
         }
     }
 
@@ -105,6 +112,7 @@ impl Body {
             Self::Object(call) => call.named(),
             Self::Named(call) => call.named(),
             Self::Tagged(call) => call.named(),
+            Self::Python(call) => call.named(),
         }
     }
 }

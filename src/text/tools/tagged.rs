@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use super::super::scan::Step;
 use super::super::tool::Tool;
 use super::mark::{self, Fit, Named, fit};
-use super::{ArgumentTags, ReplyEvent};
+use super::{ArgumentTags, ReplyEvent, literal};
 
 /// Longest key, in bytes.
 const MAX_KEY: usize = 1024;
@@ -223,7 +223,7 @@ impl Value {
     /// The value as it is read, where it is no string.
     fn json(&self) -> Option<Json> {
         let text = self.text.trim();
-        crate::json::generated(text).ok().or_else(|| from_python(text))
+        crate::json::generated(text).ok().or_else(|| literal::json(text))
     }
 
     /// Whether nothing can belong to it any more. A string may hold what ends others.
@@ -238,46 +238,6 @@ impl Value {
         let json = self.json().unwrap_or_else(|| self.text.trim().into());
         ReplyEvent::add_arguments(events, &json.to_string());
     }
-}
-
-/// A value in Python's notation, as some models and templates write it: quotes of either kind, `True`, `False`, `None`.
-fn from_python(text: &str) -> Option<Json> {
-    let mut json = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\'' | '"' => {
-                let mut inner = String::new();
-                loop {
-                    match chars.next()? {
-                        '\\' => inner.push(match chars.next()? {
-                            'n' => '\n',
-                            't' => '\t',
-                            'r' => '\r',
-                            other => other,
-                        }),
-                        end if end == c => break,
-                        other => inner.push(other),
-                    }
-                }
-                json += &Json::from(inner).to_string();
-            }
-            c if c.is_alphabetic() => {
-                let mut word = String::from(c);
-                while let Some(next) = chars.next_if(|next| next.is_alphanumeric()) {
-                    word.push(next);
-                }
-                json += match word.as_str() {
-                    "True" => "true",
-                    "False" => "false",
-                    "None" | "none" => "null",
-                    other => other,
-                };
-            }
-            c => json.push(c),
-        }
-    }
-    crate::json::generated(&json).ok()
 }
 
 /// Whether an argument is a string as far as its schema says; one that nothing is known of is.

@@ -144,6 +144,37 @@ const DSML: Case = Case {
     end: "</｜DSML｜parameter>",
 };
 
+/// LFM 2.5, as in llama.cpp's `models/templates/LFM2.5-8B-A1B.jinja`: quotes within texts stand as they are.
+const LFM: Case = Case {
+    template: r#"{% for m in messages -%}<|im_start|>{{ m.role ~ '\n' }}{{ m.content or '' }}
+{%- if m.tool_calls -%}<|tool_call_start|>[{% for c in m.tool_calls %}{{ c.function.name }}(
+{%- for k, v in c.function.arguments.items() %}{{ k ~ '=' }}
+{{- "'" ~ v ~ "'" if v is string else v | tojson if v is mapping else v | string }}{{ ', ' if not loop.last }}
+{%- endfor -%}){{ ', ' if not loop.last }}{% endfor %}]<|tool_call_end|>{% endif %}{{ '<|im_end|>\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"#,
+    call: "NAME(KEY=VALUE)",
+    around: ["<|tool_call_start|>[", ", ", "]<|tool_call_end|>"],
+    first: "<|tool_call_start|>",
+    last: "<|tool_call_end|>",
+    end: ")]<|tool_call_end|>",
+};
+
+/// Llama 4 with calls in Python, as in vLLM's `examples/tool_chat_template_llama4_pythonic.jinja`: all values are between quotes.
+const LLAMA_4: &str = r#"{% for m in messages %}{% if m.tool_calls -%}<|header_start|>assistant<|header_end|>
+{{- '\n\n' ~ (m.content or '') }}[{% for c in m.tool_calls %}{{ c.function.name }}(
+{%- for k in c.function.arguments %}{{ k ~ '="' ~ c.function.arguments[k] ~ '"' }}{{ ', ' if not loop.last }}
+{%- endfor -%}){{ ', ' if not loop.last }}{% endfor %}]<|eot|>
+{%- elif m.role == 'tool' -%}<|header_start|>ipython<|header_end|>{{ '\n\n' ~ m.content | tojson }}<|eot|>
+{%- else -%}<|header_start|>{{ m.role }}<|header_end|>{{ '\n\n' ~ m.content }}<|eot|>{% endif %}{% endfor %}
+{%- if add_generation_prompt -%}<|header_start|>assistant<|header_end|>{{ '\n\n' }}{% endif %}"#;
+
+/// Llama 4's own template: JSON behind the marks of code, of which there is none.
+const LLAMA_4_JSON: &str = r#"{% for m in messages %}{% if m.tool_calls -%}<|header_start|>assistant<|header_end|>
+{{- '\n\n<|python_start|>' ~ (m.content or '') ~ '<|python_end|>' }}{% for c in m.tool_calls %}
+{{- '{"name": "' ~ c.function.name ~ '", "parameters": ' ~ c.function.arguments | tojson ~ '}' }}{% endfor %}<|eot|>
+{%- elif m.role == 'tool' -%}<|header_start|>ipython<|header_end|>{{ '\n\n' ~ m.content | tojson }}<|eot|>
+{%- else -%}<|header_start|>{{ m.role }}<|header_end|>{{ '\n\n' ~ m.content }}<|eot|>{% endif %}{% endfor %}"#;
+
 /// What is called in each test: nested, with quotes, line ends and the format's own mark in a text.
 fn calls(end: &str) -> [(&'static str, serde_json::Value); 2] {
     let city = format!("Pa {end} \"é\"\n</b> {{'x': [1]}}, (y)");
@@ -309,4 +340,95 @@ fn deepseek() {
     let text =
         format!("So.\n\n<｜DSML｜function_calls>\n{invoke}</｜DSML｜invoke>\n</｜DSML｜function_calls>");
     assert_eq!(told(&DSML, &text), of("So.", &[("add", r#"{"a": "1", "d": [2]}"#)]));
+}
+
+/// What Python writes of calls, and what of it is a call where it is the whole text.
+fn python_is_read(format: &ReplyFormat, open: &str, close: &str) {
+    let told = |calls: &str| cut_in_two(format, false, &format!("{open}{calls}{close}"));
+    for (python, arguments) in [
+        ("add()", "{}"),
+        (" add ( a = 1 , ) ", r#"{"a": 1}"#),
+        ("add(a=None, c=True)", r#"{"a": null, "c": true}"#),
+        ("add(a=null, c=false)", r#"{"a": null, "c": false}"#),
+        ("add(b=[1, 'x, )]', {'y': (2, -3.5)}])", r#"{"b": [1,"x, )]",{"y":[2,-3.5]}]}"#),
+        (r#"add(b="[1, 2]", a="7")"#, r#"{"b": [1,2], "a": 7}"#),
+        (r#"add(d="a\n\"b\" \u00e9\ud83d\ude00\\")"#, r#"{"d": "a\n\"b\" é😀\\"}"#),
+        (r"add(d='it\'s', a=2)", r#"{"d": "it's", "a": 2}"#),
+        ("add(d='it's', a=2)", r#"{"d": "it's", "a": 2}"#),
+        ("add(d=\"a\nb\")", r#"{"d": "a\nb"}"#),
+        (r#"add(d="say "hi", ok" )"#, r#"{"d": "say \"hi"#),
+    ] {
+        let reply = told(python);
+        if arguments.ends_with('}') {
+            assert_eq!(reply, of("", &[("add", arguments)]), "{python}");
+        } else {
+            // A quote and a comma end a text: what follows is no argument.
+            assert_eq!((reply.content, reply.calls.len()), (format!("{open}{python}{close}"), 0));
+        }
+    }
+    let two = told("add(a=1), get_weather(city=\"Oslo\", days=2)");
+    let oslo = ("get_weather", r#"{"city": "Oslo", "days": 2}"#);
+    assert_eq!(two, of("", &[("add", r#"{"a": 1}"#), oslo]));
+    for python in [
+        "remove()",
+        "add",
+        "add(1)",
+        "add(a)",
+        "add(a=1",
+        "add(a=1, a=2)",
+        "add(a=b)",
+        "add(a=[1)",
+        "add(a=1]",
+        "add(a=)",
+        "add(d='x)",
+        "1, 2",
+        "\"add()\"",
+        "",
+    ] {
+        assert_eq!(told(python), of(&format!("{open}{python}{close}"), &[]), "{python}");
+    }
+}
+
+#[test]
+fn lfm() {
+    let format = check(&LFM);
+    python_is_read(&format, "<|tool_call_start|>[", "]<|tool_call_end|>");
+    let told = |text: &str| cut_in_two(&format, false, text);
+    // A text behind calls, and calls that are apart.
+    let call = "<|tool_call_start|>[add(a=1)]<|tool_call_end|>";
+    let added = ("add", r#"{"a": 1}"#);
+    assert_eq!(told(&format!("{call}Adding.")), of("Adding.", &[added]));
+    assert_eq!(told(&format!("So. {call}\n{call}")), of("So.", &[added, added]));
+    assert_eq!(told("[add(a=1)]"), of("[add(a=1)]", &[]), "without its mark");
+    // Earlier templates write no calls, and name the marks of tools; or the vocabulary does.
+    let silent = "{% for m in messages %}<|im_start|>{{ m.role ~ '\\n' ~ m.content }}<|im_end|>{% endfor %}";
+    assert_eq!(samples::shown(silent).tools, None);
+    let lists = format!("{{% if tools %}}<|tool_list_start|>{{{{ tools | tojson }}}}{{% endif %}}{silent}");
+    assert_eq!(samples::shown(&lists).tools, format.tools);
+    let named = format!("{{% if tools %}}List of tools: {{{{ tools | tojson }}}}{{% endif %}}{silent}");
+    assert_eq!(samples::shown(&named).tools, None);
+    let mut template = samples::template(&named);
+    template.protect(["<|im_start|>", "<|tool_call_start|>"]).unwrap();
+    assert_eq!(template.reply_format(true).tools, format.tools);
+    assert_eq!(template.reply_format(false).tools, None);
+}
+
+#[test]
+fn llama_4() {
+    let format = samples::shown(LLAMA_4);
+    let shown = format.tools.as_ref().unwrap().to_string();
+    assert_eq!(shown, "[NAME(KEY=VALUE), NAME(KEY=VALUE)]");
+    python_is_read(&format, "[", "]");
+    let told = |text: &str| cut_in_two(&format, false, text);
+    assert_eq!(told("\n[add()]\n"), of("", &[("add", "{}")]));
+    // A list is a call at the beginning alone.
+    for text in ["Here: [add(a=1)]", "[1, 2] and [add()]", "[", "[]", "[add(a=1", "[[add()]]"] {
+        assert_eq!(told(text), of(text, &[]));
+    }
+    // The model's own template writes JSON behind code that is none.
+    let format = samples::shown(LLAMA_4_JSON);
+    let call = "{\"name\": \"NAME\", \"parameters\": ARGUMENTS}";
+    assert_eq!(format.tools.as_ref().unwrap().to_string(), call.repeat(2));
+    let told = |text: &str| cut_in_two(&format, false, text);
+    assert_eq!(told(r#"{"name": "add", "parameters": {"a": 1}}"#), of("", &[("add", r#"{"a": 1}"#)]));
 }
