@@ -175,6 +175,50 @@ const LLAMA_4_JSON: &str = r#"{% for m in messages %}{% if m.tool_calls -%}<|hea
 {%- elif m.role == 'tool' -%}<|header_start|>ipython<|header_end|>{{ '\n\n' ~ m.content | tojson }}<|eot|>
 {%- else -%}<|header_start|>{{ m.role }}<|header_end|>{{ '\n\n' ~ m.content }}<|eot|>{% endif %}{% endfor %}"#;
 
+/// Mistral Nemo, as in llama.cpp's `models/templates/mistralai-Mistral-Nemo-Instruct-2407.jinja`.
+const MISTRAL_LIST: Case = Case {
+    template: r#"{% for m in messages %}{% if m.tool_calls -%}[TOOL_CALLS][{% for c in m.tool_calls %}
+{%- if c.id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif %}
+{{- (c.function | tojson)[:-1] ~ ', "id": "' ~ c.id ~ '"}' }}{{ ', ' if not loop.last }}{% endfor %}]</s>
+{%- elif m.role == 'assistant' %}{{ m.content ~ '</s>' }}
+{%- elif m.role == 'tool' -%}[TOOL_RESULTS]{{ m.content }}[/TOOL_RESULTS]
+{%- else -%}[INST]{{ m.content }}[/INST]{% endif %}{% endfor %}"#,
+    call: "{\"name\": \"NAME\", \"arguments\": ARGUMENTS, \"id\": \"ID\"}",
+    around: ["[TOOL_CALLS][", ", ", "]"],
+    first: "[TOOL_CALLS]",
+    last: "\"}]",
+    end: "}]",
+};
+
+/// Mistral Small 3.2, as in llama.cpp's `models/templates/Mistral-Small-3.2-24B-Instruct-2506.jinja`.
+const MISTRAL_IDS: Case = Case {
+    template: r"{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls -%}[TOOL_CALLS]{{ c.function.name }}
+{%- if c.id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif -%}
+[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}</s>
+{%- elif m.role == 'assistant' %}{{ m.content ~ '</s>' }}
+{%- elif m.role == 'tool' -%}[TOOL_RESULTS]{{ m.tool_call_id }}[TOOL_CONTENT]{{ m.content }}[/TOOL_RESULTS]
+{%- else -%}[INST]{{ m.content }}[/INST]{% endif %}{% endfor %}",
+    call: "[TOOL_CALLS]NAME[CALL_ID]ID[ARGS]ARGUMENTS",
+    around: ["", "", ""],
+    first: "[TOOL_CALLS]",
+    last: "}",
+    end: "[TOOL_CALLS]",
+};
+
+/// Ministral 3 and Devstral, as in llama.cpp's `models/templates/mistralai-Ministral-3-14B-Reasoning-2512.jinja`.
+const MISTRAL_ARGS: Case = Case {
+    template: r"{% for m in messages %}{% if m.role == 'assistant' %}
+{{- '[THINK]' ~ m.reasoning_content ~ '[/THINK]' if m.reasoning_content }}{{ m.content or '' }}
+{%- for c in m.tool_calls or [] -%}[TOOL_CALLS]{{ c.function.name ~ '[ARGS]' ~ c.function.arguments | tojson }}{% endfor %}</s>
+{%- elif m.role == 'tool' -%}[TOOL_RESULTS]{{ m.content }}[/TOOL_RESULTS]
+{%- else -%}[INST]{{ m.content }}[/INST]{% endif %}{% endfor %}",
+    call: "[TOOL_CALLS]NAME[ARGS]ARGUMENTS",
+    around: ["", "", ""],
+    first: "[TOOL_CALLS]",
+    last: "}",
+    end: "[ARGS]",
+};
+
 /// What is called in each test: nested, with quotes, line ends and the format's own mark in a text.
 fn calls(end: &str) -> [(&'static str, serde_json::Value); 2] {
     let city = format!("Pa {end} \"é\"\n</b> {{'x': [1]}}, (y)");
@@ -431,4 +475,37 @@ fn llama_4() {
     assert_eq!(format.tools.as_ref().unwrap().to_string(), call.repeat(2));
     let told = |text: &str| cut_in_two(&format, false, text);
     assert_eq!(told(r#"{"name": "add", "parameters": {"a": 1}}"#), of("", &[("add", r#"{"a": 1}"#)]));
+}
+
+#[test]
+fn mistral() {
+    for case in [MISTRAL_LIST, MISTRAL_IDS, MISTRAL_ARGS] {
+        check(&case);
+    }
+    let told = |case: &Case, text: &str| cut_in_two(&samples::shown(case.template), false, text);
+    let added = ("add", "{\"a\": 1}");
+    // With and without an identifier, and white space that templates do not write.
+    for text in [
+        "[TOOL_CALLS]add[CALL_ID]a1b2c3d4e[ARGS]{\"a\": 1}",
+        "[TOOL_CALLS]add[ARGS]{\"a\": 1}",
+        "[TOOL_CALLS] add[CALL_ID]a1b2c3d4e[ARGS] {\"a\": 1}\n",
+    ] {
+        assert_eq!(told(&MISTRAL_IDS, text), of("", &[added]), "{text:?}");
+    }
+    let text = "So.\n[TOOL_CALLS]add[ARGS]{\"a\": 1}[TOOL_CALLS]add[ARGS]{} [TOOL_CALLS]add[ARGS]{} On.";
+    assert_eq!(told(&MISTRAL_ARGS, text), of("So. On.", &[added, ("add", "{}"), ("add", "{}")]));
+    let listed = "{\"name\": \"add\", \"arguments\": {\"a\": 1}}";
+    assert_eq!(told(&MISTRAL_LIST, &format!("[TOOL_CALLS] [{listed}, {listed}]")), of("", &[added, added]));
+    assert_eq!(told(&MISTRAL_LIST, &format!("[TOOL_CALLS][{listed}] On.")), of(" On.", &[added]));
+    for (case, text) in [
+        (&MISTRAL_ARGS, "[TOOL_CALLS]remove[ARGS]{}"),
+        (&MISTRAL_ARGS, "[TOOL_CALLS]add[ARGS]{\"a\": [1}"),
+        (&MISTRAL_IDS, "[TOOL_CALLS]add[CALL_ID][ARGS]{}"),
+        (&MISTRAL_LIST, "[TOOL_CALLS][]"),
+        (&MISTRAL_LIST, "[TOOL_CALLS]add[ARGS]{}"),
+    ] {
+        assert_eq!(told(case, text), of(text, &[]), "{text:?}");
+    }
+    let thinking = samples::shown(MISTRAL_ARGS.template).reasoning.unwrap();
+    assert_eq!([&thinking.open, &thinking.close], ["[THINK]", "[/THINK]"]);
 }
