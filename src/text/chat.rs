@@ -71,9 +71,9 @@ impl Chat {
     }
 
     /// Renders a conversation. What the template refuses is tried without a `reasoning_effort`, of which each knows other
-    /// words, then with what was said beside calls as a thought, as gpt-oss's wants it, then with the system's later messages as
-    /// the user's, then with all of them: agents send them wherever they like, and many templates take one at the beginning, or
-    /// none.
+    /// words, then with ids of calls as Mistral's want them, then with what was said beside calls as a thought, as gpt-oss's
+    /// wants it, then with the system's later messages as the user's, then with all of them: agents send them wherever they
+    /// like, and many templates take one at the beginning, or none.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`], and a last message that cannot be continued.
@@ -101,6 +101,13 @@ impl Chat {
             tracing::info!("the chat template does not take this {EFFORT}: it is left out");
             return Ok(rendered);
         }
+        let messages = match message::with_short_ids(&messages) {
+            Some(told) => match template.render(&told, &options) {
+                Ok(rendered) => return Ok(rendered),
+                Err(_) => told,
+            },
+            None => messages,
+        };
         if let Some(told) = message::said_as_thought(&messages)
             && let Ok(rendered) = template.render(&told, &options)
         {

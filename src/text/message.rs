@@ -135,6 +135,26 @@ fn members(message: &Message, content: NoContent, objects: bool) -> Map<String, 
     members
 }
 
+/// The conversation with ids of calls that have nine letters and digits, as Mistral's templates want them; none where it has no id.
+pub(super) fn with_short_ids(messages: &[Message]) -> Option<Vec<Message>> {
+    let mut told = messages.to_vec();
+    let mut known: Vec<String> = Vec::new();
+    let mut shorten = |id: &mut Json| {
+        let Some(text) = id.as_str() else { return };
+        let at = known.iter().position(|known| known == text).unwrap_or(known.len());
+        if at == known.len() {
+            known.push(text.to_owned());
+        }
+        *id = format!("call{at:05}").into();
+    };
+    for message in &mut told {
+        let calls = message.extra.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten();
+        calls.filter_map(|call| call.get_mut("id")).for_each(&mut shorten);
+        message.extra.get_mut("tool_call_id").into_iter().for_each(&mut shorten);
+    }
+    (told != messages).then_some(told)
+}
+
 /// The conversation with what was said beside calls as the last of the thoughts before them, for a template that takes one of the
 /// two; none where no message has both.
 pub(super) fn said_as_thought(messages: &[Message]) -> Option<Vec<Message>> {

@@ -506,6 +506,18 @@ fn mistral() {
     ] {
         assert_eq!(told(case, text), of(text, &[]), "{text:?}");
     }
+    // Ids of a server's own, which the templates refuse, are told in their form.
+    let call =
+        |id: &str| json!({ "id": id, "type": "function", "function": { "name": "add", "arguments": "{}" } });
+    let mut assistant = Message::new("assistant", "");
+    assistant.extra.insert("tool_calls".into(), json!([call("call_1f"), call("call_2e")]));
+    let mut result = Message::new("tool", "Result.");
+    result.extra.insert("tool_call_id".into(), "call_2e".into());
+    let chat = crate::text::Chat::new(vec![Message::new("user", "Asked."), assistant, result]);
+    let rendered = chat.render(&samples::template(MISTRAL_IDS.template)).unwrap();
+    let wanted = "[TOOL_CALLS]add[CALL_ID]call00000[ARGS]{}[TOOL_CALLS]add[CALL_ID]call00001[ARGS]{}</s>\
+                  [TOOL_RESULTS]call00001[TOOL_CONTENT]Result.[/TOOL_RESULTS]";
+    assert!(rendered.text().ends_with(wanted), "{rendered:?}");
     let thinking = samples::shown(MISTRAL_ARGS.template).reasoning.unwrap();
     assert_eq!([&thinking.open, &thinking.close], ["[THINK]", "[/THINK]"]);
 }
