@@ -70,10 +70,10 @@ impl Chat {
         self.tool_choice != ToolChoice::None && !self.tools.is_empty()
     }
 
-    /// Renders a conversation. What the template refuses is tried without a `reasoning_effort`, of which each knows other
-    /// words, then with ids of calls as Mistral's want them, then with what was said beside calls as a thought, as gpt-oss's
-    /// wants it, then with the system's later messages as the user's, then with all of them: agents send them wherever they
-    /// like, and many templates take one at the beginning, or none.
+    /// Renders a conversation, with ids of calls in Kimi's form where its template writes it. What the template refuses is tried
+    /// without a `reasoning_effort`, of which each knows other words, then with ids of calls as Mistral's want them, then with
+    /// what was said beside calls as a thought, as gpt-oss's wants it, then with the system's later messages as the user's, then
+    /// with all of them: agents send them wherever they like, and many templates take one at the beginning, or none.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`], and a last message that cannot be continued.
@@ -90,7 +90,13 @@ impl Chat {
         if self.prompt_end == PromptEnd::Within {
             continued(self)?;
         }
-        let messages: Vec<Message> = self.messages.iter().cloned().map(Message::with_joined_text).collect();
+        let mut messages: Vec<Message> =
+            self.messages.iter().cloned().map(Message::with_joined_text).collect();
+        let called = messages.iter().any(|message| message.extra.contains_key("tool_calls"));
+        if called && template.reply_format(true).tools.is_some_and(|tools| tools.names_by_id()) {
+            let ids = message::with_ids(&messages, |at, name| format!("functions.{name}:{at}"));
+            messages = ids.unwrap_or(messages);
+        }
         let refused = match template.render(&messages, &options) {
             Err(error @ Error::Template(_)) => error,
             other => return other,
@@ -101,7 +107,7 @@ impl Chat {
             tracing::info!("the chat template does not take this {EFFORT}: it is left out");
             return Ok(rendered);
         }
-        let messages = match message::with_short_ids(&messages) {
+        let messages = match message::with_ids(&messages, |at, _| format!("call{at:05}")) {
             Some(told) => match template.render(&told, &options) {
                 Ok(rendered) => return Ok(rendered),
                 Err(_) => told,

@@ -16,6 +16,8 @@ const CONSTRAIN: &str = "<|constrain|>";
 const MESSAGE: &str = "<|message|>";
 /// What ends a message, an answer, and a call.
 const ENDS: [&str; 3] = ["<|end|>", "<|return|>", "<|call|>"];
+/// The marks of a header.
+const HEADER: [&str; 4] = [START, CHANNEL, CONSTRAIN, MESSAGE];
 /// All marks.
 pub(super) const MARKS: [&str; 7] = [START, CHANNEL, CONSTRAIN, MESSAGE, ENDS[0], ENDS[1], ENDS[2]];
 /// After which the model is not to go on.
@@ -82,11 +84,11 @@ impl Header {
         let (mut header, mut place, mut rest) = (Self::default(), Place::Begin, text.trim_start());
         while !rest.is_empty() {
             if rest.starts_with('<') {
-                let Some(mark) = MARKS[..4].iter().find(|mark| rest.starts_with(**mark)) else {
-                    let part = MARKS[..4].iter().any(|mark| mark.starts_with(rest));
+                let Some(mark) = HEADER.into_iter().find(|mark| rest.starts_with(*mark)) else {
+                    let part = HEADER.into_iter().any(|mark| mark.starts_with(rest));
                     return if part { Fit::Part } else { Fit::No };
                 };
-                place = match (*mark, place) {
+                place = match (mark, place) {
                     (START, Place::Begin) => Place::Role,
                     (CHANNEL, Place::Begin | Place::BeforeChannel) => Place::Channel,
                     (CONSTRAIN, Place::BehindChannel) => Place::BehindChannel,

@@ -135,22 +135,23 @@ fn members(message: &Message, content: NoContent, objects: bool) -> Map<String, 
     members
 }
 
-/// The conversation with ids of calls that have nine letters and digits, as Mistral's templates want them; none where it has no id.
-pub(super) fn with_short_ids(messages: &[Message]) -> Option<Vec<Message>> {
+/// The conversation with other ids of calls, each made of the call's number and its tool's name; none where no call has one.
+pub(super) fn with_ids(messages: &[Message], make: impl Fn(usize, &str) -> String) -> Option<Vec<Message>> {
     let mut told = messages.to_vec();
-    let mut known: Vec<String> = Vec::new();
-    let mut shorten = |id: &mut Json| {
-        let Some(text) = id.as_str() else { return };
-        let at = known.iter().position(|known| known == text).unwrap_or(known.len());
-        if at == known.len() {
-            known.push(text.to_owned());
-        }
-        *id = format!("call{at:05}").into();
-    };
+    let mut known: Vec<(String, String)> = Vec::new();
     for message in &mut told {
-        let calls = message.extra.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten();
-        calls.filter_map(|call| call.get_mut("id")).for_each(&mut shorten);
-        message.extra.get_mut("tool_call_id").into_iter().for_each(&mut shorten);
+        let calls = message.extra.get_mut("tool_calls").and_then(Json::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            let Some(given) = call["id"].as_str().map(str::to_owned) else { continue };
+            let made = make(known.len(), holder(call)["name"].as_str().unwrap_or_default());
+            call["id"] = made.as_str().into();
+            known.push((given, made));
+        }
+        let Some(id) = message.extra.get_mut("tool_call_id") else { continue };
+        // Where an id occurs twice, a result is of the call before it.
+        if let Some((_, made)) = known.iter().rev().find(|(given, _)| id.as_str() == Some(given.as_str())) {
+            *id = made.as_str().into();
+        }
     }
     (told != messages).then_some(told)
 }

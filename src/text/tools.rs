@@ -94,6 +94,13 @@ impl ToolFormat {
         self.open.trim() == open && self.begin.trim().is_empty()
     }
 
+    /// Whether a call's name is a part of what its template takes for its id, or makes one of: `functions.NAME:INDEX`.
+    pub(super) fn names_by_id(&self) -> bool {
+        let CallFormat::Named(middle) = &self.call else { return false };
+        self.begin.ends_with("functions.")
+            && middle.strip_prefix(':').is_some_and(|rest| rest.starts_with(INDEX))
+    }
+
     /// All texts around names and arguments.
     pub(super) fn texts(&self) -> Vec<&str> {
         let mut texts = vec![self.open.as_str(), &self.begin, &self.end, &self.close];

@@ -292,6 +292,18 @@ fn check(case: &Case) -> ReplyFormat {
     format
 }
 
+/// What a template makes of two calls, and a result of the second, whose ids are a server's.
+fn with_own_ids(template: &str) -> String {
+    let function = json!({ "name": "add", "arguments": "{}" });
+    let call = |id: &str| json!({ "id": id, "type": "function", "function": function });
+    let mut assistant = Message::new("assistant", "");
+    assistant.extra.insert("tool_calls".into(), json!([call("call_1f"), call("call_2e")]));
+    let mut result = Message::new("tool", "Result.");
+    result.extra.insert("tool_call_id".into(), "call_2e".into());
+    let chat = crate::text::Chat::new(vec![Message::new("user", "Asked."), assistant, result]);
+    chat.render(&samples::template(template)).unwrap().text().to_owned()
+}
+
 #[test]
 fn glm() {
     for case in [GLM, GLM_4_7] {
@@ -331,6 +343,12 @@ fn kimi() {
     // Kimi K2's later templates refuse calls where lists cannot be changed, as in transformers: the marks are known by name.
     let refused = KIMI.template.replace("{% for c in", "{{ raise_exception('append') }}{% for c in");
     assert_eq!(samples::shown(&refused).tools, format.tools);
+    // Others write ids in place of names, which are then in the model's form.
+    let by_id = KIMI.template.replace("functions.{{ c.function.name ~ ':' ~ loop.index0 }}", "{{ c.id }}");
+    assert_eq!(samples::shown(&by_id).tools, format.tools);
+    let text = with_own_ids(&by_id);
+    assert!(text.contains("<|tool_call_begin|>functions.add:0<|") && text.contains(":1<|"), "{text:?}");
+    assert!(text.contains("## Return of functions.add:1\nResult."), "{text:?}");
 }
 
 #[test]
@@ -507,17 +525,10 @@ fn mistral() {
         assert_eq!(told(case, text), of(text, &[]), "{text:?}");
     }
     // Ids of a server's own, which the templates refuse, are told in their form.
-    let call =
-        |id: &str| json!({ "id": id, "type": "function", "function": { "name": "add", "arguments": "{}" } });
-    let mut assistant = Message::new("assistant", "");
-    assistant.extra.insert("tool_calls".into(), json!([call("call_1f"), call("call_2e")]));
-    let mut result = Message::new("tool", "Result.");
-    result.extra.insert("tool_call_id".into(), "call_2e".into());
-    let chat = crate::text::Chat::new(vec![Message::new("user", "Asked."), assistant, result]);
-    let rendered = chat.render(&samples::template(MISTRAL_IDS.template)).unwrap();
+    let text = with_own_ids(MISTRAL_IDS.template);
     let wanted = "[TOOL_CALLS]add[CALL_ID]call00000[ARGS]{}[TOOL_CALLS]add[CALL_ID]call00001[ARGS]{}</s>\
                   [TOOL_RESULTS]call00001[TOOL_CONTENT]Result.[/TOOL_RESULTS]";
-    assert!(rendered.text().ends_with(wanted), "{rendered:?}");
+    assert!(text.ends_with(wanted), "{text:?}");
     let thinking = samples::shown(MISTRAL_ARGS.template).reasoning.unwrap();
     assert_eq!([&thinking.open, &thinking.close], ["[THINK]", "[/THINK]"]);
 }
