@@ -129,7 +129,7 @@ fn answers_in_harmony_are_messages() {
     let text = Grammar::Regex("a{3}".into());
     for special in [&marks[..], &[]] {
         let (tokenizer, mut walks, mut ended) = (tokenizer(special), 0, 0);
-        for (tools, text) in [(&all[..], None), (&[][..], Some(&text)), (&all[..], Some(&text))] {
+        for (tools, text) in [(&all[..], None), (&all[..0], Some(&text)), (&all[..], Some(&text))] {
             for thinking in [false, true] {
                 let wanted = ReplyGrammar { format: format.clone(), thinking, tools, parallel: true, text };
                 let grammar = wanted.grammar(&tokenizer).unwrap();

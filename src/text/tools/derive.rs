@@ -66,7 +66,8 @@ pub(in crate::text) fn derive(shown: &Shown<'_>) -> Option<(ToolFormat, String)>
         return None;
     }
     let mut end = end.to_owned();
-    let marked = if begin.trim().is_empty() { open } else { begin }.trim_start().starts_with(['<', '[']);
+    let mark = if begin.trim().is_empty() { open } else { begin };
+    let marked = mark.trim_start().starts_with(['<', '[']);
     let call = match &first.kind {
         Kind::Object(_) => CallFormat::Object(one_object(&found)?),
         Kind::Named(_) | Kind::Python if !marked => return None,
