@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::*;
 
-/// The marks of gpt-oss's template, and what it refuses, without its instructions.
+/// The marks of gpt-oss's template, and what it refuses, without its instructions; as in llama.cpp's
+/// `models/templates/openai-gpt-oss-120b.jinja`.
 pub(crate) const HARMONY: &str = "{%- for m in messages -%}
 {%- if m.role == 'assistant' and m.tool_calls -%}
 {%- set call = m.tool_calls[0].function -%}
