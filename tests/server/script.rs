@@ -31,6 +31,15 @@ pub const QWEN3_CODER: &str = r#"{%- for c in m.tool_calls -%}{{- '<tool_call>\n
 {{- '<parameter=' + key + '>\n' + (value if value is string else value | tojson) + '\n</parameter>\n' -}}
 {%- endfor -%}{{- '</function>\n</tool_call>' + ('' if loop.last else '\n') -}}{%- endfor -%}"#;
 
+/// A whole template, in the shape of gpt-oss's.
+pub const HARMONY: &str = "{%- for m in messages -%}{%- if m.role == 'assistant' and m.tool_calls -%}\
+    {%- set call = m.tool_calls[0].function -%}<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>\
+    {{- call.arguments | tojson }}<|call|>{%- elif m.role == 'assistant' -%}\
+    {%- if loop.last and m.thinking -%}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{%- endif -%}\
+    <|start|>assistant<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}\
+    {%- else -%}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{%- endif -%}{%- endfor -%}\
+    {%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}";
+
 pub struct Script {
     dir: tempfile::TempDir,
     /// Ids of the tokens that begin the scripts.
@@ -40,6 +49,15 @@ pub struct Script {
 impl Script {
     /// A model that goes on with `scripts`, and whose template writes calls by `calls`.
     pub fn new(calls: &str, scripts: &Scripts) -> Self {
+        let template = format!(
+            "{{%- for m in messages -%}}<|im_start|>{{{{ m.role }}}}\n{{% if m.tool_calls -%}}{calls}{{%- else -%}}\
+             {{{{ m.content }}}}{{%- endif -%}}<|im_end|>\n{{%- endfor -%}}{{%- if add_generation_prompt -%}}<|im_start|>assistant\n{{%- endif -%}}"
+        );
+        Self::of(&template, scripts)
+    }
+
+    /// A model that goes on with `scripts`, and has this template.
+    pub fn of(template: &str, scripts: &Scripts) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/chatml");
         let mut tokenizer: Value =
@@ -81,11 +99,7 @@ impl Script {
         }
         assert!(pairs.len() < HIDDEN, "more tokens than there are hidden units");
         fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let template = format!(
-            "{{%- for m in messages -%}}<|im_start|>{{{{ m.role }}}}\n{{% if m.tool_calls -%}}{calls}{{%- else -%}}\
-             {{{{ m.content }}}}{{%- endif -%}}<|im_end|>\n{{%- endfor -%}}{{%- if add_generation_prompt -%}}<|im_start|>assistant\n{{%- endif -%}}{begin}"
-        );
-        let config = json!({ "chat_template": template });
+        let config = json!({ "chat_template": format!("{template}{begin}") });
         fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
         let config = json!({ "model_type": "llama", "vocab_size": size, "hidden_size": HIDDEN, "intermediate_size": 16,
             "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32,

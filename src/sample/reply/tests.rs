@@ -129,6 +129,10 @@ fn answers_in_harmony_are_messages() {
     let text = Grammar::Regex("a{3}".into());
     for special in [&marks[..], &[]] {
         let (tokenizer, mut walks, mut ended) = (tokenizer(special), 0, 0);
+        // Those that are tokens have to reach the parser.
+        let visible: Vec<Option<u32>> = format.visible(&tokenizer).into_iter().map(Some).collect();
+        assert!(special.iter().all(|mark| visible.contains(&tokenizer.token_id(mark))));
+        assert_eq!(visible.len(), special.len());
         for (tools, text) in [(&all[..], None), (&all[..0], Some(&text)), (&all[..], Some(&text))] {
             for thinking in [false, true] {
                 let wanted = ReplyGrammar { format: format.clone(), thinking, tools, parallel: true, text };
