@@ -138,6 +138,8 @@ pub struct Config {
     pub residual_multiplier: f32,
     /// What logits are multiplied by.
     pub logits_multiplier: f32,
+    /// Elements of the widest row that a recurrent layer makes of a token; 0 where there is none.
+    pub mixer_width: usize,
     /// The vectors that keys and values are made of, where they are.
     pub latent: Option<LatentDims>,
     /// Experts in place of the MLP, in layers that have them.
@@ -317,6 +319,7 @@ impl Shared {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logits_multiplier: 1.0,
+            mixer_width: 0,
             latent: None,
             experts: None,
             has_head_norms: false,

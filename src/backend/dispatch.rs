@@ -12,8 +12,9 @@ use super::fallback::{FallbackReport, Policy, Routing};
 use super::kind::LlmBackendKind;
 use super::kv::{HostKv, KvShape};
 use super::mlx::{MlxBackend, MlxTensor, WeightCache};
-use super::ops::{self, Backend, EVAL, KvRows, OpKind, Operands, Outputs, Run, State};
+use super::ops::{self, Backend, EVAL, KvRows, OpKind, Operands, Outputs, Recur, RecurrentShape, Run, State};
 use super::profile::{OpTime, OpWork, Profile};
+use super::recur::RecurrentState;
 use super::values::{LayerState, PreparedMatrix, PreparedStack, PreparedVector, Tensor};
 use crate::error::{Error, Result};
 use crate::quant::{Matrix, Stack};
@@ -46,7 +47,7 @@ pub enum LlmBackendDispatch {
 }
 
 /// Copies of operands that one op found on the other backend. Most ops find none, and every op passes here: so it is small.
-struct Copies<'a, T, C>(SmallVec<[(&'a T, Box<C>); 1]>);
+pub(super) struct Copies<'a, T, C>(SmallVec<[(&'a T, Box<C>); 1]>);
 
 impl<'a, T, C> Copies<'a, T, C> {
     fn new() -> Self {
@@ -65,13 +66,13 @@ impl<'a, T, C> Copies<'a, T, C> {
 }
 
 /// Copies of tensors in host memory.
-type HostCopies<'a> = Copies<'a, Tensor, HostTensor>;
+pub(super) type HostCopies<'a> = Copies<'a, Tensor, HostTensor>;
 
 /// Copies of tensors on MLX.
-type MlxCopies<'a> = Copies<'a, Tensor, MlxTensor>;
+pub(super) type MlxCopies<'a> = Copies<'a, Tensor, MlxTensor>;
 
 impl HostCopies<'_> {
-    fn tensor<'b>(&'b self, tensor: &'b Tensor) -> Result<&'b HostTensor> {
+    pub(super) fn tensor<'b>(&'b self, tensor: &'b Tensor) -> Result<&'b HostTensor> {
         match tensor {
             Tensor::Host(host) => Ok(host),
             Tensor::Mlx(_) => self.of(tensor),
@@ -80,7 +81,7 @@ impl HostCopies<'_> {
 }
 
 impl MlxCopies<'_> {
-    fn tensor<'b>(&'b self, tensor: &'b Tensor) -> Result<&'b MlxTensor> {
+    pub(super) fn tensor<'b>(&'b self, tensor: &'b Tensor) -> Result<&'b MlxTensor> {
         match tensor {
             Tensor::Mlx(array) => Ok(array),
             Tensor::Host(_) => self.of(tensor),
@@ -142,14 +143,14 @@ impl LlmBackendDispatch {
     }
 
     /// The CPU kernels, which every dispatch has.
-    fn kernels(&self) -> &CpuBackend {
+    pub(super) fn kernels(&self) -> &CpuBackend {
         match self {
             Self::Cpu { cpu, .. } | Self::Mlx { cpu, .. } => cpu,
         }
     }
 
     /// MLX, for what lives there.
-    fn device(&self) -> Result<&MlxBackend> {
+    pub(super) fn device(&self) -> Result<&MlxBackend> {
         match self {
             Self::Mlx { mlx, .. } => Ok(mlx),
             Self::Cpu { .. } => Err(Error::Backend {
@@ -192,7 +193,7 @@ impl LlmBackendDispatch {
         self.routing().profile.borrow().is_some()
     }
 
-    fn record(&self, op: OpKind, work: OpWork, started: Instant) {
+    pub(super) fn record(&self, op: OpKind, work: OpWork, started: Instant) {
         let time = started.elapsed();
         if let Some(profile) = &mut *self.routing().profile.borrow_mut() {
             profile.add(op, work, time);
@@ -301,11 +302,11 @@ impl LlmBackendDispatch {
     /// # Errors
     /// As [`Backend::evaluate`]; a failure may also surface when a result is read.
     pub fn evaluate_async(&self, results: &[&Tensor], states: &[&LayerState]) -> Result<()> {
-        self.evaluate(results, states, false)
+        self.evaluate(results, states, &[], false)
     }
 
     /// Copies of those of `tensors` that are not in host memory.
-    fn copies_on_host<'a>(&self, tensors: &[&'a Tensor]) -> Result<HostCopies<'a>> {
+    pub(super) fn copies_on_host<'a>(&self, tensors: &[&'a Tensor]) -> Result<HostCopies<'a>> {
         let mut copies = HostCopies::new();
         for tensor in tensors {
             if let Tensor::Mlx(array) = tensor {
@@ -316,7 +317,11 @@ impl LlmBackendDispatch {
     }
 
     /// Copies of those of `tensors` that are not on MLX.
-    fn copies_on_mlx<'a>(&self, mlx: &MlxBackend, tensors: &[&'a Tensor]) -> Result<MlxCopies<'a>> {
+    pub(super) fn copies_on_mlx<'a>(
+        &self,
+        mlx: &MlxBackend,
+        tensors: &[&'a Tensor],
+    ) -> Result<MlxCopies<'a>> {
         let mut copies = MlxCopies::new();
         for tensor in tensors {
             if let Tensor::Host(host) = tensor {
@@ -384,10 +389,10 @@ impl LlmBackendDispatch {
     #[cold]
     fn measured(&self, op: &Op<'_>) -> Result<Outputs<Self>> {
         let work = OpWork::of(op);
-        self.evaluate(&op.inputs(), &[], true)?;
+        self.evaluate(&op.inputs(), &[], &[], true)?;
         let started = Instant::now();
         let outputs = self.route(op)?;
-        self.evaluate(&outputs.iter().collect::<Vec<_>>(), &[], true)?;
+        self.evaluate(&outputs.iter().collect::<Vec<_>>(), &[], &[], true)?;
         self.record(op.kind(), work, started);
         Ok(outputs)
     }
@@ -496,7 +501,7 @@ fn each<T>(outputs: SmallVec<[T; 1]>, tensor: impl Fn(T) -> Tensor) -> Outputs<L
 }
 
 /// A weight that was prepared where there is no MLX.
-fn unprepared() -> Error {
+pub(super) fn unprepared() -> Error {
     Error::Backend { backend: "mlx", reason: "a weight was prepared by another dispatch".into() }
 }
 
@@ -506,6 +511,7 @@ impl Operands for LlmBackendDispatch {
     type Stack = PreparedStack;
     type Vector = PreparedVector;
     type State = LayerState;
+    type Recurrent = RecurrentState;
 }
 
 impl Backend for LlmBackendDispatch {
@@ -590,15 +596,41 @@ impl Backend for LlmBackendDispatch {
         if !self.is_profiling() {
             return self.route_write(state, rows, run);
         }
-        self.evaluate(&[rows.k, rows.v], &[state], true)?;
+        self.evaluate(&[rows.k, rows.v], &[state], &[], true)?;
         let started = Instant::now();
         self.route_write(state, rows, run)?;
-        self.evaluate(&[], &[state], true)?;
+        self.evaluate(&[], &[state], &[], true)?;
         self.record(OpKind::KvWrite, OpWork::kv_write(State::shape(state), run.len), started);
         Ok(())
     }
 
-    fn evaluate(&self, results: &[&Tensor], states: &[&LayerState], wait: bool) -> Result<()> {
+    fn recurrent(&self, shape: &RecurrentShape) -> RecurrentState {
+        match self {
+            Self::Mlx { mlx, on_cpu, .. } if !on_cpu.get() => RecurrentState::Mlx(mlx.recurrent(shape)),
+            _ => RecurrentState::Host(self.kernels().recurrent(shape)),
+        }
+    }
+
+    fn recur(
+        &self,
+        states: &mut [&mut RecurrentState],
+        op: &Recur<'_, Self>,
+        runs: &[Run],
+    ) -> Result<Tensor> {
+        op.check(states, runs)?;
+        match self.is_profiling() {
+            true => self.measured_recur(states, op, runs),
+            false => self.route_recur(states, op, runs),
+        }
+    }
+
+    fn evaluate(
+        &self,
+        results: &[&Tensor],
+        states: &[&LayerState],
+        recurrent: &[&RecurrentState],
+        wait: bool,
+    ) -> Result<()> {
         let Self::Mlx { mlx, routing, on_cpu, .. } = self else { return Ok(()) };
         if on_cpu.get() {
             return Ok(());
@@ -612,7 +644,12 @@ impl Backend for LlmBackendDispatch {
             LayerState::Mlx(kv) => Some(kv),
             LayerState::Host(_) => None,
         });
-        mlx.evaluate(&results.collect::<Vec<_>>(), &states.collect::<Vec<_>>(), wait)
+        let recurrent = recurrent.iter().filter_map(|state| match state {
+            RecurrentState::Mlx(state) => Some(state),
+            RecurrentState::Host(_) => None,
+        });
+        let (results, states) = (results.collect::<Vec<_>>(), states.collect::<Vec<_>>());
+        mlx.evaluate(&results, &states, &recurrent.collect::<Vec<_>>(), wait)
     }
 
     fn to_backend(&self, tensor: HostTensor) -> Result<Tensor> {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use super::dispatch::LlmBackendDispatch;
 use super::kv::{HostKv, HostPage, KvShape, MLX_GROWTH, PAGE};
 use super::mlx::MlxPage;
-use super::ops::{Backend, Mark, State, StateLayout, held, held_behind};
+use super::ops::{Backend, Mark, Recurrent, State, StateLayout, held, held_behind};
+use super::recur::RecurrentState;
 use super::values::LayerState;
 use crate::error::Result;
 
@@ -19,13 +20,16 @@ use crate::error::Result;
 pub struct SequenceKv {
     /// The states, each once, in the order of their layers.
     pub layers: Vec<LayerState>,
+    /// Those of recurrent layers, in their order.
+    pub recurrent: Vec<RecurrentState>,
     layout: StateLayout,
 }
 
 impl SequenceKv {
     /// Tokens cached in every layer.
     pub fn len(&self) -> usize {
-        self.layers.iter().map(LayerState::len).min().unwrap_or(0)
+        let recurrent = self.recurrent.iter().map(Recurrent::len);
+        self.layers.iter().map(LayerState::len).chain(recurrent).min().unwrap_or(0)
     }
 
     /// Whether no token is cached.
@@ -49,6 +53,14 @@ impl SequenceKv {
         &mut self.layers[self.layout.of(layer)]
     }
 
+    /// What recurrent layer `layer` keeps.
+    ///
+    /// # Panics
+    /// Where the model has no such layer.
+    pub fn recurrent_mut(&mut self, layer: usize) -> &mut RecurrentState {
+        &mut self.recurrent[self.layout.of(layer)]
+    }
+
     /// The place that the sequence is at, to which it can go back: before drafts that may be refused.
     pub fn mark(&self) -> Mark {
         Mark { len: self.len() }
@@ -69,11 +81,13 @@ impl SequenceKv {
     /// Forgets the tokens from `len` on; [`Self::rollback`] to any place.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
+        self.recurrent.iter_mut().for_each(|state| state.truncate(len));
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(LayerState::bytes).sum()
+        let recurrent = self.recurrent.iter().map(Recurrent::bytes);
+        self.layers.iter().map(LayerState::bytes).chain(recurrent).sum()
     }
 
     /// Holds `page` in place of its own page `index` of the same tokens. Nothing on MLX, where pages are copies.
@@ -121,6 +135,8 @@ pub struct KvCost {
     pub held: usize,
     /// The widest window of theirs.
     pub window: Option<usize>,
+    /// Bytes of a sequence in its recurrent layers, whatever its length.
+    pub fixed: u64,
     /// Tokens by which the memory of a sequence grows.
     pub growth: usize,
     /// Whether sequences hold a [`KvPage`] itself; else copies of it.
@@ -132,7 +148,8 @@ impl KvCost {
     pub fn of_sequence(&self, tokens: usize) -> u64 {
         let whole = (tokens.div_ceil(self.growth) as u64).saturating_mul(self.growth as u64);
         let held = whole.min(self.held as u64);
-        whole.saturating_mul(self.token).saturating_add(held.saturating_mul(self.windowed))
+        let windowed = held.saturating_mul(self.windowed);
+        whole.saturating_mul(self.token).saturating_add(windowed).saturating_add(self.fixed)
     }
 
     /// Bytes of a [`KvPage`] of `tokens`, without its pane.
@@ -147,6 +164,7 @@ impl KvCost {
 
     /// The most tokens of a sequence that takes at most `bytes`.
     pub fn tokens_in(&self, bytes: u64) -> usize {
+        let bytes = bytes.saturating_sub(self.fixed);
         let (growth, all) = (self.growth as u64, self.token + self.windowed);
         // Up to where windows are full every token costs the same, and less from there on.
         let (full, behind) = ((self.held as u64).saturating_mul(all), bytes / all.max(1));
@@ -172,7 +190,8 @@ impl LlmBackendDispatch {
     /// A sequence with nothing cached.
     pub(crate) fn sequence(&self, layout: &StateLayout) -> SequenceKv {
         let layers = layout.own().iter().map(|(shape, window)| self.state(shape, *window)).collect();
-        SequenceKv { layers, layout: layout.clone() }
+        let recurrent = layout.recurrent().iter().map(|shape| self.recurrent(shape)).collect();
+        SequenceKv { layers, recurrent, layout: layout.clone() }
     }
 
     /// What K and V of a sequence take, where a step brings at most `step` tokens of it.
@@ -185,12 +204,14 @@ impl LlmBackendDispatch {
             of.map(bytes).sum::<usize>() as u64
         };
         let own = layout.own();
+        let fixed = layout.recurrent().iter().map(|shape| 2 * shape.bytes()).sum();
         match self {
             Self::Cpu { .. } => KvCost {
                 token: sum(&mut own.iter().filter(|(_, window)| window.is_none())),
                 windowed: sum(&mut own.iter().filter(|(_, window)| window.is_some())),
                 held: layout.window().map_or(0, |window| held(window, step)),
                 window: layout.window(),
+                fixed,
                 growth: PAGE,
                 shared: true,
             },
@@ -199,6 +220,7 @@ impl LlmBackendDispatch {
                 windowed: 0,
                 held: 0,
                 window: None,
+                fixed,
                 growth: MLX_GROWTH,
                 shared: false,
             },
@@ -243,7 +265,7 @@ impl LlmBackendDispatch {
         }
     }
 
-    /// A sequence of the first `len` tokens of `pages`, which are as many as that takes. Layers with a window begin with the first
+    /// A sequence, of a model without recurrent layers, of the first `len` tokens of `pages`, which are as many as that takes. Layers with a window begin with the first
     /// of the last panes that follow each other.
     ///
     /// # Errors
@@ -273,7 +295,7 @@ impl LlmBackendDispatch {
                 Ok(LayerState::Host(kv))
             };
             let layers = layout.own().iter().map(layer).collect::<Result<_>>()?;
-            return Ok(SequenceKv { layers, layout: layout.clone() });
+            return Ok(SequenceKv { layers, recurrent: Vec::new(), layout: layout.clone() });
         };
         let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {
             let of = pages.iter().filter_map(|(page, _)| match &page.0 {
@@ -283,9 +305,9 @@ impl LlmBackendDispatch {
             mlx.restore(of_layer, &of.collect::<Vec<_>>(), len)
         };
         let layers = layout.own().iter().enumerate().map(on_mlx).collect::<Result<Vec<_>>>()?;
-        mlx.evaluate(&[], &layers.iter().collect::<Vec<_>>(), true)?;
+        mlx.evaluate(&[], &layers.iter().collect::<Vec<_>>(), &[], true)?;
         let layers = layers.into_iter().map(LayerState::Mlx).collect();
-        Ok(SequenceKv { layers, layout: layout.clone() })
+        Ok(SequenceKv { layers, recurrent: Vec::new(), layout: layout.clone() })
     }
 }
 

@@ -189,6 +189,8 @@ impl Memory {
         most: usize,
         space: &Space,
     ) -> Option<(SequenceState, Lease)> {
+        // Of what a recurrent layer keeps there is no part for a beginning.
+        let tokens = if self.budget.cost.fixed > 0 { &[] } else { tokens };
         let key = (space.clone(), runtime.sequence(prompt).frequencies);
         let found = self.tree.find(&key, tokens, tokens.len());
         // A page that is copied takes room beside its copy: where there is too little, its tokens are computed anew.
@@ -308,6 +310,9 @@ impl Memory {
         begin: bool,
     ) {
         let cost = self.budget.cost;
+        if cost.fixed > 0 {
+            return;
+        }
         // Taken out while the state changes: no copy of it is made.
         let history = std::mem::take(&mut state.history);
         let tokens = &history[..len.min(history.len())];

@@ -9,7 +9,7 @@ use crate::alloc;
 use crate::backend::batch::{Batch, Tokens};
 use crate::backend::kv::{KvType, PAGE};
 use crate::backend::ops::{Backend, EVAL, StateLayout};
-use crate::backend::{KvCost, LayerState, LlmBackendDispatch, PageAndPane, Tensor};
+use crate::backend::{KvCost, LayerState, LlmBackendDispatch, PageAndPane, RecurrentState, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
@@ -159,13 +159,15 @@ impl Runtime {
         wait: bool,
     ) -> Result<Launched> {
         let launched = self.build(batch, sequences, None)?;
+        let states = batch.runs.iter().map(|run| &sequences[run.sequence].borrow().kv);
         let caches: Vec<&LayerState> = match launched.logits {
             // The logits depend on every layer's cache.
             Some(_) => Vec::new(),
-            None => batch.runs.iter().flat_map(|run| &sequences[run.sequence].borrow().kv.layers).collect(),
+            None => states.clone().flat_map(|kv| &kv.layers).collect(),
         };
+        let recurrent: Vec<&RecurrentState> = states.flat_map(|kv| &kv.recurrent).collect();
         let results: Vec<&Tensor> = launched.logits.iter().collect();
-        self.dispatch.evaluate(&results, &caches, wait)?;
+        self.dispatch.evaluate(&results, &caches, &recurrent, wait)?;
         Ok(launched)
     }
 

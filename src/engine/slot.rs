@@ -27,8 +27,8 @@ use super::memory::{Lease, Memory};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
 use crate::alloc;
-use crate::backend::LayerState;
 use crate::backend::batch::Run;
+use crate::backend::{LayerState, RecurrentState};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
 
@@ -231,7 +231,8 @@ impl Slot {
     /// Goes on by itself from where it is; `false` where its caches may not be what its tokens say.
     pub fn set_apart(&mut self) -> bool {
         let kv = &self.state.kv;
-        let on_host = kv.layers.iter().all(|layer| matches!(layer, LayerState::Host(_)));
+        let on_host = kv.layers.iter().all(|layer| matches!(layer, LayerState::Host(_)))
+            && kv.recurrent.iter().all(|state| matches!(state, RecurrentState::Host(_)));
         let whole = on_host && kv.len() == self.state.history.len();
         if whole && !matches!(self.phase, Phase::Ended { .. }) {
             self.phase = Phase::Apart;

@@ -104,6 +104,7 @@ impl ModelFiles {
         let width = 4 * config.hidden_size
             + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
             + 3 * config.intermediate_size
+            + 3 * config.mixer_width
             + latent;
         // Of each expert that a row goes to: its row, gate and up, and what it gives.
         let experts = config.experts.map_or(0, |of| of.used * (2 * of.inner + 2 * config.hidden_size));

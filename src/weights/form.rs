@@ -68,6 +68,8 @@ pub(crate) enum AdoptedDims {
     Vector,
     /// A vector is one row.
     Row,
+    /// A dimension of 1 behind the first is none.
+    Squeezed,
 }
 
 impl Form {

@@ -70,6 +70,8 @@ pub struct TensorInfo {
     /// The name in the file, where it is another.
     stored: Option<Box<str>>,
     shape: Shape,
+    /// Whether its last dimension was 1, and is none now.
+    lost_last: bool,
     shard: usize,
     path: Arc<Path>,
     range: Range<usize>,
@@ -86,6 +88,11 @@ impl TensorInfo {
     /// What is done to it when it is loaded.
     pub(crate) fn form(&self) -> Form {
         self.form
+    }
+
+    /// Whether its last dimension was 1, and is none now.
+    pub(crate) fn has_lost_last(&self) -> bool {
+        self.lost_last
     }
 
     /// The name in the checkpoint.
@@ -380,6 +387,12 @@ impl Checkpoint {
                 }
                 match dims {
                     AdoptedDims::Vector if matches!(*part.shape, [1, _]) => _ = part.shape.remove(0),
+                    AdoptedDims::Squeezed => {
+                        if let Some(at) = part.shape.iter().skip(1).rposition(|&size| size == 1) {
+                            part.lost_last = at + 2 == part.shape.len();
+                            part.shape.remove(at + 1);
+                        }
+                    }
                     AdoptedDims::Row if part.shape.len() == 1 && !is_cut => part.shape.insert(0, 1),
                     _ => {}
                 }
@@ -445,6 +458,7 @@ impl Checkpoint {
                 form: Form::Plain,
                 stored: None,
                 shape: entry.shape,
+                lost_last: false,
                 shard: self.shards.len(),
                 path: Arc::clone(&path),
                 range: entry.range,

@@ -111,6 +111,10 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         OpKind::Embedding | OpKind::Scale | OpKind::ScaleRows => (if narrow { 2.1 } else { 1.0 }, 0.0),
         // The sum is kept in f32 and rounded once, at most once more before the bias; measured 4.5 in f32.
         OpKind::Linear | OpKind::HeadLinear | OpKind::Qkv => (1.5, 8.0),
+        // The sum in f32, rounded, and the activation of it.
+        OpKind::Convolution => (if narrow { 3.0 } else { 10.0 }, 3.0),
+        // In f32, token after token; MLX's exponential is good to 9 units in each decay.
+        OpKind::DeltaRule => (1.0, 40.0),
         // MLX's f32 exponential is good to 9 units: in a score, in the sum of all, and once more each where weights are normalised;
         // two quotients and the scale.
         OpKind::Route => (0.0, 40.0),

@@ -17,6 +17,8 @@ use crate::backend::ops::{
     Backend, GateKind, Ids, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Projection, Run,
     VectorOperand,
 };
+use crate::backend::ops::{Recur, RecurrentShape};
+use crate::backend::recurrent::HostRecurrent;
 use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::quant::{Matrix, Stack};
@@ -207,6 +209,7 @@ impl Operands for CpuBackend {
     type Stack = CpuStack;
     type Vector = CpuVector;
     type State = HostKv;
+    type Recurrent = HostRecurrent;
 }
 
 impl Backend for CpuBackend {
@@ -254,7 +257,26 @@ impl Backend for CpuBackend {
         state.write_rows(run.start, k, v)
     }
 
-    fn evaluate(&self, _results: &[&HostTensor], _states: &[&HostKv], _wait: bool) -> Result<()> {
+    fn recurrent(&self, shape: &RecurrentShape) -> HostRecurrent {
+        HostRecurrent::new(*shape)
+    }
+
+    fn recur(
+        &self,
+        states: &mut [&mut HostRecurrent],
+        op: &Recur<'_, Self>,
+        runs: &[Run],
+    ) -> Result<HostTensor> {
+        self.recurrence(states, op, runs)
+    }
+
+    fn evaluate(
+        &self,
+        _results: &[&HostTensor],
+        _states: &[&HostKv],
+        _recurrent: &[&HostRecurrent],
+        _wait: bool,
+    ) -> Result<()> {
         Ok(())
     }
 

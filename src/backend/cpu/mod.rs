@@ -7,6 +7,7 @@ pub mod kernels;
 pub mod limits;
 mod operands;
 pub mod pool;
+mod recurrent;
 
 pub use backend::CpuBackend;
 pub use isa::Isa;

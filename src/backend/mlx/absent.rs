@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use super::kv::{HostKv, KvShape};
 use super::ops::{
-    Backend, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run, StackOperand, State, TensorOperand,
-    VectorOperand,
+    Backend, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Recur, Recurrent, RecurrentShape, Run,
+    StackOperand, State, TensorOperand, VectorOperand,
 };
+use super::recurrent::HostRecurrent;
 use crate::error::{Error, Result};
 use crate::quant::{Matrix, Stack};
 use crate::tensor::{DType, ElementType, HostTensor, Weight};
@@ -40,6 +41,8 @@ absent! {
     MlxVector,
     /// No state.
     MlxKv,
+    /// No state of a recurrent layer.
+    MlxRecurrent,
     /// No page.
     MlxPage,
     /// No cache of weights.
@@ -102,6 +105,14 @@ impl MlxBackend {
     }
 
     pub(super) fn kv_to_host(&self, _kv: &MlxKv) -> Result<HostKv> {
+        match self.0 {}
+    }
+
+    pub(super) fn recurrent_to_host(&self, _state: &MlxRecurrent) -> Result<HostRecurrent> {
+        match self.0 {}
+    }
+
+    pub(super) fn recurrent_from_host(&self, _host: &HostRecurrent) -> Result<MlxRecurrent> {
         match self.0 {}
     }
 
@@ -213,12 +224,31 @@ impl State for MlxKv {
     }
 }
 
+impl Recurrent for MlxRecurrent {
+    fn shape(&self) -> &RecurrentShape {
+        match self.0 {}
+    }
+
+    fn len(&self) -> usize {
+        match self.0 {}
+    }
+
+    fn bytes(&self) -> usize {
+        match self.0 {}
+    }
+
+    fn truncate(&mut self, _len: usize) {
+        match self.0 {}
+    }
+}
+
 impl Operands for MlxBackend {
     type Tensor = MlxTensor;
     type Matrix = MlxMatrix;
     type Stack = MlxStack;
     type Vector = MlxVector;
     type State = MlxKv;
+    type Recurrent = MlxRecurrent;
 }
 
 impl Backend for MlxBackend {
@@ -258,7 +288,26 @@ impl Backend for MlxBackend {
         match self.0 {}
     }
 
-    fn evaluate(&self, _results: &[&MlxTensor], _states: &[&MlxKv], _wait: bool) -> Result<()> {
+    fn recurrent(&self, _shape: &RecurrentShape) -> MlxRecurrent {
+        match self.0 {}
+    }
+
+    fn recur(
+        &self,
+        _states: &mut [&mut MlxRecurrent],
+        _op: &Recur<'_, Self>,
+        _runs: &[Run],
+    ) -> Result<MlxTensor> {
+        match self.0 {}
+    }
+
+    fn evaluate(
+        &self,
+        _results: &[&MlxTensor],
+        _states: &[&MlxKv],
+        _recurrent: &[&MlxRecurrent],
+        _wait: bool,
+    ) -> Result<()> {
         match self.0 {}
     }
 

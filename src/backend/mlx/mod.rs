@@ -14,6 +14,7 @@ mod kv;
 mod operands;
 mod ops;
 mod quantized;
+mod recurrent;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -30,9 +31,14 @@ pub use device::DeviceInfo;
 pub use experts::MlxStack;
 pub use kv::{MlxKv, MlxPage};
 pub use operands::{MlxMatrix, MlxVector};
+pub use recurrent::MlxRecurrent;
 
 use super::kv::{HostKv, KvShape, PAGE};
-use super::ops::{Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Run, StackOperand};
+use super::ops::{
+    Backend, EVAL, KvRows, MatrixOperand, Op, OpKind, Operands, Outputs, Recur, RecurrentShape, Run,
+    StackOperand,
+};
+use super::recurrent::HostRecurrent;
 use crate::error::{Error, Result};
 use crate::quant::{Format, Matrix, Stack};
 use crate::tensor::{DType, ElementType, HostTensor, Weight};
@@ -99,6 +105,16 @@ impl MlxBackend {
         kv.to_host(&self.graph)
     }
 
+    /// Copies a recurrent state to the host.
+    pub(super) fn recurrent_to_host(&self, state: &MlxRecurrent) -> Result<HostRecurrent> {
+        state.to_host()
+    }
+
+    /// A recurrent state with what one in host memory holds.
+    pub(super) fn recurrent_from_host(&self, host: &HostRecurrent) -> Result<MlxRecurrent> {
+        MlxRecurrent::from_host(host)
+    }
+
     /// A cache with what one in host memory holds, still lazy.
     pub(super) fn kv_from_host(&self, host: &HostKv) -> Result<MlxKv> {
         MlxKv::from_host(&self.graph, host)
@@ -142,6 +158,7 @@ impl Operands for MlxBackend {
     type Stack = MlxStack;
     type Vector = MlxVector;
     type State = MlxKv;
+    type Recurrent = MlxRecurrent;
 }
 
 impl Backend for MlxBackend {
@@ -225,9 +242,30 @@ impl Backend for MlxBackend {
         state.write(&self.graph, rows.k, rows.v, run)
     }
 
-    fn evaluate(&self, results: &[&MlxTensor], states: &[&MlxKv], wait: bool) -> Result<()> {
+    fn recurrent(&self, shape: &RecurrentShape) -> MlxRecurrent {
+        MlxRecurrent::new(*shape)
+    }
+
+    fn recur(
+        &self,
+        states: &mut [&mut MlxRecurrent],
+        op: &Recur<'_, Self>,
+        runs: &[Run],
+    ) -> Result<MlxTensor> {
+        self.recurrence(states, op, runs)
+    }
+
+    fn evaluate(
+        &self,
+        results: &[&MlxTensor],
+        states: &[&MlxKv],
+        recurrent: &[&MlxRecurrent],
+        wait: bool,
+    ) -> Result<()> {
         let results = results.iter().map(|result| result.array());
-        let arrays: Vec<&Array> = results.chain(states.iter().flat_map(|state| state.arrays())).collect();
+        let states = states.iter().flat_map(|state| state.arrays());
+        let recurrent = recurrent.iter().flat_map(|state| state.arrays());
+        let arrays: Vec<&Array> = results.chain(states).chain(recurrent).collect();
         let outcome =
             if wait { mlx_rs::transforms::eval(arrays) } else { mlx_rs::transforms::async_eval(arrays) };
         outcome.map_err(|error| eval_error(error.what()))

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::write::KvRows;
-use super::{Op, OpKind, Operands, Run};
+use super::{Op, OpKind, Operands, Recur, RecurrentShape, Run};
 use crate::backend::kv::KvShape;
 use crate::error::{Error, Result};
 use crate::quant::{Matrix, Stack};
@@ -80,12 +80,33 @@ pub trait Backend: Operands {
     /// Whatever kept the backend from writing them; the state then holds what it held.
     fn write(&self, state: &mut Self::State, rows: KvRows<'_, Self>, run: &Run) -> Result<()>;
 
+    /// A state of a recurrent layer that has seen nothing.
+    fn recurrent(&self, shape: &RecurrentShape) -> Self::Recurrent;
+
+    /// Runs a recurrence, of shapes that [`Recur::check`] accepts, over all runs of a step, each with its state, and returns what their
+    /// rows get. States go back to where their runs begin first, where they are one step further.
+    ///
+    /// # Errors
+    /// Whatever kept the backend from computing it; the states then hold what they held.
+    fn recur(
+        &self,
+        states: &mut [&mut Self::Recurrent],
+        op: &Recur<'_, Self>,
+        runs: &[Run],
+    ) -> Result<Self::Tensor>;
+
     /// Runs what a step leaves lazy, once: its results and the states that it wrote. Without `wait`, returns once that has
     /// begun. Nothing where ops are computed at once.
     ///
     /// # Errors
     /// [`Error::Op`] of [`EVAL`]; without `wait` it may also come when a result is read.
-    fn evaluate(&self, results: &[&Self::Tensor], states: &[&Self::State], wait: bool) -> Result<()>;
+    fn evaluate(
+        &self,
+        results: &[&Self::Tensor],
+        states: &[&Self::State],
+        recurrent: &[&Self::Recurrent],
+        wait: bool,
+    ) -> Result<()>;
 
     /// The values of a tensor where ops take them, floats rounded to the type of activations (to nearest even).
     ///

@@ -40,6 +40,10 @@ pub enum OpKind {
     Rope,
     /// A write to the KV cache.
     KvWrite,
+    /// A causal convolution of channels.
+    Convolution,
+    /// The gated delta rule.
+    DeltaRule,
     /// Grouped-query attention over the KV cache.
     Attention,
     /// Some rows of a matrix.
@@ -58,7 +62,7 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Embedding,
         Self::Linear,
         Self::HeadLinear,
@@ -75,6 +79,8 @@ impl OpKind {
         Self::SoftCap,
         Self::Rope,
         Self::KvWrite,
+        Self::Convolution,
+        Self::DeltaRule,
         Self::Attention,
         Self::TakeRows,
         Self::Route,
@@ -103,6 +109,8 @@ impl OpKind {
             Self::SoftCap => "soft_cap",
             Self::Rope => "rope",
             Self::KvWrite => "kv_write",
+            Self::Convolution => "convolution",
+            Self::DeltaRule => "delta_rule",
             Self::Attention => "attention",
             Self::TakeRows => "take_rows",
             Self::Route => "route",
@@ -127,7 +135,7 @@ impl FromStr for OpKind {
             option: "cpu_ops",
             got: name.to_owned(),
             expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
-                scale_rows, gate, soft_cap, rope, kv_write, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
+                scale_rows, gate, soft_cap, rope, kv_write, convolution, delta_rule, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
         })
     }
 }

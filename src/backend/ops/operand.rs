@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::recur::Recurrent;
 use super::state::Mark;
 use crate::backend::kv::KvShape;
 use crate::quant::{Matrix, Stack};
@@ -19,6 +20,8 @@ pub trait Operands: Sized {
     type Vector: VectorOperand;
     /// What one layer keeps of one sequence.
     type State: State;
+    /// What one recurrent layer keeps of one sequence.
+    type Recurrent: Recurrent;
 }
 
 /// An activation, or ids.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::recur::RecurrentShape;
 use crate::backend::kind::LlmBackendKind;
 use crate::backend::kv::{KvShape, KvType, MLX_GROWTH, PAGE};
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ pub enum StateSpec {
         /// Elements that rotate.
         rope_dim: usize,
     },
+    /// A state of fixed size that each token changes.
+    Recurrent(RecurrentShape),
     /// Nothing of its own: it reads what this layer before it keeps.
     SharedWith(usize),
 }
@@ -48,13 +51,17 @@ impl StateSpec {
                 Some((KvShape { heads, k_dim, v_dim, kind, latent: false }, window))
             }
             Self::Latent { rank, rope_dim } => Some((KvShape::latent(rank, rope_dim, kind), None)),
-            Self::SharedWith(_) => None,
+            Self::Recurrent(_) | Self::SharedWith(_) => None,
         }
     }
 
     /// Bytes that the layer keeps at most of a sequence of `len` tokens on `backend`, K and V in `kind`. A step takes at most
     /// `step` tokens of a sequence, and what lies behind a window is [given back](super::State::give_back) after each.
     pub fn bytes(&self, len: usize, step: usize, kind: KvType, backend: LlmBackendKind) -> u64 {
+        if let Self::Recurrent(shape) = self {
+            // What was there before the last step is kept, too.
+            return 2 * shape.bytes();
+        }
         let Some((_, window)) = self.kv(kind) else { return 0 };
         let growth = match backend {
             LlmBackendKind::Cpu => PAGE,
@@ -86,7 +93,8 @@ pub(crate) fn held(window: usize, step: usize) -> usize {
 #[derive(Debug, Clone)]
 pub struct StateLayout {
     own: Arc<[(KvShape, Option<usize>)]>,
-    /// For each layer the place in `own`.
+    recurrent: Arc<[RecurrentShape]>,
+    /// For each layer the place in `own`, or in `recurrent` where its state is one of these.
     of: Arc<[usize]>,
 }
 
@@ -97,7 +105,7 @@ impl StateLayout {
     /// [`Error::Shape`] where a layer shares with one that is not before it; [`Error::Option`] where latent vectors are to be
     /// kept in codes.
     pub fn new(specs: &[StateSpec], kind: KvType) -> Result<Self> {
-        let (mut own, mut of) = (Vec::new(), Vec::with_capacity(specs.len()));
+        let (mut own, mut recurrent, mut of) = (Vec::new(), Vec::new(), Vec::with_capacity(specs.len()));
         for (layer, spec) in specs.iter().enumerate() {
             if matches!(spec, StateSpec::Latent { .. }) && kind.bits().is_some() {
                 return Err(Error::Option {
@@ -111,6 +119,10 @@ impl StateLayout {
                     own.push(kept);
                     own.len() - 1
                 }
+                (None, StateSpec::Recurrent(shape)) => {
+                    recurrent.push(shape);
+                    recurrent.len() - 1
+                }
                 (None, StateSpec::SharedWith(other)) if other < layer => of[other],
                 (None, other) => {
                     let what = format!("layer {layer} is {other:?}, expected one before it");
@@ -118,12 +130,17 @@ impl StateLayout {
                 }
             });
         }
-        Ok(Self { own: own.into(), of: of.into() })
+        Ok(Self { own: own.into(), recurrent: recurrent.into(), of: of.into() })
     }
 
     /// The states that a sequence has, each with its window.
     pub fn own(&self) -> &[(KvShape, Option<usize>)] {
         &self.own
+    }
+
+    /// The recurrent states that a sequence has beside these.
+    pub fn recurrent(&self) -> &[RecurrentShape] {
+        &self.recurrent
     }
 
     /// The widest window, where there is any.

@@ -78,6 +78,7 @@ impl Checkpoint {
                 form: Form::Plain,
                 stored: None,
                 shape: entry.shape,
+                lost_last: false,
                 shard: at,
                 path: Arc::clone(&path),
                 range: entry.range,

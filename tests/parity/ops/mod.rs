@@ -11,6 +11,7 @@ mod linear;
 mod norm;
 mod pointwise;
 mod quantized;
+mod recurrent;
 mod rig;
 mod rope;
 mod rows;

@@ -8,6 +8,7 @@ pub mod matmul;
 pub mod norm;
 pub mod pointwise;
 pub mod quant;
+pub mod recurrent;
 pub mod reference;
 pub mod reference_ops;
 pub mod rope;

@@ -1,0 +1,298 @@
+//! Recurrences: causal convolutions of channels, and the gated delta rule.
+//!
+//! Both advance token by token: the bits of a token depend on the state before it and on itself, whatever the step cuts off. A
+//! panel of [`PANEL`] columns of a matrix goes through all tokens of a run while it is in the first cache; a column is a chain of
+//! `fma` over the rows, and no sum crosses columns.
+
+use crate::backend::cpu::isa::{Isa, Kernel, Simd};
+use crate::backend::cpu::pool::{Parts, Pool};
+use crate::backend::recurrent::PANEL;
+
+/// Elements of a task of a convolution: some 4 µs of work.
+const TASK: usize = 16 * 1024;
+
+/// Vectors of a panel at most.
+const VECTORS: usize = 16;
+
+/// `out[t] = Σ_j weight[j] ∘ rows[t + j] + bias`, where `rows` are the `taps` rows before the run and then its own: `x` and `out` `[T, C]`,
+/// `weight` `[taps + 1, C]`. The last `taps` rows go to `after`.
+///
+/// # Panics
+/// Where the lengths do not fit each other.
+pub fn convolve(
+    pool: &Pool,
+    before: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    channels: usize,
+    out: &mut [f32],
+    after: &mut [f32],
+) {
+    let taps = before.len() / channels;
+    assert_eq!((x.len(), before.len()), (out.len(), after.len()), "convolution: rows");
+    assert_eq!(weight.len(), (taps + 1) * channels, "convolution: weight");
+    let row = |at: usize| match at.checked_sub(taps) {
+        None => &before[at * channels..][..channels],
+        Some(at) => &x[at * channels..][..channels],
+    };
+    let rows = x.len() / channels;
+    let each = TASK.div_ceil(channels).min(rows.div_ceil(4 * pool.threads())).max(1);
+    pool.run_chunks(out, each * channels, |task, out| {
+        for (t, out) in (task * each..).zip(out.chunks_exact_mut(channels)) {
+            match bias {
+                Some(bias) => out.copy_from_slice(bias),
+                None => out.fill(0.0),
+            }
+            for (j, weight) in weight.chunks_exact(channels).enumerate() {
+                for ((out, w), x) in out.iter_mut().zip(weight).zip(row(t + j)) {
+                    *out += w * x;
+                }
+            }
+        }
+    });
+    for (at, to) in after.chunks_exact_mut(channels).enumerate() {
+        to.copy_from_slice(row(rows + at));
+    }
+}
+
+/// Queries and keys of length 1, the queries divided by the root of their elements, in place: `qk` `[T, 2 · heads · dim]`.
+pub fn unit(pool: &Pool, qk: &mut [f32], heads: usize, dim: usize) {
+    let root = (dim as f32).powf(-0.5);
+    let width = 2 * heads * dim;
+    let each = TASK.div_ceil(width.max(1)).max(1);
+    pool.run_chunks(qk, each * width, |_, rows| {
+        for row in rows.chunks_exact_mut(width) {
+            for (head, x) in row.chunks_exact_mut(dim).enumerate() {
+                // In `f64`: the order adds no error.
+                let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+                let by = 1.0 / (squares as f32 + 1e-6).sqrt() * if head < heads { root } else { 1.0 };
+                x.iter_mut().for_each(|x| *x *= by);
+            }
+        }
+    });
+}
+
+/// What becomes of the factors of the rule before they meet a matrix, in place: `beta` its sigmoid, `gate` the decay
+/// `exp(rate · softplus(gate + shift))`, `[T, H]` each.
+pub fn factors(beta: &mut [f32], gate: &mut [f32], rate: &[f32], shift: &[f32]) {
+    for beta in beta {
+        *beta = 1.0 / (1.0 + (-*beta).exp());
+    }
+    for row in gate.chunks_exact_mut(rate.len()) {
+        for ((gate, rate), shift) in row.iter_mut().zip(rate).zip(shift) {
+            let x = *gate + shift;
+            let softplus = x.max(0.0) + (-x.abs()).exp().ln_1p();
+            *gate = (rate * softplus).exp();
+        }
+    }
+}
+
+/// What the delta rule computes of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Delta<'a> {
+    /// As [`unit`] leaves them, `[T, 2 · key_heads · rows]`.
+    pub qk: &'a [f32],
+    /// `[T, H · columns]`, and elements between rows.
+    pub v: &'a [f32],
+    pub v_stride: usize,
+    /// As [`factors`] leaves them, `[T, H]` each.
+    pub beta: &'a [f32],
+    pub decay: &'a [f32],
+    pub key_heads: usize,
+    pub heads: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`.
+///
+/// # Panics
+/// Where the lengths do not fit each other.
+pub fn delta(pool: &Pool, isa: Isa, of: Delta<'_>, before: &[f32], after: &mut [f32], out: &mut [f32]) {
+    let panels = of.columns.div_ceil(PANEL);
+    let size = of.rows * PANEL;
+    let tokens = of.beta.len() / of.heads;
+    assert_eq!((before.len(), after.len()), (of.heads * panels * size, of.heads * panels * size));
+    assert_eq!(of.qk.len(), tokens * 2 * of.key_heads * of.rows, "delta: queries and keys");
+    assert_eq!((of.decay.len(), out.len()), (of.beta.len(), tokens * of.heads * of.columns));
+    assert!(of.v.len() + of.v_stride >= tokens * of.v_stride + of.heads * of.columns, "delta: values");
+    assert!(of.heads.is_multiple_of(of.key_heads), "delta: heads");
+    let (after, out) = (Parts::new(after), Parts::new(out));
+    pool.run(of.heads * panels, |task| {
+        // SAFETY: panels do not overlap.
+        let matrix = unsafe { after.slice(task * size, size) };
+        matrix.copy_from_slice(&before[task * size..][..size]);
+        isa.dispatch(Panel { of, head: task / panels, panel: task % panels, matrix, out: &out });
+    });
+}
+
+/// A panel of a head's matrix, through all tokens.
+struct Panel<'a> {
+    of: Delta<'a>,
+    head: usize,
+    panel: usize,
+    matrix: &'a mut [f32],
+    out: &'a Parts<'a, f32>,
+}
+
+impl Kernel for Panel<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { of, head, panel, matrix, out } = self;
+        let Delta { rows, columns, heads, key_heads, .. } = of;
+        const { assert!(PANEL / S::LANES <= VECTORS && PANEL.is_multiple_of(S::LANES)) };
+        let vectors = PANEL / S::LANES;
+        let (first, width) = (panel * PANEL, PANEL.min(columns - panel * PANEL));
+        let group = head / (heads / key_heads);
+        for t in 0..of.beta.len() / heads {
+            let qk = &of.qk[t * 2 * key_heads * rows..][..2 * key_heads * rows];
+            let (q, k) = (&qk[group * rows..][..rows], &qk[(key_heads + group) * rows..][..rows]);
+            let (beta, decay) = (s.splat(of.beta[t * heads + head]), s.splat(of.decay[t * heads + head]));
+            let mut v = [0.0; PANEL];
+            v[..width].copy_from_slice(&of.v[t * of.v_stride + head * columns + first..][..width]);
+            let mut sums = [s.zero(); VECTORS];
+            for (row, &k) in matrix.chunks_exact_mut(PANEL).zip(k) {
+                let k = s.splat(k);
+                for n in 0..vectors {
+                    let part = &mut row[n * S::LANES..(n + 1) * S::LANES];
+                    let x = s.mul(s.load(part), decay);
+                    s.store(part, x);
+                    sums[n] = s.fma(k, x, sums[n]);
+                }
+            }
+            let mut changes = [s.zero(); VECTORS];
+            for n in 0..vectors {
+                let v = s.load(&v[n * S::LANES..(n + 1) * S::LANES]);
+                changes[n] = s.mul(beta, s.sub(v, sums[n]));
+            }
+            let mut given = [s.zero(); VECTORS];
+            for ((row, &k), &q) in matrix.chunks_exact_mut(PANEL).zip(k).zip(q) {
+                let (k, q) = (s.splat(k), s.splat(q));
+                for n in 0..vectors {
+                    let part = &mut row[n * S::LANES..(n + 1) * S::LANES];
+                    let x = s.fma(k, changes[n], s.load(part));
+                    s.store(part, x);
+                    given[n] = s.fma(q, x, given[n]);
+                }
+            }
+            let mut y = [0.0; PANEL];
+            for n in 0..vectors {
+                s.store(&mut y[n * S::LANES..(n + 1) * S::LANES], given[n]);
+            }
+            // SAFETY: these columns of a token's row belong to this panel alone.
+            let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
+            out.copy_from_slice(&y[..width]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(seed: u64, len: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn a_convolution_sees_the_rows_before() {
+        let (channels, taps) = (3, 2);
+        let (x, weight, bias) = (values(1, 5 * channels), values(2, 3 * channels), values(3, channels));
+        let before = values(4, taps * channels);
+        let rows: Vec<f32> = before.iter().chain(&x).copied().collect();
+        let pool = Pool::new(2);
+        let (mut out, mut after) = (vec![0.0; x.len()], vec![0.0; before.len()]);
+        convolve(&pool, &before, &x, &weight, Some(&bias), channels, &mut out, &mut after);
+        for (t, out) in out.chunks(channels).enumerate() {
+            for (c, out) in out.iter().enumerate() {
+                let terms = (0..=taps)
+                    .map(|j| f64::from(weight[j * channels + c]) * f64::from(rows[(t + j) * channels + c]));
+                let want = terms.sum::<f64>() + f64::from(bias[c]);
+                assert!((f64::from(*out) - want).abs() < 1e-6, "{t} {c}: {out} {want}");
+            }
+        }
+        assert_eq!(after, rows[5 * channels..]);
+        // In any cutting, with the same bits.
+        let (mut state, mut cut) = (before, Vec::new());
+        for part in x.chunks(2 * channels) {
+            let (mut out, mut after) = (vec![0.0; part.len()], vec![0.0; state.len()]);
+            convolve(&pool, &state, part, &weight, Some(&bias), channels, &mut out, &mut after);
+            (state, cut) = (after, [cut, out].concat());
+        }
+        assert_eq!((cut, state), (out, after));
+    }
+
+    #[test]
+    fn the_rule_is_that_of_the_recurrence_and_has_the_same_bits_in_any_cutting() {
+        for (key_heads, heads, rows, columns) in [(1, 1, 3, 5), (2, 4, 16, 64), (1, 3, 8, 70)] {
+            let tokens = 9;
+            let mut qk = values(1, tokens * 2 * key_heads * rows);
+            let v = values(2, tokens * heads * columns);
+            let (mut beta, mut decay) = (values(3, tokens * heads), values(4, tokens * heads));
+            let pool = Pool::new(2);
+            unit(&pool, &mut qk, key_heads, rows);
+            factors(&mut beta, &mut decay, &vec![-0.7; heads], &vec![0.3; heads]);
+            let panels = columns.div_ceil(PANEL);
+            let size = heads * panels * rows * PANEL;
+            let run = |isa: Isa, threads: usize, cut: usize| {
+                let (mut state, mut all) = (vec![0.0; size], Vec::new());
+                for first in (0..tokens).step_by(cut) {
+                    let end = (first + cut).min(tokens);
+                    let part = |x: &'_ [f32], width: usize| x[first * width..end * width].to_vec();
+                    let (qk, v) = (part(&qk, 2 * key_heads * rows), part(&v, heads * columns));
+                    let (beta, decay) = (part(&beta, heads), part(&decay, heads));
+                    let of = Delta {
+                        qk: &qk,
+                        v: &v,
+                        v_stride: heads * columns,
+                        beta: &beta,
+                        decay: &decay,
+                        key_heads,
+                        heads,
+                        rows,
+                        columns,
+                    };
+                    let (mut after, mut out) = (vec![f32::NAN; size], vec![f32::NAN; v.len()]);
+                    delta(&Pool::new(threads), isa, of, &state, &mut after, &mut out);
+                    (state, all) = (after, [all, out].concat());
+                }
+                (all, state)
+            };
+            let mut want = Vec::new();
+            let mut matrices = vec![vec![0.0_f64; rows * columns]; heads];
+            for t in 0..tokens {
+                for (head, s) in matrices.iter_mut().enumerate() {
+                    let group = head / (heads / key_heads);
+                    let at = t * 2 * key_heads * rows;
+                    let (q, k) =
+                        (&qk[at + group * rows..][..rows], &qk[at + (key_heads + group) * rows..][..rows]);
+                    s.iter_mut().for_each(|x| *x *= f64::from(decay[t * heads + head]));
+                    for c in 0..columns {
+                        let dot: f64 = (0..rows).map(|r| f64::from(k[r]) * s[r * columns + c]).sum();
+                        let v = f64::from(v[(t * heads + head) * columns + c]);
+                        let u = f64::from(beta[t * heads + head]) * (v - dot);
+                        (0..rows).for_each(|r| s[r * columns + c] += f64::from(k[r]) * u);
+                        want.push((0..rows).map(|r| f64::from(q[r]) * s[r * columns + c]).sum::<f64>());
+                    }
+                }
+            }
+            for isa in Isa::available() {
+                let whole = run(isa, 2, tokens);
+                for (i, (got, want)) in whole.0.iter().zip(&want).enumerate() {
+                    assert!((f64::from(*got) - want).abs() < 2e-6, "{isa}: {i} is {got}, want {want}");
+                }
+                for (threads, cut) in [(1, 1), (3, 4), (2, 8)] {
+                    assert_eq!(run(isa, threads, cut), whole, "{isa}: {threads} threads, {cut} tokens");
+                }
+            }
+        }
+    }
+}

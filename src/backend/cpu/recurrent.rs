@@ -1,0 +1,104 @@
+//! Recurrences on the CPU: states in host memory, a run after the other.
+
+use super::backend::CpuBackend;
+use super::kernels::pointwise;
+use super::kernels::recurrent::{self, Delta};
+use super::operands::CpuVector;
+use crate::backend::ops::{Recur, Recurrent, RecurrentShape, Run};
+use crate::backend::recurrent::{HostRecurrent, RecurrentPart};
+use crate::config::Activation;
+use crate::error::Result;
+use crate::tensor::HostTensor;
+
+impl CpuBackend {
+    /// [`Backend::recur`](crate::backend::ops::Backend::recur), of shapes that fit.
+    pub(super) fn recurrence(
+        &self,
+        states: &mut [&mut HostRecurrent],
+        op: &Recur<'_, Self>,
+        runs: &[Run],
+    ) -> Result<HostTensor> {
+        match *op {
+            Recur::Convolution { x, weight, bias, activation } => {
+                self.convolution(states, x, (weight, bias), activation, runs)
+            }
+            Recur::Delta { qkv, beta, gate, rate, shift, key_heads } => {
+                self.delta(states, [qkv, beta, gate], [rate, shift], key_heads, runs)
+            }
+        }
+    }
+
+    fn convolution(
+        &self,
+        states: &mut [&mut HostRecurrent],
+        x: &HostTensor,
+        (weight, bias): (&CpuVector, Option<&CpuVector>),
+        activation: Option<Activation>,
+        runs: &[Run],
+    ) -> Result<HostTensor> {
+        const PART: RecurrentPart = RecurrentPart::Rows;
+        let (weight, bias) = (weight.values()?, bias.map(CpuVector::values).transpose()?);
+        let (pool, isa) = self.kernels();
+        let channels = x.shape()[1];
+        let mut out = self.buffer(x.data().len())?;
+        for (state, run) in states.iter_mut().zip(runs) {
+            let rows = run.row * channels..(run.row + run.len) * channels;
+            let (before, after) = state.begin(PART, run.start)?;
+            let (x, out) = (&x.data()[rows.clone()], &mut out[rows]);
+            recurrent::convolve(pool, before, x, weight, bias, channels, out, after);
+        }
+        if let Some(activation) = activation {
+            pointwise::unary_in_place(pool, isa, activation.into(), &mut out);
+        }
+        states.iter_mut().zip(runs).for_each(|(state, run)| state.commit(PART, run.start, run.end()));
+        Ok(HostTensor::new(x.shape(), out))
+    }
+
+    fn delta(
+        &self,
+        states: &mut [&mut HostRecurrent],
+        [qkv, beta, gate]: [&HostTensor; 3],
+        [rate, shift]: [&CpuVector; 2],
+        key_heads: usize,
+        runs: &[Run],
+    ) -> Result<HostTensor> {
+        const PART: RecurrentPart = RecurrentPart::Matrices;
+        let Some(first) = states.first() else { return Ok(HostTensor::from_vec(&[0, 0], Vec::new())) };
+        let RecurrentShape { heads, rows, columns, .. } = *first.shape();
+        let (pool, isa) = self.kernels();
+        let (tokens, width) = (qkv.shape()[0], qkv.shape()[1]);
+        let keys = 2 * key_heads * rows;
+        let mut qk = self.buffer(tokens * keys)?;
+        for (to, from) in qk.chunks_exact_mut(keys).zip(qkv.data().chunks_exact(width)) {
+            to.copy_from_slice(&from[..keys]);
+        }
+        recurrent::unit(pool, &mut qk, key_heads, rows);
+        let copied = |of: &HostTensor| -> Result<crate::tensor::Buffer> {
+            let mut copy = self.buffer(of.data().len())?;
+            copy.copy_from_slice(of.data());
+            Ok(copy)
+        };
+        let (mut beta, mut decay) = (copied(beta)?, copied(gate)?);
+        recurrent::factors(&mut beta, &mut decay, rate.values()?, shift.values()?);
+        let mut out = self.buffer(tokens * heads * columns)?;
+        for (state, run) in states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0) {
+            let part = |width: usize| run.row * width..(run.row + run.len) * width;
+            let of = Delta {
+                qk: &qk[part(keys)],
+                v: &qkv.data()[part(width)][keys..],
+                v_stride: width,
+                beta: &beta[part(heads)],
+                decay: &decay[part(heads)],
+                key_heads,
+                heads,
+                rows,
+                columns,
+            };
+            let (before, after) = state.begin(PART, run.start)?;
+            recurrent::delta(pool, isa, of, before, after, &mut out[part(heads * columns)]);
+        }
+        let advanced = states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0);
+        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end()));
+        Ok(HostTensor::new(&[tokens, heads * columns], out))
+    }
+}

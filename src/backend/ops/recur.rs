@@ -1,0 +1,217 @@
+//! Recurrences: what a token gets of all tokens before it by way of a state of fixed size, which it changes.
+
+use std::fmt;
+
+use smallvec::{SmallVec, smallvec};
+
+use super::{OpKind, Operands, Run, TensorOperand, VectorOperand};
+use crate::config::Activation;
+use crate::error::{Error, Result};
+
+/// What a recurrent layer keeps of a sequence, however long that is: the last rows that a convolution sees, and matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecurrentShape {
+    /// Rows that the convolution's next one sees before itself: one less than it has taps; 0 without a convolution.
+    pub taps: usize,
+    /// Elements of such a row.
+    pub channels: usize,
+    /// Matrices; 0 where there are none.
+    pub heads: usize,
+    /// Rows of one: the elements of a key.
+    pub rows: usize,
+    /// Columns of one: the elements of a value.
+    pub columns: usize,
+}
+
+impl RecurrentShape {
+    /// Bytes of it, in `f32`.
+    pub const fn bytes(&self) -> u64 {
+        let elements = self.taps * self.channels + self.heads * self.rows * self.columns;
+        (elements * size_of::<f32>()) as u64
+    }
+}
+
+/// What a recurrent layer keeps of one sequence. It can go back by the last step.
+pub trait Recurrent: fmt::Debug {
+    /// What it keeps.
+    fn shape(&self) -> &RecurrentShape;
+
+    /// Tokens that it has seen.
+    fn len(&self) -> usize;
+
+    /// Whether it has seen none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes held.
+    fn bytes(&self) -> usize;
+
+    /// Forgets the tokens from `len` on, where they came with the last step; otherwise all of them.
+    fn truncate(&mut self, len: usize);
+}
+
+/// A recurrence with its operands. Activations are `[T, …]`: the rows of all runs of the step.
+pub enum Recur<'a, B: Operands> {
+    /// `act(Σ_j weight[j] ∘ x[t - taps + j] + bias)`, zeros before the first token: `[T, C]` → `[T, C]`.
+    Convolution {
+        /// `[T, C]`.
+        x: &'a B::Tensor,
+        /// `[taps + 1, C]`, the oldest row first.
+        weight: &'a B::Vector,
+        /// `[C]`.
+        bias: Option<&'a B::Vector>,
+        /// Applied to the sum.
+        activation: Option<Activation>,
+    },
+    /// The gated delta rule (Yang et al. 2024, "Gated Delta Networks"), of each head with its matrix `S`, in `f32`:
+    /// `S ← decay S`, `S ← S + k (sigmoid(beta) (v - Sᵀ k))ᵀ`, `y = Sᵀ q`, with `decay = exp(rate · softplus(gate + shift))`;
+    /// `q` and `k` of length 1, `q` divided by the root of its elements. → `[T, H · columns]`.
+    Delta {
+        /// Queries and keys of `key_heads` heads, and values of `H`: `[T, 2 · key_heads · rows + H · columns]`.
+        qkv: &'a B::Tensor,
+        /// `[T, H]`.
+        beta: &'a B::Tensor,
+        /// `[T, H]`.
+        gate: &'a B::Tensor,
+        /// `[H]`, below 0.
+        rate: &'a B::Vector,
+        /// `[H]`.
+        shift: &'a B::Vector,
+        /// Heads of queries and keys, a divisor of `H`; those of values follow each other by their keys.
+        key_heads: usize,
+    },
+}
+
+impl<B: Operands> Clone for Recur<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Operands> Copy for Recur<'_, B> {}
+
+impl<'a, B: Operands> Recur<'a, B> {
+    /// What it is called.
+    pub fn kind(&self) -> OpKind {
+        match self {
+            Self::Convolution { .. } => OpKind::Convolution,
+            Self::Delta { .. } => OpKind::DeltaRule,
+        }
+    }
+
+    /// The activations that it reads.
+    pub fn inputs(&self) -> SmallVec<[&'a B::Tensor; 3]> {
+        match *self {
+            Self::Convolution { x, .. } => smallvec![x],
+            Self::Delta { qkv, beta, gate, .. } => smallvec![qkv, beta, gate],
+        }
+    }
+
+    /// Elements of a row of what it gives, for states of `shape`.
+    pub fn width(&self, shape: &RecurrentShape) -> usize {
+        match self {
+            Self::Convolution { .. } => shape.channels,
+            Self::Delta { .. } => shape.heads * shape.columns,
+        }
+    }
+
+    /// The same for another backend, on what it has of the operands.
+    ///
+    /// # Errors
+    /// Those of `tensor` and `vector`.
+    pub(crate) fn on<'b, C: Operands>(
+        &self,
+        tensor: impl Fn(&'a B::Tensor) -> Result<&'b C::Tensor>,
+        vector: impl Fn(&'a B::Vector) -> Result<&'b C::Vector>,
+    ) -> Result<Recur<'b, C>>
+    where
+        'a: 'b,
+    {
+        Ok(match *self {
+            Self::Convolution { x, weight, bias, activation } => Recur::Convolution {
+                x: tensor(x)?,
+                weight: vector(weight)?,
+                bias: bias.map(vector).transpose()?,
+                activation,
+            },
+            Self::Delta { qkv, beta, gate, rate, shift, key_heads } => Recur::Delta {
+                qkv: tensor(qkv)?,
+                beta: tensor(beta)?,
+                gate: tensor(gate)?,
+                rate: vector(rate)?,
+                shift: vector(shift)?,
+                key_heads,
+            },
+        })
+    }
+
+    /// Checks every shape, so that backends need not: `states` are those of the runs, in their order.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] naming the op, what was expected and what was got.
+    pub fn check(&self, states: &[&mut B::Recurrent], runs: &[Run]) -> Result<()> {
+        let op = self.kind().name();
+        let refuse = |what: String| Err(Error::shape(op, what));
+        let rows: usize = runs.iter().map(|run| run.len).sum();
+        let Some(first) = states.first() else { return refuse("there is no run".to_owned()) };
+        let shape = *first.shape();
+        if states.len() != runs.len() || states.iter().any(|state| *state.shape() != shape) {
+            return refuse(format!(
+                "{} states for {} runs, expected as many of one shape",
+                states.len(),
+                runs.len()
+            ));
+        }
+        let mut next = 0;
+        for (state, run) in states.iter().zip(runs) {
+            if run.row != next {
+                return refuse(format!("a run starts at row {}, expected {next}", run.row));
+            }
+            next += run.len;
+            if run.start > state.len() && run.start > 0 && !self.follows(state) {
+                return refuse(format!("position {}, expected at most the {} seen", run.start, state.len()));
+            }
+        }
+        self.inputs().into_iter().try_for_each(|input| super::check::floats::<B>(op, input))?;
+        let RecurrentShape { taps, channels, heads, rows: keys, columns } = shape;
+        let fits = |x: &B::Tensor, width: usize| x.shape() == [rows, width] && width > 0;
+        match *self {
+            Self::Convolution { x, weight, bias, .. } => {
+                let bias = bias.is_none_or(|bias| bias.shape() == [channels]);
+                if !fits(x, channels) || weight.shape() != [taps + 1, channels] || !bias {
+                    let (x, weight) = (x.shape(), weight.shape());
+                    return refuse(format!(
+                        "x is {x:?} and the weight {weight:?}, expected {rows} rows of {channels} and {} taps",
+                        taps + 1
+                    ));
+                }
+            }
+            Self::Delta { qkv, beta, gate, rate, shift, key_heads } => {
+                let whole = key_heads > 0 && heads % key_heads == 0;
+                let width = 2 * key_heads * keys + heads * columns;
+                let small = [rate, shift].iter().all(|of| of.shape() == [heads]);
+                if !whole || !fits(qkv, width) || !fits(beta, heads) || !fits(gate, heads) || !small {
+                    let (qkv, beta, gate) = (qkv.shape(), beta.shape(), gate.shape());
+                    return refuse(format!(
+                        "q, k and v are {qkv:?}, beta {beta:?} and the gate {gate:?}, expected {rows} rows of {key_heads} \
+                         heads of {keys} and {heads} of {columns}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the state is one whose other part comes first, and has seen the step already.
+    fn follows(&self, state: &B::Recurrent) -> bool {
+        let shape = state.shape();
+        shape.taps > 0 && shape.heads > 0 && matches!(self, Self::Delta { .. })
+    }
+}
+
+impl<B: Operands> fmt::Debug for Recur<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {:?}", self.kind(), self.inputs())
+    }
+}

@@ -1,0 +1,240 @@
+//! What a recurrent layer keeps of a sequence in host memory.
+//!
+//! A step reads what was there and writes what comes in a second buffer: so it can be taken back, and a step that fails has changed
+//! nothing. Matrices lie in panels of [`PANEL`] columns, each of which a thread advances by itself.
+
+use super::ops::{Recurrent, RecurrentShape};
+use crate::alloc;
+use crate::error::{Error, Result};
+
+/// Columns of a panel: 4 registers of AVX-512, and 32 KiB of a matrix of 128 rows.
+pub const PANEL: usize = 64;
+
+const WHAT: &str = "the states of recurrent layers";
+
+/// The state of one layer and one sequence.
+#[derive(Debug, Clone)]
+pub struct HostRecurrent {
+    shape: RecurrentShape,
+    rows: Part,
+    matrices: Part,
+}
+
+/// Which part of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecurrentPart {
+    /// The rows that the convolution's next one sees, `[taps, channels]`, the oldest first.
+    Rows,
+    /// The matrices, `[heads, panels, rows, PANEL]`.
+    Matrices,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Part {
+    /// Tokens seen.
+    len: usize,
+    /// Empty until the first step; zeros stand for no token.
+    now: Vec<f32>,
+    /// Tokens seen before the last step, whose values `other` holds.
+    before: Option<usize>,
+    other: Vec<f32>,
+}
+
+impl Part {
+    fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        match self.before.take() {
+            Some(before) if before == len => {
+                std::mem::swap(&mut self.now, &mut self.other);
+                self.len = len;
+            }
+            _ => {
+                self.len = 0;
+                self.now.fill(0.0);
+            }
+        }
+    }
+
+    /// What was there at `start`, and room for what will be; whether it was taken.
+    fn begin(&mut self, start: usize, elements: usize) -> Result<(&[f32], &mut [f32])> {
+        self.truncate(start);
+        if self.len != start {
+            let what = format!("position {start}, and the state has seen {} tokens", self.len);
+            return Err(Error::shape("recurrent", what));
+        }
+        for buffer in [&mut self.now, &mut self.other] {
+            if buffer.len() != elements {
+                *buffer = alloc::zeroed(elements, WHAT)?;
+            }
+        }
+        // What is written over is not what was before.
+        self.before = None;
+        Ok((&self.now, &mut self.other))
+    }
+
+    fn commit(&mut self, start: usize, end: usize) {
+        std::mem::swap(&mut self.now, &mut self.other);
+        (self.before, self.len) = (Some(start), end);
+    }
+}
+
+impl HostRecurrent {
+    /// A state that has seen nothing.
+    pub fn new(shape: RecurrentShape) -> Self {
+        Self { shape, rows: Part::default(), matrices: Part::default() }
+    }
+
+    fn part(&mut self, part: RecurrentPart) -> (&mut Part, usize) {
+        let RecurrentShape { taps, channels, heads, rows, columns } = self.shape;
+        match part {
+            RecurrentPart::Rows => (&mut self.rows, taps * channels),
+            RecurrentPart::Matrices => (&mut self.matrices, heads * columns.div_ceil(PANEL) * rows * PANEL),
+        }
+    }
+
+    /// The values of `part` after `start` tokens, and room for those after the step, all of which is to be written.
+    ///
+    /// # Errors
+    /// Where the state is at another place, and cannot go there; [`Error::OutOfMemory`].
+    pub fn begin(&mut self, part: RecurrentPart, start: usize) -> Result<(&[f32], &mut [f32])> {
+        let (part, elements) = self.part(part);
+        part.begin(start, elements)
+    }
+
+    /// Takes what was written since [`Self::begin`] for the state after `end` tokens.
+    pub fn commit(&mut self, part: RecurrentPart, start: usize, end: usize) {
+        self.part(part).0.commit(start, end);
+    }
+
+    /// Rows `[taps, channels]` and matrices `[heads, rows, columns]`, and how many tokens each has seen: for a move to another backend.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn read(&self) -> Result<[(usize, Vec<f32>); 2]> {
+        let RecurrentShape { taps, channels, heads, rows, columns } = self.shape;
+        let mut history = alloc::zeroed(taps * channels, WHAT)?;
+        if !self.rows.now.is_empty() {
+            history.copy_from_slice(&self.rows.now);
+        }
+        let mut matrices = alloc::zeroed(heads * rows * columns, WHAT)?;
+        if !self.matrices.now.is_empty() {
+            for (row, to) in matrices.chunks_exact_mut(columns.max(1)).enumerate() {
+                for (panel, to) in to.chunks_mut(PANEL).enumerate() {
+                    let at = self.panel(row / rows, panel) + row % rows * PANEL;
+                    to.copy_from_slice(&self.matrices.now[at..at + to.len()]);
+                }
+            }
+        }
+        Ok([(self.rows.len, history), (self.matrices.len, matrices)])
+    }
+
+    /// A state of what [`Self::read`] gave.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn of(shape: RecurrentShape, [rows, matrices]: [(usize, Vec<f32>); 2]) -> Result<Self> {
+        let mut state = Self::new(shape);
+        let panels = shape.columns.div_ceil(PANEL);
+        let mut paneled = alloc::zeroed(shape.heads * panels * shape.rows * PANEL, WHAT)?;
+        for (row, from) in matrices.1.chunks_exact(shape.columns.max(1)).enumerate() {
+            for (panel, from) in from.chunks(PANEL).enumerate() {
+                let at = state.panel(row / shape.rows, panel) + row % shape.rows * PANEL;
+                paneled[at..at + from.len()].copy_from_slice(from);
+            }
+        }
+        state.rows = Part { len: rows.0, now: rows.1, ..Part::default() };
+        state.matrices = Part { len: matrices.0, now: paneled, ..Part::default() };
+        Ok(state)
+    }
+
+    /// Where panel `panel` of head `head` begins.
+    fn panel(&self, head: usize, panel: usize) -> usize {
+        (head * self.shape.columns.div_ceil(PANEL) + panel) * self.shape.rows * PANEL
+    }
+}
+
+impl Recurrent for HostRecurrent {
+    fn shape(&self) -> &RecurrentShape {
+        &self.shape
+    }
+
+    fn len(&self) -> usize {
+        match (self.shape.taps * self.shape.channels, self.shape.heads) {
+            (0, _) => self.matrices.len,
+            (_, 0) => self.rows.len,
+            _ => self.rows.len.min(self.matrices.len),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let parts = [&self.rows, &self.matrices];
+        parts.map(|part| size_of_val(&part.now[..]) + size_of_val(&part.other[..])).iter().sum()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.rows.truncate(len);
+        self.matrices.truncate(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: RecurrentShape = RecurrentShape { taps: 3, channels: 5, heads: 2, rows: 4, columns: 70 };
+
+    fn advance(state: &mut HostRecurrent, start: usize, end: usize) {
+        for (part, by) in [(RecurrentPart::Rows, 1.0), (RecurrentPart::Matrices, 2.0)] {
+            let (old, new) = state.begin(part, start).unwrap();
+            for (i, (new, old)) in new.iter_mut().zip(old).enumerate() {
+                *new = old + by * (end - start) as f32 + i as f32;
+            }
+            state.commit(part, start, end);
+        }
+    }
+
+    #[test]
+    fn a_step_can_be_taken_back_and_two_cannot() {
+        let mut state = HostRecurrent::new(SHAPE);
+        assert_eq!((state.len(), state.bytes()), (0, 0));
+        advance(&mut state, 0, 3);
+        let at_3 = state.read().unwrap();
+        advance(&mut state, 3, 10);
+        assert_eq!(state.len(), 10);
+        state.truncate(12);
+        assert_eq!(state.len(), 10);
+        state.truncate(3);
+        assert_eq!((state.len(), state.read().unwrap()), (3, at_3.clone()));
+        // What is taken back is forgotten, and what lies before it was never kept.
+        advance(&mut state, 3, 4);
+        assert!(state.begin(RecurrentPart::Rows, 2).is_err());
+        state.truncate(2);
+        assert_eq!(state.len(), 0);
+        assert!(
+            state.read().unwrap().iter().all(|(len, values)| *len == 0 && values.iter().all(|x| *x == 0.0))
+        );
+        advance(&mut state, 0, 3);
+        assert_eq!(state.read().unwrap(), at_3);
+    }
+
+    #[test]
+    fn a_step_that_fails_has_changed_nothing() {
+        let mut state = HostRecurrent::new(SHAPE);
+        advance(&mut state, 0, 3);
+        let before = state.read().unwrap();
+        state.begin(RecurrentPart::Matrices, 3).unwrap().1.fill(f32::NAN);
+        assert_eq!((state.len(), state.read().unwrap()), (3, before));
+    }
+
+    #[test]
+    fn what_moves_to_another_backend_comes_back() {
+        let mut state = HostRecurrent::new(SHAPE);
+        advance(&mut state, 0, 7);
+        let read = state.read().unwrap();
+        assert_eq!(read[1].1.len(), 2 * 4 * 70);
+        let moved = HostRecurrent::of(SHAPE, read.clone()).unwrap();
+        assert_eq!((moved.len(), moved.read().unwrap()), (7, read));
+    }
+}

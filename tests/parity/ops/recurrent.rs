@@ -1,0 +1,207 @@
+//! Recurrences: convolutions and the gated delta rule, of several sequences, in several steps.
+
+use backstop::backend::batch::Run;
+use backstop::backend::ops::{Backend, OpKind, Recur, Recurrent, RecurrentShape};
+use backstop::backend::{LlmBackendDispatch, RecurrentState};
+use backstop::config::Activation;
+use backstop::tensor::DType;
+
+use super::rig::{Element, Rig, rigs, values, weight};
+
+/// Runs of a step of sequences that have seen `before` tokens each, `len` new ones of each.
+fn runs(steps: &[(usize, usize)]) -> Vec<Run> {
+    let mut row = 0;
+    let run = |(sequence, &(before, len)): (usize, &(usize, usize))| {
+        row += len;
+        Run { sequence, row: row - len, len, start: before }
+    };
+    steps.iter().enumerate().map(run).collect()
+}
+
+/// The rows of `run` of several sequences' rows, one behind the other.
+fn rows(of: &[Vec<f32>], runs: &[Run], width: usize) -> Vec<f32> {
+    runs.iter().flat_map(|run| of[run.sequence][run.start * width..run.end() * width].to_vec()).collect()
+}
+
+/// Steps of three sequences: all, some of one token, some of many.
+const STEPS: [[(usize, usize); 3]; 3] =
+    [[(0, 1), (0, 7), (0, 3)], [(1, 5), (7, 1), (3, 1)], [(6, 1), (8, 1), (4, 9)]];
+const TOKENS: [usize; 3] = [7, 9, 13];
+
+fn check(
+    rig: &Rig,
+    shape: RecurrentShape,
+    expected: &[Vec<Element>],
+    op: impl Fn(&[Run], &mut dyn FnMut(&Recur<'_, LlmBackendDispatch>)),
+    what: &str,
+) {
+    let mut states: Vec<RecurrentState> = (0..3).map(|_| rig.dispatch.recurrent(&shape)).collect();
+    let mut kind = OpKind::Convolution;
+    for steps in &STEPS {
+        let runs = runs(steps);
+        let mut got = None;
+        op(&runs, &mut |op| {
+            kind = op.kind();
+            let mut of: Vec<&mut RecurrentState> = states.iter_mut().collect();
+            // Once more after it was taken back.
+            for _ in 0..2 {
+                let output = rig.dispatch.recur(&mut of, op, &runs).unwrap();
+                got = Some(rig.dispatch.to_host(&output).unwrap());
+            }
+        });
+        let width = expected[0].len() / TOKENS[0];
+        let want = runs.iter().flat_map(|run| &expected[run.sequence][run.start * width..run.end() * width]);
+        rig.compare(kind, &format!("{what}, {steps:?}"), &got.unwrap(), &want.copied().collect::<Vec<_>>());
+    }
+    assert_eq!(
+        states.iter().map(Recurrent::len).collect::<Vec<_>>(),
+        if kind == OpKind::Convolution && shape.heads > 0 { [0; 3] } else { TOKENS }
+    );
+}
+
+#[test]
+fn convolutions_agree_with_the_reference() {
+    for rig in rigs() {
+        for (taps, channels, bias, activation) in [
+            (3, 40, false, Some(Activation::Silu)),
+            (1, 7, true, None),
+            (2, 700, true, Some(Activation::Silu)),
+        ] {
+            let shape = RecurrentShape { taps, channels, heads: 0, rows: 0, columns: 0 };
+            let x: Vec<Vec<f32>> =
+                TOKENS.iter().enumerate().map(|(i, n)| rig.values(i as u64, n * channels, 1.0)).collect();
+            let (w, b) = (values(9, (taps + 1) * channels, 0.5), values(8, channels, 0.5));
+            let expected: Vec<Vec<Element>> = x
+                .iter()
+                .map(|x| {
+                    let at = |i: usize| {
+                        let (t, c) = (i / channels, i % channels);
+                        let term = |j: usize| {
+                            let t = (t + j).checked_sub(taps)?;
+                            Some(f64::from(w[j * channels + c]) * f64::from(x[t * channels + c]))
+                        };
+                        let own = if bias { f64::from(b[c]) } else { 0.0 };
+                        let terms = (0..=taps).filter_map(term);
+                        let size = terms.clone().map(f64::abs).sum::<f64>() + own.abs();
+                        let sum = terms.sum::<f64>() + own;
+                        match activation {
+                            None => Element { value: sum, rounded: sum.abs(), summed: size },
+                            Some(_) => {
+                                let value = sum / (1.0 + (-sum).exp());
+                                // The slope is below 1.1.
+                                Element { value, rounded: value.abs() + 1.1 * sum.abs(), summed: 1.1 * size }
+                            }
+                        }
+                    };
+                    (0..x.len()).map(at).collect()
+                })
+                .collect();
+            let weight_ = rig.vector(&weight(DType::F32, &[taps + 1, channels], &w));
+            let bias = bias.then(|| rig.vector(&weight(DType::F32, &[channels], &b)));
+            let run = |runs: &[Run], each: &mut dyn FnMut(&Recur<'_, LlmBackendDispatch>)| {
+                let x = rows(&x, runs, channels);
+                let x = rig.tensor(&[x.len() / channels, channels], &x);
+                each(&Recur::Convolution { x: &x, weight: &weight_, bias: bias.as_ref(), activation });
+            };
+            check(&rig, shape, &expected, run, &format!("{} taps of {channels}", taps + 1));
+        }
+    }
+}
+
+#[test]
+fn the_delta_rule_agrees_with_the_reference() {
+    for rig in rigs() {
+        for (key_heads, heads, dim, columns) in
+            [(1, 1, 4, 6), (2, 4, 16, 64), (1, 3, 32, 70), (2, 2, 128, 128)]
+        {
+            let shape = RecurrentShape { taps: 0, channels: 0, heads, rows: dim, columns };
+            let width = 2 * key_heads * dim + heads * columns;
+            let of = |seed: u64, width: usize| -> Vec<Vec<f32>> {
+                TOKENS.iter().enumerate().map(|(i, n)| rig.values(seed + i as u64, n * width, 1.0)).collect()
+            };
+            let (qkv, beta, gate) = (of(1, width), of(10, heads), of(20, heads));
+            let rate: Vec<f32> = values(30, heads, 1.0).into_iter().map(|x| -x.abs() - 0.1).collect();
+            let shift = values(31, heads, 0.5);
+            let expected: Vec<Vec<Element>> = (0..3)
+                .map(|i| {
+                    let mut matrices = vec![vec![0.0_f64; dim * columns]; heads];
+                    let mut out = Vec::new();
+                    for t in 0..TOKENS[i] {
+                        let row: Vec<f64> =
+                            qkv[i][t * width..][..width].iter().map(|&x| f64::from(x)).collect();
+                        let unit = |from: usize, by: f64| -> Vec<f64> {
+                            let x = &row[from..][..dim];
+                            let length = (x.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
+                            x.iter().map(|x| x / length * by).collect()
+                        };
+                        for (head, s) in matrices.iter_mut().enumerate() {
+                            let group = head / (heads / key_heads);
+                            let q = unit(group * dim, (dim as f64).powf(-0.5));
+                            let k = unit((key_heads + group) * dim, 1.0);
+                            let number = |of: &[Vec<f32>]| f64::from(of[i][t * heads + head]);
+                            let beta = 1.0 / (1.0 + (-number(&beta)).exp());
+                            let open = (number(&gate) + f64::from(shift[head])).exp().ln_1p();
+                            let decay = (f64::from(rate[head]) * open).exp();
+                            s.iter_mut().for_each(|x| *x *= decay);
+                            for c in 0..columns {
+                                let seen: f64 = (0..dim).map(|r| k[r] * s[r * columns + c]).sum();
+                                let v = row[2 * key_heads * dim + head * columns + c];
+                                (0..dim).for_each(|r| s[r * columns + c] += k[r] * beta * (v - seen));
+                            }
+                            for c in 0..columns {
+                                let terms = (0..dim).map(|r| q[r] * s[r * columns + c]);
+                                let value = terms.clone().sum::<f64>();
+                                // All of it was made of values of this size.
+                                let size = terms.map(f64::abs).sum::<f64>() + 1.0 / (dim as f64).sqrt();
+                                out.push(Element { value, rounded: value.abs(), summed: size });
+                            }
+                        }
+                    }
+                    out
+                })
+                .collect();
+            let [rate, shift] = [&rate, &shift].map(|of| rig.vector(&weight(DType::F32, &[heads], of)));
+            let run = |runs: &[Run], each: &mut dyn FnMut(&Recur<'_, LlmBackendDispatch>)| {
+                let tensor = |of: &[Vec<f32>], width: usize| {
+                    let of = rows(of, runs, width);
+                    rig.tensor(&[of.len() / width, width], &of)
+                };
+                let (qkv, beta, gate) = (tensor(&qkv, width), tensor(&beta, heads), tensor(&gate, heads));
+                let (rate, shift) = (&rate, &shift);
+                each(&Recur::Delta { qkv: &qkv, beta: &beta, gate: &gate, rate, shift, key_heads });
+            };
+            check(&rig, shape, &expected, run, &format!("{heads} heads of {dim} by {columns}"));
+        }
+    }
+}
+
+#[test]
+fn recurrences_that_do_not_fit_are_refused() {
+    for rig in rigs() {
+        let shape = RecurrentShape { taps: 2, channels: 4, heads: 0, rows: 0, columns: 0 };
+        let mut state = rig.dispatch.recurrent(&shape);
+        let x = rig.tensor(&[2, 4], &[1.0; 8]);
+        let [fits, wrong] = [[3, 4], [2, 4]]
+            .map(|dims| rig.vector(&weight(DType::F32, &dims, &vec![1.0; dims[0] * dims[1]])));
+        let op = |weight| Recur::Convolution { x: &x, weight, bias: None, activation: None };
+        let run = |start: usize, len: usize| Run { sequence: 0, row: 0, len, start };
+        for (weight, run, text) in [
+            (
+                &wrong,
+                run(0, 2),
+                "convolution: x is [2, 4] and the weight [2, 4], expected 2 rows of 4 and 3 taps",
+            ),
+            (
+                &fits,
+                run(0, 3),
+                "convolution: x is [2, 4] and the weight [3, 4], expected 3 rows of 4 and 3 taps",
+            ),
+            (&fits, run(1, 2), "convolution: position 1, expected at most the 0 seen"),
+        ] {
+            let error = rig.dispatch.recur(&mut [&mut state], &op(weight), &[run]).unwrap_err();
+            assert_eq!(error.to_string(), text, "on {}", rig.name);
+        }
+        rig.dispatch.recur(&mut [&mut state], &op(&fits), &[run(0, 2)]).unwrap();
+        assert_eq!(state.len(), 2);
+    }
+}
