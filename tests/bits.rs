@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -23,6 +23,7 @@ const FAMILIES: [&str; 11] = [
     "models/qwen3_moe-plain",
     "models/deepseek_v2-greedy",
     "models/llama4_text-chunks",
+    "models/qwen3_5-delta",
     BUILTIN,
 ];
 

@@ -13,7 +13,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
 
 /// Families that between them use every op.
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 8] = [
     "llama-yarn",
     "phi-partial",
     "gemma2-caps",
@@ -21,6 +21,7 @@ const MODELS: [&str; 7] = [
     "granite-scales",
     "qwen2_moe-shared",
     "mistral4-yarn",
+    "qwen3_5-delta",
 ];
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
@@ -75,6 +76,10 @@ fn generate(model: &Model) -> Result<Vec<u32>, Error> {
 
 /// The ops that a model calls on MLX.
 fn ops_of(name: &str) -> Vec<OpKind> {
+    if name == "qwen3_5-delta" {
+        // The rest is in one layer alone.
+        return vec![OpKind::Linear, OpKind::RmsNorm, OpKind::Convolution, OpKind::DeltaRule];
+    }
     let mut ops = vec![
         OpKind::Embedding,
         OpKind::Linear,

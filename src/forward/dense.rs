@@ -3,6 +3,7 @@
 
 pub(super) use super::blocks::NormKind;
 use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary};
+use super::delta::{DeltaLayer, DeltaNet};
 use super::latent::LatentAttention;
 pub(super) use super::list::Name;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
@@ -116,6 +117,10 @@ pub(super) struct Dense {
     pub parallel: bool,
     /// Queries, keys and values.
     pub qkv: Qkv,
+    /// Whether each head of queries is followed by a gate of what attention gives for it, in the projection of queries.
+    pub gated_queries: bool,
+    /// Layers that are delta nets, and have no attention.
+    pub delta: Option<DeltaNet>,
     /// The output of attention.
     pub output: Name,
     /// The gate of what attention gives.
@@ -161,6 +166,8 @@ impl Dense {
                 ("self_attn.v_proj", "attn_v"),
             ]),
             output: ("self_attn.o_proj", "attn_output"),
+            gated_queries: false,
+            delta: None,
             attention_gate: None,
             sinks: None,
             head_norms: None,
@@ -193,7 +200,10 @@ impl Dense {
         for norm in norms.into_iter().flatten() {
             list.push(norm_spec(name(norm), config.hidden_dim(), self.norms));
         }
-        if let Some(of) = self.head_norms {
+        let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
+        let prefixes = prefixes.each_ref().map(String::as_str);
+        let delta = self.delta_of(layer);
+        if let Some(of) = self.head_norms.filter(|_| delta.is_none()) {
             let dims = match of.of {
                 HeadNormOf::Row => [config.query_dim(layer), config.key_dim()],
                 HeadNormOf::Head | HeadNormOf::EachHead => [config.head_dim(), config.head_dim()],
@@ -220,10 +230,11 @@ impl Dense {
             let spec = norm_spec([own.clone(), gguf], rows, NormKind::Rms { offset: 0.0 });
             list.push(ModuleSpec { stacked: vec![(own, 0..config.heads(layer))], ..spec });
         }
-        let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
-        let prefixes = prefixes.each_ref().map(String::as_str);
         if let Some(latent) = &config.latent {
             latent.list(list, config, prefixes);
+        }
+        if let Some(delta) = delta {
+            delta.list(list, config, prefixes);
         }
         let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
             let [name, gguf] = names;
@@ -235,13 +246,17 @@ impl Dense {
         };
         let plain = [Form::Plain; 2];
         match self.qkv {
+            _ if delta.is_some() => {}
             Qkv::Apart(names) => {
                 let dims = [config.query_dim(layer), config.key_dim(), config.key_dim()];
                 let heads = [config.heads(layer), config.num_key_value_heads, 0];
                 let mut row = 0;
                 for ((part, dim), heads) in names.into_iter().zip(dims).zip(heads) {
                     let pairs = Form::Pairs { heads, dims: config.rope.dims };
+                    let gated = self.gated_queries && row == 0;
+                    let dim = if gated { doubled(dim) } else { dim };
                     let forms = match self.pairs {
+                        _ if gated => [Form::HeadParts { heads, first: config.head_dim, pairs: false }; 2],
                         _ if heads == 0 => plain,
                         Pairs::Nowhere => plain,
                         Pairs::Gguf => [Form::Plain, pairs],
@@ -261,7 +276,7 @@ impl Dense {
             }
             Qkv::Latent => {}
         }
-        if config.latent.is_none() {
+        if config.latent.is_none() && delta.is_none() {
             matrix(name(self.output), config.hidden_dim(), config.query_dim(layer), plain, None);
         }
         if let Some(gate) = self.attention_gate {
@@ -293,13 +308,26 @@ impl Dense {
         }
     }
 
+    /// The delta net that a layer is, if it is one.
+    fn delta_of(&self, layer: usize) -> Option<&DeltaNet> {
+        self.delta.as_ref().filter(|delta| delta.is_of(layer))
+    }
+
+    /// A kind of norms as the checkpoint has it.
+    fn stored(&self, loader: &Loader<'_>, kind: NormKind) -> NormKind {
+        match &self.delta {
+            Some(delta) if delta.has_whole_norms(loader, self.layers) => NormKind::Rms { offset: 0.0 },
+            _ => kind,
+        }
+    }
+
     /// The experts of a layer that has them.
     fn sparse_of(&self, layer: usize) -> Option<&Sparse> {
         self.sparse.as_ref().filter(|sparse| sparse.is_of(layer))
     }
 
     fn norm(&self, loader: &Loader<'_>, name: &str) -> Result<Norm> {
-        Norm::load(loader, name, self.norms)
+        Norm::load(loader, name, self.stored(loader, self.norms))
     }
 
     fn load_mlp(&self, loader: &Loader<'_>, layer: usize) -> Result<Mlp> {
@@ -330,8 +358,15 @@ impl Dense {
         let norm = |name: Option<Name>| name.map(|name| self.norm(loader, &path(name))).transpose();
         let (width, kv_width) = (config.query_dim(layer).size, config.key_dim().size);
         let prefix = format!("{}.{layer}", self.layers);
+        let mut gate = None;
         let qkv = match self.qkv {
             Qkv::Latent => None,
+            _ if self.delta_of(layer).is_some() => None,
+            Qkv::Apart([q, k, v]) if self.gated_queries => {
+                let [own, of] = Linear::split(loader, &path(q), [("q", width), ("gate", width)])?;
+                gate = Some(of);
+                Some([own, Linear::load(loader, &path(k))?, Linear::load(loader, &path(v))?])
+            }
             Qkv::Apart([q, k, v]) => Some([
                 Linear::load(loader, &path(q))?,
                 Linear::load(loader, &path(k))?,
@@ -343,7 +378,16 @@ impl Dense {
             }
         };
         let attention = match (qkv, &config.latent) {
-            (Some(qkv), _) => AttentionPart::Grouped(self.load_attention(loader, layer, qkv)?),
+            _ if let Some(delta) = self.delta_of(layer) => {
+                AttentionPart::Delta(Box::new(delta.load(loader, layer, &prefix)?))
+            }
+            (Some(qkv), _) => {
+                let attention = self.load_attention(loader, layer, qkv)?;
+                AttentionPart::Grouped(match gate {
+                    Some(gate) => attention.with_gate(gate, GateKind::Sigmoid),
+                    None => attention,
+                })
+            }
             (None, Some(latent)) => AttentionPart::Latent(Box::new(latent.load(loader, layer, &prefix)?)),
             (None, None) => unreachable!("latent attention of no width"),
         };
@@ -369,7 +413,9 @@ impl Dense {
             let heads = [config.heads(layer), config.num_key_value_heads];
             let load = |(name, heads)| match of.of {
                 HeadNormOf::EachHead => Norm::of_heads(loader, &path(name), heads),
-                HeadNormOf::Head | HeadNormOf::Row => Norm::load(loader, &path(name), of.kind),
+                HeadNormOf::Head | HeadNormOf::Row => {
+                    Norm::load(loader, &path(name), self.stored(loader, of.kind))
+                }
             };
             let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
@@ -386,6 +432,11 @@ impl Dense {
         }
         Ok(attention)
     }
+}
+
+/// A dimension twice.
+fn doubled(dim: Dim) -> Dim {
+    Dim { field: "2 * num_attention_heads * head_dim", size: 2 * dim.size }
 }
 
 pub(super) fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec {
@@ -443,8 +494,11 @@ impl Arguments for Dense {
             return vec![latent.state(); config.num_hidden_layers];
         }
         let (heads, dim) = (config.num_key_value_heads, config.head_dim);
-        let kv = |&window| StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window };
-        config.windows.iter().map(kv).collect()
+        let of = |(layer, &window): (usize, &Option<usize>)| match self.delta_of(layer) {
+            Some(delta) => delta.state(),
+            None => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window },
+        };
+        config.windows.iter().enumerate().map(of).collect()
     }
 
     fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
@@ -488,6 +542,7 @@ struct Layer {
 enum AttentionPart {
     Grouped(Attention),
     Latent(Box<LatentAttention>),
+    Delta(Box<DeltaLayer>),
 }
 
 impl AttentionPart {
@@ -496,6 +551,7 @@ impl AttentionPart {
         match self {
             Self::Grouped(attention) => attention.forward(step, x),
             Self::Latent(attention) => attention.forward(step, x),
+            Self::Delta(net) => net.forward(step, x),
         }
     }
 }

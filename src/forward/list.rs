@@ -216,9 +216,15 @@ impl WeightList {
             };
             // A bias has one dimension, which is no matrix to be turned.
             let form = if info.shape().len() == 1 && form == Form::Transposed { Form::Plain } else { form };
-            match name == stored && form == Form::Plain {
+            // Of a convolution of channels, each has a matrix of one row, or of one column.
+            let is_matrix = module.is_some_and(|(module, leaf)| module.columns.is_some() && leaf == "weight");
+            let dims = match info.shape() {
+                [_, 1, _] | [_, _, 1] if is_matrix => AdoptedDims::Squeezed,
+                _ => AdoptedDims::Same,
+            };
+            match name == stored && form == Form::Plain && dims == AdoptedDims::Same {
                 true => Vec::new(),
-                false => vec![Adopted { name, form, rows: None, of: None, dims: AdoptedDims::Same }],
+                false => vec![Adopted { name, form, rows: None, of: None, dims }],
             }
         })
     }

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
 use crate::tensor::Weight;
-use crate::weights::{Checkpoint, quantized};
+use crate::weights::{Checkpoint, TensorInfo, quantized};
 
 /// A checkpoint whose tensors are named as the list of weights names them.
 pub struct Loader<'a> {
@@ -58,6 +58,11 @@ impl<'a> Loader<'a> {
     /// Whether the checkpoint has the weight of the module `module`.
     pub(super) fn has(&self, module: &str) -> bool {
         self.checkpoint.find(&format!("{module}.weight")).is_some()
+    }
+
+    /// Whether the weight of the module `module` had a last dimension of 1, which is none here.
+    pub(super) fn has_lost_last(&self, module: &str) -> bool {
+        self.checkpoint.find(&format!("{module}.weight")).is_some_and(TensorInfo::has_lost_last)
     }
 
     /// Whether the family's list has the module `module`.

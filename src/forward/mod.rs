@@ -5,6 +5,7 @@ pub mod blocks;
 mod cohere2;
 mod deepseek_v2;
 mod deepseek_v3;
+mod delta;
 mod dense;
 mod dots1;
 mod ernie4_5;
@@ -47,6 +48,7 @@ mod qwen2;
 mod qwen2_5_vl_text;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5_text;
 mod qwen3_moe;
 mod qwen3_vl_moe_text;
 mod qwen3_vl_text;
@@ -82,7 +84,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 47] = [
+pub(crate) static FAMILIES: [&Family; 48] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -130,13 +132,15 @@ pub(crate) static FAMILIES: [&Family; 47] = [
     &phimoe::FAMILY,
     &llama4_text::FAMILY,
     &laguna::FAMILY,
+    &qwen3_5_text::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 6] = [
+const WHOLES: [(&str, &str); 7] = [
     ("gemma3", "gemma3_text"),
     ("llama4", "llama4_text"),
     ("mistral3", "mistral"),
+    ("qwen3_5", "qwen3_5_text"),
     ("qwen3_vl", "qwen3_vl_text"),
     ("qwen3_vl_moe", "qwen3_vl_moe_text"),
     ("qwen2_5_vl", "qwen2_5_vl_text"),

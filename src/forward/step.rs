@@ -8,10 +8,10 @@ use smallvec::SmallVec;
 
 use crate::alloc;
 use crate::backend::batch::{Batch, Mask, RopeStep, Run};
-use crate::backend::ops::{Backend, Ids, KvRows};
+use crate::backend::ops::{Backend, Ids, KvRows, Recur};
 use crate::backend::rope::Frequencies;
 use crate::backend::{
-    LayerState, LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, SequenceKv, Tensor,
+    LayerState, LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, RecurrentState, SequenceKv, Tensor,
 };
 use crate::config::{Activation, Config, Rotation};
 use crate::error::{Error, Result};
@@ -184,6 +184,15 @@ impl<'a> Step<'a> {
             self.ops.write(state.kv.layer_mut(layer), rows, run)?;
         }
         Ok(())
+    }
+
+    /// A recurrence of layer `layer`, over the state of each run's sequence.
+    pub(crate) fn recur(&mut self, layer: usize, op: &Recur<'_, LlmBackendDispatch>) -> Result<Tensor> {
+        let states = self.sequences.iter_mut().map(|state| Some(state.kv.recurrent_mut(layer)));
+        let mut states: SmallVec<[Option<&mut RecurrentState>; 16]> = states.collect();
+        let own = self.batch.runs.iter().filter_map(|run| states[run.sequence].take());
+        let mut own: SmallVec<[&mut RecurrentState; 16]> = own.collect();
+        self.ops.recur(&mut own, op, &self.batch.runs)
     }
 
     /// Attention of `q` `[T, H * head_dim]` over layer `layer`, seeing at most `window` keys.

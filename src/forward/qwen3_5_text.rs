@@ -1,0 +1,65 @@
+//! The text of `qwen3_5`: gated delta nets in three of four layers, attention with a gate in the others: Qwen 3.5 to 3.8.
+//! Qwen Team 2026, "Qwen3.5".
+
+use super::delta::DeltaNet;
+use super::dense::{Dense, HeadNorms, NormKind};
+use super::{Arguments, Family, qwen3};
+use crate::config::rope::RopeRules;
+use crate::config::{Config, Shared, only};
+use crate::error::Result;
+use crate::json::{Fields, Value};
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen3_5_text",
+    shared: Shared {
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        context: 32_768,
+        rope: RopeRules { sections: true, ..RopeRules::partial(0.25) },
+        bos: None,
+        eos: &[],
+        ..Shared::LLAMA
+    },
+    arguments,
+    gguf: None,
+    prefixes: super::TEXT_PART,
+};
+
+fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
+    described(fields, config)?.boxed()
+}
+
+/// Delta nets and gated attention, with an MLP in each layer.
+pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense> {
+    only(fields, "attn_output_gate", true, "attention has a gate in every model of the family")?;
+    let linear = linear_layers(fields, config.num_hidden_layers)?;
+    let delta = DeltaNet::read(fields, linear)?;
+    config.mixer_width = delta.width();
+    let head_norms = HeadNorms { kind: NormKind::Rms { offset: 1.0 }, ..qwen3::HEAD_NORMS };
+    Ok(Dense {
+        norms: NormKind::Rms { offset: 1.0 },
+        head_norms: Some(head_norms),
+        gated_queries: true,
+        delta: Some(delta),
+        ..Dense::llama(config)
+    })
+}
+
+/// The layers that are delta nets: as `layer_types` says, else all but each `full_attention_interval`-th.
+fn linear_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<bool>> {
+    const NAME: &str = "layer_types";
+    let every = fields.size_or("full_attention_interval", Some(4), 1 << 20)?;
+    let Some(types) = fields.list(NAME)? else {
+        return Ok((0..layers).map(|layer| !(layer + 1).is_multiple_of(every)).collect());
+    };
+    if types.len() != layers {
+        let expected = format!("a list of num_hidden_layers, {layers}");
+        return Err(fields.error(NAME, format!("a list of {}", types.len()), expected));
+    }
+    let is_linear = |(i, kind): (usize, &Value)| match kind {
+        Value::String(kind) if kind == "linear_attention" => Ok(true),
+        Value::String(kind) if kind == "full_attention" => Ok(false),
+        other => Err(fields.error(format!("{NAME}[{i}]"), other, "linear_attention or full_attention")),
+    };
+    types.iter().enumerate().map(is_linear).collect()
+}
