@@ -61,6 +61,11 @@ impl SequenceKv {
         &mut self.recurrent[self.layout.of(layer)]
     }
 
+    /// Whether all recurrent layers have seen `len` tokens.
+    pub fn recurrent_is_at(&self, len: usize) -> bool {
+        self.recurrent.iter().all(|state| state.len() == len)
+    }
+
     /// The place that the sequence is at, to which it can go back: before drafts that may be refused.
     pub fn mark(&self) -> Mark {
         Mark { len: self.len() }
@@ -94,7 +99,7 @@ impl SequenceKv {
     pub(crate) fn take_over(&mut self, index: usize, page: &KvPage, pane: Option<&KvPage>) {
         let of = |page: &KvPage| match &page.0 {
             Layers::Host(layers) => Arc::clone(layers),
-            Layers::Mlx(_) => Arc::default(),
+            Layers::Mlx(_) | Layers::Recurrent(_) => Arc::default(),
         };
         let (page, pane) = (of(page), pane.map(of).unwrap_or_default());
         let (mut pages, mut panes) = (page.iter(), pane.iter());
@@ -122,6 +127,8 @@ pub type PageAndPane = (KvPage, Option<KvPage>);
 enum Layers {
     Host(Arc<[HostPage]>),
     Mlx(Rc<[MlxPage]>),
+    /// What recurrent layers keep at one place.
+    Recurrent(Rc<[RecurrentState]>),
 }
 
 /// What K and V take in memory where a dispatch keeps them, all layers together.
@@ -265,7 +272,16 @@ impl LlmBackendDispatch {
         }
     }
 
-    /// A sequence, of a model without recurrent layers, of the first `len` tokens of `pages`, which are as many as that takes. Layers with a window begin with the first
+    /// What the recurrent layers of a sequence keep.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(crate) fn recurrent_snapshot(&self, kv: &SequenceKv) -> Result<KvPage> {
+        let copies = kv.recurrent.iter().map(RecurrentState::copy).collect::<Result<Rc<[_]>>>()?;
+        Ok(KvPage(Layers::Recurrent(copies)))
+    }
+
+    /// A sequence of the first `len` tokens of `pages`, which are as many as that takes, and of the `snapshot` behind them. Layers with a window begin with the first
     /// of the last panes that follow each other.
     ///
     /// # Errors
@@ -274,8 +290,15 @@ impl LlmBackendDispatch {
         &self,
         layout: &StateLayout,
         pages: &[PageAndPane],
+        snapshot: Option<&KvPage>,
         len: usize,
     ) -> Result<SequenceKv> {
+        let recurrent = match snapshot.map(|snapshot| &snapshot.0) {
+            Some(Layers::Recurrent(states)) => {
+                states.iter().map(RecurrentState::copy).collect::<Result<_>>()?
+            }
+            _ => layout.recurrent().iter().map(|shape| self.recurrent(shape)).collect::<Vec<_>>(),
+        };
         let Self::Mlx { mlx, .. } = self else {
             let first = pages.iter().rposition(|(_, pane)| pane.is_none()).map_or(0, |gone| gone + 1);
             let (mut whole, mut windowed) = (0, 0);
@@ -287,7 +310,7 @@ impl LlmBackendDispatch {
                 let of = pages[first..].iter().filter_map(|(page, pane)| {
                     match &pane.as_ref().filter(|_| window.is_some()).unwrap_or(page).0 {
                         Layers::Host(layers) => layers.get(*at).cloned(),
-                        Layers::Mlx(_) => None,
+                        Layers::Mlx(_) | Layers::Recurrent(_) => None,
                     }
                 });
                 let kv = HostKv::from_pages(shape, first, of, len)?.with_window(window);
@@ -295,20 +318,26 @@ impl LlmBackendDispatch {
                 Ok(LayerState::Host(kv))
             };
             let layers = layout.own().iter().map(layer).collect::<Result<_>>()?;
-            return Ok(SequenceKv { layers, recurrent: Vec::new(), layout: layout.clone() });
+            return Ok(SequenceKv { layers, recurrent, layout: layout.clone() });
         };
         let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {
             let of = pages.iter().filter_map(|(page, _)| match &page.0 {
                 Layers::Mlx(layers) => layers.get(layer),
-                Layers::Host(_) => None,
+                Layers::Host(_) | Layers::Recurrent(_) => None,
             });
             mlx.restore(of_layer, &of.collect::<Vec<_>>(), len)
         };
         let layers = layout.own().iter().enumerate().map(on_mlx).collect::<Result<Vec<_>>>()?;
         mlx.evaluate(&[], &layers.iter().collect::<Vec<_>>(), &[], true)?;
         let layers = layers.into_iter().map(LayerState::Mlx).collect();
-        Ok(SequenceKv { layers, recurrent: Vec::new(), layout: layout.clone() })
+        Ok(SequenceKv { layers, recurrent, layout: layout.clone() })
     }
+}
+
+/// Where a recurrent state is, and bytes.
+#[cfg(any(test, feature = "fuzzing"))]
+fn address(state: &RecurrentState) -> (usize, u64) {
+    (std::ptr::from_ref(state) as usize, state.bytes() as u64)
 }
 
 /// Where memory is and how many bytes, for tests that count each once.
@@ -318,6 +347,7 @@ impl KvPage {
         match &self.0 {
             Layers::Host(layers) => layers.iter().map(HostPage::memory).collect(),
             Layers::Mlx(layers) => layers.iter().flat_map(MlxPage::memory).collect(),
+            Layers::Recurrent(states) => states.iter().map(address).collect(),
         }
     }
 }
@@ -331,6 +361,6 @@ impl SequenceKv {
             }
             LayerState::Mlx(kv) => kv.memory(),
         };
-        self.layers.iter().flat_map(of).collect()
+        self.layers.iter().flat_map(of).chain(self.recurrent.iter().map(address)).collect()
     }
 }

@@ -19,6 +19,16 @@ pub enum RecurrentState {
     Mlx(MlxRecurrent),
 }
 
+impl RecurrentState {
+    /// A copy of what is held, without what was there before the last step.
+    pub(super) fn copy(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Host(state) => Self::Host(state.copy()?),
+            Self::Mlx(state) => Self::Mlx(state.copy()),
+        })
+    }
+}
+
 impl Recurrent for RecurrentState {
     fn shape(&self) -> &RecurrentShape {
         match self {

@@ -86,6 +86,17 @@ impl HostRecurrent {
         Self { shape, rows: Part::default(), matrices: Part::default() }
     }
 
+    /// A copy of what is held, without what was there before the last step.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn copy(&self) -> Result<Self> {
+        let part = |of: &Part| {
+            Ok::<_, Error>(Part { len: of.len, now: alloc::copy_of(&of.now, WHAT)?, ..Part::default() })
+        };
+        Ok(Self { shape: self.shape, rows: part(&self.rows)?, matrices: part(&self.matrices)? })
+    }
+
     fn part(&mut self, part: RecurrentPart) -> (&mut Part, usize) {
         let RecurrentShape { taps, channels, heads, rows, columns } = self.shape;
         match part {

@@ -67,6 +67,19 @@ pub(super) struct Counts {
     pub evicted: u64,
 }
 
+/// Why what a sequence computed is brought to the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// Whole pages, behind which others may begin.
+    Whole,
+    /// Whole pages that it passes by.
+    Passed,
+    /// All of it so far, behind which others may begin; it goes on.
+    Part,
+    /// All of it, at its end.
+    Last,
+}
+
 /// What sequences that share pages have in common, beside their tokens.
 type TreeKey = (Space, Arc<[Arc<Frequencies>]>);
 
@@ -94,7 +107,7 @@ impl Lease {
 
 impl Memory {
     pub fn new(budget: Budget) -> Self {
-        let tree = PrefixTree::new(PAGE, budget.cost.window);
+        let tree = PrefixTree::new(PAGE, budget.cost.window, budget.cost.fixed > 0);
         Self { budget, reserved: 0, tree, counts: Counts::default() }
     }
 
@@ -189,8 +202,6 @@ impl Memory {
         most: usize,
         space: &Space,
     ) -> Option<(SequenceState, Lease)> {
-        // Of what a recurrent layer keeps there is no part for a beginning.
-        let tokens = if self.budget.cost.fixed > 0 { &[] } else { tokens };
         let key = (space.clone(), runtime.sequence(prompt).frequencies);
         let found = self.tree.find(&key, tokens, tokens.len());
         // A page that is copied takes room beside its copy: where there is too little, its tokens are computed anew.
@@ -214,6 +225,9 @@ impl Memory {
             nodes[held..].iter().for_each(|&node| self.tree.let_go(node));
             let Some(state) = state else { continue };
             self.tree.touch(&nodes, found.first);
+            if let Some(&last) = nodes.last() {
+                self.tree.touch_snapshot(last);
+            }
             self.reserved += lease.own;
             return Some((state, lease));
         }
@@ -237,7 +251,8 @@ impl Memory {
             Some((self.tree.page(node)?.clone(), pane.cloned()))
         };
         let pages: Vec<PageAndPane> = found.nodes().enumerate().filter_map(page).collect();
-        match runtime.restore(prompt, &tokens[..len], &pages) {
+        let snapshot = found.nodes().last().and_then(|last| self.tree.snapshot(last));
+        match runtime.restore(prompt, &tokens[..len], &pages, snapshot) {
             Ok(state) => Some(state),
             Err(error) => {
                 tracing::warn!(%error, "pages cannot be restored, their tokens are computed anew");
@@ -248,7 +263,18 @@ impl Memory {
 
     /// Keeps the whole pages of a running sequence's first `len` tokens for others that begin alike.
     pub fn share(&mut self, runtime: &Runtime, state: &mut SequenceState, lease: &mut Lease, len: usize) {
-        self.keep(runtime, state, lease, len / PAGE * PAGE, true);
+        // Behind the last whole page nobody could begin where layers are recurrent: see `snapshot`.
+        if self.budget.cost.fixed == 0 {
+            self.keep(runtime, state, lease, len / PAGE * PAGE, Keep::Whole);
+        }
+    }
+
+    /// Keeps all of a running sequence, and what its recurrent layers keep, for others that begin alike.
+    pub fn snapshot(&mut self, runtime: &Runtime, state: &mut SequenceState, lease: &mut Lease) {
+        let len = state.history.len();
+        if self.budget.cost.fixed > 0 && state.kv.len() == len {
+            self.keep(runtime, state, lease, len, Keep::Part);
+        }
     }
 
     /// Gives back what lies behind the windows of a running sequence's layers. What is of its first `len` tokens is kept for others
@@ -267,7 +293,7 @@ impl Memory {
         let taken = self.taken();
         let whole = len.min(state.history.len()) / PAGE;
         if whole.min(behind) > lease.pages.len() {
-            self.keep(runtime, state, lease, whole * PAGE, false);
+            self.keep(runtime, state, lease, whole * PAGE, Keep::Passed);
         }
         state.kv.give_back();
         let passed = lease.panes().len();
@@ -288,7 +314,7 @@ impl Memory {
     /// Takes back what a sequence had; what it computed is kept while there is room.
     pub fn release(&mut self, runtime: &Runtime, mut state: SequenceState, mut lease: Lease) {
         let len = state.history.len().min(state.kv.len());
-        self.keep(runtime, &mut state, &mut lease, len, true);
+        self.keep(runtime, &mut state, &mut lease, len, Keep::Last);
         drop(state);
         self.let_go(lease);
     }
@@ -300,19 +326,16 @@ impl Memory {
     }
 
     /// Brings the pages of the first `len` tokens to the tree, those that it does not have. Where pages are shared, the
-    /// sequence holds the whole ones from here on, and has a right to so much less. Others may `begin` behind these tokens.
+    /// sequence holds the whole ones from here on, and has a right to so much less.
     fn keep(
         &mut self,
         runtime: &Runtime,
         state: &mut SequenceState,
         lease: &mut Lease,
         len: usize,
-        begin: bool,
+        how: Keep,
     ) {
         let cost = self.budget.cost;
-        if cost.fixed > 0 {
-            return;
-        }
         // Taken out while the state changes: no copy of it is made.
         let history = std::mem::take(&mut state.history);
         let tokens = &history[..len.min(history.len())];
@@ -320,7 +343,7 @@ impl Memory {
         let key = (lease.space.clone(), Arc::clone(&state.frequencies));
         let mut path: Vec<NodeId> = Vec::with_capacity(pages.len());
         while let Some(page) = pages.get(path.len())
-            && let Some(node) = self.tree.child(&key, path.last().copied(), page)
+            && let Some(node) = self.node_of(&key, path.last().copied(), page)
         {
             self.tree.hold(node);
             path.push(node);
@@ -330,7 +353,7 @@ impl Memory {
         let lost = (lease.behind..there).find(|&i| self.tree.lacks_pane(path[i], pages[i].len()));
         let first = lost.unwrap_or(there);
         for ((i, tokens), (page, pane)) in
-            (first..).zip(&pages[first..]).zip(self.made(runtime, state, &pages, first))
+            (first..).zip(&pages[first..]).zip(self.made(runtime, state, &pages, first, how))
         {
             let node = match path.get(i) {
                 Some(node) => *node,
@@ -348,9 +371,21 @@ impl Memory {
                 self.tree.set_pane(node, pane, cost.of_pane());
             }
         }
-        self.tree.touch(&path, if begin { cost.first_seen(tokens.len()) } else { path.len() });
+        if matches!(how, Keep::Part | Keep::Last)
+            && cost.fixed > 0
+            && path.len() == pages.len()
+            && let Some(&last) = path.last()
+        {
+            self.set_snapshot(runtime, state, last, tokens.len());
+        }
+        let first = if how == Keep::Passed { path.len() } else { cost.first_seen(tokens.len()) };
+        self.tree.touch(&path, first);
         if cost.shared {
             for i in lease.pages.len()..path.len() {
+                if how == Keep::Part && pages[i].len() < PAGE {
+                    // The sequence goes on in a copy of its own.
+                    break;
+                }
                 let has_pane = cost.windowed > 0 && i >= lease.behind;
                 if has_pane && pages[i].len() == PAGE && self.tree.pane(path[i]).is_none() {
                     // It could not be brought: this page and those behind it stay the sequence's own.
@@ -379,6 +414,32 @@ impl Memory {
         debug_assert!(self.tree_charge() + self.reserved <= self.budget.bytes);
     }
 
+    /// The page of the tree after `parent` that has what a sequence keeps of `tokens`: where layers are recurrent, of no more than these.
+    fn node_of(&self, key: &TreeKey, parent: Option<NodeId>, tokens: &[u32]) -> Option<NodeId> {
+        match self.budget.cost.fixed {
+            0 => self.tree.child(key, parent, tokens),
+            _ => self.tree.whole_child(key, parent, tokens),
+        }
+    }
+
+    /// Keeps what recurrent layers keep behind `node`, the last of a sequence's `len` tokens, where there is room for it.
+    fn set_snapshot(&mut self, runtime: &Runtime, state: &SequenceState, node: NodeId, len: usize) {
+        let bytes = self.budget.cost.fixed / 2;
+        if state.kv.len() != len || !state.kv.recurrent_is_at(len) {
+            return;
+        }
+        if self.tree.snapshot(node).is_some() {
+            return self.tree.touch_snapshot(node);
+        }
+        if !self.make_room(bytes) {
+            return;
+        }
+        match runtime.snapshot(state) {
+            Ok(snapshot) => self.tree.set_snapshot(node, snapshot, bytes),
+            Err(error) => tracing::warn!(%error, "a state cannot be kept for other sequences"),
+        }
+    }
+
     /// The pages from `first` on, as many as there is room for.
     fn made(
         &mut self,
@@ -386,11 +447,13 @@ impl Memory {
         state: &SequenceState,
         pages: &[&[u32]],
         first: usize,
+        how: Keep,
     ) -> Vec<PageAndPane> {
         let (mut end, mut bytes) = (first, 0);
         while let Some(page) = pages.get(end) {
-            // Where they are shared, they are the sequence's own until now.
-            if !self.budget.cost.shared {
+            // Where they are shared, they are the sequence's own until now; but for a part of one, which it goes on in a copy of.
+            let copied = how == Keep::Part && page.len() < PAGE;
+            if !self.budget.cost.shared || copied {
                 bytes += self.budget.cost.of_page(page.len());
                 if !self.make_room(bytes) {
                     break;

@@ -7,6 +7,9 @@
 //! Where a model has windows, a node may have a pane beside its page: what the layers with a window keep of its tokens. A sequence
 //! begins only where the panes are there that its next token sees. They are evicted apart from the pages, and those first that
 //! nobody has begun or ended behind: sequences pass by many, and few are places to begin at.
+//!
+//! Where a model has recurrent layers, a node may have a snapshot: what these keep after its tokens. A sequence begins only at the
+//! end of a node that has one, since there is no part of it for fewer tokens. Nobody holds a snapshot: who begins with it copies it.
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +47,8 @@ struct Node<P> {
     /// None for a root.
     page: Option<Held<P>>,
     pane: Option<Held<P>>,
+    /// Without users, always.
+    snapshot: Option<Held<P>>,
     /// In the order of their tokens.
     children: Vec<NodeId>,
 }
@@ -76,6 +81,8 @@ pub(super) struct PrefixTree<K, P> {
     page: usize,
     /// The last keys that a token sees in layers with a window.
     window: Option<usize>,
+    /// Whether the model has recurrent layers.
+    recurrent: bool,
     nodes: Vec<Node<P>>,
     /// Nodes that were evicted, for new ones.
     free: Vec<NodeId>,
@@ -84,21 +91,26 @@ pub(super) struct PrefixTree<K, P> {
     idle: BTreeSet<(u64, NodeId)>,
     /// Panes without users of other nodes, likewise.
     idle_panes: BTreeSet<(u64, NodeId)>,
+    /// Snapshots, likewise.
+    snapshots: BTreeSet<(u64, NodeId)>,
     clock: u64,
     bytes: TreeBytes,
 }
 
 impl<K: PartialEq, P> PrefixTree<K, P> {
-    /// An empty tree whose pages have `page` tokens, of a model with layers whose tokens see the last `window` keys.
-    pub fn new(page: usize, window: Option<usize>) -> Self {
+    /// An empty tree whose pages have `page` tokens, of a model with layers whose tokens see the last `window` keys, and with recurrent
+    /// ones or not.
+    pub fn new(page: usize, window: Option<usize>, recurrent: bool) -> Self {
         Self {
             page,
             window,
+            recurrent,
             nodes: Vec::new(),
             free: Vec::new(),
             roots: Vec::new(),
             idle: BTreeSet::new(),
             idle_panes: BTreeSet::new(),
+            snapshots: BTreeSet::new(),
             clock: 0,
             bytes: TreeBytes::default(),
         }
@@ -119,6 +131,11 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         self.node(node).pane.as_ref().map(|held| &held.page)
     }
 
+    /// What recurrent layers keep after the tokens of `node`.
+    pub fn snapshot(&self, node: NodeId) -> Option<&P> {
+        self.node(node).snapshot.as_ref().map(|held| &held.page)
+    }
+
     /// The longest beginning of `tokens` that is cached, of at most `most` tokens, with the panes that the token after it sees.
     pub fn find(&self, key: &K, tokens: &[u32], most: usize) -> Found {
         let (mut path, mut len) = (Vec::new(), 0);
@@ -126,6 +143,14 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         let mut rest = &tokens[..most.min(tokens.len())];
         while !rest.is_empty() {
             let Some((child, common)) = self.nearest(at, rest) else { break };
+            if self.recurrent && common < self.node(child).tokens.len() {
+                // Not all of its tokens: but there may be a page of as few as are common.
+                if let Some(short) = (1..=common).rev().find_map(|len| self.exact(at, &rest[..len])) {
+                    path.push(short);
+                    len += self.node(short).tokens.len();
+                }
+                break;
+            }
             path.push(child);
             len += common;
             if common < self.page {
@@ -140,6 +165,19 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     pub fn up_to(&self, mut path: Vec<NodeId>, mut len: usize) -> Found {
         loop {
             path.truncate(len.div_ceil(self.page));
+            while self.recurrent
+                && let Some(&last) = path.last()
+            {
+                let end = (path.len() - 1) * self.page + self.node(last).tokens.len();
+                if end == len && self.snapshot(last).is_some() {
+                    break;
+                }
+                path.pop();
+                len = path.len() * self.page;
+            }
+            if self.recurrent && path.is_empty() {
+                return Found::default();
+            }
             let first = self.window.map_or(path.len(), |window| (len + 1).saturating_sub(window) / self.page);
             let first = first.min(path.len());
             if let Some(gone) = path[first..].iter().rposition(|&node| self.pane(node).is_none())
@@ -159,6 +197,17 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     pub fn child(&self, key: &K, parent: Option<NodeId>, tokens: &[u32]) -> Option<NodeId> {
         let (child, common) = self.nearest(parent.or_else(|| self.root(key))?, tokens)?;
         (common == tokens.len()).then_some(child)
+    }
+
+    /// The page after `parent` of these tokens and no more; with no parent, the first one.
+    pub fn whole_child(&self, key: &K, parent: Option<NodeId>, tokens: &[u32]) -> Option<NodeId> {
+        self.exact(parent.or_else(|| self.root(key))?, tokens)
+    }
+
+    /// The child of these tokens and no more.
+    fn exact(&self, parent: NodeId, tokens: &[u32]) -> Option<NodeId> {
+        let child = *self.node(parent).children.get(self.place(parent, tokens))?;
+        (*self.node(child).tokens == *tokens).then_some(child)
     }
 
     /// Adds a page after `parent`, or a first one, which [`Self::child`] has not found. Unused pages of fewer tokens that begin
@@ -184,6 +233,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
             if let Some(&short) = self.node(parent).children.get(place)
                 && *self.node(short).tokens == tokens[..len]
                 && self.node(short).is_idle()
+                && self.snapshot(short).is_none()
             {
                 self.remove(short);
             }
@@ -201,6 +251,22 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         debug_assert!(self.lacks_pane(node, self.node(node).tokens.len()));
         self.bytes.all += bytes;
         self.refresh(node, |node| node.pane = Some(Held { page: pane, bytes, users: 0, used: 0 }));
+    }
+
+    /// Gives a page the snapshot behind it, which it does not have.
+    pub fn set_snapshot(&mut self, node: NodeId, snapshot: P, bytes: u64) {
+        debug_assert!(self.recurrent && self.snapshot(node).is_none());
+        self.clock += 1;
+        let used = self.clock;
+        self.bytes.all += bytes;
+        self.refresh(node, |node| node.snapshot = Some(Held { page: snapshot, bytes, users: 0, used }));
+    }
+
+    /// Notes that a snapshot is of use now.
+    pub fn touch_snapshot(&mut self, node: NodeId) {
+        self.clock += 1;
+        let now = self.clock;
+        self.refresh(node, |node| node.snapshot.iter_mut().for_each(|held| held.used = now));
     }
 
     /// Notes that these pages, and those before them, are of use now, and the panes from that of page `first` on.
@@ -265,8 +331,16 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         self.bytes.repeated -= others;
     }
 
-    /// Evicts the leaf or the pane that was not of use for longest; whether there was one without users.
+    /// Evicts the leaf, the pane or the snapshot that was not of use for longest; whether there was one without users.
     pub fn evict(&mut self) -> bool {
+        let others =
+            self.idle.first().into_iter().chain(self.idle_panes.first()).map(|(used, _)| *used).min();
+        if let Some(&(used, node)) = self.snapshots.first()
+            && others.is_none_or(|other| used <= other)
+        {
+            self.remove_snapshot(node);
+            return true;
+        }
         match (self.idle.first().copied(), self.idle_panes.first().copied()) {
             (Some(leaf), Some(pane)) if pane < leaf => self.remove_pane(pane.1),
             (Some((_, leaf)), _) => self.remove_leaf(leaf),
@@ -279,7 +353,8 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     /// All pages and panes.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn pages(&self) -> impl Iterator<Item = &P> {
-        self.nodes.iter().flat_map(|node| node.page.iter().chain(&node.pane)).map(|held| &held.page)
+        let held = self.nodes.iter().flat_map(|node| [&node.page, &node.pane, &node.snapshot]);
+        held.flatten().map(|held| &held.page)
     }
 
     fn root(&self, key: &K) -> Option<NodeId> {
@@ -312,7 +387,8 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         self.clock += 1;
         let page = page.map(|(page, bytes)| Held { page, bytes, users: 0, used: self.clock });
         self.bytes.all += page.as_ref().map_or(0, |page| page.bytes);
-        let node = Node { parent, tokens: tokens.into(), page, pane: None, children: Vec::new() };
+        let (tokens, children) = (tokens.into(), Vec::new());
+        let node = Node { parent, tokens, page, pane: None, snapshot: None, children };
         match self.free.pop() {
             Some(id) => {
                 self.nodes[id.0] = node;
@@ -340,6 +416,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     /// Takes out a leaf without users, and its root with the last of its pages; the page before it.
     fn remove(&mut self, id: NodeId) -> Option<NodeId> {
         self.remove_pane(id);
+        self.remove_snapshot(id);
         let node = &mut self.nodes[id.0];
         debug_assert!(node.children.is_empty() && node.page.as_ref().is_none_or(|page| page.users == 0));
         node.tokens = Box::default();
@@ -373,6 +450,13 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         self.bytes.all -= bytes;
     }
 
+    /// Takes out a snapshot.
+    fn remove_snapshot(&mut self, id: NodeId) {
+        let mut bytes = 0;
+        self.refresh(id, |node| bytes = node.snapshot.take().map_or(0, |snapshot| snapshot.bytes));
+        self.bytes.all -= bytes;
+    }
+
     /// Changes a node, and keeps its place among the idle ones true.
     fn refresh(&mut self, id: NodeId, change: impl FnOnce(&mut Node<P>)) {
         let node = &mut self.nodes[id.0];
@@ -382,7 +466,13 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         if let Some(pane) = &node.pane {
             self.idle_panes.remove(&(pane.used, id));
         }
+        if let Some(snapshot) = &node.snapshot {
+            self.snapshots.remove(&(snapshot.used, id));
+        }
         change(node);
+        if let Some(snapshot) = &node.snapshot {
+            self.snapshots.insert((snapshot.used, id));
+        }
         match (&node.page, &node.pane) {
             (Some(page), _) if node.is_idle() => {
                 self.idle.insert((page.used, id));

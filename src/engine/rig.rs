@@ -51,6 +51,8 @@ pub(crate) struct Rig {
     pub(super) worker: Worker,
     /// Whose requests come next.
     pub space: Space,
+    /// Tokens that end their messages.
+    pub eos: Vec<u32>,
     pub(super) commands: Sender<Command>,
     pub(super) gauges: Arc<Gauges>,
     pub(super) budget: Budget,
@@ -102,12 +104,13 @@ impl Rig {
         let runtime = runtime(model, kind, routing);
         let cost = runtime.kv_cost(options.prefill_chunk);
         let vocab = runtime.config().vocab_size as u32;
-        let budget = Budget::new(tokens as u64 * (cost.token + cost.windowed), cost);
+        // Of recurrent layers, for a few sequences and as many copies.
+        let budget = Budget::new(tokens as u64 * (cost.token + cost.windowed) + 4 * cost.fixed, cost);
         let options = EngineOptions { context: 1 << 14, kv_memory: budget.bytes, ..options };
         let (commands, inbox) = channel();
         let gauges = Arc::new(Gauges::new());
         let worker = Worker::new(runtime, options, inbox, Arc::default(), Arc::clone(&gauges), budget);
-        Self { worker, space: None, commands, gauges, budget, vocab }
+        Self { worker, space: None, eos: Vec::new(), commands, gauges, budget, vocab }
     }
 
     pub fn ask(&self, prompt: Vec<u32>, max_tokens: usize) -> Asked {
@@ -117,7 +120,7 @@ impl Rig {
             constraint: None,
             min_tokens: 0,
             max_tokens,
-            eos: Vec::new(),
+            eos: self.eos.clone(),
             events: Sink::new(move |event| sender.send(event).is_ok()),
         };
         let cancel = self.send(prompt, RequestKind::Generate(Box::new(generate)));

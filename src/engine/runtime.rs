@@ -9,7 +9,7 @@ use crate::alloc;
 use crate::backend::batch::{Batch, Tokens};
 use crate::backend::kv::{KvType, PAGE};
 use crate::backend::ops::{Backend, EVAL, StateLayout};
-use crate::backend::{KvCost, LayerState, LlmBackendDispatch, PageAndPane, RecurrentState, Tensor};
+use crate::backend::{KvCost, KvPage, LayerState, LlmBackendDispatch, PageAndPane, RecurrentState, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
@@ -118,14 +118,29 @@ impl Runtime {
         self.dispatch.snapshot(&state.kv, range)
     }
 
+    /// What the recurrent layers of a sequence keep, for others that begin with its tokens.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn snapshot(&self, state: &SequenceState) -> Result<KvPage> {
+        self.dispatch.recurrent_snapshot(&state.kv)
+    }
+
     /// A sequence whose prompt will have `prompt_len` tokens and begins with `tokens`, at least one, which are cached in
-    /// `pages`: as many as they take, by a sequence of equal frequencies that began with them.
+    /// `pages`: as many as they take, by a sequence of equal frequencies that began with them. `snapshot` is what recurrent layers keep
+    /// behind them.
     ///
     /// # Errors
     /// A copy on MLX that fails.
-    pub fn restore(&self, prompt_len: usize, tokens: &[u32], pages: &[PageAndPane]) -> Result<SequenceState> {
+    pub fn restore(
+        &self,
+        prompt_len: usize,
+        tokens: &[u32],
+        pages: &[PageAndPane],
+        snapshot: Option<&KvPage>,
+    ) -> Result<SequenceState> {
         debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
-        let kv = self.dispatch.restore(&self.states, pages, tokens.len())?;
+        let kv = self.dispatch.restore(&self.states, pages, snapshot, tokens.len())?;
         let history = alloc::copy_of(tokens, "the tokens of a sequence")?;
         Ok(SequenceState { kv, history, ..self.sequence(prompt_len) })
     }

@@ -106,6 +106,22 @@ impl Sequence {
         }
     }
 
+    /// Places in its prompt, ascending, behind which others are likely to go on another way: those of a model with recurrent layers
+    /// begin where a copy of these was kept. Behind its last two messages, before its last token, and every so often.
+    pub fn stops(&self) -> Vec<usize> {
+        const EVERY: usize = 2048;
+        let last = self.skippable();
+        let mut stops: Vec<usize> =
+            (EVERY..last).step_by(EVERY).chain([last]).filter(|&stop| stop > 0).collect();
+        if let SequenceKind::Generate(it) = &self.kind {
+            let ends = (0..last).rev().filter(|&at| it.request.eos.contains(&self.tokens[at]));
+            stops.extend(ends.map(|at| at + 1).take(2));
+        }
+        stops.sort_unstable();
+        stops.dedup();
+        stops
+    }
+
     /// Whether others may begin with what it computed. What is embedded would only push out what conversations go on from.
     pub fn is_kept(&self) -> bool {
         !matches!(self.kind, SequenceKind::Embed(_))

@@ -56,6 +56,8 @@ pub(super) struct Slot {
     pub state: SequenceState,
     pub lease: Lease,
     phase: Phase,
+    /// Where steps of the prompt are to end, ascending: [`Sequence::stops`] of a model with recurrent layers.
+    stops: Vec<usize>,
 }
 
 impl Borrow<SequenceState> for Slot {
@@ -72,7 +74,9 @@ impl BorrowMut<SequenceState> for Slot {
 
 impl Slot {
     pub fn new(sequence: Sequence, state: SequenceState, lease: Lease) -> Self {
-        Self { sequence, state, lease, phase: Phase::Prefill }
+        let recurrent = !state.kv.recurrent.is_empty() && sequence.is_kept();
+        let stops = if recurrent { sequence.stops() } else { Vec::new() };
+        Self { sequence, state, lease, phase: Phase::Prefill, stops }
     }
 
     /// Tokens whose keys and values are cached.
@@ -83,9 +87,19 @@ impl Slot {
     /// Tokens that the next steps are to compute.
     pub fn waiting(&self) -> usize {
         match self.phase {
-            Phase::Prefill | Phase::Apart | Phase::Decode => self.sequence.goal() - self.cached(),
+            Phase::Prefill | Phase::Apart | Phase::Decode => {
+                let cached = self.cached();
+                let stop = self.stops.iter().copied().find(|&stop| stop > cached);
+                stop.unwrap_or(usize::MAX).min(self.sequence.goal()) - cached
+            }
             Phase::Held(_) | Phase::Ended { .. } => 0,
         }
+    }
+
+    /// Whether it is where a copy of what its recurrent layers keep is to be kept.
+    pub fn is_at_stop(&self) -> bool {
+        matches!(self.phase, Phase::Prefill | Phase::Apart)
+            && self.stops.binary_search(&self.cached()).is_ok()
     }
 
     pub fn is_apart(&self) -> bool {

@@ -387,6 +387,10 @@ impl Worker {
                 self.memory.share(&self.runtime, &mut slot.state, &mut slot.lease, slot.sequence.prompt);
                 self.queue.memory_freed();
             }
+            if slot.is_at_stop() {
+                self.memory.snapshot(&self.runtime, &mut slot.state, &mut slot.lease);
+                self.queue.memory_freed();
+            }
             if !slot.is_ended() {
                 let len = if slot.sequence.is_kept() { slot.sequence.prompt } else { 0 };
                 if self.memory.give_back(&self.runtime, &mut slot.state, &mut slot.lease, len) {

@@ -224,6 +224,12 @@ impl State for MlxKv {
     }
 }
 
+impl MlxRecurrent {
+    pub(super) fn copy(&self) -> Self {
+        match self.0 {}
+    }
+}
+
 impl Recurrent for MlxRecurrent {
     fn shape(&self) -> &RecurrentShape {
         match self.0 {}

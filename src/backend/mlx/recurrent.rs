@@ -52,6 +52,12 @@ impl MlxRecurrent {
         Self { shape, parts: Default::default() }
     }
 
+    /// The same arrays, without what was there before the last step.
+    pub(in crate::backend) fn copy(&self) -> Self {
+        let part = |of: &Part| Part { len: of.len, now: of.now.clone(), before: None };
+        Self { shape: self.shape, parts: [part(&self.parts[ROWS]), part(&self.parts[MATRICES])] }
+    }
+
     /// A state of what `host` holds.
     pub(super) fn from_host(host: &HostRecurrent) -> Result<Self> {
         let mut state = Self::new(*host.shape());

@@ -170,7 +170,7 @@ struct Both {
 impl Both {
     fn new(window: Option<usize>) -> Self {
         let naive = Naive { window, ..Naive::default() };
-        Self { tree: PrefixTree::new(PAGE, window), naive, held: Vec::new() }
+        Self { tree: PrefixTree::new(PAGE, window, false), naive, held: Vec::new() }
     }
 
     /// Brings a sequence into both, page by page, of the last ones the panes.
@@ -308,7 +308,7 @@ fn it_holds_finds_and_evicts_what_a_list_would() {
 
 #[test]
 fn the_tokens_decide_and_a_key_keeps_trees_apart() {
-    let mut tree = PrefixTree::new(2, None);
+    let mut tree = PrefixTree::new(2, None, false);
     let first = tree.insert('a', None, &[1, 2], "1 2", 1);
     let part = tree.insert('a', Some(first), &[3], "3", 1);
     assert_eq!(tree.find(&'a', &[1, 2, 3, 4], 9).nodes().collect::<Vec<_>>(), [first, part]);
@@ -330,7 +330,7 @@ fn the_tokens_decide_and_a_key_keeps_trees_apart() {
 #[test]
 fn sequences_begin_where_the_panes_are_that_they_see() {
     // The token after five sees those from the third on, in the second page and the third.
-    let mut tree = PrefixTree::new(2, Some(3));
+    let mut tree = PrefixTree::new(2, Some(3), false);
     let mut path = Vec::new();
     for page in [[1, 2], [3, 4], [5, 6], [7, 8]] {
         let node = tree.insert((), path.last().copied(), &page, page, 1);
@@ -360,7 +360,7 @@ fn sequences_begin_where_the_panes_are_that_they_see() {
 /// Anybody can name any number of salts.
 #[test]
 fn keys_without_pages_are_forgotten() {
-    let mut tree: PrefixTree<u32, ()> = PrefixTree::new(PAGE, None);
+    let mut tree: PrefixTree<u32, ()> = PrefixTree::new(PAGE, None, false);
     for key in 0..1000 {
         let node = tree.insert(key, None, &[1, 2, 3, 4], (), 1);
         let deeper = tree.insert(key, Some(node), &[5], (), 1);
@@ -372,4 +372,42 @@ fn keys_without_pages_are_forgotten() {
         assert!(tree.roots.len() <= 2, "{}", tree.roots.len());
     }
     assert!(tree.nodes.len() < 10, "{}", tree.nodes.len());
+}
+
+/// Where layers are recurrent, what is found ends at a snapshot.
+#[test]
+fn a_beginning_ends_where_there_is_a_snapshot() {
+    let mut tree: PrefixTree<(), &str> = PrefixTree::new(4, None, true);
+    let text = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+    let first = tree.insert((), None, &text[..4], "first", 10);
+    let part = tree.insert((), Some(first), &text[4..6], "part", 10);
+    let len = |tree: &PrefixTree<(), &str>, tokens: &[u32]| {
+        let found = tree.find(&(), tokens, tokens.len());
+        4 * found.whole.len() + found.part.map_or(0, |(_, len)| len)
+    };
+    assert_eq!(len(&tree, &text), 0);
+    tree.set_snapshot(first, "after 4", 3);
+    assert_eq!((len(&tree, &text), len(&tree, &text[..3]), len(&tree, &text[..4])), (4, 0, 4));
+    tree.set_snapshot(part, "after 6", 3);
+    assert_eq!((len(&tree, &text), len(&tree, &text[..5]), len(&tree, &text[..6])), (6, 4, 6));
+    // A page that goes on is beside the part of it, which stays for its snapshot, whatever comes then.
+    let second = tree.insert((), Some(first), &text[4..8], "second", 10);
+    assert_eq!((len(&tree, &text), tree.whole_child(&(), Some(first), &text[4..6])), (6, Some(part)));
+    for other in [0, 9] {
+        assert_eq!(len(&tree, &[1, 2, 3, 4, 5, 6, other, 8]), 6, "{other}");
+    }
+    tree.set_snapshot(second, "after 8", 3);
+    assert_eq!((len(&tree, &text), tree.bytes().all), (8, 39));
+    assert_eq!(
+        tree.find(&(), &text, 9).nodes().last().and_then(|node| tree.snapshot(node)),
+        Some(&"after 8")
+    );
+    // The one that was not of use for longest goes first.
+    tree.touch_snapshot(first);
+    tree.touch(&[first, part], 2);
+    tree.touch(&[first, second], 2);
+    assert!(tree.evict());
+    assert_eq!((tree.snapshot(part), tree.bytes().all, len(&tree, &text[..7])), (None, 36, 4));
+    while tree.evict() {}
+    assert_eq!(tree.bytes(), TreeBytes::default());
 }

@@ -37,7 +37,7 @@ fn logits_behind_shared_pages_are_those_of_a_sequence_of_its_own() {
                         step(&mut first, 30, &tokens[90..]);
                         let of = |len: usize| {
                             let pages = &pages[..len.div_ceil(PAGE)];
-                            let mut state = runtime.restore(LEN, &tokens[..len], pages).unwrap();
+                            let mut state = runtime.restore(LEN, &tokens[..len], pages, None).unwrap();
                             assert_eq!(state.kv.len(), len);
                             let rows = step(&mut state, len, &tokens[len..]);
                             (len, rows, whole[len..].to_vec())
