@@ -25,13 +25,18 @@ impl Linear {
 
     /// The same of few rows, from which something is chosen: in blocks or not, it is multiplied by without rounding.
     pub fn exact(loader: &Loader<'_>, name: &str) -> Result<Self> {
-        let weight = match loader.matrix(name)? {
-            Matrix::Quantized(weight) => {
-                Matrix::Dense(Weight::of_values(weight.name(), weight.shape(), weight.widened()?))
-            }
-            dense => dense,
-        };
+        let weight = exact(loader.matrix(name)?)?;
         Ok(Self::of(loader, loader.ops.matrix(&weight), loader.bias(name)?))
+    }
+
+    /// The same of parts of a fused projection, as [`Self::split`].
+    pub fn exact_split<const N: usize>(
+        loader: &Loader<'_>,
+        name: &str,
+        parts: [(&str, usize); N],
+    ) -> Result<[Self; N]> {
+        let (whole, bias) = (exact(loader.matrix(name)?)?, loader.bias(name)?);
+        Ok(Self::parts(loader, &whole, bias.as_ref(), parts))
     }
 
     fn of(loader: &Loader<'_>, weight: PreparedMatrix, bias: Option<Weight>) -> Self {
@@ -46,13 +51,22 @@ impl Linear {
         parts: [(&str, usize); N],
     ) -> Result<[Self; N]> {
         let (whole, bias) = (loader.matrix(name)?, loader.bias(name)?);
+        Ok(Self::parts(loader, &whole, bias.as_ref(), parts))
+    }
+
+    fn parts<const N: usize>(
+        loader: &Loader<'_>,
+        whole: &Matrix,
+        bias: Option<&Weight>,
+        parts: [(&str, usize); N],
+    ) -> [Self; N] {
         let mut row = 0;
-        Ok(parts.map(|(part, rows)| {
+        parts.map(|(part, rows)| {
             let range = row..row + rows;
             row += rows;
-            let bias = bias.as_ref().map(|bias| bias.rows(part, range.clone()));
+            let bias = bias.map(|bias| bias.rows(part, range.clone()));
             Self::of(loader, loader.ops.matrix(&whole.rows(part, range)), bias)
-        }))
+        })
     }
 
     /// As an op takes it.
@@ -63,6 +77,16 @@ impl Linear {
     /// `[T, K]` → `[T, N]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         step.run(&Op::Linear { x, projection: self.projection() })
+    }
+}
+
+/// A matrix that is not in blocks: in `f32` where it was.
+fn exact(matrix: Matrix) -> Result<Matrix> {
+    match matrix {
+        Matrix::Quantized(weight) => {
+            Ok(Matrix::Dense(Weight::of_values(weight.name(), weight.shape(), weight.widened()?)))
+        }
+        dense => Ok(dense),
     }
 }
 

@@ -19,6 +19,9 @@ const QKV: Name = ("linear_attn.in_proj_qkv", "attn_qkv");
 const Z: Name = ("linear_attn.in_proj_z", "attn_gate");
 const BETA: Name = ("linear_attn.in_proj_b", "ssm_beta");
 const GATE: Name = ("linear_attn.in_proj_a", "ssm_alpha");
+/// The first two of these, and the last two, by head of keys.
+const QKVZ: Name = ("linear_attn.in_proj_qkvz", "ssm_in");
+const BA: Name = ("linear_attn.in_proj_ba", "ssm_ba");
 const CONV: Name = ("linear_attn.conv1d", "ssm_conv1d");
 const SHIFT: Name = ("linear_attn.dt_bias", "ssm_dt");
 const RATE: Name = ("linear_attn.A_log", "ssm_a");
@@ -40,6 +43,8 @@ pub(super) struct DeltaNet {
     pub value_dim: usize,
     /// Taps of the convolution.
     pub kernel: usize,
+    /// Whether queries, keys, values and gates lie by head of keys, in one projection, and the two factors in another.
+    pub by_key_head: bool,
 }
 
 impl DeltaNet {
@@ -57,7 +62,7 @@ impl DeltaNet {
             return Err(fields.error("linear_conv_kernel_dim", kernel, "from 2 to 64"));
         }
         let (key_dim, value_dim) = (size("linear_key_head_dim", 128)?, size("linear_value_head_dim", 128)?);
-        Ok(Self { layers, key_heads, heads, key_dim, value_dim, kernel })
+        Ok(Self { layers, key_heads, heads, key_dim, value_dim, kernel, by_key_head: false })
     }
 
     /// Whether a layer is one.
@@ -99,18 +104,34 @@ impl DeltaNet {
         };
         let heads = Dim { field: "linear_num_value_heads", size: self.heads };
         let taps = Dim { field: "linear_conv_kernel_dim", size: self.kernel };
-        let matrices = [
-            (QKV, channels.clone(), hidden.clone()),
-            (Z, values.clone(), hidden.clone()),
-            (BETA, heads.clone(), hidden.clone()),
-            (GATE, heads.clone(), hidden.clone()),
-            (CONV, channels, taps),
-            (OUTPUT, hidden, values),
-        ];
-        for (of, rows, columns) in matrices {
+        let mut matrices = match self.by_key_head {
+            false => vec![
+                (QKV, channels.clone(), hidden.clone(), Form::Plain),
+                (Z, values.clone(), hidden.clone(), Form::Plain),
+                (BETA, heads.clone(), hidden.clone(), Form::Plain),
+                (GATE, heads.clone(), hidden.clone(), Form::Plain),
+            ],
+            true => {
+                let (keys, each) = (self.key_heads, self.heads / self.key_heads);
+                let of_values = each * self.value_dim;
+                let all = Dim {
+                    field: "2 * linear_num_key_heads * linear_key_head_dim + 2 * linear_num_value_heads * linear_value_head_dim",
+                    size: self.channels() + self.heads * self.value_dim,
+                };
+                let both = Dim { field: "2 * linear_num_value_heads", size: 2 * self.heads };
+                let parts = [self.key_dim, self.key_dim, of_values, of_values];
+                vec![
+                    (QKVZ, all, hidden.clone(), Form::ByParts { heads: keys, parts }),
+                    (BA, both, hidden.clone(), Form::ByParts { heads: keys, parts: [each, each, 0, 0] }),
+                ]
+            }
+        };
+        matrices.push((CONV, channels, taps, Form::Plain));
+        matrices.push((OUTPUT, hidden, values, Form::Plain));
+        for (of, rows, columns, form) in matrices {
             let [name, gguf] = name(of);
-            let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: None });
-            let (form, stacked) = (Form::Plain, Vec::new());
+            let gguf = Some(GgufSpec { name: gguf, form, fused: None });
+            let stacked = Vec::new();
             list.push(ModuleSpec { name, rows, columns: Some(columns), bias: false, form, gguf, stacked });
         }
         // Tensors of these names alone.
@@ -151,12 +172,22 @@ impl DeltaNet {
         let mut rate = loader.vector(&path(RATE))?.widened()?;
         rate.iter_mut().for_each(|x| *x = -x.exp());
         let rate = Weight::of_values("rate", &[self.heads], rate);
+        let ([qkv, z], [beta, gate]) = match self.by_key_head {
+            false => (
+                [Linear::load(loader, &path(QKV))?, Linear::load(loader, &path(Z))?],
+                [Linear::exact(loader, &path(BETA))?, Linear::exact(loader, &path(GATE))?],
+            ),
+            true => (
+                Linear::split(loader, &path(QKVZ), [("qkv", channels), ("z", self.heads * self.value_dim)])?,
+                Linear::exact_split(loader, &path(BA), [("beta", self.heads), ("gate", self.heads)])?,
+            ),
+        };
         Ok(DeltaLayer {
             layer,
-            qkv: Linear::load(loader, &path(QKV))?,
-            z: Linear::load(loader, &path(Z))?,
-            beta: Linear::exact(loader, &path(BETA))?,
-            gate: Linear::exact(loader, &path(GATE))?,
+            qkv,
+            z,
+            beta,
+            gate,
             conv: loader.ops.vector(&conv),
             rate: loader.ops.vector(&rate),
             shift: loader.ops.vector(&loader.only_bias(&path(SHIFT))?),

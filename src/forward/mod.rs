@@ -48,8 +48,10 @@ mod qwen2;
 mod qwen2_5_vl_text;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5_moe_text;
 mod qwen3_5_text;
 mod qwen3_moe;
+mod qwen3_next;
 mod qwen3_vl_moe_text;
 mod qwen3_vl_text;
 mod seed_oss;
@@ -84,7 +86,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 48] = [
+pub(crate) static FAMILIES: [&Family; 50] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -133,14 +135,17 @@ pub(crate) static FAMILIES: [&Family; 48] = [
     &llama4_text::FAMILY,
     &laguna::FAMILY,
     &qwen3_5_text::FAMILY,
+    &qwen3_5_moe_text::FAMILY,
+    &qwen3_next::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 7] = [
+const WHOLES: [(&str, &str); 8] = [
     ("gemma3", "gemma3_text"),
     ("llama4", "llama4_text"),
     ("mistral3", "mistral"),
     ("qwen3_5", "qwen3_5_text"),
+    ("qwen3_5_moe", "qwen3_5_moe_text"),
     ("qwen3_vl", "qwen3_vl_text"),
     ("qwen3_vl_moe", "qwen3_vl_moe_text"),
     ("qwen2_5_vl", "qwen2_5_vl_text"),

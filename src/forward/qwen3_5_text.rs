@@ -9,21 +9,18 @@ use crate::config::{Config, Shared, only};
 use crate::error::Result;
 use crate::json::{Fields, Value};
 
-pub(super) static FAMILY: Family = Family {
-    model_type: "qwen3_5_text",
-    shared: Shared {
-        kv_heads: Some(4),
-        head_dim: Some(256),
-        context: 32_768,
-        rope: RopeRules { sections: true, ..RopeRules::partial(0.25) },
-        bos: None,
-        eos: &[],
-        ..Shared::LLAMA
-    },
-    arguments,
-    gguf: None,
-    prefixes: super::TEXT_PART,
+pub(super) const SHARED: Shared = Shared {
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    context: 32_768,
+    rope: RopeRules { sections: true, ..RopeRules::partial(0.25) },
+    bos: None,
+    eos: &[],
+    ..Shared::LLAMA
 };
+
+pub(super) static FAMILY: Family =
+    Family { model_type: "qwen3_5_text", shared: SHARED, arguments, gguf: None, prefixes: super::TEXT_PART };
 
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     described(fields, config)?.boxed()

@@ -35,6 +35,13 @@ pub(crate) enum Form {
         /// Whether rows of the second that rotate together, `i` and `i + half`, lie side by side.
         pairs: bool,
     },
+    /// Heads of several parts: the first of all of them come before the second, and so on, in the model.
+    ByParts {
+        /// Heads.
+        heads: usize,
+        /// Rows of each part of a head.
+        parts: [usize; 4],
+    },
     /// Rows are columns.
     Transposed,
     /// Rows of two halves lie in turn: the first of each, then the second of each. Of dense matrices, rows are columns, too.
@@ -101,6 +108,18 @@ impl Form {
                     }
                 }
             }
+            Self::ByParts { heads, parts } => {
+                let size: usize = parts.iter().sum();
+                let (mut before, mut row) = (0, row);
+                for part in parts {
+                    if row < heads * part {
+                        return row / part * size + before + row % part;
+                    }
+                    row -= heads * part;
+                    before += part;
+                }
+                row
+            }
             Self::Alternating => {
                 let half = rows / 2;
                 if row < half { 2 * row } else { 2 * (row - half) + 1 }
@@ -135,6 +154,18 @@ impl Form {
                         heads * first + head * second + at
                     }
                 }
+            }
+            Self::ByParts { heads, parts } => {
+                let size = parts.iter().sum::<usize>().max(1);
+                let (head, mut at, mut before) = (row / size, row % size, 0);
+                for part in parts {
+                    if at < part {
+                        return before + head * part + at;
+                    }
+                    at -= part;
+                    before += heads * part;
+                }
+                row
             }
             Self::Alternating => row / 2 + row % 2 * (rows / 2),
             Self::Plain | Self::Transposed | Self::PlusOne => row,
@@ -175,7 +206,11 @@ impl Form {
     pub fn reordered(self, weight: QuantWeight) -> QuantWeight {
         if !matches!(
             self,
-            Self::Pairs { .. } | Self::ByHead { .. } | Self::HeadParts { .. } | Self::Alternating
+            Self::Pairs { .. }
+                | Self::ByHead { .. }
+                | Self::HeadParts { .. }
+                | Self::ByParts { .. }
+                | Self::Alternating
         ) {
             return weight;
         }
@@ -219,6 +254,7 @@ mod tests {
             (Form::HeadParts { heads: 2, first: 1, pairs: false }, vec![0, 5, 1, 2, 3, 4, 6, 7, 8, 9]),
             (Form::HeadParts { heads: 2, first: 1, pairs: true }, vec![0, 5, 1, 3, 2, 4, 6, 8, 7, 9]),
             (Form::HeadParts { heads: 1, first: 2, pairs: true }, vec![0, 1, 2, 4, 6, 3, 5, 7]),
+            (Form::ByParts { heads: 2, parts: [1, 1, 2, 0] }, vec![0, 4, 1, 5, 2, 3, 6, 7]),
             (Form::Alternating, vec![0, 2, 4, 1, 3, 5]),
         ];
         for (form, expected) in forms {

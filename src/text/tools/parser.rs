@@ -193,7 +193,13 @@ impl ToolParser {
                     self.state = State::Text { lead };
                     return;
                 }
-                _ => {}
+                // Nothing is looked for any more: a call would have been all of the text.
+                None => {
+                    self.state = State::Text { lead };
+                    self.release();
+                    return;
+                }
+                Some(_) => {}
             }
             // No call begins with what is held; one may begin with a part of it.
             let first = tail.chars().next().map_or(0, char::len_utf8);
