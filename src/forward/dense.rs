@@ -218,7 +218,7 @@ impl Dense {
                     let [own, gguf] = name(norm);
                     let spec = norm_spec([format!("{own}.{head}"), gguf.clone()], dim.clone(), of.kind);
                     // Rows of one tensor there, each of which is a vector here.
-                    let fused = Some((gguf.clone(), head..head + 1));
+                    let fused = vec![(gguf.clone(), head..head + 1)];
                     let stored = GgufSpec { name: gguf, form: Form::Plain, fused };
                     list.push(ModuleSpec { gguf: Some(stored), bias: false, ..spec });
                 }
@@ -264,7 +264,7 @@ impl Dense {
                     };
                     let fused = (format!("blk.{layer}.attn_qkv"), row..row + dim.size);
                     row += dim.size;
-                    matrix(name(part), dim, config.hidden_dim(), forms, Some(fused));
+                    matrix(name(part), dim, config.hidden_dim(), forms, vec![fused]);
                 }
             }
             Qkv::Fused { name: of, by_head } => {
@@ -272,19 +272,19 @@ impl Dense {
                     true => Form::ByHead { heads: config.num_attention_heads },
                     false => Form::Plain,
                 };
-                matrix(name(of), config.qkv_dim(), config.hidden_dim(), [by_head, Form::Plain], None);
+                matrix(name(of), config.qkv_dim(), config.hidden_dim(), [by_head, Form::Plain], Vec::new());
             }
             Qkv::Latent => {}
         }
         if config.latent.is_none() && delta.is_none() {
-            matrix(name(self.output), config.hidden_dim(), config.query_dim(layer), plain, None);
+            matrix(name(self.output), config.hidden_dim(), config.query_dim(layer), plain, Vec::new());
         }
         if let Some(gate) = self.attention_gate {
             let rows = match gate.by_head {
                 true => Dim { field: "num_attention_heads", size: config.heads(layer) },
                 false => config.query_dim(layer),
             };
-            matrix(name(gate.name), rows, config.hidden_dim(), plain, None);
+            matrix(name(gate.name), rows, config.hidden_dim(), plain, Vec::new());
         }
         if let Some(sparse) = self.sparse_of(layer) {
             return sparse.list(list, config, prefixes);
@@ -292,18 +292,18 @@ impl Dense {
         match self.mlp {
             MlpNames::Gated([gate, up, down]) => {
                 for part in [gate, up] {
-                    matrix(name(part), config.inner_dim(), config.hidden_dim(), plain, None);
+                    matrix(name(part), config.inner_dim(), config.hidden_dim(), plain, Vec::new());
                 }
-                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, None);
+                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
             }
             MlpNames::GatedFused([gate_up, down]) => {
                 let both = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
-                matrix(name(gate_up), both, config.hidden_dim(), plain, None);
-                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, None);
+                matrix(name(gate_up), both, config.hidden_dim(), plain, Vec::new());
+                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
             }
             MlpNames::Plain([up, down]) => {
-                matrix(name(up), config.inner_dim(), config.hidden_dim(), plain, None);
-                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, None);
+                matrix(name(up), config.inner_dim(), config.hidden_dim(), plain, Vec::new());
+                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
             }
         }
     }
@@ -447,7 +447,7 @@ pub(super) fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> 
         columns: None,
         bias: matches!(kind, NormKind::Layer { .. }),
         form: Form::Plain,
-        gguf: Some(GgufSpec { name: gguf, form, fused: None }),
+        gguf: Some(GgufSpec { name: gguf, form, fused: Vec::new() }),
         stacked: Vec::new(),
     }
 }
@@ -470,7 +470,7 @@ impl Arguments for Dense {
             columns: Some(config.hidden_dim()),
             bias,
             form: Form::Plain,
-            gguf: Some(GgufSpec { name: name.1.to_owned(), form: Form::Plain, fused: None }),
+            gguf: Some(GgufSpec { name: name.1.to_owned(), form: Form::Plain, fused: Vec::new() }),
             stacked: Vec::new(),
         };
         list.push(table(self.embed_tokens, config.vocab_dim(), false));

@@ -110,7 +110,7 @@ impl LatentDims {
         let parts = |heads, first| Form::HeadParts { heads, first, pairs: self.pairs };
         let mut matrix = |of: Name, rows: Dim, columns: Dim, form: Form, bias: bool| {
             let [name, gguf] = name(of);
-            let gguf = Some(GgufSpec { name: gguf, form, fused: None });
+            let gguf = Some(GgufSpec { name: gguf, form, fused: Vec::new() });
             list.push(ModuleSpec {
                 name,
                 rows,
@@ -154,7 +154,7 @@ impl LatentDims {
             let [stack, gguf] = name(of);
             for head in 0..heads {
                 let own = head * rows.size..(head + 1) * rows.size;
-                let fused = Some((gguf.clone(), own.clone()));
+                let fused = vec![(gguf.clone(), own.clone())];
                 list.push(ModuleSpec {
                     name: format!("{stack}.{head}"),
                     rows: rows.clone(),

@@ -87,8 +87,8 @@ pub(crate) struct GgufSpec {
     pub name: String,
     /// How it lies there.
     pub form: Form,
-    /// A tensor that some files have in its place and that of others, and its rows there.
-    pub fused: Option<(String, Range<usize>)>,
+    /// Tensors that files have in its place and that of others, and its rows there.
+    pub fused: Vec<(String, Range<usize>)>,
 }
 
 impl ModuleSpec {
@@ -146,7 +146,7 @@ impl WeightList {
         let at = self.modules.len();
         self.by_name.insert(module.name.clone(), at);
         if let Some(gguf) = &module.gguf {
-            let fused = gguf.fused.as_ref().map(|(name, _)| name).filter(|name| **name != gguf.name);
+            let fused = gguf.fused.iter().map(|(name, _)| name).filter(|name| **name != gguf.name);
             for name in std::iter::once(&gguf.name).chain(fused) {
                 self.by_gguf.entry(name.clone()).or_default().push(at);
             }
@@ -298,19 +298,19 @@ impl WeightList {
     fn adopted_from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
         let Some((stored, leaf)) = info.name().rsplit_once('.') else { return Vec::new() };
         let found = self.by_gguf.get(stored).into_iter().flatten().map(|&at| &self.modules[at]);
-        // Of a tensor that always holds several: all of its rows, which are those of the last.
-        let whole = |module: &ModuleSpec| {
-            let gguf = module.gguf.as_ref().filter(|gguf| gguf.name == stored)?;
-            gguf.fused.as_ref().map(|(_, rows)| rows.clone())
+        let held = |module: &ModuleSpec| -> Option<Range<usize>> {
+            let fused = &module.gguf.as_ref()?.fused;
+            fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone())
         };
-        let all = found.clone().filter_map(whole).map(|rows| rows.end).max();
+        // Of a tensor that holds several: all of its rows, which are those of the last.
+        let all = found.clone().filter_map(held).map(|rows| rows.end).max();
         let adopted = found.filter_map(|module| {
             let gguf = module.gguf.as_ref()?;
             let form = match gguf.form {
                 Form::PlusOne if leaf != "weight" => Form::Plain,
                 form => form,
             };
-            let rows = gguf.fused.iter().find(|(fused, _)| fused == stored).map(|(_, rows)| rows.clone());
+            let rows = held(module);
             // Of an expert, a row of the biases of all.
             if let ("bias", [_, _], Some(_), Some(rows)) = (leaf, info.shape(), &module.columns, &rows) {
                 let each = rows.len().max(1);

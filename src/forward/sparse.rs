@@ -53,6 +53,9 @@ impl ExpertNames {
 const PARTS: [(&str, &str); 3] =
     [("gate_proj", "ffn_gate_exps"), ("up_proj", "ffn_up_exps"), ("down_proj", "ffn_down_exps")];
 
+/// Gate over up of each expert, in GGUF files that have them in one.
+const GATE_UP: &str = "ffn_gate_up_exps";
+
 /// The expert that every token goes to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SharedExpert {
@@ -224,11 +227,11 @@ impl Sparse {
                 columns: None,
                 bias: true,
                 form: Form::Plain,
-                gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: None }),
+                gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: Vec::new() }),
             });
         }
         let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {
-            let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: None });
+            let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() });
             let module = ModuleSpec {
                 name,
                 rows,
@@ -284,7 +287,11 @@ impl Sparse {
                 let stacked =
                     [(format!("{}.{stack}", names.stacks), of_stack.clone()), (fused.0.to_owned(), fused.1)];
                 let gguf = format!("{blk}.{gguf}");
-                let gguf = GgufSpec { name: gguf.clone(), form: Form::Plain, fused: Some((gguf, of_stack)) };
+                let mut held = vec![(gguf.clone(), of_stack)];
+                if part != 2 {
+                    held.push((format!("{blk}.{GATE_UP}"), first..first + inner.size));
+                }
+                let gguf = GgufSpec { name: gguf, form: Form::Plain, fused: held };
                 let mut stacked: Vec<(String, Range<usize>)> =
                     stacked.map(|(name, rows)| (format!("{prefix}.{name}"), rows)).into();
                 // Of families whose stacks have one name in both kinds of directories.
