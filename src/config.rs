@@ -158,8 +158,8 @@ pub struct Config {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Widths of latent attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Widths of latent attention, and what its norms add.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentDims {
     /// The vector that queries are made of; none where they are made of the residual stream.
     pub query_rank: Option<usize>,
@@ -173,6 +173,8 @@ pub struct LatentDims {
     pub value_dim: usize,
     /// Whether rows that rotate together lie side by side in the checkpoint.
     pub pairs: bool,
+    /// Added to the mean squares of the norms of its vectors.
+    pub eps: f32,
 }
 
 /// Experts of a layer.

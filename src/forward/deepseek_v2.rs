@@ -3,7 +3,7 @@
 
 use super::dense::{Dense, Qkv};
 use super::sparse::Sparse;
-use super::{Arguments, Family, glm4_moe, latent};
+use super::{Arguments, Family, Gguf, gguf_latent, glm4_moe, latent};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Config, Shared};
 use crate::error::Result;
@@ -13,7 +13,10 @@ pub(super) static FAMILY: Family = Family {
     model_type: "deepseek_v2",
     shared: Shared { bos: Some(0), eos: &[1], ..latent::SHARED },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        claims: |metadata| Ok(!gguf_latent::is_sigmoid(metadata)?),
+        ..gguf_latent::form(gguf_latent::DEEPSEEK2, 1)
+    }),
     prefixes: &[],
 };
 
@@ -29,8 +32,13 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         Some(best) => glm4_moe::groups(fields, [sparse.size.count, sparse.size.used], [1, 1], best)?,
         None => None,
     };
-    // `norm_topk_prob` is not read.
-    let routing = Router { scores: Scores::Softmax, groups, normalise: None, ..sparse.routing };
+    let (groups, normalise) = match fields.flag(latent::LLAMA_CPP)?.unwrap_or(false) {
+        // llama.cpp rates groups by their two best, and divides weights by their sum, where a file says so.
+        true => (sparse.routing.groups, sparse.routing.normalise),
+        // `norm_topk_prob` is not read.
+        false => (groups, None),
+    };
+    let routing = Router { scores: Scores::Softmax, groups, normalise, ..sparse.routing };
     let sparse = Sparse { bias: None, routing, ..sparse };
     Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
 }

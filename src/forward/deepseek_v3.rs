@@ -1,9 +1,10 @@
 //! `deepseek_v3`: latent attention, and experts that a sigmoid and a bias choose in groups: DeepSeek V3, R1, V3.1.
-//! DeepSeek-AI 2024, "DeepSeek-V3 Technical Report".
+//! DeepSeek-AI 2024, "DeepSeek-V3 Technical Report". GGUF files of Kimi K2 and GLM 4.7 Flash are of this family, too: they do not
+//! say that they are others.
 
 use super::dense::{Dense, Qkv};
 use super::sparse::Sparse;
-use super::{Arguments, Family, glm4_moe, latent};
+use super::{Arguments, Family, Gguf, gguf_latent, glm4_moe, latent};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared};
 use crate::error::Result;
@@ -11,8 +12,13 @@ use crate::json::Fields;
 
 pub(super) const SHARED: Shared = Shared { context: 4096, bos: Some(0), eos: &[1], ..latent::SHARED };
 
-pub(super) static FAMILY: Family =
-    Family { model_type: "deepseek_v3", shared: SHARED, arguments, gguf: None, prefixes: &[] };
+pub(super) static FAMILY: Family = Family {
+    model_type: "deepseek_v3",
+    shared: SHARED,
+    arguments,
+    gguf: Some(Gguf { claims: gguf_latent::is_sigmoid, ..gguf_latent::form(gguf_latent::DEEPSEEK2, 2) }),
+    prefixes: &[],
+};
 
 pub(super) fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
     latent::read(fields, &mut config, [1536, 512], [128, 128])?;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::gguf_experts::{self, GgufExperts};
+use super::gguf_latent;
 use super::{Architecture, FAMILIES, Family};
 use crate::config::{Activation, Config, Experts, GenerationConfig, Rope, RopeScaling};
 use crate::error::Result;
@@ -34,6 +35,8 @@ pub(crate) struct Gguf {
     pub numbers: &'static [(&'static str, &'static str)],
     /// What files say of its experts.
     pub experts: Option<GgufExperts>,
+    /// Whether its attention is latent.
+    pub latent: bool,
     /// Reads what else the family has.
     pub members: fn(&mut Members<'_>, &Checkpoint) -> Result<()>,
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
@@ -56,6 +59,7 @@ impl Gguf {
             scalar: None,
             numbers: &[],
             experts: None,
+            latent: false,
             members: |_, _| Ok(()),
             entries: Some(no_window),
         }
@@ -100,7 +104,7 @@ pub(crate) fn window_that_llama_cpp_ignores(config: &Config, _: &mut Entries) ->
 /// Members of a `config.json`, and the keys that they come from.
 pub(crate) struct Members<'a> {
     pub metadata: &'a Metadata,
-    arch: &'static str,
+    pub arch: &'static str,
     object: Object,
     scaling: Object,
     names: BTreeMap<String, String>,
@@ -127,6 +131,14 @@ impl Members<'_> {
     /// Whether a member of the scaling was set.
     pub fn has_scaling(&self, name: &str) -> bool {
         self.scaling.contains_key(name)
+    }
+
+    /// A number of the scaling that was set.
+    pub fn scaling_number(&self, name: &str) -> Option<f64> {
+        match self.scaling.get(name) {
+            Some(Value::Float(x)) => Some(*x),
+            _ => None,
+        }
     }
 
     /// An integer that was set.
@@ -224,7 +236,10 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     if members.size(kv, "attention.head_count_kv")?.is_none() {
         members.put(kv, members.key("attention.head_count_kv"), Value::UInt(heads));
     }
-    let head_dim = head_dim(&mut members, hidden, heads)?;
+    let head_dim = match gguf.latent {
+        true => gguf_latent::dims(&mut members)?,
+        false => head_dim(&mut members, hidden, heads)?,
+    };
     if members.number(names.eps, gguf.eps)?.is_none() {
         return Err(metadata.refuse(&members.key(gguf.eps), "a number"));
     }

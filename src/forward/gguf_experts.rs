@@ -125,18 +125,30 @@ fn routing(members: &mut Members<'_>, of: &GgufExperts) -> Result<()> {
     }
     let key = members.key("expert_weights_scale");
     // 0 stands for none.
-    match (of.scale, metadata.number(&key)?.filter(|&scale| scale != 0.0)) {
-        (Some(name), Some(scale)) => members.put(name, key, Value::Float(scale)),
-        (None, Some(scale)) if scale != 1.0 => {
+    let scale = metadata.number(&key)?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
+    match of.scale {
+        Some(name) => members.put(name, key, Value::Float(scale)),
+        None if scale != 1.0 => {
             return Err(metadata.refuse(&key, "1, 0 or absent: this architecture scales no weights"));
         }
-        _ => {}
+        None => {}
     }
     let key = members.key("expert_group_count");
-    let Some(count) = metadata.uint(&key)?.filter(|&count| count > 1) else { return Ok(()) };
-    let Some([groups, used]) = of.groups else {
-        return Err(metadata.refuse(&key, "0, 1 or absent: experts of this architecture are in no groups"));
-    };
-    members.put(groups, key, Value::UInt(count));
-    members.required(used, "expert_group_used_count").map(drop)
+    let count = metadata.uint(&key)?.unwrap_or(0).max(1);
+    match of.groups {
+        Some([groups, used]) => {
+            members.put(groups, key.clone(), Value::UInt(count));
+            match count {
+                1 => members.put(used, key, Value::UInt(1)),
+                _ => _ = members.required(used, "expert_group_used_count")?,
+            }
+        }
+        None if count > 1 => {
+            return Err(
+                metadata.refuse(&key, "0, 1 or absent: experts of this architecture are in no groups")
+            );
+        }
+        None => {}
+    }
+    Ok(())
 }

@@ -59,7 +59,14 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
 
 fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
     glm4::refuse_sections(members)?;
-    // The last layers of a file may predict further tokens: they take no part in this one's.
+    own_layers(members)?;
+    const NORM: &str = "blk.0.attn_q_norm.weight";
+    members.put("use_qk_norm", NORM, Value::Bool(checkpoint.find(NORM).is_some()));
+    Ok(())
+}
+
+/// The last layers of a file may predict further tokens: they take no part in this one's.
+pub(super) fn own_layers(members: &mut Members<'_>) -> Result<()> {
     let (more, all) = (members.key("nextn_predict_layers"), members.uint("num_hidden_layers"));
     let own = match members.metadata.uint(&more)?.unwrap_or(0) {
         count if count < all => all - count,
@@ -68,8 +75,6 @@ fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
         }
     };
     members.put("num_hidden_layers", members.key("block_count"), Value::UInt(own));
-    const NORM: &str = "blk.0.attn_q_norm.weight";
-    members.put("use_qk_norm", NORM, Value::Bool(checkpoint.find(NORM).is_some()));
     Ok(())
 }
 

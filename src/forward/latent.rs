@@ -9,6 +9,8 @@ use super::blocks::{Linear, RmsNorm};
 use super::dense::norm_spec;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
+use super::ministral3;
+use super::sparse::MOST;
 use super::step::Step;
 use crate::alloc;
 use crate::backend::ops::{Backend, KvRows, StateSpec};
@@ -30,8 +32,11 @@ pub(super) const SHARED: Shared = Shared {
     ..Shared::LLAMA
 };
 
-/// Added to the mean squares of the norms of latent vectors, whatever `rms_norm_eps` says.
+/// Added to the mean squares of the norms of latent vectors, whatever `rms_norm_eps` says in a directory.
 const EPS: f32 = 1e-6;
+
+/// A member that GGUF files alone have: what transformers does not read of a configuration, llama.cpp does.
+pub(super) const LLAMA_CPP: &str = "llama.cpp";
 
 const OUTPUT: Name = ("self_attn.o_proj", "attn_output");
 const QUERY: Name = ("self_attn.q_proj", "attn_q");
@@ -58,7 +63,14 @@ pub(super) fn read(
         true => None,
         false => Some(fields.size_or("q_lora_rank", Some(ranks[0]), most)?),
     };
+    // Each is two modules of the list of weights, in each layer.
+    let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
+    if heads.saturating_mul(layers) > MOST {
+        let expected = format!("at most {}: {MOST} in {layers} layers", MOST / layers);
+        return Err(fields.error("num_attention_heads", heads, expected));
+    }
     let rope_dim = config.head_dim;
+    let is_gguf = fields.flag(LLAMA_CPP)?.unwrap_or(false);
     let dims = LatentDims {
         query_rank,
         rank: fields.size_or("kv_lora_rank", Some(ranks[1]), most)?,
@@ -66,9 +78,13 @@ pub(super) fn read(
         rope_dim,
         value_dim: fields.size_or("v_head_dim", Some(parts[1]), most)?,
         pairs: true,
+        eps: if is_gguf { config.norm_eps } else { EPS },
     };
     config.head_dim = dims.nope_dim + rope_dim;
     config.latent = Some(dims);
+    if is_gguf && let Some(params) = rope::parameters(fields)? {
+        config.query_scaling = ministral3::query_scaling(&params, &config.rope)?;
+    }
     if let Some(params) = rope::parameters(fields)?
         && config.rope.scaling != RopeScaling::None
         && let Some(all) = params.number("mscale_all_dim", 0.0, 1e6)?.filter(|&all| all != 0.0)
@@ -172,7 +188,9 @@ impl LatentDims {
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize, prefix: &str) -> Result<LatentAttention> {
         let (config, heads) = (loader.config, loader.config.num_attention_heads);
         let path = |name: Name| format!("{prefix}.{}", name.0);
-        let norm = |name: Name| Ok::<_, crate::Error>(RmsNorm::load(loader, &path(name), 0.0)?.with_eps(EPS));
+        let norm = |name: Name| -> Result<RmsNorm> {
+            Ok(RmsNorm::load(loader, &path(name), 0.0)?.with_eps(self.eps))
+        };
         let parts = [("nope", heads * self.nope_dim), ("rope", heads * self.rope_dim)];
         let query = match self.query_rank {
             None => Query::Whole(Linear::split(loader, &path(QUERY), parts)?),

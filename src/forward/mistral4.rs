@@ -2,7 +2,7 @@
 
 use super::dense::{Dense, Qkv};
 use super::sparse::Sparse;
-use super::{Arguments, Family, glm4_moe, latent, ministral3};
+use super::{Arguments, Family, gguf_latent, glm4_moe, latent, ministral3};
 use crate::backend::ops::{Router, Scores};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, Rope, RopeScaling, Shared};
@@ -22,7 +22,7 @@ pub(super) static FAMILY: Family = Family {
         ..latent::SHARED
     },
     arguments,
-    gguf: None,
+    gguf: Some(gguf_latent::form("mistral4", 1)),
     prefixes: super::TEXT_PART,
 };
 

@@ -15,6 +15,7 @@ mod gemma2;
 mod gemma3_text;
 mod gguf;
 mod gguf_experts;
+mod gguf_latent;
 mod glm4;
 mod glm4_moe;
 mod glm4_moe_lite;
