@@ -106,6 +106,9 @@ fn stretched(members: &mut Members<'_>) -> Result<()> {
     // A tenth of `mscale_all_dim`, which llama.cpp divides in 32 bits.
     let key = members.key("rope.scaling.yarn_log_multiplier");
     let all = metadata.number(&key)?.map_or(0.0, |tenth| f64::from(tenth as f32 / 0.1));
+    if !(0.0..=1e6).contains(&all) {
+        return Err(metadata.refuse(&key, "a number from 0 to 100000"));
+    }
     let grown = |by: f64| if factor > 1.0 { 0.1 * by * factor.ln() + 1.0 } else { 1.0 };
     let (attention, all) = match all {
         0.0 => (grown(1.0), 1.0),

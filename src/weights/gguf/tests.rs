@@ -1,4 +1,5 @@
 mod experts;
+mod latent;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

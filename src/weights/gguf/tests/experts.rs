@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::forward::Architecture;
 
 /// A model of one layer of eight experts, to be read but for what a test changes.
-fn with_experts(arch: &str) -> File {
+pub(super) fn with_experts(arch: &str) -> File {
     let keys = [
         ("expert_count", 8),
         ("expert_used_count", 2),
@@ -21,16 +21,16 @@ fn with_experts(arch: &str) -> File {
     }
 }
 
-fn uint(file: File, arch: &str, key: &str, n: u32) -> File {
+pub(super) fn uint(file: File, arch: &str, key: &str, n: u32) -> File {
     file.with(&format!("{arch}.{key}"), U32, n.to_le_bytes())
 }
 
-fn without(mut file: File, key: &str) -> File {
+pub(super) fn without(mut file: File, key: &str) -> File {
     file.entries.retain(|(other, ..)| other != key.as_bytes());
     file
 }
 
-fn read(file: &File) -> Result<Architecture> {
+pub(super) fn read(file: &File) -> Result<Architecture> {
     Architecture::from_gguf(&open(file.bytes()).unwrap())
 }
 
