@@ -130,7 +130,7 @@ impl DeltaNet {
         matrices.push((OUTPUT, hidden, values, Form::Plain));
         for (of, rows, columns, form) in matrices {
             let [name, gguf] = name(of);
-            let gguf = Some(GgufSpec { name: gguf, form, fused: None });
+            let gguf = Some(GgufSpec { name: gguf, form, fused: Vec::new() });
             let stacked = Vec::new();
             list.push(ModuleSpec { name, rows, columns: Some(columns), bias: false, form, gguf, stacked });
         }
@@ -144,7 +144,7 @@ impl DeltaNet {
                 columns: None,
                 bias,
                 form: Form::Plain,
-                gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: None }),
+                gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() }),
             });
         }
         let width = Dim { field: "linear_value_head_dim", size: self.value_dim };
