@@ -91,6 +91,8 @@ pub(super) struct Sparse {
     pub bias: Option<Name>,
     /// How it chooses.
     pub routing: Router,
+    /// A factor of each expert's weight, `[E]`: a tensor of this name.
+    pub scales: Option<Name>,
     /// How many a token goes to in each layer, where that differs.
     pub used: Vec<usize>,
     /// Where the experts' weights are.
@@ -181,6 +183,7 @@ impl Sparse {
             router: ("mlp.gate", "ffn_gate_inp"),
             bias: None,
             routing,
+            scales: None,
             used: Vec::new(),
             names: ExpertNames::PLAIN,
             biases: false,
@@ -228,6 +231,18 @@ impl Sparse {
                 bias: true,
                 form: Form::Plain,
                 gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: Vec::new() }),
+            });
+        }
+        if let Some((own, gguf)) = self.scales {
+            let name = format!("{prefix}.{own}");
+            list.push(ModuleSpec {
+                stacked: vec![(name.clone(), 0..count)],
+                name,
+                rows: Dim { field: "num_experts", size: count },
+                columns: None,
+                bias: false,
+                form: Form::Plain,
+                gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: None }),
             });
         }
         let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {
@@ -399,9 +414,11 @@ impl Sparse {
             Ok(Shared { mlp, gate })
         });
         let bias = self.bias.map(|bias| Ok(loader.ops.vector(&loader.only_bias(&path(bias))?)));
+        let scales = self.scales.map(|scales| loader.vector(&path(scales))).transpose()?;
         Ok(SparseMlp {
             router: Linear::exact(loader, &path(self.router))?,
             bias: bias.transpose()?,
+            scales: scales.map(|scales| loader.ops.vector(&scales)),
             routing: Router {
                 used: self.used.get(layer).copied().unwrap_or(self.routing.used),
                 ..self.routing
@@ -445,6 +462,7 @@ impl Projections {
 pub struct SparseMlp {
     router: Linear,
     bias: Option<PreparedVector>,
+    scales: Option<PreparedVector>,
     routing: Router,
     gate: Projections,
     up: Projections,
@@ -458,12 +476,18 @@ pub struct SparseMlp {
 impl SparseMlp {
     /// `[T, D]` → `[T, D]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
-        let mut logits = self.router.forward(step, x)?; // [T, E]
+        self.forward_by(step, x, x)
+    }
+
+    /// The same of `x`, for which the router sees `h`, `[T, D]` both.
+    pub fn forward_by(&self, step: &Step<'_>, h: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let mut logits = self.router.forward(step, h)?; // [T, E]
         if let Some(cap) = self.cap {
             logits = step.run(&Op::SoftCap { x: &logits, cap })?;
         }
         let bias = self.bias.as_ref();
-        let [ids, weights] = step.run_all(&Op::Route { logits: &logits, bias, router: self.routing })?;
+        let (scales, router) = (self.scales.as_ref(), self.routing);
+        let [ids, weights] = step.run_all(&Op::Route { logits: &logits, bias, scales, router })?;
         let y = step.run(&Op::Experts {
             x,
             ids: &ids,

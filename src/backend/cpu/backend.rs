@@ -362,12 +362,13 @@ impl Backend for CpuBackend {
                     }
                 })?
             }
-            Op::Route { logits, bias, router } => {
+            Op::Route { logits, bias, scales, router } => {
                 let bias = bias.map(CpuVector::values).transpose()?;
+                let scales = scales.map(CpuVector::values).transpose()?;
                 let shape = [logits.shape()[0], router.used];
                 let mut ids = alloc::zeroed(shape[0] * shape[1], "the experts of a step")?;
                 let mut weights = self.buffers.take(shape[0] * shape[1])?;
-                route::route(pool, logits.data(), bias, &router, &mut ids, &mut weights)?;
+                route::route(pool, logits.data(), [bias, scales], &router, &mut ids, &mut weights)?;
                 return Ok(smallvec![HostTensor::from_u32(&shape, ids), HostTensor::new(&shape, weights)]);
             }
             Op::Experts { x, ids, weights, gate, up, down, gating, on_input } => {

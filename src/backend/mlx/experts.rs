@@ -103,7 +103,7 @@ impl MlxBackend {
     pub(super) fn route(
         &self,
         logits: &MlxTensor,
-        bias: Option<&MlxVector>,
+        [bias, scales]: [Option<&MlxVector>; 2],
         router: &Router,
     ) -> Result<[MlxTensor; 2]> {
         let fail = |error: mlx_rs::error::Exception| failed("route", &error);
@@ -143,6 +143,10 @@ impl MlxBackend {
         }
         if router.scale != 1.0 {
             weights = graph.multiply(&weights, &number(router.scale))?;
+        }
+        if let Some(scales) = scales {
+            let each = graph.take(&*scales.shifted(0.0, &dims::of(&[experts])?)?, &ids)?;
+            weights = graph.multiply(&weights, &each)?;
         }
         Ok([MlxTensor::of(ElementType::U32, ids, &shape), MlxTensor::rows(weights, &shape)])
     }

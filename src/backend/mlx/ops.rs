@@ -112,8 +112,8 @@ impl MlxBackend {
                 let taken = self.graph.take(&*self.matrix(x)?, &indices)?;
                 self.rows(taken, &[rows.len(), x.shape()[1]])
             }
-            Op::Route { logits, bias, router } => {
-                return Ok(self.route(logits, bias, &router)?.into_iter().collect());
+            Op::Route { logits, bias, scales, router } => {
+                return Ok(self.route(logits, [bias, scales], &router)?.into_iter().collect());
             }
             Op::Experts { x, ids, weights, gate, up, down, gating, on_input } => {
                 self.experts([x, ids, weights], on_input, [gate, Some(up)], down, gating)?

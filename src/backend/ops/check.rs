@@ -42,7 +42,9 @@ impl<B: Operands> Op<'_, B> {
                     Ids::Pending(_) => Ok(()),
                 }
             }
-            Self::Route { logits, bias, ref router } => check_route::<B>(logits, bias, router),
+            Self::Route { logits, bias, scales, ref router } => {
+                check_route::<B>(logits, [bias, scales], router)
+            }
             Self::Experts { .. } => check_experts(self),
             Self::Gate { x, gate, .. } => check_gate::<B>(x, gate),
             Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
@@ -279,13 +281,20 @@ fn check_heads<B: Operands>(x: &B::Tensor, weight: &B::Stack, beside: Option<&B:
 }
 
 /// The shapes that fit [`Op::Route`].
-fn check_route<B: Operands>(logits: &B::Tensor, bias: Option<&B::Vector>, router: &Router) -> Result<()> {
+fn check_route<B: Operands>(
+    logits: &B::Tensor,
+    [bias, scales]: [Option<&B::Vector>; 2],
+    router: &Router,
+) -> Result<()> {
     let refuse = |what: String| Err(Error::shape("route", what));
     let &[_, experts] = logits.shape() else {
         return refuse(format!("logits are {:?}, expected [T, E]", logits.shape()));
     };
     if let Some(bias) = bias.filter(|bias| bias.shape() != [experts]) {
         return refuse(format!("bias is {:?}, expected [{experts}]", bias.shape()));
+    }
+    if let Some(scales) = scales.filter(|scales| scales.shape() != [experts]) {
+        return refuse(format!("scales are {:?}, expected [{experts}]", scales.shape()));
     }
     let Router { used, groups, .. } = *router;
     if used == 0 || used > experts {

@@ -196,6 +196,8 @@ pub enum Op<'a, B: Operands> {
         logits: &'a B::Tensor,
         /// `[E]`, added to the scores where experts are chosen, and not to their weights.
         bias: Option<&'a B::Vector>,
+        /// `[E]`, by which the weight of each expert is multiplied after all else.
+        scales: Option<&'a B::Vector>,
         /// How.
         router: Router,
     },
@@ -398,8 +400,9 @@ impl<'a, B: Operands> Op<'a, B> {
                 Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap, sinks }
             }
             Self::TakeRows { x, rows } => Op::TakeRows { x: tensor(x)?, rows },
-            Self::Route { logits, bias, router } => {
-                Op::Route { logits: tensor(logits)?, bias: bias.map(&vector).transpose()?, router }
+            Self::Route { logits, bias, scales, router } => {
+                let (bias, scales) = (bias.map(&vector).transpose()?, scales.map(&vector).transpose()?);
+                Op::Route { logits: tensor(logits)?, bias, scales, router }
             }
             Self::Experts { x, ids, weights, gate, up, down, gating, on_input } => Op::Experts {
                 x: tensor(x)?,

@@ -15,7 +15,7 @@ use super::quantized::{as_computed, formats, magnitudes, matrix as blocks};
 use super::rig::{Element, ROWS, Rig, rigs, values, weight};
 
 /// The experts of a row and their weights, in exact arithmetic.
-fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> Vec<(usize, f64)> {
+fn routed(router: &Router, [bias, scales]: [Option<&[f32]>; 2], logits: &[f32]) -> Vec<(usize, f64)> {
     let x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
     let all: f64 = x.iter().map(|x| x.exp()).sum();
     let scores: Vec<f64> = match router.scores {
@@ -65,7 +65,8 @@ fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> Vec<(usize, 
         Scores::Softmax | Scores::Sigmoid | Scores::SqrtSoftplus => {}
     }
     let sum = router.normalise.map_or(1.0, |eps| chosen.iter().map(|(_, w)| w).sum::<f64>() + f64::from(eps));
-    chosen.iter_mut().for_each(|(_, weight)| *weight = *weight / sum * f64::from(router.scale));
+    let scale = |i: usize| f64::from(router.scale) * scales.map_or(1.0, |scales| f64::from(scales[i]));
+    chosen.iter_mut().for_each(|(i, weight)| *weight = *weight / sum * scale(*i));
     chosen
 }
 
@@ -113,14 +114,20 @@ fn rows_go_to_the_experts_that_the_reference_chooses_and_ties_to_the_lower_id() 
                         values(case as u64, t * experts, 1.0).into_iter().map(quarter).collect();
                     let bias: Option<Vec<f32>> = (router.scores == Scores::Sigmoid)
                         .then(|| values(7, experts, 0.5).into_iter().map(quarter).collect());
-                    let prepared = bias.as_ref().map(|b| rig.vector(&weight(DType::F32, &[experts], b)));
+                    // Of every other router; of any sign.
+                    let scales = (case % 2 == 1).then(|| values(11, experts, 2.0));
+                    let of_f32 = |of: &Vec<f32>| rig.vector(&weight(DType::F32, &[experts], of));
+                    let prepared = [&bias, &scales].map(|of| of.as_ref().map(of_f32));
+                    let [of_bias, of_scales] = prepared.each_ref().map(Option::as_ref);
                     let x = rig.tensor(&[t, experts], &logits);
-                    let outputs = rig.run(&Op::Route { logits: &x, bias: prepared.as_ref(), router });
+                    let outputs =
+                        rig.run(&Op::Route { logits: &x, bias: of_bias, scales: of_scales, router });
                     let [ids, weights] = &outputs[..] else { panic!("{} outputs", outputs.len()) };
-                    let what = format!("E {experts}, T {t}, {router:?} on {}", rig.name);
+                    let scaled = if scales.is_some() { "scaled " } else { "" };
+                    let what = format!("{scaled}E {experts}, T {t}, {router:?} on {}", rig.name);
                     let expected: Vec<(usize, f64)> = logits
                         .chunks(experts)
-                        .flat_map(|row| routed(&router, bias.as_deref(), row))
+                        .flat_map(|row| routed(&router, [bias.as_deref(), scales.as_deref()], row))
                         .collect();
                     let wanted: Vec<u32> = expected.iter().map(|(id, _)| *id as u32).collect();
                     assert_eq!(ids.as_u32().unwrap(), wanted, "{what}");

@@ -22,7 +22,7 @@ const TASK: usize = 1024;
 pub fn route(
     pool: &Pool,
     logits: &[f32],
-    bias: Option<&[f32]>,
+    [bias, scales]: [Option<&[f32]>; 2],
     router: &Router,
     ids: &mut [u32],
     weights: &mut [f32],
@@ -32,6 +32,7 @@ pub fn route(
     assert_eq!((ids.len(), weights.len()), (rows * used, rows * used), "route: ids and weights");
     let experts = logits.len().checked_div(rows).unwrap_or(0);
     assert_eq!(logits.len(), rows * experts, "route: logits of {rows} rows");
+    assert!(scales.is_none_or(|scales| scales.len() == experts), "route: scales of {experts} experts");
     if rows == 0 {
         return Ok(());
     }
@@ -49,6 +50,9 @@ pub fn route(
             let (ids, weights) = unsafe { (ids.slice(row * used, used), weights.slice(row * used, used)) };
             scores.copy_from_slice(&logits[row * experts..][..experts]);
             choose(router, bias, scores, choice, ids, weights);
+            if let Some(scales) = scales {
+                ids.iter().zip(weights).for_each(|(&id, weight)| *weight *= scales[id as usize]);
+            }
         }
     });
     Ok(())
@@ -301,8 +305,12 @@ mod tests {
     use super::*;
 
     fn routed(router: &Router, bias: Option<&[f32]>, logits: &[f32]) -> (Vec<u32>, Vec<f32>) {
+        scaled(router, [bias, None], logits)
+    }
+
+    fn scaled(router: &Router, bias_and_scales: [Option<&[f32]>; 2], logits: &[f32]) -> (Vec<u32>, Vec<f32>) {
         let (mut ids, mut weights) = (vec![9; router.used], vec![f32::NAN; router.used]);
-        route(&Pool::new(1), logits, bias, router, &mut ids, &mut weights).unwrap();
+        route(&Pool::new(1), logits, bias_and_scales, router, &mut ids, &mut weights).unwrap();
         (ids, weights)
     }
 
@@ -341,12 +349,19 @@ mod tests {
         assert_close(&weights, &[exp[1] / (exp[1] + exp[3]), exp[3] / (exp[1] + exp[3])]);
 
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let scaled = Router { normalise: Some(1e-20), scale: 2.5, ..router(Scores::Sigmoid, 2) };
+        let sigmoids = Router { normalise: Some(1e-20), scale: 2.5, ..router(Scores::Sigmoid, 2) };
         // The bias chooses, and does not weigh.
-        let (ids, weights) = routed(&scaled, Some(&[0.0, -9.0, 9.0, 0.0]), &logits);
+        let (ids, weights) = routed(&sigmoids, Some(&[0.0, -9.0, 9.0, 0.0]), &logits);
         assert_eq!(ids, [2, 3]);
         let sum = sigmoid(-2.0) + sigmoid(2.0);
         assert_close(&weights, &[2.5 * sigmoid(-2.0) / sum, 2.5 * sigmoid(2.0) / sum]);
+
+        // What scales an expert does not choose it, and comes after the division by the sum.
+        let normalised = Router { normalise: Some(0.0), scale: 3.0, ..router(Scores::Softmax, 2) };
+        let (ids, weights) = scaled(&normalised, [None, Some(&[9.0, 0.5, 9.0, -2.0])], &logits);
+        assert_eq!(ids, [1, 3]);
+        let sum = exp[1] + exp[3];
+        assert_close(&weights, &[1.5 * exp[1] / sum, -6.0 * exp[3] / sum]);
 
         let (ids, weights) = routed(&router(Scores::SqrtSoftplus, 4), None, &logits);
         assert_eq!(ids, [1, 3, 0, 2]);
