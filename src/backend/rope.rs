@@ -39,6 +39,11 @@ impl Rope {
                 let of = |f| llama3(f, *factor, *low_freq_factor, *high_freq_factor, original);
                 (plain().map(of).collect(), 1.0)
             }
+            RopeScaling::Proportional { turning, factor } => {
+                let factor = *factor as f32;
+                let of = |(pair, f): (usize, f32)| if pair < *turning { f / factor } else { 0.0 };
+                (plain().enumerate().map(of).collect(), 1.0)
+            }
             RopeScaling::Factors { factors } => {
                 (plain().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0)
             }

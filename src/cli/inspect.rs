@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use backstop::backend::LlmBackendKind;
 use backstop::backend::kv::KvType;
+use backstop::backend::ops::StateSpec;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, Experts, GenerationConfig, RopeScaling};
 use backstop::forward::Unknown;
@@ -184,7 +185,7 @@ impl Facts {
         if let Some(Experts { count, used, inner, .. }) = config.experts {
             row("experts", format!("{count} of {inner} a layer, {used} for each token"));
         }
-        row("attention", attention(config));
+        row("attention", attention(files));
         row("rope", rope(config));
         row("vocabulary", {
             let head = if config.tie_word_embeddings { "the embedding is the" } else { "its own" };
@@ -330,7 +331,8 @@ impl Facts {
     }
 }
 
-fn attention(config: &Config) -> String {
+fn attention(files: &ModelFiles) -> String {
+    let config = files.config();
     let mut text = format!(
         "{} heads of {}, {} for keys and values",
         config.num_attention_heads, config.head_dim, config.num_key_value_heads
@@ -339,6 +341,23 @@ fn attention(config: &Config) -> String {
     if let Some(window) = config.sliding_window.filter(|_| sliding > 0) {
         let what = if config.chunked { "chunks" } else { "a window" };
         let _ = write!(text, ", {what} of {window} tokens in {sliding} of {} layers", config.windows.len());
+    }
+    let (mut others, mut shared) = (BTreeMap::<_, usize>::new(), 0);
+    for state in files.architecture.states() {
+        let own = (config.head_dim, config.num_key_value_heads);
+        match state {
+            StateSpec::Kv { heads, k_dim, .. } if (k_dim, heads) != own => {
+                *others.entry((k_dim, heads)).or_default() += 1;
+            }
+            StateSpec::SharedWith(_) => shared += 1,
+            StateSpec::Kv { .. } | StateSpec::Latent { .. } => {}
+        }
+    }
+    for ((dim, heads), layers) in others {
+        let _ = write!(text, ", heads of {dim} and {heads} for keys and values in {layers}");
+    }
+    if shared > 0 {
+        let _ = write!(text, ", keys and values of others in {shared}");
     }
     text
 }
@@ -363,6 +382,7 @@ fn scaling(config: &Config) -> (Option<&'static str>, Option<f64>) {
         RopeScaling::Linear { factor } => (Some("linear"), Some(factor)),
         RopeScaling::Dynamic { factor, .. } => (Some("dynamic"), Some(factor)),
         RopeScaling::Llama3 { factor, .. } => (Some("llama3"), Some(factor)),
+        RopeScaling::Proportional { .. } => (Some("proportional"), None),
         RopeScaling::Factors { .. } => (Some("factors"), None),
         RopeScaling::Yarn { factor, .. } => (Some("yarn"), Some(factor)),
         RopeScaling::LongRope { .. } => (Some("longrope"), None),

@@ -59,6 +59,13 @@ pub enum RopeScaling {
         /// What cos and sin are multiplied by; resolved from `attention_factor`, `mscale`, `mscale_all_dim`, `factor`.
         attention_factor: f32,
     },
+    /// `proportional`: pairs from `turning` on stand still; the others turn as they do in a whole head.
+    Proportional {
+        /// Pairs that turn, the first of each head.
+        turning: usize,
+        /// The divisor of their frequencies.
+        factor: f64,
+    },
     /// A divisor per frequency, which a GGUF file holds in place of `llama3`'s parameters.
     Factors {
         /// The divisors, `[dims / 2]`.
@@ -101,6 +108,8 @@ pub(crate) struct RopeRules {
     pub by_layer_type: bool,
     /// Whether positions may have sections, for pictures: of text, they are all the same.
     pub sections: bool,
+    /// Whether pairs of a head may stand still, which the type `proportional` says.
+    pub proportional: bool,
     /// Phi 3's: longrope is the one way to stretch, under three names, and the original context is 4096 where none is named.
     pub longrope_only: bool,
 }
@@ -115,6 +124,7 @@ impl RopeRules {
         own_width: false,
         by_layer_type: false,
         sections: false,
+        proportional: false,
         longrope_only: false,
     };
 
@@ -217,6 +227,9 @@ fn kind(params: Option<&Fields<'_>>, rules: RopeRules) -> Result<&'static str> {
     if kind == "mrope" && rules.sections {
         return Ok("default");
     }
+    if kind == "proportional" && rules.proportional {
+        return Ok("proportional");
+    }
     const KINDS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"];
     KINDS
         .into_iter()
@@ -238,7 +251,8 @@ fn dims(
         None => fields.number(rules.partial_name, 1e-6, 1.0)?,
     };
     let part = match rules.partial {
-        _ if rules.own_width => 1.0,
+        // Of these the part that turns is another question.
+        _ if rules.own_width || kind == "proportional" => 1.0,
         Some(default) => partial.unwrap_or(default),
         // transformers' default rotary embedding of these families does not read the field.
         _ if kind == "default" => 1.0,
@@ -273,6 +287,11 @@ fn scaling(
     };
     Ok(match kind {
         "linear" => RopeScaling::Linear { factor: required("factor")? },
+        "proportional" => {
+            let part = params.number("partial_rotary_factor", 1e-6, 1.0)?.unwrap_or(1.0);
+            let turning = (part * dims as f64 / 2.0) as usize;
+            RopeScaling::Proportional { turning, factor: factor()?.unwrap_or(1.0) }
+        }
         "dynamic" => {
             if dims < 4 {
                 return Err(fields.error(
