@@ -190,6 +190,16 @@ impl Weight {
         }
     }
 
+    /// The same elements in rows of `width`, without a copy.
+    ///
+    /// # Panics
+    /// Where they make up no whole rows.
+    pub(crate) fn in_rows_of(&self, width: usize) -> Self {
+        let rows = self.len() / width.max(1);
+        assert_eq!(self.len(), rows * width, "rows of {width} of {:?}", self.shape);
+        Self { shape: Shape::from_slice(&[rows, width]), ..self.clone() }
+    }
+
     /// All values as `f32`: for small weights (norms, biases) and for tests; large ones are read in place.
     ///
     /// # Panics

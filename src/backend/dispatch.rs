@@ -160,6 +160,12 @@ impl LlmBackendDispatch {
         }
     }
 
+    /// Prepares a table of which rows are looked up, and nothing else: it stays where its file has it, whatever the backend, and its
+    /// rows are copied.
+    pub(crate) fn table(&self, matrix: &Matrix) -> PreparedMatrix {
+        PreparedMatrix { cpu: self.kernels().matrix(matrix), mlx: None }
+    }
+
     /// Fallbacks and replays so far; the same counters for the life of the dispatch.
     pub fn report(&self) -> &Arc<FallbackReport> {
         &self.routing().report
@@ -407,6 +413,10 @@ impl LlmBackendDispatch {
             Self::Mlx { on_cpu, .. } if on_cpu.get() => {
                 self.run_on_cpu(op).map(|outputs| each(outputs, Tensor::Host))
             }
+            // A table that stays in host memory: it is read there, which is no fallback.
+            Self::Mlx { mlx, .. } if matches!(op, Op::Embedding { table, .. } if table.mlx.is_none()) => {
+                self.run_behind(mlx, op)
+            }
             Self::Mlx { mlx, routing, .. } => {
                 match routing.kept_off(op.kind(), || op.is_quantized()) {
                     Some(kept) => routing.keep_off(kept)?,
@@ -424,7 +434,7 @@ impl LlmBackendDispatch {
         }
     }
 
-    /// Runs an op on the CPU that MLX could not do. The outputs go back, so that the rest of the step stays there.
+    /// Runs an op on the CPU that MLX does not do. The outputs go back, so that the rest of the step stays there.
     #[cold]
     fn run_behind(&self, mlx: &MlxBackend, op: &Op<'_>) -> Result<Outputs<Self>> {
         let outputs = self.run_on_cpu(op)?.into_iter();

@@ -1,7 +1,7 @@
 //! The list of a model's weights: what a family's file says once of each, and all that follows from it. Checkpoints are
 //! checked against it and loaded by it, GGUF files are read and written by its names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::config::Config;
@@ -138,6 +138,7 @@ pub(crate) struct WeightList {
     by_stack: HashMap<String, Vec<usize>>,
     stacks: Vec<StackSpec>,
     in_mlx: InMlx,
+    tables: HashSet<String>,
 }
 
 impl WeightList {
@@ -175,6 +176,17 @@ impl WeightList {
     /// What mlx-lm quantizes otherwise than the rest.
     pub fn in_mlx(&self) -> InMlx {
         self.in_mlx
+    }
+
+    /// Adds a matrix of which rows are looked up, and nothing else.
+    pub fn push_table(&mut self, module: ModuleSpec) {
+        self.tables.insert(module.name.clone());
+        self.push(module);
+    }
+
+    /// Whether a tensor, by its name in a Hugging Face checkpoint, is of such a matrix.
+    pub fn is_of_table(&self, tensor: &str) -> bool {
+        self.of_tensor(tensor).is_some_and(|module| self.tables.contains(&module.name))
     }
 
     /// The names of all modules.

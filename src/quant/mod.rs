@@ -258,6 +258,16 @@ impl QuantWeight {
             order: self.order.clone(),
         }
     }
+
+    /// As [`Matrix::in_rows_of`].
+    fn in_rows_of(&self, width: usize) -> Option<Self> {
+        let [rows, columns] = self.shape;
+        let whole = width > 0 && columns.is_multiple_of(width) && width.is_multiple_of(self.format.group());
+        if !whole || self.is_made() || self.order.is_some() {
+            return None;
+        }
+        Some(Self { shape: [rows * (columns / width), width], ..self.clone() })
+    }
 }
 
 fn check_planes(format: Format, shape: [usize; 2], planes: &[Plane]) {
@@ -301,6 +311,15 @@ impl Matrix {
                 Format::Ggml(_) => DType::F32,
                 _ => DType::BF16,
             },
+        }
+    }
+
+    /// The same elements in rows of `width`, which divides the columns, without a copy; none where groups of a format would be cut,
+    /// or where rows are no bytes of a file.
+    pub(crate) fn in_rows_of(&self, width: usize) -> Option<Self> {
+        match self {
+            Self::Dense(weight) => Some(Self::Dense(weight.in_rows_of(width))),
+            Self::Quantized(weight) => weight.in_rows_of(width).map(Self::Quantized),
         }
     }
 
