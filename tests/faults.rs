@@ -22,6 +22,7 @@ const MODELS: [&str; 8] = [
     "qwen2_moe-shared",
     "mistral4-yarn",
     "qwen3_5-delta",
+    "gemma4-shared",
 ];
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
@@ -94,6 +95,9 @@ fn ops_of(name: &str) -> Vec<OpKind> {
         "nemotron-bias" => ops.extend([OpKind::LayerNorm, OpKind::Relu2]),
         "granite-scales" => ops.extend([OpKind::RmsNorm, OpKind::Silu, OpKind::Mul, OpKind::Scale]),
         "gemma2-caps" => ops.extend([OpKind::RmsNorm, OpKind::Gelu, OpKind::Mul, OpKind::SoftCap]),
+        "gemma4-shared" => {
+            ops.extend([OpKind::RmsNorm, OpKind::Gelu, OpKind::Mul, OpKind::Scale, OpKind::SoftCap]);
+        }
         "qwen2_moe-shared" => {
             ops.extend([OpKind::RmsNorm, OpKind::Silu, OpKind::Mul]);
             ops.extend([OpKind::Route, OpKind::Experts, OpKind::Gate]);

@@ -88,7 +88,12 @@ impl BenchWork {
         let (tied, mut weight_bytes, mut expert_bytes) = (config.tie_word_embeddings, 0, 0);
         let part = config.experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
         let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
+        let tables = ["model.embed_tokens_per_layer", "per_layer_token_embd"];
         for tensor in files.tensors() {
+            // Of these, too, a row for each token.
+            if tables.iter().any(|name| tensor.name.starts_with(name)) {
+                continue;
+            }
             let embedding =
                 ["model.embed_tokens", "token_embd"].iter().any(|name| tensor.name.starts_with(name));
             let head = ["lm_head", "output."].iter().any(|name| tensor.name.starts_with(name));

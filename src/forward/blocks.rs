@@ -8,7 +8,7 @@ use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Ten
 use crate::config::{Activation, Config, Rotation};
 use crate::error::Result;
 use crate::quant::Matrix;
-use crate::tensor::Weight;
+use crate::tensor::{DType, Weight};
 
 /// `x · Wᵀ + b`; the bias is there where the checkpoint has one.
 #[derive(Debug)]
@@ -69,6 +69,17 @@ impl Linear {
         })
     }
 
+    /// The equal parts of `rows` rows each that follow each other in a projection.
+    pub fn equal_parts(loader: &Loader<'_>, name: &str, rows: usize) -> Result<Vec<Self>> {
+        let (whole, bias) = (loader.matrix(name)?, loader.bias(name)?);
+        let all = whole.as_ref().shape()[0];
+        let part = |first: usize| {
+            let bias = bias.as_ref().map(|bias| bias.rows("part", first..first + rows));
+            Self::of(loader, loader.ops.matrix(&whole.rows("part", first..first + rows)), bias)
+        };
+        Ok((0..all).step_by(rows.max(1)).map(part).collect())
+    }
+
     /// As an op takes it.
     pub(super) fn projection(&self) -> Projection<'_, LlmBackendDispatch> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }
@@ -102,6 +113,21 @@ impl RmsNorm {
     /// `<name>.weight`, which is less by `offset` than what is multiplied by (Gemma's 1).
     pub fn load(loader: &Loader<'_>, name: &str, offset: f32) -> Result<Self> {
         Ok(Self { weight: loader.ops.vector(&loader.vector(name)?), eps: loader.config.norm_eps, offset })
+    }
+
+    /// `<name>.weight` times `by`.
+    pub fn scaled(loader: &Loader<'_>, name: &str, by: f32) -> Result<Self> {
+        let weight = loader.vector(name)?;
+        let mut values = weight.widened()?;
+        values.iter_mut().for_each(|x| *x *= by);
+        let weight = Weight::of_values(weight.name(), weight.shape(), values);
+        Ok(Self { weight: loader.ops.vector(&weight), eps: loader.config.norm_eps, offset: 0.0 })
+    }
+
+    /// The norm of stretches of `len` elements that has no weights.
+    pub fn plain(loader: &Loader<'_>, len: usize) -> Self {
+        let ones = Weight::of_values("ones", &[len], vec![1.0; len]);
+        Self { weight: loader.ops.vector(&ones), eps: loader.config.norm_eps, offset: 0.0 }
     }
 
     /// With another number added to the mean square than the model's other norms have.
@@ -197,8 +223,7 @@ impl Norm {
 
     /// The norm of heads of `head_dim` elements that has no weights.
     pub(super) fn plain(loader: &Loader<'_>, head_dim: usize) -> Self {
-        let ones = Weight::of_values("ones", &[head_dim], vec![1.0; head_dim]);
-        Self::Rms(RmsNorm { weight: loader.ops.vector(&ones), eps: loader.config.norm_eps, offset: 0.0 })
+        Self::Rms(RmsNorm::plain(loader, head_dim))
     }
 
     /// `[T, D]` → `[T, D]`.
@@ -367,6 +392,16 @@ impl Mlp {
     }
 }
 
+/// The root of a width in the type of the weights, as the authors of Gemma round it.
+pub(super) fn root_in(dtype: DType, width: usize) -> f32 {
+    let root = (width as f32).sqrt();
+    match dtype {
+        DType::F32 => root,
+        DType::F16 => half::f16::from_f32(root).to_f32(),
+        DType::BF16 => half::bf16::from_f32(root).to_f32(),
+    }
+}
+
 /// The embedding table and the head, tied or not.
 #[derive(Debug)]
 pub struct Vocabulary {
@@ -392,9 +427,10 @@ impl Vocabulary {
         Ok(Self { table, scale, head, multiplier: config.logits_multiplier, soft_cap })
     }
 
-    /// With rows multiplied by `scale`.
-    pub fn scaled(mut self, scale: f32) -> Self {
-        self.scale = scale;
+    /// With rows multiplied by the root of their width, rounded to the type of the weights.
+    pub fn root_scaled(mut self) -> Self {
+        let table = self.table();
+        self.scale = root_in(table.dtype(), table.as_ref().shape()[1]);
         self
     }
 

@@ -15,7 +15,6 @@ use crate::backend::ops::{Backend, GateKind, StateSpec};
 use crate::backend::{PreparedMatrix, Tensor};
 use crate::config::{Config, Rotation};
 use crate::error::Result;
-use crate::tensor::DType;
 use crate::weights::Form;
 
 /// What a norm of queries or keys is of.
@@ -508,14 +507,7 @@ impl Arguments for Dense {
         let norm = self.norm(loader, self.norm.0)?;
         let mut vocabulary = Vocabulary::load(loader, self.embed_tokens.0, self.lm_head.0)?;
         if self.root_scale {
-            // The checkpoint's authors round √D to the type of the weights.
-            let scale = (self.config.hidden_size as f32).sqrt();
-            let dtype = vocabulary.table().dtype();
-            vocabulary = vocabulary.scaled(match dtype {
-                DType::F32 => scale,
-                DType::F16 => half::f16::from_f32(scale).to_f32(),
-                DType::BF16 => half::bf16::from_f32(scale).to_f32(),
-            });
+            vocabulary = vocabulary.root_scaled();
         }
         let positions = self.embed_positions.map(|name| loader.matrix(name.0)).transpose()?;
         let positions = positions.map(|table| loader.ops.matrix(&table));

@@ -13,6 +13,8 @@ mod ernie4_5_moe;
 mod exaone4;
 mod gemma2;
 mod gemma3_text;
+mod gemma4_text;
+mod gemma4_unified_text;
 mod gguf;
 mod gguf_experts;
 mod gguf_latent;
@@ -29,6 +31,7 @@ mod hunyuan_v1_moe;
 mod kimi_k2;
 mod laguna;
 mod latent;
+mod layer_embeddings;
 mod list;
 mod llama;
 mod llama4_text;
@@ -87,7 +90,7 @@ pub use loader::Loader;
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 50] = [
+pub(crate) static FAMILIES: [&Family; 52] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -138,11 +141,15 @@ pub(crate) static FAMILIES: [&Family; 50] = [
     &qwen3_5_text::FAMILY,
     &qwen3_5_moe_text::FAMILY,
     &qwen3_next::FAMILY,
+    &gemma4_text::FAMILY,
+    &gemma4_unified_text::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
 const WHOLES: [(&str, &str); 8] = [
     ("gemma3", "gemma3_text"),
+    ("gemma4", "gemma4_text"),
+    ("gemma4_unified", "gemma4_unified_text"),
     ("llama4", "llama4_text"),
     ("mistral3", "mistral"),
     ("qwen3_5", "qwen3_5_text"),
@@ -218,6 +225,11 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
 
     /// What each layer keeps of a sequence.
     fn states(&self) -> Vec<StateSpec>;
+
+    /// Activations of a row, live at once, beside those of [`Self::config`] and [`Self::states`].
+    fn more_activations(&self) -> usize {
+        0
+    }
 
     /// Builds the forward pass of the weights on the list.
     ///
@@ -343,6 +355,11 @@ impl Architecture {
     /// What each layer keeps of a sequence.
     pub fn states(&self) -> Vec<StateSpec> {
         self.arguments.states()
+    }
+
+    /// Activations of a row, live at once, beside those of [`Self::config`] and [`Self::states`].
+    pub(crate) fn more_activations(&self) -> usize {
+        self.arguments.more_activations()
     }
 
     /// Names the tensors of a checkpoint as the list of weights does, and checks the configuration against their shapes.

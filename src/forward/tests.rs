@@ -245,6 +245,88 @@ fn windows_follow_each_family_s_rule() {
 }
 
 #[test]
+fn gemma4_s_layers_keep_what_their_types_say() {
+    let architecture = |fields: Value| {
+        let config = with(tiny("gemma4_text"), fields).to_string();
+        Architecture::parse(Path::new("config.json"), config.as_bytes()).unwrap()
+    };
+    let states = |fields: Value| architecture(fields).states();
+    let kv = |heads, dim, window| StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window };
+    // Five with a window to each without, which the last never has.
+    let sliding = kv(2, 4, Some(512));
+    assert_eq!(states(json!({})), [sliding, sliding, sliding, kv(2, 512, None)]);
+    let types = json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+        "sliding_window": 7, "global_head_dim": 8, "num_global_key_value_heads": 1});
+    let (sliding, full) = (kv(2, 4, Some(7)), kv(2, 8, None));
+    assert_eq!(states(types.clone()), [sliding, full, sliding, full]);
+    let shared = with(types.clone(), json!({"num_kv_shared_layers": 2}));
+    assert_eq!(states(shared), [sliding, full, StateSpec::SharedWith(0), StateSpec::SharedWith(1)]);
+    let full = kv(1, 8, None);
+    let keys = with(types.clone(), json!({"attention_k_eq_v": true}));
+    assert_eq!(states(keys.clone()), [sliding, full, sliding, full]);
+    let own = json!({"head_dim": 6, "num_key_value_heads": 1});
+    let each = with(keys.clone(), json!({"per_layer_config": {"1": own, "3": own}}));
+    let full = kv(1, 6, None);
+    assert_eq!(states(each), [sliding, full, sliding, full]);
+
+    let values = |fields: Value| {
+        let list = architecture(fields).weights();
+        let has = |layer: usize| list.get(&format!("model.layers.{layer}.self_attn.v_proj")).is_some();
+        [0, 1, 2, 3].map(has)
+    };
+    assert_eq!(values(keys), [true, false, true, false]);
+    assert_eq!(values(with(types, json!({"num_kv_shared_layers": 1}))), [true, true, true, false]);
+
+    let list = architecture(json!({})).weights();
+    assert!(list.is_of_table("model.embed_tokens_per_layer.weight"));
+    assert!(!list.is_of_table("model.embed_tokens.weight"));
+    let none = architecture(json!({"hidden_size_per_layer_input": null})).weights();
+    assert!(none.get("model.embed_tokens_per_layer").is_none());
+
+    let config = resolve("gemma4_text", json!({}));
+    let scaling = RopeScaling::Proportional { turning: 64, factor: 1.0 };
+    assert_eq!(config.rope, Rope { theta: 1e6, dims: 512, scaling });
+    assert_eq!(config.local_rope, Some(Rope { theta: 1e4, dims: 4, scaling: RopeScaling::None }));
+    let frequencies = config.rope.frequencies(1).inv_freq;
+    assert_eq!(frequencies.iter().position(|&f| f == 0.0), Some(64));
+    assert!(frequencies[0] == 1.0 && frequencies[64..].iter().all(|&f| f == 0.0));
+}
+
+#[test]
+fn what_gemma4_has_no_form_for_is_refused() {
+    let refused = |fields: Value, expected: &str| refused_in("gemma4_text", fields, expected);
+    let each = |layers: Value| json!({ "per_layer_config": layers });
+    refused(each(json!({"9": {}})), "per_layer_config.9 is there, expected the number of a layer, below 4");
+    refused(
+        each(json!({"1": {"head_dim": 8}})),
+        "per_layer_config.1 is 2 heads of 8, expected 2 heads of 4, as others of its type have",
+    );
+    refused(
+        each(json!({"3": {"sliding_window": 3}})),
+        "per_layer_config.3.sliding_window is there, expected",
+    );
+    refused(
+        json!({"num_kv_shared_layers": 1}),
+        "num_kv_shared_layers is 1, expected a layer of each type before these",
+    );
+    refused(json!({"num_kv_shared_layers": 4}), "num_kv_shared_layers is 4, expected an integer from 0 to 3");
+    refused(
+        json!({"use_bidirectional_attention": "all"}),
+        "use_bidirectional_attention is \"all\", expected null or \"vision\"",
+    );
+    refused(json!({"global_head_dim": 7}), "global_head_dim is 7, expected an even number");
+    refused(
+        json!({"num_global_key_value_heads": 3, "attention_k_eq_v": true}),
+        "num_global_key_value_heads is 3, expected a divisor of num_attention_heads, 4",
+    );
+    refused(
+        json!({"vocab_size_per_layer_input": 31}),
+        "vocab_size_per_layer_input is 31, expected at least vocab_size, 32",
+    );
+    refused(json!({"enable_moe_block": true}), "num_experts is missing, expected an integer from 1");
+}
+
+#[test]
 fn both_generations_of_transformers_resolve_alike() {
     let scaling = json!({"type": "linear", "factor": 2.0});
     let v4 = resolve(

@@ -4,6 +4,7 @@ use super::{LoadOptions, ModelFiles};
 use crate::backend::LlmBackendKind;
 use crate::backend::cpu::kernels::quant::PackedMatrix;
 use crate::backend::kv::{KvType, MLX_GROWTH};
+use crate::backend::ops::StateSpec;
 use crate::backend::select::MemoryNeed;
 use crate::engine::EngineOptions;
 use crate::tensor::DType;
@@ -78,12 +79,14 @@ impl ModelFiles {
     }
 
     fn weight_memory(&self, setting: MemorySetting) -> u64 {
+        let list = self.architecture.weights();
         let bytes = |tensor: &Stored| match setting.backend {
             LlmBackendKind::Cpu => on_cpu(tensor),
+            // A table stays where its file has it.
+            LlmBackendKind::Mlx if list.is_of_table(&tensor.name) => 0,
             LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
         };
         // What the forward pass has no use for, the part that sees pictures say, stays in its file.
-        let list = self.architecture.weights();
         let listed = |tensor: &&Stored| list.of_tensor(&tensor.name).is_some();
         self.tensors().iter().filter(listed).map(bytes).fold(0, u64::saturating_add)
     }
@@ -100,12 +103,20 @@ impl ModelFiles {
         let rows = EngineOptions::default().step_tokens.min(setting.context.max(1)) as u64;
         // Queries and what attention gives, of latent attention.
         let latent = config.latent.map_or(0, |of| config.num_attention_heads * (2 * of.rank + of.rope_dim));
+        let heads = config.num_attention_heads;
+        let attention = |state: &StateSpec| match *state {
+            StateSpec::Kv { heads: of_kv, k_dim, v_dim, .. } => (heads + of_kv) * (k_dim + v_dim),
+            StateSpec::Latent { .. } => 2 * (heads + config.num_key_value_heads) * config.head_dim,
+            StateSpec::SharedWith(_) => 0,
+        };
+        let attention = self.architecture.states().iter().map(attention).max().unwrap_or(0);
         // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
         let width = 4 * config.hidden_size
-            + 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+            + attention
             + 3 * config.intermediate_size
             + 3 * config.mixer_width
-            + latent;
+            + latent
+            + self.architecture.more_activations();
         // Of each expert that a row goes to: its row, gate and up, and what it gives.
         let experts = config.experts.map_or(0, |of| of.used * (2 * of.inner + 2 * config.hidden_size));
         let activations = 4 * (rows * (width + experts) as u64 + 2 * config.vocab_size as u64);
@@ -131,18 +142,22 @@ impl ModelFiles {
         windows.sort_unstable();
         windows.dedup();
         let masks = pairs.saturating_mul(windows.len().max(1) as u64);
+        let other =
+            |state: &StateSpec| matches!(state, StateSpec::Kv { k_dim, .. } if !FUSED.contains(k_dim));
         let composed = config.attn_logit_softcapping.is_some()
             || setting.kv_type.bits().is_some()
             || config.latent.is_some()
-            || !FUSED.contains(&config.head_dim);
+            || self.architecture.states().iter().any(other);
         let scores = if composed { 2 * 4 * config.num_attention_heads as u64 } else { 0 };
         masks.saturating_add(pairs.saturating_mul(scores))
     }
 
     /// The largest matrix in `f32`: MLX widens a half matrix for each product with activations of another type.
     fn widened(&self, setting: MemorySetting) -> u64 {
+        let list = self.architecture.weights();
         let others = self.checkpoint.tensors().filter(|tensor| {
             tensor.shape().len() == 2
+                && !list.is_of_table(tensor.name())
                 && tensor.dtype().is_some_and(|dtype| dtype != DType::F32 && dtype != setting.dtype)
         });
         let elements = |bytes: usize| (bytes / DType::F16.size()) as u64;
@@ -199,6 +214,15 @@ mod tests {
         // MLX has them as the file does; the CPU in panels of 16 rows, whole cache lines each.
         assert_eq!(mlx.weights, files.checkpoint.total_bytes());
         assert!(cpu.weights >= mlx.weights && cpu.weights < mlx.weights * 5 / 4, "{cpu} {mlx}");
+    }
+
+    #[test]
+    fn a_table_of_which_rows_are_looked_up_is_never_uploaded() {
+        let files = files("models/gemma4-shared");
+        let [cpu, mlx] = [LlmBackendKind::Cpu, LlmBackendKind::Mlx]
+            .map(|kind| need(&files, kind, LoadOptions::default()).weights);
+        let table = files.checkpoint.find("model.embed_tokens_per_layer.weight").unwrap();
+        assert_eq!(cpu - mlx, table.bytes() as u64);
     }
 
     #[test]

@@ -147,6 +147,8 @@ fn flips(head_dim: usize, a: &[[CodeRows; 2]], b: &[[CodeRows; 2]]) -> Flips {
         flips.codes += a.codes.len();
         let same = |group: usize| (a.scales[group], a.biases[group]) == (b.scales[group], b.biases[group]);
         let groups = head_dim.div_ceil(GROUP);
+        // Of layers whose heads are others, which have one group here, too.
+        let head_dim = if groups == 1 { a.codes.len() / a.scales.len().max(1) } else { head_dim };
         let pairs = a.codes.iter().zip(&b.codes).enumerate();
         for (at, (a, b)) in pairs.filter(|(_, (a, b))| a != b) {
             flips.different += 1;
