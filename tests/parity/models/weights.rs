@@ -92,6 +92,26 @@ fn what_is_counted_beforehand_is_what_is_uploaded() {
     }
 }
 
+/// Of the embeddings for each layer MLX is given the rows of a step's tokens.
+#[test]
+fn a_table_of_which_rows_are_looked_up_is_never_uploaded() {
+    let path = root().join("tests/fixtures/models/gemma4-shared");
+    let files = ModelFiles::open(&path).unwrap();
+    let setting = files.memory_setting(LlmBackendKind::Mlx, &LoadOptions::default());
+    let counted = files.memory_need(setting).weights;
+    let mut tensors = files.checkpoint.tensors();
+    let table = tensors.find(|tensor| tensor.name() == "model.embed_tokens_per_layer.weight").unwrap();
+    let table = table.bytes() as u64;
+    let model = load(&path, options(LlmBackendKind::Mlx));
+    generate(&model, 3, 20);
+    let held = cache(&model).2 as u64;
+    // Norms without weights are there, which no file holds.
+    assert!(
+        held > counted / 2 && held < counted + table,
+        "{counted} counted, {held} held, {table} of the table"
+    );
+}
+
 #[test]
 fn dropping_the_model_frees_its_arrays_and_its_host_bytes() {
     let path = root().join("tests/fixtures/models/llama-bias");
