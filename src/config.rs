@@ -382,6 +382,11 @@ impl Config {
         self.heads_by_layer.get(layer).copied().unwrap_or(self.num_attention_heads)
     }
 
+    /// Heads of queries of the layer that has most.
+    pub fn most_heads(&self) -> usize {
+        self.heads_by_layer.iter().copied().max().unwrap_or(self.num_attention_heads)
+    }
+
     /// What attention scores of layer `layer` are multiplied by.
     pub fn attention_scale(&self, layer: usize) -> f32 {
         let root = || self.query_pre_attn_scalar.unwrap_or(self.head_dim as f32).powf(-0.5);

@@ -218,7 +218,7 @@ fn shared_pages_give_the_bits_of_a_prompt_computed_anew() {
                             for start in (0..len).step_by(chunk) {
                                 step(&mut of, start, &all[start..(start + chunk).min(len)]);
                             }
-                            runtime.snapshot(&of).unwrap()
+                            runtime.snapshot(&of).unwrap().unwrap()
                         });
                         let mut state =
                             runtime.restore(PROMPT, &all[..len], pages, snapshot.as_ref()).unwrap();

@@ -13,7 +13,7 @@ use super::mlx::MlxPage;
 use super::ops::{Backend, Mark, Recurrent, State, StateLayout, held, held_behind};
 use super::recur::RecurrentState;
 use super::values::LayerState;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What the layers of a model keep of one sequence.
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl SequenceKv {
         Mark { len: self.len() }
     }
 
-    /// Goes back to a place that the sequence was at. Where a layer gave back what the next token would see, that layer forgets
-    /// everything, and the sequence has [no token](Self::len) then.
+    /// Goes back to a place that the sequence was at. Where a layer gave back what the next token would see, or is recurrent and more than
+    /// a step further, that layer forgets everything, and the sequence has [no token](Self::len) then.
     pub fn rollback(&mut self, to: Mark) {
         self.truncate(to.len);
     }
@@ -83,7 +83,7 @@ impl SequenceKv {
         self.layers.iter_mut().for_each(State::give_back);
     }
 
-    /// Forgets the tokens from `len` on; [`Self::rollback`] to any place.
+    /// Forgets the tokens from `len` on, as [`Self::rollback`].
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
         self.recurrent.iter_mut().for_each(|state| state.truncate(len));
@@ -211,7 +211,7 @@ impl LlmBackendDispatch {
             of.map(bytes).sum::<usize>() as u64
         };
         let own = layout.own();
-        let fixed = layout.recurrent().iter().map(|shape| 2 * shape.bytes()).sum();
+        let fixed = layout.recurrent().iter().map(|shape| 2 * shape.bytes_on(self.kind())).sum();
         match self {
             Self::Cpu { .. } => KvCost {
                 token: sum(&mut own.iter().filter(|(_, window)| window.is_none())),
@@ -272,13 +272,17 @@ impl LlmBackendDispatch {
         }
     }
 
-    /// What the recurrent layers of a sequence keep.
+    /// What the recurrent layers of a sequence keep; none once MLX was given up.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub(crate) fn recurrent_snapshot(&self, kv: &SequenceKv) -> Result<KvPage> {
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); an evaluation that fails.
+    pub(crate) fn recurrent_snapshot(&self, kv: &SequenceKv) -> Result<Option<KvPage>> {
+        if matches!(self, Self::Mlx { on_cpu, .. } if on_cpu.get()) {
+            return Ok(None);
+        }
+        self.evaluate(&[], &[], &kv.recurrent.iter().collect::<Vec<_>>(), true)?;
         let copies = kv.recurrent.iter().map(RecurrentState::copy).collect::<Result<Rc<[_]>>>()?;
-        Ok(KvPage(Layers::Recurrent(copies)))
+        Ok(Some(KvPage(Layers::Recurrent(copies))))
     }
 
     /// A sequence of the first `len` tokens of `pages`, which are as many as that takes, and of the `snapshot` behind them. Layers with a window begin with the first
@@ -297,7 +301,8 @@ impl LlmBackendDispatch {
             Some(Layers::Recurrent(states)) => {
                 states.iter().map(RecurrentState::copy).collect::<Result<_>>()?
             }
-            _ => layout.recurrent().iter().map(|shape| self.recurrent(shape)).collect::<Vec<_>>(),
+            _ if layout.recurrent().is_empty() => Vec::new(),
+            _ => return Err(Error::shape("restore", "what recurrent layers keep is not there")),
         };
         let Self::Mlx { mlx, .. } = self else {
             let first = pages.iter().rposition(|(_, pane)| pane.is_none()).map_or(0, |gone| gone + 1);

@@ -3,12 +3,9 @@
 //! A step reads what was there and writes what comes in a second buffer: so it can be taken back, and a step that fails has changed
 //! nothing. Matrices lie in panels of [`PANEL`] columns, each of which a thread advances by itself.
 
-use super::ops::{Recurrent, RecurrentShape};
+use super::ops::{PANEL, Recurrent, RecurrentShape};
 use crate::alloc;
 use crate::error::{Error, Result};
-
-/// Columns of a panel: 4 registers of AVX-512, and 32 KiB of a matrix of 128 rows.
-pub const PANEL: usize = 64;
 
 const WHAT: &str = "the states of recurrent layers";
 

@@ -217,8 +217,12 @@ impl Memory {
             lease.own = needed.saturating_sub(self.shared_of(pages, lease.panes().len()));
             nodes.iter().for_each(|&node| self.tree.hold(node));
             nodes[found.first..].iter().for_each(|&node| self.tree.hold_pane(node));
-            let state =
-                if self.make_room(lease.own) { self.start(runtime, prompt, tokens, &found) } else { None };
+            // Nobody holds a snapshot: room may be made of the one in the tree.
+            let snapshot = nodes.last().and_then(|&last| self.tree.snapshot(last).cloned());
+            let state = match self.make_room(lease.own) {
+                true => self.start(runtime, prompt, tokens, &found, snapshot.as_ref()),
+                false => None,
+            };
             let (held, held_panes) =
                 if state.is_some() { (pages, pages.max(found.first)) } else { (0, found.first) };
             nodes[held_panes..].iter().for_each(|&node| self.tree.let_go_pane(node));
@@ -241,6 +245,7 @@ impl Memory {
         prompt: usize,
         tokens: &[u32],
         found: &Found,
+        snapshot: Option<&KvPage>,
     ) -> Option<SequenceState> {
         let len = found.whole.len() * PAGE + found.part.map_or(0, |(_, len)| len);
         if len == 0 {
@@ -251,7 +256,6 @@ impl Memory {
             Some((self.tree.page(node)?.clone(), pane.cloned()))
         };
         let pages: Vec<PageAndPane> = found.nodes().enumerate().filter_map(page).collect();
-        let snapshot = found.nodes().last().and_then(|last| self.tree.snapshot(last));
         match runtime.restore(prompt, &tokens[..len], &pages, snapshot) {
             Ok(state) => Some(state),
             Err(error) => {
@@ -371,13 +375,6 @@ impl Memory {
                 self.tree.set_pane(node, pane, cost.of_pane());
             }
         }
-        if matches!(how, Keep::Part | Keep::Last)
-            && cost.fixed > 0
-            && path.len() == pages.len()
-            && let Some(&last) = path.last()
-        {
-            self.set_snapshot(runtime, state, last, tokens.len());
-        }
         let first = if how == Keep::Passed { path.len() } else { cost.first_seen(tokens.len()) };
         self.tree.touch(&path, first);
         if cost.shared {
@@ -409,6 +406,14 @@ impl Memory {
                 }
             }
         }
+        if matches!(how, Keep::Part | Keep::Last)
+            && cost.fixed > 0
+            && path.len() == pages.len()
+            && let Some(&last) = path.last()
+        {
+            // Once the pages count for the tree alone.
+            self.set_snapshot(runtime, state, last, tokens.len());
+        }
         path.into_iter().for_each(|node| self.tree.let_go(node));
         state.history = history;
         debug_assert!(self.tree_charge() + self.reserved <= self.budget.bytes);
@@ -435,7 +440,8 @@ impl Memory {
             return;
         }
         match runtime.snapshot(state) {
-            Ok(snapshot) => self.tree.set_snapshot(node, snapshot, bytes),
+            Ok(Some(snapshot)) => self.tree.set_snapshot(node, snapshot, bytes),
+            Ok(None) => {}
             Err(error) => tracing::warn!(%error, "a state cannot be kept for other sequences"),
         }
     }

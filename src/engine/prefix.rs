@@ -145,7 +145,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
             let Some((child, common)) = self.nearest(at, rest) else { break };
             if self.recurrent && common < self.node(child).tokens.len() {
                 // Not all of its tokens: but there may be a page of as few as are common.
-                if let Some(short) = (1..=common).rev().find_map(|len| self.exact(at, &rest[..len])) {
+                if let Some(short) = self.shorter(at, &rest[..common]) {
                     path.push(short);
                     len += self.node(short).tokens.len();
                 }
@@ -173,7 +173,10 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
                     break;
                 }
                 path.pop();
-                len = path.len() * self.page;
+                let Node { parent, tokens, .. } = self.node(last);
+                let shorter = parent.and_then(|parent| self.shorter(parent, &tokens[..tokens.len() - 1]));
+                len = path.len() * self.page + shorter.map_or(0, |short| self.node(short).tokens.len());
+                path.extend(shorter);
             }
             if self.recurrent && path.is_empty() {
                 return Found::default();
@@ -202,6 +205,13 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     /// The page after `parent` of these tokens and no more; with no parent, the first one.
     pub fn whole_child(&self, key: &K, parent: Option<NodeId>, tokens: &[u32]) -> Option<NodeId> {
         self.exact(parent.or_else(|| self.root(key))?, tokens)
+    }
+
+    /// The longest page after `parent` that holds a beginning of `tokens` and no more, and has a snapshot.
+    fn shorter(&self, parent: NodeId, tokens: &[u32]) -> Option<NodeId> {
+        let of =
+            |len: usize| self.exact(parent, &tokens[..len]).filter(|&node| self.snapshot(node).is_some());
+        (1..=tokens.len()).rev().find_map(of)
     }
 
     /// The child of these tokens and no more.

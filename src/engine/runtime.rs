@@ -118,11 +118,11 @@ impl Runtime {
         self.dispatch.snapshot(&state.kv, range)
     }
 
-    /// What the recurrent layers of a sequence keep, for others that begin with its tokens.
+    /// What the recurrent layers of a sequence keep, for others that begin with its tokens. None once MLX was given up.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn snapshot(&self, state: &SequenceState) -> Result<KvPage> {
+    /// [`Error::OutOfMemory`]; an evaluation that fails.
+    pub fn snapshot(&self, state: &SequenceState) -> Result<Option<KvPage>> {
         self.dispatch.recurrent_snapshot(&state.kv)
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct Waiting {
     pub tokens: usize,
     /// How many of these come before the first one whose logits count as scored.
     pub unscored: usize,
+    /// How many of these a step takes at most, at least one.
+    pub most: usize,
 }
 
 /// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
@@ -30,8 +32,12 @@ pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting]) 
         others.sort_by_key(|&i| waiting[i].tokens);
     }
     for i in decoding.into_iter().chain(prompts) {
-        let Waiting { tokens, unscored, .. } = waiting[i];
-        taken[i] = tokens.min(options.prefill_chunk.max(1)).min(budget).min(unscored.saturating_add(scored));
+        let Waiting { tokens, unscored, most, .. } = waiting[i];
+        taken[i] = tokens
+            .min(most.max(1))
+            .min(options.prefill_chunk.max(1))
+            .min(budget)
+            .min(unscored.saturating_add(scored));
         budget -= taken[i];
         scored -= taken[i].saturating_sub(unscored);
     }
@@ -46,7 +52,7 @@ mod tests {
     fn planned(step_tokens: usize, prefill_chunk: usize, waiting: &[usize]) -> Vec<(usize, usize)> {
         let options = EngineOptions { step_tokens, prefill_chunk, ..EngineOptions::default() };
         let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-            .map(|(sequence, &tokens)| Waiting { sequence, tokens, unscored: usize::MAX })
+            .map(|(sequence, &tokens)| Waiting { sequence, tokens, unscored: usize::MAX, most: usize::MAX })
             .collect();
         plan(&options, 1, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
     }
@@ -56,7 +62,12 @@ mod tests {
         let options = EngineOptions { step_tokens: 100, prefill_chunk: 50, ..EngineOptions::default() };
         let planned = |waiting: &[(usize, usize)]| -> Vec<(usize, usize)> {
             let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-                .map(|(sequence, &(tokens, unscored))| Waiting { sequence, tokens, unscored })
+                .map(|(sequence, &(tokens, unscored))| Waiting {
+                    sequence,
+                    tokens,
+                    unscored,
+                    most: usize::MAX,
+                })
                 .collect();
             plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
         };

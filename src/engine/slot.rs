@@ -87,13 +87,15 @@ impl Slot {
     /// Tokens that the next steps are to compute.
     pub fn waiting(&self) -> usize {
         match self.phase {
-            Phase::Prefill | Phase::Apart | Phase::Decode => {
-                let cached = self.cached();
-                let stop = self.stops.iter().copied().find(|&stop| stop > cached);
-                stop.unwrap_or(usize::MAX).min(self.sequence.goal()) - cached
-            }
+            Phase::Prefill | Phase::Apart | Phase::Decode => self.sequence.goal() - self.cached(),
             Phase::Held(_) | Phase::Ended { .. } => 0,
         }
+    }
+
+    /// How many of them come before the next place where a step is to end.
+    pub fn before_stop(&self) -> usize {
+        let cached = self.cached();
+        self.stops.iter().find(|&&stop| stop > cached).map_or(usize::MAX, |stop| stop - cached)
     }
 
     /// Whether it is where a copy of what its recurrent layers keep is to be kept.

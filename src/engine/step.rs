@@ -33,7 +33,12 @@ pub(super) fn planned(options: &EngineOptions, slots: &[Slot], vocab: usize) -> 
         .map(|(sequence, slot)| {
             let takes_part = apart.is_none_or(|apart| apart == sequence);
             let tokens = if takes_part { slot.waiting() } else { 0 };
-            Waiting { sequence, tokens, unscored: slot.sequence.unscored(slot.cached()) }
+            Waiting {
+                sequence,
+                tokens,
+                unscored: slot.sequence.unscored(slot.cached()),
+                most: slot.before_stop(),
+            }
         })
         .collect();
     let scored = (SCORED_BYTES / (size_of::<f32>() * vocab.max(1))).max(1);

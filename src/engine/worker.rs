@@ -358,7 +358,12 @@ impl Worker {
     /// Takes what `runs` wrote out of the caches.
     fn forget(&mut self, runs: &[Run]) {
         for run in runs {
-            self.slots[run.sequence].state.kv.truncate(run.start);
+            let slot = &mut self.slots[run.sequence];
+            slot.state.kv.truncate(run.start);
+            // A recurrent state that moved between backends within the step goes back to its beginning alone.
+            if slot.state.kv.len() != run.start {
+                slot.restart(&self.runtime, &mut self.memory);
+            }
         }
     }
 

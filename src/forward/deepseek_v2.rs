@@ -28,17 +28,15 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         "group_limited_greedy" => Some(1),
         other => return Err(fields.error("topk_method", quote(other), "greedy or group_limited_greedy")),
     };
-    let groups = match best {
-        Some(best) => glm4_moe::groups(fields, [sparse.size.count, sparse.size.used], [1, 1], best)?,
-        None => None,
+    // llama.cpp rates groups by their two best, and divides weights by their sum, where a file says so.
+    let as_llama_cpp = fields.flag(latent::LLAMA_CPP)?.unwrap_or(false);
+    let sparse = match best.filter(|_| !as_llama_cpp).or(as_llama_cpp.then_some(2)) {
+        Some(best) => glm4_moe::grouped(fields, sparse, [1, 1], best)?,
+        None => sparse,
     };
-    let (groups, normalise) = match fields.flag(latent::LLAMA_CPP)?.unwrap_or(false) {
-        // llama.cpp rates groups by their two best, and divides weights by their sum, where a file says so.
-        true => (sparse.routing.groups, sparse.routing.normalise),
-        // `norm_topk_prob` is not read.
-        false => (groups, None),
-    };
-    let routing = Router { scores: Scores::Softmax, groups, normalise, ..sparse.routing };
+    // `norm_topk_prob` is not read elsewhere.
+    let normalise = sparse.routing.normalise.filter(|_| as_llama_cpp);
+    let routing = Router { scores: Scores::Softmax, normalise, ..sparse.routing };
     let sparse = Sparse { bias: None, routing, ..sparse };
     Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
 }

@@ -24,8 +24,8 @@ pub(super) fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<d
     latent::read(fields, &mut config, [1536, 512], [128, 128])?;
     latent::interleave(fields, &mut config)?;
     let sparse = glm4_moe::described(fields, &config, [Some(256), Some(8), Some(1), Some(3)], true)?;
-    let groups = glm4_moe::groups(fields, [sparse.size.count, sparse.size.used], [8, 4], 2)?;
+    let sparse = glm4_moe::grouped(fields, sparse, [8, 4], 2)?;
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(2.5) as f32;
-    let sparse = Sparse { routing: Router { groups, scale, ..sparse.routing }, ..sparse };
+    let sparse = Sparse { routing: Router { scale, ..sparse.routing }, ..sparse };
     Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
 }

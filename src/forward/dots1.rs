@@ -26,6 +26,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     let window = sliding_window(fields, Some(4096))?;
     config.set_windows(fields, window, |layer| layer >= first)?;
     let sparse = glm4_moe::described(fields, &config, [None, None, None, Some(0)], false)?;
+    let sparse = glm4_moe::grouped(fields, sparse, [1, 1], 2)?;
     let sparse = Sparse { names: ExpertNames { stacks: "mlp.experts", ..ExpertNames::PLAIN }, ..sparse };
     Dense { sparse: Some(sparse), ..qwen3::described(config) }.boxed()
 }

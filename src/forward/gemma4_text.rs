@@ -245,7 +245,7 @@ fn matrix([name, gguf]: [String; 2], rows: Dim, columns: Dim, bias: bool) -> Mod
         columns: Some(columns),
         bias,
         form: Form::Plain,
-        gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: None }),
+        gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() }),
         stacked: Vec::new(),
     }
 }

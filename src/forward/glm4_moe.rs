@@ -48,6 +48,7 @@ pub(super) const EXPERTS: GgufExperts = GgufExperts {
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     let normed = fields.flag("use_qk_norm")?.unwrap_or(false);
     let sparse = described(fields, &config, [Some(128), Some(8), Some(1), Some(1)], true)?;
+    let sparse = grouped(fields, sparse, [1, 1], 2)?;
     Dense {
         mlp_norm: Some(("post_attention_layernorm", "post_attention_norm")),
         head_norms: normed.then_some(qwen3::HEAD_NORMS),
@@ -78,7 +79,7 @@ pub(super) fn own_layers(members: &mut Members<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Experts that a sigmoid and a bias choose, in groups, behind dense layers, with one or more that every token goes to. `absent` is
+/// Experts that a sigmoid and a bias choose, behind dense layers, with one or more that every token goes to. `absent` is
 /// what the absence of their number, of those that a token goes to, of shared ones and of dense layers means, and `normalise` of
 /// `norm_topk_prob`.
 pub(super) fn described(
@@ -100,13 +101,7 @@ pub(super) fn described(
     };
     let normalise = fields.flag("norm_topk_prob")?.unwrap_or(normalise).then_some(1e-20);
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(1.0) as f32;
-    let routing = Router {
-        scores: Scores::Sigmoid,
-        groups: groups(fields, [size.count, size.used], [1, 1], 2)?,
-        normalise,
-        scale,
-        ..softmax.routing
-    };
+    let routing = Router { scores: Scores::Sigmoid, normalise, scale, ..softmax.routing };
     Ok(Sparse {
         layers: (0..layers).map(|layer| layer >= first).collect(),
         bias: Some(("mlp.gate.e_score_correction_bias", "exp_probs_b")),
@@ -122,9 +117,20 @@ pub(super) fn described(
     })
 }
 
+/// The same chosen from groups, as [`groups`] has them.
+pub(super) fn grouped(
+    fields: &Fields<'_>,
+    sparse: Sparse,
+    absent: [usize; 2],
+    best: usize,
+) -> Result<Sparse> {
+    let groups = groups(fields, [sparse.size.count, sparse.size.used], absent, best)?;
+    Ok(Sparse { routing: Router { groups, ..sparse.routing }, ..sparse })
+}
+
 /// Groups of experts, of which a token goes to `each`, that are rated by the sum of their `best`; `absent` is what the absence of
 /// their number, and of those that may be chosen from, means.
-pub(super) fn groups(
+fn groups(
     fields: &Fields<'_>,
     [experts, each]: [usize; 2],
     absent: [usize; 2],
@@ -135,8 +141,8 @@ pub(super) fn groups(
     if count == 1 {
         return Ok(None);
     }
-    if !experts.is_multiple_of(count) || experts / count < 2 {
-        let expected = format!("groups of two or more that make up {experts} experts");
+    if !experts.is_multiple_of(count) || experts / count < best {
+        let expected = format!("groups of {best} or more that make up {experts} experts");
         return Err(fields.error("n_group", count, expected));
     }
     if used > count {

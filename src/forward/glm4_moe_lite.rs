@@ -22,6 +22,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     latent::read(fields, &mut config, [768, 512], [192, 256])?;
     latent::interleave(fields, &mut config)?;
     let sparse = glm4_moe::described(fields, &config, [Some(64), Some(4), Some(1), Some(1)], true)?;
+    let sparse = glm4_moe::grouped(fields, sparse, [1, 1], 2)?;
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(1.8) as f32;
     let layers = match mlp_layer_types(fields, config.num_hidden_layers)? {
         Some(layers) => layers,

@@ -123,7 +123,7 @@ fn matrix([name, gguf]: [String; 2], rows: Dim, columns: Dim) -> ModuleSpec {
         columns: Some(columns),
         bias: false,
         form: Form::Plain,
-        gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: None }),
+        gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() }),
         stacked: Vec::new(),
     }
 }

@@ -46,6 +46,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         Some(params) => config.query_scaling = ministral3::query_scaling(&params, &config.rope)?,
     }
     let sparse = glm4_moe::described(fields, &config, [Some(128), Some(4), Some(1), Some(0)], true)?;
+    let sparse = glm4_moe::grouped(fields, sparse, [1, 1], 2)?;
     let routing = Router { scores: Scores::Softmax, ..sparse.routing };
     let sparse = Sparse { bias: None, routing, ..sparse };
     Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()

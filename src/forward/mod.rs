@@ -146,7 +146,7 @@ pub(crate) static FAMILIES: [&Family; 52] = [
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 8] = [
+const WHOLES: [(&str, &str); 10] = [
     ("gemma3", "gemma3_text"),
     ("gemma4", "gemma4_text"),
     ("gemma4_unified", "gemma4_unified_text"),

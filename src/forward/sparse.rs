@@ -242,7 +242,7 @@ impl Sparse {
                 columns: None,
                 bias: false,
                 form: Form::Plain,
-                gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: None }),
+                gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: Vec::new() }),
             });
         }
         let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {

@@ -103,11 +103,12 @@ impl ModelFiles {
         let rows = EngineOptions::default().step_tokens.min(setting.context.max(1)) as u64;
         // Queries and what attention gives, of latent attention.
         let latent = config.latent.map_or(0, |of| config.num_attention_heads * (2 * of.rank + of.rope_dim));
-        let heads = config.num_attention_heads;
+        let heads = config.most_heads();
         let attention = |state: &StateSpec| match *state {
             StateSpec::Kv { heads: of_kv, k_dim, v_dim, .. } => (heads + of_kv) * (k_dim + v_dim),
             StateSpec::Latent { .. } => 2 * (heads + config.num_key_value_heads) * config.head_dim,
-            StateSpec::SharedWith(_) => 0,
+            // A recurrent layer's own is below.
+            StateSpec::Recurrent(_) | StateSpec::SharedWith(_) => 0,
         };
         let attention = self.architecture.states().iter().map(attention).max().unwrap_or(0);
         // Live at once: the residual stream, its norm, Q, K, V, the attention's output, and the feed-forward's three.
@@ -148,7 +149,7 @@ impl ModelFiles {
             || setting.kv_type.bits().is_some()
             || config.latent.is_some()
             || self.architecture.states().iter().any(other);
-        let scores = if composed { 2 * 4 * config.num_attention_heads as u64 } else { 0 };
+        let scores = if composed { 2 * 4 * config.most_heads() as u64 } else { 0 };
         masks.saturating_add(pairs.saturating_mul(scores))
     }
 

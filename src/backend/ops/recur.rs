@@ -5,8 +5,12 @@ use std::fmt;
 use smallvec::{SmallVec, smallvec};
 
 use super::{OpKind, Operands, Run, TensorOperand, VectorOperand};
+use crate::backend::kind::LlmBackendKind;
 use crate::config::Activation;
 use crate::error::{Error, Result};
+
+/// Columns of a panel of a matrix on the CPU: 4 registers of AVX-512, and 32 KiB of a matrix of 128 rows.
+pub const PANEL: usize = 64;
 
 /// What a recurrent layer keeps of a sequence, however long that is: the last rows that a convolution sees, and matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +28,13 @@ pub struct RecurrentShape {
 }
 
 impl RecurrentShape {
-    /// Bytes of it, in `f32`.
-    pub const fn bytes(&self) -> u64 {
-        let elements = self.taps * self.channels + self.heads * self.rows * self.columns;
+    /// Bytes of it on `backend`, in `f32`: the CPU keeps whole panels of columns.
+    pub const fn bytes_on(&self, backend: LlmBackendKind) -> u64 {
+        let columns = match backend {
+            LlmBackendKind::Cpu => self.columns.next_multiple_of(PANEL),
+            LlmBackendKind::Mlx => self.columns,
+        };
+        let elements = self.taps * self.channels + self.heads * self.rows * columns;
         (elements * size_of::<f32>()) as u64
     }
 }

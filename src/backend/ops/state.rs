@@ -60,7 +60,7 @@ impl StateSpec {
     pub fn bytes(&self, len: usize, step: usize, kind: KvType, backend: LlmBackendKind) -> u64 {
         if let Self::Recurrent(shape) = self {
             // What was there before the last step is kept, too.
-            return 2 * shape.bytes();
+            return 2 * shape.bytes_on(backend);
         }
         let Some((_, window)) = self.kv(kind) else { return 0 };
         let growth = match backend {
@@ -123,7 +123,11 @@ impl StateLayout {
                     recurrent.push(shape);
                     recurrent.len() - 1
                 }
-                (None, StateSpec::SharedWith(other)) if other < layer => of[other],
+                (None, StateSpec::SharedWith(other))
+                    if other < layer && !matches!(specs[other], StateSpec::Recurrent(_)) =>
+                {
+                    of[other]
+                }
                 (None, other) => {
                     let what = format!("layer {layer} is {other:?}, expected one before it");
                     return Err(Error::shape("states", what));

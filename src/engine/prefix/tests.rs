@@ -393,11 +393,14 @@ fn a_beginning_ends_where_there_is_a_snapshot() {
     // A page that goes on is beside the part of it, which stays for its snapshot, whatever comes then.
     let second = tree.insert((), Some(first), &text[4..8], "second", 10);
     assert_eq!((len(&tree, &text), tree.whole_child(&(), Some(first), &text[4..6])), (6, Some(part)));
+    // Nor does what goes on behind it hide it.
+    tree.insert((), Some(second), &text[8..], "third", 10);
+    assert_eq!(len(&tree, &text), 6);
     for other in [0, 9] {
         assert_eq!(len(&tree, &[1, 2, 3, 4, 5, 6, other, 8]), 6, "{other}");
     }
     tree.set_snapshot(second, "after 8", 3);
-    assert_eq!((len(&tree, &text), tree.bytes().all), (8, 39));
+    assert_eq!((len(&tree, &text), tree.bytes().all), (8, 49));
     assert_eq!(
         tree.find(&(), &text, 9).nodes().last().and_then(|node| tree.snapshot(node)),
         Some(&"after 8")
@@ -407,7 +410,7 @@ fn a_beginning_ends_where_there_is_a_snapshot() {
     tree.touch(&[first, part], 2);
     tree.touch(&[first, second], 2);
     assert!(tree.evict());
-    assert_eq!((tree.snapshot(part), tree.bytes().all, len(&tree, &text[..7])), (None, 36, 4));
+    assert_eq!((tree.snapshot(part), tree.bytes().all, len(&tree, &text[..7])), (None, 46, 4));
     while tree.evict() {}
     assert_eq!(tree.bytes(), TreeBytes::default());
 }

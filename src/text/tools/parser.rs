@@ -193,10 +193,12 @@ impl ToolParser {
                     self.state = State::Text { lead };
                     return;
                 }
-                // Nothing is looked for any more: a call would have been all of the text.
+                // Nothing is looked for any more: a call would have been all of the text. White space may be its end.
                 None => {
                     self.state = State::Text { lead };
-                    self.release();
+                    if !tail.is_empty() {
+                        self.release();
+                    }
                     return;
                 }
                 Some(_) => {}

@@ -6,7 +6,7 @@
 
 use crate::backend::cpu::isa::{Isa, Kernel, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
-use crate::backend::recurrent::PANEL;
+use crate::backend::ops::PANEL;
 
 /// Elements of a task of a convolution: some 4 µs of work.
 const TASK: usize = 16 * 1024;

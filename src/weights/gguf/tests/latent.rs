@@ -147,7 +147,11 @@ fn queries_grow_from_the_original_context_on() {
         let grow = |file: File| number(file, &format!("{arch}.attention.temperature_scale"), 0.25);
         let file = uint(grow(stretched(arch)), arch, "attention.temperature_length", 16);
         let scaling = read(&file).unwrap().config().query_scaling;
-        assert_eq!(scaling, Some(QueryScaling { beta: 0.25, floor: 16, offset: 0, unrotated: false }), "{arch}");
+        assert_eq!(
+            scaling,
+            Some(QueryScaling { beta: 0.25, floor: 16, offset: 0, unrotated: false }),
+            "{arch}"
+        );
         let refused = |file: &File, what: &str| {
             let error = read(file).unwrap_err().to_string();
             assert!(error.contains(&format!("m.gguf: {arch}.attention.{what}")), "{error}");
