@@ -13,7 +13,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
 
 /// Families that between them use every op.
-const MODELS: [&str; 8] = [
+const MODELS: [&str; 9] = [
     "llama-yarn",
     "phi-partial",
     "gemma2-caps",

@@ -342,7 +342,7 @@ fn attention(files: &ModelFiles) -> String {
         let what = if config.chunked { "chunks" } else { "a window" };
         let _ = write!(text, ", {what} of {window} tokens in {sliding} of {} layers", config.windows.len());
     }
-    let (mut others, mut shared) = (BTreeMap::<_, usize>::new(), 0);
+    let (mut others, mut shared, mut recurrent) = (BTreeMap::<_, usize>::new(), 0, 0);
     for state in files.architecture.states() {
         let own = (config.head_dim, config.num_key_value_heads);
         match state {
@@ -350,6 +350,7 @@ fn attention(files: &ModelFiles) -> String {
                 *others.entry((k_dim, heads)).or_default() += 1;
             }
             StateSpec::SharedWith(_) => shared += 1,
+            StateSpec::Recurrent(_) => recurrent += 1,
             StateSpec::Kv { .. } | StateSpec::Latent { .. } => {}
         }
     }
@@ -358,6 +359,16 @@ fn attention(files: &ModelFiles) -> String {
     }
     if shared > 0 {
         let _ = write!(text, ", keys and values of others in {shared}");
+    }
+    if let Some(latent) = &config.latent {
+        let _ = write!(text, ", of vectors of {} and {} that rotate", latent.rank, latent.rope_dim);
+    }
+    if recurrent > 0 {
+        let _ = write!(
+            text,
+            ", a state of fixed size in place of them in {recurrent} of {} layers",
+            config.windows.len()
+        );
     }
     text
 }

@@ -189,14 +189,6 @@ impl WeightList {
         self.of_tensor(tensor).is_some_and(|module| self.tables.contains(&module.name))
     }
 
-    /// What a directory calls a tensor that the list calls `tensor`: some vectors have the names of their modules.
-    pub fn in_directory<'a>(&self, tensor: &'a str) -> &'a str {
-        let Some(module) = tensor.strip_suffix(".weight") else { return tensor };
-        let is_bare =
-            |of: &ModuleSpec| of.columns.is_none() && of.stacked.iter().any(|(name, _)| name == module);
-        if self.get(module).is_some_and(is_bare) { module } else { tensor }
-    }
-
     /// The names of all modules.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().map(|module| &*module.name)
