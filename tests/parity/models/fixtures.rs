@@ -115,9 +115,13 @@ fn narrow_weights_on_the_cpu_agree_with_the_same_weights_widened() {
         let mut expected = Expected::load(&path);
         let Some(wide) = expected.logits_wide.take() else { continue };
         let wider = LoadOptions { kv_type: Some(KvType::F32), ..options(LlmBackendKind::Cpu) };
-        let gemma2 = load(&path, options(LlmBackendKind::Cpu)).info().config.model_type == "gemma2";
+        let family = load(&path, options(LlmBackendKind::Cpu)).info().config.model_type;
         let got = cached(&path, wider, &expected, 7);
-        let bound = if gemma2 { tolerance::GEMMA2_SCALE } else { tolerance::logits(DType::F32) };
+        let bound = match family {
+            "gemma2" => tolerance::GEMMA2_SCALE,
+            "gemma4_text" => tolerance::GEMMA4_SCALE,
+            _ => tolerance::logits(DType::F32),
+        };
         let (apart, _) = close(&path.display().to_string(), &got, &wide, bound);
         println!("{}: {apart:.2e} standard deviations", path.display());
         compared += 1;
