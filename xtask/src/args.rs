@@ -54,9 +54,11 @@ pub enum Task {
     },
     /// Make random weights of a real shape, for measuring speed and memory
     RandomModel {
-        /// llama-1b, qwen2.5-0.5b, smollm2-135m or tiny
+        /// llama-1b, qwen2.5-0.5b, smollm2-135m, qwen3.5-0.8b; cut to 8 layers, qwen3-30b-a3b-8, gpt-oss-20b-8 and glm-4.7-flash-8;
+        /// tiny, tiny-moe, tiny-gpt-oss, tiny-glm-flash and tiny-qwen3.5
         shape: String,
-        /// f32, f16, bf16, mlx4 or mlx8 (directories); gguf-f16, gguf-bf16, q4_0, q8_0 or q4_k_m (GGUF files)
+        /// f32, f16, bf16, mlx4 or mlx8, or mxfp4 of gpt-oss (directories); gguf-f16, gguf-bf16, q4_0, q8_0, q4_k_m or gguf-mxfp4
+        /// (GGUF files)
         #[arg(value_name = "TYPE")]
         kind: String,
         /// The directory or the file
