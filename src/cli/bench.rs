@@ -10,8 +10,10 @@ use backstop::ModelFiles;
 use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::{Activations, Isa, limits};
 use backstop::backend::kv::KvType;
+use backstop::config::LatentDims;
 use backstop::engine::Runtime;
 use backstop::quant::Format;
+use backstop::weights::Stored;
 use serde_json::{Value, json};
 
 use super::args::{BenchArgs, ModelArgs, SessionArgs};
@@ -68,14 +70,15 @@ fn context(args: &BenchArgs, most: usize) -> anyhow::Result<usize> {
 }
 
 /// What a token needs of the machine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct BenchWork {
-    /// Bytes of weights that every step reads, but for a row of the embedding for each token.
+    /// Bytes of weights that every step reads, in the form that the CPU's kernels have them in, but for a row of the embedding for
+    /// each token.
     weight_bytes: u64,
     /// Bytes of all experts, and the part of them that a token goes to.
     experts: (u64, f64),
-    /// Bytes of keys and values of one token.
-    kv_token_bytes: u64,
+    /// Of each layer, the bytes that it reads of each token's keys and values, and its window.
+    kv_layers: Vec<(u64, Option<usize>)>,
     /// Elements of the matrices that each token of a prompt is multiplied with: as floats, and as bytes.
     layer_elements: [u64; 2],
     /// Elements of the output head, which the last token alone is.
@@ -89,7 +92,7 @@ impl BenchWork {
         let part = config.experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
         let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
         let tables = ["model.embed_tokens_per_layer", "per_layer_token_embd"];
-        for tensor in files.tensors() {
+        for tensor in files.used_tensors() {
             // Of these, too, a row for each token.
             if tables.iter().any(|name| tensor.name.starts_with(name)) {
                 continue;
@@ -102,16 +105,23 @@ impl BenchWork {
                 continue;
             }
             let expert = is_expert(&tensor.name);
-            *(if expert { &mut expert_bytes } else { &mut weight_bytes }) += tensor.loaded;
-            let bytes = activations == Activations::Int8 && tensor.format.is_some_and(Format::has_integers);
+            let turned = turned(&tensor, config.latent.as_ref());
+            let bytes = match ModelFiles::cpu_bytes(&tensor) {
+                bytes if turned == 0 => bytes,
+                bytes => bytes * (elements(&tensor) - turned) / elements(&tensor) + 4 * turned,
+            };
+            *(if expert { &mut expert_bytes } else { &mut weight_bytes }) += bytes;
+            let integers =
+                activations == Activations::Int8 && tensor.format.is_some_and(Format::has_integers);
             if tensor.shape.len() > 1 {
-                let elements = if embedding || head { &mut head_elements } else { &mut layer_elements };
-                let all = tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
-                elements[usize::from(bytes)] += if expert { (all as f64 * part) as u64 } else { all };
+                let counts = if embedding || head { &mut head_elements } else { &mut layer_elements };
+                let all = elements(&tensor) - turned;
+                counts[usize::from(integers)] += if expert { (all as f64 * part) as u64 } else { all };
+                counts[0] += turned;
             }
         }
-        let (experts, kv_token_bytes) = ((expert_bytes, part), files.kv_token_bytes(kv_type));
-        Self { weight_bytes, experts, kv_token_bytes, layer_elements, head_elements }
+        let (experts, kv_layers) = ((expert_bytes, part), files.kv_layers(kv_type));
+        Self { weight_bytes, experts, kv_layers, layer_elements, head_elements }
     }
 
     /// Operations on matrices for the prompts of `case`, two for each element: on floats, and on bytes.
@@ -130,8 +140,29 @@ impl BenchWork {
 
     /// Bytes of weights and of keys and values that a generated token of `case` takes, on average.
     fn token_bytes(&self, case: Case) -> (f64, f64) {
-        let cached = case.depth as f64 + (case.generate as f64 + 1.0) / 2.0;
-        (self.step_bytes(case.batch) / case.batch as f64, self.kv_token_bytes as f64 * cached)
+        let tokens = case.generate.max(1);
+        let read = |cached: usize| -> u64 {
+            let layers = self.kv_layers.iter();
+            layers.map(|&(bytes, window)| bytes * window.unwrap_or(cached).min(cached) as u64).sum()
+        };
+        // The token's own keys and values are among them.
+        let all: u64 = (1..=tokens).map(|token| read(case.depth + token)).sum();
+        (self.step_bytes(case.batch) / case.batch as f64, all as f64 / tokens as f64)
+    }
+}
+
+fn elements(tensor: &Stored) -> u64 {
+    tensor.shape.iter().map(|&dim| dim as u64).product()
+}
+
+/// Elements that are in `f32` once loaded, though the file has them in blocks: those that make keys of latent vectors, beside those
+/// that make values, and whose rows are what the file has as columns.
+fn turned(tensor: &Stored, latent: Option<&LatentDims>) -> u64 {
+    match latent {
+        Some(latent) if tensor.format.is_some() && tensor.name.contains(".self_attn.kv_b_proj") => {
+            elements(tensor) / (latent.nope_dim + latent.value_dim) as u64 * latent.nope_dim as u64
+        }
+        _ => 0,
     }
 }
 
@@ -254,4 +285,74 @@ fn repetition(
         Ok::<_, backstop::Error>((sequences, (prompt, generation)))
     })??;
     Ok(phases)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use backstop::quant::GgmlType;
+
+    use super::*;
+
+    fn work(fixture: &str, kv_type: KvType) -> BenchWork {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
+        BenchWork::of(&ModelFiles::open(&path).unwrap(), Activations::Int8, kv_type)
+    }
+
+    /// Experts in MXFP4 beside bf16: 4, of which a token goes to 2, in each of 2 layers, of which the first has a window of 7.
+    #[test]
+    fn experts_in_mxfp4_and_windows_are_counted() {
+        let work = work("models/gpt_oss-mxfp4", KvType::BF16);
+        let (attention, biases) = (2 * 48 * 32 + 2 * 16 * 32, 48 + 2 * 16 + 32 + 3);
+        let (router, norms, head) = (4 * 32, 2 * 32, 101 * 32);
+        assert_eq!(work.weight_bytes, 2 * (2 * (attention + biases + router + 4 + norms) + 32 + head));
+        // Panels of 16 rows of 32: 256 bytes of codes and 16 scales in bf16, in whole cache lines.
+        let (gate_up, down) = (4 * 320, 2 * 320);
+        assert_eq!(work.experts, (2 * 4 * (gate_up + down + 2 * (64 + 32)), 0.5));
+        assert_eq!(work.step_bytes(1), work.weight_bytes as f64 + work.experts.0 as f64 / 2.0);
+        assert_eq!(work.step_bytes(2), work.weight_bytes as f64 + work.experts.0 as f64 * 0.75);
+        assert_eq!(work.layer_elements, [2 * (attention + router), 2 * 2 * 3 * 32 * 32]);
+        assert_eq!(work.head_elements, [head, 0]);
+        // 64 bytes of a token in each layer.
+        assert_eq!(work.kv_layers, [(64, Some(7)), (64, None)]);
+        let kv = |depth, generate| work.token_bytes(Case { depth, batch: 1, prompt: 0, generate }).1;
+        assert_eq!(kv(10, 2), 64.0 * (7.0 + 11.5));
+        assert_eq!(kv(5, 3), 64.0 * 41.0 / 3.0);
+    }
+
+    /// Latent attention in 2 layers, and behind a dense one 6 experts, of which a token goes to 2 and to one that all go to.
+    #[test]
+    fn latent_attention_and_shared_experts_are_counted() {
+        let work = work("models/glm4_moe_lite-flash", KvType::F32);
+        let (query, kv, output) = (12 * 24 + 28 * 12, 22 * 24 + 32 * 14, 24 * 20);
+        let (dense, shared, router) = (3 * 12 * 24, 3 * 6 * 24, 6 * 24);
+        let vectors = 2 * (2 * 24 + 12 + 14) + 6 + 24;
+        let matrices = 2 * (query + kv + output) + dense + shared + router;
+        assert_eq!(work.weight_bytes, 4 * (matrices + vectors + 73 * 24));
+        assert_eq!(work.experts, (4 * 6 * shared, 2.0 / 6.0));
+        assert_eq!(work.layer_elements, [matrices + 2 * shared, 0]);
+        // One latent vector, and what rotates of the keys.
+        assert_eq!(work.kv_layers, [(4 * (14 + 8), None); 2]);
+    }
+
+    #[test]
+    fn what_makes_keys_is_in_f32_where_it_was_in_blocks() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/glm4_moe_lite-flash");
+        let files = ModelFiles::open(&path).unwrap();
+        let latent = files.config().latent.as_ref();
+        let mut tensor = Stored {
+            name: "model.layers.0.self_attn.kv_b_proj.weight".to_owned(),
+            kind: "Q4_0".to_owned(),
+            format: Some(Format::Ggml(GgmlType::Q4_0)),
+            shape: [2 * (6 + 10), 14_usize].as_slice().into(),
+            bytes: 0,
+            loaded: 0,
+            copied: false,
+        };
+        assert_eq!(turned(&tensor, latent), 2 * 6 * 14);
+        assert_eq!(turned(&tensor, None), 0);
+        tensor.format = None;
+        assert_eq!(turned(&tensor, latent), 0);
+    }
 }

@@ -86,9 +86,38 @@ impl ModelFiles {
             LlmBackendKind::Mlx if list.is_of_table(&tensor.name) => 0,
             LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
         };
-        // What the forward pass has no use for, the part that sees pictures say, stays in its file.
-        let listed = |tensor: &&Stored| list.of_tensor(&tensor.name).is_some();
-        self.tensors().iter().filter(listed).map(bytes).fold(0, u64::saturating_add)
+        // What the forward pass has no use for stays in its file.
+        self.used_tensors().iter().map(bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Those of [`tensors`](Self::tensors) that the forward pass has a use for: without the part that sees pictures, say.
+    pub fn used_tensors(&self) -> Vec<Stored> {
+        let list = self.architecture.weights();
+        let mut tensors = self.tensors();
+        tensors.retain(|tensor| list.of_tensor(&tensor.name).is_some());
+        tensors
+    }
+
+    /// For each layer the bytes that it reads of each token's K and V, and how many tokens it reads at most, where it has a window.
+    pub fn kv_layers(&self, kind: KvType) -> Vec<(u64, Option<usize>)> {
+        let states = self.architecture.states();
+        let read = |state: &StateSpec| {
+            let own = match *state {
+                StateSpec::SharedWith(other) => states.get(other).unwrap_or(state),
+                _ => state,
+            };
+            let window = match *own {
+                StateSpec::Kv { window, .. } => window,
+                _ => None,
+            };
+            (own.token_bytes(kind, LlmBackendKind::Cpu), window)
+        };
+        states.iter().map(read).collect()
+    }
+
+    /// Bytes of a tensor in the form in which the CPU's kernels read it.
+    pub fn cpu_bytes(tensor: &Stored) -> u64 {
+        on_cpu(tensor)
     }
 
     fn context_memory(&self, setting: MemorySetting) -> u64 {

@@ -111,7 +111,7 @@ impl Report {
             "prompt_tokens": self.prompt,
             "generated_tokens": self.generate,
             "reps": self.reps,
-            "rows": self.rows.iter().map(|row| row.json(self.work)).collect::<Vec<_>>(),
+            "rows": self.rows.iter().map(|row| row.json(&self.work)).collect::<Vec<_>>(),
         })
     }
 
@@ -136,7 +136,7 @@ impl Report {
             "peak memory",
         ];
         let mut lines = vec![head.map(str::to_owned)];
-        lines.extend(self.rows.iter().map(|row| row.cells(*work)));
+        lines.extend(self.rows.iter().map(|row| row.cells(work)));
         text += &aligned(&lines, 1);
         text.push('\n');
         let mut lines = vec![["limits", "read GB/s", "f32 GFLOP/s", "int8 GOP/s"].map(str::to_owned)];
@@ -157,7 +157,7 @@ impl Report {
 impl Row {
     /// The fraction of the bandwidth that generation takes, and that of the arithmetic peak that the prompt does: the time
     /// that its products would take at the peak of their kind, of the time that it takes; and which peak that is.
-    fn fractions(&self, work: BenchWork) -> (Option<f64>, Option<f64>, &'static str) {
+    fn fractions(&self, work: &BenchWork) -> (Option<f64>, Option<f64>, &'static str) {
         let (weights, kv) = work.token_bytes(self.case);
         let bandwidth = self.generation.map(|rate| rate.median * (weights + kv) / self.read_bandwidth.median);
         let [floats, bytes] = match (work.prompt_operations(self.case), self.on_cpu) {
@@ -174,7 +174,7 @@ impl Row {
         (bandwidth, peak, kind)
     }
 
-    fn json(&self, work: BenchWork) -> Value {
+    fn json(&self, work: &BenchWork) -> Value {
         let (weights, kv) = work.token_bytes(self.case);
         let (bandwidth, peak, kind) = self.fractions(work);
         let (fallbacks, replays) = &self.fallen_back;
@@ -205,7 +205,7 @@ impl Row {
         row
     }
 
-    fn cells(&self, work: BenchWork) -> [String; 10] {
+    fn cells(&self, work: &BenchWork) -> [String; 10] {
         let (bandwidth, peak, kind) = self.fractions(work);
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         let percent = |part: Option<f64>| or_dash(part.map(|part| format!("{:.0} %", 100.0 * part)));
