@@ -49,7 +49,10 @@ def main():
         llama.llama_synchronize(context)
 
     def cut(tokens):
-        llama.llama_memory_seq_rm(memory, 0, tokens, -1)
+        # A state that cannot go back is made anew.
+        if not llama.llama_memory_seq_rm(memory, 0, tokens, -1):
+            llama.llama_memory_clear(memory, True)
+            decode(0, tokens)
 
     decode(0, min(args.prompt, 64))
     cut(0)

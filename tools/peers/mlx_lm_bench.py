@@ -10,7 +10,7 @@ runs. Prints one JSON object: rates in tokens per second, times in seconds, memo
 import time
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.utils import load_model
 from shared import chunks, parser, report, seconds
 
@@ -22,15 +22,21 @@ def main():
     model, config = load_model(args.model)
     load = time.perf_counter() - started
     cache = make_prompt_cache(model)
+    vocab = config.get("text_config", config)["vocab_size"]
 
     def prefill(start, count):
-        for ids in chunks(start, count, config["vocab_size"]):
+        for ids in chunks(start, count, vocab):
             logits = model(mx.array([ids]), cache=cache)[:, -1, :]
             mx.eval(logits, [layer.state for layer in cache])
 
     def cut(tokens):
-        for layer in cache:
-            layer.trim(layer.offset - tokens)
+        nonlocal cache
+        if can_trim_prompt_cache(cache):
+            for layer in cache:
+                layer.trim(layer.offset - tokens)
+        else:  # a state that cannot go back is made anew
+            cache = make_prompt_cache(model)
+            prefill(0, tokens)
 
     def generate(count):
         token = mx.array([1])

@@ -42,11 +42,16 @@ def main():
         for _ in range(count):
             token = forward([token])
 
+    def cut(tokens):
+        # Anew, since not every state can go back.
+        nonlocal cache
+        cache = DynamicCache(config=model.config)
+        prefill(0, tokens)
+
     prefill(0, min(args.prompt, 8))
-    cache.crop(0)
-    prefill(0, args.depth)
+    cut(args.depth)
     prompt = seconds(lambda: prefill(args.depth, args.prompt))
-    cache.crop(args.depth)
+    cut(args.depth)
     generation = seconds(lambda: generate(args.generate))
     report(args, load, prompt, generation)
 

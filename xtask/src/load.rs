@@ -7,7 +7,7 @@ mod prefix;
 mod process;
 mod slow;
 mod soak;
-mod speed;
+pub mod speed;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

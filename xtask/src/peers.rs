@@ -1,6 +1,8 @@
 //! backstop beside llama.cpp, mlx-lm and transformers, on random models of real shapes: every round runs each of them once,
 //! so that a machine that is busy is busy for all.
 
+mod clients;
+
 use std::collections::BTreeMap;
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
@@ -14,8 +16,8 @@ use serde_json::{Value, json};
 use crate::random_model;
 use crate::util::{cargo, first_line, quiet, root, shown};
 
-/// A type of our own and the type that llama.cpp is given beside it.
-const TYPES: [(&str, &str); 7] = [
+/// A type of our own and the type that llama.cpp is given beside it; the last ones are for experts in MXFP4.
+const TYPES: [(&str, &str); 9] = [
     ("q4_0", "q4_0"),
     ("mlx4", "q4_0"),
     ("q4_k_m", "q4_k_m"),
@@ -23,7 +25,21 @@ const TYPES: [(&str, &str); 7] = [
     ("mlx8", "q8_0"),
     ("gguf-f16", "gguf-f16"),
     ("gguf-bf16", "gguf-bf16"),
+    ("gguf-mxfp4", "gguf-mxfp4"),
+    ("mxfp4", "gguf-mxfp4"),
 ];
+
+/// Those that are measured where none is named.
+const COMMON: usize = 7;
+
+fn common() -> impl Iterator<Item = &'static str> {
+    TYPES.into_iter().take(COMMON).map(|(ours, _)| ours)
+}
+
+/// Whether a type is a directory, and no file.
+fn is_directory(name: &str) -> bool {
+    matches!(name, "mlx4" | "mlx8" | "mxfp4") || name == DENSE.1
+}
 
 /// The type that transformers is given the same weights of: it has no kernels for blocks.
 const DENSE: (&str, &str) = ("gguf-bf16", "bf16");
@@ -46,7 +62,7 @@ pub struct Options {
     )]
     shapes: Vec<String>,
     /// Types of the weights
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = TYPES.map(|(ours, _)| ours),
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = common(),
           value_parser = TYPES.map(|(ours, _)| ours))]
     types: Vec<String>,
     /// Numbers of threads
@@ -61,6 +77,13 @@ pub struct Options {
     /// Tokens to generate
     #[arg(long, value_name = "N", default_value = "128")]
     generate: NonZeroUsize,
+    /// Measure the tokens per second of so many clients of `backstop serve` together, in place of a single sequence; beside as many
+    /// sequences of llama.cpp, without a server
+    #[arg(long, value_name = "N", conflicts_with = "depth")]
+    clients: Option<NonZeroUsize>,
+    /// With --clients: llama.cpp's server, as a further peer
+    #[arg(long, value_name = "PROGRAM", requires = "clients")]
+    llama_server: Option<PathBuf>,
     /// How often each is run
     #[arg(long, value_name = "N", default_value = "5")]
     rounds: NonZeroUsize,
@@ -146,6 +169,7 @@ struct Programs {
 
 pub fn run(options: &Options) -> Result<()> {
     let root = root()?;
+    let alone = options.clients.is_some();
     let home =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("peers");
     let programs = Programs {
@@ -157,13 +181,13 @@ pub fn run(options: &Options) -> Result<()> {
                 install(&home, "llama_cpp", &["--no-binary=llama-cpp-python", "llama-cpp-python", "numpy"])?
             }
         },
-        mlx: match (&options.mlx_python, options.no_mlx) {
+        mlx: match (&options.mlx_python, options.no_mlx || alone) {
             (_, true) => None,
             (Some(python), _) => Some(python.clone()),
             (None, _) if cfg!(target_os = "macos") => Some(install(&home, "mlx_lm", &["mlx-lm"])?),
             (None, _) => Some(install(&home, "mlx_lm", &["mlx-lm", "mlx[cpu]"])?),
         },
-        transformers: match (&options.transformers_python, options.no_transformers) {
+        transformers: match (&options.transformers_python, options.no_transformers || alone) {
             (_, true) => None,
             _ if !options.types.iter().any(|name| name == DENSE.0) => None,
             (Some(python), _) => Some(python.clone()),
@@ -177,6 +201,9 @@ pub fn run(options: &Options) -> Result<()> {
         tools: root.join("tools/peers"),
     };
     let models = options.models.clone().unwrap_or_else(|| home.join("models"));
+    if let Some(count) = options.clients {
+        return clients::run(&programs, options, count.get(), &models);
+    }
     let mut rows = Vec::new();
     for shape in &options.shapes {
         for name in &options.types {
@@ -237,7 +264,7 @@ fn install(home: &Path, module: &str, packages: &[&str]) -> Result<PathBuf> {
 
 /// A random model, made unless it is there.
 fn model(models: &Path, shape: &str, kind: &str) -> Result<PathBuf> {
-    let ending = if kind.starts_with("mlx") || kind == DENSE.1 { "" } else { ".gguf" };
+    let ending = if is_directory(kind) { "" } else { ".gguf" };
     let path = models.join(format!("{shape}-{kind}{ending}"));
     // What is there is whole: it is made beside its place and renamed.
     if !path.exists() {
@@ -443,11 +470,19 @@ mod tests {
         assert_eq!((options.types, options.threads), (vec!["q4_0".to_owned(), "mlx8".into()], vec![1, 3]));
         assert!(options.json && !options.no_mlx && !options.no_transformers && options.rounds.get() == 2);
         let options = parse("").unwrap().options;
-        assert_eq!(
-            (options.shapes.len(), options.types.len(), options.threads),
-            (3, TYPES.len(), vec![1, 2])
-        );
-        for wrong in ["--types q3", "--rounds 0", "--threads x", "--depth", "--what 1"] {
+        assert_eq!((options.shapes.len(), options.types.len(), options.threads), (3, COMMON, vec![1, 2]));
+        let options = parse("--clients 8 --types gguf-mxfp4 --llama-server x").unwrap().options;
+        assert_eq!(options.clients.map(NonZeroUsize::get), Some(8));
+        for wrong in [
+            "--types q3",
+            "--rounds 0",
+            "--threads x",
+            "--depth",
+            "--what 1",
+            "--clients 0",
+            "--clients 2 --depth 8",
+            "--llama-server x",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
@@ -46,22 +46,29 @@ pub struct Options {
 
 /// What clients ask for.
 #[derive(Debug, Clone, Copy)]
-struct LoadWork {
-    clients: usize,
+pub struct LoadWork {
+    pub clients: usize,
     /// Of each client, one after the other.
-    requests: usize,
+    pub requests: usize,
     /// Tokens.
-    prompt: usize,
-    generate: usize,
+    pub prompt: usize,
+    pub generate: usize,
 }
 
 /// What a round measures.
 #[derive(Debug, Clone, Default)]
-struct Measured {
+pub struct Measured {
     /// Tokens per second, of all clients.
-    rate: f64,
+    pub rate: f64,
     /// Seconds to the first token of each request.
-    first: Vec<f64>,
+    pub first: Vec<f64>,
+}
+
+impl LoadWork {
+    /// Tokens of one sequence: pages of 64, and room for a round's warming up.
+    fn context(self) -> usize {
+        (self.prompt + self.generate).next_multiple_of(64) + 64
+    }
 }
 
 /// Which server is asked, where their fields differ.
@@ -82,22 +89,11 @@ pub fn run(options: &Options) -> Result<()> {
     let backstop = program(&options.backstop)?;
     let llama = llama::server(options.llama_server.as_deref())?;
     let model = model(&options.setting)?;
-    // Tokens of one sequence: pages of 64, and room for a round's warming up.
-    let context = (work.prompt + work.generate).next_multiple_of(64) + 64;
-    let (path, slots) = (model.to_string_lossy(), work.clients.to_string());
     let (mut own, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..options.rounds.get() {
-        {
-            let context = context.to_string();
-            let args = [&*path, "--threads", &threads, "--parallel", &slots, "--ctx", &context];
-            let server = Server::backstop(&backstop, &args)?;
-            own.push(measure(Kind::Own, server.address, work)?);
-        }
+        own.push(own_round(&backstop, &model, work, &threads)?);
         if let Some(llama) = &llama {
-            let context = (context * work.clients).to_string();
-            let args = ["-m", &*path, "-t", &threads, "-tb", &threads, "-np", &slots, "-c", &context];
-            let server = Server::llama(llama, &args)?;
-            theirs.push(measure(Kind::Llama, server.address, work)?);
+            theirs.push(llama_round(llama, &model, work, &threads)?);
         }
         let shown = |of: &[Measured]| of.last().map_or_else(String::new, |last| format!("{:8.1}", last.rate));
         eprintln!("round {}: backstop {} tok/s, llama.cpp {} tok/s", round + 1, shown(&own), shown(&theirs));
@@ -127,6 +123,24 @@ pub fn run(options: &Options) -> Result<()> {
         println!("ratio of a round, median: {:.2}", quantile(&mut ratios, 0.5));
     }
     Ok(())
+}
+
+/// A round of `backstop serve`, started for it.
+pub fn own_round(program: &Path, model: &Path, work: LoadWork, threads: &str) -> Result<Measured> {
+    let (path, slots) = (model.to_string_lossy(), work.clients.to_string());
+    let context = work.context().to_string();
+    let args = [&*path, "--threads", threads, "--parallel", &slots, "--ctx", &context];
+    let server = Server::backstop(program, &args)?;
+    measure(Kind::Own, server.address, work)
+}
+
+/// The same of llama.cpp's server.
+pub fn llama_round(program: &Path, model: &Path, work: LoadWork, threads: &str) -> Result<Measured> {
+    let (path, slots) = (model.to_string_lossy(), work.clients.to_string());
+    let context = (work.context() * work.clients).to_string();
+    let args = ["-m", &*path, "-t", threads, "-tb", threads, "-np", &slots, "-c", &context];
+    let server = Server::llama(program, &args)?;
+    measure(Kind::Llama, server.address, work)
 }
 
 /// The model as `--model` names it, else a random SmolLM2-135M in Q4_0.
