@@ -291,6 +291,7 @@ fn repetition(
 mod tests {
     use std::path::Path;
 
+    use backstop::backend::ops::PANEL;
     use backstop::quant::GgmlType;
 
     use super::*;
@@ -334,6 +335,17 @@ mod tests {
         assert_eq!(work.layer_elements, [matrices + 2 * shared, 0]);
         // One latent vector, and what rotates of the keys.
         assert_eq!(work.kv_layers, [(4 * (14 + 8), None); 2]);
+    }
+
+    /// A gated delta net's 2 matrices of 8 rows and 3 rows of its convolution, and behind it attention.
+    #[test]
+    fn states_of_fixed_size_are_counted_once() {
+        let work = work("models/qwen3_5-bf16", KvType::BF16);
+        let columns = 8_u64.next_multiple_of(PANEL as u64);
+        let state = 4 * (3 * 48 + 2 * 8 * columns);
+        assert_eq!(work.kv_layers, [(state, Some(1)), (64, None)]);
+        let (_, kv) = work.token_bytes(Case { depth: 10, batch: 1, prompt: 0, generate: 1 });
+        assert_eq!(kv, (state + 64 * 11) as f64);
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl ModelFiles {
         tensors
     }
 
-    /// For each layer the bytes that it reads of each token's K and V, and how many tokens it reads at most, where it has a window.
+    /// For each layer the bytes that it reads of each token's K and V, and how many tokens it reads at most, where it has a window. A
+    /// state of fixed size is as one token's.
     pub fn kv_layers(&self, kind: KvType) -> Vec<(u64, Option<usize>)> {
         let states = self.architecture.states();
         let read = |state: &StateSpec| {
@@ -106,11 +107,12 @@ impl ModelFiles {
                 StateSpec::SharedWith(other) => states.get(other).unwrap_or(state),
                 _ => state,
             };
-            let window = match *own {
-                StateSpec::Kv { window, .. } => window,
-                _ => None,
-            };
-            (own.token_bytes(kind, LlmBackendKind::Cpu), window)
+            let bytes = own.token_bytes(kind, LlmBackendKind::Cpu);
+            match *own {
+                StateSpec::Kv { window, .. } => (bytes, window),
+                StateSpec::Recurrent(shape) => (shape.bytes_on(LlmBackendKind::Cpu), Some(1)),
+                StateSpec::Latent { .. } | StateSpec::SharedWith(_) => (bytes, None),
+            }
         };
         states.iter().map(read).collect()
     }
