@@ -2,7 +2,7 @@
 //! and experts beside the dense part.
 //! Google DeepMind 2026, Gemma 4.
 //!
-//! Its layers are not those of [`super::dense`]: two sizes of heads, and parts that some layers have, differ from layer to layer.
+//! Its layers are not those of [`super::dense`]: too much differs from one to the next.
 
 use super::blocks::{Linear, Mlp, NormKind, RmsNorm, Vocabulary};
 use super::dense::norm_spec;
@@ -11,11 +11,11 @@ use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::sparse::{ExpertNames, Sparse, SparseMlp, experts};
 use super::step::Step;
-use super::{Arguments, Family, Forward};
+use super::{Arguments, Family, Forward, Gguf, gemma4_gguf};
 use crate::backend::ops::{KvRows, Router, StateSpec};
 use crate::backend::{Op, Tensor};
 use crate::config::rope::{self, RopeRules};
-use crate::config::{Config, Names, Rope, RopeScaling, Rotation, Shared};
+use crate::config::{Activation, Config, Names, Rope, RopeScaling, Rotation, Shared};
 use crate::error::Result;
 use crate::json::{Fields, Value, quote};
 use crate::weights::Form;
@@ -44,14 +44,20 @@ pub(super) static FAMILY: Family = Family {
     model_type: "gemma4_text",
     shared: SHARED,
     arguments: |fields, config| described(fields, config, 512, 256),
-    gguf: None,
+    gguf: Some(Gguf {
+        activations: &[Activation::GeluTanh],
+        numbers: &[("final_logit_softcapping", "final_logit_softcapping")],
+        by_layer: true,
+        members: gemma4_gguf::members,
+        entries: None,
+        ..Gguf::plain("gemma4")
+    }),
     prefixes: super::TEXT_PART,
 };
 
 const EMBED: Name = ("model.embed_tokens", "token_embd");
 const NORM: Name = ("model.norm", "output_norm");
 const HEAD: Name = ("lm_head", "output");
-
 const INPUT_NORM: Name = ("input_layernorm", "attn_norm");
 const ATTENTION_NORM: Name = ("post_attention_layernorm", "post_attention_norm");
 const MLP_NORM: Name = ("pre_feedforward_layernorm", "ffn_norm");
@@ -124,7 +130,6 @@ pub(super) fn described(
     if let Some(last) = config.windows.last_mut() {
         *last = None;
     }
-
     let keys_are_values = fields.flag("attention_k_eq_v")?.unwrap_or(false);
     let full = full_heads(fields, &config, keys_are_values)?;
     let of = |kind, rules, dim| rope::of_layer_type(fields, kind, rules, dim, config.max_position_embeddings);
@@ -134,7 +139,6 @@ pub(super) fn described(
     config.rope = of_full.unwrap_or(Rope { theta: FULL.theta, dims: full.dim, scaling: quarter });
     let plain = Rope { theta: SLIDING.theta, dims: config.head_dim, scaling: RopeScaling::None };
     config.set_local_rope(sliding.unwrap_or(plain));
-
     let sparse = sparse(fields, &config)?;
     config.experts = sparse.as_ref().map(|sparse| sparse.size);
     Ok(Box::new(Gemma4 {

@@ -37,6 +37,9 @@ pub(crate) struct Gguf {
     pub experts: Option<GgufExperts>,
     /// Whether its attention is latent.
     pub latent: bool,
+    /// Whether layers may have other numbers of key/value heads, and other widths of the feed-forward part, than the first: `members`
+    /// reads those of all.
+    pub by_layer: bool,
     /// Reads what else the family has.
     pub members: fn(&mut Members<'_>, &Checkpoint) -> Result<()>,
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
@@ -60,6 +63,7 @@ impl Gguf {
             numbers: &[],
             experts: None,
             latent: false,
+            by_layer: false,
             members: |_, _| Ok(()),
             entries: Some(no_window),
         }
@@ -161,6 +165,18 @@ impl Members<'_> {
         Ok(value)
     }
 
+    /// The same of the first layer, whatever the others have.
+    fn size_of_first(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
+        let key = self.key(key);
+        let value = self.metadata.layers(&key)?.and_then(|all| all.first().copied());
+        match value {
+            Some(0) => return Err(self.metadata.refuse(&key, "1 or more")),
+            Some(n) => self.put(name, key, Value::UInt(n)),
+            None => {}
+        }
+        Ok(value)
+    }
+
     /// The same, which must be there.
     pub fn required(&mut self, name: &str, key: &str) -> Result<u64> {
         self.size(name, key)?.ok_or_else(|| self.metadata.refuse(&self.key(key), "an integer"))
@@ -230,10 +246,16 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     let context = members.required(names.context, "context_length")?;
     let hidden = members.required(names.hidden_size, "embedding_length")?;
     members.required(names.layers, "block_count")?;
-    members.required(names.intermediate_size, "feed_forward_length")?;
+    let size = |members: &mut Members<'_>, name: &str, key: &str| match gguf.by_layer {
+        true => members.size_of_first(name, key),
+        false => members.size(name, key),
+    };
+    if size(&mut members, names.intermediate_size, "feed_forward_length")?.is_none() {
+        return Err(metadata.refuse(&members.key("feed_forward_length"), "an integer"));
+    }
     let heads = members.required(names.heads, "attention.head_count")?;
     let kv = names.kv_heads.unwrap_or("num_key_value_heads");
-    if members.size(kv, "attention.head_count_kv")?.is_none() {
+    if size(&mut members, kv, "attention.head_count_kv")?.is_none() {
         members.put(kv, members.key("attention.head_count_kv"), Value::UInt(heads));
     }
     let head_dim = match gguf.latent {
@@ -299,6 +321,10 @@ fn family(metadata: &Metadata) -> Result<(&'static Family, &'static Gguf)> {
 
 fn put_factors(config: &mut Config, checkpoint: &Checkpoint, arch: &str) -> Result<()> {
     let Some(metadata) = checkpoint.gguf() else { return Ok(()) };
+    // Its family has read them.
+    if matches!(config.rope.scaling, RopeScaling::Proportional { .. }) {
+        return Ok(());
+    }
     if let Some(factors) = factors(checkpoint, "rope_freqs.weight", config.rope.dims)? {
         if config.rope.scaling != RopeScaling::None {
             let expected = "none, or no tensor rope_freqs.weight beside it";

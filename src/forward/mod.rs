@@ -13,6 +13,7 @@ mod ernie4_5_moe;
 mod exaone4;
 mod gemma2;
 mod gemma3_text;
+mod gemma4_gguf;
 mod gemma4_text;
 mod gemma4_unified_text;
 mod gguf;

@@ -236,6 +236,22 @@ impl Metadata {
         }
     }
 
+    /// Integers that are not negative, one for each layer, or one for all.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another type, an empty list, or a negative value.
+    pub fn layers(&self, key: &str) -> Result<Option<Vec<u64>>> {
+        if !matches!(self.get(key), Some(Value::Array { .. })) {
+            return Ok(self.uint(key)?.map(|all| vec![all]));
+        }
+        let all = self.ints(key)?.unwrap_or_default();
+        let all: Option<Vec<u64>> = all.into_iter().map(|n| u64::try_from(n).ok()).collect();
+        match all.filter(|all| !all.is_empty()) {
+            Some(all) => Ok(Some(all)),
+            None => Err(self.refuse(key, "an integer for each layer, not negative")),
+        }
+    }
+
     /// A number.
     ///
     /// # Errors
