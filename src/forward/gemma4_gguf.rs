@@ -72,6 +72,9 @@ pub(super) fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Res
     if let Some(&rows) = checkpoint.find(TABLE).and_then(|info| info.shape().first()) {
         members.put("vocab_size_per_layer_input", TABLE, Value::UInt(rows as u64));
     }
+    let key = members.key("expert_count");
+    let has_experts = metadata.uint(&key)?.is_some_and(|count| count > 0);
+    members.put("enable_moe_block", key, Value::Bool(has_experts));
     rope(members, checkpoint, dim as usize)
 }
 

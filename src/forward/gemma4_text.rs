@@ -11,7 +11,7 @@ use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::sparse::{ExpertNames, Sparse, SparseMlp, experts};
 use super::step::Step;
-use super::{Arguments, Family, Forward, Gguf, gemma4_gguf};
+use super::{Arguments, Family, Forward, Gguf, GgufExperts, gemma4_gguf};
 use crate::backend::ops::{KvRows, Router, StateSpec};
 use crate::backend::{Op, Tensor};
 use crate::config::rope::{self, RopeRules};
@@ -47,6 +47,7 @@ pub(super) static FAMILY: Family = Family {
     gguf: Some(Gguf {
         activations: &[Activation::GeluTanh],
         numbers: &[("final_logit_softcapping", "final_logit_softcapping")],
+        experts: Some(GgufExperts { used: "top_k_experts", optional: true, ..GgufExperts::SOFTMAX }),
         by_layer: true,
         members: gemma4_gguf::members,
         entries: None,
@@ -215,7 +216,6 @@ fn first_shared(fields: &Fields<'_>, config: &Config) -> Result<usize> {
         false => Err(fields.error(NAME, shared, "a layer of each type before these")),
     }
 }
-
 /// Experts, where layers have them.
 fn sparse(fields: &Fields<'_>, config: &Config) -> Result<Option<Sparse>> {
     const NAMES: [&str; 3] = ["num_experts", "top_k_experts", "moe_intermediate_size"];

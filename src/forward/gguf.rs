@@ -291,6 +291,7 @@ pub(crate) fn has_experts(metadata: &Metadata, arch: &str) -> Result<bool> {
 /// What files say of experts, of which dense families have none.
 fn experts(members: &mut Members<'_>, gguf: &Gguf) -> Result<()> {
     match &gguf.experts {
+        Some(experts) if experts.optional && !has_experts(members.metadata, gguf.architecture)? => Ok(()),
         Some(experts) => gguf_experts::experts(members, experts),
         None if has_experts(members.metadata, gguf.architecture)? => {
             let expected = "0 or absent: experts of this architecture are not supported";

@@ -25,6 +25,8 @@ pub(crate) struct GgufExperts {
     pub norm: GgufNorm,
     /// What becomes of the router's logits, by its number in `expert_gating_func`.
     pub gating: u64,
+    /// Whether files of the architecture may have none.
+    pub optional: bool,
     /// Those of [`RARE`] that the family itself reads.
     pub reads: &'static [&'static str],
 }
@@ -50,6 +52,7 @@ impl GgufExperts {
         groups: None,
         norm: GgufNorm::Always(true),
         gating: 1,
+        optional: false,
         reads: &[],
     };
 

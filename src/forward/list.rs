@@ -92,6 +92,11 @@ pub(crate) struct GgufSpec {
 }
 
 impl ModuleSpec {
+    /// Whether it is a vector that directories have under the name of the module itself.
+    fn is_bare(&self) -> bool {
+        self.columns.is_none() && self.stacked.iter().any(|(name, _)| *name == self.name)
+    }
+
     /// Dimensions of the weight.
     pub fn shape(&self) -> Shape {
         std::iter::once(self.rows.size).chain(self.columns.as_ref().map(|columns| columns.size)).collect()
@@ -308,6 +313,12 @@ impl WeightList {
     }
 
     fn adopted_from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
+        // A vector whose tensor has the name of the module.
+        let named = self.by_gguf.get(info.name()).and_then(|modules| modules.first());
+        if let Some(module) = named.map(|&at| &self.modules[at]).filter(|module| module.is_bare()) {
+            let (name, dims) = (format!("{}.weight", module.name), AdoptedDims::Same);
+            return vec![Adopted { name, form: Form::Plain, rows: None, of: None, dims }];
+        }
         let Some((stored, leaf)) = info.name().rsplit_once('.') else { return Vec::new() };
         let found = self.by_gguf.get(stored).into_iter().flatten().map(|&at| &self.modules[at]);
         let held = |module: &ModuleSpec| -> Option<Range<usize>> {
