@@ -11,7 +11,8 @@ const STILL: f32 = 1e20;
 /// Reads it into the members of a `config.json`.
 pub(super) fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
     let metadata = members.metadata;
-    let layers = members.uint("num_hidden_layers") as usize;
+    // More are refused, once all is read.
+    let layers = members.uint("num_hidden_layers").min(1024) as usize;
     members.window(false)?;
     members.window_pattern(6)?;
     let flags = metadata.flags(&members.key("attention.sliding_window_pattern"))?;
