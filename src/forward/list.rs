@@ -92,11 +92,6 @@ pub(crate) struct GgufSpec {
 }
 
 impl ModuleSpec {
-    /// Whether it is a vector that directories have under the name of the module itself.
-    fn is_bare(&self) -> bool {
-        self.columns.is_none() && self.stacked.iter().any(|(name, _)| *name == self.name)
-    }
-
     /// Dimensions of the weight.
     pub fn shape(&self) -> Shape {
         std::iter::once(self.rows.size).chain(self.columns.as_ref().map(|columns| columns.size)).collect()
