@@ -286,6 +286,20 @@ impl HostKv {
         }
     }
 
+    /// Copies the last page where others hold it, too, and it is not full: it will be written to.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and it is shared still.
+    pub fn own_last(&mut self) -> Result<()> {
+        if !self.len.is_multiple_of(PAGE)
+            && let Some(last) = self.pages.last_mut()
+            && Arc::get_mut(last).is_none()
+        {
+            *last = Arc::new(last.copy()?);
+        }
+        Ok(())
+    }
+
     /// What is kept for each token.
     pub fn shape(&self) -> &KvShape {
         &self.shape
@@ -422,12 +436,7 @@ impl HostKv {
         let rows = self.rows_of(start, k, v)?;
         self.truncate(start);
         // What others hold, too, is copied before it is written to: here, where that may fail.
-        if !start.is_multiple_of(PAGE)
-            && let Some(last) = self.pages.last_mut()
-            && Arc::get_mut(last).is_none()
-        {
-            *last = Arc::new(last.copy()?);
-        }
+        self.own_last()?;
         let (held, all) = (self.pages.len(), (start + rows).div_ceil(PAGE) - self.gone);
         alloc::reserve_more(&mut self.pages, all.saturating_sub(held), WHAT)?;
         while self.pages.len() < all {

@@ -110,6 +110,17 @@ impl SequenceKv {
             }
         }
     }
+
+    /// Copies its last page, if others hold it, too, and it is not full: one that goes on writes to it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(crate) fn own_last(&mut self) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| match layer {
+            LayerState::Host(kv) => kv.own_last(),
+            LayerState::Mlx(_) => Ok(()),
+        })
+    }
 }
 
 /// K and V of at most [`PAGE`] tokens in some layers of a model; clones share the memory.
@@ -277,10 +288,16 @@ impl LlmBackendDispatch {
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); an evaluation that fails.
     pub(crate) fn recurrent_snapshot(&self, kv: &SequenceKv) -> Result<Option<KvPage>> {
-        if matches!(self, Self::Mlx { on_cpu, .. } if on_cpu.get()) {
-            return Ok(None);
+        if let Self::Mlx { mlx, on_cpu, .. } = self {
+            if on_cpu.get() {
+                return Ok(None);
+            }
+            let states = kv.recurrent.iter().filter_map(|state| match state {
+                RecurrentState::Mlx(state) => Some(state),
+                RecurrentState::Host(_) => None,
+            });
+            mlx.evaluate(&[], &[], &states.collect::<Vec<_>>(), true)?;
         }
-        self.evaluate(&[], &[], &kv.recurrent.iter().collect::<Vec<_>>(), true)?;
         let copies = kv.recurrent.iter().map(RecurrentState::copy).collect::<Result<Rc<[_]>>>()?;
         Ok(Some(KvPage(Layers::Recurrent(copies))))
     }

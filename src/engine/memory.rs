@@ -381,6 +381,9 @@ impl Memory {
             for i in lease.pages.len()..path.len() {
                 if how == Keep::Part && pages[i].len() < PAGE {
                     // The sequence goes on in a copy of its own.
+                    if let Err(error) = state.kv.own_last() {
+                        tracing::warn!(%error, "the last page of a sequence is shared until it is written to");
+                    }
                     break;
                 }
                 let has_pane = cost.windowed > 0 && i >= lease.behind;

@@ -36,7 +36,7 @@ fn stretched(arch: &str) -> File {
 fn routing(file: &File) -> String {
     let all = format!("{:?}", read(file).unwrap());
     let (_, rest) = all.split_once("Router { ").unwrap();
-    rest.split_once(" }, used: [").unwrap().0.to_owned()
+    rest.split_once(" }, scales: ").unwrap().0.to_owned()
 }
 
 #[test]
