@@ -71,15 +71,16 @@ impl Chat {
     }
 
     /// Renders a conversation, with ids of calls in Kimi's form where its template writes it. What the template refuses is tried
-    /// without a `reasoning_effort`, of which each knows other words, then with ids of calls as Mistral's want them, then with
-    /// what was said beside calls as a thought, as gpt-oss's wants it, then with the system's later messages as the user's, then
-    /// with all of them: agents send them wherever they like, and many templates take one at the beginning, or none.
+    /// with ids of calls as Mistral's want them, then with what was said beside calls as a thought, as gpt-oss's wants it, then
+    /// with the system's later messages as the user's, then with all of them: agents send them wherever they like, and many
+    /// templates take one at the beginning, or none. Each of these is tried without a `reasoning_effort`, too, of which templates
+    /// know other words, before the next one is.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`], and a last message that cannot be continued.
     pub fn render(&self, template: &ChatTemplate) -> Result<Rendered> {
         const EFFORT: &str = "reasoning_effort";
-        let mut options = RenderOptions {
+        let options = RenderOptions {
             add_generation_prompt: self.prompt_end == PromptEnd::Turn,
             continue_final_message: self.prompt_end == PromptEnd::Within,
             documents: (!self.documents.is_empty()).then(|| self.documents.clone()),
@@ -97,25 +98,29 @@ impl Chat {
             let ids = message::with_ids(&messages, |at, name| format!("functions.{name}:{at}"));
             messages = ids.unwrap_or(messages);
         }
-        let refused = match template.render(&messages, &options) {
+        let mut bare = options.clone();
+        let has_effort = bare.extra.shift_remove(EFFORT).is_some();
+        let render = |messages: &[Message]| match template.render(messages, &options) {
+            Err(refused @ Error::Template(_)) if has_effort => {
+                let rendered = template.render(messages, &bare).map_err(|_| refused)?;
+                tracing::info!("the chat template does not take this {EFFORT}: it is left out");
+                Ok(rendered)
+            }
+            other => other,
+        };
+        let refused = match render(&messages) {
             Err(error @ Error::Template(_)) => error,
             other => return other,
         };
-        if options.extra.shift_remove(EFFORT).is_some()
-            && let Ok(rendered) = template.render(&messages, &options)
-        {
-            tracing::info!("the chat template does not take this {EFFORT}: it is left out");
-            return Ok(rendered);
-        }
         let messages = match message::with_ids(&messages, |at, _| format!("call{at:05}")) {
-            Some(told) => match template.render(&told, &options) {
+            Some(told) => match render(&told) {
                 Ok(rendered) => return Ok(rendered),
                 Err(_) => told,
             },
             None => messages,
         };
         if let Some(told) = message::said_as_thought(&messages)
-            && let Ok(rendered) = template.render(&told, &options)
+            && let Ok(rendered) = render(&told)
         {
             tracing::info!(
                 "the chat template takes no text beside thoughts and calls: it is told as a thought"
@@ -124,7 +129,7 @@ impl Chat {
         }
         for leading in [true, false] {
             let Some(told) = told_by_the_user(&messages, leading) else { continue };
-            if let Ok(rendered) = template.render(&told, &options) {
+            if let Ok(rendered) = render(&told) {
                 let what = if leading { "a later message of the system" } else { "a message of the system" };
                 tracing::info!("the chat template takes no {what}: it is told by the user");
                 return Ok(rendered);

@@ -121,11 +121,20 @@ fn a_text_beside_thoughts_and_calls_is_told_as_a_thought() {
     let mut message = crate::text::Message::new("assistant", "I look.");
     message.extra.insert("reasoning".into(), "Hm.".into());
     message.extra.insert("tool_calls".into(), call);
-    let chat = crate::text::Chat::new(vec![crate::text::Message::new("user", "x"), message]);
+    let mut chat = crate::text::Chat::new(vec![crate::text::Message::new("user", "x"), message]);
     let rendered = chat.render(&samples::template(samples::HARMONY)).unwrap();
     let told = "<|start|>assistant<|channel|>analysis<|message|>Hm.\n\nI look.<|end|><|start|>assistant to=functions.add\
                 <|channel|>commentary json<|message|>{}<|call|>";
     assert!(rendered.text().contains(told), "{rendered:?}");
+    // The effort stays what the client wants, unless that is what the template refuses.
+    let efforts = "{%- if reasoning_effort == 'minimal' -%}{{ raise_exception('no such effort') }}{%- endif -%}\
+                   {{ reasoning_effort or 'none' }}:";
+    let template = samples::template(&[efforts, samples::HARMONY].concat());
+    for (wanted, shown) in [("high", "high:<|start|>"), ("minimal", "none:<|start|>")] {
+        chat.variables.insert("reasoning_effort".into(), wanted.into());
+        let rendered = chat.render(&template).unwrap();
+        assert!(rendered.text().starts_with(shown) && rendered.text().contains(told), "{rendered:?}");
+    }
 }
 
 #[test]
