@@ -59,8 +59,10 @@ struct Header {
 #[derive(Debug, PartialEq, Eq)]
 enum Fit {
     No,
-    /// It is the beginning of a header.
-    Part,
+    /// It is the beginning of a header; `said`: behind the channel stands more than a recipient and a kind.
+    Part {
+        said: bool,
+    },
     Whole(Header),
 }
 
@@ -76,17 +78,18 @@ enum Place {
 
 impl Header {
     /// Fits `text` to a header: `<|start|>assistant`, which the prompt may have written, a recipient, `<|channel|>` with its name,
-    /// a recipient, the kind of what follows, and `<|message|>`.
+    /// a recipient, the kind of what follows, and `<|message|>`. There may be one recipient.
     fn fit(text: &str) -> Fit {
         if text.len() > MAX_HEADER {
             return Fit::No;
         }
         let (mut header, mut place, mut rest) = (Self::default(), Place::Begin, text.trim_start());
+        let (mut kinds, mut said) = (0, false);
         while !rest.is_empty() {
             if rest.starts_with('<') {
                 let Some(mark) = HEADER.into_iter().find(|mark| rest.starts_with(*mark)) else {
                     let part = HEADER.into_iter().any(|mark| mark.starts_with(rest));
-                    return if part { Fit::Part } else { Fit::No };
+                    return if part { Fit::Part { said } } else { Fit::No };
                 };
                 place = match (mark, place) {
                     (START, Place::Begin) => Place::Role,
@@ -110,13 +113,22 @@ impl Header {
                     header.channel = word.to_owned();
                     place = Place::BehindChannel;
                 }
-                Place::BehindChannel => {}
+                Place::BehindChannel if to.is_some() => {}
+                Place::BehindChannel => {
+                    kinds += 1;
+                    said |=
+                        kinds > 1 || !word.chars().all(|c| c.is_ascii_alphanumeric() || "_-+/".contains(c));
+                }
                 _ => return Fit::No,
+            }
+            let twice = header.to.as_deref().zip(to);
+            if twice.is_some_and(|(known, to)| if whole { known != to } else { !known.starts_with(to) }) {
+                return Fit::No;
             }
             header.to = to.map(str::to_owned).or(header.to);
             rest = rest[word.len()..].trim_start();
         }
-        Fit::Part
+        Fit::Part { said }
     }
 }
 
@@ -185,18 +197,22 @@ impl HarmonyParser {
         std::mem::take(&mut self.events)
     }
 
-    /// What is left at the end of the text. A header that never came to its message is marks, which nobody wants to read.
+    /// What is left at the end of the text. A header that never came to its message is marks, which nobody wants to read, unless
+    /// something was said in it.
     pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
         let held = std::mem::take(&mut self.held);
+        let is_marks = [START, CHANNEL].iter().any(|mark| held.trim_start().starts_with(mark))
+            && Header::fit(&held) == Fit::Part { said: false };
         match std::mem::replace(&mut self.state, State::Header) {
             State::Call { .. } => self.broken(held),
             State::Header if self.begun && held.trim().is_empty() => {}
-            _ if [START, CHANNEL].iter().any(|mark| held.trim_start().starts_with(mark)) => {}
+            _ if is_marks => {}
             State::Thoughts => {
                 self.state = State::Thoughts;
                 self.emit(&held);
             }
-            State::Header | State::Text => {
+            state @ (State::Header | State::Text) => {
+                self.fresh |= matches!(state, State::Header);
                 self.state = State::Text;
                 self.emit(&held);
             }
@@ -243,7 +259,7 @@ impl HarmonyParser {
                 // Within a message, only what has a mark of its own begins another one.
                 match Header::fit(tail) {
                     Fit::Whole(header) => return self.begin(&header),
-                    Fit::Part => return,
+                    Fit::Part { .. } => return,
                     Fit::No if ENDS.iter().any(|end| end.starts_with(tail)) => return,
                     Fit::No => {}
                 }
@@ -335,7 +351,7 @@ mod tests {
         ] {
             assert_eq!(Header::fit(text), wanted, "{text:?}");
             for cut in 0..text.len() {
-                assert_eq!(Header::fit(&text[..cut]), Fit::Part, "{:?}", &text[..cut]);
+                assert_eq!(Header::fit(&text[..cut]), Fit::Part { said: false }, "{:?}", &text[..cut]);
             }
         }
         for text in [
@@ -350,9 +366,24 @@ mod tests {
             "<|channel|>final<|channel|>",
             "<|channel|>fi-nal",
             "<|constrain|>",
+            "<|channel|>final to=a to=b",
+            " to=a<|channel|>commentary to=ab<|message|>",
             "<b>",
         ] {
             assert_eq!(Header::fit(text), Fit::No, "{text:?}");
+        }
+        for (text, said) in [
+            ("<|channel|>final json", false),
+            (
+                "<|start|>assistant to=functions.f<|channel|>commentary to=functions.f <|constrain|>json",
+                false,
+            ),
+            ("<|channel|>commentary to=functions.f application/json<|mess", false),
+            ("<|channel|>final Yes it", true),
+            ("<|channel|>final Yes.", true),
+            ("<|channel|>final \u{4eca}\u{65e5}<|mess", true),
+        ] {
+            assert_eq!(Header::fit(text), Fit::Part { said }, "{text:?}");
         }
         let long = format!("<|channel|>final {}", "x".repeat(MAX_HEADER));
         assert_eq!(Header::fit(&long), Fit::No);

@@ -40,8 +40,25 @@ fn channels_are_told_apart() {
     assert_eq!(told(&format!("{open}<|start|>assistant{hm}")), thought("Hm.\n <b>", of(" Yes.\n", &[])));
     assert_eq!(told(&format!("{hm}{yes}")), thought("Hm.\n <b>", of(" Yes.\n", &[])));
     // A header that never came to its message.
-    for cut in ["<|start|>", "<|start|>assist", "<|start|>assistant<|channel|>fin"] {
+    for cut in [
+        "<|start|>",
+        "<|start|>assist",
+        "<|start|>assistant<|channel|>fin",
+        "<|start|>assistant<|channel|>commentary json",
+        "<|start|>assistant to=functions.add<|channel|>commentary <|constrain|>json<|mess",
+    ] {
         assert_eq!(told(&format!("{hm}{cut}")), thought("Hm.\n <b>", of("", &[])), "{cut}");
+    }
+    // One in which something was said, whether or not it has an end.
+    for said in ["<|start|>assistant<|channel|>final Yes, it is", "<|channel|>final \u{4eca}\u{65e5}"] {
+        for end in ["", "<|end|>"] {
+            assert_eq!(told(&format!("{hm}{said}{end}")), thought("Hm.\n <b>", of(said, &[])), "{said}{end}");
+            assert_eq!(
+                told(&format!("{yes}{said}{end}")),
+                of(&format!(" Yes.\n\n\n{said}"), &[]),
+                "{said}{end}"
+            );
+        }
     }
     // A prompt that begins a thought.
     let harmony = gpt_oss();
@@ -152,6 +169,25 @@ fn a_call_is_told_as_it_comes() {
     assert!(parser.is_done() && parser.finish().is_empty());
 }
 
+/// The most letters that the headers of a text take with them: what stands between a channel's mark and its message, and at the
+/// end a recipient, a channel's name and a kind.
+fn of_headers(text: &str, letters: impl Fn(&str) -> usize) -> usize {
+    let has = |part: &str, marks: &[&str]| marks.iter().any(|mark| part.contains(mark));
+    let headers = text.split("<|channel|>").skip(1).filter_map(|part| part.split_once("<|message|>"));
+    let headers = headers.filter(|(header, _)| !has(header, &["<|start|>", "<|end|>", "<|call|>"]));
+    let between: usize = headers.map(|(header, _)| letters(header)).sum();
+    let ends = ["<|start|>", "<|channel|>"].into_iter().filter_map(|mark| text.rfind(mark));
+    let ends = ends.map(|at| &text[at..]).filter(|end| !has(end, &["<|message|>", "<|end|>", "<|call|>"]));
+    let at_end = ends.map(|end| {
+        let marks = ["<|start|>assistant", "<|start|>", "<|channel|>", "<|constrain|>"];
+        let words = marks.into_iter().fold(end.to_owned(), |words, mark| words.replace(mark, " "));
+        let (to, others): (Vec<&str>, Vec<&str>) =
+            words.split_whitespace().partition(|word| word.starts_with("to="));
+        to.iter().take(1).chain(others.iter().take(2)).map(|word| letters(word)).sum::<usize>()
+    });
+    between + at_end.max().unwrap_or(0)
+}
+
 /// Random texts of fragments: the same events for every cutting, and no character but marks is lost.
 #[test]
 fn nothing_is_lost_of_random_messages() {
@@ -180,6 +216,7 @@ fn nothing_is_lost_of_random_messages() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
+    let mut whole_texts = 0;
     let letters = |text: &str| text.chars().filter(|c| "éx".contains(*c)).count();
     for _ in 0..6000 {
         let text: String = (0..1 + below(9)).map(|_| fragments[below(fragments.len())]).collect();
@@ -189,8 +226,10 @@ fn nothing_is_lost_of_random_messages() {
         assert_eq!(parse(gpt_oss(), false, &chars).0, events, "{text:?}");
         let told = letters(&whole.reasoning) + letters(&whole.content);
         let called: usize = whole.calls.iter().map(|call| letters(&call.arguments)).sum();
-        // Of headers, the kind of a message and the name of a channel may have some.
-        let headers = letters(&text) - (told + called).min(letters(&text));
-        assert!(headers == 0 || text.contains("<|channel|>") || text.contains(" to="), "{text:?} {whole:?}");
+        let headers = of_headers(&text, letters);
+        assert!(told + called <= letters(&text), "{text:?} {whole:?}");
+        assert!(told + called + headers >= letters(&text), "{text:?} {whole:?}");
+        whole_texts += usize::from(letters(&text) > 0 && headers == 0);
     }
+    assert!(whole_texts > 1000, "{whole_texts}");
 }
