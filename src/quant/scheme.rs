@@ -48,6 +48,15 @@ impl Publisher {
             Self::CompressedTensors | Self::ModelOpt => "weight_scale",
         }
     }
+
+    /// The tensor that e4m3 scales of e2m1 codes are to be read with, the scale of a module's whole matrix.
+    pub(crate) const fn global_scale(self) -> Option<&'static str> {
+        match self {
+            Self::Transformers => None,
+            Self::CompressedTensors => Some("weight_global_scale"),
+            Self::ModelOpt => Some("weight_scale_2"),
+        }
+    }
 }
 
 /// MLX's quantization: one for the model, and others for modules by their full path.

@@ -115,7 +115,7 @@ pub(super) fn describe(
         "F8_E4M3" if has_powers && fits_mx(block, shape[1]) => Format::Mxfp8,
         "F8_E4M3" => Format::Fp8 { group: group_of(block[1], shape[1])? },
         "U8" if is_exponents(scales) => Format::Mxfp4,
-        "U8" if global_scale(checkpoint, of, module).is_some() => Format::Fp4 { group: NV_GROUP as u16 },
+        "U8" if of.by.global_scale().is_some() => Format::Fp4 { group: NV_GROUP as u16 },
         "U8" => Format::Nvfp4,
         _ => {
             let bits = if kind == "I8" { 8 } else { bits_of(width, shape[1])? };
@@ -335,16 +335,6 @@ impl Global {
     }
 }
 
-/// The scale of a module's whole matrix.
-fn global_scale<'a>(checkpoint: &'a Checkpoint, of: &Published, module: &str) -> Option<&'a TensorInfo> {
-    let name = match of.by {
-        Publisher::CompressedTensors => "weight_global_scale",
-        Publisher::ModelOpt => "weight_scale_2",
-        Publisher::Transformers => return None,
-    };
-    checkpoint.find(&format!("{module}.{name}"))
-}
-
 /// The only value of a tensor.
 ///
 /// # Errors
@@ -379,8 +369,11 @@ fn fp4(
     if group == MX_GROUP {
         return Ok(QuantWeight::new(name, Format::Mxfp4, shape, planes));
     }
-    let Some(info) = global_scale(checkpoint, of, module) else {
+    let Some(global) = of.by.global_scale().map(|part| format!("{module}.{part}")) else {
         return Ok(QuantWeight::new(name, Format::Nvfp4, shape, planes));
+    };
+    let Some(info) = checkpoint.find(&global) else {
+        return Err(checkpoint.missing(&global, format!("{} is F8_E4M3", scales.name())));
     };
     let value = one_float(checkpoint, info)?;
     let global = if of.by == Publisher::ModelOpt { Global::Times(value) } else { Global::Over(value) };

@@ -191,12 +191,23 @@ fn tensors_that_do_not_fit_are_refused() {
     let whole = ("w.weight_global_scale", F32, vec![2]);
     refused(
         &theirs,
-        vec![nibbles, fine.clone(), whole],
+        vec![nibbles.clone(), fine.clone(), whole],
         "w.weight_global_scale: is F32 [2], expected one F32",
+    );
+
+    refused(
+        &theirs,
+        vec![nibbles, fine.clone()],
+        "w.weight_global_scale: missing, w.weight_scale is F8_E4M3",
     );
 
     let nvidia = of(Publisher::ModelOpt, None);
     let bytes = ("w.weight", U8, vec![16, 32]);
+    refused(
+        &nvidia,
+        vec![bytes.clone(), fine.clone()],
+        "w.weight_scale_2: missing, w.weight_scale is F8_E4M3",
+    );
     let smooth = ("w.pre_quant_scale", BF16, vec![64]);
     refused(
         &nvidia,
