@@ -3,7 +3,7 @@
 //!
 //! | codes `[N, K]` | scales | value | format |
 //! |---|---|---|---|
-//! | e4m3 | powers of two over whole groups of 32 columns | `code · scale` | mxfp8 |
+//! | e4m3 | powers of two over whole groups of 32 columns, by their type, by the configuration, or all of several | `code · scale` | mxfp8 |
 //! | e4m3 | others | `code · scale` | fp8 |
 //! | e2m1, two a byte, the low nibble first | e8m0 of 32 | `code · scale` | mxfp4 |
 //! | e2m1 | e4m3 of 16 | `code · scale` | nvfp4 |
@@ -12,7 +12,7 @@
 //! | `i8` | floats | `(code − zero) · scale` | affine |
 //!
 //! Scales are those of blocks, of groups of columns, of rows or of the whole. What they say of activations changes no value of a
-//! weight.
+//! weight. The experts of a layer are to have one format: what one scale happens to be, or a zero point, does not decide it.
 //!
 //! Sources: `transformers` (`integrations/finegrained_fp8.py`), `compressed-tensors` (`compressors/`), `nvidia-modelopt`
 //! (`torch/export`, `torch/quantization/qtensor`).
@@ -21,14 +21,15 @@
 mod tests;
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::f16;
 use smallvec::SmallVec;
 
 use super::{Checkpoint, TensorInfo, gptq};
 use crate::alloc;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::{Format, Plane, Published, Publisher, QuantWeight, affine, ocp, write_floats};
 use crate::tensor::DType;
 
@@ -91,8 +92,8 @@ pub(super) fn matrix(
     Ok(Some(weight))
 }
 
-/// Format and shape of a module by its tensors' shapes and types. Whether scales in `f32` are powers of two, and whether zero
-/// points leave the scales' type, is in the values: they count as what files of their kind mostly are.
+/// Format and shape of a module by its tensors' shapes and types. Whether several scales in `f32` are powers of two is in their
+/// values: they count as others.
 pub(super) fn describe(
     checkpoint: &Checkpoint,
     of: &Published,
@@ -119,12 +120,20 @@ pub(super) fn describe(
         "U8" => Format::Nvfp4,
         _ => {
             let bits = if kind == "I8" { 8 } else { bits_of(width, shape[1])? };
-            let has_zeros = checkpoint.find(&format!("{module}.weight_zero_point")).is_some();
-            let scales = if has_zeros { DType::F32 } else { scales.dtype()? };
+            let scales = affine_type(checkpoint, module, scales);
             Format::Affine { bits, group: group_of(block[1], shape[1])?, scales }
         }
     };
     shape[1].is_multiple_of(format.group()).then_some((format, shape))
+}
+
+/// The type that affine scales and biases are made in: the file's, where zero is the middle, a power of two, by which no
+/// product is rounded.
+fn affine_type(checkpoint: &Checkpoint, module: &str, scales: &TensorInfo) -> DType {
+    match checkpoint.find(&format!("{module}.weight_zero_point")) {
+        Some(_) => DType::F32,
+        None => scales.dtype().unwrap_or(DType::F32),
+    }
 }
 
 /// Whether scales are e8m0.
@@ -285,7 +294,9 @@ fn fp8(
         return Ok(QuantWeight::new(name, Format::Mxfp8, shape, [plane, checkpoint.plane(scales)?]));
     }
     let grid = Grid::read(checkpoint, of, scales, shape)?;
-    if fits_mx(grid.block, columns)
+    let may_be_mx = is_exponents(scales) || of.powers || grid.values.len() > 1;
+    if may_be_mx
+        && fits_mx(grid.block, columns)
         && let Some(exponents) = grid.exponents()?
     {
         let make = move |rows: Range<usize>| -> Result<Made> {
@@ -473,22 +484,26 @@ fn integers(
         Some(info) => gptq::order(checkpoint, info.name(), columns, usize::from(group))?,
         None => None,
     };
-    let (name, own) = (codes.name().to_owned(), scales.dtype().unwrap_or(DType::F32));
-    let codes = checkpoint.plane(codes)?;
-    Integers { shape, bits, group, codes, stride, is_signed, grid, zeros, order }.weight(name, own)
+    let (name, codes) = (codes.name().to_owned(), checkpoint.plane(codes)?);
+    let dtype = affine_type(checkpoint, module, scales);
+    let at = (scales.file().to_owned(), scales.name().to_owned());
+    let integers = Integers { shape, bits, group, codes, stride, is_signed, grid, zeros, order };
+    Ok(integers.weight(name, dtype, at))
 }
 
 impl Integers {
-    /// The affine matrix, of scales that the file has in `own`: `(q − z) · s` is `q · s + (−s · z)`.
-    fn weight(self, name: String, own: DType) -> Result<QuantWeight> {
+    /// The affine matrix, whose scales and biases have `dtype`: `(q − z) · s` is `q · s + (−s · z)`. `at`: the file of the scales,
+    /// and their name.
+    fn weight(self, name: String, dtype: DType, at: (PathBuf, String)) -> QuantWeight {
         let (shape, order) = (self.shape, self.order.clone());
-        let (scales, biases) = self.scales_and_biases(0..shape[0])?;
-        let fits = |dtype: &DType| holds(*dtype, &scales) && holds(*dtype, &biases);
-        let dtype = [own, DType::F16].into_iter().find(fits).unwrap_or(DType::F32);
-        drop((scales, biases));
         let format = Format::Affine { bits: self.bits, group: self.group, scales: dtype };
         let make = move |rows: Range<usize>| -> Result<Made> {
             let (scales, biases) = self.scales_and_biases(rows.clone())?;
+            if dtype == DType::F16 && biases.iter().any(|bias| bias.abs() > f16::MAX.to_f32()) {
+                let (path, name) = at.clone();
+                let what = "a scale times the code of zero is over 65504, which F16 does not hold".to_owned();
+                return Err(Error::Weight { path, name, what });
+            }
             let floats = |values: &[f32]| -> Result<Plane> {
                 let mut bytes = alloc::zeroed(values.len() * dtype.size(), MADE)?;
                 write_floats(dtype, values, &mut bytes);
@@ -497,10 +512,10 @@ impl Integers {
             Ok(Made::from_iter([self.codes(rows)?, floats(&scales)?, floats(&biases)?]))
         };
         let weight = QuantWeight::made(name, format, shape, make);
-        Ok(match order {
+        match order {
             Some(order) => weight.with_order(order),
             None => weight,
-        })
+        }
     }
 
     /// Scales and biases of some rows, `[N, G]`.
@@ -572,14 +587,4 @@ impl Integers {
         stored.release();
         Ok(Plane::owned(packed))
     }
-}
-
-/// Whether a type holds all values.
-fn holds(dtype: DType, values: &[f32]) -> bool {
-    let round = |v: f32| match dtype {
-        DType::F32 => v,
-        DType::F16 => f16::from_f32(v).to_f32(),
-        DType::BF16 => bf16::from_f32(v).to_f32(),
-    };
-    values.iter().all(|&v| round(v).to_bits() == v.to_bits())
 }

@@ -66,14 +66,7 @@ fn every_form_decodes_to_the_values_of_its_package() {
     for (name, of, format) in cases() {
         let (shape, expected) = expected(&checkpoint, name);
         let weight = quantized::matrix(&checkpoint, &of, name, shape).unwrap().unwrap();
-        // Scales of f32 are rounded with their zero point; whether narrower ones hold it is in the values.
-        let is_affine = matches!(format, Format::Affine { .. });
-        match (weight.format(), format) {
-            (Format::Affine { bits, group, .. }, Format::Affine { bits: b, group: g, .. }) => {
-                assert_eq!((bits, group), (b, g), "{name}");
-            }
-            (got, format) => assert_eq!(got, format, "{name}"),
-        }
+        assert_eq!(weight.format(), format, "{name}");
         let got = weight.to_f32();
         for (i, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
             let rounding = if name == "pack5" { 32.0 * f32::EPSILON * expected.abs() + 1e-6 } else { 0.0 };
@@ -82,12 +75,8 @@ fn every_form_decodes_to_the_values_of_its_package() {
         }
         values += got.len();
         // What is told of it beforehand, by shapes and types alone.
-        let (told, of_shape) = quantized::describe(&checkpoint, &of, name, None).unwrap();
-        assert_eq!(of_shape, shape, "{name}");
-        match told {
-            _ if is_affine || name == "fp8-powers" => assert_eq!(told.group() % 32, 0, "{name}"),
-            _ => assert_eq!(told, format, "{name}"),
-        }
+        let told = if name == "fp8-powers" { Format::Fp8 { group: 64 } } else { format };
+        assert_eq!(quantized::describe(&checkpoint, &of, name, None), Some((told, shape)), "{name}");
     }
     assert!(values > 20_000, "{values} values");
 }
@@ -109,18 +98,93 @@ fn rows_of_a_matrix_have_the_scales_of_their_blocks() {
 
 type Tensors = Vec<(&'static str, Dtype, Vec<usize>)>;
 
-fn zeros(tensors: Tensors) -> Checkpoint {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, dtype, shape)| vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8])
-        .collect();
+/// A tensor's name, type, shape and bytes.
+type Filled = (String, Dtype, Vec<usize>, Vec<u8>);
+
+fn file_of(tensors: &[Filled]) -> Checkpoint {
     let views: BTreeMap<&str, TensorView<'_>> = tensors
         .iter()
-        .zip(&bytes)
-        .map(|((name, dtype, shape), bytes)| (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()))
+        .map(|(name, dtype, shape, bytes)| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        })
         .collect();
     let file = ::safetensors::serialize(views, None).unwrap();
     Checkpoint::from_static("model.safetensors", file.leak()).unwrap()
+}
+
+fn zeros(tensors: Tensors) -> Checkpoint {
+    let filled = tensors.into_iter().map(|(name, dtype, shape)| {
+        let bytes = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+        (name.to_owned(), dtype, shape, bytes)
+    });
+    file_of(&filled.collect::<Vec<Filled>>())
+}
+
+/// Whether a scale is a power of two is chance; the experts of a stack have one format.
+#[test]
+fn one_scale_decides_no_format() {
+    let scales = [0.3_f32, 0.5, 0.7];
+    let mut tensors: Vec<Filled> = Vec::new();
+    for (expert, scale) in scales.iter().enumerate() {
+        // 1 and 2 in turn.
+        let codes = [0x38_u8, 0x40].repeat(64);
+        tensors.push((format!("{expert}.weight"), Dtype::F8_E4M3, vec![2, 64], codes));
+        let scale = scale.to_le_bytes().to_vec();
+        tensors.push((format!("{expert}.weight_scale"), Dtype::F32, vec![1], scale));
+    }
+    let checkpoint = file_of(&tensors);
+    let by = Publisher::CompressedTensors;
+    let weight = |of: &Quantization, expert: usize, format: Format| {
+        let name = expert.to_string();
+        let weight = quantized::matrix(&checkpoint, of, &name, [2, 64]).unwrap().unwrap();
+        assert_eq!(weight.format(), format, "{expert}");
+        assert_eq!(quantized::describe(&checkpoint, of, &name, None), Some((format, [2, 64])), "{expert}");
+        assert_eq!(weight.to_f32(), [scales[expert], 2.0 * scales[expert]].repeat(64), "{expert}");
+    };
+    for expert in 0..3 {
+        weight(&of(by, None), expert, Format::Fp8 { group: 64 });
+    }
+    // Where the configuration says so, they are.
+    weight(&Quantization::Published(Published { by, block: None, powers: true }), 1, Format::Mxfp8);
+}
+
+/// Whether scales times zero points are numbers of a narrow type is chance, too.
+#[test]
+fn scales_of_integers_have_the_type_that_their_form_says() {
+    let theirs = of(Publisher::CompressedTensors, None);
+    for (zeros, dtype) in [([Some(7_u8), Some(8)], DType::F32), ([None; 2], DType::F16)] {
+        let mut tensors: Vec<Filled> = Vec::new();
+        let scales = [0.3, 0.5].map(f16::from_f32);
+        for (expert, (scale, zero)) in scales.into_iter().zip(zeros).enumerate() {
+            // All codes are 9.
+            tensors.push((format!("{expert}.weight_packed"), Dtype::I32, vec![2, 8], vec![0x99; 64]));
+            let scale = scale.to_le_bytes().repeat(4);
+            tensors.push((format!("{expert}.weight_scale"), Dtype::F16, vec![2, 2], scale));
+            if let Some(zero) = zero {
+                let words = [zero << 4 | zero, 0, 0, 0].repeat(2);
+                tensors.push((format!("{expert}.weight_zero_point"), Dtype::I32, vec![1, 2], words));
+            }
+        }
+        let checkpoint = file_of(&tensors);
+        for (expert, (scale, zero)) in scales.into_iter().zip(zeros).enumerate() {
+            let (name, format) = (expert.to_string(), Format::Affine { bits: 4, group: 32, scales: dtype });
+            let weight = quantized::matrix(&checkpoint, &theirs, &name, [2, 64]).unwrap().unwrap();
+            assert_eq!(weight.format(), format);
+            let told = quantized::describe(&checkpoint, &theirs, &name, Some(64));
+            assert_eq!(told, Some((format, [2, 64])));
+            let value = f32::from(9 - zero.unwrap_or(8)) * scale.to_f32();
+            assert_eq!(weight.to_f32(), [value; 128]);
+        }
+    }
+    // 1000 times 128 is none of F16.
+    let scale = f16::from_f32(1000.0).to_le_bytes().to_vec();
+    let checkpoint = file_of(&[
+        ("w.weight".to_owned(), Dtype::I8, vec![2, 64], vec![1; 128]),
+        ("w.weight_scale".to_owned(), Dtype::F16, vec![1], scale),
+    ]);
+    let weight = quantized::matrix(&checkpoint, &theirs, "w", [2, 64]).unwrap().unwrap();
+    let error = weight.held().unwrap_err().to_string();
+    assert!(error.contains("tensor w.weight_scale: a scale times the code of zero is over 65504"), "{error}");
 }
 
 #[track_caller]
