@@ -202,16 +202,18 @@ fn block_of(
     Some((grid, [height, width]))
 }
 
-/// The scales of a matrix, and which of them belongs to an element.
+/// The scales of a matrix as the file has them, and which of them belongs to an element.
 struct Grid {
-    values: Vec<f32>,
-    across: usize,
+    scales: Plane,
+    /// None is e8m0.
+    dtype: Option<DType>,
+    dims: [usize; 2],
     block: [usize; 2],
 }
 
 impl Grid {
     fn read(checkpoint: &Checkpoint, of: &Published, scales: &TensorInfo, shape: [usize; 2]) -> Result<Self> {
-        let Some((grid, block)) = block_of(of, scales, shape) else {
+        let Some((dims, block)) = block_of(of, scales, shape) else {
             let (got, [rows, columns]) = (scales.shape(), shape);
             let blocks = match of.block {
                 Some([height, width]) => format!(
@@ -224,57 +226,46 @@ impl Grid {
                 "shape is {got:?}, expected {blocks}[{rows}, G] of {columns} columns in G equal groups, or one scale"
             )));
         };
-        let plane = checkpoint.plane(scales)?;
-        let values = match scales.dtype() {
-            Some(dtype) => {
-                let mut values = alloc::zeroed(grid[0] * grid[1], MADE)?;
-                affine::read_floats(dtype, plane.bytes(), &mut values);
-                values
-            }
-            None if is_exponents(scales) => {
-                alloc::collect(plane.bytes().iter().map(|&code| ocp::e8m0(code)), MADE)?
-            }
-            None => {
-                let got = scales.dtype_name();
-                return Err(scales.fail(format!("type is {got}, expected F32, F16, BF16, F8_E8M0 or U8")));
-            }
-        };
-        Ok(Self { values, across: grid[1], block })
+        let dtype = scales.dtype();
+        if dtype.is_none() && !is_exponents(scales) {
+            let got = scales.dtype_name();
+            return Err(scales.fail(format!("type is {got}, expected F32, F16, BF16, F8_E8M0 or U8")));
+        }
+        Ok(Self { scales: checkpoint.plane(scales)?, dtype, dims, block })
     }
 
-    /// The place of the scale of row `row` and column `column`.
-    fn place(&self, row: usize, column: usize) -> usize {
-        row / self.block[0] * self.across + column / self.block[1]
+    /// The scale at `place` of their `bytes`.
+    fn scale(&self, bytes: &[u8], place: usize) -> f32 {
+        let Some(dtype) = self.dtype else { return ocp::e8m0(bytes[place]) };
+        let mut value = [0.0];
+        affine::read_floats(dtype, &bytes[place * dtype.size()..], &mut value);
+        value[0]
     }
 
-    /// The scale of each group of `group` columns, row after row.
-    fn spread<'a, T: Copy>(
-        &'a self,
-        values: &'a [T],
-        rows: Range<usize>,
-        columns: usize,
-        group: usize,
-    ) -> impl Iterator<Item = T> + 'a {
+    /// The place and the scale of each group of `group` columns, row after row.
+    fn spread(&self, rows: Range<usize>, columns: usize, group: usize) -> impl Iterator<Item = (usize, f32)> {
+        let (bytes, [height, width]) = (self.scales.bytes(), self.block);
         rows.flat_map(move |row| {
-            (0..columns).step_by(group).map(move |column| values[self.place(row, column)])
+            (0..columns).step_by(group).map(move |column| {
+                let place = row / height * self.dims[1] + column / width;
+                (place, self.scale(bytes, place))
+            })
         })
     }
 
-    /// All scales as e8m0, where they are powers of two that it has.
-    fn exponents(&self) -> Result<Option<Vec<u8>>> {
-        let mut codes = Vec::new();
-        alloc::reserve(&mut codes, self.values.len(), MADE)?;
-        for scale in &self.values {
-            let bits = scale.to_bits();
-            // 2^-127 is subnormal.
-            let code = if bits == 0x0040_0000 { 0 } else { (bits >> 23 & 255) as u8 };
-            if code == 255 || ocp::e8m0(code).to_bits() != bits {
-                return Ok(None);
-            }
-            codes.push(code);
-        }
-        Ok(Some(codes))
+    /// Whether all scales are powers of two that e8m0 has.
+    fn are_powers(&self) -> bool {
+        let (bytes, [down, across]) = (self.scales.bytes(), self.dims);
+        self.dtype.is_none() || (0..down * across).all(|place| exponent(self.scale(bytes, place)).is_some())
     }
+}
+
+/// A scale as e8m0, where it is a power of two that it has.
+fn exponent(scale: f32) -> Option<u8> {
+    let bits = scale.to_bits();
+    // 2^-127 is subnormal.
+    let code = if bits == 0x0040_0000 { 0 } else { (bits >> 23 & 255) as u8 };
+    (code < 255 && ocp::e8m0(code).to_bits() == bits).then_some(code)
 }
 
 /// e4m3 codes.
@@ -294,15 +285,14 @@ fn fp8(
         return Ok(QuantWeight::new(name, Format::Mxfp8, shape, [plane, checkpoint.plane(scales)?]));
     }
     let grid = Grid::read(checkpoint, of, scales, shape)?;
-    let may_be_mx = is_exponents(scales) || of.powers || grid.values.len() > 1;
-    if may_be_mx
-        && fits_mx(grid.block, columns)
-        && let Some(exponents) = grid.exponents()?
-    {
+    let may_be_mx = is_exponents(scales) || of.powers || grid.dims != [1, 1];
+    if may_be_mx && fits_mx(grid.block, columns) && grid.are_powers() {
         let make = move |rows: Range<usize>| -> Result<Made> {
             let mut scales = Vec::new();
             alloc::reserve(&mut scales, rows.len() * (columns / MX_GROUP), MADE)?;
-            scales.extend(grid.spread(&exponents, rows.clone(), columns, MX_GROUP));
+            // Those that are none stay none.
+            let spread = grid.spread(rows.clone(), columns, MX_GROUP);
+            scales.extend(spread.map(|(_, scale)| exponent(scale).unwrap_or(255)));
             Ok(Made::from_iter([plane.rows(columns, &rows), Plane::owned(scales)]))
         };
         return Ok(QuantWeight::made(name, Format::Mxfp8, shape, make));
@@ -313,7 +303,7 @@ fn fp8(
         );
     };
     let make = move |rows: Range<usize>| -> Result<Made> {
-        let scales = grid.spread(&grid.values, rows.clone(), columns, usize::from(group));
+        let scales = grid.spread(rows.clone(), columns, usize::from(group)).map(|(_, scale)| scale);
         let scales = float_bytes(scales, rows.len() * (columns / usize::from(group)))?;
         Ok(Made::from_iter([plane.rows(columns, &rows), Plane::owned(scales)]))
     };
@@ -467,7 +457,7 @@ fn integers(
             scales.fail(format!("{columns} columns in groups of {} are not whole eights", grid.block[1]))
         );
     };
-    let groups = grid.across;
+    let groups = grid.dims[1];
     let zeros = match checkpoint.find(&name("weight_zero_point")) {
         None => Zeros::Middle,
         Some(info) if info.dtype_name() == "I8" => {
@@ -525,9 +515,7 @@ impl Integers {
         alloc::reserve(&mut scales, rows.len() * (columns / group), MADE)?;
         alloc::reserve(&mut biases, rows.len() * (columns / group), MADE)?;
         for row in rows {
-            for column in (0..columns).step_by(group) {
-                let place = self.grid.place(row, column);
-                let scale = self.grid.values[place];
+            for (place, scale) in self.grid.spread(row..row + 1, columns, group) {
                 scales.push(scale);
                 biases.push(-scale * self.zero(row, place));
             }

@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorView;
 
 use super::*;
 use crate::quant::{MlxFormat, MlxMode, MlxQuantization, Quantization};
+use crate::tensor::Bytes;
 use crate::weights::quantized;
 
 fn of(by: Publisher, block: Option<[usize; 2]>) -> Quantization {
@@ -94,6 +96,45 @@ fn rows_of_a_matrix_have_the_scales_of_their_blocks() {
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
         assert!(part.iter().zip(&whole[3 * shape[1]..]).all(same), "{name}");
     }
+}
+
+/// Bytes, and how often somebody has asked for them.
+#[derive(Debug)]
+struct Counted(Vec<u8>, AtomicUsize);
+
+impl Bytes for Counted {
+    fn bytes(&self) -> &[u8] {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        &self.0
+    }
+}
+
+/// A matrix keeps no scales but those of its file, which are read with its rows.
+#[test]
+fn scales_are_read_when_rows_are_made() {
+    let scales = [0.5, -2.0].map(f16::from_f32).map(f16::to_le_bytes).concat();
+    let counted = Arc::new(Counted(scales, AtomicUsize::new(0)));
+    let scales = Plane::new(Arc::clone(&counted) as Arc<dyn Bytes>, 0..4);
+    let reads = || counted.1.swap(0, Ordering::Relaxed);
+    reads();
+    let weight = Integers {
+        shape: [2, 32],
+        bits: 4,
+        group: 32,
+        // All codes are 9, and 8 is zero.
+        codes: Plane::owned(vec![0x99; 32]),
+        stride: 16,
+        is_signed: false,
+        grid: Grid { scales, dtype: Some(DType::F16), dims: [2, 1], block: [1, 32] },
+        zeros: Zeros::Middle,
+        order: None,
+    };
+    let weight = weight.weight("w".to_owned(), DType::F16, (PathBuf::from("f"), "s".to_owned()));
+    assert_eq!(reads(), 0);
+    assert_eq!(weight.rows("last", 1..2).to_f32(), [-2.0; 32]);
+    assert!(reads() > 0);
+    assert_eq!(weight.to_f32(), [[0.5; 32], [-2.0; 32]].concat());
+    assert!(reads() > 0);
 }
 
 type Tensors = Vec<(&'static str, Dtype, Vec<usize>)>;
