@@ -343,7 +343,8 @@ impl<'s> PlannedTensor<'s> {
     }
 }
 
-/// Tensors that mlx-lm does not take from a checkpoint: those of layers behind the last, which predict further tokens, too.
+/// Tensors that mlx-lm does not take from a checkpoint: those of layers behind the last, which predict further tokens, and what
+/// servers round activations and caches by, too.
 fn is_dropped(name: &str, config: &Config, list: &WeightList) -> bool {
     let layer =
         name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
@@ -351,6 +352,14 @@ fn is_dropped(name: &str, config: &Config, list: &WeightList) -> bool {
     name.ends_with("rotary_emb.inv_freq")
         || config.tie_word_embeddings && name.starts_with("lm_head.") && !has_head_bias
         || layer.is_some_and(|layer| layer >= config.num_hidden_layers)
+        || is_of_activations(name) && list.get(name).is_none()
+}
+
+/// Whether a tensor says how a server would quantize activations or caches, which changes no weight: `k_proj.k_scale`.
+fn is_of_activations(name: &str) -> bool {
+    let leaf = name.rsplit_once('.').map_or(name, |(_, leaf)| leaf);
+    let mut of = ["_scale", "_global_scale", "_zero_point"].iter().filter_map(|end| leaf.strip_suffix(*end));
+    of.any(|of| ["q", "k", "v", "prob", "prob_output", "activation", "input", "output"].contains(&of))
 }
 
 fn check_format(mlx: MlxFormat) -> Result<()> {

@@ -332,6 +332,51 @@ fn what_is_quantized_is_quantized_anew() {
     assert_eq!(types(GgufType::Q5_1), ["F32", "Q5_1"]);
 }
 
+/// What a server rounds activations and caches by is in none of the files that are written.
+#[test]
+fn scales_of_caches_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = [0.5_f32.to_le_bytes(), 2.0_f32.to_le_bytes()];
+    let extra = [
+        ("self_attn.k_proj.k_scale", vec![]),
+        ("self_attn.v_proj.v_scale", vec![1]),
+        ("self_attn.k_proj.output_scale", vec![1]),
+        ("self_attn.q_scale", vec![]),
+        ("self_attn.k_proj.k_zero_point", vec![1]),
+    ];
+    for name in ["llama-fp8", "llama-modelopt-fp8"] {
+        let (source, model) = (fixture("quantized").join(name), dir.path().join(name));
+        std::fs::create_dir(&model).unwrap();
+        for file in ["config.json", "hf_quant_config.json"] {
+            if source.join(file).exists() {
+                std::fs::copy(source.join(file), model.join(file)).unwrap();
+            }
+        }
+        let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let scales = extra.iter().enumerate().map(|(i, (leaf, shape))| {
+            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), &whole[i % 2]).unwrap();
+            (format!("model.layers.0.{leaf}"), view)
+        });
+        let file = safetensors::serialize(file.tensors().into_iter().chain(scales), None).unwrap();
+        std::fs::write(model.join("model.safetensors"), file).unwrap();
+
+        let packed = dir.path().join(format!("{name}-mlx"));
+        let mlx = MlxFormat { mode: MlxMode::Affine, bits: 8, group: 32 };
+        to_mlx(&ModelFiles::open(&model).unwrap(), mlx, &packed, &mut |_, _| true).unwrap().unwrap();
+        let blocks = dir.path().join(format!("{name}.gguf"));
+        gguf(&model, GgufType::F16, &blocks);
+        for (written, most) in [(packed, 0.03), (blocks, 5e-3)] {
+            let files = ModelFiles::open(&written).unwrap();
+            let mut names = files.checkpoint.tensors().map(|tensor| tensor.name());
+            let left = names.find(|name| name.ends_with("_scale") || name.ends_with("_zero_point"));
+            assert_eq!(left, None, "{}", written.display());
+            let off = apart(&logits(&written), &logits(&source));
+            assert!(off < most, "{}: {off}", written.display());
+        }
+    }
+}
+
 /// A model of zeros with the tokenizer of the fixture `name`.
 fn with_tokenizer(dir: &Path, name: &str) -> PathBuf {
     let model = dir.join(name);
