@@ -23,11 +23,13 @@ use crate::weights::output::Output;
 /// Quantizes a model into the new GGUF file `out`, with its tokenizer and chat template.
 ///
 /// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors and routers get F32. The experts of a layer
-/// become three stacks, one expert at a time; gpt-oss's that are in MXFP4 stay so. From a directory, every family that is read
-/// from GGUF files is written but Phi 1 and 2, with a tokenizer that GGUF has a form for, or none. A window that llama.cpp does
-/// not apply to an architecture is written all the same, and said. Of a GGUF file, names, order and metadata stay what they are.
-/// What is quantized already is decoded first, which is said: the two errors add up. `out` and `progress` are as for
-/// [`to_mlx`](super::to_mlx).
+/// become three stacks, one expert at a time; gpt-oss's that are in MXFP4 stay so.
+///
+/// Written are the families whose form in GGUF has `entries`: of the dense ones all that are read from GGUF files but Phi 1 and 2,
+/// and of mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and gpt-oss. From a directory, with a tokenizer that GGUF has a form
+/// for, or none. A window that llama.cpp does not apply to an architecture is written all the same, and said. Of a GGUF file,
+/// names, order and metadata stay what they are. What is quantized already is decoded first, which is said: the two errors add
+/// up. `out` and `progress` are as for [`to_mlx`](super::to_mlx).
 ///
 /// # Errors
 /// As [`to_mlx`](super::to_mlx); [`Error::Format`] for what GGUF or llama.cpp has no form for.
@@ -375,4 +377,40 @@ fn write_piece(
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::forward::{FAMILIES, Gguf};
+
+    fn names(of: &[(&'static str, &Gguf)]) -> Vec<&'static str> {
+        of.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// All others that have a form in GGUF are written, as [`to_gguf`](super::to_gguf) says.
+    #[test]
+    fn these_are_read_and_not_written() {
+        let read = FAMILIES.iter().filter_map(|family| Some((family.model_type, family.gguf.as_ref()?)));
+        let (written, others): (Vec<_>, Vec<_>) = read.partition(|(_, gguf)| gguf.entries.is_some());
+        assert_eq!(
+            names(&others),
+            [
+                "phi",
+                "olmoe",
+                "granitemoe",
+                "glm4_moe",
+                "dots1",
+                "ernie4_5_moe",
+                "minimax_m2",
+                "hunyuan_v1_moe",
+                "qwen3_vl_moe_text",
+                "afmoe",
+                "deepseek_v2",
+                "deepseek_v3",
+                "mistral4",
+            ]
+        );
+        let experts: Vec<_> = written.into_iter().filter(|(_, gguf)| gguf.experts.is_some()).collect();
+        assert_eq!(names(&experts), ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"]);
+    }
 }
