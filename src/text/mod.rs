@@ -40,7 +40,7 @@ pub use tokenizer::{Specials, Tokenizer};
 pub use tool::Tool;
 pub(crate) use tools::tagged::is_string;
 pub use tools::{ArgumentTags, CallFormat, CallObject, ReplyEvent, ToolFormat};
-pub(crate) use tools::{ID, INDEX};
+pub(crate) use tools::{ID, INDEX, takes_in_python};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use probe::samples;

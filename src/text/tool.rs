@@ -40,6 +40,13 @@ impl Tool {
         Ok(Self { name: name.to_owned(), parameters: parameters.cloned() })
     }
 
+    /// The names of arguments.
+    pub(super) fn arguments(&self) -> impl Iterator<Item = &str> {
+        let properties =
+            self.parameters.as_ref().and_then(|parameters| parameters.get("properties")?.as_object());
+        properties.into_iter().flatten().map(|(name, _)| name.as_str())
+    }
+
     /// The schema of an argument.
     pub(super) fn argument(&self, key: &str) -> Option<&Json> {
         self.parameters.as_ref()?.get("properties")?.get(key)

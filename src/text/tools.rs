@@ -4,6 +4,7 @@
 use std::fmt;
 
 pub(super) use parser::ToolParser;
+pub(crate) use python::takes as takes_in_python;
 
 pub(super) mod derive;
 mod literal;

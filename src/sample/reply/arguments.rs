@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::super::schema;
 use super::{Literals, literal, named};
-use crate::text::{ArgumentTags, Tool, is_string};
+use crate::text::{ArgumentTags, Tool, is_string, takes_in_python};
 use crate::{Error, Result};
 
 /// The arguments of a tool.
@@ -18,9 +18,11 @@ struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
+    /// `takes`: whether an argument of a name is read back.
+    ///
     /// # Errors
-    /// [`Error::Schema`] for what is asked of all of them together.
-    fn of(tool: &'a Tool) -> Result<Self> {
+    /// [`Error::Schema`] for what is asked of all of them together, and for a name that is not read back.
+    fn of(tool: &'a Tool, takes: impl Fn(&str) -> bool) -> Result<Self> {
         let known =
             ["type", "properties", "required", "additionalProperties", "title", "description", "$schema"];
         let parameters = tool.parameters.as_ref().and_then(Value::as_object);
@@ -40,6 +42,9 @@ impl<'a> Arguments<'a> {
         let missing = required.iter().find(|key| !properties.iter().any(|(known, _)| known == *key));
         if let Some(missing) = missing {
             return Err(refused(tool, &format!("#/required/{missing}"), "required"));
+        }
+        if let Some((key, _)) = properties.iter().find(|(key, _)| !takes(key)) {
+            return Err(refused(tool, &path(key), "properties"));
         }
         Ok(Self { tool, properties, required, definitions })
     }
@@ -80,7 +85,7 @@ pub(super) fn tagged(
     tool: &Tool,
     lines: &mut Vec<String>,
 ) -> Result<String> {
-    let all = Arguments::of(tool)?;
+    let all = Arguments::of(tool, |key| tags.takes(key))?;
     let mut arguments = Vec::new();
     for (j, &(key, schema)) in all.properties.iter().enumerate() {
         let string = is_string(Some(schema));
@@ -125,7 +130,7 @@ pub(super) fn python(
     tool: &Tool,
     lines: &mut Vec<String>,
 ) -> Result<String> {
-    let all = Arguments::of(tool)?;
+    let all = Arguments::of(tool, takes_in_python)?;
     let count = all.properties.len();
     // What may follow an argument, from the `j`th on.
     let rest = |j: usize| if j < count { format!(" rest_{at}_{j}") } else { String::new() };

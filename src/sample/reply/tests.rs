@@ -184,6 +184,50 @@ fn strings_between_tags_are_any_text() {
     }
 }
 
+/// What is enforced is read back, whatever the arguments are called; what would not be is refused by name.
+#[test]
+fn arguments_of_any_name_are_read_back() {
+    let (tokenizer, flag, mut ended) = (tokenizer(&[]), json!({ "type": "boolean" }), 0);
+    let schema = json!({ "type": "object", "properties": { "$filter": flag, "first name": flag },
+        "required": ["$filter", "first name"], "additionalProperties": false });
+    let tools = [Tool { name: "find".into(), parameters: Some(schema) }];
+    for calls in samples::all() {
+        let format = ReplyFormat { tools: Some(calls), ..ReplyFormat::default() };
+        let wanted = ReplyGrammar { format: format.clone(), tools: &tools, ..Default::default() };
+        let grammar = wanted.grammar(&tokenizer).unwrap();
+        for seed in 0..4 {
+            let Some(text) = walk(&tokenizer, &grammar, seed) else { continue };
+            ended += 1;
+            let (mut parser, mut reply) = (ReplyParser::new(&format, false, &tools), Reply::default());
+            parser.push(&text).into_iter().for_each(|event| reply.take(event));
+            parser.finish().into_iter().for_each(|event| reply.take(event));
+            assert!(reply.content.is_empty() && reply.calls.len() == 1, "{text:?} {reply:?}");
+            let arguments: Value = serde_json::from_str(&reply.calls[0].arguments).unwrap();
+            assert!(arguments["$filter"].is_boolean() && arguments["first name"].is_boolean(), "{text:?}");
+        }
+    }
+    assert!(ended > 13, "{ended} came to their end");
+    for (calls, key) in [
+        (samples::parameters(), "a>b"),
+        (samples::parameters(), " a"),
+        (samples::pairs(), "a<b"),
+        (samples::typed(), "a\"b"),
+        (samples::python(), "a=b"),
+        (samples::python(), ") a"),
+        (samples::python(), ""),
+    ] {
+        let schema = json!({ "type": "object", "properties": { (key): flag } });
+        let tools = [Tool { name: "f".into(), parameters: Some(schema) }];
+        let format = ReplyFormat { tools: Some(calls), ..ReplyFormat::default() };
+        match (ReplyGrammar { format, tools: &tools, ..Default::default() }).grammar(&tokenizer) {
+            Err(Error::Schema { path, keyword, .. }) => {
+                assert_eq!((path, keyword.as_str()), (format!("tool f: #/properties/{key}"), "properties"));
+            }
+            other => panic!("{key:?}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_format_holds_for_the_answer_and_not_for_thoughts() {
     let tokenizer = tokenizer(&["<think>", "</think>"]);

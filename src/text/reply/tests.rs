@@ -77,6 +77,35 @@ fn of(content: &str, calls: &[(&str, &str)]) -> Reply {
 const PARIS: (&str, &str) = ("get_weather", r#"{"city": "Paris \"é\" {"}"#);
 const ADD: (&str, &str) = ("add", r#"{"a":1,"b":[2.5,null]}"#);
 
+/// Names that are no words are read where the tool has them, and nowhere else.
+#[test]
+fn arguments_have_the_names_of_their_tool() {
+    let text = serde_json::json!({ "type": "string" });
+    let properties =
+        serde_json::json!({ "$filter": text, "first name": text, "f(x), y": { "type": "integer" } });
+    let (tools, others) = ([tool("find", properties)], [tool("find", serde_json::json!({ "a": text }))]);
+    let arguments = r#"{"$filter": "a", "first name": "b", "f(x), y": 3}"#;
+    for (calls, written) in [
+        (
+            samples::parameters(),
+            "<tool_call>\n<function=find>\n<parameter=$filter>\na\n</parameter>\n<parameter=first name>\nb\n</parameter>\n\
+             <parameter=f(x), y>\n3\n</parameter>\n</function>\n</tool_call>",
+        ),
+        (
+            samples::pairs(),
+            "<tool_call>find\n<arg_key>$filter</arg_key>\n<arg_value>a</arg_value>\n<arg_key>first name</arg_key>\n\
+             <arg_value>b</arg_value>\n<arg_key>f(x), y</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+        ),
+        (samples::python(), "<calls>[find($filter=\"a\", first name=\"b\", f(x), y=3)]</calls>"),
+    ] {
+        let format = format(calls);
+        let (_, reply) = events(ReplyParser::new(&format, false, &tools), &[written]);
+        assert_eq!(reply, of("", &[("find", arguments)]), "{written}");
+        let (_, reply) = events(ReplyParser::new(&format, false, &others), &[written]);
+        assert_eq!(reply, of(written, &[]));
+    }
+}
+
 #[test]
 fn hermes_calls_are_found() {
     let reply = |text: &str| reply(&format(samples::hermes()), false, text);

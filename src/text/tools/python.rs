@@ -60,6 +60,15 @@ struct Other {
     escaped: bool,
 }
 
+/// Whether a call is read back that has an argument of this name, which is one of its tool's.
+pub(crate) fn takes(key: &str) -> bool {
+    !key.is_empty()
+        && key.len() <= MAX_KEY
+        && key.trim() == key
+        && !key.contains('=')
+        && !key.starts_with(')')
+}
+
 impl PythonCall {
     pub(super) fn new() -> Self {
         Self { state: State::Name(String::new()), tool: None, keys: Vec::new() }
@@ -142,6 +151,7 @@ impl PythonCall {
                 return Step::More;
             }
             c if c.is_whitespace() && text.is_empty() => {}
+            c if self.may_go_on(&text, c) => text.push(c),
             c if c.is_whitespace() => text.push(c),
             c if (c.is_alphanumeric() || "_-.".contains(c)) && !text.ends_with(char::is_whitespace) => {
                 text.push(c)
@@ -153,6 +163,12 @@ impl PythonCall {
         }
         self.state = State::Key(text);
         Step::More
+    }
+
+    /// Whether the name of one of the tool's arguments begins with `text` and `next`.
+    fn may_go_on(&self, text: &str, next: char) -> bool {
+        let mut names = self.tool.iter().flat_map(Tool::arguments);
+        names.any(|name| name.strip_prefix(text).is_some_and(|rest| rest.starts_with(next)))
     }
 
     fn other(&mut self, mut other: Other, c: char, events: &mut Vec<ReplyEvent>) -> Step {

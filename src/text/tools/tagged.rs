@@ -51,6 +51,20 @@ struct Value {
     text: String,
 }
 
+impl ArgumentTags {
+    /// Whether a call is read back that has an argument of this name, which is one of its tool's. Beside it there is to be room for
+    /// white space.
+    pub(crate) fn takes(&self, key: &str) -> bool {
+        let ends = ['<', first(&self.string), first(&self.other)];
+        !key.is_empty() && key.len() <= MAX_KEY / 2 && key.trim() == key && !key.contains(ends)
+    }
+}
+
+/// The character that ends a key before `mark`.
+fn first(mark: &str) -> char {
+    mark.trim_start().chars().next().unwrap_or('>')
+}
+
 impl TaggedCall {
     pub(super) fn new(tags: &ArgumentTags) -> Self {
         Self {
@@ -149,7 +163,6 @@ impl TaggedCall {
     /// A key ends where the mark behind it begins.
     fn key(&mut self, text: String, events: &mut Vec<ReplyEvent>) -> Step {
         let tags = &self.tags;
-        let first = |mark: &str| mark.trim_start().chars().next().unwrap_or('>');
         let Some(at) = text.find([first(&tags.string), first(&tags.other)]) else {
             if text.len() > MAX_KEY {
                 return Step::Bad;
@@ -158,14 +171,16 @@ impl TaggedCall {
             return Step::More;
         };
         let (key, rest) = (text[..at].trim(), &text[at..]);
+        let argument = self.tool.as_ref().and_then(|tool| tool.argument(key));
         if key.is_empty()
-            || key.contains(|c: char| c.is_whitespace() || c == '<')
+            || key.contains('<')
+            || argument.is_none() && key.contains(char::is_whitespace)
             || self.keys.iter().any(|k| k == key)
         {
             return Step::Bad;
         }
         let string = match (fit(&tags.string, rest), fit(&tags.other, rest)) {
-            (Fit::Whole, Fit::Whole) => is_string(self.tool.as_ref().and_then(|tool| tool.argument(key))),
+            (Fit::Whole, Fit::Whole) => is_string(argument),
             (Fit::Whole, _) => true,
             (_, Fit::Whole) => false,
             (Fit::No, Fit::No) => return Step::Bad,
