@@ -408,6 +408,7 @@ mod tests {
                 "deepseek_v2",
                 "deepseek_v3",
                 "mistral4",
+                "gemma4_text",
             ]
         );
         let experts: Vec<_> = written.into_iter().filter(|(_, gguf)| gguf.experts.is_some()).collect();

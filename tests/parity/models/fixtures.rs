@@ -191,12 +191,14 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
             continue;
         }
         let has_experts = info.config.experts.is_some();
+        let undivided = info.config.attention_multiplier == Some(1.0);
         let (floats, none) = on(LlmBackendKind::Cpu, KvType::F32);
         assert!(none.is_empty());
         for kv_type in [KvType::Q8, KvType::Q4] {
             let (cpu, cpu_codes) = on(LlmBackendKind::Cpu, kv_type);
             let rms = match has_experts {
                 true => tolerance::routed_cache(kv_type),
+                false if undivided => tolerance::quantized_cache_of_undivided_scores(kv_type),
                 false => tolerance::quantized_cache(kv_type),
             };
             let (apart, mean) = close(&format!("{name}, {kv_type} on the CPU"), &cpu, &floats, f32::INFINITY);
