@@ -25,8 +25,8 @@ use crate::weights::output::Output;
 /// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors and routers get F32. The experts of a layer
 /// become three stacks, one expert at a time; gpt-oss's that are in MXFP4 stay so.
 ///
-/// Written are the families whose form in GGUF has `entries`: of the dense ones all that are read from GGUF files but Phi 1 and 2 and Gemma 4,
-/// and of mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and gpt-oss. From a directory, with a tokenizer that GGUF has a form
+/// Written are the families whose form in GGUF has `entries`: of the dense ones all that are read from GGUF files but Phi 1
+/// and 2 and Gemma 4, and of mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and gpt-oss. From a directory, with a tokenizer that GGUF has a form
 /// for, or none. A window that llama.cpp does not apply to an architecture is written all the same, and said. Of a GGUF file,
 /// names, order and metadata stay what they are. What is quantized already is decoded first, which is said: the two errors add
 /// up. `out` and `progress` are as for [`to_mlx`](super::to_mlx).

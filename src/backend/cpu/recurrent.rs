@@ -2,7 +2,7 @@
 
 use super::backend::CpuBackend;
 use super::kernels::pointwise;
-use super::kernels::recurrent::{self, Delta};
+use super::kernels::recurrent::{self, Convolution, Delta};
 use super::operands::CpuVector;
 use crate::backend::ops::{Recur, Recurrent, RecurrentShape, Run};
 use crate::backend::recurrent::{HostRecurrent, RecurrentPart};
@@ -45,7 +45,8 @@ impl CpuBackend {
             let rows = run.row * channels..(run.row + run.len) * channels;
             let (before, after) = state.begin(PART, run.start)?;
             let (x, out) = (&x.data()[rows.clone()], &mut out[rows]);
-            recurrent::convolve(pool, before, x, weight, bias, channels, out, after);
+            let of = Convolution { before, x, weight, bias, channels };
+            recurrent::convolve(pool, &of, out, after);
         }
         if let Some(activation) = activation {
             pointwise::unary_in_place(pool, isa, activation.into(), &mut out);

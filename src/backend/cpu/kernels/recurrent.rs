@@ -14,21 +14,27 @@ const TASK: usize = 16 * 1024;
 /// Vectors of a panel at most.
 const VECTORS: usize = 16;
 
-/// `out[t] = Σ_j weight[j] ∘ rows[t + j] + bias`, where `rows` are the `taps` rows before the run and then its own: `x` and `out` `[T, C]`,
-/// `weight` `[taps + 1, C]`. The last `taps` rows go to `after`.
+/// What a convolution computes of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Convolution<'a> {
+    /// The `taps` rows before the run, `[taps, C]`.
+    pub before: &'a [f32],
+    /// `[T, C]`.
+    pub x: &'a [f32],
+    /// `[taps + 1, C]`.
+    pub weight: &'a [f32],
+    /// `[C]`.
+    pub bias: Option<&'a [f32]>,
+    pub channels: usize,
+}
+
+/// `out[t] = Σ_j weight[j] ∘ rows[t + j] + bias`, where `rows` are those before the run and then its own: `out` is `[T, C]`. The last
+/// `taps` rows go to `after`.
 ///
 /// # Panics
 /// Where the lengths do not fit each other.
-pub fn convolve(
-    pool: &Pool,
-    before: &[f32],
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    channels: usize,
-    out: &mut [f32],
-    after: &mut [f32],
-) {
+pub fn convolve(pool: &Pool, of: &Convolution<'_>, out: &mut [f32], after: &mut [f32]) {
+    let &Convolution { before, x, weight, bias, channels } = of;
     let taps = before.len() / channels;
     assert_eq!((x.len(), before.len()), (out.len(), after.len()), "convolution: rows");
     assert_eq!(weight.len(), (taps + 1) * channels, "convolution: weight");
@@ -210,7 +216,8 @@ mod tests {
         let rows: Vec<f32> = before.iter().chain(&x).copied().collect();
         let pool = Pool::new(2);
         let (mut out, mut after) = (vec![0.0; x.len()], vec![0.0; before.len()]);
-        convolve(&pool, &before, &x, &weight, Some(&bias), channels, &mut out, &mut after);
+        let of = Convolution { before: &before, x: &x, weight: &weight, bias: Some(&bias), channels };
+        convolve(&pool, &of, &mut out, &mut after);
         for (t, out) in out.chunks(channels).enumerate() {
             for (c, out) in out.iter().enumerate() {
                 let terms = (0..=taps)
@@ -221,10 +228,11 @@ mod tests {
         }
         assert_eq!(after, rows[5 * channels..]);
         // In any cutting, with the same bits.
-        let (mut state, mut cut) = (before, Vec::new());
+        let (mut state, mut cut) = (before.clone(), Vec::new());
         for part in x.chunks(2 * channels) {
             let (mut out, mut after) = (vec![0.0; part.len()], vec![0.0; state.len()]);
-            convolve(&pool, &state, part, &weight, Some(&bias), channels, &mut out, &mut after);
+            let of = Convolution { before: &state, x: part, ..of };
+            convolve(&pool, &of, &mut out, &mut after);
             (state, cut) = (after, [cut, out].concat());
         }
         assert_eq!((cut, state), (out, after));
