@@ -54,7 +54,7 @@ fn round(runtime: &Runtime, state: &mut SequenceState, tokens: usize, steps: usi
         let logits = built.logits().expect("logits");
         token = choice(logits);
         times.push(start.elapsed().as_secs_f64());
-        runtime.dispatch().evaluate(&[logits, &token], &[], true).expect("an evaluation");
+        runtime.dispatch().evaluate(&[logits, &token], &[], &[], true).expect("an evaluation");
     }
     1e3 * median(times)
 }

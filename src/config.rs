@@ -72,6 +72,22 @@ pub struct QueryScaling {
 }
 
 impl QueryScaling {
+    /// Growth of the queries of all layers.
+    pub const fn growing(beta: f64, floor: usize) -> Self {
+        Self { beta, floor, offset: 0, unrotated: false }
+    }
+
+    /// What the parameters of `rope` say of it.
+    pub(crate) fn of_parameters(params: &Fields<'_>, rope: &Rope) -> Result<Option<Self>> {
+        const NAME: &str = "llama_4_scaling_beta";
+        let beta = params.number(NAME, 0.0, 1e6)?.filter(|&beta| beta != 0.0);
+        match (beta, &rope.scaling) {
+            (None, _) => Ok(None),
+            (Some(beta), RopeScaling::Yarn { original, .. }) => Ok(Some(Self::growing(beta, *original))),
+            (Some(beta), _) => Err(params.error(NAME, beta, "absent, or rope_type yarn beside it")),
+        }
+    }
+
     /// The factor of a query at `position`.
     pub fn at(self, position: usize) -> f32 {
         let steps = ((position + self.offset) / self.floor.max(1)) as f64;

@@ -32,5 +32,4 @@ pub use fallback::{FallbackReport, Faults, Policy, Routing};
 pub use kind::LlmBackendKind;
 pub use pages::{KvCost, KvPage, PageAndPane, SequenceKv};
 pub use profile::OpTime;
-pub use recur::RecurrentState;
-pub use values::{LayerState, PreparedMatrix, PreparedStack, PreparedVector, Tensor};
+pub use values::{LayerState, PreparedMatrix, PreparedStack, PreparedVector, RecurrentState, Tensor};

@@ -11,8 +11,7 @@ use super::dispatch::LlmBackendDispatch;
 use super::kv::{HostKv, HostPage, KvShape, MLX_GROWTH, PAGE};
 use super::mlx::MlxPage;
 use super::ops::{Backend, Mark, Recurrent, State, StateLayout, held, held_behind};
-use super::recur::RecurrentState;
-use super::values::LayerState;
+use super::values::{LayerState, RecurrentState};
 use crate::error::{Error, Result};
 
 /// What the layers of a model keep of one sequence.

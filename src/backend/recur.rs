@@ -7,57 +7,8 @@ use super::mlx::MlxRecurrent;
 use super::ops::{Backend, OpKind, Recur, Recurrent, RecurrentShape, Run};
 use super::profile::OpWork;
 use super::recurrent::HostRecurrent;
-use super::values::Tensor;
+use super::values::{RecurrentState, Tensor};
 use crate::error::Result;
-
-/// What one recurrent layer keeps of one sequence, where the backend that wrote it keeps it.
-#[derive(Debug)]
-pub enum RecurrentState {
-    /// In host memory.
-    Host(HostRecurrent),
-    /// Arrays on MLX.
-    Mlx(MlxRecurrent),
-}
-
-impl RecurrentState {
-    /// A copy of what is held, without what was there before the last step.
-    pub(super) fn copy(&self) -> Result<Self> {
-        Ok(match self {
-            Self::Host(state) => Self::Host(state.copy()?),
-            Self::Mlx(state) => Self::Mlx(state.copy()),
-        })
-    }
-}
-
-impl Recurrent for RecurrentState {
-    fn shape(&self) -> &RecurrentShape {
-        match self {
-            Self::Host(state) => state.shape(),
-            Self::Mlx(state) => state.shape(),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Host(state) => state.len(),
-            Self::Mlx(state) => state.len(),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Host(state) => state.bytes(),
-            Self::Mlx(state) => state.bytes(),
-        }
-    }
-
-    fn truncate(&mut self, len: usize) {
-        match self {
-            Self::Host(state) => state.truncate(len),
-            Self::Mlx(state) => state.truncate(len),
-        }
-    }
-}
 
 impl LlmBackendDispatch {
     /// Sends a recurrence, of shapes that fit, to its backend.

@@ -4,8 +4,12 @@ use std::fmt;
 
 use super::cpu::{CpuMatrix, CpuStack, CpuVector};
 use super::kv::{HostKv, KvShape};
-use super::mlx::{MlxKv, MlxMatrix, MlxStack, MlxTensor, MlxVector};
-use super::ops::{MatrixOperand, StackOperand, State, TensorOperand, VectorOperand};
+use super::mlx::{MlxKv, MlxMatrix, MlxRecurrent, MlxStack, MlxTensor, MlxVector};
+use super::ops::{
+    MatrixOperand, Recurrent, RecurrentShape, StackOperand, State, TensorOperand, VectorOperand,
+};
+use super::recurrent::HostRecurrent;
+use crate::error::Result;
 use crate::quant::{Matrix, Stack};
 use crate::tensor::{ElementType, HostTensor, Weight};
 
@@ -192,5 +196,54 @@ impl State for LayerState {
 
     fn truncate(&mut self, len: usize) {
         self.truncate(len);
+    }
+}
+
+/// What one recurrent layer keeps of one sequence, where the backend that wrote it keeps it.
+#[derive(Debug)]
+pub enum RecurrentState {
+    /// In host memory.
+    Host(HostRecurrent),
+    /// Arrays on MLX.
+    Mlx(MlxRecurrent),
+}
+
+impl RecurrentState {
+    /// A copy of what is held, without what was there before the last step.
+    pub(super) fn copy(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Host(state) => Self::Host(state.copy()?),
+            Self::Mlx(state) => Self::Mlx(state.copy()),
+        })
+    }
+}
+
+impl Recurrent for RecurrentState {
+    fn shape(&self) -> &RecurrentShape {
+        match self {
+            Self::Host(state) => state.shape(),
+            Self::Mlx(state) => state.shape(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Host(state) => state.len(),
+            Self::Mlx(state) => state.len(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Host(state) => state.bytes(),
+            Self::Mlx(state) => state.bytes(),
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Host(state) => state.truncate(len),
+            Self::Mlx(state) => state.truncate(len),
+        }
     }
 }

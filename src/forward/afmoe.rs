@@ -2,7 +2,7 @@
 //! sigmoid and a bias choose. Arcee AI 2025, Trinity.
 
 use super::dense::{AttentionGate, Dense};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::list::InMlx;
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, qwen3};

@@ -1,5 +1,6 @@
 //! The blocks that families are built of. Each loads itself from the checkpoint and says which ops it is.
 
+use super::list::{Dim, GgufSpec, ModuleSpec};
 use super::loader::Loader;
 use super::step::Step;
 use crate::alloc;
@@ -9,6 +10,7 @@ use crate::config::{Activation, Config, Rotation};
 use crate::error::Result;
 use crate::quant::Matrix;
 use crate::tensor::{DType, Weight};
+use crate::weights::Form;
 
 /// `x · Wᵀ + b`; the bias is there where the checkpoint has one.
 #[derive(Debug)]
@@ -187,6 +189,20 @@ impl NormKind {
         match self {
             Self::Rms { offset } | Self::Layer { offset } => offset,
         }
+    }
+}
+
+/// The vector of a norm, in a list of weights, and its bias where it has one.
+pub(super) fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec {
+    let form = if kind.offset() == 1.0 { Form::PlusOne } else { Form::Plain };
+    ModuleSpec {
+        name,
+        rows: dim,
+        columns: None,
+        bias: matches!(kind, NormKind::Layer { .. }),
+        form: Form::Plain,
+        gguf: Some(GgufSpec { name: gguf, form, fused: Vec::new() }),
+        stacked: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Cohere 2025, "Command A: An Enterprise-Ready Large Language Model".
 
 use super::dense::{Dense, NormKind, Pairs};
-use super::gguf::{LAYER_EPS, Members};
+use super::gguf_members::{LAYER_EPS, Members};
 use super::{Arguments, Family, Gguf};
 use crate::config::{Config, Names, Rotation, Shared, only, sliding_window};
 use crate::error::Result;

@@ -1,8 +1,8 @@
 //! Gated delta nets: layers that keep a matrix for each head in place of keys and values.
 //! Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule".
 
+use super::blocks::norm_spec;
 use super::blocks::{Linear, NormKind, RmsNorm};
-use super::dense::norm_spec;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::step::Step;

@@ -2,7 +2,7 @@
 //! part, one after the other or side by side, each with norms before it, after it, or both.
 
 pub(super) use super::blocks::NormKind;
-use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary};
+use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary, norm_spec};
 use super::delta::{DeltaLayer, DeltaNet};
 use super::latent::LatentAttention;
 pub(super) use super::list::Name;
@@ -436,19 +436,6 @@ impl Dense {
 /// A dimension twice.
 fn doubled(dim: Dim) -> Dim {
     Dim { field: "2 * num_attention_heads * head_dim", size: 2 * dim.size }
-}
-
-pub(super) fn norm_spec([name, gguf]: [String; 2], dim: Dim, kind: NormKind) -> ModuleSpec {
-    let form = if kind.offset() == 1.0 { Form::PlusOne } else { Form::Plain };
-    ModuleSpec {
-        name,
-        rows: dim,
-        columns: None,
-        bias: matches!(kind, NormKind::Layer { .. }),
-        form: Form::Plain,
-        gguf: Some(GgufSpec { name: gguf, form, fused: Vec::new() }),
-        stacked: Vec::new(),
-    }
 }
 
 impl Arguments for Dense {

@@ -2,7 +2,7 @@
 //! Baidu 2025, "ERNIE 4.5 Technical Report".
 
 use super::dense::{Dense, Pairs};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::sparse::{SharedExpert, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, ernie4_5};
 use crate::backend::ops::Router;

@@ -1,7 +1,7 @@
 //! `exaone4`: norms after each part and norms of heads; the 32B has a window in three of four layers, and those alone rotate.
 //! LG AI Research 2025, "EXAONE 4.0".
 
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::olmo2::norms_after;
 use super::{Arguments, Family, Gguf, qwen3};
 use crate::config::{Config, Rotation, Shared, sliding_window};

@@ -2,7 +2,7 @@
 //! Gemma Team 2024, "Gemma 2: Improving Open Language Models at a Practical Size".
 
 use super::dense::{Dense, NormKind};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::{Arguments, Family, Gguf};
 use crate::config::{Activation, Config, Names, Shared, only, sliding_window};
 use crate::error::Result;

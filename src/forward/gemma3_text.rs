@@ -3,7 +3,7 @@
 //! Gemma Team 2025, "Gemma 3 Technical Report".
 
 use super::dense::{Dense, HeadNorms, NormKind};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::{Arguments, Family, Gguf, gemma2, qwen3};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Activation, Config, Names, Rope, RopeScaling, Shared, only, sliding_window};

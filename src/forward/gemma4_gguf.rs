@@ -1,6 +1,6 @@
 //! What GGUF files say of Gemma 4: two sizes of heads, layers that share keys and values, and pairs of a head that stand still.
 
-use super::gguf::Members;
+use super::gguf_members::Members;
 use crate::error::{Error, Result};
 use crate::json::{Object, Value};
 use crate::weights::Checkpoint;

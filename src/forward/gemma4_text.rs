@@ -4,8 +4,8 @@
 //!
 //! Its layers are not those of [`super::dense`]: too much differs from one to the next.
 
+use super::blocks::norm_spec;
 use super::blocks::{Linear, Mlp, NormKind, RmsNorm, Vocabulary};
-use super::dense::norm_spec;
 use super::layer_embeddings::{EmbeddingDims, LayerEmbeddings, OwnEmbedding};
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;

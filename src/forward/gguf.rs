@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::gguf_experts::{self, GgufExperts};
-use super::gguf_latent;
+use super::gguf_members::{Members, RMS_EPS};
 use super::{Architecture, FAMILIES, Family};
 use crate::config::{Activation, Config, Experts, GenerationConfig, Rope, RopeScaling};
 use crate::error::Result;
@@ -35,8 +35,8 @@ pub(crate) struct Gguf {
     pub numbers: &'static [(&'static str, &'static str)],
     /// What files say of its experts.
     pub experts: Option<GgufExperts>,
-    /// Whether its attention is latent.
-    pub latent: bool,
+    /// Reads the widths of a head, and gives back the elements of which those that rotate are a part.
+    pub head_dim: fn(&mut Members<'_>, hidden: u64, heads: u64) -> Result<u64>,
     /// Whether layers may have other numbers of key/value heads, and other widths of the feed-forward part, than the first: `members`
     /// reads those of all.
     pub by_layer: bool,
@@ -45,11 +45,6 @@ pub(crate) struct Gguf {
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
     pub entries: Option<WriteEntries>,
 }
-
-/// The key of norms by the root mean square.
-pub(crate) const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
-/// The key of layer norms.
-pub(crate) const LAYER_EPS: &str = "attention.layer_norm_epsilon";
 
 impl Gguf {
     /// The form of a family that has nothing beside what all share, and no window.
@@ -62,7 +57,7 @@ impl Gguf {
             scalar: None,
             numbers: &[],
             experts: None,
-            latent: false,
+            head_dim,
             by_layer: false,
             members: |_, _| Ok(()),
             entries: Some(no_window),
@@ -105,131 +100,6 @@ pub(crate) fn window_that_llama_cpp_ignores(config: &Config, _: &mut Entries) ->
     Ok(())
 }
 
-/// Members of a `config.json`, and the keys that they come from.
-pub(crate) struct Members<'a> {
-    pub metadata: &'a Metadata,
-    pub arch: &'static str,
-    object: Object,
-    scaling: Object,
-    names: BTreeMap<String, String>,
-}
-
-impl Members<'_> {
-    /// A key of the architecture, in full.
-    pub fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.arch)
-    }
-
-    /// Sets a member, which errors call `key`.
-    pub fn put(&mut self, name: &str, key: impl Into<String>, value: Value) {
-        self.names.insert(name.to_owned(), key.into());
-        self.object.insert(name.to_owned(), value);
-    }
-
-    /// The same of the scaling of rotary embeddings.
-    pub fn put_scaling(&mut self, name: &str, key: impl Into<String>, value: Value) {
-        self.names.insert(format!("rope_scaling.{name}"), key.into());
-        self.scaling.insert(name.to_owned(), value);
-    }
-
-    /// Whether a member of the scaling was set.
-    pub fn has_scaling(&self, name: &str) -> bool {
-        self.scaling.contains_key(name)
-    }
-
-    /// A number of the scaling that was set.
-    pub fn scaling_number(&self, name: &str) -> Option<f64> {
-        match self.scaling.get(name) {
-            Some(Value::Float(x)) => Some(*x),
-            _ => None,
-        }
-    }
-
-    /// An integer that was set.
-    pub fn uint(&self, name: &str) -> u64 {
-        match self.object.get(name) {
-            Some(Value::UInt(n)) => *n,
-            _ => 0,
-        }
-    }
-
-    /// A positive integer that may differ from layer to layer, and does not.
-    pub fn size(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
-        let key = self.key(key);
-        let value = self.metadata.per_layer(&key)?;
-        match value {
-            Some(0) => return Err(self.metadata.refuse(&key, "1 or more")),
-            Some(n) => self.put(name, key, Value::UInt(n)),
-            None => {}
-        }
-        Ok(value)
-    }
-
-    /// The same of the first layer, whatever the others have.
-    fn size_of_first(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
-        let key = self.key(key);
-        let value = self.metadata.layers(&key)?.and_then(|all| all.first().copied());
-        match value {
-            Some(0) => return Err(self.metadata.refuse(&key, "1 or more")),
-            Some(n) => self.put(name, key, Value::UInt(n)),
-            None => {}
-        }
-        Ok(value)
-    }
-
-    /// The same, which must be there.
-    pub fn required(&mut self, name: &str, key: &str) -> Result<u64> {
-        self.size(name, key)?.ok_or_else(|| self.metadata.refuse(&self.key(key), "an integer"))
-    }
-
-    /// A number, where the file has it.
-    pub fn number(&mut self, name: &str, key: &str) -> Result<Option<f64>> {
-        let key = self.key(key);
-        let value = self.metadata.number(&key)?;
-        if let Some(x) = value {
-            self.put(name, key, Value::Float(x));
-        }
-        Ok(value)
-    }
-
-    /// The window, where the file has one; `null` where it says that there is none, or does not say and `or_none`.
-    pub fn window(&mut self, or_none: bool) -> Result<bool> {
-        const NAME: &str = "sliding_window";
-        let key = self.key("attention.sliding_window");
-        match self.metadata.uint(&key)? {
-            Some(0) => self.put(NAME, key, Value::Null),
-            Some(window) => {
-                self.put(NAME, key, Value::UInt(window));
-                return Ok(true);
-            }
-            None if or_none => self.put(NAME, key, Value::Null),
-            None => {}
-        }
-        Ok(false)
-    }
-
-    /// Which layers slide: each, where the file has a flag for each; else all but every `every`-th.
-    pub fn window_pattern(&mut self, default: u64) -> Result<()> {
-        let layers = self.metadata.uint(&self.key("block_count"))?.unwrap_or(0).min(1024);
-        let key = self.key("attention.sliding_window_pattern");
-        let slides: Vec<bool> = match self.metadata.flags(&key)? {
-            Some(flags) if flags.len() as u64 == layers => flags,
-            Some(flags) => {
-                let expected = format!("a flag for each of {layers} layers");
-                return Err(self.metadata.error(&key, format!("a list of {}", flags.len()), expected));
-            }
-            None => {
-                let every = self.metadata.uint(&key)?.unwrap_or(default);
-                (0..layers).map(|layer| every == 0 || !(layer + 1).is_multiple_of(every)).collect()
-            }
-        };
-        let kind = |slides| if slides { "sliding_attention" } else { "full_attention" };
-        let types = slides.into_iter().map(|slides| Value::String(kind(slides).to_owned())).collect();
-        self.put("layer_types", key, Value::Array(types));
-        Ok(())
-    }
-}
-
 /// Resolves the metadata of a GGUF model, whose tensors have the names of the file.
 ///
 /// # Errors
@@ -240,8 +110,7 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     };
     let (family, gguf) = family(metadata)?;
     let (shared, names, arch) = (&family.shared, &family.shared.names, gguf.architecture);
-    let mut members =
-        Members { metadata, arch, object: Object::new(), scaling: Object::new(), names: BTreeMap::new() };
+    let mut members = Members::new(metadata, arch);
     members.put("model_type", "general.architecture", Value::String(family.model_type.to_owned()));
     let context = members.required(names.context, "context_length")?;
     let hidden = members.required(names.hidden_size, "embedding_length")?;
@@ -258,10 +127,7 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     if size(&mut members, kv, "attention.head_count_kv")?.is_none() {
         members.put(kv, members.key("attention.head_count_kv"), Value::UInt(heads));
     }
-    let head_dim = match gguf.latent {
-        true => gguf_latent::dims(&mut members)?,
-        false => head_dim(&mut members, hidden, heads)?,
-    };
+    let head_dim = (gguf.head_dim)(&mut members, hidden, heads)?;
     if members.number(names.eps, gguf.eps)?.is_none() {
         return Err(metadata.refuse(&members.key(gguf.eps), "a number"));
     }
@@ -272,11 +138,7 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     vocabulary(&mut members, checkpoint)?;
     rope(&mut members, checkpoint, family, head_dim, context)?;
     (gguf.members)(&mut members, checkpoint)?;
-    if !members.scaling.is_empty() {
-        let scaling = std::mem::take(&mut members.scaling);
-        members.object.insert("rope_scaling".to_owned(), Value::Object(scaling));
-    }
-    let fields = Fields::renamed(metadata.path(), &members.object, &members.names);
+    let fields = members.fields();
     let config = shared.read(&fields, family.model_type)?;
     let mut arguments = (family.arguments)(&fields, config)?;
     put_factors(arguments.config_mut(), checkpoint, arch)?;

@@ -1,6 +1,6 @@
 //! What GGUF files say of experts: how many there are, how they are chosen, and which layers have them.
 
-use super::gguf::Members;
+use super::gguf_members::Members;
 use crate::error::Result;
 use crate::json::Value;
 

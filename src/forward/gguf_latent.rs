@@ -1,7 +1,7 @@
 //! What GGUF files say of latent attention: its widths, and how its scores grow where contexts were stretched.
 
-use super::gguf::{Gguf, Members, RMS_EPS};
-use super::{GgufExperts, glm4_moe, latent};
+use super::gguf_members::{Members, RMS_EPS};
+use super::{Gguf, GgufExperts, glm4_moe, latent};
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;
@@ -14,7 +14,7 @@ pub(super) const DEEPSEEK2: &str = "deepseek2";
 pub(super) const fn form(architecture: &'static str, gating: u64) -> Gguf {
     Gguf {
         experts: Some(GgufExperts { gating, reads: &["nextn_predict_layers"], ..glm4_moe::EXPERTS }),
-        latent: true,
+        head_dim: dims,
         members: match gating {
             1 => of_softmax,
             _ => members,
@@ -43,7 +43,7 @@ pub(super) fn is_sigmoid(metadata: &Metadata) -> Result<bool> {
 }
 
 /// Reads the widths, of which that of what rotates is given back.
-pub(super) fn dims(members: &mut Members<'_>) -> Result<u64> {
+fn dims(members: &mut Members<'_>, _hidden: u64, _heads: u64) -> Result<u64> {
     let metadata = members.metadata;
     members.put(latent::LLAMA_CPP, members.key(RMS_EPS), Value::Bool(true));
     members.required("kv_lora_rank", "attention.kv_lora_rank")?;

@@ -2,7 +2,7 @@
 //! GLM Team 2024, "ChatGLM"; GLM-4-0414.
 
 use super::dense::{Dense, MlpNames, Pairs};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::{Family, Gguf};
 use crate::config::Shared;
 use crate::config::rope::RopeRules;

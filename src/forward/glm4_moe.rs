@@ -2,7 +2,7 @@
 //! goes to. GLM Team 2025, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models".
 
 use super::dense::Dense;
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::list::InMlx;
 use super::sparse::{SharedExpert, Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, glm4, qwen3};

@@ -2,7 +2,7 @@
 //! Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
 use super::dense::{Dense, MlpNames, NormKind, Qkv};
-use super::gguf::LAYER_EPS;
+use super::gguf_members::LAYER_EPS;
 use super::{Arguments, Family, Gguf};
 use crate::config::{Activation, Config, Names, Rotation, Shared, only};
 use crate::error::Result;

@@ -3,7 +3,7 @@
 //! Black et al. 2022, "GPT-NeoX-20B: An Open-Source Autoregressive Language Model".
 
 use super::dense::{Dense, MlpNames, NormKind, Qkv};
-use super::gguf::{LAYER_EPS, Members};
+use super::gguf_members::{LAYER_EPS, Members};
 use super::{Arguments, Family, Gguf};
 use crate::config::rope::RopeRules;
 use crate::config::{Activation, Config, Names, Shared};

@@ -2,7 +2,8 @@
 //! Granite Team 2024, "Granite 3.0 Language Models".
 
 use super::dense::{Dense, Pairs};
-use super::gguf::{Members, no_window};
+use super::gguf::no_window;
+use super::gguf_members::Members;
 use super::{Arguments, Family, Gguf};
 use crate::config::{Config, Shared};
 use crate::error::Result;

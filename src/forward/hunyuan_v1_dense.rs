@@ -2,7 +2,8 @@
 //! Tencent Hunyuan Team 2025, "Hunyuan-MT Technical Report".
 
 use super::dense::{Dense, HeadNorms};
-use super::gguf::{Members, no_window};
+use super::gguf::no_window;
+use super::gguf_members::Members;
 use super::{Arguments, Family, Gguf, qwen3};
 use crate::config::{Config, Rope, RopeScaling, Shared, only, rope};
 use crate::error::Result;

@@ -2,7 +2,7 @@
 //! Tencent 2025, "Hunyuan-A13B Technical Report".
 
 use super::dense::Dense;
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::sparse::{MOST, SharedExpert, Sparse, experts_of};
 use super::{Arguments, Family, Gguf, GgufExperts, hunyuan_v1_dense};
 use crate::backend::ops::Router;

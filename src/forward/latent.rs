@@ -5,18 +5,17 @@
 //! token is multiplied by what is kept of each token before it, and by nothing else. It is always done so, prompt or not: the bits of
 //! a token do not depend on how many come with it.
 
+use super::blocks::norm_spec;
 use super::blocks::{Linear, RmsNorm};
-use super::dense::norm_spec;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
-use super::ministral3;
 use super::sparse::MOST;
 use super::step::Step;
 use crate::alloc;
 use crate::backend::ops::{Backend, KvRows, StateSpec};
 use crate::backend::{Op, PreparedStack, Tensor};
 use crate::config::rope;
-use crate::config::{Config, LatentDims, Names, RopeScaling, Rotation, Shared};
+use crate::config::{Config, LatentDims, Names, QueryScaling, RopeScaling, Rotation, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::quant::{Matrix, Stack};
@@ -83,7 +82,7 @@ pub(super) fn read(
     config.head_dim = dims.nope_dim + rope_dim;
     config.latent = Some(dims);
     if is_gguf && let Some(params) = rope::parameters(fields)? {
-        config.query_scaling = ministral3::query_scaling(&params, &config.rope)?;
+        config.query_scaling = QueryScaling::of_parameters(&params, &config.rope)?;
     }
     if let Some(params) = rope::parameters(fields)?
         && config.rope.scaling != RopeScaling::None

@@ -1,8 +1,8 @@
 //! Embeddings for each layer: of a token a row for every layer, to which something is added that is made of its embedding. Each
 //! layer adds to the residual stream what its own becomes. Google DeepMind 2025, Gemma 3n.
 
+use super::blocks::norm_spec;
 use super::blocks::{Linear, NormKind, RmsNorm, root_in};
-use super::dense::norm_spec;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::step::Step;

@@ -2,7 +2,7 @@
 //! Mistral AI 2025, "Ministral 3"; the growth is that of Llama 4.
 
 use super::dense::{Dense, Pairs};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::{Arguments, Family, Gguf};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Config, QueryScaling, Rope, RopeScaling, Shared, sliding_window};
@@ -49,27 +49,11 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
                 attention_factor: 1.0,
             };
             config.rope = Rope { scaling, ..config.rope };
-            config.query_scaling = Some(growth(0.1, ORIGINAL));
+            config.query_scaling = Some(QueryScaling::growing(0.1, ORIGINAL));
         }
-        Some(params) => config.query_scaling = query_scaling(&params, &config.rope)?,
+        Some(params) => config.query_scaling = QueryScaling::of_parameters(&params, &config.rope)?,
     }
     Dense { pairs: Pairs::Gguf, ..Dense::llama(config) }.boxed()
-}
-
-/// Growth of the queries of all layers.
-pub(super) const fn growth(beta: f64, floor: usize) -> QueryScaling {
-    QueryScaling { beta, floor, offset: 0, unrotated: false }
-}
-
-/// How queries grow with their positions, as the parameters of `rope` say.
-pub(super) fn query_scaling(params: &Fields<'_>, rope: &Rope) -> Result<Option<QueryScaling>> {
-    const NAME: &str = "llama_4_scaling_beta";
-    let beta = params.number(NAME, 0.0, 1e6)?.filter(|&beta| beta != 0.0);
-    match (beta, &rope.scaling) {
-        (None, _) => Ok(None),
-        (Some(beta), RopeScaling::Yarn { original, .. }) => Ok(Some(growth(beta, *original))),
-        (Some(beta), _) => Err(params.error(NAME, beta, "absent, or rope_type yarn beside it")),
-    }
 }
 
 fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {

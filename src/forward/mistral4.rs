@@ -2,10 +2,10 @@
 
 use super::dense::{Dense, Qkv};
 use super::sparse::Sparse;
-use super::{Arguments, Family, gguf_latent, glm4_moe, latent, ministral3};
+use super::{Arguments, Family, gguf_latent, glm4_moe, latent};
 use crate::backend::ops::{Router, Scores};
 use crate::config::rope::{self, RopeRules};
-use crate::config::{Config, Rope, RopeScaling, Shared};
+use crate::config::{Config, QueryScaling, Rope, RopeScaling, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
@@ -40,10 +40,10 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
                 attention_factor: 1.0,
             };
             config.rope = Rope { scaling, ..config.rope };
-            config.query_scaling = Some(ministral3::growth(0.1, ORIGINAL));
+            config.query_scaling = Some(QueryScaling::growing(0.1, ORIGINAL));
             latent::scale_scores(&mut config, 1.0, 128.0);
         }
-        Some(params) => config.query_scaling = ministral3::query_scaling(&params, &config.rope)?,
+        Some(params) => config.query_scaling = QueryScaling::of_parameters(&params, &config.rope)?,
     }
     let sparse = glm4_moe::described(fields, &config, [Some(128), Some(4), Some(1), Some(0)], true)?;
     let sparse = glm4_moe::grouped(fields, sparse, [1, 1], 2)?;

@@ -19,6 +19,7 @@ mod gemma4_unified_text;
 mod gguf;
 mod gguf_experts;
 mod gguf_latent;
+mod gguf_members;
 mod glm4;
 mod glm4_moe;
 mod glm4_moe_lite;

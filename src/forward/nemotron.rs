@@ -2,7 +2,7 @@
 //! Parmar et al. 2024, "Nemotron-4 15B Technical Report".
 
 use super::dense::{Dense, MlpNames, NormKind};
-use super::gguf::LAYER_EPS;
+use super::gguf_members::LAYER_EPS;
 use super::{Family, Gguf};
 use crate::config::rope::RopeRules;
 use crate::config::{Activation, Names, Shared};

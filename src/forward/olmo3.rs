@@ -1,7 +1,7 @@
 //! `olmo3`: Olmo 2 with a window in three of four layers, whose rotary embedding is never stretched.
 //! OLMo Team 2025, "Olmo 3".
 
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::olmo2::{self, has_window};
 use super::{Arguments, Family, Gguf};
 use crate::config::rope::{self, RopeRules};

@@ -2,7 +2,7 @@
 //! Muennighoff et al. 2024, "OLMoE: Open Mixture-of-Experts Language Models".
 
 use super::dense::{Dense, HeadNormOf, HeadNorms};
-use super::gguf::Members;
+use super::gguf_members::Members;
 use super::sparse::{Sparse, experts};
 use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, qwen3};
 use crate::backend::ops::Router;

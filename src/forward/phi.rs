@@ -2,7 +2,7 @@
 //! Li et al. 2023, "Textbooks Are All You Need II: phi-1.5".
 
 use super::dense::{Dense, HeadNormOf, HeadNorms, MlpNames, NormKind};
-use super::gguf::LAYER_EPS;
+use super::gguf_members::LAYER_EPS;
 use super::{Arguments, Family, Gguf};
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Names, Shared};

@@ -2,7 +2,7 @@
 //! Bellagente et al. 2024, "Stable LM 2 1.6B Technical Report".
 
 use super::dense::{Dense, HeadNormOf, HeadNorms, NormKind};
-use super::gguf::{LAYER_EPS, Members};
+use super::gguf_members::{LAYER_EPS, Members};
 use super::{Arguments, Family, Gguf};
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Names, Shared};

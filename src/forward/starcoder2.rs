@@ -2,7 +2,8 @@
 //! Lozhkov et al. 2024, "StarCoder 2 and The Stack v2".
 
 use super::dense::{Dense, MlpNames, NormKind};
-use super::gguf::{LAYER_EPS, window_that_llama_cpp_ignores};
+use super::gguf::window_that_llama_cpp_ignores;
+use super::gguf_members::LAYER_EPS;
 use super::{Arguments, Family, Gguf};
 use crate::config::{Activation, Config, Names, Shared, sliding_window};
 use crate::error::Result;

@@ -12,6 +12,7 @@ mod kind;
 mod op;
 mod operand;
 mod recur;
+mod recurrent;
 mod state;
 mod step;
 mod write;
@@ -22,7 +23,8 @@ pub use experts::{ExpertGroups, ExpertProjection, GateKind, Gating, Router, Scor
 pub use kind::OpKind;
 pub use op::{Ids, Op, Projection};
 pub use operand::{MatrixOperand, Operands, StackOperand, State, TensorOperand, VectorOperand};
-pub use recur::{PANEL, Recur, Recurrent, RecurrentShape};
+pub use recur::Recur;
+pub use recurrent::{PANEL, Recurrent, RecurrentShape};
 pub use state::{Mark, StateLayout, StateSpec};
 pub(crate) use state::{held, held_behind};
 pub use step::{Mask, RopeStep, Run};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::recur::Recurrent;
+use super::recurrent::Recurrent;
 use super::state::Mark;
 use crate::backend::kv::KvShape;
 use crate::quant::{Matrix, Stack};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::recur::RecurrentShape;
+use super::recurrent::RecurrentShape;
 use crate::backend::kind::LlmBackendKind;
 use crate::backend::kv::{KvShape, KvType, MLX_GROWTH, PAGE};
 use crate::error::{Error, Result};
