@@ -136,6 +136,13 @@ pub struct Config {
     pub windows: Vec<Option<usize>>,
     /// Whether windows are chunks: a token sees those since the last multiple of its layer's window.
     pub chunked: bool,
+    /// Whether a token sees those behind it, too: the model reads whole texts, and generates none. A window then lies around its
+    /// token, half of it on either side.
+    pub bidirectional: bool,
+    /// Rows of a table of positions before that of a text's first token.
+    pub position_offset: usize,
+    /// Numbers that a text, or a pair of them, is given by a head for that; none where the model has no such head.
+    pub labels: Option<usize>,
     /// `cap · tanh(score / cap)` on attention scores, before the mask.
     pub attn_logit_softcapping: Option<f32>,
     /// `cap · tanh(logit / cap)` on logits.
@@ -328,6 +335,9 @@ impl Shared {
             sliding_window: None,
             windows: vec![None; num_hidden_layers],
             chunked: false,
+            bidirectional: false,
+            position_offset: 0,
+            labels: None,
             attn_logit_softcapping: None,
             final_logit_softcapping: None,
             query_pre_attn_scalar: None,
@@ -389,7 +399,7 @@ impl Config {
             RopeScaling::Dynamic { factor, original } => {
                 ((original as f64 * factor) as usize).max(self.max_position_embeddings)
             }
-            _ => self.max_position_embeddings,
+            _ => self.max_position_embeddings.saturating_sub(self.position_offset),
         }
     }
 

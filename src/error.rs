@@ -157,6 +157,15 @@ pub enum Error {
     #[error("sampling: {0}")]
     Sampling(String),
 
+    /// The model is of another kind than what was asked of it takes.
+    #[error("{model}: {what}")]
+    Task {
+        /// The model, or its family.
+        model: String,
+        /// What it does, and what it does not.
+        what: &'static str,
+    },
+
     /// There is not enough memory for what was asked.
     #[error("{what} needs {needed} bytes, {available} are available")]
     Memory {
@@ -215,6 +224,12 @@ impl Error {
             got: got.to_string(),
             expected: expected.into(),
         }
+    }
+
+    /// A model that generates no text was asked for some.
+    pub(crate) fn no_text(model: &str) -> Self {
+        let what = "it reads whole texts and generates none: it is for embeddings, or for scores of pairs";
+        Self::Task { model: model.to_owned(), what }
     }
 
     /// Shapes that do not fit each other.

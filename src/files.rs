@@ -76,19 +76,16 @@ pub(crate) struct Home {
     dir: PathBuf,
     /// The directory, links followed.
     real: PathBuf,
-    /// `blobs` of the repository in the Hugging Face cache, where `real` is one of its snapshots.
+    /// `blobs` of the repository in the Hugging Face cache, where `real` is one of its snapshots, or a folder in one.
     blobs: Option<PathBuf>,
 }
 
 impl Home {
     pub fn of(dir: &Path) -> Result<Self> {
         let real = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
-        let blobs = match real.parent() {
-            Some(parent) if parent.file_name() == Some(OsStr::new("snapshots")) => {
-                parent.parent().map(|repository| repository.join("blobs"))
-            }
-            _ => None,
-        };
+        let above = |dir: &&Path| dir.file_name() == Some(OsStr::new("snapshots"));
+        let snapshots = real.ancestors().skip(1).take(2).find(above);
+        let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
         Ok(Self { dir: dir.to_owned(), real, blobs })
     }
 

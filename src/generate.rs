@@ -166,6 +166,7 @@ impl Model {
     /// # Errors
     /// As [`Self::generate_tokens`].
     pub(crate) fn start(&self, prompt: Vec<u32>, options: &Options, events: Sink) -> Result<Assembler> {
+        self.check_generates()?;
         let info = self.info();
         let vocab = info.config.vocab_size;
         options.sampling.validate(vocab)?;

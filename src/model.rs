@@ -16,7 +16,7 @@ use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
 use crate::error::{Error, Result, panic_text};
-use crate::forward::{Architecture, Loaded, generation_from_gguf};
+use crate::forward::{Architecture, Loaded, Pooling, generation_from_gguf};
 use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
@@ -322,6 +322,9 @@ pub struct Model {
     /// See [`LoadOptions::checker`].
     checker: Option<Arc<Path>>,
     watch: Watch,
+    pooling: Arc<Pooling>,
+    /// Of pairs, where it is a cross-encoder.
+    ranking: Option<Arc<Pooling>>,
     pub(crate) engine: Engine,
 }
 
@@ -413,6 +416,7 @@ impl Model {
             kv_memory,
             ..defaults
         };
+        let (pooling, ranking) = (Arc::new(files.pooling()?), files.ranking()?.map(Arc::new));
         let checker = options.checker.as_deref().map(Arc::from);
         let watch = files.checkpoint.watch();
         let watched = watch.clone();
@@ -472,8 +476,18 @@ impl Model {
             grammars: Arc::default(),
             checker,
             watch,
+            pooling,
+            ranking,
             engine,
         })
+    }
+
+    /// Refuses a model that generates no text.
+    pub(crate) fn check_generates(&self) -> Result<()> {
+        match self.info.config.bidirectional {
+            true => Err(Error::no_text(&self.info.name)),
+            false => Ok(()),
+        }
     }
 
     /// What this model is.
@@ -552,6 +566,7 @@ impl Model {
     /// # Errors
     /// A model without one.
     pub fn template(&self) -> Result<&ChatTemplate> {
+        self.check_generates()?;
         self.template.as_deref().ok_or_else(|| {
             Error::Template(format!(
                 "{} has none: give it plain text without one, or load it with a template (--chat-template FILE, or chatml)",

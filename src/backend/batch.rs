@@ -89,6 +89,19 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_whole_texts_see_what_is_around_them() {
+        let batch = Batch::of(&[(0, &[1, 2, 3, 4, 5]), (0, &[6, 7])]);
+        let all = Mask::around(&batch.runs, None).unwrap();
+        assert_eq!(all.visible, [0..5, 0..5, 0..5, 0..5, 0..5, 0..2, 0..2]);
+        assert!(batch.runs.iter().all(|run| all.is_full(run)));
+        // One on either side.
+        for window in [2, 3] {
+            let near = Mask::around(&batch.runs, Some(window)).unwrap();
+            assert_eq!(near.visible, [0..2, 0..3, 1..4, 2..5, 3..5, 0..2, 0..2]);
+        }
+    }
+
+    #[test]
     fn a_decode_step_sees_everything_unless_a_window_cuts() {
         let batch = Batch::of(&[(9, &[1])]);
         assert!(Mask::causal(&batch.runs, None).unwrap().is_full(&batch.runs[0]));

@@ -32,7 +32,8 @@ use crate::refusals;
 
 pub use load::{KvLoad, Load};
 pub(crate) use request::{
-    Answer, CancelOnDrop, Event, GenerateRequest, Request, RequestKind, RowSink, ScoreRequest, Sink,
+    Answer, CancelOnDrop, EmbedRequest, Event, GenerateRequest, Request, RequestKind, RowSink, ScoreRequest,
+    Sink,
 };
 pub use request::{FinishReason, Stats};
 pub use runtime::Runtime;

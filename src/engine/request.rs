@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::forward::Pooling;
 use crate::sample::{Constraint, Logprobs, SamplingOptions};
 
 /// Tokens, and what is wanted of them.
@@ -32,8 +33,8 @@ pub(crate) type Space = Option<Arc<str>>;
 pub(crate) enum RequestKind {
     /// The tokens that follow them.
     Generate(Box<GenerateRequest>),
-    /// One vector `[D]`: the mean of their last hidden states, scaled to length 1.
-    Embed(Answer<Vec<f32>>),
+    /// One vector of all of them.
+    Embed(EmbedRequest),
     /// The logits of some of them.
     Score(ScoreRequest),
 }
@@ -55,6 +56,17 @@ pub(crate) struct GenerateRequest {
     pub events: Sink,
 }
 
+/// Which vector is wanted.
+#[derive(Debug)]
+pub(crate) struct EmbedRequest {
+    /// What is made of the last hidden states.
+    pub pooling: Arc<Pooling>,
+    /// Where the tokens of a second text begin, of a pair; past all of them without one.
+    pub second: usize,
+    /// Takes the vector.
+    pub answer: Answer<Vec<f32>>,
+}
+
 /// Which logits are wanted.
 #[derive(Debug)]
 pub(crate) struct ScoreRequest {
@@ -62,6 +74,14 @@ pub(crate) struct ScoreRequest {
     pub rows: Range<usize>,
     /// Takes them in their order.
     pub sink: RowSink,
+}
+
+impl EmbedRequest {
+    /// The mean of one text's hidden states, scaled to length 1.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn mean(answer: Answer<Vec<f32>>) -> Self {
+        Self { pooling: Arc::new(Pooling::mean(0)), second: usize::MAX, answer }
+    }
 }
 
 impl Request {
@@ -75,7 +95,7 @@ impl Request {
     }
 
     /// How many of its first tokens need not be computed where their keys and values are kept: those whose hidden states
-    /// nobody asks for. A mean takes all of them.
+    /// nobody asks for. Of a vector it is all of them that are computed.
     pub fn skippable(&self) -> usize {
         match &self.kind {
             RequestKind::Generate(_) => self.tokens.len().saturating_sub(1),
@@ -94,7 +114,7 @@ impl Request {
             RequestKind::Generate(mut it) => {
                 it.events.send(Event::Failed(error));
             }
-            RequestKind::Embed(answer) => answer.give(Err(error)),
+            RequestKind::Embed(it) => it.answer.give(Err(error)),
             RequestKind::Score(mut it) => {
                 it.sink.send(Err(error));
             }

@@ -99,6 +99,7 @@ impl Runtime {
             kv: self.dispatch.sequence(&self.states),
             frequencies: self.config.ropes().map(|rope| Arc::new(rope.frequencies(prompt_len))).collect(),
             history: Vec::new(),
+            second: usize::MAX,
         }
     }
 

@@ -17,10 +17,13 @@ pub(crate) struct Waiting {
     pub unscored: usize,
     /// How many of these a step takes at most, at least one.
     pub most: usize,
+    /// Whether they are computed at once or not at all: each sees those behind it.
+    pub whole: bool,
 }
 
 /// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
-/// are left out. At most `scored` rows, at least one, have logits that count as scored.
+/// are left out. At most `scored` rows, at least one, have logits that count as scored. The oldest sequence that is to be whole is,
+/// however long.
 pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting]) -> Vec<Waiting> {
     let mut budget = options.step_tokens.max(1);
     let mut scored = scored.max(1);
@@ -28,17 +31,22 @@ pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting]) 
     // A decoding sequence is never stalled by a prompt.
     let (decoding, mut prompts): (Vec<usize>, Vec<usize>) =
         (0..waiting.len()).filter(|&i| waiting[i].tokens > 0).partition(|&i| waiting[i].tokens == 1);
+    let oldest = prompts.first().copied();
     if let Some((_, others)) = prompts.split_first_mut() {
         others.sort_by_key(|&i| waiting[i].tokens);
     }
     for i in decoding.into_iter().chain(prompts) {
-        let Waiting { tokens, unscored, most, .. } = waiting[i];
-        taken[i] = tokens
-            .min(most.max(1))
-            .min(options.prefill_chunk.max(1))
-            .min(budget)
-            .min(unscored.saturating_add(scored));
-        budget -= taken[i];
+        let Waiting { tokens, unscored, most, whole, .. } = waiting[i];
+        taken[i] = match whole {
+            true if tokens <= budget || Some(i) == oldest => tokens,
+            true => 0,
+            false => tokens
+                .min(most.max(1))
+                .min(options.prefill_chunk.max(1))
+                .min(budget)
+                .min(unscored.saturating_add(scored)),
+        };
+        budget = budget.saturating_sub(taken[i]);
         scored -= taken[i].saturating_sub(unscored);
     }
     let runs = waiting.iter().zip(taken).map(|(of, tokens)| Waiting { tokens, ..*of });
@@ -52,7 +60,13 @@ mod tests {
     fn planned(step_tokens: usize, prefill_chunk: usize, waiting: &[usize]) -> Vec<(usize, usize)> {
         let options = EngineOptions { step_tokens, prefill_chunk, ..EngineOptions::default() };
         let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-            .map(|(sequence, &tokens)| Waiting { sequence, tokens, unscored: usize::MAX, most: usize::MAX })
+            .map(|(sequence, &tokens)| Waiting {
+                sequence,
+                tokens,
+                unscored: usize::MAX,
+                most: usize::MAX,
+                whole: false,
+            })
             .collect();
         plan(&options, 1, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
     }
@@ -67,6 +81,7 @@ mod tests {
                     tokens,
                     unscored,
                     most: usize::MAX,
+                    whole: false,
                 })
                 .collect();
             plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
@@ -78,6 +93,21 @@ mod tests {
         // A last row that is scored does not decode, and comes first all the same.
         assert_eq!(planned(&[(60, 0), (1, 0)]), [(0, 7), (1, 1)]);
         assert_eq!(planned(&[(40, 0), (40, 3)]), [(0, 8), (1, 3)]);
+    }
+
+    #[test]
+    fn whole_texts_are_not_cut() {
+        let options = EngineOptions { step_tokens: 100, prefill_chunk: 50, ..EngineOptions::default() };
+        let planned = |waiting: &[usize]| -> Vec<(usize, usize)> {
+            let waiting: Vec<Waiting> = (waiting.iter().enumerate())
+                .map(|(sequence, &tokens)| Waiting { sequence, tokens, unscored: usize::MAX, whole: true })
+                .collect();
+            plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+        };
+        assert_eq!(planned(&[80, 60, 15, 1]), [(0, 80), (2, 15), (3, 1)]);
+        // The oldest is longer than a step: of the others, what is one token comes first, and the rest waits.
+        assert_eq!(planned(&[300, 60, 1]), [(0, 300), (2, 1)]);
+        assert_eq!(planned(&[60, 300, 40]), [(0, 60), (2, 40)]);
     }
 
     #[test]

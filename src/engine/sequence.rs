@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use super::guide::{Guide, MaskPool};
 use super::request::{
-    Answer, Event, FinishReason, GenerateRequest, Request, RequestKind, ScoreRequest, Stats,
+    Answer, EmbedRequest, Event, FinishReason, GenerateRequest, Request, RequestKind, ScoreRequest, Stats,
 };
 use crate::alloc;
 use crate::error::{Error, Result, panic_text};
+use crate::forward::Pooling;
 use crate::sample::{DrawPlace, Sampled, Sampler};
 use crate::tensor::MatrixView;
 
@@ -46,7 +47,7 @@ impl Sequence {
                 let stats = Stats { prompt_tokens: prompt, cached_tokens: cached, ..Stats::default() };
                 SequenceKind::Generate(Box::new(Generating::start(*it, stats, vocab, masks)?))
             }
-            RequestKind::Embed(answer) => SequenceKind::Embed(Embedding::new(answer)),
+            RequestKind::Embed(it) => SequenceKind::Embed(Embedding::new(it)),
             RequestKind::Score(it) => SequenceKind::Score(it),
         };
         let sequence = Self { tokens, prompt, kind, cancel, progress };
@@ -81,6 +82,14 @@ impl Sequence {
         };
         let end = wanted.end.min(run.end);
         wanted.start.clamp(run.start, run.end).min(end)..end
+    }
+
+    /// Where the tokens of its second text begin; past all of them without one.
+    pub fn second(&self) -> usize {
+        match &self.kind {
+            SequenceKind::Embed(it) => it.second,
+            SequenceKind::Generate(_) | SequenceKind::Score(_) => usize::MAX,
+        }
     }
 
     /// Whether the hidden states of its rows are wanted.
@@ -286,35 +295,40 @@ impl Generating {
     }
 }
 
-/// The mean of hidden states in the making.
+/// The vector of hidden states in the making.
 pub(super) struct Embedding {
+    pooling: Arc<Pooling>,
+    second: usize,
     /// Until it is given.
     answer: Option<Answer<Vec<f32>>>,
-    /// Of the first `pooled` rows, `[D]`; empty before the first.
+    /// Of those of the first `pooled` rows that are taken, `[D]`; empty before the first.
     sum: Vec<f64>,
     pooled: usize,
 }
 
 impl Embedding {
-    fn new(answer: Answer<Vec<f32>>) -> Self {
-        Self { answer: Some(answer), sum: Vec::new(), pooled: 0 }
+    fn new(request: EmbedRequest) -> Self {
+        let EmbedRequest { pooling, second, answer } = request;
+        Self { pooling, second, answer: Some(answer), sum: Vec::new(), pooled: 0 }
     }
 
-    /// Adds the hidden states `[n, D]` of a run that begins at position `start`. Those that are in the sum already, which a
-    /// sequence that is computed anew brings again, are not added twice.
+    /// Adds the hidden states `[n, D]` of a run that begins at position `start` of `tokens`. Those that are in the sum already,
+    /// which a sequence that is computed anew brings again, are not added twice.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn add(&mut self, start: usize, hidden: MatrixView<'_>) -> Result<()> {
+    pub fn add(&mut self, start: usize, hidden: MatrixView<'_>, tokens: usize) -> Result<()> {
         for (position, values) in (start..).zip(hidden.iter()).skip(self.pooled.saturating_sub(start)) {
-            alloc::resize(&mut self.sum, values.len(), "a vector of a text")?;
-            self.sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += f64::from(x));
+            if self.pooling.takes(position, tokens) {
+                alloc::resize(&mut self.sum, values.len(), "a vector of a text")?;
+                self.sum.iter_mut().zip(values).for_each(|(sum, &x)| *sum += f64::from(x));
+            }
             self.pooled = position + 1;
         }
         Ok(())
     }
 
-    /// Gives the mean, scaled to length 1, if all `tokens` are in it; whether they are.
+    /// Gives the vector, if all `tokens` are pooled; whether they are.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -322,10 +336,7 @@ impl Embedding {
         if self.pooled < tokens {
             return Ok(false);
         }
-        // The direction of the mean is that of the sum.
-        let norm = self.sum.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
-        let vector = alloc::collect(self.sum.iter().map(|&x| (x * scale) as f32), "a vector of a text")?;
+        let vector = self.pooling.vector(&self.sum, tokens)?;
         if let Some(answer) = self.answer.take() {
             answer.give(Ok(vector));
         }

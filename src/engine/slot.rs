@@ -73,7 +73,8 @@ impl BorrowMut<SequenceState> for Slot {
 }
 
 impl Slot {
-    pub fn new(sequence: Sequence, state: SequenceState, lease: Lease) -> Self {
+    pub fn new(sequence: Sequence, mut state: SequenceState, lease: Lease) -> Self {
+        state.second = sequence.second();
         let recurrent = !state.kv.recurrent.is_empty() && sequence.is_kept();
         let stops = if recurrent { sequence.stops() } else { Vec::new() };
         Self { sequence, state, lease, phase: Phase::Prefill, stops }
@@ -151,8 +152,9 @@ impl Slot {
                     let Some(hidden) = &outputs.hidden else {
                         return Err(Error::Engine("a step gave no hidden states".into()));
                     };
-                    it.add(run.start, hidden.view().rows(run.rows()))?;
-                    if it.finish(slot.sequence.tokens.len())? {
+                    let tokens = slot.sequence.tokens.len();
+                    it.add(run.start, hidden.view().rows(run.rows()), tokens)?;
+                    if it.finish(tokens)? {
                         slot.end();
                     }
                 }
@@ -233,7 +235,7 @@ impl Slot {
         let tokens = &sequence.tokens[..sequence.skippable()];
         match memory.restart(runtime, sequence.prompt, tokens, &mut self.lease) {
             Ok(state) => {
-                self.state = state;
+                self.state = SequenceState { second: self.sequence.second(), ..state };
                 self.phase = Phase::Apart;
                 self.sequence.show(self.cached());
             }

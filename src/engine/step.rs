@@ -7,6 +7,7 @@ use super::runtime::Launched;
 use super::scheduler::{Waiting, plan};
 use super::slot::Slot;
 use crate::backend::batch::{Batch, Run, Tokens};
+use crate::config::Config;
 use crate::error::Result;
 
 /// Bytes of the logits of rows that are scored in one step, at most: all of a chunk of 512 where the vocabulary has 32,768
@@ -27,21 +28,17 @@ pub(super) struct Ahead {
 }
 
 /// The next step by the scheduler; its runs index `slots`.
-pub(super) fn planned(options: &EngineOptions, slots: &[Slot], vocab: usize) -> Batch {
+pub(super) fn planned(options: &EngineOptions, slots: &[Slot], config: &Config) -> Batch {
     let apart = slots.iter().position(Slot::is_apart);
     let waiting: Vec<Waiting> = (slots.iter().enumerate())
         .map(|(sequence, slot)| {
             let takes_part = apart.is_none_or(|apart| apart == sequence);
             let tokens = if takes_part { slot.waiting() } else { 0 };
-            Waiting {
-                sequence,
-                tokens,
-                unscored: slot.sequence.unscored(slot.cached()),
-                most: slot.before_stop(),
-            }
+            let unscored = slot.sequence.unscored(slot.cached());
+            Waiting { sequence, tokens, unscored, most: slot.before_stop(), whole: config.bidirectional }
         })
         .collect();
-    let scored = (SCORED_BYTES / (size_of::<f32>() * vocab.max(1))).max(1);
+    let scored = (SCORED_BYTES / (size_of::<f32>() * config.vocab_size.max(1))).max(1);
     let (mut tokens, mut runs, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
     for Waiting { sequence, tokens: len, .. } in plan(options, scored, &waiting) {
         let slot = &slots[sequence];

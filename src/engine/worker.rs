@@ -154,6 +154,10 @@ impl Worker {
     /// Refuses what can never run.
     fn check(&self, request: &Request) -> Result<()> {
         self.runtime.check_files()?;
+        let config = self.runtime.config();
+        if config.bidirectional && !matches!(request.kind, RequestKind::Embed(_)) {
+            return Err(Error::no_text(config.model_type));
+        }
         let (prompt, context) = (request.tokens.len(), self.options.context);
         // A token that is generated takes its place, too.
         let (room, generated) = match &request.kind {
@@ -261,7 +265,7 @@ impl Worker {
                 started
             }
             None => {
-                let batch = planned(&self.options, &self.slots, self.runtime.config().vocab_size);
+                let batch = planned(&self.options, &self.slots, self.runtime.config());
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 match self.runtime.launch(&batch, &mut self.slots, false) {
                     Ok(launched) => InFlight { batch, launched },

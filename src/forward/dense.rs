@@ -480,9 +480,11 @@ impl Arguments for Dense {
             return vec![latent.state(); config.num_hidden_layers];
         }
         let (heads, dim) = (config.num_key_value_heads, config.head_dim);
+        // A window on both sides has nothing behind it before a text ends.
+        let behind = |window: Option<usize>| window.filter(|_| !config.bidirectional);
         let of = |(layer, &window): (usize, &Option<usize>)| match self.delta_of(layer) {
             Some(delta) => delta.state(),
-            None => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window },
+            None => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: behind(window) },
         };
         config.windows.iter().enumerate().map(of).collect()
     }

@@ -6,7 +6,7 @@ use super::dense::{Dense, HeadNorms, NormKind};
 use super::gguf_members::Members;
 use super::{Arguments, Family, Gguf, gemma2, qwen3};
 use crate::config::rope::{self, RopeRules};
-use crate::config::{Activation, Config, Names, Rope, RopeScaling, Shared, only, sliding_window};
+use crate::config::{Activation, Config, Names, Rope, RopeScaling, Shared, sliding_window};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::json::Value;
@@ -52,7 +52,8 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
-    only(fields, "use_bidirectional_attention", false, "attention is causal")?;
+    // EmbeddingGemma's.
+    config.bidirectional = fields.flag("use_bidirectional_attention")?.unwrap_or(false);
     if let Some(cap) = fields.get("attn_logit_softcapping") {
         let expected = "null: transformers reads the field and caps no score";
         return Err(fields.error("attn_logit_softcapping", cap, expected));
@@ -98,6 +99,9 @@ fn scalar(config: &Config) -> f32 {
 }
 
 fn entries(config: &Config, entries: &mut Entries) -> Result<(), &'static str> {
+    if config.bidirectional {
+        return Err("sees the tokens behind each");
+    }
     if let Some(cap) = config.final_logit_softcapping {
         entries.float("gemma3.final_logit_softcapping", cap);
     }

@@ -17,7 +17,7 @@ pub(super) static FAMILY: Family = Family {
         claims: |metadata| Ok(!has_window(metadata)? && !has_experts(metadata, "llama")?),
         ..Gguf::plain("llama")
     }),
-    prefixes: &[],
+    prefixes: super::BARE,
 };
 
 fn arguments(_: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {

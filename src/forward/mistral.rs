@@ -19,7 +19,7 @@ pub(super) static FAMILY: Family = Family {
         entries: Some(super::gguf::window_that_llama_cpp_ignores),
         ..Gguf::plain("llama")
     }),
-    prefixes: &[],
+    prefixes: super::BARE,
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {

@@ -1,6 +1,7 @@
 //! Forward passes: a file a family, the blocks that they are built of, and the table of families, a line each.
 
 mod afmoe;
+mod bert;
 pub mod blocks;
 mod cohere2;
 mod deepseek_v2;
@@ -8,6 +9,7 @@ mod deepseek_v3;
 mod delta;
 mod dense;
 mod dots1;
+mod encoder;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
@@ -43,13 +45,16 @@ mod ministral3;
 mod mistral;
 mod mistral4;
 mod mixtral;
+mod modernbert;
 mod nemotron;
+mod nomic_bert;
 mod olmo2;
 mod olmo3;
 mod olmoe;
 mod phi;
 mod phi3;
 mod phimoe;
+mod pooling;
 mod qwen2;
 mod qwen2_5_vl_text;
 mod qwen2_moe;
@@ -69,6 +74,7 @@ pub mod step;
 #[cfg(test)]
 mod tests;
 mod unknown;
+mod xlm_roberta;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -89,10 +95,12 @@ pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
 pub(crate) use list::{InMlx, ModuleSpec, StackSpec, WeightList};
 pub use loader::Loader;
+pub(crate) use pooling::{Head, score_squash};
+pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 52] = [
+pub(crate) static FAMILIES: [&Family; 56] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -145,6 +153,10 @@ pub(crate) static FAMILIES: [&Family; 52] = [
     &qwen3_next::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
+    &bert::FAMILY,
+    &xlm_roberta::FAMILY,
+    &modernbert::FAMILY,
+    &nomic_bert::FAMILY,
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
@@ -166,7 +178,14 @@ const TEXT_PART: &[(&str, &str)] = &[
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
     ("language_model.lm_head.", "lm_head."),
+    ("embed_tokens.", "model.embed_tokens."),
+    ("layers.", "model.layers."),
+    ("norm.", "model.norm."),
 ];
+
+/// The same of a decoder without its head, as embedders are published.
+const BARE: Prefixes =
+    &[("embed_tokens.", "model.embed_tokens."), ("layers.", "model.layers."), ("norm.", "model.norm.")];
 
 /// Members of the whole's configuration that hold for the text where its own part does not have them.
 const OUTER: [&str; 10] = [
@@ -233,6 +252,11 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
         0
     }
 
+    /// What it classifies texts by, where it does.
+    fn head(&self) -> Option<&Head> {
+        None
+    }
+
     /// Builds the forward pass of the weights on the list.
     ///
     /// # Errors
@@ -270,7 +294,7 @@ impl Architecture {
             settings.insert("quant_method".to_owned(), Value::String("modelopt".to_owned()));
             object.insert("quantization_config".to_owned(), Value::Object(settings));
         }
-        Self::of_object(path, &object)
+        Self::of_object(path, &object, &BTreeMap::new())
     }
 
     /// Resolves the bytes of a `config.json`; `path` is for errors.
@@ -279,11 +303,13 @@ impl Architecture {
     /// [`crate::Error::Format`] for what is not one JSON object without duplicate keys; [`crate::Error::Config`] for a
     /// family that is not known, and a value that is missing, mistyped or cannot be run, methods of quantization included.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        Self::of_object(path, &json::parse_object(path, bytes)?)
+        let mut object = json::parse_object(path, bytes)?;
+        let names = nomic_bert::renamed(&mut object);
+        Self::of_object(path, &object, &names)
     }
 
-    fn of_object(path: &Path, object: &json::Object) -> Result<Self> {
-        let fields = Fields::new(path, object);
+    fn of_object(path: &Path, object: &json::Object, names: &BTreeMap<String, String>) -> Result<Self> {
+        let fields = Fields::renamed(path, object, names);
         let name = fields.string("model_type")?;
         match WHOLES.into_iter().find(|(whole, _)| Some(*whole) == name) {
             Some((_, text)) => Self::of_text(path, &fields, text),
@@ -362,6 +388,11 @@ impl Architecture {
     /// Activations of a row, live at once, beside those of [`Self::config`] and [`Self::states`].
     pub(crate) fn more_activations(&self) -> usize {
         self.arguments.more_activations()
+    }
+
+    /// What it classifies texts by, where it does.
+    pub(crate) fn head(&self) -> Option<&Head> {
+        self.arguments.head()
     }
 
     /// Names the tensors of a checkpoint as the list of weights does, and checks the configuration against their shapes.

@@ -16,7 +16,7 @@ pub(super) static FAMILY: Family = Family {
     shared: SHARED,
     arguments,
     gguf: Some(Gguf::plain("qwen2")),
-    prefixes: &[],
+    prefixes: super::BARE,
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {

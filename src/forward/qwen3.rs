@@ -12,7 +12,7 @@ pub(super) static FAMILY: Family = Family {
     shared: Shared { head_dim: Some(128), ..qwen2::SHARED },
     arguments,
     gguf: Some(Gguf::plain("qwen3")),
-    prefixes: &[],
+    prefixes: super::BARE,
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::alloc;
 use crate::backend::batch::{Batch, Mask, RopeStep, Run};
-use crate::backend::ops::{Backend, Ids, KvRows, Recur};
+use crate::backend::ops::{Backend, Ids, KvRows, MatrixOperand, Recur};
 use crate::backend::rope::Frequencies;
 use crate::backend::{
     LayerState, LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, RecurrentState, SequenceKv, Tensor,
@@ -25,6 +25,8 @@ pub struct SequenceState {
     pub frequencies: Arc<[Arc<Frequencies>]>,
     /// The tokens that the caches hold, oldest first.
     pub history: Vec<u32>,
+    /// Where the tokens of a second text begin, of a pair; past all of them without one.
+    pub second: usize,
 }
 
 /// Called with the name and the value of each activation that a layer hands on: `layers.3`, `[T, D]`.
@@ -40,6 +42,10 @@ pub struct Step<'a> {
     masks: Vec<(Option<usize>, Mask)>,
     /// Whether windows are chunks.
     chunked: bool,
+    /// Whether tokens see those behind them.
+    bidirectional: bool,
+    /// See [`Config::position_offset`].
+    position_offset: usize,
     /// One for each of [`Config::ropes`].
     ropes: SmallVec<[RopeStep; 2]>,
     /// That of queries, where these are scaled by their positions.
@@ -67,6 +73,10 @@ impl<'a> Step<'a> {
             let held = sequences.get(run.sequence).map(|state| state.kv.len());
             if held.is_none_or(|len| run.start > len) {
                 let what = format!("run {run:?} does not continue its cache of {held:?} tokens");
+                return Err(Error::shape("step", what));
+            }
+            if config.bidirectional && run.start > 0 {
+                let what = format!("run {run:?} is a part of a text, expected a whole one");
                 return Err(Error::shape("step", what));
             }
         }
@@ -101,6 +111,8 @@ impl<'a> Step<'a> {
             sequences,
             masks: Vec::new(),
             chunked,
+            bidirectional: config.bidirectional,
+            position_offset: config.position_offset,
             ropes,
             queries,
             query_factors,
@@ -145,8 +157,22 @@ impl<'a> Step<'a> {
             self.batch.runs.iter().map(|run| run.len).sum(),
             "the positions of a step",
         )?;
-        positions.extend(self.batch.positions().map(|position| position as u32));
+        let offset = self.position_offset;
+        positions.extend(self.batch.positions().map(|position| (position + offset) as u32));
         self.run(&Op::Embedding { table, tokens: Ids::Known(&positions), scale: 1.0 })
+    }
+
+    /// Rows of a table of segments, which of two texts each of the step's tokens is of: `[T, D]`. A table of one row says nothing.
+    pub(crate) fn segment_rows(&self, table: &PreparedMatrix) -> Result<Tensor> {
+        let last = table.shape().first().map_or(0, |rows| rows.saturating_sub(1));
+        let mut segments: Vec<u32> = Vec::new();
+        alloc::reserve(&mut segments, self.batch.rows(), "the segments of a step")?;
+        for run in &self.batch.runs {
+            let second = self.sequences[run.sequence].second;
+            let segment = |position: usize| usize::from(position >= second).min(last) as u32;
+            segments.extend((run.start..run.end()).map(segment));
+        }
+        self.run(&Op::Embedding { table, tokens: Ids::Known(&segments), scale: 1.0 })
     }
 
     /// The rotary embedding of `x` `[T, H * head_dim]`.
@@ -207,9 +233,11 @@ impl<'a> Step<'a> {
         let index = match self.masks.iter().position(|(of, _)| *of == window) {
             Some(index) => index,
             None => {
-                let mask = match window.filter(|_| self.chunked) {
-                    Some(chunk) => Mask::chunked(&self.batch.runs, chunk)?,
-                    None => Mask::causal(&self.batch.runs, window)?,
+                let runs = &self.batch.runs;
+                let mask = match window {
+                    window if self.bidirectional => Mask::around(runs, window)?,
+                    Some(chunk) if self.chunked => Mask::chunked(runs, chunk)?,
+                    window => Mask::causal(runs, window)?,
                 };
                 self.masks.push((window, mask));
                 self.masks.len() - 1

@@ -9,7 +9,7 @@ use super::input::Input;
 use crate::backend::LlmBackendKind;
 use crate::backend::kv::PAGE;
 use crate::engine::rig::{Asked, Rig};
-use crate::engine::{Answer, EngineOptions, FinishReason, RequestKind, RowSink, ScoreRequest};
+use crate::engine::{Answer, EmbedRequest, EngineOptions, FinishReason, RequestKind, RowSink, ScoreRequest};
 
 /// Models whose caches differ: all tokens, windows, and both.
 const MODELS: [&str; 3] = ["llama-bias", "mistral-window", "gemma3-pattern"];
@@ -166,7 +166,7 @@ fn kind(input: &mut Input, len: usize, ended: &Arc<AtomicUsize>) -> RequestKind 
             assert!((length - 1.0).abs() < 1e-3, "{length}");
             drop(count);
         });
-        return RequestKind::Embed(answer);
+        return RequestKind::Embed(EmbedRequest::mean(answer));
     }
     let start = input.below(256);
     let rows: Range<usize> = start..start + input.below(8);

@@ -131,7 +131,12 @@ impl ModelFiles {
 
     fn step_memory(&self, setting: MemorySetting) -> u64 {
         let config = self.config();
-        let rows = EngineOptions::default().step_tokens.min(setting.context.max(1)) as u64;
+        let most = EngineOptions::default().step_tokens;
+        let rows = match config.bidirectional {
+            // A text is computed whole, however long.
+            true => most.max(setting.context),
+            false => most.min(setting.context.max(1)),
+        } as u64;
         // Queries and what attention gives, of latent attention.
         let latent = config.latent.map_or(0, |of| config.num_attention_heads * (2 * of.rank + of.rope_dim));
         let heads = config.most_heads();

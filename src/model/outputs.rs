@@ -4,18 +4,46 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use super::Model;
+use super::{Model, ModelFiles};
 use crate::alloc;
-use crate::engine::{Answer, CancelOnDrop, Request, RequestKind, RowSink, ScoreRequest, receive};
+use crate::engine::{
+    Answer, CancelOnDrop, EmbedRequest, Request, RequestKind, RowSink, ScoreRequest, receive,
+};
 use crate::error::{Error, Result};
+use crate::forward::{Pooling, score_squash};
 
 /// What memory is taken for.
 const TOKENS: &str = "the tokens of a prompt";
 
+impl ModelFiles {
+    /// How a text becomes a vector: as sentence-transformers' files beside the model say, else by the mean of its hidden states.
+    ///
+    /// # Errors
+    /// A file that is malformed, and a module that is not known.
+    pub fn pooling(&self) -> Result<Pooling> {
+        let width = self.config().hidden_size;
+        let own = match self.path.is_dir() {
+            true => Pooling::load(&self.path, width)?,
+            false => None,
+        };
+        Ok(own.unwrap_or_else(|| Pooling::mean(width)))
+    }
+
+    /// How a pair of texts becomes a score, where the model is a cross-encoder.
+    ///
+    /// # Errors
+    /// A weight that is missing, and a function of the score that is not known.
+    pub fn ranking(&self) -> Result<Option<Pooling>> {
+        let (Some(head), Some(1)) = (self.architecture.head(), self.config().labels) else { return Ok(None) };
+        head.load(&self.checkpoint, score_squash(&self.path, 1)?).map(Some)
+    }
+}
+
 impl Model {
-    /// A vector `[D]` for `tokens`: the mean of the last hidden states over them, scaled to length 1. It is a sequence among
-    /// others: it waits for its part of the memory, and shares their steps. All tokens are computed, also those whose keys and
-    /// values are kept, since a mean takes every hidden state.
+    /// A vector `[D]` for `tokens`, as the model's files say ([`ModelFiles::pooling`]); without any, the mean of the last hidden
+    /// states over them, scaled to length 1. It is a sequence among others: it waits for its part of the memory, and shares their
+    /// steps. All tokens are computed, also those whose keys and values are kept. A prompt that the model was trained with
+    /// (`query: …`) is the caller's to write.
     ///
     /// # Errors
     /// As [`Self::logits`].
@@ -36,6 +64,38 @@ impl Model {
         receive(&answers)?
     }
 
+    /// The first `dimensions` elements of a vector of [`Self::embed`], of length 1 where the whole has: for models that were
+    /// trained so that these say the most (Matryoshka embeddings).
+    ///
+    /// # Errors
+    /// No dimension, more than there are, and fewer of a model that was not trained to embed.
+    pub fn shortened(&self, vector: Vec<f32>, dimensions: usize) -> Result<Vec<f32>> {
+        self.check_dimensions(dimensions)?;
+        Ok(self.pooling.shortened(vector, dimensions))
+    }
+
+    /// Refuses a number of dimensions that [`Self::shortened`] does.
+    pub(crate) fn check_dimensions(&self, dimensions: usize) -> Result<()> {
+        let width = self.pooling.width();
+        if dimensions == 0 || dimensions > width || dimensions < width && !self.pooling.is_trained() {
+            let expected = match self.pooling.is_trained() {
+                true => "at least 1, and no more than the model's vectors have",
+                false => "all that a vector has: this model was not trained to embed",
+            };
+            return Err(Error::Option {
+                option: "dimensions",
+                got: format!("{dimensions} of {width}"),
+                expected,
+            });
+        }
+        Ok(())
+    }
+
+    /// How a text becomes a vector.
+    pub fn pooling(&self) -> &Pooling {
+        &self.pooling
+    }
+
     /// Begins to embed `tokens`; the vector goes to `take` on the engine's thread, which it must not block. Dropping what is
     /// returned cancels it, and `take` is then dropped.
     ///
@@ -46,7 +106,67 @@ impl Model {
         tokens: Vec<u32>,
         take: impl FnOnce(Result<Vec<f32>>) + Send + 'static,
     ) -> Result<CancelOnDrop> {
-        self.submit(tokens, RequestKind::Embed(Answer::new(take)))
+        let (pooling, answer) = (Arc::clone(&self.pooling), Answer::new(take));
+        self.submit(tokens, RequestKind::Embed(EmbedRequest { pooling, second: usize::MAX, answer }))
+    }
+
+    /// How well `document` answers `query`, as a cross-encoder scores them: the larger, the better. What the number means is the
+    /// model's own; most give one from 0 to 1.
+    ///
+    /// # Errors
+    /// [`Error::Task`] of a model that is no cross-encoder; those of the tokenizer, and of [`Self::embed`].
+    pub fn rank(&self, query: &str, document: &str) -> Result<f32> {
+        let pair = self.encode_pair(query, document, true)?;
+        let (sender, answers) = channel();
+        let _asked = self.start_rank(pair, move |score| drop(sender.send(score)))?;
+        receive(&answers)?
+    }
+
+    /// The tokens of a query and a document, and where those of the second begin. Special tokens that are written in them are
+    /// read as such where `parse` says so.
+    ///
+    /// # Errors
+    /// As [`Self::rank`], before anything is computed.
+    pub(crate) fn encode_pair(&self, query: &str, document: &str, parse: bool) -> Result<(Vec<u32>, usize)> {
+        self.check_ranks()?;
+        self.check_length(query)?;
+        self.check_length(document)?;
+        self.tokenizer()?.encode_pair(query, document, parse)
+    }
+
+    /// Begins to score what [`Self::encode_pair`] gave, otherwise as [`Self::start_embed`].
+    ///
+    /// # Errors
+    /// As [`Self::rank`].
+    pub(crate) fn start_rank(
+        &self,
+        (tokens, second): (Vec<u32>, usize),
+        take: impl FnOnce(Result<f32>) + Send + 'static,
+    ) -> Result<CancelOnDrop> {
+        let pooling = Arc::clone(self.ranking()?);
+        let answer = Answer::new(move |vector: Result<Vec<f32>>| {
+            take(vector.map(|vector| vector.first().copied().unwrap_or_default()));
+        });
+        self.submit(tokens, RequestKind::Embed(EmbedRequest { pooling, second, answer }))
+    }
+
+    /// Refuses a model that is no cross-encoder.
+    pub(crate) fn check_ranks(&self) -> Result<()> {
+        self.ranking().map(drop)
+    }
+
+    /// What makes a score of a pair.
+    ///
+    /// # Errors
+    /// [`Error::Task`] of a model that is no cross-encoder.
+    fn ranking(&self) -> Result<&Arc<Pooling>> {
+        self.ranking.as_ref().ok_or_else(|| {
+            let what = match self.info.config.labels {
+                Some(_) => "it gives several numbers for a pair of texts, and no one score of them",
+                None => "it is no cross-encoder, and has no score for a pair of texts",
+            };
+            Error::Task { model: self.info.name.clone(), what }
+        })
     }
 
     /// Queues tokens that nothing is generated from.
@@ -86,6 +206,7 @@ impl Model {
     /// No token, more than the context holds, an id outside the vocabulary, keys and values that do not fit into the memory for
     /// them, and what the backend reports.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.check_generates()?;
         self.check_tokens(tokens)?;
         self.logits_of(tokens, 0..tokens.len())
     }
@@ -104,6 +225,7 @@ impl Model {
     /// # Ok::<(), backstop::Error>(())
     /// ```
     pub fn logits_of(&self, tokens: &[u32], rows: Range<usize>) -> Result<Vec<Vec<f32>>> {
+        self.check_generates()?;
         let count = rows.len();
         let (sender, answers) = channel();
         let sink = RowSink::new(move |row| {

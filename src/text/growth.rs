@@ -150,15 +150,9 @@ fn added(json: &Value) -> Result<(), String> {
             "ByteLevel" => {}
             "BertProcessing" | "RobertaProcessing" => tokens = tokens.saturating_add(2),
             "TemplateProcessing" => {
-                let mut texts = 0;
-                for piece in step["single"].as_array().into_iter().flatten() {
-                    texts += usize::from(piece.get("Sequence").is_some());
-                    let ids =
-                        piece["SpecialToken"]["id"].as_str().map(|id| &step["special_tokens"][id]["ids"]);
-                    let ids = ids.and_then(Value::as_array).map_or(0, Vec::len);
-                    tokens = tokens.saturating_add(ids);
-                }
-                copies = copies.saturating_mul(texts.max(1));
+                let [single, pair] = ["single", "pair"].map(|template| of_template(step, template));
+                tokens = tokens.saturating_add(single.0.max(pair.0));
+                copies = copies.saturating_mul(single.1.max(pair.1).max(1));
             }
             _ => return unknown(step).map(|_| ()),
         }
@@ -170,6 +164,19 @@ fn added(json: &Value) -> Result<(), String> {
         return Err(format!("it adds {tokens} tokens to a text, at most {MAX_ADDED}"));
     }
     Ok(())
+}
+
+/// Tokens that a template puts around its texts, and how often it has one of them, at most.
+fn of_template(step: &Value, template: &str) -> (usize, usize) {
+    let (mut tokens, mut texts) = (0_usize, [0_usize; 2]);
+    for piece in step[template].as_array().into_iter().flatten() {
+        if let Some(sequence) = piece.get("Sequence") {
+            texts[usize::from(sequence["id"] == "B")] += 1;
+        }
+        let ids = piece["SpecialToken"]["id"].as_str().map(|id| &step["special_tokens"][id]["ids"]);
+        tokens = tokens.saturating_add(ids.and_then(Value::as_array).map_or(0, Vec::len));
+    }
+    (tokens, texts[0].max(texts[1]))
 }
 
 #[cfg(test)]
@@ -258,5 +265,13 @@ mod tests {
         assert_eq!(added(&many).unwrap_err(), "it adds 300 tokens to a text, at most 256");
         let twice = json!({"type": "TemplateProcessing", "single": vec![json!({"Sequence": {"id": "A", "type_id": 0}}); 2]});
         assert_eq!(added(&twice).unwrap_err(), "it repeats a text 2 times, expected once");
+        let pair = |ids: &[&str]| {
+            let pieces: Vec<Value> =
+                ids.iter().map(|id| json!({"Sequence": {"id": id, "type_id": 0}})).collect();
+            json!({"type": "TemplateProcessing", "single": [], "pair": pieces})
+        };
+        assert!(added(&pair(&["A", "B"])).is_ok());
+        let error = added(&pair(&["A", "B", "B", "B"])).unwrap_err();
+        assert_eq!(error, "it repeats a text 3 times, expected once");
     }
 }

@@ -346,6 +346,31 @@ impl Tokenizer {
         })
     }
 
+    /// Encodes two texts as one, as the post-processor joins them: the tokens, and where those of the second text begin, as far as it
+    /// tells them apart; past all of them where it does not. `parse`: whether special tokens are read where their texts are
+    /// written.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`], and a post-processor that mixes the two.
+    pub fn encode_pair(&self, first: &str, second: &str, parse: bool) -> Result<(Vec<u32>, usize)> {
+        self.check_length(first)?;
+        self.check_length(second)?;
+        let (first, second) = (alloc::text_of(first, TEXT)?, alloc::text_of(second, TEXT)?);
+        self.patiently(first.len() + second.len(), move |this| {
+            let written = if this.0.finder.is_match(&*first) { &first } else { &second };
+            let encoder = if parse { &this.0.trusting } else { this.literal(written)? };
+            let encoding = guard("encode", || encoder.encode_fast((first.as_str(), second.as_str()), true))?;
+            let of = encoding.get_type_ids();
+            let begins = of.iter().position(|&of| of != 0);
+            if begins.is_some_and(|at| of[at..].iter().any(|&of| of != 1)) {
+                let what =
+                    "post_processor: tokens of a pair are not of its first text and then of its second";
+                return Err(Error::Tokenizer(what.into()));
+            }
+            Ok((alloc::copy_of(encoding.get_ids(), IDS)?, begins.unwrap_or(usize::MAX)))
+        })
+    }
+
     /// Encodes a rendered chat template. Nothing is added: a template writes BOS itself. Its special tokens are
     /// parsed; those written in messages stay text.
     ///

@@ -41,7 +41,8 @@ fn fresh_id() -> u64 {
 }
 
 /// What each row of a step may attend to: absolute key positions `first..=own`, built once per step and window and
-/// shared by all its layers. Causality and the window are here and nowhere else; both backends read these ranges.
+/// shared by all its layers; `first..last` where a token sees those behind it. Causality and the window are here and nowhere
+/// else; both backends read these ranges.
 #[derive(Debug)]
 pub struct Mask {
     /// Identifies this mask to a backend's per-step cache.
@@ -75,6 +76,25 @@ impl Mask {
         let mut mask = Self::causal(runs, None)?;
         for keys in &mut mask.visible {
             keys.start = (keys.end - 1) / chunk.max(1) * chunk.max(1);
+        }
+        Ok(mask)
+    }
+
+    /// The mask of whole texts whose tokens see those behind them, too: all of a text or, where there is a window, `window / 2` on
+    /// either side.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn around(runs: &[Run], window: Option<usize>) -> Result<Self> {
+        let mut mask = Self::causal(runs, None)?;
+        for run in runs {
+            let end = run.end();
+            for (position, keys) in (run.start..end).zip(&mut mask.visible[run.rows()]) {
+                *keys = match window.map(|window| window / 2) {
+                    None => 0..end,
+                    Some(half) => position.saturating_sub(half)..end.min(position.saturating_add(half + 1)),
+                };
+            }
         }
         Ok(mask)
     }

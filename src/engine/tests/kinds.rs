@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::backend::batch::Batch;
-use crate::engine::request::{Answer, RowSink, ScoreRequest};
+use crate::engine::request::{Answer, EmbedRequest, RowSink, ScoreRequest};
 use crate::error::Result;
 use crate::forward::step::SequenceState;
 
@@ -26,7 +26,7 @@ impl Rig {
     pub(super) fn embed(&self, tokens: Vec<u32>) -> Rows {
         let (sender, answers) = channel();
         let answer = Answer::new(move |vector| sender.send(vector).unwrap());
-        Rows { cancel: self.send(tokens, RequestKind::Embed(answer)), answers }
+        Rows { cancel: self.send(tokens, RequestKind::Embed(EmbedRequest::mean(answer))), answers }
     }
 
     pub(super) fn score(&self, tokens: Vec<u32>, rows: Range<usize>) -> Rows {
@@ -253,7 +253,7 @@ fn kinds_side_by_side_under_pressure_keep_their_bits() {
 fn a_panic_in_an_answer_ends_its_request_alone() {
     let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 1 << 13, cut());
     let mut text = rig.ask(rig.prompt(1, 20), 10);
-    let kind = RequestKind::Embed(Answer::new(|_| panic!("no more")));
+    let kind = RequestKind::Embed(EmbedRequest::mean(Answer::new(|_| panic!("no more"))));
     rig.send(rig.prompt(2, 20), kind);
     let mut rows = 0;
     let sink = RowSink::new(move |row| {

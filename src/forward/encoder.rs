@@ -1,0 +1,317 @@
+//! Encoders: what BERT and its kin are, each a description of the same few parts. Every token sees the whole text, or a window
+//! around it. Norms come behind each part or, where there is a last one behind all layers, before it.
+
+use super::blocks::{Attention, LayerNorm, Linear, Mlp};
+use super::list::{Dim, ModuleSpec, WeightList};
+use super::loader::Loader;
+use super::pooling::Head;
+use super::step::Step;
+use super::{Arguments, Forward};
+use crate::backend::ops::{Backend, StateSpec};
+use crate::backend::{PreparedMatrix, Tensor};
+use crate::config::{Config, Rotation};
+use crate::error::{Error, Result};
+use crate::json::{Fields, Value};
+use crate::weights::Form;
+
+/// The projections of attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum EncoderQkv {
+    /// Three modules.
+    Apart([&'static str; 3]),
+    /// One, whose rows are queries, then keys, then values.
+    Fused(&'static str),
+}
+
+/// The modules of the feed-forward part.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum EncoderMlp {
+    /// In and out.
+    Plain([&'static str; 2]),
+    /// Gate, up, down.
+    Gated([&'static str; 3]),
+    /// Gate over up in one module, and down.
+    GatedFused([&'static str; 2]),
+}
+
+/// An encoder. Names of a layer's modules are those within it.
+#[derive(Debug, Clone)]
+pub(super) struct Encoder {
+    /// What all families share.
+    pub config: Config,
+    /// The embedding.
+    pub words: &'static str,
+    /// The embedding of positions, in families that do not rotate.
+    pub positions: Option<&'static str>,
+    /// The embedding of which of two texts a token is of, and its rows.
+    pub segments: Option<(&'static str, usize)>,
+    /// The norm of their sum.
+    pub embedding_norm: &'static str,
+    /// What the names of layers begin with, up to their numbers.
+    pub layers: &'static str,
+    /// Queries, keys and values.
+    pub qkv: EncoderQkv,
+    /// The output of attention.
+    pub output: &'static str,
+    /// The norm of attention: of the stream and what attention adds or, before it, of what attention reads. Of these the first
+    /// layer has none: it would follow that of the embedding.
+    pub attention_norm: &'static str,
+    /// The feed-forward part.
+    pub mlp: EncoderMlp,
+    /// Its norm, likewise.
+    pub mlp_norm: &'static str,
+    /// The norm behind all layers, where norms come before parts.
+    pub last_norm: Option<&'static str>,
+    /// What it classifies by.
+    pub head: Option<Head>,
+}
+
+impl Encoder {
+    /// Boxed, as a family hands it on.
+    pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
+        self.config.bidirectional = true;
+        Ok(Box::new(self))
+    }
+
+    fn path(&self, layer: usize, name: &str) -> String {
+        format!("{}.{layer}.{name}", self.layers)
+    }
+
+    /// The norm of attention of a layer, where it has one.
+    fn attention_norm(&self, layer: usize) -> Option<&'static str> {
+        (layer > 0 || self.last_norm.is_none()).then_some(self.attention_norm)
+    }
+
+    fn list_layer(&self, list: &mut WeightList, layer: usize) {
+        let config = &self.config;
+        let norms = self.attention_norm(layer).into_iter().chain([self.mlp_norm]);
+        norms.for_each(|name| list.push(norm_spec(self.path(layer, name), config.hidden_dim())));
+        let mut matrix = |name: &str, rows: Dim, columns: Dim| {
+            list.push(matrix_spec(self.path(layer, name), rows, columns, true));
+        };
+        let hidden = || config.hidden_dim();
+        match self.qkv {
+            EncoderQkv::Apart([q, k, v]) => {
+                matrix(q, config.query_dim(layer), hidden());
+                matrix(k, config.key_dim(), hidden());
+                matrix(v, config.key_dim(), hidden());
+            }
+            EncoderQkv::Fused(name) => matrix(name, config.qkv_dim(), hidden()),
+        }
+        matrix(self.output, hidden(), config.query_dim(layer));
+        match self.mlp {
+            EncoderMlp::Plain([up, down]) => {
+                matrix(up, config.inner_dim(), hidden());
+                matrix(down, hidden(), config.inner_dim());
+            }
+            EncoderMlp::Gated([gate, up, down]) => {
+                matrix(gate, config.inner_dim(), hidden());
+                matrix(up, config.inner_dim(), hidden());
+                matrix(down, hidden(), config.inner_dim());
+            }
+            EncoderMlp::GatedFused([both, down]) => {
+                let rows = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
+                matrix(both, rows, hidden());
+                matrix(down, hidden(), config.inner_dim());
+            }
+        }
+    }
+
+    fn load_layer(&self, loader: &Loader<'_>, layer: usize) -> Result<Layer> {
+        let config = &self.config;
+        let linear = |name: &str| Linear::load(loader, &self.path(layer, name));
+        let norm = |name: &str| LayerNorm::load(loader, &self.path(layer, name), 0.0);
+        let qkv = match self.qkv {
+            EncoderQkv::Apart([q, k, v]) => [linear(q)?, linear(k)?, linear(v)?],
+            EncoderQkv::Fused(name) => {
+                let (width, kv_width) = (config.query_dim(layer).size, config.key_dim().size);
+                let parts = [("q", width), ("k", kv_width), ("v", kv_width)];
+                Linear::split(loader, &self.path(layer, name), parts)?
+            }
+        };
+        let (activation, inner) = (config.hidden_act, config.intermediate_size);
+        let mlp = match self.mlp {
+            EncoderMlp::Plain([up, down]) => Mlp::Plain { fc1: linear(up)?, fc2: linear(down)?, activation },
+            EncoderMlp::Gated([gate, up, down]) => {
+                Mlp::Gated { gate: linear(gate)?, up: linear(up)?, down: linear(down)?, activation }
+            }
+            EncoderMlp::GatedFused([both, down]) => {
+                let parts = [("gate", inner), ("up", inner)];
+                let [gate, up] = Linear::split(loader, &self.path(layer, both), parts)?;
+                Mlp::Gated { gate, up, down: linear(down)?, activation }
+            }
+        };
+        Ok(Layer {
+            attention: Attention::of(config, layer, qkv, linear(self.output)?),
+            attention_norm: self.attention_norm(layer).map(norm).transpose()?,
+            mlp,
+            mlp_norm: norm(self.mlp_norm)?,
+        })
+    }
+}
+
+fn matrix_spec(name: String, rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
+    let columns = Some(columns);
+    ModuleSpec { name, rows, columns, bias, form: Form::Plain, gguf: None, stacked: Vec::new() }
+}
+
+fn norm_spec(name: String, rows: Dim) -> ModuleSpec {
+    ModuleSpec { name, rows, columns: None, bias: true, form: Form::Plain, gguf: None, stacked: Vec::new() }
+}
+
+/// The numbers of a model for sequence classification, by the class that its configuration names; none of another.
+pub(super) fn labels(fields: &Fields<'_>) -> Result<Option<usize>> {
+    let classes = fields.list("architectures")?.unwrap_or_default();
+    let classifies =
+        |class: &Value| matches!(class, Value::String(name) if name.ends_with("ForSequenceClassification"));
+    if !classes.iter().any(classifies) {
+        return Ok(None);
+    }
+    let named = fields.object("id2label")?.map(|labels| labels.members().len());
+    Ok(Some(named.or(fields.size("num_labels", 1, 1 << 16)?).unwrap_or(2)))
+}
+
+/// The dimension of what a head of `labels` gives.
+pub(super) fn labels_dim(labels: usize) -> Dim {
+    Dim { field: "num_labels", size: labels }
+}
+
+impl Arguments for Encoder {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
+    fn weights(&self) -> WeightList {
+        let config = &self.config;
+        let mut list = WeightList::default();
+        list.push(matrix_spec(self.words.to_owned(), config.vocab_dim(), config.hidden_dim(), false));
+        if let Some(name) = self.positions {
+            list.push(matrix_spec(name.to_owned(), config.positions_dim(), config.hidden_dim(), false));
+        }
+        if let Some((name, size)) = self.segments {
+            let rows = Dim { field: "type_vocab_size", size };
+            list.push(matrix_spec(name.to_owned(), rows, config.hidden_dim(), false));
+        }
+        list.push(norm_spec(self.embedding_norm.to_owned(), config.hidden_dim()));
+        (0..config.num_hidden_layers).for_each(|layer| self.list_layer(&mut list, layer));
+        if let Some(name) = self.last_norm {
+            list.push(norm_spec(name.to_owned(), config.hidden_dim()));
+        }
+        if let Some(head) = &self.head {
+            head.list(&mut list);
+        }
+        list
+    }
+
+    /// Keys and values live for one step. A window lies on both sides, so that nothing is behind it before a text ends.
+    fn states(&self) -> Vec<StateSpec> {
+        let (heads, dim) = (self.config.num_key_value_heads, self.config.head_dim);
+        vec![StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: None }; self.config.num_hidden_layers]
+    }
+
+    fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
+    }
+
+    fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
+        let table = |name: &str| Ok::<_, Error>(loader.ops.matrix(&loader.matrix(name)?));
+        let layers = 0..self.config.num_hidden_layers;
+        Ok(Box::new(EncoderPass {
+            states: self.states(),
+            model_type: self.config.model_type,
+            words: table(self.words)?,
+            segments: self.segments.map(|(name, _)| table(name)).transpose()?,
+            positions: self.positions.map(table).transpose()?,
+            embedding_norm: LayerNorm::load(loader, self.embedding_norm, 0.0)?,
+            layers: layers.map(|layer| self.load_layer(loader, layer)).collect::<Result<_>>()?,
+            last_norm: self.last_norm.map(|name| LayerNorm::load(loader, name, 0.0)).transpose()?,
+        }))
+    }
+}
+
+/// One block.
+#[derive(Debug)]
+struct Layer {
+    attention: Attention,
+    attention_norm: Option<LayerNorm>,
+    mlp: Mlp,
+    mlp_norm: LayerNorm,
+}
+
+impl Layer {
+    /// `[T, D]` → `[T, D]`, norms behind the parts.
+    fn norms_behind(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
+        let attended = self.attention.forward(step, x)?;
+        let mut x = step.add(x, &attended)?;
+        if let Some(norm) = &self.attention_norm {
+            x = norm.forward(step, &x)?;
+        }
+        let fed = self.mlp.forward(step, &x)?;
+        self.mlp_norm.forward(step, &step.add(&x, &fed)?)
+    }
+
+    /// The same with norms before them.
+    fn norms_before(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
+        let normed = self.attention_norm.as_ref().map(|norm| norm.forward(step, x)).transpose()?;
+        let attended = self.attention.forward(step, normed.as_ref().unwrap_or(x))?;
+        let x = step.add(x, &attended)?;
+        let normed = self.mlp_norm.forward(step, &x)?;
+        let fed = self.mlp.forward(step, &normed)?;
+        step.add(&x, &fed)
+    }
+}
+
+/// The forward pass of an encoder.
+#[derive(Debug)]
+struct EncoderPass {
+    states: Vec<StateSpec>,
+    model_type: &'static str,
+    words: PreparedMatrix,             // [V, D]
+    segments: Option<PreparedMatrix>,  // [S, D]
+    positions: Option<PreparedMatrix>, // [P, D]
+    embedding_norm: LayerNorm,
+    layers: Vec<Layer>,
+    last_norm: Option<LayerNorm>,
+}
+
+impl Forward for EncoderPass {
+    fn states(&self) -> Vec<StateSpec> {
+        self.states.clone()
+    }
+
+    fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
+        let mut x = step.embedding(&self.words, 1.0)?; // [T, D]
+        if let Some(segments) = &self.segments {
+            x = step.add(&x, &step.segment_rows(segments)?)?;
+        }
+        if let Some(positions) = &self.positions {
+            x = step.add(&x, &step.position_rows(positions)?)?;
+        }
+        x = self.embedding_norm.forward(step, &x)?;
+        step.tap(|| "embeddings".to_owned(), &x)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = match &self.last_norm {
+                None => layer.norms_behind(step, &x)?,
+                Some(_) => layer.norms_before(step, &x)?,
+            };
+            step.tap(|| format!("layers.{i}"), &x)?;
+        }
+        match &self.last_norm {
+            Some(norm) => norm.forward(step, &x),
+            None => Ok(x),
+        }
+    }
+
+    fn logits(&self, _: &Step<'_>, _: &Tensor) -> Result<Tensor> {
+        Err(Error::no_text(self.model_type))
+    }
+}
+
+/// Which layers rotate: none.
+pub(super) fn unrotated(config: &mut Config) {
+    config.rotations = vec![Rotation::None; config.num_hidden_layers];
+}
