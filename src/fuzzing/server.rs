@@ -14,11 +14,12 @@ use crate::server::{Listener, Options, serve};
 use crate::{LoadOptions, Model, ModelFiles};
 
 /// The routes that take a body.
-const ROUTES: [&str; 9] = [
+const ROUTES: [&str; 10] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/embeddings",
+    "/v1/rerank",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/tokenize",

@@ -1,27 +1,23 @@
-//! `POST /v1/embeddings`: the mean of the last hidden states, which is what a model that is no embedder has to offer.
+//! `POST /v1/embeddings`: vectors of texts as the model's files say; of a model that is no embedder the mean of the last hidden
+//! states, which is what it has to offer.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use super::app::App;
+use super::beside::Beside;
 use super::completions::prompts;
-use super::failure::{Failure, json_body};
+use super::failure::json_body;
 use super::params::IGNORED;
 use super::request::{Reply, fields};
-use crate::engine::CancelOnDrop;
-use crate::error::{Error, Result};
+use crate::forward::Pooling;
 
 /// Texts of one request, as many as OpenAI's service takes.
-const MAX_INPUTS: usize = 2048;
-/// What the answer says of its vectors.
-const POOLING: &str = "mean of the last layer's normed hidden states over all tokens, scaled to length 1; \
-    this model was not trained to embed";
+pub(crate) const MAX_INPUTS: usize = 2048;
 
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
@@ -36,57 +32,55 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
             return Err(fields.wrong("encoding_format", what));
         }
     };
-    let size = app.model.info().config.hidden_size;
-    fields.only("dimensions", &[size.into()])?;
+    let dimensions = fields.whole("dimensions", 1, 1 << 20)?.map(|dimensions| dimensions as usize);
+    if let Some(dimensions) = dimensions {
+        app.model.check_dimensions(dimensions)?;
+    }
     fields.ignore(&IGNORED);
     fields.finish()?;
-    let place = Arc::new(app.places(1)?);
-    // They run beside each other, and leave half of the engine's slots to others.
-    let most = (app.model.engine().max_sequences() / 2).max(1);
-    let (mut data, mut tokens) = (Vec::new(), 0);
-    let mut running: VecDeque<Running> = VecDeque::new();
+    let mut beside: Beside<Vec<f32>> = Beside::new(&app)?;
+    let (mut vectors, mut tokens) = (Vec::new(), 0);
     for prompt in prompts {
-        if running.len() == most
-            && let Some(oldest) = running.pop_front()
-        {
-            data.push(item(data.len(), oldest.vector().await?, base64));
-        }
+        vectors.extend(beside.room().await?);
         // Each by itself, so that a client that goes away is noticed in between.
         let ids = app.apart(move |model| prompt.encode(model, parse)).await?;
         tokens += ids.len();
-        let place = Arc::clone(&place);
-        let (sender, vector) = oneshot::channel();
-        let take = move |answer| {
-            // The place is free once the engine has let go of all of them.
-            drop(place);
-            // Whoever asked may have gone.
-            let _ = sender.send(answer);
-        };
-        running.push_back(Running { _asked: app.model.start_embed(ids, take)?, vector });
+        beside.start(|take| app.model.start_embed(ids, take))?;
     }
-    for each in running {
-        data.push(item(data.len(), each.vector().await?, base64));
+    while let Some(vector) = beside.next().await? {
+        vectors.push(vector);
+    }
+    let mut data = Vec::new();
+    for (index, vector) in vectors.into_iter().enumerate() {
+        let vector = match dimensions {
+            Some(dimensions) => app.model.shortened(vector, dimensions)?,
+            None => vector,
+        };
+        data.push(item(index, vector, base64));
     }
     Ok(json_body(&json!({
         "object": "list",
         "data": data,
         "model": app.name,
-        "pooling": POOLING,
+        "pooling": said(app.model.pooling()),
         "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
     })))
 }
 
-/// A text that the engine embeds; dropping it cancels that.
-struct Running {
-    _asked: CancelOnDrop,
-    vector: oneshot::Receiver<Result<Vec<f32>>>,
-}
-
-impl Running {
-    async fn vector(self) -> Result<Vec<f32>, Failure> {
-        let answer = self.vector.await;
-        Ok(answer.map_err(|_| Error::Engine("it ended without an answer".into()))??)
+/// What the answer says of its vectors.
+fn said(pooling: &Pooling) -> String {
+    if !pooling.is_trained() {
+        return "mean of the last layer's normed hidden states over all tokens, scaled to length 1; \
+            this model was not trained to embed"
+            .to_owned();
     }
+    let dense = match pooling.dense_layers() {
+        0 => String::new(),
+        1 => ", through a dense layer".to_owned(),
+        count => format!(", through {count} dense layers"),
+    };
+    let scaled = if pooling.normalizes() { ", scaled to length 1" } else { "" };
+    format!("{}{dense}{scaled}", pooling.pool().name())
 }
 
 fn item(index: usize, vector: Vec<f32>, base64: bool) -> Value {

@@ -3,6 +3,7 @@
 mod answers;
 mod anthropic;
 mod app;
+mod beside;
 mod budget;
 mod chat;
 mod completions;
@@ -18,6 +19,7 @@ mod openai;
 mod page;
 mod params;
 mod request;
+mod rerank;
 mod responses;
 mod routes;
 mod sse;

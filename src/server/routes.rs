@@ -21,10 +21,10 @@ use super::budget::{BodyCharge, ChargedBody};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
 use super::request::Reply;
-use super::{anthropic, chat, completions, embeddings, guard, page, responses, texts};
+use super::{anthropic, chat, completions, embeddings, guard, page, rerank, responses, texts};
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 13] = [
+const ROUTES: [&str; 14] = [
     "/",
     "/health",
     "/metrics",
@@ -36,6 +36,7 @@ const ROUTES: [&str; 13] = [
     "/v1/completions",
     "/v1/responses",
     "/v1/embeddings",
+    "/v1/rerank",
     "/v1/messages",
     "/v1/messages/count_tokens",
 ];
@@ -65,6 +66,7 @@ impl Service {
             .route("/v1/completions", post(completions::create))
             .route("/v1/responses", post(responses::create))
             .route("/v1/embeddings", post(embeddings::create))
+            .route("/v1/rerank", post(rerank::create))
             .route("/v1/messages", post(anthropic::create))
             .route("/v1/messages/count_tokens", post(anthropic::count))
             .fallback(no_route)
@@ -320,6 +322,7 @@ mod tests {
             ("/v1/v1/messages?beta=true", "/v1/messages?beta=true"),
             ("/messages/count_tokens", "/v1/messages/count_tokens"),
             ("/models", "/v1/models"),
+            ("/rerank", "/v1/rerank"),
             ("/models/stories", "/v1/models/stories"),
             ("/tokenize/", "/tokenize"),
         ] {

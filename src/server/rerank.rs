@@ -1,0 +1,84 @@
+//! `POST /v1/rerank`: documents in the order in which a cross-encoder finds that they answer a query, in the shape that Cohere, Jina
+//! and vLLM share.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use serde_json::{Value, json};
+
+use super::app::App;
+use super::beside::Beside;
+use super::embeddings::MAX_INPUTS;
+use super::failure::{Failure, json_body};
+use super::json::{Fields, shown};
+use super::params::IGNORED;
+use super::request::{Reply, fields};
+use crate::alloc;
+
+pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    app.check_model(fields.string("model")?.as_deref())?;
+    app.model.check_ranks()?;
+    let query = fields.string("query")?;
+    let query: Arc<str> = fields.required("query", query)?.into();
+    let documents = documents(&mut fields)?;
+    let top = fields
+        .whole("top_n", 1, u64::MAX)?
+        .map_or(usize::MAX, |top| usize::try_from(top).unwrap_or(usize::MAX));
+    let with_documents = fields.flag("return_documents")?.unwrap_or(false);
+    let parse = fields.flag("parse_special")?.unwrap_or(true);
+    fields.ignore(&IGNORED);
+    fields.finish()?;
+    let mut beside: Beside<f32> = Beside::new(&app)?;
+    let (mut scores, mut tokens) = (Vec::new(), 0);
+    for document in &documents {
+        scores.extend(beside.room().await?);
+        let (query, document) = (Arc::clone(&query), alloc::text_of(document, "a document")?);
+        let pair = app.apart(move |model| model.encode_pair(&query, &document, parse)).await?;
+        tokens += pair.0.len();
+        beside.start(|take| app.model.start_rank(pair, take))?;
+    }
+    while let Some(score) = beside.next().await? {
+        scores.push(score);
+    }
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    // Of equal ones the first.
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    order.truncate(top);
+    let result = |&index: &usize| {
+        let mut result = json!({ "index": index, "relevance_score": scores[index] });
+        if with_documents {
+            result["document"] = json!({ "text": documents[index] });
+        }
+        result
+    };
+    Ok(json_body(&json!({
+        "id": app.id("rerank-"),
+        "model": app.name,
+        "results": order.iter().map(result).collect::<Vec<_>>(),
+        "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
+    })))
+}
+
+/// The documents: texts, or objects that have one.
+fn documents(fields: &mut Fields) -> Result<Vec<String>, Failure> {
+    let given = fields.list("documents")?;
+    let given = fields.required("documents", given)?;
+    if given.is_empty() || given.len() > MAX_INPUTS {
+        return Err(
+            fields.wrong("documents", format_args!("{} texts, expected 1 to {MAX_INPUTS}", given.len()))
+        );
+    }
+    let text = |item: Value| match item {
+        Value::String(text) => Ok(text),
+        Value::Object(mut members) => match members.shift_remove("text") {
+            Some(Value::String(text)) => Ok(text),
+            _ => Err(fields.wrong("documents", "expected a text in each object")),
+        },
+        other => {
+            let what = format!("expected texts, or objects with one, got {}", shown(&other));
+            Err(fields.wrong("documents", what))
+        }
+    };
+    given.into_iter().map(text).collect()
+}
