@@ -10,7 +10,7 @@ use backstop::backend::kv::KvType;
 use backstop::backend::ops::StateSpec;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, Experts, GenerationConfig, RopeScaling};
-use backstop::forward::Unknown;
+use backstop::forward::{Pooling, Unknown};
 use backstop::weights::Stored;
 use backstop::{LoadOptions, ModelFiles, backends};
 use serde_json::{Value, json};
@@ -60,6 +60,8 @@ struct Facts {
     tensors: Vec<Stored>,
     /// Whether there is a chat template, or what is wrong with it.
     template: Result<bool, String>,
+    /// How a text becomes a vector, or what is wrong with the files that say it.
+    pooling: Result<Pooling, String>,
     /// The context that it gets here on the CPU where nobody says.
     default: usize,
     /// The context that the choice of a backend is about.
@@ -116,8 +118,9 @@ impl Facts {
         let needs = needs.map(|(context, kind)| (context, kind, need(context, kind))).collect();
         let template =
             files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
+        let pooling = files.pooling().map_err(|error| error.to_string());
         let tensors = files.tensors();
-        Ok(Self { files, tensors, template, default, context, kv_type, selection, needs })
+        Ok(Self { files, tensors, template, pooling, default, context, kv_type, selection, needs })
     }
 
     fn shares(&self) -> BTreeMap<String, Share> {
@@ -188,9 +191,19 @@ impl Facts {
         row("attention", attention(files));
         row("rope", rope(config));
         row("vocabulary", {
-            let head = if config.tie_word_embeddings { "the embedding is the" } else { "its own" };
+            let head = match (config.bidirectional, config.tie_word_embeddings) {
+                (true, _) => "no",
+                (false, true) => "the embedding is the",
+                (false, false) => "its own",
+            };
             format!("{} tokens, {head} output head", config.vocab_size)
         });
+        if let Some(embeddings) = self.embeddings() {
+            row("embeddings", embeddings);
+        }
+        if let Some(scores) = self.scores() {
+            row("scores", scores);
+        }
         row("parameters", count(self.parameters()));
         row("weights", self.weights());
         row("kv cache", format!("{} a token, {kv_type}", Bytes(files.kv_token_bytes(kv_type))));
@@ -204,6 +217,7 @@ impl Facts {
             "template",
             match &self.template {
                 Ok(true) => "yes".to_owned(),
+                Ok(false) if config.bidirectional => "none, and it generates no text".to_owned(),
                 Ok(false) => "none: the text is continued as it is".to_owned(),
                 Err(what) => format!("cannot be used: {what}"),
             },
@@ -215,6 +229,34 @@ impl Facts {
         });
         row("backends", backends().map(|backend| backend.to_string()).join("; "));
         table + "\n" + &self.tensor_table() + "\n" + &self.memory()
+    }
+
+    /// Its vectors, where it was trained for them or is for nothing else.
+    fn embeddings(&self) -> Option<String> {
+        let pooling = match &self.pooling {
+            Ok(pooling) => pooling,
+            Err(what) => return Some(format!("cannot be used: {what}")),
+        };
+        let said = match pooling.is_trained() {
+            true => "as its files say",
+            false if self.files.config().bidirectional => "no file says how",
+            false => return None,
+        };
+        let dense = match pooling.dense_layers() {
+            0 => String::new(),
+            count => format!(", {count} dense"),
+        };
+        let scaled = if pooling.normalizes() { ", of length 1" } else { "" };
+        Some(format!("{} elements, {}{dense}{scaled} ({said})", pooling.width(), pooling.pool().name()))
+    }
+
+    /// What it gives of a pair of texts, where it has a head for that.
+    fn scores(&self) -> Option<String> {
+        let labels = self.files.config().labels?;
+        Some(match labels {
+            1 => "one of a pair of texts: a cross-encoder".to_owned(),
+            labels => format!("{labels} of a text, which are no score of a pair"),
+        })
     }
 
     fn parameters(&self) -> u64 {
@@ -290,6 +332,16 @@ impl Facts {
                 "sliding_layers": config.windows.iter().flatten().count(),
                 "rope": { "theta": config.rope.theta, "dims": config.rope.dims, "scaling": scaling(config).0 },
             },
+            "generates": !config.bidirectional,
+            "embeddings": self.pooling.as_ref().ok().filter(|it| it.is_trained() || config.bidirectional).map(|it| json!({
+                "dimensions": it.width(),
+                "pooling": it.pool().name(),
+                "dense_layers": it.dense_layers(),
+                "normalized": it.normalizes(),
+                "from_files": it.is_trained(),
+            })),
+            "embeddings_error": self.pooling.as_ref().err(),
+            "labels": config.labels,
             "parameters": self.parameters(),
             "weights": {
                 "bytes": files.checkpoint.total_bytes(),
@@ -339,7 +391,11 @@ fn attention(files: &ModelFiles) -> String {
     );
     let sliding = config.windows.iter().flatten().count();
     if let Some(window) = config.sliding_window.filter(|_| sliding > 0) {
-        let what = if config.chunked { "chunks" } else { "a window" };
+        let what = match (config.chunked, config.bidirectional) {
+            (true, _) => "chunks",
+            (false, true) => "a window on both sides",
+            (false, false) => "a window",
+        };
         let _ = write!(text, ", {what} of {window} tokens in {sliding} of {} layers", config.windows.len());
     }
     let (mut others, mut shared, mut recurrent) = (BTreeMap::<_, usize>::new(), 0, 0);
