@@ -27,6 +27,10 @@ struct Real {
 static SMOLLM2: Real = Real::new("smollm2-135m-instruct");
 static QWEN2: Real = Real::new("qwen2.5-coder-0.5b-instruct");
 static GEMMA3: Real = Real::new("gemma-3-270m");
+static MINILM: Real = Real::new("all-minilm-l6-v2");
+
+/// Least cosine of an embedder's vectors and sentence-transformers'.
+const COSINE: f64 = 0.99999;
 
 /// Most that the difference of two logits may be from transformers' in f32 where no activation is rounded: sums have other
 /// orders, and what is expected has four decimals.
@@ -288,6 +292,40 @@ fn negative_log_likelihood(row: &[f32], id: u32) -> f64 {
     sum.ln() + most - f64::from(row[id as usize])
 }
 
+/// Sentences, their token ids, and their vectors in sentence-transformers, which `tools/real/encoders.py` writes.
+#[derive(Deserialize)]
+struct Sentences {
+    sentences: Vec<String>,
+    ids: Vec<Vec<u32>>,
+}
+
+/// The vectors of an embedder are sentence-transformers'.
+fn vectors(real: &Real) {
+    let Some(model) = real.model() else { return };
+    let Sentences { sentences, ids } = fixture(&format!("{}.json", real.name));
+    let bytes = fs::read(path(&format!("{}.safetensors", real.name))).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let expected = tensors.tensor("vectors").unwrap();
+    let width = expected.shape()[1];
+    let rows = expected.data().chunks_exact(4 * width);
+    assert_eq!((sentences.len(), ids.len(), rows.len()), (100, 100, 100));
+    let mut least = 1.0_f64;
+    for ((sentence, ids), row) in sentences.iter().zip(&ids).zip(rows) {
+        let got = model.tokenizer().unwrap().encode(sentence).unwrap();
+        assert_eq!(&got, ids, "{sentence:?}");
+        let vector = model.embed(&got).unwrap();
+        assert_eq!(vector.len(), width);
+        let row: Vec<f64> =
+            row.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let vector: Vec<f64> = vector.into_iter().map(f64::from).collect();
+        let cosine = dot(&vector, &row) / (dot(&vector, &vector) * dot(&row, &row)).sqrt();
+        assert!(cosine >= COSINE, "{sentence:?}: {cosine}");
+        least = least.min(cosine);
+    }
+    println!("{}: cosines of {} sentences are 1 - {:.1e} at least", real.name, ids.len(), 1.0 - least);
+}
+
 macro_rules! tests {
     ($($test:ident: $check:ident($real:ident);)*) => {
         $(#[test]
@@ -310,4 +348,5 @@ tests! {
     gemma3_exact: exact(GEMMA3);
     gemma3_greedy: greedy(GEMMA3);
     gemma3_perplexity: perplexity(GEMMA3);
+    minilm_vectors: vectors(MINILM);
 }

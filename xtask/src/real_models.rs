@@ -140,6 +140,8 @@ impl Item<'_> {
                 used.push(path);
             }
             let (path, new) = (folder.join(file.name), folder.join(format!("{}.new", file.name)));
+            let within = path.parent().unwrap_or(&folder);
+            fs::create_dir_all(within).with_context(|| format!("cannot make {}", within.display()))?;
             let got = unpack(python, "join", &new, &parts)?;
             if got != file.sha256 {
                 fs::remove_file(&new).with_context(|| format!("cannot remove {}", new.display()))?;
@@ -315,7 +317,7 @@ mod tests {
     #[test]
     fn the_pins_are_whole() {
         let items = parse(PINS).unwrap();
-        assert_eq!(items.iter().filter(|item| item.model).count(), 3);
+        assert_eq!(items.iter().filter(|item| item.model).count(), 4);
         for item in &items {
             assert!(!item.files.is_empty(), "{}", item.name);
             for file in &item.files {
@@ -350,7 +352,8 @@ mod tests {
         let names = |names: &[&str], oracle| -> Result<Vec<_>> {
             Ok(choose(&items, names, oracle)?.into_iter().map(|item| item.name).collect())
         };
-        let models = ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "gemma-3-270m"];
+        let models =
+            ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "gemma-3-270m", "all-minilm-l6-v2"];
         assert_eq!(names(&[], false).unwrap(), models);
         assert_eq!(names(&[], true).unwrap().len(), items.len());
         assert_eq!(names(&["llama.cpp", "gemma-3-270m"], false).unwrap(), ["gemma-3-270m", "llama.cpp"]);
