@@ -255,3 +255,51 @@ fn what_no_family_understands_is_named() {
         model.layers.*.mlp.experts.*.w1.weight";
     assert!(error.contains(said), "{error}");
 }
+
+#[test]
+fn inspect_tells_what_encoders_are_for() {
+    let embeds = "embeddings    32 elements, mean of all tokens";
+    let cases: [(&str, &[&str]); 3] = [
+        (
+            "bert-mean",
+            &[", of length 1 (as its files say)\n", "template      none, and it generates no text\n"],
+        ),
+        (
+            "gemma3_text-dense",
+            &[
+                ", 2 dense, of length 1 (as its files say)\n",
+                ", a window on both sides of 24 tokens in 3 of 4",
+            ],
+        ),
+        (
+            "bert-cross",
+            &[
+                ", of length 1 (no file says how)\n",
+                "scores        one of a pair of texts: a cross-encoder\n",
+            ],
+        ),
+    ];
+    for (name, parts) in cases {
+        let dir = fixture("encoders").join(name);
+        let ran = ok(&["inspect", dir.to_str().unwrap()]);
+        for part in [&[embeds, " tokens, no output head\n"], parts].concat() {
+            assert!(ran.out.contains(part), "{name}, {part}: {}", ran.out);
+        }
+        let shown = json(&ok(&["inspect", "--json", dir.to_str().unwrap()]));
+        assert_eq!((&shown["generates"], &shown["embeddings"]["dimensions"]), (&false.into(), &32.into()));
+        assert_eq!(shown["labels"] == 1, name == "bert-cross", "{name}");
+    }
+    let qwen3 = fixture("encoders").join("qwen3-last");
+    let shown = json(&ok(&["inspect", "--json", qwen3.to_str().unwrap()]));
+    assert_eq!(
+        (&shown["generates"], &shown["embeddings"]["pooling"]),
+        (&true.into(), &"the last token".into())
+    );
+    let dir = fixture("encoders").join("bert-mean");
+    let ran = backstop(&["run", "--model", dir.to_str().unwrap(), "a"]);
+    assert!(
+        ran.code != Some(0) && ran.err.contains("it reads whole texts and generates none"),
+        "{}",
+        ran.err
+    );
+}

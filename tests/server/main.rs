@@ -9,6 +9,7 @@ mod blocked;
 mod broken;
 mod buffers;
 mod embeddings;
+mod encoders;
 mod ends;
 #[cfg(feature = "fault-injection")]
 mod faults;
