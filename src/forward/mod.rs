@@ -294,7 +294,7 @@ impl Architecture {
             settings.insert("quant_method".to_owned(), Value::String("modelopt".to_owned()));
             object.insert("quantization_config".to_owned(), Value::Object(settings));
         }
-        Self::of_object(path, &object, &BTreeMap::new())
+        Self::of_object(path, object)
     }
 
     /// Resolves the bytes of a `config.json`; `path` is for errors.
@@ -303,13 +303,12 @@ impl Architecture {
     /// [`crate::Error::Format`] for what is not one JSON object without duplicate keys; [`crate::Error::Config`] for a
     /// family that is not known, and a value that is missing, mistyped or cannot be run, methods of quantization included.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let mut object = json::parse_object(path, bytes)?;
-        let names = nomic_bert::renamed(&mut object);
-        Self::of_object(path, &object, &names)
+        Self::of_object(path, json::parse_object(path, bytes)?)
     }
 
-    fn of_object(path: &Path, object: &json::Object, names: &BTreeMap<String, String>) -> Result<Self> {
-        let fields = Fields::renamed(path, object, names);
+    fn of_object(path: &Path, mut object: json::Object) -> Result<Self> {
+        let names = nomic_bert::renamed(&mut object);
+        let fields = Fields::renamed(path, &object, &names);
         let name = fields.string("model_type")?;
         match WHOLES.into_iter().find(|(whole, _)| Some(*whole) == name) {
             Some((_, text)) => Self::of_text(path, &fields, text),
