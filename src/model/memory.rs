@@ -174,7 +174,9 @@ impl ModelFiles {
         const FUSED: [usize; 3] = [64, 80, 128];
         let config = self.config();
         let context = setting.context as u64;
-        let pairs = (setting.prefill_chunk as u64).min(context).saturating_mul(context);
+        // A text whose tokens see those behind them is one chunk.
+        let chunk = if config.bidirectional { context } else { (setting.prefill_chunk as u64).min(context) };
+        let pairs = chunk.saturating_mul(context);
         let mut windows = config.windows.clone();
         windows.sort_unstable();
         windows.dedup();
@@ -305,6 +307,16 @@ mod tests {
             at(64, LlmBackendKind::Mlx, Some(KvType::Q8)) - at(64, LlmBackendKind::Cpu, None),
             8 * 64 * (windows + 8 * heads)
         );
+    }
+
+    #[test]
+    fn texts_of_encoders_count_whole() {
+        let files = files("encoders/bert-mean");
+        let heads = files.config().num_attention_heads as u64;
+        let options = LoadOptions { context: Some(400), prefill_chunk: Some(8), ..LoadOptions::default() };
+        let [cpu, mlx] = [LlmBackendKind::Cpu, LlmBackendKind::Mlx]
+            .map(|kind| files.memory_need(files.memory_setting(kind, &options)).activations);
+        assert_eq!(mlx - cpu, 400 * 400 * (1 + 8 * heads));
     }
 
     #[test]
