@@ -52,6 +52,12 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
                  config.json is what the other routes need",
                 info.name
             ));
+        } else if info.config.bidirectional {
+            let ranks = if info.config.labels == Some(1) { " and /v1/rerank" } else { "" };
+            term::note(format_args!(
+                "note: {} generates no text: it answers /v1/embeddings{ranks}",
+                info.name
+            ));
         } else if !model.has_template() {
             term::note(format_args!(
                 "note: {} has no chat template, so it answers /v1/completions alone: --chat-template FILE gives it one, or \
