@@ -100,7 +100,13 @@ mod tests {
         let options = EngineOptions { step_tokens: 100, prefill_chunk: 50, ..EngineOptions::default() };
         let planned = |waiting: &[usize]| -> Vec<(usize, usize)> {
             let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-                .map(|(sequence, &tokens)| Waiting { sequence, tokens, unscored: usize::MAX, whole: true })
+                .map(|(sequence, &tokens)| Waiting {
+                    sequence,
+                    tokens,
+                    unscored: usize::MAX,
+                    most: usize::MAX,
+                    whole: true,
+                })
                 .collect();
             plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
         };
