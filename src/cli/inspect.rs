@@ -299,6 +299,7 @@ impl Facts {
                     "backend": kind.name(),
                     "weights": need.weights,
                     "kv_cache": need.kv,
+                    "recurrent_states": files.recurrent_bytes(*kind),
                     "activations": need.activations,
                     "reserve": MemoryNeed::RESERVE,
                     "total": need.total(),

@@ -117,6 +117,13 @@ impl ModelFiles {
         states.iter().map(read).collect()
     }
 
+    /// Bytes that layers keep of a sequence on `backend` however long it is: recurrent states, also those before the last step.
+    pub fn recurrent_bytes(&self, backend: LlmBackendKind) -> u64 {
+        let states = self.architecture.states();
+        let recurrent = states.iter().filter(|state| matches!(state, StateSpec::Recurrent(_)));
+        recurrent.map(|state| state.bytes(0, 0, KvType::F32, backend)).fold(0, u64::saturating_add)
+    }
+
     /// Bytes of a tensor in the form in which the CPU's kernels read it.
     pub fn cpu_bytes(tensor: &Stored) -> u64 {
         on_cpu(tensor)

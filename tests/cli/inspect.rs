@@ -61,7 +61,8 @@ fn inspect_tells_what_a_model_is() {
             // A cache grows by pages of 64 tokens, and arrays of MLX by 256.
             let growth = if row["backend"] == "cpu" { 64 } else { 256 };
             let tokens = part("context").next_multiple_of(growth);
-            assert_eq!(part("kv_cache"), shown["kv_cache"]["bytes_per_token"].as_u64().unwrap() * tokens);
+            let of_tokens = shown["kv_cache"]["bytes_per_token"].as_u64().unwrap() * tokens;
+            assert_eq!(part("kv_cache"), of_tokens + part("recurrent_states"), "{}", dir.display());
             let parts = ["weights", "kv_cache", "activations", "reserve"].map(part);
             assert_eq!(part("total"), parts.iter().sum::<u64>());
         }
