@@ -3,6 +3,7 @@
 
 use super::blocks::norm_spec;
 use super::blocks::{Linear, NormKind, RmsNorm};
+use super::latent::LLAMA_CPP;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::step::Step;
@@ -43,8 +44,12 @@ pub(super) struct DeltaNet {
     pub value_dim: usize,
     /// Taps of the convolution.
     pub kernel: usize,
-    /// Whether queries, keys, values and gates lie by head of keys, in one projection, and the two factors in another.
-    pub by_key_head: bool,
+    /// Whether queries, keys, values and gates lie by head of keys, in one projection; and whether the two factors do, in another.
+    pub by_key_head: [bool; 2],
+    /// Whether heads of values take those of keys in turn, and do not follow each other by them.
+    pub in_turn: bool,
+    /// Whether the rates are there, and not the logarithms of what they are below 0.
+    pub whole_rates: bool,
 }
 
 impl DeltaNet {
@@ -62,7 +67,18 @@ impl DeltaNet {
             return Err(fields.error("linear_conv_kernel_dim", kernel, "from 2 to 64"));
         }
         let (key_dim, value_dim) = (size("linear_key_head_dim", 128)?, size("linear_value_head_dim", 128)?);
-        Ok(Self { layers, key_heads, heads, key_dim, value_dim, kernel, by_key_head: false })
+        let is_gguf = fields.flag(LLAMA_CPP)?.unwrap_or(false);
+        Ok(Self {
+            layers,
+            key_heads,
+            heads,
+            key_dim,
+            value_dim,
+            kernel,
+            by_key_head: [false; 2],
+            in_turn: is_gguf,
+            whole_rates: is_gguf,
+        })
     }
 
     /// Whether a layer is one.
@@ -104,28 +120,31 @@ impl DeltaNet {
         };
         let heads = Dim { field: "linear_num_value_heads", size: self.heads };
         let taps = Dim { field: "linear_conv_kernel_dim", size: self.kernel };
-        let mut matrices = match self.by_key_head {
+        let (keys, each) = (self.key_heads, self.heads / self.key_heads);
+        let mut matrices = match self.by_key_head[0] {
             false => vec![
                 (QKV, channels.clone(), hidden.clone(), Form::Plain),
                 (Z, values.clone(), hidden.clone(), Form::Plain),
-                (BETA, heads.clone(), hidden.clone(), Form::Plain),
-                (GATE, heads.clone(), hidden.clone(), Form::Plain),
             ],
             true => {
-                let (keys, each) = (self.key_heads, self.heads / self.key_heads);
                 let of_values = each * self.value_dim;
                 let all = Dim {
                     field: "2 * linear_num_key_heads * linear_key_head_dim + 2 * linear_num_value_heads * linear_value_head_dim",
                     size: self.channels() + self.heads * self.value_dim,
                 };
-                let both = Dim { field: "2 * linear_num_value_heads", size: 2 * self.heads };
                 let parts = [self.key_dim, self.key_dim, of_values, of_values];
-                vec![
-                    (QKVZ, all, hidden.clone(), Form::ByParts { heads: keys, parts }),
-                    (BA, both, hidden.clone(), Form::ByParts { heads: keys, parts: [each, each, 0, 0] }),
-                ]
+                vec![(QKVZ, all, hidden.clone(), Form::ByParts { heads: keys, parts })]
             }
         };
+        if self.by_key_head[1] {
+            let both = Dim { field: "2 * linear_num_value_heads", size: 2 * self.heads };
+            let form = Form::ByParts { heads: keys, parts: [each, each, 0, 0] };
+            matrices.push((BA, both, hidden.clone(), form));
+        } else {
+            for of in [BETA, GATE] {
+                matrices.push((of, heads.clone(), hidden.clone(), Form::Plain));
+            }
+        }
         matrices.push((CONV, channels, taps, Form::Plain));
         matrices.push((OUTPUT, hidden, values, Form::Plain));
         for (of, rows, columns, form) in matrices {
@@ -170,17 +189,23 @@ impl DeltaNet {
         }
         let conv = Weight::of_values("conv1d", &[self.kernel, channels], turned);
         let mut rate = loader.vector(&path(RATE))?.widened()?;
-        rate.iter_mut().for_each(|x| *x = -x.exp());
+        if !self.whole_rates {
+            rate.iter_mut().for_each(|x| *x = -x.exp());
+        } else if let Some(x) = rate.iter().find(|&&x| x.is_nan() || x > 0.0) {
+            let what = format!("holds {x:?}, expected rates of at most 0");
+            return Err(loader.wrong(&path(RATE), what));
+        }
         let rate = Weight::of_values("rate", &[self.heads], rate);
-        let ([qkv, z], [beta, gate]) = match self.by_key_head {
-            false => (
-                [Linear::load(loader, &path(QKV))?, Linear::load(loader, &path(Z))?],
-                [Linear::exact(loader, &path(BETA))?, Linear::exact(loader, &path(GATE))?],
-            ),
-            true => (
-                Linear::split(loader, &path(QKVZ), [("qkv", channels), ("z", self.heads * self.value_dim)])?,
-                Linear::exact_split(loader, &path(BA), [("beta", self.heads), ("gate", self.heads)])?,
-            ),
+        let [qkv, z] = match self.by_key_head[0] {
+            false => [Linear::load(loader, &path(QKV))?, Linear::load(loader, &path(Z))?],
+            true => {
+                let parts = [("qkv", channels), ("z", self.heads * self.value_dim)];
+                Linear::split(loader, &path(QKVZ), parts)?
+            }
+        };
+        let [beta, gate] = match self.by_key_head[1] {
+            false => [Linear::exact(loader, &path(BETA))?, Linear::exact(loader, &path(GATE))?],
+            true => Linear::exact_split(loader, &path(BA), [("beta", self.heads), ("gate", self.heads)])?,
         };
         Ok(DeltaLayer {
             layer,
@@ -194,6 +219,7 @@ impl DeltaNet {
             norm: RmsNorm::load(loader, &path(NORM), 0.0)?,
             output: Linear::load(loader, &path(OUTPUT))?,
             key_heads: self.key_heads,
+            in_turn: self.in_turn,
         })
     }
 }
@@ -213,6 +239,7 @@ pub struct DeltaLayer {
     norm: RmsNorm,
     output: Linear,
     key_heads: usize,
+    in_turn: bool,
 }
 
 impl DeltaLayer {
@@ -231,6 +258,7 @@ impl DeltaLayer {
             rate: &self.rate,
             shift: &self.shift,
             key_heads: self.key_heads,
+            in_turn: self.in_turn,
         };
         let given = step.recur(self.layer, &rule)?; // [T, H * value_dim]
         let normed = self.norm.forward(step, &given)?;

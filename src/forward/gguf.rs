@@ -119,7 +119,12 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
         true => members.size_of_first(name, key),
         false => members.size(name, key),
     };
-    if size(&mut members, names.intermediate_size, "feed_forward_length")?.is_none() {
+    // Files whose layers have nothing but experts need not say how wide an MLP is.
+    let of_experts = gguf.experts.as_ref().and_then(|experts| experts.width);
+    let has_width = metadata.has(&members.key("expert_feed_forward_length"));
+    if size(&mut members, names.intermediate_size, "feed_forward_length")?.is_none()
+        && !(has_width && of_experts == Some(names.intermediate_size))
+    {
         return Err(metadata.refuse(&members.key("feed_forward_length"), "an integer"));
     }
     let heads = members.required(names.heads, "attention.head_count")?;

@@ -19,6 +19,7 @@ mod gemma4_gguf;
 mod gemma4_text;
 mod gemma4_unified_text;
 mod gguf;
+mod gguf_delta;
 mod gguf_experts;
 mod gguf_latent;
 mod gguf_members;

@@ -3,7 +3,7 @@
 
 use super::dense::Dense;
 use super::sparse::{SharedExpert, Sparse, experts};
-use super::{Arguments, Family, qwen3_5_text};
+use super::{Arguments, Family, gguf_delta, qwen3_5_text};
 use crate::backend::ops::Router;
 use crate::config::{Config, Names, Shared};
 use crate::error::Result;
@@ -18,7 +18,7 @@ pub(super) static FAMILY: Family = Family {
         ..qwen3_5_text::SHARED
     },
     arguments,
-    gguf: None,
+    gguf: Some(gguf_delta::with_experts("qwen35moe")),
     prefixes: super::TEXT_PART,
 };
 

@@ -3,7 +3,7 @@
 
 use super::delta::DeltaNet;
 use super::dense::{Dense, HeadNorms, NormKind};
-use super::{Arguments, Family, qwen3};
+use super::{Arguments, Family, Gguf, gguf_delta, qwen3};
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Shared, only};
 use crate::error::Result;
@@ -19,8 +19,13 @@ pub(super) const SHARED: Shared = Shared {
     ..Shared::LLAMA
 };
 
-pub(super) static FAMILY: Family =
-    Family { model_type: "qwen3_5_text", shared: SHARED, arguments, gguf: None, prefixes: super::TEXT_PART };
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen3_5_text",
+    shared: SHARED,
+    arguments,
+    gguf: Some(Gguf { members: gguf_delta::members, entries: None, ..Gguf::plain("qwen35") }),
+    prefixes: super::TEXT_PART,
+};
 
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     described(fields, config)?.boxed()
@@ -34,6 +39,7 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense
     config.mixer_width = delta.width();
     let head_norms = HeadNorms { kind: NormKind::Rms { offset: 1.0 }, ..qwen3::HEAD_NORMS };
     Ok(Dense {
+        mlp_norm: Some(("post_attention_layernorm", "post_attention_norm")),
         norms: NormKind::Rms { offset: 1.0 },
         head_norms: Some(head_norms),
         gated_queries: true,

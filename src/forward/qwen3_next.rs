@@ -3,18 +3,19 @@
 
 use super::delta::DeltaNet;
 use super::dense::Dense;
+use super::latent::LLAMA_CPP;
 use super::sparse::{Sparse, experts, sparse_layers};
-use super::{Arguments, Family, qwen3_5_moe_text, qwen3_5_text};
+use super::{Arguments, Family, gguf_delta, qwen3_5_moe_text, qwen3_5_text};
 use crate::backend::ops::Router;
 use crate::config::{Config, Shared};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::json::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_next",
     shared: Shared { kv_heads: Some(2), ..qwen3_5_text::SHARED },
     arguments,
-    gguf: None,
+    gguf: Some(gguf_delta::with_experts("qwen3next")),
     prefixes: &[],
 };
 
@@ -31,6 +32,9 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
         ..softmax
     };
     let dense = qwen3_5_text::described(fields, config)?;
-    let delta = dense.delta.map(|delta| DeltaNet { by_key_head: true, ..delta });
+    // llama.cpp keeps the order of heads, and has one of the projections in parts, but for older files.
+    let is = |name: &str| Ok::<_, Error>(fields.flag(name)?.unwrap_or(false));
+    let joined = !is(LLAMA_CPP)? || is(gguf_delta::JOINED)?;
+    let delta = dense.delta.map(|delta| DeltaNet { by_key_head: [joined, true], in_turn: false, ..delta });
     Dense { delta, sparse: Some(sparse), ..dense }.boxed()
 }

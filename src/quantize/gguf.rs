@@ -408,6 +408,9 @@ mod tests {
                 "deepseek_v2",
                 "deepseek_v3",
                 "mistral4",
+                "qwen3_5_text",
+                "qwen3_5_moe_text",
+                "qwen3_next",
                 "gemma4_text",
             ]
         );

@@ -22,8 +22,8 @@ impl CpuBackend {
             Recur::Convolution { x, weight, bias, activation } => {
                 self.convolution(states, x, (weight, bias), activation, runs)
             }
-            Recur::Delta { qkv, beta, gate, rate, shift, key_heads } => {
-                self.delta(states, [qkv, beta, gate], [rate, shift], key_heads, runs)
+            Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => {
+                self.delta(states, [qkv, beta, gate], [rate, shift], (key_heads, in_turn), runs)
             }
         }
     }
@@ -60,7 +60,7 @@ impl CpuBackend {
         states: &mut [&mut HostRecurrent],
         [qkv, beta, gate]: [&HostTensor; 3],
         [rate, shift]: [&CpuVector; 2],
-        key_heads: usize,
+        (key_heads, in_turn): (usize, bool),
         runs: &[Run],
     ) -> Result<HostTensor> {
         const PART: RecurrentPart = RecurrentPart::Matrices;
@@ -91,6 +91,7 @@ impl CpuBackend {
                 beta: &beta[part(heads)],
                 decay: &decay[part(heads)],
                 key_heads,
+                in_turn,
                 heads,
                 rows,
                 columns,

@@ -157,9 +157,10 @@ impl MlxBackend {
                     let (output, rows) = self.convolved(state, x, (weight, bias), activation, run)?;
                     (output, ROWS, rows)
                 }
-                Recur::Delta { qkv, beta, gate, rate, shift, key_heads } => {
+                Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => {
+                    let heads = (key_heads, in_turn);
                     let (output, matrices) =
-                        self.delta(state, [qkv, beta, gate], [rate, shift], key_heads, run)?;
+                        self.delta(state, [qkv, beta, gate], [rate, shift], heads, run)?;
                     (output, MATRICES, matrices)
                 }
             };
@@ -221,7 +222,7 @@ impl MlxBackend {
         state: &mut MlxRecurrent,
         [qkv, beta, gate]: [&MlxTensor; 3],
         [rate, shift]: [&MlxVector; 2],
-        key_heads: usize,
+        (key_heads, in_turn): (usize, bool),
         run: &Run,
     ) -> Result<(Array, Array)> {
         let fail = |error: mlx_rs::error::Exception| failed("delta_rule", &error);
@@ -231,28 +232,33 @@ impl MlxBackend {
         let [len, heads, rows, columns, groups] =
             [run.len, heads, rows, columns, key_heads].map(|size| size as i32);
         let each = heads / groups;
+        // Heads of values by those of keys, and these among them.
+        let [by_key, keys_alone] = match in_turn {
+            false => [[groups, each], [groups, 1]],
+            true => [[each, groups], [1, groups]],
+        };
         let vector = |of: &MlxVector| graph.astype(&*of.array()?, Dtype::Float32);
 
         let qkv = self.wide(qkv, run)?;
         let keys = groups * rows;
         let unit = |from: i32, by: f32| -> Result<Array> {
             let part = graph.slice(&qkv, &[0, from], &[len, from + keys])?;
-            let part = graph.reshape(&part, &[len, groups, 1, 1, rows])?;
+            let part = graph.reshape(&part, &[len, keys_alone[0], keys_alone[1], 1, rows])?;
             let squares = ops::sum_axis(graph.multiply(&part, &part)?, -1, true).map_err(fail)?;
             let length = graph.rsqrt(&graph.add(&squares, &number(1e-6))?)?;
             graph.multiply(&graph.multiply(&part, &length)?, &number(by))
         };
         let (q, k) = (unit(0, (rows as f32).powf(-0.5))?, unit(keys, 1.0)?);
         let v = graph.slice(&qkv, &[0, 2 * keys], &[len, 2 * keys + heads * columns])?;
-        let v = graph.reshape(&v, &[len, groups, each, 1, columns])?;
-        let by_head = |of: Array| graph.reshape(&of, &[len, groups, each, 1, 1]);
+        let v = graph.reshape(&v, &[len, by_key[0], by_key[1], 1, columns])?;
+        let by_head = |of: Array| graph.reshape(&of, &[len, by_key[0], by_key[1], 1, 1]);
         let beta = by_head(graph.sigmoid(&self.wide(beta, run)?)?)?;
         let open = graph.add(&self.wide(gate, run)?, &vector(shift)?)?;
         let open = ops::logaddexp(&open, &*number(0.0)).map_err(fail)?;
         let decay = by_head(ops::exp(graph.multiply(&open, &vector(rate)?)?).map_err(fail)?)?;
 
         let before = state.at(MATRICES, run.start)?;
-        let mut s = graph.reshape(&before, &[groups, each, rows, columns])?;
+        let mut s = graph.reshape(&before, &[by_key[0], by_key[1], rows, columns])?;
         let mut given = Vec::with_capacity(run.len);
         for t in 0..len {
             let at = |of: &Array| -> Result<Array> {
@@ -261,9 +267,9 @@ impl MlxBackend {
             };
             let (q, k, v, beta, decay) = (at(&q)?, at(&k)?, at(&v)?, at(&beta)?, at(&decay)?);
             s = graph.multiply(&s, &decay)?;
-            let seen = graph.matmul(&k, &s)?; // [groups, each, 1, columns]
+            let seen = graph.matmul(&k, &s)?; // [groups, each, 1, columns], or [each, groups, 1, columns]
             let change = graph.multiply(&beta, &ops::subtract(&v, &seen).map_err(fail)?)?;
-            let column = graph.transpose(&k, &[0, 1, 3, 2])?; // [groups, 1, rows, 1]
+            let column = graph.transpose(&k, &[0, 1, 3, 2])?; // [groups, 1, rows, 1], or [1, groups, rows, 1]
             s = graph.add(&s, &graph.multiply(&column, &change)?)?;
             given.push(graph.reshape(&graph.matmul(&q, &s)?, &[1, heads * columns])?);
         }

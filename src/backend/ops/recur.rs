@@ -35,8 +35,11 @@ pub enum Recur<'a, B: Operands> {
         rate: &'a B::Vector,
         /// `[H]`.
         shift: &'a B::Vector,
-        /// Heads of queries and keys, a divisor of `H`; those of values follow each other by their keys.
+        /// Heads of queries and keys, a divisor of `H`.
         key_heads: usize,
+        /// Whether heads of values take those of keys in turn, `j mod key_heads`, as llama.cpp has them; where not, those of one
+        /// follow each other.
+        in_turn: bool,
     },
 }
 
@@ -92,13 +95,14 @@ impl<'a, B: Operands> Recur<'a, B> {
                 bias: bias.map(vector).transpose()?,
                 activation,
             },
-            Self::Delta { qkv, beta, gate, rate, shift, key_heads } => Recur::Delta {
+            Self::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => Recur::Delta {
                 qkv: tensor(qkv)?,
                 beta: tensor(beta)?,
                 gate: tensor(gate)?,
                 rate: vector(rate)?,
                 shift: vector(shift)?,
                 key_heads,
+                in_turn,
             },
         })
     }
@@ -144,7 +148,7 @@ impl<'a, B: Operands> Recur<'a, B> {
                     ));
                 }
             }
-            Self::Delta { qkv, beta, gate, rate, shift, key_heads } => {
+            Self::Delta { qkv, beta, gate, rate, shift, key_heads, .. } => {
                 let whole = key_heads > 0 && heads % key_heads == 0;
                 let width = 2 * key_heads * keys + heads * columns;
                 let small = [rate, shift].iter().all(|of| of.shape() == [heads]);

@@ -161,7 +161,7 @@ fn models_have_the_logits_of_llama_cpp() {
     let tokens: Vec<u32> =
         tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
     let names: Vec<&str> = file.names().into_iter().filter(|name| *name != "tokens").collect();
-    assert_eq!(names.len(), 9);
+    assert_eq!(names.len(), 10);
     for name in names {
         let view = file.tensor(name).unwrap();
         let values: Vec<f32> =

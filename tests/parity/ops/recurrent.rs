@@ -111,9 +111,14 @@ fn convolutions_agree_with_the_reference() {
 #[test]
 fn the_delta_rule_agrees_with_the_reference() {
     for rig in rigs() {
-        for (key_heads, heads, dim, columns) in
-            [(1, 1, 4, 6), (2, 4, 16, 64), (1, 3, 32, 70), (2, 2, 128, 128)]
-        {
+        for (key_heads, heads, dim, columns, in_turn) in [
+            (1, 1, 4, 6, false),
+            (2, 4, 16, 64, false),
+            (1, 3, 32, 70, false),
+            (2, 2, 128, 128, false),
+            (2, 6, 16, 24, true),
+            (4, 8, 8, 70, true),
+        ] {
             let shape = RecurrentShape { taps: 0, channels: 0, heads, rows: dim, columns };
             let width = 2 * key_heads * dim + heads * columns;
             let of = |seed: u64, width: usize| -> Vec<Vec<f32>> {
@@ -135,7 +140,7 @@ fn the_delta_rule_agrees_with_the_reference() {
                             x.iter().map(|x| x / length * by).collect()
                         };
                         for (head, s) in matrices.iter_mut().enumerate() {
-                            let group = head / (heads / key_heads);
+                            let group = if in_turn { head % key_heads } else { head / (heads / key_heads) };
                             let q = unit(group * dim, (dim as f64).powf(-0.5));
                             let k = unit((key_heads + group) * dim, 1.0);
                             let number = |of: &[Vec<f32>]| f64::from(of[i][t * heads + head]);
@@ -168,7 +173,8 @@ fn the_delta_rule_agrees_with_the_reference() {
                 };
                 let (qkv, beta, gate) = (tensor(&qkv, width), tensor(&beta, heads), tensor(&gate, heads));
                 let (rate, shift) = (&rate, &shift);
-                each(&Recur::Delta { qkv: &qkv, beta: &beta, gate: &gate, rate, shift, key_heads });
+                let (qkv, beta, gate) = (&qkv, &beta, &gate);
+                each(&Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn });
             };
             check(&rig, shape, &expected, run, &format!("{heads} heads of {dim} by {columns}"));
         }

@@ -106,6 +106,8 @@ pub struct Delta<'a> {
     pub beta: &'a [f32],
     pub decay: &'a [f32],
     pub key_heads: usize,
+    /// Whether heads of values take those of keys in turn.
+    pub in_turn: bool,
     pub heads: usize,
     pub rows: usize,
     pub columns: usize,
@@ -148,11 +150,11 @@ impl Kernel for Panel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { of, head, panel, matrix, out } = self;
-        let Delta { rows, columns, heads, key_heads, .. } = of;
+        let Delta { rows, columns, heads, key_heads, in_turn, .. } = of;
         const { assert!(PANEL / S::LANES <= VECTORS && PANEL.is_multiple_of(S::LANES)) };
         let vectors = PANEL / S::LANES;
         let (first, width) = (panel * PANEL, PANEL.min(columns - panel * PANEL));
-        let group = head / (heads / key_heads);
+        let group = if in_turn { head % key_heads } else { head / (heads / key_heads) };
         for t in 0..of.beta.len() / heads {
             let qk = &of.qk[t * 2 * key_heads * rows..][..2 * key_heads * rows];
             let (q, k) = (&qk[group * rows..][..rows], &qk[(key_heads + group) * rows..][..rows]);
@@ -240,7 +242,9 @@ mod tests {
 
     #[test]
     fn the_rule_is_that_of_the_recurrence_and_has_the_same_bits_in_any_cutting() {
-        for (key_heads, heads, rows, columns) in [(1, 1, 3, 5), (2, 4, 16, 64), (1, 3, 8, 70)] {
+        let sizes = [(1, 1, 3, 5), (2, 4, 16, 64), (1, 3, 8, 70), (2, 6, 4, 6)];
+        let cases = sizes.into_iter().flat_map(|sizes| [(sizes, false), (sizes, true)]);
+        for ((key_heads, heads, rows, columns), in_turn) in cases {
             let tokens = 9;
             let mut qk = values(1, tokens * 2 * key_heads * rows);
             let v = values(2, tokens * heads * columns);
@@ -264,6 +268,7 @@ mod tests {
                         beta: &beta,
                         decay: &decay,
                         key_heads,
+                        in_turn,
                         heads,
                         rows,
                         columns,
@@ -278,7 +283,7 @@ mod tests {
             let mut matrices = vec![vec![0.0_f64; rows * columns]; heads];
             for t in 0..tokens {
                 for (head, s) in matrices.iter_mut().enumerate() {
-                    let group = head / (heads / key_heads);
+                    let group = if in_turn { head % key_heads } else { head / (heads / key_heads) };
                     let at = t * 2 * key_heads * rows;
                     let (q, k) =
                         (&qk[at + group * rows..][..rows], &qk[at + (key_heads + group) * rows..][..rows]);
