@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 15] = [
+const FAMILIES: [&str; 16] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -24,6 +24,7 @@ const FAMILIES: [&str; 15] = [
     "models/deepseek_v2-greedy",
     "models/llama4_text-chunks",
     "models/qwen3_5-delta",
+    "gguf/qwen3_5-tiled.gguf",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

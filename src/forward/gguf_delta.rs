@@ -1,4 +1,7 @@
 //! What GGUF files say of gated delta nets: their widths, and which layers they are.
+//!
+//! llama.cpp's norm of their queries and keys adds what the model's other norms do, and not 1e-6, as transformers has it; in published
+//! models that is the same.
 
 use super::gguf_members::{Members, RMS_EPS};
 use super::{Gguf, GgufExperts, glm4_moe, latent};

@@ -109,6 +109,29 @@ fn configurations_are_those_of_the_directory() {
     }
 }
 
+/// A state grows in each token where a rate is above 0, which no conversion writes.
+#[test]
+fn rates_above_zero_are_refused() {
+    const RATES: &str = "model.layers.2.linear_attn.A_log";
+    let path = root().join("tests/fixtures/gguf/qwen3_5-tiled.gguf");
+    let files = ModelFiles::open(&path).unwrap();
+    let rates = files.checkpoint.get(&format!("{RATES}.weight"), &[6]).unwrap().to_f32();
+    assert!(rates.iter().all(|&rate| rate < 0.0), "{rates:?}");
+    let stored: Vec<u8> = rates.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let places: Vec<usize> =
+        (0..=bytes.len() - stored.len()).filter(|&at| bytes[at..].starts_with(&stored)).collect();
+    let [at] = places[..] else { panic!("{places:?}") };
+    let dir = tempfile::tempdir().unwrap();
+    let changed = dir.path().join("model.gguf");
+    for wrong in [f32::NAN, 0.5, f32::INFINITY] {
+        bytes[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
+        std::fs::write(&changed, &bytes).unwrap();
+        let error = Model::load(&changed).map(drop).unwrap_err().to_string();
+        assert!(error.contains(RATES) && error.contains("expected rates of at most 0"), "{error}");
+    }
+}
+
 #[test]
 fn one_file_is_a_whole_model() {
     let model = Model::load(root().join("tests/fixtures/gguf/whole.gguf")).unwrap();
