@@ -116,6 +116,11 @@ impl OpWork {
         let tokens: usize = runs.iter().map(|run| run.len).sum();
         let (elements, each) = match kind {
             OpKind::Convolution => (shape.taps * shape.channels, 2 * (shape.taps + 1) * shape.channels),
+            // Decay, a change and a product.
+            OpKind::Scan => {
+                let elements = shape.heads * shape.rows * shape.columns;
+                (elements, 5 * elements)
+            }
             // Decay, a product, a change and another product.
             _ => {
                 let elements = shape.heads * shape.rows * shape.columns;

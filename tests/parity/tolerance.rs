@@ -123,7 +123,7 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         // The sum in f32, rounded, and the activation of it.
         OpKind::Convolution => (if narrow { 3.0 } else { 10.0 }, 3.0),
         // In f32, token after token; MLX's exponential is good to 9 units in each decay.
-        OpKind::DeltaRule => (1.0, 40.0),
+        OpKind::DeltaRule | OpKind::Scan => (1.0, 40.0),
         // MLX's f32 exponential is good to 9 units: in a score, in the sum of all, and once more each where weights are normalised;
         // two quotients and the scale.
         OpKind::Route => (0.0, 40.0),

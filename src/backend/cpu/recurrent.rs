@@ -2,7 +2,7 @@
 
 use super::backend::CpuBackend;
 use super::kernels::pointwise;
-use super::kernels::recurrent::{self, Convolution, Delta};
+use super::kernels::recurrent::{self, Convolution, Delta, Scan};
 use super::operands::CpuVector;
 use crate::backend::ops::{Recur, Recurrent, RecurrentShape, Run};
 use crate::backend::recurrent::{HostRecurrent, RecurrentPart};
@@ -24,6 +24,9 @@ impl CpuBackend {
             }
             Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => {
                 self.delta(states, [qkv, beta, gate], [rate, shift], (key_heads, in_turn), runs)
+            }
+            Recur::Scan { vkq, dt, rate, shift, skip, groups, limits } => {
+                self.scan(states, [vkq, dt], [rate, shift, skip], groups, limits, runs)
             }
         }
     }
@@ -98,6 +101,45 @@ impl CpuBackend {
             };
             let (before, after) = state.begin(PART, run.start)?;
             recurrent::delta(pool, isa, of, before, after, &mut out[part(heads * columns)]);
+        }
+        let advanced = states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0);
+        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end()));
+        Ok(HostTensor::new(&[tokens, heads * columns], out))
+    }
+
+    fn scan(
+        &self,
+        states: &mut [&mut HostRecurrent],
+        [vkq, dt]: [&HostTensor; 2],
+        [rate, shift, skip]: [&CpuVector; 3],
+        groups: usize,
+        limits: [f32; 2],
+        runs: &[Run],
+    ) -> Result<HostTensor> {
+        const PART: RecurrentPart = RecurrentPart::Matrices;
+        let Some(first) = states.first() else { return Ok(HostTensor::from_vec(&[0, 0], Vec::new())) };
+        let RecurrentShape { heads, rows, columns, .. } = *first.shape();
+        let (pool, isa) = self.kernels();
+        let (tokens, width) = (vkq.shape()[0], vkq.shape()[1]);
+        let (mut delta, mut decay) = (self.buffer(tokens * heads)?, self.buffer(tokens * heads)?);
+        delta.copy_from_slice(dt.data());
+        recurrent::steps(&mut delta, &mut decay, rate.values()?, shift.values()?, limits);
+        let skip = skip.values()?;
+        let mut out = self.buffer(tokens * heads * columns)?;
+        for (state, run) in states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0) {
+            let part = |width: usize| run.row * width..(run.row + run.len) * width;
+            let of = Scan {
+                vkq: &vkq.data()[part(width)],
+                delta: &delta[part(heads)],
+                decay: &decay[part(heads)],
+                skip,
+                groups,
+                heads,
+                rows,
+                columns,
+            };
+            let (before, after) = state.begin(PART, run.start)?;
+            recurrent::scan(pool, isa, of, before, after, &mut out[part(heads * columns)]);
         }
         let advanced = states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0);
         advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end()));

@@ -163,6 +163,11 @@ impl MlxBackend {
                         self.delta(state, [qkv, beta, gate], [rate, shift], heads, run)?;
                     (output, MATRICES, matrices)
                 }
+                Recur::Scan { vkq, dt, rate, shift, skip, groups, limits } => {
+                    let (output, matrices) =
+                        self.scan(state, [vkq, dt], [rate, shift, skip], groups, limits, run)?;
+                    (output, MATRICES, matrices)
+                }
             };
             outputs.push(output);
             changed.push((part, array));
@@ -261,10 +266,7 @@ impl MlxBackend {
         let mut s = graph.reshape(&before, &[by_key[0], by_key[1], rows, columns])?;
         let mut given = Vec::with_capacity(run.len);
         for t in 0..len {
-            let at = |of: &Array| -> Result<Array> {
-                let [_, a, b, c, d] = *of.shape() else { unreachable!("five dimensions") };
-                graph.reshape(&graph.slice(of, &[t, 0, 0, 0, 0], &[t + 1, a, b, c, d])?, &[a, b, c, d])
-            };
+            let at = |of: &Array| self.token(of, t);
             let (q, k, v, beta, decay) = (at(&q)?, at(&k)?, at(&v)?, at(&beta)?, at(&decay)?);
             s = graph.multiply(&s, &decay)?;
             let seen = graph.matmul(&k, &s)?; // [groups, each, 1, columns], or [each, groups, 1, columns]
@@ -278,5 +280,68 @@ impl MlxBackend {
             _ => ops::concatenate(&given, 0).map_err(fail)?,
         };
         Ok((output, graph.reshape(&s, &[heads, rows, columns])?))
+    }
+
+    fn scan(
+        &self,
+        state: &mut MlxRecurrent,
+        [vkq, dt]: [&MlxTensor; 2],
+        [rate, shift, skip]: [&MlxVector; 3],
+        groups: usize,
+        [least, most]: [f32; 2],
+        run: &Run,
+    ) -> Result<(Array, Array)> {
+        let fail = |error: mlx_rs::error::Exception| failed("scan", &error);
+        let graph = &self.graph;
+        let number = |x: f32| graph.constant(x, Dtype::Float32, &[]);
+        let RecurrentShape { heads, rows, columns, .. } = state.shape;
+        let [len, heads, rows, columns, groups] =
+            [run.len, heads, rows, columns, groups].map(|size| size as i32);
+        let each = heads / groups;
+        let vector = |of: &MlxVector| graph.astype(&*of.array()?, Dtype::Float32);
+
+        let vkq = self.wide(vkq, run)?;
+        let (values, keys) = (heads * columns, groups * rows);
+        let part = |from: i32, width: i32, dims: [i32; 5]| -> Result<Array> {
+            graph.reshape(&graph.slice(&vkq, &[0, from], &[len, from + width])?, &dims)
+        };
+        let v = part(0, values, [len, groups, each, 1, columns])?;
+        let k = part(values, keys, [len, groups, 1, rows, 1])?;
+        let q = part(values + keys, keys, [len, groups, 1, 1, rows])?;
+        let delta = graph.add(&self.wide(dt, run)?, &vector(shift)?)?;
+        let mut delta = ops::logaddexp(&delta, &*number(0.0)).map_err(fail)?;
+        if least > 0.0 {
+            delta = ops::maximum(&delta, &*number(least)).map_err(fail)?;
+        }
+        if most < f32::INFINITY {
+            delta = ops::minimum(&delta, &*number(most)).map_err(fail)?;
+        }
+        let by_head = |of: Array| graph.reshape(&of, &[len, groups, each, 1, 1]);
+        let decay = by_head(ops::exp(graph.multiply(&delta, &vector(rate)?)?).map_err(fail)?)?;
+        let changes = graph.multiply(&v, &by_head(delta)?)?;
+
+        let before = state.at(MATRICES, run.start)?;
+        let mut s = graph.reshape(&before, &[groups, each, rows, columns])?;
+        let mut given = Vec::with_capacity(run.len);
+        for t in 0..len {
+            let at = |of: &Array| self.token(of, t);
+            let (q, k, change, decay) = (at(&q)?, at(&k)?, at(&changes)?, at(&decay)?);
+            s = graph.add(&graph.multiply(&s, &decay)?, &graph.multiply(&k, &change)?)?;
+            given.push(graph.reshape(&graph.matmul(&q, &s)?, &[1, values])?);
+        }
+        let output = match given.len() {
+            1 => given.remove(0),
+            _ => ops::concatenate(&given, 0).map_err(fail)?,
+        };
+        let skip = graph.reshape(&vector(skip)?, &[1, groups, each, 1, 1])?;
+        let skipped = graph.reshape(&graph.multiply(&v, &skip)?, &[len, values])?;
+        Ok((graph.add(&output, &skipped)?, graph.reshape(&s, &[heads, rows, columns])?))
+    }
+
+    /// What token `t` has of `[T, …]` of five dimensions.
+    fn token(&self, of: &Array, t: i32) -> Result<Array> {
+        let [_, a, b, c, d] = *of.shape() else { unreachable!("five dimensions") };
+        let one = self.graph.slice(of, &[t, 0, 0, 0, 0], &[t + 1, a, b, c, d])?;
+        self.graph.reshape(&one, &[a, b, c, d])
     }
 }

@@ -44,6 +44,8 @@ pub enum OpKind {
     Convolution,
     /// The gated delta rule.
     DeltaRule,
+    /// The selective scan.
+    Scan,
     /// Grouped-query attention over the KV cache.
     Attention,
     /// Some rows of a matrix.
@@ -62,7 +64,7 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Embedding,
         Self::Linear,
         Self::HeadLinear,
@@ -81,6 +83,7 @@ impl OpKind {
         Self::KvWrite,
         Self::Convolution,
         Self::DeltaRule,
+        Self::Scan,
         Self::Attention,
         Self::TakeRows,
         Self::Route,
@@ -111,6 +114,7 @@ impl OpKind {
             Self::KvWrite => "kv_write",
             Self::Convolution => "convolution",
             Self::DeltaRule => "delta_rule",
+            Self::Scan => "scan",
             Self::Attention => "attention",
             Self::TakeRows => "take_rows",
             Self::Route => "route",
@@ -135,7 +139,7 @@ impl FromStr for OpKind {
             option: "cpu_ops",
             got: name.to_owned(),
             expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
-                scale_rows, gate, soft_cap, rope, kv_write, convolution, delta_rule, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
+                scale_rows, gate, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
         })
     }
 }

@@ -41,6 +41,25 @@ pub enum Recur<'a, B: Operands> {
         /// follow each other.
         in_turn: bool,
     },
+    /// The selective scan of Mamba 2 (Dao & Gu 2024, "Transformers are SSMs", section 2), of each head with its matrix `S`, in `f32`:
+    /// `S ← decay S + k (δ v)ᵀ`, `y = Sᵀ q + skip v`, with `δ = softplus(dt + shift)` within `limits` and `decay = exp(rate δ)`;
+    /// the paper's `x`, `B` and `C` are `v`, `k` and `q`. → `[T, H · columns]`.
+    Scan {
+        /// Values of `H` heads, and keys and queries of `groups`: `[T, H · columns + 2 · groups · rows]`.
+        vkq: &'a B::Tensor,
+        /// `[T, H]`.
+        dt: &'a B::Tensor,
+        /// `[H]`, below 0.
+        rate: &'a B::Vector,
+        /// `[H]`.
+        shift: &'a B::Vector,
+        /// `[H]`.
+        skip: &'a B::Vector,
+        /// Heads of keys and queries, a divisor of `H`; those of values follow each other by their keys.
+        groups: usize,
+        /// The least and the largest `δ`.
+        limits: [f32; 2],
+    },
 }
 
 impl<B: Operands> Clone for Recur<'_, B> {
@@ -57,6 +76,7 @@ impl<'a, B: Operands> Recur<'a, B> {
         match self {
             Self::Convolution { .. } => OpKind::Convolution,
             Self::Delta { .. } => OpKind::DeltaRule,
+            Self::Scan { .. } => OpKind::Scan,
         }
     }
 
@@ -65,6 +85,7 @@ impl<'a, B: Operands> Recur<'a, B> {
         match *self {
             Self::Convolution { x, .. } => smallvec![x],
             Self::Delta { qkv, beta, gate, .. } => smallvec![qkv, beta, gate],
+            Self::Scan { vkq, dt, .. } => smallvec![vkq, dt],
         }
     }
 
@@ -72,7 +93,7 @@ impl<'a, B: Operands> Recur<'a, B> {
     pub fn width(&self, shape: &RecurrentShape) -> usize {
         match self {
             Self::Convolution { .. } => shape.channels,
-            Self::Delta { .. } => shape.heads * shape.columns,
+            Self::Delta { .. } | Self::Scan { .. } => shape.heads * shape.columns,
         }
     }
 
@@ -103,6 +124,15 @@ impl<'a, B: Operands> Recur<'a, B> {
                 shift: vector(shift)?,
                 key_heads,
                 in_turn,
+            },
+            Self::Scan { vkq, dt, rate, shift, skip, groups, limits } => Recur::Scan {
+                vkq: tensor(vkq)?,
+                dt: tensor(dt)?,
+                rate: vector(rate)?,
+                shift: vector(shift)?,
+                skip: vector(skip)?,
+                groups,
+                limits,
             },
         })
     }
@@ -160,6 +190,21 @@ impl<'a, B: Operands> Recur<'a, B> {
                     ));
                 }
             }
+            Self::Scan { vkq, dt, rate, shift, skip, groups, limits: [least, most] } => {
+                let whole = groups > 0 && heads % groups == 0;
+                let width = heads * columns + 2 * groups * keys;
+                let small = [rate, shift, skip].iter().all(|of| of.shape() == [heads]);
+                if !whole || !fits(vkq, width) || !fits(dt, heads) || !small {
+                    let (vkq, dt) = (vkq.shape(), dt.shape());
+                    return refuse(format!(
+                        "v, k and q are {vkq:?} and dt {dt:?}, expected {rows} rows of {heads} heads of {columns} and {groups} \
+                         of {keys}"
+                    ));
+                }
+                if least.is_nan() || most.is_nan() || least > most {
+                    return refuse(format!("dt is from {least} to {most}, expected the least first"));
+                }
+            }
         }
         Ok(())
     }
@@ -167,7 +212,7 @@ impl<'a, B: Operands> Recur<'a, B> {
     /// Whether the state is one whose other part comes first, and has seen the step already.
     fn follows(&self, state: &B::Recurrent) -> bool {
         let shape = state.shape();
-        shape.taps > 0 && shape.heads > 0 && matches!(self, Self::Delta { .. })
+        shape.taps > 0 && shape.heads > 0 && matches!(self, Self::Delta { .. } | Self::Scan { .. })
     }
 }
 

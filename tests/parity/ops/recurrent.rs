@@ -1,4 +1,4 @@
-//! Recurrences: convolutions and the gated delta rule, of several sequences, in several steps.
+//! Recurrences: convolutions, the gated delta rule and the selective scan, of several sequences, in several steps.
 
 use backstop::backend::batch::Run;
 use backstop::backend::ops::{Backend, OpKind, Recur, Recurrent, RecurrentShape};
@@ -178,6 +178,102 @@ fn the_delta_rule_agrees_with_the_reference() {
             };
             check(&rig, shape, &expected, run, &format!("{heads} heads of {dim} by {columns}"));
         }
+    }
+}
+
+#[test]
+fn the_selective_scan_agrees_with_the_reference() {
+    for rig in rigs() {
+        for (groups, heads, dim, columns, limits) in [
+            (1, 1, 4, 6, [0.0, f32::INFINITY]),
+            (2, 4, 16, 64, [0.0, 1e9]),
+            (1, 3, 32, 70, [0.4, 0.9]),
+            (2, 2, 128, 64, [0.001, 100.0]),
+        ] {
+            let shape = RecurrentShape { taps: 0, channels: 0, heads, rows: dim, columns };
+            let inner = heads * columns;
+            let width = inner + 2 * groups * dim;
+            let of = |seed: u64, width: usize| -> Vec<Vec<f32>> {
+                TOKENS.iter().enumerate().map(|(i, n)| rig.values(seed + i as u64, n * width, 1.0)).collect()
+            };
+            let (vkq, dt) = (of(1, width), of(10, heads));
+            let rate: Vec<f32> = values(30, heads, 1.0).into_iter().map(|x| -x.abs() - 0.1).collect();
+            let (shift, skip) = (values(31, heads, 0.5), values(32, heads, 1.0));
+            let expected: Vec<Vec<Element>> = (0..3)
+                .map(|i| {
+                    // Values, and the sums of the magnitudes that they were made of.
+                    let mut matrices = vec![vec![(0.0_f64, 0.0_f64); dim * columns]; heads];
+                    let mut out = Vec::new();
+                    for t in 0..TOKENS[i] {
+                        let row: Vec<f64> =
+                            vkq[i][t * width..][..width].iter().map(|&x| f64::from(x)).collect();
+                        for (head, s) in matrices.iter_mut().enumerate() {
+                            let group = head / (heads / groups);
+                            let k = &row[inner + group * dim..][..dim];
+                            let q = &row[inner + (groups + group) * dim..][..dim];
+                            let open = f64::from(dt[i][t * heads + head]) + f64::from(shift[head]);
+                            let delta = open.exp().ln_1p().clamp(limits[0].into(), limits[1].into());
+                            let decay = (f64::from(rate[head]) * delta).exp();
+                            for c in 0..columns {
+                                let v = row[head * columns + c];
+                                let skipped = f64::from(skip[head]) * v;
+                                let (mut value, mut size) = (skipped, skipped.abs());
+                                for r in 0..dim {
+                                    let (x, magnitude) = &mut s[r * columns + c];
+                                    let change = k[r] * delta * v;
+                                    *x = decay * *x + change;
+                                    *magnitude = decay * *magnitude + change.abs();
+                                    value += q[r] * *x;
+                                    size += q[r].abs() * *magnitude;
+                                }
+                                out.push(Element { value, rounded: value.abs(), summed: size });
+                            }
+                        }
+                    }
+                    out
+                })
+                .collect();
+            let [rate, shift, skip] =
+                [&rate, &shift, &skip].map(|of| rig.vector(&weight(DType::F32, &[heads], of)));
+            let run = |runs: &[Run], each: &mut dyn FnMut(&Recur<'_, LlmBackendDispatch>)| {
+                let tensor = |of: &[Vec<f32>], width: usize| {
+                    let of = rows(of, runs, width);
+                    rig.tensor(&[of.len() / width, width], &of)
+                };
+                let (vkq, dt) = (tensor(&vkq, width), tensor(&dt, heads));
+                let (rate, shift, skip) = (&rate, &shift, &skip);
+                each(&Recur::Scan { vkq: &vkq, dt: &dt, rate, shift, skip, groups, limits });
+            };
+            check(&rig, shape, &expected, run, &format!("a scan of {heads} heads of {dim} by {columns}"));
+        }
+    }
+}
+
+#[test]
+fn scans_that_do_not_fit_are_refused() {
+    for rig in rigs() {
+        let shape = RecurrentShape { taps: 0, channels: 0, heads: 2, rows: 3, columns: 4 };
+        let mut state = rig.dispatch.recurrent(&shape);
+        // Two heads of 4, and 3 of one group twice.
+        let (vkq, dt) = (rig.tensor(&[2, 14], &[1.0; 28]), rig.tensor(&[2, 2], &[1.0; 4]));
+        let vector = rig.vector(&weight(DType::F32, &[2], &[-1.0; 2]));
+        let (rate, shift, skip) = (&vector, &vector, &vector);
+        let run = [Run { sequence: 0, row: 0, len: 2, start: 0 }];
+        for (groups, limits, text) in [
+            (
+                2,
+                [0.0, 1.0],
+                "scan: v, k and q are [2, 14] and dt [2, 2], expected 2 rows of 2 heads of 4 and 2 of 3",
+            ),
+            (1, [1.0, 0.5], "scan: dt is from 1 to 0.5, expected the least first"),
+        ] {
+            let op = Recur::Scan { vkq: &vkq, dt: &dt, rate, shift, skip, groups, limits };
+            let error = rig.dispatch.recur(&mut [&mut state], &op, &run).unwrap_err();
+            assert_eq!(error.to_string(), text, "on {}", rig.name);
+        }
+        let op = Recur::Scan { vkq: &vkq, dt: &dt, rate, shift, skip, groups: 1, limits: [0.0, 1.0] };
+        rig.dispatch.recur(&mut [&mut state], &op, &run).unwrap();
+        assert_eq!(state.len(), 2);
     }
 }
 

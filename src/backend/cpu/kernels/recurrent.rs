@@ -1,6 +1,6 @@
-//! Recurrences: causal convolutions of channels, and the gated delta rule.
+//! Recurrences: causal convolutions of channels, the gated delta rule, and the selective scan.
 //!
-//! Both advance token by token: the bits of a token depend on the state before it and on itself, whatever the step cuts off. A
+//! All advance token by token: the bits of a token depend on the state before it and on itself, whatever the step cuts off. A
 //! panel of [`PANEL`] columns of a matrix goes through all tokens of a run while it is in the first cache; a column is a chain of
 //! `fma` over the rows, and no sum crosses columns.
 
@@ -87,9 +87,26 @@ pub fn factors(beta: &mut [f32], gate: &mut [f32], rate: &[f32], shift: &[f32]) 
     }
     for row in gate.chunks_exact_mut(rate.len()) {
         for ((gate, rate), shift) in row.iter_mut().zip(rate).zip(shift) {
-            let x = *gate + shift;
-            let softplus = x.max(0.0) + (-x.abs()).exp().ln_1p();
-            *gate = (rate * softplus).exp();
+            *gate = (rate * softplus(*gate + shift)).exp();
+        }
+    }
+}
+
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// The steps of a scan, in place of what they are made of: `dt` becomes `softplus(dt + shift)` within `limits`, and `decay`
+/// `exp(rate · dt)`, `[T, H]` each.
+///
+/// # Panics
+/// Where the first limit is not below the second, or equal to it.
+pub fn steps(dt: &mut [f32], decay: &mut [f32], rate: &[f32], shift: &[f32], [least, most]: [f32; 2]) {
+    let heads = rate.len();
+    for (dt, decay) in dt.chunks_exact_mut(heads).zip(decay.chunks_exact_mut(heads)) {
+        for (((dt, decay), rate), shift) in dt.iter_mut().zip(decay).zip(rate).zip(shift) {
+            *dt = softplus(*dt + shift).clamp(least, most);
+            *decay = (rate * *dt).exp();
         }
     }
 }
@@ -189,6 +206,101 @@ impl Kernel for Panel<'_> {
             let mut y = [0.0; PANEL];
             for n in 0..vectors {
                 s.store(&mut y[n * S::LANES..(n + 1) * S::LANES], given[n]);
+            }
+            // SAFETY: these columns of a token's row belong to this panel alone.
+            let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
+            out.copy_from_slice(&y[..width]);
+        }
+    }
+}
+
+/// What the selective scan computes of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Scan<'a> {
+    /// Values, keys and queries, `[T, H · columns + 2 · groups · rows]`.
+    pub vkq: &'a [f32],
+    /// As [`steps`] leaves them, `[T, H]` each.
+    pub delta: &'a [f32],
+    pub decay: &'a [f32],
+    /// `[H]`.
+    pub skip: &'a [f32],
+    pub groups: usize,
+    pub heads: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`.
+///
+/// # Panics
+/// Where the lengths do not fit each other.
+pub fn scan(pool: &Pool, isa: Isa, of: Scan<'_>, before: &[f32], after: &mut [f32], out: &mut [f32]) {
+    let panels = of.columns.div_ceil(PANEL);
+    let size = of.rows * PANEL;
+    let tokens = of.delta.len() / of.heads;
+    assert_eq!((before.len(), after.len()), (of.heads * panels * size, of.heads * panels * size));
+    assert_eq!(
+        of.vkq.len(),
+        tokens * (of.heads * of.columns + 2 * of.groups * of.rows),
+        "scan: values and keys"
+    );
+    assert_eq!((of.decay.len(), out.len()), (of.delta.len(), tokens * of.heads * of.columns));
+    assert!(of.heads.is_multiple_of(of.groups) && of.skip.len() == of.heads, "scan: heads");
+    let (after, out) = (Parts::new(after), Parts::new(out));
+    pool.run(of.heads * panels, |task| {
+        // SAFETY: panels do not overlap.
+        let matrix = unsafe { after.slice(task * size, size) };
+        matrix.copy_from_slice(&before[task * size..][..size]);
+        isa.dispatch(ScanPanel { of, head: task / panels, panel: task % panels, matrix, out: &out });
+    });
+}
+
+/// A panel of a head's matrix, through all tokens of a scan.
+struct ScanPanel<'a> {
+    of: Scan<'a>,
+    head: usize,
+    panel: usize,
+    matrix: &'a mut [f32],
+    out: &'a Parts<'a, f32>,
+}
+
+impl Kernel for ScanPanel<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { of, head, panel, matrix, out } = self;
+        let Scan { rows, columns, heads, groups, .. } = of;
+        const { assert!(PANEL / S::LANES <= VECTORS && PANEL.is_multiple_of(S::LANES)) };
+        let vectors = PANEL / S::LANES;
+        let (first, width) = (panel * PANEL, PANEL.min(columns - panel * PANEL));
+        let (values, group) = (heads * columns, head / (heads / groups));
+        let skip = s.splat(of.skip[head]);
+        for (t, token) in of.vkq.chunks_exact(values + 2 * groups * rows).enumerate() {
+            let (own, kq) = token.split_at(values);
+            let (k, q) = (&kq[group * rows..][..rows], &kq[(groups + group) * rows..][..rows]);
+            let (delta, decay) = (s.splat(of.delta[t * heads + head]), s.splat(of.decay[t * heads + head]));
+            let mut v = [0.0; PANEL];
+            v[..width].copy_from_slice(&own[head * columns + first..][..width]);
+            let mut changes = [s.zero(); VECTORS];
+            for n in 0..vectors {
+                changes[n] = s.mul(delta, s.load(&v[n * S::LANES..(n + 1) * S::LANES]));
+            }
+            let mut given = [s.zero(); VECTORS];
+            for ((row, &k), &q) in matrix.chunks_exact_mut(PANEL).zip(k).zip(q) {
+                let (k, q) = (s.splat(k), s.splat(q));
+                for n in 0..vectors {
+                    let part = &mut row[n * S::LANES..(n + 1) * S::LANES];
+                    let x = s.fma(k, changes[n], s.mul(s.load(part), decay));
+                    s.store(part, x);
+                    given[n] = s.fma(q, x, given[n]);
+                }
+            }
+            let mut y = [0.0; PANEL];
+            for n in 0..vectors {
+                let part = n * S::LANES..(n + 1) * S::LANES;
+                let x = s.fma(skip, s.load(&v[part.clone()]), given[n]);
+                s.store(&mut y[part], x);
             }
             // SAFETY: these columns of a token's row belong to this panel alone.
             let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
@@ -301,6 +413,89 @@ mod tests {
                 let whole = run(isa, 2, tokens);
                 for (i, (got, want)) in whole.0.iter().zip(&want).enumerate() {
                     assert!((f64::from(*got) - want).abs() < 2e-6, "{isa}: {i} is {got}, want {want}");
+                }
+                for (threads, cut) in [(1, 1), (3, 4), (2, 8)] {
+                    assert_eq!(run(isa, threads, cut), whole, "{isa}: {threads} threads, {cut} tokens");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_steps_of_a_scan_lie_within_their_limits() {
+        let (rate, shift) = ([-0.5, -2.0], [0.25, -1.0]);
+        let given = [-40.0, -3.0, 0.5, 4.0, 30.0, f32::NAN];
+        for limits in [[0.0, f32::INFINITY], [0.1, 3.0]] {
+            let (mut dt, mut decay) = (given, [f32::NAN; 6]);
+            steps(&mut dt, &mut decay, &rate, &shift, limits);
+            for (i, (dt, decay)) in dt.iter().zip(decay).enumerate().take(5) {
+                let x = f64::from(given[i]) + f64::from(shift[i % 2]);
+                let want = (x.max(0.0) + (-x.abs()).exp().ln_1p()).clamp(limits[0].into(), limits[1].into());
+                let want_decay = (f64::from(rate[i % 2]) * want).exp();
+                assert!((f64::from(*dt) - want).abs() <= 2e-6 * want, "{i}: {dt} {want}");
+                assert!(
+                    (f64::from(decay) - want_decay).abs() <= 2e-5 * want_decay,
+                    "{i}: {decay} {want_decay}"
+                );
+            }
+            assert!(dt[5].is_nan() && decay[5].is_nan());
+        }
+    }
+
+    #[test]
+    fn the_scan_is_that_of_the_recurrence_and_has_the_same_bits_in_any_cutting() {
+        for (groups, heads, rows, columns) in [(1, 1, 3, 5), (2, 4, 16, 64), (1, 3, 8, 70)] {
+            let tokens = 9;
+            let width = heads * columns + 2 * groups * rows;
+            let (vkq, skip) = (values(1, tokens * width), values(2, heads));
+            let (mut delta, mut decay) = (values(3, tokens * heads), vec![0.0; tokens * heads]);
+            steps(&mut delta, &mut decay, &vec![-0.7; heads], &vec![0.3; heads], [0.0, f32::INFINITY]);
+            let size = heads * columns.div_ceil(PANEL) * rows * PANEL;
+            let run = |isa: Isa, threads: usize, cut: usize| {
+                let (mut state, mut all) = (vec![0.0; size], Vec::new());
+                for first in (0..tokens).step_by(cut) {
+                    let end = (first + cut).min(tokens);
+                    let of = Scan {
+                        vkq: &vkq[first * width..end * width],
+                        delta: &delta[first * heads..end * heads],
+                        decay: &decay[first * heads..end * heads],
+                        skip: &skip,
+                        groups,
+                        heads,
+                        rows,
+                        columns,
+                    };
+                    let (mut after, mut out) =
+                        (vec![f32::NAN; size], vec![f32::NAN; (end - first) * heads * columns]);
+                    scan(&Pool::new(threads), isa, of, &state, &mut after, &mut out);
+                    (state, all) = (after, [all, out].concat());
+                }
+                (all, state)
+            };
+            let mut want = Vec::new();
+            let mut matrices = vec![vec![0.0_f64; rows * columns]; heads];
+            for (t, token) in vkq.chunks(width).enumerate() {
+                for (head, s) in matrices.iter_mut().enumerate() {
+                    let group = head / (heads / groups);
+                    let (own, kq) = token.split_at(heads * columns);
+                    let (k, q) = (&kq[group * rows..][..rows], &kq[(groups + group) * rows..][..rows]);
+                    for c in 0..columns {
+                        let v = f64::from(own[head * columns + c]);
+                        let mut y = f64::from(skip[head]) * v;
+                        for r in 0..rows {
+                            let x = &mut s[r * columns + c];
+                            *x *= f64::from(decay[t * heads + head]);
+                            *x += f64::from(delta[t * heads + head]) * f64::from(k[r]) * v;
+                            y += f64::from(q[r]) * *x;
+                        }
+                        want.push(y);
+                    }
+                }
+            }
+            for isa in Isa::available() {
+                let whole = run(isa, 2, tokens);
+                for (i, (got, want)) in whole.0.iter().zip(&want).enumerate() {
+                    assert!((f64::from(*got) - want).abs() < 1e-5, "{isa}: {i} is {got}, want {want}");
                 }
                 for (threads, cut) in [(1, 1), (3, 4), (2, 8)] {
                     assert_eq!(run(isa, threads, cut), whole, "{isa}: {threads} threads, {cut} tokens");
