@@ -304,8 +304,11 @@ impl Backend for CpuBackend {
                 }
             })?,
             Op::RmsNorm { x, weight, eps, offset } => {
+                let n = VectorOperand::shape(weight).last().copied().unwrap_or(0);
                 let weight = weight.values()?;
-                self.filled(x.shape(), |out| norm::rms_norm(pool, isa, x.data(), weight, eps, offset, out))?
+                self.filled(x.shape(), |out| {
+                    norm::rms_norm(pool, isa, x.data(), n, weight, eps, offset, out)
+                })?
             }
             Op::LayerNorm { x, weight, bias, eps } => {
                 let n = VectorOperand::shape(weight).last().copied().unwrap_or(0);

@@ -183,8 +183,12 @@ impl MlxBackend {
     }
 
     fn rms_norm(&self, x: &MlxTensor, weight: &MlxVector, eps: f32, offset: f32) -> Result<MlxTensor> {
-        let len = weight.len();
-        let normed = if x.shape() == [1, len] && !self.device.gpu {
+        let (len, shape) = (weight.len(), VectorOperand::shape(weight));
+        let normed = if let [heads, each] = *shape {
+            let ones = self.graph.constant(1.0, Dtype::Float32, &dims::of(&[each])?);
+            let plain = self.graph.rms_norm(&*self.stretches(x, each)?, &ones, eps)?;
+            self.graph.multiply(&plain, &*weight.shifted(offset, &dims::of(&[heads, each])?)?)? // [T, G, N] · [G, N]
+        } else if x.shape() == [1, len] && !self.device.gpu {
             self.norm_of_row(&*self.matrix(x)?, weight, eps, offset)?
         } else {
             let weight = match offset {

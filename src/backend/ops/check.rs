@@ -72,18 +72,13 @@ impl<B: Operands> Op<'_, B> {
             Self::Qkv { x, projections } => {
                 projections.iter().try_for_each(|projection| check_projection::<B>(op, x, projection))
             }
-            Self::RmsNorm { x, weight, .. } => check_norm::<B>(op, x, weight),
+            Self::RmsNorm { x, weight, .. } => match *weight.shape() {
+                [heads, len] => check_head_norm::<B>(op, x, [heads, len], None),
+                _ => check_norm::<B>(op, x, weight),
+            },
             Self::LayerNorm { x, weight, bias, .. } => {
                 if let [heads, len] = *weight.shape() {
-                    let (_, width) = matrix::<B>(op, x)?;
-                    if len == 0 || heads * len != width || bias.is_some() {
-                        return refuse(format!(
-                            "weight is {:?}, expected heads that make up the last dim of x {:?}, and no bias",
-                            weight.shape(),
-                            x.shape()
-                        ));
-                    }
-                    return Ok(());
+                    return check_head_norm::<B>(op, x, [heads, len], bias);
                 }
                 check_norm::<B>(op, x, weight)?;
                 match bias {
@@ -221,6 +216,25 @@ fn check_equal<B: Operands>(op: &'static str, a: &B::Tensor, b: &B::Tensor) -> R
         return Ok(());
     }
     Err(Error::shape(op, format!("a is {:?} and b {:?}, expected equal shapes", a.shape(), b.shape())))
+}
+
+/// Refuses weights of stretches that do not make up a row.
+fn check_head_norm<B: Operands>(
+    op: &'static str,
+    x: &B::Tensor,
+    [heads, len]: [usize; 2],
+    bias: Option<&B::Vector>,
+) -> Result<()> {
+    let (_, width) = matrix::<B>(op, x)?;
+    if len != 0 && heads * len == width && bias.is_none() {
+        return Ok(());
+    }
+    let what = format!(
+        "weight is {:?}, expected heads that make up the last dim of x {:?}, and no bias",
+        [heads, len],
+        x.shape()
+    );
+    Err(Error::shape(op, what))
 }
 
 fn check_norm<B: Operands>(op: &'static str, x: &B::Tensor, weight: &B::Vector) -> Result<()> {

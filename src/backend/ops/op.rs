@@ -85,11 +85,11 @@ pub enum Op<'a, B: Operands> {
         /// `[T, H * R]`, put behind the product of each head; `R` is 0 without it.
         beside: Option<&'a B::Tensor>,
     },
-    /// `x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `weight.len()` elements of a row.
+    /// `x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `N` elements of a row.
     RmsNorm {
         /// `[T, D]`.
         x: &'a B::Tensor,
-        /// `[N]`, `N` dividing `D` (the head dimension for a norm per head).
+        /// `[N]`, `N` dividing `D` (the head dimension for a norm per head); or `[G, N]` with `G · N = D`, weights for each stretch.
         weight: &'a B::Vector,
         /// Added to the mean square.
         eps: f32,

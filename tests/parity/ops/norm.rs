@@ -88,6 +88,26 @@ fn rms_norm_agrees_with_the_reference() {
 }
 
 #[test]
+fn rms_norms_with_weights_for_each_stretch_agree_with_the_reference() {
+    for rig in rigs() {
+        for (groups, n) in [(2, 24), (8, 64), (1, 48)] {
+            for (j, t) in ROWS.into_iter().enumerate() {
+                let x = rows(&rig, 1, t, groups * n);
+                let tensor = rig.tensor(&[t, groups * n], &x);
+                let w = weight(DTYPES[j % 3], &[groups, n], &values(2, groups * n, 1.0));
+                let prepared = rig.vector(&w);
+                let op = Op::RmsNorm { x: &tensor, weight: &prepared, eps: 1e-5, offset: 0.0 };
+                let of_each = w.to_f32();
+                let stretches = x.chunks(n).zip(of_each.chunks(n).cycle());
+                let expected: Vec<Element> =
+                    stretches.flat_map(|(x, weight)| of_rms(x, weight, 1e-5, 0.0)).collect();
+                rig.check(&op, &format!("{groups} stretches of {n}"), &expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn layer_norm_agrees_with_the_reference() {
     for rig in rigs() {
         for (i, (d, n)) in WIDTHS.into_iter().enumerate() {

@@ -68,6 +68,8 @@ fn rms_row<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, offset: f32, out:
 
 struct Rms<'a> {
     x: &'a [f32],
+    /// Elements of a stretch.
+    n: usize,
     weight: &'a [f32],
     eps: f32,
     offset: f32,
@@ -79,26 +81,39 @@ impl Kernel for Rms<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let n = self.weight.len();
-        for (x, out) in self.x.chunks_exact(n).zip(self.out.chunks_exact_mut(n)) {
-            rms_row(s, x, self.weight, self.eps, self.offset, out);
+        let n = self.n;
+        let weights = self.weight.chunks_exact(n).cycle();
+        for ((x, out), weight) in self.x.chunks_exact(n).zip(self.out.chunks_exact_mut(n)).zip(weights) {
+            rms_row(s, x, weight, self.eps, self.offset, out);
         }
     }
 }
 
-/// `out = x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `weight.len()` elements of `x`.
+/// `out = x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `n` elements of `x`. `weight` holds the weights of one stretch
+/// or of several, which take turns.
 ///
 /// Relative error about 5e-7 for rows of up to 16384 elements.
 ///
 /// # Panics
-/// Where `weight` is empty, or the lengths are not equal multiples of its.
-pub fn rms_norm(pool: &Pool, isa: Isa, x: &[f32], weight: &[f32], eps: f32, offset: f32, out: &mut [f32]) {
-    let n = weight.len();
-    assert!(n > 0 && x.len().is_multiple_of(n) && out.len() == x.len(), "rms_norm: lengths");
-    let chunk = rows_per_task(pool, x.len() / n, n, TASK) * n;
+/// Where `n` is zero or does not divide the length of `weight`, that of `x` is no multiple of this, or `out` has another length than `x`.
+#[allow(clippy::too_many_arguments)]
+pub fn rms_norm(
+    pool: &Pool,
+    isa: Isa,
+    x: &[f32],
+    n: usize,
+    weight: &[f32],
+    eps: f32,
+    offset: f32,
+    out: &mut [f32],
+) {
+    let all = weight.len();
+    assert!(n > 0 && all.is_multiple_of(n) && all > 0, "rms_norm: weight");
+    assert!(x.len().is_multiple_of(all) && out.len() == x.len(), "rms_norm: lengths");
+    let chunk = rows_per_task(pool, x.len() / all, all, TASK) * all;
     pool.run_chunks(out, chunk, |task, out| {
         let x = &x[task * chunk..][..out.len()];
-        isa.dispatch(Rms { x, weight, eps, offset, out });
+        isa.dispatch(Rms { x, n, weight, eps, offset, out });
     });
 }
 
@@ -264,6 +279,13 @@ mod tests {
                 layer_norm(&Pool::new(1), isa, x, n, own, None, 1e-5, &mut alone);
                 assert_eq!(bits(&alone), bits(out), "stretch {i} on {isa}");
             }
+            rms_norm(&Pool::new(3), isa, &x, n, &weight, 1e-5, 0.0, &mut out);
+            for (i, (x, out)) in x.chunks(n).zip(out.chunks(n)).enumerate() {
+                let mut alone = vec![f32::NAN; n];
+                let own = &weight[i % heads * n..][..n];
+                rms_norm(&Pool::new(1), isa, x, n, own, 1e-5, 0.0, &mut alone);
+                assert_eq!(bits(&alone), bits(out), "stretch {i} of rms_norm on {isa}");
+            }
         }
     }
 
@@ -276,7 +298,7 @@ mod tests {
                 let (x, weight, bias) = (random(1, rows * n), random(2, n), random(3, n));
                 let mut out = vec![f32::NAN; x.len()];
                 for offset in [0.0, 1.0] {
-                    rms_norm(&pool, isa, &x, &weight, 1e-5, offset, &mut out);
+                    rms_norm(&pool, isa, &x, n, &weight, 1e-5, offset, &mut out);
                     for (x, out) in x.chunks(n).zip(out.chunks(n)) {
                         let want = reference_ops::rms_norm(x, &weight, 1e-5, offset);
                         close(out, &want, 6e-7, &format!("rms_norm of {n} on {isa}"));
@@ -301,7 +323,7 @@ mod tests {
                 let (a, b, weight) = (random(4, 20 * n), random(5, 20 * n), random(6, n));
                 let sum: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
                 let mut want = vec![0.0; sum.len()];
-                rms_norm(&Pool::new(1), isa, &sum, &weight, 1e-6, 0.0, &mut want);
+                rms_norm(&Pool::new(1), isa, &sum, n, &weight, 1e-6, 0.0, &mut want);
                 for threads in [1, 3] {
                     let (mut got_sum, mut got) = (vec![f32::NAN; sum.len()], vec![f32::NAN; sum.len()]);
                     let pool = Pool::new(threads);
@@ -319,13 +341,13 @@ mod tests {
                 let (x, weight) = (random(7, 64 * n), random(8, n));
                 let (mut rms, mut layer) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 let pool = Pool::new(3);
-                rms_norm(&pool, isa, &x, &weight, 1e-6, 0.0, &mut rms);
+                rms_norm(&pool, isa, &x, n, &weight, 1e-6, 0.0, &mut rms);
                 layer_norm(&pool, isa, &x, n, &weight, Some(&weight), 1e-6, &mut layer);
                 let one = Pool::new(1);
                 let mut alone = vec![0.0; n];
                 for row in 0..64 {
                     let part = row * n..(row + 1) * n;
-                    rms_norm(&one, isa, &x[part.clone()], &weight, 1e-6, 0.0, &mut alone);
+                    rms_norm(&one, isa, &x[part.clone()], n, &weight, 1e-6, 0.0, &mut alone);
                     assert_eq!(bits(&alone), bits(&rms[part.clone()]));
                     layer_norm(&one, isa, &x[part.clone()], n, &weight, Some(&weight), 1e-6, &mut alone);
                     assert_eq!(bits(&alone), bits(&layer[part]));
