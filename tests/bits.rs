@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 18] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -25,6 +25,8 @@ const FAMILIES: [&str; 16] = [
     "models/llama4_text-chunks",
     "models/qwen3_5-delta",
     "gguf/qwen3_5-tiled.gguf",
+    "models/granitemoehybrid-dense",
+    "models/granitemoehybrid-experts",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

@@ -13,7 +13,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
 
 /// Families that between them use every op.
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 10] = [
     "llama-yarn",
     "phi-partial",
     "gemma2-caps",
@@ -23,6 +23,7 @@ const MODELS: [&str; 9] = [
     "mistral4-yarn",
     "qwen3_5-delta",
     "gemma4-shared",
+    "granitemoehybrid-dense",
 ];
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
@@ -80,6 +81,10 @@ fn ops_of(name: &str) -> Vec<OpKind> {
     if name == "qwen3_5-delta" {
         // The rest is in one layer alone.
         return vec![OpKind::Linear, OpKind::RmsNorm, OpKind::Convolution, OpKind::DeltaRule];
+    }
+    if name == "granitemoehybrid-dense" {
+        // Attention is in one layer alone.
+        return vec![OpKind::Convolution, OpKind::Scan, OpKind::RmsNorm, OpKind::Mul, OpKind::Scale];
     }
     let mut ops = vec![
         OpKind::Embedding,

@@ -1,5 +1,7 @@
 //! The blocks that families are built of. Each loads itself from the checkpoint and says which ops it is.
 
+use std::ops::Range;
+
 use super::list::{Dim, GgufSpec, ModuleSpec};
 use super::loader::Loader;
 use super::step::Step;
@@ -71,6 +73,13 @@ impl Linear {
         })
     }
 
+    /// Rows `rows` of a fused projection, as [`Self::exact`].
+    pub fn exact_rows(loader: &Loader<'_>, name: &str, rows: Range<usize>) -> Result<Self> {
+        let weight = exact(loader.matrix(name)?.rows("part", rows.clone()))?;
+        let bias = loader.bias(name)?.map(|bias| bias.rows("part", rows));
+        Ok(Self::of(loader, loader.ops.matrix(&weight), bias))
+    }
+
     /// The equal parts of `rows` rows each that follow each other in a projection.
     pub fn equal_parts(loader: &Loader<'_>, name: &str, rows: usize) -> Result<Vec<Self>> {
         let (whole, bias) = (loader.matrix(name)?, loader.bias(name)?);
@@ -123,6 +132,15 @@ impl RmsNorm {
         let mut values = weight.widened()?;
         values.iter_mut().for_each(|x| *x *= by);
         let weight = Weight::of_values(weight.name(), weight.shape(), values);
+        Ok(Self { weight: loader.ops.vector(&weight), eps: loader.config.norm_eps, offset: 0.0 })
+    }
+
+    /// `<name>.weight`, which has weights for each of the `stretches` that a row is of.
+    pub fn of_stretches(loader: &Loader<'_>, name: &str, stretches: usize) -> Result<Self> {
+        let mut weight = loader.vector(name)?;
+        if stretches > 1 {
+            weight = weight.in_rows_of(weight.len() / stretches);
+        }
         Ok(Self { weight: loader.ops.vector(&weight), eps: loader.config.norm_eps, offset: 0.0 })
     }
 

@@ -179,15 +179,9 @@ impl DeltaNet {
 
     /// Loads layer `layer`, whose names begin with `prefix`.
     pub fn load(&self, loader: &Loader<'_>, layer: usize, prefix: &str) -> Result<DeltaLayer> {
-        const WHAT: &str = "the values of a weight";
         let path = |name: Name| format!("{prefix}.{}", name.0);
-        let taps = loader.vector(&path(CONV))?.widened()?;
-        let mut turned = alloc::zeroed(taps.len(), WHAT)?;
         let channels = self.channels();
-        for (channel, of) in taps.chunks_exact(self.kernel).enumerate() {
-            of.iter().enumerate().for_each(|(tap, &x)| turned[tap * channels + channel] = x);
-        }
-        let conv = Weight::of_values("conv1d", &[self.kernel, channels], turned);
+        let conv = turned_taps(loader, &path(CONV), [self.kernel, channels])?;
         let mut rate = loader.vector(&path(RATE))?.widened()?;
         if !self.whole_rates {
             rate.iter_mut().for_each(|x| *x = -x.exp());
@@ -222,6 +216,20 @@ impl DeltaNet {
             in_turn: self.in_turn,
         })
     }
+}
+
+/// The taps of the convolution `module`, `[taps, channels]`: files have those of a channel side by side.
+pub(super) fn turned_taps(
+    loader: &Loader<'_>,
+    module: &str,
+    [taps, channels]: [usize; 2],
+) -> Result<Weight> {
+    let values = loader.vector(module)?.widened()?;
+    let mut turned = alloc::zeroed(values.len(), "the values of a weight")?;
+    for (channel, of) in values.chunks_exact(taps).enumerate() {
+        of.iter().enumerate().for_each(|(tap, &x)| turned[tap * channels + channel] = x);
+    }
+    Ok(Weight::of_values("conv1d", &[taps, channels], turned))
 }
 
 /// A gated delta net in the place of attention.

@@ -23,7 +23,7 @@ pub(super) static FAMILY: Family = Family {
     prefixes: &[],
 };
 
-const NAMES: ExpertNames = ExpertNames {
+pub(super) const NAMES: ExpertNames = ExpertNames {
     fused: "block_sparse_moe.input_linear",
     fused_down: "block_sparse_moe.output_linear",
     parts: ExpertNames::PLAIN.parts,

@@ -31,8 +31,10 @@ mod gpt_neox;
 mod gpt_oss;
 mod granite;
 mod granitemoe;
+mod granitemoehybrid;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
+mod hybrid;
 mod kimi_k2;
 mod laguna;
 mod latent;
@@ -41,6 +43,7 @@ mod list;
 mod llama;
 mod llama4_text;
 mod loader;
+mod mamba;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
@@ -101,7 +104,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 56] = [
+pub(crate) static FAMILIES: [&Family; 57] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -154,6 +157,7 @@ pub(crate) static FAMILIES: [&Family; 56] = [
     &qwen3_next::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
+    &granitemoehybrid::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
     &modernbert::FAMILY,

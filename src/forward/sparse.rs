@@ -53,6 +53,9 @@ impl ExpertNames {
 const PARTS: [(&str, &str); 3] =
     [("gate_proj", "ffn_gate_exps"), ("up_proj", "ffn_up_exps"), ("down_proj", "ffn_down_exps")];
 
+/// The same of experts without gates, whose first is none.
+const UNGATED: [(&str, &str); 3] = [("", ""), ("fc1", "ffn_up_exps"), ("fc2", "ffn_down_exps")];
+
 /// Gate over up of each expert, in GGUF files that have them in one.
 const GATE_UP: &str = "ffn_gate_up_exps";
 
@@ -76,6 +79,17 @@ impl SharedExpert {
         ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
         ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
     ];
+}
+
+/// A vector that experts see and give in place of the residual stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExpertLatent {
+    /// The projections to it and back.
+    pub names: [Name; 2],
+    /// Its width.
+    pub width: usize,
+    /// What the field of its width is called.
+    pub field: &'static str,
 }
 
 /// The feed-forward part of a layer that has experts.
@@ -110,6 +124,12 @@ pub(super) struct Sparse {
     pub cap: Option<f32>,
     /// The expert that every token goes to.
     pub shared: Option<SharedExpert>,
+    /// Its gate over up, where directories have them as one.
+    pub shared_fused: Option<&'static str>,
+    /// Whether experts have gates; without, they are `down(act(up(x)))`, the one that every token goes to included.
+    pub gated: bool,
+    /// What experts see in place of the residual stream.
+    pub latent: Option<ExpertLatent>,
     /// The format that experts are published in, which they keep when the rest is quantized.
     pub published: Option<Format>,
     /// What mlx-lm quantizes otherwise than the rest.
@@ -192,6 +212,9 @@ impl Sparse {
             on_input: false,
             cap: None,
             shared: None,
+            shared_fused: None,
+            gated: true,
+            latent: None,
             published: None,
             in_mlx: InMlx::default(),
         }
@@ -245,6 +268,17 @@ impl Sparse {
                 gguf: Some(GgufSpec { name: format!("{blk}.{gguf}"), form: Form::Plain, fused: Vec::new() }),
             });
         }
+        if let (Some(fused), Some(shared)) = (self.shared_fused, &self.shared) {
+            list.push(ModuleSpec {
+                name: format!("{prefix}.{fused}"),
+                rows: Dim { field: shared.field, size: 2 * shared.inner },
+                columns: Some(hidden.clone()),
+                bias: true,
+                form: Form::Plain,
+                gguf: None,
+                stacked: Vec::new(),
+            });
+        }
         let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {
             let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() });
             let module = ModuleSpec {
@@ -262,13 +296,23 @@ impl Sparse {
         if let Some(shared) = &self.shared {
             let width = Dim { field: shared.field, size: shared.inner };
             let [gate, up, down] = shared.names;
-            matrix(name(gate), width.clone(), hidden.clone());
+            if self.gated {
+                matrix(name(gate), width.clone(), hidden.clone());
+            }
             matrix(name(up), width.clone(), hidden.clone());
             matrix(name(down), hidden.clone(), width);
             if let Some(gate) = shared.gate {
                 matrix(name(gate), Dim { field: "1", size: 1 }, hidden.clone());
             }
         }
+        let latent = self.latent.map(|latent| {
+            let width = Dim { field: latent.field, size: latent.width };
+            let [down, up] = latent.names;
+            matrix(name(down), width.clone(), hidden.clone());
+            matrix(name(up), hidden.clone(), width.clone());
+            width
+        });
+        let hidden = latent.as_ref().unwrap_or(hidden);
         let inner = Dim { field, size: inner };
         let names = &self.names;
         if let Some((form, [fused, _])) = self.turned {
@@ -290,20 +334,21 @@ impl Sparse {
             }
         }
         for expert in 0..count {
-            for (part, (stack, gguf)) in PARTS.into_iter().enumerate() {
+            for (part, (stack, gguf)) in self.parts() {
                 let (rows, columns) = if part == 2 { (hidden, &inner) } else { (&inner, hidden) };
                 let of_stack = expert * rows.size..(expert + 1) * rows.size;
                 // Gate over up: two stretches of rows for each expert.
                 let first = (2 * expert + part) * inner.size;
                 let fused = match part {
                     2 => (names.fused_down, of_stack.clone()),
+                    _ if !self.gated => (names.fused, of_stack.clone()),
                     _ => (names.fused, first..first + inner.size),
                 };
                 let stacked =
                     [(format!("{}.{stack}", names.stacks), of_stack.clone()), (fused.0.to_owned(), fused.1)];
                 let gguf = format!("{blk}.{gguf}");
                 let mut held = vec![(gguf.clone(), of_stack)];
-                if part != 2 {
+                if part != 2 && self.gated {
                     held.push((format!("{blk}.{GATE_UP}"), first..first + inner.size));
                 }
                 let gguf = GgufSpec { name: gguf, form: Form::Plain, fused: held };
@@ -334,7 +379,7 @@ impl Sparse {
             }
         }
         let all = |name: &dyn Fn(usize) -> String| -> Vec<String> { (0..count).map(name).collect() };
-        for (part, (stack, gguf)) in PARTS.into_iter().enumerate() {
+        for (part, (stack, gguf)) in self.parts() {
             let has_fused = part < 2 && self.turned.is_some();
             let fused = has_fused.then(|| (all(&|expert| self.fused(prefix, expert)), part * inner.size));
             list.push_stack(StackSpec {
@@ -347,6 +392,12 @@ impl Sparse {
             });
         }
         list.set_in_mlx(self.in_mlx);
+    }
+
+    /// The parts of an expert, by their numbers, and how MLX directories and GGUF files name them.
+    fn parts(&self) -> impl Iterator<Item = (usize, (&'static str, &'static str))> + use<> {
+        let parts = if self.gated { PARTS } else { UNGATED };
+        parts.into_iter().enumerate().skip(usize::from(!self.gated))
     }
 
     /// The module of gate and up of an expert.
@@ -388,8 +439,9 @@ impl Sparse {
             prepared(each.collect::<Result<Vec<Expert>>>()?)
         };
         let fused = self.turned.is_some() && loader.has(&self.fused(prefix, 0));
-        let [gate, up] = match fused {
-            false => [part(0)?, part(1)?],
+        let (gate, up) = match fused {
+            false if !self.gated => (None, part(1)?),
+            false => (Some(part(0)?), part(1)?),
             true => {
                 let (mut gates, mut ups) = (Vec::new(), Vec::new());
                 for expert in 0..size.count {
@@ -402,16 +454,29 @@ impl Sparse {
                     gates.push((both.rows("gate", 0..size.inner), every_other(0)));
                     ups.push((both.rows("up", size.inner..2 * size.inner), every_other(1)));
                 }
-                [prepared(gates)?, prepared(ups)?]
+                (Some(prepared(gates)?), prepared(ups)?)
             }
         };
         let path = |name: Name| format!("{prefix}.{}", name.0);
         let activation = loader.config.hidden_act;
         let shared = self.shared.map(|shared| -> Result<Shared> {
-            let [gate, up, down] = shared.names.map(|name| Linear::load(loader, &path(name)));
-            let mlp = Mlp::Gated { gate: gate?, up: up?, down: down?, activation };
+            let [gate, up, down] = shared.names;
+            let linear = |name: Name| Linear::load(loader, &path(name));
+            let mlp = match self.shared_fused.filter(|_| !loader.has(&path(gate))) {
+                _ if !self.gated => Mlp::Plain { fc1: linear(up)?, fc2: linear(down)?, activation },
+                None => Mlp::Gated { gate: linear(gate)?, up: linear(up)?, down: linear(down)?, activation },
+                Some(fused) => {
+                    let parts = [("gate", shared.inner), ("up", shared.inner)];
+                    let [gate, up] = Linear::split(loader, &format!("{prefix}.{fused}"), parts)?;
+                    Mlp::Gated { gate, up, down: linear(down)?, activation }
+                }
+            };
             let gate = shared.gate.map(|gate| Linear::exact(loader, &path(gate))).transpose()?;
             Ok(Shared { mlp, gate })
+        });
+        let latent = self.latent.map(|latent| -> Result<[Linear; 2]> {
+            let [down, up] = latent.names.map(|name| Linear::load(loader, &path(name)));
+            Ok([down?, up?])
         });
         let bias = self.bias.map(|bias| Ok(loader.ops.vector(&loader.only_bias(&path(bias))?)));
         let scales = self.scales.map(|scales| loader.vector(&path(scales))).transpose()?;
@@ -430,6 +495,7 @@ impl Sparse {
             on_input: self.on_input,
             cap: self.cap,
             shared: shared.transpose()?,
+            latent: latent.transpose()?,
         })
     }
 }
@@ -464,13 +530,15 @@ pub struct SparseMlp {
     bias: Option<PreparedVector>,
     scales: Option<PreparedVector>,
     routing: Router,
-    gate: Projections,
+    gate: Option<Projections>,
     up: Projections,
     down: Projections,
     gating: Gating,
     on_input: bool,
     cap: Option<f32>,
     shared: Option<Shared>,
+    /// To what experts see, and back.
+    latent: Option<[Linear; 2]>,
 }
 
 impl SparseMlp {
@@ -488,16 +556,20 @@ impl SparseMlp {
         let bias = self.bias.as_ref();
         let (scales, router) = (self.scales.as_ref(), self.routing);
         let [ids, weights] = step.run_all(&Op::Route { logits: &logits, bias, scales, router })?;
-        let y = step.run(&Op::Experts {
-            x,
+        let seen = self.latent.as_ref().map(|[down, _]| down.forward(step, x)).transpose()?;
+        let mut y = step.run(&Op::Experts {
+            x: seen.as_ref().unwrap_or(x),
             ids: &ids,
             weights: &weights,
-            gate: Some(self.gate.as_op()),
+            gate: self.gate.as_ref().map(Projections::as_op),
             up: self.up.as_op(),
             down: self.down.as_op(),
             gating: self.gating,
             on_input: self.on_input,
         })?;
+        if let Some([_, up]) = &self.latent {
+            y = up.forward(step, &y)?;
+        }
         let Some(shared) = &self.shared else { return Ok(y) };
         let mut own = shared.mlp.forward(step, x)?;
         if let Some(gate) = &shared.gate {
