@@ -227,6 +227,7 @@ pub struct Experts {
 pub(crate) struct Shared {
     pub names: Names,
     pub vocab: Option<usize>,
+    pub layers: Option<usize>,
     pub heads: Option<usize>,
     pub kv_heads: Option<usize>,
     pub head_dim: Option<usize>,
@@ -278,6 +279,7 @@ impl Shared {
     pub const LLAMA: Self = Self {
         names: Names::LLAMA,
         vocab: None,
+        layers: None,
         heads: None,
         kv_heads: None,
         head_dim: None,
@@ -301,7 +303,7 @@ impl Shared {
             None if names.four_times => 4 * hidden_size,
             None => fields.required(names.intermediate_size, 1, 1 << 24)?,
         };
-        let num_hidden_layers = fields.required(names.layers, 1, 1024)?;
+        let num_hidden_layers = fields.size_or(names.layers, self.layers, 1024)?;
         let num_attention_heads = fields.size_or(names.heads, self.heads, 1 << 16)?;
         let num_key_value_heads = self.kv_heads(fields, num_attention_heads)?;
         let head_dim = self.head_dim(fields, hidden_size, num_attention_heads)?;

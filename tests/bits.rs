@@ -27,6 +27,7 @@ const FAMILIES: [&str; 18] = [
     "gguf/qwen3_5-tiled.gguf",
     "models/granitemoehybrid-dense",
     "models/granitemoehybrid-experts",
+    "models/nemotron_h-experts",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

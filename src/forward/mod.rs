@@ -51,6 +51,7 @@ mod mistral4;
 mod mixtral;
 mod modernbert;
 mod nemotron;
+mod nemotron_h;
 mod nomic_bert;
 mod olmo2;
 mod olmo3;
@@ -104,7 +105,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 57] = [
+pub(crate) static FAMILIES: [&Family; 58] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -158,6 +159,7 @@ pub(crate) static FAMILIES: [&Family; 57] = [
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
+    &nemotron_h::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
     &modernbert::FAMILY,

@@ -172,7 +172,8 @@ mod tests {
     fn each_family_has_a_smallest_model() {
         for family in FAMILIES {
             let smallest = family.smallest().unwrap_or_else(|error| panic!("{}: {error}", family.model_type));
-            assert_eq!(smallest.states().len(), 1, "{}", family.model_type);
+            // One of each kind, where layers are of several kinds by default.
+            assert!((1..=2).contains(&smallest.states().len()), "{}", family.model_type);
             assert!(family.module_patterns().len() >= 6, "{}", family.model_type);
         }
     }
