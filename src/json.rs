@@ -6,6 +6,7 @@
 
 mod fields;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
@@ -328,6 +329,35 @@ pub(crate) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Object> {
     }
 }
 
+/// A `config.json` as it may be that Python wrote: `Infinity`, which is no JSON, becomes what transformers 5 has in its place,
+/// `{"__float__": "Infinity"}`.
+pub(crate) fn of_python(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const WORD: &[u8] = b"Infinity";
+    // Configurations are short.
+    if bytes.len() > 1 << 20 || !bytes.windows(WORD.len()).any(|at| at == WORD) {
+        return Cow::Borrowed(bytes);
+    }
+    let (mut out, mut in_string, mut rest) = (Vec::with_capacity(2 * bytes.len()), false, bytes);
+    while let Some((&byte, after)) = rest.split_first() {
+        if !in_string && rest.starts_with(WORD) && out.last() != Some(&b'-') {
+            out.extend_from_slice(br#"{"__float__": "Infinity"}"#);
+            rest = &rest[WORD.len()..];
+            continue;
+        }
+        out.push(byte);
+        rest = after;
+        match (byte, after.split_first()) {
+            (b'"', _) => in_string = !in_string,
+            (b'\\', Some((&escaped, after))) if in_string => {
+                out.push(escaped);
+                rest = after;
+            }
+            _ => {}
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// As [`parse_object`], for values that go to where serde's are taken.
 pub(crate) fn parse_members(path: &Path, bytes: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>> {
     check_len(path, bytes.len() as u64)?;
@@ -473,6 +503,21 @@ mod tests {
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(what), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_infinity_of_python_s_is_one_of_transformers() {
+        for (python, expected) in [
+            (
+                r#"{"a": [0.0, Infinity], "b": Infinity}"#,
+                r#"{"a": [0.0, {"__float__": "Infinity"}], "b": {"__float__": "Infinity"}}"#,
+            ),
+            (r#"{"Infinity": "\\\"Infinity", "a": "\\"}"#, r#"{"Infinity": "\\\"Infinity", "a": "\\"}"#),
+            (r#"{"a": -Infinity}"#, r#"{"a": -Infinity}"#),
+            (r#"{"a": Inf}"#, r#"{"a": Inf}"#),
+        ] {
+            assert_eq!(std::str::from_utf8(&of_python(python.as_bytes())).unwrap(), expected);
         }
     }
 

@@ -291,7 +291,7 @@ impl Architecture {
     /// # Errors
     /// As [`Self::parse`]; [`crate::Error::Io`] where a file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut object = json::parse_object(path, &json::read(path)?)?;
+        let mut object = json::parse_object(path, &json::of_python(&json::read(path)?))?;
         let beside = path.with_file_name("hf_quant_config.json");
         if !object.contains_key("quantization")
             && !object.contains_key("quantization_config")
@@ -310,7 +310,7 @@ impl Architecture {
     /// [`crate::Error::Format`] for what is not one JSON object without duplicate keys; [`crate::Error::Config`] for a
     /// family that is not known, and a value that is missing, mistyped or cannot be run, methods of quantization included.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        Self::of_object(path, json::parse_object(path, bytes)?)
+        Self::of_object(path, json::parse_object(path, &json::of_python(bytes))?)
     }
 
     fn of_object(path: &Path, mut object: json::Object) -> Result<Self> {

@@ -221,6 +221,16 @@ mod tests {
     }
 
     #[test]
+    fn limits_may_be_as_python_writes_them() {
+        let config = r#"{"model_type": "nemotron_h", "vocab_size": 8, "hidden_size": 16, "intermediate_size": 8,
+            "hybrid_override_pattern": "M", "time_step_limit": [0.0, Infinity]}"#;
+        assert_eq!(
+            Architecture::parse(Path::new("config.json"), config.as_bytes()).unwrap().states().len(),
+            1
+        );
+    }
+
+    #[test]
     fn hostile_fields_are_refused() {
         for (fields, expected) in [
             (

@@ -91,7 +91,7 @@ impl Unknown {
             return Ok(None);
         }
         let bytes = json::read(&path)?;
-        let object = json::parse_object(&path, &bytes)?;
+        let object = json::parse_object(&path, &json::of_python(&bytes))?;
         if super::knows(&Fields::new(&path, &object))? {
             return Ok(None);
         }
