@@ -219,11 +219,7 @@ impl DeltaNet {
 }
 
 /// The taps of the convolution `module`, `[taps, channels]`: files have those of a channel side by side.
-pub(super) fn turned_taps(
-    loader: &Loader<'_>,
-    module: &str,
-    [taps, channels]: [usize; 2],
-) -> Result<Weight> {
+pub(super) fn turned_taps(loader: &Loader<'_>, module: &str, [taps, channels]: [usize; 2]) -> Result<Weight> {
     let values = loader.vector(module)?.widened()?;
     let mut turned = alloc::zeroed(values.len(), "the values of a weight")?;
     for (channel, of) in values.chunks_exact(taps).enumerate() {
@@ -257,11 +253,13 @@ impl DeltaLayer {
         let [qkv, z, beta] = step.run_all(&Op::Qkv { x, projections })?;
         let gate = self.gate.forward(step, x)?;
         let activation = Some(Activation::Silu);
-        let convolution = Recur::Convolution { x: &qkv, weight: &self.conv, bias: None, activation };
+        let convolution =
+            Recur::Convolution { x: &qkv, beside: [None; 2], weight: &self.conv, bias: None, activation };
         let qkv = step.recur(self.layer, &convolution)?; // [T, C]
         let rule = Recur::Delta {
             qkv: &qkv,
             beta: &beta,
+            strength: 1.0,
             gate: &gate,
             rate: &self.rate,
             shift: &self.shift,

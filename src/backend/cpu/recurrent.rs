@@ -19,16 +19,37 @@ impl CpuBackend {
         runs: &[Run],
     ) -> Result<HostTensor> {
         match *op {
-            Recur::Convolution { x, weight, bias, activation } => {
-                self.convolution(states, x, (weight, bias), activation, runs)
-            }
-            Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => {
-                self.delta(states, [qkv, beta, gate], [rate, shift], (key_heads, in_turn), runs)
+            Recur::Convolution { x, beside, weight, bias, activation } => match beside {
+                [None, None] => self.convolution(states, x, (weight, bias), activation, runs),
+                _ => {
+                    let x = self.side_by_side(&op.inputs())?;
+                    self.convolution(states, &x, (weight, bias), activation, runs)
+                }
+            },
+            Recur::Delta { qkv, beta, strength, gate, rate, shift, key_heads, in_turn } => {
+                let heads = (key_heads, in_turn);
+                self.delta(states, [qkv, beta, gate], strength, [rate, shift], heads, runs)
             }
             Recur::Scan { vkq, dt, rate, shift, skip, groups, limits } => {
                 self.scan(states, [vkq, dt], [rate, shift, skip], groups, limits, runs)
             }
         }
+    }
+
+    /// The columns of `parts`, which have as many rows, in one tensor.
+    fn side_by_side(&self, parts: &[&HostTensor]) -> Result<HostTensor> {
+        let rows = parts.first().map_or(0, |part| part.shape()[0]);
+        let width = parts.iter().map(|part| part.shape()[1]).sum::<usize>();
+        let mut all = self.buffer(rows * width)?;
+        for (row, to) in all.chunks_exact_mut(width).enumerate() {
+            let mut first = 0;
+            for part in parts {
+                let own = part.shape()[1];
+                to[first..first + own].copy_from_slice(&part.data()[row * own..][..own]);
+                first += own;
+            }
+        }
+        Ok(HostTensor::new(&[rows, width], all))
     }
 
     fn convolution(
@@ -62,6 +83,7 @@ impl CpuBackend {
         &self,
         states: &mut [&mut HostRecurrent],
         [qkv, beta, gate]: [&HostTensor; 3],
+        strength: f32,
         [rate, shift]: [&CpuVector; 2],
         (key_heads, in_turn): (usize, bool),
         runs: &[Run],
@@ -70,7 +92,7 @@ impl CpuBackend {
         let Some(first) = states.first() else { return Ok(HostTensor::from_vec(&[0, 0], Vec::new())) };
         let RecurrentShape { heads, rows, columns, .. } = *first.shape();
         let (pool, isa) = self.kernels();
-        let (tokens, width) = (qkv.shape()[0], qkv.shape()[1]);
+        let (tokens, width, decays) = (qkv.shape()[0], qkv.shape()[1], gate.shape()[1]);
         let keys = 2 * key_heads * rows;
         let mut qk = self.buffer(tokens * keys)?;
         for (to, from) in qk.chunks_exact_mut(keys).zip(qkv.data().chunks_exact(width)) {
@@ -83,7 +105,7 @@ impl CpuBackend {
             Ok(copy)
         };
         let (mut beta, mut decay) = (copied(beta)?, copied(gate)?);
-        recurrent::factors(&mut beta, &mut decay, rate.values()?, shift.values()?);
+        recurrent::factors(&mut beta, strength, &mut decay, rate.values()?, shift.values()?);
         let mut out = self.buffer(tokens * heads * columns)?;
         for (state, run) in states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0) {
             let part = |width: usize| run.row * width..(run.row + run.len) * width;
@@ -92,7 +114,7 @@ impl CpuBackend {
                 v: &qkv.data()[part(width)][keys..],
                 v_stride: width,
                 beta: &beta[part(heads)],
-                decay: &decay[part(heads)],
+                decay: &decay[part(decays)],
                 key_heads,
                 in_turn,
                 heads,

@@ -153,14 +153,15 @@ impl MlxBackend {
         let mut changed = Vec::with_capacity(runs.len());
         for (state, run) in states.iter_mut().zip(runs) {
             let (output, part, array) = match *op {
-                Recur::Convolution { x, weight, bias, activation } => {
+                Recur::Convolution { weight, bias, activation, .. } => {
+                    let x = self.side_by_side(&op.inputs(), run)?;
                     let (output, rows) = self.convolved(state, x, (weight, bias), activation, run)?;
                     (output, ROWS, rows)
                 }
-                Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => {
+                Recur::Delta { qkv, beta, strength, gate, rate, shift, key_heads, in_turn } => {
                     let heads = (key_heads, in_turn);
                     let (output, matrices) =
-                        self.delta(state, [qkv, beta, gate], [rate, shift], heads, run)?;
+                        self.delta(state, [qkv, beta, gate], strength, [rate, shift], heads, run)?;
                     (output, MATRICES, matrices)
                 }
                 Recur::Scan { vkq, dt, rate, shift, skip, groups, limits } => {
@@ -190,10 +191,20 @@ impl MlxBackend {
         self.graph.astype(&part, Dtype::Float32)
     }
 
+    /// The rows of `run` of all `parts`, one beside the other, in `f32`.
+    fn side_by_side(&self, parts: &[&MlxTensor], run: &Run) -> Result<Array> {
+        let mut rows: Vec<Array> = parts.iter().map(|part| self.wide(part, run)).collect::<Result<_>>()?;
+        match rows.len() {
+            1 => Ok(rows.remove(0)),
+            _ => ops::concatenate(&rows, 1).map_err(|e| failed("convolution", &e)),
+        }
+    }
+
+    /// `x` is `[len, C]`, in `f32`.
     fn convolved(
         &self,
         state: &mut MlxRecurrent,
-        x: &MlxTensor,
+        x: Array,
         (weight, bias): (&MlxVector, Option<&MlxVector>),
         activation: Option<Activation>,
         run: &Run,
@@ -202,7 +213,7 @@ impl MlxBackend {
         let graph = &self.graph;
         let before = state.at(ROWS, run.start)?;
         let (taps, channels, len) = (before.dim(0), before.dim(1), run.len as i32);
-        let all = ops::concatenate(&[before, self.wide(x, run)?], 0).map_err(fail)?; // [taps + len, C]
+        let all = ops::concatenate(&[before, x], 0).map_err(fail)?; // [taps + len, C]
         let weight = graph.astype(&*weight.array()?, Dtype::Float32)?;
         let mut sum = match bias {
             Some(bias) => graph.reshape(&graph.astype(&*bias.array()?, Dtype::Float32)?, &[1, channels])?,
@@ -226,6 +237,7 @@ impl MlxBackend {
         &self,
         state: &mut MlxRecurrent,
         [qkv, beta, gate]: [&MlxTensor; 3],
+        strength: f32,
         [rate, shift]: [&MlxVector; 2],
         (key_heads, in_turn): (usize, bool),
         run: &Run,
@@ -256,11 +268,19 @@ impl MlxBackend {
         let (q, k) = (unit(0, (rows as f32).powf(-0.5))?, unit(keys, 1.0)?);
         let v = graph.slice(&qkv, &[0, 2 * keys], &[len, 2 * keys + heads * columns])?;
         let v = graph.reshape(&v, &[len, by_key[0], by_key[1], 1, columns])?;
-        let by_head = |of: Array| graph.reshape(&of, &[len, by_key[0], by_key[1], 1, 1]);
-        let beta = by_head(graph.sigmoid(&self.wide(beta, run)?)?)?;
+        let mut beta = graph.sigmoid(&self.wide(beta, run)?)?;
+        if strength != 1.0 {
+            beta = graph.multiply(&beta, &number(strength))?;
+        }
+        let beta = graph.reshape(&beta, &[len, by_key[0], by_key[1], 1, 1])?;
         let open = graph.add(&self.wide(gate, run)?, &vector(shift)?)?;
         let open = ops::logaddexp(&open, &*number(0.0)).map_err(fail)?;
-        let decay = by_head(ops::exp(graph.multiply(&open, &vector(rate)?)?).map_err(fail)?)?;
+        // Of all rows of a head's matrix, or of each.
+        let decays = open.dim(1) / heads;
+        let open = graph.reshape(&open, &[len, heads, decays])?;
+        let rate = graph.reshape(&vector(rate)?, &[1, heads, 1])?;
+        let decay = ops::exp(graph.multiply(&open, &rate)?).map_err(fail)?;
+        let decay = graph.reshape(&decay, &[len, by_key[0], by_key[1], decays, 1])?;
 
         let before = state.at(MATRICES, run.start)?;
         let mut s = graph.reshape(&before, &[by_key[0], by_key[1], rows, columns])?;

@@ -12,8 +12,10 @@ use crate::error::{Error, Result};
 pub enum Recur<'a, B: Operands> {
     /// `act(Σ_j weight[j] ∘ x[t - taps + j] + bias)`, zeros before the first token: `[T, C]` → `[T, C]`.
     Convolution {
-        /// `[T, C]`.
+        /// `[T, C]`, or the first of its columns.
         x: &'a B::Tensor,
+        /// The columns behind these, where they are tensors of their own.
+        beside: [Option<&'a B::Tensor>; 2],
         /// `[taps + 1, C]`, the oldest row first.
         weight: &'a B::Vector,
         /// `[C]`.
@@ -22,18 +24,21 @@ pub enum Recur<'a, B: Operands> {
         activation: Option<Activation>,
     },
     /// The gated delta rule (Yang et al. 2024, "Gated Delta Networks"), of each head with its matrix `S`, in `f32`:
-    /// `S ← decay S`, `S ← S + k (sigmoid(beta) (v - Sᵀ k))ᵀ`, `y = Sᵀ q`, with `decay = exp(rate · softplus(gate + shift))`;
-    /// `q` and `k` of length 1, `q` divided by the root of its elements. → `[T, H · columns]`.
+    /// `S ← decay S`, `S ← S + k (strength · sigmoid(beta) (v - Sᵀ k))ᵀ`, `y = Sᵀ q`, with
+    /// `decay = exp(rate · softplus(gate + shift))`; `q` and `k` of length 1, `q` divided by the root of its elements. A head has one
+    /// decay, or one for each row of its matrix (Kimi Team 2025, "Kimi Linear"). → `[T, H · columns]`.
     Delta {
         /// Queries and keys of `key_heads` heads, and values of `H`: `[T, 2 · key_heads · rows + H · columns]`.
         qkv: &'a B::Tensor,
         /// `[T, H]`.
         beta: &'a B::Tensor,
-        /// `[T, H]`.
+        /// What `beta` is at most: 2 where `S` may turn what it holds for a key around.
+        strength: f32,
+        /// `[T, H]`, or `[T, H · rows]`.
         gate: &'a B::Tensor,
         /// `[H]`, below 0.
         rate: &'a B::Vector,
-        /// `[H]`.
+        /// As long as a row of the gate.
         shift: &'a B::Vector,
         /// Heads of queries and keys, a divisor of `H`.
         key_heads: usize,
@@ -83,7 +88,9 @@ impl<'a, B: Operands> Recur<'a, B> {
     /// The activations that it reads.
     pub fn inputs(&self) -> SmallVec<[&'a B::Tensor; 3]> {
         match *self {
-            Self::Convolution { x, .. } => smallvec![x],
+            Self::Convolution { x, beside, .. } => {
+                std::iter::once(x).chain(beside.into_iter().flatten()).collect()
+            }
             Self::Delta { qkv, beta, gate, .. } => smallvec![qkv, beta, gate],
             Self::Scan { vkq, dt, .. } => smallvec![vkq, dt],
         }
@@ -110,15 +117,19 @@ impl<'a, B: Operands> Recur<'a, B> {
         'a: 'b,
     {
         Ok(match *self {
-            Self::Convolution { x, weight, bias, activation } => Recur::Convolution {
-                x: tensor(x)?,
-                weight: vector(weight)?,
-                bias: bias.map(vector).transpose()?,
-                activation,
-            },
-            Self::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn } => Recur::Delta {
+            Self::Convolution { x, beside: [second, third], weight, bias, activation } => {
+                Recur::Convolution {
+                    x: tensor(x)?,
+                    beside: [second.map(&tensor).transpose()?, third.map(&tensor).transpose()?],
+                    weight: vector(weight)?,
+                    bias: bias.map(vector).transpose()?,
+                    activation,
+                }
+            }
+            Self::Delta { qkv, beta, strength, gate, rate, shift, key_heads, in_turn } => Recur::Delta {
                 qkv: tensor(qkv)?,
                 beta: tensor(beta)?,
+                strength,
                 gate: tensor(gate)?,
                 rate: vector(rate)?,
                 shift: vector(shift)?,
@@ -170,24 +181,34 @@ impl<'a, B: Operands> Recur<'a, B> {
         match *self {
             Self::Convolution { x, weight, bias, .. } => {
                 let bias = bias.is_none_or(|bias| bias.shape() == [channels]);
-                if !fits(x, channels) || weight.shape() != [taps + 1, channels] || !bias {
+                let parts = self.inputs();
+                let width = |part: &&B::Tensor| part.shape().get(1).copied().unwrap_or(0);
+                let wide = parts.iter().map(width).sum::<usize>() == channels;
+                let each = parts.iter().all(|&part| fits(part, width(&part)));
+                if !wide || !each || weight.shape() != [taps + 1, channels] || !bias {
                     let (x, weight) = (x.shape(), weight.shape());
+                    let beside: String =
+                        parts.iter().skip(1).map(|part| format!(" beside {:?}", part.shape())).collect();
                     return refuse(format!(
-                        "x is {x:?} and the weight {weight:?}, expected {rows} rows of {channels} and {} taps",
+                        "x is {x:?}{beside} and the weight {weight:?}, expected {rows} rows of {channels} and {} taps",
                         taps + 1
                     ));
                 }
             }
-            Self::Delta { qkv, beta, gate, rate, shift, key_heads, .. } => {
+            Self::Delta { qkv, beta, strength, gate, rate, shift, key_heads, .. } => {
                 let whole = key_heads > 0 && heads % key_heads == 0;
                 let width = 2 * key_heads * keys + heads * columns;
-                let small = [rate, shift].iter().all(|of| of.shape() == [heads]);
-                if !whole || !fits(qkv, width) || !fits(beta, heads) || !fits(gate, heads) || !small {
+                let decays = [heads, heads * keys].into_iter().find(|&decays| fits(gate, decays));
+                let small = rate.shape() == [heads] && decays.is_some_and(|decays| shift.shape() == [decays]);
+                if !whole || !fits(qkv, width) || !fits(beta, heads) || !small {
                     let (qkv, beta, gate) = (qkv.shape(), beta.shape(), gate.shape());
                     return refuse(format!(
                         "q, k and v are {qkv:?}, beta {beta:?} and the gate {gate:?}, expected {rows} rows of {key_heads} \
                          heads of {keys} and {heads} of {columns}"
                     ));
+                }
+                if !strength.is_finite() {
+                    return refuse(format!("beta is at most {strength}, expected a number"));
                 }
             }
             Self::Scan { vkq, dt, rate, shift, skip, groups, limits: [least, most] } => {

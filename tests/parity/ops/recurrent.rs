@@ -2,7 +2,7 @@
 
 use backstop::backend::batch::Run;
 use backstop::backend::ops::{Backend, OpKind, Recur, Recurrent, RecurrentShape};
-use backstop::backend::{LlmBackendDispatch, RecurrentState};
+use backstop::backend::{LlmBackendDispatch, RecurrentState, Tensor};
 use backstop::config::Activation;
 use backstop::tensor::DType;
 
@@ -62,11 +62,15 @@ fn check(
 #[test]
 fn convolutions_agree_with_the_reference() {
     for rig in rigs() {
-        for (taps, channels, bias, activation) in [
-            (3, 40, false, Some(Activation::Silu)),
-            (1, 7, true, None),
-            (2, 700, true, Some(Activation::Silu)),
+        for (taps, widths, bias, activation) in [
+            (3, &[40_usize][..], false, Some(Activation::Silu)),
+            (1, &[7][..], true, None),
+            (2, &[700][..], true, Some(Activation::Silu)),
+            // Of tensors that stand side by side.
+            (3, &[5, 33][..], false, None),
+            (2, &[12, 300, 388][..], true, Some(Activation::Silu)),
         ] {
+            let channels: usize = widths.iter().sum();
             let shape = RecurrentShape { taps, channels, heads: 0, rows: 0, columns: 0 };
             let x: Vec<Vec<f32>> =
                 TOKENS.iter().enumerate().map(|(i, n)| rig.values(i as u64, n * channels, 1.0)).collect();
@@ -100,10 +104,23 @@ fn convolutions_agree_with_the_reference() {
             let bias = bias.then(|| rig.vector(&weight(DType::F32, &[channels], &b)));
             let run = |runs: &[Run], each: &mut dyn FnMut(&Recur<'_, LlmBackendDispatch>)| {
                 let x = rows(&x, runs, channels);
-                let x = rig.tensor(&[x.len() / channels, channels], &x);
-                each(&Recur::Convolution { x: &x, weight: &weight_, bias: bias.as_ref(), activation });
+                let mut first = 0;
+                let mut part = |width: usize| {
+                    first += width;
+                    let of_row = |row: &[f32]| row[first - width..first].to_vec();
+                    let own: Vec<f32> = x.chunks_exact(channels).flat_map(of_row).collect();
+                    rig.tensor(&[x.len() / channels, width], &own)
+                };
+                let parts: Vec<Tensor> = widths.iter().map(|&width| part(width)).collect();
+                each(&Recur::Convolution {
+                    x: &parts[0],
+                    beside: [parts.get(1), parts.get(2)],
+                    weight: &weight_,
+                    bias: bias.as_ref(),
+                    activation,
+                });
             };
-            check(&rig, shape, &expected, run, &format!("{} taps of {channels}", taps + 1));
+            check(&rig, shape, &expected, run, &format!("{} taps of {widths:?}", taps + 1));
         }
     }
 }
@@ -111,22 +128,27 @@ fn convolutions_agree_with_the_reference() {
 #[test]
 fn the_delta_rule_agrees_with_the_reference() {
     for rig in rigs() {
-        for (key_heads, heads, dim, columns, in_turn) in [
-            (1, 1, 4, 6, false),
-            (2, 4, 16, 64, false),
-            (1, 3, 32, 70, false),
-            (2, 2, 128, 128, false),
-            (2, 6, 16, 24, true),
-            (4, 8, 8, 70, true),
+        // Then decays of a head, which are of its rows where they are more than one.
+        for (key_heads, heads, dim, columns, in_turn, decays, strength) in [
+            (1, 1, 4, 6, false, 1, 1.0_f32),
+            (2, 4, 16, 64, false, 1, 1.0),
+            (1, 3, 32, 70, false, 1, 2.0),
+            (2, 2, 128, 128, false, 1, 1.0),
+            (2, 6, 16, 24, true, 1, 1.0),
+            (4, 8, 8, 70, true, 1, 1.0),
+            (3, 3, 6, 6, false, 6, 1.0),
+            (2, 4, 16, 64, false, 16, 2.0),
+            (2, 6, 16, 24, true, 16, 2.0),
+            (2, 2, 128, 128, false, 128, 1.0),
         ] {
             let shape = RecurrentShape { taps: 0, channels: 0, heads, rows: dim, columns };
             let width = 2 * key_heads * dim + heads * columns;
             let of = |seed: u64, width: usize| -> Vec<Vec<f32>> {
                 TOKENS.iter().enumerate().map(|(i, n)| rig.values(seed + i as u64, n * width, 1.0)).collect()
             };
-            let (qkv, beta, gate) = (of(1, width), of(10, heads), of(20, heads));
+            let (qkv, beta, gate) = (of(1, width), of(10, heads), of(20, heads * decays));
             let rate: Vec<f32> = values(30, heads, 1.0).into_iter().map(|x| -x.abs() - 0.1).collect();
-            let shift = values(31, heads, 0.5);
+            let shift = values(31, heads * decays, 0.5);
             let expected: Vec<Vec<Element>> = (0..3)
                 .map(|i| {
                     let mut matrices = vec![vec![0.0_f64; dim * columns]; heads];
@@ -143,11 +165,15 @@ fn the_delta_rule_agrees_with_the_reference() {
                             let group = if in_turn { head % key_heads } else { head / (heads / key_heads) };
                             let q = unit(group * dim, (dim as f64).powf(-0.5));
                             let k = unit((key_heads + group) * dim, 1.0);
-                            let number = |of: &[Vec<f32>]| f64::from(of[i][t * heads + head]);
-                            let beta = 1.0 / (1.0 + (-number(&beta)).exp());
-                            let open = (number(&gate) + f64::from(shift[head])).exp().ln_1p();
-                            let decay = (f64::from(rate[head]) * open).exp();
-                            s.iter_mut().for_each(|x| *x *= decay);
+                            let beta = f64::from(beta[i][t * heads + head]);
+                            let beta = f64::from(strength) / (1.0 + (-beta).exp());
+                            for (r, row) in s.chunks_exact_mut(columns).enumerate() {
+                                let at = head * decays + r % decays;
+                                let gate = f64::from(gate[i][t * heads * decays + at]);
+                                let open = (gate + f64::from(shift[at])).exp().ln_1p();
+                                let decay = (f64::from(rate[head]) * open).exp();
+                                row.iter_mut().for_each(|x| *x *= decay);
+                            }
                             for c in 0..columns {
                                 let seen: f64 = (0..dim).map(|r| k[r] * s[r * columns + c]).sum();
                                 let v = row[2 * key_heads * dim + head * columns + c];
@@ -157,7 +183,8 @@ fn the_delta_rule_agrees_with_the_reference() {
                                 let terms = (0..dim).map(|r| q[r] * s[r * columns + c]);
                                 let value = terms.clone().sum::<f64>();
                                 // All of it was made of values of this size.
-                                let size = terms.map(f64::abs).sum::<f64>() + 1.0 / (dim as f64).sqrt();
+                                let made_of = f64::from(strength) / (dim as f64).sqrt();
+                                let size = terms.map(f64::abs).sum::<f64>() + made_of;
                                 out.push(Element { value, rounded: value.abs(), summed: size });
                             }
                         }
@@ -165,18 +192,19 @@ fn the_delta_rule_agrees_with_the_reference() {
                     out
                 })
                 .collect();
-            let [rate, shift] = [&rate, &shift].map(|of| rig.vector(&weight(DType::F32, &[heads], of)));
+            let [rate, shift] = [&rate, &shift].map(|of| rig.vector(&weight(DType::F32, &[of.len()], of)));
             let run = |runs: &[Run], each: &mut dyn FnMut(&Recur<'_, LlmBackendDispatch>)| {
                 let tensor = |of: &[Vec<f32>], width: usize| {
                     let of = rows(of, runs, width);
                     rig.tensor(&[of.len() / width, width], &of)
                 };
-                let (qkv, beta, gate) = (tensor(&qkv, width), tensor(&beta, heads), tensor(&gate, heads));
-                let (rate, shift) = (&rate, &shift);
-                let (qkv, beta, gate) = (&qkv, &beta, &gate);
-                each(&Recur::Delta { qkv, beta, gate, rate, shift, key_heads, in_turn });
+                let (qkv, beta) = (tensor(&qkv, width), tensor(&beta, heads));
+                let gate = tensor(&gate, heads * decays);
+                let (qkv, beta, gate, rate, shift) = (&qkv, &beta, &gate, &rate, &shift);
+                each(&Recur::Delta { qkv, beta, strength, gate, rate, shift, key_heads, in_turn });
             };
-            check(&rig, shape, &expected, run, &format!("{heads} heads of {dim} by {columns}"));
+            let what = format!("{heads} heads of {dim} by {columns}, {decays} decays, beta up to {strength}");
+            check(&rig, shape, &expected, run, &what);
         }
     }
 }
@@ -285,7 +313,8 @@ fn recurrences_that_do_not_fit_are_refused() {
         let x = rig.tensor(&[2, 4], &[1.0; 8]);
         let [fits, wrong] = [[3, 4], [2, 4]]
             .map(|dims| rig.vector(&weight(DType::F32, &dims, &vec![1.0; dims[0] * dims[1]])));
-        let op = |weight| Recur::Convolution { x: &x, weight, bias: None, activation: None };
+        let beside = [None; 2];
+        let op = |weight| Recur::Convolution { x: &x, beside, weight, bias: None, activation: None };
         let run = |start: usize, len: usize| Run { sequence: 0, row: 0, len, start };
         for (weight, run, text) in [
             (
@@ -303,7 +332,34 @@ fn recurrences_that_do_not_fit_are_refused() {
             let error = rig.dispatch.recur(&mut [&mut state], &op(weight), &[run]).unwrap_err();
             assert_eq!(error.to_string(), text, "on {}", rig.name);
         }
+        let op_beside = |part| Recur::Convolution {
+            x: &x,
+            beside: [Some(part), None],
+            weight: &fits,
+            bias: None,
+            activation: None,
+        };
+        let error = rig.dispatch.recur(&mut [&mut state], &op_beside(&x), &[run(0, 2)]).unwrap_err();
+        let text =
+            "convolution: x is [2, 4] beside [2, 4] and the weight [3, 4], expected 2 rows of 4 and 3 taps";
+        assert_eq!(error.to_string(), text, "on {}", rig.name);
         rig.dispatch.recur(&mut [&mut state], &op(&fits), &[run(0, 2)]).unwrap();
         assert_eq!(state.len(), 2);
+
+        let shape = RecurrentShape { taps: 0, channels: 0, heads: 2, rows: 3, columns: 4 };
+        let mut state = rig.dispatch.recurrent(&shape);
+        let tensor = |width: usize| rig.tensor(&[2, width], &vec![1.0; 2 * width]);
+        let vector = |len: usize| rig.vector(&weight(DType::F32, &[len], &vec![-1.0; len]));
+        let (qkv, beta, rate) = (&tensor(20), &tensor(2), &vector(2));
+        for (gate, shift, strength, text) in [
+            (4, 4, 1.0, "the gate [2, 4], expected 2 rows of 2 heads of 3 and 2 of 4"),
+            (6, 2, 1.0, "the gate [2, 6], expected 2 rows of 2 heads of 3 and 2 of 4"),
+            (6, 6, f32::NAN, "delta_rule: beta is at most NaN, expected a number"),
+        ] {
+            let (gate, shift) = (&tensor(gate), &vector(shift));
+            let rule = Recur::Delta { qkv, beta, strength, gate, rate, shift, key_heads: 2 };
+            let error = rig.dispatch.recur(&mut [&mut state], &rule, &[run(0, 2)]).unwrap_err().to_string();
+            assert!(error.starts_with("delta_rule: ") && error.ends_with(text), "{error} on {}", rig.name);
+        }
     }
 }

@@ -79,15 +79,22 @@ pub fn unit(pool: &Pool, qk: &mut [f32], heads: usize, dim: usize) {
     });
 }
 
-/// What becomes of the factors of the rule before they meet a matrix, in place: `beta` its sigmoid, `gate` the decay
-/// `exp(rate · softplus(gate + shift))`, `[T, H]` each.
-pub fn factors(beta: &mut [f32], gate: &mut [f32], rate: &[f32], shift: &[f32]) {
+/// What becomes of the factors of the rule before they meet a matrix, in place: `beta`, `[T, H]`, `strength` times its sigmoid; `gate`,
+/// `[T, G]`, the decay `exp(rate · softplus(gate + shift))`, by a rate for each head, of which a row has `G / H` gates and shifts.
+///
+/// # Panics
+/// Where the gates are no multiple of the rates.
+pub fn factors(beta: &mut [f32], strength: f32, gate: &mut [f32], rate: &[f32], shift: &[f32]) {
+    assert!(shift.len().is_multiple_of(rate.len()), "delta: gates");
     for beta in beta {
-        *beta = 1.0 / (1.0 + (-*beta).exp());
+        *beta = strength * (1.0 / (1.0 + (-*beta).exp()));
     }
-    for row in gate.chunks_exact_mut(rate.len()) {
-        for ((gate, rate), shift) in row.iter_mut().zip(rate).zip(shift) {
-            *gate = (rate * softplus(*gate + shift)).exp();
+    let each = shift.len() / rate.len();
+    for row in gate.chunks_exact_mut(shift.len()) {
+        for ((row, shift), rate) in row.chunks_exact_mut(each).zip(shift.chunks_exact(each)).zip(rate) {
+            for (gate, shift) in row.iter_mut().zip(shift) {
+                *gate = (rate * softplus(*gate + shift)).exp();
+            }
         }
     }
 }
@@ -119,8 +126,9 @@ pub struct Delta<'a> {
     /// `[T, H · columns]`, and elements between rows.
     pub v: &'a [f32],
     pub v_stride: usize,
-    /// As [`factors`] leaves them, `[T, H]` each.
+    /// As [`factors`] leaves them, `[T, H]`.
     pub beta: &'a [f32],
+    /// The same, `[T, H]` or `[T, H · rows]`.
     pub decay: &'a [f32],
     pub key_heads: usize,
     /// Whether heads of values take those of keys in turn.
@@ -140,7 +148,8 @@ pub fn delta(pool: &Pool, isa: Isa, of: Delta<'_>, before: &[f32], after: &mut [
     let tokens = of.beta.len() / of.heads;
     assert_eq!((before.len(), after.len()), (of.heads * panels * size, of.heads * panels * size));
     assert_eq!(of.qk.len(), tokens * 2 * of.key_heads * of.rows, "delta: queries and keys");
-    assert_eq!((of.decay.len(), out.len()), (of.beta.len(), tokens * of.heads * of.columns));
+    assert!([of.beta.len(), of.beta.len() * of.rows].contains(&of.decay.len()), "delta: decays");
+    assert_eq!(out.len(), tokens * of.heads * of.columns, "delta: output");
     assert!(of.v.len() + of.v_stride >= tokens * of.v_stride + of.heads * of.columns, "delta: values");
     assert!(of.heads.is_multiple_of(of.key_heads), "delta: heads");
     let (after, out) = (Parts::new(after), Parts::new(out));
@@ -172,15 +181,22 @@ impl Kernel for Panel<'_> {
         let vectors = PANEL / S::LANES;
         let (first, width) = (panel * PANEL, PANEL.min(columns - panel * PANEL));
         let group = if in_turn { head % key_heads } else { head / (heads / key_heads) };
+        let decays = of.decay.len() / of.beta.len().max(1);
         for t in 0..of.beta.len() / heads {
             let qk = &of.qk[t * 2 * key_heads * rows..][..2 * key_heads * rows];
             let (q, k) = (&qk[group * rows..][..rows], &qk[(key_heads + group) * rows..][..rows]);
-            let (beta, decay) = (s.splat(of.beta[t * heads + head]), s.splat(of.decay[t * heads + head]));
+            let beta = s.splat(of.beta[t * heads + head]);
+            // Of all rows, or of each.
+            let decays = &of.decay[(t * heads + head) * decays..][..decays];
+            let mut decay = s.splat(decays[0]);
             let mut v = [0.0; PANEL];
             v[..width].copy_from_slice(&of.v[t * of.v_stride + head * columns + first..][..width]);
             let mut sums = [s.zero(); VECTORS];
-            for (row, &k) in matrix.chunks_exact_mut(PANEL).zip(k) {
+            for (r, (row, &k)) in matrix.chunks_exact_mut(PANEL).zip(k).enumerate() {
                 let k = s.splat(k);
+                if decays.len() > 1 {
+                    decay = s.splat(decays[r]);
+                }
                 for n in 0..vectors {
                     let part = &mut row[n * S::LANES..(n + 1) * S::LANES];
                     let x = s.mul(s.load(part), decay);
@@ -313,6 +329,28 @@ impl Kernel for ScanPanel<'_> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn factors_are_of_a_head_or_of_each_row_of_its_matrix() {
+        let (rate, shift) = ([-0.5_f32, -2.0], [0.1_f32, -0.2, 0.3, 4.0, -30.0, 60.0]);
+        let (mut beta, mut gate) = ([0.0_f32, 3.0], [0.0_f32, 1.0, -1.0, 0.5, 0.0, 40.0]);
+        let (beta_in, gate_in) = (beta, gate);
+        factors(&mut beta, 2.0, &mut gate, &rate, &shift);
+        for (got, of) in beta.iter().zip(beta_in) {
+            let want = 2.0 / (1.0 + f64::from(-of).exp());
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} {want}");
+        }
+        for (i, got) in gate.iter().enumerate() {
+            let open = f64::from(gate_in[i] + shift[i]);
+            let want = (f64::from(rate[i / 3]) * open.exp().ln_1p()).exp();
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{i}: {got} {want}");
+        }
+        let (mut one, mut two) = ([0.3_f32, -0.7], [0.3_f32, -0.7]);
+        factors(&mut [], 1.0, &mut one, &rate, &shift[..2]);
+        factors(&mut [], 1.0, &mut two[..1], &rate[..1], &shift[..1]);
+        factors(&mut [], 1.0, &mut two[1..], &rate[1..], &shift[1..2]);
+        assert_eq!(one, two);
+    }
+
     fn values(seed: u64, len: usize) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = || {
@@ -354,16 +392,23 @@ mod tests {
 
     #[test]
     fn the_rule_is_that_of_the_recurrence_and_has_the_same_bits_in_any_cutting() {
-        let sizes = [(1, 1, 3, 5), (2, 4, 16, 64), (1, 3, 8, 70), (2, 6, 4, 6)];
+        let sizes = [
+            (1, 1, 3, 5, 1),
+            (2, 4, 16, 64, 1),
+            (1, 3, 8, 70, 1),
+            (2, 6, 4, 6, 1),
+            (2, 4, 16, 64, 16),
+            (3, 3, 5, 70, 5),
+        ];
         let cases = sizes.into_iter().flat_map(|sizes| [(sizes, false), (sizes, true)]);
-        for ((key_heads, heads, rows, columns), in_turn) in cases {
+        for ((key_heads, heads, rows, columns, decays), in_turn) in cases {
             let tokens = 9;
             let mut qk = values(1, tokens * 2 * key_heads * rows);
             let v = values(2, tokens * heads * columns);
-            let (mut beta, mut decay) = (values(3, tokens * heads), values(4, tokens * heads));
+            let (mut beta, mut decay) = (values(3, tokens * heads), values(4, tokens * heads * decays));
             let pool = Pool::new(2);
             unit(&pool, &mut qk, key_heads, rows);
-            factors(&mut beta, &mut decay, &vec![-0.7; heads], &vec![0.3; heads]);
+            factors(&mut beta, 2.0, &mut decay, &vec![-0.7; heads], &vec![0.3; heads * decays]);
             let panels = columns.div_ceil(PANEL);
             let size = heads * panels * rows * PANEL;
             let run = |isa: Isa, threads: usize, cut: usize| {
@@ -372,7 +417,7 @@ mod tests {
                     let end = (first + cut).min(tokens);
                     let part = |x: &'_ [f32], width: usize| x[first * width..end * width].to_vec();
                     let (qk, v) = (part(&qk, 2 * key_heads * rows), part(&v, heads * columns));
-                    let (beta, decay) = (part(&beta, heads), part(&decay, heads));
+                    let (beta, decay) = (part(&beta, heads), part(&decay, heads * decays));
                     let of = Delta {
                         qk: &qk,
                         v: &v,
@@ -399,7 +444,10 @@ mod tests {
                     let at = t * 2 * key_heads * rows;
                     let (q, k) =
                         (&qk[at + group * rows..][..rows], &qk[at + (key_heads + group) * rows..][..rows]);
-                    s.iter_mut().for_each(|x| *x *= f64::from(decay[t * heads + head]));
+                    for (r, row) in s.chunks_exact_mut(columns).enumerate() {
+                        let decay = f64::from(decay[(t * heads + head) * decays + r % decays]);
+                        row.iter_mut().for_each(|x| *x *= decay);
+                    }
                     for c in 0..columns {
                         let dot: f64 = (0..rows).map(|r| f64::from(k[r]) * s[r * columns + c]).sum();
                         let v = f64::from(v[(t * heads + head) * columns + c]);
