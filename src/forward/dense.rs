@@ -195,8 +195,7 @@ impl Dense {
         let config = &self.config;
         let name =
             |name: Name| [format!("{}.{layer}.{}", self.layers, name.0), format!("blk.{layer}.{}", name.1)];
-        let norms = [self.input_norm, self.attention_norm, self.mlp_norm, self.mlp_out_norm];
-        for norm in norms.into_iter().flatten() {
+        for norm in self.norms_of(layer).into_iter().flatten() {
             list.push(norm_spec(name(norm), config.hidden_dim(), self.norms));
         }
         let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
@@ -229,11 +228,10 @@ impl Dense {
             let spec = norm_spec([own.clone(), gguf], rows, NormKind::Rms { offset: 0.0 });
             list.push(ModuleSpec { stacked: vec![(own, 0..config.heads(layer))], ..spec });
         }
-        if let Some(latent) = &config.latent {
-            latent.list(list, config, prefixes);
-        }
-        if let Some(delta) = delta {
-            delta.list(list, config, prefixes);
+        match (delta, &config.latent) {
+            (Some(delta), _) => delta.list(list, config, prefixes),
+            (None, Some(latent)) => latent.list(list, config, prefixes),
+            (None, None) => {}
         }
         let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
             let [name, gguf] = names;
@@ -305,6 +303,12 @@ impl Dense {
                 matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
             }
         }
+    }
+
+    /// Norms before and after attention, before and after the feed-forward part of a layer.
+    fn norms_of(&self, layer: usize) -> [Option<Name>; 4] {
+        let own = [self.input_norm, self.attention_norm, self.mlp_norm, self.mlp_out_norm];
+        self.delta_of(layer).and_then(|delta| delta.norms).unwrap_or(own)
     }
 
     /// The delta net that a layer is, if it is one.
@@ -394,13 +398,14 @@ impl Dense {
             Some(sparse) => FeedForward::Sparse(Box::new(sparse.load(loader, layer, &prefix)?)),
             None => FeedForward::Dense(self.load_mlp(loader, layer)?),
         };
+        let [input_norm, attention_norm, mlp_norm, mlp_out_norm] = self.norms_of(layer).map(norm);
         Ok(Layer {
-            input_norm: norm(self.input_norm)?,
+            input_norm: input_norm?,
             attention,
-            attention_norm: norm(self.attention_norm)?,
-            mlp_norm: norm(self.mlp_norm)?,
+            attention_norm: attention_norm?,
+            mlp_norm: mlp_norm?,
             mlp,
-            mlp_out_norm: norm(self.mlp_out_norm)?,
+            mlp_out_norm: mlp_out_norm?,
         })
     }
 
@@ -476,15 +481,13 @@ impl Arguments for Dense {
 
     fn states(&self) -> Vec<StateSpec> {
         let config = &self.config;
-        if let Some(latent) = &config.latent {
-            return vec![latent.state(); config.num_hidden_layers];
-        }
         let (heads, dim) = (config.num_key_value_heads, config.head_dim);
         // A window on both sides has nothing behind it before a text ends.
         let behind = |window: Option<usize>| window.filter(|_| !config.bidirectional);
-        let of = |(layer, &window): (usize, &Option<usize>)| match self.delta_of(layer) {
-            Some(delta) => delta.state(),
-            None => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: behind(window) },
+        let of = |(layer, &window): (usize, &Option<usize>)| match (self.delta_of(layer), &config.latent) {
+            (Some(delta), _) => delta.state(),
+            (None, Some(latent)) => latent.state(),
+            (None, None) => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: behind(window) },
         };
         config.windows.iter().enumerate().map(of).collect()
     }

@@ -206,7 +206,8 @@ impl WeightList {
     }
 
     /// Names the tensors of a checkpoint as the list does: those of a GGUF file by their names there, those of a directory
-    /// that begin with one of `prefixes`, a pair of what they begin with and what the list has in its place.
+    /// that begin with one of `prefixes`, a pair of what they begin with and what the list has in its place; one with a dot first is
+    /// what they hold.
     ///
     /// # Errors
     /// Two tensors of one name.
@@ -267,7 +268,7 @@ impl WeightList {
             let of_expert = |height: usize| expert * height..(expert + 1) * height;
             match (shape, &module.columns) {
                 // A vector that some files have as one row.
-                ([1, _], None) => (0..1, Form::Plain, AdoptedDims::Vector),
+                ([1, _] | [1, 1, _, 1], None) => (0..1, Form::Plain, AdoptedDims::Vector),
                 // Of an expert, a row of the biases of all.
                 ([_, _], Some(_)) if leaf == "bias" => (of_expert(1), Form::Plain, AdoptedDims::Vector),
                 // Stacks with a name of their own below them are MLX's, whose rows are rows; so are those that transformers writes of
@@ -365,7 +366,13 @@ impl WeightList {
 /// The name of the list for a name of a file.
 pub(crate) fn canonical(stored: &str, prefixes: &[(&str, &str)]) -> String {
     let found = prefixes.iter().find_map(|(prefix, list)| Some((stored.strip_prefix(prefix)?, list)));
-    found.map_or_else(|| stored.to_owned(), |(rest, list)| format!("{list}{rest}"))
+    let mut name = found.map_or_else(|| stored.to_owned(), |(rest, list)| format!("{list}{rest}"));
+    for (within, list) in prefixes.iter().filter(|(within, _)| within.starts_with('.')) {
+        if name.contains(within) {
+            name = name.replacen(within, list, 1);
+        }
+    }
+    name
 }
 
 fn check_matrix(

@@ -151,7 +151,7 @@ impl Mamba {
         let (inner, channels) = (self.inner(), self.channels());
         let [z, vkq] = Linear::split(loader, &path(INPUT), [("z", inner), ("vkq", channels)])?;
         let dt = Linear::exact_rows(loader, &path(INPUT), inner + channels..inner + channels + self.heads)?;
-        let conv = turned_taps(loader, &path(CONV), [self.kernel, channels])?;
+        let conv = turned_taps(loader, &[path(CONV)], [self.kernel, channels])?;
         let mut rate = loader.vector(&path(RATE))?.widened()?;
         rate.iter_mut().for_each(|x| *x = -x.exp());
         let rate = Weight::of_values("rate", &[self.heads], rate);
@@ -222,7 +222,7 @@ impl MambaLayer {
         let projections = [self.z.projection(), self.vkq.projection(), self.dt.projection()];
         let [z, vkq, dt] = step.run_all(&Op::Qkv { x, projections })?;
         let (weight, bias, activation) = (&self.conv, self.conv_bias.as_ref(), Some(Activation::Silu));
-        let convolution = Recur::Convolution { x: &vkq, weight, bias, activation };
+        let convolution = Recur::Convolution { x: &vkq, beside: [None; 2], weight, bias, activation };
         let vkq = step.recur(self.layer, &convolution)?; // [T, C]
         let scan = Recur::Scan {
             vkq: &vkq,

@@ -55,6 +55,7 @@ mod nemotron_h;
 mod nomic_bert;
 mod olmo2;
 mod olmo3;
+mod olmo_hybrid;
 mod olmoe;
 mod phi;
 mod phi3;
@@ -105,7 +106,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 58] = [
+pub(crate) static FAMILIES: [&Family; 59] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -156,6 +157,7 @@ pub(crate) static FAMILIES: [&Family; 58] = [
     &qwen3_5_text::FAMILY,
     &qwen3_5_moe_text::FAMILY,
     &qwen3_next::FAMILY,
+    &olmo_hybrid::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
@@ -222,7 +224,7 @@ pub(crate) struct Family {
     pub prefixes: Prefixes,
 }
 
-/// Pairs of what names begin with in a file, and what the list of weights has in its place.
+/// Pairs of what names begin with in a file, and what the list of weights has in its place; what has a dot first, they may hold.
 type Prefixes = &'static [(&'static str, &'static str)];
 
 impl Family {

@@ -34,7 +34,8 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
 /// Delta nets and gated attention, with an MLP in each layer.
 pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense> {
     only(fields, "attn_output_gate", true, "attention has a gate in every model of the family")?;
-    let linear = linear_layers(fields, config.num_hidden_layers)?;
+    let every = fields.size_or("full_attention_interval", Some(4), 1 << 20)?;
+    let linear = linear_layers(fields, config.num_hidden_layers, |layer| !(layer + 1).is_multiple_of(every))?;
     let delta = DeltaNet::read(fields, linear)?;
     config.mixer_width = delta.width();
     let head_norms = HeadNorms { kind: NormKind::Rms { offset: 1.0 }, ..qwen3::HEAD_NORMS };
@@ -48,13 +49,14 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense
     })
 }
 
-/// The layers that are delta nets: as `layer_types` says, else all but each `full_attention_interval`-th.
-fn linear_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<bool>> {
+/// The layers that are delta nets: as `layer_types` says, else those that `absent` names.
+pub(super) fn linear_layers(
+    fields: &Fields<'_>,
+    layers: usize,
+    absent: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>> {
     const NAME: &str = "layer_types";
-    let every = fields.size_or("full_attention_interval", Some(4), 1 << 20)?;
-    let Some(types) = fields.list(NAME)? else {
-        return Ok((0..layers).map(|layer| !(layer + 1).is_multiple_of(every)).collect());
-    };
+    let Some(types) = fields.list(NAME)? else { return Ok((0..layers).map(absent).collect()) };
     if types.len() != layers {
         let expected = format!("a list of num_hidden_layers, {layers}");
         return Err(fields.error(NAME, format!("a list of {}", types.len()), expected));

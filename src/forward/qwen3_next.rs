@@ -1,7 +1,7 @@
 //! `qwen3_next`: Qwen 3.5's layers before it, with projections that lie by heads of keys: Qwen3-Next, Qwen3-Coder-Next.
 //! Qwen Team 2025, "Qwen3-Next".
 
-use super::delta::DeltaNet;
+use super::delta::{DeltaNet, Projections};
 use super::dense::Dense;
 use super::latent::LLAMA_CPP;
 use super::sparse::{Sparse, experts, sparse_layers};
@@ -34,7 +34,10 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
     let dense = qwen3_5_text::described(fields, config)?;
     // llama.cpp keeps the order of heads, and has one of the projections in parts, but for older files.
     let is = |name: &str| Ok::<_, Error>(fields.flag(name)?.unwrap_or(false));
-    let joined = !is(LLAMA_CPP)? || is(gguf_delta::JOINED)?;
-    let delta = dense.delta.map(|delta| DeltaNet { by_key_head: [joined, true], in_turn: false, ..delta });
+    let projections = match !is(LLAMA_CPP)? || is(gguf_delta::JOINED)? {
+        true => Projections::ByKeyHead,
+        false => Projections::FactorsByKeyHead,
+    };
+    let delta = dense.delta.map(|delta| DeltaNet { projections, in_turn: false, ..delta });
     Dense { delta, sparse: Some(sparse), ..dense }.boxed()
 }
