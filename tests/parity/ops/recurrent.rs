@@ -357,7 +357,7 @@ fn recurrences_that_do_not_fit_are_refused() {
             (6, 6, f32::NAN, "delta_rule: beta is at most NaN, expected a number"),
         ] {
             let (gate, shift) = (&tensor(gate), &vector(shift));
-            let rule = Recur::Delta { qkv, beta, strength, gate, rate, shift, key_heads: 2 };
+            let rule = Recur::Delta { qkv, beta, strength, gate, rate, shift, key_heads: 2, in_turn: false };
             let error = rig.dispatch.recur(&mut [&mut state], &rule, &[run(0, 2)]).unwrap_err().to_string();
             assert!(error.starts_with("delta_rule: ") && error.ends_with(text), "{error} on {}", rig.name);
         }
