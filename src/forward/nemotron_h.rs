@@ -223,6 +223,7 @@ mod tests {
     #[test]
     fn limits_may_be_as_python_writes_them() {
         let config = r#"{"model_type": "nemotron_h", "vocab_size": 8, "hidden_size": 16, "intermediate_size": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
             "hybrid_override_pattern": "M", "time_step_limit": [0.0, Infinity]}"#;
         assert_eq!(
             Architecture::parse(Path::new("config.json"), config.as_bytes()).unwrap().states().len(),

@@ -177,9 +177,14 @@ fn hostile_ropes_are_refused() {
         json!({"partial_rotary_factor": 0.3}),
         "head_dim is 4, of which 1 elements are rotated",
     );
-    for token in ["NaN", "Infinity", "-Infinity", "1e999"] {
+    let theta = |token: &str| {
         let text = tiny("llama").to_string().replacen('{', &format!("{{\"rope_theta\": {token},"), 1);
-        let error = parse_bytes(text.as_bytes()).unwrap_err().to_string();
+        parse_bytes(text.as_bytes()).unwrap_err().to_string()
+    };
+    // As transformers 5 writes it.
+    assert!(theta("Infinity").starts_with("config.json: rope_theta is "), "{}", theta("Infinity"));
+    for token in ["NaN", "-Infinity", "1e999"] {
+        let error = theta(token);
         assert!(error.starts_with("config.json: not valid JSON: ") && error.contains("line 1"), "{error}");
     }
 }
@@ -387,7 +392,21 @@ fn every_fixture_s_configuration_fits_its_weights() {
             Some(experts) => experts.inner += 1,
             None => c.intermediate_size += 1,
         };
-        assert!(wrong(inner).contains("intermediate_size is "));
+        // Where it is of an MLP whose width is another field's.
+        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        let mut file: Value = serde_json::from_str(&text).unwrap();
+        match file["model_type"].as_str() {
+            Some("granitemoehybrid" | "nemotron_h") => {
+                let fields = ["shared_intermediate_size", "moe_intermediate_size", "intermediate_size"];
+                let field = *fields.iter().find(|&&field| file.get(field).is_some()).unwrap();
+                file[field] = (file[field].as_u64().unwrap() + 1).into();
+                let other =
+                    Architecture::parse(&dir.join("config.json"), file.to_string().as_bytes()).unwrap();
+                let said = other.check_weights(&checkpoint).unwrap_err().to_string();
+                assert!(said.contains(&format!("{field} is ")), "{said}");
+            }
+            _ => assert!(wrong(inner).contains("intermediate_size is ")),
+        }
         assert!(wrong(|c| c.hidden_size += 1).contains("hidden_size is "));
     }
 }
