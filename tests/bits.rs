@@ -28,6 +28,7 @@ const FAMILIES: [&str; 19] = [
     "models/granitemoehybrid-dense",
     "models/granitemoehybrid-experts",
     "models/nemotron_h-experts",
+    "models/mamba2-plain",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

@@ -386,6 +386,10 @@ impl Facts {
 
 fn attention(files: &ModelFiles) -> String {
     let config = files.config();
+    let states = files.architecture.states();
+    if states.iter().all(|state| matches!(state, StateSpec::Recurrent(_))) {
+        return format!("none, a state of fixed size in each of {} layers", states.len());
+    }
     let mut text = format!(
         "{} heads of {}, {} for keys and values",
         config.num_attention_heads, config.head_dim, config.num_key_value_heads
@@ -400,7 +404,7 @@ fn attention(files: &ModelFiles) -> String {
         let _ = write!(text, ", {what} of {window} tokens in {sliding} of {} layers", config.windows.len());
     }
     let (mut others, mut shared, mut recurrent) = (BTreeMap::<_, usize>::new(), 0, 0);
-    for state in files.architecture.states() {
+    for state in states {
         let own = (config.head_dim, config.num_key_value_heads);
         match state {
             StateSpec::Kv { heads, k_dim, .. } if (k_dim, heads) != own => {

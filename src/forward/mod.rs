@@ -44,6 +44,7 @@ mod llama;
 mod llama4_text;
 mod loader;
 mod mamba;
+mod mamba2;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
@@ -106,7 +107,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 59] = [
+pub(crate) static FAMILIES: [&Family; 60] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -162,6 +163,7 @@ pub(crate) static FAMILIES: [&Family; 59] = [
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
     &nemotron_h::FAMILY,
+    &mamba2::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
     &modernbert::FAMILY,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use backstop::backend::LlmBackendKind;
 use backstop::backend::batch::Batch;
 use backstop::backend::kv::{CodeRows, GROUP, KvType};
+use backstop::backend::ops::StateSpec;
 use backstop::quant::repack::MlxForm;
 use backstop::tensor::DType;
 use backstop::weights::Stored;
@@ -172,6 +173,11 @@ fn flips(head_dim: usize, a: &[[CodeRows; 2]], b: &[[CodeRows; 2]]) -> Flips {
 #[test]
 fn quantized_caches_agree_between_the_backends_and_with_floats() {
     for path in fixtures() {
+        let states = ModelFiles::open(&path).unwrap().architecture.states();
+        // Nothing but states of fixed size, which are never rounded.
+        if states.iter().all(|state| matches!(state, StateSpec::Recurrent(_))) {
+            continue;
+        }
         let expected = Expected::load(&path);
         let on = |kind, kv_type| {
             cached_with_codes(&path, LoadOptions { kv_type: Some(kv_type), ..options(kind) }, &expected, 7)
