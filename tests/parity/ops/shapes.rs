@@ -40,6 +40,7 @@ fn plain_ops_refuse_shapes_that_do_not_fit() {
         let y = rig.tensor(&[7, 64], &[1.0; 7 * 64]);
         let flat = rig.tensor(&[8], &[1.0; 8]);
         let [w64, w0, bias] = [96, 0, 5].map(|len| rig.vector(&ones(&[len])));
+        let stretches = rig.vector(&ones(&[3, 40]));
         let [square, flat_matrix, wide] =
             [&[4, 64][..], &[5], &[4, 128]].map(|shape| rig.matrix(&ones(shape)));
         let known = Ids::Known(&[0, 4]);
@@ -63,6 +64,10 @@ fn plain_ops_refuse_shapes_that_do_not_fit() {
                 "rms_norm: weight has 0 elements, expected 128 (last dim of x [7, 128]) or a part of it",
             ),
             (norm(&flat, &w64), "rms_norm: x is [8], expected [T, D]"),
+            (
+                norm(&x, &stretches),
+                "rms_norm: weight is [3, 40], expected heads that make up the last dim of x [7, 128], and no bias",
+            ),
             (
                 Op::LayerNorm { x: &y, weight: &w64, bias: None, eps: 1e-5 },
                 "layer_norm: weight has 96 elements, expected 64 (last dim of x [7, 64]) or a part of it",
