@@ -89,8 +89,8 @@ impl Kernel for Rms<'_> {
     }
 }
 
-/// `out = x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `n` elements of `x`. `weight` holds the weights of one stretch
-/// or of several, which take turns.
+/// `out = x / √(mean(x²) + eps) · (weight + offset)` over each stretch of `n` elements of `x`. `weight` holds the weights of
+/// one stretch or of several, which take turns.
 ///
 /// Relative error about 5e-7 for rows of up to 16384 elements.
 ///
