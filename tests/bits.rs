@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 19] = [
+const FAMILIES: [&str; 20] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
