@@ -313,10 +313,8 @@ impl Kernel for ScanPanel<'_> {
                 }
             }
             let mut y = [0.0; PANEL];
-            for n in 0..vectors {
-                let part = n * S::LANES..(n + 1) * S::LANES;
-                let x = s.fma(skip, s.load(&v[part.clone()]), given[n]);
-                s.store(&mut y[part], x);
+            for ((y, v), given) in y.chunks_exact_mut(S::LANES).zip(v.chunks_exact(S::LANES)).zip(given) {
+                s.store(y, s.fma(skip, s.load(v), given));
             }
             // SAFETY: these columns of a token's row belong to this panel alone.
             let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
