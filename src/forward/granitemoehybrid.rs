@@ -2,7 +2,7 @@
 //! Granite 4.0. IBM Granite Team 2025, "Granite 4.0".
 
 use super::hybrid::{Hybrid, MlpParts, Part};
-use super::list::{Dim, InMlx, Name};
+use super::list::{InMlx, Name};
 use super::mamba::{Mamba, MambaFields};
 use super::sparse::{SharedExpert, Sparse, experts};
 use super::{Arguments, Family, granite, granitemoe};
@@ -38,6 +38,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     }
     let inner = fields.size_or(INNER, Some(1024), 1 << 24)?;
     let sparse = sparse(fields, &config, inner)?;
+    config.intermediate_size = inner;
     let mamba =
         Mamba::read(fields, "mamba", FIELDS, [128, 1, 256, 4], |heads| head_dim(fields, &config, heads))?;
     let fed = if sparse.is_some() { Part::Experts } else { Part::Mlp };
@@ -59,7 +60,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             names: [("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")],
             fused: ["shared_mlp.input_linear", "shared_mlp.output_linear"],
         },
-        inner: Dim { field: INNER, size: inner },
+        inner: INNER,
         sparse,
         config,
     }

@@ -57,8 +57,8 @@ pub(super) struct Hybrid {
     pub attention: [Name; 4],
     /// The feed-forward part.
     pub mlp: MlpParts,
-    /// Its width, and what that is called.
-    pub inner: Dim,
+    /// What the field of its width, [`Config::intermediate_size`], is called.
+    pub inner: &'static str,
     /// Experts.
     pub sparse: Option<Sparse>,
 }
@@ -67,7 +67,6 @@ impl Hybrid {
     /// Boxed, as a family hands it on.
     pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
         self.config.experts = self.sparse.as_ref().map(Sparse::described);
-        self.config.intermediate_size = self.inner.size;
         if self.has(Part::Mamba) {
             self.config.mixer_width = self.mamba.width();
         }
@@ -82,6 +81,7 @@ impl Hybrid {
     fn list_part(&self, list: &mut WeightList, part: Part, prefixes: [&str; 2]) {
         let config = &self.config;
         let hidden = || config.hidden_dim();
+        let inner = || Dim { field: self.inner, size: config.intermediate_size };
         let name = |(own, gguf): Name| [format!("{}.{own}", prefixes[0]), format!("{}.{gguf}", prefixes[1])];
         match part {
             Part::Mamba => self.mamba.list(list, config, prefixes),
@@ -100,18 +100,18 @@ impl Hybrid {
             }
             Part::Mlp => match self.mlp {
                 MlpParts::Plain([fc1, fc2]) => {
-                    list.push(matrix(name(fc1), self.inner.clone(), hidden()));
-                    list.push(matrix(name(fc2), hidden(), self.inner.clone()));
+                    list.push(matrix(name(fc1), inner(), hidden()));
+                    list.push(matrix(name(fc2), hidden(), inner()));
                 }
                 MlpParts::Gated { names: [gate, up, down], fused: [gate_up, all_down] } => {
-                    let inner = self.inner.size;
-                    for (of, first) in [(gate, 0), (up, inner)] {
-                        let stacked = vec![(format!("{}.{gate_up}", prefixes[0]), first..first + inner)];
-                        let module = matrix(name(of), self.inner.clone(), hidden());
+                    let width = config.intermediate_size;
+                    for (of, first) in [(gate, 0), (up, width)] {
+                        let stacked = vec![(format!("{}.{gate_up}", prefixes[0]), first..first + width)];
+                        let module = matrix(name(of), inner(), hidden());
                         list.push(ModuleSpec { stacked, ..module });
                     }
                     let stacked = vec![(format!("{}.{all_down}", prefixes[0]), 0..config.hidden_size)];
-                    list.push(ModuleSpec { stacked, ..matrix(name(down), hidden(), self.inner.clone()) });
+                    list.push(ModuleSpec { stacked, ..matrix(name(down), hidden(), inner()) });
                 }
             },
         }

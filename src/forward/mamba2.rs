@@ -2,7 +2,7 @@
 //! Dao & Gu 2024, "Transformers are SSMs".
 
 use super::hybrid::{Hybrid, MlpParts, Part};
-use super::list::{Dim, Name};
+use super::list::Name;
 use super::mamba::{Mamba, MambaFields};
 use super::{Arguments, Family};
 use crate::config::{Activation, Config, Names, Rotation, Shared};
@@ -53,6 +53,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         return Err(fields.error("hidden_act", quote(got), "silu"));
     }
     config.rotations = vec![Rotation::None; config.num_hidden_layers];
+    config.intermediate_size = 0;
     let mamba = Mamba::read(fields, "mixer", FIELDS, [128, 8, 128, 4], |_| {
         fields.size_or("head_dim", Some(64), 1 << 16)
     })?;
@@ -65,7 +66,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         mamba,
         attention: [NONE; 4],
         mlp: MlpParts::Plain([NONE; 2]),
-        inner: Dim { field: "intermediate_size", size: 0 },
+        inner: "",
         sparse: None,
         config,
     }

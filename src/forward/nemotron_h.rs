@@ -2,7 +2,7 @@
 //! such: Nemotron-H, Nemotron Nano 2, Nemotron 3. NVIDIA 2025, "Nemotron-H".
 
 use super::hybrid::{Hybrid, MlpParts, Part};
-use super::list::{Dim, InMlx, Name};
+use super::list::{InMlx, Name};
 use super::mamba::{Mamba, MambaFields};
 use super::sparse::{ExpertLatent, ExpertNames, MOST, SharedExpert, Sparse, experts};
 use super::{Arguments, Family, glm4_moe};
@@ -77,7 +77,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
             ("mixer.o_proj", "attn_output"),
         ],
         mlp: MlpParts::Plain([("mixer.up_proj", "ffn_up"), ("mixer.down_proj", "ffn_down")]),
-        inner: Dim { field: "intermediate_size", size: config.intermediate_size },
+        inner: "intermediate_size",
         config,
     }
     .boxed()

@@ -381,6 +381,11 @@ fn every_fixture_s_configuration_fits_its_weights() {
             format!("vocab_size is {}, expected {}, the rows of ", config.vocab_size + 1, config.vocab_size);
         let shape = format!(".weight [{}, {}]", config.vocab_size, config.hidden_size);
         assert!(vocab.contains(&said) && vocab.ends_with(&shape), "{vocab}");
+        assert!(wrong(|c| c.hidden_size += 1).contains("hidden_size is "));
+        // A Mamba has nothing beside its own part.
+        if config.model_type == "mamba2" {
+            continue;
+        }
         let head_dim = |c: &mut Config| match &mut c.latent {
             Some(latent) => latent.value_dim += 2,
             None => c.head_dim += 2,
@@ -392,22 +397,7 @@ fn every_fixture_s_configuration_fits_its_weights() {
             Some(experts) => experts.inner += 1,
             None => c.intermediate_size += 1,
         };
-        // Where it is of an MLP whose width is another field's.
-        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
-        let mut file: Value = serde_json::from_str(&text).unwrap();
-        match file["model_type"].as_str() {
-            Some("granitemoehybrid" | "nemotron_h") => {
-                let fields = ["shared_intermediate_size", "moe_intermediate_size", "intermediate_size"];
-                let field = *fields.iter().find(|&&field| file.get(field).is_some()).unwrap();
-                file[field] = (file[field].as_u64().unwrap() + 1).into();
-                let other =
-                    Architecture::parse(&dir.join("config.json"), file.to_string().as_bytes()).unwrap();
-                let said = other.check_weights(&checkpoint).unwrap_err().to_string();
-                assert!(said.contains(&format!("{field} is ")), "{said}");
-            }
-            _ => assert!(wrong(inner).contains("intermediate_size is ")),
-        }
-        assert!(wrong(|c| c.hidden_size += 1).contains("hidden_size is "));
+        assert!(wrong(inner).contains("intermediate_size is "));
     }
 }
 
