@@ -10,6 +10,9 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::apart;
 
+/// How long a rendering may work, by its thread's own time: many times what its instructions take on a slow machine, so
+/// that a template is refused for what it does and not for where it runs.
+pub(super) const TIME: Duration = Duration::from_secs(5);
 /// The largest string, and the largest output, in bytes.
 pub(super) const MAX_BYTES: usize = 8 << 20;
 /// Bytes written in all, captured text included, and bytes of all strings made.
@@ -43,7 +46,7 @@ impl Budget {
 
     pub(super) fn time(&self) -> Result<(), Error> {
         if apart::worked() > self.until {
-            return Err(refuse("the template took longer than 1 s"));
+            return Err(refuse(format!("the template took longer than {} s", TIME.as_secs())));
         }
         Ok(())
     }

@@ -25,9 +25,7 @@ use crate::{Error, Result, files, json};
 
 /// Instructions of one rendering, the inserted checks included.
 const FUEL: u64 = 4_000_000;
-/// How long a rendering may work.
-const TIME: Duration = Duration::from_secs(1);
-/// When its thread is given up on, by the clock: a machine that is busy with other things takes longer for that second.
+/// When its thread is given up on, by the clock: a machine that is busy with other things takes longer for that work.
 const NET: Duration = Duration::from_secs(30);
 /// The depth of macro calls and recursive loops.
 const RECURSION: usize = 200;
@@ -225,7 +223,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own complaint (`raise_exception`), its error and line, a last message without
-    /// text to continue, or the limit at which it was stopped: 1 s, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
+    /// text to continue, or the limit at which it was stopped: 5 s of work, 4 million instructions, 8 MiB of output, the size and depth of values, recursion.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
         if messages.is_empty() {
             return Err(self.error("the conversation has no message"));
@@ -332,7 +330,7 @@ impl ChatTemplate {
     ) -> Result<T> {
         let worked = self.worked.clone();
         let work = move || {
-            let result = f(apart::worked() + TIME);
+            let result = f(apart::worked() + budget::TIME);
             worked.fetch_add(u64::try_from(apart::worked().as_nanos()).unwrap_or(u64::MAX), Relaxed);
             result
         };
