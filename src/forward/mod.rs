@@ -15,6 +15,8 @@ mod ernie4_5_moe;
 mod exaone4;
 mod gemma2;
 mod gemma3_text;
+mod gemma3n_gguf;
+mod gemma3n_text;
 mod gemma4_gguf;
 mod gemma4_text;
 mod gemma4_unified_text;
@@ -107,7 +109,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 60] = [
+pub(crate) static FAMILIES: [&Family; 61] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -159,6 +161,7 @@ pub(crate) static FAMILIES: [&Family; 60] = [
     &qwen3_5_moe_text::FAMILY,
     &qwen3_next::FAMILY,
     &olmo_hybrid::FAMILY,
+    &gemma3n_text::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
@@ -171,8 +174,9 @@ pub(crate) static FAMILIES: [&Family; 60] = [
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 10] = [
+const WHOLES: [(&str, &str); 11] = [
     ("gemma3", "gemma3_text"),
+    ("gemma3n", "gemma3n_text"),
     ("gemma4", "gemma4_text"),
     ("gemma4_unified", "gemma4_unified_text"),
     ("llama4", "llama4_text"),
