@@ -39,6 +39,8 @@ mod kimi_k2;
 mod laguna;
 mod latent;
 mod layer_embeddings;
+mod lfm2;
+mod lfm2_moe;
 mod list;
 mod llama;
 mod llama4_text;
@@ -73,6 +75,7 @@ mod qwen3_next;
 mod qwen3_vl_moe_text;
 mod qwen3_vl_text;
 mod seed_oss;
+mod short_conv;
 mod smollm3;
 mod sparse;
 mod stablelm;
@@ -107,7 +110,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 60] = [
+pub(crate) static FAMILIES: [&Family; 62] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -159,6 +162,8 @@ pub(crate) static FAMILIES: [&Family; 60] = [
     &qwen3_5_moe_text::FAMILY,
     &qwen3_next::FAMILY,
     &olmo_hybrid::FAMILY,
+    &lfm2::FAMILY,
+    &lfm2_moe::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
