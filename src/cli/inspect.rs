@@ -372,6 +372,7 @@ impl Facts {
                 "top_p": generation.top_p,
                 "min_p": generation.min_p,
                 "repetition_penalty": generation.repetition_penalty,
+                "suppress_tokens": generation.suppress_tokens,
             },
             "memory": memory,
             "backend": {

@@ -226,6 +226,16 @@ pub(crate) fn generation_from_gguf(metadata: &Metadata) -> Result<GenerationConf
         object.insert("top_k".to_owned(), Value::UInt(k));
         names.insert("top_k".to_owned(), TOP_K.to_owned());
     }
+    const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
+    if let Some(ids) = metadata.ints(SUPPRESSED)? {
+        let id = |id: i64| {
+            let refused = || metadata.refuse(SUPPRESSED, "token ids");
+            u64::try_from(id).map(Value::UInt).map_err(|_| refused())
+        };
+        let ids = ids.into_iter().map(id).collect::<Result<_>>()?;
+        object.insert("suppress_tokens".to_owned(), Value::Array(ids));
+        names.insert("suppress_tokens".to_owned(), SUPPRESSED.to_owned());
+    }
     if object.contains_key("temperature") {
         object.insert("do_sample".to_owned(), Value::Bool(true));
     }
