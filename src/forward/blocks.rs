@@ -333,6 +333,12 @@ impl Attention {
         }
     }
 
+    /// Whose keys and values are the model's `state`-th, where layers and states do not go together.
+    pub fn of_state(mut self, state: usize) -> Self {
+        self.layer = state;
+        self
+    }
+
     /// With norms of queries and keys, before the rotary embedding or after it.
     pub fn with_norms(mut self, norms: [Norm; 2], after: bool) -> Self {
         (self.norms, self.norms_after) = (Some(norms), after);

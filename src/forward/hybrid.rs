@@ -117,8 +117,14 @@ impl Hybrid {
         }
     }
 
-    /// Loads a part of a layer whose names begin with `prefix`; what it keeps is the model's `state`-th.
-    fn load_part(&self, loader: &Loader<'_>, part: Part, state: usize, prefix: &str) -> Result<Block> {
+    /// Loads a part of `layer`, whose names begin with `prefix`; what it keeps is the model's `state`-th.
+    fn load_part(
+        &self,
+        loader: &Loader<'_>,
+        part: Part,
+        [layer, state]: [usize; 2],
+        prefix: &str,
+    ) -> Result<Block> {
         let linear = |(own, _): Name| Linear::load(loader, &format!("{prefix}.{own}"));
         let activation = self.config.hidden_act;
         Ok(match (part, &self.sparse) {
@@ -126,9 +132,10 @@ impl Hybrid {
             (Part::Attention, _) => {
                 let [q, k, v, output] = self.attention;
                 let qkv = [linear(q)?, linear(k)?, linear(v)?];
-                Block::Attention(Box::new(Attention::of(&self.config, state, qkv, linear(output)?)))
+                let attention = Attention::of(&self.config, layer, qkv, linear(output)?);
+                Block::Attention(Box::new(attention.of_state(state)))
             }
-            (Part::Experts, Some(sparse)) => Block::Experts(Box::new(sparse.load(loader, state, prefix)?)),
+            (Part::Experts, Some(sparse)) => Block::Experts(Box::new(sparse.load(loader, layer, prefix)?)),
             (Part::Experts | Part::Mlp, _) => Block::Mlp(match self.mlp {
                 MlpParts::Plain([fc1, fc2]) => {
                     Mlp::Plain { fc1: linear(fc1)?, fc2: linear(fc2)?, activation }
@@ -209,7 +216,7 @@ impl Arguments for Hybrid {
             for (i, &(part, (norm, _))) in of.iter().enumerate() {
                 parts.push(Joined {
                     norm: RmsNorm::load(loader, &format!("{prefix}.{norm}"), 0.0)?,
-                    block: self.load_part(loader, part, state, &prefix)?,
+                    block: self.load_part(loader, part, [layer, state], &prefix)?,
                     ends: (i + 1 == of.len()).then_some(layer),
                 });
                 state += usize::from(matches!(part, Part::Mamba | Part::Attention));

@@ -175,8 +175,10 @@ impl Mamba {
 
 /// The least and the largest step: `time_step_limit`, whose infinity transformers 5 writes as an object.
 fn limits(fields: &Fields<'_>) -> Result<[f32; 2]> {
-    const NAME: &str = "time_step_limit";
-    let (Some(items), Some(value)) = (fields.list(NAME)?, fields.get(NAME)) else {
+    // What Nemotron H called it first.
+    const OLDER: &str = "mamba_dt_limit";
+    let name = if fields.get(OLDER).is_some() { OLDER } else { "time_step_limit" };
+    let (Some(items), Some(value)) = (fields.list(name)?, fields.get(name)) else {
         return Ok([0.0, f32::INFINITY]);
     };
     let number = |item: &Value| match item {
@@ -191,9 +193,9 @@ fn limits(fields: &Fields<'_>) -> Result<[f32; 2]> {
     match items {
         [least, most] => match (number(least), number(most)) {
             (Some(least), Some(most)) if (0.0..=most).contains(&least) => Ok([least as f32, most as f32]),
-            _ => Err(fields.error(NAME, value, "two numbers from 0 on, the least first")),
+            _ => Err(fields.error(name, value, "two numbers from 0 on, the least first")),
         },
-        _ => Err(fields.error(NAME, value, "two numbers from 0 on, the least first")),
+        _ => Err(fields.error(name, value, "two numbers from 0 on, the least first")),
     }
 }
 

@@ -93,7 +93,7 @@ use std::sync::Arc;
 
 use crate::backend::ops::StateSpec;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
-use crate::config::{Config, Shared};
+use crate::config::{Config, IS_CAUSAL, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::json::{self, Value, quote};
@@ -217,6 +217,10 @@ const OUTER: [&str; 10] = [
     "rope_theta",
 ];
 
+/// What the names of classes end with that have another head than one over the vocabulary.
+const HEADS: [&str; 4] =
+    ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForRewardModel"];
+
 /// A family, as its file declares it.
 pub(crate) struct Family {
     /// The `model_type` of `config.json`.
@@ -244,9 +248,32 @@ impl Family {
     fn read(&'static self, fields: &Fields<'_>, prefixes: Option<Prefixes>) -> Result<Architecture> {
         let config = self.shared.read(fields, self.model_type)?;
         let arguments = (self.arguments)(fields, config)?;
+        if !arguments.is_encoder() {
+            check_decoder(fields, arguments.as_ref())?;
+        }
         let prefixes = prefixes.unwrap_or(self.prefixes);
         Ok(Architecture { family: self, prefixes, arguments: arguments.into() })
     }
+}
+
+/// Refuses what makes a decoder another model than one that generates, and is not built.
+fn check_decoder(fields: &Fields<'_>, arguments: &dyn Arguments) -> Result<()> {
+    const CLASSES: &str = "architectures";
+    let classifies = |class: &&Value| matches!(class, Value::String(name) if HEADS.iter().any(|head| name.ends_with(head)));
+    if let Some(class) = fields.list(CLASSES)?.into_iter().flatten().find(classifies) {
+        let expected = "a class that generates or embeds: heads of decoders that classify are not built";
+        return Err(fields.error(CLASSES, class, expected));
+    }
+    let config = arguments.config();
+    let is_plain = |state: &StateSpec| matches!(state, StateSpec::Kv { window: None, .. });
+    let plain = !config.chunked
+        && config.windows.iter().all(Option::is_none)
+        && arguments.states().iter().all(is_plain);
+    if fields.flag(IS_CAUSAL)? == Some(false) && !plain {
+        let expected = "true: layers with a window, latent vectors or states see no token behind them";
+        return Err(fields.error(IS_CAUSAL, "false", expected));
+    }
+    Ok(())
 }
 
 /// The arguments of a family, resolved: what a model is, before its weights are there.
@@ -266,6 +293,11 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
     /// Activations of a row, live at once, beside those of [`Self::config`] and [`Self::states`].
     fn more_activations(&self) -> usize {
         0
+    }
+
+    /// Whether it is an encoder, whose tokens see both sides whatever the configuration says.
+    fn is_encoder(&self) -> bool {
+        false
     }
 
     /// What it classifies texts by, where it does.
