@@ -158,6 +158,13 @@ impl Family {
         for (name, size) in sizes {
             object.insert(name.to_owned(), Value::UInt(size));
         }
+        // Of Kimi's delta nets.
+        let mut nets = Object::new();
+        nets.insert("kda_layers".to_owned(), Value::Array(vec![Value::UInt(1)]));
+        nets.extend(
+            [("num_heads", 2), ("head_dim", 4)].map(|(name, size)| (name.to_owned(), Value::UInt(size))),
+        );
+        object.insert("linear_attn_config".to_owned(), Value::Object(nets));
         // With an output head of its own, which many do not have.
         object.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
         self.read(&Fields::new(Path::new("config.json"), &object), None)
