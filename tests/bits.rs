@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 20] = [
+const FAMILIES: [&str; 22] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -29,6 +29,8 @@ const FAMILIES: [&str; 20] = [
     "models/granitemoehybrid-experts",
     "models/nemotron_h-experts",
     "models/mamba2-plain",
+    "models/falcon_h1-multipliers",
+    "models/falcon_h1-norm",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

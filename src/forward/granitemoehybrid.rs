@@ -58,10 +58,11 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ],
         mlp: MlpParts::Gated {
             names: [("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")],
-            fused: ["shared_mlp.input_linear", "shared_mlp.output_linear"],
+            fused: Some(["shared_mlp.input_linear", "shared_mlp.output_linear"]),
         },
         inner: INNER,
         sparse,
+        multipliers: None,
         config,
     }
     .boxed()

@@ -68,6 +68,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         mlp: MlpParts::Plain([NONE; 2]),
         inner: "",
         sparse: None,
+        multipliers: None,
         config,
     }
     .boxed()

@@ -13,6 +13,7 @@ mod encoder;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
+mod falcon_h1;
 mod gemma2;
 mod gemma3_text;
 mod gemma4_gguf;
@@ -107,7 +108,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 60] = [
+pub(crate) static FAMILIES: [&Family; 61] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -164,6 +165,7 @@ pub(crate) static FAMILIES: [&Family; 60] = [
     &granitemoehybrid::FAMILY,
     &nemotron_h::FAMILY,
     &mamba2::FAMILY,
+    &falcon_h1::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
     &modernbert::FAMILY,

@@ -78,6 +78,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ],
         mlp: MlpParts::Plain([("mixer.up_proj", "ffn_up"), ("mixer.down_proj", "ffn_down")]),
         inner: "intermediate_size",
+        multipliers: None,
         config,
     }
     .boxed()
