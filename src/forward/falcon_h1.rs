@@ -1,19 +1,23 @@
 //! `falcon_h1`: a Mamba 2 and attention side by side in each layer, behind one norm, then an MLP; and multipliers of most of what is inside
 //! (maximal update parametrization): Falcon-H1. Falcon LLM Team 2025, "Falcon-H1".
 
+use super::gguf_mamba::{self, MambaMembers};
+use super::gguf_members::Members;
 use super::hybrid::{Hybrid, MlpParts, Multipliers, Part};
 use super::list::Name;
 use super::mamba::{Mamba, MambaFields, MambaNorm, MambaScales};
-use super::{Arguments, Family};
+use super::{Arguments, Family, Gguf};
 use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::{Fields, Value};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "falcon_h1",
     shared: Shared { kv_heads: Some(8), context: 8192, eps: 1e-5, ..Shared::LLAMA },
     arguments,
-    gguf: None,
+    // Conversion multiplies all weights.
+    gguf: Some(Gguf { members, entries: None, ..Gguf::plain("falcon-h1") }),
     prefixes: &[],
 };
 
@@ -90,6 +94,23 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         config,
     }
     .boxed()
+}
+
+/// What GGUF files say of it. Whether there is a norm, the tensors do; it is the last.
+fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
+    const NORM: &str = "blk.0.ssm_norm.weight";
+    let names = MambaMembers {
+        heads: FIELDS.heads,
+        groups: FIELDS.groups,
+        state: FIELDS.state,
+        kernel: FIELDS.kernel,
+        head_dim: "mamba_d_head",
+    };
+    let inner = gguf_mamba::widths(members, &names)?;
+    members.put(FIELDS.inner, members.key("ssm.inner_size"), Value::UInt(inner));
+    members.put("mamba_rms_norm", NORM, Value::Bool(checkpoint.find(NORM).is_some()));
+    members.put("mamba_norm_before_gate", NORM, Value::Bool(false));
+    Ok(())
 }
 
 /// The multipliers in a list of them, ones where there is none.

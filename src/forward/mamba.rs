@@ -226,7 +226,12 @@ impl Mamba {
             conv = Weight::of_values(conv.name(), conv.shape(), values);
         }
         let mut rate = loader.vector(&path(RATE))?.widened()?;
-        rate.iter_mut().for_each(|x| *x = -x.exp());
+        if !loader.is_gguf() {
+            rate.iter_mut().for_each(|x| *x = -x.exp());
+        } else if let Some(x) = rate.iter().find(|&&x| x.is_nan() || x > 0.0) {
+            let what = format!("holds {x:?}, expected rates of at most 0");
+            return Err(loader.wrong(&path(RATE), what));
+        }
         let rate = Weight::of_values("rate", &[self.heads], rate);
         Ok(MambaLayer {
             layer,

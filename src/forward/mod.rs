@@ -23,6 +23,7 @@ mod gguf;
 mod gguf_delta;
 mod gguf_experts;
 mod gguf_latent;
+mod gguf_mamba;
 mod gguf_members;
 mod glm4;
 mod glm4_moe;
