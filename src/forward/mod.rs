@@ -13,6 +13,7 @@ mod encoder;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
+mod falcon_h1;
 mod gemma2;
 mod gemma3_text;
 mod gemma4_gguf;
@@ -22,6 +23,7 @@ mod gguf;
 mod gguf_delta;
 mod gguf_experts;
 mod gguf_latent;
+mod gguf_mamba;
 mod gguf_members;
 mod glm4;
 mod glm4_moe;
@@ -111,7 +113,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 63] = [
+pub(crate) static FAMILIES: [&Family; 64] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -171,6 +173,7 @@ pub(crate) static FAMILIES: [&Family; 63] = [
     &granitemoehybrid::FAMILY,
     &nemotron_h::FAMILY,
     &mamba2::FAMILY,
+    &falcon_h1::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
     &modernbert::FAMILY,
