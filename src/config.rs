@@ -247,6 +247,8 @@ pub(crate) struct Names {
     /// Absent, or `null`, in families where it is four times `hidden_size` then.
     pub intermediate_size: &'static str,
     pub four_times: bool,
+    /// Whether it may be a list of one for each layer, which the family reads.
+    pub inner_by_layer: bool,
     pub layers: &'static str,
     pub heads: &'static str,
     /// None where there are as many as heads of queries.
@@ -264,6 +266,7 @@ impl Names {
         hidden_size: "hidden_size",
         intermediate_size: "intermediate_size",
         four_times: false,
+        inner_by_layer: false,
         layers: "num_hidden_layers",
         heads: "num_attention_heads",
         kv_heads: Some("num_key_value_heads"),
@@ -301,7 +304,12 @@ impl Shared {
         let quantization = quantization::resolve(fields)?;
         let vocab_size = fields.size_or("vocab_size", self.vocab, 1 << 30)?;
         let hidden_size = fields.required(names.hidden_size, 1, 1 << 20)?;
-        let intermediate_size = match fields.size(names.intermediate_size, 1, 1 << 24)? {
+        let inner = match names.inner_by_layer {
+            // The widest.
+            true => fields.sizes(names.intermediate_size, 1, 1 << 24)?.and_then(|all| all.into_iter().max()),
+            false => fields.size(names.intermediate_size, 1, 1 << 24)?,
+        };
+        let intermediate_size = match inner {
             Some(size) => size,
             None if names.four_times => 4 * hidden_size,
             None => fields.required(names.intermediate_size, 1, 1 << 24)?,

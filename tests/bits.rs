@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 24] = [
+const FAMILIES: [&str; 26] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -33,6 +33,8 @@ const FAMILIES: [&str; 24] = [
     "quantized/kimi_linear-affine4",
     "models/falcon_h1-multipliers",
     "models/falcon_h1-norm",
+    "models/gemma3n-streams",
+    "models/gemma3n-shared",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

@@ -13,7 +13,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
 
 /// Families that between them use every op.
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 11] = [
     "llama-yarn",
     "phi-partial",
     "gemma2-caps",
@@ -22,6 +22,7 @@ const MODELS: [&str; 10] = [
     "qwen2_moe-shared",
     "mistral4-yarn",
     "qwen3_5-delta",
+    "gemma3n-streams",
     "gemma4-shared",
     "granitemoehybrid-dense",
 ];
@@ -100,6 +101,10 @@ fn ops_of(name: &str) -> Vec<OpKind> {
         "nemotron-bias" => ops.extend([OpKind::LayerNorm, OpKind::Relu2]),
         "granite-scales" => ops.extend([OpKind::RmsNorm, OpKind::Silu, OpKind::Mul, OpKind::Scale]),
         "gemma2-caps" => ops.extend([OpKind::RmsNorm, OpKind::Gelu, OpKind::Mul, OpKind::SoftCap]),
+        "gemma3n-streams" => {
+            ops.extend([OpKind::RmsNorm, OpKind::Gelu, OpKind::Mul, OpKind::Scale, OpKind::SoftCap]);
+            ops.extend([OpKind::Mix, OpKind::Cut]);
+        }
         "gemma4-shared" => {
             ops.extend([OpKind::RmsNorm, OpKind::Gelu, OpKind::Mul, OpKind::Scale, OpKind::SoftCap]);
         }

@@ -102,6 +102,18 @@ impl Linear {
         Ok((0..all).step_by(rows.max(1)).map(part).collect())
     }
 
+    /// The mean of `len` elements.
+    pub fn mean(loader: &Loader<'_>, len: usize) -> Self {
+        let weight = Weight::of_values("mean", &[1, len], vec![1.0 / len as f32; len]);
+        Self::of(loader, loader.ops.matrix(&Matrix::Dense(weight)), None)
+    }
+
+    /// The same with `more` added to each of `rows` products, of a projection without a bias.
+    pub fn plus(mut self, loader: &Loader<'_>, rows: usize, more: f32) -> Self {
+        self.bias = Some(loader.ops.vector(&Weight::of_values("more", &[rows], vec![more; rows])));
+        self
+    }
+
     /// As an op takes it.
     pub(super) fn projection(&self) -> Projection<'_, LlmBackendDispatch> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }

@@ -56,23 +56,23 @@ pub(super) static FAMILY: Family = Family {
     prefixes: super::TEXT_PART,
 };
 
-const EMBED: Name = ("model.embed_tokens", "token_embd");
-const NORM: Name = ("model.norm", "output_norm");
-const HEAD: Name = ("lm_head", "output");
-const INPUT_NORM: Name = ("input_layernorm", "attn_norm");
-const ATTENTION_NORM: Name = ("post_attention_layernorm", "post_attention_norm");
-const MLP_NORM: Name = ("pre_feedforward_layernorm", "ffn_norm");
-const MLP_OUT_NORM: Name = ("post_feedforward_layernorm", "post_ffw_norm");
+pub(super) const EMBED: Name = ("model.embed_tokens", "token_embd");
+pub(super) const NORM: Name = ("model.norm", "output_norm");
+pub(super) const HEAD: Name = ("lm_head", "output");
+pub(super) const INPUT_NORM: Name = ("input_layernorm", "attn_norm");
+pub(super) const ATTENTION_NORM: Name = ("post_attention_layernorm", "post_attention_norm");
+pub(super) const MLP_NORM: Name = ("pre_feedforward_layernorm", "ffn_norm");
+pub(super) const MLP_OUT_NORM: Name = ("post_feedforward_layernorm", "post_ffw_norm");
 const SCALAR: Name = ("layer_scalar", "layer_output_scale");
-const QUERY: Name = ("self_attn.q_proj", "attn_q");
-const KEY: Name = ("self_attn.k_proj", "attn_k");
-const VALUE: Name = ("self_attn.v_proj", "attn_v");
-const OUTPUT: Name = ("self_attn.o_proj", "attn_output");
-const QUERY_NORM: Name = ("self_attn.q_norm", "attn_q_norm");
-const KEY_NORM: Name = ("self_attn.k_norm", "attn_k_norm");
-const GATE: Name = ("mlp.gate_proj", "ffn_gate");
-const UP: Name = ("mlp.up_proj", "ffn_up");
-const DOWN: Name = ("mlp.down_proj", "ffn_down");
+pub(super) const QUERY: Name = ("self_attn.q_proj", "attn_q");
+pub(super) const KEY: Name = ("self_attn.k_proj", "attn_k");
+pub(super) const VALUE: Name = ("self_attn.v_proj", "attn_v");
+pub(super) const OUTPUT: Name = ("self_attn.o_proj", "attn_output");
+pub(super) const QUERY_NORM: Name = ("self_attn.q_norm", "attn_q_norm");
+pub(super) const KEY_NORM: Name = ("self_attn.k_norm", "attn_k_norm");
+pub(super) const GATE: Name = ("mlp.gate_proj", "ffn_gate");
+pub(super) const UP: Name = ("mlp.up_proj", "ffn_up");
+pub(super) const DOWN: Name = ("mlp.down_proj", "ffn_down");
 const ROUTER_SCALE: Name = ("router.scale", "ffn_gate_inp.scale");
 const EXPERTS_NORM: Name = ("pre_feedforward_layernorm_2", "pre_ffw_norm_2");
 /// Of what the dense part gives, and of what experts give.
@@ -81,7 +81,7 @@ const BOTH_NORMS: [Name; 2] = [
     ("post_feedforward_layernorm_2", "post_ffw_norm_2"),
 ];
 
-const PLAIN: NormKind = NormKind::Rms { offset: 0.0 };
+pub(super) const PLAIN: NormKind = NormKind::Rms { offset: 0.0 };
 
 /// Heads of keys and values: how many, and elements of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +145,7 @@ pub(super) fn described(
     Ok(Box::new(Gemma4 {
         full,
         keys_are_values,
-        first_shared: first_shared(fields, &config)?,
+        first_shared: first_shared(fields, &config, 0)?,
         double_wide: fields.flag("use_double_wide_mlp")?.unwrap_or(false),
         embeddings: EmbeddingDims::read(fields, &config, width)?,
         sparse,
@@ -204,11 +204,14 @@ fn full_heads(fields: &Fields<'_>, config: &Config, keys_are_values: bool) -> Re
     }
 }
 
-/// The first of the layers that use keys and values of another: the last one of their type before it.
-fn first_shared(fields: &Fields<'_>, config: &Config) -> Result<usize> {
+/// The first of the layers that use keys and values of another: the last one of their type before it. `absent` is what absence means.
+pub(super) fn first_shared(fields: &Fields<'_>, config: &Config, absent: usize) -> Result<usize> {
     const NAME: &str = "num_kv_shared_layers";
     let layers = config.num_hidden_layers;
-    let shared = fields.size(NAME, 0, layers - 1)?.unwrap_or(0);
+    let shared = fields.size(NAME, 0, layers - 1)?.unwrap_or(absent);
+    if shared >= layers {
+        return Err(fields.missing(NAME, format!("an integer from 0 to {}", layers - 1)));
+    }
     let (before, after) = config.windows.split_at(layers - shared);
     let alike = |a: &Option<usize>, b: &Option<usize>| a.is_some() == b.is_some();
     match after.iter().all(|layer| before.iter().any(|other| alike(layer, other))) {
@@ -242,7 +245,7 @@ fn sparse(fields: &Fields<'_>, config: &Config) -> Result<Option<Sparse>> {
     }))
 }
 
-fn matrix([name, gguf]: [String; 2], rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
+pub(super) fn matrix([name, gguf]: [String; 2], rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
     ModuleSpec {
         name,
         rows,
@@ -255,12 +258,12 @@ fn matrix([name, gguf]: [String; 2], rows: Dim, columns: Dim, bias: bool) -> Mod
 }
 
 /// A vector whose tensor has the name of the module itself.
-fn bare(names: [String; 2], dim: Dim) -> ModuleSpec {
+pub(super) fn bare(names: [String; 2], dim: Dim) -> ModuleSpec {
     let stacked = vec![(names[0].clone(), 0..dim.size)];
     ModuleSpec { stacked, ..norm_spec(names, dim, PLAIN) }
 }
 
-fn path(layer: usize, (own, _): Name) -> String {
+pub(super) fn path(layer: usize, (own, _): Name) -> String {
     format!("model.layers.{layer}.{own}")
 }
 
@@ -461,31 +464,31 @@ impl Arguments for Gemma4 {
 
 /// Attention, over keys and values of its own or of another layer.
 #[derive(Debug)]
-struct Attention {
-    layer: usize,
-    query: Linear,
-    query_norm: RmsNorm,
-    own: Option<KeysAndValues>,
-    output: Linear,
-    rotation: Rotation,
-    head_dim: usize,
-    window: Option<usize>,
-    scale: f32,
+pub(super) struct Attention {
+    pub layer: usize,
+    pub query: Linear,
+    pub query_norm: RmsNorm,
+    pub own: Option<KeysAndValues>,
+    pub output: Linear,
+    pub rotation: Rotation,
+    pub head_dim: usize,
+    pub window: Option<usize>,
+    pub scale: f32,
 }
 
 /// A layer's own keys and values.
 #[derive(Debug)]
-struct KeysAndValues {
-    key: Linear,
+pub(super) struct KeysAndValues {
+    pub key: Linear,
     /// None where values are the keys, before their norm.
-    value: Option<Linear>,
-    key_norm: RmsNorm,
-    value_norm: RmsNorm,
+    pub value: Option<Linear>,
+    pub key_norm: RmsNorm,
+    pub value_norm: RmsNorm,
 }
 
 impl Attention {
     /// `[T, D]` → `[T, D]`; caches this step's keys and values, where they are its own.
-    fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
         let q = match &self.own {
             None => self.query.forward(step, x)?,
             Some(own) => {

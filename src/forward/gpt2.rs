@@ -17,6 +17,7 @@ pub(super) static FAMILY: Family = Family {
             hidden_size: "n_embd",
             intermediate_size: "n_inner",
             four_times: true,
+            inner_by_layer: false,
             layers: "n_layer",
             heads: "n_head",
             kv_heads: None,

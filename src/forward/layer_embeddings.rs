@@ -29,7 +29,7 @@ const ROWS: &str = "vocab_size_per_layer_input";
 /// How many embeddings there are.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EmbeddingDims {
-    /// Tokens that have them.
+    /// Tokens that have them; those behind them have the first one's.
     rows: usize,
     /// Elements of one.
     width: usize,
@@ -45,14 +45,25 @@ impl EmbeddingDims {
         if width == 0 {
             return Ok(None);
         }
-        let rows = fields.size_or(ROWS, Some(262_144), 1 << 30)?;
-        if rows < config.vocab_size {
-            return Err(fields.error(ROWS, rows, format!("at least vocab_size, {}", config.vocab_size)));
+        let of = Self::of_width(fields, config, width)?;
+        if of.rows < config.vocab_size {
+            return Err(fields.error(ROWS, of.rows, format!("at least vocab_size, {}", config.vocab_size)));
         }
+        Ok(Some(of))
+    }
+
+    /// The same of a family that has them always, though maybe not of every token.
+    pub fn required(fields: &Fields<'_>, config: &Config, absent: usize) -> Result<Self> {
+        let width = fields.size_or(WIDTH, Some(absent), 1 << 16)?;
+        Self::of_width(fields, config, width)
+    }
+
+    fn of_width(fields: &Fields<'_>, config: &Config, width: usize) -> Result<Self> {
+        let rows = fields.size_or(ROWS, Some(262_144), 1 << 30)?;
         // A row for each layer, counted in 32 bits.
         let most = u32::MAX as usize / config.num_hidden_layers;
         match rows <= most {
-            true => Ok(Some(Self { rows, width })),
+            true => Ok(Self { rows, width }),
             false => Err(fields.error(ROWS, rows, format!("at most {most}"))),
         }
     }
@@ -99,6 +110,7 @@ impl EmbeddingDims {
         Ok(LayerEmbeddings {
             scale: root_in(table.dtype(), self.width) * half,
             table: loader.ops.table(&table),
+            rows: self.rows as u32,
             made: Linear::equal_parts(loader, MADE.0, self.width)?,
             norm: RmsNorm::scaled(loader, MADE_NORM.0, half)?.with_eps(eps * width),
         })
@@ -133,6 +145,8 @@ fn matrix([name, gguf]: [String; 2], rows: Dim, columns: Dim) -> ModuleSpec {
 pub(super) struct LayerEmbeddings {
     /// `[V * L, P]`, where its file has it.
     table: PreparedMatrix,
+    /// `V`.
+    rows: u32,
     scale: f32,
     /// For each layer `[P, D]`.
     made: Vec<Linear>,
@@ -153,7 +167,8 @@ impl LayerEmbeddings {
         };
         let layers = self.made.len() as u32;
         let of_layer = |(layer, made): (u32, &Linear)| -> Result<Tensor> {
-            let rows = alloc::collect(tokens.iter().map(|&id| id * layers + layer), "the rows of a step")?;
+            let row = |&id: &u32| if id < self.rows { id } else { 0 } * layers + layer;
+            let rows = alloc::collect(tokens.iter().map(row), "the rows of a step")?;
             let (table, scale) = (&self.table, self.scale);
             let own = step.run(&Op::Embedding { table, tokens: Ids::Known(&rows), scale })?;
             let made = self.norm.forward(step, &made.forward(step, x)?)?;

@@ -16,6 +16,8 @@ mod exaone4;
 mod falcon_h1;
 mod gemma2;
 mod gemma3_text;
+mod gemma3n_gguf;
+mod gemma3n_text;
 mod gemma4_gguf;
 mod gemma4_text;
 mod gemma4_unified_text;
@@ -113,7 +115,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 64] = [
+pub(crate) static FAMILIES: [&Family; 65] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -168,6 +170,7 @@ pub(crate) static FAMILIES: [&Family; 64] = [
     &kimi_linear::FAMILY,
     &lfm2::FAMILY,
     &lfm2_moe::FAMILY,
+    &gemma3n_text::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
@@ -181,8 +184,9 @@ pub(crate) static FAMILIES: [&Family; 64] = [
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 10] = [
+const WHOLES: [(&str, &str); 11] = [
     ("gemma3", "gemma3_text"),
+    ("gemma3n", "gemma3n_text"),
     ("gemma4", "gemma4_text"),
     ("gemma4_unified", "gemma4_unified_text"),
     ("llama4", "llama4_text"),

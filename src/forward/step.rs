@@ -149,6 +149,12 @@ impl<'a> Step<'a> {
         self.run(&Op::Embedding { table, tokens: self.batch.tokens.ids(), scale })
     }
 
+    /// The one row of a table, for each of the step's tokens: `[T, D]`.
+    pub(crate) fn repeated(&self, table: &PreparedMatrix) -> Result<Tensor> {
+        let rows = alloc::zeroed(self.batch.rows(), "the rows of a step")?;
+        self.run(&Op::Embedding { table, tokens: Ids::Known(&rows), scale: 1.0 })
+    }
+
     /// Rows of a table of positions for the step's tokens: `[T, D]`.
     pub(crate) fn position_rows(&self, table: &PreparedMatrix) -> Result<Tensor> {
         let mut positions: Vec<u32> = Vec::new();

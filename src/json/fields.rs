@@ -89,6 +89,18 @@ impl<'a> Fields<'a> {
         .ok_or_else(|| self.error(name, value, format!("an integer from {least} to {most}")))
     }
 
+    /// Integers within bounds: one, or a list of them.
+    pub fn sizes(&self, name: &str, least: usize, most: usize) -> Result<Option<Vec<usize>>> {
+        let Some(Value::Array(items)) = self.get(name) else {
+            return Ok(self.size(name, least, most)?.map(|one| vec![one]));
+        };
+        let item = |(i, value): (usize, &Value)| match value {
+            Value::UInt(n) if (least as u64..=most as u64).contains(n) => Ok(*n as usize),
+            _ => Err(self.error(format!("{name}[{i}]"), value, format!("an integer from {least} to {most}"))),
+        };
+        items.iter().enumerate().map(item).collect::<Result<_>>().map(Some)
+    }
+
     /// An integer that must be there.
     pub fn required(&self, name: &str, least: usize, most: usize) -> Result<usize> {
         self.size(name, least, most)?

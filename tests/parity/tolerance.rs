@@ -131,6 +131,10 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         OpKind::Experts => (2.0, 8.0),
         // The sigmoid and the product; MLX's f32 exponential is good to 9 units.
         OpKind::Gate => (if narrow { 3.0 } else { 10.0 }, 0.0),
+        // A sum in f32 of few terms, rounded once.
+        OpKind::Mix => (1.0, 4.0),
+        // The mean, the deviation and the difference in f32, rounded once.
+        OpKind::Cut => (1.0, 2.0),
         // Gate, activation, up and product are each rounded.
         OpKind::GateUp => (2.0, 3.0),
         // The normed row and its product with the weight; the mean square of a long row is a chain in f32.

@@ -337,6 +337,19 @@ impl Backend for CpuBackend {
                     stretch => route::gate_stretches(pool, x.data(), gate.data(), kind, stretch, out),
                 })?
             }
+            Op::Mix { x, by, into, width } => {
+                let stretches = x.shape()[1] / width;
+                let counts = [stretches, by.shape()[1] / stretches];
+                let into = into.map(HostTensor::data);
+                self.filled(&op.output_shapes()[0], |out| {
+                    pointwise::mix(pool, isa, x.data(), by.data(), into, counts, width, out)
+                })?
+            }
+            Op::Cut { x, deviations } => self.filled(x.shape(), |out| {
+                // Rows without elements have nothing to be cut.
+                let n = x.shape()[1].max(1);
+                norm::cut(pool, isa, x.data(), n, deviations, out)
+            })?,
             Op::SoftCap { x, cap } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))?
             }

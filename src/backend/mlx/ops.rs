@@ -95,6 +95,32 @@ impl MlxBackend {
                 let stretches = self.graph.reshape(&*self.matrix(x)?, &stretches)?;
                 self.rows(self.typed(self.graph.multiply(&stretches, &by)?)?, x.shape())
             }
+            Op::Mix { x, by, into, width } => {
+                // Few terms, in `f32`: a stream is the sum of what all layers added to it.
+                let (rows, stretches) = (x.shape()[0], x.shape()[1] / width);
+                let results = by.shape()[1] / stretches;
+                let wide = |x: &MlxTensor| self.graph.astype(&*self.matrix(x)?, Dtype::Float32);
+                let stacked = self.graph.reshape(&wide(x)?, &dims::of(&[rows, stretches, width])?)?;
+                let by = self.graph.reshape(&wide(by)?, &dims::of(&[rows, results, stretches])?)?;
+                let shape = [rows, results * width];
+                let mut mixed = self.graph.matmul(&by, &stacked)?; // [T, R, width]
+                mixed = self.graph.reshape(&mixed, &dims::of(&shape)?)?;
+                if let Some(into) = into {
+                    mixed = self.graph.add(&wide(into)?, &mixed)?;
+                }
+                self.rows(self.typed(mixed)?, &shape)
+            }
+            Op::Cut { x, deviations } => {
+                let wide = self.graph.astype(&*self.matrix(x)?, Dtype::Float32)?;
+                let mean = ops::mean_axis(&wide, -1, true).map_err(fail)?;
+                let centred = ops::subtract(&wide, &mean).map_err(fail)?;
+                let squares = self.graph.multiply(&centred, &centred)?;
+                let deviation = ops::mean_axis(&squares, -1, true).and_then(ops::sqrt).map_err(fail)?;
+                let by = self.graph.constant(deviations, Dtype::Float32, &[]);
+                let above = ops::subtract(&centred, self.graph.multiply(&deviation, &by)?).map_err(fail)?;
+                let zero = self.graph.constant(0.0, Dtype::Float32, &[]);
+                self.rows(self.typed(ops::maximum(&above, &*zero).map_err(fail)?)?, x.shape())
+            }
             Op::SoftCap { x, cap } => {
                 // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
                 let cap = self.graph.constant(cap, Dtype::Float32, &[]);

@@ -47,6 +47,8 @@ impl<B: Operands> Op<'_, B> {
             }
             Self::Experts { .. } => check_experts(self),
             Self::Gate { x, gate, .. } => check_gate::<B>(x, gate),
+            Self::Mix { x, by, into, width } => check_mix::<B>(x, by, into, width),
+            Self::Cut { x, .. } => matrix::<B>(op, x).map(|_| ()),
             Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
             Self::HeadLinear { x, weight, beside } => check_heads::<B>(x, weight, beside),
             Self::ScaleRows { x, by } => match matrix::<B>(op, x)? {
@@ -291,6 +293,34 @@ fn check_heads<B: Operands>(x: &B::Tensor, weight: &B::Stack, beside: Option<&B:
             let what = format!("{shape:?} stand beside heads, expected {rows} rows of {heads} equal parts");
             Err(Error::shape("head_linear", what))
         }
+    }
+}
+
+/// The shapes that fit [`Op::Mix`].
+fn check_mix<B: Operands>(
+    x: &B::Tensor,
+    by: &B::Tensor,
+    into: Option<&B::Tensor>,
+    width: usize,
+) -> Result<()> {
+    let refuse = |what: String| Err(Error::shape("mix", what));
+    let (rows, all) = matrix::<B>("mix", x)?;
+    let stretches = all.checked_div(width).filter(|count| *count > 0 && count * width == all);
+    let Some(stretches) = stretches else {
+        return refuse(format!("x is {:?}, expected rows of stretches of {width}", x.shape()));
+    };
+    let results = match *by.shape() {
+        [of, numbers] if of == rows && numbers > 0 && numbers % stretches == 0 => numbers / stretches,
+        _ => {
+            let expected = format!("{rows} rows of {stretches} for each result");
+            return refuse(format!("by is {:?}, expected {expected}", by.shape()));
+        }
+    };
+    match into.map(TensorOperand::shape) {
+        Some(shape) if shape != [rows, results * width] => {
+            refuse(format!("into is {shape:?}, expected [{rows}, {}]", results * width))
+        }
+        _ => Ok(()),
     }
 }
 

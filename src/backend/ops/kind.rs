@@ -34,6 +34,10 @@ pub enum OpKind {
     ScaleRows,
     /// Product with the sigmoid of a gate.
     Gate,
+    /// Sums of the stretches of a row, weighed by numbers of the row.
+    Mix,
+    /// What lies above a bound that is made of the mean and the deviation of its row.
+    Cut,
     /// `cap · tanh(x / cap)`.
     SoftCap,
     /// Rotary position embedding.
@@ -64,7 +68,7 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Embedding,
         Self::Linear,
         Self::HeadLinear,
@@ -78,6 +82,8 @@ impl OpKind {
         Self::Scale,
         Self::ScaleRows,
         Self::Gate,
+        Self::Mix,
+        Self::Cut,
         Self::SoftCap,
         Self::Rope,
         Self::KvWrite,
@@ -109,6 +115,8 @@ impl OpKind {
             Self::Scale => "scale",
             Self::ScaleRows => "scale_rows",
             Self::Gate => "gate",
+            Self::Mix => "mix",
+            Self::Cut => "cut",
             Self::SoftCap => "soft_cap",
             Self::Rope => "rope",
             Self::KvWrite => "kv_write",
@@ -139,7 +147,7 @@ impl FromStr for OpKind {
             option: "cpu_ops",
             got: name.to_owned(),
             expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
-                scale_rows, gate, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
+                scale_rows, gate, mix, cut, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
         })
     }
 }

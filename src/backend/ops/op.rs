@@ -151,6 +151,25 @@ pub enum Op<'a, B: Operands> {
         /// `f`.
         kind: GateKind,
     },
+    /// `into[r] + Σ_s by[r, s] · x[s]` over the `S` stretches of `width` elements of each row, for each of `R` results:
+    /// `[T, S * width]` → `[T, R * width]`.
+    Mix {
+        /// `[T, S * width]`.
+        x: &'a B::Tensor,
+        /// `[T, R * S]`, those of the first result first.
+        by: &'a B::Tensor,
+        /// `[T, R * width]`; zeros without it.
+        into: Option<&'a B::Tensor>,
+        /// Elements of a stretch.
+        width: usize,
+    },
+    /// `max(x − (mean + deviations · √var), 0)` over each row, of whose elements mean and variance are.
+    Cut {
+        /// `[T, D]`.
+        x: &'a B::Tensor,
+        /// Standard deviations from the mean up to the bound.
+        deviations: f32,
+    },
     /// `cap · tanh(x / cap)`.
     SoftCap {
         /// Any shape.
@@ -280,6 +299,8 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Scale { .. } => OpKind::Scale,
             Self::ScaleRows { .. } => OpKind::ScaleRows,
             Self::Gate { .. } => OpKind::Gate,
+            Self::Mix { .. } => OpKind::Mix,
+            Self::Cut { .. } => OpKind::Cut,
             Self::SoftCap { .. } => OpKind::SoftCap,
             Self::Rope { .. } => OpKind::Rope,
             Self::Attention { .. } => OpKind::Attention,
@@ -320,6 +341,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::Activate { x, .. }
             | Self::Scale { x, .. }
             | Self::ScaleRows { x, .. }
+            | Self::Cut { x, .. }
             | Self::SoftCap { x, .. }
             | Self::Rope { x, .. }
             | Self::TakeRows { x, .. }
@@ -327,6 +349,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::Qkv { x, .. } => smallvec![x],
             Self::Attention { q, .. } => smallvec![q],
             Self::Gate { x, gate, .. } => smallvec![x, gate],
+            Self::Mix { x, by, into, .. } => [x, by].into_iter().chain(into).collect(),
             Self::HeadLinear { x, beside, .. } => std::iter::once(x).chain(beside).collect(),
             Self::Route { logits, .. } => smallvec![logits],
             Self::Experts { x, ids, weights, .. } => smallvec![x, ids, weights],
@@ -393,6 +416,11 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Scale { x, by } => Op::Scale { x: tensor(x)?, by },
             Self::ScaleRows { x, by } => Op::ScaleRows { x: tensor(x)?, by },
             Self::Gate { x, gate, kind } => Op::Gate { x: tensor(x)?, gate: tensor(gate)?, kind },
+            Self::Mix { x, by, into, width } => {
+                let into = into.map(&tensor).transpose()?;
+                Op::Mix { x: tensor(x)?, by: tensor(by)?, into, width }
+            }
+            Self::Cut { x, deviations } => Op::Cut { x: tensor(x)?, deviations },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
             Self::Attention { q, mask, scale, soft_cap, sinks, .. } => {
@@ -443,6 +471,10 @@ impl<'a, B: Operands> Op<'a, B> {
                 projections.iter().for_each(|projection| each(&projected(x, projection)));
             }
             Self::TakeRows { x, rows } => each(&[rows.len(), x.shape()[1]]),
+            Self::Mix { x, by, width, .. } => {
+                let stretches = x.shape()[1] / width;
+                each(&[x.shape()[0], by.shape()[1] / stretches * width]);
+            }
             Self::Route { logits, router, .. } => {
                 let shape = [logits.shape()[0], router.used];
                 each(&shape);
@@ -465,6 +497,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::Scale { x, .. }
             | Self::ScaleRows { x, .. }
             | Self::Gate { x, .. }
+            | Self::Cut { x, .. }
             | Self::SoftCap { x, .. }
             | Self::Rope { x, .. } => each(x.shape()),
         }

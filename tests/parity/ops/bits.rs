@@ -29,6 +29,7 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
     let part =
         |values: &[f32]| Tensor::from_vec(&[count, D], values[first * D..(first + count) * D].to_vec());
     let (a, b) = (part(&of.a), part(&of.b));
+    let each = Tensor::from_vec(&[count, 1], of.b[first..first + count].to_vec());
     let rope = Rope { theta: 10_000.0, dims: 24, scaling: RopeScaling::None };
     let frequencies = Arc::new(rope.frequencies(1));
     let run = Run { sequence: 0, row: 0, len: count, start: 100 + first };
@@ -44,6 +45,9 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
         Op::Add { a: &a, b: &b },
         Op::Mul { a: &a, b: &b },
         Op::Scale { x: &a, by: 0.3 },
+        Op::Mix { x: &a, by: &b, into: None, width: 10 },
+        Op::Mix { x: &a, by: &each, into: Some(&b), width: D },
+        Op::Cut { x: &a, deviations: 0.5 },
         Op::SoftCap { x: &a, cap: 2.0 },
         Op::Rope { x: &a, head_dim: 40, rope: &step },
         Op::AddRmsNorm { a: &a, b: &b, weight: norm, eps: 1e-5, offset: 0.0 },

@@ -1,6 +1,7 @@
 //! Products of heads with matrices of their own, and rows times numbers of their own.
 
 use backstop::backend::Op;
+use backstop::backend::cpu::kernels::reference_ops;
 use backstop::backend::ops::Backend;
 use backstop::tensor::DType;
 
@@ -80,6 +81,61 @@ fn rows_are_scaled_each_by_its_own() {
             let x = rig.tensor(&[t, width], &x);
             rig.check(&Op::ScaleRows { x: &x, by: &by }, &format!("T {t}, D {width}"), &expected);
         }
+    }
+}
+
+#[test]
+fn stretches_are_mixed_by_numbers_of_their_row() {
+    for rig in rigs() {
+        for (t, width, stretches, results) in
+            [(1, 64, 4, 4), (3, 33, 1, 5), (65, 96, 4, 1), (7, 1, 3, 2), (2, 2048, 4, 4)]
+        {
+            let x = rig.values(1, t * stretches * width, 2.0);
+            let by = rig.values(2, t * results * stretches, 1.0);
+            let into = rig.values(3, t * results * width, 2.0);
+            let on = [
+                rig.tensor(&[t, stretches * width], &x),
+                rig.tensor(&[t, results * stretches], &by),
+                rig.tensor(&[t, results * width], &into),
+            ];
+            for into in [None, Some(&into)] {
+                let of_row = |row: usize| {
+                    let into = into.map(|into| &into[row * results * width..][..results * width]);
+                    let x = &x[row * stretches * width..][..stretches * width];
+                    reference_ops::mix(
+                        x,
+                        &by[row * results * stretches..][..results * stretches],
+                        into,
+                        width,
+                    )
+                };
+                let expected = (0..t).flat_map(of_row);
+                let expected: Vec<Element> =
+                    expected.map(|(value, summed)| Element { value, rounded: value.abs(), summed }).collect();
+                let op = Op::Mix { x: &on[0], by: &on[1], into: into.map(|_| &on[2]), width };
+                rig.check(&op, &format!("T {t}, {stretches} of {width} to {results}"), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn mixes_that_do_not_fit_are_refused() {
+    for rig in rigs() {
+        let tensor = |rows: usize, width: usize| rig.tensor(&[rows, width], &vec![1.0; rows * width]);
+        let (x, by, into) = (tensor(2, 12), tensor(2, 6), tensor(2, 8));
+        let (few, odd) = (tensor(1, 6), tensor(2, 4));
+        let mix = |by, into, width| Op::Mix { x: &x, by, into, width };
+        for (op, text) in [
+            (mix(&by, None, 5), "mix: x is [2, 12], expected rows of stretches of 5"),
+            (mix(&by, None, 0), "mix: x is [2, 12], expected rows of stretches of 0"),
+            (mix(&few, None, 4), "mix: by is [1, 6], expected 2 rows of 3 for each result"),
+            (mix(&odd, None, 4), "mix: by is [2, 4], expected 2 rows of 3 for each result"),
+            (mix(&by, Some(&odd), 4), "mix: into is [2, 4], expected [2, 8]"),
+        ] {
+            assert_eq!(rig.dispatch.run(&op).unwrap_err().to_string(), text, "on {}", rig.name);
+        }
+        assert_eq!(rig.run1(&mix(&by, Some(&into), 4)).shape(), [2, 8], "on {}", rig.name);
     }
 }
 

@@ -57,6 +57,23 @@ fn of_layer(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Vec<El
         .collect()
 }
 
+fn of_cut(x: &[f32], d: usize, deviations: f32) -> Vec<Element> {
+    x.chunks_exact(d)
+        .flat_map(|x| {
+            let terms = x.iter().map(|&x| f64::from(x).abs()).sum::<f64>() / d as f64;
+            let squares = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / d as f64;
+            // What the bound is made of.
+            let bound = terms + f64::from(deviations).abs() * squares.sqrt() * chain(d);
+            let values = reference_ops::cut(x, deviations).into_iter().zip(x);
+            values.map(move |(value, &x)| Element {
+                value,
+                rounded: value,
+                summed: f64::from(x).abs() + bound,
+            })
+        })
+        .collect()
+}
+
 /// Rows of very different size: ordinary, large, tiny beside eps, and zeros.
 fn rows(rig: &Rig, seed: u64, t: usize, d: usize) -> Vec<f32> {
     let mut x = rig.values(seed, t * d, 1.0);
@@ -122,6 +139,22 @@ fn layer_norm_agrees_with_the_reference() {
                 let widened = bias.as_ref().map(Weight::to_f32);
                 let expected = of_layer(&x, &w.to_f32(), widened.as_deref(), 1e-5);
                 rig.check(&op, &format!("N {n}, weights {dtype}, bias {}", bias.is_some()), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn cuts_of_rows_agree_with_the_reference() {
+    for rig in rigs() {
+        for (d, _) in WIDTHS {
+            for t in ROWS {
+                let x = rows(&rig, 9, t, d);
+                let tensor = rig.tensor(&[t, d], &x);
+                for deviations in [1.644_853_6, 0.0, -0.7] {
+                    let op = Op::Cut { x: &tensor, deviations };
+                    rig.check(&op, &format!("{deviations} deviations"), &of_cut(&x, d, deviations));
+                }
             }
         }
     }

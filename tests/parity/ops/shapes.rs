@@ -229,6 +229,8 @@ fn no_rows_are_a_result_of_no_rows() {
             Op::Add { a: &x, b: &x },
             Op::Mul { a: &x, b: &x },
             Op::Scale { x: &x, by: 2.0 },
+            Op::Mix { x: &x, by: &x, into: None, width: 64 },
+            Op::Cut { x: &x, deviations: 1.0 },
             Op::SoftCap { x: &x, cap: 2.0 },
             Op::Rope { x: &x, head_dim: 32, rope: &step },
             Op::TakeRows { x: &x, rows: &[] },
@@ -261,6 +263,7 @@ fn rows_of_no_width_stay_rows_of_no_width() {
             Op::Add { a: &x, b: &x },
             Op::Mul { a: &x, b: &x },
             Op::Scale { x: &x, by: 2.0 },
+            Op::Cut { x: &x, deviations: 1.0 },
             Op::SoftCap { x: &x, cap: 2.0 },
             Op::TakeRows { x: &x, rows: &[2, 0, 0] },
         ] {

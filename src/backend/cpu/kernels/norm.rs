@@ -1,5 +1,5 @@
 //! Norms over rows: RMS norm (Zhang and Sennrich, 2019), plain or fused with the residual sum, and layer norm (Ba,
-//! Kiros and Hinton, 2016).
+//! Kiros and Hinton, 2016). Beside them the cut of a row at a bound made of its mean and deviation.
 //!
 //! A reduction runs in `CHAINS` vectors of chains, element `i` in lane `i mod (CHAINS · LANES)`, joined by a fixed
 //! tree: a row's result depends on the row alone. A chain holds a 32nd or a 64th of the row, so that rounding grows
@@ -235,6 +235,53 @@ pub fn layer_norm(
     });
 }
 
+struct Cut<'a> {
+    x: &'a [f32],
+    /// Elements of a row.
+    n: usize,
+    deviations: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Cut<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = self.n;
+        for (x, out) in self.x.chunks_exact(n).zip(self.out.chunks_exact_mut(n)) {
+            let mean = sum(s, x, |x, chain| s.add(x, chain)) / n as f32;
+            let of_row = s.splat(mean);
+            let squares = sum(s, x, |x, chain| {
+                let x = s.sub(x, of_row);
+                s.fma(x, x, chain)
+            });
+            let bound = mean + self.deviations * (squares / n as f32).sqrt();
+            if bound.is_nan() {
+                // The maximum would hide it.
+                out.fill(bound);
+                continue;
+            }
+            let bound = s.splat(bound);
+            map2(s, x, x, out, |x, _| s.max(s.sub(x, bound), s.zero()));
+        }
+    }
+}
+
+/// `out = max(x − (mean + deviations · √var), 0)` over each row of `n` elements of `x`, the variance computed from the deviations in a
+/// second pass. A row that holds what is no number, or is infinite, becomes no number.
+///
+/// # Panics
+/// Where `n` is zero, the length of `x` is no multiple of it, or `out` has another length than `x`.
+pub fn cut(pool: &Pool, isa: Isa, x: &[f32], n: usize, deviations: f32, out: &mut [f32]) {
+    assert!(n > 0 && x.len().is_multiple_of(n) && out.len() == x.len(), "cut: lengths");
+    let chunk = rows_per_task(pool, x.len() / n, n, TASK) * n;
+    pool.run_chunks(out, chunk, |task, out| {
+        let x = &x[task * chunk..][..out.len()];
+        isa.dispatch(Cut { x, n, deviations, out });
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use approx::relative_eq;
@@ -317,6 +364,30 @@ mod tests {
     }
 
     #[test]
+    fn cuts_match_their_reference() {
+        for isa in Isa::available() {
+            for &n in SIZES {
+                let rows = if n > 1000 { 9 } else { 3 };
+                let (x, mut out) = (random(1, rows * n), vec![f32::NAN; rows * n]);
+                for deviations in [1.644_853_6, 0.0, -0.5] {
+                    cut(&Pool::new(2), isa, &x, n, deviations, &mut out);
+                    for (x, out) in x.chunks(n).zip(out.chunks(n)) {
+                        let want = reference_ops::cut(x, deviations);
+                        close(out, &want, 2e-6, &format!("cut of {n} on {isa}"));
+                    }
+                }
+                // What is no number is not hidden.
+                let mut odd = x.clone();
+                odd[n / 2] = f32::NAN;
+                odd[2 * n - 1] = f32::INFINITY;
+                cut(&Pool::new(2), isa, &odd, n, 1.0, &mut out);
+                assert!(out[..2 * n].iter().all(|x| x.is_nan()), "{n} on {isa}");
+                assert!(out[2 * n..].iter().all(|x| x.is_finite()), "{n} on {isa}");
+            }
+        }
+    }
+
+    #[test]
     fn the_fused_norm_has_the_bits_of_its_parts() {
         for isa in Isa::available() {
             for &n in SIZES {
@@ -339,10 +410,11 @@ mod tests {
         for isa in Isa::available() {
             for &n in if cfg!(miri) { &[7, 129][..] } else { &[7, 129, 5003] } {
                 let (x, weight) = (random(7, 64 * n), random(8, n));
-                let (mut rms, mut layer) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+                let [mut rms, mut layer, mut cuts] = [(); 3].map(|()| vec![0.0; x.len()]);
                 let pool = Pool::new(3);
                 rms_norm(&pool, isa, &x, n, &weight, 1e-6, 0.0, &mut rms);
                 layer_norm(&pool, isa, &x, n, &weight, Some(&weight), 1e-6, &mut layer);
+                cut(&pool, isa, &x, n, 0.7, &mut cuts);
                 let one = Pool::new(1);
                 let mut alone = vec![0.0; n];
                 for row in 0..64 {
@@ -350,7 +422,9 @@ mod tests {
                     rms_norm(&one, isa, &x[part.clone()], n, &weight, 1e-6, 0.0, &mut alone);
                     assert_eq!(bits(&alone), bits(&rms[part.clone()]));
                     layer_norm(&one, isa, &x[part.clone()], n, &weight, Some(&weight), 1e-6, &mut alone);
-                    assert_eq!(bits(&alone), bits(&layer[part]));
+                    assert_eq!(bits(&alone), bits(&layer[part.clone()]));
+                    cut(&one, isa, &x[part.clone()], n, 0.7, &mut alone);
+                    assert_eq!(bits(&alone), bits(&cuts[part]));
                 }
             }
         }

@@ -229,6 +229,73 @@ pub fn binary_in_place(pool: &Pool, isa: Isa, f: Binary, a: &mut [f32], b: &[f32
     binary_any(pool, isa, f, None, b, a);
 }
 
+struct Mix<'a> {
+    x: &'a [f32],
+    by: &'a [f32],
+    into: Option<&'a [f32]>,
+    /// Stretches of a row of `x`, and results of a row.
+    counts: [usize; 2],
+    /// Elements of a stretch.
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Mix<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (width, [stretches, results]) = (self.width, self.counts);
+        let rows = self.x.chunks_exact(stretches * width).zip(self.by.chunks_exact(stretches * results));
+        for (row, ((x, by), out)) in rows.zip(self.out.chunks_exact_mut(results * width)).enumerate() {
+            let into = self.into.map(|into| &into[row * results * width..][..results * width]);
+            for (r, (by, out)) in by.chunks_exact(stretches).zip(out.chunks_exact_mut(width)).enumerate() {
+                let into = into.map(|into| &into[r * width..][..width]);
+                for (i, to) in out.chunks_mut(S::LANES).enumerate() {
+                    let part = i * S::LANES..i * S::LANES + to.len();
+                    let mut sum = into.map_or(s.zero(), |into| s.load_partial(&into[part.clone()]));
+                    for (by, x) in by.iter().zip(x.chunks_exact(width)) {
+                        sum = s.fma(s.splat(*by), s.load_partial(&x[part.clone()]), sum);
+                    }
+                    s.store_partial(to, sum);
+                }
+            }
+        }
+    }
+}
+
+/// `out[r] = into[r] + Σ_s by[r, s] · x[s]` over the stretches of `width` elements of each row, in the order of `s`: `x` is
+/// `[rows, S * width]`, `by` `[rows, R * S]`, `out` and `into`, zeros without it, `[rows, R * width]`. `counts` are `S` and `R`.
+///
+/// # Panics
+/// Where a count or the width is zero, or the lengths do not fit each other.
+#[allow(clippy::too_many_arguments)]
+pub fn mix(
+    pool: &Pool,
+    isa: Isa,
+    x: &[f32],
+    by: &[f32],
+    into: Option<&[f32]>,
+    counts: [usize; 2],
+    width: usize,
+    out: &mut [f32],
+) {
+    let [stretches, results] = counts;
+    assert!(width > 0 && stretches > 0 && results > 0, "mix: counts");
+    let rows = out.len() / (results * width);
+    assert_eq!(out.len(), rows * results * width, "mix: out");
+    assert_eq!((x.len(), by.len()), (rows * stretches * width, rows * results * stretches), "mix: operands");
+    assert!(into.is_none_or(|into| into.len() == out.len()), "mix: into");
+    let each = rows_per_task(pool, rows, stretches * results * width, TASK);
+    pool.run_chunks(out, each * results * width, |task, out| {
+        let (first, count) = (task * each, out.len() / (results * width));
+        let into = into.map(|into| &into[first * results * width..][..out.len()]);
+        let x = &x[first * stretches * width..][..count * stretches * width];
+        let by = &by[first * results * stretches..][..count * results * stretches];
+        isa.dispatch(Mix { x, by, into, counts, width, out });
+    });
+}
+
 struct Widen<'a, T> {
     table: *const T,
     width: usize,

@@ -63,6 +63,28 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) -> 
         .collect()
 }
 
+/// `into[r] + Σ_s by[r, s] · x[s]` over the stretches of `width` elements of one row, and the sums of the terms' magnitudes.
+pub fn mix(x: &[f32], by: &[f32], into: Option<&[f32]>, width: usize) -> Vec<(f64, f64)> {
+    let stretches = x.len() / width;
+    let result = |r: usize| {
+        (0..width).map(move |i| {
+            let first = into.map_or(0.0, |into| f64::from(into[r * width + i]));
+            let term = |s: usize| f64::from(by[r * stretches + s]) * f64::from(x[s * width + i]);
+            (0..stretches).map(term).fold((first, first.abs()), |(sum, size), x| (sum + x, size + x.abs()))
+        })
+    };
+    (0..by.len() / stretches).flat_map(result).collect()
+}
+
+/// `max(x − (mean + deviations · √var), 0)` over one row.
+pub fn cut(x: &[f32], deviations: f32) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+    let bound = mean + f64::from(deviations) * var.sqrt();
+    x.iter().map(|&x| (f64::from(x) - bound).max(0.0)).collect()
+}
+
 /// `x / (1 + e^-x)`.
 pub fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
