@@ -415,6 +415,10 @@ fn every_fixture_s_configuration_fits_its_weights() {
         };
         let named = if config.latent.is_some() { "v_head_dim) is " } else { "head_dim is " };
         assert!(wrong(head_dim).contains(named), "{}", wrong(head_dim));
+        // Gemma 3n has a width for each layer.
+        if config.model_type == "gemma3n_text" {
+            continue;
+        }
         // Of experts, where every layer has them.
         let inner = |c: &mut Config| match &mut c.experts {
             Some(experts) => experts.inner += 1,

@@ -151,6 +151,8 @@ impl Family {
             ("n_shared_experts", 1),
             ("n_group", 1),
             ("topk_group", 1),
+            // Of Gemma 3n, whose layers share keys by default.
+            ("num_kv_shared_layers", 0),
             // Of Mamba 2, whose heads make up a multiple of the width.
             ("mamba_n_heads", 2),
         ];

@@ -411,6 +411,7 @@ mod tests {
                 "qwen3_5_text",
                 "qwen3_5_moe_text",
                 "qwen3_next",
+                "gemma3n_text",
                 "gemma4_text",
                 "granitemoehybrid",
                 "nemotron_h",

@@ -134,7 +134,10 @@ fn what_gemma3n_has_no_form_for_is_refused() {
         json!({"intermediate_size": [8, 8]}),
         "intermediate_size is a list of 2, expected a list of num_hidden_layers, 4",
     );
-    refused(json!({"intermediate_size": []}), "intermediate_size is missing, expected an integer from 1 to");
+    refused(
+        json!({"intermediate_size": []}),
+        "intermediate_size is a list of 0, expected an integer from 1 to",
+    );
     refused(
         json!({"intermediate_size": [8, 0, 8, 8]}),
         "intermediate_size[1] is 0, expected an integer from 1 to 16777216",
