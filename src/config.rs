@@ -277,6 +277,9 @@ impl Names {
     };
 }
 
+/// Whether tokens see those before them alone: decoders that were trained to embed may say that they do not.
+pub(crate) const IS_CAUSAL: &str = "is_causal";
+
 impl Shared {
     /// Llama's.
     pub const LLAMA: Self = Self {
@@ -345,7 +348,7 @@ impl Shared {
             sliding_window: None,
             windows: vec![None; num_hidden_layers],
             chunked: false,
-            bidirectional: false,
+            bidirectional: fields.flag(IS_CAUSAL)? == Some(false),
             position_offset: 0,
             labels: None,
             attn_logit_softcapping: None,

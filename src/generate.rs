@@ -247,6 +247,7 @@ impl Model {
             min_tokens: options.min_tokens,
             max_tokens,
             eos,
+            suppressed: self.suppressed(),
             events,
         };
         let kind = RequestKind::Generate(Box::new(generate));

@@ -317,6 +317,7 @@ pub struct Model {
     tokenizer: Option<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     eos: Arc<[u32]>,
+    suppressed: Arc<[u32]>,
     /// Made with the first constraint.
     grammars: Arc<OnceLock<GrammarCompiler>>,
     /// See [`LoadOptions::checker`].
@@ -468,11 +469,13 @@ impl Model {
         eos.extend(info.generation.eos_token_ids.iter().chain(&info.config.eos_token_ids));
         eos.sort_unstable();
         eos.dedup();
+        let suppressed = info.generation.suppress_tokens.as_slice().into();
         Ok(Self {
             info: Arc::new(info),
             tokenizer,
             template,
             eos: eos.into(),
+            suppressed,
             grammars: Arc::default(),
             checker,
             watch,
@@ -509,6 +512,11 @@ impl Model {
     /// `tokenizer_config.json` or `special_tokens_map.json`, and what the chat template ends an assistant's turn with.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// Ids that never come, ascending: `suppress_tokens` of `generation_config.json`.
+    pub(crate) fn suppressed(&self) -> Arc<[u32]> {
+        Arc::clone(&self.suppressed)
     }
 
     /// A constraint for [`crate::Options::constraint`]: the text will be what `grammar` says. The first one takes a pass

@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 22] = [
+const FAMILIES: [&str; 26] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -29,6 +29,10 @@ const FAMILIES: [&str; 22] = [
     "models/granitemoehybrid-experts",
     "models/nemotron_h-experts",
     "models/mamba2-plain",
+    "models/lfm2-bias",
+    "quantized/kimi_linear-affine4",
+    "models/falcon_h1-multipliers",
+    "models/falcon_h1-norm",
     "models/gemma3n-streams",
     "models/gemma3n-shared",
     "models/gemma4-dense",

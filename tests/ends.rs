@@ -101,3 +101,26 @@ fn a_list_of_tokens_replaces_what_the_tokenizer_has_and_a_name_does_not() {
     let listed = json!({ "content": "<|im_end|>", "lstrip": false, "special": true });
     assert_eq!(count(json!({ "added_tokens_decoder": { id.to_string(): listed } })), 3);
 }
+
+#[test]
+fn tokens_that_the_model_suppresses_never_come() {
+    let noise = Noise::new();
+    let tokens = |sampling: &SamplingOptions| {
+        let options = Options { max_tokens: Some(40), sampling: sampling.clone(), ..Options::default() };
+        let model = load(&noise);
+        let mut run = model.generate("a", &options).unwrap();
+        run.by_ref().for_each(|piece| drop(piece.unwrap()));
+        run.tokens().to_vec()
+    };
+    let drawn = SamplingOptions { temperature: 1.0, seed: 3, ..SamplingOptions::default() };
+    for sampling in [SamplingOptions::default(), drawn] {
+        let before = tokens(&sampling);
+        let first = before[0];
+        let file = json!({ "suppress_tokens": [first, 1 << 20] });
+        fs::write(noise.0.path().join("generation_config.json"), file.to_string()).unwrap();
+        let after = tokens(&sampling);
+        assert!(before.contains(&first) && !after.contains(&first), "{before:?} {after:?}");
+        assert_eq!(after.len(), 40);
+        fs::remove_file(noise.0.path().join("generation_config.json")).unwrap();
+    }
+}

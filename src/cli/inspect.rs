@@ -372,6 +372,7 @@ impl Facts {
                 "top_p": generation.top_p,
                 "min_p": generation.min_p,
                 "repetition_penalty": generation.repetition_penalty,
+                "suppress_tokens": generation.suppress_tokens,
             },
             "memory": memory,
             "backend": {
@@ -403,6 +404,8 @@ fn attention(files: &ModelFiles) -> String {
         };
         let _ = write!(text, ", {what} of {window} tokens in {sliding} of {} layers", config.windows.len());
     }
+    // A layer that has two states has keys and values beside the other.
+    let both = states.len() > config.windows.len();
     let (mut others, mut shared, mut recurrent) = (BTreeMap::<_, usize>::new(), 0, 0);
     for state in states {
         let own = (config.head_dim, config.num_key_value_heads);
@@ -425,11 +428,9 @@ fn attention(files: &ModelFiles) -> String {
         let _ = write!(text, ", of vectors of {} and {} that rotate", latent.rank, latent.rope_dim);
     }
     if recurrent > 0 {
-        let _ = write!(
-            text,
-            ", a state of fixed size in place of them in {recurrent} of {} layers",
-            config.windows.len()
-        );
+        let place = if both { "beside them" } else { "in place of them" };
+        let layers = config.windows.len();
+        let _ = write!(text, ", a state of fixed size {place} in {recurrent} of {layers} layers");
     }
     text
 }

@@ -25,6 +25,8 @@ pub struct GenerationConfig {
     pub min_p: Option<f32>,
     /// Logits of tokens already seen are divided (if positive) or multiplied (if negative) by this.
     pub repetition_penalty: Option<f32>,
+    /// Tokens that never come, in ascending order.
+    pub suppress_tokens: Vec<u32>,
     /// Tokens to generate at most.
     pub max_new_tokens: Option<usize>,
     /// Tokens that prompt and text may have together; `max_new_tokens` beats it.
@@ -55,7 +57,11 @@ impl GenerationConfig {
 
     pub(crate) fn resolve(fields: &Fields<'_>) -> Result<Self> {
         let number = |name, least, most| Ok(fields.number(name, least, most)?.map(|x| x as f32));
+        let mut suppress_tokens = fields.tokens("suppress_tokens")?.unwrap_or_default();
+        suppress_tokens.sort_unstable();
+        suppress_tokens.dedup();
         Ok(Self {
+            suppress_tokens,
             eos_token_ids: fields.tokens("eos_token_id")?.unwrap_or_default(),
             bos_token_id: fields.token("bos_token_id")?,
             do_sample: fields.flag("do_sample")?,

@@ -52,6 +52,8 @@ pub(crate) struct GenerateRequest {
     pub max_tokens: usize,
     /// Ids that end the sequence.
     pub eos: Vec<u32>,
+    /// Ids that never come.
+    pub suppressed: Arc<[u32]>,
     /// Where the results go.
     pub events: Sink,
 }

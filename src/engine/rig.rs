@@ -121,6 +121,7 @@ impl Rig {
             min_tokens: 0,
             max_tokens,
             eos: self.eos.clone(),
+            suppressed: Arc::default(),
             events: Sink::new(move |event| sender.send(event).is_ok()),
         };
         let cancel = self.send(prompt, RequestKind::Generate(Box::new(generate)));

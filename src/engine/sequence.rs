@@ -246,6 +246,7 @@ impl Generating {
             prompt,
             mask: self.guide.as_ref().map(Guide::mask).transpose()?,
             banned: if early { &self.request.eos } else { &[] },
+            suppressed: &self.request.suppressed,
         };
         self.sampler.sample(logits, place)
     }

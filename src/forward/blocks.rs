@@ -27,6 +27,17 @@ impl Linear {
         Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), loader.bias(name)?))
     }
 
+    /// The same with its bias times `by`.
+    pub fn with_bias_by(loader: &Loader<'_>, name: &str, by: f32) -> Result<Self> {
+        let mut bias = loader.bias(name)?;
+        if let Some(plain) = bias.as_ref().filter(|_| by != 1.0) {
+            let mut values = plain.widened()?;
+            values.iter_mut().for_each(|x| *x *= by);
+            bias = Some(Weight::of_values(plain.name(), plain.shape(), values));
+        }
+        Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), bias))
+    }
+
     /// The same of few rows, from which something is chosen: in blocks or not, it is multiplied by without rounding.
     pub fn exact(loader: &Loader<'_>, name: &str) -> Result<Self> {
         let weight = exact(loader.matrix(name)?)?;
@@ -345,6 +356,12 @@ impl Attention {
         }
     }
 
+    /// Whose keys and values are the model's `state`-th, where layers and states do not go together.
+    pub fn of_state(mut self, state: usize) -> Self {
+        self.layer = state;
+        self
+    }
+
     /// With norms of queries and keys, before the rotary embedding or after it.
     pub fn with_norms(mut self, norms: [Norm; 2], after: bool) -> Self {
         (self.norms, self.norms_after) = (Some(norms), after);
@@ -477,6 +494,14 @@ impl Vocabulary {
     pub fn root_scaled(mut self) -> Self {
         let table = self.table();
         self.scale = root_in(table.dtype(), table.as_ref().shape()[1]);
+        self
+    }
+
+    /// Of weights that are multiplied already: those of the table by what rows of it are multiplied by, those of a head of its own by what
+    /// logits are.
+    pub fn multiplied(mut self, tied: bool) -> Self {
+        self.multiplier = if tied { self.multiplier / self.scale } else { 1.0 };
+        self.scale = 1.0;
         self
     }
 

@@ -8,6 +8,7 @@ use super::latent::LatentAttention;
 pub(super) use super::list::Name;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
+use super::short_conv::{ShortConv, ShortConvLayer};
 use super::sparse::{Sparse, SparseMlp};
 use super::step::Step;
 use super::{Arguments, Forward};
@@ -120,6 +121,8 @@ pub(super) struct Dense {
     pub gated_queries: bool,
     /// Layers that are delta nets, and have no attention.
     pub delta: Option<DeltaNet>,
+    /// Layers that are short convolutions, and have no attention.
+    pub conv: Option<ShortConv>,
     /// The output of attention.
     pub output: Name,
     /// The gate of what attention gives.
@@ -167,6 +170,7 @@ impl Dense {
             output: ("self_attn.o_proj", "attn_output"),
             gated_queries: false,
             delta: None,
+            conv: None,
             attention_gate: None,
             sinks: None,
             head_norms: None,
@@ -200,8 +204,8 @@ impl Dense {
         }
         let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
         let prefixes = prefixes.each_ref().map(String::as_str);
-        let delta = self.delta_of(layer);
-        if let Some(of) = self.head_norms.filter(|_| delta.is_none()) {
+        let attends = self.attends(layer);
+        if let Some(of) = self.head_norms.filter(|_| attends) {
             let dims = match of.of {
                 HeadNormOf::Row => [config.query_dim(layer), config.key_dim()],
                 HeadNormOf::Head | HeadNormOf::EachHead => [config.head_dim(), config.head_dim()],
@@ -228,10 +232,11 @@ impl Dense {
             let spec = norm_spec([own.clone(), gguf], rows, NormKind::Rms { offset: 0.0 });
             list.push(ModuleSpec { stacked: vec![(own, 0..config.heads(layer))], ..spec });
         }
-        match (delta, &config.latent) {
-            (Some(delta), _) => delta.list(list, config, prefixes),
-            (None, Some(latent)) => latent.list(list, config, prefixes),
-            (None, None) => {}
+        match (self.delta_of(layer), self.conv_of(layer), &config.latent) {
+            (Some(delta), ..) => delta.list(list, config, prefixes),
+            (_, Some(conv), _) => conv.list(list, config, prefixes),
+            (.., Some(latent)) => latent.list(list, config, prefixes),
+            _ => {}
         }
         let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
             let [name, gguf] = names;
@@ -243,7 +248,7 @@ impl Dense {
         };
         let plain = [Form::Plain; 2];
         match self.qkv {
-            _ if delta.is_some() => {}
+            _ if !attends => {}
             Qkv::Apart(names) => {
                 let dims = [config.query_dim(layer), config.key_dim(), config.key_dim()];
                 let heads = [config.heads(layer), config.num_key_value_heads, 0];
@@ -273,7 +278,7 @@ impl Dense {
             }
             Qkv::Latent => {}
         }
-        if config.latent.is_none() && delta.is_none() {
+        if config.latent.is_none() && attends {
             matrix(name(self.output), config.hidden_dim(), config.query_dim(layer), plain, Vec::new());
         }
         if let Some(gate) = self.attention_gate {
@@ -314,6 +319,16 @@ impl Dense {
     /// The delta net that a layer is, if it is one.
     fn delta_of(&self, layer: usize) -> Option<&DeltaNet> {
         self.delta.as_ref().filter(|delta| delta.is_of(layer))
+    }
+
+    /// The short convolution that a layer is, if it is one.
+    fn conv_of(&self, layer: usize) -> Option<&ShortConv> {
+        self.conv.as_ref().filter(|conv| conv.is_of(layer))
+    }
+
+    /// Whether a layer has attention.
+    fn attends(&self, layer: usize) -> bool {
+        self.delta_of(layer).is_none() && self.conv_of(layer).is_none()
     }
 
     /// A kind of norms as the checkpoint has it.
@@ -364,7 +379,7 @@ impl Dense {
         let mut gate = None;
         let qkv = match self.qkv {
             Qkv::Latent => None,
-            _ if self.delta_of(layer).is_some() => None,
+            _ if !self.attends(layer) => None,
             Qkv::Apart([q, k, v]) if self.gated_queries => {
                 let [own, of] = Linear::split(loader, &path(q), [("q", width), ("gate", width)])?;
                 gate = Some(of);
@@ -383,6 +398,9 @@ impl Dense {
         let attention = match (qkv, &config.latent) {
             _ if let Some(delta) = self.delta_of(layer) => {
                 AttentionPart::Delta(Box::new(delta.load(loader, layer, &prefix)?))
+            }
+            _ if let Some(conv) = self.conv_of(layer) => {
+                AttentionPart::Conv(Box::new(conv.load(loader, config, layer, &prefix)?))
             }
             (Some(qkv), _) => {
                 let attention = self.load_attention(loader, layer, qkv)?;
@@ -484,10 +502,11 @@ impl Arguments for Dense {
         let (heads, dim) = (config.num_key_value_heads, config.head_dim);
         // A window on both sides has nothing behind it before a text ends.
         let behind = |window: Option<usize>| window.filter(|_| !config.bidirectional);
-        let of = |(layer, &window): (usize, &Option<usize>)| match (self.delta_of(layer), &config.latent) {
-            (Some(delta), _) => delta.state(),
-            (None, Some(latent)) => latent.state(),
-            (None, None) => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: behind(window) },
+        let of = |(layer, &window): (usize, &Option<usize>)| match &config.latent {
+            _ if let Some(delta) = self.delta_of(layer) => delta.state(),
+            _ if let Some(conv) = self.conv_of(layer) => conv.state(config),
+            Some(latent) => latent.state(),
+            None => StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: behind(window) },
         };
         config.windows.iter().enumerate().map(of).collect()
     }
@@ -527,6 +546,7 @@ enum AttentionPart {
     Grouped(Attention),
     Latent(Box<LatentAttention>),
     Delta(Box<DeltaLayer>),
+    Conv(Box<ShortConvLayer>),
 }
 
 impl AttentionPart {
@@ -536,6 +556,7 @@ impl AttentionPart {
             Self::Grouped(attention) => attention.forward(step, x),
             Self::Latent(attention) => attention.forward(step, x),
             Self::Delta(net) => net.forward(step, x),
+            Self::Conv(conv) => conv.forward(step, x),
         }
     }
 }

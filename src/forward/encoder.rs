@@ -177,6 +177,10 @@ pub(super) fn labels_dim(labels: usize) -> Dim {
 }
 
 impl Arguments for Encoder {
+    fn is_encoder(&self) -> bool {
+        true
+    }
+
     fn config(&self) -> &Config {
         &self.config
     }

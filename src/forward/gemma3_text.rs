@@ -53,7 +53,7 @@ pub(super) static FAMILY: Family = Family {
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
     // EmbeddingGemma's.
-    config.bidirectional = fields.flag("use_bidirectional_attention")?.unwrap_or(false);
+    config.bidirectional |= fields.flag("use_bidirectional_attention")?.unwrap_or(false);
     if let Some(cap) = fields.get("attn_logit_softcapping") {
         let expected = "null: transformers reads the field and caps no score";
         return Err(fields.error("attn_logit_softcapping", cap, expected));

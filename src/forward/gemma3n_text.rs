@@ -607,9 +607,9 @@ mod tests {
         ] {
             let got = quantile(share);
             assert!((got - expected).abs() < 1e-9, "{share}: {got}, expected {expected}");
-            // What a file has of it, in `f32`, is read as it was.
-            let read = below(f64::from(got as f32)) as f32;
-            assert!((read - share as f32).abs() <= f32::EPSILON / 2.0, "{share} as {got} is {read}");
+            // What a file has of it, in `f32`, is read back as near as that says.
+            let read = below(f64::from(got as f32));
+            assert!((read - share).abs() < 1e-7, "{got}: {read}");
         }
         assert_eq!([f64::NEG_INFINITY, f64::INFINITY].map(below), [0.0, 1.0]);
         assert!(below(f64::NAN).is_nan());

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::gguf_experts::{self, GgufExperts};
-use super::gguf_members::{Members, RMS_EPS};
+use super::gguf_members::{LAYER_EPS, Members, RMS_EPS};
 use super::{Architecture, FAMILIES, Family};
 use crate::config::{Activation, Config, Experts, GenerationConfig, Rope, RopeScaling};
 use crate::error::Result;
@@ -23,6 +23,8 @@ type WriteEntries = fn(&Config, &mut Entries) -> Result<(), &'static str>;
 pub(crate) struct Gguf {
     /// `general.architecture`, and the prefix of the family's keys.
     pub architecture: &'static str,
+    /// Another that files of the family may have.
+    pub also: Option<&'static str>,
     /// Whether a file of this architecture is of this family, where several share it.
     pub claims: fn(&Metadata) -> Result<bool>,
     /// The key of what is added to the variance in norms.
@@ -40,6 +42,10 @@ pub(crate) struct Gguf {
     /// Whether layers may have other numbers of key/value heads, and other widths of the feed-forward part, than the first: `members`
     /// reads those of all.
     pub by_layer: bool,
+    /// Whether layers may be without attention, or without a feed-forward part, which numbers of 0 say: `members` reads those of all.
+    pub parts: bool,
+    /// Whether heads rotate.
+    pub rotates: bool,
     /// Reads what else the family has.
     pub members: fn(&mut Members<'_>, &Checkpoint) -> Result<()>,
     /// Writes what else llama.cpp wants to know, or says what it has no form for; none where files are read and not written.
@@ -51,6 +57,7 @@ impl Gguf {
     pub const fn plain(architecture: &'static str) -> Self {
         Self {
             architecture,
+            also: None,
             claims: |_| Ok(true),
             eps: RMS_EPS,
             activations: &[Activation::Silu],
@@ -59,9 +66,16 @@ impl Gguf {
             experts: None,
             head_dim,
             by_layer: false,
+            parts: false,
+            rotates: true,
             members: |_, _| Ok(()),
             entries: Some(no_window),
         }
+    }
+
+    /// Every `general.architecture` of the family's files.
+    pub fn architectures(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.architecture).chain(self.also)
     }
 
     /// The key `key` of this architecture.
@@ -108,40 +122,53 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     let Some(metadata) = checkpoint.gguf() else {
         return Err(crate::Error::format(checkpoint.path(), "not a GGUF file"));
     };
-    let (family, gguf) = family(metadata)?;
-    let (shared, names, arch) = (&family.shared, &family.shared.names, gguf.architecture);
+    let (family, gguf, arch) = family(metadata)?;
+    let (shared, names) = (&family.shared, &family.shared.names);
     let mut members = Members::new(metadata, arch);
     members.put("model_type", "general.architecture", Value::String(family.model_type.to_owned()));
     let context = members.required(names.context, "context_length")?;
     let hidden = members.required(names.hidden_size, "embedding_length")?;
     members.required(names.layers, "block_count")?;
-    let size = |members: &mut Members<'_>, name: &str, key: &str| match gguf.by_layer {
-        true => members.size_of_first(name, key),
-        false => members.size(name, key),
+    let size = |members: &mut Members<'_>, name: &str, key: &str| match (gguf.parts, gguf.by_layer) {
+        (true, _) => members.size_of_some(name, key),
+        (false, true) => members.size_of_first(name, key),
+        (false, false) => members.size(name, key),
     };
     // Files whose layers have nothing but experts need not say how wide an MLP is.
     let of_experts = gguf.experts.as_ref().and_then(|experts| experts.width);
     let has_width = metadata.has(&members.key("expert_feed_forward_length"));
-    if size(&mut members, names.intermediate_size, "feed_forward_length")?.is_none()
-        && !(has_width && of_experts == Some(names.intermediate_size))
-    {
-        return Err(metadata.refuse(&members.key("feed_forward_length"), "an integer"));
+    if size(&mut members, names.intermediate_size, "feed_forward_length")?.is_none() {
+        let key = members.key("feed_forward_length");
+        if gguf.parts {
+            // No layer has an MLP: it stands for nothing.
+            members.put(names.intermediate_size, key, Value::UInt(1));
+        } else if !(has_width && of_experts == Some(names.intermediate_size)) {
+            return Err(metadata.refuse(&key, "an integer"));
+        }
     }
-    let heads = members.required(names.heads, "attention.head_count")?;
+    let heads = match gguf.parts {
+        true => members.size_of_some(names.heads, "attention.head_count")?.unwrap_or(0),
+        false => members.required(names.heads, "attention.head_count")?,
+    };
     let kv = names.kv_heads.unwrap_or("num_key_value_heads");
-    if size(&mut members, kv, "attention.head_count_kv")?.is_none() {
+    if size(&mut members, kv, "attention.head_count_kv")?.is_none() && heads > 0 {
         members.put(kv, members.key("attention.head_count_kv"), Value::UInt(heads));
     }
     let head_dim = (gguf.head_dim)(&mut members, hidden, heads)?;
-    if members.number(names.eps, gguf.eps)?.is_none() {
+    // Some of those with several kinds of parts have the one of layer norms.
+    if members.number(names.eps, gguf.eps)?.is_none()
+        && !(gguf.parts && members.number(names.eps, LAYER_EPS)?.is_some())
+    {
         return Err(metadata.refuse(&members.key(gguf.eps), "a number"));
     }
-    experts(&mut members, gguf)?;
+    experts(&mut members, gguf, arch)?;
     for (name, key) in gguf.numbers {
         members.number(name, key)?;
     }
     vocabulary(&mut members, checkpoint)?;
-    rope(&mut members, checkpoint, family, head_dim, context)?;
+    if gguf.rotates {
+        rope(&mut members, checkpoint, family, head_dim, context)?;
+    }
     (gguf.members)(&mut members, checkpoint)?;
     let fields = members.fields();
     let config = shared.read(&fields, family.model_type)?;
@@ -156,11 +183,11 @@ pub(crate) fn has_experts(metadata: &Metadata, arch: &str) -> Result<bool> {
 }
 
 /// What files say of experts, of which dense families have none.
-fn experts(members: &mut Members<'_>, gguf: &Gguf) -> Result<()> {
+fn experts(members: &mut Members<'_>, gguf: &Gguf, arch: &str) -> Result<()> {
     match &gguf.experts {
-        Some(experts) if experts.optional && !has_experts(members.metadata, gguf.architecture)? => Ok(()),
+        Some(experts) if experts.optional && !has_experts(members.metadata, arch)? => Ok(()),
         Some(experts) => gguf_experts::experts(members, experts),
-        None if has_experts(members.metadata, gguf.architecture)? => {
+        None if has_experts(members.metadata, arch)? => {
             let expected = "0 or absent: experts of this architecture are not supported";
             Err(members.metadata.refuse(&members.key("expert_count"), expected))
         }
@@ -169,19 +196,19 @@ fn experts(members: &mut Members<'_>, gguf: &Gguf) -> Result<()> {
 }
 
 /// The family of a file.
-fn family(metadata: &Metadata) -> Result<(&'static Family, &'static Gguf)> {
+fn family(metadata: &Metadata) -> Result<(&'static Family, &'static Gguf, &'static str)> {
     const KEY: &str = "general.architecture";
     let name = metadata.string(KEY)?;
     for family in FAMILIES {
         if let Some(gguf) = &family.gguf
-            && Some(gguf.architecture) == name
+            && let Some(arch) = gguf.architectures().find(|&arch| Some(arch) == name)
             && (gguf.claims)(metadata)?
         {
-            return Ok((family, gguf));
+            return Ok((family, gguf, arch));
         }
     }
-    let mut known: Vec<&str> =
-        FAMILIES.iter().filter_map(|family| Some(family.gguf.as_ref()?.architecture)).collect();
+    let all = FAMILIES.iter().filter_map(|family| family.gguf.as_ref());
+    let mut known: Vec<&str> = all.flat_map(Gguf::architectures).collect();
     known.sort_unstable();
     known.dedup();
     Err(metadata.refuse(KEY, format!("one of {}", known.join(", "))))
@@ -225,6 +252,16 @@ pub(crate) fn generation_from_gguf(metadata: &Metadata) -> Result<GenerationConf
     if let Some(k) = metadata.uint(TOP_K)? {
         object.insert("top_k".to_owned(), Value::UInt(k));
         names.insert("top_k".to_owned(), TOP_K.to_owned());
+    }
+    const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
+    if let Some(ids) = metadata.ints(SUPPRESSED)? {
+        let id = |id: i64| {
+            let refused = || metadata.refuse(SUPPRESSED, "token ids");
+            u64::try_from(id).map(Value::UInt).map_err(|_| refused())
+        };
+        let ids = ids.into_iter().map(id).collect::<Result<_>>()?;
+        object.insert("suppress_tokens".to_owned(), Value::Array(ids));
+        names.insert("suppress_tokens".to_owned(), SUPPRESSED.to_owned());
     }
     if object.contains_key("temperature") {
         object.insert("do_sample".to_owned(), Value::Bool(true));

@@ -97,6 +97,35 @@ impl<'a> Members<'a> {
         Ok(value)
     }
 
+    /// The same of the layers that have any: others have 0. None where no layer has.
+    pub fn size_of_some(&mut self, name: &str, key: &str) -> Result<Option<u64>> {
+        let key = self.key(key);
+        let all = self.metadata.layers(&key)?.unwrap_or_default();
+        let mut some = all.into_iter().filter(|&n| n > 0);
+        let Some(first) = some.next() else { return Ok(None) };
+        if some.any(|n| n != first) {
+            return Err(self
+                .metadata
+                .refuse(&key, "the same integer for each layer that has any, 0 for others"));
+        }
+        self.put(name, key, Value::UInt(first));
+        Ok(Some(first))
+    }
+
+    /// Integers that are not negative, one for each of `layers` layers.
+    pub fn by_layer(&self, key: &str, layers: u64) -> Result<Vec<u64>> {
+        let key = self.key(key);
+        let mut all = self.metadata.layers(&key)?.unwrap_or_else(|| vec![0]);
+        if let [same] = all[..] {
+            all = vec![same; layers as usize];
+        }
+        if all.len() as u64 == layers {
+            return Ok(all);
+        }
+        let expected = format!("a number for each of {layers} layers");
+        Err(self.metadata.error(&key, format!("a list of {}", all.len()), expected))
+    }
+
     /// The same, which must be there.
     pub fn required(&mut self, name: &str, key: &str) -> Result<u64> {
         self.size(name, key)?.ok_or_else(|| self.metadata.refuse(&self.key(key), "an integer"))

@@ -1,18 +1,40 @@
 //! `granitemoehybrid`: Granite whose layers are Mamba 2 or attention, each with an MLP, which stands beside experts where there are any:
 //! Granite 4.0. IBM Granite Team 2025, "Granite 4.0".
 
+use super::gguf::has_experts;
+use super::gguf_mamba::{self, MambaMembers};
+use super::gguf_members::Members;
 use super::hybrid::{Hybrid, MlpParts, Part};
 use super::list::{InMlx, Name};
 use super::mamba::{Mamba, MambaFields};
 use super::sparse::{SharedExpert, Sparse, experts};
-use super::{Arguments, Family, granite, granitemoe};
+use super::{Arguments, Family, Gguf, GgufExperts, granite, granitemoe};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Config, Rotation, Shared};
 use crate::error::Result;
 use crate::json::{Fields, Value, quote};
+use crate::weights::Checkpoint;
 
-pub(super) static FAMILY: Family =
-    Family { model_type: "granitemoehybrid", shared: Shared::LLAMA, arguments, gguf: None, prefixes: &[] };
+pub(super) static FAMILY: Family = Family {
+    model_type: "granitemoehybrid",
+    shared: Shared::LLAMA,
+    arguments,
+    gguf: Some(Gguf {
+        parts: true,
+        rotates: false,
+        experts: Some(GgufExperts {
+            count: "num_local_experts",
+            width: None,
+            optional: true,
+            reads: &[SHARED_LENGTH],
+            ..GgufExperts::SOFTMAX
+        }),
+        members,
+        entries: None,
+        ..Gguf::plain("granitehybrid")
+    }),
+    prefixes: &[],
+};
 
 const MIXER_NORM: Name = ("input_layernorm", "attn_norm");
 const MLP_NORM: Name = ("post_attention_layernorm", "ffn_norm");
@@ -58,13 +80,49 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ],
         mlp: MlpParts::Gated {
             names: [("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")],
-            fused: ["shared_mlp.input_linear", "shared_mlp.output_linear"],
+            fused: Some(["shared_mlp.input_linear", "shared_mlp.output_linear"]),
         },
         inner: INNER,
         sparse,
+        multipliers: None,
         config,
     }
     .boxed()
+}
+
+/// The key of the width of the MLP beside experts.
+const SHARED_LENGTH: &str = "expert_shared_feed_forward_length";
+
+/// What GGUF files say of it: a layer without heads of keys is a Mamba 2.
+fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
+    let metadata = members.metadata;
+    granite::members(members, checkpoint)?;
+    let key = members.key("rope.scaling.finetuned");
+    // Rows of heads that rotate lie in another order there.
+    if metadata.flag(&key)? != Some(false) {
+        return Err(metadata.refuse(&key, "false: heads of this architecture do not rotate"));
+    }
+    members.put("position_embedding_type", key, Value::String("nope".to_owned()));
+    gguf_mamba::kinds(members, "layer_types", |has_keys, _| if has_keys { "attention" } else { "mamba" })?;
+    let names = MambaMembers {
+        heads: FIELDS.heads,
+        groups: FIELDS.groups,
+        state: FIELDS.state,
+        kernel: FIELDS.kernel,
+        head_dim: "mamba_d_head",
+    };
+    let (inner, twice) = (gguf_mamba::widths(members, &names)?, 2 * members.uint("hidden_size"));
+    if inner != twice {
+        let expected = format!("{twice}, twice the width of the model");
+        return Err(metadata.refuse(&members.key("ssm.inner_size"), expected));
+    }
+    if has_experts(metadata, members.arch)? {
+        members.required(INNER, SHARED_LENGTH)?;
+    } else {
+        members.put("num_local_experts", members.key("expert_count"), Value::UInt(0));
+        members.required(INNER, "feed_forward_length")?;
+    }
+    Ok(())
 }
 
 /// What each layer has in the place of attention.

@@ -4,14 +4,14 @@
 use super::blocks::{Attention, Linear, Mlp, NormKind, RmsNorm, Vocabulary, norm_spec};
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
-use super::mamba::{Mamba, MambaLayer};
+use super::mamba::{Mamba, MambaLayer, MambaScales};
 use super::sparse::{Sparse, SparseMlp};
 use super::step::Step;
 use super::{Arguments, Forward};
 use crate::backend::Tensor;
 use crate::backend::ops::StateSpec;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weights::Form;
 
 /// A kind of part.
@@ -21,6 +21,8 @@ pub(super) enum Part {
     Mamba,
     /// Attention over keys and values.
     Attention,
+    /// Both, side by side: what they give is added.
+    MambaAttention,
     /// A feed-forward part.
     Mlp,
     /// Experts in its place.
@@ -31,9 +33,24 @@ pub(super) enum Part {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum MlpParts {
     /// Gate, up and down, of which directories may have the first two as one, gate over up, and the last by another name.
-    Gated { names: [Name; 3], fused: [&'static str; 2] },
+    Gated { names: [Name; 3], fused: Option<[&'static str; 2]> },
     /// In and out.
     Plain([Name; 2]),
+}
+
+/// What activations of parts are multiplied by. MLX's directories hold weights that are multiplied already, and the same numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Multipliers {
+    /// Those of a Mamba 2.
+    pub mamba: MambaScales,
+    /// The input of attention, and what it gives.
+    pub attention: [f32; 2],
+    /// The gate of the feed-forward part, which is not 0, and what that part gives.
+    pub mlp: [f32; 2],
+}
+
+impl Multipliers {
+    const NONE: Self = Self { mamba: MambaScales::NONE, attention: [1.0; 2], mlp: [1.0; 2] };
 }
 
 /// A hybrid.
@@ -61,21 +78,40 @@ pub(super) struct Hybrid {
     pub inner: &'static str,
     /// Experts.
     pub sparse: Option<Sparse>,
+    /// What activations are multiplied by.
+    pub multipliers: Option<Multipliers>,
+}
+
+impl Part {
+    /// Whether it is a Mamba 2, or beside one.
+    fn is_mamba(self) -> bool {
+        matches!(self, Self::Mamba | Self::MambaAttention)
+    }
+
+    /// Whether it is attention, or beside it.
+    fn is_attention(self) -> bool {
+        matches!(self, Self::Attention | Self::MambaAttention)
+    }
+
+    /// What it keeps of a sequence, in how many states.
+    fn states(self) -> usize {
+        usize::from(self.is_mamba()) + usize::from(self.is_attention())
+    }
 }
 
 impl Hybrid {
     /// Boxed, as a family hands it on.
     pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
         self.config.experts = self.sparse.as_ref().map(Sparse::described);
-        if self.has(Part::Mamba) {
+        if self.has(Part::is_mamba) {
             self.config.mixer_width = self.mamba.width();
         }
         Ok(Box::new(self))
     }
 
     /// Whether a layer has such a part.
-    pub fn has(&self, part: Part) -> bool {
-        self.parts.iter().flatten().any(|(of, _)| *of == part)
+    fn has(&self, is: impl Fn(Part) -> bool) -> bool {
+        self.parts.iter().flatten().any(|&(part, _)| is(part))
     }
 
     fn list_part(&self, list: &mut WeightList, part: Part, prefixes: [&str; 2]) {
@@ -85,6 +121,10 @@ impl Hybrid {
         let name = |(own, gguf): Name| [format!("{}.{own}", prefixes[0]), format!("{}.{gguf}", prefixes[1])];
         match part {
             Part::Mamba => self.mamba.list(list, config, prefixes),
+            Part::MambaAttention => {
+                self.list_part(list, Part::Mamba, prefixes);
+                self.list_part(list, Part::Attention, prefixes);
+            }
             Part::Experts => {
                 if let Some(sparse) = &self.sparse {
                     sparse.list(list, config, prefixes);
@@ -103,41 +143,92 @@ impl Hybrid {
                     list.push(matrix(name(fc1), inner(), hidden()));
                     list.push(matrix(name(fc2), hidden(), inner()));
                 }
-                MlpParts::Gated { names: [gate, up, down], fused: [gate_up, all_down] } => {
-                    let width = config.intermediate_size;
-                    for (of, first) in [(gate, 0), (up, width)] {
-                        let stacked = vec![(format!("{}.{gate_up}", prefixes[0]), first..first + width)];
-                        let module = matrix(name(of), inner(), hidden());
-                        list.push(ModuleSpec { stacked, ..module });
+                MlpParts::Gated { names: [gate, up, down], fused } => {
+                    let (width, all) = (config.intermediate_size, config.hidden_size);
+                    let shapes = [(inner(), hidden()), (inner(), hidden()), (hidden(), inner())];
+                    let held = fused.map(|[of_both, of_down]| {
+                        [(of_both, 0..width), (of_both, width..2 * width), (of_down, 0..all)]
+                    });
+                    for (i, (of, (rows, columns))) in [gate, up, down].into_iter().zip(shapes).enumerate() {
+                        let held = held.clone().map(|held| held[i].clone());
+                        let held = held.map(|(of, rows)| (format!("{}.{of}", prefixes[0]), rows));
+                        let stacked = held.into_iter().collect();
+                        list.push(ModuleSpec { stacked, ..matrix(name(of), rows, columns) });
                     }
-                    let stacked = vec![(format!("{}.{all_down}", prefixes[0]), 0..config.hidden_size)];
-                    list.push(ModuleSpec { stacked, ..matrix(name(down), hidden(), inner()) });
                 }
             },
         }
     }
 
-    /// Loads a part of a layer whose names begin with `prefix`; what it keeps is the model's `state`-th.
-    fn load_part(&self, loader: &Loader<'_>, part: Part, state: usize, prefix: &str) -> Result<Block> {
+    /// Loads a part of `layer`, whose names begin with `prefix`; what it keeps is the model's `state`-th, and what follows.
+    fn load_part(
+        &self,
+        loader: &Loader<'_>,
+        by: Multipliers,
+        part: Part,
+        [layer, state]: [usize; 2],
+        prefix: &str,
+    ) -> Result<Block> {
         let linear = |(own, _): Name| Linear::load(loader, &format!("{prefix}.{own}"));
         let activation = self.config.hidden_act;
+        let mamba = |state: usize| self.mamba.load(loader, by.mamba, state, prefix).map(Box::new);
+        let attention = |state: usize| {
+            let [q, k, v, output] = self.attention;
+            let qkv = [linear(q)?, linear(k)?, linear(v)?];
+            let attention = Attention::of(&self.config, layer, qkv, linear(output)?);
+            Ok::<_, Error>(Box::new(attention.of_state(state)))
+        };
         Ok(match (part, &self.sparse) {
-            (Part::Mamba, _) => Block::Mamba(Box::new(self.mamba.load(loader, state, prefix)?)),
-            (Part::Attention, _) => {
-                let [q, k, v, output] = self.attention;
-                let qkv = [linear(q)?, linear(k)?, linear(v)?];
-                Block::Attention(Box::new(Attention::of(&self.config, state, qkv, linear(output)?)))
+            (Part::Mamba, _) => Block::Mamba(mamba(state)?),
+            (Part::Attention, _) => Block::Attention(attention(state)?),
+            (Part::MambaAttention, _) => {
+                Block::Both { mamba: mamba(state)?, attention: attention(state + 1)?, by: by.attention }
             }
-            (Part::Experts, Some(sparse)) => Block::Experts(Box::new(sparse.load(loader, state, prefix)?)),
+            (Part::Experts, Some(sparse)) => Block::Experts(Box::new(sparse.load(loader, layer, prefix)?)),
             (Part::Experts | Part::Mlp, _) => Block::Mlp(match self.mlp {
                 MlpParts::Plain([fc1, fc2]) => {
                     Mlp::Plain { fc1: linear(fc1)?, fc2: linear(fc2)?, activation }
                 }
-                MlpParts::Gated { names: [gate, up, down], .. } => {
-                    Mlp::Gated { gate: linear(gate)?, up: linear(up)?, down: linear(down)?, activation }
+                MlpParts::Gated { names, .. } => {
+                    // The norm in front multiplies by the factor of the gate: what stands beside the gate has it, too.
+                    let linear =
+                        |(own, _): Name| Linear::with_bias_by(loader, &format!("{prefix}.{own}"), by.mlp[0]);
+                    let [gate, up, down] = names.map(linear);
+                    Mlp::Gated { gate: gate?, up: up?, down: down?, activation }
                 }
             }),
         })
+    }
+
+    /// Whether the weights are multiplied already, as mlx-lm writes them, which leaves biases and values as they are.
+    fn is_multiplied(&self, loader: &Loader<'_>) -> Result<bool> {
+        let Some(multipliers) = self.multipliers else { return Ok(false) };
+        let first = format!("{}.0", self.layers);
+        if !self.mamba.is_of_mlx(loader, &first) {
+            return Ok(false);
+        }
+        let [_, _, value, _] = self.attention.map(|(own, _)| format!("{first}.{own}"));
+        if multipliers.attention[0] != 1.0 {
+            let what = format!(
+                "is not multiplied by attention_in_multiplier, as other weights of MLX's directories are; expected 1, and it is {:?}",
+                multipliers.attention[0]
+            );
+            return Err(loader.wrong(&value, what));
+        }
+        let own = |(own, _): Name| format!("{first}.{own}");
+        let mut paths: Vec<String> = self.mamba.projections(&first).into();
+        paths.extend(self.attention.map(own));
+        if let MlpParts::Gated { names, .. } = self.mlp {
+            paths.extend(names.map(own));
+        }
+        for path in paths {
+            if loader.bias(&path)?.is_some() {
+                let what =
+                    "has a bias, expected none beside weights that are multiplied, as in MLX's directories";
+                return Err(loader.wrong(&path, what.to_owned()));
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -188,40 +279,54 @@ impl Arguments for Hybrid {
     /// Of the parts that keep something: a layer may have none.
     fn states(&self) -> Vec<StateSpec> {
         let (heads, dim) = (self.config.num_key_value_heads, self.config.head_dim);
-        let kept = |(part, _): &(Part, Name)| match part {
-            Part::Mamba => Some(self.mamba.state()),
-            Part::Attention => Some(StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: None }),
-            Part::Mlp | Part::Experts => None,
+        let kept = |&(part, _): &(Part, Name)| {
+            let matrix = part.is_mamba().then(|| self.mamba.state());
+            let kv = StateSpec::Kv { heads, k_dim: dim, v_dim: dim, window: None };
+            matrix.into_iter().chain(part.is_attention().then_some(kv))
         };
-        self.parts.iter().flatten().filter_map(kept).collect()
+        self.parts.iter().flatten().flat_map(kept).collect()
     }
 
     fn more_activations(&self) -> usize {
         let shared = self.sparse.as_ref().and_then(|sparse| sparse.shared);
-        shared.map_or(0, |shared| 3 * shared.inner)
+        // What a Mamba 2 gives waits for the attention beside it.
+        let waits = if self.has(|part| part == Part::MambaAttention) { self.config.hidden_size } else { 0 };
+        shared.map_or(0, |shared| 3 * shared.inner) + waits
     }
 
     fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
         let mut parts = Vec::new();
         let mut state = 0;
+        let is_multiplied = self.is_multiplied(loader)?;
+        let by = self.multipliers.filter(|_| !is_multiplied).unwrap_or(Multipliers::NONE);
+        let [of_gate, of_mlp] = by.mlp;
         for (layer, of) in self.parts.iter().enumerate() {
             let prefix = format!("{}.{layer}", self.layers);
             for (i, &(part, (norm, _))) in of.iter().enumerate() {
+                let norm = format!("{prefix}.{norm}");
+                // Without experts: a gate's function is of its factor, and what stands beside the gate is divided by it behind the part.
+                let (norm, scale) = match part {
+                    Part::Mlp if of_gate != 1.0 => {
+                        (RmsNorm::scaled(loader, &norm, of_gate)?, of_mlp / of_gate)
+                    }
+                    Part::Mlp => (RmsNorm::load(loader, &norm, 0.0)?, of_mlp),
+                    _ => (RmsNorm::load(loader, &norm, 0.0)?, 1.0),
+                };
                 parts.push(Joined {
-                    norm: RmsNorm::load(loader, &format!("{prefix}.{norm}"), 0.0)?,
-                    block: self.load_part(loader, part, state, &prefix)?,
+                    norm,
+                    block: self.load_part(loader, by, part, [layer, state], &prefix)?,
+                    by: scale * self.config.residual_multiplier,
                     ends: (i + 1 == of.len()).then_some(layer),
                 });
-                state += usize::from(matches!(part, Part::Mamba | Part::Attention));
+                state += part.states();
             }
         }
-        Ok(Box::new(Decoder {
-            states: self.states(),
-            vocabulary: Vocabulary::load(loader, self.embed_tokens.0, self.lm_head.0)?,
-            parts,
-            norm: RmsNorm::load(loader, self.norm.0, 0.0)?,
-            residual: self.config.residual_multiplier,
-        }))
+        let mut vocabulary = Vocabulary::load(loader, self.embed_tokens.0, self.lm_head.0)?;
+        if is_multiplied {
+            vocabulary = vocabulary.multiplied(self.config.tie_word_embeddings);
+        }
+        let norm = RmsNorm::load(loader, self.norm.0, 0.0)?;
+        Ok(Box::new(Decoder { states: self.states(), vocabulary, parts, norm }))
     }
 }
 
@@ -231,6 +336,12 @@ impl Arguments for Hybrid {
 enum Block {
     Mamba(Box<MambaLayer>),
     Attention(Box<Attention>),
+    /// Side by side; what attention reads and gives is multiplied.
+    Both {
+        mamba: Box<MambaLayer>,
+        attention: Box<Attention>,
+        by: [f32; 2],
+    },
     Mlp(Mlp),
     Experts(Box<SparseMlp>),
 }
@@ -241,6 +352,14 @@ impl Block {
         match self {
             Self::Mamba(mamba) => mamba.forward(step, x),
             Self::Attention(attention) => attention.forward(step, x),
+            Self::Both { mamba, attention, by: [input, output] } => {
+                let first = mamba.forward(step, x)?;
+                let second = match input {
+                    1.0 => attention.forward(step, x)?,
+                    input => attention.forward(step, &step.scale(x, *input)?)?,
+                };
+                step.add(&first, &step.scaled(second, *output)?)
+            }
             Self::Mlp(mlp) => mlp.forward(step, x),
             Self::Experts(experts) => experts.forward(step, x),
         }
@@ -252,6 +371,8 @@ impl Block {
 struct Joined {
     norm: RmsNorm,
     block: Block,
+    /// What it gives is multiplied by this.
+    by: f32,
     /// The layer whose last part it is.
     ends: Option<usize>,
 }
@@ -263,7 +384,6 @@ struct Decoder {
     vocabulary: Vocabulary,
     parts: Vec<Joined>,
     norm: RmsNorm,
-    residual: f32,
 }
 
 impl Forward for Decoder {
@@ -276,10 +396,8 @@ impl Forward for Decoder {
         step.tap(|| "embed_tokens".to_owned(), &x)?;
         let mut h = self.parts.first().map_or(&self.norm, |part| &part.norm).forward(step, &x)?;
         for (i, part) in self.parts.iter().enumerate() {
-            let mut added = part.block.forward(step, &h)?;
-            if self.residual != 1.0 {
-                added = step.scale(&added, self.residual)?;
-            }
+            let added = part.block.forward(step, &h)?;
+            let added = step.scaled(added, part.by)?;
             let next = self.parts.get(i + 1).map_or(&self.norm, |next| &next.norm);
             [x, h] = next.add_forward(step, &x, &added)?;
             if let Some(layer) = part.ends {

@@ -32,7 +32,7 @@ pub(super) const SHARED: Shared = Shared {
 };
 
 /// Added to the mean squares of the norms of latent vectors, whatever `rms_norm_eps` says in a directory.
-const EPS: f32 = 1e-6;
+pub(super) const EPS: f32 = 1e-6;
 
 /// A member that GGUF files alone have: what transformers does not read of a configuration, llama.cpp does.
 pub(super) const LLAMA_CPP: &str = "llama.cpp";
@@ -62,12 +62,7 @@ pub(super) fn read(
         true => None,
         false => Some(fields.size_or("q_lora_rank", Some(ranks[0]), most)?),
     };
-    // Each is two modules of the list of weights, in each layer.
-    let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
-    if heads.saturating_mul(layers) > MOST {
-        let expected = format!("at most {}: {MOST} in {layers} layers", MOST / layers);
-        return Err(fields.error("num_attention_heads", heads, expected));
-    }
+    check_heads(fields, config)?;
     let rope_dim = config.head_dim;
     let is_gguf = fields.flag(LLAMA_CPP)?.unwrap_or(false);
     let dims = LatentDims {
@@ -93,6 +88,16 @@ pub(super) fn read(
             _ => params.number("factor", 1e-6, 1e6)?.unwrap_or(1.0),
         };
         scale_scores(config, all, factor);
+    }
+    Ok(())
+}
+
+/// Refuses more heads than there may be: each is two modules of the list of weights, in each layer.
+pub(super) fn check_heads(fields: &Fields<'_>, config: &Config) -> Result<()> {
+    let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
+    if heads.saturating_mul(layers) > MOST {
+        let expected = format!("at most {}: {MOST} in {layers} layers", MOST / layers);
+        return Err(fields.error("num_attention_heads", heads, expected));
     }
     Ok(())
 }
@@ -212,6 +217,7 @@ impl LatentDims {
             values: loader.ops.stack(&values),
             output: Linear::load(loader, &path(OUTPUT))?,
             rope_dim: self.rope_dim,
+            rotates: config.rotations.get(layer) != Some(&Rotation::None),
             scale: config.attention_scale(layer),
         })
     }
@@ -284,6 +290,8 @@ pub struct LatentAttention {
     values: PreparedStack,
     output: Linear,
     rope_dim: usize,
+    /// Whether the part that may rotate does.
+    rotates: bool,
     scale: f32,
 }
 
@@ -303,8 +311,13 @@ impl LatentAttention {
                 ([nope.forward(step, &low)?, rope.forward(step, &low)?], latent, key)
             }
         };
-        let rope = step.rope_queries(&rope, self.rope_dim, Rotation::Global)?;
-        let key = step.rope(&key, self.rope_dim, Rotation::Global)?;
+        let (rope, key) = match self.rotates {
+            true => {
+                let rope = step.rope_queries(&rope, self.rope_dim, Rotation::Global)?;
+                (rope, step.rope(&key, self.rope_dim, Rotation::Global)?)
+            }
+            false => (rope, key),
+        };
         let latent = self.norm.forward(step, &latent)?;
         let nope = step.scale_queries(nope)?;
         let q = step.run(&Op::HeadLinear { x: &nope, weight: &self.keys, beside: Some(&rope) })?; // [T, H * (rank + rope_dim)]

@@ -309,10 +309,12 @@ impl WeightList {
     }
 
     fn adopted_from_gguf(&self, info: &TensorInfo) -> Vec<Adopted> {
-        // A vector whose tensor has the name of the module.
+        // A vector whose tensor has the name of the module, as some files have norms, too.
         let named = self.by_gguf.get(info.name()).and_then(|modules| modules.first());
-        if let Some(module) = named.map(|&at| &self.modules[at]).filter(|module| module.is_bare()) {
-            let (name, dims) = (format!("{}.weight", module.name), AdoptedDims::Same);
+        if let Some(module) = named.map(|&at| &self.modules[at]).filter(|module| module.columns.is_none()) {
+            // Mamba's have a row for each head.
+            let dims = if info.shape().len() == 2 { AdoptedDims::Flat } else { AdoptedDims::Same };
+            let name = format!("{}.weight", module.name);
             return vec![Adopted { name, form: Form::Plain, rows: None, of: None, dims }];
         }
         let Some((stored, leaf)) = info.name().rsplit_once('.') else { return Vec::new() };
@@ -338,6 +340,8 @@ impl WeightList {
                 return Some(Adopted { name, form: Form::Plain, rows: Some(expert..expert + 1), of, dims });
             }
             let dims = match (info.shape(), &module.columns) {
+                // Of stretches of a row, which have weights of their own.
+                ([_, _], None) if rows.is_none() => AdoptedDims::Flat,
                 ([_, _], None) => AdoptedDims::Vector,
                 ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
                 _ => AdoptedDims::Same,

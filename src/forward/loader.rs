@@ -60,6 +60,11 @@ impl<'a> Loader<'a> {
         self.checkpoint.find(&format!("{module}.weight")).is_some()
     }
 
+    /// Whether the checkpoint is a GGUF file.
+    pub(super) fn is_gguf(&self) -> bool {
+        self.checkpoint.gguf().is_some()
+    }
+
     /// Whether the weight of the module `module` had a last dimension of 1, which is none here.
     pub(super) fn has_lost_last(&self, module: &str) -> bool {
         self.checkpoint.find(&format!("{module}.weight")).is_some_and(TensorInfo::has_lost_last)

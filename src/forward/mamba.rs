@@ -38,6 +38,33 @@ pub(super) struct MambaFields {
     pub all: &'static str,
 }
 
+/// Where the norm is of what the scan gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MambaNorm {
+    /// Behind the gate.
+    Last,
+    /// Before it.
+    First,
+    /// There is none.
+    None,
+}
+
+/// What activations are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct MambaScales {
+    /// The input.
+    pub input: f32,
+    /// What it is projected to: the gate, values, keys, queries and steps.
+    pub parts: [f32; 5],
+    /// The output.
+    pub output: f32,
+}
+
+impl MambaScales {
+    /// Nothing is multiplied.
+    pub const NONE: Self = Self { input: 1.0, parts: [1.0; 5], output: 1.0 };
+}
+
 /// The widths of Mamba 2's layers.
 #[derive(Debug, Clone)]
 pub(super) struct Mamba {
@@ -55,6 +82,8 @@ pub(super) struct Mamba {
     pub kernel: usize,
     /// The least and the largest step.
     pub limits: [f32; 2],
+    /// Where the norm is.
+    pub norm: MambaNorm,
 }
 
 impl Mamba {
@@ -78,7 +107,17 @@ impl Mamba {
             return Err(fields.error(names.kernel, kernel, "from 2 to 64"));
         }
         let (state, limits) = (size(names.state, absent[2])?, limits(fields)?);
-        Ok(Self { part, fields: names, heads, head_dim: head_dim(heads)?, groups, state, kernel, limits })
+        Ok(Self {
+            part,
+            fields: names,
+            heads,
+            head_dim: head_dim(heads)?,
+            groups,
+            state,
+            kernel,
+            limits,
+            norm: MambaNorm::Last,
+        })
     }
 
     fn inner(&self) -> usize {
@@ -142,18 +181,57 @@ impl Mamba {
                 gguf: Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() }),
             });
         }
-        list.push(norm_spec(name(NORM), inner(), NormKind::Rms { offset: 0.0 }));
+        if self.norm != MambaNorm::None {
+            list.push(norm_spec(name(NORM), inner(), NormKind::Rms { offset: 0.0 }));
+        }
     }
 
-    /// Loads a layer whose names begin with `prefix`, and whose state is the model's `layer`-th.
-    pub fn load(&self, loader: &Loader<'_>, layer: usize, prefix: &str) -> Result<MambaLayer> {
+    /// Whether the convolution of a layer whose names begin with `prefix` lies as in MLX's directories.
+    pub fn is_of_mlx(&self, loader: &Loader<'_>, prefix: &str) -> bool {
+        loader.has_lost_last(&format!("{prefix}.{}.{}", self.part, CONV[0]))
+    }
+
+    /// The projections of a layer whose names begin with `prefix`.
+    pub fn projections(&self, prefix: &str) -> [String; 2] {
+        [INPUT, OUTPUT].map(|[own, _]| format!("{prefix}.{}.{own}", self.part))
+    }
+
+    /// Loads a layer whose names begin with `prefix`, whose activations are multiplied by `scales`, and whose state is the model's
+    /// `layer`-th.
+    pub fn load(
+        &self,
+        loader: &Loader<'_>,
+        scales: MambaScales,
+        layer: usize,
+        prefix: &str,
+    ) -> Result<MambaLayer> {
         let path = |[own, _]: [&str; 2]| format!("{prefix}.{}.{own}", self.part);
         let (inner, channels) = (self.inner(), self.channels());
+        // A factor of the input is one of what it is projected to, but for biases.
+        let input = if loader.bias(&path(INPUT))?.is_some() { scales.input } else { 1.0 };
+        let [of_z, of_v, of_k, of_q, of_dt] = scales.parts.map(|part| part * (scales.input / input));
         let [z, vkq] = Linear::split(loader, &path(INPUT), [("z", inner), ("vkq", channels)])?;
         let dt = Linear::exact_rows(loader, &path(INPUT), inner + channels..inner + channels + self.heads)?;
-        let conv = turned_taps(loader, &[path(CONV)], [self.kernel, channels])?;
+        let mut conv = turned_taps(loader, &[path(CONV)], [self.kernel, channels])?;
+        if [of_v, of_k, of_q] != [1.0; 3] {
+            let mut values = conv.widened()?;
+            let keys = inner + self.groups * self.state;
+            for (at, x) in values.iter_mut().enumerate() {
+                *x *= match at % channels {
+                    channel if channel < inner => of_v,
+                    channel if channel < keys => of_k,
+                    _ => of_q,
+                };
+            }
+            conv = Weight::of_values(conv.name(), conv.shape(), values);
+        }
         let mut rate = loader.vector(&path(RATE))?.widened()?;
-        rate.iter_mut().for_each(|x| *x = -x.exp());
+        if !loader.is_gguf() {
+            rate.iter_mut().for_each(|x| *x = -x.exp());
+        } else if let Some(x) = rate.iter().find(|&&x| x.is_nan() || x > 0.0) {
+            let what = format!("holds {x:?}, expected rates of at most 0");
+            return Err(loader.wrong(&path(RATE), what));
+        }
         let rate = Weight::of_values("rate", &[self.heads], rate);
         Ok(MambaLayer {
             layer,
@@ -165,18 +243,27 @@ impl Mamba {
             rate: loader.ops.vector(&rate),
             shift: loader.ops.vector(&loader.only_bias(&path(SHIFT))?),
             skip: loader.ops.vector(&loader.vector(&path(SKIP))?),
-            norm: RmsNorm::of_stretches(loader, &path(NORM), self.groups)?,
+            norm: match self.norm {
+                MambaNorm::None => None,
+                MambaNorm::First | MambaNorm::Last => {
+                    Some(RmsNorm::of_stretches(loader, &path(NORM), self.groups)?)
+                }
+            },
+            norm_first: self.norm == MambaNorm::First,
             output: Linear::load(loader, &path(OUTPUT))?,
             groups: self.groups,
             limits: self.limits,
+            by: By { input, gate: of_z, steps: of_dt, output: scales.output },
         })
     }
 }
 
 /// The least and the largest step: `time_step_limit`, whose infinity transformers 5 writes as an object.
 fn limits(fields: &Fields<'_>) -> Result<[f32; 2]> {
-    const NAME: &str = "time_step_limit";
-    let (Some(items), Some(value)) = (fields.list(NAME)?, fields.get(NAME)) else {
+    // What Nemotron H called it first.
+    const OLDER: &str = "mamba_dt_limit";
+    let name = if fields.get(OLDER).is_some() { OLDER } else { "time_step_limit" };
+    let (Some(items), Some(value)) = (fields.list(name)?, fields.get(name)) else {
         return Ok([0.0, f32::INFINITY]);
     };
     let number = |item: &Value| match item {
@@ -191,9 +278,9 @@ fn limits(fields: &Fields<'_>) -> Result<[f32; 2]> {
     match items {
         [least, most] => match (number(least), number(most)) {
             (Some(least), Some(most)) if (0.0..=most).contains(&least) => Ok([least as f32, most as f32]),
-            _ => Err(fields.error(NAME, value, "two numbers from 0 on, the least first")),
+            _ => Err(fields.error(name, value, "two numbers from 0 on, the least first")),
         },
-        _ => Err(fields.error(NAME, value, "two numbers from 0 on, the least first")),
+        _ => Err(fields.error(name, value, "two numbers from 0 on, the least first")),
     }
 }
 
@@ -210,17 +297,36 @@ pub struct MambaLayer {
     shift: PreparedVector,             // [H]
     skip: PreparedVector,              // [H]
     /// Of the heads of each group.
-    norm: RmsNorm,
+    norm: Option<RmsNorm>,
+    norm_first: bool,
     output: Linear,
     groups: usize,
     limits: [f32; 2],
+    by: By,
+}
+
+/// What activations of a layer are multiplied by; taps of its convolution are.
+#[derive(Debug)]
+struct By {
+    input: f32,
+    gate: f32,
+    steps: f32,
+    output: f32,
 }
 
 impl MambaLayer {
     /// `[T, D]` → `[T, D]`; changes the layer's state.
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
         let projections = [self.z.projection(), self.vkq.projection(), self.dt.projection()];
+        let input;
+        let x = if self.by.input == 1.0 {
+            x
+        } else {
+            input = step.scale(x, self.by.input)?;
+            &input
+        };
         let [z, vkq, dt] = step.run_all(&Op::Qkv { x, projections })?;
+        let (z, dt) = (step.scaled(z, self.by.gate)?, step.scaled(dt, self.by.steps)?);
         let (weight, bias, activation) = (&self.conv, self.conv_bias.as_ref(), Some(Activation::Silu));
         let convolution = Recur::Convolution { x: &vkq, beside: [None; 2], weight, bias, activation };
         let vkq = step.recur(self.layer, &convolution)?; // [T, C]
@@ -233,9 +339,15 @@ impl MambaLayer {
             groups: self.groups,
             limits: self.limits,
         };
-        let given = step.recur(self.layer, &scan)?; // [T, H * P]
-        let gated = step.run(&Op::Mul { a: &given, b: &step.activate(&z, Activation::Silu)? })?;
-        let normed = self.norm.forward(step, &gated)?;
-        self.output.forward(step, &normed)
+        let mut given = step.recur(self.layer, &scan)?; // [T, H * P]
+        let gate = step.activate(&z, Activation::Silu)?;
+        if let Some(norm) = self.norm.as_ref().filter(|_| self.norm_first) {
+            given = norm.forward(step, &given)?;
+        }
+        let mut gated = step.run(&Op::Mul { a: &given, b: &gate })?;
+        if let Some(norm) = self.norm.as_ref().filter(|_| !self.norm_first) {
+            gated = norm.forward(step, &gated)?;
+        }
+        step.scaled(self.output.forward(step, &gated)?, self.by.output)
     }
 }

@@ -1,10 +1,11 @@
 //! `mamba2`: Mamba 2 in every layer, and nothing else: Mamba 2 130M to 2.7B, Mamba-Codestral.
 //! Dao & Gu 2024, "Transformers are SSMs".
 
+use super::gguf_mamba::{self, MambaMembers};
 use super::hybrid::{Hybrid, MlpParts, Part};
 use super::list::Name;
 use super::mamba::{Mamba, MambaFields};
-use super::{Arguments, Family};
+use super::{Arguments, Family, Gguf};
 use crate::config::{Activation, Config, Names, Rotation, Shared};
 use crate::error::Result;
 use crate::json::{Fields, quote};
@@ -29,7 +30,15 @@ pub(super) static FAMILY: Family = Family {
         ..Shared::LLAMA
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        parts: true,
+        rotates: false,
+        // There is no attention.
+        head_dim: |_, _, _| Ok(2),
+        members: |members, _| gguf_mamba::widths(members, &MEMBERS).map(drop),
+        entries: None,
+        ..Gguf::plain("mamba2")
+    }),
     prefixes: &[],
 };
 
@@ -45,6 +54,14 @@ const FIELDS: MambaFields = MambaFields {
     inner: "num_heads * head_dim",
     channels: "num_heads * head_dim + 2 * n_groups * state_size",
     all: "2 * num_heads * head_dim + 2 * n_groups * state_size + num_heads",
+};
+
+const MEMBERS: MambaMembers = MambaMembers {
+    heads: FIELDS.heads,
+    groups: FIELDS.groups,
+    state: FIELDS.state,
+    kernel: FIELDS.kernel,
+    head_dim: "head_dim",
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
@@ -68,6 +85,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         mlp: MlpParts::Plain([NONE; 2]),
         inner: "",
         sparse: None,
+        multipliers: None,
         config,
     }
     .boxed()

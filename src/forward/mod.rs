@@ -13,6 +13,7 @@ mod encoder;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
+mod falcon_h1;
 mod gemma2;
 mod gemma3_text;
 mod gemma3n_gguf;
@@ -24,6 +25,7 @@ mod gguf;
 mod gguf_delta;
 mod gguf_experts;
 mod gguf_latent;
+mod gguf_mamba;
 mod gguf_members;
 mod glm4;
 mod glm4_moe;
@@ -38,9 +40,12 @@ mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
 mod hybrid;
 mod kimi_k2;
+mod kimi_linear;
 mod laguna;
 mod latent;
 mod layer_embeddings;
+mod lfm2;
+mod lfm2_moe;
 mod list;
 mod llama;
 mod llama4_text;
@@ -75,6 +80,7 @@ mod qwen3_next;
 mod qwen3_vl_moe_text;
 mod qwen3_vl_text;
 mod seed_oss;
+mod short_conv;
 mod smollm3;
 mod sparse;
 mod stablelm;
@@ -92,7 +98,7 @@ use std::sync::Arc;
 
 use crate::backend::ops::StateSpec;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
-use crate::config::{Config, Shared};
+use crate::config::{Config, IS_CAUSAL, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::json::{self, Value, quote};
@@ -109,7 +115,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 61] = [
+pub(crate) static FAMILIES: [&Family; 65] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -161,12 +167,16 @@ pub(crate) static FAMILIES: [&Family; 61] = [
     &qwen3_5_moe_text::FAMILY,
     &qwen3_next::FAMILY,
     &olmo_hybrid::FAMILY,
+    &kimi_linear::FAMILY,
+    &lfm2::FAMILY,
+    &lfm2_moe::FAMILY,
     &gemma3n_text::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
     &nemotron_h::FAMILY,
     &mamba2::FAMILY,
+    &falcon_h1::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
     &modernbert::FAMILY,
@@ -216,6 +226,10 @@ const OUTER: [&str; 10] = [
     "rope_theta",
 ];
 
+/// What the names of classes end with that have another head than one over the vocabulary.
+const HEADS: [&str; 4] =
+    ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForRewardModel"];
+
 /// A family, as its file declares it.
 pub(crate) struct Family {
     /// The `model_type` of `config.json`.
@@ -243,9 +257,32 @@ impl Family {
     fn read(&'static self, fields: &Fields<'_>, prefixes: Option<Prefixes>) -> Result<Architecture> {
         let config = self.shared.read(fields, self.model_type)?;
         let arguments = (self.arguments)(fields, config)?;
+        if !arguments.is_encoder() {
+            check_decoder(fields, arguments.as_ref())?;
+        }
         let prefixes = prefixes.unwrap_or(self.prefixes);
         Ok(Architecture { family: self, prefixes, arguments: arguments.into() })
     }
+}
+
+/// Refuses what makes a decoder another model than one that generates, and is not built.
+fn check_decoder(fields: &Fields<'_>, arguments: &dyn Arguments) -> Result<()> {
+    const CLASSES: &str = "architectures";
+    let classifies = |class: &&Value| matches!(class, Value::String(name) if HEADS.iter().any(|head| name.ends_with(head)));
+    if let Some(class) = fields.list(CLASSES)?.into_iter().flatten().find(classifies) {
+        let expected = "a class that generates or embeds: heads of decoders that classify are not built";
+        return Err(fields.error(CLASSES, class, expected));
+    }
+    let config = arguments.config();
+    let is_plain = |state: &StateSpec| matches!(state, StateSpec::Kv { window: None, .. });
+    let plain = !config.chunked
+        && config.windows.iter().all(Option::is_none)
+        && arguments.states().iter().all(is_plain);
+    if fields.flag(IS_CAUSAL)? == Some(false) && !plain {
+        let expected = "true: layers with a window, latent vectors or states see no token behind them";
+        return Err(fields.error(IS_CAUSAL, "false", expected));
+    }
+    Ok(())
 }
 
 /// The arguments of a family, resolved: what a model is, before its weights are there.
@@ -265,6 +302,11 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
     /// Activations of a row, live at once, beside those of [`Self::config`] and [`Self::states`].
     fn more_activations(&self) -> usize {
         0
+    }
+
+    /// Whether it is an encoder, whose tokens see both sides whatever the configuration says.
+    fn is_encoder(&self) -> bool {
+        false
     }
 
     /// What it classifies texts by, where it does.

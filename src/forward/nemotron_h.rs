@@ -1,15 +1,19 @@
 //! `nemotron_h`: layers of one part each, which is a Mamba 2, attention without positions, an MLP with a squared activation, or experts of
 //! such: Nemotron-H, Nemotron Nano 2, Nemotron 3. NVIDIA 2025, "Nemotron-H".
 
+use super::gguf::has_experts;
+use super::gguf_mamba::{self, MambaMembers};
+use super::gguf_members::Members;
 use super::hybrid::{Hybrid, MlpParts, Part};
 use super::list::{InMlx, Name};
 use super::mamba::{Mamba, MambaFields};
 use super::sparse::{ExpertLatent, ExpertNames, MOST, SharedExpert, Sparse, experts};
-use super::{Arguments, Family, glm4_moe};
+use super::{Arguments, Family, Gguf, GgufExperts, GgufNorm, glm4_moe};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Config, Names, Rotation, Shared};
 use crate::error::Result;
 use crate::json::{Fields, Value, quote};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "nemotron_h",
@@ -24,12 +28,31 @@ pub(super) static FAMILY: Family = Family {
         ..Shared::LLAMA
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        also: Some("nemotron_h_moe"),
+        parts: true,
+        rotates: false,
+        experts: Some(GgufExperts {
+            count: "n_routed_experts",
+            shared: Some("n_shared_experts"),
+            scale: Some("routed_scaling_factor"),
+            norm: GgufNorm::Said("norm_topk_prob"),
+            optional: true,
+            reads: &[SHARED_LENGTH, "nextn_predict_layers"],
+            ..GgufExperts::SIGMOID
+        }),
+        members,
+        entries: None,
+        ..Gguf::plain("nemotron_h")
+    }),
     prefixes: &[],
 };
 
 /// The layers where nothing says which.
 const ABSENT: [Part; 4] = [Part::Mamba, Part::Experts, Part::Attention, Part::Mlp];
+
+/// The fields that list the layers.
+const LIST: [&str; 2] = ["layers_block_type", "layer_types"];
 
 const NORM: Name = ("norm", "attn_norm");
 
@@ -52,6 +75,9 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     config.num_hidden_layers = parts.len();
     config.rotations = vec![Rotation::None; parts.len()];
     config.windows = vec![None; parts.len()];
+    if !parts.contains(&Part::Mlp) {
+        config.intermediate_size = 0;
+    }
     let named =
         |other: &'static str, own: &'static str| if fields.get(other).is_some() { other } else { own };
     let names = MambaFields {
@@ -78,14 +104,44 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ],
         mlp: MlpParts::Plain([("mixer.up_proj", "ffn_up"), ("mixer.down_proj", "ffn_down")]),
         inner: "intermediate_size",
+        multipliers: None,
         config,
     }
     .boxed()
 }
 
+/// The key of the width of the expert that every token goes to.
+const SHARED_LENGTH: &str = "expert_shared_feed_forward_length";
+const SHARED: &str = "moe_shared_expert_intermediate_size";
+const LATENT: &str = "moe_latent_size";
+
+/// What GGUF files say of it: a layer that has neither heads of keys nor a width is a Mamba 2.
+fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+    glm4_moe::own_layers(members)?;
+    let experts = has_experts(members.metadata, members.arch)?;
+    gguf_mamba::kinds(members, LIST[0], |has_keys, is_fed| match (has_keys, is_fed) {
+        (_, true) if experts => "moe",
+        (_, true) => "mlp",
+        (true, false) => "attention",
+        (false, false) => "mamba",
+    })?;
+    let names = MambaMembers {
+        heads: FIELDS.heads,
+        groups: FIELDS.groups,
+        state: FIELDS.state,
+        kernel: FIELDS.kernel,
+        head_dim: "mamba_head_dim",
+    };
+    gguf_mamba::widths(members, &names)?;
+    if experts {
+        members.required(SHARED, SHARED_LENGTH)?;
+        members.size(LATENT, LATENT)?;
+    }
+    Ok(())
+}
+
 /// What each layer is: words in a list, or letters of a pattern. Their number is that of the layers, whatever else says so.
 fn parts(fields: &Fields<'_>) -> Result<Vec<Part>> {
-    const LIST: [&str; 2] = ["layers_block_type", "layer_types"];
     const PATTERN: &str = "hybrid_override_pattern";
     let list = if fields.get(LIST[0]).is_some() { LIST[0] } else { LIST[1] };
     let (name, parts) = if let Some(words) = fields.list(list)? {
@@ -121,8 +177,6 @@ fn parts(fields: &Fields<'_>) -> Result<Vec<Part>> {
 /// The experts, where layers are of them: chosen by a sigmoid and a bias, without gates, and beside one that every token goes to.
 fn sparse(fields: &Fields<'_>, config: &Config, parts: &[Part]) -> Result<Option<Sparse>> {
     const NAMES: [&str; 3] = ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"];
-    const SHARED: &str = "moe_shared_expert_intermediate_size";
-    const LATENT: &str = "moe_latent_size";
     let layers: Vec<bool> = parts.iter().map(|part| *part == Part::Experts).collect();
     let many = layers.iter().filter(|&&is| is).count();
     if many == 0 {

@@ -14,7 +14,11 @@ pub(super) static FAMILY: Family = Family {
     shared: Shared { context: 65_536, bos: None, eos: &[100_257], ..Shared::LLAMA },
     arguments,
     gguf: None,
-    prefixes: &[],
+    // As transformers writes them, whichever kind of layer they are of.
+    prefixes: &[
+        (".attention_layer_norm.", ".input_layernorm."),
+        (".feedforward_layer_norm.", ".post_attention_layernorm."),
+    ],
 };
 
 /// Added to the mean squares of what the rule gives, whatever `rms_norm_eps` says.
@@ -37,8 +41,8 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         ..net
     };
     config.mixer_width = delta.width();
-    // A base that is there and null says that nothing rotates.
-    if rope::parameters(fields)?.is_some_and(|params| params.is_null("rope_theta")) {
+    // A base, or a kind, that is there and null says that nothing rotates.
+    if rope::parameters(fields)?.is_some_and(|of| of.is_null("rope_theta") || of.is_null("rope_type")) {
         config.rotations = vec![Rotation::None; layers];
     }
     Dense { delta: Some(delta), ..olmo2::described(fields, config)? }.boxed()

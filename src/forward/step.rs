@@ -265,6 +265,11 @@ impl<'a> Step<'a> {
         self.run(&Op::Scale { x, by })
     }
 
+    /// The same, where `by` is not 1.
+    pub(crate) fn scaled(&self, x: Tensor, by: f32) -> Result<Tensor> {
+        if by == 1.0 { Ok(x) } else { self.scale(&x, by) }
+    }
+
     /// `a + b`.
     pub(crate) fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         self.run(&Op::Add { a, b })

@@ -119,6 +119,28 @@ fn hostile_fields_are_refused() {
     refused_in("gemma2", json!({"attn_logit_softcapping": 0.0}), "attn_logit_softcapping is 0.0, expected");
     refused_in("gemma2", json!({"query_pre_attn_scalar": -1}), "query_pre_attn_scalar is -1, expected");
     refused_in("gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention is true");
+    let classifier = json!({"architectures": ["LlamaForSequenceClassification"]});
+    refused(
+        classifier,
+        "architectures is \"LlamaForSequenceClassification\", expected a class that generates",
+    );
+    refused(json!({"is_causal": "no"}), "is_causal is \"no\", expected true or false");
+}
+
+#[test]
+fn tokens_see_both_sides_where_the_configuration_says_so() {
+    for (fields, both) in
+        [(json!({}), false), (json!({"is_causal": true}), false), (json!({"is_causal": false}), true)]
+    {
+        assert_eq!(resolve("qwen3", fields).bidirectional, both);
+    }
+    let both = json!({"is_causal": false});
+    for family in ["gemma2", "olmo_hybrid", "lfm2"] {
+        let both = with(both.clone(), json!({"full_attn_idxs": [1]}));
+        refused_in(family, both, "is_causal is false, expected true: layers with a window, latent");
+    }
+    let windowed = with(both, json!({"sliding_window": 8}));
+    refused_in("mistral", windowed, "is_causal is false, expected true: layers with a window, latent");
 }
 
 #[test]
@@ -393,6 +415,10 @@ fn every_fixture_s_configuration_fits_its_weights() {
         };
         let named = if config.latent.is_some() { "v_head_dim) is " } else { "head_dim is " };
         assert!(wrong(head_dim).contains(named), "{}", wrong(head_dim));
+        // Gemma 3n has a width for each layer.
+        if config.model_type == "gemma3n_text" {
+            continue;
+        }
         // Of experts, where every layer has them.
         let inner = |c: &mut Config| match &mut c.experts {
             Some(experts) => experts.inner += 1,
@@ -419,6 +445,7 @@ fn generation_config_reads_defaults_and_refuses_nonsense() {
     assert_eq!((full.eos_token_ids, full.temperature, full.top_k), (vec![2], Some(0.6), Some(20)));
     assert_eq!((full.max_new_tokens, full.max_length), (Some(2048), Some(4096)));
     assert_eq!(parse(json!({"eos_token_id": [1, 107]})).unwrap().eos_token_ids, [1, 107]);
+    assert_eq!(parse(json!({"suppress_tokens": [9, 3, 9]})).unwrap().suppress_tokens, [3, 9]);
     for (value, expected) in [
         (json!({"temperature": -1}), "temperature is -1, expected a number from 0.0 to 100.0"),
         (json!({"top_p": 1.5}), "top_p is 1.5, expected a number from 0.0 to 1.0"),
@@ -430,6 +457,7 @@ fn generation_config_reads_defaults_and_refuses_nonsense() {
         (json!({"max_length": 1u64 << 63}), "max_length is 9223372036854775808, expected an integer from 1"),
         (json!({"do_sample": "yes"}), "do_sample is \"yes\", expected true or false"),
         (json!({"eos_token_id": 1.5}), "eos_token_id is 1.5, expected a token id"),
+        (json!({"suppress_tokens": [1, "a"]}), "suppress_tokens[1] is \"a\", expected a token id"),
     ] {
         let error = parse(value).unwrap_err().to_string();
         assert!(error.starts_with(&format!("generation_config.json: {expected}")), "{error}");

@@ -151,6 +151,8 @@ impl Family {
             ("n_shared_experts", 1),
             ("n_group", 1),
             ("topk_group", 1),
+            // Of Gemma 3n, whose layers share keys by default.
+            ("num_kv_shared_layers", 0),
             // Of Mamba 2, whose heads make up a multiple of the width.
             ("mamba_n_heads", 2),
         ];
@@ -158,6 +160,13 @@ impl Family {
         for (name, size) in sizes {
             object.insert(name.to_owned(), Value::UInt(size));
         }
+        // Of Kimi's delta nets.
+        let mut nets = Object::new();
+        nets.insert("kda_layers".to_owned(), Value::Array(vec![Value::UInt(1)]));
+        nets.extend(
+            [("num_heads", 2), ("head_dim", 4)].map(|(name, size)| (name.to_owned(), Value::UInt(size))),
+        );
+        object.insert("linear_attn_config".to_owned(), Value::Object(nets));
         // With an output head of its own, which many do not have.
         object.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
         self.read(&Fields::new(Path::new("config.json"), &object), None)

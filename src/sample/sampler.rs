@@ -38,6 +38,8 @@ pub struct DrawPlace<'a> {
     pub mask: Option<&'a Mask>,
     /// Tokens that may not come yet.
     pub banned: &'a [u32],
+    /// Tokens that never come.
+    pub suppressed: &'a [u32],
 }
 
 /// Draws tokens from logits. Equal inputs give equal tokens, bit for bit: sums are taken in f64 in a fixed order, and
@@ -84,7 +86,8 @@ impl Sampler {
             return Err(Error::Sampling(format!("the logit of token {i} is {}", logits[i])));
         }
         let position = place.tokens.len() as u64;
-        let plain = place.mask.is_none() && place.banned.is_empty() && !penalties::active(&self.options);
+        let free = place.mask.is_none() && place.banned.is_empty() && place.suppressed.is_empty();
+        let plain = free && !penalties::active(&self.options);
         let token = if plain {
             self.choose(logits, position)?
         } else {
@@ -95,7 +98,7 @@ impl Sampler {
             if let Some(mask) = place.mask {
                 mask.apply(&mut adjusted);
             }
-            for &token in place.banned {
+            for &token in place.banned.iter().chain(place.suppressed) {
                 if let Some(l) = adjusted.get_mut(token as usize) {
                     *l = f32::NEG_INFINITY;
                 }

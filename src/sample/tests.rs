@@ -170,6 +170,10 @@ fn a_mask_and_a_ban_come_before_everything() {
     assert_eq!(token(SamplingOptions::default(), DrawPlace { banned: &[1], ..place }).unwrap(), 2);
     let banned = DrawPlace { banned: &[1, 2], ..place };
     assert!(matches!(token(SamplingOptions::default(), banned), Err(Error::Sampling(_))));
+    // Ids that no logit has are nobody's.
+    let suppressed = DrawPlace { suppressed: &[0, 1, 9], ..Default::default() };
+    assert_eq!(token(SamplingOptions::default(), suppressed).unwrap(), 3);
+    assert!(matches!(token(SamplingOptions::default(), DrawPlace { suppressed: &[1, 2], ..place }), Err(_)));
     // The filters look at what is allowed: of all tokens, 0 would be the only one left.
     for o in [
         SamplingOptions { top_k: 1, ..options() },

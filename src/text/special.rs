@@ -1,5 +1,6 @@
 //! The special tokens that a model's directory names beside `tokenizer.json`, with the precedence that transformers 5 gives
-//! `tokenizer_config.json` and `special_tokens_map.json`.
+//! `tokenizer_config.json` and `special_tokens_map.json`. `add_bos_token` and `add_eos_token` say nothing beside a `tokenizer.json`, whose
+//! post-processor does.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -21,9 +22,6 @@ pub(crate) struct SpecialTokens {
     pub listed: Vec<AddedToken>,
     /// Tokens with a role: special where `tokenizer.json` and the list have none of their text.
     pub added: Vec<AddedToken>,
-    /// Whether the beginning-of-sequence token is put before a text, and the end-of-sequence token behind it, where the
-    /// configuration says either.
-    pub around: Option<(bool, bool)>,
     /// The texts of both.
     known: HashSet<String>,
 }
@@ -93,11 +91,6 @@ impl SpecialTokens {
                 || Error::format(path, format!("{EXTRA}[{i}]: expected a token, a string or an object"));
             this.add(token(value).ok_or_else(what)?);
         }
-        let flag = |name: &str| config.get(name).and_then(Json::as_bool);
-        let (bos, eos) = (flag("add_bos_token"), flag("add_eos_token"));
-        if bos.is_some() || eos.is_some() {
-            this.around = Some((bos.unwrap_or(false), eos.unwrap_or(false)));
-        }
         Ok(this)
     }
 
@@ -129,13 +122,6 @@ impl SpecialTokens {
     /// The text of the token that ends a text.
     pub fn eos(&self) -> Option<&str> {
         self.named.get("eos_token").map(String::as_str)
-    }
-
-    /// The tokens to be put before a text and behind it, where the files say so.
-    pub fn ends(&self) -> Option<(Option<&str>, Option<&str>)> {
-        let (bos, eos) = self.around?;
-        let named = |name: &str| self.named.get(name).map(String::as_str);
-        Some((named("bos_token").filter(|_| bos), named("eos_token").filter(|_| eos)))
     }
 }
 
@@ -185,7 +171,7 @@ mod tests {
         assert_eq!(named, [("bos_token", "<b>"), ("eos_token", "<c>")]);
         let added: Vec<_> = tokens.added.iter().map(|token| (token.content.as_str(), token.lstrip)).collect();
         assert_eq!(added, [("<c>", false), ("<b>", true), ("<x>", false)]);
-        assert_eq!((tokens.eos(), tokens.ends()), (Some("<c>"), Some((Some("<b>"), None))));
+        assert_eq!(tokens.eos(), Some("<c>"));
     }
 
     #[test]
@@ -203,7 +189,6 @@ mod tests {
         let listed: Vec<_> =
             tokens.listed.iter().map(|token| (token.content.as_str(), token.special)).collect();
         assert_eq!(listed, [("<x>", false), ("<call>", false)]);
-        assert_eq!(tokens.ends(), None);
         let named = of(json!({ "extra_special_tokens": { "eot_token": "<eot>" } }), json!({}));
         assert_eq!(named.named.get("eot_token").map(String::as_str), Some("<eot>"));
         let path = Path::new("tokenizer_config.json");

@@ -206,13 +206,6 @@ impl Tokenizer {
         let more: Vec<AddedToken> =
             beside.listed.iter().chain(beside.added.iter().filter(lacks)).cloned().collect();
         guard("special tokens", || trusting.add_tokens(more.iter().cloned()))?;
-        let id_of = |text: &str| trusting.token_to_id(text);
-        if let Some((bos, eos)) = beside.ends() {
-            let around = around(bos.zip(bos.and_then(id_of)), eos.zip(eos.and_then(id_of)));
-            let made: PostProcessorWrapper = serde_json::from_value(around)
-                .map_err(|e| bad(format!("add_bos_token, add_eos_token: {e}")))?;
-            trusting.with_post_processor(Some(made));
-        }
         let anew: HashSet<&str> = more.iter().map(|token| token.content.as_str()).collect();
         added.retain(|known| !anew.contains(known.content.as_str()));
         added.extend(more);

@@ -73,6 +73,8 @@ pub(crate) enum AdoptedDims {
     Same,
     /// One row is a vector.
     Vector,
+    /// All of them are one.
+    Flat,
     /// A vector is one row.
     Row,
     /// A dimension of 1 behind the first is none.

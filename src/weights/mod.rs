@@ -387,6 +387,10 @@ impl Checkpoint {
                 }
                 match dims {
                     AdoptedDims::Vector if matches!(*part.shape, [1, _]) => _ = part.shape.remove(0),
+                    AdoptedDims::Flat => {
+                        let all = part.shape.iter().fold(1, |all: usize, &size| all.saturating_mul(size));
+                        part.shape = [all].as_slice().into();
+                    }
                     AdoptedDims::Squeezed => {
                         if let Some(at) = part.shape.iter().skip(1).rposition(|&size| size == 1) {
                             part.lost_last = at + 2 == part.shape.len();

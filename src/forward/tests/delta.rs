@@ -29,6 +29,7 @@ fn delta_nets_take_their_sizes_from_others_where_they_are_absent() {
 
     // A base that is null turns nothing; one that is absent does.
     let rotations = |fields: Value| resolve("olmo_hybrid", fields).rotations;
+    assert_eq!(rotations(json!({"rope_parameters": {"rope_type": null}})), [Rotation::None; 4]);
     assert_eq!(rotations(json!({"rope_parameters": {"rope_theta": null}})), [Rotation::None; 4]);
     assert_eq!(rotations(json!({"rope_parameters": null})), [Rotation::Global; 4]);
 

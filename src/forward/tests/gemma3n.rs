@@ -146,6 +146,6 @@ fn what_gemma3n_has_no_form_for_is_refused() {
     refused_in(
         "llama",
         json!({"intermediate_size": [8, 8, 8, 8]}),
-        "intermediate_size is a list, expected an integer",
+        "intermediate_size is a list of 4, expected an integer",
     );
 }

@@ -1,6 +1,7 @@
 mod delta;
 mod experts;
 mod latent;
+mod mamba;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -643,6 +644,18 @@ fn hostile_configurations_are_refused_by_the_files_keys() {
     let checkpoint = open(sampling.bytes()).unwrap();
     let error = generation_from_gguf(checkpoint.gguf().unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("m.gguf: general.sampling.temp is -1.0, expected"), "{error}");
+    const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
+    let suppressed = |ids: &[u32]| {
+        let checkpoint = open(model("llama").with(SUPPRESSED, ARRAY, list(5, ids)).bytes()).unwrap();
+        let generation = generation_from_gguf(checkpoint.gguf().unwrap());
+        generation.map(|it| it.suppress_tokens).map_err(|e| e.to_string())
+    };
+    assert_eq!(suppressed(&[7, 2]), Ok(vec![2, 7]));
+    let error = suppressed(&[u32::MAX]).unwrap_err();
+    assert!(
+        error.starts_with(&format!("m.gguf: {SUPPRESSED} is a list of 1 integers, expected token ids")),
+        "{error}"
+    );
 }
 
 /// Rows of each head, stored in pairs, come out in the order that rotates halves; in blocks, whole rows move.
@@ -786,7 +799,8 @@ fn numbers_at_the_limits_of_their_types_are_taken_or_refused() {
     ];
     let architectures: BTreeSet<&str> = crate::forward::FAMILIES
         .iter()
-        .filter_map(|family| Some(family.gguf.as_ref()?.architecture))
+        .filter_map(|family| family.gguf.as_ref())
+        .flat_map(crate::forward::Gguf::architectures)
         .collect();
     assert!(architectures.contains("phi2"));
     let mut refused = 0;

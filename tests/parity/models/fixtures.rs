@@ -12,6 +12,9 @@ use backstop::tensor::DType;
 use backstop::weights::Stored;
 use backstop::{LoadOptions, Model, ModelFiles, Options};
 
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
 use crate::harness::{Expected, backends, close, load, options, root};
 use crate::tolerance;
 
@@ -257,4 +260,33 @@ fn greedy_tokens_equal_those_of_the_reference() {
             }
         }
     }
+}
+
+/// mlx-lm leaves values and biases as they are when it multiplies the other weights: what such a directory stands for is not what it says.
+#[test]
+fn weights_that_are_multiplied_already_leave_nothing_out() {
+    let source = root().join("tests/fixtures/quantized/falcon_h1-affine4");
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), &bytes).unwrap();
+    let with = |old: &str, new: &str| {
+        assert!(config.contains(old), "{old}");
+        std::fs::write(dir.path().join("config.json"), config.replace(old, new)).unwrap();
+        Model::load_with(ModelFiles::open(dir.path()).unwrap(), options(LlmBackendKind::Cpu)).map(drop)
+    };
+    with("\"key_multiplier\": 1.0", "\"key_multiplier\": 0.5").unwrap();
+    let error = with("\"attention_in_multiplier\": 1.0", "\"attention_in_multiplier\": 0.5").unwrap_err();
+    let expected = "model.layers.0.self_attn.v_proj: is not multiplied by attention_in_multiplier";
+    assert!(error.to_string().contains(expected), "{error}");
+
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let bias = [0; 64 * 4];
+    let mut all: Vec<_> = tensors.tensors();
+    let name = "model.layers.0.feed_forward.down_proj.bias";
+    all.push((name.to_owned(), TensorView::new(Dtype::F32, vec![64], &bias).unwrap()));
+    std::fs::write(dir.path().join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+    let error = with("\"mlp_bias\": false", "\"mlp_bias\": true").unwrap_err();
+    let expected = "model.layers.0.feed_forward.down_proj: has a bias, expected none beside weights";
+    assert!(error.to_string().contains(expected), "{error}");
 }
