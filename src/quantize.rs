@@ -443,6 +443,7 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         let Some(name) = folder.file_name().filter(|_| folder.is_dir()) else { continue };
         let made = to.join(name);
         fs::create_dir_all(&made).map_err(|e| Error::io(&made, e))?;
+        let home = Home::of(&folder)?;
         for file in ["config.json", "model.safetensors"] {
             let path = folder.join(file);
             if path.symlink_metadata().is_ok() {
