@@ -22,7 +22,7 @@ use crate::alloc;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::Home;
-use crate::forward::{InMlx, ModuleSpec, WeightList};
+use crate::forward::{InMlx, ModuleSpec, Pooling, WeightList};
 use crate::json;
 use crate::model::ModelFiles;
 use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
@@ -436,17 +436,35 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
     }
     names.sort_unstable();
     for name in names {
-        let path = from.join(&name);
-        let real = home.resolve(&path, &name)?;
-        let meta = fs::metadata(&real).map_err(|e| Error::io(&path, e))?;
-        if !meta.is_file() {
-            continue;
+        copy(&home, &from.join(&name), &name, &to.join(&name))?;
+    }
+    // What makes vectors of hidden states.
+    for folder in Pooling::folders(from)? {
+        let Some(name) = folder.file_name().filter(|_| folder.is_dir()) else { continue };
+        let made = to.join(name);
+        fs::create_dir_all(&made).map_err(|e| Error::io(&made, e))?;
+        let home = Home::of(&folder)?;
+        for file in ["config.json", "model.safetensors"] {
+            let path = folder.join(file);
+            if path.symlink_metadata().is_ok() {
+                let shown = format!("{}/{file}", name.to_string_lossy());
+                copy(&home, &path, &shown, &made.join(file))?;
+            }
         }
-        if meta.len() > MAX_COPY {
-            let what = format!("file is {} bytes, expected at most {MAX_COPY}", meta.len());
-            return Err(Error::format(&path, what));
-        }
-        write_through(&to.join(&name), &fs::read(&real).map_err(|e| Error::io(&path, e))?)?;
     }
     Ok(())
+}
+
+/// Copies a file of the directory `home`, if it is one; `name` is for errors.
+fn copy(home: &Home, path: &Path, name: &str, to: &Path) -> Result<()> {
+    let real = home.resolve(path, name)?;
+    let meta = fs::metadata(&real).map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        return Ok(());
+    }
+    if meta.len() > MAX_COPY {
+        let what = format!("file is {} bytes, expected at most {MAX_COPY}", meta.len());
+        return Err(Error::format(path, what));
+    }
+    write_through(to, &fs::read(&real).map_err(|e| Error::io(path, e))?)
 }

@@ -445,3 +445,31 @@ fn gguf_files_hold_the_tokenizer() {
         assert_eq!(template(&source), template(&got), "{name}");
     }
 }
+
+#[test]
+fn embedders_and_rerankers_stay_what_they_are() {
+    let format = MlxFormat { mode: MlxMode::Affine, bits: 8, group: 32 };
+    let quantized = |name: &str, dir: &Path| {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders").join(name);
+        let files = ModelFiles::open(&from).unwrap();
+        to_mlx(&files, format, &dir.join(name), &mut |_, _| true).unwrap();
+        let load =
+            |path: &Path| Model::load_with(ModelFiles::open(path).unwrap(), LoadOptions::default()).unwrap();
+        [load(&from), load(&dir.join(name))]
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["gemma3_text-dense", "bert-mean"] {
+        let [before, after] = quantized(name, dir.path());
+        assert_eq!(before.pooling().dense_layers(), after.pooling().dense_layers());
+        let ids = before.tokenizer().unwrap().encode("the cat sat on the mat").unwrap();
+        let [before, after] = [before, after].map(|model| model.embed(&ids).unwrap());
+        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+        let cosine = product(&before, &after) / (product(&before, &before) * product(&after, &after)).sqrt();
+        assert!(cosine > 0.99 && before != after, "{name}: {cosine}");
+    }
+    for name in ["bert-cross", "xlm_roberta-cross", "modernbert-cross"] {
+        let [before, after] = quantized(name, dir.path());
+        let [before, after] = [before, after].map(|model| model.rank("the cat", "a dog sat").unwrap());
+        assert!((before - after).abs() < 0.1, "{name}: {before}, {after}");
+    }
+}

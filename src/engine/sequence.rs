@@ -332,12 +332,17 @@ impl Embedding {
     /// Gives the vector, if all `tokens` are pooled; whether they are.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`]; [`Error::Engine`] where an element is no finite number.
     pub fn finish(&mut self, tokens: usize) -> Result<bool> {
         if self.pooled < tokens {
             return Ok(false);
         }
         let vector = self.pooling.vector(&self.sum, tokens)?;
+        // As of logits: what is no number is nobody's answer.
+        if let Some(i) = vector.iter().position(|x| !x.is_finite()) {
+            let what = format!("element {i} of the vector of a text is {}", vector[i]);
+            return Err(Error::Engine(what));
+        }
         if let Some(answer) = self.answer.take() {
             answer.give(Ok(vector));
         }

@@ -164,7 +164,10 @@ impl Worker {
             RequestKind::Generate(it) => (context.saturating_sub(1), it.max_tokens),
             RequestKind::Embed(_) | RequestKind::Score(_) => (context, 0),
         };
-        if prompt == 0 || prompt > room {
+        if prompt == 0 {
+            return Err(Error::Prompt("it has no token".to_owned()));
+        }
+        if prompt > room {
             let trained = self.runtime.config().max_context();
             return Err(Error::ContextFull { prompt, at_least: false, context, trained });
         }

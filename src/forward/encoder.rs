@@ -2,7 +2,7 @@
 //! around it. Norms come behind each part or, where there is a last one behind all layers, before it.
 
 use super::blocks::{Attention, LayerNorm, Linear, Mlp};
-use super::list::{Dim, ModuleSpec, WeightList};
+use super::list::{Dim, InMlx, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::pooling::Head;
 use super::step::Step;
@@ -171,6 +171,10 @@ pub(super) fn labels(fields: &Fields<'_>) -> Result<Option<usize>> {
     Ok(Some(named.or(fields.size("num_labels", 1, 1 << 16)?).unwrap_or(2)))
 }
 
+/// The matrices of heads, which are read as numbers.
+const HEADS: &[&str] =
+    &["pooler.dense", "classifier", "classifier.dense", "classifier.out_proj", "head.dense"];
+
 /// The dimension of what a head of `labels` gives.
 pub(super) fn labels_dim(labels: usize) -> Dim {
     Dim { field: "num_labels", size: labels }
@@ -207,6 +211,7 @@ impl Arguments for Encoder {
         }
         if let Some(head) = &self.head {
             head.list(&mut list);
+            list.set_in_mlx(InMlx { exact: HEADS, ..InMlx::default() });
         }
         list
     }

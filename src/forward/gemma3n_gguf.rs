@@ -1,7 +1,7 @@
 //! What GGUF files say of Gemma 3n: how many streams there are, which layers share keys and values, and where gates are cut.
 
-use super::gemma3n_text::below;
 use super::gguf_members::Members;
+use super::normal::below;
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;

@@ -61,6 +61,7 @@ mod modernbert;
 mod nemotron;
 mod nemotron_h;
 mod nomic_bert;
+mod normal;
 mod olmo2;
 mod olmo3;
 mod olmo_hybrid;

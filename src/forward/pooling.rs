@@ -180,17 +180,7 @@ impl Pooling {
     /// A file that is missing or malformed, and a module that is not known.
     pub(crate) fn load(dir: &Path, width: usize) -> Result<Option<Self>> {
         let path = dir.join("modules.json");
-        if path.symlink_metadata().is_err() {
-            return Ok(None);
-        }
-        let bytes = json::read(&path)?;
-        let text =
-            std::str::from_utf8(&bytes).map_err(|e| Error::format(&path, format!("not UTF-8: {e}")))?;
-        let modules = json::strict::<Value>(text, json::ASKED)
-            .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?;
-        let Value::Array(modules) = modules else {
-            return Err(Error::format(&path, format!("outermost value is {modules}, expected a list")));
-        };
+        let Some(modules) = modules(&path)? else { return Ok(None) };
         let mut made: Option<Self> = None;
         for (i, module) in modules.iter().enumerate() {
             let Value::Object(members) = module else {
@@ -210,6 +200,24 @@ impl Pooling {
             }
         }
         Ok(made)
+    }
+
+    /// The folders of the modules in `dir`, where there is a list of them.
+    ///
+    /// # Errors
+    /// A list that is malformed, and a name that is no folder of `dir`.
+    pub(crate) fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
+        let path = dir.join("modules.json");
+        let Some(modules) = modules(&path)? else { return Ok(Vec::new()) };
+        let mut folders = Vec::new();
+        for module in &modules {
+            let Value::Object(members) = module else { continue };
+            let fields = Fields::new(&path, members);
+            if let Some(name) = fields.string("path")?.filter(|name| !name.is_empty()) {
+                folders.push(folder(dir, &path, name)?);
+            }
+        }
+        Ok(folders)
     }
 
     /// The module `Pooling` in `dir`.
@@ -281,6 +289,21 @@ impl Pooling {
         self.stages.push(Stage::Dense { weight, bias, columns, squash });
         self.width = rows;
         Ok(())
+    }
+}
+
+/// The modules of a list; none where it is not there.
+fn modules(path: &Path) -> Result<Option<Vec<Value>>> {
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let bytes = json::read(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
+    let modules = json::strict::<Value>(text, json::ASKED)
+        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
+    match modules {
+        Value::Array(modules) => Ok(Some(modules)),
+        other => Err(Error::format(path, format!("outermost value is {other}, expected a list"))),
     }
 }
 

@@ -80,7 +80,7 @@ impl Model {
         if dimensions == 0 || dimensions > width || dimensions < width && !self.pooling.is_trained() {
             let expected = match self.pooling.is_trained() {
                 true => "at least 1, and no more than the model's vectors have",
-                false => "all that a vector has: this model was not trained to embed",
+                false => "all that a vector has: no file of this model says that it was trained to embed",
             };
             return Err(Error::Option {
                 option: "dimensions",
@@ -186,7 +186,10 @@ impl Model {
 
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.info.config.vocab_size;
-        if tokens.is_empty() || tokens.len() > self.info.context {
+        if tokens.is_empty() {
+            return Err(Error::Prompt("it has no token".to_owned()));
+        }
+        if tokens.len() > self.info.context {
             return Err(Error::ContextFull {
                 prompt: tokens.len(),
                 at_least: false,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use super::beside::Beside;
 use super::completions::prompts;
-use super::failure::json_body;
+use super::failure::{Failure, json_body};
 use super::params::IGNORED;
 use super::request::{Reply, fields};
 use crate::forward::Pooling;
@@ -40,10 +40,17 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     fields.finish()?;
     let mut beside: Beside<Vec<f32>> = Beside::new(&app)?;
     let (mut vectors, mut tokens) = (Vec::new(), 0);
-    for prompt in prompts {
-        vectors.extend(beside.room().await?);
+    // All of them before any is computed: one that cannot be is refused at once.
+    let (mut encoded, several) = (Vec::new(), prompts.len() > 1);
+    for (index, prompt) in prompts.into_iter().enumerate() {
         // Each by itself, so that a client that goes away is noticed in between.
-        let ids = app.apart(move |model| prompt.encode(model, parse)).await?;
+        let ids = app.apart(move |model| prompt.encode(model, parse)).await;
+        let checked = ids.and_then(|ids| Ok(app.model.check_tokens(&ids).map(|()| ids)?));
+        let named = |failure: Failure| if several { failure.of_item("input", index) } else { failure };
+        encoded.push(checked.map_err(named)?);
+    }
+    for ids in encoded {
+        vectors.extend(beside.room().await?);
         tokens += ids.len();
         beside.start(|take| app.model.start_embed(ids, take))?;
     }
@@ -71,7 +78,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
 fn said(pooling: &Pooling) -> String {
     if !pooling.is_trained() {
         return "mean of the last layer's normed hidden states over all tokens, scaled to length 1; \
-            this model was not trained to embed"
+            no file of this model says how it embeds"
             .to_owned();
     }
     let dense = match pooling.dense_layers() {

@@ -96,6 +96,12 @@ impl Failure {
         Self { param: Some(name.to_owned()), ..Self::bad(format!("{name}: {what}")) }
     }
 
+    /// The failure of one of the items of a field.
+    pub fn of_item(self, field: &str, index: usize) -> Self {
+        let param = format!("{field}[{index}]");
+        Self { message: format!("{param}: {}", self.message), param: Some(param), full: None, ..self }
+    }
+
     pub fn with_code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }

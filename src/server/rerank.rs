@@ -31,10 +31,12 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     fields.finish()?;
     let mut beside: Beside<f32> = Beside::new(&app)?;
     let (mut scores, mut tokens) = (Vec::new(), 0);
-    for document in &documents {
+    for (index, document) in documents.iter().enumerate() {
         scores.extend(beside.room().await?);
         let (query, document) = (Arc::clone(&query), alloc::text_of(document, "a document")?);
-        let pair = app.apart(move |model| model.encode_pair(&query, &document, parse)).await?;
+        let pair = app.apart(move |model| model.encode_pair(&query, &document, parse)).await;
+        let checked = pair.and_then(|pair| Ok(app.model.check_tokens(&pair.0).map(|()| pair)?));
+        let pair = checked.map_err(|failure| failure.of_item("documents", index))?;
         tokens += pair.0.len();
         beside.start(|take| app.model.start_rank(pair, take))?;
     }

@@ -170,6 +170,9 @@ fn usual(uri: &Uri) -> Option<Uri> {
     while let Some(rest) = path.strip_prefix("/v1").filter(|rest| rest.starts_with("/v1/")) {
         path = rest;
     }
+    if path == "/v2/rerank" {
+        path = "/v1/rerank"; // Cohere's second version asks and is answered alike.
+    }
     let versioned = format!("/v1{path}");
     if ROUTES.iter().any(|route| *route == versioned || *route == parent(&versioned)) {
         path = &versioned;
@@ -323,6 +326,7 @@ mod tests {
             ("/messages/count_tokens", "/v1/messages/count_tokens"),
             ("/models", "/v1/models"),
             ("/rerank", "/v1/rerank"),
+            ("/v2/rerank", "/v1/rerank"),
             ("/models/stories", "/v1/models/stories"),
             ("/tokenize/", "/tokenize"),
         ] {

@@ -145,3 +145,26 @@ fn what_such_a_model_is_not_for_is_refused_by_name() {
     ranker.wait_for("backstop_sequences_running", |running| running == 0.0);
     assert_eq!(ranker.metric("backstop_kv_reserved_bytes"), 0.0);
 }
+
+#[test]
+fn an_item_that_cannot_be_is_named_before_any_is_computed() {
+    let server = server("bert-mean");
+    let long = "cat ".repeat(500);
+    let refused = |body: Value| {
+        let answer = server.post("/v1/embeddings", &body);
+        (answer.refusal(400).to_owned(), answer.json()["error"]["param"].as_str().map(str::to_owned))
+    };
+    let (said, param) = refused(json!({ "input": ["a", "b", long] }));
+    assert!(said.starts_with("input[2]: the prompt has "), "{said}");
+    assert_eq!(param.as_deref(), Some("input[2]"));
+    let (said, _) = refused(json!({ "input": [[5], []] }));
+    assert_eq!(said, "input[1]: prompt: it has no token");
+    let server = self::server("bert-cross");
+    let body = json!({ "query": "a", "documents": ["b", long] });
+    // By Cohere's second path, too.
+    for path in ["/v1/rerank", "/v2/rerank"] {
+        let answer = server.post(path, &body);
+        let said = answer.refusal(400);
+        assert!(said.starts_with("documents[1]: the prompt has "), "{said}");
+    }
+}

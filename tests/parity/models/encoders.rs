@@ -236,5 +236,5 @@ fn shortened_vectors_are_beginnings_of_length_1() {
         assert!(error.starts_with(&format!("dimensions is {got}, expected")), "{error}");
     }
     let error = Model::builtin().unwrap().shortened(vec![1.0; 8], 3).unwrap_err().to_string();
-    assert!(error.contains("was not trained to embed"), "{error}");
+    assert!(error.contains("no file of this model says that it was trained to embed"), "{error}");
 }
