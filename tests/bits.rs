@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 20] = [
+const FAMILIES: [&str; 21] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -29,6 +29,7 @@ const FAMILIES: [&str; 20] = [
     "models/granitemoehybrid-experts",
     "models/nemotron_h-experts",
     "models/mamba2-plain",
+    "models/kimi_linear-experts",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

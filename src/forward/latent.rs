@@ -50,7 +50,7 @@ const UP: Name = ("self_attn.kv_b_proj", "attn_kv_b");
 const APART: [Name; 2] = [("self_attn.embed_q", "attn_k_b"), ("self_attn.unembed_out", "attn_v_b")];
 
 /// Reads the fields of latent attention into `config`; absent ranks are those of `ranks` (of queries, and of keys and values), absent
-/// parts of a head those of `parts` (what does not rotate of a key, and a value).
+/// parts of a head those of `parts` (what does not rotate of a key, and a value). A rank of 0 means that there is none.
 pub(super) fn read(
     fields: &Fields<'_>,
     config: &mut Config,
@@ -60,7 +60,7 @@ pub(super) fn read(
     let most = 1 << 16;
     let query_rank = match fields.is_null("q_lora_rank") {
         true => None,
-        false => Some(fields.size_or("q_lora_rank", Some(ranks[0]), most)?),
+        false => Some(fields.size_or("q_lora_rank", Some(ranks[0]), most)?).filter(|&rank| rank > 0),
     };
     // Each is two modules of the list of weights, in each layer.
     let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
@@ -212,6 +212,7 @@ impl LatentDims {
             values: loader.ops.stack(&values),
             output: Linear::load(loader, &path(OUTPUT))?,
             rope_dim: self.rope_dim,
+            rotation: config.rotations.get(layer).copied().unwrap_or(Rotation::Global),
             scale: config.attention_scale(layer),
         })
     }
@@ -284,6 +285,8 @@ pub struct LatentAttention {
     values: PreparedStack,
     output: Linear,
     rope_dim: usize,
+    /// None where no part rotates.
+    rotation: Rotation,
     scale: f32,
 }
 
@@ -303,8 +306,13 @@ impl LatentAttention {
                 ([nope.forward(step, &low)?, rope.forward(step, &low)?], latent, key)
             }
         };
-        let rope = step.rope_queries(&rope, self.rope_dim, Rotation::Global)?;
-        let key = step.rope(&key, self.rope_dim, Rotation::Global)?;
+        let (rope, key) = match self.rotation {
+            Rotation::None => (step.scale_queries(rope)?, key),
+            rotation => {
+                let rope = step.rope_queries(&rope, self.rope_dim, rotation)?;
+                (rope, step.rope(&key, self.rope_dim, rotation)?)
+            }
+        };
         let latent = self.norm.forward(step, &latent)?;
         let nope = step.scale_queries(nope)?;
         let q = step.run(&Op::HeadLinear { x: &nope, weight: &self.keys, beside: Some(&rope) })?; // [T, H * (rank + rope_dim)]

@@ -36,6 +36,7 @@ mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
 mod hybrid;
 mod kimi_k2;
+mod kimi_linear;
 mod laguna;
 mod latent;
 mod layer_embeddings;
@@ -107,7 +108,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 60] = [
+pub(crate) static FAMILIES: [&Family; 61] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -159,6 +160,7 @@ pub(crate) static FAMILIES: [&Family; 60] = [
     &qwen3_5_moe_text::FAMILY,
     &qwen3_next::FAMILY,
     &olmo_hybrid::FAMILY,
+    &kimi_linear::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
     &granitemoehybrid::FAMILY,
