@@ -29,6 +29,9 @@ const RATE: Name = ("linear_attn.A_log", "ssm_a");
 const NORM: Name = ("linear_attn.norm", "ssm_norm");
 const OUTPUT: Name = ("linear_attn.out_proj", "ssm_out");
 
+/// The fields of the width of keys and values where these are of one.
+const OF_BOTH: &str = "linear_attn_config.num_heads * linear_attn_config.head_dim";
+
 /// What the elements of taps and weights that were put in another order are called where there is no room for them.
 const WHAT: &str = "the values of a weight";
 
@@ -153,13 +156,13 @@ impl DeltaNet {
     fn decays(&self) -> Dim {
         match self.gate_rank {
             None => Dim { field: "linear_num_value_heads", size: self.heads },
-            Some(_) => Dim { field: "linear_num_heads * linear_head_dim", size: self.heads * self.key_dim },
+            Some(_) => Dim { field: OF_BOTH, size: self.heads * self.key_dim },
         }
     }
 
     /// What makes up a width, which has fewer names where keys and values are of one.
     fn field(&self, of_both: &'static str) -> &'static str {
-        if self.gate_rank.is_some() { "linear_num_heads * linear_head_dim" } else { of_both }
+        if self.gate_rank.is_some() { OF_BOTH } else { of_both }
     }
 
     /// The modules whose taps stand side by side, and their rows.
@@ -247,7 +250,7 @@ impl DeltaNet {
                 match self.gate_rank {
                     None => all.extend([of_x("g_proj", values.clone()), of_x("a_proj", self.decays())]),
                     Some(size) => {
-                        let rank = Dim { field: "linear_head_dim", size };
+                        let rank = Dim { field: "linear_attn_config.head_dim", size };
                         let up =
                             |name: &'static str, rows: Dim| ((name, ""), rows, rank.clone(), Form::Plain);
                         all.extend([of_x("g_a_proj", rank.clone()), up("g_b_proj", values.clone())]);

@@ -124,35 +124,35 @@ pub(super) fn grouped(
     absent: [usize; 2],
     best: usize,
 ) -> Result<Sparse> {
-    const NAMES: [&str; 3] = ["n_group", "topk_group", "num_experts_per_tok"];
-    let groups = groups(fields, NAMES, [sparse.size.count, sparse.size.used], absent, best)?;
+    let names = ["n_group", "topk_group", "num_experts_per_tok"];
+    let groups = groups(fields, names, [sparse.size.count, sparse.size.used], absent, best)?;
     Ok(Sparse { routing: Router { groups, ..sparse.routing }, ..sparse })
 }
 
-/// Groups of experts, of which a token goes to `each`, by the fields of their number, of those that may be chosen from, and of `each`, that are rated by the sum of their `best`; `absent` is what the absence of
-/// their number, and of those that may be chosen from, means.
+/// Groups of experts, of which a token goes to `each`, that are rated by the sum of their `best`; `names` are the fields of their
+/// number, of those that may be chosen from, and of `each`, and `absent` is what the absence of the first two means.
 pub(super) fn groups(
     fields: &Fields<'_>,
-    names: [&str; 3],
+    [of_count, of_used, of_each]: [&str; 3],
     [experts, each]: [usize; 2],
     absent: [usize; 2],
     best: usize,
 ) -> Result<Option<ExpertGroups>> {
-    let count = fields.size_or(names[0], Some(absent[0]), 256)?;
-    let used = fields.size_or(names[1], Some(absent[1]), 256)?;
+    let count = fields.size_or(of_count, Some(absent[0]), 256)?;
+    let used = fields.size_or(of_used, Some(absent[1]), 256)?;
     if count == 1 {
         return Ok(None);
     }
     if !experts.is_multiple_of(count) || experts / count < best {
         let expected = format!("groups of {best} or more that make up {experts} experts");
-        return Err(fields.error(names[0], count, expected));
+        return Err(fields.error(of_count, count, expected));
     }
     if used > count {
-        return Err(fields.error(names[1], used, format!("at most {count}, the number of groups")));
+        return Err(fields.error(of_used, used, format!("at most {count}, the number of groups")));
     }
     if each > used * (experts / count) {
         let expected = format!("at most those of {used} groups");
-        return Err(fields.error(names[2], each, expected));
+        return Err(fields.error(of_each, each, expected));
     }
     Ok(Some(ExpertGroups { count, used, best }))
 }

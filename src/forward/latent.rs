@@ -50,7 +50,7 @@ const UP: Name = ("self_attn.kv_b_proj", "attn_kv_b");
 const APART: [Name; 2] = [("self_attn.embed_q", "attn_k_b"), ("self_attn.unembed_out", "attn_v_b")];
 
 /// Reads the fields of latent attention into `config`; absent ranks are those of `ranks` (of queries, and of keys and values), absent
-/// parts of a head those of `parts` (what does not rotate of a key, and a value).
+/// parts of a head those of `parts` (what does not rotate of a key, and a value). A rank of 0 means that there is none.
 pub(super) fn read(
     fields: &Fields<'_>,
     config: &mut Config,
@@ -60,7 +60,7 @@ pub(super) fn read(
     let most = 1 << 16;
     let query_rank = match fields.is_null("q_lora_rank") {
         true => None,
-        false => Some(fields.size_or("q_lora_rank", Some(ranks[0]), most)?),
+        false => Some(fields.size_or("q_lora_rank", Some(ranks[0]), most)?).filter(|&rank| rank > 0),
     };
     check_heads(fields, config)?;
     let rope_dim = config.head_dim;
@@ -217,7 +217,7 @@ impl LatentDims {
             values: loader.ops.stack(&values),
             output: Linear::load(loader, &path(OUTPUT))?,
             rope_dim: self.rope_dim,
-            rotates: config.rotations.get(layer) != Some(&Rotation::None),
+            rotation: config.rotations.get(layer).copied().unwrap_or(Rotation::Global),
             scale: config.attention_scale(layer),
         })
     }
@@ -290,8 +290,8 @@ pub struct LatentAttention {
     values: PreparedStack,
     output: Linear,
     rope_dim: usize,
-    /// Whether the part that may rotate does.
-    rotates: bool,
+    /// None where no part rotates.
+    rotation: Rotation,
     scale: f32,
 }
 
@@ -311,12 +311,12 @@ impl LatentAttention {
                 ([nope.forward(step, &low)?, rope.forward(step, &low)?], latent, key)
             }
         };
-        let (rope, key) = match self.rotates {
-            true => {
-                let rope = step.rope_queries(&rope, self.rope_dim, Rotation::Global)?;
-                (rope, step.rope(&key, self.rope_dim, Rotation::Global)?)
+        let (rope, key) = match self.rotation {
+            Rotation::None => (step.scale_queries(rope)?, key),
+            rotation => {
+                let rope = step.rope_queries(&rope, self.rope_dim, rotation)?;
+                (rope, step.rope(&key, self.rope_dim, rotation)?)
             }
-            false => (rope, key),
         };
         let latent = self.norm.forward(step, &latent)?;
         let nope = step.scale_queries(nope)?;
