@@ -26,7 +26,7 @@ use crate::forward::{InMlx, ModuleSpec, Pooling, WeightList};
 use crate::json;
 use crate::model::ModelFiles;
 use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
-use crate::tensor::DType;
+use crate::tensor::{DType, Shape};
 use crate::weights::output::{Output, write_through};
 use crate::weights::write::{SHARD, Shards, Spec};
 use source::{Held, Source};
@@ -161,7 +161,11 @@ impl<'f> Names<'f> {
             None => source.name.clone(),
             Some(stack) => format!("{}.{}", stack.mlx, joined.leaf),
         };
-        let name = self.files.architecture.in_layout(source.stored_name(), &name).unwrap_or(name);
+        let name = match joined.stored_shape() {
+            // mlx-lm knows by its name which of its dimensions is 1.
+            Some(_) => source.stored_name().to_owned(),
+            None => self.files.architecture.in_layout(source.stored_name(), &name).unwrap_or(name),
+        };
         let path = match self.is_part && spec.is_some() {
             true => format!("language_model.{module}"),
             false => module.to_owned(),
@@ -244,7 +248,9 @@ impl<'s> PlannedTensor<'s> {
         };
         let shape = &self.joined.shape;
         let (Some(format), Some((&columns, rows))) = (self.format, shape.split_last()) else {
-            return vec![Spec { name: self.name.clone(), dtype: stored, shape: shape.clone() }];
+            // With its dimensions of 1, which mlx-lm asks for.
+            let shape = self.joined.stored_shape().map_or_else(|| shape.clone(), Shape::from_slice);
+            return vec![Spec { name: self.name.clone(), dtype: stored, shape }];
         };
         let scales = if let Format::Affine { .. } = format { stored } else { Dtype::U8 };
         let types = [Dtype::U32, scales, scales];

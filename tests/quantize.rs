@@ -332,6 +332,32 @@ fn what_is_quantized_is_quantized_anew() {
     assert_eq!(types(GgufType::Q5_1), ["F32", "Q5_1"]);
 }
 
+/// By the dimensions of 1 of a convolution mlx-lm knows whether a directory has its norms or the published ones, and it refuses
+/// convolutions without them.
+#[test]
+fn what_is_written_has_the_dimensions_of_mlx_lm() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, tensor, shape) in [
+        ("models/qwen3_5-bf16", "model.layers.0.linear_attn.conv1d.weight", &[48, 1, 4][..]),
+        ("models/lfm2-bf16", "model.layers.0.conv.conv.weight", &[32, 1, 3]),
+        ("quantized/qwen3_5-affine4", "language_model.model.layers.0.linear_attn.conv1d.weight", &[96, 4, 1]),
+        ("quantized/kimi_linear-affine4", "model.layers.0.self_attn.q_conv.conv.weight", &[64, 4, 1]),
+        ("quantized/kimi_linear-affine4", "model.layers.0.self_attn.A_log", &[1, 1, 2, 1]),
+        // Two heads of latent attention in one tensor: 64 elements of 8 bits.
+        ("quantized/kimi_linear-affine4", "model.layers.1.self_attn.embed_q.weight", &[2, 32, 8]),
+    ] {
+        let (source, out) = (fixture(name), dir.path().join(tensor));
+        let mlx = MlxFormat { mode: MlxMode::Affine, bits: 8, group: 32 };
+        to_mlx(&ModelFiles::open(&source).unwrap(), mlx, &out, &mut |_, _| true).unwrap().unwrap();
+        let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(tensors.tensor(tensor).unwrap().shape(), shape, "{name}: {tensor}");
+        let off = apart(&logits(&out), &logits(&source));
+        println!("{name}: {off:.1e} standard deviations");
+        assert!(off < 0.05, "{name}: {off}");
+    }
+}
+
 /// What a server rounds activations and caches by is in none of the files that are written.
 #[test]
 fn scales_of_caches_are_left_out() {

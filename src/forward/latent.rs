@@ -7,7 +7,7 @@
 
 use super::blocks::norm_spec;
 use super::blocks::{Linear, RmsNorm};
-use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
+use super::list::{Dim, GgufSpec, ModuleSpec, Name, StackSpec, WeightList};
 use super::loader::Loader;
 use super::sparse::MOST;
 use super::step::Step;
@@ -172,6 +172,14 @@ impl LatentDims {
         ];
         for (of, [rows, columns]) in APART.into_iter().zip(shapes) {
             let [stack, gguf] = name(of);
+            list.push_stack(StackSpec {
+                mlx: stack.clone(),
+                gguf: gguf.clone(),
+                each: (0..heads).map(|head| format!("{stack}.{head}")).collect(),
+                fused: None,
+                shape: [rows.size, columns.size],
+                published: None,
+            });
             for head in 0..heads {
                 let own = head * rows.size..(head + 1) * rows.size;
                 let fused = vec![(gguf.clone(), own.clone())];

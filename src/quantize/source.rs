@@ -116,6 +116,11 @@ impl<'a> Source<'a> {
         self.info.stored_name()
     }
 
+    /// The dimensions in the file, where those of 1 are left out of its own.
+    pub fn stored_shape(&self) -> Option<&'a [usize]> {
+        self.info.stored_shape()
+    }
+
     /// An error about the tensor.
     pub fn fail(&self, what: String) -> Error {
         self.info.fail(what)

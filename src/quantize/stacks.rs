@@ -74,6 +74,11 @@ impl<'s> Joined<'s> {
         }
     }
 
+    /// The dimensions in the file, where those of 1 are left out of its own.
+    pub fn stored_shape(&self) -> Option<&'s [usize]> {
+        if self.stack.is_none() { self.source().stored_shape() } else { None }
+    }
+
     /// Bytes in the files.
     pub fn bytes(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.bytes_of(0..piece.rows.len())).sum()

@@ -70,8 +70,8 @@ pub struct TensorInfo {
     /// The name in the file, where it is another.
     stored: Option<Box<str>>,
     shape: Shape,
-    /// Whether its last dimension was 1, and is none now.
-    lost_last: bool,
+    /// The dimensions in the file, where some of 1 are none now.
+    stored_shape: Option<Shape>,
     shard: usize,
     path: Arc<Path>,
     range: Range<usize>,
@@ -92,7 +92,12 @@ impl TensorInfo {
 
     /// Whether its last dimension was 1, and is none now.
     pub(crate) fn has_lost_last(&self) -> bool {
-        self.lost_last
+        self.stored_shape.as_ref().is_some_and(|shape| shape.last() == Some(&1))
+    }
+
+    /// The dimensions in the file, where some of 1 are none now.
+    pub(crate) fn stored_shape(&self) -> Option<&[usize]> {
+        self.stored_shape.as_deref()
     }
 
     /// The name in the checkpoint.
@@ -393,7 +398,6 @@ impl Checkpoint {
                     }
                     AdoptedDims::Squeezed => {
                         if let Some(at) = part.shape.iter().skip(1).rposition(|&size| size == 1) {
-                            part.lost_last = at + 2 == part.shape.len();
                             part.shape.remove(at + 1);
                         }
                     }
@@ -402,6 +406,9 @@ impl Checkpoint {
                 }
                 if form.is_turned() {
                     part.shape.reverse();
+                }
+                if dims != AdoptedDims::Same && form == Form::Plain && part.range == info.range {
+                    part.stored_shape = Some(info.shape.clone());
                 }
                 self.add(part)?;
             }
@@ -462,7 +469,7 @@ impl Checkpoint {
                 form: Form::Plain,
                 stored: None,
                 shape: entry.shape,
-                lost_last: false,
+                stored_shape: None,
                 shard: self.shards.len(),
                 path: Arc::clone(&path),
                 range: entry.range,

@@ -78,7 +78,7 @@ impl Checkpoint {
                 form: Form::Plain,
                 stored: None,
                 shape: entry.shape,
-                lost_last: false,
+                stored_shape: None,
                 shard: at,
                 path: Arc::clone(&path),
                 range: entry.range,
