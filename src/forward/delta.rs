@@ -174,7 +174,12 @@ impl DeltaNet {
             }
             Projections::Apart(_) => {
                 let rows = [self.keys(), self.keys(), self.values()];
-                [("q_conv1d", ""), ("k_conv1d", ""), ("v_conv1d", "")].into_iter().zip(rows).collect()
+                let names = [
+                    ("q_conv1d", "ssm_conv1d_q"),
+                    ("k_conv1d", "ssm_conv1d_k"),
+                    ("v_conv1d", "ssm_conv1d_v"),
+                ];
+                names.into_iter().zip(rows).collect()
             }
         }
     }
@@ -185,7 +190,9 @@ impl DeltaNet {
             Projections::Fused | Projections::ByKeyHead | Projections::FactorsByKeyHead => {
                 [RATE, SHIFT, NORM, OUTPUT]
             }
-            Projections::Apart(_) => [("A_log", ""), ("dt_bias", ""), ("o_norm", ""), ("o_proj", "")],
+            Projections::Apart(_) => {
+                [("A_log", "ssm_a"), ("dt_bias", "ssm_dt"), ("o_norm", "ssm_norm"), ("o_proj", "attn_output")]
+            }
         }
     }
 
@@ -195,7 +202,9 @@ impl DeltaNet {
             Projections::Fused | Projections::ByKeyHead | Projections::FactorsByKeyHead => {
                 (format!("{prefix}.{own}"), Some(format!("{blk}.{gguf}")))
             }
-            Projections::Apart(within) => (format!("{prefix}.{within}.{own}"), None),
+            Projections::Apart(within) => {
+                (format!("{prefix}.{within}.{own}"), (!gguf.is_empty()).then(|| format!("{blk}.{gguf}")))
+            }
         }
     }
 
@@ -240,21 +249,25 @@ impl DeltaNet {
                 joined_factors(),
             ],
             Projections::Apart(_) => {
-                let of_x = |name: &'static str, rows: Dim| ((name, ""), rows, hidden.clone(), Form::Plain);
+                let of_x = |name: Name, rows: Dim| (name, rows, hidden.clone(), Form::Plain);
                 let mut all = vec![
-                    of_x("q_proj", self.keys()),
-                    of_x("k_proj", self.keys()),
-                    of_x("v_proj", values.clone()),
-                    of_x("b_proj", heads.clone()),
+                    of_x(("q_proj", "attn_q"), self.keys()),
+                    of_x(("k_proj", "attn_k"), self.keys()),
+                    of_x(("v_proj", "attn_v"), values.clone()),
+                    of_x(("b_proj", "ssm_beta"), heads.clone()),
                 ];
                 match self.gate_rank {
-                    None => all.extend([of_x("g_proj", values.clone()), of_x("a_proj", self.decays())]),
+                    None => all
+                        .extend([of_x(("g_proj", ""), values.clone()), of_x(("a_proj", ""), self.decays())]),
                     Some(size) => {
                         let rank = Dim { field: "linear_attn_config.head_dim", size };
-                        let up =
-                            |name: &'static str, rows: Dim| ((name, ""), rows, rank.clone(), Form::Plain);
-                        all.extend([of_x("g_a_proj", rank.clone()), up("g_b_proj", values.clone())]);
-                        all.extend([of_x("f_a_proj", rank.clone()), up("f_b_proj", self.decays())]);
+                        let up = |name: Name, rows: Dim| (name, rows, rank.clone(), Form::Plain);
+                        all.extend([
+                            of_x(("g_a_proj", "ssm_g_a"), rank.clone()),
+                            up(("g_b_proj", "ssm_g_b"), values.clone()),
+                            of_x(("f_a_proj", "ssm_f_a"), rank.clone()),
+                            up(("f_b_proj", "ssm_f_b"), self.decays()),
+                        ]);
                     }
                 }
                 all

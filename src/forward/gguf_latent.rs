@@ -43,7 +43,7 @@ pub(super) fn is_sigmoid(metadata: &Metadata) -> Result<bool> {
 }
 
 /// Reads the widths, of which that of what rotates is given back.
-fn dims(members: &mut Members<'_>, _hidden: u64, _heads: u64) -> Result<u64> {
+pub(super) fn dims(members: &mut Members<'_>, _hidden: u64, _heads: u64) -> Result<u64> {
     let metadata = members.metadata;
     members.put(latent::LLAMA_CPP, members.key(RMS_EPS), Value::Bool(true));
     members.required("kv_lora_rank", "attention.kv_lora_rank")?;

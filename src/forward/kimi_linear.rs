@@ -4,13 +4,18 @@
 
 use super::delta::{DeltaNet, Projections, taps};
 use super::dense::{Dense, Qkv};
+use super::gguf_members::Members;
 use super::list::InMlx;
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
-use super::{Arguments, Family, glm4_moe, glm4_moe_lite, latent, qwen3_5_text};
+use super::{
+    Arguments, Family, Gguf, GgufExperts, gguf_latent, gguf_mamba, glm4_moe, glm4_moe_lite, latent,
+    qwen3_5_text,
+};
 use crate::backend::ops::{Router, Scores};
 use crate::config::{Activation, Config, Names, Rotation, Shared, only};
 use crate::error::Result;
-use crate::json::{Fields, quote};
+use crate::json::{Fields, Value, quote};
+use crate::weights::Checkpoint;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "kimi_linear",
@@ -26,7 +31,22 @@ pub(super) static FAMILY: Family = Family {
         ..latent::SHARED
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf {
+        experts: Some(GgufExperts {
+            count: COUNT,
+            used: EACH,
+            shared: Some(SHARED),
+            dense: Some("first_k_dense_replace"),
+            scale: Some("routed_scaling_factor"),
+            ..GgufExperts::SIGMOID
+        }),
+        head_dim: gguf_latent::dims,
+        parts: true,
+        rotates: false,
+        members,
+        entries: None,
+        ..Gguf::plain("kimi-linear")
+    }),
     // The list has mlx-lm's names of experts, and the published ones of the rest.
     prefixes: &[
         (".block_sparse_moe.", ".mlp."),
@@ -36,6 +56,11 @@ pub(super) static FAMILY: Family = Family {
         (".v_conv.conv.", ".v_conv1d."),
     ],
 };
+
+/// The number of experts, how many a token goes to, and of those that each goes to.
+const COUNT: &str = "num_experts";
+const EACH: &str = "num_experts_per_token";
+const SHARED: &str = "num_shared_experts";
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
     only(fields, "mla_use_nope", true, "attention rotates in no model of the family")?;
@@ -97,16 +122,27 @@ fn delta(fields: &Fields<'_>, layers: usize) -> Result<DeltaNet> {
         projections: Projections::Apart("self_attn"),
         gate_rank: Some(head_dim),
         sigmoid: true,
+        whole_rates: fields.flag(latent::LLAMA_CPP)?.unwrap_or(false),
         ..DeltaNet::of(linear, [heads; 2], [head_dim; 2], kernel)
     })
 }
 
+/// Reads what files have of the delta nets: layers without heads of keys are such.
+fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+    let word = |has_keys, _| if has_keys { "full_attention" } else { "linear_attention" };
+    gguf_mamba::kinds(members, "layer_types", word)?;
+    let heads = members.uint("num_attention_heads");
+    members.put("linear_num_heads", members.key("attention.head_count"), Value::UInt(heads));
+    members.required("linear_head_dim", "kda.head_dim")?;
+    members.required("linear_conv_kernel_dim", "ssm.conv_kernel")?;
+    Ok(())
+}
+
 /// Experts, where the configuration does not say that there are none.
 fn sparse(fields: &Fields<'_>, config: &Config) -> Result<Option<Sparse>> {
-    const EACH: &str = "num_experts_per_token";
     const SCORES: &str = "moe_router_activation_func";
     const EVERY: &str = "moe_layer_freq";
-    if fields.is_null("num_experts") {
+    if fields.is_null(COUNT) {
         return Ok(None);
     }
     if let Some(other) = fields.string(SCORES)?.filter(|&scores| scores != "sigmoid") {
@@ -115,7 +151,7 @@ fn sparse(fields: &Fields<'_>, config: &Config) -> Result<Option<Sparse>> {
     if let Some(every) = fields.size(EVERY, 0, 1 << 16)?.filter(|&every| every != 1) {
         return Err(fields.error(EVERY, every, "1: experts in each layer behind the dense ones"));
     }
-    let size = experts(fields, ["num_experts", EACH, "moe_intermediate_size"], [256, 8, 1024])?;
+    let size = experts(fields, [COUNT, EACH, "moe_intermediate_size"], [256, 8, 1024])?;
     let layers = match glm4_moe_lite::mlp_layer_types(fields, config.num_hidden_layers)? {
         Some(layers) => layers,
         None => {
@@ -127,7 +163,7 @@ fn sparse(fields: &Fields<'_>, config: &Config) -> Result<Option<Sparse>> {
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(2.446) as f32;
     let groups = ["num_expert_group", "topk_group", EACH];
     let groups = glm4_moe::groups(fields, groups, [size.count, size.used], [1, 1], 2)?;
-    let shared = fields.size("num_shared_experts", 0, 1 << 10)?.unwrap_or(1);
+    let shared = fields.size(SHARED, 0, 1 << 10)?.unwrap_or(1);
     let softmax = Sparse::softmax(config.num_hidden_layers, size, config.hidden_act);
     Ok(Some(Sparse {
         layers,

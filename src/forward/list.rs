@@ -313,7 +313,7 @@ impl WeightList {
         let named = self.by_gguf.get(info.name()).and_then(|modules| modules.first());
         if let Some(module) = named.map(|&at| &self.modules[at]).filter(|module| module.columns.is_none()) {
             // Mamba's have a row for each head.
-            let dims = if info.shape().len() == 2 { AdoptedDims::Flat } else { AdoptedDims::Same };
+            let dims = if info.shape().len() >= 2 { AdoptedDims::Flat } else { AdoptedDims::Same };
             let name = format!("{}.weight", module.name);
             return vec![Adopted { name, form: Form::Plain, rows: None, of: None, dims }];
         }
@@ -344,6 +344,8 @@ impl WeightList {
                 ([_, _], None) if rows.is_none() => AdoptedDims::Flat,
                 ([_, _], None) => AdoptedDims::Vector,
                 ([_], Some(_)) if leaf == "weight" => AdoptedDims::Row,
+                // Of a convolution of channels.
+                ([_, _, _, ..], Some(_)) if rows.is_none() => AdoptedDims::Matrix,
                 _ => AdoptedDims::Same,
             };
             let of = all.filter(|_| rows.is_some());

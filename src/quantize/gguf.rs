@@ -411,6 +411,7 @@ mod tests {
                 "qwen3_5_text",
                 "qwen3_5_moe_text",
                 "qwen3_next",
+                "kimi_linear",
                 "gemma3n_text",
                 "gemma4_text",
                 "granitemoehybrid",

@@ -79,6 +79,8 @@ pub(crate) enum AdoptedDims {
     Row,
     /// A dimension of 1 behind the first is none.
     Squeezed,
+    /// Dimensions of 1 are none, as long as there are more than two.
+    Matrix,
 }
 
 impl Form {

@@ -401,6 +401,13 @@ impl Checkpoint {
                             part.shape.remove(at + 1);
                         }
                     }
+                    AdoptedDims::Matrix => {
+                        while part.shape.len() > 2
+                            && let Some(at) = part.shape.iter().position(|&size| size == 1)
+                        {
+                            part.shape.remove(at);
+                        }
+                    }
                     AdoptedDims::Row if part.shape.len() == 1 && !is_cut => part.shape.insert(0, 1),
                     _ => {}
                 }
