@@ -247,6 +247,7 @@ impl Model {
             min_tokens: options.min_tokens,
             max_tokens,
             eos,
+            marks: self.eos().to_vec(),
             suppressed: self.suppressed(),
             events,
         };

@@ -52,6 +52,8 @@ pub(crate) struct GenerateRequest {
     pub max_tokens: usize,
     /// Ids that end the sequence.
     pub eos: Vec<u32>,
+    /// Ids that end messages in a prompt, whether or not they end the sequence.
+    pub marks: Vec<u32>,
     /// Ids that never come.
     pub suppressed: Arc<[u32]>,
     /// Where the results go.

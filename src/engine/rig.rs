@@ -52,7 +52,7 @@ pub(crate) struct Rig {
     /// Whose requests come next.
     pub space: Space,
     /// Tokens that end their messages.
-    pub eos: Vec<u32>,
+    pub marks: Vec<u32>,
     pub(super) commands: Sender<Command>,
     pub(super) gauges: Arc<Gauges>,
     pub(super) budget: Budget,
@@ -110,7 +110,7 @@ impl Rig {
         let (commands, inbox) = channel();
         let gauges = Arc::new(Gauges::new());
         let worker = Worker::new(runtime, options, inbox, Arc::default(), Arc::clone(&gauges), budget);
-        Self { worker, space: None, eos: Vec::new(), commands, gauges, budget, vocab }
+        Self { worker, space: None, marks: Vec::new(), commands, gauges, budget, vocab }
     }
 
     pub fn ask(&self, prompt: Vec<u32>, max_tokens: usize) -> Asked {
@@ -120,7 +120,8 @@ impl Rig {
             constraint: None,
             min_tokens: 0,
             max_tokens,
-            eos: self.eos.clone(),
+            eos: Vec::new(),
+            marks: self.marks.clone(),
             suppressed: Arc::default(),
             events: Sink::new(move |event| sender.send(event).is_ok()),
         };

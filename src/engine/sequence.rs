@@ -123,7 +123,7 @@ impl Sequence {
         let mut stops: Vec<usize> =
             (EVERY..last).step_by(EVERY).chain([last]).filter(|&stop| stop > 0).collect();
         if let SequenceKind::Generate(it) = &self.kind {
-            let ends = (0..last).rev().filter(|&at| it.request.eos.contains(&self.tokens[at]));
+            let ends = (0..last).rev().filter(|&at| it.request.marks.contains(&self.tokens[at]));
             stops.extend(ends.map(|at| at + 1).take(2));
         }
         stops.sort_unstable();

@@ -45,7 +45,7 @@ fn an_edited_message_begins_behind_the_one_before_it() {
     for kind in backends() {
         let mut rig = Rig::new(MODEL, kind, 4096, cut());
         let end = rig.vocab - 1;
-        rig.eos = vec![end];
+        rig.marks = vec![end];
         // Messages of other tokens, each with its end.
         let message = |rig: &Rig, seed: u64, len: usize| -> Vec<u32> {
             rig.prompt(seed, len).into_iter().map(|token| token % end).chain([end]).collect()
