@@ -411,6 +411,8 @@ mod tests {
                 "qwen3_5_text",
                 "qwen3_5_moe_text",
                 "qwen3_next",
+                "lfm2",
+                "lfm2_moe",
                 "gemma3n_text",
                 "gemma4_text",
                 "granitemoehybrid",

@@ -1,6 +1,7 @@
 mod delta;
 mod experts;
 mod latent;
+mod lfm2;
 mod mamba;
 
 use std::collections::{BTreeMap, BTreeSet};
