@@ -3,6 +3,7 @@ mod experts;
 mod latent;
 mod lfm2;
 mod mamba;
+mod muse_glimmer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
