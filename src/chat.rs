@@ -130,8 +130,8 @@ impl Model {
                 _ => format.is_open(rendered.text()),
             });
         let visible = format.visible(tokenizer);
-        // Within a message of harmony's, its header does not come once more, and no call.
-        let within = format.harmony && chat.prompt_end == PromptEnd::Within && !thinking;
+        // Within a message with a header, that does not come once more, and no call.
+        let within = format.channels.is_some() && chat.prompt_end == PromptEnd::Within && !thinking;
         let held_to = if within { ReplyFormat::default() } else { format.clone() };
         let grammar = ReplyGrammar {
             thinking,

@@ -12,7 +12,7 @@ use backstop::forward::step::SequenceState;
 use backstop::{Generation, LoadOptions, Model, ModelFiles, Options, SamplingOptions};
 
 /// Families whose ops differ, each in its weights' own type of cache.
-const FAMILIES: [&str; 27] = [
+const FAMILIES: [&str; 28] = [
     "models/llama-f16",
     "models/mistral-window",
     "models/qwen3-tied",
@@ -36,6 +36,7 @@ const FAMILIES: [&str; 27] = [
     "models/gemma3n-streams",
     "models/gemma3n-shared",
     "models/kimi_linear-experts",
+    "models/muse_glimmer-nested",
     "models/gemma4-dense",
     "models/gemma4-shared",
     "models/gemma4-experts",

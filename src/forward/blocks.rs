@@ -169,8 +169,13 @@ impl RmsNorm {
 
     /// The norm of stretches of `len` elements that has no weights.
     pub fn plain(loader: &Loader<'_>, len: usize) -> Self {
-        let ones = Weight::of_values("ones", &[len], vec![1.0; len]);
-        Self { weight: loader.ops.vector(&ones), eps: loader.config.norm_eps, offset: 0.0 }
+        Self::constant(loader, len, 1.0)
+    }
+
+    /// The same, multiplied by `by`.
+    pub fn constant(loader: &Loader<'_>, len: usize, by: f32) -> Self {
+        let weight = Weight::of_values("constant", &[len], vec![by; len]);
+        Self { weight: loader.ops.vector(&weight), eps: loader.config.norm_eps, offset: 0.0 }
     }
 
     /// With another number added to the mean square than the model's other norms have.
@@ -278,9 +283,17 @@ impl Norm {
         Ok(Self::Layer(norm))
     }
 
-    /// The norm of heads of `head_dim` elements that has no weights.
-    pub(super) fn plain(loader: &Loader<'_>, head_dim: usize) -> Self {
-        Self::Rms(RmsNorm::plain(loader, head_dim))
+    /// The norm of stretches of `len` elements that has no weights, multiplied by `by`.
+    pub(super) fn plain(loader: &Loader<'_>, len: usize, by: f32) -> Self {
+        Self::Rms(RmsNorm::constant(loader, len, by))
+    }
+
+    /// With another number added than the model's other norms have.
+    pub(super) fn with_eps(self, eps: f32) -> Self {
+        match self {
+            Self::Rms(norm) => Self::Rms(norm.with_eps(eps)),
+            Self::Layer(norm) => Self::Layer(LayerNorm { eps, ..norm }),
+        }
     }
 
     /// `[T, D]` → `[T, D]`.

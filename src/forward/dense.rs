@@ -42,6 +42,15 @@ pub(super) struct HeadNorms {
     pub after_rope: bool,
 }
 
+/// Norms of heads of queries and keys that have no weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlainHeadNorms {
+    /// Whether they come after the rotary embedding, and only where there is one.
+    pub after_rope: bool,
+    /// What queries are multiplied by then.
+    pub queries: f32,
+}
+
 /// The projections of attention.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Qkv {
@@ -93,6 +102,8 @@ pub(super) struct Dense {
     pub config: Config,
     /// The embedding.
     pub embed_tokens: Name,
+    /// Whether a norm without weights follows it.
+    pub embed_norm: bool,
     /// The embedding of positions, in families that do not rotate.
     pub embed_positions: Option<Name>,
     /// What the names of layers begin with, up to their numbers.
@@ -105,6 +116,10 @@ pub(super) struct Dense {
     pub tied_bias: bool,
     /// All norms but those of heads.
     pub norms: NormKind,
+    /// The last one, where it is of another kind.
+    pub last_norm: Option<NormKind>,
+    /// What those that follow attention and the feed-forward part add, where it is not what all do.
+    pub out_eps: Option<f32>,
     /// Before attention.
     pub input_norm: Option<Name>,
     /// After attention, before it joins the residual stream.
@@ -131,8 +146,8 @@ pub(super) struct Dense {
     pub sinks: Option<Name>,
     /// Norms of queries and keys, where there are any.
     pub head_norms: Option<HeadNorms>,
-    /// Whether heads of queries and keys that rotate have norms after that, which have no weights.
-    pub plain_head_norms: bool,
+    /// Norms of these that have no weights.
+    pub plain_head_norms: Option<PlainHeadNorms>,
     /// The feed-forward part.
     pub mlp: MlpNames,
     /// Experts in its place, in some layers.
@@ -151,12 +166,15 @@ impl Dense {
         Self {
             config,
             embed_tokens: ("model.embed_tokens", "token_embd"),
+            embed_norm: false,
             embed_positions: None,
             layers: "model.layers",
             norm: ("model.norm", "output_norm"),
             lm_head: ("lm_head", "output"),
             tied_bias: false,
             norms: NormKind::Rms { offset: 0.0 },
+            last_norm: None,
+            out_eps: None,
             input_norm: Some(("input_layernorm", "attn_norm")),
             attention_norm: None,
             mlp_norm: Some(("post_attention_layernorm", "ffn_norm")),
@@ -174,7 +192,7 @@ impl Dense {
             attention_gate: None,
             sinks: None,
             head_norms: None,
-            plain_head_norms: false,
+            plain_head_norms: None,
             mlp: MlpNames::Gated([
                 ("mlp.gate_proj", "ffn_gate"),
                 ("mlp.up_proj", "ffn_up"),
@@ -189,7 +207,7 @@ impl Dense {
 
     /// Boxed, as a family hands it on.
     pub fn boxed(mut self) -> Result<Box<dyn Arguments>> {
-        self.config.has_head_norms = self.head_norms.is_some();
+        self.config.has_head_norms = self.head_norms.is_some() || self.plain_head_norms.is_some();
         self.config.experts = self.sparse.as_ref().map(Sparse::described);
         Ok(Box::new(self))
     }
@@ -374,6 +392,12 @@ impl Dense {
         let config = &self.config;
         let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
         let norm = |name: Option<Name>| name.map(|name| self.norm(loader, &path(name))).transpose();
+        let out_norm = |name: Option<Name>| -> Result<Option<Norm>> {
+            Ok(match (norm(name)?, self.out_eps) {
+                (Some(norm), Some(eps)) => Some(norm.with_eps(eps)),
+                (norm, _) => norm,
+            })
+        };
         let (width, kv_width) = (config.query_dim(layer).size, config.key_dim().size);
         let prefix = format!("{}.{layer}", self.layers);
         let mut gate = None;
@@ -416,14 +440,14 @@ impl Dense {
             Some(sparse) => FeedForward::Sparse(Box::new(sparse.load(loader, layer, &prefix)?)),
             None => FeedForward::Dense(self.load_mlp(loader, layer)?),
         };
-        let [input_norm, attention_norm, mlp_norm, mlp_out_norm] = self.norms_of(layer).map(norm);
+        let [input_norm, attention_norm, mlp_norm, mlp_out_norm] = self.norms_of(layer);
         Ok(Layer {
-            input_norm: input_norm?,
+            input_norm: norm(input_norm)?,
             attention,
-            attention_norm: attention_norm?,
-            mlp_norm: mlp_norm?,
+            attention_norm: out_norm(attention_norm)?,
+            mlp_norm: norm(mlp_norm)?,
             mlp,
-            mlp_out_norm: mlp_out_norm?,
+            mlp_out_norm: out_norm(mlp_out_norm)?,
         })
     }
 
@@ -442,9 +466,10 @@ impl Dense {
             let [q, k] = [(of.names[0], heads[0]), (of.names[1], heads[1])].map(load);
             attention = attention.with_norms([q?, k?], of.after_rope);
         }
-        if self.plain_head_norms && config.rotations.get(layer) != Some(&Rotation::None) {
-            let norm = || Norm::plain(loader, config.head_dim);
-            attention = attention.with_norms([norm(), norm()], true);
+        let rotates = config.rotations.get(layer) != Some(&Rotation::None);
+        if let Some(of) = self.plain_head_norms.filter(|of| rotates || !of.after_rope) {
+            let norms = [of.queries, 1.0].map(|by| Norm::plain(loader, config.head_dim, by));
+            attention = attention.with_norms(norms, of.after_rope);
         }
         if let Some(gate) = self.attention_gate {
             attention = attention.with_gate(Linear::load(loader, &path(gate.name))?, gate.kind);
@@ -488,7 +513,8 @@ impl Arguments for Dense {
         }
         (0..config.num_hidden_layers).for_each(|layer| self.list_layer(&mut list, layer));
         let (name, gguf) = self.norm;
-        list.push(norm_spec([name.to_owned(), gguf.to_owned()], config.hidden_dim(), self.norms));
+        let kind = self.last_norm.unwrap_or(self.norms);
+        list.push(norm_spec([name.to_owned(), gguf.to_owned()], config.hidden_dim(), kind));
         if !config.tie_word_embeddings {
             list.push(table(self.lm_head, config.vocab_dim(), true));
         } else if self.tied_bias {
@@ -515,7 +541,9 @@ impl Arguments for Dense {
         let layers = (0..self.config.num_hidden_layers)
             .map(|layer| self.load_layer(loader, layer))
             .collect::<Result<_>>()?;
-        let norm = self.norm(loader, self.norm.0)?;
+        let kind = self.stored(loader, self.last_norm.unwrap_or(self.norms));
+        let norm = Norm::load(loader, self.norm.0, kind)?;
+        let embed_norm = self.embed_norm.then(|| Norm::plain(loader, self.config.hidden_size, 1.0));
         let mut vocabulary = Vocabulary::load(loader, self.embed_tokens.0, self.lm_head.0)?;
         if self.root_scale {
             vocabulary = vocabulary.root_scaled();
@@ -524,7 +552,7 @@ impl Arguments for Dense {
         let positions = positions.map(|table| loader.ops.matrix(&table));
         let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
         let states = self.states();
-        Ok(Box::new(Decoder { states, vocabulary, positions, layers, norm, parallel, residual }))
+        Ok(Box::new(Decoder { states, vocabulary, embed_norm, positions, layers, norm, parallel, residual }))
     }
 }
 
@@ -584,6 +612,7 @@ impl FeedForward {
 struct Decoder {
     states: Vec<StateSpec>,
     vocabulary: Vocabulary,
+    embed_norm: Option<Norm>,
     positions: Option<PreparedMatrix>,
     layers: Vec<Layer>,
     norm: Norm,
@@ -609,6 +638,9 @@ impl Forward for Decoder {
 
     fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
         let mut x = self.vocabulary.embed(step)?; // [T, D]
+        if let Some(norm) = &self.embed_norm {
+            x = norm.forward(step, &x)?;
+        }
         if let Some(positions) = &self.positions {
             x = step.add(&x, &step.position_rows(positions)?)?;
         }

@@ -2,12 +2,14 @@
 //! Liquid AI 2025, "LFM2 Technical Report".
 
 use super::dense::{Dense, HeadNorms, MlpNames};
-use super::short_conv::ShortConv;
-use super::{Arguments, Family, qwen3};
+use super::gguf_members::Members;
+use super::short_conv::{self, ShortConv};
+use super::{Arguments, Family, Gguf, qwen3};
 use crate::config::rope::RopeRules;
 use crate::config::{Activation, Config, Names, Shared};
 use crate::error::Result;
-use crate::json::{Fields, quote};
+use crate::json::{Fields, Value, quote};
+use crate::weights::Checkpoint;
 
 pub(super) const SHARED: Shared = Shared {
     // The width of the MLP has several fields, and is read below.
@@ -22,7 +24,9 @@ pub(super) const SHARED: Shared = Shared {
 };
 
 pub(super) static FAMILY: Family =
-    Family { model_type: "lfm2", shared: SHARED, arguments, gguf: None, prefixes: &[] };
+    Family { model_type: "lfm2", shared: SHARED, arguments, gguf: Some(GGUF), prefixes: &[] };
+
+pub(super) const GGUF: Gguf = Gguf { parts: true, members, entries: None, ..Gguf::plain("lfm2") };
 
 fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> {
     let inner = inner(fields)?;
@@ -56,6 +60,14 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config, inner: usize) -
         ]),
         ..Dense::llama(config)
     })
+}
+
+/// What files say of it. The width of the MLP is what it is.
+fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
+    const WIDTH: &str = "feed_forward_length";
+    members.required("intermediate_size", WIDTH)?;
+    members.put("block_auto_adjust_ff_dim", members.key(WIDTH), Value::Bool(false));
+    short_conv::members(members)
 }
 
 /// The width of the MLP, which is two thirds of what the fields say, rounded up, unless they say that it is not.

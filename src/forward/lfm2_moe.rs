@@ -4,7 +4,7 @@
 use super::dense::Dense;
 use super::list::InMlx;
 use super::sparse::{ExpertNames, Sparse, experts};
-use super::{Arguments, Family, lfm2};
+use super::{Arguments, Family, Gguf, GgufExperts, lfm2};
 use crate::backend::ops::{Router, Scores};
 use crate::config::Config;
 use crate::error::Result;
@@ -14,7 +14,12 @@ pub(super) static FAMILY: Family = Family {
     model_type: "lfm2_moe",
     shared: lfm2::SHARED,
     arguments,
-    gguf: None,
+    // llama.cpp multiplies no weights of these experts.
+    gguf: Some(Gguf {
+        architecture: "lfm2moe",
+        experts: Some(GgufExperts { dense: Some("num_dense_layers"), ..GgufExperts::SIGMOID }),
+        ..lfm2::GGUF
+    }),
     // What mlx-lm calls them.
     prefixes: &[
         (".feed_forward.gate_proj.", ".feed_forward.w1."),

@@ -1,7 +1,7 @@
 //! The text of `llama4`: attention within chunks in the layers that rotate, queries that grow with their positions in the others, and
 //! experts that a token goes to weighed by a sigmoid. Meta AI 2025, "The Llama 4 herd".
 
-use super::dense::{Dense, Pairs, without_every};
+use super::dense::{Dense, Pairs, PlainHeadNorms, without_every};
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
 use super::{Arguments, Family};
 use crate::backend::ops::{Router, Scores};
@@ -26,6 +26,8 @@ pub(super) static FAMILY: Family = Family {
     gguf: None,
     prefixes: super::TEXT_PART,
 };
+
+const PLAIN_HEAD_NORMS: PlainHeadNorms = PlainHeadNorms { after_rope: true, queries: 1.0 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
     let layers = config.num_hidden_layers;
@@ -79,7 +81,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     };
     Dense {
         pairs: Pairs::Everywhere,
-        plain_head_norms: fields.flag("use_qk_norm")?.unwrap_or(true),
+        plain_head_norms: fields.flag("use_qk_norm")?.unwrap_or(true).then_some(PLAIN_HEAD_NORMS),
         mlp: super::dense::MlpNames::Gated([
             ("feed_forward.gate_proj", "ffn_gate"),
             ("feed_forward.up_proj", "ffn_up"),

@@ -58,6 +58,7 @@ mod mistral;
 mod mistral4;
 mod mixtral;
 mod modernbert;
+mod muse_glimmer_text;
 mod nemotron;
 mod nemotron_h;
 mod nomic_bert;
@@ -116,7 +117,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 65] = [
+pub(crate) static FAMILIES: [&Family; 66] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -174,6 +175,7 @@ pub(crate) static FAMILIES: [&Family; 65] = [
     &gemma3n_text::FAMILY,
     &gemma4_text::FAMILY,
     &gemma4_unified_text::FAMILY,
+    &muse_glimmer_text::FAMILY,
     &granitemoehybrid::FAMILY,
     &nemotron_h::FAMILY,
     &mamba2::FAMILY,
@@ -185,13 +187,14 @@ pub(crate) static FAMILIES: [&Family; 65] = [
 ];
 
 /// Models whose text is a part: the `model_type` of the whole, and that of the text where the part does not say.
-const WHOLES: [(&str, &str); 11] = [
+const WHOLES: [(&str, &str); 12] = [
     ("gemma3", "gemma3_text"),
     ("gemma3n", "gemma3n_text"),
     ("gemma4", "gemma4_text"),
     ("gemma4_unified", "gemma4_unified_text"),
     ("llama4", "llama4_text"),
     ("mistral3", "mistral"),
+    ("muse_glimmer", "muse_glimmer_text"),
     ("qwen3_5", "qwen3_5_text"),
     ("qwen3_5_moe", "qwen3_5_moe_text"),
     ("qwen3_vl", "qwen3_vl_text"),

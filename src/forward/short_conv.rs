@@ -3,6 +3,8 @@
 
 use super::blocks::Linear;
 use super::delta::turned_taps;
+use super::gguf_mamba;
+use super::gguf_members::Members;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
@@ -18,6 +20,7 @@ const INPUT: [&str; 2] = ["conv.in_proj", "shortconv.in_proj"];
 const CONV: [&str; 2] = ["conv.conv", "shortconv.conv"];
 const OUTPUT: [&str; 2] = ["conv.out_proj", "shortconv.out_proj"];
 const TAPS: &str = "conv_L_cache";
+const TYPES: &str = "layer_types";
 
 /// The layers that are short convolutions.
 #[derive(Debug, Clone)]
@@ -30,10 +33,28 @@ pub(super) struct ShortConv {
     pub bias: bool,
 }
 
+/// Reads what GGUF files say of these layers, which have no heads of keys; of the others, what changes them is refused.
+pub(super) fn members(members: &mut Members<'_>) -> Result<()> {
+    members.required(TAPS, "shortconv.l_cache")?;
+    gguf_mamba::kinds(members, TYPES, |attends, _| if attends { "full_attention" } else { "conv" })?;
+    let (metadata, window) = (members.metadata, members.key("attention.sliding_window"));
+    if metadata.uint(&window)?.is_some_and(|window| window > 0) {
+        return Err(
+            metadata.refuse(&window, "0 or absent: attention beside short convolutions sees everything")
+        );
+    }
+    let causal = members.key("attention.causal");
+    match metadata.flag(&causal)? {
+        Some(false) => {
+            Err(metadata.refuse(&causal, "true or absent: convolutions see no token behind theirs"))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl ShortConv {
     /// Reads `conv_*`, and the kinds of layers: `layer_types`, else all are attention but for those that `full_attn_idxs` leaves out.
     pub fn read(fields: &Fields<'_>, layers: usize) -> Result<Self> {
-        const TYPES: &str = "layer_types";
         let is_conv = |(i, kind): (usize, &Value)| match kind {
             Value::String(kind) if kind == "conv" => Ok(true),
             Value::String(kind) if kind == "full_attention" => Ok(false),

@@ -187,7 +187,14 @@ pub(super) fn reply() -> Vec<Vec<u8>> {
         "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{\"a\": \"<|end|>\"}<|call|>",
         "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.add<|channel|>commentary json<|message|>{}",
     ];
-    made.chain(harmony.iter().map(|answer| [&[0, 8], answer.as_bytes()].concat())).collect()
+    let atem = [
+        " to=self<|message|>Hm.<|eom|><|start|>assistant to=user<|message|>Yes.<|eot|>",
+        " to=add<|message|><atem:function_calls>\n<atem:invoke name=\"add\">\n<atem:parameter name=\"a\">[1, \"<|eom|>\"]</atem:parameter>\n\
+         </atem:invoke>\n</atem:function_calls><|eom|><|start|>assistant to=get_weather<|message|><atem:invoke name=\"get_weather\"></atem:invoke>",
+        "<|message|>I look.<|start|>assistant to=nobody<|message|>No.<|eot|>",
+    ];
+    let channels = harmony.iter().map(|answer| (8, answer)).chain(atem.iter().map(|answer| (16, answer)));
+    made.chain(channels.map(|(flags, answer)| [&[0, flags], answer.as_bytes()].concat())).collect()
 }
 
 pub(super) fn stop() -> Vec<Vec<u8>> {

@@ -127,16 +127,18 @@ pub(super) fn sentinel(data: &[u8]) {
 /// Its parts are the same however it is cut, in two or in characters; the arguments of every call are a JSON object.
 pub(super) fn reply(data: &[u8]) {
     static FORMATS: OnceLock<Vec<Arc<ToolFormat>>> = OnceLock::new();
-    static HARMONY: OnceLock<ReplyFormat> = OnceLock::new();
+    static CHANNELS: OnceLock<[ReplyFormat; 2]> = OnceLock::new();
     let formats = FORMATS.get_or_init(samples::all);
     let mut input = Input(data);
     let tools = (input.below(formats.len() + 1)).checked_sub(1).map(|i| Arc::clone(&formats[i]));
     let flags = input.byte();
     let reasoning =
         (flags & 1 != 0).then(|| ReasoningFormat { open: "<think>".into(), close: "</think>".into() });
-    let format = match flags & 8 {
-        0 => ReplyFormat { reasoning, tools, harmony: false },
-        _ => HARMONY.get_or_init(|| samples::shown(samples::HARMONY)).clone(),
+    let channels = || CHANNELS.get_or_init(|| [samples::HARMONY, samples::ATEM].map(samples::shown));
+    let format = match flags & 24 {
+        0 => ReplyFormat { reasoning, tools, channels: None },
+        8 => channels()[0].clone(),
+        _ => channels()[1].clone(),
     };
     let text: String = String::from_utf8_lossy(input.0).chars().take(LETTERS).collect();
     let schema = json!({ "type": "object", "properties": {

@@ -26,7 +26,7 @@ use crate::weights::output::Output;
 /// become three stacks, one expert at a time; gpt-oss's that are in MXFP4 stay so.
 ///
 /// Written are the families whose form in GGUF has `entries`: of the dense ones all that are read from GGUF files but Phi 1
-/// and 2, Gemma 4 and those with recurrent layers, and of mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and gpt-oss. From a directory, with a tokenizer that GGUF has a form
+/// and 2, Gemma 4, Muse Glimmer and those with recurrent layers, and of mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and gpt-oss. From a directory, with a tokenizer that GGUF has a form
 /// for, or none. A window that llama.cpp does not apply to an architecture is written all the same, and said. Of a GGUF file,
 /// names, order and metadata stay what they are. What is quantized already is decoded first, which is said: the two errors add
 /// up. `out` and `progress` are as for [`to_mlx`](super::to_mlx).
@@ -412,8 +412,11 @@ mod tests {
                 "qwen3_5_moe_text",
                 "qwen3_next",
                 "kimi_linear",
+                "lfm2",
+                "lfm2_moe",
                 "gemma3n_text",
                 "gemma4_text",
+                "muse_glimmer_text",
                 "granitemoehybrid",
                 "nemotron_h",
                 "mamba2",

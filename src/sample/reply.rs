@@ -8,7 +8,7 @@ use crate::text::{CallFormat, CallObject, ID, INDEX, ReplyFormat, Tokenizer, Too
 use crate::{Error, Result};
 
 mod arguments;
-mod harmony;
+mod channels;
 
 /// What an answer has to be.
 #[derive(Debug, Clone, Default)]
@@ -36,8 +36,8 @@ impl ReplyGrammar<'_> {
             return Ok(text.clone());
         }
         let literals = Literals { tokenizer };
-        if self.format.harmony {
-            return self.harmony(&literals);
+        if let Some(of) = self.format.channels {
+            return self.messages(of, &literals);
         }
         let mut lines = Vec::new();
         let mut bodies = Vec::new();

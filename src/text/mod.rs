@@ -3,10 +3,10 @@
 pub(crate) mod apart;
 mod bounded;
 mod budget;
+pub(crate) mod channels;
 mod chat;
 mod convert;
 mod growth;
-pub(crate) mod harmony;
 mod json;
 mod longest;
 mod matcher;
@@ -28,6 +28,7 @@ mod tokenizer;
 mod tool;
 mod tools;
 
+pub use channels::Channels;
 pub use chat::{Chat, PromptEnd, ToolChoice};
 pub use message::{Message, RenderOptions, Rendered};
 pub use reasoning::ReasoningFormat;

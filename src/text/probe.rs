@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::harmony;
+use super::channels::{self, Channels};
 use super::message::{Message, RenderOptions};
 use super::reasoning::ReasoningFormat;
 use super::reply::{Reply, ReplyFormat, ReplyParser};
@@ -62,16 +62,23 @@ fn reply_format(template: &ChatTemplate, source: &str, tools: bool) -> ReplyForm
     // What the vocabulary has is nothing to a template that knows no tools.
     let known = || if tools && source.contains("tool") { known().map(Arc::new) } else { None };
     let Some(plain) = probe.render(&turn()) else {
-        return ReplyFormat { reasoning: thoughts(), tools: known(), harmony: false };
+        return ReplyFormat { reasoning: thoughts(), tools: known(), channels: None };
     };
-    if between(&plain, USER, Some(TEXT)).is_some_and(harmony::is_shown) {
-        let tools = if tools { probe.messages() } else { None };
-        let reasoning = Some(harmony::reasoning());
-        return ReplyFormat { reasoning, tools: tools.map(Arc::new), harmony: true };
+    if let Some(of) = between(&plain, USER, Some(TEXT)).and_then(Channels::shown) {
+        let written = match of {
+            _ if !tools => None,
+            Channels::Harmony => probe.message(),
+            Channels::Atem => probe.messages(),
+        };
+        return ReplyFormat {
+            reasoning: Some(of.reasoning()),
+            tools: written.map(Arc::new),
+            channels: Some(of),
+        };
     }
     let reasoning = probe.reasoning(&plain).or_else(thoughts);
     let shown = if tools { probe.calls(&plain, reasoning.as_ref()) } else { None };
-    ReplyFormat { reasoning, tools: shown.map(Arc::new).or_else(known), harmony: false }
+    ReplyFormat { reasoning, tools: shown.map(Arc::new).or_else(known), channels: None }
 }
 
 /// A plain question and its answer.
@@ -207,10 +214,10 @@ impl Probe<'_> {
     }
 
     /// The form of a call that is a message of harmony's, of which an answer has one.
-    fn messages(&self) -> Option<ToolFormat> {
+    fn message(&self) -> Option<ToolFormat> {
         let calls = &calls(IDS[0].map(str::to_owned))[..1];
         let text = self.render(&conversation(calls, &Json::Null))?;
-        let (_, answer) = between(&text, USER, Some(RESULT))?.split_once(harmony::NEXT)?;
+        let (_, answer) = between(&text, USER, Some(RESULT))?.split_once(channels::NEXT)?;
         let (begin, behind) = answer.split_once(calls[0].name.as_str())?;
         let arguments = behind.find('{')?;
         let (_, len) = crate::json::generated_prefix(&behind[arguments..])?;
@@ -223,10 +230,30 @@ impl Probe<'_> {
             separator: None,
             close: String::new(),
         };
-        let format =
-            ReplyFormat { tools: Some(Arc::new(tools.clone())), harmony: true, ..ReplyFormat::default() };
+        let channels = Some(Channels::Harmony);
+        let format = ReplyFormat { tools: Some(Arc::new(tools.clone())), channels, ..ReplyFormat::default() };
         let call = &answer[..begin.len() + calls[0].name.len() + arguments + len];
         reads(&format, &format!("{call}{end}"), calls).then_some(tools)
+    }
+
+    /// The form of the calls that ATEM's messages hold, each to its tool.
+    fn messages(&self) -> Option<ToolFormat> {
+        let calls = &calls(IDS[0].map(str::to_owned));
+        let mut forms = [Json::from(""), Json::Null].into_iter();
+        let text = forms.find_map(|content| self.render(&conversation(calls, &content)))?;
+        let answer = between(&text, USER, Some(RESULT))?;
+        let held = |call: &ProbeCall| {
+            let (_, behind) =
+                answer.split_once(&format!("{} to={}<|message|>", channels::NEXT, call.name))?;
+            Some(&behind[..Channels::Atem.ends().iter().filter_map(|end| behind.find(*end)).min()?])
+        };
+        let [first, second] = [held(&calls[0])?, held(&calls[1])?];
+        let ending = Channels::Atem.end();
+        let answer = format!("{first}{second}{ending}");
+        if answer.len() > MAX_ANSWER {
+            return None;
+        }
+        read_back(&Shown { header: "", ending, thoughts_end: None, answer: &answer, calls })
     }
 }
 

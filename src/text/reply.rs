@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::harmony::{self, HarmonyParser};
+use super::channels::{ChannelParser, Channels};
 use super::message::Message;
 use super::reasoning::{ReasoningFormat, ReasoningSplitter, ThoughtPart};
 use super::tokenizer::Tokenizer;
@@ -18,9 +18,8 @@ pub struct ReplyFormat {
     pub reasoning: Option<ReasoningFormat>,
     /// How it writes tool calls; none where that is not known, and calls are then text.
     pub tools: Option<Arc<ToolFormat>>,
-    /// Whether an answer is messages in channels, as OpenAI's harmony has it: thoughts are then one of these, and so are calls,
-    /// in whichever of harmony's forms they are written.
-    pub harmony: bool,
+    /// The form of the messages that an answer is, where it is such: thoughts are then one of these, and so are calls.
+    pub channels: Option<Channels>,
 }
 
 impl ReplyFormat {
@@ -28,7 +27,7 @@ impl ReplyFormat {
     pub fn visible(&self, tokenizer: &Tokenizer) -> Vec<u32> {
         let reasoning = self.reasoning.iter().flat_map(|format| [format.open.as_str(), &format.close]);
         let tools = self.tools.iter().flat_map(|format| format.texts());
-        let messages = self.harmony.then_some(harmony::MARKS).into_iter().flatten();
+        let messages: Vec<&str> = self.channels.into_iter().flat_map(Channels::marks).collect();
         let texts: Vec<&str> = reasoning.chain(tools).chain(messages).collect();
         let special = tokenizer.special_texts().filter(|special| !special.is_empty());
         let marks = special.filter(|special| texts.iter().any(|text| text.contains(special)));
@@ -37,7 +36,7 @@ impl ReplyFormat {
 
     /// The tokens, by their texts, after which its model is not to go on, whether or not its template writes them.
     pub(crate) fn ends(&self) -> &'static [&'static str] {
-        if self.harmony { &harmony::LAST } else { &[] }
+        self.channels.map_or(&[][..], Channels::last)
     }
 }
 
@@ -48,7 +47,7 @@ pub struct ReplyParser {
     reasoning: Option<ReasoningSplitter>,
     tools: Option<ToolParser>,
     /// In place of both.
-    messages: Option<HarmonyParser>,
+    messages: Option<ChannelParser>,
 }
 
 impl ReplyParser {
@@ -64,8 +63,8 @@ impl ReplyParser {
     }
 
     fn with_calls(format: &ReplyFormat, thinking: bool, tools: &[Tool], single: bool) -> Self {
-        if format.harmony {
-            let messages = Some(HarmonyParser::new(thinking, tools, single));
+        if let Some(of) = format.channels {
+            let messages = Some(ChannelParser::new(of, thinking, format.tools.as_ref(), tools, single));
             return Self { reasoning: None, tools: None, messages };
         }
         let reasoning = format.reasoning.clone().map(|format| ReasoningSplitter::new(format, thinking));
@@ -77,7 +76,7 @@ impl ReplyParser {
     /// Whether the answer has come to its end, though the model may write on: whoever generates it may stop.
     pub fn is_done(&self) -> bool {
         self.tools.as_ref().is_some_and(ToolParser::is_done)
-            || self.messages.as_ref().is_some_and(HarmonyParser::is_done)
+            || self.messages.as_ref().is_some_and(ChannelParser::is_done)
     }
 
     /// Takes the next piece, and returns what is now certain.

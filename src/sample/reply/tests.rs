@@ -83,7 +83,7 @@ fn required_calls_are_calls_of_each_format() {
                 (thinks().reasoning, true, true),
                 (thinks().reasoning, false, false),
             ] {
-                let format = ReplyFormat { reasoning: thinks, tools: Some(calls.clone()), harmony: false };
+                let format = ReplyFormat { reasoning: thinks, tools: Some(calls.clone()), channels: None };
                 // An object without members, which tags cannot say of one that may have any.
                 let each = matches!(calls.call, CallFormat::Tagged(_) | CallFormat::Python);
                 let all = if each { &all[..2] } else { &all[..] };
@@ -157,6 +157,49 @@ fn answers_in_harmony_are_messages() {
     }
     let unknown = ReplyFormat { tools: None, ..format };
     let wanted = ReplyGrammar { format: unknown, tools: &all, ..Default::default() };
+    let refused = wanted.grammar(&tokenizer(&[]));
+    assert!(matches!(refused, Err(Error::Option { option: "tool_choice", .. })));
+}
+
+#[test]
+fn answers_in_atem_are_messages() {
+    let marks = ["<|start|>", "<|message|>", "<|eom|>", "<|eot|>"];
+    // Of arguments between tags nothing is enforced together.
+    let (format, all) = (samples::shown(samples::ATEM), &tools()[..2]);
+    let text = Grammar::Regex("a{3}".into());
+    let mut most = 0;
+    for special in [&marks[..], &[]] {
+        let (tokenizer, mut walks, mut ended) = (tokenizer(special), 0, 0);
+        assert_eq!(format.visible(&tokenizer).len(), special.len());
+        for (tools, text, parallel) in
+            [(all, None, true), (all, None, false), (&all[..0], Some(&text), true), (all, Some(&text), true)]
+        {
+            for thinking in [false, true] {
+                let wanted = ReplyGrammar { format: format.clone(), thinking, tools, parallel, text };
+                let grammar = wanted.grammar(&tokenizer).unwrap();
+                for seed in 0..8 {
+                    walks += 1;
+                    let Some(written) = walk(&tokenizer, &grammar, seed) else { continue };
+                    ended += 1;
+                    let (mut parser, mut reply) =
+                        (ReplyParser::new(&format, thinking, tools), Reply::default());
+                    parser.push(&written).into_iter().for_each(|event| reply.take(event));
+                    parser.finish().into_iter().for_each(|event| reply.take(event));
+                    let calls = reply.calls.len();
+                    let said = text.is_some() && reply.content == "aaa" && calls == 0;
+                    let called = !tools.is_empty() && reply.content.is_empty() && calls > 0;
+                    assert!(said || called, "{written:?} {reply:?}");
+                    assert!(parallel || calls == 1, "{written:?}");
+                    most = most.max(calls);
+                }
+            }
+        }
+        let least = if special.is_empty() { walks / 8 } else { walks / 2 };
+        assert!(ended >= least, "{ended} of {walks} came to their end");
+    }
+    assert!(most > 1, "{most} calls in an answer");
+    let unknown = ReplyFormat { tools: None, ..format };
+    let wanted = ReplyGrammar { format: unknown, tools: all, ..Default::default() };
     let refused = wanted.grammar(&tokenizer(&[]));
     assert!(matches!(refused, Err(Error::Option { option: "tool_choice", .. })));
 }

@@ -24,6 +24,26 @@ pub(crate) const HARMONY: &str = "{%- for m in messages -%}
 {%- endif -%}{%- endfor -%}
 {%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}";
 
+/// The marks of Muse Glimmer's template, and what it refuses, without its instructions.
+pub(crate) const ATEM: &str = r#"{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}
+{%- if m.reasoning_content -%}<|start|>assistant to=self<|message|>{{ m.reasoning_content }}<|eom|>{%- endif -%}
+{%- for call in m.tool_calls or [] -%}
+{%- set f = call.function -%}
+{%- if f.arguments is not mapping -%}{{ raise_exception('arguments that are no mapping') }}{%- endif -%}
+<|start|>assistant to={{ f.name }}<|message|>{{ '<atem:function_calls>\n<atem:invoke name="' + f.name + '">\n' }}
+{%- for key, value in f.arguments.items() -%}
+{{ '<atem:parameter name="' + key + '">' }}{{ value if value is string else value | tojson }}{{ '</atem:parameter>\n' }}
+{%- endfor -%}
+{{ '</atem:invoke>\n</atem:function_calls>' }}{{ '<|eot|>' if loop.last else '<|eom|>' }}
+{%- endfor -%}
+{%- if not m.tool_calls -%}<|start|>assistant to=user<|message|>{{ m.content }}<|eot|>{%- endif -%}
+{%- elif m.role == 'tool' -%}
+<|start|>tool {{ m.name }}<|message|>{{ m.content }}<|eot|>
+{%- else -%}<|start|>{{ m.role }}<|message|>{{ m.content }}<|eot|>
+{%- endif -%}{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}"#;
+
 /// A template without special tokens.
 pub(crate) fn template(source: &str) -> ChatTemplate {
     ChatTemplate::from_source(Path::new("t.jinja"), source, BTreeMap::new()).expect("it is one")

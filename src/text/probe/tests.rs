@@ -115,7 +115,7 @@ fn harmony_is_told_from_what_is_written() {
     assert_eq!(tools, " to=functions.NAME<|channel|>commentary json<|message|>ARGUMENTS<|call|>");
     let thoughts = format.reasoning.as_ref().unwrap();
     assert_eq!([&thoughts.open, &thoughts.close], ["<|channel|>analysis<|message|>", "<|end|>"]);
-    assert!(format.harmony);
+    assert_eq!(format.channels, Some(crate::text::Channels::Harmony));
     let template = samples::template(samples::HARMONY);
     assert_eq!(template.reply_format(false), ReplyFormat { tools: None, ..format.clone() });
     // Its template shows what ends an answer, and not that a call does.
@@ -125,6 +125,28 @@ fn harmony_is_told_from_what_is_written() {
     // One that writes no calls.
     let none = samples::HARMONY.replace("m.tool_calls -", "m.no_calls -");
     assert_eq!(samples::shown(&none), ReplyFormat { tools: None, ..format });
+}
+
+#[test]
+fn atem_is_told_from_what_is_written() {
+    let format = samples::shown(samples::ATEM);
+    let one = "<atem:function_calls>\n<atem:invoke name=\"NAME\">\n<atem:parameter name=\"KEY\">VALUE</atem:parameter>\n\
+               </atem:invoke>\n</atem:function_calls>";
+    assert_eq!(format.tools.as_ref().unwrap().to_string(), one.repeat(2));
+    let thoughts = format.reasoning.as_ref().unwrap();
+    assert_eq!([&thoughts.open, &thoughts.close], ["to=self<|message|>", "<|eom|>"]);
+    assert_eq!((format.channels, format.ends()), (Some(crate::text::Channels::Atem), &["<|eot|>"][..]));
+    let template = samples::template(samples::ATEM);
+    assert_eq!(template.reply_format(false), ReplyFormat { tools: None, ..format.clone() });
+    let tokens = ["<|eom|>", "<|eot|>"].map(str::to_owned);
+    assert_eq!(template.turn_ends(&tokens), ["<|eot|>"]);
+    // One that writes no calls, and one whose calls are to nobody.
+    for (from, to) in [("m.tool_calls", "m.no_calls"), (" to={{ f.name }}", "")] {
+        assert_eq!(
+            samples::shown(&samples::ATEM.replace(from, to)),
+            ReplyFormat { tools: None, ..format.clone() }
+        );
+    }
 }
 
 /// Templates of llama.cpp, where `tools/templates/fetch.py` has put them, against a table of what their models write.

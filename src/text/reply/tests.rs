@@ -3,7 +3,7 @@ use crate::text::{CallFormat, samples};
 
 fn format(tools: Arc<ToolFormat>) -> ReplyFormat {
     let reasoning = ReasoningFormat::of_source("<think>");
-    ReplyFormat { reasoning, tools: Some(tools), harmony: false }
+    ReplyFormat { reasoning, tools: Some(tools), channels: None }
 }
 
 fn tool(name: &str, properties: serde_json::Value) -> Tool {
@@ -351,7 +351,7 @@ fn thoughts_are_split_from_the_answer() {
     let text = format!("<think>{call}</think>\n{call}");
     assert_eq!(reply(hermes, false, &text), thought(call, of("", &[("add", "{}")])));
     let reasoning = ReasoningFormat::of_source("[THINK]");
-    let magistral = &ReplyFormat { reasoning, tools: Some(samples::args()), harmony: false };
+    let magistral = &ReplyFormat { reasoning, tools: Some(samples::args()), channels: None };
     let text = "[THINK]a[b[/THINK][TOOL_CALLS]add[ARGS]{}";
     assert_eq!(reply(magistral, false, text), thought("a[b", of("", &[("add", "{}")])));
 }
@@ -455,6 +455,8 @@ fn nothing_is_lost_of_random_texts() {
     }
 }
 
+#[path = "tests/atem.rs"]
+mod atem;
 #[path = "tests/formats.rs"]
 mod formats;
 #[path = "tests/harmony.rs"]

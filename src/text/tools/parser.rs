@@ -138,6 +138,11 @@ impl ToolParser {
         self.done
     }
 
+    /// Whether it is within what may be a call.
+    pub(in crate::text) fn in_call(&self) -> bool {
+        matches!(self.state, State::Call(_))
+    }
+
     pub(in crate::text) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
         text.chars().for_each(|c| self.take(c));
         std::mem::take(&mut self.events)

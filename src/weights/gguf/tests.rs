@@ -1,7 +1,9 @@
 mod delta;
 mod experts;
 mod latent;
+mod lfm2;
 mod mamba;
+mod muse_glimmer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

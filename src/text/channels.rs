@@ -1,36 +1,24 @@
-//! OpenAI's harmony, which gpt-oss speaks: an answer is messages, each in a channel, and those `to=functions.NAME` are calls. The
-//! prompt has begun the first one's header.
+//! Answers that are messages, each with a header, the first of which the prompt has begun.
 //!
+//! OpenAI's harmony, which gpt-oss speaks: each is in a channel, and those `to=functions.NAME` are calls.
 //! `<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>`
+//!
+//! Meta's ATEM, which Muse Glimmer speaks: each is to somebody, those to a tool hold calls between tags.
+//! ` to=self<|message|>Hm.<|eom|><|start|>assistant to=user<|message|>Yes.<|eot|>`
 
 use std::sync::Arc;
 
 use super::reasoning::ReasoningFormat;
 use super::scan::{JsonScan, Step};
 use super::tool::Tool;
-use super::tools::ReplyEvent;
+use super::tools::{ReplyEvent, ToolFormat, ToolParser};
 
 const START: &str = "<|start|>";
 const CHANNEL: &str = "<|channel|>";
 const CONSTRAIN: &str = "<|constrain|>";
 const MESSAGE: &str = "<|message|>";
-/// What ends a message, an answer, and a call.
-const ENDS: [&str; 3] = ["<|end|>", "<|return|>", "<|call|>"];
-/// The marks of a header.
-const HEADER: [&str; 4] = [START, CHANNEL, CONSTRAIN, MESSAGE];
-/// All marks.
-pub(super) const MARKS: [&str; 7] = [START, CHANNEL, CONSTRAIN, MESSAGE, ENDS[0], ENDS[1], ENDS[2]];
-/// After which the model is not to go on.
-pub(super) const LAST: [&str; 2] = [ENDS[1], ENDS[2]];
-
 /// Begins a further message.
 pub(crate) const NEXT: &str = "<|start|>assistant";
-/// Between its beginning and a thought.
-pub(crate) const THOUGHT: &str = "<|channel|>analysis<|message|>";
-/// After a thought.
-pub(crate) const THOUGHT_END: &str = ENDS[0];
-/// Between its beginning and the answer.
-pub(crate) const SAID: &str = "<|channel|>final<|message|>";
 
 const ROLE: &str = "assistant";
 const RECIPIENT: &str = "to=";
@@ -38,14 +26,82 @@ const FUNCTIONS: &str = "functions.";
 /// Longest header, in bytes: a tool's name has 128 at most.
 const MAX_HEADER: usize = 512;
 
-/// Whether a template that writes `header` before an answer writes harmony.
-pub(super) fn is_shown(header: &str) -> bool {
-    header.strip_suffix(SAID).is_some_and(|header| header.ends_with(NEXT))
+/// Whom thoughts of ATEM's are to, and answers.
+const ONESELF: &str = "self";
+const READER: &str = "user";
+
+/// A form of answers that are messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channels {
+    /// OpenAI's harmony: an answer has one call at most, in whichever of harmony's forms it is written.
+    Harmony,
+    /// Meta's ATEM.
+    Atem,
 }
 
-/// The marks of thoughts.
-pub(super) fn reasoning() -> ReasoningFormat {
-    ReasoningFormat { open: THOUGHT.to_owned(), close: THOUGHT_END.to_owned() }
+impl Channels {
+    /// The form of a template that writes `header` before an answer.
+    pub(super) fn shown(header: &str) -> Option<Self> {
+        let is = |of: &Self| header.strip_suffix(of.said()).is_some_and(|header| header.ends_with(NEXT));
+        [Self::Harmony, Self::Atem].into_iter().find(is)
+    }
+
+    /// Between the beginning of a message and a thought.
+    pub(crate) const fn thought(self) -> &'static str {
+        match self {
+            Self::Harmony => "<|channel|>analysis<|message|>",
+            Self::Atem => " to=self<|message|>",
+        }
+    }
+
+    /// Between the beginning of a message and the answer.
+    pub(crate) const fn said(self) -> &'static str {
+        match self {
+            Self::Harmony => "<|channel|>final<|message|>",
+            Self::Atem => " to=user<|message|>",
+        }
+    }
+
+    /// What ends a message, and behind that what ends an answer.
+    pub(super) const fn ends(self) -> &'static [&'static str] {
+        match self {
+            Self::Harmony => &["<|end|>", "<|return|>", "<|call|>"],
+            Self::Atem => &["<|eom|>", "<|eot|>"],
+        }
+    }
+
+    /// What ends a message that is not the last.
+    pub(crate) const fn end(self) -> &'static str {
+        self.ends()[0]
+    }
+
+    /// After which the model is not to go on.
+    pub(super) fn last(self) -> &'static [&'static str] {
+        &self.ends()[1..]
+    }
+
+    /// The marks of a header.
+    const fn header(self) -> &'static [&'static str] {
+        match self {
+            Self::Harmony => &[START, CHANNEL, CONSTRAIN, MESSAGE],
+            Self::Atem => &[START, MESSAGE],
+        }
+    }
+
+    /// Whether a header within a message begins another one.
+    fn goes_on(self, header: &str) -> bool {
+        self == Self::Harmony || header.starts_with(START)
+    }
+
+    /// All marks.
+    pub(super) fn marks(self) -> impl Iterator<Item = &'static str> {
+        self.header().iter().chain(self.ends()).copied()
+    }
+
+    /// The marks of thoughts.
+    pub(super) fn reasoning(self) -> ReasoningFormat {
+        ReasoningFormat { open: self.thought().trim_start().to_owned(), close: self.end().to_owned() }
+    }
 }
 
 /// What stands before a message.
@@ -78,8 +134,8 @@ enum Place {
 
 impl Header {
     /// Fits `text` to a header: `<|start|>assistant`, which the prompt may have written, a recipient, `<|channel|>` with its name,
-    /// a recipient, the kind of what follows, and `<|message|>`. There may be one recipient.
-    fn fit(text: &str) -> Fit {
+    /// a recipient, the kind of what follows, and `<|message|>`. There may be one recipient. ATEM has no channels.
+    fn fit(of: Channels, text: &str) -> Fit {
         if text.len() > MAX_HEADER {
             return Fit::No;
         }
@@ -87,11 +143,12 @@ impl Header {
         let (mut kinds, mut said) = (0, false);
         while !rest.is_empty() {
             if rest.starts_with('<') {
-                let Some(mark) = HEADER.into_iter().find(|mark| rest.starts_with(*mark)) else {
-                    let part = HEADER.into_iter().any(|mark| mark.starts_with(rest));
+                let Some(mark) = of.header().iter().find(|mark| rest.starts_with(**mark)) else {
+                    let part = of.header().iter().any(|mark| mark.starts_with(rest));
                     return if part { Fit::Part { said } } else { Fit::No };
                 };
-                place = match (mark, place) {
+                place = match (*mark, place) {
+                    (MESSAGE, Place::Begin) if of == Channels::Atem => return Fit::Whole(header),
                     (START, Place::Begin) => Place::Role,
                     (CHANNEL, Place::Begin | Place::BeforeChannel) => Place::Channel,
                     (CONSTRAIN, Place::BehindChannel) => Place::BehindChannel,
@@ -135,7 +192,8 @@ impl Header {
 /// Tells the messages of an answer that comes in pieces. What is in no message is text, and so is a message to somebody who is no
 /// tool, its header too.
 #[derive(Debug, Clone)]
-pub(super) struct HarmonyParser {
+pub(super) struct ChannelParser {
+    of: Channels,
     /// Tools that may be called.
     tools: Arc<[Tool]>,
     /// Whether the answer ends with its first call.
@@ -151,8 +209,11 @@ pub(super) struct HarmonyParser {
     said: bool,
     /// Whether the message has no text yet: that of an earlier one is then to be told apart from it.
     fresh: bool,
-    /// Calls that have begun.
+    /// Calls of harmony's that have begun.
     calls: usize,
+    /// What finds ATEM's calls in messages, where there are tools; and whether it is to in this one.
+    finder: Option<ToolParser>,
+    finds: bool,
     events: Vec<ReplyEvent>,
 }
 
@@ -162,17 +223,27 @@ enum State {
     Header,
     Thoughts,
     Text,
-    /// A call's arguments; `begun`: their `{` was there.
+    /// The arguments of a call of harmony's; `begun`: their `{` was there.
     Call {
         scan: JsonScan,
         begun: bool,
     },
 }
 
-impl HarmonyParser {
-    /// A parser of an answer whose prompt ends within a thought (`thinking`), or before a message.
-    pub(super) fn new(thinking: bool, tools: &[Tool], single: bool) -> Self {
+impl ChannelParser {
+    /// A parser of an answer whose prompt ends within a thought (`thinking`), or before a message. `calls`: how ATEM's are written.
+    pub(super) fn new(
+        of: Channels,
+        thinking: bool,
+        calls: Option<&Arc<ToolFormat>>,
+        tools: &[Tool],
+        single: bool,
+    ) -> Self {
+        let calls = calls.filter(|_| of == Channels::Atem && !tools.is_empty());
         Self {
+            of,
+            finder: calls.map(|calls| ToolParser::new(Arc::clone(calls), tools, single)),
+            finds: true,
             tools: tools.into(),
             single,
             done: false,
@@ -201,8 +272,8 @@ impl HarmonyParser {
     /// something was said in it.
     pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
         let held = std::mem::take(&mut self.held);
-        let is_marks = [START, CHANNEL].iter().any(|mark| held.trim_start().starts_with(mark))
-            && Header::fit(&held) == Fit::Part { said: false };
+        let is_marks = self.of.header().iter().any(|mark| held.trim_start().starts_with(mark))
+            && Header::fit(self.of, &held) == Fit::Part { said: false };
         match std::mem::replace(&mut self.state, State::Header) {
             State::Call { .. } => self.broken(held),
             State::Header if self.begun && held.trim().is_empty() => {}
@@ -217,15 +288,52 @@ impl HarmonyParser {
                 self.emit(&held);
             }
         }
+        self.close();
         std::mem::take(&mut self.events)
+    }
+
+    /// A message ends: no call goes on in the next one.
+    fn close(&mut self) {
+        let found = self.finder.as_mut().map(ToolParser::finish).unwrap_or_default();
+        found.into_iter().for_each(|event| self.found(event));
+    }
+
+    /// Whether the message is within a call of ATEM's.
+    fn in_call(&self) -> bool {
+        matches!(self.state, State::Text) && self.finder.as_ref().is_some_and(ToolParser::in_call)
+    }
+
+    /// What was found in a message to somebody who may be called.
+    fn found(&mut self, event: ReplyEvent) {
+        match event {
+            ReplyEvent::Content(text) => self.say(&text),
+            event => {
+                if matches!(event, ReplyEvent::CallBroken { .. }) {
+                    (self.said, self.fresh) = (true, false);
+                }
+                self.add(event);
+            }
+        }
     }
 
     fn add(&mut self, event: ReplyEvent) {
         ReplyEvent::add(&mut self.events, event);
     }
 
-    /// Gives out text of the message.
+    /// Gives out text of the message, in which there may be calls.
     fn emit(&mut self, text: &str) {
+        match &mut self.finder {
+            Some(finder) if self.finds && matches!(self.state, State::Text) => {
+                let found = finder.push(text);
+                self.done |= finder.is_done();
+                found.into_iter().for_each(|event| self.found(event));
+            }
+            _ => self.say(text),
+        }
+    }
+
+    /// Gives out text of the message.
+    fn say(&mut self, text: &str) {
         if text.is_empty() {
             return;
         }
@@ -246,22 +354,28 @@ impl HarmonyParser {
             return self.call(c);
         }
         while !self.held.is_empty() {
+            if self.in_call() {
+                // Marks within a call are a part of it.
+                let held = std::mem::take(&mut self.held);
+                return self.emit(&held);
+            }
             let inside = !matches!(self.state, State::Header);
             let tail = if inside { self.held.as_str() } else { self.held.trim_start() };
-            if ENDS.contains(&tail) {
+            if self.of.ends().contains(&tail) {
                 self.held.clear();
-                self.begun = true;
+                self.close();
+                (self.begun, self.finds) = (true, true);
                 self.state = State::Header;
                 return;
             }
             let mark = tail.starts_with('<');
             if !inside || mark {
                 // Within a message, only what has a mark of its own begins another one.
-                match Header::fit(tail) {
-                    Fit::Whole(header) => return self.begin(&header),
+                match Header::fit(self.of, tail) {
+                    Fit::Whole(header) if !inside || self.of.goes_on(tail) => return self.begin(&header),
                     Fit::Part { .. } => return,
-                    Fit::No if ENDS.iter().any(|end| end.starts_with(tail)) => return,
-                    Fit::No => {}
+                    Fit::No if self.of.ends().iter().any(|end| end.starts_with(tail)) => return,
+                    Fit::Whole(_) | Fit::No => {}
                 }
             }
             if !inside {
@@ -275,7 +389,11 @@ impl HarmonyParser {
 
     /// A message begins, whose header is held.
     fn begin(&mut self, header: &Header) {
+        self.close();
         (self.begun, self.fresh) = (true, true);
+        if self.of == Channels::Atem {
+            return self.address(header.to.as_deref());
+        }
         let name = header.to.as_deref().map(|to| to.strip_prefix(FUNCTIONS).unwrap_or(to));
         let tool = name.and_then(|name| self.tools.iter().find(|tool| tool.name == name));
         if let Some(name) = tool.map(|tool| tool.name.clone()) {
@@ -288,6 +406,28 @@ impl HarmonyParser {
         self.state = if header.channel == "analysis" { State::Thoughts } else { State::Text };
         let held = std::mem::take(&mut self.held);
         if header.to.is_some() {
+            self.emit(&held);
+        }
+    }
+
+    /// A message of ATEM's begins: a thought, or a text that holds calls where it is to a tool, to one of a tool's space of names,
+    /// or to nobody.
+    fn address(&mut self, to: Option<&str>) {
+        let held = std::mem::take(&mut self.held);
+        let calls = |to: &str| {
+            let rest = |tool: &Tool| {
+                tool.name.strip_prefix(to).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            self.tools.iter().any(rest)
+        };
+        let (state, finds, known) = match to {
+            Some(ONESELF) => (State::Thoughts, false, true),
+            Some(READER) => (State::Text, false, true),
+            Some(to) => (State::Text, calls(to), calls(to)),
+            None => (State::Text, true, true),
+        };
+        (self.state, self.finds) = (state, finds);
+        if !known {
             self.emit(&held);
         }
     }
@@ -349,9 +489,14 @@ mod tests {
             ("<|channel|>commentary to=functions.f<|message|>", whole("commentary", call)),
             ("<|start|>assistant to=functions.f<|message|>", whole("", call)),
         ] {
-            assert_eq!(Header::fit(text), wanted, "{text:?}");
+            assert_eq!(Header::fit(Channels::Harmony, text), wanted, "{text:?}");
             for cut in 0..text.len() {
-                assert_eq!(Header::fit(&text[..cut]), Fit::Part { said: false }, "{:?}", &text[..cut]);
+                assert_eq!(
+                    Header::fit(Channels::Harmony, &text[..cut]),
+                    Fit::Part { said: false },
+                    "{:?}",
+                    &text[..cut]
+                );
             }
         }
         for text in [
@@ -370,7 +515,7 @@ mod tests {
             " to=a<|channel|>commentary to=ab<|message|>",
             "<b>",
         ] {
-            assert_eq!(Header::fit(text), Fit::No, "{text:?}");
+            assert_eq!(Header::fit(Channels::Harmony, text), Fit::No, "{text:?}");
         }
         for (text, said) in [
             ("<|channel|>final json", false),
@@ -383,9 +528,37 @@ mod tests {
             ("<|channel|>final Yes.", true),
             ("<|channel|>final \u{4eca}\u{65e5}<|mess", true),
         ] {
-            assert_eq!(Header::fit(text), Fit::Part { said }, "{text:?}");
+            assert_eq!(Header::fit(Channels::Harmony, text), Fit::Part { said }, "{text:?}");
         }
         let long = format!("<|channel|>final {}", "x".repeat(MAX_HEADER));
-        assert_eq!(Header::fit(&long), Fit::No);
+        assert_eq!(Header::fit(Channels::Harmony, &long), Fit::No);
+    }
+
+    #[test]
+    fn headers_of_atem_say_whom_a_message_is_to() {
+        let whole =
+            |to: Option<&str>| Fit::Whole(Header { channel: String::new(), to: to.map(str::to_owned) });
+        for (text, to) in [
+            ("<|message|>", None),
+            (" to=self<|message|>", Some("self")),
+            ("<|start|>assistant<|message|>", None),
+            ("<|start|>assistant to=web.search<|message|>", Some("web.search")),
+            ("<|start|> assistant  to=user <|message|>", Some("user")),
+        ] {
+            assert_eq!(Header::fit(Channels::Atem, text), whole(to), "{text:?}");
+            for cut in 0..text.len() {
+                assert_eq!(
+                    Header::fit(Channels::Atem, &text[..cut]),
+                    Fit::Part { said: false },
+                    "{:?}",
+                    &text[..cut]
+                );
+            }
+        }
+        for text in
+            ["Yes", "<|channel|>", "<|start|>user", "<|start|><|message|>", "to=a to=b", "<atem:", "<|eom|>"]
+        {
+            assert_eq!(Header::fit(Channels::Atem, text), Fit::No, "{text:?}");
+        }
     }
 }
