@@ -1,5 +1,7 @@
-//! The check of a GPU's kernels at its first use: a grouped attention and a quantized product of small fixed shapes, computed on
-//! the device and on the CPU. A kernel that computes wrong would go unnoticed otherwise: no call of it fails.
+//! The check of a GPU's kernels at its first use: a grouped attention, a quantized product, and products with the matrices of experts,
+//! of small fixed shapes, computed on the device and on the CPU. A kernel that computes wrong would go unnoticed otherwise: no call of it fails.
+
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -7,10 +9,14 @@ use super::cpu::{Activations, CpuBackend};
 use super::fallback::{Faults, KeptOff};
 use super::kv::{HostKv, KvShape};
 use super::mlx::MlxBackend;
-use super::ops::{Backend, Mask, Op, OpKind, Operands, Projection, Run};
+use super::ops::{Backend, ExpertProjection, Gating, Mask, Op, OpKind, Operands, Projection, Run};
+use crate::config::Activation;
 use crate::error::Result;
-use crate::quant::{Format, Matrix, Plane, QuantWeight, write_floats};
-use crate::tensor::{DType, HostTensor};
+use crate::quant::{Format, Matrix, Plane, QuantWeight, Stack, write_floats};
+use crate::tensor::{DType, HostTensor, Weight};
+
+/// What the matrices are called.
+const NAME: &str = "start-up check";
 
 /// What was found in this process, by the type of activations.
 static FOUND: Mutex<Vec<(DType, Vec<KeptOff>)>> = Mutex::new(Vec::new());
@@ -49,8 +55,12 @@ pub(super) fn wrong_kernels(mlx: &MlxBackend, dtype: DType, faults: &Faults) -> 
 fn checked(mlx: &MlxBackend, dtype: DType, fault: Option<OpKind>) -> Vec<KeptOff> {
     let cpu = CpuBackend::new(Some(1), None).with_activations(Activations::F32);
     let both = Both { mlx, cpu: &cpu, dtype, fault };
-    let checks =
-        [(OpKind::Attention, false, both.attention()), (OpKind::Linear, true, both.quantized_product())];
+    let mut checks =
+        vec![(OpKind::Attention, false, both.attention()), (OpKind::Linear, true, both.quantized_product())];
+    match both.experts(false) {
+        Ok(None) => checks.push((OpKind::Experts, true, both.experts(true))),
+        wrong => checks.push((OpKind::Experts, false, wrong)),
+    }
     // What the check left on the device serves nobody else.
     mlx.weights().clear();
     mlx.begin_step();
@@ -116,19 +126,7 @@ impl Both<'_> {
     /// Affine codes of four bits in groups of 64, for one row and for many, which are kernels of their own.
     fn quantized_product(&self) -> Result<Option<String>> {
         const SHAPE: [usize; 2] = [64, 256];
-        let format = Format::Affine { bits: 4, group: 64, scales: self.dtype };
-        let groups = SHAPE[0] * SHAPE[1] / 64;
-        let codes: Vec<u8> =
-            values(4, SHAPE[0] * SHAPE[1] / 2).into_iter().map(|x| ((x + 1.0) * 127.5) as u8).collect();
-        let floats = |seed: u64, from: f32| {
-            let values: Vec<f32> = values(seed, groups).into_iter().map(|x| from + 0.005 * x).collect();
-            let mut bytes = vec![0; groups * self.dtype.size()];
-            write_floats(self.dtype, &values, &mut bytes);
-            bytes
-        };
-        // From −0.1 to 0.1, about.
-        let planes = [codes, floats(5, 0.0125), floats(6, -0.1)].map(Plane::owned);
-        let weight = Matrix::Quantized(QuantWeight::new("start-up check", format, SHAPE, planes));
+        let weight = self.matrix(4, SHAPE, true);
         let (on_mlx, on_cpu) = (self.mlx.matrix(&weight), self.cpu.matrix(&weight));
         for rows in [1, 33] {
             let x = HostTensor::from_vec(&[rows, SHAPE[1]], values(7, rows * SHAPE[1]));
@@ -145,6 +143,58 @@ impl Both<'_> {
         Ok(None)
     }
 
+    /// Two of four experts for each row, whose matrices are gathered: for one row, and for many, whose ids are put in order first.
+    fn experts(&self, quantized: bool) -> Result<Option<String>> {
+        const EXPERTS: usize = 4;
+        const USED: usize = 2;
+        const WIDTH: usize = 128;
+        const INNER: usize = 64;
+        let stack = |seed: usize, shape| {
+            let of = |expert| self.matrix((seed + 3 * expert) as u64, shape, quantized);
+            Stack::new((0..EXPERTS).map(of).collect::<Vec<_>>())
+        };
+        let stacks = [stack(11, [INNER, WIDTH]), stack(31, [INNER, WIDTH]), stack(51, [WIDTH, INNER])];
+        let on_mlx = stacks.each_ref().map(|stack| self.mlx.stack(stack));
+        let on_cpu = stacks.each_ref().map(|stack| self.cpu.stack(stack));
+        for rows in [1, 65] {
+            let x = HostTensor::from_vec(&[rows, WIDTH], values(8, rows * WIDTH));
+            let weights = HostTensor::from_vec(&[rows, USED], values(9, rows * USED));
+            let ids = (0..rows).flat_map(|row| [row % EXPERTS, (row * 3 + 1) % EXPERTS]);
+            let ids = HostTensor::from_u32(&[rows, USED], ids.map(|id| id as u32).collect());
+            let there = |of: &HostTensor| self.mlx.to_backend(self.cpu.to_host(of)?);
+            let on_device = [there(&x)?, there(&ids)?, there(&weights)?];
+            let got = self.mlx.run1(&experts(&on_device, &on_mlx))?;
+            let expected = self.cpu.run1(&experts(&[x, ids, weights], &on_cpu))?;
+            let off = self.compare(OpKind::Experts, &got, &expected)?;
+            if off.is_some() {
+                return Ok(off);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A matrix of values from −0.1 to 0.1, about: of the activations' type, or in affine codes of four bits in groups of 64.
+    fn matrix(&self, seed: u64, shape: [usize; 2], quantized: bool) -> Matrix {
+        let count = shape[0] * shape[1];
+        let floats = |values: Vec<f32>| {
+            let mut bytes = vec![0; values.len() * self.dtype.size()];
+            write_floats(self.dtype, &values, &mut bytes);
+            bytes
+        };
+        if !quantized {
+            let bytes = floats(values(seed, count).into_iter().map(|x| 0.1 * x).collect());
+            let len = bytes.len();
+            return Matrix::Dense(Weight::new(NAME, self.dtype, &shape, Arc::new(bytes), 0..len));
+        }
+        let format = Format::Affine { bits: 4, group: 64, scales: self.dtype };
+        let codes = values(seed, count / 2).into_iter().map(|x| ((x + 1.0) * 127.5) as u8).collect();
+        let of_groups = |seed, from: f32| {
+            floats(values(seed, count / 64).into_iter().map(|x| from + 0.005 * x).collect())
+        };
+        let planes = [codes, of_groups(seed + 1, 0.0125), of_groups(seed + 2, -0.1)].map(Plane::owned);
+        Matrix::Quantized(QuantWeight::new(NAME, format, shape, planes))
+    }
+
     /// How far what `op` gave on MLX is off, if that is too far.
     fn compare(
         &self,
@@ -158,6 +208,16 @@ impl Both<'_> {
         }
         Ok(off(got.data(), expected.data(), tolerance(self.dtype)))
     }
+}
+
+/// `x`, ids and weights with gate, up and down.
+fn experts<'a, B: Operands>(
+    [x, ids, weights]: &'a [B::Tensor; 3],
+    [gate, up, down]: &'a [B::Stack; 3],
+) -> Op<'a, B> {
+    let of = |weight| ExpertProjection { weight, bias: None };
+    let gating = Gating::Plain(Activation::Silu);
+    Op::Experts { x, ids, weights, gate: Some(of(gate)), up: of(up), down: of(down), gating, on_input: false }
 }
 
 /// How far `got` is off, if that is more than `tolerance`, in units of the largest element expected.
@@ -197,7 +257,9 @@ mod tests {
             let wrong = checked(&mlx, dtype, None);
             assert!(wrong.is_empty(), "{dtype}: {wrong:?}");
             assert!(mlx.weights().is_empty(), "the check leaves weights behind");
-            for (op, quantized) in [(OpKind::Attention, false), (OpKind::Linear, true)] {
+            for (op, quantized) in
+                [(OpKind::Attention, false), (OpKind::Linear, true), (OpKind::Experts, false)]
+            {
                 let wrong = checked(&mlx, dtype, Some(op));
                 assert_eq!(wrong.len(), 1, "{dtype}: {wrong:?}");
                 assert_eq!((wrong[0].op, wrong[0].quantized, wrong[0].asked), (op, quantized, false));
