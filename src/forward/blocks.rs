@@ -9,7 +9,7 @@ use crate::alloc;
 use crate::backend::ops::{Backend, GateKind, KvRows, MatrixOperand, Projection};
 use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Rotation};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::Matrix;
 use crate::tensor::{DType, Weight};
 use crate::weights::Form;
@@ -470,7 +470,7 @@ pub(super) fn root_in(dtype: DType, width: usize) -> f32 {
 pub struct Vocabulary {
     table: PreparedMatrix, // [V, D]
     scale: f32,
-    head: Linear, // [V, D]
+    head: Option<Linear>, // [V, D]
     /// Of logits.
     multiplier: f32,
     soft_cap: Option<f32>,
@@ -482,9 +482,10 @@ impl Vocabulary {
         let config = loader.config;
         let table = loader.ops.matrix(&loader.matrix(table)?);
         let head = match config.tie_word_embeddings {
-            true if loader.lists(head) => Linear::of(loader, table.clone(), loader.bias(head)?),
-            true => Linear::of(loader, table.clone(), None),
-            false => Linear::load(loader, head)?,
+            true if loader.lists(head) => Some(Linear::of(loader, table.clone(), loader.bias(head)?)),
+            true => Some(Linear::of(loader, table.clone(), None)),
+            false if config.headless => None,
+            false => Some(Linear::load(loader, head)?),
         };
         let (scale, soft_cap) = (config.embedding_multiplier, config.final_logit_softcapping);
         Ok(Self { table, scale, head, multiplier: config.logits_multiplier, soft_cap })
@@ -526,7 +527,8 @@ impl Vocabulary {
             wanted = step.run(&Op::TakeRows { x: hidden, rows })?;
             &wanted
         };
-        let mut logits = self.head.forward(step, hidden)?;
+        let head = self.head.as_ref().ok_or_else(|| Error::no_head("this model"))?;
+        let mut logits = head.forward(step, hidden)?;
         if self.multiplier != 1.0 {
             logits = step.scale(&logits, self.multiplier)?;
         }

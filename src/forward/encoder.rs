@@ -2,7 +2,7 @@
 //! around it. Norms come behind each part or, where there is a last one behind all layers, before it.
 
 use super::blocks::{Attention, LayerNorm, Linear, Mlp};
-use super::list::{Dim, InMlx, ModuleSpec, WeightList};
+use super::list::{Dim, GgufSpec, InMlx, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::pooling::Head;
 use super::step::Step;
@@ -84,35 +84,47 @@ impl Encoder {
 
     fn list_layer(&self, list: &mut WeightList, layer: usize) {
         let config = &self.config;
-        let norms = self.attention_norm(layer).into_iter().chain([self.mlp_norm]);
-        norms.for_each(|name| list.push(norm_spec(self.path(layer, name), config.hidden_dim())));
-        let mut matrix = |name: &str, rows: Dim, columns: Dim| {
-            list.push(matrix_spec(self.path(layer, name), rows, columns, true));
+        let gguf = |name: &str| format!("blk.{layer}.{name}");
+        let norms =
+            [(self.attention_norm(layer), "attn_output_norm"), (Some(self.mlp_norm), "layer_output_norm")];
+        for (name, there) in norms {
+            let Some(name) = name else { continue };
+            list.push(norm_spec([self.path(layer, name), gguf(there)], config.hidden_dim()));
+        }
+        let matrix = |name: &str, there: &str, rows: Dim, columns: Dim| {
+            matrix_spec([self.path(layer, name), gguf(there)], rows, columns, true)
         };
         let hidden = || config.hidden_dim();
         match self.qkv {
-            EncoderQkv::Apart([q, k, v]) => {
-                matrix(q, config.query_dim(layer), hidden());
-                matrix(k, config.key_dim(), hidden());
-                matrix(v, config.key_dim(), hidden());
+            EncoderQkv::Apart(names) => {
+                let dims = [config.query_dim(layer), config.key_dim(), config.key_dim()];
+                let mut first = 0;
+                for ((name, there), rows) in names.into_iter().zip(["attn_q", "attn_k", "attn_v"]).zip(dims) {
+                    let within = first..first + rows.size;
+                    first = within.end;
+                    let mut spec = matrix(name, there, rows, hidden());
+                    let fused = spec.gguf.iter_mut().map(|spec| &mut spec.fused);
+                    fused.for_each(|fused| fused.push((gguf("attn_qkv"), within.clone())));
+                    list.push(spec);
+                }
             }
-            EncoderQkv::Fused(name) => matrix(name, config.qkv_dim(), hidden()),
+            EncoderQkv::Fused(name) => list.push(matrix(name, "attn_qkv", config.qkv_dim(), hidden())),
         }
-        matrix(self.output, hidden(), config.query_dim(layer));
+        list.push(matrix(self.output, "attn_output", hidden(), config.query_dim(layer)));
         match self.mlp {
             EncoderMlp::Plain([up, down]) => {
-                matrix(up, config.inner_dim(), hidden());
-                matrix(down, hidden(), config.inner_dim());
+                list.push(matrix(up, "ffn_up", config.inner_dim(), hidden()));
+                list.push(matrix(down, "ffn_down", hidden(), config.inner_dim()));
             }
             EncoderMlp::Gated([gate, up, down]) => {
-                matrix(gate, config.inner_dim(), hidden());
-                matrix(up, config.inner_dim(), hidden());
-                matrix(down, hidden(), config.inner_dim());
+                list.push(matrix(gate, "ffn_gate", config.inner_dim(), hidden()));
+                list.push(matrix(up, "ffn_up", config.inner_dim(), hidden()));
+                list.push(matrix(down, "ffn_down", hidden(), config.inner_dim()));
             }
             EncoderMlp::GatedFused([both, down]) => {
                 let rows = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
-                matrix(both, rows, hidden());
-                matrix(down, hidden(), config.inner_dim());
+                list.push(matrix(both, "ffn_up", rows, hidden()));
+                list.push(matrix(down, "ffn_down", hidden(), config.inner_dim()));
             }
         }
     }
@@ -150,13 +162,15 @@ impl Encoder {
     }
 }
 
-fn matrix_spec(name: String, rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
-    let columns = Some(columns);
-    ModuleSpec { name, rows, columns, bias, form: Form::Plain, gguf: None, stacked: Vec::new() }
+/// A module by its name in a Hugging Face checkpoint and in GGUF.
+fn matrix_spec([name, gguf]: [String; 2], rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
+    let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() });
+    ModuleSpec { name, rows, columns: Some(columns), bias, form: Form::Plain, gguf, stacked: Vec::new() }
 }
 
-fn norm_spec(name: String, rows: Dim) -> ModuleSpec {
-    ModuleSpec { name, rows, columns: None, bias: true, form: Form::Plain, gguf: None, stacked: Vec::new() }
+fn norm_spec(names: [String; 2], rows: Dim) -> ModuleSpec {
+    let none = Dim { field: "", size: 0 };
+    ModuleSpec { columns: None, ..matrix_spec(names, rows, none, true) }
 }
 
 /// The numbers of a model for sequence classification, by the class that its configuration names; none of another.
@@ -172,8 +186,14 @@ pub(super) fn labels(fields: &Fields<'_>) -> Result<Option<usize>> {
 }
 
 /// The matrices of heads, which are read as numbers.
-const HEADS: &[&str] =
-    &["pooler.dense", "classifier", "classifier.dense", "classifier.out_proj", "head.dense"];
+const HEADS: &[&str] = &[
+    "pooler.dense",
+    "classifier",
+    "classifier.dense",
+    "classifier.out_proj",
+    "head.dense",
+    "pre_classifier",
+];
 
 /// The dimension of what a head of `labels` gives.
 pub(super) fn labels_dim(labels: usize) -> Dim {
@@ -196,18 +216,22 @@ impl Arguments for Encoder {
     fn weights(&self) -> WeightList {
         let config = &self.config;
         let mut list = WeightList::default();
-        list.push(matrix_spec(self.words.to_owned(), config.vocab_dim(), config.hidden_dim(), false));
+        let mut table = |name: &str, gguf: &str, rows: Dim| {
+            let names = [name, gguf].map(str::to_owned);
+            list.push(matrix_spec(names, rows, config.hidden_dim(), false));
+        };
+        table(self.words, "token_embd", config.vocab_dim());
         if let Some(name) = self.positions {
-            list.push(matrix_spec(name.to_owned(), config.positions_dim(), config.hidden_dim(), false));
+            table(name, "position_embd", config.positions_dim());
         }
         if let Some((name, size)) = self.segments {
-            let rows = Dim { field: "type_vocab_size", size };
-            list.push(matrix_spec(name.to_owned(), rows, config.hidden_dim(), false));
+            table(name, "token_types", Dim { field: "type_vocab_size", size });
         }
-        list.push(norm_spec(self.embedding_norm.to_owned(), config.hidden_dim()));
+        let norm = |name: &str, gguf: &str| norm_spec([name, gguf].map(str::to_owned), config.hidden_dim());
+        list.push(norm(self.embedding_norm, "token_embd_norm"));
         (0..config.num_hidden_layers).for_each(|layer| self.list_layer(&mut list, layer));
         if let Some(name) = self.last_norm {
-            list.push(norm_spec(name.to_owned(), config.hidden_dim()));
+            list.push(norm(name, "output_norm"));
         }
         if let Some(head) = &self.head {
             head.list(&mut list);

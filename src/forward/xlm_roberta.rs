@@ -8,12 +8,17 @@ use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
-pub(super) static FAMILY: Family = Family {
+pub(super) const SHARED: Shared = Shared { bos: Some(0), eos: &[2], ..bert::SHARED };
+
+pub(super) static FAMILY: Family = ROBERTA;
+
+/// What its kin share, but for names and sizes.
+pub(super) const ROBERTA: Family = Family {
     model_type: "xlm-roberta",
-    shared: Shared { bos: Some(0), eos: &[2], ..bert::SHARED },
+    shared: SHARED,
     arguments,
     gguf: None,
-    prefixes: &[("roberta.", "")],
+    prefixes: &[("roberta.", ""), bert::OLD_NORMS[0], bert::OLD_NORMS[1]],
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
