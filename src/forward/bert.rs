@@ -81,6 +81,7 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Encod
         words: "embeddings.word_embeddings",
         positions: Some("embeddings.position_embeddings"),
         segments: (segments > 0).then_some(("embeddings.token_type_embeddings", segments)),
+        relative: None,
         embedding_norm: "embeddings.LayerNorm",
         layers: "encoder.layer",
         qkv: EncoderQkv::Apart(["attention.self.query", "attention.self.key", "attention.self.value"]),

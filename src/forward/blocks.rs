@@ -330,6 +330,8 @@ pub struct Attention {
     soft_cap: Option<f32>,
     /// `[H]`, beside the scores of each head's keys.
     sinks: Option<PreparedVector>,
+    /// `[H * (2 r + 1)]`, added to scores by distance.
+    bias: Option<PreparedVector>,
     /// Of the same input: its function weighs what attention gives.
     gate: Option<(Linear, GateKind)>,
     /// Whether queries grow with their positions where they do not rotate.
@@ -351,6 +353,7 @@ impl Attention {
             scale: config.attention_scale(layer),
             soft_cap: config.attn_logit_softcapping,
             sinks: None,
+            bias: None,
             gate: None,
             grows: config.query_scaling.is_some_and(|scaling| scaling.unrotated),
         }
@@ -380,6 +383,12 @@ impl Attention {
         self
     }
 
+    /// With what is added to the scores of a key by how far it lies behind its query.
+    pub fn with_bias(mut self, bias: PreparedVector) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
     /// Norms of queries and keys, where this is the place of them.
     fn norm_heads(&self, step: &Step<'_>, heads: [Tensor; 2], after: bool) -> Result<[Tensor; 2]> {
         match &self.norms {
@@ -405,7 +414,8 @@ impl Attention {
         let [q, k] = self.norm_heads(step, [q, k], true)?;
         step.kv_write(self.layer, KvRows { k: &k, v: &v })?;
         let scores = (self.scale, self.soft_cap);
-        let attended = step.attention(self.layer, &q, self.window, scores, self.sinks.as_ref())?; // [T, H*D]
+        let vectors = [self.sinks.as_ref(), self.bias.as_ref()];
+        let attended = step.attention(self.layer, &q, self.window, scores, vectors)?; // [T, H*D]
         let Some((gate, kind)) = &self.gate else { return self.output.forward(step, &attended) };
         let gated = step.run(&Op::Gate { x: &attended, gate: &gate.forward(step, x)?, kind: *kind })?;
         self.output.forward(step, &gated)

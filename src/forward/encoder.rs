@@ -8,10 +8,11 @@ use super::pooling::Head;
 use super::step::Step;
 use super::{Arguments, Forward};
 use crate::backend::ops::{Backend, StateSpec};
-use crate::backend::{PreparedMatrix, Tensor};
+use crate::backend::{PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Config, Rotation};
 use crate::error::{Error, Result};
 use crate::json::{Fields, Value};
+use crate::tensor::Weight;
 use crate::weights::Form;
 
 /// The projections of attention.
@@ -45,6 +46,8 @@ pub(super) struct Encoder {
     pub positions: Option<&'static str>,
     /// The embedding of which of two texts a token is of, and its rows.
     pub segments: Option<(&'static str, usize)>,
+    /// The table of what attention adds to the scores of keys by distance, `[buckets, H]`, in families that have one.
+    pub relative: Option<&'static str>,
     /// The norm of their sum.
     pub embedding_norm: &'static str,
     /// What the names of layers begin with, up to their numbers.
@@ -129,7 +132,7 @@ impl Encoder {
         }
     }
 
-    fn load_layer(&self, loader: &Loader<'_>, layer: usize) -> Result<Layer> {
+    fn load_layer(&self, loader: &Loader<'_>, layer: usize, bias: Option<&PreparedVector>) -> Result<Layer> {
         let config = &self.config;
         let linear = |name: &str| Linear::load(loader, &self.path(layer, name));
         let norm = |name: &str| LayerNorm::load(loader, &self.path(layer, name), 0.0);
@@ -153,13 +156,45 @@ impl Encoder {
                 Mlp::Gated { gate, up, down: linear(down)?, activation }
             }
         };
+        let mut attention = Attention::of(config, layer, qkv, linear(self.output)?);
+        if let Some(bias) = bias {
+            attention = attention.with_bias(bias.clone());
+        }
         Ok(Layer {
-            attention: Attention::of(config, layer, qkv, linear(self.output)?),
+            attention,
             attention_norm: self.attention_norm(layer).map(norm).transpose()?,
             mlp,
             mlp_norm: norm(self.mlp_norm)?,
         })
     }
+}
+
+/// Rows of a table of distances: half of them are of keys behind their query.
+pub(super) const BUCKETS: usize = 32;
+/// From this distance on, all have one row.
+const REACH: i64 = 128;
+
+/// The row of a key that lies `away` behind its query: one for each of the nearest, then more and more together.
+fn bucket(away: i64) -> usize {
+    const SIDE: usize = BUCKETS / 2;
+    const EXACT: usize = SIDE / 2;
+    let (side, distance) = (if away > 0 { SIDE } else { 0 }, away.unsigned_abs() as usize);
+    if distance < EXACT {
+        return side + distance;
+    }
+    // In `f32`, as the tables were trained.
+    let far = (distance as f64 / EXACT as f64).ln() as f32;
+    let whole = (REACH as f64 / EXACT as f64).ln() as f32;
+    side + (EXACT + (far / whole * (SIDE - EXACT) as f32) as usize).min(SIDE - 1)
+}
+
+/// A table of distances `[buckets, H]` as attention takes it, `[H * (2 r + 1)]`.
+fn by_distance(table: &Weight) -> Result<Weight> {
+    let values = table.widened()?;
+    let heads = values.len() / BUCKETS;
+    let of = |head: usize| (-REACH..=REACH).map(move |away| (bucket(away), head));
+    let all: Vec<f32> = (0..heads).flat_map(of).map(|(bucket, head)| values[bucket * heads + head]).collect();
+    Ok(Weight::of_values(table.name(), &[all.len()], all))
 }
 
 /// A module by its name in a Hugging Face checkpoint and in GGUF.
@@ -185,8 +220,9 @@ pub(super) fn labels(fields: &Fields<'_>) -> Result<Option<usize>> {
     Ok(Some(named.or(fields.size("num_labels", 1, 1 << 16)?).unwrap_or(2)))
 }
 
-/// The matrices of heads, which are read as numbers.
-const HEADS: &[&str] = &[
+/// The matrices that are read as numbers: those of heads, and of distances.
+const EXACT: &[&str] = &[
+    "relative_attention_bias",
     "pooler.dense",
     "classifier",
     "classifier.dense",
@@ -227,6 +263,11 @@ impl Arguments for Encoder {
         if let Some((name, size)) = self.segments {
             table(name, "token_types", Dim { field: "type_vocab_size", size });
         }
+        if let Some(name) = self.relative {
+            let columns = Dim { field: "num_attention_heads", size: config.num_attention_heads };
+            let rows = Dim { field: "relative_attention_num_buckets", size: BUCKETS };
+            list.push(matrix_spec([name.to_owned(), "attn_rel_b".to_owned()], rows, columns, false));
+        }
         let norm = |name: &str, gguf: &str| norm_spec([name, gguf].map(str::to_owned), config.hidden_dim());
         list.push(norm(self.embedding_norm, "token_embd_norm"));
         (0..config.num_hidden_layers).for_each(|layer| self.list_layer(&mut list, layer));
@@ -235,8 +276,8 @@ impl Arguments for Encoder {
         }
         if let Some(head) = &self.head {
             head.list(&mut list);
-            list.set_in_mlx(InMlx { exact: HEADS, ..InMlx::default() });
         }
+        list.set_in_mlx(InMlx { exact: EXACT, ..InMlx::default() });
         list
     }
 
@@ -252,6 +293,8 @@ impl Arguments for Encoder {
 
     fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
         let table = |name: &str| Ok::<_, Error>(loader.ops.matrix(&loader.matrix(name)?));
+        let bias = self.relative.map(|name| by_distance(&loader.vector(name)?)).transpose()?;
+        let bias = bias.map(|bias| loader.ops.vector(&bias));
         let layers = 0..self.config.num_hidden_layers;
         Ok(Box::new(EncoderPass {
             states: self.states(),
@@ -260,7 +303,9 @@ impl Arguments for Encoder {
             segments: self.segments.map(|(name, _)| table(name)).transpose()?,
             positions: self.positions.map(table).transpose()?,
             embedding_norm: LayerNorm::load(loader, self.embedding_norm, 0.0)?,
-            layers: layers.map(|layer| self.load_layer(loader, layer)).collect::<Result<_>>()?,
+            layers: layers
+                .map(|layer| self.load_layer(loader, layer, bias.as_ref()))
+                .collect::<Result<_>>()?,
             last_norm: self.last_norm.map(|name| LayerNorm::load(loader, name, 0.0)).transpose()?,
         }))
     }

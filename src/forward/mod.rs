@@ -61,6 +61,7 @@ mod mistral4;
 mod mixtral;
 mod modernbert;
 pub(crate) mod modules;
+mod mpnet;
 mod nemotron;
 mod nemotron_h;
 mod nomic_bert;
@@ -120,7 +121,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 68] = [
+pub(crate) static FAMILIES: [&Family; 69] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -187,6 +188,7 @@ pub(crate) static FAMILIES: [&Family; 68] = [
     &roberta::FAMILY,
     &camembert::FAMILY,
     &distilbert::FAMILY,
+    &mpnet::FAMILY,
     &modernbert::FAMILY,
     &nomic_bert::FAMILY,
 ];

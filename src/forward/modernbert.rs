@@ -56,6 +56,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         words: "embeddings.tok_embeddings",
         positions: None,
         segments: None,
+        relative: None,
         embedding_norm: "embeddings.norm",
         layers: "layers",
         qkv: EncoderQkv::Fused("attn.Wqkv"),
