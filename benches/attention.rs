@@ -68,6 +68,7 @@ fn benches(criterion: &mut Criterion) {
                             scale: 0.125,
                             soft_cap: None,
                             sinks: None,
+                            bias: None,
                         };
                         round += 1;
                         attention(&pool, isa, args, &mut out, &mut scratch).expect("memory");

@@ -171,6 +171,8 @@ pub struct Config {
     pub has_head_norms: bool,
     /// Whether the parts of a block stand side by side, in families that have both.
     pub parallel: bool,
+    /// Whether the model is published without the head that it would need to generate: as an embedder.
+    pub headless: bool,
     /// The type that the weights were saved in, as the file says; each weight keeps its own.
     pub dtype: Option<DType>,
     /// How its matrices are quantized, where the file says so.
@@ -328,6 +330,7 @@ impl Shared {
                 "silu, swish, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast or relu2",
             )
         })?;
+        let tie_word_embeddings = fields.flag("tie_word_embeddings")?.unwrap_or(self.tied);
         Ok(Config {
             model_type,
             vocab_size,
@@ -341,7 +344,7 @@ impl Shared {
             max_position_embeddings,
             norm_eps,
             hidden_act,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(self.tied),
+            tie_word_embeddings,
             rope: rope::resolve(fields, self.rope, head_dim, max_position_embeddings)?,
             local_rope: None,
             rotations: vec![Rotation::Global; num_hidden_layers],
@@ -365,6 +368,7 @@ impl Shared {
             experts: None,
             has_head_norms: false,
             parallel: false,
+            headless: !tie_word_embeddings && is_base(fields)?,
             dtype: dtype(fields)?,
             quantization,
             bos_token_id: match fields.token("bos_token_id")? {
@@ -465,6 +469,13 @@ impl Config {
         self.sliding_window = window;
         Ok(())
     }
+}
+
+/// Whether the class that was saved is one without a head.
+fn is_base(fields: &Fields<'_>) -> Result<bool> {
+    let classes = fields.list("architectures")?.unwrap_or_default();
+    let base = |class: &Value| matches!(class, Value::String(name) if name.ends_with("Model") && !name.ends_with("HeadModel"));
+    Ok(!classes.is_empty() && classes.iter().all(base))
 }
 
 /// `sliding_window`, `default` where it is absent; `null` is none.

@@ -163,7 +163,7 @@ pub enum Error {
         /// The model, or its family.
         model: String,
         /// What it does, and what it does not.
-        what: &'static str,
+        what: String,
     },
 
     /// There is not enough memory for what was asked.
@@ -229,7 +229,13 @@ impl Error {
     /// A model that generates no text was asked for some.
     pub(crate) fn no_text(model: &str) -> Self {
         let what = "it reads whole texts and generates none: it is for embeddings, or for scores of pairs";
-        Self::Task { model: model.to_owned(), what }
+        Self::Task { model: model.to_owned(), what: what.to_owned() }
+    }
+
+    /// A model without an output head was asked for text.
+    pub(crate) fn no_head(model: &str) -> Self {
+        let what = "it has no output head (lm_head.weight), and generates nothing: it is for embeddings";
+        Self::Task { model: model.to_owned(), what: what.to_owned() }
     }
 
     /// Shapes that do not fit each other.

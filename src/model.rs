@@ -3,6 +3,7 @@
 
 mod memory;
 mod outputs;
+mod rank;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,12 +17,14 @@ use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Engine, EngineOptions, Runtime};
 use crate::error::{Error, Result, panic_text};
-use crate::forward::{Architecture, Loaded, Pooling, generation_from_gguf};
+use crate::forward::{Architecture, Loaded, Pool, Pooling, generation_from_gguf};
 use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
 use crate::weights::{Access, Checkpoint, Stored, Watch, gguf, quantized};
+
+use rank::Ranking;
 
 pub use memory::{LEAST_CONTEXT, MemorySetting};
 
@@ -55,6 +58,8 @@ pub struct LoadOptions {
     pub activations: Activations,
     /// The chat template, where the model's own is not to be taken.
     pub chat_template: Option<TemplateChoice>,
+    /// Which hidden states make the vector of a text, where the model's files do not say, or say it otherwise.
+    pub pooling: Option<Pool>,
     /// The `backstop` program, for grammars that have to be checked; see [`GrammarCompiler::with_checker`].
     pub checker: Option<PathBuf>,
     /// Faults to inject: nothing outside tests.
@@ -323,9 +328,12 @@ pub struct Model {
     /// See [`LoadOptions::checker`].
     checker: Option<Arc<Path>>,
     watch: Watch,
-    pooling: Arc<Pooling>,
-    /// Of pairs, where it is a cross-encoder.
-    ranking: Option<Arc<Pooling>>,
+    /// How it embeds, or why it cannot.
+    pooling: std::result::Result<Arc<Pooling>, String>,
+    /// See [`Self::cut_length`].
+    cut_length: usize,
+    /// Of pairs, where it is a cross-encoder, or why it cannot.
+    ranking: std::result::Result<Option<Arc<Ranking>>, String>,
     pub(crate) engine: Engine,
 }
 
@@ -417,7 +425,19 @@ impl Model {
             kv_memory,
             ..defaults
         };
-        let (pooling, ranking) = (Arc::new(files.pooling()?), files.ranking()?.map(Arc::new));
+        // Of a model that generates nobody may ask for either: what is wrong with them is told to those who do.
+        let (pooling, ranking) = match config.bidirectional {
+            true => (Ok(files.pooling()?), Ok(files.ranking()?)),
+            false => (files.pooling(), files.ranking()),
+        };
+        let pooling = pooling.map(|pooling| match options.pooling {
+            Some(pool) => pooling.with_pool(pool),
+            None => pooling,
+        });
+        if let Ok(pooling) = &pooling {
+            files.warn_of_vectors(pooling);
+        }
+        let cut_length = files.cut_length(context);
         let checker = options.checker.as_deref().map(Arc::from);
         let watch = files.checkpoint.watch();
         let watched = watch.clone();
@@ -469,6 +489,11 @@ impl Model {
         eos.extend(info.generation.eos_token_ids.iter().chain(&info.config.eos_token_ids));
         eos.sort_unstable();
         eos.dedup();
+        let pooling = pooling.map(Arc::new).map_err(|error| error.to_string());
+        let ranking = ranking.and_then(|ranking| {
+            ranking.map(|ranking| ranking.with_template(template.as_deref()).map(Arc::new)).transpose()
+        });
+        let ranking = ranking.map_err(|error| error.to_string());
         let suppressed = info.generation.suppress_tokens.as_slice().into();
         Ok(Self {
             info: Arc::new(info),
@@ -480,6 +505,7 @@ impl Model {
             checker,
             watch,
             pooling,
+            cut_length,
             ranking,
             engine,
         })
@@ -487,9 +513,10 @@ impl Model {
 
     /// Refuses a model that generates no text.
     pub(crate) fn check_generates(&self) -> Result<()> {
-        match self.info.config.bidirectional {
-            true => Err(Error::no_text(&self.info.name)),
-            false => Ok(()),
+        match &*self.info.config {
+            Config { bidirectional: true, .. } => Err(Error::no_text(&self.info.name)),
+            Config { headless: true, .. } => Err(Error::no_head(&self.info.name)),
+            _ => Ok(()),
         }
     }
 

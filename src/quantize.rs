@@ -22,7 +22,7 @@ use crate::alloc;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::Home;
-use crate::forward::{InMlx, ModuleSpec, Pooling, WeightList};
+use crate::forward::{InMlx, ModuleSpec, WeightList, modules};
 use crate::json;
 use crate::model::ModelFiles;
 use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
@@ -445,7 +445,7 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         copy(&home, &from.join(&name), &name, &to.join(&name))?;
     }
     // What makes vectors of hidden states.
-    for folder in Pooling::folders(from)? {
+    for folder in modules::folders(from)? {
         let Some(name) = folder.file_name().filter(|_| folder.is_dir()) else { continue };
         let made = to.join(name);
         fs::create_dir_all(&made).map_err(|e| Error::io(&made, e))?;

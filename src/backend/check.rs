@@ -105,6 +105,7 @@ impl Both<'_> {
                 scale,
                 soft_cap: None,
                 sinks: None,
+                bias: None,
             })?;
             let (q, kvs) = (&x, [&kv]);
             let expected = self.cpu.run1(&Op::Attention {
@@ -114,6 +115,7 @@ impl Both<'_> {
                 scale,
                 soft_cap: None,
                 sinks: None,
+                bias: None,
             })?;
             let off = self.compare(OpKind::Attention, &got, &expected)?;
             if off.is_some() {

@@ -7,6 +7,7 @@ use backstop::backend::cpu::Activations;
 use backstop::backend::kv::KvType;
 use backstop::backend::ops::OpKind;
 use backstop::backend::select::BackendRequest;
+use backstop::forward::Pool;
 use backstop::tensor::DType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
@@ -146,6 +147,11 @@ pub struct ServeArgs {
     /// A file with a key in each line, or a name, a space and a key.
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// Which hidden states make the vector of a text: of all tokens their mean, or the first's, or the last's [default: as the
+    /// model's files say, else mean].
+    #[arg(long, value_name = "WHICH")]
+    #[arg(value_parser = PossibleValuesParser::new(Pool::NAMES).try_map(|name| name.parse::<Pool>()))]
+    pub pooling: Option<Pool>,
     /// A further name that the model goes by; '*' is any.
     #[arg(long, value_name = "NAME")]
     pub alias: Vec<String>,

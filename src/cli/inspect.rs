@@ -191,7 +191,7 @@ impl Facts {
         row("attention", attention(files));
         row("rope", rope(config));
         row("vocabulary", {
-            let head = match (config.bidirectional, config.tie_word_embeddings) {
+            let head = match (config.bidirectional || config.headless, config.tie_word_embeddings) {
                 (true, _) => "no",
                 (false, true) => "the embedding is the",
                 (false, false) => "its own",
@@ -252,6 +252,9 @@ impl Facts {
 
     /// What it gives of a pair of texts, where it has a head for that.
     fn scores(&self) -> Option<String> {
+        if self.files.ranks_by_logits() {
+            return Some("one of a pair of texts, by what the model would say next".to_owned());
+        }
         let labels = self.files.config().labels?;
         Some(match labels {
             1 => "one of a pair of texts: a cross-encoder".to_owned(),
@@ -333,7 +336,7 @@ impl Facts {
                 "sliding_layers": config.windows.iter().flatten().count(),
                 "rope": { "theta": config.rope.theta, "dims": config.rope.dims, "scaling": scaling(config).0 },
             },
-            "generates": !config.bidirectional,
+            "generates": !config.bidirectional && !config.headless,
             "embeddings": self.pooling.as_ref().ok().filter(|it| it.is_trained() || config.bidirectional).map(|it| json!({
                 "dimensions": it.width(),
                 "pooling": it.pool().name(),
@@ -343,6 +346,7 @@ impl Facts {
             })),
             "embeddings_error": self.pooling.as_ref().err(),
             "labels": config.labels,
+            "ranks": config.labels == Some(1) || files.ranks_by_logits(),
             "parameters": self.parameters(),
             "weights": {
                 "bytes": files.checkpoint.total_bytes(),

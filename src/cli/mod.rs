@@ -124,12 +124,7 @@ fn open_as(args: &ModelArgs) -> backstop::Result<ModelFiles> {
 
 /// Loads a model for one sequence, which may have all the memory that there is.
 fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
-    load_for(args, session, Some(1))
-}
-
-/// Loads a model for `parallel` sequences at a time.
-fn load_for(args: &ModelArgs, session: &SessionArgs, parallel: Option<usize>) -> anyhow::Result<Loaded> {
-    load_as(args, session, |options| LoadOptions { max_sequences: parallel, ..options })
+    load_as(args, session, |options| LoadOptions { max_sequences: Some(1), ..options })
 }
 
 /// Loads with other options than were typed.

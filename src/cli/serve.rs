@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backstop::Error;
+use backstop::LoadOptions;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 
@@ -28,7 +29,11 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     })?;
     let model =
         ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
-    let Loaded { model, time } = super::load_for(&model, &args.session, Some(args.parallel))?;
+    let Loaded { model, time } = super::load_as(&model, &args.session, |options| LoadOptions {
+        max_sequences: Some(args.parallel),
+        pooling: args.pooling,
+        ..options
+    })?;
     has_descriptors()?;
     // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -58,6 +63,8 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
                 "note: {} generates no text: it answers /v1/embeddings{ranks}",
                 info.name
             ));
+        } else if info.config.headless {
+            term::note(format_args!("note: {} has no output head: it answers /v1/embeddings", info.name));
         } else if !model.has_template() {
             term::note(format_args!(
                 "note: {} has no chat template, so it answers /v1/completions alone: --chat-template FILE gives it one, or \

@@ -143,7 +143,7 @@ impl RopeRules {
 const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
 
 /// The rotary embedding of all layers.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     fields: &Fields<'_>,
     rules: RopeRules,
     head_dim: usize,

@@ -9,7 +9,7 @@ use crate::alloc;
 use crate::backend::ops::{Backend, GateKind, KvRows, MatrixOperand, Projection};
 use crate::backend::{LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Activation, Config, Rotation};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::Matrix;
 use crate::tensor::{DType, Weight};
 use crate::weights::Form;
@@ -343,6 +343,8 @@ pub struct Attention {
     soft_cap: Option<f32>,
     /// `[H]`, beside the scores of each head's keys.
     sinks: Option<PreparedVector>,
+    /// `[H * (2 r + 1)]`, added to scores by distance.
+    bias: Option<PreparedVector>,
     /// Of the same input: its function weighs what attention gives.
     gate: Option<(Linear, GateKind)>,
     /// Whether queries grow with their positions where they do not rotate.
@@ -364,6 +366,7 @@ impl Attention {
             scale: config.attention_scale(layer),
             soft_cap: config.attn_logit_softcapping,
             sinks: None,
+            bias: None,
             gate: None,
             grows: config.query_scaling.is_some_and(|scaling| scaling.unrotated),
         }
@@ -393,6 +396,12 @@ impl Attention {
         self
     }
 
+    /// With what is added to the scores of a key by how far it lies behind its query.
+    pub fn with_bias(mut self, bias: PreparedVector) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
     /// Norms of queries and keys, where this is the place of them.
     fn norm_heads(&self, step: &Step<'_>, heads: [Tensor; 2], after: bool) -> Result<[Tensor; 2]> {
         match &self.norms {
@@ -418,7 +427,8 @@ impl Attention {
         let [q, k] = self.norm_heads(step, [q, k], true)?;
         step.kv_write(self.layer, KvRows { k: &k, v: &v })?;
         let scores = (self.scale, self.soft_cap);
-        let attended = step.attention(self.layer, &q, self.window, scores, self.sinks.as_ref())?; // [T, H*D]
+        let vectors = [self.sinks.as_ref(), self.bias.as_ref()];
+        let attended = step.attention(self.layer, &q, self.window, scores, vectors)?; // [T, H*D]
         let Some((gate, kind)) = &self.gate else { return self.output.forward(step, &attended) };
         let gated = step.run(&Op::Gate { x: &attended, gate: &gate.forward(step, x)?, kind: *kind })?;
         self.output.forward(step, &gated)
@@ -483,7 +493,7 @@ pub(super) fn root_in(dtype: DType, width: usize) -> f32 {
 pub struct Vocabulary {
     table: PreparedMatrix, // [V, D]
     scale: f32,
-    head: Linear, // [V, D]
+    head: Option<Linear>, // [V, D]
     /// Of logits.
     multiplier: f32,
     soft_cap: Option<f32>,
@@ -495,9 +505,10 @@ impl Vocabulary {
         let config = loader.config;
         let table = loader.ops.matrix(&loader.matrix(table)?);
         let head = match config.tie_word_embeddings {
-            true if loader.lists(head) => Linear::of(loader, table.clone(), loader.bias(head)?),
-            true => Linear::of(loader, table.clone(), None),
-            false => Linear::load(loader, head)?,
+            true if loader.lists(head) => Some(Linear::of(loader, table.clone(), loader.bias(head)?)),
+            true => Some(Linear::of(loader, table.clone(), None)),
+            false if config.headless => None,
+            false => Some(Linear::load(loader, head)?),
         };
         let (scale, soft_cap) = (config.embedding_multiplier, config.final_logit_softcapping);
         Ok(Self { table, scale, head, multiplier: config.logits_multiplier, soft_cap })
@@ -539,7 +550,8 @@ impl Vocabulary {
             wanted = step.run(&Op::TakeRows { x: hidden, rows })?;
             &wanted
         };
-        let mut logits = self.head.forward(step, hidden)?;
+        let head = self.head.as_ref().ok_or_else(|| Error::no_head("this model"))?;
+        let mut logits = head.forward(step, hidden)?;
         if self.multiplier != 1.0 {
             logits = step.scale(&logits, self.multiplier)?;
         }

@@ -2,16 +2,17 @@
 //! around it. Norms come behind each part or, where there is a last one behind all layers, before it.
 
 use super::blocks::{Attention, LayerNorm, Linear, Mlp};
-use super::list::{Dim, InMlx, ModuleSpec, WeightList};
+use super::list::{Dim, GgufSpec, InMlx, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::pooling::Head;
 use super::step::Step;
 use super::{Arguments, Forward};
 use crate::backend::ops::{Backend, StateSpec};
-use crate::backend::{PreparedMatrix, Tensor};
+use crate::backend::{PreparedMatrix, PreparedVector, Tensor};
 use crate::config::{Config, Rotation};
 use crate::error::{Error, Result};
 use crate::json::{Fields, Value};
+use crate::tensor::Weight;
 use crate::weights::Form;
 
 /// The projections of attention.
@@ -45,6 +46,8 @@ pub(super) struct Encoder {
     pub positions: Option<&'static str>,
     /// The embedding of which of two texts a token is of, and its rows.
     pub segments: Option<(&'static str, usize)>,
+    /// The table of what attention adds to the scores of keys by distance, `[buckets, H]`, in families that have one.
+    pub relative: Option<&'static str>,
     /// The norm of their sum.
     pub embedding_norm: &'static str,
     /// What the names of layers begin with, up to their numbers.
@@ -84,40 +87,52 @@ impl Encoder {
 
     fn list_layer(&self, list: &mut WeightList, layer: usize) {
         let config = &self.config;
-        let norms = self.attention_norm(layer).into_iter().chain([self.mlp_norm]);
-        norms.for_each(|name| list.push(norm_spec(self.path(layer, name), config.hidden_dim())));
-        let mut matrix = |name: &str, rows: Dim, columns: Dim| {
-            list.push(matrix_spec(self.path(layer, name), rows, columns, true));
+        let gguf = |name: &str| format!("blk.{layer}.{name}");
+        let norms =
+            [(self.attention_norm(layer), "attn_output_norm"), (Some(self.mlp_norm), "layer_output_norm")];
+        for (name, there) in norms {
+            let Some(name) = name else { continue };
+            list.push(norm_spec([self.path(layer, name), gguf(there)], config.hidden_dim()));
+        }
+        let matrix = |name: &str, there: &str, rows: Dim, columns: Dim| {
+            matrix_spec([self.path(layer, name), gguf(there)], rows, columns, true)
         };
         let hidden = || config.hidden_dim();
         match self.qkv {
-            EncoderQkv::Apart([q, k, v]) => {
-                matrix(q, config.query_dim(layer), hidden());
-                matrix(k, config.key_dim(), hidden());
-                matrix(v, config.key_dim(), hidden());
+            EncoderQkv::Apart(names) => {
+                let dims = [config.query_dim(layer), config.key_dim(), config.key_dim()];
+                let mut first = 0;
+                for ((name, there), rows) in names.into_iter().zip(["attn_q", "attn_k", "attn_v"]).zip(dims) {
+                    let within = first..first + rows.size;
+                    first = within.end;
+                    let mut spec = matrix(name, there, rows, hidden());
+                    let fused = spec.gguf.iter_mut().map(|spec| &mut spec.fused);
+                    fused.for_each(|fused| fused.push((gguf("attn_qkv"), within.clone())));
+                    list.push(spec);
+                }
             }
-            EncoderQkv::Fused(name) => matrix(name, config.qkv_dim(), hidden()),
+            EncoderQkv::Fused(name) => list.push(matrix(name, "attn_qkv", config.qkv_dim(), hidden())),
         }
-        matrix(self.output, hidden(), config.query_dim(layer));
+        list.push(matrix(self.output, "attn_output", hidden(), config.query_dim(layer)));
         match self.mlp {
             EncoderMlp::Plain([up, down]) => {
-                matrix(up, config.inner_dim(), hidden());
-                matrix(down, hidden(), config.inner_dim());
+                list.push(matrix(up, "ffn_up", config.inner_dim(), hidden()));
+                list.push(matrix(down, "ffn_down", hidden(), config.inner_dim()));
             }
             EncoderMlp::Gated([gate, up, down]) => {
-                matrix(gate, config.inner_dim(), hidden());
-                matrix(up, config.inner_dim(), hidden());
-                matrix(down, hidden(), config.inner_dim());
+                list.push(matrix(gate, "ffn_gate", config.inner_dim(), hidden()));
+                list.push(matrix(up, "ffn_up", config.inner_dim(), hidden()));
+                list.push(matrix(down, "ffn_down", hidden(), config.inner_dim()));
             }
             EncoderMlp::GatedFused([both, down]) => {
                 let rows = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
-                matrix(both, rows, hidden());
-                matrix(down, hidden(), config.inner_dim());
+                list.push(matrix(both, "ffn_up", rows, hidden()));
+                list.push(matrix(down, "ffn_down", hidden(), config.inner_dim()));
             }
         }
     }
 
-    fn load_layer(&self, loader: &Loader<'_>, layer: usize) -> Result<Layer> {
+    fn load_layer(&self, loader: &Loader<'_>, layer: usize, bias: Option<&PreparedVector>) -> Result<Layer> {
         let config = &self.config;
         let linear = |name: &str| Linear::load(loader, &self.path(layer, name));
         let norm = |name: &str| LayerNorm::load(loader, &self.path(layer, name), 0.0);
@@ -141,8 +156,12 @@ impl Encoder {
                 Mlp::Gated { gate, up, down: linear(down)?, activation }
             }
         };
+        let mut attention = Attention::of(config, layer, qkv, linear(self.output)?);
+        if let Some(bias) = bias {
+            attention = attention.with_bias(bias.clone());
+        }
         Ok(Layer {
-            attention: Attention::of(config, layer, qkv, linear(self.output)?),
+            attention,
             attention_norm: self.attention_norm(layer).map(norm).transpose()?,
             mlp,
             mlp_norm: norm(self.mlp_norm)?,
@@ -150,13 +169,43 @@ impl Encoder {
     }
 }
 
-fn matrix_spec(name: String, rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
-    let columns = Some(columns);
-    ModuleSpec { name, rows, columns, bias, form: Form::Plain, gguf: None, stacked: Vec::new() }
+/// Rows of a table of distances: half of them are of keys behind their query.
+pub(super) const BUCKETS: usize = 32;
+/// From this distance on, all have one row.
+const REACH: i64 = 128;
+
+/// The row of a key that lies `away` behind its query: one for each of the nearest, then more and more together.
+fn bucket(away: i64) -> usize {
+    const SIDE: usize = BUCKETS / 2;
+    const EXACT: usize = SIDE / 2;
+    let (side, distance) = (if away > 0 { SIDE } else { 0 }, away.unsigned_abs() as usize);
+    if distance < EXACT {
+        return side + distance;
+    }
+    // In `f32`, as the tables were trained.
+    let far = (distance as f64 / EXACT as f64).ln() as f32;
+    let whole = (REACH as f64 / EXACT as f64).ln() as f32;
+    side + (EXACT + (far / whole * (SIDE - EXACT) as f32) as usize).min(SIDE - 1)
 }
 
-fn norm_spec(name: String, rows: Dim) -> ModuleSpec {
-    ModuleSpec { name, rows, columns: None, bias: true, form: Form::Plain, gguf: None, stacked: Vec::new() }
+/// A table of distances `[buckets, H]` as attention takes it, `[H * (2 r + 1)]`.
+fn by_distance(table: &Weight) -> Result<Weight> {
+    let values = table.widened()?;
+    let heads = values.len() / BUCKETS;
+    let of = |head: usize| (-REACH..=REACH).map(move |away| (bucket(away), head));
+    let all: Vec<f32> = (0..heads).flat_map(of).map(|(bucket, head)| values[bucket * heads + head]).collect();
+    Ok(Weight::of_values(table.name(), &[all.len()], all))
+}
+
+/// A module by its name in a Hugging Face checkpoint and in GGUF.
+fn matrix_spec([name, gguf]: [String; 2], rows: Dim, columns: Dim, bias: bool) -> ModuleSpec {
+    let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() });
+    ModuleSpec { name, rows, columns: Some(columns), bias, form: Form::Plain, gguf, stacked: Vec::new() }
+}
+
+fn norm_spec(names: [String; 2], rows: Dim) -> ModuleSpec {
+    let none = Dim { field: "", size: 0 };
+    ModuleSpec { columns: None, ..matrix_spec(names, rows, none, true) }
 }
 
 /// The numbers of a model for sequence classification, by the class that its configuration names; none of another.
@@ -171,9 +220,16 @@ pub(super) fn labels(fields: &Fields<'_>) -> Result<Option<usize>> {
     Ok(Some(named.or(fields.size("num_labels", 1, 1 << 16)?).unwrap_or(2)))
 }
 
-/// The matrices of heads, which are read as numbers.
-const HEADS: &[&str] =
-    &["pooler.dense", "classifier", "classifier.dense", "classifier.out_proj", "head.dense"];
+/// The matrices that are read as numbers: those of heads, and of distances.
+const EXACT: &[&str] = &[
+    "relative_attention_bias",
+    "pooler.dense",
+    "classifier",
+    "classifier.dense",
+    "classifier.out_proj",
+    "head.dense",
+    "pre_classifier",
+];
 
 /// The dimension of what a head of `labels` gives.
 pub(super) fn labels_dim(labels: usize) -> Dim {
@@ -196,23 +252,32 @@ impl Arguments for Encoder {
     fn weights(&self) -> WeightList {
         let config = &self.config;
         let mut list = WeightList::default();
-        list.push(matrix_spec(self.words.to_owned(), config.vocab_dim(), config.hidden_dim(), false));
+        let mut table = |name: &str, gguf: &str, rows: Dim| {
+            let names = [name, gguf].map(str::to_owned);
+            list.push(matrix_spec(names, rows, config.hidden_dim(), false));
+        };
+        table(self.words, "token_embd", config.vocab_dim());
         if let Some(name) = self.positions {
-            list.push(matrix_spec(name.to_owned(), config.positions_dim(), config.hidden_dim(), false));
+            table(name, "position_embd", config.positions_dim());
         }
         if let Some((name, size)) = self.segments {
-            let rows = Dim { field: "type_vocab_size", size };
-            list.push(matrix_spec(name.to_owned(), rows, config.hidden_dim(), false));
+            table(name, "token_types", Dim { field: "type_vocab_size", size });
         }
-        list.push(norm_spec(self.embedding_norm.to_owned(), config.hidden_dim()));
+        if let Some(name) = self.relative {
+            let columns = Dim { field: "num_attention_heads", size: config.num_attention_heads };
+            let rows = Dim { field: "relative_attention_num_buckets", size: BUCKETS };
+            list.push(matrix_spec([name.to_owned(), "attn_rel_b".to_owned()], rows, columns, false));
+        }
+        let norm = |name: &str, gguf: &str| norm_spec([name, gguf].map(str::to_owned), config.hidden_dim());
+        list.push(norm(self.embedding_norm, "token_embd_norm"));
         (0..config.num_hidden_layers).for_each(|layer| self.list_layer(&mut list, layer));
         if let Some(name) = self.last_norm {
-            list.push(norm_spec(name.to_owned(), config.hidden_dim()));
+            list.push(norm(name, "output_norm"));
         }
         if let Some(head) = &self.head {
             head.list(&mut list);
-            list.set_in_mlx(InMlx { exact: HEADS, ..InMlx::default() });
         }
+        list.set_in_mlx(InMlx { exact: EXACT, ..InMlx::default() });
         list
     }
 
@@ -228,6 +293,8 @@ impl Arguments for Encoder {
 
     fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>> {
         let table = |name: &str| Ok::<_, Error>(loader.ops.matrix(&loader.matrix(name)?));
+        let bias = self.relative.map(|name| by_distance(&loader.vector(name)?)).transpose()?;
+        let bias = bias.map(|bias| loader.ops.vector(&bias));
         let layers = 0..self.config.num_hidden_layers;
         Ok(Box::new(EncoderPass {
             states: self.states(),
@@ -236,7 +303,9 @@ impl Arguments for Encoder {
             segments: self.segments.map(|(name, _)| table(name)).transpose()?,
             positions: self.positions.map(table).transpose()?,
             embedding_norm: LayerNorm::load(loader, self.embedding_norm, 0.0)?,
-            layers: layers.map(|layer| self.load_layer(loader, layer)).collect::<Result<_>>()?,
+            layers: layers
+                .map(|layer| self.load_layer(loader, layer, bias.as_ref()))
+                .collect::<Result<_>>()?,
             last_norm: self.last_norm.map(|name| LayerNorm::load(loader, name, 0.0)).transpose()?,
         }))
     }

@@ -509,7 +509,7 @@ impl Attention {
         };
         let q = self.query_norm.forward(step, &q)?;
         let q = step.rope(&q, self.head_dim, self.rotation)?; // [T, H * P]
-        let attended = step.attention(self.layer, &q, self.window, (self.scale, None), None)?;
+        let attended = step.attention(self.layer, &q, self.window, (self.scale, None), [None, None])?;
         self.output.forward(step, &attended)
     }
 }

@@ -73,6 +73,17 @@ impl Gguf {
         }
     }
 
+    /// The form of an encoder: layer norms, and what is read and not written.
+    pub const fn encoder(architecture: &'static str) -> Self {
+        Self {
+            eps: LAYER_EPS,
+            activations: &[Activation::Gelu],
+            rotates: false,
+            entries: None,
+            ..Self::plain(architecture)
+        }
+    }
+
     /// Every `general.architecture` of the family's files.
     pub fn architectures(&self) -> impl Iterator<Item = &'static str> {
         std::iter::once(self.architecture).chain(self.also)

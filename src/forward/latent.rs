@@ -330,7 +330,7 @@ impl LatentAttention {
         let nope = step.scale_queries(nope)?;
         let q = step.run(&Op::HeadLinear { x: &nope, weight: &self.keys, beside: Some(&rope) })?; // [T, H * (rank + rope_dim)]
         step.kv_write(self.layer, KvRows { k: &latent, v: &key })?;
-        let attended = step.attention(self.layer, &q, None, (self.scale, None), None)?; // [T, H * rank]
+        let attended = step.attention(self.layer, &q, None, (self.scale, None), [None, None])?; // [T, H * rank]
         let values = step.run(&Op::HeadLinear { x: &attended, weight: &self.values, beside: None })?;
         self.output.forward(step, &values)
     }

@@ -3,11 +3,13 @@
 mod afmoe;
 mod bert;
 pub mod blocks;
+mod camembert;
 mod cohere2;
 mod deepseek_v2;
 mod deepseek_v3;
 mod delta;
 mod dense;
+mod distilbert;
 mod dots1;
 mod encoder;
 mod ernie4_5;
@@ -58,6 +60,8 @@ mod mistral;
 mod mistral4;
 mod mixtral;
 mod modernbert;
+pub(crate) mod modules;
+mod mpnet;
 mod muse_glimmer_text;
 mod nemotron;
 mod nemotron_h;
@@ -81,6 +85,7 @@ mod qwen3_moe;
 mod qwen3_next;
 mod qwen3_vl_moe_text;
 mod qwen3_vl_text;
+mod roberta;
 mod seed_oss;
 mod short_conv;
 mod smollm3;
@@ -105,7 +110,7 @@ use crate::error::Result;
 use crate::json::Fields;
 use crate::json::{self, Value, quote};
 use crate::quant::Quantization;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, TensorInfo};
 use step::Step;
 
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
@@ -117,7 +122,7 @@ pub use pooling::{Pool, Pooling};
 pub use unknown::Unknown;
 
 /// The table of families, in the order that errors list them.
-pub(crate) static FAMILIES: [&Family; 66] = [
+pub(crate) static FAMILIES: [&Family; 70] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -182,6 +187,10 @@ pub(crate) static FAMILIES: [&Family; 66] = [
     &falcon_h1::FAMILY,
     &bert::FAMILY,
     &xlm_roberta::FAMILY,
+    &roberta::FAMILY,
+    &camembert::FAMILY,
+    &distilbert::FAMILY,
+    &mpnet::FAMILY,
     &modernbert::FAMILY,
     &nomic_bert::FAMILY,
 ];
@@ -462,6 +471,12 @@ impl Architecture {
     pub fn adopt(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
         let list = self.weights();
         list.adopt(checkpoint, self.prefixes)?;
+        if let Some(arguments) = Arc::get_mut(&mut self.arguments) {
+            let held = |info: &TensorInfo| {
+                info.name().starts_with("lm_head.") || info.name().starts_with("embed_out.")
+            };
+            arguments.config_mut().headless &= !checkpoint.tensors().any(held);
+        }
         if let Some(arguments) = Arc::get_mut(&mut self.arguments)
             && let Some(Quantization::Mlx(mlx)) = &mut arguments.config_mut().quantization
         {

@@ -5,14 +5,15 @@ use super::encoder::{self, Encoder, EncoderMlp, EncoderQkv};
 use super::pooling::{Head, HeadStage, Pool, Squash};
 use super::{Arguments, Family};
 use crate::config::rope::{self, RopeRules};
-use crate::config::{Config, Names, Rope, RopeScaling, Shared};
+use crate::config::{Config, Names, Shared};
 use crate::error::Result;
 use crate::json::{Fields, quote};
 
 const ROPE: RopeRules =
     RopeRules { by_layer_type: true, theta_name: "global_rope_theta", ..RopeRules::theta(160_000.0) };
 /// Of layers with a window.
-const LOCAL_ROPE: RopeRules = RopeRules { theta_name: "local_rope_theta", ..RopeRules::WHOLE };
+const LOCAL_ROPE: RopeRules =
+    RopeRules { by_layer_type: true, theta_name: "local_rope_theta", ..RopeRules::WHOLE };
 
 pub(super) static FAMILY: Family = Family {
     model_type: "modernbert",
@@ -42,10 +43,12 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     if let Some(rope) = rope::of_layer_type(fields, "full_attention", ROPE, head_dim, context)? {
         config.rope = rope;
     }
-    let local = rope::of_layer_type(fields, "sliding_attention", LOCAL_ROPE, head_dim, context)?;
-    let theta = fields.number(LOCAL_ROPE.theta_name, 1e-6, 1e12)?.unwrap_or(LOCAL_ROPE.theta);
-    let plain = Rope { theta, dims: config.rope.dims, scaling: RopeScaling::None };
-    config.set_local_rope(local.unwrap_or(plain));
+    let local = match rope::of_layer_type(fields, "sliding_attention", LOCAL_ROPE, head_dim, context)? {
+        Some(local) => local,
+        // What is said of no kind of layer is of both, but for the base.
+        None => rope::resolve(fields, LOCAL_ROPE, head_dim, context)?,
+    };
+    config.set_local_rope(local);
     config.labels = encoder::labels(fields)?;
     let head = config.labels.map(|labels| head(fields, &config, labels)).transpose()?;
     Encoder {
@@ -53,6 +56,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         words: "embeddings.tok_embeddings",
         positions: None,
         segments: None,
+        relative: None,
         embedding_norm: "embeddings.norm",
         layers: "layers",
         qkv: EncoderQkv::Fused("attn.Wqkv"),

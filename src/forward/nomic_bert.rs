@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::encoder::{Encoder, EncoderMlp, EncoderQkv};
-use super::{Arguments, Family, bert};
+use super::{Arguments, Family, Gguf, bert};
 use crate::config::rope::RopeRules;
-use crate::config::{Config, Shared, only};
+use crate::config::{Activation, Config, Shared, only};
 use crate::error::Result;
 use crate::json::{Fields, Object, Value};
 
@@ -27,7 +27,7 @@ pub(super) static FAMILY: Family = Family {
         ..bert::SHARED
     },
     arguments,
-    gguf: None,
+    gguf: Some(Gguf { rotates: true, activations: &[Activation::Silu], ..Gguf::encoder("nomic-bert") }),
     prefixes: &[("nomic_bert.", ""), ("bert.", "")],
 };
 
@@ -70,6 +70,10 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
         ["prenorm", "parallel_block", "causal", "use_rms_norm", "rotary_emb_interleaved"];
     for name in UNBUILT {
         only(fields, name, false, "no such model of this family is published")?;
+    }
+    const EVERY: &str = "moe_every_n_layers";
+    if let Some(every) = fields.size(EVERY, 0, 1024)?.filter(|&every| every > 0) {
+        return Err(fields.error(EVERY, every, "0: layers of experts are not built in this family"));
     }
     for name in ["rotary_scaling_factor", "rotary_emb_scale_base"] {
         if let Some(value) = fields.get(name) {

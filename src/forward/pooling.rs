@@ -1,17 +1,19 @@
 //! What becomes of the last hidden states where no token is to follow: one vector for a text, by what sentence-transformers writes
 //! beside a model (`modules.json`), or the numbers of a head that classifies.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::list::{Dim, ModuleSpec, WeightList};
 use crate::alloc;
 use crate::backend::cpu::kernels::reference_ops::gelu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::json::{self, Fields, Value, quote};
 use crate::weights::{Checkpoint, Form};
 
 /// What memory is taken for.
 const VECTOR: &str = "a vector of a text";
+/// What sentence-transformers calls it among what modules hand to each other.
+const VECTOR_NAME: &str = "sentence_embedding";
 /// The widest vector that a dense module makes.
 const MAX_WIDTH: usize = 1 << 20;
 
@@ -27,12 +29,28 @@ pub enum Pool {
 }
 
 impl Pool {
+    /// What it is called where one types it.
+    pub const NAMES: [&str; 3] = ["mean", "cls", "last"];
+
     /// What it is called in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mean => "mean of all tokens",
             Self::First => "the first token",
             Self::Last => "the last token",
+        }
+    }
+}
+
+impl std::str::FromStr for Pool {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "mean" => Ok(Self::Mean),
+            "cls" => Ok(Self::First),
+            "last" => Ok(Self::Last),
+            _ => Err(format!("expected one of {}", Self::NAMES.join(", "))),
         }
     }
 }
@@ -68,7 +86,7 @@ impl Squash {
     /// What is accepted of [`Self::of_class`].
     const CLASSES: &'static str = "Identity, Sigmoid, Tanh, GELU or ReLU of torch.nn";
 
-    fn of(self, x: f64) -> f64 {
+    pub(super) fn of(self, x: f64) -> f64 {
         match self {
             Self::Identity => x,
             Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
@@ -104,7 +122,7 @@ pub struct Pooling {
     pool: Pool,
     stages: Vec<Stage>,
     width: usize,
-    /// Whether the model's files say so.
+    /// Whether anybody says so.
     trained: bool,
 }
 
@@ -112,6 +130,16 @@ impl Pooling {
     /// The mean of hidden states of `width` elements, scaled to length 1: what a model that was not trained to embed has to offer.
     pub fn mean(width: usize) -> Self {
         Self { pool: Pool::Mean, stages: vec![Stage::Normalize], width, trained: false }
+    }
+
+    /// The hidden states of `pool`, scaled to length 1.
+    pub fn plain(pool: Pool, width: usize) -> Self {
+        Self { pool, trained: true, ..Self::mean(width) }
+    }
+
+    /// The same of other hidden states, as whoever loads the model says.
+    pub fn with_pool(self, pool: Pool) -> Self {
+        Self { pool, trained: true, ..self }
     }
 
     /// Which hidden states are taken.
@@ -124,7 +152,7 @@ impl Pooling {
         self.width
     }
 
-    /// Whether the model's files say how: it was trained to embed.
+    /// Whether the model's files, or whoever loads it, say how: it was trained to embed.
     pub fn is_trained(&self) -> bool {
         self.trained
     }
@@ -173,55 +201,8 @@ impl Pooling {
         vector
     }
 
-    /// What sentence-transformers' files in `dir` say of a model whose hidden states have `width` elements; none where there are no
-    /// such files, or they say nothing of it.
-    ///
-    /// # Errors
-    /// A file that is missing or malformed, and a module that is not known.
-    pub(crate) fn load(dir: &Path, width: usize) -> Result<Option<Self>> {
-        let path = dir.join("modules.json");
-        let Some(modules) = modules(&path)? else { return Ok(None) };
-        let mut made: Option<Self> = None;
-        for (i, module) in modules.iter().enumerate() {
-            let Value::Object(members) = module else {
-                return Err(Error::config(&path, format!("[{i}]"), module, "an object"));
-            };
-            let fields = Fields::new(&path, members);
-            let kind = fields.string("type")?.unwrap_or_default();
-            let name = fields.string("path")?.unwrap_or_default();
-            let wrong = |expected: &str| Error::config(&path, format!("[{i}].type"), quote(kind), expected);
-            match (kind.rsplit('.').next().unwrap_or_default(), &mut made) {
-                ("Transformer", None) => {}
-                ("Pooling", None) => made = Some(Self::read(&folder(dir, &path, name)?, width)?),
-                ("Dense", Some(pooling)) => pooling.add_dense(&folder(dir, &path, name)?)?,
-                ("Normalize", Some(pooling)) => pooling.stages.push(Stage::Normalize),
-                ("Dense" | "Normalize", None) => return Err(wrong("a Pooling before it")),
-                _ => return Err(wrong("Transformer, Pooling, Dense or Normalize, in this order")),
-            }
-        }
-        Ok(made)
-    }
-
-    /// The folders of the modules in `dir`, where there is a list of them.
-    ///
-    /// # Errors
-    /// A list that is malformed, and a name that is no folder of `dir`.
-    pub(crate) fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
-        let path = dir.join("modules.json");
-        let Some(modules) = modules(&path)? else { return Ok(Vec::new()) };
-        let mut folders = Vec::new();
-        for module in &modules {
-            let Value::Object(members) = module else { continue };
-            let fields = Fields::new(&path, members);
-            if let Some(name) = fields.string("path")?.filter(|name| !name.is_empty()) {
-                folders.push(folder(dir, &path, name)?);
-            }
-        }
-        Ok(folders)
-    }
-
     /// The module `Pooling` in `dir`.
-    fn read(dir: &Path, width: usize) -> Result<Self> {
+    pub(super) fn read(dir: &Path, width: usize) -> Result<Self> {
         let path = dir.join("config.json");
         let object = json::parse_object(&path, &json::read(&path)?)?;
         let fields = Fields::new(&path, &object);
@@ -229,6 +210,13 @@ impl Pooling {
             if let Some(got) = fields.size(name, 1, MAX_WIDTH)?.filter(|&got| got != width) {
                 return Err(fields.error(name, got, format!("{width}, the model's hidden_size")));
             }
+        }
+        if fields.flag("include_prompt")? == Some(false) {
+            tracing::warn!(
+                "{}: include_prompt is false: sentence-transformers pools a prompt's tokens in no text, and here \
+                 a prompt that is written before a text is a part of it",
+                path.display()
+            );
         }
         const FLAGS: [(&str, &str); 6] = [
             ("pooling_mode_cls_token", "cls"),
@@ -261,8 +249,13 @@ impl Pooling {
         Ok(Self { pool, stages: Vec::new(), width, trained: true })
     }
 
+    /// The module `Normalize`.
+    pub(super) fn add_normalize(&mut self) {
+        self.stages.push(Stage::Normalize);
+    }
+
     /// The module `Dense` in `dir`.
-    fn add_dense(&mut self, dir: &Path) -> Result<()> {
+    pub(super) fn add_dense(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join("config.json");
         let object = json::parse_object(&path, &json::read(&path)?)?;
         let fields = Fields::new(&path, &object);
@@ -276,6 +269,11 @@ impl Pooling {
             ));
         }
         crate::config::only(&fields, "use_residual", false, "nothing is added to what it makes")?;
+        for name in ["module_input_name", "module_output_name"] {
+            if let Some(other) = fields.string(name)?.filter(|name| *name != VECTOR_NAME) {
+                return Err(fields.error(name, quote(other), format!("{VECTOR_NAME}, the vector of a text")));
+            }
+        }
         let class = fields.string("activation_function")?.unwrap_or("torch.nn.modules.activation.Tanh");
         let squash = Squash::of_class(class)
             .ok_or_else(|| fields.error("activation_function", quote(class), Squash::CLASSES))?;
@@ -290,31 +288,6 @@ impl Pooling {
         self.width = rows;
         Ok(())
     }
-}
-
-/// The modules of a list; none where it is not there.
-fn modules(path: &Path) -> Result<Option<Vec<Value>>> {
-    if path.symlink_metadata().is_err() {
-        return Ok(None);
-    }
-    let bytes = json::read(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
-    let modules = json::strict::<Value>(text, json::ASKED)
-        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
-    match modules {
-        Value::Array(modules) => Ok(Some(modules)),
-        other => Err(Error::format(path, format!("outermost value is {other}, expected a list"))),
-    }
-}
-
-/// The folder `name` of a module.
-fn folder(dir: &Path, path: &Path, name: &str) -> Result<PathBuf> {
-    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':', '\0']);
-    let folder = dir.join(name);
-    if !plain || folder.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
-        return Err(Error::config(path, "path", quote(name), "a folder of the model's directory"));
-    }
-    Ok(folder)
 }
 
 impl Stage {
@@ -449,94 +422,4 @@ pub(crate) fn score_squash(dir: &Path, labels: usize) -> Result<Squash> {
     }
     let usual = if labels == 1 { Squash::Sigmoid } else { Squash::Identity };
     Ok(read("config.json")?.unwrap_or(usual))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A directory with `modules.json` of these types, each in a folder of its own, whose `config.json` is beside it.
-    fn model(modules: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let mut listed = Vec::new();
-        for (i, (kind, config)) in modules.iter().enumerate() {
-            let name = format!("{i}_{kind}");
-            std::fs::create_dir(dir.path().join(&name)).unwrap();
-            std::fs::write(dir.path().join(&name).join("config.json"), config).unwrap();
-            listed.push(format!(
-                r#"{{"idx": {i}, "path": "{name}", "type": "sentence_transformers.models.{kind}"}}"#
-            ));
-        }
-        std::fs::write(dir.path().join("modules.json"), format!("[{}]", listed.join(", "))).unwrap();
-        dir
-    }
-
-    #[test]
-    fn poolings_take_what_their_files_say() {
-        let sum = [3.0, 4.0];
-        for (config, pool, taken) in [
-            ("{}", Pool::Mean, [true, true, true]),
-            (
-                r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#,
-                Pool::First,
-                [true, false, false],
-            ),
-            (r#"{"embedding_dimension": 2, "pooling_mode": "lasttoken"}"#, Pool::Last, [false, false, true]),
-        ] {
-            let plain = Pooling::load(model(&[("Pooling", config)]).path(), 2).unwrap().unwrap();
-            assert_eq!((plain.pool(), plain.normalizes(), plain.is_trained()), (pool, false, true));
-            assert_eq!([0, 1, 2].map(|position| plain.takes(position, 3)), taken);
-            let by = if pool == Pool::Mean { 2.0 } else { 1.0 };
-            assert_eq!(plain.vector(&sum, 2).unwrap(), [3.0 / by, 4.0 / by]);
-            let one =
-                Pooling::load(model(&[("Pooling", config), ("Normalize", "{}")]).path(), 2).unwrap().unwrap();
-            assert!(one.normalizes());
-            assert_eq!(one.vector(&sum, 2).unwrap(), [0.6, 0.8]);
-            assert_eq!(one.shortened(vec![0.6, 0.8], 1), [1.0]);
-            assert_eq!(plain.shortened(vec![3.0, 4.0], 1), [3.0]);
-        }
-        assert_eq!(Pooling::mean(2).vector(&[0.0, 0.0], 1).unwrap(), [0.0, 0.0]);
-        assert!(Pooling::load(model(&[("Transformer", "{}")]).path(), 2).unwrap().is_none());
-        assert!(Pooling::load(tempfile::tempdir().unwrap().path(), 2).unwrap().is_none());
-    }
-
-    #[test]
-    fn what_is_not_known_is_refused_by_name() {
-        let dense = r#"{"in_features": 3, "out_features": 2, "activation_function": "torch.nn.modules.linear.Identity"}"#;
-        let other =
-            r#"{"in_features": 2, "out_features": 2, "activation_function": "torch.nn.functional.selu"}"#;
-        let cases: [(&[(&str, &str)], &str); 8] = [
-            (
-                &[("Pooling", r#"{"pooling_mode": "max"}"#)],
-                "pooling_mode is \"max\", expected one of mean, cls and lasttoken",
-            ),
-            (&[("Pooling", r#"{"pooling_mode": ["cls", "mean"]}"#)], "pooling_mode is a list of 2, expected"),
-            (
-                &[("Pooling", r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#)],
-                "pooling_mode_mean_tokens is true beside another",
-            ),
-            (
-                &[("Pooling", r#"{"word_embedding_dimension": 3}"#)],
-                "word_embedding_dimension is 3, expected 2",
-            ),
-            (&[("Pooling", "{}"), ("Dense", dense)], "in_features is 3, expected 2, what comes before it"),
-            (&[("Pooling", "{}"), ("Dense", other)], "activation_function is \"torch.nn.functional.selu\""),
-            (&[("Normalize", "{}")], "expected a Pooling before it"),
-            (
-                &[("CNN", "{}")],
-                "[0].type is \"sentence_transformers.models.CNN\", expected Transformer, Pooling",
-            ),
-        ];
-        for (modules, expected) in cases {
-            let error = Pooling::load(model(modules).path(), 2).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-        for name in ["..", "/tmp", "a/b", ""] {
-            let dir = tempfile::tempdir().unwrap();
-            let listed = format!(r#"[{{"path": "{name}", "type": "x.Pooling"}}]"#);
-            std::fs::write(dir.path().join("modules.json"), listed).unwrap();
-            let error = Pooling::load(dir.path(), 2).unwrap_err().to_string();
-            assert!(error.contains("a folder of the model's directory"), "{error}");
-        }
-    }
 }

@@ -234,7 +234,7 @@ impl<'a> Step<'a> {
         q: &Tensor,
         window: Option<usize>,
         (scale, soft_cap): (f32, Option<f32>),
-        sinks: Option<&PreparedVector>,
+        [sinks, bias]: [Option<&PreparedVector>; 2],
     ) -> Result<Tensor> {
         let index = match self.masks.iter().position(|(of, _)| *of == window) {
             Some(index) => index,
@@ -252,7 +252,7 @@ impl<'a> Step<'a> {
         let mask = &self.masks[index].1;
         let kv: SmallVec<[&LayerState; 16]> =
             self.batch.runs.iter().map(|run| self.sequences[run.sequence].kv.layer(layer)).collect();
-        self.ops.run1(&Op::Attention { q, kv: &kv, mask, scale, soft_cap, sinks })
+        self.ops.run1(&Op::Attention { q, kv: &kv, mask, scale, soft_cap, sinks, bias })
     }
 
     /// `act(x)`.

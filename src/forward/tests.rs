@@ -1,4 +1,5 @@
 mod delta;
+mod encoders;
 mod gemma3n;
 
 use std::path::{Path, PathBuf};

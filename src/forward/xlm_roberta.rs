@@ -8,12 +8,17 @@ use crate::config::{Config, Shared};
 use crate::error::Result;
 use crate::json::Fields;
 
-pub(super) static FAMILY: Family = Family {
+pub(super) const SHARED: Shared = Shared { bos: Some(0), eos: &[2], ..bert::SHARED };
+
+pub(super) static FAMILY: Family = ROBERTA;
+
+/// What its kin share, but for names and sizes.
+pub(super) const ROBERTA: Family = Family {
     model_type: "xlm-roberta",
-    shared: Shared { bos: Some(0), eos: &[2], ..bert::SHARED },
+    shared: SHARED,
     arguments,
     gguf: None,
-    prefixes: &[("roberta.", "")],
+    prefixes: &[("roberta.", ""), bert::OLD_NORMS[0], bert::OLD_NORMS[1]],
 };
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
@@ -25,21 +30,24 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         return Err(fields.error("pad_token_id", padding, expected));
     }
     let mut encoder = bert::described(fields, config)?;
-    encoder.head = encoder.config.labels.map(|labels| {
-        let hidden = || encoder.config.hidden_dim();
-        let dense = HeadStage::Dense {
-            module: "classifier.dense",
-            rows: hidden(),
-            columns: hidden(),
-            squash: Squash::Tanh,
-        };
-        let out = HeadStage::Dense {
-            module: "classifier.out_proj",
-            rows: encoder::labels_dim(labels),
-            columns: hidden(),
-            squash: Squash::Identity,
-        };
-        Head { pool: Pool::First, stages: vec![dense, out] }
-    });
+    encoder.head = encoder.config.labels.map(|labels| head(&encoder.config, labels));
     encoder.boxed()
+}
+
+/// What classifies by the first token, in two layers.
+pub(super) fn head(config: &Config, labels: usize) -> Head {
+    let hidden = || config.hidden_dim();
+    let dense = HeadStage::Dense {
+        module: "classifier.dense",
+        rows: hidden(),
+        columns: hidden(),
+        squash: Squash::Tanh,
+    };
+    let out = HeadStage::Dense {
+        module: "classifier.out_proj",
+        rows: encoder::labels_dim(labels),
+        columns: hidden(),
+        squash: Squash::Identity,
+    };
+    Head { pool: Pool::First, stages: vec![dense, out] }
 }

@@ -10,7 +10,9 @@ use crate::engine::{
     Answer, CancelOnDrop, EmbedRequest, Request, RequestKind, RowSink, ScoreRequest, receive,
 };
 use crate::error::{Error, Result};
-use crate::forward::{Pooling, score_squash};
+use crate::forward::modules::{self, Made};
+use crate::forward::{Pool, Pooling};
+use crate::weights::gguf::Metadata;
 
 /// What memory is taken for.
 const TOKENS: &str = "the tokens of a prompt";
@@ -22,21 +24,84 @@ impl ModelFiles {
     /// A file that is malformed, and a module that is not known.
     pub fn pooling(&self) -> Result<Pooling> {
         let width = self.config().hidden_size;
-        let own = match self.path.is_dir() {
-            true => Pooling::load(&self.path, width)?,
-            false => None,
-        };
-        Ok(own.unwrap_or_else(|| Pooling::mean(width)))
+        if let Some(pool) =
+            self.checkpoint.gguf().map(|metadata| pool_of_metadata(metadata)).transpose()?.flatten()
+        {
+            // Files of this kind do not say how long a vector is; llama.cpp's server makes all of length 1.
+            return Ok(Pooling::plain(pool, width));
+        }
+        Ok(match self.made()? {
+            Some(Made::Vectors(pooling)) => pooling,
+            Some(Made::Scores(_)) | None => Pooling::mean(width),
+        })
     }
 
-    /// How a pair of texts becomes a score, where the model is a cross-encoder.
-    ///
-    /// # Errors
-    /// A weight that is missing, and a function of the score that is not known.
-    pub fn ranking(&self) -> Result<Option<Pooling>> {
-        let (Some(head), Some(1)) = (self.architecture.head(), self.config().labels) else { return Ok(None) };
-        head.load(&self.checkpoint, score_squash(&self.path, 1)?).map(Some)
+    /// Warns of what is not followed, or not said, of vectors made by `pooling`.
+    pub(super) fn warn_of_vectors(&self, pooling: &Pooling) {
+        let (name, encoder) = (self.name(), self.config().bidirectional);
+        if !pooling.is_trained() && encoder && self.config().labels.is_none() {
+            tracing::warn!(
+                "{name}: no file says how it pools: vectors are the mean of all tokens, scaled to length 1; \
+                 --pooling mean, cls or last says it"
+            );
+        }
+        if !self.path.is_dir() || !matches!(self.made(), Ok(Some(Made::Vectors(_)))) {
+            return;
+        }
+        if let Ok(Some((prompt, text))) = modules::default_prompt(&self.path) {
+            let text = crate::json::quote(&text);
+            tracing::warn!(
+                "{name}: sentence-transformers writes the prompt {text} ({prompt}) before each text where nobody names \
+                 another; here it is the client's to write"
+            );
+        }
+        let config = modules::members(&self.path, "config.json").unwrap_or_default();
+        if let Some(code) = config.get("auto_map").and_then(|map| map["AutoModel"].as_str())
+            && !encoder
+        {
+            let code = crate::json::quote(code);
+            tracing::warn!(
+                "{name}: its vectors are made for code of its own ({code}), which is not run: where that lets tokens see \
+                 those behind them, they are others here (is_causal: false in config.json says so)"
+            );
+        }
     }
+
+    /// The tokens that a text is cut to where one asks for it, and says no number: what sentence-transformers cuts it to, as far as
+    /// `context` goes.
+    pub(super) fn cut_length(&self, context: usize) -> usize {
+        let length = |file: &str, name: &str| {
+            let members = modules::members(&self.path, file).ok().filter(|_| self.path.is_dir())?;
+            let length = members.get(name).and_then(serde_json::Value::as_u64)?;
+            usize::try_from(length).ok().filter(|&length| length > 0)
+        };
+        let said = length("sentence_bert_config.json", "max_seq_length");
+        let said = said.or_else(|| length("tokenizer_config.json", "model_max_length"));
+        said.map_or(context, |length| length.min(context))
+    }
+
+    /// What sentence-transformers' files beside the model make of it.
+    pub(super) fn made(&self) -> Result<Option<Made>> {
+        match self.path.is_dir() {
+            true => modules::load(&self.path, self.config().hidden_size, self.config().vocab_size),
+            false => Ok(None),
+        }
+    }
+}
+
+/// Which hidden states a GGUF file says are pooled; none where it says nothing of it.
+///
+/// # Errors
+/// [`Error::Config`] for a way that is not known, or makes no vector.
+fn pool_of_metadata(metadata: &Metadata) -> Result<Option<Pool>> {
+    let key = format!("{}.pooling_type", metadata.string("general.architecture")?.unwrap_or_default());
+    Ok(match metadata.uint(&key)? {
+        None | Some(0) => None,
+        Some(1) => Some(Pool::Mean),
+        Some(2) => Some(Pool::First),
+        Some(3) => Some(Pool::Last),
+        Some(_) => return Err(metadata.refuse(&key, "1 (mean), 2 (cls) or 3 (last)")),
+    })
 }
 
 impl Model {
@@ -71,14 +136,15 @@ impl Model {
     /// No dimension, more than there are, and fewer of a model that was not trained to embed.
     pub fn shortened(&self, vector: Vec<f32>, dimensions: usize) -> Result<Vec<f32>> {
         self.check_dimensions(dimensions)?;
-        Ok(self.pooling.shortened(vector, dimensions))
+        Ok(self.pooling()?.shortened(vector, dimensions))
     }
 
     /// Refuses a number of dimensions that [`Self::shortened`] does.
     pub(crate) fn check_dimensions(&self, dimensions: usize) -> Result<()> {
-        let width = self.pooling.width();
-        if dimensions == 0 || dimensions > width || dimensions < width && !self.pooling.is_trained() {
-            let expected = match self.pooling.is_trained() {
+        let pooling = self.pooling()?;
+        let width = pooling.width();
+        if dimensions == 0 || dimensions > width || dimensions < width && !pooling.is_trained() {
+            let expected = match pooling.is_trained() {
                 true => "at least 1, and no more than the model's vectors have",
                 false => "all that a vector has: no file of this model says that it was trained to embed",
             };
@@ -92,8 +158,21 @@ impl Model {
     }
 
     /// How a text becomes a vector.
-    pub fn pooling(&self) -> &Pooling {
-        &self.pooling
+    ///
+    /// # Errors
+    /// [`Error::Task`] of a model whose files say so in a way that is not known.
+    pub fn pooling(&self) -> Result<&Arc<Pooling>> {
+        self.pooling.as_ref().map_err(|what| self.cannot(what))
+    }
+
+    /// The tokens that a text is cut to where one asks for it, and says no number: what the model's files say, else its context.
+    pub fn cut_length(&self) -> usize {
+        self.cut_length
+    }
+
+    /// What this model is not for, and why.
+    pub(super) fn cannot(&self, what: &str) -> Error {
+        Error::Task { model: self.info.name.clone(), what: what.to_owned() }
     }
 
     /// Begins to embed `tokens`; the vector goes to `take` on the engine's thread, which it must not block. Dropping what is
@@ -106,71 +185,12 @@ impl Model {
         tokens: Vec<u32>,
         take: impl FnOnce(Result<Vec<f32>>) + Send + 'static,
     ) -> Result<CancelOnDrop> {
-        let (pooling, answer) = (Arc::clone(&self.pooling), Answer::new(take));
+        let (pooling, answer) = (Arc::clone(self.pooling()?), Answer::new(take));
         self.submit(tokens, RequestKind::Embed(EmbedRequest { pooling, second: usize::MAX, answer }))
     }
 
-    /// How well `document` answers `query`, as a cross-encoder scores them: the larger, the better. What the number means is the
-    /// model's own; most give one from 0 to 1.
-    ///
-    /// # Errors
-    /// [`Error::Task`] of a model that is no cross-encoder; those of the tokenizer, and of [`Self::embed`].
-    pub fn rank(&self, query: &str, document: &str) -> Result<f32> {
-        let pair = self.encode_pair(query, document, true)?;
-        let (sender, answers) = channel();
-        let _asked = self.start_rank(pair, move |score| drop(sender.send(score)))?;
-        receive(&answers)?
-    }
-
-    /// The tokens of a query and a document, and where those of the second begin. Special tokens that are written in them are
-    /// read as such where `parse` says so.
-    ///
-    /// # Errors
-    /// As [`Self::rank`], before anything is computed.
-    pub(crate) fn encode_pair(&self, query: &str, document: &str, parse: bool) -> Result<(Vec<u32>, usize)> {
-        self.check_ranks()?;
-        self.check_length(query)?;
-        self.check_length(document)?;
-        self.tokenizer()?.encode_pair(query, document, parse)
-    }
-
-    /// Begins to score what [`Self::encode_pair`] gave, otherwise as [`Self::start_embed`].
-    ///
-    /// # Errors
-    /// As [`Self::rank`].
-    pub(crate) fn start_rank(
-        &self,
-        (tokens, second): (Vec<u32>, usize),
-        take: impl FnOnce(Result<f32>) + Send + 'static,
-    ) -> Result<CancelOnDrop> {
-        let pooling = Arc::clone(self.ranking()?);
-        let answer = Answer::new(move |vector: Result<Vec<f32>>| {
-            take(vector.map(|vector| vector.first().copied().unwrap_or_default()));
-        });
-        self.submit(tokens, RequestKind::Embed(EmbedRequest { pooling, second, answer }))
-    }
-
-    /// Refuses a model that is no cross-encoder.
-    pub(crate) fn check_ranks(&self) -> Result<()> {
-        self.ranking().map(drop)
-    }
-
-    /// What makes a score of a pair.
-    ///
-    /// # Errors
-    /// [`Error::Task`] of a model that is no cross-encoder.
-    fn ranking(&self) -> Result<&Arc<Pooling>> {
-        self.ranking.as_ref().ok_or_else(|| {
-            let what = match self.info.config.labels {
-                Some(_) => "it gives several numbers for a pair of texts, and no one score of them",
-                None => "it is no cross-encoder, and has no score for a pair of texts",
-            };
-            Error::Task { model: self.info.name.clone(), what }
-        })
-    }
-
     /// Queues tokens that nothing is generated from.
-    fn submit(&self, tokens: Vec<u32>, kind: RequestKind) -> Result<CancelOnDrop> {
+    pub(super) fn submit(&self, tokens: Vec<u32>, kind: RequestKind) -> Result<CancelOnDrop> {
         self.check_tokens(&tokens)?;
         self.engine.check_memory(tokens.len(), 0)?;
         let asked = CancelOnDrop::default();

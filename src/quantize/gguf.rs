@@ -421,6 +421,8 @@ mod tests {
                 "nemotron_h",
                 "mamba2",
                 "falcon_h1",
+                "bert",
+                "nomic_bert",
             ]
         );
         let experts: Vec<_> = written.into_iter().filter(|(_, gguf)| gguf.experts.is_some()).collect();

@@ -43,6 +43,19 @@ impl Prompt {
             Self::Tokens(ids) => Ok(ids),
         }
     }
+
+    /// The same, of which those behind the first `most` are left out, where there is such a number; of a text they are counted with those
+    /// that are put around it.
+    pub fn encode_cut(self, model: &Model, parse: bool, most: Option<usize>) -> crate::Result<Vec<u32>> {
+        match (self, most) {
+            (Self::Text(text), Some(most)) => model.tokenizer()?.encode_cut(&text, parse, most),
+            (Self::Tokens(mut ids), Some(most)) => {
+                ids.truncate(most);
+                Ok(ids)
+            }
+            (this, None) => this.encode(model, parse),
+        }
+    }
 }
 
 /// A string, token ids, or a list of at most `most` of either.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use super::beside::Beside;
 use super::completions::prompts;
+use super::cut;
 use super::failure::{Failure, json_body};
 use super::params::IGNORED;
 use super::request::{Reply, fields};
@@ -36,6 +37,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     if let Some(dimensions) = dimensions {
         app.model.check_dimensions(dimensions)?;
     }
+    let most = cut::most_tokens(&mut fields, &app.model)?;
     fields.ignore(&IGNORED);
     fields.finish()?;
     let mut beside: Beside<Vec<f32>> = Beside::new(&app)?;
@@ -44,7 +46,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let (mut encoded, several) = (Vec::new(), prompts.len() > 1);
     for (index, prompt) in prompts.into_iter().enumerate() {
         // Each by itself, so that a client that goes away is noticed in between.
-        let ids = app.apart(move |model| prompt.encode(model, parse)).await;
+        let ids = app.apart(move |model| prompt.encode_cut(model, parse, most)).await;
         let checked = ids.and_then(|ids| Ok(app.model.check_tokens(&ids).map(|()| ids)?));
         let named = |failure: Failure| if several { failure.of_item("input", index) } else { failure };
         encoded.push(checked.map_err(named)?);
@@ -69,7 +71,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         "object": "list",
         "data": data,
         "model": app.name,
-        "pooling": said(app.model.pooling()),
+        "pooling": said(app.model.pooling()?),
         "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
     })))
 }

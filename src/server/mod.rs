@@ -8,6 +8,7 @@ mod budget;
 mod chat;
 mod completions;
 mod connection;
+mod cut;
 mod embeddings;
 mod failure;
 mod forms;

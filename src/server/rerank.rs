@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use super::beside::Beside;
+use super::cut;
 use super::embeddings::MAX_INPUTS;
 use super::failure::{Failure, json_body};
 use super::json::{Fields, shown};
 use super::params::IGNORED;
 use super::request::{Reply, fields};
 use crate::alloc;
+use crate::text::Cut;
 
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
@@ -26,7 +28,9 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         .whole("top_n", 1, u64::MAX)?
         .map_or(usize::MAX, |top| usize::try_from(top).unwrap_or(usize::MAX));
     let with_documents = fields.flag("return_documents")?.unwrap_or(false);
-    let parse = fields.flag("parse_special")?.unwrap_or(true);
+    let parse = fields.flag("parse_special")?;
+    let second = fields.whole("max_tokens_per_doc", 1, 1 << 30)?.map(|most| most as usize);
+    let cut = Cut { most: cut::most_tokens(&mut fields, &app.model)?, second };
     fields.ignore(&IGNORED);
     fields.finish()?;
     let mut beside: Beside<f32> = Beside::new(&app)?;
@@ -34,7 +38,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     for (index, document) in documents.iter().enumerate() {
         scores.extend(beside.room().await?);
         let (query, document) = (Arc::clone(&query), alloc::text_of(document, "a document")?);
-        let pair = app.apart(move |model| model.encode_pair(&query, &document, parse)).await;
+        let pair = app.apart(move |model| model.encode_pair_cut(&query, &document, parse, cut)).await;
         let checked = pair.and_then(|pair| Ok(app.model.check_tokens(&pair.0).map(|()| pair)?));
         let pair = checked.map_err(|failure| failure.of_item("documents", index))?;
         tokens += pair.0.len();

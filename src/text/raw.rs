@@ -96,6 +96,16 @@ pub(super) struct Model<'a> {
     max_input_chars_per_word: Option<u64>,
 }
 
+impl Model<'_> {
+    /// Whether it is WordPiece's, which some old files do not name.
+    pub(super) fn is_word_pieces(&self) -> bool {
+        match self.kind.as_deref() {
+            Some(kind) => kind == "WordPiece",
+            None => self.max_input_chars_per_word.is_some(),
+        }
+    }
+}
+
 /// A text, in the file where it has no escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -211,6 +211,11 @@ impl ChatTemplate {
         self.protected.holds(text)
     }
 
+    /// What it is written as.
+    pub(crate) fn source(&self) -> &str {
+        self.source_for(false)
+    }
+
     pub(super) fn source_for(&self, tools: bool) -> &str {
         match self.named.get("tool_use") {
             Some(source) if tools && !self.selected => source,

@@ -1,5 +1,7 @@
 //! `tokenizer.json` through `tokenizers`, behind checks that the library does not make.
 
+mod cut;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,11 +24,13 @@ use super::growth::Growth;
 use super::longest::Longest;
 use super::message::Rendered;
 use super::raw::{self, Decoder};
+use super::rebuilt::Rebuilt;
 use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use super::steps::{Normalizers, PreTokenizers};
 use crate::error::{caught, panic_text};
 use crate::{Error, Result, alloc, json};
+pub use cut::Cut;
 
 /// The longest text that is encoded, in bytes: four times a server's body.
 const MAX_TEXT: usize = 32 << 20;
@@ -131,18 +135,19 @@ impl Tokenizer {
     /// [`Error::Format`] for anything but UTF-8 JSON nested at most 32 deep, for a key, an id or a token given twice, what
     /// makes texts over 64 times longer or repeats them, and whatever the library refuses.
     pub fn from_bytes(path: &Path, bytes: &[u8], embedding_rows: usize) -> Result<Self> {
-        Self::read(path, bytes, embedding_rows, &SpecialTokens::default())
+        Self::read(path, bytes, embedding_rows, &Default::default())
     }
 
-    /// As [`Self::from_bytes`], with what other files say of special tokens.
+    /// As [`Self::from_bytes`], with what other files say of special tokens and of steps.
     pub(crate) fn read(
         path: &Path,
         bytes: &[u8],
         embedding_rows: usize,
-        beside: &SpecialTokens,
+        (special, rebuilt): &(SpecialTokens, Rebuilt),
     ) -> Result<Self> {
-        let file: raw::File = json::parse_typed(path, bytes, json::LONG)?;
-        Self::of(path, file, Some(bytes), embedding_rows, beside)
+        let mut file: raw::File = json::parse_typed(path, bytes, json::LONG)?;
+        rebuilt.apply(file.model.is_word_pieces(), &mut file.normalizer, &mut file.pre_tokenizer);
+        Self::of(path, file, Some(bytes), embedding_rows, special)
     }
 
     /// A byte-pair tokenizer whose long lists are not JSON: `head` is a `tokenizer.json` with an empty vocabulary and no
@@ -346,22 +351,7 @@ impl Tokenizer {
     /// # Errors
     /// Those of [`Self::encode`], and a post-processor that mixes the two.
     pub fn encode_pair(&self, first: &str, second: &str, parse: bool) -> Result<(Vec<u32>, usize)> {
-        self.check_length(first)?;
-        self.check_length(second)?;
-        let (first, second) = (alloc::text_of(first, TEXT)?, alloc::text_of(second, TEXT)?);
-        self.patiently(first.len() + second.len(), move |this| {
-            let written = if this.0.finder.is_match(&*first) { &first } else { &second };
-            let encoder = if parse { &this.0.trusting } else { this.literal(written)? };
-            let encoding = guard("encode", || encoder.encode_fast((first.as_str(), second.as_str()), true))?;
-            let of = encoding.get_type_ids();
-            let begins = of.iter().position(|&of| of != 0);
-            if begins.is_some_and(|at| of[at..].iter().any(|&of| of != 1)) {
-                let what =
-                    "post_processor: tokens of a pair are not of its first text and then of its second";
-                return Err(Error::Tokenizer(what.into()));
-            }
-            Ok((alloc::copy_of(encoding.get_ids(), IDS)?, begins.unwrap_or(usize::MAX)))
-        })
+        self.encode_pair_cut(first, second, parse, Cut::default())
     }
 
     /// Encodes a rendered chat template. Nothing is added: a template writes BOS itself. Its special tokens are

@@ -168,3 +168,93 @@ fn an_item_that_cannot_be_is_named_before_any_is_computed() {
         assert!(said.starts_with("documents[1]: the prompt has "), "{said}");
     }
 }
+
+#[test]
+fn texts_that_are_too_long_are_cut_where_one_asks() {
+    let server = server("bert-mean");
+    let long = "cat ".repeat(500);
+    let vector = |body: Value| {
+        let answer = server.post("/v1/embeddings", &body).ok();
+        (floats(&answer["data"][0]["embedding"]), answer["usage"]["prompt_tokens"].as_u64().unwrap())
+    };
+    let (whole, tokens) = vector(json!({ "input": long, "truncate": true }));
+    assert_eq!(tokens, 400);
+    for asked in [
+        json!({ "truncate": "END" }),
+        json!({ "truncate_prompt_tokens": -1 }),
+        json!({ "truncate_prompt_tokens": 400 }),
+    ] {
+        let mut body = json!({ "input": long });
+        body.as_object_mut().unwrap().extend(asked.as_object().unwrap().clone());
+        assert_eq!(vector(body), (whole.clone(), 400), "{asked}");
+    }
+    let (_, few) = vector(json!({ "input": [long], "truncate_prompt_tokens": 7 }));
+    assert_eq!(few, 7);
+    let ids: Vec<u32> = (5..100).collect();
+    assert_eq!(
+        vector(json!({ "input": ids, "truncate_prompt_tokens": 3 })),
+        vector(json!({ "input": [5, 6, 7] }))
+    );
+    for (body, expected) in [
+        (json!({ "input": ["a", long] }), "input[1]: the prompt has "),
+        (json!({ "input": ["a", long], "truncate": false }), "input[1]: the prompt has "),
+        (json!({ "input": "a", "truncate": "START" }), "truncate: expected true, false, NONE or END"),
+        (
+            json!({ "input": "a", "truncate": true, "truncation_direction": "Left" }),
+            "truncation_direction: expected Right",
+        ),
+        (
+            json!({ "input": "a", "truncate_prompt_tokens": 401 }),
+            "truncate_prompt_tokens: expected a whole number from 1 to 400",
+        ),
+        (
+            json!({ "input": ["a", "b c"], "truncate_prompt_tokens": 1 }),
+            "input[0]: prompt: it is cut to 1 tokens, and 2 are put around it",
+        ),
+    ] {
+        let answer = server.post("/v1/embeddings", &body);
+        let said = answer.refusal(400);
+        assert!(said.starts_with(expected), "{said}");
+    }
+    let server = self::server("bert-cross");
+    let body = json!({ "query": "a", "documents": ["b", long] });
+    assert!(server.post("/v1/rerank", &body).refusal(400).starts_with("documents[1]: the prompt has "));
+    for (name, value, tokens) in
+        [("max_tokens_per_doc", json!(9), 5 + 13), ("truncate", json!(true), 5 + 400)]
+    {
+        let mut body = body.clone();
+        body[name] = value;
+        let answer = server.post("/v2/rerank", &body).ok();
+        assert_eq!(answer["usage"]["total_tokens"].as_u64(), Some(tokens), "{name}");
+    }
+}
+
+#[test]
+fn a_decoder_scores_by_what_it_would_say_next() {
+    for name in ["qwen3-judge-cross", "qwen3-word-cross"] {
+        let server = server(name);
+        let (pairs, scores) = (texts(name), expected(name, "scores").concat());
+        let documents: Vec<&Value> = pairs.as_array().unwrap().iter().take(6).map(|pair| &pair[1]).collect();
+        let body = json!({ "query": pairs[0][0], "documents": documents, "parse_special": true });
+        let answer = server.post("/v1/rerank", &body).ok();
+        for result in answer["results"].as_array().unwrap() {
+            let index = result["index"].as_u64().unwrap() as usize;
+            near(&[result["relevance_score"].as_f64().unwrap() as f32], &[scores[index]]);
+        }
+        // And still generates.
+        let body = json!({ "prompt": "a", "max_tokens": 2 });
+        assert_eq!(server.post("/v1/completions", &body).ok()["usage"]["completion_tokens"], 2);
+    }
+}
+
+#[test]
+fn whoever_serves_a_model_may_say_how_it_pools() {
+    let path = folder("bert-mean");
+    let server = Server::start(&[path.to_str().unwrap(), "--pooling", "cls"]);
+    let answer = server.post("/v1/embeddings", &json!({ "input": "a" })).ok();
+    assert_eq!(answer["pooling"], "the first token, scaled to length 1");
+    let wanted = floats(
+        &self::server("bert-mean").post("/v1/embeddings", &json!({ "input": "a" })).ok()["data"][0]["embedding"],
+    );
+    assert_ne!(floats(&answer["data"][0]["embedding"]), wanted);
+}

@@ -358,13 +358,14 @@ impl Backend for CpuBackend {
                 let tables = rope::Rope { width, head_dim, dims: rope.dims, cos: &rope.cos, sin: &rope.sin };
                 self.filled(x.shape(), |out| rope::rope(pool, isa, tables, x.data(), out))?
             }
-            Op::Attention { q, kv, mask, scale, soft_cap, sinks } => {
+            Op::Attention { q, kv, mask, scale, soft_cap, sinks, bias } => {
                 let sinks = sinks.map(CpuVector::values).transpose()?;
+                let bias = bias.map(CpuVector::values).transpose()?;
                 let runs = kv.iter().zip(&mask.runs);
                 let runs: Vec<AttentionRun<'_>> =
                     runs.map(|(kv, run)| AttentionRun { row: run.row, len: run.len, kv }).collect();
                 let visible = &mask.visible;
-                let call = Attention { q: q.data(), runs: &runs, visible, scale, soft_cap, sinks };
+                let call = Attention { q: q.data(), runs: &runs, visible, scale, soft_cap, sinks, bias };
                 let shape = &op.output_shapes()[0];
                 let mut out = self.buffers.take(shape.iter().product())?;
                 attention(pool, isa, call, &mut out, &mut self.attention.borrow_mut())?;

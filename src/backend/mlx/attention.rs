@@ -26,6 +26,8 @@ struct Scores<'a> {
     soft_cap: Option<f32>,
     /// `[H]`, in the type of activations.
     sinks: Option<&'a Array>,
+    /// `[1, KH, G * len, keys]`, which is added to them.
+    bias: Option<&'a Array>,
 }
 
 impl MlxBackend {
@@ -36,10 +38,12 @@ impl MlxBackend {
         kv: &[&MlxKv],
         mask: &Mask,
         (scale, soft_cap): (f32, Option<f32>),
-        sinks: Option<&MlxVector>,
+        vectors: [Option<&MlxVector>; 2],
     ) -> Result<MlxTensor> {
         let rows = q.shape()[0];
-        let sinks = sinks.map(|sinks| self.typed((*sinks.array()?).clone())).transpose()?;
+        let [sinks, bias] =
+            vectors.map(|vector| vector.map(|vector| self.typed((*vector.array()?).clone())).transpose());
+        let (sinks, bias) = (sinks?, bias?);
         let sinks = sinks.as_ref();
         let masks = self.masks(mask)?;
         let mut outputs = SmallVec::<[MlxTensor; 1]>::new();
@@ -47,7 +51,12 @@ impl MlxBackend {
             // What one token sees is a range of keys: a slice says it without a mask.
             let visible = if run.len == 1 { mask.visible[run.row].clone() } else { 0..kv.len() };
             let mask = masks.as_ref().and_then(|masks| masks[i].as_ref());
-            let scores = Scores { mask, scale, soft_cap, sinks };
+            let bias = bias.as_ref().map(|bias| {
+                let (kv_heads, heads) = (kv.shape().heads, q.shape()[1] / kv.shape().k_dim);
+                self.by_distance(bias, [kv_heads, heads], run, visible.clone())
+            });
+            let bias = bias.transpose()?;
+            let scores = Scores { mask, scale, soft_cap, sinks, bias: bias.as_ref() };
             let cached = match kv.cached(&self.graph, visible)? {
                 Cached::Floats([keys, values]) => Cached::Floats([self.typed(keys)?, self.typed(values)?]),
                 codes @ Cached::Codes(_) => codes,
@@ -85,7 +94,9 @@ impl MlxBackend {
         // MLX's CPU device has no kernel of its own: for one token, whose query heads are rows to their key head, this is
         // half of the nodes that MLX composes it of.
         let whole = match cached {
-            Cached::Floats(floats) if scores.soft_cap.is_none() && (!single || self.device.gpu) => {
+            Cached::Floats(floats)
+                if scores.soft_cap.is_none() && scores.bias.is_none() && (!single || self.device.gpu) =>
+            {
                 Some(floats)
             }
             _ => None,
@@ -148,6 +159,9 @@ impl MlxBackend {
             let bent = ops::divide(&weights, &*cap).and_then(ops::tanh).map_err(fail)?;
             weights = graph.multiply(&bent, &cap)?;
         }
+        if let Some(bias) = scores.bias {
+            weights = graph.add(&weights, &graph.astype(bias, weights.dtype())?)?;
+        }
         if let Some(mask) = scores.mask {
             let [_, kv_heads, rows, keys] = *weights.shape() else {
                 return Err(crate::Error::shape("attention", "scores have not four dimensions"));
@@ -185,6 +199,29 @@ impl MlxBackend {
                 }
             }
         }
+    }
+
+    /// What heads add to the scores of `keys` for the queries of a run: `[H * (2 r + 1)]` → `[1, KH, G * len, keys]`.
+    fn by_distance(
+        &self,
+        bias: &Array,
+        [kv_heads, heads]: [usize; 2],
+        run: &Run,
+        keys: std::ops::Range<usize>,
+    ) -> Result<Array> {
+        let (graph, count) = (&self.graph, keys.len());
+        let span = bias.size() / heads.max(1);
+        let places: Vec<u32> = (run.start..run.end())
+            .flat_map(|query| {
+                let place =
+                    move |key: usize| (key + span / 2).saturating_sub(query).min(span.saturating_sub(1));
+                keys.clone().map(move |key| place(key) as u32)
+            })
+            .collect();
+        let places = Array::from_slice(&places, &dims::of(&[places.len()])?);
+        let table = graph.transpose(&graph.reshape(bias, &dims::of(&[heads, span])?)?, &[1, 0])?; // [2 r + 1, H]
+        let taken = graph.transpose(&graph.take(&table, &places)?, &[1, 0])?; // [H, len * keys]
+        graph.reshape(&taken, &dims::of(&[1, kv_heads, heads / kv_heads.max(1) * run.len, count])?)
     }
 
     /// Queries in `f32`, followed by zeros where a cache's heads are filled up.

@@ -129,8 +129,8 @@ impl MlxBackend {
                 self.rows(self.typed(self.graph.multiply(&bent, &cap)?)?, x.shape())
             }
             Op::Rope { x, head_dim, rope } => self.rope(x, head_dim, rope)?,
-            Op::Attention { q, kv, mask, scale, soft_cap, sinks } => {
-                self.attention(q, kv, mask, (scale, soft_cap), sinks)?
+            Op::Attention { q, kv, mask, scale, soft_cap, sinks, bias } => {
+                self.attention(q, kv, mask, (scale, soft_cap), [sinks, bias])?
             }
             Op::TakeRows { x, rows } => {
                 let indices: Vec<u32> = rows.iter().map(|&row| row as u32).collect();

@@ -124,13 +124,22 @@ impl<B: Operands> Op<'_, B> {
                 }
                 Ok(())
             }
-            Self::Attention { q, kv, mask, sinks, .. } => {
+            Self::Attention { q, kv, mask, sinks, bias, soft_cap, .. } => {
                 let (rows, width) = matrix::<B>(op, q)?;
                 if mask.visible.len() != rows || mask.runs.iter().map(|run| run.len).sum::<usize>() != rows {
                     return refuse(format!("the mask has {} rows, q {rows}", mask.visible.len()));
                 }
                 if kv.len() != mask.runs.len() {
                     return refuse(format!("{} caches for {} runs", kv.len(), mask.runs.len()));
+                }
+                if let (Some(bias), Some(layer)) = (bias, kv.first()) {
+                    let heads = width.checked_div(layer.shape().k_dim).unwrap_or(0);
+                    let odd = |all: usize| all.is_multiple_of(heads) && !(all / heads).is_multiple_of(2);
+                    let is_odd = matches!(*bias.shape(), [all] if heads > 0 && odd(all));
+                    if !is_odd || soft_cap.is_some() {
+                        let what = "expected an odd number for each head, and no cap of scores";
+                        return refuse(format!("the bias is {:?} for {heads} heads, {what}", bias.shape()));
+                    }
                 }
                 if let (Some(sinks), Some(layer)) = (sinks, kv.first()) {
                     let heads = width.checked_div(layer.shape().k_dim).unwrap_or(0);

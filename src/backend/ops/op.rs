@@ -201,6 +201,9 @@ pub enum Op<'a, B: Operands> {
         soft_cap: Option<f32>,
         /// `[H]`, a score of each head that stands beside those of its keys and has no value.
         sinks: Option<&'a B::Vector>,
+        /// `[H * (2 r + 1)]`, what each head adds to the scaled score of a key by how far it lies behind its query, from `-r` to
+        /// `r`; those that are farther away have the first and the last. None beside a cap.
+        bias: Option<&'a B::Vector>,
     },
     /// Rows `rows` of `x`.
     TakeRows {
@@ -423,9 +426,9 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Cut { x, deviations } => Op::Cut { x: tensor(x)?, deviations },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
-            Self::Attention { q, mask, scale, soft_cap, sinks, .. } => {
-                let sinks = sinks.map(&vector).transpose()?;
-                Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap, sinks }
+            Self::Attention { q, mask, scale, soft_cap, sinks, bias, .. } => {
+                let (sinks, bias) = (sinks.map(&vector).transpose()?, bias.map(&vector).transpose()?);
+                Op::Attention { q: tensor(q)?, kv: states, mask, scale, soft_cap, sinks, bias }
             }
             Self::TakeRows { x, rows } => Op::TakeRows { x: tensor(x)?, rows },
             Self::Route { logits, bias, scales, router } => {

@@ -20,6 +20,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use self::named::{Named, Token};
+use super::rebuilt::Rebuilt;
 use super::special::SpecialTokens;
 use super::tokenizer::{Tokenizer, around};
 use crate::{Result, json};
@@ -29,7 +30,7 @@ const MAX_TOKENS: usize = 1 << 19;
 
 impl Tokenizer {
     /// The tokenizer of a model's directory: `tokenizer.json`, with the special tokens that `tokenizer_config.json` and
-    /// `special_tokens_map.json` name, or where there is none one that is made of `tekken.json`, `tokenizer.model`,
+    /// `special_tokens_map.json` name, and with the steps of a class that transformers builds anew, or where there is none one that is made of `tekken.json`, `tokenizer.model`,
     /// `tiktoken.model`, or `vocab.json` with `merges.txt`, the first that is there. None for a directory without any.
     ///
     /// # Errors
@@ -42,7 +43,8 @@ impl Tokenizer {
             return load(dir, embedding_rows);
         }
         let bytes = json::read(&path)?;
-        Self::read(&path, &bytes, embedding_rows, &SpecialTokens::load(dir)?).map(Some)
+        let beside = (SpecialTokens::load(dir)?, Rebuilt::load(dir)?);
+        Self::read(&path, &bytes, embedding_rows, &beside).map(Some)
     }
 }
 

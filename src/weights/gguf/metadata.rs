@@ -341,6 +341,20 @@ impl Metadata {
             Some(_) => Err(self.refuse(key, "a list of 32-bit integers")),
         }
     }
+
+    /// The bytes of a list of them, with a sign or without.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another type.
+    pub fn bytes(&self, key: &str) -> Result<Option<&[u8]>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array { kind: Kind::I8 | Kind::U8, range, .. }) => {
+                Ok(Some(&self.owner.bytes()[range.clone()]))
+            }
+            Some(_) => Err(self.refuse(key, "a list of bytes")),
+        }
+    }
 }
 
 impl fmt::Debug for Metadata {

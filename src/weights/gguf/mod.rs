@@ -4,6 +4,7 @@
 //! offsets; padding to the alignment; the data. Specification: `ggml/docs/gguf.md`. What the format leaves open is
 //! refused: no value is read in two ways, and each declared length is checked against the bytes that remain.
 
+mod encoders;
 mod load;
 mod metadata;
 mod pretokenizer;

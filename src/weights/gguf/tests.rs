@@ -314,8 +314,11 @@ fn hostile_vocabularies_are_refused() {
         refused(with("token_type", ARRAY, &list(5, &[7; 6])), "token_type[0] is 7, expected 0 to 6");
         refused(with("token_type", ARRAY, &list(F32, &[1; 6])), "expected a list of 32-bit integers");
         refused(with("add_bos_token", U32, &[1, 0, 0, 0]), "add_bos_token is 1, expected true or false");
-        let bert = with("model", STRING, &string("bert"));
-        refused(bert, "model is \"bert\", expected gpt2, gemma4, llama or none");
+        let words = with("model", STRING, &string("rwkv"));
+        refused(words, "model is \"rwkv\", expected gpt2, gemma4, llama, bert, t5 or none");
+        // Of which llama.cpp would take the token before a text to be 101.
+        let words = with("model", STRING, &string("bert"));
+        refused(words, "cls_token_id is missing, expected an id below 6");
     }
     let with = |kind: &str, key: &str, of: u32, value: &[u8]| {
         file(kind).with(&format!("tokenizer.ggml.{key}"), of, value)
@@ -632,12 +635,12 @@ fn hostile_configurations_are_refused_by_the_files_keys() {
     // Types that are wrong for those who read them.
     let architecture = |kind: u32, value: Vec<u8>| model("llama").with("general.architecture", kind, value);
     refused(architecture(U32, vec![0; 4]), "general.architecture is 0, expected a string");
-    refused(architecture(STRING, string("bert")), "is \"bert\", expected one of afmoe, cohere2, ");
+    refused(architecture(STRING, string("clip")), "is \"clip\", expected one of afmoe, bert, cohere2, ");
     let latin = [&1u64.to_le_bytes()[..], b"\xff"].concat();
     refused(architecture(STRING, latin), "general.architecture is \"\u{fffd}\", expected UTF-8");
     let mut nameless = model("llama");
     nameless.entries.retain(|(key, ..)| key != b"general.architecture");
-    refused(nameless, "general.architecture is missing, expected one of afmoe, cohere2, ");
+    refused(nameless, "general.architecture is missing, expected one of afmoe, bert, cohere2, ");
     let heads = |kind: u32, value: Vec<u8>| model("llama").with("llama.attention.head_count", kind, value);
     refused(heads(F32, vec![0; 4]), "head_count is 0.0, expected an integer");
     refused(heads(U32, vec![0; 4]), "head_count is 0, expected 1 or more");

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::Metadata;
+use super::encoders;
 use super::pretokenizer::{Bos, Letters, Pre};
 use super::vocabulary::{Model, TokenKind, Vocabulary};
 use crate::error::Result;
@@ -26,7 +27,10 @@ impl Metadata {
     /// tokenizers that are not known. An id outside the vocabulary counts as none.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>> {
         let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
-        Ok(Some(Lists::of(&vocabulary)?.json(&vocabulary)))
+        match of_encoder(&vocabulary)? {
+            Some(json) => Ok(Some(json)),
+            None => Ok(Some(Lists::of(&vocabulary)?.json(&vocabulary))),
+        }
     }
 
     /// The tokenizer, for a model whose embedding has `embedding_rows` rows; nothing where the model has none.
@@ -35,6 +39,9 @@ impl Metadata {
     /// As [`Self::tokenizer_json`] and [`Tokenizer::from_bytes`].
     pub fn tokenizer(&self, embedding_rows: usize) -> Result<Option<Tokenizer>> {
         let Some(vocabulary) = Vocabulary::read(self)? else { return Ok(None) };
+        if let Some(json) = of_encoder(&vocabulary)? {
+            return Tokenizer::from_bytes(self.path(), &json, embedding_rows).map(Some);
+        }
         let Lists { mut head, merges } = Lists::of(&vocabulary)?;
         head += "\"vocab\":{},\"merges\":[]}}";
         let tokens = vocabulary.tokens.iter().map(AsRef::as_ref).zip(0..);
@@ -72,6 +79,21 @@ impl Metadata {
     }
 }
 
+/// The `tokenizer.json` of a model that has no merges.
+fn of_encoder(vocabulary: &Vocabulary<'_>) -> Result<Option<Vec<u8>>> {
+    match vocabulary.model {
+        Model::Merges | Model::Sentences => Ok(None),
+        Model::Words => {
+            vocabulary.check_unique()?;
+            encoders::words(vocabulary).map(Some)
+        }
+        Model::Scored => {
+            vocabulary.check_unique()?;
+            encoders::scored(vocabulary).map(Some)
+        }
+    }
+}
+
 /// A `tokenizer.json` up to the model's two long lists, and the merges.
 struct Lists<'a> {
     head: String,
@@ -83,7 +105,7 @@ impl<'a> Lists<'a> {
         vocabulary.check_unique()?;
         match vocabulary.model {
             Model::Merges => listed(vocabulary),
-            Model::Sentences => sentences(vocabulary),
+            Model::Sentences | Model::Words | Model::Scored => sentences(vocabulary),
         }
     }
 

@@ -121,6 +121,10 @@ pub(super) enum Model {
     Merges,
     /// `llama`: SentencePiece, merges by score.
     Sentences,
+    /// `bert`: pieces of words, the longest first.
+    Words,
+    /// `t5`: SentencePiece, the pieces of the best sum of scores.
+    Scored,
 }
 
 impl Model {
@@ -130,7 +134,9 @@ impl Model {
             None | Some("none" | "no_vocab") => None,
             Some("gpt2" | "gemma4") => Some(Self::Merges),
             Some("llama") => Some(Self::Sentences),
-            Some(_) => return Err(metadata.refuse(MODEL, "gpt2, gemma4, llama or none")),
+            Some("bert") => Some(Self::Words),
+            Some("t5") => Some(Self::Scored),
+            Some(_) => return Err(metadata.refuse(MODEL, "gpt2, gemma4, llama, bert, t5 or none")),
         })
     }
 }
@@ -291,6 +297,39 @@ impl<'a> Vocabulary<'a> {
             let tokens = marked.join(", ");
             self.doubts.push(format!("{TYPES} has no control token in {tokens}, which are taken as such"));
         }
+    }
+
+    /// The token before a text of an encoder; llama.cpp's where the file does not say.
+    pub fn first(&self) -> Result<u32> {
+        let usual = if self.model == Model::Words { 101 } else { 0 };
+        self.role(&["tokenizer.ggml.cls_token_id", BOS], usual)
+    }
+
+    /// The token behind one.
+    pub fn last(&self) -> Result<u32> {
+        match self.model {
+            Model::Words => self.role(&["tokenizer.ggml.seperator_token_id"], 102),
+            _ => self.role(&[EOS, "tokenizer.ggml.seperator_token_id"], 2),
+        }
+    }
+
+    /// The token of words that have no pieces.
+    pub fn unknown_word(&self) -> Result<u32> {
+        self.role(&["tokenizer.ggml.unknown_token_id"], 100)
+    }
+
+    /// The token that the first of some keys names, where one does.
+    fn role(&self, keys: &[&str], usual: u32) -> Result<u32> {
+        let count = self.tokens.len() as u64;
+        for key in keys {
+            if let Some(id) = named(self.metadata, key, count, &mut Vec::new())? {
+                return Ok(id);
+            }
+        }
+        if u64::from(usual) < count {
+            return Ok(usual);
+        }
+        Err(self.metadata.refuse(keys[0], format!("an id below {count}")))
     }
 
     /// Refuses two tokens of one text.

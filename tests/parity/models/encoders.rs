@@ -91,7 +91,7 @@ fn cases() -> Vec<Case> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
-    assert!(paths.len() >= 11, "{} encoders", paths.len());
+    assert!(paths.len() >= 24, "{} encoders", paths.len());
     paths.into_iter().map(Case::read).collect()
 }
 
@@ -123,7 +123,7 @@ fn token_ids_are_those_of_the_library() {
         for ((texts, ids), &second) in case.texts.iter().zip(&case.ids).zip(&case.second) {
             let got = match &texts[..] {
                 [text] => (tokenizer.encode(text).unwrap(), usize::MAX),
-                [query, document] => tokenizer.encode_pair(query, document, true).unwrap(),
+                [query, document] => model.encode_pair(query, document, Some(true)).unwrap(),
                 _ => panic!("{}: {texts:?}", case.name),
             };
             assert_eq!(got, (ids.clone(), second), "{}: {texts:?}", case.name);
@@ -188,11 +188,16 @@ fn vectors_and_scores_are_those_of_sentence_transformers() {
 fn what_a_model_is_not_for_it_refuses_by_name() {
     for case in cases() {
         let model = case.model(LlmBackendKind::Cpu);
-        let generates = case.name == "qwen3-last";
+        let generates = ["qwen3-last", "qwen3-judge-cross", "qwen3-word-cross"].contains(&&*case.name);
         let text = model.generate("a b", &Options { max_tokens: Some(1), ..Options::default() });
         let logits = model.logits(&case.ids[0]);
         assert_eq!((text.is_ok(), logits.is_ok()), (generates, generates), "{}", case.name);
-        let what = "it reads whole texts and generates none: it is for embeddings, or for scores of pairs";
+        let what = match &*case.name {
+            "qwen3-headless" => {
+                "it has no output head (lm_head.weight), and generates nothing: it is for embeddings"
+            }
+            _ => "it reads whole texts and generates none: it is for embeddings, or for scores of pairs",
+        };
         if let (Err(text), Err(logits)) = (text, logits) {
             let said = format!("{}: {what}", case.name);
             assert_eq!([text.to_string(), logits.to_string()], [said.clone(), said]);
@@ -203,7 +208,7 @@ fn what_a_model_is_not_for_it_refuses_by_name() {
             let what = "it is no cross-encoder, and has no score for a pair of texts";
             assert_eq!(error.to_string(), format!("{}: {what}", case.name));
         }
-        if generates {
+        if !model.info().config.bidirectional {
             continue;
         }
         let ids = case.ids[4].clone();
@@ -224,7 +229,7 @@ fn shortened_vectors_are_beginnings_of_length_1() {
     let case = cases().into_iter().find(|case| case.name == "gemma3_text-dense").unwrap();
     let model = case.model(LlmBackendKind::Cpu);
     let whole = model.embed(&case.ids[0]).unwrap();
-    assert_eq!((whole.len(), model.pooling().dense_layers()), (32, 2));
+    assert_eq!((whole.len(), model.pooling().unwrap().dense_layers()), (32, 2));
     let short = model.shortened(whole.clone(), 8).unwrap();
     let length = whole[..8].iter().map(|x| x * x).sum::<f32>().sqrt();
     for (short, whole) in short.iter().zip(&whole) {
@@ -237,4 +242,167 @@ fn shortened_vectors_are_beginnings_of_length_1() {
     }
     let error = Model::builtin().unwrap().shortened(vec![1.0; 8], 3).unwrap_err().to_string();
     assert!(error.contains("no file of this model says that it was trained to embed"), "{error}");
+}
+
+/// Files that say otherwise of one module than this version knows: `edit` is given the directory of a copy.
+fn changed(name: &str, edit: impl FnOnce(&std::path::Path)) -> (tempfile::TempDir, PathBuf) {
+    let copy = tempfile::tempdir().unwrap();
+    let path = copy.path().join(name);
+    let mut left = vec![(root().join("tests/fixtures/encoders").join(name), path.clone())];
+    while let Some((from, to)) = left.pop() {
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap) {
+            let at = to.join(entry.file_name());
+            match entry.file_type().unwrap().is_dir() {
+                true => left.push((entry.path(), at)),
+                false => drop(std::fs::copy(entry.path(), at).unwrap()),
+            }
+        }
+    }
+    edit(&path);
+    (copy, path)
+}
+
+#[test]
+fn a_module_that_is_not_known_stops_nothing_but_what_needs_it() {
+    let modules = r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Other", "type": "a.Other"}]"#;
+    let write = |path: &std::path::Path| std::fs::write(path.join("modules.json"), modules).unwrap();
+    let (_copy, path) = changed("qwen3-last", write);
+    let model = load(&path, options(LlmBackendKind::Cpu));
+    let options_of = Options { max_tokens: Some(1), ..Options::default() };
+    model.generate("a b", &options_of).unwrap().text().unwrap();
+    for error in [model.embed(&[5]).unwrap_err(), model.rank("a", "b").unwrap_err()] {
+        let error = error.to_string();
+        assert!(
+            error.starts_with("qwen3-last: ") && error.contains("[1].type is \"a.Other\", expected"),
+            "{error}"
+        );
+    }
+    // A model that is for nothing else is refused at once.
+    let (_copy, path) = changed("bert-mean", write);
+    let files = backstop::ModelFiles::open(&path).unwrap();
+    let error = Model::load_with(files, options(LlmBackendKind::Cpu)).unwrap_err().to_string();
+    assert!(error.contains("[1].type is \"a.Other\""), "{error}");
+}
+
+#[test]
+fn a_template_without_the_roles_of_a_pair_scores_none() {
+    let (_copy, path) = changed("qwen3-judge-cross", |path| {
+        std::fs::write(
+            path.join("chat_template.jinja"),
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}x",
+        )
+        .unwrap();
+    });
+    let model = load(&path, options(LlmBackendKind::Cpu));
+    let error = model.rank("a", "b").unwrap_err().to_string();
+    assert!(error.contains("it leaves out messages of the roles query and document"), "{error}");
+}
+
+#[test]
+fn gguf_twins_have_the_tokens_and_vectors_of_their_directories() {
+    let mut twins = 0;
+    for case in cases() {
+        let path = case.path.join("twin.gguf");
+        if !path.is_file() {
+            continue;
+        }
+        twins += 1;
+        let bytes = std::fs::read(case.path.join("twin.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let view = tensors.tensor("vectors").unwrap();
+        let values: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let expected: Vec<Vec<f32>> = values.chunks_exact(view.shape()[1]).map(<[f32]>::to_vec).collect();
+        for kind in backends() {
+            // Nothing is rounded but the weights.
+            let exact = backstop::LoadOptions {
+                dtype: Some(DType::F32),
+                kv_type: Some(DType::F32.into()),
+                ..options(kind)
+            };
+            let model = load(&path, exact);
+            let tokenizer = model.tokenizer().unwrap();
+            let pooling = model.pooling().unwrap();
+            assert!(pooling.is_trained() && pooling.normalizes(), "{}", case.name);
+            let mut vectors = Vec::new();
+            for (text, ids) in case.texts.iter().zip(&case.ids) {
+                assert_eq!(&tokenizer.encode(&text[0]).unwrap(), ids, "{}: {text:?}", case.name);
+                vectors.push(model.embed(ids).unwrap());
+            }
+            let what = format!("{} on {kind}", case.name);
+            let (apart, _) = close(&what, &vectors, &expected, tolerance::logits(DType::F32));
+            println!("{what}: {apart:.2e} standard deviations");
+        }
+    }
+    assert!(twins >= 6, "{twins} twins");
+}
+
+#[test]
+fn gguf_files_pool_as_they_say() {
+    let folder = root().join("tests/fixtures/encoders/bert-mean");
+    let bytes = std::fs::read(folder.join("twin.gguf")).unwrap();
+    let key = b"bert.pooling_type";
+    // Behind the key, its value's type and its value.
+    let at = bytes.windows(key.len()).position(|part| part == key).unwrap() + key.len() + 4;
+    let dir = tempfile::tempdir().unwrap();
+    let pooling = |kind: u8| {
+        let (mut bytes, path) = (bytes.clone(), dir.path().join(format!("{kind}.gguf")));
+        bytes[at] = kind;
+        std::fs::write(&path, bytes).unwrap();
+        let pooling = backstop::ModelFiles::open(&path).unwrap().pooling();
+        pooling.map(|it| (it.pool().name(), it.is_trained())).map_err(|error| error.to_string())
+    };
+    let expected = [
+        ("mean of all tokens", false),
+        ("mean of all tokens", true),
+        ("the first token", true),
+        ("the last token", true),
+    ];
+    assert_eq!([0, 1, 2, 3].map(|kind| pooling(kind).unwrap()), expected);
+    let error = pooling(4).unwrap_err();
+    assert!(error.ends_with("bert.pooling_type is 4, expected 1 (mean), 2 (cls) or 3 (last)"), "{error}");
+}
+
+#[test]
+fn texts_are_cut_as_the_library_cuts_them() {
+    use backstop::text::Cut;
+    let all = cases();
+    let case = |name: &str| all.iter().find(|case| case.name == name).unwrap();
+    // [CLS], the first tokens, [SEP].
+    let bert = case("bert-mean");
+    let model = bert.model(LlmBackendKind::Cpu);
+    let ids = &bert.ids[4];
+    let cut = model.tokenizer().unwrap().encode_cut(&bert.texts[4][0], true, 9).unwrap();
+    assert_eq!(cut, [&ids[..8], &ids[ids.len() - 1..]].concat());
+    let whole = model.tokenizer().unwrap().encode_cut(&bert.texts[0][0], true, 400).unwrap();
+    assert_eq!(whole, bert.ids[0]);
+    let error = model.tokenizer().unwrap().encode_cut("a", true, 1).unwrap_err().to_string();
+    assert_eq!(error, "prompt: it is cut to 1 tokens, and 2 are put around it");
+    // Of a pair the longer text is cut, and both keep their ends.
+    let cross = case("bert-cross");
+    let model = cross.model(LlmBackendKind::Cpu);
+    let (ids, second) = (&cross.ids[4], cross.second[4]);
+    let [query, document] = &cross.texts[4][..] else { panic!() };
+    let cut = Cut { most: Some(second + 11), second: None };
+    let (got, at) = model.encode_pair_cut(query, document, None, cut).unwrap();
+    assert_eq!((got, at), ([&ids[..second + 10], &ids[ids.len() - 1..]].concat(), second));
+    let cut = Cut { most: None, second: Some(3) };
+    let (got, _) = model.encode_pair_cut(query, document, None, cut).unwrap();
+    assert_eq!(got, [&ids[..second + 3], &ids[ids.len() - 1..]].concat());
+    // A template keeps what is around the document.
+    let judge = case("qwen3-judge-cross");
+    let model = judge.model(LlmBackendKind::Cpu);
+    let [query, document] = &judge.texts[4][..] else { panic!() };
+    let (whole, _) = model.encode_pair(query, document, None).unwrap();
+    let (bare, _) = model.encode_pair(query, "", None).unwrap();
+    for room in [0, 1, 5, 40] {
+        let cut = Cut { most: Some(bare.len() + room), second: None };
+        let (got, _) = model.encode_pair_cut(query, document, None, cut).unwrap();
+        assert!(got.len() <= bare.len() + room && got.len() + 8 > bare.len() + room, "{room}: {}", got.len());
+        assert_eq!(got[got.len() - 3..], whole[whole.len() - 3..]);
+    }
+    let cut = Cut { most: Some(bare.len() - 1), second: None };
+    let error = model.encode_pair_cut(query, document, None, cut).unwrap_err().to_string();
+    assert!(error.contains("and without its document it has"), "{error}");
 }

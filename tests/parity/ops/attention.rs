@@ -24,7 +24,12 @@ struct Case {
     soft_cap: Option<f32>,
     /// The sink of each head.
     sinks: Option<fn(usize) -> f32>,
+    /// What is added by head and distance, up to 5 on either side.
+    bias: Option<fn(usize, i64) -> f32>,
 }
+
+/// Of biases.
+const REACH: i64 = 5;
 
 /// Keys and values of a sequence, `[tokens, KH * dim]` and `[tokens, KH * v_dim]`.
 struct Sequence {
@@ -45,7 +50,13 @@ fn terms(rows: &CodeRows, dim: usize) -> Vec<f32> {
 }
 
 /// Softmax(scale · q kᵀ, capped) v of one row over `keys`, with magnitudes.
-fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Range<usize>) -> Vec<Element> {
+fn attend(
+    case: &Case,
+    q: &[f32],
+    [head, query]: [usize; 2],
+    of: &Sequence,
+    keys: std::ops::Range<usize>,
+) -> Vec<Element> {
     let Case { dim, v_dim, kv_heads, .. } = *case;
     let kv_head = |key: usize| key * kv_heads + head / (case.heads / kv_heads);
     let at = |key: usize| kv_head(key) * dim;
@@ -55,7 +66,10 @@ fn attend(case: &Case, q: &[f32], head: usize, of: &Sequence, keys: std::ops::Ra
         .map(|key| {
             let k = &of.k[at(key)..][..dim];
             let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-            case.soft_cap.map_or(dot * scale, |cap| f64::from(cap) * (dot * scale / f64::from(cap)).tanh())
+            let away = (key as i64 - query as i64).clamp(-REACH, REACH);
+            let bias = case.bias.map_or(0.0, |bias| f64::from(bias(head, away)));
+            case.soft_cap
+                .map_or(dot * scale + bias, |cap| f64::from(cap) * (dot * scale / f64::from(cap)).tanh())
         })
         .collect();
     // What is rounded on the way to a score.
@@ -138,7 +152,7 @@ fn check(rig: &Rig, case: &Case) {
             // The last `window` keys, the token's own included.
             let first = (position + 1).saturating_sub(case.window.unwrap_or(usize::MAX));
             for (head, q) in q.chunks_exact(dim).enumerate() {
-                expected.extend(attend(case, q, head, &sequence, first..position + 1));
+                expected.extend(attend(case, q, [head, position], &sequence, first..position + 1));
             }
         }
         runs.push(Run { sequence: i, row, len, start: before });
@@ -149,6 +163,10 @@ fn check(rig: &Rig, case: &Case) {
     let q = rig.tensor(&[rows, heads * dim], &q);
     let sinks: Option<Vec<f32>> = case.sinks.map(|sinks| (0..heads).map(sinks).collect());
     let sinks = sinks.map(|sinks| rig.vector(&weight(DType::F32, &[heads], &sinks)));
+    let bias: Option<Vec<f32>> = case
+        .bias
+        .map(|bias| (0..heads).flat_map(|head| (-REACH..=REACH).map(move |away| bias(head, away))).collect());
+    let bias = bias.map(|bias| rig.vector(&weight(DType::F32, &[bias.len()], &bias)));
     let op = Op::Attention {
         q: &q,
         kv: &caches,
@@ -156,6 +174,7 @@ fn check(rig: &Rig, case: &Case) {
         scale: scale(dim),
         soft_cap: case.soft_cap,
         sinks: sinks.as_ref(),
+        bias: bias.as_ref(),
     };
     rig.check(&op, &format!("{case:?}"), &expected);
 }
@@ -173,6 +192,7 @@ fn plain(kv_type: KvType, before: usize, len: usize) -> Case {
         window: None,
         soft_cap: None,
         sinks: None,
+        bias: None,
     }
 }
 
@@ -266,6 +286,25 @@ fn sequences_of_different_lengths_in_one_step_see_their_own_keys() {
                         check(&rig, &Case { runs: runs.clone(), window, soft_cap, ..plain(kv_type, 0, 0) });
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn distances_add_to_scores() {
+    // Eighths: exact in every type of activations.
+    let bias: fn(usize, i64) -> f32 = |head, away| (head as f32 - 1.5) * 0.25 + away as f32 * 0.375;
+    for rig in rigs() {
+        for (i, (before, len)) in
+            [(0, 1), (0, 7), (65, 1), (300, 1), (64, 17), (300, 65)].into_iter().enumerate()
+        {
+            for window in [None, Some(5)] {
+                let case = plain(KvType::ALL[i % 5], before, len);
+                check(&rig, &Case { bias: Some(bias), window, ..case.clone() });
+                let runs = vec![(before, len), (3, 2), (2, 1)];
+                let sinks: Option<fn(usize) -> f32> = Some(|head| head as f32 - 1.5);
+                check(&rig, &Case { bias: Some(bias), sinks, window, runs, ..case });
             }
         }
     }

@@ -111,8 +111,16 @@ fn attended(
     let q = Tensor::from_vec(&[rows.len() / 64, 64], rows);
     let kv: Vec<&LayerState> = layers.iter().collect();
     bits(
-        &on.run1(&Op::Attention { q: &q, kv: &kv, mask: &mask, scale: 0.25, soft_cap: None, sinks: None })
-            .unwrap(),
+        &on.run1(&Op::Attention {
+            q: &q,
+            kv: &kv,
+            mask: &mask,
+            scale: 0.25,
+            soft_cap: None,
+            sinks: None,
+            bias: None,
+        })
+        .unwrap(),
     )
 }
 

@@ -193,7 +193,7 @@ fn attention_refuses_what_does_not_fit() {
             (&q, &[&three, &other], &two, both),
         ];
         for (q, kv, mask, text) in table {
-            let op = Op::Attention { q, kv, mask, scale: 1.0, soft_cap: None, sinks: None };
+            let op = Op::Attention { q, kv, mask, scale: 1.0, soft_cap: None, sinks: None, bias: None };
             refuses(&rig, &op, &format!("attention: {text}"));
         }
     }
@@ -214,8 +214,15 @@ fn no_rows_are_a_result_of_no_rows() {
         let shape = KvShape::new(2, 16, KvType::F32);
         let cache = rig.cache(shape, &[0.5; 96], &[0.5; 96]);
         let kv = [&cache];
-        let attention =
-            |kv, mask, soft_cap| Op::Attention { q: &x, kv, mask, scale: 1.0, soft_cap, sinks: None };
+        let attention = |kv, mask, soft_cap| Op::Attention {
+            q: &x,
+            kv,
+            mask,
+            scale: 1.0,
+            soft_cap,
+            sinks: None,
+            bias: None,
+        };
         for op in [
             Op::Embedding { table: &table, tokens: none, scale: 2.0 },
             Op::Linear { x: &x, projection: with(&w, None) },

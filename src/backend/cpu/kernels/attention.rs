@@ -73,6 +73,9 @@ pub struct Attention<'a> {
     pub soft_cap: Option<f32>,
     /// A score of each query head beside those of its keys, `[H]`, which has no value.
     pub sinks: Option<&'a [f32]>,
+    /// What each query head adds to the scaled score of a key by how far it lies behind its query, `[H * (2 r + 1)]` from `-r` to
+    /// `r`. None beside a cap.
+    pub bias: Option<&'a [f32]>,
 }
 
 /// Working memory of [`attention`], kept between calls; it grows to the largest call.
@@ -155,6 +158,10 @@ pub fn attention(
     }
     let heads = group * shape.heads;
     assert!(args.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: sinks of {heads} heads");
+    if let Some(bias) = args.bias {
+        let odd = bias.len().is_multiple_of(heads) && !(bias.len() / heads).is_multiple_of(2);
+        assert!(odd && args.soft_cap.is_none(), "attention: a bias of {heads} heads");
+    }
     let positions = (BLOCK_ROWS / group.max(1)).max(1);
     let call = AttentionCall {
         args,
@@ -288,6 +295,25 @@ impl RunPlace<'_> {
     #[inline(always)]
     fn heads_before(&self, call: &AttentionCall<'_>, position: usize) -> usize {
         ((self.run.row + self.first + position) * call.kv_heads + self.head) * call.group
+    }
+
+    /// Adds what query head `g` of row `position` adds to the scores of `keys`, which are to be scaled.
+    #[inline(always)]
+    fn add_bias(
+        &self,
+        call: &AttentionCall<'_>,
+        bias: &[f32],
+        [position, g]: [usize; 2],
+        keys: Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let span = bias.len() / (call.group * call.kv_heads);
+        let of_head = &bias[(self.head * call.group + g) * span..][..span];
+        let (query, reach) = (self.run.kv.len() - self.run.len + self.first + position, span / 2);
+        let by = 1.0 / call.args.scale;
+        for (key, score) in keys.zip(scores) {
+            *score += by * of_head[(key + reach).saturating_sub(query).min(span - 1)];
+        }
     }
 
     /// Writes query head `g` of row `position`: `acc / sum`, or zeros where the row saw nothing. Both are relative to `max`; a sink

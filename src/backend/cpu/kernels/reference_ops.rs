@@ -3,7 +3,7 @@
 use super::attention::Attention;
 use crate::tensor::MatrixView;
 
-/// softmax(scale · q kᵀ, soft-capped, masked) · v, over caches read back as rows.
+/// softmax(scale · q kᵀ, soft-capped, and what its distance adds, masked) · v, over caches read back as rows.
 pub fn attention(args: &Attention<'_>) -> Vec<f64> {
     let rows = args.visible.len();
     let Some(shape) = args.runs.first().map(|run| *run.kv.shape()) else { return Vec::new() };
@@ -24,7 +24,12 @@ pub fn attention(args: &Attention<'_>) -> Vec<f64> {
                 let score = |key: usize| {
                     let terms = q.iter().zip(k.row(key)).map(|(&q, &k)| f64::from(q) * f64::from(k));
                     let score = terms.sum::<f64>() * f64::from(args.scale);
-                    args.soft_cap.map_or(score, |cap| soft_cap(score, f64::from(cap)))
+                    let bias = args.bias.map_or(0.0, |bias| {
+                        let (span, query) = (bias.len() / heads, run.kv.len() - run.len + row - run.row);
+                        let away = (key as i64 - query as i64).clamp(-(span as i64 / 2), span as i64 / 2);
+                        f64::from(bias[head * span + (away + span as i64 / 2) as usize])
+                    });
+                    args.soft_cap.map_or(score, |cap| soft_cap(score, f64::from(cap))) + bias
                 };
                 let scores: Vec<f64> = args.visible[row].clone().map(score).collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);

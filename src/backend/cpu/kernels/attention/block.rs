@@ -196,6 +196,10 @@ impl<'a> BlockWork<'a> {
             for row in position * call.group..(position + 1) * call.group {
                 let scores = &mut self.scores[row * SCORES..row * SCORES + SEGMENT];
                 let (lo, hi) = (seen.start - keys.start, seen.end - keys.start);
+                if let Some(bias) = call.args.bias {
+                    let head = [position, row % call.group];
+                    place.add_bias(call, bias, head, seen.clone(), &mut scores[lo..hi]);
+                }
                 (self.max[row], self.sum[row]) =
                     softmax(s, scores, lo, hi, call.args.scale, call.args.soft_cap);
             }

@@ -44,6 +44,7 @@ struct Step {
     visible: Vec<Range<usize>>,
     soft_cap: Option<f32>,
     sinks: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
 }
 
 impl Step {
@@ -67,6 +68,7 @@ impl Step {
             visible,
             soft_cap: None,
             sinks: None,
+            bias: None,
         }
     }
 
@@ -88,6 +90,7 @@ impl Step {
             scale: 1.0 / (self.shape.k_dim as f32).sqrt(),
             soft_cap: self.soft_cap,
             sinks: self.sinks.as_deref(),
+            bias: self.bias.as_deref(),
         })
     }
 
@@ -224,6 +227,7 @@ fn latent_vectors_have_the_bits_of_keys_and_values() {
                     q: latent.q.clone(),
                     visible: latent.visible.clone(),
                     sinks: latent.sinks.clone(),
+                    bias: None,
                     ..latent
                 };
                 for isa in Isa::available() {
@@ -260,6 +264,26 @@ fn masks_match_the_reference() {
                 Step::new(shape, group, &lens, window)
                     .check(&format!("{kind} window {window:?} group {group}"));
             }
+        }
+    }
+}
+
+#[test]
+fn distances_add_to_scores() {
+    for kind in [F32, KvType::Q8] {
+        let lens = if cfg!(miri) { [(40, 40), (1, 77)] } else { [(40, 300), (1, 77)] };
+        for reach in [0, 3, 128] {
+            let mut step = Step::new(KvShape::new(2, 32, kind), 2, &lens, None);
+            // Of both sides, as encoders see them.
+            step.visible = vec![0..300; 40];
+            step.visible.push(0..77);
+            if cfg!(miri) {
+                step.visible[..40].fill(0..40);
+            }
+            step.bias = Some(random(7, 4 * (2 * reach + 1)).iter().map(|x| x * 4.0).collect());
+            step.check("bias");
+            step.sinks = Some(vec![0.3, -2.0, 40.0, -90.0]);
+            step.check("bias and sinks");
         }
     }
 }
