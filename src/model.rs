@@ -24,6 +24,7 @@ use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
 use crate::weights::{Access, Checkpoint, Stored, Watch, gguf, quantized};
 
+use outputs::but_for_reads;
 use rank::Ranking;
 
 pub use memory::{LEAST_CONTEXT, MemorySetting};
@@ -124,7 +125,12 @@ impl ModelFiles {
         let generation = GenerationConfig::load(&path.join("generation_config.json"))?;
         let mut checkpoint = Checkpoint::open_by(path, access)?;
         architecture.adopt(&mut checkpoint)?;
-        Ok(Self { path: path.to_owned(), architecture, generation, checkpoint })
+        let mut files = Self { path: path.to_owned(), architecture, generation, checkpoint };
+        // The classes that embedders name may be those that generate.
+        if files.architecture.lacks_head(&files.checkpoint) && files.makes_vectors() {
+            files.architecture.leave_head();
+        }
+        Ok(files)
     }
 
     /// A model in a GGUF file, or in several of which `path` is the first.
@@ -428,7 +434,7 @@ impl Model {
         // Of a model that generates nobody may ask for either: what is wrong with them is told to those who do.
         let (pooling, ranking) = match config.bidirectional {
             true => (Ok(files.pooling()?), Ok(files.ranking()?)),
-            false => (files.pooling(), files.ranking()),
+            false => (but_for_reads(files.pooling())?, but_for_reads(files.ranking())?),
         };
         let pooling = pooling.map(|pooling| match options.pooling {
             Some(pool) => pooling.with_pool(pool),
@@ -437,7 +443,7 @@ impl Model {
         if let Ok(pooling) = &pooling {
             files.warn_of_vectors(pooling);
         }
-        let cut_length = files.cut_length(context);
+        let cut_length = files.cut_length(context)?;
         let checker = options.checker.as_deref().map(Arc::from);
         let watch = files.checkpoint.watch();
         let watched = watch.clone();

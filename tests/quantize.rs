@@ -499,3 +499,32 @@ fn embedders_and_rerankers_stay_what_they_are() {
         assert!((before - after).abs() < 0.1, "{name}: {before}, {after}");
     }
 }
+
+/// Tokens of some embedders see those behind them, and a GGUF file says so; some that have no head are said to be of a class that has one.
+#[test]
+fn embedders_are_known_by_what_their_files_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let encoders = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders");
+    let embed = |path: &Path| {
+        let model = Model::load_with(ModelFiles::open(path).unwrap(), LoadOptions::default()).unwrap();
+        model.embed(&model.tokenizer().unwrap().encode("the cat sat on the mat").unwrap()).unwrap()
+    };
+    let out = dir.path().join("both.gguf");
+    let files = gguf(&encoders.join("qwen3-both"), GgufType::F16, &out);
+    assert!(files.config().bidirectional);
+
+    let (from, named) = (encoders.join("qwen3-headless"), dir.path().join("named"));
+    std::fs::create_dir_all(named.join("1_Pooling")).unwrap();
+    for entry in std::fs::read_dir(&from).unwrap() {
+        let name = entry.unwrap().file_name();
+        if from.join(&name).is_file() {
+            std::fs::copy(from.join(&name), named.join(&name)).unwrap();
+        }
+    }
+    std::fs::copy(from.join("1_Pooling/config.json"), named.join("1_Pooling/config.json")).unwrap();
+    let config = std::fs::read_to_string(named.join("config.json")).unwrap();
+    let classes = config.replace("\"Qwen3Model\"", "\"Qwen3ForCausalLM\"");
+    assert_ne!(classes, config);
+    std::fs::write(named.join("config.json"), classes).unwrap();
+    assert_eq!(embed(&named), embed(&from));
+}

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::gguf_experts::{self, GgufExperts};
 use super::gguf_members::{LAYER_EPS, Members, RMS_EPS};
-use super::{Architecture, FAMILIES, Family};
-use crate::config::{Activation, Config, Experts, GenerationConfig, Rope, RopeScaling};
+use super::{Architecture, FAMILIES, Family, check_decoder};
+use crate::config::{Activation, Config, Experts, GenerationConfig, IS_CAUSAL, Rope, RopeScaling};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::json::{Object, Value};
@@ -180,10 +180,17 @@ pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> 
     if gguf.rotates {
         rope(&mut members, checkpoint, family, head_dim, context)?;
     }
+    let causal = members.key("attention.causal");
+    if metadata.flag(&causal)? == Some(false) {
+        members.put(IS_CAUSAL, causal, Value::Bool(false));
+    }
     (gguf.members)(&mut members, checkpoint)?;
     let fields = members.fields();
     let config = shared.read(&fields, family.model_type)?;
     let mut arguments = (family.arguments)(&fields, config)?;
+    if !arguments.is_encoder() {
+        check_decoder(&fields, arguments.as_ref())?;
+    }
     put_factors(arguments.config_mut(), checkpoint, arch)?;
     Ok(Architecture { family, prefixes: &[], arguments: arguments.into() })
 }

@@ -65,6 +65,12 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config, inner: usize) -
 /// What files say of it. The width of the MLP is what it is.
 fn members(members: &mut Members<'_>, _: &Checkpoint) -> Result<()> {
     const WIDTH: &str = "feed_forward_length";
+    let projected = members.key("embedding_length_out");
+    if members.metadata.has(&projected) {
+        return Err(members
+            .metadata
+            .refuse(&projected, "none: a projection behind the last norm is not applied"));
+    }
     members.required("intermediate_size", WIDTH)?;
     members.put("block_auto_adjust_ff_dim", members.key(WIDTH), Value::Bool(false));
     short_conv::members(members)

@@ -110,7 +110,7 @@ use crate::error::Result;
 use crate::json::Fields;
 use crate::json::{self, Value, quote};
 use crate::quant::Quantization;
-use crate::weights::{Checkpoint, TensorInfo};
+use crate::weights::Checkpoint;
 use step::Step;
 
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
@@ -276,6 +276,12 @@ impl Family {
         let prefixes = prefixes.unwrap_or(self.prefixes);
         Ok(Architecture { family: self, prefixes, arguments: arguments.into() })
     }
+}
+
+/// Whether a checkpoint whose tensors have their names has an output head.
+fn has_head(checkpoint: &Checkpoint) -> bool {
+    let of_head = |name: &str| name.starts_with("lm_head.") || name.starts_with("embed_out.");
+    checkpoint.tensors().any(|info| of_head(info.name()))
 }
 
 /// Refuses what makes a decoder another model than one that generates, and is not built.
@@ -464,6 +470,19 @@ impl Architecture {
         self.arguments.head()
     }
 
+    /// Whether it would generate but for its head, which is in no file.
+    pub(crate) fn lacks_head(&self, checkpoint: &Checkpoint) -> bool {
+        let config = self.config();
+        !config.bidirectional && !config.tie_word_embeddings && !has_head(checkpoint)
+    }
+
+    /// Takes it for one without a head.
+    pub(crate) fn leave_head(&mut self) {
+        if let Some(arguments) = Arc::get_mut(&mut self.arguments) {
+            arguments.config_mut().headless = true;
+        }
+    }
+
     /// Names the tensors of a checkpoint as the list of weights does, and checks the configuration against their shapes.
     ///
     /// # Errors
@@ -472,10 +491,7 @@ impl Architecture {
         let list = self.weights();
         list.adopt(checkpoint, self.prefixes)?;
         if let Some(arguments) = Arc::get_mut(&mut self.arguments) {
-            let held = |info: &TensorInfo| {
-                info.name().starts_with("lm_head.") || info.name().starts_with("embed_out.")
-            };
-            arguments.config_mut().headless &= !checkpoint.tensors().any(held);
+            arguments.config_mut().headless &= !has_head(checkpoint);
         }
         if let Some(arguments) = Arc::get_mut(&mut self.arguments)
             && let Some(Quantization::Mlx(mlx)) = &mut arguments.config_mut().quantization

@@ -82,7 +82,7 @@ pub(crate) fn load(dir: &Path, width: usize, vocab: usize) -> Result<Option<Made
             ("Pooling", None) => made = Some(Made::Vectors(Pooling::read(&of()?, width)?)),
             ("LogitScore", None) => made = Some(Made::Scores(LogitScore::read(&of()?, dir, vocab)?)),
             ("Dense", Some(Made::Vectors(pooling))) => pooling.add_dense(&of()?)?,
-            ("Normalize", Some(Made::Vectors(pooling))) => pooling.add_normalize(),
+            ("Normalize", Some(Made::Vectors(pooling))) => pooling.add_normalize(&of()?)?,
             ("Dense" | "Normalize", None) => return Err(wrong("a Pooling before it")),
             _ => {
                 return Err(wrong(

@@ -126,6 +126,16 @@ pub struct Pooling {
     trained: bool,
 }
 
+/// Refuses a module that reads or writes something else than the vector of a text.
+fn of_vectors(fields: &Fields<'_>) -> Result<()> {
+    for name in ["module_input_name", "module_output_name"] {
+        if let Some(other) = fields.string(name)?.filter(|name| *name != VECTOR_NAME) {
+            return Err(fields.error(name, quote(other), format!("{VECTOR_NAME}, the vector of a text")));
+        }
+    }
+    Ok(())
+}
+
 impl Pooling {
     /// The mean of hidden states of `width` elements, scaled to length 1: what a model that was not trained to embed has to offer.
     pub fn mean(width: usize) -> Self {
@@ -249,9 +259,15 @@ impl Pooling {
         Ok(Self { pool, stages: Vec::new(), width, trained: true })
     }
 
-    /// The module `Normalize`.
-    pub(super) fn add_normalize(&mut self) {
+    /// The module `Normalize` in `dir`, where it need not have a file.
+    pub(super) fn add_normalize(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join("config.json");
+        if path.symlink_metadata().is_ok() {
+            let object = json::parse_object(&path, &json::read(&path)?)?;
+            of_vectors(&Fields::new(&path, &object))?;
+        }
         self.stages.push(Stage::Normalize);
+        Ok(())
     }
 
     /// The module `Dense` in `dir`.
@@ -269,11 +285,7 @@ impl Pooling {
             ));
         }
         crate::config::only(&fields, "use_residual", false, "nothing is added to what it makes")?;
-        for name in ["module_input_name", "module_output_name"] {
-            if let Some(other) = fields.string(name)?.filter(|name| *name != VECTOR_NAME) {
-                return Err(fields.error(name, quote(other), format!("{VECTOR_NAME}, the vector of a text")));
-            }
-        }
+        of_vectors(&fields)?;
         let class = fields.string("activation_function")?.unwrap_or("torch.nn.modules.activation.Tanh");
         let squash = Squash::of_class(class)
             .ok_or_else(|| fields.error("activation_function", quote(class), Squash::CLASSES))?;

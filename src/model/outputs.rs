@@ -48,6 +48,14 @@ impl ModelFiles {
         if !self.path.is_dir() || !matches!(self.made(), Ok(Some(Made::Vectors(_)))) {
             return;
         }
+        if modules::members(&self.path, "sentence_bert_config.json")
+            .is_ok_and(|members| members.get("modality_config").is_some_and(|of| of["message"].is_object()))
+        {
+            tracing::warn!(
+                "{name}: sentence-transformers writes each text by the chat template before it is embedded; here a text \
+                 is taken as it is, and what the template puts around it is the client's to write"
+            );
+        }
         if let Ok(Some((prompt, text))) = modules::default_prompt(&self.path) {
             let text = crate::json::quote(&text);
             tracing::warn!(
@@ -69,15 +77,28 @@ impl ModelFiles {
 
     /// The tokens that a text is cut to where one asks for it, and says no number: what sentence-transformers cuts it to, as far as
     /// `context` goes.
-    pub(super) fn cut_length(&self, context: usize) -> usize {
-        let length = |file: &str, name: &str| {
-            let members = modules::members(&self.path, file).ok().filter(|_| self.path.is_dir())?;
-            let length = members.get(name).and_then(serde_json::Value::as_u64)?;
-            usize::try_from(length).ok().filter(|&length| length > 0)
-        };
-        let said = length("sentence_bert_config.json", "max_seq_length");
-        let said = said.or_else(|| length("tokenizer_config.json", "model_max_length"));
-        said.map_or(context, |length| length.min(context))
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn cut_length(&self, context: usize) -> Result<usize> {
+        for (file, name) in
+            [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
+        {
+            if !self.path.is_dir() {
+                break;
+            }
+            let members = but_for_reads(modules::members(&self.path, file))?.unwrap_or_default();
+            let said = members.get(name).and_then(serde_json::Value::as_u64).filter(|&length| length > 0);
+            if let Some(said) = said.and_then(|length| usize::try_from(length).ok()) {
+                return Ok(said.min(context));
+            }
+        }
+        Ok(context)
+    }
+
+    /// Whether they make vectors of it.
+    pub(super) fn makes_vectors(&self) -> bool {
+        matches!(self.made(), Ok(Some(Made::Vectors(_))))
     }
 
     /// What sentence-transformers' files beside the model make of it.
@@ -86,6 +107,14 @@ impl ModelFiles {
             true => modules::load(&self.path, self.config().hidden_size, self.config().vocab_size),
             false => Ok(None),
         }
+    }
+}
+
+/// What was read, or why that cannot be used; a read that fails is an error.
+pub(super) fn but_for_reads<T>(read: Result<T>) -> Result<Result<T>> {
+    match read {
+        Err(error @ Error::Io { .. }) => Err(error),
+        read => Ok(read),
     }
 }
 

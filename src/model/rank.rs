@@ -84,6 +84,7 @@ impl ModelFiles {
             }
             (Some(_), _) => return Ok(None),
             (None, _) => match self.made()? {
+                Some(Made::Scores(_)) if self.config().headless => return Err(Error::no_head(&self.name())),
                 Some(Made::Scores(score)) if !self.config().bidirectional => RankBy::Logits(score),
                 _ => return Ok(None),
             },
@@ -96,7 +97,8 @@ impl ModelFiles {
 impl ModelFiles {
     /// Whether a pair of texts gets a score by what the model would say next.
     pub fn ranks_by_logits(&self) -> bool {
-        !self.config().bidirectional && matches!(self.made(), Ok(Some(Made::Scores(_))))
+        let config = self.config();
+        !config.bidirectional && !config.headless && matches!(self.made(), Ok(Some(Made::Scores(_))))
     }
 }
 
@@ -135,11 +137,10 @@ impl Model {
         cut: Cut,
     ) -> Result<(Vec<u32>, usize)> {
         let Ranking { form, .. } = self.ranking()?;
-        if cut.most.is_none() {
-            self.check_length(query)?;
-            if cut.second.is_none() {
-                self.check_length(document)?;
-            }
+        // It is encoded for each document anew, however it is cut.
+        self.check_length(query)?;
+        if cut == Cut::default() {
+            self.check_length(document)?;
         }
         if !form.by_template {
             let prompted = form.prompt.as_ref().map(|prompt| format!("{prompt}{query}"));

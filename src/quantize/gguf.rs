@@ -190,6 +190,9 @@ fn entries(files: &ModelFiles, gguf: &Gguf, of: GgufType) -> Result<Entries, &'s
     if let Some(window) = config.sliding_window.filter(|_| config.windows.iter().any(Option::is_some)) {
         entries.uint(&gguf.key("attention.sliding_window"), u32::try_from(window).unwrap_or(u32::MAX));
     }
+    if config.bidirectional {
+        entries.flag(&gguf.key("attention.causal"), false);
+    }
     entries.float(&gguf.key(gguf.eps), config.norm_eps);
     entries.float(&gguf.key("rope.freq_base"), config.rope.theta as f32);
     match config.rope.scaling {

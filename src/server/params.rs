@@ -389,5 +389,7 @@ pub(crate) fn effort(effort: &str, variables: &mut Map<String, Value>) {
         "minimal" => {}
         _ => thinking(true, variables),
     }
-    variables.entry("reasoning_effort").or_insert(effort.into());
+    for name in ["reasoning_effort", "reasoning_strength"] {
+        variables.entry(name).or_insert(effort.into());
+    }
 }

@@ -26,8 +26,7 @@ const FUNCTIONS: &str = "functions.";
 /// Longest header, in bytes: a tool's name has 128 at most.
 const MAX_HEADER: usize = 512;
 
-/// Whom thoughts of ATEM's are to, and answers.
-const ONESELF: &str = "self";
+/// Whom answers of ATEM's are to.
 const READER: &str = "user";
 
 /// A form of answers that are messages.
@@ -40,6 +39,9 @@ pub enum Channels {
 }
 
 impl Channels {
+    /// Whom thoughts of ATEM's are to.
+    pub(crate) const ONESELF: &str = "self";
+
     /// The form of a template that writes `header` before an answer.
     pub(super) fn shown(header: &str) -> Option<Self> {
         let is = |of: &Self| header.strip_suffix(of.said()).is_some_and(|header| header.ends_with(NEXT));
@@ -214,6 +216,8 @@ pub(super) struct ChannelParser {
     /// What finds ATEM's calls in messages, where there are tools; and whether it is to in this one.
     finder: Option<ToolParser>,
     finds: bool,
+    /// The header of a message to somebody unknown, and white space behind it: marks where a call follows, else text.
+    unknown: String,
     events: Vec<ReplyEvent>,
 }
 
@@ -244,6 +248,7 @@ impl ChannelParser {
             of,
             finder: calls.map(|calls| ToolParser::new(Arc::clone(calls), tools, single)),
             finds: true,
+            unknown: String::new(),
             tools: tools.into(),
             single,
             done: false,
@@ -271,8 +276,14 @@ impl ChannelParser {
     /// What is left at the end of the text. A header that never came to its message is marks, which nobody wants to read, unless
     /// something was said in it.
     pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
-        let held = std::mem::take(&mut self.held);
-        let is_marks = self.of.header().iter().any(|mark| held.trim_start().starts_with(mark))
+        let mut held = std::mem::take(&mut self.held);
+        if self.in_call() && self.of.ends().contains(&held.as_str()) {
+            held.clear();
+        }
+        let of_header = |mark: &&str| held.trim_start().starts_with(*mark);
+        let is_marks = (self.of.header().iter().any(of_header)
+            // The first header of ATEM's, whose mark the prompt has.
+            || self.of == Channels::Atem && !self.begun && of_header(&RECIPIENT))
             && Header::fit(self.of, &held) == Fit::Part { said: false };
         match std::mem::replace(&mut self.state, State::Header) {
             State::Call { .. } => self.broken(held),
@@ -296,6 +307,8 @@ impl ChannelParser {
     fn close(&mut self) {
         let found = self.finder.as_mut().map(ToolParser::finish).unwrap_or_default();
         found.into_iter().for_each(|event| self.found(event));
+        let unknown = std::mem::take(&mut self.unknown);
+        self.say(&unknown);
     }
 
     /// Whether the message is within a call of ATEM's.
@@ -306,8 +319,18 @@ impl ChannelParser {
     /// What was found in a message to somebody who may be called.
     fn found(&mut self, event: ReplyEvent) {
         match event {
+            ReplyEvent::Content(text) if !self.unknown.is_empty() => {
+                self.unknown.push_str(&text);
+                if !text.trim().is_empty() {
+                    let text = std::mem::take(&mut self.unknown);
+                    self.say(&text);
+                }
+            }
             ReplyEvent::Content(text) => self.say(&text),
             event => {
+                if matches!(event, ReplyEvent::Call { .. }) {
+                    self.unknown.clear();
+                }
                 if matches!(event, ReplyEvent::CallBroken { .. }) {
                     (self.said, self.fresh) = (true, false);
                 }
@@ -355,9 +378,25 @@ impl ChannelParser {
         }
         while !self.held.is_empty() {
             if self.in_call() {
-                // Marks within a call are a part of it.
-                let held = std::mem::take(&mut self.held);
-                return self.emit(&held);
+                // Marks within a call are a part of it, but for those between two messages: it was not ended.
+                const BETWEEN: &str = "<|eom|><|start|>assistant";
+                if self.held == BETWEEN {
+                    self.close();
+                    (self.begun, self.finds, self.state) = (true, true, State::Header);
+                    self.held.replace_range(..BETWEEN.len() - NEXT.len(), "");
+                    return;
+                }
+                if BETWEEN.starts_with(&self.held)
+                    || self.of.last().iter().any(|end| end.starts_with(&self.held))
+                {
+                    return;
+                }
+                let first = self.held.remove(0);
+                self.emit(first.encode_utf8(&mut [0; 4]));
+                if self.done {
+                    return self.held.clear();
+                }
+                continue;
             }
             let inside = !matches!(self.state, State::Header);
             let tail = if inside { self.held.as_str() } else { self.held.trim_start() };
@@ -369,7 +408,8 @@ impl ChannelParser {
                 return;
             }
             let mark = tail.starts_with('<');
-            if !inside || mark {
+            let is_blank = self.held.len() - tail.len() > MAX_HEADER;
+            if !is_blank && (!inside || mark) {
                 // Within a message, only what has a mark of its own begins another one.
                 match Header::fit(self.of, tail) {
                     Fit::Whole(header) if !inside || self.of.goes_on(tail) => return self.begin(&header),
@@ -410,25 +450,27 @@ impl ChannelParser {
         }
     }
 
-    /// A message of ATEM's begins: a thought, or a text that holds calls where it is to a tool, to one of a tool's space of names,
-    /// or to nobody.
+    /// A message of ATEM's begins: a thought, a text to the reader, or one that may hold calls. To whom these are does not say which
+    /// tool is called.
     fn address(&mut self, to: Option<&str>) {
         let held = std::mem::take(&mut self.held);
-        let calls = |to: &str| {
+        let is_tool = |to: &str| {
             let rest = |tool: &Tool| {
                 tool.name.strip_prefix(to).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             self.tools.iter().any(rest)
         };
         let (state, finds, known) = match to {
-            Some(ONESELF) => (State::Thoughts, false, true),
-            Some(READER) => (State::Text, false, true),
-            Some(to) => (State::Text, calls(to), calls(to)),
+            Some(Channels::ONESELF) => (State::Thoughts, false, true),
+            Some(READER) => (State::Text, is_tool(READER), true),
+            Some(to) => (State::Text, true, is_tool(to)),
             None => (State::Text, true, true),
         };
         (self.state, self.finds) = (state, finds);
-        if !known {
-            self.emit(&held);
+        match &self.finder {
+            _ if known => {}
+            Some(_) => self.unknown = held,
+            None => self.emit(&held),
         }
     }
 

@@ -71,7 +71,9 @@ impl ReplyGrammar<'_> {
         };
         let mut calls = Vec::new();
         for (i, tool) in self.tools.iter().enumerate() {
-            let head = format!(" to={0}<|message|>{open}{begin}{0}{1}", tool.name, tags.open);
+            // What is to oneself is a thought: a tool of that name is called by a message to nobody.
+            let to = if tool.name == Channels::ONESELF { "" } else { &format!(" to={}", tool.name) };
+            let head = format!("{to}<|message|>{open}{begin}{}{}", tool.name, tags.open);
             calls.push(format!(
                 "{} {} {}",
                 literals.sequence(&head),

@@ -58,6 +58,9 @@ fn messages_are_told_by_whom_they_are_to() {
     {
         assert_eq!(told(&format!("{hm}{cut}")), thought("Hm.\n <b>", of("", &[])), "{cut}");
     }
+    for cut in [" to=", " to=us", " to=self", " to=get_weather<|mess"] {
+        assert_eq!(told(cut), of("", &[]), "{cut}");
+    }
     // A prompt that begins a thought.
     assert!(muse().reasoning.as_ref().unwrap().is_open("<|start|>assistant to=self<|message|>"));
     let rest = format!("m.<|eom|>{NEXT}{yes}");
@@ -92,7 +95,8 @@ fn messages_to_tools_hold_calls() {
     assert_eq!(told(&format!("<|message|>So.\n{paris} On.")), of("So. On.", &[made]));
     let tools = [tool("web.search", serde_json::json!({ "q": { "type": "string" } }))];
     let search = block(&invoke("web.search", &set("q", "x")));
-    for to in ["web", "web.search"] {
+    // To whom a message is does not say which tool is called.
+    for to in ["web", "web.search", "web.search.search", "functions.web.search", "tools"] {
         let (_, reply) = events(ReplyParser::new(muse(), false, &tools), &[&message(to, &search)]);
         assert_eq!(reply, of("", &[("web.search", r#"{"q": "x"}"#)]), "{to}");
     }
@@ -119,9 +123,10 @@ fn what_is_no_call_is_text() {
         "<|start|>user<|message|>Hm".to_owned(),
         "<|channel|>final<|message|>Hm".to_owned(),
         // To somebody who is no tool.
-        format!(" to=remove<|message|>{call}"),
-        format!(" to=ad<|message|>{call}"),
+        " to=remove<|message|>Hm".to_owned(),
+        " to=add.add<|message|> Hm\n".to_owned(),
         " to=<|message|>Hm".to_owned(),
+        " to=remove<|message|> \n".to_owned(),
     ] {
         assert_eq!(told(&text), of(&text, &[]), "{text:?}");
     }
@@ -140,6 +145,15 @@ fn what_is_no_call_is_text() {
         let reply = told(&format!(" to=add<|message|>{bad}"));
         assert_eq!(reply, of(&bad, &[]), "{bad:?}");
     }
+    // A call that was not ended takes no other message into it.
+    let paris = set("city", "Paris");
+    let open = format!("<atem:function_calls>\n<atem:invoke name=\"get_weather\">\n{paris}");
+    let add = message("add", &block(&invoke("add", "")));
+    let text = format!("{}{NEXT}{add}", message("get_weather", &open));
+    assert_eq!(told(&text), of(&open, &[("add", "{}")]));
+    let text = format!("{}{NEXT}{}", message("get_weather", &open), message("user", "On."));
+    assert_eq!(told(&text), of(&format!("{open}\n\nOn."), &[]));
+    assert_eq!(told(&format!(" to=get_weather<|message|>{open}<|eot|>")), of(&open, &[]));
     // What follows it is told.
     let text = format!("{}{NEXT}{}", message("add", "none"), message("user", "Yes."));
     assert_eq!(told(&text), of("none\n\nYes.", &[]));
@@ -148,6 +162,25 @@ fn what_is_no_call_is_text() {
     let text = format!(" to=add<|message|>{call}");
     let found: Vec<ReplyEvent> = [parser.push(&text), parser.finish()].concat();
     assert_eq!(found, [ReplyEvent::Content(text)]);
+}
+
+/// A tool may have the reader's name, and one's own.
+#[test]
+fn tools_may_have_the_names_of_those_who_read() {
+    let tools = ["user", "self"].map(|name| tool(name, serde_json::json!({})));
+    for (to, name) in [(" to=user", "user"), ("", "self"), (" to=user", "self")] {
+        let text = format!("{to}<|message|>{}", block(&invoke(name, "")));
+        let (_, reply) = events(ReplyParser::new(muse(), false, &tools), &[&text]);
+        assert_eq!(reply, of("", &[(name, "{}")]), "{to}");
+    }
+}
+
+/// White space without an end is text, and takes no time to look through again.
+#[test]
+fn endless_white_space_is_text() {
+    let text = " ".repeat(200_000);
+    let (_, reply) = events(ReplyParser::new(muse(), false, &tools()), &[&text]);
+    assert_eq!(reply, of(&text, &[]));
 }
 
 #[test]
