@@ -9,8 +9,8 @@ use backstop::Error;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 
-use super::args::{ModelArgs, ServeArgs};
-use super::{INTERRUPTED, Loaded, Usage, term};
+use super::args::ServeArgs;
+use super::{INTERRUPTED, Loaded, Usage, names, term};
 
 /// How long connections that are cut off may take to notice.
 const CUT_OFF: Duration = Duration::from_secs(2);
@@ -26,8 +26,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         }
         other => super::typed(other),
     })?;
-    let model =
-        ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
+    let model = names::replace(&args.model, args.path.as_deref());
     let Loaded { model, time } = super::load_for(&model, &args.session, Some(args.parallel))?;
     has_descriptors()?;
     // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
@@ -141,7 +140,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         api_keys,
         parallel: args.parallel,
         max_queue: args.max_queue,
-        aliases: args.alias.clone(),
+        aliases: args.alias.iter().cloned().chain(names::typed(&args.model, args.path.as_deref())).collect(),
         cors: args.cors.clone(),
         allowed_hosts: args.allowed_host.clone(),
         body_limit: args.body_limit,
