@@ -264,6 +264,7 @@ impl Error {
     }
 
     /// A name that did not become files.
+    #[cfg(feature = "hub")]
     pub(crate) fn hub(fault: HubFault, what: impl Into<String>) -> Self {
         Self::Hub { fault, what: what.into() }
     }

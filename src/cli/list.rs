@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::{ListArgs, RmArgs};
 use super::stream::print;
 use super::summary::aligned;
-use super::{Interrupted, Usage, names, term};
+use super::{Usage, names, term};
 
 /// A line of the list.
 struct Row {
@@ -156,7 +156,7 @@ pub fn rm(args: &RmArgs) -> anyhow::Result<ExitCode> {
         if cache.holds(&id)
             && !names::agrees(&format!("Remove {what} from {}?", cache.root().display()), false)?
         {
-            return Err(Interrupted("nothing was removed".to_owned()).into());
+            bail!("nothing was removed");
         }
     }
     let removed = cache.remove(&id, revision.as_deref(), variant.as_deref())?;

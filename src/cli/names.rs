@@ -3,14 +3,14 @@
 use std::io::{IsTerminal, Write, stderr, stdin};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use backstop::backend::LlmBackendKind;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed};
 use backstop::hub::{self, Client, Fit, Name, Settings};
 use backstop::{Error, HubFault};
 
 use super::args::{FetchArgs, ModelArgs};
-use super::{Interrupted, pull, term};
+use super::{pull, term};
 
 /// The arguments with the model that was typed by itself, where one was.
 pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
@@ -86,7 +86,7 @@ pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow:
         let bytes = Bytes(plan.bytes());
         let question = format!("{name} is not on this machine. Download {} ({bytes})?", pull::what(&plan));
         if !agrees(&question, true)? {
-            return Err(Interrupted(format!("nothing was downloaded; `backstop pull {name}` does it")).into());
+            bail!("nothing was downloaded; `backstop pull {name}` does it");
         }
     }
     pull::download(&client, &settings, &plan, &name)

@@ -122,12 +122,14 @@ impl Name {
     /// # Errors
     /// [`Error::Hub`] where it is neither a path nor a name.
     pub fn parse(text: &str) -> Result<Self> {
-        let path = Path::new(text);
-        if path.exists() || looks_like_a_path(text) {
-            return Ok(Self::Path(path.to_owned()));
+        if Path::new(text).exists() {
+            return Ok(Self::Path(text.into()));
         }
         let hosts = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/", "hf://"];
         let text = hosts.iter().find_map(|host| text.strip_prefix(host)).unwrap_or(text);
+        if looks_like_a_path(text) {
+            return Ok(Self::Path(text.into()));
+        }
         let wrong = |what: &str| {
             let what = format!(
                 "{} names no model: {what}; expected a directory or GGUF file that exists, org/name[@revision][:VARIANT], \

@@ -18,7 +18,7 @@ fn a_person_is_asked_before_anything_is_downloaded_or_removed() {
         terminal.shows(question);
         terminal.keys(answer);
         terminal.shows("nothing was downloaded; `backstop pull org/model` does it");
-        assert_eq!(terminal.ends(), Some(130), "{answer:?}");
+        assert_eq!(terminal.ends(), Some(1), "{answer:?}");
     }
     assert_eq!((hub.files_seen().len(), tree(&home.path().join("hub")).len()), (0, 0));
     hub.rule(
@@ -42,7 +42,7 @@ fn a_person_is_asked_before_anything_is_downloaded_or_removed() {
     terminal.shows("? [y/N] ");
     terminal.keys("\n");
     terminal.shows("nothing was removed");
-    assert_eq!(terminal.ends(), Some(130));
+    assert_eq!(terminal.ends(), Some(1));
     let mut terminal = Terminal::start(hub.command(home.path(), &["rm", "org/model"]));
     terminal.shows("? [y/N] ");
     terminal.keys("y\n");
