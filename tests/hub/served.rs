@@ -263,6 +263,18 @@ fn listing(repository: &Repository) -> Value {
     json!({ "id": "org/model", "modelId": "org/model", "sha": COMMIT, "private": false, "tags": [], "siblings": files })
 }
 
+/// The listing that Python asks for.
+fn tree_of(repository: &Repository) -> Value {
+    let file = |(path, bytes): &(String, Arc<Vec<u8>>)| {
+        let mut file = json!({ "type": "file", "path": path, "size": bytes.len(), "oid": git_hash(bytes) });
+        if is_large(path) {
+            file["lfs"] = json!({ "oid": sha256(bytes), "size": bytes.len(), "pointerSize": 134 });
+        }
+        file
+    };
+    repository.files.iter().map(file).collect()
+}
+
 /// Every file below a folder that is no link, by its path, and its bytes.
 pub fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
@@ -404,6 +416,9 @@ enum Found {
 fn find(state: &State, seen: &Seen) -> Option<Found> {
     let repositories = locked(&state.repositories);
     let path = seen.path.split('?').next()?.trim_start_matches('/');
+    if let Some((id, _)) = path.strip_prefix("api/models/").and_then(|rest| rest.split_once("/tree/")) {
+        return Some(Found::Listing(tree_of(repositories.get(id)?).to_string()));
+    }
     if let Some(rest) = path.strip_prefix("api/models/") {
         let (id, revision) = rest.split_once("/revision/")?;
         let repository = repositories.get(id).filter(|_| revision == "main" || revision == COMMIT)?;
