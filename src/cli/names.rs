@@ -4,9 +4,8 @@ use std::io::{IsTerminal, Write, stderr, stdin};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use backstop::backend::LlmBackendKind;
-use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed};
-use backstop::hub::{self, Client, Fit, Name, Settings};
+use backstop::backend::select::{BackendRequest, Bytes};
+use backstop::hub::{self, Client, Fit, Name};
 use backstop::{Error, HubFault};
 
 use super::args::{FetchArgs, ModelArgs};
@@ -38,23 +37,6 @@ pub fn is_model(text: &str) -> bool {
     }
 }
 
-/// What this machine runs a model on, and the memory that it has for one.
-pub fn fit(backend: BackendRequest) -> Fit {
-    let nothing = MemoryNeed { weights: 0, kv: 0, activations: 0 };
-    // What cannot be had is refused when the model is loaded.
-    let kind = select::select(backend, &nothing).map_or(LlmBackendKind::Cpu, |selection| selection.kind);
-    Fit { memory: select::memory_for(kind), mlx: kind == LlmBackendKind::Mlx }
-}
-
-/// The settings of the environment, with the token that was typed.
-pub fn settings(token: Option<&str>) -> anyhow::Result<Settings> {
-    let settings = Settings::from_env()?;
-    Ok(match token {
-        Some(token) => Settings { token: Some(token.to_owned()), ..settings },
-        None => settings,
-    })
-}
-
 /// The files of a model that was typed: a path as it is, a name where its files are, which are downloaded first if need be.
 pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow::Result<PathBuf> {
     let Some(text) = typed.to_str() else { return Ok(typed.to_owned()) };
@@ -62,8 +44,8 @@ pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow:
         Name::Path(path) => return Ok(path),
         name => name,
     };
-    let settings = settings(fetch.token.as_deref())?;
-    let fit = fit(backend);
+    let settings = pull::settings(fetch.token.as_deref())?;
+    let fit = pull::fit(backend);
     if let Some(path) = hub::find(&name, &settings, fit)? {
         tracing::info!(%name, path = %path.display(), "found");
         return Ok(path);

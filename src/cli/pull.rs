@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use backstop::backend::select::{BackendRequest, Bytes};
+use backstop::backend::LlmBackendKind;
+use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed};
 use backstop::hub::{self, Cache, Client, Fit, Form, Name, Plan, Progress, Settings, Stage};
 
 use super::args::PullArgs;
 use super::interrupt::Interruptible;
 use super::stream::print;
-use super::{Interrupted, Usage, names, term};
+use super::{Interrupted, Usage, term};
 
 pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     let name = Name::parse(&args.name)?;
@@ -26,12 +27,29 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
         };
         return Err(Usage(what).into());
     }
-    let settings = names::settings(args.token.as_deref())?;
+    let settings = settings(args.token.as_deref())?;
     let client = Client::new(&settings)?;
-    let plan = plan(&client, &name, names::fit(BackendRequest::Auto))?;
+    let plan = plan(&client, &name, fit(BackendRequest::Auto))?;
     let path = download(&client, &settings, &plan, &name)?;
     print(&format!("{}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What this machine runs a model on, and the memory that it has for one.
+pub fn fit(backend: BackendRequest) -> Fit {
+    let nothing = MemoryNeed { weights: 0, kv: 0, activations: 0 };
+    // What cannot be had is refused when the model is loaded.
+    let kind = select::select(backend, &nothing).map_or(LlmBackendKind::Cpu, |selection| selection.kind);
+    Fit { memory: select::memory_for(kind), mlx: kind == LlmBackendKind::Mlx }
+}
+
+/// The settings of the environment, with the token that was typed.
+pub fn settings(token: Option<&str>) -> anyhow::Result<Settings> {
+    let settings = Settings::from_env()?;
+    Ok(match token {
+        Some(token) => Settings { token: Some(token.to_owned()), ..settings },
+        None => settings,
+    })
 }
 
 /// What a name stands for on the hub. Ctrl-C ends the asking.
