@@ -198,6 +198,37 @@ pub enum Error {
     /// The engine ended this request, or has itself ended.
     #[error("engine: {0}")]
     Engine(String),
+
+    /// A name did not become files.
+    #[error("{what}")]
+    Hub {
+        /// What is at fault.
+        fault: HubFault,
+        /// The name or address concerned, what was expected, what was got, and what to do.
+        what: String,
+    },
+}
+
+/// Why a name did not become files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HubFault {
+    /// It is no name.
+    Name,
+    /// The model is not on this machine, and nothing was downloaded.
+    Absent,
+    /// The hub wants to know who asks, or has not let them in (401, 403).
+    Gated,
+    /// The hub has no such repository, revision or variant, or the repository no files that can be run.
+    NotFound,
+    /// The hub could not be reached, or broke off again and again.
+    Network,
+    /// What the hub sent is not what it may send, or not what it said that it would.
+    Answer,
+    /// What was asked for does not fit: the disk, or the memory.
+    Space,
+    /// Another process has what is needed.
+    Busy,
 }
 
 impl Error {
@@ -238,6 +269,12 @@ impl Error {
         Self::Task { model: model.to_owned(), what: what.to_owned() }
     }
 
+    /// A name that did not become files.
+    #[cfg(feature = "hub")]
+    pub(crate) fn hub(fault: HubFault, what: impl Into<String>) -> Self {
+        Self::Hub { fault, what: what.into() }
+    }
+
     /// Shapes that do not fit each other.
     pub(crate) fn shape(op: &'static str, what: impl Into<String>) -> Self {
         Self::Shape { op, what: what.into() }
@@ -245,7 +282,7 @@ impl Error {
 }
 
 /// A number of bytes as people say it.
-struct Size(u64);
+pub(crate) struct Size(pub u64);
 
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

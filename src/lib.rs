@@ -77,8 +77,8 @@
 //!
 //! ## Features
 //!
-//! `cli` is the command `backstop`, and `server` the module of that name; both are on by default. `default-features = false` leaves
-//! the library alone, without their dependencies. `mlx` compiles MLX in on Linux; on Apple Silicon it always is.
+//! `cli` is the command `backstop`, and `server` and `hub` the modules of these names; all are on by default.
+//! `default-features = false` leaves the library alone, without their dependencies. `mlx` compiles MLX in on Linux; on Apple Silicon it always is.
 
 mod alloc;
 #[doc(hidden)]
@@ -96,6 +96,8 @@ pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod json;
 mod model;
 pub mod parity;
@@ -123,7 +125,7 @@ pub use backend::select::{BackendRequest, backends};
 pub use backend::{LlmBackendKind, Policy};
 pub use chat::{Shown, Turn};
 pub use engine::{FinishReason, Stats};
-pub use error::{Error, Result};
+pub use error::{Error, HubFault, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
 #[doc(hidden)]
 pub use json::strict_json;

@@ -166,10 +166,19 @@ impl ModelFiles {
         self.path == Path::new(builtin::NAME)
     }
 
-    /// The model's name: its directory's, or its file's without the ending.
+    /// The model's name: its directory's, or its file's without the ending; in the Hugging Face cache its repository's.
     pub fn name(&self) -> String {
         let canonical = self.path.canonicalize();
         let path = canonical.as_deref().unwrap_or(&self.path);
+        let folder = |path: &Path| path.parent()?.file_name()?.to_str().map(str::to_owned);
+        // What is called by the hash of its bytes is known by the link to them.
+        let path = if folder(path).as_deref() == Some("blobs") { &self.path } else { path };
+        if folder(path).as_deref() == Some("snapshots")
+            && let Some(repository) = path.parent().and_then(folder)
+            && let Some((_, name)) = repository.rsplit_once("--")
+        {
+            return name.to_owned();
+        }
         let name = path
             .file_name()
             .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());

@@ -1,5 +1,7 @@
 //! The arguments as typed: parsed, not yet resolved against the model and its defaults.
 
+mod names;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +14,12 @@ use backstop::tensor::DType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 
+pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
+
 /// Run language models on this machine: on MLX where it is, on CPU kernels everywhere.
+///
+/// A MODEL is a directory or GGUF file, a repository of the Hugging Face hub (org/name[@revision][:VARIANT]), or a short name
+/// such as qwen3:8b.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted by Ctrl-C.\n\
@@ -36,7 +43,14 @@ pub enum Command {
     /// Serve a model over HTTP, by the APIs of OpenAI and Anthropic.
     Serve(ServeArgs),
     /// Show what a model is and needs, without loading it.
+    #[command(visible_alias = "show")]
     Inspect(InspectArgs),
+    /// Download a model by its name.
+    Pull(PullArgs),
+    /// List the models on this machine: of the Hugging Face cache, of LM Studio and of Ollama.
+    List(ListArgs),
+    /// Remove a model from the Hugging Face cache.
+    Rm(RmArgs),
     /// Show the prompt that a conversation becomes, and its tokens.
     Template(TemplateArgs),
     /// Measure a model's speed and memory beside this machine's limits.
@@ -58,9 +72,14 @@ pub enum Command {
     token alone; a model whose tokenizer adds none refuses it."
 )]
 pub struct RunArgs {
+    /// The model, where a prompt follows [default: the built-in story model]. One text alone is the prompt, unless it is the
+    /// name of a model.
+    #[arg(value_name = "MODEL")]
+    pub first: Option<String>,
     /// The text to begin with; `-`, or none where stdin is not a terminal, reads it from stdin
     /// (one line end at the end of stdin is not part of it). What is piped in beside a text follows it, after an empty line.
-    pub prompt: Option<String>,
+    #[arg(value_name = "PROMPT", conflicts_with = "model")]
+    pub second: Option<String>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -106,7 +125,7 @@ pub struct FormArgs {
     Where stdin is not a terminal, each of its lines is a turn."
 )]
 pub struct ChatArgs {
-    /// The model's directory or GGUF file [default: the built-in story model].
+    /// The model's name, directory or GGUF file [default: the built-in story model].
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub path: Option<PathBuf>,
     #[command(flatten)]
@@ -127,7 +146,7 @@ pub struct ChatArgs {
     BACKSTOP_API_KEY, where other users of the machine do not see it."
 )]
 pub struct ServeArgs {
-    /// The model's directory or GGUF file [default: the built-in story model].
+    /// The model's name, directory or GGUF file [default: the built-in story model].
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub path: Option<PathBuf>,
     #[command(flatten)]
@@ -198,8 +217,10 @@ pub struct ServeArgs {
 /// `backstop inspect`.
 #[derive(Debug, ClapArgs)]
 pub struct InspectArgs {
-    /// The model's directory or GGUF file [default: the built-in story model].
+    /// The model's name, directory or GGUF file [default: the built-in story model].
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
     /// Tokens of context to look at beside the usual ones.
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
@@ -218,8 +239,10 @@ pub struct InspectArgs {
     chat_template_kwargs, add_generation_prompt, continue_final_message, documents. Without it, a user says hello."
 )]
 pub struct TemplateArgs {
-    /// The model's directory or GGUF file [default: the built-in story model]. No weight is read.
+    /// The model's name, directory or GGUF file [default: the built-in story model]. No weight is read.
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
     /// The conversation: a JSON file, or - for stdin.
     #[arg(long, value_name = "FILE")]
     pub messages: Option<PathBuf>,
@@ -312,8 +335,10 @@ pub struct ParityArgs {
     Matrices whose rows are not whole groups keep their type."
 )]
 pub struct QuantizeArgs {
-    /// The model's directory (config.json, safetensors), or for --to gguf a GGUF file.
+    /// The model's name or directory (config.json, safetensors), or for --to gguf a GGUF file.
     pub model: PathBuf,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
     /// The directory or GGUF file to write; it must not exist.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
@@ -338,9 +363,11 @@ pub struct QuantizeArgs {
 /// Which model, and what runs it.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ModelArgs {
-    /// The model's directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
-    #[arg(long, value_name = "DIR")]
+    /// The model's name, directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
     /// Read the weights into memory instead of mapping their files, which may then change.
     #[arg(long)]
     pub no_mmap: bool,
@@ -553,7 +580,7 @@ mod tests {
     fn a_prompt_may_begin_with_a_dash() {
         let args = Args::try_parse_from(["backstop", "run", "--max-tokens", "4", "-"]).unwrap();
         let Command::Run(run) = args.command else { panic!("run was typed") };
-        assert_eq!((run.prompt.as_deref(), run.sampling.max_tokens), (Some("-"), Some(4)));
+        assert_eq!((run.first.as_deref(), run.sampling.max_tokens), (Some("-"), Some(4)));
         assert_eq!(run.model.backend, BackendRequest::Auto);
     }
 }

@@ -31,7 +31,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if args.prompt == 0 && args.generate == 0 {
         return Err(Usage("--prompt and --generate are 0: there is nothing to measure".to_owned()).into());
     }
-    let files = super::open(args.model.model.as_deref())?;
+    let files = super::open_as(&args.model)?;
     let context = context(args, files.config().max_context())?;
     let kv_type = args.model.kv_type.unwrap_or(files.dtype().into());
     let work = BenchWork::of(&files, args.model.activations, kv_type);

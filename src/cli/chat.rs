@@ -12,9 +12,9 @@ use rustyline::{
     KeyEvent, Movement, RepeatCount,
 };
 
-use super::args::{ChatArgs, ModelArgs};
+use super::args::ChatArgs;
 use super::stream::{Answer, Output, stream};
-use super::{Closed, INTERRUPTED, Loaded, Usage, input, summary, term};
+use super::{Closed, INTERRUPTED, Loaded, Usage, input, names, summary, term};
 
 const HELP: &str = "\
 /help         this list
@@ -26,8 +26,7 @@ Ctrl-C stops an answer; the arrow keys edit, and go through what was said before
 
 pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
-    let from =
-        ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
+    let from = names::replace(&args.model, args.path.as_deref());
     let Loaded { model, .. } = super::load(&from, &args.session)?;
     let sampling = super::resolve_sampling(&args.sampling, &model)?;
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };

@@ -15,16 +15,18 @@ use backstop::weights::Stored;
 use backstop::{LoadOptions, ModelFiles, backends};
 use serde_json::{Value, json};
 
-use super::Usage;
 use super::args::InspectArgs;
 use super::stream::print;
 use super::summary::{aligned, count};
 use super::term;
+use super::{Usage, names};
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    let files = match super::open(args.model.as_deref()) {
+    let path = args.model.as_deref().map(|typed| names::path(typed, &args.fetch, BackendRequest::Auto));
+    let path = path.transpose()?;
+    let files = match path.as_deref().map_or_else(ModelFiles::builtin, ModelFiles::open) {
         Ok(files) => files,
-        Err(error) => return Err(with_what_is_unknown(error.into(), args.model.as_deref())),
+        Err(error) => return Err(with_what_is_unknown(error.into(), path.as_deref())),
     };
     let facts = Facts::of(files, args.ctx, args.kv_type)?;
     if args.json {

@@ -7,7 +7,11 @@ mod form;
 mod grammar;
 mod input;
 mod inspect;
+mod interrupt;
+mod list;
+mod names;
 mod parity;
+mod pull;
 mod quantize;
 mod run;
 mod serve;
@@ -24,12 +28,13 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::Isa;
+use backstop::backend::select::BackendRequest;
 use backstop::weights::Access;
 use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
 use tracing_subscriber::EnvFilter;
 
 pub use args::{Args, Command};
-use args::{ModelArgs, SamplingArgs, SessionArgs};
+use args::{FetchArgs, ModelArgs, SamplingArgs, SessionArgs};
 
 /// Exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
@@ -46,6 +51,11 @@ pub struct Usage(pub String);
 #[error("stdout is closed")]
 pub struct Closed;
 
+/// Ctrl-C ended it before it was done; what is kept of it, or nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Interrupted(pub String);
+
 /// Calls the command.
 ///
 /// # Errors
@@ -56,6 +66,9 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::chat(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Pull(args) => pull::pull(&args),
+        Command::List(args) => list::list(&args),
+        Command::Rm(args) => list::rm(&args),
         Command::Template(args) => template::template(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
@@ -68,6 +81,10 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
 pub fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<Closed>() {
         return ExitCode::SUCCESS;
+    }
+    if let Some(Interrupted(what)) = error.downcast_ref() {
+        term::note(what);
+        return ExitCode::from(INTERRUPTED);
     }
     let more = match error.downcast_ref() {
         Some(Error::ContextFull { context, trained, .. }) if context < trained => " (--ctx)",
@@ -112,14 +129,25 @@ struct Loaded {
     time: Duration,
 }
 
-fn open(dir: Option<&Path>) -> backstop::Result<ModelFiles> {
-    dir.map_or_else(ModelFiles::builtin, ModelFiles::open)
+/// Reads what a model is, by its name or path.
+fn open(model: Option<&Path>, fetch: &FetchArgs) -> anyhow::Result<ModelFiles> {
+    open_by(model, fetch, BackendRequest::Auto, Access::Map)
 }
 
 /// The weights' bytes as was typed.
-fn open_as(args: &ModelArgs) -> backstop::Result<ModelFiles> {
+fn open_as(args: &ModelArgs) -> anyhow::Result<ModelFiles> {
     let access = if args.no_mmap { Access::Read } else { Access::Map };
-    args.model.as_deref().map_or_else(ModelFiles::builtin, |path| ModelFiles::open_by(path, access))
+    open_by(args.model.as_deref(), &args.fetch, args.backend, access)
+}
+
+fn open_by(
+    model: Option<&Path>,
+    fetch: &FetchArgs,
+    backend: BackendRequest,
+    access: Access,
+) -> anyhow::Result<ModelFiles> {
+    let Some(typed) = model else { return Ok(ModelFiles::builtin()?) };
+    Ok(ModelFiles::open_by(&names::path(typed, fetch, backend)?, access)?)
 }
 
 /// Loads a model for one sequence, which may have all the memory that there is.

@@ -33,7 +33,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage(what).into());
     }
     let text = text(args)?;
-    let context = args.tokens.min(super::open(args.model.model.as_deref())?.config().max_context());
+    let context = args.tokens.min(super::open_as(&args.model)?.config().max_context());
     let session =
         SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads, chat_template: None };
     // What is said of MLX is said of what is compared.

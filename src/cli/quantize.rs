@@ -5,21 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use anyhow::Context;
-use backstop::ModelFiles;
 use backstop::backend::select::Bytes;
 use backstop::quant::{MlxFormat, MlxMode};
 use backstop::quantize::{GgufType, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;
+use super::interrupt::Interruptible;
 use super::term::{self, Progress};
 use super::{INTERRUPTED, Usage};
 
 pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let target = target(args)?;
-    let files = ModelFiles::open(&args.model)?;
-    let stopped = stopped_by_ctrl_c()?;
+    let files = super::open(Some(&args.model), &args.fetch)?;
+    // The second Ctrl-C ends the process: what is written has no name yet.
+    let stopped = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&stopped);
+    let _interruptible = Interruptible::new(move || set.store(true, Ordering::Relaxed))?;
     let read = Arc::new((AtomicU64::new(0), AtomicU64::new(1)));
     let report = {
         let shown = Arc::clone(&read);
@@ -96,19 +98,6 @@ fn target(args: &QuantizeArgs) -> anyhow::Result<Target> {
     };
     let (bits, group) = (args.bits.unwrap_or(4), args.group.unwrap_or(group));
     Ok(Target::Mlx(MlxFormat { mode, bits, group }))
-}
-
-/// What the first Ctrl-C sets; the second ends the process, as what is written has no name yet.
-fn stopped_by_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
-    let stopped = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&stopped);
-    ctrlc::set_handler(move || {
-        if set.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED.into());
-        }
-    })
-    .context("cannot catch Ctrl-C")?;
-    Ok(stopped)
 }
 
 /// The share that is done, as a line shows it.

@@ -10,13 +10,15 @@ use backstop::{Chat, Message, Model, Options, Turn};
 use super::args::RunArgs;
 use super::stream::{Output, print, stream};
 use super::summary::Summary;
-use super::{INTERRUPTED, Loaded, Usage, form, input};
+use super::{INTERRUPTED, Loaded, Usage, form, input, names};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
-    let prompt = prompt(args.prompt.as_deref())?;
-    let Loaded { model, time } = super::load(&args.model, &args.session)?;
+    let (named, text) = typed(args);
+    let prompt = prompt(text, named)?;
+    let from = names::replace(&args.model, named);
+    let Loaded { model, time } = super::load(&from, &args.session)?;
     let mut sampling = super::resolve_sampling(&args.sampling, &model)?;
     sampling.logprobs = args.json.then_some(0);
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
@@ -60,14 +62,26 @@ fn turn(
     Ok(Some(model.prepare(&Chat::new(messages), grammar)?))
 }
 
+/// The model and the prompt that were typed: one text alone is the prompt, unless it names a model.
+fn typed(args: &RunArgs) -> (Option<&str>, Option<&str>) {
+    match (args.first.as_deref(), args.second.as_deref()) {
+        (named, Some(prompt)) => (named, Some(prompt)),
+        (Some(one), None) if args.model.model.is_none() && names::is_model(one) => (Some(one), None),
+        (prompt, None) => (None, prompt),
+    }
+}
+
 /// The prompt, from the arguments or from stdin.
-fn prompt(typed: Option<&str>) -> anyhow::Result<String> {
+fn prompt(typed: Option<&str>, named: Option<&str>) -> anyhow::Result<String> {
     let typed = typed.filter(|text| *text != "-");
     match typed {
         Some(text) if !input::is_piped() => return Ok(text.to_owned()),
         None if stdin().is_terminal() => {
-            let what = "no PROMPT: give one, or `-` to type it here (Ctrl-D ends it); `backstop chat` holds a conversation";
-            return Err(Usage(what.to_owned()).into());
+            let name = named.map(|name| format!(" {name}")).unwrap_or_default();
+            let what = format!(
+                "no PROMPT: give one, or `-` to type it here (Ctrl-D ends it); `backstop chat{name}` holds a conversation"
+            );
+            return Err(Usage(what).into());
         }
         _ => {}
     }

@@ -10,8 +10,8 @@ use backstop::LoadOptions;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 
-use super::args::{ModelArgs, ServeArgs};
-use super::{INTERRUPTED, Loaded, Usage, term};
+use super::args::ServeArgs;
+use super::{INTERRUPTED, Loaded, Usage, names, term};
 
 /// How long connections that are cut off may take to notice.
 const CUT_OFF: Duration = Duration::from_secs(2);
@@ -27,8 +27,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         }
         other => super::typed(other),
     })?;
-    let model =
-        ModelArgs { model: args.path.clone().or_else(|| args.model.model.clone()), ..args.model.clone() };
+    let model = names::replace(&args.model, args.path.as_deref());
     let Loaded { model, time } = super::load_as(&model, &args.session, |options| LoadOptions {
         max_sequences: Some(args.parallel),
         pooling: args.pooling,
@@ -148,7 +147,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         api_keys,
         parallel: args.parallel,
         max_queue: args.max_queue,
-        aliases: args.alias.clone(),
+        aliases: args.alias.iter().cloned().chain(names::typed(&args.model, args.path.as_deref())).collect(),
         cors: args.cors.clone(),
         allowed_hosts: args.allowed_host.clone(),
         body_limit: args.body_limit,

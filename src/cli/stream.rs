@@ -1,17 +1,16 @@
 //! A generation on its way to stdout: pieces as they come, Ctrl-C, a reader that goes away.
 
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
-use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use backstop::Generation;
 use backstop::engine::{FinishReason, Stats};
 use backstop::text::Reply;
-use backstop::{Canceller, Generation};
-use parking_lot::Mutex;
 
+use super::Closed;
+use super::interrupt::Interruptible;
 use super::term::{self, Progress};
-use super::{Closed, INTERRUPTED};
 
 /// Stdout, which gets the generated text and nothing else. What the model thinks is shown on stderr, to a person.
 pub struct Output {
@@ -105,7 +104,8 @@ pub fn stream(
 ) -> anyhow::Result<Answer> {
     let started = Instant::now();
     let mut generation = start()?;
-    let _interruptible = Interruptible::new(generation.canceller())?;
+    let canceller = generation.canceller();
+    let _interruptible = Interruptible::new(move || canceller.cancel())?;
     tracing::info!(prompt_tokens = generation.prompt().len(), "generating");
     let (tokens, read, shown) = (generation.prompt().len(), generation.prompt_progress(), out.is_some());
     let mut progress = Some(Progress::start(move || match read() {
@@ -140,32 +140,4 @@ pub fn stream(
     let (tokens, conforms) = (generation.tokens().to_vec(), generation.conforms());
     let (reply, total) = (generation.reply().clone(), started.elapsed());
     Ok(Answer { reply, tokens, logprobs, finish, conforms, stats, first_token, total })
-}
-
-/// The generation that Ctrl-C ends.
-static RUNNING: Mutex<Option<Canceller>> = Mutex::new(None);
-
-/// As long as it lives, Ctrl-C ends the generation; without one, and the second time, it ends the process.
-struct Interruptible;
-
-impl Interruptible {
-    fn new(canceller: Canceller) -> anyhow::Result<Self> {
-        static ONCE: Once = Once::new();
-        let mut result = Ok(());
-        ONCE.call_once(|| {
-            result = ctrlc::set_handler(|| match RUNNING.lock().take() {
-                Some(running) => running.cancel(),
-                None => super::exit_at_once(INTERRUPTED),
-            });
-        });
-        result.context("cannot catch Ctrl-C")?;
-        *RUNNING.lock() = Some(canceller);
-        Ok(Self)
-    }
-}
-
-impl Drop for Interruptible {
-    fn drop(&mut self) {
-        *RUNNING.lock() = None;
-    }
 }

@@ -22,7 +22,7 @@ pub fn choice(typed: &str) -> TemplateChoice {
 
 pub fn template(args: &TemplateArgs) -> anyhow::Result<ExitCode> {
     let chat = conversation(args)?;
-    let files = super::open(args.model.as_deref())?;
+    let files = super::open(args.model.as_deref(), &args.fetch)?;
     let tokenizer = files.tokenizer()?;
     let choice = args.chat_template.as_deref().map(choice);
     let template = files.template_as(choice.as_ref(), tokenizer.as_ref()).map_err(super::typed)?;

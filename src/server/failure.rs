@@ -191,7 +191,8 @@ impl From<Error> for Failure {
             | Error::Backend { .. }
             | Error::Tokenizer(_)
             | Error::Sampling(_)
-            | Error::Engine(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+            | Error::Engine(_)
+            | Error::Hub { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }
 }

@@ -197,7 +197,7 @@ fn what_cannot_be_run_is_refused_with_what_to_do() {
 fn help_and_usage() {
     assert!(ok(&["run", "--help"]).out.contains("--repeat-penalty"));
     assert_eq!(ok(&["--version"]).out, format!("backstop {}\n", env!("CARGO_PKG_VERSION")));
-    let ran = backstop(&["run", "a", "b"]);
+    let ran = backstop(&["run", "a", "b", "c"]);
     assert_eq!(ran.code, Some(2));
-    assert!(ran.err.contains("unexpected argument 'b'"), "{}", ran.err);
+    assert!(ran.err.contains("unexpected argument 'c'"), "{}", ran.err);
 }

@@ -58,6 +58,13 @@ pub(crate) fn model_name(file: &str) -> &str {
     }
 }
 
+/// What a file's name says of its place among the parts of a model: the name without them, the number of the part and how many
+/// there are; none where the model is in one file.
+#[cfg(feature = "hub")]
+pub(crate) fn part_of(file: &str) -> Option<(&str, u64, u64)> {
+    split::stem(file)
+}
+
 /// Bytes that are read of a file first; then four times as many, until its header is among them.
 const FIRST: usize = 1 << 20;
 /// Bytes of the longest header: that of a vocabulary of a quarter of a million tokens has some twenty million.

@@ -1,0 +1,53 @@
+//! The arguments about models' names.
+
+use clap::Args as ClapArgs;
+
+/// Where a model's files come from that is named, and is not on this machine.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct FetchArgs {
+    /// Download a model that is named and not on this machine; without it a terminal asks.
+    #[arg(long)]
+    pub pull: bool,
+    /// What tells the hub who asks [default: HF_TOKEN, which other users of the machine do not see, or what `hf auth login`
+    /// left].
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+}
+
+/// `backstop pull`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "NAME is a repository of the hub, org/name[@revision][:VARIANT], where a variant is a GGUF file's type such as\n\
+    Q4_K_M, or a short name such as qwen3:8b, of which what fits this machine is taken. Files go to the Hugging Face cache\n\
+    (HF_HOME, HF_HUB_CACHE), where Python finds them, too; the hub is HF_ENDPOINT. What breaks off, or is ended by Ctrl-C, goes on\n\
+    with the same command. The model's path goes to stdout."
+)]
+pub struct PullArgs {
+    /// The model's name.
+    pub name: String,
+    /// What tells the hub who asks [default: HF_TOKEN, which other users of the machine do not see, or what `hf auth login`
+    /// left].
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+}
+
+/// `backstop list`.
+#[derive(Debug, ClapArgs)]
+pub struct ListArgs {
+    /// List the short names that there are, instead of what is on this machine.
+    #[arg(long)]
+    pub names: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `backstop rm`.
+#[derive(Debug, ClapArgs)]
+pub struct RmArgs {
+    /// The model's name, as list shows it; with a variant or a revision, nothing else of its repository.
+    pub name: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
+}

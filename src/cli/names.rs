@@ -1,0 +1,89 @@
+//! Names of models in place of paths: found on this machine, or downloaded where a person agrees.
+
+use std::io::{IsTerminal, Write, stderr, stdin};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use backstop::backend::select::{BackendRequest, Bytes};
+use backstop::hub::{self, Client, Fit, Name};
+use backstop::{Error, HubFault};
+
+use super::args::{FetchArgs, ModelArgs};
+use super::{pull, term};
+
+/// The arguments with the model that was typed by itself, where one was.
+pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
+    let model = typed.map(|typed| typed.as_ref().to_owned()).or_else(|| args.model.clone());
+    ModelArgs { model, ..args.clone() }
+}
+
+/// What a model goes by where it was named, and not given by its path.
+pub fn typed(args: &ModelArgs, path: Option<&Path>) -> Option<String> {
+    let text = path.or(args.model.as_deref())?.to_str()?;
+    let name = Name::parse(text).ok()?;
+    (!matches!(name, Name::Path(_))).then(|| text.to_owned())
+}
+
+/// Whether a text by itself is the name of a model, and no prompt: a model directory, a GGUF file, a repository, a short name
+/// of the table.
+pub fn is_model(text: &str) -> bool {
+    match Name::parse(text) {
+        Ok(Name::Path(path)) => {
+            path.is_file() && text.ends_with(".gguf") || path.join("config.json").is_file()
+        }
+        Ok(name @ Name::Short { .. }) => hub::on_the_hub(&name, Fit::default()).is_ok(),
+        Ok(Name::Repository { .. }) => true,
+        Err(_) => false,
+    }
+}
+
+/// The files of a model that was typed: a path as it is, a name where its files are, which are downloaded first if need be.
+pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow::Result<PathBuf> {
+    let Some(text) = typed.to_str() else { return Ok(typed.to_owned()) };
+    let name = match Name::parse(text)? {
+        Name::Path(path) => return Ok(path),
+        name => name,
+    };
+    let settings = pull::settings(fetch.token.as_deref())?;
+    let fit = pull::fit(backend);
+    if let Some(path) = hub::find(&name, &settings, fit)? {
+        tracing::info!(%name, path = %path.display(), "found");
+        return Ok(path);
+    }
+    let asks = stdin().is_terminal() && stderr().is_terminal();
+    if settings.offline || !(fetch.pull || asks) {
+        let what = match settings.offline {
+            true => format!(
+                "{name} is not on this machine, and HF_HUB_OFFLINE is set: backstop list shows what is here"
+            ),
+            false => {
+                format!("{name} is not on this machine: --pull downloads it, as `backstop pull {name}` does")
+            }
+        };
+        return Err(Error::Hub { fault: HubFault::Absent, what }.into());
+    }
+    let client = Client::new(&settings)?;
+    let plan = pull::plan(&client, &name, fit)?;
+    if !fetch.pull {
+        let bytes = Bytes(plan.bytes());
+        let question = format!("{name} is not on this machine. Download {} ({bytes})?", pull::what(&plan));
+        if !agrees(&question, true)? {
+            bail!("nothing was downloaded; `backstop pull {name}` does it");
+        }
+    }
+    pull::download(&client, &settings, &plan, &name)
+}
+
+/// Whether a person agrees; `enter` is what Enter by itself means.
+pub fn agrees(question: &str, enter: bool) -> anyhow::Result<bool> {
+    let choice = if enter { "Y/n" } else { "y/N" };
+    let _ = write!(stderr().lock(), "{} [{choice}] ", term::one_line(question));
+    let mut line = String::new();
+    let read = stdin().read_line(&mut line).context("stdin")?;
+    // The end of the input is no answer.
+    Ok(read > 0
+        && match &*line.trim().to_lowercase() {
+            "" => enter,
+            answer => matches!(answer, "y" | "yes"),
+        })
+}

@@ -1,0 +1,209 @@
+//! `backstop pull`: a model by its name, and how far it is.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use backstop::backend::LlmBackendKind;
+use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed};
+use backstop::hub::{self, Cache, Client, Fit, Form, Name, Plan, Progress, Settings, Stage};
+
+use super::args::PullArgs;
+use super::interrupt::Interruptible;
+use super::stream::print;
+use super::{Interrupted, Usage, term};
+
+pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
+    let name = Name::parse(&args.name)?;
+    if let Name::Path(path) = &name {
+        let what = match path.exists() {
+            true => format!("{} is here, there is nothing to download", path.display()),
+            false => format!(
+                "{} is a path, and no name: expected org/name[@revision][:VARIANT], or a short name",
+                path.display()
+            ),
+        };
+        return Err(Usage(what).into());
+    }
+    let settings = settings(args.token.as_deref())?;
+    let client = Client::new(&settings)?;
+    let plan = plan(&client, &name, fit(BackendRequest::Auto))?;
+    let path = download(&client, &settings, &plan, &name)?;
+    print(&format!("{}\n", path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What this machine runs a model on, and the memory that it has for one.
+pub fn fit(backend: BackendRequest) -> Fit {
+    let nothing = MemoryNeed { weights: 0, kv: 0, activations: 0 };
+    // What cannot be had is refused when the model is loaded.
+    let kind = select::select(backend, &nothing).map_or(LlmBackendKind::Cpu, |selection| selection.kind);
+    Fit { memory: select::memory_for(kind), mlx: kind == LlmBackendKind::Mlx }
+}
+
+/// The settings of the environment, with the token that was typed.
+pub fn settings(token: Option<&str>) -> anyhow::Result<Settings> {
+    let settings = Settings::from_env()?;
+    Ok(match token {
+        Some(token) => Settings { token: Some(token.to_owned()), ..settings },
+        None => settings,
+    })
+}
+
+/// What a name stands for on the hub. Ctrl-C ends the asking.
+pub fn plan(client: &Client, name: &Name, fit: Fit) -> anyhow::Result<Plan> {
+    let _interruptible = stopped_by(client)?;
+    let _progress = term::Progress::start({
+        let name = name.to_string();
+        move || format!("asking the hub for {name}")
+    });
+    hub::plan(client, name, fit)?
+        .ok_or_else(|| Interrupted("interrupted: nothing was downloaded".to_owned()).into())
+}
+
+/// Ctrl-C stops the client.
+fn stopped_by(client: &Client) -> anyhow::Result<Interruptible> {
+    let stop = client.stop();
+    Interruptible::new(move || stop.store(true, Ordering::Relaxed))
+}
+
+/// What is to be downloaded, as a person knows it.
+pub fn what(plan: &Plan) -> String {
+    let of = match &plan.form {
+        Form::Gguf { variant, .. } => format!(":{variant}"),
+        Form::Safetensors => String::new(),
+    };
+    format!("{}{of}", plan.id)
+}
+
+/// Downloads a model, and shows how far it is.
+pub fn download(client: &Client, settings: &Settings, plan: &Plan, name: &Name) -> anyhow::Result<PathBuf> {
+    let _interruptible = stopped_by(client)?;
+    let cache = Cache::new(&settings.cache);
+    let (total, here) = (plan.bytes(), plan.here(&cache));
+    let kept =
+        if here > 0 && here < total { format!(", {} of them are here", Bytes(here)) } else { String::new() };
+    let files =
+        if plan.files.len() == 1 { "1 file".to_owned() } else { format!("{} files", plan.files.len()) };
+    term::note(format_args!("{}: {files}, {}{kept}", what(plan), Bytes(total)));
+    let mut shown = Shown::new();
+    let path = plan.download(client, &cache, &mut |progress| {
+        shown.show(progress);
+        true
+    });
+    shown.end();
+    let Some(path) = path? else {
+        let kept = Bytes(plan.here(&cache));
+        let what = format!(
+            "interrupted: {kept} of {} are kept, and `backstop pull {name}` goes on there",
+            Bytes(total)
+        );
+        return Err(Interrupted(what).into());
+    };
+    Ok(path)
+}
+
+/// How far a download is: a line that changes on a terminal, a line now and then elsewhere.
+struct Shown {
+    terminal: bool,
+    started: Instant,
+    last: Option<Instant>,
+    /// Bytes that had come, and when: of the last seconds, which the speed is of.
+    seen: Vec<(Instant, u64)>,
+}
+
+impl Shown {
+    /// Between lines where nobody looks on.
+    const PAUSE: Duration = Duration::from_secs(10);
+    /// The seconds that the speed is of.
+    const WINDOW: Duration = Duration::from_secs(8);
+
+    fn new() -> Self {
+        Self { terminal: stderr().is_terminal(), started: Instant::now(), last: None, seen: Vec::new() }
+    }
+
+    fn show(&mut self, progress: &Progress<'_>) {
+        let now = Instant::now();
+        self.seen.retain(|(when, _)| now - *when <= Self::WINDOW);
+        self.seen.push((now, progress.came));
+        let pause = if self.terminal { Duration::from_millis(100) } else { Self::PAUSE };
+        // What is over at once needs no line.
+        if now - self.last.unwrap_or(self.started) < pause {
+            return;
+        }
+        self.last = Some(now);
+        let line = line(progress, self.rate());
+        if self.terminal {
+            let _ = write!(stderr().lock(), "\r{}\x1b[K", term::one_line(&line));
+        } else {
+            term::note(line);
+        }
+    }
+
+    /// Bytes a second.
+    fn rate(&self) -> Option<f64> {
+        let ((from, before), (to, after)) = (self.seen.first()?, self.seen.last()?);
+        let seconds = (*to - *from).as_secs_f64();
+        (seconds > 0.5 && after > before).then(|| (after - before) as f64 / seconds)
+    }
+
+    fn end(&self) {
+        if self.terminal && self.last.is_some() {
+            let _ = write!(stderr().lock(), "\r\x1b[K");
+        }
+    }
+}
+
+fn line(progress: &Progress<'_>, rate: Option<f64>) -> String {
+    let Progress { stage, file, done, total, .. } = *progress;
+    let percent = u128::from(done.min(total)) * 100 / u128::from(total.max(1));
+    let so_far = format!("{percent} %, {} of {}", Bytes(done), Bytes(total));
+    match (stage, rate) {
+        (Stage::Waiting, _) => format!("another process downloads {file}, which is waited for: {so_far}"),
+        (Stage::Checking, _) => format!("checking {file}: {so_far}"),
+        (Stage::Downloading, Some(rate)) => {
+            let left = total.saturating_sub(done) as f64 / rate;
+            format!("{file}: {so_far}, {}/s, {} left", Bytes(rate as u64), time(left))
+        }
+        (Stage::Downloading, None) => format!("{file}: {so_far}"),
+    }
+}
+
+/// Seconds as people say them.
+fn time(seconds: f64) -> String {
+    let seconds = seconds.ceil().min(1e9) as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_how_far_how_fast_and_how_long() {
+        let mut progress = Progress {
+            stage: Stage::Downloading,
+            file: "m.gguf",
+            done: 1_250_000_000,
+            total: 5_000_000_000,
+            came: 0,
+        };
+        assert_eq!(line(&progress, None), "m.gguf: 25 %, 1.25 GB of 5.00 GB");
+        let told = line(&progress, Some(30_000_000.0));
+        assert_eq!(told, "m.gguf: 25 %, 1.25 GB of 5.00 GB, 30.0 MB/s, 2 min 5 s left");
+        progress.stage = Stage::Checking;
+        assert_eq!(line(&progress, None), "checking m.gguf: 25 %, 1.25 GB of 5.00 GB");
+        progress = Progress { total: 0, done: 0, ..progress };
+        assert!(line(&progress, None).contains("0 %"));
+        assert_eq!(
+            [0.2, 59.0, 61.0, 7_300.0, f64::INFINITY].map(time),
+            ["1 s", "59 s", "1 min 1 s", "2 h 1 min", "277777 h 46 min"]
+        );
+    }
+}

@@ -1,0 +1,499 @@
+//! The Hugging Face cache: repositories as Python's `huggingface_hub` lays them out, so that what it has downloaded is found
+//! here and the other way round.
+//!
+//! ```text
+//! models--org--name/blobs/HASH                 the bytes of files, by their hashes
+//!                   snapshots/COMMIT/PATH      links to them, relative
+//!                   refs/main                  the commit that a revision stood for when it was downloaded
+//! .locks/models--org--name/HASH.lock           held by who writes a blob
+//! ```
+
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use super::choose::{self, Choice, Entry, Form};
+use super::name::{RepositoryId, is_commit};
+use super::parts;
+use super::short::Fit;
+use crate::error::{Error, HubFault, Result};
+use crate::files;
+use crate::json;
+
+/// The folder of repositories.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+/// A model of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cached {
+    /// Its repository.
+    pub id: RepositoryId,
+    /// What stands for its commit, where it is not `main`.
+    pub revision: Option<String>,
+    /// What its files are.
+    pub form: Form,
+    /// The directory, or the first GGUF file.
+    pub path: PathBuf,
+    /// Bytes of its files.
+    pub bytes: u64,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Bytes that are free by that.
+    pub bytes: u64,
+    /// Files.
+    pub files: usize,
+}
+
+/// A file of a snapshot.
+struct Linked {
+    path: String,
+    bytes: u64,
+}
+
+impl Cache {
+    /// The cache in a folder, which need not be there yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn repository(&self, id: &RepositoryId) -> PathBuf {
+        self.root.join(id.folder())
+    }
+
+    pub(super) fn blob(&self, id: &RepositoryId, hash: &str) -> PathBuf {
+        self.repository(id).join("blobs").join(hash)
+    }
+
+    pub(super) fn snapshot(&self, id: &RepositoryId, commit: &str) -> PathBuf {
+        self.repository(id).join("snapshots").join(commit)
+    }
+
+    /// The commit that a revision stood for.
+    fn commit(&self, id: &RepositoryId, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let text = files::read(&self.repository(id).join("refs").join(revision), 256).ok()?;
+        let text = String::from_utf8(text).ok()?.trim().to_owned();
+        is_commit(&text).then_some(text)
+    }
+
+    /// The model of a repository, where all of it is here: its directory, or its first GGUF file. Of several variants the one
+    /// that is preferred, where none is named.
+    pub fn find(&self, id: &RepositoryId, revision: Option<&str>, variant: Option<&str>) -> Option<PathBuf> {
+        let commit = self.commit(id, revision.unwrap_or("main"))?;
+        let snapshot = self.snapshot(id, &commit);
+        let files = linked(&snapshot);
+        let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
+        let choice = choose::choose(id.as_str(), &entries, variant, Fit::default()).ok()?;
+        is_whole(&snapshot, &files, &choice).then(|| place(&snapshot, &choice.form))
+    }
+
+    /// All models that are here as a whole, by their names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be read; that it is not there is no error.
+    pub fn list(&self) -> Result<Vec<Cached>> {
+        let mut all = Vec::new();
+        for folder in names(&self.root)? {
+            let Some(id) = RepositoryId::of_folder(&folder) else { continue };
+            let refs = self.refs(&id);
+            for commit in names(&self.repository(&id).join("snapshots"))? {
+                if !is_commit(&commit) {
+                    continue;
+                }
+                let of = |(name, to): &(String, String)| (*to == commit).then(|| name.clone());
+                let mut names = refs.iter().filter_map(of);
+                let revision = match refs.iter().any(|(name, to)| name == "main" && *to == commit) {
+                    true => None,
+                    false => Some(names.next().unwrap_or_else(|| commit.clone())),
+                };
+                let snapshot = self.snapshot(&id, &commit);
+                let files = linked(&snapshot);
+                let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
+                for choice in choose::all(&entries) {
+                    if !is_whole(&snapshot, &files, &choice) {
+                        continue;
+                    }
+                    let path = place(&snapshot, &choice.form);
+                    let bytes = choice.files.iter().map(|&at| files[at].bytes).fold(0, u64::saturating_add);
+                    let (id, revision) = (id.clone(), revision.clone());
+                    all.push(Cached { id, revision, form: choice.form, path, bytes });
+                }
+            }
+        }
+        all.sort_by(|a, b| (a.id.as_str(), &a.revision, &a.path).cmp(&(b.id.as_str(), &b.revision, &b.path)));
+        Ok(all)
+    }
+
+    /// The names of a repository's revisions, and their commits.
+    fn refs(&self, id: &RepositoryId) -> Vec<(String, String)> {
+        let root = self.repository(id).join("refs");
+        let mut all = Vec::new();
+        walk(&root, "", 3, &mut |path, _| {
+            if let Some(commit) = self.commit(id, path).filter(|_| !is_commit(path)) {
+                all.push((path.to_owned(), commit));
+            }
+        });
+        all.sort();
+        all
+    }
+
+    /// Whether anything is here of a repository.
+    pub fn holds(&self, id: &RepositoryId) -> bool {
+        self.repository(id).is_dir()
+    }
+
+    /// Removes a repository, or of it a revision or a variant; blobs go with the last link to them.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] where it is not here, or is being downloaded; [`Error::Io`].
+    pub fn remove(
+        &self,
+        id: &RepositoryId,
+        revision: Option<&str>,
+        variant: Option<&str>,
+    ) -> Result<Removed> {
+        let home = self.repository(id);
+        let absent = |what: String| Error::hub(HubFault::Absent, what);
+        if !home.is_dir() {
+            return Err(absent(format!(
+                "{id} is not in {}: backstop list shows what is",
+                self.root.display()
+            )));
+        }
+        let _locks = self.lock_all(id)?;
+        if revision.is_none() && variant.is_none() {
+            let mut removed = Removed::default();
+            walk(&home.join("blobs"), "", 1, &mut |_, bytes| {
+                removed.bytes += bytes;
+                removed.files += 1;
+            });
+            fs::remove_dir_all(&home).map_err(|e| Error::io(&home, e))?;
+            return Ok(removed);
+        }
+        let commits = match revision {
+            Some(revision) => vec![self.commit(id, revision).ok_or_else(|| {
+                absent(format!("{id}@{revision} is not here: backstop list shows what is"))
+            })?],
+            None => names(&home.join("snapshots"))?.into_iter().filter(|name| is_commit(name)).collect(),
+        };
+        let mut found = false;
+        for commit in &commits {
+            let snapshot = self.snapshot(id, commit);
+            let Some(variant) = variant else {
+                found |= snapshot.is_dir();
+                if snapshot.is_dir() {
+                    fs::remove_dir_all(&snapshot).map_err(|e| Error::io(&snapshot, e))?;
+                }
+                continue;
+            };
+            let files = linked(&snapshot);
+            let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
+            let Ok(choice) = choose::choose(id.as_str(), &entries, Some(variant), Fit::default()) else {
+                continue;
+            };
+            found = true;
+            for at in choice.files {
+                let link = snapshot.join(&files[at].path);
+                fs::remove_file(&link).map_err(|e| Error::io(&link, e))?;
+            }
+        }
+        if !found {
+            let name = variant.or(revision).unwrap_or_default();
+            return Err(absent(format!("{id} has no {name} here: backstop list shows what is")));
+        }
+        for (name, commit) in self.refs(id) {
+            if commits.contains(&commit) && !self.snapshot(id, &commit).is_dir() {
+                let path = home.join("refs").join(name);
+                fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        self.sweep(id)
+    }
+
+    /// Removes the blobs that no snapshot links to, and what broken downloads left.
+    fn sweep(&self, id: &RepositoryId) -> Result<Removed> {
+        let home = self.repository(id);
+        let mut used = HashSet::new();
+        for commit in names(&home.join("snapshots"))? {
+            let snapshot = home.join("snapshots").join(commit);
+            walk(&snapshot, "", DEPTH, &mut |path, _| {
+                let target = fs::canonicalize(snapshot.join(path)).ok();
+                used.extend(target.and_then(|target| Some(target.file_name()?.to_owned())));
+            });
+        }
+        let mut removed = Removed::default();
+        for name in names(&home.join("blobs"))? {
+            if used.contains(std::ffi::OsStr::new(&name)) {
+                continue;
+            }
+            let path = home.join("blobs").join(&name);
+            removed.bytes += path.symlink_metadata().map_or(0, |meta| meta.len());
+            removed.files += usize::from(!parts::is_left_over(&name));
+            fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        }
+        Ok(removed)
+    }
+
+    /// The file that who writes a blob holds a lock of, as Python does.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn lock_file(&self, id: &RepositoryId, hash: &str) -> Result<File> {
+        let path = self.locks(id)?.join(format!("{hash}.lock"));
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        file.map_err(|e| Error::io(&path, e))
+    }
+
+    /// The folder of a repository's locks, where what is renamed into its place is made, too: in the repository's own folders
+    /// Python would take what a killed process leaves for a part of it.
+    fn locks(&self, id: &RepositoryId) -> Result<PathBuf> {
+        let folder = self.root.join(".locks").join(id.folder());
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        Ok(folder)
+    }
+
+    /// The locks of all of a repository's blobs.
+    fn lock_all(&self, id: &RepositoryId) -> Result<Vec<File>> {
+        let folder = self.root.join(".locks").join(id.folder());
+        let mut locks = Vec::new();
+        for name in names(&folder)?.into_iter().filter(|name| name.ends_with(".lock")) {
+            let path = folder.join(name);
+            let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+            match file.try_lock() {
+                Ok(()) => locks.push(file),
+                Err(TryLockError::WouldBlock) => {
+                    let what = format!("{id} is being downloaded by another process: end that first");
+                    return Err(Error::hub(HubFault::Busy, what));
+                }
+                Err(TryLockError::Error(e)) => return Err(Error::io(&path, e)),
+            }
+        }
+        Ok(locks)
+    }
+
+    /// Puts a file of a snapshot into its place: a link to its blob.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn link(&self, id: &RepositoryId, commit: &str, path: &str, hash: &str) -> Result<()> {
+        let place = self.snapshot(id, commit).join(path);
+        // `snapshots/COMMIT/` and each folder of the path.
+        let up = "../".repeat(2 + path.matches('/').count());
+        let target = PathBuf::from(format!("{up}blobs/{hash}"));
+        if fs::read_link(&place).is_ok_and(|there| there == target) {
+            return Ok(());
+        }
+        let folder = place.parent().unwrap_or(&place);
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let made = self.locks(id)?.join(format!("link.{}", std::process::id()));
+        let _ = fs::remove_file(&made);
+        let done = symlink(&target, &made, &self.blob(id, hash)).and_then(|()| fs::rename(&made, &place));
+        done.map_err(|e| Error::io(&place, e))
+    }
+
+    /// Writes down the commit that a revision stands for.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn set_ref(&self, id: &RepositoryId, revision: &str, commit: &str) -> Result<()> {
+        if self.commit(id, revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.repository(id).join("refs").join(revision);
+        let made = self.locks(id)?.join(format!("ref.{}", std::process::id()));
+        let write = || {
+            fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            fs::write(&made, commit)?;
+            fs::rename(&made, &path)
+        };
+        write().map_err(|e| Error::io(&path, e))
+    }
+}
+
+/// Folders in a snapshot, one in another.
+const DEPTH: usize = 6;
+
+#[cfg(unix)]
+fn symlink(target: &Path, link: &Path, _: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+/// Links need rights that most users of Windows do not have.
+#[cfg(not(unix))]
+fn symlink(_: &Path, link: &Path, blob: &Path) -> std::io::Result<()> {
+    fs::hard_link(blob, link)
+}
+
+impl Linked {
+    fn entry(&self) -> Entry<'_> {
+        Entry { path: &self.path, bytes: self.bytes }
+    }
+}
+
+/// The files of a snapshot whose bytes are here.
+fn linked(snapshot: &Path) -> Vec<Linked> {
+    let mut files = Vec::new();
+    walk(snapshot, "", DEPTH, &mut |path, bytes| files.push(Linked { path: path.to_owned(), bytes }));
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files
+}
+
+/// Tells of the files below a folder, by their paths with `/` and their sizes. What cannot be read is not there.
+pub(super) fn walk(root: &Path, below: &str, depth: usize, tell: &mut dyn FnMut(&str, u64)) {
+    let Ok(entries) = fs::read_dir(root.join(below)) else { return };
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = if below.is_empty() { name } else { format!("{below}/{name}") };
+        // A folder that is a link could lead round.
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        match fs::metadata(root.join(&path)) {
+            Ok(meta) if meta.is_file() => tell(&path, meta.len()),
+            Ok(_) if is_dir && depth > 1 => walk(root, &path, depth - 1, tell),
+            _ => {}
+        }
+    }
+}
+
+/// What lies in a folder, by name; nothing where it is not there.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|e| Error::io(folder, e))?,
+    };
+    let mut names: Vec<String> =
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Whether all shards are here that an index names; a GGUF model is whole by the names of its parts.
+fn is_whole(snapshot: &Path, files: &[Linked], choice: &Choice) -> bool {
+    const INDEX: &str = "model.safetensors.index.json";
+    let has = |path: &str| files.iter().any(|file| file.path == path);
+    if choice.form != Form::Safetensors || !has(INDEX) {
+        // A shard without its index is a part of a download.
+        let shard = |&at: &usize| files[at].path.contains("-of-") && files[at].path.ends_with(".safetensors");
+        return choice.form != Form::Safetensors || !choice.files.iter().any(shard);
+    }
+    let path = snapshot.join(INDEX);
+    let index = json::read(&path).and_then(|bytes| json::parse_object(&path, &bytes));
+    let Ok(Some(json::Value::Object(map))) = index.map(|mut index| index.remove("weight_map")) else {
+        return false;
+    };
+    map.values().all(|shard| matches!(shard, json::Value::String(shard) if has(shard)))
+}
+
+/// The directory, or the first GGUF file.
+pub(super) fn place(snapshot: &Path, form: &Form) -> PathBuf {
+    match form {
+        Form::Safetensors => snapshot.to_owned(),
+        Form::Gguf { first, .. } => snapshot.join(first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
+    const OTHER: &str = "aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd";
+
+    fn put(cache: &Cache, id: &RepositoryId, commit: &str, path: &str, bytes: &str) {
+        let hash: String = bytes.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let blob = cache.blob(id, &hash);
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(blob, bytes).unwrap();
+        cache.link(id, commit, path, &hash).unwrap();
+    }
+
+    #[test]
+    fn models_are_found_when_they_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, id) = (Cache::new(dir.path()), RepositoryId::new("a/b").unwrap());
+        assert_eq!(cache.find(&id, None, None), None);
+        assert_eq!(cache.list().unwrap(), []);
+        put(&cache, &id, COMMIT, "config.json", "{}");
+        put(&cache, &id, COMMIT, "model-00001-of-00002.safetensors", "1");
+        cache.set_ref(&id, "main", COMMIT).unwrap();
+        assert_eq!(cache.find(&id, None, None), None);
+        let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+        put(&cache, &id, COMMIT, "model.safetensors.index.json", index);
+        assert_eq!(cache.find(&id, None, None), None);
+        put(&cache, &id, COMMIT, "model-00002-of-00002.safetensors", "22");
+        let snapshot = dir.path().join("models--a--b/snapshots").join(COMMIT);
+        for revision in [None, Some("main"), Some(COMMIT)] {
+            assert_eq!(cache.find(&id, revision, None).as_deref(), Some(&*snapshot));
+        }
+        assert_eq!(cache.find(&id, Some("v2"), None), None);
+        assert_eq!(cache.find(&id, None, Some("Q8_0")), None);
+        let link = fs::read_link(snapshot.join("config.json")).unwrap();
+        assert_eq!(link, Path::new("../../blobs/7b7d"));
+        let listed = cache.list().unwrap();
+        assert_eq!((listed.len(), listed[0].bytes), (1, 2 + 1 + 2 + index.len() as u64));
+        // A blob that is gone is no file.
+        fs::remove_file(cache.blob(&id, "3232")).unwrap();
+        assert_eq!(cache.find(&id, None, None), None);
+    }
+
+    #[test]
+    fn variants_are_removed_with_the_last_link_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, id) = (Cache::new(dir.path()), RepositoryId::new("a/b").unwrap());
+        put(&cache, &id, COMMIT, "m-Q8_0.gguf", "eight");
+        put(&cache, &id, COMMIT, "x/m-Q4_0-00001-of-00002.gguf", "four");
+        put(&cache, &id, COMMIT, "x/m-Q4_0-00002-of-00002.gguf", "fourth");
+        put(&cache, &id, OTHER, "m-Q8_0.gguf", "eight");
+        cache.set_ref(&id, "main", COMMIT).unwrap();
+        cache.set_ref(&id, "refs/pr/1", OTHER).unwrap();
+        let listed: Vec<_> =
+            cache.list().unwrap().into_iter().map(|cached| (cached.revision, cached.bytes)).collect();
+        assert_eq!(listed, [(None, 5), (None, 10), (Some("refs/pr/1".to_owned()), 5)]);
+        let found = cache.find(&id, None, Some("q4_0")).unwrap();
+        assert!(found.ends_with("x/m-Q4_0-00001-of-00002.gguf"), "{found:?}");
+        assert_eq!(fs::read(&found).unwrap(), b"four");
+        let error = cache.remove(&id, None, Some("Q2_K")).unwrap_err().to_string();
+        assert_eq!(error, "a/b has no Q2_K here: backstop list shows what is");
+        assert_eq!(cache.remove(&id, None, Some("Q4_0")).unwrap(), Removed { bytes: 10, files: 2 });
+        // The other revision still has it.
+        assert_eq!(cache.remove(&id, Some("main"), None).unwrap(), Removed { bytes: 0, files: 0 });
+        assert_eq!(cache.find(&id, None, None), None);
+        assert!(cache.find(&id, Some("refs/pr/1"), None).is_some());
+        // Somebody writes.
+        let lock = cache.lock_file(&id, "ab").unwrap();
+        lock.lock().unwrap();
+        let error = cache.remove(&id, None, None).unwrap_err();
+        assert!(matches!(error, Error::Hub { fault: HubFault::Busy, .. }), "{error}");
+        drop(lock);
+        assert_eq!(cache.remove(&id, None, None).unwrap(), Removed { bytes: 5, files: 1 });
+        assert!(!cache.holds(&id));
+        let error = cache.remove(&id, None, None).unwrap_err().to_string();
+        assert!(error.starts_with("a/b is not in "), "{error}");
+    }
+
+    #[test]
+    fn refs_that_are_none_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, id) = (Cache::new(dir.path()), RepositoryId::new("a/b").unwrap());
+        put(&cache, &id, COMMIT, "m.gguf", "x");
+        for text in ["", "main", "../../../etc", "0123", &"x".repeat(300)] {
+            fs::create_dir_all(dir.path().join("models--a--b/refs")).unwrap();
+            fs::write(dir.path().join("models--a--b/refs/main"), text).unwrap();
+            assert_eq!(cache.find(&id, None, None), None, "{text:?}");
+        }
+        cache.set_ref(&id, "main", COMMIT).unwrap();
+        assert!(cache.find(&id, None, None).is_some());
+    }
+}

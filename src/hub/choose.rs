@@ -1,0 +1,420 @@
+//! Which of a repository's files a model needs: never code, never pickles.
+
+use super::short::Fit;
+use crate::error::{Error, HubFault, Result, Size};
+use crate::json::quote;
+use crate::weights::gguf;
+
+/// A file that is there, by its path and size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    pub path: &'a str,
+    pub bytes: u64,
+}
+
+/// The files of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Their places in what was given.
+    pub files: Vec<usize>,
+    pub form: Form,
+}
+
+/// What the files of a model are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Form {
+    /// A directory with `config.json` and safetensors.
+    Safetensors,
+    /// A GGUF model, in one file or in parts.
+    Gguf {
+        /// What its type is called: `Q4_K_M`, or the file's name where that says none.
+        variant: String,
+        /// The path of its first part.
+        first: String,
+    },
+}
+
+/// Small files beside the weights: configuration, tokenizers of all kinds, chat templates, what sentence-transformers adds.
+const SMALL: [&str; 24] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "merges.txt",
+    "model.safetensors.index.json",
+    "modules.json",
+    "quant_config.json",
+    "quantize_config.json",
+    "sentence_bert_config.json",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
+    "tiktoken.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.bpe",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// The types of GGUF files in the order in which one is taken where nobody says: small and good first, then what is larger, what
+/// loses more, and what is not quantized.
+const PREFERRED: [&str; 22] = [
+    "Q4_K_M", "Q4_K_S", "MXFP4", "Q4_0", "Q5_K_M", "Q4_1", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q8_0",
+    "Q4_K_L", "Q5_K_L", "Q4_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "BF16", "F16", "FP16", "F32",
+];
+/// What else a GGUF file's name may end in.
+const OTHERS: [&str; 26] = [
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_XS",
+    "IQ4_NL", "Q2_K_L", "Q2_K_S", "Q2_K_XL", "Q3_K_XL", "Q5_K_XL", "Q6_K_L", "Q6_K_XL", "Q8_K_XL", "Q4_K",
+    "Q5_K", "Q3_K", "TQ1_0", "TQ2_0", "NVFP4",
+];
+
+/// A GGUF model among files.
+struct Group<'a> {
+    /// Its path without the part's number and `.gguf`.
+    stem: String,
+    variant: String,
+    /// Of all parts that it says to have, in order; none is missing.
+    parts: Vec<(usize, Entry<'a>)>,
+    bytes: u64,
+}
+
+/// The files of the model `whose` among `files`: of the GGUF variant that is asked for, else what fits.
+///
+/// # Errors
+/// [`Error::Hub`] where there is none that can be run, no such variant, or none that fits.
+pub(crate) fn choose(whose: &str, files: &[Entry<'_>], variant: Option<&str>, fit: Fit) -> Result<Choice> {
+    if let Some(choice) = safetensors(files).filter(|_| variant.is_none()) {
+        return Ok(choice);
+    }
+    let groups = groups(files);
+    if groups.is_empty() {
+        return Err(Error::hub(HubFault::NotFound, format!("{whose} {}", nothing(files, variant))));
+    }
+    let group = match variant {
+        Some(variant) => named(whose, &groups, variant)?,
+        None => preferred(whose, &groups, fit)?,
+    };
+    let form = Form::Gguf { variant: group.variant.clone(), first: group.parts[0].1.path.to_owned() };
+    Ok(Choice { files: group.parts.iter().map(|(at, _)| *at).collect(), form })
+}
+
+/// All models that lie among `files`: the directory's own, and each GGUF model.
+pub(crate) fn all(files: &[Entry<'_>]) -> Vec<Choice> {
+    let gguf = groups(files).into_iter().map(|group| Choice {
+        files: group.parts.iter().map(|(at, _)| *at).collect(),
+        form: Form::Gguf { variant: group.variant, first: group.parts[0].1.path.to_owned() },
+    });
+    safetensors(files).into_iter().chain(gguf).collect()
+}
+
+/// Why there is nothing that can be run.
+fn nothing(files: &[Entry<'_>], variant: Option<&str>) -> String {
+    let ends = |ends: &[&str]| files.iter().any(|file| ends.iter().any(|end| file.path.ends_with(end)));
+    if let Some(variant) = variant {
+        return format!("holds no GGUF file, and so no variant {}: leave the variant out", quote(variant));
+    }
+    let what = if ends(&[".gguf"]) {
+        "holds GGUF files of which parts are missing"
+    } else if ends(&[".bin", ".pt", ".pth", ".ckpt", ".pickle"]) {
+        "has its weights as pickles alone, which are programs: take a repository with safetensors or GGUF files"
+    } else if ends(&[".safetensors"]) {
+        "holds safetensors without a config.json: it is an adapter, or no language model"
+    } else {
+        "holds no model: neither safetensors nor GGUF files"
+    };
+    what.to_owned()
+}
+
+/// The files of a directory with `config.json`; none where it has no weights of its own.
+fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
+    let at_root = |path: &str| !path.contains('/');
+    let has = |name: &str| files.iter().any(|file| file.path == name);
+    if !has("config.json") {
+        return None;
+    }
+    let shard = |path: &str| {
+        let stem = path.strip_suffix(".safetensors").filter(|_| at_root(path))?;
+        let (_, count) = stem.strip_prefix("model-")?.split_once("-of-")?;
+        count.bytes().all(|digit| digit.is_ascii_digit()).then_some(())
+    };
+    let shards = files.iter().any(|file| shard(file.path).is_some());
+    let others = ["consolidated", "adapter_model", "training_args", "optimizer"];
+    let is_weights = |path: &str| {
+        if !path.ends_with(".safetensors") || !at_root(path) {
+            return false;
+        }
+        if has("model.safetensors.index.json") && shards {
+            return shard(path).is_some();
+        }
+        if has("model.safetensors") {
+            return path == "model.safetensors";
+        }
+        !others.iter().any(|other| path.starts_with(other))
+    };
+    if !files.iter().any(|file| is_weights(file.path)) {
+        return None;
+    }
+    let wanted = |path: &str| {
+        SMALL.contains(&path)
+            || is_weights(path)
+            || (at_root(path) && path.ends_with(".tiktoken"))
+            || is_template(path)
+            || (has("modules.json") && is_module(path))
+    };
+    let files = files.iter().enumerate().filter(|(_, file)| wanted(file.path)).map(|(at, _)| at).collect();
+    Some(Choice { files, form: Form::Safetensors })
+}
+
+/// `additional_chat_templates/tool_use.jinja`.
+fn is_template(path: &str) -> bool {
+    path.strip_prefix("additional_chat_templates/")
+        .is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
+}
+
+/// A file of a module of sentence-transformers: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
+fn is_module(path: &str) -> bool {
+    let Some((folder, file)) = path.split_once('/') else { return false };
+    let numbered = folder.split_once('_').is_some_and(|(number, _)| {
+        !number.is_empty() && number.len() <= 2 && number.bytes().all(|digit| digit.is_ascii_digit())
+    });
+    numbered && matches!(file, "config.json" | "model.safetensors")
+}
+
+/// The GGUF models that are there as a whole; projectors and importance matrices are none.
+fn groups<'a>(files: &[Entry<'a>]) -> Vec<Group<'a>> {
+    /// The numbers of parts, and the files that are these.
+    type Parts<'a> = Vec<(u64, usize, Entry<'a>)>;
+    let mut groups: Vec<(String, u64, Parts<'a>)> = Vec::new();
+    for (at, &file) in files.iter().enumerate() {
+        let name = file.path.rsplit('/').next().unwrap_or(file.path);
+        let lower = name.to_ascii_lowercase();
+        let other = ["mmproj", "imatrix", "mtp-"].iter().any(|start| lower.starts_with(start))
+            || lower.contains("-mmproj");
+        if !lower.ends_with(".gguf") || other {
+            continue;
+        }
+        let folder = &file.path[..file.path.len() - name.len()];
+        let (stem, part, count) = gguf::part_of(name).unwrap_or((&name[..name.len() - ".gguf".len()], 1, 1));
+        let stem = format!("{folder}{stem}");
+        match groups.iter_mut().find(|(of, parts, _)| *of == stem && *parts == count) {
+            Some((.., parts)) => parts.push((part, at, file)),
+            None => groups.push((stem, count, vec![(part, at, file)])),
+        }
+    }
+    let whole = |(stem, count, mut parts): (String, u64, Parts<'a>)| {
+        parts.sort_by_key(|(part, ..)| *part);
+        if !parts.iter().map(|(part, ..)| *part).eq(1..=count) {
+            return None;
+        }
+        let bytes = parts.iter().map(|(.., file)| file.bytes).fold(0, u64::saturating_add);
+        let variant = variant_of(&stem);
+        Some(Group {
+            stem,
+            variant,
+            parts: parts.into_iter().map(|(_, at, file)| (at, file)).collect(),
+            bytes,
+        })
+    };
+    groups.into_iter().filter_map(whole).collect()
+}
+
+/// What a file's name, without `.gguf`, says of its type: the last of its parts that is one, else all of the name.
+fn variant_of(stem: &str) -> String {
+    let name = stem.rsplit('/').next().unwrap_or(stem);
+    let upper = name.to_ascii_uppercase();
+    let bounded = |at: usize, len: usize| {
+        let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        !upper[..at].chars().next_back().is_some_and(|c| c.is_ascii_alphanumeric())
+            && !word(upper[at + len..].chars().next())
+    };
+    let found = PREFERRED.iter().chain(&OTHERS).filter_map(|of| {
+        let at = upper.rfind(of).filter(|&at| bounded(at, of.len()))?;
+        Some((at + of.len(), of.len(), *of))
+    });
+    found.max().map_or_else(|| name.to_owned(), |(.., of)| of.to_owned())
+}
+
+/// The one that is called so, by its type or its file's name.
+fn named<'g, 'a>(whose: &str, groups: &'g [Group<'a>], asked: &str) -> Result<&'g Group<'a>> {
+    let asked = asked.strip_suffix(".gguf").unwrap_or(asked);
+    let name =
+        |group: &Group<'_>| group.stem.rsplit('/').next().unwrap_or_default().eq_ignore_ascii_case(asked);
+    if let Some(group) = groups.iter().find(|group| name(group)) {
+        return Ok(group);
+    }
+    let of: Vec<&Group<'_>> =
+        groups.iter().filter(|group| group.variant.eq_ignore_ascii_case(asked)).collect();
+    let what = match of[..] {
+        [one] => return Ok(one),
+        [] => format!("{whose} has no variant {}: there are {}", quote(asked), told(groups)),
+        _ => {
+            let stems: Vec<&str> = of.iter().map(|group| &*group.stem).collect();
+            format!("{whose} has several of {}: name one of {}", quote(asked), stems.join(", "))
+        }
+    };
+    Err(Error::hub(HubFault::NotFound, what))
+}
+
+/// What is taken where nobody says.
+fn preferred<'g, 'a>(whose: &str, groups: &'g [Group<'a>], fit: Fit) -> Result<&'g Group<'a>> {
+    if let [one] = groups {
+        return Ok(one);
+    }
+    let rank =
+        |group: &Group<'_>| PREFERRED.iter().position(|of| *of == group.variant).unwrap_or(PREFERRED.len());
+    let fitting = groups.iter().filter(|group| fit.holds(group.bytes));
+    fitting.min_by_key(|group| (rank(group), group.bytes)).ok_or_else(|| {
+        let memory = Size(fit.memory.unwrap_or(0));
+        let what = format!(
+            "no variant of {whose} fits the {memory} of memory that there are here: {}; NAME:VARIANT takes one all the same",
+            told(groups)
+        );
+        Error::hub(HubFault::Space, what)
+    })
+}
+
+/// The variants, with their sizes.
+fn told(groups: &[Group<'_>]) -> String {
+    const MOST: usize = 30;
+    let shown = groups.iter().take(MOST).map(|group| format!("{} ({})", group.variant, Size(group.bytes)));
+    let more = if groups.len() > MOST { ", …" } else { "" };
+    shown.collect::<Vec<_>>().join(", ") + more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(files: &[(&str, u64)], variant: Option<&str>, memory: Option<u64>) -> Result<Vec<String>> {
+        let entries: Vec<Entry<'_>> = files.iter().map(|&(path, bytes)| Entry { path, bytes }).collect();
+        let choice = choose("a/b", &entries, variant, Fit { memory, mlx: false })?;
+        Ok(choice.files.iter().map(|&at| files[at].0.to_owned()).collect())
+    }
+
+    fn of(paths: &[&'static str]) -> Vec<(&'static str, u64)> {
+        paths.iter().map(|&path| (path, 1)).collect()
+    }
+
+    #[test]
+    fn a_directory_is_its_small_files_and_its_weights() {
+        let files = of(&[
+            ".gitattributes",
+            "README.md",
+            "config.json",
+            "configuration_x.py",
+            "consolidated.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "onnx/model.safetensors",
+            "original/model.safetensors",
+            "pytorch_model.bin",
+            "tokenizer.json",
+            "training_args.bin",
+            "additional_chat_templates/tool_use.jinja",
+            "1_Pooling/config.json",
+        ]);
+        let expected = [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "additional_chat_templates/tool_use.jinja",
+        ];
+        assert_eq!(chosen(&files, None, None).unwrap(), expected);
+        let files = of(&[
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "2_Dense/pytorch_model.bin",
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+            "openvino/x.json",
+            "other.safetensors",
+        ]);
+        let expected = [
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+        ];
+        assert_eq!(chosen(&files, None, None).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_variant_is_all_its_parts() {
+        let files = [
+            ("M-Q4_K_M.gguf", 5_000_000_000),
+            ("M-Q8_0/M-Q8_0-00002-of-00002.gguf", 4_000_000_000),
+            ("M-Q8_0/M-Q8_0-00001-of-00002.gguf", 5_000_000_000),
+            ("m-iq2_xxs.gguf", 2_000_000_000),
+            ("M-F16-00001-of-00003.gguf", 1),
+            ("mmproj-M-f16.gguf", 1),
+            ("imatrix.gguf", 1),
+        ];
+        let taken = |variant: Option<&str>, memory: Option<u64>| chosen(&files, variant, memory);
+        assert_eq!(taken(None, None).unwrap(), ["M-Q4_K_M.gguf"]);
+        let parts = ["M-Q8_0/M-Q8_0-00001-of-00002.gguf", "M-Q8_0/M-Q8_0-00002-of-00002.gguf"];
+        assert_eq!(taken(Some("q8_0"), None).unwrap(), parts);
+        assert_eq!(taken(Some("M-Q4_K_M"), None).unwrap(), ["M-Q4_K_M.gguf"]);
+        assert_eq!(taken(Some("m-q4_k_m.gguf"), None).unwrap(), ["M-Q4_K_M.gguf"]);
+        assert_eq!(taken(None, Some(3_000_000_000)).unwrap(), ["m-iq2_xxs.gguf"]);
+        let variants = "Q4_K_M (5.00 GB), Q8_0 (9.00 GB), IQ2_XXS (2.00 GB)";
+        // A variant of which a part is missing is none.
+        let error = taken(Some("F16"), None).unwrap_err().to_string();
+        assert_eq!(error, format!("a/b has no variant \"F16\": there are {variants}"));
+        let error = taken(None, Some(1_000_000_000)).unwrap_err().to_string();
+        let expected = format!(
+            "no variant of a/b fits the 1.00 GB of memory that there are here: {variants}; NAME:VARIANT takes one all the same"
+        );
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn names_say_their_types() {
+        for (name, variant) in [
+            ("gemma-3-4b-it-Q4_K_M", "Q4_K_M"),
+            ("qwen2.5-coder-7b-instruct-q4_k_m", "Q4_K_M"),
+            ("x/gpt-oss-20b-mxfp4", "MXFP4"),
+            ("Qwen3-8B-UD-Q4_K_XL", "Q4_K_XL"),
+            ("m.Q6_K", "Q6_K"),
+            ("m-Q6_K_L", "Q6_K_L"),
+            ("m-f16", "F16"),
+            ("m-bf16", "BF16"),
+            ("m-IQ4_NL", "IQ4_NL"),
+            ("Q8_0", "Q8_0"),
+            ("f16-lora", "F16"),
+            ("stories", "stories"),
+        ] {
+            assert_eq!(variant_of(name), variant, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_says_why() {
+        for (files, variant, what) in [
+            (of(&["config.json", "pytorch_model.bin"]), None, "has its weights as pickles alone"),
+            (of(&["adapter_model.safetensors"]), None, "without a config.json"),
+            (of(&["README.md"]), None, "holds no model"),
+            (of(&["m-00001-of-00002.gguf"]), None, "parts are missing"),
+            (of(&["config.json", "model.safetensors"]), Some("Q4_0"), "leave the variant out"),
+            (of(&["a/m-Q4_0.gguf", "b/n-Q4_0.gguf"]), Some("Q4_0"), "name one of a/m-Q4_0, b/n-Q4_0"),
+        ] {
+            let error = chosen(&files, variant, None).unwrap_err();
+            assert!(matches!(error, Error::Hub { fault: HubFault::NotFound, .. }), "{error}");
+            let error = error.to_string();
+            assert!(error.starts_with("a/b ") && error.contains(what), "{error}");
+        }
+    }
+}

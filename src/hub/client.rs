@@ -1,0 +1,316 @@
+//! Asking the hub: redirects, tokens, patience, and what its refusals mean.
+
+use std::io::Read;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector, TcpConnector};
+use ureq::{Agent, Body, ProxyProtocol};
+
+use super::address::Address;
+use super::listing::{Listing, MAX_ANSWER};
+use super::name::RepositoryId;
+use super::patience::Patience;
+use super::settings::{Settings, checked_token};
+use crate::error::{Error, HubFault, Result};
+
+/// Redirects of one request.
+const MOST_REDIRECTS: usize = 8;
+/// Times that something is tried in vain before it is given up.
+pub(super) const MOST_TRIES: u32 = 6;
+/// The longest that `Retry-After` is heeded.
+const MOST_WAIT: Duration = Duration::from_secs(120);
+/// How often a wait looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Asks a hub.
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    endpoint: Address,
+    token: Option<String>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Why a request brought nothing.
+pub(super) enum Failure {
+    /// It may the next time, after a while.
+    Again(String, Option<Duration>),
+    /// It will not.
+    Final(Error),
+    /// A person ended it.
+    Stopped,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl Client {
+    /// A client of the hub that the settings name.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] where it may not be asked, or its address is none.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        if settings.offline {
+            let what = "HF_HUB_OFFLINE is set: nothing is downloaded; unset it, or take a model that is here (backstop list)";
+            return Err(Error::hub(HubFault::Network, what));
+        }
+        Self::with_patience(settings, Duration::from_secs(30))
+    }
+
+    /// As [`Self::new`], with another time than 30 s after which a silent connection is given up; it may be asked offline, too.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] where the address is none.
+    pub fn with_patience(settings: &Settings, silence: Duration) -> Result<Self> {
+        let endpoint = Address::parse(&settings.endpoint).ok_or_else(|| {
+            let what = format!(
+                "HF_ENDPOINT is {:?}, expected an address such as https://huggingface.co",
+                settings.endpoint
+            );
+            Error::hub(HubFault::Name, what)
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::PlatformVerifier)
+            .unversioned_rustls_crypto_provider(provider);
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("backstop/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_resolve(Some(silence))
+            .timeout_connect(Some(silence))
+            .timeout_recv_response(Some(2 * silence))
+            .tls_config(tls.build())
+            .build();
+        let http =
+            |proxy: &ureq::Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
+        if !config.proxy().is_none_or(http) {
+            let what = "the environment names a SOCKS proxy, which is not spoken here: set HTTPS_PROXY to an HTTP proxy";
+            return Err(Error::hub(HubFault::Network, what));
+        }
+        let patience = Patience { silence, stop: Arc::clone(&stop) };
+        let connector =
+            ().chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
+                .chain(patience)
+                .chain(RustlsConnector::default());
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        let token = settings.token.as_deref().map(checked_token).transpose()?;
+        Ok(Self { agent, endpoint, token, stop })
+    }
+
+    /// The flag that ends what this client does: downloads return nothing then.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// What the hub has of a revision; nothing where it was stopped.
+    ///
+    /// # Errors
+    /// [`Error::Hub`].
+    pub fn listing(&self, id: &RepositoryId, revision: &str) -> Result<Option<Listing>> {
+        let revision = revision.replace('/', "%2F");
+        let address = self.endpoint.join(&format!("/api/models/{id}/revision/{revision}?blobs=true"));
+        let text = self.patiently(id, || {
+            let (response, _) = self.get(id, &address, None)?;
+            let mut bytes = Vec::new();
+            let read = response.into_body().into_reader().take(MAX_ANSWER + 1).read_to_end(&mut bytes);
+            read.map_err(|e| self.broken(format!("the connection broke: {e}")))?;
+            if bytes.len() as u64 > MAX_ANSWER {
+                let what =
+                    format!("{id}: the hub's answer is longer than a listing may be, {MAX_ANSWER} bytes");
+                return Err(Error::hub(HubFault::Answer, what).into());
+            }
+            String::from_utf8(bytes).map_err(|_| {
+                Failure::Final(Error::hub(
+                    HubFault::Answer,
+                    format!("{id}: the hub's answer is no text (UTF-8)"),
+                ))
+            })
+        })?;
+        text.map(|text| Listing::parse(id.as_str(), &text)).transpose()
+    }
+
+    /// Where a file lies.
+    pub(super) fn file(&self, id: &RepositoryId, commit: &str, path: &str) -> Address {
+        self.endpoint.join(&format!("/{id}/resolve/{commit}/{}", encoded(path)))
+    }
+
+    /// Does what may fail for a while, with pauses between; nothing where it was stopped.
+    pub(super) fn patiently<T>(
+        &self,
+        id: &RepositoryId,
+        mut what: impl FnMut() -> std::result::Result<T, Failure>,
+    ) -> Result<Option<T>> {
+        let mut tries = 0;
+        loop {
+            match what() {
+                Ok(done) => return Ok(Some(done)),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Stopped) => return Ok(None),
+                Err(Failure::Again(why, wait)) => {
+                    tries += 1;
+                    if tries >= MOST_TRIES {
+                        return Err(self.given_up(id, &why));
+                    }
+                    self.pause(tries, wait);
+                }
+            }
+        }
+    }
+
+    /// Waits before the next try: as long as the hub says, else longer each time.
+    pub(super) fn pause(&self, tries: u32, wait: Option<Duration>) {
+        let wait = wait.unwrap_or_else(|| Duration::from_millis(200 << tries.min(6))).min(MOST_WAIT);
+        let started = Instant::now();
+        while !self.is_stopped() && started.elapsed() < wait {
+            std::thread::sleep(LOOK.min(wait - started.elapsed().min(wait)));
+        }
+    }
+
+    /// That it does not work.
+    pub(super) fn given_up(&self, id: &RepositoryId, why: &str) -> Error {
+        let what = format!(
+            "{id}: {why}, {MOST_TRIES} times in a row: look after the network and {}, then pull again, which goes on where it \
+             was",
+            self.endpoint
+        );
+        Error::hub(HubFault::Network, what)
+    }
+
+    /// A connection that did not do what it should.
+    pub(super) fn broken(&self, why: String) -> Failure {
+        if self.is_stopped() { Failure::Stopped } else { Failure::Again(why, None) }
+    }
+
+    /// Asks for an address, or a range of what lies there, and follows redirects. The token goes to the endpoint's own origin and
+    /// to nobody else. Comes with the address that answered.
+    pub(super) fn get(
+        &self,
+        id: &RepositoryId,
+        address: &Address,
+        range: Option<&Range<u64>>,
+    ) -> std::result::Result<(Response<Body>, Address), Failure> {
+        let mut address = address.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            if self.is_stopped() {
+                return Err(Failure::Stopped);
+            }
+            let mut request = self.agent.get(address.to_string());
+            if let Some(range) = range {
+                request = request
+                    .header(header::RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+            }
+            if let Some(token) = self.token.as_ref().filter(|_| self.may_know(&address)) {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let response =
+                request.call().map_err(|error| self.broken(format!("{}: {error}", address.origin())))?;
+            if !response.status().is_redirection() {
+                return self.accepted(id, response, address);
+            }
+            let to = response.headers().get(header::LOCATION).and_then(|to| to.to_str().ok());
+            let next = to.and_then(|to| address.follow(to)).ok_or_else(|| {
+                let what = format!("{id}: {} redirects to nowhere", address.origin());
+                Failure::Final(Error::hub(HubFault::Answer, what))
+            })?;
+            if address.is_secure() && !next.is_secure() {
+                let what = format!(
+                    "{id}: {} redirects to {}, which is not encrypted: refused",
+                    address.origin(),
+                    next.origin()
+                );
+                return Err(Error::hub(HubFault::Answer, what).into());
+            }
+            address = next;
+        }
+        let what = format!("{id}: more than {MOST_REDIRECTS} redirects, the last to {}", address.origin());
+        Err(Error::hub(HubFault::Answer, what).into())
+    }
+
+    /// Whether the token may go there: to the endpoint, encrypted or within this machine.
+    fn may_know(&self, address: &Address) -> bool {
+        address.origin() == self.endpoint.origin() && (address.is_secure() || address.is_loopback())
+    }
+
+    /// What a status means.
+    fn accepted(
+        &self,
+        id: &RepositoryId,
+        response: Response<Body>,
+        address: Address,
+    ) -> std::result::Result<(Response<Body>, Address), Failure> {
+        let status = response.status();
+        let own = address.origin() == self.endpoint.origin();
+        let fault = |fault, what: String| Err(Failure::Final(Error::hub(fault, what)));
+        match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok((response, address)),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
+                fault(HubFault::Gated, self.gated(id, status))
+            }
+            StatusCode::NOT_FOUND if own => {
+                let what = format!("{id}: {} has no such repository, revision or file", self.endpoint);
+                fault(HubFault::NotFound, what)
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                let header =
+                    response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+                let wait = header.and_then(|value| value.trim().parse().ok()).map(Duration::from_secs);
+                Err(Failure::Again(format!("{} answers {status}", address.origin()), wait))
+            }
+            _ if status.is_server_error() || !own => {
+                Err(Failure::Again(format!("{} answers {status}", address.origin()), None))
+            }
+            _ => fault(HubFault::Answer, format!("{id}: {} answers {status}", address.origin())),
+        }
+    }
+
+    /// Where to ask, and how to say who asks.
+    fn gated(&self, id: &RepositoryId, status: StatusCode) -> String {
+        let page = self.endpoint.join(&format!("/{id}"));
+        if self.token.is_none() || status == StatusCode::UNAUTHORIZED {
+            let given =
+                if self.token.is_some() { "does not know the token" } else { "wants to know who asks" };
+            return format!(
+                "{id}: {} {given} ({status}): the name may be wrong, or the model is gated. Ask for it at {page}, make a token at \
+                 {}, and give it by --token or HF_TOKEN",
+                self.endpoint,
+                self.endpoint.join("/settings/tokens")
+            );
+        }
+        format!(
+            "{id}: the model is gated, and the token has not been let in ({status}): ask for it at {page}, with the account that the \
+             token belongs to"
+        )
+    }
+}
+
+/// A path as it stands in an address.
+fn encoded(path: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}

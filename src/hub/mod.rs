@@ -1,0 +1,127 @@
+//! From a name to files: what is here is found, and what is not is downloaded. It knows files and no models.
+//!
+//! Models lie in the Hugging Face cache, as Python's `huggingface_hub` lays it out: what mlx-lm or transformers have
+//! downloaded is found, and nothing is downloaded twice. LM Studio's and Ollama's models are found, too, and not touched.
+//!
+//! ```no_run
+//! use backstop::hub::{self, Cache, Client, Fit, Name, Plan, Settings};
+//! use backstop::Model;
+//!
+//! let settings = Settings::from_env()?;
+//! let name = Name::parse("Qwen/Qwen3-0.6B")?;
+//! let path = match hub::find(&name, &settings, Fit::default())? {
+//!     Some(path) => path,
+//!     None => {
+//!         let (client, cache) = (Client::new(&settings)?, Cache::new(&settings.cache));
+//!         let plan = hub::plan(&client, &name, Fit::default())?.expect("nobody stopped it");
+//!         plan.download(&client, &cache, &mut |progress| {
+//!             eprintln!("{} of {} bytes", progress.done, progress.total);
+//!             true
+//!         })?
+//!         .expect("nobody stopped it")
+//!     }
+//! };
+//! let model = Model::load(&path)?;
+//! # Ok::<(), backstop::Error>(())
+//! ```
+
+mod address;
+mod cache;
+mod choose;
+mod client;
+mod download;
+mod foreign;
+mod listing;
+mod name;
+mod parts;
+mod patience;
+mod pull;
+mod settings;
+mod short;
+
+use std::path::PathBuf;
+
+use crate::error::{Error, HubFault, Result};
+pub use cache::{Cache, Cached, Removed};
+pub use choose::Form;
+pub use client::Client;
+pub use download::Stage;
+pub use foreign::{Foreign, Origin, foreign};
+pub use listing::{FileHash, Listing, RemoteFile};
+pub use name::{Name, RepositoryId};
+pub use pull::{Plan, Progress};
+pub use settings::Settings;
+pub use short::{Fit, ShortForm, ShortName, ShortVariant, short_names};
+
+/// What a name stands for on this machine, without asking anybody: a path as it is, else a model of the cache, of LM Studio or of
+/// Ollama. Nothing where it would have to be downloaded.
+///
+/// # Errors
+/// [`Error::Hub`] for a short name that is none.
+pub fn find(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<PathBuf>> {
+    let cache = Cache::new(&settings.cache);
+    match name {
+        Name::Path(path) => Ok(Some(path.clone())),
+        Name::Repository { id, revision, variant } => {
+            let found = cache.find(id, revision.as_deref(), variant.as_deref());
+            if found.is_some() || revision.is_some() {
+                return Ok(found);
+            }
+            Ok(of_others(settings, id.as_str(), variant.as_deref()))
+        }
+        Name::Short { name, variant } => {
+            // Who has it in Ollama may have a name that the table does not.
+            let others = || of_others(settings, name, variant.as_deref());
+            let short = match short::find(name) {
+                Ok(short) => short,
+                Err(error) => return others().map(Some).ok_or(error),
+            };
+            // What is here was taken once, whatever fits now.
+            let all = short::candidates(short, variant.as_deref(), Fit { memory: None, ..fit })?;
+            for of in all {
+                let id = of.id()?;
+                let here = cache.find(&id, None, of.within());
+                if let Some(path) = here.or_else(|| of_others(settings, id.as_str(), of.within())) {
+                    return Ok(Some(path));
+                }
+            }
+            Ok(others())
+        }
+    }
+}
+
+fn of_others(settings: &Settings, name: &str, variant: Option<&str>) -> Option<PathBuf> {
+    let all = foreign(settings);
+    foreign::find(&all, name, variant).map(|of| of.path.clone())
+}
+
+/// The repository and variant that a name stands for on the hub: of a short name what fits and runs best.
+///
+/// # Errors
+/// [`Error::Hub`] for a path, a short name that is none, and where nothing fits.
+pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>, Option<String>)> {
+    match name {
+        Name::Path(path) => {
+            let what = format!(
+                "{} is a path, and no name that the hub knows: expected org/name, or a short name",
+                path.display()
+            );
+            Err(Error::hub(HubFault::Name, what))
+        }
+        Name::Repository { id, revision, variant } => Ok((id.clone(), revision.clone(), variant.clone())),
+        Name::Short { name, variant } => {
+            let short = short::find(name)?;
+            let best = short::candidates(short, variant.as_deref(), fit)?[0];
+            Ok((best.id()?, None, best.within().map(str::to_owned)))
+        }
+    }
+}
+
+/// What is to be downloaded for a name; nothing where the client was stopped.
+///
+/// # Errors
+/// As [`on_the_hub`], and [`Plan::make`].
+pub fn plan(client: &Client, name: &Name, fit: Fit) -> Result<Option<Plan>> {
+    let (id, revision, variant) = on_the_hub(name, fit)?;
+    Plan::make(client, &id, revision.as_deref(), variant.as_deref(), fit)
+}

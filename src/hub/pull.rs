@@ -1,0 +1,199 @@
+//! A model, from the hub to the cache.
+
+use std::fs::{self, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cache::{self, Cache};
+use super::choose::{self, Entry, Form};
+use super::client::Client;
+use super::download::{self, Job, Stage};
+use super::listing::{Listing, RemoteFile};
+use super::name::{RepositoryId, is_commit};
+use super::parts;
+use super::short::Fit;
+use crate::error::{Error, HubFault, Result, Size};
+
+/// How often a lock that another process holds is tried.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What is to be downloaded, and what is here of it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The repository.
+    pub id: RepositoryId,
+    /// The revision that was asked for.
+    pub revision: String,
+    /// Its commit.
+    pub commit: String,
+    /// What the files are.
+    pub form: Form,
+    /// The files.
+    pub files: Vec<RemoteFile>,
+}
+
+/// How far a download is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub stage: Stage,
+    /// The path of the file that it is done to.
+    pub file: &'a str,
+    /// Bytes that are here, of all files.
+    pub done: u64,
+    /// Bytes of all files.
+    pub total: u64,
+    /// Bytes that came by now, since the download began.
+    pub came: u64,
+}
+
+impl Plan {
+    /// What a model of the hub is made of; nothing where the client was stopped.
+    ///
+    /// # Errors
+    /// [`Error::Hub`].
+    pub fn make(
+        client: &Client,
+        id: &RepositoryId,
+        revision: Option<&str>,
+        variant: Option<&str>,
+        fit: Fit,
+    ) -> Result<Option<Self>> {
+        let revision = revision.unwrap_or("main");
+        let Some(listing) = client.listing(id, revision)? else { return Ok(None) };
+        let entries = listing.files.iter().map(|file| Entry { path: &file.path, bytes: file.size });
+        let choice = choose::choose(id.as_str(), &entries.collect::<Vec<_>>(), variant, fit)?;
+        let Listing { commit, files } = listing;
+        let files = choice.files.iter().map(|&at| files[at].clone()).collect();
+        Ok(Some(Self { id: id.clone(), revision: revision.to_owned(), commit, form: choice.form, files }))
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of them that the cache has, those of files that are not whole among them.
+    pub fn here(&self, cache: &Cache) -> u64 {
+        self.files.iter().map(|file| here(cache, &self.id, file)).fold(0, u64::saturating_add)
+    }
+
+    /// Where the model will be: its directory, or its first GGUF file.
+    pub fn path(&self, cache: &Cache) -> PathBuf {
+        cache::place(&cache.snapshot(&self.id, &self.commit), &self.form)
+    }
+
+    /// Downloads what is not here. `tell` is told how far it is about ten times a second, and says whether to go on. Comes
+    /// with the path of the model, or with nothing where it was stopped; what has come is kept, and the next download goes on
+    /// there.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] and [`Error::Io`].
+    pub fn download(
+        &self,
+        client: &Client,
+        cache: &Cache,
+        tell: &mut dyn FnMut(&Progress<'_>) -> bool,
+    ) -> Result<Option<PathBuf>> {
+        self.check_space(cache)?;
+        let (total, mut whole, mut came) = (self.bytes(), 0_u64, 0_u64);
+        for file in &self.files {
+            let before = here(cache, &self.id, file);
+            let blob = cache.blob(&self.id, file.hash.as_str());
+            let mut told = |stage, bytes: u64| {
+                let came = came + bytes.saturating_sub(before);
+                tell(&Progress { stage, file: &file.path, done: whole.saturating_add(bytes), total, came })
+            };
+            if !self.bring(client, cache, file, &blob, &mut told)? {
+                return Ok(None);
+            }
+            came += file.size - before.min(file.size);
+            whole = whole.saturating_add(file.size);
+            cache.link(&self.id, &self.commit, &file.path, file.hash.as_str())?;
+        }
+        if !is_commit(&self.revision) {
+            cache.set_ref(&self.id, &self.revision, &self.commit)?;
+        }
+        Ok(Some(self.path(cache)))
+    }
+
+    /// Brings one file, or waits until another process has; not where it was stopped.
+    fn bring(
+        &self,
+        client: &Client,
+        cache: &Cache,
+        file: &RemoteFile,
+        blob: &Path,
+        told: &mut dyn FnMut(Stage, u64) -> bool,
+    ) -> Result<bool> {
+        let is_here = || fs::metadata(blob).is_ok_and(|meta| meta.is_file() && meta.len() == file.size);
+        if is_here() {
+            return Ok(told(Stage::Downloading, file.size));
+        }
+        let folder = blob.parent().unwrap_or(blob);
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let lock = cache.lock_file(&self.id, file.hash.as_str())?;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => {
+                    let here = parts::bytes_here(blob, file.size);
+                    if client.is_stopped() || !told(Stage::Waiting, here) {
+                        return Ok(false);
+                    }
+                    std::thread::sleep(TICK);
+                }
+                Err(TryLockError::Error(e)) => return Err(Error::io(blob, e)),
+            }
+        }
+        // Who had the lock may have brought it.
+        if is_here() {
+            return Ok(told(Stage::Downloading, file.size));
+        }
+        let address = client.file(&self.id, &self.commit, &file.path);
+        download::download(&Job { client, id: &self.id, file, address }, blob, told)
+    }
+
+    /// Whether the disk has room for what is not here.
+    fn check_space(&self, cache: &Cache) -> Result<()> {
+        /// What is left for others.
+        const SPARE: u64 = 64 << 20;
+        // Bytes of a file that is not whole have their room.
+        let needed = self.bytes().saturating_sub(self.here(cache));
+        let there = cache.root().ancestors().find(|path| path.is_dir());
+        let Some(free) = there.and_then(free_space) else { return Ok(()) };
+        if needed == 0 || needed.saturating_add(SPARE) <= free {
+            return Ok(());
+        }
+        let what = format!(
+            "{} needs {} more on the disk, and {} has {} free: make room (backstop rm NAME), or set HF_HUB_CACHE to a folder \
+             elsewhere",
+            self.id,
+            Size(needed),
+            cache.root().display(),
+            Size(free)
+        );
+        Err(Error::hub(HubFault::Space, what))
+    }
+}
+
+/// Bytes of a file that the cache has.
+fn here(cache: &Cache, id: &RepositoryId, file: &RemoteFile) -> u64 {
+    let blob = cache.blob(id, file.hash.as_str());
+    match fs::metadata(&blob) {
+        Ok(meta) if meta.is_file() && meta.len() == file.size => file.size,
+        _ => parts::bytes_here(&blob, file.size),
+    }
+}
+
+/// Bytes that a folder's disk has free for this user.
+#[cfg(unix)]
+fn free_space(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_space(_: &Path) -> Option<u64> {
+    None
+}

@@ -1,0 +1,51 @@
+//! What a person at a terminal is asked, and sees.
+
+use std::time::Duration;
+
+use super::served::{Action, Hub, noise, tree};
+
+#[path = "../support/terminal.rs"]
+mod process;
+use process::Terminal;
+
+#[test]
+fn a_person_is_asked_before_anything_is_downloaded_or_removed() {
+    let bytes = noise(1_200_000, 6);
+    let (hub, home) = (Hub::with(&[("m.gguf", &bytes)]), tempfile::tempdir().unwrap());
+    let question = "org/model is not on this machine. Download org/model:m (1.2 MB)? [Y/n] ";
+    for answer in ["n\n", "what\n", "\u{4}"] {
+        let mut terminal = Terminal::start(hub.command(home.path(), &["inspect", "org/model"]));
+        terminal.shows(question);
+        terminal.keys(answer);
+        terminal.shows("nothing was downloaded; `backstop pull org/model` does it");
+        assert_eq!(terminal.ends(), Some(1), "{answer:?}");
+    }
+    assert_eq!((hub.files_seen().len(), tree(&home.path().join("hub")).len()), (0, 0));
+    hub.rule(
+        |seen, _| {
+            if seen.is_file() { Action::Slow(20_000, Duration::from_millis(40)) } else { Action::Serve }
+        },
+    );
+    let mut terminal = Terminal::start(hub.command(home.path(), &["inspect", "org/model"]));
+    terminal.shows(question);
+    terminal.keys("\n");
+    terminal.shows("m.gguf: ");
+    terminal.shows("/s, ");
+    terminal.shows(" s left");
+    // It is no model: what it is not is said once it is here.
+    terminal.shows("magic is ");
+    assert_eq!(terminal.ends(), Some(1));
+    assert!(hub.ok(home.path(), &["list"]).out.contains("org/model:m  GGUF"));
+
+    let mut terminal = Terminal::start(hub.command(home.path(), &["rm", "org/model"]));
+    terminal.shows("Remove org/model from ");
+    terminal.shows("? [y/N] ");
+    terminal.keys("\n");
+    terminal.shows("nothing was removed");
+    assert_eq!(terminal.ends(), Some(1));
+    let mut terminal = Terminal::start(hub.command(home.path(), &["rm", "org/model"]));
+    terminal.shows("? [y/N] ");
+    terminal.keys("y\n");
+    terminal.shows("org/model is removed: 1.2 MB are free");
+    assert_eq!(terminal.ends(), Some(0));
+}

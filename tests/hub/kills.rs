@@ -1,0 +1,105 @@
+//! Processes that are killed, and several that want the same.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::served::{Action, Hub, etag, noise, sha256, tree};
+
+/// Bytes of a unit.
+const UNIT: u64 = 256 << 10;
+
+/// Kills of the usual run; `BACKSTOP_KILLS` says another number.
+fn kills() -> usize {
+    std::env::var("BACKSTOP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(25)
+}
+
+/// The units of a blob in the making that are here, by its journal.
+fn units_here(blobs: &Path, name: &str) -> Vec<u64> {
+    let flags = std::fs::read(blobs.join(format!("{name}.backstop-parts"))).unwrap_or_default();
+    flags.iter().enumerate().filter(|(_, flag)| **flag == b'1').map(|(unit, _)| unit as u64).collect()
+}
+
+#[test]
+fn a_killed_pull_leaves_nothing_wrong_and_goes_on() {
+    let large = noise(2_500_000, 3);
+    let small = noise(5_000, 4);
+    let files: [(&str, &[u8]); 3] =
+        [("config.json", &small), ("model.safetensors", &large), ("tokenizer.json", &small[1..])];
+    let hub = Hub::with(&files);
+    let home = tempfile::tempdir().unwrap();
+    let blobs = home.path().join("hub/models--org--model/blobs");
+    let large_name = etag("model.safetensors", &large);
+    let mut random = 12_345_u64;
+    let (mut killed, mut whole, mut resumed) = (0, 0, 0);
+    while killed < kills() {
+        hub.rule(|seen, _| {
+            if seen.is_file() { Action::Slow(8 << 10, Duration::from_millis(4)) } else { Action::Serve }
+        });
+        hub.forget();
+        let before = units_here(&blobs, &large_name);
+        let mut child = hub.command(home.path(), &["pull", "org/model"]).spawn().unwrap();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(Duration::from_millis((random >> 33) % 900));
+        child.kill().unwrap();
+        let ended = child.wait().unwrap();
+        // What was here is not asked for again.
+        for seen in hub.files_seen().iter().filter(|seen| seen.path.ends_with("model.safetensors")) {
+            let (first, last) = seen.range.unwrap();
+            let again = before.iter().find(|unit| first < (**unit + 1) * UNIT && **unit * UNIT <= last);
+            assert_eq!(again, None, "{first}-{last} asks for what is here: {before:?}");
+        }
+        resumed += usize::from(!before.is_empty() && !hub.files_seen().is_empty());
+        killed += usize::from(!ended.success());
+        // Whatever has a final name is right.
+        for (name, bytes) in tree(&blobs) {
+            let name = name.to_str().unwrap().to_owned();
+            if !name.contains('.') {
+                let right = [etag("config.json", &bytes), sha256(&bytes)];
+                assert!(right.contains(&name), "{name} has other bytes");
+            }
+        }
+        if ended.success() || !hub.settings(home.path()).cache.join("models--org--model/refs/main").exists() {
+            if ended.success() {
+                std::fs::remove_dir_all(home.path().join("hub")).unwrap();
+                whole += 1;
+            }
+            continue;
+        }
+        // It was killed between its last file and its end: all of it is here.
+        std::fs::remove_dir_all(home.path().join("hub")).unwrap();
+    }
+    hub.rule(|_, _| Action::Serve);
+    let path = hub.ok(home.path(), &["pull", "org/model"]).out;
+    for (name, bytes) in files {
+        assert!(std::fs::read(Path::new(path.trim_end()).join(name)).unwrap() == bytes, "{name}");
+    }
+    assert!(tree(&blobs).keys().all(|name| !name.to_str().unwrap().contains('.')));
+    eprintln!(
+        "{killed} killed, {resumed} of them after an earlier one had left something, {whole} ended before"
+    );
+    assert!(resumed > 0);
+}
+
+#[test]
+fn two_processes_download_each_byte_once() {
+    let large = noise(1_500_000, 5);
+    let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors", &large)];
+    let hub = Hub::with(&files);
+    hub.rule(
+        |seen, _| {
+            if seen.is_file() { Action::Slow(32 << 10, Duration::from_millis(10)) } else { Action::Serve }
+        },
+    );
+    let home = tempfile::tempdir().unwrap();
+    let pull = || hub.command(home.path(), &["pull", "org/model"]).spawn().unwrap();
+    let both = [pull(), pull(), pull()];
+    for child in both {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let path = String::from_utf8(output.stdout).unwrap();
+        for (name, bytes) in files {
+            assert!(std::fs::read(Path::new(path.trim_end()).join(name)).unwrap() == bytes);
+        }
+    }
+    assert_eq!(hub.sent(), files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
+}

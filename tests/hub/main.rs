@@ -1,0 +1,11 @@
+//! Models by their names: from a hub on loopback, which fails as it is told to.
+
+#![cfg(unix)]
+
+mod asked;
+mod cache;
+mod commands;
+mod faults;
+mod hostile;
+mod kills;
+mod served;
