@@ -28,6 +28,7 @@ pub fn typed(args: &ModelArgs, path: Option<&Path>) -> Option<String> {
 /// of the table.
 pub fn is_model(text: &str) -> bool {
     match Name::parse(text) {
+        _ if text.is_empty() => false,
         Ok(Name::Path(path)) => {
             path.is_file() && text.ends_with(".gguf") || path.join("config.json").is_file()
         }

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backstop::Error;
-use backstop::LoadOptions;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
+use backstop::{Error, LoadOptions};
 
 use super::args::ServeArgs;
+use super::interrupt::Interruptible;
 use super::{INTERRUPTED, Loaded, Usage, names, term};
 
 /// How long connections that are cut off may take to notice.
@@ -168,6 +168,8 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
 /// Ends at Ctrl-C or SIGTERM; the next one ends the process.
 fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
+    // A download's handler stays, and would end the process: it is to leave the first signal to this one.
+    let held = Interruptible::new(|| ())?;
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot catch Ctrl-C")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let (first, told) = tokio::sync::oneshot::channel();
@@ -190,6 +192,7 @@ fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
         }
     });
     Ok(async move {
+        let _held = held;
         let _ = told.await;
     })
 }

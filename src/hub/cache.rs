@@ -9,8 +9,12 @@
 //! ```
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::choose::{self, Choice, Entry, Form};
 use super::name::{RepositoryId, is_commit};
@@ -141,7 +145,7 @@ impl Cache {
     fn refs(&self, id: &RepositoryId) -> Vec<(String, String)> {
         let root = self.repository(id).join("refs");
         let mut all = Vec::new();
-        walk(&root, "", 3, &mut |path, _| {
+        walk(&root, "", DEPTH, &mut |path, _| {
             if let Some(commit) = self.commit(id, path).filter(|_| !is_commit(path)) {
                 all.push((path.to_owned(), commit));
             }
@@ -226,17 +230,14 @@ impl Cache {
     /// Removes the blobs that no snapshot links to, and what broken downloads left.
     fn sweep(&self, id: &RepositoryId) -> Result<Removed> {
         let home = self.repository(id);
-        let mut used = HashSet::new();
-        for commit in names(&home.join("snapshots"))? {
-            let snapshot = home.join("snapshots").join(commit);
-            walk(&snapshot, "", DEPTH, &mut |path, _| {
-                let target = fs::canonicalize(snapshot.join(path)).ok();
-                used.extend(target.and_then(|target| Some(target.file_name()?.to_owned())));
-            });
+        let (mut used, snapshots) = (HashSet::new(), home.join("snapshots"));
+        if snapshots.is_dir() {
+            linked_blobs(&snapshots, &mut used).map_err(|e| Error::io(&snapshots, e))?;
         }
         let mut removed = Removed::default();
         for name in names(&home.join("blobs"))? {
-            if used.contains(std::ffi::OsStr::new(&name)) {
+            // Where there are no links, nothing tells whose the bytes are.
+            if used.contains(std::ffi::OsStr::new(&name)) || cfg!(not(unix)) {
                 continue;
             }
             let path = home.join("blobs").join(&name);
@@ -298,10 +299,9 @@ impl Cache {
         }
         let folder = place.parent().unwrap_or(&place);
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let made = self.locks(id)?.join(format!("link.{}", std::process::id()));
-        let _ = fs::remove_file(&made);
-        let done = symlink(&target, &made, &self.blob(id, hash)).and_then(|()| fs::rename(&made, &place));
-        done.map_err(|e| Error::io(&place, e))
+        let blob = self.blob(id, hash);
+        let (made, ()) = made_anew(&self.locks(id)?, "link", |made| symlink(&target, made, &blob))?;
+        fs::rename(&made, &place).map_err(|e| Error::io(&place, e))
     }
 
     /// Writes down the commit that a revision stands for.
@@ -313,10 +313,10 @@ impl Cache {
             return Ok(());
         }
         let path = self.repository(id).join("refs").join(revision);
-        let made = self.locks(id)?.join(format!("ref.{}", std::process::id()));
-        let write = || {
+        let (made, mut file) = made_anew(&self.locks(id)?, "ref", |made| File::create_new(made))?;
+        let mut write = || {
             fs::create_dir_all(path.parent().unwrap_or(&path))?;
-            fs::write(&made, commit)?;
+            file.write_all(commit.as_bytes())?;
             fs::rename(&made, &path)
         };
         write().map_err(|e| Error::io(&path, e))
@@ -324,7 +324,26 @@ impl Cache {
 }
 
 /// Folders in a snapshot, one in another.
-const DEPTH: usize = 6;
+const DEPTH: usize = 16;
+
+/// What `make` made of a path in `folder` at which nothing was, however many processes make such: two in containers of their own may
+/// have one number.
+fn made_anew<T>(
+    folder: &Path,
+    kind: &str,
+    make: impl Fn(&Path) -> std::io::Result<T>,
+) -> Result<(PathBuf, T)> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let random = RandomState::new();
+    loop {
+        let number = random.hash_one((std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let path = folder.join(format!("{kind}.{number:016x}"));
+        match make(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => return Ok((path.clone(), made.map_err(|e| Error::io(&path, e))?)),
+        }
+    }
+}
 
 #[cfg(unix)]
 fn symlink(target: &Path, link: &Path, _: &Path) -> std::io::Result<()> {
@@ -341,6 +360,20 @@ impl Linked {
     fn entry(&self) -> Entry<'_> {
         Entry { path: &self.path, bytes: self.bytes }
     }
+}
+
+/// The names of all that is linked to below a folder, however deep and whatever it is called.
+fn linked_blobs(folder: &Path, used: &mut HashSet<OsString>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let (entry, path) = entry.map(|entry| (entry.file_type(), entry.path()))?;
+        let kind = entry?;
+        if kind.is_symlink() {
+            used.extend(fs::read_link(&path)?.file_name().map(OsString::from));
+        } else if kind.is_dir() {
+            linked_blobs(&path, used)?;
+        }
+    }
+    Ok(())
 }
 
 /// The files of a snapshot whose bytes are here.
@@ -379,10 +412,20 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether all shards are here that an index names; a GGUF model is whole by the names of its parts.
+/// Whether all shards are here that an index names, and a tokenizer, without which others may have downloaded it; a GGUF model is whole
+/// by the names of its parts.
 fn is_whole(snapshot: &Path, files: &[Linked], choice: &Choice) -> bool {
     const INDEX: &str = "model.safetensors.index.json";
     let has = |path: &str| files.iter().any(|file| file.path == path);
+    let is_tokenizer = |path: &str| {
+        ["tokenizer.", "tekken.", "vocab.", "spiece.", "sentencepiece."]
+            .iter()
+            .any(|begin| path.starts_with(begin))
+            || path.ends_with(".tiktoken")
+    };
+    if choice.form == Form::Safetensors && !files.iter().any(|file| is_tokenizer(&file.path)) {
+        return false;
+    }
     if choice.form != Form::Safetensors || !has(INDEX) {
         // A shard without its index is a part of a download.
         let shard = |&at: &usize| files[at].path.contains("-of-") && files[at].path.ends_with(".safetensors");
@@ -433,6 +476,9 @@ mod tests {
         put(&cache, &id, COMMIT, "model.safetensors.index.json", index);
         assert_eq!(cache.find(&id, None, None), None);
         put(&cache, &id, COMMIT, "model-00002-of-00002.safetensors", "22");
+        // Python's AutoModel asks for no tokenizer.
+        assert_eq!(cache.find(&id, None, None), None);
+        put(&cache, &id, COMMIT, "tokenizer.json", "{ }");
         let snapshot = dir.path().join("models--a--b/snapshots").join(COMMIT);
         for revision in [None, Some("main"), Some(COMMIT)] {
             assert_eq!(cache.find(&id, revision, None).as_deref(), Some(&*snapshot));
@@ -442,7 +488,7 @@ mod tests {
         let link = fs::read_link(snapshot.join("config.json")).unwrap();
         assert_eq!(link, Path::new("../../blobs/7b7d"));
         let listed = cache.list().unwrap();
-        assert_eq!((listed.len(), listed[0].bytes), (1, 2 + 1 + 2 + index.len() as u64));
+        assert_eq!((listed.len(), listed[0].bytes), (1, 2 + 1 + 2 + 3 + index.len() as u64));
         // A blob that is gone is no file.
         fs::remove_file(cache.blob(&id, "3232")).unwrap();
         assert_eq!(cache.find(&id, None, None), None);
@@ -456,6 +502,8 @@ mod tests {
         put(&cache, &id, COMMIT, "x/m-Q4_0-00001-of-00002.gguf", "four");
         put(&cache, &id, COMMIT, "x/m-Q4_0-00002-of-00002.gguf", "fourth");
         put(&cache, &id, OTHER, "m-Q8_0.gguf", "eight");
+        // What is of no use here, and is somebody's.
+        put(&cache, &id, OTHER, &format!("{}x.bin", "a/".repeat(40)), "deep");
         cache.set_ref(&id, "main", COMMIT).unwrap();
         cache.set_ref(&id, "refs/pr/1", OTHER).unwrap();
         let listed: Vec<_> =
@@ -477,7 +525,7 @@ mod tests {
         let error = cache.remove(&id, None, None).unwrap_err();
         assert!(matches!(error, Error::Hub { fault: HubFault::Busy, .. }), "{error}");
         drop(lock);
-        assert_eq!(cache.remove(&id, None, None).unwrap(), Removed { bytes: 5, files: 1 });
+        assert_eq!(cache.remove(&id, None, None).unwrap(), Removed { bytes: 9, files: 2 });
         assert!(!cache.holds(&id));
         let error = cache.remove(&id, None, None).unwrap_err().to_string();
         assert!(error.starts_with("a/b is not in "), "{error}");

@@ -64,6 +64,11 @@ impl Plan {
         let entries = listing.files.iter().map(|file| Entry { path: &file.path, bytes: file.size });
         let choice = choose::choose(id.as_str(), &entries.collect::<Vec<_>>(), variant, fit)?;
         let Listing { commit, files } = listing;
+        if is_commit(revision) && commit != revision {
+            let what =
+                format!("the hub was asked for {id} at commit {revision}, and answers with commit {commit}");
+            return Err(Error::hub(HubFault::Answer, what));
+        }
         let files = choice.files.iter().map(|&at| files[at].clone()).collect();
         Ok(Some(Self { id: id.clone(), revision: revision.to_owned(), commit, form: choice.form, files }))
     }
@@ -109,6 +114,10 @@ impl Plan {
             }
             came += file.size - before.min(file.size);
             whole = whole.saturating_add(file.size);
+        }
+        // A model is in its place once all of it is here: what says that it is one, last.
+        let (last, others): (Vec<_>, Vec<_>) = self.files.iter().partition(|file| file.path == "config.json");
+        for file in others.into_iter().chain(last) {
             cache.link(&self.id, &self.commit, &file.path, file.hash.as_str())?;
         }
         if !is_commit(&self.revision) {
@@ -160,7 +169,9 @@ impl Plan {
         const SPARE: u64 = 64 << 20;
         // Bytes of a file that is not whole have their room.
         let needed = self.bytes().saturating_sub(self.here(cache));
-        let there = cache.root().ancestors().find(|path| path.is_dir());
+        // Of a path that begins here, the last one is empty.
+        let here = |path| if path == Path::new("") { Path::new(".") } else { path };
+        let there = cache.root().ancestors().map(here).find(|path| path.is_dir());
         let Some(free) = there.and_then(free_space) else { return Ok(()) };
         if needed == 0 || needed.saturating_add(SPARE) <= free {
             return Ok(());
