@@ -211,7 +211,8 @@ impl ChatTemplate {
         self.protected.holds(text)
     }
 
-    pub(super) fn source_for(&self, tools: bool) -> &str {
+    /// What it is written as, for conversations with tools or without.
+    pub(crate) fn source_for(&self, tools: bool) -> &str {
         match self.named.get("tool_use") {
             Some(source) if tools && !self.selected => source,
             _ => &self.source,
