@@ -25,7 +25,7 @@ use told::{Lines, Shape, Told};
 pub(crate) use vectors::{embed, embed_one};
 
 /// What a text is generated from.
-enum From {
+enum Source {
     Chat(Box<Chat>),
     Text(String),
     /// Nothing: the client only wants the model to be loaded.
@@ -40,12 +40,12 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Reply
     let messages = asked::messages(&mut fields)?;
     let from = if messages.is_empty() {
         fields.ignore(&["tools", "tool_choice"]);
-        From::Nothing
+        Source::Nothing
     } else {
         let mut chat = Chat::new(messages);
         asked::tools(&mut fields, &mut chat)?;
         chat.variables = std::mem::take(&mut asked.variables);
-        From::Chat(Box::new(chat))
+        Source::Chat(Box::new(chat))
     };
     fields.finish()?;
     answer(app, asked, from, Told::Chat, begun).await
@@ -61,9 +61,9 @@ pub(crate) async fn generate(State(app): State<Arc<App>>, request: Request) -> R
     answer(app, asked, from, Told::Generate, begun).await
 }
 
-/// What `/api/generate` goes on from: a conversation of one question, or the text itself where that is asked for or the model has no
-/// template.
-fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<From, Failure> {
+/// What `/api/generate` goes on from: a conversation of one question, or the text itself where that is asked for or the model
+/// has no template.
+fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<Source, Failure> {
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|system| !system.is_empty());
     let raw = fields.flag("raw")?.unwrap_or(false);
@@ -75,30 +75,30 @@ fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<From, Fai
         return Err(fields.wrong("system", "raw mode does not support it: write it into the prompt"));
     }
     if prompt.is_empty() {
-        return Ok(From::Nothing);
+        return Ok(Source::Nothing);
     }
     if raw || system.is_none() && !app.model.has_template() {
-        return Ok(From::Text(prompt));
+        return Ok(Source::Text(prompt));
     }
     let system = system.map(|system| Message::new("system", system));
     let mut chat = Chat::new(system.into_iter().chain([Message::new("user", prompt)]).collect());
     chat.variables = std::mem::take(&mut asked.variables);
-    Ok(From::Chat(Box::new(chat)))
+    Ok(Source::Chat(Box::new(chat)))
 }
 
-async fn answer(app: Arc<App>, asked: Asked, from: From, told: Told, begun: Instant) -> Reply {
+async fn answer(app: Arc<App>, asked: Asked, from: Source, told: Told, begun: Instant) -> Reply {
     let Asked { model, mut options, format, stream, logprobs, .. } = asked;
     let shape = Shape { app: Arc::clone(&app), model, told, begun, logprobs };
     let job = match from {
-        From::Nothing => {
+        Source::Nothing => {
             app.model.check_generates()?;
             return Ok(json_body(&shape.loaded()));
         }
-        From::Chat(chat) => {
+        Source::Chat(chat) => {
             let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
             Job::of_turn(&turn, 1, options)
         }
-        From::Text(text) => {
+        Source::Text(text) => {
             let (prompt, constraint) = app.apart(move |model| prepared(model, &text, format)).await?;
             options.constraint = constraint;
             Job { prompts: vec![prompt], n: 1, options, parser: None }

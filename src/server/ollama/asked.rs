@@ -181,8 +181,8 @@ pub(super) fn tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure>
     forms::chat_tools(fields, chat)
 }
 
-/// The messages; none where there are none. Calls and results that are without ids, as in older versions of the API, belong together
-/// by the names of their tools or their order, and get ids.
+/// The messages; none where there are none. Calls and results that are without ids, as in older versions of the API, belong
+/// together by the names of their tools or their order, and get ids.
 pub(super) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
     let list = fields.list("messages")?.unwrap_or_default();
     let mut out = Vec::with_capacity(list.len());
@@ -190,7 +190,13 @@ pub(super) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
     for (i, mut value) in list.into_iter().enumerate() {
         if let Some(members) = value.as_object_mut() {
             unanswered.named(members);
-            members.entry("content").or_insert_with(|| "".into());
+            let empty = members.get("content").is_none_or(|content| content.is_null() || content == "");
+            let calls =
+                members.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
+            // Beside calls, an empty content is none, which some templates ask for.
+            if empty {
+                members.insert("content".into(), if calls { Value::Null } else { "".into() });
+            }
         }
         let mut message = fields.item("messages", i, value)?;
         message.only("images", &[Vec::<String>::new().into()])?;
@@ -239,5 +245,39 @@ impl Unanswered {
         if let Some(tool) = tool {
             message.entry("name").or_insert(tool);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_results_belong_together() {
+        let call = |name: &str| json!({ "function": { "name": name, "arguments": {} } });
+        let own = json!({ "id": "x", "function": { "name": "c", "arguments": {} } });
+        let mut messages = [
+            json!({ "role": "assistant", "tool_calls": [call("a"), call("b"), own, call("d")] }),
+            json!({ "role": "tool", "content": "", "tool_name": "b" }),
+            json!({ "role": "tool", "content": "", "tool_call_id": "x" }),
+            json!({ "role": "tool", "content": "" }),
+            json!({ "role": "tool", "content": "", "tool_call_id": "y" }),
+            json!({ "role": "tool", "content": "", "tool_name": "unknown" }),
+            json!({ "role": "tool", "content": "", "tool_name": "late" }),
+            json!({ "role": "user", "tool_calls": "none", "tool_name": 1 }),
+        ];
+        let mut unanswered = Unanswered::default();
+        for message in &mut messages {
+            unanswered.named(message.as_object_mut().unwrap());
+        }
+        let calls = messages[0]["tool_calls"].as_array().unwrap();
+        let ids: Vec<&Value> = calls.iter().map(|call| &call["id"]).collect();
+        assert_eq!(ids, ["call_0", "call_1", "x", "call_2"]);
+        let of = |name: &str| messages[1..].iter().map(|message| message[name].clone()).collect::<Vec<_>>();
+        let none = Value::Null;
+        let wanted =
+            ["call_1".into(), "x".into(), "call_0".into(), "y".into(), "call_2".into(), none.clone(), none];
+        assert_eq!(of("tool_call_id"), wanted);
+        assert_eq!((&messages[1]["name"], &messages[5]["name"]), (&json!("b"), &json!("unknown")));
     }
 }

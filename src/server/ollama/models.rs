@@ -1,5 +1,5 @@
-//! What Ollama's API tells of the model, and what it does with models, which is refused: there is the one that the server was started
-//! with.
+//! What Ollama's API tells of the model, and what it does with models, which is refused: there is the one that the server was
+//! started with.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

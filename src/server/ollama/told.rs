@@ -76,8 +76,8 @@ impl Shape {
         object
     }
 
-    /// The end, with what the answer took in nanoseconds: from the start of its first step to its first token, and from there to its
-    /// last. No request loads a model.
+    /// The end, with what the answer took in nanoseconds: from the start of its first step to its first token, and from there
+    /// to its last. No request loads a model.
     fn last(&self, piece: Piece, finish: Option<&Finish>, usage: Usage) -> Value {
         let mut object = self.object(piece, true);
         let reason = match finish {

@@ -64,7 +64,8 @@ pub(crate) async fn embed_one(State(app): State<Arc<App>>, request: Request) -> 
     Ok(json_body(&json!({ "embedding": made.vectors.concat() })))
 }
 
-/// The tokens of a text; where they are too many and `cut` says so, its first ones between those that the tokenizer puts around it.
+/// The tokens of a text; where they are too many and `cut` says so, its first ones between those that the tokenizer puts around
+/// it.
 fn encode(model: &Model, prompt: Prompt, cut: bool) -> crate::Result<Vec<u32>> {
     let context = model.info().context;
     let text = match prompt {
