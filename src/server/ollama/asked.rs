@@ -86,9 +86,11 @@ pub(super) fn model(app: &App, fields: &mut Fields, names: &[&str]) -> Result<St
     if app.check_model(Some(&asked)).or_else(|_| app.check_model(Some(plain))).is_ok() {
         return Ok(asked);
     }
+    // In Ollama's own quotes; what is long is cut, and no control character gets into the log.
     let quoted = crate::json::quote(&asked);
-    let failure =
-        Failure::new(StatusCode::NOT_FOUND, format!("model '{}' not found", quoted.trim_matches('"')));
+    let name = quoted.strip_prefix('"').unwrap_or(&quoted);
+    let name = name.strip_suffix('"').unwrap_or(name);
+    let failure = Failure::new(StatusCode::NOT_FOUND, format!("model '{name}' not found"));
     Err(Failure { param: Some("model".into()), ..failure.with_code("model_not_found") })
 }
 
