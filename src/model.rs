@@ -193,6 +193,20 @@ impl ModelFiles {
         quantized::stored(&self.checkpoint, self.config().quantization.as_ref())
     }
 
+    /// How many numbers the weights are.
+    pub fn parameters(&self) -> u64 {
+        self.tensors().iter().map(Stored::elements).sum()
+    }
+
+    /// The type of the largest part of the weights, as the files name it: `affine4 g64`, `BF16`, `Q4_K`.
+    pub fn weight_type(&self) -> String {
+        let mut bytes = BTreeMap::<String, u64>::new();
+        for tensor in self.tensors() {
+            *bytes.entry(tensor.kind).or_default() += tensor.bytes;
+        }
+        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or_else(String::new, |(kind, _)| kind)
+    }
+
     /// The type of the largest part of the weights, which activations on MLX and the KV cache take: of MLX's affine codes,
     /// that of the scales; blocks of a GGUF file, whose scales are `f16`, count as that.
     pub fn dtype(&self) -> DType {
@@ -311,6 +325,12 @@ pub struct ModelInfo {
     pub activation_dtype: DType,
     /// Bytes of its weights.
     pub weight_bytes: u64,
+    /// How many numbers they are.
+    pub parameters: u64,
+    /// The type of the largest part of them, as its files name it.
+    pub weight_type: String,
+    /// Whether it is a GGUF file.
+    pub gguf: bool,
     /// The backend taken, and why.
     pub selection: Selection,
     /// Tokens that a sequence may hold.
@@ -427,6 +447,9 @@ impl Model {
             dtype,
             activation_dtype,
             weight_bytes: files.checkpoint.total_bytes(),
+            parameters: files.parameters(),
+            weight_type: files.weight_type(),
+            gguf: files.checkpoint.gguf().is_some(),
             selection: selection.clone(),
             context,
             kv_type,

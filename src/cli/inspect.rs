@@ -88,7 +88,6 @@ struct Kind<'a> {
 #[derive(Default)]
 struct Share {
     tensors: usize,
-    elements: u64,
     bytes: u64,
 }
 
@@ -130,7 +129,6 @@ impl Facts {
         for tensor in &self.tensors {
             let share = shares.entry(tensor.kind.clone()).or_default();
             share.tensors += 1;
-            share.elements += tensor.shape.iter().map(|&dim| dim as u64).product::<u64>();
             share.bytes += tensor.bytes;
         }
         shares
@@ -265,7 +263,7 @@ impl Facts {
     }
 
     fn parameters(&self) -> u64 {
-        self.shares().values().map(|share| share.elements).sum()
+        self.files.parameters()
     }
 
     fn weights(&self) -> String {

@@ -133,6 +133,11 @@ pub(crate) struct Usage {
 pub(crate) struct Timings(Stats);
 
 impl Timings {
+    /// To the first token, and from there to the last.
+    pub fn times(&self) -> (Duration, Duration) {
+        (self.0.prompt_time, self.0.generation_time)
+    }
+
     /// In llama.cpp's form: tokens that were computed, milliseconds, tokens a second.
     pub fn json(&self) -> Value {
         // The rate, too, is of what is told: that of what was computed would tell the exact number.

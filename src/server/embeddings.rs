@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use super::beside::Beside;
-use super::completions::prompts;
+use super::completions::{Prompt, prompts};
 use super::cut;
 use super::failure::{Failure, json_body};
 use super::params::IGNORED;
 use super::request::{Reply, fields};
 use crate::forward::Pooling;
+use crate::model::Model;
 
 /// Texts of one request, as many as OpenAI's service takes.
 pub(crate) const MAX_INPUTS: usize = 2048;
@@ -40,13 +41,40 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let most = cut::most_tokens(&mut fields, &app.model)?;
     fields.ignore(&IGNORED);
     fields.finish()?;
-    let mut beside: Beside<Vec<f32>> = Beside::new(&app)?;
+    let Vectors { vectors, tokens } =
+        vectors(&app, prompts, dimensions, move |model, prompt| prompt.encode_cut(model, parse, most))
+            .await?;
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| item(index, vector, base64));
+    let data: Vec<Value> = data.collect();
+    Ok(json_body(&json!({
+        "object": "list",
+        "data": data,
+        "model": app.name,
+        "pooling": said(app.model.pooling()?),
+        "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
+    })))
+}
+
+/// Vectors in the order of their texts, and how many tokens these have.
+pub(crate) struct Vectors {
+    pub vectors: Vec<Vec<f32>>,
+    pub tokens: usize,
+}
+
+/// The vectors of the texts of `input`, shortened to `dimensions`, whose tokens `encode` makes.
+pub(crate) async fn vectors(
+    app: &Arc<App>,
+    prompts: Vec<Prompt>,
+    dimensions: Option<usize>,
+    encode: impl Fn(&Model, Prompt) -> crate::Result<Vec<u32>> + Copy + Send + 'static,
+) -> Result<Vectors, Failure> {
+    let mut beside: Beside<Vec<f32>> = Beside::new(app)?;
     let (mut vectors, mut tokens) = (Vec::new(), 0);
     // All of them before any is computed: one that cannot be is refused at once.
     let (mut encoded, several) = (Vec::new(), prompts.len() > 1);
     for (index, prompt) in prompts.into_iter().enumerate() {
         // Each by itself, so that a client that goes away is noticed in between.
-        let ids = app.apart(move |model| prompt.encode_cut(model, parse, most)).await;
+        let ids = app.apart(move |model| encode(model, prompt)).await;
         let checked = ids.and_then(|ids| Ok(app.model.check_tokens(&ids).map(|()| ids)?));
         let named = |failure: Failure| if several { failure.of_item("input", index) } else { failure };
         encoded.push(checked.map_err(named)?);
@@ -59,21 +87,11 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     while let Some(vector) = beside.next().await? {
         vectors.push(vector);
     }
-    let mut data = Vec::new();
-    for (index, vector) in vectors.into_iter().enumerate() {
-        let vector = match dimensions {
-            Some(dimensions) => app.model.shortened(vector, dimensions)?,
-            None => vector,
-        };
-        data.push(item(index, vector, base64));
+    if let Some(dimensions) = dimensions {
+        let shortened = vectors.into_iter().map(|vector| app.model.shortened(vector, dimensions));
+        vectors = shortened.collect::<crate::Result<_>>()?;
     }
-    Ok(json_body(&json!({
-        "object": "list",
-        "data": data,
-        "model": app.name,
-        "pooling": said(app.model.pooling()?),
-        "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
-    })))
+    Ok(Vectors { vectors, tokens })
 }
 
 /// What the answer says of its vectors.

@@ -11,12 +11,19 @@ use crate::error::Error;
 pub(crate) enum Dialect {
     OpenAi,
     Anthropic,
+    Ollama,
 }
 
 impl Dialect {
     /// That of a route.
     pub fn of(path: &str) -> Self {
-        if path.starts_with("/v1/messages") { Self::Anthropic } else { Self::OpenAi }
+        if path.starts_with("/v1/messages") {
+            Self::Anthropic
+        } else if path.starts_with("/api/") {
+            Self::Ollama
+        } else {
+            Self::OpenAi
+        }
     }
 }
 
@@ -41,7 +48,7 @@ impl Full {
         // Anthropic's clients read a number behind the colon.
         let (least, noted) = match (at_least, dialect) {
             (false, _) => ("", ""),
-            (true, Dialect::OpenAi) => ("at least ", ""),
+            (true, Dialect::OpenAi | Dialect::Ollama) => ("at least ", ""),
             (true, Dialect::Anthropic) => ("", " (at least: it was not encoded)"),
         };
         match dialect {
@@ -52,6 +59,9 @@ impl Full {
             Dialect::Anthropic => {
                 format!("prompt is too long: {prompt} tokens > {context} maximum{noted}{more}")
             }
+            Dialect::Ollama => format!(
+                "the input length exceeds the context length: {least}{prompt} tokens of {context}{more}"
+            ),
         }
     }
 }
@@ -125,6 +135,7 @@ impl Failure {
                 }
                 json!({ "type": "error", "error": error })
             }
+            Dialect::Ollama => json!({ "error": message }),
         }
     }
 
@@ -220,6 +231,7 @@ mod tests {
         let anthropic = json!({ "type": "error",
             "error": { "type": "invalid_request_error", "message": "top_p: 2 is above 1" } });
         assert_eq!(failure.json(Dialect::of("/v1/messages")), anthropic);
+        assert_eq!(failure.json(Dialect::of("/api/chat")), json!({ "error": "top_p: 2 is above 1" }));
         let busy = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "x");
         assert_eq!(busy.json(Dialect::Anthropic)["error"]["type"], "overloaded_error");
         assert_eq!(busy.json(Dialect::OpenAi)["error"]["type"], "server_error");
@@ -261,6 +273,10 @@ mod tests {
         assert_eq!(
             said(Dialect::Anthropic),
             "prompt is too long: 9 tokens > 8 maximum (at least: it was not encoded)"
+        );
+        assert_eq!(
+            failure.json(Dialect::Ollama),
+            json!({ "error": "the input length exceeds the context length: at least 9 tokens of 8" })
         );
     }
 }

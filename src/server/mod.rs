@@ -1,4 +1,4 @@
-//! The HTTP server: OpenAI's and Anthropic's APIs over one engine. Routes, wire types, limits; no model code.
+//! The HTTP server: OpenAI's, Anthropic's and Ollama's APIs over one engine. Routes, wire types, limits; no model code.
 
 mod answers;
 mod anthropic;
@@ -16,6 +16,7 @@ mod guard;
 mod handlers;
 mod json;
 mod metrics;
+mod ollama;
 mod openai;
 mod page;
 mod params;

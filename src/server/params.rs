@@ -235,7 +235,8 @@ pub(crate) fn prompt_end(fields: &mut Fields) -> Result<PromptEnd, Failure> {
     }
 }
 
-fn message(mut fields: Fields) -> Result<Message, Failure> {
+/// One of them.
+pub(crate) fn message(mut fields: Fields) -> Result<Message, Failure> {
     let role = fields.string("role")?;
     let role = match fields.required("role", role)?.as_str() {
         // The newer name of the same.

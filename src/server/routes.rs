@@ -10,7 +10,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tower_service::Service as _;
@@ -21,10 +21,10 @@ use super::budget::{BodyCharge, ChargedBody};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
 use super::request::Reply;
-use super::{anthropic, chat, completions, embeddings, guard, page, rerank, responses, texts};
+use super::{anthropic, chat, completions, embeddings, guard, ollama, page, rerank, responses, texts};
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 14] = [
+const ROUTES: [&str; 28] = [
     "/",
     "/health",
     "/metrics",
@@ -39,6 +39,20 @@ const ROUTES: [&str; 14] = [
     "/v1/rerank",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/api/version",
+    "/api/tags",
+    "/api/show",
+    "/api/ps",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
+    "/api/pull",
+    "/api/push",
+    "/api/create",
+    "/api/copy",
+    "/api/delete",
+    "/api/blobs",
 ];
 
 /// How long an idle engine may take to answer.
@@ -54,7 +68,7 @@ pub(crate) struct Service {
 impl Service {
     pub fn new(app: Arc<App>) -> Self {
         let router = Router::new()
-            .route("/", get(page::show))
+            .route("/", get(page::root))
             .route("/health", get(health))
             .route("/metrics", get(metrics))
             .route("/v1/models", get(models))
@@ -69,6 +83,20 @@ impl Service {
             .route("/v1/rerank", post(rerank::create))
             .route("/v1/messages", post(anthropic::create))
             .route("/v1/messages/count_tokens", post(anthropic::count))
+            .route("/api/version", get(ollama::version))
+            .route("/api/tags", get(ollama::tags))
+            .route("/api/show", post(ollama::show))
+            .route("/api/ps", get(ollama::ps))
+            .route("/api/chat", post(ollama::chat))
+            .route("/api/generate", post(ollama::generate))
+            .route("/api/embed", post(ollama::embed))
+            .route("/api/embeddings", post(ollama::embed_one))
+            .route("/api/pull", any(ollama::refuse))
+            .route("/api/push", any(ollama::refuse))
+            .route("/api/create", any(ollama::refuse))
+            .route("/api/copy", any(ollama::refuse))
+            .route("/api/delete", any(ollama::refuse))
+            .route("/api/blobs/{digest}", any(ollama::refuse))
             .fallback(no_route)
             .method_not_allowed_fallback(async |headers: HeaderMap| {
                 match headers.contains_key(header::UPGRADE) {
@@ -198,7 +226,8 @@ fn missing(uri: &Uri) -> Failure {
     let word = path.rsplit('/').find(|word| !word.is_empty()).unwrap_or_default();
     let nearest = ROUTES.iter().skip(1).min_by_key(|route| {
         let last = route.rsplit('/').next().unwrap_or_default();
-        distance(word, last).min(distance(path, route))
+        let whole = distance(path, route);
+        (distance(word, last).min(whole), whole)
     });
     let near = nearest.filter(|route| {
         let last = route.rsplit('/').next().unwrap_or_default();
@@ -344,7 +373,8 @@ mod tests {
             said("/v1/chat/completion"),
             "there is no route \"/v1/chat/completion\"; did you mean /v1/chat/completions?"
         );
-        assert!(said("/api/embedings").ends_with("did you mean /v1/embeddings?"));
+        assert!(said("/v2/embedings").ends_with("did you mean /v1/embeddings?"));
+        assert!(said("/api/embedings").ends_with("did you mean /api/embeddings?"));
         assert!(said("/favicon.ico").contains("; there are /, /health, "));
         assert_eq!((distance("kitten", "sitting"), distance("", "ab"), distance("ab", "ab")), (3, 2, 0));
     }

@@ -1,4 +1,4 @@
-//! Answers as server-sent events: a body that takes what the engine has made whenever the connection has room for it.
+//! Answers as streams, of server-sent events or of lines of JSON: a body that takes what the engine has made whenever the connection has room for it.
 //!
 //! Nothing runs for an answer but this body, on a thread that answers requests (see `handlers`). A client that goes away drops it,
 //! which ends the sequences; of one that does not read, the connection is ended (see `connection`), which drops it too.
@@ -48,6 +48,17 @@ impl Events {
         self.data(value);
     }
 
+    /// A line of JSON.
+    pub fn line(&mut self, value: &Value) {
+        self.0.extend_from_slice(value.to_string().as_bytes());
+        self.0.push(b'\n');
+    }
+
+    /// What is no part of the line of JSON that follows, and shows that there is somebody.
+    pub fn space(&mut self) {
+        self.0.push(b' ');
+    }
+
     /// A line that clients skip.
     pub fn comment(&mut self) {
         self.0.extend_from_slice(b": waiting\n\n");
@@ -56,6 +67,8 @@ impl Events {
 
 /// Writes one API's events.
 pub(crate) trait Encoder: Send + Unpin + 'static {
+    /// The type of the stream.
+    const KIND: &str = "text/event-stream";
     /// Before the first token.
     fn begin(&mut self, out: &mut Events);
     /// Each update in the order in which they come.
@@ -71,13 +84,13 @@ pub(crate) trait Encoder: Send + Unpin + 'static {
 }
 
 /// The answer that streams `answers` by `encoder`.
-pub(crate) fn stream(answers: Answers, encoder: impl Encoder) -> Response {
+pub(crate) fn stream<E: Encoder>(answers: Answers, encoder: E) -> Response {
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeat.reset();
     let body = Stream { answers: Some(answers), encoder, heartbeat, begun: false };
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CONTENT_TYPE, HeaderValue::from_static(E::KIND)),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // Proxies that buffer would turn a stream into a wait.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
@@ -154,7 +167,10 @@ mod tests {
         events.data(&json!({ "a": "x\ny" }));
         events.named("ping", &json!({}));
         events.text("[DONE]");
-        let wanted = "data: {\"a\":\"x\\ny\"}\n\nevent: ping\ndata: {}\n\ndata: [DONE]\n\n";
+        events.space();
+        events.line(&json!({ "a": "x\ny" }));
+        let wanted =
+            "data: {\"a\":\"x\\ny\"}\n\nevent: ping\ndata: {}\n\ndata: [DONE]\n\n {\"a\":\"x\\ny\"}\n";
         assert_eq!(String::from_utf8(events.0).unwrap(), wanted);
     }
 }

@@ -169,7 +169,7 @@ impl Writer {
 }
 
 /// `strftime` of a time in UTC, in English.
-pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
+pub(crate) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
     const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     const MONTHS: [&str; 12] = [
         "January",

@@ -31,6 +31,8 @@ mod tools;
 
 pub use channels::Channels;
 pub use chat::{Chat, PromptEnd, ToolChoice};
+#[cfg(feature = "server")]
+pub(crate) use json::strftime;
 pub use message::{Message, RenderOptions, Rendered};
 pub use reasoning::ReasoningFormat;
 pub use reply::{Reply, ReplyFormat, ReplyParser, ToolCall};

@@ -216,7 +216,8 @@ impl ChatTemplate {
         self.source_for(false)
     }
 
-    pub(super) fn source_for(&self, tools: bool) -> &str {
+    /// The same, for conversations with tools or without.
+    pub(crate) fn source_for(&self, tools: bool) -> &str {
         match self.named.get("tool_use") {
             Some(source) if tools && !self.selected => source,
             _ => &self.source,

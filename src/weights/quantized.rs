@@ -76,6 +76,13 @@ pub struct Stored {
     pub copied: bool,
 }
 
+impl Stored {
+    /// How many numbers it stands for.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&dim| dim as u64).product()
+    }
+}
+
 /// All tensors in the order of their names.
 pub fn stored(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> Vec<Stored> {
     let mut all = Vec::new();

@@ -17,6 +17,7 @@ mod guards;
 mod hostile;
 mod limits;
 mod memory;
+mod ollama;
 mod script;
 mod streams;
 mod support;

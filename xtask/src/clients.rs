@@ -19,7 +19,7 @@ struct Environment {
 
 /// `openai` and `anthropic` in the versions that are newest when the environment is made; what is built on them as it was
 /// tried, in environments of its own where it holds them back.
-const ENVIRONMENTS: [Environment; 4] = [
+const ENVIRONMENTS: [Environment; 5] = [
     Environment {
         name: "newest",
         packages: &["anthropic", "openai"],
@@ -65,6 +65,7 @@ const ENVIRONMENTS: [Environment; 4] = [
         packages: &["llama-index-llms-openai-like==0.8.1", "openai==2.54.0"],
         tests: &["test_llama_index.py"],
     },
+    Environment { name: "ollama", packages: &["ollama==0.6.3"], tests: &["test_ollama.py"] },
 ];
 
 const NODE_PACKAGES: [&str; 5] = [

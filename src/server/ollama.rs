@@ -1,0 +1,124 @@
+//! Ollama's API under `/api`, of the one model that is served: what is asked is read in `asked`, what is answered is written in
+//! `told`, and `models` tells what there is.
+
+mod asked;
+mod models;
+mod told;
+mod vectors;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+
+use super::answers::{Answers, Job};
+use super::app::App;
+use super::failure::{Failure, json_body};
+use super::json::Fields;
+use super::request::{Reply, fields};
+use super::sse;
+use crate::sample::Grammar;
+use crate::text::{Chat, Message};
+use asked::Asked;
+pub(crate) use models::{ps, refuse, show, tags, version};
+use told::{Lines, Shape, Told};
+pub(crate) use vectors::{embed, embed_one};
+
+/// What a text is generated from.
+enum Source {
+    Chat(Box<Chat>),
+    Text(String),
+    /// Nothing: the client only wants the model to be loaded.
+    Nothing,
+}
+
+/// `POST /api/chat`
+pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let begun = Instant::now();
+    let mut fields = fields(&app, request).await?;
+    let mut asked = Asked::take(&app, &mut fields)?;
+    let messages = asked::messages(&mut fields)?;
+    let from = if messages.is_empty() {
+        fields.ignore(&["tools", "tool_choice"]);
+        Source::Nothing
+    } else {
+        let mut chat = Chat::new(messages);
+        asked::tools(&mut fields, &mut chat)?;
+        chat.variables = std::mem::take(&mut asked.variables);
+        Source::Chat(Box::new(chat))
+    };
+    fields.finish()?;
+    answer(app, asked, from, Told::Chat, begun).await
+}
+
+/// `POST /api/generate`
+pub(crate) async fn generate(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let begun = Instant::now();
+    let mut fields = fields(&app, request).await?;
+    let mut asked = Asked::take(&app, &mut fields)?;
+    let from = prompt(&app, &mut asked, &mut fields)?;
+    fields.finish()?;
+    answer(app, asked, from, Told::Generate, begun).await
+}
+
+/// What `/api/generate` goes on from: a conversation of one question, or the text itself where that is asked for or the model
+/// has no template.
+fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<Source, Failure> {
+    let prompt = fields.string("prompt")?.unwrap_or_default();
+    let system = fields.string("system")?.filter(|system| !system.is_empty());
+    let raw = fields.flag("raw")?.unwrap_or(false);
+    fields.only("suffix", &["".into()])?;
+    fields.only("template", &["".into()])?;
+    fields.only("images", &[Vec::<String>::new().into()])?;
+    fields.only("context", &[Vec::<u32>::new().into()])?;
+    if raw && system.is_some() {
+        return Err(fields.wrong("system", "raw mode does not support it: write it into the prompt"));
+    }
+    if prompt.is_empty() {
+        return Ok(Source::Nothing);
+    }
+    if raw || system.is_none() && !app.model.has_template() {
+        return Ok(Source::Text(prompt));
+    }
+    let system = system.map(|system| Message::new("system", system));
+    let mut chat = Chat::new(system.into_iter().chain([Message::new("user", prompt)]).collect());
+    chat.variables = std::mem::take(&mut asked.variables);
+    Ok(Source::Chat(Box::new(chat)))
+}
+
+async fn answer(app: Arc<App>, asked: Asked, from: Source, told: Told, begun: Instant) -> Reply {
+    let Asked { model, mut options, format, stream, logprobs, .. } = asked;
+    let shape = Shape { app: Arc::clone(&app), model, told, begun, logprobs };
+    let job = match from {
+        Source::Nothing => {
+            app.model.check_generates()?;
+            return Ok(json_body(&shape.loaded()));
+        }
+        Source::Chat(chat) => {
+            let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
+            Job::of_turn(&turn, 1, options)
+        }
+        Source::Text(text) => {
+            let (prompt, constraint) = app.apart(move |model| prepared(model, &text, format)).await?;
+            options.constraint = constraint;
+            Job { prompts: vec![prompt], n: 1, options, parser: None }
+        }
+    };
+    let places = app.places(1)?;
+    let answers = Answers::start(&app, &job, places, begun)?;
+    if stream {
+        return Ok(sse::stream(answers, Lines::new(shape)));
+    }
+    let (texts, usage) = answers.collect().await?;
+    Ok(json_body(&shape.whole(texts, usage)))
+}
+
+/// The tokens of a text that no template is put around, and what is to follow it.
+fn prepared(
+    model: &crate::Model,
+    text: &str,
+    format: Option<Grammar>,
+) -> crate::Result<(Vec<u32>, Option<crate::sample::Constraint>)> {
+    let constraint = format.map(|format| model.constraint(&format)).transpose()?;
+    Ok((model.encode_prompt(text, true)?, constraint))
+}

@@ -1,0 +1,285 @@
+//! What requests of Ollama's API ask for.
+
+use std::collections::VecDeque;
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::super::app::App;
+use super::super::failure::Failure;
+use super::super::forms;
+use super::super::json::{Fields, shown};
+use super::super::params::{self, MAX_TOKENS};
+use crate::generate::Options;
+use crate::sample::Grammar;
+use crate::text::{Chat, Message};
+
+/// How a model is loaded, or its work is cut up: no answer depends on it here.
+const OF_LOADING: [&str; 12] = [
+    "num_keep",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+    "numa",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "use_mmap",
+    "use_mlock",
+    "draft_num_predict",
+];
+
+/// What `/api/chat` and `/api/generate` take alike.
+pub(super) struct Asked {
+    /// The model's name as the client has it.
+    pub model: String,
+    pub options: Options,
+    /// What the text is to be.
+    pub format: Option<Grammar>,
+    pub stream: bool,
+    pub logprobs: bool,
+    /// What the template is told of thoughts.
+    pub variables: Map<String, Value>,
+}
+
+impl Asked {
+    pub fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
+        let model = model(app, fields, &["model"])?;
+        // The model stays loaded, whoever asks for how long.
+        fields.ignore(&["keep_alive"]);
+        // A prompt that is too long is refused, and a text ends where the context does.
+        fields.hints(&["shift"]);
+        if fields.flag("truncate")? == Some(true) {
+            fields.note("truncate");
+        }
+        let stream = fields.flag("stream")?.unwrap_or(true);
+        let format = format(fields)?;
+        let mut variables = Map::new();
+        think(fields, &mut variables)?;
+        let logprobs = fields.flag("logprobs")?.unwrap_or(false);
+        let top = fields.whole("top_logprobs", 0, 20)?.unwrap_or(0) as usize;
+        if top > 0 && !logprobs {
+            return Err(fields.wrong("top_logprobs", "it needs logprobs"));
+        }
+        let cache_salt = fields.space()?;
+        let empty = fields.at("options", json!({}))?;
+        let mut options = options(app, fields.object("options")?.unwrap_or(empty))?;
+        options.sampling.logprobs = logprobs.then_some(top);
+        let options = Options { cache_salt, ..options };
+        Ok(Self { model, options, format, stream, logprobs, variables })
+    }
+}
+
+/// The name of the model under one of `names`, with or without `:latest`; absent, the model that there is.
+///
+/// # Errors
+/// Ollama's own for a model that is not there.
+pub(super) fn model(app: &App, fields: &mut Fields, names: &[&str]) -> Result<String, Failure> {
+    let mut asked = None;
+    for name in names {
+        let given = fields.string(name)?.filter(|given| !given.is_empty());
+        asked = asked.or(given);
+    }
+    let Some(asked) = asked else { return Ok(app.name.clone()) };
+    let plain = asked.strip_suffix(":latest").unwrap_or(&asked);
+    if app.check_model(Some(&asked)).or_else(|_| app.check_model(Some(plain))).is_ok() {
+        return Ok(asked);
+    }
+    // In Ollama's own quotes; what is long is cut, and no control character gets into the log.
+    let quoted = crate::json::quote(&asked);
+    let name = quoted.strip_prefix('"').unwrap_or(&quoted);
+    let name = name.strip_suffix('"').unwrap_or(name);
+    let failure = Failure::new(StatusCode::NOT_FOUND, format!("model '{name}' not found"));
+    Err(Failure { param: Some("model".into()), ..failure.with_code("model_not_found") })
+}
+
+/// The sampler, the limit and the stops.
+fn options(app: &App, mut fields: Fields) -> Result<Options, Failure> {
+    fields.ignore(&OF_LOADING);
+    for (name, off) in [("mirostat", 0), ("tfs_z", 1), ("typical_p", 1)] {
+        fields.only(name, &[off.into(), f64::from(off).into()])?;
+    }
+    // What these say counts with mirostat alone.
+    fields.ignore(&["mirostat_tau", "mirostat_eta"]);
+    fields.only("penalize_newline", &[true.into()])?;
+    fields.only("vocab_only", &[false.into()])?;
+    fields.only("embedding_only", &[false.into()])?;
+    // The context is the server's. A prompt that does not fit is refused, and all of one that does is read.
+    if fields.whole("num_ctx", 0, MAX_TOKENS)?.is_some_and(|wanted| wanted > app.model.info().context as u64)
+    {
+        fields.note("num_ctx");
+    }
+    let window = signed(&mut fields, "repeat_last_n")?;
+    let mut sampling = params::sampling(app, &mut fields)?;
+    match window {
+        None => {}
+        // None of the last tokens: no penalty looks at any.
+        Some(0) => {
+            sampling.repeat_penalty = 1.0;
+            sampling.presence_penalty = 0.0;
+            sampling.frequency_penalty = 0.0;
+        }
+        Some(-1) => sampling.penalty_window = 0,
+        Some(window) => {
+            let most = 1 << 20;
+            let within = usize::try_from(window).ok().filter(|window| *window <= most);
+            sampling.penalty_window = within.ok_or_else(|| {
+                let what = format!("expected a whole number from -1 to {most}, got {window}");
+                fields.wrong("repeat_last_n", what)
+            })?;
+        }
+    }
+    // -1 is no limit and -2 all of the context, which is the same where a text ends with it.
+    let max_tokens = match signed(&mut fields, "num_predict")? {
+        Some(most) if most > 0 => Some(most.min(MAX_TOKENS as i64) as usize),
+        _ => None,
+    };
+    let stop = params::stops(&mut fields, "stop")?;
+    fields.finish()?;
+    Ok(Options { max_tokens, sampling, stop, ..Options::default() })
+}
+
+fn signed(fields: &mut Fields, name: &str) -> Result<Option<i64>, Failure> {
+    let Some(value) = fields.take(name) else { return Ok(None) };
+    let whole = value.as_i64();
+    whole
+        .map(Some)
+        .ok_or_else(|| fields.wrong(name, format_args!("expected a whole number, got {}", shown(&value))))
+}
+
+/// `"json"`, or a schema.
+fn format(fields: &mut Fields) -> Result<Option<Grammar>, Failure> {
+    match fields.take("format") {
+        None => Ok(None),
+        Some(Value::String(name)) if name.is_empty() => Ok(None),
+        Some(Value::String(name)) if name == "json" => Ok(Some(Grammar::JsonObject)),
+        Some(schema @ Value::Object(_)) => Ok(Some(Grammar::JsonSchema(schema))),
+        Some(other) => {
+            let what = format!("expected \"json\" or a JSON schema, got {}", shown(&other));
+            Err(fields.wrong("format", what))
+        }
+    }
+}
+
+/// Whether the model is to think, or how much.
+fn think(fields: &mut Fields, variables: &mut Map<String, Value>) -> Result<(), Failure> {
+    match fields.take("think") {
+        None => {}
+        Some(Value::Bool(on)) => params::thinking(on, variables),
+        Some(Value::String(level)) if ["low", "medium", "high", "max"].contains(&level.as_str()) => {
+            params::effort(&level, variables);
+        }
+        Some(other) => {
+            let what = format!("expected true, false, low, medium, high or max, got {}", shown(&other));
+            return Err(fields.wrong("think", what));
+        }
+    }
+    Ok(())
+}
+
+/// The tools of a chat.
+pub(super) fn tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure> {
+    forms::chat_tools(fields, chat)
+}
+
+/// The messages; none where there are none. Calls and results that are without ids, as in older versions of the API, belong
+/// together by the names of their tools or their order, and get ids.
+pub(super) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
+    let list = fields.list("messages")?.unwrap_or_default();
+    let mut out = Vec::with_capacity(list.len());
+    let mut unanswered = Unanswered::default();
+    for (i, mut value) in list.into_iter().enumerate() {
+        if let Some(members) = value.as_object_mut() {
+            unanswered.named(members);
+            let empty = members.get("content").is_none_or(|content| content.is_null() || content == "");
+            let calls =
+                members.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
+            // Beside calls, an empty content is none, which some templates ask for.
+            if empty {
+                members.insert("content".into(), if calls { Value::Null } else { "".into() });
+            }
+        }
+        let mut message = fields.item("messages", i, value)?;
+        message.only("images", &[Vec::<String>::new().into()])?;
+        out.push(params::message(message)?);
+    }
+    Ok(out)
+}
+
+/// Calls whose results are still to come.
+#[derive(Default)]
+struct Unanswered {
+    /// Their ids and the names of their tools.
+    calls: VecDeque<(String, String)>,
+    count: usize,
+}
+
+impl Unanswered {
+    /// Gives ids to the calls of a message, or to the result that it is. What is malformed is refused later.
+    fn named(&mut self, message: &mut Map<String, Value>) {
+        for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+            let name = call["function"]["name"].as_str().unwrap_or_default().to_owned();
+            let Some(call) = call.as_object_mut() else { continue };
+            let id = call.entry("id").or_insert(Value::Null);
+            if id.as_str().is_none_or(str::is_empty) {
+                *id = format!("call_{}", self.count).into();
+                self.count += 1;
+            }
+            self.calls.push_back((id.as_str().unwrap_or_default().to_owned(), name));
+        }
+        if message.get("role").is_none_or(|role| role != "tool") {
+            return;
+        }
+        let tool = message.shift_remove("tool_name");
+        let id = message.get("tool_call_id").and_then(Value::as_str).unwrap_or_default();
+        let by_id = self.calls.iter().position(|call| !id.is_empty() && call.0 == id);
+        let by_name =
+            || self.calls.iter().position(|call| tool.as_ref().is_some_and(|tool| *tool == *call.1));
+        let at = by_id.or_else(by_name).or((!self.calls.is_empty()).then_some(0));
+        let answered = match id.is_empty() || by_id.is_some() {
+            true => at.and_then(|at| self.calls.remove(at)),
+            false => None,
+        };
+        if let Some((id, _)) = answered {
+            message.insert("tool_call_id".into(), id.into());
+        }
+        if let Some(tool) = tool {
+            message.entry("name").or_insert(tool);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_results_belong_together() {
+        let call = |name: &str| json!({ "function": { "name": name, "arguments": {} } });
+        let own = json!({ "id": "x", "function": { "name": "c", "arguments": {} } });
+        let mut messages = [
+            json!({ "role": "assistant", "tool_calls": [call("a"), call("b"), own, call("d")] }),
+            json!({ "role": "tool", "content": "", "tool_name": "b" }),
+            json!({ "role": "tool", "content": "", "tool_call_id": "x" }),
+            json!({ "role": "tool", "content": "" }),
+            json!({ "role": "tool", "content": "", "tool_call_id": "y" }),
+            json!({ "role": "tool", "content": "", "tool_name": "unknown" }),
+            json!({ "role": "tool", "content": "", "tool_name": "late" }),
+            json!({ "role": "user", "tool_calls": "none", "tool_name": 1 }),
+        ];
+        let mut unanswered = Unanswered::default();
+        for message in &mut messages {
+            unanswered.named(message.as_object_mut().unwrap());
+        }
+        let calls = messages[0]["tool_calls"].as_array().unwrap();
+        let ids: Vec<&Value> = calls.iter().map(|call| &call["id"]).collect();
+        assert_eq!(ids, ["call_0", "call_1", "x", "call_2"]);
+        let of = |name: &str| messages[1..].iter().map(|message| message[name].clone()).collect::<Vec<_>>();
+        let none = Value::Null;
+        let wanted =
+            ["call_1".into(), "x".into(), "call_0".into(), "y".into(), "call_2".into(), none.clone(), none];
+        assert_eq!(of("tool_call_id"), wanted);
+        assert_eq!((&messages[1]["name"], &messages[5]["name"]), (&json!("b"), &json!("unknown")));
+    }
+}

@@ -1,0 +1,78 @@
+//! `POST /api/embed`, and `/api/embeddings`, its older form.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use serde_json::{Value, json};
+
+use super::super::app::App;
+use super::super::completions::{Prompt, prompts};
+use super::super::embeddings::{MAX_INPUTS, Vectors, vectors};
+use super::super::failure::json_body;
+use super::super::request::{Reply, fields};
+use super::asked;
+use super::told::nanoseconds;
+use crate::model::Model;
+
+/// Vectors of length 1, as Ollama scales them. A text that is too long is cut unless `truncate` is false.
+pub(crate) async fn embed(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let begun = Instant::now();
+    let mut fields = fields(&app, request).await?;
+    let model = asked::model(&app, &mut fields, &["model"])?;
+    let none = fields.peek("input").is_some_and(|input| *input == json!([]) || *input == json!(""));
+    let prompts = match none {
+        // Who sends nothing wants the model to be loaded.
+        true => fields.take("input").map_or_else(Vec::new, |_| Vec::new()),
+        false => prompts(&mut fields, "input", MAX_INPUTS)?,
+    };
+    let cut = fields.flag("truncate")?.unwrap_or(true);
+    let dimensions = fields.whole("dimensions", 1, 1 << 20)?.map(|dimensions| dimensions as usize);
+    if let Some(dimensions) = dimensions {
+        app.model.check_dimensions(dimensions)?;
+    }
+    // The options of a sampler are none of a vector's.
+    fields.ignore(&["keep_alive", "options"]);
+    fields.finish()?;
+    let made = match prompts.is_empty() {
+        true => Vectors { vectors: Vec::new(), tokens: 0 },
+        false => vectors(&app, prompts, dimensions, move |model, prompt| encode(model, prompt, cut)).await?,
+    };
+    let vectors: Vec<Value> = made.vectors.into_iter().map(|vector| unit(vector).into()).collect();
+    Ok(json_body(&json!({
+        "model": model,
+        "embeddings": vectors,
+        "total_duration": nanoseconds(begun.elapsed()),
+        "load_duration": 0,
+        "prompt_eval_count": made.tokens,
+    })))
+}
+
+/// One vector, as the model gives it.
+pub(crate) async fn embed_one(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    asked::model(&app, &mut fields, &["model"])?;
+    let prompt = fields.string("prompt")?.unwrap_or_default();
+    fields.ignore(&["keep_alive", "options"]);
+    fields.finish()?;
+    if prompt.is_empty() {
+        return Ok(json_body(&json!({ "embedding": [] })));
+    }
+    let text = vec![Prompt::Text(prompt)];
+    let made = vectors(&app, text, None, |model, prompt| encode(model, prompt, true)).await?;
+    Ok(json_body(&json!({ "embedding": made.vectors.concat() })))
+}
+
+/// The tokens of a text, cut to what the model takes where `cut` says so.
+fn encode(model: &Model, prompt: Prompt, cut: bool) -> crate::Result<Vec<u32>> {
+    prompt.encode_cut(model, true, cut.then(|| model.cut_length()))
+}
+
+/// A vector scaled to length 1; none has no direction.
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+    let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    if length > 0.0 && (length - 1.0).abs() > 1e-6 {
+        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+    vector
+}
