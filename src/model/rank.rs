@@ -228,6 +228,7 @@ impl Model {
     }
 
     /// Refuses a model that is no cross-encoder.
+    #[cfg(feature = "server")]
     pub(crate) fn check_ranks(&self) -> Result<()> {
         self.ranking().map(drop)
     }
