@@ -18,7 +18,7 @@ use super::json::Fields;
 use super::request::{Reply, fields};
 use super::sse;
 use crate::sample::Grammar;
-use crate::text::{Chat, Message};
+use crate::text::{Chat, Message, PromptEnd};
 use asked::Asked;
 pub(crate) use models::{ps, refuse, show, tags, version};
 use told::{Lines, Shape, Told};
@@ -42,7 +42,16 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Reply
         fields.ignore(&["tools", "tool_choice"]);
         Source::Nothing
     } else {
+        let goes_on = messages.last().is_some_and(|last| {
+            last.role == "assistant"
+                && last.content.as_str().is_some_and(|text| !text.is_empty())
+                && !last.extra.contains_key("tool_calls")
+        });
         let mut chat = Chat::new(messages);
+        if goes_on {
+            // In this API, too, a last message of the assistant's is the beginning of the answer.
+            chat.prompt_end = PromptEnd::Within;
+        }
         asked::tools(&mut fields, &mut chat)?;
         chat.variables = std::mem::take(&mut asked.variables);
         Source::Chat(Box::new(chat))
@@ -89,22 +98,24 @@ fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<Source, F
 async fn answer(app: Arc<App>, asked: Asked, from: Source, told: Told, begun: Instant) -> Reply {
     let Asked { model, mut options, format, stream, logprobs, .. } = asked;
     let shape = Shape { app: Arc::clone(&app), model, told, begun, logprobs };
+    let places;
     let job = match from {
         Source::Nothing => {
             app.model.check_generates()?;
             return Ok(json_body(&shape.loaded()));
         }
         Source::Chat(chat) => {
+            places = app.places(1)?;
             let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
             Job::of_turn(&turn, 1, options)
         }
         Source::Text(text) => {
+            places = app.places(1)?;
             let (prompt, constraint) = app.apart(move |model| prepared(model, &text, format)).await?;
             options.constraint = constraint;
             Job { prompts: vec![prompt], n: 1, options, parser: None }
         }
     };
-    let places = app.places(1)?;
     let answers = Answers::start(&app, &job, places, begun)?;
     if stream {
         return Ok(sse::stream(answers, Lines::new(shape)));

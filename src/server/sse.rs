@@ -48,9 +48,15 @@ impl Events {
         self.data(value);
     }
 
-    /// A line of JSON.
+    /// A line of JSON. What other languages take for the end of a line stands in texts alone, and is escaped there.
     pub fn line(&mut self, value: &Value) {
-        self.0.extend_from_slice(value.to_string().as_bytes());
+        let mut text = value.to_string();
+        if text.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+            for (end, escaped) in [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")] {
+                text = text.replace(end, escaped);
+            }
+        }
+        self.0.extend_from_slice(text.as_bytes());
         self.0.push(b'\n');
     }
 
@@ -169,8 +175,11 @@ mod tests {
         events.text("[DONE]");
         events.space();
         events.line(&json!({ "a": "x\ny" }));
-        let wanted =
-            "data: {\"a\":\"x\\ny\"}\n\nevent: ping\ndata: {}\n\ndata: [DONE]\n\n {\"a\":\"x\\ny\"}\n";
+        events.line(&json!({ "a": "\u{85}\u{2028}\u{2029}" }));
+        let wanted = concat!(
+            "data: {\"a\":\"x\\ny\"}\n\nevent: ping\ndata: {}\n\ndata: [DONE]\n\n {\"a\":\"x\\ny\"}\n",
+            "{\"a\":\"\\u0085\\u2028\\u2029\"}\n"
+        );
         assert_eq!(String::from_utf8(events.0).unwrap(), wanted);
     }
 }

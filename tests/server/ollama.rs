@@ -196,6 +196,15 @@ fn options_are_those_of_the_other_routes() {
     let loading = json!({ "num_ctx": 64, "num_gpu": 1, "num_thread": 2, "num_keep": 4, "mirostat": 0, "tfs_z": 1.0,
         "typical_p": 1 });
     assert_eq!(said(with(base, loading)), plain);
+    // Home Assistant's numbers are floats.
+    let floats =
+        json!({ "num_ctx": 64.0, "num_predict": 24.0, "top_k": 40.0, "seed": 7.0, "temperature": 0.0 });
+    assert_eq!(said(floats), plain);
+    let part = question(json!({ "stream": false, "options": { "num_predict": 1.5 } }));
+    assert_eq!(
+        refusal(&server.post("/api/generate", &part), 400),
+        "options.num_predict: expected a whole number, got 1.5"
+    );
     let wide = question(
         json!({ "stream": false, "options": { "num_ctx": 1 << 20, "num_predict": 1 }, "shift": true }),
     );

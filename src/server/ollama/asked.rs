@@ -63,8 +63,7 @@ impl Asked {
             return Err(fields.wrong("top_logprobs", "it needs logprobs"));
         }
         let cache_salt = fields.space()?;
-        let empty = fields.at("options", json!({}))?;
-        let mut options = options(app, fields.object("options")?.unwrap_or(empty))?;
+        let mut options = options(app, given_options(fields)?)?;
         options.sampling.logprobs = logprobs.then_some(top);
         let options = Options { cache_salt, ..options };
         Ok(Self { model, options, format, stream, logprobs, variables })
@@ -82,8 +81,11 @@ pub(super) fn model(app: &App, fields: &mut Fields, names: &[&str]) -> Result<St
         asked = asked.or(given);
     }
     let Some(asked) = asked else { return Ok(app.name.clone()) };
-    let plain = asked.strip_suffix(":latest").unwrap_or(&asked);
-    if app.check_model(Some(&asked)).or_else(|_| app.check_model(Some(plain))).is_ok() {
+    let other = match asked.strip_suffix(":latest") {
+        Some(plain) => plain.to_owned(),
+        None => format!("{asked}:latest"),
+    };
+    if app.check_model(Some(&asked)).or_else(|_| app.check_model(Some(&other))).is_ok() {
         return Ok(asked);
     }
     // In Ollama's own quotes; what is long is cut, and no control character gets into the log.
@@ -92,6 +94,18 @@ pub(super) fn model(app: &App, fields: &mut Fields, names: &[&str]) -> Result<St
     let name = name.strip_suffix('"').unwrap_or(name);
     let failure = Failure::new(StatusCode::NOT_FOUND, format!("model '{name}' not found"));
     Err(Failure { param: Some("model".into()), ..failure.with_code("model_not_found") })
+}
+
+/// The options of a request. Clients whose numbers are all floats mean whole ones by those without a fraction.
+pub(super) fn given_options(fields: &mut Fields) -> Result<Fields, Failure> {
+    let mut given = fields.take("options").unwrap_or_else(|| json!({}));
+    for value in given.as_object_mut().into_iter().flat_map(Map::values_mut) {
+        let whole = value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < (1_u64 << 53) as f64);
+        if let Some(whole) = whole.filter(|_| value.is_f64()) {
+            *value = (whole as i64).into();
+        }
+    }
+    fields.at("options", given)
 }
 
 /// The sampler, the limit and the stops.
@@ -218,6 +232,12 @@ struct Unanswered {
 impl Unanswered {
     /// Gives ids to the calls of a message, or to the result that it is. What is malformed is refused later.
     fn named(&mut self, message: &mut Map<String, Value>) {
+        // What was not answered by now never is.
+        let has_calls =
+            message.get("tool_calls").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+        if has_calls || message.get("role").is_some_and(|role| role == "user") {
+            self.calls.clear();
+        }
         for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
             let name = call["function"]["name"].as_str().unwrap_or_default().to_owned();
             let Some(call) = call.as_object_mut() else { continue };
@@ -267,6 +287,10 @@ mod tests {
             json!({ "role": "tool", "content": "", "tool_name": "unknown" }),
             json!({ "role": "tool", "content": "", "tool_name": "late" }),
             json!({ "role": "user", "tool_calls": "none", "tool_name": 1 }),
+            json!({ "role": "assistant", "tool_calls": [call("e")] }),
+            json!({ "role": "user", "content": "never mind" }),
+            json!({ "role": "assistant", "tool_calls": [call("f")] }),
+            json!({ "role": "tool", "content": "42" }),
         ];
         let mut unanswered = Unanswered::default();
         for message in &mut messages {
@@ -275,7 +299,8 @@ mod tests {
         let calls = messages[0]["tool_calls"].as_array().unwrap();
         let ids: Vec<&Value> = calls.iter().map(|call| &call["id"]).collect();
         assert_eq!(ids, ["call_0", "call_1", "x", "call_2"]);
-        let of = |name: &str| messages[1..].iter().map(|message| message[name].clone()).collect::<Vec<_>>();
+        assert_eq!(messages[11]["tool_call_id"], "call_4");
+        let of = |name: &str| messages[1..8].iter().map(|message| message[name].clone()).collect::<Vec<_>>();
         let none = Value::Null;
         let wanted =
             ["call_1".into(), "x".into(), "call_0".into(), "y".into(), "call_2".into(), none.clone(), none];

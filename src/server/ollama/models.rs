@@ -134,6 +134,7 @@ fn size(parameters: u64) -> String {
 fn parameters(app: &App) -> String {
     let of = app.model.default_sampling();
     let lines = [
+        format!("num_ctx                        {}", app.model.info().context),
         format!("temperature                    {}", of.temperature),
         format!("top_k                          {}", of.top_k),
         format!("top_p                          {}", of.top_p),
@@ -152,7 +153,8 @@ fn facts(app: &App) -> Value {
     facts.insert("general.basename".into(), app.name.as_str().into());
     facts.insert("general.parameter_count".into(), info.parameters.into());
     for (name, value) in [
-        ("context_length", config.max_position_embeddings),
+        // As much as is served: clients fill it.
+        ("context_length", info.context),
         ("embedding_length", config.hidden_size),
         ("block_count", config.num_hidden_layers),
         ("feed_forward_length", config.intermediate_size),

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use super::super::app::App;
 use super::super::completions::{Prompt, prompts};
 use super::super::embeddings::{MAX_INPUTS, Vectors, vectors};
-use super::super::failure::json_body;
+use super::super::failure::{Failure, json_body};
+use super::super::json::Fields;
 use super::super::request::{Reply, fields};
 use super::asked;
 use super::told::nanoseconds;
-use crate::model::Model;
 
 /// Vectors of length 1, as Ollama scales them. A text that is too long is cut unless `truncate` is false.
 pub(crate) async fn embed(State(app): State<Arc<App>>, request: Request) -> Reply {
@@ -31,12 +31,15 @@ pub(crate) async fn embed(State(app): State<Arc<App>>, request: Request) -> Repl
     if let Some(dimensions) = dimensions {
         app.model.check_dimensions(dimensions)?;
     }
-    // The options of a sampler are none of a vector's.
-    fields.ignore(&["keep_alive", "options"]);
+    let most = most(&app, &mut fields, cut)?;
+    fields.ignore(&["keep_alive"]);
     fields.finish()?;
     let made = match prompts.is_empty() {
         true => Vectors { vectors: Vec::new(), tokens: 0 },
-        false => vectors(&app, prompts, dimensions, move |model, prompt| encode(model, prompt, cut)).await?,
+        false => {
+            vectors(&app, prompts, dimensions, move |model, prompt| prompt.encode_cut(model, true, most))
+                .await?
+        }
     };
     let vectors: Vec<Value> = made.vectors.into_iter().map(|vector| unit(vector).into()).collect();
     Ok(json_body(&json!({
@@ -53,19 +56,24 @@ pub(crate) async fn embed_one(State(app): State<Arc<App>>, request: Request) -> 
     let mut fields = fields(&app, request).await?;
     asked::model(&app, &mut fields, &["model"])?;
     let prompt = fields.string("prompt")?.unwrap_or_default();
-    fields.ignore(&["keep_alive", "options"]);
+    let most = most(&app, &mut fields, true)?;
+    fields.ignore(&["keep_alive"]);
     fields.finish()?;
     if prompt.is_empty() {
         return Ok(json_body(&json!({ "embedding": [] })));
     }
     let text = vec![Prompt::Text(prompt)];
-    let made = vectors(&app, text, None, |model, prompt| encode(model, prompt, true)).await?;
+    let made = vectors(&app, text, None, move |model, prompt| prompt.encode_cut(model, true, most)).await?;
     Ok(json_body(&json!({ "embedding": made.vectors.concat() })))
 }
 
-/// The tokens of a text, cut to what the model takes where `cut` says so.
-fn encode(model: &Model, prompt: Prompt, cut: bool) -> crate::Result<Vec<u32>> {
-    prompt.encode_cut(model, true, cut.then(|| model.cut_length()))
+/// The tokens that a text is cut to, where `cut` says so: as many as the model takes, or as `num_ctx` says. The options of a sampler
+/// are none of a vector's.
+fn most(app: &App, fields: &mut Fields, cut: bool) -> Result<Option<usize>, Failure> {
+    let mut options = asked::given_options(fields)?;
+    let context = options.whole("num_ctx", 0, 1 << 30)?.filter(|&tokens| tokens > 0).unwrap_or(u64::MAX);
+    let most = app.model.cut_length().min(usize::try_from(context).unwrap_or(usize::MAX));
+    Ok(cut.then_some(most))
 }
 
 /// A vector scaled to length 1; none has no direction.
