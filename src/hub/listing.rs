@@ -8,6 +8,8 @@ use crate::json::{self, quote};
 
 /// Bytes of the longest answer that is read: that of a repository of a hundred thousand files has some thirty million.
 pub(crate) const MAX_ANSWER: u64 = 64 << 20;
+/// Files of the largest repository that is read.
+const MAX_FILES: usize = 100_000;
 
 /// A revision of a repository.
 #[derive(Debug, Clone)]
@@ -82,7 +84,11 @@ impl Listing {
             .map_err(|e| wrong(format!("the hub's answer is no listing of files: {e}")))?;
         let commit = answer.sha.filter(|sha| is_commit(sha));
         let commit = commit.ok_or_else(|| wrong("the hub's answer names no commit (sha)".to_owned()))?;
-        let mut files = Vec::with_capacity(answer.siblings.len());
+        let count = answer.siblings.len();
+        if count > MAX_FILES {
+            return Err(wrong(format!("the hub lists {count} files, expected at most {MAX_FILES}")));
+        }
+        let mut files = Vec::with_capacity(count);
         for sibling in answer.siblings {
             let path = sibling.rfilename;
             if leads_elsewhere(&path) {

@@ -88,13 +88,19 @@ fn a_listing_of_a_hundred_thousand_files_is_read() {
     let bytes = noise(1000, 1);
     let hub = Hub::with(&[("m-Q4_0.gguf", &bytes)]);
     let other = |i: usize| json!({ "rfilename": format!("images/{i}.png"), "size": 10, "blobId": COMMIT });
-    let mut files: Vec<_> = (0..100_000).map(other).collect();
+    let mut files: Vec<_> = (1..100_000).map(other).collect();
     files.push(json!({ "rfilename": "m-Q4_0.gguf", "lfs": { "sha256": sha256(&bytes), "size": 1000 } }));
-    listed(&hub, files.into());
+    listed(&hub, files.clone().into());
     let started = Instant::now();
     let ran = hub.ok(home.path(), &["pull", "org/model"]);
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(std::fs::read(ran.out.trim_end()).unwrap(), bytes);
+    // One more is refused.
+    files.push(other(0));
+    listed(&hub, files.into());
+    let ran = hub.run(home.path(), &["pull", "org/model"]);
+    let expected = "error: org/model: the hub lists 100001 files, expected at most 100000";
+    assert_eq!((ran.err.trim_end(), ran.code), (expected, Some(1)));
 }
 
 #[test]
