@@ -1,5 +1,6 @@
 //! Asking the hub: redirects, tokens, patience, and what its refusals mean.
 
+use std::fmt;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,12 +30,20 @@ const MOST_WAIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Asks a hub.
-#[derive(Debug)]
 pub struct Client {
     agent: Agent,
     endpoint: Address,
     token: Option<String>,
     stop: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("endpoint", &self.endpoint.to_string())
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a request brought nothing.
@@ -213,6 +222,10 @@ impl Client {
                 return Err(Failure::Stopped);
             }
             let mut request = self.agent.get(address.to_string());
+            // A proxy has another loopback, and would hear the token.
+            if address.is_loopback() && !address.is_secure() {
+                request = request.config().proxy(None).build();
+            }
             if let Some(range) = range {
                 request = request
                     .header(header::RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
@@ -284,6 +297,13 @@ impl Client {
     /// Where to ask, and how to say who asks.
     fn gated(&self, id: &RepositoryId, status: StatusCode) -> String {
         let page = self.endpoint.join(&format!("/{id}"));
+        if self.token.is_some() && !self.may_know(&self.endpoint) {
+            return format!(
+                "{id}: {0} wants to know who asks ({status}), and the token was withheld: {0} is not encrypted, and all on the \
+                 way would hear it. Set HF_ENDPOINT to an address with https",
+                self.endpoint
+            );
+        }
         if self.token.is_none() || status == StatusCode::UNAUTHORIZED {
             let given =
                 if self.token.is_some() { "does not know the token" } else { "wants to know who asks" };
