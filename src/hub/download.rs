@@ -16,7 +16,7 @@ use super::address::Address;
 use super::client::{Client, Failure, MOST_TRIES};
 use super::listing::{FileHash, RemoteFile};
 use super::name::RepositoryId;
-use super::parts::Parts;
+use super::parts::{Parts, UNIT};
 use crate::error::{Error, HubFault, Result};
 
 /// Connections for one file.
@@ -106,7 +106,7 @@ fn fetch(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<bool> {
     let teller = thread::current();
     let went_on = thread::scope(|scope| {
         let mut workers = Vec::new();
-        for _ in 0..CONNECTIONS.min(parts.size().div_ceil(super::parts::UNIT) as usize) {
+        for _ in 0..CONNECTIONS.min(parts.size().div_ceil(UNIT) as usize) {
             let started = thread::Builder::new().name("download".into()).spawn_scoped(scope, || {
                 shared.work();
                 // What is over at once is not waited for.
@@ -153,20 +153,22 @@ impl Shared<'_> {
         }
     }
 
-    /// Brings a range, however often it breaks off, as long as something comes.
+    /// Brings a range, however often it breaks off, as long as a unit comes in a few tries.
     fn range(&self, range: &Range<u64>) -> std::result::Result<(), Failure> {
-        let (mut at, mut tries) = (range.start, 0);
+        let (mut at, mut tries, mut counted) = (range.start, 0, range.start);
         while at < range.end {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let before = at;
             let (why, wait) = match self.some(&mut at, range) {
                 Ok(()) => continue,
                 Err(Failure::Again(why, wait)) => (why, wait),
                 Err(other) => return Err(other),
             };
-            tries = if at > before { 0 } else { tries + 1 };
+            tries += 1;
+            if at - counted >= UNIT {
+                (tries, counted) = (0, at);
+            }
             if tries >= MOST_TRIES {
                 return Err(self
                     .job
@@ -175,7 +177,7 @@ impl Shared<'_> {
                     .into());
             }
             tracing::info!(file = self.job.file.path, at, why, "a connection broke off");
-            self.job.client.pause(tries, wait);
+            self.job.client.pause(tries, wait, || self.stop.load(Ordering::Relaxed));
         }
         Ok(())
     }

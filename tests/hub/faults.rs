@@ -112,6 +112,41 @@ fn slow_bytes_are_waited_for_and_silence_is_not() {
 }
 
 #[test]
+fn bytes_that_drip_are_given_up() {
+    let (hub, home) = hub_of(&small());
+    hub.rule(|seen, _| match seen.is_file() {
+        true => Action::Slow(1, Duration::from_millis(20)),
+        false => Action::Serve,
+    });
+    let started = Instant::now();
+    refused(&hub, home.path(), HubFault::Network, "6 times in a row: look after the network");
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    assert_eq!(hub.files_seen().len(), 6);
+    // A listing that comes fast enough, and does not end.
+    let (hub, home) = hub_of(&small());
+    let listing = hub.listing("org/model").to_string();
+    hub.lists("org/model", listing + &" ".repeat(1 << 20));
+    hub.rule(|_, _| Action::Slow(1000, Duration::from_millis(50)));
+    let started = Instant::now();
+    refused(&hub, home.path(), HubFault::Network, "the listing of its files did not come whole within 6 s");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(hub.seen().len(), 1);
+}
+
+#[test]
+fn an_error_ends_the_pauses_of_others() {
+    let (hub, home) = hub_of(&large());
+    hub.rule(|seen, _| match seen.range {
+        Some((0, _)) => Action::Status(429, vec![("Retry-After", "60".to_owned())]),
+        Some(_) => Action::ContentRange("nonsense".to_owned()),
+        None => Action::Serve,
+    });
+    let started = Instant::now();
+    refused(&hub, home.path(), HubFault::Answer, "got Content-Range \"nonsense\"");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
 fn too_many_requests_are_waited_for_as_long_as_the_hub_says() {
     let (hub, home) = hub_of(&small());
     hub.rule(|_, before| match before {
