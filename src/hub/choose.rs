@@ -177,6 +177,20 @@ fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
     Some(Choice { files, form: Form::Safetensors })
 }
 
+/// Whether some choice may take a file of this path.
+pub(crate) fn may_be_chosen(path: &str) -> bool {
+    let at_root = !path.contains('/') && [".safetensors", ".tiktoken"].iter().any(|end| path.ends_with(end));
+    let name = path.rsplit('/').next().unwrap_or(path);
+    at_root || SMALL.contains(&path) || is_template(path) || is_module(path) || is_gguf_model(name)
+}
+
+/// A GGUF file that is no projector and no importance matrix, by its name without folders.
+fn is_gguf_model(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let other = ["mmproj", "imatrix", "mtp-"].iter().any(|start| lower.starts_with(start));
+    lower.ends_with(".gguf") && !other && !lower.contains("-mmproj")
+}
+
 /// `additional_chat_templates/tool_use.jinja`.
 fn is_template(path: &str) -> bool {
     path.strip_prefix("additional_chat_templates/")
@@ -200,10 +214,7 @@ fn groups<'a>(files: &[Entry<'a>]) -> Vec<Group<'a>> {
     let mut places: HashMap<(String, u64), usize> = HashMap::new();
     for (at, &file) in files.iter().enumerate() {
         let name = file.path.rsplit('/').next().unwrap_or(file.path);
-        let lower = name.to_ascii_lowercase();
-        let other = ["mmproj", "imatrix", "mtp-"].iter().any(|start| lower.starts_with(start))
-            || lower.contains("-mmproj");
-        if !lower.ends_with(".gguf") || other {
+        if !is_gguf_model(name) {
             continue;
         }
         let folder = &file.path[..file.path.len() - name.len()];
@@ -312,7 +323,9 @@ mod tests {
     fn chosen(files: &[(&str, u64)], variant: Option<&str>, memory: Option<u64>) -> Result<Vec<String>> {
         let entries: Vec<Entry<'_>> = files.iter().map(|&(path, bytes)| Entry { path, bytes }).collect();
         let choice = choose("a/b", &entries, variant, Fit { memory, mlx: false })?;
-        Ok(choice.files.iter().map(|&at| files[at].0.to_owned()).collect())
+        let chosen: Vec<String> = choice.files.iter().map(|&at| files[at].0.to_owned()).collect();
+        assert!(chosen.iter().all(|path| may_be_chosen(path)), "{chosen:?}");
+        Ok(chosen)
     }
 
     fn of(paths: &[&'static str]) -> Vec<(&'static str, u64)> {

@@ -53,6 +53,9 @@ pub(super) type Tell<'a> = &'a mut dyn FnMut(Stage, u64) -> bool;
 /// # Errors
 /// [`Error::Hub`] and [`Error::Io`].
 pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<bool> {
+    if job.file.hash == FileHash::Absent {
+        return Err(unchecked(job));
+    }
     // What came of an earlier run may be wrong, of a disk that lost power; what comes of this one is the hub's fault.
     let mut fresh = super::parts::bytes_here(blob, job.file.size) == 0;
     loop {
@@ -293,7 +296,13 @@ fn check(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<Option<bool>> {
             let start = Sha1::new().chain_update(format!("blob {}\0", job.file.size));
             hashed(job, parts, start, hash, tell)
         }
+        FileHash::Absent => Err(unchecked(job)),
     }
+}
+
+fn unchecked(job: &Job<'_>) -> Error {
+    let what = format!("{}: {} has no hash to check it by: it is not downloaded", job.id, job.file.path);
+    Error::hub(HubFault::Answer, what)
 }
 
 fn hashed(

@@ -38,16 +38,28 @@ fn paths_that_lead_out_of_the_cache_are_refused() {
 fn names_that_are_hashes_of_something_else_are_no_paths() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with(&[("x.gguf", b"GGUF")]);
-    for hash in ["../../../x", "", &"g".repeat(64), &"A".repeat(64)] {
+    for hash in ["../../../x", "", &"g".repeat(64), &"a".repeat(63)] {
         listed(&hub, json!([{ "rfilename": "x.gguf", "lfs": { "sha256": hash, "size": 4 } }]));
         let ran = hub.run(home.path(), &["pull", "org/model"]);
-        let expected = "error: org/model holds no model: neither safetensors nor GGUF files";
+        let expected = "error: org/model: the hub lists \"x.gguf\" without a hash to check it by (lfs.sha256, or blobId and size): \
+                        nothing is taken of this repository";
         assert_eq!((ran.err.trim_end(), ran.code), (expected, Some(1)), "{hash}");
     }
     hub.lists("org/model", json!({ "sha": "../../../../x", "siblings": [] }).to_string());
     let ran = hub.run(home.path(), &["pull", "org/model"]);
     assert_eq!(ran.err.trim_end(), "error: org/model: the hub's answer names no commit (sha)");
     assert_eq!(tree(home.path()).len(), 0);
+}
+
+#[test]
+fn hashes_are_read_in_capitals() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with(&[("x.gguf", b"GGUF")]);
+    let hash = sha256(b"GGUF");
+    listed(&hub, json!([{ "rfilename": "x.gguf", "lfs": { "sha256": hash.to_uppercase(), "size": 4 } }]));
+    hub.ok(home.path(), &["pull", "org/model"]);
+    let blob = home.path().join("hub/models--org--model/blobs").join(hash);
+    assert_eq!(std::fs::read(blob).unwrap(), b"GGUF");
 }
 
 #[test]
