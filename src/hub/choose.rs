@@ -1,5 +1,8 @@
 //! Which of a repository's files a model needs: never code, never pickles.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+
 use super::short::Fit;
 use crate::error::{Error, HubFault, Result, Size};
 use crate::json::quote;
@@ -139,6 +142,8 @@ fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
     if !has("config.json") {
         return None;
     }
+    let (indexed, single, modules) =
+        (has("model.safetensors.index.json"), has("model.safetensors"), has("modules.json"));
     let shard = |path: &str| {
         let stem = path.strip_suffix(".safetensors").filter(|_| at_root(path))?;
         let (_, count) = stem.strip_prefix("model-")?.split_once("-of-")?;
@@ -150,10 +155,10 @@ fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
         if !path.ends_with(".safetensors") || !at_root(path) {
             return false;
         }
-        if has("model.safetensors.index.json") && shards {
+        if indexed && shards {
             return shard(path).is_some();
         }
-        if has("model.safetensors") {
+        if single {
             return path == "model.safetensors";
         }
         !others.iter().any(|other| path.starts_with(other))
@@ -166,10 +171,24 @@ fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
             || is_weights(path)
             || (at_root(path) && path.ends_with(".tiktoken"))
             || is_template(path)
-            || (has("modules.json") && is_module(path))
+            || (modules && is_module(path))
     };
     let files = files.iter().enumerate().filter(|(_, file)| wanted(file.path)).map(|(at, _)| at).collect();
     Some(Choice { files, form: Form::Safetensors })
+}
+
+/// Whether some choice may take a file of this path.
+pub(crate) fn may_be_chosen(path: &str) -> bool {
+    let at_root = !path.contains('/') && [".safetensors", ".tiktoken"].iter().any(|end| path.ends_with(end));
+    let name = path.rsplit('/').next().unwrap_or(path);
+    at_root || SMALL.contains(&path) || is_template(path) || is_module(path) || is_gguf_model(name)
+}
+
+/// A GGUF file that is no projector and no importance matrix, by its name without folders.
+fn is_gguf_model(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let other = ["mmproj", "imatrix", "mtp-"].iter().any(|start| lower.starts_with(start));
+    lower.ends_with(".gguf") && !other && !lower.contains("-mmproj")
 }
 
 /// `additional_chat_templates/tool_use.jinja`.
@@ -192,20 +211,21 @@ fn groups<'a>(files: &[Entry<'a>]) -> Vec<Group<'a>> {
     /// The numbers of parts, and the files that are these.
     type Parts<'a> = Vec<(u64, usize, Entry<'a>)>;
     let mut groups: Vec<(String, u64, Parts<'a>)> = Vec::new();
+    let mut places: HashMap<(String, u64), usize> = HashMap::new();
     for (at, &file) in files.iter().enumerate() {
         let name = file.path.rsplit('/').next().unwrap_or(file.path);
-        let lower = name.to_ascii_lowercase();
-        let other = ["mmproj", "imatrix", "mtp-"].iter().any(|start| lower.starts_with(start))
-            || lower.contains("-mmproj");
-        if !lower.ends_with(".gguf") || other {
+        if !is_gguf_model(name) {
             continue;
         }
         let folder = &file.path[..file.path.len() - name.len()];
         let (stem, part, count) = gguf::part_of(name).unwrap_or((&name[..name.len() - ".gguf".len()], 1, 1));
         let stem = format!("{folder}{stem}");
-        match groups.iter_mut().find(|(of, parts, _)| *of == stem && *parts == count) {
-            Some((.., parts)) => parts.push((part, at, file)),
-            None => groups.push((stem, count, vec![(part, at, file)])),
+        match places.entry((stem, count)) {
+            Slot::Occupied(place) => groups[*place.get()].2.push((part, at, file)),
+            Slot::Vacant(place) => {
+                groups.push((place.key().0.clone(), count, vec![(part, at, file)]));
+                place.insert(groups.len() - 1);
+            }
         }
     }
     let whole = |(stem, count, mut parts): (String, u64, Parts<'a>)| {
@@ -229,16 +249,17 @@ fn groups<'a>(files: &[Entry<'a>]) -> Vec<Group<'a>> {
 fn variant_of(stem: &str) -> String {
     let name = stem.rsplit('/').next().unwrap_or(stem);
     let upper = name.to_ascii_uppercase();
-    let bounded = |at: usize, len: usize| {
-        let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
-        !upper[..at].chars().next_back().is_some_and(|c| c.is_ascii_alphanumeric())
-            && !word(upper[at + len..].chars().next())
-    };
-    let found = PREFERRED.iter().chain(&OTHERS).filter_map(|of| {
-        let at = upper.rfind(of).filter(|&at| bounded(at, of.len()))?;
-        Some((at + of.len(), of.len(), *of))
-    });
-    found.max().map_or_else(|| name.to_owned(), |(.., of)| of.to_owned())
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let (mut last, mut in_word) = (None, false);
+    for (at, c) in upper.char_indices() {
+        if !in_word && c.is_ascii_alphanumeric() {
+            let here = PREFERRED.iter().chain(&OTHERS);
+            let here = here.filter(|of| upper[at..].strip_prefix(**of).is_some_and(ends));
+            last = last.max(here.map(|of| (at + of.len(), of.len(), *of)).max());
+        }
+        in_word = c.is_ascii_alphanumeric();
+    }
+    last.map_or_else(|| name.to_owned(), |(.., of)| of.to_owned())
 }
 
 /// The one that is called so, by its type or its file's name.
@@ -255,8 +276,8 @@ fn named<'g, 'a>(whose: &str, groups: &'g [Group<'a>], asked: &str) -> Result<&'
         [one] => return Ok(one),
         [] => format!("{whose} has no variant {}: there are {}", quote(asked), told(groups)),
         _ => {
-            let stems: Vec<&str> = of.iter().map(|group| &*group.stem).collect();
-            format!("{whose} has several of {}: name one of {}", quote(asked), stems.join(", "))
+            let stems = some(of.iter().map(|group| group.stem.clone()));
+            format!("{whose} has several of {}: name one of {stems}", quote(asked))
         }
     };
     Err(Error::hub(HubFault::NotFound, what))
@@ -282,10 +303,17 @@ fn preferred<'g, 'a>(whose: &str, groups: &'g [Group<'a>], fit: Fit) -> Result<&
 
 /// The variants, with their sizes.
 fn told(groups: &[Group<'_>]) -> String {
-    const MOST: usize = 30;
-    let shown = groups.iter().take(MOST).map(|group| format!("{} ({})", group.variant, Size(group.bytes)));
-    let more = if groups.len() > MOST { ", …" } else { "" };
-    shown.collect::<Vec<_>>().join(", ") + more
+    some(groups.iter().map(|group| format!("{} ({})", group.variant, Size(group.bytes))))
+}
+
+/// What an error names of many: ten, then how many more there are.
+fn some(mut all: impl ExactSizeIterator<Item = String>) -> String {
+    const MOST: usize = 10;
+    let mut names = all.by_ref().take(MOST).collect::<Vec<_>>().join(", ");
+    if all.len() > 0 {
+        names += &format!(", and {} more", all.len());
+    }
+    names
 }
 
 #[cfg(test)]
@@ -295,7 +323,9 @@ mod tests {
     fn chosen(files: &[(&str, u64)], variant: Option<&str>, memory: Option<u64>) -> Result<Vec<String>> {
         let entries: Vec<Entry<'_>> = files.iter().map(|&(path, bytes)| Entry { path, bytes }).collect();
         let choice = choose("a/b", &entries, variant, Fit { memory, mlx: false })?;
-        Ok(choice.files.iter().map(|&at| files[at].0.to_owned()).collect())
+        let chosen: Vec<String> = choice.files.iter().map(|&at| files[at].0.to_owned()).collect();
+        assert!(chosen.iter().all(|path| may_be_chosen(path)), "{chosen:?}");
+        Ok(chosen)
     }
 
     fn of(paths: &[&'static str]) -> Vec<(&'static str, u64)> {
@@ -382,6 +412,33 @@ mod tests {
     }
 
     #[test]
+    fn a_hundred_thousand_names_take_no_time() {
+        let started = std::time::Instant::now();
+        let paths: Vec<String> = (0..50_000).map(|i| format!("m-{i}-Q4_0.gguf")).collect();
+        let weights: Vec<String> = (0..50_000).map(|i| format!("w{i}.safetensors")).collect();
+        let entry = |path: &'static str| Entry { path, bytes: 1 };
+        let mut entries: Vec<Entry<'_>> =
+            paths.iter().chain(&weights).map(|path| Entry { path, bytes: 1 }).collect();
+        let chosen = |entries: &[Entry<'_>], variant| choose("a/b", entries, variant, Fit::default());
+        let error = chosen(&entries, Some("Q4_0")).unwrap_err().to_string();
+        let ten: Vec<String> = (0..10).map(|i| format!("m-{i}-Q4_0")).collect();
+        let expected = format!("a/b has several of \"Q4_0\": name one of {}, and 49990 more", ten.join(", "));
+        assert_eq!(error, expected);
+        let error = chosen(&entries, Some("Q8_0")).unwrap_err().to_string();
+        let ten = ["Q4_0 (1 bytes)"; 10].join(", ");
+        assert_eq!(error, format!("a/b has no variant \"Q8_0\": there are {ten}, and 49990 more"));
+        assert_eq!(chosen(&entries, Some("m-49999-Q4_0")).unwrap().files, [49_999]);
+        entries.push(entry("config.json"));
+        let mut all: Vec<usize> = (50_000..=100_000).collect();
+        assert_eq!(chosen(&entries, None).unwrap().files, all);
+        entries.extend(["modules.json", "model.safetensors.index.json"].map(entry));
+        all.extend([100_001, 100_002]);
+        assert_eq!(chosen(&entries, None).unwrap().files, all);
+        // Where each name looks at all others it is minutes.
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    }
+
+    #[test]
     fn names_say_their_types() {
         for (name, variant) in [
             ("gemma-3-4b-it-Q4_K_M", "Q4_K_M"),
@@ -395,6 +452,9 @@ mod tests {
             ("m-IQ4_NL", "IQ4_NL"),
             ("Q8_0", "Q8_0"),
             ("f16-lora", "F16"),
+            ("m-q4_0-x-Q4_0y", "Q4_0"),
+            ("\u{e9}Q4_0", "Q4_0"),
+            ("mQ4_0", "mQ4_0"),
             ("stories", "stories"),
         ] {
             assert_eq!(variant_of(name), variant, "{name}");

@@ -1,5 +1,6 @@
 //! Asking the hub: redirects, tokens, patience, and what its refusals mean.
 
+use std::fmt;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,12 +30,22 @@ const MOST_WAIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Asks a hub.
-#[derive(Debug)]
 pub struct Client {
     agent: Agent,
     endpoint: Address,
     token: Option<String>,
     stop: Arc<AtomicBool>,
+    /// The longest that a listing may take to come.
+    listing: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("endpoint", &self.endpoint.to_string())
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a request brought nothing.
@@ -67,6 +78,7 @@ impl Client {
     }
 
     /// As [`Self::new`], with another time than 30 s after which a silent connection is given up; it may be asked offline, too.
+    /// One on which less than 1 kB/s comes is given up after twice that, and a listing that is not whole after ten times.
     ///
     /// # Errors
     /// [`Error::Hub`] where the address is none.
@@ -83,6 +95,7 @@ impl Client {
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::PlatformVerifier)
             .unversioned_rustls_crypto_provider(provider);
+        // No limit for a response: ureq would hold the body to it, too. `Patience` sees to both.
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -91,7 +104,6 @@ impl Client {
             .accept_encoding("identity")
             .timeout_resolve(Some(silence))
             .timeout_connect(Some(silence))
-            .timeout_recv_response(Some(2 * silence))
             .tls_config(tls.build())
             .build();
         let http =
@@ -100,6 +112,7 @@ impl Client {
             let what = "the environment names a SOCKS proxy, which is not spoken here: set HTTPS_PROXY to an HTTP proxy";
             return Err(Error::hub(HubFault::Network, what));
         }
+        let listing = 10 * silence;
         let patience = Patience { silence, stop: Arc::clone(&stop) };
         let connector =
             ().chain(ConnectProxyConnector::default())
@@ -108,7 +121,7 @@ impl Client {
                 .chain(RustlsConnector::default());
         let agent = Agent::with_parts(config, connector, DefaultResolver::default());
         let token = settings.token.as_deref().map(checked_token).transpose()?;
-        Ok(Self { agent, endpoint, token, stop })
+        Ok(Self { agent, endpoint, token, stop, listing })
     }
 
     /// The flag that ends what this client does: downloads return nothing then.
@@ -127,11 +140,14 @@ impl Client {
     pub fn listing(&self, id: &RepositoryId, revision: &str) -> Result<Option<Listing>> {
         let revision = revision.replace('/', "%2F");
         let address = self.endpoint.join(&format!("/api/models/{id}/revision/{revision}?blobs=true"));
+        // Of all tries, without the pauses between.
+        let mut left = self.listing;
         let text = self.patiently(id, || {
             let (response, _) = self.get(id, &address, None)?;
-            let mut bytes = Vec::new();
-            let read = response.into_body().into_reader().take(MAX_ANSWER + 1).read_to_end(&mut bytes);
-            read.map_err(|e| self.broken(format!("the connection broke: {e}")))?;
+            let started = Instant::now();
+            let read = self.answer(id, response, left);
+            left = left.saturating_sub(started.elapsed());
+            let bytes = read?;
             if bytes.len() as u64 > MAX_ANSWER {
                 let what =
                     format!("{id}: the hub's answer is longer than a listing may be, {MAX_ANSWER} bytes");
@@ -145,6 +161,33 @@ impl Client {
             })
         })?;
         text.map(|text| Listing::parse(id.as_str(), &text)).transpose()
+    }
+
+    /// The bytes of an answer, as far as a listing may be long.
+    fn answer(
+        &self,
+        id: &RepositoryId,
+        response: Response<Body>,
+        within: Duration,
+    ) -> std::result::Result<Vec<u8>, Failure> {
+        let started = Instant::now();
+        let mut body = response.into_body().into_reader().take(MAX_ANSWER + 1);
+        let (mut bytes, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            match body.read(&mut chunk) {
+                Ok(0) => return Ok(bytes),
+                Ok(read) => bytes.extend_from_slice(&chunk[..read]),
+                Err(error) => return Err(self.broken(format!("the connection broke: {error}"))),
+            }
+            if started.elapsed() >= within {
+                let what = format!(
+                    "{id}: the listing of its files did not come whole within {} s: look after the network and {}",
+                    self.listing.as_secs(),
+                    self.endpoint
+                );
+                return Err(Error::hub(HubFault::Network, what).into());
+            }
+        }
     }
 
     /// Where a file lies.
@@ -169,17 +212,17 @@ impl Client {
                     if tries >= MOST_TRIES {
                         return Err(self.given_up(id, &why));
                     }
-                    self.pause(tries, wait);
+                    self.pause(tries, wait, || false);
                 }
             }
         }
     }
 
-    /// Waits before the next try: as long as the hub says, else longer each time.
-    pub(super) fn pause(&self, tries: u32, wait: Option<Duration>) {
+    /// Waits before the next try: as long as the hub says, else longer each time; not once it is over.
+    pub(super) fn pause(&self, tries: u32, wait: Option<Duration>, is_over: impl Fn() -> bool) {
         let wait = wait.unwrap_or_else(|| Duration::from_millis(200 << tries.min(6))).min(MOST_WAIT);
         let started = Instant::now();
-        while !self.is_stopped() && started.elapsed() < wait {
+        while !self.is_stopped() && !is_over() && started.elapsed() < wait {
             std::thread::sleep(LOOK.min(wait - started.elapsed().min(wait)));
         }
     }
@@ -213,6 +256,10 @@ impl Client {
                 return Err(Failure::Stopped);
             }
             let mut request = self.agent.get(address.to_string());
+            // A proxy has another loopback, and would hear the token.
+            if address.is_loopback() && !address.is_secure() {
+                request = request.config().proxy(None).build();
+            }
             if let Some(range) = range {
                 request = request
                     .header(header::RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
@@ -284,6 +331,13 @@ impl Client {
     /// Where to ask, and how to say who asks.
     fn gated(&self, id: &RepositoryId, status: StatusCode) -> String {
         let page = self.endpoint.join(&format!("/{id}"));
+        if self.token.is_some() && !self.may_know(&self.endpoint) {
+            return format!(
+                "{id}: {0} wants to know who asks ({status}), and the token was withheld: {0} is not encrypted, and all on the \
+                 way would hear it. Set HF_ENDPOINT to an address with https",
+                self.endpoint
+            );
+        }
         if self.token.is_none() || status == StatusCode::UNAUTHORIZED {
             let given =
                 if self.token.is_some() { "does not know the token" } else { "wants to know who asks" };

@@ -16,7 +16,7 @@ use super::address::Address;
 use super::client::{Client, Failure, MOST_TRIES};
 use super::listing::{FileHash, RemoteFile};
 use super::name::RepositoryId;
-use super::parts::Parts;
+use super::parts::{Parts, UNIT};
 use crate::error::{Error, HubFault, Result};
 
 /// Connections for one file.
@@ -53,6 +53,9 @@ pub(super) type Tell<'a> = &'a mut dyn FnMut(Stage, u64) -> bool;
 /// # Errors
 /// [`Error::Hub`] and [`Error::Io`].
 pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<bool> {
+    if job.file.hash == FileHash::Absent {
+        return Err(unchecked(job));
+    }
     // What came of an earlier run may be wrong, of a disk that lost power; what comes of this one is the hub's fault.
     let mut fresh = super::parts::bytes_here(blob, job.file.size) == 0;
     loop {
@@ -106,7 +109,7 @@ fn fetch(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<bool> {
     let teller = thread::current();
     let went_on = thread::scope(|scope| {
         let mut workers = Vec::new();
-        for _ in 0..CONNECTIONS.min(parts.size().div_ceil(super::parts::UNIT) as usize) {
+        for _ in 0..CONNECTIONS.min(parts.size().div_ceil(UNIT) as usize) {
             let started = thread::Builder::new().name("download".into()).spawn_scoped(scope, || {
                 shared.work();
                 // What is over at once is not waited for.
@@ -153,20 +156,22 @@ impl Shared<'_> {
         }
     }
 
-    /// Brings a range, however often it breaks off, as long as something comes.
+    /// Brings a range, however often it breaks off, as long as a unit comes in a few tries.
     fn range(&self, range: &Range<u64>) -> std::result::Result<(), Failure> {
-        let (mut at, mut tries) = (range.start, 0);
+        let (mut at, mut tries, mut counted) = (range.start, 0, range.start);
         while at < range.end {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let before = at;
             let (why, wait) = match self.some(&mut at, range) {
                 Ok(()) => continue,
                 Err(Failure::Again(why, wait)) => (why, wait),
                 Err(other) => return Err(other),
             };
-            tries = if at > before { 0 } else { tries + 1 };
+            tries += 1;
+            if at - counted >= UNIT {
+                (tries, counted) = (0, at);
+            }
             if tries >= MOST_TRIES {
                 return Err(self
                     .job
@@ -175,7 +180,7 @@ impl Shared<'_> {
                     .into());
             }
             tracing::info!(file = self.job.file.path, at, why, "a connection broke off");
-            self.job.client.pause(tries, wait);
+            self.job.client.pause(tries, wait, || self.stop.load(Ordering::Relaxed));
         }
         Ok(())
     }
@@ -291,7 +296,13 @@ fn check(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<Option<bool>> {
             let start = Sha1::new().chain_update(format!("blob {}\0", job.file.size));
             hashed(job, parts, start, hash, tell)
         }
+        FileHash::Absent => Err(unchecked(job)),
     }
+}
+
+fn unchecked(job: &Job<'_>) -> Error {
+    let what = format!("{}: {} has no hash to check it by: it is not downloaded", job.id, job.file.path);
+    Error::hub(HubFault::Answer, what)
 }
 
 fn hashed(

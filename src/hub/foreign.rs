@@ -16,6 +16,8 @@ pub struct Foreign {
     pub origin: Origin,
     /// What it is called by there: `org/name`, `qwen3:8b`.
     pub name: String,
+    /// What follows the colon of the name, where it is Ollama's.
+    pub tag: Option<String>,
     /// What its files are.
     pub form: Form,
     /// The directory, or the first GGUF file.
@@ -74,6 +76,7 @@ fn lm_studio(root: &Path) -> Vec<Foreign> {
                 all.push(Foreign {
                     origin: Origin::LmStudio,
                     name: name.clone(),
+                    tag: None,
                     form: choice.form,
                     path,
                     bytes,
@@ -93,9 +96,10 @@ fn ollama(root: &Path) -> Vec<Foreign> {
     let read = |path: &String| {
         let parts: Vec<&str> = path.split('/').collect();
         let [host, namespace, model, tag] = parts[..] else { return None };
+        // A name of the hub is typed with its host and without.
         let name = match (host, namespace) {
             ("registry.ollama.ai", "library") => format!("{model}:{tag}"),
-            ("registry.ollama.ai", _) => format!("{namespace}/{model}:{tag}"),
+            ("registry.ollama.ai" | "hf.co" | "huggingface.co", _) => format!("{namespace}/{model}:{tag}"),
             _ => format!("{host}/{namespace}/{model}:{tag}"),
         };
         let (blob, bytes) = model_layer(root, &manifests.join(path))?;
@@ -103,7 +107,8 @@ fn ollama(root: &Path) -> Vec<Foreign> {
         gguf::is_gguf(&blob).ok().filter(|is| *is)?;
         let first = blob.file_name()?.to_str()?.to_owned();
         let form = Form::Gguf { variant: tag.to_owned(), first };
-        Some(Foreign { origin: Origin::Ollama, name, form, path: blob, bytes })
+        let tag = Some(tag.to_owned());
+        Some(Foreign { origin: Origin::Ollama, name, tag, form, path: blob, bytes })
     };
     paths.iter().filter_map(read).collect()
 }
@@ -134,14 +139,34 @@ fn model_layer(root: &Path, manifest: &Path) -> Option<(PathBuf, u64)> {
 
 /// The one that a repository's name, or a short one, stands for.
 pub(crate) fn find<'a>(all: &'a [Foreign], name: &str, variant: Option<&str>) -> Option<&'a Foreign> {
-    let wanted = |of: &&Foreign| match (&of.form, variant) {
-        (Form::Safetensors, variant) => variant.is_none(),
-        (Form::Gguf { variant: is, .. }, Some(variant)) => is.eq_ignore_ascii_case(variant),
-        (Form::Gguf { .. }, None) => true,
-    };
-    let mut of = all.iter().filter(|of| of.name.eq_ignore_ascii_case(name)).filter(wanted);
+    let mut of = all.iter().filter(|of| match &of.tag {
+        Some(tag) => of.is_tagged(tag, name, variant),
+        None => of.name.eq_ignore_ascii_case(name) && of.is_variant(variant),
+    });
     // Which of several, nobody said.
     of.next().filter(|_| of.next().is_none())
+}
+
+impl Foreign {
+    /// Whether Ollama calls it so: `qwen3:8b`, where the tag is a part of a short name, or `org/name:TAG`, where it is what a
+    /// variant is elsewhere. Without a tag it is `latest`.
+    fn is_tagged(&self, tag: &str, name: &str, variant: Option<&str>) -> bool {
+        let (model, asked) = match (variant, name.split_once(':')) {
+            (Some(variant), _) => (name, variant),
+            (None, Some(apart)) => apart,
+            (None, None) => (name, "latest"),
+        };
+        let own = self.name.strip_suffix(tag).and_then(|rest| rest.strip_suffix(':'));
+        own.is_some_and(|own| own.eq_ignore_ascii_case(model)) && tag.eq_ignore_ascii_case(asked)
+    }
+
+    fn is_variant(&self, asked: Option<&str>) -> bool {
+        match (&self.form, asked) {
+            (Form::Safetensors, asked) => asked.is_none(),
+            (Form::Gguf { variant, .. }, Some(asked)) => variant.eq_ignore_ascii_case(asked),
+            (Form::Gguf { .. }, None) => true,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +174,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::hub::Name;
 
     fn write(path: PathBuf, bytes: impl AsRef<[u8]>) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -176,6 +202,8 @@ mod tests {
         write(ollama.join(format!("blobs/sha256-{hash}")), "GGUF...");
         write(manifests.join("library/qwen3/8b"), manifest(&format!("sha256:{hash}")));
         write(manifests.join("me/mine/latest"), manifest(&format!("sha256:{hash}")));
+        let hub = "manifests/hf.co/bartowski/M-GGUF/Q4_K_M";
+        write(ollama.join(hub), manifest(&format!("sha256:{hash}")));
         write(manifests.join("library/hostile/1"), manifest("sha256:../../../../etc/passwd"));
         write(manifests.join("library/absent/1"), manifest(&format!("sha256:{}", "cd".repeat(32))));
         write(manifests.join("library/broken/1"), "{");
@@ -193,6 +221,7 @@ mod tests {
         let expected = [
             ("LM Studio", "mlx-community/M-4bit", 5),
             ("LM Studio", "org/M-GGUF", 5),
+            ("Ollama", "bartowski/M-GGUF:Q4_K_M", 7),
             ("Ollama", "qwen3:8b", 7),
             ("Ollama", "me/mine:latest", 7),
         ];
@@ -202,5 +231,33 @@ mod tests {
         assert!(find(&all, "org/M-GGUF", Some("Q8_0")).is_none());
         assert!(find(&all, "qwen3:8b", None).unwrap().path.ends_with(format!("sha256-{hash}")));
         assert!(find(&all, "qwen3:4b", None).is_none());
+        // What a list shows is found by what it shows, as a person types it.
+        for (typed, listed) in [
+            ("qwen3:8b", Some("qwen3:8b")),
+            ("Qwen3:8B", Some("qwen3:8b")),
+            ("me/mine:latest", Some("me/mine:latest")),
+            ("me/mine", Some("me/mine:latest")),
+            ("hf.co/bartowski/M-GGUF:Q4_K_M", Some("bartowski/M-GGUF:Q4_K_M")),
+            ("bartowski/m-gguf:q4_k_m", Some("bartowski/M-GGUF:Q4_K_M")),
+            ("org/M-GGUF:Q4_K_M", Some("org/M-GGUF")),
+            ("mlx-community/M-4bit", Some("mlx-community/M-4bit")),
+            ("qwen3", None),
+            ("qwen3:8b:Q4_0", None),
+            ("me/mine:v1", None),
+            ("bartowski/M-GGUF", None),
+            ("bartowski/M-GGUF:Q8_0", None),
+            ("x/mine:latest", None),
+            ("mlx-community/M-4bit:Q4_0", None),
+        ] {
+            let found = match Name::parse(typed).unwrap() {
+                Name::Repository { id, variant, .. } => find(&all, id.as_str(), variant.as_deref()),
+                Name::Short { name, variant } => find(&all, &name, variant.as_deref()),
+                Name::Path(path) => panic!("{path:?}"),
+            };
+            assert_eq!(found.map(|of| &*of.name), listed, "{typed}");
+        }
+        // Two of one name: nobody said which.
+        let two = [all[0].clone(), all[0].clone()];
+        assert!(find(&two, &all[0].name, None).is_none());
     }
 }

@@ -2,12 +2,15 @@
 
 use serde::Deserialize;
 
+use super::choose;
 use super::name::{is_commit, is_hex};
 use crate::error::{Error, HubFault, Result};
 use crate::json::{self, quote};
 
 /// Bytes of the longest answer that is read: that of a repository of a hundred thousand files has some thirty million.
 pub(crate) const MAX_ANSWER: u64 = 64 << 20;
+/// Files of the largest repository that is read.
+const MAX_FILES: usize = 100_000;
 
 /// A revision of a repository.
 #[derive(Debug, Clone)]
@@ -36,13 +39,16 @@ pub enum FileHash {
     Sha256(String),
     /// SHA-1 as git has it, of `blob`, the size and the bytes: of small files.
     Git(String),
+    /// None that can be checked. A listing has such files where no model needs them.
+    Absent,
 }
 
 impl FileHash {
-    /// In hexadecimal digits.
+    /// In hexadecimal digits; empty where there is none.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Sha256(hash) | Self::Git(hash) => hash,
+            Self::Absent => "",
         }
     }
 }
@@ -74,7 +80,8 @@ impl Listing {
     /// Reads an answer, `whose`.
     ///
     /// # Errors
-    /// [`Error::Hub`] for what is no listing, names that would lead out of a directory among it.
+    /// [`Error::Hub`] for what is no listing, names that would lead out of a directory among it, and files that a model may need
+    /// without a hash to check them by.
     pub(crate) fn parse(whose: &str, text: &str) -> Result<Self> {
         let wrong = |what: String| Error::hub(HubFault::Answer, format!("{whose}: {what}"));
         let limits = json::Limits { depth: 32, values: 1 << 22 };
@@ -82,7 +89,18 @@ impl Listing {
             .map_err(|e| wrong(format!("the hub's answer is no listing of files: {e}")))?;
         let commit = answer.sha.filter(|sha| is_commit(sha));
         let commit = commit.ok_or_else(|| wrong("the hub's answer names no commit (sha)".to_owned()))?;
-        let mut files = Vec::with_capacity(answer.siblings.len());
+        let count = answer.siblings.len();
+        if count > MAX_FILES {
+            return Err(wrong(format!("the hub lists {count} files, expected at most {MAX_FILES}")));
+        }
+        if count > 0 && answer.siblings.iter().all(|file| file.lfs.is_none() && file.blob.is_none()) {
+            return Err(wrong(
+                "the hub lists files without their hashes, as a mirror does that does not know ?blobs=true: what cannot be \
+                 checked is not downloaded; set HF_ENDPOINT to another mirror, or to none"
+                    .to_owned(),
+            ));
+        }
+        let mut files = Vec::with_capacity(count);
         for sibling in answer.siblings {
             let path = sibling.rfilename;
             if leads_elsewhere(&path) {
@@ -91,20 +109,31 @@ impl Listing {
                     quote(&path)
                 )));
             }
-            let (hash, size) = match (sibling.lfs, sibling.blob) {
-                (Some(lfs), _) if lfs.sha256.len() == 64 && is_hex(&lfs.sha256) => {
-                    (FileHash::Sha256(lfs.sha256), lfs.size)
-                }
-                (None, Some(blob)) if is_commit(&blob) => match sibling.size {
-                    Some(size) => (FileHash::Git(blob), size),
-                    None => continue,
-                },
-                // What has no hash cannot be checked.
-                _ => continue,
-            };
+            let (hash, size) = hash_of(sibling.lfs, sibling.blob, sibling.size);
+            if hash == FileHash::Absent && choose::may_be_chosen(&path) {
+                return Err(wrong(format!(
+                    "the hub lists {} without a hash to check it by (lfs.sha256, or blobId and size): nothing is taken of this \
+                     repository",
+                    quote(&path)
+                )));
+            }
             files.push(RemoteFile { path, size, hash });
         }
         Ok(Self { commit, files })
+    }
+}
+
+/// What a file's bytes are checked by, and how many they are.
+fn hash_of(lfs: Option<Lfs>, blob: Option<String>, size: Option<u64>) -> (FileHash, u64) {
+    // Of a large file the blob is what git has in its place.
+    if let Some(Lfs { sha256, size }) = lfs {
+        let sha256 = sha256.to_ascii_lowercase();
+        let is_hash = sha256.len() == 64 && is_hex(&sha256);
+        return (if is_hash { FileHash::Sha256(sha256) } else { FileHash::Absent }, size);
+    }
+    match (blob.map(|blob| blob.to_ascii_lowercase()).filter(|blob| is_commit(blob)), size) {
+        (Some(blob), Some(size)) => (FileHash::Git(blob), size),
+        (_, size) => (FileHash::Absent, size.unwrap_or(0)),
     }
 }
 
@@ -134,17 +163,50 @@ mod tests {
             r#"{{"rfilename": "config.json", "size": 12, "blobId": "{COMMIT}"}},
                {{"rfilename": "a/model.safetensors", "size": 1, "blobId": "{COMMIT}",
                  "lfs": {{"sha256": "{sha256}", "size": 99, "pointerSize": 134}}}},
+               {{"rfilename": "m.gguf", "lfs": {{"sha256": "{}", "size": 3}}}},
                {{"rfilename": "no-hash", "size": 12}},
-               {{"rfilename": "bad-hash", "size": 12, "blobId": "x"}}"#
+               {{"rfilename": "bad-hash", "size": 12, "blobId": "x"}},
+               {{"rfilename": "no-size", "blobId": "{COMMIT}"}}"#,
+            sha256.to_uppercase()
         ))
         .unwrap();
         assert_eq!(listing.commit, COMMIT);
         let file = |path: &str, size, hash| RemoteFile { path: path.to_owned(), size, hash };
         let expected = [
             file("config.json", 12, FileHash::Git(COMMIT.to_owned())),
-            file("a/model.safetensors", 99, FileHash::Sha256(sha256)),
+            file("a/model.safetensors", 99, FileHash::Sha256(sha256.clone())),
+            file("m.gguf", 3, FileHash::Sha256(sha256)),
+            file("no-hash", 12, FileHash::Absent),
+            file("bad-hash", 12, FileHash::Absent),
+            file("no-size", 0, FileHash::Absent),
         ];
         assert_eq!(listing.files, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_checked_is_refused_by_name() {
+        let good = format!(r#"{{"rfilename": "README.md", "size": 1, "blobId": "{COMMIT}"}}"#);
+        for (path, hash) in [
+            ("config.json", String::new()),
+            ("model.safetensors", r#", "blobId": "x""#.to_owned()),
+            ("x/m-Q4_0.gguf", r#", "lfs": {"sha256": "ab", "size": 1}"#.to_owned()),
+            // The pointer's hash is not the file's.
+            ("m.gguf", format!(r#", "blobId": "{COMMIT}", "lfs": {{"sha256": "", "size": 1}}"#)),
+            ("1_Pooling/config.json", String::new()),
+        ] {
+            let error = listed(&format!(r#"{good}, {{"rfilename": "{path}", "size": 1{hash}}}"#));
+            let expected = format!(
+                "a/b: the hub lists \"{path}\" without a hash to check it by (lfs.sha256, or blobId and size): nothing is taken of \
+                 this repository"
+            );
+            assert_eq!(error.unwrap_err().to_string(), expected);
+        }
+        // A mirror that passes over what it is asked with.
+        let error = listed(r#"{"rfilename": "config.json"}, {"rfilename": "m.safetensors"}"#);
+        let error = error.unwrap_err().to_string();
+        let start = "a/b: the hub lists files without their hashes, as a mirror does that does not know ?blobs=true: ";
+        assert!(error.starts_with(start), "{error}");
+        assert_eq!(listed("").unwrap().files, []);
     }
 
     #[test]

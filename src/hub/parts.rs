@@ -12,10 +12,14 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
+use crate::alloc;
+use crate::error::{Error, HubFault, Result, Size};
 
 /// Bytes of a unit: what a broken connection costs at most.
 pub(super) const UNIT: u64 = 256 << 10;
+/// Bytes of the largest file. What is kept in memory of it grows with the size that a hub lists: a byte for each unit, 64 MiB
+/// for this one.
+const MAX_SIZE: u64 = 1 << 44;
 /// Units that one request asks for: an eighth of the file's, within these.
 const SPAN: (usize, usize) = (4, 128);
 
@@ -59,13 +63,14 @@ pub(super) fn is_left_over(name: &str) -> bool {
 
 /// Bytes that are here of a blob in the making.
 pub(super) fn bytes_here(blob: &Path, size: u64) -> u64 {
-    match (std::fs::metadata(partial(blob)), std::fs::read(journal(blob))) {
-        (Ok(meta), Ok(flags)) if meta.len() == size && flags.len() as u64 == size.div_ceil(UNIT) => {
-            let here = flags.iter().enumerate().filter(|(_, flag)| **flag == b'1');
-            here.map(|(unit, _)| unit_bytes(unit, size)).sum()
-        }
-        _ => 0,
+    let count = size.div_ceil(UNIT);
+    let is = |path: &Path, len: u64| std::fs::metadata(path).is_ok_and(|meta| meta.len() == len);
+    if size > MAX_SIZE || !is(&partial(blob), size) || !is(&journal(blob), count) {
+        return 0;
     }
+    let Ok(flags) = crate::files::read(&journal(blob), count) else { return 0 };
+    let here = flags.iter().enumerate().filter(|(_, flag)| **flag == b'1');
+    here.map(|(unit, _)| unit_bytes(unit, size)).sum()
 }
 
 fn unit_bytes(unit: usize, size: u64) -> u64 {
@@ -76,8 +81,17 @@ impl Parts {
     /// Goes on with what is there of `blob`, or begins. The caller holds the blob's lock.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Hub`] for a size that no file has, [`Error::OutOfMemory`] and [`Error::Io`].
     pub fn open(blob: &Path, size: u64) -> Result<Self> {
+        const WHAT: &str = "the parts of a download";
+        if size > MAX_SIZE {
+            let what = format!(
+                "the hub lists a file of {}, expected at most {}: it is wrong, and nothing is written for it",
+                Size(size),
+                Size(MAX_SIZE)
+            );
+            return Err(Error::hub(HubFault::Answer, what));
+        }
         let path = partial(blob);
         let flags = journal(blob);
         let opened = |path: &Path| {
@@ -91,20 +105,23 @@ impl Parts {
         let (data, mut journal) = (opened(&path)?, opened(&flags)?);
         let count = size.div_ceil(UNIT) as usize;
         let mut here = Vec::new();
-        let len = data.metadata().map_err(|e| Error::io(&path, e))?.len();
-        (&mut journal).take(count as u64 + 1).read_to_end(&mut here).map_err(|e| Error::io(&flags, e))?;
-        if len != size || here.len() != count {
-            here = vec![b'0'; count];
-            let begun = || {
-                journal.set_len(0)?;
-                data.set_len(0)?;
-                data.set_len(size)?;
-                write_all_at(&journal, &here, 0)
-            };
-            begun().map_err(|e| Error::io(&path, e))?;
+        let len =
+            |file: &File, path: &Path| file.metadata().map_err(|e| Error::io(path, e)).map(|meta| meta.len());
+        if len(&data, &path)? == size && len(&journal, &flags)? == count as u64 {
+            // One byte more tells the reader that this is the end.
+            alloc::reserve(&mut here, count + 1, WHAT)?;
+            (&mut journal).take(count as u64).read_to_end(&mut here).map_err(|e| Error::io(&flags, e))?;
+        } else {
+            // The disk says first whether it has files of this size.
+            let begun = journal.set_len(0).and_then(|()| data.set_len(0)).and_then(|()| data.set_len(size));
+            begun.map_err(|e| Error::io(&path, e))?;
+            alloc::reserve(&mut here, count, WHAT)?;
+            here.resize(count, b'0');
+            write_all_at(&journal, &here, 0).map_err(|e| Error::io(&flags, e))?;
         }
         let state = |flag: &u8| if *flag == b'1' { State::Here } else { State::Absent };
-        Ok(Self { path, data, journal, size, units: Mutex::new(here.iter().map(state).collect()) })
+        let units = alloc::collect(here.iter().map(state), WHAT)?;
+        Ok(Self { path, data, journal, size, units: Mutex::new(units) })
     }
 
     pub fn path(&self) -> &Path {
@@ -251,6 +268,16 @@ mod tests {
         std::fs::write(journal(&blob), "1").unwrap();
         std::fs::write(partial(&blob), "short").unwrap();
         assert_eq!(Parts::open(&blob, UNIT).unwrap().here(), 0);
+        // A size that takes memory is refused before anything is made.
+        let before = std::fs::read_dir(dir.path()).unwrap().count();
+        for size in [MAX_SIZE + 1, u64::MAX] {
+            let error = Parts::open(&dir.path().join("huge"), size).err().unwrap();
+            let expected =
+                format!("the hub lists a file of {}, expected at most 17.59 TB: it is wrong", Size(size));
+            assert!(error.to_string().starts_with(&expected), "{error}");
+            assert_eq!(bytes_here(&dir.path().join("huge"), size), 0);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
         // A file without bytes is whole at once.
         assert!(Parts::open(&dir.path().join("empty"), 0).unwrap().is_whole());
         #[cfg(unix)]

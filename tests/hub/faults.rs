@@ -112,6 +112,41 @@ fn slow_bytes_are_waited_for_and_silence_is_not() {
 }
 
 #[test]
+fn bytes_that_drip_are_given_up() {
+    let (hub, home) = hub_of(&small());
+    hub.rule(|seen, _| match seen.is_file() {
+        true => Action::Slow(1, Duration::from_millis(20)),
+        false => Action::Serve,
+    });
+    let started = Instant::now();
+    refused(&hub, home.path(), HubFault::Network, "6 times in a row: look after the network");
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    assert_eq!(hub.files_seen().len(), 6);
+    // A listing that comes fast enough, and does not end.
+    let (hub, home) = hub_of(&small());
+    let listing = hub.listing("org/model").to_string();
+    hub.lists("org/model", listing + &" ".repeat(1 << 20));
+    hub.rule(|_, _| Action::Slow(1000, Duration::from_millis(50)));
+    let started = Instant::now();
+    refused(&hub, home.path(), HubFault::Network, "the listing of its files did not come whole within 6 s");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(hub.seen().len(), 1);
+}
+
+#[test]
+fn an_error_ends_the_pauses_of_others() {
+    let (hub, home) = hub_of(&large());
+    hub.rule(|seen, _| match seen.range {
+        Some((0, _)) => Action::Status(429, vec![("Retry-After", "60".to_owned())]),
+        Some(_) => Action::ContentRange("nonsense".to_owned()),
+        None => Action::Serve,
+    });
+    let started = Instant::now();
+    refused(&hub, home.path(), HubFault::Answer, "got Content-Range \"nonsense\"");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
 fn too_many_requests_are_waited_for_as_long_as_the_hub_says() {
     let (hub, home) = hub_of(&small());
     hub.rule(|_, before| match before {
@@ -261,6 +296,58 @@ fn a_gated_model_says_where_to_ask() {
         assert!(error.contains(what), "{error}");
         assert_eq!(hub.seen().len(), 2);
     }
+}
+
+#[test]
+fn a_token_is_not_sent_in_clear_and_the_error_says_so() {
+    let (hub, home) = hub_of(&small());
+    for status in [401, 403] {
+        hub.rule(move |_, _| Action::Status(status, Vec::new()));
+        // The same server, by an address that is not known to be this machine's.
+        let endpoint = hub.address().replace("127.0.0.1", "0.0.0.0");
+        let token = Some("hf_secret".to_owned());
+        let settings = Settings { token, endpoint: endpoint.clone(), ..hub.settings(home.path()) };
+        let Err(Error::Hub { fault: HubFault::Gated, what }) = pulled(&settings) else { panic!() };
+        let start = format!("org/model: {endpoint} wants to know who asks ({status} ");
+        let end = format!(
+            "), and the token was withheld: {endpoint} is not encrypted, and all on the way would hear it. Set HF_ENDPOINT to \
+             an address with https"
+        );
+        assert!(what.starts_with(&start) && what.ends_with(&end), "{what}");
+    }
+    assert_eq!(hub.seen().len(), 2);
+    assert!(hub.seen().iter().all(|seen| seen.authorization.is_none()), "{:?}", hub.seen());
+}
+
+#[test]
+fn a_proxy_does_not_hear_the_token_of_this_machine() {
+    let (hub, home) = hub_of(&small());
+    let proxy = Hub::new();
+    let mut command = hub.command(home.path(), &["pull", "org/model"]);
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+        command.env(name, proxy.address());
+    }
+    let output = command.env("HF_TOKEN", "hf_secret").env_remove("NO_PROXY").env_remove("no_proxy").output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(proxy.seen().len(), 0);
+    assert!(hub.seen().iter().all(|seen| seen.authorization.as_deref() == Some("Bearer hf_secret")));
+    assert_eq!(hub.sent(), small().len() as u64);
+    // What is elsewhere goes through the proxy, and without the token.
+    let mut command = hub.command(home.path(), &["pull", "org/other"]);
+    command.env("HF_ENDPOINT", "http://hub.invalid").env_remove("NO_PROXY").env_remove("no_proxy");
+    let output = command.env("HF_TOKEN", "hf_secret").env("ALL_PROXY", proxy.address()).output().unwrap();
+    assert!(!output.status.success());
+    assert!(!proxy.seen().is_empty());
+    assert!(proxy.seen().iter().all(|seen| seen.authorization.is_none() && seen.method == "CONNECT"));
+}
+
+#[test]
+fn a_client_is_shown_without_its_token() {
+    let (hub, home) = hub_of(&small());
+    let settings = Settings { token: Some("hf_secret".to_owned()), ..hub.settings(home.path()) };
+    let shown = format!("{:?}", Client::new(&settings).unwrap());
+    assert_eq!(shown, format!("Client {{ endpoint: {:?}, token: Some(\"…\"), .. }}", hub.address()));
 }
 
 #[test]

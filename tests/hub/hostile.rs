@@ -38,16 +38,28 @@ fn paths_that_lead_out_of_the_cache_are_refused() {
 fn names_that_are_hashes_of_something_else_are_no_paths() {
     let home = tempfile::tempdir().unwrap();
     let hub = Hub::with(&[("x.gguf", b"GGUF")]);
-    for hash in ["../../../x", "", &"g".repeat(64), &"A".repeat(64)] {
+    for hash in ["../../../x", "", &"g".repeat(64), &"a".repeat(63)] {
         listed(&hub, json!([{ "rfilename": "x.gguf", "lfs": { "sha256": hash, "size": 4 } }]));
         let ran = hub.run(home.path(), &["pull", "org/model"]);
-        let expected = "error: org/model holds no model: neither safetensors nor GGUF files";
+        let expected = "error: org/model: the hub lists \"x.gguf\" without a hash to check it by (lfs.sha256, or blobId and size): \
+                        nothing is taken of this repository";
         assert_eq!((ran.err.trim_end(), ran.code), (expected, Some(1)), "{hash}");
     }
     hub.lists("org/model", json!({ "sha": "../../../../x", "siblings": [] }).to_string());
     let ran = hub.run(home.path(), &["pull", "org/model"]);
     assert_eq!(ran.err.trim_end(), "error: org/model: the hub's answer names no commit (sha)");
     assert_eq!(tree(home.path()).len(), 0);
+}
+
+#[test]
+fn hashes_are_read_in_capitals() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with(&[("x.gguf", b"GGUF")]);
+    let hash = sha256(b"GGUF");
+    listed(&hub, json!([{ "rfilename": "x.gguf", "lfs": { "sha256": hash.to_uppercase(), "size": 4 } }]));
+    hub.ok(home.path(), &["pull", "org/model"]);
+    let blob = home.path().join("hub/models--org--model/blobs").join(hash);
+    assert_eq!(std::fs::read(blob).unwrap(), b"GGUF");
 }
 
 #[test]
@@ -88,13 +100,19 @@ fn a_listing_of_a_hundred_thousand_files_is_read() {
     let bytes = noise(1000, 1);
     let hub = Hub::with(&[("m-Q4_0.gguf", &bytes)]);
     let other = |i: usize| json!({ "rfilename": format!("images/{i}.png"), "size": 10, "blobId": COMMIT });
-    let mut files: Vec<_> = (0..100_000).map(other).collect();
+    let mut files: Vec<_> = (1..100_000).map(other).collect();
     files.push(json!({ "rfilename": "m-Q4_0.gguf", "lfs": { "sha256": sha256(&bytes), "size": 1000 } }));
-    listed(&hub, files.into());
+    listed(&hub, files.clone().into());
     let started = Instant::now();
     let ran = hub.ok(home.path(), &["pull", "org/model"]);
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(std::fs::read(ran.out.trim_end()).unwrap(), bytes);
+    // One more is refused.
+    files.push(other(0));
+    listed(&hub, files.into());
+    let ran = hub.run(home.path(), &["pull", "org/model"]);
+    let expected = "error: org/model: the hub lists 100001 files, expected at most 100000";
+    assert_eq!((ran.err.trim_end(), ran.code), (expected, Some(1)));
 }
 
 #[test]
