@@ -169,7 +169,8 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
 fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     // A download's handler stays, and would end the process: it is to leave the first signal to this one.
-    let held = Interruptible::new(|| ())?;
+    // For good, since it may hear of that signal after this one has.
+    std::mem::forget(Interruptible::new(|| ())?);
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot catch Ctrl-C")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let (first, told) = tokio::sync::oneshot::channel();
@@ -192,7 +193,6 @@ fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
         }
     });
     Ok(async move {
-        let _held = held;
         let _ = told.await;
     })
 }

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -339,7 +339,7 @@ fn made_anew<T>(
         let number = random.hash_one((std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
         let path = folder.join(format!("{kind}.{number:016x}"));
         match make(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             made => return Ok((path.clone(), made.map_err(|e| Error::io(&path, e))?)),
         }
     }
@@ -403,7 +403,9 @@ pub(super) fn walk(root: &Path, below: &str, depth: usize, tell: &mut dyn FnMut(
 /// What lies in a folder, by name; nothing where it is not there.
 pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         entries => entries.map_err(|e| Error::io(folder, e))?,
     };
     let mut names: Vec<String> =
@@ -416,7 +418,8 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
 /// by the names of its parts.
 fn is_whole(snapshot: &Path, files: &[Linked], choice: &Choice) -> bool {
     const INDEX: &str = "model.safetensors.index.json";
-    let has = |path: &str| files.iter().any(|file| file.path == path);
+    let paths: HashSet<&str> = files.iter().map(|file| &*file.path).collect();
+    let has = |path: &str| paths.contains(path);
     let is_tokenizer = |path: &str| {
         ["tokenizer.", "tekken.", "vocab.", "spiece.", "sentencepiece."]
             .iter()
@@ -467,6 +470,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (cache, id) = (Cache::new(dir.path()), RepositoryId::new("a/b").unwrap());
         assert_eq!(cache.find(&id, None, None), None);
+        fs::write(dir.path().join("models--a--file"), "no folder").unwrap();
         assert_eq!(cache.list().unwrap(), []);
         put(&cache, &id, COMMIT, "config.json", "{}");
         put(&cache, &id, COMMIT, "model-00001-of-00002.safetensors", "1");
