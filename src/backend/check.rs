@@ -1,5 +1,6 @@
-//! The check of a GPU's kernels at its first use: a grouped attention, a quantized product, and products with the matrices of experts,
-//! of small fixed shapes, computed on the device and on the CPU. A kernel that computes wrong would go unnoticed otherwise: no call of it fails.
+//! The check of a GPU's kernels at its first use: a grouped attention, a quantized product, and products with the matrices of
+//! experts, of small fixed shapes, computed on the device and on the CPU. A kernel that computes wrong would go unnoticed otherwise:
+//! no call of it fails.
 
 use std::sync::Arc;
 
