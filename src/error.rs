@@ -157,6 +157,16 @@ pub enum Error {
     #[error("sampling: {0}")]
     Sampling(String),
 
+    /// A model of several could not be loaded.
+    #[error("{model} cannot be loaded: {source}")]
+    Load {
+        /// Its name.
+        model: String,
+        /// Why not.
+        #[source]
+        source: std::sync::Arc<Self>,
+    },
+
     /// The model is of another kind than what was asked of it takes.
     #[error("{model}: {what}")]
     Task {

@@ -466,21 +466,27 @@ impl Model {
 
     /// The sampling that `generation_config.json` asks for; greedy where it asks for none.
     pub fn default_sampling(&self) -> SamplingOptions {
-        let generation = &self.info().generation;
+        self.info().generation.sampling()
+    }
+}
+
+impl crate::config::GenerationConfig {
+    /// The sampling that it asks for; greedy where it asks for none.
+    pub(crate) fn sampling(&self) -> SamplingOptions {
         let default = SamplingOptions::default();
-        if generation.do_sample == Some(false) {
+        if self.do_sample == Some(false) {
             return default;
         }
         SamplingOptions {
-            temperature: match (generation.temperature, generation.do_sample) {
+            temperature: match (self.temperature, self.do_sample) {
                 (Some(temperature), _) => temperature,
                 (None, Some(true)) => 1.0,
                 (None, _) => default.temperature,
             },
-            top_k: generation.top_k.unwrap_or(default.top_k),
-            top_p: generation.top_p.unwrap_or(default.top_p),
-            min_p: generation.min_p.unwrap_or(default.min_p),
-            repeat_penalty: generation.repetition_penalty.unwrap_or(default.repeat_penalty),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            repeat_penalty: self.repetition_penalty.unwrap_or(default.repeat_penalty),
             ..default
         }
     }

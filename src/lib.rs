@@ -100,6 +100,7 @@ mod generate;
 pub mod hub;
 mod json;
 mod model;
+pub mod models;
 pub mod parity;
 #[doc(hidden)]
 pub mod quant;

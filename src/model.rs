@@ -15,7 +15,7 @@ use crate::backend::ops::{Backend, MatrixOperand, OpKind};
 use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
-use crate::engine::{Engine, EngineOptions, Runtime};
+use crate::engine::{Engine, EngineOptions, Machine, Runtime};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::{Architecture, Loaded, Pool, Pooling, generation_from_gguf};
 use crate::refusals;
@@ -30,12 +30,16 @@ use rank::Ranking;
 pub use memory::{LEAST_CONTEXT, MemorySetting};
 
 /// How a model is loaded.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     /// Which backend runs it.
     pub backend: BackendRequest,
     /// Threads of the CPU kernels; one per core where absent.
     pub threads: Option<usize>,
+    /// What the model shares with others, in place of `threads` of its own.
+    pub machine: Option<Machine>,
+    /// Bytes that the model may take with all that it keeps and computes; what the machine has for it where absent.
+    pub memory: Option<u64>,
     /// Tokens that a sequence may hold; what the model was trained for, as far as memory allows, where absent.
     pub context: Option<usize>,
     /// The type that K and V are kept in; that of the weights where absent.
@@ -418,7 +422,7 @@ impl Model {
         }
         let need = |backend| files.memory_need(files.memory_setting(backend, &options));
         let selection = select::select(options.backend, &need(LlmBackendKind::Mlx))?;
-        let memory = select::memory_for(selection.kind);
+        let memory = [options.memory, select::memory_for(selection.kind)].into_iter().flatten().min();
         let context =
             options.context.unwrap_or_else(|| files.fitting_context(selection.kind, &options, memory));
         let setting = MemorySetting { context, ..files.memory_setting(selection.kind, &options) };
@@ -461,6 +465,7 @@ impl Model {
             prefill_chunk: options.prefill_chunk.unwrap_or(defaults.prefill_chunk),
             max_sequences,
             kv_memory,
+            machine: options.machine.clone(),
             ..defaults
         };
         // Of a model that generates nobody may ask for either: what is wrong with them is told to those who do.
@@ -511,7 +516,11 @@ impl Model {
         });
         let texts = texts.map_err(|source| Error::Thread { what: "a tokenizer", source })?;
         let engine = Engine::start(engine_options, move || {
-            let cpu = CpuBackend::new(options.threads, options.isa).with_activations(options.activations);
+            let cpu = match &options.machine {
+                Some(machine) => CpuBackend::on(machine.pool(), options.isa),
+                None => CpuBackend::new(options.threads, options.isa),
+            };
+            let cpu = cpu.with_activations(options.activations);
             let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);
             let dispatch = LlmBackendDispatch::of(selection.kind, activation_dtype, cpu, routing)?;
             let Loaded { forward, mut linears } = files.architecture.load(&files.checkpoint, &dispatch)?;

@@ -51,6 +51,8 @@ pub enum Command {
     List(ListArgs),
     /// Remove a model from the Hugging Face cache.
     Rm(RmArgs),
+    /// Show the models that a running server holds.
+    Ps(PsArgs),
     /// Show the prompt that a conversation becomes, and its tokens.
     Template(TemplateArgs),
     /// Measure a model's speed and memory beside this machine's limits.
@@ -146,13 +148,16 @@ pub struct ChatArgs {
     BACKSTOP_API_KEY, where other users of the machine do not see it."
 )]
 pub struct ServeArgs {
-    /// The model's name, directory or GGUF file [default: the built-in story model].
+    /// Models by name, directory or GGUF file: the first is loaded at once, and answers requests that name none; others are
+    /// loaded when they are asked for [default: the built-in story model].
     #[arg(value_name = "MODEL", conflicts_with = "model")]
-    pub path: Option<PathBuf>,
+    pub paths: Vec<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub session: SessionArgs,
+    #[command(flatten)]
+    pub several: SeveralArgs,
     /// The address to listen on; one beyond this machine needs --api-key.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -212,6 +217,42 @@ pub struct ServeArgs {
     /// How long answers go on after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub drain_timeout: Duration,
+}
+
+/// Several models in one server.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Several models")]
+pub struct SeveralArgs {
+    /// Offer the models in a folder and its folders, too, by their paths below it.
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// Offer all models on this machine, too, as `backstop list` shows them.
+    #[arg(long)]
+    pub all: bool,
+    /// What all loaded models may take together: 12GB, 8GiB. One that does not fit beside the others takes the place of those that
+    /// were not used the longest [default: what the machine has].
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub memory: Option<u64>,
+    /// Unload a model that nobody has used for as long: 30s, 10m, 1h [default: never]. A request's keep_alive says otherwise.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub idle_unload: Option<Duration>,
+}
+
+/// `backstop ps`.
+#[derive(Debug, ClapArgs)]
+pub struct PsArgs {
+    /// The server's address.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Its key [default: what BACKSTOP_API_KEY says].
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Also show models that are not loaded.
+    #[arg(long)]
+    pub all: bool,
+    /// Print what the server answers.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `backstop inspect`.
@@ -498,6 +539,16 @@ fn size(text: &str) -> Result<u64, String> {
     bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
         "expected a whole number of bytes, or of kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 512MB".into()
     })
+}
+
+/// A time: seconds, or with a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+    let unit = units.into_iter().find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, ms)));
+    let (number, unit) = unit.unwrap_or((text, 1000));
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let ms = number.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.checked_mul(unit));
+    ms.map(Duration::from_millis).ok_or_else(|| "expected a time such as 30s, 10m or 1h".to_owned())
 }
 
 /// A seed; -1 is one that nobody knows beforehand.

@@ -14,12 +14,12 @@ use super::summary::aligned;
 use super::{Usage, names, term};
 
 /// A line of the list.
-struct Row {
-    name: String,
+pub struct Row {
+    pub name: String,
     form: &'static str,
-    bytes: u64,
+    pub bytes: u64,
     origin: Origin,
-    path: std::path::PathBuf,
+    pub path: std::path::PathBuf,
 }
 
 pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
@@ -61,7 +61,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// All models, those of the cache first.
-fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+pub fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let form = |form: &Form| match form {
         Form::Safetensors => "safetensors",
         Form::Gguf { .. } => "GGUF",

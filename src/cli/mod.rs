@@ -10,7 +10,9 @@ mod inspect;
 mod interrupt;
 mod list;
 mod names;
+mod offers;
 mod parity;
+mod ps;
 mod pull;
 mod quantize;
 mod run;
@@ -69,6 +71,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pull(args) => pull::pull(&args),
         Command::List(args) => list::list(&args),
         Command::Rm(args) => list::rm(&args),
+        Command::Ps(args) => ps::ps(&args),
         Command::Template(args) => template::template(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
@@ -162,11 +165,20 @@ fn load_as(
     change: impl FnOnce(LoadOptions) -> LoadOptions,
 ) -> anyhow::Result<Loaded> {
     let started = Instant::now();
-    let isa = args.isa.as_deref().map(isa).transpose()?;
+    let options = change(load_options(args, session)?);
     let files = open_as(args)?;
     let name = files.name();
     let progress = term::Progress::start(move || format!("loading {name}"));
-    let options = LoadOptions {
+    let model = Model::load_with(files, options).map_err(typed)?;
+    drop(progress);
+    note_unused(args, &model);
+    Ok(Loaded { model, time: started.elapsed() })
+}
+
+/// How a model is loaded, as typed.
+fn load_options(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<LoadOptions> {
+    let isa = args.isa.as_deref().map(isa).transpose()?;
+    Ok(LoadOptions {
         backend: args.backend,
         threads: session.threads,
         context: session.ctx,
@@ -179,11 +191,12 @@ fn load_as(
         cpu_ops: args.cpu_ops.clone(),
         checker: grammar::checker(),
         ..LoadOptions::default()
-    };
-    let options = change(options);
-    let (cpu_ops, dtype) = (!options.cpu_ops.is_empty(), options.dtype.is_some());
-    let model = Model::load_with(files, options).map_err(typed)?;
-    drop(progress);
+    })
+}
+
+/// Says what was typed and changes nothing.
+fn note_unused(args: &ModelArgs, model: &Model) {
+    let (cpu_ops, dtype) = (!args.cpu_ops.is_empty(), args.dtype.is_some());
     if model.info().selection.kind == LlmBackendKind::Cpu && (cpu_ops || dtype) {
         let what = ["--cpu-ops", "--dtype"].into_iter().zip([cpu_ops, dtype]);
         let what: Vec<&str> = what.filter_map(|(name, typed)| typed.then_some(name)).collect();
@@ -192,7 +205,6 @@ fn load_as(
             what.join(" with ")
         ));
     }
-    Ok(Loaded { model, time: started.elapsed() })
 }
 
 fn isa(name: &str) -> anyhow::Result<Isa> {

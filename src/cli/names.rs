@@ -18,8 +18,8 @@ pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
 }
 
 /// What a model goes by where it was named, and not given by its path.
-pub fn typed(args: &ModelArgs, path: Option<&Path>) -> Option<String> {
-    let text = path.or(args.model.as_deref())?.to_str()?;
+pub fn of(typed: &Path) -> Option<String> {
+    let text = typed.to_str()?;
     let name = Name::parse(text).ok()?;
     (!matches!(name, Name::Path(_))).then(|| text.to_owned())
 }

@@ -1,17 +1,18 @@
-//! `backstop serve`: a model over HTTP.
+//! `backstop serve`: models over HTTP.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use backstop::Error;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
-use backstop::{Error, LoadOptions};
 
 use super::args::ServeArgs;
 use super::interrupt::Interruptible;
-use super::{INTERRUPTED, Loaded, Usage, names, term};
+use super::offers::{self, Offered};
+use super::{INTERRUPTED, Loaded, Usage, term};
 
 /// How long connections that are cut off may take to notice.
 const CUT_OFF: Duration = Duration::from_secs(2);
@@ -27,57 +28,64 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         }
         other => super::typed(other),
     })?;
-    let model = names::replace(&args.model, args.path.as_deref());
-    let Loaded { model, time } = super::load_as(&model, &args.session, |options| LoadOptions {
-        max_sequences: Some(args.parallel),
-        pooling: args.pooling,
-        ..options
-    })?;
+    let Offered { models, first } = offers::offer(args)?;
     has_descriptors()?;
     // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the server")?;
     runtime.block_on(async {
         let stop = signalled()?;
-        let info = model.info();
-        term::note(format_args!(
-            "{} on {}, loaded in {:.1} s: {}",
-            info.name,
-            model.engine().backend(),
-            time.as_secs_f64(),
-            info.selection.reason
-        ));
-        let (context, trained) = (info.context, info.config.max_context());
-        let most = if context < trained { format!(" of {trained}") } else { String::new() };
-        term::note(format_args!("context: {context}{most} tokens; KV cache: up to {}", Bytes(info.kv_memory)));
-        if model.tokenizer().is_err() {
-            term::note(format_args!(
-                "note: {} has no tokenizer: it answers /v1/completions with token ids alone; tokenizer.json beside its \
-                 config.json is what the other routes need",
-                info.name
-            ));
-        } else if info.config.bidirectional {
-            let ranks = if info.config.labels == Some(1) { " and /v1/rerank" } else { "" };
-            term::note(format_args!(
-                "note: {} generates no text: it answers /v1/embeddings{ranks}",
-                info.name
-            ));
-        } else if info.config.headless {
-            term::note(format_args!("note: {} has no output head: it answers /v1/embeddings", info.name));
-        } else if !model.has_template() {
-            term::note(format_args!(
-                "note: {} has no chat template, so it answers /v1/completions alone: --chat-template FILE gives it one, or \
-                 --chat-template chatml",
-                info.name
-            ));
+        match &first {
+            Some((_, loaded)) => {
+                super::note_unused(&args.model, &loaded.model);
+                tell(loaded);
+            }
+            None => term::note("models are loaded when they are asked for"),
         }
+        if models.len() > 1 {
+            term::note(format_args!("{} models: backstop ps --all shows them", models.len()));
+        }
+        drop(first);
         term::note(format_args!("listening on http://{}", listener.address()));
-        server::serve(listener, model, options, stop).await?;
+        server::serve_models(listener, models, options, stop).await?;
         anyhow::Ok(())
     })?;
     // What still runs after the drain is cut off.
     runtime.shutdown_timeout(CUT_OFF);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what the model is that answers, and what it answers.
+fn tell(Loaded { model, time }: &Loaded) {
+    let info = model.info();
+    term::note(format_args!(
+        "{} on {}, loaded in {:.1} s: {}",
+        info.name,
+        model.engine().backend(),
+        time.as_secs_f64(),
+        info.selection.reason
+    ));
+    let (context, trained) = (info.context, info.config.max_context());
+    let most = if context < trained { format!(" of {trained}") } else { String::new() };
+    term::note(format_args!("context: {context}{most} tokens; KV cache: up to {}", Bytes(info.kv_memory)));
+    if model.tokenizer().is_err() {
+        term::note(format_args!(
+            "note: {} has no tokenizer: it answers /v1/completions with token ids alone; tokenizer.json beside its \
+             config.json is what the other routes need",
+            info.name
+        ));
+    } else if info.config.bidirectional {
+        let ranks = if info.config.labels == Some(1) { " and /v1/rerank" } else { "" };
+        term::note(format_args!("note: {} generates no text: it answers /v1/embeddings{ranks}", info.name));
+    } else if info.config.headless {
+        term::note(format_args!("note: {} has no output head: it answers /v1/embeddings", info.name));
+    } else if !model.has_template() {
+        term::note(format_args!(
+            "note: {} has no chat template, so it answers /v1/completions alone: --chat-template FILE gives it one, or \
+             --chat-template chatml",
+            info.name
+        ));
+    }
 }
 
 /// Whether as many files may be opened as the server's own need; tokio takes it for granted.
@@ -147,7 +155,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         api_keys,
         parallel: args.parallel,
         max_queue: args.max_queue,
-        aliases: args.alias.iter().cloned().chain(names::typed(&args.model, args.path.as_deref())).collect(),
+
         cors: args.cors.clone(),
         allowed_hosts: args.allowed_host.clone(),
         body_limit: args.body_limit,

@@ -5,6 +5,7 @@
 
 mod guide;
 mod load;
+pub mod machine;
 mod memory;
 mod prefix;
 mod queue;
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::refusals;
 
 pub use load::{KvLoad, Load};
+pub use machine::Machine;
 pub(crate) use request::{
     Answer, CancelOnDrop, EmbedRequest, Event, GenerateRequest, Request, RequestKind, RowSink, ScoreRequest,
     Sink,
@@ -54,11 +56,14 @@ pub struct EngineOptions {
     pub context: usize,
     /// Bytes that K and V of all sequences may take, what is kept for sequences that begin alike included.
     pub kv_memory: u64,
+    /// What the engine shares with others; its steps then take turns with theirs.
+    pub machine: Option<Machine>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { prefill_chunk: 512, step_tokens: 1024, max_sequences: 16, context: 4096, kv_memory: 4 << 30 }
+        let (step_tokens, kv_memory) = (1024, 4 << 30);
+        Self { prefill_chunk: 512, step_tokens, max_sequences: 16, context: 4096, kv_memory, machine: None }
     }
 }
 

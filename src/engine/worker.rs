@@ -17,7 +17,7 @@ use super::runtime::{Runtime, StepOutputs};
 use super::sequence::Sequence;
 use super::slot::Slot;
 use super::step::{Ahead, InFlight, planned, with_logits};
-use super::{Command, EngineOptions};
+use super::{Command, EngineOptions, Machine};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::backend::KvPage;
 use crate::backend::batch::{Batch, Run, Tokens};
@@ -234,7 +234,10 @@ impl Worker {
 
     /// A step whose panic ends at most the sequences that it ran.
     fn guarded_step(&mut self) {
+        let machine = self.options.machine.clone();
+        let turn = machine.as_ref().map(Machine::turn);
         let result = catch_unwind(AssertUnwindSafe(|| self.step()));
+        drop(turn);
         let stepping = std::mem::take(&mut self.stepping);
         if let Err(panic) = result {
             let what = panic_text(&*panic);

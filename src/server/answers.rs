@@ -8,10 +8,11 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::app::{App, QueuePlace, random};
+use super::app::{QueuePlace, random};
 use super::budget::Charge;
 use super::failure::Failure;
 use super::metrics::whole_pages;
+use super::served::Served;
 use crate::chat::Turn;
 use crate::engine::{Event, FinishReason, Sink, Stats};
 use crate::error::Error;
@@ -189,7 +190,7 @@ fn bytes(event: &Event) -> usize {
 
 /// The sequences of one request.
 pub(crate) struct Answers {
-    app: Arc<App>,
+    app: Arc<Served>,
     events: UnboundedReceiver<Queued>,
     sequences: Vec<Sequence>,
     /// How many have not ended.
@@ -222,12 +223,7 @@ impl Answers {
     ///
     /// Events wait in a channel without a bound of its own: a sequence has at most as many as the context has tokens, and
     /// the engine's thread never waits for a reader. While they take what bodies and answers may take together, no body is let in.
-    pub fn start(
-        app: &Arc<App>,
-        job: &Job,
-        places: Vec<QueuePlace>,
-        asked: Instant,
-    ) -> Result<Self, Failure> {
+    pub fn start(app: &Arc<Served>, job: &Job, places: Vec<QueuePlace>) -> Result<Self, Failure> {
         let (sender, events) = unbounded_channel();
         let mut places = places.into_iter();
         let mut options = job.options.clone();
@@ -251,7 +247,7 @@ impl Answers {
         let prompt = job.prompts.iter().map(Vec::len).sum();
         let usage = Usage { prompt, ..Usage::default() };
         let live = sequences.len();
-        Ok(Self { app: Arc::clone(app), events, sequences, live, asked, n: job.n, usage })
+        Ok(Self { app: Arc::clone(app), events, sequences, live, asked: app.asked, n: job.n, usage })
     }
 
     /// How many texts there are.

@@ -1,18 +1,16 @@
 //! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's API.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
 use super::answers::{AnswerPart, Answers, CallPart, Collected, Finish, Job, Update, Usage};
-use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
 use super::params::{self, text_of};
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::sample::Grammar;
@@ -26,8 +24,7 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
-        app.check_model(fields.string("model")?.as_deref())?;
+    fn take(fields: &mut Fields) -> Result<Self, Failure> {
         // Caching is the engine's own business, and changes no answer.
         fields.ignore(&["metadata", "service_tier", "cache_control", "user_profile_id", "workspace_id"]);
         fields.hints(&["context_management", "container", "mcp_servers", "betas", "speed", "inference_geo"]);
@@ -199,10 +196,8 @@ fn push(out: &mut Vec<Message>, message: Message) {
     out.push(message);
 }
 
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let asked = Instant::now();
-    let mut fields = fields(&app, request).await?;
-    let Conversation { chat, format } = Conversation::take(&app, &mut fields)?;
+pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
+    let Conversation { chat, format } = Conversation::take(&mut fields)?;
     // The service requires it; of a server for oneself, the model's own limit is meant.
     let max_tokens = params::max_tokens(&mut fields, &["max_tokens"])?;
     let sampling = params::sampling(&app, &mut fields)?;
@@ -214,7 +209,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let options = Options { max_tokens, sampling, stop, cache_salt, ..Options::default() };
     let job = Job::of_turn(&turn, 1, options);
-    let answers = Answers::start(&app, &job, places, asked)?;
+    let answers = Answers::start(&app, &job, places)?;
     let shape = MessageShape { id: app.id("msg_"), model: app.name.clone() };
     if stream {
         let usage = answers.usage();
@@ -224,9 +219,8 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     Ok(json_body(&shape.whole(texts, usage)))
 }
 
-pub(crate) async fn count(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    let Conversation { chat, format } = Conversation::take(&app, &mut fields)?;
+pub(crate) async fn count(app: Arc<Served>, mut fields: Fields) -> Reply {
+    let Conversation { chat, format } = Conversation::take(&mut fields)?;
     // What a request to generate has beside its conversation takes no tokens of the prompt.
     fields.ignore(&["max_tokens", "stream", "stop_sequences", "temperature", "top_k", "top_p"]);
     fields.finish()?;

@@ -1,6 +1,6 @@
-//! What all requests share: the model, the places for sequences, the counters.
+//! What all requests share: the models, the places for sequences, the counters.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,25 +11,26 @@ use tokio::sync::Semaphore;
 
 use super::Options;
 use super::budget::Budget;
-use super::failure::Failure;
+use super::described::Described;
+use super::failure::{Dialect, Failure, thread_failed};
 use super::metrics::Metrics;
 use super::store::Store;
-use crate::error::Result;
-use crate::model::Model;
+use crate::models::{ModelStatus, Models};
 
 /// Texts that are made into tokens at one time: each takes up to two threads.
 const ENCODERS: usize = 4;
 
 /// The server's state.
 pub(crate) struct App {
-    pub model: Model,
-    /// The name that clients see; `options.aliases` are others.
-    pub name: String,
-    /// What makes answers with one seed equal.
-    pub fingerprint: String,
+    pub models: Models,
     pub options: Options,
     pub metrics: Metrics,
-    pub places: Arc<Places>,
+    /// Places for the sequences of each model, by its name.
+    places: Mutex<HashMap<String, Arc<Places>>>,
+    /// What models are that somebody asked about, by their names.
+    described: Mutex<HashMap<String, Arc<Described>>>,
+    /// Places for requests that wait for their models.
+    pub waiting: Arc<Places>,
     /// What bodies and answers may hold.
     pub budget: Arc<Budget>,
     /// Whether the address is this machine's alone.
@@ -42,24 +43,20 @@ pub(crate) struct App {
     noted: Mutex<HashSet<String>>,
     /// Answers of `/v1/responses` that later requests may go on from.
     pub store: Store,
-    encoders: Semaphore,
+    pub encoders: Semaphore,
     /// Makes ids of one process unlike those of another.
     salt: u64,
     ids: AtomicU64,
 }
 
 impl App {
-    pub fn new(model: Model, options: Options, loopback: bool) -> Self {
-        let name = if model.info().is_builtin() { "stories".to_owned() } else { model.info().name.clone() };
-        let places = Places { taken: AtomicUsize::new(0), most: options.parallel + options.max_queue };
-        let kind = model.info().selection.kind.name();
-        let fingerprint = format!("backstop-{}-{kind}", env!("CARGO_PKG_VERSION"));
+    pub fn new(models: Models, options: Options, loopback: bool) -> Self {
         Self {
-            model,
-            name,
-            fingerprint,
+            models,
             metrics: Metrics::default(),
-            places: Arc::new(places),
+            places: Mutex::default(),
+            described: Mutex::default(),
+            waiting: Places::new(options.parallel + options.max_queue),
             // The largest body fits by itself.
             budget: Budget::new(options.buffer_memory.max(options.body_limit)),
             loopback,
@@ -103,74 +100,100 @@ impl App {
         format!("{prefix}{:016x}{:08x}", self.salt, self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The bytes of the text of a token.
-    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        let Ok(tokenizer) = self.model.tokenizer() else { return Vec::new() };
-        match tokenizer.token_bytes(id) {
-            Ok(bytes) => bytes.unwrap_or_default(),
-            // Such a token has no bytes of its own: these are those that it has alone.
-            Err(_) => tokenizer.decode(&[id]).unwrap_or_default().into_bytes(),
+    /// The name of the model that is called so; none means the first.
+    ///
+    /// # Errors
+    /// 404 where no model is, in the words that the API's clients look for.
+    pub fn find(&self, called: Option<&str>, dialect: Dialect) -> Result<String, Failure> {
+        if let Some(name) = self.models.find(called) {
+            return Ok(name);
         }
-    }
-
-    /// Refuses a model that is not this one; none means this one.
-    pub fn check_model(&self, asked: Option<&str>) -> Result<(), Failure> {
-        match asked {
-            Some(asked)
-                if asked != self.name
-                    && !self.options.aliases.iter().any(|alias| alias == asked || alias == "*") =>
-            {
-                let what = format!(
-                    "the model {} does not exist, this server has {} (--alias NAME adds a name, --alias '*' takes any)",
-                    crate::json::quote(asked),
-                    crate::json::quote(&self.name)
-                );
-                let failure = Failure::new(StatusCode::NOT_FOUND, what).with_code("model_not_found");
-                Err(Failure { param: Some("model".into()), ..failure })
+        let called = called.unwrap_or_default();
+        if dialect == Dialect::Ollama {
+            // A model without a tag has this one there.
+            let other = match called.strip_suffix(":latest") {
+                Some(plain) => plain.to_owned(),
+                None => format!("{called}:latest"),
+            };
+            if let Some(name) = self.models.find(Some(&other)) {
+                return Ok(name);
             }
-            _ => Ok(()),
+        }
+        let quoted = crate::json::quote(called);
+        let what = match dialect {
+            Dialect::Ollama => {
+                // In Ollama's own quotes; what is long is cut, and no control character gets into the log.
+                let name = quoted.strip_prefix('"').unwrap_or(&quoted);
+                format!("model '{}' not found", name.strip_suffix('"').unwrap_or(name))
+            }
+            Dialect::OpenAi | Dialect::Anthropic => format!(
+                "the model {quoted} does not exist, this server has {} (--alias NAME adds a name, --alias '*' takes any)",
+                self.names()
+            ),
+        };
+        let failure = Failure::new(StatusCode::NOT_FOUND, what).with_code("model_not_found");
+        Err(Failure { param: Some("model".into()), ..failure })
+    }
+
+    /// What a model is, where it is loaded, or somebody asked about it before.
+    pub fn described(&self, status: &ModelStatus) -> Option<Arc<Described>> {
+        let mut known = self.described.lock();
+        match &status.model {
+            Some(model) => {
+                let described = Arc::new(Described::of(model));
+                known.insert(status.name.clone(), Arc::clone(&described));
+                Some(described)
+            }
+            None => known.get(&status.name).cloned(),
         }
     }
 
-    /// Does `work` on a thread where it may take its time: making tokens of text, and text of messages.
-    pub async fn apart<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let _permit = self.encoders.acquire().await.map_err(|_| thread_failed())?;
-        self.beside(work).await
+    /// What a model is, from its files where it is not loaded.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub async fn describe(self: &Arc<Self>, status: &ModelStatus) -> Result<Arc<Described>, Failure> {
+        if let Some(described) = self.described(status) {
+            return Ok(described);
+        }
+        let (app, name) = (Arc::clone(self), status.name.clone());
+        let read = tokio::task::spawn_blocking(move || Described::of_files(&app.models.files(&name)?)).await;
+        let described = Arc::new(read.map_err(|_| thread_failed())??);
+        self.described.lock().insert(status.name.clone(), Arc::clone(&described));
+        Ok(described)
     }
 
-    /// Does `work` on a thread where it may wait, as for the engine.
-    pub async fn beside<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let model = self.model.clone();
-        let done = tokio::task::spawn_blocking(move || work(&model)).await;
-        Ok(done.map_err(|_| thread_failed())??)
+    /// The names of the models, the first of them where there are many.
+    fn names(&self) -> String {
+        const MOST: usize = 8;
+        let models = self.models.list();
+        let shown = models.iter().take(MOST).map(|model| crate::json::quote(&model.name).to_string());
+        let more = if models.len() > MOST { ", …" } else { "" };
+        format!("{}{more}", shown.collect::<Vec<_>>().join(", "))
     }
 
-    /// Places for `count` sequences.
+    /// The places for sequences of a model.
+    pub fn places_of(&self, name: &str) -> Arc<Places> {
+        let most = self.options.parallel + self.options.max_queue;
+        Arc::clone(self.places.lock().entry(name.to_owned()).or_insert_with(|| Places::new(most)))
+    }
+
+    /// `count` of `places`.
     ///
     /// # Errors
     /// 429 while there are not as many; 400 where there never are.
-    pub fn places(&self, count: usize) -> Result<Vec<QueuePlace>, Failure> {
-        let most = self.places.most;
+    pub fn take(&self, places: &Arc<Places>, count: usize) -> Result<Vec<QueuePlace>, Failure> {
+        let most = places.most;
         if count > most {
             let what = format!("{count} texts at once, at most {most} fit (--parallel and --max-queue)");
             return Err(Failure::bad(what));
         }
-        self.places.take(count).ok_or_else(|| {
+        places.take(count).ok_or_else(|| {
             let what = format!("all {most} places are taken (--parallel and --max-queue): try again later");
             Failure::new(StatusCode::TOO_MANY_REQUESTS, what)
                 .retry_after(self.metrics.retry_after(self.options.parallel))
         })
     }
-}
-
-fn thread_failed() -> Failure {
-    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a thread of the server failed")
 }
 
 /// Places for sequences, in flight or in the queue.
@@ -185,6 +208,10 @@ pub(crate) struct Places {
 pub(crate) struct QueuePlace(Arc<Places>);
 
 impl Places {
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { taken: AtomicUsize::new(0), most })
+    }
+
     fn take(self: &Arc<Self>, count: usize) -> Option<Vec<QueuePlace>> {
         let more = |taken: usize| (taken + count <= self.most).then_some(taken + count);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
@@ -220,7 +247,7 @@ mod tests {
 
     #[test]
     fn places_come_back() {
-        let places = Arc::new(Places { taken: AtomicUsize::new(0), most: 3 });
+        let places = Places::new(3);
         let two = places.take(2).unwrap();
         assert!(places.take(2).is_none());
         let one = places.take(1).unwrap();

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::app::{App, QueuePlace};
+use super::app::QueuePlace;
 use super::failure::Failure;
+use super::served::Served;
 use crate::engine::CancelOnDrop;
 use crate::error::{Error, Result};
 
@@ -27,7 +28,7 @@ struct Running<T> {
 
 impl<T: Send + 'static> Beside<T> {
     /// Room for the texts of a request, which takes one place of the queue.
-    pub fn new(app: &App) -> Result<Self, Failure> {
+    pub fn new(app: &Served) -> Result<Self, Failure> {
         let most = (app.model.engine().max_sequences() / 2).max(1);
         Ok(Self { running: VecDeque::new(), most, place: Arc::new(app.places(1)?) })
     }

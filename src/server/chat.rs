@@ -1,19 +1,17 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
 use super::answers::{AnswerPart, Answers, CallPart, Collected, Job, Scored, Update, Usage};
-use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::Fields;
 use super::openai::{ChunkShape, finish_reason, scored_json};
 use super::params::{self, Common};
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use crate::sample::Grammar;
 use crate::text::Chat;
@@ -28,7 +26,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn take(app: &App, mut fields: Fields) -> Result<Self, Failure> {
+    fn take(app: &Served, mut fields: Fields) -> Result<Self, Failure> {
         let mut common = Common::take(app, &mut fields)?;
         let chat = conversation(&mut fields)?;
         let format = forms::response_format(&mut fields)?;
@@ -59,13 +57,12 @@ pub(crate) fn conversation(fields: &mut Fields) -> Result<Chat, Failure> {
     Ok(chat)
 }
 
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let asked = Instant::now();
-    let Asked { common, chat, format, logprobs } = Asked::take(&app, fields(&app, request).await?)?;
+pub(crate) async fn create(app: Arc<Served>, fields: Fields) -> Reply {
+    let Asked { common, chat, format, logprobs } = Asked::take(&app, fields)?;
     let places = app.places(common.n)?;
     let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
     let job = Job::of_turn(&turn, common.n, common.options);
-    let answers = Answers::start(&app, &job, places, asked)?;
+    let answers = Answers::start(&app, &job, places)?;
     let shape = ChunkShape::new(&app, "chatcmpl-", logprobs);
     if common.stream {
         return Ok(sse::stream(answers, Chunks { shape, usage: common.usage, n: common.n }));

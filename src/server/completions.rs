@@ -1,19 +1,17 @@
 //! `POST /v1/completions`: text without a chat template.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
 use super::answers::{AnswerPart, Answers, Collected, Job, Scored, Update, Usage};
-use super::app::App;
 use super::failure::{Dialect, Failure, json_body};
 use super::forms;
 use super::json::{Fields, shown};
 use super::openai::{ChunkShape, finish_reason, logprob_json};
 use super::params::Common;
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use crate::generate::Options;
 use crate::model::Model;
@@ -95,9 +93,7 @@ pub(crate) fn prompts(fields: &mut Fields, name: &str, most: usize) -> Result<Ve
     Ok(prompts)
 }
 
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let asked = Instant::now();
-    let mut fields = fields(&app, request).await?;
+pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     let mut common = Common::take(&app, &mut fields)?;
     let prompts = prompts(&mut fields, "prompt", MAX_PROMPTS)?;
     let parse = fields.flag("parse_special")?.unwrap_or(true);
@@ -116,7 +112,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
         })
         .await?;
     let job = Job { prompts, n: common.n, options: Options { constraint, ..common.options }, parser: None };
-    let answers = Answers::start(&app, &job, places, asked)?;
+    let answers = Answers::start(&app, &job, places)?;
     let shape = ChunkShape::new(&app, "cmpl-", top.is_some());
     if common.stream {
         let offsets = vec![0; answers.len()];

@@ -3,27 +3,25 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::app::App;
 use super::beside::Beside;
 use super::completions::{Prompt, prompts};
 use super::cut;
 use super::failure::{Failure, json_body};
+use super::json::Fields;
 use super::params::IGNORED;
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use crate::forward::Pooling;
 use crate::model::Model;
 
 /// Texts of one request, as many as OpenAI's service takes.
 pub(crate) const MAX_INPUTS: usize = 2048;
 
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    app.check_model(fields.string("model")?.as_deref())?;
+pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     let prompts = prompts(&mut fields, "input", MAX_INPUTS)?;
     let parse = fields.flag("parse_special")?.unwrap_or(true);
     let base64 = match fields.string("encoding_format")?.as_deref() {
@@ -63,7 +61,7 @@ pub(crate) struct Vectors {
 
 /// The vectors of the texts of `input`, shortened to `dimensions`, whose tokens `encode` makes.
 pub(crate) async fn vectors(
-    app: &Arc<App>,
+    app: &Arc<Served>,
     prompts: Vec<Prompt>,
     dimensions: Option<usize>,
     encode: impl Fn(&Model, Prompt) -> crate::Result<Vec<u32>> + Copy + Send + 'static,

@@ -203,9 +203,15 @@ impl From<Error> for Failure {
             | Error::Tokenizer(_)
             | Error::Sampling(_)
             | Error::Engine(_)
+            | Error::Load { .. }
             | Error::Hub { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }
+}
+
+/// A thread of the server's own panicked.
+pub(crate) fn thread_failed() -> Failure {
+    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a thread of the server failed")
 }
 
 /// A JSON answer.

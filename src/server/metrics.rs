@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::budget::Budget;
-use crate::backend::FallbackReport;
 use crate::backend::kv::PAGE;
-use crate::engine::{Load, Stats};
+use crate::engine::{Engine, Load, Stats};
+use crate::models::ModelStatus;
 
 /// Upper bounds of a histogram's buckets, in seconds: from a step of a tiny model to a long prompt of a large one.
 const BOUNDS: [f64; 14] =
@@ -106,27 +106,16 @@ impl Metrics {
         wait.ceil().clamp(1.0, 60.0) as u64
     }
 
-    /// All of it as text.
-    pub fn text(&self, load: Load, report: &FallbackReport, budget: &Budget) -> String {
+    /// All of it as text. What engines count has their models' names where there are several models.
+    pub fn text(&self, models: &[ModelStatus], budget: &Budget) -> String {
         let mut out = String::new();
         head(&mut out, "requests_total", "Requests answered, by route and status.", "counter");
         for ((route, status), count) in self.requests.lock().iter() {
             let _ = writeln!(out, "backstop_requests_total{{route=\"{route}\",status=\"{status}\"}} {count}");
         }
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let gauges = [
-            ("connections", "Open connections.", self.connections.load(Ordering::Relaxed)),
-            ("sequences_queued", "Sequences that wait for a place or for memory.", load.queued as u64),
-            (
-                "sequences_waiting_for_memory",
-                "Of these, those that have a place.",
-                load.waiting_for_memory as u64,
-            ),
-            ("sequences_running", "Sequences in flight.", load.running as u64),
-            ("kv_budget_bytes", "What keys and values may take.", load.kv.budget),
-            ("kv_used_bytes", "What they take, each shared page counted once.", load.kv.used),
-            ("kv_kept_bytes", "Of this, pages kept for prompts that begin alike.", load.kv.kept),
-            ("kv_shared_bytes", "Of these, pages that running sequences use.", load.kv.shared),
-            ("kv_reserved_bytes", "What running sequences may take beside those.", load.kv.reserved),
+            ("connections", "Open connections.", of(&self.connections)),
             ("buffer_budget_bytes", "What bodies and answers may take.", budget.most() as u64),
             (
                 "buffer_used_bytes",
@@ -138,9 +127,7 @@ impl Metrics {
             head(&mut out, name, help, "gauge");
             let _ = writeln!(out, "backstop_{name} {value}");
         }
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = [
-            ("steps_total", "Steps of the engine.", load.steps),
             ("cancelled_total", "Requests whose client went away.", of(&self.cancelled)),
             ("prompt_tokens_total", "Tokens of prompts.", of(&self.prompt_tokens)),
             (
@@ -159,23 +146,12 @@ impl Metrics {
                 "Tokens that these did not compute, in whole pages.",
                 of(&self.cached_tokens),
             ),
-            ("kv_evicted_pages_total", "Kept pages that gave way to others.", load.kv.evicted),
         ];
         for (name, help, value) in counters {
             head(&mut out, name, help, "counter");
             let _ = writeln!(out, "backstop_{name} {value}");
         }
-        head(&mut out, "fallbacks_total", "Ops that the CPU computed for MLX, by reason.", "counter");
-        for (op, reason, count) in report.fallbacks() {
-            let reason = escaped(&reason);
-            let _ = writeln!(out, "backstop_fallbacks_total{{op=\"{op}\",reason=\"{reason}\"}} {count}");
-        }
-        head(&mut out, "replays_total", "Steps that the CPU computed anew, by reason.", "counter");
-        for (reason, count) in report.replays() {
-            let _ = writeln!(out, "backstop_replays_total{{reason=\"{}\"}} {count}", escaped(&reason));
-        }
-        head(&mut out, "left_mlx", "Whether the model stays on the CPU after failures of MLX.", "gauge");
-        let _ = writeln!(out, "backstop_left_mlx {}", u8::from(report.left_mlx().is_some()));
+        self.engines(&mut out, models);
         let histograms = [
             (&self.first_token, "time_to_first_token_seconds", "From a request to its first token."),
             (&self.between_tokens, "inter_token_seconds", "From one token of a sequence to its next."),
@@ -186,7 +162,78 @@ impl Metrics {
         }
         out
     }
+
+    /// What the engines of the loaded models count and hold.
+    fn engines(&self, out: &mut String, models: &[ModelStatus]) {
+        let several = models.len() > 1;
+        let engines =
+            models.iter().filter_map(|status| Some((&status.name, status.model.as_ref()?.engine())));
+        // A label's text, and what goes before another label.
+        let engines: Vec<(String, &Engine, Load)> = engines
+            .map(|(name, engine)| {
+                let label = if several { format!("model=\"{}\"", escaped(name)) } else { String::new() };
+                (label, engine, engine.load())
+            })
+            .collect();
+        let braced = |label: &str| if label.is_empty() { String::new() } else { format!("{{{label}}}") };
+        if several {
+            head(out, "model_loaded", "Whether a model is loaded.", "gauge");
+            for status in models {
+                let (name, loaded) = (escaped(&status.name), u8::from(status.model.is_some()));
+                let _ = writeln!(out, "backstop_model_loaded{{model=\"{name}\"}} {loaded}");
+            }
+        }
+        for (name, help, kind, value) in OF_ENGINES {
+            head(out, name, help, kind);
+            for (label, _, load) in &engines {
+                let _ = writeln!(out, "backstop_{name}{} {}", braced(label), value(load));
+            }
+        }
+        let with = |label: &str| if label.is_empty() { String::new() } else { format!("{label},") };
+        head(out, "fallbacks_total", "Ops that the CPU computed for MLX, by reason.", "counter");
+        for (label, engine, _) in &engines {
+            for (op, reason, count) in engine.report().fallbacks() {
+                let (label, reason) = (with(label), escaped(&reason));
+                let _ = writeln!(
+                    out,
+                    "backstop_fallbacks_total{{{label}op=\"{op}\",reason=\"{reason}\"}} {count}"
+                );
+            }
+        }
+        head(out, "replays_total", "Steps that the CPU computed anew, by reason.", "counter");
+        for (label, engine, _) in &engines {
+            for (reason, count) in engine.report().replays() {
+                let (label, reason) = (with(label), escaped(&reason));
+                let _ = writeln!(out, "backstop_replays_total{{{label}reason=\"{reason}\"}} {count}");
+            }
+        }
+        head(out, "left_mlx", "Whether the model stays on the CPU after failures of MLX.", "gauge");
+        for (label, engine, _) in &engines {
+            let left = u8::from(engine.report().left_mlx().is_some());
+            let _ = writeln!(out, "backstop_left_mlx{} {left}", braced(label));
+        }
+    }
 }
+
+/// What is told of each engine: a name, what it means, its type, its value.
+type OfEngine = (&'static str, &'static str, &'static str, fn(&Load) -> u64);
+
+const OF_ENGINES: [OfEngine; 10] = [
+    ("sequences_queued", "Sequences that wait for a place or for memory.", "gauge", |load| {
+        load.queued as u64
+    }),
+    ("sequences_waiting_for_memory", "Of these, those that have a place.", "gauge", |load| {
+        load.waiting_for_memory as u64
+    }),
+    ("sequences_running", "Sequences in flight.", "gauge", |load| load.running as u64),
+    ("kv_budget_bytes", "What keys and values may take.", "gauge", |load| load.kv.budget),
+    ("kv_used_bytes", "What they take, each shared page counted once.", "gauge", |load| load.kv.used),
+    ("kv_kept_bytes", "Of this, pages kept for prompts that begin alike.", "gauge", |load| load.kv.kept),
+    ("kv_shared_bytes", "Of these, pages that running sequences use.", "gauge", |load| load.kv.shared),
+    ("kv_reserved_bytes", "What running sequences may take beside those.", "gauge", |load| load.kv.reserved),
+    ("steps_total", "Steps of the engine.", "counter", |load| load.steps),
+    ("kv_evicted_pages_total", "Kept pages that gave way to others.", "counter", |load| load.kv.evicted),
+];
 
 fn head(out: &mut String, name: &str, help: &str, kind: &str) {
     let _ = writeln!(out, "# HELP backstop_{name} {help}\n# TYPE backstop_{name} {kind}");

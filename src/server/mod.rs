@@ -6,9 +6,11 @@ mod app;
 mod beside;
 mod budget;
 mod chat;
+mod chosen;
 mod completions;
 mod connection;
 mod cut;
+mod described;
 mod embeddings;
 mod failure;
 mod forms;
@@ -16,6 +18,7 @@ mod guard;
 mod handlers;
 mod json;
 mod metrics;
+mod models;
 mod ollama;
 mod openai;
 mod page;
@@ -24,6 +27,7 @@ mod request;
 mod rerank;
 mod responses;
 mod routes;
+mod served;
 mod sse;
 mod store;
 mod texts;
@@ -35,6 +39,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::models::{Models, ModelsOptions};
 use app::App;
 use handlers::Handlers;
 
@@ -171,11 +176,28 @@ pub async fn serve(
     options: Options,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
+    let models = Models::new(ModelsOptions::default())?;
+    let name = if model.info().is_builtin() { "stories".to_owned() } else { model.info().name.clone() };
+    models.add(name, options.aliases.clone(), model)?;
+    serve_models(listener, models, options, stop).await
+}
+
+/// As [`serve`], with several models: the `model` of a request says which, and one that is not loaded is, before it answers.
+/// The first is what a request without a name means. `options.aliases` are not looked at: each model has its own.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_models(
+    listener: Listener,
+    models: Models,
+    options: Options,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
     let Listener { socket, address } = listener;
     let shown = address.to_string();
     let socket =
         tokio::net::TcpListener::from_std(socket).map_err(|source| Error::io(Path::new(&shown), source))?;
-    let app = Arc::new(App::new(model, options, address.ip().is_loopback()));
+    let app = Arc::new(App::new(models, options, address.ip().is_loopback()));
     connection::serve(app, Handlers::start()?, socket, stop).await;
     Ok(())
 }

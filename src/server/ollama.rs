@@ -1,4 +1,4 @@
-//! Ollama's API under `/api`, of the one model that is served: what is asked is read in `asked`, what is answered is written in
+//! Ollama's API under `/api`, of the models that are served: what is asked is read in `asked`, what is answered is written in
 //! `told`, and `models` tells what there is.
 
 mod asked;
@@ -7,22 +7,36 @@ mod told;
 mod vectors;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::response::Response;
+use serde_json::json;
 
 use super::answers::{Answers, Job};
-use super::app::App;
+use super::chosen::Wanted;
 use super::failure::{Failure, json_body};
 use super::json::Fields;
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use super::sse;
+use crate::models::Keep;
 use crate::sample::Grammar;
 use crate::text::{Chat, Message, PromptEnd};
 use asked::Asked;
 pub(crate) use models::{ps, refuse, show, tags, version};
 use told::{Lines, Shape, Told};
 pub(crate) use vectors::{embed, embed_one};
+
+/// What is said to who asks for nothing but that a model be unloaded which is not loaded.
+pub(crate) fn unload(wanted: &Wanted, fields: &Fields) -> Option<Response> {
+    let told = if wanted.path == "/api/chat" { Told::Chat } else { Told::Generate };
+    let empty =
+        |field: &str| fields.peek(field).is_none_or(|value| *value == json!("") || *value == json!([]));
+    if wanted.keep != Keep::For(Duration::ZERO) || !empty("prompt") || !empty("messages") {
+        return None;
+    }
+    Some(json_body(&told::idle(wanted.called.as_deref().unwrap_or_default(), told, "unload")))
+}
 
 /// What a text is generated from.
 enum Source {
@@ -33,9 +47,7 @@ enum Source {
 }
 
 /// `POST /api/chat`
-pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let begun = Instant::now();
-    let mut fields = fields(&app, request).await?;
+pub(crate) async fn chat(app: Arc<Served>, mut fields: Fields) -> Reply {
     let mut asked = Asked::take(&app, &mut fields)?;
     let messages = asked::messages(&mut fields)?;
     let from = if messages.is_empty() {
@@ -57,22 +69,20 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Reply
         Source::Chat(Box::new(chat))
     };
     fields.finish()?;
-    answer(app, asked, from, Told::Chat, begun).await
+    answer(app, asked, from, Told::Chat).await
 }
 
 /// `POST /api/generate`
-pub(crate) async fn generate(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let begun = Instant::now();
-    let mut fields = fields(&app, request).await?;
+pub(crate) async fn generate(app: Arc<Served>, mut fields: Fields) -> Reply {
     let mut asked = Asked::take(&app, &mut fields)?;
     let from = prompt(&app, &mut asked, &mut fields)?;
     fields.finish()?;
-    answer(app, asked, from, Told::Generate, begun).await
+    answer(app, asked, from, Told::Generate).await
 }
 
 /// What `/api/generate` goes on from: a conversation of one question, or the text itself where that is asked for or the model
 /// has no template.
-fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<Source, Failure> {
+fn prompt(app: &Served, asked: &mut Asked, fields: &mut Fields) -> Result<Source, Failure> {
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|system| !system.is_empty());
     let raw = fields.flag("raw")?.unwrap_or(false);
@@ -95,14 +105,15 @@ fn prompt(app: &App, asked: &mut Asked, fields: &mut Fields) -> Result<Source, F
     Ok(Source::Chat(Box::new(chat)))
 }
 
-async fn answer(app: Arc<App>, asked: Asked, from: Source, told: Told, begun: Instant) -> Reply {
-    let Asked { model, mut options, format, stream, logprobs, .. } = asked;
-    let shape = Shape { app: Arc::clone(&app), model, told, begun, logprobs };
+async fn answer(app: Arc<Served>, asked: Asked, from: Source, told: Told) -> Reply {
+    let Asked { mut options, format, stream, logprobs, .. } = asked;
+    let shape = Shape { app: Arc::clone(&app), told, logprobs };
     let places;
     let job = match from {
         Source::Nothing => {
             app.model.check_generates()?;
-            return Ok(json_body(&shape.loaded()));
+            let reason = if app.keep == Keep::For(Duration::ZERO) { "unload" } else { "load" };
+            return Ok(json_body(&told::idle(&app.called, told, reason)));
         }
         Source::Chat(chat) => {
             places = app.places(1)?;
@@ -116,7 +127,7 @@ async fn answer(app: Arc<App>, asked: Asked, from: Source, told: Told, begun: In
             Job { prompts: vec![prompt], n: 1, options, parser: None }
         }
     };
-    let answers = Answers::start(&app, &job, places, begun)?;
+    let answers = Answers::start(&app, &job, places)?;
     if stream {
         return Ok(sse::stream(answers, Lines::new(shape)));
     }

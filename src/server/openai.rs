@@ -5,11 +5,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::answers::{Finish, Scored, Timings, Usage};
-use super::app::{App, now};
+use super::app::now;
+use super::served::Served;
 
 /// What all parts of an answer have in common.
 pub(crate) struct ChunkShape {
-    pub app: Arc<App>,
+    pub app: Arc<Served>,
     /// Whether log-probabilities were asked for.
     pub logprobs: bool,
     id: String,
@@ -18,7 +19,7 @@ pub(crate) struct ChunkShape {
 
 impl ChunkShape {
     /// Of an answer whose id begins with `prefix`.
-    pub fn new(app: &Arc<App>, prefix: &str, logprobs: bool) -> Self {
+    pub fn new(app: &Arc<Served>, prefix: &str, logprobs: bool) -> Self {
         Self { app: Arc::clone(app), logprobs, id: app.id(prefix), created: now() }
     }
 
@@ -63,7 +64,7 @@ impl ChunkShape {
 }
 
 /// A token with its log-probability and those of the most likely ones, as chats and responses show it.
-pub(crate) fn scored_json(app: &App, scored: &Scored) -> Value {
+pub(crate) fn scored_json(app: &Served, scored: &Scored) -> Value {
     let mut entry = token_json(app, scored.token, scored.logprob);
     let top = scored.top.iter().map(|&(token, logprob)| token_json(app, token, logprob));
     entry.insert("top_logprobs".into(), top.map(Value::Object).collect::<Vec<_>>().into());
@@ -71,7 +72,7 @@ pub(crate) fn scored_json(app: &App, scored: &Scored) -> Value {
 }
 
 /// Bytes that are no whole character show as U+FFFD in `token`.
-fn token_json(app: &App, token: u32, logprob: f32) -> Map<String, Value> {
+fn token_json(app: &Served, token: u32, logprob: f32) -> Map<String, Value> {
     let bytes = app.token_bytes(token);
     let mut entry = Map::new();
     entry.insert("token".into(), String::from_utf8_lossy(&bytes).into());

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::answers::any_seed;
-use super::app::App;
 use super::failure::Failure;
 use super::json::{Fields, shown};
+use super::served::Served;
 use crate::generate::Options;
 use crate::sample::SamplingOptions;
 use crate::text::{Message, PromptEnd};
@@ -46,8 +46,7 @@ pub(crate) struct Common {
 
 impl Common {
     /// Takes the fields; what they leave open is as the model's `generation_config.json` has it.
-    pub fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
-        app.check_model(fields.string("model")?.as_deref())?;
+    pub fn take(app: &Served, fields: &mut Fields) -> Result<Self, Failure> {
         fields.ignore(&IGNORED);
         fields.hints(&HINTS);
         let sampling = sampling(app, fields)?;
@@ -87,7 +86,7 @@ impl Common {
 }
 
 /// The samplers of `run`, and OpenAI's penalties and biases.
-pub(crate) fn sampling(app: &App, fields: &mut Fields) -> Result<SamplingOptions, Failure> {
+pub(crate) fn sampling(app: &Served, fields: &mut Fields) -> Result<SamplingOptions, Failure> {
     let base = app.model.default_sampling();
     let count = |fields: &mut Fields, name: &str| {
         fields.none_below(name);

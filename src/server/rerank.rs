@@ -3,23 +3,20 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
-use super::app::App;
 use super::beside::Beside;
 use super::cut;
 use super::embeddings::MAX_INPUTS;
 use super::failure::{Failure, json_body};
 use super::json::{Fields, shown};
 use super::params::IGNORED;
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use crate::alloc;
 use crate::text::Cut;
 
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    app.check_model(fields.string("model")?.as_deref())?;
+pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     app.model.check_ranks()?;
     let query = fields.string("query")?;
     let query: Arc<str> = fields.required("query", query)?.into();

@@ -3,19 +3,18 @@
 mod input;
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 
 use super::answers::{AnswerPart, Answers, CallPart, Collected, Finish, Job, Scored, Update, Usage};
-use super::app::{App, now};
+use super::app::now;
 use super::failure::{Failure, json_body};
 use super::forms;
 use super::json::Fields;
 use super::openai::scored_json;
 use super::params::{self, IGNORED};
-use super::request::{Reply, fields};
+use super::request::Reply;
+use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use super::store::Caller;
 use crate::generate::Options;
@@ -33,10 +32,7 @@ fn refuse(fields: &mut Fields) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let asked = Instant::now();
-    let mut fields = fields(&app, request).await?;
-    app.check_model(fields.string("model")?.as_deref())?;
+pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     let instructions = fields.string("instructions")?;
     refuse(&mut fields)?;
     let previous = fields.peek("previous_response_id").cloned();
@@ -105,7 +101,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     };
     let options = Options { max_tokens, sampling, cache_salt, ..Options::default() };
     let job = Job::of_turn(&turn, 1, options);
-    let answers = Answers::start(&app, &job, places, asked)?;
+    let answers = Answers::start(&app, &job, places)?;
     if stream {
         return Ok(sse::stream(answers, Items::new(shape)));
     }
@@ -124,7 +120,7 @@ fn include(fields: &mut Fields) -> Result<bool, Failure> {
 struct ResponseShape {
     /// Who may go on from it.
     caller: Caller,
-    app: Arc<App>,
+    app: Arc<Served>,
     id: String,
     /// The answer before this one, by its id.
     previous: Value,

@@ -6,29 +6,35 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::json;
 use tower_service::Service as _;
 
 use super::UnknownFields;
 use super::app::App;
 use super::budget::{BodyCharge, ChargedBody};
+use super::chosen::{on_model, on_model_unless};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
-use super::request::Reply;
-use super::{anthropic, chat, completions, embeddings, guard, ollama, page, rerank, responses, texts};
+use super::{
+    anthropic, chat, completions, embeddings, guard, models, ollama, page, rerank, responses, texts,
+};
+use crate::engine::Load;
+use crate::error::Error;
+use crate::model::Model;
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 28] = [
+const ROUTES: [&str; 30] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
+    "/v1/models/load",
+    "/v1/models/unload",
     "/tokenize",
     "/detokenize",
     "/apply-template",
@@ -55,6 +61,9 @@ const ROUTES: [&str; 28] = [
     "/api/blobs",
 ];
 
+/// Those whose paths go on with a name.
+const NAMED: [&str; 2] = ["/v1/models", "/api/blobs"];
+
 /// How long an idle engine may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -71,26 +80,28 @@ impl Service {
             .route("/", get(page::root))
             .route("/health", get(health))
             .route("/metrics", get(metrics))
-            .route("/v1/models", get(models))
-            .route("/v1/models/{name}", get(model))
-            .route("/tokenize", post(texts::tokenize))
-            .route("/detokenize", post(texts::detokenize))
-            .route("/apply-template", post(texts::apply_template))
-            .route("/v1/chat/completions", post(chat::create))
-            .route("/v1/completions", post(completions::create))
-            .route("/v1/responses", post(responses::create))
-            .route("/v1/embeddings", post(embeddings::create))
-            .route("/v1/rerank", post(rerank::create))
-            .route("/v1/messages", post(anthropic::create))
-            .route("/v1/messages/count_tokens", post(anthropic::count))
+            .route("/v1/models", get(models::list))
+            .route("/v1/models/load", post(models::load))
+            .route("/v1/models/unload", post(models::unload))
+            .route("/v1/models/{*name}", get(models::one))
+            .route("/tokenize", on_model(texts::tokenize))
+            .route("/detokenize", on_model(texts::detokenize))
+            .route("/apply-template", on_model(texts::apply_template))
+            .route("/v1/chat/completions", on_model(chat::create))
+            .route("/v1/completions", on_model(completions::create))
+            .route("/v1/responses", on_model(responses::create))
+            .route("/v1/embeddings", on_model(embeddings::create))
+            .route("/v1/rerank", on_model(rerank::create))
+            .route("/v1/messages", on_model(anthropic::create))
+            .route("/v1/messages/count_tokens", on_model(anthropic::count))
             .route("/api/version", get(ollama::version))
             .route("/api/tags", get(ollama::tags))
             .route("/api/show", post(ollama::show))
             .route("/api/ps", get(ollama::ps))
-            .route("/api/chat", post(ollama::chat))
-            .route("/api/generate", post(ollama::generate))
-            .route("/api/embed", post(ollama::embed))
-            .route("/api/embeddings", post(ollama::embed_one))
+            .route("/api/chat", on_model_unless(ollama::unload, ollama::chat))
+            .route("/api/generate", on_model_unless(ollama::unload, ollama::generate))
+            .route("/api/embed", on_model(ollama::embed))
+            .route("/api/embeddings", on_model(ollama::embed_one))
             .route("/api/pull", any(ollama::refuse))
             .route("/api/push", any(ollama::refuse))
             .route("/api/create", any(ollama::refuse))
@@ -128,8 +139,7 @@ impl Service {
         request.extensions_mut().insert(charge.clone());
         let path = request.uri().path().to_owned();
         let path = path.as_str();
-        let known = |wanted: &str| ROUTES.iter().find(|route| **route == wanted).copied();
-        let route = known(path).or_else(|| known(parent(path))).unwrap_or("other");
+        let route = known(path).unwrap_or("other");
         let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
         let started = Instant::now();
         let asked = request.headers().clone();
@@ -202,7 +212,7 @@ fn usual(uri: &Uri) -> Option<Uri> {
         path = "/v1/rerank"; // Cohere's second version asks and is answered alike.
     }
     let versioned = format!("/v1{path}");
-    if ROUTES.iter().any(|route| *route == versioned || *route == parent(&versioned)) {
+    if known(&versioned).is_some() {
         path = &versioned;
     }
     if path == asked || path.is_empty() {
@@ -257,38 +267,74 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// `/v1/models` of `/v1/models/NAME`.
-fn parent(path: &str) -> &str {
-    path.rsplit_once('/').map_or(path, |(parent, _)| parent)
+/// The route that a path is of: `/v1/models` of `/v1/models/NAME`.
+fn known(path: &str) -> Option<&'static str> {
+    let of_name = |route: &&&str| {
+        NAMED.contains(route) && path.strip_prefix(**route).is_some_and(|rest| rest.starts_with('/'))
+    };
+    ROUTES.iter().find(|route| **route == path).or_else(|| ROUTES.iter().find(of_name)).copied()
 }
 
-/// Whether the engine works: its files are what they were, and a step ended not long ago or, where there is nothing to do, it answers.
-async fn health(State(app): State<Arc<App>>) -> Response {
-    let (load, longest) = (app.model.engine().load(), app.options.longest_step);
+/// How an engine is.
+struct Pulse {
+    load: Load,
+    stuck: bool,
+    changed: Option<Error>,
+}
+
+/// Whether a model works: its files are what they were, and a step ended not long ago or, where there is nothing to do, its engine
+/// answers.
+async fn pulse(model: &Model, longest: Duration) -> Pulse {
+    let load = model.engine().load();
     let stuck = if load.running + load.queued > 0 {
         load.stalled > longest
     } else {
-        let engine = app.model.engine().clone();
+        let engine = model.engine().clone();
         let answer = tokio::task::spawn_blocking(move || engine.with(|_| ()));
         !matches!(tokio::time::timeout(ANSWER.min(longest), answer).await, Ok(Ok(Ok(()))))
     };
-    let changed = app.model.check_files().err();
-    let (status, text) = match &changed {
+    Pulse { load, stuck, changed: model.check_files().err() }
+}
+
+/// How the models are that are loaded; what is told beside it is the first one's, and of all where there are several.
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let all = app.models.list();
+    let loaded: Vec<_> =
+        all.iter().filter_map(|status| Some((&status.name, status.model.as_ref()?))).collect();
+    let (mut error, mut stuck) = (None, false);
+    let (mut running, mut queued, mut steps, mut idle) = (0, 0, 0, Duration::MAX);
+    for (name, model) in &loaded {
+        let pulse = pulse(model, app.options.longest_step).await;
+        stuck |= pulse.stuck;
+        running += pulse.load.running;
+        queued += pulse.load.queued;
+        steps += pulse.load.steps;
+        idle = idle.min(pulse.load.idle);
+        error = error.or(pulse.changed.map(|error| match all.len() {
+            1 => error.to_string(),
+            _ => format!("{name}: {error}"),
+        }));
+    }
+    let (status, text) = match &error {
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "changed"),
         None if stuck => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         None => (StatusCode::OK, "ok"),
     };
+    let idle = if loaded.is_empty() { Duration::ZERO } else { idle };
     let mut body = json!({
         "status": text,
-        "model": app.name,
-        "backend": app.model.engine().backend(),
-        "running": load.running,
-        "queued": load.queued,
-        "steps": load.steps,
-        "seconds_since_step": load.idle.as_secs_f64(),
+        "model": loaded.first().map(|(name, _)| name),
+        "backend": loaded.first().map(|(_, model)| model.engine().backend()),
+        "running": running,
+        "queued": queued,
+        "steps": steps,
+        "seconds_since_step": idle.as_secs_f64(),
     });
-    if let Some(error) = changed {
-        body["error"] = error.to_string().into();
+    if all.len() > 1 {
+        body["loaded"] = loaded.iter().map(|(name, _)| name.as_str()).collect();
+    }
+    if let Some(error) = error {
+        body["error"] = error.into();
     }
     (status, json_body(&body)).into_response()
 }
@@ -302,44 +348,8 @@ async fn block(uri: Uri) -> StatusCode {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let engine = app.model.engine();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
-    ([(header::CONTENT_TYPE, kind)], app.metrics.text(engine.load(), engine.report(), &app.budget))
-        .into_response()
-}
-
-/// The model by one of its names, in the shapes of both APIs at once.
-fn model_json(app: &App, name: &str) -> Value {
-    let info = app.model.info();
-    json!({
-        "id": name,
-        "object": "model",
-        "created": app.started,
-        "owned_by": "backstop",
-        "type": "model",
-        "display_name": name,
-        // Unknown, as Anthropic's API puts it.
-        "created_at": "1970-01-01T00:00:00Z",
-        "lifecycle": "active",
-        "max_input_tokens": info.context,
-        "context_length": info.context,
-        "backend": app.model.engine().backend(),
-    })
-}
-
-async fn model(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> Reply {
-    let Path(name) = name.map_err(|error| Failure::bad(error.body_text()))?;
-    app.check_model(Some(&name))?;
-    Ok(json_body(&model_json(&app, &name)))
-}
-
-async fn models(State(app): State<Arc<App>>) -> Response {
-    let names = std::iter::once(&app.name).chain(app.options.aliases.iter().filter(|name| *name != "*"));
-    let models: Vec<_> = names.map(|name| model_json(&app, name)).collect();
-    let (first, last) = (models.first().map(|m| m["id"].clone()), models.last().map(|m| m["id"].clone()));
-    json_body(&json!({
-        "object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last,
-    }))
+    ([(header::CONTENT_TYPE, kind)], app.metrics.text(&app.models.list(), &app.budget)).into_response()
 }
 
 #[cfg(test)]
@@ -357,6 +367,8 @@ mod tests {
             ("/rerank", "/v1/rerank"),
             ("/v2/rerank", "/v1/rerank"),
             ("/models/stories", "/v1/models/stories"),
+            ("/models/org/name", "/v1/models/org/name"),
+            ("/models/load", "/v1/models/load"),
             ("/tokenize/", "/tokenize"),
         ] {
             assert_eq!(usual(&asked.parse().unwrap()).map(|uri| uri.to_string()).as_deref(), Some(wanted));

@@ -8,15 +8,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::Frame;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answers::{Answers, Update, Usage};
-use super::failure::Failure;
+use super::failure::{Dialect, Failure};
+use super::request::Reply;
 
 /// How often a stream that has nothing to say shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -95,13 +96,96 @@ pub(crate) fn stream<E: Encoder>(answers: Answers, encoder: E) -> Response {
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeat.reset();
     let body = Stream { answers: Some(answers), encoder, heartbeat, begun: false };
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(E::KIND)),
+    (stream_headers(E::KIND), Body::new(body)).into_response()
+}
+
+/// An answer that is yet to come: until it does, comments show that somebody is at work. What it fails with is told in the words
+/// of the API of `path`.
+pub(crate) fn later(answer: impl Future<Output = Reply> + Send + 'static, path: &str) -> Response {
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (dialect, responses) = (Dialect::of(path), path == "/v1/responses");
+    let body = Later { at: At::Waits(Box::pin(answer)), heartbeat, dialect, responses };
+    (stream_headers("text/event-stream"), Body::new(body)).into_response()
+}
+
+/// Where an answer is that is yet to come.
+enum At {
+    Waits(Pin<Box<dyn Future<Output = Reply> + Send>>),
+    Goes(Body),
+    Ended,
+}
+
+struct Later {
+    at: At,
+    heartbeat: Interval,
+    dialect: Dialect,
+    /// Whether failures are told as `/v1/responses` tells them.
+    responses: bool,
+}
+
+impl Later {
+    fn failed(&self, failure: &Failure) -> Events {
+        tracing::warn!(error = failure.message, "a stream ends with an error before it begins");
+        let mut out = Events::default();
+        match self.dialect {
+            Dialect::OpenAi if self.responses => {
+                let error = json!({ "type": "error", "sequence_number": 0, "code": "server_error",
+                    "message": failure.message, "param": failure.param });
+                out.named("error", &error);
+            }
+            Dialect::OpenAi => out.data(&failure.json(self.dialect)),
+            Dialect::Anthropic => out.named("error", &failure.json(self.dialect)),
+            Dialect::Ollama => out.line(&failure.json(self.dialect)),
+        }
+        out
+    }
+}
+
+impl HttpBody for Later {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        loop {
+            let this = &mut *self;
+            let mut out = Events::default();
+            match &mut this.at {
+                At::Ended => return Poll::Ready(None),
+                At::Goes(body) => return Pin::new(body).poll_frame(cx),
+                At::Waits(answer) => match answer.as_mut().poll(cx) {
+                    Poll::Ready(Ok(response)) => {
+                        this.at = At::Goes(response.into_body());
+                        continue;
+                    }
+                    Poll::Ready(Err(failure)) => {
+                        out = this.failed(&failure);
+                        this.at = At::Ended;
+                    }
+                    Poll::Pending if this.heartbeat.poll_tick(cx).is_pending() => return Poll::Pending,
+                    Poll::Pending => {
+                        // The timer is to wake this task for its next tick.
+                        let _ = this.heartbeat.poll_tick(cx);
+                        out.comment();
+                    }
+                },
+            }
+            return Poll::Ready(Some(Ok(Frame::data(out.0.into()))));
+        }
+    }
+}
+
+/// What tells a client, and whoever stands between, that parts of the answer come one by one.
+fn stream_headers(kind: &'static str) -> [(HeaderName, HeaderValue); 3] {
+    [
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // Proxies that buffer would turn a stream into a wait.
-        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    (headers, Body::new(body)).into_response()
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ]
 }
 
 struct Stream<E> {
@@ -163,8 +247,6 @@ impl<E: Encoder> HttpBody for Stream<E> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

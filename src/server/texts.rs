@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -15,11 +14,11 @@ use hyper::body::Frame;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::app::App;
 use super::budget::Charge;
 use super::failure::{Failure, json_text};
-use super::json::shown;
-use super::request::{Reply, fields};
+use super::json::{Fields, shown};
+use super::request::Reply;
+use super::served::Served;
 use crate::chat::Shown;
 use crate::text::{Specials, Tokenizer};
 use crate::{Error, Result};
@@ -122,9 +121,7 @@ fn content(text: String, charge: Charge) -> impl Parts {
 }
 
 /// `{"content": TEXT, "add_special": false, "parse_special": true, "with_pieces": false}` → `{"tokens": […], "count": N}`
-pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    app.check_model(fields.string("model")?.as_deref())?;
+pub(crate) async fn tokenize(app: Arc<Served>, mut fields: Fields) -> Reply {
     let content = fields.string("content")?;
     let content = fields.required("content", content)?;
     let add = fields.flag("add_special")?.unwrap_or(false);
@@ -145,9 +142,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
 
 /// A conversation as the model is given it, in llama.cpp's form: `{"messages": […]}`, with `tools` and what else a chat takes, →
 /// `{"prompt": TEXT, "tokens": […]}`
-pub(crate) async fn apply_template(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    app.check_model(fields.string("model")?.as_deref())?;
+pub(crate) async fn apply_template(app: Arc<Served>, mut fields: Fields) -> Reply {
     let chat = super::chat::conversation(&mut fields)?;
     fields.finish()?;
     let body = app
@@ -160,9 +155,7 @@ pub(crate) async fn apply_template(State(app): State<Arc<App>>, request: Request
 }
 
 /// `{"tokens": […]}` → `{"content": TEXT}`
-pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    app.check_model(fields.string("model")?.as_deref())?;
+pub(crate) async fn detokenize(app: Arc<Served>, mut fields: Fields) -> Reply {
     let tokens = fields.list("tokens")?;
     let tokens = fields.required("tokens", tokens)?;
     let vocab = app.model.info().config.vocab_size;

@@ -19,5 +19,6 @@ mod limits;
 mod memory;
 mod ollama;
 mod script;
+mod several;
 mod streams;
 mod support;

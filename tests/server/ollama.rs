@@ -367,7 +367,7 @@ fn what_is_not_done_is_refused_by_name() {
         let method = if path == "delete" { "DELETE" } else { "POST" };
         let answer = server.request(method, &format!("/api/{path}"), &[], b"{\"model\":\"x\"}");
         let said = format!(
-            "{path} is not supported: this server has the model that it was started with (backstop serve MODEL)"
+            "{path} is not supported: this server has the models that it was started with (backstop serve MODEL …)"
         );
         assert_eq!(refusal(&answer, 400), said);
     }

@@ -1,6 +1,7 @@
 //! The ops on the CPU kernels: takes buffers, and calls the kernel of each op.
 
 use std::cell::{RefCell, RefMut};
+use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -26,7 +27,7 @@ use crate::tensor::{Buffer, BufferPool, HostTensor, Weight};
 
 /// The CPU kernels with their threads. One engine thread owns it.
 pub struct CpuBackend {
-    pool: Pool,
+    pool: Arc<Pool>,
     isa: Isa,
     buffers: BufferPool,
     scratch: RefCell<Scratch>,
@@ -45,7 +46,11 @@ pub(super) struct OneProduct<'a> {
 impl CpuBackend {
     /// Kernels of `isa` (the best one where absent) on `threads` threads (one per core where absent).
     pub fn new(threads: Option<usize>, isa: Option<Isa>) -> Self {
-        let pool = threads.map_or_else(Pool::per_core, Pool::new);
+        Self::on(Arc::new(threads.map_or_else(Pool::per_core, Pool::new)), isa)
+    }
+
+    /// Kernels of `isa` (the best one where absent) on threads that others may have, too: a region at a time.
+    pub fn on(pool: Arc<Pool>, isa: Option<Isa>) -> Self {
         let scratch = RefCell::new(Scratch::new(&pool));
         Self {
             pool,

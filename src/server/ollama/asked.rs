@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::super::app::App;
 use super::super::failure::Failure;
 use super::super::forms;
 use super::super::json::{Fields, shown};
 use super::super::params::{self, MAX_TOKENS};
+use super::super::served::Served;
 use crate::generate::Options;
 use crate::sample::Grammar;
 use crate::text::{Chat, Message};
@@ -32,8 +31,6 @@ const OF_LOADING: [&str; 12] = [
 
 /// What `/api/chat` and `/api/generate` take alike.
 pub(super) struct Asked {
-    /// The model's name as the client has it.
-    pub model: String,
     pub options: Options,
     /// What the text is to be.
     pub format: Option<Grammar>,
@@ -44,10 +41,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub fn take(app: &App, fields: &mut Fields) -> Result<Self, Failure> {
-        let model = model(app, fields, &["model"])?;
-        // The model stays loaded, whoever asks for how long.
-        fields.ignore(&["keep_alive"]);
+    pub fn take(app: &Served, fields: &mut Fields) -> Result<Self, Failure> {
         // A prompt that is too long is refused, and a text ends where the context does.
         fields.hints(&["shift"]);
         if fields.flag("truncate")? == Some(true) {
@@ -66,34 +60,8 @@ impl Asked {
         let mut options = options(app, given_options(fields)?)?;
         options.sampling.logprobs = logprobs.then_some(top);
         let options = Options { cache_salt, ..options };
-        Ok(Self { model, options, format, stream, logprobs, variables })
+        Ok(Self { options, format, stream, logprobs, variables })
     }
-}
-
-/// The name of the model under one of `names`, with or without `:latest`; absent, the model that there is.
-///
-/// # Errors
-/// Ollama's own for a model that is not there.
-pub(super) fn model(app: &App, fields: &mut Fields, names: &[&str]) -> Result<String, Failure> {
-    let mut asked = None;
-    for name in names {
-        let given = fields.string(name)?.filter(|given| !given.is_empty());
-        asked = asked.or(given);
-    }
-    let Some(asked) = asked else { return Ok(app.name.clone()) };
-    let other = match asked.strip_suffix(":latest") {
-        Some(plain) => plain.to_owned(),
-        None => format!("{asked}:latest"),
-    };
-    if app.check_model(Some(&asked)).or_else(|_| app.check_model(Some(&other))).is_ok() {
-        return Ok(asked);
-    }
-    // In Ollama's own quotes; what is long is cut, and no control character gets into the log.
-    let quoted = crate::json::quote(&asked);
-    let name = quoted.strip_prefix('"').unwrap_or(&quoted);
-    let name = name.strip_suffix('"').unwrap_or(name);
-    let failure = Failure::new(StatusCode::NOT_FOUND, format!("model '{name}' not found"));
-    Err(Failure { param: Some("model".into()), ..failure.with_code("model_not_found") })
 }
 
 /// The options of a request. Clients whose numbers are all floats mean whole ones by those without a fraction.
@@ -109,7 +77,7 @@ pub(super) fn given_options(fields: &mut Fields) -> Result<Fields, Failure> {
 }
 
 /// The sampler, the limit and the stops.
-fn options(app: &App, mut fields: Fields) -> Result<Options, Failure> {
+fn options(app: &Served, mut fields: Fields) -> Result<Options, Failure> {
     fields.ignore(&OF_LOADING);
     for (name, off) in [("mirostat", 0), ("tfs_z", 1), ("typical_p", 1)] {
         fields.only(name, &[off.into(), f64::from(off).into()])?;

@@ -1,4 +1,4 @@
-//! What Ollama's API tells of the model, and what it does with models, which is refused: there is the one that the server was
+//! What Ollama's API tells of models. What it does with them, beside loading, is refused: there are those that the server was
 //! started with.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,11 +10,12 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::super::app::App;
-use super::super::failure::{Failure, json_body};
+use super::super::app::{App, now};
+use super::super::described::Described;
+use super::super::failure::{Dialect, Failure, json_body};
 use super::super::request::{Reply, fields};
-use super::asked;
 use crate::backend::LlmBackendKind;
+use crate::models::ModelStatus;
 use crate::text::strftime;
 
 /// The version of Ollama whose API this is: clients refuse those that are too old for them.
@@ -27,44 +28,62 @@ pub(crate) async fn version() -> Response {
     json_body(&json!({ "version": VERSION, "backstop": env!("CARGO_PKG_VERSION") }))
 }
 
-/// `GET /api/tags`: the model by each of its names.
+/// `GET /api/tags`: the models by each of their names.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
-    let names = std::iter::once(&app.name).chain(app.options.aliases.iter().filter(|name| *name != "*"));
-    let models: Vec<Value> = names.map(|name| entry(&app, name).into()).collect();
+    let mut models = Vec::new();
+    for status in app.models.list() {
+        let described = app.described(&status);
+        let aliases = status.aliases.iter().filter(|name| *name != "*");
+        let names = std::iter::once(&status.name).chain(aliases);
+        models.extend(names.map(|name| Value::from(entry(&app, &status, described.as_deref(), name))));
+    }
     json_body(&json!({ "models": models }))
 }
 
-/// `GET /api/ps`: the model, which stays loaded.
+/// `GET /api/ps`: the models that are loaded, and until when.
 pub(crate) async fn ps(State(app): State<Arc<App>>) -> Response {
-    let mut model = entry(&app, &app.name);
-    let size = app.model.info().weight_bytes + app.model.engine().load().kv.used;
-    let on_gpu = app.model.info().selection.kind != LlmBackendKind::Cpu;
-    model.shift_remove("modified_at");
-    model.insert("size".into(), size.into());
-    model.insert("size_vram".into(), if on_gpu { size } else { 0 }.into());
-    model.insert("expires_at".into(), time_text(app.started + FOREVER, 0).into());
-    model.insert("context_length".into(), app.model.info().context.into());
-    json_body(&json!({ "models": [model] }))
+    let mut models = Vec::new();
+    for status in app.models.list() {
+        let (Some(model), described) = (&status.model, app.described(&status)) else { continue };
+        let mut entry = entry(&app, &status, described.as_deref(), &status.name);
+        let size = model.info().weight_bytes + model.engine().load().kv.used;
+        let on_gpu = model.info().selection.kind != LlmBackendKind::Cpu;
+        let expires = match status.expires_in {
+            Some(time) => now().saturating_add(time.as_secs()).min(FOREVER),
+            None => app.started + FOREVER,
+        };
+        entry.shift_remove("modified_at");
+        entry.insert("size".into(), size.into());
+        entry.insert("size_vram".into(), if on_gpu { size } else { 0 }.into());
+        entry.insert("expires_at".into(), time_text(expires, 0).into());
+        entry.insert("context_length".into(), model.info().context.into());
+        models.push(Value::from(entry));
+    }
+    json_body(&json!({ "models": models }))
 }
 
 /// `POST /api/show`
 pub(crate) async fn show(State(app): State<Arc<App>>, request: Request) -> Reply {
     let mut fields = fields(&app, request).await?;
-    asked::model(&app, &mut fields, &["model", "name"])?;
+    let (model, name) = (fields.string("model")?, fields.string("name")?);
+    let called = [model, name].into_iter().flatten().find(|called| !called.is_empty());
     // Lists of tokens and of tensors, which are not told.
     fields.hints(&["verbose"]);
     fields.only("system", &["".into()])?;
     fields.only("template", &["".into()])?;
     fields.ignore(&["options"]);
     fields.finish()?;
-    let template = app.model.template().ok();
+    let name = app.find(called.as_deref(), Dialect::Ollama)?;
+    let status = app.models.list().into_iter().find(|status| status.name == name);
+    let status = status.ok_or_else(|| Failure::bad("the model is gone"))?;
+    let described = app.describe(&status).await?;
     Ok(json_body(&json!({
         "modelfile": "",
-        "parameters": parameters(&app),
-        "template": template.map_or("", |template| template.source_for(false)),
-        "details": details(&app),
-        "model_info": facts(&app),
-        "capabilities": capabilities(&app),
+        "parameters": parameters(&described),
+        "template": described.template,
+        "details": details(Some(&described)),
+        "model_info": facts(&described, &name),
+        "capabilities": described.capabilities,
         "modified_at": time_text(app.started, 0),
     })))
 }
@@ -74,47 +93,45 @@ pub(crate) async fn refuse(request: Request) -> Failure {
     let path = request.uri().path();
     let what = path.split('/').nth(2).unwrap_or_default();
     let what = format!(
-        "{what} is not supported: this server has the model that it was started with (backstop serve MODEL)"
+        "{what} is not supported: this server has the models that it was started with (backstop serve MODEL …)"
     );
     Failure::new(StatusCode::BAD_REQUEST, what)
 }
 
 /// The model by one of its names, which has a tag in this API.
-fn entry(app: &App, name: &str) -> Map<String, Value> {
+fn entry(app: &App, status: &ModelStatus, described: Option<&Described>, name: &str) -> Map<String, Value> {
     let name = if name.contains(':') { name.to_owned() } else { format!("{name}:latest") };
     let mut entry = Map::new();
     entry.insert("name".into(), name.as_str().into());
     entry.insert("model".into(), name.into());
     entry.insert("modified_at".into(), time_text(app.started, 0).into());
-    entry.insert("size".into(), app.model.info().weight_bytes.into());
-    entry.insert("digest".into(), digest(app).into());
-    entry.insert("details".into(), details(app));
+    entry.insert("size".into(), status.size.unwrap_or_default().into());
+    entry.insert("digest".into(), digest(status).into());
+    entry.insert("details".into(), details(described));
     entry
 }
 
 /// Tells one model from another, in the form of the SHA-256 that Ollama has here: files are not read for it.
-fn digest(app: &App) -> String {
-    let info = app.model.info();
+fn digest(status: &ModelStatus) -> String {
     let part = |part: usize| {
         let mut hasher = DefaultHasher::new();
-        let config = &info.config;
-        let sizes = (config.model_type, config.vocab_size, config.hidden_size, config.num_hidden_layers);
-        (part, &info.name, info.weight_bytes, info.parameters, &info.weight_type, sizes).hash(&mut hasher);
+        (part, &status.name, status.size).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     };
     (0..4).map(part).collect()
 }
 
-fn details(app: &App) -> Value {
-    let info = app.model.info();
-    let family = info.config.model_type;
+/// What kind of model it is; of one that is not loaded and that nobody asked about, nothing.
+fn details(described: Option<&Described>) -> Value {
+    let format = described.map_or("", |of| if of.gguf { "gguf" } else { "safetensors" });
+    let family = described.map_or("", |of| of.config.model_type);
     json!({
         "parent_model": "",
-        "format": if info.gguf { "gguf" } else { "safetensors" },
+        "format": format,
         "family": family,
-        "families": [family],
-        "parameter_size": size(info.parameters),
-        "quantization_level": info.weight_type,
+        "families": described.map(|of| [of.config.model_type]),
+        "parameter_size": described.map_or_else(String::new, |of| size(of.parameters)),
+        "quantization_level": described.map_or("", |of| &of.weight_type),
     })
 }
 
@@ -131,10 +148,10 @@ fn size(parameters: u64) -> String {
 }
 
 /// What a request leaves open, a line each, as a Modelfile has it.
-fn parameters(app: &App) -> String {
-    let of = app.model.default_sampling();
+fn parameters(described: &Described) -> String {
+    let of = &described.sampling;
     let lines = [
-        format!("num_ctx                        {}", app.model.info().context),
+        format!("num_ctx                        {}", described.context),
         format!("temperature                    {}", of.temperature),
         format!("top_k                          {}", of.top_k),
         format!("top_p                          {}", of.top_p),
@@ -145,16 +162,16 @@ fn parameters(app: &App) -> String {
 }
 
 /// The configuration by GGUF's names.
-fn facts(app: &App) -> Value {
-    let (info, config) = (app.model.info(), &app.model.info().config);
+fn facts(described: &Described, name: &str) -> Value {
+    let config = &described.config;
     let family = config.model_type;
     let mut facts = Map::new();
     facts.insert("general.architecture".into(), family.into());
-    facts.insert("general.basename".into(), app.name.as_str().into());
-    facts.insert("general.parameter_count".into(), info.parameters.into());
+    facts.insert("general.basename".into(), name.into());
+    facts.insert("general.parameter_count".into(), described.parameters.into());
     for (name, value) in [
         // As much as is served: clients fill it.
-        ("context_length", info.context),
+        ("context_length", described.context),
         ("embedding_length", config.hidden_size),
         ("block_count", config.num_hidden_layers),
         ("feed_forward_length", config.intermediate_size),
@@ -166,27 +183,6 @@ fn facts(app: &App) -> Value {
         facts.insert(format!("{family}.{name}"), value.into());
     }
     facts.into()
-}
-
-/// What the model can do, by Ollama's names.
-fn capabilities(app: &App) -> Vec<&'static str> {
-    let mut out = Vec::new();
-    if app.model.check_generates().is_ok() {
-        out.push("completion");
-    }
-    if let Ok(template) = app.model.template() {
-        let format = template.reply_format(true);
-        if format.tools.is_some() {
-            out.push("tools");
-        }
-        if format.reasoning.is_some() {
-            out.push("thinking");
-        }
-    }
-    if app.model.pooling().is_ok_and(|pooling| pooling.is_trained()) {
-        out.push("embedding");
-    }
-    out
 }
 
 /// The present, as RFC 3339 has it.

@@ -1,14 +1,14 @@
 //! What Ollama's API answers: one object, or one in each line.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::super::answers::{AnswerPart, CallPart, Collected, Finish, Scored, Update, Usage};
-use super::super::app::App;
 use super::super::failure::{Dialect, Failure};
 use super::super::openai::scored_json;
+use super::super::served::Served;
 use super::super::sse::{Encoder, Events};
 use super::models::now_text;
 
@@ -21,12 +21,8 @@ pub(super) enum Told {
 
 /// What all lines of an answer have in common.
 pub(super) struct Shape {
-    pub app: Arc<App>,
-    /// The name by which the client asked.
-    pub model: String,
+    pub app: Arc<Served>,
     pub told: Told,
-    /// When the request came.
-    pub begun: Instant,
     pub logprobs: bool,
 }
 
@@ -45,39 +41,45 @@ impl Piece {
     }
 }
 
+fn object(model: &str, told: Told, piece: Piece, done: bool) -> Map<String, Value> {
+    let mut object = Map::new();
+    object.insert("model".into(), model.into());
+    object.insert("created_at".into(), now_text().into());
+    match told {
+        Told::Chat => {
+            let mut message = json!({ "role": "assistant", "content": piece.text });
+            if !piece.thinking.is_empty() {
+                message["thinking"] = piece.thinking.into();
+            }
+            if !piece.calls.is_empty() {
+                message["tool_calls"] = piece.calls.into();
+            }
+            object.insert("message".into(), message);
+        }
+        Told::Generate => {
+            object.insert("response".into(), piece.text.into());
+            if !piece.thinking.is_empty() {
+                object.insert("thinking".into(), piece.thinking.into());
+            }
+        }
+    }
+    object.insert("done".into(), done.into());
+    object
+}
+
 impl Shape {
-    fn object(&self, piece: Piece, done: bool) -> Map<String, Value> {
-        let mut object = Map::new();
-        object.insert("model".into(), self.model.as_str().into());
-        object.insert("created_at".into(), now_text().into());
-        match self.told {
-            Told::Chat => {
-                let mut message = json!({ "role": "assistant", "content": piece.text });
-                if !piece.thinking.is_empty() {
-                    message["thinking"] = piece.thinking.into();
-                }
-                if !piece.calls.is_empty() {
-                    message["tool_calls"] = piece.calls.into();
-                }
-                object.insert("message".into(), message);
-            }
-            Told::Generate => {
-                object.insert("response".into(), piece.text.into());
-                if !piece.thinking.is_empty() {
-                    object.insert("thinking".into(), piece.thinking.into());
-                }
-            }
+    fn object(&self, mut piece: Piece, done: bool) -> Map<String, Value> {
+        let tokens = std::mem::take(&mut piece.tokens);
+        let mut object = object(&self.app.called, self.told, piece, done);
+        if self.logprobs && !tokens.is_empty() {
+            let scored: Value = tokens.iter().map(|scored| scored_json(&self.app, scored)).collect();
+            object.insert("logprobs".into(), scored);
         }
-        if self.logprobs && !piece.tokens.is_empty() {
-            let scored = piece.tokens.iter().map(|scored| scored_json(&self.app, scored));
-            object.insert("logprobs".into(), scored.collect());
-        }
-        object.insert("done".into(), done.into());
         object
     }
 
     /// The end, with what the answer took in nanoseconds: from the start of its first step to its first token, and from there
-    /// to its last. No request loads a model.
+    /// to its last.
     fn last(&self, piece: Piece, finish: Option<&Finish>, usage: Usage) -> Value {
         let mut object = self.object(piece, true);
         let reason = match finish {
@@ -86,19 +88,12 @@ impl Shape {
         };
         let (prompt, generation) = usage.timings.map(|timings| timings.times()).unwrap_or_default();
         object.insert("done_reason".into(), reason.into());
-        object.insert("total_duration".into(), nanoseconds(self.begun.elapsed()));
-        object.insert("load_duration".into(), 0.into());
+        object.insert("total_duration".into(), nanoseconds(self.app.asked.elapsed()));
+        object.insert("load_duration".into(), nanoseconds(self.app.load));
         object.insert("prompt_eval_count".into(), usage.prompt.into());
         object.insert("prompt_eval_duration".into(), nanoseconds(prompt));
         object.insert("eval_count".into(), usage.generated.into());
         object.insert("eval_duration".into(), nanoseconds(generation));
-        object.into()
-    }
-
-    /// What is said to who asks for nothing but that the model be loaded.
-    pub fn loaded(&self) -> Value {
-        let mut object = self.object(Piece::default(), true);
-        object.insert("done_reason".into(), "load".into());
         object.into()
     }
 
@@ -114,6 +109,13 @@ impl Shape {
         }
         self.last(piece, finish.as_ref(), usage)
     }
+}
+
+/// What is said to who asks for nothing but that a model be loaded, or unloaded.
+pub(super) fn idle(model: &str, told: Told, reason: &str) -> Value {
+    let mut object = object(model, told, Piece::default(), true);
+    object.insert("done_reason".into(), reason.into());
+    object.into()
 }
 
 /// A duration as this API tells it.

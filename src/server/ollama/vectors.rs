@@ -1,25 +1,20 @@
 //! `POST /api/embed`, and `/api/embeddings`, its older form.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
-use super::super::app::App;
 use super::super::completions::{Prompt, prompts};
 use super::super::embeddings::{MAX_INPUTS, Vectors, vectors};
 use super::super::failure::{Failure, json_body};
 use super::super::json::Fields;
-use super::super::request::{Reply, fields};
+use super::super::request::Reply;
+use super::super::served::Served;
 use super::asked;
 use super::told::nanoseconds;
 
 /// Vectors of length 1, as Ollama scales them. A text that is too long is cut unless `truncate` is false.
-pub(crate) async fn embed(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let begun = Instant::now();
-    let mut fields = fields(&app, request).await?;
-    let model = asked::model(&app, &mut fields, &["model"])?;
+pub(crate) async fn embed(app: Arc<Served>, mut fields: Fields) -> Reply {
     let none = fields.peek("input").is_some_and(|input| *input == json!([]) || *input == json!(""));
     let prompts = match none {
         // Who sends nothing wants the model to be loaded.
@@ -32,7 +27,6 @@ pub(crate) async fn embed(State(app): State<Arc<App>>, request: Request) -> Repl
         app.model.check_dimensions(dimensions)?;
     }
     let most = most(&app, &mut fields, cut)?;
-    fields.ignore(&["keep_alive"]);
     fields.finish()?;
     let made = match prompts.is_empty() {
         true => Vectors { vectors: Vec::new(), tokens: 0 },
@@ -43,21 +37,18 @@ pub(crate) async fn embed(State(app): State<Arc<App>>, request: Request) -> Repl
     };
     let vectors: Vec<Value> = made.vectors.into_iter().map(|vector| unit(vector).into()).collect();
     Ok(json_body(&json!({
-        "model": model,
+        "model": app.called,
         "embeddings": vectors,
-        "total_duration": nanoseconds(begun.elapsed()),
-        "load_duration": 0,
+        "total_duration": nanoseconds(app.asked.elapsed()),
+        "load_duration": nanoseconds(app.load),
         "prompt_eval_count": made.tokens,
     })))
 }
 
 /// One vector, as the model gives it.
-pub(crate) async fn embed_one(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let mut fields = fields(&app, request).await?;
-    asked::model(&app, &mut fields, &["model"])?;
+pub(crate) async fn embed_one(app: Arc<Served>, mut fields: Fields) -> Reply {
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let most = most(&app, &mut fields, true)?;
-    fields.ignore(&["keep_alive"]);
     fields.finish()?;
     if prompt.is_empty() {
         return Ok(json_body(&json!({ "embedding": [] })));
@@ -69,7 +60,7 @@ pub(crate) async fn embed_one(State(app): State<Arc<App>>, request: Request) -> 
 
 /// The tokens that a text is cut to, where `cut` says so: as many as the model takes, or as `num_ctx` says. The options of a sampler
 /// are none of a vector's.
-fn most(app: &App, fields: &mut Fields, cut: bool) -> Result<Option<usize>, Failure> {
+fn most(app: &Served, fields: &mut Fields, cut: bool) -> Result<Option<usize>, Failure> {
     let mut options = asked::given_options(fields)?;
     let context = options.whole("num_ctx", 0, 1 << 30)?.filter(|&tokens| tokens > 0).unwrap_or(u64::MAX);
     let most = app.model.cut_length().min(usize::try_from(context).unwrap_or(usize::MAX));

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use super::super::app::App;
 use super::super::failure::Failure;
 use super::super::forms::{allowed, named_choice, tool_json};
 use super::super::json::{Fields, shown};
 use super::super::params::{self, text_of};
+use super::super::served::Served;
 use crate::text::{Chat, Message, ToolChoice};
 
 /// The tools of a request as the model is shown them: functions with names of their own.
@@ -133,7 +133,7 @@ impl Toolbox {
 
 /// Reads the conversation of a request: what was kept of an earlier answer, and the items of `input`.
 pub(super) struct Input<'a> {
-    app: &'a App,
+    app: &'a Served,
     /// The tools that the request names, and those that its items add.
     tools: &'a mut Toolbox,
     messages: Vec<Message>,
@@ -145,7 +145,7 @@ pub(super) struct Input<'a> {
 
 impl Input<'_> {
     /// The messages of `previous_response_id` and of `input`, a string or a list of items.
-    pub fn read(app: &App, fields: &mut Fields, tools: &mut Toolbox) -> Result<Vec<Message>, Failure> {
+    pub fn read(app: &Served, fields: &mut Fields, tools: &mut Toolbox) -> Result<Vec<Message>, Failure> {
         let mut this =
             Input { app, tools, messages: Vec::new(), thoughts: Vec::new(), referred: HashSet::new() };
         if let Some(id) = fields.string("previous_response_id")? {

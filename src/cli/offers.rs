@@ -1,0 +1,155 @@
+//! The models that `serve` offers: those that were typed, those of a folder, those on this machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::bail;
+use backstop::hub::{self, Settings};
+use backstop::models::{Keep, Lease, Models, ModelsOptions, Offer};
+use backstop::weights::Access;
+use backstop::{Error, LoadOptions, ModelFiles};
+
+use super::args::ServeArgs;
+use super::{Loaded, list, load_options, names, term, typed};
+
+/// The models of the command line, the first of them loaded where one was named.
+pub struct Offered {
+    pub models: Models,
+    /// The first, and that it was loaded; kept until others may ask.
+    pub first: Option<(Lease, Loaded)>,
+}
+
+/// Where a model is, what it goes by, and how large it is.
+struct Found {
+    name: Option<String>,
+    aliases: Vec<String>,
+    path: Option<PathBuf>,
+    bytes: Option<u64>,
+}
+
+/// Offers what was typed.
+///
+/// # Errors
+/// A model that is not here, two of one name, and a first one that cannot be loaded.
+pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
+    let models = Models::new(ModelsOptions {
+        memory: args.several.memory,
+        threads: args.session.threads,
+        idle_unload: args.several.idle_unload,
+    })?;
+    let options = load_options(&args.model, &args.session)?;
+    let options = LoadOptions { max_sequences: Some(args.parallel), pooling: args.pooling, ..options };
+    let access = if args.model.no_mmap { Access::Read } else { Access::Map };
+    let mut found = typed_models(args)?;
+    let named = !found.is_empty();
+    if let Some(dir) = &args.several.models_dir {
+        found.extend(hub::folder(dir)?.into_iter().map(|model| Found {
+            name: Some(model.name),
+            aliases: Vec::new(),
+            path: Some(model.path),
+            bytes: Some(model.bytes),
+        }));
+    }
+    if args.several.all {
+        found.extend(here()?);
+    }
+    match &args.several.models_dir {
+        Some(dir) if found.is_empty() => bail!("{}: no model lies in it, nor in its folders", dir.display()),
+        None if found.is_empty() && args.several.all => {
+            bail!("no models are on this machine: `backstop pull NAME` downloads one");
+        }
+        None if found.is_empty() => {
+            found.push(Found { name: None, aliases: Vec::new(), path: None, bytes: None });
+        }
+        _ => {}
+    }
+    if let Some(first) = found.first_mut() {
+        first.aliases.extend(args.alias.iter().cloned());
+    }
+    let first = named || args.several.models_dir.is_none() && !args.several.all;
+    let mut taken: Vec<String> = Vec::new();
+    for (index, Found { name, aliases, path, bytes }) in found.into_iter().enumerate() {
+        let open = open(path, access);
+        // The name that the files give it is the one that answers tell.
+        let own = if name.is_none() { open()?.name() } else { String::new() };
+        let own = if own.starts_with("stories (") { "stories".to_owned() } else { own };
+        let name = name.unwrap_or(own);
+        let aliases: Vec<String> =
+            aliases.into_iter().filter(|alias| *alias != name && !taken.contains(alias)).collect();
+        if taken.contains(&name) {
+            // One of a folder that was typed, too.
+            if index > 0 && !named {
+                tracing::warn!(model = name, "two models go by one name: the first is served");
+            }
+            continue;
+        }
+        taken.push(name.clone());
+        taken.extend(aliases.iter().cloned());
+        models.offer(Offer { name, aliases, size: bytes, open, options: options.clone() })?;
+    }
+    let first = if first { Some(load_first(&models)?) } else { None };
+    Ok(Offered { models, first })
+}
+
+/// Reads what a model is; none is the built-in one.
+fn open(path: Option<PathBuf>, access: Access) -> backstop::models::Open {
+    match path {
+        None => Arc::new(ModelFiles::builtin),
+        Some(path) => Arc::new(move || ModelFiles::open_by(&path, access)),
+    }
+}
+
+/// The models that were typed, found or downloaded.
+fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
+    let all: Vec<&Path> = match args.model.model.as_deref() {
+        Some(one) => vec![one],
+        None => args.paths.iter().map(PathBuf::as_path).collect(),
+    };
+    let one = |text: &Path| {
+        let path = names::path(text, &args.model.fetch, args.model.backend)?;
+        let bytes = bytes(&path);
+        let aliases = names::of(text).into_iter().collect();
+        anyhow::Ok(Found { name: None, aliases, path: Some(path), bytes })
+    };
+    all.into_iter().map(one).collect()
+}
+
+/// The models on this machine, as `backstop list` shows them.
+fn here() -> anyhow::Result<Vec<Found>> {
+    let found = |row: list::Row| {
+        let (name, path, bytes) = (Some(row.name), Some(row.path), Some(row.bytes));
+        Found { name, aliases: Vec::new(), path, bytes }
+    };
+    Ok(list::rows(&Settings::from_env()?)?.into_iter().map(found).collect())
+}
+
+/// Bytes of a model's weights, where its files are plain.
+fn bytes(path: &Path) -> Option<u64> {
+    if path.is_file() {
+        return Some(std::fs::metadata(path).ok()?.len());
+    }
+    Some(hub::folder(path).ok()?.into_iter().map(|model| model.bytes).fold(0, u64::saturating_add))
+}
+
+/// Loads the first model, so that what is wrong with it is known at the start.
+fn load_first(models: &Models) -> anyhow::Result<(Lease, Loaded)> {
+    let started = Instant::now();
+    let Some(name) = models.find(None) else { bail!("there is no model") };
+    let shown = name.clone();
+    let progress = term::Progress::start(move || format!("loading {shown}"));
+    let lease = models.get(&name, Keep::Usual);
+    drop(progress);
+    let lease = lease.map_err(|error| match error {
+        Error::Load { source, .. } => match &*source {
+            Error::Option { option, got, expected } => {
+                typed(Error::Option { option, got: got.clone(), expected })
+            }
+            // Its name says nothing where it is the only one.
+            other => anyhow::anyhow!("{other}"),
+        },
+        other => other.into(),
+    })?;
+    let loaded = Loaded { model: lease.model().clone(), time: started.elapsed() };
+    Ok((lease, loaded))
+}

@@ -1,0 +1,598 @@
+//! Several models by name over one machine: each is loaded when it is asked for, as many as memory holds, and the one that was
+//! not used the longest gives way. One is loaded at a time, on a thread of its own.
+
+mod room;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::backend::LlmBackendKind;
+use crate::engine::Machine;
+use crate::error::{Error, Result};
+use crate::model::{LoadOptions, Model, ModelFiles};
+use crate::refusals;
+
+/// How long a failure to load is told without another try.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often a load that waits for room looks whether somebody still wants it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Reads what a model is.
+pub type Open = Arc<dyn Fn() -> Result<ModelFiles> + Send + Sync>;
+
+/// A model that may be asked for.
+#[derive(Clone)]
+pub struct Offer {
+    /// The name that it goes by.
+    pub name: String,
+    /// Other names for it; `*` is any that nothing else has.
+    pub aliases: Vec<String>,
+    /// Bytes of its weights, where they are known.
+    pub size: Option<u64>,
+    /// Reads what it is, each time that it is loaded.
+    pub open: Open,
+    /// How it is loaded; threads and memory are those of all.
+    pub options: LoadOptions,
+}
+
+impl fmt::Debug for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Offer({})", self.name)
+    }
+}
+
+/// What all models share.
+#[derive(Debug, Clone, Default)]
+pub struct ModelsOptions {
+    /// Bytes that all models may take together; what the machine has when the first is loaded, where absent.
+    pub memory: Option<u64>,
+    /// Threads of the CPU kernels; one per core where absent.
+    pub threads: Option<usize>,
+    /// How long a model stays that nobody uses; forever where absent.
+    pub idle_unload: Option<Duration>,
+}
+
+/// How long a model stays that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// As all do.
+    #[default]
+    Usual,
+    /// For as long.
+    For(Duration),
+    /// Until memory is needed.
+    Forever,
+}
+
+/// Where a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelState {
+    /// In its files.
+    Unloaded,
+    /// On its way, or in the queue for it.
+    Loading,
+    /// In memory.
+    Loaded,
+    /// In its files, after it could not be loaded.
+    Failed,
+}
+
+impl ModelState {
+    /// As the server tells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unloaded => "unloaded",
+            Self::Loading => "loading",
+            Self::Loaded => "loaded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What is known of a model.
+#[derive(Debug, Clone)]
+pub struct ModelStatus {
+    /// The name that it goes by.
+    pub name: String,
+    /// Other names for it.
+    pub aliases: Vec<String>,
+    /// Where it is.
+    pub state: ModelState,
+    /// Why it could not be loaded.
+    pub reason: Option<String>,
+    /// Bytes of its weights, where they are known.
+    pub size: Option<u64>,
+    /// The model, where it is loaded.
+    pub model: Option<Model>,
+    /// How many use it.
+    pub leases: usize,
+    /// How long it stays if nobody uses it; none where it stays until memory is needed.
+    pub expires_in: Option<Duration>,
+}
+
+/// Who waits for a model.
+pub trait Waiter: Send {
+    /// Whether nobody waits any more.
+    fn is_gone(&self) -> bool;
+    /// Takes the model, or why there is none.
+    fn give(self: Box<Self>, lease: Result<Lease>);
+}
+
+struct Channel(mpsc::Sender<Result<Lease>>);
+
+impl Waiter for Channel {
+    fn is_gone(&self) -> bool {
+        false
+    }
+
+    fn give(self: Box<Self>, lease: Result<Lease>) {
+        let _ = self.0.send(lease);
+    }
+}
+
+struct Ask {
+    entry: usize,
+    keep: Keep,
+    waiter: Box<dyn Waiter>,
+}
+
+enum Stage {
+    Unloaded,
+    Loading,
+    Loaded(Loaded),
+    Failed { error: Arc<Error>, at: Instant },
+}
+
+struct Loaded {
+    model: Model,
+    kind: LlmBackendKind,
+    /// Bytes that it may take.
+    charge: u64,
+    leases: usize,
+    /// When it was used last.
+    used: Instant,
+    keep: Keep,
+    /// Whether it gives way as soon as nobody uses it: who asks for it waits until it is loaded anew.
+    leaving: bool,
+    /// Whether it stays whatever happens, since there is nothing that it could be loaded from.
+    pinned: bool,
+}
+
+struct Entry {
+    name: String,
+    aliases: Vec<String>,
+    size: Option<u64>,
+    /// What it is loaded from; none of one that was loaded by somebody else.
+    from: Option<(Open, LoadOptions)>,
+    stage: Stage,
+}
+
+#[derive(Default)]
+struct State {
+    entries: Vec<Entry>,
+    asks: VecDeque<Ask>,
+    /// What each backend had for models before the first was loaded.
+    had: Vec<(LlmBackendKind, Option<u64>)>,
+    ending: bool,
+}
+
+struct Shared {
+    options: ModelsOptions,
+    machine: Machine,
+    state: Mutex<State>,
+    /// Rings where something was asked or given back.
+    bell: Condvar,
+}
+
+/// Models by name; dropping it unloads them.
+pub struct Models {
+    shared: Arc<Shared>,
+    loads: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Models {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.lock();
+        f.debug_list().entries(state.entries.iter().map(|entry| &entry.name)).finish()
+    }
+}
+
+/// A model in use: it is not unloaded before this is dropped.
+pub struct Lease {
+    shared: Arc<Shared>,
+    entry: usize,
+    name: String,
+    model: Model,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({})", self.name)
+    }
+}
+
+impl Lease {
+    /// The name that the model goes by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        if let Some(Stage::Loaded(loaded)) = state.entries.get_mut(self.entry).map(|entry| &mut entry.stage) {
+            loaded.leases = loaded.leases.saturating_sub(1);
+            loaded.used = Instant::now();
+        }
+        self.shared.bell.notify_all();
+    }
+}
+
+impl Models {
+    /// Models that are yet to be offered.
+    ///
+    /// # Errors
+    /// A system that gives no thread.
+    pub fn new(options: ModelsOptions) -> Result<Self> {
+        let machine = Machine::new(options.threads);
+        let shared = Arc::new(Shared { options, machine, state: Mutex::default(), bell: Condvar::new() });
+        let loads = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("backstop-models".into());
+        let loads = refusals::spawn(thread, move || loads.run())
+            .map_err(|source| Error::Thread { what: "what loads models", source })?;
+        Ok(Self { shared, loads: Some(loads) })
+    }
+
+    /// Adds a model that is loaded when it is asked for. The first is what a request without a name means.
+    ///
+    /// # Errors
+    /// A name that another model has.
+    pub fn offer(&self, offer: Offer) -> Result<()> {
+        let Offer { name, aliases, size, open, options } = offer;
+        let from = Some((open, options));
+        self.shared.state.lock().add(Entry { name, aliases, size, from, stage: Stage::Unloaded })
+    }
+
+    /// Adds a model that is loaded, and stays so.
+    ///
+    /// # Errors
+    /// A name that another model has.
+    pub fn add(&self, name: impl Into<String>, aliases: Vec<String>, model: Model) -> Result<()> {
+        let (kind, size) = (model.info().selection.kind, Some(model.info().weight_bytes));
+        let charge = model.info().weight_bytes.saturating_add(model.info().kv_memory);
+        let loaded = Loaded {
+            model,
+            kind,
+            charge,
+            leases: 0,
+            used: Instant::now(),
+            keep: Keep::Forever,
+            leaving: false,
+            pinned: true,
+        };
+        let (name, stage) = (name.into(), Stage::Loaded(loaded));
+        self.shared.state.lock().add(Entry { name, aliases, size, from: None, stage })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.shared.state.lock().entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The name of the model that goes by `name`; of the first where none is asked for.
+    pub fn find(&self, name: Option<&str>) -> Option<String> {
+        let state = self.shared.state.lock();
+        state.find(name).map(|entry| state.entries[entry].name.clone())
+    }
+
+    /// The model by one of its names, where it is loaded.
+    pub fn lease(&self, name: &str, keep: Keep) -> Option<Lease> {
+        let mut state = self.shared.state.lock();
+        let entry = state.find(Some(name))?;
+        self.shared.lease(&mut state, entry, keep)
+    }
+
+    /// Gives the model by one of its names to `waiter`: at once where it is loaded, else when it is.
+    pub fn ask(&self, name: &str, keep: Keep, waiter: Box<dyn Waiter>) {
+        let mut state = self.shared.state.lock();
+        let Some(entry) = state.find(Some(name)) else {
+            drop(state);
+            return waiter.give(Err(unknown(name)));
+        };
+        if let Some(lease) = self.shared.lease(&mut state, entry, keep) {
+            drop(state);
+            return waiter.give(Ok(lease));
+        }
+        if let Stage::Failed { error, at } = &state.entries[entry].stage
+            && at.elapsed() < RETRY
+        {
+            let error = failed(&state.entries[entry].name, error);
+            drop(state);
+            return waiter.give(Err(error));
+        }
+        state.asks.push_back(Ask { entry, keep, waiter });
+        self.shared.bell.notify_all();
+    }
+
+    /// The model by one of its names, loaded if need be. Waits for it.
+    ///
+    /// # Errors
+    /// A name that no model has, and why it cannot be loaded.
+    pub fn get(&self, name: &str, keep: Keep) -> Result<Lease> {
+        let (sender, receiver) = mpsc::channel();
+        self.ask(name, keep, Box::new(Channel(sender)));
+        receiver.recv().map_err(|_| Error::Engine("models are loaded no more".into()))?
+    }
+
+    /// What the files of a model say, by one of its names.
+    ///
+    /// # Errors
+    /// A name that no model has, one that was loaded by somebody else, and files that cannot be read.
+    pub fn files(&self, name: &str) -> Result<ModelFiles> {
+        let from = {
+            let state = self.shared.state.lock();
+            state.find(Some(name)).and_then(|entry| state.entries[entry].from.clone())
+        };
+        let (open, _) = from.ok_or_else(|| unknown(name))?;
+        open()
+    }
+
+    /// Unloads a model: now where nobody uses it, else as soon as nobody does, unless it is asked for before.
+    /// Whether it is gone.
+    ///
+    /// # Errors
+    /// A name that no model has, and a model that could not be loaded again.
+    pub fn unload(&self, name: &str) -> Result<bool> {
+        let mut state = self.shared.state.lock();
+        let entry = state.find(Some(name)).ok_or_else(|| unknown(name))?;
+        let taken = match &mut state.entries[entry].stage {
+            Stage::Loaded(loaded) if loaded.pinned => {
+                let what = "it stays loaded: there is nothing that it could be loaded from";
+                return Err(Error::Task { model: name.to_owned(), what: what.to_owned() });
+            }
+            Stage::Loaded(loaded) => {
+                loaded.keep = Keep::For(Duration::ZERO);
+                if loaded.leases > 0 {
+                    return Ok(false);
+                }
+                state.take(entry)
+            }
+            Stage::Loading => return Ok(false),
+            Stage::Unloaded | Stage::Failed { .. } => {
+                state.entries[entry].stage = Stage::Unloaded;
+                None
+            }
+        };
+        drop(state);
+        // Joins the engine's thread: nobody else is to wait for it.
+        drop(taken);
+        room::give_back();
+        self.shared.bell.notify_all();
+        Ok(true)
+    }
+
+    /// What is known of each, in the order in which they were offered.
+    pub fn list(&self) -> Vec<ModelStatus> {
+        let state = self.shared.state.lock();
+        let queued = |entry: usize| state.asks.iter().any(|ask| ask.entry == entry);
+        let of = |(index, entry): (usize, &Entry)| {
+            let (mut model, mut leases, mut expires_in, mut reason) = (None, 0, None, None);
+            let mut size = entry.size;
+            let at = match &entry.stage {
+                Stage::Loaded(loaded) => {
+                    model = Some(loaded.model.clone());
+                    size = Some(loaded.model.info().weight_bytes);
+                    leases = loaded.leases;
+                    let stays = loaded.stays(&self.shared.options);
+                    expires_in = match leases {
+                        0 => stays.map(|stays| stays.saturating_sub(loaded.used.elapsed())),
+                        _ => stays,
+                    };
+                    ModelState::Loaded
+                }
+                Stage::Loading => ModelState::Loading,
+                Stage::Unloaded | Stage::Failed { .. } if queued(index) => ModelState::Loading,
+                Stage::Unloaded => ModelState::Unloaded,
+                Stage::Failed { error, .. } => {
+                    reason = Some(error.to_string());
+                    ModelState::Failed
+                }
+            };
+            let (name, aliases) = (entry.name.clone(), entry.aliases.clone());
+            ModelStatus { name, aliases, state: at, reason, size, model, leases, expires_in }
+        };
+        state.entries.iter().enumerate().map(of).collect()
+    }
+}
+
+impl Drop for Models {
+    fn drop(&mut self) {
+        self.shared.state.lock().ending = true;
+        self.shared.bell.notify_all();
+        // Models are gone when this returns: what libraries do at a process's end is not to meet them at work.
+        if let Some(loads) =
+            self.loads.take().filter(|loads| loads.thread().id() != std::thread::current().id())
+        {
+            let _ = loads.join();
+        }
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::Task { model: crate::json::quote(name).to_string(), what: "there is no model of this name".into() }
+}
+
+fn failed(name: &str, error: &Arc<Error>) -> Error {
+    Error::Load { model: name.to_owned(), source: Arc::clone(error) }
+}
+
+impl Loaded {
+    /// How long it stays when nobody uses it.
+    fn stays(&self, options: &ModelsOptions) -> Option<Duration> {
+        match self.keep {
+            Keep::Usual => options.idle_unload,
+            Keep::For(time) => Some(time),
+            Keep::Forever => None,
+        }
+    }
+}
+
+impl State {
+    fn add(&mut self, entry: Entry) -> Result<()> {
+        let named = |name: &String| name != "*" && self.find_named(name).is_some();
+        if named(&entry.name) || entry.aliases.iter().any(named) {
+            let what = "another model goes by this name, or by one of its aliases".to_owned();
+            return Err(Error::Task { model: crate::json::quote(&entry.name).to_string(), what });
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    fn find_named(&self, name: &str) -> Option<usize> {
+        let is = |entry: &Entry| entry.name == name || entry.aliases.iter().any(|alias| alias == name);
+        self.entries.iter().position(is)
+    }
+
+    fn find(&self, name: Option<&str>) -> Option<usize> {
+        let Some(name) = name else { return (!self.entries.is_empty()).then_some(0) };
+        self.find_named(name).or_else(|| self.find_named("*"))
+    }
+
+    /// Takes a loaded model out, to be dropped where nobody waits.
+    fn take(&mut self, entry: usize) -> Option<Model> {
+        match std::mem::replace(&mut self.entries[entry].stage, Stage::Unloaded) {
+            Stage::Loaded(loaded) => Some(loaded.model),
+            other => {
+                self.entries[entry].stage = other;
+                None
+            }
+        }
+    }
+
+    /// When the next model has been idle for as long as it may, and which.
+    fn next_idle(&self, options: &ModelsOptions) -> Option<(Instant, usize)> {
+        let due = |(index, entry): (usize, &Entry)| match &entry.stage {
+            Stage::Loaded(loaded) if loaded.leases == 0 && !loaded.pinned => {
+                Some((loaded.used.checked_add(loaded.stays(options)?)?, index))
+            }
+            _ => None,
+        };
+        self.entries.iter().enumerate().filter_map(due).min()
+    }
+}
+
+impl Shared {
+    /// A lease of a model that is loaded and stays.
+    fn lease(self: &Arc<Self>, state: &mut State, entry: usize, keep: Keep) -> Option<Lease> {
+        let Entry { name, stage: Stage::Loaded(loaded), .. } = &mut state.entries[entry] else { return None };
+        if loaded.leaving {
+            return None;
+        }
+        loaded.leases += 1;
+        loaded.used = Instant::now();
+        if !loaded.pinned {
+            loaded.keep = keep;
+        }
+        Some(Lease { shared: Arc::clone(self), entry, name: name.clone(), model: loaded.model.clone() })
+    }
+
+    /// Loads what is asked for, and unloads what is idle, until the end.
+    fn run(self: Arc<Self>) {
+        loop {
+            let mut state = self.state.lock();
+            if state.ending {
+                // Who still waits learns it by the end of the channel.
+                let asks = std::mem::take(&mut state.asks);
+                let entries = std::mem::take(&mut state.entries);
+                drop(state);
+                drop((asks, entries));
+                return;
+            }
+            state.asks.retain(|ask| !ask.waiter.is_gone());
+            if let Some(entry) = state.asks.front().map(|ask| ask.entry) {
+                drop(state);
+                self.bring(entry);
+                continue;
+            }
+            match state.next_idle(&self.options) {
+                Some((due, entry)) if due <= Instant::now() => {
+                    let name = state.entries[entry].name.clone();
+                    let idle = state.take(entry);
+                    drop(state);
+                    drop(idle);
+                    room::give_back();
+                    tracing::info!(model = name, "unloaded: nobody uses it");
+                }
+                Some((due, _)) => {
+                    self.bell.wait_until(&mut state, due);
+                }
+                None => self.bell.wait(&mut state),
+            }
+        }
+    }
+
+    /// Loads a model, where it is not, for all who ask for it.
+    fn bring(self: &Arc<Self>, entry: usize) {
+        let mut state = self.state.lock();
+        let loaded = matches!(&state.entries[entry].stage, Stage::Loaded(_));
+        let failure = if loaded {
+            None
+        } else {
+            state.entries[entry].stage = Stage::Loading;
+            drop(state);
+            let result = self.load(entry);
+            state = self.state.lock();
+            let (stage, failure) = match result {
+                Ok(Some(loaded)) => (Stage::Loaded(loaded), None),
+                // Nobody wants it any more.
+                Ok(None) => (Stage::Unloaded, None),
+                Err(error) => {
+                    tracing::info!(model = state.entries[entry].name, %error, "a model cannot be loaded");
+                    let error = Arc::new(error);
+                    (Stage::Failed { error: Arc::clone(&error), at: Instant::now() }, Some(error))
+                }
+            };
+            state.entries[entry].stage = stage;
+            failure
+        };
+        let (asks, others): (Vec<Ask>, Vec<Ask>) =
+            std::mem::take(&mut state.asks).into_iter().partition(|ask| ask.entry == entry);
+        state.asks = others.into();
+        let mut given = Vec::new();
+        for ask in asks {
+            let lease = match (self.lease(&mut state, entry, ask.keep), &failure) {
+                (Some(lease), _) => Ok(lease),
+                (None, Some(error)) => Err(failed(&state.entries[entry].name, error)),
+                // It came while the last who wanted the model left.
+                (None, None) => {
+                    state.asks.push_back(ask);
+                    continue;
+                }
+            };
+            given.push((ask.waiter, lease));
+        }
+        drop(state);
+        for (waiter, lease) in given {
+            waiter.give(lease);
+        }
+    }
+}

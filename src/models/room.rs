@@ -1,0 +1,203 @@
+//! Room for a model in the memory of several: what each gets, and who gives way.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Keep, LOOK, Loaded, Shared, Stage, State};
+use crate::backend::LlmBackendKind;
+use crate::backend::select::{self, MemoryNeed};
+use crate::engine::EngineOptions;
+use crate::error::{Error, Result};
+use crate::model::{LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles};
+
+/// Gives what a model took back to the system, where the allocator keeps it.
+pub(super) fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes a number of bytes to keep and touches no memory that is in use; any thread may call it.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// What a model may take.
+struct Room {
+    /// Bytes; none where the machine does not say how many it has.
+    memory: Option<u64>,
+}
+
+/// What a model is, how it is loaded, and what it takes at least.
+struct Wanted {
+    files: ModelFiles,
+    options: LoadOptions,
+    kind: LlmBackendKind,
+    /// Bytes with a short context.
+    least: u64,
+}
+
+impl Shared {
+    /// Loads a model, with room made for it; none where nobody wants it any more.
+    pub(super) fn load(self: &Arc<Self>, entry: usize) -> Result<Option<Loaded>> {
+        let (from, among_others) = {
+            let state = self.state.lock();
+            (state.entries[entry].from.clone(), state.entries.len() > 1)
+        };
+        let Some((open, options)) = from else { return Ok(None) };
+        let started = Instant::now();
+        let wanted = wanted(open()?, options, among_others)?;
+        let Some(Room { memory }) = self.make_room(entry, &wanted)? else { return Ok(None) };
+        let Wanted { files, options, kind, .. } = wanted;
+        let name = files.name();
+        let kv_memory = options.kv_memory.or_else(|| Some(kv_memory(&files, kind, &options, memory?)));
+        let machine = Some(self.machine.clone());
+        let options = LoadOptions { machine, memory, kv_memory, ..options };
+        let fixed = fixed(&files, kind, &options);
+        let model = Model::load_with(files, options)?;
+        let charge = fixed.saturating_add(model.info().kv_memory);
+        tracing::info!(model = name, seconds = started.elapsed().as_secs_f64(), "loaded");
+        let (leases, used, keep) = (0, Instant::now(), Keep::Usual);
+        let kind = model.info().selection.kind;
+        Ok(Some(Loaded { model, kind, charge, leases, used, keep, leaving: false, pinned: false }))
+    }
+
+    /// Unloads models until there is room for another; waits for those that are in use. None where nobody wants the model any
+    /// more.
+    fn make_room(&self, entry: usize, wanted: &Wanted) -> Result<Option<Room>> {
+        let mut state = self.state.lock();
+        let had = match (self.options.memory, state.had.iter().find(|(kind, _)| *kind == wanted.kind)) {
+            (Some(memory), _) => Some(memory),
+            (None, Some((_, had))) => *had,
+            (None, None) => {
+                let had = select::memory_for(wanted.kind);
+                state.had.push((wanted.kind, had));
+                had
+            }
+        };
+        let made = self.unload_until(&mut state, entry, wanted, had);
+        // Who was to leave and still is there may stay.
+        for other in &mut state.entries {
+            if let Stage::Loaded(loaded) = &mut other.stage {
+                loaded.leaving = false;
+            }
+        }
+        self.bell.notify_all();
+        if !made? {
+            return Ok(None);
+        }
+        let left = |had: u64| had.saturating_sub(taken(&state, wanted.kind));
+        let memory = had.map(|had| share(&state, entry, wanted.least, had).min(left(had)));
+        Ok(Some(Room { memory }))
+    }
+
+    /// Whether there is room, and somebody for whom.
+    fn unload_until(
+        &self,
+        state: &mut parking_lot::MutexGuard<'_, State>,
+        entry: usize,
+        wanted: &Wanted,
+        had: Option<u64>,
+    ) -> Result<bool> {
+        let Some(had) = had else { return Ok(true) };
+        loop {
+            let taken = taken(state, wanted.kind);
+            if taken.saturating_add(wanted.least) <= had {
+                return Ok(true);
+            }
+            let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
+                Stage::Loaded(loaded) if loaded.kind == wanted.kind && !loaded.pinned => {
+                    // Of those in use, the one that is leaving already.
+                    Some((loaded.leases > 0, !loaded.leaving, loaded.used, index))
+                }
+                _ => None,
+            };
+            match state.entries.iter().enumerate().filter_map(loaded).min() {
+                // Alone it may have what there is: weights are read from their file as far as there is room.
+                None if self.options.memory.is_none() && taken == 0 => return Ok(true),
+                None => {
+                    let (needed, available) = (wanted.least, had.saturating_sub(taken));
+                    return Err(Error::Memory { what: wanted.files.name(), needed, available });
+                }
+                Some((false, _, _, idle)) => {
+                    let name = state.entries[idle].name.clone();
+                    let model = state.take(idle);
+                    parking_lot::MutexGuard::unlocked(state, || {
+                        drop(model);
+                        give_back();
+                        tracing::info!(model = name, "unloaded: another needs its memory");
+                    });
+                }
+                Some((true, _, _, busy)) => {
+                    if let Stage::Loaded(loaded) = &mut state.entries[busy].stage {
+                        loaded.leaving = true;
+                    }
+                    self.bell.wait_for(state, LOOK);
+                    if state.ending || state.asks.iter().all(|ask| ask.entry != entry || ask.waiter.is_gone())
+                    {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that a model takes beside its keys and values.
+fn fixed(files: &ModelFiles, kind: LlmBackendKind, options: &LoadOptions) -> u64 {
+    let need = files.memory_need(files.memory_setting(kind, options));
+    need.weights.saturating_add(need.activations)
+}
+
+/// Bytes that keys and values may take of `memory`: those of twice as many sequences as run at once, as far as they fit, and of one
+/// of a short context at least.
+fn kv_memory(files: &ModelFiles, kind: LlmBackendKind, options: &LoadOptions, memory: u64) -> u64 {
+    let of = |context: usize| {
+        let setting = MemorySetting { context, ..files.memory_setting(kind, options) };
+        files.memory_need(setting).kv
+    };
+    let context = options.context.unwrap_or_else(|| files.fitting_context(kind, options, Some(memory)));
+    let sequences = options.max_sequences.unwrap_or(EngineOptions::default().max_sequences).max(1);
+    let most = of(context).saturating_mul(2 * sequences as u64);
+    let left = memory.saturating_sub(fixed(files, kind, options)).saturating_sub(MemoryNeed::RESERVE);
+    left.max(of(context.min(LEAST_CONTEXT))).min(most)
+}
+
+/// What a model is, and what it takes.
+fn wanted(files: ModelFiles, options: LoadOptions, among_others: bool) -> Result<Wanted> {
+    let on_mlx = files.memory_need(files.memory_setting(LlmBackendKind::Mlx, &options));
+    let kind = select::select(options.backend, &on_mlx)?.kind;
+    let trained = files.config().max_context();
+    // One number for several models: each takes what it can of it.
+    let context = options.context.map(|context| if among_others { context.min(trained) } else { context });
+    let options = LoadOptions { context, ..options };
+    let context = context.unwrap_or(usize::MAX).min(trained).min(LEAST_CONTEXT);
+    let setting = MemorySetting { context, ..files.memory_setting(kind, &options) };
+    let need = files.memory_need(setting);
+    let kv = options.kv_memory.unwrap_or(need.kv);
+    let least = MemoryNeed { kv, ..need }.total();
+    Ok(Wanted { files, options, kind, least })
+}
+
+/// Bytes that the loaded models of a backend may take.
+fn taken(state: &State, kind: LlmBackendKind) -> u64 {
+    let of = |entry: &super::Entry| match &entry.stage {
+        Stage::Loaded(loaded) if loaded.kind == kind => loaded.charge,
+        _ => 0,
+    };
+    state.entries.iter().map(of).fold(0, u64::saturating_add)
+}
+
+/// What a model may take of `had` bytes: all, where it is the only one; where all fit, what they leave in equal parts beside its
+/// own weights; else half of what it leaves itself.
+fn share(state: &State, entry: usize, least: u64, had: u64) -> u64 {
+    let others = state.entries.iter().enumerate().filter(|(index, _)| *index != entry);
+    let (count, sizes) = others.fold((1, Some(0_u64)), |(count, sum), (_, other)| {
+        (count + 1, sum.zip(other.size).and_then(|(sum, size)| sum.checked_add(size)))
+    });
+    if count == 1 {
+        return had;
+    }
+    let all = sizes.map(|sizes| sizes.saturating_add(least)).filter(|&all| all <= had);
+    match all {
+        Some(all) => least + (had - all) / count,
+        None => least.saturating_add(had.saturating_sub(least) / 2),
+    }
+}

@@ -1,0 +1,251 @@
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::ModelState::{Failed, Loaded as There, Unloaded};
+use super::*;
+use crate::backend::select::MemoryNeed;
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
+}
+
+/// An offer of a fixture by its name, and how often its files were opened.
+fn offer(name: &str) -> (Offer, Arc<AtomicUsize>) {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let (count, path) = (Arc::clone(&opened), fixture(name));
+    let open: Open = Arc::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        ModelFiles::open(&path)
+    });
+    (
+        Offer {
+            name: name.into(),
+            aliases: vec![format!("{name}:latest")],
+            size: None,
+            open,
+            options: options(),
+        },
+        opened,
+    )
+}
+
+/// On the CPU, with few pages: what a model takes is then known.
+fn options() -> LoadOptions {
+    let backend = crate::BackendRequest::Cpu;
+    LoadOptions { backend, kv_memory: Some(KV), context: Some(64), ..LoadOptions::default() }
+}
+
+const KV: u64 = 1 << 20;
+const THREE: [&str; 3] = ["llama-bf16", "granite-bf16", "gemma2-caps"];
+
+/// Models of these fixtures with `memory`, and how often each was opened.
+fn models(options: ModelsOptions) -> (Models, Vec<Arc<AtomicUsize>>) {
+    let models = Models::new(ModelsOptions { threads: Some(1), ..options }).unwrap();
+    let opened = THREE.map(|name| {
+        let (offer, opened) = offer(name);
+        models.offer(offer).unwrap();
+        opened
+    });
+    (models, opened.into())
+}
+
+fn states(models: &Models) -> Vec<ModelState> {
+    models.list().iter().map(|status| status.state).collect()
+}
+
+/// Waits until the models are as wanted.
+#[track_caller]
+fn becomes(models: &Models, wanted: &[ModelState]) {
+    let begun = Instant::now();
+    while states(models) != wanted {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}, not {wanted:?}", states(models));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The greedy text of a model.
+fn text(model: &Model) -> Vec<u32> {
+    let options = crate::Options { max_tokens: Some(8), ignore_eos: true, ..crate::Options::default() };
+    let tokens = model.generate_tokens(vec![1, 2, 3], &options).unwrap();
+    tokens.filter_map(|piece| piece.unwrap().token).collect()
+}
+
+/// What the model takes at least, beside what is kept free.
+fn least(name: &str) -> u64 {
+    let files = ModelFiles::open(&fixture(name)).unwrap();
+    let need = files.memory_need(files.memory_setting(LlmBackendKind::Cpu, &options()));
+    MemoryNeed { kv: KV, ..need }.total() - MemoryNeed::RESERVE
+}
+
+#[test]
+fn each_is_loaded_when_it_is_asked_for_and_once() {
+    let (models, opened) = models(ModelsOptions::default());
+    assert_eq!(states(&models), [Unloaded; 3]);
+    assert_eq!(models.find(None).as_deref(), Some("llama-bf16"));
+    assert_eq!(models.find(Some("gemma2-caps:latest")).as_deref(), Some("gemma2-caps"));
+    assert_eq!(models.find(Some("another")), None);
+    assert!(models.lease("granite-bf16", Keep::Usual).is_none());
+    let leases: Vec<Lease> = std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| models.get("granite-bf16", Keep::Usual).unwrap())).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    assert_eq!(states(&models), [Unloaded, There, Unloaded]);
+    assert_eq!(models.list()[1].leases, 4);
+    assert_eq!(opened.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>(), [0, 1, 0]);
+    let alone = Model::load_with(ModelFiles::open(&fixture("granite-bf16")).unwrap(), options());
+    assert_eq!(text(leases[0].model()), text(&alone.unwrap()));
+    drop(leases);
+    assert_eq!(models.list()[1].leases, 0);
+    let unknown = models.get("another", Keep::Usual).unwrap_err().to_string();
+    assert_eq!(unknown, "\"another\": there is no model of this name");
+}
+
+#[test]
+fn the_one_that_was_not_used_the_longest_gives_way() {
+    // Room for two of them, whichever.
+    let mut sizes = THREE.map(least);
+    sizes.sort_unstable();
+    let memory = MemoryNeed::RESERVE + sizes[1] + sizes[2];
+    let (models, opened) = models(ModelsOptions { memory: Some(memory), ..ModelsOptions::default() });
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    let second = models.get(THREE[1], Keep::Usual).unwrap();
+    drop(second);
+    // Used again: the second is now the one that goes.
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    drop(models.get(THREE[2], Keep::Usual).unwrap());
+    let there = states(&models);
+    assert_eq!(there, [There, Unloaded, There]);
+    drop(models.get(THREE[1], Keep::Usual).unwrap());
+    assert_eq!(opened[1].load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn one_in_use_leaves_when_it_is_not_and_nobody_is_lost() {
+    let largest = THREE.map(least).into_iter().max().unwrap();
+    // Room for one alone.
+    let memory = MemoryNeed::RESERVE + largest;
+    let (models, _) = models(ModelsOptions { memory: Some(memory), ..ModelsOptions::default() });
+    let busy = models.get(THREE[0], Keep::Usual).unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| models.get(THREE[1], Keep::Usual).unwrap().name().to_owned());
+        // Who asks for the busy one while another waits for its room comes after that.
+        while models.lease(THREE[0], Keep::Usual).is_some() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let again = scope.spawn(|| models.get(THREE[0], Keep::Usual).unwrap().name().to_owned());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!other.is_finished() && !again.is_finished());
+        assert_eq!(text(busy.model()).len(), 8);
+        drop(busy);
+        assert_eq!(other.join().unwrap(), THREE[1]);
+        assert_eq!(again.join().unwrap(), THREE[0]);
+    });
+    becomes(&models, &[There, Unloaded, Unloaded]);
+}
+
+#[test]
+fn twenty_four_loads_lose_nobody() {
+    let largest = THREE.map(least).into_iter().max().unwrap();
+    let memory = MemoryNeed::RESERVE + largest;
+    let (models, opened) = models(ModelsOptions { memory: Some(memory), ..ModelsOptions::default() });
+    let wanted = THREE
+        .map(|name| text(&Model::load_with(ModelFiles::open(&fixture(name)).unwrap(), options()).unwrap()));
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (models, wanted) = (&models, &wanted);
+            scope.spawn(move || {
+                for round in 0..8 {
+                    let which = (thread + round) % 3;
+                    let lease = models.get(THREE[which], Keep::Usual).unwrap();
+                    assert_eq!(text(lease.model()), wanted[which]);
+                }
+            });
+        }
+    });
+    let loads: usize = opened.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+    assert!((3..=24).contains(&loads), "{loads}");
+    assert!(models.list().iter().all(|status| status.leases == 0 && status.state != Failed));
+}
+
+#[test]
+fn an_idle_one_is_unloaded_as_was_asked() {
+    let idle = Duration::from_millis(100);
+    let (models, _) = models(ModelsOptions { idle_unload: Some(idle), ..ModelsOptions::default() });
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    let forever = models.get(THREE[1], Keep::Forever).unwrap();
+    let at_once = models.get(THREE[2], Keep::For(Duration::ZERO)).unwrap();
+    becomes(&models, &[Unloaded, There, There]);
+    drop((forever, at_once));
+    becomes(&models, &[Unloaded, There, Unloaded]);
+    std::thread::sleep(3 * idle);
+    assert_eq!(states(&models), [Unloaded, There, Unloaded]);
+    assert_eq!(models.list()[1].expires_in, None);
+    // Whoever asks next says anew.
+    drop(models.get(THREE[1], Keep::Usual).unwrap());
+    becomes(&models, &[Unloaded; 3]);
+}
+
+#[test]
+fn unloading_waits_for_who_uses_it() {
+    let (models, _) = models(ModelsOptions::default());
+    let lease = models.get(THREE[0], Keep::Usual).unwrap();
+    assert!(!models.unload(THREE[0]).unwrap());
+    assert_eq!(states(&models)[0], There);
+    drop(lease);
+    becomes(&models, &[Unloaded; 3]);
+    drop(models.get(THREE[1], Keep::Usual).unwrap());
+    assert!(models.unload(THREE[1]).unwrap());
+    assert_eq!(states(&models), [Unloaded; 3]);
+    assert!(models.unload("another").is_err());
+}
+
+#[test]
+fn one_that_cannot_be_loaded_fails_who_asks_for_it_alone() {
+    let (models, _) = models(ModelsOptions::default());
+    let open: Open = Arc::new(|| ModelFiles::open(Path::new("/nonexistent")));
+    let options = LoadOptions::default();
+    models.offer(Offer { name: "gone".into(), aliases: Vec::new(), size: None, open, options }).unwrap();
+    let error = models.get("gone", Keep::Usual).unwrap_err().to_string();
+    assert!(error.starts_with("gone cannot be loaded: /nonexistent: does not exist"), "{error}");
+    assert_eq!(models.get(THREE[0], Keep::Usual).unwrap().name(), THREE[0]);
+    assert_eq!(states(&models), [There, Unloaded, Unloaded, Failed]);
+    let reason = models.list()[3].reason.clone().unwrap();
+    assert!(reason.starts_with("/nonexistent: does not exist"), "{reason}");
+
+    // More than all may take.
+    let tiny = Models::new(ModelsOptions { memory: Some(1 << 20), ..ModelsOptions::default() }).unwrap();
+    tiny.offer(offer(THREE[0]).0).unwrap();
+    let error = tiny.get(THREE[0], Keep::Usual).unwrap_err().to_string();
+    assert!(error.ends_with(" bytes, 1048576 are available"), "{error}");
+}
+
+#[test]
+fn names_are_of_one_model_each() {
+    let (models, _) = models(ModelsOptions::default());
+    let (again, _) = offer(THREE[0]);
+    assert!(models.offer(again).unwrap_err().to_string().contains("another model goes by this name"));
+    let (mut other, _) = offer("llama-f16");
+    other.aliases = vec!["*".into()];
+    models.offer(other).unwrap();
+    assert_eq!(models.find(Some("anything")).as_deref(), Some("llama-f16"));
+    assert_eq!(models.find(Some(THREE[1])).as_deref(), Some(THREE[1]));
+}
+
+#[test]
+fn a_model_that_was_given_stays() {
+    let models = Models::new(ModelsOptions::default()).unwrap();
+    models.add("stories", vec!["x".into()], Model::builtin().unwrap()).unwrap();
+    assert_eq!(models.get("x", Keep::For(Duration::ZERO)).unwrap().name(), "stories");
+    assert!(models.unload("stories").unwrap_err().to_string().contains("it stays loaded"));
+    assert_eq!(states(&models), [There]);
+}
+
+#[test]
+fn those_who_wait_at_the_end_learn_it() {
+    let (models, _) = models(ModelsOptions::default());
+    let lease = models.get(THREE[0], Keep::Usual).unwrap();
+    drop(models);
+    // What is in use goes on.
+    assert_eq!(text(lease.model()).len(), 8);
+}

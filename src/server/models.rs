@@ -1,0 +1,100 @@
+//! `/v1/models`: what there is, in the shapes of OpenAI's and Anthropic's APIs at once, and what is loaded of it.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use super::app::App;
+use super::chosen;
+use super::failure::{Dialect, Failure, json_body, thread_failed};
+use super::request::{Reply, fields};
+use crate::models::{Keep, ModelStatus};
+
+/// A model by one of its names.
+fn entry(app: &App, status: &ModelStatus, name: &str) -> Value {
+    let described = app.described(status);
+    let context = described.as_ref().map(|described| described.context);
+    let mut entry = json!({
+        "id": name,
+        "object": "model",
+        "created": app.started,
+        "owned_by": "backstop",
+        "type": "model",
+        "display_name": name,
+        // Unknown, as Anthropic's API puts it.
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": context,
+        "context_length": context,
+        "backend": status.model.as_ref().map(|model| model.engine().backend()),
+        "state": status.state.name(),
+        "size": status.size,
+        "capabilities": described.as_ref().map(|described| &described.capabilities),
+        "defaults": described.as_ref().map(|described| described.defaults()),
+        "expires_in": status.expires_in.map(|time| time.as_secs_f64().ceil()),
+    });
+    if let Some(reason) = &status.reason {
+        entry["reason"] = reason.as_str().into();
+    }
+    entry
+}
+
+/// The state of the model that goes by `name`, which is one of its names.
+fn status(app: &App, name: &str) -> Result<ModelStatus, Failure> {
+    let called = app.find(Some(name), Dialect::OpenAi)?;
+    let mut all = app.models.list().into_iter();
+    all.find(|status| status.name == called).ok_or_else(|| Failure::bad("the model is gone"))
+}
+
+/// `GET /v1/models/NAME`
+pub(crate) async fn one(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> Reply {
+    let Path(name) = name.map_err(|error| Failure::bad(error.body_text()))?;
+    Ok(json_body(&entry(&app, &status(&app, &name)?, &name)))
+}
+
+/// `GET /v1/models`
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
+    let mut models = Vec::new();
+    for status in app.models.list() {
+        let aliases = status.aliases.iter().filter(|name| *name != "*");
+        models.extend(std::iter::once(&status.name).chain(aliases).map(|name| entry(&app, &status, name)));
+    }
+    let (first, last) = (models.first().map(|m| m["id"].clone()), models.last().map(|m| m["id"].clone()));
+    json_body(&json!({
+        "object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last,
+    }))
+}
+
+/// The name in `{"model": NAME}`.
+async fn named(app: &App, request: Request) -> Result<String, Failure> {
+    let mut fields = fields(app, request).await?;
+    let name = fields.string("model")?;
+    let name = fields.required("model", name)?;
+    fields.finish()?;
+    app.find(Some(&name), Dialect::OpenAi)?;
+    Ok(name)
+}
+
+/// `POST /v1/models/load`: `{"model": NAME}`; the answer comes when it is loaded.
+pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let name = named(&app, request).await?;
+    let lease = match app.models.lease(&name, Keep::Usual) {
+        Some(lease) => lease,
+        None => chosen::lease(&app, &name, Keep::Usual).await?,
+    };
+    let reply = json_body(&entry(&app, &status(&app, &name)?, &name));
+    drop(lease);
+    Ok(reply)
+}
+
+/// `POST /v1/models/unload`: `{"model": NAME}`; one that answers somebody is unloaded when it has.
+pub(crate) async fn unload(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let name = named(&app, request).await?;
+    let (unloads, model) = (Arc::clone(&app), name.clone());
+    let unloaded = tokio::task::spawn_blocking(move || unloads.models.unload(&model)).await;
+    unloaded.map_err(|_| thread_failed())??;
+    Ok(json_body(&entry(&app, &status(&app, &name)?, &name)))
+}

@@ -1,0 +1,94 @@
+//! What one request is answered with: its model, and what all requests share.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::app::{App, Places, QueuePlace};
+use super::failure::{Failure, thread_failed};
+use crate::error::Result;
+use crate::model::Model;
+use crate::models::{Keep, Lease};
+
+/// What one request is answered with: its model, which stays loaded until the answer is out, and what all requests share.
+pub(crate) struct Served {
+    app: Arc<App>,
+    pub model: Model,
+    /// The name that the model goes by.
+    pub name: String,
+    /// The name by which the client asked.
+    pub called: String,
+    /// What makes answers with one seed equal.
+    pub fingerprint: String,
+    /// When the request came.
+    pub asked: Instant,
+    /// How long it waited for its model.
+    pub load: Duration,
+    /// How long the model is to stay.
+    pub keep: Keep,
+    places: Arc<Places>,
+    _lease: Lease,
+}
+
+impl Deref for Served {
+    type Target = App;
+
+    fn deref(&self) -> &App {
+        &self.app
+    }
+}
+
+impl Served {
+    /// For a request that came at `asked`, whose client calls the model `called`.
+    pub fn new(app: &Arc<App>, lease: Lease, called: Option<String>, keep: Keep, asked: Instant) -> Self {
+        let (model, name) = (lease.model().clone(), lease.name().to_owned());
+        let kind = model.info().selection.kind.name();
+        let places = app.places_of(&name);
+        Self {
+            app: Arc::clone(app),
+            called: called.unwrap_or_else(|| name.clone()),
+            fingerprint: format!("backstop-{}-{kind}", env!("CARGO_PKG_VERSION")),
+            model,
+            name,
+            asked,
+            load: Duration::ZERO,
+            keep,
+            places,
+            _lease: lease,
+        }
+    }
+
+    /// After its model was waited for.
+    pub fn waited(self) -> Self {
+        Self { load: self.asked.elapsed(), ..self }
+    }
+
+    /// The bytes of the text of a token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Ok(tokenizer) = self.model.tokenizer() else { return Vec::new() };
+        match tokenizer.token_bytes(id) {
+            Ok(bytes) => bytes.unwrap_or_default(),
+            // Such a token has no bytes of its own: these are those that it has alone.
+            Err(_) => tokenizer.decode(&[id]).unwrap_or_default().into_bytes(),
+        }
+    }
+
+    /// Does `work` on a thread where it may take its time: making tokens of text, and text of messages.
+    pub async fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _permit = self.encoders.acquire().await.map_err(|_| thread_failed())?;
+        let model = self.model.clone();
+        let done = tokio::task::spawn_blocking(move || work(&model)).await;
+        Ok(done.map_err(|_| thread_failed())??)
+    }
+
+    /// Places for `count` sequences.
+    ///
+    /// # Errors
+    /// 429 while there are not as many; 400 where there never are.
+    pub fn places(&self, count: usize) -> Result<Vec<QueuePlace>, Failure> {
+        self.take(&self.places, count)
+    }
+}

@@ -1,0 +1,378 @@
+//! Several models in one server: chosen by name, loaded when they are asked for, unloaded when they are not.
+
+use std::io::Read;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{LONG, Noise, Server, expected, read_some, with};
+
+/// A folder with models that never end, by these names, and one that is broken.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(names: &[&str]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let noise = Noise::new();
+        for name in names {
+            let to = root.path().join(name);
+            std::fs::create_dir(&to).unwrap();
+            for entry in std::fs::read_dir(noise.0.path()).unwrap() {
+                let entry = entry.unwrap();
+                std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        }
+        Self(root)
+    }
+
+    /// One whose weights are no weights.
+    fn with_broken(self, name: &str) -> Self {
+        let to = self.0.path().join(name);
+        std::fs::create_dir(&to).unwrap();
+        std::fs::copy(self.0.path().join("a/config.json"), to.join("config.json")).unwrap();
+        std::fs::write(to.join("model.safetensors"), b"none").unwrap();
+        self
+    }
+
+    fn serve(&self, args: &[&str]) -> Server {
+        let dir = self.0.path().to_str().unwrap();
+        Server::start(&[&["--models-dir", dir, "--ctx", "100000", "--kv-memory", "24MiB"], args].concat())
+    }
+}
+
+/// So much that one of them fits, and no two: 512 MiB are kept free.
+const ONE: [&str; 2] = ["--memory", "550MiB"];
+
+fn states(server: &Server) -> Vec<(String, String)> {
+    let models = server.get("/v1/models").ok();
+    let of = |model: &Value, name: &str| model[name].as_str().unwrap().to_owned();
+    models["data"].as_array().unwrap().iter().map(|model| (of(model, "id"), of(model, "state"))).collect()
+}
+
+/// Waits until the models that are loaded are these.
+#[track_caller]
+fn loaded(server: &Server, wanted: &[&str]) {
+    let start = Instant::now();
+    loop {
+        let states = states(server);
+        let there: Vec<&str> =
+            states.iter().filter(|(_, state)| state == "loaded").map(|(name, _)| name.as_str()).collect();
+        if there == wanted {
+            return;
+        }
+        assert!(start.elapsed() < LONG, "{states:?}, not {wanted:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn ask(model: &str, more: Value) -> Value {
+    let base = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 4,
+        "temperature": 0 });
+    with(base, more)
+}
+
+/// A stream that goes on until its connection is dropped.
+fn endless(server: &Server, model: &str) -> std::net::TcpStream {
+    let mut stream =
+        server.begin("/v1/chat/completions", &ask(model, json!({ "stream": true, "max_tokens": 99000 })));
+    while !read_some(&mut stream).contains("chat.completion.chunk") {}
+    stream
+}
+
+/// Reads until `wanted` was read.
+#[track_caller]
+fn until(stream: &mut impl Read, wanted: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(wanted) {
+        let mut bytes = [0; 4096];
+        let count = stream.read(&mut bytes).unwrap();
+        assert!(count > 0, "the stream ends without {wanted:?}: {text}");
+        text += &String::from_utf8_lossy(&bytes[..count]);
+    }
+    text
+}
+
+#[test]
+fn a_request_says_which_and_it_is_loaded_then() {
+    let folder = Folder::new(&["a", "b", "org-name"]);
+    std::fs::create_dir(folder.0.path().join("org")).unwrap();
+    std::fs::rename(folder.0.path().join("org-name"), folder.0.path().join("org/name")).unwrap();
+    let server = folder.serve(&["--alias", "gpt"]);
+    let entry = |name: &str| server.get(&format!("/v1/models/{name}")).ok();
+    assert_eq!(states(&server), ["a", "gpt", "b", "org/name"].map(|name| (name.into(), "unloaded".into())));
+    let unloaded = entry("b");
+    assert_eq!(
+        (&unloaded["context_length"], &unloaded["backend"], &unloaded["expires_in"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    assert!(unloaded["size"].as_u64().unwrap() > 50_000);
+    assert_eq!(server.get("/health").ok()["loaded"], json!([]));
+
+    let answer = server.post("/v1/chat/completions", &ask("org/name", json!({}))).ok();
+    assert_eq!((&answer["model"], &answer["usage"]["completion_tokens"]), (&json!("org/name"), &json!(4)));
+    loaded(&server, &["org/name"]);
+    // The same weights have the same text, whatever they are called.
+    let same = server.post("/v1/chat/completions", &ask("b", json!({}))).ok();
+    assert_eq!(same["choices"], answer["choices"]);
+    // No name, and an alias, are the first one.
+    let first = server.post("/v1/chat/completions", &ask("gpt", json!({ "model": null }))).ok();
+    assert_eq!(first["model"], "a");
+    assert_eq!(server.post("/v1/chat/completions", &ask("gpt", json!({}))).ok()["model"], "a");
+    loaded(&server, &["a", "gpt", "b", "org/name"]);
+    let there = entry("org/name");
+    assert_eq!(
+        (&there["id"], &there["context_length"], &there["capabilities"], &there["defaults"]["top_p"]),
+        (&json!("org/name"), &json!(100_000), &json!(["completion", "tools"]), &json!(1.0))
+    );
+    assert_eq!(server.get("/health").ok()["loaded"], json!(["a", "b", "org/name"]));
+    let metrics = server.get("/metrics").text();
+    for line in ["backstop_model_loaded{model=\"b\"} 1", "backstop_sequences_running{model=\"org/name\"} 0"] {
+        assert!(metrics.lines().any(|got| got == line), "{line}\n{metrics}");
+    }
+
+    let refused = server.post("/v1/chat/completions", &ask("c", json!({})));
+    assert_eq!(
+        refused.refusal(404),
+        "the model \"c\" does not exist, this server has \"a\", \"b\", \"org/name\" (--alias NAME adds a name, --alias '*' takes \
+         any)"
+    );
+    assert_eq!(server.get("/v1/models/c").status, 404);
+}
+
+#[test]
+fn models_are_loaded_and_unloaded_by_hand() {
+    let server = Folder::new(&["a", "b"]);
+    let server = server.serve(&["--api-key", "k"]);
+    let key = [("authorization", "Bearer k"), ("content-type", "application/json")];
+    let post = |path: &str, body: Value| server.request("POST", path, &key, body.to_string().as_bytes());
+    assert_eq!(server.post("/v1/models/load", &json!({ "model": "b" })).status, 401);
+    let loaded = post("/v1/models/load", json!({ "model": "b" })).ok();
+    assert_eq!((&loaded["id"], &loaded["state"]), (&json!("b"), &json!("loaded")));
+    let unloaded = post("/v1/models/unload", json!({ "model": "b" })).ok();
+    assert_eq!((&unloaded["id"], &unloaded["state"]), (&json!("b"), &json!("unloaded")));
+    // What is not loaded is unloaded already.
+    assert_eq!(post("/models/unload", json!({ "model": "a" })).ok()["state"], "unloaded");
+    assert_eq!(post("/v1/models/load", json!({})).refusal(400), "model: missing");
+    assert_eq!(post("/v1/models/unload", json!({ "model": "x" })).status, 404);
+}
+
+#[test]
+fn a_stream_that_waits_for_its_model_shows_that_somebody_is_at_work() {
+    let folder = Folder::new(&["a", "b"]);
+    let server = folder.serve(&ONE);
+    for (path, body, first) in [
+        ("/v1/chat/completions", ask("b", json!({ "stream": true })), "data: {"),
+        ("/v1/messages", ask("b", json!({ "stream": true })), "event: message_start"),
+        (
+            "/v1/responses",
+            json!({ "model": "b", "input": "Hello", "stream": true, "max_output_tokens": 4 }),
+            "event: response.created",
+        ),
+    ] {
+        let busy = endless(&server, "a");
+        let mut waits = server.begin(path, &body);
+        let text = until(&mut waits, ": waiting\n\n");
+        assert!(text.contains("text/event-stream") && !text.contains(first), "{text}");
+        assert!(states(&server).contains(&("b".into(), "loading".into())));
+        // Whoever asks for the busy one now comes after that.
+        drop(busy);
+        let text = until(&mut waits, first);
+        assert!(!text.contains("event: error") && !text.contains("{\"error\""), "{text}");
+        let mut rest = String::new();
+        waits.read_to_string(&mut rest).unwrap();
+        loaded(&server, &["b"]);
+        assert_eq!(server.post("/v1/chat/completions", &ask("a", json!({}))).ok()["model"], "a");
+        loaded(&server, &["a"]);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_stream_that_waited_is_told_in_it() {
+    let folder = Folder::new(&["a", "b"]);
+    let server = folder.serve(&ONE);
+    let wrong = json!({ "stream": true, "temperature": -1, "input": "Hello" });
+    for (path, event) in
+        [("/v1/chat/completions", None), ("/v1/messages", Some("error")), ("/v1/responses", Some("error"))]
+    {
+        let busy = endless(&server, "a");
+        let mut waits = server.begin(path, &ask("b", wrong.clone()));
+        until(&mut waits, ": waiting\n\n");
+        drop(busy);
+        let mut text = until(&mut waits, "data: ");
+        waits.read_to_string(&mut text).unwrap();
+        assert!(text.contains("temperature"), "{text}");
+        assert_eq!(text.contains("event: error"), event.is_some(), "{text}");
+        assert_eq!(server.post("/v1/chat/completions", &ask("a", json!({}))).ok()["model"], "a");
+    }
+}
+
+#[test]
+fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
+    let folder = Folder::new(&["a", "b"]);
+    let server = folder.serve(&["--idle-unload", "300ms"]);
+    server.post("/v1/chat/completions", &ask("a", json!({}))).ok();
+    server.post("/v1/chat/completions", &ask("b", json!({ "keep_alive": -1 }))).ok();
+    loaded(&server, &["b"]);
+    let entry = server.get("/v1/models/b").ok();
+    assert_eq!(entry["expires_in"], Value::Null);
+    let ps = server.get("/api/ps").ok();
+    assert_eq!(ps["models"].as_array().unwrap().len(), 1);
+    assert_eq!(ps["models"][0]["name"], "b:latest");
+    server.post("/v1/chat/completions", &ask("b", json!({ "keep_alive": "0s" }))).ok();
+    loaded(&server, &[]);
+    let refused = server.post("/v1/chat/completions", &ask("a", json!({ "keep_alive": "soon" })));
+    assert_eq!(
+        refused.refusal(400),
+        "keep_alive: expected seconds, or a duration such as \"10m\", got \"soon\""
+    );
+
+    // Ollama's way to load and to unload.
+    let load = |keep: Value| {
+        let mut body = json!({ "model": "a" });
+        if !keep.is_null() {
+            body["keep_alive"] = keep;
+        }
+        server.post("/api/generate", &body).ok()["done_reason"].clone()
+    };
+    assert_eq!(load(json!("1h")), "load");
+    loaded(&server, &["a"]);
+    let expires = server.get("/v1/models/a").ok()["expires_in"].as_f64().unwrap();
+    assert!((3590.0..=3600.0).contains(&expires), "{expires}");
+    assert_eq!(load(json!(0)), "unload");
+    loaded(&server, &[]);
+    // It is not loaded for that.
+    assert_eq!(load(json!(0)), "unload");
+    assert!(states(&server).iter().all(|(_, state)| state == "unloaded"));
+    // Tags and facts are told of what is not loaded, too.
+    let tags = server.get("/api/tags").ok();
+    assert_eq!(tags["models"].as_array().unwrap().len(), 2);
+    let show = server.post("/api/show", &json!({ "model": "b" })).ok();
+    assert_eq!(
+        (&show["details"]["family"], &show["capabilities"]),
+        (&json!("llama"), &json!(["completion", "tools"]))
+    );
+    assert!(states(&server).iter().all(|(_, state)| state == "unloaded"));
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_fails_its_requests_alone() {
+    let folder = Folder::new(&["a"]).with_broken("broken");
+    let server = folder.serve(&[]);
+    let reason = server.post("/v1/chat/completions", &ask("broken", json!({}))).refusal(500);
+    assert!(
+        reason.starts_with("broken cannot be loaded: ") && reason.contains("model.safetensors"),
+        "{reason}"
+    );
+    assert_eq!(server.post("/v1/models/load", &json!({ "model": "broken" })).status, 500);
+    assert_eq!(server.post("/v1/chat/completions", &ask("a", json!({}))).ok()["model"], "a");
+    let entry = server.get("/v1/models/broken").ok();
+    assert_eq!(entry["state"], "failed");
+    assert!(entry["reason"].as_str().unwrap().contains("model.safetensors"), "{entry}");
+    assert_eq!(server.get("/health").ok()["status"], "ok");
+}
+
+#[test]
+fn one_that_fits_no_memory_says_the_numbers() {
+    let folder = Folder::new(&["a"]);
+    let server = folder.serve(&["--memory", "100MB"]);
+    let reason = server.post("/v1/chat/completions", &ask("a", json!({}))).refusal(500);
+    assert!(reason.contains("a needs ") && reason.ends_with("bytes, 100000000 are available"), "{reason}");
+}
+
+/// Bytes of memory that a process has.
+fn resident(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn three_models_take_turns_under_requests_and_memory_comes_back() {
+    let folder = Folder::new(&["a", "b", "c"]);
+    let server = folder.serve(&ONE);
+    let wanted = server.post("/v1/chat/completions", &ask("a", json!({}))).ok()["choices"].clone();
+    let round = |times: usize| {
+        std::thread::scope(|scope| {
+            for client in 0..3 {
+                let (server, wanted) = (&server.client, &wanted);
+                scope.spawn(move || {
+                    for i in 0..times {
+                        let name = ["a", "b", "c"][(client + i) % 3];
+                        let answer = server.post("/v1/chat/completions", &ask(name, json!({}))).ok();
+                        assert_eq!((&answer["model"], &answer["choices"]), (&json!(name), wanted));
+                    }
+                });
+            }
+        });
+    };
+    let unload = || {
+        for name in ["a", "b", "c"] {
+            server.post("/v1/models/unload", &json!({ "model": name })).ok();
+        }
+        loaded(&server, &[]);
+    };
+    round(12);
+    unload();
+    let before = cfg!(target_os = "linux").then(|| resident(&server));
+    round(24);
+    unload();
+    if let Some(before) = before {
+        // A small process: what its allocator keeps for threads is more than a part of it.
+        let (after, kept) = (resident(&server), 2 << 20);
+        assert!(after <= before + before / 20 + kept, "{before} bytes became {after}");
+    }
+}
+
+#[test]
+fn ps_tells_what_a_server_holds() {
+    let folder = Folder::new(&["a", "b"]);
+    let server = folder.serve(&["--api-key", "k"]);
+    let url = format!("http://{}", server.address);
+    let ps = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+        let output = command.args(["ps", "--url", &url]).args(args).env_remove("BACKSTOP_API_KEY").output();
+        let output = output.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, _, said) = ps(&[]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("asks for a key: --api-key, or BACKSTOP_API_KEY"), "{said}");
+    let (code, out, said) = ps(&["--api-key", "k"]);
+    assert_eq!((code, out.as_str()), (Some(0), ""));
+    assert!(said.contains("no model is loaded: --all shows those that may be asked for"), "{said}");
+    let body = json!({ "model": "b" }).to_string();
+    let headers = [("authorization", "Bearer k"), ("content-type", "application/json")];
+    server.request("POST", "/v1/models/load", &headers, body.as_bytes()).ok();
+    let (_, out, _) = ps(&["--api-key", "k"]);
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "STATE", "SIZE", "CONTEXT", "UNTIL", "BACKEND"]);
+    assert_eq!(
+        (lines.len(), &lines[1][..2], &lines[1][4..6]),
+        (2, &["b", "loaded"][..], &["100000", "needed"][..])
+    );
+    let (_, out, _) = ps(&["--api-key", "k", "--all", "--json"]);
+    let out: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(out["data"].as_array().unwrap().len(), 2);
+    drop(server);
+    let (code, _, said) = ps(&[]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("is `backstop serve` running there?"), "{said}");
+}
+
+#[test]
+fn several_that_were_named_are_served_the_first_at_once() {
+    let folder = Folder::new(&["a", "b"]);
+    let path = |name: &str| folder.0.path().join(name).to_str().unwrap().to_owned();
+    let server = Server::start(&[&path("b"), &path("a"), "--ctx", "1000"]);
+    assert_eq!(
+        states(&server),
+        [("b".to_owned(), "loaded".to_owned()), ("a".to_owned(), "unloaded".to_owned())]
+    );
+    // The built-in model keeps its name.
+    let server = Server::start(&[]);
+    assert_eq!(states(&server), [("stories".to_owned(), "loaded".to_owned())]);
+    let body = json!({ "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8 });
+    assert_eq!(server.post("/v1/completions", &body).ok()["choices"][0]["text"], expected(8));
+}
