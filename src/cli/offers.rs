@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use backstop::hub::{self, Settings};
+use backstop::hub::{self, Cache, Client, Name, Settings, Stage};
 use backstop::models::{Keep, Lease, Models, ModelsOptions, Offer};
+use backstop::server::{Fetch, Fetching};
 use backstop::weights::Access;
-use backstop::{Error, LoadOptions, ModelFiles};
+use backstop::{Error, HubFault, LoadOptions, ModelFiles};
 
 use super::args::ServeArgs;
-use super::{Loaded, list, load_options, names, term, typed};
+use super::{Loaded, list, load_options, names, pull, term, typed};
 
 /// The models of the command line, the first of them loaded where one was named.
 pub struct Offered {
@@ -38,9 +39,7 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
         threads: args.session.threads,
         idle_unload: args.several.idle_unload,
     })?;
-    let options = load_options(&args.model, &args.session)?;
-    let options = LoadOptions { max_sequences: Some(args.parallel), pooling: args.pooling, ..options };
-    let access = if args.model.no_mmap { Access::Read } else { Access::Map };
+    let (options, access) = (options(args)?, access(args));
     let mut found = typed_models(args)?;
     let named = !found.is_empty();
     if let Some(dir) = &args.several.models_dir {
@@ -90,6 +89,73 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     }
     let first = if first { Some(load_first(&models)?) } else { None };
     Ok(Offered { models, first })
+}
+
+/// Downloads models for requests.
+#[derive(Debug)]
+struct Hub {
+    settings: Settings,
+    fit: hub::Fit,
+    access: Access,
+    options: LoadOptions,
+    /// One download at a time.
+    turn: parking_lot::Mutex<()>,
+}
+
+/// Who downloads for requests, where `--pull` lets them.
+///
+/// # Errors
+/// Settings of the environment that are none.
+pub fn fetch(args: &ServeArgs) -> anyhow::Result<Option<Arc<dyn Fetch>>> {
+    if !args.model.fetch.pull {
+        return Ok(None);
+    }
+    let settings = pull::settings(args.model.fetch.token.as_deref())?;
+    let (fit, turn) = (pull::fit(args.model.backend), parking_lot::Mutex::default());
+    Ok(Some(Arc::new(Hub { settings, fit, access: access(args), options: options(args)?, turn })))
+}
+
+impl Fetch for Hub {
+    fn fetch(
+        &self,
+        called: &str,
+        tell: &mut dyn FnMut(&Fetching) -> bool,
+    ) -> backstop::Result<Option<Offer>> {
+        let name = Name::parse(called)?;
+        if let Name::Path(path) = &name {
+            let what = format!("{} is a path, and no name of a model", path.display());
+            return Err(Error::Hub { fault: HubFault::Name, what });
+        }
+        let _turn = self.turn.lock();
+        let path = match hub::find(&name, &self.settings, self.fit)? {
+            Some(path) => path,
+            None => {
+                let (client, cache) = (Client::new(&self.settings)?, Cache::new(&self.settings.cache));
+                let Some(plan) = hub::plan(&client, &name, self.fit)? else { return Ok(None) };
+                let path = plan.download(&client, &cache, &mut |progress| {
+                    let checking = progress.stage == Stage::Checking;
+                    tell(&Fetching { checking, done: progress.done, total: progress.total })
+                })?;
+                let Some(path) = path else { return Ok(None) };
+                path
+            }
+        };
+        let (bytes, open) = (bytes(&path), open(Some(path), self.access));
+        let own = open()?.name();
+        let aliases = if own == called { Vec::new() } else { vec![own] };
+        Ok(Some(Offer { name: called.to_owned(), aliases, size: bytes, open, options: self.options.clone() }))
+    }
+}
+
+/// The way to the weights' bytes.
+fn access(args: &ServeArgs) -> Access {
+    if args.model.no_mmap { Access::Read } else { Access::Map }
+}
+
+/// How each model is loaded.
+fn options(args: &ServeArgs) -> anyhow::Result<LoadOptions> {
+    let options = load_options(&args.model, &args.session)?;
+    Ok(LoadOptions { max_sequences: Some(args.parallel), pooling: args.pooling, ..options })
 }
 
 /// Reads what a model is; none is the built-in one.

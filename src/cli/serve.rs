@@ -169,6 +169,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         body_timeout: args.body_timeout,
         stall_timeout: args.stall_timeout,
         drain_timeout: args.drain_timeout,
+        fetch: offers::fetch(args)?,
         ..Options::default()
     })
 }

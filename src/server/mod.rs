@@ -13,6 +13,7 @@ mod cut;
 mod described;
 mod embeddings;
 mod failure;
+mod fetch;
 mod forms;
 mod guard;
 mod handlers;
@@ -41,6 +42,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::models::{Models, ModelsOptions};
 use app::App;
+pub use fetch::{Fetch, Fetching};
 use handlers::Handlers;
 
 /// What becomes of fields of a request that are not known.
@@ -101,6 +103,8 @@ pub struct Options {
     pub longest_step: Duration,
     /// How long answers go on after the server was told to end.
     pub drain_timeout: Duration,
+    /// Who downloads models for requests; nobody where absent.
+    pub fetch: Option<Arc<dyn Fetch>>,
 }
 
 impl Default for Options {
@@ -125,6 +129,7 @@ impl Default for Options {
             // A long prompt of a large model on few cores.
             longest_step: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(60),
+            fetch: None,
         }
     }
 }

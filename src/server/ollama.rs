@@ -3,6 +3,7 @@
 
 mod asked;
 mod models;
+mod pull;
 mod told;
 mod vectors;
 
@@ -23,7 +24,8 @@ use crate::models::Keep;
 use crate::sample::Grammar;
 use crate::text::{Chat, Message, PromptEnd};
 use asked::Asked;
-pub(crate) use models::{ps, refuse, show, tags, version};
+pub(crate) use models::{ps, show, tags, version};
+pub(crate) use pull::{pull, refuse};
 use told::{Lines, Shape, Told};
 pub(crate) use vectors::{embed, embed_one};
 

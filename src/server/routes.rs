@@ -102,7 +102,7 @@ impl Service {
             .route("/api/generate", on_model_unless(ollama::unload, ollama::generate))
             .route("/api/embed", on_model(ollama::embed))
             .route("/api/embeddings", on_model(ollama::embed_one))
-            .route("/api/pull", any(ollama::refuse))
+            .route("/api/pull", post(ollama::pull))
             .route("/api/push", any(ollama::refuse))
             .route("/api/create", any(ollama::refuse))
             .route("/api/copy", any(ollama::refuse))

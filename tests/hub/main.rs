@@ -8,4 +8,5 @@ mod commands;
 mod faults;
 mod hostile;
 mod kills;
+mod pulled;
 mod served;

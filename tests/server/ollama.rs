@@ -363,14 +363,15 @@ fn vectors_have_length_one() {
 #[test]
 fn what_is_not_done_is_refused_by_name() {
     let server = Server::start(&[]);
-    for path in ["pull", "push", "create", "copy", "delete"] {
+    for path in ["push", "create", "copy", "delete"] {
         let method = if path == "delete" { "DELETE" } else { "POST" };
         let answer = server.request(method, &format!("/api/{path}"), &[], b"{\"model\":\"x\"}");
-        let said = format!(
-            "{path} is not supported: this server has the models that it was started with (backstop serve MODEL …)"
-        );
+        let said =
+            format!("{path} is not supported: backstop pull and backstop rm keep what is on this machine");
         assert_eq!(refusal(&answer, 400), said);
     }
+    let said = refusal(&server.post("/api/pull", &json!({ "model": "x" })), 403);
+    assert!(said.starts_with("pull is not allowed here: backstop serve --pull allows it"), "{said}");
     for route in ["/api/chat", "/api/generate", "/api/show", "/api/embed", "/api/embeddings"] {
         let body = json!({ "model": "llama3", "messages": [], "prompt": "x", "input": "x" });
         assert_eq!(refusal(&server.post(route, &body), 404), "model 'llama3' not found");

@@ -1,12 +1,10 @@
-//! What Ollama's API tells of models. What it does with them, beside loading, is refused: there are those that the server was
-//! started with.
+//! What Ollama's API tells of models. What it does with them is in `pull`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
@@ -86,16 +84,6 @@ pub(crate) async fn show(State(app): State<Arc<App>>, request: Request) -> Reply
         "capabilities": described.capabilities,
         "modified_at": time_text(app.started, 0),
     })))
-}
-
-/// What is done with models: pulled, pushed, created, copied, deleted.
-pub(crate) async fn refuse(request: Request) -> Failure {
-    let path = request.uri().path();
-    let what = path.split('/').nth(2).unwrap_or_default();
-    let what = format!(
-        "{what} is not supported: this server has the models that it was started with (backstop serve MODEL …)"
-    );
-    Failure::new(StatusCode::BAD_REQUEST, what)
 }
 
 /// The model by one of its names, which has a tag in this API.

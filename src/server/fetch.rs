@@ -1,0 +1,27 @@
+//! Models that requests may have downloaded.
+
+use std::fmt::Debug;
+
+use crate::error::Result;
+use crate::models::Offer;
+
+/// How far a download is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetching {
+    /// Whether what came is being checked.
+    pub checking: bool,
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes of all files.
+    pub total: u64,
+}
+
+/// Who downloads models by name.
+pub trait Fetch: Debug + Send + Sync {
+    /// Downloads the model that is called `name`, where it is not here; `tell` is told how far it is, and says whether to go on. None
+    /// where it was stopped.
+    ///
+    /// # Errors
+    /// A name that is none, and a download that fails.
+    fn fetch(&self, name: &str, tell: &mut dyn FnMut(&Fetching) -> bool) -> Result<Option<Offer>>;
+}

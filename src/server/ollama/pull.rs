@@ -1,0 +1,99 @@
+//! `POST /api/pull`: a model is downloaded and offered, where the server may.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::super::app::App;
+use super::super::failure::{Dialect, Failure, json_body, thread_failed};
+use super::super::fetch::{Fetch, Fetching};
+use super::super::request::{Reply, fields};
+use crate::error::Result;
+
+/// Lines that wait for a client who does not read them: then the download waits, too.
+const LINES: usize = 16;
+
+/// `POST /api/pull`
+pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let mut fields = fields(&app, request).await?;
+    let (model, name) = (fields.string("model")?, fields.string("name")?);
+    let name = [model, name].into_iter().flatten().find(|name| !name.is_empty());
+    let name = fields.required("model", name)?;
+    let streams = fields.flag("stream")?.unwrap_or(true);
+    fields.only("insecure", &[false.into()])?;
+    fields.finish()?;
+    let Some(fetch) = app.options.fetch.clone() else {
+        let what = "pull is not allowed here: backstop serve --pull allows it, and `backstop pull NAME` downloads, too";
+        return Err(Failure::new(StatusCode::FORBIDDEN, what));
+    };
+    let (sender, mut lines) = mpsc::channel::<Value>(LINES);
+    let work = tokio::task::spawn_blocking(move || {
+        let mut tell = |line: Value| sender.blocking_send(line).is_ok();
+        let fetched = pulled(&app, &*fetch, &name, &mut tell);
+        if let Err(error) = &fetched {
+            tracing::warn!(model = name, %error, "a model was not downloaded");
+            tell(Failure::bad(error.to_string()).json(Dialect::Ollama));
+        }
+        fetched
+    });
+    if streams {
+        let kind = HeaderValue::from_static("application/x-ndjson");
+        return Ok(([(header::CONTENT_TYPE, kind)], Body::new(Lines(lines))).into_response());
+    }
+    while lines.recv().await.is_some() {}
+    work.await.map_err(|_| thread_failed())??;
+    Ok(json_body(&json!({ "status": "success" })))
+}
+
+/// Downloads a model and offers it; `tell` writes a line, and says whether anybody reads it.
+fn pulled(app: &App, fetch: &dyn Fetch, name: &str, tell: &mut dyn FnMut(Value) -> bool) -> Result<()> {
+    // Ollama's names of models of the hub.
+    let plain = ["hf.co/", "huggingface.co/"].iter().find_map(|host| name.strip_prefix(host));
+    let plain = plain.unwrap_or(name);
+    tell(json!({ "status": "pulling manifest" }));
+    if app.find(Some(plain), Dialect::Ollama).is_err() {
+        let mut told = |of: &Fetching| {
+            let status = if of.checking { "verifying sha256 digest" } else { "pulling model" };
+            tell(json!({ "status": status, "digest": plain, "total": of.total, "completed": of.done }))
+        };
+        let Some(offer) = fetch.fetch(plain, &mut told)? else { return Ok(()) };
+        if app.models.find(Some(&offer.name)).is_none() {
+            app.models.offer(offer)?;
+        }
+    }
+    tell(json!({ "status": "success" }));
+    Ok(())
+}
+
+/// Lines of JSON as they come.
+struct Lines(mpsc::Receiver<Value>);
+
+impl HttpBody for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|line| Some(Ok(Frame::data(format!("{}\n", line?).into()))))
+    }
+}
+
+/// What else is done with models: pushed, created, copied, deleted.
+pub(crate) async fn refuse(request: Request) -> Response {
+    let path = request.uri().path();
+    let what = path.split('/').nth(2).unwrap_or_default();
+    let what = format!("{what} is not supported: backstop pull and backstop rm keep what is on this machine");
+    Failure::new(StatusCode::BAD_REQUEST, what).into_response()
+}

@@ -1,0 +1,137 @@
+//! A server that downloads what its clients ask for.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::served::{Action, Hub, tree};
+
+#[path = "../support/noise.rs"]
+#[allow(dead_code, reason = "other tests need the rest")]
+mod models;
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(hub: &Hub, home: &Path, args: &[&str]) -> Self {
+        let mut command = hub.command(home, &[&["serve", "--port", "0"], args].concat());
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = lines
+            .by_ref()
+            .map(Result::unwrap)
+            .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned));
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address: address.unwrap() }
+    }
+
+    /// The status and the body, without chunks' sizes where it has chunks.
+    fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let lines: Vec<&str> = body.lines().filter(|line| line.starts_with('{')).collect();
+        (status, lines.join("\n"))
+    }
+}
+
+fn question(model: &str) -> Value {
+    let message = json!({ "role": "user", "content": "Hello" });
+    json!({ "model": model, "messages": [message], "options": { "num_predict": 4, "temperature": 0 }, "stream": false })
+}
+
+fn served(hub: &Hub) {
+    let noise = models::Noise::new();
+    let files = tree(Path::new(noise.path()));
+    let files: Vec<(String, Vec<u8>)> =
+        files.into_iter().map(|(path, bytes)| (path.to_str().unwrap().to_owned(), bytes)).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(path, bytes)| (&**path, &**bytes)).collect();
+    hub.put("org/model", &files);
+}
+
+#[test]
+fn a_client_has_a_model_pulled_and_talks_to_it() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    served(&hub);
+    let server = Server::start(&hub, home.path(), &["--pull"]);
+    let (status, answer) = server.post("/api/chat", &question("org/model"));
+    assert_eq!((status, answer.as_str()), (404, r#"{"error":"model 'org/model' not found"}"#));
+    assert_eq!(hub.seen().len(), 0, "a question alone downloads nothing");
+
+    let (status, answer) = server.post("/api/pull", &json!({ "model": "hf.co/org/model" }));
+    let lines: Vec<Value> = answer.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((status, &lines[0]), (200, &json!({ "status": "pulling manifest" })));
+    assert_eq!(lines.last(), Some(&json!({ "status": "success" })));
+    let progress = &lines[1..lines.len() - 1];
+    assert!(!progress.is_empty());
+    for line in progress {
+        let (done, total) = (line["completed"].as_u64().unwrap(), line["total"].as_u64().unwrap());
+        assert!(done <= total && total > 50_000 && line["digest"] == "org/model", "{line}");
+    }
+    let (status, answer) = server.post("/api/chat", &question("org/model"));
+    assert!(status == 200 && answer.contains("\"done\":true"), "{answer}");
+    hub.forget();
+    // It is here: nobody is asked, and it is there by its name.
+    let (status, answer) = server.post("/api/pull", &json!({ "name": "org/model:latest", "stream": false }));
+    assert_eq!((status, answer.as_str()), (200, r#"{"status":"success"}"#));
+    assert_eq!(hub.seen().len(), 0);
+    drop(server);
+    // Another server finds it in the cache.
+    let server = Server::start(&hub, home.path(), &["--pull"]);
+    assert_eq!(server.post("/api/pull", &json!({ "model": "org/model", "stream": false })).0, 200);
+    assert_eq!(hub.seen().len(), 0);
+    assert_eq!(server.post("/v1/models/load", &json!({ "model": "org/model" })).0, 200);
+}
+
+#[test]
+fn what_cannot_be_pulled_is_told_of() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    served(&hub);
+    let server = Server::start(&hub, home.path(), &[]);
+    let (status, answer) = server.post("/api/pull", &json!({ "model": "org/model" }));
+    let wanted =
+        "pull is not allowed here: backstop serve --pull allows it, and `backstop pull NAME` downloads, too";
+    assert_eq!((status, answer), (403, json!({ "error": wanted }).to_string()));
+    assert_eq!(hub.seen().len(), 0);
+
+    let server = Server::start(&hub, home.path(), &["--pull"]);
+    let said = |model: &str| {
+        let (status, answer) = server.post("/api/pull", &json!({ "model": model }));
+        assert_eq!(status, 200);
+        let last: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
+        last["error"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    };
+    assert!(said("/etc").ends_with("/etc is a path, and no name of a model"));
+    assert!(said("./model").ends_with("is a path, and no name of a model"));
+    assert!(said("org/other").contains("org/other"), "{}", said("org/other"));
+    let (status, _) = server.post("/api/pull", &json!({ "model": "org/other", "stream": false }));
+    assert_eq!(status, 500);
+    // Cut in the middle of a file: the error is the last line, and what came is kept.
+    hub.rule(|seen, _| if seen.is_file() { Action::Status(500, Vec::new()) } else { Action::Serve });
+    assert!(said("org/model").contains("500"), "{}", said("org/model"));
+}
