@@ -51,6 +51,7 @@ async function converse(ask) {
 }
 
 const cases = {
+  ask: async () => (await generateText({ ...common, prompt: 'Once upon a time' })).text,
   loop: () => converse(generateText),
   stream: () =>
     converse((request) =>

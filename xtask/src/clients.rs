@@ -31,6 +31,7 @@ const ENVIRONMENTS: [Environment; 5] = [
             "test_openai_loops.py",
             "test_page.py",
             "test_scripted.py",
+            "test_several_ai_sdk.py",
             "test_structure.py",
         ],
     },
@@ -53,6 +54,7 @@ const ENVIRONMENTS: [Environment; 5] = [
             "test_llm.py",
             "test_openai_agents.py",
             "test_pydantic_ai.py",
+            "test_several.py",
         ],
     },
     Environment {
@@ -65,14 +67,19 @@ const ENVIRONMENTS: [Environment; 5] = [
         packages: &["llama-index-llms-openai-like==0.8.1", "openai==2.54.0"],
         tests: &["test_llama_index.py"],
     },
-    Environment { name: "ollama", packages: &["ollama==0.6.3"], tests: &["test_ollama.py"] },
+    Environment {
+        name: "ollama",
+        packages: &["ollama==0.6.3"],
+        tests: &["test_ollama.py", "test_several_ollama.py"],
+    },
 ];
 
-const NODE_PACKAGES: [&str; 5] = [
+const NODE_PACKAGES: [&str; 6] = [
     "@ai-sdk/anthropic@3.0.140",
     "@ai-sdk/openai@3.0.141",
     "@ai-sdk/openai-compatible@2.0.92",
     "ai@6.0.326",
+    "ollama@0.6.4",
     "zod@4.6.7",
 ];
 
@@ -205,7 +212,7 @@ fn node_packages(home: &Path) -> Result<()> {
         return Ok(());
     }
     if quiet(Command::new("npm").arg("--version")).is_err() {
-        eprintln!("   there is no npm: the tests of the AI SDK are skipped");
+        eprintln!("   there is no npm: the tests of the AI SDK and of Ollama's package are skipped");
         return Ok(());
     }
     eprintln!("   installing {} into {}", NODE_PACKAGES.join(", "), home.display());
