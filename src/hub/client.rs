@@ -267,8 +267,16 @@ impl Client {
             if let Some(token) = self.token.as_ref().filter(|_| self.may_know(&address)) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
-            let response =
-                request.call().map_err(|error| self.broken(format!("{}: {error}", address.origin())))?;
+            let response = request.call().map_err(|error| match untrusted(&error) {
+                Some(why) => {
+                    let what = format!(
+                        "{id}: {} is not trusted, and nothing was asked: {why}. Where a company's proxy stands between,                          SSL_CERT_FILE names its certificate",
+                        address.origin()
+                    );
+                    Failure::Final(Error::hub(HubFault::Network, what))
+                }
+                None => self.broken(format!("{}: {error}", address.origin())),
+            })?;
             if !response.status().is_redirection() {
                 return self.accepted(id, response, address);
             }
@@ -352,6 +360,19 @@ impl Client {
             "{id}: the model is gated, and the token has not been let in ({status}): ask for it at {page}, with the account that the \
              token belongs to"
         )
+    }
+}
+
+/// Why another side's certificate is not taken, where it is that: another try would find the same one.
+fn untrusted(error: &ureq::Error) -> Option<String> {
+    let of = |error: &rustls::Error| {
+        let is = matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
+        is.then(|| error.to_string())
+    };
+    match error {
+        ureq::Error::Rustls(error) => of(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref::<rustls::Error>().and_then(of),
+        _ => None,
     }
 }
 

@@ -10,3 +10,5 @@ mod hostile;
 mod kills;
 mod pulled;
 mod served;
+#[cfg(target_os = "linux")]
+mod tls;
