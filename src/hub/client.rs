@@ -366,7 +366,8 @@ impl Client {
 /// Why another side's certificate is not taken, where it is that: another try would find the same one.
 fn untrusted(error: &ureq::Error) -> Option<String> {
     let of = |error: &rustls::Error| {
-        let is = matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
+        let is =
+            matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
         is.then(|| error.to_string())
     };
     match error {

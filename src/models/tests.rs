@@ -249,3 +249,36 @@ fn those_who_wait_at_the_end_learn_it() {
     // What is in use goes on.
     assert_eq!(text(lease.model()).len(), 8);
 }
+
+#[test]
+fn models_that_compute_at_once_have_the_texts_that_they_have_alone() {
+    let mlx = crate::backends()[1].there.is_ok();
+    let both = [crate::BackendRequest::Cpu, crate::BackendRequest::Mlx];
+    for backend in both.into_iter().take(if mlx { 2 } else { 1 }) {
+        let options = LoadOptions { backend, ..options() };
+        let models = Models::new(ModelsOptions { threads: Some(2), ..ModelsOptions::default() }).unwrap();
+        let wanted = THREE.map(|name| {
+            let (offer, _) = offer(name);
+            models.offer(Offer { options: options.clone(), ..offer }).unwrap();
+            let files = ModelFiles::open(&fixture(name)).unwrap();
+            text(&Model::load_with(files, options.clone()).unwrap())
+        });
+        std::thread::scope(|scope| {
+            for (name, wanted) in THREE.iter().zip(&wanted) {
+                let models = &models;
+                scope.spawn(move || {
+                    for _ in 0..8 {
+                        let lease = models.get(name, Keep::Usual).unwrap();
+                        assert_eq!(
+                            text(lease.model()),
+                            *wanted,
+                            "{name} on {}",
+                            lease.model().engine().backend()
+                        );
+                    }
+                });
+            }
+        });
+        assert_eq!(states(&models), [There; 3]);
+    }
+}

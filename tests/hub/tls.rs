@@ -109,11 +109,8 @@ fn pull(hub: &Hub, home: &Path, endpoint: &str, trusted: Option<&Path>) -> (Opti
 
 fn hub() -> (Hub, Vec<u8>) {
     let weights = noise(300_000, 5);
-    let hub = Hub::with(&[
-        ("config.json", b"{}"),
-        ("tokenizer.json", b"{ }"),
-        ("model.safetensors", &weights),
-    ]);
+    let hub =
+        Hub::with(&[("config.json", b"{}"), ("tokenizer.json", b"{ }"), ("model.safetensors", &weights)]);
     (hub, weights)
 }
 
