@@ -7,6 +7,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -16,16 +17,16 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::backend::LlmBackendKind;
 use crate::engine::Machine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::model::{LoadOptions, Model, ModelFiles};
 use crate::refusals;
 
 /// How long a failure to load is told without another try.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often a load that waits for room looks whether somebody still wants it.
+/// How often a load that waits for room looks whether somebody still wants it, and who unloads whether others have let go.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Reads what a model is.
+/// Reads what a model is. It may not ask the [`Models`] that it was offered to for another.
 pub type Open = Arc<dyn Fn() -> Result<ModelFiles> + Send + Sync>;
 
 /// A model that may be asked for.
@@ -81,6 +82,8 @@ pub enum ModelState {
     Loading,
     /// In memory.
     Loaded,
+    /// On its way out.
+    Unloading,
     /// In its files, after it could not be loaded.
     Failed,
 }
@@ -92,6 +95,7 @@ impl ModelState {
             Self::Unloaded => "unloaded",
             Self::Loading => "loading",
             Self::Loaded => "loaded",
+            Self::Unloading => "unloading",
             Self::Failed => "failed",
         }
     }
@@ -118,7 +122,7 @@ pub struct ModelStatus {
     pub expires_in: Option<Duration>,
 }
 
-/// Who waits for a model.
+/// Who waits for a model. What it does in [`is_gone`](Self::is_gone), and when it is dropped, may not ask [`Models`] anything.
 pub trait Waiter: Send {
     /// Whether nobody waits any more.
     fn is_gone(&self) -> bool;
@@ -146,9 +150,20 @@ struct Ask {
 
 enum Stage {
     Unloaded,
-    Loading,
+    Loading {
+        /// Whether it is to go once those who wait have used it.
+        unload: bool,
+    },
     Loaded(Loaded),
-    Failed { error: Arc<Error>, at: Instant },
+    /// Its engine ends; what it has of the memory is not free yet.
+    Unloading {
+        kind: LlmBackendKind,
+        charge: u64,
+    },
+    Failed {
+        error: Arc<Error>,
+        at: Instant,
+    },
 }
 
 struct Loaded {
@@ -267,7 +282,7 @@ impl Models {
         self.shared.state.lock().add(Entry { name, aliases, size, from, stage: Stage::Unloaded })
     }
 
-    /// Adds a model that is loaded, and stays so.
+    /// Adds a model that is loaded, and stays so, on threads of its own.
     ///
     /// # Errors
     /// A name that another model has.
@@ -304,6 +319,12 @@ impl Models {
         state.find(name).map(|entry| state.entries[entry].name.clone())
     }
 
+    /// The name of the model that goes by exactly this name, whoever else takes any.
+    pub fn named(&self, name: &str) -> Option<String> {
+        let state = self.shared.state.lock();
+        state.find_named(name).map(|entry| state.entries[entry].name.clone())
+    }
+
     /// The model by one of its names, where it is loaded.
     pub fn lease(&self, name: &str, keep: Keep) -> Option<Lease> {
         let mut state = self.shared.state.lock();
@@ -329,6 +350,7 @@ impl Models {
             drop(state);
             return waiter.give(Err(error));
         }
+        state.asks.retain(|ask| !ask.waiter.is_gone());
         state.asks.push_back(Ask { entry, keep, waiter });
         self.shared.bell.notify_all();
     }
@@ -357,37 +379,45 @@ impl Models {
     }
 
     /// Unloads a model: now where nobody uses it, else as soon as nobody does, unless it is asked for before.
-    /// Whether it is gone.
     ///
     /// # Errors
     /// A name that no model has, and a model that could not be loaded again.
-    pub fn unload(&self, name: &str) -> Result<bool> {
+    pub fn unload(&self, name: &str) -> Result<()> {
         let mut state = self.shared.state.lock();
         let entry = state.find(Some(name)).ok_or_else(|| unknown(name))?;
-        let taken = match &mut state.entries[entry].stage {
+        match &mut state.entries[entry].stage {
             Stage::Loaded(loaded) if loaded.pinned => {
                 let what = "it stays loaded: there is nothing that it could be loaded from";
                 return Err(Error::Task { model: name.to_owned(), what: what.to_owned() });
             }
-            Stage::Loaded(loaded) => {
-                loaded.keep = Keep::For(Duration::ZERO);
-                if loaded.leases > 0 {
-                    return Ok(false);
-                }
-                state.take(entry)
-            }
-            Stage::Loading => return Ok(false),
-            Stage::Unloaded | Stage::Failed { .. } => {
-                state.entries[entry].stage = Stage::Unloaded;
-                None
-            }
-        };
-        drop(state);
-        // Joins the engine's thread: nobody else is to wait for it.
-        drop(taken);
-        room::give_back();
+            Stage::Loaded(loaded) => loaded.keep = Keep::For(Duration::ZERO),
+            Stage::Loading { unload } => *unload = true,
+            Stage::Failed { .. } => state.entries[entry].stage = Stage::Unloaded,
+            Stage::Unloaded | Stage::Unloading { .. } => {}
+        }
+        if state.is_free(entry) {
+            self.shared.retire(&mut state, entry);
+        }
         self.shared.bell.notify_all();
-        Ok(true)
+        Ok(())
+    }
+
+    /// Waits until a model is unloaded, for a time. Whether it is.
+    pub fn wait_unloaded(&self, name: &str, most: Duration) -> bool {
+        let deadline = Instant::now() + most;
+        let mut state = self.shared.state.lock();
+        loop {
+            let Some(entry) = state.find(Some(name)) else { return true };
+            match &state.entries[entry].stage {
+                Stage::Unloaded | Stage::Failed { .. } => return true,
+                // Others use it.
+                Stage::Loaded(_) | Stage::Loading { .. } => return false,
+                Stage::Unloading { .. } => {}
+            }
+            if self.shared.bell.wait_until(&mut state, deadline).timed_out() {
+                return false;
+            }
+        }
     }
 
     /// What is known of each, in the order in which they were offered.
@@ -400,7 +430,7 @@ impl Models {
             let at = match &entry.stage {
                 Stage::Loaded(loaded) => {
                     model = Some(loaded.model.clone());
-                    size = Some(loaded.model.info().weight_bytes);
+                    size = size.or(Some(loaded.model.info().weight_bytes));
                     leases = loaded.leases;
                     let stays = loaded.stays(&self.shared.options);
                     expires_in = match leases {
@@ -409,8 +439,11 @@ impl Models {
                     };
                     ModelState::Loaded
                 }
-                Stage::Loading => ModelState::Loading,
-                Stage::Unloaded | Stage::Failed { .. } if queued(index) => ModelState::Loading,
+                Stage::Loading { .. } => ModelState::Loading,
+                Stage::Unloaded | Stage::Unloading { .. } | Stage::Failed { .. } if queued(index) => {
+                    ModelState::Loading
+                }
+                Stage::Unloading { .. } => ModelState::Unloading,
                 Stage::Unloaded => ModelState::Unloaded,
                 Stage::Failed { error, .. } => {
                     reason = Some(error.to_string());
@@ -477,14 +510,11 @@ impl State {
         self.find_named(name).or_else(|| self.find_named("*"))
     }
 
-    /// Takes a loaded model out, to be dropped where nobody waits.
-    fn take(&mut self, entry: usize) -> Option<Model> {
-        match std::mem::replace(&mut self.entries[entry].stage, Stage::Unloaded) {
-            Stage::Loaded(loaded) => Some(loaded.model),
-            other => {
-                self.entries[entry].stage = other;
-                None
-            }
+    /// Whether a model is loaded that nobody uses, and that may go. Who went away may have left a step behind, which is not over.
+    fn is_free(&self, entry: usize) -> bool {
+        match &self.entries[entry].stage {
+            Stage::Loaded(loaded) => loaded.leases == 0 && !loaded.pinned && loaded.model.engine().is_idle(),
+            _ => false,
         }
     }
 
@@ -492,7 +522,10 @@ impl State {
     fn next_idle(&self, options: &ModelsOptions) -> Option<(Instant, usize)> {
         let due = |(index, entry): (usize, &Entry)| match &entry.stage {
             Stage::Loaded(loaded) if loaded.leases == 0 && !loaded.pinned => {
-                Some((loaded.used.checked_add(loaded.stays(options)?)?, index))
+                let due = loaded.used.checked_add(loaded.stays(options)?)?;
+                let now = Instant::now();
+                // Its engine is looked at again.
+                Some((if due <= now && !self.is_free(index) { now + LOOK } else { due }, index))
             }
             _ => None,
         };
@@ -515,6 +548,36 @@ impl Shared {
         Some(Lease { shared: Arc::clone(self), entry, name: name.clone(), model: loaded.model.clone() })
     }
 
+    /// Begins to unload a model that nobody uses. It has its memory until its engine has ended, on a thread that nobody waits for, and
+    /// until whoever looks at it has let go.
+    fn retire(self: &Arc<Self>, state: &mut State, entry: usize) {
+        let stage = std::mem::replace(&mut state.entries[entry].stage, Stage::Unloaded);
+        let Stage::Loaded(Loaded { model, kind, charge, .. }) = stage else {
+            state.entries[entry].stage = stage;
+            return;
+        };
+        state.entries[entry].stage = Stage::Unloading { kind, charge };
+        let (shared, name) = (Arc::clone(self), state.entries[entry].name.clone());
+        let end = move || {
+            while !model.engine().is_last() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            drop(model);
+            room::give_back();
+            tracing::info!(model = name, "unloaded");
+            let mut state = shared.state.lock();
+            if let Some(entry) = state.entries.get_mut(entry) {
+                entry.stage = Stage::Unloaded;
+            }
+            shared.bell.notify_all();
+        };
+        let thread = std::thread::Builder::new().name("backstop-unload".into());
+        if refusals::spawn(thread, end).is_err() {
+            // The model is gone with what should have run: its end was waited for here.
+            state.entries[entry].stage = Stage::Unloaded;
+        }
+    }
+
     /// Loads what is asked for, and unloads what is idle, until the end.
     fn run(self: Arc<Self>) {
         loop {
@@ -528,20 +591,15 @@ impl Shared {
                 return;
             }
             state.asks.retain(|ask| !ask.waiter.is_gone());
-            if let Some(entry) = state.asks.front().map(|ask| ask.entry) {
+            let unloading = |entry: usize| matches!(state.entries[entry].stage, Stage::Unloading { .. });
+            // One that is on its way out can be loaded once it is gone.
+            if let Some(entry) = state.asks.iter().map(|ask| ask.entry).find(|&entry| !unloading(entry)) {
                 drop(state);
                 self.bring(entry);
                 continue;
             }
             match state.next_idle(&self.options) {
-                Some((due, entry)) if due <= Instant::now() => {
-                    let name = state.entries[entry].name.clone();
-                    let idle = state.take(entry);
-                    drop(state);
-                    drop(idle);
-                    room::give_back();
-                    tracing::info!(model = name, "unloaded: nobody uses it");
-                }
+                Some((due, entry)) if due <= Instant::now() => self.retire(&mut state, entry),
                 Some((due, _)) => {
                     self.bell.wait_until(&mut state, due);
                 }
@@ -554,15 +612,26 @@ impl Shared {
     fn bring(self: &Arc<Self>, entry: usize) {
         let mut state = self.state.lock();
         let loaded = matches!(&state.entries[entry].stage, Stage::Loaded(_));
+        let mut unload = false;
         let failure = if loaded {
             None
         } else {
-            state.entries[entry].stage = Stage::Loading;
+            state.entries[entry].stage = Stage::Loading { unload: false };
             drop(state);
-            let result = self.load(entry);
+            // Files are read here: what panics is not to end all loading.
+            let result = catch_unwind(AssertUnwindSafe(|| self.load(entry)));
+            let result = result.unwrap_or_else(|panic| {
+                Err(Error::Engine(format!("loading panicked: {}", panic_text(&*panic))))
+            });
             state = self.state.lock();
+            unload = matches!(state.entries[entry].stage, Stage::Loading { unload: true });
             let (stage, failure) = match result {
-                Ok(Some(loaded)) => (Stage::Loaded(loaded), None),
+                Ok(Some(mut loaded)) => {
+                    if unload {
+                        loaded.keep = Keep::For(Duration::ZERO);
+                    }
+                    (Stage::Loaded(loaded), None)
+                }
                 // Nobody wants it any more.
                 Ok(None) => (Stage::Unloaded, None),
                 Err(error) => {
@@ -579,7 +648,8 @@ impl Shared {
         state.asks = others.into();
         let mut given = Vec::new();
         for ask in asks {
-            let lease = match (self.lease(&mut state, entry, ask.keep), &failure) {
+            let keep = if unload { Keep::For(Duration::ZERO) } else { ask.keep };
+            let lease = match (self.lease(&mut state, entry, keep), &failure) {
                 (Some(lease), _) => Ok(lease),
                 (None, Some(error)) => Err(failed(&state.entries[entry].name, error)),
                 // It came while the last who wanted the model left.

@@ -12,7 +12,7 @@ use backstop::weights::Access;
 use backstop::{Error, HubFault, LoadOptions, ModelFiles};
 
 use super::args::ServeArgs;
-use super::{Loaded, list, load_options, names, pull, term, typed};
+use super::{Loaded, Usage, list, load_options, names, pull, term, typed};
 
 /// The models of the command line, the first of them loaded where one was named.
 pub struct Offered {
@@ -24,7 +24,8 @@ pub struct Offered {
 /// Where a model is, what it goes by, and how large it is.
 struct Found {
     name: Option<String>,
-    aliases: Vec<String>,
+    /// What was typed.
+    typed: Option<String>,
     path: Option<PathBuf>,
     bytes: Option<u64>,
 }
@@ -45,7 +46,7 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     if let Some(dir) = &args.several.models_dir {
         found.extend(hub::folder(dir)?.into_iter().map(|model| Found {
             name: Some(model.name),
-            aliases: Vec::new(),
+            typed: None,
             path: Some(model.path),
             bytes: Some(model.bytes),
         }));
@@ -59,36 +60,67 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
             bail!("no models are on this machine: `backstop pull NAME` downloads one");
         }
         None if found.is_empty() => {
-            found.push(Found { name: None, aliases: Vec::new(), path: None, bytes: None });
+            found.push(Found { name: None, typed: None, path: None, bytes: None });
         }
         _ => {}
     }
-    if let Some(first) = found.first_mut() {
-        first.aliases.extend(args.alias.iter().cloned());
-    }
     let first = named || args.several.models_dir.is_none() && !args.several.all;
-    let mut taken: Vec<String> = Vec::new();
-    for (index, Found { name, aliases, path, bytes }) in found.into_iter().enumerate() {
-        let open = open(path, access);
-        // The name that the files give it is the one that answers tell.
-        let own = if name.is_none() { open()?.name() } else { String::new() };
-        let own = if own.starts_with("stories (") { "stories".to_owned() } else { own };
-        let name = name.unwrap_or(own);
-        let aliases: Vec<String> =
-            aliases.into_iter().filter(|alias| *alias != name && !taken.contains(alias)).collect();
-        if taken.contains(&name) {
-            // One of a folder that was typed, too.
-            if index > 0 && !named {
-                tracing::warn!(model = name, "two models go by one name: the first is served");
-            }
-            continue;
-        }
-        taken.push(name.clone());
-        taken.extend(aliases.iter().cloned());
-        models.offer(Offer { name, aliases, size: bytes, open, options: options.clone() })?;
-    }
+    let mut offers = named_apart(found, access, &options)?;
+    alias(&mut offers, &args.alias)?;
+    offers.into_iter().try_for_each(|offer| models.offer(offer))?;
     let first = if first { Some(load_first(&models)?) } else { None };
     Ok(Offered { models, first })
+}
+
+/// The models under names of their own, each once.
+fn named_apart(found: Vec<Found>, access: Access, options: &LoadOptions) -> anyhow::Result<Vec<Offer>> {
+    let (mut offers, mut paths): (Vec<Offer>, Vec<PathBuf>) = (Vec::new(), Vec::new());
+    for Found { name, typed, path, bytes } in found {
+        // The same files by another path are one model.
+        let canonical = path.as_ref().and_then(|path| path.canonicalize().ok());
+        if canonical.as_ref().is_some_and(|path| paths.contains(path)) {
+            continue;
+        }
+        paths.extend(canonical);
+        let open = open(path, access);
+        let taken =
+            |name: &str| offers.iter().any(|of| of.name == name || of.aliases.iter().any(|a| a == name));
+        // What the files call it, and what was typed where another is called so.
+        let own = match name {
+            Some(name) => name,
+            None => open()?.name(),
+        };
+        let own = if own.starts_with("stories (") { "stories".to_owned() } else { own };
+        let name = match &typed {
+            _ if !taken(&own) && own != "*" => own,
+            Some(typed) if !taken(typed) => typed.clone(),
+            Some(typed) => {
+                return Err(Usage(format!("{typed}: another model is called {own}, and so typed")).into());
+            }
+            None => {
+                term::note(format_args!("note: {own} is not offered: another model is called so"));
+                continue;
+            }
+        };
+        let alias = typed.as_ref().and_then(|typed| names::of(Path::new(typed)));
+        let aliases = alias.into_iter().filter(|alias| *alias != name && !taken(alias)).collect();
+        offers.push(Offer { name, aliases, size: bytes, open, options: options.clone() });
+    }
+    Ok(offers)
+}
+
+/// Gives the first model further names.
+fn alias(offers: &mut [Offer], names: &[String]) -> anyhow::Result<()> {
+    let Some((first, others)) = offers.split_first_mut() else { return Ok(()) };
+    for name in names {
+        if others.iter().any(|other| other.name == *name || other.aliases.contains(name)) {
+            return Err(Usage(format!("--alias {name} is the name of another model")).into());
+        }
+        if first.name != *name && !first.aliases.contains(name) {
+            first.aliases.push(name.clone());
+        }
+    }
+    Ok(())
 }
 
 /// Downloads models for requests.
@@ -127,6 +159,10 @@ impl Fetch for Hub {
             return Err(Error::Hub { fault: HubFault::Name, what });
         }
         let _turn = self.turn.lock();
+        // Whoever waited may have gone.
+        if !tell(&Fetching { checking: false, done: 0, total: 0 }) {
+            return Ok(None);
+        }
         let path = match hub::find(&name, &self.settings, self.fit)? {
             Some(path) => path,
             None => {
@@ -175,8 +211,8 @@ fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
     let one = |text: &Path| {
         let path = names::path(text, &args.model.fetch, args.model.backend)?;
         let bytes = bytes(&path);
-        let aliases = names::of(text).into_iter().collect();
-        anyhow::Ok(Found { name: None, aliases, path: Some(path), bytes })
+        let typed = Some(text.display().to_string());
+        anyhow::Ok(Found { name: None, typed, path: Some(path), bytes })
     };
     all.into_iter().map(one).collect()
 }
@@ -185,7 +221,7 @@ fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
 fn here() -> anyhow::Result<Vec<Found>> {
     let found = |row: list::Row| {
         let (name, path, bytes) = (Some(row.name), Some(row.path), Some(row.bytes));
-        Found { name, aliases: Vec::new(), path, bytes }
+        Found { name, typed: None, path, bytes }
     };
     Ok(list::rows(&Settings::from_env()?)?.into_iter().map(found).collect())
 }
@@ -193,7 +229,10 @@ fn here() -> anyhow::Result<Vec<Found>> {
 /// Bytes of a model's weights, where its files are plain.
 fn bytes(path: &Path) -> Option<u64> {
     if path.is_file() {
-        return Some(std::fs::metadata(path).ok()?.len());
+        // Of several parts the first is named.
+        let parts = path.parent().and_then(|folder| hub::folder(folder).ok());
+        let parts = parts.into_iter().flatten().find(|model| model.path == path);
+        return parts.map(|model| model.bytes).or_else(|| Some(std::fs::metadata(path).ok()?.len()));
     }
     Some(hub::folder(path).ok()?.into_iter().map(|model| model.bytes).fold(0, u64::saturating_add))
 }

@@ -24,7 +24,12 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     let of_environment = || std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
     let answer = ask(&url, args.api_key.clone().or_else(of_environment).as_deref())?;
     if args.json {
-        print(&format!("{answer}\n"))?;
+        // What the server sent may not steer the terminal.
+        let escaped = |c: char| match c.is_control() {
+            true => format!("\\u{:04x}", u32::from(c)),
+            false => c.to_string(),
+        };
+        print(&format!("{}\n", answer.to_string().chars().map(escaped).collect::<String>()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let Some(models) = answer["data"].as_array() else { bail!("{url} answers something else than models") };

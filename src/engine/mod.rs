@@ -174,6 +174,17 @@ impl Engine {
         self.shared.max_sequences
     }
 
+    /// Whether nobody else holds it, so that dropping it ends it.
+    pub(crate) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+
+    /// Whether nothing runs or waits in it.
+    pub(crate) fn is_idle(&self) -> bool {
+        let load = self.load();
+        load.running + load.queued == 0
+    }
+
     /// Refuses a sequence that can never fit its memory.
     pub(crate) fn check_memory(&self, prompt: usize, generated: usize) -> Result<()> {
         self.shared.budget.check(prompt, generated)

@@ -43,14 +43,18 @@ impl Shared {
         };
         let Some((open, options)) = from else { return Ok(None) };
         let started = Instant::now();
-        let wanted = wanted(open()?, options, among_others)?;
+        let wanted = wanted(open()?, options, among_others, self.options.memory)?;
         let Some(Room { memory }) = self.make_room(entry, &wanted)? else { return Ok(None) };
         let Wanted { files, options, kind, .. } = wanted;
         let name = files.name();
+        // The only one has what there is, by the rules of one model.
+        let alone = !among_others && self.options.memory.is_none();
+        let memory = memory.filter(|_| !alone);
         let kv_memory = options.kv_memory.or_else(|| Some(kv_memory(&files, kind, &options, memory?)));
         let machine = Some(self.machine.clone());
         let options = LoadOptions { machine, memory, kv_memory, ..options };
-        let fixed = fixed(&files, kind, &options);
+        let context = options.context.unwrap_or_else(|| files.fitting_context(kind, &options, memory));
+        let fixed = fixed(&files, kind, &LoadOptions { context: Some(context), ..options.clone() });
         let model = Model::load_with(files, options)?;
         let charge = fixed.saturating_add(model.info().kv_memory);
         tracing::info!(model = name, seconds = started.elapsed().as_secs_f64(), "loaded");
@@ -61,9 +65,10 @@ impl Shared {
 
     /// Unloads models until there is room for another; waits for those that are in use. None where nobody wants the model any
     /// more.
-    fn make_room(&self, entry: usize, wanted: &Wanted) -> Result<Option<Room>> {
+    fn make_room(self: &Arc<Self>, entry: usize, wanted: &Wanted) -> Result<Option<Room>> {
         let mut state = self.state.lock();
-        let had = match (self.options.memory, state.had.iter().find(|(kind, _)| *kind == wanted.kind)) {
+        let explicit = self.options.memory;
+        let had = match (explicit, state.had.iter().find(|(kind, _)| *kind == wanted.kind)) {
             (Some(memory), _) => Some(memory),
             (None, Some((_, had))) => *had,
             (None, None) => {
@@ -83,60 +88,93 @@ impl Shared {
         if !made? {
             return Ok(None);
         }
-        let left = |had: u64| had.saturating_sub(taken(&state, wanted.kind));
-        let memory = had.map(|had| share(&state, entry, wanted.least, had).min(left(had)));
+        let left = |had: u64| had.saturating_sub(self.taken(&state, wanted.kind));
+        let share = had.map(|had| share(&state, entry, wanted.least, had).min(left(had)));
+        // Others may have taken some since, who are no models.
+        let memory = [share, select::memory_for(wanted.kind)].into_iter().flatten().min();
         Ok(Some(Room { memory }))
     }
 
     /// Whether there is room, and somebody for whom.
     fn unload_until(
-        &self,
+        self: &Arc<Self>,
         state: &mut parking_lot::MutexGuard<'_, State>,
         entry: usize,
         wanted: &Wanted,
         had: Option<u64>,
     ) -> Result<bool> {
         let Some(had) = had else { return Ok(true) };
+        // Nobody is unloaded for one that cannot have enough.
+        let stays = self.sum(state, wanted.kind, |stage| match stage {
+            Stage::Loaded(loaded) if loaded.pinned => Some((loaded.kind, loaded.charge)),
+            _ => None,
+        });
+        if (self.options.memory.is_some() || stays > 0) && stays.saturating_add(wanted.least) > had {
+            let (needed, available) = (wanted.least, had.saturating_sub(stays));
+            return Err(Error::Memory { what: wanted.files.name(), needed, available });
+        }
         loop {
-            let taken = taken(state, wanted.kind);
-            if taken.saturating_add(wanted.least) <= had {
+            let taken = self.taken(state, wanted.kind);
+            if taken == 0 || taken.saturating_add(wanted.least) <= had {
+                // Alone it may have what there is: weights are read from their file as far as there is room.
                 return Ok(true);
             }
+            let unloading = self.sum(state, wanted.kind, |stage| match stage {
+                Stage::Unloading { kind, charge } => Some((*kind, *charge)),
+                _ => None,
+            });
             let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
-                Stage::Loaded(loaded) if loaded.kind == wanted.kind && !loaded.pinned => {
+                Stage::Loaded(loaded) if self.shares(loaded.kind, wanted.kind) && !loaded.pinned => {
                     // Of those in use, the one that is leaving already.
-                    Some((loaded.leases > 0, !loaded.leaving, loaded.used, index))
+                    Some((!state.is_free(index), !loaded.leaving, loaded.used, index))
                 }
                 _ => None,
             };
-            match state.entries.iter().enumerate().filter_map(loaded).min() {
-                // Alone it may have what there is: weights are read from their file as far as there is room.
-                None if self.options.memory.is_none() && taken == 0 => return Ok(true),
-                None => {
-                    let (needed, available) = (wanted.least, had.saturating_sub(taken));
-                    return Err(Error::Memory { what: wanted.files.name(), needed, available });
-                }
+            let enough = (taken - unloading).saturating_add(wanted.least) <= had;
+            match state.entries.iter().enumerate().filter_map(loaded).min().filter(|_| !enough) {
                 Some((false, _, _, idle)) => {
-                    let name = state.entries[idle].name.clone();
-                    let model = state.take(idle);
-                    parking_lot::MutexGuard::unlocked(state, || {
-                        drop(model);
-                        give_back();
-                        tracing::info!(model = name, "unloaded: another needs its memory");
-                    });
+                    tracing::info!(model = state.entries[idle].name, "unloading: another needs its memory");
+                    self.retire(state, idle);
                 }
                 Some((true, _, _, busy)) => {
                     if let Stage::Loaded(loaded) = &mut state.entries[busy].stage {
                         loaded.leaving = true;
                     }
-                    self.bell.wait_for(state, LOOK);
-                    if state.ending || state.asks.iter().all(|ask| ask.entry != entry || ask.waiter.is_gone())
-                    {
-                        return Ok(false);
-                    }
                 }
+                None => {}
+            }
+            self.bell.wait_for(state, LOOK);
+            state.asks.retain(|ask| !ask.waiter.is_gone());
+            if state.ending || state.asks.iter().all(|ask| ask.entry != entry) {
+                return Ok(false);
             }
         }
+    }
+
+    /// Whether models on these backends have one memory: what was asked for is of all, and Apple's GPU has that of its CPU.
+    fn shares(&self, one: LlmBackendKind, other: LlmBackendKind) -> bool {
+        one == other || self.options.memory.is_some() || cfg!(target_os = "macos")
+    }
+
+    /// Bytes of the models that share the memory of `kind`, of those that `of` has.
+    fn sum(
+        &self,
+        state: &State,
+        kind: LlmBackendKind,
+        of: impl Fn(&Stage) -> Option<(LlmBackendKind, u64)>,
+    ) -> u64 {
+        let charges = state.entries.iter().filter_map(|entry| of(&entry.stage));
+        let charges = charges.filter(|(other, _)| self.shares(*other, kind)).map(|(_, charge)| charge);
+        charges.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes that the loaded models may take which share the memory of `kind`.
+    fn taken(&self, state: &State, kind: LlmBackendKind) -> u64 {
+        self.sum(state, kind, |stage| match stage {
+            Stage::Loaded(loaded) => Some((loaded.kind, loaded.charge)),
+            Stage::Unloading { kind, charge } => Some((*kind, *charge)),
+            _ => None,
+        })
     }
 }
 
@@ -161,28 +199,24 @@ fn kv_memory(files: &ModelFiles, kind: LlmBackendKind, options: &LoadOptions, me
 }
 
 /// What a model is, and what it takes.
-fn wanted(files: ModelFiles, options: LoadOptions, among_others: bool) -> Result<Wanted> {
+fn wanted(files: ModelFiles, options: LoadOptions, among_others: bool, had: Option<u64>) -> Result<Wanted> {
     let on_mlx = files.memory_need(files.memory_setting(LlmBackendKind::Mlx, &options));
     let kind = select::select(options.backend, &on_mlx)?.kind;
     let trained = files.config().max_context();
     // One number for several models: each takes what it can of it.
     let context = options.context.map(|context| if among_others { context.min(trained) } else { context });
     let options = LoadOptions { context, ..options };
-    let context = context.unwrap_or(usize::MAX).min(trained).min(LEAST_CONTEXT);
-    let setting = MemorySetting { context, ..files.memory_setting(kind, &options) };
-    let need = files.memory_need(setting);
-    let kv = options.kv_memory.unwrap_or(need.kv);
-    let least = MemoryNeed { kv, ..need }.total();
-    Ok(Wanted { files, options, kind, least })
-}
-
-/// Bytes that the loaded models of a backend may take.
-fn taken(state: &State, kind: LlmBackendKind) -> u64 {
-    let of = |entry: &super::Entry| match &entry.stage {
-        Stage::Loaded(loaded) if loaded.kind == kind => loaded.charge,
-        _ => 0,
+    let least = |context: usize| {
+        let need = files.memory_need(MemorySetting { context, ..files.memory_setting(kind, &options) });
+        MemoryNeed { kv: options.kv_memory.unwrap_or(need.kv), ..need }.total()
     };
-    state.entries.iter().map(of).fold(0, u64::saturating_add)
+    let short = least(trained.min(LEAST_CONTEXT));
+    // A context that was asked for is made room for, where it can be had.
+    let asked = context
+        .map(|context| least(context.min(trained)))
+        .filter(|&least| had.is_none_or(|had| least <= had));
+    let least = asked.unwrap_or(short);
+    Ok(Wanted { files, options, kind, least })
 }
 
 /// What a model may take of `had` bytes: all, where it is the only one; where all fit, what they leave in equal parts beside its

@@ -190,14 +190,53 @@ fn an_idle_one_is_unloaded_as_was_asked() {
 fn unloading_waits_for_who_uses_it() {
     let (models, _) = models(ModelsOptions::default());
     let lease = models.get(THREE[0], Keep::Usual).unwrap();
-    assert!(!models.unload(THREE[0]).unwrap());
+    models.unload(THREE[0]).unwrap();
+    assert!(!models.wait_unloaded(THREE[0], Duration::from_secs(1)));
     assert_eq!(states(&models)[0], There);
     drop(lease);
     becomes(&models, &[Unloaded; 3]);
     drop(models.get(THREE[1], Keep::Usual).unwrap());
-    assert!(models.unload(THREE[1]).unwrap());
+    models.unload(THREE[1]).unwrap();
+    assert!(models.wait_unloaded(THREE[1], Duration::from_secs(60)));
     assert_eq!(states(&models), [Unloaded; 3]);
     assert!(models.unload("another").is_err());
+}
+
+#[test]
+fn unloading_one_that_is_being_loaded_waits_for_who_asked() {
+    let (models, _) = models(ModelsOptions::default());
+    let (open, opened) = (fixture(THREE[0]), Arc::new(AtomicUsize::new(0)));
+    let began = Arc::clone(&opened);
+    let open: Open = Arc::new(move || {
+        began.store(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(300));
+        ModelFiles::open(&open)
+    });
+    models
+        .offer(Offer { name: "slow".into(), aliases: Vec::new(), size: None, open, options: options() })
+        .unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| text(models.get("slow", Keep::Forever).unwrap().model()));
+        while opened.load(Ordering::Relaxed) == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        models.unload("slow").unwrap();
+        assert_eq!(asked.join().unwrap().len(), 8);
+    });
+    becomes(&models, &[Unloaded; 4]);
+}
+
+#[test]
+fn what_is_looked_at_goes_once_nobody_does() {
+    let (models, _) = models(ModelsOptions::default());
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    let looked = models.list()[0].model.clone();
+    models.unload(THREE[0]).unwrap();
+    assert!(!models.wait_unloaded(THREE[0], Duration::from_millis(200)));
+    assert_eq!(states(&models)[0], ModelState::Unloading);
+    drop(looked);
+    assert!(models.wait_unloaded(THREE[0], Duration::from_secs(60)));
+    assert_eq!(models.get(THREE[0], Keep::Usual).unwrap().name(), THREE[0]);
 }
 
 #[test]
@@ -218,6 +257,25 @@ fn one_that_cannot_be_loaded_fails_who_asks_for_it_alone() {
     tiny.offer(offer(THREE[0]).0).unwrap();
     let error = tiny.get(THREE[0], Keep::Usual).unwrap_err().to_string();
     assert!(error.ends_with(" bytes, 1048576 are available"), "{error}");
+
+    // Nobody is unloaded for one that cannot fit.
+    let memory = MemoryNeed::RESERVE + least(THREE[0]);
+    let small = Models::new(ModelsOptions { memory: Some(memory), ..ModelsOptions::default() }).unwrap();
+    small.offer(offer(THREE[0]).0).unwrap();
+    let (large, _) = offer(THREE[1]);
+    let options = LoadOptions { kv_memory: Some(4 * KV), ..large.options.clone() };
+    small.offer(Offer { options, ..large }).unwrap();
+    drop(small.get(THREE[0], Keep::Usual).unwrap());
+    assert!(small.get(THREE[1], Keep::Usual).is_err());
+    assert_eq!(states(&small), [There, Failed]);
+
+    // What panics while it is loaded fails like any other.
+    let open: Open = Arc::new(|| panic!("it is broken"));
+    let options = LoadOptions::default();
+    models.offer(Offer { name: "panics".into(), aliases: Vec::new(), size: None, open, options }).unwrap();
+    let error = models.get("panics", Keep::Usual).unwrap_err().to_string();
+    assert!(error.contains("loading panicked: it is broken"), "{error}");
+    assert_eq!(models.get(THREE[0], Keep::Usual).unwrap().name(), THREE[0]);
 }
 
 #[test]
@@ -230,6 +288,7 @@ fn names_are_of_one_model_each() {
     models.offer(other).unwrap();
     assert_eq!(models.find(Some("anything")).as_deref(), Some("llama-f16"));
     assert_eq!(models.find(Some(THREE[1])).as_deref(), Some(THREE[1]));
+    assert_eq!((models.named("anything"), models.named(THREE[1]).as_deref()), (None, Some(THREE[1])));
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::models::{ModelStatus, Models};
 
 /// Texts that are made into tokens at one time: each takes up to two threads.
 const ENCODERS: usize = 4;
+/// Downloads that may be asked for at one time: each takes a thread.
+const PULLS: usize = 4;
 
 /// The server's state.
 pub(crate) struct App {
@@ -29,8 +31,9 @@ pub(crate) struct App {
     places: Mutex<HashMap<String, Arc<Places>>>,
     /// What models are that somebody asked about, by their names.
     described: Mutex<HashMap<String, Arc<Described>>>,
-    /// Places for requests that wait for their models.
+    /// Places for requests that wait for their models, and for those that wait for one to be downloaded.
     pub waiting: Arc<Places>,
+    pub pulling: Arc<Places>,
     /// What bodies and answers may hold.
     pub budget: Arc<Budget>,
     /// Whether the address is this machine's alone.
@@ -57,6 +60,7 @@ impl App {
             places: Mutex::default(),
             described: Mutex::default(),
             waiting: Places::new(options.parallel + options.max_queue),
+            pulling: Places::new(PULLS),
             // The largest body fits by itself.
             budget: Budget::new(options.buffer_memory.max(options.body_limit)),
             loopback,
@@ -105,20 +109,12 @@ impl App {
     /// # Errors
     /// 404 where no model is, in the words that the API's clients look for.
     pub fn find(&self, called: Option<&str>, dialect: Dialect) -> Result<String, Failure> {
-        if let Some(name) = self.models.find(called) {
+        let exact = called.and_then(|called| self.named(called, dialect));
+        // One that takes any name comes after all that have it.
+        if let Some(name) = exact.or_else(|| self.models.find(called)) {
             return Ok(name);
         }
         let called = called.unwrap_or_default();
-        if dialect == Dialect::Ollama {
-            // A model without a tag has this one there.
-            let other = match called.strip_suffix(":latest") {
-                Some(plain) => plain.to_owned(),
-                None => format!("{called}:latest"),
-            };
-            if let Some(name) = self.models.find(Some(&other)) {
-                return Ok(name);
-            }
-        }
         let quoted = crate::json::quote(called);
         let what = match dialect {
             Dialect::Ollama => {
@@ -133,6 +129,16 @@ impl App {
         };
         let failure = Failure::new(StatusCode::NOT_FOUND, what).with_code("model_not_found");
         Err(Failure { param: Some("model".into()), ..failure })
+    }
+
+    /// The name of the model that goes by exactly this name; in Ollama's API with or without the tag that a name without one has.
+    pub fn named(&self, called: &str, dialect: Dialect) -> Option<String> {
+        let other = match called.strip_suffix(":latest") {
+            _ if dialect != Dialect::Ollama => None,
+            Some(plain) => Some(plain.to_owned()),
+            None => Some(format!("{called}:latest")),
+        };
+        self.models.named(called).or_else(|| self.models.named(&other?))
     }
 
     /// What a model is, where it is loaded, or somebody asked about it before.

@@ -10,7 +10,8 @@ use axum::routing::{MethodRouter, post};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::app::{App, QueuePlace};
+use super::app::App;
+use super::budget::BodyCharge;
 use super::failure::{Dialect, Failure};
 use super::json::{Fields, Notes, shown};
 use super::request::{Reply, fields};
@@ -52,7 +53,7 @@ impl Wanted {
 }
 
 /// How long a model is to stay after the request: `keep_alive`, seconds or a duration as Go writes it; below zero it is forever.
-fn keep(fields: &mut Fields) -> Result<Keep, Failure> {
+pub(super) fn keep(fields: &mut Fields) -> Result<Keep, Failure> {
     let Some(given) = fields.take("keep_alive") else { return Ok(Keep::Usual) };
     let seconds = match &given {
         Value::Number(number) => number.as_f64(),
@@ -109,34 +110,43 @@ fn go_seconds(text: &str) -> Option<f64> {
 }
 
 /// A request that waits for its model.
-struct Waiting {
-    lease: oneshot::Sender<Result<Lease>>,
-    _place: Vec<QueuePlace>,
-}
+struct Waiting(oneshot::Sender<Result<Lease>>);
 
 impl Waiter for Waiting {
     fn is_gone(&self) -> bool {
-        self.lease.is_closed()
+        self.0.is_closed()
     }
 
     fn give(self: Box<Self>, lease: Result<Lease>) {
         // Whoever asked may have gone.
-        let _ = self.lease.send(lease);
+        let _ = self.0.send(lease);
     }
 }
 
 /// Waits until a model is loaded.
 pub(super) async fn lease(app: &App, name: &str, keep: Keep) -> Result<Lease, Failure> {
-    let place = app.take(&app.waiting, 1)?;
+    // Whoever goes away gives its place to others at once.
+    let _place = app.take(&app.waiting, 1)?;
     let (sender, lease) = oneshot::channel();
-    app.models.ask(name, keep, Box::new(Waiting { lease: sender, _place: place }));
+    app.models.ask(name, keep, Box::new(Waiting(sender)));
     let ended =
         |_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to end").retry_after(1);
     Ok(lease.await.map_err(ended)??)
 }
 
 /// Answers for a model that is not loaded, and is not to be for this request.
-pub(super) type Unloaded = fn(&Wanted, &Fields) -> Option<Response>;
+pub(super) type Unloaded = fn(&App, &Wanted, &Fields) -> Option<Response>;
+
+/// What a route is like while its model is loaded.
+#[derive(Clone, Copy)]
+enum While {
+    /// It waits.
+    Waits,
+    /// It waits, unless this answers without the model.
+    Unless(Unloaded),
+    /// A stream begins, so that its client sees that somebody is at work.
+    Streams,
+}
 
 /// A route that `handler` answers with the model that the request names.
 pub(super) fn on_model<H, F>(handler: H) -> MethodRouter<Arc<App>>
@@ -144,12 +154,28 @@ where
     H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    on_model_unless(|_, _| None, handler)
+    route(While::Waits, handler)
 }
 
-/// A route that `handler` answers with the model that the request names, unless `unloaded` answers without it. A stream whose
-/// model is yet to be loaded begins before it is, so that its client sees that somebody is at work.
+/// As [`on_model`], of a route whose model may not be needed.
 pub(super) fn on_model_unless<H, F>(unloaded: Unloaded, handler: H) -> MethodRouter<Arc<App>>
+where
+    H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    route(While::Unless(unloaded), handler)
+}
+
+/// As [`on_model`], of a route that answers with server-sent events where it is asked for them.
+pub(super) fn on_streaming_model<H, F>(handler: H) -> MethodRouter<Arc<App>>
+where
+    H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    route(While::Streams, handler)
+}
+
+fn route<H, F>(meanwhile: While, handler: H) -> MethodRouter<Arc<App>>
 where
     H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
@@ -157,6 +183,7 @@ where
     post(async move |State(app): State<Arc<App>>, request: Request| {
         let (asked, path) = (Instant::now(), request.uri().path().to_owned());
         let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
+        let charge = request.extensions().get::<BodyCharge>().cloned();
         let mut fields = fields(&app, request).await?;
         let wanted = Wanted::take(&mut fields, path)?;
         let name = wanted.name(&app)?;
@@ -164,10 +191,13 @@ where
             let served = Served::new(&app, lease, wanted.called, wanted.keep, asked);
             return handler(Arc::new(served), fields).await;
         }
-        if let Some(answer) = unloaded(&wanted, &fields) {
+        if let While::Unless(unloaded) = meanwhile
+            && let Some(answer) = unloaded(&app, &wanted, &fields)
+        {
             return Ok(answer);
         }
-        let streams = fields.peek("stream") == Some(&Value::Bool(true));
+        let streams =
+            matches!(meanwhile, While::Streams) && fields.peek("stream") == Some(&Value::Bool(true));
         let Wanted { path, called, keep } = wanted;
         let (handler, told) = (handler.clone(), Arc::clone(&app));
         let mut answer = Box::pin(async move {
@@ -175,8 +205,7 @@ where
             let served = Served::new(&app, lease, called, keep, asked).waited();
             handler(Arc::new(served), fields).await
         });
-        // Lines of JSON have no comments: their clients wait.
-        if !streams || Dialect::of(&path) == Dialect::Ollama {
+        if !streams {
             return answer.await;
         }
         match tokio::time::timeout(PATIENCE, &mut answer).await {
@@ -184,7 +213,8 @@ where
             Err(_) => {
                 let answer = async move {
                     let reply = answer.await;
-                    // The headers are out: the log alone can tell of these.
+                    // The body is there until now, and the headers are out: the log alone can tell of what was passed over.
+                    drop(charge);
                     told.told(&notes.take(), &mut HeaderMap::new());
                     reply
                 };

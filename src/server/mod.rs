@@ -145,8 +145,10 @@ impl Listener {
     /// Listens on the address that `options` name.
     ///
     /// # Errors
-    /// A name that is not known, an address in use, and one beyond this machine without a key.
+    /// A name that is not known, an address in use, and one beyond this machine without a key; keys that no header can hold, and
+    /// two of one name or with one key.
     pub fn bind(options: &Options) -> Result<Self> {
+        check_keys(&options.api_keys)?;
         let shown = format!("{}:{}", options.host, options.port);
         let io = |source| Error::io(Path::new(&shown), source);
         let addresses: Vec<SocketAddr> =
@@ -168,6 +170,25 @@ impl Listener {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Refuses keys that cannot be sent, and names that would not keep what belongs to one key from another's clients.
+fn check_keys(keys: &[ApiKey]) -> Result<()> {
+    let plain = |key: &ApiKey| {
+        let graphic = !key.key.is_empty() && key.key.bytes().all(|byte| byte.is_ascii_graphic());
+        graphic && !key.name.is_empty() && !key.name.chars().any(char::is_control)
+    };
+    for (i, key) in keys.iter().enumerate() {
+        let again = keys[..i].iter().any(|other| other.name == key.name || other.key == key.key);
+        if again || !plain(key) {
+            return Err(Error::Option {
+                option: "api_keys",
+                got: crate::json::quote(&key.name).to_string(),
+                expected: "keys of visible ASCII characters, with names of their own without control characters",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Serves `model` until `stop`; then accepts nothing new, and returns when all answers are out or `drain_timeout` is over.
@@ -203,6 +224,34 @@ pub async fn serve_models(
     let socket =
         tokio::net::TcpListener::from_std(socket).map_err(|source| Error::io(Path::new(&shown), source))?;
     let app = Arc::new(App::new(models, options, address.ip().is_loopback()));
-    connection::serve(app, Handlers::start()?, socket, stop).await;
+    connection::serve(Arc::clone(&app), Handlers::start()?, socket, stop).await;
+    // A load comes to its end first, and a second signal is heard meanwhile.
+    let _ = tokio::task::spawn_blocking(move || drop(app)).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_of_one_name_each() {
+        let bind = |keys: &[(&str, &str)]| {
+            let api_keys = keys.iter().map(|(name, key)| ApiKey { name: (*name).into(), key: (*key).into() });
+            Listener::bind(&Options { port: 0, api_keys: api_keys.collect(), ..Options::default() })
+        };
+        assert!(bind(&[("a", "x"), ("b", "y")]).is_ok());
+        for keys in [
+            &[("a", "x"), ("a", "y")][..],
+            &[("a", "x"), ("b", "x")],
+            // What is kept of a key's clients with a salt is kept by both, in two lines.
+            &[("a\nsalt", "x")],
+            &[("", "x")],
+            &[("a", "")],
+            &[("a", "x y")],
+        ] {
+            let error = bind(keys).unwrap_err().to_string();
+            assert!(error.contains("keys of visible ASCII characters"), "{error}");
+        }
+    }
 }

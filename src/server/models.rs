@@ -1,6 +1,7 @@
 //! `/v1/models`: what there is, in the shapes of OpenAI's and Anthropic's APIs at once, and what is loaded of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
@@ -11,7 +12,11 @@ use super::app::App;
 use super::chosen;
 use super::failure::{Dialect, Failure, json_body, thread_failed};
 use super::request::{Reply, fields};
+use crate::error::Error;
 use crate::models::{Keep, ModelStatus};
+
+/// How long an answer waits until a model is gone that nobody uses.
+const GONE: Duration = Duration::from_secs(10);
 
 /// A model by one of its names.
 fn entry(app: &App, status: &ModelStatus, name: &str) -> Value {
@@ -69,21 +74,22 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
 }
 
 /// The name in `{"model": NAME}`.
-async fn named(app: &App, request: Request) -> Result<String, Failure> {
+async fn named(app: &App, request: Request) -> Result<(String, Keep), Failure> {
     let mut fields = fields(app, request).await?;
+    let keep = chosen::keep(&mut fields)?;
     let name = fields.string("model")?;
     let name = fields.required("model", name)?;
     fields.finish()?;
     app.find(Some(&name), Dialect::OpenAi)?;
-    Ok(name)
+    Ok((name, keep))
 }
 
 /// `POST /v1/models/load`: `{"model": NAME}`; the answer comes when it is loaded.
 pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let name = named(&app, request).await?;
-    let lease = match app.models.lease(&name, Keep::Usual) {
+    let (name, keep) = named(&app, request).await?;
+    let lease = match app.models.lease(&name, keep) {
         Some(lease) => lease,
-        None => chosen::lease(&app, &name, Keep::Usual).await?,
+        None => chosen::lease(&app, &name, keep).await?,
     };
     let reply = json_body(&entry(&app, &status(&app, &name)?, &name));
     drop(lease);
@@ -92,9 +98,13 @@ pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply
 
 /// `POST /v1/models/unload`: `{"model": NAME}`; one that answers somebody is unloaded when it has.
 pub(crate) async fn unload(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let name = named(&app, request).await?;
+    let (name, _) = named(&app, request).await?;
     let (unloads, model) = (Arc::clone(&app), name.clone());
-    let unloaded = tokio::task::spawn_blocking(move || unloads.models.unload(&model)).await;
-    unloaded.map_err(|_| thread_failed())??;
+    let unloaded = tokio::task::spawn_blocking(move || {
+        unloads.models.unload(&model)?;
+        unloads.models.wait_unloaded(&model, GONE);
+        Ok::<_, Error>(())
+    });
+    unloaded.await.map_err(|_| thread_failed())??;
     Ok(json_body(&entry(&app, &status(&app, &name)?, &name)))
 }

@@ -14,8 +14,9 @@ use axum::response::Response;
 use serde_json::json;
 
 use super::answers::{Answers, Job};
+use super::app::App;
 use super::chosen::Wanted;
-use super::failure::{Failure, json_body};
+use super::failure::{Dialect, Failure, json_body};
 use super::json::Fields;
 use super::request::Reply;
 use super::served::Served;
@@ -30,12 +31,16 @@ use told::{Lines, Shape, Told};
 pub(crate) use vectors::{embed, embed_one};
 
 /// What is said to who asks for nothing but that a model be unloaded which is not loaded.
-pub(crate) fn unload(wanted: &Wanted, fields: &Fields) -> Option<Response> {
+pub(crate) fn unload(app: &App, wanted: &Wanted, fields: &Fields) -> Option<Response> {
     let told = if wanted.path == "/api/chat" { Told::Chat } else { Told::Generate };
     let empty =
         |field: &str| fields.peek(field).is_none_or(|value| *value == json!("") || *value == json!([]));
     if wanted.keep != Keep::For(Duration::ZERO) || !empty("prompt") || !empty("messages") {
         return None;
+    }
+    // One that is on its way goes when those who wait for it have used it.
+    if let Ok(name) = app.find(wanted.called.as_deref(), Dialect::Ollama) {
+        let _ = app.models.unload(&name);
     }
     Some(json_body(&told::idle(wanted.called.as_deref().unwrap_or_default(), told, "unload")))
 }

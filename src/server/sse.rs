@@ -130,7 +130,8 @@ impl Later {
         let mut out = Events::default();
         match self.dialect {
             Dialect::OpenAi if self.responses => {
-                let error = json!({ "type": "error", "sequence_number": 0, "code": "server_error",
+                let code = if failure.status.is_server_error() { "server_error" } else { "invalid_prompt" };
+                let error = json!({ "type": "error", "sequence_number": 0, "code": code,
                     "message": failure.message, "param": failure.param });
                 out.named("error", &error);
             }

@@ -87,11 +87,15 @@ fn a_client_has_a_model_pulled_and_talks_to_it() {
     let lines: Vec<Value> = answer.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((status, &lines[0]), (200, &json!({ "status": "pulling manifest" })));
     assert_eq!(lines.last(), Some(&json!({ "status": "success" })));
-    let progress = &lines[1..lines.len() - 1];
+    let progress: Vec<_> = lines.iter().filter(|line| line.get("total").is_some()).collect();
     assert!(!progress.is_empty());
     for line in progress {
         let (done, total) = (line["completed"].as_u64().unwrap(), line["total"].as_u64().unwrap());
         assert!(done <= total && total > 50_000 && line["digest"] == "org/model", "{line}");
+    }
+    // By the name that was asked for, by the repository's, and by the model's own.
+    for name in ["hf.co/org/model", "org/model:latest"] {
+        assert_eq!(server.post("/api/chat", &question(name)).0, 200, "{name}");
     }
     let (status, answer) = server.post("/api/chat", &question("org/model"));
     assert!(status == 200 && answer.contains("\"done\":true"), "{answer}");
@@ -106,6 +110,22 @@ fn a_client_has_a_model_pulled_and_talks_to_it() {
     assert_eq!(server.post("/api/pull", &json!({ "model": "org/model", "stream": false })).0, 200);
     assert_eq!(hub.seen().len(), 0);
     assert_eq!(server.post("/v1/models/load", &json!({ "model": "org/model" })).0, 200);
+    drop(server);
+    // Another repository's model of the same name, and a server whose first model takes any name.
+    hub.forget();
+    let noise = models::Noise::new();
+    let files = tree(Path::new(noise.path()));
+    let files: Vec<(&str, &[u8])> =
+        files.iter().map(|(path, bytes)| (path.to_str().unwrap(), bytes.as_slice())).collect();
+    hub.put("alt/model", &files);
+    let server = Server::start(&hub, home.path(), &["--pull", "--alias", "*"]);
+    for name in ["org/model", "alt/model"] {
+        assert_eq!(server.post("/api/pull", &json!({ "model": name, "stream": false })).0, 200);
+        let (status, answer) = server.post("/v1/models/load", &json!({ "model": name }));
+        assert!(status == 200 && answer.contains(&format!("\"id\":\"{name}\"")), "{answer}");
+        assert!(answer.contains("\"context_length\":200000"), "{answer}");
+    }
+    assert!(!hub.seen().is_empty());
 }
 
 #[test]
@@ -130,7 +150,8 @@ fn what_cannot_be_pulled_is_told_of() {
     assert!(said("./model").ends_with("is a path, and no name of a model"));
     assert!(said("org/other").contains("org/other"), "{}", said("org/other"));
     let (status, _) = server.post("/api/pull", &json!({ "model": "org/other", "stream": false }));
-    assert_eq!(status, 500);
+    assert_eq!(status, 404);
+    assert_eq!(server.post("/api/pull", &json!({ "model": "/etc", "stream": false })).0, 400);
     // Cut in the middle of a file: the error is the last line, and what came is kept.
     hub.rule(|seen, _| if seen.is_file() { Action::Status(500, Vec::new()) } else { Action::Serve });
     assert!(said("org/model").contains("500"), "{}", said("org/model"));

@@ -107,7 +107,7 @@ fn a_request_says_which_and_it_is_loaded_then() {
         (&Value::Null, &Value::Null, &Value::Null)
     );
     assert!(unloaded["size"].as_u64().unwrap() > 50_000);
-    assert_eq!(server.get("/health").ok()["loaded"], json!([]));
+    assert_eq!(server.get("/health").ok()["loaded"], 0);
 
     let answer = server.post("/v1/chat/completions", &ask("org/name", json!({}))).ok();
     assert_eq!((&answer["model"], &answer["usage"]["completion_tokens"]), (&json!("org/name"), &json!(4)));
@@ -125,7 +125,7 @@ fn a_request_says_which_and_it_is_loaded_then() {
         (&there["id"], &there["context_length"], &there["capabilities"], &there["defaults"]["top_p"]),
         (&json!("org/name"), &json!(100_000), &json!(["completion", "tools"]), &json!(1.0))
     );
-    assert_eq!(server.get("/health").ok()["loaded"], json!(["a", "b", "org/name"]));
+    assert_eq!(server.get("/health").ok()["loaded"], 3);
     let metrics = server.get("/metrics").text();
     for line in ["backstop_model_loaded{model=\"b\"} 1", "backstop_sequences_running{model=\"org/name\"} 0"] {
         assert!(metrics.lines().any(|got| got == line), "{line}\n{metrics}");
@@ -277,6 +277,9 @@ fn one_that_fits_no_memory_says_the_numbers() {
     let folder = Folder::new(&["a"]);
     let server = folder.serve(&["--memory", "100MB"]);
     let reason = server.post("/v1/chat/completions", &ask("a", json!({}))).refusal(500);
+    // What is no stream has its status, however long it takes.
+    let plain = server.post("/v1/embeddings", &json!({ "model": "a", "input": "x", "stream": true }));
+    assert_eq!(plain.status, 500);
     assert!(reason.contains("a needs ") && reason.ends_with("bytes, 100000000 are available"), "{reason}");
 }
 
@@ -370,6 +373,25 @@ fn several_that_were_named_are_served_the_first_at_once() {
         states(&server),
         [("b".to_owned(), "loaded".to_owned()), ("a".to_owned(), "unloaded".to_owned())]
     );
+    // Two of one name go by what was typed; one that was typed twice is one.
+    std::fs::create_dir(folder.0.path().join("x")).unwrap();
+    std::fs::rename(folder.0.path().join("b"), folder.0.path().join("x/a")).unwrap();
+    let server = Server::start(&[&path("a"), &path("x/a"), &path("x/../a"), "--ctx", "1000", "--alias", "*"]);
+    let names: Vec<String> = states(&server).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["a".to_owned(), path("x/a")]);
+    // Who takes any name comes after who has it, with and without Ollama's tag.
+    let called = format!("{}:latest", path("x/a"));
+    let body = json!({ "model": called, "prompt": "x", "raw": true, "options": { "num_predict": 1 }, "stream": false });
+    server.post("/api/generate", &body).ok();
+    assert_eq!(states(&server)[1].1, "loaded");
+    let refused = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+        let output = command.args(["serve", "--port", "0"]).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let dir = folder.0.path().to_str().unwrap();
+    let (code, said) = refused(&[&path("a"), "--models-dir", dir, "--alias", "x/a"]);
+    assert_eq!((code, said.trim_end()), (Some(2), "error: --alias x/a is the name of another model"));
     // The built-in model keeps its name.
     let server = Server::start(&[]);
     assert_eq!(states(&server), [("stories".to_owned(), "loaded".to_owned())]);

@@ -103,7 +103,7 @@ fn entry(app: &App, status: &ModelStatus, described: Option<&Described>, name: &
 fn digest(status: &ModelStatus) -> String {
     let part = |part: usize| {
         let mut hasher = DefaultHasher::new();
-        (part, &status.name, status.size).hash(&mut hasher);
+        (part, &status.name).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     };
     (0..4).map(part).collect()

@@ -18,7 +18,7 @@ use super::super::app::App;
 use super::super::failure::{Dialect, Failure, json_body, thread_failed};
 use super::super::fetch::{Fetch, Fetching};
 use super::super::request::{Reply, fields};
-use crate::error::Result;
+use crate::error::{Error, HubFault};
 
 /// Lines that wait for a client who does not read them: then the download waits, too.
 const LINES: usize = 16;
@@ -36,13 +36,15 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
         let what = "pull is not allowed here: backstop serve --pull allows it, and `backstop pull NAME` downloads, too";
         return Err(Failure::new(StatusCode::FORBIDDEN, what));
     };
+    let place = app.take(&app.pulling, 1)?;
     let (sender, mut lines) = mpsc::channel::<Value>(LINES);
     let work = tokio::task::spawn_blocking(move || {
+        let _place = place;
         let mut tell = |line: Value| sender.blocking_send(line).is_ok();
         let fetched = pulled(&app, &*fetch, &name, &mut tell);
-        if let Err(error) = &fetched {
-            tracing::warn!(model = name, %error, "a model was not downloaded");
-            tell(Failure::bad(error.to_string()).json(Dialect::Ollama));
+        if let Err(failure) = &fetched {
+            tracing::warn!(model = name, error = failure.message, "a model was not downloaded");
+            tell(failure.json(Dialect::Ollama));
         }
         fetched
     });
@@ -56,18 +58,38 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
 }
 
 /// Downloads a model and offers it; `tell` writes a line, and says whether anybody reads it.
-fn pulled(app: &App, fetch: &dyn Fetch, name: &str, tell: &mut dyn FnMut(Value) -> bool) -> Result<()> {
-    // Ollama's names of models of the hub.
-    let plain = ["hf.co/", "huggingface.co/"].iter().find_map(|host| name.strip_prefix(host));
-    let plain = plain.unwrap_or(name);
+fn pulled(
+    app: &App,
+    fetch: &dyn Fetch,
+    called: &str,
+    tell: &mut dyn FnMut(Value) -> bool,
+) -> Result<(), Failure> {
     tell(json!({ "status": "pulling manifest" }));
-    if app.find(Some(plain), Dialect::Ollama).is_err() {
+    if app.named(called, Dialect::Ollama).is_none() {
+        // Ollama's names of models of the hub, and its tag of what has none.
+        let plain = ["hf.co/", "huggingface.co/"].iter().find_map(|host| called.strip_prefix(host));
+        let plain = plain.unwrap_or(called);
+        let plain = plain.strip_suffix(":latest").unwrap_or(plain);
         let mut told = |of: &Fetching| {
+            if of.total == 0 {
+                return tell(json!({ "status": "pulling manifest" }));
+            }
             let status = if of.checking { "verifying sha256 digest" } else { "pulling model" };
             tell(json!({ "status": status, "digest": plain, "total": of.total, "completed": of.done }))
         };
-        let Some(offer) = fetch.fetch(plain, &mut told)? else { return Ok(()) };
-        if app.models.find(Some(&offer.name)).is_none() {
+        let fetched = fetch.fetch(plain, &mut told).map_err(|error| match &error {
+            Error::Hub { fault: HubFault::Name, .. } => Failure::bad(error.to_string()),
+            Error::Hub { fault: HubFault::NotFound | HubFault::Absent, .. } => {
+                Failure::new(StatusCode::NOT_FOUND, error.to_string())
+            }
+            _ => error.into(),
+        });
+        let Some(mut offer) = fetched? else { return Ok(()) };
+        offer.aliases.push(called.to_owned());
+        let free = |name: &String| app.models.named(name).is_none();
+        offer.aliases.retain(|alias| *alias != offer.name && free(alias));
+        // Another may have had it pulled meanwhile.
+        if free(&offer.name) {
             app.models.offer(offer)?;
         }
     }
@@ -85,7 +107,7 @@ impl HttpBody for Lines {
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.0.poll_recv(cx).map(|line| Some(Ok(Frame::data(format!("{}\n", line?).into()))))
     }
 }
