@@ -30,7 +30,7 @@ use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::Isa;
 use backstop::backend::select::BackendRequest;
 use backstop::weights::Access;
-use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
+use backstop::{CacheOptions, Error, LoadOptions, Model, ModelFiles, SamplingOptions};
 use tracing_subscriber::EnvFilter;
 
 pub use args::{Args, Command};
@@ -171,6 +171,10 @@ fn load_as(
         threads: session.threads,
         context: session.ctx,
         kv_memory: session.kv_memory,
+        cache: session
+            .cache_dir
+            .clone()
+            .map(|dir| CacheOptions { dir, bytes: session.cache_disk.unwrap_or(CacheOptions::BYTES) }),
         chat_template: session.chat_template.as_deref().map(template::choice),
         isa,
         activations: args.activations,
@@ -182,6 +186,7 @@ fn load_as(
     };
     let options = change(options);
     let (cpu_ops, dtype) = (!options.cpu_ops.is_empty(), options.dtype.is_some());
+    let cache = options.cache.is_some();
     let model = Model::load_with(files, options).map_err(typed)?;
     drop(progress);
     if model.info().selection.kind == LlmBackendKind::Cpu && (cpu_ops || dtype) {
@@ -191,6 +196,11 @@ fn load_as(
             "note: {} changes nothing where the CPU runs the model: it computes every op in f32",
             what.join(" with ")
         ));
+    }
+    if model.info().selection.kind != LlmBackendKind::Cpu && cache {
+        term::note(
+            "note: --cache-dir changes nothing where MLX runs the model: the cache on disk is the CPU's",
+        );
     }
     Ok(Loaded { model, time: started.elapsed() })
 }

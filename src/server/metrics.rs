@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::budget::Budget;
 use crate::backend::FallbackReport;
 use crate::backend::kv::PAGE;
-use crate::engine::{Load, Stats};
+use crate::engine::{DiskLoad, Load, Stats};
 
 /// Upper bounds of a histogram's buckets, in seconds: from a step of a tiny model to a long prompt of a large one.
 const BOUNDS: [f64; 14] =
@@ -165,6 +165,9 @@ impl Metrics {
             head(&mut out, name, help, "counter");
             let _ = writeln!(out, "backstop_{name} {value}");
         }
+        if let Some(disk) = load.disk {
+            write_disk(&mut out, &disk);
+        }
         head(&mut out, "fallbacks_total", "Ops that the CPU computed for MLX, by reason.", "counter");
         for (op, reason, count) in report.fallbacks() {
             let reason = escaped(&reason);
@@ -185,6 +188,37 @@ impl Metrics {
             histogram.write(&mut out, name, help);
         }
         out
+    }
+}
+
+/// The cache on disk, where there is one.
+fn write_disk(out: &mut String, disk: &DiskLoad) {
+    let values = [
+        (
+            "ready",
+            "Whether the model's bytes are known: nothing is read or written before.",
+            "gauge",
+            disk.ready.into(),
+        ),
+        ("budget_bytes", "What files may take.", "gauge", disk.budget),
+        ("bytes", "What they take, as far as is known.", "gauge", disk.bytes),
+        ("hits_total", "Prompts that began with what was read.", "counter", disk.hits),
+        ("hit_tokens_total", "Tokens of theirs that were read.", "counter", disk.hit_tokens),
+        (
+            "misses_total",
+            "Prompts of which nothing was there that was worth reading.",
+            "counter",
+            disk.misses,
+        ),
+        ("read_bytes_total", "Keys, values and states that were read.", "counter", disk.read),
+        ("written_bytes_total", "The same that were written.", "counter", disk.written),
+        ("removed_files_total", "Files that gave way to others.", "counter", disk.removed),
+        ("damaged_files_total", "Files that were damaged, and removed.", "counter", disk.damaged),
+        ("dropped_total", "What could not be written, or came too fast.", "counter", disk.dropped),
+    ];
+    for (name, help, kind, value) in values {
+        head(out, &format!("disk_cache_{name}"), &format!("Prompts on disk: {help}"), kind);
+        let _ = writeln!(out, "backstop_disk_cache_{name} {value}");
     }
 }
 
