@@ -153,7 +153,7 @@ fn search(shared: &Shared, find: &Find) -> Option<Plan> {
                 path.push(keys[pages].then(&rest[..part]));
             }
             let path = &path[1..];
-            let Some(end) = path.last() else { return None };
+            let end = path.last()?;
             let is_there =
                 (part == 0 || has(end, PartKind::Page)) && (cost.fixed == 0 || has(end, PartKind::Snapshot));
             if !is_there {
