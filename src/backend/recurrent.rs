@@ -271,15 +271,28 @@ mod tests {
         use crate::backend::kind::LlmBackendKind;
         for shape in [SHAPE, RecurrentShape { taps: 0, ..SHAPE }, RecurrentShape { heads: 0, ..SHAPE }] {
             let (mut state, mut bytes) = (HostRecurrent::new(shape), Vec::new());
-            state.give(&mut |part| Ok(bytes.extend_from_slice(part))).unwrap();
+            state
+                .give(&mut |part| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                })
+                .unwrap();
             assert!(
                 bytes.len() as u64 == shape.bytes_on(LlmBackendKind::Cpu) && bytes.iter().all(|&x| x == 0)
             );
             advance(&mut state, 0, 3);
             bytes.clear();
-            state.give(&mut |part| Ok(bytes.extend_from_slice(part))).unwrap();
+            state
+                .give(&mut |part| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                })
+                .unwrap();
             let mut rest = &bytes[..];
-            let mut take = |part: &mut [u8]| Ok(std::io::Read::read_exact(&mut rest, part).unwrap());
+            let mut take = |part: &mut [u8]| {
+                std::io::Read::read_exact(&mut rest, part).unwrap();
+                Ok(())
+            };
             let mut again = HostRecurrent::take(&shape, 3, &mut take).unwrap();
             assert!(rest.is_empty() && again.len() == 3 && again.read().unwrap() == state.read().unwrap());
             // It goes on as the other does.

@@ -150,10 +150,18 @@ mod tests {
                 let layers = kept.iter().filter(|kv| kv.window().is_some() == windowed);
                 let pages: Arc<[HostPage]> = layers.clone().map(|kv| kv.page(0).unwrap()).collect();
                 let mut bytes = Vec::new();
-                HostPart::Page(pages).give(&mut |part| Ok(bytes.extend_from_slice(part))).unwrap();
+                HostPart::Page(pages)
+                    .give(&mut |part| {
+                        bytes.extend_from_slice(part);
+                        Ok(())
+                    })
+                    .unwrap();
                 assert_eq!(bytes.len() as u64, shapes.bytes(part), "{kind}");
                 let mut rest = &bytes[..];
-                let mut take = |part: &mut [u8]| Ok(std::io::Read::read_exact(&mut rest, part).unwrap());
+                let mut take = |part: &mut [u8]| {
+                    std::io::Read::read_exact(&mut rest, part).unwrap();
+                    Ok(())
+                };
                 let again = shapes.take(part, 40, &mut take).unwrap();
                 assert!(rest.is_empty());
                 let HostPart::Page(pages) = KvPage::from(again).host().unwrap() else { panic!("a page") };

@@ -31,7 +31,11 @@ fn page(value: f32) -> HostPart {
 
 fn bytes_of(part: &HostPart) -> Vec<u8> {
     let mut bytes = Vec::new();
-    part.give(&mut |part| Ok(bytes.extend_from_slice(part))).unwrap();
+    part.give(&mut |part| {
+        bytes.extend_from_slice(part);
+        Ok(())
+    })
+    .unwrap();
     bytes
 }
 
