@@ -125,7 +125,7 @@ pub use backend::ops::OpKind;
 pub use backend::select::{BackendRequest, backends};
 pub use backend::{LlmBackendKind, Policy};
 pub use chat::{Shown, Turn};
-pub use engine::{FinishReason, Stats};
+pub use engine::{CacheOptions, FinishReason, Stats};
 pub use error::{Error, HubFault, Result};
 pub use generate::{Canceller, Generation, Options, Piece, generate};
 #[doc(hidden)]

@@ -5,7 +5,7 @@ mod memory;
 mod outputs;
 mod rank;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -15,14 +15,14 @@ use crate::backend::ops::{Backend, MatrixOperand, OpKind};
 use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
-use crate::engine::{Engine, EngineOptions, Machine, Runtime};
+use crate::engine::{Cache, CacheOptions, Engine, EngineOptions, Machine, ModelBytes, Runtime};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::{Architecture, Loaded, Pool, Pooling, generation_from_gguf};
 use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
-use crate::weights::{Access, Checkpoint, Stored, Watch, gguf, quantized};
+use crate::weights::{Access, Checkpoint, Stored, TensorInfo, Watch, gguf, quantized};
 
 use outputs::but_for_reads;
 use rank::Ranking;
@@ -67,6 +67,9 @@ pub struct LoadOptions {
     pub pooling: Option<Pool>,
     /// The `backstop` program, for grammars that have to be checked; see [`GrammarCompiler::with_checker`].
     pub checker: Option<PathBuf>,
+    /// Where the beginnings of prompts are kept on disk, beside the memory and longer than the process lives; nowhere where
+    /// absent. With MLX there is none.
+    pub cache: Option<CacheOptions>,
     /// Faults to inject: nothing outside tests.
     pub faults: Faults,
 }
@@ -307,6 +310,20 @@ impl ModelFiles {
         }
     }
 
+    /// The bytes that all of it is read from, but for the tokenizer's.
+    fn bytes(&self) -> Result<ModelBytes> {
+        if self.is_builtin() {
+            return ModelBytes::new([], &[builtin::CONFIG, builtin::WEIGHTS]);
+        }
+        let settings = ["config.json", "hf_quant_config.json"].map(|name| self.path.join(name));
+        let mut files: Vec<PathBuf> = settings.into_iter().filter(|path| path.is_file()).collect();
+        let weights: BTreeSet<&Path> = self.checkpoint.tensors().map(TensorInfo::file).collect();
+        let first = self.path.is_file().then_some(self.path.as_path());
+        files.extend(first.into_iter().chain(weights).map(Path::to_owned));
+        // The settings again as they were understood.
+        ModelBytes::new(files, &[format!("{:?}", self.config()).as_bytes()])
+    }
+
     /// Bytes that K and V of one token take in all layers.
     pub fn kv_token_bytes(&self, kind: KvType) -> u64 {
         let states = self.architecture.states();
@@ -460,7 +477,9 @@ impl Model {
             kv_token_bytes,
             kv_memory,
         };
+        let cache = options.cache.as_ref().map(|cache| Cache::open(cache, files.bytes()?));
         let engine_options = EngineOptions {
+            cache: cache.transpose()?.map(Arc::new),
             context,
             prefill_chunk: options.prefill_chunk.unwrap_or(defaults.prefill_chunk),
             max_sequences,

@@ -460,3 +460,48 @@ fn a_quantized_model_that_cannot_be_written_leaves_nothing() {
     }
     assert_back(before);
 }
+
+/// A disk that is full loses the cache of prompts and nothing else: each write that may fail fails, behind a half of its bytes.
+#[test]
+fn a_full_disk_loses_the_cache_alone() {
+    let _turn = turn();
+    let prompt = "Once upon a time there was a little girl who had a red ball. ".repeat(20);
+    let generate = |model: &Model| {
+        let text =
+            Options { max_tokens: Some(5), sampling: SamplingOptions::default(), ..Options::default() };
+        let mut generation = model.generate(&prompt, &text).unwrap();
+        let text: String = generation.by_ref().map(|piece| piece.unwrap().text).collect();
+        let stats = generation.stats().unwrap();
+        let whole = (stats.prompt_tokens - 1) / 64 * 64;
+        assert!(whole >= 256, "{stats:?}");
+        (text, stats.cached_tokens >= whole)
+    };
+    let (wanted, _) = generate(&builtin());
+    let dir = tempfile::tempdir().unwrap();
+    let cached = || {
+        let cache = Some(backstop::CacheOptions { dir: dir.path().to_owned(), bytes: 1 << 30 });
+        Model::load_with(ModelFiles::builtin().unwrap(), LoadOptions { cache, ..options() }).unwrap()
+    };
+    let files = || std::fs::read_dir(dir.path()).unwrap().count();
+    for n in 0.. {
+        let model = cached();
+        let plan = Refusals::nth(Site::Write, n);
+        assert_eq!(generate(&model).0, wanted, "{n}");
+        // What is kept is written at its end.
+        drop(model);
+        let hits = plan.hits();
+        drop(plan);
+        if hits == 0 {
+            assert!(n >= 20 && files() >= 5, "{n} {}", files());
+            break;
+        }
+        // Whole files may be there, of which all is as it was; then none, so that the next round writes them all.
+        assert_eq!(generate(&cached()).0, wanted, "{n}");
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(path.extension().unwrap(), "page", "{n}");
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(generate(&cached()), (wanted, true));
+}

@@ -6,6 +6,7 @@
 
 mod codes;
 mod kind;
+mod stored;
 #[cfg(test)]
 mod tests;
 

@@ -3,14 +3,19 @@
 //! On the host a page is shared as it is. On MLX, whose attention wants contiguous keys, it is a copy, and a sequence that
 //! begins with it copies it again.
 
+mod stored;
+
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+
+pub(crate) use stored::{HostPart, PartKind, PartShapes};
 
 use super::dispatch::LlmBackendDispatch;
 use super::kv::{HostKv, HostPage, KvShape, MLX_GROWTH, PAGE};
 use super::mlx::MlxPage;
 use super::ops::{Backend, Mark, Recurrent, State, StateLayout, held, held_behind};
+use super::recurrent::HostRecurrent;
 use super::values::{LayerState, RecurrentState};
 use crate::error::{Error, Result};
 
@@ -98,7 +103,7 @@ impl SequenceKv {
     pub(crate) fn take_over(&mut self, index: usize, page: &KvPage, pane: Option<&KvPage>) {
         let of = |page: &KvPage| match &page.0 {
             Layers::Host(layers) => Arc::clone(layers),
-            Layers::Mlx(_) | Layers::Recurrent(_) => Arc::default(),
+            Layers::Mlx(_) | Layers::Recurrent(_) | Layers::HostRecurrent(_) => Arc::default(),
         };
         let (page, pane) = (of(page), pane.map(of).unwrap_or_default());
         let (mut pages, mut panes) = (page.iter(), pane.iter());
@@ -139,6 +144,8 @@ enum Layers {
     Mlx(Rc<[MlxPage]>),
     /// What recurrent layers keep at one place.
     Recurrent(Rc<[RecurrentState]>),
+    /// The same where all of it is in host memory.
+    HostRecurrent(Arc<[HostRecurrent]>),
 }
 
 /// What K and V take in memory where a dispatch keeps them, all layers together.
@@ -297,6 +304,13 @@ impl LlmBackendDispatch {
             });
             mlx.evaluate(&[], &[], &states.collect::<Vec<_>>(), true)?;
         }
+        let on_host = kv.recurrent.iter().map(|state| match state {
+            RecurrentState::Host(state) => Some(state.copy()),
+            RecurrentState::Mlx(_) => None,
+        });
+        if let (Self::Cpu { .. }, Some(copies)) = (self, on_host.collect::<Option<Result<Arc<[_]>>>>()) {
+            return Ok(Some(KvPage(Layers::HostRecurrent(copies?))));
+        }
         let copies = kv.recurrent.iter().map(RecurrentState::copy).collect::<Result<Rc<[_]>>>()?;
         Ok(Some(KvPage(Layers::Recurrent(copies))))
     }
@@ -317,6 +331,9 @@ impl LlmBackendDispatch {
             Some(Layers::Recurrent(states)) => {
                 states.iter().map(RecurrentState::copy).collect::<Result<_>>()?
             }
+            Some(Layers::HostRecurrent(states)) => {
+                states.iter().map(|state| Ok(RecurrentState::Host(state.copy()?))).collect::<Result<_>>()?
+            }
             _ if layout.recurrent().is_empty() => Vec::new(),
             _ => return Err(Error::shape("restore", "what recurrent layers keep is not there")),
         };
@@ -331,7 +348,7 @@ impl LlmBackendDispatch {
                 let of = pages[first..].iter().filter_map(|(page, pane)| {
                     match &pane.as_ref().filter(|_| window.is_some()).unwrap_or(page).0 {
                         Layers::Host(layers) => layers.get(*at).cloned(),
-                        Layers::Mlx(_) | Layers::Recurrent(_) => None,
+                        Layers::Mlx(_) | Layers::Recurrent(_) | Layers::HostRecurrent(_) => None,
                     }
                 });
                 let kv = HostKv::from_pages(shape, first, of, len)?.with_window(window);
@@ -344,7 +361,7 @@ impl LlmBackendDispatch {
         let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {
             let of = pages.iter().filter_map(|(page, _)| match &page.0 {
                 Layers::Mlx(layers) => layers.get(layer),
-                Layers::Host(_) | Layers::Recurrent(_) => None,
+                Layers::Host(_) | Layers::Recurrent(_) | Layers::HostRecurrent(_) => None,
             });
             mlx.restore(of_layer, &of.collect::<Vec<_>>(), len)
         };
@@ -369,6 +386,10 @@ impl KvPage {
             Layers::Host(layers) => layers.iter().map(HostPage::memory).collect(),
             Layers::Mlx(layers) => layers.iter().flat_map(MlxPage::memory).collect(),
             Layers::Recurrent(states) => states.iter().map(address).collect(),
+            Layers::HostRecurrent(states) => {
+                let address = |state: &HostRecurrent| std::ptr::from_ref(state) as usize;
+                states.iter().map(|state| (address(state), state.bytes() as u64)).collect()
+            }
         }
     }
 }

@@ -95,11 +95,50 @@ impl HostRecurrent {
     }
 
     fn part(&mut self, part: RecurrentPart) -> (&mut Part, usize) {
-        let RecurrentShape { taps, channels, heads, rows, columns } = self.shape;
+        let [rows, matrices] = Self::elements(&self.shape);
         match part {
-            RecurrentPart::Rows => (&mut self.rows, taps * channels),
-            RecurrentPart::Matrices => (&mut self.matrices, heads * columns.div_ceil(PANEL) * rows * PANEL),
+            RecurrentPart::Rows => (&mut self.rows, rows),
+            RecurrentPart::Matrices => (&mut self.matrices, matrices),
         }
+    }
+
+    /// How many the rows are, and the matrices.
+    fn elements(shape: &RecurrentShape) -> [usize; 2] {
+        let RecurrentShape { taps, channels, heads, rows, columns } = *shape;
+        [taps * channels, heads * columns.div_ceil(PANEL) * rows * PANEL]
+    }
+
+    /// Hands the bytes of its rows and of its matrices to `to`, as they lie in memory: as many as
+    /// [`RecurrentShape::bytes_on`] says of the CPU.
+    ///
+    /// # Errors
+    /// Those of `to`; [`Error::OutOfMemory`].
+    pub(crate) fn give(&self, to: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        for (part, elements) in [&self.rows, &self.matrices].into_iter().zip(Self::elements(&self.shape)) {
+            match part.now.len() == elements {
+                true => to(bytemuck::cast_slice(&part.now))?,
+                false => to(bytemuck::cast_slice(&alloc::zeroed::<f32>(elements, WHAT)?))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A state that has seen `len` tokens, whose bytes `from` fills in as [`Self::give`] gave them.
+    ///
+    /// # Errors
+    /// Those of `from`; [`Error::OutOfMemory`].
+    pub(crate) fn take(
+        shape: &RecurrentShape,
+        len: usize,
+        from: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<Self> {
+        let mut part = |elements| {
+            let mut now: Vec<f32> = alloc::zeroed(elements, WHAT)?;
+            from(bytemuck::cast_slice_mut(&mut now))?;
+            Ok::<_, Error>(Part { len, now, ..Part::default() })
+        };
+        let [rows, matrices] = Self::elements(shape);
+        Ok(Self { shape: *shape, rows: part(rows)?, matrices: part(matrices)? })
     }
 
     /// The values of `part` after `start` tokens, and room for those after the step, all of which is to be written.
@@ -225,6 +264,43 @@ mod tests {
         );
         advance(&mut state, 0, 3);
         assert_eq!(state.read().unwrap(), at_3);
+    }
+
+    #[test]
+    fn bytes_make_the_state_that_they_are_of() {
+        use crate::backend::kind::LlmBackendKind;
+        for shape in [SHAPE, RecurrentShape { taps: 0, ..SHAPE }, RecurrentShape { heads: 0, ..SHAPE }] {
+            let (mut state, mut bytes) = (HostRecurrent::new(shape), Vec::new());
+            state
+                .give(&mut |part| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                })
+                .unwrap();
+            assert!(
+                bytes.len() as u64 == shape.bytes_on(LlmBackendKind::Cpu) && bytes.iter().all(|&x| x == 0)
+            );
+            advance(&mut state, 0, 3);
+            bytes.clear();
+            state
+                .give(&mut |part| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                })
+                .unwrap();
+            let mut rest = &bytes[..];
+            let mut take = |part: &mut [u8]| {
+                std::io::Read::read_exact(&mut rest, part).unwrap();
+                Ok(())
+            };
+            let mut again = HostRecurrent::take(&shape, 3, &mut take).unwrap();
+            assert!(rest.is_empty() && again.len() == 3 && again.read().unwrap() == state.read().unwrap());
+            // It goes on as the other does.
+            for state in [&mut state, &mut again] {
+                advance(state, 3, 5);
+            }
+            assert_eq!(again.read().unwrap(), state.read().unwrap());
+        }
     }
 
     #[test]

@@ -438,7 +438,7 @@ pub struct ModelArgs {
 }
 
 /// How much of the machine one conversation gets.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Default, ClapArgs)]
 pub struct SessionArgs {
     /// Tokens that prompt and text may have together [default: what the model was trained for, as far as memory allows].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
@@ -447,6 +447,13 @@ pub struct SessionArgs {
     /// [default: what the model leaves of the memory, at most twice what all sequences take].
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub kv_memory: Option<u64>,
+    /// Keep the beginnings of prompts in this directory, too: those that memory has no room for, and for the next start. Nobody
+    /// else may write to it. The CPU's alone [default: nowhere].
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// What the files there may take: 512MB, 20GiB [default: 8GiB].
+    #[arg(long, value_name = "SIZE", requires = "cache_dir", value_parser = size, allow_hyphen_values = true)]
+    pub cache_disk: Option<u64>,
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,

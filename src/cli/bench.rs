@@ -42,8 +42,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     };
     let mut report = Report::new(args, work);
     for threads in threads {
-        let session =
-            SessionArgs { ctx: Some(context), kv_memory: None, threads: Some(threads), chat_template: None };
+        let session = SessionArgs { ctx: Some(context), threads: Some(threads), ..SessionArgs::default() };
         let loaded = super::load(&args.model, &session)?;
         report.loaded(&loaded);
         for &depth in &args.depth {

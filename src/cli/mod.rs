@@ -32,7 +32,7 @@ use backstop::backend::LlmBackendKind;
 use backstop::backend::cpu::Isa;
 use backstop::backend::select::BackendRequest;
 use backstop::weights::Access;
-use backstop::{Error, LoadOptions, Model, ModelFiles, SamplingOptions};
+use backstop::{CacheOptions, Error, LoadOptions, Model, ModelFiles, SamplingOptions};
 use tracing_subscriber::EnvFilter;
 
 pub use args::{Args, Command};
@@ -171,7 +171,7 @@ fn load_as(
     let progress = term::Progress::start(move || format!("loading {name}"));
     let model = Model::load_with(files, options).map_err(typed)?;
     drop(progress);
-    note_unused(args, &model);
+    note_unused(args, session, &model);
     Ok(Loaded { model, time: started.elapsed() })
 }
 
@@ -183,6 +183,10 @@ fn load_options(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<LoadO
         threads: session.threads,
         context: session.ctx,
         kv_memory: session.kv_memory,
+        cache: session
+            .cache_dir
+            .clone()
+            .map(|dir| CacheOptions { dir, bytes: session.cache_disk.unwrap_or(CacheOptions::BYTES) }),
         chat_template: session.chat_template.as_deref().map(template::choice),
         isa,
         activations: args.activations,
@@ -195,7 +199,7 @@ fn load_options(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<LoadO
 }
 
 /// Says what was typed and changes nothing.
-fn note_unused(args: &ModelArgs, model: &Model) {
+fn note_unused(args: &ModelArgs, session: &SessionArgs, model: &Model) {
     let (cpu_ops, dtype) = (!args.cpu_ops.is_empty(), args.dtype.is_some());
     if model.info().selection.kind == LlmBackendKind::Cpu && (cpu_ops || dtype) {
         let what = ["--cpu-ops", "--dtype"].into_iter().zip([cpu_ops, dtype]);
@@ -204,6 +208,11 @@ fn note_unused(args: &ModelArgs, model: &Model) {
             "note: {} changes nothing where the CPU runs the model: it computes every op in f32",
             what.join(" with ")
         ));
+    }
+    if model.info().selection.kind != LlmBackendKind::Cpu && session.cache_dir.is_some() {
+        term::note(
+            "note: --cache-dir changes nothing where MLX runs the model: the cache on disk is the CPU's",
+        );
     }
 }
 

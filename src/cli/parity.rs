@@ -34,8 +34,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     }
     let text = text(args)?;
     let context = args.tokens.min(super::open_as(&args.model)?.config().max_context());
-    let session =
-        SessionArgs { ctx: Some(context), kv_memory: None, threads: args.threads, chat_template: None };
+    let session = SessionArgs { ctx: Some(context), threads: args.threads, ..SessionArgs::default() };
     // What is said of MLX is said of what is compared.
     let plain = ModelArgs { dtype: None, cpu_ops: Vec::new(), ..args.model.clone() };
     let reference = load(&plain, &session, BackendRequest::Cpu, Activations::F32)?;

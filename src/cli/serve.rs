@@ -37,7 +37,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         let stop = signalled()?;
         match &first {
             Some((_, loaded)) => {
-                super::note_unused(&args.model, &loaded.model);
+                super::note_unused(&args.model, &args.session, &loaded.model);
                 tell(loaded);
             }
             None => term::note("models are loaded when they are asked for"),

@@ -1,8 +1,10 @@
 //! What an engine is doing, as other threads see it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::disk::{self, DiskLoad};
 use super::memory::Counts;
 
 /// What an engine is doing.
@@ -22,6 +24,8 @@ pub struct Load {
     pub stalled: Duration,
     /// The memory of the KV cache.
     pub kv: KvLoad,
+    /// The cache on disk, where there is one.
+    pub disk: Option<DiskLoad>,
 }
 
 /// What K and V take, in bytes, and what was found in them. Of what several sequences share, each byte counts once.
@@ -46,7 +50,6 @@ pub struct KvLoad {
 }
 
 /// What the engine's thread writes of itself.
-#[derive(Debug)]
 pub(super) struct Gauges {
     started: Instant,
     pub queued: AtomicUsize,
@@ -58,6 +61,7 @@ pub(super) struct Gauges {
     /// When something was asked while there was nothing to do, likewise.
     woken: AtomicU64,
     kv: KvGauges,
+    pub disk: OnceLock<Arc<disk::Shared>>,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +86,7 @@ impl Gauges {
             last_step: AtomicU64::new(0),
             woken: AtomicU64::new(0),
             kv: KvGauges::default(),
+            disk: OnceLock::new(),
         }
     }
 
@@ -137,6 +142,7 @@ impl Gauges {
                 hit_tokens: of(&self.kv.hit_tokens),
                 evicted: of(&self.kv.evicted),
             },
+            disk: self.disk.get().map(|disk| disk.load()),
         }
     }
 }

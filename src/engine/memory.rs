@@ -8,8 +8,11 @@
 //! are evicted first, and the sequence has a right to new ones in their place. While several sequences use one pane, it counts
 //! for each of them, since each moves on by itself.
 
+mod kept;
+
 use std::sync::Arc;
 
+use super::disk::Disk;
 use super::prefix::{Found, NodeId, PrefixTree, TreeBytes};
 use super::request::Space;
 use super::runtime::Runtime;
@@ -47,13 +50,15 @@ impl Budget {
 }
 
 /// The budget, and who has a part of it.
-#[derive(Debug)]
 pub(super) struct Memory {
     budget: Budget,
-    /// What sequences have a right to beside pages of the tree.
+    /// What sequences have a right to beside pages of the tree, and what is being read from disk.
     reserved: u64,
     tree: PrefixTree<TreeKey, KvPage>,
     counts: Counts,
+    disk: Option<Disk>,
+    /// Whether something was kept since all that is was handed to the disk.
+    unsaved: bool,
 }
 
 /// What became of requests and pages since the start.
@@ -106,9 +111,9 @@ impl Lease {
 }
 
 impl Memory {
-    pub fn new(budget: Budget) -> Self {
+    pub fn new(budget: Budget, disk: Option<Disk>) -> Self {
         let tree = PrefixTree::new(PAGE, budget.cost.window, budget.cost.fixed > 0);
-        Self { budget, reserved: 0, tree, counts: Counts::default() }
+        Self { budget, reserved: 0, tree, counts: Counts::default(), disk, unsaved: false }
     }
 
     pub fn budget(&self) -> Budget {
@@ -418,6 +423,7 @@ impl Memory {
             self.set_snapshot(runtime, state, last, tokens.len());
         }
         path.into_iter().for_each(|node| self.tree.let_go(node));
+        self.unsaved = true;
         state.history = history;
         debug_assert!(self.tree_charge() + self.reserved <= self.budget.bytes);
     }
@@ -484,7 +490,11 @@ impl Memory {
         if self.budget.bytes.checked_sub(self.taken()).is_none_or(|free| free < bytes) {
             return false;
         }
-        while self.tree_charge() + self.reserved + bytes > self.budget.bytes && self.tree.evict() {
+        while self.tree_charge() + self.reserved + bytes > self.budget.bytes {
+            self.save_next_evicted();
+            if !self.tree.evict() {
+                break;
+            }
             self.counts.evicted += 1;
         }
         true

@@ -3,6 +3,7 @@
 //! Texts, embeddings and scores are sequences alike: they wait in one queue, have their part of one memory budget, and share
 //! the steps. They join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
 
+mod disk;
 mod guide;
 mod load;
 pub mod machine;
@@ -31,6 +32,8 @@ use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
 use crate::refusals;
 
+pub(crate) use disk::{Cache, ModelBytes};
+pub use disk::{CacheOptions, DiskLoad};
 pub use load::{KvLoad, Load};
 pub use machine::Machine;
 pub(crate) use request::{
@@ -40,6 +43,7 @@ pub(crate) use request::{
 pub use request::{FinishReason, Stats};
 pub use runtime::Runtime;
 
+use disk::Disk;
 use load::Gauges;
 use memory::Budget;
 
@@ -58,21 +62,46 @@ pub struct EngineOptions {
     pub kv_memory: u64,
     /// What the engine shares with others; its steps then take turns with theirs.
     pub machine: Option<Machine>,
+    /// Where beginnings of sequences are kept beside the memory, and longer than the engine lives; the CPU's alone.
+    pub(crate) cache: Option<Arc<Cache>>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        let (step_tokens, kv_memory) = (1024, 4 << 30);
-        Self { prefill_chunk: 512, step_tokens, max_sequences: 16, context: 4096, kv_memory, machine: None }
+        Self {
+            prefill_chunk: 512,
+            step_tokens: 1024,
+            max_sequences: 16,
+            context: 4096,
+            kv_memory: 4 << 30,
+            machine: None,
+            cache: None,
+        }
     }
 }
 
 /// What the engine is asked.
-pub(crate) enum Command {
+enum Command {
     /// Tokens to run.
     Run(Request),
     /// Something to do with the runtime between steps.
     With(Box<dyn FnOnce(&Runtime) + Send>),
+    /// What the cache on disk has of a request.
+    Disk(disk::Answer),
+}
+
+/// The cache on disk that `options` ask for, where the runtime can have one. Its answers come by `commands`.
+fn disk(options: &EngineOptions, runtime: &Runtime, commands: Sender<Command>) -> Result<Option<Disk>> {
+    let Some(cache) = &options.cache else { return Ok(None) };
+    let Some(settings) = runtime.bit_settings() else {
+        tracing::info!(
+            "the cache of prompts on disk is for the CPU's keys and values: there is none with MLX"
+        );
+        return Ok(None);
+    };
+    let cost = runtime.kv_cost(options.prefill_chunk.max(1));
+    let answer = move |answer| commands.send(Command::Disk(answer)).is_ok();
+    Disk::start(Arc::clone(cache), runtime.part_shapes(), cost, settings, answer).map(Some)
 }
 
 /// A running engine; clones talk to the same one, and the last one dropped ends it.
@@ -119,14 +148,22 @@ impl Engine {
         let stopped = Arc::clone(&stop);
         let gauges = Arc::new(Gauges::new());
         let shown = Arc::clone(&gauges);
+        let answers = commands.clone();
         let max_sequences = options.max_sequences.max(1);
         let work = move || match build() {
             Ok(runtime) => {
                 let backend = runtime.dispatch().describe();
                 let report = Arc::clone(runtime.dispatch().report());
                 let budget = Budget::new(options.kv_memory, runtime.kv_cost(options.prefill_chunk.max(1)));
+                let disk = match disk(&options, &runtime, answers) {
+                    Ok(disk) => disk,
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                        return;
+                    }
+                };
                 if ready.send(Ok((backend, report, budget))).is_ok() {
-                    worker::Worker::new(runtime, options, inbox, stopped, shown, budget).run();
+                    worker::Worker::new(runtime, options, inbox, stopped, shown, budget, disk).run();
                 }
             }
             Err(error) => {

@@ -16,6 +16,9 @@ mod tests;
 
 use std::collections::BTreeSet;
 
+use super::disk::Key;
+use crate::backend::PartKind;
+
 /// A node, until it is evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct NodeId(usize);
@@ -51,6 +54,26 @@ struct Node<P> {
     snapshot: Option<Held<P>>,
     /// In the order of their tokens.
     children: Vec<NodeId>,
+    on_disk: OnDisk,
+}
+
+/// What a cache on disk has of a node, as far as is known here.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OnDisk {
+    /// Of its page, once somebody has asked.
+    pub key: Option<Key>,
+    /// Which of its parts were handed over, or come from there.
+    parts: [bool; 3],
+}
+
+impl OnDisk {
+    pub fn has(&self, kind: PartKind) -> bool {
+        self.parts[kind as usize]
+    }
+
+    pub fn set(&mut self, kind: PartKind, has: bool) {
+        self.parts[kind as usize] = has;
+    }
 }
 
 /// A page or a pane.
@@ -260,6 +283,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
     pub fn set_pane(&mut self, node: NodeId, pane: P, bytes: u64) {
         debug_assert!(self.lacks_pane(node, self.node(node).tokens.len()));
         self.bytes.all += bytes;
+        self.on_disk_mut(node).set(PartKind::Pane, false);
         self.refresh(node, |node| node.pane = Some(Held { page: pane, bytes, users: 0, used: 0 }));
     }
 
@@ -269,6 +293,7 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         self.clock += 1;
         let used = self.clock;
         self.bytes.all += bytes;
+        self.on_disk_mut(node).set(PartKind::Snapshot, false);
         self.refresh(node, |node| node.snapshot = Some(Held { page: snapshot, bytes, users: 0, used }));
     }
 
@@ -341,23 +366,75 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         self.bytes.repeated -= others;
     }
 
-    /// Evicts the leaf, the pane or the snapshot that was not of use for longest; whether there was one without users.
-    pub fn evict(&mut self) -> bool {
+    /// What [`Self::evict`] takes out next: of which node which part, or all of it where that is its page.
+    pub fn next_evicted(&self) -> Option<(NodeId, PartKind)> {
         let others =
             self.idle.first().into_iter().chain(self.idle_panes.first()).map(|(used, _)| *used).min();
         if let Some(&(used, node)) = self.snapshots.first()
             && others.is_none_or(|other| used <= other)
         {
-            self.remove_snapshot(node);
-            return true;
+            return Some((node, PartKind::Snapshot));
         }
-        match (self.idle.first().copied(), self.idle_panes.first().copied()) {
-            (Some(leaf), Some(pane)) if pane < leaf => self.remove_pane(pane.1),
-            (Some((_, leaf)), _) => self.remove_leaf(leaf),
-            (None, Some((_, pane))) => self.remove_pane(pane),
-            (None, None) => return false,
+        match (self.idle.first(), self.idle_panes.first()) {
+            (Some(leaf), Some(pane)) if pane < leaf => Some((pane.1, PartKind::Pane)),
+            (Some((_, leaf)), _) => Some((*leaf, PartKind::Page)),
+            (None, Some((_, pane))) => Some((*pane, PartKind::Pane)),
+            (None, None) => None,
+        }
+    }
+
+    /// Evicts the leaf, the pane or the snapshot that was not of use for longest; whether there was one without users.
+    pub fn evict(&mut self) -> bool {
+        match self.next_evicted() {
+            Some((node, PartKind::Snapshot)) => self.remove_snapshot(node),
+            Some((pane, PartKind::Pane)) => self.remove_pane(pane),
+            Some((leaf, PartKind::Page)) => self.remove_leaf(leaf),
+            None => return false,
         }
         true
+    }
+
+    /// The pages up to `node`, the first one first.
+    pub fn path(&self, node: NodeId) -> Vec<NodeId> {
+        let parent = |node: &NodeId| self.node(*node).parent;
+        let mut path: Vec<NodeId> = std::iter::successors(Some(node), parent).collect();
+        // The root is no page.
+        path.pop();
+        path.reverse();
+        path
+    }
+
+    /// Which tree `node` is in.
+    pub fn key(&self, node: NodeId) -> Option<&K> {
+        let root = std::iter::successors(Some(node), |node| self.node(*node).parent).last()?;
+        self.roots.iter().find(|(_, of)| *of == root).map(|(key, _)| key)
+    }
+
+    /// The tokens of `node`'s page.
+    pub fn tokens(&self, node: NodeId) -> &[u32] {
+        &self.node(node).tokens
+    }
+
+    /// Whether somebody has begun or ended behind `node`'s pane.
+    pub fn pane_was_used(&self, node: NodeId) -> bool {
+        self.node(node).pane.as_ref().is_some_and(|pane| pane.used > 0)
+    }
+
+    /// Pages that none follows, the last used first.
+    pub fn leaves(&self) -> Vec<NodeId> {
+        let used = |id: usize| self.nodes[id].page.as_ref().map(|page| page.used);
+        let is_leaf = |id: &usize| self.nodes[*id].children.is_empty() && used(*id).is_some();
+        let mut leaves: Vec<usize> = (0..self.nodes.len()).filter(is_leaf).collect();
+        leaves.sort_by_key(|id| std::cmp::Reverse(used(*id)));
+        leaves.into_iter().map(NodeId).collect()
+    }
+
+    pub fn on_disk(&self, node: NodeId) -> &OnDisk {
+        &self.node(node).on_disk
+    }
+
+    pub fn on_disk_mut(&mut self, node: NodeId) -> &mut OnDisk {
+        &mut self.nodes[node.0].on_disk
     }
 
     /// All pages and panes.
@@ -398,7 +475,8 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         let page = page.map(|(page, bytes)| Held { page, bytes, users: 0, used: self.clock });
         self.bytes.all += page.as_ref().map_or(0, |page| page.bytes);
         let (tokens, children) = (tokens.into(), Vec::new());
-        let node = Node { parent, tokens, page, pane: None, snapshot: None, children };
+        let on_disk = OnDisk::default();
+        let node = Node { parent, tokens, page, pane: None, snapshot: None, children, on_disk };
         match self.free.pop() {
             Some(id) => {
                 self.nodes[id.0] = node;

@@ -22,13 +22,31 @@ enum Head {
 pub(super) struct Queue {
     /// The oldest first.
     requests: VecDeque<Request>,
+    /// Those whose beginnings are looked for on disk, the oldest first: they join the others when that is over, which takes as
+    /// long as the disk does. Of the first one an answer may be on its way.
+    parked: VecDeque<Request>,
     head: Head,
     gauges: Arc<Gauges>,
 }
 
 impl Queue {
     pub fn new(gauges: Arc<Gauges>) -> Self {
-        Self { requests: VecDeque::new(), head: Head::Untried, gauges }
+        Self { requests: VecDeque::new(), parked: VecDeque::new(), head: Head::Untried, gauges }
+    }
+
+    /// Adds a request that waits for the disk.
+    pub fn park(&mut self, request: Request) {
+        self.parked.push_back(request);
+    }
+
+    /// The oldest request that waits for the disk.
+    pub fn first_parked(&self) -> Option<&Request> {
+        self.parked.front()
+    }
+
+    /// Has the oldest request that waits for the disk wait as the others do.
+    pub fn unpark(&mut self) {
+        self.requests.extend(self.parked.pop_front());
     }
 
     pub fn is_empty(&self) -> bool {
@@ -66,6 +84,11 @@ impl Queue {
 
     /// Takes out a request that was cancelled.
     pub fn next_cancelled(&mut self) -> Option<Request> {
+        let parked = self.parked.iter().skip(1).position(Request::is_cancelled);
+        if let Some(request) = parked.and_then(|index| self.parked.remove(index + 1)) {
+            self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
+            return Some(request);
+        }
         self.take(self.requests.iter().position(Request::is_cancelled)?)
     }
 

@@ -14,6 +14,7 @@ use super::{
     Command, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime, Sink, Stats,
 };
 use crate::backend::cpu::CpuBackend;
+use crate::backend::kv::KvType;
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
 use crate::error::Error;
 use crate::forward::Architecture;
@@ -34,6 +35,11 @@ impl Random {
 }
 
 pub(super) fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Runtime {
+    runtime_in(model, kind, routing, None)
+}
+
+/// The same with K and V in `kv`, or in the type of the weights.
+fn runtime_in(model: &str, kind: LlmBackendKind, routing: Routing, kv: Option<KvType>) -> Runtime {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
     let mut architecture = Architecture::read(&path.join("config.json")).unwrap();
     let mut checkpoint = Checkpoint::open(&path).unwrap();
@@ -43,7 +49,8 @@ pub(super) fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Ru
     let cpu = CpuBackend::new(Some(1), None);
     let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, routing).unwrap();
     let forward = architecture.load(&checkpoint, &dispatch).unwrap().forward;
-    Runtime::new(Arc::new(architecture.config().clone()), forward, dispatch, dtype.into()).unwrap()
+    let kv = kv.unwrap_or(dtype.into());
+    Runtime::new(Arc::new(architecture.config().clone()), forward, dispatch, kv).unwrap()
 }
 
 /// A worker whose turns are taken by hand.
@@ -101,7 +108,22 @@ impl Rig {
         options: EngineOptions,
         routing: Routing,
     ) -> Self {
-        let runtime = runtime(model, kind, routing);
+        Self::of(runtime(model, kind, routing), tokens, options)
+    }
+
+    /// On the CPU, with K and V in `kv` and a cache on disk.
+    #[cfg(test)]
+    pub fn cached(model: &str, kv: Option<KvType>, tokens: usize, cache: super::Cache) -> Self {
+        let options = EngineOptions {
+            prefill_chunk: 64,
+            step_tokens: 64,
+            cache: Some(Arc::new(cache.always())),
+            ..EngineOptions::default()
+        };
+        Self::of(runtime_in(model, LlmBackendKind::Cpu, Routing::default(), kv), tokens, options)
+    }
+
+    fn of(runtime: Runtime, tokens: usize, options: EngineOptions) -> Self {
         let cost = runtime.kv_cost(options.prefill_chunk);
         let vocab = runtime.config().vocab_size as u32;
         // Of recurrent layers, for a few sequences and as many copies.
@@ -109,7 +131,9 @@ impl Rig {
         let options = EngineOptions { context: 1 << 14, kv_memory: budget.bytes, ..options };
         let (commands, inbox) = channel();
         let gauges = Arc::new(Gauges::new());
-        let worker = Worker::new(runtime, options, inbox, Arc::default(), Arc::clone(&gauges), budget);
+        let disk = super::disk(&options, &runtime, commands.clone()).unwrap();
+        let shown = Arc::clone(&gauges);
+        let worker = Worker::new(runtime, options, inbox, Arc::default(), shown, budget, disk);
         Self { worker, space: None, marks: Vec::new(), commands, gauges, budget, vocab }
     }
 

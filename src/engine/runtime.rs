@@ -9,7 +9,9 @@ use crate::alloc;
 use crate::backend::batch::{Batch, Tokens};
 use crate::backend::kv::{KvType, PAGE};
 use crate::backend::ops::{Backend, EVAL, StateLayout};
-use crate::backend::{KvCost, KvPage, LayerState, LlmBackendDispatch, PageAndPane, RecurrentState, Tensor};
+use crate::backend::{
+    KvCost, KvPage, LayerState, LlmBackendDispatch, PageAndPane, PartShapes, RecurrentState, Tensor,
+};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::Forward;
@@ -107,6 +109,20 @@ impl Runtime {
     /// is [given back](crate::backend::SequenceKv::give_back) after it.
     pub fn kv_cost(&self, step: usize) -> KvCost {
         self.dispatch.kv_cost(&self.states, step)
+    }
+
+    /// All that changes the bits of a sequence's states on this machine, beside the model, in words; none where they are not
+    /// the CPU's.
+    pub(crate) fn bit_settings(&self) -> Option<String> {
+        match &self.dispatch {
+            LlmBackendDispatch::Cpu { cpu, .. } => Some(cpu.bit_settings()),
+            LlmBackendDispatch::Mlx { .. } => None,
+        }
+    }
+
+    /// What the states of sequences are made of, apart from them.
+    pub(crate) fn part_shapes(&self) -> PartShapes {
+        PartShapes::new(&self.states)
     }
 
     /// Pages `range` of a sequence's caches, for others that begin with the same tokens: themselves in host memory, copies

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::disk::{Answer, Disk, LEAST};
 use super::guide::MaskPool;
 use super::load::Gauges;
 use super::memory::{Budget, Memory};
@@ -21,10 +22,13 @@ use super::{Command, EngineOptions, Machine};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::backend::KvPage;
 use crate::backend::batch::{Batch, Run, Tokens};
+use crate::backend::kv::PAGE;
 use crate::error::{Error, Result, panic_text};
 
 /// How often an idle engine looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
+/// How long an engine has nothing to do before what is kept goes to the disk, too.
+const QUIET: Duration = Duration::from_secs(2);
 /// How long a step waits for masks that are not ready when its logits are. A sequence whose mask takes longer is left out
 /// of the next steps instead of holding up the others.
 const MASK_GRACE: Duration = Duration::from_millis(1);
@@ -44,6 +48,21 @@ pub(super) struct Worker {
     stepping: Vec<usize>,
     gauges: Arc<Gauges>,
     masks: MaskPool,
+    /// Of the first parked request, what the disk is to answer.
+    looking: Looking,
+    /// When there was something to do last.
+    busy: Instant,
+}
+
+/// What the disk is asked for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looking {
+    /// Nothing.
+    No,
+    /// Whether it has more of its beginning than memory has.
+    Found,
+    /// That, for which so many bytes were set aside.
+    Read(u64),
 }
 
 impl Worker {
@@ -54,7 +73,11 @@ impl Worker {
         stop: Arc<AtomicBool>,
         gauges: Arc<Gauges>,
         budget: Budget,
+        disk: Option<Disk>,
     ) -> Self {
+        if let Some(disk) = &disk {
+            let _ = gauges.disk.set(Arc::clone(disk.shared()));
+        }
         Self {
             runtime,
             options,
@@ -62,11 +85,13 @@ impl Worker {
             stop,
             queue: Queue::new(Arc::clone(&gauges)),
             slots: Vec::new(),
-            memory: Memory::new(budget),
+            memory: Memory::new(budget, disk),
             started: None,
             stepping: Vec::new(),
             gauges,
             masks: MaskPool::default(),
+            looking: Looking::No,
+            busy: Instant::now(),
         }
     }
 
@@ -74,6 +99,19 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.receive() {
             self.turn();
+            self.busy = Instant::now();
+        }
+        let until = self.memory.disk().map(Disk::end);
+        self.save_all(until);
+    }
+
+    /// Hands what is kept to the disk, but for what was computed of files that have changed.
+    pub(super) fn save_all(&mut self, patience: Option<Instant>) {
+        if self.runtime.check_files().is_ok() {
+            let saved = catch_unwind(AssertUnwindSafe(|| self.memory.save_all(patience)));
+            if let Err(panic) = saved {
+                tracing::error!(what = panic_text(&*panic), "what is kept could not be handed to the disk");
+            }
         }
     }
 
@@ -100,7 +138,12 @@ impl Worker {
             let command = if idle {
                 match self.inbox.recv_timeout(IDLE) {
                     Ok(command) => command,
-                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Timeout) => {
+                        if self.busy.elapsed() >= QUIET {
+                            self.save_all(None);
+                        }
+                        continue;
+                    }
                     Err(RecvTimeoutError::Disconnected) => return false,
                 }
             } else {
@@ -112,13 +155,90 @@ impl Worker {
                 }
             };
             match command {
-                Command::Run(request) => self.queue.push(request),
+                Command::Run(request) => self.take_in(request),
+                Command::Disk(answer) => self.guarded_answer(answer),
                 Command::With(work) => {
                     // A panic drops the answer's channel, which the one who asked sees as an error.
                     let _ = catch_unwind(AssertUnwindSafe(|| work(&self.runtime)));
                 }
             }
         }
+    }
+
+    /// Queues a request, behind a look on disk where there is one.
+    fn take_in(&mut self, request: Request) {
+        let is_ready = self.memory.disk().is_some_and(Disk::is_ready);
+        if is_ready && request.skippable() >= LEAST {
+            self.queue.park(request);
+            self.look();
+        } else {
+            self.queue.push(request);
+        }
+    }
+
+    /// Has the beginning of the next parked request looked for; those that need none go on.
+    fn look(&mut self) {
+        while self.looking == Looking::No
+            && let Some(request) = self.queue.first_parked()
+        {
+            // What can never run is refused in its turn, and what panics is not looked for.
+            let wanted = catch_unwind(AssertUnwindSafe(|| {
+                self.check(request).ok()?;
+                let (prompt, tokens) = (request.tokens.len(), &request.tokens[..request.skippable()]);
+                self.memory.wanted(&self.runtime, prompt, tokens, &request.space)
+            }));
+            let wanted = wanted.ok().flatten();
+            match wanted.zip(self.memory.disk()).is_some_and(|(find, disk)| disk.find(find)) {
+                true => self.looking = Looking::Found,
+                false => self.queue.unpark(),
+            }
+        }
+    }
+
+    /// Takes an answer of the disk; a panic is one for nothing.
+    fn guarded_answer(&mut self, answer: Answer) {
+        let set_aside = match self.looking {
+            Looking::Read(bytes) => bytes,
+            Looking::No | Looking::Found => 0,
+        };
+        self.looking = Looking::No;
+        let goes_on = catch_unwind(AssertUnwindSafe(|| self.answer(answer, set_aside)));
+        if let Err(panic) = &goes_on {
+            tracing::error!(what = panic_text(&**panic), "what the disk has of a request panicked");
+        }
+        if !goes_on.unwrap_or(false) {
+            self.queue.unpark();
+        }
+        self.look();
+    }
+
+    /// Takes an answer of the disk for the first parked request; whether another one follows.
+    fn answer(&mut self, answer: Answer, set_aside: u64) -> bool {
+        let Some(request) = self.queue.first_parked() else { return false };
+        match answer {
+            Answer::Found(plan) => {
+                let bytes = plan.bytes;
+                if !request.is_cancelled() && self.memory.set_aside(bytes) {
+                    if self.memory.disk().is_some_and(|disk| disk.load(plan)) {
+                        self.looking = Looking::Read(bytes);
+                        return true;
+                    }
+                    self.memory.put_back(bytes);
+                }
+                self.memory.found_nothing();
+            }
+            Answer::Loaded(brought) => {
+                let (prompt, tokens) = (request.tokens.len(), &request.tokens[..request.skippable()]);
+                self.memory.bring(&self.runtime, prompt, tokens, &request.space, brought);
+                self.queue.memory_freed();
+            }
+            Answer::Nothing => {
+                self.memory.put_back(set_aside);
+                self.memory.found_nothing();
+                self.queue.memory_freed();
+            }
+        }
+        false
     }
 
     /// Admits; a panic ends the request that was being admitted, whose channel closes.
@@ -265,6 +385,7 @@ impl Worker {
     /// One step: the one that was started ahead, or the one that the scheduler plans. While it runs, the next decode step
     /// is built on the greedy choice of this one, where every sequence chooses greedily.
     fn step(&mut self) {
+        let began = Instant::now();
         let current = match self.started.take() {
             Some(started) => {
                 self.stepping = started.batch.runs.iter().map(|run| run.sequence).collect();
@@ -286,6 +407,11 @@ impl Worker {
         let InFlight { batch, launched } = current;
         let result = self.runtime.outputs(&launched, self.wants_hidden(&batch));
         let failed = result.is_err();
+        if let Some(disk) = self.memory.disk()
+            && batch.runs.iter().any(|run| run.len >= PAGE)
+        {
+            disk.prefilled(batch.runs.iter().map(|run| run.len).sum(), began.elapsed());
+        }
         let outputs = match result {
             Ok(outputs) => {
                 self.runtime.commit(&batch, &mut self.slots);

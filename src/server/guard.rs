@@ -116,7 +116,7 @@ fn check_key(app: &App, headers: &HeaderMap) -> Result<Caller, Failure> {
             false => whose,
         });
         if let Some(key) = whose {
-            return Ok(Caller(Some(key.name.as_str().into())));
+            return Ok(Caller::of_key(&key.key));
         }
     }
     let what = match given {

@@ -105,9 +105,9 @@ impl Fields {
             return Err(self.wrong("cache_salt", format_args!("expected 1 to {MOST} bytes")));
         }
         let Some(salt) = salt else { return Ok(self.caller.0.clone()) };
-        // A name has no line end.
-        let name = self.caller.0.as_deref().unwrap_or_default();
-        Ok(Some(format!("{name}\n{salt}").into()))
+        // A hash has no line end.
+        let key = self.caller.0.as_deref().unwrap_or_default();
+        Ok(Some(format!("{key}\n{salt}").into()))
     }
 
     /// An object in the list `field`.

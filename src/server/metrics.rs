@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::budget::Budget;
 use crate::backend::kv::PAGE;
-use crate::engine::{Engine, Load, Stats};
+use crate::engine::{DiskLoad, Engine, Load, Stats};
 use crate::models::ModelStatus;
 
 /// Upper bounds of a histogram's buckets, in seconds: from a step of a tiny model to a long prompt of a large one.
@@ -189,6 +189,14 @@ impl Metrics {
                 let _ = writeln!(out, "backstop_{name}{} {}", braced(label), value(load));
             }
         }
+        let disks = engines.iter().filter_map(|(label, _, load)| Some((label, load.disk?)));
+        let disks: Vec<(&String, DiskLoad)> = disks.collect();
+        for (name, help, kind, value) in OF_DISK.into_iter().filter(|_| !disks.is_empty()) {
+            head(out, &format!("disk_cache_{name}"), &format!("Prompts on disk: {help}"), kind);
+            for (label, disk) in &disks {
+                let _ = writeln!(out, "backstop_disk_cache_{name}{} {}", braced(label), value(disk));
+            }
+        }
         let with = |label: &str| if label.is_empty() { String::new() } else { format!("{label},") };
         head(out, "fallbacks_total", "Ops that the CPU computed for MLX, by reason.", "counter");
         for (label, engine, _) in &engines {
@@ -233,6 +241,27 @@ const OF_ENGINES: [OfEngine; 10] = [
     ("kv_reserved_bytes", "What running sequences may take beside those.", "gauge", |load| load.kv.reserved),
     ("steps_total", "Steps of the engine.", "counter", |load| load.steps),
     ("kv_evicted_pages_total", "Kept pages that gave way to others.", "counter", |load| load.kv.evicted),
+];
+
+/// What is told of a cache on disk: a name, what it means, its type, its value.
+type OfDisk = (&'static str, &'static str, &'static str, fn(&DiskLoad) -> u64);
+
+const OF_DISK: [OfDisk; 11] = [
+    ("ready", "Whether the model's bytes are known: nothing is read or written before.", "gauge", |disk| {
+        u64::from(disk.ready)
+    }),
+    ("budget_bytes", "What files may take.", "gauge", |disk| disk.budget),
+    ("bytes", "What they take, as far as is known.", "gauge", |disk| disk.bytes),
+    ("hits_total", "Prompts that began with what was read.", "counter", |disk| disk.hits),
+    ("hit_tokens_total", "Tokens of theirs that were read.", "counter", |disk| disk.hit_tokens),
+    ("misses_total", "Prompts of which nothing was there that was worth reading.", "counter", |disk| {
+        disk.misses
+    }),
+    ("read_bytes_total", "Keys, values and states that were read.", "counter", |disk| disk.read),
+    ("written_bytes_total", "The same that were written.", "counter", |disk| disk.written),
+    ("removed_files_total", "Files that gave way to others.", "counter", |disk| disk.removed),
+    ("damaged_files_total", "Files that were damaged, and removed.", "counter", |disk| disk.damaged),
+    ("dropped_total", "What could not be written, or came too fast.", "counter", |disk| disk.dropped),
 ];
 
 fn head(out: &mut String, name: &str, help: &str, kind: &str) {

@@ -11,9 +11,16 @@ use crate::text::Message;
 /// Answers that are kept, and bytes of memory that they take: a coding agent's long session is some megabytes.
 const MOST: (usize, usize) = (256, 64 << 20);
 
-/// The name of the key that came with a request, where there are keys.
+/// What stands for the key that came with a request, where there are keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Caller(pub Option<Arc<str>>);
+
+impl Caller {
+    /// A hash of the key: what is kept on disk outlives the names and the order that keys have today.
+    pub fn of_key(key: &str) -> Self {
+        Self(Some(blake3::hash(key.as_bytes()).to_hex().as_str().into()))
+    }
+}
 
 /// The answers that are kept.
 #[derive(Debug, Default)]

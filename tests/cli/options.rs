@@ -201,3 +201,23 @@ fn help_and_usage() {
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.contains("unexpected argument 'c'"), "{}", ran.err);
 }
+
+#[test]
+fn a_cache_of_prompts_outlives_a_run_and_is_nobody_elses() {
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let prompt = "Once upon a time there was a girl who had a red ball. ".repeat(22);
+    let run = ["run", "--backend", "cpu", "--max-tokens", "3", "--json", "--cache-dir", path, &prompt];
+    let [first, second] = [(); 2].map(|()| json(&ok(&run)));
+    let whole = (first["prompt_tokens"].as_u64().unwrap() - 1) / 64 * 64;
+    assert!(whole >= 256 && first["cached_tokens"] == 0 && second["cached_tokens"] == whole, "{second}");
+    assert_eq!(first["tokens"], second["tokens"]);
+
+    set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let what = "others may write to it (mode 777): chmod 700 it, or name another directory";
+    refused(&run, 1, &format!("error: {path}: {what}"));
+    let ran = backstop(&["run", "--cache-disk", "1GiB", "x"]);
+    assert!(ran.code == Some(2) && ran.err.contains("--cache-dir <DIR>"), "{}", ran.err);
+}

@@ -8,6 +8,7 @@ mod answers;
 mod blocked;
 mod broken;
 mod buffers;
+mod disk;
 mod embeddings;
 mod encoders;
 mod ends;

@@ -69,6 +69,11 @@ impl CpuBackend {
         self
     }
 
+    /// What changes the bits of its results, in words; the number of threads is no such thing.
+    pub(crate) fn bit_settings(&self) -> String {
+        format!("isa {} activations {:?}", self.isa, self.activations)
+    }
+
     /// A buffer of `len` elements with unspecified values.
     pub(crate) fn buffer(&self, len: usize) -> Result<Buffer> {
         self.buffers.take(len)

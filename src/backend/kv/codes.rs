@@ -104,6 +104,16 @@ impl<T: Code> CodePage<T> {
         size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
     }
 
+    /// Its codes and its scales, as they lie in memory.
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [bytemuck::cast_slice(&self.codes), bytemuck::cast_slice(&self.scales)]
+    }
+
+    /// The same, to be filled.
+    pub fn parts_mut(&mut self) -> [&mut [u8]; 2] {
+        [bytemuck::cast_slice_mut(&mut self.codes), bytemuck::cast_slice_mut(&mut self.scales)]
+    }
+
     /// Elements of `codes` of a head's K and V, and of their scales.
     fn lens(shape: &KvShape) -> [(usize, usize); 2] {
         shape.dims().map(|dim| (dim.div_ceil(T::COUNT) * PAGE, dim.div_ceil(GROUP) * PAGE))
