@@ -30,6 +30,7 @@ mod values;
 pub use dispatch::{LlmBackendDispatch, Op};
 pub use fallback::{FallbackReport, Faults, Policy, Routing};
 pub use kind::LlmBackendKind;
+pub use machine::MachineMemory;
 pub use pages::{KvCost, KvPage, PageAndPane, SequenceKv};
 pub use profile::OpTime;
 pub use values::{LayerState, PreparedMatrix, PreparedStack, PreparedVector, RecurrentState, Tensor};

@@ -1,13 +1,14 @@
 //! `backstop serve`: a model over HTTP.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
-use backstop::{Error, LoadOptions};
+use backstop::{Error, LoadOptions, Model};
 
 use super::args::ServeArgs;
 use super::interrupt::Interruptible;
@@ -72,12 +73,37 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             ));
         }
         term::note(format_args!("listening on http://{}", listener.address()));
+        term::note(format_args!("try: {}", to_try(&model, listener.address(), !options.api_keys.is_empty())));
         server::serve(listener, model, options, stop).await?;
         anyhow::Ok(())
     })?;
     // What still runs after the drain is cut off.
     runtime.shutdown_timeout(CUT_OFF);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line for a shell that asks this server for what its model does.
+fn to_try(model: &Model, address: SocketAddr, needs_key: bool) -> String {
+    let info = model.info();
+    let (route, body) = if model.tokenizer().is_err() {
+        ("completions", r#"{"prompt": [1], "max_tokens": 16}"#)
+    } else if info.config.bidirectional || info.config.headless {
+        ("embeddings", r#"{"input": "hello"}"#)
+    } else if model.has_template() {
+        let body = r#"{"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 64}"#;
+        ("chat/completions", body)
+    } else {
+        ("completions", r#"{"prompt": "Once upon a time", "max_tokens": 64}"#)
+    };
+    // What listens everywhere is asked here.
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let key = if needs_key { " -H \"Authorization: Bearer $BACKSTOP_API_KEY\"" } else { "" };
+    let json = "-H 'Content-Type: application/json'";
+    format!("curl http://{}/v1/{route} {json}{key} -d '{body}'", SocketAddr::new(host, address.port()))
 }
 
 /// Whether as many files may be opened as the server's own need; tokio takes it for granted.
