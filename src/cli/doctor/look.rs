@@ -288,7 +288,7 @@ fn models(settings: &Settings) -> Finding {
 fn hub(settings: &Settings) -> Finding {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let from = match (&settings.token, set("HF_TOKEN") || set("HUGGING_FACE_HUB_TOKEN")) {
-        (None, _) => "none, which models without a gate need none of",
+        (None, _) => "none, which gated models alone need",
         (Some(_), true) => "from HF_TOKEN",
         (Some(_), false) => "from the file that `hf auth login` wrote",
     };
