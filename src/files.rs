@@ -3,11 +3,13 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::alloc;
+use crate::bundle::{self, Place};
 use crate::error::{Error, Result};
 use crate::refusals::{self, Site};
 
@@ -28,18 +30,102 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// As [`open`], of a file that may lie in a bundle, with the bytes of what was opened that are the file's.
+///
+/// # Errors
+/// As [`open`], and a bundle that is damaged.
+pub(crate) fn open_part(path: &Path) -> Result<(File, Range<u64>)> {
+    match open(path) {
+        // Where a file stands in the place of a folder it may be a bundle.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => {
+            match bundle::find(path)? {
+                Some((root, Place::File(part))) => Ok((open(&root)?, part)),
+                Some((_, Place::Folder)) => Err(Error::format(path, "not a regular file")),
+                None => Err(Error::io(path, source)),
+            }
+        }
+        file => {
+            let file = file?;
+            let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+            Ok((file, 0..len))
+        }
+    }
+}
+
+/// Whether something has this name, a dangling link included: it is an error then, not another layout.
+pub(crate) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok() || place(path).is_some()
+}
+
+/// Whether a path leads to something, links followed.
+pub(crate) fn is_there(path: &Path) -> bool {
+    path.exists() || place(path).is_some()
+}
+
+/// Whether nothing has this name, as far as the system says.
+pub(crate) fn is_absent(path: &Path) -> bool {
+    let absent = |e: io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+    path.symlink_metadata().is_err_and(absent) && place(path).is_none()
+}
+
+/// Whether this is a directory, or a folder of a bundle.
+pub(crate) fn is_dir(path: &Path) -> bool {
+    path.is_dir() || place(path) == Some(Place::Folder)
+}
+
+/// What a path leads to in a bundle. One that is damaged has nothing: its program says so before it asks.
+fn place(path: &Path) -> Option<Place> {
+    bundle::find(path).ok().flatten().map(|(_, place)| place)
+}
+
+/// The names in a directory, or in a folder of a bundle, in no order.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotADirectory => {
+            return bundle::names(dir)?.ok_or_else(|| Error::io(dir, e));
+        }
+        entries => entries.map_err(|e| Error::io(dir, e))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // Files of a model have names that are text.
+        names.extend(entry.map_err(|e| Error::io(dir, e))?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+/// The path with links followed; of one into a bundle, the way to that.
+fn real(path: &Path) -> Result<PathBuf> {
+    let error = match path.canonicalize() {
+        Ok(real) => return Ok(real),
+        Err(error) => error,
+    };
+    if error.kind() == ErrorKind::NotADirectory
+        && let Some((root, _)) = bundle::find(path)?
+        && let Ok(below) = path.strip_prefix(&root)
+    {
+        return Ok(root.canonicalize().map_err(|e| Error::io(&root, e))?.join(below));
+    }
+    Err(Error::io(path, error))
+}
+
 /// The bytes of a regular file, at most `limit` of them.
 ///
 /// # Errors
 /// As [`open`], and [`Error::Format`] for one with more.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = open(path)?;
-    let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let (mut file, part) = open_part(path)?;
+    let len = part.end - part.start;
+    file.seek(SeekFrom::Start(part.start)).map_err(|e| Error::io(path, e))?;
     let mut bytes = Vec::new();
     if len <= limit {
         // One byte more tells the reader that this is the end.
         alloc::reserve(&mut bytes, len as usize + 1, "a file of a model")?;
-        let mut file = file.take(limit + 1);
+        // What grows meanwhile is more than it may be; in a bundle another file follows.
+        let mut file = file.take(if part.start > 0 { len } else { limit + 1 });
         let read = refusals::io(Site::Read).and_then(|()| file.read_to_end(&mut bytes));
         read.map_err(|e| Error::io(path, e))?;
         if refusals::hit(Site::ShortRead, bytes.len()) {
@@ -82,7 +168,7 @@ pub(crate) struct Home {
 
 impl Home {
     pub fn of(dir: &Path) -> Result<Self> {
-        let real = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
+        let real = real(dir)?;
         let above = |dir: &&Path| dir.file_name() == Some(OsStr::new("snapshots"));
         let snapshots = real.ancestors().skip(1).take(2).find(above);
         let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
@@ -96,7 +182,7 @@ impl Home {
 
     /// Follows links, and refuses what lies elsewhere.
     pub fn resolve(&self, path: &Path, name: &str) -> Result<PathBuf> {
-        let real = path.canonicalize().map_err(|e| Error::io(path, e))?;
+        let real = real(path)?;
         let parent = real.parent();
         if parent == Some(&self.real) || (self.blobs.is_some() && parent == self.blobs.as_deref()) {
             return Ok(real);
@@ -111,15 +197,18 @@ impl Home {
 pub(crate) struct OpenFile {
     file: File,
     path: PathBuf,
+    /// The bytes of the opened file that are this one's.
+    part: Range<u64>,
+    /// All bytes of the opened file.
     len: u64,
     modified: Option<SystemTime>,
 }
 
 impl OpenFile {
     pub fn open(path: &Path) -> Result<Self> {
-        let file = open(path)?;
+        let (file, part) = open_part(path)?;
         let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-        Ok(Self { file, path: path.to_owned(), len: meta.len(), modified: meta.modified().ok() })
+        Ok(Self { file, path: path.to_owned(), part, len: meta.len(), modified: meta.modified().ok() })
     }
 
     pub fn path(&self) -> &Path {
@@ -128,7 +217,12 @@ impl OpenFile {
 
     /// Bytes that it had.
     pub fn len(&self) -> usize {
-        self.len as usize
+        (self.part.end - self.part.start) as usize
+    }
+
+    /// Where it begins in what was opened.
+    pub fn start(&self) -> u64 {
+        self.part.start
     }
 
     pub fn file(&self) -> &File {
@@ -140,7 +234,7 @@ impl OpenFile {
     /// # Errors
     /// [`Error::Changed`] where it has become too short, and [`Error::Io`].
     pub fn read(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
-        read_exact_at(&self.file, bytes, start).map_err(|e| match e.kind() {
+        read_exact_at(&self.file, bytes, self.part.start + start).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => {
                 self.changed(format!("it has no byte {start} to {} any more", start + bytes.len() as u64))
             }
@@ -169,12 +263,12 @@ impl OpenFile {
 }
 
 #[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, start)
 }
 
 #[cfg(not(unix))]
-fn read_exact_at(mut file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(mut file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
     use std::io::{Read, Seek, SeekFrom};
     file.seek(SeekFrom::Start(start))?;
     file.read_exact(bytes)

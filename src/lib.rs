@@ -83,6 +83,8 @@
 mod alloc;
 #[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
+pub mod bundle;
 mod chat;
 #[doc(hidden)]
 pub mod config;

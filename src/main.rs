@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let args = cli::Args::parse();
+    cli::complete();
+    let args = cli::Args::parse_from(cli::arguments(std::env::args_os().collect()));
     cli::start_logging(args.verbose);
     cli::let_large_writes_fail();
     cli::call(args.command).unwrap_or_else(|error| cli::report(&error))

@@ -14,9 +14,11 @@ use crate::backend::kv::KvType;
 use crate::backend::ops::{Backend, MatrixOperand, OpKind};
 use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
+use crate::bundle::Bundle;
 use crate::config::{Config, GenerationConfig};
 use crate::engine::{Cache, CacheOptions, Engine, EngineOptions, Machine, ModelBytes, Runtime};
 use crate::error::{Error, Result, panic_text};
+use crate::files;
 use crate::forward::{Architecture, Loaded, Pool, Pooling, generation_from_gguf};
 use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
@@ -111,8 +113,13 @@ impl ModelFiles {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_by(path: &Path, access: Access) -> Result<Self> {
-        if !path.is_dir() {
-            let what = match path.exists() {
+        if !files::is_dir(path) {
+            if path.is_file()
+                && let Some(bundle) = Bundle::open(path)?
+            {
+                return Self::open_by(&path.join(bundle.model), access);
+            }
+            let what = match files::is_there(path) {
                 true if gguf::is_gguf(path)? => return Self::open_gguf(path, access),
                 true => "is a file",
                 false => "does not exist",
@@ -120,12 +127,12 @@ impl ModelFiles {
             let what = format!("{what}; expected a directory with config.json, or a GGUF file");
             return Err(Error::format(path, what));
         }
-        if path.join("config.json").symlink_metadata().is_err()
+        if !files::exists(&path.join("config.json"))
             && let Some(file) = Checkpoint::find_gguf(path)?
         {
             return Self::open_gguf(&file, access);
         }
-        if path.join("config.json").symlink_metadata().is_err() {
+        if !files::exists(&path.join("config.json")) {
             return Err(Error::format(path, format!("holds no model: {}", what_it_holds(path))));
         }
         let mut architecture = Architecture::read(&path.join("config.json"))?;
@@ -699,9 +706,8 @@ impl Model {
 fn what_it_holds(dir: &Path) -> String {
     const MOST: usize = 8;
     let expected = "expected config.json with *.safetensors, or one model's GGUF file";
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.take(256).map(|entry| crate::json::quote(&entry.file_name().to_string_lossy())).collect();
+    let entries = files::names(dir).unwrap_or_default();
+    let mut names: Vec<String> = entries.iter().take(256).map(|name| crate::json::quote(name)).collect();
     names.sort_unstable();
     match names.len() {
         0 => format!("it is empty, {expected}"),

@@ -7,9 +7,13 @@ use std::path::Path;
 /// it is in, beyond which the kernel would end it.
 #[cfg(not(target_os = "macos"))]
 pub fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
+    let machine = meminfo("MemAvailable:")?;
+    groups(cgroup_available).chain([machine]).min()
+}
+
+/// What `of` says of the control groups that this process is in.
+#[cfg(not(target_os = "macos"))]
+fn groups(of: fn(&Path, &str, &GroupFiles) -> Option<u64>) -> impl Iterator<Item = u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let root = Path::new("/sys/fs/cgroup");
     let second = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
@@ -18,9 +22,43 @@ pub fn available_memory() -> Option<u64> {
         let (controllers, group) = line.split_once(':')?.1.split_once(":/")?;
         controllers.split(',').any(|controller| controller == "memory").then_some(group)
     });
-    let first = first.and_then(|group| cgroup_available(&root.join("memory"), group, &FIRST));
-    let limits = [Some(machine), cgroup_available(root, second, &SECOND), first];
-    limits.into_iter().flatten().min()
+    let first = first.and_then(|group| of(&root.join("memory"), group, &FIRST));
+    [of(root, second, &SECOND), first].into_iter().flatten()
+}
+
+/// What the system says of its memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineMemory {
+    /// All that the machine has.
+    pub physical: Option<u64>,
+    /// The least limit of a control group around this process, where it is less.
+    pub limit: Option<u64>,
+    /// What the system could give to this process now.
+    pub available: Option<u64>,
+}
+
+impl MachineMemory {
+    /// Asks the system.
+    #[cfg(not(target_os = "macos"))]
+    pub fn query() -> Self {
+        let physical = meminfo("MemTotal:");
+        let limit = groups(cgroup_limit).min().filter(|&limit| physical.is_none_or(|all| limit < all));
+        Self { physical, limit, available: available_memory() }
+    }
+
+    /// Asks the system.
+    #[cfg(target_os = "macos")]
+    pub fn query() -> Self {
+        Self { physical: sysctl(c"hw.memsize"), limit: None, available: available_memory() }
+    }
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+#[cfg(not(target_os = "macos"))]
+fn meminfo(name: &str) -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Three quarters of the machine's bytes: macOS compresses and swaps for whoever asks, and has no figure for what is left.
@@ -102,6 +140,13 @@ fn cgroup_available(root: &Path, group: &str, of: &GroupFiles) -> Option<u64> {
     dir.ancestors().take_while(|dir| dir.starts_with(root)).filter_map(left).min()
 }
 
+/// The least limit of a control group and those around it.
+#[cfg(any(not(target_os = "macos"), test))]
+fn cgroup_limit(root: &Path, group: &str, of: &GroupFiles) -> Option<u64> {
+    let limit = |dir: &Path| std::fs::read_to_string(dir.join(of.limit)).ok()?.trim().parse().ok();
+    root.join(group).ancestors().take_while(|dir| dir.starts_with(root)).filter_map(limit).min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +169,9 @@ mod tests {
         group("a/b", &SECOND, ["650\n", "600\n", "file 10\n"]);
         assert_eq!(cgroup_available(root.path(), "a/b", &SECOND), Some(60));
         assert_eq!(cgroup_available(root.path(), "a", &SECOND), Some(500));
+        assert_eq!(cgroup_limit(root.path(), "a/b", &SECOND), Some(650));
+        assert_eq!(cgroup_limit(root.path(), "a", &SECOND), Some(1000));
+        assert_eq!(cgroup_limit(root.path(), "", &SECOND), None);
         assert_eq!(cgroup_available(root.path(), "", &SECOND), None);
         let none = (1_u64 << 63) - 4096;
         group("v1", &FIRST, [&format!("{none}\n"), "700\n", "cache 9\ntotal_cache 200\n"]);
@@ -148,7 +196,9 @@ mod tests {
     #[test]
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     fn this_machine_says_what_it_has() {
-        let memory = available_memory().unwrap();
-        assert!((1 << 20..1 << 50).contains(&memory), "{memory}");
+        let memory = MachineMemory::query();
+        let (physical, available) = (memory.physical.unwrap(), memory.available.unwrap());
+        assert!((1 << 20..1 << 50).contains(&available), "{memory:?}");
+        assert!(available <= physical && memory.limit.is_none_or(|limit| limit < physical), "{memory:?}");
     }
 }

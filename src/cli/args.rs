@@ -1,6 +1,8 @@
 //! The arguments as typed: parsed, not yet resolved against the model and its defaults.
 
 mod names;
+mod tools;
+mod written;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,8 +15,16 @@ use backstop::forward::Pool;
 use backstop::tensor::DType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+use clap_complete::ArgValueCompleter;
 
 pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
+pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
+pub use written::{BundleArgs, QuantizeArgs};
+
+use super::complete::models;
+
+/// The port that `serve` listens on where nobody says another.
+pub const DEFAULT_PORT: u16 = 8080;
 
 /// Run language models on this machine: on MLX where it is, on CPU kernels everywhere.
 ///
@@ -61,6 +71,14 @@ pub enum Command {
     Parity(ParityArgs),
     /// Write a model in fewer bits.
     Quantize(QuantizeArgs),
+    /// Write one executable that is this program and a model.
+    Bundle(BundleArgs),
+    /// Tell what this machine can do, and what to do about what it cannot.
+    Doctor(DoctorArgs),
+    /// Write a script that completes commands, options and names of models in a shell.
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    Man(ManArgs),
     /// Compile a grammar from stdin within limits: what the server starts for those that may take any time.
     #[command(name = backstop::sample::trial::COMMAND, hide = true)]
     CheckGrammar,
@@ -76,7 +94,7 @@ pub enum Command {
 pub struct RunArgs {
     /// The model, where a prompt follows [default: the built-in story model]. One text alone is the prompt, unless it is the
     /// name of a model.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", add = ArgValueCompleter::new(models))]
     pub first: Option<String>,
     /// The text to begin with; `-`, or none where stdin is not a terminal, reads it from stdin
     /// (one line end at the end of stdin is not part of it). What is piped in beside a text follows it, after an empty line.
@@ -95,6 +113,9 @@ pub struct RunArgs {
     /// With --raw: what looks like a special token stays text.
     #[arg(long, requires = "raw")]
     pub no_special: bool,
+    /// Do not print the summary that follows the text on stderr.
+    #[arg(long)]
+    pub no_summary: bool,
     /// Print one JSON object at the end instead of text and summary.
     #[arg(long)]
     pub json: bool,
@@ -128,7 +149,7 @@ pub struct FormArgs {
 )]
 pub struct ChatArgs {
     /// The model's name, directory or GGUF file [default: the built-in story model].
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    #[arg(value_name = "MODEL", conflicts_with = "model", add = ArgValueCompleter::new(models))]
     pub path: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
@@ -137,6 +158,9 @@ pub struct ChatArgs {
     /// Instruction that the chat template puts before the conversation.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Do not print the line of numbers that follows each answer on stderr.
+    #[arg(long)]
+    pub no_summary: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -150,7 +174,7 @@ pub struct ChatArgs {
 pub struct ServeArgs {
     /// Models by name, directory or GGUF file: the first is loaded at once, and answers requests that name none; others are
     /// loaded when they are asked for [default: the built-in story model].
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    #[arg(value_name = "MODEL", conflicts_with = "model", add = ArgValueCompleter::new(models))]
     pub paths: Vec<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
@@ -162,7 +186,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
     /// The port to listen on; 0 takes one that is free.
-    #[arg(long, value_name = "PORT", default_value = "8080")]
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
     pub port: u16,
     /// What clients must send, on every route but /health; given several times, each client sends its own, and has its own
     /// cache of prompts.
@@ -259,6 +283,7 @@ pub struct PsArgs {
 #[derive(Debug, ClapArgs)]
 pub struct InspectArgs {
     /// The model's name, directory or GGUF file [default: the built-in story model].
+    #[arg(add = ArgValueCompleter::new(models))]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub fetch: FetchArgs,
@@ -281,6 +306,7 @@ pub struct InspectArgs {
 )]
 pub struct TemplateArgs {
     /// The model's name, directory or GGUF file [default: the built-in story model]. No weight is read.
+    #[arg(add = ArgValueCompleter::new(models))]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub fetch: FetchArgs,
@@ -368,44 +394,11 @@ pub struct ParityArgs {
     pub json: bool,
 }
 
-/// `backstop quantize`.
-#[derive(Debug, ClapArgs)]
-#[command(
-    after_help = "The output is a directory that mlx-lm loads, or a GGUF file that llama.cpp loads. It appears when it is whole: until then it is made\n\
-    beside its place, as .NAME.backstop-partial, which the next run takes over should this one be killed.\n\
-    Matrices whose rows are not whole groups keep their type."
-)]
-pub struct QuantizeArgs {
-    /// The model's name or directory (config.json, safetensors), or for --to gguf a GGUF file.
-    pub model: PathBuf,
-    #[command(flatten)]
-    pub fetch: FetchArgs,
-    /// The directory or GGUF file to write; it must not exist.
-    #[arg(short, long, value_name = "OUT")]
-    pub output: PathBuf,
-    /// What to write.
-    #[arg(long, value_name = "FORMAT", default_value = "mlx")]
-    #[arg(value_parser = PossibleValuesParser::new(["mlx", "gguf"]))]
-    pub to: String,
-    /// MLX: what codes stand for, affine or mxfp4 [default: affine].
-    #[arg(long, value_name = "MODE")]
-    pub mode: Option<String>,
-    /// MLX: bits of a code, 2, 3, 4, 5, 6 or 8 [default: 4].
-    #[arg(long, value_name = "BITS", allow_hyphen_values = true)]
-    pub bits: Option<u8>,
-    /// MLX: elements that share a scale, 32, 64 or 128 [default: 64, mxfp4 32].
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub group: Option<u16>,
-    /// GGUF: the type of matrices, F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1 or Q4_0 [default: Q4_0].
-    #[arg(long = "type", value_name = "TYPE")]
-    pub kind: Option<String>,
-}
-
 /// Which model, and what runs it.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ModelArgs {
     /// The model's name, directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", add = ArgValueCompleter::new(models))]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub fetch: FetchArgs,

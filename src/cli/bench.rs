@@ -173,13 +173,13 @@ fn is_expert(name: &str) -> bool {
 
 /// What the machine can do at most, per second.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+pub(super) struct Limits {
     /// Bytes read from memory.
-    read_bandwidth: f64,
+    pub read_bandwidth: f64,
     /// `f32` operations.
-    fma_peak: f64,
+    pub fma_peak: f64,
     /// Operations on bytes.
-    int8_peak: f64,
+    pub int8_peak: f64,
 }
 
 impl Limits {
@@ -191,12 +191,12 @@ impl Limits {
         }
     }
 
-    fn json(self) -> Value {
+    pub fn json(self) -> Value {
         json!({ "read_bandwidth": self.read_bandwidth, "fma_peak": self.fma_peak, "int8_peak": self.int8_peak })
     }
 
     /// As another process of this program measures them: what it reads from memory would count as this one's.
-    fn elsewhere(threads: usize, isa: Isa) -> anyhow::Result<Self> {
+    pub fn elsewhere(threads: usize, isa: Isa) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot measure this machine's limits")?;
         let output = Command::new(program)
             .args(["bench", "--limits", &threads.to_string(), "--isa", isa.name()])

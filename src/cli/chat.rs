@@ -31,6 +31,7 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let sampling = super::resolve_sampling(&args.sampling, &model)?;
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };
     let mut session = Session::new(model, options);
+    session.summary = !args.no_summary;
     if let Some(system) = &args.system {
         session.set_system(system)?;
     }
@@ -67,6 +68,8 @@ struct Session {
     system: Option<String>,
     said: Said,
     out: Output,
+    /// Whether a line of numbers follows each answer.
+    summary: bool,
 }
 
 /// What was said so far.
@@ -79,8 +82,14 @@ enum Said {
 
 impl Session {
     fn new(model: Model, options: Options) -> Self {
-        let mut session =
-            Self { model, options, system: None, said: Said::Text(String::new()), out: Output::new() };
+        let mut session = Self {
+            model,
+            options,
+            system: None,
+            said: Said::Text(String::new()),
+            out: Output::new(),
+            summary: true,
+        };
         session.reset();
         if !session.model.has_template() {
             let name = &session.model.info().name;
@@ -182,7 +191,9 @@ impl Session {
             _ => error,
         })?;
         self.out.end_line()?;
-        term::note(term::dim(&summary::turn(&answer, &self.model, &self.options)));
+        if self.summary {
+            term::note(term::dim(&summary::turn(&answer, &self.model, &self.options)));
+        }
         Ok(if answer.interrupted() { Next::Interrupted } else { Next::Line })
     }
 }

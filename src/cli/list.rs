@@ -60,6 +60,11 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The names of the models on this machine.
+pub fn names(settings: &Settings) -> anyhow::Result<Vec<String>> {
+    Ok(rows(settings)?.into_iter().map(|row| row.name).collect())
+}
+
 /// All models, those of the cache first.
 pub fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let form = |form: &Form| match form {

@@ -2,7 +2,10 @@
 
 mod args;
 mod bench;
+mod bundle;
 mod chat;
+mod complete;
+mod doctor;
 mod form;
 mod grammar;
 mod input;
@@ -37,6 +40,8 @@ use tracing_subscriber::EnvFilter;
 
 pub use args::{Args, Command};
 use args::{FetchArgs, ModelArgs, SamplingArgs, SessionArgs};
+pub use bundle::arguments;
+pub use complete::answer as complete;
 
 /// Exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
@@ -63,6 +68,8 @@ pub struct Interrupted(pub String);
 /// # Errors
 /// Whatever ends it, for [`report`].
 pub fn call(command: Command) -> anyhow::Result<ExitCode> {
+    // A bundle that was cut or damaged is no other program.
+    bundle::own()?;
     match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
@@ -76,6 +83,10 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::Bundle(args) => bundle::bundle(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions(args) => complete::completions(&args),
+        Command::Man(args) => complete::man(&args),
         Command::CheckGrammar => grammar::check(),
     }
 }
@@ -149,7 +160,7 @@ fn open_by(
     backend: BackendRequest,
     access: Access,
 ) -> anyhow::Result<ModelFiles> {
-    let Some(typed) = model else { return Ok(ModelFiles::builtin()?) };
+    let Some(typed) = model else { return bundle::default_model(access) };
     Ok(ModelFiles::open_by(&names::path(typed, fetch, backend)?, access)?)
 }
 

@@ -12,7 +12,7 @@ use backstop::weights::Access;
 use backstop::{Error, HubFault, LoadOptions, ModelFiles};
 
 use super::args::ServeArgs;
-use super::{Loaded, Usage, list, load_options, names, pull, term, typed};
+use super::{Loaded, Usage, bundle, list, load_options, names, pull, term, typed};
 
 /// The models of the command line, the first of them loaded where one was named.
 pub struct Offered {
@@ -60,7 +60,8 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
             bail!("no models are on this machine: `backstop pull NAME` downloads one");
         }
         None if found.is_empty() => {
-            found.push(Found { name: None, typed: None, path: None, bytes: None });
+            let path = bundle::own()?.map(|(program, bundle)| program.join(bundle.model));
+            found.push(Found { name: None, typed: None, path, bytes: None });
         }
         _ => {}
     }
@@ -194,7 +195,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions { max_sequences: Some(args.parallel), pooling: args.pooling, ..options })
 }
 
-/// Reads what a model is; none is the built-in one.
+/// Reads what a model is; without a path the built-in one.
 fn open(path: Option<PathBuf>, access: Access) -> backstop::models::Open {
     match path {
         None => Arc::new(ModelFiles::builtin),

@@ -39,7 +39,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         print(&format!("{}\n", summary.json()))?;
     } else {
         out.end_line_on_terminal()?;
-        summary.show();
+        if !args.no_summary {
+            summary.show();
+        }
     }
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }

@@ -1,13 +1,14 @@
 //! `backstop serve`: models over HTTP.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backstop::Error;
 use backstop::backend::select::Bytes;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
+use backstop::{Error, Model};
 
 use super::args::ServeArgs;
 use super::interrupt::Interruptible;
@@ -45,8 +46,12 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         if models.len() > 1 {
             term::note(format_args!("{} models: backstop ps --all shows them", models.len()));
         }
-        drop(first);
+        let model = first.map(|(_, loaded)| loaded.model);
         term::note(format_args!("listening on http://{}", listener.address()));
+        if let Some(model) = model {
+            let line = to_try(&model, listener.address(), !options.api_keys.is_empty());
+            term::note(format_args!("try: {line}"));
+        }
         server::serve_models(listener, models, options, stop).await?;
         anyhow::Ok(())
     })?;
@@ -86,6 +91,30 @@ fn tell(Loaded { model, time }: &Loaded) {
             info.name
         ));
     }
+}
+
+/// A line for a shell that asks this server for what its model does.
+fn to_try(model: &Model, address: SocketAddr, needs_key: bool) -> String {
+    let info = model.info();
+    let (route, body) = if model.tokenizer().is_err() {
+        ("completions", r#"{"prompt": [1], "max_tokens": 16}"#)
+    } else if info.config.bidirectional || info.config.headless {
+        ("embeddings", r#"{"input": "hello"}"#)
+    } else if model.has_template() {
+        let body = r#"{"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 64}"#;
+        ("chat/completions", body)
+    } else {
+        ("completions", r#"{"prompt": "Once upon a time", "max_tokens": 64}"#)
+    };
+    // What listens everywhere is asked here.
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let key = if needs_key { " -H \"Authorization: Bearer $BACKSTOP_API_KEY\"" } else { "" };
+    let json = "-H 'Content-Type: application/json'";
+    format!("curl http://{}/v1/{route} {json}{key} -d '{body}'", SocketAddr::new(host, address.port()))
 }
 
 /// Whether as many files may be opened as the server's own need; tokio takes it for granted.

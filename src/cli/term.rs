@@ -29,8 +29,13 @@ const STYLES: [&str; 3] = ["1;31m", "2m", "0m"];
 
 /// Whether stderr is a terminal that shows colours.
 pub fn colours() -> bool {
+    shows_colours(&stderr())
+}
+
+/// Whether what is written to `to` may have colours.
+pub fn shows_colours(to: &impl IsTerminal) -> bool {
     let unset = |name| std::env::var_os(name).is_none_or(|value| value.is_empty());
-    stderr().is_terminal() && unset("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    to.is_terminal() && unset("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// `text` in bold red on a terminal.

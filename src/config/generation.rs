@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::Result;
+use crate::files;
 use crate::json;
 use crate::json::Fields;
 
@@ -39,7 +40,7 @@ impl GenerationConfig {
     /// # Errors
     /// As [`GenerationConfig::parse`]; [`crate::Error::Io`] where the file is there but cannot be read.
     pub fn load(path: &Path) -> Result<Self> {
-        if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        if files::is_absent(path) {
             return Ok(Self::default());
         }
         Self::parse(path, &json::read(path)?)

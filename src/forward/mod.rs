@@ -364,7 +364,7 @@ impl Architecture {
         let beside = path.with_file_name("hf_quant_config.json");
         if !object.contains_key("quantization")
             && !object.contains_key("quantization_config")
-            && beside.symlink_metadata().is_ok()
+            && crate::files::exists(&beside)
         {
             let mut settings = json::parse_object(&beside, &json::read(&beside)?)?;
             settings.insert("quant_method".to_owned(), Value::String("modelopt".to_owned()));

@@ -113,7 +113,7 @@ pub(crate) fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// The modules of a list; none where it is not there.
 fn modules(path: &Path) -> Result<Option<Vec<Value>>> {
-    if path.symlink_metadata().is_err() {
+    if !crate::files::exists(path) {
         return Ok(None);
     }
     let bytes = json::read(path)?;

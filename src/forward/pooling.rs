@@ -7,6 +7,7 @@ use super::list::{Dim, ModuleSpec, WeightList};
 use crate::alloc;
 use crate::backend::cpu::kernels::reference_ops::gelu;
 use crate::error::Result;
+use crate::files;
 use crate::json::{self, Fields, Value, quote};
 use crate::weights::{Checkpoint, Form};
 
@@ -262,7 +263,7 @@ impl Pooling {
     /// The module `Normalize` in `dir`, where it need not have a file.
     pub(super) fn add_normalize(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join("config.json");
-        if path.symlink_metadata().is_ok() {
+        if files::exists(&path) {
             let object = json::parse_object(&path, &json::read(&path)?)?;
             of_vectors(&Fields::new(&path, &object))?;
         }
@@ -413,7 +414,7 @@ impl Head {
 pub(crate) fn score_squash(dir: &Path, labels: usize) -> Result<Squash> {
     let read = |name: &str| -> Result<Option<Squash>> {
         let path = dir.join(name);
-        if path.symlink_metadata().is_err() {
+        if !files::exists(&path) {
             return Ok(None);
         }
         let object = json::parse_object(&path, &json::read(&path)?)?;

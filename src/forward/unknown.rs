@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{Architecture, FAMILIES, Family};
 use crate::config::Names;
 use crate::error::Result;
+use crate::files;
 use crate::json::{self, Fields, Object, Value};
 use crate::weights::Checkpoint;
 
@@ -87,7 +88,7 @@ impl Unknown {
     /// Files that cannot be read.
     pub fn of(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join("config.json");
-        if !path.is_file() {
+        if files::is_dir(&path) || !files::is_there(&path) {
             return Ok(None);
         }
         let bytes = json::read(&path)?;

@@ -40,7 +40,7 @@ mod pull;
 mod settings;
 mod short;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, HubFault, Result};
 pub use cache::{Cache, Cached, Removed};
@@ -51,7 +51,7 @@ pub use folder::{InFolder, folder};
 pub use foreign::{Foreign, Origin, foreign};
 pub use listing::{FileHash, Listing, RemoteFile};
 pub use name::{Name, RepositoryId};
-pub use pull::{Plan, Progress};
+pub use pull::{Plan, Progress, free_space};
 pub use settings::Settings;
 pub use short::{Fit, ShortForm, ShortName, ShortVariant, short_names};
 
@@ -90,6 +90,21 @@ pub fn find(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<PathBuf
             Ok(others())
         }
     }
+}
+
+/// The files in a model's directory that the model needs, by their paths within, in order: what would be downloaded of it.
+pub fn needed(folder: &Path) -> Vec<String> {
+    let mut files = Vec::new();
+    cache::walk(folder, "", 2, &mut |path, bytes| files.push((path.to_owned(), bytes)));
+    files.sort();
+    let entries: Vec<_> = files.iter().map(|(path, bytes)| choose::Entry { path, bytes: *bytes }).collect();
+    let choices = choose::all(&entries).into_iter();
+    let mut needed =
+        choices.filter(|choice| choice.form == Form::Safetensors).flat_map(|choice| choice.files);
+    let mut needed: Vec<String> = needed.by_ref().map(|at| files[at].0.clone()).collect();
+    needed.sort();
+    needed.dedup();
+    needed
 }
 
 fn of_others(settings: &Settings, name: &str, variant: Option<&str>) -> Option<PathBuf> {

@@ -199,12 +199,13 @@ fn here(cache: &Cache, id: &RepositoryId, file: &RemoteFile) -> u64 {
 
 /// Bytes that a folder's disk has free for this user.
 #[cfg(unix)]
-fn free_space(folder: &Path) -> Option<u64> {
+pub fn free_space(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Bytes that a folder's disk has free for this user.
 #[cfg(not(unix))]
-fn free_space(_: &Path) -> Option<u64> {
+pub fn free_space(_: &Path) -> Option<u64> {
     None
 }

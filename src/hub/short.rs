@@ -71,15 +71,21 @@ pub struct Fit {
 
 impl Fit {
     /// Whether a model of so many bytes runs in this memory, with room for a few thousand tokens.
-    pub(crate) fn holds(&self, bytes: u64) -> bool {
+    pub fn holds(&self, bytes: u64) -> bool {
         self.memory.is_none_or(|memory| needs(bytes) <= memory)
+    }
+
+    /// Bytes of about the largest model that [`Self::holds`], where the memory is known.
+    pub fn most(&self) -> Option<u64> {
+        self.memory.map(|memory| memory.saturating_sub(CONTEXT) / 9 * 8)
     }
 }
 
+/// Keys, values and activations of a short context.
+const CONTEXT: u64 = 256 << 20;
+
 /// What a model of so many bytes takes at least when it runs: keys, values and activations of a short context beside the weights.
 pub(crate) fn needs(bytes: u64) -> u64 {
-    /// Keys, values and activations.
-    const CONTEXT: u64 = 256 << 20;
     bytes.saturating_add(bytes / 8).saturating_add(CONTEXT)
 }
 
@@ -159,6 +165,17 @@ mod tests {
 
     use super::super::name::Name;
     use super::*;
+
+    #[test]
+    fn the_largest_model_fits_and_a_larger_one_does_not() {
+        for memory in [1_u64 << 30, 8_000_000_001, u64::MAX] {
+            let fit = Fit { memory: Some(memory), mlx: false };
+            let most = fit.most().unwrap();
+            assert!(fit.holds(most) && (memory == u64::MAX || !fit.holds(most + 18)), "{memory}: {most}");
+        }
+        assert_eq!(Fit { memory: Some(1 << 20), mlx: false }.most(), Some(0));
+        assert_eq!(Fit::default().most(), None);
+    }
 
     #[test]
     fn the_table_has_its_form() {

@@ -45,7 +45,7 @@ impl ModelFiles {
                  --pooling mean, cls or last says it"
             );
         }
-        if !self.path.is_dir() || !matches!(self.made(), Ok(Some(Made::Vectors(_)))) {
+        if !crate::files::is_dir(&self.path) || !matches!(self.made(), Ok(Some(Made::Vectors(_)))) {
             return;
         }
         if modules::members(&self.path, "sentence_bert_config.json")
@@ -84,7 +84,7 @@ impl ModelFiles {
         for (file, name) in
             [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
         {
-            if !self.path.is_dir() {
+            if !crate::files::is_dir(&self.path) {
                 break;
             }
             let members = but_for_reads(modules::members(&self.path, file))?.unwrap_or_default();
@@ -103,7 +103,7 @@ impl ModelFiles {
 
     /// What sentence-transformers' files beside the model make of it.
     pub(super) fn made(&self) -> Result<Option<Made>> {
-        match self.path.is_dir() {
+        match crate::files::is_dir(&self.path) {
             true => modules::load(&self.path, self.config().hidden_size, self.config().vocab_size),
             false => Ok(None),
         }

@@ -89,7 +89,11 @@ impl ModelFiles {
                 _ => return Ok(None),
             },
         };
-        let form = if self.path.is_dir() { modules::pair_form(&self.path)? } else { PairForm::default() };
+        let form = if crate::files::is_dir(&self.path) {
+            modules::pair_form(&self.path)?
+        } else {
+            PairForm::default()
+        };
         Ok(Some(Ranking { by, form }))
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::{Error, Result, json};
+use crate::{Error, Result, files, json};
 
 /// Classes whose steps are BERT's, as transformers 5 builds them.
 const BERT: [&str; 4] = ["BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"];
@@ -32,9 +32,9 @@ impl Rebuilt {
     pub fn load(dir: &Path) -> Result<Self> {
         let members = |name: &str| -> Result<Map<String, Json>> {
             let path = dir.join(name);
-            match path.symlink_metadata() {
-                Ok(_) => json::parse_members(&path, &json::of_python(&json::read(&path)?)),
-                Err(_) => Ok(Map::new()),
+            match files::exists(&path) {
+                true => json::parse_members(&path, &json::of_python(&json::read(&path)?)),
+                false => Ok(Map::new()),
             }
         };
         let (tokenizer, model) = (members("tokenizer_config.json")?, members("config.json")?);

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 use tokenizers::AddedToken;
 
-use crate::{Error, Result, json};
+use crate::{Error, Result, files, json};
 
 /// Tokens beside those with a name; its older name was `additional_special_tokens`.
 const EXTRA: &str = "extra_special_tokens";
@@ -34,9 +34,9 @@ impl SpecialTokens {
     pub fn load(dir: &Path) -> Result<Self> {
         let read = |name: &str| -> Result<Map<String, Json>> {
             let path = dir.join(name);
-            match path.symlink_metadata() {
-                Ok(_) => json::parse_members(&path, &json::read(&path)?),
-                Err(_) => Ok(Map::new()),
+            match files::exists(&path) {
+                true => json::parse_members(&path, &json::read(&path)?),
+                false => Ok(Map::new()),
             }
         };
         let config = read("tokenizer_config.json")?;
@@ -46,7 +46,7 @@ impl SpecialTokens {
             false => read("special_tokens_map.json")?,
         };
         // Mistral's own file gives them no names: these are those that transformers has for it.
-        let there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+        let there = |name: &str| files::exists(&dir.join(name));
         let mut unnamed = Vec::new();
         if there("tekken.json") && !there("tokenizer.json") {
             for (name, text) in [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")] {

@@ -57,11 +57,11 @@ impl ChatTemplate {
     pub fn load(dir: &Path) -> Result<Option<Self>> {
         let (config_path, jinja_path) = (dir.join("tokenizer_config.json"), dir.join("chat_template.jinja"));
         let special = SpecialTokens::load(dir)?.named;
-        if jinja_path.exists() {
+        if files::is_there(&jinja_path) {
             let bytes = files::read_beside(&jinja_path, screen::MAX_SOURCE as u64)?;
             return Self::of_bytes(&jinja_path, bytes, special).map(Some);
         }
-        if !config_path.exists() {
+        if !files::is_there(&config_path) {
             return Ok(None);
         }
         let config = json::parse_members(&config_path, &json::read(&config_path)?)?;

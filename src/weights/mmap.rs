@@ -3,7 +3,7 @@
 #[cfg(unix)]
 mod bus;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result};
 use crate::files::OpenFile;
@@ -31,7 +31,8 @@ impl MappedFile {
         // SAFETY: the map is read-only and private to this process. Model files are written under another name and renamed when
         // complete. One that another program changes in place has other bytes then, which every reader takes for numbers,
         // never for lengths or places; pages that are missing are replaced by `bus`.
-        let map = unsafe { Mmap::map(file.file()) }.map_err(|e| Error::io(file.path(), e))?;
+        let map = unsafe { MmapOptions::new().offset(file.start()).len(file.len()).map(file.file()) }
+            .map_err(|e| Error::io(file.path(), e))?;
         #[cfg(unix)]
         let guard = bus::Guard::new(&map).map_err(|e| Error::io(file.path(), e))?;
         Ok(Self {

@@ -51,7 +51,7 @@ pub use source::{Access, Watch};
 use source::{Aligned, Source};
 
 use crate::error::{Error, Result};
-use crate::files::Home;
+use crate::files::{self, Home, exists};
 use crate::json::{self, Value, quote};
 use crate::quant::{Format, Matrix, Plane, QuantWeight};
 use crate::tensor::{Bytes, DType, Shape, Weight};
@@ -197,7 +197,7 @@ impl Checkpoint {
     /// As [`Self::open`].
     pub fn open_by(dir: &Path, access: Access) -> Result<Self> {
         let mut checkpoint = Self::empty(dir, access);
-        if std::fs::metadata(dir).map_err(|e| Error::io(dir, e))?.is_file() {
+        if !files::is_dir(dir) {
             if gguf::is_gguf(dir)? {
                 return Self::open_gguf(dir, access);
             }
@@ -545,23 +545,10 @@ fn shard(home: &Home, source: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether something has this name, a dangling link included: it is an error then, not another layout.
-fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
-}
-
 /// `model*.safetensors`, sorted.
 fn glob(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let name = entry.map_err(|e| Error::io(dir, e))?.file_name();
-        match name.to_str() {
-            Some(name) if name.starts_with("model") && name.ends_with(".safetensors") => {
-                names.push(name.to_owned())
-            }
-            _ => {}
-        }
-    }
+    let mut names = files::names(dir)?;
+    names.retain(|name| name.starts_with("model") && name.ends_with(".safetensors"));
     if names.is_empty() {
         return Err(Error::format(
             dir,

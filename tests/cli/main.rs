@@ -3,7 +3,10 @@
 #![cfg(unix)]
 
 mod bench;
+mod bundle;
 mod chat;
+mod complete;
+mod doctor;
 mod examples;
 mod form;
 mod gguf;
@@ -12,6 +15,7 @@ mod options;
 mod parity;
 mod quantize;
 mod run;
+mod serve;
 mod support;
 mod template;
 mod terminal;

@@ -64,6 +64,20 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
+/// The built-in model's files as a model that was downloaded into the Hugging Face cache `hub`.
+pub fn cached(hub: &Path, folder: &str) {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repository = hub.join(folder);
+    let snapshot = repository.join("snapshots").join(commit);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/main"), commit).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories").join(name);
+        std::fs::copy(from, snapshot.join(name)).unwrap();
+    }
+}
+
 pub fn greedy(max_tokens: usize) -> Options {
     Options { max_tokens: Some(max_tokens), sampling: SamplingOptions::default(), ..Options::default() }
 }

@@ -1,6 +1,9 @@
 //! The arguments about models' names.
 
 use clap::Args as ClapArgs;
+use clap_complete::ArgValueCompleter;
+
+use crate::cli::complete::models;
 
 /// Where a model's files come from that is named, and is not on this machine.
 #[derive(Debug, Clone, Default, ClapArgs)]
@@ -24,6 +27,7 @@ pub struct FetchArgs {
 )]
 pub struct PullArgs {
     /// The model's name.
+    #[arg(add = ArgValueCompleter::new(models))]
     pub name: String,
     /// What tells the hub who asks [default: HF_TOKEN, which other users of the machine do not see, or what `hf auth login`
     /// left].
@@ -46,6 +50,7 @@ pub struct ListArgs {
 #[derive(Debug, ClapArgs)]
 pub struct RmArgs {
     /// The model's name, as list shows it; with a variant or a revision, nothing else of its repository.
+    #[arg(add = ArgValueCompleter::new(models))]
     pub name: String,
     /// Do not ask.
     #[arg(short, long)]

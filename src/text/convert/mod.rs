@@ -23,7 +23,7 @@ use self::named::{Named, Token};
 use super::rebuilt::Rebuilt;
 use super::special::SpecialTokens;
 use super::tokenizer::{Tokenizer, around};
-use crate::{Result, json};
+use crate::{Result, files, json};
 
 /// Tokens of one vocabulary, the double of the largest published one.
 const MAX_TOKENS: usize = 1 << 19;
@@ -39,7 +39,7 @@ impl Tokenizer {
     /// same tokenizer; [`Error::Config`](crate::Error::Config) for a setting of such a tokenizer.
     pub fn open(dir: &Path, embedding_rows: usize) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
-        if path.symlink_metadata().is_err() {
+        if !files::exists(&path) {
             return load(dir, embedding_rows);
         }
         let bytes = json::read(&path)?;
@@ -50,7 +50,7 @@ impl Tokenizer {
 
 /// The tokenizer of a directory, for a model whose embedding has `embedding_rows` rows; nothing where it has no such file.
 fn load(dir: &Path, embedding_rows: usize) -> Result<Option<Tokenizer>> {
-    let there = |name: &str| Some(dir.join(name)).filter(|path| path.symlink_metadata().is_ok());
+    let there = |name: &str| Some(dir.join(name)).filter(|path| files::exists(path));
     // Mistral's own file comes first: what is beside it is made of it.
     if let Some(path) = there("tekken.json") {
         let (bytes, named) = (json::read(&path)?, Named::read(dir)?);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::MAX_TOKENS;
 use crate::json::{self, Fields, Object, Value};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// A token that is found in texts before anything else.
 #[derive(Debug, Clone, PartialEq)]
@@ -283,7 +283,7 @@ fn is_list(key: &str) -> bool {
 
 /// The members of a JSON file; none where it is not there.
 fn optional(path: &Path) -> Result<Object> {
-    if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+    if files::is_absent(path) {
         return Ok(Object::new());
     }
     json::parse_object(path, &json::read(path)?)

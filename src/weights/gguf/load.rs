@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::split::{self, Split};
 use super::{Metadata, parse};
 use crate::error::{Error, Result};
-use crate::files::Home;
+use crate::files::{self, Home};
 use crate::json::quote;
 use crate::weights::source::{Access, Source};
 use crate::weights::{Checkpoint, Encoding, Form, TensorInfo};
@@ -30,7 +30,7 @@ impl Checkpoint {
         let home = Home::of(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))?;
         for (number, part) in split::siblings(path, split)?.into_iter().enumerate().skip(1) {
             let name = part.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if part.symlink_metadata().is_err() {
+            if !files::exists(&part) {
                 return Err(Error::format(path, format!("part {} is missing beside it", quote(&name))));
             }
             home.resolve(&part, &name)?;
@@ -99,11 +99,9 @@ impl Checkpoint {
     /// [`Error::Io`] where the directory cannot be read; [`Error::Format`] where it holds several models.
     pub fn find_gguf(dir: &Path) -> Result<Option<PathBuf>> {
         let mut firsts = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-            let name = entry.map_err(|e| Error::io(dir, e))?.file_name();
-            let Some(name) = name.to_str().filter(|name| name.ends_with(".gguf")) else { continue };
-            if split::stem(name).is_none_or(|(_, part, _)| part == 1) {
-                firsts.push(name.to_owned());
+        for name in files::names(dir)?.into_iter().filter(|name| name.ends_with(".gguf")) {
+            if split::stem(&name).is_none_or(|(_, part, _)| part == 1) {
+                firsts.push(name);
             }
         }
         firsts.sort_unstable();

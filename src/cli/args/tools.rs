@@ -1,0 +1,37 @@
+//! The arguments about this program and this machine.
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use clap::builder::PossibleValuesParser;
+
+/// `backstop doctor`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Exit code 0 if models run here, 1 with the reasons where something is wrong.")]
+pub struct DoctorArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `backstop completions`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "bash: backstop completions bash > ~/.local/share/bash-completion/completions/backstop\n\
+    zsh:  backstop completions zsh > DIR/_backstop, where DIR is in $fpath\n\
+    fish: backstop completions fish > ~/.config/fish/completions/backstop.fish\n\
+    The script asks this program for words, so it need not be made again for a later version."
+)]
+pub struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_parser = PossibleValuesParser::new(["bash", "elvish", "fish", "powershell", "zsh"]))]
+    pub shell: String,
+}
+
+/// `backstop man`.
+#[derive(Debug, ClapArgs)]
+pub struct ManArgs {
+    /// Write the page of every command to this directory, instead of the program's own page to stdout.
+    #[arg(short, long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}

@@ -1,0 +1,64 @@
+//! The arguments of what writes models.
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use clap::builder::PossibleValuesParser;
+use clap_complete::ArgValueCompleter;
+
+use super::FetchArgs;
+use crate::cli::complete::models;
+
+/// `backstop quantize`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The output is a directory that mlx-lm loads, or a GGUF file that llama.cpp loads. It appears when it is whole: until then it is made\n\
+    beside its place, as .NAME.backstop-partial, which the next run takes over should this one be killed.\n\
+    Matrices whose rows are not whole groups keep their type."
+)]
+pub struct QuantizeArgs {
+    /// The model's name or directory (config.json, safetensors), or for --to gguf a GGUF file.
+    #[arg(add = ArgValueCompleter::new(models))]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
+    /// The directory or GGUF file to write; it must not exist.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// What to write.
+    #[arg(long, value_name = "FORMAT", default_value = "mlx")]
+    #[arg(value_parser = PossibleValuesParser::new(["mlx", "gguf"]))]
+    pub to: String,
+    /// MLX: what codes stand for, affine or mxfp4 [default: affine].
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// MLX: bits of a code, 2, 3, 4, 5, 6 or 8 [default: 4].
+    #[arg(long, value_name = "BITS", allow_hyphen_values = true)]
+    pub bits: Option<u8>,
+    /// MLX: elements that share a scale, 32, 64 or 128 [default: 64, mxfp4 32].
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub group: Option<u16>,
+    /// GGUF: the type of matrices, F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1 or Q4_0 [default: Q4_0].
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<String>,
+}
+
+/// `backstop bundle`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "FILE by itself holds a conversation, FILE PROMPT answers, and FILE COMMAND is every other command, with its own\n\
+    model where none is named. The weights are read in place. FILE doctor checks them by their hashes."
+)]
+pub struct BundleArgs {
+    /// The model's name, directory, GGUF file, or another bundle.
+    #[arg(add = ArgValueCompleter::new(models), required_unless_present = "verify")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
+    /// The executable to write; it must not exist.
+    #[arg(short, long, value_name = "FILE", required_unless_present = "verify")]
+    pub output: Option<PathBuf>,
+    /// Check the files in a bundle by their hashes, and write nothing.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "output"])]
+    pub verify: Option<PathBuf>,
+}

@@ -1,0 +1,126 @@
+//! `backstop completions` and `backstop man`; and the words that a shell asks for while a person types.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use backstop::hub::{Settings, short_names};
+use clap::CommandFactory;
+use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter};
+use clap_complete::env::{CompleteEnv, Shells};
+
+use super::args::{Args, CompletionsArgs, ManArgs};
+use super::stream::print;
+use super::{list, term};
+
+/// What a shell sets when it asks for words.
+const VARIABLE: &str = "BACKSTOP_COMPLETE";
+const NAME: &str = "backstop";
+
+/// Answers a shell that asks for words, and ends; returns where none does.
+pub fn answer() {
+    CompleteEnv::with_factory(Args::command).var(VARIABLE).complete();
+}
+
+pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+    let shell = Shells::builtins().completer(&args.shell).map(|shell| shell.name().to_owned());
+    let shell = shell.with_context(|| format!("there are no completions for {}", args.shell))?;
+    let typed = std::env::args_os().next().unwrap_or_else(|| NAME.into());
+    let command = Path::new(&typed).file_name().unwrap_or(OsStr::new(NAME)).to_string_lossy().into_owned();
+    // What was typed as a path may not be found without it.
+    let completer = match typed.to_string_lossy().contains('/') {
+        true => std::env::current_exe().context("cannot find this program")?.to_string_lossy().into_owned(),
+        false => command.clone(),
+    };
+    let mut script = Vec::new();
+    let all = Shells::builtins();
+    let writer = all.completer(&shell).ok_or_else(|| anyhow!("there are no completions for {shell}"))?;
+    writer
+        .write_registration(VARIABLE, NAME, &command, &completer, &mut script)
+        .context("cannot write completions")?;
+    if shell == "bash" {
+        // Names of models have colons, at which bash would part them.
+        script.extend(b"COMP_WORDBREAKS=${COMP_WORDBREAKS//:}\n");
+    }
+    print(&String::from_utf8(script).context("this program's path is not UTF-8")?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The names of models that are on this machine, the short names, and files.
+pub fn models(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let begun = typed.to_string_lossy();
+    let here = Settings::from_env().ok().and_then(|settings| list::names(&settings).ok()).unwrap_or_default();
+    let mut words: Vec<CompletionCandidate> = here
+        .iter()
+        .filter(|name| name.starts_with(&*begun))
+        .map(|name| CompletionCandidate::new(name).help(Some("on this machine".into())))
+        .collect();
+    let short = short_names().iter().filter(|short| short.name.starts_with(&*begun));
+    words.extend(short.map(|short| CompletionCandidate::new(&short.name).help(Some("a short name".into()))));
+    words.extend(PathCompleter::any().complete(typed));
+    words
+}
+
+pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
+    let pages = pages()?;
+    let Some(dir) = &args.out else {
+        let (_, page) = pages.first().context("there is no page")?;
+        print(&String::from_utf8_lossy(page))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+    for (name, page) in &pages {
+        let path = dir.join(name);
+        std::fs::write(&path, page).with_context(|| format!("{}", path.display()))?;
+    }
+    let first = &pages.first().context("there is no page")?.0;
+    term::note(format_args!(
+        "{} pages are in {}; try man {}",
+        pages.len(),
+        dir.display(),
+        dir.join(first).display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A page for the program, and one for each command: their files' names and text.
+fn pages() -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut command = Args::command().disable_help_subcommand(true);
+    command.build();
+    let shown: Vec<clap::Command> =
+        command.get_subcommands().filter(|of| !of.is_hide_set()).cloned().collect();
+    let source = format!("{NAME} {}", env!("CARGO_PKG_VERSION"));
+    let mut pages = Vec::new();
+    for of in std::iter::once(command).chain(shown) {
+        let name = of.get_display_name().unwrap_or(of.get_name()).to_owned();
+        let mut page = Vec::new();
+        clap_mangen::Man::new(of).title(name.to_uppercase()).source(source.clone()).render(&mut page)?;
+        pages.push((format!("{name}.1"), page));
+    }
+    Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page() {
+        let pages = pages().unwrap();
+        let names: Vec<&str> = pages.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names[..3], ["backstop.1", "backstop-run.1", "backstop-chat.1"]);
+        assert!(!names.iter().any(|name| name.contains("grammar")), "{names:?}");
+        for (name, page) in &pages {
+            let page = String::from_utf8(page.clone()).unwrap();
+            assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
+        }
+    }
+
+    #[test]
+    fn short_names_complete() {
+        let words = models(OsStr::new("qwen3:0"));
+        assert!(words.iter().any(|word| word.get_value() == "qwen3:0.6b"), "{words:?}");
+        assert!(!words.iter().any(|word| word.get_value() == "qwen3:8b"), "{words:?}");
+    }
+}

@@ -1,0 +1,194 @@
+//! `backstop bundle`: one file that is the program and a model.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::*;
+
+const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/stories");
+
+/// Runs a bundle as `backstop` runs the program.
+fn run(program: &Path, stdin: &str, args: &[&str]) -> Ran {
+    let mut command = Command::new(program);
+    command.args(args).env_remove("RUST_LOG").stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    ended(child)
+}
+
+/// Runs to success, and gives stdout.
+fn said(program: &Path, args: &[&str]) -> String {
+    let ran = run(program, "", args);
+    assert_eq!(ran.code, Some(0), "{args:?}: {}", ran.err);
+    ran.out
+}
+
+fn bundled(dir: &Path, name: &str, model: &str) -> PathBuf {
+    let path = dir.join(name);
+    let ran = ok(&["bundle", model, "-o", path.to_str().unwrap()]);
+    assert!(ran.err.starts_with(&format!("{}: ", path.display())), "{}", ran.err);
+    path
+}
+
+const SAMPLED: [&str; 7] = ["--temperature", "0.9", "--seed", "7", "--max-tokens", "24", "--no-summary"];
+
+#[test]
+fn a_bundle_is_the_program_and_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundled(dir.path(), "story", STORIES);
+    assert_ne!(fs::metadata(&bundle).unwrap().permissions().mode() & 0o100, 0);
+    let expected = ok(&[&["run", STORIES, PROMPT], &SAMPLED[..]].concat());
+    assert_eq!(expected.err, "");
+    // A prompt by itself, the command, weights that are read, and the bundle as another program's model.
+    assert_eq!(said(&bundle, &[&[PROMPT], &SAMPLED[..]].concat()), expected.out);
+    assert_eq!(said(&bundle, &[&["run", PROMPT], &SAMPLED[..]].concat()), expected.out);
+    assert_eq!(said(&bundle, &[&["run", PROMPT, "--no-mmap"], &SAMPLED[..]].concat()), expected.out);
+    assert_eq!(ok(&[&["run", bundle.to_str().unwrap(), PROMPT], &SAMPLED[..]].concat()).out, expected.out);
+    let inner = bundle.join("stories");
+    assert_eq!(
+        ok(&[&["run", "--model", inner.to_str().unwrap(), PROMPT], &SAMPLED[..]].concat()).out,
+        expected.out
+    );
+    // Without arguments it holds a conversation.
+    let chat = run(&bundle, "Once upon a time\n", &[]);
+    let of_directory = backstop_with("Once upon a time\n", &["chat", STORIES]);
+    assert_eq!((chat.code, &chat.out), (Some(0), &of_directory.out), "{}", chat.err);
+    let shown: serde_json::Value = serde_json::from_str(&said(&bundle, &["inspect", "--json"])).unwrap();
+    assert_eq!((&shown["name"], &shown["builtin"]), (&"stories".into(), &false.into()), "{shown}");
+    let told: serde_json::Value = serde_json::from_str(&said(&bundle, &["doctor", "--json"])).unwrap();
+    assert_eq!(told["parts"]["bundle"]["model"], "stories", "{told}");
+    assert!(said(&bundle, &["--version"]).starts_with("backstop "));
+    ok(&["bundle", "--verify", bundle.to_str().unwrap()]);
+
+    // A bundle writes bundles, of its model and of another.
+    let noise = Noise::new();
+    let (again, other) = (dir.path().join("again"), dir.path().join("other"));
+    said(&bundle, &["bundle", bundle.to_str().unwrap(), "-o", again.to_str().unwrap()]);
+    assert!(fs::read(&again).unwrap() == fs::read(&bundle).unwrap(), "a copy is another file");
+    said(&bundle, &["bundle", noise.path(), "-o", other.to_str().unwrap()]);
+    assert_eq!(
+        said(&other, &[&["run", "--raw", "x"], &SAMPLED[..]].concat()),
+        ok(&[&["run", "--raw", "--model", noise.path(), "x"], &SAMPLED[..]].concat()).out
+    );
+    assert!(fs::metadata(&other).unwrap().len() < fs::metadata(&bundle).unwrap().len() + (16 << 20));
+    refused(
+        &["bundle", STORIES, "-o", other.to_str().unwrap()],
+        1,
+        &format!("error: {}: exists; expected a new name (remove it, or name another)", other.display()),
+    );
+    refused(
+        &["bundle", "--verify", &format!("{STORIES}/config.json")],
+        1,
+        &format!("error: {STORIES}/config.json: has no model behind it"),
+    );
+}
+
+#[test]
+fn a_bundle_serves() {
+    use std::io::{BufRead, BufReader};
+
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundled(dir.path(), "story", STORIES);
+    let mut server = Command::new(&bundle);
+    server.args(["serve", "--port", "0"]).env_remove("BACKSTOP_API_KEY");
+    let mut server =
+        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let said: Vec<String> =
+        lines.map_while(Result::ok).take_while(|line| !line.starts_with("try: ")).collect();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(
+        said[0].starts_with("stories on ") && said.last().unwrap().starts_with("listening on "),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn gguf_files_are_bundled_whole_and_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = dir.path().join("tiny.gguf");
+    ok(&["quantize", STORIES, "-o", gguf.to_str().unwrap(), "--to", "gguf", "--type", "Q8_0"]);
+    let bundle = bundled(dir.path(), "one", gguf.to_str().unwrap());
+    let expected = ok(&[&["run", gguf.to_str().unwrap(), PROMPT], &SAMPLED[..]].concat()).out;
+    fs::remove_file(&gguf).unwrap();
+    assert_eq!(said(&bundle, &[&[PROMPT], &SAMPLED[..]].concat()), expected);
+
+    let split = fixture("gguf/llama-f16-00001-of-00003.gguf");
+    let bundle = bundled(dir.path(), "three", split.to_str().unwrap());
+    let compared = |ran: String| {
+        let mut told: serde_json::Value = serde_json::from_str(&ran).unwrap();
+        let shown = told.as_object_mut().unwrap();
+        shown.remove("path");
+        shown.remove("selection");
+        (told["weights"].clone(), told["architecture"].clone(), told["name"].clone())
+    };
+    let directly = compared(ok(&["inspect", "--json", split.to_str().unwrap()]).out);
+    assert_eq!(compared(said(&bundle, &["inspect", "--json"])), directly);
+    assert!(!directly.0.is_null());
+    let mut nearby = command(&["inspect", "--json", "./three"]);
+    assert_eq!(compared(ended(nearby.current_dir(dir.path()).spawn().unwrap()).out), directly);
+    assert!(said(&bundle, &["parity", "--tokens", "8"]).contains("layer"));
+}
+
+#[test]
+fn bundles_that_are_cut_or_changed_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundled(dir.path(), "story", STORIES);
+    let len = fs::metadata(&bundle).unwrap().len();
+    let open = || OpenOptions::new().read(true).write(true).open(&bundle).unwrap();
+    let wrong = |what: &str| {
+        for args in [&[][..], &["run", PROMPT], &["--version"][..1]] {
+            if args == ["--version"] {
+                continue;
+            }
+            let ran = run(&bundle, "", args);
+            assert_eq!((ran.code, &*ran.out), (Some(1), ""), "{what}: {}", ran.err);
+            assert!(ran.err.starts_with(&format!("error: {}: ", bundle.display())), "{what}: {}", ran.err);
+            assert!(ran.err.contains(what) && ran.err.contains("bundle"), "{what}: {}", ran.err);
+        }
+    };
+    let flip = |at: u64| {
+        let (file, mut byte) = (open(), [0]);
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+    };
+    // The index, the trailer, and back.
+    for (at, what) in [
+        (len - 40, "its index is not what was written"),
+        (len - 32, "its end is damaged"),
+        (len - 24, "is a bundle of version"),
+        (len - 1, "its index is not what was written"),
+    ] {
+        flip(at);
+        wrong(what);
+        flip(at);
+    }
+    said(&bundle, &["run", PROMPT, "--max-tokens", "1"]);
+    // A byte of the weights: the start is cheap, and the doctor sees it.
+    let config = fs::read(format!("{STORIES}/config.json")).unwrap();
+    let bytes = fs::read(&bundle).unwrap();
+    let at = bytes.chunks(16 << 10).position(|page| page.starts_with(&config)).unwrap() as u64 * (16 << 10);
+    let weights = fs::read(format!("{STORIES}/model.safetensors")).unwrap();
+    let place = bytes.chunks(16 << 10).position(|page| page.starts_with(&weights[..4096])).unwrap() as u64
+        * (16 << 10);
+    assert!(at > 0 && place > 0);
+    flip(place + weights.len() as u64 - 100);
+    let ran = run(&bundle, "", &["doctor"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.out);
+    assert!(ran.out.contains("stories/model.safetensors is damaged"), "{}", ran.out);
+    let path = bundle.to_str().unwrap();
+    let ran = backstop(&["bundle", "--verify", path]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("stories/model.safetensors is damaged"), "{}", ran.err);
+    // Longer and shorter by a byte, and without what is behind the program.
+    open().set_len(len + 1).unwrap();
+    wrong(&format!("has {} of {len} bytes", len + 1));
+    open().set_len(len - 1).unwrap();
+    wrong(&format!("has {} of {len} bytes", len - 1));
+    open().set_len(place).unwrap();
+    wrong(&format!("has {place} of {len} bytes"));
+}

@@ -1,0 +1,103 @@
+//! `backstop completions` and `backstop man`.
+
+use std::process::Command;
+
+use crate::support::*;
+
+fn there(program: &str) -> bool {
+    let found =
+        Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap().status.success();
+    if !found {
+        println!("skipped: there is no {program}");
+    }
+    found
+}
+
+#[test]
+fn every_shell_has_a_script() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = ok(&["completions", shell]).out;
+        assert!(script.contains("BACKSTOP_COMPLETE") && script.contains("backstop"), "{shell}: {script}");
+    }
+    let ran = backstop(&["completions", "csh"]);
+    assert_eq!(ran.code, Some(2), "{}", ran.err);
+}
+
+#[test]
+fn bash_completes_commands_options_and_names() {
+    if !there("bash") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("script");
+    std::fs::write(&script, ok(&["completions", "bash"]).out).unwrap();
+    let checked = Command::new("bash").arg("-n").arg(&script).output().unwrap();
+    assert!(checked.status.success() && checked.stderr.is_empty(), "{checked:?}");
+    cached(&dir.path().join("hub"), "models--org--stories");
+    std::fs::write(dir.path().join("file.gguf"), "").unwrap();
+    // As bash calls the function at Tab, with the words so far.
+    let words = |typed: &[&str]| -> Vec<String> {
+        let quoted: Vec<String> = typed.iter().map(|word| format!("'{word}'")).collect();
+        let last = typed[typed.len() - 1];
+        let line = format!(
+            ". {}\nCOMP_WORDS=({})\nCOMP_CWORD={}\nCOMP_TYPE=9\n_clap_complete_backstop backstop '{last}' ''\n\
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display(),
+            quoted.join(" "),
+            typed.len() - 1
+        );
+        let ran = Command::new("bash")
+            .args(["--norc", "--noprofile", "-c", &line])
+            .current_dir(dir.path())
+            .env("HF_HUB_CACHE", dir.path().join("hub"))
+            .env("HOME", dir.path())
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        let words = String::from_utf8(ran.stdout).unwrap();
+        words.lines().map(|word| word.trim_end().to_owned()).collect()
+    };
+    assert_eq!(words(&["backstop", "doc"]), ["doctor"]);
+    assert_eq!(words(&["backstop", "serve", "--unknown"]), ["--unknown-fields"]);
+    assert_eq!(words(&["backstop", "chat", "org/s"]), ["org/stories"]);
+    assert_eq!(words(&["backstop", "run", "--model", "qwen3:0"]), ["qwen3:0.6b"]);
+    assert_eq!(words(&["backstop", "inspect", "fi"]), ["file.gguf"]);
+    assert_eq!(words(&["backstop", "completions", "z"]), ["zsh"]);
+}
+
+#[test]
+fn every_command_has_a_page_that_renders() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("pages");
+    let ran = ok(&["man", "--out", pages.to_str().unwrap()]);
+    let mut names: Vec<String> = std::fs::read_dir(&pages)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert!(
+        names.contains(&"backstop.1".to_owned()) && names.contains(&"backstop-serve.1".to_owned()),
+        "{names:?}"
+    );
+    assert!(ran.err.starts_with(&format!("{} pages are in ", names.len())), "{}", ran.err);
+    let shown = ok(&["--help"]).out;
+    for name in names.iter().filter_map(|name| name.strip_prefix("backstop-")?.strip_suffix(".1")) {
+        assert!(shown.contains(&format!("  {name} ")), "{name}: {shown}");
+    }
+    let own = std::fs::read_to_string(pages.join("backstop.1")).unwrap();
+    assert_eq!(ok(&["man"]).out, own);
+    if there("groff") {
+        for name in &names {
+            let ran = Command::new("groff")
+                .args(["-Kutf8", "-man", "-Tutf8", "-ww", "-z"])
+                .arg(pages.join(name))
+                .output()
+                .unwrap();
+            assert!(
+                ran.status.success() && ran.stderr.is_empty(),
+                "{name}: {}",
+                String::from_utf8_lossy(&ran.stderr)
+            );
+        }
+    }
+}
