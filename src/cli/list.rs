@@ -60,6 +60,12 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The names of all models; none where they cannot be listed.
+pub fn names() -> Vec<String> {
+    let rows = Settings::from_env().map_err(Into::into).and_then(|settings| rows(&settings));
+    rows.unwrap_or_default().into_iter().map(|row| row.name).collect()
+}
+
 /// All models, those of the cache first.
 fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let form = |form: &Form| match form {

@@ -9,6 +9,7 @@ mod input;
 mod inspect;
 mod interrupt;
 mod list;
+mod markdown;
 mod names;
 mod parity;
 mod pull;

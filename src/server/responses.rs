@@ -19,7 +19,7 @@ use super::request::{Reply, fields};
 use super::sse::{self, Encoder, Events};
 use super::store::Caller;
 use crate::generate::Options;
-use crate::text::{Chat, Message};
+use crate::text::{self, Chat, Message};
 use input::{Input, Origin, Toolbox};
 
 /// Fields that would change the answer and need what is not here.
@@ -73,7 +73,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Rep
     if let Some(mut reasoning) = fields.object("reasoning")? {
         effort = reasoning.string("effort")?;
         if let Some(effort) = &effort {
-            params::effort(effort, &mut chat.variables);
+            text::effort(effort, &mut chat.variables);
         }
         reasoning.ignore(&["summary", "generate_summary", "context"]);
         reasoning.finish()?;
