@@ -297,6 +297,7 @@ pub(crate) struct Size(pub u64);
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
+            1 => f.write_str("1 byte"),
             0..1_000_000 => write!(f, "{} bytes", self.0),
             1_000_000..1_000_000_000 => write!(f, "{:.1} MB", self.0 as f64 / 1e6),
             1_000_000_000..1_000_000_000_000 => write!(f, "{:.2} GB", self.0 as f64 / 1e9),

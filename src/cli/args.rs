@@ -144,7 +144,7 @@ pub struct FormArgs {
 /// `backstop chat`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Ctrl-C stops an answer; at an empty prompt, Ctrl-C or Ctrl-D ends. /help lists the commands.\n\
+    after_help = "Ctrl-C stops an answer; at an empty prompt, Ctrl-D or a second Ctrl-C ends. /help lists the commands.\n\
     Where stdin is not a terminal, each of its lines is a turn."
 )]
 pub struct ChatArgs {
@@ -161,6 +161,12 @@ pub struct ChatArgs {
     /// Do not print the line of numbers that follows each answer on stderr.
     #[arg(long)]
     pub no_summary: bool,
+    /// Show answers as they are, without colours for their Markdown.
+    #[arg(long)]
+    pub plain: bool,
+    /// Neither read nor keep what is typed in conversations.
+    #[arg(long)]
+    pub no_history: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -456,7 +462,7 @@ pub struct SessionArgs {
 }
 
 /// How the next token is chosen. Absent options are the model's (generation_config.json), else off.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Tokens to generate at most [default: the model's, else what the context leaves].
@@ -495,7 +501,7 @@ fn kv_type() -> impl TypedValueParser<Value = KvType> {
     PossibleValuesParser::new(KvType::NAMES).try_map(|name| name.parse::<KvType>())
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
         .filter(|&n| n >= 1)
@@ -552,7 +558,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A seed; -1 is one that nobody knows beforehand.
-fn seed(text: &str) -> Result<u64, String> {
+pub fn seed(text: &str) -> Result<u64, String> {
     use std::hash::{BuildHasher, RandomState};
     if text == "-1" {
         return Ok(RandomState::new().hash_one(0));

@@ -50,7 +50,7 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
 /// The names of models that are on this machine, the short names, and files.
 pub fn models(typed: &OsStr) -> Vec<CompletionCandidate> {
     let begun = typed.to_string_lossy();
-    let here = Settings::from_env().ok().and_then(|settings| list::names(&settings).ok()).unwrap_or_default();
+    let here = list::names();
     let mut words: Vec<CompletionCandidate> = here
         .iter()
         .filter(|name| name.starts_with(&*begun))

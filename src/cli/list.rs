@@ -18,6 +18,8 @@ pub struct Row {
     pub name: String,
     form: &'static str,
     pub bytes: u64,
+    /// Whether all of its files are here.
+    pub whole: bool,
     origin: Origin,
     pub path: std::path::PathBuf,
 }
@@ -32,7 +34,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         let row = |row: &Row| {
             json!({
                 "name": row.name, "form": row.form, "bytes": row.bytes, "origin": row.origin.name(),
-                "path": row.path.display().to_string(),
+                "path": row.path.display().to_string(), "complete": row.whole,
             })
         };
         let all: Vec<Value> = rows.iter().map(row).collect();
@@ -53,16 +55,23 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
             term::one_line(&row.name),
             row.form.to_owned(),
             row.origin.name().to_owned(),
-            Bytes(row.bytes).to_string(),
+            Bytes(row.bytes).to_string() + if row.whole { "" } else { ", incomplete" },
         ]
     }));
     print(&aligned(&lines, 3))?;
+    if let Some(row) = rows.iter().find(|row| !row.whole) {
+        term::note(format_args!(
+            "note: files of what is incomplete are missing: `backstop pull {}` completes it",
+            row.name
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of the models on this machine.
-pub fn names(settings: &Settings) -> anyhow::Result<Vec<String>> {
-    Ok(rows(settings)?.into_iter().map(|row| row.name).collect())
+/// The names of all models that can be run; none where they cannot be listed.
+pub fn names() -> Vec<String> {
+    let rows = Settings::from_env().map_err(Into::into).and_then(|settings| rows(&settings));
+    rows.unwrap_or_default().into_iter().filter(|row| row.whole).map(|row| row.name).collect()
 }
 
 /// All models, those of the cache first.
@@ -80,6 +89,7 @@ pub fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
             name,
             form: form(&cached.form),
             bytes: cached.bytes,
+            whole: cached.whole,
             origin: Origin::Hub,
             path: cached.path,
         });
@@ -91,6 +101,7 @@ pub fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
             name,
             form: form(&other.form),
             bytes: other.bytes,
+            whole: true,
             origin: other.origin,
             path: other.path,
         });
@@ -144,6 +155,10 @@ pub fn rm(args: &RmArgs) -> anyhow::Result<ExitCode> {
         }
         Name::Repository { id, revision, variant } => (id.clone(), revision.clone(), variant.clone()),
         Name::Short { .. } => of_short(&name, &settings, &cache)?,
+        Name::Ollama { .. } => match hub::find(&name, &settings, hub::Fit::default())? {
+            Some(other) => bail!("{name} is {}, another program's: remove it there", other.display()),
+            None => hub::on_the_hub(&name, hub::Fit::default())?,
+        },
     };
     if !cache.holds(&id)
         && let Some(other) = hub::find(&name, &settings, hub::Fit::default())?

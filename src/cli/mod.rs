@@ -12,6 +12,7 @@ mod input;
 mod inspect;
 mod interrupt;
 mod list;
+mod markdown;
 mod names;
 mod offers;
 mod parity;

@@ -33,7 +33,7 @@ pub fn is_model(text: &str) -> bool {
             path.is_file() && text.ends_with(".gguf") || path.join("config.json").is_file()
         }
         Ok(name @ Name::Short { .. }) => hub::on_the_hub(&name, Fit::default()).is_ok(),
-        Ok(Name::Repository { .. }) => true,
+        Ok(Name::Repository { .. } | Name::Ollama { .. }) => true,
         Err(_) => false,
     }
 }
@@ -50,6 +50,9 @@ pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow:
     if let Some(path) = hub::find(&name, &settings, fit)? {
         tracing::info!(%name, path = %path.display(), "found");
         return Ok(path);
+    }
+    if matches!(name, Name::Ollama { .. }) {
+        hub::on_the_hub(&name, fit)?;
     }
     let asks = stdin().is_terminal() && stderr().is_terminal();
     if settings.offline || !(fetch.pull || asks) {

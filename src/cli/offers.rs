@@ -224,7 +224,8 @@ fn here() -> anyhow::Result<Vec<Found>> {
         let (name, path, bytes) = (Some(row.name), Some(row.path), Some(row.bytes));
         Found { name, typed: None, path, bytes }
     };
-    Ok(list::rows(&Settings::from_env()?)?.into_iter().map(found).collect())
+    let rows = list::rows(&Settings::from_env()?)?;
+    Ok(rows.into_iter().filter(|row| row.whole).map(found).collect())
 }
 
 /// Bytes of a model's weights, where its files are plain.

@@ -10,19 +10,58 @@ use backstop::text::Reply;
 
 use super::Closed;
 use super::interrupt::Interruptible;
+use super::markdown::Markdown;
 use super::term::{self, Progress};
 
 /// Stdout, which gets the generated text and nothing else. What the model thinks is shown on stderr, to a person.
 pub struct Output {
     terminal: bool,
+    /// Where its Markdown is shown in colours.
+    markdown: Option<Markdown>,
     at_line_start: bool,
+    pub thoughts: Thoughts,
     /// Whether thoughts were shown last.
     thinking: bool,
+    /// What is shown in place of thoughts, and since when.
+    folded: Option<(Progress, Instant)>,
+}
+
+/// What a person sees of a model's thoughts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thoughts {
+    Show,
+    /// How long they take.
+    Fold,
+    Hide,
+}
+
+impl Thoughts {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Show => "show",
+            Self::Fold => "fold",
+            Self::Hide => "hide",
+        }
+    }
 }
 
 impl Output {
     pub fn new() -> Self {
-        Self { terminal: stdout().is_terminal(), at_line_start: true, thinking: false }
+        Self {
+            terminal: stdout().is_terminal(),
+            markdown: None,
+            at_line_start: true,
+            thoughts: Thoughts::Show,
+            thinking: false,
+            folded: None,
+        }
+    }
+
+    /// With Markdown in colours, where a person sees them and does not want it `plain`.
+    pub fn of_conversation(plain: bool) -> Self {
+        let out = Self::new();
+        let markdown = (!plain && term::shows_colours(&stdout())).then(Markdown::default);
+        Self { markdown, ..out }
     }
 
     /// Writes `text` at once.
@@ -33,22 +72,49 @@ impl Output {
         self.end_thoughts();
         self.at_line_start = text.ends_with('\n');
         let shown = if self.terminal { term::visible(text) } else { text.into() };
-        print(&shown)
+        match &mut self.markdown {
+            Some(markdown) => print(&markdown.push(&shown)),
+            None => print(&shown),
+        }
+    }
+
+    /// Shows what was held back of a text that is over.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        match &mut self.markdown {
+            Some(markdown) => print(&markdown.finish()),
+            None => Ok(()),
+        }
     }
 
     /// Shows what the model thinks.
-    fn think(&mut self, text: &str) {
-        if !text.is_empty() && stderr().is_terminal() {
-            self.thinking = true;
-            // That nobody reads it is no error.
-            let _ = write!(stderr().lock(), "{}", term::dim(&term::visible(text)));
+    fn think(&mut self, text: &str) -> anyhow::Result<()> {
+        if text.is_empty() || !stderr().is_terminal() {
+            return Ok(());
         }
+        self.finish()?;
+        match self.thoughts {
+            Thoughts::Hide => {}
+            Thoughts::Fold => {
+                self.folded
+                    .get_or_insert_with(|| (Progress::start(|| "thinking".to_owned()), Instant::now()));
+            }
+            Thoughts::Show => {
+                self.thinking = true;
+                // That nobody reads it is no error.
+                let _ = write!(stderr().lock(), "{}", term::dim(&term::visible(text)));
+            }
+        }
+        Ok(())
     }
 
     /// Parts thoughts from what follows them.
     fn end_thoughts(&mut self) {
         if std::mem::take(&mut self.thinking) {
             term::note("\n");
+        }
+        if let Some((progress, since)) = self.folded.take() {
+            drop(progress);
+            term::note(term::dim(&format!("thought for {:.1} s", since.elapsed().as_secs_f64())));
         }
     }
 
@@ -119,15 +185,19 @@ pub fn stream(
             drop(progress.take());
         }
         let piece = piece.inspect_err(|_| {
-            // The error is worth more than a line end that cannot be written.
-            let _ = out.as_deref_mut().map(Output::end_line_on_terminal);
+            // The error is worth more than what cannot be written.
+            let _ = out.as_deref_mut().map(|out| {
+                out.end_thoughts();
+                out.finish()?;
+                out.end_line_on_terminal()
+            });
         })?;
         if piece.token.is_some() {
             first_token.get_or_insert_with(|| started.elapsed());
             logprobs.extend(piece.logprobs.map(|logprobs| logprobs.token));
         }
         if let Some(out) = out.as_deref_mut() {
-            out.think(&piece.reasoning);
+            out.think(&piece.reasoning)?;
             out.write(&piece.text)?;
         }
         finish = piece.finish.unwrap_or(finish);
@@ -135,6 +205,7 @@ pub fn stream(
     drop(progress);
     if let Some(out) = out {
         out.end_thoughts();
+        out.finish()?;
     }
     let stats = generation.stats().unwrap_or_default();
     let (tokens, conforms) = (generation.tokens().to_vec(), generation.conforms());

@@ -90,7 +90,7 @@ fn conversation(args: &TemplateArgs) -> anyhow::Result<Chat> {
 }
 
 /// A JSON file, or stdin.
-fn read(path: &Path) -> anyhow::Result<Value> {
+pub fn read(path: &Path) -> anyhow::Result<Value> {
     let name = || path.display().to_string();
     let bytes = match path == Path::new("-") {
         true => input::read_stdin().context("stdin")?,

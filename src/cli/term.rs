@@ -32,10 +32,10 @@ pub fn colours() -> bool {
     shows_colours(&stderr())
 }
 
-/// Whether what is written to `to` may have colours.
-pub fn shows_colours(to: &impl IsTerminal) -> bool {
+/// Whether it is a terminal that shows colours.
+pub fn shows_colours(out: &impl IsTerminal) -> bool {
     let unset = |name| std::env::var_os(name).is_none_or(|value| value.is_empty());
-    to.is_terminal() && unset("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    out.is_terminal() && unset("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// `text` in bold red on a terminal.
@@ -81,7 +81,8 @@ pub struct Progress(Option<(Sender<()>, JoinHandle<()>)>);
 impl Progress {
     /// What is over by then needs no line.
     const PATIENCE: Duration = Duration::from_millis(300);
-    const TICK: Duration = Duration::from_millis(200);
+    const TICK: Duration = Duration::from_millis(100);
+    const FRAMES: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 
     /// Shows what `what` says then, and the seconds since now.
     pub fn start(what: impl Fn() -> String + Send + 'static) -> Self {
@@ -92,9 +93,12 @@ impl Progress {
         let started = Instant::now();
         let line = move || {
             let mut wait = Self::PATIENCE;
+            let mut frames = Self::FRAMES.iter().cycle();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
                 let seconds = started.elapsed().as_secs_f64();
-                let _ = write!(stderr().lock(), "\r{} … {seconds:.0} s\x1b[K", what());
+                let frame = frames.next().unwrap_or(&' ');
+                let what = one_line(&what());
+                let _ = write!(stderr().lock(), "\r{frame} {what} … {seconds:.0} s\x1b[K");
                 wait = Self::TICK;
             }
             if wait == Self::TICK {

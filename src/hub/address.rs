@@ -84,6 +84,15 @@ impl Address {
     }
 }
 
+/// An address that was typed, without the name and password that may stand in it: as it may be shown.
+pub fn without_credentials(text: &str) -> String {
+    let from = text.find("://").map_or(0, |at| at + 3);
+    match text.rfind('@').filter(|&at| at >= from) {
+        Some(at) => format!("{}{}", &text[..from], &text[at + 1..]),
+        None => text.to_owned(),
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.origin(), self.path)
@@ -114,6 +123,20 @@ mod tests {
             "http://h:x/",
         ] {
             assert_eq!(Address::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_without_its_password() {
+        for (text, shown) in [
+            ("https://u:p@hub/x", "https://hub/x"),
+            ("https://u:p@w/@hub", "https://hub"),
+            ("u:p@hub", "hub"),
+            ("https://hub/x", "https://hub/x"),
+            ("@://", "@://"),
+            ("", ""),
+        ] {
+            assert_eq!(without_credentials(text), shown, "{text}");
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Cached {
     pub path: PathBuf,
     /// Bytes of its files.
     pub bytes: u64,
+    /// Whether all of its files are here. One that lacks some is not [found](Cache::find); its download completes it.
+    pub whole: bool,
 }
 
 /// What was removed.
@@ -104,7 +106,7 @@ impl Cache {
         is_whole(&snapshot, &files, &choice).then(|| place(&snapshot, &choice.form))
     }
 
-    /// All models that are here as a whole, by their names.
+    /// All models, by their names, those that lack files among them.
     ///
     /// # Errors
     /// [`Error::Io`] where the folder cannot be read; that it is not there is no error.
@@ -127,13 +129,11 @@ impl Cache {
                 let files = linked(&snapshot);
                 let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
                 for choice in choose::all(&entries) {
-                    if !is_whole(&snapshot, &files, &choice) {
-                        continue;
-                    }
+                    let whole = is_whole(&snapshot, &files, &choice);
                     let path = place(&snapshot, &choice.form);
                     let bytes = choice.files.iter().map(|&at| files[at].bytes).fold(0, u64::saturating_add);
                     let (id, revision) = (id.clone(), revision.clone());
-                    all.push(Cached { id, revision, form: choice.form, path, bytes });
+                    all.push(Cached { id, revision, form: choice.form, path, bytes, whole });
                 }
             }
         }
@@ -248,14 +248,20 @@ impl Cache {
         Ok(removed)
     }
 
-    /// The file that who writes a blob holds a lock of, as Python does.
+    /// The lock that who writes a blob holds, as Python does; none while another process has it.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(super) fn lock_file(&self, id: &RepositoryId, hash: &str) -> Result<File> {
+    pub(super) fn lock(&self, id: &RepositoryId, hash: &str) -> Result<Option<File>> {
         let path = self.locks(id)?.join(format!("{hash}.lock"));
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        file.map_err(|e| Error::io(&path, e))
+        let file = file.map_err(|e| Error::io(&path, e))?;
+        match file.try_lock() {
+            // Who had it may have taken the file away, as some of Python's locks do: then others hold the one that is there now.
+            Ok(()) => Ok(is_at(&file, &path).then_some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(Error::io(&path, e)),
+        }
     }
 
     /// The folder of a repository's locks, where what is renamed into its place is made, too: in the repository's own folders
@@ -321,6 +327,21 @@ impl Cache {
         };
         write().map_err(|e| Error::io(&path, e))
     }
+}
+
+/// Whether a file is the one that its path names now.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let which = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let there = fs::metadata(path).map(which).ok();
+    there.is_some() && there == file.metadata().map(which).ok()
+}
+
+/// A file that is open keeps its name.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
 }
 
 /// Folders in a snapshot, one in another.
@@ -476,6 +497,8 @@ mod tests {
         put(&cache, &id, COMMIT, "model-00001-of-00002.safetensors", "1");
         cache.set_ref(&id, "main", COMMIT).unwrap();
         assert_eq!(cache.find(&id, None, None), None);
+        let whole = || cache.list().unwrap().iter().map(|cached| cached.whole).collect::<Vec<_>>();
+        assert_eq!(whole(), [false]);
         let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
         put(&cache, &id, COMMIT, "model.safetensors.index.json", index);
         assert_eq!(cache.find(&id, None, None), None);
@@ -493,9 +516,10 @@ mod tests {
         assert_eq!(link, Path::new("../../blobs/7b7d"));
         let listed = cache.list().unwrap();
         assert_eq!((listed.len(), listed[0].bytes), (1, 2 + 1 + 2 + 3 + index.len() as u64));
+        assert!(listed[0].whole);
         // A blob that is gone is no file.
         fs::remove_file(cache.blob(&id, "3232")).unwrap();
-        assert_eq!(cache.find(&id, None, None), None);
+        assert_eq!((cache.find(&id, None, None), whole()), (None, vec![false]));
     }
 
     #[test]
@@ -524,8 +548,8 @@ mod tests {
         assert_eq!(cache.find(&id, None, None), None);
         assert!(cache.find(&id, Some("refs/pr/1"), None).is_some());
         // Somebody writes.
-        let lock = cache.lock_file(&id, "ab").unwrap();
-        lock.lock().unwrap();
+        let lock = cache.lock(&id, "ab").unwrap();
+        assert!(lock.is_some() && cache.lock(&id, "ab").unwrap().is_none());
         let error = cache.remove(&id, None, None).unwrap_err();
         assert!(matches!(error, Error::Hub { fault: HubFault::Busy, .. }), "{error}");
         drop(lock);

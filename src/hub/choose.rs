@@ -177,13 +177,6 @@ fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
     Some(Choice { files, form: Form::Safetensors })
 }
 
-/// Whether some choice may take a file of this path.
-pub(crate) fn may_be_chosen(path: &str) -> bool {
-    let at_root = !path.contains('/') && [".safetensors", ".tiktoken"].iter().any(|end| path.ends_with(end));
-    let name = path.rsplit('/').next().unwrap_or(path);
-    at_root || SMALL.contains(&path) || is_template(path) || is_module(path) || is_gguf_model(name)
-}
-
 /// A GGUF file that is no projector and no importance matrix, by its name without folders.
 fn is_gguf_model(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
@@ -323,9 +316,7 @@ mod tests {
     fn chosen(files: &[(&str, u64)], variant: Option<&str>, memory: Option<u64>) -> Result<Vec<String>> {
         let entries: Vec<Entry<'_>> = files.iter().map(|&(path, bytes)| Entry { path, bytes }).collect();
         let choice = choose("a/b", &entries, variant, Fit { memory, mlx: false })?;
-        let chosen: Vec<String> = choice.files.iter().map(|&at| files[at].0.to_owned()).collect();
-        assert!(chosen.iter().all(|path| may_be_chosen(path)), "{chosen:?}");
-        Ok(chosen)
+        Ok(choice.files.iter().map(|&at| files[at].0.to_owned()).collect())
     }
 
     fn of(paths: &[&'static str]) -> Vec<(&'static str, u64)> {
@@ -425,7 +416,7 @@ mod tests {
         let expected = format!("a/b has several of \"Q4_0\": name one of {}, and 49990 more", ten.join(", "));
         assert_eq!(error, expected);
         let error = chosen(&entries, Some("Q8_0")).unwrap_err().to_string();
-        let ten = ["Q4_0 (1 bytes)"; 10].join(", ");
+        let ten = ["Q4_0 (1 byte)"; 10].join(", ");
         assert_eq!(error, format!("a/b has no variant \"Q8_0\": there are {ten}, and 49990 more"));
         assert_eq!(chosen(&entries, Some("m-49999-Q4_0")).unwrap().files, [49_999]);
         entries.push(entry("config.json"));

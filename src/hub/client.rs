@@ -13,7 +13,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector, TcpConnector};
 use ureq::{Agent, Body, ProxyProtocol};
 
-use super::address::Address;
+use super::address::{Address, without_credentials};
 use super::listing::{Listing, MAX_ANSWER};
 use super::name::RepositoryId;
 use super::patience::Patience;
@@ -84,10 +84,13 @@ impl Client {
     /// [`Error::Hub`] where the address is none.
     pub fn with_patience(settings: &Settings, silence: Duration) -> Result<Self> {
         let endpoint = Address::parse(&settings.endpoint).ok_or_else(|| {
-            let what = format!(
-                "HF_ENDPOINT is {:?}, expected an address such as https://huggingface.co",
-                settings.endpoint
-            );
+            let shown = without_credentials(&settings.endpoint);
+            let more = match shown == settings.endpoint {
+                true => "",
+                false => ", without a name and password, which are not sent: HF_TOKEN says who asks",
+            };
+            let what =
+                format!("HF_ENDPOINT is {shown:?}, expected an address such as https://huggingface.co{more}");
             Error::hub(HubFault::Name, what)
         })?;
         let stop = Arc::new(AtomicBool::new(false));

@@ -204,6 +204,7 @@ mod tests {
         write(manifests.join("me/mine/latest"), manifest(&format!("sha256:{hash}")));
         let hub = "manifests/hf.co/bartowski/M-GGUF/Q4_K_M";
         write(ollama.join(hub), manifest(&format!("sha256:{hash}")));
+        write(ollama.join("manifests/localhost:5000/me/mine/v2"), manifest(&format!("sha256:{hash}")));
         write(manifests.join("library/hostile/1"), manifest("sha256:../../../../etc/passwd"));
         write(manifests.join("library/absent/1"), manifest(&format!("sha256:{}", "cd".repeat(32))));
         write(manifests.join("library/broken/1"), "{");
@@ -222,6 +223,7 @@ mod tests {
             ("LM Studio", "mlx-community/M-4bit", 5),
             ("LM Studio", "org/M-GGUF", 5),
             ("Ollama", "bartowski/M-GGUF:Q4_K_M", 7),
+            ("Ollama", "localhost:5000/me/mine:v2", 7),
             ("Ollama", "qwen3:8b", 7),
             ("Ollama", "me/mine:latest", 7),
         ];
@@ -241,6 +243,9 @@ mod tests {
             ("bartowski/m-gguf:q4_k_m", Some("bartowski/M-GGUF:Q4_K_M")),
             ("org/M-GGUF:Q4_K_M", Some("org/M-GGUF")),
             ("mlx-community/M-4bit", Some("mlx-community/M-4bit")),
+            ("localhost:5000/me/mine:v2", Some("localhost:5000/me/mine:v2")),
+            ("localhost:5000/me/mine:v1", None),
+            ("elsewhere/me/mine:v2", None),
             ("qwen3", None),
             ("qwen3:8b:Q4_0", None),
             ("me/mine:v1", None),
@@ -252,6 +257,7 @@ mod tests {
             let found = match Name::parse(typed).unwrap() {
                 Name::Repository { id, variant, .. } => find(&all, id.as_str(), variant.as_deref()),
                 Name::Short { name, variant } => find(&all, &name, variant.as_deref()),
+                Name::Ollama { name, tag } => find(&all, &name, Some(&tag)),
                 Name::Path(path) => panic!("{path:?}"),
             };
             assert_eq!(found.map(|of| &*of.name), listed, "{typed}");

@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 
-use super::choose;
 use super::name::{is_commit, is_hex};
 use crate::error::{Error, HubFault, Result};
 use crate::json::{self, quote};
@@ -39,7 +38,7 @@ pub enum FileHash {
     Sha256(String),
     /// SHA-1 as git has it, of `blob`, the size and the bytes: of small files.
     Git(String),
-    /// None that can be checked. A listing has such files where no model needs them.
+    /// None that can be checked: what needs the file is refused.
     Absent,
 }
 
@@ -80,8 +79,8 @@ impl Listing {
     /// Reads an answer, `whose`.
     ///
     /// # Errors
-    /// [`Error::Hub`] for what is no listing, names that would lead out of a directory among it, and files that a model may need
-    /// without a hash to check them by.
+    /// [`Error::Hub`] for what is no listing, names that would lead out of a directory among it, and where no file has a hash to
+    /// check it by.
     pub(crate) fn parse(whose: &str, text: &str) -> Result<Self> {
         let wrong = |what: String| Error::hub(HubFault::Answer, format!("{whose}: {what}"));
         let limits = json::Limits { depth: 32, values: 1 << 22 };
@@ -110,13 +109,6 @@ impl Listing {
                 )));
             }
             let (hash, size) = hash_of(sibling.lfs, sibling.blob, sibling.size);
-            if hash == FileHash::Absent && choose::may_be_chosen(&path) {
-                return Err(wrong(format!(
-                    "the hub lists {} without a hash to check it by (lfs.sha256, or blobId and size): nothing is taken of this \
-                     repository",
-                    quote(&path)
-                )));
-            }
             files.push(RemoteFile { path, size, hash });
         }
         Ok(Self { commit, files })
@@ -184,22 +176,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_checked_is_refused_by_name() {
+    fn what_cannot_be_checked_has_no_hash() {
         let good = format!(r#"{{"rfilename": "README.md", "size": 1, "blobId": "{COMMIT}"}}"#);
-        for (path, hash) in [
-            ("config.json", String::new()),
-            ("model.safetensors", r#", "blobId": "x""#.to_owned()),
-            ("x/m-Q4_0.gguf", r#", "lfs": {"sha256": "ab", "size": 1}"#.to_owned()),
+        for hash in [
+            String::new(),
+            r#", "blobId": "x""#.to_owned(),
+            r#", "lfs": {"sha256": "ab", "size": 1}"#.to_owned(),
             // The pointer's hash is not the file's.
-            ("m.gguf", format!(r#", "blobId": "{COMMIT}", "lfs": {{"sha256": "", "size": 1}}"#)),
-            ("1_Pooling/config.json", String::new()),
+            format!(r#", "blobId": "{COMMIT}", "lfs": {{"sha256": "", "size": 1}}"#),
         ] {
-            let error = listed(&format!(r#"{good}, {{"rfilename": "{path}", "size": 1{hash}}}"#));
-            let expected = format!(
-                "a/b: the hub lists \"{path}\" without a hash to check it by (lfs.sha256, or blobId and size): nothing is taken of \
-                 this repository"
-            );
-            assert_eq!(error.unwrap_err().to_string(), expected);
+            let listing =
+                listed(&format!(r#"{good}, {{"rfilename": "config.json", "size": 1{hash}}}"#)).unwrap();
+            assert_eq!(listing.files[1].hash, FileHash::Absent, "{hash}");
+            assert_eq!(listing.files[0].hash, FileHash::Git(COMMIT.to_owned()), "{hash}");
         }
         // A mirror that passes over what it is asked with.
         let error = listed(r#"{"rfilename": "config.json"}, {"rfilename": "m.safetensors"}"#);

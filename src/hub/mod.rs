@@ -71,6 +71,7 @@ pub fn find(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<PathBuf
             }
             Ok(of_others(settings, id.as_str(), variant.as_deref()))
         }
+        Name::Ollama { name, tag } => Ok(of_others(settings, name, Some(tag))),
         Name::Short { name, variant } => {
             // Who has it in Ollama may have a name that the table does not.
             let others = || of_others(settings, name, variant.as_deref());
@@ -115,7 +116,7 @@ fn of_others(settings: &Settings, name: &str, variant: Option<&str>) -> Option<P
 /// The repository and variant that a name stands for on the hub: of a short name what fits and runs best.
 ///
 /// # Errors
-/// [`Error::Hub`] for a path, a short name that is none, and where nothing fits.
+/// [`Error::Hub`] for a path, a name of Ollama's, a short name that is none, and where nothing fits.
 pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>, Option<String>)> {
     match name {
         Name::Path(path) => {
@@ -124,6 +125,12 @@ pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>
                 path.display()
             );
             Err(Error::hub(HubFault::Name, what))
+        }
+        Name::Ollama { .. } => {
+            let what = format!(
+                "{name} is not on this machine, and a name of Ollama's: `ollama pull {name}` downloads it"
+            );
+            Err(Error::hub(HubFault::Absent, what))
         }
         Name::Repository { id, revision, variant } => Ok((id.clone(), revision.clone(), variant.clone())),
         Name::Short { name, variant } => {

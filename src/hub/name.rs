@@ -12,6 +12,7 @@ use crate::json::quote;
 /// - `org/name[@revision][:VARIANT]` is a repository of the hub. A revision is a branch, a tag or a commit; a
 ///   variant is what a GGUF file's name ends in, such as `Q4_K_M`, or the whole of that name.
 /// - `model[:size][:VARIANT]` is a [short name](super::short_names).
+/// - `host/namespace/model:tag` is a model that Ollama has of another registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Name {
     /// A file or directory.
@@ -31,6 +32,13 @@ pub enum Name {
         name: String,
         /// The variant.
         variant: Option<String>,
+    },
+    /// A model of Ollama's, of another registry than its own.
+    Ollama {
+        /// `host/namespace/model`.
+        name: String,
+        /// What follows the colon.
+        tag: String,
     },
 }
 
@@ -130,6 +138,9 @@ impl Name {
         if looks_like_a_path(text) {
             return Ok(Self::Path(text.into()));
         }
+        if let Some(name) = Self::ollama(text) {
+            return Ok(name);
+        }
         let wrong = |what: &str| {
             let what = format!(
                 "{} names no model: {what}; expected a directory or GGUF file that exists, org/name[@revision][:VARIANT], \
@@ -156,6 +167,18 @@ impl Name {
             return Err(wrong("after ':' comes a variant, such as Q4_K_M"));
         }
         Ok(Self::Repository { id, revision, variant: variant.map(str::to_owned) })
+    }
+
+    /// `host/namespace/model:tag`; the host may have a port.
+    fn ollama(text: &str) -> Option<Self> {
+        let (name, tag) = text.rsplit_once(':')?;
+        let mut parts = name.split('/');
+        let (host, namespace, model) = (parts.next()?, parts.next()?, parts.next()?);
+        let (host, port) = host.split_once(':').unwrap_or((host, "0"));
+        let is_port = (1..=5).contains(&port.len()) && port.bytes().all(|digit| digit.is_ascii_digit());
+        let valid = parts.next().is_none() && is_port && is_variant(tag);
+        let valid = valid && [host, namespace, model].into_iter().all(is_part);
+        valid.then(|| Self::Ollama { name: name.to_owned(), tag: tag.to_owned() })
     }
 
     /// `model[:size][:VARIANT]`.
@@ -199,6 +222,7 @@ impl fmt::Display for Name {
                 f.write_str(name)?;
                 variant.iter().try_for_each(|variant| write!(f, ":{variant}"))
             }
+            Self::Ollama { name, tag } => write!(f, "{name}:{tag}"),
         }
     }
 }
@@ -218,6 +242,7 @@ mod tests {
             name: name.to_owned(),
             variant: variant.map(str::to_owned),
         };
+        let ollama = |name: &str, tag: &str| Name::Ollama { name: name.to_owned(), tag: tag.to_owned() };
         for (text, expected) in [
             ("Qwen/Qwen3-0.6B", repository("Qwen/Qwen3-0.6B", None, None)),
             ("hf.co/Qwen/Qwen3-0.6B", repository("Qwen/Qwen3-0.6B", None, None)),
@@ -228,6 +253,8 @@ mod tests {
             ("qwen3", short("qwen3", None)),
             ("Qwen3:8B", short("qwen3:8b", None)),
             ("qwen3:8b:Q8_0", short("qwen3:8b", Some("Q8_0"))),
+            ("registry.example.com/me/mine:v1", ollama("registry.example.com/me/mine", "v1")),
+            ("localhost:5000/me/mine:latest", ollama("localhost:5000/me/mine", "latest")),
             ("src", Name::Path("src".into())),
             ("src/hub", Name::Path("src/hub".into())),
             ("./a/b", Name::Path("./a/b".into())),
@@ -238,7 +265,7 @@ mod tests {
         ] {
             assert_eq!(Name::parse(text).unwrap(), expected, "{text}");
         }
-        for text in ["a/b:Q4_K_M", "a/b@main", "a/b@x/y:Q8_0", "qwen3:8b", "qwen3:8b:Q8_0"] {
+        for text in ["a/b:Q4_K_M", "a/b@main", "a/b@x/y:Q8_0", "qwen3:8b", "qwen3:8b:Q8_0", "h:1/a/b:c"] {
             assert_eq!(Name::parse(text).unwrap().to_string(), text);
         }
     }
@@ -256,6 +283,9 @@ mod tests {
             ("a/b@x//y", "after '@' comes"),
             ("a/b:", "after ':' comes"),
             ("a/b:x/y", "after ':' comes"),
+            ("host:port/a/b:x", "no file has this name"),
+            ("host/a/b/c:x", "it is no repository"),
+            ("host/../b:x", "it is no repository"),
             ("a/b:..", "after ':' comes"),
             ("no name", "no file has this name"),
             ("a:b:c:d", "no file has this name"),

@@ -1,6 +1,6 @@
 //! A model, from the hub to the cache.
 
-use std::fs::{self, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,11 +8,12 @@ use super::cache::{self, Cache};
 use super::choose::{self, Entry, Form};
 use super::client::Client;
 use super::download::{self, Job, Stage};
-use super::listing::{Listing, RemoteFile};
+use super::listing::{FileHash, Listing, RemoteFile};
 use super::name::{RepositoryId, is_commit};
 use super::parts;
 use super::short::Fit;
 use crate::error::{Error, HubFault, Result, Size};
+use crate::json::quote;
 
 /// How often a lock that another process holds is tried.
 const TICK: Duration = Duration::from_millis(100);
@@ -51,7 +52,7 @@ impl Plan {
     /// What a model of the hub is made of; nothing where the client was stopped.
     ///
     /// # Errors
-    /// [`Error::Hub`].
+    /// [`Error::Hub`], for a file among them that the hub lists without a hash, too.
     pub fn make(
         client: &Client,
         id: &RepositoryId,
@@ -69,7 +70,19 @@ impl Plan {
                 format!("the hub was asked for {id} at commit {revision}, and answers with commit {commit}");
             return Err(Error::hub(HubFault::Answer, what));
         }
-        let files = choice.files.iter().map(|&at| files[at].clone()).collect();
+        let files: Vec<RemoteFile> = choice.files.iter().map(|&at| files[at].clone()).collect();
+        if let Some(file) = files.iter().find(|file| file.hash == FileHash::Absent) {
+            let other = match choice.form {
+                Form::Safetensors => "",
+                Form::Gguf { .. } => "; NAME:VARIANT takes another file of this repository",
+            };
+            let what = format!(
+                "{id}: the hub lists {} without a hash to check it by (lfs.sha256, or blobId and size), and what cannot be \
+                 checked is not downloaded{other}",
+                quote(&file.path)
+            );
+            return Err(Error::hub(HubFault::Answer, what));
+        }
         Ok(Some(Self { id: id.clone(), revision: revision.to_owned(), commit, form: choice.form, files }))
     }
 
@@ -141,20 +154,16 @@ impl Plan {
         }
         let folder = blob.parent().unwrap_or(blob);
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let lock = cache.lock_file(&self.id, file.hash.as_str())?;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) => {
-                    let here = parts::bytes_here(blob, file.size);
-                    if client.is_stopped() || !told(Stage::Waiting, here) {
-                        return Ok(false);
-                    }
-                    std::thread::sleep(TICK);
-                }
-                Err(TryLockError::Error(e)) => return Err(Error::io(blob, e)),
+        let _lock = loop {
+            if let Some(lock) = cache.lock(&self.id, file.hash.as_str())? {
+                break lock;
             }
-        }
+            let here = parts::bytes_here(blob, file.size);
+            if client.is_stopped() || !told(Stage::Waiting, here) {
+                return Ok(false);
+            }
+            std::thread::sleep(TICK);
+        };
         // Who had the lock may have brought it.
         if is_here() {
             return Ok(told(Stage::Downloading, file.size));

@@ -14,7 +14,7 @@ use super::request::Reply;
 use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use crate::sample::Grammar;
-use crate::text::Chat;
+use crate::text::{self, Chat};
 
 /// What a request asks for.
 struct Asked {
@@ -48,7 +48,7 @@ pub(crate) fn conversation(fields: &mut Fields) -> Result<Chat, Failure> {
     chat.prompt_end = params::prompt_end(fields)?;
     chat.variables = params::template_variables(fields)?;
     if let Some(effort) = fields.string("reasoning_effort")? {
-        params::effort(&effort, &mut chat.variables);
+        text::effort(&effort, &mut chat.variables);
     }
     // The older form of tools, whose calls are answered in another form.
     fields.only("functions", &[json!([])])?;

@@ -4,9 +4,8 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::json::{Fields, shown};
-use super::params;
 use crate::sample::Grammar;
-use crate::text::{Chat, ToolChoice};
+use crate::text::{self, Chat, ToolChoice};
 
 /// OpenAI's `response_format`, with `regex` and `lark` beside its own kinds; none where text is free.
 pub(crate) fn response_format(fields: &mut Fields) -> Result<Option<Grammar>, Failure> {
@@ -180,7 +179,7 @@ pub(crate) fn output_config(fields: &mut Fields, chat: &mut Chat) -> Result<Opti
     let mut format = fields.object("output_format")?;
     if let Some(mut config) = fields.object("output_config")? {
         if let Some(effort) = config.string("effort")? {
-            params::effort(&effort, &mut chat.variables);
+            text::effort(&effort, &mut chat.variables);
         }
         format = config.object("format")?.or(format);
         config.finish()?;
@@ -210,6 +209,6 @@ pub(crate) fn thinking(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failu
     // A budget is a wish: what is thought counts against max_tokens like all else.
     thinking.hints(&["budget_tokens", "display"]);
     thinking.finish()?;
-    params::thinking(on, &mut chat.variables);
+    text::thinking(on, &mut chat.variables);
     Ok(())
 }

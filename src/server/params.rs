@@ -373,23 +373,3 @@ pub(crate) fn document(mut block: Fields) -> Result<String, Failure> {
     let head = [block.string("title")?, block.string("context")?];
     Ok(head.into_iter().flatten().chain([text]).collect::<Vec<_>>().join("\n"))
 }
-
-/// Whether a model is to think, as the variables that templates know.
-pub(crate) fn thinking(on: bool, variables: &mut Map<String, Value>) {
-    for name in ["enable_thinking", "thinking"] {
-        variables.entry(name).or_insert(on.into());
-    }
-}
-
-/// How much a model is to think, as the variables that templates know: `none` is not to think at all, and more than `minimal` is to
-/// think where that has to be said.
-pub(crate) fn effort(effort: &str, variables: &mut Map<String, Value>) {
-    match effort {
-        "none" => return thinking(false, variables),
-        "minimal" => {}
-        _ => thinking(true, variables),
-    }
-    for name in ["reasoning_effort", "reasoning_strength"] {
-        variables.entry(name).or_insert(effort.into());
-    }
-}

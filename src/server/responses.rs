@@ -18,7 +18,7 @@ use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use super::store::Caller;
 use crate::generate::Options;
-use crate::text::{Chat, Message};
+use crate::text::{self, Chat, Message};
 use input::{Input, Origin, Toolbox};
 
 /// Fields that would change the answer and need what is not here.
@@ -69,7 +69,7 @@ pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     if let Some(mut reasoning) = fields.object("reasoning")? {
         effort = reasoning.string("effort")?;
         if let Some(effort) = &effort {
-            params::effort(effort, &mut chat.variables);
+            text::effort(effort, &mut chat.variables);
         }
         reasoning.ignore(&["summary", "generate_summary", "context"]);
         reasoning.finish()?;

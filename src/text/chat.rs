@@ -59,6 +59,26 @@ pub enum PromptEnd {
     Within,
 }
 
+/// Whether a model is to think, as the variables that templates know. What is set already stays.
+pub fn thinking(on: bool, variables: &mut Map<String, Json>) {
+    for name in ["enable_thinking", "thinking"] {
+        variables.entry(name).or_insert(on.into());
+    }
+}
+
+/// How much a model is to think, as the variables that templates know: `none` is not to think at all, and more than `minimal` is
+/// to think where that has to be said. What is set already stays.
+pub fn effort(effort: &str, variables: &mut Map<String, Json>) {
+    match effort {
+        "none" => return thinking(false, variables),
+        "minimal" => {}
+        _ => thinking(true, variables),
+    }
+    for name in ["reasoning_effort", "reasoning_strength"] {
+        variables.entry(name).or_insert(effort.into());
+    }
+}
+
 impl Chat {
     /// A conversation of messages alone.
     pub fn new(messages: Vec<Message>) -> Self {

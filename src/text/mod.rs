@@ -30,7 +30,7 @@ mod tool;
 mod tools;
 
 pub use channels::Channels;
-pub use chat::{Chat, PromptEnd, ToolChoice};
+pub use chat::{Chat, PromptEnd, ToolChoice, effort, thinking};
 #[cfg(feature = "server")]
 pub(crate) use json::strftime;
 pub use message::{Message, RenderOptions, Rendered};

@@ -1,5 +1,7 @@
 //! What a person sees: the binary on a pseudo-terminal.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::*;
@@ -40,10 +42,125 @@ fn a_person_chats() {
     terminal.keys("/nonsense\r");
     terminal.shows("\x1b[1;31merror:\x1b[0m there is no command /nonsense");
     terminal.shows("> ");
+    // At an empty prompt, the second one ends.
+    terminal.keys("\x03");
+    terminal.shows("Ctrl-C once more, or Ctrl-D, ends");
+    terminal.shows("> ");
     terminal.keys("\x03");
     assert_eq!(terminal.ends(), Some(0));
-    let history = std::fs::read_to_string(state.path().join("backstop/chat_history")).unwrap();
+    let file = state.path().join("backstop/chat_history");
+    let history = std::fs::read_to_string(&file).unwrap();
     assert!(history.ends_with("Hello\n/nonsense\n"), "{history}");
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
+
+    // Another conversation has it, one without a history neither reads nor writes it.
+    let mut terminal = started(state.path().to_str().unwrap(), &args);
+    terminal.shows("> ");
+    terminal.keys("\x1b[A");
+    terminal.shows("/nonsense");
+    terminal.keys("\x03\x04");
+    assert_eq!(terminal.ends(), Some(0));
+    let mut terminal = started(state.path().to_str().unwrap(), &[&args[..], &["--no-history"]].concat());
+    terminal.shows("> ");
+    terminal.keys("\x1b[A/history\r");
+    terminal.shows("nothing was said yet");
+    terminal.shows("> ");
+    terminal.keys("\x04");
+    assert_eq!(terminal.ends(), Some(0));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), history);
+}
+
+#[test]
+fn several_lines_are_one_message() {
+    let noise = Noise::new();
+    let state = tempfile::tempdir().unwrap();
+    let args = ["chat", "--model", noise.path(), "--max-tokens", "2", "--plain"];
+    let mut terminal = started(state.path().to_str().unwrap(), &args);
+    for (keys, told) in [
+        ("\x1b[200~one\ntwo \\\nthree\x1b[201~\r", "one\r\ntwo \\\r\nthree\r\n"),
+        ("\"\"\"\rfour\r/five \\\r\"\"\"\r", "four\r\n/five \\\r\n"),
+        ("six\\\rseven\r", "six\r\nseven\r\n"),
+    ] {
+        terminal.shows("> ");
+        terminal.keys(keys);
+        terminal.shows("; 2 tokens");
+        terminal.shows("> ");
+        terminal.keys("/history\r");
+        terminal.shows("you:");
+        terminal.shows(told);
+        terminal.shows("> ");
+        terminal.keys("/clear\r");
+        terminal.shows("a new conversation");
+    }
+    terminal.shows("> ");
+    // Tab completes what only one thing can be.
+    terminal.keys("/set thoughts f\t\r");
+    terminal.shows("thoughts is fold");
+    terminal.shows("> ");
+    terminal.keys("\x04");
+    assert_eq!(terminal.ends(), Some(0));
+}
+
+#[test]
+fn an_editor_changes_what_was_said() {
+    let noise = Noise::new();
+    let dir = tempfile::tempdir().unwrap();
+    let editor = dir.path().join("editor");
+    std::fs::write(
+        &editor,
+        "grep -q Hello \"$2\" && test \"$1\" = --wait && echo Good-bye there > \"$2\"; true",
+    )
+    .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+    command.args(["chat", "--model", noise.path(), "--max-tokens", "2", "--plain", "--no-history"]);
+    command.env_remove("RUST_LOG").env("XDG_STATE_HOME", "/dev/null");
+    command.env("VISUAL", format!("sh {} --wait", editor.display()));
+    let mut terminal = Terminal::start(command);
+    terminal.shows("> ");
+    terminal.keys("Hello there\r");
+    terminal.shows("; 2 tokens");
+    terminal.shows("> ");
+    terminal.keys("/edit\r");
+    terminal.shows("; 2 tokens");
+    terminal.shows("> ");
+    terminal.keys("/history\r");
+    terminal.shows("you:\x1b[0m Good-bye there\r\n");
+    terminal.shows("> ");
+    // The second time there is nothing to change.
+    terminal.keys("/edit\r");
+    terminal.shows("nothing was changed");
+    terminal.shows("> ");
+    terminal.keys("\x04");
+    assert_eq!(terminal.ends(), Some(0));
+}
+
+#[test]
+fn markdown_has_colours_where_they_are_wanted() {
+    let noise = Noise::new();
+    let tick = noise.load().encode_prompt("`", false).unwrap();
+    assert_eq!(tick.len(), 1);
+    let bias = format!("--logit-bias={}=100", tick[0]);
+    let args = ["chat", "--model", noise.path(), "--max-tokens", "1", "--no-history", &bias];
+    for (variable, plain, coloured) in [
+        ("NO_COLOR=", None, true),
+        ("NO_COLOR=1", None, false),
+        ("TERM=dumb", None, false),
+        ("NO_COLOR=", Some("--plain"), false),
+    ] {
+        let mut command = Command::new("env");
+        command.arg(variable).arg(env!("CARGO_BIN_EXE_backstop")).args(args).args(plain);
+        command.env_remove("RUST_LOG").env("XDG_STATE_HOME", "/dev/null");
+        let mut terminal = Terminal::start(command);
+        terminal.shows("> ");
+        terminal.keys("Hello\r");
+        let shown = terminal.shows("; 1 token");
+        assert_eq!(shown.contains("\x1b[36m`\x1b[0m\r\n"), coloured, "{variable} {plain:?}: {shown:?}");
+        assert!(shown.contains('`'), "{shown:?}");
+        terminal.shows("> ");
+        terminal.keys("\x04");
+        assert_eq!(terminal.ends(), Some(0), "{variable}");
+    }
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn a_name_is_pulled_run_listed_shown_and_removed() {
     let listed = json(&hub.ok(home, &["list", "--json"]));
     let expected = json!({
         "cache": home.join("hub"),
-        "models": [{ "name": "org/model", "form": "safetensors", "bytes": total, "origin": "hub", "path": snapshot }],
+        "models": [{ "name": "org/model", "form": "safetensors", "bytes": total, "origin": "hub", "path": snapshot, "complete": true }],
     });
     assert_eq!(listed, expected);
     let table = hub.ok(home, &["list"]).out;
@@ -242,9 +242,10 @@ fn models_of_other_programs_are_run_and_not_removed() {
     let layers = json!([{ "mediaType": "application/vnd.ollama.image.model", "digest": format!("sha256:{hash}"), "size": bytes.len() }]);
     let manifest = json!({ "schemaVersion": 2, "layers": layers }).to_string();
     write("ollama/manifests/registry.ollama.ai/library/tiny/1b", manifest.as_bytes());
+    write("ollama/manifests/registry.example.com:81/me/tiny/1b", manifest.as_bytes());
     write(".lmstudio/models/org/tiny-GGUF/tiny-F16.gguf", &bytes);
     let by_path = json(&hub.ok(home, &[&["run", "Hello", "--model", GGUF], &RUN[..], &["0"]].concat()));
-    for name in ["tiny:1b", "org/tiny-GGUF", "org/tiny-GGUF:F16"] {
+    for name in ["tiny:1b", "registry.example.com:81/me/tiny:1b", "org/tiny-GGUF", "org/tiny-GGUF:F16"] {
         let ran = json(&hub.ok(home, &[&["run", "--model", name, "Hello"], &RUN[..], &["0"]].concat()));
         assert_eq!(ran["text"], by_path["text"], "{name}");
         let ran = hub.run(home, &["rm", "--yes", name]);
@@ -254,6 +255,80 @@ fn models_of_other_programs_are_run_and_not_removed() {
     let of = |i: usize| {
         (listed["models"][i]["name"].as_str().unwrap(), listed["models"][i]["origin"].as_str().unwrap())
     };
-    assert_eq!([of(0), of(1)], [("org/tiny-GGUF:F16", "LM Studio"), ("tiny:1b", "Ollama")]);
+    let expected = [
+        ("org/tiny-GGUF:F16", "LM Studio"),
+        ("registry.example.com:81/me/tiny:1b", "Ollama"),
+        ("tiny:1b", "Ollama"),
+    ];
+    assert_eq!([of(0), of(1), of(2)], expected);
+    hub.ok(home, &["show", "registry.example.com:81/me/tiny:1b"]);
+    let absent = "error: registry.example.com/me/none:1 is not on this machine, and a name of Ollama's: `ollama pull \
+                  registry.example.com/me/none:1` downloads it";
+    for command in [&["show"][..], &["pull"], &["rm", "--yes"], &["run", "--pull", "Hello", "--model"]] {
+        refused(&hub, home, &[command, &["registry.example.com/me/none:1"]].concat(), 1, absent);
+    }
     assert_eq!(hub.seen().len(), 0);
+}
+
+#[test]
+fn what_is_incomplete_is_listed_as_that_and_completed() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let index = br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    let files: [(&str, &[u8]); 5] = [
+        ("config.json", b"{}"),
+        ("model-00001-of-00002.safetensors", b"first"),
+        ("model-00002-of-00002.safetensors", b"second"),
+        ("model.safetensors.index.json", index),
+        ("tokenizer.json", b"{ }"),
+    ];
+    let hub = Hub::with(&files);
+    let path = hub.ok(home, &["pull", "org/model"]).out;
+    // As Python leaves it where it was stopped, or was asked for some files.
+    let shard = Path::new(path.trim_end()).join(files[2].0);
+    std::fs::remove_file(std::fs::canonicalize(&shard).unwrap()).unwrap();
+    std::fs::remove_file(&shard).unwrap();
+    hub.forget();
+    let ran = hub.ok(home, &["list"]);
+    let bytes = 2 + 5 + 3 + index.len();
+    assert!(
+        ran.out.contains(&format!("org/model  safetensors  hub     {bytes} B, incomplete\n")),
+        "{}",
+        ran.out
+    );
+    assert_eq!(
+        ran.err,
+        "note: files of what is incomplete are missing: `backstop pull org/model` completes it\n"
+    );
+    assert_eq!(json(&hub.ok(home, &["list", "--json"]))["models"][0]["complete"], false);
+    let absent =
+        "error: org/model is not on this machine: --pull downloads it, as `backstop pull org/model` does";
+    refused(&hub, home, &["run", "org/model", "Hello"], 1, absent);
+    assert_eq!(hub.seen().len(), 0);
+    assert_eq!(hub.ok(home, &["pull", "org/model"]).out, path);
+    let asked: Vec<String> = hub.files_seen().into_iter().map(|seen| seen.path).collect();
+    assert_eq!(asked, [format!("/org/model/resolve/{COMMIT}/{}", files[2].0)]);
+    assert_eq!(std::fs::read(&shard).unwrap(), b"second");
+    let ran = hub.ok(home, &["list"]);
+    assert!(!ran.out.contains("incomplete") && ran.err.is_empty(), "{}{}", ran.out, ran.err);
+}
+
+#[test]
+fn a_password_in_the_address_of_the_hub_is_not_repeated() {
+    let (hub, home) = (Hub::with(&[("m.gguf", b"GGUF")]), tempfile::tempdir().unwrap());
+    let endpoint = hub.address().replace("http://", "http://me:secret@");
+    let output = hub
+        .command(home.path(), &["pull", "org/model", "-vvv"])
+        .env("HF_ENDPOINT", endpoint)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = format!(
+        "error: HF_ENDPOINT is {:?}, expected an address such as https://huggingface.co, without a name and password, which are \
+         not sent: HF_TOKEN says who asks",
+        hub.address()
+    );
+    assert_eq!(said.lines().last(), Some(&*expected));
+    assert!(!said.contains("secret"), "{said}");
+    assert_eq!((output.status.code(), hub.seen().len()), (Some(1), 0));
 }

@@ -41,8 +41,8 @@ fn names_that_are_hashes_of_something_else_are_no_paths() {
     for hash in ["../../../x", "", &"g".repeat(64), &"a".repeat(63)] {
         listed(&hub, json!([{ "rfilename": "x.gguf", "lfs": { "sha256": hash, "size": 4 } }]));
         let ran = hub.run(home.path(), &["pull", "org/model"]);
-        let expected = "error: org/model: the hub lists \"x.gguf\" without a hash to check it by (lfs.sha256, or blobId and size): \
-                        nothing is taken of this repository";
+        let expected = "error: org/model: the hub lists \"x.gguf\" without a hash to check it by (lfs.sha256, or blobId and size), and \
+                        what cannot be checked is not downloaded; NAME:VARIANT takes another file of this repository";
         assert_eq!((ran.err.trim_end(), ran.code), (expected, Some(1)), "{hash}");
     }
     hub.lists("org/model", json!({ "sha": "../../../../x", "siblings": [] }).to_string());
@@ -152,4 +152,28 @@ fn code_and_pickles_are_never_asked_for() {
     assert_eq!(asked, ["config.json", "model.safetensors", "tokenizer.json"].map(of));
     let there = std::fs::read_dir(ran.out.trim_end()).unwrap().count();
     assert_eq!(there, 3);
+}
+
+#[test]
+fn a_file_without_a_hash_is_refused_where_it_is_needed() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::with(&[("m-Q4_0.gguf", b"four"), ("m-Q8_0.gguf", b"eight"), ("README.md", b"read")]);
+    let mut listing = hub.listing("org/model");
+    for file in listing["siblings"].as_array_mut().unwrap() {
+        if file["rfilename"] != "m-Q8_0.gguf" {
+            for name in ["lfs", "blobId"] {
+                file.as_object_mut().unwrap().remove(name);
+            }
+        }
+    }
+    hub.lists("org/model", listing.to_string());
+    let path = hub.ok(home.path(), &["pull", "org/model:Q8_0"]).out;
+    assert_eq!(std::fs::read(path.trim_end()).unwrap(), b"eight");
+    for name in ["org/model", "org/model:Q4_0"] {
+        let ran = hub.run(home.path(), &["pull", name]);
+        let expected = "error: org/model: the hub lists \"m-Q4_0.gguf\" without a hash to check it by (lfs.sha256, or blobId and \
+                        size), and what cannot be checked is not downloaded; NAME:VARIANT takes another file of this repository\n";
+        assert_eq!((&*ran.err, ran.code), (expected, Some(1)));
+    }
+    assert_eq!(hub.files_seen().len(), 1);
 }

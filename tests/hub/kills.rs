@@ -103,3 +103,36 @@ fn two_processes_download_each_byte_once() {
     }
     assert_eq!(hub.sent(), files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
 }
+
+#[test]
+fn a_lock_whose_file_is_taken_away_is_not_taken_for_one() {
+    let (hub, home) = (Hub::with(&[("m.gguf", b"GGUF")]), tempfile::tempdir().unwrap());
+    let folder = home.path().join("hub/.locks/models--org--model");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{}.lock", sha256(b"GGUF")));
+    let locked = || {
+        let file = std::fs::File::create(&path).unwrap();
+        file.lock().unwrap();
+        file
+    };
+    let first = locked();
+    let mut child = hub.command(home.path(), &["pull", "org/model"]).spawn().unwrap();
+    let wait = || std::thread::sleep(std::time::Duration::from_millis(500));
+    while hub.seen().is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    wait();
+    // As some of Python's locks do at their end; then another process has one of this name.
+    std::fs::remove_file(&path).unwrap();
+    let second = locked();
+    drop(first);
+    wait();
+    assert!(
+        child.try_wait().unwrap().is_none() && hub.files_seen().is_empty(),
+        "the second lock is passed over"
+    );
+    drop(second);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(hub.files_seen().len(), 1);
+}

@@ -56,13 +56,12 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until `text` shows, and forgets what came up to it.
-    pub fn shows(&mut self, text: &str) {
+    /// Waits until `text` shows, and forgets what came up to it, with which it comes.
+    pub fn shows(&mut self, text: &str) -> String {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(at) = self.seen.find(text) {
-                self.seen.drain(..at + text.len());
-                return;
+                return self.seen.drain(..at + text.len()).collect();
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let bytes =

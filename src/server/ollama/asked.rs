@@ -11,7 +11,7 @@ use super::super::params::{self, MAX_TOKENS};
 use super::super::served::Served;
 use crate::generate::Options;
 use crate::sample::Grammar;
-use crate::text::{Chat, Message};
+use crate::text::{self, Chat, Message};
 
 /// How a model is loaded, or its work is cut up: no answer depends on it here.
 const OF_LOADING: [&str; 12] = [
@@ -148,9 +148,9 @@ fn format(fields: &mut Fields) -> Result<Option<Grammar>, Failure> {
 fn think(fields: &mut Fields, variables: &mut Map<String, Value>) -> Result<(), Failure> {
     match fields.take("think") {
         None => {}
-        Some(Value::Bool(on)) => params::thinking(on, variables),
+        Some(Value::Bool(on)) => text::thinking(on, variables),
         Some(Value::String(level)) if ["low", "medium", "high", "max"].contains(&level.as_str()) => {
-            params::effort(&level, variables);
+            text::effort(&level, variables);
         }
         Some(other) => {
             let what = format!("expected true, false, low, medium, high or max, got {}", shown(&other));
