@@ -138,8 +138,12 @@ class Failing(OnPage):
         said = page.locator("article.assistant .alert").inner_text()
         self.assertIn("maximum context length is 512 tokens", said)
         self.assertIn("Start a new conversation", said)
-        # The question is there, to be made shorter.
+        # The question is there, to be made shorter; what is asked next goes with it, since templates want turns that alternate.
         self.assertEqual(page.locator("article.user .text").inner_text().split(), ["Again"] * 5000)
+        with page.expect_request("**/v1/chat/completions") as sent:
+            self.ask(page, "More")
+        wanted = [{"role": "user", "content": ("Again " * 5000).strip() + "\n\nMore"}]
+        self.assertEqual(sent.value.post_data_json["messages"], wanted)
 
     def test_a_server_that_is_gone_and_comes_back(self):
         page = self.open()
@@ -172,7 +176,7 @@ class Failing(OnPage):
         button = page.locator("button.model")
         button.get_by_text("one").wait_for()
         button.click()
-        self.assertEqual(page.locator(".models .pick .name").all_text_contents(), ["loadedone", "not loadedtwo", "failed to loadbad"])
+        self.assertEqual(page.locator(".models .pick .name").all_text_contents(), ["one", "two", "bad"])
         self.assertIn("3.0 GiB", page.locator(".models .popup").inner_text())
         self.assertIn("weights.bin is cut short", page.locator(".models .popup").inner_text())
         # One is loaded, another cannot be.

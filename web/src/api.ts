@@ -64,7 +64,7 @@ function kind(status: number, code: string | undefined, message: string): Kind {
   if (status === 429) return "busy";
   if (status === 404) return "missing";
   if (code === "model_load_failed" || /fail(ed|s) to load|could not be loaded/i.test(message)) return "load";
-  return status === 502 || status === 503 || status === 504 ? "gone" : "other";
+  return status === 502 || status === 504 || /about to end/.test(message) ? "gone" : "other";
 }
 
 export async function ask(path: string, init: RequestInit = {}): Promise<Response> {

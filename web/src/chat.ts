@@ -7,7 +7,7 @@ import * as state from "./state";
 import * as store from "./store";
 import type { Token } from "./store";
 import * as tree from "./tree";
-import type { Attachment, Conversation, Stats, Turn } from "./tree";
+import type { Attachment, Conversation, Stats, Trouble, Turn } from "./tree";
 
 const ALTERNATIVES = 5;
 
@@ -26,10 +26,23 @@ function message(turn: Turn) {
   return { role: turn.role, content: written(turn), ...thoughts };
 }
 
+/** Turns that alternate, as templates want them: a question without an answer is the beginning of the next. */
+function spoken(turns: Turn[]): Turn[] {
+  const out: Turn[] = [];
+  for (const turn of turns) {
+    const last = out.at(-1);
+    if (turn.role === "assistant" && !turn.text) continue;
+    if (last?.role === "user" && turn.role === "user") {
+      out[out.length - 1] = { ...turn, files: [], text: `${written(last)}\n\n${written(turn)}` };
+    } else out.push(turn);
+  }
+  return out;
+}
+
 function body(conversation: Conversation, turns: Turn[], begun: Turn | undefined, model: string) {
   const system = conversation.system.trim();
   const messages: object[] = system ? [{ role: "system", content: system }] : [];
-  messages.push(...turns.filter((turn) => turn.role === "user" || turn.text).map(message));
+  messages.push(...spoken(turns).map(message));
   if (begun) messages.push(message(begun));
   const { sampling, effort, alternatives } = settings.value;
   const numbers = FIELDS.map((field) => [field.name, number(field, sampling[field.name])]).filter(
@@ -100,7 +113,8 @@ export async function answer(id: string, parent: string, begun?: { text: string;
     if ((error as Error).name === "AbortError") end = { end: "stopped" };
     else {
       const failed = api.failure(error);
-      end = { end: "trouble", trouble: failed.trouble };
+      const trouble = failed.kind === "other" ? await blamed(failed.trouble, model?.id) : failed.trouble;
+      end = { end: "trouble", trouble };
       if (failed.kind === "key" || failed.kind === "gone") state.trouble.value = failed.trouble;
     }
   }
@@ -114,6 +128,13 @@ export async function answer(id: string, parent: string, begun?: { text: string;
     ? `No answer: ${end.trouble.message}`
     : `${end.end === "stopped" ? "Stopped" : "Answered"}${count ? `, ${count} tokens` : ""}. ${live.value.text.slice(0, 2000)}`;
   void state.refresh();
+}
+
+/** A failure is the model's own where the server lists it as one that does not load. */
+async function blamed(trouble: Trouble, model: string | undefined): Promise<Trouble> {
+  await state.refresh();
+  const failed = state.models.value.find(({ id }) => id === model)?.state === "failed";
+  return failed ? { ...trouble, kind: "load" } : trouble;
 }
 
 /** Puts what has come so far into the conversation. */
@@ -133,7 +154,7 @@ function save(id: string, run: state.Run, end: Partial<Turn>) {
   if (tokens) void state.keep(store.putTokens(run.turn, run.tokens));
 }
 
-/** Reads a stream into `run`; how it finished. A frame of the screen shows all that came since the last. */
+/** Reads a stream into `run`; how it finished. What comes is shown at a pace that the page keeps. */
 async function streamed(asked: object, run: state.Run, trimmed: boolean): Promise<string> {
   const start = performance.now();
   const response = await api.ask("v1/chat/completions", {
@@ -145,11 +166,15 @@ async function streamed(asked: object, run: state.Run, trimmed: boolean): Promis
   let first = 0,
     count = 0,
     finish = "",
-    frame = 0;
+    pace = 16,
+    frame: ReturnType<typeof setTimeout> | 0 = 0;
   const show = () => {
-    cancelAnimationFrame(frame);
+    clearTimeout(frame);
     frame = 0;
     run.live.value = { text, thoughts, doing, stats };
+    // Half of the time stays free, however long the text is.
+    const began = performance.now();
+    requestAnimationFrame(() => (pace = Math.min(250, Math.max(16, performance.now() - began))));
   };
   try {
     for await (const chunk of api.events(response)) {
@@ -176,8 +201,7 @@ async function streamed(asked: object, run: state.Run, trimmed: boolean): Promis
       thoughts += thought;
       text += text || !trimmed ? said : said.trimStart();
       doing = "";
-      // A page in the background gets no frames, and shows what there is when it is seen again.
-      frame ||= requestAnimationFrame(show);
+      frame ||= setTimeout(show, pace);
     }
   } finally {
     show();

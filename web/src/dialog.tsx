@@ -1,5 +1,5 @@
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { IconClose } from "./icons";
 import * as state from "./state";
 
@@ -15,7 +15,7 @@ export function Dialog({
 }) {
   const place = useRef<HTMLDialogElement>(null);
   const open = state.dialog.value === name;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (open) return place.current!.showModal();
     place.current!.close();
     // Where a field of the dialog went away, Chromium leaves what has the focus again without a caret.

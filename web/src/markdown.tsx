@@ -15,8 +15,33 @@ const marked = new Marked({ gfm: true, breaks: false, async: false, extensions }
 /** Elements without attributes that answers use for want of Markdown. */
 const PLAIN = new Set(["sub", "sup", "kbd", "mark", "u", "b", "i", "s", "small"]);
 
-export function Markdown({ text }: { text: string }) {
-  const blocks = useMemo(() => marked.lexer(text), [text]);
+/** So many blocks at the end of a growing text are read anew: what comes may still become a part of them. */
+const OPEN = 3;
+
+/** The blocks of a text. Of one that grows (`live`) those that are done are not read again at each token. */
+function useBlocks(text: string, live: boolean): Token[] {
+  const last = useRef<{ text: string; tokens: Token[]; live: boolean }>({ text: "", tokens: [], live: false });
+  return useMemo(() => {
+    const whole = text.replace(/\r\n?/g, "\n");
+    const { text: was, tokens } = last.current;
+    let kept: Token[] = [];
+    if (live && last.current.live && whole.startsWith(was)) {
+      const solid = tokens.flatMap((token, i) => (token.type === "space" ? [] : [i]));
+      kept = tokens.slice(0, solid.at(-OPEN) ?? 0);
+    }
+    const from = kept.reduce((sum, token) => sum + token.raw.length, 0);
+    const all = [...kept, ...marked.lexer(whole.slice(from))];
+    last.current = {
+      text: whole,
+      tokens: all,
+      live: live && all.reduce((sum, { raw }) => sum + raw.length, 0) === whole.length,
+    };
+    return all;
+  }, [text, live]);
+}
+
+export function Markdown({ text, live = false }: { text: string; live?: boolean }) {
+  const blocks = useBlocks(text, live);
   return (
     <div class="markdown">
       {blocks.map((token, i) => (

@@ -54,12 +54,18 @@ const beginning = (text: string) => {
   return at < 0 ? undefined : at;
 };
 
+/** Where the first paragraph of a text ends: what is behind it is looked at when its turn comes. */
+const paragraph = (text: string) => {
+  const at = text.indexOf("\n\n");
+  return at < 0 ? text.length : at;
+};
+
 /** Formulas in Markdown, for marked: `$…$` and `\(…\)` in a line, `$$…$$` and `\[…\]` by themselves. */
 export const extensions = [
   {
     name: "display",
     level: "block" as const,
-    start: (text: string) => text.match(/^ {0,3}(\$\$|\\\[)/m)?.index,
+    start: (text: string) => /^ {0,3}(\$\$|\\\[)/m.exec(text.slice(0, paragraph(text)))?.index,
     tokenizer(text: string) {
       const found =
         /^ {0,3}\$\$([\s\S]+?)\$\$[ \t]*(?:\n|$)/.exec(text) ?? /^ {0,3}\\\[([\s\S]+?)\\\][ \t]*(?:\n|$)/.exec(text);

@@ -80,7 +80,7 @@ export function Models() {
                 <span class="tick">{one.id === model.id && <IconCheck />}</span>
                 <span class="what">
                   <span class="name">
-                    <Dot model={one} />
+                    <Dot model={one} beside />
                     {one.id}
                   </span>
                   <span class="faint">{[one.state && STATES[one.state], facts(one)].filter(Boolean).join(" · ")}</span>
@@ -106,11 +106,12 @@ export function Models() {
   );
 }
 
-function Dot({ model }: { model: Model }) {
+/** Its state as a colour; in words, too, where they do not stand `beside`. */
+function Dot({ model, beside = false }: { model: Model; beside?: boolean }) {
   const what = model.state ?? "loaded";
   return (
     <span class={`dot is-${what}`} title={STATES[what]}>
-      <span class="hidden">{STATES[what]}</span>
+      {!beside && <span class="hidden">{STATES[what]}</span>}
     </span>
   );
 }

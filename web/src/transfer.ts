@@ -102,7 +102,8 @@ function whole(
   const there = new Map<string, string>();
   for (let left = turns; ;) {
     const next = left.filter((turn) => turn.parent === null || there.has(turn.parent));
-    for (const turn of next.filter((turn) => !there.has(turn.id))) {
+    for (const turn of next) {
+      if (there.has(turn.id)) continue;
       // Ids are made anew, so that what is kept beside turns of other conversations stays theirs.
       there.set(turn.id, tree.id());
       kept.push({ ...turn, id: there.get(turn.id)!, parent: turn.parent && there.get(turn.parent)! });

@@ -26,6 +26,7 @@ function Asked({ conversation, turn }: Props) {
   const busy = state.runs.value.has(conversation.id);
   return (
     <article class="user" aria-label="You">
+      <h2 class="hidden">You</h2>
       {editing ? (
         <Editor turn={turn} onDone={() => setEditing(false)} />
       ) : (
@@ -65,8 +66,9 @@ function Answer({ conversation, turn, last }: Props) {
       aria-label={turn.model ?? "Assistant"}
       aria-busy={live !== undefined}
     >
+      <h2 class="hidden">{turn.model ?? "Assistant"}</h2>
       {thoughts && <Thoughts text={thoughts} live={live !== undefined && !text} />}
-      {asTokens && !live ? <Tokens turn={turn} /> : text && <Markdown text={text} />}
+      {asTokens && !live ? <Tokens turn={turn} /> : text && <Markdown text={text} live={live !== undefined} />}
       {live && !text && !thoughts && <p class="doing">{live.doing}</p>}
       {turn.trouble && !live && (
         <div class="alert" role="group" aria-label="Error">
@@ -213,7 +215,7 @@ function Thoughts({ text, live }: { text: string; live: boolean }) {
   return (
     <details class="thoughts">
       <summary>{live ? <span class="doing">Thinking…</span> : "Thoughts"}</summary>
-      <Markdown text={text} />
+      <Markdown text={text} live={live} />
     </details>
   );
 }
