@@ -63,6 +63,7 @@ function body(conversation: Conversation, turns: Turn[], begun: Turn | undefined
 /** Sends a question: a new turn below `parent`. */
 export async function send(text: string, files: Attachment[], parent?: string | null) {
   let conversation = state.conversation.value ?? state.begun();
+  if (state.runs.value.has(conversation.id)) return;
   const from = parent === undefined ? (tree.path(conversation).at(-1)?.id ?? null) : parent;
   const turn: Turn = {
     id: tree.id(),

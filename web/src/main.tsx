@@ -1,7 +1,6 @@
 // The page as a whole: the list of conversations, the one that is open, and the keys that work everywhere.
 
 import { render } from "preact";
-import { useEffect } from "preact/hooks";
 import { stop } from "./chat";
 import { Composer } from "./composer";
 import { About, Keys } from "./about";
@@ -47,10 +46,6 @@ function keys(event: KeyboardEvent) {
 }
 
 function Page() {
-  useEffect(() => {
-    addEventListener("keydown", keys);
-    return () => removeEventListener("keydown", keys);
-  }, []);
   const open = settings.value.sidebar,
     drawer = state.drawer.value;
   return (
@@ -111,5 +106,6 @@ function Page() {
   );
 }
 
+addEventListener("keydown", keys);
 void state.begin();
 render(<Page />, document.getElementById("page")!);
