@@ -20,7 +20,7 @@ export const IconMenu = icon("M4 7h16M4 12h16M4 17h16");
 export const IconPlus = icon("M12 5v14M5 12h14");
 export const IconSearch = icon("M11 18a7 7 0 1 0 0-14 7 7 0 0 0 0 14zM16 16l4.5 4.5");
 export const IconSend = icon("M12 19V5M6 11l6-6 6 6");
-export const IconStop = icon("M8 8h8v8H8z");
+export const IconStop = icon("M7 7h10v10H7z");
 export const IconClip = icon(
   "M20 11.5l-8.2 8.2a5 5 0 0 1-7.1-7.1l8.5-8.5a3.3 3.3 0 0 1 4.7 4.7l-8.4 8.4a1.7 1.7 0 0 1-2.4-2.4l7.7-7.6",
 );

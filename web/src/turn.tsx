@@ -95,7 +95,7 @@ function Answer({ conversation, turn, last }: Props) {
       {!live && (
         <div class="actions">
           <Branches conversation={conversation} turn={turn} />
-          <Copy text={text} label="Copy answer" />
+          {text && <Copy text={text} label="Copy answer" />}
           <Action label="Answer again" icon={<IconAgain />} off={busy} does={() => void again(turn)} name="again" />
           {last && turn.end && turn.end !== "trouble" && text && !full && (
             <Action label="Continue" icon={<IconOn />} off={busy} does={() => void more(turn)} name="continue" />
@@ -112,7 +112,7 @@ function Answer({ conversation, turn, last }: Props) {
           <Delete conversation={conversation} turn={turn} off={busy} />
         </div>
       )}
-      {stats && <Figures stats={stats} model={state.several.value ? turn.model : undefined} />}
+      {stats && !live && <Figures stats={stats} model={state.several.value ? turn.model : undefined} />}
     </article>
   );
 }
