@@ -6,10 +6,11 @@ import unittest
 import urllib.request
 
 from browser import PATH, PHONE, Browser
+from playwright.sync_api import expect
 from support import QUESTION, Server
 
 SHOTS = os.environ.get("SCREENSHOTS")
-DONE = "#send"
+DONE, ANSWER = "#send", "article.assistant .markdown"
 
 
 @unittest.skipUnless(PATH, "no Chromium here (CHROMIUM names one)")
@@ -51,8 +52,12 @@ class Page(unittest.TestCase):
             work()
         page.wait_for_selector(DONE)
 
+    def sees(self, page, selector, texts):
+        """What is drawn comes to be this."""
+        expect(page.locator(selector)).to_have_text(texts, use_inner_text=True, timeout=120_000)
+
     def answers(self, page):
-        return page.locator("article.assistant .markdown").all_inner_texts()
+        return page.locator(ANSWER).all_inner_texts()
 
     def post(self, **fields):
         body = {"messages": QUESTION, "temperature": 0, "max_tokens": 30, **fields}
@@ -96,31 +101,31 @@ class Conversations(Page):
         self.ask(page, "Once upon a time")
         first = self.answers(page)
         self.answered(page, lambda: page.click("article.assistant .do-again"))
-        self.assertEqual(page.locator("article.assistant .branches").inner_text(), "2/2")
+        self.sees(page, "article.assistant .branches", "2/2")
         page.get_by_label("Previous version").click()
-        self.assertEqual(page.locator("article.assistant .branches").inner_text(), "1/2")
-        self.assertEqual(self.answers(page), first)
+        self.sees(page, "article.assistant .branches", "1/2")
+        self.sees(page, ANSWER, first)
         # The last message, edited by the keyboard, is a version of its own, with answers of its own.
         page.press("#question", "ArrowUp")
         self.assertEqual(page.input_value(".editor textarea"), "Once upon a time")
         page.fill(".editor textarea", "The cat")
         self.answered(page, lambda: page.keyboard.press("Enter"))
-        self.assertEqual(page.locator("article.user .branches").inner_text(), "2/2")
-        self.assertEqual(page.locator("article.user .text").all_inner_texts(), ["The cat"])
-        self.assertEqual(page.locator("article.assistant .branches").count(), 0)
+        self.sees(page, "article.user .branches", "2/2")
+        self.sees(page, "article.user .text", ["The cat"])
+        self.sees(page, "article.assistant .branches", [])
         page.locator("article.user").get_by_label("Previous version").click()
-        self.assertEqual(self.answers(page), first)
+        self.sees(page, ANSWER, first)
         page.reload()
         page.locator("article.assistant .markdown").wait_for()
-        self.assertEqual(self.answers(page), first)
+        self.sees(page, ANSWER, first)
         # The rest of an answer that was cut begins with it.
         self.answered(page, lambda: page.click("article.assistant .do-continue"))
-        self.assertEqual(page.locator("article.assistant .branches").inner_text(), "3/3")
+        self.sees(page, "article.assistant .branches", "3/3")
         self.assertTrue(self.answers(page)[0].startswith(first[0]) and len(self.answers(page)[0]) > len(first[0]))
         # Deleted by two clicks.
         page.click("article.assistant .do-delete")
         page.click("article.assistant .do-delete")
-        self.assertEqual(page.locator("article.assistant .branches").inner_text(), "2/2")
+        self.sees(page, "article.assistant .branches", "2/2")
         self.assertEqual(page.complaints, [])
 
     def test_what_is_stopped_stays(self):
@@ -141,7 +146,7 @@ class Conversations(Page):
         text = self.answers(page)
         page.reload()
         page.locator("article.assistant .markdown").wait_for()
-        self.assertEqual(self.answers(page), text)
+        self.sees(page, ANSWER, text)
 
     def test_the_list(self):
         page = self.open()
@@ -150,28 +155,27 @@ class Conversations(Page):
             self.ask(page, text)
             page.keyboard.press("Control+Shift+O")
             page.wait_for_selector(".welcome")
-        titles = lambda: page.locator(".entry .title").all_inner_texts()
-        self.assertEqual(titles(), ["The sun rose", "A dog ran", "A cat sat"])
+        self.sees(page, ".entry .title", ["The sun rose", "A dog ran", "A cat sat"])
         page.keyboard.press("Control+k")
         page.wait_for_selector("#search:focus")
         page.keyboard.type("DOG")
-        self.assertEqual(titles(), ["A dog ran"])
+        self.sees(page, ".entry .title", ["A dog ran"])
         page.keyboard.press("ArrowDown")
         page.keyboard.press("F2")
         page.keyboard.type("About a dog")
         page.keyboard.press("Enter")
         page.fill("#search", "")
         # A change of the title moves nothing.
-        self.assertEqual(titles(), ["The sun rose", "About a dog", "A cat sat"])
+        self.sees(page, ".entry .title", ["The sun rose", "About a dog", "A cat sat"])
         entry = page.locator(".entry", has_text="The sun rose")
         entry.hover()
         entry.get_by_label("More of The sun rose").click()
         page.get_by_role("menuitem", name="Delete…").click()
         page.get_by_role("menuitem", name="Delete for good").click()
-        self.assertEqual(titles(), ["About a dog", "A cat sat"])
+        self.sees(page, ".entry .title", ["About a dog", "A cat sat"])
         page.reload()
         page.locator(".entry .title").first.wait_for()
-        self.assertEqual(titles(), ["About a dog", "A cat sat"])
+        self.sees(page, ".entry .title", ["About a dog", "A cat sat"])
         self.assertEqual(page.complaints, [])
 
     def test_files_of_conversations(self):
@@ -207,10 +211,10 @@ class Conversations(Page):
         page.keyboard.press("Escape")
         page.locator(".entry a", has_text="A cat sat").first.click()
         page.locator("article.assistant .markdown").wait_for()
-        self.assertEqual(self.answers(page), said)
+        self.sees(page, ANSWER, said)
         page.locator(".entry a", has_text="Of llama.cpp").click()
         page.get_by_text("Hi there").wait_for()
-        self.assertEqual(page.locator("article.assistant .branches").inner_text(), "1/2")
+        self.sees(page, "article.assistant .branches", "1/2")
         entry = page.locator(".entry", has_text="Of llama.cpp")
         entry.get_by_label("More of").click()
         with page.expect_download() as download:
@@ -275,7 +279,7 @@ class Conversations(Page):
         self.answered(page, lambda: other.click())
         begun = "".join(one["token"] for one in wanted[:3]) + token
         self.assertTrue(self.answers(page)[0].startswith(begun.strip()), (begun, self.answers(page)))
-        self.assertEqual(page.locator("article.assistant .branches").inner_text(), "2/2")
+        self.sees(page, "article.assistant .branches", "2/2")
         self.assertEqual(page.complaints, [])
 
 

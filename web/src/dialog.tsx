@@ -32,7 +32,8 @@ export function Dialog({
     <dialog
       ref={place}
       aria-labelledby={`${name}-title`}
-      onClose={close}
+      onCancel={close}
+      onClose={() => place.current!.open || close()}
       onClick={(event) => event.target === place.current && close()}
     >
       {open && (

@@ -1,6 +1,6 @@
 // One message, and what can be done with it.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { again, more, send } from "./chat";
 import { IconAgain, IconClose, IconEdit, IconFile, IconLeft, IconOn, IconRight, IconTokens, IconTrash } from "./icons";
 import { Copy, Markdown } from "./markdown";
@@ -249,7 +249,7 @@ export function Files({ files, onRemove }: { files: Attachment[]; onRemove?: (at
 function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
   const field = useRef<HTMLTextAreaElement>(null);
   const [files, setFiles] = useState(turn.files ?? []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     field.current!.focus();
     field.current!.setSelectionRange(turn.text.length, turn.text.length);
   }, []);
