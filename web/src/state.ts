@@ -85,6 +85,7 @@ export async function keep(work: Promise<unknown>, message: object = {}) {
 
 /** Puts a changed conversation in its place. */
 export function update(changed: Conversation, save = true) {
+  if (forgotten.has(changed.id)) return;
   const known = conversations.value.some(({ id }) => id === changed.id);
   conversations.value = known
     ? conversations.value.map((one) => (one.id === changed.id ? changed : one))
@@ -104,11 +105,17 @@ export function fresh() {
   document.getElementById("question")?.focus();
 }
 
+/** Those that are being deleted: what still comes of an answer does not bring them back. */
+const forgotten = new Set<string>();
+
+/** Deletes a conversation, which is listed until it is gone for good. */
 export async function forget(gone: Conversation) {
+  forgotten.add(gone.id);
   runs.value.get(gone.id)?.stop.abort();
-  conversations.value = conversations.value.filter(({ id }) => id !== gone.id);
-  if (current.value === gone.id) fresh();
   await keep(store.remove(gone), { id: gone.id });
+  conversations.value = conversations.value.filter(({ id }) => id !== gone.id);
+  forgotten.delete(gone.id);
+  if (current.value === gone.id) fresh();
 }
 
 export async function forgetAll() {
