@@ -10,6 +10,8 @@ import { path, type Conversation } from "./tree";
 
 const searched = signal("");
 const renaming = signal("");
+/** The one whose title was left by a key, which the focus goes back to. */
+let renamed = "";
 /** So many lines of the list are drawn at once. */
 const MOST = 300;
 
@@ -106,6 +108,12 @@ function Entry({ conversation, line, heading }: { conversation: Conversation; li
     open = state.current.value === id;
   const busy = state.runs.value.has(id);
   const [sure, setSure] = useState(false);
+  const link = useRef<HTMLAnchorElement>(null);
+  useLayoutEffect(() => {
+    if (renamed !== id || renaming.value === id) return;
+    renamed = "";
+    link.current!.focus();
+  }, [renaming.value]);
   const items = sure
     ? [
         { label: "Delete for good", danger: true, does: () => void state.forget(conversation) },
@@ -125,6 +133,7 @@ function Entry({ conversation, line, heading }: { conversation: Conversation; li
           <Rename conversation={conversation} />
         ) : (
           <a
+            ref={link}
             class="open"
             href={`#/${id}`}
             aria-current={open ? "page" : undefined}
@@ -173,8 +182,8 @@ function Rename({ conversation }: { conversation: Conversation }) {
         if (event.key !== "Enter" && event.key !== "Escape") return;
         event.preventDefault();
         event.stopPropagation();
+        renamed = conversation.id;
         done(event.key === "Enter");
-        requestAnimationFrame(() => document.querySelector<HTMLElement>(`a[href="#/${conversation.id}"]`)?.focus());
       }}
     />
   );
