@@ -1,9 +1,13 @@
-//! The page at `/`: one file, nothing from elsewhere, and a policy that lets it do nothing but ask this server.
+//! The page at `/`: one file, nothing from elsewhere, and a policy that lets it do nothing but ask this server. Its sources are
+//! in `web/`, and `cargo xtask page` makes it of them.
+
+use std::sync::LazyLock;
 
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-
-use super::app::random;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
 
 const PAGE: &str = include_str!("page.html");
 
@@ -27,19 +31,29 @@ pub(crate) async fn root(headers: HeaderMap) -> Response {
     response
 }
 
-/// The page, with a number of its own that its script and style carry: what is not of this file does not run.
+/// The page, with the hashes of its own script and style: what is not of this file does not run, and no text becomes markup.
 fn show() -> Response {
-    let nonce = format!("{:016x}{:016x}", random(), random());
-    let policy = format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    );
-    let policy = HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+        let policy = format!(
+            "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
+             form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+            hash("script"),
+            hash("style")
+        );
+        HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+    });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CONTENT_SECURITY_POLICY, POLICY.clone()),
         (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
     ];
-    (headers, PAGE.replace("{{nonce}}", &nonce)).into_response()
+    (headers, PAGE).into_response()
+}
+
+/// What a policy calls the text of the page's one element of this name; without one, nothing.
+fn hash(tag: &str) -> String {
+    let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+    let text = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map(|(text, _)| text);
+    text.map_or("'none'".to_owned(), |text| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text))))
 }

@@ -58,11 +58,11 @@ class Async(unittest.IsolatedAsyncioTestCase):
         asyncio.get_running_loop().set_debug(False)
 
 
-def scripted(rules, *args):
+def scripted(rules, *args, key=KEY):
     """A server whose model writes what the first of `rules` that holds for a conversation says."""
     with tempfile.TemporaryDirectory() as folder:
         model = make(Path(folder) / "scripted", {"rules": rules})
-        return Server(str(model), "--alias", MODEL, *args)
+        return Server(str(model), "--alias", MODEL, *args, key=key)
 
 
 def rule(answer, role="user", **when):

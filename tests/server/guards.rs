@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{Server, chat};
 
@@ -17,7 +20,7 @@ const ROUTES: [(&str, &str); 7] = [
 ];
 
 #[test]
-fn a_key_is_asked_for_on_every_route_but_health() {
+fn a_key_is_asked_for_on_every_route_but_health_and_the_page() {
     let server = Server::start(&["--api-key", "sesame"]);
     assert_eq!(server.address.ip().to_string(), "127.0.0.1");
     server.get("/health").ok();
@@ -41,6 +44,31 @@ fn a_key_is_asked_for_on_every_route_but_health() {
     {
         server.request("GET", "/v1/models", &[right], b"").ok();
     }
+}
+
+/// The hashes that its policy names are those of what is in it: a browser runs nothing else.
+#[test]
+fn the_page_has_one_script_and_one_style_and_a_policy_of_these() {
+    let server = Server::start(&["--api-key", "sesame"]);
+    let page = server.request("GET", "/", &[("accept", "text/html")], b"");
+    assert_eq!(page.status, 200);
+    let text = page.text();
+    let part = |tag: &str| {
+        let parts: Vec<&str> = text.split(&format!("<{tag}>")).collect();
+        assert_eq!(parts.len(), 2, "one {tag} without attributes");
+        parts[1].split(&format!("</{tag}>")).next().unwrap().to_owned()
+    };
+    let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
+    let wanted = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
+         trusted-types 'none'",
+        hash(&part("script")),
+        hash(&part("style"))
+    );
+    assert_eq!(page.header("content-security-policy"), Some(wanted.as_str()));
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    assert!(text.len() < 700 << 10, "{} bytes", text.len());
 }
 
 #[test]

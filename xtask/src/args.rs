@@ -52,6 +52,12 @@ pub enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Make the page that the server embeds, of web/
+    Page {
+        /// Compare what is made with what is committed instead
+        #[arg(long)]
+        check: bool,
+    },
     /// Make random weights of a real shape, for measuring speed and memory
     RandomModel {
         /// llama-1b, qwen2.5-0.5b, smollm2-135m, qwen3.5-0.8b; cut to 8 layers, qwen3-30b-a3b-8, gpt-oss-20b-8 and glm-4.7-flash-8;

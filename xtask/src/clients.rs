@@ -19,7 +19,7 @@ struct Environment {
 
 /// `openai` and `anthropic` in the versions that are newest when the environment is made; what is built on them as it was
 /// tried, in environments of its own where it holds them back.
-const ENVIRONMENTS: [Environment; 5] = [
+const ENVIRONMENTS: [Environment; 6] = [
     Environment {
         name: "newest",
         packages: &["anthropic", "openai"],
@@ -29,7 +29,6 @@ const ENVIRONMENTS: [Environment; 5] = [
             "test_anthropic_loops.py",
             "test_openai.py",
             "test_openai_loops.py",
-            "test_page.py",
             "test_scripted.py",
             "test_several_ai_sdk.py",
             "test_structure.py",
@@ -71,6 +70,10 @@ const ENVIRONMENTS: [Environment; 5] = [
         name: "ollama",
         packages: &["ollama==0.6.3"],
         tests: &["test_ollama.py", "test_several_ollama.py"],
+    },
+        name: "page",
+        packages: &["playwright==1.65.2"],
+        tests: &["test_page.py", "test_page_answers.py"],
     },
 ];
 

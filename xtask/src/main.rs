@@ -6,6 +6,7 @@ mod fuzz;
 mod layers;
 mod load;
 mod mlx;
+mod page;
 mod peers;
 mod random_model;
 mod real_models;
@@ -49,6 +50,8 @@ fn run(task: Task) -> Result<()> {
         Task::RealModels(options) => real_models::run(&options),
         Task::Clients { agents: true, words } => clients::agents(&words),
         Task::Clients { agents: false, words } => clients::test(&words),
+        Task::Page { check: true } => page::check(),
+        Task::Page { check: false } => page::make(),
         Task::RandomModel { shape, kind, path } => random_model::write(&shape, &kind, &path),
         Task::Peers(options) => peers::run(&options),
         Task::Load { kind } => load::run(&kind),

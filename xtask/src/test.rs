@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::steps::Steps;
-use crate::{clients, layers, mlx, util};
+use crate::{clients, layers, mlx, page, util};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
@@ -39,6 +39,10 @@ pub fn run(options: &Options) -> Result<()> {
         steps.cargo("format of bindings", "fmt --manifest-path xtask/bindings/Cargo.toml --check", &[]);
         steps.cargo("format of fuzz", "fmt --manifest-path fuzz/Cargo.toml --check", &[]);
         steps.step("order of imports", layers::run);
+        match page::missing() {
+            Ok(()) => drop(steps.step("the page is what web/ gives", page::check)),
+            Err(error) => steps.skip("the page is what web/ gives", &error),
+        }
         let deny = ["--", "--deny", "warnings"].map(str::to_owned);
         let alone = "clippy --package backstop --all-targets --no-default-features";
         steps.cargo("clippy of the library alone", alone, &deny);

@@ -1,0 +1,216 @@
+// Where a message is written, and files are attached.
+
+import { signal } from "@preact/signals";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { send, stop } from "./chat";
+import { IconClip, IconSend, IconStop } from "./icons";
+import { perSecond } from "./numbers";
+import { settings } from "./settings";
+import * as state from "./state";
+import type { Attachment } from "./tree";
+import { importFile } from "./transfer";
+import { Files } from "./turn";
+
+/** What is written and not sent, of each conversation. */
+const drafts = new Map<string, string>();
+const attached = signal<Attachment[]>([]);
+const refused = signal("");
+/** A file of more characters fits no context that there is. */
+const MOST = 4_000_000;
+
+/** A file's text; what is no text is refused in words. */
+export async function textOf(file: File): Promise<Attachment> {
+  if (file.size > MOST) throw new Error(`${file.name} is larger than 4 MB, which no model's context holds`);
+  let text;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch {
+    throw new Error(`${file.name} is no text (it is not UTF-8): models here read text alone`);
+  }
+  if (text.includes("\0")) throw new Error(`${file.name} is no text: models here read text alone`);
+  return { name: file.name, text: text.replace(/\r\n/g, "\n") };
+}
+
+/** Takes files: exported conversations in, all others to the message. */
+async function take(files: File[]) {
+  refused.value = "";
+  for (const file of files) {
+    try {
+      const one = await textOf(file);
+      if (file.name.endsWith(".json") && one.text.includes('"backstop-conversations"')) {
+        const count = await importFile(file);
+        state.said.value = `${count} conversations imported.`;
+      } else attached.value = [...attached.value, one];
+    } catch (error) {
+      refused.value = `${(error as Error).message}.`;
+    }
+  }
+  document.getElementById("question")?.focus();
+}
+
+export function Composer() {
+  const id = state.current.value,
+    run = state.runs.value.get(id);
+  const field = useRef<HTMLTextAreaElement>(null),
+    chooser = useRef<HTMLInputElement>(null);
+  const [empty, setEmpty] = useState(true);
+  const [over, setOver] = useState(false);
+  const fit = () => {
+    const area = field.current!;
+    area.style.height = "auto";
+    area.style.height = `${area.scrollHeight}px`;
+    setEmpty(!area.value.trim());
+  };
+  useLayoutEffect(() => {
+    field.current!.value = drafts.get(id) ?? "";
+    fit();
+    if (matchMedia("(hover: hover)").matches) field.current!.focus();
+    return () => void drafts.set(id, field.current?.value ?? "");
+  }, [id]);
+  useEffect(() => {
+    const carries = (event: DragEvent) => event.dataTransfer?.types.includes("Files");
+    const hover = (event: DragEvent) => {
+      if (!carries(event)) return;
+      event.preventDefault();
+      setOver(true);
+    };
+    const leave = (event: DragEvent) => {
+      if (!event.relatedTarget) setOver(false);
+    };
+    const drop = (event: DragEvent) => {
+      setOver(false);
+      if (!carries(event)) return;
+      event.preventDefault();
+      void take([...event.dataTransfer!.files]);
+    };
+    addEventListener("dragover", hover);
+    addEventListener("dragleave", leave);
+    addEventListener("drop", drop);
+    return () => {
+      removeEventListener("dragover", hover);
+      removeEventListener("dragleave", leave);
+      removeEventListener("drop", drop);
+    };
+  }, []);
+  const submit = () => {
+    const text = field.current!.value.trim();
+    if (state.runs.value.has(id) || (!text && attached.value.length === 0)) return;
+    const files = attached.value;
+    field.current!.value = "";
+    drafts.delete(id);
+    attached.value = [];
+    refused.value = "";
+    fit();
+    void send(text, files);
+  };
+  const keys = (event: KeyboardEvent) => {
+    if (event.isComposing) return;
+    const command = event.ctrlKey || event.metaKey;
+    if (event.key === "Enter" && !event.shiftKey && (command || settings.value.enter)) {
+      event.preventDefault();
+      submit();
+    }
+    if (event.key === "ArrowUp" && !field.current!.value && state.conversation.value && !run) {
+      const last = [...document.querySelectorAll<HTMLElement>("article.user .do-edit")].at(-1);
+      if (last) {
+        event.preventDefault();
+        last.click();
+      }
+    }
+  };
+  const paste = (event: ClipboardEvent) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.length === 0) return;
+    event.preventDefault();
+    void take(files);
+  };
+  const send_ = !empty || attached.value.length > 0;
+  return (
+    <form
+      class="composer"
+      onSubmit={(event) => {
+        event.preventDefault();
+        submit();
+      }}
+    >
+      <div class="column">
+        {refused.value && (
+          <p class="alarm" role="alert">
+            {refused.value}
+          </p>
+        )}
+        <div class="box">
+          <Files
+            files={attached.value}
+            onRemove={(at) => (attached.value = attached.value.filter((_, i) => i !== at))}
+          />
+          <label class="hidden" for="question">
+            Message
+          </label>
+          <textarea
+            ref={field}
+            id="question"
+            rows={1}
+            placeholder="Write a message"
+            aria-describedby="hint"
+            onInput={fit}
+            onKeyDown={keys}
+            onPaste={paste}
+          />
+          <span class="hidden" id="hint">
+            {settings.value.enter ? "Enter sends, Shift and Enter begin a new line." : "Ctrl and Enter send."}
+          </span>
+          <div class="buttons">
+            <input
+              ref={chooser}
+              type="file"
+              multiple
+              hidden
+              aria-label="Files"
+              onChange={(event) => {
+                void take([...(event.currentTarget.files ?? [])]);
+                event.currentTarget.value = "";
+              }}
+            />
+            <button
+              type="button"
+              class="quiet"
+              aria-label="Attach text files"
+              title="Attach text files"
+              onClick={() => chooser.current!.click()}
+            >
+              <IconClip />
+            </button>
+            <span class="stretch" />
+            {run ? (
+              <button type="button" class="main round" aria-label="Stop" title="Stop (Escape)" id="stop" onClick={stop}>
+                <IconStop />
+              </button>
+            ) : (
+              <button type="submit" class="main round" aria-label="Send" title="Send" id="send" disabled={!send_}>
+                <IconSend />
+              </button>
+            )}
+          </div>
+        </div>
+        <Rate />
+      </div>
+      {over && (
+        <div class="dropping" aria-hidden="true">
+          <p>Drop text files, or exported conversations</p>
+        </div>
+      )}
+    </form>
+  );
+}
+
+/** How fast it writes just now. */
+function Rate() {
+  const live = state.runs.value.get(state.current.value)?.live.value;
+  const { tokens, rate } = live?.stats ?? {};
+  return (
+    <p class="rate faint" id="rate">
+      {live ? live.doing || (rate ? `${tokens!.toLocaleString()} tokens, ${perSecond(rate)}` : "…") : ""}
+    </p>
+  );
+}

@@ -1,0 +1,190 @@
+// What the page shows: conversations, models, and what goes on.
+
+import { computed, effect, signal, type Signal } from "@preact/signals";
+import * as api from "./api";
+import { settings } from "./settings";
+import * as store from "./store";
+import type { Token } from "./store";
+import * as tree from "./tree";
+import type { Conversation, Stats, Trouble } from "./tree";
+
+/** An answer that is being written. */
+export interface Run {
+  turn: string;
+  stop: AbortController;
+  live: Signal<{ text: string; thoughts: string; doing: string; stats: Stats }>;
+  tokens: Token[];
+}
+
+export const conversations = signal<Conversation[]>([]);
+export const current = signal("");
+export const runs = signal<ReadonlyMap<string, Run>>(new Map());
+export const models = signal<api.Model[]>([]);
+export const chosen = signal(remembered());
+/** What went wrong beside any answer. */
+export const trouble = signal<Trouble | null>(null);
+/** What a screen reader says. */
+export const said = signal("");
+export const ready = signal(false);
+export const dialog = signal<"" | "settings" | "keys" | "about">("");
+/** On a narrow screen the sidebar is a drawer. */
+export const drawer = signal(false);
+
+export const conversation = computed(() => conversations.value.find(({ id }) => id === current.value));
+export const model = computed(() => models.value.find(({ id }) => id === chosen.value) ?? models.value[0]);
+export const isLoaded = (model: api.Model) => !model.state || model.state === "loaded";
+/** Whether the server holds several models, or tells of their states. */
+export const several = computed(() => models.value.length > 1 || models.value.some(({ state }) => state));
+
+const MODEL = "backstop.model";
+
+function remembered(): string {
+  try {
+    return localStorage.getItem(MODEL) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+export function choose(id: string) {
+  chosen.value = id;
+  try {
+    localStorage.setItem(MODEL, id);
+  } catch {
+    /* It holds while the page is open. */
+  }
+}
+
+/** Other tabs of this page hear what changes here. */
+const channel = "BroadcastChannel" in self ? new BroadcastChannel("backstop") : undefined;
+channel?.addEventListener("message", async ({ data }) => {
+  if (runs.value.has(data.id)) return;
+  if (data.all) conversations.value = await store.all();
+  else {
+    const found = await store.get(data.id);
+    const rest = conversations.value.filter(({ id }) => id !== data.id);
+    conversations.value = found ? [...rest, found] : rest;
+  }
+});
+
+let lost = false;
+/** Keeps something in the browser, or says once that it cannot. */
+export async function keep(work: Promise<unknown>, message: object = {}) {
+  try {
+    await work;
+    channel?.postMessage(message);
+  } catch (error) {
+    if (!lost)
+      trouble.value = {
+        kind: "other",
+        message: `This browser does not keep conversations (${(error as Error)?.message}). They last while this page is open: export what you want to keep.`,
+      };
+    lost = true;
+  }
+}
+
+/** Puts a changed conversation in its place. */
+export function update(changed: Conversation, save = true) {
+  if (forgotten.has(changed.id)) return;
+  const known = conversations.value.some(({ id }) => id === changed.id);
+  conversations.value = known
+    ? conversations.value.map((one) => (one.id === changed.id ? changed : one))
+    : [...conversations.value, changed];
+  if (save) void keep(store.put(changed), { id: changed.id });
+}
+
+export const find = (id: string) => conversations.value.find((one) => one.id === id);
+
+export function open(id: string) {
+  location.hash = id ? `#/${id}` : "#/";
+}
+
+export function fresh() {
+  open("");
+  drawer.value = false;
+  document.getElementById("question")?.focus();
+}
+
+/** Those that are being deleted: what still comes of an answer does not bring them back. */
+const forgotten = new Set<string>();
+
+/** Deletes a conversation, which is listed until it is gone for good. */
+export async function forget(gone: Conversation) {
+  forgotten.add(gone.id);
+  runs.value.get(gone.id)?.stop.abort();
+  await keep(store.remove(gone), { id: gone.id });
+  conversations.value = conversations.value.filter(({ id }) => id !== gone.id);
+  forgotten.delete(gone.id);
+  if (current.value === gone.id) fresh();
+}
+
+export async function forgetAll() {
+  runs.value.forEach((run) => run.stop.abort());
+  conversations.value = [];
+  fresh();
+  await keep(store.clear(), { all: true });
+}
+
+export function prune(from: Conversation, turn: string) {
+  const [left, gone] = tree.pruned(from, turn);
+  update(left);
+  void keep(store.removeTokens(gone));
+}
+
+let asking: ReturnType<typeof setTimeout> | undefined;
+/** Asks what models there are, and again while one loads or the server is away. */
+export async function refresh() {
+  clearTimeout(asking);
+  let again = 0;
+  try {
+    models.value = await api.models();
+    if (trouble.value?.kind === "gone" || trouble.value?.kind === "key") trouble.value = null;
+    if (models.value.some(({ state }) => state === "loading")) again = 1000;
+  } catch (error) {
+    const failed = api.failure(error);
+    trouble.value = failed.trouble;
+    if (failed.kind === "gone" || failed.kind === "busy") again = 3000;
+  }
+  if (again) asking = setTimeout(refresh, again);
+}
+
+/** Loads or unloads a model, and says what became of it. */
+export async function loading(of: api.Model, load: boolean) {
+  const mark = (state: api.Model["state"]) =>
+    (models.value = models.value.map((one) => (one.id === of.id ? { ...one, state } : one)));
+  if (load) mark("loading");
+  try {
+    await (load ? api.load(of.id) : api.unload(of.id));
+    said.value = `${of.id} is ${load ? "loaded" : "unloaded"}.`;
+  } catch (error) {
+    const failed = api.failure(error);
+    trouble.value = { kind: load && failed.kind === "other" ? "load" : failed.kind, message: failed.message };
+  }
+  await refresh();
+}
+
+effect(() => {
+  const name = conversation.value?.title || (model.value?.id ?? "");
+  document.title = name ? `${name} · backstop` : "backstop";
+});
+
+export async function begin() {
+  const go = () => {
+    current.value = location.hash.replace(/^#\/?/, "");
+    drawer.value = false;
+  };
+  addEventListener("hashchange", go);
+  go();
+  addEventListener("focus", () => void refresh());
+  void refresh();
+  try {
+    conversations.value = await store.all();
+  } catch (error) {
+    await keep(Promise.reject(error));
+  }
+  if (current.value && !conversation.value) open("");
+  ready.value = true;
+}
+
+/** The system's message of a conversation that begins now. */
+export const begun = () => tree.started(settings.value.system);

@@ -1,0 +1,64 @@
+// What the browser keeps: conversations, and the tokens of answers with their alternatives.
+
+import type { Conversation } from "./tree";
+
+/** A token: its text, its log-probability, and what else could have stood there. */
+export type Token = [text: string, logprob: number, others: [text: string, logprob: number][], thought?: 1];
+
+const CONVERSATIONS = "conversations",
+  TOKENS = "tokens";
+let database: Promise<IDBDatabase> | undefined;
+
+function opened(): Promise<IDBDatabase> {
+  database ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("backstop", 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore(CONVERSATIONS, { keyPath: "id" });
+      request.result.createObjectStore(TOKENS);
+    };
+    request.onsuccess = () => {
+      // Another tab may bring a newer form of it.
+      request.result.onversionchange = () => request.result.close();
+      resolve(request.result);
+    };
+    request.onerror = () => reject(request.error);
+  });
+  return database;
+}
+
+/** Does something in one transaction. What cannot be kept is told, once, and the page goes on without. */
+async function within<T>(
+  mode: IDBTransactionMode,
+  work: (conversations: IDBObjectStore, tokens: IDBObjectStore) => IDBRequest<T> | void,
+) {
+  const transaction = (await opened()).transaction([CONVERSATIONS, TOKENS], mode);
+  const request = work(transaction.objectStore(CONVERSATIONS), transaction.objectStore(TOKENS));
+  await new Promise<void>((resolve, reject) => {
+    transaction.oncomplete = () => resolve();
+    transaction.onerror = transaction.onabort = () => reject(transaction.error);
+  });
+  return request?.result;
+}
+
+export const all = async () => ((await within("readonly", (store) => store.getAll())) ?? []) as Conversation[];
+export const get = (id: string) => within("readonly", (store) => store.get(id)) as Promise<Conversation | undefined>;
+export const put = (conversation: Conversation) => within("readwrite", (store) => store.put(conversation));
+export const putAll = (all: Conversation[]) => within("readwrite", (store) => all.forEach((one) => store.put(one)));
+
+export const remove = (conversation: Conversation) =>
+  within("readwrite", (store, tokens) => {
+    store.delete(conversation.id);
+    for (const turn of conversation.turns) if (turn.tokens) tokens.delete(turn.id);
+  });
+
+export const clear = () =>
+  within("readwrite", (store, tokens) => {
+    store.clear();
+    tokens.clear();
+  });
+
+export const putTokens = (turn: string, all: Token[]) => within("readwrite", (_, store) => store.put(all, turn));
+export const tokensOf = (turn: string) =>
+  within("readonly", (_, store) => store.get(turn)) as Promise<Token[] | undefined>;
+export const removeTokens = (turns: string[]) =>
+  within("readwrite", (_, store) => turns.forEach((turn) => store.delete(turn)));

@@ -1,0 +1,130 @@
+// Conversations as trees of turns: what is edited or asked again is a sibling of what was there before.
+
+export interface Attachment {
+  name: string;
+  text: string;
+}
+
+/** What a request cost. Counts are of tokens, rates of tokens in a second. */
+export interface Stats {
+  prompt?: number;
+  cached?: number;
+  tokens?: number;
+  promptRate?: number;
+  rate?: number;
+  /** Seconds to the first token. */
+  first?: number;
+}
+
+export type Kind = "gone" | "key" | "context" | "busy" | "missing" | "load" | "other";
+
+export interface Trouble {
+  kind: Kind;
+  message: string;
+}
+
+export interface Turn {
+  id: string;
+  parent: string | null;
+  role: "user" | "assistant";
+  text: string;
+  time: number;
+  thoughts?: string;
+  files?: Attachment[];
+  model?: string;
+  stats?: Stats;
+  /** Why it ended, where it was not the model's own end. */
+  end?: "length" | "stopped" | "trouble";
+  trouble?: Trouble;
+  /** Whether its tokens are kept with their alternatives. */
+  tokens?: boolean;
+}
+
+export interface Conversation {
+  id: string;
+  title: string;
+  /** Whether a person gave the title. */
+  named?: boolean;
+  system: string;
+  created: number;
+  changed: number;
+  turns: Turn[];
+  /** Of each turn the child that is shown; of "", the first turn. */
+  chosen: Record<string, string>;
+}
+
+export const id = () =>
+  crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("-");
+
+export function started(system: string): Conversation {
+  const now = Date.now();
+  return { id: id(), title: "", system, created: now, changed: now, turns: [], chosen: {} };
+}
+
+export const children = (conversation: Conversation, parent: string | null) =>
+  conversation.turns.filter((turn) => turn.parent === parent);
+
+/** The child that is shown: the chosen one, or the last. */
+function shown(conversation: Conversation, parent: string | null): Turn | undefined {
+  const all = children(conversation, parent);
+  return all.find((turn) => turn.id === conversation.chosen[parent ?? ""]) ?? all.at(-1);
+}
+
+/** The turns that are shown, from the first. */
+export function path(conversation: Conversation): Turn[] {
+  const turns: Turn[] = [];
+  for (let turn = shown(conversation, null); turn; turn = shown(conversation, turn.id)) turns.push(turn);
+  return turns;
+}
+
+/** The turns before one, from the first, without it. */
+export function before(conversation: Conversation, parent: string | null): Turn[] {
+  const byId = new Map(conversation.turns.map((turn) => [turn.id, turn]));
+  const turns: Turn[] = [];
+  for (let turn = byId.get(parent ?? ""); turn; turn = byId.get(turn.parent ?? "")) turns.unshift(turn);
+  return turns;
+}
+
+/** With one more turn, which is shown. */
+export function grown(conversation: Conversation, turn: Turn): Conversation {
+  return {
+    ...conversation,
+    changed: Date.now(),
+    turns: [...conversation.turns, turn],
+    chosen: { ...conversation.chosen, [turn.parent ?? ""]: turn.id },
+  };
+}
+
+/** With other contents of one turn. */
+export function changed(conversation: Conversation, id: string, change: Partial<Turn>): Conversation {
+  const turns = conversation.turns.map((turn) => (turn.id === id ? { ...turn, ...change } : turn));
+  return { ...conversation, changed: Date.now(), turns };
+}
+
+/** With a sibling of `turn` shown in its place, `step` further. */
+export function turned(conversation: Conversation, turn: Turn, step: number): Conversation {
+  const all = children(conversation, turn.parent);
+  const to = all[all.findIndex((other) => other.id === turn.id) + step];
+  if (!to) return conversation;
+  return { ...conversation, chosen: { ...conversation.chosen, [turn.parent ?? ""]: to.id } };
+}
+
+/** Without a turn and all that follows it; which ones went. */
+export function pruned(conversation: Conversation, id: string): [Conversation, string[]] {
+  const gone = new Set([id]);
+  // A turn comes after its parent.
+  for (const turn of conversation.turns) if (turn.parent && gone.has(turn.parent)) gone.add(turn.id);
+  const chosen = Object.entries(conversation.chosen).filter(([from, to]) => !gone.has(from) && !gone.has(to));
+  const turns = conversation.turns.filter((turn) => !gone.has(turn.id));
+  return [{ ...conversation, changed: Date.now(), turns, chosen: Object.fromEntries(chosen) }, [...gone]];
+}
+
+/** A title from a first message. */
+export function titled(text: string): string {
+  const line =
+    text
+      .split("\n")
+      .find((line) => line.trim())
+      ?.trim() ?? "";
+  return line.length > 64 ? `${line.slice(0, 61).replace(/\s+\S*$/, "")}…` : line;
+}
