@@ -1,6 +1,9 @@
 //! Files of a model: where they may lie, and how they are opened. What is no file, such as a pipe that nobody writes to, is an
 //! error at once.
 
+#[doc(hidden)]
+pub mod bundle;
+
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -9,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::alloc;
-use crate::bundle::{self, Place};
 use crate::error::{Error, Result};
+use crate::json;
 use crate::refusals::{self, Site};
+use bundle::Place;
 
 /// Opens a regular file to be read; `path` may be a link to one.
 ///
@@ -66,6 +70,14 @@ pub(crate) fn is_there(path: &Path) -> bool {
 pub(crate) fn is_absent(path: &Path) -> bool {
     let absent = |e: io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
     path.symlink_metadata().is_err_and(absent) && place(path).is_none()
+}
+
+/// The bytes of a JSON file of a model's directory, at most [`json::MAX_FILE`] of them.
+///
+/// # Errors
+/// As [`read_beside`].
+pub(crate) fn read_json(path: &Path) -> Result<Vec<u8>> {
+    read_beside(path, json::MAX_FILE)
 }
 
 /// Whether this is a directory, or a folder of a bundle.

@@ -19,7 +19,6 @@ use serde::de::{
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
-use crate::files;
 
 pub(crate) use fields::Fields;
 
@@ -304,11 +303,6 @@ pub(crate) fn quote(s: &str) -> String {
         None => format!("{s:?}"),
         Some((end, _)) => format!("{:?}… ({} bytes)", &s[..end], s.len()),
     }
-}
-
-/// The bytes of a JSON file of a model's directory, at most [`MAX_FILE`] of them.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    files::read_beside(path, MAX_FILE)
 }
 
 fn check_len(path: &Path, len: u64) -> Result<()> {

@@ -83,8 +83,6 @@
 mod alloc;
 #[doc(hidden)]
 pub mod backend;
-#[doc(hidden)]
-pub mod bundle;
 mod chat;
 #[doc(hidden)]
 pub mod config;
@@ -129,6 +127,8 @@ pub use backend::{LlmBackendKind, Policy};
 pub use chat::{Shown, Turn};
 pub use engine::{CacheOptions, FinishReason, Stats};
 pub use error::{Error, HubFault, Result};
+#[doc(hidden)]
+pub use files::bundle;
 pub use generate::{Canceller, Generation, Options, Piece, generate};
 #[doc(hidden)]
 pub use json::strict_json;

@@ -21,6 +21,7 @@ pub use types::GgufType;
 use crate::alloc;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::files::Home;
 use crate::forward::{InMlx, ModuleSpec, WeightList, modules};
 use crate::json;
@@ -410,7 +411,7 @@ fn say_if_decoded(files: &ModelFiles, is_decoded: bool) {
 /// `config.json`, its members in their order, with the quantization, and that of modules that have another.
 fn config(path: &Path, mlx: MlxFormat, planned: &[PlannedTensor<'_>]) -> Result<String> {
     let fail = |e: serde_json::Error| Error::format(path, format!("not valid JSON: {e}"));
-    let mut config = json::parse_members(path, &json::of_python(&json::read(path)?))?;
+    let mut config = json::parse_members(path, &json::of_python(&files::read_json(path)?))?;
     let format = |of: MlxFormat| json!({ "group_size": of.group, "bits": of.bits, "mode": of.mode.name() });
     let mut quantization = format(mlx);
     for part in planned {

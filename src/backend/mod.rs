@@ -30,7 +30,6 @@ mod values;
 pub use dispatch::{LlmBackendDispatch, Op};
 pub use fallback::{FallbackReport, Faults, Policy, Routing};
 pub use kind::LlmBackendKind;
-pub use machine::MachineMemory;
 pub(crate) use pages::{HostPart, PartKind, PartShapes};
 pub use pages::{KvCost, KvPage, PageAndPane, SequenceKv};
 pub use profile::OpTime;

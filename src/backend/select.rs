@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::cpu::Isa;
 use super::kind::LlmBackendKind;
+pub use super::machine::MachineMemory;
 use super::machine::{available_memory, gpu_memory};
 use super::mlx::DeviceInfo;
 use crate::error::{Error, Result};

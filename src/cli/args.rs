@@ -21,7 +21,7 @@ pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
 pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use written::{BundleArgs, QuantizeArgs};
 
-use super::complete::models;
+use super::here::models;
 
 /// The port that `serve` listens on where nobody says another.
 pub const DEFAULT_PORT: u16 = 8080;

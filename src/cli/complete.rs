@@ -5,14 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use backstop::hub::short_names;
 use clap::CommandFactory;
-use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter};
 use clap_complete::env::{CompleteEnv, Shells};
 
 use super::args::{Args, CompletionsArgs, ManArgs};
 use super::stream::print;
-use super::{list, term};
+use super::term;
 
 /// What a shell sets when it asks for words.
 const VARIABLE: &str = "BACKSTOP_COMPLETE";
@@ -45,21 +43,6 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
     }
     print(&String::from_utf8(script).context("this program's path is not UTF-8")?)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The names of models that are on this machine, the short names, and files.
-pub fn models(typed: &OsStr) -> Vec<CompletionCandidate> {
-    let begun = typed.to_string_lossy();
-    let here = list::names();
-    let mut words: Vec<CompletionCandidate> = here
-        .iter()
-        .filter(|name| name.starts_with(&*begun))
-        .map(|name| CompletionCandidate::new(name).help(Some("on this machine".into())))
-        .collect();
-    let short = short_names().iter().filter(|short| short.name.starts_with(&*begun));
-    words.extend(short.map(|short| CompletionCandidate::new(&short.name).help(Some("a short name".into()))));
-    words.extend(PathCompleter::any().complete(typed));
-    words
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
@@ -115,12 +98,5 @@ mod tests {
             let page = String::from_utf8(page.clone()).unwrap();
             assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
         }
-    }
-
-    #[test]
-    fn short_names_complete() {
-        let words = models(OsStr::new("qwen3:0"));
-        assert!(words.iter().any(|word| word.get_value() == "qwen3:0.6b"), "{words:?}");
-        assert!(!words.iter().any(|word| word.get_value() == "qwen3:8b"), "{words:?}");
     }
 }

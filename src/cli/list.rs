@@ -5,24 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use backstop::backend::select::Bytes;
-use backstop::hub::{self, Cache, Form, Name, Origin, Settings, short_names};
+use backstop::hub::{self, Cache, Name, Settings, short_names};
 use serde_json::{Value, json};
 
 use super::args::{ListArgs, RmArgs};
+use super::here::{Row, rows};
 use super::stream::print;
 use super::summary::aligned;
 use super::{Usage, names, term};
-
-/// A line of the list.
-pub struct Row {
-    pub name: String,
-    form: &'static str,
-    pub bytes: u64,
-    /// Whether all of its files are here.
-    pub whole: bool,
-    origin: Origin,
-    pub path: std::path::PathBuf,
-}
 
 pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     if args.names {
@@ -66,55 +56,6 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The names of all models that can be run; none where they cannot be listed.
-pub fn names() -> Vec<String> {
-    let rows = Settings::from_env().map_err(Into::into).and_then(|settings| rows(&settings));
-    rows.unwrap_or_default().into_iter().filter(|row| row.whole).map(|row| row.name).collect()
-}
-
-/// All models, those of the cache first.
-pub fn rows(settings: &Settings) -> anyhow::Result<Vec<Row>> {
-    let form = |form: &Form| match form {
-        Form::Safetensors => "safetensors",
-        Form::Gguf { .. } => "GGUF",
-    };
-    let mut rows = Vec::new();
-    for cached in Cache::new(&settings.cache).list()? {
-        let revision = cached.revision.as_ref().map(|revision| format!("@{revision}")).unwrap_or_default();
-        let variant = variant(&cached.form);
-        let name = format!("{}{revision}{variant}", cached.id);
-        rows.push(Row {
-            name,
-            form: form(&cached.form),
-            bytes: cached.bytes,
-            whole: cached.whole,
-            origin: Origin::Hub,
-            path: cached.path,
-        });
-    }
-    for other in hub::foreign(settings) {
-        let variant = if other.origin == Origin::Ollama { String::new() } else { variant(&other.form) };
-        let name = format!("{}{variant}", other.name);
-        rows.push(Row {
-            name,
-            form: form(&other.form),
-            bytes: other.bytes,
-            whole: true,
-            origin: other.origin,
-            path: other.path,
-        });
-    }
-    Ok(rows)
-}
-
-/// `:Q4_K_M`.
-fn variant(form: &Form) -> String {
-    match form {
-        Form::Gguf { variant, .. } => format!(":{variant}"),
-        Form::Safetensors => String::new(),
-    }
 }
 
 /// The table of short names.

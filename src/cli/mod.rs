@@ -8,6 +8,7 @@ mod complete;
 mod doctor;
 mod form;
 mod grammar;
+mod here;
 mod input;
 mod inspect;
 mod interrupt;

@@ -12,7 +12,7 @@ use backstop::weights::Access;
 use backstop::{Error, HubFault, LoadOptions, ModelFiles};
 
 use super::args::ServeArgs;
-use super::{Loaded, Usage, bundle, list, load_options, names, pull, term, typed};
+use super::{Loaded, Usage, bundle, here, load_options, names, pull, term, typed};
 
 /// The models of the command line, the first of them loaded where one was named.
 pub struct Offered {
@@ -220,11 +220,11 @@ fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
 
 /// The models on this machine, as `backstop list` shows them.
 fn here() -> anyhow::Result<Vec<Found>> {
-    let found = |row: list::Row| {
+    let found = |row: here::Row| {
         let (name, path, bytes) = (Some(row.name), Some(row.path), Some(row.bytes));
         Found { name, typed: None, path, bytes }
     };
-    let rows = list::rows(&Settings::from_env()?)?;
+    let rows = here::rows(&Settings::from_env()?)?;
     Ok(rows.into_iter().filter(|row| row.whole).map(found).collect())
 }
 

@@ -43,7 +43,7 @@ impl GenerationConfig {
         if files::is_absent(path) {
             return Ok(Self::default());
         }
-        Self::parse(path, &json::read(path)?)
+        Self::parse(path, &files::read_json(path)?)
     }
 
     /// Resolves the bytes of a `generation_config.json`; `path` is for errors.

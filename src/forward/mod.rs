@@ -107,6 +107,7 @@ use crate::backend::ops::StateSpec;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
 use crate::config::{Config, IS_CAUSAL, Shared};
 use crate::error::Result;
+use crate::files;
 use crate::json::Fields;
 use crate::json::{self, Value, quote};
 use crate::quant::Quantization;
@@ -360,13 +361,13 @@ impl Architecture {
     /// # Errors
     /// As [`Self::parse`]; [`crate::Error::Io`] where a file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut object = json::parse_object(path, &json::of_python(&json::read(path)?))?;
+        let mut object = json::parse_object(path, &json::of_python(&files::read_json(path)?))?;
         let beside = path.with_file_name("hf_quant_config.json");
         if !object.contains_key("quantization")
             && !object.contains_key("quantization_config")
             && crate::files::exists(&beside)
         {
-            let mut settings = json::parse_object(&beside, &json::read(&beside)?)?;
+            let mut settings = json::parse_object(&beside, &files::read_json(&beside)?)?;
             settings.insert("quant_method".to_owned(), Value::String("modelopt".to_owned()));
             object.insert("quantization_config".to_owned(), Value::Object(settings));
         }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::pooling::{Pooling, Squash, score_squash};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::json::{self, Fields, Value, quote};
 
 /// What a list of modules makes of a model.
@@ -44,7 +45,7 @@ impl LogitScore {
     /// The module `LogitScore` in `dir`, of the model in `model`, which has `vocab` tokens.
     fn read(dir: &Path, model: &Path, vocab: usize) -> Result<Self> {
         let path = dir.join("config.json");
-        let object = json::parse_object(&path, &json::read(&path)?)?;
+        let object = json::parse_object(&path, &files::read_json(&path)?)?;
         let fields = Fields::new(&path, &object);
         const READS: &str = "causal_logits";
         if let Some(other) = fields.string("module_input_name")?.filter(|name| *name != READS) {
@@ -116,7 +117,7 @@ fn modules(path: &Path) -> Result<Option<Vec<Value>>> {
     if !crate::files::exists(path) {
         return Ok(None);
     }
-    let bytes = json::read(path)?;
+    let bytes = files::read_json(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
     let modules = json::strict::<Value>(text, json::ASKED)
         .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
@@ -196,7 +197,7 @@ pub(crate) fn default_prompt(dir: &Path) -> Result<Option<(String, String)>> {
 pub(crate) fn members(dir: &Path, name: &str) -> Result<Map<String, Json>> {
     let path = dir.join(name);
     match path.symlink_metadata() {
-        Ok(_) => json::parse_members(&path, &json::of_python(&json::read(&path)?)),
+        Ok(_) => json::parse_members(&path, &json::of_python(&files::read_json(&path)?)),
         Err(_) => Ok(Map::new()),
     }
 }

@@ -215,7 +215,7 @@ impl Pooling {
     /// The module `Pooling` in `dir`.
     pub(super) fn read(dir: &Path, width: usize) -> Result<Self> {
         let path = dir.join("config.json");
-        let object = json::parse_object(&path, &json::read(&path)?)?;
+        let object = json::parse_object(&path, &files::read_json(&path)?)?;
         let fields = Fields::new(&path, &object);
         for name in ["word_embedding_dimension", "embedding_dimension"] {
             if let Some(got) = fields.size(name, 1, MAX_WIDTH)?.filter(|&got| got != width) {
@@ -264,7 +264,7 @@ impl Pooling {
     pub(super) fn add_normalize(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join("config.json");
         if files::exists(&path) {
-            let object = json::parse_object(&path, &json::read(&path)?)?;
+            let object = json::parse_object(&path, &files::read_json(&path)?)?;
             of_vectors(&Fields::new(&path, &object))?;
         }
         self.stages.push(Stage::Normalize);
@@ -274,7 +274,7 @@ impl Pooling {
     /// The module `Dense` in `dir`.
     pub(super) fn add_dense(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join("config.json");
-        let object = json::parse_object(&path, &json::read(&path)?)?;
+        let object = json::parse_object(&path, &files::read_json(&path)?)?;
         let fields = Fields::new(&path, &object);
         let columns = fields.required("in_features", 1, MAX_WIDTH)?;
         let rows = fields.required("out_features", 1, MAX_WIDTH)?;
@@ -417,7 +417,7 @@ pub(crate) fn score_squash(dir: &Path, labels: usize) -> Result<Squash> {
         if !files::exists(&path) {
             return Ok(None);
         }
-        let object = json::parse_object(&path, &json::read(&path)?)?;
+        let object = json::parse_object(&path, &files::read_json(&path)?)?;
         let fields = Fields::new(&path, &object);
         let own = fields.object("sentence_transformers")?;
         let own = own.map(|own| own.string("activation_fn")).transpose()?.flatten();

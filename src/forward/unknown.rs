@@ -91,7 +91,7 @@ impl Unknown {
         if files::is_dir(&path) || !files::is_there(&path) {
             return Ok(None);
         }
-        let bytes = json::read(&path)?;
+        let bytes = files::read_json(&path)?;
         let object = json::parse_object(&path, &json::of_python(&bytes))?;
         if super::knows(&Fields::new(&path, &object))? {
             return Ok(None);

@@ -456,7 +456,7 @@ fn is_whole(snapshot: &Path, files: &[Linked], choice: &Choice) -> bool {
         return choice.form != Form::Safetensors || !choice.files.iter().any(shard);
     }
     let path = snapshot.join(INDEX);
-    let index = json::read(&path).and_then(|bytes| json::parse_object(&path, &bytes));
+    let index = files::read_json(&path).and_then(|bytes| json::parse_object(&path, &bytes));
     let Ok(Some(json::Value::Object(map))) = index.map(|mut index| index.remove("weight_map")) else {
         return false;
     };

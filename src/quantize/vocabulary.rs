@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::json;
 use crate::text::patterns::GPT2;
 use crate::weights::gguf::write::Entries;
@@ -117,7 +118,7 @@ fn put_templates(dir: &Path, settings: &Value, entries: &mut Entries) -> Result<
     const KEY: &str = "tokenizer.chat_template";
     let path = dir.join("chat_template.jinja");
     if path.exists() {
-        let text = String::from_utf8(json::read(&path)?);
+        let text = String::from_utf8(files::read_json(&path)?);
         let text = text.map_err(|e| Error::format(&path, format!("not UTF-8: {e}")))?;
         entries.string(KEY, &text);
         return Ok(());
@@ -143,7 +144,7 @@ fn put_templates(dir: &Path, settings: &Value, entries: &mut Entries) -> Result<
 }
 
 fn parse(path: &Path) -> Result<Value> {
-    json::parse_typed(path, &json::read(path)?, json::LONG)
+    json::parse_typed(path, &files::read_json(path)?, json::LONG)
 }
 
 fn is_byte(text: &str) -> bool {

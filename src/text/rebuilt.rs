@@ -33,7 +33,7 @@ impl Rebuilt {
         let members = |name: &str| -> Result<Map<String, Json>> {
             let path = dir.join(name);
             match files::exists(&path) {
-                true => json::parse_members(&path, &json::of_python(&json::read(&path)?)),
+                true => json::parse_members(&path, &json::of_python(&files::read_json(&path)?)),
                 false => Ok(Map::new()),
             }
         };

@@ -35,7 +35,7 @@ impl SpecialTokens {
         let read = |name: &str| -> Result<Map<String, Json>> {
             let path = dir.join(name);
             match files::exists(&path) {
-                true => json::parse_members(&path, &json::read(&path)?),
+                true => json::parse_members(&path, &files::read_json(&path)?),
                 false => Ok(Map::new()),
             }
         };

@@ -64,7 +64,7 @@ impl ChatTemplate {
         if !files::is_there(&config_path) {
             return Ok(None);
         }
-        let config = json::parse_members(&config_path, &json::read(&config_path)?)?;
+        let config = json::parse_members(&config_path, &files::read_json(&config_path)?)?;
         Self::of_config(&config_path, &config, special)
     }
 

@@ -29,6 +29,7 @@ use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use super::steps::{Normalizers, PreTokenizers};
 use crate::error::{caught, panic_text};
+use crate::files;
 use crate::{Error, Result, alloc, json};
 pub use cut::Cut;
 
@@ -123,7 +124,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`], or [`Error::Format`] for a file over 64 MiB and whatever [`Self::from_bytes`] refuses.
     pub fn load(path: &Path, embedding_rows: usize) -> Result<Self> {
-        let bytes = json::read(path)?;
+        let bytes = files::read_json(path)?;
         Self::from_bytes(path, &bytes, embedding_rows)
     }
 

@@ -561,7 +561,7 @@ fn glob(dir: &Path) -> Result<Vec<String>> {
 
 /// The `weight_map` of an index: tensor names to file names.
 fn read_index(real: &Path, index: &Path) -> Result<BTreeMap<String, String>> {
-    let mut members = json::parse_object(index, &json::read(real)?)?;
+    let mut members = json::parse_object(index, &files::read_json(real)?)?;
     let weight_map = match members.remove("weight_map") {
         Some(Value::Object(weight_map)) => weight_map,
         Some(other) => {

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use super::served::{Action, Hub, noise, tree};
 
-#[path = "../support/terminal.rs"]
-mod process;
-use process::Terminal;
+use super::terminal::Terminal;
 
 #[test]
 fn a_person_is_asked_before_anything_is_downloaded_or_removed() {

@@ -6,11 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::models;
 use super::served::{Action, COMMIT, Hub, Ran, noise, sha256, tree};
-
-#[path = "../support/noise.rs"]
-#[allow(dead_code, reason = "other tests need the rest")]
-mod models;
 
 const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/whole.gguf");
 const RUN: [&str; 7] = ["--raw", "--max-tokens", "5", "--backend", "cpu", "--json", "--temperature"];

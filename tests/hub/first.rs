@@ -3,15 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::models;
 use super::served::{Hub, tree};
-
-#[path = "../support/terminal.rs"]
-mod terminal;
-use terminal::Terminal;
-
-#[path = "../support/noise.rs"]
-#[allow(dead_code, reason = "other tests need the rest")]
-mod models;
+use super::terminal::Terminal;
 
 #[test]
 fn from_a_name_to_a_conversation_in_thirty_one_keys() {
@@ -46,7 +40,10 @@ fn from_a_name_to_a_conversation_in_thirty_one_keys() {
             break more;
         }
     };
-    println!("{keys} keys and {:.1} s to the first line of an answer: {answer:?}", started.elapsed().as_secs_f64());
+    println!(
+        "{keys} keys and {:.1} s to the first line of an answer: {answer:?}",
+        started.elapsed().as_secs_f64()
+    );
     assert_eq!(keys, 31);
     terminal.keys("\x03");
     terminal.shows("interrupted");

@@ -6,9 +6,15 @@ mod asked;
 mod cache;
 mod commands;
 mod faults;
+mod first;
 mod hostile;
 mod kills;
+#[path = "../support/noise.rs"]
+#[allow(dead_code, reason = "other tests need the rest")]
+mod models;
 mod pulled;
 mod served;
+#[path = "../support/terminal.rs"]
+mod terminal;
 #[cfg(target_os = "linux")]
 mod tls;

@@ -8,11 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::models;
 use super::served::{Action, Hub, tree};
-
-#[path = "../support/noise.rs"]
-#[allow(dead_code, reason = "other tests need the rest")]
-mod models;
 
 struct Server {
     child: Child,

@@ -71,6 +71,7 @@ const ENVIRONMENTS: [Environment; 6] = [
         packages: &["ollama==0.6.3"],
         tests: &["test_ollama.py", "test_several_ollama.py"],
     },
+    Environment {
         name: "page",
         packages: &["playwright==1.65.2"],
         tests: &["test_page.py", "test_page_answers.py"],

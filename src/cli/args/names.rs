@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 use clap_complete::ArgValueCompleter;
 
-use crate::cli::complete::models;
+use crate::cli::here::models;
 
 /// Where a model's files come from that is named, and is not on this machine.
 #[derive(Debug, Clone, Default, ClapArgs)]

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use clap_complete::ArgValueCompleter;
 
 use super::FetchArgs;
-use crate::cli::complete::models;
+use crate::cli::here::models;
 
 /// `backstop quantize`.
 #[derive(Debug, ClapArgs)]

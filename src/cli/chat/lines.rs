@@ -18,7 +18,7 @@ use rustyline::{
     EventHandler, Helper, KeyCode, KeyEvent, Modifiers, Movement, RepeatCount,
 };
 
-use super::super::{input, list, term};
+use super::super::{here, input, term};
 use super::commands::COMMANDS;
 use super::{expanded, settings};
 
@@ -185,7 +185,7 @@ impl Completer for Typing {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
-        Ok(completed(&line[..at], list::names))
+        Ok(completed(&line[..at], here::names))
     }
 }
 

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use backstop::backend::MachineMemory;
 use backstop::backend::cpu::Isa;
+use backstop::backend::select::MachineMemory;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed};
 use backstop::hub::{self, Cache, Fit, Origin, Settings, short_names};
 use backstop::{LoadOptions, Model, ModelFiles, Options, backends};

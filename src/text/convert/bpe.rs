@@ -7,6 +7,7 @@ use std::path::Path;
 use super::merges::MAX_MERGES;
 use super::named::{Named, Token};
 use super::{Head, MAX_TOKENS, byte_pairs, ends};
+use crate::files;
 use crate::json::{self, quote};
 use crate::text::patterns::QWEN2;
 use crate::text::{Tokenizer, raw};
@@ -38,7 +39,7 @@ impl Class {
 pub(super) fn load(vocab: &Path, merges: &Path, named: &Named, embedding_rows: usize) -> Result<Tokenizer> {
     let known = ["GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer"];
     let class = Class::of(named).ok_or_else(|| named.refuse_class(vocab, &known))?;
-    let (vocab_bytes, merges_bytes) = (json::read(vocab)?, json::read(merges)?);
+    let (vocab_bytes, merges_bytes) = (files::read_json(vocab)?, files::read_json(merges)?);
     let tokens: raw::Vocab<'_> = json::parse_typed(vocab, &vocab_bytes, json::LONG)?;
     let tokens = tokens.0;
     if tokens.len() > MAX_TOKENS {

@@ -23,7 +23,7 @@ use self::named::{Named, Token};
 use super::rebuilt::Rebuilt;
 use super::special::SpecialTokens;
 use super::tokenizer::{Tokenizer, around};
-use crate::{Result, files, json};
+use crate::{Result, files};
 
 /// Tokens of one vocabulary, the double of the largest published one.
 const MAX_TOKENS: usize = 1 << 19;
@@ -42,7 +42,7 @@ impl Tokenizer {
         if !files::exists(&path) {
             return load(dir, embedding_rows);
         }
-        let bytes = json::read(&path)?;
+        let bytes = files::read_json(&path)?;
         let beside = (SpecialTokens::load(dir)?, Rebuilt::load(dir)?);
         Self::read(&path, &bytes, embedding_rows, &beside).map(Some)
     }
@@ -53,11 +53,11 @@ fn load(dir: &Path, embedding_rows: usize) -> Result<Option<Tokenizer>> {
     let there = |name: &str| Some(dir.join(name)).filter(|path| files::exists(path));
     // Mistral's own file comes first: what is beside it is made of it.
     if let Some(path) = there("tekken.json") {
-        let (bytes, named) = (json::read(&path)?, Named::read(dir)?);
+        let (bytes, named) = (files::read_json(&path)?, Named::read(dir)?);
         return tekken::load(&path, &bytes, &named, embedding_rows).map(Some);
     }
     if let Some(path) = there("tokenizer.model") {
-        let (bytes, named) = (json::read(&path)?, Named::read(dir)?);
+        let (bytes, named) = (files::read_json(&path)?, Named::read(dir)?);
         return if proto::is_message(&bytes) {
             sentencepiece::load(&path, &bytes, &named, embedding_rows).map(Some)
         } else {
@@ -66,7 +66,7 @@ fn load(dir: &Path, embedding_rows: usize) -> Result<Option<Tokenizer>> {
         };
     }
     if let Some(path) = there("tiktoken.model") {
-        let (bytes, named) = (json::read(&path)?, Named::read(dir)?);
+        let (bytes, named) = (files::read_json(&path)?, Named::read(dir)?);
         return tiktoken::load(&path, &bytes, &named, embedding_rows).map(Some);
     }
     match (there("vocab.json"), there("merges.txt")) {

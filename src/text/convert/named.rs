@@ -286,7 +286,7 @@ fn optional(path: &Path) -> Result<Object> {
     if files::is_absent(path) {
         return Ok(Object::new());
     }
-    json::parse_object(path, &json::read(path)?)
+    json::parse_object(path, &files::read_json(path)?)
 }
 
 /// A token written as an object.
