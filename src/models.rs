@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::backend::LlmBackendKind;
+use crate::backend::select::give_back;
 use crate::engine::Machine;
 use crate::error::{Error, Result, panic_text};
 use crate::model::{LoadOptions, Model, ModelFiles};
@@ -563,7 +564,7 @@ impl Shared {
                 std::thread::sleep(Duration::from_millis(5));
             }
             drop(model);
-            room::give_back();
+            give_back();
             tracing::info!(model = name, "unloaded");
             let mut state = shared.state.lock();
             if let Some(entry) = state.entries.get_mut(entry) {

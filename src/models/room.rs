@@ -10,15 +10,6 @@ use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::model::{LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles};
 
-/// Gives what a model took back to the system, where the allocator keeps it.
-pub(super) fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it takes a number of bytes to keep and touches no memory that is in use; any thread may call it.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// What a model may take.
 struct Room {
     /// Bytes; none where the machine does not say how many it has.
