@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use backstop::Model;
 
 use super::args::{ChatArgs, ModelArgs};
+use super::interrupt::Interruptible;
 use super::{Closed, INTERRUPTED, Loaded, names, term};
 use lines::Lines;
 use session::{Next, Session};
@@ -72,6 +73,10 @@ fn exchange(
         return Ok((old, Err(error)));
     }
     drop(old);
+    // What was said is not lost by one Ctrl-C.
+    let _first = Interruptible::new(|| {
+        term::note("the model is being loaded; Ctrl-C once more ends the conversation")
+    })?;
     match super::load(&other, &args.session) {
         Ok(Loaded { model, .. }) => {
             *from = other;

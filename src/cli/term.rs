@@ -54,7 +54,9 @@ fn styled<'a>(text: &'a str, code: &str) -> Cow<'a, str> {
 
 /// `text` as it may go to a terminal: control characters but line ends and tabs are shown, not obeyed.
 pub fn visible(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    // Marks of direction could show a name in another order.
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t' || turns(c);
     if !text.contains(obeyed) {
         return text.into();
     }
@@ -86,7 +88,8 @@ impl Progress {
 
     /// Shows what `what` says then, and the seconds since now.
     pub fn start(what: impl Fn() -> String + Send + 'static) -> Self {
-        if !stderr().is_terminal() {
+        // One that obeys nothing would show what moves its cursor.
+        if !stderr().is_terminal() || std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
             return Self(None);
         }
         let (stop, stopped) = channel();

@@ -33,6 +33,9 @@ const QUIET: Duration = Duration::from_secs(2);
 /// of the next steps instead of holding up the others.
 const MASK_GRACE: Duration = Duration::from_millis(1);
 
+/// How long a request waits for what the disk has of its beginning. Reading is weighed against computing, which takes longer.
+const DISK_PATIENCE: Duration = Duration::from_secs(30);
+
 pub(super) struct Worker {
     runtime: Runtime,
     options: EngineOptions,
@@ -50,6 +53,8 @@ pub(super) struct Worker {
     masks: MaskPool,
     /// Of the first parked request, what the disk is to answer.
     looking: Looking,
+    /// Since when.
+    asked: Instant,
     /// When there was something to do last.
     busy: Instant,
 }
@@ -63,6 +68,8 @@ enum Looking {
     Found,
     /// That, for which so many bytes were set aside.
     Read(u64),
+    /// Nothing any more: the disk takes too long. What was set aside is until it answers; nobody waits for it before.
+    Late(u64),
 }
 
 impl Worker {
@@ -91,6 +98,7 @@ impl Worker {
             gauges,
             masks: MaskPool::default(),
             looking: Looking::No,
+            asked: Instant::now(),
             busy: Instant::now(),
         }
     }
@@ -134,12 +142,13 @@ impl Worker {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
+            self.wait_no_longer();
             let idle = self.slots.is_empty() && self.queue.is_empty();
             let command = if idle {
                 match self.inbox.recv_timeout(IDLE) {
                     Ok(command) => command,
                     Err(RecvTimeoutError::Timeout) => {
-                        if self.busy.elapsed() >= QUIET {
+                        if self.busy.elapsed() >= QUIET && self.memory.has_unsaved() {
                             self.save_all(None);
                         }
                         continue;
@@ -168,11 +177,29 @@ impl Worker {
     /// Queues a request, behind a look on disk where there is one.
     fn take_in(&mut self, request: Request) {
         let is_ready = self.memory.disk().is_some_and(Disk::is_ready);
-        if is_ready && request.skippable() >= LEAST {
+        let waits = !matches!(self.looking, Looking::Late(_));
+        if is_ready && waits && request.skippable() >= LEAST {
             self.queue.park(request);
             self.look();
         } else {
             self.queue.push(request);
+        }
+    }
+
+    /// Has nobody wait for a disk that does not answer.
+    fn wait_no_longer(&mut self) {
+        let set_aside = match self.looking {
+            Looking::No | Looking::Late(_) => return,
+            Looking::Found => 0,
+            Looking::Read(bytes) => bytes,
+        };
+        if self.asked.elapsed() < DISK_PATIENCE {
+            return;
+        }
+        tracing::warn!("the cache on disk does not answer: prompts are computed anew until it does");
+        self.looking = Looking::Late(set_aside);
+        while self.queue.first_parked().is_some() {
+            self.queue.unpark();
         }
     }
 
@@ -189,7 +216,7 @@ impl Worker {
             }));
             let wanted = wanted.ok().flatten();
             match wanted.zip(self.memory.disk()).is_some_and(|(find, disk)| disk.find(find)) {
-                true => self.looking = Looking::Found,
+                true => (self.looking, self.asked) = (Looking::Found, Instant::now()),
                 false => self.queue.unpark(),
             }
         }
@@ -198,6 +225,11 @@ impl Worker {
     /// Takes an answer of the disk; a panic is one for nothing.
     fn guarded_answer(&mut self, answer: Answer) {
         let set_aside = match self.looking {
+            Looking::Late(bytes) => {
+                self.memory.put_back(bytes);
+                self.looking = Looking::No;
+                return self.queue.memory_freed();
+            }
             Looking::Read(bytes) => bytes,
             Looking::No | Looking::Found => 0,
         };
@@ -214,13 +246,16 @@ impl Worker {
 
     /// Takes an answer of the disk for the first parked request; whether another one follows.
     fn answer(&mut self, answer: Answer, set_aside: u64) -> bool {
-        let Some(request) = self.queue.first_parked() else { return false };
+        let Some(request) = self.queue.first_parked() else {
+            self.memory.put_back(set_aside);
+            return false;
+        };
         match answer {
             Answer::Found(plan) => {
                 let bytes = plan.bytes;
                 if !request.is_cancelled() && self.memory.set_aside(bytes) {
                     if self.memory.disk().is_some_and(|disk| disk.load(plan)) {
-                        self.looking = Looking::Read(bytes);
+                        (self.looking, self.asked) = (Looking::Read(bytes), Instant::now());
                         return true;
                     }
                     self.memory.put_back(bytes);

@@ -231,6 +231,16 @@ fn a_conversation_is_saved_and_goes_on() {
     let context = ran.err.lines().find(|line| line.starts_with("context ")).unwrap();
     assert!(context.ends_with(" tokens, 4 messages"), "{context}");
 
+    // A request has more than its messages: it is not written over.
+    let request = path("request.json");
+    let text = r#"{"model": "m", "messages": [{"role": "user", "content": "Hello"}]}"#;
+    std::fs::write(&request, text).unwrap();
+    let ran = backstop_with(format!("/load {request}\n/save\n"), &args);
+    assert!(ran.err.contains("/save needs a FILE.json or FILE.md"), "{}", ran.err);
+    let ran = backstop_with(format!("/load {request}\n/save {request}\n"), &args);
+    assert!(ran.err.contains("exists, and is left as it is"), "{}", ran.err);
+    assert_eq!(std::fs::read_to_string(&request).unwrap(), text);
+
     let ran = backstop_with(format!("/load {}\n", path("none.json")), &args);
     assert!(ran.err.starts_with(&format!("error: {}: ", path("none.json"))), "{}", ran.err);
     assert_eq!(ran.code, Some(1));

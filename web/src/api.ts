@@ -5,7 +5,9 @@ import type { Trouble, Kind } from "./tree";
 
 export interface Model {
   id: string;
-  state?: "loaded" | "loading" | "unloaded" | "failed";
+  state?: "loaded" | "loading" | "unloading" | "unloaded" | "failed";
+  /** Seconds until it is unloaded where nobody asks it; null where it stays. */
+  expires_in?: number | null;
   context_length?: number | null;
   size?: number | null;
   reason?: string | null;
@@ -69,6 +71,8 @@ function kind(status: number, code: string | undefined, message: string): Kind {
 
 export async function ask(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers);
+  // The browser would refuse a header with others.
+  if (/[^\x20-\x7e]/.test(key.value)) throw new Failure("key", "The API key is wrong: no key has such characters.");
   if (key.value) headers.set("authorization", `Bearer ${key.value}`);
   if (init.body) headers.set("content-type", "application/json");
   let response;

@@ -96,7 +96,7 @@ export async function answer(id: string, parent: string, begun?: { text: string;
     ...(begun?.thoughts && { thoughts: begun.thoughts }),
   };
   const asked = body(conversation, tree.before(conversation, parent), begun && turn, model?.id ?? "");
-  state.update(tree.grown(conversation, turn), false);
+  state.update(tree.grown(conversation, turn));
   const waits = model && !state.isLoaded(model) ? `Loading ${model.id}…` : "Reading the prompt…";
   const live = signal({ text: beginning, thoughts: begun?.thoughts ?? "", doing: waits, stats: {} as Stats });
   const run: state.Run = { turn: turn.id, stop: new AbortController(), live, tokens: [...(begun?.tokens ?? [])] };
@@ -107,7 +107,9 @@ export async function answer(id: string, parent: string, begun?: { text: string;
   let end: Partial<Turn> = {};
   const saving = setInterval(() => save(id, run, {}), 3000);
   try {
-    const finish = await streamed(asked, run, begun === undefined);
+    // Tokens of the rest alone would be taken for all of them.
+    const collects = !begun?.text || begun.tokens.length > 0;
+    const finish = await streamed(asked, run, begun === undefined, collects);
     if (!finish) throw new api.Failure("gone", "The connection to the server broke before the answer was whole.");
     if (finish === "length") end = { end: "length" };
   } catch (error) {
@@ -156,7 +158,7 @@ function save(id: string, run: state.Run, end: Partial<Turn>) {
 }
 
 /** Reads a stream into `run`; how it finished. What comes is shown at a pace that the page keeps. */
-async function streamed(asked: object, run: state.Run, trimmed: boolean): Promise<string> {
+async function streamed(asked: object, run: state.Run, trimmed: boolean, collects: boolean): Promise<string> {
   const start = performance.now();
   const response = await api.ask("v1/chat/completions", {
     method: "POST",
@@ -186,7 +188,7 @@ async function streamed(asked: object, run: state.Run, trimmed: boolean): Promis
       finish = choice.finish_reason ?? finish;
       const thought = choice.delta?.reasoning_content ?? "",
         said = choice.delta?.content ?? "";
-      for (const one of choice.logprobs?.content ?? []) {
+      for (const one of (collects && choice.logprobs?.content) || []) {
         const others = (one.top_logprobs ?? []).map((other: any) => [other.token, rounded(other.logprob)]);
         run.tokens.push(
           thought && !said ? [one.token, rounded(one.logprob), others, 1] : [one.token, rounded(one.logprob), others],
@@ -237,6 +239,9 @@ export async function more(turn: Turn) {
   if (turn.parent)
     await answer(state.current.value, turn.parent, { text: turn.text, thoughts: turn.thoughts, tokens: tokens ?? [] });
 }
+
+/** Whether tokens are a text to go on from: a part of a character is none. */
+export const isWhole = (tokens: Token[]) => !tokens.some(([text, , , thought]) => !thought && text.includes("\ufffd"));
 
 /** A sibling of an answer that has another token at one place. */
 export async function instead(turn: Turn, tokens: Token[], at: number, other: [string, number]) {

@@ -31,16 +31,22 @@ export async function textOf(file: File): Promise<Attachment> {
   return { name: file.name, text: text.replace(/\r\n/g, "\n") };
 }
 
+/** Whether a file holds exported conversations; of a large one its beginning tells. */
+async function exported(file: File): Promise<boolean> {
+  if (!file.name.endsWith(".json")) return false;
+  const text = await (file.size > MOST ? file.slice(0, 4096) : file).text();
+  return text.includes('"backstop-conversations"');
+}
+
 /** Takes files: exported conversations in, all others to the message. */
 async function take(files: File[]) {
   refused.value = "";
   for (const file of files) {
     try {
-      const one = await textOf(file);
-      if (file.name.endsWith(".json") && one.text.includes('"backstop-conversations"')) {
+      if (await exported(file)) {
         const count = await importFile(file);
         state.said.value = `${count} conversations imported.`;
-      } else attached.value = [...attached.value, one];
+      } else attached.value = [...attached.value, await textOf(file)];
     } catch (error) {
       refused.value = `${(error as Error).message}.`;
     }

@@ -3,7 +3,7 @@
 
 import { memo } from "preact/compat";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import type { ComponentChildren } from "preact";
+import { Component, type ComponentChildren } from "preact";
 import { Marked, type Token, type Tokens } from "marked";
 import { classes, highlighted, type Piece } from "./highlight";
 import { IconCheck, IconCopy } from "./icons";
@@ -18,6 +18,35 @@ const PLAIN = new Set(["sub", "sup", "kbd", "mark", "u", "b", "i", "s", "small"]
 /** So many blocks at the end of a growing text are read anew: what comes may still become a part of them. */
 const OPEN = 3;
 
+/** Quotes and lists so deep within each other that the reader's stack would not hold them. */
+const DEEP = /^[ \t]*(?:>[ \t]*|(?:[-*+]|\d+[.)])[ \t]+){64}/m;
+
+/** The blocks of a text, or nothing where it is nested too deep to be read. */
+function lexed(text: string): Token[] | undefined {
+  if (DEEP.test(text)) return;
+  try {
+    return marked.lexer(text);
+  } catch {
+    return;
+  }
+}
+
+/** A text as it is written, as one block. */
+const plain = (text: string): Token[] => [{ type: "html", raw: text, text, block: true, pre: false }];
+
+/** Shows a text as it is written where what shows it otherwise fails. */
+export class Guard extends Component<{ text: string; children: ComponentChildren }, { failed: boolean }> {
+  state = { failed: false };
+
+  static getDerivedStateFromError() {
+    return { failed: true };
+  }
+
+  render() {
+    return this.state.failed ? <p class="raw">{this.props.text}</p> : this.props.children;
+  }
+}
+
 /** The blocks of a text. Of one that grows (`live`) those that are done are not read again at each token. */
 function useBlocks(text: string, live: boolean): Token[] {
   const last = useRef<{ text: string; tokens: Token[]; live: boolean }>({ text: "", tokens: [], live: false });
@@ -30,24 +59,35 @@ function useBlocks(text: string, live: boolean): Token[] {
       kept = tokens.slice(0, solid.at(-OPEN) ?? 0);
     }
     const from = kept.reduce((sum, token) => sum + token.raw.length, 0);
-    const all = [...kept, ...marked.lexer(whole.slice(from))];
+    const rest = lexed(whole.slice(from));
+    const all = rest ? [...kept, ...rest] : plain(whole);
     last.current = {
       text: whole,
       tokens: all,
-      live: live && all.reduce((sum, { raw }) => sum + raw.length, 0) === whole.length,
+      live: live && rest !== undefined && all.reduce((sum, { raw }) => sum + raw.length, 0) === whole.length,
     };
     return all;
   }, [text, live]);
 }
 
 export function Markdown({ text, live = false }: { text: string; live?: boolean }) {
-  const blocks = useBlocks(text, live);
   return (
     <div class="markdown">
+      <Guard text={text}>
+        <Blocks text={text} live={live} />
+      </Guard>
+    </div>
+  );
+}
+
+function Blocks({ text, live }: { text: string; live: boolean }) {
+  const blocks = useBlocks(text, live);
+  return (
+    <>
       {blocks.map((token, i) => (
         <Block key={i} token={token} raw={token.raw} />
       ))}
-    </div>
+    </>
   );
 }
 

@@ -6,7 +6,13 @@ import { IconCheck, IconDown } from "./icons";
 import { useOutside } from "./menu";
 import * as state from "./state";
 
-const STATES = { loaded: "loaded", loading: "loading…", unloaded: "not loaded", failed: "failed to load" };
+const STATES = {
+  loaded: "loaded",
+  loading: "loading…",
+  unloading: "unloading…",
+  unloaded: "not loaded",
+  failed: "failed to load",
+};
 
 function size(bytes: number): string {
   const gib = bytes / 1024 ** 3;
@@ -35,11 +41,10 @@ export function Models() {
     place.current?.querySelector<HTMLElement>("[aria-checked=true]")?.focus();
   }, [open]);
   const model = state.model.value;
-  if (!model) return <span class="model faint">{state.trouble.value ? "no model" : "…"}</span>;
-  // Embedders answer nothing.
-  const listed = state.models.value.filter(
-    ({ capabilities }) => !capabilities?.length || capabilities.includes("completion"),
-  );
+  if (!model) {
+    const none = state.trouble.value || state.models.value.length > 0;
+    return <span class="model faint">{none ? "no model" : "…"}</span>;
+  }
   const move = (event: KeyboardEvent) => {
     const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
     if (!step) return;
@@ -64,7 +69,7 @@ export function Models() {
       </button>
       {open && (
         <div class="popup" role="menu" aria-label="Models" onKeyDown={move}>
-          {listed.map((one) => (
+          {state.answering.value.map((one) => (
             <div key={one.id} class="row" role="none">
               <button
                 type="button"
@@ -87,7 +92,7 @@ export function Models() {
                   {one.state === "failed" && one.reason && <span class="alarm">{one.reason}</span>}
                 </span>
               </button>
-              {state.several.value && one.state && one.state !== "loading" && (
+              {state.several.value && one.state && !state.isChanging(one) && (
                 <button
                   type="button"
                   role="menuitem"

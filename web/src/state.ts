@@ -31,8 +31,13 @@ export const dialog = signal<"" | "settings" | "keys" | "about">("");
 export const drawer = signal(false);
 
 export const conversation = computed(() => conversations.value.find(({ id }) => id === current.value));
-export const model = computed(() => models.value.find(({ id }) => id === chosen.value) ?? models.value[0]);
+/** The models that answer: embedders do not. */
+export const answering = computed(() =>
+  models.value.filter(({ capabilities }) => !capabilities?.length || capabilities.includes("completion")),
+);
+export const model = computed(() => answering.value.find(({ id }) => id === chosen.value) ?? answering.value[0]);
 export const isLoaded = (model: api.Model) => !model.state || model.state === "loaded";
+export const isChanging = ({ state }: api.Model) => state === "loading" || state === "unloading";
 /** Whether the server holds several models, or tells of their states. */
 export const several = computed(() => models.value.length > 1 || models.value.some(({ state }) => state));
 
@@ -58,10 +63,15 @@ export function choose(id: string) {
 /** Other tabs of this page hear what changes here. */
 const channel = "BroadcastChannel" in self ? new BroadcastChannel("backstop") : undefined;
 channel?.addEventListener("message", async ({ data }) => {
-  if (runs.value.has(data.id)) return;
-  if (data.all) conversations.value = await store.all();
-  else {
+  if (!data.all && !data.id) return;
+  // What is being answered here is this tab's until that is done.
+  if (data.all) {
+    const stored = await store.all();
+    const ours = conversations.value.filter(({ id }) => runs.value.has(id));
+    conversations.value = [...stored.filter(({ id }) => !runs.value.has(id)), ...ours];
+  } else {
     const found = await store.get(data.id);
+    if (runs.value.has(data.id)) return;
     const rest = conversations.value.filter(({ id }) => id !== data.id);
     conversations.value = found ? [...rest, found] : rest;
   }
@@ -83,14 +93,33 @@ export async function keep(work: Promise<unknown>, message: object = {}) {
   }
 }
 
+/** Stores a conversation, and takes over what other tabs did to it. */
+async function put(changed: Conversation) {
+  const stored = await store.put(changed);
+  const here = find(changed.id);
+  if (!here) return;
+  if (!stored) return vanished(here);
+  const both = tree.merged(stored, here);
+  if (both.turns.length > here.turns.length)
+    conversations.value = conversations.value.map((one) => (one === here ? both : one));
+}
+
+/** Another tab has deleted it. */
+function vanished(gone: Conversation) {
+  runs.value.get(gone.id)?.stop.abort();
+  conversations.value = conversations.value.filter(({ id }) => id !== gone.id);
+  if (current.value === gone.id) fresh();
+  void keep(store.removeTokens(gone.turns.filter(({ tokens }) => tokens).map(({ id }) => id)));
+}
+
 /** Puts a changed conversation in its place. */
-export function update(changed: Conversation, save = true) {
+export function update(changed: Conversation) {
   if (forgotten.has(changed.id)) return;
   const known = conversations.value.some(({ id }) => id === changed.id);
   conversations.value = known
     ? conversations.value.map((one) => (one.id === changed.id ? changed : one))
     : [...conversations.value, changed];
-  if (save) void keep(store.put(changed), { id: changed.id });
+  void keep(put(changed), { id: changed.id });
 }
 
 export const find = (id: string) => conversations.value.find((one) => one.id === id);
@@ -131,15 +160,22 @@ export function prune(from: Conversation, turn: string) {
   void keep(store.removeTokens(gone));
 }
 
+/** Milliseconds until the first of them will have been unloaded; 0 where none will. */
+function due(all: api.Model[]): number {
+  const left = all.map(({ expires_in }) => expires_in).filter((seconds) => typeof seconds === "number");
+  // A timer holds no more than some 24 days.
+  return left.length ? Math.min((Math.max(0, Math.min(...left)) + 0.5) * 1000, 86_400_000) : 0;
+}
+
 let asking: ReturnType<typeof setTimeout> | undefined;
-/** Asks what models there are, and again while one loads or the server is away. */
+/** Asks what models there are, and again while one changes, when one is due to, or while the server is away. */
 export async function refresh() {
   clearTimeout(asking);
   let again = 0;
   try {
     models.value = await api.models();
     if (trouble.value?.kind === "gone" || trouble.value?.kind === "key") trouble.value = null;
-    if (models.value.some(({ state }) => state === "loading")) again = 1000;
+    again = models.value.some(isChanging) ? 1000 : due(models.value);
   } catch (error) {
     const failed = api.failure(error);
     trouble.value = failed.trouble;
@@ -152,7 +188,7 @@ export async function refresh() {
 export async function loading(of: api.Model, load: boolean) {
   const mark = (state: api.Model["state"]) =>
     (models.value = models.value.map((one) => (one.id === of.id ? { ...one, state } : one)));
-  if (load) mark("loading");
+  mark(load ? "loading" : "unloading");
   try {
     await (load ? api.load(of.id) : api.unload(of.id));
     said.value = `${of.id} is ${load ? "loaded" : "unloaded"}.`;

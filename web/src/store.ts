@@ -1,6 +1,6 @@
 // What the browser keeps: conversations, and the tokens of answers with their alternatives.
 
-import type { Conversation } from "./tree";
+import { merged, noted, type Conversation } from "./tree";
 
 /** A token: its text, its log-probability, and what else could have stood there. */
 export type Token = [text: string, logprob: number, others: [text: string, logprob: number][], thought?: 1];
@@ -40,10 +40,41 @@ async function within<T>(
   return request?.result;
 }
 
-export const all = async () => ((await within("readonly", (store) => store.getAll())) ?? []) as Conversation[];
-export const get = (id: string) => within("readonly", (store) => store.get(id)) as Promise<Conversation | undefined>;
-export const put = (conversation: Conversation) => within("readwrite", (store) => store.put(conversation));
-export const putAll = (all: Conversation[]) => within("readwrite", (store) => all.forEach((one) => store.put(one)));
+/** Conversations that were stored once: one of them that is gone was deleted, perhaps by another tab. */
+const known = new Set<string>();
+
+export async function all(): Promise<Conversation[]> {
+  const found = ((await within("readonly", (store) => store.getAll())) ?? []) as Conversation[];
+  for (const one of found) known.add(noted(one).id);
+  return found;
+}
+
+export async function get(id: string): Promise<Conversation | undefined> {
+  const found = noted((await within("readonly", (store) => store.get(id))) as Conversation | undefined);
+  if (found) known.add(id);
+  return found;
+}
+
+/** Puts a conversation together with what other tabs stored of it: what is stored then, unless it was deleted. */
+export async function put(conversation: Conversation): Promise<Conversation | undefined> {
+  const { id } = conversation;
+  let stored: Conversation | undefined;
+  await within("readwrite", (store) => {
+    const request: IDBRequest<Conversation | undefined> = store.get(id);
+    request.onsuccess = () => {
+      if (!request.result && known.has(id)) return;
+      stored = request.result ? merged(noted(request.result), conversation) : conversation;
+      store.put(stored);
+    };
+  });
+  if (stored) known.add(id);
+  return stored;
+}
+
+export async function putAll(all: Conversation[]) {
+  await within("readwrite", (store) => all.forEach((one) => store.put(one)));
+  for (const { id } of all) known.add(id);
+}
 
 export const remove = (conversation: Conversation) =>
   within("readwrite", (store, tokens) => {

@@ -3,6 +3,7 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Bar } from "./bar";
 import { IconDown } from "./icons";
+import { Guard } from "./markdown";
 import { facts } from "./models";
 import * as state from "./state";
 import { set, settings } from "./settings";
@@ -60,7 +61,9 @@ export function Thread() {
             <h1 class="hidden">{conversation.title}</h1>
             <System conversation={conversation} />
             {turns.map((turn, i) => (
-              <Said key={turn.id} conversation={conversation} turn={turn} last={i === turns.length - 1} />
+              <Guard key={turn.id} text={turn.text}>
+                <Said conversation={conversation} turn={turn} last={i === turns.length - 1} />
+              </Guard>
             ))}
           </>
         ) : (

@@ -2,7 +2,7 @@
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Bar } from "./bar";
-import { instead } from "./chat";
+import { instead, isWhole } from "./chat";
 import { useOutside } from "./menu";
 import { percent } from "./numbers";
 import * as state from "./state";
@@ -81,6 +81,7 @@ function Others({ turn, tokens, at }: { turn: Turn; tokens: Token[]; at: number 
     setSide(`${right > innerWidth - 8 ? "to-left" : ""} ${bottom > end ? "upward" : ""}`);
   }, [at]);
   const listed = others.some(([other]) => other === text) ? others : [[text, logprob] as [string, number], ...others];
+  const whole = isWhole(tokens.slice(0, at));
   const busy = state.runs.value.has(state.current.value);
   return (
     <span class={`others ${side}`} ref={card} role="group" aria-label="Alternatives">
@@ -88,7 +89,7 @@ function Others({ turn, tokens, at }: { turn: Turn; tokens: Token[]; at: number 
         const same = other[0] === text,
           part = Math.exp(other[1]);
         // A part of a character is no text to go on from.
-        const off = same || busy || Boolean(thought) || other[0].includes("\ufffd") || !other[0];
+        const off = same || busy || !whole || Boolean(thought) || other[0].includes("\ufffd") || !other[0];
         return (
           <button
             type="button"

@@ -51,7 +51,11 @@ export async function importFile(file: File): Promise<number> {
   const found = read(await file.text(), file.name);
   const known = new Set(state.conversations.value.map(({ id }) => id));
   // One that is here already comes in beside itself.
-  const added = found.map((one) => (known.has(one.id) ? { ...one, id: tree.id() } : one));
+  const added = found.map((one) => {
+    const id = /^[\w-]{1,64}$/.test(one.id) && !known.has(one.id) ? one.id : tree.id();
+    known.add(id);
+    return { ...one, id };
+  });
   state.conversations.value = [...state.conversations.value, ...added];
   await state.keep(store.putAll(added), { all: true });
   return added.length;

@@ -114,9 +114,37 @@ export function pruned(conversation: Conversation, id: string): [Conversation, s
   const gone = new Set([id]);
   // A turn comes after its parent.
   for (const turn of conversation.turns) if (turn.parent && gone.has(turn.parent)) gone.add(turn.id);
+  gone.forEach((id) => deleted.add(id));
   const chosen = Object.entries(conversation.chosen).filter(([from, to]) => !gone.has(from) && !gone.has(to));
   const turns = conversation.turns.filter((turn) => !gone.has(turn.id));
   return [{ ...conversation, changed: Date.now(), turns, chosen: Object.fromEntries(chosen) }, [...gone]];
+}
+
+/** Turns that were read as they are stored, and not changed since. */
+const asStored = new WeakSet<Turn>();
+/** Turns that were deleted here. */
+const deleted = new Set<string>();
+
+/** Notes of a conversation that it is as it is stored. */
+export function noted<T extends Conversation | undefined>(read: T): T {
+  read?.turns.forEach((turn) => asStored.add(turn));
+  return read;
+}
+
+/** What is stored of a conversation together with what is here: a turn that was written here is as it is here. */
+export function merged(stored: Conversation, here: Conversation): Conversation {
+  const ours = new Map(here.turns.map((turn) => [turn.id, turn]));
+  const theirs = stored.turns.filter(({ id, parent }) => {
+    // A turn comes after its parent.
+    if (parent && deleted.has(parent)) deleted.add(id);
+    return !deleted.has(id);
+  });
+  const turns = theirs.map((turn) => {
+    const our = ours.get(turn.id);
+    ours.delete(turn.id);
+    return our && !asStored.has(our) ? our : turn;
+  });
+  return { ...here, turns: [...turns, ...ours.values()], chosen: { ...stored.chosen, ...here.chosen } };
 }
 
 /** A title from a first message. */

@@ -253,7 +253,10 @@ function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
     field.current!.focus();
     field.current!.setSelectionRange(turn.text.length, turn.text.length);
   }, []);
+  // Another answer may have been asked for since it was opened.
+  const busy = () => state.runs.value.has(state.current.value);
   const submit = () => {
+    if (busy()) return;
     const text = field.current!.value.trim();
     if (!text && files.length === 0) return;
     onDone();
@@ -287,7 +290,7 @@ function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
         <button type="button" class="plain" onClick={onDone}>
           Cancel
         </button>
-        <button type="submit" class="main">
+        <button type="submit" class="main" disabled={busy()}>
           Send
         </button>
       </div>

@@ -19,13 +19,14 @@ pub fn is_conversation(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
-/// The messages of a file: a list, or an object whose `messages` is one.
+/// The messages of a file, a list, or an object whose `messages` is one; and whether they are all that it holds.
 ///
 /// # Errors
 /// A file that cannot be read or holds none, by its name.
-pub fn load(path: &Path) -> anyhow::Result<Vec<Message>> {
+pub fn load(path: &Path) -> anyhow::Result<(Vec<Message>, bool)> {
     let name = path.display();
     let mut value = read(path)?;
+    let alone = value.is_array();
     if let Value::Object(members) = &mut value {
         value = members.remove("messages").unwrap_or_default();
     }
@@ -35,7 +36,7 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<Message>> {
     if messages.iter().all(|message| message.role == SYSTEM) {
         return Err(Usage(format!("{name} holds no conversation: nothing is said in it")).into());
     }
-    Ok(messages)
+    Ok((messages, alone))
 }
 
 /// Writes the messages, which appear when they are whole.
@@ -53,6 +54,9 @@ pub fn save(path: &Path, model: &str, messages: &[Message]) -> anyhow::Result<()
             return Err(Usage(what).into());
         }
     };
+    // A link stays one: what it leads to is written.
+    let target = path.canonicalize();
+    let path = target.as_deref().unwrap_or(path);
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(name)?;
     file.write_all(text.as_bytes()).with_context(name)?;
@@ -99,15 +103,15 @@ mod tests {
         let messages = [Message::new(SYSTEM, "Be brief."), Message::new("user", "č?"), answer];
         for _ in 0..2 {
             save(&path, "m", &messages).unwrap();
-            assert_eq!(load(&path).unwrap(), messages);
+            assert_eq!(load(&path).unwrap(), (messages.to_vec(), true));
         }
         std::fs::write(
             &path,
             r#"{"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}"#,
         )
         .unwrap();
-        let loaded = load(&path).unwrap();
-        assert_eq!((loaded.len(), said(&loaded[0])), (1, "a".to_owned()));
+        let (loaded, alone) = load(&path).unwrap();
+        assert_eq!((loaded.len(), said(&loaded[0]), alone), (1, "a".to_owned(), false));
 
         let path = dir.path().join("a.md");
         save(&path, "m", &messages).unwrap();

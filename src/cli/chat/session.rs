@@ -254,10 +254,12 @@ impl Session {
         if !files::is_conversation(&path) {
             return Ok(Next::Load(path));
         }
-        let mut messages = files::load(&path)?;
+        let (mut messages, alone) = files::load(&path)?;
         let system = (messages[0].role == SYSTEM).then(|| said(&messages.remove(0)));
         say(&format!("{} of {}", counted(messages.len(), "message"), path.display()));
-        (self.messages, self.system, self.again, self.files) = (messages, system, 0, vec![path]);
+        (self.messages, self.system, self.again) = (messages, system, 0);
+        // A request has more than its messages, which would be lost: it is not what /save writes anew.
+        self.files = if alone { vec![path] } else { Vec::new() };
         Ok(Next::Line)
     }
 
@@ -271,7 +273,7 @@ impl Session {
             bail!("nothing was said yet that could be saved");
         }
         // What this conversation wrote itself is written anew.
-        if !self.files.contains(&path) && path.exists() {
+        if !self.files.contains(&path) && path.symlink_metadata().is_ok() {
             let question = format!("{} exists. Replace it?", path.display());
             if !self.interactive || !names::agrees(&question, false)? {
                 bail!("{} exists, and is left as it is", path.display());

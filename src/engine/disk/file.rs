@@ -33,6 +33,8 @@ pub(super) enum Missing {
     Damaged(String),
     /// There is no memory for it.
     Memory(Error),
+    /// The system does not let it be read now: it may be whole.
+    Unreadable(String),
 }
 
 /// Bytes of the file of a part of `bytes`.
@@ -86,7 +88,7 @@ pub(super) fn read(
 ) -> std::result::Result<HostPart, Missing> {
     let bytes = shapes.bytes(kind);
     let mut file = open(path)?;
-    let found = file.metadata().map_err(|e| Missing::Damaged(e.to_string()))?;
+    let found = file.metadata().map_err(|e| Missing::Unreadable(e.to_string()))?;
     if !found.is_file() || found.len() != size(bytes) {
         let what = format!("{} bytes, expected a file of {}", found.len(), size(bytes));
         return Err(Missing::Damaged(what));
@@ -122,7 +124,9 @@ fn open(path: &Path) -> std::result::Result<File, Missing> {
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options.open(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Missing::Absent,
-        _ => Missing::Damaged(error.to_string()),
+        // A link, in a place where none was put.
+        _ if error.raw_os_error() == Some(libc::ELOOP) => Missing::Damaged(error.to_string()),
+        _ => Missing::Unreadable(error.to_string()),
     })
 }
 
@@ -130,6 +134,9 @@ impl Missing {
     fn of(error: Error) -> Self {
         match error {
             Error::OutOfMemory { .. } => Self::Memory(error),
+            Error::Io { ref source, .. } if source.kind() != ErrorKind::UnexpectedEof => {
+                Self::Unreadable(error.to_string())
+            }
             other => Self::Damaged(other.to_string()),
         }
     }

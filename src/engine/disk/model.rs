@@ -66,15 +66,15 @@ impl ModelBytes {
         self.files.iter().all(|(path, stamp)| Stamp::of(path).is_ok_and(|now| now == *stamp))
     }
 
-    /// The hash, where nothing has to be read for it: the hub says it, or `store` remembers it.
+    /// The hash, where nothing has to be read for it: `store` remembers it.
     pub fn known(&self, store: &Store) -> Option<Key> {
-        self.joined(|path, stamp| of_hub(path).or_else(|| store.remembered(&place(path, stamp))))
+        self.joined(|path, stamp| store.remembered(&place(path, stamp)))
     }
 
     /// The hash, read where it is not known, and remembered. None once `stop` is set, or where a file changes meanwhile.
     pub fn read(&self, store: &Store, stop: &AtomicBool) -> Option<Key> {
         let key = self.joined(|path, stamp| {
-            let known = of_hub(path).or_else(|| store.remembered(&place(path, stamp)));
+            let known = store.remembered(&place(path, stamp));
             known.or_else(|| {
                 let key = hash(path, stop)?;
                 // What was read is what the stamp is of.
@@ -99,15 +99,6 @@ impl ModelBytes {
 fn place(path: &Path, stamp: &Stamp) -> Key {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     Key::of([&b"file"[..], path.as_os_str().as_encoded_bytes(), &stamp.bytes()])
-}
-
-/// In the Hugging Face cache a large file has the SHA-256 of its bytes for a name, which it was held against when it came.
-fn of_hub(path: &Path) -> Option<Key> {
-    let real = path.canonicalize().ok()?;
-    let name = real.file_name()?.to_str()?;
-    let is_hash = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let in_blobs = real.parent()?.file_name()? == "blobs";
-    (is_hash && in_blobs).then(|| Key::of([&b"sha256"[..], name.to_ascii_lowercase().as_bytes()]))
 }
 
 fn hash(path: &Path, stop: &AtomicBool) -> Option<Key> {
@@ -156,22 +147,5 @@ mod tests {
         let copy = dir.path().join("copy");
         std::fs::write(&copy, vec![1; CHUNK + 5]).unwrap();
         assert_eq!(ModelBytes::new([copy], &[b""]).unwrap().read(&store, &go), Some(key));
-    }
-
-    #[test]
-    fn what_the_hub_says_is_not_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("cache"), 1 << 20).unwrap();
-        let (blobs, name) = (dir.path().join("blobs"), "0123456789abcdef".repeat(4));
-        std::fs::create_dir(&blobs).unwrap();
-        for name in [&name, &name[..40]] {
-            std::fs::write(blobs.join(name), "weights").unwrap();
-        }
-        let link = dir.path().join("model.safetensors");
-        std::os::unix::fs::symlink(blobs.join(&name), &link).unwrap();
-        let of = |path: &Path| ModelBytes::new([path.to_owned()], &[]).unwrap().known(&store);
-        assert!(of(&link).is_some() && of(&link) == of(&blobs.join(&name)));
-        // A name that is no SHA-256, as small files of the hub have.
-        assert_eq!(of(&blobs.join(&name[..40])), None);
     }
 }

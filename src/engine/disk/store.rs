@@ -148,6 +148,14 @@ impl Store {
                 tracing::warn!(%error, "a prompt's beginning is computed anew");
                 None
             }
+            Err(Missing::Unreadable(what)) => {
+                tracing::warn!(
+                    what,
+                    "{} cannot be read: a prompt's beginning is computed anew",
+                    path.display()
+                );
+                None
+            }
             Err(Missing::Damaged(what)) => {
                 tracing::warn!(what, "{} is damaged, and was removed", path.display());
                 self.counts.damaged.fetch_add(1, Ordering::Relaxed);

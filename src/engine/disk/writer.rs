@@ -33,8 +33,8 @@ impl Save {
 pub(super) fn run(shared: &Shared, saves: &Receiver<Save>) {
     let mut told = false;
     for save in saves {
-        let bytes = save.bytes(&shared.shapes);
-        let written = catch_unwind(AssertUnwindSafe(|| write(shared, &save)));
+        let mut left = save.bytes(&shared.shapes);
+        let written = catch_unwind(AssertUnwindSafe(|| write(shared, save, &mut left)));
         if !matches!(written, Ok(Ok(()))) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -46,14 +46,13 @@ pub(super) fn run(shared: &Shared, saves: &Receiver<Save>) {
                 "the beginning of a prompt is not kept on disk; further ones are not told of"
             );
         }
-        // Before there is room for others.
-        drop(save);
-        *shared.waiting.lock() -= bytes;
+        *shared.waiting.lock() -= left;
         shared.fewer.notify_all();
     }
 }
 
-fn write(shared: &Shared, save: &Save) -> Result<(), String> {
+/// Writes the parts; each is let go of once it is written, and `left` are the bytes of those that are not.
+fn write(shared: &Shared, save: Save, left: &mut u64) -> Result<(), String> {
     let store = shared.store();
     // Asked after it was computed: of a file that has changed since, nobody knows what was read.
     if !shared.cache.model.is_unchanged() {
@@ -63,12 +62,18 @@ fn write(shared: &Shared, save: &Save) -> Result<(), String> {
     for (index, key) in save.keys.iter().enumerate() {
         PartKind::ALL.iter().for_each(|kind| store.touch(key, *kind, (now, index)));
     }
-    for SavedPart { index, kind, part } in &save.parts {
+    for SavedPart { index, kind, part } in save.parts {
         if shared.until.get().is_some_and(|until| Instant::now() > *until) {
             return Err("the time for it is over".into());
         }
-        let place = (now, *index);
-        store.write(&save.keys[*index], *kind, part, &shared.shapes, place).map_err(|e| e.to_string())?;
+        let place = (now, index);
+        store.write(&save.keys[index], kind, &part, &shared.shapes, place).map_err(|e| e.to_string())?;
+        let bytes = shared.shapes.bytes(kind);
+        // Before there is room for others.
+        drop(part);
+        *left -= bytes;
+        *shared.waiting.lock() -= bytes;
+        shared.fewer.notify_all();
     }
     Ok(())
 }

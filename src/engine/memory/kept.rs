@@ -124,6 +124,7 @@ impl Memory {
             return;
         }
         if let Some((node, kind)) = self.tree.next_evicted()
+            && !self.tree.on_disk(node).has(kind)
             // Nobody has begun or ended behind it.
             && (kind != PartKind::Pane || self.tree.pane_was_used(node))
             && self.save(node, None) == Handed::Refused
@@ -131,6 +132,11 @@ impl Memory {
         {
             disk.count_dropped();
         }
+    }
+
+    /// Whether something is kept that the disk does not have.
+    pub fn has_unsaved(&self) -> bool {
+        self.unsaved && self.disk.as_ref().is_some_and(Disk::is_ready)
     }
 
     /// Hands all that is kept and new to the disk, the last used first, waiting until `patience` for room in its queue. Whether
