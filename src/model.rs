@@ -322,9 +322,9 @@ impl ModelFiles {
             return ModelBytes::new([], &[builtin::CONFIG, builtin::WEIGHTS]);
         }
         let settings = ["config.json", "hf_quant_config.json"].map(|name| self.path.join(name));
-        let mut files: Vec<PathBuf> = settings.into_iter().filter(|path| path.is_file()).collect();
+        let mut files: Vec<PathBuf> = settings.into_iter().filter(|path| files::exists(path)).collect();
         let weights: BTreeSet<&Path> = self.checkpoint.tensors().map(TensorInfo::file).collect();
-        let first = self.path.is_file().then_some(self.path.as_path());
+        let first = (!files::is_dir(&self.path)).then_some(self.path.as_path());
         files.extend(first.into_iter().chain(weights).map(Path::to_owned));
         // The settings again as they were understood.
         ModelBytes::new(files, &[format!("{:?}", self.config()).as_bytes()])

@@ -428,8 +428,8 @@ fn config(path: &Path, mlx: MlxFormat, planned: &[PlannedTensor<'_>]) -> Result<
 fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
     let home = Home::of(from)?;
     let mut names = Vec::new();
-    for entry in fs::read_dir(from).map_err(|e| Error::io(from, e))? {
-        let path = PathBuf::from(entry.map_err(|e| Error::io(from, e))?.file_name());
+    for name in files::names(from)? {
+        let path = PathBuf::from(name);
         let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();
         let name = path.to_str().unwrap_or_default();
         let wanted = ["json", "jinja", "model", "tiktoken", "txt"].contains(&ending)
@@ -447,13 +447,13 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
     }
     // What makes vectors of hidden states.
     for folder in modules::folders(from)? {
-        let Some(name) = folder.file_name().filter(|_| folder.is_dir()) else { continue };
+        let Some(name) = folder.file_name().filter(|_| files::is_dir(&folder)) else { continue };
         let made = to.join(name);
         fs::create_dir_all(&made).map_err(|e| Error::io(&made, e))?;
         let home = Home::of(&folder)?;
         for file in ["config.json", "model.safetensors"] {
             let path = folder.join(file);
-            if path.symlink_metadata().is_ok() {
+            if files::exists(&path) {
                 let shown = format!("{}/{file}", name.to_string_lossy());
                 copy(&home, &path, &shown, &made.join(file))?;
             }
@@ -465,13 +465,8 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
 /// Copies a file of the directory `home`, if it is one; `name` is for errors.
 fn copy(home: &Home, path: &Path, name: &str, to: &Path) -> Result<()> {
     let real = home.resolve(path, name)?;
-    let meta = fs::metadata(&real).map_err(|e| Error::io(path, e))?;
-    if !meta.is_file() {
+    if files::is_dir(&real) {
         return Ok(());
     }
-    if meta.len() > MAX_COPY {
-        let what = format!("file is {} bytes, expected at most {MAX_COPY}", meta.len());
-        return Err(Error::format(path, what));
-    }
-    write_through(to, &fs::read(&real).map_err(|e| Error::io(path, e))?)
+    write_through(to, &files::read(&real, MAX_COPY)?)
 }

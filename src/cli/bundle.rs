@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail, ensure};
 use backstop::ModelFiles;
 use backstop::backend::select::{BackendRequest, Bytes};
-use backstop::bundle::{ALIGN, Bundle, Member, reader};
+use backstop::bundle::{ALIGN, Bundle, Member, beside, reader};
 use backstop::hub;
 use backstop::weights::writers::Output;
 use clap::CommandFactory;
@@ -187,7 +187,12 @@ fn sources(files: &ModelFiles, typed: &Path) -> anyhow::Result<(String, Vec<(Str
         None => hub::needed(&files.path),
     };
     ensure!(!within.is_empty(), "{}: holds no files of a model", files.path.display());
-    let all = within.into_iter().map(|path| (format!("{name}/{path}"), files.path.join(path))).collect();
+    // A link that leads elsewhere is not packed: what it leads to may be a secret.
+    let all = within.into_iter().map(|path| {
+        let place = beside(&files.path.join(&path))?;
+        anyhow::Ok((format!("{name}/{path}"), place))
+    });
+    let all = all.collect::<anyhow::Result<_>>()?;
     Ok((name, all))
 }
 

@@ -77,7 +77,14 @@ pub fn models(typed: &OsStr) -> Vec<CompletionCandidate> {
     let short = short_names().iter().filter(|short| short.name.starts_with(&*begun));
     words.extend(short.map(|short| CompletionCandidate::new(&short.name).help(Some("a short name".into()))));
     words.extend(PathCompleter::any().complete(typed));
+    // Shells put a word in as it is: what they would take for more than a word stays to be typed.
+    words.retain(|word| word.get_value().to_str().is_some_and(is_plain));
     words
+}
+
+/// Whether a shell takes a word for itself.
+fn is_plain(word: &str) -> bool {
+    word.chars().all(|c| c.is_alphanumeric() || "._/:@=+,~-".contains(c))
 }
 
 #[cfg(test)]
@@ -89,5 +96,8 @@ mod tests {
         let words = models(OsStr::new("qwen3:0"));
         assert!(words.iter().any(|word| word.get_value() == "qwen3:0.6b"), "{words:?}");
         assert!(!words.iter().any(|word| word.get_value() == "qwen3:8b"), "{words:?}");
+        for word in ["a b", "$(touch x)", "`x`", "a;b", "a'b", "a\nb"] {
+            assert!(!is_plain(word), "{word}");
+        }
     }
 }

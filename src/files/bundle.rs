@@ -100,7 +100,10 @@ impl Bundle {
     fn check(&self, end: u64) -> Result<(), String> {
         let mut from = self.program;
         for member in &self.files {
-            let plain = Path::new(&member.path).components().all(|part| matches!(part, Component::Normal(_)));
+            let parts =
+                member.path.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
+            let plain = parts
+                && Path::new(&member.path).components().all(|part| matches!(part, Component::Normal(_)));
             let until = member.start.checked_add(member.bytes);
             if !plain || member.path.is_empty() || member.start % ALIGN != 0 || member.start < from {
                 return Err(format!("the place of {} is wrong", json::quote(&member.path)));
@@ -190,6 +193,16 @@ fn around(path: &Path) -> Result<Option<(PathBuf, Bundle, String)>> {
         }
     }
     Ok(None)
+}
+
+/// Where a file of a model's directory lies, links followed.
+///
+/// # Errors
+/// A link to what is no part of the model, which is not to be passed on with it.
+pub fn beside(path: &Path) -> Result<PathBuf> {
+    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    files::Home::of(dir)?.resolve(path, &name)
 }
 
 /// A file to be read from its beginning, wherever it lies, and its bytes.

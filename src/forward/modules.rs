@@ -196,9 +196,9 @@ pub(crate) fn default_prompt(dir: &Path) -> Result<Option<(String, String)>> {
 /// The members of a file in `dir`; none where it is not there.
 pub(crate) fn members(dir: &Path, name: &str) -> Result<Map<String, Json>> {
     let path = dir.join(name);
-    match path.symlink_metadata() {
-        Ok(_) => json::parse_members(&path, &json::of_python(&files::read_json(&path)?)),
-        Err(_) => Ok(Map::new()),
+    match files::exists(&path) {
+        true => json::parse_members(&path, &json::of_python(&files::read_json(&path)?)),
+        false => Ok(Map::new()),
     }
 }
 

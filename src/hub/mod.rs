@@ -43,6 +43,7 @@ mod short;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, HubFault, Result};
+pub use address::without_credentials;
 pub use cache::{Cache, Cached, Removed};
 pub use choose::Form;
 pub use client::Client;

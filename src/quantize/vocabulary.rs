@@ -24,13 +24,13 @@ const BYTE: i32 = 6;
 /// Adds the tokenizer and the chat template of the model in `dir`; `none` where it has no tokenizer.
 pub(super) fn put(dir: &Path, config: &Config, entries: &mut Entries) -> Result<()> {
     let path = dir.join("tokenizer.json");
-    if path.symlink_metadata().is_err() {
+    if !files::exists(&path) {
         entries.string("tokenizer.ggml.model", "none");
         return Ok(());
     }
     let file: Value = parse(&path)?;
     let settings_path = dir.join("tokenizer_config.json");
-    let settings = if settings_path.exists() { parse(&settings_path)? } else { Value::Null };
+    let settings = if files::is_there(&settings_path) { parse(&settings_path)? } else { Value::Null };
     let refuse = |what: &str| Error::format(&path, format!("{what} has no form in GGUF"));
     let model = &file["model"];
     if model["type"] != "BPE" {
@@ -117,7 +117,7 @@ pub(super) fn put(dir: &Path, config: &Config, entries: &mut Entries) -> Result<
 fn put_templates(dir: &Path, settings: &Value, entries: &mut Entries) -> Result<()> {
     const KEY: &str = "tokenizer.chat_template";
     let path = dir.join("chat_template.jinja");
-    if path.exists() {
+    if files::is_there(&path) {
         let text = String::from_utf8(files::read_json(&path)?);
         let text = text.map_err(|e| Error::format(&path, format!("not UTF-8: {e}")))?;
         entries.string(KEY, &text);

@@ -36,6 +36,24 @@ fn bundled(dir: &Path, name: &str, model: &str) -> PathBuf {
 const SAMPLED: [&str; 7] = ["--temperature", "0.9", "--seed", "7", "--max-tokens", "24", "--no-summary"];
 
 #[test]
+fn what_a_link_leads_to_elsewhere_is_not_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, secret) = (dir.path().join("model"), dir.path().join("secret"));
+    std::fs::create_dir(&model).unwrap();
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories");
+    for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(stories.join(name), model.join(name)).unwrap();
+    }
+    std::fs::write(&secret, "secret").unwrap();
+    std::os::unix::fs::symlink("../secret", model.join("chat_template.jinja")).unwrap();
+    let (model, out) = (model.to_str().unwrap(), dir.path().join("out"));
+    let ran = backstop(&["bundle", model, "-o", out.to_str().unwrap()]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("outside the model's directory"), "{}", ran.err);
+    assert!(!out.exists());
+}
+
+#[test]
 fn a_bundle_is_the_program_and_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = bundled(dir.path(), "story", STORIES);

@@ -293,9 +293,11 @@ fn hub(settings: &Settings) -> Finding {
         (Some(_), false) => "from the file that `hf auth login` wrote",
     };
     let asked = if settings.offline { ", not asked: HF_HUB_OFFLINE is set" } else { "" };
-    let lines = [format!("{}{asked}; token: {from}", settings.endpoint)];
+    // What is pasted into an issue is to have no password.
+    let endpoint = hub::without_credentials(&settings.endpoint);
+    let lines = [format!("{endpoint}{asked}; token: {from}")];
     let json = json!({
-        "endpoint": settings.endpoint, "offline": settings.offline, "token": settings.token.is_some(),
+        "endpoint": endpoint, "offline": settings.offline, "token": settings.token.is_some(),
     });
     let insecure = settings.token.is_some()
         && settings.endpoint.strip_prefix("http://").is_some_and(|host| !is_here(host));
@@ -303,6 +305,10 @@ fn hub(settings: &Settings) -> Finding {
         .advise(
             settings.offline,
             "nothing can be downloaded while HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
+        )
+        .advise(
+            endpoint != settings.endpoint,
+            "HF_ENDPOINT has a name and password, which are not sent: an address without them is expected",
         )
         .advise(
             insecure,

@@ -1,6 +1,6 @@
 //! A model's bytes as a hash: two models of one name, or one whose files were changed in place, are two.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::key::Key;
 use super::store::Store;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
@@ -26,8 +27,10 @@ pub(crate) struct ModelBytes {
 struct Stamp([u64; 7]);
 
 impl Stamp {
+    /// Of a file, which may lie in a bundle: then of all of that.
     fn of(path: &Path) -> Result<Self> {
-        std::fs::metadata(path).map(|meta| Self::new(&meta)).map_err(|e| Error::io(path, e))
+        let (file, _) = files::open_part(path)?;
+        file.metadata().map(|meta| Self::new(&meta)).map_err(|e| Error::io(path, e))
     }
 
     #[cfg(unix)]
@@ -102,7 +105,7 @@ fn place(path: &Path, stamp: &Stamp) -> Key {
 }
 
 fn hash(path: &Path, stop: &AtomicBool) -> Option<Key> {
-    let (mut file, mut chunk) = (File::open(path).ok()?, vec![0; CHUNK]);
+    let ((mut file, _), mut chunk) = (files::bundle::reader(path).ok()?, vec![0; CHUNK]);
     let mut hasher = blake3::Hasher::new();
     loop {
         if stop.load(Ordering::Relaxed) {
@@ -117,6 +120,8 @@ fn hash(path: &Path, stop: &AtomicBool) -> Option<Key> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
