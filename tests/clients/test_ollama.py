@@ -107,7 +107,7 @@ class Models(unittest.TestCase):
             with self.assertRaises(ollama.ResponseError) as caught:
                 for _ in client().pull("llama0", stream=stream):
                     pass
-            self.assertIn("pull is not supported", caught.exception.error)
+            self.assertIn("pull is not allowed here", caught.exception.error)
         for wrong in (lambda: client().delete("stories"), lambda: client().copy("stories", "x"),
                       lambda: client().create("x", from_="stories"), lambda: client().push("stories")):
             with self.assertRaises(ollama.ResponseError) as caught:
