@@ -125,7 +125,7 @@ pub use backend::ops::OpKind;
 pub use backend::select::{BackendRequest, backends};
 pub use backend::{LlmBackendKind, Policy};
 pub use chat::{Shown, Turn};
-pub use engine::{CacheOptions, FinishReason, Stats};
+pub use engine::{CacheOptions, Drafts, FinishReason, Stats};
 pub use error::{Error, HubFault, Result};
 #[doc(hidden)]
 pub use files::bundle;

@@ -15,7 +15,7 @@ use crate::backend::ops::{Backend, MatrixOperand, OpKind};
 use crate::backend::select::{self, BackendRequest, Selection};
 use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
 use crate::config::{Config, GenerationConfig};
-use crate::engine::{Cache, CacheOptions, Engine, EngineOptions, Machine, ModelBytes, Runtime};
+use crate::engine::{Cache, CacheOptions, Drafts, Engine, EngineOptions, Machine, ModelBytes, Runtime};
 use crate::error::{Error, Result, panic_text};
 use crate::files::{self, bundle::Bundle};
 use crate::forward::{Architecture, Loaded, Pool, Pooling, generation_from_gguf};
@@ -58,6 +58,8 @@ pub struct LoadOptions {
     pub prefill_chunk: Option<usize>,
     /// Most sequences in flight, others wait; the engine's default where absent.
     pub max_sequences: Option<usize>,
+    /// Whether tokens are guessed before they are computed. On the CPU no bit of a text depends on it.
+    pub drafts: Drafts,
     /// The instruction set of the CPU kernels; the best one where absent.
     pub isa: Option<Isa>,
     /// How the CPU's activations meet quantized weights.
@@ -490,6 +492,7 @@ impl Model {
             prefill_chunk: options.prefill_chunk.unwrap_or(defaults.prefill_chunk),
             max_sequences,
             kv_memory,
+            drafts: options.drafts,
             machine: options.machine.clone(),
             ..defaults
         };

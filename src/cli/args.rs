@@ -11,6 +11,7 @@ use backstop::backend::cpu::Activations;
 use backstop::backend::kv::KvType;
 use backstop::backend::ops::OpKind;
 use backstop::backend::select::BackendRequest;
+use backstop::engine::Drafts;
 use backstop::forward::Pool;
 use backstop::tensor::DType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -453,6 +454,10 @@ pub struct SessionArgs {
     /// What the files there may take: 512MB, 20GiB [default: 8GiB].
     #[arg(long, value_name = "SIZE", requires = "cache_dir", value_parser = size, allow_hyphen_values = true)]
     pub cache_disk: Option<u64>,
+    /// Guess tokens that repeat what came before, and check several in one step: auto does on the CPU, where no text depends on it.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    #[arg(value_parser = PossibleValuesParser::new(Drafts::NAMES).try_map(|name| name.parse::<Drafts>()))]
+    pub drafts: Drafts,
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,

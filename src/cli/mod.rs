@@ -200,6 +200,7 @@ fn load_options(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<LoadO
             .cache_dir
             .clone()
             .map(|dir| CacheOptions { dir, bytes: session.cache_disk.unwrap_or(CacheOptions::BYTES) }),
+        drafts: session.drafts,
         chat_template: session.chat_template.as_deref().map(template::choice),
         isa,
         activations: args.activations,

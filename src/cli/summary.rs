@@ -6,7 +6,7 @@ use std::time::Duration;
 use backstop::backend::FallbackReport;
 use backstop::backend::select::Bytes;
 use backstop::engine::FinishReason;
-use backstop::{Model, ModelInfo, Options};
+use backstop::{Model, ModelInfo, Options, Stats};
 use serde_json::{Value, json};
 
 use super::stream::Answer;
@@ -54,6 +54,9 @@ impl Summary<'_> {
             "generated",
             format!("{}, {}", generated(self.answer), ending(self.answer, self.model, self.options)),
         ));
+        if stats.drafted_tokens > 0 {
+            lines.push(("drafts", drafts(stats)));
+        }
         if self.answer.conforms == Some(false) {
             lines.push(("form", "cut off: the text is not what was asked for".to_owned()));
         }
@@ -88,6 +91,8 @@ impl Summary<'_> {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
             "generated_tokens": answer.tokens.len(),
+            "drafted_tokens": stats.drafted_tokens,
+            "accepted_tokens": stats.accepted_tokens,
             "seed": self.options.sampling.seed,
             "timings": {
                 "load": self.loading.as_secs_f64(),
@@ -178,6 +183,14 @@ fn generated(answer: &Answer) -> String {
         0.0 => tokens(answer.tokens.len()),
         per_second => format!("{} at {}", tokens(answer.tokens.len()), rate(per_second)),
     }
+}
+
+/// What guessing tokens came to.
+fn drafts(stats: &Stats) -> String {
+    let Stats { drafted_tokens: drafted, accepted_tokens: accepted, generated_tokens, .. } = *stats;
+    let steps = generated_tokens.saturating_sub(accepted).max(1);
+    let a_step = digits(generated_tokens as f64 / steps as f64);
+    format!("{accepted} of {} were right, {a_step} tokens a step", tokens(drafted))
 }
 
 fn tokens(count: usize) -> String {

@@ -4,6 +4,7 @@
 //! the steps. They join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
 
 mod disk;
+mod draft;
 mod guide;
 mod load;
 pub mod machine;
@@ -34,6 +35,9 @@ use crate::refusals;
 
 pub(crate) use disk::{Cache, ModelBytes};
 pub use disk::{CacheOptions, DiskLoad};
+pub use draft::Drafts;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use draft::{Drafter, Lookup};
 pub use load::{KvLoad, Load};
 pub use machine::Machine;
 pub(crate) use request::{
@@ -60,6 +64,11 @@ pub struct EngineOptions {
     pub context: usize,
     /// Bytes that K and V of all sequences may take, what is kept for sequences that begin alike included.
     pub kv_memory: u64,
+    /// Whether tokens are guessed before they are computed; no text depends on it.
+    pub drafts: Drafts,
+    /// What guesses them instead, however much that costs.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) drafter: Option<fn() -> Box<dyn Drafter>>,
     /// What the engine shares with others; its steps then take turns with theirs.
     pub machine: Option<Machine>,
     /// Where beginnings of sequences are kept beside the memory, and longer than the engine lives; the CPU's alone.
@@ -74,6 +83,9 @@ impl Default for EngineOptions {
             max_sequences: 16,
             context: 4096,
             kv_memory: 4 << 30,
+            drafts: Drafts::default(),
+            #[cfg(any(test, feature = "fuzzing"))]
+            drafter: None,
             machine: None,
             cache: None,
         }

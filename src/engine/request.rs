@@ -240,6 +240,10 @@ pub struct Stats {
     pub cached_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
+    /// Tokens that were guessed and then computed beside others.
+    pub drafted_tokens: usize,
+    /// Of these, tokens that were chosen: each a token without a step of its own.
+    pub accepted_tokens: usize,
     /// From the start of the first step to the first token.
     pub prompt_time: Duration,
     /// From the first token to the last.

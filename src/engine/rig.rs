@@ -11,7 +11,8 @@ use super::memory::Budget;
 use super::request::Space;
 use super::worker::Worker;
 use super::{
-    Command, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime, Sink, Stats,
+    Command, Drafts, EngineOptions, Event, FinishReason, GenerateRequest, Request, RequestKind, Runtime,
+    Sink, Stats,
 };
 use crate::backend::cpu::CpuBackend;
 use crate::backend::kv::KvType;
@@ -123,12 +124,20 @@ impl Rig {
         Self::of(runtime_in(model, LlmBackendKind::Cpu, Routing::default(), kv), tokens, options)
     }
 
+    /// On the CPU, with K and V in `kv`.
+    #[cfg(test)]
+    pub fn keeping(model: &str, kv: KvType, tokens: usize, options: EngineOptions) -> Self {
+        Self::of(runtime_in(model, LlmBackendKind::Cpu, Routing::default(), Some(kv)), tokens, options)
+    }
+
     fn of(runtime: Runtime, tokens: usize, options: EngineOptions) -> Self {
         let cost = runtime.kv_cost(options.prefill_chunk);
         let vocab = runtime.config().vocab_size as u32;
         // Of recurrent layers, for a few sequences and as many copies.
         let budget = Budget::new(tokens as u64 * (cost.token + cost.windowed) + 4 * cost.fixed, cost);
-        let options = EngineOptions { context: 1 << 14, kv_memory: budget.bytes, ..options };
+        // What times decide is not to decide how many turns a test takes.
+        let (context, drafts) = (1 << 14, Drafts::Off);
+        let options = EngineOptions { context, drafts, kv_memory: budget.bytes, ..options };
         let (commands, inbox) = channel();
         let gauges = Arc::new(Gauges::new());
         let disk = super::disk(&options, &runtime, commands.clone()).unwrap();

@@ -234,6 +234,18 @@ impl Generating {
         self.greedy && self.stats.generated_tokens + 1 < self.request.max_tokens
     }
 
+    /// Tokens that may be guessed behind `len`: the last one of a text is nobody's guess.
+    pub fn room(&self, len: usize, context: usize) -> usize {
+        let left = self.request.max_tokens.saturating_sub(self.stats.generated_tokens);
+        left.min(context.saturating_sub(len)).saturating_sub(1)
+    }
+
+    /// Notes that `right` of `drafted` guesses were chosen.
+    pub fn drafted(&mut self, drafted: usize, right: usize) {
+        self.stats.drafted_tokens += drafted;
+        self.stats.accepted_tokens += right;
+    }
+
     /// Waits until `deadline` for what has to be known before a token is chosen; whether it is.
     pub fn wait(&mut self, deadline: Instant) -> bool {
         self.guide.as_mut().is_none_or(|guide| guide.wait(deadline))

@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use super::draft::{Drafting, Pace};
 use super::memory::{Lease, Memory};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
@@ -56,6 +57,8 @@ pub(super) struct Slot {
     pub state: SequenceState,
     pub lease: Lease,
     phase: Phase,
+    /// What guesses its next tokens, if anything does.
+    draft: Option<Box<Drafting>>,
     /// Where steps of the prompt are to end, ascending: [`Sequence::stops`] of a model with recurrent layers.
     stops: Vec<usize>,
 }
@@ -73,11 +76,16 @@ impl BorrowMut<SequenceState> for Slot {
 }
 
 impl Slot {
-    pub fn new(sequence: Sequence, mut state: SequenceState, lease: Lease) -> Self {
+    pub fn new(
+        sequence: Sequence,
+        mut state: SequenceState,
+        lease: Lease,
+        draft: Option<Box<Drafting>>,
+    ) -> Self {
         state.second = sequence.second();
         let recurrent = !state.kv.recurrent.is_empty() && sequence.is_kept();
         let stops = if recurrent { sequence.stops() } else { Vec::new() };
-        Self { sequence, state, lease, phase: Phase::Prefill, stops }
+        Self { sequence, state, lease, phase: Phase::Prefill, draft, stops }
     }
 
     /// Tokens whose keys and values are cached.
@@ -105,6 +113,10 @@ impl Slot {
             && self.stops.binary_search(&self.cached()).is_ok()
     }
 
+    pub fn is_decoding(&self) -> bool {
+        matches!(self.phase, Phase::Decode)
+    }
+
     pub fn is_apart(&self) -> bool {
         matches!(self.phase, Phase::Apart)
     }
@@ -125,6 +137,31 @@ impl Slot {
         }
     }
 
+    /// Its drafts, and how many tokens are guessed, at most `most`; none where nothing is.
+    pub fn guess(&mut self, most: usize, context: usize) -> Option<&mut Drafting> {
+        let (tokens, draft) = (&self.sequence.tokens, self.draft.as_mut()?);
+        let SequenceKind::Generate(it) = &self.sequence.kind else { return None };
+        match draft.guess(tokens, most.min(it.room(tokens.len(), context))) {
+            Ok(0) => None,
+            Ok(_) => self.draft.as_deref_mut(),
+            Err(error) => {
+                tracing::warn!(%error, "a sequence goes on without drafts");
+                self.draft = None;
+                None
+            }
+        }
+    }
+
+    /// The guesses that the next step takes behind its last token.
+    pub fn offered(&self) -> &[u32] {
+        self.draft.as_ref().map_or(&[], |draft| draft.offered())
+    }
+
+    /// The drafts that the next step takes some of.
+    pub fn draft_mut(&mut self) -> Option<&mut Drafting> {
+        self.draft.as_deref_mut()
+    }
+
     /// Takes what a step gave of `run`: `rows` of its logits. Until `deadline` it waits for the mask of the next token. Whether
     /// the prompt is through with it, and the sequence goes on. A panic ends this sequence alone.
     pub fn take(
@@ -134,20 +171,14 @@ impl Slot {
         rows: Range<usize>,
         deadline: Instant,
         context: usize,
+        pace: &mut Pace,
     ) -> bool {
         self.sequence.show(run.end());
         let begins = matches!(self.phase, Phase::Prefill | Phase::Apart);
         self.guarded(|slot| {
             match &mut slot.sequence.kind {
-                SequenceKind::Generate(it) => {
-                    if let Some(last) = rows.last() {
-                        let logits = outputs.logits.row(last);
-                        if it.wait(deadline) {
-                            return slot.choose(logits, context);
-                        }
-                        slot.phase = Phase::Held(alloc::copy_of(logits, "logits that wait for their mask")?);
-                    }
-                }
+                SequenceKind::Generate(_) if rows.is_empty() => {}
+                SequenceKind::Generate(_) => slot.verify(run, outputs, rows, deadline, context, pace)?,
                 SequenceKind::Embed(it) => {
                     let Some(hidden) = &outputs.hidden else {
                         return Err(Error::Engine("a step gave no hidden states".into()));
@@ -180,6 +211,59 @@ impl Slot {
             self.guarded(|slot| slot.choose(&logits, context));
         }
         true
+    }
+
+    /// Chooses a token from the first of `rows`, and from each row behind it while what is chosen is what was guessed. The caches
+    /// then hold what was right.
+    fn verify(
+        &mut self,
+        run: &Run,
+        outputs: &StepOutputs,
+        rows: Range<usize>,
+        deadline: Instant,
+        context: usize,
+        pace: &mut Pace,
+    ) -> Result<()> {
+        let drafted = rows.len() - 1;
+        let guess = self.draft.as_mut().map(|draft| draft.take()).unwrap_or_default();
+        let mut right = 0;
+        for row in rows {
+            let logits = outputs.logits.row(row);
+            let SequenceKind::Generate(it) = &mut self.sequence.kind else { break };
+            if !it.wait(deadline) {
+                self.phase = Phase::Held(alloc::copy_of(logits, "logits that wait for their mask")?);
+                break;
+            }
+            self.choose(logits, context)?;
+            let is_right = right < drafted && guess.tokens.get(right) == self.sequence.tokens.last();
+            if self.is_ended() || self.sequence.is_cancelled() || !is_right {
+                break;
+            }
+            right += 1;
+        }
+        if drafted == 0 {
+            return Ok(());
+        }
+        if let SequenceKind::Generate(it) = &mut self.sequence.kind {
+            it.drafted(drafted, right);
+        }
+        if let Some(draft) = &mut self.draft {
+            draft.judge(&guess, drafted, right, pace);
+        }
+        if right < drafted {
+            // What recurrent layers keep goes back a whole step, and the rest is computed again.
+            let kv = &mut self.state.kv;
+            let to = if kv.recurrent.is_empty() { run.end() - drafted + right } else { run.start };
+            kv.truncate(to);
+            self.state.history.truncate(to);
+            self.sequence.show(to);
+        }
+        Ok(())
+    }
+
+    /// Whether its caches hold what its tokens say, as far as it has computed them.
+    pub fn is_whole(&self) -> bool {
+        self.state.kv.len() == self.cached()
     }
 
     fn choose(&mut self, logits: &[f32], context: usize) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::EngineOptions;
+use super::draft::Pace;
 use super::runtime::Launched;
 use super::scheduler::{Waiting, plan};
 use super::slot::Slot;
@@ -27,25 +28,63 @@ pub(super) struct Ahead {
     pub launched: Result<Launched>,
 }
 
+/// Rows of a step whose logits are taken, where more than one of a sequence are: at least one.
+fn most_outputs(config: &Config) -> usize {
+    (SCORED_BYTES / (size_of::<f32>() * config.vocab_size.max(1))).max(1)
+}
+
+/// Has the next step take guesses of the sequences that decode, as far as they pay. Beside a prompt it takes none: there is little
+/// to gain beside what such a step takes.
+pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config, pace: &Pace) {
+    let waiting = || slots.iter().filter(|slot| slot.waiting() > 0);
+    let (rows, tokens) = waiting().fold((0, 0), |(rows, tokens), slot| (rows + slot.waiting(), tokens + 1));
+    let free = options.step_tokens.saturating_sub(rows).min(most_outputs(config).saturating_sub(tokens));
+    let mut left = if waiting().all(Slot::is_decoding) { free } else { 0 };
+    let (mut drafts, mut candidates) = (Vec::new(), Vec::new());
+    for slot in slots {
+        let most = match slot.waiting() {
+            0 => 0,
+            waiting => options.prefill_chunk.saturating_sub(waiting).min(left),
+        };
+        if let Some(draft) = slot.guess(most, options.context) {
+            candidates.push(draft.candidate(pace));
+            drafts.push(draft);
+        }
+    }
+    let depths = pace.depths(rows, tokens, &candidates, left);
+    #[cfg(any(test, feature = "fuzzing"))]
+    let depths = match options.drafter {
+        Some(_) => vec![usize::MAX; candidates.len()],
+        None => depths,
+    };
+    for (draft, depth) in drafts.into_iter().zip(depths) {
+        left -= draft.settle(depth.min(left), left > depth);
+    }
+}
+
 /// The next step by the scheduler; its runs index `slots`.
 pub(super) fn planned(options: &EngineOptions, slots: &[Slot], config: &Config) -> Batch {
     let apart = slots.iter().position(Slot::is_apart);
     let waiting: Vec<Waiting> = (slots.iter().enumerate())
         .map(|(sequence, slot)| {
             let takes_part = apart.is_none_or(|apart| apart == sequence);
-            let tokens = if takes_part { slot.waiting() } else { 0 };
+            let tokens = if takes_part { slot.waiting() + slot.offered().len() } else { 0 };
             let unscored = slot.sequence.unscored(slot.cached());
             Waiting { sequence, tokens, unscored, most: slot.before_stop(), whole: config.bidirectional }
         })
         .collect();
-    let scored = (SCORED_BYTES / (size_of::<f32>() * config.vocab_size.max(1))).max(1);
+    let scored = most_outputs(config);
     let (mut tokens, mut runs, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
     for Waiting { sequence, tokens: len, .. } in plan(options, scored, &waiting) {
         let slot = &slots[sequence];
         let start = slot.cached();
         let run = Run { sequence, row: tokens.len(), len, start };
-        tokens.extend_from_slice(&slot.sequence.tokens[start..start + len]);
-        outputs.extend(slot.sequence.outputs(start..run.end()).map(|position| run.row + position - start));
+        // What is guessed comes behind all that is known, and the logits of each row of it are wanted.
+        let known = len.min(slot.waiting());
+        tokens.extend_from_slice(&slot.sequence.tokens[start..start + known]);
+        tokens.extend_from_slice(&slot.offered()[..len - known]);
+        let wanted = slot.sequence.outputs(start..start + known).chain(start + known..run.end());
+        outputs.extend(wanted.map(|position| run.row + position - start));
         runs.push(run);
     }
     Batch { tokens: Tokens::Known(tokens), runs, outputs }

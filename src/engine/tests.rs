@@ -2,6 +2,7 @@
 //! tokens, which neither changes. On the CPU and, where there is one, on MLX.
 
 mod disk;
+mod drafts;
 mod kinds;
 mod recurrent;
 mod windows;

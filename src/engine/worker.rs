@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::disk::{Answer, Disk, LEAST};
+use super::draft::{Drafting, Drafts, Lookup, Pace};
 use super::guide::MaskPool;
 use super::load::Gauges;
 use super::memory::{Budget, Memory};
@@ -17,7 +18,7 @@ use super::request::{Request, RequestKind};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::Sequence;
 use super::slot::Slot;
-use super::step::{Ahead, InFlight, planned, with_logits};
+use super::step::{Ahead, InFlight, draft, planned, with_logits};
 use super::{Command, EngineOptions, Machine};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::backend::KvPage;
@@ -51,6 +52,7 @@ pub(super) struct Worker {
     stepping: Vec<usize>,
     gauges: Arc<Gauges>,
     masks: MaskPool,
+    pace: Pace,
     /// Of the first parked request, what the disk is to answer.
     looking: Looking,
     /// Since when.
@@ -85,6 +87,7 @@ impl Worker {
         if let Some(disk) = &disk {
             let _ = gauges.disk.set(Arc::clone(disk.shared()));
         }
+        let pace = Pace::new(budget.cost.fixed > 0);
         Self {
             runtime,
             options,
@@ -97,6 +100,7 @@ impl Worker {
             stepping: Vec::new(),
             gauges,
             masks: MaskPool::default(),
+            pace,
             looking: Looking::No,
             asked: Instant::now(),
             busy: Instant::now(),
@@ -299,7 +303,10 @@ impl Worker {
             };
             let vocab = self.runtime.config().vocab_size;
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
-                Some(sequence) => self.slots.push(Slot::new(sequence, state, lease)),
+                Some(sequence) => {
+                    let draft = self.drafting();
+                    self.slots.push(Slot::new(sequence, state, lease, draft));
+                }
                 None => self.memory.release(&self.runtime, state, lease),
             }
             self.gauges.running.store(self.slots.len(), Ordering::Relaxed);
@@ -427,6 +434,7 @@ impl Worker {
                 started
             }
             None => {
+                draft(&self.options, &mut self.slots, self.runtime.config(), &self.pace);
                 let batch = planned(&self.options, &self.slots, self.runtime.config());
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 match self.runtime.launch(&batch, &mut self.slots, false) {
@@ -442,6 +450,7 @@ impl Worker {
         let InFlight { batch, launched } = current;
         let result = self.runtime.outputs(&launched, self.wants_hidden(&batch));
         let failed = result.is_err();
+        let decodes = batch.runs.iter().all(|run| self.slots[run.sequence].is_decoding());
         if let Some(disk) = self.memory.disk()
             && batch.runs.iter().any(|run| run.len >= PAGE)
         {
@@ -455,10 +464,27 @@ impl Worker {
             Err(error) => self.recover(&batch, error),
         };
         self.take(&batch, outputs);
+        if decodes && !failed {
+            self.pace.observe(batch.runs.iter().map(|run| run.len).sum(), began.elapsed());
+        }
         let Some(ahead) = ahead else { return };
         if !failed {
             self.started = self.confirm(ahead);
         }
+    }
+
+    /// What guesses the tokens of a new sequence, where that is asked for.
+    fn drafting(&self) -> Option<Box<Drafting>> {
+        #[cfg(any(test, feature = "fuzzing"))]
+        if let Some(drafter) = self.options.drafter {
+            return Some(Box::new(Drafting::new(drafter())));
+        }
+        let drafts = match self.options.drafts {
+            Drafts::Auto => self.runtime.bit_settings().is_some(),
+            Drafts::On => true,
+            Drafts::Off => false,
+        };
+        drafts.then(|| Box::new(Drafting::new(Box::<Lookup>::default())))
     }
 
     fn wants_hidden(&self, batch: &Batch) -> bool {
@@ -480,6 +506,13 @@ impl Worker {
         let whole = current.batch.outputs.len() == self.slots.len();
         let ready = with_logits(&current.batch).enumerate().all(|(i, (_, rows))| rows == (i..i + 1));
         if !nobody_comes || !eligible || !whole || !ready {
+            return None;
+        }
+        // A step with drafts has to know its tokens. What would be guessed now most likely will be, one token further.
+        draft(&self.options, &mut self.slots, self.runtime.config(), &self.pace);
+        let drafts = self.slots.iter().any(|slot| !slot.offered().is_empty());
+        self.slots.iter_mut().filter_map(Slot::draft_mut).for_each(Drafting::clear);
+        if drafts {
             return None;
         }
         let guess = self.runtime.dispatch().greedy_tokens(current.launched.logits()?)?;
@@ -559,9 +592,13 @@ impl Worker {
         let deadline = Instant::now() + MASK_GRACE;
         for (run, rows) in with_logits(batch) {
             let slot = &mut self.slots[run.sequence];
-            if slot.take(run, &outputs, rows, deadline, self.options.context) {
+            if slot.take(run, &outputs, rows, deadline, self.options.context, &mut self.pace) {
                 self.memory.share(&self.runtime, &mut slot.state, &mut slot.lease, slot.sequence.prompt);
                 self.queue.memory_freed();
+            }
+            if !slot.is_whole() && !slot.is_ended() {
+                slot.restart(&self.runtime, &mut self.memory);
+                continue;
             }
             if slot.is_at_stop() {
                 self.memory.snapshot(&self.runtime, &mut slot.state, &mut slot.lease);

@@ -9,7 +9,9 @@ use super::input::Input;
 use crate::backend::LlmBackendKind;
 use crate::backend::kv::PAGE;
 use crate::engine::rig::{Asked, Rig};
-use crate::engine::{Answer, EmbedRequest, EngineOptions, FinishReason, RequestKind, RowSink, ScoreRequest};
+use crate::engine::{
+    Answer, EmbedRequest, EngineOptions, FinishReason, Lookup, RequestKind, RowSink, ScoreRequest,
+};
 
 /// Models whose caches differ: all tokens, windows, and both.
 const MODELS: [&str; 3] = ["llama-bias", "mistral-window", "gemma3-pattern"];
@@ -58,6 +60,7 @@ pub(super) fn turns(data: &[u8]) {
         prefill_chunk: 16 + input.below(64),
         step_tokens: 64 + input.below(64),
         max_sequences: 1 + input.below(5),
+        drafter: (input.below(2) == 1).then_some(|| Box::<Lookup>::default()),
         ..EngineOptions::default()
     };
     let mut rig = Rig::new(model, LlmBackendKind::Cpu, PAGES * PAGE, options);

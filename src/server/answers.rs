@@ -152,6 +152,8 @@ impl Timings {
             "predicted_n": stats.generated_tokens,
             "predicted_ms": ms(stats.generation_time),
             "predicted_per_second": stats.generation_rate(),
+            "draft_n": stats.drafted_tokens,
+            "draft_n_accepted": stats.accepted_tokens,
         })
     }
 }

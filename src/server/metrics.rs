@@ -67,6 +67,8 @@ pub(crate) struct Metrics {
     cached_tokens: AtomicU64,
     prefix_hits: AtomicU64,
     generated_tokens: AtomicU64,
+    drafted_tokens: AtomicU64,
+    accepted_tokens: AtomicU64,
     first_token: Histogram,
     between_tokens: Histogram,
     sequence: Histogram,
@@ -96,6 +98,8 @@ impl Metrics {
     pub fn ended(&self, asked: Instant, stats: &Stats) {
         self.prompt_tokens.fetch_add(stats.prompt_tokens as u64, Ordering::Relaxed);
         self.cached_tokens.fetch_add(whole_pages(stats) as u64, Ordering::Relaxed);
+        self.drafted_tokens.fetch_add(stats.drafted_tokens as u64, Ordering::Relaxed);
+        self.accepted_tokens.fetch_add(stats.accepted_tokens as u64, Ordering::Relaxed);
         self.prefix_hits.fetch_add(u64::from(whole_pages(stats) > 0), Ordering::Relaxed);
         self.sequence.observe(asked.elapsed());
     }
@@ -136,6 +140,8 @@ impl Metrics {
                 of(&self.cached_tokens),
             ),
             ("generated_tokens_total", "Tokens generated.", of(&self.generated_tokens)),
+            ("drafted_tokens_total", "Tokens guessed and computed beside others.", of(&self.drafted_tokens)),
+            ("accepted_tokens_total", "Of these, tokens that were chosen.", of(&self.accepted_tokens)),
             (
                 "prefix_hits_total",
                 "Sequences that began with kept keys and values, of a page at least.",

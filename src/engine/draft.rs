@@ -1,0 +1,147 @@
+//! Drafts: tokens that are guessed before they are computed.
+//!
+//! A step that computes one token of a sequence reads all weights for it. Guesses of what follows are further rows of the same run,
+//! which cost little beside that. The sampler then chooses from each row in turn as it always does: where it chooses what was
+//! guessed, the next row is right, too; the first other choice ends it, and the caches go back to where that was. So a draft changes
+//! how many steps a text takes, and none of its tokens. On the CPU, where a row's bits do not depend on the rows beside it, that
+//! is exact.
+//!
+//! How many guesses a step takes is decided by [`Pace`]: what rows cost, which is measured, against how often such guesses were right.
+
+mod lookup;
+mod pace;
+
+use crate::error::Result;
+pub(crate) use lookup::Lookup;
+pub(super) use pace::{Candidate, Odds, Pace};
+
+/// Most tokens of a draft.
+pub(super) const MOST: usize = 16;
+
+/// Drafts that are declined before one is tried all the same, at least and at most.
+const PATIENCE: [u32; 2] = [16, 1024];
+
+/// Whether tokens are guessed from what the text so far repeats, and checked several at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Drafts {
+    /// On the CPU, where no bit of a text depends on it.
+    #[default]
+    Auto,
+    /// On every backend. MLX computes several rows in another order than one: near ties may go another way than without.
+    On,
+    /// Never.
+    Off,
+}
+
+impl Drafts {
+    /// What they are called.
+    pub const NAMES: [&str; 3] = ["auto", "on", "off"];
+}
+
+impl std::str::FromStr for Drafts {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("expected one of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// Guesses what comes next of one sequence.
+pub(crate) trait Drafter: Send {
+    /// What may follow `tokens`, all of the sequence so far; `most` tokens at most.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); the sequence then goes on without drafts.
+    fn guess(&mut self, tokens: &[u32], most: usize) -> Result<Guess>;
+}
+
+/// What may come next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Guess {
+    /// None where nothing tells.
+    pub tokens: Vec<u32>,
+    /// How many of the last tokens are those that came before, where this is copied from.
+    pub matched: usize,
+}
+
+/// The drafts of one sequence.
+pub(super) struct Drafting {
+    drafter: Box<dyn Drafter>,
+    odds: Odds,
+    /// What the step that is planned, or that runs, takes of it.
+    offered: Guess,
+    /// Guesses that were not worth a row since one was tried.
+    declined: u32,
+    patience: u32,
+}
+
+impl Drafting {
+    pub fn new(drafter: Box<dyn Drafter>) -> Self {
+        let [patience, _] = PATIENCE;
+        Self { drafter, odds: Odds::default(), offered: Guess::default(), declined: 0, patience }
+    }
+
+    /// What may follow `tokens`, at most `most`, which a step may take the first of.
+    ///
+    /// # Errors
+    /// Those of the drafter.
+    pub fn guess(&mut self, tokens: &[u32], most: usize) -> Result<usize> {
+        self.offered = match most {
+            0 => Guess::default(),
+            _ => self.drafter.guess(tokens, most.min(MOST))?,
+        };
+        self.offered.tokens.truncate(most);
+        Ok(self.offered.tokens.len())
+    }
+
+    /// How likely the first token of the guess is right, the first two, and so on.
+    pub fn candidate(&self, pace: &Pace) -> Candidate {
+        let Guess { tokens, matched } = &self.offered;
+        Candidate::new(tokens.len(), |i| self.odds.of(matched + i, &pace.odds))
+    }
+
+    /// Takes the first `depth` of what was guessed into the next step; how many that are. Where it is none, one is tried now and then,
+    /// if there `is_room`, to see whether that is still right.
+    pub fn settle(&mut self, depth: usize, is_room: bool) -> usize {
+        let mut taken = depth;
+        if depth == 0 {
+            self.declined += 1;
+            taken = usize::from(is_room && self.declined >= self.patience);
+        }
+        self.offered.tokens.truncate(taken);
+        self.offered.tokens.len()
+    }
+
+    /// Has the next step take nothing.
+    pub fn clear(&mut self) {
+        self.offered.tokens.clear();
+    }
+
+    /// What the next step takes.
+    pub fn offered(&self) -> &[u32] {
+        &self.offered.tokens
+    }
+
+    /// Takes what the step was given out of the plan.
+    pub fn take(&mut self) -> Guess {
+        std::mem::take(&mut self.offered)
+    }
+
+    /// Learns that the first `right` of `offered` tokens of `guess` were chosen.
+    pub fn judge(&mut self, guess: &Guess, offered: usize, right: usize, pace: &mut Pace) {
+        for i in 0..offered.min(right + 1) {
+            self.odds.note(guess.matched + i, i < right);
+            pace.odds.note(guess.matched + i, i < right);
+        }
+        if offered > 0 {
+            let [least, most] = PATIENCE;
+            self.declined = 0;
+            self.patience = if right > 0 { least } else { (self.patience * 2).min(most) };
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What guesses are worth: how often those like them were right, and what a row more of a step costs.
+
+use std::time::Duration;
+
+/// Rows of steps whose time is known.
+const ROWS: usize = 256;
+/// What an unknown row is thought to cost, of the time of a step.
+const ROW: f64 = 0.05;
+/// How much faster a step with drafts has to promise to be.
+const MARGIN: f64 = 1.02;
+/// Weight of the newest time.
+const NEWEST: f64 = 0.2;
+/// How much a time says of the other numbers of rows: contexts grow, and machines have other things to do.
+const DRIFT: f64 = 0.05;
+
+/// Matches of so many tokens are alike.
+const CLASSES: [usize; 7] = [2, 3, 4, 6, 10, 18, usize::MAX];
+/// How often a guess was right in texts that repeat much, by class: what is believed before anything is known.
+const BELIEF: [f32; 7] = [0.4, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9];
+/// How many guesses such a belief counts for.
+const WEIGHT: f32 = 6.0;
+/// What earlier guesses count beside a new one.
+const FADES: f32 = 0.97;
+
+/// How often guesses were right, by the length of the match that they were made of.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Odds {
+    right: [f32; CLASSES.len()],
+    all: [f32; CLASSES.len()],
+}
+
+impl Odds {
+    fn class(matched: usize) -> usize {
+        CLASSES.iter().position(|&end| matched < end).unwrap_or(CLASSES.len() - 1)
+    }
+
+    /// Learns whether a guess behind a match of `matched` tokens was right.
+    pub fn note(&mut self, matched: usize, right: bool) {
+        let class = Self::class(matched);
+        self.right[class] = self.right[class] * FADES + f32::from(u8::from(right));
+        self.all[class] = self.all[class] * FADES + 1.0;
+    }
+
+    fn believing(&self, class: usize, belief: f32) -> f32 {
+        (self.right[class] + WEIGHT * belief) / (self.all[class] + WEIGHT)
+    }
+
+    /// How likely a guess behind a match of `matched` tokens is right, by what this sequence showed and, while that is little,
+    /// by what `others` did.
+    pub fn of(&self, matched: usize, others: &Self) -> f32 {
+        let class = Self::class(matched);
+        self.believing(class, others.believing(class, BELIEF[class]))
+    }
+}
+
+/// What a sequence may bring to a step.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Candidate {
+    /// How likely the first token is right, the first two, and so on.
+    likely: Vec<f32>,
+}
+
+impl Candidate {
+    /// Of `len` tokens, the `i`th of which is right with the chance `odds(i)` where those before it are.
+    pub fn new(len: usize, odds: impl Fn(usize) -> f32) -> Self {
+        let mut chance = 1.0;
+        let likely = (0..len).map(|i| {
+            chance *= odds(i);
+            chance
+        });
+        Self { likely: likely.collect() }
+    }
+}
+
+/// How an engine's steps go.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    pub odds: Odds,
+    /// Seconds of a step of so many rows; 0 where there was none yet.
+    times: Vec<f64>,
+    /// Whether a sequence that goes back computes again what of its step was right.
+    again: bool,
+}
+
+impl Pace {
+    /// Of a model whose sequences go back to the beginning of a step alone, where `again`.
+    pub fn new(again: bool) -> Self {
+        Self { odds: Odds::default(), times: vec![0.0; ROWS + 1], again }
+    }
+
+    /// Learns what a step of `rows` rows took that only decoded.
+    pub fn observe(&mut self, rows: usize, time: Duration) {
+        let time = time.as_secs_f64();
+        if rows > ROWS || rows == 0 || time <= 0.0 {
+            return;
+        }
+        let Some(expected) = self.time(rows as f64) else {
+            self.times[rows] = time;
+            return;
+        };
+        let time = time.clamp(0.5 * expected, 1.5 * expected);
+        let drift = (time / expected).powf(DRIFT);
+        self.times.iter_mut().for_each(|time| *time *= drift);
+        let known = &mut self.times[rows];
+        *known = if *known > 0.0 { *known + NEWEST * (time - *known) } else { time };
+    }
+
+    /// Seconds that a step of `rows` rows takes, as far as that can be told; none before the first step.
+    fn time(&self, rows: f64) -> Option<f64> {
+        let known = || self.times.iter().enumerate().filter(|(_, time)| **time > 0.0);
+        let at = |(rows, time): (usize, &f64)| (rows as f64, *time);
+        let below = known().map(at).take_while(|known| known.0 <= rows).last();
+        let above = known().map(at).find(|known| known.0 >= rows);
+        Some(match (below, above) {
+            (Some(below), Some(above)) if above.0 > below.0 => {
+                below.1 + (above.1 - below.1) * (rows - below.0) / (above.0 - below.0)
+            }
+            (Some(below), Some(_)) => below.1,
+            (Some(below), None) => {
+                let first = known().map(at).next().filter(|first| first.0 < below.0);
+                let slope = first.map_or(ROW * below.1, |first| (below.1 - first.1) / (below.0 - first.0));
+                below.1 + slope.max(0.0) * (rows - below.0)
+            }
+            (None, Some(above)) => above.1,
+            (None, None) => return None,
+        })
+    }
+
+    /// How many tokens a step takes of each candidate, at most `most` in all, where it has `rows` rows without them for `tokens`
+    /// tokens: as many as give the most tokens a second.
+    pub fn depths(&self, rows: usize, tokens: usize, candidates: &[Candidate], most: usize) -> Vec<usize> {
+        let mut depths = vec![0; candidates.len()];
+        let Some(alone) = self.time(rows as f64) else { return depths };
+        let mut rows_of: Vec<(f32, usize)> = (candidates.iter().enumerate())
+            .flat_map(|(i, of)| of.likely.iter().map(move |&likely| (likely, i)))
+            .collect();
+        // What comes later of one candidate is never likelier, and stays behind what comes before it.
+        rows_of.sort_by(|a, b| b.0.total_cmp(&a.0));
+        rows_of.truncate(most);
+        let mut best = (MARGIN * tokens as f64 / alone, 0);
+        let (mut gained, mut again) = (0.0, 0.0);
+        let mut taken = vec![0_usize; candidates.len()];
+        for (n, &(likely, i)) in rows_of.iter().enumerate() {
+            let likely = f64::from(likely);
+            if self.again {
+                let before =
+                    taken[i].checked_sub(1).map_or(1.0, |last| f64::from(candidates[i].likely[last]));
+                // Refused here, the token before and those that were right are computed again.
+                again += (before - likely) * (taken[i] + 1) as f64;
+            }
+            taken[i] += 1;
+            gained += likely;
+            let Some(time) = self.time((rows + n + 1) as f64 + again) else { break };
+            let rate = (tokens as f64 + gained) / time;
+            if rate > best.0 {
+                best = (rate, n + 1);
+            }
+        }
+        rows_of[..best.1].iter().for_each(|&(_, i)| depths[i] += 1);
+        depths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(times: &[(usize, u64)]) -> Pace {
+        let mut pace = Pace::new(false);
+        for &(rows, time) in times {
+            pace.times[rows] = Duration::from_micros(time).as_secs_f64();
+        }
+        pace
+    }
+
+    fn sure(len: usize) -> Candidate {
+        Candidate::new(len, |_| 0.95)
+    }
+
+    #[test]
+    fn drafts_are_as_long_as_pays() {
+        // Nothing is known of steps.
+        assert_eq!(pace(&[]).depths(1, 1, &[sure(8)], 99), [0]);
+        // Rows cost nothing.
+        assert_eq!(pace(&[(1, 100), (9, 100)]).depths(1, 1, &[sure(8)], 99), [8]);
+        assert_eq!(pace(&[(1, 100), (9, 100)]).depths(1, 1, &[sure(8)], 3), [3]);
+        // Each costs a whole step.
+        assert_eq!(pace(&[(1, 100), (2, 200), (9, 900)]).depths(1, 1, &[sure(8)], 99), [0]);
+        // Four come in one tile.
+        assert_eq!(pace(&[(1, 100), (4, 120), (5, 400), (9, 500)]).depths(1, 1, &[sure(8)], 99), [3]);
+        // A guess that is seldom right does not pay at a price at which one that often is does.
+        let unsure = Candidate::new(8, |_| 0.1);
+        assert_eq!(pace(&[(1, 100), (9, 260)]).depths(1, 1, std::slice::from_ref(&unsure), 99), [0]);
+        assert_eq!(pace(&[(1, 100), (9, 260)]).depths(1, 1, &[sure(8)], 99), [8]);
+        assert_eq!(pace(&[(2, 100), (10, 260)]).depths(2, 2, &[unsure, sure(8)], 99), [0, 8]);
+    }
+
+    #[test]
+    fn what_is_computed_again_counts() {
+        let times: Vec<(usize, u64)> = (1..=ROWS).map(|rows| (rows, 90 + 10 * rows as u64)).collect();
+        let half = || [Candidate::new(8, |_| 0.3)];
+        let mut pace = pace(&times);
+        assert_eq!(pace.depths(1, 1, &half(), 99), [1]);
+        pace.again = true;
+        assert_eq!(pace.depths(1, 1, &half(), 99), [1]);
+        let third = || [Candidate::new(8, |_| 0.16)];
+        assert_eq!(pace.depths(1, 1, &third(), 99), [0]);
+        pace.again = false;
+        assert_eq!(pace.depths(1, 1, &third(), 99), [1]);
+    }
+
+    #[test]
+    fn times_are_learnt_and_drift() {
+        let mut pace = Pace::new(false);
+        let micros = |pace: &Pace, rows: f64| (pace.time(rows).unwrap() * 1e6).round();
+        pace.observe(1, Duration::from_micros(1000));
+        assert_eq!((micros(&pace, 1.0), micros(&pace, 3.0)), (1000.0, 1100.0));
+        pace.observe(5, Duration::from_micros(1200));
+        assert_eq!((micros(&pace, 1.0), micros(&pace, 3.0), micros(&pace, 9.0)), (1000.0, 1100.0, 1400.0));
+        // One step that was held up counts for little.
+        pace.observe(5, Duration::from_secs(1));
+        assert!(micros(&pace, 5.0) < 1400.0, "{}", micros(&pace, 5.0));
+        for _ in 0..200 {
+            pace.observe(5, Duration::from_micros(2400));
+        }
+        let slower = micros(&pace, 5.0);
+        assert!((2300.0..2450.0).contains(&slower), "{slower}");
+        // Some of that may be the machine's, or the context's.
+        assert!((1050.0..1500.0).contains(&micros(&pace, 1.0)), "{}", micros(&pace, 1.0));
+    }
+
+    #[test]
+    fn odds_follow_what_happened() {
+        let (mut own, mut others) = (Odds::default(), Odds::default());
+        let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
+        assert!(near(own.of(2, &others), BELIEF[1]) && near(own.of(500, &others), BELIEF[6]));
+        (0..60).for_each(|_| others.note(2, false));
+        assert!(own.of(2, &others) < 0.07);
+        (0..60).for_each(|_| own.note(2, true));
+        assert!(own.of(2, &others) > 0.8);
+        assert!(near(own.of(4, &others), BELIEF[3]));
+    }
+}

@@ -1,0 +1,190 @@
+//! Texts with drafts are those without, whoever is beside them and wherever they end: of every family, with guesses that are right
+//! for a while.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use super::*;
+use crate::backend::kv::KvType;
+use crate::engine::draft::{Guess, MOST};
+use crate::engine::request::GenerateRequest;
+use crate::engine::{Drafter, Stats};
+use crate::sample::SamplingOptions;
+
+thread_local! {
+    /// The texts that are known, prompts and answers.
+    static TEXTS: RefCell<Vec<Vec<u32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Knows the texts, and is wrong now and then.
+struct Knowing;
+
+impl Drafter for Knowing {
+    fn guess(&mut self, tokens: &[u32], most: usize) -> Result<Guess, Error> {
+        TEXTS.with_borrow(|texts| {
+            let mut random = Random(tokens.len() as u64);
+            let text = texts.iter().find(|text| text.starts_with(tokens));
+            let next = text.map_or(&[][..], |text| &text[tokens.len()..]);
+            let mut guess: Vec<u32> = next.iter().copied().take(most).collect();
+            // Of 16 about a third is whole, and some begin with a wrong one.
+            let wrong = random.below(MOST as u64 * 3 / 2) as usize;
+            if let Some(token) = guess.get_mut(wrong) {
+                *token = token.wrapping_add(1) % 2;
+            }
+            Ok(Guess { tokens: guess, matched: 2 })
+        })
+    }
+}
+
+fn drafting() -> EngineOptions {
+    EngineOptions { drafter: Some(|| Box::new(Knowing)), ..EngineOptions::default() }
+}
+
+/// A request for a text, and what it came to.
+fn text(rig: &mut Rig, prompt: &[u32], max_tokens: usize) -> (Vec<u32>, Stats) {
+    let mut asked = rig.ask(prompt.to_vec(), max_tokens);
+    rig.finish(&mut asked);
+    (asked.tokens, asked.end.unwrap().unwrap().1)
+}
+
+/// Makes a text known.
+fn learn(prompt: &[u32], answer: &[u32]) {
+    TEXTS.with_borrow_mut(|texts| texts.push([prompt, answer].concat()));
+}
+
+/// Fixtures that generate, with the backends whose choices are far enough apart.
+fn fixtures() -> Vec<(String, Vec<LlmBackendKind>)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    let mut names: Vec<String> = std::fs::read_dir(path)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .filter(|name| !name.contains('.'))
+        .collect();
+    names.sort_unstable();
+    names.into_iter().map(|name| (name, backends())).collect()
+}
+
+#[test]
+fn no_family_writes_another_text() {
+    let mut saved = 0;
+    for (model, kinds) in fixtures() {
+        for kind in kinds {
+            let mut plain = Rig::new(&model, kind, 4096, EngineOptions::default());
+            // Windows, pages and snapshots begin and end within it; GPT-2's have 40 positions.
+            let (before, len) = if model.starts_with("gpt2") { (7, 25) } else { (70, 90) };
+            let prompt = plain.prompt(5, before);
+            let (answer, stats) = text(&mut plain, &prompt, len);
+            assert_eq!((stats.drafted_tokens, stats.accepted_tokens), (0, 0));
+            learn(&prompt, &answer);
+            let mut rig = Rig::new(&model, kind, 4096, drafting());
+            let (drafted, stats) = text(&mut rig, &prompt, len);
+            // In the shapes of several rows MLX's sums have other orders.
+            let is_exact = kind == LlmBackendKind::Cpu;
+            assert!(drafted == answer || !is_exact, "{model} {kind}: {drafted:?} is not {answer:?}");
+            assert_eq!(drafted.len(), len);
+            let Stats { drafted_tokens, accepted_tokens, .. } = stats;
+            if is_exact {
+                assert!(
+                    0 < accepted_tokens && (accepted_tokens < drafted_tokens || len < 90),
+                    "{model}: {stats:?}"
+                );
+            }
+            saved += accepted_tokens;
+            // What is kept of it is as good as what is computed.
+            let next = [&prompt[..], &drafted, &plain.prompt(6, 2)].concat();
+            let (after, _) = text(&mut rig, &next, 6);
+            let (alone, _) = text(&mut plain, &next, 6);
+            assert!(after == alone || !is_exact, "{model} {kind}");
+        }
+    }
+    assert!(saved > 1000, "{saved}");
+}
+
+/// Several at once in every way to choose a token, with steps that have no room for all guesses.
+#[test]
+fn neighbours_and_draws_change_nothing() {
+    let mut ways = vec![SamplingOptions::default()];
+    ways.push(SamplingOptions { temperature: 0.9, seed: 4, ..SamplingOptions::default() });
+    let repeat = SamplingOptions { temperature: 0.7, seed: 9, top_k: 8, ..SamplingOptions::default() };
+    ways.push(SamplingOptions { frequency_penalty: 0.4, presence_penalty: 0.3, ..repeat });
+    for model in [MODEL, "mistral-window", "qwen3_5-delta", "deepseek_v3-plain"] {
+        let ask = |rig: &Rig, way: &SamplingOptions, seed: u64| {
+            let (sender, events) = channel();
+            let prompt = rig.prompt(seed, 20 + 7 * seed as usize);
+            let generate = GenerateRequest {
+                sampling: way.clone(),
+                constraint: None,
+                min_tokens: 5,
+                max_tokens: 40 + seed as usize,
+                eos: vec![3, 17],
+                marks: Vec::new(),
+                suppressed: Arc::from([11]),
+                events: Sink::new(move |event| sender.send(event).is_ok()),
+            };
+            let cancel = rig.send(prompt.clone(), RequestKind::Generate(Box::new(generate)));
+            (prompt, Asked { cancel, events, tokens: Vec::new(), end: None })
+        };
+        let mut plain = Vec::new();
+        for (seed, way) in (1..).zip(&ways) {
+            let mut rig = Rig::new(model, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+            let (prompt, mut asked) = ask(&rig, way, seed);
+            rig.finish(&mut asked);
+            learn(&prompt, &asked.tokens);
+            plain.push((asked.tokens, asked.end.unwrap().unwrap().0));
+        }
+        for step_tokens in [3, 9, 1024] {
+            let options = EngineOptions { step_tokens, prefill_chunk: step_tokens.min(5), ..drafting() };
+            let mut rig = Rig::new(model, LlmBackendKind::Cpu, 4096, options);
+            let mut asked: Vec<Asked> = (1..).zip(&ways).map(|(seed, way)| ask(&rig, way, seed).1).collect();
+            let mut accepted = 0;
+            for (asked, plain) in asked.iter_mut().zip(&plain) {
+                rig.finish(asked);
+                let (reason, stats) = asked.end.take().unwrap().unwrap();
+                assert_eq!((&asked.tokens, reason), (&plain.0, plain.1), "{model} {step_tokens}");
+                accepted += stats.accepted_tokens;
+            }
+            assert!(accepted > 3, "{model} {step_tokens}: {accepted}");
+        }
+    }
+}
+
+/// The first tokens of a cache in codes share a scale with nobody: going back leaves them as they were.
+#[test]
+fn caches_in_codes_go_back() {
+    for kv in [KvType::Q8, KvType::Q4] {
+        for model in ["mistral-window", "llama-default"] {
+            let mut plain = Rig::keeping(model, kv, 4096, EngineOptions::default());
+            let prompt = plain.prompt(5, 70);
+            let (answer, _) = text(&mut plain, &prompt, 60);
+            learn(&prompt, &answer);
+            let mut rig = Rig::keeping(model, kv, 4096, drafting());
+            let (drafted, stats) = text(&mut rig, &prompt, 60);
+            assert_eq!(drafted, answer, "{model} {kv:?}");
+            assert!(stats.accepted_tokens > 0);
+        }
+    }
+}
+
+/// A client that has gone, a context that is full, and an end among the guesses.
+#[test]
+fn texts_end_where_they_would() {
+    let mut plain = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+    let prompt = plain.prompt(8, 30);
+    let (answer, _) = text(&mut plain, &prompt, 60);
+    learn(&prompt, &answer);
+    for max_tokens in 1..30 {
+        let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, drafting());
+        assert_eq!(text(&mut rig, &prompt, max_tokens).0, answer[..max_tokens]);
+    }
+    let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, drafting());
+    let asked = rig.ask(prompt.clone(), 60);
+    rig.turn();
+    rig.turn();
+    drop(asked);
+    for _ in 0..5 {
+        rig.turn();
+    }
+    let load = rig.turn();
+    assert_eq!((load.running, load.queued, load.kv.reserved), (0, 0, 0));
+    assert_eq!(text(&mut rig, &prompt, 60).0, answer);
+}
