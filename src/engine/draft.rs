@@ -53,11 +53,11 @@ impl std::str::FromStr for Drafts {
 
 /// Guesses what comes next of one sequence.
 pub(crate) trait Drafter: Send {
-    /// What may follow `tokens`, all of the sequence so far; `most` tokens at most.
+    /// What may follow `tokens`, all of the sequence so far, of which `prompt` were given; `most` tokens at most.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); the sequence then goes on without drafts.
-    fn guess(&mut self, tokens: &[u32], most: usize) -> Result<Guess>;
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess>;
 }
 
 /// What may come next.
@@ -86,14 +86,14 @@ impl Drafting {
         Self { drafter, odds: Odds::default(), offered: Guess::default(), declined: 0, patience }
     }
 
-    /// What may follow `tokens`, at most `most`, which a step may take the first of.
+    /// Guesses at most `most` tokens behind `tokens`, of which `prompt` were given; how many it did.
     ///
     /// # Errors
     /// Those of the drafter.
-    pub fn guess(&mut self, tokens: &[u32], most: usize) -> Result<usize> {
+    pub fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<usize> {
         self.offered = match most {
             0 => Guess::default(),
-            _ => self.drafter.guess(tokens, most.min(MOST))?,
+            _ => self.drafter.guess(tokens, prompt, most.min(MOST))?,
         };
         self.offered.tokens.truncate(most);
         Ok(self.offered.tokens.len())

@@ -139,9 +139,10 @@ impl Slot {
 
     /// Its drafts, and how many tokens are guessed, at most `most`; none where nothing is.
     pub fn guess(&mut self, most: usize, context: usize) -> Option<&mut Drafting> {
-        let (tokens, draft) = (&self.sequence.tokens, self.draft.as_mut()?);
+        let Sequence { tokens, prompt, .. } = &self.sequence;
+        let draft = self.draft.as_mut()?;
         let SequenceKind::Generate(it) = &self.sequence.kind else { return None };
-        match draft.guess(tokens, most.min(it.room(tokens.len(), context))) {
+        match draft.guess(tokens, *prompt, most.min(it.room(tokens.len(), context))) {
             Ok(0) => None,
             Ok(_) => self.draft.as_deref_mut(),
             Err(error) => {

@@ -1,6 +1,6 @@
 //! Guesses that are copied: where the last tokens occurred before, what followed them there may follow again.
 //!
-//! A copy that left its source by a token or a few goes on there, before two tokens are alike again.
+//! A text that follows its prompt, changing it here and there, is looked for near where it was.
 //!
 //! Edits of files, answers that quote and structured text repeat much of what came before. All places where the last two tokens
 //! occurred are linked, the latest first; of some of these the one with the longest match counts. That is 8 bytes a token beside a table of
@@ -23,11 +23,11 @@ const NONE: u32 = u32::MAX;
 
 /// Tokens that a match has at least, to count more than going on where the text left what it copied.
 const SURE: usize = 6;
-/// Tokens in a row that were copied right, to count as copying.
+/// Tokens in a row that were copied of the prompt, for it to be what the text follows.
 const COPYING: usize = 4;
-/// How far from where it is expected the text is looked for in what it copies.
-const SLIP: usize = 8;
-/// Guesses in a row that were all wrong, after which the text is no copy any more.
+/// How far ahead of where the text was it is looked for in the prompt, and how far back.
+const SLIP: [usize; 2] = [24, 8];
+/// Guesses in a row that were all wrong, after which the text does not follow the prompt any more.
 const MISSES: usize = 4;
 
 /// Where pairs of tokens ended.
@@ -37,18 +37,18 @@ pub(crate) struct Lookup {
     last: HashMap<(u32, u32), u32>,
     /// For each index the place before of the pair that ends there.
     before: Vec<u32>,
-    copied: Option<Copied>,
+    /// What the text follows, where it does.
+    trail: Option<Trail>,
 }
 
-/// What the text is a copy of.
+/// A place of the prompt that the text has come to.
 #[derive(Debug, Clone, Copy)]
-struct Copied {
-    /// The token that was guessed for position `len`.
-    from: usize,
-    len: usize,
-    /// Tokens that were right before, in a row.
-    right: usize,
-    /// Guesses since then.
+struct Trail {
+    /// The last token that was copied.
+    at: usize,
+    /// The token that the last guess began with, where that was of the trail, and the tokens that there were.
+    guessed: Option<(usize, usize)>,
+    /// Guesses of it in a row that were wrong.
     misses: usize,
 }
 
@@ -108,43 +108,55 @@ impl Lookup {
         best
     }
 
-    /// Where the text goes on in what it copied, after it left that: behind the same token, if that is near, else behind one that
-    /// another stands for.
-    fn beside(&self, tokens: &[u32]) -> Option<Copied> {
-        let Copied { from, len, right, misses } = self.copied?;
-        let grown = tokens.len() - len;
-        let same = tokens[len..].iter().zip(&tokens[from..]).take_while(|(a, b)| a == b).count();
-        let right = if same > 0 { right + same } else { right };
-        let misses = if same > 0 { 0 } else { misses + 1 };
-        let now = Copied { from: from + grown, len: tokens.len(), right, misses };
-        if same == grown {
-            return Some(now);
+    /// Where the text goes on in the prompt it follows, of which it may have replaced, put in or left out something, and whether it
+    /// has come to the same two tokens there.
+    fn follow(&mut self, tokens: &[u32], prompt: usize) -> Option<(usize, bool)> {
+        let trail = self.trail.as_mut()?;
+        if let Some((from, len)) = trail.guessed.take() {
+            let copied = tokens[len..].iter().zip(&tokens[from..prompt]).take_while(|(a, b)| a == b).count();
+            match copied {
+                0 => trail.misses += 1,
+                _ => (trail.at, trail.misses) = (from + copied - 1, 0),
+            }
+            if copied > 0 && copied == tokens.len() - len && trail.at + 1 < prompt {
+                return Some((trail.at + 1, true));
+            }
+            if trail.misses > MISSES {
+                self.trail = None;
+                return None;
+            }
         }
-        if right < COPYING || misses > MISSES {
-            return None;
+        let at = trail.at;
+        let &pair = tokens.last_chunk::<2>()?;
+        let is_here = |at: &usize| *at > 0 && *at + 1 < prompt && tokens[at - 1..=*at] == pair;
+        let [ahead, back] = SLIP;
+        let near = (at..at + ahead).chain((at.saturating_sub(back)..at).rev()).find(is_here);
+        match near {
+            Some(near) => Some((near + 1, true)),
+            // One token may stand for another.
+            None => Some((at + 2, false)).filter(|(from, _)| *from < prompt),
         }
-        let (token, expected) = (tokens.last()?, from + grown - 1);
-        let is_same = |at: &usize| *at >= from + same && *at + 1 < len && tokens[*at] == *token;
-        let near = (0..=SLIP).flat_map(|by| [expected + by, expected.saturating_sub(by)]).find(is_same);
-        Some(Copied { from: near.unwrap_or(expected) + 1, ..now })
     }
 }
 
 impl Drafter for Lookup {
-    fn guess(&mut self, tokens: &[u32], most: usize) -> Result<Guess> {
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess> {
         self.learn(tokens)?;
-        let (at, mut matched) = self.longest(tokens);
-        let beside = self.beside(tokens).filter(|copied| copied.from < tokens.len());
-        self.copied = match beside {
-            Some(copied) if matched < SURE => {
-                matched = if copied.from == at + 1 { matched } else { 1 };
-                Some(copied)
-            }
-            _ if matched == 0 => None,
-            // What has been matched is what would have been copied right.
-            _ => Some(Copied { from: at + 1, len: tokens.len(), right: matched, misses: 0 }),
+        let (at, longest) = self.longest(tokens);
+        let followed = self.follow(tokens, prompt);
+        let (from, matched) = match followed {
+            Some((from, true)) => (from, if from == at + 1 { longest } else { 2 }),
+            Some((from, false)) if longest < SURE => (from, 1),
+            _ if longest == 0 => return Ok(Guess::default()),
+            _ => (at + 1, longest),
         };
-        let Some(Copied { from, .. }) = self.copied else { return Ok(Guess::default()) };
+        let is_trail = followed.is_some_and(|(of_trail, _)| of_trail == from);
+        if let Some(trail) = self.trail.as_mut().filter(|_| is_trail) {
+            trail.guessed = Some((from, tokens.len()));
+        } else if longest >= COPYING && at + 1 < prompt {
+            let guessed = (from == at + 1).then_some((from, tokens.len()));
+            self.trail = Some(Trail { at, guessed, misses: 0 });
+        }
         let mut guess = Guess { tokens: Vec::with_capacity(most), matched };
         for from in (from..).take(most) {
             // Past the end of what there is, the guess repeats itself.
@@ -160,7 +172,7 @@ mod tests {
     use super::*;
 
     fn guess(tokens: &[u32], most: usize) -> (Vec<u32>, usize) {
-        let guess = Lookup::default().guess(tokens, most).unwrap();
+        let guess = Lookup::default().guess(tokens, 0, most).unwrap();
         (guess.tokens, guess.matched)
     }
 
@@ -178,37 +190,39 @@ mod tests {
         assert_eq!(guess(&[3; 200], 3), (vec![3, 3, 3], LONGEST));
     }
 
-    /// A copy in which a token was replaced goes on behind it, and so does one in which some were put in or left out.
+    /// The prompt is followed where the text replaces a token, puts some in or leaves some out.
     #[test]
     fn a_changed_copy_goes_on() {
         let source: Vec<u32> = (100..160).collect();
+        let prompt = [&source[..], &[7]].concat();
         let goes_on = |changed: &[u32], wanted: &[u32]| {
             let mut lookup = Lookup::default();
-            let text = [&source[..], &[7], &source[..10]].concat();
-            assert_eq!(lookup.guess(&text, 3).unwrap().tokens, source[10..13]);
-            let mut text = text;
+            let mut text = [&prompt[..], &source[..10]].concat();
+            assert_eq!(lookup.guess(&text, prompt.len(), 3).unwrap().tokens, source[10..13]);
+            let mut guess = Guess::default();
             for token in changed {
                 text.push(*token);
-                let guess = lookup.guess(&text, 3).unwrap();
-                if guess.tokens == wanted {
-                    return;
-                }
+                guess = lookup.guess(&text, prompt.len(), 3).unwrap();
             }
-            panic!("{changed:?} is not followed");
+            assert_eq!(guess.tokens, wanted, "{changed:?}");
         };
+        goes_on(&[source[10]], &source[11..14]);
         goes_on(&[5], &source[11..14]);
-        goes_on(&[5, 6], &source[12..15]);
+        goes_on(&[5, source[11]], &source[12..15]);
         goes_on(&[5, 6, source[10], source[11]], &source[12..15]);
-        goes_on(&[source[14]], &source[15..18]);
-        // No copy is seen in four tokens that are in no other.
+        goes_on(&[source[14], source[15]], &source[16..19]);
+        // What stands between is guessed of the answer, and what stands beside it of the prompt.
+        let prompt: Vec<u32> = [[1, 10, 11, 12, 13], [1, 20, 21, 22, 23], [1, 30, 31, 32, 33]].concat();
+        let mut text = [&prompt[..], &[8, 9, 1, 10, 11, 12, 13, 8, 9, 1, 20]].concat();
         let mut lookup = Lookup::default();
-        let mut text = [&source[..], &source[..10]].concat();
-        lookup.guess(&text, 3).unwrap();
-        for _ in 0..=MISSES {
-            text.push(5);
-            lookup.guess(&text, 3).unwrap();
+        for len in prompt.len()..text.len() {
+            lookup.guess(&text[..len], prompt.len(), 3).unwrap();
         }
-        assert!(lookup.copied.is_none_or(|copied| copied.from > source.len()), "{:?}", lookup.copied);
+        assert_eq!(lookup.guess(&text, prompt.len(), 3).unwrap().tokens, [21, 22, 23]);
+        text.extend([21, 22, 23, 8]);
+        assert_eq!(lookup.guess(&text, prompt.len(), 2).unwrap().tokens[0], 30);
+        text.extend([9, 1]);
+        assert_eq!(lookup.guess(&text, prompt.len(), 3).unwrap().tokens, [30, 31, 32]);
     }
 
     /// Token by token it knows what it knows of all at once.
@@ -219,9 +233,9 @@ mod tests {
         let mut lookup = Lookup::default();
         let mut guesses = 0;
         for len in 0..tokens.len() {
-            let grown = lookup.guess(&tokens[..len], 8).unwrap();
-            let fresh = Lookup::default().guess(&tokens[..len], 8).unwrap();
-            assert!(grown == fresh || grown.matched < SURE, "{len}");
+            let grown = lookup.guess(&tokens[..len], 0, 8).unwrap();
+            let fresh = Lookup::default().guess(&tokens[..len], 0, 8).unwrap();
+            assert_eq!(grown, fresh, "{len}");
             guesses += usize::from(!grown.tokens.is_empty());
         }
         assert!(guesses > 2000, "{guesses}");

@@ -20,7 +20,7 @@ thread_local! {
 struct Knowing;
 
 impl Drafter for Knowing {
-    fn guess(&mut self, tokens: &[u32], most: usize) -> Result<Guess, Error> {
+    fn guess(&mut self, tokens: &[u32], _: usize, most: usize) -> Result<Guess, Error> {
         TEXTS.with_borrow(|texts| {
             let mut random = Random(tokens.len() as u64);
             let text = texts.iter().find(|text| text.starts_with(tokens));

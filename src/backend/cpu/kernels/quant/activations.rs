@@ -14,7 +14,7 @@ use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
 use crate::backend::cpu::pool::{Parts, Pool};
 use crate::error::Result;
 
-/// How some rows are cut into tiles: as many of the largest size as there are, then of four rows, then of one.
+/// How some rows are cut into tiles: as many of the largest size as there are, then one of each power of two that is left.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tiles {
     first: usize,
@@ -23,9 +23,9 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// `max` is 4 or a multiple of it.
+    /// `max` is a power of two.
     pub(super) fn new(rows: Range<usize>, max: usize) -> Self {
-        debug_assert!(max.is_multiple_of(4));
+        debug_assert!(max.is_power_of_two());
         Self { first: rows.start, total: rows.len(), max }
     }
 
@@ -40,29 +40,22 @@ impl Tiles {
         self.total
     }
 
-    /// Tiles of the largest size, and of four rows.
-    #[inline(always)]
-    fn counts(&self) -> (usize, usize) {
-        (self.total / self.max, self.total % self.max / 4)
-    }
-
     pub(super) fn len(&self) -> usize {
-        let (large, fours) = self.counts();
-        large + fours + self.total % 4
+        self.total / self.max + (self.total % self.max).count_ones() as usize
     }
 
     /// The rows of tile `i`.
     #[inline(always)]
     pub(super) fn rows(&self, i: usize) -> Range<usize> {
-        let (large, fours) = self.counts();
-        let (start, size) = if i < large {
-            (i * self.max, self.max)
-        } else if i < large + fours {
-            (large * self.max + (i - large) * 4, 4)
-        } else {
-            (large * self.max + fours * 4 + (i - large - fours), 1)
-        };
-        self.first + start..self.first + start + size
+        let (large, mut left) = (self.total / self.max, self.total % self.max);
+        let (mut start, mut size) = (i.min(large) * self.max, self.max);
+        for _ in large..=i {
+            size = 1 << left.ilog2();
+            left -= size;
+            start += size;
+        }
+        let start = self.first + start - if i < large { 0 } else { size };
+        start..start + size
     }
 
     /// How many bands of about `bytes` each there are, at `cols` bytes a row.
@@ -407,6 +400,29 @@ impl IntKernel for Round<'_> {
                     }
                     *sum = f.reduce_add(total) as i32;
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tiles;
+
+    #[test]
+    fn tiles_follow_one_another() {
+        for max in [4, 16] {
+            for total in 0..70 {
+                let tiles = Tiles::new(5..5 + total, max);
+                let rows: Vec<_> = (0..tiles.len()).map(|i| tiles.rows(i)).collect();
+                let ends = rows.iter().fold(5, |end, rows| {
+                    assert_eq!(rows.start, end, "{total} in {max}: {rows:?}");
+                    rows.end
+                });
+                assert_eq!(ends, 5 + total);
+                let sizes: Vec<usize> = rows.iter().map(ExactSizeIterator::len).collect();
+                assert!(sizes.is_sorted_by(|a, b| a >= b) && sizes.iter().all(|size| size.is_power_of_two()));
+                assert!(sizes.iter().all(|&size| size <= max), "{sizes:?}");
             }
         }
     }

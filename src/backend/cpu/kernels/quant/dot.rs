@@ -70,16 +70,17 @@ fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &T
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
             let rows = task.part.tiles.rows(tile);
-            let of = Tile { part: task.part, x: task.x.quantized, panel, row: rows.start };
+            let (row, is_first) = (rows.start, tile == task.band.start);
+            let of = Tile { part: task.part, x: task.x.quantized, panel, row, is_first };
             match rows.len() {
                 1 => of.multiply::<S, C, SUBS, MIN, 1>(s, &mut scales),
+                2 => of.multiply::<S, C, SUBS, MIN, 2>(s, &mut scales),
                 4 => of.multiply::<S, C, SUBS, MIN, 4>(s, &mut scales),
-                rows => {
-                    debug_assert!(rows == 16 && max_tile::<S>() == 16);
-                    if max_tile::<S>() == 16 {
-                        of.multiply::<S, C, SUBS, MIN, 16>(s, &mut scales);
-                    }
-                }
+                rows if max_tile::<S>() == 16 => match rows {
+                    8 => of.multiply::<S, C, SUBS, MIN, 8>(s, &mut scales),
+                    _ => of.multiply::<S, C, SUBS, MIN, 16>(s, &mut scales),
+                },
+                rows => debug_assert!(false, "tiles of {rows} rows"),
             }
         }
     }
@@ -96,6 +97,8 @@ struct Tile<'a> {
     panel: usize,
     /// The first row of `x`.
     row: usize,
+    /// Whether the panel's codes come from memory now; for those behind it they are in a cache.
+    is_first: bool,
 }
 
 impl Tile<'_> {
@@ -141,7 +144,7 @@ impl Tile<'_> {
                 // SAFETY: `codes` holds `blocks` blocks; activations were laid out for as many blocks of M rows.
                 unsafe {
                     let at = codes.add(block * bytes);
-                    if M == 1 && half == 0 {
+                    if M < 16 && half == 0 && self.is_first {
                         ahead.prefetch(f, at, block, bytes);
                     }
                     let w = C::load(s, kind, at, half, table);

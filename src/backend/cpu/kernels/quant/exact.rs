@@ -12,7 +12,7 @@ pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
             let rows = task.part.tiles.rows(tile);
-            // Four sums a row of x: tiles of integer products are cut further. Their sizes are multiples of four, or one.
+            // Four sums a row of x: tiles of integer products are cut further. Their sizes are powers of two.
             let height = rows.len().min(4);
             for row in rows.clone().step_by(height) {
                 let of = Tile {
@@ -26,6 +26,7 @@ pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
                 for half in 0..ROWS / S::F::LANES {
                     match height {
                         4 => of.half::<S, 4>(s, half, &mut scales),
+                        2 => of.half::<S, 2>(s, half, &mut scales),
                         _ => of.half::<S, 1>(s, half, &mut scales),
                     }
                 }
