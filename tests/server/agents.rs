@@ -387,6 +387,30 @@ fn calls_come_back_by_the_names_that_the_client_gave() {
     assert_eq!(events[2].1["item"]["input"], "");
 }
 
+/// A text is the same whether or not its tokens were guessed, and the answer tells whether they were.
+#[test]
+fn guesses_change_no_answer() {
+    let story = "Tom had a red ball. Tom had a red ball. Tom had a red ball. Tom had";
+    let ask = |server: &Server| -> Vec<Value> {
+        let answers = (0..12).map(|seed| {
+            let temperature = f64::from(seed % 3) / 2.0;
+            let body =
+                json!({ "prompt": story, "max_tokens": 120, "seed": seed, "temperature": temperature });
+            server.post("/v1/completions", &body).ok()
+        });
+        answers.collect()
+    };
+    let [plain, guessed] = ["off", "on"].map(|drafts| ask(&Server::start(&["--drafts", drafts])));
+    for (plain, guessed) in plain.iter().zip(&guessed) {
+        assert_eq!(plain["choices"], guessed["choices"]);
+        assert_eq!(plain["usage"], guessed["usage"]);
+        assert_eq!(
+            (&plain["timings"]["draft_n"], &plain["timings"]["draft_n_accepted"]),
+            (&json!(0), &json!(0))
+        );
+    }
+}
+
 /// What a text took is told in llama.cpp's form.
 #[test]
 fn answers_tell_their_timings() {
@@ -394,6 +418,7 @@ fn answers_tell_their_timings() {
     let check = |timings: &Value| {
         let count = |name: &str| timings[name].as_u64().unwrap();
         assert_eq!((count("cache_n") + count("prompt_n"), count("predicted_n")), (5, 6), "{timings}");
+        assert!(count("draft_n_accepted") <= count("draft_n"), "{timings}");
         let rate = timings["predicted_per_second"].as_f64().unwrap()
             * timings["predicted_ms"].as_f64().unwrap()
             / 1e3;

@@ -174,6 +174,8 @@ fn the_model_the_health_and_the_metrics_are_shown() {
                 "prompt_tokens_total",
                 "cached_tokens_total",
                 "generated_tokens_total",
+                "drafted_tokens_total",
+                "accepted_tokens_total",
                 "fallbacks_total",
                 "replays_total",
             ],
