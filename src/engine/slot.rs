@@ -227,12 +227,16 @@ impl Slot {
     ) -> Result<()> {
         let drafted = rows.len() - 1;
         let guess = self.draft.as_mut().map(|draft| draft.take()).unwrap_or_default();
+        // A mask is waited for as long behind a guess as behind the last token.
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let (mut deadline, mut judged) = (deadline, drafted);
         let mut right = 0;
         for row in rows {
             let logits = outputs.logits.row(row);
             let SequenceKind::Generate(it) = &mut self.sequence.kind else { break };
             if !it.wait(deadline) {
                 self.phase = Phase::Held(alloc::copy_of(logits, "logits that wait for their mask")?);
+                judged = right;
                 break;
             }
             self.choose(logits, context)?;
@@ -241,6 +245,7 @@ impl Slot {
                 break;
             }
             right += 1;
+            deadline = Instant::now() + patience;
         }
         if drafted == 0 {
             return Ok(());
@@ -249,7 +254,7 @@ impl Slot {
             it.drafted(drafted, right);
         }
         if let Some(draft) = &mut self.draft {
-            draft.judge(&guess, drafted, right, pace);
+            draft.judge(&guess, judged, right, pace);
         }
         if right < drafted {
             // What recurrent layers keep goes back a whole step, and the rest is computed again.

@@ -2,7 +2,7 @@
 
 use backstop::backend::select::BackendRequest;
 use backstop::sample::{Grammar, SamplingOptions};
-use backstop::{Error, FinishReason, Generation, LoadOptions, Model, ModelFiles, Options, Piece};
+use backstop::{Drafts, Error, FinishReason, Generation, LoadOptions, Model, ModelFiles, Options, Piece};
 use serde_json::{Value, json};
 
 use crate::validator::check;
@@ -201,4 +201,37 @@ fn logprobs_come_where_they_are_asked_for() {
     let plain = Options { sampling: SamplingOptions::default(), ..asked };
     let unasked = model.generate("Once upon", &plain).unwrap();
     assert!(unasked.into_iter().all(|piece| piece.unwrap().logprobs.is_none()));
+}
+
+/// What is guessed is held to the constraint as what is not, and the text is the same: here nearly all repeats.
+#[test]
+fn guesses_change_no_text() {
+    let record = json!({
+        "type": "object",
+        "properties": { "name": { "enum": ["Tom", "Lily"] }, "likes": { "const": "a big red ball" } },
+        "required": ["name", "likes"],
+        "additionalProperties": false,
+    });
+    let schema = json!({ "type": "array", "items": record, "minItems": 2, "maxItems": 4 });
+    let grammar = Grammar::JsonSchema(schema.clone());
+    let texts = |drafts| {
+        let load = LoadOptions { drafts, backend: BackendRequest::Cpu, ..LoadOptions::default() };
+        let model = Model::load_with(ModelFiles::builtin().unwrap(), load).unwrap();
+        let running: Vec<Generation> = (0..6)
+            .map(|seed| {
+                let sampling = SamplingOptions { temperature: 0.8, seed, ..Default::default() };
+                model.generate("Some children: ", &Options { sampling, ..options(&model, &grammar) }).unwrap()
+            })
+            .collect();
+        running.into_iter().map(|generation| end(generation).unwrap()).collect::<Vec<_>>()
+    };
+    let plain = texts(Drafts::Off);
+    assert_eq!(texts(Drafts::On), plain);
+    for (text, finish, conforms) in plain {
+        // White space may use up the context.
+        assert_eq!(conforms, Some(finish == FinishReason::Stop), "{text}");
+        if finish == FinishReason::Stop {
+            check(&schema, &serde_json::from_str(&text).unwrap()).unwrap();
+        }
+    }
 }
