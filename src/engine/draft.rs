@@ -65,8 +65,9 @@ pub(crate) trait Drafter: Send {
 pub(crate) struct Guess {
     /// None where nothing tells.
     pub tokens: Vec<u32>,
-    /// How many of the last tokens are those that came before, where this is copied from.
-    pub matched: usize,
+    /// For each, how many of the tokens before it are those that came before, where it is copied from; 0 where it stands beside
+    /// another.
+    pub matched: Vec<usize>,
 }
 
 /// The drafts of one sequence.
@@ -102,7 +103,7 @@ impl Drafting {
     /// How likely the first token of the guess is right, the first two, and so on.
     pub fn candidate(&self, pace: &Pace) -> Candidate {
         let Guess { tokens, matched } = &self.offered;
-        Candidate::new(tokens.len(), |i| self.odds.of(matched + i, &pace.odds))
+        Candidate::new(tokens.len(), |i| self.odds.of(matched[i], &pace.odds))
     }
 
     /// Takes the first `depth` of what was guessed into the next step; how many that are. Where it is none, one is tried now and then,
@@ -134,9 +135,9 @@ impl Drafting {
 
     /// Learns that the first `right` of `offered` tokens of `guess` were chosen.
     pub fn judge(&mut self, guess: &Guess, offered: usize, right: usize, pace: &mut Pace) {
-        for i in 0..offered.min(right + 1) {
-            self.odds.note(guess.matched + i, i < right);
-            pace.odds.note(guess.matched + i, i < right);
+        for (i, &matched) in guess.matched.iter().enumerate().take(offered.min(right + 1)) {
+            self.odds.note(matched, i < right);
+            pace.odds.note(matched, i < right);
         }
         if offered > 0 {
             let [least, most] = PATIENCE;

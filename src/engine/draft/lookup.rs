@@ -1,10 +1,12 @@
 //! Guesses that are copied: where the last tokens occurred before, what followed them there may follow again.
 //!
-//! A text that follows its prompt, changing it here and there, is looked for near where it was.
-//!
 //! Edits of files, answers that quote and structured text repeat much of what came before. All places where the last two tokens
 //! occurred are linked, the latest first; of some of these the one with the longest match counts. That is 8 bytes a token beside a table of
-//! the pairs, where a suffix automaton takes about 60, and it finds the same matches but where a pair is very common.
+//! the pairs, where a suffix automaton takes about 60, and it finds the same matches but where a pair is very common. A text that
+//! follows its prompt, changing it here and there, is looked for near where it was.
+//!
+//! Each token of a guess is looked up behind those before it, as if they were right: records of one form are guessed in their form,
+//! which is that of the record before, with values that are those of the prompt.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,10 +16,10 @@ use crate::alloc;
 use crate::error::{Error, Result};
 
 const WHAT: &str = "an index of the tokens of a sequence";
-/// Places that are looked at for a guess.
-const PLACES: usize = 32;
+/// Places that are looked at for a token.
+const PLACES: usize = 16;
 /// Tokens of a match that are compared.
-const LONGEST: usize = 64;
+const LONGEST: usize = 32;
 /// No place.
 const NONE: u32 = u32::MAX;
 
@@ -33,7 +35,7 @@ const MISSES: usize = 4;
 /// Where pairs of tokens ended.
 #[derive(Debug, Default)]
 pub(crate) struct Lookup {
-    /// The last place of each pair: the index of its second token.
+    /// The last place of each pair: the index of its second token. Of a single token, its pair is with [`NONE`].
     last: HashMap<(u32, u32), u32>,
     /// For each index the place before of the pair that ends there.
     before: Vec<u32>,
@@ -50,6 +52,36 @@ struct Trail {
     guessed: Option<(usize, usize)>,
     /// Guesses of it in a row that were wrong.
     misses: usize,
+    /// Whether the last token of the text is that one.
+    is_here: bool,
+}
+
+/// A text with what is guessed behind it.
+struct Text<'a> {
+    tokens: &'a [u32],
+    guess: &'a [u32],
+}
+
+impl Text<'_> {
+    fn len(&self) -> usize {
+        self.tokens.len() + self.guess.len()
+    }
+
+    fn token(&self, at: usize) -> u32 {
+        self.tokens.get(at).copied().unwrap_or_else(|| self.guess[at - self.tokens.len()])
+    }
+
+    /// The last two tokens.
+    fn pair(&self) -> Option<(u32, u32)> {
+        let last = self.len().checked_sub(2)?;
+        Some((self.token(last), self.token(last + 1)))
+    }
+
+    /// How many of the last tokens are those up to `at`.
+    fn matched(&self, at: usize) -> usize {
+        let last = self.len() - 1;
+        (0..=at.min(LONGEST - 1)).take_while(|by| self.token(at - by) == self.token(last - by)).count()
+    }
 }
 
 impl Lookup {
@@ -61,12 +93,11 @@ impl Lookup {
             return Ok(());
         }
         alloc::reserve_more(&mut self.before, end - known, WHAT)?;
-        let none = |_| Error::OutOfMemory {
-            what: WHAT,
-            bytes: ((end - known) * size_of::<(u32, u32, u32)>()) as u64,
-        };
-        self.last.try_reserve(end - known).map_err(none)?;
+        let more = 2 * (end - known);
+        let bytes = (more * size_of::<(u32, u32, u32)>()) as u64;
+        self.last.try_reserve(more).map_err(|_| Error::OutOfMemory { what: WHAT, bytes })?;
         for at in known..end {
+            self.last.insert((NONE, tokens[at]), at as u32);
             let before = match at {
                 0 => NONE,
                 _ => match self.last.entry((tokens[at - 1], tokens[at])) {
@@ -82,22 +113,14 @@ impl Lookup {
         Ok(())
     }
 
-    /// The places of the last two of `tokens`, the latest first.
-    fn places(&self, tokens: &[u32]) -> impl Iterator<Item = usize> {
-        let pair = tokens.last_chunk().map(|&[a, b]| (a, b));
-        let first = pair.and_then(|pair| self.last.get(&pair).copied());
-        let next = |at: &u32| self.before.get(*at as usize).copied().filter(|&at| at != NONE);
-        std::iter::successors(first, next).map(|at| at as usize)
-    }
-}
-
-impl Lookup {
     /// The last of the places whose match is longest, and how long it is; 0 without one.
-    fn longest(&self, tokens: &[u32]) -> (usize, usize) {
+    fn longest(&self, text: &Text<'_>) -> (usize, usize) {
+        let place = |pair| self.last.get(&pair).copied();
+        let next = |at: &u32| self.before.get(*at as usize).copied().filter(|&at| at != NONE);
+        let places = std::iter::successors(text.pair().and_then(place), next);
         let mut best = (0, 0);
-        for at in self.places(tokens).take(PLACES) {
-            let pairs = tokens[..=at].iter().rev().zip(tokens.iter().rev());
-            let matched = pairs.take(LONGEST).take_while(|(a, b)| a == b).count();
+        for at in places.take(PLACES).map(|at| at as usize) {
+            let matched = text.matched(at);
             if matched > best.1 {
                 best = (at, matched);
             }
@@ -105,33 +128,43 @@ impl Lookup {
                 break;
             }
         }
-        best
+        if best.1 > 0 || text.len() == 0 {
+            return best;
+        }
+        place((NONE, text.token(text.len() - 1))).map_or(best, |at| (at as usize, 1))
     }
 
-    /// Where the text goes on in the prompt it follows, of which it may have replaced, put in or left out something, and whether it
-    /// has come to the same two tokens there.
-    fn follow(&mut self, tokens: &[u32], prompt: usize) -> Option<(usize, bool)> {
-        let trail = self.trail.as_mut()?;
-        if let Some((from, len)) = trail.guessed.take() {
-            let copied = tokens[len..].iter().zip(&tokens[from..prompt]).take_while(|(a, b)| a == b).count();
-            match copied {
-                0 => trail.misses += 1,
-                _ => (trail.at, trail.misses) = (from + copied - 1, 0),
-            }
-            if copied > 0 && copied == tokens.len() - len && trail.at + 1 < prompt {
-                return Some((trail.at + 1, true));
-            }
+    /// Learns what became of the last guess of the trail.
+    fn settle(&mut self, tokens: &[u32], prompt: usize) {
+        let Some(trail) = &mut self.trail else { return };
+        trail.is_here = false;
+        let Some((from, len)) = trail.guessed.take() else { return };
+        let copied = tokens[len..].iter().zip(&tokens[from..prompt]).take_while(|(a, b)| a == b).count();
+        if copied > 0 {
+            (trail.at, trail.misses) = (from + copied - 1, 0);
+            trail.is_here = copied == tokens.len() - len;
+        } else {
+            trail.misses += 1;
             if trail.misses > MISSES {
                 self.trail = None;
-                return None;
             }
         }
-        let at = trail.at;
-        let &pair = tokens.last_chunk::<2>()?;
-        let is_here = |at: &usize| *at > 0 && *at + 1 < prompt && tokens[at - 1..=*at] == pair;
+    }
+}
+
+impl Trail {
+    /// Where the text goes on in the prompt, of which it may have replaced, put in or left out something, and whether it is sure to
+    /// have come there.
+    fn next(&self, text: &Text<'_>, prompt: usize) -> Option<(usize, bool)> {
+        let at = self.at;
+        if self.is_here && at + 1 < prompt {
+            return Some((at + 1, true));
+        }
+        let pair = text.pair()?;
+        let is_same =
+            |at: &usize| *at > 0 && *at + 1 < prompt && (text.token(at - 1), text.token(*at)) == pair;
         let [ahead, back] = SLIP;
-        let near = (at..at + ahead).chain((at.saturating_sub(back)..at).rev()).find(is_here);
-        match near {
+        match (at..at + ahead).chain((at.saturating_sub(back)..at).rev()).find(is_same) {
             Some(near) => Some((near + 1, true)),
             // One token may stand for another.
             None => Some((at + 2, false)).filter(|(from, _)| *from < prompt),
@@ -142,26 +175,37 @@ impl Lookup {
 impl Drafter for Lookup {
     fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess> {
         self.learn(tokens)?;
-        let (at, longest) = self.longest(tokens);
-        let followed = self.follow(tokens, prompt);
-        let (from, matched) = match followed {
-            Some((from, true)) => (from, if from == at + 1 { longest } else { 2 }),
-            Some((from, false)) if longest < SURE => (from, 1),
-            _ if longest == 0 => return Ok(Guess::default()),
-            _ => (at + 1, longest),
-        };
-        let is_trail = followed.is_some_and(|(of_trail, _)| of_trail == from);
-        if let Some(trail) = self.trail.as_mut().filter(|_| is_trail) {
-            trail.guessed = Some((from, tokens.len()));
-        } else if longest >= COPYING && at + 1 < prompt {
-            let guessed = (from == at + 1).then_some((from, tokens.len()));
-            self.trail = Some(Trail { at, guessed, misses: 0 });
-        }
-        let mut guess = Guess { tokens: Vec::with_capacity(most), matched };
-        for from in (from..).take(most) {
-            // Past the end of what there is, the guess repeats itself.
-            let token = tokens.get(from).unwrap_or_else(|| &guess.tokens[from - tokens.len()]);
-            guess.tokens.push(*token);
+        self.settle(tokens, prompt);
+        let mut guess = Guess { tokens: Vec::with_capacity(most), matched: Vec::with_capacity(most) };
+        let mut trail = self.trail;
+        while guess.tokens.len() < most {
+            let text = Text { tokens, guess: &guess.tokens };
+            let (at, longest) = self.longest(&text);
+            let followed = trail.and_then(|trail| trail.next(&text, prompt));
+            let (from, matched) = match followed {
+                Some((from, true)) => (from, if from == at + 1 { longest } else { 2 }),
+                Some((from, false)) if longest < SURE => (from, 0),
+                _ if longest == 0 => break,
+                _ => (at + 1, longest),
+            };
+            let is_trail = followed.is_some_and(|(of_trail, _)| of_trail == from);
+            if guess.tokens.is_empty() {
+                let guessed = is_trail.then_some((from, tokens.len()));
+                if let Some(trail) = self.trail.as_mut().filter(|_| is_trail) {
+                    trail.guessed = guessed;
+                } else if longest >= COPYING && at + 1 < prompt {
+                    let guessed = (from == at + 1).then_some((from, tokens.len()));
+                    self.trail = Some(Trail { at, guessed, misses: 0, is_here: false });
+                    trail = self.trail;
+                }
+            }
+            if let Some(trail) = &mut trail {
+                trail.is_here = is_trail || from == trail.at + 1;
+                trail.at = if trail.is_here { from } else { trail.at };
+            }
+            let token = text.token(from);
+            guess.tokens.push(token);
+            guess.matched.push(matched);
         }
         Ok(guess)
     }
@@ -173,7 +217,7 @@ mod tests {
 
     fn guess(tokens: &[u32], most: usize) -> (Vec<u32>, usize) {
         let guess = Lookup::default().guess(tokens, 0, most).unwrap();
-        (guess.tokens, guess.matched)
+        (guess.tokens, guess.matched.first().copied().unwrap_or(0))
     }
 
     #[test]
