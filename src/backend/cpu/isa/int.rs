@@ -49,6 +49,11 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn shl<const N: u32>(self, a: Self::I) -> Self::I;
     /// Each lane shifted right by `N < 32` bits, zeros coming in.
     fn shr<const N: u32>(self, a: Self::I) -> Self::I;
+    /// The upper four bits of each byte.
+    #[inline(always)]
+    fn high_nibbles(self, a: Self::I) -> Self::I {
+        self.and(self.shr::<4>(a), self.splat_i32(0x0f0f_0f0f))
+    }
     /// The byte of `table` for each byte of `index`, which is below 16.
     fn lookup(self, table: Self::I, index: Self::I) -> Self::I;
     /// Each lane as a float; exact below 2²⁴.

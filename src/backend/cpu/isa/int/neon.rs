@@ -92,6 +92,13 @@ macro_rules! two_registers {
             })
         }
         #[inline(always)]
+        fn high_nibbles(self, a: Words) -> Words {
+            op!({
+                let shift = |a| vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(a)));
+                Words(shift(a.0), shift(a.1))
+            })
+        }
+        #[inline(always)]
         fn lookup(self, table: Words, index: Words) -> Words {
             op!({
                 zip(table, index, |table, index| {
@@ -197,21 +204,43 @@ fn sdot<const QUAD: usize>(mut sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -
     sum
 }
 
-/// [`sdot`] by a quad of sixteen bytes that is a constant to the caller, who is unrolled.
+/// [`sdot`] of quad `QUAD` of each row of `x`.
 ///
 /// # Safety
 /// `sdot` must be there.
 #[inline(always)]
-unsafe fn sdot_at(quad: usize, sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: the caller's contract.
-    unsafe {
-        match quad % 4 {
-            0 => sdot::<0>(sum, codes, x),
-            1 => sdot::<1>(sum, codes, x),
-            2 => sdot::<2>(sum, codes, x),
-            _ => sdot::<3>(sum, codes, x),
-        }
+unsafe fn step<const QUAD: usize, const G: usize>(
+    mut sums: [Words; G],
+    [low, high]: [int8x16_t; 2],
+    x: [int8x16_t; G],
+) -> [Words; G] {
+    for (sum, x) in sums.iter_mut().zip(x) {
+        // SAFETY: the caller's contract.
+        *sum = unsafe { Words(sdot::<QUAD>(sum.0, low, x), sdot::<QUAD>(sum.1, high, x)) };
     }
+    sums
+}
+
+/// Four quads, from `codes[at]` on: a register of each row of `x`. Each step is written out, since the quad is a part of the
+/// instruction.
+///
+/// # Safety
+/// `sdot` must be there, and each of `x` be valid for reads of `4 * at + 16` bytes.
+#[inline(always)]
+unsafe fn four<const G: usize>(
+    bits: u32,
+    sums: [Words; G],
+    codes: &[Words],
+    at: usize,
+    x: [*const i8; G],
+) -> [Words; G] {
+    op!({
+        let x: [int8x16_t; G] = std::array::from_fn(|g| vld1q_s8(x[g].add(4 * at)));
+        let sums = step::<0, G>(sums, signed(codes[at], bits), x);
+        let sums = step::<1, G>(sums, signed(codes[at + 1], bits), x);
+        let sums = step::<2, G>(sums, signed(codes[at + 2], bits), x);
+        step::<3, G>(sums, signed(codes[at + 3], bits), x)
+    })
 }
 
 // SAFETY: each instruction is one that detection found, and touches 32 bytes, a register, or what its name says of it.
@@ -231,19 +260,9 @@ unsafe impl IntSimd for Dotprod {
         x: [*const i8; G],
     ) -> [Words; G] {
         op!({
-            let mut sums = init;
-            // Four quads of x are a register.
-            for (part, codes) in codes.chunks_exact(4).enumerate() {
-                let x: [int8x16_t; G] = std::array::from_fn(|g| vld1q_s8(x[g].add(16 * part)));
-                for (quad, &codes) in codes.iter().enumerate() {
-                    let [low, high] = signed(codes, bits);
-                    for (sum, &x) in sums.iter_mut().zip(&x) {
-                        sum.0 = sdot_at(quad, sum.0, low, x);
-                        sum.1 = sdot_at(quad, sum.1, high, x);
-                    }
-                }
-            }
-            sums
+            const { assert!(N == 4 || N == 8) };
+            let sums = four(bits, init, codes, 0, x);
+            if N == 8 { four(bits, sums, codes, 4, x) } else { sums }
         })
     }
 }
