@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{fuzz, load, peers, real_models, sanitize, test};
+use crate::{arm, fuzz, load, peers, real_models, sanitize, test};
 
 /// The project's own chores.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub enum Task {
     RealModels(real_models::Options),
     /// Check that imports run downwards in the module map of docs/architecture.md
     Layers,
+    /// Run the kernels' tests as on three ARM processors, by qemu and a Debian in a folder, from x86-64 Linux
+    Arm(arm::Options),
     /// Fuzz with libFuzzer and AddressSanitizer, on the nightly toolchain
     Fuzz(fuzz::Options),
     /// Run the server's tests by the clients that people use
@@ -121,6 +123,8 @@ mod tests {
             "load",
             "load what",
             "sanitize what",
+            "arm x",
+            "arm --processor -x",
         ] {
             assert!(parse(line).is_err(), "{line:?}");
         }

@@ -1,6 +1,7 @@
 //! `cargo xtask …`: the project's own chores.
 
 mod args;
+mod arm;
 mod clients;
 mod fuzz;
 mod layers;
@@ -46,6 +47,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Sanitize { tools } => sanitize::run(&tools),
         Task::Layers => layers::run(),
+        Task::Arm(options) => arm::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::RealModels(options) => real_models::run(&options),
         Task::Clients { agents: true, words } => clients::agents(&words),

@@ -6,11 +6,22 @@
 //! into the shim (a closure handed to the pool, a plain `fn`) would be compiled for the baseline and run many times
 //! slower. A task of a parallel region therefore dispatches by itself: dispatching costs one branch.
 
+/// An instruction of the token at hand.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! op {
+    ($e:expr) => {{
+        // SAFETY: the token exists, so detection found the features; a pointer is the caller's contract.
+        unsafe { $e }
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod int;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -24,6 +35,8 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use int::{IntKernel, IntSimd};
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use portable::Portable;
 
 use half::{bf16, f16};
@@ -230,6 +243,8 @@ const _: () = {
     assert_simd::<Avx2>();
     #[cfg(target_arch = "x86_64")]
     assert_simd::<Avx512>();
+    #[cfg(target_arch = "aarch64")]
+    assert_simd::<Neon>();
     assert_element::<f32>();
     assert_element::<f16>();
     assert_element::<bf16>();
@@ -373,7 +388,10 @@ pub enum Isa {
     /// AVX2, FMA and F16C: 8 lanes, 16 registers; AVX-VNNI where the token says so.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// Arrays of 8 lanes that the compiler vectorises for the build's baseline (NEON on aarch64).
+    /// NEON: 8 lanes in two of 32 registers; `sdot` where the token says so.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    /// Arrays of 8 lanes that the compiler vectorises for the build's baseline.
     Portable(Portable),
 }
 
@@ -389,6 +407,10 @@ impl Isa {
                 return Self::Avx2(token);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(token) = Neon::detect() {
+            return Self::Neon(token);
+        }
         Self::Portable(Portable)
     }
 
@@ -400,6 +422,8 @@ impl Isa {
             all.extend(Avx512::detect().map(Self::Avx512));
             all.extend(Avx2::detect().map(Self::Avx2));
         }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::detect().map(Self::Neon));
         all.push(Self::Portable(Portable));
         all
     }
@@ -415,6 +439,8 @@ impl Isa {
                 Self::Avx512(token) => Self::Avx512(token.plain()),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2(token) => Self::Avx2(token.plain()),
+                #[cfg(target_arch = "aarch64")]
+                Self::Neon(token) => Self::Neon(token.plain()),
                 Self::Portable(_) => isa,
             };
             if plain != isa {
@@ -429,7 +455,7 @@ impl Isa {
         Self::variants().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `avx512-vnni`, `avx512`, `avx2-vnni`, `avx2` or `portable`.
+    /// `avx512-vnni`, `avx512`, `avx2-vnni`, `avx2`, `neon-dotprod`, `neon` or `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -448,6 +474,8 @@ impl Isa {
                     "avx2"
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(token) => token.name(),
             Self::Portable(_) => "portable",
         }
     }
@@ -459,6 +487,8 @@ impl Isa {
             Self::Avx512(_) => Avx512::LANES,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => Avx2::LANES,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => Neon::LANES,
             Self::Portable(_) => Portable::LANES,
         }
     }
@@ -473,6 +503,9 @@ impl Isa {
             // SAFETY: the token exists, so detection found the features of the shim.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(token) => unsafe { avx2::shim(token, kernel) },
+            // All of it is in the baseline.
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(token) => kernel.run(token),
             Self::Portable(token) => kernel.run(token),
         }
     }
@@ -491,7 +524,9 @@ fn prefetch_l1(p: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    neon::prefetch_l1(p);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;
 }
 
@@ -502,6 +537,8 @@ fn prefetch_l2(p: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    neon::prefetch_l2(p);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;
 }

@@ -41,13 +41,6 @@ pub(super) unsafe fn shim<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
     kernel.run(token)
 }
 
-macro_rules! op {
-    ($e:expr) => {{
-        // SAFETY: the token exists, so detection found the features; a pointer is the caller's contract.
-        unsafe { $e }
-    }};
-}
-
 /// Eight times "on", eight times "off": the mask of `n` lanes starts at element `8 - n`.
 static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 

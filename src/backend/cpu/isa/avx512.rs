@@ -50,13 +50,6 @@ pub(super) unsafe fn shim<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
     kernel.run(token)
 }
 
-macro_rules! op {
-    ($e:expr) => {{
-        // SAFETY: the token exists, so detection found the features; a pointer is the caller's contract.
-        unsafe { $e }
-    }};
-}
-
 /// The lowest `n` lanes, `n <= 16`.
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {

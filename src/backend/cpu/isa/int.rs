@@ -1,5 +1,10 @@
 //! Bytes times bytes: the instructions that differ in kind. Sums are exact integers, so every token has the same result.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(target_arch = "aarch64")]
+use super::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::vnni::{Vnni256, Vnni512};
 #[cfg(target_arch = "x86_64")]
@@ -44,6 +49,11 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn shl<const N: u32>(self, a: Self::I) -> Self::I;
     /// Each lane shifted right by `N < 32` bits, zeros coming in.
     fn shr<const N: u32>(self, a: Self::I) -> Self::I;
+    /// The upper four bits of each byte.
+    #[inline(always)]
+    fn high_nibbles(self, a: Self::I) -> Self::I {
+        self.and(self.shr::<4>(a), self.splat_i32(0x0f0f_0f0f))
+    }
     /// The byte of `table` for each byte of `index`, which is below 16.
     fn lookup(self, table: Self::I, index: Self::I) -> Self::I;
     /// Each lane as a float; exact below 2²⁴.
@@ -89,13 +99,6 @@ pub trait IntKernel {
     fn run<S: IntSimd>(self, s: S) -> Self::Out;
 }
 
-macro_rules! op {
-    ($e:expr) => {{
-        // SAFETY: the token exists, so detection found the features; a pointer is the caller's contract.
-        unsafe { $e }
-    }};
-}
-
 /// The constants that [`IntSimd`] promises, as far as a compiler can tell.
 const fn assert_int_simd<S: IntSimd>() {
     assert!(size_of::<S::I>() == <S::F as Simd>::LANES * size_of::<i32>());
@@ -109,6 +112,10 @@ const _: () = {
     assert_int_simd::<Vnni256>();
     #[cfg(target_arch = "x86_64")]
     assert_int_simd::<Vnni512>();
+    #[cfg(target_arch = "aarch64")]
+    assert_int_simd::<Neon>();
+    #[cfg(target_arch = "aarch64")]
+    assert_int_simd::<neon::Dotprod>();
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -567,6 +574,8 @@ impl Isa {
                 // SAFETY: as above.
                 None => unsafe { shim_256(token, kernel) },
             },
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(token) => neon::dispatch(token, kernel),
             Self::Portable(token) => kernel.run(token),
         }
     }

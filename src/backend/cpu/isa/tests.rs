@@ -149,3 +149,76 @@ fn names_round_trip() {
     assert_eq!(Isa::available()[0], Isa::detect());
     assert_eq!(Isa::by_name("mmx"), None);
 }
+
+/// Products of bytes and upper halves of bytes, against integers in plain Rust.
+struct Bytes;
+
+impl Bytes {
+    #[inline(always)]
+    fn dot<S: IntSimd, const N: usize, const G: usize>(s: S, bits: u32) {
+        let lanes = S::F::LANES;
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 16
+        };
+        let bias = if bits == 8 { S::WIDE_BIAS } else { 0 };
+        for _ in 0..if cfg!(miri) { 2 } else { 100 } {
+            let bytes: Vec<u8> = (0..N * 4 * lanes).map(|_| (next() % (1 << bits)) as u8).collect();
+            let x: [[i8; 32]; G] =
+                std::array::from_fn(|_| std::array::from_fn(|_| (next() % 255) as i8).map(|x| x.max(-127)));
+            let init: [i32; G] = std::array::from_fn(|g| 7 * g as i32 - 3);
+            // SAFETY: `bytes` has N vectors, and a row of `x` 32 >= 4 N elements.
+            let sums = unsafe {
+                let codes: [S::I; N] = std::array::from_fn(|q| s.load_bytes(bytes[4 * lanes * q..].as_ptr()));
+                s.dot::<N, G>(
+                    bits,
+                    init.map(|init| s.splat_i32(init)),
+                    &codes,
+                    x.each_ref().map(|x| x.as_ptr()),
+                )
+            };
+            let mut out = vec![0.0; lanes];
+            for (g, sum) in sums.into_iter().enumerate() {
+                s.float().store(&mut out, s.to_float(sum));
+                for (lane, &got) in out.iter().enumerate() {
+                    let product = |at: usize| {
+                        let code = i32::from(bytes[at / 4 * 4 * lanes + 4 * lane + at % 4]);
+                        (code - bias) * i32::from(x[g][at])
+                    };
+                    let exact = init[g] + (0..4 * N).map(product).sum::<i32>();
+                    assert_eq!(got, exact as f32, "{bits} bits, {N} quads, row {g} of {G}, lane {lane}");
+                }
+            }
+            // SAFETY: `bytes` has a vector.
+            let high = unsafe { s.high_nibbles(s.load_bytes(bytes.as_ptr())) };
+            s.float().store(&mut out, s.to_float(high));
+            for (got, word) in out.iter().zip(bytes.chunks_exact(4)) {
+                let exact = u32::from_le_bytes([word[0], word[1], word[2], word[3]].map(|byte| byte >> 4));
+                assert_eq!(*got, exact as f32);
+            }
+        }
+    }
+}
+
+impl IntKernel for Bytes {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        Self::dot::<S, 8, 1>(s, 4);
+        Self::dot::<S, 8, 4>(s, 4);
+        Self::dot::<S, 4, 1>(s, 6);
+        Self::dot::<S, 4, 4>(s, 6);
+        Self::dot::<S, 8, 1>(s, 8);
+        Self::dot::<S, 8, 4>(s, 8);
+        Self::dot::<S, 4, 4>(s, 8);
+    }
+}
+
+#[test]
+fn products_of_bytes_are_those_of_integers() {
+    for isa in Isa::variants() {
+        isa.dispatch_int(Bytes);
+    }
+}

@@ -31,7 +31,7 @@ pub use activations::ActivationScratch;
 use activations::{Exact, Quantized, Segments, Tiles};
 pub use pack::PackedMatrix;
 
-/// Rows of a panel: the lanes of an AVX-512 register, two registers of AVX2.
+/// Rows of a panel: the lanes of an AVX-512 register, two registers of AVX2, four of NEON.
 pub const ROWS: usize = 16;
 /// Columns that share the scale of their activations, and that codes are unpacked by.
 pub const BLOCK: usize = 32;

@@ -234,7 +234,7 @@ unsafe fn fours<S: IntSimd>(s: S, block: *const u8, half: usize) -> [S::I; 8] {
         // SAFETY: the caller's contract.
         let v = unsafe { line(s, block, i, half) };
         out[2 * i] = s.and(v, mask);
-        out[2 * i + 1] = s.and(s.shr::<4>(v), mask);
+        out[2 * i + 1] = s.high_nibbles(v);
     }
     out
 }

@@ -194,11 +194,35 @@ fn rows_have_the_same_bits_alone_and_among_others_on_any_threads() {
             // Lanes never meet: with FMA the instruction set does not show.
             let (first, bits) = &all[0];
             for (isa, other) in &all[1..] {
-                if *isa != Isa::Portable(crate::backend::cpu::isa::Portable) {
+                if fused(*isa) {
                     assert_eq!(bits, other, "{format} {how:?}: {first} and {isa}");
                 }
             }
         }
+    }
+}
+
+/// Whether `a * b + c` is rounded once.
+fn fused(isa: Isa) -> bool {
+    isa != Isa::Portable(crate::backend::cpu::isa::Portable)
+        || cfg!(any(target_feature = "fma", target_arch = "aarch64"))
+}
+
+/// Integer products have the same bits on x86-64 and on ARM: the number is that of AVX-512 with VNNI.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no FMA")]
+fn bits_are_those_of_every_machine_with_fma() {
+    let pool = Pool::new(2);
+    let x = activations(5, 512, 11);
+    for isa in Isa::variants().into_iter().filter(|&isa| fused(isa)) {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for format in formats() {
+            let weight = PackedMatrix::pack(&pool, &random(format, 40, 512, 13)).unwrap();
+            for value in run(&pool, isa, Activations::Int8, &x, &weight, None) {
+                hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        assert_eq!(hash, 0xb957_0671_cc03_3555, "{isa}: {hash:#018x}");
     }
 }
 
