@@ -8,6 +8,8 @@ mod blocks;
 mod engine;
 mod files;
 mod grammars;
+#[cfg(feature = "hub")]
+mod hub;
 mod input;
 mod seeds;
 #[cfg(feature = "server")]
@@ -43,6 +45,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "blocks", run: blocks::blocks, seeds: seeds::blocks },
     Target { name: "engine", run: engine::turns, seeds: seeds::engine },
     Target { name: "bits", run: bits::bits, seeds: seeds::bits },
+    #[cfg(feature = "hub")]
+    Target { name: "name", run: hub::name, seeds: hub::names },
+    #[cfg(feature = "hub")]
+    Target { name: "listing", run: hub::listing, seeds: hub::listings },
+    #[cfg(feature = "hub")]
+    Target { name: "cache", run: hub::cache, seeds: hub::caches },
     #[cfg(feature = "server")]
     Target { name: "request", run: server::request, seeds: seeds::request },
     #[cfg(feature = "server")]

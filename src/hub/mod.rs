@@ -46,6 +46,8 @@ use crate::error::{Error, HubFault, Result};
 pub use address::without_credentials;
 pub use cache::{Cache, Cached, Removed};
 pub use choose::Form;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use choose::{Entry, all as all_choices, choose as choose_files};
 pub use client::Client;
 pub use download::Stage;
 pub use folder::{InFolder, folder};

@@ -2,11 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Answer, LONG, Noise, Server, chat, endless, read_some, with};
+use crate::support::{Answer, LONG, Noise, Server, chat, endless, expected, read_some, with};
 
 #[test]
 fn slow_heads_and_silent_connections_are_ended() {
@@ -53,6 +53,42 @@ fn connections_without_a_request_give_up_their_places() {
     let mut rest = Vec::new();
     slow[0].read_to_end(&mut rest).unwrap_or_default();
     assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[test]
+fn connections_that_find_no_descriptor_wait_for_one() {
+    const MOST: u32 = 40;
+    let server = Server::with_descriptors(MOST);
+    let before = descriptors(&server);
+    let mut held: Vec<TcpStream> = (0..MOST).map(|_| server.connect()).collect();
+    server.hear("a connection was not accepted");
+    server.hear("Too many open files");
+    // Those that have one are served, and who waits is as soon as another goes.
+    let health = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    held[0].write_all(health).unwrap();
+    assert_eq!(Answer::read(&mut held[0]).ok()["status"], "ok");
+    let mut late = server.connect();
+    late.write_all(health).unwrap();
+    late.set_nonblocking(true).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let early = late.read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(early, Err(std::io::ErrorKind::WouldBlock));
+    late.set_nonblocking(false).unwrap();
+    drop(held);
+    assert_eq!(Answer::read(&mut late).ok()["status"], "ok");
+    drop(late);
+    let start = Instant::now();
+    while descriptors(&server) != before {
+        assert!(start.elapsed() < LONG, "{:?} descriptors, {before:?} before", descriptors(&server));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let next = server.post("/v1/chat/completions", &chat(json!({ "max_tokens": 12 }))).ok();
+    assert_eq!(next["choices"][0]["message"]["content"], expected(12));
+}
+
+/// Files that a server has open; none where the system does not tell.
+fn descriptors(server: &Server) -> Option<usize> {
+    std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).ok().map(Iterator::count)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -25,6 +26,8 @@ pub struct Client {
 pub struct Server {
     pub child: Child,
     pub client: Client,
+    /// What it has said since it listens.
+    said: Arc<Mutex<String>>,
 }
 
 impl std::ops::Deref for Server {
@@ -39,11 +42,20 @@ impl Server {
     /// The built-in model.
     pub fn start(args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
-        command
-            .args(["serve", "--port", "0"])
-            .args(args)
-            .env_remove("RUST_LOG")
-            .env_remove("BACKSTOP_API_KEY");
+        command.args(["serve", "--port", "0"]).args(args);
+        Self::by(command)
+    }
+
+    /// The built-in model in a process that may open so many files.
+    pub fn with_descriptors(most: u32) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {most}; exec \"$0\" serve --port 0");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_backstop")]);
+        Self::by(command)
+    }
+
+    fn by(mut command: Command) -> Self {
+        command.env_remove("RUST_LOG").env_remove("BACKSTOP_API_KEY");
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -56,8 +68,22 @@ impl Server {
             said += &line;
         };
         // Whatever else it says is read, so that it never waits for a reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, client: Client { address } }
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&said);
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| *heard.lock().unwrap() += &format!("{line}\n"));
+        });
+        Self { child, client: Client { address }, said }
+    }
+
+    /// Waits until it says this.
+    #[track_caller]
+    pub fn hear(&self, wanted: &str) {
+        let start = Instant::now();
+        while !self.said.lock().unwrap().contains(wanted) {
+            assert!(start.elapsed() < LONG, "it never said {wanted}: {}", self.said.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A model that generates until it is told to stop.
