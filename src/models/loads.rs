@@ -89,7 +89,8 @@ impl Shared {
         }
     }
 
-    /// The first of those who wait for whom something can be done. Nobody is to leave any more once the first has room, or is gone.
+    /// The first of those who wait for whom something can be done. Once the first has room, or is gone, nobody is to leave any
+    /// more.
     fn next(self: &Arc<Self>, state: &mut State, opened: &mut [Opened]) -> Option<Next> {
         let mut order: Vec<usize> = Vec::new();
         for ask in &state.asks {
