@@ -1,13 +1,13 @@
 //! Several models by name over one machine: each is loaded when it is asked for, as many as memory holds, and the one that was
 //! not used the longest gives way. One is loaded at a time, on a thread of its own.
 
+mod loads;
 mod room;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::backend::LlmBackendKind;
 use crate::backend::select::give_back;
 use crate::engine::Machine;
-use crate::error::{Error, Result, panic_text};
+use crate::error::{Error, Result};
 use crate::model::{LoadOptions, Model, ModelFiles};
 use crate::refusals;
 
@@ -68,6 +68,8 @@ pub enum Keep {
     /// As all do.
     #[default]
     Usual,
+    /// As was said before.
+    AsBefore,
     /// For as long.
     For(Duration),
     /// Until memory is needed.
@@ -176,6 +178,8 @@ struct Loaded {
     /// When it was used last.
     used: Instant,
     keep: Keep,
+    /// How often it was to be unloaded: who had it before says no more how long it stays.
+    told: u64,
     /// Whether it gives way as soon as nobody uses it: who asks for it waits until it is loaded anew.
     leaving: bool,
     /// Whether it stays whatever happens, since there is nothing that it could be loaded from.
@@ -227,6 +231,8 @@ pub struct Lease {
     entry: usize,
     name: String,
     model: Model,
+    /// How often the model was to be unloaded before.
+    told: u64,
 }
 
 impl fmt::Debug for Lease {
@@ -244,6 +250,17 @@ impl Lease {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Says how long the model stays that nobody uses, unless it was to be unloaded meanwhile.
+    pub fn keep(&self, keep: Keep) {
+        let mut state = self.shared.state.lock();
+        if let Some(Stage::Loaded(loaded)) = state.entries.get_mut(self.entry).map(|entry| &mut entry.stage)
+            && loaded.told == self.told
+        {
+            loaded.keep_as(keep);
+        }
+        self.shared.bell.notify_all();
     }
 }
 
@@ -297,6 +314,7 @@ impl Models {
             leases: 0,
             used: Instant::now(),
             keep: Keep::Forever,
+            told: 0,
             leaving: false,
             pinned: true,
         };
@@ -391,7 +409,7 @@ impl Models {
                 let what = "it stays loaded: there is nothing that it could be loaded from";
                 return Err(Error::Task { model: name.to_owned(), what: what.to_owned() });
             }
-            Stage::Loaded(loaded) => loaded.keep = Keep::For(Duration::ZERO),
+            Stage::Loaded(loaded) => loaded.unload(),
             Stage::Loading { unload } => *unload = true,
             Stage::Failed { .. } => state.entries[entry].stage = Stage::Unloaded,
             Stage::Unloaded | Stage::Unloading { .. } => {}
@@ -480,10 +498,23 @@ fn failed(name: &str, error: &Arc<Error>) -> Error {
 }
 
 impl Loaded {
+    /// Has it stay for another time.
+    fn keep_as(&mut self, keep: Keep) {
+        if !self.pinned && keep != Keep::AsBefore {
+            self.keep = keep;
+        }
+    }
+
+    /// Has it go when nobody uses it.
+    fn unload(&mut self) {
+        self.keep = Keep::For(Duration::ZERO);
+        self.told += 1;
+    }
+
     /// How long it stays when nobody uses it.
     fn stays(&self, options: &ModelsOptions) -> Option<Duration> {
         match self.keep {
-            Keep::Usual => options.idle_unload,
+            Keep::Usual | Keep::AsBefore => options.idle_unload,
             Keep::For(time) => Some(time),
             Keep::Forever => None,
         }
@@ -543,10 +574,9 @@ impl Shared {
         }
         loaded.leases += 1;
         loaded.used = Instant::now();
-        if !loaded.pinned {
-            loaded.keep = keep;
-        }
-        Some(Lease { shared: Arc::clone(self), entry, name: name.clone(), model: loaded.model.clone() })
+        loaded.keep_as(keep);
+        let (model, told) = (loaded.model.clone(), loaded.told);
+        Some(Lease { shared: Arc::clone(self), entry, name: name.clone(), model, told })
     }
 
     /// Begins to unload a model that nobody uses. It has its memory until its engine has ended, on a thread that nobody waits for, and
@@ -576,94 +606,6 @@ impl Shared {
         if refusals::spawn(thread, end).is_err() {
             // The model is gone with what should have run: its end was waited for here.
             state.entries[entry].stage = Stage::Unloaded;
-        }
-    }
-
-    /// Loads what is asked for, and unloads what is idle, until the end.
-    fn run(self: Arc<Self>) {
-        loop {
-            let mut state = self.state.lock();
-            if state.ending {
-                // Who still waits learns it by the end of the channel.
-                let asks = std::mem::take(&mut state.asks);
-                let entries = std::mem::take(&mut state.entries);
-                drop(state);
-                drop((asks, entries));
-                return;
-            }
-            state.asks.retain(|ask| !ask.waiter.is_gone());
-            let unloading = |entry: usize| matches!(state.entries[entry].stage, Stage::Unloading { .. });
-            // One that is on its way out can be loaded once it is gone.
-            if let Some(entry) = state.asks.iter().map(|ask| ask.entry).find(|&entry| !unloading(entry)) {
-                drop(state);
-                self.bring(entry);
-                continue;
-            }
-            match state.next_idle(&self.options) {
-                Some((due, entry)) if due <= Instant::now() => self.retire(&mut state, entry),
-                Some((due, _)) => {
-                    self.bell.wait_until(&mut state, due);
-                }
-                None => self.bell.wait(&mut state),
-            }
-        }
-    }
-
-    /// Loads a model, where it is not, for all who ask for it.
-    fn bring(self: &Arc<Self>, entry: usize) {
-        let mut state = self.state.lock();
-        let loaded = matches!(&state.entries[entry].stage, Stage::Loaded(_));
-        let mut unload = false;
-        let failure = if loaded {
-            None
-        } else {
-            state.entries[entry].stage = Stage::Loading { unload: false };
-            drop(state);
-            // Files are read here: what panics is not to end all loading.
-            let result = catch_unwind(AssertUnwindSafe(|| self.load(entry)));
-            let result = result.unwrap_or_else(|panic| {
-                Err(Error::Engine(format!("loading panicked: {}", panic_text(&*panic))))
-            });
-            state = self.state.lock();
-            unload = matches!(state.entries[entry].stage, Stage::Loading { unload: true });
-            let (stage, failure) = match result {
-                Ok(Some(mut loaded)) => {
-                    if unload {
-                        loaded.keep = Keep::For(Duration::ZERO);
-                    }
-                    (Stage::Loaded(loaded), None)
-                }
-                // Nobody wants it any more.
-                Ok(None) => (Stage::Unloaded, None),
-                Err(error) => {
-                    tracing::info!(model = state.entries[entry].name, %error, "a model cannot be loaded");
-                    let error = Arc::new(error);
-                    (Stage::Failed { error: Arc::clone(&error), at: Instant::now() }, Some(error))
-                }
-            };
-            state.entries[entry].stage = stage;
-            failure
-        };
-        let (asks, others): (Vec<Ask>, Vec<Ask>) =
-            std::mem::take(&mut state.asks).into_iter().partition(|ask| ask.entry == entry);
-        state.asks = others.into();
-        let mut given = Vec::new();
-        for ask in asks {
-            let keep = if unload { Keep::For(Duration::ZERO) } else { ask.keep };
-            let lease = match (self.lease(&mut state, entry, keep), &failure) {
-                (Some(lease), _) => Ok(lease),
-                (None, Some(error)) => Err(failed(&state.entries[entry].name, error)),
-                // It came while the last who wanted the model left.
-                (None, None) => {
-                    state.asks.push_back(ask);
-                    continue;
-                }
-            };
-            given.push((ask.waiter, lease));
-        }
-        drop(state);
-        for (waiter, lease) in given {
-            waiter.give(lease);
         }
     }
 }

@@ -62,25 +62,37 @@ pub fn default_model(access: backstop::weights::Access) -> anyhow::Result<ModelF
     })
 }
 
-/// The arguments as a bundle takes them: none is a conversation, and a text that is no command a prompt.
-pub fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
-    if marked().is_none() {
-        return typed;
-    }
-    let command = match typed.get(1) {
+/// Whether this program has a model behind it.
+pub fn is_one() -> bool {
+    marked().is_some()
+}
+
+/// The arguments as a bundle takes them.
+pub fn arguments(typed: Vec<OsString>) -> Vec<OsString> {
+    if is_one() { with_command(typed) } else { typed }
+}
+
+/// Adds the command that was left out: `chat` where nothing was typed, `run` before what is none. A prompt that is a command's
+/// name comes behind `--`.
+fn with_command(mut typed: Vec<OsString>) -> Vec<OsString> {
+    let is_loud = |word: &OsString| {
+        let word = word.to_str().unwrap_or_default();
+        word == "--verbose"
+            || word.strip_prefix('-').is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c == 'v'))
+    };
+    let at = typed.iter().skip(1).take_while(|word| is_loud(word)).count() + 1;
+    let command = match typed.get(at) {
         None => Some("chat"),
-        Some(first) => {
-            let program = Args::command();
-            let known = first.to_str().is_some_and(|first| {
-                first == "help"
-                    || first.starts_with('-') && first != "-"
-                    || program.find_subcommand(first).is_some()
-            });
+        Some(word) => {
+            let own = ["help", "-h", "--help", "-V", "--version"];
+            let known = word
+                .to_str()
+                .is_some_and(|word| own.contains(&word) || Args::command().find_subcommand(word).is_some());
             (!known).then_some("run")
         }
     };
     if let Some(command) = command {
-        typed.insert(typed.len().min(1), command.into());
+        typed.insert(at.min(typed.len()), command.into());
     }
     typed
 }
@@ -301,6 +313,28 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_command_is_for_run() {
+        for (typed, wanted) in [
+            ("b", "b chat"),
+            ("b -v", "b -v chat"),
+            ("b hi", "b run hi"),
+            ("b -", "b run -"),
+            ("b --max-tokens 4 hi", "b run --max-tokens 4 hi"),
+            ("b -vv --verbose --json hi", "b -vv --verbose run --json hi"),
+            ("b run", "b run"),
+            ("b -- run", "b run -- run"),
+            ("b run -- run", "b run -- run"),
+            ("b -v serve --port 1", "b -v serve --port 1"),
+            ("b --help", "b --help"),
+            ("b -V", "b -V"),
+            ("b help run", "b help run"),
+        ] {
+            let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+            assert_eq!(with_command(words(typed)), words(wanted), "{typed}");
+        }
+    }
 
     #[test]
     fn the_mark_has_room_for_a_number() {

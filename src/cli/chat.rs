@@ -9,6 +9,7 @@ mod settings;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use backstop::Model;
 
 use super::args::{ChatArgs, ModelArgs};
@@ -17,31 +18,40 @@ use super::{Closed, INTERRUPTED, Loaded, names, term};
 use lines::Lines;
 use session::{Next, Session};
 
+/// What can be done where there is no model.
+const NO_MODEL: &str = "What was said is kept: /load NAME goes on with another model, Ctrl-D ends";
+
 pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let mut from = names::replace(&args.model, args.path.as_deref());
-    let Loaded { mut model, .. } = super::load(&from, &args.session)?;
+    let Loaded { model, .. } = super::load(&from, &args.session)?;
     let interactive = super::is_interactive();
     let mut session = Session::new(args, &model, interactive)?;
     let mut lines = if interactive { Lines::editor(!args.no_history)? } else { Lines::pipe() };
     if interactive {
         greet(&model);
     }
+    let mut model = Some(model);
     while let Some(line) = lines.next()? {
         let quoted = if interactive { lines::unquoted(&line) } else { None };
-        let next = match quoted {
-            Some(text) => session.say(&model, text),
-            None => session.take(&model, &line),
+        let next = match (&model, quoted) {
+            (Some(model), Some(text)) => session.say(model, text),
+            (Some(model), None) => session.take(model, &line),
+            (None, _) => session.without_model(&line),
         };
         let next = match next {
             Ok(Next::Load(name)) => {
                 let result;
                 (model, result) = exchange(model, &mut from, &name, args)?;
-                if interactive && result.is_ok() {
-                    greet(&model);
+                match (&model, result) {
+                    (Some(model), Ok(())) => {
+                        if interactive {
+                            greet(model);
+                        }
+                        session.adopt(model).map(|()| Next::Line)
+                    }
+                    (_, result) => result.map(|()| Next::Line),
                 }
-                let result = result.and_then(|()| session.adopt(&model));
-                result.map(|()| Next::Line)
             }
             other => other,
         };
@@ -60,13 +70,13 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Loads another model in place of `old`, which goes first: there may not be memory for both. The model that there is then, and
-/// why it is not the other one.
+/// why it is not the other one; none where neither can be loaded.
 fn exchange(
-    old: Model,
+    old: Option<Model>,
     from: &mut ModelArgs,
     name: &Path,
     args: &ChatArgs,
-) -> anyhow::Result<(Model, anyhow::Result<()>)> {
+) -> anyhow::Result<(Option<Model>, anyhow::Result<()>)> {
     let other = names::replace(from, Some(name));
     // What can be refused is, while the old one is there.
     if let Err(error) = super::open_as(&other).and_then(|files| Ok(files.tokenizer()?)) {
@@ -80,9 +90,15 @@ fn exchange(
     match super::load(&other, &args.session) {
         Ok(Loaded { model, .. }) => {
             *from = other;
-            Ok((model, Ok(())))
+            Ok((Some(model), Ok(())))
         }
-        Err(error) => Ok((super::load(from, &args.session)?.model, Err(error))),
+        Err(error) => Ok(match super::load(from, &args.session) {
+            Ok(Loaded { model, .. }) => (Some(model), Err(error)),
+            Err(again) => {
+                let what = "the model before it cannot be loaded any more, either";
+                (None, Err(anyhow!("{error:#}; {what}: {again:#}. {NO_MODEL}")))
+            }
+        }),
     }
 }
 

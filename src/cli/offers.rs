@@ -14,6 +14,9 @@ use backstop::{Error, HubFault, LoadOptions, ModelFiles};
 use super::args::ServeArgs;
 use super::{Loaded, Usage, bundle, here, load_options, names, pull, term, typed};
 
+/// What the built-in model goes by.
+const BUILTIN: &str = "stories";
+
 /// The models of the command line, the first of them loaded where one was named.
 pub struct Offered {
     pub models: Models,
@@ -91,7 +94,7 @@ fn named_apart(found: Vec<Found>, access: Access, options: &LoadOptions) -> anyh
             Some(name) => name,
             None => open()?.name(),
         };
-        let own = if own.starts_with("stories (") { "stories".to_owned() } else { own };
+        let own = if own.starts_with("stories (") { BUILTIN.to_owned() } else { own };
         let name = match &typed {
             _ if !taken(&own) && own != "*" => own,
             Some(typed) if !taken(typed) => typed.clone(),
@@ -210,10 +213,13 @@ fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
         None => args.paths.iter().map(PathBuf::as_path).collect(),
     };
     let one = |text: &Path| {
+        let typed = text.display().to_string();
+        if typed == BUILTIN && !text.exists() {
+            return Ok(Found { name: None, typed: Some(typed), path: None, bytes: None });
+        }
         let path = names::path(text, &args.model.fetch, args.model.backend)?;
         let bytes = bytes(&path);
-        let typed = Some(text.display().to_string());
-        anyhow::Ok(Found { name: None, typed, path: Some(path), bytes })
+        anyhow::Ok(Found { name: None, typed: Some(typed), path: Some(path), bytes })
     };
     all.into_iter().map(one).collect()
 }

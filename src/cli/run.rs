@@ -64,11 +64,15 @@ fn turn(
     Ok(Some(model.prepare(&Chat::new(messages), grammar)?))
 }
 
-/// The model and the prompt that were typed: one text alone is the prompt, unless it names a model.
+/// The model and the prompt that were typed: one text alone is the prompt, unless it names a model, of which a bundle has one.
 fn typed(args: &RunArgs) -> (Option<&str>, Option<&str>) {
     match (args.first.as_deref(), args.second.as_deref()) {
         (named, Some(prompt)) => (named, Some(prompt)),
-        (Some(one), None) if args.model.model.is_none() && names::is_model(one) => (Some(one), None),
+        (Some(one), None)
+            if args.model.model.is_none() && !super::bundle::is_one() && names::is_model(one) =>
+        {
+            (Some(one), None)
+        }
         (prompt, None) => (None, prompt),
     }
 }

@@ -59,6 +59,8 @@ pub(super) struct Memory {
     disk: Option<Disk>,
     /// Whether something was kept since all that is was handed to the disk.
     unsaved: bool,
+    /// How often something was lost on its way to the disk when it was last handed over anew.
+    lost: u64,
 }
 
 /// What became of requests and pages since the start.
@@ -113,7 +115,7 @@ impl Lease {
 impl Memory {
     pub fn new(budget: Budget, disk: Option<Disk>) -> Self {
         let tree = PrefixTree::new(PAGE, budget.cost.window, budget.cost.fixed > 0);
-        Self { budget, reserved: 0, tree, counts: Counts::default(), disk, unsaved: false }
+        Self { budget, reserved: 0, tree, counts: Counts::default(), disk, unsaved: false, lost: 0 }
     }
 
     pub fn budget(&self) -> Budget {

@@ -429,6 +429,11 @@ impl<K: PartialEq, P> PrefixTree<K, P> {
         leaves.into_iter().map(NodeId).collect()
     }
 
+    /// Forgets which parts a cache on disk has.
+    pub fn nothing_on_disk(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.on_disk.parts = [false; 3]);
+    }
+
     pub fn on_disk(&self, node: NodeId) -> &OnDisk {
         &self.node(node).on_disk
     }

@@ -98,6 +98,9 @@ impl Bundle {
 
     /// Whether the index is of files that lie before `end`, one behind the other.
     fn check(&self, end: u64) -> Result<(), String> {
+        if self.program == 0 {
+            return Err("there is no program before its files".to_owned());
+        }
         let mut from = self.program;
         for member in &self.files {
             let parts =
@@ -303,6 +306,11 @@ mod tests {
         refused(&with(&|of| of.files[0].start += 1), "the place of \"m/a\" is wrong");
         refused(&with(&|of| of.files[0].path = "../x".to_owned()), "the place of \"../x\" is wrong");
         refused(&with(&|of| of.program = 1 << 40), "the place of \"m/a\" is wrong");
+        refused(
+            &with(&|of| (of.program, of.files[0].start) = (0, 0)),
+            "there is no program before its files",
+        );
+        refused(&with(&|of| of.files[0].start = 0), "the place of \"m/a\" is wrong");
         refused(&with(&|of| of.model = "n".to_owned()), "there is no model \"n\"");
         // One that is cut has no index.
         std::fs::write(&path, &good[..good.len() - 1]).unwrap();

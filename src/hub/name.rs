@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, HubFault, Result};
+use crate::files;
 use crate::json::quote;
 
 /// What a model is asked for by.
@@ -130,7 +131,8 @@ impl Name {
     /// # Errors
     /// [`Error::Hub`] where it is neither a path nor a name.
     pub fn parse(text: &str) -> Result<Self> {
-        if Path::new(text).exists() {
+        // Within a bundle, too.
+        if files::is_there(Path::new(text)) {
             return Ok(Self::Path(text.into()));
         }
         let hosts = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/", "hf://"];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Keep, LOOK, Loaded, Shared, Stage, State};
+use super::{Keep, Loaded, Shared, Stage, State};
 use crate::backend::LlmBackendKind;
 use crate::backend::select::{self, MemoryNeed};
 use crate::engine::EngineOptions;
@@ -11,36 +11,50 @@ use crate::error::{Error, Result};
 use crate::model::{LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles};
 
 /// What a model may take.
-struct Room {
+pub(super) struct Room {
     /// Bytes; none where the machine does not say how many it has.
     memory: Option<u64>,
 }
 
+/// Room for a model while another waits for more than there is.
+pub(super) struct Ahead {
+    pub room: Room,
+    /// Whether the other will have less for it.
+    pub takes: bool,
+}
+
 /// What a model is, how it is loaded, and what it takes at least.
-struct Wanted {
+pub(super) struct Wanted {
     files: ModelFiles,
     options: LoadOptions,
     kind: LlmBackendKind,
     /// Bytes with a short context.
     least: u64,
+    /// Whether it is one of several.
+    among_others: bool,
 }
 
 impl Shared {
-    /// Loads a model, with room made for it; none where nobody wants it any more.
-    pub(super) fn load(self: &Arc<Self>, entry: usize) -> Result<Option<Loaded>> {
+    /// Reads what a model is.
+    pub(super) fn open(&self, entry: usize) -> Result<Wanted> {
         let (from, among_others) = {
             let state = self.state.lock();
             (state.entries[entry].from.clone(), state.entries.len() > 1)
         };
-        let Some((open, options)) = from else { return Ok(None) };
+        let Some((open, options)) = from else {
+            return Err(Error::Engine("there is nothing that the model could be loaded from".into()));
+        };
+        wanted(open()?, options, among_others, self.options.memory)
+    }
+
+    /// Loads a model into the room that was made for it.
+    pub(super) fn load(&self, wanted: Wanted, room: Room) -> Result<Loaded> {
         let started = Instant::now();
-        let wanted = wanted(open()?, options, among_others, self.options.memory)?;
-        let Some(Room { memory }) = self.make_room(entry, &wanted)? else { return Ok(None) };
-        let Wanted { files, options, kind, .. } = wanted;
+        let Wanted { files, options, kind, among_others, .. } = wanted;
         let name = files.name();
         // The only one has what there is, by the rules of one model.
         let alone = !among_others && self.options.memory.is_none();
-        let memory = memory.filter(|_| !alone);
+        let memory = room.memory.filter(|_| !alone);
         let kv_memory = options.kv_memory.or_else(|| Some(kv_memory(&files, kind, &options, memory?)));
         let machine = Some(self.machine.clone());
         let options = LoadOptions { machine, memory, kv_memory, ..options };
@@ -49,52 +63,30 @@ impl Shared {
         let model = Model::load_with(files, options)?;
         let charge = fixed.saturating_add(model.info().kv_memory);
         tracing::info!(model = name, seconds = started.elapsed().as_secs_f64(), "loaded");
-        let (leases, used, keep) = (0, Instant::now(), Keep::Usual);
         let kind = model.info().selection.kind;
-        Ok(Some(Loaded { model, kind, charge, leases, used, keep, leaving: false, pinned: false }))
+        Ok(Loaded {
+            model,
+            kind,
+            charge,
+            leases: 0,
+            used: Instant::now(),
+            keep: Keep::Usual,
+            told: 0,
+            leaving: false,
+            pinned: false,
+        })
     }
 
-    /// Unloads models until there is room for another; waits for those that are in use. None where nobody wants the model any
-    /// more.
-    fn make_room(self: &Arc<Self>, entry: usize, wanted: &Wanted) -> Result<Option<Room>> {
-        let mut state = self.state.lock();
-        let explicit = self.options.memory;
-        let had = match (explicit, state.had.iter().find(|(kind, _)| *kind == wanted.kind)) {
-            (Some(memory), _) => Some(memory),
-            (None, Some((_, had))) => *had,
-            (None, None) => {
-                let had = select::memory_for(wanted.kind);
-                state.had.push((wanted.kind, had));
-                had
-            }
-        };
-        let made = self.unload_until(&mut state, entry, wanted, had);
-        // Who was to leave and still is there may stay.
-        for other in &mut state.entries {
-            if let Stage::Loaded(loaded) = &mut other.stage {
-                loaded.leaving = false;
-            }
-        }
-        self.bell.notify_all();
-        if !made? {
-            return Ok(None);
-        }
-        let left = |had: u64| had.saturating_sub(self.taken(&state, wanted.kind));
-        let share = had.map(|had| share(&state, entry, wanted.least, had).min(left(had)));
-        // Others may have taken some since, who are no models.
-        let memory = [share, select::memory_for(wanted.kind)].into_iter().flatten().min();
-        Ok(Some(Room { memory }))
-    }
-
-    /// Whether there is room, and somebody for whom.
-    fn unload_until(
+    /// Room for a model, once there is some: until then one that nobody uses is unloaded, and one that somebody does is to leave.
+    pub(super) fn make_room(
         self: &Arc<Self>,
-        state: &mut parking_lot::MutexGuard<'_, State>,
+        state: &mut State,
         entry: usize,
         wanted: &Wanted,
-        had: Option<u64>,
-    ) -> Result<bool> {
-        let Some(had) = had else { return Ok(true) };
+    ) -> Result<Option<Room>> {
+        let Some(had) = self.had(state, wanted.kind) else {
+            return Ok(Some(self.room(state, entry, wanted, None)));
+        };
         // Nobody is unloaded for one that cannot have enough.
         let stays = self.sum(state, wanted.kind, |stage| match stage {
             Stage::Loaded(loaded) if loaded.pinned => Some((loaded.kind, loaded.charge)),
@@ -108,12 +100,9 @@ impl Shared {
             let taken = self.taken(state, wanted.kind);
             if taken == 0 || taken.saturating_add(wanted.least) <= had {
                 // Alone it may have what there is: weights are read from their file as far as there is room.
-                return Ok(true);
+                return Ok(Some(self.room(state, entry, wanted, Some(had))));
             }
-            let unloading = self.sum(state, wanted.kind, |stage| match stage {
-                Stage::Unloading { kind, charge } => Some((*kind, *charge)),
-                _ => None,
-            });
+            let enough = (taken - self.unloading(state, wanted.kind)).saturating_add(wanted.least) <= had;
             let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
                 Stage::Loaded(loaded) if self.shares(loaded.kind, wanted.kind) && !loaded.pinned => {
                     // Of those in use, the one that is leaving already.
@@ -121,7 +110,6 @@ impl Shared {
                 }
                 _ => None,
             };
-            let enough = (taken - unloading).saturating_add(wanted.least) <= had;
             match state.entries.iter().enumerate().filter_map(loaded).min().filter(|_| !enough) {
                 Some((false, _, _, idle)) => {
                     tracing::info!(model = state.entries[idle].name, "unloading: another needs its memory");
@@ -131,15 +119,72 @@ impl Shared {
                     if let Stage::Loaded(loaded) = &mut state.entries[busy].stage {
                         loaded.leaving = true;
                     }
+                    return Ok(None);
                 }
-                None => {}
-            }
-            self.bell.wait_for(state, LOOK);
-            state.asks.retain(|ask| !ask.waiter.is_gone());
-            if state.ending || state.asks.iter().all(|ask| ask.entry != entry) {
-                return Ok(false);
+                None => return Ok(None),
             }
         }
+    }
+
+    /// Room for a model that is there now, while `first` waits for more.
+    pub(super) fn room_ahead(
+        &self,
+        state: &mut State,
+        entry: usize,
+        wanted: &Wanted,
+        first: &Wanted,
+    ) -> Option<Ahead> {
+        let Some(had) = self.had(state, wanted.kind) else {
+            return Some(Ahead { room: self.room(state, entry, wanted, None), takes: false });
+        };
+        let taken = self.taken(state, wanted.kind);
+        if taken > 0 && taken.saturating_add(wanted.least) > had {
+            return None;
+        }
+        if !self.shares(first.kind, wanted.kind) {
+            return Some(Ahead { room: self.room(state, entry, wanted, Some(had)), takes: false });
+        }
+        // What is there beside the first once those are gone that it waits for.
+        let leaving = self.sum(state, wanted.kind, |stage| match stage {
+            Stage::Loaded(loaded) if loaded.leaving => Some((loaded.kind, loaded.charge)),
+            _ => None,
+        });
+        let stay = taken.saturating_sub(leaving).saturating_sub(self.unloading(state, wanted.kind));
+        let beside = had.saturating_sub(stay).saturating_sub(first.least.saturating_sub(MemoryNeed::RESERVE));
+        let takes = beside < wanted.least;
+        let Room { memory } = self.room(state, entry, wanted, Some(had));
+        let memory = if takes { Some(wanted.least) } else { Some(beside) }.into_iter().chain(memory).min();
+        Some(Ahead { room: Room { memory }, takes })
+    }
+
+    /// What a backend had for models before the first was loaded.
+    fn had(&self, state: &mut State, kind: LlmBackendKind) -> Option<u64> {
+        if self.options.memory.is_some() {
+            return self.options.memory;
+        }
+        if let Some((_, had)) = state.had.iter().find(|(of, _)| *of == kind) {
+            return *had;
+        }
+        let had = select::memory_for(kind);
+        state.had.push((kind, had));
+        had
+    }
+
+    /// What is free for a model of what its backend had.
+    fn room(&self, state: &State, entry: usize, wanted: &Wanted, had: Option<u64>) -> Room {
+        let left = |had: u64| had.saturating_sub(self.taken(state, wanted.kind));
+        let share = had.map(|had| share(state, entry, wanted.least, had).min(left(had)));
+        // Others may have taken some since, who are no models.
+        let memory = [share, select::memory_for(wanted.kind)].into_iter().flatten().min();
+        Room { memory }
+    }
+
+    /// Bytes of those that are on their way out.
+    fn unloading(&self, state: &State, kind: LlmBackendKind) -> u64 {
+        self.sum(state, kind, |stage| match stage {
+            Stage::Unloading { kind, charge } => Some((*kind, *charge)),
+            _ => None,
+        })
     }
 
     /// Whether models on these backends have one memory: what was asked for is of all, and Apple's GPU has that of its CPU.
@@ -207,7 +252,7 @@ fn wanted(files: ModelFiles, options: LoadOptions, among_others: bool, had: Opti
         .map(|context| least(context.min(trained)))
         .filter(|&least| had.is_none_or(|had| least <= had));
     let least = asked.unwrap_or(short);
-    Ok(Wanted { files, options, kind, least })
+    Ok(Wanted { files, options, kind, least, among_others })
 }
 
 /// What a model may take of `had` bytes: all, where it is the only one; where all fit, what they leave in equal parts beside its

@@ -144,6 +144,79 @@ fn one_in_use_leaves_when_it_is_not_and_nobody_is_lost() {
     becomes(&models, &[There, Unloaded, Unloaded]);
 }
 
+/// Models of these names with so many times [`KV`], of which the first is in use while the second waits for its room; the third has
+/// room beside the first.
+fn one_waits(kvs: [u64; 3], then: impl FnOnce(&Models, Lease)) {
+    let kv = |of: u64| LoadOptions { kv_memory: Some(of * KV), ..options() };
+    let base = least(THREE[0]) - KV;
+    let memory = MemoryNeed::RESERVE + 2 * base + (kvs[0] + kvs[2]) * KV;
+    let options = ModelsOptions { memory: Some(memory), threads: Some(1), ..ModelsOptions::default() };
+    let models = Models::new(options).unwrap();
+    for (name, of) in ["busy", "waits", "small"].into_iter().zip(kvs) {
+        let (offer, _) = offer(THREE[0]);
+        let (name, aliases) = (name.to_owned(), Vec::new());
+        models.offer(Offer { name, aliases, options: kv(of), ..offer }).unwrap();
+    }
+    let busy = models.get("busy", Keep::Usual).unwrap();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| models.get("waits", Keep::Usual).unwrap().name().to_owned());
+        while models.lease("busy", Keep::AsBefore).is_some() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        then(&models, busy);
+        assert_eq!(waits.join().unwrap(), "waits");
+    });
+}
+
+/// Loads the small model, and has it go again.
+fn load_small(models: &Models) {
+    drop(models.get("small", Keep::Usual).unwrap());
+    models.unload("small").unwrap();
+    assert!(models.wait_unloaded("small", Duration::from_secs(60)));
+}
+
+#[test]
+fn who_has_room_goes_before_who_waits_for_it() {
+    // Beside the one that waits there is room for it, too: as often as it likes.
+    one_waits([4, 3, 1], |models, busy| {
+        (0..loads::AHEAD + 3).for_each(|_| load_small(models));
+        assert_eq!(states(models)[1], ModelState::Loading);
+        drop(busy);
+    });
+    // It takes what the other waits for: a few times, and then after it.
+    one_waits([2, 3, 1], |models, busy| {
+        (0..loads::AHEAD).for_each(|_| load_small(models));
+        std::thread::scope(|scope| {
+            let small = scope.spawn(|| models.get("small", Keep::Usual).unwrap().name().to_owned());
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(!small.is_finished());
+            assert_eq!(states(models), [There, ModelState::Loading, ModelState::Loading]);
+            drop(busy);
+            assert_eq!(small.join().unwrap(), "small");
+        });
+    });
+}
+
+#[test]
+fn who_says_nothing_keeps_what_was_said() {
+    let idle = Some(Duration::from_secs(3600));
+    let (models, _) = models(ModelsOptions { idle_unload: idle, ..ModelsOptions::default() });
+    let expires = || models.list()[0].expires_in;
+    drop(models.get(THREE[0], Keep::AsBefore).unwrap());
+    assert!(expires().is_some_and(|time| time <= idle.unwrap()));
+    drop(models.get(THREE[0], Keep::Forever).unwrap());
+    let lease = models.get(THREE[0], Keep::AsBefore).unwrap();
+    assert_eq!(expires(), None);
+    lease.keep(Keep::Usual);
+    assert_eq!(expires(), idle);
+    // Whoever had it before it was to be unloaded does not keep it.
+    models.unload(THREE[0]).unwrap();
+    lease.keep(Keep::Forever);
+    assert_eq!(expires(), Some(Duration::ZERO));
+    drop(lease);
+    becomes(&models, &[Unloaded; 3]);
+}
+
 #[test]
 fn twenty_four_loads_lose_nobody() {
     let largest = THREE.map(least).into_iter().max().unwrap();

@@ -187,9 +187,10 @@ where
         let mut fields = fields(&app, request).await?;
         let wanted = Wanted::take(&mut fields, path)?;
         let name = wanted.name(&app)?;
-        if let Some(lease) = app.models.lease(&name, wanted.keep) {
+        // How long it stays is said by a request that is answered, and by none that is refused.
+        if let Some(lease) = app.models.lease(&name, Keep::AsBefore) {
             let served = Served::new(&app, lease, wanted.called, wanted.keep, asked);
-            return handler(Arc::new(served), fields).await;
+            return answered(&handler, served, fields).await;
         }
         if let While::Unless(unloaded) = meanwhile
             && let Some(answer) = unloaded(&app, &wanted, &fields)
@@ -201,9 +202,9 @@ where
         let Wanted { path, called, keep } = wanted;
         let (handler, told) = (handler.clone(), Arc::clone(&app));
         let mut answer = Box::pin(async move {
-            let lease = lease(&app, &name, keep).await?;
+            let lease = lease(&app, &name, Keep::AsBefore).await?;
             let served = Served::new(&app, lease, called, keep, asked).waited();
-            handler(Arc::new(served), fields).await
+            answered(&handler, served, fields).await
         });
         if !streams {
             return answer.await;
@@ -222,6 +223,20 @@ where
             }
         }
     })
+}
+
+/// The answer of `handler`, and then how long the model stays.
+async fn answered<H, F>(handler: &H, served: Served, fields: Fields) -> Reply
+where
+    H: Fn(Arc<Served>, Fields) -> F,
+    F: Future<Output = Reply>,
+{
+    let served = Arc::new(served);
+    let reply = handler(Arc::clone(&served), fields).await;
+    if reply.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+        served.keep_model();
+    }
+    reply
 }
 
 #[cfg(test)]

@@ -143,6 +143,7 @@ impl Service {
         let (dialect, id) = (Dialect::of(path), self.app.id("req_"));
         let started = Instant::now();
         let asked = request.headers().clone();
+        let method = request.method().clone();
         let preflight = guard::is_preflight(request.method(), &asked);
         // The page says nothing of the models, and asks a person for the key.
         let open = preflight || matches!(route, "/" | "/health");
@@ -163,8 +164,14 @@ impl Service {
             }
         };
         drop(charge);
-        if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+        if let Some(mut failure) = response.extensions_mut().remove::<Failure>() {
             let status = failure.status;
+            if let Some(methods) = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok())
+            {
+                let methods = methods.replace(',', " or ");
+                failure.message =
+                    format!("{} does not take {method}: use {methods}", crate::json::quote(path));
+            }
             let told = failure.response(dialect);
             let kept = response.headers_mut().remove(header::ALLOW);
             response = told;

@@ -27,7 +27,7 @@ pub(crate) struct Served {
     /// How long the model is to stay.
     pub keep: Keep,
     places: Arc<Places>,
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl Deref for Served {
@@ -54,13 +54,18 @@ impl Served {
             load: Duration::ZERO,
             keep,
             places,
-            _lease: lease,
+            lease,
         }
     }
 
     /// After its model was waited for.
     pub fn waited(self) -> Self {
         Self { load: self.asked.elapsed(), ..self }
+    }
+
+    /// Has the model stay for as long as the request said.
+    pub fn keep_model(&self) {
+        self.lease.keep(self.keep);
     }
 
     /// The bytes of the text of a token.

@@ -70,6 +70,21 @@ fn a_bundle_is_the_program_and_a_directory() {
         ok(&[&["run", "--model", inner.to_str().unwrap(), PROMPT], &SAMPLED[..]].concat()).out,
         expected.out
     );
+    // Options come before the prompt, too; what is a command's name behind `--`; and a word by itself is the prompt, whatever else
+    // it names.
+    assert_eq!(said(&bundle, &[&SAMPLED[..], &[PROMPT]].concat()), expected.out);
+    for prompt in ["run", STORIES] {
+        let wanted = ok(&[&["run"], &SAMPLED[..], &["--", STORIES, prompt]].concat()).out;
+        assert_eq!(said(&bundle, &[&SAMPLED[..], &["--", prompt]].concat()), wanted, "{prompt}");
+    }
+    // The model within, by a path from where one is.
+    let mut within = command(&[&["run"], &SAMPLED[..], &["story/stories", PROMPT]].concat());
+    let within =
+        within.current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert_eq!(ended(within).out, expected.out);
+    let rates = said(&bundle, &["bench", "-p", "8", "-n", "2", "--reps", "1", "--threads", "1", "--json"]);
+    let rates: serde_json::Value = serde_json::from_str(&rates).unwrap();
+    assert!(rates["rows"][0]["rates"].is_object(), "{rates}");
     // Without arguments it holds a conversation.
     let chat = run(&bundle, "Once upon a time\n", &[]);
     let of_directory = backstop_with("Once upon a time\n", &["chat", STORIES]);
@@ -102,6 +117,90 @@ fn a_bundle_is_the_program_and_a_directory() {
         1,
         &format!("error: {STORIES}/config.json: has no model behind it"),
     );
+}
+
+/// A program that serves, ended with this.
+struct Serving(std::process::Child, String);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Serving {
+    fn start(program: &Path, args: &[&str]) -> Self {
+        use std::io::{BufRead, BufReader};
+
+        let mut program = Command::new(program);
+        program.args(["serve", "--port", "0"]).args(args).env_remove("BACKSTOP_API_KEY");
+        program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut serving = Self(program.spawn().unwrap(), String::new());
+        let mut lines = BufReader::new(serving.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let address = lines.find_map(|line| Some(line.split("listening on http://").nth(1)?.to_owned()));
+        let address = address.unwrap();
+        serving.1 = address.split(|c: char| c == '/' || c.is_whitespace()).next().unwrap().to_owned();
+        std::thread::spawn(move || lines.for_each(drop));
+        serving
+    }
+
+    /// The status and the body of an answer.
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
+        use std::io::Read;
+
+        let mut stream = std::net::TcpStream::connect(&self.1).unwrap();
+        let (host, length) = (&self.1, body.len());
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+    }
+}
+
+#[test]
+fn an_encoder_is_bundled() {
+    let dir = tempfile::tempdir().unwrap();
+    let encoder = fixture("encoders/bert-mean");
+    let bundle = bundled(dir.path(), "vectors", encoder.to_str().unwrap());
+    let vector = |program: &Path, args: &[&str]| {
+        let body = r#"{ "input": "a bird" }"#;
+        let (status, answer) = Serving::start(program, args).ask("POST", "/v1/embeddings", body);
+        assert_eq!(status, 200, "{answer}");
+        answer["data"][0]["embedding"].clone()
+    };
+    let wanted = vector(backstop_bin(), &[encoder.to_str().unwrap()]);
+    assert!(wanted.as_array().is_some_and(|numbers| numbers.len() > 8), "{wanted}");
+    assert_eq!(vector(&bundle, &[]), wanted);
+    assert_eq!(vector(backstop_bin(), &[bundle.to_str().unwrap()]), wanted);
+}
+
+#[test]
+fn a_bundle_that_changes_while_it_is_served_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundled(dir.path(), "story", STORIES);
+    let serving = Serving::start(backstop_bin(), &[bundle.to_str().unwrap()]);
+    assert_eq!(serving.ask("GET", "/health", "").0, 200);
+    let copy = dir.path().join("copy");
+    fs::copy(&bundle, &copy).unwrap();
+    let serving_too = Serving::start(backstop_bin(), &[copy.to_str().unwrap()]);
+    let len = fs::metadata(&copy).unwrap().len();
+    OpenOptions::new().write(true).open(&copy).unwrap().write_all_at(&[0], len - 1).unwrap();
+    let (status, health) = serving_too.ask("GET", "/health", "");
+    assert_eq!((status, &health["status"]), (503, &"changed".into()), "{health}");
+    let said = health["error"].as_str().unwrap();
+    assert!(said.starts_with(&format!("{}", copy.display())), "{said}");
+    assert_eq!(serving.ask("GET", "/health", "").0, 200);
+}
+
+fn backstop_bin() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_backstop"))
 }
 
 #[test]

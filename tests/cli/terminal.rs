@@ -205,3 +205,40 @@ fn ctrl_c_on_the_terminal_ends_a_run_with_its_summary() {
     terminal.shows("no PROMPT: give one, or `-` to type it here");
     assert_eq!(terminal.ends(), Some(2));
 }
+
+#[test]
+fn a_conversation_outlives_two_models_that_cannot_be_loaded() {
+    let (one, two, state) = (Noise::new(), Noise::new(), tempfile::tempdir().unwrap());
+    let (one, two) = (Path::new(one.path()), Path::new(two.path()));
+    // What weights lack shows when they are loaded.
+    let config = two.join("config.json");
+    let whole = std::fs::read_to_string(&config).unwrap();
+    let mut broken: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    broken["num_hidden_layers"] = 40.into();
+    std::fs::write(&config, broken.to_string()).unwrap();
+    let args = ["chat", one.to_str().unwrap(), "--max-tokens", "4", "--temperature", "0", "--no-history"];
+    let mut terminal = started(state.path().to_str().unwrap(), &args);
+    terminal.shows("/help lists the commands");
+    terminal.shows("> ");
+    terminal.keys("Hello\r");
+    terminal.shows("stopped at --max-tokens");
+    terminal.shows("> ");
+    std::fs::remove_file(one.join("config.json")).unwrap();
+    terminal.keys(&format!("/load {}\r", two.display()));
+    terminal.shows("the model before it cannot be loaded any more, either");
+    terminal.shows("What was said is kept: /load NAME goes on with another model, Ctrl-D ends");
+    terminal.shows("> ");
+    terminal.keys("Bye\r");
+    terminal.shows("there is no model. What was said is kept");
+    terminal.shows("> ");
+    std::fs::write(&config, whole).unwrap();
+    terminal.keys(&format!("/load {}\r", two.display()));
+    terminal.shows("/help lists the commands");
+    terminal.shows("> ");
+    terminal.keys("/history\r");
+    terminal.shows("you:");
+    terminal.shows("Hello");
+    terminal.shows("> ");
+    terminal.keys("\x04");
+    assert_eq!(terminal.ends(), Some(0));
+}

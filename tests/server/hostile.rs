@@ -256,7 +256,10 @@ fn routes_methods_and_models_that_are_not_there() {
         server.request("GET", "/v1/responses", &[("connection", "upgrade"), ("upgrade", "websocket")], b"");
     assert_eq!(upgrade.refusal(426), "there is no WebSocket here: use POST");
     let wrong = server.get("/v1/chat/completions");
-    assert_eq!(wrong.refusal(405), "this route does not take this method");
+    assert_eq!(wrong.refusal(405), "\"/v1/chat/completions\" does not take GET: use POST");
+    for path in ["/v1/models/load", "/v1/models/unload"] {
+        assert_eq!(server.get(path).refusal(405), format!("\"{path}\" does not take GET: use POST"));
+    }
     assert_eq!(wrong.header("allow"), Some("POST"));
     let answer = server.post("/v1/chat/completions", &chat(json!({ "model": "gpt-4" })));
     let wanted = "the model \"gpt-4\" does not exist, this server has \"stories\" (--alias NAME adds a name, --alias '*' \

@@ -411,7 +411,7 @@ fn what_is_not_done_is_refused_by_name() {
     assert_eq!(said, "messages[0].images: a list of 1 is not supported");
     let said = refusal(&server.post("/api/chats", &json!({})), 404);
     assert_eq!(said, "there is no route \"/api/chats\"; did you mean /api/chat?");
-    assert_eq!(refusal(&server.get("/api/chat"), 405), "this route does not take this method");
+    assert_eq!(refusal(&server.get("/api/chat"), 405), "\"/api/chat\" does not take GET: use POST");
     let keyed = Server::start(&["--api-key", "sesame"]);
     for route in ["/api/tags", "/api/version"] {
         assert!(refusal(&keyed.get(route), 401).starts_with("no API key"));

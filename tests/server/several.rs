@@ -219,6 +219,10 @@ fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
     let ps = server.get("/api/ps").ok();
     assert_eq!(ps["models"].as_array().unwrap().len(), 1);
     assert_eq!(ps["models"][0]["name"], "b:latest");
+    // One that is refused says nothing.
+    let none = ask("b", json!({ "keep_alive": 0, "temperature": -1 }));
+    server.post("/v1/chat/completions", &none).refusal(400);
+    assert_eq!(server.get("/v1/models/b").ok()["expires_in"], Value::Null);
     server.post("/v1/chat/completions", &ask("b", json!({ "keep_alive": "0s" }))).ok();
     loaded(&server, &[]);
     let refused = server.post("/v1/chat/completions", &ask("a", json!({ "keep_alive": "soon" })));
@@ -392,7 +396,15 @@ fn several_that_were_named_are_served_the_first_at_once() {
     let dir = folder.0.path().to_str().unwrap();
     let (code, said) = refused(&[&path("a"), "--models-dir", dir, "--alias", "x/a"]);
     assert_eq!((code, said.trim_end()), (Some(2), "error: --alias x/a is the name of another model"));
-    // The built-in model keeps its name.
+    // The built-in model keeps its name, beside others, too.
+    let server = Server::start(&[&path("a"), "stories"]);
+    assert_eq!(
+        states(&server),
+        [("a".to_owned(), "loaded".to_owned()), ("stories".to_owned(), "unloaded".to_owned())]
+    );
+    let story =
+        json!({ "model": "stories", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8 });
+    assert_eq!(server.post("/v1/completions", &story).ok()["choices"][0]["text"], expected(8));
     let server = Server::start(&[]);
     assert_eq!(states(&server), [("stories".to_owned(), "loaded".to_owned())]);
     let body = json!({ "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8 });

@@ -144,6 +144,25 @@ impl Session {
         Ok(Next::Line)
     }
 
+    /// What a line does while there is no model: it loads one, or ends the conversation.
+    pub fn without_model(&mut self, line: &str) -> anyhow::Result<Next> {
+        let (command, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
+        match command {
+            "" => return Ok(Next::Line),
+            _ if !command.starts_with('/') || command.starts_with("//") => {}
+            _ => match commands::command(command, rest.trim())? {
+                Command::Help => {
+                    term::note(commands::help());
+                    return Ok(Next::Line);
+                }
+                Command::Exit => return Ok(Next::End),
+                Command::Load => return self.load(rest.trim()),
+                _ => {}
+            },
+        }
+        bail!("there is no model. {}", super::NO_MODEL)
+    }
+
     /// Says `text` and streams the answer. A turn that brought nothing is as if it had not been.
     pub fn say(&mut self, model: &Model, text: String) -> anyhow::Result<Next> {
         let mut asked = self.messages.clone();

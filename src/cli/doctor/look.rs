@@ -5,7 +5,9 @@ use std::env::consts::{ARCH, OS};
 use std::io::{IsTerminal, stderr, stdin, stdout};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use backstop::backend::cpu::Isa;
 use backstop::backend::select::MachineMemory;
@@ -19,13 +21,42 @@ use super::super::summary::digits;
 use super::super::{args, bundle, pull, term};
 use super::Finding;
 
+/// How long measuring may take, which takes a second or two.
+const MEASURED: Duration = Duration::from_secs(20);
+/// How long looking at folders of models may take.
+const LOOKED: Duration = Duration::from_secs(10);
+
+/// What `look` finds, unless it takes longer than that: whoever looks at a mount that does not answer is kept by it.
+fn within(name: &'static str, most: Duration, look: impl FnOnce() -> Finding + Send + 'static) -> Finding {
+    let (found, told) = mpsc::channel();
+    let looks = std::thread::Builder::new().name(format!("doctor-{name}"));
+    let started = looks.spawn(move || {
+        // Nobody may wait any more.
+        let _ = found.send(look());
+    });
+    let what = match started.map(|_| told.recv_timeout(most)) {
+        Ok(Ok(finding)) => return finding,
+        Ok(Err(RecvTimeoutError::Timeout)) => format!("no answer within {} s", most.as_secs_f64()),
+        Ok(Err(RecvTimeoutError::Disconnected)) => "looking at it failed".to_owned(),
+        Err(error) => format!("not looked at: {error}"),
+    };
+    Finding::new(name, [what], Value::Null).advise(
+        true,
+        "what it looks at may lie on a disk or a mount that does not answer, or the machine may be busy: try again",
+    )
+}
+
 /// Everything, in the order in which it is told.
 pub fn all() -> Vec<Finding> {
     let mut all = vec![version()];
     all.extend(own_model());
-    all.extend([cpu(), memory(), speed(), mlx()]);
+    all.extend([cpu(), memory(), within("speed", MEASURED, speed), mlx()]);
     match Settings::from_env() {
-        Ok(settings) => all.extend([models(&settings), hub(&settings)]),
+        Ok(settings) => {
+            let of_hub = settings.clone();
+            all.push(within("models", LOOKED, move || models(&settings)));
+            all.push(within("hub", LOOKED, move || hub(&of_hub)));
+        }
         Err(error) => {
             let what = format!("where models lie is not known: {error}");
             all.push(
@@ -411,6 +442,20 @@ mod tests {
         let info = [thread(0, 0), thread(0, 0), thread(0, 1), thread(1, 0)].concat();
         assert_eq!((physical_cores(&info), cpu_model(&info)), (Some(3), Some("A CPU @ 1 GHz".to_owned())));
         assert_eq!((physical_cores("processor : 0\n"), cpu_model("")), (None, None));
+    }
+
+    #[test]
+    fn what_does_not_answer_is_told() {
+        let good = within("x", Duration::from_secs(60), || Finding::new("x", ["fine".to_owned()], json!(1)));
+        assert_eq!((&good.lines[..], good.advice.len(), good.json), (&["fine".to_owned()][..], 0, json!(1)));
+        let slow = within("x", Duration::from_millis(50), || {
+            loop {
+                std::thread::park();
+            }
+        });
+        assert_eq!((&slow.lines[..], slow.advice.len()), (&["no answer within 0.05 s".to_owned()][..], 1));
+        let broken = within("x", Duration::from_secs(60), || panic!("it is broken"));
+        assert_eq!(broken.lines, ["looking at it failed"]);
     }
 
     #[test]

@@ -44,6 +44,19 @@ impl Key {
         Self::of([&self.0[..], owner[0], owner[1], &bytes])
     }
 
+    /// Of 64 hexadecimal digits, as it is shown.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.as_bytes();
+        let (pairs, rest) = digits.as_chunks::<2>();
+        let pairs: &[[u8; 2]; 32] = pairs.try_into().ok().filter(|_| rest.is_empty())?;
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        let mut bytes = [0; 32];
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = (16 * digit(*high)? + digit(*low)?) as u8;
+        }
+        Some(Self(bytes))
+    }
+
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -46,6 +46,9 @@ const BITS: u32 = 1;
 /// Bytes that may wait to be written, beside the engine's memory.
 const QUEUE: u64 = 256 << 20;
 
+/// How long after a failure to write it is tried again.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// How long the end of an engine may take for what is not written yet.
 const AT_END: Duration = Duration::from_secs(10);
 
@@ -70,6 +73,8 @@ pub(crate) struct Cache {
     model: ModelBytes,
     /// Whether to read what would be computed sooner.
     always: bool,
+    /// Bytes that may wait to be written.
+    queue: u64,
 }
 
 impl Cache {
@@ -78,13 +83,19 @@ impl Cache {
     /// # Errors
     /// Those of the directory.
     pub fn open(options: &CacheOptions, model: ModelBytes) -> Result<Self> {
-        Ok(Self { store: Store::open(&options.dir, options.bytes)?, model, always: false })
+        Ok(Self { store: Store::open(&options.dir, options.bytes)?, model, always: false, queue: QUEUE })
     }
 
     /// One that is always read, for models that are faster than any disk.
     #[cfg(test)]
     pub fn always(self) -> Self {
         Self { always: true, ..self }
+    }
+
+    /// One in whose queue there is room for as many bytes.
+    #[cfg(test)]
+    pub fn queue(self, queue: u64) -> Self {
+        Self { queue, ..self }
     }
 }
 
@@ -115,6 +126,13 @@ pub struct DiskLoad {
     pub dropped: u64,
 }
 
+/// What was handed over and could not be written.
+#[derive(Debug, Default)]
+struct Lost {
+    times: u64,
+    last: Option<Instant>,
+}
+
 /// What the engine and the two threads share.
 pub(super) struct Shared {
     cache: Arc<Cache>,
@@ -132,6 +150,7 @@ pub(super) struct Shared {
     fewer: Condvar,
     /// Tokens a second of prompts, as `f64`; 0 before the first.
     prefill: AtomicU64,
+    lost: Mutex<Lost>,
     hits: AtomicU64,
     hit_tokens: AtomicU64,
     misses: AtomicU64,
@@ -162,7 +181,7 @@ impl Shared {
         DiskLoad {
             ready: self.base.get().is_some(),
             budget: self.store().budget(),
-            bytes: of(&counts.bytes),
+            bytes: self.store().bytes(),
             hits: of(&self.hits),
             hit_tokens: of(&self.hit_tokens),
             misses: of(&self.misses),
@@ -207,6 +226,7 @@ impl Disk {
             waiting: Mutex::new(0),
             fewer: Condvar::new(),
             prefill: AtomicU64::new(0),
+            lost: Mutex::default(),
             hits: AtomicU64::new(0),
             hit_tokens: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -261,16 +281,38 @@ impl Disk {
         let bytes = save.bytes(&self.shared.shapes);
         {
             let mut waiting = self.shared.waiting.lock();
-            // One that is larger than the queue gets it to itself.
-            while *waiting > 0 && *waiting + bytes > QUEUE {
+            // A part that is larger than the queue gets it to itself.
+            while *waiting > 0 && *waiting + bytes > self.shared.cache.queue {
                 let Some(until) = patience else { return false };
                 if self.shared.fewer.wait_until(&mut waiting, until).timed_out() {
                     return false;
                 }
             }
             *waiting += bytes;
+            debug_assert!(*waiting <= self.shared.cache.queue || save.parts.len() == 1);
         }
         self.saves.as_ref().is_some_and(|saves| saves.send(save).is_ok())
+    }
+
+    /// How many of these parts, the first ones, have room in the queue together; one at least.
+    pub fn at_once(&self, parts: &[SavedPart]) -> usize {
+        let mut bytes = 0_u64;
+        let fits = |part: &&SavedPart| {
+            bytes = bytes.saturating_add(self.shared.shapes.bytes(part.kind));
+            bytes <= self.shared.cache.queue
+        };
+        parts.iter().take_while(fits).count().max(1)
+    }
+
+    /// How often something that was handed over could not be written.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.lock().times
+    }
+
+    /// Whether it is time to try again what has been lost since the `seen`th time.
+    pub fn is_retry_due(&self, seen: u64) -> bool {
+        let lost = self.shared.lost.lock();
+        lost.times != seen && lost.last.is_none_or(|last| last.elapsed() >= RETRY)
     }
 
     /// Until when what is left may be written, now that the engine ends.

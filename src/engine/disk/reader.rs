@@ -139,6 +139,8 @@ fn search(shared: &Shared, find: &Find) -> Option<Plan> {
     }
     let whole = keys.len() - 1;
     let mut panes: Vec<Option<bool>> = vec![None; whole];
+    // One may lie behind any token: names are read once, and no file is asked for by each.
+    let snapshots = (cost.fixed > 0).then(|| store.keys(PartKind::Snapshot));
     for pages in (0..=whole).rev() {
         let start = pages * PAGE;
         let rest = &find.tokens[start..find.tokens.len().min(start + PAGE - 1)];
@@ -148,38 +150,41 @@ fn search(shared: &Shared, find: &Find) -> Option<Plan> {
             if len <= find.cached {
                 return None;
             }
-            let mut path = keys[..=pages].to_vec();
-            if part > 0 {
-                path.push(keys[pages].then(&rest[..part]));
+            let (end, parts) = match part {
+                0 => (keys[pages], pages),
+                part => (keys[pages].then(&rest[..part]), pages + 1),
+            };
+            if parts == 0 {
+                return None;
             }
-            let path = &path[1..];
-            let end = path.last()?;
-            let is_there =
-                (part == 0 || has(end, PartKind::Page)) && (cost.fixed == 0 || has(end, PartKind::Snapshot));
+            let is_there = snapshots.as_ref().is_none_or(|keys| keys.contains(&end))
+                && (part == 0 || has(&end, PartKind::Page))
+                && (snapshots.is_none() || has(&end, PartKind::Snapshot));
             if !is_there {
                 continue;
             }
-            let first = if cost.windowed > 0 { cost.first_seen(len) } else { path.len() };
-            let mut seen = (first..path.len()).rev();
+            let key = |index: usize| if index < pages { keys[index + 1] } else { end };
+            let first = if cost.windowed > 0 { cost.first_seen(len) } else { parts };
+            let mut seen = (first..parts).rev();
             // Of whole pages it is asked once.
             let has_panes = seen.all(|i| match panes.get_mut(i).filter(|_| i < pages) {
-                Some(known) => *known.get_or_insert_with(|| has(&path[i], PartKind::Pane)),
-                None => has(&path[i], PartKind::Pane),
+                Some(known) => *known.get_or_insert_with(|| has(&key(i), PartKind::Pane)),
+                None => has(&key(i), PartKind::Pane),
             });
             if !has_panes {
                 continue;
             }
-            let planned = |kind| move |index: usize| PlannedPart { key: path[index], kind, index };
-            let parts: Vec<PlannedPart> = (find.there..path.len())
+            let planned = |kind| move |index: usize| PlannedPart { key: key(index), kind, index };
+            let now = SystemTime::now();
+            for index in 0..parts {
+                PartKind::ALL.iter().for_each(|kind| store.touch(&key(index), *kind, (now, index)));
+            }
+            let parts: Vec<PlannedPart> = (find.there..parts)
                 .map(planned(PartKind::Page))
-                .chain((first..path.len()).map(planned(PartKind::Pane)))
-                .chain((cost.fixed > 0).then(|| planned(PartKind::Snapshot)(path.len() - 1)))
+                .chain((first..parts).map(planned(PartKind::Pane)))
+                .chain((cost.fixed > 0).then(|| planned(PartKind::Snapshot)(parts - 1)))
                 .collect();
             let bytes = parts.iter().map(|part| shared.shapes.bytes(part.kind)).sum();
-            let now = SystemTime::now();
-            for (index, key) in path.iter().enumerate() {
-                PartKind::ALL.iter().for_each(|kind| store.touch(key, *kind, (now, index)));
-            }
             return Some(Plan { len, gained: len - find.cached, bytes, parts });
         }
     }

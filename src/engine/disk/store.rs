@@ -3,10 +3,12 @@
 //! A file appears under its name when it is whole, and is never changed: so several processes may share a directory without
 //! a lock. What was of use longest ago is removed first; of a beginning, its end before its start.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -30,21 +32,35 @@ const APART: Duration = Duration::from_micros(1);
 pub(crate) struct Store {
     dir: PathBuf,
     budget: u64,
-    used: Mutex<Used>,
+    used: Arc<Used>,
     counts: Counts,
 }
 
+/// What the directory holds, as far as is known: for all models of this process that keep their prompts there.
 #[derive(Debug, Default)]
 struct Used {
-    bytes: u64,
-    listed: Option<Instant>,
+    bytes: AtomicU64,
+    listed: Mutex<Option<Instant>>,
+}
+
+impl Used {
+    /// Of a directory by its path without links.
+    fn of(dir: PathBuf) -> Arc<Self> {
+        static ALL: Mutex<Vec<(PathBuf, Weak<Used>)>> = Mutex::new(Vec::new());
+        let mut all = ALL.lock();
+        all.retain(|(_, used)| used.strong_count() > 0);
+        if let Some(used) = all.iter().find(|(of, _)| *of == dir).and_then(|(_, used)| used.upgrade()) {
+            return used;
+        }
+        let used = Arc::default();
+        all.push((dir, Arc::downgrade(&used)));
+        used
+    }
 }
 
 /// What became of parts since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// What the directory holds.
-    pub bytes: AtomicU64,
     pub read: AtomicU64,
     pub written: AtomicU64,
     pub removed: AtomicU64,
@@ -79,10 +95,11 @@ impl Store {
         if !meta.is_dir() {
             return Err(Error::format(dir, "is no directory, expected one for the cache of prompts"));
         }
-        let store = Self { dir: dir.to_owned(), budget, used: Mutex::default(), counts: Counts::default() };
+        let used = Used::of(dir.canonicalize().map_err(io)?);
+        let store = Self { dir: dir.to_owned(), budget, used, counts: Counts::default() };
         #[cfg(unix)]
         store.check_owner(&meta)?;
-        store.list(&mut store.used.lock(), 0);
+        store.list(&mut store.used.listed.lock(), 0);
         Ok(store)
     }
 
@@ -115,6 +132,21 @@ impl Store {
 
     pub fn budget(&self) -> u64 {
         self.budget
+    }
+
+    /// Bytes that the directory holds, as far as is known.
+    pub fn bytes(&self) -> u64 {
+        self.used.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Of what there are parts of this kind, by the names of their files.
+    pub fn keys(&self, kind: PartKind) -> HashSet<Key> {
+        let listed = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let key = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            Key::parse(name.to_str()?.strip_suffix(kind.name())?.strip_suffix('.')?)
+        };
+        listed.filter_map(key).collect()
     }
 
     fn path(&self, key: &Key, kind: PartKind) -> PathBuf {
@@ -199,7 +231,7 @@ impl Store {
             Err(_) => {
                 let _ = fs::remove_file(&making);
                 self.counts.failed.fetch_add(1, Ordering::Relaxed);
-                self.used.lock().listed = None;
+                *self.used.listed.lock() = None;
             }
         }
         written
@@ -215,19 +247,19 @@ impl Store {
         if bytes > self.budget {
             return false;
         }
-        let mut used = self.used.lock();
-        let due = used.listed.is_none_or(|listed| listed.elapsed() > LISTED);
-        if due || used.bytes.saturating_add(bytes) > self.budget {
-            self.list(&mut used, bytes);
+        // Held until they count: others of this process write, too.
+        let mut listed = self.used.listed.lock();
+        let due = listed.is_none_or(|listed| listed.elapsed() > LISTED);
+        if due || self.bytes().saturating_add(bytes) > self.budget {
+            self.list(&mut listed, bytes);
         }
-        used.bytes += bytes;
-        self.counts.bytes.store(used.bytes, Ordering::Relaxed);
+        self.used.bytes.fetch_add(bytes, Ordering::Relaxed);
         true
     }
 
     /// Lists the directory; where it holds too much for `bytes` more, removes a sixteenth more than that, so that it is not
     /// listed for each file.
-    fn list(&self, used: &mut Used, bytes: u64) {
+    fn list(&self, listed: &mut Option<Instant>, bytes: u64) {
         let mut entries: Vec<Entry> = self.entries();
         entries.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
         let hashes = entries.iter().filter(|entry| entry.kind == EntryKind::Hash).count();
@@ -256,8 +288,8 @@ impl Store {
                 self.counts.removed.fetch_add(1, Ordering::Relaxed);
             }
         }
-        *used = Used { bytes: held, listed: Some(Instant::now()) };
-        self.counts.bytes.store(held, Ordering::Relaxed);
+        *listed = Some(Instant::now());
+        self.used.bytes.store(held, Ordering::Relaxed);
     }
 
     /// The files that are ours by their names.

@@ -88,7 +88,7 @@ fn the_budget_is_kept_and_beginnings_go_from_their_ends() {
         let (part, place) = (page(index as f32), (at(of), index as usize));
         store.write(&key(of, index), PartKind::Page, &part, &shapes, place).unwrap();
         assert!(size_of(dir.path()) <= store.budget(), "{of} {index}");
-        assert_eq!(store.counts().bytes.load(Ordering::Relaxed), size_of(dir.path()));
+        assert_eq!(store.bytes(), size_of(dir.path()));
     };
     let has = |of: u32| -> Vec<u32> {
         (0..5).filter(|&index| store.has(&key(of, index), PartKind::Page, &shapes)).collect()
@@ -117,6 +117,43 @@ fn the_budget_is_kept_and_beginnings_go_from_their_ends() {
     let small = Store::open(dir.path(), size - 1).unwrap();
     small.write(&key(6, 0), PartKind::Page, &page(1.0), &shapes, (at(6), 0)).unwrap();
     assert!(!small.has(&key(6, 0), PartKind::Page, &shapes));
+}
+
+#[test]
+fn models_of_a_process_share_a_budget() {
+    let (dir, shapes) = (tempfile::tempdir().unwrap(), shapes());
+    let size = file::size(shapes.bytes(PartKind::Page));
+    let stores = [(); 2].map(|()| Store::open(dir.path(), 10 * size).unwrap());
+    for i in 0..40_u32 {
+        let (key, place) = (Key::of([]).then(&[i]), (SystemTime::now(), 0));
+        stores[i as usize % 2].write(&key, PartKind::Page, &page(i as f32), &shapes, place).unwrap();
+        let held = size_of(dir.path());
+        assert!(held <= 10 * size, "{i}");
+        assert_eq!(stores.each_ref().map(Store::bytes), [held; 2], "{i}");
+    }
+    let removed = stores.each_ref().map(|store| store.counts().removed.load(Ordering::Relaxed));
+    assert_eq!(removed.iter().sum::<u64>() * size, 40 * size - size_of(dir.path()));
+    // By another path it is one directory, too.
+    let link = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(dir.path(), link.path().join("x")).unwrap();
+    assert_eq!(Store::open(&link.path().join("x"), 1 << 30).unwrap().bytes(), stores[0].bytes());
+}
+
+#[test]
+fn keys_are_told_by_the_names_of_files() {
+    let (dir, shapes) = (tempfile::tempdir().unwrap(), shapes());
+    let store = Store::open(dir.path(), 1 << 20).unwrap();
+    let keys = [1_u32, 2].map(|of| Key::of([]).then(&[of]));
+    for key in &keys {
+        assert_eq!(Key::parse(&key.to_string()).as_ref(), Some(key));
+        store.write(key, PartKind::Page, &page(1.0), &shapes, (SystemTime::now(), 0)).unwrap();
+    }
+    fs::write(dir.path().join("x.page"), "").unwrap();
+    assert_eq!(store.keys(PartKind::Page), keys.into());
+    assert!(store.keys(PartKind::Snapshot).is_empty());
+    for text in ["", "0", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"é".repeat(32)] {
+        assert_eq!(Key::parse(text), None, "{text}");
+    }
 }
 
 /// Two processes on one directory, and what a third left that was killed while it wrote.

@@ -37,13 +37,15 @@ pub(super) fn run(shared: &Shared, saves: &Receiver<Save>) {
         let written = catch_unwind(AssertUnwindSafe(|| write(shared, save, &mut left)));
         if !matches!(written, Ok(Ok(()))) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
+            let mut lost = shared.lost.lock();
+            (lost.times, lost.last) = (lost.times + 1, Some(Instant::now()));
         }
         if let Ok(Err(what)) = written
             && !std::mem::replace(&mut told, true)
         {
             tracing::warn!(
                 what,
-                "the beginning of a prompt is not kept on disk; further ones are not told of"
+                "the beginning of a prompt is not kept on disk, which is tried again; further ones are not told of"
             );
         }
         *shared.waiting.lock() -= left;

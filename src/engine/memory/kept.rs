@@ -6,7 +6,7 @@ use super::{Memory, NodeId, TreeKey};
 use crate::alloc;
 use crate::backend::PartKind;
 use crate::backend::kv::PAGE;
-use crate::engine::disk::{Brought, Disk, Find, LEAST, Save, SavedPart};
+use crate::engine::disk::{Brought, Disk, Find, Key, LEAST, Save, SavedPart};
 use crate::engine::request::Space;
 use crate::engine::runtime::Runtime;
 
@@ -136,12 +136,23 @@ impl Memory {
 
     /// Whether something is kept that the disk does not have.
     pub fn has_unsaved(&self) -> bool {
-        self.unsaved && self.disk.as_ref().is_some_and(Disk::is_ready)
+        let retries = |disk: &Disk| self.unsaved || disk.is_retry_due(self.lost);
+        self.disk.as_ref().is_some_and(|disk| disk.is_ready() && retries(disk))
+    }
+
+    /// What could not be written, nobody knows of which: all of it counts as not handed over. What is there is not written again.
+    fn forget_lost(&mut self) {
+        let lost = self.disk.as_ref().map_or(0, Disk::lost);
+        if std::mem::replace(&mut self.lost, lost) != lost {
+            self.tree.nothing_on_disk();
+            self.unsaved = true;
+        }
     }
 
     /// Hands all that is kept and new to the disk, the last used first, waiting until `patience` for room in its queue. Whether
     /// something is left.
     pub fn save_all(&mut self, patience: Option<Instant>) -> bool {
+        self.forget_lost();
         if self.unsaved && self.disk.as_ref().is_some_and(Disk::is_ready) {
             let leaves = self.tree.leaves();
             self.unsaved = leaves.into_iter().any(|leaf| self.save(leaf, patience) == Handed::Refused);
@@ -160,7 +171,7 @@ impl Memory {
             return Handed::Nothing;
         }
         let seen = self.budget.cost.first_seen(len);
-        let parts: Vec<SavedPart> = (path.iter().enumerate())
+        let mut parts: Vec<SavedPart> = (path.iter().enumerate())
             .flat_map(|(index, &node)| {
                 let pane = (index >= seen || self.tree.pane_was_used(node)).then(|| self.tree.pane(node));
                 let parts = [
@@ -188,12 +199,18 @@ impl Memory {
             key = key.then(self.tree.tokens(node));
             self.tree.on_disk_mut(node).key = Some(key);
         }
-        let keys = path.iter().filter_map(|&node| self.tree.on_disk(node).key).collect();
-        let marks: Vec<(NodeId, PartKind)> = parts.iter().map(|part| (path[part.index], part.kind)).collect();
-        if !disk.save(Save { keys, parts }, patience) {
-            return Handed::Refused;
+        let keys: Vec<Key> = path.iter().filter_map(|&node| self.tree.on_disk(node).key).collect();
+        // As much at once as the queue has room for: what waits there is memory beside the budget.
+        while !parts.is_empty() {
+            let later = parts.split_off(disk.at_once(&parts));
+            let marks: Vec<(NodeId, PartKind)> =
+                parts.iter().map(|part| (path[part.index], part.kind)).collect();
+            if !disk.save(Save { keys: keys.clone(), parts }, patience) {
+                return Handed::Refused;
+            }
+            marks.into_iter().for_each(|(node, kind)| self.tree.on_disk_mut(node).set(kind, true));
+            parts = later;
         }
-        marks.into_iter().for_each(|(node, kind)| self.tree.on_disk_mut(node).set(kind, true));
         Handed::Over
     }
 

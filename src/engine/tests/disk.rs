@@ -300,4 +300,32 @@ fn a_directory_that_is_gone_is_a_miss() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!((rig.text(&prompt, 5), rig.disk().written), ((text, 299), 0));
+    // It is there again: what was lost is written.
+    fs::create_dir(dir.path()).unwrap();
+    rig.worker.save_all(None);
+    rig.end();
+    let mut second = rig_of(MODEL, MODEL, None, 4096, dir.path());
+    assert_eq!((second.text(&prompt, 5).1, second.disk().damaged), (256, 0));
+}
+
+/// What waits to be written is no more than the queue has room for, however long a beginning is.
+#[test]
+fn a_long_beginning_is_handed_over_in_parts() {
+    for model in MODELS {
+        let [wide, narrow] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let options = CacheOptions { dir: narrow.path().to_owned(), bytes: 1 << 30 };
+        let cache = Cache::open(&options, ModelBytes::new([], &[model.as_bytes()]).unwrap()).unwrap();
+        let mut parts = Rig::cached(model, None, 4096, cache.queue(1));
+        let mut whole = rig(model, None, wide.path());
+        let prompt = whole.prompt(1, 700);
+        assert_eq!(parts.text(&prompt, 5), whole.text(&prompt, 5), "{model}");
+        parts.end();
+        whole.end();
+        let names = |dir: &Path| -> Vec<_> {
+            files(dir, "").iter().map(|path| path.file_name().unwrap().to_owned()).collect()
+        };
+        let written = names(wide.path());
+        assert!(written.len() >= 10, "{model}: {written:?}");
+        assert_eq!(names(narrow.path()), written, "{model}");
+    }
 }
