@@ -417,7 +417,10 @@ impl Assembler {
 
     fn last(&mut self, reason: FinishReason, stats: Stats, conforms: Option<bool>) -> Result<Piece> {
         self.ended = true;
-        self.stats = Some(Stats { generated_tokens: self.tokens.len(), ..stats });
+        // What lies behind a stop string is no part of the text.
+        let generated_tokens = self.tokens.len();
+        let accepted_tokens = stats.accepted_tokens.min(generated_tokens.saturating_sub(1));
+        self.stats = Some(Stats { generated_tokens, accepted_tokens, ..stats });
         let (mut text, mut reason) = (String::new(), reason);
         if !self.stopped {
             let held = self.detokenizer.as_mut().map_or(Ok(String::new()), Detokenizer::finish)?;

@@ -157,7 +157,7 @@ enum Stage {
         /// Whether it is to go once those who wait have used it.
         unload: bool,
     },
-    Loaded(Loaded),
+    Loaded(Box<Loaded>),
     /// Its engine ends; what it has of the memory is not free yet.
     Unloading {
         kind: LlmBackendKind,
@@ -318,7 +318,7 @@ impl Models {
             leaving: false,
             pinned: true,
         };
-        let (name, stage) = (name.into(), Stage::Loaded(loaded));
+        let (name, stage) = (name.into(), Stage::Loaded(Box::new(loaded)));
         self.shared.state.lock().add(Entry { name, aliases, size, from: None, stage })
     }
 
@@ -583,10 +583,11 @@ impl Shared {
     /// until whoever looks at it has let go.
     fn retire(self: &Arc<Self>, state: &mut State, entry: usize) {
         let stage = std::mem::replace(&mut state.entries[entry].stage, Stage::Unloaded);
-        let Stage::Loaded(Loaded { model, kind, charge, .. }) = stage else {
+        let Stage::Loaded(loaded) = stage else {
             state.entries[entry].stage = stage;
             return;
         };
+        let Loaded { model, kind, charge, .. } = *loaded;
         state.entries[entry].stage = Stage::Unloading { kind, charge };
         let (shared, name) = (Arc::clone(self), state.entries[entry].name.clone());
         let end = move || {

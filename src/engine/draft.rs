@@ -79,12 +79,19 @@ pub(super) struct Drafting {
     /// Guesses that were not worth a row since one was tried.
     declined: u32,
     patience: u32,
+    /// Tokens whose masks were there in time.
+    in_time: usize,
+    /// Steps to go without guesses, since the mask of the first token was late, and how many if the next is.
+    pause: u32,
+    next_pause: u32,
 }
 
 impl Drafting {
     pub fn new(drafter: Box<dyn Drafter>) -> Self {
         let [patience, _] = PATIENCE;
-        Self { drafter, odds: Odds::default(), offered: Guess::default(), declined: 0, patience }
+        let offered = Guess::default();
+        let odds = Odds::default();
+        Self { drafter, odds, offered, declined: 0, patience, in_time: MOST, pause: 0, next_pause: 1 }
     }
 
     /// Guesses at most `most` tokens behind `tokens`, of which `prompt` were given; how many it did.
@@ -92,9 +99,13 @@ impl Drafting {
     /// # Errors
     /// Those of the drafter.
     pub fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<usize> {
+        let pauses = self.pause > 0;
+        self.pause = self.pause.saturating_sub(1);
+        let most = most.min(self.in_time);
         self.offered = match most {
+            _ if pauses => Guess::default(),
             0 => Guess::default(),
-            _ => self.drafter.guess(tokens, prompt, most.min(MOST))?,
+            _ => self.drafter.guess(tokens, prompt, most)?,
         };
         self.offered.tokens.truncate(most);
         Ok(self.offered.tokens.len())
@@ -107,12 +118,12 @@ impl Drafting {
     }
 
     /// Takes the first `depth` of what was guessed into the next step; how many that are. Where it is none, one is tried now and then,
-    /// if there `is_room`, to see whether that is still right.
-    pub fn settle(&mut self, depth: usize, is_room: bool) -> usize {
+    /// where that `may` be, to see whether that is still right.
+    pub fn settle(&mut self, depth: usize, may: impl FnOnce() -> bool) -> usize {
         let mut taken = depth;
         if depth == 0 {
             self.declined += 1;
-            taken = usize::from(is_room && self.declined >= self.patience);
+            taken = usize::from(self.declined >= self.patience && may());
         }
         self.offered.tokens.truncate(taken);
         self.offered.tokens.len()
@@ -133,16 +144,25 @@ impl Drafting {
         std::mem::take(&mut self.offered)
     }
 
-    /// Learns that the first `right` of `offered` tokens of `guess` were chosen.
-    pub fn judge(&mut self, guess: &Guess, offered: usize, right: usize, pace: &mut Pace) {
-        for (i, &matched) in guess.matched.iter().enumerate().take(offered.min(right + 1)) {
+    /// Learns that the first `right` of `offered` tokens of `guess`, at least one, were chosen, and whether the next one is not known
+    /// since its mask was late.
+    pub fn judge(&mut self, guess: &Guess, offered: usize, right: usize, held: bool, pace: &mut Pace) {
+        let judged = if held { right } else { offered.min(right + 1) };
+        for (i, &matched) in guess.matched.iter().enumerate().take(judged) {
             self.odds.note(matched, i < right);
             pace.odds.note(matched, i < right);
         }
-        if offered > 0 {
-            let [least, most] = PATIENCE;
-            self.declined = 0;
-            self.patience = if right > 0 { least } else { (self.patience * 2).min(most) };
+        let [least, most] = PATIENCE;
+        self.declined = 0;
+        self.patience = if right > 0 { least } else { (self.patience * 2).min(most) };
+        if !held {
+            self.in_time = (self.in_time + 1).min(MOST);
+            self.next_pause = 1;
+        } else if right > 0 {
+            self.in_time = right;
+        } else {
+            self.pause = self.next_pause;
+            self.next_pause = (self.next_pause * 2).min(most);
         }
     }
 }

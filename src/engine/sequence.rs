@@ -160,14 +160,21 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token of a sequence that generates from its logits `[V]`; why it ended, if it did.
+    /// Chooses the next token of a sequence that generates from its logits `[V]`; why it ended, if it did. It may be what was
+    /// `guessed`.
     ///
     /// # Errors
     /// Logits of which no token can be chosen, and a constraint that cannot be followed.
-    pub fn choose(&mut self, logits: &[f32], context: usize) -> Result<Option<FinishReason>> {
+    pub fn choose(
+        &mut self,
+        logits: &[f32],
+        context: usize,
+        guessed: Option<u32>,
+    ) -> Result<Option<FinishReason>> {
         let SequenceKind::Generate(generating) = &mut self.kind else { return Ok(None) };
         alloc::reserve_more(&mut self.tokens, 1, "the tokens of a sequence")?;
         let sampled = generating.sample(&self.tokens, self.prompt, logits)?;
+        generating.stats.accepted_tokens += usize::from(guessed == Some(sampled.token));
         let (ended, heard) = generating.accept(&mut self.tokens, sampled, context)?;
         if !heard {
             // Whoever asked has gone; the sequence then ends as cancelled.
@@ -240,10 +247,9 @@ impl Generating {
         left.min(context.saturating_sub(len)).saturating_sub(1)
     }
 
-    /// Notes that `right` of `drafted` guesses were chosen.
-    pub fn drafted(&mut self, drafted: usize, right: usize) {
-        self.stats.drafted_tokens += drafted;
-        self.stats.accepted_tokens += right;
+    /// Notes that a step computed so many guesses.
+    pub fn drafted(&mut self, guesses: usize) {
+        self.stats.drafted_tokens += guesses;
     }
 
     /// Waits until `deadline` for what has to be known before a token is chosen; whether it is.

@@ -21,7 +21,7 @@
 use std::borrow::{Borrow, BorrowMut};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::draft::{Drafting, Pace};
 use super::memory::{Lease, Memory};
@@ -32,6 +32,10 @@ use crate::backend::batch::Run;
 use crate::backend::{LayerState, RecurrentState};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::step::SequenceState;
+
+/// How long the mask of a token behind a guess is waited for, and those of all guesses of a step.
+const GUESS: Duration = Duration::from_millis(1);
+const GUESSES: Duration = Duration::from_millis(4);
 
 /// Where a sequence stands.
 pub(super) enum Phase {
@@ -142,7 +146,9 @@ impl Slot {
         let Sequence { tokens, prompt, .. } = &self.sequence;
         let draft = self.draft.as_mut()?;
         let SequenceKind::Generate(it) = &self.sequence.kind else { return None };
-        match draft.guess(tokens, *prompt, most.min(it.room(tokens.len(), context))) {
+        let most = most.min(it.room(tokens.len(), context));
+        let guessed = catch_unwind(AssertUnwindSafe(|| draft.guess(tokens, *prompt, most)));
+        match guessed.unwrap_or_else(|panic| Err(Error::Engine(panic_text(&*panic).to_owned()))) {
             Ok(0) => None,
             Ok(_) => self.draft.as_deref_mut(),
             Err(error) => {
@@ -209,7 +215,7 @@ impl Slot {
             return false;
         }
         if let Phase::Held(logits) = std::mem::replace(&mut self.phase, Phase::Decode) {
-            self.guarded(|slot| slot.choose(&logits, context));
+            self.guarded(|slot| slot.choose(&logits, context, None));
         }
         true
     }
@@ -227,34 +233,35 @@ impl Slot {
     ) -> Result<()> {
         let drafted = rows.len() - 1;
         let guess = self.draft.as_mut().map(|draft| draft.take()).unwrap_or_default();
-        // A mask is waited for as long behind a guess as behind the last token.
-        let patience = deadline.saturating_duration_since(Instant::now());
-        let (mut deadline, mut judged) = (deadline, drafted);
-        let mut right = 0;
-        for row in rows {
+        if let SequenceKind::Generate(it) = &mut self.sequence.kind {
+            it.drafted(drafted);
+        }
+        let (mut deadline, last) = (deadline, Instant::now() + GUESSES);
+        // Those that were chosen, and those whose next row is wanted.
+        let (mut chosen, mut right, mut held) = (0, 0, false);
+        for (i, row) in rows.enumerate() {
             let logits = outputs.logits.row(row);
             let SequenceKind::Generate(it) = &mut self.sequence.kind else { break };
             if !it.wait(deadline) {
                 self.phase = Phase::Held(alloc::copy_of(logits, "logits that wait for their mask")?);
-                judged = right;
+                held = true;
                 break;
             }
-            self.choose(logits, context)?;
-            let is_right = right < drafted && guess.tokens.get(right) == self.sequence.tokens.last();
+            let guessed = guess.tokens.get(i).copied().filter(|_| i < drafted);
+            self.choose(logits, context, guessed)?;
+            let is_right = guessed.is_some() && guessed == self.sequence.tokens.last().copied();
+            chosen += usize::from(is_right);
             if self.is_ended() || self.sequence.is_cancelled() || !is_right {
                 break;
             }
             right += 1;
-            deadline = Instant::now() + patience;
+            deadline = (Instant::now() + GUESS).min(last);
         }
         if drafted == 0 {
             return Ok(());
         }
-        if let SequenceKind::Generate(it) = &mut self.sequence.kind {
-            it.drafted(drafted, right);
-        }
         if let Some(draft) = &mut self.draft {
-            draft.judge(&guess, judged, right, pace);
+            draft.judge(&guess, drafted, chosen, held, pace);
         }
         if right < drafted {
             // What recurrent layers keep goes back a whole step, and the rest is computed again.
@@ -267,13 +274,18 @@ impl Slot {
         Ok(())
     }
 
-    /// Whether its caches hold what its tokens say, as far as it has computed them.
+    /// Whether its caches hold all that it has computed; more where the next step was started ahead.
     pub fn is_whole(&self) -> bool {
-        self.state.kv.len() == self.cached()
+        self.state.kv.len() >= self.cached()
     }
 
-    fn choose(&mut self, logits: &[f32], context: usize) -> Result<()> {
-        match self.sequence.choose(logits, context)? {
+    /// Goes on without guesses, where the step that failed had some of it; whether it had.
+    pub fn drop_draft(&mut self) -> bool {
+        self.draft.take_if(|draft| !draft.offered().is_empty()).is_some()
+    }
+
+    fn choose(&mut self, logits: &[f32], context: usize, guessed: Option<u32>) -> Result<()> {
+        match self.sequence.choose(logits, context, guessed)? {
             None => self.phase = Phase::Decode,
             Some(_) => self.end(),
         }
@@ -336,12 +348,17 @@ impl Slot {
         }
     }
 
-    /// Goes on by itself from where it is; `false` where its caches may not be what its tokens say.
-    pub fn set_apart(&mut self) -> bool {
+    /// Whether its caches, after a step failed, are what they were before.
+    pub fn is_as_before(&self) -> bool {
         let kv = &self.state.kv;
         let on_host = kv.layers.iter().all(|layer| matches!(layer, LayerState::Host(_)))
             && kv.recurrent.iter().all(|state| matches!(state, RecurrentState::Host(_)));
-        let whole = on_host && kv.len() == self.state.history.len();
+        on_host && kv.len() == self.state.history.len()
+    }
+
+    /// Goes on by itself from where it is; `false` where its caches may not be what its tokens say.
+    pub fn set_apart(&mut self) -> bool {
+        let whole = self.is_as_before();
         if whole && !matches!(self.phase, Phase::Ended { .. }) {
             self.phase = Phase::Apart;
         }

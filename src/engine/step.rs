@@ -35,7 +35,7 @@ fn most_outputs(config: &Config) -> usize {
 
 /// Has the next step take guesses of the sequences that decode, as far as they pay. Beside a prompt it takes none: there is little
 /// to gain beside what such a step takes.
-pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config, pace: &Pace) {
+pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config, pace: &mut Pace) {
     let waiting = || slots.iter().filter(|slot| slot.waiting() > 0);
     let (rows, tokens) = waiting().fold((0, 0), |(rows, tokens), slot| (rows + slot.waiting(), tokens + 1));
     let free = options.step_tokens.saturating_sub(rows).min(most_outputs(config).saturating_sub(tokens));
@@ -58,7 +58,7 @@ pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config
         None => depths,
     };
     for (draft, depth) in drafts.into_iter().zip(depths) {
-        left -= draft.settle(depth.min(left), left > depth);
+        left -= draft.settle(depth.min(left), || left > depth && pace.explore(rows));
     }
 }
 

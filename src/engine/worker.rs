@@ -412,6 +412,15 @@ impl Worker {
     /// Ends the sequence of a step that failed. Of several nobody knows which one it was: each goes on by itself, computed anew
     /// where its caches may hold anything, and ends if it fails then.
     fn blame(&mut self, slots: &[usize], error: Error) {
+        // What guesses wanted is not the text's own need: where every cache is as it was, it goes on without.
+        let refused = matches!(error, Error::OutOfMemory { .. });
+        let mut drafted = false;
+        for &slot in slots.iter().filter(|_| refused) {
+            drafted |= self.slots[slot].drop_draft();
+        }
+        if drafted && slots.iter().all(|&slot| self.slots[slot].is_as_before()) {
+            return;
+        }
         if let &[slot] = slots {
             return self.slots[slot].fail(error);
         }
@@ -434,7 +443,7 @@ impl Worker {
                 started
             }
             None => {
-                draft(&self.options, &mut self.slots, self.runtime.config(), &self.pace);
+                draft(&self.options, &mut self.slots, self.runtime.config(), &mut self.pace);
                 let batch = planned(&self.options, &self.slots, self.runtime.config());
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 match self.runtime.launch(&batch, &mut self.slots, false) {
@@ -465,7 +474,8 @@ impl Worker {
         };
         self.take(&batch, outputs);
         if decodes && !failed {
-            self.pace.observe(batch.runs.iter().map(|run| run.len).sum(), began.elapsed());
+            let (rows, drafts) = (batch.runs.iter().map(|run| run.len).sum(), batch.outputs.len());
+            self.pace.observe(rows, began.elapsed(), drafts > batch.runs.len());
         }
         let Some(ahead) = ahead else { return };
         if !failed {
@@ -508,14 +518,14 @@ impl Worker {
         if !nobody_comes || !eligible || !whole || !ready {
             return None;
         }
+        let guess = self.runtime.dispatch().greedy_tokens(current.launched.logits()?)?;
         // A step with drafts has to know its tokens. What would be guessed now most likely will be, one token further.
-        draft(&self.options, &mut self.slots, self.runtime.config(), &self.pace);
+        draft(&self.options, &mut self.slots, self.runtime.config(), &mut self.pace);
         let drafts = self.slots.iter().any(|slot| !slot.offered().is_empty());
         self.slots.iter_mut().filter_map(Slot::draft_mut).for_each(Drafting::clear);
         if drafts {
             return None;
         }
-        let guess = self.runtime.dispatch().greedy_tokens(current.launched.logits()?)?;
         let runs: Vec<Run> = (current.batch.runs.iter().enumerate())
             .map(|(row, run)| Run { sequence: run.sequence, row, len: 1, start: run.end() })
             .collect();

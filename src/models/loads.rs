@@ -149,7 +149,7 @@ impl Shared {
         let mut state = self.state.lock();
         let unload = matches!(state.entries[entry].stage, Stage::Loading { unload: true });
         let (stage, failure) = match result {
-            Ok(loaded) => (Stage::Loaded(loaded), None),
+            Ok(loaded) => (Stage::Loaded(Box::new(loaded)), None),
             Err(error) => {
                 tracing::info!(model = state.entries[entry].name, %error, "a model cannot be loaded");
                 let error = Arc::new(error);

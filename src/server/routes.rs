@@ -166,8 +166,8 @@ impl Service {
         drop(charge);
         if let Some(mut failure) = response.extensions_mut().remove::<Failure>() {
             let status = failure.status;
-            if let Some(methods) = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok())
-            {
+            let allow = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
+            if let Some(methods) = allow.filter(|_| status == StatusCode::METHOD_NOT_ALLOWED) {
                 let methods = methods.replace(',', " or ");
                 failure.message =
                     format!("{} does not take {method}: use {methods}", crate::json::quote(path));

@@ -24,6 +24,8 @@ fn stdout_is_the_librarys_text_alone_and_stderr_the_summary() {
         "cpu",
         "--threads",
         "1",
+        "--drafts",
+        "off",
     ]);
     let expected = Model::builtin().unwrap().generate(PROMPT, &greedy(40)).unwrap().text().unwrap();
     assert!(!expected.is_empty());

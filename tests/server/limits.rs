@@ -64,7 +64,7 @@ fn connections_that_find_no_descriptor_wait_for_one() {
     server.hear("a connection was not accepted");
     server.hear("Too many open files");
     // Those that have one are served, and who waits is as soon as another goes.
-    let health = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let health = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     held[0].write_all(health).unwrap();
     assert_eq!(Answer::read(&mut held[0]).ok()["status"], "ok");
     let mut late = server.connect();

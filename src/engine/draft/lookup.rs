@@ -1,8 +1,8 @@
 //! Guesses that are copied: where the last tokens occurred before, what followed them there may follow again.
 //!
 //! Edits of files, answers that quote and structured text repeat much of what came before. All places where the last two tokens
-//! occurred are linked, the latest first; of some of these the one with the longest match counts. That is 8 bytes a token beside a table of
-//! the pairs, where a suffix automaton takes about 60, and it finds the same matches but where a pair is very common. A text that
+//! occurred are linked, the latest first; of some of these the one with the longest match counts. That is about 50 bytes a token, most
+//! of it the table of pairs, and it finds the same matches but where a pair is very common. A text that
 //! follows its prompt, changing it here and there, is looked for near where it was.
 //!
 //! Each token of a guess is looked up behind those before it, as if they were right: records of one form are guessed in their form,
@@ -138,7 +138,7 @@ impl Lookup {
     fn settle(&mut self, tokens: &[u32], prompt: usize) {
         let Some(trail) = &mut self.trail else { return };
         trail.is_here = false;
-        let Some((from, len)) = trail.guessed.take() else { return };
+        let Some((from, len)) = trail.guessed.take_if(|(_, len)| *len < tokens.len()) else { return };
         let copied = tokens[len..].iter().zip(&tokens[from..prompt]).take_while(|(a, b)| a == b).count();
         if copied > 0 {
             (trail.at, trail.misses) = (from + copied - 1, 0);

@@ -13,6 +13,9 @@ const NEWEST: f64 = 0.2;
 /// How much a time says of the other numbers of rows: contexts grow, and machines have other things to do.
 const DRIFT: f64 = 0.05;
 
+/// Part of the time that may go to seeing whether guesses pay where they do not seem to.
+const EXPLORED: f64 = 0.01;
+
 /// Matches of so many tokens are alike.
 const CLASSES: [usize; 8] = [1, 2, 3, 4, 6, 10, 18, usize::MAX];
 /// How often a guess was right in texts that repeat much, by class: what is believed before anything is known.
@@ -78,6 +81,9 @@ pub(crate) struct Pace {
     pub odds: Odds,
     /// Seconds of a step of so many rows; 0 where there was none yet.
     times: Vec<f64>,
+    /// Seconds of all steps that only decoded, and of what guesses cost that were made to see whether they pay.
+    all: f64,
+    explored: f64,
     /// Whether a sequence that goes back computes again what of its step was right.
     again: bool,
 }
@@ -85,12 +91,13 @@ pub(crate) struct Pace {
 impl Pace {
     /// Of a model whose sequences go back to the beginning of a step alone, where `again`.
     pub fn new(again: bool) -> Self {
-        Self { odds: Odds::default(), times: vec![0.0; ROWS + 1], again }
+        Self { odds: Odds::default(), times: vec![0.0; ROWS + 1], all: 0.0, explored: 0.0, again }
     }
 
-    /// Learns what a step of `rows` rows took that only decoded.
-    pub fn observe(&mut self, rows: usize, time: Duration) {
+    /// Learns what a step of `rows` rows took that only decoded, `with_drafts` among them or not.
+    pub fn observe(&mut self, rows: usize, time: Duration, with_drafts: bool) {
         let time = time.as_secs_f64();
+        self.all += time;
         if rows > ROWS || rows == 0 || time <= 0.0 {
             return;
         }
@@ -99,10 +106,26 @@ impl Pace {
             return;
         };
         let time = time.clamp(0.5 * expected, 1.5 * expected);
-        let drift = (time / expected).powf(DRIFT);
-        self.times.iter_mut().for_each(|time| *time *= drift);
-        let known = &mut self.times[rows];
-        *known = if *known > 0.0 { *known + NEWEST * (time - *known) } else { time };
+        let known = self.times[rows];
+        let now = if known > 0.0 { known + NEWEST * (time - known) } else { time };
+        if with_drafts {
+            let drift = (time / expected).powf(DRIFT);
+            self.times.iter_mut().for_each(|time| *time *= drift);
+        } else {
+            // Contexts have grown, or shrunk: what more rows take has, too.
+            let factor = now / expected;
+            self.times[rows..].iter_mut().for_each(|time| *time *= factor);
+        }
+        self.times[rows] = now;
+    }
+
+    /// Whether a guess that does not seem to pay may be tried in a step of `rows` rows without it: what such cost is to be little.
+    pub fn explore(&mut self, rows: usize) -> bool {
+        let may = self.explored <= EXPLORED * self.all;
+        if may && let (Some(with), Some(without)) = (self.time((rows + 1) as f64), self.time(rows as f64)) {
+            self.explored += (with - without).max(0.0);
+        }
+        may
     }
 
     /// Seconds that a step of `rows` rows takes, as far as that can be told; none before the first step.
@@ -213,20 +236,44 @@ mod tests {
     fn times_are_learnt_and_drift() {
         let mut pace = Pace::new(false);
         let micros = |pace: &Pace, rows: f64| (pace.time(rows).unwrap() * 1e6).round();
-        pace.observe(1, Duration::from_micros(1000));
+        pace.observe(1, Duration::from_micros(1000), false);
         assert_eq!((micros(&pace, 1.0), micros(&pace, 3.0)), (1000.0, 1100.0));
-        pace.observe(5, Duration::from_micros(1200));
+        pace.observe(5, Duration::from_micros(1200), true);
         assert_eq!((micros(&pace, 1.0), micros(&pace, 3.0), micros(&pace, 9.0)), (1000.0, 1100.0, 1400.0));
         // One step that was held up counts for little.
-        pace.observe(5, Duration::from_secs(1));
+        pace.observe(5, Duration::from_secs(1), true);
         assert!(micros(&pace, 5.0) < 1400.0, "{}", micros(&pace, 5.0));
         for _ in 0..200 {
-            pace.observe(5, Duration::from_micros(2400));
+            pace.observe(5, Duration::from_micros(2400), true);
         }
         let slower = micros(&pace, 5.0);
         assert!((2300.0..2450.0).contains(&slower), "{slower}");
         // Some of that may be the machine's, or the context's.
         assert!((1050.0..1500.0).contains(&micros(&pace, 1.0)), "{}", micros(&pace, 1.0));
+    }
+
+    /// Where all steps become slower, those with drafts do, too, before one of them was made.
+    #[test]
+    fn a_longer_context_is_no_reason_for_drafts() {
+        let mut pace = pace(&[(1, 1000), (17, 1800)]);
+        let unsure = [Candidate::new(16, |_| 0.05)];
+        for _ in 0..300 {
+            pace.observe(1, Duration::from_micros(5000), false);
+            assert_eq!(pace.depths(1, 1, &unsure, 99), [0]);
+        }
+        let ratio = pace.time(17.0).unwrap() / pace.time(1.0).unwrap();
+        assert!((1.79..1.81).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn exploring_costs_little() {
+        let mut pace = pace(&[(1, 1000), (2, 2000)]);
+        let mut tried = 0;
+        for _ in 0..1000 {
+            pace.observe(1, Duration::from_micros(1000), false);
+            tried += usize::from(pace.explore(1));
+        }
+        assert!((5..=12).contains(&tried), "{tried}");
     }
 
     #[test]
