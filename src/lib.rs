@@ -102,6 +102,7 @@ mod json;
 mod model;
 pub mod models;
 pub mod parity;
+pub mod perplexity;
 #[doc(hidden)]
 pub mod quant;
 pub mod quantize;

@@ -246,7 +246,7 @@ impl Outputs {
 }
 
 /// The distribution of the next token.
-struct Distribution<'a> {
+pub(crate) struct Distribution<'a> {
     logits: &'a [f32],
     /// `ln Σ e^logit`.
     log_sum: f64,
@@ -255,7 +255,8 @@ struct Distribution<'a> {
 }
 
 impl<'a> Distribution<'a> {
-    fn of(logits: &'a [f32]) -> Self {
+    /// Of logits `[V]`.
+    pub fn of(logits: &'a [f32]) -> Self {
         let (mut most, mut likeliest) = (f32::NEG_INFINITY, 0);
         for (id, &logit) in (0..).zip(logits) {
             if logit > most {
@@ -267,12 +268,18 @@ impl<'a> Distribution<'a> {
         Self { logits, log_sum: most + sum.ln(), likeliest }
     }
 
-    fn log_p(&self, token: u32) -> f64 {
+    /// The token of the largest logit, the first of several.
+    pub fn likeliest(&self) -> u32 {
+        self.likeliest
+    }
+
+    /// `ln p` of a token of the vocabulary.
+    pub fn log_p(&self, token: u32) -> f64 {
         f64::from(self.logits[token as usize]) - self.log_sum
     }
 
     /// `Σ p (ln p − ln q)`: never below zero, and infinite where a logit is not a number.
-    fn divergence(&self, other: &Self) -> f64 {
+    pub fn divergence(&self, other: &Self) -> f64 {
         let sum: f64 = (0..self.logits.len() as u32)
             .map(|token| {
                 let (p, q) = (self.log_p(token), other.log_p(token));

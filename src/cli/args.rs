@@ -70,6 +70,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Compare what runs a model with the reference, layer by layer.
     Parity(ParityArgs),
+    /// Say how well a model predicts a text, and how far from it another one is.
+    Perplexity(PerplexityArgs),
     /// Write a model in fewer bits.
     Quantize(QuantizeArgs),
     /// Write one executable that is this program and a model.
@@ -396,6 +398,49 @@ pub struct ParityArgs {
     /// End with exit code 1 where the mean divergence is above KL nats.
     #[arg(long, value_name = "KL", allow_hyphen_values = true)]
     pub fail_above: Option<f64>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PerplexityArgs {
+    /// The text to read.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens that are read together [default: 512, or what the model was trained for where that is less].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub window: Option<usize>,
+    /// Tokens between the beginnings of two windows [default: half of a window].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub stride: Option<usize>,
+    /// Score the second half of windows that lie one behind the other, as llama-perplexity does.
+    #[arg(long, conflicts_with = "stride")]
+    pub llama_cpp: bool,
+    /// Tokens of the text to read at most [default: all].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub tokens: Option<usize>,
+    /// Tell how far this model is from the first: another quantization of it, say. Both are loaded.
+    #[arg(long, value_name = "MODEL", add = ArgValueCompleter::new(models))]
+    pub compare: Option<PathBuf>,
+    /// What runs the model that is compared [default: what runs the first].
+    #[arg(long, value_name = "BACKEND", ignore_case = true)]
+    #[arg(value_parser = PossibleValuesParser::new(BackendRequest::NAMES).try_map(|name| name.parse::<BackendRequest>()))]
+    pub compare_backend: Option<BackendRequest>,
+    /// Its activations [default: those of the first].
+    #[arg(long, value_name = "TYPE")]
+    #[arg(value_parser = PossibleValuesParser::new(Activations::NAMES).try_map(|name| name.parse::<Activations>()))]
+    pub compare_activations: Option<Activations>,
+    /// What its keys and values are cached in [default: as of the first].
+    #[arg(long, value_name = "TYPE", value_parser = kv_type())]
+    pub compare_kv_type: Option<KvType>,
+    /// Write a line of JSON for each token that is scored.
+    #[arg(long, value_name = "FILE")]
+    pub positions: Option<PathBuf>,
+    /// Threads of the CPU kernels [default: one per core].
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    pub threads: Option<usize>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -17,6 +17,7 @@ mod markdown;
 mod names;
 mod offers;
 mod parity;
+mod perplexity;
 mod ps;
 mod pull;
 mod quantize;
@@ -84,6 +85,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Template(args) => template::template(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
+        Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Bundle(args) => bundle::bundle(&args),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -277,6 +277,16 @@ impl Model {
     /// # Ok::<(), backstop::Error>(())
     /// ```
     pub fn logits_of(&self, tokens: &[u32], rows: Range<usize>) -> Result<Vec<Vec<f32>>> {
+        // Rows that cannot be are told of in place of the first.
+        self.logits_rows(tokens, rows)?.collect()
+    }
+
+    /// [`Self::logits_of`], a row at a time.
+    pub(crate) fn logits_rows(
+        &self,
+        tokens: &[u32],
+        rows: Range<usize>,
+    ) -> Result<impl Iterator<Item = Result<Vec<f32>>> + use<>> {
         self.check_generates()?;
         let count = rows.len();
         let (sender, answers) = channel();
@@ -286,8 +296,10 @@ impl Model {
             sender.send(row).is_ok() && good
         });
         let kind = RequestKind::Score(ScoreRequest { rows, sink });
-        let _asked = self.submit(alloc::copy_of(tokens, TOKENS)?, kind)?;
-        // Rows that cannot be are told of in place of the first.
-        (0..count.max(1)).map(|_| receive(&answers)?).collect()
+        let asked = self.submit(alloc::copy_of(tokens, TOKENS)?, kind)?;
+        Ok((0..count.max(1)).map(move |_| {
+            let _asked = &asked;
+            receive(&answers)?
+        }))
     }
 }

@@ -13,6 +13,7 @@ mod gguf;
 mod inspect;
 mod options;
 mod parity;
+mod perplexity;
 mod quantize;
 mod run;
 mod serve;
