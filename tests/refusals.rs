@@ -11,7 +11,7 @@ use backstop::quant::{MlxFormat, MlxMode};
 use backstop::quantize::{self, GgufType};
 use backstop::refusals::{Refusals, Site};
 use backstop::sample::Grammar;
-use backstop::{Error, KvType, LoadOptions, Message, Model, ModelFiles, Options, SamplingOptions};
+use backstop::{Drafts, Error, KvType, LoadOptions, Message, Model, ModelFiles, Options, SamplingOptions};
 
 /// A plan is the whole process's: a test that has none must not meet another's.
 fn turn() -> MutexGuard<'static, ()> {
@@ -28,6 +28,8 @@ fn options() -> LoadOptions {
         backend: BackendRequest::Cpu,
         threads: Some(2),
         prefill_chunk: Some(100),
+        // What is refused to guesses fails nothing: see below.
+        drafts: Drafts::Off,
         ..LoadOptions::default()
     }
 }
@@ -165,6 +167,37 @@ fn a_load_without_memory_fails_by_name() {
     println!("sites of loads: {sites}");
     assert!(sites >= 250, "{sites}");
     assert_back(before);
+}
+
+#[test]
+fn a_text_whose_guesses_find_no_memory_goes_on() {
+    let _turn = turn();
+    let drafting = || {
+        let options = LoadOptions { drafts: Drafts::On, ..options() };
+        Model::load_with(ModelFiles::builtin().unwrap(), options).unwrap()
+    };
+    // What it generates repeats, too.
+    let options = Options { max_tokens: Some(40), ..greedy() };
+    let expected = text(&builtin(), &long(), &options).unwrap();
+    let (mut model, mut went_on) = (drafting(), 0);
+    for n in 0.. {
+        let plan = Refusals::nth(Site::Memory, n);
+        let result = text(&model, &long(), &options);
+        let hits = plan.hits();
+        drop(plan);
+        match result {
+            Ok(text) => assert_eq!(text, expected, "{n}"),
+            Err(Error::OutOfMemory { bytes, .. }) => assert!(bytes > 0, "{n}"),
+            Err(error) => panic!("{n}: {error}"),
+        }
+        if hits == 0 {
+            break;
+        }
+        went_on += usize::from(text(&model, &long(), &options).unwrap() == expected);
+        assert_idle(&model, "with guesses");
+        model = drafting();
+    }
+    assert!(went_on > 100, "{went_on}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use backstop::backend::select::{BackendRequest, Bytes};
+use backstop::bundle::{self, Bundle};
 use backstop::hub::{self, Client, Fit, Name};
 use backstop::{Error, HubFault};
 
@@ -30,7 +31,11 @@ pub fn is_model(text: &str) -> bool {
     match Name::parse(text) {
         _ if text.is_empty() => false,
         Ok(Name::Path(path)) => {
-            path.is_file() && text.ends_with(".gguf") || path.join("config.json").is_file()
+            // A bundle, and what is in one, is a model as a file beside it is.
+            let is_gguf = text.ends_with(".gguf") && (path.is_file() || bundle::reader(&path).is_ok());
+            let config = path.join("config.json");
+            let is_directory = config.is_file() || bundle::reader(&config).is_ok();
+            is_gguf || is_directory || path.is_file() && Bundle::open(&path).is_ok_and(|of| of.is_some())
         }
         Ok(name @ Name::Short { .. }) => hub::on_the_hub(&name, Fit::default()).is_ok(),
         Ok(Name::Repository { .. } | Name::Ollama { .. }) => true,

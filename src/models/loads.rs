@@ -121,7 +121,10 @@ impl Shared {
             };
             let there = &opened[before];
             let fits = self.room_ahead(state, entry, &opened[index].wanted, &there.wanted);
-            match fits.filter(|fits| !fits.takes || there.ahead < AHEAD) {
+            // What is on its way out is gone in a moment: that is waited for.
+            let in_use =
+                || state.entries.iter().any(|entry| matches!(&entry.stage, Stage::Loaded(it) if it.leaving));
+            match fits.filter(|fits| !fits.takes || there.ahead < AHEAD && in_use()) {
                 Some(fits) => {
                     opened[before].ahead += usize::from(fits.takes);
                     return Some(Next::Load(index, Ok(fits.room)));

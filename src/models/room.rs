@@ -102,7 +102,12 @@ impl Shared {
                 // Alone it may have what there is: weights are read from their file as far as there is room.
                 return Ok(Some(self.room(state, entry, wanted, Some(had))));
             }
-            let enough = (taken - self.unloading(state, wanted.kind)).saturating_add(wanted.least) <= had;
+            let leaving = self.sum(state, wanted.kind, |stage| match stage {
+                Stage::Loaded(loaded) if loaded.leaving => Some((loaded.kind, loaded.charge)),
+                _ => None,
+            });
+            let going = self.unloading(state, wanted.kind).saturating_add(leaving);
+            let enough = taken.saturating_sub(going).saturating_add(wanted.least) <= had;
             let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
                 Stage::Loaded(loaded) if self.shares(loaded.kind, wanted.kind) && !loaded.pinned => {
                     // Of those in use, the one that is leaving already.

@@ -66,6 +66,20 @@ fn loaded(server: &Server, wanted: &[&str]) {
     }
 }
 
+/// Waits until none is, and none on its way out.
+#[track_caller]
+fn unloaded(server: &Server) {
+    let start = Instant::now();
+    loop {
+        let states = states(server);
+        if states.iter().all(|(_, state)| state == "unloaded") {
+            return;
+        }
+        assert!(start.elapsed() < LONG && states.iter().all(|(_, state)| state != "loaded"), "{states:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn ask(model: &str, more: Value) -> Value {
     let base = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 4,
         "temperature": 0 });
@@ -247,7 +261,7 @@ fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
     loaded(&server, &[]);
     // It is not loaded for that.
     assert_eq!(load(json!(0)), "unload");
-    assert!(states(&server).iter().all(|(_, state)| state == "unloaded"));
+    unloaded(&server);
     // Tags and facts are told of what is not loaded, too.
     let tags = server.get("/api/tags").ok();
     assert_eq!(tags["models"].as_array().unwrap().len(), 2);
@@ -256,7 +270,7 @@ fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
         (&show["details"]["family"], &show["capabilities"]),
         (&json!("llama"), &json!(["completion", "tools"]))
     );
-    assert!(states(&server).iter().all(|(_, state)| state == "unloaded"));
+    unloaded(&server);
 }
 
 #[test]

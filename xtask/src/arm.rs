@@ -91,10 +91,11 @@ pub fn run(options: &Options) -> Result<()> {
 pub fn steps(steps: &mut Steps, filter: &[String]) {
     let here = home().and_then(|home| Debian::here(&home));
     match here {
-        Ok(debian) => {
-            let word = filter.iter().find(|word| !word.starts_with('-')).cloned();
-            add(steps, &debian, &Options { processor: None, filter: word });
+        // What is left out since it takes minutes under qemu may be what is asked for.
+        Ok(_) if !filter.is_empty() => {
+            steps.skip("ARM", &anyhow::anyhow!("some tests were asked for: `cargo xtask arm --filter WORD`"));
         }
+        Ok(debian) => add(steps, &debian, &Options::default()),
         Err(error) => steps.skip("ARM", &error),
     }
 }

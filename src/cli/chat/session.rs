@@ -129,7 +129,7 @@ impl Session {
             }
             Command::Set => self.set(model, rest)?,
             Command::Load => return self.load(rest),
-            Command::Save => self.save(model, rest)?,
+            Command::Save => self.save(&model.info().name, rest)?,
             Command::Regenerate => return self.regenerate(model),
             Command::Undo => {
                 let at = self.last_said().context("nothing was said yet")?;
@@ -157,6 +157,10 @@ impl Session {
                 }
                 Command::Exit => return Ok(Next::End),
                 Command::Load => return self.load(rest.trim()),
+                Command::Save => {
+                    self.save("no model", rest.trim())?;
+                    return Ok(Next::Line);
+                }
                 _ => {}
             },
         }
@@ -282,7 +286,7 @@ impl Session {
         Ok(Next::Line)
     }
 
-    fn save(&mut self, model: &Model, rest: &str) -> anyhow::Result<()> {
+    fn save(&mut self, model: &str, rest: &str) -> anyhow::Result<()> {
         let path = match (rest, self.files.last()) {
             ("", Some(file)) => file.clone(),
             ("", None) => return Err(Usage("/save needs a FILE.json or FILE.md".to_owned()).into()),
@@ -299,7 +303,7 @@ impl Session {
             }
         }
         let messages = self.with_system(self.messages.clone());
-        files::save(&path, &model.info().name, &messages)?;
+        files::save(&path, model, &messages)?;
         say(&format!("{} are in {}", counted(messages.len(), "message"), path.display()));
         self.files.retain(|other| *other != path);
         self.files.push(path);

@@ -46,24 +46,24 @@ fn within(name: &'static str, most: Duration, look: impl FnOnce() -> Finding + S
     )
 }
 
+/// What `look` finds with the environment's settings: reading these looks at files, too.
+fn with_settings(name: &'static str, look: impl FnOnce(&Settings) -> Finding) -> Finding {
+    match Settings::from_env() {
+        Ok(settings) => look(&settings),
+        Err(error) => {
+            let what = format!("where models lie is not known: {error}");
+            Finding::new(name, [what], Value::Null).broken("set HOME or HF_HOME, and check HF_TOKEN")
+        }
+    }
+}
+
 /// Everything, in the order in which it is told.
 pub fn all() -> Vec<Finding> {
     let mut all = vec![version()];
     all.extend(own_model());
     all.extend([cpu(), memory(), within("speed", MEASURED, speed), mlx()]);
-    match Settings::from_env() {
-        Ok(settings) => {
-            let of_hub = settings.clone();
-            all.push(within("models", LOOKED, move || models(&settings)));
-            all.push(within("hub", LOOKED, move || hub(&of_hub)));
-        }
-        Err(error) => {
-            let what = format!("where models lie is not known: {error}");
-            all.push(
-                Finding::new("models", [what], Value::Null).broken("set HOME or HF_HOME, and check HF_TOKEN"),
-            );
-        }
-    }
+    all.push(within("models", LOOKED, || with_settings("models", models)));
+    all.push(within("hub", LOOKED, || with_settings("hub", hub)));
     all.extend([port(), terminal(), try_out()]);
     all
 }

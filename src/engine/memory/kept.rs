@@ -149,10 +149,13 @@ impl Memory {
         }
     }
 
-    /// Hands all that is kept and new to the disk, the last used first, waiting until `patience` for room in its queue. Whether
-    /// something is left.
+    /// Hands all that is kept and new to the disk, the last used first, waiting until `patience` for room in its queue; what could
+    /// not be written again, too, where it has patience or that is due. Whether something is left.
     pub fn save_all(&mut self, patience: Option<Instant>) -> bool {
-        self.forget_lost();
+        let is_due = |disk: &Disk| patience.is_some() || disk.is_retry_due(self.lost);
+        if self.disk.as_ref().is_some_and(is_due) {
+            self.forget_lost();
+        }
         if self.unsaved && self.disk.as_ref().is_some_and(Disk::is_ready) {
             let leaves = self.tree.leaves();
             self.unsaved = leaves.into_iter().any(|leaf| self.save(leaf, patience) == Handed::Refused);

@@ -302,7 +302,7 @@ fn a_directory_that_is_gone_is_a_miss() {
     assert_eq!((rig.text(&prompt, 5), rig.disk().written), ((text, 299), 0));
     // It is there again: what was lost is written.
     fs::create_dir(dir.path()).unwrap();
-    rig.worker.save_all(None);
+    rig.worker.save_all(Some(Instant::now() + Duration::from_secs(60)));
     rig.end();
     let mut second = rig_of(MODEL, MODEL, None, 4096, dir.path());
     assert_eq!((second.text(&prompt, 5).1, second.disk().damaged), (256, 0));

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! debian-<key>    made beside and renamed, so it is whole or absent; <key> is a hash of its packages
-//! build           where cargo builds in it
+//! build-<hash>    where cargo builds in it, of this checkout
 //! ```
 
 use std::ffi::OsStr;
@@ -82,7 +82,10 @@ pub struct Debian {
 impl Debian {
     fn at(home: &Path) -> Self {
         let key = util::fnv1a(&format!("{RELEASE} {} {INSTALL}", PACKAGES.join(" ")));
-        Self { folder: home.join(format!("debian-{key:016x}")), build: home.join("build") }
+        // Two checkouts' libraries are no versions of one.
+        let root = util::root().map(|root| root.display().to_string()).unwrap_or_default();
+        let build = home.join(format!("build-{:016x}", util::fnv1a(&root)));
+        Self { folder: home.join(format!("debian-{key:016x}")), build }
     }
 
     /// The folder below `home`, where it is there and can be used.
