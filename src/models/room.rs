@@ -102,11 +102,15 @@ impl Shared {
                 // Alone it may have what there is: weights are read from their file as far as there is room.
                 return Ok(Some(self.room(state, entry, wanted, Some(had))));
             }
-            let leaving = self.sum(state, wanted.kind, |stage| match stage {
-                Stage::Loaded(loaded) if loaded.leaving => Some((loaded.kind, loaded.charge)),
+            // One that is to leave goes once nobody uses it any more: here.
+            let leaves = |(index, entry): (usize, &super::Entry)| match &entry.stage {
+                Stage::Loaded(loaded) if loaded.leaving && !state.is_free(index) => {
+                    self.shares(loaded.kind, wanted.kind).then_some(loaded.charge)
+                }
                 _ => None,
-            });
-            let going = self.unloading(state, wanted.kind).saturating_add(leaving);
+            };
+            let leaving = state.entries.iter().enumerate().filter_map(leaves);
+            let going = leaving.fold(self.unloading(state, wanted.kind), u64::saturating_add);
             let enough = taken.saturating_sub(going).saturating_add(wanted.least) <= had;
             let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
                 Stage::Loaded(loaded) if self.shares(loaded.kind, wanted.kind) && !loaded.pinned => {
