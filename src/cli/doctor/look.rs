@@ -46,14 +46,12 @@ fn within(name: &'static str, most: Duration, look: impl FnOnce() -> Finding + S
     )
 }
 
-/// What `look` finds with the environment's settings: reading these looks at files, too.
-fn with_settings(name: &'static str, look: impl FnOnce(&Settings) -> Finding) -> Finding {
+/// What `look` finds with the environment's settings, and what `else_` makes of it that there are none: reading them looks at
+/// files, too.
+fn with_settings(look: fn(&Settings) -> Finding, else_: fn(String) -> Finding) -> Finding {
     match Settings::from_env() {
         Ok(settings) => look(&settings),
-        Err(error) => {
-            let what = format!("where models lie is not known: {error}");
-            Finding::new(name, [what], Value::Null).broken("set HOME or HF_HOME, and check HF_TOKEN")
-        }
+        Err(error) => else_(format!("where models lie is not known: {error}")),
     }
 }
 
@@ -62,8 +60,11 @@ pub fn all() -> Vec<Finding> {
     let mut all = vec![version()];
     all.extend(own_model());
     all.extend([cpu(), memory(), within("speed", MEASURED, speed), mlx()]);
-    all.push(within("models", LOOKED, || with_settings("models", models)));
-    all.push(within("hub", LOOKED, || with_settings("hub", hub)));
+    let of_models =
+        |what| Finding::new("models", [what], Value::Null).broken("set HOME or HF_HOME, and check HF_TOKEN");
+    let of_hub = |what| Finding::new("hub", [what], Value::Null);
+    all.push(within("models", LOOKED, move || with_settings(models, of_models)));
+    all.push(within("hub", LOOKED, move || with_settings(hub, of_hub)));
     all.extend([port(), terminal(), try_out()]);
     all
 }
