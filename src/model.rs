@@ -1,6 +1,8 @@
 //! A model: a directory or the built-in one → configuration, weights, tokenizer, chat template, and an engine that runs
 //! it on the backend that fits.
 
+mod build;
+mod draft;
 mod memory;
 mod outputs;
 mod rank;
@@ -9,16 +11,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::backend::cpu::{Activations, CpuBackend, Isa};
+use crate::backend::cpu::{Activations, Isa};
 use crate::backend::kv::KvType;
-use crate::backend::ops::{Backend, MatrixOperand, OpKind};
-use crate::backend::select::{self, BackendRequest, Selection};
-use crate::backend::{Faults, LlmBackendDispatch, LlmBackendKind, Policy, Routing};
+use crate::backend::ops::OpKind;
+use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
+use crate::backend::{Faults, LlmBackendKind, Policy};
 use crate::config::{Config, GenerationConfig};
-use crate::engine::{Cache, CacheOptions, Drafts, Engine, EngineOptions, Machine, ModelBytes, Runtime};
+use crate::engine::{Cache, CacheOptions, Drafts, Engine, EngineOptions, Machine, ModelBytes};
 use crate::error::{Error, Result, panic_text};
 use crate::files::{self, bundle::Bundle};
-use crate::forward::{Architecture, Loaded, Pool, Pooling, generation_from_gguf};
+use crate::forward::{Architecture, Pool, Pooling, generation_from_gguf};
 use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
@@ -60,6 +62,9 @@ pub struct LoadOptions {
     pub max_sequences: Option<usize>,
     /// Whether tokens are guessed before they are computed. On the CPU no bit of a text depends on it.
     pub drafts: Drafts,
+    /// A smaller model of the same vocabulary whose guesses are checked: a directory or GGUF file. [`Drafts::Auto`] is then
+    /// [`Drafts::On`].
+    pub draft: Option<PathBuf>,
     /// The instruction set of the CPU kernels; the best one where absent.
     pub isa: Option<Isa>,
     /// How the CPU's activations meet quantized weights.
@@ -445,22 +450,31 @@ impl Model {
                 expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
             });
         }
-        let need = |backend| files.memory_need(files.memory_setting(backend, &options));
+        let draft = files.draft(&options)?;
+        let beside = |need: MemoryNeed, backend, context| match &draft {
+            Some(draft) => need.beside(&draft.need_as_draft(backend, context, &options)),
+            None => need,
+        };
+        let need = |backend| {
+            let setting = files.memory_setting(backend, &options);
+            beside(files.memory_need(setting), backend, setting.context)
+        };
         let selection = select::select(options.backend, &need(LlmBackendKind::Mlx))?;
         let memory = [options.memory, select::memory_for(selection.kind)].into_iter().flatten().min();
+        let memory = memory.map(|memory| match &draft {
+            Some(draft) => draft.leaves_as_draft(selection.kind, memory, &options),
+            None => memory,
+        });
         let context =
             options.context.unwrap_or_else(|| files.fitting_context(selection.kind, &options, memory));
         let setting = MemorySetting { context, ..files.memory_setting(selection.kind, &options) };
-        let need = files.memory_need(setting);
+        let need = beside(files.memory_need(setting), selection.kind, context);
         // Weights are read from their file as far as there is room; what a step makes has to be in memory.
         if let Some(available) = memory.filter(|&available| need.activations > available) {
             let what = format!("{}: what a step computes on its way", files.name());
             return Err(Error::Memory { what, needed: need.activations, available });
         }
-        let activation_dtype = match selection.kind {
-            LlmBackendKind::Cpu => DType::F32,
-            LlmBackendKind::Mlx => options.dtype.unwrap_or(dtype),
-        };
+        let activation_dtype = build::activation_dtype(&files, &options, selection.kind);
         let defaults = EngineOptions::default();
         let max_sequences = options.max_sequences.unwrap_or(defaults.max_sequences);
         let kv_token_bytes = files.kv_token_bytes(kv_type);
@@ -511,13 +525,16 @@ impl Model {
         let cut_length = files.cut_length(context)?;
         let checker = options.checker.as_deref().map(Arc::from);
         let watch = files.checkpoint.watch();
-        let watched = watch.clone();
         let files = Arc::new(files);
-        let (beside, choice) = (Arc::clone(&files), options.chat_template.clone());
+        let draft = draft.map(Arc::new);
+        let (beside, choice, other) = (Arc::clone(&files), options.chat_template.clone(), draft.clone());
         // Neither needs the other, and each takes about as long as the other.
         let thread = std::thread::Builder::new().name("backstop-tokenizer".into());
         let texts = refusals::spawn(thread, move || {
             let tokenizer = beside.tokenizer()?;
+            if let Some(draft) = &other {
+                beside.check_vocabulary(tokenizer.as_ref(), draft)?;
+            }
             let template = beside.template_as(choice.as_ref(), tokenizer.as_ref())?.map(Arc::new);
             // Asked now rather than in the first request.
             if let Some(template) = &template {
@@ -544,20 +561,17 @@ impl Model {
         });
         let texts = texts.map_err(|source| Error::Thread { what: "a tokenizer", source })?;
         let engine = Engine::start(engine_options, move || {
-            let cpu = match &options.machine {
-                Some(machine) => CpuBackend::on(machine.pool(), options.isa),
-                None => CpuBackend::new(options.threads, options.isa),
-            };
-            let cpu = cpu.with_activations(options.activations);
-            let routing = Routing::new(options.policy, options.faults).with_cpu_ops(&options.cpu_ops);
-            let dispatch = LlmBackendDispatch::of(selection.kind, activation_dtype, cpu, routing)?;
-            let Loaded { forward, mut linears } = files.architecture.load(&files.checkpoint, &dispatch)?;
-            files.checkpoint.advise_willneed();
-            // The largest first: beside it there is little in memory yet, while it is there in both forms.
-            linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
-            linears.iter().try_for_each(|matrix| dispatch.ready(matrix))?;
-            files.checkpoint.check()?;
-            Ok(Runtime::new(config, forward, dispatch, kv_type)?.watched(watched))
+            let pool = build::pool(&options);
+            let runtime = build::runtime(&files, &options, selection.kind, &pool)?;
+            match draft {
+                Some(draft) => runtime.drafted_by(build::runtime(
+                    &draft,
+                    &draft::options(&options),
+                    selection.kind,
+                    &pool,
+                )?),
+                None => Ok(runtime),
+            }
         });
         let texts = texts.join().map_err(|panic| Error::Tokenizer(panic_text(&*panic).into()))?;
         let (engine, (tokenizer, template, mut eos)) = (engine?, texts?);

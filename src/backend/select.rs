@@ -64,6 +64,15 @@ impl MemoryNeed {
     /// Kept free beside the model: the system's own, and MLX's cache of buffers.
     pub const RESERVE: u64 = 512 << 20;
 
+    /// That of another model beside it.
+    pub fn beside(&self, other: &Self) -> Self {
+        Self {
+            weights: self.weights.saturating_add(other.weights),
+            kv: self.kv.saturating_add(other.kv),
+            activations: self.activations.saturating_add(other.activations),
+        }
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         [self.weights, self.kv, self.activations, Self::RESERVE].iter().fold(0, |a, &b| a.saturating_add(b))

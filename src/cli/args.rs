@@ -503,6 +503,9 @@ pub struct SessionArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     #[arg(value_parser = PossibleValuesParser::new(Drafts::NAMES).try_map(|name| name.parse::<Drafts>()))]
     pub drafts: Drafts,
+    /// Have a smaller model of the same vocabulary guess tokens, too: a name or path. It takes memory beside the model.
+    #[arg(long, value_name = "NAME")]
+    pub draft: Option<PathBuf>,
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,

@@ -203,6 +203,11 @@ fn load_options(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<LoadO
             .clone()
             .map(|dir| CacheOptions { dir, bytes: session.cache_disk.unwrap_or(CacheOptions::BYTES) }),
         drafts: session.drafts,
+        draft: session
+            .draft
+            .as_deref()
+            .map(|draft| names::path(draft, &args.fetch, args.backend))
+            .transpose()?,
         chat_template: session.chat_template.as_deref().map(template::choice),
         isa,
         activations: args.activations,

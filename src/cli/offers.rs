@@ -68,6 +68,9 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
         }
         _ => {}
     }
+    if options.draft.is_some() && (found.len() > 1 || args.several.models_dir.is_some() || args.several.all) {
+        return Err(Usage("--draft guesses for one model: serve that one alone".to_owned()).into());
+    }
     let first = named || args.several.models_dir.is_none() && !args.several.all;
     let mut offers = named_apart(found, access, &options)?;
     alias(&mut offers, &args.alias)?;

@@ -9,14 +9,24 @@
 //! How many guesses a step takes is decided by [`Pace`]: what rows cost, which is measured, against how often such guesses were right.
 
 mod lookup;
+mod model;
 mod pace;
+
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 pub(crate) use lookup::Lookup;
-pub(super) use pace::{Candidate, Odds, Pace};
+pub(super) use model::ByModel;
+pub(super) use pace::{Candidate, Odds, Pace, Price};
 
 /// Most tokens of a draft.
 pub(super) const MOST: usize = 16;
+
+/// Guesses that are computed before it is known how long one takes.
+const FIRST: usize = 4;
+
+/// What the newest time of a guess counts.
+const NEWEST: f64 = 0.2;
 
 /// Drafts that are declined before one is tried all the same, at least and at most.
 const PATIENCE: [u32; 2] = [16, 1024];
@@ -52,22 +62,40 @@ impl std::str::FromStr for Drafts {
 }
 
 /// Guesses what comes next of one sequence.
-pub(crate) trait Drafter: Send {
-    /// What may follow `tokens`, all of the sequence so far, of which `prompt` were given; `most` tokens at most.
+pub(crate) trait Drafter {
+    /// What may follow `tokens`, all of the sequence so far, of which `prompt` were given; `most` tokens at most. One that has to
+    /// compute its guesses goes on with the next one while `pays` says so of those that it has.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); the sequence then goes on without drafts.
-    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess>;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), and what a computation may fail with; the sequence then goes on without
+    /// drafts.
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess>;
+
+    /// Whether guesses are computed, which takes time.
+    fn computes(&self) -> bool {
+        false
+    }
+}
+
+/// Whether one more guess behind these is worth computing.
+pub(crate) type Pays<'a> = &'a mut dyn FnMut(&Guess) -> bool;
+
+/// What a guess is made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Sign {
+    /// So many of the tokens before it are those that came before, where it is copied from; 0 where it stands beside another.
+    Match(usize),
+    /// A smaller model gives it this probability.
+    Likely(f32),
 }
 
 /// What may come next.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Guess {
     /// None where nothing tells.
     pub tokens: Vec<u32>,
-    /// For each, how many of the tokens before it are those that came before, where it is copied from; 0 where it stands beside
-    /// another.
-    pub matched: Vec<usize>,
+    /// What each is made of.
+    pub signs: Vec<Sign>,
 }
 
 /// The drafts of one sequence.
@@ -79,6 +107,8 @@ pub(super) struct Drafting {
     /// Guesses that were not worth a row since one was tried.
     declined: u32,
     patience: u32,
+    /// Seconds that computing a guess takes; none before one was computed, or where that takes no time.
+    cost: Option<f64>,
     /// Tokens whose masks were there in time.
     in_time: usize,
     /// Steps to go without guesses, since the mask of the first token was late, and how many if the next is.
@@ -91,30 +121,84 @@ impl Drafting {
         let [patience, _] = PATIENCE;
         let offered = Guess::default();
         let odds = Odds::default();
-        Self { drafter, odds, offered, declined: 0, patience, in_time: MOST, pause: 0, next_pause: 1 }
+        Self {
+            drafter,
+            odds,
+            offered,
+            declined: 0,
+            patience,
+            cost: None,
+            in_time: MOST,
+            pause: 0,
+            next_pause: 1,
+        }
     }
 
-    /// Guesses at most `most` tokens behind `tokens`, of which `prompt` were given; how many it did.
+    /// Guesses at most `most` tokens behind `tokens`, of which `prompt` were given, in a step of such a `price`; how many it did.
     ///
     /// # Errors
     /// Those of the drafter.
-    pub fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<usize> {
+    pub fn guess(
+        &mut self,
+        tokens: &[u32],
+        prompt: usize,
+        most: usize,
+        price: Price,
+        pace: &mut Pace,
+    ) -> Result<usize> {
         let pauses = self.pause > 0;
         self.pause = self.pause.saturating_sub(1);
         let most = most.min(self.in_time);
-        self.offered = match most {
-            _ if pauses => Guess::default(),
-            0 => Guess::default(),
-            _ => self.drafter.guess(tokens, prompt, most)?,
+        self.offered = Guess::default();
+        if pauses || most == 0 {
+            return Ok(0);
+        }
+        let began = Instant::now();
+        // One that would not pay is computed now and then, to see whether that is still so.
+        let explores = self.drafter.computes()
+            && !self.pays(&Guess::default(), price, pace)
+            && self.declined >= self.patience
+            && pace.may_explore();
+        let odds = &pace.odds;
+        let mut pays = |guess: &Guess| match explores {
+            true => guess.tokens.is_empty(),
+            false => pays(&self.odds, odds, self.cost, guess, price),
         };
+        self.offered = self.drafter.guess(tokens, prompt, most, &mut pays)?;
         self.offered.tokens.truncate(most);
-        Ok(self.offered.tokens.len())
+        let guessed = self.offered.tokens.len();
+        if let Some(Sign::Likely(_)) = self.offered.signs.first() {
+            self.observe(began.elapsed(), guessed);
+        } else if self.drafter.computes() && guessed == 0 {
+            self.declined += 1;
+        }
+        if explores {
+            pace.explored(began.elapsed());
+        }
+        Ok(guessed)
+    }
+
+    fn pays(&self, guess: &Guess, price: Price, pace: &Pace) -> bool {
+        pays(&self.odds, &pace.odds, self.cost, guess, price)
+    }
+
+    /// Learns that computing `guessed` guesses took `time`.
+    fn observe(&mut self, time: Duration, guessed: usize) {
+        let time = time.as_secs_f64() / guessed.max(1) as f64;
+        // What it had missed of the text before is no part of it.
+        let known = self.cost.unwrap_or(time);
+        self.cost = Some(known + NEWEST * (time.min(2.0 * known) - known));
     }
 
     /// How likely the first token of the guess is right, the first two, and so on.
     pub fn candidate(&self, pace: &Pace) -> Candidate {
-        let Guess { tokens, matched } = &self.offered;
-        Candidate::new(tokens.len(), |i| self.odds.of(matched[i], &pace.odds))
+        let Guess { tokens, signs } = &self.offered;
+        Candidate::new(tokens.len(), |i| self.odds.of(signs[i], &pace.odds))
+    }
+
+    /// Whether guessing takes time.
+    pub fn computes(&self) -> bool {
+        self.drafter.computes()
     }
 
     /// Takes the first `depth` of what was guessed into the next step; how many that are. Where it is none, one is tried now and then,
@@ -148,9 +232,9 @@ impl Drafting {
     /// since its mask was late.
     pub fn judge(&mut self, guess: &Guess, offered: usize, right: usize, held: bool, pace: &mut Pace) {
         let judged = if held { right } else { offered.min(right + 1) };
-        for (i, &matched) in guess.matched.iter().enumerate().take(judged) {
-            self.odds.note(matched, i < right);
-            pace.odds.note(matched, i < right);
+        for (i, &sign) in guess.signs.iter().enumerate().take(judged) {
+            self.odds.note(sign, i < right);
+            pace.odds.note(sign, i < right);
         }
         let [least, most] = PATIENCE;
         self.declined = 0;
@@ -164,5 +248,15 @@ impl Drafting {
             self.pause = self.next_pause;
             self.next_pause = (self.next_pause * 2).min(most);
         }
+    }
+}
+
+/// Whether one more guess behind `guess` is expected to bring more in the time that it `cost`s, with its row, than the step does
+/// without drafts.
+fn pays(own: &Odds, others: &Odds, cost: Option<f64>, guess: &Guess, price: Price) -> bool {
+    let before: f32 = guess.signs.iter().map(|&sign| own.of(sign, others)).product();
+    match cost {
+        Some(cost) => f64::from(before * own.of_model(others)) > price.rate * (cost + price.row),
+        None => price.rate.is_finite() && guess.tokens.len() < FIRST,
     }
 }

@@ -27,17 +27,29 @@ use crate::forward::step::SequenceState;
 pub(super) struct Budget {
     pub bytes: u64,
     pub cost: KvCost,
+    /// Bytes of a token that nobody shares, beside its K and V.
+    pub beside: u64,
 }
 
 impl Budget {
     /// `bytes`, or half of what can be counted where that is less.
     pub fn new(bytes: u64, cost: KvCost) -> Self {
-        Self { bytes: bytes.min(u64::MAX / 2), cost }
+        Self { bytes: bytes.min(u64::MAX / 2), cost, beside: 0 }
+    }
+
+    /// Where each token takes so many bytes more.
+    pub fn with_beside(self, beside: u64) -> Self {
+        Self { beside, ..self }
+    }
+
+    /// What a sequence takes that shares nothing.
+    pub fn alone(&self) -> KvCost {
+        KvCost { token: self.cost.token.saturating_add(self.beside), ..self.cost }
     }
 
     /// Refuses a sequence that would not fit if it were the only one.
     pub fn check(&self, prompt: usize, generated: usize) -> Result<()> {
-        let needed = self.cost.of_sequence(prompt.saturating_add(generated));
+        let needed = self.alone().of_sequence(prompt.saturating_add(generated));
         if needed > self.bytes {
             let what = match generated {
                 0 => format!("the KV cache of {prompt} tokens"),
@@ -191,7 +203,7 @@ impl Memory {
                 Ok(state)
             }
             None => {
-                let needed = self.budget.cost.of_sequence(most);
+                let needed = self.budget.alone().of_sequence(most);
                 let available = self.budget.bytes.saturating_sub(self.reserved + self.tree_charge());
                 let what = format!("the KV cache of {most} tokens, to be computed anew");
                 Err(Error::Memory { what, needed, available })
@@ -220,7 +232,7 @@ impl Memory {
             let pages = if self.budget.cost.shared { found.whole.len() } else { 0 };
             let (pages_held, space) = (nodes[..pages].to_vec(), space.clone());
             let mut lease = Lease { pages: pages_held, behind: found.first, own: 0, most, space };
-            let needed = self.budget.cost.of_sequence(most);
+            let needed = self.budget.alone().of_sequence(most);
             lease.own = needed.saturating_sub(self.shared_of(pages, lease.panes().len()));
             nodes.iter().for_each(|&node| self.tree.hold(node));
             nodes[found.first..].iter().for_each(|&node| self.tree.hold_pane(node));

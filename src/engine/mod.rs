@@ -166,7 +166,8 @@ impl Engine {
             Ok(runtime) => {
                 let backend = runtime.dispatch().describe();
                 let report = Arc::clone(runtime.dispatch().report());
-                let budget = Budget::new(options.kv_memory, runtime.kv_cost(options.prefill_chunk.max(1)));
+                let cost = runtime.kv_cost(options.prefill_chunk.max(1));
+                let budget = Budget::new(options.kv_memory, cost).with_beside(runtime.draft_cost());
                 let disk = match disk(&options, &runtime, answers) {
                     Ok(disk) => disk,
                     Err(error) => {
@@ -208,14 +209,14 @@ impl Engine {
 
     /// Tokens of the longest sequence that its memory holds.
     pub fn kv_tokens(&self) -> usize {
-        let Budget { bytes, cost } = self.shared.budget;
-        cost.tokens_in(bytes)
+        let budget = &self.shared.budget;
+        budget.alone().tokens_in(budget.bytes)
     }
 
     /// Tokens of as many sequences of one length as run at once, each, in its memory.
     pub fn kv_tokens_each(&self) -> usize {
-        let Budget { bytes, cost } = self.shared.budget;
-        cost.tokens_in(bytes / self.shared.max_sequences as u64)
+        let budget = &self.shared.budget;
+        budget.alone().tokens_in(budget.bytes / self.shared.max_sequences as u64)
     }
 
     /// Most sequences in one step, at least one.

@@ -124,6 +124,16 @@ impl Rig {
         Self::of(runtime_in(model, LlmBackendKind::Cpu, Routing::default(), kv), tokens, options)
     }
 
+    /// On the CPU, with guesses of another model where they pay.
+    #[cfg(test)]
+    pub fn drafted_by(model: &str, draft: &str, tokens: usize) -> Self {
+        let [model, draft] =
+            [model, draft].map(|model| runtime(model, LlmBackendKind::Cpu, Routing::default()));
+        let mut rig = Self::of(model.drafted_by(draft).unwrap(), tokens, EngineOptions::default());
+        rig.worker.set_drafts(Drafts::Auto);
+        rig
+    }
+
     /// On the CPU, with K and V in `kv`.
     #[cfg(test)]
     pub fn keeping(model: &str, kv: KvType, tokens: usize, options: EngineOptions) -> Self {

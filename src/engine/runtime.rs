@@ -3,6 +3,7 @@
 
 use std::borrow::BorrowMut;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::alloc;
@@ -29,6 +30,7 @@ pub struct Runtime {
     dispatch: LlmBackendDispatch,
     states: StateLayout,
     watch: Watch,
+    draft: Option<Rc<Runtime>>,
 }
 
 /// A step whose results may still be lazy.
@@ -68,7 +70,38 @@ impl Runtime {
         kv_type: KvType,
     ) -> Result<Self> {
         let states = StateLayout::new(&forward.states(), kv_type)?;
-        Ok(Self { config, forward, dispatch, states, watch: Watch::default() })
+        Ok(Self { config, forward, dispatch, states, watch: Watch::default(), draft: None })
+    }
+
+    /// Has its texts guessed by a smaller model of the same vocabulary.
+    ///
+    /// # Errors
+    /// One that cannot go back behind guesses that were wrong, or that writes no text.
+    pub fn drafted_by(self, draft: Runtime) -> Result<Self> {
+        let config = &draft.config;
+        let why = match () {
+            () if config.bidirectional || config.headless => Some("it writes no text"),
+            () if !draft.states.recurrent().is_empty() => {
+                Some("its recurrent layers cannot go back behind a wrong guess")
+            }
+            () => None,
+        };
+        match why {
+            Some(why) => {
+                let got = format!("of the family {}: {why}", config.model_type);
+                Err(Error::Option {
+                    option: "draft",
+                    got,
+                    expected: "a model that generates, by attention alone",
+                })
+            }
+            None => Ok(Self { draft: Some(Rc::new(draft)), ..self }),
+        }
+    }
+
+    /// What guesses its texts.
+    pub(crate) fn draft(&self) -> Option<&Rc<Runtime>> {
+        self.draft.as_ref()
     }
 
     /// Has weights that are read from their files looked after.
@@ -109,6 +142,14 @@ impl Runtime {
     /// is [given back](crate::backend::SequenceKv::give_back) after it.
     pub fn kv_cost(&self, step: usize) -> KvCost {
         self.dispatch.kv_cost(&self.states, step)
+    }
+
+    /// Bytes that the model which guesses its texts keeps of each token: nothing of it is shared or given back.
+    pub fn draft_cost(&self) -> u64 {
+        self.draft.as_ref().map_or(0, |draft| {
+            let cost = draft.kv_cost(1);
+            cost.token + cost.windowed
+        })
     }
 
     /// All that changes the bits of a sequence's states on this machine, beside the model, in words; none where they are not

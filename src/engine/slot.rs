@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::draft::{Drafting, Pace};
+use super::draft::{Drafting, Pace, Price};
 use super::memory::{Lease, Memory};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
@@ -141,13 +141,19 @@ impl Slot {
         }
     }
 
-    /// Its drafts, and how many tokens are guessed, at most `most`; none where nothing is.
-    pub fn guess(&mut self, most: usize, context: usize) -> Option<&mut Drafting> {
+    /// Its drafts, where something is guessed: at most `most` tokens, in a step of such a `price`.
+    pub fn guess(
+        &mut self,
+        most: usize,
+        context: usize,
+        price: Price,
+        pace: &mut Pace,
+    ) -> Option<&mut Drafting> {
         let Sequence { tokens, prompt, .. } = &self.sequence;
         let draft = self.draft.as_mut()?;
         let SequenceKind::Generate(it) = &self.sequence.kind else { return None };
         let most = most.min(it.room(tokens.len(), context));
-        let guessed = catch_unwind(AssertUnwindSafe(|| draft.guess(tokens, *prompt, most)));
+        let guessed = catch_unwind(AssertUnwindSafe(|| draft.guess(tokens, *prompt, most, price, pace)));
         match guessed.unwrap_or_else(|panic| Err(Error::Engine(panic_text(&*panic).to_owned()))) {
             Ok(0) => None,
             Ok(_) => self.draft.as_deref_mut(),

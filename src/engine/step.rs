@@ -41,12 +41,13 @@ pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config
     let free = options.step_tokens.saturating_sub(rows).min(most_outputs(config).saturating_sub(tokens));
     let mut left = if waiting().all(Slot::is_decoding) { free } else { 0 };
     let (mut drafts, mut candidates) = (Vec::new(), Vec::new());
+    let price = pace.price(rows, tokens);
     for slot in slots {
         let most = match slot.waiting() {
             0 => 0,
             waiting => options.prefill_chunk.saturating_sub(waiting).min(left),
         };
-        if let Some(draft) = slot.guess(most, options.context) {
+        if let Some(draft) = slot.guess(most, options.context, price, pace) {
             candidates.push(draft.candidate(pace));
             drafts.push(draft);
         }

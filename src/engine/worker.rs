@@ -3,13 +3,14 @@
 #[cfg(any(test, feature = "fuzzing"))]
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::disk::{Answer, Disk, LEAST};
-use super::draft::{Drafting, Drafts, Lookup, Pace};
+use super::draft::{ByModel, Drafter, Drafting, Drafts, Lookup, Pace};
 use super::guide::MaskPool;
 use super::load::Gauges;
 use super::memory::{Budget, Memory};
@@ -436,6 +437,9 @@ impl Worker {
     /// One step: the one that was started ahead, or the one that the scheduler plans. While it runs, the next decode step
     /// is built on the greedy choice of this one, where every sequence chooses greedily.
     fn step(&mut self) {
+        if self.started.is_none() {
+            draft(&self.options, &mut self.slots, self.runtime.config(), &mut self.pace);
+        }
         let began = Instant::now();
         let current = match self.started.take() {
             Some(started) => {
@@ -443,7 +447,6 @@ impl Worker {
                 started
             }
             None => {
-                draft(&self.options, &mut self.slots, self.runtime.config(), &mut self.pace);
                 let batch = planned(&self.options, &self.slots, self.runtime.config());
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 match self.runtime.launch(&batch, &mut self.slots, false) {
@@ -490,11 +493,18 @@ impl Worker {
             return Some(Box::new(Drafting::new(drafter())));
         }
         let drafts = match self.options.drafts {
-            Drafts::Auto => self.runtime.bit_settings().is_some(),
+            // Who names a model for it wants it.
+            Drafts::Auto => self.runtime.bit_settings().is_some() || self.runtime.draft().is_some(),
             Drafts::On => true,
             Drafts::Off => false,
         };
-        drafts.then(|| Box::new(Drafting::new(Box::<Lookup>::default())))
+        let drafter = || -> Box<dyn Drafter> {
+            match self.runtime.draft() {
+                Some(draft) => Box::new(ByModel::new(Rc::clone(draft), self.runtime.config().vocab_size)),
+                None => Box::<Lookup>::default(),
+            }
+        };
+        drafts.then(|| Box::new(Drafting::new(drafter())))
     }
 
     fn wants_hidden(&self, batch: &Batch) -> bool {
@@ -511,7 +521,11 @@ impl Worker {
     /// another token, and the backend can choose it by itself.
     fn start_ahead(&mut self, current: &InFlight) -> Option<Ahead> {
         let nobody_comes = self.queue.is_empty() || self.queue.waiting_for_memory() > 0;
-        let eligible = self.slots.iter().all(|slot| slot.may_run_ahead(self.options.context));
+        // Guesses that are computed are so behind tokens that are known.
+        let eligible = self.slots.iter_mut().all(|slot| {
+            slot.may_run_ahead(self.options.context)
+                && !slot.draft_mut().is_some_and(|draft| draft.computes())
+        });
         // Each of them has one row of logits, that of its last token.
         let whole = current.batch.outputs.len() == self.slots.len();
         let ready = with_logits(&current.batch).enumerate().all(|(i, (_, rows))| rows == (i..i + 1));
@@ -630,6 +644,11 @@ impl Worker {
     pub(super) fn memory_by_hand(&self) -> [BTreeMap<usize, u64>; 2] {
         let kept = self.memory.pages().flat_map(KvPage::memory).collect();
         [kept, self.slots.iter().flat_map(|slot| slot.state.kv.memory()).collect()]
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_drafts(&mut self, drafts: Drafts) {
+        self.options.drafts = drafts;
     }
 
     /// Tokens cached of the sequence whose prompt has `prompt` tokens; all once it has ended.

@@ -173,6 +173,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The way to its bytes.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
     fn empty(path: &Path, access: Access) -> Self {
         Self { path: path.to_owned(), access, shards: Vec::new(), tensors: BTreeMap::new(), gguf: None }
     }

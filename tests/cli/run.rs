@@ -39,6 +39,39 @@ fn stdout_is_the_librarys_text_alone_and_stderr_the_summary() {
     assert!(!ran.err.contains('\x1b'), "colours are for terminals");
 }
 
+/// Another model's guesses change how many steps a text takes; one with other tokens is refused.
+#[test]
+fn a_draft_model_guesses() {
+    let stories = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/stories");
+    let ask = ["run", PROMPT, "--max-tokens", "60", "--temperature", "0", "--backend", "cpu"];
+    let plain = ok(&[&ask[..], &["--drafts", "off"]].concat());
+    let drafted = ok(&[&ask[..], &["--draft", stories]].concat());
+    assert_eq!(drafted.out, plain.out);
+    let line = drafted.err.lines().find(|line| line.starts_with("drafts ")).expect(&drafted.err);
+    assert!(line.contains(" were right, "), "{line}");
+
+    let error = |draft: &str, more: &[&str]| {
+        let ran = backstop(&[&ask[..], &["--draft", draft], more].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{}", ran.err);
+        ran.err
+    };
+    assert_eq!(
+        error(stories, &["--drafts", "off"]),
+        "error: --draft is a model, expected none where drafts are off\n"
+    );
+    let other = fixture("models/llama-bf16");
+    assert_eq!(
+        error(other.to_str().unwrap(), &[]),
+        "error: --draft is llama-bf16: it has no tokenizer, expected a model with the same vocabulary\n"
+    );
+    let noise = Noise::new();
+    let said = error(noise.path(), &[]);
+    assert!(
+        said.contains(": its token ") && said.ends_with("expected a model with the same vocabulary\n"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_seed_decides_the_text() {
     let text = |seed| ok(&["run", PROMPT, "--max-tokens", "40", "--temperature", "1.5", "--seed", seed]).out;

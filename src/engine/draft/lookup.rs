@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::{Drafter, Guess};
+use super::{Drafter, Guess, Pays, Sign};
 use crate::alloc;
 use crate::error::{Error, Result};
 
@@ -24,7 +24,7 @@ const LONGEST: usize = 32;
 const NONE: u32 = u32::MAX;
 
 /// Tokens that a match has at least, to count more than going on where the text left what it copied.
-const SURE: usize = 6;
+pub(super) const SURE: usize = 6;
 /// Tokens in a row that were copied of the prompt, for it to be what the text follows.
 const COPYING: usize = 4;
 /// How far ahead of where the text was it is looked for in the prompt, and how far back.
@@ -173,10 +173,10 @@ impl Trail {
 }
 
 impl Drafter for Lookup {
-    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess> {
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
         self.learn(tokens)?;
         self.settle(tokens, prompt);
-        let mut guess = Guess { tokens: Vec::with_capacity(most), matched: Vec::with_capacity(most) };
+        let mut guess = Guess { tokens: Vec::with_capacity(most), signs: Vec::with_capacity(most) };
         let mut trail = self.trail;
         while guess.tokens.len() < most {
             let text = Text { tokens, guess: &guess.tokens };
@@ -205,7 +205,7 @@ impl Drafter for Lookup {
             }
             let token = text.token(from);
             guess.tokens.push(token);
-            guess.matched.push(matched);
+            guess.signs.push(Sign::Match(matched));
         }
         Ok(guess)
     }
@@ -216,8 +216,12 @@ mod tests {
     use super::*;
 
     fn guess(tokens: &[u32], most: usize) -> (Vec<u32>, usize) {
-        let guess = Lookup::default().guess(tokens, 0, most).unwrap();
-        (guess.tokens, guess.matched.first().copied().unwrap_or(0))
+        let guess = Lookup::default().guess(tokens, 0, most, &mut |_| true).unwrap();
+        let matched = guess.signs.first().map_or(0, |sign| match *sign {
+            Sign::Match(len) => len,
+            Sign::Likely(_) => unreachable!(),
+        });
+        (guess.tokens, matched)
     }
 
     #[test]
@@ -242,11 +246,11 @@ mod tests {
         let goes_on = |changed: &[u32], wanted: &[u32]| {
             let mut lookup = Lookup::default();
             let mut text = [&prompt[..], &source[..10]].concat();
-            assert_eq!(lookup.guess(&text, prompt.len(), 3).unwrap().tokens, source[10..13]);
+            assert_eq!(lookup.guess(&text, prompt.len(), 3, &mut |_| true).unwrap().tokens, source[10..13]);
             let mut guess = Guess::default();
             for token in changed {
                 text.push(*token);
-                guess = lookup.guess(&text, prompt.len(), 3).unwrap();
+                guess = lookup.guess(&text, prompt.len(), 3, &mut |_| true).unwrap();
             }
             assert_eq!(guess.tokens, wanted, "{changed:?}");
         };
@@ -260,13 +264,13 @@ mod tests {
         let mut text = [&prompt[..], &[8, 9, 1, 10, 11, 12, 13, 8, 9, 1, 20]].concat();
         let mut lookup = Lookup::default();
         for len in prompt.len()..text.len() {
-            lookup.guess(&text[..len], prompt.len(), 3).unwrap();
+            lookup.guess(&text[..len], prompt.len(), 3, &mut |_| true).unwrap();
         }
-        assert_eq!(lookup.guess(&text, prompt.len(), 3).unwrap().tokens, [21, 22, 23]);
+        assert_eq!(lookup.guess(&text, prompt.len(), 3, &mut |_| true).unwrap().tokens, [21, 22, 23]);
         text.extend([21, 22, 23, 8]);
-        assert_eq!(lookup.guess(&text, prompt.len(), 2).unwrap().tokens[0], 30);
+        assert_eq!(lookup.guess(&text, prompt.len(), 2, &mut |_| true).unwrap().tokens[0], 30);
         text.extend([9, 1]);
-        assert_eq!(lookup.guess(&text, prompt.len(), 3).unwrap().tokens, [30, 31, 32]);
+        assert_eq!(lookup.guess(&text, prompt.len(), 3, &mut |_| true).unwrap().tokens, [30, 31, 32]);
     }
 
     /// Token by token it knows what it knows of all at once.
@@ -277,8 +281,8 @@ mod tests {
         let mut lookup = Lookup::default();
         let mut guesses = 0;
         for len in 0..tokens.len() {
-            let grown = lookup.guess(&tokens[..len], 0, 8).unwrap();
-            let fresh = Lookup::default().guess(&tokens[..len], 0, 8).unwrap();
+            let grown = lookup.guess(&tokens[..len], 0, 8, &mut |_| true).unwrap();
+            let fresh = Lookup::default().guess(&tokens[..len], 0, 8, &mut |_| true).unwrap();
             assert_eq!(grown, fresh, "{len}");
             guesses += usize::from(!grown.tokens.is_empty());
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::{MOST, Sign};
+
 /// Rows of steps whose time is known.
 const ROWS: usize = 256;
 /// What an unknown row is thought to cost, of the time of a step.
@@ -17,29 +19,42 @@ const DRIFT: f64 = 0.05;
 const EXPLORED: f64 = 0.01;
 
 /// Matches of so many tokens are alike.
-const CLASSES: [usize; 8] = [1, 2, 3, 4, 6, 10, 18, usize::MAX];
-/// How often a guess was right in texts that repeat much, by class: what is believed before anything is known.
-const BELIEF: [f32; 8] = [0.4, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9];
+const MATCHES: [usize; 8] = [1, 2, 3, 4, 6, 10, 18, usize::MAX];
+/// So are probabilities below these.
+const LIKELY: [f32; 6] = [0.25, 0.45, 0.65, 0.85, 0.97, f32::INFINITY];
+const CLASSES: usize = MATCHES.len() + LIKELY.len();
+/// How often a guess was right, by class: of matches in texts that repeat much, and of a smaller model's. It is believed before
+/// anything is known.
+const BELIEF: [f32; CLASSES] = [0.4, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95];
+/// The same of a smaller model's, whatever it says.
+const BELIEF_OF_MODEL: f32 = 0.6;
 /// How many guesses such a belief counts for.
 const WEIGHT: f32 = 6.0;
 /// What earlier guesses count beside a new one.
 const FADES: f32 = 0.97;
 
-/// How often guesses were right, by the length of the match that they were made of.
+/// How often guesses were right, by what they were made of.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Odds {
-    right: [f32; CLASSES.len()],
-    all: [f32; CLASSES.len()],
+    right: [f32; CLASSES],
+    all: [f32; CLASSES],
 }
 
 impl Odds {
-    fn class(matched: usize) -> usize {
-        CLASSES.iter().position(|&end| matched < end).unwrap_or(CLASSES.len() - 1)
+    fn class(sign: Sign) -> usize {
+        let (at, last) = match sign {
+            Sign::Match(len) => (MATCHES.iter().position(|&end| len < end), MATCHES.len() - 1),
+            Sign::Likely(p) => {
+                let at = LIKELY.iter().position(|&end| p < end).unwrap_or(0);
+                (Some(MATCHES.len() + at), CLASSES - 1)
+            }
+        };
+        at.unwrap_or(last)
     }
 
-    /// Learns whether a guess behind a match of `matched` tokens was right.
-    pub fn note(&mut self, matched: usize, right: bool) {
-        let class = Self::class(matched);
+    /// Learns whether a guess that is made of `sign` was right.
+    pub fn note(&mut self, sign: Sign, right: bool) {
+        let class = Self::class(sign);
         self.right[class] = self.right[class] * FADES + f32::from(u8::from(right));
         self.all[class] = self.all[class] * FADES + 1.0;
     }
@@ -48,11 +63,20 @@ impl Odds {
         (self.right[class] + WEIGHT * belief) / (self.all[class] + WEIGHT)
     }
 
-    /// How likely a guess behind a match of `matched` tokens is right, by what this sequence showed and, while that is little,
-    /// by what `others` did.
-    pub fn of(&self, matched: usize, others: &Self) -> f32 {
-        let class = Self::class(matched);
+    /// How likely a guess that is made of `sign` is right, by what this sequence showed and, while that is little, by what `others`
+    /// did.
+    pub fn of(&self, sign: Sign, others: &Self) -> f32 {
+        let class = Self::class(sign);
         self.believing(class, others.believing(class, BELIEF[class]))
+    }
+
+    /// The same of a smaller model's next guess, which is not made yet.
+    pub fn of_model(&self, others: &Self) -> f32 {
+        let believing = |odds: &Self, belief: f32| {
+            let sum = |of: &[f32]| of[MATCHES.len()..].iter().sum::<f32>();
+            (sum(&odds.right) + WEIGHT * belief) / (sum(&odds.all) + WEIGHT)
+        };
+        believing(self, believing(others, BELIEF_OF_MODEL))
     }
 }
 
@@ -73,6 +97,15 @@ impl Candidate {
         });
         Self { likely: likely.collect() }
     }
+}
+
+/// What more of a step costs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Price {
+    /// Tokens a second without drafts.
+    pub rate: f64,
+    /// Seconds of a row more, on the whole.
+    pub row: f64,
 }
 
 /// How an engine's steps go.
@@ -119,9 +152,30 @@ impl Pace {
         self.times[rows] = now;
     }
 
-    /// Whether a guess that does not seem to pay may be tried in a step of `rows` rows without it: what such cost is to be little.
+    /// What more costs of a step that has `rows` rows without drafts for `tokens` tokens; before the first step nothing is worth it.
+    pub fn price(&self, rows: usize, tokens: usize) -> Price {
+        let times = [rows, rows + MOST].map(|rows| self.time(rows as f64));
+        match times {
+            [Some(alone), Some(more)] if alone > 0.0 => {
+                Price { rate: tokens as f64 / alone, row: (more - alone).max(0.0) / MOST as f64 }
+            }
+            _ => Price { rate: f64::INFINITY, row: 0.0 },
+        }
+    }
+
+    /// Whether time may go to guesses that do not seem to pay: what they cost is to be little.
+    pub fn may_explore(&self) -> bool {
+        self.explored <= EXPLORED * self.all
+    }
+
+    /// Learns that computing such guesses took `time`.
+    pub fn explored(&mut self, time: Duration) {
+        self.explored += time.as_secs_f64();
+    }
+
+    /// Whether a guess that does not seem to pay may be tried in a step of `rows` rows without it.
     pub fn explore(&mut self, rows: usize) -> bool {
-        let may = self.explored <= EXPLORED * self.all;
+        let may = self.may_explore();
         if may && let (Some(with), Some(without)) = (self.time((rows + 1) as f64), self.time(rows as f64)) {
             self.explored += (with - without).max(0.0);
         }
@@ -280,11 +334,28 @@ mod tests {
     fn odds_follow_what_happened() {
         let (mut own, mut others) = (Odds::default(), Odds::default());
         let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
-        assert!(near(own.of(2, &others), BELIEF[2]) && near(own.of(500, &others), BELIEF[7]));
-        (0..60).for_each(|_| others.note(2, false));
-        assert!(own.of(2, &others) < 0.07);
-        (0..60).for_each(|_| own.note(2, true));
-        assert!(own.of(2, &others) > 0.8);
-        assert!(near(own.of(4, &others), BELIEF[4]));
+        assert!(
+            near(own.of(Sign::Match(2), &others), BELIEF[2])
+                && near(own.of(Sign::Match(500), &others), BELIEF[7])
+        );
+        (0..60).for_each(|_| others.note(Sign::Match(2), false));
+        assert!(own.of(Sign::Match(2), &others) < 0.07);
+        (0..60).for_each(|_| own.note(Sign::Match(2), true));
+        assert!(own.of(Sign::Match(2), &others) > 0.8);
+        assert!(near(own.of(Sign::Match(4), &others), BELIEF[4]));
+    }
+    /// Guesses of a smaller model count apart, each probability for itself and all together before they are made.
+    #[test]
+    fn probabilities_have_odds_of_their_own() {
+        let (mut own, others) = (Odds::default(), Odds::default());
+        let (sure, unsure) = (Sign::Likely(0.99), Sign::Likely(0.1));
+        assert!(own.of(sure, &others) > 0.9 && own.of(unsure, &others) < 0.3);
+        let at_first = own.of_model(&others);
+        (0..40).for_each(|_| own.note(unsure, false));
+        assert!(own.of(sure, &others) > 0.9 && own.of(unsure, &others) < 0.05);
+        assert!(own.of_model(&others) < at_first / 3.0);
+        assert!(
+            own.of(Sign::Match(0), &others) == BELIEF[0] && own.of(Sign::Likely(f32::NAN), &others) < 0.1
+        );
     }
 }

@@ -3,24 +3,27 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use super::*;
 use crate::backend::kv::KvType;
-use crate::engine::draft::{Guess, MOST};
+use crate::engine::draft::{ByModel, Guess, MOST, Pays, Sign};
 use crate::engine::request::GenerateRequest;
-use crate::engine::{Drafter, Stats};
+use crate::engine::{Drafter, Runtime, Stats};
 use crate::sample::SamplingOptions;
 
 thread_local! {
     /// The texts that are known, prompts and answers.
     static TEXTS: RefCell<Vec<Vec<u32>>> = const { RefCell::new(Vec::new()) };
+    /// The model that guesses.
+    static DRAFT: RefCell<Option<Rc<Runtime>>> = const { RefCell::new(None) };
 }
 
 /// Knows the texts, and is wrong now and then.
 struct Knowing;
 
 impl Drafter for Knowing {
-    fn guess(&mut self, tokens: &[u32], _: usize, most: usize) -> Result<Guess, Error> {
+    fn guess(&mut self, tokens: &[u32], _: usize, most: usize, _: Pays<'_>) -> Result<Guess, Error> {
         TEXTS.with_borrow(|texts| {
             let mut random = Random(tokens.len() as u64);
             let text = texts.iter().find(|text| text.starts_with(tokens));
@@ -31,8 +34,8 @@ impl Drafter for Knowing {
             if let Some(token) = guess.get_mut(wrong) {
                 *token = token.wrapping_add(1) % 2;
             }
-            let matched = vec![2; guess.len()];
-            Ok(Guess { tokens: guess, matched })
+            let signs = vec![Sign::Match(2); guess.len()];
+            Ok(Guess { tokens: guess, signs })
         })
     }
 }
@@ -188,4 +191,61 @@ fn texts_end_where_they_would() {
     let load = rig.turn();
     assert_eq!((load.running, load.queued, load.kv.reserved), (0, 0, 0));
     assert_eq!(text(&mut rig, &prompt, 60).0, answer);
+}
+
+/// The guesses of a model, whether they pay or not.
+struct Always(ByModel);
+
+impl Drafter for Always {
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess, Error> {
+        self.0.guess(tokens, prompt, most, &mut |_| true)
+    }
+}
+
+/// A model that guesses its own texts is right, one that guesses those of another is not, and neither changes any; also where a
+/// text is longer than what it has seen at once, and past what it can hold.
+#[test]
+fn a_model_guesses() {
+    for (draft, len, most) in
+        [(MODEL, 40, 60), (MODEL, 600, 30), ("mistral-window", 40, 60), ("gpt2-plain", 25, 60)]
+    {
+        let mut plain = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+        let of_draft = runtime(draft, LlmBackendKind::Cpu, Routing::default());
+        let prompt = plain.prompt(3, len);
+        assert!(plain.vocab == 97 && of_draft.config().vocab_size >= 97);
+        let (answer, _) = text(&mut plain, &prompt, most);
+        DRAFT.set(Some(Rc::new(of_draft)));
+        let drafter: fn() -> Box<dyn Drafter> = || {
+            DRAFT.with_borrow(|draft| Box::new(Always(ByModel::new(Rc::clone(draft.as_ref().unwrap()), 97))))
+        };
+        let options = EngineOptions { drafter: Some(drafter), ..EngineOptions::default() };
+        let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, options);
+        let (drafted, stats) = text(&mut rig, &prompt, most);
+        assert_eq!(drafted, answer, "{draft} {len}");
+        let Stats { drafted_tokens, accepted_tokens, .. } = stats;
+        match draft == MODEL {
+            // What is copied may be wrong.
+            true => assert!(accepted_tokens >= most / 2, "{len}: {stats:?}"),
+            false => assert!(accepted_tokens < drafted_tokens, "{draft}: {stats:?}"),
+        }
+    }
+}
+
+/// What is asked of a model's guesses is what a step costs: some are made, and no text depends on how many.
+#[test]
+fn a_model_guesses_where_it_pays() {
+    let mut plain = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+    let prompt = plain.prompt(3, 40);
+    let (answer, _) = text(&mut plain, &prompt, 80);
+    let mut rig = Rig::drafted_by(MODEL, MODEL, 4096);
+    let (drafted, stats) = text(&mut rig, &prompt, 80);
+    assert_eq!(drafted, answer);
+    assert!(0 < stats.accepted_tokens && stats.accepted_tokens <= stats.drafted_tokens, "{stats:?}");
+    let refused = runtime(MODEL, LlmBackendKind::Cpu, Routing::default()).drafted_by(runtime(
+        "qwen3_5-delta",
+        LlmBackendKind::Cpu,
+        Routing::default(),
+    ));
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains("qwen3_5") && error.contains("cannot go back"), "{error}");
 }

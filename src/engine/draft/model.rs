@@ -1,0 +1,105 @@
+//! Guesses of a smaller model of the same vocabulary, which computes the text beside the one whose text it is.
+//!
+//! It takes its most likely token, one after the other, while that pays; what it has not seen yet of the text it computes before, a
+//! part in each step where that is much. Where the text repeats what came before, that is copied instead, which costs nothing.
+
+use std::rc::Rc;
+
+use super::lookup::{Lookup, SURE};
+use super::{Drafter, Guess, Pays, Sign};
+use crate::alloc;
+use crate::backend::batch::Batch;
+use crate::engine::runtime::Runtime;
+use crate::error::{Error, Result};
+use crate::forward::step::SequenceState;
+
+/// Tokens of the text that are computed before one step.
+const CHUNK: usize = 256;
+
+/// The guesses of a smaller model for one sequence.
+pub(in crate::engine) struct ByModel {
+    runtime: Rc<Runtime>,
+    /// Tokens that the text may have: rows behind them are padding.
+    vocab: usize,
+    /// Made with the first guess, and the tokens that it has seen.
+    state: Option<SequenceState>,
+    lookup: Lookup,
+}
+
+impl ByModel {
+    /// Guesses of `runtime`, none of whose layers is recurrent, among the first `vocab` tokens.
+    pub fn new(runtime: Rc<Runtime>, vocab: usize) -> Self {
+        Self { runtime, vocab, state: None, lookup: Lookup::default() }
+    }
+
+    /// Computes `tokens` behind those that `state` has seen; what comes next, with its probability.
+    fn next(
+        runtime: &Runtime,
+        vocab: usize,
+        state: &mut SequenceState,
+        tokens: &[u32],
+    ) -> Result<(u32, f32)> {
+        let batch = Batch::of(&[(state.history.len(), tokens)]);
+        let logits = runtime.step(&batch, std::slice::from_mut(state))?;
+        let row = logits.row(0);
+        let row = &row[..vocab.min(row.len())];
+        let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        let sum: f32 = row.iter().map(|&logit| (logit - row[best]).exp()).sum();
+        if !sum.is_finite() {
+            return Err(Error::Engine("logits of the draft model are no numbers".into()));
+        }
+        Ok((best as u32, 1.0 / sum))
+    }
+
+    /// Guesses behind `tokens`.
+    fn compute(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
+        let runtime = &self.runtime;
+        let mut guess = Guess::default();
+        let room = runtime.config().max_context().saturating_sub(tokens.len());
+        if room == 0 || !pays(&guess) {
+            return Ok(guess);
+        }
+        let state = self.state.get_or_insert_with(|| runtime.sequence(prompt));
+        let same = state.history.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let seen = same.min(tokens.len().saturating_sub(1));
+        state.kv.truncate(seen);
+        state.history.truncate(seen);
+        if state.kv.len() != seen {
+            return Err(Error::Engine("the draft model cannot go back".into()));
+        }
+        let missing = &tokens[seen..];
+        if missing.len() > CHUNK {
+            let mut batch = Batch::of(&[(seen, &missing[..CHUNK])]);
+            batch.outputs.clear();
+            runtime.step(&batch, std::slice::from_mut(state))?;
+            return Ok(guess);
+        }
+        let most = most.min(room);
+        alloc::reserve(&mut guess.tokens, most, "guesses")?;
+        alloc::reserve(&mut guess.signs, most, "guesses")?;
+        let (mut token, mut likely) = Self::next(runtime, self.vocab, state, missing)?;
+        loop {
+            guess.tokens.push(token);
+            guess.signs.push(Sign::Likely(likely));
+            if guess.tokens.len() >= most || !pays(&guess) {
+                return Ok(guess);
+            }
+            (token, likely) = Self::next(runtime, self.vocab, state, &[token])?;
+        }
+    }
+}
+
+impl Drafter for ByModel {
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
+        let copied = self.lookup.guess(tokens, prompt, most, pays)?;
+        if matches!(copied.signs.first(), Some(Sign::Match(len)) if *len >= SURE) {
+            return Ok(copied);
+        }
+        let computed = self.compute(tokens, prompt, most, pays)?;
+        Ok(if computed.tokens.is_empty() { copied } else { computed })
+    }
+
+    fn computes(&self) -> bool {
+        true
+    }
+}

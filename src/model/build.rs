@@ -1,0 +1,51 @@
+//! A runtime of opened files: the backend, and the weights in the form that it has them in.
+
+use std::sync::Arc;
+
+use super::{LoadOptions, ModelFiles};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::pool::Pool;
+use crate::backend::ops::{Backend, MatrixOperand};
+use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
+use crate::engine::Runtime;
+use crate::error::Result;
+use crate::forward::Loaded;
+use crate::tensor::DType;
+
+/// The threads of the CPU kernels.
+pub(super) fn pool(options: &LoadOptions) -> Arc<Pool> {
+    match &options.machine {
+        Some(machine) => machine.pool(),
+        None => Arc::new(options.threads.map_or_else(Pool::per_core, Pool::new)),
+    }
+}
+
+/// The type of activations on `backend`.
+pub(super) fn activation_dtype(files: &ModelFiles, options: &LoadOptions, backend: LlmBackendKind) -> DType {
+    match backend {
+        LlmBackendKind::Cpu => DType::F32,
+        LlmBackendKind::Mlx => options.dtype.unwrap_or_else(|| files.dtype()),
+    }
+}
+
+/// The model of `files` on `backend`, in the thread that will run it.
+pub(super) fn runtime(
+    files: &ModelFiles,
+    options: &LoadOptions,
+    backend: LlmBackendKind,
+    pool: &Arc<Pool>,
+) -> Result<Runtime> {
+    let cpu = CpuBackend::on(Arc::clone(pool), options.isa).with_activations(options.activations);
+    let routing = Routing::new(options.policy, options.faults.clone()).with_cpu_ops(&options.cpu_ops);
+    let dtype = activation_dtype(files, options, backend);
+    let dispatch = LlmBackendDispatch::of(backend, dtype, cpu, routing)?;
+    let Loaded { forward, mut linears } = files.architecture.load(&files.checkpoint, &dispatch)?;
+    files.checkpoint.advise_willneed();
+    // The largest first: beside it there is little in memory yet, while it is there in both forms.
+    linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
+    linears.iter().try_for_each(|matrix| dispatch.ready(matrix))?;
+    files.checkpoint.check()?;
+    let kv_type = options.kv_type.unwrap_or(files.dtype().into());
+    let config = Arc::new(files.config().clone());
+    Ok(Runtime::new(config, forward, dispatch, kv_type)?.watched(files.checkpoint.watch()))
+}

@@ -1,0 +1,77 @@
+//! A smaller model that guesses the texts of another: what it has to have in common with it, and what it takes.
+
+use super::{LoadOptions, MemorySetting, ModelFiles};
+use crate::backend::LlmBackendKind;
+use crate::backend::select::MemoryNeed;
+use crate::engine::Drafts;
+use crate::error::{Error, Result};
+use crate::json::quote;
+use crate::text::Tokenizer;
+
+/// How a draft model is loaded beside one that is loaded by `options`.
+pub(super) fn options(options: &LoadOptions) -> LoadOptions {
+    let faults = Default::default();
+    LoadOptions { faults, context: None, draft: None, ..options.clone() }
+}
+
+impl ModelFiles {
+    /// The model that is to guess this one's texts, opened as this one was.
+    pub(super) fn draft(&self, options: &LoadOptions) -> Result<Option<Self>> {
+        match &options.draft {
+            None => Ok(None),
+            Some(_) if options.drafts == Drafts::Off => {
+                let expected = "none where drafts are off";
+                Err(Error::Option { option: "draft", got: "a model".into(), expected })
+            }
+            Some(path) => Self::open_by(path, self.checkpoint.access()).map(Some),
+        }
+    }
+
+    /// Bytes that it takes as the draft model of one with such a `context`: it keeps all that it has seen.
+    pub(super) fn need_as_draft(
+        &self,
+        backend: LlmBackendKind,
+        context: usize,
+        options: &LoadOptions,
+    ) -> MemoryNeed {
+        let context = context.min(self.config().max_context());
+        self.memory_need(MemorySetting { context, ..self.memory_setting(backend, &self::options(options)) })
+    }
+
+    /// What it leaves of `memory` beside its weights and what it computes.
+    pub(super) fn leaves_as_draft(&self, backend: LlmBackendKind, memory: u64, options: &LoadOptions) -> u64 {
+        let MemoryNeed { weights, activations, .. } = self.need_as_draft(backend, 1, options);
+        memory.saturating_sub(weights).saturating_sub(activations)
+    }
+
+    /// Refuses a draft model whose token ids do not mean what they do here.
+    pub(super) fn check_vocabulary(&self, tokenizer: Option<&Tokenizer>, draft: &Self) -> Result<()> {
+        let refused = |what: String| {
+            let got = format!("{}: {what}", draft.name());
+            Err(Error::Option { option: "draft", got, expected: "a model with the same vocabulary" })
+        };
+        let (own, other) = match (tokenizer, draft.tokenizer()?) {
+            (Some(own), Some(other)) => (own, other),
+            // From token ids alone there is nothing more to compare.
+            (None, None) if self.config().vocab_size == draft.config().vocab_size => return Ok(()),
+            (None, None) => {
+                let sizes = [self, draft].map(|files| files.config().vocab_size);
+                return refused(format!("it has {} tokens, the model {}", sizes[1], sizes[0]));
+            }
+            (None, Some(_)) => return refused("it has a tokenizer, the model has none".into()),
+            (Some(_), None) => return refused("it has no tokenizer".into()),
+        };
+        for id in 0..own.vocab_size().max(other.vocab_size()) as u32 {
+            let texts = [own.token_text(id), other.token_text(id)];
+            if texts[0] != texts[1] {
+                let [own, other] = texts.map(|text| text.map_or("nothing".into(), |text| quote(&text)));
+                return refused(format!("its token {id} is {other}, the model's {own}"));
+            }
+        }
+        // Rows behind the tokens are padding.
+        if own.vocab_size() > draft.config().vocab_size {
+            return refused(format!("it has {} rows for them", draft.config().vocab_size));
+        }
+        Ok(())
+    }
+}
