@@ -124,11 +124,10 @@ impl Rig {
         Self::of(runtime_in(model, LlmBackendKind::Cpu, Routing::default(), kv), tokens, options)
     }
 
-    /// On the CPU, with guesses of another model where they pay.
+    /// With guesses of another model where they pay.
     #[cfg(test)]
-    pub fn drafted_by(model: &str, draft: &str, tokens: usize) -> Self {
-        let [model, draft] =
-            [model, draft].map(|model| runtime(model, LlmBackendKind::Cpu, Routing::default()));
+    pub fn drafted_by(model: &str, draft: &str, kind: LlmBackendKind, tokens: usize) -> Self {
+        let [model, draft] = [model, draft].map(|model| runtime(model, kind, Routing::default()));
         let mut rig = Self::of(model.drafted_by(draft).unwrap(), tokens, EngineOptions::default());
         rig.worker.set_drafts(Drafts::Auto);
         rig
