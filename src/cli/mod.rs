@@ -27,6 +27,7 @@ mod stream;
 mod summary;
 mod template;
 mod term;
+mod whole;
 
 use std::io::{IsTerminal, stderr};
 use std::path::Path;

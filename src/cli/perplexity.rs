@@ -1,7 +1,7 @@
 //! `backstop perplexity`: how well a model predicts a text, and how far from it another one is.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::args::{ModelArgs, PerplexityArgs, SessionArgs};
 use super::stream::print;
 use super::summary::aligned;
+use super::whole::Whole;
 use super::{Usage, input, term};
 
 /// Tokens of a window where nothing says it: what most published numbers are of.
@@ -44,11 +45,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     // What a text begins with that has nothing in it.
     let begin = if args.llama_cpp { tokenizer.encode("")?.first().copied() } else { None };
     let other = compared(args).map(|other| load(&other)).transpose()?.map(|loaded| loaded.model);
-    let mut positions = args.positions.as_ref().map(|path| {
-        let file = File::create(path).with_context(|| path.display().to_string())?;
-        anyhow::Ok(BufWriter::new(file))
-    });
-    let mut positions = positions.take().transpose()?;
+    let mut positions = args.positions.as_deref().map(Whole::create).transpose()?;
 
     let count = windows.cut(tokens.len())?.len();
     let done = Arc::new(AtomicUsize::new(0));
@@ -68,9 +65,9 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
         Ok(())
     })?;
     drop(progress);
-    if let Some(file) = &mut positions {
-        let written = failed.map_or_else(|| file.flush(), Err);
-        written.with_context(|| args.positions.as_deref().unwrap_or(&args.file).display().to_string())?;
+    if let Some(file) = positions {
+        failed.map_or(Ok(()), Err).with_context(|| file.name())?;
+        file.finish()?;
     }
     let report =
         Report { model: &model, other: other.as_ref(), tokens: (tokens.len(), all), windows, scored };

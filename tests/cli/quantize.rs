@@ -1,6 +1,7 @@
 //! `backstop quantize`.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -243,18 +244,55 @@ fn interrupted_runs_leave_no_half_model() {
     assert!(out.join("tokenizer.json").exists());
 }
 
+/// Runs the program where no file may become longer than `most` bytes: a write past it fails there, as on a disk that is full.
+fn within(most: u64, args: &[&str]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+    command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    let set = move || {
+        // SAFETY: the pointer is to a value of our own, and the call may be made between fork and exec.
+        match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(set) };
+    ended(command.spawn().unwrap())
+}
+
+/// A write that fails at any byte of what is written is one line of error, and leaves nothing behind.
 #[test]
 fn a_disk_that_is_full_leaves_nothing() {
-    let dir = tempfile::tempdir().unwrap();
     let noise = Noise::new();
-    let out = dir.path().join("out");
-    // A limit on the size of files fails as a full disk does.
-    let script = "ulimit -f 16; exec \"$0\" quantize \"$1\" --group 32 -o \"$2\"";
-    let mut shell = Command::new("sh");
-    shell.args(["-c", script, env!("CARGO_BIN_EXE_backstop"), noise.path(), text(&out)]);
-    let ran =
-        ended(shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
-    assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{}", ran.err);
-    assert!(ran.err.contains("File too large"), "{}", ran.err);
-    assert!(names(dir.path()).is_empty());
+    let text_of = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/perplexity/text.txt");
+    let commands: [&[&str]; 3] = [
+        &["quantize", noise.path(), "--group", "32", "-o"],
+        &["quantize", noise.path(), "--to", "gguf", "--type", "Q8_0", "-o"],
+        &["perplexity", text_of, "--window", "128", "--backend", "cpu", "--positions"],
+    ];
+    for command in commands {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let args = [command, &[text(&out)]].concat();
+        ok(&args);
+        let files = match out.is_dir() {
+            true => names(&out).iter().map(|name| out.join(name)).collect(),
+            false => vec![out.clone()],
+        };
+        let longest = files.iter().map(|file| fs::metadata(file).unwrap().len()).max().unwrap();
+        if out.is_dir() {
+            fs::remove_dir_all(&out).unwrap()
+        } else {
+            fs::remove_file(&out).unwrap()
+        }
+        for most in [0, 1, 23, 24, 1000, longest / 3, longest / 2 + 1, longest - 1] {
+            let ran = within(most, &args);
+            assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{args:?} {most}: {}", ran.err);
+            assert!(ran.err.contains("File too large"), "{args:?} {most}: {}", ran.err);
+            assert!(names(dir.path()).is_empty(), "{args:?} {most}: {:?}", names(dir.path()));
+        }
+        assert_eq!(within(longest, &args).code, Some(0));
+    }
 }

@@ -1,6 +1,5 @@
 //! Conversations in files: JSON that goes on, Markdown to be read.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::Usage;
 use super::super::template::read;
+use super::super::whole::Whole;
 
 /// The role of an instruction.
 pub const SYSTEM: &str = "system";
@@ -54,17 +54,9 @@ pub fn save(path: &Path, model: &str, messages: &[Message]) -> anyhow::Result<()
             return Err(Usage(what).into());
         }
     };
-    // A link stays one: what it leads to is written.
-    let target = path.canonicalize();
-    let path = target.as_deref().unwrap_or(path);
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(name)?;
+    let mut file = Whole::private(path)?;
     file.write_all(text.as_bytes()).with_context(name)?;
-    // What is there stays as open as it is; a new one is its owner's.
-    if let Ok(there) = std::fs::metadata(path) {
-        file.as_file().set_permissions(there.permissions()).with_context(name)?;
-    }
-    file.persist(path).map(drop::<File>).with_context(name)
+    file.finish()
 }
 
 fn markdown(model: &str, messages: &[Message]) -> String {
