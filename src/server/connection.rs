@@ -151,6 +151,8 @@ pub(crate) async fn serve(
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(app.options.header_timeout).max_buf_size(WRITE_BUFFER);
     tokio::pin!(stop);
+    // Refusals come ten times a second while they last: the first tells it.
+    let mut refused = 0_u64;
     for number in 0.. {
         let accepted = async {
             // More connections than one without a place wait in the kernel.
@@ -160,9 +162,18 @@ pub(crate) async fn serve(
         let (place, stream, peer) = tokio::select! {
             () = &mut stop => break,
             accepted = accepted => match accepted {
-                Ok((place, (stream, peer))) => (place, stream, peer),
+                Ok((place, (stream, peer))) => {
+                    if refused > 0 {
+                        tracing::warn!(refused, "connections are accepted again");
+                    }
+                    refused = 0;
+                    (place, stream, peer)
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
+                    if refused == 0 {
+                        tracing::warn!(%error, "no connection is accepted until this is over");
+                    }
+                    refused += 1;
                     tokio::time::sleep(BREATH).await;
                     continue;
                 }

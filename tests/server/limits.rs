@@ -61,8 +61,11 @@ fn connections_that_find_no_descriptor_wait_for_one() {
     let server = Server::with_descriptors(MOST);
     let before = descriptors(&server);
     let mut held: Vec<TcpStream> = (0..MOST).map(|_| server.connect()).collect();
-    server.hear("a connection was not accepted");
+    server.hear("no connection is accepted until this is over");
     server.hear("Too many open files");
+    // Once, however often it is tried.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.times("no connection is accepted"), 1);
     // Those that have one are served, and who waits is as soon as another goes.
     let health = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     held[0].write_all(health).unwrap();
@@ -77,6 +80,7 @@ fn connections_that_find_no_descriptor_wait_for_one() {
     drop(held);
     assert_eq!(Answer::read(&mut late).ok()["status"], "ok");
     drop(late);
+    server.hear("connections are accepted again");
     let start = Instant::now();
     while descriptors(&server) != before {
         assert!(start.elapsed() < LONG, "{:?} descriptors, {before:?} before", descriptors(&server));

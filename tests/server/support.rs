@@ -86,6 +86,11 @@ impl Server {
         }
     }
 
+    /// How often it has said so.
+    pub fn times(&self, what: &str) -> usize {
+        self.said.lock().unwrap().matches(what).count()
+    }
+
     /// A model that generates until it is told to stop.
     pub fn endless(noise: &Noise, args: &[&str]) -> Self {
         Self::start(&[&[noise.path(), "--ctx", "150000"], args].concat())
