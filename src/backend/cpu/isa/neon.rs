@@ -81,9 +81,12 @@ unsafe fn load_some(p: *const f32, n: usize) -> float32x4_t {
         let zero = vdupq_n_f32(0.0);
         match n {
             0 => zero,
-            1 => vld1q_lane_f32::<0>(p, zero),
+            1 => vsetq_lane_f32::<0>(p.read_unaligned(), zero),
             2 => vcombine_f32(vld1_f32(p), vdup_n_f32(0.0)),
-            3 => vld1q_lane_f32::<2>(p.add(2), vcombine_f32(vld1_f32(p), vdup_n_f32(0.0))),
+            3 => {
+                let low = vcombine_f32(vld1_f32(p), vdup_n_f32(0.0));
+                vsetq_lane_f32::<2>(p.add(2).read_unaligned(), low)
+            }
             _ => vld1q_f32(p),
         }
     })
@@ -98,26 +101,26 @@ unsafe fn store_some(p: *mut f32, n: usize, v: float32x4_t) {
     op!({
         match n {
             0 => {}
-            1 => vst1q_lane_f32::<0>(p, v),
+            1 => p.write_unaligned(vgetq_lane_f32::<0>(v)),
             2 => vst1_f32(p, vget_low_f32(v)),
             3 => {
                 vst1_f32(p, vget_low_f32(v));
-                vst1q_lane_f32::<2>(p.add(2), v);
+                p.add(2).write_unaligned(vgetq_lane_f32::<2>(v));
             }
             _ => vst1q_f32(p, v),
         }
     })
 }
 
-/// The eight halves in `v`, widened.
+/// The eight halves in `v`, widened. The instructions note in FPSR what they met, which `preserves_flags` would deny.
 #[inline(always)]
 fn widen(v: uint16x8_t) -> Floats {
     op!({
         let (low, high): (float32x4_t, float32x4_t);
         asm!("fcvtl {out:v}.4s, {v:v}.4h", out = lateout(vreg) low, v = in(vreg) v,
-            options(pure, nomem, nostack, preserves_flags));
+            options(pure, nomem, nostack));
         asm!("fcvtl2 {out:v}.4s, {v:v}.8h", out = lateout(vreg) high, v = in(vreg) v,
-            options(pure, nomem, nostack, preserves_flags));
+            options(pure, nomem, nostack));
         Floats(low, high)
     })
 }
@@ -129,7 +132,7 @@ fn narrow(v: Floats) -> uint16x8_t {
         let out: uint16x8_t;
         asm!("fcvtn {out:v}.4h, {low:v}.4s", "fcvtn2 {out:v}.8h, {high:v}.4s",
             out = out(vreg) out, low = in(vreg) v.0, high = in(vreg) v.1,
-            options(pure, nomem, nostack, preserves_flags));
+            options(pure, nomem, nostack));
         out
     })
 }
@@ -163,7 +166,7 @@ pub(super) fn prefetch_l1(p: *const u8) {
     #[cfg(not(miri))]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {
-        asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nomem, nostack, preserves_flags));
+        asm!("prfm pldl1keep, [{p}]", p = in(reg) p.addr(), options(nomem, nostack, preserves_flags));
     }
     #[cfg(miri)]
     let _ = p;
@@ -175,7 +178,7 @@ pub(super) fn prefetch_l2(p: *const u8) {
     #[cfg(not(miri))]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {
-        asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nomem, nostack, preserves_flags));
+        asm!("prfm pldl2keep, [{p}]", p = in(reg) p.addr(), options(nomem, nostack, preserves_flags));
     }
     #[cfg(miri)]
     let _ = p;
