@@ -41,6 +41,8 @@ pub enum Task {
     RealModels(real_models::Options),
     /// Check that imports run downwards in the module map of docs/architecture.md
     Layers,
+    /// Check lints and docs of what Apple Silicon compiles, MLX included, from Linux
+    Apple,
     /// Run the kernels' tests as on three ARM processors, by qemu and a Debian in a folder, from x86-64 Linux
     Arm(arm::Options),
     /// Fuzz with libFuzzer and AddressSanitizer, on the nightly toolchain

@@ -1,5 +1,6 @@
 //! `cargo xtask …`: the project's own chores.
 
+mod apple;
 mod args;
 mod arm;
 mod clients;
@@ -47,6 +48,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Sanitize { tools } => sanitize::run(&tools),
         Task::Layers => layers::run(),
+        Task::Apple => apple::run(),
         Task::Arm(options) => arm::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::RealModels(options) => real_models::run(&options),

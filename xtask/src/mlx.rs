@@ -22,7 +22,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::util;
+use crate::{apple, util};
 
 const WHEELS: &str = include_str!("wheels.txt");
 const SHIM: &str = include_str!("mlx_shim.cpp");
@@ -361,7 +361,7 @@ fn in_parallel<T: Sync>(workers: usize, items: &[T], work: impl Fn(&T) -> Result
     failure.into_inner().unwrap()
 }
 
-/// Replaces mlx-sys's build script. `rpath` reaches the build scripts of direct dependents as `DEP_MLX_RPATH`: an rpath
+/// Replaces mlx-sys's build script, also for [`apple`], where nothing is linked. `rpath` reaches the build scripts of direct dependents as `DEP_MLX_RPATH`: an rpath
 /// in `rustflags` would rebuild every crate whenever builds with and without MLX alternate.
 fn config_text(target: &str, sdk: &Path) -> Result<String> {
     let quoted =
@@ -373,7 +373,12 @@ rustc-link-lib = ["static=mlxc", "dylib=mlx", "dylib=stdc++"]
 rustc-link-search = [{lib}, {mlx}]
 rustc-env = {{ OUT_DIR = {bindings} }}
 rpath = {mlx}
+
+[target.{apple}.mlx]
+rustc-link-lib = []
+rustc-env = {{ OUT_DIR = {bindings} }}
 "#,
+        apple = apple::TARGET,
         lib = quoted("lib")?,
         mlx = quoted("wheel/mlx/lib")?,
         bindings = quoted("bindings")?,
@@ -415,6 +420,7 @@ mod tests {
     fn the_config_names_the_target_and_quotes_the_paths() {
         let text = config_text("x86_64-unknown-linux-gnu", Path::new("/a \"b\"")).unwrap();
         assert!(text.contains("[target.x86_64-unknown-linux-gnu.mlx]"));
-        assert!(text.contains(r#"OUT_DIR = "/a \"b\"/bindings""#));
+        assert!(text.contains("[target.aarch64-apple-darwin.mlx]"));
+        assert_eq!(text.matches(r#"OUT_DIR = "/a \"b\"/bindings""#).count(), 2);
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::steps::Steps;
-use crate::{arm, clients, layers, mlx, page, util};
+use crate::{apple, arm, clients, layers, mlx, page, util};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
@@ -59,6 +59,7 @@ pub fn run(options: &Options) -> Result<()> {
         } else {
             steps.cargo("docs", "doc --workspace --no-deps", &[]);
         }
+        apple::steps(&mut steps, ready);
     }
     steps.cargo("tests without MLX", "test --workspace --no-fail-fast --features fault-injection", filter);
     arm::steps(&mut steps, filter);
