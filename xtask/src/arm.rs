@@ -77,12 +77,22 @@ fn processor(name: &str) -> Result<String, String> {
     if good { Ok(name.to_owned()) } else { Err("expected the name of a processor".to_owned()) }
 }
 
-/// `cargo xtask arm`: sets up what is missing where that can be done, and runs all.
+/// `cargo xtask arm`: sets up what is missing where that can be done, and runs all. What cannot be had here is skipped; a set-up that
+/// fails is a failure.
 pub fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::new("arm");
-    match Debian::set_up(&home()?) {
-        Ok(debian) => add(&mut steps, &debian, options),
-        Err(error) => steps.skip("ARM", &error),
+    let home = home()?;
+    if let Err(error) = Debian::possible(&home) {
+        steps.skip("ARM", &error);
+        return steps.summary();
+    }
+    let mut debian = None;
+    steps.step("ARM: set-up", || {
+        debian = Some(Debian::set_up(&home)?);
+        Ok(())
+    });
+    if let Some(debian) = debian {
+        add(&mut steps, &debian, options);
     }
     steps.summary()
 }

@@ -12,7 +12,7 @@
 //! ```
 //! `<key>` is a hash of all that went in, so a changed input changes the config and cargo rebuilds what depends on it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -49,7 +49,7 @@ pub fn set_up() -> Result<Option<PathBuf>> {
     let home = Path::new(target_dir).join("mlx");
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
     let home = home.canonicalize()?;
-    let _lock = lock(&home.join("lock"))?;
+    let _lock = util::lock(&home.join("lock"), "mlx")?;
 
     let sdk = home.join(format!("sdk-{:016x}", util::fnv1a(&recipe.stamp)));
     let config = home.join("config.toml");
@@ -90,16 +90,6 @@ fn check_platform() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Held until the file closes: at most one setup at a time in a target directory.
-fn lock(path: &Path) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    if file.try_lock().is_err() {
-        eprintln!("mlx: waiting for another setup");
-        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
-    }
-    Ok(file)
 }
 
 /// The inputs, all known before anything is made.

@@ -1,6 +1,7 @@
 //! Where the project is, and commands that say what they were when they fail.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -46,6 +47,16 @@ pub fn quiet(command: &mut Command) -> Result<Output> {
         );
     }
     Ok(output)
+}
+
+/// Held until the file closes: at most one set-up of `what` at a time where `path` lies.
+pub fn lock(path: &Path, what: &str) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("{what}: waiting for another set-up");
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
 }
 
 /// The first line that `command` prints.

@@ -3,10 +3,12 @@
 //!
 //! ```text
 //! debian-<key>    made beside and renamed, so it is whole or absent; <key> is a hash of its packages
+//! making          what it is until then
+//! lock            held by who makes it
 //! build-<hash>    where cargo builds in it, of this checkout
 //! ```
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,7 +60,7 @@ shift
 exec chroot "$debian" "$@"
 "#;
 
-/// What the environment in the folder has of this one.
+/// What the environment in the folder has of this one, and that of debootstrap.
 const KEPT: &[&str] = &[
     "TERM",
     "CARGO_TERM_COLOR",
@@ -90,33 +92,51 @@ impl Debian {
 
     /// The folder below `home`, where it is there and can be used.
     pub fn here(home: &Path) -> Result<Self> {
-        possible()?;
+        enterable()?;
         let debian = Self::at(home);
         let name = debian.folder.display();
         ensure!(debian.folder.is_dir(), "{name} is not there: `cargo xtask arm` makes it, in ten minutes");
         Ok(debian)
     }
 
-    /// The same, and makes it where it is not there: ten minutes, and 3 GB.
+    /// Fails where the folder cannot be made or used on this machine, with the reason.
+    pub fn possible(home: &Path) -> Result<()> {
+        enterable()?;
+        if !Self::at(home).folder.is_dir() {
+            util::quiet(Command::new("debootstrap").arg("--version"))
+                .context("there is no debootstrap: `apt-get install debootstrap`")?;
+        }
+        Ok(())
+    }
+
+    /// The same folder, made where it is not there: ten minutes, and 3 GB.
     pub fn set_up(home: &Path) -> Result<Self> {
-        possible()?;
         let debian = Self::at(home);
         if debian.folder.is_dir() {
             return Ok(debian);
         }
-        util::quiet(Command::new("debootstrap").arg("--version"))
-            .context("there is no debootstrap: `apt-get install debootstrap`")?;
+        fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
+        let _lock = util::lock(&home.join("lock"), "arm")?;
+        if debian.folder.is_dir() {
+            return Ok(debian);
+        }
         eprintln!("   making {}, which takes ten minutes", debian.folder.display());
         let folder = home.join("making");
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+            // What may be mounted in it is not ours to empty.
+            util::quiet(Command::new("rm").args(["-rf", "--one-file-system"]).arg(&folder))?;
         }
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut bootstrap = Command::new("debootstrap");
-        bootstrap.args(["--variant=minbase", "--include=ca-certificates", RELEASE]).arg(&folder);
+        // It mounts a /proc in the folder, too.
+        let mut bootstrap = namespace();
+        bootstrap
+            .args(["debootstrap", "--variant=minbase", "--include=ca-certificates", RELEASE])
+            .arg(&folder);
+        let kept = KEPT.iter().chain(&["PATH"]);
+        bootstrap.env_clear().envs(kept.filter_map(|name| Some((name, std::env::var_os(name)?))));
         util::quiet(&mut bootstrap)?;
         let made = Self { folder, build: debian.build.clone() };
-        let mut install = made.enter(&[])?;
+        let mut install = made.enter(&[], &[])?;
         install.args(["/bin/sh", "-c", INSTALL, "sh"]).args(PACKAGES);
         util::quiet(&mut install)?;
         fs::rename(&made.folder, &debian.folder)
@@ -129,19 +149,11 @@ impl Debian {
         let root = util::root()?;
         let registry = registry()?;
         fs::create_dir_all(&self.build).with_context(|| format!("cannot make {}", self.build.display()))?;
-        let mut command = self.enter(&[&root, &self.build, &registry])?;
-        command.args(["/usr/bin/env", "-C"]).arg(&root).arg("-i");
-        let set = |name: &str, value: &OsStr| {
-            let mut both = std::ffi::OsString::from(name);
-            both.push("=");
-            both.push(value);
-            both
-        };
-        command.arg("PATH=/usr/sbin:/usr/bin:/sbin:/bin").arg("HOME=/root");
-        command.arg(set("CARGO_HOME", registry.as_os_str()));
-        command.arg(set("CARGO_TARGET_DIR", self.build.as_os_str()));
-        command.args(KEPT.iter().filter_map(|name| Some(set(name, &std::env::var_os(name)?))));
-        command.args(environment.iter().map(|(name, value)| set(name, OsStr::new(value))));
+        let own = [("CARGO_HOME", registry.as_os_str()), ("CARGO_TARGET_DIR", self.build.as_os_str())];
+        let given = environment.iter().map(|(name, value)| (*name, OsStr::new(value)));
+        let environment: Vec<_> = own.into_iter().chain(given).collect();
+        let mut command = self.enter(&[&root, &self.build, &registry], &environment)?;
+        command.args(["/usr/bin/env", "-C"]).arg(&root);
         command.args(words);
         eprintln!("   in Debian: {}", words.join(" "));
         let status = command.status().context("cannot start unshare")?;
@@ -149,8 +161,8 @@ impl Debian {
         Ok(())
     }
 
-    /// What runs a command, which follows, in the folder and these folders of the machine.
-    fn enter(&self, folders: &[&Path]) -> Result<Command> {
+    /// What runs a command, which follows, in the folder and these folders of the machine, with an environment of its own.
+    fn enter(&self, folders: &[&Path], environment: &[(&str, &OsStr)]) -> Result<Command> {
         for file in NETWORK {
             let from = Path::new("/").join(file);
             if from.is_file() {
@@ -164,6 +176,13 @@ impl Debian {
         }
         let mut command = namespace();
         command.args(["/bin/sh", "-c", ENTER, "sh"]).arg(&self.folder).args(folders).arg("--");
+        command.args(["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]);
+        let set =
+            |name: &str, value: &OsStr| [OsStr::new(name), OsStr::new("="), value].into_iter().collect();
+        let kept = KEPT.iter().filter_map(|name| Some(set(name, &std::env::var_os(name)?)));
+        let words: Vec<OsString> =
+            kept.chain(environment.iter().map(|(name, value)| set(name, value))).collect();
+        command.args(words);
         Ok(command)
     }
 }
@@ -175,8 +194,8 @@ fn namespace() -> Command {
     command
 }
 
-/// Fails where this machine cannot do it, with the reason.
-fn possible() -> Result<()> {
+/// Fails where this machine cannot enter such a folder, with the reason.
+fn enterable() -> Result<()> {
     if cfg!(target_arch = "aarch64") {
         bail!("this machine is an ARM itself: `cargo xtask test` runs on it");
     }
