@@ -34,7 +34,7 @@ use std::fmt;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
-pub use int::{IntKernel, IntSimd};
+pub use int::{IntKernel, IntSimd, place};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use portable::Portable;
@@ -388,7 +388,7 @@ pub enum Isa {
     /// AVX2, FMA and F16C: 8 lanes, 16 registers; AVX-VNNI where the token says so.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// NEON: 8 lanes in two of 32 registers; `sdot` where the token says so.
+    /// NEON: 8 lanes in two of 32 registers; `sdot`, or `usdot` and `usmmla`, where the token says so.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     /// Arrays of 8 lanes that the compiler vectorises for the build's baseline.
@@ -428,26 +428,22 @@ impl Isa {
         all
     }
 
-    /// As [`available`](Self::available), and each of them without its instructions for bytes: those are other code for
-    /// quantized weights, and the same for floats.
+    /// As [`available`](Self::available), and each of them without its instructions for bytes, the best of them first: those are
+    /// other code for quantized weights, and the same for floats.
     pub fn variants() -> Vec<Self> {
-        let mut all = Vec::new();
-        for isa in Self::available() {
-            all.push(isa);
-            let plain = match isa {
+        let lesser = |isa: &Self| {
+            let lesser = match *isa {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512(token) => Self::Avx512(token.plain()),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2(token) => Self::Avx2(token.plain()),
                 #[cfg(target_arch = "aarch64")]
-                Self::Neon(token) => Self::Neon(token.plain()),
-                Self::Portable(_) => isa,
+                Self::Neon(token) => Self::Neon(token.lesser()),
+                Self::Portable(_) => *isa,
             };
-            if plain != isa {
-                all.push(plain);
-            }
-        }
-        all
+            (lesser != *isa).then_some(lesser)
+        };
+        Self::available().into_iter().flat_map(|isa| std::iter::successors(Some(isa), lesser)).collect()
     }
 
     /// The instruction set called `name`, where this machine has it.
@@ -455,7 +451,7 @@ impl Isa {
         Self::variants().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `avx512-vnni`, `avx512`, `avx2-vnni`, `avx2`, `neon-dotprod`, `neon` or `portable`.
+    /// `avx512-vnni`, `avx512`, `avx2-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`, `neon` or `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]

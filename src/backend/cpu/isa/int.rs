@@ -26,6 +26,10 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
 
     /// What [`dot`](Self::dot) takes off codes of eight bits.
     const WIDE_BIAS: i32;
+    /// Whether `G > 1` rows of `x` are multiplied two by two. They lie where [`place`] says then, and of the results, and of
+    /// what [`each`](Self::each) and [`beside`](Self::beside) give for them, two belong to two rows, `2 i` and `2 i + 1`:
+    /// [`apart`](Self::apart) parts them.
+    const PAIRS: bool = false;
 
     /// The float operations.
     fn float(self) -> Self::F;
@@ -76,12 +80,42 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// `p` must be valid for writes of `LANES` bytes.
     unsafe fn store_i8(self, p: *mut i8, v: <Self::F as Simd>::V);
 
+    /// What each of `G` rows has at `p`, `step` apart, in every lane that belongs to it.
+    ///
+    /// # Safety
+    /// `p` must be valid for reads of `G` elements, `step` apart.
+    #[inline(always)]
+    unsafe fn each<const G: usize>(self, p: *const f32, step: usize) -> [<Self::F as Simd>::V; G] {
+        // SAFETY: the caller's contract.
+        std::array::from_fn(|g| self.float().splat(unsafe { *p.add(g * step) }))
+    }
+    /// The same of integers.
+    ///
+    /// # Safety
+    /// As [`each`](Self::each).
+    #[inline(always)]
+    unsafe fn each_i32<const G: usize>(self, p: *const i32, step: usize) -> [Self::I; G] {
+        // SAFETY: the caller's contract.
+        std::array::from_fn(|g| self.splat_i32(unsafe { *p.add(g * step) }))
+    }
+    /// `v`, which is the same for each of `G` rows, as it meets their products.
+    #[inline(always)]
+    fn beside<const G: usize>(self, v: <Self::F as Simd>::V) -> [<Self::F as Simd>::V; G] {
+        [v; G]
+    }
+    /// What belongs to `G` rows, a vector for each of them.
+    #[inline(always)]
+    fn apart<const G: usize>(self, v: [<Self::F as Simd>::V; G]) -> [<Self::F as Simd>::V; G] {
+        v
+    }
+
     /// `init + Σ_q Σ_b codes[q][4 lane + b] · x[4 q + b]` in each lane, for each of `G` inits and rows of `x`, side by side so
     /// that no instruction waits for the one before. Codes are below `2^bits`; those of eight bits
     /// have [`WIDE_BIAS`](Self::WIDE_BIAS) taken off first. `bits` is a constant to the caller, who is inlined.
     ///
     /// # Safety
-    /// Each of `x` must be valid for reads of `4 * N` bytes, in `-127..=127`.
+    /// Each of `x` must be valid for reads of `4 * N` bytes, in `-127..=127`, or those of even rows for `8 * N` where rows are
+    /// [`PAIRS`](Self::PAIRS).
     unsafe fn dot<const N: usize, const G: usize>(
         self,
         bits: u32,
@@ -89,6 +123,16 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
         codes: &[Self::I; N],
         x: [*const i8; G],
     ) -> [Self::I; G];
+}
+
+/// Where, among the codes of a block of `columns` of `rows` rows of `x`, the eight columns from `8 * eight` on of row `row` lie.
+#[inline(always)]
+pub const fn place<S: IntSimd>(columns: usize, rows: usize, row: usize, eight: usize) -> usize {
+    if S::PAIRS && rows > 1 {
+        (row / 2) * 2 * columns + 16 * eight + 8 * (row % 2)
+    } else {
+        row * columns + 8 * eight
+    }
 }
 
 /// A kernel's body, written once for all integer tokens.
@@ -116,6 +160,8 @@ const _: () = {
     assert_int_simd::<Neon>();
     #[cfg(target_arch = "aarch64")]
     assert_int_simd::<neon::Dotprod>();
+    #[cfg(target_arch = "aarch64")]
+    assert_int_simd::<neon::Matrix>();
 };
 
 #[cfg(target_arch = "x86_64")]

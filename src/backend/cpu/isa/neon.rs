@@ -23,6 +23,8 @@ pub(super) enum Bytes {
     Long,
     /// `sdot`: four products a lane, both sides signed.
     Dot,
+    /// `usdot` and `usmmla`: eight products a lane, one side signed.
+    Matrix,
 }
 
 impl Neon {
@@ -30,7 +32,12 @@ impl Neon {
     pub fn detect() -> Option<Self> {
         // Miri has no `asm!`.
         let here = !cfg!(miri) && is_aarch64_feature_detected!("neon");
-        let bytes = if is_aarch64_feature_detected!("dotprod") { Bytes::Dot } else { Bytes::Long };
+        let (dot, matrix) = (is_aarch64_feature_detected!("dotprod"), is_aarch64_feature_detected!("i8mm"));
+        let bytes = match (dot, matrix) {
+            (true, true) => Bytes::Matrix,
+            (true, false) => Bytes::Dot,
+            _ => Bytes::Long,
+        };
         here.then_some(Self { bytes })
     }
 
@@ -40,17 +47,19 @@ impl Neon {
         self.bytes
     }
 
-    /// `neon-dotprod` or `neon`.
+    /// `neon-i8mm`, `neon-dotprod` or `neon`.
     pub(super) const fn name(self) -> &'static str {
         match self.bytes {
+            Bytes::Matrix => "neon-i8mm",
             Bytes::Dot => "neon-dotprod",
             Bytes::Long => "neon",
         }
     }
 
-    /// The token without instructions for bytes.
-    pub(super) fn plain(self) -> Self {
-        Self { bytes: Bytes::Long }
+    /// The token without the best of its instructions for bytes.
+    pub(super) fn lesser(self) -> Self {
+        let bytes = if self.bytes == Bytes::Matrix { Bytes::Dot } else { Bytes::Long };
+        Self { bytes }
     }
 }
 

@@ -73,7 +73,20 @@ impl Kernel for Check {
             assert_eq!(&out[..len], &a[..len]);
             assert!(out[len..].iter().all(|x| *x == 9.0));
             assert!(lanes(s.load_partial(&a[..len]))[len..].iter().all(|x| x.to_bits() == 0));
+            // At an address that no `f32` has.
+            let mut bytes = vec![0_u8; 4 * n + 1];
+            bytes[1..=4 * len].copy_from_slice(bytemuck::cast_slice(&a[..len]));
+            // SAFETY: there are `len` elements behind the first byte.
+            unsafe {
+                let v = s.load_partial_ptr(bytes.as_ptr().add(1).cast(), len);
+                assert_eq!(lanes(v)[..len], a[..len]);
+                bytes.fill(9);
+                s.store_partial_ptr(bytes.as_mut_ptr().add(1).cast(), len, v);
+            }
+            assert_eq!(bytes[1..=4 * len], *bytemuck::cast_slice::<f32, u8>(&a[..len]));
+            assert!(bytes[4 * len + 1..].iter().all(|byte| *byte == 9));
         }
+        ties(s);
         narrow::<S, f16>(s, &|x| f16::from_f32(x).to_f32());
         narrow::<S, bf16>(s, &|x| bf16::from_f32(x).to_f32());
     }
@@ -134,6 +147,27 @@ fn narrow<S: Simd, E: Element>(s: S, round: &dyn Fn(f32) -> f32) {
     }
 }
 
+/// What lies in the middle of two halves, and one `f32` beside it on either side, rounds as the `half` crate rounds.
+#[inline(always)]
+fn ties<S: Simd>(s: S) {
+    let n = S::LANES;
+    // The largest half and what would follow it are 65504 and 65536.
+    let value = |bits: u16| if bits == 0x7c00 { 65536.0 } else { f16::from_bits(bits).to_f32() };
+    for start in (0..0x7c00).step_by(if cfg!(miri) { 64 * n } else { n }) {
+        let middle = |i: usize| (value((start + i) as u16) + value((start + i) as u16 + 1)) / 2.0;
+        let sides: [fn(f32) -> f32; 4] = [|x| x, f32::next_up, f32::next_down, |x| -x];
+        for side in sides {
+            let given: Vec<f32> = (0..n).map(|i| side(middle(i))).collect();
+            let mut halves = vec![f16::ZERO; n];
+            // SAFETY: the vector holds n = LANES elements.
+            unsafe { s.store_f16_ptr(halves.as_mut_ptr(), s.load(&given)) };
+            for (x, half) in given.iter().zip(halves) {
+                assert_eq!(half.to_bits(), f16::from_f32(*x).to_bits(), "{x}");
+            }
+        }
+    }
+}
+
 #[test]
 fn operations_match_scalar_rust() {
     for isa in Isa::available() {
@@ -163,28 +197,34 @@ impl Bytes {
             state >> 16
         };
         let bias = if bits == 8 { S::WIDE_BIAS } else { 0 };
-        for _ in 0..if cfg!(miri) { 2 } else { 100 } {
-            let bytes: Vec<u8> = (0..N * 4 * lanes).map(|_| (next() % (1 << bits)) as u8).collect();
-            let x: [[i8; 32]; G] =
-                std::array::from_fn(|_| std::array::from_fn(|_| (next() % 255) as i8).map(|x| x.max(-127)));
+        for round in 0..if cfg!(miri) { 4 } else { 100 } {
+            // The first rounds have sums that no others exceed: each code and each of `x` at an end.
+            let most = (1 << bits) - 1;
+            let extreme = [(most, 127), (most, -127), (0, 127), (0, -127)].get(round).copied();
+            let mut code = || extreme.map_or_else(|| next() % (most + 1), |(code, _)| code) as u8;
+            let bytes: Vec<u8> = (0..N * 4 * lanes).map(|_| code()).collect();
+            let mut value = || extreme.map_or_else(|| ((next() % 255) as i8).max(-127), |(_, x)| x);
+            let rows: [[i8; 32]; G] = std::array::from_fn(|_| std::array::from_fn(|_| value()));
             let init: [i32; G] = std::array::from_fn(|g| 7 * g as i32 - 3);
-            // SAFETY: `bytes` has N vectors, and a row of `x` 32 >= 4 N elements.
+            let mut x = vec![0_i8; G * 4 * N];
+            for (g, row) in rows.iter().enumerate() {
+                for (eight, part) in row[..4 * N].chunks_exact(8).enumerate() {
+                    x[place::<S>(4 * N, G, g, eight)..][..8].copy_from_slice(part);
+                }
+            }
+            // SAFETY: `bytes` has N vectors, `x` has G rows of 4 N elements where `place` puts them, and `init` is of G.
             let sums = unsafe {
                 let codes: [S::I; N] = std::array::from_fn(|q| s.load_bytes(bytes[4 * lanes * q..].as_ptr()));
-                s.dot::<N, G>(
-                    bits,
-                    init.map(|init| s.splat_i32(init)),
-                    &codes,
-                    x.each_ref().map(|x| x.as_ptr()),
-                )
+                let x: [*const i8; G] = std::array::from_fn(|g| x[place::<S>(4 * N, G, g, 0)..].as_ptr());
+                s.dot::<N, G>(bits, s.each_i32::<G>(init.as_ptr(), 1), &codes, x)
             };
             let mut out = vec![0.0; lanes];
-            for (g, sum) in sums.into_iter().enumerate() {
-                s.float().store(&mut out, s.to_float(sum));
+            for (g, sum) in s.apart(sums.map(|sum| s.to_float(sum))).into_iter().enumerate() {
+                s.float().store(&mut out, sum);
                 for (lane, &got) in out.iter().enumerate() {
                     let product = |at: usize| {
                         let code = i32::from(bytes[at / 4 * 4 * lanes + 4 * lane + at % 4]);
-                        (code - bias) * i32::from(x[g][at])
+                        (code - bias) * i32::from(rows[g][at])
                     };
                     let exact = init[g] + (0..4 * N).map(product).sum::<i32>();
                     assert_eq!(got, exact as f32, "{bits} bits, {N} quads, row {g} of {G}, lane {lane}");
@@ -196,6 +236,25 @@ impl Bytes {
             for (got, word) in out.iter().zip(bytes.chunks_exact(4)) {
                 let exact = u32::from_le_bytes([word[0], word[1], word[2], word[3]].map(|byte| byte >> 4));
                 assert_eq!(*got, exact as f32);
+            }
+        }
+    }
+
+    /// What rows of `x` have beside their products: a value of each, and one of all.
+    #[inline(always)]
+    fn beside<S: IntSimd, const G: usize>(s: S) {
+        let lanes = S::F::LANES;
+        let values: [f32; 64] = std::array::from_fn(|i| i as f32 + 0.5);
+        for step in [1, 2] {
+            // SAFETY: `values` has G elements that are `step` apart.
+            let each = unsafe { s.each::<G>(values.as_ptr(), step) };
+            let all = s.beside::<G>(s.float().load(&values[..lanes]));
+            let both: [_; G] = std::array::from_fn(|g| s.float().mul(each[g], all[g]));
+            let mut out = vec![0.0; lanes];
+            for (g, v) in s.apart(both).into_iter().enumerate() {
+                s.float().store(&mut out, v);
+                let exact: Vec<f32> = values[..lanes].iter().map(|v| v * values[g * step]).collect();
+                assert_eq!(out, exact, "row {g} of {G}, {step} apart");
             }
         }
     }
@@ -211,8 +270,12 @@ impl IntKernel for Bytes {
         Self::dot::<S, 4, 1>(s, 6);
         Self::dot::<S, 4, 4>(s, 6);
         Self::dot::<S, 8, 1>(s, 8);
+        Self::dot::<S, 8, 2>(s, 8);
         Self::dot::<S, 8, 4>(s, 8);
         Self::dot::<S, 4, 4>(s, 8);
+        Self::beside::<S, 1>(s);
+        Self::beside::<S, 2>(s);
+        Self::beside::<S, 4>(s);
     }
 }
 

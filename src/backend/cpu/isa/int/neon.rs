@@ -1,4 +1,4 @@
-//! Bytes times bytes on NEON: both sides are signed, so codes of eight bits have 128 taken off.
+//! Bytes times bytes on NEON. Where both sides are signed, codes of eight bits have 128 taken off.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -41,10 +41,10 @@ unsafe fn quad(p: *const i8) -> int8x16_t {
 }
 
 macro_rules! two_registers {
-    () => {
+    ($bias:expr) => {
         type F = Neon;
         type I = Words;
-        const WIDE_BIAS: i32 = 128;
+        const WIDE_BIAS: i32 = $bias;
 
         #[inline(always)]
         fn splat_i32(self, x: i32) -> Words {
@@ -138,6 +138,10 @@ macro_rules! two_registers {
     };
 }
 
+mod matrix;
+
+pub use matrix::Matrix;
+
 /// Quads of products with codes of `bits` that a lane of 16 bits can add up: `n · 2^bits · 127 < 2^15`, and
 /// `n · 2^7 · 127` of signed ones.
 const fn depth(bits: u32) -> usize {
@@ -147,7 +151,7 @@ const fn depth(bits: u32) -> usize {
 
 // SAFETY: each instruction is in the baseline, and touches 32 bytes, a register, or what its name says of it.
 unsafe impl IntSimd for Neon {
-    two_registers!();
+    two_registers!(128);
 
     #[inline(always)]
     fn float(self) -> Neon {
@@ -190,8 +194,19 @@ unsafe impl IntSimd for Neon {
     }
 }
 
-/// `sum + Σ_b codes[4 lane + b] · x[4 QUAD + b]` in each lane. The intrinsic is not stable in the oldest compiler that
-/// backstop takes.
+/// `sum + Σ_b codes[4 lane + b] · x[4 QUAD + b]` in each lane.
+trait Quads {
+    /// The bytes of codes as the instruction takes them.
+    fn bytes(codes: Words, bits: u32) -> [int8x16_t; 2];
+
+    /// The instruction.
+    ///
+    /// # Safety
+    /// It must be there.
+    unsafe fn quad<const QUAD: usize>(sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t;
+}
+
+/// The intrinsic is not stable in the oldest compiler that backstop takes.
 #[inline]
 #[target_feature(enable = "dotprod")]
 fn sdot<const QUAD: usize>(mut sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t {
@@ -204,19 +219,31 @@ fn sdot<const QUAD: usize>(mut sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -
     sum
 }
 
-/// [`sdot`] of quad `QUAD` of each row of `x`.
+impl Quads for Dotprod {
+    #[inline(always)]
+    fn bytes(codes: Words, bits: u32) -> [int8x16_t; 2] {
+        signed(codes, bits)
+    }
+    #[inline(always)]
+    unsafe fn quad<const QUAD: usize>(sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: the caller's contract.
+        unsafe { sdot::<QUAD>(sum, codes, x) }
+    }
+}
+
+/// [`Quads::quad`] of quad `QUAD` of each row of `x`.
 ///
 /// # Safety
-/// `sdot` must be there.
+/// The instruction must be there.
 #[inline(always)]
-unsafe fn step<const QUAD: usize, const G: usize>(
+unsafe fn step<Q: Quads, const QUAD: usize, const G: usize>(
     mut sums: [Words; G],
     [low, high]: [int8x16_t; 2],
     x: [int8x16_t; G],
 ) -> [Words; G] {
     for (sum, x) in sums.iter_mut().zip(x) {
         // SAFETY: the caller's contract.
-        *sum = unsafe { Words(sdot::<QUAD>(sum.0, low, x), sdot::<QUAD>(sum.1, high, x)) };
+        *sum = unsafe { Words(Q::quad::<QUAD>(sum.0, low, x), Q::quad::<QUAD>(sum.1, high, x)) };
     }
     sums
 }
@@ -225,9 +252,9 @@ unsafe fn step<const QUAD: usize, const G: usize>(
 /// instruction.
 ///
 /// # Safety
-/// `sdot` must be there, and each of `x` be valid for reads of `4 * at + 16` bytes.
+/// The instruction must be there, and each of `x` be valid for reads of `4 * at + 16` bytes.
 #[inline(always)]
-unsafe fn four<const G: usize>(
+unsafe fn four<Q: Quads, const G: usize>(
     bits: u32,
     sums: [Words; G],
     codes: &[Words],
@@ -236,16 +263,35 @@ unsafe fn four<const G: usize>(
 ) -> [Words; G] {
     op!({
         let x: [int8x16_t; G] = std::array::from_fn(|g| vld1q_s8(x[g].add(4 * at)));
-        let sums = step::<0, G>(sums, signed(codes[at], bits), x);
-        let sums = step::<1, G>(sums, signed(codes[at + 1], bits), x);
-        let sums = step::<2, G>(sums, signed(codes[at + 2], bits), x);
-        step::<3, G>(sums, signed(codes[at + 3], bits), x)
+        let sums = step::<Q, 0, G>(sums, Q::bytes(codes[at], bits), x);
+        let sums = step::<Q, 1, G>(sums, Q::bytes(codes[at + 1], bits), x);
+        let sums = step::<Q, 2, G>(sums, Q::bytes(codes[at + 2], bits), x);
+        step::<Q, 3, G>(sums, Q::bytes(codes[at + 3], bits), x)
     })
+}
+
+/// All quads of a block, or of half of one.
+///
+/// # Safety
+/// The instruction must be there, and each of `x` be valid for reads of `4 * N` bytes.
+#[inline(always)]
+unsafe fn quads<Q: Quads, const N: usize, const G: usize>(
+    bits: u32,
+    init: [Words; G],
+    codes: &[Words; N],
+    x: [*const i8; G],
+) -> [Words; G] {
+    const { assert!(N == 4 || N == 8) };
+    // SAFETY: the caller's contract.
+    unsafe {
+        let sums = four::<Q, G>(bits, init, codes, 0, x);
+        if N == 8 { four::<Q, G>(bits, sums, codes, 4, x) } else { sums }
+    }
 }
 
 // SAFETY: each instruction is one that detection found, and touches 32 bytes, a register, or what its name says of it.
 unsafe impl IntSimd for Dotprod {
-    two_registers!();
+    two_registers!(128);
 
     #[inline(always)]
     fn float(self) -> Neon {
@@ -259,11 +305,8 @@ unsafe impl IntSimd for Dotprod {
         codes: &[Words; N],
         x: [*const i8; G],
     ) -> [Words; G] {
-        op!({
-            const { assert!(N == 4 || N == 8) };
-            let sums = four(bits, init, codes, 0, x);
-            if N == 8 { four(bits, sums, codes, 4, x) } else { sums }
-        })
+        // SAFETY: the token is proof of `sdot`, and the caller's contract.
+        unsafe { quads::<Self, N, G>(bits, init, codes, x) }
     }
 }
 
@@ -279,6 +322,8 @@ pub(super) fn dispatch<K: IntKernel>(token: Neon, kernel: K) -> K::Out {
     match token.bytes() {
         // SAFETY: the token exists, so detection found the features of the shim.
         Bytes::Dot => unsafe { shim_dotprod(Dotprod(token), kernel) },
+        // SAFETY: as above.
+        Bytes::Matrix => unsafe { matrix::shim(Matrix::new(token), kernel) },
         Bytes::Long => kernel.run(token),
     }
 }

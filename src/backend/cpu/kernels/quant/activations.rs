@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::{BLOCK, PackedMatrix, Rows};
 use crate::alloc;
-use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
+use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd, place};
 use crate::backend::cpu::pool::{Parts, Pool};
 use crate::error::Result;
 
@@ -168,7 +168,7 @@ pub(super) struct Quantized<'a> {
 }
 
 impl Quantized<'_> {
-    /// `[block][row][32]` of the tile that begins at row `start`.
+    /// `[block][row][32]` of the tile that begins at row `start`, a block's rows where [`place`] puts them.
     #[inline(always)]
     pub(super) fn codes(&self, start: usize) -> *const i8 {
         self.scratch.codes[start * self.scratch.blocks * BLOCK..].as_ptr()
@@ -375,10 +375,12 @@ impl IntKernel for Round<'_> {
                     wrong = f.add(wrong, f.sub(v, v));
                 }
                 let most = f.reduce_max(most);
-                let codes = &mut self.codes[at * BLOCK..][..BLOCK];
+                let codes = &mut self.codes[block * rows * BLOCK..][..rows * BLOCK];
                 let sums = &mut self.sums[2 * at..][..2];
                 if f.reduce_add(wrong) != 0.0 || most == 0.0 || !most.is_finite() {
-                    codes.fill(0);
+                    for eight in 0..BLOCK / 8 {
+                        codes[place::<S>(BLOCK, rows, r, eight)..][..8].fill(0);
+                    }
                     sums.fill(0);
                     self.scales[at] = if most == 0.0 && f.reduce_add(wrong) == 0.0 { 0.0 } else { f32::NAN };
                     continue;
@@ -395,8 +397,9 @@ impl IntKernel for Round<'_> {
                         let v = f.round(f.mul(f.load(&values[at..at + S::F::LANES]), by));
                         let v = f.max(f.splat(-127.0), f.min(v, f.splat(127.0)));
                         total = f.add(total, v);
-                        // SAFETY: a block has 32 codes, and these are integers in -127..=127.
-                        unsafe { s.store_i8(codes[at..at + S::F::LANES].as_mut_ptr(), v) };
+                        let codes = &mut codes[place::<S>(BLOCK, rows, r, at / 8)..][..S::F::LANES];
+                        // SAFETY: these are as many codes as lanes, and integers in -127..=127.
+                        unsafe { s.store_i8(codes.as_mut_ptr(), v) };
                     }
                     *sum = f.reduce_add(total) as i32;
                 }

@@ -4,7 +4,7 @@ use super::activations::Quantized;
 use super::codes::{Any, Codes, Int, LINE, Route, Table};
 use super::scales::{CHUNK, Wide};
 use super::{BLOCK, PanelPart, ROWS, Task, max_tile};
-use crate::backend::cpu::isa::{IntSimd, Simd};
+use crate::backend::cpu::isa::{IntSimd, Simd, place};
 
 /// How far ahead of its use a line of codes is asked for into L2: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in
 /// flight; four times that covers the unevenness of shared machines. Straight into L1 it would occupy one of a core's 12 to
@@ -156,7 +156,7 @@ impl Tile<'_> {
             }
         }
         let n = self.panel * ROWS + half * S::F::LANES;
-        for (t, acc) in acc.into_iter().enumerate() {
+        for (t, acc) in s.apart(acc).into_iter().enumerate() {
             // SAFETY: panels of different tasks are different rows of the weight.
             unsafe { self.part.store(f, self.row + t, n, acc) };
         }
@@ -178,20 +178,24 @@ impl Tile<'_> {
         let f = s.float();
         // SAFETY: the caller's contract.
         unsafe {
-            let dx: [Float<S>; G] = std::array::from_fn(|t| f.splat(*dx.add(at + t)));
+            let dx = s.each::<G>(dx.add(at), 1);
             for sub in 0..SUBS {
-                let init: [S::I; G] = std::array::from_fn(|t| s.splat_i32(*inits.add((at + t) * SUBS + sub)));
-                let x: [*const i8; G] = std::array::from_fn(|t| x.add((at + t) * BLOCK + sub * BLOCK / SUBS));
+                let init = s.each_i32::<G>(inits.add(at * SUBS + sub), SUBS);
+                let eight = sub * BLOCK / SUBS / 8;
+                let x: [*const i8; G] =
+                    std::array::from_fn(|t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));
                 let products = if SUBS == 1 {
                     s.dot::<8, G>(C::BITS, init, w, x)
                 } else {
                     let w: [S::I; 4] = std::array::from_fn(|q| w[sub * 4 + q]);
                     s.dot::<4, G>(C::BITS, init, &w, x)
                 };
+                let (d, m) = (s.beside::<G>(d[sub]), s.beside::<G>(m[sub]));
+                let sums = if MIN { s.each::<G>(sums.add(at * SUBS + sub), SUBS) } else { dx };
                 for t in 0..G {
-                    acc[t] = f.fma(s.to_float(products[t]), f.mul(d[sub], dx[t]), acc[t]);
+                    acc[t] = f.fma(s.to_float(products[t]), f.mul(d[t], dx[t]), acc[t]);
                     if MIN {
-                        acc[t] = f.fma(m[sub], f.splat(*sums.add((at + t) * SUBS + sub)), acc[t]);
+                        acc[t] = f.fma(m[t], sums[t], acc[t]);
                     }
                 }
             }

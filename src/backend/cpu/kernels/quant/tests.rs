@@ -166,7 +166,8 @@ fn rows_have_the_same_bits_alone_and_among_others_on_any_threads() {
     for format in formats() {
         let cols = 2 * format.group().max(32);
         let weight = random(format, 40, cols, 3);
-        let x = activations(23, cols, 1);
+        // A tile of each size, of 16 rows on.
+        let x = activations(31, cols, 1);
         for how in [Activations::Int8, Activations::F32] {
             let mut all: Vec<(Isa, Vec<u32>)> = Vec::new();
             for isa in Isa::variants() {
@@ -181,7 +182,7 @@ fn rows_have_the_same_bits_alone_and_among_others_on_any_threads() {
                         "{isa} {format}"
                     );
                 }
-                for t in [0, 15, 16, 19, 22] {
+                for t in [0, 15, 16, 23, 24, 28, 30] {
                     let alone = run(&pool, isa, how, &x[t * cols..(t + 1) * cols], &packed, None);
                     let among = &together[t * 40..(t + 1) * 40];
                     assert!(
