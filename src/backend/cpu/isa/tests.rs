@@ -92,7 +92,8 @@ impl Kernel for Check {
     }
 }
 
-/// Every 16-bit pattern (for Miri, each sixteenth vector of them) widens exactly, and values between two of them round as the `half` crate rounds.
+/// Every 16-bit pattern (for Miri, each sixteenth vector of them) widens exactly, and values between two of them round as the
+/// `half` crate rounds.
 #[inline(always)]
 fn narrow<S: Simd, E: Element>(s: S, round: &dyn Fn(f32) -> f32) {
     let n = S::LANES;
