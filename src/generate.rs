@@ -32,6 +32,8 @@ pub struct Options {
     /// Whose kept beginnings of prompts this one may go on from, and who may go on from its: those with an equal one. Where they
     /// are of several people, nobody then learns how the prompts of others begin.
     pub cache_salt: Option<Arc<str>>,
+    /// The name of the adapter that it is generated with; the model's own ([`Model::with_adapter`]) where absent.
+    pub adapter: Option<Arc<str>>,
     /// Special tokens whose texts are part of the text, such as the marks around tool calls; others give none.
     pub visible: Vec<u32>,
 }
@@ -219,6 +221,10 @@ impl Model {
                 expected: "at most max_tokens, and what the context leaves",
             });
         }
+        let adapter = match &options.adapter {
+            Some(name) => Some(self.adapter_named(name)?),
+            None => self.adapter.clone(),
+        };
         let ends = !options.ignore_eos || options.constraint.is_some();
         let mut eos = if ends { self.eos().to_vec() } else { Vec::new() };
         eos.extend(&options.stop_tokens);
@@ -253,7 +259,7 @@ impl Model {
         };
         let kind = RequestKind::Generate(Box::new(generate));
         let space = options.cache_salt.clone();
-        self.engine.submit(Request { tokens: prompt, kind, space, cancel, cached })?;
+        self.engine.submit(Request { tokens: prompt, kind, space, adapter, cancel, cached })?;
         Ok(text)
     }
 }

@@ -80,6 +80,7 @@
 //! `cli` is the command `backstop`, and `server` and `hub` the modules of these names; all are on by default.
 //! `default-features = false` leaves the library alone, without their dependencies. `mlx` compiles MLX in on Linux; on Apple Silicon it always is.
 
+pub mod adapters;
 mod alloc;
 #[doc(hidden)]
 pub mod backend;
@@ -133,7 +134,10 @@ pub use files::bundle;
 pub use generate::{Canceller, Generation, Options, Piece, generate};
 #[doc(hidden)]
 pub use json::strict_json;
-pub use model::{LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo, TemplateChoice};
+pub use model::{
+    AdapterInfo, AdapterSource, LEAST_CONTEXT, LoadOptions, MemorySetting, Model, ModelFiles, ModelInfo,
+    TemplateChoice,
+};
 pub use sample::{Constraint, Grammar, Logprobs, SamplingOptions};
 pub use tensor::DType;
 pub use text::{Chat, Message, PromptEnd, Reply, Tool, ToolCall, ToolChoice};

@@ -1,6 +1,7 @@
 //! A model: a directory or the built-in one → configuration, weights, tokenizer, chat template, and an engine that runs
 //! it on the backend that fits.
 
+mod adapters;
 mod build;
 mod draft;
 mod memory;
@@ -20,7 +21,7 @@ use crate::config::{Config, GenerationConfig};
 use crate::engine::{Cache, CacheOptions, Drafts, Engine, EngineOptions, Machine, ModelBytes};
 use crate::error::{Error, Result, panic_text};
 use crate::files::{self, bundle::Bundle};
-use crate::forward::{Architecture, Pool, Pooling, generation_from_gguf};
+use crate::forward::{Adapter, Architecture, Pool, Pooling, generation_from_gguf};
 use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
@@ -30,6 +31,7 @@ use crate::weights::{Access, Checkpoint, Stored, TensorInfo, Watch, gguf, quanti
 use outputs::but_for_reads;
 use rank::Ranking;
 
+pub use adapters::{AdapterInfo, AdapterSource};
 pub use memory::{LEAST_CONTEXT, MemorySetting};
 
 /// How a model is loaded.
@@ -78,6 +80,8 @@ pub struct LoadOptions {
     /// Where the beginnings of prompts are kept on disk, beside the memory and longer than the process lives; nowhere where
     /// absent. With MLX there is none.
     pub cache: Option<CacheOptions>,
+    /// Adapters to load beside the weights.
+    pub adapters: Vec<AdapterSource>,
     /// Faults to inject: nothing outside tests.
     pub faults: Faults,
 }
@@ -403,6 +407,10 @@ pub struct Model {
     cut_length: usize,
     /// Of pairs, where it is a cross-encoder, or why it cannot.
     ranking: std::result::Result<Option<Arc<Ranking>>, String>,
+    architecture: Architecture,
+    adapters: Arc<parking_lot::RwLock<Vec<adapters::Named>>>,
+    /// See [`Self::with_adapter`].
+    pub(crate) adapter: Option<Arc<Adapter>>,
     pub(crate) engine: Engine,
 }
 
@@ -523,8 +531,10 @@ impl Model {
             files.warn_of_vectors(pooling);
         }
         let cut_length = files.cut_length(context)?;
+        let adapters = options.adapters.clone();
         let checker = options.checker.as_deref().map(Arc::from);
         let watch = files.checkpoint.watch();
+        let architecture = files.architecture.clone();
         let files = Arc::new(files);
         let draft = draft.map(Arc::new);
         let (beside, choice, other) = (Arc::clone(&files), options.chat_template.clone(), draft.clone());
@@ -584,7 +594,7 @@ impl Model {
         });
         let ranking = ranking.map_err(|error| error.to_string());
         let suppressed = info.generation.suppress_tokens.as_slice().into();
-        Ok(Self {
+        let model = Self {
             info: Arc::new(info),
             tokenizer,
             template,
@@ -596,8 +606,15 @@ impl Model {
             pooling,
             cut_length,
             ranking,
+            architecture,
+            adapters: Arc::default(),
+            adapter: None,
             engine,
-        })
+        };
+        for adapter in &adapters {
+            model.load_adapter(adapter)?;
+        }
+        Ok(model)
     }
 
     /// Refuses a model that generates no text.

@@ -28,7 +28,7 @@ const MODELS: [&str; 11] = [
 ];
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
-const COMPOSED: [OpKind; 3] = [OpKind::GateUp, OpKind::AddRmsNorm, OpKind::Qkv];
+const COMPOSED: [OpKind; 4] = [OpKind::GateUp, OpKind::AddRmsNorm, OpKind::Adapt, OpKind::Qkv];
 
 fn has_mlx() -> bool {
     let has = cfg!(any(feature = "mlx", all(target_os = "macos", target_arch = "aarch64")));

@@ -71,6 +71,14 @@ impl OpWork {
             Op::Linear { x, projection } => Self::projections::<B>(x, &[projection]),
             Op::GateUp { x, gate, up, .. } => Self::projections::<B>(x, &[gate, up]),
             Op::Qkv { x, projections } => Self::projections::<B>(x, &projections),
+            Op::Adapt { rows, low, high, .. } => Self {
+                matrix: label(low.source()),
+                bytes: (matrix_bytes(low.source()) + matrix_bytes(high.source())) as u64,
+                operations: [low, high]
+                    .map(|of| of.shape().iter().product::<usize>() * 2 * rows.len())
+                    .iter()
+                    .sum::<usize>() as u64,
+            },
             Op::Experts { ids, gate, up, down, .. } => {
                 let rows = ids.shape().iter().product::<usize>();
                 let stacks = gate.iter().chain([&up, &down]).map(|projection| projection.weight.source());

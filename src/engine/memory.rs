@@ -73,6 +73,8 @@ pub(super) struct Memory {
     unsaved: bool,
     /// How often something was lost on its way to the disk when it was last handed over anew.
     lost: u64,
+    /// Of what is reserved, what adapters take.
+    adapters: u64,
 }
 
 /// What became of requests and pages since the start.
@@ -127,11 +129,38 @@ impl Lease {
 impl Memory {
     pub fn new(budget: Budget, disk: Option<Disk>) -> Self {
         let tree = PrefixTree::new(PAGE, budget.cost.window, budget.cost.fixed > 0);
-        Self { budget, reserved: 0, tree, counts: Counts::default(), disk, unsaved: false, lost: 0 }
+        Self {
+            budget,
+            reserved: 0,
+            tree,
+            counts: Counts::default(),
+            disk,
+            unsaved: false,
+            lost: 0,
+            adapters: 0,
+        }
     }
 
     pub fn budget(&self) -> Budget {
         self.budget
+    }
+
+    /// What adapters leave of the budget.
+    pub fn budget_beside_adapters(&self) -> Budget {
+        Budget { bytes: self.budget.bytes.saturating_sub(self.adapters), ..self.budget }
+    }
+
+    /// Takes the memory of an adapter, if there is room for it.
+    pub fn take_adapter(&mut self, bytes: u64) -> bool {
+        let has_room = self.set_aside(bytes);
+        self.adapters += if has_room { bytes } else { 0 };
+        has_room
+    }
+
+    /// Gives back the memory of adapters.
+    pub fn put_adapter_back(&mut self, bytes: u64) {
+        self.put_back(bytes);
+        self.adapters -= bytes;
     }
 
     /// Bytes of the pages that are kept, whoever uses them.

@@ -31,6 +31,7 @@ use std::thread::JoinHandle;
 
 use crate::backend::FallbackReport;
 use crate::error::{Error, Result};
+use crate::forward::Adapter;
 use crate::refusals;
 
 pub(crate) use disk::{Cache, ModelBytes};
@@ -100,6 +101,10 @@ enum Command {
     With(Box<dyn FnOnce(&Runtime) + Send>),
     /// What the cache on disk has of a request.
     Disk(disk::Answer),
+    /// An adapter to be prepared.
+    LoadAdapter(Arc<Adapter>, Sender<Result<()>>),
+    /// Adapters that nobody holds any longer are to be freed.
+    FreeAdapters,
 }
 
 /// The cache on disk that `options` ask for, where the runtime can have one. Its answers come by `commands`.
@@ -256,6 +261,22 @@ impl Engine {
             let _ = result.send(work(runtime));
         })))?;
         receive(&done)
+    }
+
+    /// Prepares an adapter between two steps. It is there until nobody else holds it, and [`Self::free_adapters`] is called or a
+    /// sequence that had one ends.
+    ///
+    /// # Errors
+    /// A module that has no place for adapters, and one of another shape; an adapter that the memory has no room for.
+    pub(crate) fn load_adapter(&self, adapter: &Arc<Adapter>) -> Result<()> {
+        let (result, done) = channel();
+        self.send(Command::LoadAdapter(Arc::clone(adapter), result))?;
+        receive(&done)?
+    }
+
+    /// Frees the adapters that nobody holds any longer.
+    pub(crate) fn free_adapters(&self) -> Result<()> {
+        self.send(Command::FreeAdapters)
     }
 
     fn send(&self, command: Command) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::forward::Pooling;
+use crate::forward::{Adapter, Pooling};
 use crate::sample::{Constraint, Logprobs, SamplingOptions};
 
 /// Tokens, and what is wanted of them.
@@ -18,6 +18,8 @@ pub(crate) struct Request {
     pub kind: RequestKind,
     /// Whose kept beginnings it may go on from; see [`Space`].
     pub space: Space,
+    /// The adapter that it is computed with, until it ends.
+    pub adapter: Option<Arc<Adapter>>,
     /// Set by the one who asked, to end it early.
     pub cancel: Arc<AtomicBool>,
     /// Tokens whose keys and values are cached, for whoever waits for a long prompt.
@@ -89,6 +91,17 @@ impl EmbedRequest {
 }
 
 impl Request {
+    /// What its beginnings are kept by: what an adapter computes is nothing for others, and no owner's name is an adapter's.
+    pub fn beginnings(&self) -> Space {
+        let owner = self.space.as_deref();
+        match (&self.adapter, owner) {
+            (Some(adapter), None) => Some(format!("\0adapter {}", adapter.key).into()),
+            (Some(adapter), Some(owner)) => Some(format!("\0adapter {} of {owner}", adapter.key).into()),
+            (None, Some(owner)) if owner.starts_with('\0') => Some(format!("\0{owner}").into()),
+            (None, _) => self.space.clone(),
+        }
+    }
+
     /// Tokens that it may hold in the end, in a context of `context`.
     pub fn most_tokens(&self, context: usize) -> usize {
         match &self.kind {

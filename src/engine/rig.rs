@@ -179,6 +179,7 @@ impl Rig {
             tokens,
             kind,
             space: self.space.clone(),
+            adapter: None,
             cancel: Arc::clone(&cancel),
             cached: Arc::default(),
         };

@@ -2,6 +2,7 @@
 //! evaluation fails.
 
 use std::borrow::BorrowMut;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use crate::backend::{
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::forward::Forward;
+use crate::forward::adapt::{Adapters, Bound};
 use crate::forward::step::{SequenceState, Step, Tap};
+use crate::forward::{Adapter, Forward, Places};
 use crate::tensor::HostTensor;
 use crate::weights::Watch;
 
@@ -31,6 +33,9 @@ pub struct Runtime {
     states: StateLayout,
     watch: Watch,
     draft: Option<Rc<Runtime>>,
+    places: Places,
+    /// Those that are loaded, as they are prepared.
+    adapters: RefCell<Vec<(Arc<Adapter>, Rc<Bound>)>>,
 }
 
 /// A step whose results may still be lazy.
@@ -70,7 +75,8 @@ impl Runtime {
         kv_type: KvType,
     ) -> Result<Self> {
         let states = StateLayout::new(&forward.states(), kv_type)?;
-        Ok(Self { config, forward, dispatch, states, watch: Watch::default(), draft: None })
+        let (watch, places, adapters) = (Watch::default(), Places::default(), RefCell::default());
+        Ok(Self { config, forward, dispatch, states, watch, draft: None, places, adapters })
     }
 
     /// Has its texts guessed by a smaller model of the same vocabulary.
@@ -110,6 +116,54 @@ impl Runtime {
         Self { watch, ..self }
     }
 
+    /// With the places at which adapters may add.
+    #[must_use]
+    pub fn with_places(self, places: Places) -> Self {
+        Self { places, ..self }
+    }
+
+    /// An adapter as it is prepared, which is done the first time.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] for a module that has no place for adapters, and one of another shape; [`Error::OutOfMemory`].
+    pub fn adapter(&self, adapter: &Arc<Adapter>) -> Result<Rc<Bound>> {
+        let mut adapters = self.adapters.borrow_mut();
+        if let Some((_, bound)) = adapters.iter().find(|(of, _)| Arc::ptr_eq(of, adapter)) {
+            return Ok(Rc::clone(bound));
+        }
+        let bound = Rc::new(self.places.bind(adapter, &self.dispatch)?);
+        adapters.push((Arc::clone(adapter), Rc::clone(&bound)));
+        Ok(bound)
+    }
+
+    /// Which rows of a step have which adapter.
+    fn adapters_of(&self, batch: &Batch, sequences: &[impl BorrowMut<SequenceState>]) -> Result<Adapters> {
+        let mut adapters = Adapters::new();
+        for run in &batch.runs {
+            let own = sequences.get(run.sequence).and_then(|state| state.borrow().adapter.as_ref());
+            let Some(own) = own else { continue };
+            let own = self.adapter(own)?;
+            match adapters.last_mut() {
+                Some((rows, last)) if rows.end == run.row && Rc::ptr_eq(last, &own) => {
+                    rows.end = run.rows().end
+                }
+                _ => adapters.push((run.rows(), own)),
+            }
+        }
+        Ok(adapters)
+    }
+
+    /// Frees the adapters that nobody else knows of; their bytes.
+    pub(super) fn free_adapters(&self) -> u64 {
+        let mut freed = 0;
+        self.adapters.borrow_mut().retain(|(adapter, _)| {
+            let used = Arc::strong_count(adapter) > 1;
+            freed += if used { 0 } else { adapter.bytes() };
+            used
+        });
+        freed
+    }
+
     /// Whether the weights' files are what they were when they were opened.
     ///
     /// # Errors
@@ -135,6 +189,7 @@ impl Runtime {
             frequencies: self.config.ropes().map(|rope| Arc::new(rope.frequencies(prompt_len))).collect(),
             history: Vec::new(),
             second: usize::MAX,
+            adapter: None,
         }
     }
 
@@ -262,7 +317,8 @@ impl Runtime {
                 alloc::reserve_more(history, more, "the tokens of a sequence")?;
             }
         }
-        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?;
+        let adapters = self.adapters_of(batch, sequences)?;
+        let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?.with_adapters(adapters);
         if let Some(tap) = tap {
             step = step.with_tap(tap);
         }

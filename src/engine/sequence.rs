@@ -40,7 +40,7 @@ impl Sequence {
     /// Puts a request into flight, `cached` of whose tokens need not be computed. None where it cannot be followed, which it is
     /// told.
     pub fn start(request: Request, cached: usize, vocab: usize, masks: &mut MaskPool) -> Option<Self> {
-        let Request { tokens, kind, space: _, cancel, cached: progress } = request;
+        let Request { tokens, kind, space: _, adapter: _, cancel, cached: progress } = request;
         let prompt = tokens.len();
         let kind = match kind {
             RequestKind::Generate(it) => {

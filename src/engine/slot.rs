@@ -343,7 +343,8 @@ impl Slot {
         let tokens = &sequence.tokens[..sequence.skippable()];
         match memory.restart(runtime, sequence.prompt, tokens, &mut self.lease) {
             Ok(state) => {
-                self.state = SequenceState { second: self.sequence.second(), ..state };
+                let adapter = self.state.adapter.take();
+                self.state = SequenceState { second: self.sequence.second(), adapter, ..state };
                 self.phase = Phase::Apart;
                 self.sequence.show(self.cached());
             }

@@ -26,6 +26,7 @@ use crate::backend::KvPage;
 use crate::backend::batch::{Batch, Run, Tokens};
 use crate::backend::kv::PAGE;
 use crate::error::{Error, Result, panic_text};
+use crate::forward::Adapter;
 
 /// How often an idle engine looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
@@ -171,6 +172,13 @@ impl Worker {
             match command {
                 Command::Run(request) => self.take_in(request),
                 Command::Disk(answer) => self.guarded_answer(answer),
+                Command::LoadAdapter(adapter, answer) => {
+                    let made = catch_unwind(AssertUnwindSafe(|| self.load_adapter(&adapter)));
+                    // What is unloaded is what nobody holds: the one who asked is told of a panic by a channel that closes.
+                    drop(adapter);
+                    let _ = made.map(|made| answer.send(made));
+                }
+                Command::FreeAdapters => self.free_adapters(),
                 Command::With(work) => {
                     // A panic drops the answer's channel, which the one who asked sees as an error.
                     let _ = catch_unwind(AssertUnwindSafe(|| work(&self.runtime)));
@@ -217,7 +225,7 @@ impl Worker {
             let wanted = catch_unwind(AssertUnwindSafe(|| {
                 self.check(request).ok()?;
                 let (prompt, tokens) = (request.tokens.len(), &request.tokens[..request.skippable()]);
-                self.memory.wanted(&self.runtime, prompt, tokens, &request.space)
+                self.memory.wanted(&self.runtime, prompt, tokens, &request.beginnings())
             }));
             let wanted = wanted.ok().flatten();
             match wanted.zip(self.memory.disk()).is_some_and(|(find, disk)| disk.find(find)) {
@@ -269,7 +277,7 @@ impl Worker {
             }
             Answer::Loaded(brought) => {
                 let (prompt, tokens) = (request.tokens.len(), &request.tokens[..request.skippable()]);
-                self.memory.bring(&self.runtime, prompt, tokens, &request.space, brought);
+                self.memory.bring(&self.runtime, prompt, tokens, &request.beginnings(), brought);
                 self.queue.memory_freed();
             }
             Answer::Nothing => {
@@ -297,11 +305,12 @@ impl Worker {
                 continue;
             }
             let most = request.most_tokens(self.options.context);
-            let (tokens, skippable, space) = (&request.tokens, request.skippable(), &request.space);
-            let Some((state, lease)) = self.memory.admit(&self.runtime, tokens, most, skippable, space)
+            let (tokens, skippable, space) = (&request.tokens, request.skippable(), request.beginnings());
+            let Some((mut state, lease)) = self.memory.admit(&self.runtime, tokens, most, skippable, &space)
             else {
                 return self.queue.block(request);
             };
+            state.adapter = request.adapter.clone();
             let vocab = self.runtime.config().vocab_size;
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
                 Some(sequence) => {
@@ -344,7 +353,31 @@ impl Worker {
                 expected: "at least one, and none behind the last",
             });
         }
-        self.memory.budget().check(prompt, generated.min(context - prompt))
+        self.memory.budget_beside_adapters().check(prompt, generated.min(context - prompt))
+    }
+
+    /// Prepares an adapter, whose memory is a part of the budget.
+    fn load_adapter(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
+        let bytes = adapter.bytes();
+        if !self.memory.take_adapter(bytes) {
+            let budget = self.memory.budget().bytes;
+            let available = budget.saturating_sub(self.memory.reserved() + self.memory.shared());
+            return Err(Error::Memory { what: format!("{adapter:?}"), needed: bytes, available });
+        }
+        let made = self.runtime.adapter(adapter).map(drop);
+        if made.is_err() {
+            self.memory.put_adapter_back(bytes);
+        }
+        made
+    }
+
+    /// Frees the adapters that were unloaded and that no sequence has any longer.
+    fn free_adapters(&mut self) {
+        let bytes = self.runtime.free_adapters();
+        if bytes > 0 {
+            self.memory.put_adapter_back(bytes);
+            self.queue.memory_freed();
+        }
     }
 
     /// Ends what was cancelled, in flight or in the queue, whose place is then another's.
@@ -365,11 +398,16 @@ impl Worker {
         {
             self.forget(&started.batch.runs);
         }
+        let mut adapted = false;
         for i in (0..self.slots.len()).rev() {
             if self.slots[i].is_ended() {
+                adapted |= self.slots[i].state.adapter.is_some();
                 self.slots.remove(i).release(&self.runtime, &mut self.memory);
                 self.queue.memory_freed();
             }
+        }
+        if adapted {
+            self.free_adapters();
         }
         self.gauges.running.store(self.slots.len(), Ordering::Relaxed);
     }

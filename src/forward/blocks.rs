@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::adapt::PlaceId;
 use super::list::{Dim, GgufSpec, ModuleSpec};
 use super::loader::Loader;
 use super::step::Step;
@@ -19,12 +20,25 @@ use crate::weights::Form;
 pub struct Linear {
     weight: PreparedMatrix,       // [N, K]
     bias: Option<PreparedVector>, // [N]
+    /// Where adapters may add to it.
+    place: Option<PlaceId>,
 }
 
 impl Linear {
     /// `<name>.weight` and, where the checkpoint has one, `<name>.bias`, of the shape that the list of weights says.
     pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        Ok(Self::fixed(loader, name)?.placed(loader, name, 0))
+    }
+
+    /// The same, to which no adapter adds.
+    pub fn fixed(loader: &Loader<'_>, name: &str) -> Result<Self> {
         Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), loader.bias(name)?))
+    }
+
+    /// With a place for adapters of the module `name`, whose rows these are from row `first` on.
+    fn placed(mut self, loader: &Loader<'_>, name: &str, first: usize) -> Self {
+        self.place = Some(loader.place(name, first, &self.weight, self.bias.as_ref()));
+        self
     }
 
     /// The same with its bias times `by`.
@@ -35,7 +49,7 @@ impl Linear {
             values.iter_mut().for_each(|x| *x *= by);
             bias = Some(Weight::of_values(plain.name(), plain.shape(), values));
         }
-        Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), bias))
+        Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), bias).placed(loader, name, 0))
     }
 
     /// The same of few rows, from which something is chosen: in blocks or not, it is multiplied by without rounding.
@@ -56,7 +70,7 @@ impl Linear {
 
     fn of(loader: &Loader<'_>, weight: PreparedMatrix, bias: Option<Weight>) -> Self {
         loader.multiplies(&weight);
-        Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)) }
+        Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)), place: None }
     }
 
     /// The parts of a fused projection, whose rows follow each other in the order of `parts`.
@@ -66,7 +80,12 @@ impl Linear {
         parts: [(&str, usize); N],
     ) -> Result<[Self; N]> {
         let (whole, bias) = (loader.matrix(name)?, loader.bias(name)?);
-        Ok(Self::parts(loader, &whole, bias.as_ref(), parts))
+        let mut row = 0;
+        Ok(Self::parts(loader, &whole, bias.as_ref(), parts).map(|part| {
+            let first = row;
+            row += part.weight.shape()[0];
+            part.placed(loader, name, first)
+        }))
     }
 
     fn parts<const N: usize>(
@@ -119,9 +138,14 @@ impl Linear {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
+    /// Where adapters may add to it.
+    pub(super) fn place(&self) -> Option<PlaceId> {
+        self.place
+    }
+
     /// `[T, K]` → `[T, N]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
-        step.run(&Op::Linear { x, projection: self.projection() })
+        step.adapted(self, x, step.run(&Op::Linear { x, projection: self.projection() })?)
     }
 }
 
@@ -415,8 +439,7 @@ impl Attention {
 
     /// `[T, D]` → `[T, D]`; caches this step's keys and values.
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
-        let projections = [self.qkv[0].projection(), self.qkv[1].projection(), self.qkv[2].projection()];
-        let [q, k, v] = step.run_all(&Op::Qkv { x, projections })?; // [T, H*D], [T, KH*D] twice
+        let [q, k, v] = step.project(self.qkv.each_ref(), x)?; // [T, H*D], [T, KH*D] twice
         let [mut q, mut k] = self.norm_heads(step, [q, k], false)?;
         if self.rotation != Rotation::None {
             q = step.rope_queries(&q, self.head_dim, self.rotation)?;
@@ -466,8 +489,7 @@ impl Mlp {
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gated { gate, up, down, activation } => {
-                let (gate, up) = (gate.projection(), up.projection());
-                let inner = step.run(&Op::GateUp { x, gate, up, activation: *activation })?; // [T, I]
+                let inner = step.gate_up([gate, up], x, *activation)?; // [T, I]
                 down.forward(step, &inner)
             }
             Self::Plain { fc1, fc2, activation } => {
@@ -508,7 +530,7 @@ impl Vocabulary {
             true if loader.lists(head) => Some(Linear::of(loader, table.clone(), loader.bias(head)?)),
             true => Some(Linear::of(loader, table.clone(), None)),
             false if config.headless => None,
-            false => Some(Linear::load(loader, head)?),
+            false => Some(Linear::fixed(loader, head)?),
         };
         let (scale, soft_cap) = (config.embedding_multiplier, config.final_logit_softcapping);
         Ok(Self { table, scale, head, multiplier: config.logits_multiplier, soft_cap })

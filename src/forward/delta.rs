@@ -469,13 +469,11 @@ impl DeltaLayer {
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
         let (parts, z, beta) = match &self.inputs {
             Inputs::Fused { qkv, z } => {
-                let projections = [qkv.projection(), z.projection(), self.beta.projection()];
-                let [qkv, z, beta] = step.run_all(&Op::Qkv { x, projections })?;
+                let [qkv, z, beta] = step.project([qkv, z, &self.beta], x)?;
                 ([Some(qkv), None, None], z, beta)
             }
             Inputs::Apart { qkv: [q, k, v], z } => {
-                let projections = [q.projection(), k.projection(), v.projection()];
-                let qkv: [Tensor; 3] = step.run_all(&Op::Qkv { x, projections })?;
+                let qkv: [Tensor; 3] = step.project([q, k, v], x)?;
                 (qkv.map(Some), z.forward(step, x)?, self.beta.forward(step, x)?)
             }
         };

@@ -425,10 +425,7 @@ impl CutMlp {
     /// `[T, D]` → `[T, D]`.
     fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
         let inner = match self.deviations {
-            None => {
-                let (gate, up) = (self.gate.projection(), self.up.projection());
-                step.run(&Op::GateUp { x, gate, up, activation: self.activation })?
-            }
+            None => step.gate_up([&self.gate, &self.up], x, self.activation)?,
             Some(deviations) => {
                 let gate = self.gate.forward(step, x)?; // [T, I]
                 let gate = step.run(&Op::Cut { x: &gate, deviations })?;

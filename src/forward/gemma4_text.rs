@@ -12,8 +12,8 @@ use super::loader::Loader;
 use super::sparse::{ExpertNames, Sparse, SparseMlp, experts};
 use super::step::Step;
 use super::{Arguments, Family, Forward, Gguf, GgufExperts, gemma4_gguf};
+use crate::backend::Tensor;
 use crate::backend::ops::{KvRows, Router, StateSpec};
-use crate::backend::{Op, Tensor};
 use crate::config::rope::{self, RopeRules};
 use crate::config::{Activation, Config, Names, Rope, RopeScaling, Rotation, Shared};
 use crate::error::Result;
@@ -495,8 +495,7 @@ impl Attention {
                 let (q, k, v) = match &own.value {
                     None => (self.query.forward(step, x)?, own.key.forward(step, x)?, None),
                     Some(value) => {
-                        let projections = [self.query.projection(), own.key.projection(), value.projection()];
-                        let [q, k, v] = step.run_all(&Op::Qkv { x, projections })?;
+                        let [q, k, v] = step.project([&self.query, &own.key, value], x)?;
                         (q, k, Some(v))
                     }
                 };

@@ -308,13 +308,11 @@ impl LatentAttention {
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
         let ([nope, rope], latent, key) = match &self.query {
             Query::Whole([nope, rope]) => {
-                let projections = [nope.projection(), rope.projection(), self.latent.projection()];
-                let [nope, rope, latent] = step.run_all(&Op::Qkv { x, projections })?;
+                let [nope, rope, latent] = step.project([nope, rope, &self.latent], x)?;
                 ([nope, rope], latent, self.key.forward(step, x)?)
             }
             Query::Low { down, norm, up: [nope, rope] } => {
-                let projections = [down.projection(), self.latent.projection(), self.key.projection()];
-                let [low, latent, key] = step.run_all(&Op::Qkv { x, projections })?;
+                let [low, latent, key] = step.project([down, &self.latent, &self.key], x)?;
                 let low = norm.forward(step, &low)?;
                 ([nope.forward(step, &low)?, rope.forward(step, &low)?], latent, key)
             }

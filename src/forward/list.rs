@@ -129,6 +129,9 @@ pub(crate) struct InMlx {
     pub exact: &'static [&'static str],
 }
 
+/// A module that a tensor holds, its rows there, and how they lie.
+type HeldRows<'a> = (&'a ModuleSpec, Range<usize>, Form);
+
 /// Every module of a model, in the order of its layers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct WeightList {
@@ -298,6 +301,20 @@ impl WeightList {
             Adopted { name: format!("{}.{leaf}", module.name), form, rows: Some(rows), of: all, dims }
         });
         adopted.collect()
+    }
+
+    /// The modules that a tensor of a GGUF file holds, by its path, each with its rows there and how they lie, and how many rows it has.
+    pub fn of_gguf(&self, path: &str) -> (Vec<HeldRows<'_>>, usize) {
+        let modules = self.by_gguf.get(path).into_iter().flatten().map(|&at| &self.modules[at]);
+        let held = modules.filter(|module| module.columns.is_some()).filter_map(|module| {
+            let gguf = module.gguf.as_ref()?;
+            let own = (gguf.name == path).then_some(0..module.rows.size);
+            let rows = gguf.fused.iter().find(|(fused, _)| fused == path).map(|(_, rows)| rows.clone());
+            Some((module, rows.or(own)?, gguf.form))
+        });
+        let held: Vec<_> = held.collect();
+        let all = held.iter().map(|(_, rows, _)| rows.end).max().unwrap_or(0);
+        (held, all)
     }
 
     /// The modules that a path of a quantized model's configuration means: one, or all of a stack.

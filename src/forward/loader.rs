@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 
+use super::adapt::{PlaceId, Places};
 use super::list::{ModuleSpec, WeightList};
-use crate::backend::{LlmBackendDispatch, PreparedMatrix};
+use crate::backend::{LlmBackendDispatch, PreparedMatrix, PreparedVector};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -19,6 +20,7 @@ pub struct Loader<'a> {
     list: &'a WeightList,
     checkpoint: &'a Checkpoint,
     linears: RefCell<Vec<PreparedMatrix>>,
+    places: RefCell<Places>,
 }
 
 impl<'a> Loader<'a> {
@@ -28,12 +30,23 @@ impl<'a> Loader<'a> {
         checkpoint: &'a Checkpoint,
         ops: &'a LlmBackendDispatch,
     ) -> Self {
-        Self { config, ops, list, checkpoint, linears: RefCell::default() }
+        Self { config, ops, list, checkpoint, linears: RefCell::default(), places: RefCell::default() }
     }
 
-    /// Every matrix that was taken to be multiplied by, in that order.
-    pub(super) fn into_linears(self) -> Vec<PreparedMatrix> {
-        self.linears.into_inner()
+    /// Every matrix that was taken to be multiplied by, in that order, and where adapters may add to them.
+    pub(super) fn into_parts(self) -> (Vec<PreparedMatrix>, Places) {
+        (self.linears.into_inner(), self.places.into_inner())
+    }
+
+    /// Makes a place for adapters of the module `name` at the product with its rows from row `first` on.
+    pub(super) fn place(
+        &self,
+        name: &str,
+        first: usize,
+        weight: &PreparedMatrix,
+        bias: Option<&PreparedVector>,
+    ) -> PlaceId {
+        self.places.borrow_mut().add(name, first, weight, bias)
     }
 
     /// Notes a matrix that will be multiplied by.

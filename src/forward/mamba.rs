@@ -317,7 +317,6 @@ struct By {
 impl MambaLayer {
     /// `[T, D]` → `[T, D]`; changes the layer's state.
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
-        let projections = [self.z.projection(), self.vkq.projection(), self.dt.projection()];
         let input;
         let x = if self.by.input == 1.0 {
             x
@@ -325,7 +324,7 @@ impl MambaLayer {
             input = step.scale(x, self.by.input)?;
             &input
         };
-        let [z, vkq, dt] = step.run_all(&Op::Qkv { x, projections })?;
+        let [z, vkq, dt] = step.project([&self.z, &self.vkq, &self.dt], x)?;
         let (z, dt) = (step.scaled(z, self.by.gate)?, step.scaled(dt, self.by.steps)?);
         let (weight, bias, activation) = (&self.conv, self.conv_bias.as_ref(), Some(Activation::Silu));
         let convolution = Recur::Convolution { x: &vkq, beside: [None; 2], weight, bias, activation };

@@ -1,5 +1,6 @@
 //! Forward passes: a file a family, the blocks that they are built of, and the table of families, a line each.
 
+pub mod adapt;
 mod afmoe;
 mod bert;
 pub mod blocks;
@@ -75,6 +76,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod pooling;
+mod project;
 mod qwen2;
 mod qwen2_5_vl_text;
 mod qwen2_moe;
@@ -114,6 +116,7 @@ use crate::quant::Quantization;
 use crate::weights::Checkpoint;
 use step::Step;
 
+pub use adapt::{Adapter, Places};
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
 pub(crate) use list::{InMlx, ModuleSpec, StackSpec, WeightList};
@@ -449,6 +452,15 @@ impl Architecture {
         self.arguments.weights()
     }
 
+    /// The name on the list of the module that directories, of whichever kind, call `path`.
+    pub(crate) fn module_named(&self, list: &WeightList, path: &str) -> Option<String> {
+        let tensor = format!("{path}.weight");
+        let names =
+            [tensor.clone(), list::canonical(&tensor, self.prefixes), list::canonical(&tensor, TEXT_PART)];
+        let mut modules = names.iter().filter_map(|name| name.strip_suffix(".weight"));
+        modules.find(|name| list.get(name).is_some()).map(str::to_owned)
+    }
+
     /// The name that `name` of the list has in a directory that calls a tensor `stored`, where its text is part of a model.
     pub(crate) fn in_layout(&self, stored: &str, name: &str) -> Option<String> {
         let prefixes = self.prefixes.iter().filter(|prefix| TEXT_PART.contains(prefix));
@@ -522,7 +534,8 @@ impl Architecture {
         let list = self.weights();
         let loader = Loader::new(self.config(), &list, checkpoint, ops);
         let forward = self.arguments.load(&loader)?;
-        Ok(Loaded { forward, linears: loader.into_linears() })
+        let (linears, places) = loader.into_parts();
+        Ok(Loaded { forward, linears, places })
     }
 }
 
@@ -551,6 +564,8 @@ pub struct Loaded {
     pub forward: Box<dyn Forward>,
     /// Every matrix that it multiplies by, in the order of the layers.
     pub linears: Vec<PreparedMatrix>,
+    /// Where adapters may add to them.
+    pub places: Places,
 }
 
 /// Whether a configuration names a family, or a model whose text may be of one.

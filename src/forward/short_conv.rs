@@ -153,8 +153,7 @@ pub struct ShortConvLayer {
 impl ShortConvLayer {
     /// `[T, D]` → `[T, D]`; changes the layer's state.
     pub fn forward(&self, step: &mut Step<'_>, x: &Tensor) -> Result<Tensor> {
-        let projections = self.inputs.each_ref().map(Linear::projection);
-        let [before, after, x] = step.run_all(&Op::Qkv { x, projections })?;
+        let [before, after, x] = step.project(self.inputs.each_ref(), x)?;
         let seen = step.run(&Op::Mul { a: &before, b: &x })?;
         let (weight, bias) = (&self.conv, self.conv_bias.as_ref());
         let convolution = Recur::Convolution { x: &seen, beside: [None; 2], weight, bias, activation: None };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::adapt::{Adapter, Adapters};
 use crate::alloc;
 use crate::backend::batch::{Batch, Mask, RopeStep, Run};
 use crate::backend::ops::{Backend, Ids, KvRows, MatrixOperand, Recur};
@@ -27,6 +28,8 @@ pub struct SequenceState {
     pub history: Vec<u32>,
     /// Where the tokens of a second text begin, of a pair; past all of them without one.
     pub second: usize,
+    /// The adapter that it is computed with.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// Called with the name and the value of each activation that a layer hands on: `layers.3`, `[T, D]`.
@@ -53,6 +56,8 @@ pub struct Step<'a> {
     /// What the queries of each row are multiplied by, where any is not 1.
     query_factors: Option<Vec<f32>>,
     tap: Option<Tap<'a>>,
+    /// Rows that have an adapter, in their order.
+    pub(super) adapters: Adapters,
 }
 
 impl<'a> Step<'a> {
@@ -117,12 +122,19 @@ impl<'a> Step<'a> {
             queries,
             query_factors,
             tap: None,
+            adapters: Adapters::new(),
         })
     }
 
     /// Calls `tap` with the activations between layers.
     pub fn with_tap(mut self, tap: Tap<'a>) -> Self {
         self.tap = Some(tap);
+        self
+    }
+
+    /// With adapters, of their rows.
+    pub(crate) fn with_adapters(mut self, adapters: Adapters) -> Self {
+        self.adapters = adapters;
         self
     }
 

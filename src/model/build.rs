@@ -39,7 +39,7 @@ pub(super) fn runtime(
     let routing = Routing::new(options.policy, options.faults.clone()).with_cpu_ops(&options.cpu_ops);
     let dtype = activation_dtype(files, options, backend);
     let dispatch = LlmBackendDispatch::of(backend, dtype, cpu, routing)?;
-    let Loaded { forward, mut linears } = files.architecture.load(&files.checkpoint, &dispatch)?;
+    let Loaded { forward, mut linears, places } = files.architecture.load(&files.checkpoint, &dispatch)?;
     files.checkpoint.advise_willneed();
     // The largest first: beside it there is little in memory yet, while it is there in both forms.
     linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
@@ -47,5 +47,7 @@ pub(super) fn runtime(
     files.checkpoint.check()?;
     let kv_type = options.kv_type.unwrap_or(files.dtype().into());
     let config = Arc::new(files.config().clone());
-    Ok(Runtime::new(config, forward, dispatch, kv_type)?.watched(files.checkpoint.watch()))
+    Ok(Runtime::new(config, forward, dispatch, kv_type)?
+        .watched(files.checkpoint.watch())
+        .with_places(places))
 }

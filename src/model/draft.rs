@@ -10,8 +10,13 @@ use crate::text::Tokenizer;
 
 /// How a draft model is loaded beside one that is loaded by `options`.
 pub(super) fn options(options: &LoadOptions) -> LoadOptions {
-    let faults = Default::default();
-    LoadOptions { faults, context: None, draft: None, ..options.clone() }
+    LoadOptions {
+        faults: Default::default(),
+        context: None,
+        draft: None,
+        adapters: Vec::new(),
+        ..options.clone()
+    }
 }
 
 impl ModelFiles {

@@ -227,6 +227,7 @@ impl Model {
             tokens,
             kind,
             space: None,
+            adapter: self.adapter.clone(),
             cancel: Arc::clone(&asked.0),
             cached: Arc::default(),
         })?;

@@ -529,6 +529,11 @@ impl Checkpoint {
     }
 }
 
+/// A copy of bytes that starts where elements of every type may.
+pub(crate) fn aligned(bytes: &[u8]) -> Result<Arc<dyn Bytes>> {
+    Ok(Arc::new(Aligned::copy_of(bytes)?))
+}
+
 impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({} tensors in {} files)", self.path.display(), self.tensors.len(), self.shards.len())

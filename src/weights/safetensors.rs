@@ -222,6 +222,11 @@ impl<'de> Visitor<'de> for MetadataSeed {
         f.write_str("__metadata__ to be an object of strings")
     }
 
+    /// As MLX writes none.
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut keys = std::collections::BTreeSet::new();
         while let Some(key) = map.next_key::<Box<str>>()? {

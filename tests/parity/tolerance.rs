@@ -137,6 +137,8 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         OpKind::Cut => (1.0, 2.0),
         // Gate, activation, up and product are each rounded.
         OpKind::GateUp => (2.0, 3.0),
+        // Both products, the scale between them, and the sum.
+        OpKind::Adapt => (3.0, 12.0),
         // The normed row and its product with the weight; the mean square of a long row is a chain in f32.
         OpKind::RmsNorm | OpKind::AddRmsNorm => (2.5, 0.5),
         // The same, and the sum with the bias; measured 2.3.

@@ -175,7 +175,12 @@ impl From<Activation> for Unary {
 
 impl CpuBackend {
     /// Rows `tokens` of `table`, times `scale`.
-    fn embedding(&self, table: &CpuMatrix, tokens: Ids<'_, HostTensor>, scale: f32) -> Result<HostTensor> {
+    pub(super) fn embedding(
+        &self,
+        table: &CpuMatrix,
+        tokens: Ids<'_, HostTensor>,
+        scale: f32,
+    ) -> Result<HostTensor> {
         let shape = table.shape();
         let (height, width) = (shape[0], shape[1]);
         let ids = match tokens {
@@ -414,6 +419,9 @@ impl Backend for CpuBackend {
                 norm::add_rms_norm(pool, isa, a.data(), b.data(), weight, eps, offset, &mut sum, &mut normed);
                 let tensor = |data| HostTensor::new(a.shape(), data);
                 return Ok(smallvec![tensor(sum), tensor(normed)]);
+            }
+            Op::Adapt { x, into, rows, low, high, scale, columns } => {
+                self.adapt([x, into], rows.clone(), [low, high], scale, columns)?
             }
             Op::Qkv { x, projections } => {
                 return Ok(self.linear(x, projections)?.into_iter().collect());

@@ -1,5 +1,6 @@
 //! The CPU backend: threads, instruction sets and kernels, in pure Rust.
 
+mod adapt;
 mod backend;
 mod experts;
 pub mod isa;

@@ -71,6 +71,25 @@ impl<B: Operands> Op<'_, B> {
                 }
                 Ok(())
             }
+            Self::Adapt { x, into, rows, low, high, columns, .. } => {
+                let (height, width) = matrix::<B>(op, x)?;
+                let (into_height, columns_of) = matrix::<B>(op, into)?;
+                let rank = low.shape().first().copied().unwrap_or(0);
+                let fits = height == into_height
+                    && *low.shape() == [rank, width]
+                    && *high.shape() == [columns_of, rank]
+                    && columns.iter().flatten().all(|of| *of.shape() == [2, columns_of]);
+                if fits && rows.start <= rows.end && rows.end <= height {
+                    return Ok(());
+                }
+                refuse(format!(
+                    "x is {:?}, the product {:?}, A {:?} and B {:?} for rows {rows:?}, expected [T, K], [T, N], [r, K] and [N, r]",
+                    x.shape(),
+                    into.shape(),
+                    low.shape(),
+                    high.shape()
+                ))
+            }
             Self::Qkv { x, projections } => {
                 projections.iter().try_for_each(|projection| check_projection::<B>(op, x, projection))
             }

@@ -2,7 +2,8 @@
 
 use smallvec::smallvec;
 
-use super::{Backend, Op, Outputs};
+use super::{Backend, Ids, Op, Outputs, Projection, TensorOperand};
+use crate::alloc;
 use crate::error::{Error, Result};
 
 /// A fused op by its plain parts: the specification of what a fused kernel computes.
@@ -21,6 +22,27 @@ pub fn compose<B: Backend>(ops: &B, op: &Op<'_, B>) -> Result<Outputs<B>> {
             let sum = ops.run1(&Op::Add { a, b })?;
             let normed = ops.run1(&Op::RmsNorm { x: &sum, weight, eps, offset })?;
             Ok(smallvec![sum, normed])
+        }
+        Op::Adapt { x, into, rows, low, high, scale, columns } => {
+            let all = x.shape().first().copied().unwrap_or(0);
+            let low = ops.run1(&Op::Linear { x, projection: Projection { weight: low, bias: None } })?;
+            let low = if *rows == (0..all) {
+                ops.run1(&Op::Scale { x: &low, by: scale })?
+            } else {
+                // Rows of others are given nothing.
+                let mut by: Vec<f32> = alloc::zeroed(all, "the rows of an adapter")?;
+                by[rows.clone()].fill(scale);
+                ops.run1(&Op::ScaleRows { x: &low, by: &by })?
+            };
+            let more =
+                ops.run1(&Op::Linear { x: &low, projection: Projection { weight: high, bias: None } })?;
+            let Some([by, plus]) = columns else { return ops.run(&Op::Add { a: into, b: &more }) };
+            let mut ids: Vec<u32> = alloc::zeroed(all, "the rows of an adapter")?;
+            ids[rows.clone()].fill(1);
+            let row = |table| ops.run1(&Op::Embedding { table, tokens: Ids::Known(&ids), scale: 1.0 });
+            let sum = ops.run1(&Op::Add { a: into, b: &more })?;
+            let scaled = ops.run1(&Op::Mul { a: &sum, b: &row(by)? })?;
+            ops.run(&Op::Add { a: &scaled, b: &row(plus)? })
         }
         Op::Qkv { x, projections } => projections
             .into_iter()

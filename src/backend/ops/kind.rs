@@ -62,13 +62,15 @@ pub enum OpKind {
     GateUp,
     /// Fused: residual sum and norm.
     AddRmsNorm,
+    /// Fused: what an adapter adds to a product.
+    Adapt,
     /// Fused: the three projections of attention.
     Qkv,
 }
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Embedding,
         Self::Linear,
         Self::HeadLinear,
@@ -96,6 +98,7 @@ impl OpKind {
         Self::Experts,
         Self::GateUp,
         Self::AddRmsNorm,
+        Self::Adapt,
         Self::Qkv,
     ];
 
@@ -129,13 +132,14 @@ impl OpKind {
             Self::Experts => "experts",
             Self::GateUp => "gate_up",
             Self::AddRmsNorm => "add_rms_norm",
+            Self::Adapt => "adapt",
             Self::Qkv => "qkv",
         }
     }
 
     /// Whether [`compose`](super::compose()) knows its parts.
     pub const fn is_fused(self) -> bool {
-        matches!(self, Self::GateUp | Self::AddRmsNorm | Self::Qkv)
+        matches!(self, Self::GateUp | Self::AddRmsNorm | Self::Adapt | Self::Qkv)
     }
 }
 
@@ -147,7 +151,7 @@ impl FromStr for OpKind {
             option: "cpu_ops",
             got: name.to_owned(),
             expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
-                scale_rows, gate, mix, cut, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, qkv",
+                scale_rows, gate, mix, cut, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, adapt, qkv",
         })
     }
 }

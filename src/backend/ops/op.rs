@@ -1,6 +1,7 @@
 //! The ops and their operands.
 
 use std::fmt;
+use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -268,6 +269,24 @@ pub enum Op<'a, B: Operands> {
         /// Added to the weight.
         offset: f32,
     },
+    /// Fused: what an adapter makes of the product `into` of `x` in its rows `R`, `(into[R] + scale · (x[R] · Aᵀ) · Bᵀ) ∘ c + d`,
+    /// and `into` in the others: `[T, K]` and `[T, N]` → `[T, N]`.
+    Adapt {
+        /// `[T, K]`.
+        x: &'a B::Tensor,
+        /// `[T, N]`.
+        into: &'a B::Tensor,
+        /// `R`, of the rows.
+        rows: &'a Range<usize>,
+        /// `A`, `[r, K]`.
+        low: &'a B::Matrix,
+        /// `B`, `[N, r]`.
+        high: &'a B::Matrix,
+        /// Of what is added.
+        scale: f32,
+        /// `c` and `d`, the second row of `[2, N]` each, below one of ones and one of zeros; ones and zeros without them.
+        columns: Option<[&'a B::Matrix; 2]>,
+    },
     /// Fused: three projections of one input; three outputs.
     Qkv {
         /// `[T, K]`.
@@ -312,6 +331,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Experts { .. } => OpKind::Experts,
             Self::GateUp { .. } => OpKind::GateUp,
             Self::AddRmsNorm { .. } => OpKind::AddRmsNorm,
+            Self::Adapt { .. } => OpKind::Adapt,
             Self::Qkv { .. } => OpKind::Qkv,
         }
     }
@@ -325,6 +345,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::HeadLinear { weight, .. } => weight.is_quantized(),
             Self::GateUp { gate, up, .. } => in_blocks(gate) || in_blocks(up),
             Self::Qkv { projections, .. } => projections.iter().any(in_blocks),
+            Self::Adapt { low, high, .. } => low.is_quantized() || high.is_quantized(),
             Self::Experts { gate, up, down, .. } => {
                 let gate = gate.is_some_and(|gate| gate.weight.is_quantized());
                 gate || up.weight.is_quantized() || down.weight.is_quantized()
@@ -352,6 +373,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::Qkv { x, .. } => smallvec![x],
             Self::Attention { q, .. } => smallvec![q],
             Self::Gate { x, gate, .. } => smallvec![x, gate],
+            Self::Adapt { x, into, .. } => smallvec![x, into],
             Self::Mix { x, by, into, .. } => [x, by].into_iter().chain(into).collect(),
             Self::HeadLinear { x, beside, .. } => std::iter::once(x).chain(beside).collect(),
             Self::Route { logits, .. } => smallvec![logits],
@@ -451,6 +473,17 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::AddRmsNorm { a, b, weight, eps, offset } => {
                 Op::AddRmsNorm { a: tensor(a)?, b: tensor(b)?, weight: vector(weight)?, eps, offset }
             }
+            Self::Adapt { x, into, rows, low, high, scale, columns } => Op::Adapt {
+                x: tensor(x)?,
+                into: tensor(into)?,
+                rows,
+                low: matrix(low)?,
+                high: matrix(high)?,
+                scale,
+                columns: columns
+                    .map(|[by, more]| Ok::<_, Error>([matrix(by)?, matrix(more)?]))
+                    .transpose()?,
+            },
             Self::Qkv { x, projections: [q, k, v] } => {
                 Op::Qkv { x: tensor(x)?, projections: [of(q)?, of(k)?, of(v)?] }
             }
@@ -489,6 +522,7 @@ impl<'a, B: Operands> Op<'a, B> {
                 each(a.shape());
             }
             Self::Add { a, .. } | Self::Mul { a, .. } => each(a.shape()),
+            Self::Adapt { into, .. } => each(into.shape()),
             Self::Attention { q, kv, .. } => {
                 let &[rows, width] = q.shape() else { return each(q.shape()) };
                 let of = kv.first().map(|state| state.shape());

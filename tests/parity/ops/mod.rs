@@ -2,6 +2,7 @@
 //! `Policy::Deny`. Inputs are rounded to the backend's type of activations first, so that only the op's own rounding is
 //! measured.
 
+mod adapt;
 mod attention;
 mod bits;
 mod experts;
