@@ -137,8 +137,10 @@ impl Reader<'_> {
     fn read(&mut self, tokens: &[u32], all: usize) -> Result<Piece> {
         let (sequence, at, tokens) = (self.sequence.take(), self.at, tokens.to_vec());
         self.at += tokens.len();
+        let adapter = self.model.adapter().cloned();
         let (piece, sequence) = self.model.engine().with(move |runtime| {
             let mut sequence = sequence.unwrap_or_else(|| runtime.sequence(all));
+            sequence.adapter = adapter;
             let mut batch = Batch::of(&[(at, &tokens)]);
             batch.outputs = (0..tokens.len()).collect();
             let mut states = Vec::new();

@@ -1,6 +1,7 @@
 //! Quantizing a model into a directory that MLX loads or a GGUF file, a few rows at a time, so that it need not fit into
 //! memory.
 
+mod fuse;
 mod gguf;
 mod source;
 mod stacks;
@@ -13,8 +14,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
+use half::f16;
 use serde_json::json;
 
+pub use fuse::fuse;
 pub use gguf::to_gguf;
 pub use types::GgufType;
 
@@ -192,14 +195,25 @@ struct PlannedTensor<'s> {
     is_kept: bool,
     /// Whether it is a matrix that has no format for its number of columns alone.
     is_uneven: bool,
+    /// What an adapter makes of it.
+    merge: Option<fuse::Merge<'s>>,
 }
 
 impl<'s> PlannedTensor<'s> {
     fn of(joined: Joined<'s>, names: [String; 2], mlx: MlxFormat, in_mlx: InMlx, decoded: DType) -> Self {
         let [name, path] = names;
         let dtype = joined.source().dtype().unwrap_or(decoded);
-        let mut planned =
-            Self { joined, name, path, dtype, format: None, named: None, is_kept: false, is_uneven: false };
+        let mut planned = Self {
+            joined,
+            name,
+            path,
+            dtype,
+            format: None,
+            named: None,
+            is_kept: false,
+            is_uneven: false,
+            merge: None,
+        };
         if planned.joined.kept() == Some(Format::Mxfp4) {
             planned.is_kept = true;
             planned.format = Some(Format::Mxfp4);
@@ -287,7 +301,7 @@ impl<'s> PlannedTensor<'s> {
     ) -> Result<bool> {
         let (held, names) = (piece.source.held()?, self.names());
         let columns = piece.source.columns();
-        if let (None, Some(bytes)) = (self.format, piece.plain(held.plain())) {
+        if let (None, None, Some(bytes)) = (self.format, &self.merge, piece.plain(held.plain())) {
             let start = first * columns * self.dtype.size();
             for (at, part) in bytes.chunks(ELEMENTS).enumerate() {
                 shards.write(&names[0], (start + at * ELEMENTS) as u64, part)?;
@@ -335,13 +349,20 @@ impl<'s> PlannedTensor<'s> {
     ) -> Result<Option<usize>> {
         let (columns, rows) = (piece.source.columns(), at.len());
         floats.clear();
-        held.read(at, |row| piece.source_row(row), floats)?;
+        held.read(at.clone(), |row| piece.source_row(row), floats)?;
+        if let Some(merge) = &self.merge {
+            merge.apply(at, columns, floats);
+        }
         alloc::resize(values, floats.len() * self.dtype.size(), BUFFER)?;
         write_floats(self.dtype, floats, values);
         let Some(format) = self.format else {
             alloc::resize(&mut planes[0], values.len(), BUFFER)?;
             planes[0].copy_from_slice(values);
-            return Ok(None);
+            // A type may be too narrow for what an adapter makes of a value.
+            let most = if self.dtype == DType::F16 { f16::MAX.to_f32() } else { f32::MAX };
+            let fits = |value: &f32| value.abs() <= most;
+            let wrong = self.merge.as_ref().and_then(|_| floats.iter().position(|value| !fits(value)));
+            return Ok(wrong.map(|wrong| wrong / columns.max(1)));
         };
         for (plane, width) in planes.iter_mut().zip(format.row_bytes(columns)) {
             alloc::resize(plane, rows * width, BUFFER)?;

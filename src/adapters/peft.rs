@@ -154,8 +154,10 @@ impl<'a> Settings<'a> {
                 .ok_or_else(|| fields.missing("lora_alpha", "a number"))?,
             root: fields.flag("use_rslora")?.unwrap_or(false),
             magnitudes: fields.flag("use_dora")?.unwrap_or(false),
-            ranks: patterns(&fields, "rank_pattern", 1.0, super::MOST_RANK as f64)?,
-            alphas: patterns(&fields, "alpha_pattern", -MOST, MOST)?,
+            ranks: patterns(&fields, "rank_pattern", |members, key| {
+                Ok(members.size(key, 1, super::MOST_RANK)?.map(|rank| rank as f64))
+            })?,
+            alphas: patterns(&fields, "alpha_pattern", |members, key| members.number(key, -MOST, MOST))?,
         })
     }
 
@@ -197,7 +199,11 @@ impl<'a> Settings<'a> {
     }
 }
 
-fn patterns<'a>(fields: &Fields<'a>, name: &'a str, least: f64, most: f64) -> Result<Vec<Pattern<'a>>> {
+fn patterns<'a>(
+    fields: &Fields<'a>,
+    name: &'a str,
+    number: impl Fn(&Fields<'a>, &str) -> Result<Option<f64>>,
+) -> Result<Vec<Pattern<'a>>> {
     let Some(members) = fields.object(name)? else { return Ok(Vec::new()) };
     if members.members().len() > MOST_PATTERNS {
         let expected = format!("at most {MOST_PATTERNS}");
@@ -205,7 +211,7 @@ fn patterns<'a>(fields: &Fields<'a>, name: &'a str, least: f64, most: f64) -> Re
     }
     let mut patterns = Vec::new();
     for key in members.members().keys() {
-        let value = members.number(key, least, most)?.ok_or_else(|| members.missing(key, "a number"))?;
+        let value = number(&members, key)?.ok_or_else(|| members.missing(key, "a number"))?;
         let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
         let regex = match is_plain {
             true => None,

@@ -7,6 +7,7 @@ mod written;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backstop::AdapterSource;
 use backstop::backend::cpu::Activations;
 use backstop::backend::kv::KvType;
 use backstop::backend::ops::OpKind;
@@ -20,7 +21,7 @@ use clap_complete::ArgValueCompleter;
 
 pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
 pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
-pub use written::{BundleArgs, QuantizeArgs};
+pub use written::{BundleArgs, FuseArgs, QuantizeArgs};
 
 use super::here::models;
 
@@ -74,6 +75,8 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Write a model in fewer bits.
     Quantize(QuantizeArgs),
+    /// Write a model with an adapter in its weights.
+    Fuse(FuseArgs),
     /// Write one executable that is this program and a model.
     Bundle(BundleArgs),
     /// Tell what this machine can do, and what to do about what it cannot.
@@ -474,6 +477,10 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", default_value = "int8")]
     #[arg(value_parser = PossibleValuesParser::new(Activations::NAMES).try_map(|name| name.parse::<Activations>()))]
     pub activations: Activations,
+    /// Compute with an adapter (LoRA) beside the weights: a directory of PEFT or mlx-lm, or a GGUF file, and what its sum is multiplied
+    /// by. `serve` takes several, and answers with one where a request's model is BASE:NAME.
+    #[arg(long, value_name = "NAME=PATH[@SCALE]", value_parser = adapter)]
+    pub adapter: Vec<AdapterSource>,
     /// What keys and values are cached in: q8 and q4 are codes of 8 and 4 bits in groups of 32 [default: the weights' type].
     #[arg(long, value_name = "TYPE", value_parser = kv_type())]
     pub kv_type: Option<KvType>,
@@ -552,6 +559,10 @@ pub struct SamplingArgs {
 
 fn kv_type() -> impl TypedValueParser<Value = KvType> {
     PossibleValuesParser::new(KvType::NAMES).try_map(|name| name.parse::<KvType>())
+}
+
+fn adapter(text: &str) -> Result<AdapterSource, String> {
+    text.parse().map_err(|error: backstop::Error| error.to_string())
 }
 
 pub fn at_least_one(text: &str) -> Result<usize, String> {

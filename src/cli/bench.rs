@@ -227,8 +227,9 @@ fn measured(loaded: &Loaded, args: &BenchArgs, case: Case, threads: usize) -> an
     let engine = loaded.model.engine();
     let Case { depth, batch, .. } = case;
     let progress = Progress::start(move || format!("measuring {batch} sequences after {depth} tokens"));
+    let adapter = loaded.model.adapter().cloned();
     let mut sequences = engine.with(move |runtime| {
-        let mut sequences = measure::prepare(runtime, case)?;
+        let mut sequences = measure::prepare(runtime, case, adapter.as_ref())?;
         let short = Case { prompt: case.prompt.min(WARM_UP), generate: case.generate.min(1), ..case };
         measure::prompt(runtime, &mut sequences, short, false)?;
         measure::generate(runtime, &mut sequences, short, false)?;

@@ -77,7 +77,8 @@ fn exchange(
     name: &Path,
     args: &ChatArgs,
 ) -> anyhow::Result<(Option<Model>, anyhow::Result<()>)> {
-    let other = names::replace(from, Some(name));
+    // An adapter is of the model that it was typed with.
+    let other = ModelArgs { adapter: Vec::new(), ..names::replace(from, Some(name)) };
     // What can be refused is, while the old one is there.
     if let Err(error) = super::open_as(&other).and_then(|files| Ok(files.tokenizer()?)) {
         return Ok((old, Err(error)));

@@ -7,6 +7,7 @@ mod chat;
 mod complete;
 mod doctor;
 mod form;
+mod fuse;
 mod grammar;
 mod here;
 mod input;
@@ -88,6 +89,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Parity(args) => parity::parity(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::Fuse(args) => fuse::fuse(&args),
         Command::Bundle(args) => bundle::bundle(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => complete::completions(&args),
@@ -181,11 +183,23 @@ fn load_as(
     change: impl FnOnce(LoadOptions) -> LoadOptions,
 ) -> anyhow::Result<Loaded> {
     let started = Instant::now();
+    let adapter = match args.adapter.as_slice() {
+        [] => None,
+        [one] => Some(one),
+        [..] => {
+            let what = "--adapter is given twice: a model alone has one, and `backstop serve` takes several";
+            return Err(Usage(what.to_owned()).into());
+        }
+    };
     let options = change(load_options(args, session)?);
     let files = open_as(args)?;
     let name = files.name();
     let progress = term::Progress::start(move || format!("loading {name}"));
     let model = Model::load_with(files, options).map_err(typed)?;
+    let model = match adapter {
+        Some(adapter) => model.with_adapter(&adapter.name)?,
+        None => model,
+    };
     drop(progress);
     note_unused(args, session, &model);
     Ok(Loaded { model, time: started.elapsed() })
@@ -215,6 +229,7 @@ fn load_options(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<LoadO
         kv_type: args.kv_type,
         dtype: args.dtype,
         cpu_ops: args.cpu_ops.clone(),
+        adapters: args.adapter.clone(),
         checker: grammar::checker(),
         ..LoadOptions::default()
     })

@@ -74,6 +74,9 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     let first = named || args.several.models_dir.is_none() && !args.several.all;
     let mut offers = named_apart(found, access, &options)?;
     alias(&mut offers, &args.alias)?;
+    if let Some(first) = offers.first_mut() {
+        first.options.adapters = args.model.adapter.clone();
+    }
     offers.into_iter().try_for_each(|offer| models.offer(offer))?;
     let first = if first { Some(load_first(&models)?) } else { None };
     Ok(Offered { models, first })
@@ -198,7 +201,9 @@ fn access(args: &ServeArgs) -> Access {
 /// How each model is loaded.
 fn options(args: &ServeArgs) -> anyhow::Result<LoadOptions> {
     let options = load_options(&args.model, &args.session)?;
-    Ok(LoadOptions { max_sequences: Some(args.parallel), pooling: args.pooling, ..options })
+    // Adapters are the first model's.
+    let (max_sequences, adapters) = (Some(args.parallel), Vec::new());
+    Ok(LoadOptions { max_sequences, pooling: args.pooling, adapters, ..options })
 }
 
 /// Reads what a model is; without a path the built-in one.

@@ -88,6 +88,8 @@ fn compared(args: &PerplexityArgs) -> Option<ModelArgs> {
         backend: compare_backend.unwrap_or(of.backend),
         activations: compare_activations.unwrap_or(of.activations),
         kv_type: (*compare_kv_type).or(of.kv_type),
+        // What a text gains by one is told beside the model without it.
+        adapter: Vec::new(),
         ..of.clone()
     })
 }

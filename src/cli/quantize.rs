@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use backstop::ModelFiles;
 use backstop::backend::select::Bytes;
 use backstop::quant::{MlxFormat, MlxMode};
-use backstop::quantize::{GgufType, to_gguf, to_mlx};
+use backstop::quantize::{GgufType, Report, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;
 use super::interrupt::Interruptible;
@@ -18,28 +19,11 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let target = target(args)?;
     let files = super::open(Some(&args.model), &args.fetch)?;
-    // The second Ctrl-C ends the process: what is written has no name yet.
-    let stopped = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&stopped);
-    let _interruptible = Interruptible::new(move || set.store(true, Ordering::Relaxed))?;
-    let read = Arc::new((AtomicU64::new(0), AtomicU64::new(1)));
-    let report = {
-        let shown = Arc::clone(&read);
-        let name = files.name();
-        let _progress = Progress::start(move || {
-            bar(&name, shown.0.load(Ordering::Relaxed), shown.1.load(Ordering::Relaxed))
-        });
-        let mut progress = |done, total| {
-            read.0.store(done, Ordering::Relaxed);
-            read.1.store(total, Ordering::Relaxed);
-            !stopped.load(Ordering::Relaxed)
-        };
-        match target {
-            Target::Mlx(format) => to_mlx(&files, format, &args.output, &mut progress),
-            Target::Gguf(of) => to_gguf(&files, of, &args.output, &mut progress),
-        }
-    };
-    let Some(report) = report.map_err(super::typed)? else {
+    let report = written("quantizing", &files, &mut |progress| match target {
+        Target::Mlx(format) => to_mlx(&files, format, &args.output, progress),
+        Target::Gguf(of) => to_gguf(&files, of, &args.output, progress),
+    })?;
+    let Some(report) = report else {
         term::note("interrupted: nothing was written");
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -60,6 +44,33 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
         started.elapsed().as_secs_f64(),
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What writes a model, and is told of its progress.
+type Write<'a> = dyn FnMut(&mut dyn FnMut(u64, u64) -> bool) -> backstop::Result<Option<Report>> + 'a;
+
+/// Writes a model, showing how far it is; none where it was interrupted.
+pub fn written(
+    what: &'static str,
+    files: &ModelFiles,
+    write: &mut Write<'_>,
+) -> anyhow::Result<Option<Report>> {
+    // The second Ctrl-C ends the process: what is written has no name yet.
+    let stopped = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&stopped);
+    let _interruptible = Interruptible::new(move || set.store(true, Ordering::Relaxed))?;
+    let read = Arc::new((AtomicU64::new(0), AtomicU64::new(1)));
+    let shown = Arc::clone(&read);
+    let name = files.name();
+    let _progress = Progress::start(move || {
+        bar(what, &name, shown.0.load(Ordering::Relaxed), shown.1.load(Ordering::Relaxed))
+    });
+    let mut progress = |done, total| {
+        read.0.store(done, Ordering::Relaxed);
+        read.1.store(total, Ordering::Relaxed);
+        !stopped.load(Ordering::Relaxed)
+    };
+    write(&mut progress).map_err(super::typed)
 }
 
 /// What to write.
@@ -101,12 +112,12 @@ fn target(args: &QuantizeArgs) -> anyhow::Result<Target> {
 }
 
 /// The share that is done, as a line shows it.
-fn bar(name: &str, done: u64, total: u64) -> String {
+fn bar(what: &str, name: &str, done: u64, total: u64) -> String {
     const WIDTH: u64 = 24;
     let of = |whole: u64| (done.min(total) as u128 * u128::from(whole) / u128::from(total.max(1))) as usize;
     let (filled, percent) = (of(WIDTH), of(100));
     let bar = "#".repeat(filled) + &".".repeat(WIDTH as usize - filled);
-    format!("quantizing {name} [{bar}] {percent} %, {} of {}", Bytes(done), Bytes(total))
+    format!("{what} {name} [{bar}] {percent} %, {} of {}", Bytes(done), Bytes(total))
 }
 
 #[cfg(test)]
@@ -115,10 +126,16 @@ mod tests {
 
     #[test]
     fn the_bar_fills_from_end_to_end() {
-        assert_eq!(bar("m", 0, 1), format!("quantizing m [{}] 0 %, 0 B of 1 B", ".".repeat(24)));
+        assert_eq!(
+            bar("quantizing", "m", 0, 1),
+            format!("quantizing m [{}] 0 %, 0 B of 1 B", ".".repeat(24))
+        );
         let half = format!("quantizing m [{}{}] 50 %, 5 B of 10 B", "#".repeat(12), ".".repeat(12));
-        assert_eq!(bar("m", 5, 10), half);
-        assert_eq!(bar("m", 10, 10), format!("quantizing m [{}] 100 %, 10 B of 10 B", "#".repeat(24)));
-        assert!(bar("m", 0, 0).contains(" 0 %"));
+        assert_eq!(bar("quantizing", "m", 5, 10), half);
+        assert_eq!(
+            bar("quantizing", "m", 10, 10),
+            format!("quantizing m [{}] 100 %, 10 B of 10 B", "#".repeat(24))
+        );
+        assert!(bar("quantizing", "m", 0, 0).contains(" 0 %"));
     }
 }

@@ -135,6 +135,12 @@ impl Model {
         Ok(Self { adapter: Some(adapter), ..self.clone() })
     }
 
+    /// The adapter that all that is asked of this clone is computed with.
+    #[doc(hidden)]
+    pub fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref()
+    }
+
     pub(crate) fn adapter_named(&self, name: &str) -> Result<Arc<Adapter>> {
         let all = self.adapters.read();
         let found = all.iter().find(|named| named.info.name == name);

@@ -10,6 +10,7 @@ use axum::routing::{MethodRouter, post};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::adapters::Meant;
 use super::app::App;
 use super::budget::BodyCharge;
 use super::failure::{Dialect, Failure};
@@ -46,9 +47,9 @@ impl Wanted {
         Ok(Self { path, called, keep })
     }
 
-    /// The name of the model that is meant.
-    fn name(&self, app: &App) -> Result<String, Failure> {
-        app.find(self.called.as_deref(), Dialect::of(&self.path))
+    /// The model that is meant, and its adapter.
+    fn meant(&self, app: &App) -> Result<Meant, Failure> {
+        app.meant(self.called.as_deref(), Dialect::of(&self.path))
     }
 }
 
@@ -186,10 +187,10 @@ where
         let charge = request.extensions().get::<BodyCharge>().cloned();
         let mut fields = fields(&app, request).await?;
         let wanted = Wanted::take(&mut fields, path)?;
-        let name = wanted.name(&app)?;
+        let Meant { name, adapter } = wanted.meant(&app)?;
         // How long it stays is said by a request that is answered, and by none that is refused.
         if let Some(lease) = app.models.lease(&name, Keep::AsBefore) {
-            let served = Served::new(&app, lease, wanted.called, wanted.keep, asked);
+            let served = Served::new(&app, lease, (wanted.called, adapter), wanted.keep, asked)?;
             return answered(&handler, served, fields).await;
         }
         if let While::Unless(unloaded) = meanwhile
@@ -203,7 +204,7 @@ where
         let (handler, told) = (handler.clone(), Arc::clone(&app));
         let mut answer = Box::pin(async move {
             let lease = lease(&app, &name, Keep::AsBefore).await?;
-            let served = Served::new(&app, lease, called, keep, asked).waited();
+            let served = Served::new(&app, lease, (called, adapter), keep, asked)?.waited();
             answered(&handler, served, fields).await
         });
         if !streams {

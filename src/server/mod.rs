@@ -1,5 +1,6 @@
 //! The HTTP server: OpenAI's, Anthropic's and Ollama's APIs over one engine. Routes, wire types, limits; no model code.
 
+mod adapters;
 mod answers;
 mod anthropic;
 mod app;

@@ -8,11 +8,13 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::adapters::{self, Meant};
 use super::app::App;
 use super::chosen;
 use super::failure::{Dialect, Failure, json_body, thread_failed};
 use super::request::{Reply, fields};
 use crate::error::Error;
+use crate::model::{AdapterInfo, Model};
 use crate::models::{Keep, ModelStatus};
 
 /// How long an answer waits until a model is gone that nobody uses.
@@ -41,17 +43,38 @@ fn entry(app: &App, status: &ModelStatus, name: &str) -> Value {
         "defaults": described.as_ref().map(|described| described.defaults()),
         "expires_in": status.expires_in.map(|time| time.as_secs_f64().ceil()),
     });
+    if let Some(model) = &status.model
+        && let Some(adapter) = adapter_of(status, model, name)
+    {
+        entry["parent"] = status.name.as_str().into();
+        entry["adapter"] = adapters::entry(&adapter);
+    }
     if let Some(reason) = &status.reason {
         entry["reason"] = reason.as_str().into();
     }
     entry
 }
 
-/// The state of the model that goes by `name`, which is one of its names.
+/// The adapter of a loaded model that goes by `name`, where that is none of the model's own.
+fn adapter_of(status: &ModelStatus, model: &Model, name: &str) -> Option<AdapterInfo> {
+    if status.name == name || status.aliases.iter().any(|alias| alias == name) {
+        return None;
+    }
+    let (_, adapter) = name.rsplit_once(':')?;
+    model.adapters().into_iter().find(|info| info.name == adapter)
+}
+
+/// The state of the model that goes by `name`, which is one of its names, or an adapter's.
 fn status(app: &App, name: &str) -> Result<ModelStatus, Failure> {
-    let called = app.find(Some(name), Dialect::OpenAi)?;
+    let Meant { name: called, adapter } = app.meant(Some(name), Dialect::OpenAi)?;
     let mut all = app.models.list().into_iter();
-    all.find(|status| status.name == called).ok_or_else(|| Failure::bad("the model is gone"))
+    let status = all.find(|status| status.name == called).ok_or_else(|| Failure::bad("the model is gone"))?;
+    match (&status.model, adapter) {
+        (Some(model), Some(adapter)) => _ = app.adapted(model, Some(&adapter), Some(name))?,
+        (None, Some(_)) => _ = app.find(Some(name), Dialect::OpenAi)?,
+        (_, None) => {}
+    }
+    Ok(status)
 }
 
 /// `GET /v1/models/NAME`
@@ -66,6 +89,10 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
     for status in app.models.list() {
         let aliases = status.aliases.iter().filter(|name| *name != "*");
         models.extend(std::iter::once(&status.name).chain(aliases).map(|name| entry(&app, &status, name)));
+        let adapters = status.model.iter().flat_map(Model::adapters);
+        models.extend(
+            adapters.map(|adapter| entry(&app, &status, &format!("{}:{}", status.name, adapter.name))),
+        );
     }
     let (first, last) = (models.first().map(|m| m["id"].clone()), models.last().map(|m| m["id"].clone()));
     json_body(&json!({

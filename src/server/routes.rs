@@ -21,20 +21,22 @@ use super::chosen::{on_model, on_model_unless, on_streaming_model};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
 use super::{
-    anthropic, chat, completions, embeddings, guard, models, ollama, page, rerank, responses, texts,
+    adapters, anthropic, chat, completions, embeddings, guard, models, ollama, page, rerank, responses, texts,
 };
 use crate::engine::Load;
 use crate::error::Error;
 use crate::model::Model;
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 30] = [
+const ROUTES: [&str; 32] = [
     "/",
     "/health",
     "/metrics",
     "/v1/models",
     "/v1/models/load",
     "/v1/models/unload",
+    "/v1/adapters/load",
+    "/v1/adapters/unload",
     "/tokenize",
     "/detokenize",
     "/apply-template",
@@ -84,6 +86,8 @@ impl Service {
             .route("/v1/models/load", post(models::load))
             .route("/v1/models/unload", post(models::unload))
             .route("/v1/models/{*name}", get(models::one))
+            .route("/v1/adapters/load", post(adapters::load))
+            .route("/v1/adapters/unload", post(adapters::unload))
             .route("/tokenize", on_model(texts::tokenize))
             .route("/detokenize", on_model(texts::detokenize))
             .route("/apply-template", on_model(texts::apply_template))

@@ -39,15 +39,30 @@ impl Deref for Served {
 }
 
 impl Served {
-    /// For a request that came at `asked`, whose client calls the model `called`.
-    pub fn new(app: &Arc<App>, lease: Lease, called: Option<String>, keep: Keep, asked: Instant) -> Self {
-        let (model, name) = (lease.model().clone(), lease.name().to_owned());
+    /// For a request that came at `asked`, whose client calls the model `called`, by which it may mean an adapter of it.
+    ///
+    /// # Errors
+    /// 404 where the model has no such adapter.
+    pub fn new(
+        app: &Arc<App>,
+        lease: Lease,
+        (called, adapter): (Option<String>, Option<String>),
+        keep: Keep,
+        asked: Instant,
+    ) -> Result<Self, Failure> {
+        let name = lease.name().to_owned();
+        let model = app.adapted(lease.model(), adapter.as_deref(), called.as_deref())?;
         let kind = model.info().selection.kind.name();
         let places = app.places_of(&name);
-        Self {
+        let version = env!("CARGO_PKG_VERSION");
+        let fingerprint = match model.adapter() {
+            Some(adapter) => format!("backstop-{version}-{kind}-{}", &adapter.key[..8]),
+            None => format!("backstop-{version}-{kind}"),
+        };
+        Ok(Self {
             app: Arc::clone(app),
             called: called.unwrap_or_else(|| name.clone()),
-            fingerprint: format!("backstop-{}-{kind}", env!("CARGO_PKG_VERSION")),
+            fingerprint,
             model,
             name,
             asked,
@@ -55,7 +70,7 @@ impl Served {
             keep,
             places,
             lease,
-        }
+        })
     }
 
     /// After its model was waited for.

@@ -2,6 +2,7 @@
 
 #![cfg(unix)]
 
+mod adapters;
 mod bench;
 mod bundle;
 mod chat;

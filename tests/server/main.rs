@@ -2,6 +2,7 @@
 
 #![cfg(unix)]
 
+mod adapters;
 mod agents;
 mod answers;
 #[cfg(feature = "fault-injection")]

@@ -43,6 +43,29 @@ pub struct QuantizeArgs {
     pub kind: Option<String>,
 }
 
+/// `backstop fuse`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The output is a directory of safetensors that every program loads. A model that is quantized is decoded first.\n\
+    `run`, `chat` and `serve` compute with an adapter beside the weights as well: --adapter NAME=PATH."
+)]
+pub struct FuseArgs {
+    /// The model's name or directory (config.json, safetensors).
+    #[arg(add = ArgValueCompleter::new(models))]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub fetch: FetchArgs,
+    /// The adapter: a directory of PEFT or mlx-lm, or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    pub adapter: PathBuf,
+    /// What the adapter's sum is multiplied by, beside its own scale.
+    #[arg(long, value_name = "SCALE", default_value = "1", allow_hyphen_values = true)]
+    pub scale: f32,
+    /// The directory to write; it must not exist.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+}
+
 /// `backstop bundle`.
 #[derive(Debug, ClapArgs)]
 #[command(

@@ -1,11 +1,13 @@
 //! One repetition on the engine's thread: prompts, then generation, as the engine would cut them into steps.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstop::Result;
 use backstop::backend::OpTime;
 use backstop::backend::batch::{Batch, Run, Tokens};
 use backstop::engine::{EngineOptions, Runtime};
+use backstop::forward::Adapter;
 use backstop::forward::step::SequenceState;
 
 /// What is measured: sequences side by side, each after `depth` cached tokens.
@@ -27,8 +29,9 @@ pub struct Phase {
 pub struct Sequences(Vec<SequenceState>);
 
 /// Fills the caches up to the case's depth.
-pub fn prepare(runtime: &Runtime, case: Case) -> Result<Sequences> {
-    let states = (0..case.batch).map(|_| runtime.sequence(case.depth + case.prompt)).collect();
+pub fn prepare(runtime: &Runtime, case: Case, adapter: Option<&Arc<Adapter>>) -> Result<Sequences> {
+    let state = |_| SequenceState { adapter: adapter.cloned(), ..runtime.sequence(case.depth + case.prompt) };
+    let states = (0..case.batch).map(state).collect();
     let mut sequences = Sequences(states);
     prefill(runtime, &mut sequences.0, 0, case.depth)?;
     Ok(sequences)
