@@ -40,7 +40,7 @@ fn adapters_are_chosen_listed_loaded_and_unloaded() {
     assert!(text(&plain) != of_a && of_a != of_b && of_b != of_half, "{of_a:?} {of_b:?} {of_half:?}");
     let got = ask("stories:a").ok();
     assert_eq!(text(&got), of_a);
-    assert_eq!(got["model"], "stories:a");
+    assert_eq!(got["model"], "stories");
     assert_ne!(got["system_fingerprint"], plain["system_fingerprint"]);
 
     let ids = || -> Vec<String> {
