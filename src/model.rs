@@ -486,9 +486,16 @@ impl Model {
         let defaults = EngineOptions::default();
         let max_sequences = options.max_sequences.unwrap_or(defaults.max_sequences);
         let kv_token_bytes = files.kv_token_bytes(kv_type);
+        // What nobody bounds holds the adapters that are asked for, too.
+        let mut adapter_bytes = 0_u64;
+        for adapter in &options.adapters {
+            let read = crate::adapters::read(&adapter.path, adapter.scale, &files.architecture)?;
+            adapter_bytes = adapter_bytes.saturating_add(read.bytes());
+        }
         let kv_memory = options.kv_memory.unwrap_or_else(|| {
             let most = need.kv.saturating_mul(2 * max_sequences.max(1) as u64);
-            select::kv_memory(&need, memory, most)
+            let left = memory.map(|memory| memory.saturating_sub(adapter_bytes));
+            select::kv_memory(&need, left, most).saturating_add(adapter_bytes)
         });
         let config = Arc::new(files.config().clone());
         let info = ModelInfo {
