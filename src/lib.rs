@@ -99,6 +99,7 @@ pub mod fuzzing;
 mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod imatrix;
 mod json;
 mod model;
 pub mod models;

@@ -7,6 +7,7 @@ mod source;
 mod stacks;
 mod types;
 mod vocabulary;
+mod weights;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,7 +19,7 @@ use half::f16;
 use serde_json::json;
 
 pub use fuse::fuse;
-pub use gguf::to_gguf;
+pub use gguf::{Recipe, to_gguf};
 pub use types::GgufType;
 
 use crate::alloc;

@@ -135,7 +135,7 @@ impl LlmBackendDispatch {
         }
     }
 
-    fn routing(&self) -> &Routing {
+    pub(super) fn routing(&self) -> &Routing {
         match self {
             Self::Cpu { routing, .. } | Self::Mlx { routing, .. } => routing,
         }
@@ -578,6 +578,9 @@ impl Backend for LlmBackendDispatch {
         {
             // Part by part through the dispatch, so that only the part that fails falls back.
             return ops::compose(self, op);
+        }
+        if self.is_observing() {
+            self.observe(op)?;
         }
         if self.is_profiling() {
             return self.measured(op);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::inputs::InputSums;
 use super::ops::{EVAL, OpKind};
 use super::profile::Profile;
 use crate::error::{Error, Result};
@@ -31,6 +32,8 @@ pub struct Routing {
     pub(super) breaker: RefCell<Breaker>,
     /// Times of ops, while they are asked for.
     pub(super) profile: RefCell<Option<Profile>>,
+    /// What matrices are multiplied with, while it is asked for.
+    pub(super) inputs: RefCell<Option<InputSums>>,
 }
 
 impl Routing {

@@ -10,6 +10,7 @@ mod check;
 pub mod cpu;
 mod dispatch;
 mod fallback;
+mod inputs;
 mod kind;
 pub mod kv;
 mod machine;
@@ -18,6 +19,7 @@ pub mod mlx;
 #[cfg(not(has_mlx))]
 #[path = "mlx/absent.rs"]
 pub mod mlx;
+mod observe;
 pub mod ops;
 mod pages;
 mod profile;
@@ -29,6 +31,7 @@ mod values;
 
 pub use dispatch::{LlmBackendDispatch, Op};
 pub use fallback::{FallbackReport, Faults, Policy, Routing};
+pub use inputs::{InputSum, InputSums};
 pub use kind::LlmBackendKind;
 pub(crate) use pages::{HostPart, PartKind, PartShapes};
 pub use pages::{KvCost, KvPage, PageAndPane, SequenceKv};

@@ -21,7 +21,7 @@ use clap_complete::ArgValueCompleter;
 
 pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
 pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
-pub use written::{BundleArgs, FuseArgs, QuantizeArgs};
+pub use written::{BundleArgs, FuseArgs, ImatrixArgs, QuantizeArgs};
 
 use super::here::models;
 
@@ -73,6 +73,8 @@ pub enum Command {
     Parity(ParityArgs),
     /// Say how well a model predicts a text, and how far from it another one is.
     Perplexity(PerplexityArgs),
+    /// Measure which columns of a model's matrices matter on a text, for quantize --imatrix.
+    Imatrix(ImatrixArgs),
     /// Write a model in fewer bits.
     Quantize(QuantizeArgs),
     /// Write a model with an adapter in its weights.

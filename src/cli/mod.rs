@@ -10,6 +10,7 @@ mod form;
 mod fuse;
 mod grammar;
 mod here;
+mod imatrix;
 mod input;
 mod inspect;
 mod interrupt;
@@ -88,6 +89,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Imatrix(args) => imatrix::imatrix(&args),
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Fuse(args) => fuse::fuse(&args),
         Command::Bundle(args) => bundle::bundle(&args),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context;
 use backstop::perplexity::{Mean, Scored, Windows, quantile, score};
+use backstop::text::Specials;
 use backstop::{LoadOptions, Model};
 use serde_json::{Value, json};
 
@@ -43,7 +44,8 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let all = tokens.len();
     tokens.truncate(args.tokens.unwrap_or(all));
     // What a text begins with that has nothing in it.
-    let begin = if args.llama_cpp { tokenizer.encode("")?.first().copied() } else { None };
+    let none = || tokenizer.encode_with("", Specials { add: true, parse: true });
+    let begin = if args.llama_cpp { none()?.first().copied() } else { None };
     let other = compared(args).map(|other| load(&other)).transpose()?.map(|loaded| loaded.model);
     let mut positions = args.positions.as_deref().map(Whole::create).transpose()?;
 

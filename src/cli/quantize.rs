@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use backstop::ModelFiles;
 use backstop::backend::select::Bytes;
+use backstop::imatrix::Imatrix;
 use backstop::quant::{MlxFormat, MlxMode};
-use backstop::quantize::{GgufType, Report, to_gguf, to_mlx};
+use backstop::quantize::{GgufType, Recipe, Report, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;
 use super::interrupt::Interruptible;
@@ -18,10 +19,14 @@ use super::{INTERRUPTED, Usage};
 pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let target = target(args)?;
+    let imatrix = args.imatrix.as_deref().map(Imatrix::open).transpose().map_err(super::typed)?;
     let files = super::open(Some(&args.model), &args.fetch)?;
     let report = written("quantizing", &files, &mut |progress| match target {
         Target::Mlx(format) => to_mlx(&files, format, &args.output, progress),
-        Target::Gguf(of) => to_gguf(&files, of, &args.output, progress),
+        Target::Gguf(of) => {
+            let recipe = Recipe { of, imatrix: imatrix.as_ref() };
+            to_gguf(&files, recipe, &args.output, progress)
+        }
     })?;
     let Some(report) = report else {
         term::note("interrupted: nothing was written");
@@ -95,6 +100,9 @@ fn target(args: &QuantizeArgs) -> anyhow::Result<Target> {
             Usage(format!("--type is {name}, expected one of {names}"))
         })?;
         return Ok(Target::Gguf(of));
+    }
+    if args.imatrix.is_some() {
+        return Err(Usage("--imatrix is for --to gguf".into()).into());
     }
     if args.kind.is_some() {
         return Err(Usage(

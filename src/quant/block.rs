@@ -5,8 +5,8 @@ pub(crate) const MAX_ELEMENTS: usize = 256;
 /// Groups of a block, at most.
 pub(crate) const MAX_GROUPS: usize = 16;
 
-/// Makes a block's bytes of its values, which are finite.
-pub(crate) type Encode = fn(values: &[f32], block: &mut [u8]);
+/// Makes a block's bytes of its values, which are finite, and of what the squares of their errors are multiplied with.
+pub(crate) type Encode = fn(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]);
 
 /// How blocks of one format are read, written and computed with.
 pub(crate) struct BlockFormat {

@@ -39,9 +39,11 @@ block_formats! {
     Q8_0 { id: 8, block: (32, 34), bits: 8, codes: ggml::signed_bytes, values: Offset(128), scales: Half,
            encode: Some(encode::q8_0), mlx: OnMlx::Codes }
     Q2_K { id: 10, block: (256, 84), bits: 2, codes: ggml::q2_k, values: Min,
-           scales: Super { group: 16, d: 80, read: ggml::q2_k_integers }, encode: None, mlx: OnMlx::Nearest }
+           scales: Super { group: 16, d: 80, read: ggml::q2_k_integers },
+           encode: Some(encode::k::q2_k), mlx: OnMlx::Nearest }
     Q3_K { id: 11, block: (256, 110), bits: 3, codes: ggml::q3_k, values: Offset(4),
-           scales: Super { group: 16, d: 108, read: ggml::q3_k_integers }, encode: None, mlx: OnMlx::Products }
+           scales: Super { group: 16, d: 108, read: ggml::q3_k_integers },
+           encode: Some(encode::signed::q3_k), mlx: OnMlx::Products }
     Q4_K { id: 12, block: (256, 144), bits: 4, codes: ggml::q4_k, values: Min,
            scales: Super { group: 32, d: 0, read: ggml::q4_k_integers },
            encode: Some(encode::k::with_min::<4>), mlx: OnMlx::Codes }
@@ -50,11 +52,12 @@ block_formats! {
            encode: Some(encode::k::with_min::<5>), mlx: OnMlx::Codes }
     Q6_K { id: 14, block: (256, 210), bits: 6, codes: ggml::q6_k, values: Offset(32),
            scales: Super { group: 16, d: 208, read: ggml::q6_k_integers },
-           encode: Some(encode::k::q6_k), mlx: OnMlx::Nearest }
+           encode: Some(encode::signed::q6_k), mlx: OnMlx::Nearest }
     IQ4_NL { id: 20, block: (32, 18), bits: 4, codes: ggml::nibbles::<2>, values: Table(&IQ4_VALUES), scales: Half,
-             encode: None, mlx: OnMlx::Integers }
+             encode: Some(encode::signed::iq4_nl), mlx: OnMlx::Integers }
     IQ4_XS { id: 23, block: (256, 136), bits: 4, codes: ggml::nibbles::<8>, values: Table(&IQ4_VALUES),
-             scales: Super { group: 32, d: 0, read: ggml::iq4_xs_integers }, encode: None, mlx: OnMlx::Integers }
+             scales: Super { group: 32, d: 0, read: ggml::iq4_xs_integers },
+             encode: Some(encode::signed::iq4_xs), mlx: OnMlx::Integers }
     MXFP4 { id: 39, block: (32, 17), bits: 4, codes: ggml::nibbles::<1>, values: Table(&E2M1_DOUBLED), scales: E8m0,
             encode: None, mlx: OnMlx::Mxfp4 }
 }

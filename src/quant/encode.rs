@@ -1,6 +1,7 @@
 //! Quantizers: rows of values → the planes of a format, with the bits of MLX's `quantize` and of the `gguf` package's.
 
 pub(super) mod k;
+pub(super) mod signed;
 
 use half::{bf16, f16};
 
@@ -10,6 +11,25 @@ use crate::tensor::DType;
 
 /// 1.5 · 2^23: added to a value of magnitude below 2^22, it leaves the nearest integer, ties to even, in the low bits.
 const ROUND: f32 = 12_582_912.0;
+
+/// Elements of a block of the K-quants.
+const BLOCK: usize = 256;
+/// Rounds of choosing a block's factors anew: later ones change nothing that can be measured.
+const ROUNDS: usize = 3;
+/// The weights of columns of which nothing is known.
+const ONES: [f32; BLOCK] = [1.0; BLOCK];
+/// The least weight of a column, as a part of the mean: a text that never uses a column does not say that none will.
+const LEAST: f32 = 1e-4;
+
+/// The nearest integer of a value of magnitude below 2^22.
+fn nearest(x: f32) -> f32 {
+    (x + ROUND) - ROUND
+}
+
+/// `x` as `f16` has it.
+fn narrow(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
+}
 
 impl Format {
     /// Whether [`encode`](Self::encode) writes it.
@@ -30,7 +50,7 @@ impl Format {
     /// - MXFP4: the scale is the smallest power of two that is at least `max / 6` (rounded to `dtype`), the codes are the
     ///   nearest, ties to zero. Equals `mx.quantize`, but for groups below `6 · 2^-126`, where its exponent may wrap.
     /// - `Q8_0`, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`: equal those of the `gguf` Python package to the bit.
-    /// - `Q4_K`, `Q5_K`, `Q6_K`: a square error below that of ggml's own quantizer.
+    /// - The K-quants, `IQ4_NL` and `IQ4_XS`: a square error below that of ggml's own quantizer.
     ///
     /// Gives back the first row that holds a NaN or an infinity, if any: its codes mean nothing.
     ///
@@ -44,6 +64,27 @@ impl Format {
         values: &[u8],
         planes: [&mut [u8]; 3],
     ) -> Option<usize> {
+        self.encode_weighed(dtype, columns, values, None, planes)
+    }
+
+    /// As [`encode`](Self::encode), with the square error of each column multiplied by its `importance`, the mean square of its
+    /// inputs `[columns]`: what the error of a product is made of. MXFP4, affine groups and `Q8_0` have no use for it.
+    ///
+    /// # Panics
+    /// As [`encode`](Self::encode), and where `importance` has another length.
+    pub fn encode_weighed(
+        self,
+        dtype: DType,
+        columns: usize,
+        values: &[u8],
+        importance: Option<&[f32]>,
+        planes: [&mut [u8]; 3],
+    ) -> Option<usize> {
+        let weights = importance.map(weights);
+        assert!(
+            weights.as_ref().is_none_or(|weights| weights.len() == columns),
+            "weights of {columns} columns"
+        );
         assert!(self.has_encoder(), "{self} has no encoder");
         assert!(columns.is_multiple_of(self.group()), "{columns} columns in {self}");
         if let Self::Affine { scales, .. } = self {
@@ -87,7 +128,11 @@ impl Format {
                         let (elements, size) = of.block();
                         let Some(encode) = of.row().encode else { unreachable!("checked above") };
                         let blocks = row.chunks_exact(elements).zip(one.chunks_exact_mut(size));
-                        blocks.for_each(|(values, block)| encode(values, block));
+                        for (i, (values, block)) in blocks.enumerate() {
+                            let weights =
+                                weights.as_ref().map(|weights| &weights[i * elements..(i + 1) * elements]);
+                            encode(values, weights, block);
+                        }
                     }
                     Self::Mxfp8 | Self::Nvfp4 | Self::Fp8 { .. } | Self::Fp4 { .. } => {
                         unreachable!("checked above")
@@ -97,6 +142,15 @@ impl Format {
         });
         wrong.into_inner()
     }
+}
+
+/// What square errors are multiplied with: 1 on average.
+fn weights(importance: &[f32]) -> Vec<f32> {
+    let mean = importance.iter().map(|&x| f64::from(x)).sum::<f64>() / importance.len().max(1) as f64;
+    if mean <= 0.0 || !mean.is_finite() {
+        return vec![1.0; importance.len()];
+    }
+    importance.iter().map(|&x| ((f64::from(x) / mean) as f32).max(LEAST)).collect()
 }
 
 /// `values` in `dtype`, little-endian, to nearest, ties to even.
@@ -179,7 +233,7 @@ fn inverse(scale: f32) -> f32 {
 }
 
 /// `w = q · d`, `q` from -127 to 127.
-pub(super) fn q8_0(values: &[f32], block: &mut [u8]) {
+pub(super) fn q8_0(values: &[f32], _: Option<&[f32]>, block: &mut [u8]) {
     let scale = values.iter().fold(0.0_f32, |max, x| max.max(x.abs())) / 127.0;
     let inverse = inverse(scale);
     let (head, codes) = block.split_at_mut(2);
@@ -207,28 +261,45 @@ fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
 }
 
 /// `w = (q - 8) · d`, the value of largest magnitude having the code 0.
-pub(super) fn q4_0(values: &[f32], block: &mut [u8]) {
-    let scale = edge(values) / -8.0;
-    let inverse = inverse(scale);
-    let (head, codes) = block.split_at_mut(2);
+pub(super) fn q4_0(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+    let (scale, codes) = match weights {
+        Some(weights) => signed::four_bits(values, weights),
+        None => {
+            let scale = edge(values) / -8.0;
+            let inverse = inverse(scale);
+            (scale, std::array::from_fn(|i| ((values[i] * inverse + 8.5) as u8).min(15)))
+        }
+    };
+    let (head, low) = block.split_at_mut(2);
     write_floats(DType::F16, &[scale], head);
-    put_nibbles(&std::array::from_fn(|i| ((values[i] * inverse + 8.5) as u8).min(15)), codes);
+    put_nibbles(&codes, low);
 }
 
 /// `w = (q - 16) · d`, the value of largest magnitude having the code 0; the fifth bits before the nibbles.
-pub(super) fn q5_0(values: &[f32], block: &mut [u8]) {
-    let scale = edge(values) / -16.0;
-    let inverse = inverse(scale);
+pub(super) fn q5_0(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+    let (scale, codes) = match weights {
+        Some(weights) => signed::five_bits(values, weights),
+        None => {
+            let scale = edge(values) / -16.0;
+            let inverse = inverse(scale);
+            (scale, std::array::from_fn(|i| ((values[i] * inverse + 16.5) as u8).min(31)))
+        }
+    };
     let (head, rest) = block.split_at_mut(2);
     write_floats(DType::F16, &[scale], head);
-    let codes = std::array::from_fn(|i| ((values[i] * inverse + 16.5) as u8).min(31));
     let (fifth, low) = rest.split_at_mut(4);
     fifth.copy_from_slice(&fifth_bits(&codes));
     put_nibbles(&codes, low);
 }
 
 /// Scale and codes of `w = q · d + m` between the least and the largest value; writes `d` and `m`.
-fn with_min(values: &[f32], most: u8, head: &mut [u8]) -> [u8; 32] {
+fn with_min(values: &[f32], weights: Option<&[f32]>, most: u8, head: &mut [u8]) -> [u8; 32] {
+    let groups = (values.as_chunks::<32>().0.first(), weights.and_then(|of| of.as_chunks::<32>().0.first()));
+    if let (Some(values), Some(weights)) = groups {
+        let (scale, min, codes) = k::one_group(values, weights, f32::from(most));
+        write_floats(DType::F16, &[scale, min], head);
+        return codes;
+    }
     let min = values.iter().copied().fold(f32::INFINITY, f32::min);
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let scale = (max - min) / f32::from(most);
@@ -238,15 +309,15 @@ fn with_min(values: &[f32], most: u8, head: &mut [u8]) -> [u8; 32] {
 }
 
 /// `w = q · d + m`.
-pub(super) fn q4_1(values: &[f32], block: &mut [u8]) {
+pub(super) fn q4_1(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
     let (head, low) = block.split_at_mut(4);
-    put_nibbles(&with_min(values, 15, head), low);
+    put_nibbles(&with_min(values, weights, 15, head), low);
 }
 
 /// `w = q · d + m`, the fifth bits before the nibbles.
-pub(super) fn q5_1(values: &[f32], block: &mut [u8]) {
+pub(super) fn q5_1(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
     let (head, rest) = block.split_at_mut(4);
-    let codes = with_min(values, 31, head);
+    let codes = with_min(values, weights, 31, head);
     let (fifth, low) = rest.split_at_mut(4);
     fifth.copy_from_slice(&fifth_bits(&codes));
     put_nibbles(&codes, low);

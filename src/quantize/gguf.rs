@@ -6,12 +6,14 @@ use std::path::Path;
 
 use super::source::Source;
 use super::stacks::{Joined, Piece, joined};
-use super::types::GgufType;
+use super::types::{GgufType, Traits};
+use super::weights::Weights;
 use super::{BUFFER, ELEMENTS, Report, say_if_decoded, sources, vocabulary};
 use crate::alloc;
 use crate::config::{Config, RopeScaling};
 use crate::error::{Error, Result};
 use crate::forward::{Gguf, ModuleSpec};
+use crate::imatrix::Imatrix;
 use crate::model::ModelFiles;
 use crate::quant::{Format, GgmlType, affine, repack, write_floats};
 use crate::tensor::{DType, Shape};
@@ -20,9 +22,24 @@ use crate::weights::gguf::write::{Entries, Spec, Writer};
 use crate::weights::gguf::{Metadata, TensorType};
 use crate::weights::output::Output;
 
+/// What [`to_gguf`] makes of matrices.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe<'m> {
+    /// Their types.
+    pub of: GgufType,
+    /// What their columns are worth, where it is known: the square errors that are made small are weighed by it.
+    pub imatrix: Option<&'m Imatrix>,
+}
+
+impl From<GgufType> for Recipe<'_> {
+    fn from(of: GgufType) -> Self {
+        Self { of, imatrix: None }
+    }
+}
+
 /// Quantizes a model into the new GGUF file `out`, with its tokenizer and chat template.
 ///
-/// Matrices get the type `of`, those whose rows are not whole blocks F16; vectors and routers get F32. The experts of a layer
+/// Matrices get the recipe's type, those whose rows are not whole blocks F16; vectors and routers get F32. The experts of a layer
 /// become three stacks, one expert at a time; gpt-oss's that are in MXFP4 stay so.
 ///
 /// Written are the families whose form in GGUF has `entries`: of the dense ones all that are read from GGUF files but Phi 1
@@ -32,13 +49,15 @@ use crate::weights::output::Output;
 /// up. `out` and `progress` are as for [`to_mlx`](super::to_mlx).
 ///
 /// # Errors
-/// As [`to_mlx`](super::to_mlx); [`Error::Format`] for what GGUF or llama.cpp has no form for.
-pub fn to_gguf(
+/// As [`to_mlx`](super::to_mlx); [`Error::Format`] for what GGUF or llama.cpp has no form for, and for an importance matrix of another
+/// model. Matrices that it does not know are quantized without, which is said.
+pub fn to_gguf<'m>(
     files: &ModelFiles,
-    of: GgufType,
+    recipe: impl Into<Recipe<'m>>,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
+    let Recipe { of, imatrix } = recipe.into();
     let list = files.architecture.weights();
     let sources = sources(files, &list)?;
     let (config, checkpoint) = (files.config(), &files.checkpoint);
@@ -50,7 +69,7 @@ pub fn to_gguf(
     let Some(own_entries) = gguf.entries else {
         return Err(refuse(format!("is a {}", config.model_type)));
     };
-    let (entries, stored) = match checkpoint.gguf() {
+    let (mut entries, stored) = match checkpoint.gguf() {
         Some(metadata) => (copied(metadata, of), true),
         None => {
             let mut entries = entries(files, gguf, of).map_err(|what| refuse(what.to_owned()))?;
@@ -68,7 +87,14 @@ pub fn to_gguf(
         specs.push(Spec { name: (*name).to_owned(), kind, shape });
     }
     let mut names = HashSet::new();
-    let experts = config.experts.map_or(0, |experts| experts.count);
+    let traits = Traits {
+        layers: config.num_hidden_layers,
+        tied: config.tie_word_embeddings,
+        experts: config.experts.map_or(0, |experts| experts.count),
+        sharing: config.num_attention_heads / config.num_key_value_heads.max(1),
+        weighed: imatrix.is_some(),
+    };
+    let mut weights = Weights { imatrix, known: 0, unknown: Vec::new() };
     for joined in joined(&list, &sources)? {
         let source = joined.source();
         let (name, order) = match joined.stack {
@@ -85,9 +111,7 @@ pub fn to_gguf(
         let kind = match joined.columns() {
             Some(_) if is_router => TensorType::Dense(DType::F32),
             Some(_) if is_kept => TensorType::Blocks(GgmlType::MXFP4),
-            Some(columns) => {
-                of.of(&name, columns, config.num_hidden_layers, config.tie_word_embeddings, experts)
-            }
+            Some(columns) => of.of(&name, columns, traits),
             None => TensorType::Dense(DType::F32),
         };
         match kind {
@@ -101,15 +125,20 @@ pub fn to_gguf(
             return Err(source.fail(format!("is a part of {name}, which this version does not write")));
         }
         report.bytes_in += joined.bytes();
+        let importance = match kind {
+            TensorType::Blocks(_) if !is_kept => weights.of(&name, &joined)?,
+            _ => None,
+        };
         // The gate of a shared expert is one row, and a vector there.
         let shape: Shape = match joined.shape[..] {
             [1, columns] if is_router => [columns].as_slice().into(),
             _ => joined.shape.clone(),
         };
         specs.push(Spec { name, kind, shape });
-        parts.push((joined, kind, order));
+        parts.push(Planned { joined, kind, order, importance });
     }
-    say_if_decoded(files, parts.iter().any(|(joined, ..)| joined.is_decoded()));
+    say_if_decoded(files, parts.iter().any(|part| part.joined.is_decoded()));
+    weights.finish(&mut entries)?;
 
     let output = Output::create(out)?;
     let mut writer = Writer::create(&output.path(), &entries, &specs)?;
@@ -121,12 +150,12 @@ pub fn to_gguf(
     }
     checkpoint.advise_sequential();
     let mut read = 0;
-    for (joined, kind, order) in parts {
+    for part in parts {
         let mut step = |bytes| {
             read += bytes;
             progress(read, report.bytes_in)
         };
-        if !write(&joined, kind, order, &mut writer, &mut step)? {
+        if !write(&part, &mut writer, &mut step)? {
             return Ok(None);
         }
     }
@@ -286,22 +315,33 @@ impl Order {
     }
 }
 
-/// Writes a tensor, one piece after the other; `step` is told of the bytes read. `false` where that says so.
-fn write(
-    joined: &Joined<'_>,
+/// A tensor that is written, and how.
+struct Planned<'s> {
+    joined: Joined<'s>,
     kind: TensorType,
     order: Order,
+    /// What the columns are worth, of one piece after the other.
+    importance: Option<Vec<f32>>,
+}
+
+/// Writes a tensor, one piece after the other; `step` is told of the bytes read. `false` where that says so.
+fn write(
+    Planned { joined, kind, order, importance }: &Planned<'_>,
     writer: &mut Writer,
     step: &mut dyn FnMut(u64) -> bool,
 ) -> Result<bool> {
     let is_kept = joined.kept().is_some();
-    for piece in &joined.pieces {
+    for (at, piece) in joined.pieces.iter().enumerate() {
         if piece.source.shape.is_empty() {
             return Err(piece.source.fail("is a scalar, expected a matrix or a vector".to_owned()));
         }
         let written = match is_kept {
             true => write_kept(piece, writer, step)?,
-            false => write_piece(piece, kind, order, writer, step)?,
+            false => {
+                let columns = piece.source.columns();
+                let importance = importance.as_ref().map(|all| &all[at * columns..(at + 1) * columns]);
+                write_piece(piece, *kind, *order, importance, writer, step)?
+            }
         };
         if !written {
             return Ok(false);
@@ -340,6 +380,7 @@ fn write_piece(
     piece: &Piece<'_>,
     kind: TensorType,
     order: Order,
+    importance: Option<&[f32]>,
     writer: &mut Writer,
     step: &mut dyn FnMut(u64) -> bool,
 ) -> Result<bool> {
@@ -359,7 +400,8 @@ fn write_piece(
                 let format = Format::Ggml(of);
                 alloc::resize(&mut encoded, (last - first) * format.row_bytes(columns)[0], BUFFER)?;
                 let bytes = bytemuck::cast_slice(&values);
-                format.encode(DType::F32, columns, bytes, [&mut encoded, &mut [], &mut []])
+                let planes = [&mut encoded[..], &mut [], &mut []];
+                format.encode_weighed(DType::F32, columns, bytes, importance, planes)
             }
             TensorType::Dense(to) => {
                 alloc::resize(&mut encoded, values.len() * to.size(), BUFFER)?;

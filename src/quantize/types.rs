@@ -17,11 +17,30 @@ pub enum GgufType {
     Q4_K_M,
     Q4_1,
     Q4_0,
+    IQ4_NL,
+    IQ4_XS,
+    Q3_K_M,
+    Q2_K,
+}
+
+/// What of a model decides which types its matrices get.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traits {
+    /// Layers.
+    pub layers: usize,
+    /// Whether the embedding is the output head.
+    pub tied: bool,
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Query heads that share keys and values.
+    pub sharing: usize,
+    /// Whether it is known what columns are worth.
+    pub weighed: bool,
 }
 
 impl GgufType {
     /// Every type, the largest first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::F16,
         Self::Q8_0,
         Self::Q6_K,
@@ -31,6 +50,10 @@ impl GgufType {
         Self::Q4_K_M,
         Self::Q4_1,
         Self::Q4_0,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::Q3_K_M,
+        Self::Q2_K,
     ];
 
     /// The name that llama.cpp prints.
@@ -45,6 +68,10 @@ impl GgufType {
             Self::Q4_K_M => "Q4_K_M",
             Self::Q4_1 => "Q4_1",
             Self::Q4_0 => "Q4_0",
+            Self::IQ4_NL => "IQ4_NL",
+            Self::IQ4_XS => "IQ4_XS",
+            Self::Q3_K_M => "Q3_K_M",
+            Self::Q2_K => "Q2_K",
         }
     }
 
@@ -57,9 +84,13 @@ impl GgufType {
             Self::Q8_0 => 7,
             Self::Q5_0 => 8,
             Self::Q5_1 => 9,
+            Self::Q2_K => 10,
+            Self::Q3_K_M => 12,
             Self::Q4_K_M => 15,
             Self::Q5_K_M => 17,
             Self::Q6_K => 18,
+            Self::IQ4_NL => 25,
+            Self::IQ4_XS => 30,
         }
     }
 
@@ -75,53 +106,85 @@ impl GgufType {
             Self::Q4_K_M => GgmlType::Q4_K,
             Self::Q4_1 => GgmlType::Q4_1,
             Self::Q4_0 => GgmlType::Q4_0,
+            Self::IQ4_NL => GgmlType::IQ4_NL,
+            Self::IQ4_XS => GgmlType::IQ4_XS,
+            Self::Q3_K_M => GgmlType::Q3_K,
+            Self::Q2_K => GgmlType::Q2_K,
         })
     }
 
-    /// The type of the matrix `name` of a GGUF file, with rows of `columns`, in a model of `layers` layers. In
-    /// the mixtures, what costs the most accuracy has more bits, as `llama_tensor_get_type` of llama.cpp chooses it, attention
-    /// beside eight experts with it; where 256 do not divide a row, the type of 32 that llama.cpp takes then.
-    pub(super) fn of(
-        self,
-        name: &str,
-        columns: usize,
-        layers: usize,
-        tied: bool,
-        experts: usize,
-    ) -> TensorType {
-        let Some(mut of) = self.base() else { return TensorType::Dense(DType::F16) };
-        if matches!(self, Self::Q4_K_M | Self::Q5_K_M) {
-            let head = name.starts_with("output.") || tied && name.starts_with("token_embd.");
-            let part = |part: &str| name.contains(part);
-            if experts == 8 && (part(".attn_v.") || part(".attn_k.")) {
-                of = GgmlType::Q8_0;
-            } else if experts == 8 && part(".attn_output.") {
-                of = GgmlType::Q5_K;
-            } else if head || (part(".attn_v.") || part(".ffn_down")) && needs_more_bits(name, layers) {
-                of = GgmlType::Q6_K;
-            } else if part(".attn_qkv.") {
-                of = if of == GgmlType::Q4_K { GgmlType::Q5_K } else { GgmlType::Q6_K };
+    /// The type of the matrix `name` of a GGUF file, with rows of `columns`. In the mixtures, what costs the most accuracy has more
+    /// bits, as `llama_tensor_get_type` of llama.cpp chooses it, attention beside eight experts with it; where 256 do not divide a
+    /// row, a type of 32.
+    pub(super) fn of(self, name: &str, columns: usize, model: Traits) -> TensorType {
+        let Some(base) = self.base() else { return TensorType::Dense(DType::F16) };
+        let of = if self.is_mixture() { self.mixed(base, name, model) } else { base };
+        fitting(of, columns)
+    }
+
+    /// Whether matrices of one model have several types.
+    const fn is_mixture(self) -> bool {
+        matches!(self, Self::Q4_K_M | Self::Q5_K_M | Self::IQ4_NL | Self::IQ4_XS | Self::Q3_K_M | Self::Q2_K)
+    }
+
+    fn mixed(self, base: GgmlType, name: &str, model: Traits) -> GgmlType {
+        let part = |part: &str| name.contains(part);
+        let (value, down) = (part(".attn_v."), part(".ffn_down"));
+        let layer = layer_of(name).unwrap_or(usize::MAX);
+        if model.experts == 8 && (value || part(".attn_k.")) {
+            GgmlType::Q8_0
+        } else if model.experts == 8 && part(".attn_output.") && self != Self::Q5_K_M {
+            GgmlType::Q5_K
+        } else if name.starts_with("output.") || model.tied && name.starts_with("token_embd.") {
+            GgmlType::Q6_K
+        } else if value || down || part(".attn_output.") || part(".attn_qkv.") {
+            match self {
+                Self::Q4_K_M | Self::Q5_K_M if (value || down) && needs_more_bits(name, model.layers) => {
+                    GgmlType::Q6_K
+                }
+                Self::Q4_K_M if part(".attn_qkv.") => GgmlType::Q5_K,
+                Self::Q5_K_M if part(".attn_qkv.") => GgmlType::Q6_K,
+                Self::IQ4_NL | Self::IQ4_XS if value && model.sharing >= 4 => GgmlType::Q5_K,
+                Self::IQ4_NL | Self::IQ4_XS if down && !model.weighed && layer < model.layers / 8 => {
+                    GgmlType::Q5_K
+                }
+                Self::Q3_K_M if value && layer < 2 => GgmlType::Q5_K,
+                Self::Q3_K_M if down && layer < model.layers / 16 => GgmlType::Q5_K,
+                Self::Q3_K_M => GgmlType::Q4_K,
+                Self::Q2_K if value && model.sharing >= 4 => GgmlType::Q4_K,
+                Self::Q2_K if !part(".attn_qkv.") => GgmlType::Q3_K,
+                _ => base,
             }
-        }
-        if !columns.is_multiple_of(of.block().0) {
-            of = match of {
-                GgmlType::Q4_K => GgmlType::Q5_0,
-                GgmlType::Q5_K => GgmlType::Q5_1,
-                GgmlType::Q6_K => GgmlType::Q8_0,
-                of => of,
-            };
-        }
-        match columns.is_multiple_of(of.block().0) {
-            true => TensorType::Blocks(of),
-            false => TensorType::Dense(DType::F16),
+        } else {
+            base
         }
     }
 }
 
+/// `of`, or where it does not divide a row the type that llama.cpp takes then; in place of its `Q4_0` for those of two and three bits
+/// `IQ4_NL`, which is as large and nearer.
+pub(super) fn fitting(of: GgmlType, columns: usize) -> TensorType {
+    let of = match of {
+        of if columns.is_multiple_of(of.block().0) => of,
+        GgmlType::Q4_K => GgmlType::Q5_0,
+        GgmlType::Q5_K => GgmlType::Q5_1,
+        GgmlType::Q6_K => GgmlType::Q8_0,
+        GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::IQ4_XS => GgmlType::IQ4_NL,
+        of => of,
+    };
+    match columns.is_multiple_of(of.block().0) {
+        true => TensorType::Blocks(of),
+        false => TensorType::Dense(DType::F16),
+    }
+}
+
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
 /// Whether a layer is of the first eighth, the last, or every third between them.
 fn needs_more_bits(name: &str, layers: usize) -> bool {
-    let rest = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    let Some(layer) = rest.and_then(|(layer, _)| layer.parse::<usize>().ok()) else { return false };
+    let Some(layer) = layer_of(name) else { return false };
     let eighth = layers / 8;
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
 }
@@ -132,7 +195,8 @@ mod tests {
 
     #[test]
     fn mixtures_are_those_of_llama_cpp() {
-        let of = |kind: GgufType, name: &str, columns| match kind.of(name, columns, 16, true, 0) {
+        let model = Traits { layers: 16, tied: true, experts: 0, sharing: 3, weighed: false };
+        let of = |kind: GgufType, name: &str, columns| match kind.of(name, columns, model) {
             TensorType::Blocks(of) => of.name(),
             TensorType::Dense(dtype) => dtype.name(),
         };
@@ -154,8 +218,9 @@ mod tests {
             assert_eq!(of(GgufType::Q4_K_M, &format!("blk.1.{part}.weight"), 256), "Q6_K", "{part}");
             assert_eq!(of(GgufType::Q4_K_M, &format!("blk.2.{part}.weight"), 256), "Q4_K", "{part}");
         }
-        let beside_eight =
-            |part: &str| GgufType::Q4_K_M.of(&format!("blk.2.{part}.weight"), 256, 16, false, 8);
+        let beside_eight = |part: &str| {
+            GgufType::Q4_K_M.of(&format!("blk.2.{part}.weight"), 256, Traits { experts: 8, ..model })
+        };
         let expected = [
             ("attn_v", GgmlType::Q8_0),
             ("attn_k", GgmlType::Q8_0),
@@ -166,5 +231,23 @@ mod tests {
         for (part, of) in expected {
             assert_eq!(beside_eight(part), TensorType::Blocks(of), "{part}");
         }
+        // Those of fewer bits, by the heads that share keys and by whether columns have weights.
+        let (few, many) = (model, Traits { sharing: 7, weighed: true, ..model });
+        for (kind, name, of_few, of_many) in [
+            (GgufType::IQ4_XS, "blk.0.attn_v.weight", GgmlType::IQ4_XS, GgmlType::Q5_K),
+            (GgufType::IQ4_XS, "blk.0.ffn_down.weight", GgmlType::Q5_K, GgmlType::IQ4_XS),
+            (GgufType::IQ4_NL, "blk.2.ffn_down.weight", GgmlType::IQ4_NL, GgmlType::IQ4_NL),
+            (GgufType::IQ4_XS, "token_embd.weight", GgmlType::Q6_K, GgmlType::Q6_K),
+            (GgufType::Q3_K_M, "blk.1.attn_v.weight", GgmlType::Q5_K, GgmlType::Q5_K),
+            (GgufType::Q3_K_M, "blk.1.ffn_down.weight", GgmlType::Q4_K, GgmlType::Q4_K),
+            (GgufType::Q3_K_M, "blk.1.ffn_up.weight", GgmlType::Q3_K, GgmlType::Q3_K),
+            (GgufType::Q2_K, "blk.1.attn_v.weight", GgmlType::Q3_K, GgmlType::Q4_K),
+            (GgufType::Q2_K, "blk.1.attn_output.weight", GgmlType::Q3_K, GgmlType::Q3_K),
+            (GgufType::Q2_K, "blk.1.attn_q.weight", GgmlType::Q2_K, GgmlType::Q2_K),
+        ] {
+            assert_eq!(kind.of(name, 256, few), TensorType::Blocks(of_few), "{name}");
+            assert_eq!(kind.of(name, 256, many), TensorType::Blocks(of_many), "{name}");
+        }
+        assert_eq!(of(GgufType::Q2_K, "blk.2.attn_q.weight", 576), "IQ4_NL");
     }
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod examples;
 mod form;
 mod gguf;
+mod imatrix;
 mod inspect;
 mod options;
 mod parity;

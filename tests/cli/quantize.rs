@@ -126,7 +126,7 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
     refuse(
         &["--to", "gguf", "--type", "Q9"],
         2,
-        "--type is Q9, expected one of F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1, Q4_0",
+        "--type is Q9, expected one of F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1, Q4_0, IQ4_NL, IQ4_XS, Q3_K_M, Q2_K",
     );
     refuse(&["--mode", "nf4"], 2, "--mode is nf4, expected affine or mxfp4");
     refuse(&[], 1, &format!("{model}: has no matrix whose rows are whole groups of 64"));

@@ -30,6 +30,15 @@ impl<'a> Product<'a> {
     }
 }
 
+/// What is between the projections of experts.
+struct Gated {
+    grouped: Grouped,
+    /// What they are given, `[T · k, D]`, where that is not rows of the input.
+    given: Option<Buffer>,
+    /// What their last projection is given, `[T · k, I]`.
+    joined: Buffer,
+}
+
 impl CpuBackend {
     /// [`Op::Experts`](crate::backend::ops::Op::Experts), of shapes that fit.
     pub(super) fn experts(
@@ -40,8 +49,37 @@ impl CpuBackend {
         down: ExpertProjection<'_, Self>,
         gating: Gating,
     ) -> Result<HostTensor> {
-        let (used, rows) = (ids.shape()[1], ids.shape().iter().product());
         let [experts, width, inner] = down.weight.shape();
+        let rows = ids.shape().iter().product();
+        let Gated { grouped, joined, .. } =
+            self.gated([x, ids, weights], on_input, gate_up, experts, gating)?;
+        let mut product = [Product::new(self, down, rows)?];
+        self.products(&grouped, Rows { data: &joined, cols: inner, pick: None }, &mut product)?;
+        let [Product { out: y, .. }] = product;
+        let mut out = self.buffer(x.shape()[0] * width)?;
+        let ones;
+        let weights = match on_input {
+            true => {
+                ones = alloc::collect(std::iter::repeat_n(1.0, rows), "the weights of experts")?;
+                &ones[..]
+            }
+            false => weights.data(),
+        };
+        let (pool, _) = self.kernels();
+        combine(pool, &y, &grouped.places, weights, width, &mut out);
+        Ok(HostTensor::new(&[x.shape()[0], width], out))
+    }
+
+    /// The rows of experts, and what is between their projections.
+    fn gated(
+        &self,
+        [x, ids, weights]: [&HostTensor; 3],
+        on_input: bool,
+        gate_up: [Option<ExpertProjection<'_, Self>>; 2],
+        experts: usize,
+        gating: Gating,
+    ) -> Result<Gated> {
+        let (used, rows) = (ids.shape()[1], ids.shape().iter().product());
         let grouped = Grouped::new(ids.as_u32().unwrap_or_default(), used, experts)?;
 
         let mut products: SmallVec<[Product<'_>; 2]> = SmallVec::new();
@@ -49,7 +87,7 @@ impl CpuBackend {
             products.push(Product::new(self, projection, rows)?);
         }
         let cols = x.shape()[1];
-        if on_input {
+        let given = if on_input {
             let mut weighed = self.buffer(rows * cols)?;
             for (at, (&place, weight)) in grouped.places.iter().zip(weights.data()).enumerate() {
                 let (row, to) =
@@ -57,10 +95,12 @@ impl CpuBackend {
                 to.iter_mut().zip(row).for_each(|(to, x)| *to = weight * x);
             }
             self.products(&grouped, Rows { data: &weighed, cols, pick: None }, &mut products)?;
+            Some(weighed)
         } else {
             let picked = Rows { data: x.data(), cols, pick: Some(&grouped.rows) };
             self.products(&grouped, picked, &mut products)?;
-        }
+            None
+        };
 
         let mut products = products.into_iter().map(|product| product.out);
         let (Some(mut joined), second) = (products.next(), products.next()) else {
@@ -77,21 +117,33 @@ impl CpuBackend {
             }
             None => pointwise::unary_in_place(pool, isa, gating.alone()?.into(), &mut joined),
         }
+        Ok(Gated { grouped, given, joined })
+    }
 
-        let mut product = [Product::new(self, down, rows)?];
-        self.products(&grouped, Rows { data: &joined, cols: inner, pick: None }, &mut product)?;
-        let [Product { out: y, .. }] = product;
-        let mut out = self.buffer(x.shape()[0] * width)?;
-        let ones;
-        let weights = match on_input {
-            true => {
-                ones = alloc::collect(std::iter::repeat_n(1.0, rows), "the weights of experts")?;
-                &ones[..]
-            }
-            false => weights.data(),
+    /// Calls `each` with an expert that has any rows, with these rows `[R, D]`, and with what its last projection is given,
+    /// `[R, I]`.
+    pub(in crate::backend) fn expert_inputs(
+        &self,
+        [x, ids, weights]: [&HostTensor; 3],
+        on_input: bool,
+        gate_up: [Option<ExpertProjection<'_, Self>>; 2],
+        gating: Gating,
+        mut each: impl FnMut(usize, &[f32], &[f32]),
+    ) -> Result<()> {
+        let Some(up) = gate_up[1] else { return Ok(()) };
+        let [experts, inner, cols] = up.weight.shape();
+        let Gated { grouped, given, joined } =
+            self.gated([x, ids, weights], on_input, gate_up, experts, gating)?;
+        let x = match &given {
+            Some(weighed) => Rows { data: weighed, cols, pick: None },
+            None => Rows { data: x.data(), cols, pick: Some(&grouped.rows) },
         };
-        combine(pool, &y, &grouped.places, weights, width, &mut out);
-        Ok(HostTensor::new(&[x.shape()[0], width], out))
+        let mut gathered = Vec::new();
+        for (expert, rows) in &grouped.experts {
+            let joined = &joined[rows.start * inner..rows.end * inner];
+            each(*expert, own_rows(x, rows.clone(), &mut gathered)?, joined);
+        }
+        Ok(())
     }
 
     /// [`Op::HeadLinear`](crate::backend::ops::Op::HeadLinear), of shapes that fit.

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use clap_complete::ArgValueCompleter;
 
-use super::FetchArgs;
+use super::{FetchArgs, ModelArgs, at_least_one, threads};
 use crate::cli::here::models;
 
 /// `backstop quantize`.
@@ -38,9 +38,40 @@ pub struct QuantizeArgs {
     /// MLX: elements that share a scale, 32, 64 or 128 [default: 64, mxfp4 32].
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub group: Option<u16>,
-    /// GGUF: the type of matrices, F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1 or Q4_0 [default: Q4_0].
+    /// GGUF: the type of matrices, F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1, Q4_0, IQ4_NL, IQ4_XS, Q3_K_M or Q2_K [default: Q4_0].
     #[arg(long = "type", value_name = "TYPE")]
     pub kind: Option<String>,
+    /// GGUF: what columns are worth, by which errors are weighed: a file of `backstop imatrix` or llama-imatrix.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+}
+
+/// `backstop imatrix`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The file is llama.cpp's: sums of squares of what each column of each matrix is multiplied with, in GGUF. The text is read in\n\
+    windows that lie one behind the other; what is left at its end is not read. Take some tens of windows, of what the model is for."
+)]
+pub struct ImatrixArgs {
+    /// The text to read.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The GGUF file to write; it must not exist.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Tokens that are read together [default: 512, or what the model was trained for where that is less].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub window: Option<usize>,
+    /// Tokens of the text to read at most [default: all].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub tokens: Option<usize>,
+    /// Measure the output head, too: it is mostly better quantized without.
+    #[arg(long)]
+    pub process_output: bool,
+    /// Threads of the CPU kernels [default: one per core].
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    pub threads: Option<usize>,
 }
 
 /// `backstop fuse`.

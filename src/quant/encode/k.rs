@@ -1,85 +1,104 @@
-//! Quantizers of the K-quants, whose blocks of 256 have scales that are quantized themselves. ggml says how blocks are read,
-//! not how they are chosen; here the square error is made small: the codes of a group and its scale in turn (the scale that
-//! fits the codes best is a linear regression, the codes that fit a scale best are the nearest), from several starts; then
-//! the scales' own codes among their neighbours, and what those are multiplied with, by regression again.
+//! Quantizers of the K-quants with mins, whose blocks of 256 have scales that are quantized themselves, and of blocks of 32 with a min.
+//! ggml says how blocks are read, not how they are chosen; here the square error, weighed by column where it is known what columns are
+//! worth, is made small: the codes of a group and its scale in turn (the scale that fits the codes best is a linear regression, the
+//! codes that fit a scale best are the nearest), from several starts; then the scales' own codes among their neighbours, and what
+//! those are multiplied with, by regression again.
 
 use half::f16;
 
-use super::ROUND;
+use super::{BLOCK, ROUNDS, narrow, nearest};
 
-/// Elements of a block.
-const BLOCK: usize = 256;
-/// Rounds of choosing a block's two factors anew: later ones change nothing that can be measured.
-const ROUNDS: usize = 3;
-
-/// Codes that the largest scale of a block has at first: the others fall on other codes with each.
-const STARTS: [f32; 3] = [63.0, 61.0, 59.0];
-
-/// The nearest integer of a value of magnitude below 2^22.
-fn nearest(x: f32) -> f32 {
-    (x + ROUND) - ROUND
-}
+/// Codes by which the largest scale of a block falls short of the largest there is, of 63: the others fall on other codes with each.
+const STARTS: [f32; 3] = [0.0, 2.0, 4.0];
 
 /// Elements of a group of Q4_K and Q5_K, and such groups of a block.
 const GROUP: usize = 32;
 const GROUPS: usize = BLOCK / GROUP;
 
-/// What a group of Q4_K or Q5_K becomes: `w = d · scale · code - dmin · min`.
+/// The values of a group, and what their squared errors are multiplied with.
 #[derive(Clone, Copy)]
-struct Group {
+struct Wanted<'a, const G: usize> {
+    values: &'a [f32; G],
+    weights: &'a [f32; G],
+}
+
+/// What a group becomes: `w = d · scale · code - dmin · min`.
+#[derive(Clone, Copy)]
+struct Group<const G: usize> {
     scale: f32,
     min: f32,
-    codes: [f32; GROUP],
+    codes: [f32; G],
     error: f32,
 }
 
-/// The codes nearest to `values` for a step and what is taken off, and their square error.
-fn codes_of(values: &[f32; GROUP], most: f32, step: f32, min: f32) -> ([f32; GROUP], f32) {
+/// What a block becomes.
+struct Block<const G: usize, const N: usize> {
+    d: f32,
+    dmin: f32,
+    groups: [Group<G>; N],
+}
+
+/// The codes nearest to the values for a step and what is taken off, and their error.
+fn codes_of<const G: usize>(wanted: Wanted<'_, G>, most: f32, step: f32, min: f32) -> ([f32; G], f32) {
     let inverse = super::inverse(step);
-    let (mut codes, mut error) = ([0.0; GROUP], 0.0);
-    for (code, &x) in codes.iter_mut().zip(values) {
+    let (mut codes, mut error) = ([0.0; G], 0.0);
+    for ((code, &x), &weight) in codes.iter_mut().zip(wanted.values).zip(wanted.weights) {
         *code = nearest(((x + min) * inverse).max(0.0).min(most));
         let off = step * *code - min - x;
-        error += off * off;
+        error += weight * (off * off);
     }
     (codes, error)
 }
 
-/// The step and what is taken off, at least 0, that fit the codes best; none where all codes are equal.
-fn regression(values: &[f32; GROUP], codes: &[f32; GROUP]) -> Option<(f32, f32)> {
-    let (mut q, mut qq, mut x, mut qx) = (0.0, 0.0, 0.0, 0.0);
-    for (&code, &value) in codes.iter().zip(values) {
-        q += code;
-        qq += code * code;
-        x += value;
-        qx += code * value;
+/// The step and what is taken off, at least 0 unless it is `signed`, that fit the codes best; none where all codes are equal.
+fn regression<const G: usize>(wanted: Wanted<'_, G>, codes: &[f32; G], signed: bool) -> Option<(f32, f32)> {
+    let (mut one, mut q, mut qq, mut x, mut qx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for ((&code, &value), &weight) in codes.iter().zip(wanted.values).zip(wanted.weights) {
+        one += weight;
+        q += weight * code;
+        qq += weight * (code * code);
+        x += weight * value;
+        qx += weight * (code * value);
     }
-    let determinant = GROUP as f32 * qq - q * q;
+    let determinant = one * qq - q * q;
     if determinant <= 0.0 {
         return None;
     }
-    let step = (GROUP as f32 * qx - q * x) / determinant;
+    let step = (one * qx - q * x) / determinant;
     let least = (qq * x - q * qx) / determinant;
-    // A block has no way to add to its codes.
-    let (step, min) = if least > 0.0 { (qx / qq, 0.0) } else { (step, -least) };
+    // A block of groups has no way to add to its codes.
+    let (step, min) = if least > 0.0 && !signed { (qx / qq, 0.0) } else { (step, -least) };
     (step > 0.0).then_some((step, min))
 }
 
 /// A good step and what is taken off, as real numbers.
-fn free(values: &[f32; GROUP], most: f32) -> (f32, f32) {
-    let least = values.iter().copied().fold(0.0, f32::min);
-    let range = values.iter().copied().fold(f32::NEG_INFINITY, f32::max) - least;
+fn free<const G: usize>(wanted: Wanted<'_, G>, most: f32, signed: bool) -> (f32, f32) {
+    let first = if signed { f32::INFINITY } else { 0.0 };
+    let least = wanted.values.iter().copied().fold(first, f32::min);
+    let range = wanted.values.iter().copied().fold(f32::NEG_INFINITY, f32::max) - least;
     if range <= 0.0 {
         return (0.0, -least);
     }
     let mut best = (f32::INFINITY, range / most, -least);
+    // Where weights differ, the least value may count for little.
+    let uneven = wanted.weights.iter().any(|&weight| weight != wanted.weights[0]);
+    let (lows, spread, rounds) = match (uneven, signed) {
+        (true, true) => (&[0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4][..], 0.4, 5),
+        (true, false) => (&[0.0, 0.12, 0.25][..], 0.4, 3),
+        (false, _) => (&[0.0][..], 0.2, 2),
+    };
+    let starts = lows.iter().flat_map(|low| (-5..=5).map(move |start| (low * range, spread * start as f32)));
     // Steps that leave the ends out, and such as reach over them.
-    for start in -5..=5 {
-        let (mut step, mut min) = (range / (most + 0.2 * start as f32), -least);
-        for _ in 0..2 {
-            let Some(fit) = regression(values, &codes_of(values, most, step, min).0) else { break };
+    for (low, start) in starts {
+        let (mut step, mut min) = ((range - low) / (most + start), -least - low);
+        if min < 0.0 && !signed {
+            continue;
+        }
+        for _ in 0..rounds {
+            let codes = codes_of(wanted, most, step, min).0;
+            let Some(fit) = regression(wanted, &codes, signed) else { break };
             (step, min) = fit;
-            let (_, error) = codes_of(values, most, step, min);
+            let (_, error) = codes_of(wanted, most, step, min);
             if error < best.0 {
                 best = (error, step, min);
             }
@@ -88,36 +107,51 @@ fn free(values: &[f32; GROUP], most: f32) -> (f32, f32) {
     (best.1, best.2)
 }
 
-/// Q4_K and Q5_K: `BITS` bits, eight groups with scales and mins of six bits.
-pub(in crate::quant) fn with_min<const BITS: u32>(values: &[f32], block: &mut [u8]) {
-    let most = ((1_u32 << BITS) - 1) as f32;
-    let groups: [&[f32; GROUP]; GROUPS] = std::array::from_fn(|i| {
-        let group = values[GROUP * i..][..GROUP].try_into();
-        group.unwrap_or_else(|_| unreachable!("a block has {BLOCK} values"))
-    });
-    let wanted = groups.map(|values| free(values, most));
-    let largest = |part: fn(&(f32, f32)) -> f32| wanted.iter().map(part).fold(0.0, f32::max);
-    let (scale, min) = (largest(|of| of.0), largest(|of| of.1));
-    let narrow = |x: f32| f16::from_f32(x).to_f32();
-    let mut best: Option<(f32, f32, f32, [Group; GROUPS])> = None;
-    for most_scale in STARTS {
-        let (mut d, mut dmin) = (narrow(scale / most_scale), narrow(min / 63.0));
+/// A block of `N` groups of codes up to `most`, with scales and mins up to `top`; none of values that are no numbers.
+fn fitted_block<const G: usize, const N: usize>(
+    values: &[f32],
+    weights: &[f32],
+    most: f32,
+    top: f32,
+) -> Option<Block<G, N>> {
+    let (values, weights) = (values.as_chunks::<G>().0, weights.as_chunks::<G>().0);
+    let wanted: [Wanted<'_, G>; N] =
+        std::array::from_fn(|i| Wanted { values: &values[i], weights: &weights[i] });
+    let weighed = wanted.map(|wanted| free(wanted, most, false));
+    // Where weights differ, what fits without them may share a block's factors better.
+    let plain = wanted.map(|Wanted { values, .. }| free(Wanted { values, weights: &[1.0; G] }, most, false));
+    let ways = if weighed == plain { &[weighed][..] } else { &[weighed, plain] };
+    let mut best: Option<(f32, Block<G, N>)> = None;
+    for (free, start) in ways.iter().flat_map(|free| STARTS.map(|start| (free, start))) {
+        let largest = |part: fn(&(f32, f32)) -> f32| free.iter().map(part).fold(0.0, f32::max);
+        let (scale, min) = (largest(|of| of.0), largest(|of| of.1));
+        let (mut d, mut dmin) = (narrow(scale / (top - start * (top / 63.0))), narrow(min / top));
         let mut before = f32::INFINITY;
         for _ in 0..ROUNDS {
-            let found: [Group; GROUPS] =
-                std::array::from_fn(|i| fitted(groups[i], most, (d, dmin), wanted[i]));
-            let error: f32 = found.iter().map(|group| group.error).sum();
+            let groups: [Group<G>; N] =
+                std::array::from_fn(|i| fitted(wanted[i], most, top, (d, dmin), free[i]));
+            let error: f32 = groups.iter().map(|group| group.error).sum();
             if best.as_ref().is_none_or(|best| error < best.0) {
-                best = Some((error, d, dmin, found));
+                best = Some((error, Block { d, dmin, groups }));
             }
             if error >= before {
                 break;
             }
             before = error;
-            (d, dmin) = factors(&groups, &found, (d, dmin));
+            (d, dmin) = factors(&wanted, &groups, (d, dmin));
         }
     }
-    let Some((_, d, dmin, found)) = best else { return };
+    Some(best?.1)
+}
+
+/// Q4_K and Q5_K: `BITS` bits, eight groups with scales and mins of six bits.
+pub(in crate::quant) fn with_min<const BITS: u32>(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+    let most = ((1_u32 << BITS) - 1) as f32;
+    let weights = weights.unwrap_or(&super::ONES);
+    let Some(Block { d, dmin, groups: found }) = fitted_block::<GROUP, GROUPS>(values, weights, most, 63.0)
+    else {
+        return;
+    };
     block[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
     block[2..4].copy_from_slice(&f16::from_f32(dmin).to_le_bytes());
     let (scales, mins) = (found.map(|of| of.scale as u8), found.map(|of| of.min as u8));
@@ -139,16 +173,46 @@ pub(in crate::quant) fn with_min<const BITS: u32>(values: &[f32], block: &mut [u
     }
 }
 
+/// Q2_K: sixteen groups with scales and mins of four bits.
+pub(in crate::quant) fn q2_k(values: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+    let weights = weights.unwrap_or(&super::ONES);
+    let Some(Block { d, dmin, groups }) = fitted_block::<16, 16>(values, weights, 3.0, 15.0) else { return };
+    block.fill(0);
+    for (i, group) in groups.iter().enumerate() {
+        block[i] = group.scale as u8 | (group.min as u8) << 4;
+        for (j, &code) in group.codes.iter().enumerate() {
+            let at = 16 * i + j;
+            block[16 + at / 128 * 32 + at % 32] |= (code as u8) << (at / 32 % 4 * 2);
+        }
+    }
+    block[80..82].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    block[82..].copy_from_slice(&f16::from_f32(dmin).to_le_bytes());
+}
+
+/// Q4_1 and Q5_1 where columns have weights: `d`, `m` and codes up to `most` of `w = q · d + m`.
+pub(super) fn one_group(values: &[f32; 32], weights: &[f32; 32], most: f32) -> (f32, f32, [u8; 32]) {
+    let wanted = Wanted { values, weights };
+    let (step, min) = free(wanted, most, true);
+    let (step, min) = (narrow(step), narrow(min));
+    (step, -min, codes_of(wanted, most, step, min).0.map(|code| code as u8))
+}
+
 /// The codes of a group's scale and min near those that are wanted, and its codes, with the least error.
-fn fitted(values: &[f32; GROUP], most: f32, (d, dmin): (f32, f32), wanted: (f32, f32)) -> Group {
+fn fitted<const G: usize>(
+    group: Wanted<'_, G>,
+    most: f32,
+    top: f32,
+    (d, dmin): (f32, f32),
+    wanted: (f32, f32),
+) -> Group<G> {
     let near = |wanted: f32, of: f32| {
-        let at = (wanted * super::inverse(of)).min(63.0).round();
-        [at, (at - 1.0).max(0.0), (at + 1.0).min(63.0)]
+        let at = (wanted * super::inverse(of)).min(top).round();
+        [at, (at - 1.0).max(0.0), (at + 1.0).min(top)]
     };
-    let mut best = Group { scale: 0.0, min: 0.0, codes: [0.0; GROUP], error: f32::INFINITY };
+    let mut best = Group { scale: 0.0, min: 0.0, codes: [0.0; G], error: f32::INFINITY };
     for scale in near(wanted.0, d) {
         for min in near(wanted.1, dmin) {
-            let (codes, error) = codes_of(values, most, d * scale, dmin * min);
+            let (codes, error) = codes_of(group, most, d * scale, dmin * min);
             if error < best.error {
                 best = Group { scale, min, codes, error };
             }
@@ -158,17 +222,18 @@ fn fitted(values: &[f32; GROUP], most: f32, (d, dmin): (f32, f32), wanted: (f32,
 }
 
 /// The two factors of a block that fit its groups' codes best, in `f16`.
-fn factors(groups: &[&[f32; GROUP]; GROUPS], found: &[Group; GROUPS], before: (f32, f32)) -> (f32, f32) {
+fn factors<const G: usize>(groups: &[Wanted<'_, G>], found: &[Group<G>], before: (f32, f32)) -> (f32, f32) {
     // x ≈ d · a - dmin · b
     let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
-    for (values, group) in groups.iter().zip(found) {
-        for (&x, &code) in values.iter().zip(&group.codes) {
+    for (wanted, group) in groups.iter().zip(found) {
+        for ((&x, &code), &weight) in wanted.values.iter().zip(&group.codes).zip(wanted.weights) {
             let (a, b, x) = (f64::from(group.scale * code), f64::from(group.min), f64::from(x));
-            aa += a * a;
-            ab += a * b;
-            bb += b * b;
-            ax += a * x;
-            bx += b * x;
+            let weight = f64::from(weight);
+            aa += weight * (a * a);
+            ab += weight * (a * b);
+            bb += weight * (b * b);
+            ax += weight * (a * x);
+            bx += weight * (b * x);
         }
     }
     let determinant = aa * bb - ab * ab;
@@ -182,107 +247,4 @@ fn factors(groups: &[&[f32; GROUP]; GROUPS], found: &[Group; GROUPS], before: (f
     let narrow = |x: f64| f16::from_f64(x).to_f32();
     let fits = d > 0.0 && dmin >= 0.0 && narrow(d).is_finite() && narrow(dmin).is_finite();
     if fits { (narrow(d), narrow(dmin)) } else { before }
-}
-
-/// Elements of a group of Q6_K, and such groups of a block.
-const SMALL: usize = 16;
-const SMALLS: usize = BLOCK / SMALL;
-
-/// What a group of Q6_K becomes: `w = d · scale · (code - 32)`.
-#[derive(Clone, Copy)]
-struct Signed {
-    scale: f32,
-    codes: [f32; SMALL],
-    error: f32,
-}
-
-fn signed(values: &[f32; SMALL], step: f32) -> ([f32; SMALL], f32) {
-    let inverse = super::inverse(step);
-    let (mut codes, mut error) = ([0.0; SMALL], 0.0);
-    for (code, &x) in codes.iter_mut().zip(values) {
-        *code = nearest((x * inverse).clamp(-32.0, 31.0));
-        let off = step * *code - x;
-        error += off * off;
-    }
-    (codes, error)
-}
-
-fn ratio(values: &[f32; SMALL], codes: &[f32; SMALL]) -> f32 {
-    let (mut qx, mut qq) = (0.0, 0.0);
-    for (&x, &code) in values.iter().zip(codes) {
-        qx += code * x;
-        qq += code * code;
-    }
-    if qq > 0.0 { qx / qq } else { 0.0 }
-}
-
-/// A good step, as a real number; its sign lets the value of the largest magnitude have the code that is one further out.
-fn free_step(values: &[f32; SMALL]) -> f32 {
-    let edge = values.iter().fold(0.0_f32, |edge, &x| if x.abs() > edge.abs() { x } else { edge });
-    let mut best = (f32::INFINITY, 0.0);
-    for start in -10..=10 {
-        let mut step = -edge / (32.0 + 0.1 * start as f32);
-        for _ in 0..2 {
-            step = ratio(values, &signed(values, step).0);
-            let (_, error) = signed(values, step);
-            if error < best.0 {
-                best = (error, step);
-            }
-        }
-    }
-    best.1
-}
-
-/// Q6_K: sixteen groups with signed scales of eight bits.
-pub(in crate::quant) fn q6_k(values: &[f32], block: &mut [u8]) {
-    let groups: [&[f32; SMALL]; SMALLS] = std::array::from_fn(|i| {
-        let group = values[SMALL * i..][..SMALL].try_into();
-        group.unwrap_or_else(|_| unreachable!("a block has {BLOCK} values"))
-    });
-    let wanted = groups.map(free_step);
-    let largest = wanted.iter().fold(0.0_f32, |edge, &x| if x.abs() > edge.abs() { x } else { edge });
-    let mut d = f16::from_f32(largest / -128.0).to_f32();
-    let mut best: Option<(f32, f32, [Signed; SMALLS])> = None;
-    for _ in 0..ROUNDS {
-        let found: [Signed; SMALLS] = std::array::from_fn(|i| {
-            let at = (wanted[i] * super::inverse(d)).clamp(-128.0, 127.0).round();
-            let mut best = Signed { scale: 0.0, codes: [0.0; SMALL], error: f32::INFINITY };
-            for scale in [at, (at - 1.0).max(-128.0), (at + 1.0).min(127.0)] {
-                let (codes, error) = signed(groups[i], d * scale);
-                if error < best.error {
-                    best = Signed { scale, codes, error };
-                }
-            }
-            best
-        });
-        let error: f32 = found.iter().map(|group| group.error).sum();
-        if best.as_ref().is_some_and(|best| best.0 <= error) {
-            break;
-        }
-        best = Some((error, d, found));
-        let (mut ax, mut aa) = (0.0_f64, 0.0_f64);
-        for (values, group) in groups.iter().zip(&found) {
-            for (&x, &code) in values.iter().zip(&group.codes) {
-                let a = f64::from(group.scale * code);
-                ax += a * f64::from(x);
-                aa += a * a;
-            }
-        }
-        let next = f16::from_f64(ax / aa).to_f32();
-        if aa == 0.0 || !next.is_finite() {
-            break;
-        }
-        d = next;
-    }
-    let Some((_, d, found)) = best else { return };
-    block.fill(0);
-    for (i, group) in found.iter().enumerate() {
-        block[192 + i] = group.scale as i8 as u8;
-        for (j, &code) in group.codes.iter().enumerate() {
-            let (at, code) = (SMALL * i + j, (code + 32.0) as u8);
-            block[at / 128 * 64 + at % 64] |= (code & 15) << (at / 64 % 2 * 4);
-            block[128 + at / 128 * 32 + at % 32] |= code >> 4 << (at / 32 % 4 * 2);
-        }
-    }
-    block[208..].copy_from_slice(&f16::from_f32(d).to_le_bytes());
 }
