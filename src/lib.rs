@@ -116,6 +116,7 @@ mod refusals;
 pub mod sample;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod tasks;
 #[doc(hidden)]
 pub mod tensor;
 pub mod text;

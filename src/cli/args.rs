@@ -1,5 +1,6 @@
 //! The arguments as typed: parsed, not yet resolved against the model and its defaults.
 
+mod measured;
 mod names;
 mod tools;
 mod written;
@@ -19,6 +20,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::ArgValueCompleter;
 
+pub use measured::TasksArgs;
 pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
 pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use written::{BundleArgs, FuseArgs, ImatrixArgs, QuantizeArgs};
@@ -73,6 +75,8 @@ pub enum Command {
     Parity(ParityArgs),
     /// Say how well a model predicts a text, and how far from it another one is.
     Perplexity(PerplexityArgs),
+    /// Ask a model questions of multiple choice, of a file of HellaSwag's or MMLU's form.
+    Tasks(TasksArgs),
     /// Measure which columns of a model's matrices matter on a text, for quantize --imatrix.
     Imatrix(ImatrixArgs),
     /// Write a model in fewer bits.

@@ -27,6 +27,7 @@ mod run;
 mod serve;
 mod stream;
 mod summary;
+mod tasks;
 mod template;
 mod term;
 mod whole;
@@ -89,6 +90,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Tasks(args) => tasks::tasks(&args),
         Command::Imatrix(args) => imatrix::imatrix(&args),
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Fuse(args) => fuse::fuse(&args),

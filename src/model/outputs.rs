@@ -288,19 +288,31 @@ impl Model {
         tokens: &[u32],
         rows: Range<usize>,
     ) -> Result<impl Iterator<Item = Result<Vec<f32>>> + use<>> {
-        self.check_generates()?;
         let count = rows.len();
         let (sender, answers) = channel();
-        let sink = RowSink::new(move |row| {
+        let asked = self.each_row(alloc::copy_of(tokens, TOKENS)?, rows, move |row| {
             let row = row.and_then(|row| alloc::copy_of(row, "logits"));
             let good = row.is_ok();
             sender.send(row).is_ok() && good
-        });
-        let kind = RequestKind::Score(ScoreRequest { rows, sink });
-        let asked = self.submit(alloc::copy_of(tokens, TOKENS)?, kind)?;
+        })?;
         Ok((0..count.max(1)).map(move |_| {
             let _asked = &asked;
             receive(&answers)?
         }))
+    }
+
+    /// Begins to read `tokens`; the logits after those at the positions `rows` go to `take`, one after the other, on the engine's
+    /// thread, which it must not block. It says whether anybody still listens. Dropping what is returned cancels it.
+    ///
+    /// # Errors
+    /// As [`Self::logits_of`], what the backend reports apart: that is given to `take`.
+    pub(crate) fn each_row(
+        &self,
+        tokens: Vec<u32>,
+        rows: Range<usize>,
+        take: impl FnMut(Result<&[f32]>) -> bool + Send + 'static,
+    ) -> Result<CancelOnDrop> {
+        self.check_generates()?;
+        self.submit(tokens, RequestKind::Score(ScoreRequest { rows, sink: RowSink::new(take) }))
     }
 }
