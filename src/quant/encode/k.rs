@@ -90,15 +90,15 @@ fn free<const G: usize>(wanted: Wanted<'_, G>, most: f32, signed: bool) -> (f32,
     let starts = lows.iter().flat_map(|low| (-5..=5).map(move |start| (low * range, spread * start as f32)));
     // Steps that leave the ends out, and such as reach over them.
     for (low, start) in starts {
-        let (mut step, mut min) = ((range - low) / (most + start), -least - low);
+        let (step, min) = ((range - low) / (most + start), -least - low);
         if min < 0.0 && !signed {
             continue;
         }
+        let mut codes = codes_of(wanted, most, step, min).0;
         for _ in 0..rounds {
-            let codes = codes_of(wanted, most, step, min).0;
-            let Some(fit) = regression(wanted, &codes, signed) else { break };
-            (step, min) = fit;
-            let (_, error) = codes_of(wanted, most, step, min);
+            let Some((step, min)) = regression(wanted, &codes, signed) else { break };
+            let error;
+            (codes, error) = codes_of(wanted, most, step, min);
             if error < best.0 {
                 best = (error, step, min);
             }

@@ -41,9 +41,25 @@ impl Levels for Table {
     const BOTH: bool = true;
 
     fn nearest(x: f32) -> f32 {
-        f32::from(IQ4_VALUES[code_of(x)])
+        NEAREST[(2.0 * x.clamp(-128.0, 127.0) + 256.0) as usize]
     }
 }
+
+/// The value of the table that is nearest to each half: between two halves it is the same, since the bounds are halves.
+static NEAREST: [f32; 511] = {
+    let mut nearest = [0.0; 511];
+    let mut i = 0;
+    while i < nearest.len() {
+        let mut code = 0;
+        // Bounds are halves of sums: twice the value against the sum of two.
+        while code < 15 && i as i32 - 256 >= IQ4_VALUES[code] as i32 + IQ4_VALUES[code + 1] as i32 {
+            code += 1;
+        }
+        nearest[i] = IQ4_VALUES[code] as f32;
+        i += 1;
+    }
+    nearest
+};
 
 /// The place in the table of the value that is nearest to `x`.
 fn code_of(x: f32) -> usize {
@@ -88,10 +104,11 @@ impl<const G: usize> Wanted<'_, G> {
         let [below, above] = L::EDGES;
         for end in [-below, above].into_iter().take(if L::BOTH { 2 } else { 1 }) {
             for start in -10..=10 {
-                let mut step = edge / (end * (1.0 + L::GRID * start as f32));
+                let mut levels = self.levels::<L>(edge / (end * (1.0 + L::GRID * start as f32))).0;
                 for _ in 0..2 {
-                    step = self.ratio(&self.levels::<L>(step).0);
-                    let (_, error) = self.levels::<L>(step);
+                    let step = self.ratio(&levels);
+                    let error;
+                    (levels, error) = self.levels::<L>(step);
                     if error < best.0 {
                         best = (error, step);
                     }
