@@ -469,12 +469,10 @@ impl Model {
         };
         let selection = select::select(options.backend, &need(LlmBackendKind::Mlx))?;
         let memory = [options.memory, select::memory_for(selection.kind)].into_iter().flatten().min();
-        let memory = memory.map(|memory| match &draft {
-            Some(draft) => draft.leaves_as_draft(selection.kind, memory, &options),
-            None => memory,
+        let context = options.context.unwrap_or_else(|| match &draft {
+            Some(draft) => files.fitting_context_beside(draft, selection.kind, &options, memory),
+            None => files.fitting_context(selection.kind, &options, memory),
         });
-        let context =
-            options.context.unwrap_or_else(|| files.fitting_context(selection.kind, &options, memory));
         let setting = MemorySetting { context, ..files.memory_setting(selection.kind, &options) };
         let need = beside(files.memory_need(setting), selection.kind, context);
         // Weights are read from their file as far as there is room; what a step makes has to be in memory.

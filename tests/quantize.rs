@@ -221,6 +221,46 @@ fn every_encoder_bounds_its_error_whatever_it_is_given() {
     }
 }
 
+/// One column that is worth more than all others together, as massive activations make them: no type becomes worse by it, and
+/// what its group holds beside stays near what it was.
+#[test]
+fn one_column_that_outweighs_all_does_no_harm() {
+    let columns = 4096;
+    let mut state = 7_u64;
+    let values: Vec<f32> = (0..4 * columns)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    for most in [1e5, 1e7, 1e9] {
+        let mut importance = vec![1.0; columns];
+        importance[1234] = most;
+        for of in WEIGHED {
+            let [plain, weighed] = [None, Some(&importance[..])].map(|of_columns| {
+                errors(of, columns, &values, &importance, encoded(of, columns, &values, of_columns))
+            });
+            for (row, (weighed, plain)) in weighed.iter().zip(&plain).enumerate() {
+                assert!(*weighed <= 1.01 * plain, "{of:?}, {most}, row {row}: {weighed}, {plain} without");
+            }
+        }
+    }
+}
+
+/// A scale in `f16` that is infinite makes a row of none.
+#[test]
+fn values_beyond_the_scales_are_named_by_their_row() {
+    for of in WEIGHED.into_iter().chain([GgmlType::Q8_0]) {
+        let format = Format::Ggml(of);
+        let mut values = vec![0.5_f32; 3 * 256];
+        values[2 * 256 + 9] = -1e5;
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut blocks = vec![0; 3 * format.row_bytes(256)[0]];
+        let planes = [&mut blocks[..], &mut [], &mut []];
+        assert_eq!(format.encode(DType::F32, 256, &bytes, planes), Some(2), "{of:?}");
+    }
+}
+
 #[test]
 fn values_that_no_code_stands_for_are_named_by_their_row() {
     let format = Format::Affine { bits: 4, group: 32, scales: DType::F32 };

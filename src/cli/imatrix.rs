@@ -1,12 +1,13 @@
 //! `backstop imatrix`: how large the inputs of a model's matrices are on a text.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use backstop::LoadOptions;
 use backstop::imatrix::{Collect, collect};
 use backstop::text::Specials;
@@ -22,6 +23,14 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let mut file = File::open(&args.file).with_context(|| args.file.display().to_string())?;
     let text = input::utf8(input::read_all(&mut file)?, 0)?;
+    // A name that is taken is told before the work.
+    let (out, shown) = (&args.output, args.output.display());
+    ensure!(
+        out.symlink_metadata().is_err(),
+        "{shown}: exists; expected a new name (remove it, or name another)"
+    );
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(dir.is_dir(), "{}: is no directory", dir.display());
     let files = super::open_as(&args.model)?;
     let longest = files.config().max_context();
     let window = args.window.unwrap_or(WINDOW.min(longest));

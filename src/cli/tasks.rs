@@ -54,13 +54,14 @@ pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
         format!("{done} of {count} questions, {:.1} % right", 100.0 * right as f64 / done.max(1) as f64)
     });
     let mut answers: BTreeMap<usize, Answered> = BTreeMap::new();
-    answer_all(&model, &questions, args.at_once, |at, said| {
+    let ended = answer_all(&model, &questions, args.at_once, |at, said| {
         done.fetch_add(1, Ordering::Relaxed);
         right.fetch_add(usize::from(said.likeliest() == questions[at].answer), Ordering::Relaxed);
         answers.insert(at, said);
         !stopped.load(Ordering::Relaxed)
-    })?;
+    });
     drop(progress);
+    // Those that are known are written, whatever ended it.
     if let Some((path, file)) = &mut out {
         let lines = answers.iter().map(|(at, said)| line(*at, &questions[*at], said));
         let write = || {
@@ -69,6 +70,7 @@ pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
         };
         write().with_context(|| path.clone())?;
     }
+    ended?;
     if answers.len() < questions.len() {
         return Err(Interrupted(format!("interrupted after {} of {count} questions", answers.len())).into());
     }

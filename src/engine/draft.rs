@@ -12,7 +12,7 @@ mod lookup;
 mod model;
 mod pace;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::Result;
 pub(crate) use lookup::Lookup;
@@ -24,9 +24,6 @@ pub(super) const MOST: usize = 16;
 
 /// Guesses that are computed before it is known how long one takes.
 const FIRST: usize = 4;
-
-/// What the newest time of a guess counts.
-const NEWEST: f64 = 0.2;
 
 /// Drafts that are declined before one is tried all the same, at least and at most.
 const PATIENCE: [u32; 2] = [16, 1024];
@@ -96,6 +93,8 @@ pub(crate) struct Guess {
     pub tokens: Vec<u32>,
     /// What each is made of.
     pub signs: Vec<Sign>,
+    /// Seconds that computing one of them took, where they were computed and that is known.
+    pub cost: Option<f64>,
 }
 
 /// The drafts of one sequence.
@@ -104,11 +103,11 @@ pub(super) struct Drafting {
     odds: Odds,
     /// What the step that is planned, or that runs, takes of it.
     offered: Guess,
-    /// Guesses that were not worth a row since one was tried.
-    declined: u32,
-    patience: u32,
-    /// Seconds that computing a guess takes; none before one was computed, or where that takes no time.
-    cost: Option<f64>,
+    /// Of those that are copied, and of those that are computed.
+    copied: Tries,
+    computed: Tries,
+    /// Whether what the step takes was computed though it does not seem to pay.
+    explores: bool,
     /// Tokens whose masks were there in time.
     in_time: usize,
     /// Steps to go without guesses, since the mask of the first token was late, and how many if the next is.
@@ -116,18 +115,41 @@ pub(super) struct Drafting {
     next_pause: u32,
 }
 
+/// When guesses of a kind that do not seem to pay are tried all the same.
+#[derive(Debug, Clone, Copy)]
+struct Tries {
+    /// Those that were not worth it since one was tried.
+    declined: u32,
+    patience: u32,
+}
+
+impl Tries {
+    const NEW: Self = Self { declined: 0, patience: PATIENCE[0] };
+
+    /// One more was not worth it; whether one is due.
+    fn decline(&mut self) -> bool {
+        self.declined = self.declined.saturating_add(1);
+        self.declined >= self.patience
+    }
+
+    /// One was tried, and some were `right`.
+    fn judge(&mut self, right: bool) {
+        let [least, most] = PATIENCE;
+        self.declined = 0;
+        self.patience = if right { least } else { (self.patience * 2).min(most) };
+    }
+}
+
 impl Drafting {
     pub fn new(drafter: Box<dyn Drafter>) -> Self {
-        let [patience, _] = PATIENCE;
-        let offered = Guess::default();
-        let odds = Odds::default();
+        let (odds, offered) = (Odds::default(), Guess::default());
         Self {
             drafter,
             odds,
             offered,
-            declined: 0,
-            patience,
-            cost: None,
+            copied: Tries::NEW,
+            computed: Tries::NEW,
+            explores: false,
             in_time: MOST,
             pause: 0,
             next_pause: 1,
@@ -153,46 +175,30 @@ impl Drafting {
         if pauses || most == 0 {
             return Ok(0);
         }
-        let began = Instant::now();
+        let (own, others, cost) = (self.odds, pace.odds, pace.cost());
         // One that would not pay is computed now and then, to see whether that is still so.
-        let explores = self.drafter.computes()
-            && !self.pays(&Guess::default(), price, pace)
-            && self.declined >= self.patience
-            && pace.may_explore();
-        let odds = &pace.odds;
+        let declined = self.drafter.computes() && !pays(&own, &others, cost, &Guess::default(), price);
+        self.explores = declined && self.computed.decline() && pace.may_explore();
+        let explores = self.explores;
         let mut pays = |guess: &Guess| match explores {
             true => guess.tokens.is_empty(),
-            false => pays(&self.odds, odds, self.cost, guess, price),
+            false => pays(&own, &others, cost, guess, price),
         };
+        let began = Instant::now();
         self.offered = self.drafter.guess(tokens, prompt, most, &mut pays)?;
-        self.offered.tokens.truncate(most);
-        let guessed = self.offered.tokens.len();
-        if let Some(Sign::Likely(_)) = self.offered.signs.first() {
-            self.observe(began.elapsed(), guessed);
-        } else if self.drafter.computes() && guessed == 0 {
-            self.declined += 1;
+        if let Some(cost) = self.offered.cost {
+            pace.guessed(cost);
         }
         if explores {
             pace.explored(began.elapsed());
         }
-        Ok(guessed)
-    }
-
-    fn pays(&self, guess: &Guess, price: Price, pace: &Pace) -> bool {
-        pays(&self.odds, &pace.odds, self.cost, guess, price)
-    }
-
-    /// Learns that computing `guessed` guesses took `time`.
-    fn observe(&mut self, time: Duration, guessed: usize) {
-        let time = time.as_secs_f64() / guessed.max(1) as f64;
-        // What it had missed of the text before is no part of it.
-        let known = self.cost.unwrap_or(time);
-        self.cost = Some(known + NEWEST * (time.min(2.0 * known) - known));
+        self.offered.tokens.truncate(most);
+        Ok(self.offered.tokens.len())
     }
 
     /// How likely the first token of the guess is right, the first two, and so on.
     pub fn candidate(&self, pace: &Pace) -> Candidate {
-        let Guess { tokens, signs } = &self.offered;
+        let Guess { tokens, signs, .. } = &self.offered;
         Candidate::new(tokens.len(), |i| self.odds.of(signs[i], &pace.odds))
     }
 
@@ -206,8 +212,12 @@ impl Drafting {
     pub fn settle(&mut self, depth: usize, may: impl FnOnce() -> bool) -> usize {
         let mut taken = depth;
         if depth == 0 {
-            self.declined += 1;
-            taken = usize::from(self.declined >= self.patience && may());
+            let is_due = match self.offered.signs.first() {
+                // What it was computed for; its time is counted.
+                Some(Sign::Likely(_)) => self.explores || self.computed.decline() && may(),
+                _ => self.copied.decline() && may(),
+            };
+            taken = usize::from(is_due);
         }
         self.offered.tokens.truncate(taken);
         self.offered.tokens.len()
@@ -236,9 +246,10 @@ impl Drafting {
             self.odds.note(sign, i < right);
             pace.odds.note(sign, i < right);
         }
-        let [least, most] = PATIENCE;
-        self.declined = 0;
-        self.patience = if right > 0 { least } else { (self.patience * 2).min(most) };
+        match guess.signs.first() {
+            Some(Sign::Likely(_)) => self.computed.judge(right > 0),
+            _ => self.copied.judge(right > 0),
+        }
         if !held {
             self.in_time = (self.in_time + 1).min(MOST);
             self.next_pause = 1;
@@ -246,7 +257,7 @@ impl Drafting {
             self.in_time = right;
         } else {
             self.pause = self.next_pause;
-            self.next_pause = (self.next_pause * 2).min(most);
+            self.next_pause = (self.next_pause * 2).min(PATIENCE[1]);
         }
     }
 }

@@ -143,7 +143,9 @@ impl Rig {
         let cost = runtime.kv_cost(options.prefill_chunk);
         let vocab = runtime.config().vocab_size as u32;
         // Of recurrent layers, for a few sequences and as many copies.
-        let budget = Budget::new(tokens as u64 * (cost.token + cost.windowed) + 4 * cost.fixed, cost);
+        let beside = runtime.draft_cost();
+        let bytes = tokens as u64 * (cost.token + cost.windowed + beside) + 4 * cost.fixed;
+        let budget = Budget::new(bytes, cost).with_beside(beside);
         // What times decide is not to decide how many turns a test takes.
         let (context, drafts) = (1 << 14, Drafts::Off);
         let options = EngineOptions { context, drafts, kv_memory: budget.bytes, ..options };

@@ -170,6 +170,11 @@ impl Slot {
         self.draft.as_ref().map_or(&[], |draft| draft.offered())
     }
 
+    /// Whether guessing its tokens takes time.
+    pub fn computes_guesses(&self) -> bool {
+        self.draft.as_ref().is_some_and(|draft| draft.computes())
+    }
+
     /// The drafts that the next step takes some of.
     pub fn draft_mut(&mut self) -> Option<&mut Drafting> {
         self.draft.as_deref_mut()

@@ -47,6 +47,8 @@ pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config
             0 => 0,
             waiting => options.prefill_chunk.saturating_sub(waiting).min(left),
         };
+        // What is computed is not to be computed for rows that others take.
+        let most = if slot.computes_guesses() { most.min(left.div_ceil(tokens.max(1))) } else { most };
         if let Some(draft) = slot.guess(most, options.context, price, pace) {
             candidates.push(draft.candidate(pace));
             drafts.push(draft);

@@ -560,10 +560,10 @@ impl Worker {
     fn start_ahead(&mut self, current: &InFlight) -> Option<Ahead> {
         let nobody_comes = self.queue.is_empty() || self.queue.waiting_for_memory() > 0;
         // Guesses that are computed are so behind tokens that are known.
-        let eligible = self.slots.iter_mut().all(|slot| {
-            slot.may_run_ahead(self.options.context)
-                && !slot.draft_mut().is_some_and(|draft| draft.computes())
-        });
+        let eligible = self
+            .slots
+            .iter()
+            .all(|slot| slot.may_run_ahead(self.options.context) && !slot.computes_guesses());
         // Each of them has one row of logits, that of its last token.
         let whole = current.batch.outputs.len() == self.slots.len();
         let ready = with_logits(&current.batch).enumerate().all(|(i, (_, rows))| rows == (i..i + 1));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Entry, Imatrix};
 use crate::backend::batch::Batch;
-use crate::backend::{InputSum, InputSums};
+use crate::backend::{InputSum, InputSums, LlmBackendDispatch};
 use crate::error::{Error, Result};
 use crate::forward::WeightList;
 use crate::forward::step::SequenceState;
@@ -72,6 +72,15 @@ pub fn collect(
     Ok(Some(Imatrix { chunk_count, chunk_size, entries, ..Imatrix::default() }))
 }
 
+/// Has a dispatch add up no more, whatever became of the step.
+struct Ends<'a>(&'a LlmBackendDispatch);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.take_inputs();
+    }
+}
+
 /// The sums of one window.
 fn of_window(model: &Model, tokens: Vec<u32>, head: bool) -> Result<InputSums> {
     let all = tokens.len();
@@ -86,6 +95,7 @@ fn of_window(model: &Model, tokens: Vec<u32>, head: bool) -> Result<InputSums> {
             batch.outputs = if head { (0..chunk.len()).collect() } else { Default::default() };
             let dispatch = runtime.dispatch();
             dispatch.start_inputs();
+            let _ends = Ends(dispatch);
             let launched = runtime.launch(&batch, std::slice::from_mut(&mut sequence), true);
             let sums = dispatch.take_inputs();
             launched?;

@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::json::quote;
 use crate::text::Tokenizer;
 
+/// Rows of its steps, at most: what it catches up on before one step of the model.
+const CHUNK: usize = 256;
+
 /// How a draft model is loaded beside one that is loaded by `options`.
 pub(super) fn options(options: &LoadOptions) -> LoadOptions {
     LoadOptions {
@@ -43,10 +46,23 @@ impl ModelFiles {
         self.memory_need(MemorySetting { context, ..self.memory_setting(backend, &self::options(options)) })
     }
 
-    /// What it leaves of `memory` beside its weights and what it computes.
-    pub(super) fn leaves_as_draft(&self, backend: LlmBackendKind, memory: u64, options: &LoadOptions) -> u64 {
-        let MemoryNeed { weights, activations, .. } = self.need_as_draft(backend, 1, options);
-        memory.saturating_sub(weights).saturating_sub(activations)
+    /// As [`Self::fitting_context`], beside `draft`.
+    pub(super) fn fitting_context_beside(
+        &self,
+        draft: &Self,
+        backend: LlmBackendKind,
+        options: &LoadOptions,
+        memory: Option<u64>,
+    ) -> usize {
+        let fitting = |context: usize| {
+            let MemoryNeed { weights, kv, activations } = draft.need_as_draft(backend, context, options);
+            let memory = memory
+                .map(|memory| memory.saturating_sub(weights).saturating_sub(activations).saturating_sub(kv));
+            let kv_memory = options.kv_memory.map(|bytes| bytes.saturating_sub(kv));
+            self.fitting_context(backend, &LoadOptions { kv_memory, ..options.clone() }, memory)
+        };
+        // What it keeps of so many tokens leaves room for fewer.
+        fitting(fitting(CHUNK))
     }
 
     /// Refuses a draft model whose token ids do not mean what they do here.
@@ -66,15 +82,21 @@ impl ModelFiles {
             (None, Some(_)) => return refused("it has a tokenizer, the model has none".into()),
             (Some(_), None) => return refused("it has no tokenizer".into()),
         };
+        // GGUF files name what only fills their tables.
+        let is_token = |text: &String| !text.starts_with("[PAD");
+        let mut rows = 0;
         for id in 0..own.vocab_size().max(other.vocab_size()) as u32 {
-            let texts = [own.token_text(id), other.token_text(id)];
+            let texts = [own.token_text(id), other.token_text(id)].map(|text| text.filter(is_token));
+            if texts[0].is_some() {
+                rows = id as usize + 1;
+            }
             if texts[0] != texts[1] {
                 let [own, other] = texts.map(|text| text.map_or("nothing".into(), |text| quote(&text)));
                 return refused(format!("its token {id} is {other}, the model's {own}"));
             }
         }
         // Rows behind the tokens are padding.
-        if own.vocab_size() > draft.config().vocab_size {
+        if rows > draft.config().vocab_size {
             return refused(format!("it has {} rows for them", draft.config().vocab_size));
         }
         Ok(())

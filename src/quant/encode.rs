@@ -6,7 +6,7 @@ pub(super) mod signed;
 use half::{bf16, f16};
 
 use super::affine::{pack, read_floats};
-use super::{Format, for_rows};
+use super::{Format, GgmlType, for_rows};
 use crate::tensor::DType;
 
 /// 1.5 · 2^23: added to a value of magnitude below 2^22, it leaves the nearest integer, ties to even, in the low bits.
@@ -96,6 +96,12 @@ impl Format {
         widths.resize(3, 0);
         let mut outputs = planes.into_iter().zip(widths.iter().copied());
         let outputs = std::array::from_fn::<_, 3, _>(|_| outputs.next().unwrap_or_default());
+        // Beyond it scales in f16 are infinite.
+        let largest = match self {
+            Self::Ggml(GgmlType::MXFP4) => f32::MAX,
+            Self::Ggml(_) => f16::MAX.to_f32(),
+            _ => f32::MAX,
+        };
         let wrong = parking_lot::Mutex::new(None);
         for_rows(rows, outputs, |range, parts| {
             let mut row = vec![0.0; columns];
@@ -108,7 +114,7 @@ impl Format {
             for at in range.clone() {
                 let width = columns * dtype.size();
                 read_floats(dtype, &values[at * width..][..width], &mut row);
-                if row.iter().any(|x| !x.is_finite()) {
+                if row.iter().any(|x| x.is_nan() || x.abs() > largest) {
                     let mut first: parking_lot::MutexGuard<'_, Option<usize>> = wrong.lock();
                     *first = Some(first.map_or(at, |first| first.min(at)));
                     return;

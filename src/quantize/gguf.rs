@@ -126,7 +126,7 @@ pub fn to_gguf<'m>(
         }
         report.bytes_in += joined.bytes();
         let importance = match kind {
-            TensorType::Blocks(_) if !is_kept => weights.of(&name, &joined)?,
+            TensorType::Blocks(of) if !is_kept && of != GgmlType::Q8_0 => weights.of(&name, &joined)?,
             _ => None,
         };
         // The gate of a shared expert is one row, and a vector there.
@@ -413,7 +413,7 @@ fn write_piece(
         };
         if let Some(wrong) = wrong {
             let (row, name) = (from(first + wrong), kind.name());
-            let what = format!("row {row} holds a value that is not finite in {name}");
+            let what = format!("row {row} holds a value that is not finite in {name}, or too large for it");
             return Err(piece.source.fail(what));
         }
         writer.write(&encoded)?;

@@ -50,6 +50,10 @@ impl Weights<'_> {
             }
             tracing::warn!("{count} matrices are not in {path} and are quantized without it: {names}{more}");
         }
+        if self.known == 0 {
+            tracing::warn!("{path} changes nothing: no matrix gets a type that is chosen by it");
+            return Ok(());
+        }
         let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         entries.string("quantize.imatrix.file", &path.to_string());
         entries.string("quantize.imatrix.dataset", &imatrix.datasets.join(", "));

@@ -22,6 +22,8 @@ const CHECKS: [(&str, &str); 2] = [
 
 /// `cargo xtask apple`.
 pub fn run() -> Result<()> {
+    // Who asks for it alone wants no pass without it.
+    possible(true, true)?;
     let mut steps = Steps::new("apple");
     steps.mlx = true;
     let ready = steps.step("MLX", || mlx::set_up().map(drop));
@@ -31,7 +33,7 @@ pub fn run() -> Result<()> {
 
 /// The same as a part of `cargo xtask test`, where MLX's set-up left it `ready`.
 pub fn steps(steps: &mut Steps, ready: bool) {
-    if let Err(error) = possible(steps.mlx) {
+    if let Err(error) = possible(steps.mlx, false) {
         steps.skip("Apple: clippy and docs", &error);
         return;
     }
@@ -52,8 +54,8 @@ fn check(line: &str) -> Result<()> {
     steps::succeed(with_mlx::command(&words)?.envs(NO_COMPILER))
 }
 
-/// Fails where it cannot be done, or need not be, with the reason; adds the standard library where only that is missing.
-fn possible(mlx: bool) -> Result<()> {
+/// Fails where it cannot be done, or need not be, with the reason; `adds` the standard library where only that is missing.
+fn possible(mlx: bool, adds: bool) -> Result<()> {
     ensure!(
         !cfg!(all(target_os = "macos", target_arch = "aarch64")),
         "this machine is one: what was checked is it"
@@ -64,10 +66,17 @@ fn possible(mlx: bool) -> Result<()> {
         let print = ["--print", "target-libdir", "--target", TARGET];
         Ok(Path::new(&util::first_line(Command::new(&rustc).args(print))?).is_dir())
     };
+    ensure!(
+        adds || has()?,
+        "the toolchain lacks {TARGET}: `cargo xtask apple`, or `rustup target add {TARGET}`, adds it"
+    );
     if !has()? {
         util::quiet(Command::new("rustup").args(["target", "add", TARGET]))
             .with_context(|| format!("the toolchain lacks {TARGET}, and rustup does not add it"))?;
         ensure!(has()?, "the toolchain lacks {TARGET}: rustup added it to another one");
     }
+    // Crates that only Macs need.
+    util::quiet(util::cargo().args(["fetch", "--quiet", "--locked", "--target", TARGET]))
+        .context("what Macs depend on is not here and cannot be had")?;
     Ok(())
 }

@@ -176,7 +176,8 @@ impl Drafter for Lookup {
     fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
         self.learn(tokens)?;
         self.settle(tokens, prompt);
-        let mut guess = Guess { tokens: Vec::with_capacity(most), signs: Vec::with_capacity(most) };
+        let mut guess =
+            Guess { tokens: Vec::with_capacity(most), signs: Vec::with_capacity(most), cost: None };
         let mut trail = self.trail;
         while guess.tokens.len() < most {
             let text = Text { tokens, guess: &guess.tokens };

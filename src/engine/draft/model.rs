@@ -4,6 +4,7 @@
 //! part in each step where that is much. Where the text repeats what came before, that is copied instead, which costs nothing.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::lookup::{Lookup, SURE};
 use super::{Drafter, Guess, Pays, Sign};
@@ -15,6 +16,8 @@ use crate::forward::step::SequenceState;
 
 /// Tokens of the text that are computed before one step.
 const CHUNK: usize = 256;
+/// Of these, those that the first guess of a step has to see at most for its time to tell what guesses take.
+const FEW: usize = 8;
 
 /// The guesses of a smaller model for one sequence.
 pub(in crate::engine) struct ByModel {
@@ -59,6 +62,7 @@ impl ByModel {
         if room == 0 || !pays(&guess) {
             return Ok(guess);
         }
+        runtime.check_files()?;
         let state = self.state.get_or_insert_with(|| runtime.sequence(prompt));
         let same = state.history.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let seen = same.min(tokens.len().saturating_sub(1));
@@ -77,14 +81,24 @@ impl ByModel {
         let most = most.min(room);
         alloc::reserve(&mut guess.tokens, most, "guesses")?;
         alloc::reserve(&mut guess.signs, most, "guesses")?;
+        let (mut began, mut guesses) = (Instant::now(), 0_u32);
         let (mut token, mut likely) = Self::next(runtime, self.vocab, state, missing)?;
+        // What it had missed of the text is no part of what guesses take.
+        if missing.len() > FEW {
+            began = Instant::now();
+        } else {
+            guesses += 1;
+        }
         loop {
             guess.tokens.push(token);
             guess.signs.push(Sign::Likely(likely));
             if guess.tokens.len() >= most || !pays(&guess) {
+                let cost = began.elapsed().checked_div(guesses);
+                guess.cost = cost.as_ref().map(Duration::as_secs_f64);
                 return Ok(guess);
             }
             (token, likely) = Self::next(runtime, self.vocab, state, &[token])?;
+            guesses += 1;
         }
     }
 }

@@ -117,6 +117,8 @@ pub(crate) struct Pace {
     /// Seconds of all steps that only decoded, and of what guesses cost that were made to see whether they pay.
     all: f64,
     explored: f64,
+    /// Seconds that computing a guess takes; none before one was computed.
+    cost: Option<f64>,
     /// Whether a sequence that goes back computes again what of its step was right.
     again: bool,
 }
@@ -124,7 +126,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// Of a model whose sequences go back to the beginning of a step alone, where `again`.
     pub fn new(again: bool) -> Self {
-        Self { odds: Odds::default(), times: vec![0.0; ROWS + 1], all: 0.0, explored: 0.0, again }
+        Self { odds: Odds::default(), times: vec![0.0; ROWS + 1], all: 0.0, explored: 0.0, cost: None, again }
     }
 
     /// Learns what a step of `rows` rows took that only decoded, `with_drafts` among them or not.
@@ -161,6 +163,17 @@ impl Pace {
             }
             _ => Price { rate: f64::INFINITY, row: 0.0 },
         }
+    }
+
+    /// Seconds that computing a guess takes, as far as that is known.
+    pub fn cost(&self) -> Option<f64> {
+        self.cost
+    }
+
+    /// Learns that computing a guess took `seconds`.
+    pub fn guessed(&mut self, seconds: f64) {
+        let known = self.cost.unwrap_or(seconds);
+        self.cost = Some(known + NEWEST * (seconds.min(2.0 * known) - known));
     }
 
     /// Whether time may go to guesses that do not seem to pay: what they cost is to be little.

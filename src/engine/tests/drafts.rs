@@ -35,7 +35,7 @@ impl Drafter for Knowing {
                 *token = token.wrapping_add(1) % 2;
             }
             let signs = vec![Sign::Match(2); guess.len()];
-            Ok(Guess { tokens: guess, signs })
+            Ok(Guess { tokens: guess, signs, cost: None })
         })
     }
 }
@@ -243,6 +243,9 @@ fn a_model_guesses_where_it_pays() {
         // In the shapes of several rows MLX's sums have other orders.
         assert!(drafted == answer || kind == LlmBackendKind::Mlx, "{drafted:?} is not {answer:?}");
         assert!(0 < stats.accepted_tokens && stats.accepted_tokens <= stats.drafted_tokens, "{stats:?}");
+        // What the other model keeps of it is a part of what it is let in with.
+        let cost = rig.budget.cost.token;
+        assert!(rig.budget.beside >= cost && rig.budget.alone().of_sequence(64) >= 2 * 64 * cost);
         // Two share the steps, and each has guesses of its own.
         let mut both = [rig.ask(prompt, 80), rig.ask(plain.prompt(4, 50), 80)];
         both.iter_mut().for_each(|asked| rig.finish(asked));

@@ -52,8 +52,10 @@ fn codes_of<const G: usize>(wanted: Wanted<'_, G>, most: f32, step: f32, min: f3
 
 /// The step and what is taken off, at least 0 unless it is `signed`, that fit the codes best; none where all codes are equal.
 fn regression<const G: usize>(wanted: Wanted<'_, G>, codes: &[f32; G], signed: bool) -> Option<(f32, f32)> {
-    let (mut one, mut q, mut qq, mut x, mut qx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    // Where one weight is most of the sum, the determinant is a small difference of large numbers.
+    let (mut one, mut q, mut qq, mut x, mut qx) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
     for ((&code, &value), &weight) in codes.iter().zip(wanted.values).zip(wanted.weights) {
+        let (code, value, weight) = (f64::from(code), f64::from(value), f64::from(weight));
         one += weight;
         q += weight * code;
         qq += weight * (code * code);
@@ -61,14 +63,14 @@ fn regression<const G: usize>(wanted: Wanted<'_, G>, codes: &[f32; G], signed: b
         qx += weight * (code * value);
     }
     let determinant = one * qq - q * q;
-    if determinant <= 0.0 {
+    if determinant <= 1e-12 * (one * qq) {
         return None;
     }
     let step = (one * qx - q * x) / determinant;
     let least = (qq * x - q * qx) / determinant;
     // A block of groups has no way to add to its codes.
     let (step, min) = if least > 0.0 && !signed { (qx / qq, 0.0) } else { (step, -least) };
-    (step > 0.0).then_some((step, min))
+    (step > 0.0).then_some((step as f32, min as f32))
 }
 
 /// A good step and what is taken off, as real numbers.
@@ -94,7 +96,10 @@ fn free<const G: usize>(wanted: Wanted<'_, G>, most: f32, signed: bool) -> (f32,
         if min < 0.0 && !signed {
             continue;
         }
-        let mut codes = codes_of(wanted, most, step, min).0;
+        let (mut codes, error) = codes_of(wanted, most, step, min);
+        if uneven && error < best.0 {
+            best = (error, step, min);
+        }
         for _ in 0..rounds {
             let Some((step, min)) = regression(wanted, &codes, signed) else { break };
             let error;
@@ -192,9 +197,15 @@ pub(in crate::quant) fn q2_k(values: &[f32], weights: Option<&[f32]>, block: &mu
 /// Q4_1 and Q5_1 where columns have weights: `d`, `m` and codes up to `most` of `w = q · d + m`.
 pub(super) fn one_group(values: &[f32; 32], weights: &[f32; 32], most: f32) -> (f32, f32, [u8; 32]) {
     let wanted = Wanted { values, weights };
-    let (step, min) = free(wanted, most, true);
-    let (step, min) = (narrow(step), narrow(min));
-    (step, -min, codes_of(wanted, most, step, min).0.map(|code| code as u8))
+    // What fits without them may be nearer once it is in f16.
+    let ways = [wanted, Wanted { values, weights: &[1.0; 32] }].map(|way| {
+        let (step, min) = free(way, most, true);
+        let (step, min) = (narrow(step), narrow(min));
+        let (codes, error) = codes_of(wanted, most, step, min);
+        (error, step, min, codes)
+    });
+    let (_, step, min, codes) = if ways[1].0 < ways[0].0 { ways[1] } else { ways[0] };
+    (step, -min, codes.map(|code| code as u8))
 }
 
 /// The codes of a group's scale and min near those that are wanted, and its codes, with the least error.
