@@ -1,6 +1,6 @@
 //! mlx-lm's directories: `adapter_config.json` and `adapters.safetensors`, of LoRA and DoRA.
 
-use super::{Leaf, Target, matrix, modules, open, vector};
+use super::{Leaf, Target, matrix, modules, open_in, vector};
 use crate::error::Result;
 use crate::files;
 use crate::forward::Adapter;
@@ -27,7 +27,7 @@ pub(super) fn read(target: &Target<'_>) -> Result<Adapter> {
     let scale = parameters
         .number("scale", -1e6, 1e6)?
         .ok_or_else(|| fields.missing("lora_parameters.scale", "a number"))?;
-    let checkpoint = open(&target.path.join(TENSORS))?;
+    let checkpoint = open_in(target.path, TENSORS)?;
     let mut updates = Vec::new();
     for (name, found) in &modules(&checkpoint, leaf)? {
         let [low, high] = found.pair()?;

@@ -6,12 +6,12 @@ mod gguf;
 mod mlx;
 mod peft;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::alloc;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Home};
 use crate::forward::adapt::Update;
 use crate::forward::{Adapter, Architecture, ModuleSpec, WeightList};
 use crate::tensor::Weight;
@@ -38,7 +38,7 @@ pub fn read(path: &Path, by: f32, architecture: &Architecture) -> Result<Adapter
     }
     let list = architecture.weights();
     let target = Target { path, by, architecture, list: &list };
-    match () {
+    let adapter = match () {
         () if files::is_dir(path) && files::exists(&path.join(peft::TENSORS)) => peft::read(&target),
         () if files::is_dir(path) && files::exists(&path.join(mlx::TENSORS)) => mlx::read(&target),
         () if files::is_dir(path) && files::exists(&path.join("adapter_model.bin")) => Err(Error::format(
@@ -57,6 +57,15 @@ pub fn read(path: &Path, by: f32, architecture: &Architecture) -> Result<Adapter
             );
             Err(Error::format(path, format!("{what}: {expected}")))
         }
+    }?;
+    // Names of several spellings may be of one module.
+    let mut seen = BTreeSet::new();
+    match adapter.updates.iter().find(|update| !seen.insert((&update.module, update.first))) {
+        Some(twice) => {
+            let (path, name) = (path.to_owned(), twice.module.clone());
+            Err(Error::Weight { path, name, what: "the adapter has it twice".to_owned() })
+        }
+        None => Ok(adapter),
     }
 }
 
@@ -85,6 +94,13 @@ struct Found<'a> {
     low: Option<&'a TensorInfo>,
     high: Option<&'a TensorInfo>,
     magnitude: Option<&'a TensorInfo>,
+}
+
+/// The same of a file in its directory, out of which no link may lead.
+fn open_in(dir: &Path, name: &str) -> Result<Checkpoint> {
+    let path = dir.join(name);
+    Home::of(dir)?.resolve(&path, name)?;
+    open(&path)
 }
 
 /// Opens the tensors of an adapter, as copies that nobody else can change.

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 
-use super::{Leaf, Target, matrix, modules, open, vector};
+use super::{Leaf, Target, matrix, modules, open_in, vector};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::forward::Adapter;
@@ -16,6 +16,12 @@ const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";
 /// Most patterns of ranks or of alphas: seven modules of 585 layers by name.
 const MOST_PATTERNS: usize = 4096;
+/// Of these, such that are no plain names, and the bytes of one: each is compiled, and is tried on every module.
+const MOST_REGEXES: usize = 64;
+const MOST_LENGTH: usize = 256;
+/// Steps that one may take back on a name, and bytes that it may be compiled to.
+const MOST_STEPS: usize = 10_000;
+const MOST_BYTES: usize = 1 << 20;
 
 /// Settings that make another sum than LoRA's, each of which is refused where it is neither absent nor empty.
 const REFUSED: [&str; 11] = [
@@ -39,7 +45,7 @@ pub(super) fn read(target: &Target<'_>) -> Result<Adapter> {
     let path = target.path.join(CONFIG);
     let object = json::parse_object(&path, &files::read_json(&path)?)?;
     let settings = Settings::read(&path, &object)?;
-    let checkpoint = open(&target.path.join(TENSORS))?;
+    let checkpoint = open_in(target.path, TENSORS)?;
     let modules = modules(&checkpoint, leaf)?;
     let mut updates = Vec::new();
     for (name, found) in &modules {
@@ -209,14 +215,24 @@ fn patterns<'a>(
         let expected = format!("at most {MOST_PATTERNS}");
         return Err(fields.error(name, format!("{} patterns", members.members().len()), expected));
     }
+    let is_plain =
+        |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
+    let (all, longest) = (members.members().keys().filter(|key| !is_plain(key)), MOST_LENGTH);
+    if all.clone().count() > MOST_REGEXES || all.clone().any(|key| key.len() > longest) {
+        let expected = format!("at most {MOST_REGEXES} that are no plain names, of {longest} bytes each");
+        return Err(fields.error(name, format!("{} such patterns", all.count()), expected));
+    }
     let mut patterns = Vec::new();
     for key in members.members().keys() {
         let value = number(&members, key)?.ok_or_else(|| members.missing(key, "a number"))?;
-        let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
-        let regex = match is_plain {
+        let regex = match is_plain(key) {
             true => None,
             false => Some(
-                Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+                RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+                    .backtrack_limit(MOST_STEPS)
+                    .delegate_size_limit(MOST_BYTES)
+                    .delegate_dfa_size_limit(MOST_BYTES)
+                    .build()
                     .map_err(|error| members.error(key, "no pattern", error.to_string()))?,
             ),
         };

@@ -210,6 +210,9 @@ pub struct ServeArgs {
     /// cache of prompts.
     #[arg(long, value_name = "KEY")]
     pub api_key: Vec<String>,
+    /// Let requests load adapters of this directory, by their names in it (POST /v1/adapters/load) [default: none].
+    #[arg(long, value_name = "DIR")]
+    pub adapters_dir: Option<PathBuf>,
     /// A file with a key in each line, or a name, a space and a key.
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,

@@ -74,6 +74,9 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     let first = named || args.several.models_dir.is_none() && !args.several.all;
     let mut offers = named_apart(found, access, &options)?;
     alias(&mut offers, &args.alias)?;
+    if !args.model.adapter.is_empty() && !first {
+        return Err(Usage("--adapter is for a model that is named".to_owned()).into());
+    }
     if let Some(first) = offers.first_mut() {
         first.options.adapters = args.model.adapter.clone();
     }

@@ -182,6 +182,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         host: args.host.clone(),
         port: args.port,
         api_keys,
+        adapters_dir: args.adapters_dir.clone(),
         parallel: args.parallel,
         max_queue: args.max_queue,
 

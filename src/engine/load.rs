@@ -61,6 +61,8 @@ pub(super) struct Gauges {
     /// When something was asked while there was nothing to do, likewise.
     woken: AtomicU64,
     kv: KvGauges,
+    /// Bytes of the budget that adapters take.
+    pub adapters: AtomicU64,
     pub disk: OnceLock<Arc<disk::Shared>>,
 }
 
@@ -86,6 +88,7 @@ impl Gauges {
             last_step: AtomicU64::new(0),
             woken: AtomicU64::new(0),
             kv: KvGauges::default(),
+            adapters: AtomicU64::new(0),
             disk: OnceLock::new(),
         }
     }

@@ -150,6 +150,11 @@ impl Memory {
         Budget { bytes: self.budget.bytes.saturating_sub(self.adapters), ..self.budget }
     }
 
+    /// Bytes that adapters take.
+    pub fn adapters(&self) -> u64 {
+        self.adapters
+    }
+
     /// Takes the memory of an adapter, if there is room for it.
     pub fn take_adapter(&mut self, bytes: u64) -> bool {
         let has_room = self.set_aside(bytes);

@@ -214,13 +214,13 @@ impl Engine {
 
     /// Tokens of the longest sequence that its memory holds.
     pub fn kv_tokens(&self) -> usize {
-        let budget = &self.shared.budget;
+        let budget = self.budget();
         budget.alone().tokens_in(budget.bytes)
     }
 
     /// Tokens of as many sequences of one length as run at once, each, in its memory.
     pub fn kv_tokens_each(&self) -> usize {
-        let budget = &self.shared.budget;
+        let budget = self.budget();
         budget.alone().tokens_in(budget.bytes / self.shared.max_sequences as u64)
     }
 
@@ -242,7 +242,13 @@ impl Engine {
 
     /// Refuses a sequence that can never fit its memory.
     pub(crate) fn check_memory(&self, prompt: usize, generated: usize) -> Result<()> {
-        self.shared.budget.check(prompt, generated)
+        self.budget().check(prompt, generated)
+    }
+
+    /// What adapters leave of the budget.
+    fn budget(&self) -> Budget {
+        let (budget, adapters) = (self.shared.budget, &self.shared.gauges.adapters);
+        Budget { bytes: budget.bytes.saturating_sub(adapters.load(Ordering::Relaxed)), ..budget }
     }
 
     /// Queues a request.

@@ -161,6 +161,11 @@ impl Runtime {
             freed += if used { 0 } else { adapter.bytes() };
             used
         });
+        if freed > 0
+            && let Some(cache) = self.dispatch.weight_cache()
+        {
+            cache.clear_unused();
+        }
         freed
     }
 

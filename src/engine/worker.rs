@@ -358,16 +358,20 @@ impl Worker {
 
     /// Prepares an adapter, whose memory is a part of the budget.
     fn load_adapter(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
+        // Of those that were unloaded some may have been in use then.
+        self.free_adapters();
         let bytes = adapter.bytes();
         if !self.memory.take_adapter(bytes) {
             let budget = self.memory.budget().bytes;
             let available = budget.saturating_sub(self.memory.reserved() + self.memory.shared());
             return Err(Error::Memory { what: format!("{adapter:?}"), needed: bytes, available });
         }
-        let made = self.runtime.adapter(adapter).map(drop);
+        let made = catch_unwind(AssertUnwindSafe(|| self.runtime.adapter(adapter).map(drop)));
+        let made = made.unwrap_or_else(|panic| Err(Error::Engine(panic_text(&*panic).to_owned())));
         if made.is_err() {
             self.memory.put_adapter_back(bytes);
         }
+        self.gauges.adapters.store(self.memory.adapters(), Ordering::Relaxed);
         made
     }
 
@@ -376,6 +380,7 @@ impl Worker {
         let bytes = self.runtime.free_adapters();
         if bytes > 0 {
             self.memory.put_adapter_back(bytes);
+            self.gauges.adapters.store(self.memory.adapters(), Ordering::Relaxed);
             self.queue.memory_freed();
         }
     }
@@ -398,17 +403,13 @@ impl Worker {
         {
             self.forget(&started.batch.runs);
         }
-        let mut adapted = false;
         for i in (0..self.slots.len()).rev() {
             if self.slots[i].is_ended() {
-                adapted |= self.slots[i].state.adapter.is_some();
                 self.slots.remove(i).release(&self.runtime, &mut self.memory);
                 self.queue.memory_freed();
             }
         }
-        if adapted {
-            self.free_adapters();
-        }
+        self.free_adapters();
         self.gauges.running.store(self.slots.len(), Ordering::Relaxed);
     }
 

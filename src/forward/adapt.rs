@@ -164,7 +164,9 @@ impl Places {
                     return Err(refuse("the adapter has it twice".to_owned()));
                 }
                 let rows = place.rows.start - update.first..place.rows.end - update.first;
-                parts[at] = Some(place.part(update, rows, ops)?);
+                let part = place.part(update, rows, ops)?;
+                let none = || refuse("a magnitude over the norm of its row is no finite number".to_owned());
+                parts[at] = Some(part.ok_or_else(none)?);
             }
         }
         Ok(Bound { parts })
@@ -172,8 +174,8 @@ impl Places {
 }
 
 impl Place {
-    /// What rows `rows` of an update add here.
-    fn part(&self, update: &Update, rows: Range<usize>, ops: &LlmBackendDispatch) -> Result<Part> {
+    /// What rows `rows` of an update add here; none where a magnitude over the norm of its row is no finite number.
+    fn part(&self, update: &Update, rows: Range<usize>, ops: &LlmBackendDispatch) -> Result<Option<Part>> {
         let high = update.high.rows("high", rows.clone());
         let columns = match &update.magnitude {
             None => None,
@@ -192,13 +194,16 @@ impl Place {
                         *plus = bias - by * bias;
                     }
                 }
+                if by.iter().chain(&plus).any(|x| !x.is_finite()) {
+                    return Ok(None);
+                }
                 let table =
                     |values| ops.matrix(&Matrix::Dense(Weight::of_values(WHAT, &[2, height], values)));
                 Some([table(by), table(plus)])
             }
         };
         let matrix = |weight: Weight| ops.matrix(&Matrix::Dense(weight));
-        Ok(Part { low: matrix(update.low.clone()), high: matrix(high), scale: update.scale, columns })
+        Ok(Some(Part { low: matrix(update.low.clone()), high: matrix(high), scale: update.scale, columns }))
     }
 }
 

@@ -99,7 +99,7 @@ impl Model {
         if all.iter().any(|named| named.info.name == *name) {
             drop((all, adapter));
             self.engine.free_adapters()?;
-            return self.check_free(name).map(|()| info);
+            return Err(self.taken(name));
         }
         all.push(Named { info: info.clone(), adapter });
         Ok(info)
@@ -153,8 +153,12 @@ impl Model {
         if !self.adapters.read().iter().any(|named| named.info.name == name) {
             return Ok(());
         }
+        Err(self.taken(name))
+    }
+
+    fn taken(&self, name: &str) -> Error {
         let what = format!("it has an adapter {name} already: unload that first, or take another name");
-        Err(Error::Task { model: self.info.name.clone(), what })
+        Error::Task { model: self.info.name.clone(), what }
     }
 
     fn no_adapter(&self, name: &str) -> Error {

@@ -101,6 +101,11 @@ impl GgmlType {
         &TABLE[self as usize]
     }
 
+    /// Whether the scales of its blocks are in `f16`, which ends at 65,504, and not powers of two.
+    pub(super) const fn ends_as_f16(self) -> bool {
+        !matches!(self, Self::MXFP4)
+    }
+
     /// The name that `llama.cpp` prints.
     pub const fn name(self) -> &'static str {
         self.row().name

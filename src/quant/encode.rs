@@ -6,7 +6,7 @@ pub(super) mod signed;
 use half::{bf16, f16};
 
 use super::affine::{pack, read_floats};
-use super::{Format, GgmlType, for_rows};
+use super::{Format, for_rows};
 use crate::tensor::DType;
 
 /// 1.5 · 2^23: added to a value of magnitude below 2^22, it leaves the nearest integer, ties to even, in the low bits.
@@ -98,8 +98,7 @@ impl Format {
         let outputs = std::array::from_fn::<_, 3, _>(|_| outputs.next().unwrap_or_default());
         // Beyond it scales in f16 are infinite.
         let largest = match self {
-            Self::Ggml(GgmlType::MXFP4) => f32::MAX,
-            Self::Ggml(_) => f16::MAX.to_f32(),
+            Self::Ggml(of) if of.ends_as_f16() => f16::MAX.to_f32(),
             _ => f32::MAX,
         };
         let wrong = parking_lot::Mutex::new(None);

@@ -10,11 +10,11 @@ use axum::routing::{MethodRouter, post};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::adapters::Meant;
 use super::app::App;
 use super::budget::BodyCharge;
 use super::failure::{Dialect, Failure};
 use super::json::{Fields, Notes, shown};
+use super::meant::Meant;
 use super::request::{Reply, fields};
 use super::served::Served;
 use super::sse;

@@ -19,6 +19,7 @@ mod forms;
 mod guard;
 mod handlers;
 mod json;
+mod meant;
 mod metrics;
 mod models;
 mod ollama;
@@ -36,6 +37,7 @@ mod texts;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +77,8 @@ pub struct Options {
     /// What clients must send, one of them; none where there are none. What is kept of the requests of one, beginnings of prompts
     /// and answers of `/v1/responses`, is of no use to another.
     pub api_keys: Vec<ApiKey>,
+    /// Where adapters lie that requests may have loaded; none are without it.
+    pub adapters_dir: Option<PathBuf>,
     /// Sequences in flight; the engine must have been given the same.
     pub parallel: usize,
     /// Sequences that may wait beside those in flight; more are refused.
@@ -111,6 +115,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            adapters_dir: None,
             host: "127.0.0.1".into(),
             port: 8080,
             api_keys: Vec::new(),

@@ -8,10 +8,11 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::adapters::{self, Meant};
+use super::adapters;
 use super::app::App;
 use super::chosen;
 use super::failure::{Dialect, Failure, json_body, thread_failed};
+use super::meant::Meant;
 use super::request::{Reply, fields};
 use crate::error::Error;
 use crate::model::{AdapterInfo, Model};

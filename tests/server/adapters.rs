@@ -5,7 +5,7 @@ use std::path::Path;
 use backstop::{AdapterSource, Model, Options};
 use serde_json::{Value, json};
 
-use crate::support::{Server, chat, events, with};
+use crate::support::{Answer, Server, chat, events, with};
 
 #[path = "../support/adapter.rs"]
 mod adapter;
@@ -29,7 +29,12 @@ fn adapters_are_chosen_listed_loaded_and_unloaded() {
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     write(&a, 1);
     write(&b, 2);
-    let server = Server::start(&["--adapter", &format!("a={}", a.display())]);
+    let server = Server::start(&[
+        "--adapter",
+        &format!("a={}", a.display()),
+        "--adapters-dir",
+        dir.path().to_str().unwrap(),
+    ]);
     let ask = |model: &str| {
         let body =
             json!({ "model": model, "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0 });
@@ -57,25 +62,40 @@ fn adapters_are_chosen_listed_loaded_and_unloaded() {
     ask("other:a").refusal(404);
 
     let load = |more: Value| server.post("/v1/adapters/load", &with(json!({ "name": "b" }), more));
-    let loaded = load(json!({ "path": b, "scale": 0.5, "model": "stories" })).ok();
+    // A name in the directory, or what the adapter is called; nowhere else.
+    for path in ["../b", "/etc", "", ".", "..", "b/x"] {
+        assert!(load(json!({ "path": path })).refusal(400).contains("--adapters-dir"), "{path}");
+    }
+    let loaded = load(json!({ "path": "b", "scale": 0.5, "model": "stories" })).ok();
     assert_eq!(loaded["data"][1]["name"], "b");
     assert_eq!(text(&ask("stories:b").ok()), of_half);
-    assert!(load(json!({ "path": b })).refusal(400).contains("has an adapter b already"));
-    assert!(load(json!({ "path": dir.path(), "name": "c" })).refusal(400).contains("holds no adapter"));
-    load(json!({})).refusal(400);
-    load(json!({ "path": a, "name": "a:b" })).refusal(400);
-    load(json!({ "path": a, "name": "c", "model": "none" })).refusal(404);
+    assert!(load(json!({})).refusal(400).contains("has an adapter b already"));
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    assert!(load(json!({ "path": "empty", "name": "c" })).refusal(400).contains("holds no adapter"));
+    load(json!({ "name": "c" })).refusal(400);
+    load(json!({ "path": "a", "name": "a:b" })).refusal(400);
+    load(json!({ "path": "a", "name": "c", "model": "none" })).refusal(404);
     assert_eq!(ids(), ["stories", "stories:a", "stories:b"]);
 
     // A stream that has begun is written to its end with the adapter that is unloaded.
     let body = chat(json!({ "model": "stories:b", "stream": true, "max_tokens": 40 }));
-    let whole = server.post("/v1/chat/completions", &body);
+    let whole = server.post("/v1/chat/completions", &body).text();
     let unload = |name: &str| server.post("/v1/adapters/unload", &json!({ "name": name }));
+    let mut stream = server.begin("/v1/chat/completions", &body);
     assert_eq!(unload("b").ok()["data"].as_array().unwrap().len(), 1);
-    assert!(events(&whole.text()).len() > 2);
+    let rest = Answer::read(&mut stream).text();
+    let said = |text: &str| -> String {
+        let delta = |event: String| -> Option<String> {
+            let event: Value = serde_json::from_str(&event).ok()?;
+            event["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+        };
+        events(text).into_iter().filter_map(delta).collect()
+    };
+    assert_eq!(said(&rest), said(&whole));
+    assert!(said(&rest).len() > 20, "{rest}");
     assert!(unload("b").refusal(404).contains("no adapter \"b\""));
     ask("stories:b").refusal(404);
-    load(json!({ "path": b })).ok();
+    load(json!({})).ok();
     assert_eq!(text(&ask("stories:b").ok()), of_b);
     assert_eq!(text(&ask("stories").ok()), text(&plain));
 }
@@ -98,6 +118,6 @@ fn a_name_that_is_anything_is_an_adapter_only_where_there_is_one() {
     assert_eq!(ask("stories:a"), expected(dir.path(), -1.0));
     // Without the key nothing is loaded.
     for path in ["/v1/adapters/load", "/v1/adapters/unload"] {
-        server.post(path, &json!({ "name": "b", "path": dir.path() })).refusal(401);
+        server.post(path, &json!({ "name": "b" })).refusal(401);
     }
 }

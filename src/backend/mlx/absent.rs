@@ -149,6 +149,11 @@ impl WeightCache {
         match self.0 {}
     }
 
+    /// There is none.
+    pub fn clear_unused(&self) {
+        match self.0 {}
+    }
+
     pub(super) fn clear(&self) {
         match self.0 {}
     }

@@ -210,6 +210,11 @@ impl WeightCache {
         self.slots.borrow().get(&key(bytes)).is_some_and(|slot| slot.is_filled())
     }
 
+    /// Forgets the weights that nobody has prepared any more, with their arrays.
+    pub fn clear_unused(&self) {
+        self.slots.borrow_mut().retain(|_, slot| Rc::strong_count(slot) > 1);
+    }
+
     /// Frees every array, and forgets the weights that nobody has prepared any more.
     pub fn clear(&self) {
         let mut slots = self.slots.borrow_mut();

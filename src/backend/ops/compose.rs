@@ -25,15 +25,16 @@ pub fn compose<B: Backend>(ops: &B, op: &Op<'_, B>) -> Result<Outputs<B>> {
         }
         Op::Adapt { x, into, rows, low, high, scale, columns } => {
             let all = x.shape().first().copied().unwrap_or(0);
-            let low = ops.run1(&Op::Linear { x, projection: Projection { weight: low, bias: None } })?;
+            let projection = Projection { weight: low, bias: None };
             let low = if *rows == (0..all) {
-                ops.run1(&Op::Scale { x: &low, by: scale })?
+                ops.run1(&Op::Linear { x, projection })?
             } else {
-                // Rows of others are given nothing.
+                // Rows of others are zeros from the beginning: what might overflow of theirs stays 0.
                 let mut by: Vec<f32> = alloc::zeroed(all, "the rows of an adapter")?;
-                by[rows.clone()].fill(scale);
-                ops.run1(&Op::ScaleRows { x: &low, by: &by })?
+                by[rows.clone()].fill(1.0);
+                ops.run1(&Op::Linear { x: &ops.run1(&Op::ScaleRows { x, by: &by })?, projection })?
             };
+            let low = ops.run1(&Op::Scale { x: &low, by: scale })?;
             let more =
                 ops.run1(&Op::Linear { x: &low, projection: Projection { weight: high, bias: None } })?;
             let Some([by, plus]) = columns else { return ops.run(&Op::Add { a: into, b: &more }) };
