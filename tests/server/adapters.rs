@@ -82,6 +82,7 @@ fn adapters_are_chosen_listed_loaded_and_unloaded() {
     let whole = server.post("/v1/chat/completions", &body).text();
     let unload = |name: &str| server.post("/v1/adapters/unload", &json!({ "name": name }));
     let mut stream = server.begin("/v1/chat/completions", &body);
+    assert_eq!(stream.peek(&mut [0; 1]).unwrap(), 1);
     assert_eq!(unload("b").ok()["data"].as_array().unwrap().len(), 1);
     let rest = Answer::read(&mut stream).text();
     let said = |text: &str| -> String {
