@@ -305,6 +305,18 @@ fn what_is_not_built_or_does_not_fit_is_refused_by_name() {
     }
     let dora = changed("dora", |config| config["use_dora"] = false.into(), |_| ());
     refused(dora.path(), "use_dora is false");
+    // Patterns are compiled, and tried on every module.
+    let many: serde_json::Map<String, Value> = (0..65).map(|i| (format!(".*{i}"), json!(4))).collect();
+    for patterns in [Value::Object(many), json!({ (format!(".*{}", "x".repeat(260))): 4 })] {
+        let dir = changed("lora", |config| config["rank_pattern"] = patterns, |_| ());
+        refused(dir.path(), "expected at most 64 that are no plain names, of 256 bytes each");
+    }
+    // No link leads out of its directory.
+    let (dir, other) = (changed("lora", |_| (), |_| ()), tempfile::tempdir().unwrap());
+    let (file, elsewhere) = (dir.path().join("adapter_model.safetensors"), other.path().join("tensors"));
+    std::fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    refused(dir.path(), "outside the model's directory");
     // A head is multiplied by rows of its own.
     let head = changed(
         "rslora",
@@ -319,6 +331,19 @@ fn what_is_not_built_or_does_not_fit_is_refused_by_name() {
     let source = AdapterSource { name: "head".into(), path: head.path().to_owned(), scale: 1.0 };
     let error = model.load_adapter(&source).unwrap_err().to_string();
     assert!(error.contains("lm_head") && error.contains("adapters of this module are not built"), "{error}");
+    assert_eq!(model.engine().load().kv.reserved, 0);
+    // What a magnitude is divided by is the norm of its row.
+    let huge = changed(
+        "dora",
+        |_| (),
+        |all| {
+            let magnitudes = all.iter_mut().filter(|(name, _)| name.contains("magnitude"));
+            magnitudes.for_each(|(_, (_, values))| values.fill(f32::MAX));
+        },
+    );
+    let source = AdapterSource { name: "huge".into(), path: huge.path().to_owned(), scale: 1.0 };
+    let error = model.load_adapter(&source).unwrap_err().to_string();
+    assert!(error.contains("a magnitude over the norm of its row is no finite number"), "{error}");
     assert_eq!(model.engine().load().kv.reserved, 0);
     // Another model's, and none at all.
     refused(&fixture("adapters/turned"), "is no module of this llama model");
