@@ -56,6 +56,23 @@ class Page(unittest.TestCase):
         """What is drawn comes to be this."""
         expect(page.locator(selector)).to_have_text(texts, use_inner_text=True, timeout=120_000)
 
+    def visit_again(self, page):
+        """Reloads the page once what it has changed is stored: transactions of a store come one after the other."""
+        page.evaluate(
+            """() => new Promise((resolve, reject) => {
+                const opened = indexedDB.open("backstop");
+                opened.onerror = () => reject(opened.error);
+                opened.onupgradeneeded = () => opened.transaction.abort();
+                opened.onsuccess = () => {
+                    const transaction = opened.result.transaction("conversations", "readwrite");
+                    transaction.objectStore("conversations").count();
+                    transaction.onerror = () => reject(transaction.error);
+                    transaction.oncomplete = () => { opened.result.close(); resolve(); };
+                };
+            })"""
+        )
+        page.reload()
+
     def answers(self, page):
         return page.locator(ANSWER).all_inner_texts()
 
@@ -87,7 +104,7 @@ class Conversations(Page):
             self.assertIn("30 tokens", page.locator("#said").inner_text())
             self.assertEqual(page.title(), "Once upon a time · backstop")
             # It is there again in the next visit.
-            page.reload()
+            self.visit_again(page)
             page.locator("article.assistant .markdown").wait_for()
             self.assertEqual(self.answers(page)[0].split(), wanted)
             self.assertEqual(page.complaints, [])
@@ -115,7 +132,7 @@ class Conversations(Page):
         self.sees(page, "article.assistant .branches", [])
         page.locator("article.user").get_by_label("Previous version").click()
         self.sees(page, ANSWER, first)
-        page.reload()
+        self.visit_again(page)
         page.locator("article.assistant .markdown").wait_for()
         self.sees(page, ANSWER, first)
         # The rest of an answer that was cut begins with it.
@@ -144,7 +161,7 @@ class Conversations(Page):
         self.assertIn("Stopped.", page.locator("article.assistant").inner_text())
         self.assertEqual(page.get_attribute(".thread", "aria-busy"), "false")
         text = self.answers(page)
-        page.reload()
+        self.visit_again(page)
         page.locator("article.assistant .markdown").wait_for()
         self.sees(page, ANSWER, text)
 
@@ -173,7 +190,7 @@ class Conversations(Page):
         page.get_by_role("menuitem", name="Delete…").click()
         page.get_by_role("menuitem", name="Delete for good").click()
         self.sees(page, ".entry .title", ["About a dog", "A cat sat"])
-        page.reload()
+        self.visit_again(page)
         page.locator(".entry .title").first.wait_for()
         self.sees(page, ".entry .title", ["About a dog", "A cat sat"])
         self.assertEqual(page.complaints, [])

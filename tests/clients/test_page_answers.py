@@ -244,7 +244,7 @@ class Locked(OnPage):
         self.set(page, max_tokens=3)
         self.ask(page, "Once upon a time")
         self.assertEqual(len(self.answers(page)), 1)
-        page.reload()
+        self.visit_again(page)
         page.locator(".model .name").first.wait_for()
         self.assertEqual(page.locator("#key").count(), 0)
         page.keyboard.press("Control+,")
