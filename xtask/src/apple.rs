@@ -7,9 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::steps::{self, Steps};
+use crate::util::APPLE;
 use crate::{mlx, util, with_mlx};
-
-pub const TARGET: &str = "aarch64-apple-darwin";
 
 /// What builds C for Apple in a build script: a program that does nothing and succeeds.
 const NO_COMPILER: [(&str, &str); 2] =
@@ -46,7 +45,7 @@ pub fn steps(steps: &mut Steps, ready: bool) {
 }
 
 fn check(line: &str) -> Result<()> {
-    let words = format!("{line} --target {TARGET}");
+    let words = format!("{line} --target {APPLE}");
     let mut words: Vec<String> = words.split(' ').map(str::to_owned).collect();
     if line.starts_with("clippy") {
         words.extend(["--", "--deny", "warnings"].map(str::to_owned));
@@ -63,20 +62,20 @@ fn possible(mlx: bool, adds: bool) -> Result<()> {
     ensure!(mlx, "MLX is to be left out, and no build for Apple Silicon is without it");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let has = || -> Result<bool> {
-        let print = ["--print", "target-libdir", "--target", TARGET];
+        let print = ["--print", "target-libdir", "--target", APPLE];
         Ok(Path::new(&util::first_line(Command::new(&rustc).args(print))?).is_dir())
     };
     ensure!(
         adds || has()?,
-        "the toolchain lacks {TARGET}: `cargo xtask apple`, or `rustup target add {TARGET}`, adds it"
+        "the toolchain lacks {APPLE}: `cargo xtask apple`, or `rustup target add {APPLE}`, adds it"
     );
     if !has()? {
-        util::quiet(Command::new("rustup").args(["target", "add", TARGET]))
-            .with_context(|| format!("the toolchain lacks {TARGET}, and rustup does not add it"))?;
-        ensure!(has()?, "the toolchain lacks {TARGET}: rustup added it to another one");
+        util::quiet(Command::new("rustup").args(["target", "add", APPLE]))
+            .with_context(|| format!("the toolchain lacks {APPLE}, and rustup does not add it"))?;
+        ensure!(has()?, "the toolchain lacks {APPLE}: rustup added it to another one");
     }
     // Crates that only Macs need.
-    util::quiet(util::cargo().args(["fetch", "--quiet", "--locked", "--target", TARGET]))
+    util::quiet(util::cargo().args(["fetch", "--quiet", "--locked", "--target", APPLE]))
         .context("what Macs depend on is not here and cannot be had")?;
     Ok(())
 }

@@ -22,7 +22,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{apple, util};
+use crate::util;
 
 const WHEELS: &str = include_str!("wheels.txt");
 const SHIM: &str = include_str!("mlx_shim.cpp");
@@ -351,8 +351,8 @@ fn in_parallel<T: Sync>(workers: usize, items: &[T], work: impl Fn(&T) -> Result
     failure.into_inner().unwrap()
 }
 
-/// Replaces mlx-sys's build script, also for [`apple`], where nothing is linked. `rpath` reaches the build scripts of direct dependents as `DEP_MLX_RPATH`: an rpath
-/// in `rustflags` would rebuild every crate whenever builds with and without MLX alternate.
+/// Replaces mlx-sys's build script, also for `cargo xtask apple`, where nothing is linked. `rpath` reaches the build scripts of
+/// direct dependents as `DEP_MLX_RPATH`: an rpath in `rustflags` would rebuild every crate whenever builds with and without MLX alternate.
 fn config_text(target: &str, sdk: &Path) -> Result<String> {
     let quoted =
         |path: &str| serde_json::to_string(&sdk.join(path)).context("the target directory is not UTF-8");
@@ -368,7 +368,7 @@ rpath = {mlx}
 rustc-link-lib = []
 rustc-env = {{ OUT_DIR = {bindings} }}
 "#,
-        apple = apple::TARGET,
+        apple = util::APPLE,
         lib = quoted("lib")?,
         mlx = quoted("wheel/mlx/lib")?,
         bindings = quoted("bindings")?,

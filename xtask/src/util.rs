@@ -8,6 +8,9 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+/// Apple Silicon, as rustc calls it.
+pub const APPLE: &str = "aarch64-apple-darwin";
+
 /// The cargo that runs this xtask, ready for arguments.
 pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
