@@ -15,6 +15,9 @@ const NEWEST: f64 = 0.2;
 /// How much a time says of the other numbers of rows: contexts grow, and machines have other things to do.
 const DRIFT: f64 = 0.05;
 
+/// Times of guesses that are measured before they count.
+const WARM: u32 = 3;
+
 /// Part of the time that may go to seeing whether guesses pay where they do not seem to.
 const EXPLORED: f64 = 0.01;
 
@@ -117,8 +120,9 @@ pub(crate) struct Pace {
     /// Seconds of all steps that only decoded, and of what guesses cost that were made to see whether they pay.
     all: f64,
     explored: f64,
-    /// Seconds that computing a guess takes; none before one was computed.
-    cost: Option<f64>,
+    /// Seconds that computing a guess takes, and how often that was measured.
+    cost: f64,
+    costs: u32,
     /// Whether a sequence that goes back computes again what of its step was right.
     again: bool,
 }
@@ -126,7 +130,15 @@ pub(crate) struct Pace {
 impl Pace {
     /// Of a model whose sequences go back to the beginning of a step alone, where `again`.
     pub fn new(again: bool) -> Self {
-        Self { odds: Odds::default(), times: vec![0.0; ROWS + 1], all: 0.0, explored: 0.0, cost: None, again }
+        Self {
+            odds: Odds::default(),
+            times: vec![0.0; ROWS + 1],
+            all: 0.0,
+            explored: 0.0,
+            cost: 0.0,
+            costs: 0,
+            again,
+        }
     }
 
     /// Learns what a step of `rows` rows took that only decoded, `with_drafts` among them or not.
@@ -165,15 +177,21 @@ impl Pace {
         }
     }
 
-    /// Seconds that computing a guess takes, as far as that is known.
+    /// Seconds that computing a guess takes; none while it was measured too seldom: the first times are those of cold weights.
     pub fn cost(&self) -> Option<f64> {
-        self.cost
+        (self.costs >= WARM).then_some(self.cost)
     }
 
     /// Learns that computing a guess took `seconds`.
     pub fn guessed(&mut self, seconds: f64) {
-        let known = self.cost.unwrap_or(seconds);
-        self.cost = Some(known + NEWEST * (seconds.min(2.0 * known) - known));
+        // What held one up says little of the next.
+        let weight = if seconds < self.cost { 0.5 } else { 0.5 * NEWEST };
+        self.cost = match self.costs {
+            0 => seconds,
+            n if n < WARM => seconds.min(self.cost),
+            _ => self.cost + weight * (seconds.min(2.0 * self.cost) - self.cost),
+        };
+        self.costs = self.costs.saturating_add(1);
     }
 
     /// Whether time may go to guesses that do not seem to pay: what they cost is to be little.
@@ -370,5 +388,21 @@ mod tests {
         assert!(
             own.of(Sign::Match(0), &others) == BELIEF[0] && own.of(Sign::Likely(f32::NAN), &others) < 0.1
         );
+    }
+
+    /// The first guesses are slow, and one may be held up.
+    #[test]
+    fn what_guesses_take_is_not_what_the_first_took() {
+        let mut pace = Pace::new(false);
+        for (seconds, known) in [(0.5, None), (0.02, None), (0.01, Some(0.01))] {
+            pace.guessed(seconds);
+            assert_eq!(pace.cost(), known);
+        }
+        pace.guessed(3.0);
+        assert!(pace.cost().unwrap() < 0.012, "{:?}", pace.cost());
+        (0..40).for_each(|_| pace.guessed(0.03));
+        assert!(pace.cost().unwrap() > 0.028, "{:?}", pace.cost());
+        (0..5).for_each(|_| pace.guessed(0.01));
+        assert!(pace.cost().unwrap() < 0.011, "{:?}", pace.cost());
     }
 }
