@@ -17,6 +17,7 @@ pub(crate) mod rig;
 pub mod runtime;
 mod scheduler;
 mod sequence;
+mod shares;
 mod slot;
 mod step;
 mod worker;

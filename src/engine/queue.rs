@@ -1,5 +1,5 @@
-//! Requests that wait for a place or for memory, in their order: one that waits for memory is not overtaken by those that
-//! came later, or it might wait for ever.
+//! Requests that wait for a place or for memory: of the owners who have the fewest sequences in flight, the oldest comes next. One that
+//! waits for memory is not overtaken by those that came later, or it might wait for ever.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::sync::atomic::Ordering;
 use super::load::Gauges;
 use super::request::Request;
 
-/// What is known of the oldest request.
+/// What is known of the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Head {
     /// It waits for a place, or there is none.
     Untried,
-    /// There was too little memory for it.
+    /// There was too little memory for it; it is the first.
     Blocked,
     /// Likewise, and some was given back since.
     Retry,
@@ -63,9 +63,17 @@ impl Queue {
         self.requests.push_back(request);
     }
 
-    /// Takes the oldest request, unless it is known that there is no memory for it.
-    pub fn next(&mut self) -> Option<Request> {
-        if self.head == Head::Blocked { None } else { self.take(0) }
+    /// Takes the next request, unless it is known that there is no memory for it. `running` tells how many sequences an owner has
+    /// in flight, and there is a place for those who have fewer than `places`.
+    pub fn next(&mut self, places: usize, running: impl Fn(&str) -> usize) -> Option<Request> {
+        match self.head {
+            Head::Blocked => None,
+            Head::Retry => self.take(0),
+            Head::Untried => {
+                let of = self.requests.iter().map(|request| running(request.owner())).enumerate();
+                self.take(of.filter(|of| of.1 < places).min_by_key(|of| of.1)?.0)
+            }
+        }
     }
 
     /// Puts back what [`Self::next`] gave: there is too little memory for it.

@@ -27,8 +27,13 @@ pub(crate) struct Request {
 }
 
 /// Whose beginnings are kept together: sequences go on from those of an equal one alone, so that nobody learns from the time that
-/// a prompt takes, or from its `cached_tokens`, how the prompts of others begin.
+/// a prompt takes, or from its `cached_tokens`, how the prompts of others begin. Its first line is its owner's name.
 pub(crate) type Space = Option<Arc<str>>;
+
+/// Whose space this is; nobody's is empty.
+pub(super) fn owner(space: &Space) -> &str {
+    space.as_deref().and_then(|space| space.lines().next()).unwrap_or_default()
+}
 
 /// What is wanted of some tokens.
 #[derive(Debug)]
@@ -91,6 +96,11 @@ impl EmbedRequest {
 }
 
 impl Request {
+    /// Whose it is: of the engine's time, each owner has as much as another.
+    pub fn owner(&self) -> &str {
+        owner(&self.space)
+    }
+
     /// What its beginnings are kept by: what an adapter computes is nothing for others, and no owner's name is an adapter's.
     pub fn beginnings(&self) -> Space {
         let owner = self.space.as_deref();

@@ -3,8 +3,12 @@
 //!
 //! So no prompt stalls those who decode by more than a chunk, the oldest one goes on in every step, and a short one does not
 //! wait for long ones that came before it.
+//!
+//! Where sequences of several owners wait, a step takes at most as many times what the owner with the least to do would take
+//! alone as there are owners. Who wants more than its part has its sequences take turns.
 
 use super::EngineOptions;
+use super::shares::{Cost, parts};
 
 /// Tokens of one sequence that wait to be computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,42 +23,129 @@ pub(crate) struct Waiting {
     pub most: usize,
     /// Whether they are computed at once or not at all: each sees those behind it.
     pub whole: bool,
+    /// A number for whose sequence it is.
+    pub owner: usize,
+    /// The last step that took any of it.
+    pub turn: u64,
 }
 
-/// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
-/// are left out. At most `scored` rows, at least one, have logits that count as scored. The oldest sequence that is to be whole is,
-/// however long.
-pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting]) -> Vec<Waiting> {
-    let mut budget = options.step_tokens.max(1);
-    let mut scored = scored.max(1);
-    let mut taken = vec![0; waiting.len()];
-    // A decoding sequence is never stalled by a prompt.
-    let (decoding, mut prompts): (Vec<usize>, Vec<usize>) =
-        (0..waiting.len()).filter(|&i| waiting[i].tokens > 0).partition(|&i| waiting[i].tokens == 1);
-    let oldest = prompts.first().copied();
-    if let Some((_, others)) = prompts.split_first_mut() {
-        others.sort_by_key(|&i| waiting[i].tokens);
-    }
-    for i in decoding.into_iter().chain(prompts) {
-        let Waiting { tokens, unscored, most, whole, .. } = waiting[i];
-        taken[i] = match whole {
-            true if tokens <= budget || Some(i) == oldest => tokens,
+/// What a step still has room for.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    tokens: usize,
+    scored: usize,
+}
+
+impl Room {
+    /// How many of the tokens that wait a step takes; `oldest` is the oldest sequence that does not decode.
+    fn take(&mut self, options: &EngineOptions, waiting: &Waiting, oldest: bool) -> usize {
+        let &Waiting { tokens, unscored, most, whole, .. } = waiting;
+        let taken = match whole {
+            true if tokens <= self.tokens || oldest => tokens,
             true => 0,
             false => tokens
                 .min(most.max(1))
                 .min(options.prefill_chunk.max(1))
-                .min(budget)
-                .min(unscored.saturating_add(scored)),
+                .min(self.tokens)
+                .min(unscored.saturating_add(self.scored)),
         };
-        budget = budget.saturating_sub(taken[i]);
-        scored -= taken[i].saturating_sub(unscored);
+        self.tokens = self.tokens.saturating_sub(taken);
+        self.scored -= taken.saturating_sub(unscored);
+        taken
+    }
+
+    /// Takes of those in `indices`, the oldest first, as if there were no others.
+    fn fill(&mut self, options: &EngineOptions, waiting: &[Waiting], indices: &[usize], taken: &mut [usize]) {
+        // A decoding sequence is never stalled by a prompt.
+        let (decoding, mut prompts): (Vec<usize>, Vec<usize>) =
+            indices.iter().partition(|&&i| waiting[i].tokens == 1);
+        let oldest = prompts.first().copied();
+        if let Some((_, others)) = prompts.split_first_mut() {
+            others.sort_by_key(|&i| waiting[i].tokens);
+        }
+        for i in decoding.into_iter().chain(prompts) {
+            taken[i] = self.take(options, &waiting[i], Some(i) == oldest);
+        }
+    }
+}
+
+/// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
+/// are left out. At most `scored` rows, at least one, have logits that count as scored. The oldest sequence that is to be whole is,
+/// however long. `cost` says what steps take.
+pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting], cost: &Cost) -> Vec<Waiting> {
+    let mut room = Room { tokens: options.step_tokens.max(1), scored: scored.max(1) };
+    let mut taken = vec![0; waiting.len()];
+    let ready: Vec<usize> = (0..waiting.len()).filter(|&i| waiting[i].tokens > 0).collect();
+    let mut owners: Vec<usize> = ready.iter().map(|&i| waiting[i].owner).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    if owners.len() < 2 || ready.iter().any(|&i| waiting[i].whole) {
+        room.fill(options, waiting, &ready, &mut taken);
+    } else {
+        let mut owners: Vec<Vec<usize>> = owners
+            .iter()
+            .map(|&owner| ready.iter().copied().filter(|&i| waiting[i].owner == owner).collect())
+            .collect();
+        // Who waits longest comes first; the sort leaves older ones before newer ones.
+        let turn = |of: &Vec<usize>| of.iter().map(|&i| waiting[i].turn).min();
+        owners.sort_by_key(turn);
+        owners.truncate(options.max_sequences.max(1));
+        share(options, waiting, &owners, cost, &mut room, &mut taken);
     }
     let runs = waiting.iter().zip(taken).map(|(of, tokens)| Waiting { tokens, ..*of });
     runs.filter(|run| run.tokens > 0).collect()
 }
 
+/// Takes of each of several owners what is its part; `owners` are their sequences, the oldest first.
+fn share(
+    options: &EngineOptions,
+    waiting: &[Waiting],
+    owners: &[Vec<usize>],
+    cost: &Cost,
+    room: &mut Room,
+    taken: &mut [usize],
+) {
+    let alone: Vec<Vec<usize>> = owners
+        .iter()
+        .map(|indices| {
+            let mut alone = vec![0; waiting.len()];
+            room.clone().fill(options, waiting, indices, &mut alone);
+            alone
+        })
+        .collect();
+    let rows: Vec<usize> = alone.iter().map(|taken| taken.iter().sum()).collect();
+    let places: Vec<usize> =
+        alone.iter().map(|taken| taken.iter().filter(|&&taken| taken > 0).count()).collect();
+    let least = rows.iter().filter_map(|&rows| cost.time(rows)).min_by(f64::total_cmp);
+    let most = least.map_or(room.tokens, |least| cost.rows_within(least * owners.len() as f64, room.tokens));
+    let row_parts = parts(most, &rows);
+    let place_parts = parts(options.max_sequences.max(1), &places);
+    for (part, indices) in owners.iter().enumerate() {
+        let mut own = Room { tokens: row_parts[part].min(room.tokens), scored: room.scored };
+        let before = own.tokens;
+        if rows[part] <= own.tokens && places[part] <= place_parts[part] {
+            own.fill(options, waiting, indices, taken);
+        } else {
+            let mut turns = indices.clone();
+            turns.sort_by_key(|&i| waiting[i].turn);
+            let mut places = place_parts[part];
+            for i in turns {
+                if places == 0 || own.tokens == 0 {
+                    break;
+                }
+                taken[i] = own.take(options, &waiting[i], false);
+                places -= usize::from(taken[i] > 0);
+            }
+        }
+        room.tokens -= before - own.tokens;
+        room.scored = own.scored;
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn planned(step_tokens: usize, prefill_chunk: usize, waiting: &[usize]) -> Vec<(usize, usize)> {
@@ -66,9 +157,65 @@ mod tests {
                 unscored: usize::MAX,
                 most: usize::MAX,
                 whole: false,
+                owner: 0,
+                turn: 0,
             })
             .collect();
-        plan(&options, 1, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+        plan(&options, 1, &waiting, &Cost::default()).iter().map(|run| (run.sequence, run.tokens)).collect()
+    }
+
+    /// Steps of a row take 10 ms, and each more of them 1 ms.
+    fn cost() -> Cost {
+        let mut cost = Cost::default();
+        for rows in [1, 101] {
+            cost.observe(rows, Duration::from_millis(9 + rows as u64));
+        }
+        cost
+    }
+
+    /// Sequences of owners, with the tokens that wait and the last step that took any.
+    fn shared(max_sequences: usize, waiting: &[(usize, usize, u64)]) -> Vec<(usize, usize)> {
+        let options =
+            EngineOptions { step_tokens: 64, prefill_chunk: 32, max_sequences, ..EngineOptions::default() };
+        let waiting: Vec<Waiting> = (waiting.iter().enumerate())
+            .map(|(sequence, &(owner, tokens, turn))| Waiting {
+                sequence,
+                tokens,
+                unscored: usize::MAX,
+                most: usize::MAX,
+                whole: false,
+                owner,
+                turn,
+            })
+            .collect();
+        plan(&options, 64, &waiting, &cost()).iter().map(|run| (run.sequence, run.tokens)).collect()
+    }
+
+    #[test]
+    fn a_step_is_as_many_times_as_long_as_there_are_owners() {
+        // One row takes 10 ms, so 20 ms are for two owners: eleven rows, of which the one who decodes has its own.
+        assert_eq!(shared(16, &[(0, 1, 1), (1, 500, 1)]), [(0, 1), (1, 10)]);
+        assert_eq!(shared(16, &[(1, 500, 1), (0, 1, 1)]), [(0, 10), (1, 1)]);
+        // Of three owners, 30 ms are for 21 rows.
+        assert_eq!(shared(16, &[(0, 1, 1), (1, 500, 1), (2, 500, 1)]), [(0, 1), (1, 10), (2, 10)]);
+        // Those who want the same have it; a chunk takes 41 ms, two of them 73.
+        assert_eq!(shared(16, &[(0, 500, 1), (1, 500, 1)]), [(0, 32), (1, 32)]);
+        // Of one owner all goes on as before.
+        assert_eq!(shared(16, &[(1, 1, 1), (1, 500, 1), (1, 40, 1)]), [(0, 1), (1, 32), (2, 31)]);
+    }
+
+    #[test]
+    fn who_wants_more_than_its_part_takes_turns() {
+        let many: Vec<_> = (0..12).map(|i| (1, 1, if i < 10 { 7 } else { 6 })).collect();
+        let all = [&[(0, 1, 7)], &many[..]].concat();
+        // Those that were left out come first, then the older ones.
+        let expected: Vec<_> = (0..=8).chain(11..=12).map(|sequence| (sequence, 1)).collect();
+        assert_eq!(shared(16, &all), expected);
+        // No more sequences in a step than may be.
+        assert_eq!(shared(3, &all), [(0, 1), (11, 1), (12, 1)]);
+        // Nor more owners: the one that waits longest comes first.
+        assert_eq!(shared(1, &[(0, 1, 9), (1, 1, 8)]), [(1, 1)]);
+        assert_eq!(shared(1, &[(0, 1, 9), (1, 1, 10)]), [(0, 1)]);
     }
 
     #[test]
@@ -82,9 +229,14 @@ mod tests {
                     unscored,
                     most: usize::MAX,
                     whole: false,
+                    owner: 0,
+                    turn: 0,
                 })
                 .collect();
-            plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+            plan(&options, 8, &waiting, &Cost::default())
+                .iter()
+                .map(|run| (run.sequence, run.tokens))
+                .collect()
         };
         let others = usize::MAX;
         // Of the oldest, what comes before its scored rows, and eight of these; then nobody else's.
@@ -106,9 +258,14 @@ mod tests {
                     unscored: usize::MAX,
                     most: usize::MAX,
                     whole: true,
+                    owner: 0,
+                    turn: 0,
                 })
                 .collect();
-            plan(&options, 8, &waiting).iter().map(|run| (run.sequence, run.tokens)).collect()
+            plan(&options, 8, &waiting, &Cost::default())
+                .iter()
+                .map(|run| (run.sequence, run.tokens))
+                .collect()
         };
         assert_eq!(planned(&[80, 60, 15, 1]), [(0, 80), (2, 15), (3, 1)]);
         // The oldest is longer than a step: of the others, what is one token comes first, and the rest waits.

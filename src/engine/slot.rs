@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::draft::{Drafting, Pace, Price};
 use super::memory::{Lease, Memory};
+use super::request::{self, Space};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
 use crate::alloc;
@@ -60,6 +61,10 @@ pub(super) struct Slot {
     pub sequence: Sequence,
     pub state: SequenceState,
     pub lease: Lease,
+    /// Whose it is.
+    space: Space,
+    /// The last step that took any of it, as the engine counts them.
+    pub turn: u64,
     phase: Phase,
     /// What guesses its next tokens, if anything does.
     draft: Option<Box<Drafting>>,
@@ -84,12 +89,18 @@ impl Slot {
         sequence: Sequence,
         mut state: SequenceState,
         lease: Lease,
+        space: Space,
         draft: Option<Box<Drafting>>,
     ) -> Self {
         state.second = sequence.second();
         let recurrent = !state.kv.recurrent.is_empty() && sequence.is_kept();
         let stops = if recurrent { sequence.stops() } else { Vec::new() };
-        Self { sequence, state, lease, phase: Phase::Prefill, draft, stops }
+        Self { sequence, state, lease, space, turn: 0, phase: Phase::Prefill, draft, stops }
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> &str {
+        request::owner(&self.space)
     }
 
     /// Tokens whose keys and values are cached.

@@ -6,6 +6,7 @@ use super::EngineOptions;
 use super::draft::Pace;
 use super::runtime::Launched;
 use super::scheduler::{Waiting, plan};
+use super::shares::Cost;
 use super::slot::Slot;
 use crate::backend::batch::{Batch, Run, Tokens};
 use crate::config::Config;
@@ -66,19 +67,22 @@ pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config
 }
 
 /// The next step by the scheduler; its runs index `slots`.
-pub(super) fn planned(options: &EngineOptions, slots: &[Slot], config: &Config) -> Batch {
+pub(super) fn planned(options: &EngineOptions, slots: &[Slot], config: &Config, cost: &Cost) -> Batch {
     let apart = slots.iter().position(Slot::is_apart);
+    let owner = |slot: &Slot| slots.iter().position(|other| other.owner() == slot.owner());
     let waiting: Vec<Waiting> = (slots.iter().enumerate())
         .map(|(sequence, slot)| {
             let takes_part = apart.is_none_or(|apart| apart == sequence);
             let tokens = if takes_part { slot.waiting() + slot.offered().len() } else { 0 };
             let unscored = slot.sequence.unscored(slot.cached());
-            Waiting { sequence, tokens, unscored, most: slot.before_stop(), whole: config.bidirectional }
+            let (most, owner) = (slot.before_stop(), owner(slot).unwrap_or(sequence));
+            let whole = config.bidirectional;
+            Waiting { sequence, tokens, unscored, most, whole, owner, turn: slot.turn }
         })
         .collect();
     let scored = most_outputs(config);
     let (mut tokens, mut runs, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-    for Waiting { sequence, tokens: len, .. } in plan(options, scored, &waiting) {
+    for Waiting { sequence, tokens: len, .. } in plan(options, scored, &waiting, cost) {
         let slot = &slots[sequence];
         let start = slot.cached();
         let run = Run { sequence, row: tokens.len(), len, start };

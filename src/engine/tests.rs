@@ -205,6 +205,34 @@ fn those_who_wait_for_memory_come_in_their_order() {
     }
 }
 
+/// All places are one owner's, and another who comes does not wait for them: they take turns, and each text is as alone.
+#[test]
+fn who_has_no_place_does_not_wait_for_those_of_one_owner() {
+    for kind in backends() {
+        let options = EngineOptions { max_sequences: 2, ..EngineOptions::default() };
+        let mut rig = Rig::new(MODEL, kind, 1 << 13, options);
+        let mut alone = rig.ask(rig.prompt(9, 40), 12);
+        rig.finish(&mut alone);
+        rig.space = Some("many\nsalt".into());
+        let mut many: Vec<Asked> = (0..4).map(|i| rig.ask(rig.prompt(i, 40), 60)).collect();
+        let load = rig.turn();
+        assert_eq!((load.running, load.queued), (2, 2), "{kind}");
+        rig.space = Some("few".into());
+        let mut few = rig.ask(rig.prompt(9, 40), 12);
+        let load = rig.turn();
+        assert_eq!((load.running, load.queued), (3, 2), "{kind}");
+        for _ in 0..30 {
+            let load = rig.turn();
+            assert!(load.running <= 3, "{kind}: {}", load.running);
+        }
+        few.look();
+        assert!(few.end.is_some(), "{kind}: it waits");
+        assert_eq!(few.tokens, alone.tokens, "{kind}");
+        many.iter_mut().for_each(|asked| rig.finish(asked));
+        assert!(many.iter().all(|asked| asked.tokens.len() == 60), "{kind}");
+    }
+}
+
 #[test]
 fn a_long_prompt_stalls_nobody_by_more_than_a_chunk() {
     const LONG: usize = 2048;

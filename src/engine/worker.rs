@@ -18,6 +18,7 @@ use super::queue::Queue;
 use super::request::{Request, RequestKind};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::Sequence;
+use super::shares::Cost;
 use super::slot::Slot;
 use super::step::{Ahead, InFlight, draft, planned, with_logits};
 use super::{Command, EngineOptions, Machine};
@@ -55,6 +56,9 @@ pub(super) struct Worker {
     gauges: Arc<Gauges>,
     masks: MaskPool,
     pace: Pace,
+    cost: Cost,
+    /// Steps so far.
+    steps: u64,
     /// Of the first parked request, what the disk is to answer.
     looking: Looking,
     /// Since when.
@@ -103,6 +107,8 @@ impl Worker {
             gauges,
             masks: MaskPool::default(),
             pace,
+            cost: Cost::default(),
+            steps: 0,
             looking: Looking::No,
             asked: Instant::now(),
             busy: Instant::now(),
@@ -296,10 +302,14 @@ impl Worker {
         }
     }
 
-    /// Puts requests into slots, the oldest first, while there are slots and memory.
+    /// Puts requests into slots while there are slots and memory. Whoever has none does not wait until others leave one: where all
+    /// are taken they take turns.
     fn admit(&mut self) {
-        while self.slots.len() < self.options.max_sequences.max(1) {
-            let Some(request) = self.queue.next() else { return };
+        let most = self.options.max_sequences.max(1);
+        while self.slots.len() < 2 * most {
+            let places = if self.slots.len() < most { usize::MAX } else { 1 };
+            let running = |owner: &str| self.slots.iter().filter(|slot| slot.owner() == owner).count();
+            let Some(request) = self.queue.next(places, running) else { return };
             if let Err(error) = self.check(&request) {
                 request.fail(error);
                 continue;
@@ -311,11 +321,12 @@ impl Worker {
                 return self.queue.block(request);
             };
             state.adapter = request.adapter.clone();
+            let owner = request.space.clone();
             let vocab = self.runtime.config().vocab_size;
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
                 Some(sequence) => {
                     let draft = self.drafting();
-                    self.slots.push(Slot::new(sequence, state, lease, draft));
+                    self.slots.push(Slot::new(sequence, state, lease, owner, draft));
                 }
                 None => self.memory.release(&self.runtime, state, lease),
             }
@@ -486,8 +497,12 @@ impl Worker {
                 started
             }
             None => {
-                let batch = planned(&self.options, &self.slots, self.runtime.config());
+                let batch = planned(&self.options, &self.slots, self.runtime.config(), &self.cost);
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
+                self.steps += 1;
+                for &slot in &self.stepping {
+                    self.slots[slot].turn = self.steps;
+                }
                 match self.runtime.launch(&batch, &mut self.slots, false) {
                     Ok(launched) => InFlight { batch, launched },
                     Err(error) => {
@@ -515,8 +530,12 @@ impl Worker {
             Err(error) => self.recover(&batch, error),
         };
         self.take(&batch, outputs);
+        let rows = batch.runs.iter().map(|run| run.len).sum();
+        if !failed {
+            self.cost.observe(rows, began.elapsed());
+        }
         if decodes && !failed {
-            let (rows, drafts) = (batch.runs.iter().map(|run| run.len).sum(), batch.outputs.len());
+            let drafts = batch.outputs.len();
             self.pace.observe(rows, began.elapsed(), drafts > batch.runs.len());
         }
         let Some(ahead) = ahead else { return };

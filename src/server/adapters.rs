@@ -12,6 +12,7 @@ use super::app::App;
 use super::chosen;
 use super::failure::{Dialect, Failure, json_body, thread_failed};
 use super::request::{Reply, fields};
+use super::store::Caller;
 use crate::error::{Error, Result};
 use crate::model::{AdapterInfo, AdapterSource};
 use crate::models::{Keep, Lease};
@@ -28,11 +29,11 @@ pub(super) fn entry(info: &AdapterInfo) -> Value {
 }
 
 /// The model that a request names for loading or unloading an adapter: the first where it names none.
-async fn model(app: &App, called: Option<String>) -> Result<Lease, Failure> {
+async fn model(app: &App, called: Option<String>, caller: &Caller) -> Result<Lease, Failure> {
     let name = app.find(called.as_deref(), Dialect::OpenAi)?;
     match app.models.lease(&name, Keep::AsBefore) {
         Some(lease) => Ok(lease),
-        None => chosen::lease(app, &name, Keep::AsBefore).await,
+        None => chosen::lease(app, &name, Keep::AsBefore, caller).await,
     }
 }
 
@@ -67,8 +68,9 @@ pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply
     let name = fields.required("name", name)?;
     let path = place(&app, path.as_deref().unwrap_or(&name))?;
     let (scale, called) = (fields.number("scale")?.unwrap_or(1.0), fields.string("model")?);
+    let caller = fields.caller().clone();
     fields.finish()?;
-    let lease = model(&app, called).await?;
+    let lease = model(&app, called, &caller).await?;
     let (model, source) = (lease.model().clone(), AdapterSource { name, path, scale });
     let loaded = tokio::task::spawn_blocking(move || model.load_adapter(&source));
     match loaded.await.map_err(|_| thread_failed())? {
@@ -87,8 +89,9 @@ pub(crate) async fn unload(State(app): State<Arc<App>>, request: Request) -> Rep
     let name = fields.string("name")?;
     let name = fields.required("name", name)?;
     let called = fields.string("model")?;
+    let caller = fields.caller().clone();
     fields.finish()?;
-    let lease = model(&app, called).await?;
+    let lease = model(&app, called, &caller).await?;
     match lease.model().unload_adapter(&name) {
         Ok(()) => Ok(listed(&lease)),
         Err(error @ Error::Task { .. }) => {

@@ -8,10 +8,11 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::app::{QueuePlace, random};
+use super::app::random;
 use super::budget::Charge;
 use super::failure::Failure;
 use super::metrics::whole_pages;
+use super::places::QueuePlace;
 use super::served::Served;
 use crate::chat::Turn;
 use crate::engine::{Event, FinishReason, Sink, Stats};

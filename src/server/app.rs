@@ -2,19 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use super::Options;
 use super::budget::Budget;
 use super::described::Described;
 use super::failure::{Dialect, Failure, thread_failed};
 use super::metrics::Metrics;
-use super::store::Store;
+use super::places::{Encoders, Places, QueuePlace};
+use super::store::{Caller, Store};
 use crate::models::{ModelStatus, Models};
 
 /// Texts that are made into tokens at one time: each takes up to two threads.
@@ -46,7 +46,7 @@ pub(crate) struct App {
     noted: Mutex<HashSet<String>>,
     /// Answers of `/v1/responses` that later requests may go on from.
     pub store: Store,
-    pub encoders: Semaphore,
+    pub encoders: Encoders,
     /// Makes ids of one process unlike those of another.
     salt: u64,
     ids: AtomicU64,
@@ -54,13 +54,14 @@ pub(crate) struct App {
 
 impl App {
     pub fn new(models: Models, options: Options, loopback: bool) -> Self {
+        let keys = options.api_keys.len();
         Self {
             models,
             metrics: Metrics::default(),
             places: Mutex::default(),
             described: Mutex::default(),
-            waiting: Places::new(options.parallel + options.max_queue),
-            pulling: Places::new(PULLS),
+            waiting: Places::new(options.parallel + options.max_queue, keys),
+            pulling: Places::new(PULLS, 1),
             // The largest body fits by itself.
             budget: Budget::new(options.buffer_memory.max(options.body_limit)),
             loopback,
@@ -68,7 +69,7 @@ impl App {
             started: now(),
             noted: Mutex::default(),
             store: Store::default(),
-            encoders: Semaphore::new(ENCODERS),
+            encoders: Encoders::new(ENCODERS, keys),
             salt: random(),
             ids: AtomicU64::new(0),
             options,
@@ -181,58 +182,34 @@ impl App {
     /// The places for sequences of a model.
     pub fn places_of(&self, name: &str) -> Arc<Places> {
         let most = self.options.parallel + self.options.max_queue;
-        Arc::clone(self.places.lock().entry(name.to_owned()).or_insert_with(|| Places::new(most)))
+        Arc::clone(
+            self.places
+                .lock()
+                .entry(name.to_owned())
+                .or_insert_with(|| Places::new(most, self.options.api_keys.len())),
+        )
     }
 
     /// `count` of `places`.
     ///
     /// # Errors
-    /// 429 while there are not as many; 400 where there never are.
-    pub fn take(&self, places: &Arc<Places>, count: usize) -> Result<Vec<QueuePlace>, Failure> {
+    /// 429 while there are not as many for this caller; 400 where there never are.
+    pub fn take(
+        &self,
+        places: &Arc<Places>,
+        count: usize,
+        caller: &Caller,
+    ) -> Result<Vec<QueuePlace>, Failure> {
         let most = places.most;
         if count > most {
             let what = format!("{count} texts at once, at most {most} fit (--parallel and --max-queue)");
             return Err(Failure::bad(what));
         }
-        places.take(count).ok_or_else(|| {
+        places.take(count, caller).ok_or_else(|| {
             let what = format!("all {most} places are taken (--parallel and --max-queue): try again later");
             Failure::new(StatusCode::TOO_MANY_REQUESTS, what)
                 .retry_after(self.metrics.retry_after(self.options.parallel))
         })
-    }
-}
-
-/// Places for sequences, in flight or in the queue.
-#[derive(Debug)]
-pub(crate) struct Places {
-    taken: AtomicUsize,
-    most: usize,
-}
-
-/// One place; free again once it is dropped.
-#[derive(Debug)]
-pub(crate) struct QueuePlace(Arc<Places>);
-
-impl Places {
-    pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { taken: AtomicUsize::new(0), most })
-    }
-
-    fn take(self: &Arc<Self>, count: usize) -> Option<Vec<QueuePlace>> {
-        let more = |taken: usize| (taken + count <= self.most).then_some(taken + count);
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some((0..count).map(|_| QueuePlace(Arc::clone(self))).collect())
-    }
-
-    #[cfg(test)]
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for QueuePlace {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -245,21 +222,4 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_come_back() {
-        let places = Places::new(3);
-        let two = places.take(2).unwrap();
-        assert!(places.take(2).is_none());
-        let one = places.take(1).unwrap();
-        assert_eq!(places.taken(), 3);
-        drop((two, one));
-        assert_eq!(places.taken(), 0);
-        assert_eq!(places.take(3).unwrap().len(), 3);
-    }
 }

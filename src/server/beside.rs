@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::app::QueuePlace;
 use super::failure::Failure;
+use super::places::QueuePlace;
 use super::served::Served;
 use crate::engine::CancelOnDrop;
 use crate::error::{Error, Result};

@@ -18,6 +18,7 @@ use super::meant::Meant;
 use super::request::{Reply, fields};
 use super::served::Served;
 use super::sse;
+use super::store::Caller;
 use crate::error::Result;
 use crate::models::{Keep, Lease, Waiter};
 
@@ -125,9 +126,9 @@ impl Waiter for Waiting {
 }
 
 /// Waits until a model is loaded.
-pub(super) async fn lease(app: &App, name: &str, keep: Keep) -> Result<Lease, Failure> {
+pub(super) async fn lease(app: &App, name: &str, keep: Keep, caller: &Caller) -> Result<Lease, Failure> {
     // Whoever goes away gives its place to others at once.
-    let _place = app.take(&app.waiting, 1)?;
+    let _place = app.take(&app.waiting, 1, caller)?;
     let (sender, lease) = oneshot::channel();
     app.models.ask(name, keep, Box::new(Waiting(sender)));
     let ended =
@@ -190,7 +191,8 @@ where
         let Meant { name, adapter } = wanted.meant(&app)?;
         // How long it stays is said by a request that is answered, and by none that is refused.
         if let Some(lease) = app.models.lease(&name, Keep::AsBefore) {
-            let served = Served::new(&app, lease, (wanted.called, adapter), wanted.keep, asked)?;
+            let served =
+                Served::new(&app, lease, (wanted.called, adapter), wanted.keep, asked)?.of(fields.caller());
             return answered(&handler, served, fields).await;
         }
         if let While::Unless(unloaded) = meanwhile
@@ -203,8 +205,9 @@ where
         let Wanted { path, called, keep } = wanted;
         let (handler, told) = (handler.clone(), Arc::clone(&app));
         let mut answer = Box::pin(async move {
-            let lease = lease(&app, &name, Keep::AsBefore).await?;
-            let served = Served::new(&app, lease, (called, adapter), keep, asked)?.waited();
+            let lease = lease(&app, &name, Keep::AsBefore, fields.caller()).await?;
+            let served =
+                Served::new(&app, lease, (called, adapter), keep, asked)?.of(fields.caller()).waited();
             answered(&handler, served, fields).await
         });
         if !streams {

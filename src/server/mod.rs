@@ -26,6 +26,7 @@ mod ollama;
 mod openai;
 mod page;
 mod params;
+mod places;
 mod request;
 mod rerank;
 mod responses;

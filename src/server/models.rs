@@ -14,6 +14,7 @@ use super::chosen;
 use super::failure::{Dialect, Failure, json_body, thread_failed};
 use super::meant::Meant;
 use super::request::{Reply, fields};
+use super::store::Caller;
 use crate::error::Error;
 use crate::model::{AdapterInfo, Model};
 use crate::models::{Keep, ModelStatus};
@@ -114,10 +115,11 @@ async fn named(app: &App, request: Request) -> Result<(String, Keep), Failure> {
 
 /// `POST /v1/models/load`: `{"model": NAME}`; the answer comes when it is loaded.
 pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
     let (name, keep) = named(&app, request).await?;
     let lease = match app.models.lease(&name, keep) {
         Some(lease) => lease,
-        None => chosen::lease(&app, &name, keep).await?,
+        None => chosen::lease(&app, &name, keep, &caller).await?,
     };
     let reply = json_body(&entry(&app, &status(&app, &name)?, &name));
     drop(lease);

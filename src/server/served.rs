@@ -4,8 +4,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::app::{App, Places, QueuePlace};
+use super::app::App;
 use super::failure::{Failure, thread_failed};
+use super::places::{Places, QueuePlace};
+use super::store::Caller;
 use crate::error::Result;
 use crate::model::Model;
 use crate::models::{Keep, Lease};
@@ -27,6 +29,7 @@ pub(crate) struct Served {
     /// How long the model is to stay.
     pub keep: Keep,
     places: Arc<Places>,
+    caller: Caller,
     lease: Lease,
 }
 
@@ -69,8 +72,14 @@ impl Served {
             load: Duration::ZERO,
             keep,
             places,
+            caller: Caller::default(),
             lease,
         })
+    }
+
+    /// Of a request that came with a key.
+    pub fn of(self, caller: &Caller) -> Self {
+        Self { caller: caller.clone(), ..self }
     }
 
     /// After its model was waited for.
@@ -98,7 +107,7 @@ impl Served {
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let _permit = self.encoders.acquire().await.map_err(|_| thread_failed())?;
+        let _permit = self.encoders.acquire(&self.caller).await.ok_or_else(thread_failed)?;
         let model = self.model.clone();
         let done = tokio::task::spawn_blocking(move || work(&model)).await;
         Ok(done.map_err(|_| thread_failed())??)
@@ -109,6 +118,6 @@ impl Served {
     /// # Errors
     /// 429 while there are not as many; 400 where there never are.
     pub fn places(&self, count: usize) -> Result<Vec<QueuePlace>, Failure> {
-        self.take(&self.places, count)
+        self.take(&self.places, count, &self.caller)
     }
 }

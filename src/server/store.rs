@@ -12,7 +12,7 @@ use crate::text::Message;
 const MOST: (usize, usize) = (256, 64 << 20);
 
 /// What stands for the key that came with a request, where there are keys.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Caller(pub Option<Arc<str>>);
 
 impl Caller {

@@ -31,12 +31,13 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
     let name = fields.required("model", name)?;
     let streams = fields.flag("stream")?.unwrap_or(true);
     fields.only("insecure", &[false.into()])?;
+    let caller = fields.caller().clone();
     fields.finish()?;
     let Some(fetch) = app.options.fetch.clone() else {
         let what = "pull is not allowed here: backstop serve --pull allows it, and `backstop pull NAME` downloads, too";
         return Err(Failure::new(StatusCode::FORBIDDEN, what));
     };
-    let place = app.take(&app.pulling, 1)?;
+    let place = app.take(&app.pulling, 1, &caller)?;
     let (sender, mut lines) = mpsc::channel::<Value>(LINES);
     let work = tokio::task::spawn_blocking(move || {
         let _place = place;
