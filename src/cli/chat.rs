@@ -5,6 +5,7 @@ mod files;
 mod lines;
 mod session;
 mod settings;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,6 +28,9 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let Loaded { model, .. } = super::load(&from, &args.session)?;
     let interactive = super::is_interactive();
     let mut session = Session::new(args, &model, interactive)?;
+    if interactive {
+        terminal::keep()?;
+    }
     let mut lines = if interactive { Lines::editor(!args.no_history)? } else { Lines::pipe() };
     if interactive {
         greet(&model);

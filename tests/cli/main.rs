@@ -19,6 +19,7 @@ mod perplexity;
 mod quantize;
 mod run;
 mod serve;
+mod signals;
 mod support;
 mod template;
 mod terminal;

@@ -235,8 +235,10 @@ fn interrupted_runs_leave_no_half_model() {
     assert_eq!(interrupted(&model, &out, libc::SIGINT), Some(130));
     assert_eq!(names(dir.path()), ["large"]);
 
-    assert_eq!(interrupted(&model, &out, libc::SIGKILL), None);
-    assert_eq!(names(dir.path()), [".out.backstop-partial", "large"]);
+    for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGHUP] {
+        assert_eq!(interrupted(&model, &out, signal), None);
+        assert_eq!(names(dir.path()), [".out.backstop-partial", "large"]);
+    }
     // The next run takes over what that one left.
     let noise = Noise::new();
     ok(&["quantize", noise.path(), "--group", "32", "-o", text(&out)]);

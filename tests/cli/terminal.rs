@@ -242,3 +242,29 @@ fn a_conversation_outlives_two_models_that_cannot_be_loaded() {
     terminal.keys("\x04");
     assert_eq!(terminal.ends(), Some(0));
 }
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let noise = Noise::new();
+    let state = tempfile::tempdir().unwrap();
+    let args = ["chat", "--model", noise.path(), "--temperature", "1", "--ctx", "200000", "-v"];
+    for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
+        for generating in [false, true] {
+            let mut terminal = started(state.path().to_str().unwrap(), &args);
+            terminal.shows("> ");
+            if generating {
+                terminal.keys("Hello\r");
+                terminal.shows("generating");
+            } else {
+                terminal.keys("Hel");
+                terminal.shows("Hel");
+                assert!(!terminal.is_as_before());
+            }
+            // SAFETY: the process is our child and not yet waited for, so that the id is its own.
+            assert_eq!(unsafe { libc::kill(terminal.child.id() as libc::pid_t, signal) }, 0);
+            terminal.shows("\x1b[?2004l");
+            assert_eq!(terminal.child.wait().unwrap().code(), Some(code), "{signal} {generating}");
+            assert!(terminal.is_as_before(), "{signal} {generating}");
+        }
+    }
+}

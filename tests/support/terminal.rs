@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::ptr::null_mut;
@@ -68,6 +68,18 @@ impl Terminal {
                 self.screen.recv_timeout(left).unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.seen));
             self.seen += &String::from_utf8_lossy(&bytes);
         }
+    }
+
+    /// Whether what is typed shows, and comes a line at a time: so a shell leaves it to a process.
+    #[allow(dead_code, reason = "not every program that has this asks")]
+    pub fn is_as_before(&self) -> bool {
+        // SAFETY: all bytes of it may be zero.
+        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open as long as the file, and the pointer is to a value of our own.
+        let result = unsafe { libc::tcgetattr(self.keyboard.as_raw_fd(), &mut modes) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        let both = libc::ECHO | libc::ICANON;
+        modes.c_lflag & both == both
     }
 
     pub fn ends(mut self) -> Option<i32> {
