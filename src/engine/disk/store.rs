@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 
 /// How often the directory is listed anew where others may write to it, too.
 const LISTED: Duration = Duration::from_secs(60);
-/// After which a file in the making is taken for one that a killed process left.
+/// After which a file in the making is taken for one that a killed process left, and ahead of which a clock was set back. Longer
+/// than parts of one text take to be written: all have the time of the first.
 const LEFT: Duration = Duration::from_secs(600);
 /// Hashes of files that are remembered.
 const REMEMBERED: usize = 256;
@@ -99,7 +100,7 @@ impl Store {
         let store = Self { dir: dir.to_owned(), budget, used, counts: Counts::default() };
         #[cfg(unix)]
         store.check_owner(&meta)?;
-        store.list(&mut store.used.listed.lock(), 0);
+        store.list(&mut store.used.listed.lock(), 0, SystemTime::now());
         Ok(store)
     }
 
@@ -215,7 +216,7 @@ impl Store {
             return Ok(());
         }
         let size = file::size(shapes.bytes(kind));
-        if !self.make_room(size) {
+        if !self.make_room(size, now) {
             return Ok(());
         }
         let making = self.making("part");
@@ -243,7 +244,7 @@ impl Store {
     }
 
     /// Removes what was of use longest ago, until `bytes` more have room; false where they never have. They count from here on.
-    fn make_room(&self, bytes: u64) -> bool {
+    fn make_room(&self, bytes: u64, now: SystemTime) -> bool {
         if bytes > self.budget {
             return false;
         }
@@ -251,7 +252,7 @@ impl Store {
         let mut listed = self.used.listed.lock();
         let due = listed.is_none_or(|listed| listed.elapsed() > LISTED);
         if due || self.bytes().saturating_add(bytes) > self.budget {
-            self.list(&mut listed, bytes);
+            self.list(&mut listed, bytes, now);
         }
         self.used.bytes.fetch_add(bytes, Ordering::Relaxed);
         true
@@ -259,16 +260,24 @@ impl Store {
 
     /// Lists the directory; where it holds too much for `bytes` more, removes a sixteenth more than that, so that it is not
     /// listed for each file.
-    fn list(&self, listed: &mut Option<Instant>, bytes: u64) {
+    ///
+    /// The system's clock may jump. What was of use long after `now` was so before it was set back, and thus before all that has
+    /// been of use since.
+    fn list(&self, listed: &mut Option<Instant>, bytes: u64, now: SystemTime) {
         let mut entries: Vec<Entry> = self.entries();
-        entries.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
+        let ahead = now.checked_add(LEFT).unwrap_or(now);
+        let place = |entry: &Entry| (entry.used <= ahead, entry.used);
+        entries.sort_by(|a, b| (place(a), &a.path).cmp(&(place(b), &b.path)));
         let hashes = entries.iter().filter(|entry| entry.kind == EntryKind::Hash).count();
         let mut forgotten = hashes.saturating_sub(REMEMBERED);
         entries.retain(|entry| {
             let goes = match entry.kind {
                 EntryKind::Part => false,
                 EntryKind::Hash => forgotten > 0,
-                EntryKind::Making => entry.used.elapsed().is_ok_and(|age| age > LEFT),
+                EntryKind::Making => {
+                    let age = now.duration_since(entry.used);
+                    age.unwrap_or_else(|ahead| ahead.duration()) > LEFT
+                }
             };
             if entry.kind == EntryKind::Hash {
                 forgotten = forgotten.saturating_sub(1);

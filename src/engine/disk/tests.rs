@@ -119,6 +119,40 @@ fn the_budget_is_kept_and_beginnings_go_from_their_ends() {
     assert!(!small.has(&key(6, 0), PartKind::Page, &shapes));
 }
 
+/// By a day in both directions: what was of use last stays, as without it.
+#[test]
+fn a_clock_that_jumps_takes_nothing_that_is_in_use() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let (dir, shapes) = (tempfile::tempdir().unwrap(), shapes());
+    let size = file::size(shapes.bytes(PartKind::Page));
+    let store = Store::open(dir.path(), 4 * size + size / 2).unwrap();
+    let key = |of: u32| Key::of([]).then(&[of]);
+    let has = || -> Vec<u32> { (0..16).filter(|&of| store.has(&key(of), PartKind::Page, &shapes)).collect() };
+    let start = SystemTime::now();
+    let write = |of: u32, base: SystemTime| {
+        let at = base + Duration::from_secs(of.into());
+        store.write(&key(of), PartKind::Page, &page(of as f32), &shapes, (at, 0)).unwrap();
+        assert!(size_of(dir.path()) <= store.budget(), "{of}");
+    };
+    (0..4).for_each(|of| write(of, start));
+    assert_eq!(has(), [0, 1, 2, 3]);
+    for (of, jump) in [(4, start - DAY), (5, start - DAY), (6, start - DAY), (7, start - DAY)] {
+        write(of, jump);
+    }
+    assert_eq!(has(), [4, 5, 6, 7]);
+    (8..12).for_each(|of| write(of, start + DAY));
+    assert_eq!(has(), [8, 9, 10, 11]);
+    // What is in the making by a clock that was ahead is left over, too.
+    let making = dir.path().join(".part.1-1-1.making");
+    let file = fs::File::create(&making).unwrap();
+    file.set_modified(start + 2 * DAY).unwrap();
+    fs::remove_file(dir.path().join(format!("{}.page", key(8)))).unwrap();
+    write(12, start);
+    write(13, start);
+    assert!(!making.exists());
+    assert_eq!(has(), [10, 11, 12, 13]);
+}
+
 #[test]
 fn models_of_a_process_share_a_budget() {
     let (dir, shapes) = (tempfile::tempdir().unwrap(), shapes());
