@@ -2,11 +2,15 @@
 
 use std::fmt::Write;
 
+use super::fold::{self, Part};
+
 /// The longest pattern, in bytes. The longest published one has under 3,000; one that is made of a SentencePiece model has
 /// some for each of its control pieces.
 const MAX_LEN: usize = 256 << 10;
 /// How deep groups and classes may stand in each other; published patterns have 4.
 const MAX_DEPTH: usize = 32;
+/// How often an atom may be repeated: `a{2}?` is once, and that perhaps.
+const MAX_REPEATS: usize = 2;
 
 /// A pattern in the syntax of the `regex` crates.
 #[derive(Debug, PartialEq)]
@@ -24,7 +28,8 @@ pub(super) fn translate(pattern: &str) -> Result<Translated, String> {
     if pattern.len() > MAX_LEN {
         return Err(format!("a pattern of {} bytes, at most {MAX_LEN}", pattern.len()));
     }
-    let mut scanner = Scanner { rest: pattern, out: String::new(), backtracks: false };
+    let mut scanner =
+        Scanner { rest: pattern, out: String::new(), backtracks: false, folds: false, last: None };
     scanner.alternatives()?;
     Ok(Translated { pattern: scanner.out, backtracks: scanner.backtracks })
 }
@@ -33,6 +38,19 @@ struct Scanner<'a> {
     rest: &'a str,
     out: String,
     backtracks: bool,
+    /// Whether letters stand for both of their cases.
+    folds: bool,
+    /// The letter before, where they do and no more than the bounds of groups lie between.
+    last: Option<char>,
+}
+
+/// What can be repeated.
+#[derive(Clone, Copy)]
+struct Atom {
+    /// Where it begins in what is written.
+    start: usize,
+    /// How often it is repeated already.
+    repeats: usize,
 }
 
 impl<'a> Scanner<'a> {
@@ -75,103 +93,153 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
+    /// A text from its first character on, each of which stands for both of its cases: what several of them are together does,
+    /// too. One that is repeated stands alone.
+    fn folded(&mut self, first: char, behind: bool) -> Result<(), String> {
+        const QUANTIFIERS: [char; 4] = ['*', '+', '?', '{'];
+        let mut text = String::from(first);
+        while !self.rest.starts_with(QUANTIFIERS)
+            && let Some(c) = self.rest.chars().next().filter(|c| !r"()[|.^$\".contains(*c))
+            && !self.rest[c.len_utf8()..].starts_with(QUANTIFIERS)
+        {
+            text.push(c);
+            self.next();
+        }
+        if self.last.is_some_and(|last| fold::joins(last, first)) {
+            return Err("`(?i)` with one character's letters in several groups".into());
+        }
+        for part in fold::parts(&text) {
+            match part {
+                Part::One(c) => self.literal(c),
+                Part::Several(..) if behind => {
+                    return Err("`(?i)` with a character that folds to several in `(?<=…)`".into());
+                }
+                Part::Several(letters, ones) => {
+                    self.out.push_str("(?:");
+                    letters.into_iter().for_each(|c| self.literal(c));
+                    for &one in ones {
+                        self.out.push('|');
+                        self.literal(one);
+                    }
+                    self.out.push(')');
+                }
+            }
+        }
+        self.last = text.chars().next_back();
+        Ok(())
+    }
+
+    /// A repetition of `atom`, or of what repeats it.
+    fn repeat(&mut self, atom: &mut Option<Atom>, quantifier: &str) -> Result<(), String> {
+        let shown = &quantifier[..1];
+        let atom = atom.as_mut().ok_or_else(|| format!("`{shown}` repeats nothing"))?;
+        if atom.repeats == MAX_REPEATS {
+            return Err(format!("a repetition of what is repeated {MAX_REPEATS} times"));
+        }
+        if atom.repeats > 0 {
+            self.out.insert_str(atom.start, "(?:");
+            self.out.push(')');
+        }
+        self.out.push_str(quantifier);
+        atom.repeats += 1;
+        Ok(())
+    }
+
     fn alternatives(&mut self) -> Result<(), String> {
-        let mut depth = 0;
-        // Whether something can be repeated, whether that was repeated, whether this is where a group begins.
-        let (mut atom, mut repeated, mut first) = (false, false, true);
+        // Of each group that is open, where it begins, and whether letters were folded before it.
+        let mut groups: Vec<(usize, bool)> = Vec::new();
+        // What can be repeated, and whether this is where a group begins.
+        let (mut atom, mut first) = (None, true);
+        // Whether a group began or ended right before.
+        let mut bounded = false;
         // The depth of the group that looks behind, where one is open.
         let mut behind = None;
         while let Some(c) = self.next() {
             let was_first = std::mem::take(&mut first);
+            // A letter right before joins the text of another one, or is repeated, and stands alone.
+            let last = self.last.filter(|_| bounded);
+            bounded = matches!(c, '(' | ')');
+            if !bounded {
+                self.last = None;
+            }
+            let one = Some(Atom { start: self.out.len(), repeats: 0 });
             match c {
                 '(' => {
-                    depth += 1;
-                    if depth > MAX_DEPTH {
+                    groups.push((self.out.len(), self.folds));
+                    if groups.len() > MAX_DEPTH {
                         return Err(format!("groups over {MAX_DEPTH} deep"));
                     }
                     if self.rest.starts_with("?<=") || self.rest.starts_with("?<!") {
-                        behind = behind.or(Some(depth));
+                        behind = behind.or(Some(groups.len()));
                     }
-                    let opened = self.group(was_first && depth == 1)?;
-                    depth -= usize::from(!opened);
-                    (atom, first) = (false, true);
+                    if !self.group(was_first && groups.len() == 1)? {
+                        groups.pop();
+                    }
+                    (atom, first) = (None, true);
                 }
-                ')' if depth == 0 => return Err("a group is closed that was not opened".into()),
                 ')' => {
-                    behind = behind.filter(|&opened| opened < depth);
-                    depth -= 1;
+                    behind = behind.filter(|&opened| opened < groups.len());
+                    let (start, folds) = groups.pop().ok_or("a group is closed that was not opened")?;
+                    self.folds = folds;
                     self.out.push(')');
-                    (atom, repeated) = (true, false);
+                    atom = Some(Atom { start, repeats: 0 });
                 }
                 '|' => {
                     self.out.push('|');
-                    atom = false;
+                    atom = None;
                 }
                 '[' => {
                     self.class(1)?;
-                    (atom, repeated) = (true, false);
+                    atom = one;
                 }
                 '.' => {
                     self.out.push('.');
-                    (atom, repeated) = (true, false);
+                    atom = one;
                 }
                 // Of any line, as in Ruby.
                 '^' => {
                     // Behind the last line end there is no line.
                     self.out.push_str(r"(?:\A|(?m:^)(?!\z))");
                     self.backtracks = true;
-                    atom = false;
+                    atom = None;
                 }
                 '$' => {
                     self.out.push_str("(?m:$)");
-                    atom = false;
+                    atom = None;
                 }
                 // As in Oniguruma; it would look at all that is behind, at every place.
                 '*' | '+' | '?' if behind.is_some() => return Err("a repetition in `(?<=…)`".into()),
                 '*' | '+' | '?' => {
-                    if !atom {
-                        return Err(format!("`{c}` repeats nothing"));
+                    let mut quantifier = String::from(c);
+                    if self.take("?") {
+                        quantifier.push('?');
+                    } else if self.take("+") {
+                        quantifier.push('+');
+                        self.backtracks = true;
                     }
-                    match (repeated, c) {
-                        (false, _) => {
-                            self.out.push(c);
-                            if self.take("?") {
-                                self.out.push('?');
-                            } else if self.take("+") {
-                                self.out.push('+');
-                                self.backtracks = true;
-                            }
-                        }
-                        (true, _) => return Err("a repetition of a repetition".into()),
-                    }
-                    repeated = true;
+                    self.repeat(&mut atom, &quantifier)?;
                 }
-                '{' => match self.counts() {
+                '{' => match self.counts()? {
                     Some(_) if behind.is_some() => return Err("a repetition in `(?<=…)`".into()),
-                    Some(counts) if atom && !repeated => {
-                        self.out.push_str(&counts);
-                        if self.rest.starts_with(['?', '+', '*']) {
-                            return Err("a repetition of a repetition".into());
-                        }
-                        repeated = true;
-                    }
-                    Some(_) => return Err("`{…}` repeats nothing, or a repetition".into()),
+                    Some(counts) => self.repeat(&mut atom, &counts)?,
                     None => {
                         self.literal('{');
-                        (atom, repeated) = (true, false);
+                        atom = one;
                     }
                 },
-                '\\' => {
-                    atom = self.escape()?;
-                    repeated = false;
+                '\\' => atom = self.escape()?.then_some(one).flatten(),
+                other if self.folds => {
+                    self.last = last;
+                    self.folded(other, behind.is_some())?;
+                    atom = one;
                 }
                 other => {
                     self.literal(other);
-                    (atom, repeated) = (true, false);
+                    atom = one;
                 }
             }
         }
-        if depth > 0 {
+        if !groups.is_empty() {
             return Err("a group is not closed".into());
         }
         Ok(())
@@ -211,23 +279,46 @@ impl<'a> Scanner<'a> {
             return Err("`(?i)` behind other things in its group".into());
         }
         self.rest = &self.rest[end + 1..];
+        self.folds = !off.contains('i') && (self.folds || on.contains('i'));
         // Ruby's `m` lets `.` take newlines.
         let _ = write!(self.out, "(?{}{}", flags.replace('m', "s"), if whole { ')' } else { ':' });
         Ok(!whole)
     }
 
     /// `{n}`, `{n,}`, `{n,m}`, `{,m}` behind `{`; nothing where it is a brace.
-    fn counts(&mut self) -> Option<String> {
-        let (inside, rest) = self.rest.split_once('}')?;
-        let (least, most) =
-            inside.split_once(',').map_or((inside, None), |(least, most)| (least, Some(most)));
+    ///
+    /// As in Ruby, `{n,m}?` takes the fewest, but `{n}?` is a repetition that may be absent, and a `+` behind any of them is
+    /// another repetition. `{n,n}?` finds what `{n}?` does in some texts and not in others.
+    fn counts(&mut self) -> Result<Option<String>, String> {
+        let Some((written, rest)) = self.rest.split_once('}') else { return Ok(None) };
+        let (least, most) = written.split_once(',').map_or((written, written), |(least, most)| (least, most));
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-        if !number(least) || !most.is_none_or(number) || least.is_empty() && most.is_none_or(str::is_empty) {
-            return None;
+        if !number(least) || !number(most) || least.is_empty() && most.is_empty() {
+            return Ok(None);
         }
         self.rest = rest;
-        let least = if least.is_empty() { "0" } else { least };
-        Some(most.map_or(format!("{{{least}}}"), |most| format!("{{{least},{most}}}")))
+        let value = |text: &str, absent| match text {
+            "" => Ok(absent),
+            text => text
+                .parse::<u32>()
+                .map_err(|_| format!("`{{{}}}`: a count", text.chars().take(16).collect::<String>())),
+        };
+        let (least, most) = (value(least, 0)?, value(most, u32::MAX)?);
+        if least > most {
+            return Err(format!("`{{{least},{most}}}` counts down"));
+        }
+        let mut counts = match (least, most) {
+            (least, u32::MAX) => format!("{{{least},}}"),
+            (least, most) if least == most => format!("{{{least}}}"),
+            (least, most) => format!("{{{least},{most}}}"),
+        };
+        if written.contains(',') && self.take("?") {
+            if least == most {
+                return Err(format!("`{{{least},{most}}}?`, which is read in two ways"));
+            }
+            counts.push('?');
+        }
+        Ok(Some(counts))
     }
 
     /// What stands behind a backslash outside of a class. Whether it can be repeated.
@@ -288,7 +379,9 @@ impl<'a> Scanner<'a> {
             'h' => self.out.push_str("[0-9A-Fa-f]"),
             'x' if self.take("{") => {
                 let digits = self.until('}').ok_or("a code is not closed")?;
-                self.code(u32::from_str_radix(digits, 16).ok())?;
+                let code = u32::from_str_radix(digits, 16).ok();
+                self.alone(code)?;
+                self.code(code)?;
             }
             'x' | 'u' => {
                 let count = if c == 'x' { 2 } else { 4 };
@@ -296,6 +389,7 @@ impl<'a> Scanner<'a> {
                 let digits = digits.ok_or_else(|| format!("`\\{c}` without {count} digits"))?;
                 self.rest = &self.rest[count..];
                 let code = u32::from_str_radix(digits, 16).ok();
+                self.alone(code)?;
                 // Above, `\x` is a byte in Oniguruma.
                 self.code(code.filter(|&code| c == 'u' || code < 0x80))?;
             }
@@ -305,13 +399,22 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
+    /// Refuses a character that `(?i)` reads together with others, where it is looked at alone.
+    fn alone(&self, code: Option<u32>) -> Result<(), String> {
+        match code.and_then(char::from_u32).filter(|&c| self.folds && fold::takes_part(c)) {
+            Some(c) => Err(format!("`(?i)` with {c:?} as a code, which several characters may fold with")),
+            None => Ok(()),
+        }
+    }
+
     /// A class behind `[`.
     fn class(&mut self, depth: usize) -> Result<(), String> {
         if depth > MAX_DEPTH {
             return Err(format!("classes over {MAX_DEPTH} deep"));
         }
         self.out.push('[');
-        if self.take("^") {
+        let negated = self.take("^");
+        if negated {
             self.out.push('^');
         }
         let start = self.out.len();
@@ -332,6 +435,9 @@ impl<'a> Scanner<'a> {
                     let itself = self.rest.starts_with(']') || self.out.len() == start;
                     self.out.push_str(if itself { "\\-" } else { "-" });
                 }
+                other if self.folds && !negated && fold::is_several(other) => {
+                    return Err(format!("`(?i)` with {other:?}, which is several characters, in a class"));
+                }
                 other => self.literal(other),
             }
         }
@@ -344,20 +450,32 @@ impl<'a> Scanner<'a> {
         let (name, rest) = self.rest.split_once(":]").ok_or("a class is not closed")?;
         self.rest = rest;
         let (name, negated) = name.strip_prefix('^').map_or((name, false), |name| (name, true));
-        let set = match name {
+        // What is assigned, but for control characters and ends of lines.
+        let (set, negated) = match name {
+            "graph" => (r"\p{Cc}\p{Cn}\s", !negated),
+            "print" => (r"\p{Cc}\p{Cn}\p{Zl}\p{Zp}", !negated),
+            _ => (Self::posix_set(name)?, negated),
+        };
+        let _ = write!(self.out, "[{}{set}]", if negated { "^" } else { "" });
+        Ok(())
+    }
+
+    fn posix_set(name: &str) -> Result<&'static str, String> {
+        Ok(match name {
             "alpha" => r"\p{Alphabetic}",
             "alnum" => r"\p{Alphabetic}\p{Nd}",
+            "ascii" => r"\x00-\x7F",
+            "blank" => r"\p{Zs}\t",
             "cntrl" => r"\p{Cc}",
             "digit" => r"\p{Nd}",
             "lower" => r"\p{Lowercase}",
+            "punct" => r"\p{P}\p{S}",
             "space" => r"\s",
             "upper" => r"\p{Uppercase}",
             "word" => r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}",
             "xdigit" => "0-9A-Fa-f",
             _ => return Err(format!("`[:{}:]` is not known", name.chars().take(16).collect::<String>())),
-        };
-        let _ = write!(self.out, "[{}{set}]", if negated { "^" } else { "" });
-        Ok(())
+        })
     }
 }
 
@@ -392,6 +510,20 @@ mod tests {
         assert_eq!(automaton(r"a{,3}{"), r"a{0,3}\{");
         assert_eq!(automaton(r"\u4e00-\x{9fff}"), r"\x{4E00}\-\x{9FFF}");
         assert_eq!(automaton("(?i)a|b~~&"), r"(?i)a|b\~\~\&");
+        assert_eq!(automaton("[[:^graph:][:punct:]]"), r"[[\p{Cc}\p{Cn}\s][\p{P}\p{S}]]");
+    }
+
+    #[test]
+    fn repetitions_are_rubys() {
+        assert_eq!(automaton(r"(ab){1,3}+c{2}?"), r"(?:(?:ab){1,3})+(?:c{2})?");
+        assert_eq!(automaton("a{1,2}?b{2,2}c{,3}?d{2}??"), "a{1,2}?b{2}c{0,3}?(?:d{2})??");
+        assert_eq!(automaton("[a-c]{2}{3}d**"), "(?:[a-c]{2}){3}(?:d*)*");
+    }
+
+    #[test]
+    fn characters_that_are_several_are_folded() {
+        assert_eq!(automaton("(?i:ß|FIT?)ss"), "(?i:(?:ss|ß|ẞ)|(?:fi|ﬁ)T?)ss");
+        assert_eq!(automaton("(?i)ss(?-i:ss)s+s"), "(?i)(?:ss|ß|ẞ)(?-i:ss)s+s");
     }
 
     #[test]
@@ -411,9 +543,16 @@ mod tests {
             ("(?x: a)", "`(?x`: flags that the two read differently"),
             (r"\Ka", "`\\K` is not known"),
             (r"(a)\1", "`\\1` is not known"),
-            ("a{2}?", "a repetition of a repetition"),
+            ("a{2}{3}{4}", "a repetition of what is repeated 2 times"),
+            ("a{3,1}", "`{3,1}` counts down"),
+            ("a{2,2}?b", "`{2,2}?`, which is read in two ways"),
+            ("a{1,9999999999}", "`{9999999999}`: a count"),
+            ("(?i:s(?:s))", "`(?i)` with one character's letters in several groups"),
+            (r"(?i:s\x73)", "`(?i)` with 's' as a code, which several characters may fold with"),
+            ("(?i:[ß])", "`(?i)` with 'ß', which is several characters, in a class"),
+            ("(?<=(?i:ß))a", "`(?i)` with a character that folds to several in `(?<=…)`"),
             ("[a--b]", "`--` in a class"),
-            ("[[:punct:]]", "`[:punct:]` is not known"),
+            ("[[:emoji:]]", "`[:emoji:]` is not known"),
             (r"\xff", "a code that no character has"),
             ("(a", "a group is not closed"),
             ("a)", "a group is closed that was not opened"),

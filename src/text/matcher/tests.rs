@@ -95,8 +95,10 @@ fn a_pattern_with_look_around_takes_a_long_text() {
 
 #[test]
 fn folded_letters_are_compiled_at_once() {
-    let matcher = Matcher::regex(&format!("(?i:{})", "ß".repeat(20_000))).unwrap();
-    assert_eq!(pieces(&matcher, "ß"), "·ß");
+    let of = |count: usize| Matcher::regex(&format!("(?i:{})", "ß".repeat(count)));
+    assert_eq!(pieces(&of(1_000).unwrap(), "ß"), "·ß");
+    let error = of(20_000).err().unwrap();
+    assert!(error.ends_with("heap usage during NFA compilation exceeded limit of 8388608"), "{error}");
 }
 
 #[test]
@@ -106,4 +108,52 @@ fn what_is_too_large_is_refused() {
     assert!(large.starts_with("pattern \"(?:\\\\p{L}{1000}){1000}\": "), "{large}");
     assert!(error(r"\p{Nonsense}").contains("Unicode property not found"), "{}", error(r"\p{Nonsense}"));
     assert!(error(&"[".repeat(3600)).ends_with("classes over 32 deep"));
+}
+
+/// `tools/fixtures/patterns.py` asked `tokenizers`.
+#[test]
+fn patterns_find_what_oniguruma_finds() {
+    let fixture: Value =
+        serde_json::from_str(include_str!("../../../tests/fixtures/text/patterns.json")).unwrap();
+    let found = fixture["found"].as_array().unwrap();
+    assert!(found.len() > 300, "{}", found.len());
+    let of = |row: &Value, i: usize| row[i].as_str().unwrap().to_owned();
+    let mut wrong = Vec::new();
+    for row in found {
+        let (pattern, text, expected) = (of(row, 0), of(row, 1), of(row, 2));
+        let matcher = match Matcher::regex(&pattern) {
+            Ok(matcher) => matcher,
+            Err(error) => {
+                wrong.push(error);
+                continue;
+            }
+        };
+        // An empty match cuts a text and takes nothing of it: the other side shows none.
+        let pieces = (&matcher).find_matches(&text).unwrap();
+        let pieces = pieces.iter().filter(|((start, end), _)| start < end);
+        let got: String = pieces
+            .map(|&((start, end), found)| format!("{}{}", if found { '|' } else { '·' }, &text[start..end]))
+            .collect();
+        if got != expected {
+            wrong.push(format!("{pattern} on {text:?}: {got:?}, expected {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), found.len(), wrong.join("\n"));
+}
+
+#[test]
+fn posix_classes_have_the_members_that_oniguruma_gives_them() {
+    let fixture: Value =
+        serde_json::from_str(include_str!("../../../tests/fixtures/text/patterns.json")).unwrap();
+    let all: String = ('\0'..=char::MAX).collect();
+    for (name, expected) in fixture["classes"].as_object().unwrap() {
+        let matcher = Matcher::regex(&format!("[[:{name}:]]")).unwrap();
+        let (mut count, mut sum) = (0_u64, 0_u64);
+        let found = matcher.each(&all, |start, _| {
+            count += 1;
+            sum += u64::from(u32::from(all[start..].chars().next().unwrap()));
+        });
+        found.unwrap();
+        assert_eq!(serde_json::json!([count, sum]), *expected, "{name}");
+    }
 }
