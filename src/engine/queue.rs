@@ -103,7 +103,10 @@ impl Queue {
     fn take(&mut self, index: usize) -> Option<Request> {
         let request = self.requests.remove(index)?;
         self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
-        self.head = Head::Untried;
+        // One behind it that was cancelled changes nothing for the one that waits for memory.
+        if index == 0 {
+            self.head = Head::Untried;
+        }
         Some(request)
     }
 }

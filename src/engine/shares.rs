@@ -5,54 +5,85 @@ use std::time::Duration;
 
 /// Groups of numbers of rows: 1, 2 and 3, 4 to 7, and so on.
 const GROUPS: usize = 24;
-/// Weight of the newest time.
-const NEWEST: f64 = 0.2;
-/// What a row more is thought to cost, of the time of a step, where one number of rows alone is known.
+/// Weight of the newest time where it is longer than what was known, and where it is shorter: what holds a step up says little of the
+/// next.
+const NEWEST: [f64; 2] = [0.2, 0.5];
+/// Times of a group of which the shortest counts: the first ones are those of cold weights.
+const WARM: u32 = 3;
+/// What a row more is thought to cost, of the time of a step of none, where too little is known.
 const ROW: f64 = 0.05;
 
 /// What steps take, by their rows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cost {
-    /// The mean number of rows of the steps of a group, and the mean of their seconds.
-    groups: [Option<(f64, f64)>; GROUPS],
+    groups: [Option<Known>; GROUPS],
+    /// Steps whose results nobody has asked for, their rows and seconds: a backend may not have computed them yet.
+    open: (u32, f64, f64),
+}
+
+/// What is known of the steps of a group.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// Their mean number of rows.
+    rows: f64,
+    /// Their mean time.
+    seconds: f64,
+    times: u32,
 }
 
 impl Cost {
-    /// Learns what a step of `rows` rows took.
-    pub fn observe(&mut self, rows: usize, time: Duration) {
-        let seconds = time.as_secs_f64();
-        let Some(group) = rows.checked_ilog2().and_then(|log| self.groups.get_mut(log as usize)) else {
-            return;
-        };
-        if seconds <= 0.0 {
+    /// Learns what a step of `rows` rows took, whose results were waited for where it was `evaluated`.
+    pub fn observe(&mut self, rows: usize, time: Duration, evaluated: bool) {
+        let (steps, all, seconds) = self.open;
+        let (steps, all, seconds) = (steps + 1, all + rows as f64, seconds + time.as_secs_f64());
+        if !evaluated {
+            self.open = (steps, all, seconds);
             return;
         }
-        *group = Some(match *group {
-            None => (rows as f64, seconds),
-            Some((of, known)) => {
-                // What held a step up says little of the next.
-                let seconds = seconds.clamp(0.5 * known, 2.0 * known);
-                (of + NEWEST * (rows as f64 - of), known + NEWEST * (seconds - known))
-            }
-        });
+        self.open = Default::default();
+        // Of those that were computed together each took its part.
+        let (rows, seconds) = (all / f64::from(steps), seconds / f64::from(steps));
+        if rows < 1.0 || seconds <= 0.0 {
+            return;
+        }
+        let Some(group) = self.groups.get_mut(rows.log2() as usize) else { return };
+        let Some(known) = group else {
+            *group = Some(Known { rows, seconds, times: 1 });
+            return;
+        };
+        known.times = known.times.saturating_add(1);
+        known.rows += NEWEST[0] * (rows - known.rows);
+        if known.times <= WARM {
+            known.seconds = known.seconds.min(seconds);
+        } else {
+            let seconds = seconds.min(2.0 * known.seconds);
+            known.seconds += NEWEST[usize::from(seconds < known.seconds)] * (seconds - known.seconds);
+        }
     }
 
     /// Seconds that a step of `rows` rows takes, never fewer than one of fewer rows; none before the first step.
     pub fn time(&self, rows: usize) -> Option<f64> {
         let rows = rows as f64;
-        let (mut below, mut first) = (None, None);
-        for &(of, seconds) in self.groups.iter().flatten() {
-            let seconds = below.map_or(seconds, |(_, least): (f64, f64)| seconds.max(least));
-            if of >= rows {
-                let Some((from, least)) = below else { return Some(seconds) };
-                return Some(least + (seconds - least) * (rows - from) / (of - from));
+        let (mut first, mut below): (Option<Known>, Option<(usize, Known)>) = (None, None);
+        for (group, known) in self.groups.iter().enumerate().filter_map(|(i, known)| Some((i, (*known)?))) {
+            let Some((last, least)) = below.filter(|_| known.rows > 0.0) else {
+                if known.rows >= rows {
+                    return Some(known.seconds * (1.0 + ROW * rows) / (1.0 + ROW * known.rows));
+                }
+                (first, below) = (Some(known), Some((group, known)));
+                continue;
+            };
+            let known = Known { seconds: known.seconds.max(least.seconds), ..known };
+            if known.rows >= rows {
+                let part = (rows - least.rows) / (known.rows - least.rows);
+                let between = least.seconds + (known.seconds - least.seconds) * part;
+                // Of what lies far above, an old time would keep anybody from learning better.
+                let near = group - last <= 1;
+                return Some(if near { between } else { between.min(beyond(first, least, rows)) });
             }
-            first = first.or(Some((of, seconds)));
-            below = Some((of, seconds));
+            below = Some((group, known));
         }
-        let ((from, least), (last, most)) = first.zip(below)?;
-        let slope = if last > from { (most - least) / (last - from) } else { ROW * most };
-        Some(most + slope * (rows - last))
+        below.map(|(_, last)| beyond(first, last, rows))
     }
 
     /// The most rows, of at most `most`, whose step takes `seconds` at the longest; `most` before the first step.
@@ -67,6 +98,15 @@ impl Cost {
         }
         fit
     }
+}
+
+/// The time of a step of more rows than `last` has, by what more rows took from `first` on.
+fn beyond(first: Option<Known>, last: Known, rows: f64) -> f64 {
+    let slope = match first {
+        Some(first) if last.rows > first.rows => (last.seconds - first.seconds) / (last.rows - first.rows),
+        _ => last.seconds * ROW / (1.0 + ROW * last.rows),
+    };
+    last.seconds + slope.max(0.0) * (rows - last.rows)
 }
 
 /// Parts of `whole` for those who want so much: of what there is each has as much as another, unless it wants less, and nobody
@@ -89,53 +129,77 @@ mod tests {
 
     fn cost(of: &[(usize, u64)]) -> Cost {
         let mut cost = Cost::default();
-        of.iter().for_each(|&(rows, millis)| cost.observe(rows, Duration::from_millis(millis)));
+        of.iter().for_each(|&(rows, millis)| cost.observe(rows, Duration::from_millis(millis), true));
         cost
+    }
+
+    #[track_caller]
+    fn near(cost: &Cost, rows: usize, seconds: f64) {
+        let time = cost.time(rows).unwrap();
+        assert!((time - seconds).abs() < 1e-9, "{rows} rows: {time}");
     }
 
     #[test]
     fn times_lie_between_those_that_are_known() {
-        let near = |cost: &Cost, rows: usize, seconds: f64| {
-            let time = cost.time(rows).unwrap();
-            assert!((time - seconds).abs() < 1e-9, "{rows} rows: {time}");
-        };
         assert_eq!(Cost::default().time(1), None);
-        let one = cost(&[(1, 100)]);
-        near(&one, 1, 0.1);
-        near(&one, 5, 0.12);
-        let two = cost(&[(1, 100), (101, 300)]);
-        near(&two, 1, 0.1);
-        near(&two, 51, 0.2);
-        near(&two, 201, 0.5);
-        // Fewer rows than any that are known take no longer.
-        near(&cost(&[(64, 300)]), 1, 0.3);
+        let one = cost(&[(1, 105)]);
+        near(&one, 1, 0.105);
+        near(&one, 5, 0.125);
+        let two = cost(&[(2, 100), (7, 300)]);
+        near(&two, 2, 0.1);
+        near(&two, 4, 0.18);
+        near(&two, 12, 0.5);
+        // Fewer rows than any that are known are thought to take less.
+        near(&cost(&[(20, 200)]), 1, 0.105);
         // Chance makes no step of more rows shorter.
-        let odd = cost(&[(4, 200), (64, 100)]);
-        near(&odd, 64, 0.2);
+        let odd = cost(&[(4, 200), (8, 100)]);
+        near(&odd, 8, 0.2);
         near(&odd, 1000, 0.2);
     }
 
     #[test]
+    fn a_time_far_above_keeps_nobody_from_more_rows() {
+        // The first chunk took ten seconds, of cold weights.
+        let mut cost = cost(&[(512, 10_000), (1, 105)]);
+        near(&cost, 21, 0.205);
+        cost.observe(20, Duration::from_millis(124), true);
+        near(&cost, 39, 0.143);
+        // Nor is it believed once a shorter one was seen.
+        cost.observe(512, Duration::from_millis(616), true);
+        near(&cost, 512, 0.616);
+    }
+
+    #[test]
     fn new_times_count_and_a_step_that_was_held_up_does_so_little() {
-        let mut cost = cost(&[(1, 100)]);
-        cost.observe(1, Duration::from_secs(60));
-        assert!(cost.time(1).unwrap() <= 0.1201);
-        (0..50).for_each(|_| cost.observe(1, Duration::from_millis(50)));
+        let mut cost = cost(&[(1, 100), (1, 100), (1, 100)]);
+        cost.observe(1, Duration::from_secs(60), true);
+        assert!((cost.time(1).unwrap() - 0.12).abs() < 1e-9);
+        (0..50).for_each(|_| cost.observe(1, Duration::from_millis(50), true));
         assert!((cost.time(1).unwrap() - 0.05).abs() < 1e-4);
         // Nothing is learnt of what is no step.
         let before = cost.time(1);
-        cost.observe(0, Duration::from_millis(9));
-        cost.observe(usize::MAX, Duration::from_millis(9));
-        cost.observe(1, Duration::ZERO);
+        cost.observe(0, Duration::from_millis(9), true);
+        cost.observe(usize::MAX, Duration::from_millis(9), true);
+        cost.observe(1, Duration::ZERO, true);
         assert_eq!(cost.time(1), before);
+    }
+
+    #[test]
+    fn steps_that_were_only_begun_count_with_the_one_that_was_waited_for() {
+        let mut cost = Cost::default();
+        cost.observe(512, Duration::from_millis(2), false);
+        cost.observe(512, Duration::from_millis(2), false);
+        assert_eq!(cost.time(512), None);
+        cost.observe(512, Duration::from_millis(896), true);
+        near(&cost, 512, 0.3);
     }
 
     #[test]
     fn rows_fit_into_a_time() {
         assert_eq!(Cost::default().rows_within(1.0, 64), 64);
-        let cost = cost(&[(1, 100), (101, 300)]);
-        assert_eq!(cost.rows_within(0.2001, 1024), 51);
-        assert_eq!(cost.rows_within(0.2001, 20), 20);
+        let cost = cost(&[(2, 100), (7, 300)]);
+        assert_eq!(cost.rows_within(0.2001, 1024), 4);
+        assert_eq!(cost.rows_within(0.2001, 3), 3);
         assert_eq!(cost.rows_within(0.05, 1024), 0);
     }
 

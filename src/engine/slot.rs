@@ -89,13 +89,13 @@ impl Slot {
         sequence: Sequence,
         mut state: SequenceState,
         lease: Lease,
-        space: Space,
+        (space, turn): (Space, u64),
         draft: Option<Box<Drafting>>,
     ) -> Self {
         state.second = sequence.second();
         let recurrent = !state.kv.recurrent.is_empty() && sequence.is_kept();
         let stops = if recurrent { sequence.stops() } else { Vec::new() };
-        Self { sequence, state, lease, space, turn: 0, phase: Phase::Prefill, draft, stops }
+        Self { sequence, state, lease, space, turn, phase: Phase::Prefill, draft, stops }
     }
 
     /// Whose it is.

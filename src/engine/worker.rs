@@ -326,7 +326,7 @@ impl Worker {
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
                 Some(sequence) => {
                     let draft = self.drafting();
-                    self.slots.push(Slot::new(sequence, state, lease, owner, draft));
+                    self.slots.push(Slot::new(sequence, state, lease, (owner, self.steps), draft));
                 }
                 None => self.memory.release(&self.runtime, state, lease),
             }
@@ -514,7 +514,8 @@ impl Worker {
         };
         let ahead = self.start_ahead(&current);
         let InFlight { batch, launched } = current;
-        let result = self.runtime.outputs(&launched, self.wants_hidden(&batch));
+        let with_hidden = self.wants_hidden(&batch);
+        let result = self.runtime.outputs(&launched, with_hidden);
         let failed = result.is_err();
         let decodes = batch.runs.iter().all(|run| self.slots[run.sequence].is_decoding());
         if let Some(disk) = self.memory.disk()
@@ -532,7 +533,7 @@ impl Worker {
         self.take(&batch, outputs);
         let rows = batch.runs.iter().map(|run| run.len).sum();
         if !failed {
-            self.cost.observe(rows, began.elapsed());
+            self.cost.observe(rows, began.elapsed(), !batch.outputs.is_empty() || with_hidden);
         }
         if decodes && !failed {
             let drafts = batch.outputs.len();

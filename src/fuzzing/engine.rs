@@ -205,11 +205,14 @@ fn turn(rig: &mut Rig, texts: &mut [Text], others: &[Other], ended: &AtomicUsize
     let open = |text: &&Text| text.asked.end.is_none();
     let alive = texts.iter().filter(open).count() + others.len() - ended.load(Ordering::Relaxed);
     assert_eq!(load.running + load.queued, alive, "{load:?}");
-    // Who has a token runs, and so does everybody who came before.
-    if let Some(last) = texts.iter().rposition(|text| open(&text) && !text.asked.tokens.is_empty()) {
-        let before = texts[..=last].iter().filter(open).count();
-        assert!(load.running >= before, "{load:?}: {before} are before one that runs");
-    }
+    // Who has a token runs, and so does everybody of the same owner who came before.
+    let before = |space: usize| {
+        let own: Vec<&Text> = texts.iter().filter(|text| text.space == space).collect();
+        let last = own.iter().rposition(|text| open(text) && !text.asked.tokens.is_empty());
+        last.map_or(0, |last| own[..=last].iter().filter(|text| open(text)).count())
+    };
+    let before: usize = (0..3).map(before).sum();
+    assert!(load.running >= before, "{load:?}: {before} run, or are before one that does");
     for i in fresh {
         ends(texts, i, others.is_empty());
     }

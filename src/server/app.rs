@@ -201,12 +201,14 @@ impl App {
         caller: &Caller,
     ) -> Result<Vec<QueuePlace>, Failure> {
         let most = places.most;
+        let of = if self.options.api_keys.len() > 1 { " of one key" } else { "" };
         if count > most {
-            let what = format!("{count} texts at once, at most {most} fit (--parallel and --max-queue)");
+            let what = format!("{count} texts at once, at most {most}{of} fit (--parallel and --max-queue)");
             return Err(Failure::bad(what));
         }
         places.take(count, caller).ok_or_else(|| {
-            let what = format!("all {most} places are taken (--parallel and --max-queue): try again later");
+            let what =
+                format!("all {most} places{of} are taken (--parallel and --max-queue): try again later");
             Failure::new(StatusCode::TOO_MANY_REQUESTS, what)
                 .retry_after(self.metrics.retry_after(self.options.parallel))
         })

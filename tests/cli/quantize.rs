@@ -214,8 +214,11 @@ fn large(dir: &Path) -> PathBuf {
 
 /// Sends `signal` to a run in the middle of writing, and gives its exit code.
 fn interrupted(model: &Path, out: &Path, signal: i32) -> Option<i32> {
+    let partial = out.with_file_name(".out.backstop-partial");
+    // What an earlier one left is not this one's writing.
+    let _ = fs::remove_dir_all(&partial);
     let mut child = command(&["quantize", text(model), "-o", text(out)]).spawn().unwrap();
-    let weights = out.with_file_name(".out.backstop-partial").join("whole/model.safetensors");
+    let weights = partial.join("whole/model.safetensors");
     let started = Instant::now();
     while !weights.metadata().is_ok_and(|meta| meta.len() > 1_000_000) {
         assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());

@@ -23,8 +23,25 @@ pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    hangs_up(&mut command);
     command
 }
+
+/// Has SIGHUP end the program, also where `nohup` started the tests.
+#[cfg(unix)]
+fn hangs_up(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let default = || {
+        // SAFETY: it may be called between fork and exec, and takes no function of ours.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(default) };
+}
+
+#[cfg(not(unix))]
+fn hangs_up(_: &mut Command) {}
 
 pub fn backstop(args: &[&str]) -> Ran {
     ended(command(args).spawn().unwrap())
