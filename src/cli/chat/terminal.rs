@@ -3,7 +3,8 @@
 use std::io::{Write, stderr, stdin};
 
 use anyhow::Context;
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, tcgetattr, tcgetpgrp, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::exit_at_once;
@@ -30,9 +31,13 @@ pub fn keep() -> anyhow::Result<()> {
                 _ = hangups.recv() => libc::SIGHUP,
             }
         });
-        // The terminal may be gone.
-        let _ = stderr().write_all(NO_MARKS);
-        let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
+        // Behind another program it is that one's, and setting its mode would stop this one.
+        let behind = tcgetpgrp(stdin()).is_ok_and(|front| front != getpgrp());
+        if !behind {
+            // The terminal may be gone.
+            let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
+            let _ = stderr().write_all(NO_MARKS);
+        }
         // As shells have it: 128 and the signal.
         exit_at_once(128 | signal as u8)
     };
