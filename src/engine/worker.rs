@@ -308,7 +308,19 @@ impl Worker {
         let most = self.options.max_sequences.max(1);
         while self.slots.len() < 2 * most {
             let places = if self.slots.len() < most { usize::MAX } else { 1 };
-            let running = |owner: &str| self.slots.iter().filter(|slot| slot.owner() == owner).count();
+            if self.queue.is_empty() {
+                return;
+            }
+            // Of few owners, each is counted once for all who wait.
+            let mut counts: Vec<(&str, usize)> = Vec::new();
+            for owner in self.slots.iter().map(Slot::owner) {
+                match counts.iter_mut().find(|known| known.0 == owner) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((owner, 1)),
+                }
+            }
+            let running =
+                |owner: &str| counts.iter().find(|known| known.0 == owner).map_or(0, |known| known.1);
             let Some(request) = self.queue.next(places, running) else { return };
             if let Err(error) = self.check(&request) {
                 request.fail(error);

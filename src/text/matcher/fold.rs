@@ -38,11 +38,14 @@ pub(super) fn is_several(c: char) -> bool {
     fold(c).len() > 1
 }
 
-/// Whether the end of `before` and the beginning of `after` may be one character.
+/// Whether the end of `before` and the beginning of `after` may be one character: one that folds to several is none with another.
 pub(super) fn joins(before: char, after: char) -> bool {
-    let (before, after) = (fold(before), fold(after));
-    let pair = [before[before.len() - 1], after[0]];
-    SEVERAL.keys().any(|several| several.windows(2).any(|two| two == pair))
+    match (&fold(before)[..], &fold(after)[..]) {
+        (&[before], &[after]) => {
+            SEVERAL.keys().any(|several| several.windows(2).any(|two| two == [before, after]))
+        }
+        _ => false,
+    }
 }
 
 /// A part of a text: a character of it, or several in small letters and what may stand for them.
@@ -52,28 +55,28 @@ pub(super) enum Part {
     Several(Vec<char>, &'static [char]),
 }
 
-/// Parts of a text, the longest first from its beginning.
+/// Parts of a text: each character that folds to several, and of those between, the longest first from their beginning.
 pub(super) fn parts(text: &str) -> Vec<Part> {
-    let folded: Vec<(char, char)> =
-        text.chars().flat_map(|c| fold(c).into_iter().map(move |to| (to, c))).collect();
-    let small: Vec<char> = folded.iter().map(|&(to, _)| to).collect();
+    let folded: Vec<(char, Vec<char>)> = text.chars().map(|c| (c, fold(c))).collect();
+    // What the next `len` fold to, where none of them folds to several.
+    let letters = |at: usize, len: usize| {
+        let of = folded[at..at + len].iter().map(|(_, to)| if let [one] = to[..] { Some(one) } else { None });
+        of.collect::<Option<Vec<char>>>()
+    };
+    let known = |letters: Vec<char>| SEVERAL.get(&letters).map(|ones| Part::Several(letters, ones));
     let mut parts = Vec::new();
     let mut at = 0;
-    while at < small.len() {
-        let found = (2..=MOST.min(small.len() - at)).rev().find_map(|len| {
-            let several = &small[at..at + len];
-            Some((several, SEVERAL.get(several)?))
-        });
-        match found {
-            Some((several, ones)) => {
-                parts.push(Part::Several(several.to_vec(), ones));
-                at += several.len();
-            }
-            None => {
-                parts.push(Part::One(if fold(folded[at].1).len() > 1 { small[at] } else { folded[at].1 }));
-                at += 1;
-            }
+    while let Some((c, to)) = folded.get(at) {
+        if to.len() > 1 {
+            parts.extend(known(to.clone()));
+            at += 1;
+            continue;
         }
+        let found = (2..=MOST.min(folded.len() - at)).rev();
+        let found = found.filter_map(|len| Some((len, known(letters(at, len)?)?))).next();
+        let (len, part) = found.unwrap_or((1, Part::One(*c)));
+        parts.push(part);
+        at += len;
     }
     parts
 }
@@ -96,9 +99,12 @@ mod tests {
         let several =
             |text: &str| Part::Several(text.chars().collect(), &SEVERAL[&*text.chars().collect::<Vec<_>>()]);
         assert_eq!(parts("xSSt"), [Part::One('x'), several("ss"), Part::One('t')]);
-        assert_eq!(parts("ﬀi"), [several("ffi")]);
+        assert_eq!(parts("ffi"), [several("ffi")]);
+        // What folds to several is nothing together with others.
+        assert_eq!(parts("ﬀi"), [several("ff"), Part::One('i')]);
+        assert_eq!(parts("sßs"), [Part::One('s'), several("ss"), Part::One('s')]);
         assert_eq!(parts("'Ll"), ['\'', 'L', 'l'].map(Part::One));
-        assert!(joins('S', 't') && joins('ß', 't') && !joins('l', 'l'));
+        assert!(joins('S', 't') && !joins('ß', 't') && !joins('s', 'ﬆ') && !joins('l', 'l'));
         assert!(takes_part('S') && takes_part('ß') && !takes_part('k'));
     }
 }

@@ -96,11 +96,11 @@ impl<'a> Scanner<'a> {
     /// A text from its first character on, each of which stands for both of its cases: what several of them are together does,
     /// too. One that is repeated stands alone.
     fn folded(&mut self, first: char, behind: bool) -> Result<(), String> {
-        const QUANTIFIERS: [char; 4] = ['*', '+', '?', '{'];
+        let quantified = |rest: &str| rest.starts_with(['*', '+', '?']) || braced(rest).is_some();
         let mut text = String::from(first);
-        while !self.rest.starts_with(QUANTIFIERS)
+        while !quantified(self.rest)
             && let Some(c) = self.rest.chars().next().filter(|c| !r"()[|.^$\".contains(*c))
-            && !self.rest[c.len_utf8()..].starts_with(QUANTIFIERS)
+            && !quantified(&self.rest[c.len_utf8()..])
         {
             text.push(c);
             self.next();
@@ -157,7 +157,8 @@ impl<'a> Scanner<'a> {
         while let Some(c) = self.next() {
             let was_first = std::mem::take(&mut first);
             // A letter right before joins the text of another one, or is repeated, and stands alone.
-            let last = self.last.filter(|_| bounded);
+            let before = self.last;
+            let last = before.filter(|_| bounded);
             bounded = matches!(c, '(' | ')');
             if !bounded {
                 self.last = None;
@@ -221,6 +222,9 @@ impl<'a> Scanner<'a> {
                 }
                 '{' => match self.counts()? {
                     Some(_) if behind.is_some() => return Err("a repetition in `(?<=…)`".into()),
+                    Some(counts) if counts == "{1}" && before.is_some_and(fold::takes_part) => {
+                        return Err("`(?i)` with `{1}`, behind which letters may be one character".into());
+                    }
                     Some(counts) => self.repeat(&mut atom, &counts)?,
                     None => {
                         self.literal('{');
@@ -290,12 +294,8 @@ impl<'a> Scanner<'a> {
     /// As in Ruby, `{n,m}?` takes the fewest, but `{n}?` is a repetition that may be absent, and a `+` behind any of them is
     /// another repetition. `{n,n}?` finds what `{n}?` does in some texts and not in others.
     fn counts(&mut self) -> Result<Option<String>, String> {
-        let Some((written, rest)) = self.rest.split_once('}') else { return Ok(None) };
-        let (least, most) = written.split_once(',').map_or((written, written), |(least, most)| (least, most));
-        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-        if !number(least) || !number(most) || least.is_empty() && most.is_empty() {
-            return Ok(None);
-        }
+        let Some((written, rest)) = counted(self.rest) else { return Ok(None) };
+        let (least, most) = written.split_once(',').unwrap_or((written, written));
         self.rest = rest;
         let value = |text: &str, absent| match text {
             "" => Ok(absent),
@@ -394,7 +394,10 @@ impl<'a> Scanner<'a> {
                 self.code(code.filter(|&code| c == 'u' || code < 0x80))?;
             }
             c if c.is_ascii_alphanumeric() => return Err(format!("`\\{c}` is not known")),
-            c => self.literal(c),
+            c => {
+                self.alone(Some(c.into()))?;
+                self.literal(c);
+            }
         }
         Ok(())
     }
@@ -402,7 +405,9 @@ impl<'a> Scanner<'a> {
     /// Refuses a character that `(?i)` reads together with others, where it is looked at alone.
     fn alone(&self, code: Option<u32>) -> Result<(), String> {
         match code.and_then(char::from_u32).filter(|&c| self.folds && fold::takes_part(c)) {
-            Some(c) => Err(format!("`(?i)` with {c:?} as a code, which several characters may fold with")),
+            Some(c) => {
+                Err(format!("`(?i)` with {c:?} as a code or escaped, which several characters may fold with"))
+            }
             None => Ok(()),
         }
     }
@@ -479,6 +484,19 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// The counts in `n}`, `n,}`, `n,m}` or `,m}`, and what follows; nothing where these are none.
+fn counted(rest: &str) -> Option<(&str, &str)> {
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != ',')?;
+    let (written, rest) = (&rest[..end], rest[end..].strip_prefix('}')?);
+    let is_one = written.contains(|c: char| c != ',') && written.matches(',').count() < 2;
+    is_one.then_some((written, rest))
+}
+
+/// The same behind a brace.
+fn braced(rest: &str) -> Option<(&str, &str)> {
+    counted(rest.strip_prefix('{')?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -548,7 +566,9 @@ mod tests {
             ("a{2,2}?b", "`{2,2}?`, which is read in two ways"),
             ("a{1,9999999999}", "`{9999999999}`: a count"),
             ("(?i:s(?:s))", "`(?i)` with one character's letters in several groups"),
-            (r"(?i:s\x73)", "`(?i)` with 's' as a code, which several characters may fold with"),
+            (r"(?i:s\x73)", "`(?i)` with 's' as a code or escaped, which several characters may fold with"),
+            (r"(?i:s\ſ)", "`(?i)` with 'ſ' as a code or escaped, which several characters may fold with"),
+            ("(?i:s{1}s)", "`(?i)` with `{1}`, behind which letters may be one character"),
             ("(?i:[ß])", "`(?i)` with 'ß', which is several characters, in a class"),
             ("(?<=(?i:ß))a", "`(?i)` with a character that folds to several in `(?<=…)`"),
             ("[a--b]", "`--` in a class"),
