@@ -6,6 +6,15 @@ use bytemuck::Zeroable;
 use crate::error::{Error, Result};
 use crate::refusals::{self, Site};
 
+/// Gives memory that nobody uses any more back to the system, where the allocator keeps it.
+pub(crate) fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes a number of bytes to keep and touches no memory that is in use; any thread may call it.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// `len` zeros for `what`. The system gives pages of zeros, which are touched when they are first used, as by `vec![0; len]`.
 ///
 /// # Errors

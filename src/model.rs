@@ -411,6 +411,8 @@ pub struct Model {
     adapters: Arc<parking_lot::RwLock<Vec<adapters::Named>>>,
     /// See [`Self::with_adapter`].
     pub(crate) adapter: Option<Arc<Adapter>>,
+    /// See [`Self::asked_by`].
+    asked_by: Option<Arc<str>>,
     pub(crate) engine: Engine,
 }
 
@@ -614,6 +616,7 @@ impl Model {
             architecture,
             adapters: Arc::default(),
             adapter: None,
+            asked_by: None,
             engine,
         };
         for adapter in &adapters {

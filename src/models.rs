@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::alloc::give_back;
 use crate::backend::LlmBackendKind;
-use crate::backend::select::give_back;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::model::{LoadOptions, Model, ModelFiles};

@@ -3,15 +3,6 @@
 #[cfg(any(not(target_os = "macos"), test))]
 use std::path::Path;
 
-/// Gives memory that nobody uses any more back to the system, where the allocator keeps it.
-pub fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it takes a number of bytes to keep and touches no memory that is in use; any thread may call it.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Bytes that the system could give to this process now, where it says so: of the machine's, and of the control groups' that
 /// it is in, beyond which the kernel would end it.
 #[cfg(not(target_os = "macos"))]

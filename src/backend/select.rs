@@ -6,7 +6,6 @@ use std::str::FromStr;
 use super::cpu::Isa;
 use super::kind::LlmBackendKind;
 pub use super::machine::MachineMemory;
-pub(crate) use super::machine::give_back;
 use super::machine::{available_memory, gpu_memory};
 use super::mlx::DeviceInfo;
 use crate::error::{Error, Result};

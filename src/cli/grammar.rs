@@ -21,7 +21,7 @@ pub fn check() -> anyhow::Result<ExitCode> {
 
 #[cfg(unix)]
 fn limits() -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, nice, setrlimit};
+    use rustix::process::{Resource, Rlimit, setrlimit};
 
     let set =
         |what: Resource, most: u64| setrlimit(what, Rlimit { current: Some(most), maximum: Some(most) });
@@ -35,7 +35,5 @@ fn limits() -> anyhow::Result<()> {
         let page = rustix::param::page_size() as u64;
         set(Resource::Data, pages * page + trial::STACK_BYTES + trial::MEMORY)?;
     }
-    // Who generates text goes first.
-    let _ = nice(10);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The constraints of sequences in flight. The mask of a sequence's next token is computed on a thread beside the step that
-//! computes its logits: it depends on the tokens so far and not on them.
+//! computes its logits: it depends on the tokens so far and not on them. Following a token takes microseconds, and is done between
+//! two steps; where it takes long it has a thread, too.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -8,7 +9,8 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::{Error, Result};
+use crate::alloc::give_back;
+use crate::error::{Error, Result, caught};
 use crate::refusals;
 use crate::sample::Constraint;
 use crate::sample::constraint::Mask;
@@ -17,8 +19,50 @@ use crate::text::apart;
 /// Threads that compute masks at most: one takes 50 µs, where a step takes milliseconds.
 const MAX_THREADS: usize = 4;
 
-/// A constraint, and where it goes with its mask.
-type Job = (Constraint, Sender<(Constraint, Result<Mask>)>);
+/// A constraint, and what is wanted of it.
+struct Job {
+    constraint: Constraint,
+    wanted: Wanted,
+}
+
+/// Results go where the sequence waits for them, unless it has ended.
+enum Wanted {
+    Mask(Sender<State>),
+    /// To follow a token.
+    Follow(u32, Sender<State>),
+    /// Its end: freeing the memory of one that is large takes longer than a step.
+    End,
+}
+
+impl Job {
+    fn is_slow(&self) -> bool {
+        matches!(self.wanted, Wanted::End) || self.constraint.is_slow()
+    }
+
+    fn done(mut self) {
+        #[cfg(test)]
+        tests::delay();
+        let sent = match self.wanted {
+            Wanted::Mask(back) => {
+                let mask = self.constraint.mask();
+                back.send(State::Ready(self.constraint, mask))
+            }
+            Wanted::Follow(token, back) => {
+                let progress = followed(&mut self.constraint, token);
+                back.send(State::Followed(self.constraint, progress))
+            }
+            Wanted::End => {
+                let was_long = self.constraint.took() > apart::LONG;
+                drop(self.constraint);
+                if was_long {
+                    give_back();
+                }
+                Ok(())
+            }
+        };
+        drop(sent);
+    }
+}
 
 /// Threads that compute masks, started with the first constraint; they end when the pool does.
 #[derive(Default)]
@@ -47,9 +91,9 @@ impl Jobs {
         self.changed.notify_all();
     }
 
-    /// The job whose text has had the least work so far, so that one whose masks take long waits for the others and they not
-    /// for it; of several the first. Of those whose masks do take long, where these are `slow`, else of the others. None once
-    /// the pool is gone.
+    /// The job whose text has had the least work so far, so that one whose constraint takes long waits for the others and they
+    /// not for it; of several the first. Of those that do take long, where these are `slow`, else of the others. None once the
+    /// pool is gone.
     fn next(&self, slow: bool) -> Option<Job> {
         let mut waiting = self.waiting.lock();
         loop {
@@ -57,8 +101,8 @@ impl Jobs {
                 return None;
             }
             let jobs = &waiting.jobs;
-            let of = (0..jobs.len()).filter(|&i| jobs[i].0.has_slow_masks() == slow);
-            if let Some(cheapest) = of.min_by_key(|&i| jobs[i].0.masks_took()) {
+            let of = (0..jobs.len()).filter(|&i| jobs[i].is_slow() == slow);
+            if let Some(cheapest) = of.min_by_key(|&i| jobs[i].constraint.took()) {
                 return Some(waiting.jobs.remove(cheapest));
             }
             self.changed.wait(&mut waiting);
@@ -76,24 +120,28 @@ impl Drop for MaskPool {
 }
 
 impl MaskPool {
+    /// Frees a constraint that no sequence has.
+    pub(super) fn end(&self, constraint: Constraint) {
+        if let Some(jobs) = &self.jobs {
+            jobs.push(Job { constraint, wanted: Wanted::End });
+        }
+    }
+
     fn start(&mut self) -> Result<&Arc<Jobs>> {
         if self.jobs.is_none() {
             let jobs = Self { jobs: Some(Arc::default()) };
             let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-            // The first ones are for masks that take long; a step goes before them.
+            // The first ones are for what takes long; a step goes before them.
             for (i, slow) in [true, false].into_iter().flat_map(|slow| (0..threads).map(move |i| (i, slow))) {
                 let jobs = jobs.jobs.clone();
                 let work = move || {
-                    if slow {
-                        apart::lower(apart::own_id());
+                    match slow {
+                        true => apart::lower(apart::own_id()),
+                        false => apart::in_short_turns(),
                     }
-                    while let Some((mut constraint, back)) = jobs.as_deref().and_then(|jobs| jobs.next(slow))
-                    {
-                        #[cfg(test)]
-                        tests::delay();
-                        let mask = constraint.mask();
-                        // Its sequence may have ended.
-                        let _ = back.send((constraint, mask));
+                    while let Some(job) = jobs.as_deref().and_then(|jobs| jobs.next(slow)) {
+                        // A panic drops where it goes with its constraint, which ends its sequence alone.
+                        let _ = caught(|| job.done());
                     }
                 };
                 let kind = if slow { "slow" } else { "mask" };
@@ -118,10 +166,12 @@ pub(super) struct Guide {
 }
 
 enum State {
-    /// On its way to the mask of the next token.
-    Computing(Receiver<(Constraint, Result<Mask>)>),
+    /// On its way to the mask of the next token, or behind one that was chosen.
+    Computing(Receiver<State>),
     /// The mask of the next token.
     Ready(Constraint, Result<Mask>),
+    /// Behind a token that was chosen.
+    Followed(Constraint, Result<Progress>),
     /// Its thread is gone, or its text has ended.
     Gone,
 }
@@ -130,21 +180,21 @@ impl Guide {
     /// Begins with the mask of the first token.
     pub(super) fn new(pool: &mut MaskPool, constraint: Constraint) -> Result<Self> {
         let mut guide = Self { jobs: Arc::clone(pool.start()?), state: State::Gone };
-        guide.compute(constraint);
+        guide.compute(constraint, Wanted::Mask);
         Ok(guide)
     }
 
-    fn compute(&mut self, constraint: Constraint) {
-        let (back, mask) = channel();
-        self.jobs.push((constraint, back));
-        self.state = State::Computing(mask);
+    fn compute(&mut self, constraint: Constraint, wanted: impl FnOnce(Sender<State>) -> Wanted) {
+        let (back, computed) = channel();
+        self.jobs.push(Job { constraint, wanted: wanted(back) });
+        self.state = State::Computing(computed);
     }
 
-    /// Waits for the mask until `deadline`; whether it is there, or never will be.
+    /// Waits until `deadline` for the mask, or for the end of [`Self::follow`]; whether it is there, or never will be.
     pub(super) fn wait(&mut self, deadline: Instant) -> bool {
-        if let State::Computing(mask) = &self.state {
-            self.state = match mask.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok((constraint, mask)) => State::Ready(constraint, mask),
+        if let State::Computing(computed) = &self.state {
+            self.state = match computed.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(state) => state,
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => State::Gone,
             };
@@ -172,22 +222,58 @@ impl Guide {
         }
     }
 
-    /// Goes on by a token: whether the text is whole with it, and whether nothing can follow it.
+    /// Goes on by a token that the mask allows, on another thread where that takes long: the next [`Self::wait`] then waits for
+    /// it. Whether [`Self::progress`] is known.
     ///
     /// # Errors
-    /// A token that may not come next.
-    pub(super) fn accept(&mut self, token: u32) -> Result<Progress> {
+    /// A token that is followed before its mask is known.
+    pub(super) fn follow(&mut self, token: u32) -> Result<bool> {
         let State::Ready(mut constraint, _) = std::mem::replace(&mut self.state, State::Gone) else {
             return Err(Error::Engine("a token was chosen before its mask was known".into()));
         };
-        constraint.accept(token)?;
-        let complete = constraint.is_complete();
-        let progress = Progress { complete, accepting: complete || constraint.is_accepting() };
-        if !complete {
-            self.compute(constraint);
+        #[cfg(test)]
+        let slow = tests::is_delayed() || constraint.is_slow();
+        #[cfg(not(test))]
+        let slow = constraint.is_slow();
+        if slow {
+            self.compute(constraint, |back| Wanted::Follow(token, back));
+        } else {
+            let progress = followed(&mut constraint, token);
+            self.state = State::Followed(constraint, progress);
         }
-        Ok(progress)
+        Ok(!slow)
     }
+
+    /// How far the text is with the token that was followed. The next mask is on its way then.
+    ///
+    /// # Errors
+    /// A token that may not come next.
+    pub(super) fn progress(&mut self) -> Result<Progress> {
+        let State::Followed(constraint, progress) = std::mem::replace(&mut self.state, State::Gone) else {
+            return Err(Error::Engine("the thread that follows a constraint has ended".into()));
+        };
+        match progress {
+            Ok(Progress { complete: false, .. }) => self.compute(constraint, Wanted::Mask),
+            _ => self.jobs.push(Job { constraint, wanted: Wanted::End }),
+        }
+        progress
+    }
+}
+
+impl Drop for Guide {
+    fn drop(&mut self) {
+        if let State::Ready(constraint, _) | State::Followed(constraint, _) =
+            std::mem::replace(&mut self.state, State::Gone)
+        {
+            self.jobs.push(Job { constraint, wanted: Wanted::End });
+        }
+    }
+}
+
+fn followed(constraint: &mut Constraint, token: u32) -> Result<Progress> {
+    constraint.accept(token)?;
+    let complete = constraint.is_complete();
+    Ok(Progress { complete, accepting: complete || constraint.is_accepting() })
 }
 
 /// How far a text is on its way.
@@ -205,29 +291,34 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
-    use super::Jobs;
+    use super::{Job, Jobs, Wanted};
     use crate::sample::Grammar;
     use crate::{FinishReason, Model, Options};
 
-    /// What a mask takes longer, in milliseconds.
+    /// What a mask takes longer, and following a token, in milliseconds.
     static DELAY: AtomicU64 = AtomicU64::new(0);
 
     pub(super) fn delay() {
         std::thread::sleep(Duration::from_millis(DELAY.load(Ordering::Relaxed)));
     }
 
+    pub(super) fn is_delayed() -> bool {
+        DELAY.load(Ordering::Relaxed) > 0
+    }
+
     #[test]
     fn who_has_taken_least_comes_first() {
         let model = Model::builtin().unwrap();
-        let made = |pattern: &str| model.constraint(&Grammar::Regex(pattern.into())).unwrap();
-        let mut worked = made("[a-z]+");
+        let fresh = model.constraint(&Grammar::Regex("[a-z]+".into())).unwrap();
+        let least = fresh.took();
+        let mut worked = fresh.clone();
         worked.mask().unwrap();
         let jobs = Jobs::default();
         let (back, _mask) = channel();
-        for constraint in [worked.clone(), made("[0-9]+"), worked] {
-            jobs.push((constraint, back.clone()));
+        for constraint in [worked.clone(), fresh, worked] {
+            jobs.push(Job { constraint, wanted: Wanted::Mask(back.clone()) });
         }
-        let took: Vec<bool> = (0..3).map(|_| !jobs.next(false).unwrap().0.masks_took().is_zero()).collect();
+        let took: Vec<bool> = (0..3).map(|_| jobs.next(false).unwrap().constraint.took() > least).collect();
         assert_eq!(took, [false, true, true]);
     }
 

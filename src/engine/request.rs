@@ -148,13 +148,13 @@ impl Request {
         }
     }
 
-    /// Ends it, since it was cancelled before it had begun.
-    pub fn turn_away(self) {
-        if let RequestKind::Generate(mut it) = self.kind {
-            let conforms = it.constraint.as_ref().map(|_| false);
-            let (reason, stats) = (FinishReason::Cancelled, Stats::default());
-            it.events.send(Event::Finished { reason, stats, conforms });
-        }
+    /// Ends it, since it was cancelled before it had begun. What is left of it takes time to be freed.
+    pub fn turn_away(self) -> Option<Constraint> {
+        let RequestKind::Generate(mut it) = self.kind else { return None };
+        let conforms = it.constraint.as_ref().map(|_| false);
+        let (reason, stats) = (FinishReason::Cancelled, Stats::default());
+        it.events.send(Event::Finished { reason, stats, conforms });
+        it.constraint
     }
 }
 

@@ -123,11 +123,16 @@ fn share(
         alone.iter().map(|taken| taken.iter().filter(|&&taken| taken > 0).count()).collect();
     let least = rows.iter().filter_map(|&rows| cost.time(rows)).min_by(f64::total_cmp);
     let most = least.map_or(room.tokens, |least| cost.rows_within(least * owners.len() as f64, room.tokens));
+    let scored: Vec<usize> = (alone.iter())
+        .map(|taken| taken.iter().zip(waiting).map(|(taken, of)| taken.saturating_sub(of.unscored)).sum())
+        .collect();
     let row_parts = parts(most, &rows);
+    let scored_parts = parts(room.scored, &scored);
     let place_parts = parts(options.max_sequences.max(1), &places);
     for (part, indices) in owners.iter().enumerate() {
-        let mut own = Room { tokens: row_parts[part].min(room.tokens), scored: room.scored };
-        let before = own.tokens;
+        let mut own =
+            Room { tokens: row_parts[part].min(room.tokens), scored: scored_parts[part].min(room.scored) };
+        let before = own;
         if rows[part] <= own.tokens && places[part] <= place_parts[part] {
             own.fill(options, waiting, indices, taken);
         } else {
@@ -142,8 +147,8 @@ fn share(
                 places -= usize::from(taken[i] > 0);
             }
         }
-        room.tokens -= before - own.tokens;
-        room.scored = own.scored;
+        room.tokens -= before.tokens - own.tokens;
+        room.scored -= before.scored - own.scored;
     }
 }
 
@@ -266,6 +271,29 @@ mod tests {
         // A last row that is scored does not decode, and comes first all the same.
         assert_eq!(planned(&[(60, 0), (1, 0)]), [(0, 7), (1, 1)]);
         assert_eq!(planned(&[(40, 0), (40, 3)]), [(0, 8), (1, 3)]);
+    }
+
+    #[test]
+    fn of_several_owners_none_has_all_scored_rows() {
+        let options = EngineOptions { step_tokens: 64, prefill_chunk: 32, ..EngineOptions::default() };
+        let planned = |scored: usize, waiting: &[(usize, usize)]| -> Vec<(usize, usize)> {
+            let waiting: Vec<Waiting> = (waiting.iter().enumerate())
+                .map(|(owner, &(tokens, unscored))| Waiting {
+                    sequence: owner,
+                    tokens,
+                    unscored,
+                    most: usize::MAX,
+                    whole: false,
+                    owner,
+                    turn: 0,
+                })
+                .collect();
+            plan(&options, scored, &waiting, &cost()).iter().map(|run| (run.sequence, run.tokens)).collect()
+        };
+        assert_eq!(planned(8, &[(300, 0), (200, 0)]), [(0, 4), (1, 4)]);
+        // What one does not want is the other's.
+        assert_eq!(planned(8, &[(300, 0), (200, 31)]), [(0, 7), (1, 17)]);
+        assert_eq!(planned(8, &[(300, 0), (200, usize::MAX)]), [(0, 8), (1, 17)]);
     }
 
     #[test]

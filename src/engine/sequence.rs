@@ -160,31 +160,46 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token of a sequence that generates from its logits `[V]`; why it ended, if it did. It may be what was
-    /// `guessed`.
+    /// Chooses the next token of a sequence that generates from its logits `[V]`. It may be what was `guessed`. Of one that is
+    /// [`Choice::Held`] it is chosen: the next call takes it, whatever the logits, once [`Generating::wait`] has waited.
     ///
     /// # Errors
     /// Logits of which no token can be chosen, and a constraint that cannot be followed.
-    pub fn choose(
-        &mut self,
-        logits: &[f32],
-        context: usize,
-        guessed: Option<u32>,
-    ) -> Result<Option<FinishReason>> {
-        let SequenceKind::Generate(generating) = &mut self.kind else { return Ok(None) };
+    pub fn choose(&mut self, logits: &[f32], context: usize, guessed: Option<u32>) -> Result<Choice> {
+        let SequenceKind::Generate(generating) = &mut self.kind else { return Ok(Choice::GoesOn) };
         alloc::reserve_more(&mut self.tokens, 1, "the tokens of a sequence")?;
-        let sampled = generating.sample(&self.tokens, self.prompt, logits)?;
-        generating.stats.accepted_tokens += usize::from(guessed == Some(sampled.token));
+        let sampled = match generating.chosen.take() {
+            Some(sampled) => sampled,
+            None => {
+                let sampled = generating.sample(&self.tokens, self.prompt, logits)?;
+                generating.stats.accepted_tokens += usize::from(guessed == Some(sampled.token));
+                if !generating.follow(sampled.token)? {
+                    generating.chosen = Some(sampled);
+                    return Ok(Choice::Held);
+                }
+                sampled
+            }
+        };
         let (ended, heard) = generating.accept(&mut self.tokens, sampled, context)?;
         if !heard {
             // Whoever asked has gone; the sequence then ends as cancelled.
             self.cancel.store(true, Ordering::Relaxed);
         }
-        if let Some(reason) = ended {
-            generating.finish(reason);
-        }
-        Ok(ended)
+        let Some(reason) = ended else { return Ok(Choice::GoesOn) };
+        generating.finish(reason);
+        Ok(Choice::Last)
     }
+}
+
+/// What a chosen token is to its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Others follow.
+    GoesOn,
+    /// The last one.
+    Last,
+    /// Its constraint has not followed it yet.
+    Held,
 }
 
 impl ScoreRequest {
@@ -202,6 +217,8 @@ pub(super) struct Generating {
     request: GenerateRequest,
     sampler: Sampler,
     guide: Option<Guide>,
+    /// The token that its constraint follows.
+    chosen: Option<Sampled>,
     /// Whether the text so far is what the constraint asks for; none without one.
     conforms: Option<bool>,
     /// Whether the next token is the largest logit, whatever came before.
@@ -233,7 +250,8 @@ impl Generating {
         // Of a constrained sequence the greedy choice is not known before its mask is.
         let greedy = request.sampling.is_plainly_greedy() && guide.is_none() && request.min_tokens == 0;
         let started = Instant::now();
-        Some(Self { request, sampler, guide, conforms, greedy, stats, started, first_token: None })
+        let chosen = None;
+        Some(Self { request, sampler, guide, chosen, conforms, greedy, stats, started, first_token: None })
     }
 
     /// Whether the backend may choose the next token by itself, and the sequence goes on behind that one.
@@ -269,6 +287,15 @@ impl Generating {
         self.sampler.sample(logits, place)
     }
 
+    /// Has the constraint follow a token, where there is one; whether that is done.
+    fn follow(&mut self, token: u32) -> Result<bool> {
+        match &mut self.guide {
+            // What ends the text is not part of it.
+            Some(guide) if !self.request.eos.contains(&token) => guide.follow(token),
+            _ => Ok(true),
+        }
+    }
+
     /// Takes the chosen token: why the sequence ends with it, if it does, and whether somebody listens.
     fn accept(
         &mut self,
@@ -285,12 +312,12 @@ impl Generating {
         let ends = self.request.eos.contains(&token);
         let mut complete = false;
         if let Some(guide) = &mut self.guide {
-            if ends {
-                // The token is not part of the text.
-                self.conforms = Some(guide.may_end());
-            } else {
-                let progress = guide.accept(token)?;
+            if !ends {
+                let progress = guide.progress()?;
                 (complete, self.conforms) = (progress.complete, Some(progress.accepting));
+            } else if self.stats.generated_tokens == 0 {
+                // Behind other tokens it is known.
+                self.conforms = Some(guide.may_end());
             }
         }
         self.stats.generated_tokens += 1;

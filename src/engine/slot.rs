@@ -6,8 +6,8 @@
 //!           │                 │                │     │
 //! queue ─► Prefill ───────────┼──────────────────────┤
 //!           │                 │                │     ▼ logits
-//!           │               Decode ◄── goes on ── (choose) ◄─ mask is there ─ Held
-//!           │                 └────── logits ───────►│ └── mask is late ───────►┘
+//!           │               Decode ◄── goes on ── (choose) ◄─ it is there ─── Held
+//!           │                 └────── logits ───────►│ └ its constraint is late ►┘
 //!           │ has all its rows                 │     │ last token
 //!           └────────────────────► Ended ◄─────┴─────┘
 //! ```
@@ -27,7 +27,7 @@ use super::draft::{Drafting, Pace, Price};
 use super::memory::{Lease, Memory};
 use super::request::{self, Space};
 use super::runtime::{Runtime, StepOutputs};
-use super::sequence::{Sequence, SequenceKind};
+use super::sequence::{Choice, Sequence, SequenceKind};
 use crate::alloc;
 use crate::backend::batch::Run;
 use crate::backend::{LayerState, RecurrentState};
@@ -47,7 +47,8 @@ pub(super) enum Phase {
     Apart,
     /// Its last token is to be computed.
     Decode,
-    /// Its next token cannot be chosen before its mask is known. It takes no part in steps. `[V]`
+    /// Its next token cannot be chosen before its mask is known: its logits `[V]`. Or it is chosen, and its constraint has yet to
+    /// follow it: empty. It takes no part in steps.
     Held(Vec<f32>),
     /// Whoever asked knows of it.
     Ended {
@@ -191,7 +192,7 @@ impl Slot {
         self.draft.as_deref_mut()
     }
 
-    /// Takes what a step gave of `run`: `rows` of its logits. Until `deadline` it waits for the mask of the next token. Whether
+    /// Takes what a step gave of `run`: `rows` of its logits. Until `deadline` it waits for its constraint. Whether
     /// the prompt is through with it, and the sequence goes on. A panic ends this sequence alone.
     pub fn take(
         &mut self,
@@ -230,7 +231,7 @@ impl Slot {
         begins && matches!(self.phase, Phase::Decode | Phase::Held(_))
     }
 
-    /// Chooses a token from logits that waited for their mask, where that is there by `deadline`; whether there were any.
+    /// Goes on where its constraint was late and is there by `deadline`; whether it was.
     pub fn settle(&mut self, deadline: Instant, context: usize) -> bool {
         let SequenceKind::Generate(it) = &mut self.sequence.kind else { return false };
         if !matches!(self.phase, Phase::Held(_)) || !it.wait(deadline) {
@@ -271,6 +272,10 @@ impl Slot {
             }
             let guessed = guess.tokens.get(i).copied().filter(|_| i < drafted);
             self.choose(logits, context, guessed)?;
+            if self.is_held() {
+                held = true;
+                break;
+            }
             let is_right = guessed.is_some() && guessed == self.sequence.tokens.last().copied();
             chosen += usize::from(is_right);
             if self.is_ended() || self.sequence.is_cancelled() || !is_right {
@@ -308,8 +313,9 @@ impl Slot {
 
     fn choose(&mut self, logits: &[f32], context: usize, guessed: Option<u32>) -> Result<()> {
         match self.sequence.choose(logits, context, guessed)? {
-            None => self.phase = Phase::Decode,
-            Some(_) => self.end(),
+            Choice::GoesOn => self.phase = Phase::Decode,
+            Choice::Held => self.phase = Phase::Held(Vec::new()),
+            Choice::Last => self.end(),
         }
         Ok(())
     }

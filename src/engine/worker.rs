@@ -411,7 +411,9 @@ impl Worker {
     /// Ends what was cancelled, in flight or in the queue, whose place is then another's.
     fn cancel(&mut self) {
         while let Some(request) = self.queue.next_cancelled() {
-            request.turn_away();
+            if let Some(constraint) = request.turn_away() {
+                self.masks.end(constraint);
+            }
         }
         for slot in self.slots.iter_mut().filter(|slot| slot.sequence.is_cancelled()) {
             slot.cancel();

@@ -218,6 +218,11 @@ impl Model {
         self.submit(tokens, RequestKind::Embed(EmbedRequest { pooling, second: usize::MAX, answer }))
     }
 
+    /// This model for the one with such a key, who has a part of the engine's time for what is embedded, ranked and scored.
+    pub(crate) fn asked_by(self, key: Option<Arc<str>>) -> Self {
+        Self { asked_by: key, ..self }
+    }
+
     /// Queues tokens that nothing is generated from.
     pub(super) fn submit(&self, tokens: Vec<u32>, kind: RequestKind) -> Result<CancelOnDrop> {
         self.check_tokens(&tokens)?;
@@ -226,7 +231,7 @@ impl Model {
         self.engine.submit(Request {
             tokens,
             kind,
-            space: None,
+            space: self.asked_by.clone(),
             adapter: self.adapter.clone(),
             cancel: Arc::clone(&asked.0),
             cached: Arc::default(),

@@ -25,10 +25,12 @@ const UNCHECKED: Duration = Duration::from_secs(5);
 const MAX_LATE: usize = 4;
 /// Work on the masks of one text: what is free, and what each token adds. A mask takes some 50 µs.
 const MASKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(20)];
-/// Work on following its tokens, which holds up a step of all sequences.
+/// Work on following its tokens.
 const STEPS: [Duration; 2] = [Duration::from_millis(20), Duration::from_micros(300)];
 /// Work of a mask that takes long; most take 50 µs.
 const SLOW: Duration = Duration::from_millis(5);
+/// Work on following its tokens that is long: what is free, and what each token adds. Most take 20 µs, between two steps of all.
+const SLOW_STEPS: [Duration; 2] = [Duration::from_millis(1), Duration::from_micros(100)];
 
 /// Makes constraints for one vocabulary.
 pub struct GrammarCompiler {
@@ -119,8 +121,12 @@ impl GrammarCompiler {
         }
         let (factory, grammar) = (Arc::clone(&self.factory), grammar.clone());
         let made = apart::run("grammar", STACK, patience, move || {
-            match grammar::begin(&factory, grammar.compiled()?) {
-                Ok(matcher) => Ok(Constraint { matcher: Box::new(matcher), kind, work: Work::default() }),
+            let started = apart::worked();
+            let begun = grammar::begin(&factory, grammar.compiled()?);
+            let compiling = apart::worked().saturating_sub(started);
+            let work = Work { compiling, ..Work::default() };
+            match begun {
+                Ok(matcher) => Ok(Constraint { matcher: Box::new(matcher), kind, work }),
                 Err(error) => grammar.bad(explained(&error)),
             }
         });
@@ -160,6 +166,8 @@ pub struct Constraint {
 /// What following a text has taken so far, in the time of the threads that did it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Work {
+    /// Up to the first mask, which says what the next ones may take.
+    compiling: Duration,
     masks: Duration,
     steps: Duration,
     tokens: u32,
@@ -216,15 +224,16 @@ impl Constraint {
         self.work.check(self.work.steps, STEPS).map_err(|what| self.failed(&what))
     }
 
-    /// What its masks have taken so far.
-    pub(crate) fn masks_took(&self) -> Duration {
-        self.work.masks
+    /// The work that it took so far.
+    pub(crate) fn took(&self) -> Duration {
+        self.work.compiling + self.work.masks + self.work.steps
     }
 
-    /// Whether they take long, each and all together.
-    pub(crate) fn has_slow_masks(&self) -> bool {
-        let Work { masks, tokens, .. } = self.work;
-        masks > apart::LONG && masks > SLOW * tokens
+    /// Whether its masks take long, or following its tokens does, each and all together.
+    pub(crate) fn is_slow(&self) -> bool {
+        let Work { compiling, masks, steps, tokens } = self.work;
+        let ([free, each], masks) = (SLOW_STEPS, compiling + masks);
+        (masks > apart::LONG && masks > SLOW * tokens) || steps > free + each * tokens
     }
 
     /// Whether the text is whole and nothing can follow.

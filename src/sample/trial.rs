@@ -9,6 +9,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ pub const WORK: u64 = 2;
 pub const MEMORY: u64 = 64 << 20;
 /// Bytes of stack of the thread that compiles, reserved and not touched.
 pub const STACK_BYTES: u64 = STACK as u64;
+/// What takes longer to compile than grammars do is left to the time that nobody else wants.
+const USUAL: Duration = Duration::from_millis(100);
 /// How long the process is waited for on a machine that has no time for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Processes at a time.
@@ -129,18 +133,28 @@ impl Checker {
 /// # Errors
 /// [`Error::Io`], and input that no checker wrote.
 pub fn answer(mut input: impl Read) -> Result<()> {
+    // Who generates text goes first.
+    apart::lower(apart::own_id());
     let stdin = Path::new("stdin");
     let bad = |what: &str| Error::format(stdin, what);
     let mut text = String::new();
     input.read_to_string(&mut text).map_err(|e| Error::io(stdin, e))?;
     let wanted = serde_json::from_str(&text).ok().and_then(read).ok_or_else(|| bad("no grammar"))?;
+    let id = Arc::new(AtomicI32::new(0));
+    let own = Arc::clone(&id);
     let work = move || {
+        own.store(apart::own_id(), Relaxed);
         let factory = ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env());
         let Ok(mut factory) = factory else { return };
         grammar::limit(&mut factory);
         // A panic is met once more as well.
         let _ = caught(|| wanted.compiled().map(|compiled| grammar::begin(&factory, compiled)));
     };
+    // It ends with the process.
+    thread::spawn(move || {
+        thread::sleep(USUAL);
+        apart::to_the_end(id.load(Relaxed));
+    });
     apart::run("grammar", STACK, Duration::MAX, work).map_err(|_| bad("no thread"))
 }
 

@@ -79,7 +79,7 @@ impl Served {
 
     /// Of a request that came with a key.
     pub fn of(self, caller: &Caller) -> Self {
-        Self { caller: caller.clone(), ..self }
+        Self { caller: caller.clone(), model: self.model.asked_by(caller.0.clone()), ..self }
     }
 
     /// After its model was waited for.

@@ -36,6 +36,9 @@ pub(crate) const LONG: Duration = Duration::from_millis(20);
 /// How much further back long work stands: a ninth of the time of a thread that wants the same core.
 #[cfg(target_os = "linux")]
 const BACK: i32 = 10;
+/// Nanoseconds for which what is beside the steps has a core at a time. The system's own milliseconds would be some steps of a small model.
+#[cfg(target_os = "linux")]
+const SLICE: u64 = 100_000;
 
 /// The calling thread, as [`lower`] knows it.
 pub(crate) fn own_id() -> i32 {
@@ -46,12 +49,58 @@ pub(crate) fn own_id() -> i32 {
     0
 }
 
-/// Has the system run other threads before this one, where it can be told so of one thread: on Linux.
+/// Has the system run other threads before this one, where it can be told so of one thread: on Linux. Threads that it starts
+/// later are as it is.
 pub(crate) fn lower(thread: i32) {
     #[cfg(target_os = "linux")]
-    if let Ok(thread) = libc::id_t::try_from(thread) {
+    if !schedule(thread, BACK)
+        && let Ok(thread) = libc::id_t::try_from(thread)
+    {
         // SAFETY: numbers alone; a thread that has ended is an error, which changes nothing.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, BACK) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = thread;
+}
+
+/// Has the calling thread wait no less for a core, and take it for a short while at a time: on Linux from 6.12 on. Threads that it
+/// starts later are as it is.
+pub(crate) fn in_short_turns() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: numbers alone; 0 is the calling thread, which has a nice value: −1 is one, and no error.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        schedule(0, nice);
+    }
+}
+
+/// Sets a thread's nice value, and that its turns are short; whether that is possible.
+#[cfg(target_os = "linux")]
+fn schedule(thread: i32, nice: i32) -> bool {
+    // SAFETY: a number alone.
+    let policy = unsafe { libc::sched_getscheduler(thread) };
+    if ![libc::SCHED_OTHER, libc::SCHED_BATCH].contains(&policy) {
+        return false;
+    }
+    // SAFETY: all of it are numbers, for which zero is one.
+    let mut wanted: libc::sched_attr = unsafe { std::mem::zeroed() };
+    wanted.size = size_of::<libc::sched_attr>() as u32;
+    wanted.sched_policy = policy as u32;
+    wanted.sched_nice = nice;
+    // Before 6.12 this says nothing.
+    wanted.sched_runtime = SLICE;
+    // SAFETY: the call reads `wanted` alone; a thread that has ended is an error, which changes nothing.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const wanted, 0) == 0 }
+}
+
+/// Has the system run a thread where no other wants the core, and let others find that core free: on Linux. There is no way back.
+pub(crate) fn to_the_end(thread: i32) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: all of it are numbers, for which zero is one.
+        let none: libc::sched_param = unsafe { std::mem::zeroed() };
+        // SAFETY: the call reads `none` alone; a thread that has ended is an error, which changes nothing.
+        unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const none) };
     }
     #[cfg(not(target_os = "linux"))]
     let _ = thread;
