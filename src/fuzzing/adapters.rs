@@ -73,7 +73,8 @@ fn model(which: usize) -> (Model, Vec<Vec<f32>>) {
 
 /// A model, a form, and a configuration and tensors in it.
 ///
-/// An adapter is refused, or the model has logits with it, a row for each token; without it, those that it had before, bit by bit.
+/// An adapter is refused, or the model has logits with it, a row for each token; without it, those that it had before, to the
+/// bit.
 pub(super) fn adapter(data: &[u8]) {
     let mut input = Input(data);
     let (which, kind) = (input.below(MODELS.len()), input.pick(&KINDS));

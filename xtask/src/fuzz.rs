@@ -35,7 +35,7 @@ pub struct Options {
     pub minutes: Option<u64>,
 }
 
-/// A step of a task: each target for a moment, from its first inputs and one seed, so that what it finds today it found yesterday.
+/// A step of a task: each target for a moment, from its first inputs and one seed, so that it finds today what it found before.
 pub fn smoke(steps: &mut Steps) {
     const NAME: &str = "every fuzzer for a moment";
     if let Err(error) = available() {
