@@ -56,9 +56,12 @@ impl Kind {
     }
 }
 
-/// The model `MODELS[which]`, loaded once in this process, and its own logits.
-fn model(which: usize) -> (Model, Vec<Vec<f32>>) {
-    static LOADED: OnceLock<Mutex<BTreeMap<usize, (Model, Vec<Vec<f32>>)>>> = OnceLock::new();
+/// A model, and its own logits.
+type Loaded = (Model, Vec<Vec<f32>>);
+
+/// The model `MODELS[which]`, loaded once in this process.
+fn model(which: usize) -> Loaded {
+    static LOADED: OnceLock<Mutex<BTreeMap<usize, Loaded>>> = OnceLock::new();
     let mut loaded = LOADED.get_or_init(Mutex::default).lock().expect("nobody panics with it");
     let load = || {
         let options =
