@@ -186,8 +186,8 @@ pub struct ChatArgs {
 /// `backstop serve`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Ctrl-C or SIGTERM ends it once its answers are out, a second one at once. The key may also be in\n\
-    BACKSTOP_API_KEY, where other users of the machine do not see it."
+    after_help = "Ctrl-C, SIGTERM or SIGHUP ends it once its answers are out, a second one at once; after `nohup`, SIGHUP does not.\n\
+    The key may also be in BACKSTOP_API_KEY, where other users of the machine do not see it."
 )]
 pub struct ServeArgs {
     /// Models by name, directory or GGUF file: the first is loaded at once, and answers requests that name none; others are
@@ -259,7 +259,7 @@ pub struct ServeArgs {
     /// How long a client may leave its answer unread.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
     pub stall_timeout: Duration,
-    /// How long answers go on after Ctrl-C or SIGTERM.
+    /// How long answers go on after Ctrl-C, SIGTERM or SIGHUP.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub drain_timeout: Duration,
 }

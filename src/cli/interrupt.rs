@@ -1,9 +1,11 @@
-//! Ctrl-C: it ends what runs, and without anything that could be ended, or the second time, the process.
+//! Ctrl-C: it ends what runs, and without anything that could be ended, or the second time, the process. And the signals that
+//! others end a process by, for commands that do something about them.
 
 use std::sync::Once;
 
 use anyhow::Context;
 use parking_lot::Mutex;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::INTERRUPTED;
 
@@ -35,5 +37,56 @@ impl Interruptible {
 impl Drop for Interruptible {
     fn drop(&mut self) {
         *RUNNING.lock() = None;
+    }
+}
+
+/// SIGTERM and SIGHUP. One that came ignored, as `nohup` has SIGHUP, stays ignored.
+pub struct Ends {
+    terminations: Signal,
+    hangups: Option<Signal>,
+}
+
+/// One of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Terminated,
+    HungUp,
+}
+
+impl Ends {
+    /// Catches them from here on, within a runtime.
+    ///
+    /// # Errors
+    /// Where they cannot be caught.
+    pub fn new() -> anyhow::Result<Self> {
+        let hangups = match super::ignores_hangups() {
+            true => None,
+            false => Some(signal(SignalKind::hangup()).context("cannot catch SIGHUP")?),
+        };
+        Ok(Self { terminations: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?, hangups })
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> End {
+        let hung_up = async {
+            match &mut self.hangups {
+                Some(hangups) => drop(hangups.recv().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminations.recv() => End::Terminated,
+            () = hung_up => End::HungUp,
+        }
+    }
+}
+
+impl End {
+    /// The exit code after it, as shells have it: 128 and the signal.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Terminated => 143,
+            Self::HungUp => 129,
+        }
     }
 }

@@ -339,6 +339,15 @@ pub fn let_large_writes_fail() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Whether SIGHUP is ignored, as it came from `nohup`.
+fn ignores_hangups() -> bool {
+    // SAFETY: all bytes of it may be zero.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action the call changes nothing, and writes to `action` alone, which lives on this stack.
+    let failed = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) };
+    failed == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Whether a person types.
 fn is_interactive() -> bool {
     std::io::stdin().is_terminal()

@@ -11,7 +11,7 @@ use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 use backstop::{Error, Model};
 
 use super::args::ServeArgs;
-use super::interrupt::Interruptible;
+use super::interrupt::{Ends, Interruptible};
 use super::offers::{self, Offered};
 use super::{INTERRUPTED, Loaded, Usage, term};
 
@@ -204,23 +204,21 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
     })
 }
 
-/// Ends at Ctrl-C or SIGTERM; the next one ends the process.
+/// Ends at Ctrl-C, SIGTERM or SIGHUP; the next one ends the process.
 fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     // A download's handler stays, and would end the process: it is to leave the first signal to this one.
     // For good, since it may hear of that signal after this one has.
     std::mem::forget(Interruptible::new(|| ())?);
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot catch Ctrl-C")?;
-    let mut terminations = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let mut ends = Ends::new()?;
     let (first, told) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        /// As shells have it: 128 and SIGTERM.
-        const TERMINATED: u8 = 143;
         let mut first = Some(first);
         loop {
             let code = tokio::select! {
                 _ = interrupts.recv() => INTERRUPTED,
-                _ = terminations.recv() => TERMINATED,
+                end = ends.next() => end.code(),
             };
             match first.take() {
                 Some(first) => {

@@ -34,9 +34,7 @@ pub(super) fn name(data: &[u8]) {
         Name::Ollama { name, tag } => assert!(stays(name) && !tag.contains('/'), "{name}:{tag}"),
     }
     let written = name.to_string();
-    // An address in front is left out once, and a short name is one in small letters, which a path may look like.
-    let is_address = ["huggingface.co/", "hf.co/"].iter().any(|host| written.starts_with(host));
-    if !is_address && !written.ends_with(".gguf") && !Path::new(&written).exists() {
+    if !Path::new(&written).exists() {
         assert_eq!(sound(Name::parse(&written)), Some(name), "{written}");
     }
 }
@@ -51,6 +49,7 @@ pub(super) fn names() -> Vec<Vec<u8>> {
         "../x",
         "a/b.gguf",
         "hf.co/hf.co/a@b/c",
+        "A.GGUF",
     ];
     names.iter().map(|name| name.as_bytes().to_vec()).collect()
 }
@@ -134,6 +133,11 @@ pub(super) fn cache(data: &[u8]) {
     const FOLDERS: [&str; 4] = ["models--a--b", "models--a--b--c", "models--..--x", "models--c--d"];
     let scratch = Scratch::new();
     let outside = scratch.write("outside.gguf", b"mine");
+    let elsewhere = scratch.dir().join("elsewhere");
+    fs::create_dir_all(&elsewhere).expect("a folder beside the cache");
+    let theirs = [COMMIT, "main"].map(|name| elsewhere.join(name));
+    theirs.iter().for_each(|path| fs::write(path, COMMIT).expect("a file in it"));
+    let mut links = Vec::new();
     let root = scratch.dir().join("hub");
     let mut input = Input(data);
     for _ in 0..32 {
@@ -143,12 +147,20 @@ pub(super) fn cache(data: &[u8]) {
         let home = root.join(input.pick(&FOLDERS));
         let commit = input.pick(&[COMMIT, "aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd", "main"]);
         let snapshot = home.join("snapshots").join(commit);
-        let (path, kind) = (snapshot.join(input.pick(&NAMES)), input.below(7));
+        let (path, kind) = (snapshot.join(input.pick(&NAMES)), input.below(9));
         let len = input.below(64);
         let (path, bytes) = match kind {
             0 => (home.join("refs").join(input.pick(&["main", "v1", "refs/pr/3"])), commit.as_bytes()),
             1 => (home.join("refs/main"), input.take(len)),
             2 => (home.join("blobs").join(input.pick(&["ab", "ab.incomplete", "cd"])), input.take(len)),
+            7 => {
+                links.push(home.join(input.pick(&["blobs", "snapshots", "refs"])));
+                continue;
+            }
+            8 => {
+                links.push(snapshot);
+                continue;
+            }
             _ => (path, input.take(len)),
         };
         // Where a file is in the place of a folder, nothing comes below it.
@@ -160,6 +172,12 @@ pub(super) fn cache(data: &[u8]) {
             5 => link(Path::new("."), &path),
             _ => fs::write(&path, bytes),
         };
+    }
+    // Folders that lead elsewhere, the deepest first, since nothing is to be written through one.
+    links.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    for path in links {
+        let _ = fs::remove_dir_all(&path);
+        let _ = link(&elsewhere, &path);
     }
     let cache = Cache::new(&root);
     let listed = cache.list().expect("a folder that can be read");
@@ -174,9 +192,12 @@ pub(super) fn cache(data: &[u8]) {
     }
     for cached in &listed {
         sound(cache.remove(&cached.id, cached.revision.as_deref(), None));
-        sound(cache.remove(&cached.id, None, None));
-        assert!(!cache.holds(&cached.id), "{}", cached.id);
+        // What is a link is not removed.
+        if sound(cache.remove(&cached.id, None, None)).is_some() {
+            assert!(!cache.holds(&cached.id), "{}", cached.id);
+        }
     }
+    theirs.iter().for_each(|path| assert_eq!(fs::read(path).expect("a file of theirs"), COMMIT.as_bytes()));
     assert_eq!(fs::read(&outside).expect("a file beside the cache"), b"mine");
 }
 
@@ -192,11 +213,13 @@ fn link(target: &Path, path: &Path) -> std::io::Result<()> {
 
 pub(super) fn caches() -> Vec<Vec<u8>> {
     // A folder, a commit, a name, a kind, a length; then which ref or blob.
-    let list: [&[u8]; 2] = [
+    let list: [&[u8]; 3] = [
         // A directory that is whole: a ref, a blob, and two links to it and a file.
         &[0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 3, 0, 0, 0, 2, 6, 0],
         // Links out of the cache and round, a folder that is no repository's, a name that no terminal is to see.
         &[0, 0, 5, 4, 0, 0, 0, 9, 5, 0, 0, 0, 6, 6, 0, 2, 0, 10, 4, 0, 3, 1, 5, 6, 0],
+        // A model whose blobs are elsewhere.
+        &[0, 0, 0, 6, 0, 0, 0, 1, 6, 0, 0, 0, 2, 6, 0, 0, 0, 0, 7, 0, 0],
     ];
     list.map(<[u8]>::to_vec).to_vec()
 }

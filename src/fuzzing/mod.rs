@@ -3,6 +3,7 @@
 //!
 //! The same functions run over the seeds and over `fuzz/regressions/` in an ordinary test (`tests`).
 
+mod adapters;
 mod bits;
 mod blocks;
 mod engine;
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "safetensors", run: files::safetensors, seeds: seeds::safetensors },
     Target { name: "gguf", run: files::gguf, seeds: seeds::gguf },
     Target { name: "model", run: files::model, seeds: seeds::model },
+    Target { name: "adapter", run: adapters::adapter, seeds: adapters::adapters },
     Target { name: "tokenizer", run: tokenizers::tokenizer, seeds: seeds::tokenizer },
     Target { name: "template", run: texts::template, seeds: seeds::template },
     Target { name: "json", run: texts::json, seeds: seeds::json },

@@ -56,6 +56,7 @@ targets!(
     safetensors,
     gguf,
     model,
+    adapter,
     tokenizer,
     template,
     json,

@@ -162,7 +162,8 @@ impl Cache {
     /// Removes a repository, or of it a revision or a variant; blobs go with the last link to them.
     ///
     /// # Errors
-    /// [`Error::Hub`] where it is not here, or is being downloaded; [`Error::Io`].
+    /// [`Error::Hub`] where it is not here, or is being downloaded; [`Error::Format`] where one of its folders is a link, and what it
+    /// leads to may be somebody's; [`Error::Io`].
     pub fn remove(
         &self,
         id: &RepositoryId,
@@ -176,6 +177,9 @@ impl Cache {
                 "{id} is not in {}: backstop list shows what is",
                 self.root.display()
             )));
+        }
+        for folder in ["", "blobs", "snapshots", "refs"] {
+            own(&home.join(folder))?;
         }
         let _locks = self.lock_all(id)?;
         if revision.is_none() && variant.is_none() {
@@ -203,6 +207,7 @@ impl Cache {
                 }
                 continue;
             };
+            own(&snapshot)?;
             let files = linked(&snapshot);
             let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
             let Ok(choice) = choose::choose(id.as_str(), &entries, Some(variant), Fit::default()) else {
@@ -433,6 +438,17 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
         entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     Ok(names)
+}
+
+/// Refuses a folder that is a link: what is removed below it would lie elsewhere.
+fn own(folder: &Path) -> Result<()> {
+    // Joined with nothing, a path ends in a slash, behind which there is no link any more.
+    let path: PathBuf = folder.components().collect();
+    if path.is_symlink() {
+        let what = "is a link, and what it leads to is not removed: remove both by hand";
+        return Err(Error::format(&path, what));
+    }
+    Ok(())
 }
 
 /// Whether all shards are here that an index names, and a tokenizer, without which others may have downloaded it; a GGUF model is whole

@@ -135,13 +135,9 @@ impl Name {
         if files::is_there(Path::new(text)) {
             return Ok(Self::Path(text.into()));
         }
-        let hosts = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/", "hf://"];
-        let text = hosts.iter().find_map(|host| text.strip_prefix(host)).unwrap_or(text);
+        let text = without_host(text).unwrap_or(text);
         if looks_like_a_path(text) {
             return Ok(Self::Path(text.into()));
-        }
-        if let Some(name) = Self::ollama(text) {
-            return Ok(name);
         }
         let wrong = |what: &str| {
             let what = format!(
@@ -151,6 +147,12 @@ impl Name {
             );
             Error::hub(HubFault::Name, what)
         };
+        if without_host(text).is_some() {
+            return Err(wrong("an address stands before another one"));
+        }
+        if let Some(name) = Self::ollama(text) {
+            return Ok(name);
+        }
         let (id, rest) = text.split_at(text.find(['@', ':']).unwrap_or(text.len()));
         if !id.contains('/') {
             return Self::short(text).ok_or_else(|| wrong("no file has this name"));
@@ -198,6 +200,12 @@ impl Name {
     }
 }
 
+/// What follows the address of the hub; none where it is not there.
+fn without_host(text: &str) -> Option<&str> {
+    let hosts = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/", "hf://"];
+    hosts.iter().find_map(|host| text.strip_prefix(host))
+}
+
 /// What no name of a repository looks like.
 fn looks_like_a_path(text: &str) -> bool {
     let starts = ["/", "./", "../", "~/", "\\"].iter().any(|start| text.starts_with(start));
@@ -208,7 +216,7 @@ fn looks_like_a_path(text: &str) -> bool {
         || text == ".."
         || deep
         || text.ends_with('/')
-        || text.ends_with(".gguf")
+        || text.to_ascii_lowercase().ends_with(".gguf")
 }
 
 impl fmt::Display for Name {
@@ -263,6 +271,8 @@ mod tests {
             ("/nowhere/b", Name::Path("/nowhere/b".into())),
             ("a/b/c", Name::Path("a/b/c".into())),
             ("a/b.gguf", Name::Path("a/b.gguf".into())),
+            // In small letters, as a short name is kept, it would be another file's.
+            ("A.GGUF", Name::Path("A.GGUF".into())),
             ("", Name::Path("".into())),
         ] {
             assert_eq!(Name::parse(text).unwrap(), expected, "{text}");
@@ -292,6 +302,9 @@ mod tests {
             ("no name", "no file has this name"),
             ("a:b:c:d", "no file has this name"),
             ("a:", "no file has this name"),
+            ("hf.co/hf.co/a", "an address stands before another one"),
+            ("https://hf.co/huggingface.co/a:Q8_0", "an address stands before another one"),
+            ("hf://hf.co/a/b:tag", "an address stands before another one"),
         ] {
             let error = Name::parse(text).unwrap_err();
             assert!(matches!(error, Error::Hub { fault: HubFault::Name, .. }), "{text}: {error:?}");

@@ -25,8 +25,9 @@ use crate::{Error, Result, files, json};
 
 /// Instructions of one rendering, the inserted checks included.
 const FUEL: u64 = 4_000_000;
-/// When its thread is given up on, by the clock: a machine that is busy with other things takes longer for that work.
-const NET: Duration = Duration::from_secs(30);
+/// When its thread is given up on, by the clock: 120 times its own time, since a machine that is busy with other things takes
+/// dozens of times as long for that work, which others go before.
+pub(super) const NET: Duration = Duration::from_secs(600);
 /// The depth of macro calls and recursive loops.
 const RECURSION: usize = 200;
 /// The stack of the rendering thread: reserved, not touched.

@@ -1,8 +1,8 @@
 //! Signals at each stage of a command that has no handler of its own for them: an end within a bound, by the signal, and no file
 //! under its final name. What Ctrl-C ends, and how, is said where each command is tested.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -13,11 +13,6 @@ use crate::support::*;
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/perplexity/text.txt");
 /// From a signal to the end of a process, on a busy machine.
 const BOUND: Duration = Duration::from_secs(10);
-
-fn send(child: &Child, signal: i32) {
-    // SAFETY: the process is our child and not yet waited for, so that the id is its own.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
-}
 
 /// Exit code and signal of a process that was just sent one.
 fn end(mut child: Child) -> (Option<i32>, Option<i32>) {
@@ -56,6 +51,74 @@ fn a_run_ends_by_a_signal_in_prefill_and_in_generation() {
             assert_eq!(end(child), (None, Some(signal)), "{} bytes", prompt.len());
         }
     }
+}
+
+/// While its weights are read: there is a handler for none of them yet.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_ends_by_a_signal_while_it_loads() {
+    /// Pages of 4 KiB: a part of the file, and far more than all else.
+    const READ: usize = 20_000;
+    let noise = Noise::new();
+    // Holes, of which 500 MB are read.
+    let wide = 1_400_000;
+    let config = fs::read_to_string(noise.0.path().join("config.json")).unwrap();
+    let config = config.replace("\"intermediate_size\": 48", &format!("\"intermediate_size\": {wide}"));
+    fs::write(noise.0.path().join("config.json"), config).unwrap();
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let tensors = [
+        ("model.embed_tokens.weight".to_owned(), vec![305, 32]),
+        (layer("input_layernorm"), vec![32]),
+        (layer("self_attn.q_proj"), vec![32, 32]),
+        (layer("self_attn.k_proj"), vec![16, 32]),
+        (layer("self_attn.v_proj"), vec![16, 32]),
+        (layer("self_attn.o_proj"), vec![32, 32]),
+        (layer("post_attention_layernorm"), vec![32]),
+        (layer("mlp.gate_proj"), vec![wide, 32]),
+        (layer("mlp.up_proj"), vec![wide, 32]),
+        (layer("mlp.down_proj"), vec![32, wide]),
+        ("model.norm.weight".to_owned(), vec![32]),
+        ("lm_head.weight".to_owned(), vec![305, 32]),
+    ];
+    let (head, bytes) = header("F32", 4, &tensors);
+    let path = noise.0.path().join("model.safetensors");
+    fs::write(&path, &head).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len((head.len() + bytes) as u64).unwrap();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let args = ["run", PROMPT, "--no-mmap", "--threads", "1", "--ctx", "64", "--model", noise.path()];
+        let mut child = command(&args).spawn().unwrap();
+        let resident = |child: &Child| -> Option<usize> {
+            let told = fs::read_to_string(format!("/proc/{}/statm", child.id())).ok()?;
+            told.split(' ').nth(1)?.parse().ok()
+        };
+        while resident(&child).is_none_or(|pages| pages < READ) {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        send(&child, signal);
+        let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        assert_eq!(end(child), (None, Some(signal)));
+        let mut said = String::new();
+        out.read_to_string(&mut said).unwrap();
+        err.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "");
+    }
+}
+
+#[test]
+fn a_run_after_nohup_goes_on_at_a_hang_up() {
+    let noise = Noise::new();
+    let args =
+        ["run", PROMPT, "--raw", "--temperature", "1", "--ctx", "200000", "-v", "--model", noise.path()];
+    let mut command = under_nohup(&args);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("generating")), "-v says when it begins");
+    send(&child, libc::SIGHUP);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(child.try_wait().unwrap().is_none());
+    send(&child, libc::SIGTERM);
+    assert_eq!(end(child), (None, Some(libc::SIGTERM)));
 }
 
 /// At whatever stage each signal comes, and Ctrl-C too: the file is whole, or not there.

@@ -10,6 +10,9 @@ use serde_json::Value;
 #[path = "../support/noise.rs"]
 mod noise;
 pub use noise::{Noise, header};
+#[path = "../support/signals.rs"]
+mod signals;
+pub use signals::{hangs_up, send, under_nohup};
 
 pub const PROMPT: &str = "Once upon a time";
 
@@ -26,22 +29,6 @@ pub fn command(args: &[&str]) -> Command {
     hangs_up(&mut command);
     command
 }
-
-/// Has SIGHUP end the program, also where `nohup` started the tests.
-#[cfg(unix)]
-fn hangs_up(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    let default = || {
-        // SAFETY: it may be called between fork and exec, and takes no function of ours.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
-        Ok(())
-    };
-    // SAFETY: it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(default) };
-}
-
-#[cfg(not(unix))]
-fn hangs_up(_: &mut Command) {}
 
 pub fn backstop(args: &[&str]) -> Ran {
     ended(command(args).spawn().unwrap())

@@ -1,6 +1,8 @@
 //! What a person sees: the binary on a pseudo-terminal.
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -14,6 +16,7 @@ use process::Terminal;
 fn started(state: &str, args: &[&str]) -> Terminal {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
     command.args(args).env_remove("RUST_LOG").env("XDG_STATE_HOME", state);
+    hangs_up(&mut command);
     Terminal::start(command)
 }
 
@@ -260,11 +263,56 @@ fn a_signal_leaves_the_terminal_as_it_was() {
                 terminal.shows("Hel");
                 assert!(!terminal.is_as_before());
             }
-            // SAFETY: the process is our child and not yet waited for, so that the id is its own.
-            assert_eq!(unsafe { libc::kill(terminal.child.id() as libc::pid_t, signal) }, 0);
+            send(&terminal.child, signal);
             terminal.shows("\x1b[?2004l");
-            assert_eq!(terminal.child.wait().unwrap().code(), Some(code), "{signal} {generating}");
+            assert_eq!(terminal.ends(), Some(code), "{signal} {generating}");
             assert!(terminal.is_as_before(), "{signal} {generating}");
         }
     }
+}
+
+/// Nothing of the end waits for standard error, which is another pipe.
+#[test]
+fn a_signal_ends_a_chat_whose_stderr_takes_no_more() {
+    let (noise, dir) = (Noise::new(), tempfile::tempdir().unwrap());
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let opened = |options: &mut OpenOptions, flags| options.custom_flags(flags).open(&pipe).unwrap();
+    let reader = opened(File::options().read(true), libc::O_NONBLOCK);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
+    command.args(["chat", "--model", noise.path(), "--no-history"]).env_remove("RUST_LOG");
+    command.env("XDG_STATE_HOME", dir.path());
+    let mut terminal = Terminal::start_with(command, Some(opened(File::options().write(true), 0)));
+    terminal.shows("> ");
+    terminal.keys("Hel");
+    terminal.shows("Hel");
+    // Another opening of it, so that the one that the chat has still waits.
+    let mut filler = opened(File::options().write(true), libc::O_NONBLOCK);
+    for len in [4096, 1] {
+        while filler.write(&[b'.'; 4096][..len]).is_ok() {}
+    }
+    assert!(!terminal.is_as_before());
+    send(&terminal.child, libc::SIGTERM);
+    terminal.shows("\x1b[?2004l");
+    assert_eq!(terminal.ends(), Some(143));
+    assert!(terminal.is_as_before());
+    drop(reader);
+}
+
+#[test]
+fn a_chat_after_nohup_goes_on_at_a_hang_up() {
+    let (noise, state) = (Noise::new(), tempfile::tempdir().unwrap());
+    let mut command = under_nohup(&["chat", "--model", noise.path(), "--no-history"]);
+    command.env_remove("RUST_LOG").env("XDG_STATE_HOME", state.path());
+    let mut terminal = Terminal::start(command);
+    terminal.shows("> ");
+    terminal.keys("Hel");
+    terminal.shows("Hel");
+    send(&terminal.child, libc::SIGHUP);
+    terminal.keys("\x03/history\r");
+    terminal.shows("nothing was said yet");
+    terminal.shows("> ");
+    send(&terminal.child, libc::SIGTERM);
+    assert_eq!(terminal.ends(), Some(143));
+    assert!(terminal.is_as_before());
 }

@@ -177,3 +177,39 @@ fn a_file_without_a_hash_is_refused_where_it_is_needed() {
     }
     assert_eq!(hub.files_seen().len(), 1);
 }
+
+/// Whoever puts a link in the place of a folder has what it leads to, and loses nothing of it.
+#[test]
+fn nothing_is_removed_through_a_link() {
+    let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = Hub::with(&[("m-Q8_0.gguf", b"GGUF"), ("m-Q4_0.gguf", b"GGUF4")]);
+    hub.ok(home.path(), &["pull", "org/model:Q8_0"]);
+    let repository = home.path().join("hub/models--org--model");
+    let snapshot = format!("snapshots/{COMMIT}");
+    // As a folder that was moved to another disk, or a trap.
+    let folders = [
+        ("blobs", &["org/model", "org/model@main", "org/model:Q8_0"][..]),
+        ("snapshots", &["org/model", "org/model@main", "org/model:Q8_0"]),
+        ("refs", &["org/model", "org/model@main", "org/model:Q8_0"]),
+        (&snapshot, &["org/model:Q8_0"]),
+    ];
+    for (folder, names) in folders {
+        let (place, moved) = (repository.join(folder), elsewhere.path().join("moved"));
+        std::fs::rename(&place, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &place).unwrap();
+        let before = (tree(&moved), tree(&repository));
+        for name in names {
+            let ran = hub.run(home.path(), &["rm", "--yes", name]);
+            let expected = format!(
+                "error: {}: is a link, and what it leads to is not removed: remove both by hand",
+                place.display()
+            );
+            assert_eq!((ran.err.trim_end(), ran.code), (&*expected, Some(1)), "{name}");
+            assert!((tree(&moved), tree(&repository)) == before, "{folder} {name}");
+        }
+        std::fs::remove_file(&place).unwrap();
+        std::fs::rename(&moved, &place).unwrap();
+    }
+    hub.ok(home.path(), &["rm", "--yes", "org/model"]);
+    assert!(!repository.exists());
+}

@@ -1,9 +1,11 @@
 //! Processes that are killed, and several that want the same.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
 use super::served::{Action, Hub, etag, noise, sha256, tree};
+use super::signals::{hangs_up, send};
 
 /// Bytes of a unit.
 const UNIT: u64 = 256 << 10;
@@ -78,6 +80,49 @@ fn a_killed_pull_leaves_nothing_wrong_and_goes_on() {
         "{killed} killed, {resumed} of them after an earlier one had left something, {whole} ended before"
     );
     assert!(resumed > 0);
+}
+
+/// As [`a_killed_pull_leaves_nothing_wrong_and_goes_on`]: no handler of these has anything to do.
+#[test]
+fn a_signal_ends_a_pull_that_goes_on_the_next_time() {
+    let large = noise(2_000_000, 6);
+    let hub = Hub::with(&[("config.json", b"{}"), ("model.safetensors", &large)]);
+    let blobs = "hub/models--org--model/blobs";
+    let name = etag("model.safetensors", &large);
+    for signal in [libc::SIGTERM, libc::SIGHUP] {
+        let home = tempfile::tempdir().unwrap();
+        let blobs = home.path().join(blobs);
+        hub.rule(|seen, _| match seen.is_file() {
+            true => Action::Slow(20_000, Duration::from_millis(20)),
+            false => Action::Serve,
+        });
+        hub.forget();
+        let mut command = hub.command(home.path(), &["pull", "org/model"]);
+        hangs_up(&mut command);
+        let child = command.spawn().unwrap();
+        while hub.sent() < 1_000_000 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        send(&child, signal);
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.signal(), ended.stdout.len()), (Some(signal), 0));
+        assert!(!blobs.join(&name).exists());
+        let len = large.len() as u64;
+        let units = units_here(&blobs, &name).into_iter();
+        let here: u64 = units.map(|unit| ((unit + 1) * UNIT).min(len) - unit * UNIT).sum();
+        assert!(here > 0);
+        hub.rule(|_, _| Action::Serve);
+        hub.forget();
+        let path = hub.ok(home.path(), &["pull", "org/model"]).out;
+        assert!(std::fs::read(Path::new(path.trim_end()).join("model.safetensors")).unwrap() == large);
+        let asked: u64 = hub
+            .files_seen()
+            .iter()
+            .filter(|seen| seen.path.ends_with("model.safetensors"))
+            .filter_map(|seen| seen.range.map(|(first, last)| last + 1 - first))
+            .sum();
+        assert_eq!(asked, len - here);
+    }
 }
 
 #[test]

@@ -14,6 +14,9 @@ mod kills;
 mod models;
 mod pulled;
 mod served;
+#[path = "../support/signals.rs"]
+#[allow(dead_code, reason = "other tests need the rest")]
+mod signals;
 #[path = "../support/terminal.rs"]
 mod terminal;
 #[cfg(target_os = "linux")]

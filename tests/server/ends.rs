@@ -12,7 +12,7 @@ const TOKENS: usize = 3000;
 
 #[test]
 fn sigterm_lets_answers_end_and_takes_no_more() {
-    for signal in ["-TERM", "-INT"] {
+    for signal in ["-TERM", "-INT", "-HUP"] {
         let noise = Noise::new();
         let mut server = Server::endless(&noise, &[]);
         let body = chat(json!({ "stream": true, "max_tokens": TOKENS }));
@@ -48,7 +48,7 @@ fn an_idle_connection_does_not_hold_it_up() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let noise = Noise::new();
-    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130), ("-HUP", 129)] {
         let mut server = Server::endless(&noise, &[]);
         let mut stream = server.begin("/v1/chat/completions", &endless());
         read_some(&mut stream);
@@ -61,6 +61,18 @@ fn a_second_signal_ends_it_at_once() {
         server.signal(signal);
         assert_eq!(server.ended(), Some(code));
     }
+}
+
+#[test]
+fn after_nohup_a_hang_up_ends_nothing() {
+    let mut server = Server::under_nohup();
+    server.signal("-HUP");
+    std::thread::sleep(Duration::from_millis(200));
+    server.get("/health").ok();
+    assert!(server.child.try_wait().unwrap().is_none());
+    server.signal("-TERM");
+    assert_eq!(server.ended(), Some(0));
+    assert_eq!(server.times("ending, once the answers are out"), 1);
 }
 
 #[test]

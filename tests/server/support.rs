@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 #[allow(dead_code, reason = "other tests need the rest")]
 pub mod noise;
 pub use noise::Noise;
+#[path = "../support/signals.rs"]
+#[allow(dead_code, reason = "other tests need the rest")]
+mod signals;
 
 /// How long anything may take on a machine that has other things to do.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -43,6 +46,7 @@ impl Server {
     pub fn start(args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_backstop"));
         command.args(["serve", "--port", "0"]).args(args);
+        signals::hangs_up(&mut command);
         Self::by(command)
     }
 
@@ -51,6 +55,12 @@ impl Server {
         let mut command = Command::new("sh");
         let script = format!("ulimit -n {most}; exec \"$0\" serve --port 0");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_backstop")]);
+        Self::by(command)
+    }
+
+    /// The built-in model in a process to which SIGHUP is nothing.
+    pub fn under_nohup() -> Self {
+        let command = signals::under_nohup(&["serve", "--port", "0"]);
         Self::by(command)
     }
 

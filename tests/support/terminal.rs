@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::ptr::null_mut;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+/// How long anything may take on a machine that has other things to do.
+const LONG: Duration = Duration::from_secs(30);
 
 /// A process on a terminal of its own.
 pub struct Terminal {
@@ -18,14 +21,20 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, None)
+    }
+
+    /// With another standard error than the terminal.
+    pub fn start_with(mut command: Command, stderr: Option<File>) -> Self {
         let (mut ours, mut theirs) = (-1, -1);
         // SAFETY: the call writes two descriptors into places of our own; null means the defaults.
         let result = unsafe { libc::openpty(&mut ours, &mut theirs, null_mut(), null_mut(), null_mut()) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
         // SAFETY: both descriptors were just opened, and nobody else has them.
         let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
-        command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
+        command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap());
+        command.stderr(stderr.map_or_else(|| theirs.into(), Stdio::from));
         command.env_remove("NO_COLOR").env("TERM", "xterm");
         // SAFETY: both calls may be made between fork and exec.
         unsafe {
@@ -58,7 +67,7 @@ impl Terminal {
 
     /// Waits until `text` shows, and forgets what came up to it, with which it comes.
     pub fn shows(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + LONG;
         loop {
             if let Some(at) = self.seen.find(text) {
                 return self.seen.drain(..at + text.len()).collect();
@@ -82,7 +91,18 @@ impl Terminal {
         modes.c_lflag & both == both
     }
 
-    pub fn ends(mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+    /// The exit code, once it has ended.
+    pub fn ends(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + LONG;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                panic!("it does not end; it shows {:?}", self.seen);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

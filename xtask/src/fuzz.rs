@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::steps::Steps;
 use crate::util;
 
 /// Instruments for coverage and for faults of memory; numbers that overflow are faults, too.
@@ -21,6 +22,8 @@ const PATIENCE: u64 = 60;
 const MEMORY: u64 = 4096;
 /// Seconds of each target where nobody said.
 const SMOKE: u64 = 20;
+/// Inputs of each target in [`smoke`], most of which take far less than its seconds for them.
+const SMOKE_RUNS: u64 = 2000;
 
 /// What `cargo xtask fuzz` takes.
 #[derive(Debug, Default, clap::Args)]
@@ -30,6 +33,23 @@ pub struct Options {
     /// How long each target runs; 20 seconds where this is not said
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=60 * 24 * 7))]
     pub minutes: Option<u64>,
+}
+
+/// A step of a task: each target for a moment, from its first inputs and one seed, so that it finds today what it found before.
+pub fn smoke(steps: &mut Steps) {
+    const NAME: &str = "every fuzzer for a moment";
+    if let Err(error) = available() {
+        return steps.skip(NAME, &error);
+    }
+    steps.step(NAME, || {
+        let fuzzer = Fuzzer::build()?;
+        let corpora = fuzzer.dir.join("target/smoke");
+        if corpora.exists() {
+            fs::remove_dir_all(&corpora).with_context(|| corpora.display().to_string())?;
+        }
+        let more = [format!("-runs={SMOKE_RUNS}"), "-seed=1".to_owned()];
+        Fuzzer::each(&fuzzer.targets, |name| fuzzer.run(name, SMOKE, &corpora, &more))
+    });
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -46,16 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
         None => &fuzzer.targets[..],
     };
-    let failed: Vec<&str> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| {
-            let result = fuzzer.run(name, seconds);
-            result.inspect_err(|error| eprintln!("{error:#}")).is_err()
-        })
-        .collect();
-    ensure!(failed.is_empty(), "found: {}", failed.join(", "));
-    Ok(())
+    Fuzzer::each(names, |name| fuzzer.run(name, seconds, &fuzzer.dir.join("corpus"), &[]))
 }
 
 /// Fails where this machine cannot fuzz, with the reason.
@@ -104,10 +115,19 @@ impl Fuzzer {
         Ok(Self { dir, program, targets })
     }
 
-    /// Fuzzes one target. What it finds is written to `fuzz/artifacts/`.
-    fn run(&self, target: &str, seconds: u64) -> Result<()> {
+    /// Does the same about each of these targets, also behind one that failed.
+    fn each(names: &[String], fuzz: impl Fn(&str) -> Result<()>) -> Result<()> {
+        let failed = |name: &&str| fuzz(name).inspect_err(|error| eprintln!("{error:#}")).is_err();
+        let failed: Vec<&str> = names.iter().map(String::as_str).filter(failed).collect();
+        ensure!(failed.is_empty(), "found: {}", failed.join(", "));
+        Ok(())
+    }
+
+    /// Fuzzes one target, with the inputs in its folder of `corpora` and options of libFuzzer's. What it finds is written to
+    /// `fuzz/artifacts/`.
+    fn run(&self, target: &str, seconds: u64, corpora: &Path, more: &[String]) -> Result<()> {
         eprintln!("\n-- {target}, {seconds} s");
-        let [corpus, artifacts] = ["corpus", "artifacts"].map(|name| self.dir.join(name).join(target));
+        let [corpus, artifacts] = [corpora.join(target), self.dir.join("artifacts").join(target)];
         for dir in [&corpus, &artifacts] {
             fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         }
@@ -119,7 +139,7 @@ impl Fuzzer {
         prefix.push(artifacts.join(""));
         command.arg(format!("-max_total_time={seconds}")).arg(format!("-timeout={PATIENCE}"));
         command.arg(format!("-rss_limit_mb={MEMORY}")).args(["-print_final_stats=1", "-verbosity=1"]);
-        command.arg(prefix).arg(&corpus);
+        command.args(more).arg(prefix).arg(&corpus);
         let regressions = self.dir.join("regressions").join(target);
         if regressions.is_dir() {
             command.arg(regressions);

@@ -101,6 +101,7 @@ const TSAN: Sanitizer = Sanitizer {
         "ends::sigterm_lets_answers_end_and_takes_no_more",
         "ends::an_idle_connection_does_not_hold_it_up",
         "ends::a_second_signal_ends_it_at_once",
+        "ends::after_nohup_a_hang_up_ends_nothing",
         "ends::an_answer_that_takes_too_long_is_cut_off",
         // Bounds of time, and everything takes ten times as long.
         "broken::templates_that_do_not_end_or_ask_too_much",
@@ -192,7 +193,7 @@ fn deny(steps: &mut Steps) {
     steps.cargo(NAME, "deny --all-features check licenses bans sources", &[]);
     // The database is a repository on GitHub.
     match util::quiet(util::cargo().args(["deny", "fetch", "db"])) {
-        Ok(_) => steps.cargo(ADVISORIES, "deny --all-features check --disable-fetch advisories", &[]),
+        Ok(_) => steps.cargo(ADVISORIES, "deny --all-features --offline check advisories", &[]),
         Err(error) => steps.skip(ADVISORIES, &error.context("no database of advisories")),
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::steps::Steps;
-use crate::{apple, arm, clients, layers, mlx, page, util};
+use crate::{apple, arm, clients, fuzz, layers, mlx, page, util};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
@@ -63,6 +63,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     steps.cargo("tests without MLX", "test --workspace --no-fail-fast --features fault-injection", filter);
     arm::steps(&mut steps, filter);
+    if filter.is_empty() {
+        fuzz::smoke(&mut steps);
+    }
     steps.step("tests by client libraries", || clients::test(filter));
     steps.with_mlx(
         ready,

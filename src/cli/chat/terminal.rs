@@ -1,46 +1,52 @@
 //! The terminal as it was, where a signal ends the process in the middle of a line.
 
-use std::io::{Write, stderr, stdin};
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
 use anyhow::Context;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::getpgrp;
-use rustix::termios::{OptionalActions, tcgetattr, tcgetpgrp, tcsetattr};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::termios::{OptionalActions, tcgetattr, tcgetpgrp, tcsetattr, ttyname};
 
 use super::super::exit_at_once;
+use super::super::interrupt::Ends;
 
 /// What an editor of lines asks of the terminal beside its mode: that what is pasted comes between marks.
 const NO_MARKS: &[u8] = b"\x1b[?2004l";
 
-/// From here on SIGTERM and SIGHUP end the process with the terminal as it is now.
+/// From here on SIGTERM, and SIGHUP where it came not ignored, end the process with the terminal as it is now.
 ///
 /// # Errors
 /// Where the signals cannot be caught.
 pub fn keep() -> anyhow::Result<()> {
-    let Ok(before) = tcgetattr(stdin()) else { return Ok(()) };
+    let Some(terminal) = terminal() else { return Ok(()) };
+    let Ok(before) = tcgetattr(&terminal) else { return Ok(()) };
     let what = "cannot catch SIGTERM and SIGHUP";
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context(what)?;
-    let (mut terminations, mut hangups) = {
+    let mut ends = {
         let _inside = runtime.enter();
-        (signal(SignalKind::terminate()).context(what)?, signal(SignalKind::hangup()).context(what)?)
+        Ends::new()?
     };
     let wait = move || {
-        let signal = runtime.block_on(async {
-            tokio::select! {
-                _ = terminations.recv() => libc::SIGTERM,
-                _ = hangups.recv() => libc::SIGHUP,
-            }
-        });
+        let signal = runtime.block_on(ends.next());
         // Behind another program it is that one's, and setting its mode would stop this one.
-        let behind = tcgetpgrp(stdin()).is_ok_and(|front| front != getpgrp());
+        let behind = tcgetpgrp(&terminal).is_ok_and(|front| front != getpgrp());
         if !behind {
-            // The terminal may be gone.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
-            let _ = stderr().write_all(NO_MARKS);
+            // The terminal may be gone, or take nothing.
+            let _ = tcsetattr(&terminal, OptionalActions::Now, &before);
+            let _ = rustix::io::write(&terminal, NO_MARKS);
         }
-        // As shells have it: 128 and the signal.
-        exit_at_once(128 | signal as u8)
+        exit_at_once(signal.code())
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).context(what)?;
     Ok(())
+}
+
+/// The terminal that lines are edited on, opened anew: a write to it never waits, and whoever else has it open still may. What
+/// stderr is does not matter.
+fn terminal() -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let of = |path: &CStr| open(path, flags, Mode::empty()).ok();
+    // As the editor has it: without a terminal of its session, that of stdin.
+    of(c"/dev/tty").or_else(|| of(&ttyname(std::io::stdin(), Vec::new()).ok()?))
 }

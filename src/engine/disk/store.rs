@@ -262,7 +262,9 @@ impl Store {
     /// listed for each file.
     ///
     /// The system's clock may jump. What was of use long after `now` was so before it was set back, and thus before all that has
-    /// been of use since.
+    /// been of use since. A clock that is set back by less than [`LEFT`] is not told from one that others have: for that long, what is
+    /// new goes before what was of use right before the jump. That costs hits and never makes a wrong one: a time says what goes first, and
+    /// nothing else.
     fn list(&self, listed: &mut Option<Instant>, bytes: u64, now: SystemTime) {
         let mut entries: Vec<Entry> = self.entries();
         let ahead = now.checked_add(LEFT).unwrap_or(now);

@@ -4,6 +4,7 @@
 //! began. Look-around has no automaton. What nearly all published patterns have of it, `\s+(?!\S)`, is white space but for
 //! the last character where something follows, and is done so; the rest backtracks, with a limit.
 
+mod cost;
 mod fold;
 mod syntax;
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::cost;
 use super::fold::{self, Part};
 
 /// The longest pattern, in bytes. The longest published one has under 3,000; one that is made of a SentencePiece model has
@@ -23,7 +24,7 @@ pub(super) struct Translated {
 /// Translates a pattern.
 ///
 /// # Errors
-/// What is too long or too deep, what is not closed, and by its name what the two read differently.
+/// What is too long, too deep or too large when it is compiled, what is not closed, and by its name what the two read differently.
 pub(super) fn translate(pattern: &str) -> Result<Translated, String> {
     if pattern.len() > MAX_LEN {
         return Err(format!("a pattern of {} bytes, at most {MAX_LEN}", pattern.len()));
@@ -31,6 +32,7 @@ pub(super) fn translate(pattern: &str) -> Result<Translated, String> {
     let mut scanner =
         Scanner { rest: pattern, out: String::new(), backtracks: false, folds: false, last: None };
     scanner.alternatives()?;
+    cost::check(&scanner.out)?;
     Ok(Translated { pattern: scanner.out, backtracks: scanner.backtracks })
 }
 
