@@ -100,7 +100,8 @@ async function put(changed: Conversation) {
   if (!here) return;
   if (!stored) return vanished(here);
   const both = tree.merged(stored, here);
-  if (both.turns.length > here.turns.length)
+  const ids = new Set(here.turns.map(({ id }) => id));
+  if (both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id)))
     conversations.value = conversations.value.map((one) => (one === here ? both : one));
 }
 
