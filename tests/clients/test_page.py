@@ -22,7 +22,11 @@ class Page(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.browser = Browser()
-        cls.server = Server(key=cls.key)
+        cls.server = cls.server_of()
+
+    @classmethod
+    def server_of(cls):
+        return Server(key=cls.key)
 
     @classmethod
     def tearDownClass(cls):

@@ -16,6 +16,9 @@ export interface Run {
   tokens: Token[];
 }
 
+/** What the chosen model is kept by. */
+const MODEL = "backstop.model";
+
 export const conversations = signal<Conversation[]>([]);
 export const current = signal("");
 export const runs = signal<ReadonlyMap<string, Run>>(new Map());
@@ -40,8 +43,6 @@ export const isLoaded = (model: api.Model) => !model.state || model.state === "l
 export const isChanging = ({ state }: api.Model) => state === "loading" || state === "unloading";
 /** Whether the server holds several models, or tells of their states. */
 export const several = computed(() => models.value.length > 1 || models.value.some(({ state }) => state));
-
-const MODEL = "backstop.model";
 
 function remembered(): string {
   try {
