@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 #[path = "../support/noise.rs"]
 #[allow(dead_code, reason = "other tests need the rest")]
 pub mod noise;
-pub use noise::Noise;
+pub use noise::{Noise, header};
+
+use crate::script::Script;
 
 /// How long anything may take on a machine that has other things to do.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -111,6 +113,12 @@ impl Server {
             assert!(start.elapsed() < LONG, "the server does not end");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+impl Script {
+    pub fn serve(&self) -> Server {
+        Server::start(&[self.path().to_str().unwrap()])
     }
 }
 
