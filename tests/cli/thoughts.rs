@@ -31,7 +31,8 @@ fn thoughts_are_shown_folded_or_hidden() {
             terminal.shows("> ");
         }
         terminal.keys("sheep\r");
-        terminal.shows("sheep\r\n");
+        terminal.shows("sheep");
+        terminal.shows("\r\n");
         let shown = terminal.shows("Blue skies!");
         assert_eq!(shown.contains("\x1b[2mI count"), set.is_empty(), "{set}: {shown:?}");
         assert_eq!(dim(&shown).contains("I count sheep."), set.is_empty(), "{set}: {shown:?}");

@@ -329,7 +329,7 @@ fn twenty_four_loads_and_unloads_of_three_models_under_requests_keep_memory_and_
     // Room for one. Weights are read, so that they are memory of the process.
     let dir = folder.path().to_str().unwrap();
     let options =
-        ["--ctx", "2000", "--kv-memory", "4MiB", "--memory", "580MiB", "--no-mmap", "--threads", "1"];
+        ["--ctx", "2000", "--kv-memory", "4MiB", "--memory", "630MiB", "--no-mmap", "--threads", "1"];
     let server = Server::start(&[&["--models-dir", dir], &options[..]].concat());
     let counts = || {
         let of = |name: &str| server.metric(&format!("backstop_model_{name}_total")) as usize;
