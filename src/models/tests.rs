@@ -520,7 +520,7 @@ fn what_each_gets_where_nobody_says() {
         (&[None], 1000),
         (&[None, Some(200)], 100 + (1000 - 300) / 2),
         (&[None, Some(200), Some(100)], 100 + (1000 - 400) / 3),
-        (&[None, Some(900)], 100 + (1000 - 1000) / 2),
+        (&[None, Some(900)], 100),
         (&[None, Some(901)], 100 + 900 / 2),
         (&[None, None], 100 + 900 / 2),
     ];
