@@ -175,7 +175,7 @@ impl Shared {
         given.into_iter().for_each(|(ask, lease)| ask.waiter.give(lease));
     }
 
-    /// Ends all models at once: each may take some seconds for what its cache on disk has not written yet. Those that are on their
+    /// Ends all models at once: each may take some seconds for what its cache on disk has not written yet. Those that are on the
     /// way out already are waited for as long.
     fn end(&self, there: Vec<Stage>) {
         let ends = there.into_iter().map(|stage| {
