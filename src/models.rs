@@ -125,6 +125,15 @@ pub struct ModelStatus {
     pub expires_in: Option<Duration>,
 }
 
+/// How often models came and went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ModelMoves {
+    /// Those that were loaded.
+    pub loads: u64,
+    /// Those that were unloaded, whose memory is free again.
+    pub unloads: u64,
+}
+
 /// Who waits for a model. What it does in [`is_gone`](Self::is_gone), and when it is dropped, may not ask [`Models`] anything.
 pub trait Waiter: Send {
     /// Whether nobody waits any more.
@@ -195,12 +204,20 @@ struct Entry {
     stage: Stage,
 }
 
+impl Entry {
+    /// Whether it is on its way out.
+    fn is_unloading(&self) -> bool {
+        matches!(self.stage, Stage::Unloading { .. })
+    }
+}
+
 #[derive(Default)]
 struct State {
     entries: Vec<Entry>,
     asks: VecDeque<Ask>,
     /// What each backend had for models before the first was loaded.
     had: Vec<(LlmBackendKind, Option<u64>)>,
+    moves: ModelMoves,
     ending: bool,
 }
 
@@ -439,6 +456,11 @@ impl Models {
         }
     }
 
+    /// How often models were loaded and unloaded.
+    pub fn moves(&self) -> ModelMoves {
+        self.shared.state.lock().moves
+    }
+
     /// What is known of each, in the order in which they were offered.
     pub fn list(&self) -> Vec<ModelStatus> {
         let state = self.shared.state.lock();
@@ -598,6 +620,7 @@ impl Shared {
             give_back();
             tracing::info!(model = name, "unloaded");
             let mut state = shared.state.lock();
+            state.moves.unloads += 1;
             if let Some(entry) = state.entries.get_mut(entry) {
                 entry.stage = Stage::Unloaded;
             }
@@ -607,6 +630,7 @@ impl Shared {
         if refusals::spawn(thread, end).is_err() {
             // The model is gone with what should have run: its end was waited for here.
             state.entries[entry].stage = Stage::Unloaded;
+            state.moves.unloads += 1;
         }
     }
 }

@@ -3,7 +3,8 @@
 mod measure;
 mod report;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use backstop::ModelFiles;
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use super::args::{BenchArgs, ModelArgs, SessionArgs};
 use super::stream::print;
 use super::term::Progress;
-use super::{Loaded, Usage, summary};
+use super::{Loaded, Usage, child, summary};
 use measure::{Case, Phase, Sequences};
 use report::{Report, Row, Spread};
 
@@ -195,15 +196,12 @@ impl Limits {
         json!({ "read_bandwidth": self.read_bandwidth, "fma_peak": self.fma_peak, "int8_peak": self.int8_peak })
     }
 
-    /// As another process of this program measures them: what it reads from memory would count as this one's.
-    pub fn elsewhere(threads: usize, isa: Isa) -> anyhow::Result<Self> {
+    /// As another process of this program measures them within `most`: what it reads from memory would count as this one's.
+    pub fn elsewhere(threads: usize, isa: Isa, most: Duration) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot measure this machine's limits")?;
-        let output = Command::new(program)
-            .args(["bench", "--limits", &threads.to_string(), "--isa", isa.name()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot measure this machine's limits")?;
+        let mut command = Command::new(program);
+        command.args(["bench", "--limits", &threads.to_string(), "--isa", isa.name()]);
+        let output = child::output(command, most).context("cannot measure this machine's limits")?;
         ensure!(output.status.success(), "measuring this machine's limits failed: {}", output.status);
         let limits: Value = serde_json::from_slice(&output.stdout)?;
         let limit = |name: &str| limits[name].as_f64().with_context(|| format!("no {name} was measured"));
@@ -218,6 +216,9 @@ impl Limits {
 fn isa(args: &ModelArgs) -> anyhow::Result<Isa> {
     Ok(args.isa.as_deref().map(super::isa).transpose()?.unwrap_or_else(Isa::detect))
 }
+
+/// How long measuring the machine's limits may take, which takes a second or two.
+const MEASURED: Duration = Duration::from_secs(120);
 
 /// Tokens of a prompt that touches pages and fills caches, before the first that counts.
 const WARM_UP: usize = 64;
@@ -238,7 +239,7 @@ fn measured(loaded: &Loaded, args: &BenchArgs, case: Case, threads: usize) -> an
     let isa = isa(&args.model)?;
     let (mut limits, mut prompts, mut generations) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.reps {
-        limits.push(Limits::elsewhere(threads, isa)?);
+        limits.push(Limits::elsewhere(threads, isa, MEASURED)?);
         let times;
         (sequences, times) = repetition(engine, sequences, case, false)?;
         prompts.push(times.0.time.as_secs_f64());

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, anyhow};
 use clap::CommandFactory;
@@ -10,14 +11,37 @@ use clap_complete::env::{CompleteEnv, Shells};
 
 use super::args::{Args, CompletionsArgs, ManArgs};
 use super::stream::print;
-use super::term;
+use super::{here, term};
 
 /// What a shell sets when it asks for words.
 const VARIABLE: &str = "BACKSTOP_COMPLETE";
 const NAME: &str = "backstop";
 
+/// Shells that quote a word which is put in, where it is more than a word to them.
+const QUOTE: [&str; 3] = ["bash", "zsh", "fish"];
+
+/// Has bash quote what it would take for more than a word, and take no name for a pattern; older ones than 4 are given no such
+/// word. Names of models have colons, at which bash would part them.
+const BASH: &str = r#"
+_backstop_words() {
+    local word globs=${-//[^f]/}
+    set -f
+    _clap_complete_backstop "$1" "${2//\\/}" "$3"
+    [[ $globs ]] || set +f
+    for word in "${COMPREPLY[@]}"; do
+        if [[ $word == *[^[:alnum:]._/:@=+,~-]* ]]; then
+            compopt -o filenames 2> /dev/null || COMPREPLY=()
+            break
+        fi
+    done
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//:}
+"#;
+
 /// Answers a shell that asks for words, and ends; returns where none does.
 pub fn answer() {
+    let quotes = std::env::var(VARIABLE).is_ok_and(|shell| QUOTE.contains(&&*shell));
+    here::QUOTED.store(quotes, Ordering::Relaxed);
     CompleteEnv::with_factory(Args::command).var(VARIABLE).complete();
 }
 
@@ -31,18 +55,39 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
         true => std::env::current_exe().context("cannot find this program")?.to_string_lossy().into_owned(),
         false => command.clone(),
     };
-    let mut script = Vec::new();
     let all = Shells::builtins();
     let writer = all.completer(&shell).ok_or_else(|| anyhow!("there are no completions for {shell}"))?;
-    writer
-        .write_registration(VARIABLE, NAME, &command, &completer, &mut script)
-        .context("cannot write completions")?;
-    if shell == "bash" {
-        // Names of models have colons, at which bash would part them.
-        script.extend(b"COMP_WORDBREAKS=${COMP_WORDBREAKS//:}\n");
-    }
-    print(&String::from_utf8(script).context("this program's path is not UTF-8")?)?;
+    let written = |command: &str, completer: &str| {
+        let mut script = Vec::new();
+        writer.write_registration(VARIABLE, NAME, command, completer, &mut script)?;
+        anyhow::Ok(String::from_utf8(script)?)
+    };
+    let script = match &*shell {
+        "bash" => {
+            // Its script has the program in quotes, whatever the program's name has.
+            let script = written("COMMAND", "PROGRAM")?.replace("\"PROGRAM\"", &quoted(&completer));
+            let of = format!("-F _backstop_words {}", quoted(&command));
+            script.replace("-F _clap_complete_backstop COMMAND", &of) + BASH
+        }
+        // What was typed before is told as it is meant, and not as it was quoted.
+        "zsh" => {
+            let meant = r#""${(@Q)words[1,CURRENT-1]}" "${(Q)words[CURRENT]#[\"\']}""#;
+            written(&command, &completer)?.replace("\"${words[@]}\"", meant)
+        }
+        "fish" => {
+            let token = "commandline --current-token";
+            let meant = format!("{token} | string unescape; or {token}");
+            written(&command, &completer)?.replace(token, &meant)
+        }
+        _ => written(&command, &completer)?,
+    };
+    print(&script)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A word of a shell's language that means `text`.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {

@@ -1,9 +1,13 @@
 //! The models on this machine, and their names as words for shells.
 
 use std::ffi::OsStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use backstop::hub::{self, Cache, Form, Origin, Settings, short_names};
 use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter};
+
+/// Whether the shell that asks for words quotes them.
+pub static QUOTED: AtomicBool = AtomicBool::new(false);
 
 /// A model on this machine.
 pub struct Row {
@@ -77,8 +81,10 @@ pub fn models(typed: &OsStr) -> Vec<CompletionCandidate> {
     let short = short_names().iter().filter(|short| short.name.starts_with(&*begun));
     words.extend(short.map(|short| CompletionCandidate::new(&short.name).help(Some("a short name".into()))));
     words.extend(PathCompleter::any().complete(typed));
-    // Shells put a word in as it is: what they would take for more than a word stays to be typed.
-    words.retain(|word| word.get_value().to_str().is_some_and(is_plain));
+    // What a shell that puts words in as they are would take for more than a word stays to be typed.
+    let quoted = QUOTED.load(Ordering::Relaxed);
+    let may = |word: &str| if quoted { !word.contains(char::is_control) } else { is_plain(word) };
+    words.retain(|word| word.get_value().to_str().is_some_and(may));
     words
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod bundle;
 mod chat;
+mod child;
 mod complete;
 mod doctor;
 mod form;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backstop::backend::select::Bytes;
+use backstop::models::Models;
 use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 use backstop::{Error, Model};
 
@@ -41,15 +42,22 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
                 super::note_unused(&args.model, &args.session, &loaded.model);
                 tell(loaded);
             }
-            None => term::note("models are loaded when they are asked for"),
+            None => {
+                let first = models.find(None).unwrap_or_default();
+                let what = "models are loaded when they are asked for; a request that names none is for";
+                term::note(format_args!("{what} {}", term::one_line(&first)));
+            }
         }
         if models.len() > 1 {
             term::note(format_args!("{} models: backstop ps --all shows them", models.len()));
         }
-        let model = first.map(|(_, loaded)| loaded.model);
+        let asks = match first {
+            Some((_, loaded)) => Some((Asks::loaded(&loaded.model), None)),
+            None => Asks::first(&models, args)?.map(|(asks, name)| (asks, Some(name))),
+        };
         term::note(format_args!("listening on http://{}", listener.address()));
-        if let Some(model) = model {
-            let line = to_try(&model, listener.address(), !options.api_keys.is_empty());
+        if let Some((asks, name)) = asks {
+            let line = to_try(asks, name.as_deref(), listener.address(), !options.api_keys.is_empty());
             term::note(format_args!("try: {line}"));
         }
         server::serve_models(listener, models, options, stop).await?;
@@ -93,19 +101,71 @@ fn tell(Loaded { model, time }: &Loaded) {
     }
 }
 
-/// A line for a shell that asks this server for what its model does.
-fn to_try(model: &Model, address: SocketAddr, needs_key: bool) -> String {
-    let info = model.info();
-    let (route, body) = if model.tokenizer().is_err() {
-        ("completions", r#"{"prompt": [1], "max_tokens": 16}"#)
-    } else if info.config.bidirectional || info.config.headless {
-        ("embeddings", r#"{"input": "hello"}"#)
-    } else if model.has_template() {
-        let body = r#"{"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 64}"#;
-        ("chat/completions", body)
-    } else {
-        ("completions", r#"{"prompt": "Once upon a time", "max_tokens": 64}"#)
+/// What a model can be asked for.
+#[derive(Clone, Copy)]
+enum Asks {
+    Chat,
+    Text,
+    /// Text by token ids, where there is no tokenizer.
+    Ids,
+    Vectors,
+}
+
+impl Asks {
+    fn loaded(model: &Model) -> Self {
+        let config = &model.info().config;
+        let generates = !config.bidirectional && !config.headless;
+        Self::of(generates, model.tokenizer().is_ok(), model.has_template())
+    }
+
+    fn of(generates: bool, has_tokenizer: bool, has_template: bool) -> Self {
+        match (has_tokenizer, generates, has_template) {
+            (false, ..) => Self::Ids,
+            (_, false, _) => Self::Vectors,
+            (.., true) => Self::Chat,
+            (.., false) => Self::Text,
+        }
+    }
+
+    /// The first of several models that generates text, or else answers anything, by its files; none where none can be read.
+    ///
+    /// # Errors
+    /// Options that are none.
+    fn first(models: &Models, args: &ServeArgs) -> anyhow::Result<Option<(Self, String)>> {
+        let choice = super::load_options(&args.model, &args.session)?.chat_template;
+        let of = |name: &str| -> backstop::Result<Self> {
+            let files = models.files(name)?;
+            let generates = !files.config().bidirectional && !files.config().headless;
+            let has_template = generates && files.template_as(choice.as_ref(), None)?.is_some();
+            Ok(Self::of(generates, files.tokenizer()?.is_some(), has_template))
+        };
+        let mut found = None;
+        for status in models.list() {
+            match of(&status.name) {
+                Ok(Self::Vectors) if found.is_some() => {}
+                Ok(Self::Vectors) => found = Some((Self::Vectors, status.name)),
+                Ok(asks) => return Ok(Some((asks, status.name))),
+                Err(error) => tracing::info!(model = status.name, %error, "a model cannot be read"),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A line for a shell that asks this server for what a model does; the model has a name where there are others.
+fn to_try(asks: Asks, model: Option<&str>, address: SocketAddr, needs_key: bool) -> String {
+    let (route, body) = match asks {
+        Asks::Ids => ("completions", r#""prompt": [1], "max_tokens": 16"#),
+        Asks::Vectors => ("embeddings", r#""input": "hello""#),
+        Asks::Chat => {
+            let body = r#""messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 64"#;
+            ("chat/completions", body)
+        }
+        Asks::Text => ("completions", r#""prompt": "Once upon a time", "max_tokens": 64"#),
     };
+    // Within the shell's quotes.
+    let model = model.map(|name| format!("\"model\": {}, ", serde_json::json!(name)).replace('\'', r"'\''"));
+    let body = format!("{{{}{body}}}", model.unwrap_or_default());
     // What listens everywhere is asked here.
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,

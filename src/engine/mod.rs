@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::forward::Adapter;
 use crate::refusals;
 
-pub(crate) use disk::{Cache, ModelBytes};
+pub(crate) use disk::{AT_END, Cache, ModelBytes};
 pub use disk::{CacheOptions, DiskLoad};
 pub use draft::Drafts;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -3,15 +3,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::room::{Room, Wanted};
 use super::{Ask, Entry, LOOK, Loaded, Shared, Stage, State, failed};
+use crate::engine::AT_END;
 use crate::error::{Error, Result, panic_text};
 use crate::refusals;
 
 /// How many models are loaded before one that waits for room which they take from it.
 pub(super) const AHEAD: usize = 4;
+
+/// How long the end waits for models that are on their way out: as long as what their caches write may take, and a bit.
+pub(super) const UNLOADING: Duration =
+    if cfg!(test) { Duration::from_secs(4) } else { Duration::from_secs(AT_END.as_secs() + 1) };
 
 /// A model whose files were read, and that waits for room.
 struct Opened {
@@ -37,10 +42,11 @@ impl Shared {
             if state.ending {
                 // Who still waits learns it by the end of the channel.
                 let asks = std::mem::take(&mut state.asks);
-                let entries = std::mem::take(&mut state.entries);
+                let there = state.entries.iter_mut().filter(|entry| !entry.is_unloading());
+                let there = there.map(|entry| std::mem::replace(&mut entry.stage, Stage::Unloaded)).collect();
                 drop(state);
                 drop(asks);
-                return end(entries);
+                return self.end(there);
             }
             state.asks.retain(|ask| !ask.waiter.is_gone());
             opened.retain(|opened| {
@@ -159,6 +165,7 @@ impl Shared {
                 (Stage::Failed { error: Arc::clone(&error), at: Instant::now() }, Some(error))
             }
         };
+        state.moves.loads += u64::from(failure.is_none());
         state.entries[entry].stage = stage;
         let given = self.give(&mut state, entry, failure);
         if let (Stage::Loaded(loaded), true) = (&mut state.entries[entry].stage, unload) {
@@ -166,6 +173,27 @@ impl Shared {
         }
         drop(state);
         given.into_iter().for_each(|(ask, lease)| ask.waiter.give(lease));
+    }
+
+    /// Ends all models at once: each may take some seconds for what its cache on disk has not written yet. Those that are on the
+    /// way out already are waited for as long.
+    fn end(&self, there: Vec<Stage>) {
+        let ends = there.into_iter().map(|stage| {
+            // Where there is no thread it ends here.
+            refusals::spawn(std::thread::Builder::new().name("backstop-unload".into()), move || drop(stage))
+        });
+        let ends: Vec<_> = ends.collect();
+        let until = Instant::now() + UNLOADING;
+        let mut state = self.state.lock();
+        while state.entries.iter().any(Entry::is_unloading) {
+            if self.bell.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        drop(state);
+        ends.into_iter().flatten().for_each(|end| {
+            let _ = end.join();
+        });
     }
 
     /// What those who ask for a model get.
@@ -188,18 +216,6 @@ impl Shared {
         }
         given
     }
-}
-
-/// Ends all models at once: each may take some seconds for what its cache on disk has not written yet.
-fn end(entries: Vec<Entry>) {
-    let ends = entries.into_iter().map(|entry| {
-        // Where there is no thread it ends here.
-        refusals::spawn(std::thread::Builder::new().name("backstop-unload".into()), move || drop(entry))
-    });
-    let ends: Vec<_> = ends.collect();
-    ends.into_iter().flatten().for_each(|end| {
-        let _ = end.join();
-    });
 }
 
 /// What panics while files are read is not to end all loading.

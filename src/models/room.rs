@@ -266,7 +266,7 @@ fn wanted(files: ModelFiles, options: LoadOptions, among_others: bool, had: Opti
 
 /// What a model may take of `had` bytes: all, where it is the only one; where all fit, what they leave in equal parts beside its
 /// own weights; else half of what it leaves itself.
-fn share(state: &State, entry: usize, least: u64, had: u64) -> u64 {
+pub(super) fn share(state: &State, entry: usize, least: u64, had: u64) -> u64 {
     let others = state.entries.iter().enumerate().filter(|(index, _)| *index != entry);
     let (count, sizes) = others.fold((1, Some(0_u64)), |(count, sum), (_, other)| {
         (count + 1, sum.zip(other.size).and_then(|(sum, size)| sum.checked_add(size)))

@@ -220,10 +220,46 @@ fn who_says_nothing_keeps_what_was_said() {
 #[test]
 fn twenty_four_loads_lose_nobody() {
     let largest = THREE.map(least).into_iter().max().unwrap();
-    let memory = MemoryNeed::RESERVE + largest;
-    let (models, opened) = models(ModelsOptions { memory: Some(memory), ..ModelsOptions::default() });
+    let memory = Some(MemoryNeed::RESERVE + largest);
+    let models = Models::new(ModelsOptions { memory, threads: Some(1), ..ModelsOptions::default() }).unwrap();
+    // How many are opened at once, and how many ever were.
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    for name in THREE {
+        let (now, most, path) = (Arc::clone(&now), Arc::clone(&most), fixture(name));
+        let open: Open = Arc::new(move || {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(5));
+            let files = ModelFiles::open(&path);
+            now.fetch_sub(1, Ordering::SeqCst);
+            files
+        });
+        let (name, aliases) = (name.to_owned(), Vec::new());
+        models.offer(Offer { name, aliases, size: None, open, options: options() }).unwrap();
+    }
     let wanted = THREE
         .map(|name| text(&Model::load_with(ModelFiles::open(&fixture(name)).unwrap(), options()).unwrap()));
+    // Each asks for another than the one that is in use, which then leaves.
+    let mut held: Option<Lease> = None;
+    for load in 0..24 {
+        let name = THREE[load % 3];
+        let lease = std::thread::scope(|scope| {
+            let asks = scope.spawn(|| models.get(name, Keep::Usual).unwrap());
+            if let Some(held) = held.take() {
+                while models.lease(held.name(), Keep::AsBefore).is_some() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                assert_eq!(text(held.model()), wanted[(load + 2) % 3]);
+            }
+            asks.join().unwrap()
+        });
+        assert_eq!((lease.name(), text(lease.model())), (name, wanted[load % 3].clone()));
+        held = Some(lease);
+    }
+    drop(held);
+    models.unload(THREE[2]).unwrap();
+    becomes(&models, &[Unloaded; 3]);
+    assert_eq!(models.moves(), ModelMoves { loads: 24, unloads: 24 });
+    // Several who ask at once.
     std::thread::scope(|scope| {
         for thread in 0..3 {
             let (models, wanted) = (&models, &wanted);
@@ -236,9 +272,9 @@ fn twenty_four_loads_lose_nobody() {
             });
         }
     });
-    let loads: usize = opened.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-    assert!((3..=24).contains(&loads), "{loads}");
+    assert!((3..=24).contains(&(models.moves().loads - 24)), "{:?}", models.moves());
     assert!(models.list().iter().all(|status| status.leases == 0 && status.state != Failed));
+    assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
 #[test]
@@ -412,5 +448,83 @@ fn models_that_compute_at_once_have_the_texts_that_they_have_alone() {
             }
         });
         assert_eq!(states(&models), [There; 3]);
+    }
+}
+
+#[test]
+fn the_end_waits_for_one_that_is_on_its_way_out() {
+    for lets_go in [true, false] {
+        let (models, _) = models(ModelsOptions::default());
+        drop(models.get(THREE[0], Keep::Usual).unwrap());
+        let looked = models.list()[0].model.clone();
+        models.unload(THREE[0]).unwrap();
+        assert_eq!(states(&models), [ModelState::Unloading, Unloaded, Unloaded]);
+        let started = Instant::now();
+        let ends = std::thread::spawn(move || drop(models));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!ends.is_finished());
+        // What never lets go is waited for so long and no longer.
+        let kept = looked.filter(|_| !lets_go);
+        ends.join().unwrap();
+        assert_eq!(started.elapsed() < loads::UNLOADING, lets_go, "{:?}", started.elapsed());
+        assert!(started.elapsed() < 3 * loads::UNLOADING);
+        drop(kept);
+    }
+}
+
+/// Bytes of keys and values that a model of three gets where nobody says how many.
+fn kv_of_three(memory: u64, sizes: [Option<u64>; 3], sequences: usize) -> u64 {
+    let models =
+        Models::new(ModelsOptions { memory: Some(memory), threads: Some(1), ..ModelsOptions::default() })
+            .unwrap();
+    for (name, size) in THREE.iter().zip(sizes) {
+        let (offer, _) = offer(name);
+        let options = LoadOptions { kv_memory: None, max_sequences: Some(sequences), ..options() };
+        models.offer(Offer { size, options, ..offer }).unwrap();
+    }
+    models.get(THREE[0], Keep::Usual).unwrap().model().info().kv_memory
+}
+
+#[test]
+fn what_each_gets_where_nobody_says() {
+    // What the first takes beside keys and values, and those of its context.
+    let files = ModelFiles::open(&fixture(THREE[0])).unwrap();
+    let need = files.memory_need(files.memory_setting(LlmBackendKind::Cpu, &options()));
+    let (least, fixed) = (need.total(), need.weights + need.activations);
+    let left = |share: u64| share - fixed - MemoryNeed::RESERVE;
+    let size = 10 << 20;
+    let had = least + 2 * size + (90 << 20);
+    // All fit: what all weights leave, in equal parts.
+    let many = 1 << 20;
+    assert_eq!(kv_of_three(had, [Some(size); 3], many), left(least + (30 << 20)));
+    // They do not fit, or nobody knows: half of what its own weights leave.
+    let half = left(least + (had - least) / 2);
+    assert_eq!(kv_of_three(had, [Some(size), Some(had), Some(size)], many), half);
+    assert_eq!(kv_of_three(had, [Some(size), None, Some(size)], many), half);
+    // No more than twice as many sequences take as run at once.
+    assert_eq!(kv_of_three(had, [Some(size); 3], 3), 6 * need.kv);
+
+    // As numbers: the size of the one that asks is what its files say, and counts as that alone.
+    let entry = |size: Option<u64>| Entry {
+        name: String::new(),
+        aliases: Vec::new(),
+        size,
+        from: None,
+        stage: Stage::Unloaded,
+    };
+    let state = |sizes: &[Option<u64>]| State {
+        entries: sizes.iter().map(|&size| entry(size)).collect(),
+        ..State::default()
+    };
+    let cases: [(&[Option<u64>], u64); 6] = [
+        (&[None], 1000),
+        (&[None, Some(200)], 100 + (1000 - 300) / 2),
+        (&[None, Some(200), Some(100)], 100 + (1000 - 400) / 3),
+        (&[None, Some(900)], 100),
+        (&[None, Some(901)], 100 + 900 / 2),
+        (&[None, None], 100 + 900 / 2),
+    ];
+    for (sizes, expected) in cases {
+        assert_eq!(room::share(&state(sizes), 0, 100, 1000), expected, "{sizes:?}");
     }
 }

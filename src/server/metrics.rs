@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::budget::Budget;
 use crate::backend::kv::PAGE;
 use crate::engine::{DiskLoad, Engine, Load, Stats};
-use crate::models::ModelStatus;
+use crate::models::{ModelMoves, ModelStatus, Models};
 
 /// Upper bounds of a histogram's buckets, in seconds: from a step of a tiny model to a long prompt of a large one.
 const BOUNDS: [f64; 14] =
@@ -111,7 +111,8 @@ impl Metrics {
     }
 
     /// All of it as text. What engines count has their models' names where there are several models.
-    pub fn text(&self, models: &[ModelStatus], budget: &Budget) -> String {
+    pub fn text(&self, models: &Models, budget: &Budget) -> String {
+        let ModelMoves { loads, unloads } = models.moves();
         let mut out = String::new();
         head(&mut out, "requests_total", "Requests answered, by route and status.", "counter");
         for ((route, status), count) in self.requests.lock().iter() {
@@ -152,12 +153,14 @@ impl Metrics {
                 "Tokens that these did not compute, in whole pages.",
                 of(&self.cached_tokens),
             ),
+            ("model_loads_total", "Models that were loaded.", loads),
+            ("model_unloads_total", "Models that were unloaded, and whose memory is free again.", unloads),
         ];
         for (name, help, value) in counters {
             head(&mut out, name, help, "counter");
             let _ = writeln!(out, "backstop_{name} {value}");
         }
-        self.engines(&mut out, models);
+        self.engines(&mut out, &models.list());
         let histograms = [
             (&self.first_token, "time_to_first_token_seconds", "From a request to its first token."),
             (&self.between_tokens, "inter_token_seconds", "From one token of a sequence to its next."),

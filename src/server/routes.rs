@@ -364,7 +364,7 @@ async fn block(uri: Uri) -> StatusCode {
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
-    ([(header::CONTENT_TYPE, kind)], app.metrics.text(&app.models.list(), &app.budget)).into_response()
+    ([(header::CONTENT_TYPE, kind)], app.metrics.text(&app.models, &app.budget)).into_response()
 }
 
 #[cfg(test)]

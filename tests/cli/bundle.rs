@@ -309,3 +309,22 @@ fn bundles_that_are_cut_or_changed_are_refused() {
     open().set_len(place).unwrap();
     wrong(&format!("has {place} of {len} bytes"));
 }
+
+#[test]
+fn a_bundle_that_no_disk_holds_is_refused_before_it_is_written() {
+    let (model, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for entry in fs::read_dir(STORIES).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), model.path().join(entry.file_name())).unwrap();
+    }
+    // It takes no room as it is.
+    let large = std::fs::File::create(model.path().join("vocab.txt")).unwrap();
+    if large.set_len(1 << 43).is_err() {
+        return println!("skipped: no file of 8 TiB can be made here");
+    }
+    let out = place.path().join("out");
+    let ran = backstop(&["bundle", model.path().to_str().unwrap(), "-o", out.to_str().unwrap()]);
+    let begins = format!("error: {}: takes 8796.", out.display());
+    assert!(ran.err.starts_with(&begins) && ran.err.ends_with(" are free there\n"), "{}", ran.err);
+    assert_eq!((ran.code, std::fs::read_dir(place.path()).unwrap().count()), (Some(1), 0));
+}

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crate::support::*;
+use crate::terminal::process::Terminal;
 
 fn there(program: &str) -> bool {
     let found =
@@ -21,6 +22,71 @@ fn every_shell_has_a_script() {
     }
     let ran = backstop(&["completions", "csh"]);
     assert_eq!(ran.code, Some(2), "{}", ran.err);
+}
+
+/// Shells, how they begin without a person's settings, and a command of theirs that says what it was given.
+const SHELLS: [(&str, &[&str], &str); 3] = [
+    ("bash", &["--norc", "--noprofile"], "backstop() { printf '<%s>' \"$@\"; }"),
+    ("zsh", &["-f"], "autoload -U compinit; compinit -u -D; backstop() { printf '<%s>' \"$@\"; }"),
+    (
+        "fish",
+        &["--no-config"],
+        "set -g fish_autosuggestion_enabled 0; function backstop; printf '<%s>' $argv; end",
+    ),
+];
+
+#[test]
+fn what_a_tab_puts_in_is_one_word() {
+    for (shell, args, before) in SHELLS {
+        if !there(shell) {
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        // The program lies where a shell would part its path.
+        let program = dir.path().join("it's here/backstop");
+        std::fs::create_dir(program.parent().unwrap()).unwrap();
+        let built = env!("CARGO_BIN_EXE_backstop");
+        if std::fs::hard_link(built, &program).is_err() {
+            std::fs::copy(built, &program).unwrap();
+        }
+        let script = Command::new(&program).args(["completions", shell]).output().unwrap();
+        assert!(script.status.success(), "{script:?}");
+        std::fs::write(dir.path().join("script"), script.stdout).unwrap();
+        let files = dir.path().join("files");
+        std::fs::create_dir(&files).unwrap();
+        for name in ["my file.gguf", "a;b.gguf", "it's.gguf", "g$(touch x).gguf", "st*r.gguf", "stxr.gguf"] {
+            std::fs::write(files.join(name), "").unwrap();
+        }
+        let mut command = Command::new(shell);
+        command.args(args).current_dir(&files).env("HOME", dir.path()).env_remove("RUST_LOG");
+        command.env("HF_HUB_CACHE", dir.path().join("hub"));
+        let mut terminal = Terminal::start(command);
+        terminal.keys(&format!("{before}; . ../script; echo read''y\r"));
+        terminal.shows("ready\r\n");
+        for (before, begun, word) in [
+            ("quantize x -o", "my", "my file.gguf"),
+            ("quantize x -o", "my\\ fi", "my file.gguf"),
+            ("quantize x -o", "\"my f", "my file.gguf"),
+            ("quantize x -o", "a", "a;b.gguf"),
+            ("quantize x -o", "it", "it's.gguf"),
+            ("quantize x -o", "g", "g$(touch x).gguf"),
+            ("quantize x -o", "st\\*", "st*r.gguf"),
+            ("run --model", "my", "my file.gguf"),
+            ("run --model", "qwen3:0", "qwen3:0.6b"),
+        ] {
+            // A star that is meant as it is fish completes as if it were a pattern: to nothing.
+            if shell == "fish" && begun.contains('*') {
+                continue;
+            }
+            terminal.keys(&format!("backstop {before} {begun}\t"));
+            terminal.shows(&word[word.len() - 2..]);
+            terminal.keys("\r");
+            terminal.shows(&format!("<{}><{word}>", before.replace(' ', "><")));
+        }
+        terminal.keys("exit\r");
+        assert_eq!(terminal.ends(), Some(0), "{shell}");
+        assert_eq!(std::fs::read_dir(&files).unwrap().count(), 6);
+    }
 }
 
 #[test]

@@ -18,8 +18,12 @@ mod parity;
 mod perplexity;
 mod quantize;
 mod run;
+#[path = "../support/script.rs"]
+#[allow(dead_code, reason = "other tests need the rest")]
+mod script;
 mod serve;
 mod signals;
 mod support;
 mod template;
 mod terminal;
+mod thoughts;

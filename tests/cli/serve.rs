@@ -42,3 +42,30 @@ fn the_line_to_try_works_as_it_is() {
     let answer = tried(&[noise.path()]);
     assert!(answer["choices"][0]["text"].is_string(), "{answer}");
 }
+
+#[test]
+fn the_line_to_try_names_a_model_where_none_is_loaded() {
+    if Command::new("curl").arg("--version").output().is_err() {
+        return println!("skipped: there is no curl");
+    }
+    let (dir, noise) = (tempfile::tempdir().unwrap(), Noise::new());
+    let put = |name: &str, from: &std::path::Path| {
+        let to = dir.path().join(name);
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    };
+    // The first is broken, and the next one of a name that a shell would part.
+    std::fs::create_dir(dir.path().join("a")).unwrap();
+    std::fs::write(dir.path().join("a/config.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("a/model.safetensors"), "none").unwrap();
+    put("it's b", noise.0.path());
+    put("c", noise.0.path());
+    let answer = tried(&["--models-dir", dir.path().to_str().unwrap()]);
+    assert_eq!((&answer["model"], &answer["object"]), (&"c".into(), &"chat.completion".into()), "{answer}");
+    std::fs::remove_dir_all(dir.path().join("c")).unwrap();
+    let answer = tried(&["--models-dir", dir.path().to_str().unwrap()]);
+    assert_eq!(answer["model"], "it's b", "{answer}");
+}

@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::support::*;
 
 #[path = "../support/terminal.rs"]
-mod process;
+pub mod process;
 use process::Terminal;
 
 /// The binary on a terminal, with what it keeps in `state`.

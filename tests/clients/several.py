@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 from pathlib import Path
 
 from scripted import make
@@ -45,6 +46,14 @@ class Several(unittest.TestCase):
         for _ in range(ROUNDS):
             for name in NAMES:
                 self.assertEqual(ask(name), answer(name))
+                self.assertEqual(self.loaded(), [name])
+
+    @classmethod
+    def loaded(cls):
+        """The models that are loaded."""
+        request = urllib.request.Request(f"{cls.server.url}/v1/models", headers={"authorization": f"Bearer {KEY}"})
+        with urllib.request.urlopen(request) as answer:
+            return [model["id"] for model in json.load(answer)["data"] if model["state"] == "loaded"]
 
     def by_node(self, program, *args):
         """What a program for Node.js says to each model, in turn."""

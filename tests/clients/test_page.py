@@ -22,7 +22,11 @@ class Page(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.browser = Browser()
-        cls.server = Server(key=cls.key)
+        cls.server = cls.server_of()
+
+    @classmethod
+    def server_of(cls):
+        return Server(key=cls.key)
 
     @classmethod
     def tearDownClass(cls):
@@ -145,19 +149,101 @@ class Conversations(Page):
         self.sees(page, "article.assistant .branches", "2/2")
         self.assertEqual(page.complaints, [])
 
-    def test_what_is_stopped_stays(self):
-        page = self.open()
+    def slowed(self, page, speed=4000):
+        """What is answered comes slowly, until what this gives is called."""
         wire = page.context.new_cdp_session(page)
         wire.send("Network.enable")
-        slow = {"offline": False, "latency": 0, "uploadThroughput": -1}
-        wire.send("Network.emulateNetworkConditions", {**slow, "downloadThroughput": 4000})
+        at = lambda bytes: wire.send("Network.emulateNetworkConditions", {
+            "offline": False, "latency": 0, "uploadThroughput": -1, "downloadThroughput": bytes})
+        at(speed)
+        return lambda: at(-1)
+
+    def delete(self, page):
+        """Deletes the last answer that is shown."""
+        page.locator("article.assistant .do-delete").last.click()
+        page.locator("article.assistant .do-delete").last.click()
+
+    def test_two_tabs(self):
+        # A tab that hears nothing, and one in which something is deleted.
+        one = self.open()
+        self.set(one, max_tokens=6)
+        deaf = one.context.new_page()
+        deaf.add_init_script("delete self.BroadcastChannel")
+        tabs = lambda: (self.visit_again(one), self.visit_again(deaf))
+
+        def begin(text):
+            """A question with two answers, the second of which is shown in both tabs."""
+            one.keyboard.press("Control+Shift+O")
+            one.wait_for_selector(".welcome")
+            self.ask(one, text)
+            self.answered(one, lambda: one.click("article.assistant .do-again"))
+            self.sees(one, "article.assistant .branches", "2/2")
+            self.visit_again(one)
+            deaf.goto(one.url)
+            deaf.reload()
+            self.sees(deaf, "article.assistant .branches", "2/2")
+            return self.answers(deaf)[0]
+
+        # What was deleted does not come back by a tab that still has it, and goes on in another branch.
+        begin("Once upon a time")
+        self.delete(one)
+        self.sees(one, "article.assistant .branches", [])
+        first = self.answers(one)[0]
+        deaf.get_by_label("Previous version").click()
+        self.sees(deaf, ANSWER, [first])
+        self.ask(deaf, "The cat")
+        wanted = self.answers(deaf)
+        self.sees(deaf, ".branches", [])
+        tabs()
+        for tab in (one, deaf):
+            self.sees(tab, "article.user .text", ["Once upon a time", "The cat"])
+            self.sees(tab, ANSWER, wanted)
+            self.sees(tab, ".branches", [])
+
+        # Nor while that tab is being answered.
+        begin("A dog ran")
+        deaf.get_by_label("Previous version").click()
+        usual = self.slowed(deaf, 1000)
+        with deaf.expect_request("**/v1/chat/completions"):
+            deaf.fill("#question", "The sun")
+            deaf.press("#question", "Enter")
+        self.sees(one, "article.assistant .branches", "2/2")
+        self.delete(one)
+        self.assertEqual(deaf.locator(DONE).count(), 0)
+        usual()
+        deaf.wait_for_selector(DONE)
+        wanted = self.answers(deaf)
+        tabs()
+        for tab in (one, deaf):
+            self.sees(tab, "article.user .text", ["A dog ran", "The sun"])
+            self.sees(tab, ANSWER, wanted)
+            self.sees(tab, ".branches", [])
+
+        # What was said below it in the meantime keeps it, whatever the other tab does next.
+        second = begin("My name is")
+        self.delete(one)
+        self.ask(deaf, "Goodbye")
+        wanted = self.answers(deaf)
+        self.assertEqual(wanted[0], second)
+        self.ask(one, "Hello")
+        self.sees(one, "article.user .text", ["My name is", "Hello"])
+        tabs()
+        self.sees(one, "article.user .text", ["My name is", "Hello"])
+        one.get_by_label("Next version").first.click()
+        self.sees(one, "article.user .text", ["My name is", "Goodbye"])
+        self.sees(one, ANSWER, wanted)
+        self.assertEqual(one.complaints, [])
+
+    def test_what_is_stopped_stays(self):
+        page = self.open()
+        usual = self.slowed(page)
         page.fill("#question", "Once upon a time")
         page.press("#question", "Enter")
         page.wait_for_selector("article.assistant .markdown")
         self.assertEqual(page.get_attribute(".thread", "aria-busy"), "true")
         page.keyboard.press("Escape")
         page.wait_for_selector(DONE)
-        wire.send("Network.emulateNetworkConditions", {**slow, "downloadThroughput": -1})
+        usual()
         self.assertIn("Stopped.", page.locator("article.assistant").inner_text())
         self.assertEqual(page.get_attribute(".thread", "aria-busy"), "false")
         text = self.answers(page)

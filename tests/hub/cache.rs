@@ -7,14 +7,16 @@ use serde_json::Value;
 
 use super::served::{COMMIT, Hub, noise};
 
-/// A Python that has `huggingface_hub`: `BACKSTOP_HF_PYTHON`, or `python3` where it does.
+/// A Python that has `huggingface_hub`: the one that `BACKSTOP_HF_PYTHON` names, or `python3` where it does.
 fn python() -> Option<String> {
-    let named = std::env::var("BACKSTOP_HF_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let found = Command::new(&named).args(["-c", "import huggingface_hub"]).output();
+    let named = std::env::var("BACKSTOP_HF_PYTHON").ok();
+    let python = named.clone().unwrap_or_else(|| "python3".to_owned());
+    let found = Command::new(&python).args(["-c", "import huggingface_hub"]).output();
     if found.is_ok_and(|output| output.status.success()) {
-        return Some(named);
+        return Some(python);
     }
-    eprintln!("skipped: {named} has no huggingface_hub; BACKSTOP_HF_PYTHON names a Python that has");
+    assert_eq!(named, None, "BACKSTOP_HF_PYTHON has no huggingface_hub");
+    eprintln!("skipped: {python} has no huggingface_hub; BACKSTOP_HF_PYTHON names a Python that has");
     None
 }
 

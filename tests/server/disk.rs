@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::Server;
+use crate::support::{Noise, Server};
 
 /// More than 256 tokens of the built-in model.
 fn text(seed: usize) -> String {
@@ -70,6 +70,26 @@ fn beginnings_outlive_the_server_and_stay_their_keys() {
     // From memory by now.
     assert_eq!(ask(&second, "ann", 1), (ann, true));
     assert_eq!(metric(&second, "ann", "backstop_disk_cache_hits_total"), 1.0);
+}
+
+#[test]
+fn a_model_that_is_on_its_way_out_writes_what_it_has() {
+    let (dir, noise) = (tempfile::tempdir().unwrap(), Noise::new());
+    let cache = ["--backend", "cpu", "--cache-dir", dir.path().to_str().unwrap()];
+    let served = || Server::start(&[&["stories", noise.path()], &cache[..]].concat());
+    let mut first = served();
+    // It goes when it has answered, and the server just then.
+    let body =
+        json!({ "model": "stories", "prompt": text(2), "max_tokens": 8, "temperature": 0, "keep_alive": 0 });
+    let said = first.post("/v1/completions", &body).ok()["choices"].clone();
+    first.signal("-TERM");
+    assert_eq!(first.ended(), Some(0));
+    let second = served();
+    let answer = second.post("/v1/completions", &body).ok();
+    let usage = &answer["usage"];
+    assert_eq!(answer["choices"], said);
+    let whole = (usage["prompt_tokens"].as_u64().unwrap() - 1) / 64 * 64;
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], whole);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod hostile;
 mod limits;
 mod memory;
 mod ollama;
+#[path = "../support/script.rs"]
 mod script;
 mod several;
 mod streams;

@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 #[path = "../support/noise.rs"]
 #[allow(dead_code, reason = "other tests need the rest")]
 pub mod noise;
-pub use noise::Noise;
 #[path = "../support/signals.rs"]
 #[allow(dead_code, reason = "other tests need the rest")]
 mod signals;
+pub use noise::{Noise, header};
+
+use crate::script::Script;
 
 /// How long anything may take on a machine that has other things to do.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -121,6 +123,12 @@ impl Server {
             assert!(start.elapsed() < LONG, "the server does not end");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+impl Script {
+    pub fn serve(&self) -> Server {
+        Server::start(&[self.path().to_str().unwrap()])
     }
 }
 

@@ -11,6 +11,11 @@ pub struct Noise(pub tempfile::TempDir);
 
 impl Noise {
     pub fn new() -> Self {
+        Self::of(32, 48, 1, 0)
+    }
+
+    /// One of this width, of so many layers; each of its kind is another.
+    pub fn of(hidden: usize, intermediate: usize, layers: usize, kind: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/chatml");
         fs::copy(fixture.join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
@@ -19,27 +24,33 @@ impl Noise {
         let config =
             config.replace("\"eos_token\": \"<|im_end|>\",", "").replace("<|im_end|>", ".<|im_end|>");
         fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
-        let config = r#"{"model_type": "llama", "vocab_size": 305, "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-            "max_position_embeddings": 200000, "bos_token_id": null, "eos_token_id": null}"#;
+        let config = format!(
+            r#"{{"model_type": "llama", "vocab_size": 305, "hidden_size": {hidden}, "intermediate_size": {intermediate},
+            "num_hidden_layers": {layers}, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+            "max_position_embeddings": 200000, "bos_token_id": null, "eos_token_id": null}}"#
+        );
         fs::write(dir.path().join("config.json"), config).unwrap();
-        let layer = |name: &str| format!("model.layers.0.{name}.weight");
-        let tensors = [
-            ("model.embed_tokens.weight".to_owned(), vec![305, 32]),
-            (layer("input_layernorm"), vec![32]),
-            (layer("self_attn.q_proj"), vec![32, 32]),
-            (layer("self_attn.k_proj"), vec![16, 32]),
-            (layer("self_attn.v_proj"), vec![16, 32]),
-            (layer("self_attn.o_proj"), vec![32, 32]),
-            (layer("post_attention_layernorm"), vec![32]),
-            (layer("mlp.gate_proj"), vec![48, 32]),
-            (layer("mlp.up_proj"), vec![48, 32]),
-            (layer("mlp.down_proj"), vec![32, 48]),
-            ("model.norm.weight".to_owned(), vec![32]),
-            ("lm_head.weight".to_owned(), vec![305, 32]),
-        ];
+        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![305, hidden])];
+        for index in 0..layers {
+            let layer =
+                |(name, shape): (&str, Vec<usize>)| (format!("model.layers.{index}.{name}.weight"), shape);
+            let of_layer = [
+                ("input_layernorm", vec![hidden]),
+                ("self_attn.q_proj", vec![32, hidden]),
+                ("self_attn.k_proj", vec![16, hidden]),
+                ("self_attn.v_proj", vec![16, hidden]),
+                ("self_attn.o_proj", vec![hidden, 32]),
+                ("post_attention_layernorm", vec![hidden]),
+                ("mlp.gate_proj", vec![intermediate, hidden]),
+                ("mlp.up_proj", vec![intermediate, hidden]),
+                ("mlp.down_proj", vec![hidden, intermediate]),
+            ];
+            tensors.extend(of_layer.map(layer));
+        }
+        tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
+        tensors.push(("lm_head.weight".to_owned(), vec![305, hidden]));
         let (mut file, bytes) = header("F32", 4, &tensors);
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ kind << 32;
         for _ in 0..bytes / 4 {
             state ^= state << 13;
             state ^= state >> 7;

@@ -16,6 +16,9 @@ export interface Run {
   tokens: Token[];
 }
 
+/** What the chosen model is kept by. */
+const MODEL = "backstop.model";
+
 export const conversations = signal<Conversation[]>([]);
 export const current = signal("");
 export const runs = signal<ReadonlyMap<string, Run>>(new Map());
@@ -40,8 +43,6 @@ export const isLoaded = (model: api.Model) => !model.state || model.state === "l
 export const isChanging = ({ state }: api.Model) => state === "loading" || state === "unloading";
 /** Whether the server holds several models, or tells of their states. */
 export const several = computed(() => models.value.length > 1 || models.value.some(({ state }) => state));
-
-const MODEL = "backstop.model";
 
 function remembered(): string {
   try {
@@ -100,7 +101,8 @@ async function put(changed: Conversation) {
   if (!here) return;
   if (!stored) return vanished(here);
   const both = tree.merged(stored, here);
-  if (both.turns.length > here.turns.length)
+  const ids = new Set(here.turns.map(({ id }) => id));
+  if (both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id)))
     conversations.value = conversations.value.map((one) => (one === here ? both : one));
 }
 

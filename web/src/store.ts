@@ -67,13 +67,13 @@ export async function put(conversation: Conversation): Promise<Conversation | un
       store.put(stored);
     };
   });
-  if (stored) known.add(id);
+  if (stored) known.add(noted(conversation).id);
   return stored;
 }
 
 export async function putAll(all: Conversation[]) {
   await within("readwrite", (store) => all.forEach((one) => store.put(one)));
-  for (const { id } of all) known.add(id);
+  for (const one of all) known.add(noted(one).id);
 }
 
 export const remove = (conversation: Conversation) =>

@@ -120,7 +120,7 @@ export function pruned(conversation: Conversation, id: string): [Conversation, s
   return [{ ...conversation, changed: Date.now(), turns, chosen: Object.fromEntries(chosen) }, [...gone]];
 }
 
-/** Turns that were read as they are stored, and not changed since. */
+/** Turns as they are stored, and not changed since. */
 const asStored = new WeakSet<Turn>();
 /** Turns that were deleted here. */
 const deleted = new Set<string>();
@@ -131,20 +131,40 @@ export function noted<T extends Conversation | undefined>(read: T): T {
   return read;
 }
 
-/** What is stored of a conversation together with what is here: a turn that was written here is as it is here. */
+/** Has a turn be there again, with all that it follows. */
+function restore(byId: ReadonlyMap<string, Turn>, id: string | null) {
+  for (let at = id; at && deleted.delete(at); ) at = byId.get(at)?.parent ?? null;
+}
+
+/**
+ * What is stored of a conversation together with what is here: a turn that was written here is as it is here, and one that was
+ * deleted in either place is gone, unless something was said below it that was not deleted.
+ */
 export function merged(stored: Conversation, here: Conversation): Conversation {
+  const byId = new Map(stored.turns.map((turn) => [turn.id, turn]));
+  for (const { id, parent } of stored.turns) if (!deleted.has(id)) restore(byId, parent);
   const ours = new Map(here.turns.map((turn) => [turn.id, turn]));
-  const theirs = stored.turns.filter(({ id, parent }) => {
-    // A turn comes after its parent.
-    if (parent && deleted.has(parent)) deleted.add(id);
-    return !deleted.has(id);
+  const turns = stored.turns
+    .filter(({ id }) => !deleted.has(id))
+    .map((turn) => {
+      const our = ours.get(turn.id);
+      ours.delete(turn.id);
+      return our && !asStored.has(our) ? our : turn;
+    });
+  // What was stored once and is no more was deleted by another tab. A turn comes after its parent.
+  const said = new Set<string>();
+  const rest = [...ours.values()].reverse().filter((turn) => {
+    const stays = !asStored.has(turn) || said.has(turn.id);
+    if (stays && turn.parent) said.add(turn.parent);
+    return stays;
   });
-  const turns = theirs.map((turn) => {
-    const our = ours.get(turn.id);
-    ours.delete(turn.id);
-    return our && !asStored.has(our) ? our : turn;
-  });
-  return { ...here, turns: [...turns, ...ours.values()], chosen: { ...stored.chosen, ...here.chosen } };
+  // What is shown here stays shown.
+  const seen = Object.fromEntries(path(here).map(({ id, parent }) => [parent ?? "", id]));
+  return {
+    ...here,
+    turns: [...turns, ...rest.reverse()],
+    chosen: { ...stored.chosen, ...here.chosen, ...seen },
+  };
 }
 
 /** A title from a first message. */

@@ -74,9 +74,12 @@ const ENVIRONMENTS: [Environment; 6] = [
     Environment {
         name: "page",
         packages: &["playwright==1.65.2"],
-        tests: &["test_page.py", "test_page_answers.py"],
+        tests: &["test_page.py", "test_page_answers.py", "test_page_keys.py", "test_page_several.py"],
     },
 ];
+
+/// What the Hugging Face cache is shared with, for tests/hub.
+const HUB: Environment = Environment { name: "hub", packages: &["huggingface_hub==2.4.0"], tests: &[] };
 
 const NODE_PACKAGES: [&str; 6] = [
     "@ai-sdk/anthropic@3.0.140",
@@ -151,8 +154,21 @@ pub fn test(filter: &[String]) -> Result<()> {
             }
         }
     }
+    if filter.is_empty() && !shares_the_cache(&root, &made(&HUB, &home)?)? {
+        failed.push("tests/hub/cache.rs");
+    }
     ensure!(failed.is_empty(), "tests failed in {}", failed.join(", "));
     Ok(())
+}
+
+/// Whether this program and `python`'s `huggingface_hub` find what the other has downloaded.
+fn shares_the_cache(root: &Path, python: &Path) -> Result<bool> {
+    let mut tests = cargo();
+    tests.args(["test", "--workspace", "--features", "fault-injection", "--test", "hub", "cache::"]);
+    tests.env("BACKSTOP_HF_PYTHON", python).current_dir(root);
+    eprintln!("   {}: {}", HUB.name, shown(&tests));
+    let status = tests.status().with_context(|| format!("cannot start `{}`", shown(&tests)))?;
+    Ok(status.success())
 }
 
 /// Where cargo builds.

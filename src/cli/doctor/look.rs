@@ -21,8 +21,11 @@ use super::super::summary::digits;
 use super::super::{args, bundle, pull, term};
 use super::Finding;
 
-/// How long measuring may take, which takes a second or two.
+/// How long measuring may take, which takes a second or two; the process that measures is ended before nobody waits for it.
 const MEASURED: Duration = Duration::from_secs(20);
+const MEASURES: Duration = Duration::from_secs(15);
+/// How long the built-in model may take to say five tokens.
+const TRIED: Duration = Duration::from_secs(60);
 /// How long looking at folders of models may take.
 const LOOKED: Duration = Duration::from_secs(10);
 
@@ -59,13 +62,13 @@ fn with_settings(look: fn(&Settings) -> Finding, else_: fn(String) -> Finding) -
 pub fn all() -> Vec<Finding> {
     let mut all = vec![version()];
     all.extend(own_model());
-    all.extend([cpu(), memory(), within("speed", MEASURED, speed), mlx()]);
+    all.extend([cpu(), memory(), within("speed", MEASURED, speed), within("mlx", MEASURED, mlx)]);
     let of_models =
         |what| Finding::new("models", [what], Value::Null).broken("set HOME or HF_HOME, and check HF_TOKEN");
     let of_hub = |what| Finding::new("hub", [what], Value::Null);
     all.push(within("models", LOOKED, move || with_settings(models, of_models)));
     all.push(within("hub", LOOKED, move || with_settings(hub, of_hub)));
-    all.extend([port(), terminal(), try_out()]);
+    all.extend([port(), terminal(), within("trial", TRIED, try_out)]);
     all
 }
 
@@ -210,7 +213,7 @@ fn speed() -> Finding {
         let line = format!("not measured: that takes {}, and {} are available", Bytes(ENOUGH), Bytes(bytes));
         return Finding::new("speed", [line], Value::Null);
     }
-    match Limits::elsewhere(threads, Isa::detect()) {
+    match Limits::elsewhere(threads, Isa::detect(), MEASURES) {
         Ok(limits) => {
             let giga = |value: f64| digits(value / 1e9);
             let lines = [

@@ -50,7 +50,7 @@ const QUEUE: u64 = 256 << 20;
 const RETRY: Duration = Duration::from_secs(60);
 
 /// How long the end of an engine may take for what is not written yet.
-const AT_END: Duration = Duration::from_secs(10);
+pub(crate) const AT_END: Duration = Duration::from_secs(10);
 
 /// A cache of the beginnings of prompts on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{Server, noise};
+use crate::support::header;
 
 /// Names of scripts and their tokens. No token may be in two of them, nor twice in one; the end of the sequence follows. A name
 /// `=X` is that of a script which goes on after the token `X`, whoever wrote it.
@@ -129,7 +129,7 @@ impl Script {
         for (at, (_, to)) in pairs.iter().enumerate() {
             head[to * HIDDEN + at + 1] = 1.0;
         }
-        let (mut file, bytes) = noise::header("F32", 4, &tensors);
+        let (mut file, bytes) = header("F32", 4, &tensors);
         let ones = vec![1.0; 3 * HIDDEN];
         let mut values = [embedding, head, ones].concat();
         values.resize(bytes / 4, 0.0);
@@ -145,9 +145,5 @@ impl Script {
     /// The token that begins a script.
     pub fn id(&self, name: &str) -> usize {
         self.begin[name]
-    }
-
-    pub fn serve(&self) -> Server {
-        Server::start(&[self.path().to_str().unwrap()])
     }
 }
