@@ -219,6 +219,7 @@ impl Model {
     }
 
     /// This model for the one with such a key, who has a part of the engine's time for what is embedded, ranked and scored.
+    #[cfg(feature = "server")]
     pub(crate) fn asked_by(self, key: Option<Arc<str>>) -> Self {
         Self { asked_by: key, ..self }
     }
