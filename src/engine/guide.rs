@@ -135,9 +135,8 @@ impl MaskPool {
             for (i, slow) in [true, false].into_iter().flat_map(|slow| (0..threads).map(move |i| (i, slow))) {
                 let jobs = jobs.jobs.clone();
                 let work = move || {
-                    match slow {
-                        true => apart::lower(apart::own_id()),
-                        false => apart::in_short_turns(),
+                    if slow {
+                        apart::lower(apart::own_id());
                     }
                     while let Some(job) = jobs.as_deref().and_then(|jobs| jobs.next(slow)) {
                         // A panic drops where it goes with its constraint, which ends its sequence alone.

@@ -18,7 +18,6 @@ use tokio::task::AbortHandle;
 
 use super::routes::Service;
 use crate::error::{Error, Result};
-use crate::text::apart;
 
 /// One may read a large body while the other answers who asks for less.
 const THREADS: usize = 2;
@@ -37,8 +36,6 @@ impl Handlers {
     pub fn start() -> Result<Self> {
         let mut threads = Builder::new_multi_thread();
         threads.worker_threads(THREADS).thread_name("backstop-answer").enable_time();
-        // A step waits for the slowest of its threads, and no longer than a turn for one of these.
-        threads.on_thread_start(apart::in_short_turns);
         let runtime =
             threads.build().map_err(|source| Error::io(Path::new("the server's threads"), source))?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })

@@ -36,7 +36,7 @@ pub(crate) const LONG: Duration = Duration::from_millis(20);
 /// How much further back long work stands: a ninth of the time of a thread that wants the same core.
 #[cfg(target_os = "linux")]
 const BACK: i32 = 10;
-/// Nanoseconds for which what is beside the steps has a core at a time. The system's own milliseconds would be some steps of a small model.
+/// Nanoseconds for which it has a core at a time. The system's own milliseconds would be some steps of a small model.
 #[cfg(target_os = "linux")]
 const SLICE: u64 = 100_000;
 
@@ -53,7 +53,7 @@ pub(crate) fn own_id() -> i32 {
 /// later are as it is.
 pub(crate) fn lower(thread: i32) {
     #[cfg(target_os = "linux")]
-    if !schedule(thread, BACK)
+    if !set_back(thread)
         && let Ok(thread) = libc::id_t::try_from(thread)
     {
         // SAFETY: numbers alone; a thread that has ended is an error, which changes nothing.
@@ -63,20 +63,9 @@ pub(crate) fn lower(thread: i32) {
     let _ = thread;
 }
 
-/// Has the calling thread wait no less for a core, and take it for a short while at a time: on Linux from 6.12 on. Threads that it
-/// starts later are as it is.
-pub(crate) fn in_short_turns() {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: numbers alone; 0 is the calling thread, which has a nice value: −1 is one, and no error.
-        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        schedule(0, nice);
-    }
-}
-
-/// Sets a thread's nice value, and that its turns are short; whether that is possible.
+/// Sets a thread back, with short turns; whether that is possible.
 #[cfg(target_os = "linux")]
-fn schedule(thread: i32, nice: i32) -> bool {
+fn set_back(thread: i32) -> bool {
     // SAFETY: a number alone.
     let policy = unsafe { libc::sched_getscheduler(thread) };
     if ![libc::SCHED_OTHER, libc::SCHED_BATCH].contains(&policy) {
@@ -86,7 +75,7 @@ fn schedule(thread: i32, nice: i32) -> bool {
     let mut wanted: libc::sched_attr = unsafe { std::mem::zeroed() };
     wanted.size = size_of::<libc::sched_attr>() as u32;
     wanted.sched_policy = policy as u32;
-    wanted.sched_nice = nice;
+    wanted.sched_nice = BACK;
     // Before 6.12 this says nothing.
     wanted.sched_runtime = SLICE;
     // SAFETY: the call reads `wanted` alone; a thread that has ended is an error, which changes nothing.
