@@ -3,11 +3,14 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-/// Has SIGHUP end the program, also where `nohup` started the tests.
+/// Has SIGHUP and SIGINT end the program, also where `nohup` started the tests, or a shell in the background.
 pub fn hangs_up(command: &mut Command) {
     let default = || {
         // SAFETY: it may be called between fork and exec, and takes no function of ours.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        unsafe {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+        }
         Ok(())
     };
     // SAFETY: it allocates nothing and takes no lock.
