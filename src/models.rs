@@ -446,6 +446,8 @@ impl Models {
             let Some(entry) = state.find(Some(name)) else { return true };
             match &state.entries[entry].stage {
                 Stage::Unloaded | Stage::Failed { .. } => return true,
+                // The step of an answer that was just given is not over.
+                Stage::Loaded(loaded) if loaded.leases == 0 && loaded.keep == Keep::For(Duration::ZERO) => {}
                 // Others use it.
                 Stage::Loaded(_) | Stage::Loading { .. } => return false,
                 Stage::Unloading { .. } => {}

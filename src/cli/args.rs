@@ -186,7 +186,8 @@ pub struct ChatArgs {
 /// `backstop serve`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Ctrl-C, SIGTERM or SIGHUP ends it once its answers are out, a second one at once; after `nohup`, SIGHUP does not.\n\
+    after_help = "Ctrl-C, SIGTERM or SIGHUP ends it once its answers are out, a second Ctrl-C or SIGTERM at once; after `nohup`,\n\
+    SIGHUP does not.\n\
     The key may also be in BACKSTOP_API_KEY, where other users of the machine do not see it."
 )]
 pub struct ServeArgs {

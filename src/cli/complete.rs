@@ -24,6 +24,7 @@ const QUOTE: [&str; 3] = ["bash", "zsh", "fish"];
 /// word. Names of models have colons, at which bash would part them.
 const BASH: &str = r#"
 _backstop_words() {
+    local - 2> /dev/null
     local word globs=${-//[^f]/}
     set -f
     _clap_complete_backstop "$1" "${2//\\/}" "$3"

@@ -12,7 +12,7 @@ use backstop::server::{self, ApiKey, Listener, Options, UnknownFields};
 use backstop::{Error, Model};
 
 use super::args::ServeArgs;
-use super::interrupt::{Ends, Interruptible};
+use super::interrupt::{End, Ends, Interruptible};
 use super::offers::{self, Offered};
 use super::{INTERRUPTED, Loaded, Usage, term};
 
@@ -264,7 +264,8 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
     })
 }
 
-/// Ends at Ctrl-C, SIGTERM or SIGHUP; the next one ends the process.
+/// Ends at Ctrl-C, SIGTERM or SIGHUP; the next Ctrl-C or SIGTERM ends the process. A terminal that closes hangs up more than once, and
+/// nobody asks for haste by it.
 fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     // A download's handler stays, and would end the process: it is to leave the first signal to this one.
@@ -276,16 +277,17 @@ fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
     tokio::spawn(async move {
         let mut first = Some(first);
         loop {
-            let code = tokio::select! {
-                _ = interrupts.recv() => INTERRUPTED,
-                end = ends.next() => end.code(),
+            let end = tokio::select! {
+                _ = interrupts.recv() => None,
+                end = ends.next() => Some(end),
             };
             match first.take() {
                 Some(first) => {
                     term::note("ending, once the answers are out; again ends at once");
                     let _ = first.send(());
                 }
-                None => super::exit_at_once(code),
+                None if end == Some(End::HungUp) => {}
+                None => super::exit_at_once(end.map_or(INTERRUPTED, End::code)),
             }
         }
     });

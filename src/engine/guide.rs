@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::alloc::give_back;
-use crate::error::{Error, Result, caught};
+use crate::error::{Error, Result, caught, panic_text};
 use crate::refusals;
 use crate::sample::Constraint;
 use crate::sample::constraint::Mask;
@@ -19,48 +18,50 @@ use crate::text::apart;
 /// Threads that compute masks at most: one takes 50 µs, where a step takes milliseconds.
 const MAX_THREADS: usize = 4;
 
-/// A constraint, and what is wanted of it.
-struct Job {
-    constraint: Constraint,
-    wanted: Wanted,
-}
-
-/// Results go where the sequence waits for them, unless it has ended.
-enum Wanted {
-    Mask(Sender<State>),
+/// What is wanted of a constraint. Results go where the sequence waits for them, unless it has ended.
+enum Job {
+    Mask(Constraint, Sender<State>),
     /// To follow a token.
-    Follow(u32, Sender<State>),
-    /// Its end: freeing the memory of one that is large takes longer than a step.
-    End,
+    Follow(Constraint, u32, Sender<State>),
+    /// The end of what has it: freeing the memory of one that is large takes longer than a step.
+    End(Box<dyn Send>),
 }
 
 impl Job {
-    fn is_slow(&self) -> bool {
-        matches!(self.wanted, Wanted::End) || self.constraint.is_slow()
+    fn constraint(&self) -> Option<&Constraint> {
+        match self {
+            Self::Mask(constraint, _) | Self::Follow(constraint, ..) => Some(constraint),
+            Self::End(_) => None,
+        }
     }
 
-    fn done(mut self) {
+    fn is_slow(&self) -> bool {
+        self.constraint().is_none_or(Constraint::is_slow)
+    }
+
+    /// What its text took so far. Ends come first: nobody waits for them, and their memory is in no budget.
+    fn took(&self) -> Duration {
+        self.constraint().map_or(Duration::ZERO, Constraint::took)
+    }
+
+    fn done(self) {
         #[cfg(test)]
         tests::delay();
-        let sent = match self.wanted {
-            Wanted::Mask(back) => {
-                let mask = self.constraint.mask();
-                back.send(State::Ready(self.constraint, mask))
+        // What nobody takes is freed here.
+        let _ = match self {
+            Self::Mask(mut constraint, back) => {
+                let mask = constraint.mask();
+                back.send(State::Ready(constraint, mask))
             }
-            Wanted::Follow(token, back) => {
-                let progress = followed(&mut self.constraint, token);
-                back.send(State::Followed(self.constraint, progress))
+            Self::Follow(mut constraint, token, back) => {
+                let progress = followed(&mut constraint, token);
+                back.send(State::Followed(constraint, progress))
             }
-            Wanted::End => {
-                let was_long = self.constraint.took() > apart::LONG;
-                drop(self.constraint);
-                if was_long {
-                    give_back();
-                }
+            Self::End(what) => {
+                drop(what);
                 Ok(())
             }
         };
-        drop(sent);
     }
 }
 
@@ -102,7 +103,7 @@ impl Jobs {
             }
             let jobs = &waiting.jobs;
             let of = (0..jobs.len()).filter(|&i| jobs[i].is_slow() == slow);
-            if let Some(cheapest) = of.min_by_key(|&i| jobs[i].constraint.took()) {
+            if let Some(cheapest) = of.min_by_key(|&i| jobs[i].took()) {
                 return Some(waiting.jobs.remove(cheapest));
             }
             self.changed.wait(&mut waiting);
@@ -123,7 +124,7 @@ impl MaskPool {
     /// Frees a constraint that no sequence has.
     pub(super) fn end(&self, constraint: Constraint) {
         if let Some(jobs) = &self.jobs {
-            jobs.push(Job { constraint, wanted: Wanted::End });
+            jobs.push(Job::End(Box::new(constraint)));
         }
     }
 
@@ -140,7 +141,9 @@ impl MaskPool {
                     }
                     while let Some(job) = jobs.as_deref().and_then(|jobs| jobs.next(slow)) {
                         // A panic drops where it goes with its constraint, which ends its sequence alone.
-                        let _ = caught(|| job.done());
+                        if let Err(panic) = caught(|| job.done()) {
+                            tracing::error!(what = panic_text(&*panic), "a constraint panicked");
+                        }
                     }
                 };
                 let kind = if slow { "slow" } else { "mask" };
@@ -179,13 +182,13 @@ impl Guide {
     /// Begins with the mask of the first token.
     pub(super) fn new(pool: &mut MaskPool, constraint: Constraint) -> Result<Self> {
         let mut guide = Self { jobs: Arc::clone(pool.start()?), state: State::Gone };
-        guide.compute(constraint, Wanted::Mask);
+        guide.compute(|back| Job::Mask(constraint, back));
         Ok(guide)
     }
 
-    fn compute(&mut self, constraint: Constraint, wanted: impl FnOnce(Sender<State>) -> Wanted) {
+    fn compute(&mut self, job: impl FnOnce(Sender<State>) -> Job) {
         let (back, computed) = channel();
-        self.jobs.push(Job { constraint, wanted: wanted(back) });
+        self.jobs.push(job(back));
         self.state = State::Computing(computed);
     }
 
@@ -209,7 +212,7 @@ impl Guide {
         match &self.state {
             State::Ready(_, Ok(mask)) => Ok(mask),
             State::Ready(constraint, Err(error)) => Err(constraint.repeated(error)),
-            _ => Err(Error::Engine("the thread that computes masks has ended".into())),
+            _ => Err(Error::Engine("the mask of a constraint was lost".into())),
         }
     }
 
@@ -235,7 +238,7 @@ impl Guide {
         #[cfg(not(test))]
         let slow = constraint.is_slow();
         if slow {
-            self.compute(constraint, |back| Wanted::Follow(token, back));
+            self.compute(|back| Job::Follow(constraint, token, back));
         } else {
             let progress = followed(&mut constraint, token);
             self.state = State::Followed(constraint, progress);
@@ -249,11 +252,11 @@ impl Guide {
     /// A token that may not come next.
     pub(super) fn progress(&mut self) -> Result<Progress> {
         let State::Followed(constraint, progress) = std::mem::replace(&mut self.state, State::Gone) else {
-            return Err(Error::Engine("the thread that follows a constraint has ended".into()));
+            return Err(Error::Engine("a constraint was lost that followed a token".into()));
         };
         match progress {
-            Ok(Progress { complete: false, .. }) => self.compute(constraint, Wanted::Mask),
-            _ => self.jobs.push(Job { constraint, wanted: Wanted::End }),
+            Ok(Progress { complete: false, .. }) => self.compute(|back| Job::Mask(constraint, back)),
+            _ => self.jobs.push(Job::End(Box::new(constraint))),
         }
         progress
     }
@@ -261,10 +264,10 @@ impl Guide {
 
 impl Drop for Guide {
     fn drop(&mut self) {
-        if let State::Ready(constraint, _) | State::Followed(constraint, _) =
-            std::mem::replace(&mut self.state, State::Gone)
-        {
-            self.jobs.push(Job { constraint, wanted: Wanted::End });
+        // One on its way is in the channel, or finds it closed.
+        match std::mem::replace(&mut self.state, State::Gone) {
+            State::Gone => {}
+            state => self.jobs.push(Job::End(Box::new(state))),
         }
     }
 }
@@ -290,7 +293,7 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
-    use super::{Job, Jobs, Wanted};
+    use super::{Job, Jobs};
     use crate::sample::Grammar;
     use crate::{FinishReason, Model, Options};
 
@@ -308,17 +311,24 @@ mod tests {
     #[test]
     fn who_has_taken_least_comes_first() {
         let model = Model::builtin().unwrap();
-        let fresh = model.constraint(&Grammar::Regex("[a-z]+".into())).unwrap();
-        let least = fresh.took();
+        let mut fresh = model.constraint(&Grammar::Regex("[a-z]+".into())).unwrap();
+        fresh.set_work(Duration::ZERO);
         let mut worked = fresh.clone();
-        worked.mask().unwrap();
+        worked.set_work(Duration::from_millis(1));
         let jobs = Jobs::default();
         let (back, _mask) = channel();
-        for constraint in [worked.clone(), fresh, worked] {
-            jobs.push(Job { constraint, wanted: Wanted::Mask(back.clone()) });
+        for constraint in [worked.clone(), fresh.clone(), worked] {
+            jobs.push(Job::Mask(constraint, back.clone()));
         }
-        let took: Vec<bool> = (0..3).map(|_| jobs.next(false).unwrap().constraint.took() > least).collect();
+        let took: Vec<bool> = (0..3).map(|_| !jobs.next(false).unwrap().took().is_zero()).collect();
         assert_eq!(took, [false, true, true]);
+        // Ends come before what takes long.
+        let mut slow = fresh.clone();
+        slow.set_work(Duration::from_secs(1));
+        jobs.push(Job::Mask(slow, back));
+        jobs.push(Job::End(Box::new(fresh)));
+        let ends: Vec<bool> = (0..2).map(|_| jobs.next(true).unwrap().constraint().is_none()).collect();
+        assert_eq!(ends, [true, false]);
     }
 
     #[test]

@@ -123,9 +123,12 @@ fn share(
         alone.iter().map(|taken| taken.iter().filter(|&&taken| taken > 0).count()).collect();
     let least = rows.iter().filter_map(|&rows| cost.time(rows)).min_by(f64::total_cmp);
     let most = least.map_or(room.tokens, |least| cost.rows_within(least * owners.len() as f64, room.tokens));
-    let scored: Vec<usize> = (alone.iter())
-        .map(|taken| taken.iter().zip(waiting).map(|(taken, of)| taken.saturating_sub(of.unscored)).sum())
-        .collect();
+    // Whichever of its sequences have their turn.
+    let scored_of = |&i: &usize| {
+        let of = &waiting[i];
+        of.tokens.min(of.most).min(options.prefill_chunk).saturating_sub(of.unscored)
+    };
+    let scored: Vec<usize> = owners.iter().map(|indices| indices.iter().map(scored_of).sum()).collect();
     let row_parts = parts(most, &rows);
     let scored_parts = parts(room.scored, &scored);
     let place_parts = parts(options.max_sequences.max(1), &places);

@@ -153,7 +153,7 @@ impl Sequence {
         }
     }
 
-    /// Tells the one who asked that it was cancelled.
+    /// Tells the one who asked that it was cancelled. A token that is chosen, and not taken, is none of its text.
     pub fn finish_cancelled(&mut self) {
         if let SequenceKind::Generate(it) = &mut self.kind {
             it.finish(FinishReason::Cancelled);
@@ -172,11 +172,11 @@ impl Sequence {
             Some(sampled) => sampled,
             None => {
                 let sampled = generating.sample(&self.tokens, self.prompt, logits)?;
-                generating.stats.accepted_tokens += usize::from(guessed == Some(sampled.token));
                 if !generating.follow(sampled.token)? {
                     generating.chosen = Some(sampled);
                     return Ok(Choice::Held);
                 }
+                generating.stats.accepted_tokens += usize::from(guessed == Some(sampled.token));
                 sampled
             }
         };

@@ -33,8 +33,8 @@ use crate::forward::Adapter;
 const IDLE: Duration = Duration::from_millis(50);
 /// How long an engine has nothing to do before what is kept goes to the disk, too.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long a step waits for masks that are not ready when its logits are. A sequence whose mask takes longer is left out
-/// of the next steps instead of holding up the others.
+/// How long a step waits for constraints that are not ready when its logits are. A sequence whose constraint takes longer is left
+/// out of the next steps instead of holding up the others.
 const MASK_GRACE: Duration = Duration::from_millis(1);
 
 /// How long a request waits for what the disk has of its beginning. Reading is weighed against computing, which takes longer.
@@ -447,14 +447,17 @@ impl Worker {
         self.gauges.measured(kept + own, kept, shared, reserved, memory.counts());
     }
 
-    /// Chooses tokens from logits that had to wait for their masks; where nothing else is to be done, waits for one.
+    /// Goes on with sequences whose constraints were late; where nothing else is to be done, waits for one.
     fn settle(&mut self) {
-        let idle = !self.slots.is_empty() && self.slots.iter().all(Slot::is_held);
-        let mut deadline = Instant::now() + if idle { IDLE } else { Duration::ZERO };
+        let (now, context) = (Instant::now(), self.options.context);
+        let mut settled = false;
         for slot in &mut self.slots {
-            if slot.settle(deadline, self.options.context) {
-                deadline = Instant::now();
-            }
+            settled |= slot.settle(now, context);
+        }
+        let idle = !settled && self.slots.iter().all(Slot::is_held);
+        if idle && let Some(slot) = self.slots.first_mut() {
+            // No longer: another's may be there before, and somebody may come or go.
+            slot.settle(now + MASK_GRACE, context);
         }
         self.retire();
     }

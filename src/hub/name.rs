@@ -136,9 +136,6 @@ impl Name {
             return Ok(Self::Path(text.into()));
         }
         let text = without_host(text).unwrap_or(text);
-        if looks_like_a_path(text) {
-            return Ok(Self::Path(text.into()));
-        }
         let wrong = |what: &str| {
             let what = format!(
                 "{} names no model: {what}; expected a directory or GGUF file that exists, org/name[@revision][:VARIANT], \
@@ -149,6 +146,9 @@ impl Name {
         };
         if without_host(text).is_some() {
             return Err(wrong("an address stands before another one"));
+        }
+        if looks_like_a_path(text) {
+            return Ok(Self::Path(text.into()));
         }
         if let Some(name) = Self::ollama(text) {
             return Ok(name);
@@ -216,7 +216,9 @@ fn looks_like_a_path(text: &str) -> bool {
         || text == ".."
         || deep
         || text.ends_with('/')
-        || text.to_ascii_lowercase().ends_with(".gguf")
+        || text.ends_with(".gguf")
+        // Of a repository it is a part of the name; in small letters, as short names are kept, it would be another file's.
+        || !text.contains('/') && text.to_ascii_lowercase().ends_with(".gguf")
 }
 
 impl fmt::Display for Name {
@@ -271,7 +273,8 @@ mod tests {
             ("/nowhere/b", Name::Path("/nowhere/b".into())),
             ("a/b/c", Name::Path("a/b/c".into())),
             ("a/b.gguf", Name::Path("a/b.gguf".into())),
-            // In small letters, as a short name is kept, it would be another file's.
+            ("a/b.GGUF", repository("a/b.GGUF", None, None)),
+            ("https://huggingface.co/a/b-iMat.GGUF", repository("a/b-iMat.GGUF", None, None)),
             ("A.GGUF", Name::Path("A.GGUF".into())),
             ("", Name::Path("".into())),
         ] {
@@ -302,6 +305,7 @@ mod tests {
             ("no name", "no file has this name"),
             ("a:b:c:d", "no file has this name"),
             ("a:", "no file has this name"),
+            ("hf.co/hf.co/org/name", "an address stands before another one"),
             ("hf.co/hf.co/a", "an address stands before another one"),
             ("https://hf.co/huggingface.co/a:Q8_0", "an address stands before another one"),
             ("hf://hf.co/a/b:tag", "an address stands before another one"),

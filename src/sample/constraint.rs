@@ -170,6 +170,8 @@ struct Work {
     compiling: Duration,
     masks: Duration,
     steps: Duration,
+    /// Of these the last one's.
+    last: Duration,
     tokens: u32,
 }
 
@@ -218,7 +220,8 @@ impl Constraint {
     pub fn accept(&mut self, token: u32) -> Result<()> {
         let started = apart::worked();
         let accepted = self.matcher.consume_token(token);
-        self.work.steps += apart::worked().saturating_sub(started);
+        self.work.last = apart::worked().saturating_sub(started);
+        self.work.steps += self.work.last;
         self.work.tokens += 1;
         accepted.map_err(|error| self.failed(&error))?;
         self.work.check(self.work.steps, STEPS).map_err(|what| self.failed(&what))
@@ -229,11 +232,16 @@ impl Constraint {
         self.work.compiling + self.work.masks + self.work.steps
     }
 
-    /// Whether its masks take long, or following its tokens does, each and all together.
+    #[cfg(test)]
+    pub(crate) fn set_work(&mut self, masks: Duration) {
+        self.work = Work { masks, ..Work::default() };
+    }
+
+    /// Whether its masks take long, or following its tokens does, each and all together, or did with the last one.
     pub(crate) fn is_slow(&self) -> bool {
-        let Work { compiling, masks, steps, tokens } = self.work;
+        let Work { compiling, masks, steps, last, tokens } = self.work;
         let ([free, each], masks) = (SLOW_STEPS, compiling + masks);
-        (masks > apart::LONG && masks > SLOW * tokens) || steps > free + each * tokens
+        (masks > apart::LONG && masks > SLOW * tokens) || steps > free + each * tokens || last > free
     }
 
     /// Whether the text is whole and nothing can follow.

@@ -9,8 +9,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,8 +30,6 @@ pub const WORK: u64 = 2;
 pub const MEMORY: u64 = 64 << 20;
 /// Bytes of stack of the thread that compiles, reserved and not touched.
 pub const STACK_BYTES: u64 = STACK as u64;
-/// What takes longer to compile than grammars do is left to the time that nobody else wants.
-const USUAL: Duration = Duration::from_millis(100);
 /// How long the process is waited for on a machine that has no time for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Processes at a time.
@@ -72,15 +68,18 @@ impl Checker {
         if self.passed.lock().contains(&hash) {
             return Ok(());
         }
+        let bad = |what: String| Err(Error::Grammar { kind: grammar.kind(), what });
         let mut running = self.running.lock();
-        self.ended.wait_while(&mut running, |running| *running >= MOST);
+        let waited = self.ended.wait_while_for(&mut running, |running| *running >= MOST, PATIENCE);
+        if waited.timed_out() && *running >= MOST {
+            return bad(format!("{MOST} others are still being checked after {} s", PATIENCE.as_secs()));
+        }
         *running += 1;
         drop(running);
         let status = self.run(&text);
         *self.running.lock() -= 1;
         self.ended.notify_one();
 
-        let bad = |what: String| Err(Error::Grammar { kind: grammar.kind(), what });
         match status {
             Ok(Some(status)) if status.success() => {
                 let mut passed = self.passed.lock();
@@ -92,7 +91,10 @@ impl Checker {
             Ok(Some(status)) if status.code().is_some() => {
                 bad(format!("{} cannot check it: {status}", self.program.display()))
             }
-            Ok(_) => bad(format!(
+            Ok(None) => {
+                bad(format!("it was not checked within {} s: the machine is busy", PATIENCE.as_secs()))
+            }
+            Ok(Some(_)) => bad(format!(
                 "compiling it takes more than {WORK} s of work or {} MiB: multiples of large numbers and intersections of \
                  patterns do",
                 MEMORY >> 20
@@ -140,21 +142,13 @@ pub fn answer(mut input: impl Read) -> Result<()> {
     let mut text = String::new();
     input.read_to_string(&mut text).map_err(|e| Error::io(stdin, e))?;
     let wanted = serde_json::from_str(&text).ok().and_then(read).ok_or_else(|| bad("no grammar"))?;
-    let id = Arc::new(AtomicI32::new(0));
-    let own = Arc::clone(&id);
     let work = move || {
-        own.store(apart::own_id(), Relaxed);
         let factory = ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env());
         let Ok(mut factory) = factory else { return };
         grammar::limit(&mut factory);
         // A panic is met once more as well.
         let _ = caught(|| wanted.compiled().map(|compiled| grammar::begin(&factory, compiled)));
     };
-    // It ends with the process.
-    thread::spawn(move || {
-        thread::sleep(USUAL);
-        apart::to_the_end(id.load(Relaxed));
-    });
     apart::run("grammar", STACK, Duration::MAX, work).map_err(|_| bad("no thread"))
 }
 

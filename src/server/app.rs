@@ -47,6 +47,8 @@ pub(crate) struct App {
     /// Answers of `/v1/responses` that later requests may go on from.
     pub store: Store,
     pub encoders: Encoders,
+    /// Whose turn it is to have a long text made into tokens.
+    pub long: Encoders,
     /// Makes ids of one process unlike those of another.
     salt: u64,
     ids: AtomicU64,
@@ -70,6 +72,7 @@ impl App {
             noted: Mutex::default(),
             store: Store::default(),
             encoders: Encoders::new(ENCODERS, keys),
+            long: Encoders::new(1, keys),
             salt: random(),
             ids: AtomicU64::new(0),
             options,

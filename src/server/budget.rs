@@ -81,6 +81,11 @@ impl Drop for Charge {
 pub(crate) struct BodyCharge(pub Arc<Mutex<Charge>>);
 
 impl BodyCharge {
+    /// Bytes of the body, as far as it has come.
+    pub fn bytes(&self) -> usize {
+        self.0.lock().bytes
+    }
+
     pub fn new(budget: &Arc<Budget>) -> Self {
         Self(Arc::new(Mutex::new(budget.charge(0))))
     }

@@ -187,12 +187,13 @@ where
         let notes = request.extensions().get::<Notes>().cloned().unwrap_or_default();
         let charge = request.extensions().get::<BodyCharge>().cloned();
         let mut fields = fields(&app, request).await?;
+        let body = charge.as_ref().map_or(0, BodyCharge::bytes);
         let wanted = Wanted::take(&mut fields, path)?;
         let Meant { name, adapter } = wanted.meant(&app)?;
         // How long it stays is said by a request that is answered, and by none that is refused.
         if let Some(lease) = app.models.lease(&name, Keep::AsBefore) {
-            let served =
-                Served::new(&app, lease, (wanted.called, adapter), wanted.keep, asked)?.of(fields.caller());
+            let served = Served::new(&app, lease, (wanted.called, adapter), wanted.keep, asked)?
+                .of(fields.caller(), body);
             return answered(&handler, served, fields).await;
         }
         if let While::Unless(unloaded) = meanwhile
@@ -207,7 +208,7 @@ where
         let mut answer = Box::pin(async move {
             let lease = lease(&app, &name, Keep::AsBefore, fields.caller()).await?;
             let served =
-                Served::new(&app, lease, (called, adapter), keep, asked)?.of(fields.caller()).waited();
+                Served::new(&app, lease, (called, adapter), keep, asked)?.of(fields.caller(), body).waited();
             answered(&handler, served, fields).await
         });
         if !streams {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::store::Caller;
 
@@ -74,32 +74,32 @@ impl Drop for QueuePlace {
 /// Turns on threads that make tokens of texts.
 #[derive(Debug)]
 pub(crate) struct Encoders {
-    all: Semaphore,
+    all: Arc<Semaphore>,
     /// What each key may have of them; there is one for each key that has asked.
     of: Mutex<HashMap<Caller, Arc<Semaphore>>>,
     most: usize,
 }
 
-/// A turn; over once it is dropped.
+/// A turn; over once it is dropped. It goes with the work, which goes on where its client has left.
 #[derive(Debug)]
-pub(crate) struct Encoder<'a> {
+pub(crate) struct Encoder {
     _own: OwnedSemaphorePermit,
-    _of_all: SemaphorePermit<'a>,
+    _of_all: OwnedSemaphorePermit,
 }
 
 impl Encoders {
     /// `all` turns at a time for those who have one of `keys` keys.
     pub fn new(all: usize, keys: usize) -> Self {
-        Self { all: Semaphore::new(all), of: Mutex::default(), most: of_one(all, keys).max(1) }
+        Self { all: Arc::new(Semaphore::new(all)), of: Mutex::default(), most: of_one(all, keys).max(1) }
     }
 
     /// Waits for a turn; none once there are no more.
-    pub async fn acquire(&self, caller: &Caller) -> Option<Encoder<'_>> {
+    pub async fn acquire(&self, caller: &Caller) -> Option<Encoder> {
         let own = || Arc::new(Semaphore::new(self.most));
         let own = Arc::clone(self.of.lock().entry(caller.clone()).or_insert_with(own));
         // Who waits for one of its own keeps nobody from the others.
         let own = own.acquire_owned().await.ok()?;
-        Some(Encoder { _own: own, _of_all: self.all.acquire().await.ok()? })
+        Some(Encoder { _own: own, _of_all: Arc::clone(&self.all).acquire_owned().await.ok()? })
     }
 }
 
@@ -151,5 +151,23 @@ mod tests {
         drop(encoders.acquire(&caller("b")).await.unwrap());
         drop(first);
         assert!(second.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn one_turn_goes_from_key_to_key() {
+        use std::time::Duration;
+        use tokio::time::timeout;
+        const NOT_YET: Duration = Duration::from_millis(20);
+        let turns = Encoders::new(1, 2);
+        let (a, b) = (caller("a"), caller("b"));
+        let first = turns.acquire(&a).await.unwrap();
+        // Of one key the second waits for the first, and then for another key's, though it came before.
+        let (mut of_a, mut of_b) = (Box::pin(turns.acquire(&a)), Box::pin(turns.acquire(&b)));
+        timeout(NOT_YET, &mut of_a).await.unwrap_err();
+        timeout(NOT_YET, &mut of_b).await.unwrap_err();
+        drop(first);
+        timeout(NOT_YET, &mut of_a).await.unwrap_err();
+        drop(of_b.await.unwrap());
+        assert!(of_a.await.is_some());
     }
 }

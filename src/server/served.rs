@@ -8,6 +8,7 @@ use super::app::App;
 use super::failure::{Failure, thread_failed};
 use super::places::{Places, QueuePlace};
 use super::store::Caller;
+use crate::alloc::give_back;
 use crate::error::Result;
 use crate::model::Model;
 use crate::models::{Keep, Lease};
@@ -30,8 +31,15 @@ pub(crate) struct Served {
     pub keep: Keep,
     places: Arc<Places>,
     caller: Caller,
+    /// Bytes of the request's body.
+    body: usize,
     lease: Lease,
 }
+
+/// Bytes of a body whose texts are long: on its way to tokens the library makes of one some hundred times as much.
+const LONG: usize = 1 << 20;
+/// Work on a long text after which memory goes back: the parts of it were small, and the allocator keeps what is free among others.
+const LARGE: Duration = Duration::from_millis(100);
 
 impl Deref for Served {
     type Target = App;
@@ -73,13 +81,14 @@ impl Served {
             keep,
             places,
             caller: Caller::default(),
+            body: 0,
             lease,
         })
     }
 
-    /// Of a request that came with a key.
-    pub fn of(self, caller: &Caller) -> Self {
-        Self { caller: caller.clone(), model: self.model.asked_by(caller.0.clone()), ..self }
+    /// Of a request that came with a key, and a body of so many bytes.
+    pub fn of(self, caller: &Caller, body: usize) -> Self {
+        Self { caller: caller.clone(), model: self.model.asked_by(caller.0.clone()), body, ..self }
     }
 
     /// After its model was waited for.
@@ -102,15 +111,29 @@ impl Served {
         }
     }
 
-    /// Does `work` on a thread where it may take its time: making tokens of text, and text of messages.
+    /// Does `work` on a thread where it may take its time: making tokens of text, and text of messages. Long texts take turns.
     pub async fn apart<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let _permit = self.encoders.acquire(&self.caller).await.ok_or_else(thread_failed)?;
+        let is_long = self.body >= LONG;
+        // Who waits for that turn has no other.
+        let long = match is_long {
+            true => Some(self.long.acquire(&self.caller).await.ok_or_else(thread_failed)?),
+            false => None,
+        };
+        let encoder = self.encoders.acquire(&self.caller).await.ok_or_else(thread_failed)?;
         let model = self.model.clone();
-        let done = tokio::task::spawn_blocking(move || work(&model)).await;
-        Ok(done.map_err(|_| thread_failed())??)
+        let done = tokio::task::spawn_blocking(move || {
+            let _turns = (long, encoder);
+            let started = Instant::now();
+            let done = work(&model);
+            if is_long && started.elapsed() >= LARGE {
+                give_back();
+            }
+            done
+        });
+        Ok(done.await.map_err(|_| thread_failed())??)
     }
 
     /// Places for `count` sequences.

@@ -33,7 +33,7 @@ pub(crate) fn worked() -> Duration {
 
 /// Work beside the steps that takes longer lets them go first: a step waits for the slowest of its threads.
 pub(crate) const LONG: Duration = Duration::from_millis(20);
-/// How much further back long work stands: a ninth of the time of a thread that wants the same core.
+/// How much further back than this process long work stands: a ninth of the time of a thread that wants the same core.
 #[cfg(target_os = "linux")]
 const BACK: i32 = 10;
 /// Nanoseconds for which it has a core at a time. The system's own milliseconds would be some steps of a small model.
@@ -53,19 +53,26 @@ pub(crate) fn own_id() -> i32 {
 /// later are as it is.
 pub(crate) fn lower(thread: i32) {
     #[cfg(target_os = "linux")]
-    if !set_back(thread)
-        && let Ok(thread) = libc::id_t::try_from(thread)
     {
-        // SAFETY: numbers alone; a thread that has ended is an error, which changes nothing.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, BACK) };
+        static BEFORE: std::sync::LazyLock<i32> = std::sync::LazyLock::new(|| {
+            // SAFETY: numbers alone. The first thread of a process has its id, and a nice value: −1 is one, and no error.
+            unsafe { libc::getpriority(libc::PRIO_PROCESS, std::process::id()) }
+        });
+        let nice = (*BEFORE + BACK).min(19);
+        if !set_back(thread, nice)
+            && let Ok(thread) = libc::id_t::try_from(thread)
+        {
+            // SAFETY: numbers alone; a thread that has ended is an error, which changes nothing.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) };
+        }
     }
     #[cfg(not(target_os = "linux"))]
     let _ = thread;
 }
 
-/// Sets a thread back, with short turns; whether that is possible.
+/// Sets a thread's nice value, and short turns; whether that is possible.
 #[cfg(target_os = "linux")]
-fn set_back(thread: i32) -> bool {
+fn set_back(thread: i32, nice: i32) -> bool {
     // SAFETY: a number alone.
     let policy = unsafe { libc::sched_getscheduler(thread) };
     if ![libc::SCHED_OTHER, libc::SCHED_BATCH].contains(&policy) {
@@ -75,25 +82,15 @@ fn set_back(thread: i32) -> bool {
     let mut wanted: libc::sched_attr = unsafe { std::mem::zeroed() };
     wanted.size = size_of::<libc::sched_attr>() as u32;
     wanted.sched_policy = policy as u32;
-    wanted.sched_nice = BACK;
+    wanted.sched_nice = nice;
     // Before 6.12 this says nothing.
     wanted.sched_runtime = SLICE;
     // SAFETY: the call reads `wanted` alone; a thread that has ended is an error, which changes nothing.
     unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const wanted, 0) == 0 }
 }
 
-/// Has the system run a thread where no other wants the core, and let others find that core free: on Linux. There is no way back.
-pub(crate) fn to_the_end(thread: i32) {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: all of it are numbers, for which zero is one.
-        let none: libc::sched_param = unsafe { std::mem::zeroed() };
-        // SAFETY: the call reads `none` alone; a thread that has ended is an error, which changes nothing.
-        unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const none) };
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = thread;
-}
+/// In place of the id of a thread: it is to be lowered.
+const LATE: i32 = -1;
 
 /// Why there is no result.
 pub(crate) enum Lost {
@@ -116,7 +113,9 @@ pub(crate) fn run<T: Send + 'static>(
     let id = Arc::new(AtomicI32::new(0));
     let own = Arc::clone(&id);
     let work = move || {
-        own.store(own_id(), Relaxed);
+        if own.swap(own_id(), Relaxed) == LATE {
+            lower(own_id());
+        }
         // Where it panics, what is waited for is gone.
         let _ = caught(work).map(|result| send.send(result));
     };
@@ -124,7 +123,11 @@ pub(crate) fn run<T: Send + 'static>(
     let thread = refusals::spawn(thread, work).map_err(Lost::NoThread)?;
     let early = match receive.recv_timeout(time.min(LONG)) {
         Err(RecvTimeoutError::Timeout) => {
-            lower(id.load(Relaxed));
+            let id = id.swap(LATE, Relaxed);
+            // One that has not begun sees to it itself.
+            if id > 0 {
+                lower(id);
+            }
             receive.recv_timeout(time.saturating_sub(LONG))
         }
         early => early,

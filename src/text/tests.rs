@@ -85,6 +85,7 @@ fn templates_are_jinja2s() {
 
 #[test]
 fn hostile_templates_are_stopped() {
+    let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
     let deep = "[".repeat(100_000);
     let sum = format!("{{{{ 1{} }}}}", "+1".repeat(100_000));
     let elifs = format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(10_000));
@@ -106,7 +107,7 @@ fn hostile_templates_are_stopped() {
         "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}{{ ns == ns }}",
         "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns }}",
-        "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+        loops,
         "{% for a in range(9999) %}{% for b in range(9999) %}xxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
         "{{ range(10 ** 9) | list }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -159,11 +160,8 @@ fn hostile_templates_are_stopped() {
     }
     assert!(failed.is_empty(), "{failed:#?}");
     // Counted, and not timed.
-    let loops = cases.iter().filter(|source| source.contains("{% for c in range(9999) %}"));
-    for source in loops {
-        let error = render(source, &user("hi")).unwrap_err().to_string();
-        assert!(error.contains("the template ran too many instructions"), "{error}");
-    }
+    let error = render(loops, &user("hi")).unwrap_err().to_string();
+    assert!(error.contains("the template ran too many instructions"), "{error}");
     // Harmless however often: slices of slices are made real.
     let source = "{% set ns = namespace(x=[1,2]) %}{% for i in range(9999) %}{% set ns.x = ns.x[0:] %}{% endfor %}{{ ns.x }}";
     assert_eq!(render(source, &[]).unwrap(), "[1, 2]");

@@ -1,7 +1,6 @@
 //! `tokenizer.json` through `tokenizers`, behind checks that the library does not make.
 
 mod cut;
-mod long;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -296,20 +295,8 @@ impl Tokenizer {
         drop(late);
         let (base, per_byte) = self.0.patience;
         let time = base + per_byte * u32::try_from(bytes).unwrap_or(u32::MAX);
-        // It goes with the work, which may outlive this call.
-        let turn = match bytes >= long::LONG {
-            true => Some(long::Turn::wait(time).ok_or_else(|| {
-                Error::Tokenizer("encode: other long texts have taken too long for this one to begin".into())
-            })?),
-            false => None,
-        };
         let this = self.clone();
-        let work = move || {
-            let done = work(&this);
-            drop(turn);
-            done
-        };
-        apart::run("tokenizer", STACK, time, work).unwrap_or_else(|lost| {
+        apart::run("tokenizer", STACK, time, move || work(&this)).unwrap_or_else(|lost| {
             let what = match lost {
                 Lost::NoThread(source) => return Err(Error::Thread { what: "a text to encode", source }),
                 Lost::Panicked => "it panicked".into(),

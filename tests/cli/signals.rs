@@ -1,8 +1,8 @@
 //! Signals at each stage of a command that has no handler of its own for them: an end within a bound, by the signal, and no file
 //! under its final name. What Ctrl-C ends, and how, is said where each command is tested.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -57,8 +57,8 @@ fn a_run_ends_by_a_signal_in_prefill_and_in_generation() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_ends_by_a_signal_while_it_loads() {
-    /// Pages of 4 KiB: a part of the file, and far more than all else.
-    const READ: usize = 20_000;
+    // A part of the file, and far more than all else.
+    let read = (80 << 20) / rustix::param::page_size();
     let noise = Noise::new();
     // Holes, of which 500 MB are read.
     let wide = 1_400_000;
@@ -83,7 +83,7 @@ fn a_run_ends_by_a_signal_while_it_loads() {
     let (head, bytes) = header("F32", 4, &tensors);
     let path = noise.0.path().join("model.safetensors");
     fs::write(&path, &head).unwrap();
-    File::options().write(true).open(&path).unwrap().set_len((head.len() + bytes) as u64).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len((head.len() + bytes) as u64).unwrap();
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let args = ["run", PROMPT, "--no-mmap", "--threads", "1", "--ctx", "64", "--model", noise.path()];
         let mut child = command(&args).spawn().unwrap();
@@ -91,17 +91,15 @@ fn a_run_ends_by_a_signal_while_it_loads() {
             let told = fs::read_to_string(format!("/proc/{}/statm", child.id())).ok()?;
             told.split(' ').nth(1)?.parse().ok()
         };
-        while resident(&child).is_none_or(|pages| pages < READ) {
+        while resident(&child).is_none_or(|pages| pages < read) {
             assert!(child.try_wait().unwrap().is_none(), "it ended before");
             std::thread::sleep(Duration::from_millis(1));
         }
         send(&child, signal);
-        let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         assert_eq!(end(child), (None, Some(signal)));
-        let mut said = String::new();
-        out.read_to_string(&mut said).unwrap();
-        err.read_to_string(&mut said).unwrap();
-        assert_eq!(said, "");
+        let said = [std::io::read_to_string(out).unwrap(), std::io::read_to_string(err).unwrap()];
+        assert_eq!(said, ["", ""]);
     }
 }
 

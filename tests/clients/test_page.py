@@ -203,7 +203,7 @@ class Conversations(Page):
         # Nor while that tab is being answered.
         begin("A dog ran")
         deaf.get_by_label("Previous version").click()
-        usual = self.slowed(deaf, 1000)
+        usual = self.slowed(deaf, 100)
         with deaf.expect_request("**/v1/chat/completions"):
             deaf.fill("#question", "The sun")
             deaf.press("#question", "Enter")

@@ -22,8 +22,8 @@ const PATIENCE: u64 = 60;
 const MEMORY: u64 = 4096;
 /// Seconds of each target where nobody said.
 const SMOKE: u64 = 20;
-/// Inputs of each target in [`smoke`], most of which take far less than its seconds for them.
-const SMOKE_RUNS: u64 = 2000;
+/// What each target has in [`smoke`]: seconds, and inputs, for most of which it takes less.
+const SMOKED: (u64, u64) = (5, 500);
 
 /// What `cargo xtask fuzz` takes.
 #[derive(Debug, Default, clap::Args)]
@@ -35,7 +35,8 @@ pub struct Options {
     pub minutes: Option<u64>,
 }
 
-/// A step of a task: each target for a moment, from its first inputs and one seed, so that it finds today what it found before.
+/// A step of a task: each target for a moment, from its first inputs and one seed. It finds what breaks at once, and shows that all of them
+/// still run.
 pub fn smoke(steps: &mut Steps) {
     const NAME: &str = "every fuzzer for a moment";
     if let Err(error) = available() {
@@ -47,8 +48,9 @@ pub fn smoke(steps: &mut Steps) {
         if corpora.exists() {
             fs::remove_dir_all(&corpora).with_context(|| corpora.display().to_string())?;
         }
-        let more = [format!("-runs={SMOKE_RUNS}"), "-seed=1".to_owned()];
-        Fuzzer::each(&fuzzer.targets, |name| fuzzer.run(name, SMOKE, &corpora, &more))
+        let (seconds, runs) = SMOKED;
+        let more = [format!("-runs={runs}"), "-seed=1".to_owned()];
+        Fuzzer::each(&fuzzer.targets, |name| fuzzer.run(name, seconds, &corpora, &more))
     });
 }
 

@@ -105,6 +105,7 @@ const TSAN: Sanitizer = Sanitizer {
         "ends::an_answer_that_takes_too_long_is_cut_off",
         // Bounds of time, and everything takes ten times as long.
         "broken::templates_that_do_not_end_or_ask_too_much",
+        "text::tests::hostile_templates_are_stopped",
     ],
 };
 

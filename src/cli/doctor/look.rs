@@ -21,7 +21,7 @@ use super::super::summary::digits;
 use super::super::{args, bundle, pull, term};
 use super::Finding;
 
-/// How long measuring may take, which takes a second or two; the process that measures is ended before nobody waits for it.
+/// How long measuring may take, which takes a second or two; the process that measures is ended while somebody still waits for it.
 const MEASURED: Duration = Duration::from_secs(20);
 const MEASURES: Duration = Duration::from_secs(15);
 /// How long the built-in model may take to say five tokens.
