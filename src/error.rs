@@ -205,6 +205,13 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// The machine had no time for what this request wanted. It may have later.
+    #[error("{what}: the machine is busy")]
+    Busy {
+        /// What was wanted, and how long it was waited for.
+        what: String,
+    },
+
     /// The engine ended this request, or has itself ended.
     #[error("engine: {0}")]
     Engine(String),

@@ -26,6 +26,8 @@ use crate::refusals;
 const RETRY: Duration = Duration::from_secs(2);
 /// How often a load that waits for room looks whether somebody still wants it, and who unloads whether others have let go.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long who unloads a model waits for one that is in use.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// Reads what a model is. It may not ask the [`Models`] that it was offered to for another.
 pub type Open = Arc<dyn Fn() -> Result<ModelFiles> + Send + Sync>;
@@ -438,21 +440,25 @@ impl Models {
         Ok(())
     }
 
-    /// Waits until a model is unloaded, for a time. Whether it is.
+    /// Waits until a model is unloaded, for a time; for a moment where somebody uses it. Whether it is.
     pub fn wait_unloaded(&self, name: &str, most: Duration) -> bool {
-        let deadline = Instant::now() + most;
+        let started = Instant::now();
         let mut state = self.shared.state.lock();
         loop {
             let Some(entry) = state.find(Some(name)) else { return true };
-            match &state.entries[entry].stage {
+            let most = match &state.entries[entry].stage {
                 Stage::Unloaded | Stage::Failed { .. } => return true,
-                // The step of an answer that was just given is not over.
-                Stage::Loaded(loaded) if loaded.leases == 0 && loaded.keep == Keep::For(Duration::ZERO) => {}
-                // Others use it.
-                Stage::Loaded(_) | Stage::Loading { .. } => return false,
-                Stage::Unloading { .. } => {}
-            }
-            if self.shared.bell.wait_until(&mut state, deadline).timed_out() {
+                Stage::Unloading { .. } => most,
+                Stage::Loaded(loaded) if loaded.keep != Keep::For(Duration::ZERO) => return false,
+                // The step of the last answer is not over yet.
+                Stage::Loaded(loaded) if loaded.leases == 0 => most,
+                // Its answer may be out, and its request not over.
+                Stage::Loaded(_) => most.min(MOMENT),
+                Stage::Loading { .. } => return false,
+            };
+            if self.shared.bell.wait_until(&mut state, started + most).timed_out()
+                && started.elapsed() >= most
+            {
                 return false;
             }
         }
@@ -633,6 +639,7 @@ impl Shared {
             // The model is gone with what should have run: its end was waited for here.
             state.entries[entry].stage = Stage::Unloaded;
             state.moves.unloads += 1;
+            self.bell.notify_all();
         }
     }
 }

@@ -283,7 +283,7 @@ fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
             };
             match first.take() {
                 Some(first) => {
-                    term::note("ending, once the answers are out; again ends at once");
+                    term::note("ending, once the answers are out; Ctrl-C or SIGTERM then ends at once");
                     let _ = first.send(());
                 }
                 None if end == Some(End::HungUp) => {}

@@ -2,8 +2,8 @@
 //! computes its logits: it depends on the tokens so far and not on them. Following a token takes microseconds, and is done between
 //! two steps; where it takes long it has a thread, too.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,32 @@ use crate::text::apart;
 /// Threads that compute masks at most: one takes 50 µs, where a step takes milliseconds.
 const MAX_THREADS: usize = 4;
 
-/// What is wanted of a constraint. Results go where the sequence waits for them, unless it has ended.
+/// What is wanted of a constraint.
 enum Job {
-    Mask(Constraint, Sender<State>),
+    Mask(Constraint, Back),
     /// To follow a token.
-    Follow(Constraint, u32, Sender<State>),
+    Follow(Constraint, u32, Back),
     /// The end of what has it: freeing the memory of one that is large takes longer than a step.
     End(Box<dyn Send>),
+}
+
+/// Where a result goes: to the sequence that waits for it, unless that has ended.
+#[derive(Clone)]
+struct Back {
+    to: Sender<State>,
+    wanted: Weak<()>,
+}
+
+impl Back {
+    /// For who has the other end and the mark.
+    fn new() -> (Self, Receiver<State>, Arc<()>) {
+        let ((to, from), mark) = (channel(), Arc::new(()));
+        (Self { to, wanted: Arc::downgrade(&mark) }, from, mark)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.strong_count() > 0
+    }
 }
 
 impl Job {
@@ -35,13 +54,22 @@ impl Job {
         }
     }
 
+    /// Whether it is the end of what has it, or has become that.
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Mask(_, back) | Self::Follow(.., back) => !back.is_wanted(),
+            Self::End(_) => true,
+        }
+    }
+
     fn is_slow(&self) -> bool {
-        self.constraint().is_none_or(Constraint::is_slow)
+        self.is_end() || self.constraint().is_some_and(Constraint::is_slow)
     }
 
     /// What its text took so far. Ends come first: nobody waits for them, and their memory is in no budget.
     fn took(&self) -> Duration {
-        self.constraint().map_or(Duration::ZERO, Constraint::took)
+        let of = self.constraint().filter(|_| !self.is_end());
+        of.map_or(Duration::ZERO, Constraint::took)
     }
 
     fn done(self) {
@@ -49,14 +77,15 @@ impl Job {
         tests::delay();
         // What nobody takes is freed here.
         let _ = match self {
-            Self::Mask(mut constraint, back) => {
+            Self::Mask(mut constraint, back) if back.is_wanted() => {
                 let mask = constraint.mask();
-                back.send(State::Ready(constraint, mask))
+                back.to.send(State::Ready(constraint, mask))
             }
-            Self::Follow(mut constraint, token, back) => {
+            Self::Follow(mut constraint, token, back) if back.is_wanted() => {
                 let progress = followed(&mut constraint, token);
-                back.send(State::Followed(constraint, progress))
+                back.to.send(State::Followed(constraint, progress))
             }
+            Self::Mask(..) | Self::Follow(..) => Ok(()),
             Self::End(what) => {
                 drop(what);
                 Ok(())
@@ -122,8 +151,9 @@ impl Drop for MaskPool {
 
 impl MaskPool {
     /// Frees a constraint that no sequence has.
-    pub(super) fn end(&self, constraint: Constraint) {
-        if let Some(jobs) = &self.jobs {
+    pub(super) fn end(&mut self, constraint: Constraint) {
+        // Without a thread it is freed here.
+        if let Ok(jobs) = self.start() {
             jobs.push(Job::End(Box::new(constraint)));
         }
     }
@@ -169,7 +199,7 @@ pub(super) struct Guide {
 
 enum State {
     /// On its way to the mask of the next token, or behind one that was chosen.
-    Computing(Receiver<State>),
+    Computing { computed: Receiver<State>, _wanted: Arc<()> },
     /// The mask of the next token.
     Ready(Constraint, Result<Mask>),
     /// Behind a token that was chosen.
@@ -186,15 +216,15 @@ impl Guide {
         Ok(guide)
     }
 
-    fn compute(&mut self, job: impl FnOnce(Sender<State>) -> Job) {
-        let (back, computed) = channel();
+    fn compute(&mut self, job: impl FnOnce(Back) -> Job) {
+        let (back, computed, mark) = Back::new();
         self.jobs.push(job(back));
-        self.state = State::Computing(computed);
+        self.state = State::Computing { computed, _wanted: mark };
     }
 
     /// Waits until `deadline` for the mask, or for the end of [`Self::follow`]; whether it is there, or never will be.
     pub(super) fn wait(&mut self, deadline: Instant) -> bool {
-        if let State::Computing(computed) = &self.state {
+        if let State::Computing { computed, .. } = &self.state {
             self.state = match computed.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(state) => state,
                 Err(RecvTimeoutError::Timeout) => return false,
@@ -264,7 +294,7 @@ impl Guide {
 
 impl Drop for Guide {
     fn drop(&mut self) {
-        // One on its way is in the channel, or finds it closed.
+        // One on its way is in the channel, or finds that nobody wants it.
         match std::mem::replace(&mut self.state, State::Gone) {
             State::Gone => {}
             state => self.jobs.push(Job::End(Box::new(state))),
@@ -290,10 +320,9 @@ pub(super) struct Progress {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
-    use super::{Job, Jobs};
+    use super::{Back, Job, Jobs};
     use crate::sample::Grammar;
     use crate::{FinishReason, Model, Options};
 
@@ -316,7 +345,7 @@ mod tests {
         let mut worked = fresh.clone();
         worked.set_work(Duration::from_millis(1));
         let jobs = Jobs::default();
-        let (back, _mask) = channel();
+        let (back, computed, mark) = Back::new();
         for constraint in [worked.clone(), fresh.clone(), worked] {
             jobs.push(Job::Mask(constraint, back.clone()));
         }
@@ -325,10 +354,17 @@ mod tests {
         // Ends come before what takes long.
         let mut slow = fresh.clone();
         slow.set_work(Duration::from_secs(1));
-        jobs.push(Job::Mask(slow, back));
+        jobs.push(Job::Mask(slow.clone(), back.clone()));
         jobs.push(Job::End(Box::new(fresh)));
-        let ends: Vec<bool> = (0..2).map(|_| jobs.next(true).unwrap().constraint().is_none()).collect();
+        let ends: Vec<bool> = (0..2).map(|_| jobs.next(true).unwrap().is_end()).collect();
         assert_eq!(ends, [true, false]);
+        // What nobody waits for any longer is an end, and is not computed.
+        jobs.push(Job::Mask(slow, back));
+        drop(mark);
+        let job = jobs.next(true).unwrap();
+        assert!(job.is_end() && job.took().is_zero());
+        job.done();
+        assert!(computed.try_recv().is_err());
     }
 
     #[test]

@@ -257,7 +257,10 @@ fn variant_of(stem: &str) -> String {
 
 /// The one that is called so, by its type or its file's name.
 fn named<'g, 'a>(whose: &str, groups: &'g [Group<'a>], asked: &str) -> Result<&'g Group<'a>> {
-    let asked = asked.strip_suffix(".gguf").unwrap_or(asked);
+    let asked = match asked.len().checked_sub(5).and_then(|at| asked.split_at_checked(at)) {
+        Some((stem, end)) if end.eq_ignore_ascii_case(".gguf") => stem,
+        _ => asked,
+    };
     let name =
         |group: &Group<'_>| group.stem.rsplit('/').next().unwrap_or_default().eq_ignore_ascii_case(asked);
     if let Some(group) = groups.iter().find(|group| name(group)) {

@@ -61,7 +61,7 @@ impl Checker {
     /// Refuses what takes too much to compile.
     ///
     /// # Errors
-    /// [`Error::Grammar`] for that, and where the program cannot be run.
+    /// [`Error::Grammar`] for that, and where the program cannot be run; [`Error::Busy`] where it had no time.
     pub fn check(&self, grammar: &Grammar) -> Result<()> {
         let text = written(grammar).to_string();
         let hash = self.hashes.hash_one(&text);
@@ -72,7 +72,7 @@ impl Checker {
         let mut running = self.running.lock();
         let waited = self.ended.wait_while_for(&mut running, |running| *running >= MOST, PATIENCE);
         if waited.timed_out() && *running >= MOST {
-            return bad(format!("{MOST} others are still being checked after {} s", PATIENCE.as_secs()));
+            return Err(busy(grammar));
         }
         *running += 1;
         drop(running);
@@ -91,9 +91,7 @@ impl Checker {
             Ok(Some(status)) if status.code().is_some() => {
                 bad(format!("{} cannot check it: {status}", self.program.display()))
             }
-            Ok(None) => {
-                bad(format!("it was not checked within {} s: the machine is busy", PATIENCE.as_secs()))
-            }
+            Ok(None) => Err(busy(grammar)),
             Ok(Some(_)) => bad(format!(
                 "compiling it takes more than {WORK} s of work or {} MiB: multiples of large numbers and intersections of \
                  patterns do",
@@ -150,6 +148,11 @@ pub fn answer(mut input: impl Read) -> Result<()> {
         let _ = caught(|| wanted.compiled().map(|compiled| grammar::begin(&factory, compiled)));
     };
     apart::run("grammar", STACK, Duration::MAX, work).map_err(|_| bad("no thread"))
+}
+
+/// It is not known whether it may be compiled.
+fn busy(grammar: &Grammar) -> Error {
+    Error::Busy { what: format!("{}: it was not checked within {} s", grammar.kind(), PATIENCE.as_secs()) }
 }
 
 fn written(grammar: &Grammar) -> Value {

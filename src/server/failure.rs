@@ -189,8 +189,8 @@ impl From<Error> for Failure {
             Error::Memory { .. } => Self::bad(message),
             // Another process, loaded anew, can answer.
             Error::Changed { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
-            // Others may have given memory back by the next try.
-            Error::OutOfMemory { .. } | Error::Thread { .. } => {
+            // Others may have given it back by the next try.
+            Error::OutOfMemory { .. } | Error::Thread { .. } | Error::Busy { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(1)
             }
             Error::Io { .. }

@@ -16,7 +16,7 @@ use super::params::{self, IGNORED};
 use super::request::Reply;
 use super::served::Served;
 use super::sse::{self, Encoder, Events};
-use super::store::Caller;
+use super::store::{Caller, said};
 use crate::generate::Options;
 use crate::text::{self, Chat, Message};
 use input::{Input, Origin, Toolbox};
@@ -77,7 +77,9 @@ pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     fields.finish()?;
 
     let parallel = !chat.single_call;
-    let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
+    // What was kept is no part of the body.
+    let kept = if previous.is_some() { before.iter().map(said).sum() } else { 0 };
+    let turn = app.apart_with(kept, move |model| model.prepare(&chat, format.as_ref())).await?;
     let [given, tool_choice, text] = echoed;
     let shape = ResponseShape {
         id: app.id("resp_"),

@@ -111,21 +111,27 @@ impl Served {
         }
     }
 
-    /// Does `work` on a thread where it may take its time: making tokens of text, and text of messages. Long texts take turns.
+    /// Does `work` on a thread where it may take its time: making tokens of text, and text of messages. Long texts have one, for
+    /// which they take turns.
     pub async fn apart<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let is_long = self.body >= LONG;
-        // Who waits for that turn has no other.
-        let long = match is_long {
-            true => Some(self.long.acquire(&self.caller).await.ok_or_else(thread_failed)?),
-            false => None,
-        };
-        let encoder = self.encoders.acquire(&self.caller).await.ok_or_else(thread_failed)?;
+        self.apart_with(0, work).await
+    }
+
+    /// The same with texts of so many bytes that the body does not have.
+    pub async fn apart_with<T: Send + 'static>(
+        &self,
+        more: usize,
+        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let is_long = self.body.saturating_add(more) >= LONG;
+        let turns = if is_long { &self.long } else { &self.encoders };
+        let turn = turns.acquire(&self.caller).await.ok_or_else(thread_failed)?;
         let model = self.model.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let _turns = (long, encoder);
+            let _turn = turn;
             let started = Instant::now();
             let done = work(&model);
             if is_long && started.elapsed() >= LARGE {
@@ -142,5 +148,34 @@ impl Served {
     /// 429 while there are not as many; 400 where there never are.
     pub fn places(&self, count: usize) -> Result<Vec<QueuePlace>, Failure> {
         self.take(&self.places, count, &self.caller)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::*;
+    use crate::models::{Models, ModelsOptions};
+
+    #[tokio::test]
+    async fn long_texts_take_turns_and_short_ones_do_not_wait_for_them() {
+        let models = Models::new(ModelsOptions::default()).unwrap();
+        models.add("tiny", Vec::new(), Model::builtin().unwrap()).unwrap();
+        let app = Arc::new(App::new(models, Options::default(), true));
+        let asked = |body: usize| {
+            let lease = app.models.lease("tiny", Keep::Usual).unwrap();
+            let served = Served::new(&app, lease, (None, None), Keep::Usual, Instant::now()).ok().unwrap();
+            served.of(&Caller::default(), body)
+        };
+        let [short, long] = [asked(LONG / 2), asked(LONG)];
+        let turn = app.long.acquire(&Caller::default()).await.unwrap();
+        let work = |_: &Model| Ok(());
+        assert!(short.apart(work).await.is_ok());
+        let (mut body, mut stored) = (Box::pin(long.apart(work)), Box::pin(short.apart_with(LONG / 2, work)));
+        for waits in [&mut body as &mut (dyn Future<Output = Result<(), Failure>> + Unpin), &mut stored] {
+            assert!(tokio::time::timeout(Duration::from_millis(20), waits).await.is_err());
+        }
+        drop(turn);
+        assert!(body.await.is_ok() && stored.await.is_ok());
     }
 }

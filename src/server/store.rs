@@ -48,7 +48,6 @@ pub(crate) struct Answer {
 impl Store {
     /// Keeps an answer, and lets go of the oldest ones where there are too many.
     pub fn keep(&self, id: String, caller: &Caller, messages: Vec<Message>, output: Vec<Value>) {
-        let said = |message: &Message| message.role.len() + taken(&message.content) + members(&message.extra);
         let bytes = messages.iter().map(said).sum::<usize>() + output.iter().map(taken).sum::<usize>();
         if bytes > MOST.1 {
             return;
@@ -76,6 +75,11 @@ impl Store {
         let mut items = of_caller.flat_map(|answer| &answer.output);
         items.find(|item| item["id"] == id).cloned()
     }
+}
+
+/// Bytes of memory that a message takes, about.
+pub(crate) fn said(message: &Message) -> usize {
+    message.role.len() + taken(&message.content) + members(&message.extra)
 }
 
 /// Bytes of memory that a value takes, about.

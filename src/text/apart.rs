@@ -33,7 +33,8 @@ pub(crate) fn worked() -> Duration {
 
 /// Work beside the steps that takes longer lets them go first: a step waits for the slowest of its threads.
 pub(crate) const LONG: Duration = Duration::from_millis(20);
-/// How much further back than this process long work stands: a ninth of the time of a thread that wants the same core.
+/// How much further back than this process long work stands: a ninth of the time of a thread that wants the same core. A process
+/// that stands at 10 or more itself has less to go back: 19 is the last.
 #[cfg(target_os = "linux")]
 const BACK: i32 = 10;
 /// Nanoseconds for which it has a core at a time. The system's own milliseconds would be some steps of a small model.

@@ -15,7 +15,13 @@ use crate::util;
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0 \
-    -Zsanitizer=address -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks --cfg fuzzing";
+    -Zsanitizer=address -Cdebug-assertions -Coverflow-checks --cfg fuzzing";
+/// What is built for [`smoke`] instead of optimised whole: its inputs are few, and compiling takes longer than they do.
+const QUICK: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ("CARGO_PROFILE_RELEASE_DEBUG", "none"),
+];
 /// Seconds that one input may take: the longest that a bound allows (a pattern's 10 s), on a busy machine.
 const PATIENCE: u64 = 60;
 /// Megabytes of the whole program; the allocator's own bound for an input is lower.
@@ -43,7 +49,7 @@ pub fn smoke(steps: &mut Steps) {
         return steps.skip(NAME, &error);
     }
     steps.step(NAME, || {
-        let fuzzer = Fuzzer::build()?;
+        let fuzzer = Fuzzer::build("target/quick", &QUICK)?;
         let corpora = fuzzer.dir.join("target/smoke");
         if corpora.exists() {
             fs::remove_dir_all(&corpora).with_context(|| corpora.display().to_string())?;
@@ -55,7 +61,7 @@ pub fn smoke(steps: &mut Steps) {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let fuzzer = Fuzzer::build()?;
+    let fuzzer = Fuzzer::build("target", &[("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")])?;
     let seconds = options.minutes.map_or(SMOKE, |minutes| minutes * 60);
     let names = match &options.target {
         Some(name) => {
@@ -100,18 +106,20 @@ struct Fuzzer {
 }
 
 impl Fuzzer {
-    fn build() -> Result<Self> {
+    /// Builds it in a folder of `fuzz/`, with these settings of the profile.
+    fn build(target: &str, profile: &[(&str, &str)]) -> Result<Self> {
         available()?;
         let dir = util::root()?.join("fuzz");
+        let target = dir.join(target);
         let host = host(&util::first_line(&mut nightly_rustc(&dir))?)?;
         // With a target named, build scripts and macros are not instrumented.
         let mut command = nightly(&dir);
         command.args(["build", "--release", "--target", &host, "--locked"]).env("RUSTFLAGS", FLAGS);
-        command.env("CARGO_TARGET_DIR", dir.join("target"));
+        command.env("CARGO_TARGET_DIR", &target).envs(profile.iter().copied());
         eprintln!("   {}", util::shown(&command));
         let status = command.status().context("cannot start cargo")?;
         ensure!(status.success(), "the build ended with {status}");
-        let program = dir.join("target").join(host).join("release/fuzz");
+        let program = target.join(host).join("release/fuzz");
         let targets = targets(&fs::read_to_string(dir.with_file_name("src/fuzzing/mod.rs"))?);
         ensure!(!targets.is_empty(), "src/fuzzing/mod.rs lists no target");
         Ok(Self { dir, program, targets })
