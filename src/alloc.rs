@@ -1,7 +1,13 @@
 //! Memory whose size a file, a prompt, a batch or a body decides. What the system refuses fails the load or the request that wanted
 //! it, by name; a plain `Vec` would end the process. Sizes that the code fixes stay plain.
 
+mod huge;
+mod lines;
+
 use bytemuck::Zeroable;
+
+pub(crate) use huge::settle;
+pub(crate) use lines::{Blank, Lines};
 
 use crate::error::{Error, Result};
 use crate::refusals::{self, Site};

@@ -82,6 +82,7 @@
 
 pub mod adapters;
 mod alloc;
+mod apart;
 #[doc(hidden)]
 pub mod backend;
 mod chat;

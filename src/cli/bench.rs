@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use backstop::ModelFiles;
 use backstop::backend::LlmBackendKind;
-use backstop::backend::cpu::{Activations, Isa, limits};
+use backstop::backend::cpu::{self, Activations, Isa, limits};
 use backstop::backend::kv::KvType;
 use backstop::config::LatentDims;
 use backstop::engine::Runtime;
@@ -45,6 +45,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     for threads in threads {
         let session = SessionArgs { ctx: Some(context), threads: Some(threads), ..SessionArgs::default() };
         let loaded = super::load(&args.model, &session)?;
+        cpu::settle(Duration::from_secs(60));
         report.loaded(&loaded);
         for &depth in &args.depth {
             for &batch in &args.batch {

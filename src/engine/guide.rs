@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::apart;
 use crate::error::{Error, Result, caught, panic_text};
 use crate::refusals;
 use crate::sample::Constraint;
 use crate::sample::constraint::Mask;
-use crate::text::apart;
 
 /// Threads that compute masks at most: one takes 50 µs, where a step takes milliseconds.
 const MAX_THREADS: usize = 4;

@@ -18,8 +18,8 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
 use super::grammar::{self, Grammar, STACK};
+use crate::apart;
 use crate::error::caught;
-use crate::text::apart;
 use crate::{Error, Result};
 
 /// The program's argument for [`answer`].

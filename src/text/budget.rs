@@ -8,7 +8,7 @@ use std::time::Duration;
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use super::apart;
+use crate::apart;
 
 /// How long a rendering may work, by its thread's own time: many times what its instructions take on a slow machine, so
 /// that a template is refused for what it does and not for where it runs.

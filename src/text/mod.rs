@@ -1,6 +1,5 @@
 //! Text and tokens: the tokenizer, the chat template, the streaming detokenizer, and what a generated answer is made of.
 
-pub(crate) mod apart;
 mod bounded;
 mod budget;
 pub(crate) mod channels;

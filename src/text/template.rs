@@ -12,7 +12,6 @@ use minijinja::value::{Kwargs, Rest};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
-use super::apart::{self, Lost};
 use super::bounded;
 use super::budget::{self, Budget};
 use super::json as python;
@@ -21,6 +20,7 @@ use super::reply::ReplyFormat;
 use super::sentinel::Guarded;
 use super::special::SpecialTokens;
 use super::{screen, sentinel};
+use crate::apart::{self, Lost};
 use crate::{Error, Result, files, json};
 
 /// Instructions of one rendering, the inserted checks included.

@@ -19,7 +19,6 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, TokenizerImpl};
 
-use super::apart::{self, Lost};
 use super::growth::Growth;
 use super::longest::Longest;
 use super::message::Rendered;
@@ -28,6 +27,7 @@ use super::rebuilt::Rebuilt;
 use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use super::steps::{Normalizers, PreTokenizers};
+use crate::apart::{self, Lost};
 use crate::error::{caught, panic_text};
 use crate::files;
 use crate::{Error, Result, alloc, json};

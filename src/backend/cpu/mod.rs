@@ -14,3 +14,9 @@ pub use backend::CpuBackend;
 pub use isa::Isa;
 pub use kernels::quant::Activations;
 pub use operands::{CpuMatrix, CpuStack, CpuVector};
+
+/// Waits until weights that were packed are on the pages on which they are to be, for a time: that goes on behind a load, and a
+/// measurement is not to have it beside it.
+pub fn settle(most: std::time::Duration) {
+    crate::alloc::settle(most);
+}

@@ -19,7 +19,7 @@ use regex_automata::nfa::thompson;
 use regex_automata::{Anchored, Input, PatternID};
 use serde_json::Value;
 
-use super::apart;
+use crate::apart;
 
 /// White space up to where something follows it, then what is left of it: how patterns end that keep a space for the word.
 const TAILS: [&str; 2] = [r"|\s+(?!\S)|\s+", r"|\s+(?!\S)|\s"];

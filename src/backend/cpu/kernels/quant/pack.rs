@@ -1,6 +1,5 @@
 //! Packs quantized weights into panels: what kernels stream.
 
-use std::mem::MaybeUninit;
 use std::slice::ChunksExact;
 use std::sync::Arc;
 
@@ -9,18 +8,13 @@ use half::{bf16, f16};
 use super::codes::{CodeKind, Nibbles, Route, put_bytes, put_nibbles, put_q6_k};
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
-use crate::alloc;
+use crate::alloc::{self, Blank, Lines};
 use crate::backend::cpu::pool::{Parts, Pool};
 use crate::error::Result;
 use crate::quant::block::{Scales, Values};
 use crate::quant::ggml::{self, E2M1_DOUBLED};
 use crate::quant::{Format, GgmlType, QuantWeight, affine, ocp};
 use crate::tensor::DType;
-
-/// 64 bytes: a line of every cache that backstop meets, and an AVX-512 register.
-#[derive(Debug, Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct CacheLine([u8; 64]);
 
 /// A quantized matrix in panels of [`ROWS`] rows: the codes of a panel, then its scales.
 #[derive(Debug)]
@@ -35,7 +29,7 @@ pub struct PackedMatrix {
     order: Option<Arc<[u32]>>,
     /// Bytes of a panel's codes, and of the whole panel.
     panel: (usize, usize),
-    lines: Vec<CacheLine>,
+    lines: Lines,
 }
 
 impl PackedMatrix {
@@ -63,30 +57,15 @@ impl PackedMatrix {
         let table = table.unwrap_or(&E2M1_DOUBLED);
         let panel = panel_bytes(codes, scales, cols);
         let panels = rows.div_ceil(ROWS);
-        let (mut lines, len) = (Vec::new(), panels * panel.1 / 64);
-        alloc::reserve(&mut lines, len, "packed weights")?;
+        // Written, and so given its memory, by all threads at once.
+        let mut blank = Blank::new(panels * panel.1 / 64, "packed weights")?;
         // A row's codes for each thread, taken here: within the region there is nothing to fail.
         let mut decoded = alloc::zeroed(pool.threads() * cols, "packed weights")?;
-        let mut packed = Self {
-            rows,
-            cols,
-            codes,
-            scales,
-            offset,
-            table: table.map(|value| value.wrapping_add(-128) as u8),
-            order: weight.order().cloned(),
-            panel,
-            // Written, and so given its memory, by all threads at once.
-            lines,
-        };
-        let parts = Parts::new(&mut packed.lines.spare_capacity_mut()[..len]);
+        let parts = Parts::new(blank.bytes_mut());
         let rooms = Parts::new(&mut decoded);
         pool.run_on(panels, |worker, index| {
             // SAFETY: panels do not overlap.
-            let lines = unsafe { parts.slice(index * (panel.1 / 64), panel.1 / 64) };
-            lines.fill(MaybeUninit::zeroed());
-            // SAFETY: just written; a line is an array of bytes.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), panel.1) };
+            let bytes = unsafe { parts.slice(index * panel.1, panel.1) };
             let (code_part, scale_part) = bytes.split_at_mut(panel.0);
             // SAFETY: tasks that run at the same time have different workers.
             let decoded = unsafe { rooms.slice(worker * cols, cols) };
@@ -96,10 +75,10 @@ impl PackedMatrix {
                 from.put_scales(scales, row, scale_part);
             }
         });
-        // SAFETY: there is room for them, and each panel was written.
-        unsafe { packed.lines.set_len(len) };
-        debug_assert_eq!(packed.bytes(), Self::bytes_of(weight.format(), [rows, cols]));
-        Ok(packed)
+        let table = table.map(|value| value.wrapping_add(-128) as u8);
+        let (order, lines) = (weight.order().cloned(), blank.written());
+        debug_assert_eq!(lines.bytes().len(), Self::bytes_of(weight.format(), [rows, cols]));
+        Ok(Self { rows, cols, codes, scales, offset, table, order, panel, lines })
     }
 
     /// Bytes that a matrix `[N, K]` of `format` takes once packed.
@@ -124,7 +103,7 @@ impl PackedMatrix {
 
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * 64
+        self.lines.bytes().len()
     }
 
     /// The input column of each stored one, where they are not the same.
@@ -168,8 +147,7 @@ impl PackedMatrix {
     /// The codes and the scales of panel `index`.
     #[inline(always)]
     pub(super) fn panel(&self, index: usize) -> (&[u8], &[u8]) {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
-        bytes[index * self.panel.1..][..self.panel.1].split_at(self.panel.0)
+        self.lines.bytes()[index * self.panel.1..][..self.panel.1].split_at(self.panel.0)
     }
 }
 
