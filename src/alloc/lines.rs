@@ -1,8 +1,6 @@
-//! Bytes that kernels stream, in whole cache lines: large ones on huge pages, where the system has them.
+//! Bytes that kernels stream, in whole cache lines: on huge pages, where the system has them.
 
-use std::sync::Arc;
-
-use super::huge::{self, HUGE, Map};
+use super::huge::{self, Part};
 use super::{ask, refused, zeroed};
 use crate::error::Result;
 
@@ -13,17 +11,20 @@ pub(crate) struct Line([u8; 64]);
 
 /// Zeros to be written. A page is given when it is first written, to the thread that does.
 #[derive(Debug)]
-pub(crate) struct Blank(Of<Vec<Line>, Map>);
+pub(crate) struct Blank(Of);
 
 /// What was written once, and is read often.
 #[derive(Debug)]
-pub(crate) struct Lines(Of<Vec<Line>, Arc<Map>>);
+pub(crate) struct Lines(Of);
 
 #[derive(Debug)]
-enum Of<S, L> {
-    Small(S),
-    Large(L),
+enum Of {
+    Small(Vec<Line>),
+    Large(Part),
 }
+
+/// Bytes that are worth their part of a huge page.
+const LARGE: usize = 64 << 10;
 
 impl Blank {
     /// `len` lines for `what`.
@@ -32,30 +33,26 @@ impl Blank {
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn new(len: usize, what: &'static str) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<Line>());
-        if bytes < HUGE || !huge::are_there() {
+        if bytes < LARGE || !huge::are_there() {
             return Ok(Self(Of::Small(zeroed(len, what)?)));
         }
         ask::<Line>(len, what)?;
-        Ok(Self(Of::Large(Map::new(bytes).map_err(|_| refused::<Line>(len, what))?)))
+        Ok(Self(Of::Large(Part::new(bytes).map_err(|_| refused::<Line>(len, what))?)))
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Of::Small(lines) => bytemuck::cast_slice_mut(lines),
-            Of::Large(map) => map.bytes_mut(),
+            Of::Large(part) => part.bytes_mut(),
         }
     }
 
     /// All of it is written.
     pub fn written(self) -> Lines {
-        match self.0 {
-            Of::Small(lines) => Lines(Of::Small(lines)),
-            Of::Large(map) => {
-                let map = Arc::new(map);
-                huge::want(&map);
-                Lines(Of::Large(map))
-            }
+        if let Of::Large(part) = &self.0 {
+            part.written();
         }
+        Lines(self.0)
     }
 }
 
@@ -64,31 +61,35 @@ impl Lines {
     pub fn bytes(&self) -> &[u8] {
         match &self.0 {
             Of::Small(lines) => bytemuck::cast_slice(lines),
-            Of::Large(map) => map.bytes(),
+            Of::Large(part) => part.bytes(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::huge::HUGE;
     use super::*;
     use crate::Error;
 
     #[test]
     fn lines_of_any_number_begin_where_they_should_and_stay_what_they_are() {
-        for len in [0, 1, HUGE / 64 - 1, HUGE / 64, HUGE / 64 * 3 + 5] {
-            let mut blank = Blank::new(len, "x").unwrap();
+        let of = [0, 1, LARGE / 64 - 1, LARGE / 64, 20_000, 20_000, HUGE / 64 - 1, HUGE / 64, 98_309];
+        let blanks = of.map(|len| (len, Blank::new(len, "x").unwrap()));
+        let all = blanks.map(|(len, mut blank)| {
             assert_eq!(blank.bytes_mut().len(), len * 64);
             assert!(blank.bytes_mut().iter().all(|byte| *byte == 0));
             let wanted = if len * 64 < HUGE || !huge::are_there() { 64 } else { HUGE };
             assert!(blank.bytes_mut().as_ptr().addr().is_multiple_of(wanted), "{len}");
-            blank.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8);
-            let lines = blank.written();
-            let same = || lines.bytes().iter().enumerate().all(|(i, byte)| *byte == (i % 251) as u8);
-            assert!(same());
-            huge::settle(std::time::Duration::from_secs(60));
-            assert!(same());
-        }
+            blank.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = ((i + len) % 251) as u8);
+            (len, blank.written())
+        });
+        let same = |(len, lines): &(usize, Lines)| {
+            lines.bytes().iter().enumerate().all(|(i, byte)| *byte == ((i + len) % 251) as u8)
+        };
+        assert!(all.iter().all(same));
+        huge::settle(std::time::Duration::from_secs(60));
+        assert!(all.iter().all(same));
     }
 
     #[test]
