@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright  # noqa: E402
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATH = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-DESKTOP, PHONE = (1280, 800), (390, 844)
+DESKTOP, PHONE, NARROW = (1280, 800), (390, 844), (320, 568)
 
 
 class Browser:
@@ -22,7 +22,7 @@ class Browser:
         self.chromium = self.playwright.chromium.launch(executable_path=PATH, args=options)
 
     def open(self, url, dark=False, size=DESKTOP):
-        phone = size == PHONE
+        phone = size != DESKTOP
         context = self.chromium.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme="dark" if dark else "light",

@@ -1,4 +1,4 @@
-"""Two models in one server, with room for one: each question to the other has one unloaded and one loaded."""
+"""Three models in one server, with room for one: each question to another has one unloaded and one loaded."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from scripted import make
 from support import KEY, Server, rule
 
-NAMES = ("first", "org/second")
+NAMES = ("first", "org/second", "third")
 ROUNDS = 3
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Where `cargo xtask` has npm put its packages.
@@ -42,7 +42,7 @@ class Several(unittest.TestCase):
         shutil.rmtree(cls.folder)
 
     def alternate(self, ask):
-        """Asks the two in turn: `ask` takes a model's name and says its answer."""
+        """Asks the three in turn: `ask` takes a model's name and says its answer."""
         for _ in range(ROUNDS):
             for name in NAMES:
                 self.assertEqual(ask(name), answer(name))

@@ -14,7 +14,7 @@ from scripted import make
 from support import Server, rule
 from test_page import ANSWER, Page
 
-NAMES = ["broken", "first", "org/second"]
+NAMES = ["broken", "first", "org/second", "third"]
 ROW = ".models .popup .row"
 
 
@@ -49,6 +49,9 @@ class Several(Page):
         with urllib.request.urlopen(f"{self.server.url}/v1/models") as answer:
             return {model["id"]: model["state"] for model in json.load(answer)["data"]}
 
+    def loaded(self):
+        return [name for name, state in self.states().items() if state == "loaded"]
+
     def menu(self, page):
         if not page.locator(".models .popup").count():
             page.click("button.model")
@@ -70,7 +73,7 @@ class Several(Page):
         self.ask(page, "Who are you?")
         self.sees(page, ANSWER, ["I am second."])
         self.assertIn("Loading org/second…", page.evaluate("[...heard]"))
-        self.assertEqual(self.states(), {"broken": "unloaded", "first": "unloaded", "org/second": "loaded"})
+        self.assertEqual(self.loaded(), ["org/second"])
         self.assertIn("org/second", page.locator("article.assistant .figures").inner_text())
         page.keyboard.press("Control+,")
         self.assertEqual(page.get_attribute("#temperature", "placeholder"), "0.6")
@@ -82,16 +85,24 @@ class Several(Page):
         row("first").locator(".pick").click()
         self.ask(page, "And you?")
         self.sees(page, ANSWER, ["I am second.", "I am first."])
-        self.assertEqual(self.states(), {"broken": "unloaded", "first": "loaded", "org/second": "unloaded"})
+        self.assertEqual(self.loaded(), ["first"])
         row = self.menu(page)
         expect(row("org/second").locator(".dot")).to_have_class("dot is-unloaded")
+        row("third").locator(".pick").click()
+        self.ask(page, "And the third?")
+        self.sees(page, ANSWER, ["I am second.", "I am first.", "I am third."])
+        self.assertEqual(self.loaded(), ["third"])
+        self.menu(page)("first").locator(".pick").click()
+        self.answered(page, lambda: page.locator("article.assistant .do-again").last.click())
+        self.sees(page, ANSWER, ["I am second.", "I am first.", "I am first."])
+        row = self.menu(page)
         # By hand.
         page.get_by_label("Unload first").click()
         page.get_by_label("Load first").wait_for()
         self.assertEqual(self.states()["first"], "unloaded")
         page.get_by_label("Load org/second").click()
         page.get_by_label("Unload org/second").wait_for()
-        self.assertEqual(self.states(), {"broken": "unloaded", "first": "unloaded", "org/second": "loaded"})
+        self.assertEqual(self.loaded(), ["org/second"])
         # What was chosen stays so.
         page.keyboard.press("Escape")
         self.visit_again(page)

@@ -36,8 +36,8 @@ class Libraries(Several):
             self.alternate(chat)
             self.alternate(streamed)
             self.alternate(lambda name: api.responses.create(model=name, input=HELLO).output_text)
-            with self.assertRaisesRegex(openai.NotFoundError, "third"):
-                chat("third")
+            with self.assertRaisesRegex(openai.NotFoundError, "fourth"):
+                chat("fourth")
 
     def test_anthropic(self):
         with anthropic.Anthropic(base_url=self.server.url, api_key=KEY, max_retries=0) as api:

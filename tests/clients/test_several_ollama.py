@@ -31,10 +31,10 @@ class Python(Several):
         # How people unload a model by this API.
         self.assertEqual(self.api.generate(model=NAMES[1], keep_alive=0).done_reason, "unload")
         self.assertEqual(self.api.ps().models, [])
-        with self.assertRaisesRegex(ollama.ResponseError, "model 'third' not found"):
-            self.api.chat(model="third", messages=QUESTION)
+        with self.assertRaisesRegex(ollama.ResponseError, "model 'fourth' not found"):
+            self.api.chat(model="fourth", messages=QUESTION)
         with self.assertRaisesRegex(ollama.ResponseError, "pull is not allowed here"):
-            self.api.pull("third")
+            self.api.pull("fourth")
 
 
 @unittest.skipUnless(NODE, "node is not installed")

@@ -227,8 +227,11 @@ export function Files({ files, onRemove }: { files: Attachment[]; onRemove?: (at
       {files.map((file, i) => (
         <li key={i}>
           <details>
-            <summary>
-              <IconFile /> {file.name} <span class="faint">{file.text.length.toLocaleString()} characters</span>
+            <summary title={file.name}>
+              <IconFile /> <span class="name">{file.name}</span>{" "}
+              <span class="faint">
+                {file.text.length.toLocaleString()} character{file.text.length === 1 ? "" : "s"}
+              </span>
             </summary>
             <pre tabIndex={0}>
               {file.text.slice(0, 20_000)}

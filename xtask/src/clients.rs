@@ -74,7 +74,13 @@ const ENVIRONMENTS: [Environment; 6] = [
     Environment {
         name: "page",
         packages: &["playwright==1.65.2"],
-        tests: &["test_page.py", "test_page_answers.py", "test_page_keys.py", "test_page_several.py"],
+        tests: &[
+            "test_page.py",
+            "test_page_answers.py",
+            "test_page_keys.py",
+            "test_page_narrow.py",
+            "test_page_several.py",
+        ],
     },
 ];
 
