@@ -240,8 +240,10 @@ pub enum HubFault {
     NotFound,
     /// The hub could not be reached, or broke off again and again.
     Network,
-    /// What the hub sent is not what it may send, or not what it said that it would.
+    /// What the hub sent is not what it may send.
     Answer,
+    /// What the hub sent is not what it listed.
+    Changed,
     /// What was asked for does not fit: the disk, or the memory.
     Space,
     /// Another process has what is needed.

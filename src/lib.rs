@@ -144,3 +144,4 @@ pub use model::{
 pub use sample::{Constraint, Grammar, Logprobs, SamplingOptions};
 pub use tensor::DType;
 pub use text::{Chat, Message, PromptEnd, Reply, Tool, ToolCall, ToolChoice};
+pub use weights::LoadProgress;

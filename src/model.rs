@@ -26,7 +26,7 @@ use crate::refusals;
 use crate::sample::{Constraint, Grammar, GrammarCompiler};
 use crate::tensor::DType;
 use crate::text::{ChatTemplate, Message, RenderOptions, SpecialTokens, Tokenizer};
-use crate::weights::{Access, Checkpoint, Stored, TensorInfo, Watch, gguf, quantized};
+use crate::weights::{Access, Checkpoint, LoadProgress, Stored, TensorInfo, Watch, gguf, quantized};
 
 use outputs::but_for_reads;
 use rank::Ranking;
@@ -82,6 +82,8 @@ pub struct LoadOptions {
     pub cache: Option<CacheOptions>,
     /// Adapters to load beside the weights.
     pub adapters: Vec<AdapterSource>,
+    /// Told how far the load is.
+    pub progress: LoadProgress,
     /// Faults to inject: nothing outside tests.
     pub faults: Faults,
 }
@@ -449,7 +451,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::load`], and a backend that cannot be had.
-    pub fn load_with(files: ModelFiles, options: LoadOptions) -> Result<Self> {
+    pub fn load_with(mut files: ModelFiles, options: LoadOptions) -> Result<Self> {
+        files.checkpoint.tell(&options.progress);
         let dtype = files.dtype();
         let kv_type = options.kv_type.unwrap_or(dtype.into());
         let trained = files.config().max_context();

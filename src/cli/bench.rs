@@ -18,8 +18,8 @@ use backstop::weights::Stored;
 use serde_json::{Value, json};
 
 use super::args::{BenchArgs, ModelArgs, SessionArgs};
+use super::progress::Progress;
 use super::stream::print;
-use super::term::Progress;
 use super::{Loaded, Usage, child, summary};
 use measure::{Case, Phase, Sequences};
 use report::{Report, Row, Spread};
@@ -44,7 +44,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(args, work);
     for threads in threads {
         let session = SessionArgs { ctx: Some(context), threads: Some(threads), ..SessionArgs::default() };
-        let loaded = super::load(&args.model, &session)?;
+        let loaded = super::load(&args.model, &session, false)?;
         cpu::settle(Duration::from_secs(60));
         report.loaded(&loaded);
         for &depth in &args.depth {

@@ -17,8 +17,8 @@ use clap::CommandFactory;
 use sha2::{Digest, Sha256};
 
 use super::args::{Args, BundleArgs};
-use super::term::{self, Progress};
-use super::{Usage, names};
+use super::progress::Progress;
+use super::{Usage, names, term};
 
 /// What a program says of itself: behind the words, the bytes of the whole file where a model is behind it, else 0. It is
 /// changed in the copy, so that one that was cut short is known for what it was.

@@ -25,7 +25,7 @@ const NO_MODEL: &str = "What was said is kept: /load NAME goes on with another m
 pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let mut from = names::replace(&args.model, args.path.as_deref());
-    let Loaded { model, .. } = super::load(&from, &args.session)?;
+    let Loaded { model, .. } = super::load(&from, &args.session, args.no_summary)?;
     let interactive = super::is_interactive();
     let mut session = Session::new(args, &model, interactive)?;
     if interactive {
@@ -92,12 +92,12 @@ fn exchange(
     let _first = Interruptible::new(|| {
         term::note("the model is being loaded; Ctrl-C once more ends the conversation")
     })?;
-    match super::load(&other, &args.session) {
+    match super::load(&other, &args.session, args.no_summary) {
         Ok(Loaded { model, .. }) => {
             *from = other;
             Ok((Some(model), Ok(())))
         }
-        Err(error) => Ok(match super::load(from, &args.session) {
+        Err(error) => Ok(match super::load(from, &args.session, args.no_summary) {
             Ok(Loaded { model, .. }) => (Some(model), Err(error)),
             Err(again) => {
                 let what = "the model before it cannot be loaded any more, either";

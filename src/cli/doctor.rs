@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use serde_json::{Map, Value, json};
 
 use super::args::DoctorArgs;
+use super::progress::Progress;
 use super::stream::print;
-use super::term::{self, Progress};
+use super::term;
 
 /// How it stands with a part of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

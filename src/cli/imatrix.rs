@@ -14,6 +14,7 @@ use backstop::text::Specials;
 
 use super::args::{ImatrixArgs, SessionArgs};
 use super::interrupt::Interruptible;
+use super::progress::Progress;
 use super::{INTERRUPTED, Usage, input, term};
 
 /// Tokens of a window where nothing says it, as in llama.cpp.
@@ -40,7 +41,7 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     }
     let session = SessionArgs { ctx: Some(window), threads: args.threads, ..SessionArgs::default() };
     let one = |options| LoadOptions { max_sequences: Some(1), ..options };
-    let model = super::load_as(&args.model, &session, one)?.model;
+    let model = super::load_as(&args.model, &session, false, one)?.model;
     let tokenizer = model.tokenizer()?;
     let mut tokens = tokenizer.encode(&text)?;
     tokens.truncate(args.tokens.unwrap_or(tokens.len()));
@@ -52,7 +53,7 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     let _interruptible = Interruptible::new(move || set.store(true, Ordering::Relaxed))?;
     let (done, count) = (Arc::new(AtomicUsize::new(0)), tokens.len() / window.max(1));
     let shown = Arc::clone(&done);
-    let progress = term::Progress::start(move || {
+    let progress = Progress::start(move || {
         format!("window {} of {count}", (shown.load(Ordering::Relaxed) + 1).min(count))
     });
     let how = Collect { window, begin, head: args.process_output };

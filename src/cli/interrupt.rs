@@ -7,7 +7,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::INTERRUPTED;
+use super::{INTERRUPTED, term};
 
 /// What Ctrl-C ends.
 static RUNNING: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
@@ -17,21 +17,32 @@ pub struct Interruptible;
 
 impl Interruptible {
     pub fn new(end: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
-        static ONCE: Once = Once::new();
-        let mut result = Ok(());
-        ONCE.call_once(|| {
-            result = ctrlc::set_handler(|| {
-                let running = RUNNING.lock().take();
-                match running {
-                    Some(end) => end(),
-                    None => super::exit_at_once(INTERRUPTED),
-                }
-            });
-        });
-        result.context("cannot catch Ctrl-C")?;
+        catch()?;
         *RUNNING.lock() = Some(Box::new(end));
         Ok(Self)
     }
+}
+
+/// Has Ctrl-C end the process with the terminal as it should be, from here on, unless there is something else that it ends.
+///
+/// # Errors
+/// Where it cannot be caught.
+pub fn catch() -> anyhow::Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| {
+        result = ctrlc::set_handler(|| {
+            let running = RUNNING.lock().take();
+            match running {
+                Some(end) => end(),
+                None => {
+                    term::clear_at_end();
+                    super::exit_at_once(INTERRUPTED)
+                }
+            }
+        });
+    });
+    result.context("cannot catch Ctrl-C")
 }
 
 impl Drop for Interruptible {

@@ -21,6 +21,7 @@ mod names;
 mod offers;
 mod parity;
 mod perplexity;
+mod progress;
 mod ps;
 mod pull;
 mod quantize;
@@ -33,7 +34,7 @@ mod template;
 mod term;
 mod whole;
 
-use std::io::{IsTerminal, stderr};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -142,7 +143,7 @@ pub fn start_logging(verbose: u8) {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(stderr)
+        .with_writer(|| term::Log)
         .with_ansi(term::colours())
         .log_internal_errors(false)
         .init();
@@ -176,15 +177,17 @@ fn open_by(
     Ok(ModelFiles::open_by(&names::path(typed, fetch, backend)?, access)?)
 }
 
-/// Loads a model for one sequence, which may have all the memory that there is.
-fn load(args: &ModelArgs, session: &SessionArgs) -> anyhow::Result<Loaded> {
-    load_as(args, session, |options| LoadOptions { max_sequences: Some(1), ..options })
+/// Loads a model for one sequence, which may have all the memory that there is. A person sees how far that is who does not want it
+/// `quiet`.
+fn load(args: &ModelArgs, session: &SessionArgs, quiet: bool) -> anyhow::Result<Loaded> {
+    load_as(args, session, quiet, |options| LoadOptions { max_sequences: Some(1), ..options })
 }
 
-/// Loads with other options than were typed.
+/// As [`load`], with other options than were typed.
 fn load_as(
     args: &ModelArgs,
     session: &SessionArgs,
+    quiet: bool,
     change: impl FnOnce(LoadOptions) -> LoadOptions,
 ) -> anyhow::Result<Loaded> {
     let started = Instant::now();
@@ -198,8 +201,7 @@ fn load_as(
     };
     let options = change(load_options(args, session)?);
     let files = open_as(args)?;
-    let name = files.name();
-    let progress = term::Progress::start(move || format!("loading {name}"));
+    let progress = progress::Progress::of_load(files.name(), &options.progress, quiet);
     let model = Model::load_with(files, options).map_err(typed)?;
     let model = match adapter {
         Some(adapter) => model.with_adapter(&adapter.name)?,

@@ -9,9 +9,10 @@ use backstop::hub::{self, Cache, Client, Name, Settings, Stage};
 use backstop::models::{Keep, Lease, Models, ModelsOptions, Offer};
 use backstop::server::{Fetch, Fetching};
 use backstop::weights::Access;
-use backstop::{Error, HubFault, LoadOptions, ModelFiles};
+use backstop::{Error, HubFault, LoadOptions, LoadProgress, ModelFiles};
 
 use super::args::ServeArgs;
+use super::progress::Progress;
 use super::{Loaded, Usage, bundle, here, load_options, names, pull, term, typed};
 
 /// What the built-in model goes by.
@@ -77,11 +78,13 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     if !args.model.adapter.is_empty() && !first {
         return Err(Usage("--adapter is for a model that is named".to_owned()).into());
     }
+    let progress = LoadProgress::default();
     if let Some(first) = offers.first_mut() {
         first.options.adapters = args.model.adapter.clone();
+        first.options.progress = progress.clone();
     }
     offers.into_iter().try_for_each(|offer| models.offer(offer))?;
-    let first = if first { Some(load_first(&models)?) } else { None };
+    let first = if first { Some(load_first(&models, &progress)?) } else { None };
     Ok(Offered { models, first })
 }
 
@@ -257,11 +260,10 @@ fn bytes(path: &Path) -> Option<u64> {
 }
 
 /// Loads the first model, so that what is wrong with it is known at the start.
-fn load_first(models: &Models) -> anyhow::Result<(Lease, Loaded)> {
+fn load_first(models: &Models, progress: &LoadProgress) -> anyhow::Result<(Lease, Loaded)> {
     let started = Instant::now();
     let Some(name) = models.find(None) else { bail!("there is no model") };
-    let shown = name.clone();
-    let progress = term::Progress::start(move || format!("loading {shown}"));
+    let progress = Progress::of_load(name.clone(), progress, false);
     let lease = models.get(&name, Keep::Usual);
     drop(progress);
     let lease = lease.map_err(|error| match error {

@@ -80,7 +80,7 @@ fn load(
     backend: BackendRequest,
     activations: Activations,
 ) -> anyhow::Result<Loaded> {
-    super::load_as(args, session, |options| LoadOptions { backend, activations, ..options })
+    super::load_as(args, session, false, |options| LoadOptions { backend, activations, ..options })
 }
 
 /// The first of the text's tokens, and how many it has: without a tokenizer, ids that differ from their neighbours.

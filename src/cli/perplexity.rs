@@ -13,10 +13,11 @@ use backstop::{LoadOptions, Model};
 use serde_json::{Value, json};
 
 use super::args::{ModelArgs, PerplexityArgs, SessionArgs};
+use super::progress::Progress;
 use super::stream::print;
 use super::summary::aligned;
 use super::whole::Whole;
-use super::{Usage, input, term};
+use super::{Usage, input};
 
 /// Tokens of a window where nothing says it: what most published numbers are of.
 const WINDOW: usize = 512;
@@ -36,7 +37,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     };
     let session = SessionArgs { ctx: Some(window), threads: args.threads, ..SessionArgs::default() };
     let load = |args: &ModelArgs| {
-        super::load_as(args, &session, |options| LoadOptions { max_sequences: Some(1), ..options })
+        super::load_as(args, &session, false, |options| LoadOptions { max_sequences: Some(1), ..options })
     };
     let model = load(&args.model)?.model;
     let tokenizer = model.tokenizer()?;
@@ -53,7 +54,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let done = Arc::new(AtomicUsize::new(0));
     let shown = Arc::clone(&done);
     let progress =
-        term::Progress::start(move || format!("window {} of {count}", shown.load(Ordering::Relaxed) + 1));
+        Progress::start(move || format!("window {} of {count}", shown.load(Ordering::Relaxed) + 1));
     let mut scored: Vec<Scored> = Vec::new();
     let mut failed = None;
     score(&model, other.as_ref(), &tokens, windows, begin, |more| {

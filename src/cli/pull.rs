@@ -1,6 +1,6 @@
 //! `backstop pull`: a model by its name, and how far it is.
 
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use backstop::hub::{self, Cache, Client, Fit, Form, Name, Plan, Progress, Settin
 use super::args::PullArgs;
 use super::interrupt::Interruptible;
 use super::stream::print;
-use super::{Interrupted, Usage, term};
+use super::{Interrupted, Usage, progress, term};
 
 pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     let name = Name::parse(&args.name)?;
@@ -55,7 +55,7 @@ pub fn settings(token: Option<&str>) -> anyhow::Result<Settings> {
 /// What a name stands for on the hub. Ctrl-C ends the asking.
 pub fn plan(client: &Client, name: &Name, fit: Fit) -> anyhow::Result<Plan> {
     let _interruptible = stopped_by(client)?;
-    let _progress = term::Progress::start({
+    let _progress = progress::Progress::start({
         let name = name.to_string();
         move || format!("asking the hub for {name}")
     });
@@ -136,7 +136,7 @@ impl Shown {
         self.last = Some(now);
         let line = line(progress, self.rate());
         if self.terminal {
-            let _ = write!(stderr().lock(), "\r{}\x1b[K", term::one_line(&line));
+            term::show_changing(Some(&line));
         } else {
             term::note(line);
         }
@@ -150,8 +150,8 @@ impl Shown {
     }
 
     fn end(&self) {
-        if self.terminal && self.last.is_some() {
-            let _ = write!(stderr().lock(), "\r\x1b[K");
+        if self.terminal {
+            term::show_changing(None);
         }
     }
 }

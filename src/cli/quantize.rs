@@ -13,8 +13,8 @@ use backstop::quantize::{GgufType, Recipe, Report, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;
 use super::interrupt::Interruptible;
-use super::term::{self, Progress};
-use super::{INTERRUPTED, Usage};
+use super::progress::Progress;
+use super::{INTERRUPTED, Usage, term};
 
 pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();

@@ -18,7 +18,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (named, text) = typed(args);
     let prompt = prompt(text, named)?;
     let from = names::replace(&args.model, named);
-    let Loaded { model, time } = super::load(&from, &args.session)?;
+    let Loaded { model, time } = super::load(&from, &args.session, args.json || args.no_summary)?;
     let mut sampling = super::resolve_sampling(&args.sampling, &model)?;
     sampling.logprobs = args.json.then_some(0);
     let options = Options { max_tokens: args.sampling.max_tokens, sampling, ..Options::default() };

@@ -8,10 +8,10 @@ use backstop::Generation;
 use backstop::engine::{FinishReason, Stats};
 use backstop::text::Reply;
 
-use super::Closed;
 use super::interrupt::Interruptible;
 use super::markdown::Markdown;
-use super::term::{self, Progress};
+use super::progress::Progress;
+use super::{Closed, term};
 
 /// Stdout, which gets the generated text and nothing else. What the model thinks is shown on stderr, to a person.
 pub struct Output {

@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 
 use super::args::{SessionArgs, TasksArgs};
 use super::interrupt::Interruptible;
+use super::progress::Progress;
 use super::stream::print;
 use super::summary::aligned;
-use super::{Interrupted, input, term};
+use super::{Interrupted, input};
 
 pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
     let name = args.file.display().to_string();
@@ -35,7 +36,7 @@ pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
 
     let session = SessionArgs { ctx: args.ctx, threads: args.threads, ..SessionArgs::default() };
     let sequences = |options| LoadOptions { max_sequences: Some(args.at_once), ..options };
-    let model = super::load_as(&args.model, &session, sequences)?.model;
+    let model = super::load_as(&args.model, &session, false, sequences)?.model;
     let mut out = args.answers.as_ref().map(|path| {
         let file = File::create_new(path).with_context(|| path.display().to_string())?;
         anyhow::Ok((path.display().to_string(), BufWriter::new(file)))
@@ -49,7 +50,7 @@ pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
     let (done, right, count) =
         (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), questions.len());
     let shown = (Arc::clone(&done), Arc::clone(&right));
-    let progress = term::Progress::start(move || {
+    let progress = Progress::start(move || {
         let (done, right) = (shown.0.load(Ordering::Relaxed), shown.1.load(Ordering::Relaxed));
         format!("{done} of {count} questions, {:.1} % right", 100.0 * right as f64 / done.max(1) as f64)
     });

@@ -2,14 +2,85 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::{IsTerminal, Write, stderr};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::io::{self, IsTerminal, Write, stderr};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use rustix::termios::tcgetwinsize;
 
 /// Writes a line to stderr; that nobody reads it is no error. What a file or a request put into it is shown, not obeyed.
 pub fn note(line: impl Display) {
-    let _ = writeln!(stderr().lock(), "{}", unstyled(&line.to_string()));
+    let line = format!("{}\n", unstyled(&line.to_string()));
+    let _ = Log.write_all(line.as_bytes());
+}
+
+/// Whether the last line of the terminal is one that gives way to the next.
+static CHANGING: Mutex<bool> = Mutex::new(false);
+
+/// Takes such a line away.
+fn cleared() -> MutexGuard<'static, bool> {
+    let mut changing = CHANGING.lock();
+    if std::mem::take(&mut *changing) {
+        // That nobody reads it is no error.
+        let _ = stderr().write_all(b"\r\x1b[K");
+    }
+    changing
+}
+
+/// Shows a line on the terminal in place of the one that was shown so before; none takes it away.
+pub fn show_changing(line: Option<&str>) {
+    let Some(line) = line else { return drop(cleared()) };
+    let columns = tcgetwinsize(stderr()).map_or(0, |size| usize::from(size.ws_col));
+    let mut changing = CHANGING.lock();
+    *changing = true;
+    let _ = write!(stderr(), "\r{}\x1b[K", fitting(&one_line(line), columns));
+}
+
+/// As much of a line as a terminal of so many columns shows in one of its own, without the last one, behind which it would go on in
+/// the next; all of it where nobody knows how many there are.
+fn fitting(line: &str, columns: usize) -> &str {
+    if columns == 0 {
+        return line;
+    }
+    let mut left = columns - 1;
+    // From Hangul on they may take two.
+    let end = line.char_indices().find(|(_, c)| {
+        let width = if *c < '\u{1100}' { 1 } else { 2 };
+        let fits = width <= left;
+        left = left.saturating_sub(width);
+        !fits
+    });
+    end.map_or(line, |(at, _)| &line[..at])
+}
+
+/// Takes a line that changes away for good, as far as the terminal takes anything soon: the process is about to end.
+pub fn clear_at_end() {
+    /// How long a terminal may stand still that would hold up the end.
+    const SOON: Duration = Duration::from_millis(200);
+    let (done, gone) = channel();
+    let clear = move || {
+        // None comes after it.
+        std::mem::forget(cleared());
+        let _ = done.send(());
+    };
+    if std::thread::Builder::new().name("end".into()).spawn(clear).is_ok() {
+        let _ = gone.recv_timeout(SOON);
+    }
+}
+
+/// Stderr, for whole lines: one that changes gives way to them.
+pub struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _none_between = cleared();
+        stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// `line` as [`visible`], but for our own styles.
@@ -76,52 +147,6 @@ pub fn one_line(text: &str) -> String {
     visible(text).replace('\n', "␊").replace('\t', "␉")
 }
 
-/// A line on a terminal that says what takes so long, until it is dropped. Nothing where stderr is not a terminal, or
-/// for what is done before a person would wonder.
-pub struct Progress(Option<(Sender<()>, JoinHandle<()>)>);
-
-impl Progress {
-    /// What is over by then needs no line.
-    const PATIENCE: Duration = Duration::from_millis(300);
-    const TICK: Duration = Duration::from_millis(100);
-    const FRAMES: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
-
-    /// Shows what `what` says then, and the seconds since now.
-    pub fn start(what: impl Fn() -> String + Send + 'static) -> Self {
-        // One that obeys nothing would show what moves its cursor.
-        if !stderr().is_terminal() || std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
-            return Self(None);
-        }
-        let (stop, stopped) = channel();
-        let started = Instant::now();
-        let line = move || {
-            let mut wait = Self::PATIENCE;
-            let mut frames = Self::FRAMES.iter().cycle();
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
-                let seconds = started.elapsed().as_secs_f64();
-                let frame = frames.next().unwrap_or(&' ');
-                let what = one_line(&what());
-                let _ = write!(stderr().lock(), "\r{frame} {what} … {seconds:.0} s\x1b[K");
-                wait = Self::TICK;
-            }
-            if wait == Self::TICK {
-                let _ = write!(stderr().lock(), "\r\x1b[K");
-            }
-        };
-        let thread = std::thread::Builder::new().name("progress".into()).spawn(line);
-        Self(thread.ok().map(|thread| (stop, thread)))
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some((stop, thread)) = self.0.take() {
-            drop(stop);
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +158,14 @@ mod tests {
         let line = "\x1b[1;31merror:\x1b[0m \x1b]0;title\x07 \x1b[31m\x1b[2J\x1b[";
         assert_eq!(unstyled(line), "\x1b[1;31merror:\x1b[0m ␛]0;title␇ ␛[31m␛[2J␛[");
         assert_eq!(visible("\x1b[31mred\x07\x7f\u{9b}1m"), "␛[31mred␇\u{fffd}\u{fffd}1m");
+    }
+
+    #[test]
+    fn a_line_that_changes_stays_one() {
+        for (columns, shown) in
+            [(0, "loading é日本"), (14, "loading é日本"), (13, "loading é日"), (9, "loading "), (1, "")]
+        {
+            assert_eq!(fitting("loading é日本", columns), shown, "{columns}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use ureq::http::{HeaderMap, StatusCode, header};
+use ureq::http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::address::Address;
 use super::client::{Client, Failure, MOST_TRIES};
@@ -43,16 +43,29 @@ pub(super) struct Job<'a> {
     pub id: &'a RepositoryId,
     pub file: &'a RemoteFile,
     pub address: Address,
+    /// Whether to end where the hub calls the file otherwise (`ETag`) than before.
+    pub by_tag: bool,
+}
+
+/// What has become of a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Brought {
+    /// It is here.
+    Here,
+    /// It was stopped.
+    Stopped,
+    /// Another file may lie there by now.
+    Renamed,
 }
 
 /// Told of the bytes that are here; whether to go on.
 pub(super) type Tell<'a> = &'a mut dyn FnMut(Stage, u64) -> bool;
 
-/// Downloads a file to `blob`, whose lock the caller holds. Whether it is there: not where it was stopped.
+/// Downloads a file to `blob`, whose lock the caller holds.
 ///
 /// # Errors
 /// [`Error::Hub`] and [`Error::Io`].
-pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<bool> {
+pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<Brought> {
     if job.file.hash == FileHash::Absent {
         return Err(unchecked(job));
     }
@@ -60,13 +73,18 @@ pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<boo
     let mut fresh = super::parts::bytes_here(blob, job.file.size) == 0;
     loop {
         let parts = Parts::open(blob, job.file.size)?;
-        if !fetch(job, &parts, tell)? {
-            return Ok(false);
+        match fetch(job, &parts, tell) {
+            Ok(Brought::Here) => {}
+            Err(error @ Error::Hub { fault: HubFault::Changed, .. }) => {
+                parts.discard(blob);
+                return Err(error);
+            }
+            ended => return ended,
         }
-        let Some(right) = check(job, &parts, tell)? else { return Ok(false) };
+        let Some(right) = check(job, &parts, tell)? else { return Ok(Brought::Stopped) };
         if right {
             parts.commit(blob)?;
-            return Ok(true);
+            return Ok(Brought::Here);
         }
         parts.discard(blob);
         if fresh {
@@ -75,7 +93,7 @@ pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<boo
                  too, what hands the file out is broken or hostile",
                 job.id, job.file.path
             );
-            return Err(Error::hub(HubFault::Answer, what));
+            return Err(Error::hub(HubFault::Changed, what));
         }
         fresh = true;
     }
@@ -89,20 +107,25 @@ struct Shared<'a> {
     bytes: AtomicU64,
     stop: AtomicBool,
     error: Mutex<Option<Error>>,
+    /// What the hub calls the file, and whether it calls it otherwise now.
+    tag: Mutex<Option<HeaderValue>>,
+    renamed: AtomicBool,
     /// Where the last redirect led, which is asked first.
     place: Mutex<Option<Address>>,
     /// Held by the one connection that reads a file from a server without ranges.
     whole: Mutex<()>,
 }
 
-/// Brings all bytes; not where it was stopped.
-fn fetch(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<bool> {
+/// Brings all bytes.
+fn fetch(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<Brought> {
     let shared = Shared {
         job,
         parts,
         bytes: parts.here().into(),
         stop: false.into(),
         error: Mutex::new(None),
+        tag: Mutex::new(None),
+        renamed: false.into(),
         place: Mutex::new(None),
         whole: Mutex::new(()),
     };
@@ -134,7 +157,13 @@ fn fetch(job: &Job<'_>, parts: &Parts, tell: Tell<'_>) -> Result<bool> {
     if let Some(error) = shared.error.into_inner() {
         return Err(error);
     }
-    Ok(went_on && !job.client.is_stopped() && parts.is_whole())
+    let stopped = !went_on || job.client.is_stopped();
+    Ok(match shared.renamed.into_inner() {
+        _ if stopped => Brought::Stopped,
+        true => Brought::Renamed,
+        false if parts.is_whole() => Brought::Here,
+        false => Brought::Stopped,
+    })
 }
 
 impl Shared<'_> {
@@ -187,7 +216,7 @@ impl Shared<'_> {
 
     /// Asks for what of a range is not here yet, from `at` on, and takes what comes.
     fn some(&self, at: &mut u64, range: &Range<u64>) -> std::result::Result<(), Failure> {
-        let Job { client, id, address, .. } = self.job;
+        let Job { client, id, address, by_tag, .. } = self.job;
         let place = self.place.lock().clone();
         let (asked, end) = (*at..range.end, range.end);
         let (response, from) = match &place {
@@ -199,6 +228,12 @@ impl Shared<'_> {
             return self.all_at_once(at, end);
         }
         self.check_range(response.headers(), &asked)?;
+        // Elsewhere it is called as it pleases them.
+        if *by_tag && from.origin() == address.origin() && self.is_renamed(response.headers()) {
+            self.renamed.store(true, Ordering::Relaxed);
+            self.stop.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         // An address that is signed for an hour saves the hub a request for each range.
         if from.origin() != address.origin() {
             *self.place.lock() = Some(from);
@@ -229,7 +264,7 @@ impl Shared<'_> {
     /// What a server without ranges sends: all of the file, once.
     fn all_at_once(&self, at: &mut u64, end: u64) -> std::result::Result<(), Failure> {
         let _one = self.whole.lock();
-        let Job { client, id, file, address } = self.job;
+        let Job { client, id, file, address, .. } = self.job;
         if !self.parts.is_whole() {
             let (response, _) = client.get(id, address, None)?;
             let length = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
@@ -279,12 +314,18 @@ impl Shared<'_> {
         }
     }
 
+    /// Whether the hub calls the file otherwise than it did.
+    fn is_renamed(&self, headers: &HeaderMap) -> bool {
+        let Some(tag) = headers.get(header::ETAG) else { return false };
+        self.tag.lock().get_or_insert_with(|| tag.clone()) != tag
+    }
+
     fn other_size(&self, got: &str) -> Error {
         let what = format!(
             "{}: {} has {got} bytes where it lies, and {} in the hub's listing: it changed meanwhile, or the hub is wrong; pull again",
             self.job.id, self.job.file.path, self.job.file.size
         );
-        Error::hub(HubFault::Answer, what)
+        Error::hub(HubFault::Changed, what)
     }
 }
 

@@ -61,6 +61,13 @@ pub(super) fn is_left_over(name: &str) -> bool {
     [".backstop-partial", ".backstop-parts", ".incomplete"].iter().any(|ending| name.ends_with(ending))
 }
 
+/// Removes what is here of a blob in the making. The caller holds the blob's lock.
+pub(super) fn remove(blob: &Path) {
+    // What stays is begun anew, or found wrong once more.
+    let _ = std::fs::remove_file(journal(blob));
+    let _ = std::fs::remove_file(partial(blob));
+}
+
 /// Bytes that are here of a blob in the making.
 pub(super) fn bytes_here(blob: &Path, size: u64) -> u64 {
     let count = size.div_ceil(UNIT);
@@ -198,9 +205,8 @@ impl Parts {
 
     /// Removes what is here: it is not what it should be.
     pub fn discard(self, blob: &Path) {
-        // What stays is begun anew, or found wrong once more.
-        let _ = std::fs::remove_file(journal(blob));
-        let _ = std::fs::remove_file(&self.path);
+        drop(self);
+        remove(blob);
     }
 }
 

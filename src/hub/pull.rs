@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::cache::{self, Cache};
 use super::choose::{self, Entry, Form};
 use super::client::Client;
-use super::download::{self, Job, Stage};
+use super::download::{self, Brought, Job, Stage};
 use super::listing::{FileHash, Listing, RemoteFile};
 use super::name::{RepositoryId, is_commit};
 use super::parts;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub form: Form,
     /// The files.
     pub files: Vec<RemoteFile>,
+    /// The variant that was asked for, and what it had to fit.
+    asked: (Option<String>, Fit),
 }
 
 /// How far a download is.
@@ -83,7 +85,15 @@ impl Plan {
             );
             return Err(Error::hub(HubFault::Answer, what));
         }
-        Ok(Some(Self { id: id.clone(), revision: revision.to_owned(), commit, form: choice.form, files }))
+        let asked = (variant.map(str::to_owned), fit);
+        Ok(Some(Self {
+            id: id.clone(),
+            revision: revision.to_owned(),
+            commit,
+            form: choice.form,
+            files,
+            asked,
+        }))
     }
 
     /// Bytes of all files.
@@ -103,7 +113,7 @@ impl Plan {
 
     /// Downloads what is not here. `tell` is told how far it is about ten times a second, and says whether to go on. Comes
     /// with the path of the model, or with nothing where it was stopped; what has come is kept, and the next download goes on
-    /// there.
+    /// there. Where the hub has other files meanwhile, it lists them again, once, and those are downloaded.
     ///
     /// # Errors
     /// [`Error::Hub`] and [`Error::Io`].
@@ -113,6 +123,52 @@ impl Plan {
         cache: &Cache,
         tell: &mut dyn FnMut(&Progress<'_>) -> bool,
     ) -> Result<Option<PathBuf>> {
+        let error = match self.bring_all(client, cache, true, tell) {
+            Ok(Brought::Here) => return Ok(Some(self.path(cache))),
+            Ok(Brought::Stopped) => return Ok(None),
+            Ok(Brought::Renamed) => None,
+            Err(error @ Error::Hub { fault: HubFault::Changed, .. }) => Some(error),
+            Err(error) => return Err(error),
+        };
+        let (variant, fit) = &self.asked;
+        let now = match (Self::make(client, &self.id, Some(&self.revision), variant.as_deref(), *fit), error)
+        {
+            (Ok(None), _) => return Ok(None),
+            (Ok(Some(now)), _) if now.commit != self.commit || now.files != self.files => {
+                tracing::warn!(
+                    "{} changed at the hub meanwhile: what is another file there is begun anew",
+                    self.id
+                );
+                self.remove_parts(cache, &now)?;
+                now
+            }
+            // Several servers may call one file by several names: its hash says which it is.
+            (_, None) => self.clone(),
+            (_, Some(error)) => return Err(error),
+        };
+        let brought = now.bring_all(client, cache, false, tell)?;
+        Ok((brought == Brought::Here).then(|| now.path(cache)))
+    }
+
+    /// Removes what is here of files that are not among those that there are `now`.
+    fn remove_parts(&self, cache: &Cache, now: &Self) -> Result<()> {
+        for file in self.files.iter().filter(|file| now.files.iter().all(|other| other.hash != file.hash)) {
+            // Whoever else downloads one does what they will.
+            if let Some(_lock) = cache.lock(&self.id, file.hash.as_str())? {
+                parts::remove(&cache.blob(&self.id, file.hash.as_str()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what is not here, and puts all in its place. `by_tag` as in [`Job`].
+    fn bring_all(
+        &self,
+        client: &Client,
+        cache: &Cache,
+        by_tag: bool,
+        tell: &mut dyn FnMut(&Progress<'_>) -> bool,
+    ) -> Result<Brought> {
         self.check_space(cache)?;
         let (total, mut whole, mut came) = (self.bytes(), 0_u64, 0_u64);
         for file in &self.files {
@@ -122,8 +178,11 @@ impl Plan {
                 let came = came + bytes.saturating_sub(before);
                 tell(&Progress { stage, file: &file.path, done: whole.saturating_add(bytes), total, came })
             };
-            if !self.bring(client, cache, file, &blob, &mut told)? {
-                return Ok(None);
+            let address = client.file(&self.id, &self.commit, &file.path);
+            let job = Job { client, id: &self.id, file, address, by_tag };
+            match bring(&job, cache, &blob, &mut told)? {
+                Brought::Here => {}
+                other => return Ok(other),
             }
             came += file.size - before.min(file.size);
             whole = whole.saturating_add(file.size);
@@ -136,40 +195,7 @@ impl Plan {
         if !is_commit(&self.revision) {
             cache.set_ref(&self.id, &self.revision, &self.commit)?;
         }
-        Ok(Some(self.path(cache)))
-    }
-
-    /// Brings one file, or waits until another process has; not where it was stopped.
-    fn bring(
-        &self,
-        client: &Client,
-        cache: &Cache,
-        file: &RemoteFile,
-        blob: &Path,
-        told: &mut dyn FnMut(Stage, u64) -> bool,
-    ) -> Result<bool> {
-        let is_here = || fs::metadata(blob).is_ok_and(|meta| meta.is_file() && meta.len() == file.size);
-        if is_here() {
-            return Ok(told(Stage::Downloading, file.size));
-        }
-        let folder = blob.parent().unwrap_or(blob);
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let _lock = loop {
-            if let Some(lock) = cache.lock(&self.id, file.hash.as_str())? {
-                break lock;
-            }
-            let here = parts::bytes_here(blob, file.size);
-            if client.is_stopped() || !told(Stage::Waiting, here) {
-                return Ok(false);
-            }
-            std::thread::sleep(TICK);
-        };
-        // Who had the lock may have brought it.
-        if is_here() {
-            return Ok(told(Stage::Downloading, file.size));
-        }
-        let address = client.file(&self.id, &self.commit, &file.path);
-        download::download(&Job { client, id: &self.id, file, address }, blob, told)
+        Ok(Brought::Here)
     }
 
     /// Whether the disk has room for what is not here.
@@ -195,6 +221,38 @@ impl Plan {
         );
         Err(Error::hub(HubFault::Space, what))
     }
+}
+
+/// Brings one file, or waits until another process has.
+fn bring(
+    job: &Job<'_>,
+    cache: &Cache,
+    blob: &Path,
+    told: &mut dyn FnMut(Stage, u64) -> bool,
+) -> Result<Brought> {
+    let Job { client, id, file, .. } = job;
+    let is_here = || fs::metadata(blob).is_ok_and(|meta| meta.is_file() && meta.len() == file.size);
+    let here = |on| if on { Brought::Here } else { Brought::Stopped };
+    if is_here() {
+        return Ok(here(told(Stage::Downloading, file.size)));
+    }
+    let folder = blob.parent().unwrap_or(blob);
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let _lock = loop {
+        if let Some(lock) = cache.lock(id, file.hash.as_str())? {
+            break lock;
+        }
+        let bytes = parts::bytes_here(blob, file.size);
+        if client.is_stopped() || !told(Stage::Waiting, bytes) {
+            return Ok(Brought::Stopped);
+        }
+        std::thread::sleep(TICK);
+    };
+    // Who had the lock may have brought it.
+    if is_here() {
+        return Ok(here(told(Stage::Downloading, file.size)));
+    }
+    download::download(job, blob, told)
 }
 
 /// Bytes of a file that the cache has.

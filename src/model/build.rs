@@ -6,11 +6,12 @@ use super::{LoadOptions, ModelFiles};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::pool::Pool;
 use crate::backend::ops::{Backend, MatrixOperand};
-use crate::backend::{LlmBackendDispatch, LlmBackendKind, Routing};
+use crate::backend::{LlmBackendDispatch, LlmBackendKind, PreparedMatrix, Routing};
 use crate::engine::Runtime;
 use crate::error::Result;
 use crate::forward::Loaded;
 use crate::tensor::DType;
+use crate::weights::Access;
 
 /// The threads of the CPU kernels.
 pub(super) fn pool(options: &LoadOptions) -> Arc<Pool> {
@@ -39,11 +40,21 @@ pub(super) fn runtime(
     let routing = Routing::new(options.policy, options.faults.clone()).with_cpu_ops(&options.cpu_ops);
     let dtype = activation_dtype(files, options, backend);
     let dispatch = LlmBackendDispatch::of(backend, dtype, cpu, routing)?;
+    // What is mapped is read when it is brought into its form.
+    let reads = files.checkpoint.access() == Access::Read;
+    if reads {
+        options.progress.expect(files.checkpoint.total_bytes());
+    }
     let Loaded { forward, mut linears, places } = files.architecture.load(&files.checkpoint, &dispatch)?;
     files.checkpoint.advise_willneed();
     // The largest first: beside it there is little in memory yet, while it is there in both forms.
     linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
-    linears.iter().try_for_each(|matrix| dispatch.ready(matrix))?;
+    let bytes = |matrix: &PreparedMatrix| if reads { 0 } else { matrix.source().len_bytes() as u64 };
+    options.progress.expect(linears.iter().map(bytes).sum());
+    for matrix in &linears {
+        dispatch.ready(matrix)?;
+        options.progress.came(bytes(matrix));
+    }
     files.checkpoint.check()?;
     let kv_type = options.kv_type.unwrap_or(files.dtype().into());
     let config = Arc::new(files.config().clone());

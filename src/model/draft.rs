@@ -31,7 +31,11 @@ impl ModelFiles {
                 let expected = "none where drafts are off";
                 Err(Error::Option { option: "draft", got: "a model".into(), expected })
             }
-            Some(path) => Self::open_by(path, self.checkpoint.access()).map(Some),
+            Some(path) => {
+                let mut draft = Self::open_by(path, self.checkpoint.access())?;
+                draft.checkpoint.tell(&options.progress);
+                Ok(Some(draft))
+            }
         }
     }
 

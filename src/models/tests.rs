@@ -277,6 +277,56 @@ fn twenty_four_loads_lose_nobody() {
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
+/// Takes its model on the thread that loads, before another is looked at.
+struct Told {
+    loading: Arc<AtomicUsize>,
+    lease: mpsc::Sender<Result<Lease>>,
+}
+
+impl Waiter for Told {
+    fn is_gone(&self) -> bool {
+        false
+    }
+
+    fn give(self: Box<Self>, lease: Result<Lease>) {
+        self.loading.fetch_sub(1, Ordering::SeqCst);
+        let _ = self.lease.send(lease);
+    }
+}
+
+#[test]
+fn one_is_loaded_at_a_time() {
+    let models = Models::new(ModelsOptions { threads: Some(1), ..ModelsOptions::default() }).unwrap();
+    // How many are opened and not given yet, and how many ever were.
+    let (loading, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    for name in THREE {
+        let (now, most, path) = (Arc::clone(&loading), Arc::clone(&most), fixture(name));
+        let open: Open = Arc::new(move || {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(20));
+            ModelFiles::open(&path)
+        });
+        let (name, aliases) = (name.to_owned(), Vec::new());
+        models.offer(Offer { name, aliases, size: None, open, options: options() }).unwrap();
+    }
+    for _ in 0..3 {
+        let (lease, leases) = mpsc::channel();
+        for name in THREE {
+            let waiter = Told { loading: Arc::clone(&loading), lease: lease.clone() };
+            models.ask(name, Keep::Usual, Box::new(waiter));
+        }
+        let leases: Vec<Lease> = leases.into_iter().take(3).map(Result::unwrap).collect();
+        // In the order in which they were asked for.
+        assert_eq!(leases.iter().map(Lease::name).collect::<Vec<_>>(), THREE);
+        drop(leases);
+        for name in THREE {
+            models.unload(name).unwrap();
+            assert!(models.wait_unloaded(name, Duration::from_secs(60)));
+        }
+    }
+    assert_eq!((loading.load(Ordering::SeqCst), most.load(Ordering::SeqCst)), (0, 1));
+}
+
 #[test]
 fn an_idle_one_is_unloaded_as_was_asked() {
     let idle = Duration::from_millis(100);

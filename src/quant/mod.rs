@@ -314,6 +314,14 @@ impl Matrix {
         }
     }
 
+    /// Bytes that it takes as it is stored.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Self::Dense(weight) => weight.bytes().len(),
+            Self::Quantized(weight) => weight.len_bytes(),
+        }
+    }
+
     /// The same elements in rows of `width`, which divides the columns, without a copy; none where groups of a format would be cut,
     /// or where rows are no bytes of a file.
     pub(crate) fn in_rows_of(&self, width: usize) -> Option<Self> {

@@ -1,5 +1,6 @@
 //! The sequences of one request: started together, their pieces taken as they come. Dropping it ends them.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -195,6 +196,8 @@ fn bytes(event: &Event) -> usize {
 pub(crate) struct Answers {
     app: Arc<Served>,
     events: UnboundedReceiver<Queued>,
+    /// See [`App::until_cut`](super::app::App::until_cut).
+    cut: Pin<Box<dyn Future<Output = Failure> + Send>>,
     sequences: Vec<Sequence>,
     /// How many have not ended.
     live: usize,
@@ -250,7 +253,8 @@ impl Answers {
         let prompt = job.prompts.iter().map(Vec::len).sum();
         let usage = Usage { prompt, ..Usage::default() };
         let live = sequences.len();
-        Ok(Self { app: Arc::clone(app), events, sequences, live, asked: app.asked, n: job.n, usage })
+        let cut = Box::pin(app.until_cut());
+        Ok(Self { app: Arc::clone(app), events, cut, sequences, live, asked: app.asked, n: job.n, usage })
     }
 
     /// How many texts there are.
@@ -266,14 +270,13 @@ impl Answers {
     /// The next update; none once every text has ended.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Update, Failure>>> {
         while self.live > 0 {
-            let event = match self.events.poll_recv(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(event)) => Ok(event),
-                Poll::Ready(None) => Err(Error::Engine("it ended without an answer".into())),
-            };
-            let update = match event {
-                Ok(Queued { choice, event, .. }) => self.take(choice, event),
-                Err(error) => Some(Err(error.into())),
+            let update = match (self.cut.as_mut().poll(cx), self.events.poll_recv(cx)) {
+                (Poll::Ready(failure), _) => Some(Err(failure)),
+                (_, Poll::Pending) => return Poll::Pending,
+                (_, Poll::Ready(Some(Queued { choice, event, .. }))) => self.take(choice, event),
+                (_, Poll::Ready(None)) => {
+                    Some(Err(Error::Engine("it ended without an answer".into()).into()))
+                }
             };
             match update {
                 None => {}

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::Options;
 use super::budget::Budget;
@@ -40,6 +41,8 @@ pub(crate) struct App {
     pub loopback: bool,
     /// Whether the server is about to end.
     pub draining: AtomicBool,
+    /// Whether what is not answered yet is to be refused: the time for it is over.
+    pub cut: watch::Sender<bool>,
     /// Seconds since 1970.
     pub started: u64,
     /// Fields that the log has told of as passed over.
@@ -68,6 +71,7 @@ impl App {
             budget: Budget::new(options.buffer_memory.max(options.body_limit)),
             loopback,
             draining: AtomicBool::new(false),
+            cut: watch::Sender::new(false),
             started: now(),
             noted: Mutex::default(),
             store: Store::default(),
@@ -100,6 +104,16 @@ impl App {
         let shown: Vec<&str> = names.iter().filter(plain).take(MOST.1).map(String::as_str).collect();
         if let Ok(value) = HeaderValue::from_str(&shown.join(", ")) {
             answer.insert(HeaderName::from_static("x-backstop-ignored"), value);
+        }
+    }
+
+    /// Comes, with what is said to who still waits then, once what is not answered yet is to be refused.
+    pub fn until_cut(&self) -> impl Future<Output = Failure> + Send + use<> {
+        let mut cut = self.cut.subscribe();
+        async move {
+            let _ = cut.wait_for(|cut| *cut).await;
+            let what = "the server ends, and this was not done when --drain-timeout was over: ask again once it is there";
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, what).retry_after(1)
         }
     }
 

@@ -217,8 +217,13 @@ where
         match tokio::time::timeout(PATIENCE, &mut answer).await {
             Ok(reply) => reply,
             Err(_) => {
+                let cut = told.until_cut();
                 let answer = async move {
-                    let reply = answer.await;
+                    let reply = tokio::select! {
+                        biased;
+                        reply = answer => reply,
+                        failure = cut => Err(failure),
+                    };
                     // The body is there until now, and the headers are out: the log alone can tell of what was passed over.
                     drop(charge);
                     told.told(&notes.take(), &mut HeaderMap::new());

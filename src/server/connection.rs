@@ -33,6 +33,9 @@ const SEND_BUFFER: usize = 64 << 10;
 /// How long nothing is accepted after the system refused: it is out of descriptors, or of memory.
 const BREATH: Duration = Duration::from_millis(100);
 
+/// How long those may take to hear it who are refused at the end.
+const REFUSALS: Duration = Duration::from_secs(2);
+
 /// How long a connection may be without a request before its place may go to another that waits for one.
 const GRACE: Duration = Duration::from_millis(250);
 /// How often places are looked for then.
@@ -213,8 +216,11 @@ pub(crate) async fn serve(
     app.draining.store(true, Ordering::Relaxed);
     let open = graceful.count();
     tracing::info!(connections = open, "ending");
-    if tokio::time::timeout(app.options.drain_timeout, graceful.shutdown()).await.is_err() {
+    let mut ended = std::pin::pin!(graceful.shutdown());
+    if tokio::time::timeout(app.options.drain_timeout, &mut ended).await.is_err() {
         tracing::warn!("answers were cut off: they took longer than --drain-timeout");
+        app.cut.send_replace(true);
+        let _ = tokio::time::timeout(REFUSALS, ended).await;
     }
     handlers.end().await;
 }

@@ -161,9 +161,13 @@ impl Service {
             }
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
-                match self.router.call(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
+                tokio::select! {
+                    biased;
+                    answered = self.router.call(request) => match answered {
+                        Ok(response) => response,
+                        Err(never) => match never {},
+                    },
+                    failure = self.app.until_cut() => failure.into_response(),
                 }
             }
         };

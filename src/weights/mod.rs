@@ -9,6 +9,7 @@ pub mod gguf;
 mod gptq;
 mod mmap;
 pub(crate) mod output;
+mod progress;
 mod published;
 pub(crate) mod quantized;
 pub(crate) mod safetensors;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use ::safetensors::Dtype;
 pub(crate) use form::{Adopted, AdoptedDims, Form};
 pub use mmap::MappedFile;
+pub use progress::LoadProgress;
 pub use quantized::Stored;
 pub use source::{Access, Watch};
 use source::{Aligned, Source};
@@ -170,6 +172,8 @@ pub struct Checkpoint {
     shards: Vec<Source>,
     tensors: BTreeMap<Box<str>, TensorInfo>,
     gguf: Option<Arc<gguf::Metadata>>,
+    /// Told of what is read of tensors.
+    progress: LoadProgress,
 }
 
 impl Checkpoint {
@@ -179,7 +183,13 @@ impl Checkpoint {
     }
 
     fn empty(path: &Path, access: Access) -> Self {
-        Self { path: path.to_owned(), access, shards: Vec::new(), tensors: BTreeMap::new(), gguf: None }
+        let (path, progress) = (path.to_owned(), LoadProgress::default());
+        Self { path, access, shards: Vec::new(), tensors: BTreeMap::new(), gguf: None, progress }
+    }
+
+    /// Tells `progress` of the bytes that are read of tensors from here on; of mapped ones nobody knows.
+    pub(crate) fn tell(&mut self, progress: &LoadProgress) {
+        self.progress = progress.clone();
     }
 
     /// Opens the checkpoint of a model directory, one safetensors file, or a GGUF file with its parts. A GGUF file's
@@ -333,8 +343,17 @@ impl Checkpoint {
     /// # Errors
     /// A file that cannot be read.
     pub(crate) fn plane(&self, info: &TensorInfo) -> Result<Plane> {
-        let (owner, range) = self.shards[info.shard].bytes(&info.range)?;
+        let (owner, range) = self.stored_bytes(info)?;
         Ok(Plane::new(owner, range))
+    }
+
+    /// A tensor's bytes, as they lie in the file.
+    fn stored_bytes(&self, info: &TensorInfo) -> Result<(Arc<dyn Bytes>, Range<usize>)> {
+        let bytes = self.shards[info.shard].bytes(&info.range)?;
+        if self.access == Access::Read {
+            self.progress.came(info.range.len() as u64);
+        }
+        Ok(bytes)
     }
 
     /// A tensor that is not there.
@@ -345,7 +364,7 @@ impl Checkpoint {
 
     /// A tensor's bytes in the form that a model has them in: as they lie in the file, or a copy of other order.
     fn bytes(&self, info: &TensorInfo, dtype: DType) -> Result<(Arc<dyn Bytes>, Range<usize>)> {
-        let (owner, range) = self.shards[info.shard].bytes(&info.range)?;
+        let (owner, range) = self.stored_bytes(info)?;
         if matches!(info.form, Form::Plain | Form::PlusOne) {
             return Ok((owner, range));
         }

@@ -13,6 +13,8 @@ mod form;
 mod gguf;
 mod imatrix;
 mod inspect;
+#[cfg(target_os = "linux")]
+mod loading;
 mod options;
 mod parity;
 mod perplexity;

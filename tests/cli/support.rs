@@ -85,3 +85,55 @@ pub fn cached(hub: &Path, folder: &str) {
 pub fn greedy(max_tokens: usize) -> Options {
     Options { max_tokens: Some(max_tokens), sampling: SamplingOptions::default(), ..Options::default() }
 }
+
+/// A model whose weights are mostly holes of a file, of which 500 MB are read where they are not mapped.
+#[cfg(target_os = "linux")]
+pub struct Wide {
+    noise: Noise,
+    /// Its size, as a person is told.
+    pub size: String,
+}
+
+#[cfg(target_os = "linux")]
+impl Wide {
+    pub fn new() -> Self {
+        let noise = Noise::new();
+        let (dir, wide) = (noise.0.path(), 1_400_000);
+        let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        let config = config.replace("\"intermediate_size\": 48", &format!("\"intermediate_size\": {wide}"));
+        std::fs::write(dir.join("config.json"), config).unwrap();
+        let layer = |name: &str| format!("model.layers.0.{name}.weight");
+        let tensors = [
+            ("model.embed_tokens.weight".to_owned(), vec![305, 32]),
+            (layer("input_layernorm"), vec![32]),
+            (layer("self_attn.q_proj"), vec![32, 32]),
+            (layer("self_attn.k_proj"), vec![16, 32]),
+            (layer("self_attn.v_proj"), vec![16, 32]),
+            (layer("self_attn.o_proj"), vec![32, 32]),
+            (layer("post_attention_layernorm"), vec![32]),
+            (layer("mlp.gate_proj"), vec![wide, 32]),
+            (layer("mlp.up_proj"), vec![wide, 32]),
+            (layer("mlp.down_proj"), vec![32, wide]),
+            ("model.norm.weight".to_owned(), vec![32]),
+            ("lm_head.weight".to_owned(), vec![305, 32]),
+        ];
+        let (head, bytes) = header("F32", 4, &tensors);
+        let path = dir.join("model.safetensors");
+        std::fs::write(&path, &head).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len((head.len() + bytes) as u64).unwrap();
+        Self { noise, size: backstop::backend::select::Bytes(bytes as u64).to_string() }
+    }
+
+    pub fn path(&self) -> &str {
+        self.noise.path()
+    }
+}
+
+/// Bytes of memory that a process has.
+#[cfg(target_os = "linux")]
+pub fn resident(child: &Child) -> Option<usize> {
+    let told = std::fs::read_to_string(format!("/proc/{}/statm", child.id())).ok()?;
+    let pages: usize = told.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size())
+}

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::models;
 use super::served::{Action, COMMIT, Hub, Ran, noise, sha256, tree};
 
-const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/whole.gguf");
+pub const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/whole.gguf");
 const RUN: [&str; 7] = ["--raw", "--max-tokens", "5", "--backend", "cpu", "--json", "--temperature"];
 
 fn json(ran: &Ran) -> Value {

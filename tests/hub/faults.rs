@@ -1,6 +1,8 @@
 //! What goes wrong on the way: each with its exact end.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use backstop::hub::{Cache, Client, Fit, Plan, RepositoryId, Settings};
@@ -177,7 +179,7 @@ fn a_hub_that_never_answers_is_given_up() {
 fn wrong_bytes_are_not_kept() {
     let (hub, home) = hub_of(&small());
     hub.rule(|seen, _| if seen.is_file() { Action::Wrong } else { Action::Serve });
-    refused(&hub, home.path(), HubFault::Answer, "m.gguf is not what the hub lists: its hash is another");
+    refused(&hub, home.path(), HubFault::Changed, "m.gguf is not what the hub lists: its hash is another");
     assert_eq!(tree(&home.path().join("hub/models--org--model/blobs")).len(), 0);
     hub.rule(|_, _| Action::Serve);
     whole(&hub, home.path(), &small());
@@ -203,21 +205,22 @@ fn sizes_that_are_others_are_refused() {
     refused(
         &hub,
         home.path(),
-        HubFault::Answer,
+        HubFault::Changed,
         "m.gguf has 5 bytes where it lies, and 900001 in the hub's listing",
     );
-    for (text, what) in [
-        ("bytes 0-99/100", "m.gguf has 100 bytes where it lies"),
-        ("bytes 5-99/900001", "asked for the bytes 0-900000, got Content-Range \"bytes 5-99/900001\""),
-        ("bytes 0-99999999/*", "got Content-Range \"bytes 0-99999999/*\""),
-        ("nonsense", "got Content-Range \"nonsense\""),
+    let wrong = HubFault::Answer;
+    for (text, fault, what) in [
+        ("bytes 0-99/100", HubFault::Changed, "m.gguf has 100 bytes where it lies"),
+        ("bytes 5-99/900001", wrong, "asked for the bytes 0-900000, got Content-Range \"bytes 5-99/900001\""),
+        ("bytes 0-99999999/*", wrong, "got Content-Range \"bytes 0-99999999/*\""),
+        ("nonsense", wrong, "got Content-Range \"nonsense\""),
     ] {
         hub.rule(
             move |seen, _| if seen.is_file() { Action::ContentRange(text.to_owned()) } else { Action::Serve },
         );
-        refused(&hub, home.path(), HubFault::Answer, what);
+        refused(&hub, home.path(), fault, what);
     }
-    // What changed at the hub after it was listed.
+    // What changed at the hub, which lists what was there before.
     hub.rule(|_, _| Action::Serve);
     let listing = hub.listing("org/model").to_string();
     hub.put("org/model", &[("m.gguf", &small()[1..])]);
@@ -225,7 +228,7 @@ fn sizes_that_are_others_are_refused() {
     refused(
         &hub,
         home.path(),
-        HubFault::Answer,
+        HubFault::Changed,
         "has 900000 bytes where it lies, and 900001 in the hub's listing",
     );
 }
@@ -403,4 +406,73 @@ fn a_stop_is_at_once_and_keeps_what_came() {
     });
     assert!(stopped.unwrap().is_none());
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[test]
+fn ranges_are_asked_for_at_once() {
+    // Of five ranges, four are open at any time.
+    let bytes = noise(4_500_000, 7);
+    let (hub, home) = hub_of(&bytes);
+    hub.rule(|seen, _| if seen.is_file() { Action::Together(4) } else { Action::Serve });
+    let client = Client::new(&hub.settings(home.path())).unwrap();
+    let plan = Plan::make(&client, &id(), None, None, Fit::default()).unwrap().unwrap();
+    let path = plan.download(&client, &Cache::new(&hub.settings(home.path()).cache), &mut |_| true).unwrap();
+    assert!(std::fs::read(path.unwrap()).unwrap() == bytes);
+    assert_eq!((hub.together(), hub.files_seen().len(), hub.sent()), (4, 5, bytes.len() as u64));
+    let mut ranges: Vec<(u64, u64)> = hub.files_seen().iter().map(|seen| seen.range.unwrap()).collect();
+    ranges.sort_unstable();
+    let ends: Vec<u64> = ranges.iter().map(|(_, last)| last + 1).collect();
+    assert_eq!(ranges.iter().map(|(first, _)| *first).collect::<Vec<_>>(), [&[0][..], &ends[..4]].concat());
+}
+
+/// Has a file changed at the hub once its first range was sent, and the others are not; then what is there now is what comes.
+#[track_caller]
+fn changes(now: &[u8]) {
+    let (hub, home) = hub_of(&large());
+    let changed = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&changed);
+    hub.rule(move |seen, _| match seen.range {
+        Some((0, _)) | None => Action::Serve,
+        Some(_) => Action::After(Arc::clone(&flag)),
+    });
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| {
+            let client = Client::new(&hub.settings(home.path())).unwrap();
+            let plan = Plan::make(&client, &id(), None, None, Fit::default()).unwrap().unwrap();
+            plan.download(&client, &Cache::new(&hub.settings(home.path()).cache), &mut |_| true)
+        });
+        let begun = Instant::now();
+        while hub.files_seen().len() < 3 || hub.sent() < 1 << 20 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", hub.seen());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        hub.put("org/model", &[("m.gguf", now)]);
+        changed.store(true, Ordering::Relaxed);
+        let path = pull.join().unwrap().unwrap().unwrap();
+        assert!(std::fs::read(path).unwrap() == now);
+    });
+    // The hub was asked once more what there is, and nothing is left of what was there before.
+    assert_eq!(hub.seen().len() - hub.files_seen().len(), 2);
+    assert_eq!(finals(home.path()), [PathBuf::from(etag("m.gguf", now))]);
+    assert_eq!(tree(&home.path().join("hub/models--org--model/blobs")).len(), 1);
+}
+
+#[test]
+fn a_file_that_changes_between_its_ranges_is_begun_anew() {
+    // Of the same length, which another name tells; longer; and shorter.
+    changes(&noise(large().len(), 8));
+    changes(&noise(large().len() + 300_000, 9));
+    changes(&noise(large().len() - 300_000, 10));
+}
+
+/// Servers behind one address may call the same bytes by names of their own.
+#[test]
+fn a_file_with_several_names_is_the_same() {
+    let (hub, home) = hub_of(&large());
+    hub.rule(|seen, _| match seen.range {
+        Some((first, _)) => Action::Called(format!("\"{first}\"")),
+        None => Action::Serve,
+    });
+    whole(&hub, home.path(), &large());
+    assert_eq!(hub.seen().len() - hub.files_seen().len(), 2);
 }

@@ -4,6 +4,7 @@
 
 mod asked;
 mod cache;
+mod clients;
 mod commands;
 mod faults;
 mod first;
@@ -12,6 +13,8 @@ mod kills;
 #[path = "../support/noise.rs"]
 #[allow(dead_code, reason = "other tests need the rest")]
 mod models;
+mod named;
+mod parts;
 mod pulled;
 mod served;
 #[path = "../support/signals.rs"]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::models;
 use super::served::{Action, Hub, tree};
 
-struct Server {
+pub struct Server {
     child: Child,
     address: String,
 }
@@ -24,7 +24,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(hub: &Hub, home: &Path, args: &[&str]) -> Self {
+    pub fn start(hub: &Hub, home: &Path, args: &[&str]) -> Self {
         let mut command = hub.command(home, &[&["serve", "--port", "0"], args].concat());
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -37,8 +37,12 @@ impl Server {
         Self { child, address: address.unwrap() }
     }
 
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The status and the body, without chunks' sizes where it has chunks.
-    fn post(&self, path: &str, body: &Value) -> (u16, String) {
+    pub fn post(&self, path: &str, body: &Value) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let body = body.to_string();
@@ -57,7 +61,7 @@ impl Server {
     }
 }
 
-fn question(model: &str) -> Value {
+pub fn question(model: &str) -> Value {
     let message = json!({ "role": "user", "content": "Hello" });
     json!({ "model": model, "messages": [message], "options": { "num_predict": 4, "temperature": 0 }, "stream": false })
 }

@@ -7,8 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use backstop::hub::Settings;
 use serde_json::{Value, json};
@@ -52,11 +52,20 @@ pub enum Action {
     Wrong,
     /// Another `Content-Range`.
     ContentRange(String),
+    /// Another `ETag`.
+    Called(String),
     /// A body that does not end.
     Endless,
     /// Nothing at all, for a while.
     Hang(Duration),
+    /// Nothing until the flag is set.
+    After(Arc<AtomicBool>),
+    /// Nothing until so many requests wait for the same.
+    Together(usize),
 }
+
+/// How long a request waits for others.
+const LONG: Duration = Duration::from_secs(60);
 
 type Rule = Box<dyn FnMut(&Seen, usize) -> Action + Send>;
 
@@ -72,6 +81,9 @@ struct State {
     rule: Mutex<Rule>,
     seen: Mutex<Vec<Seen>>,
     sent: AtomicU64,
+    /// Requests that wait for each other, and the most that did.
+    together: Mutex<(usize, usize)>,
+    met: Condvar,
     over: AtomicBool,
 }
 
@@ -94,6 +106,8 @@ impl Hub {
             rule: Mutex::new(Box::new(|_, _| Action::Serve)),
             seen: Mutex::default(),
             sent: AtomicU64::new(0),
+            together: Mutex::default(),
+            met: Condvar::new(),
             over: AtomicBool::new(false),
         });
         let shared = Arc::clone(&state);
@@ -155,6 +169,11 @@ impl Hub {
     /// Bytes of files that were sent.
     pub fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::Relaxed)
+    }
+
+    /// The most requests that waited for each other.
+    pub fn together(&self) -> usize {
+        locked(&self.state.together).1
     }
 
     pub fn address(&self) -> &str {
@@ -326,7 +345,6 @@ fn answer(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 fn respond(state: &State, stream: &mut TcpStream, seen: &Seen, action: &Action) -> std::io::Result<()> {
-    let found = find(state, seen);
     let plain = |stream: &mut TcpStream, status: u16, headers: &[(&str, String)], body: &[u8]| {
         let mut head =
             format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
@@ -339,6 +357,21 @@ fn respond(state: &State, stream: &mut TcpStream, seen: &Seen, action: &Action) 
     match action {
         Action::Status(status, headers) => return plain(stream, *status, headers, b"no"),
         Action::Hang(pause) => std::thread::sleep(*pause),
+        Action::After(flag) => {
+            let begun = Instant::now();
+            while !flag.load(Ordering::Relaxed) && begun.elapsed() < LONG {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Action::Together(count) => {
+            let mut together = locked(&state.together);
+            together.0 += 1;
+            together.1 = together.1.max(together.0);
+            state.met.notify_all();
+            let fewer = |(_, most): &mut (usize, usize)| *most < *count;
+            let waited = state.met.wait_timeout_while(together, LONG, fewer);
+            waited.unwrap_or_else(PoisonError::into_inner).0.0 -= 1;
+        }
         Action::Endless => {
             stream.write_all(b"HTTP/1.1 200 x\r\nConnection: close\r\n\r\n")?;
             loop {
@@ -347,7 +380,7 @@ fn respond(state: &State, stream: &mut TcpStream, seen: &Seen, action: &Action) 
         }
         _ => {}
     }
-    let (bytes, is_file, tag) = match found {
+    let (bytes, is_file, tag) = match find(state, seen) {
         Some(Found::Listing(text)) => (Arc::new(text.into_bytes()), false, None),
         Some(Found::File(path, bytes)) => {
             let tag = etag(&path, &bytes);
@@ -358,7 +391,8 @@ fn respond(state: &State, stream: &mut TcpStream, seen: &Seen, action: &Action) 
     let total = bytes.len() as u64;
     let mut headers = Vec::new();
     if let Some(tag) = tag {
-        headers.push(("ETag", format!("\"{tag}\"")));
+        let usual = format!("\"{tag}\"");
+        headers.push(("ETag", if let Action::Called(tag) = action { tag.clone() } else { usual }));
         headers.push(("X-Repo-Commit", COMMIT.to_owned()));
         headers.push(("Accept-Ranges", "bytes".to_owned()));
     } else {

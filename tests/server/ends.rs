@@ -94,4 +94,60 @@ fn an_answer_that_takes_too_long_is_cut_off() {
     text += &String::from_utf8_lossy(&rest);
     assert!(!text.contains("[DONE]"));
     assert_eq!(server.ended(), Some(0));
+    assert!(text.contains(CUT), "{text}");
+}
+
+/// What is said to who waits when the time is over.
+const CUT: &str = "the server ends, and this was not done when --drain-timeout was over";
+
+#[test]
+fn a_full_queue_is_answered_to_its_end_or_told_why_not() {
+    let noise = Noise::new();
+    let args = ["--parallel", "1", "--max-queue", "4"];
+    // Those that wait are answered once they can be.
+    let mut server = Server::endless(&noise, &args);
+    let mut running = server.begin("/v1/chat/completions", &endless());
+    read_some(&mut running);
+    let short = || server.begin("/v1/chat/completions", &chat(json!({ "max_tokens": 5 })));
+    let waiting = [short(), short(), short(), short()];
+    server.wait_for("backstop_sequences_queued", |queued| queued == 4.0);
+    server.signal("-TERM");
+    let start = Instant::now();
+    while std::net::TcpStream::connect(server.address).is_ok() {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(running);
+    for mut stream in waiting {
+        assert_eq!(Answer::read(&mut stream).ok()["usage"]["completion_tokens"], 5);
+    }
+    assert_eq!(server.ended(), Some(0));
+
+    // Those that wait too long are told so.
+    let mut server = Server::endless(&noise, &[&args[..], &["--drain-timeout", "0.3"]].concat());
+    let mut running = server.begin("/v1/chat/completions", &endless());
+    let mut text = read_some(&mut running);
+    let message = json!([{ "role": "user", "content": "Hello" }]);
+    let whole = [
+        ("/v1/chat/completions", chat(json!({ "max_tokens": 2 }))),
+        ("/v1/messages", json!({ "messages": message, "max_tokens": 2 })),
+        ("/api/chat", json!({ "messages": message, "stream": false })),
+    ];
+    let whole = whole.map(|(path, body)| server.begin(path, &body));
+    let mut streamed =
+        server.begin("/v1/chat/completions", &chat(json!({ "max_tokens": 2, "stream": true })));
+    server.wait_for("backstop_sequences_queued", |queued| queued == 4.0);
+    let full = server.post("/v1/chat/completions", &chat(json!({ "max_tokens": 2 })));
+    assert_eq!(full.status, 429);
+    server.signal("-TERM");
+    for mut stream in whole {
+        let answer = Answer::read(&mut stream);
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{}", answer.text());
+        assert!(answer.text().contains(CUT), "{}", answer.text());
+    }
+    let answer = Answer::read(&mut streamed);
+    assert!(answer.status == 200 && answer.events().pop().unwrap().contains(CUT), "{}", answer.text());
+    running.read_to_string(&mut text).unwrap();
+    assert!(text.contains(CUT), "{text}");
+    assert_eq!(server.ended(), Some(0));
 }

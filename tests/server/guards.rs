@@ -9,28 +9,39 @@ use sha2::{Digest as _, Sha256};
 
 use crate::support::{Server, chat};
 
-const ROUTES: [(&str, &str); 7] = [
-    ("GET", "/metrics"),
-    ("GET", "/v1/models"),
-    ("POST", "/tokenize"),
-    ("POST", "/detokenize"),
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"),
-    ("GET", "/nowhere"),
-];
+/// Every route that the server's source makes, and how it is asked; and one that is none.
+fn routes() -> Vec<(&'static str, String)> {
+    let source = include_str!("../../src/server/routes.rs");
+    let route = |text: &'static str| {
+        let (path, handler) = text.split_once("\", ")?;
+        let method = if handler.starts_with("get(") { "GET" } else { "POST" };
+        Some((method, path.replace("{*name}", "stories").replace("{digest}", "sha256:00")))
+    };
+    let mut routes: Vec<_> = source.split(".route(\"").skip(1).filter_map(route).collect();
+    for known in ["/v1/models/load", "/v1/models/unload", "/v1/models", "/api/chat", "/api/pull", "/api/tags"]
+    {
+        assert!(routes.iter().any(|(_, path)| path == known), "{known}");
+    }
+    routes.retain(|(_, path)| !matches!(&**path, "/" | "/health"));
+    routes.push(("GET", "/nowhere".to_owned()));
+    routes
+}
 
 #[test]
 fn a_key_is_asked_for_on_every_route_but_health_and_the_page() {
     let server = Server::start(&["--api-key", "sesame"]);
     assert_eq!(server.address.ip().to_string(), "127.0.0.1");
     server.get("/health").ok();
-    for (method, path) in ROUTES {
+    for (method, path) in &routes() {
         let answer = server.request(method, path, &[], b"{}");
-        assert_eq!(
-            answer.refusal(401),
-            "no API key: send Authorization: Bearer KEY, or x-api-key: KEY",
-            "{path}"
-        );
+        assert_eq!(answer.status, 401, "{path}");
+        let wanted = "no API key: send Authorization: Bearer KEY, or x-api-key: KEY";
+        let error = &answer.json()["error"];
+        assert_eq!(error["message"].as_str().or(error.as_str()), Some(wanted), "{path}");
+        // By another name it is no other route.
+        for path in [format!("{path}/"), format!("/v1{path}")] {
+            assert_eq!(server.request(method, &path, &[], b"{}").status, 401, "{path}");
+        }
         for wrong in ["Bearer sesam", "Bearer sesames", "Bearer", "Basic c2VzYW1l", "sesame"] {
             let answer = server.request(method, path, &[("authorization", wrong)], b"{}");
             assert_eq!(answer.status, 401, "{path} {wrong}");

@@ -160,15 +160,57 @@ fn models_are_loaded_and_unloaded_by_hand() {
     let server = server.serve(&["--api-key", "k"]);
     let key = [("authorization", "Bearer k"), ("content-type", "application/json")];
     let post = |path: &str, body: Value| server.request("POST", path, &key, body.to_string().as_bytes());
+    // Whoever has no key changes nothing.
     assert_eq!(server.post("/v1/models/load", &json!({ "model": "b" })).status, 401);
+    let state = || server.request("GET", "/v1/models/b", &key, b"").ok()["state"].clone();
+    assert_eq!(state(), "unloaded");
     let loaded = post("/v1/models/load", json!({ "model": "b" })).ok();
     assert_eq!((&loaded["id"], &loaded["state"]), (&json!("b"), &json!("loaded")));
+    assert_eq!(server.post("/v1/models/unload", &json!({ "model": "b" })).status, 401);
+    let none = json!({ "model": "b", "keep_alive": 0 });
+    assert_eq!(server.post("/api/generate", &none).status, 401);
+    assert_eq!(state(), "loaded");
     let unloaded = post("/v1/models/unload", json!({ "model": "b" })).ok();
     assert_eq!((&unloaded["id"], &unloaded["state"]), (&json!("b"), &json!("unloaded")));
     // What is not loaded is unloaded already.
     assert_eq!(post("/models/unload", json!({ "model": "a" })).ok()["state"], "unloaded");
     assert_eq!(post("/v1/models/load", json!({})).refusal(400), "model: missing");
     assert_eq!(post("/v1/models/unload", json!({ "model": "x" })).status, 404);
+}
+
+/// Names of a process's threads.
+#[cfg(target_os = "linux")]
+fn threads(server: &Server) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+    tasks.flatten().filter_map(name).map(|name| name.trim().to_owned()).collect()
+}
+
+/// The threads of kernels are one pool for all models, and so is their memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn all_models_have_one_machine() {
+    let names = ["a", "b", "c"];
+    let folder = Folder::new(&names);
+    let server = folder.serve(&["--threads", "4"]);
+    for (index, name) in names.iter().enumerate() {
+        server.post("/v1/chat/completions", &ask(name, json!({}))).ok();
+        let all = threads(&server);
+        let engines = all.iter().filter(|name| name.as_str() == "backstop-engine").count();
+        // Those that compute are called by their numbers: three beside the one that asks, whichever that is.
+        let number = |name: &String| name.strip_prefix("backstop-")?.parse::<usize>().ok();
+        let mut pool: Vec<usize> = all.iter().filter_map(number).collect();
+        pool.sort_unstable();
+        assert_eq!((engines, pool), (index + 1, vec![1, 2, 3]), "{all:?}");
+    }
+    loaded(&server, &names);
+    drop(server);
+    // Room for two of them, whichever: the third takes that of the first.
+    let server = folder.serve(&["--memory", "580MiB"]);
+    for (name, there) in [("a", &["a"][..]), ("b", &["a", "b"]), ("c", &["b", "c"]), ("a", &["a", "c"])] {
+        server.post("/v1/chat/completions", &ask(name, json!({}))).ok();
+        loaded(&server, there);
+    }
 }
 
 #[test]

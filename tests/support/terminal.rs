@@ -79,6 +79,15 @@ impl Terminal {
         }
     }
 
+    /// What came since, up to the end.
+    #[allow(dead_code, reason = "not every program that has this asks")]
+    pub fn rest(&mut self) -> String {
+        while let Ok(bytes) = self.screen.recv_timeout(LONG) {
+            self.seen += &String::from_utf8_lossy(&bytes);
+        }
+        std::mem::take(&mut self.seen)
+    }
+
     /// Whether what is typed shows, and comes a line at a time: so a shell leaves it to a process.
     #[allow(dead_code, reason = "not every program that has this asks")]
     pub fn is_as_before(&self) -> bool {

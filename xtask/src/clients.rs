@@ -161,20 +161,33 @@ pub fn test(filter: &[String]) -> Result<()> {
             }
         }
     }
-    if let Some(python) = hub
-        && !shares_the_cache(&root, &python)?
-    {
-        failed.push("tests/hub/cache.rs");
+    if let Some(python) = hub {
+        let of =
+            |name: &str| ENVIRONMENTS.iter().zip(&pythons).find(|(environment, _)| environment.name == name);
+        let (_, ollama) = of("ollama").context("there is no environment with Ollama's package")?;
+        let needs = [
+            ("BACKSTOP_HF_PYTHON", python),
+            ("BACKSTOP_OLLAMA_PYTHON", ollama.clone()),
+            ("NODE_PACKAGES", home.join("node_modules")),
+        ];
+        for tests in ["cache::", "clients::"] {
+            if !by_the_hub(&root, tests, &needs)? {
+                failed.push("tests/hub");
+            }
+        }
     }
     ensure!(failed.is_empty(), "tests failed in {}", failed.join(", "));
     Ok(())
 }
 
-/// Whether this program and `python`'s `huggingface_hub` find what the other has downloaded.
-fn shares_the_cache(root: &Path, python: &Path) -> Result<bool> {
+/// Whether tests with packages pass whose hub is the one of `tests/hub`: `huggingface_hub` finds what this program has downloaded,
+/// and the other way around; Ollama's have a server pull models.
+fn by_the_hub(root: &Path, filter: &str, needs: &[(&str, PathBuf)]) -> Result<bool> {
     let mut tests = cargo();
-    tests.args(["test", "--workspace", "--features", "fault-injection", "--test", "hub", "cache::"]);
-    tests.env("BACKSTOP_HF_PYTHON", python).current_dir(root);
+    tests.args(["test", "--workspace", "--features", "fault-injection", "--test", "hub", filter]);
+    // Where there is no npm, what needs its packages is skipped.
+    tests.envs(needs.iter().filter(|(_, place)| place.exists()).map(|(name, place)| (name, place)));
+    tests.current_dir(root);
     eprintln!("   {}: {}", HUB.name, shown(&tests));
     let status = tests.status().with_context(|| format!("cannot start `{}`", shown(&tests)))?;
     Ok(status.success())

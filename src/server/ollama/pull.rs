@@ -38,6 +38,7 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
         return Err(Failure::new(StatusCode::FORBIDDEN, what));
     };
     let place = app.take(&app.pulling, 1, &caller)?;
+    let cut = Box::pin(app.until_cut());
     let (sender, mut lines) = mpsc::channel::<Value>(LINES);
     let work = tokio::task::spawn_blocking(move || {
         let _place = place;
@@ -51,7 +52,9 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
     });
     if streams {
         let kind = HeaderValue::from_static("application/x-ndjson");
-        return Ok(([(header::CONTENT_TYPE, kind)], Body::new(Lines(lines))).into_response());
+        return Ok(
+            ([(header::CONTENT_TYPE, kind)], Body::new(Lines { lines, cut: Some(cut) })).into_response()
+        );
     }
     while lines.recv().await.is_some() {}
     work.await.map_err(|_| thread_failed())??;
@@ -86,7 +89,8 @@ fn pulled(
             _ => error.into(),
         });
         let Some(mut offer) = fetched? else { return Ok(()) };
-        offer.aliases.push(called.to_owned());
+        // Whoever asks with Ollama's tag means the name without it.
+        offer.aliases.push(called.strip_suffix(":latest").unwrap_or(called).to_owned());
         let free = |name: &String| app.models.named(name).is_none();
         offer.aliases.retain(|alias| *alias != offer.name && free(alias));
         // Another may have had it pulled meanwhile.
@@ -99,7 +103,11 @@ fn pulled(
 }
 
 /// Lines of JSON as they come.
-struct Lines(mpsc::Receiver<Value>);
+struct Lines {
+    lines: mpsc::Receiver<Value>,
+    /// See [`App::until_cut`]; none once it has come.
+    cut: Option<Pin<Box<dyn Future<Output = Failure> + Send>>>,
+}
 
 impl HttpBody for Lines {
     type Data = Bytes;
@@ -109,7 +117,15 @@ impl HttpBody for Lines {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|line| Some(Ok(Frame::data(format!("{}\n", line?).into()))))
+        let Some(cut) = &mut self.cut else { return Poll::Ready(None) };
+        let line = match cut.as_mut().poll(cx) {
+            Poll::Ready(failure) => {
+                self.cut = None;
+                Poll::Ready(Some(failure.json(Dialect::Ollama)))
+            }
+            Poll::Pending => self.lines.poll_recv(cx),
+        };
+        line.map(|line| Some(Ok(Frame::data(format!("{}\n", line?).into()))))
     }
 }
 
