@@ -8,11 +8,14 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use backstop::fuzzing::{TARGETS, Target};
 
 /// Bytes that one input may take beside what was there before it.
 const MOST: usize = 512 << 20;
+/// Processor time that one input may take: the longest that a bound allows (a pattern's 10 s), instrumented.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 static TARGET: OnceLock<&Target> = OnceLock::new();
 
@@ -99,10 +102,22 @@ fn begin() {
     }));
 }
 
+/// Processor time of all threads so far. The clock would count what other programs take, too.
+fn spent() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a place that the call may write to.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    assert_eq!(failed, 0, "no clock of this process");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 libfuzzer_sys::fuzz_target!(init: begin(), |data: &[u8]| {
     LIMIT.store(LIVE.load(Ordering::Relaxed).saturating_add(MOST), Ordering::Relaxed);
+    let before = spent();
     if let Some(target) = TARGET.get() {
         (target.run)(data);
     }
     LIMIT.store(usize::MAX, Ordering::Relaxed);
+    let took = spent().saturating_sub(before);
+    assert!(took <= PATIENCE, "an input takes {took:?} of processor time");
 });
