@@ -57,7 +57,7 @@ fn fitting(line: &str, columns: usize) -> &str {
 /// Takes a line that changes away for good, as far as the terminal takes anything soon: the process is about to end.
 pub fn clear_at_end() {
     /// How long a terminal may stand still that would hold up the end.
-    const SOON: Duration = Duration::from_millis(200);
+    const SOON: Duration = Duration::from_secs(2);
     let (done, gone) = channel();
     let clear = move || {
         // None comes after it.

@@ -326,6 +326,9 @@ impl Client {
                 let what = format!("{id}: {} has no such repository, revision or file", self.endpoint);
                 fault(HubFault::NotFound, what)
             }
+            StatusCode::RANGE_NOT_SATISFIABLE if own => {
+                fault(HubFault::Changed, format!("{id}: a file there is shorter than in the hub's listing"))
+            }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
                 let header =
                     response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

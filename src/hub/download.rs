@@ -73,13 +73,9 @@ pub(super) fn download(job: &Job<'_>, blob: &Path, tell: Tell<'_>) -> Result<Bro
     let mut fresh = super::parts::bytes_here(blob, job.file.size) == 0;
     loop {
         let parts = Parts::open(blob, job.file.size)?;
-        match fetch(job, &parts, tell) {
-            Ok(Brought::Here) => {}
-            Err(error @ Error::Hub { fault: HubFault::Changed, .. }) => {
-                parts.discard(blob);
-                return Err(error);
-            }
-            ended => return ended,
+        match fetch(job, &parts, tell)? {
+            Brought::Here => {}
+            ended => return Ok(ended),
         }
         let Some(right) = check(job, &parts, tell)? else { return Ok(Brought::Stopped) };
         if right {

@@ -127,7 +127,8 @@ impl Plan {
             Ok(Brought::Here) => return Ok(Some(self.path(cache))),
             Ok(Brought::Stopped) => return Ok(None),
             Ok(Brought::Renamed) => None,
-            Err(error @ Error::Hub { fault: HubFault::Changed, .. }) => Some(error),
+            // A file that was listed is gone, or is another.
+            Err(error @ Error::Hub { fault: HubFault::Changed | HubFault::NotFound, .. }) => Some(error),
             Err(error) => return Err(error),
         };
         let (variant, fit) = &self.asked;

@@ -315,6 +315,7 @@ fn one_is_loaded_at_a_time() {
             let waiter = Told { loading: Arc::clone(&loading), lease: lease.clone() };
             models.ask(name, Keep::Usual, Box::new(waiter));
         }
+        drop(lease);
         let leases: Vec<Lease> = leases.into_iter().take(3).map(Result::unwrap).collect();
         // In the order in which they were asked for.
         assert_eq!(leases.iter().map(Lease::name).collect::<Vec<_>>(), THREE);

@@ -56,16 +56,17 @@ fn screen(text: &str) -> Vec<String> {
 
 #[test]
 fn a_load_says_how_far_it_is_and_ctrl_c_ends_it_without_a_trace() {
-    let wide = Wide::new();
+    // What is not read yet when the thread is held takes far longer than to hold it.
+    let wide = Wide::of(4_200_000);
     let of = &wide.size;
     for command in [&["run", PROMPT][..], &["chat"], &["serve", "--port", "0", "--parallel", "1"]] {
         let more = ["--no-mmap", "--threads", "1", "--ctx", "64", "--model", wide.path()];
         let mut terminal = started(&[command, &more].concat());
-        let held = held_after(&terminal, 250 << 20);
+        let held = held_after(&terminal, 700 << 20);
         let mut text = terminal.shows("loading ");
         let told = terminal.shows(&format!(" MB of {of} …"));
         let done: f64 = told.rsplit(": ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
-        assert!((150.0..450.0).contains(&done), "{told}");
+        assert!((530.0..1_100.0).contains(&done), "{told}");
         text += &told;
         text += &terminal.shows(" s\x1b[K");
         terminal.keys("\x03");

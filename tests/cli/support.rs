@@ -97,8 +97,13 @@ pub struct Wide {
 #[cfg(target_os = "linux")]
 impl Wide {
     pub fn new() -> Self {
+        Self::of(1_400_000)
+    }
+
+    /// With so many columns in the middle, of 384 bytes each.
+    pub fn of(wide: usize) -> Self {
         let noise = Noise::new();
-        let (dir, wide) = (noise.0.path(), 1_400_000);
+        let dir = noise.0.path();
         let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
         let config = config.replace("\"intermediate_size\": 48", &format!("\"intermediate_size\": {wide}"));
         std::fs::write(dir.join("config.json"), config).unwrap();

@@ -23,7 +23,7 @@ const QUICK: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_DEBUG", "none"),
 ];
 /// Seconds by the clock after which an input hangs, however busy the machine is. Of processor time the program allows a minute.
-const PATIENCE: u64 = 900;
+const PATIENCE: u64 = 300;
 /// Megabytes of the whole program; the allocator's own bound for an input is lower.
 const MEMORY: u64 = 4096;
 /// Seconds of each target where nobody said.
