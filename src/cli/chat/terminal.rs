@@ -2,9 +2,11 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, tcgetattr, tcgetpgrp, tcsetattr, ttyname};
 
@@ -34,12 +36,26 @@ pub fn keep() -> anyhow::Result<()> {
         if !behind {
             // The terminal may be gone, or take nothing.
             let _ = tcsetattr(&terminal, OptionalActions::Now, &before);
-            let _ = rustix::io::write(&terminal, NO_MARKS);
+            write_soon(&terminal, NO_MARKS);
         }
         exit_at_once(signal.code())
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).context(what)?;
     Ok(())
+}
+
+/// Writes to a terminal that may be full, or in the middle of another thread's write, for a moment; one that stands still takes nothing.
+fn write_soon(terminal: &OwnedFd, mut bytes: &[u8]) {
+    /// How long the end waits for it.
+    const SOON: Duration = Duration::from_secs(1);
+    let started = Instant::now();
+    while !bytes.is_empty() && started.elapsed() < SOON {
+        match rustix::io::write(terminal, bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::AGAIN | Errno::INTR) => std::thread::sleep(Duration::from_millis(1)),
+            Err(_) => return,
+        }
+    }
 }
 
 /// The terminal that lines are edited on, opened anew: a write to it never waits, and whoever else has it open still may. What
