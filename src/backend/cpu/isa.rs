@@ -41,6 +41,17 @@ pub use portable::Portable;
 
 use half::{bf16, f16};
 
+/// `[of(0), of(1), …]`, of at least one. Unlike [`std::array::from_fn`] it is always compiled into its caller: by itself it would not have the
+/// caller's instructions, and each of those in `of` would be a call.
+#[inline(always)]
+pub(crate) fn array_of<T: Copy, const N: usize>(of: impl Fn(usize) -> T) -> [T; N] {
+    let mut all = [of(0); N];
+    for (i, place) in all.iter_mut().enumerate().skip(1) {
+        *place = of(i);
+    }
+    all
+}
+
 /// Lanes of the widest vector.
 const MAX_LANES: usize = 16;
 

@@ -9,7 +9,7 @@ use super::Neon;
 use super::vnni::{Vnni256, Vnni512};
 #[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
-use super::{Isa, Portable, Simd};
+use super::{Isa, Portable, Simd, array_of};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -87,7 +87,7 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     #[inline(always)]
     unsafe fn each<const G: usize>(self, p: *const f32, step: usize) -> [<Self::F as Simd>::V; G] {
         // SAFETY: the caller's contract.
-        std::array::from_fn(|g| self.float().splat(unsafe { *p.add(g * step) }))
+        array_of(|g| self.float().splat(unsafe { *p.add(g * step) }))
     }
     /// The same of integers.
     ///
@@ -96,7 +96,7 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     #[inline(always)]
     unsafe fn each_i32<const G: usize>(self, p: *const i32, step: usize) -> [Self::I; G] {
         // SAFETY: the caller's contract.
-        std::array::from_fn(|g| self.splat_i32(unsafe { *p.add(g * step) }))
+        array_of(|g| self.splat_i32(unsafe { *p.add(g * step) }))
     }
     /// `v`, which is the same for each of `G` rows, as it meets their products.
     #[inline(always)]

@@ -4,7 +4,7 @@
 //! `4 r + b` of a 64-byte line belongs to row `r` and to columns `k ≡ b (mod 4)`; the bits of one byte are those of quads
 //! that follow one another, `k / 4`.
 
-use crate::backend::cpu::isa::{IntSimd, Simd};
+use crate::backend::cpu::isa::{IntSimd, Simd, array_of};
 
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
@@ -299,7 +299,7 @@ unsafe fn ones<S: IntSimd, const LEFT: u32>(s: S, block: *const u8, half: usize)
 
 #[inline(always)]
 fn join<S: IntSimd>(s: S, low: [S::I; 8], high: [S::I; 8]) -> [S::I; 8] {
-    std::array::from_fn(|i| s.or(low[i], high[i]))
+    array_of(|i| s.or(low[i], high[i]))
 }
 
 /// Unsigned integers of `B` bits.
@@ -323,7 +323,7 @@ impl<const B: u32> Codes for Int<B> {
                 4 => fours(s, block, half),
                 5 => join(s, fours(s, block, half), ones::<S, 4>(s, block.add(4 * LINE), half)),
                 6 => join(s, fours(s, block, half), twos::<S, 4>(s, block.add(4 * LINE), half)),
-                _ => std::array::from_fn(|i| line(s, block, i, half)),
+                _ => array_of(|i| line(s, block, i, half)),
             }
         }
     }

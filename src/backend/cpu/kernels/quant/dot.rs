@@ -4,7 +4,7 @@ use super::activations::Quantized;
 use super::codes::{Any, Codes, Int, LINE, Route, Table};
 use super::scales::{CHUNK, Wide};
 use super::{BLOCK, PanelPart, ROWS, Task, max_tile};
-use crate::backend::cpu::isa::{IntSimd, Simd, place};
+use crate::backend::cpu::isa::{IntSimd, Simd, array_of, place};
 
 /// How far ahead of its use a line of codes is asked for into L2: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in
 /// flight; four times that covers the unevenness of shared machines. Straight into L1 it would occupy one of a core's 12 to
@@ -182,12 +182,11 @@ impl Tile<'_> {
             for sub in 0..SUBS {
                 let init = s.each_i32::<G>(inits.add(at * SUBS + sub), SUBS);
                 let eight = sub * BLOCK / SUBS / 8;
-                let x: [*const i8; G] =
-                    std::array::from_fn(|t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));
+                let x: [*const i8; G] = array_of(|t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));
                 let products = if SUBS == 1 {
                     s.dot::<8, G>(C::BITS, init, w, x)
                 } else {
-                    let w: [S::I; 4] = std::array::from_fn(|q| w[sub * 4 + q]);
+                    let w: [S::I; 4] = array_of(|q| w[sub * 4 + q]);
                     s.dot::<4, G>(C::BITS, init, &w, x)
                 };
                 let (d, m) = (s.beside::<G>(d[sub]), s.beside::<G>(m[sub]));
