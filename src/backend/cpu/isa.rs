@@ -15,6 +15,38 @@ macro_rules! op {
     }};
 }
 
+/// `$body` for each `$i` below `$n`, a constant of at most 16, written out one after the other: arrays of registers that a loop
+/// goes through are kept in memory where the compiler does not unroll it, and how long a loop it unrolls depends on what is around.
+macro_rules! unrolled {
+    ($i:ident < $n:expr => $body:expr) => {
+        unrolled!(@ $i $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $i:ident $n:expr, $body:expr, $($at:literal)*) => {{
+        const { assert!($n <= 16) };
+        $(if $at < $n {
+            let $i: usize = $at;
+            $body;
+        })*
+    }};
+}
+
+/// `[of(0), of(1), …]` of `$n` values of a type that can be copied, as [`unrolled`]. [`std::array::from_fn`] and `map` would moreover
+/// be functions by themselves, without their caller's instructions, each of which would be a call.
+macro_rules! array_of {
+    ($n:expr, |$i:ident| $of:expr) => {{
+        let mut all = {
+            let $i: usize = 0;
+            [$of; $n]
+        };
+        unrolled!($i < $n => if $i > 0 {
+            all[$i] = $of;
+        });
+        all
+    }};
+}
+
+pub(crate) use {array_of, unrolled};
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -40,17 +72,6 @@ pub use neon::Neon;
 pub use portable::Portable;
 
 use half::{bf16, f16};
-
-/// `[of(0), of(1), …]`, of at least one. Unlike [`std::array::from_fn`] it is always compiled into its caller: by itself it would not have the
-/// caller's instructions, and each of those in `of` would be a call.
-#[inline(always)]
-pub(crate) fn array_of<T: Copy, const N: usize>(of: impl Fn(usize) -> T) -> [T; N] {
-    let mut all = [of(0); N];
-    for (i, place) in all.iter_mut().enumerate().skip(1) {
-        *place = of(i);
-    }
-    all
-}
 
 /// Lanes of the widest vector.
 const MAX_LANES: usize = 16;

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::isa::{IntKernel, IntSimd, Isa, Kernel, Simd};
+use super::isa::{IntKernel, IntSimd, Isa, Kernel, Simd, array_of, unrolled};
 use super::pool::Pool;
 
 /// Larger than any cache share that a machine of this kind gives to one process' stream.
@@ -132,12 +132,12 @@ impl ByteChains {
         for _ in 0..self.0 {
             // Through the box, no step can be the one before; rows of their own, so that no chain can be another.
             let first = black_box(&x).as_ptr();
-            let rows = std::array::from_fn(|g| first.wrapping_add(4 * QUADS * g));
+            let rows = array_of!(G, |g| first.wrapping_add(4 * QUADS * g));
             // SAFETY: each row is 4 * QUADS bytes of `x`, which has CHAINS >= G of them.
             sums = unsafe { s.dot(4, sums, &codes, rows) };
         }
         let float = s.float();
-        black_box(sums.map(|sum| float.reduce_add(s.to_float(sum))));
+        black_box(array_of!(G, |g| float.reduce_add(s.to_float(sums[g]))));
         self.0 * G * QUADS * S::F::LANES * 4 * 2
     }
 }

@@ -9,7 +9,7 @@ use super::Neon;
 use super::vnni::{Vnni256, Vnni512};
 #[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
-use super::{Isa, Portable, Simd, array_of};
+use super::{Isa, Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -87,7 +87,7 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     #[inline(always)]
     unsafe fn each<const G: usize>(self, p: *const f32, step: usize) -> [<Self::F as Simd>::V; G] {
         // SAFETY: the caller's contract.
-        array_of(|g| self.float().splat(unsafe { *p.add(g * step) }))
+        array_of!(G, |g| self.float().splat(unsafe { *p.add(g * step) }))
     }
     /// The same of integers.
     ///
@@ -96,7 +96,7 @@ pub unsafe trait IntSimd: Copy + Send + Sync + std::fmt::Debug + 'static {
     #[inline(always)]
     unsafe fn each_i32<const G: usize>(self, p: *const i32, step: usize) -> [Self::I; G] {
         // SAFETY: the caller's contract.
-        array_of(|g| self.splat_i32(unsafe { *p.add(g * step) }))
+        array_of!(G, |g| self.splat_i32(unsafe { *p.add(g * step) }))
     }
     /// `v`, which is the same for each of `G` rows, as it meets their products.
     #[inline(always)]
@@ -242,33 +242,39 @@ unsafe fn quad(x: *const i8, q: usize) -> i32 {
 
 /// Pairs of products of codes below `2^bits` that a lane of 16 bits can add up: `n · 2 · (2^bits - 1) · 127 < 2^15`.
 #[cfg(target_arch = "x86_64")]
+#[inline(always)]
 const fn depth(bits: u32) -> usize {
     (32767 / (2 * ((1 << bits) - 1) * 127)) as usize
 }
 
-/// Nothing but an order: what follows of one of four sums waits for what came before of all. Left to itself, the compiler
-/// finishes a sum before it begins the next, each product waiting for the one before.
+/// Nothing but an order: what follows of one of these sums waits for what came before of all. Left to itself, the compiler
+/// finishes some sums before it begins the others, each product waiting for the one before.
 ///
 /// # Safety
 /// AVX-512 must be there.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn in_step(sums: &mut [__m512i]) {
-    if let [a, b, c, d] = sums {
-        // SAFETY: no instruction.
-        unsafe {
-            std::arch::asm!(
-                "/* {0} {1} {2} {3} */",
-                inout(zmm_reg) * a,
-                inout(zmm_reg) * b,
-                inout(zmm_reg) * c,
-                inout(zmm_reg) * d,
-                options(pure, nomem, nostack, preserves_flags)
-            );
+macro_rules! in_step {
+    ($name:ident, $($sum:ident)*) => {
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $name([$($sum),*]: &mut [__m512i; [$(stringify!($sum)),*].len()]) {
+            // SAFETY: no instruction.
+            unsafe {
+                std::arch::asm!(
+                    concat!($("/* {", stringify!($sum), "} */"),*),
+                    $($sum = inout(zmm_reg) *$sum,)*
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
         }
-    }
+    };
 }
+
+#[cfg(target_arch = "x86_64")]
+in_step!(eight_in_step, a b c d e f g h);
+#[cfg(target_arch = "x86_64")]
+in_step!(sixteen_in_step, a b c d e f g h i j k l m n o p);
 
 #[cfg(target_arch = "x86_64")]
 // SAFETY: each instruction is one that detection found, and touches 64 bytes, a register, or what its name says of it.
@@ -348,10 +354,10 @@ unsafe impl IntSimd for Vnni512 {
             // A row alone would wait for each product in turn: four chains, two for half a block.
             let mut chains = [op!(_mm512_setzero_si512()); 4];
             chains[0] = sum[0];
-            for (q, &codes) in codes.iter().enumerate() {
+            unrolled!(q < N => {
                 let chain = &mut chains[q % (N / 2)];
-                *chain = op!(_mm512_dpbusd_epi32(*chain, codes, _mm512_set1_epi32(quad(x[0], q))));
-            }
+                *chain = op!(_mm512_dpbusd_epi32(*chain, codes[q], _mm512_set1_epi32(quad(x[0], q))));
+            });
             let [a, b, c, d] = chains;
             sum[0] = op!(_mm512_add_epi32(a, b));
             if N > 4 {
@@ -359,17 +365,17 @@ unsafe impl IntSimd for Vnni512 {
             }
             return sum;
         }
-        for (q, &codes) in codes.iter().enumerate() {
-            for (sum, &x) in sum.iter_mut().zip(&x) {
-                *sum = op!(_mm512_dpbusd_epi32(*sum, codes, _mm512_set1_epi32(quad(x, q))));
+        unrolled!(q < N => {
+            unrolled!(g < G => {
+                sum[g] = op!(_mm512_dpbusd_epi32(sum[g], codes[q], _mm512_set1_epi32(quad(x[g], q))));
+            });
+            if let Ok(sums) = <&mut [_; 16]>::try_from(&mut sum[..]) {
+                op!(sixteen_in_step(sums));
             }
-            // Half blocks are done before it pays.
-            if N == 8 {
-                for sums in sum.chunks_exact_mut(4) {
-                    op!(in_step(sums));
-                }
+            if let Ok(sums) = <&mut [_; 8]>::try_from(&mut sum[..]) {
+                op!(eight_in_step(sums));
             }
-        }
+        });
         sum
     }
 }
@@ -397,10 +403,10 @@ unsafe impl IntSimd for Vnni256 {
             // A row alone would wait for each product in turn: four chains, two for half a block.
             let mut chains = [op!(_mm256_setzero_si256()); 4];
             chains[0] = sum[0];
-            for (q, &codes) in codes.iter().enumerate() {
+            unrolled!(q < N => {
                 let chain = &mut chains[q % (N / 2)];
-                *chain = op!(_mm256_dpbusd_avx_epi32(*chain, codes, _mm256_set1_epi32(quad(x[0], q))));
-            }
+                *chain = op!(_mm256_dpbusd_avx_epi32(*chain, codes[q], _mm256_set1_epi32(quad(x[0], q))));
+            });
             let [a, b, c, d] = chains;
             sum[0] = op!(_mm256_add_epi32(a, b));
             if N > 4 {
@@ -408,11 +414,11 @@ unsafe impl IntSimd for Vnni256 {
             }
             return sum;
         }
-        for (q, &codes) in codes.iter().enumerate() {
-            for (sum, &x) in sum.iter_mut().zip(&x) {
-                *sum = op!(_mm256_dpbusd_avx_epi32(*sum, codes, _mm256_set1_epi32(quad(x, q))));
-            }
-        }
+        unrolled!(q < N => {
+            unrolled!(g < G => {
+                sum[g] = op!(_mm256_dpbusd_avx_epi32(sum[g], codes[q], _mm256_set1_epi32(quad(x[g], q))));
+            });
+        });
         sum
     }
 }
@@ -438,35 +444,33 @@ unsafe impl IntSimd for Avx2 {
         let mut sum = init;
         let ones = op!(_mm256_set1_epi16(1));
         if bits == 8 {
-            for (q, &codes) in codes.iter().enumerate() {
+            unrolled!(q < N => {
                 // |w| · (x with the sign of w): a byte of each side must be unsigned.
-                let w = op!(_mm256_xor_si256(codes, _mm256_set1_epi8(-128)));
+                let w = op!(_mm256_xor_si256(codes[q], _mm256_set1_epi8(-128)));
                 let magnitude = op!(_mm256_abs_epi8(w));
-                for (sum, &x) in sum.iter_mut().zip(&x) {
-                    *sum = op!({
-                        let x = _mm256_sign_epi8(_mm256_set1_epi32(quad(x, q)), w);
+                unrolled!(g < G => {
+                    sum[g] = op!({
+                        let x = _mm256_sign_epi8(_mm256_set1_epi32(quad(x[g], q)), w);
                         let pairs = _mm256_maddubs_epi16(magnitude, x);
-                        _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones))
+                        _mm256_add_epi32(sum[g], _mm256_madd_epi16(pairs, ones))
                     });
-                }
-            }
+                });
+            });
             return sum;
         }
-        let mut q = 0;
-        while q < N {
-            let end = N.min(q + depth(bits));
-            let mut pairs = [op!(_mm256_setzero_si256()); G];
-            while q < end {
-                for (pairs, &x) in pairs.iter_mut().zip(&x) {
-                    let x = op!(_mm256_set1_epi32(quad(x, q)));
-                    *pairs = op!(_mm256_add_epi16(*pairs, _mm256_maddubs_epi16(codes[q], x)));
-                }
-                q += 1;
+        let depth = depth(bits);
+        let mut pairs = [op!(_mm256_setzero_si256()); G];
+        unrolled!(q < N => {
+            unrolled!(g < G => {
+                let products = op!(_mm256_maddubs_epi16(codes[q], _mm256_set1_epi32(quad(x[g], q))));
+                pairs[g] = if q % depth == 0 { products } else { op!(_mm256_add_epi16(pairs[g], products)) };
+            });
+            if q % depth == depth - 1 || q == N - 1 {
+                unrolled!(g < G => {
+                    sum[g] = op!(_mm256_add_epi32(sum[g], _mm256_madd_epi16(pairs[g], ones)));
+                });
             }
-            for (sum, &pairs) in sum.iter_mut().zip(&pairs) {
-                *sum = op!(_mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones)));
-            }
-        }
+        });
         sum
     }
 }

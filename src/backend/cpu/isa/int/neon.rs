@@ -144,6 +144,7 @@ pub use matrix::Matrix;
 
 /// Quads of products with codes of `bits` that a lane of 16 bits can add up: `n · 2^bits · 127 < 2^15`, and
 /// `n · 2^7 · 127` of signed ones.
+#[inline(always)]
 const fn depth(bits: u32) -> usize {
     let most = if bits == 8 { 128 } else { (1 << bits) - 1 };
     (32767 / (most * 127)) as usize

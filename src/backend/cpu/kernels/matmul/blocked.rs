@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{Blocks, Input, NR, OutputPart, max_tile_rows, with_element, with_tile_rows};
-use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd, array_of};
+use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd, array_of, unrolled};
 use crate::backend::cpu::pool::{Parts, Pool, Scratch};
 use crate::error::Result;
 
@@ -304,7 +304,7 @@ impl Task<'_> {
             unsafe {
                 // The shorter side stays in registers, the longer passes through one.
                 if M < NR {
-                    let xv: [S::V; M] = array_of(|m| s.load_ptr(x.add(m * S::LANES)));
+                    let xv = array_of!(M, |m| s.load_ptr(x.add(m * S::LANES)));
                     for r in 0..NR {
                         let wv = s.load_ptr(w.add(r * S::LANES));
                         for m in 0..M {
@@ -312,7 +312,7 @@ impl Task<'_> {
                         }
                     }
                 } else {
-                    let wv: [S::V; NR] = array_of(|r| s.load_ptr(w.add(r * S::LANES)));
+                    let wv = array_of!(NR, |r| s.load_ptr(w.add(r * S::LANES)));
                     for m in 0..M {
                         let xv = s.load_ptr(x.add(m * S::LANES));
                         for r in 0..NR {

@@ -1,7 +1,7 @@
 //! Few rows of `x`: weights stream from memory once and are widened in registers.
 
 use super::{Blocks, Input, NR, OutputPart, max_tile_rows, with_element, with_tile_rows};
-use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd, array_of};
+use crate::backend::cpu::isa::{Element, Isa, Kernel, Simd, array_of, unrolled};
 use crate::backend::cpu::pool::Pool;
 
 /// How far ahead of its use a cache line of each of the [`NR`] rows is asked for into L2: at a core's 10 to 20 GB/s and 100 ns
@@ -121,7 +121,7 @@ unsafe fn dot<S: Simd, E: Element, const M: usize>(
     if at < k {
         // SAFETY: k - at < LANES elements are left of every row.
         unsafe {
-            let x: [S::V; M] = array_of(|m| s.load_partial_ptr(x.add(m * k + at), k - at));
+            let x = array_of!(M, |m| s.load_partial_ptr(x.add(m * k + at), k - at));
             for r in 0..NR {
                 let w = E::load_partial(s, w[r].add(at), k - at);
                 for m in 0..M {
@@ -130,7 +130,7 @@ unsafe fn dot<S: Simd, E: Element, const M: usize>(
             }
         }
     }
-    acc.map(|sums| s.reduce_add4(sums))
+    array_of!(M, |m| s.reduce_add4(acc[m]))
 }
 
 /// One vector of each row: columns `at..at + LANES`.

@@ -4,7 +4,7 @@
 //! `4 r + b` of a 64-byte line belongs to row `r` and to columns `k ≡ b (mod 4)`; the bits of one byte are those of quads
 //! that follow one another, `k / 4`.
 
-use crate::backend::cpu::isa::{IntSimd, Simd, array_of};
+use crate::backend::cpu::isa::{IntSimd, Simd, array_of, unrolled};
 
 use super::scales::ScaleKind;
 use super::{BLOCK, ROWS};
@@ -294,12 +294,12 @@ unsafe fn ones<S: IntSimd, const LEFT: u32>(s: S, block: *const u8, half: usize)
             s.shr::<5>(v),
         ]
     };
-    parts.map(|part| s.and(part, mask))
+    array_of!(8, |i| s.and(parts[i], mask))
 }
 
 #[inline(always)]
 fn join<S: IntSimd>(s: S, low: [S::I; 8], high: [S::I; 8]) -> [S::I; 8] {
-    array_of(|i| s.or(low[i], high[i]))
+    array_of!(8, |i| s.or(low[i], high[i]))
 }
 
 /// Unsigned integers of `B` bits.
@@ -323,7 +323,7 @@ impl<const B: u32> Codes for Int<B> {
                 4 => fours(s, block, half),
                 5 => join(s, fours(s, block, half), ones::<S, 4>(s, block.add(4 * LINE), half)),
                 6 => join(s, fours(s, block, half), twos::<S, 4>(s, block.add(4 * LINE), half)),
-                _ => array_of(|i| line(s, block, i, half)),
+                _ => array_of!(8, |i| line(s, block, i, half)),
             }
         }
     }
@@ -343,7 +343,8 @@ impl Codes for Table {
     #[inline(always)]
     unsafe fn load<S: IntSimd>(s: S, _: CodeKind, block: *const u8, half: usize, table: S::I) -> [S::I; 8] {
         // SAFETY: the caller's contract.
-        unsafe { fours(s, block, half) }.map(|index| s.lookup(table, index))
+        let indices = unsafe { fours(s, block, half) };
+        array_of!(8, |i| s.lookup(table, indices[i]))
     }
 }
 
@@ -386,6 +387,8 @@ impl Codes for Any {
 pub(super) enum Route {
     /// Four bits, 32 columns a scale.
     Four { min: bool },
+    /// Five bits, 32 columns a scale.
+    Five { min: bool },
     /// Eight bits, 32 columns a scale.
     Eight { min: bool },
     /// Q6_K: six bits, 16 columns a scale.
@@ -400,6 +403,7 @@ impl Route {
     pub(super) fn of(codes: CodeKind, scales: ScaleKind) -> Self {
         match (codes, scales.sub() == BLOCK, scales.min()) {
             (CodeKind::Bits(4), true, min) => Self::Four { min },
+            (CodeKind::Bits(5), true, min) => Self::Five { min },
             (CodeKind::Bits(8), true, min) => Self::Eight { min },
             (CodeKind::Bits(6), false, false) => Self::Six,
             (CodeKind::Table, true, false) => Self::Table,
@@ -410,13 +414,13 @@ impl Route {
     /// Scales of a block.
     pub(super) fn subs(self) -> usize {
         match self {
-            Self::Four { .. } | Self::Eight { .. } | Self::Table => 1,
+            Self::Four { .. } | Self::Five { .. } | Self::Eight { .. } | Self::Table => 1,
             Self::Six | Self::Any => 2,
         }
     }
 
     /// Whether codes are multiplied as if they had eight bits.
     pub(super) fn wide(self) -> bool {
-        !matches!(self, Self::Four { .. } | Self::Six)
+        !matches!(self, Self::Four { .. } | Self::Five { .. } | Self::Six)
     }
 }

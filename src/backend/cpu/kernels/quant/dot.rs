@@ -2,9 +2,9 @@
 
 use super::activations::Quantized;
 use super::codes::{Any, Codes, Int, LINE, Route, Table};
-use super::scales::{CHUNK, Wide};
+use super::scales::{CHUNK, HELD, Wide};
 use super::{BLOCK, PanelPart, ROWS, Task, max_tile};
-use crate::backend::cpu::isa::{IntSimd, Simd, array_of, place};
+use crate::backend::cpu::isa::{IntSimd, Simd, array_of, place, unrolled};
 
 /// How far ahead of its use a line of codes is asked for into L2: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in
 /// flight; four times that covers the unevenness of shared machines. Straight into L1 it would occupy one of a core's 12 to
@@ -52,35 +52,53 @@ impl Ahead {
 
 #[inline(always)]
 pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
+    // One for all routes, which are one function in the end.
+    let mut scales = Wide::new();
     match task.part.weight.route() {
-        Route::Four { min: true } => with::<S, Int<4>, 1, true>(s, task),
-        Route::Four { min: false } => with::<S, Int<4>, 1, false>(s, task),
-        Route::Eight { min: true } => with::<S, Int<8>, 1, true>(s, task),
-        Route::Eight { min: false } => with::<S, Int<8>, 1, false>(s, task),
-        Route::Six => with::<S, Int<6>, 2, false>(s, task),
-        Route::Table => with::<S, Table, 1, false>(s, task),
-        Route::Any => with::<S, Any, 2, true>(s, task),
+        Route::Four { min: true } => with::<S, Int<4>, 1, true>(s, task, &mut scales),
+        Route::Four { min: false } => with::<S, Int<4>, 1, false>(s, task, &mut scales),
+        Route::Five { min: true } => with::<S, Int<5>, 1, true>(s, task, &mut scales),
+        Route::Five { min: false } => with::<S, Int<5>, 1, false>(s, task, &mut scales),
+        Route::Eight { min: true } => with::<S, Int<8>, 1, true>(s, task, &mut scales),
+        Route::Eight { min: false } => with::<S, Int<8>, 1, false>(s, task, &mut scales),
+        Route::Six => with::<S, Int<6>, 2, false>(s, task, &mut scales),
+        Route::Table => with::<S, Table, 1, false>(s, task, &mut scales),
+        Route::Any => with::<S, Any, 2, true>(s, task, &mut scales),
     }
 }
 
 /// The task's panels and tiles, the kind of codes known.
 #[inline(always)]
-fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &Task<'_>) {
-    let mut scales = Wide::new(s);
+fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(
+    s: S,
+    task: &Task<'_>,
+    scales: &mut Wide<S>,
+) {
+    let weight = task.part.weight;
+    let held = task.band.len() > 1 && SUBS * weight.blocks() <= HELD;
     for panel in task.panels.clone() {
-        for tile in task.band.clone() {
-            let rows = task.part.tiles.rows(tile);
-            let (row, is_first) = (rows.start, tile == task.band.start);
-            let of = Tile { part: task.part, x: task.x.quantized, panel, row, is_first };
-            match rows.len() {
-                1 => of.multiply::<S, C, SUBS, MIN, 1>(s, &mut scales),
-                2 => of.multiply::<S, C, SUBS, MIN, 2>(s, &mut scales),
-                4 => of.multiply::<S, C, SUBS, MIN, 4>(s, &mut scales),
-                rows if max_tile::<S>() == 16 => match rows {
-                    8 => of.multiply::<S, C, SUBS, MIN, 8>(s, &mut scales),
-                    _ => of.multiply::<S, C, SUBS, MIN, 16>(s, &mut scales),
-                },
-                rows => debug_assert!(false, "tiles of {rows} rows"),
+        for half in 0..ROWS / S::F::LANES {
+            if held {
+                // SAFETY: the panel has these blocks.
+                unsafe {
+                    let bytes = weight.panel(panel).1.as_ptr();
+                    scales.widen::<SUBS, MIN>(s, weight.scale_kind(), bytes, 0..weight.blocks(), half);
+                }
+            }
+            for tile in task.band.clone() {
+                let rows = task.part.tiles.rows(tile);
+                let (row, is_first) = (rows.start, half == 0 && tile == task.band.start);
+                let of = Tile { part: task.part, x: task.x.quantized, panel, half, row, is_first, held };
+                match rows.len() {
+                    1 => of.multiply::<S, C, SUBS, MIN, 1>(s, scales),
+                    2 => of.multiply::<S, C, SUBS, MIN, 2>(s, scales),
+                    4 => of.multiply::<S, C, SUBS, MIN, 4>(s, scales),
+                    rows if max_tile::<S>() == 16 => match rows {
+                        8 => of.multiply::<S, C, SUBS, MIN, 8>(s, scales),
+                        _ => of.multiply::<S, C, SUBS, MIN, 16>(s, scales),
+                    },
+                    rows => debug_assert!(false, "tiles of {rows} rows"),
+                }
             }
         }
     }
@@ -95,10 +113,14 @@ struct Tile<'a> {
     part: &'a PanelPart<'a>,
     x: Quantized<'a>,
     panel: usize,
+    /// The rows of the panel from `half * LANES` on, as many as a vector has lanes.
+    half: usize,
     /// The first row of `x`.
     row: usize,
     /// Whether the panel's codes come from memory now; for those behind it they are in a cache.
     is_first: bool,
+    /// Whether the panel's scales are wide.
+    held: bool,
 }
 
 impl Tile<'_> {
@@ -106,23 +128,10 @@ impl Tile<'_> {
     fn multiply<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(
         &self,
         s: S,
-        scales: &mut Wide<S, SUBS>,
-    ) {
-        for half in 0..ROWS / S::F::LANES {
-            self.half::<S, C, SUBS, MIN, M>(s, half, scales);
-        }
-    }
-
-    /// The rows of the panel from `half * LANES` on: as many as a vector has lanes.
-    #[inline(always)]
-    fn half<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(
-        &self,
-        s: S,
-        half: usize,
-        scales: &mut Wide<S, SUBS>,
+        scales: &mut Wide<S>,
     ) {
         let f = s.float();
-        let weight = self.part.weight;
+        let (weight, half) = (self.part.weight, self.half);
         let (codes, scale_bytes) = weight.panel(self.panel);
         let blocks = weight.blocks();
         let (kind, scale_kind) = (weight.codes(), weight.scale_kind());
@@ -135,20 +144,23 @@ impl Tile<'_> {
         let ahead = Ahead::new(codes, scale_bytes, blocks, bytes);
         let (codes, scale_bytes) = (codes.as_ptr(), scale_bytes.as_ptr());
         let mut acc = [f.zero(); M];
-        for start in (0..blocks).step_by(CHUNK) {
-            let len = CHUNK.min(blocks - start);
-            // SAFETY: the panel has these blocks.
-            unsafe { scales.widen::<MIN>(s, scale_kind, scale_bytes, start..start + len, half) };
+        let chunk = if self.held { blocks.max(1) } else { CHUNK };
+        for start in (0..blocks).step_by(chunk) {
+            let len = chunk.min(blocks - start);
+            if !self.held {
+                // SAFETY: the panel has these blocks.
+                unsafe { scales.widen::<SUBS, MIN>(s, scale_kind, scale_bytes, start..start + len, half) };
+            }
             for i in 0..len {
                 let block = start + i;
                 // SAFETY: `codes` holds `blocks` blocks; activations were laid out for as many blocks of M rows.
                 unsafe {
                     let at = codes.add(block * bytes);
-                    if M < 16 && half == 0 && self.is_first {
+                    if M < 16 && self.is_first {
                         ahead.prefetch(f, at, block, bytes);
                     }
                     let w = C::load(s, kind, at, half, table);
-                    let [d, m] = scales.at(i);
+                    let [d, m] = scales.at::<SUBS, MIN>(s, i);
                     // All rows side by side: a sum waits for itself alone. Where registers run out it is `acc` that goes to
                     // memory, once a block.
                     self.rows::<S, C, SUBS, MIN, M>(s, &mut acc, (&w, d, m), (x, dx, inits, sums), block * M);
@@ -179,25 +191,25 @@ impl Tile<'_> {
         // SAFETY: the caller's contract.
         unsafe {
             let dx = s.each::<G>(dx.add(at), 1);
-            for sub in 0..SUBS {
+            unrolled!(sub < SUBS => {
                 let init = s.each_i32::<G>(inits.add(at * SUBS + sub), SUBS);
                 let eight = sub * BLOCK / SUBS / 8;
-                let x: [*const i8; G] = array_of(|t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));
+                let x = array_of!(G, |t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));
                 let products = if SUBS == 1 {
                     s.dot::<8, G>(C::BITS, init, w, x)
                 } else {
-                    let w: [S::I; 4] = array_of(|q| w[sub * 4 + q]);
+                    let w = array_of!(4, |q| w[sub * 4 + q]);
                     s.dot::<4, G>(C::BITS, init, &w, x)
                 };
                 let (d, m) = (s.beside::<G>(d[sub]), s.beside::<G>(m[sub]));
                 let sums = if MIN { s.each::<G>(sums.add(at * SUBS + sub), SUBS) } else { dx };
-                for t in 0..G {
+                unrolled!(t < G => {
                     acc[t] = f.fma(s.to_float(products[t]), f.mul(d[t], dx[t]), acc[t]);
                     if MIN {
                         acc[t] = f.fma(m[t], sums[t], acc[t]);
                     }
-                }
-            }
+                });
+            });
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::backend::cpu::isa::{IntSimd, Simd};
 
 #[inline(always)]
 pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
-    let mut scales = Wide::new(s);
+    let mut scales = Wide::new();
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
             let rows = task.part.tiles.rows(tile);
@@ -50,7 +50,7 @@ struct Tile<'a> {
 impl Tile<'_> {
     /// The rows of the panel from `half * LANES` on: as many as a vector has lanes.
     #[inline(always)]
-    fn half<S: IntSimd, const M: usize>(&self, s: S, half: usize, scales: &mut Wide<S, 2>) {
+    fn half<S: IntSimd, const M: usize>(&self, s: S, half: usize, scales: &mut Wide<S>) {
         let f = s.float();
         let weight = self.part.weight;
         let (codes, scale_bytes) = weight.panel(self.panel);
@@ -67,18 +67,19 @@ impl Tile<'_> {
             if block.is_multiple_of(CHUNK) {
                 let blocks = block..blocks.min(block + CHUNK);
                 // SAFETY: the panel has these blocks.
-                unsafe { scales.widen::<true>(s, scale_kind, scale_bytes.as_ptr(), blocks, half) };
+                unsafe { scales.widen::<2, true>(s, scale_kind, scale_bytes.as_ptr(), blocks, half) };
             }
             // SAFETY: `codes` holds `blocks` blocks and the panel's scales theirs; activations were laid out for as many
             // blocks of the tile's rows.
             unsafe {
                 let w = Any::load(s, kind, codes.as_ptr().add(block * bytes), half, table);
-                let [d, m] = scales.at(block % CHUNK);
+                let [d, m] = scales.at::<2, true>(s, block % CHUNK);
                 let x = x.add((block * self.height + self.row - self.tile) * BLOCK);
                 for (quad, &w) in w.iter().enumerate() {
                     let (d, m) = (d[quad / 4], m[quad / 4]);
-                    let bytes = [w, s.shr::<8>(w), s.shr::<16>(w), s.shr::<24>(w)].map(|w| s.and(w, low));
+                    let bytes = [w, s.shr::<8>(w), s.shr::<16>(w), s.shr::<24>(w)];
                     for (b, code) in bytes.into_iter().enumerate() {
+                        let code = s.and(code, low);
                         let q = if kind == CodeKind::E4m3 {
                             e4m3(s, code)
                         } else {

@@ -1,5 +1,6 @@
 //! Scales and biases of a panel, `w = d q + m`: how they lie beside the codes, and how they come into registers.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -99,38 +100,52 @@ impl ScaleKind {
 
 /// Blocks whose scales are widened at once: few enough for L1, whole records of every kind.
 pub(super) const CHUNK: usize = 32;
+/// Parts of blocks whose scales can be held wide, for several tiles of one panel: they come back from L1 or L2 for each. As many
+/// as a K of 5,120 has in halves of blocks.
+pub(super) const HELD: usize = 320;
 
 type Vector<S> = <<S as IntSimd>::F as Simd>::V;
 
-/// Scales and biases of up to [`CHUNK`] blocks of half a panel in `f32`: `d` and `m` of the `SUBS` parts of each block.
+/// Scales and biases of blocks of half a panel in `f32`: `d` and `m` of the `SUBS` parts of each, up to [`HELD`] in all.
 ///
 /// Kinds of scales differ here alone: the loop over blocks, which is run for each code, knows none of them.
-pub(super) struct Wide<S: IntSimd, const SUBS: usize> {
-    d: [[Vector<S>; SUBS]; CHUNK],
-    m: [[Vector<S>; SUBS]; CHUNK],
+pub(super) struct Wide<S: IntSimd> {
+    d: [MaybeUninit<Vector<S>>; HELD],
+    m: [MaybeUninit<Vector<S>>; HELD],
 }
 
-impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
+impl<S: IntSimd> Wide<S> {
     #[inline(always)]
-    pub(super) fn new(s: S) -> Self {
-        let zero = s.float().zero();
-        Self { d: [[zero; SUBS]; CHUNK], m: [[zero; SUBS]; CHUNK] }
+    pub(super) fn new() -> Self {
+        Self { d: [MaybeUninit::uninit(); HELD], m: [MaybeUninit::uninit(); HELD] }
     }
 
-    /// `d` and `m` of the parts of the block at `i` of those that were widened last.
+    /// `d` and, with `MIN`, `m` of the parts of the block at `i` of those that were widened last; zeros for `m` without.
+    ///
+    /// # Safety
+    /// As many must have been widened, with the same `SUBS` and `MIN`.
     #[inline(always)]
-    pub(super) fn at(&self, i: usize) -> [[Vector<S>; SUBS]; 2] {
-        [self.d[i], self.m[i]]
+    pub(super) unsafe fn at<const SUBS: usize, const MIN: bool>(
+        &self,
+        s: S,
+        i: usize,
+    ) -> [[Vector<S>; SUBS]; 2] {
+        // SAFETY: the caller's contract.
+        let of = |all: &[MaybeUninit<Vector<S>>; HELD]| unsafe {
+            all.as_ptr().add(i * SUBS).cast::<[Vector<S>; SUBS]>().read()
+        };
+        [of(&self.d), if MIN { of(&self.m) } else { [s.float().zero(); SUBS] }]
     }
 
-    /// Widens the scales of `blocks`, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; `m` is
+    /// Widens the scales of `blocks`, at most [`HELD`] parts, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; `m` is
     /// left alone without `MIN`. `SUBS` and `MIN` are those of `kind`, or 2 and true for any: a scale of the whole block
     /// comes twice then, and biases that are not there are zero.
     ///
     /// # Safety
-    /// `scales` must be valid for the records of a panel that has these blocks, and `half * LANES < ROWS`.
+    /// `scales` must be valid for the records of a panel that has these blocks, of which there must not be more parts than
+    /// [`HELD`], and `half * LANES < ROWS`.
     #[inline(always)]
-    pub(super) unsafe fn widen<const MIN: bool>(
+    pub(super) unsafe fn widen<const SUBS: usize, const MIN: bool>(
         &mut self,
         s: S,
         kind: ScaleKind,
@@ -139,21 +154,21 @@ impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
         half: usize,
     ) {
         let lane = half * S::F::LANES;
-        debug_assert!(blocks.start.is_multiple_of(CHUNK) && blocks.len() <= CHUNK);
+        debug_assert!(blocks.start.is_multiple_of(CHUNK) && blocks.len() * SUBS <= HELD);
         // SAFETY: the caller's contract.
         unsafe {
             match kind {
                 ScaleKind::Plain { dtype: DType::F32, group, min } => {
-                    self.plain::<f32, MIN>(s, group, min, scales, blocks, lane);
+                    self.plain::<f32, SUBS, MIN>(s, group, min, scales, blocks, lane);
                 }
                 ScaleKind::Plain { dtype: DType::F16, group, min } => {
-                    self.plain::<f16, MIN>(s, group, min, scales, blocks, lane);
+                    self.plain::<f16, SUBS, MIN>(s, group, min, scales, blocks, lane);
                 }
                 ScaleKind::Plain { dtype: DType::BF16, group, min } => {
-                    self.plain::<bf16, MIN>(s, group, min, scales, blocks, lane);
+                    self.plain::<bf16, SUBS, MIN>(s, group, min, scales, blocks, lane);
                 }
                 ScaleKind::Super { sub, min, signed } => {
-                    self.super_blocks::<MIN>(s, sub, min, signed, scales, blocks, lane);
+                    self.super_blocks::<SUBS, MIN>(s, sub, min, signed, scales, blocks, lane);
                 }
             }
         }
@@ -164,7 +179,7 @@ impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
     /// # Safety
     /// As [`widen`](Self::widen).
     #[inline(always)]
-    unsafe fn plain<E: Element, const MIN: bool>(
+    unsafe fn plain<E: Element, const SUBS: usize, const MIN: bool>(
         &mut self,
         s: S,
         group: usize,
@@ -192,9 +207,12 @@ impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
                         }
                     }
                 }
-                self.d[i][sub] = d;
-                if MIN {
-                    self.m[i][sub] = m;
+                // SAFETY: the caller's contract.
+                unsafe {
+                    self.d.get_unchecked_mut(i * SUBS + sub).write(d);
+                    if MIN {
+                        self.m.get_unchecked_mut(i * SUBS + sub).write(m);
+                    }
                 }
                 used += BLOCK / SUBS;
                 stale = used == group;
@@ -211,7 +229,7 @@ impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
     /// As [`widen`](Self::widen).
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // the fields of a kind
-    unsafe fn super_blocks<const MIN: bool>(
+    unsafe fn super_blocks<const SUBS: usize, const MIN: bool>(
         &mut self,
         s: S,
         columns: usize,
@@ -240,14 +258,15 @@ impl<S: IntSimd, const SUBS: usize> Wide<S, SUBS> {
                     };
                     let d = if i == 0 { d } else { f.neg(d) };
                     for block in 0..BLOCKS.min(blocks.len() - first) {
-                        for (sub, out) in out[first + block].iter_mut().enumerate() {
+                        for sub in 0..SUBS {
+                            let out = out.get_unchecked_mut((first + block) * SUBS + sub);
                             let scale = if i == kinds {
                                 d
                             } else {
                                 let at = bytes.add(((block * SUBS + sub) >> shared) * ROWS);
                                 if signed { s.load_i8(at) } else { s.load_u8(at) }
                             };
-                            *out = f.mul(d, scale);
+                            out.write(f.mul(d, scale));
                         }
                     }
                 }
