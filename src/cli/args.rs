@@ -54,7 +54,7 @@ pub enum Command {
     Run(RunArgs),
     /// Hold a conversation.
     Chat(ChatArgs),
-    /// Serve a model over HTTP, by the APIs of OpenAI and Anthropic.
+    /// Serve models over HTTP, by the APIs of OpenAI, Anthropic and Ollama.
     Serve(ServeArgs),
     /// Show what a model is and needs, without loading it.
     #[command(visible_alias = "show")]
