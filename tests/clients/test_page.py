@@ -5,7 +5,7 @@ import os
 import unittest
 import urllib.request
 
-from browser import PATH, PHONE, Browser
+from browser import DESKTOP, PATH, PHONE, Browser
 from playwright.sync_api import expect
 from support import QUESTION, Server
 
@@ -48,7 +48,9 @@ class Page(unittest.TestCase):
 
     def ask(self, page, text):
         page.fill("#question", text)
-        self.answered(page, lambda: page.press("#question", "Enter"))
+        # Enter begins a new line on a phone.
+        desktop = (page.viewport_size["width"], page.viewport_size["height"]) == DESKTOP
+        self.answered(page, lambda: page.press("#question", "Enter") if desktop else page.click("#send"))
 
     def answered(self, page, work):
         """Does what asks for an answer, until that is there."""

@@ -2,10 +2,9 @@
 
 import licences from "licences";
 import { Dialog } from "./dialog";
+import { settings } from "./settings";
 
 const KEYS: [string, string][] = [
-  ["Enter", "Send"],
-  ["Shift Enter", "New line"],
   ["↑ in an empty message", "Edit the last message"],
   ["Escape", "Stop the answer; go to the message"],
   ["Ctrl Shift O", "New conversation"],
@@ -18,12 +17,24 @@ const KEYS: [string, string][] = [
   ["Ctrl /", "These keys"],
 ];
 
+/** Those that the setting of Enter changes. */
+const sending = (): [string, string][] =>
+  settings.value.enter
+    ? [
+        ["Enter", "Send"],
+        ["Shift Enter", "New line"],
+      ]
+    : [
+        ["Ctrl Enter", "Send"],
+        ["Enter", "New line"],
+      ];
+
 export function Keys() {
   return (
     <Dialog name="keys" title="Keys">
       <table class="keys">
         <tbody>
-          {KEYS.map(([keys, what]) => (
+          {[...sending(), ...KEYS].map(([keys, what]) => (
             <tr key={keys}>
               <th scope="row">
                 {keys.split(" ").map((key) => (/^[a-z]{2,}$/.test(key) ? ` ${key} ` : <kbd>{key}</kbd>))}

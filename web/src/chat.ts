@@ -240,6 +240,14 @@ export async function more(turn: Turn) {
     await answer(state.current.value, turn.parent, { text: turn.text, thoughts: turn.thoughts, tokens: tokens ?? [] });
 }
 
+/** An answer in a person's words, beside it: what is asked next goes on from that one. */
+export function reword({ parent, role, thoughts, model }: Turn, text: string) {
+  const conversation = state.conversation.value;
+  if (!conversation) return;
+  const turn: Turn = { id: tree.id(), parent, role, text, time: Date.now(), model, thoughts, end: "edited" };
+  state.update(tree.grown(conversation, turn));
+}
+
 /** Whether tokens are a text to go on from: a part of a character is none. */
 export const isWhole = (tokens: Token[]) => !tokens.some(([text, , , thought]) => !thought && text.includes("\ufffd"));
 

@@ -3,9 +3,10 @@
 import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { send, stop } from "./chat";
-import { IconClip, IconSend, IconStop } from "./icons";
+import { Effort } from "./effort";
+import { IconClip, IconSend, IconStop, IconThought } from "./icons";
 import { perSecond } from "./numbers";
-import { settings } from "./settings";
+import { sends, settings } from "./settings";
 import * as state from "./state";
 import type { Attachment } from "./tree";
 import { importFile } from "./transfer";
@@ -111,8 +112,7 @@ export function Composer() {
   };
   const keys = (event: KeyboardEvent) => {
     if (event.isComposing) return;
-    const command = event.ctrlKey || event.metaKey;
-    if (event.key === "Enter" && !event.shiftKey && (command || settings.value.enter)) {
+    if (sends(event)) {
       event.preventDefault();
       submit();
     }
@@ -158,13 +158,14 @@ export function Composer() {
             id="question"
             rows={1}
             placeholder="Write a message"
+            enterkeyhint={settings.value.enter ? "send" : "enter"}
             aria-describedby="hint"
             onInput={fit}
             onKeyDown={keys}
             onPaste={paste}
           />
           <span class="hidden" id="hint">
-            {settings.value.enter ? "Enter sends, Shift and Enter begin a new line." : "Ctrl and Enter send."}
+            {settings.value.enter ? "Enter sends, Shift and Enter begin a new line." : "Enter begins a new line."}
           </span>
           <div class="buttons">
             <input
@@ -187,7 +188,14 @@ export function Composer() {
             >
               <IconClip />
             </button>
-            <span class="stretch" />
+            {state.model.value?.capabilities?.includes("thinking") && (
+              <label class="effort" title="Thinking">
+                <IconThought />
+                <span class="hidden">Thinking</span>
+                <Effort id="thinking" />
+              </label>
+            )}
+            <Rate />
             {run ? (
               <button type="button" class="main round" aria-label="Stop" title="Stop (Escape)" id="stop" onClick={stop}>
                 <IconStop />
@@ -199,7 +207,6 @@ export function Composer() {
             )}
           </div>
         </div>
-        <Rate />
       </div>
       {over && (
         <div class="dropping" aria-hidden="true">

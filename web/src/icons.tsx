@@ -41,6 +41,12 @@ export const IconDown = icon("M6 9.5l6 6 6-6");
 export const IconClose = icon("M6 6l12 12M18 6L6 18");
 export const IconTokens = icon("M4 19V9M9.3 19V5M14.7 19v-7M20 19v-4");
 export const IconMore = icon("M5 12h.01M12 12h.01M19 12h.01");
+export const IconFork = icon(
+  "M6 3.5a2 2 0 1 1 0 4 2 2 0 0 1 0-4zM18 3.5a2 2 0 1 1 0 4 2 2 0 0 1 0-4zM6 16.5a2 2 0 1 1 0 4 2 2 0 0 1 0-4zM6 7.5v9M18 7.5v1a4 4 0 0 1-4 4H6",
+);
+export const IconThought = icon(
+  "M9.5 17h5M10 20.5h4M12 3.5a6 6 0 0 0-3.7 10.7c.8.7 1.2 1.7 1.2 2.8h5c0-1.1.4-2.1 1.2-2.8A6 6 0 0 0 12 3.5z",
+);
 export const IconOn = icon("M5 5v14M10 6l9 6-9 6z");
 export const IconSettings = icon("M4 7h9M17 7h3M15 5v4M4 17h3M11 17h9M9 15v4");
 export const IconFile = icon(

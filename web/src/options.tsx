@@ -3,6 +3,7 @@
 import { useRef, useState } from "preact/hooks";
 import { key, setKey } from "./api";
 import { Dialog } from "./dialog";
+import { Effort } from "./effort";
 import { FIELDS, number, set, settings, type Field } from "./settings";
 import * as state from "./state";
 import { exportAll, importFile } from "./transfer";
@@ -36,7 +37,7 @@ export function SettingsDialog() {
           </select>
         </div>
         <Check
-          label="Enter sends (otherwise Ctrl or ⌘ and Enter do)"
+          label="Enter sends (otherwise Ctrl or ⌘ and Enter do, and the button)"
           checked={settings.value.enter}
           set={(enter) => set({ enter })}
         />
@@ -78,13 +79,7 @@ function Sampling() {
         ))}
         <div class="field">
           <label for="effort">Thinking</label>
-          <select id="effort" value={effort} onChange={(event) => set({ effort: event.currentTarget.value })}>
-            <option value="">The model's</option>
-            <option value="none">Off</option>
-            <option value="low">Low</option>
-            <option value="medium">Medium</option>
-            <option value="high">High</option>
-          </select>
+          <Effort id="effort" />
         </div>
       </div>
       {some && (
@@ -101,7 +96,7 @@ function NumberField({ field, otherwise }: { field: Field; otherwise?: number | 
   const wrong = typed !== "" && number(field, typed) === undefined;
   const range = `from ${field.min.toLocaleString()} to ${field.max.toLocaleString()}`;
   return (
-    <div class="field" title={field.hint}>
+    <div class="field">
       <label for={field.name}>{field.label}</label>
       <input
         id={field.name}
@@ -120,7 +115,7 @@ function NumberField({ field, otherwise }: { field: Field; otherwise?: number | 
         }
         onInput={(event) => set({ sampling: { ...settings.value.sampling, [field.name]: event.currentTarget.value } })}
       />
-      <span id={`${field.name}-hint`} class={wrong ? "alarm" : "hidden"}>
+      <span id={`${field.name}-hint`} class={wrong ? "alarm" : "hidden hint"}>
         {wrong ? `A number ${range}; this is left out.` : field.hint}
       </span>
     </div>

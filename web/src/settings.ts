@@ -11,7 +11,7 @@ export interface Settings {
   effort: string;
   /** Whether tokens come with their alternatives. */
   alternatives: boolean;
-  /** Whether Enter sends; otherwise Ctrl or ⌘ with it does. */
+  /** Whether Enter sends; otherwise Ctrl or ⌘ with it does, and the button. */
   enter: boolean;
   sidebar: boolean;
 }
@@ -97,6 +97,15 @@ export const FIELDS: Field[] = [
   },
 ];
 
+/** What `reasoning_effort` may be, and what it is called. */
+export const EFFORTS = [
+  ["", "Auto"],
+  ["none", "Off"],
+  ["low", "Low"],
+  ["medium", "Medium"],
+  ["high", "High"],
+];
+
 const NAME = "backstop.settings";
 const INITIAL: Settings = {
   theme: "",
@@ -104,7 +113,8 @@ const INITIAL: Settings = {
   sampling: {},
   effort: "",
   alternatives: true,
-  enter: true,
+  // The keyboard of a phone has no other key for a new line.
+  enter: !matchMedia("(hover: none) and (pointer: coarse)").matches,
   sidebar: true,
 };
 
@@ -129,6 +139,10 @@ effect(() => {
     /* A browser that keeps nothing: it holds while the page is open. */
   }
 });
+
+/** Whether a key in a message sends it. */
+export const sends = (event: KeyboardEvent) =>
+  event.key === "Enter" && !event.shiftKey && (event.ctrlKey || event.metaKey || settings.value.enter);
 
 /** The value of a field as a number in its range, or none. */
 export function number(field: Field, typed: string | undefined): number | undefined {

@@ -156,6 +156,19 @@ export async function forgetAll() {
   await keep(store.clear(), { all: true });
 }
 
+/** Goes on from a turn in a conversation of its own. */
+export async function fork(from: Conversation, last: string) {
+  const [begun, names] = tree.forked(from, last);
+  const title = tree.numbered(from.title, conversations.value.map(({ title }) => title));
+  for (const { id, tokens } of tree.before(from, last).filter(({ tokens }) => tokens)) {
+    const kept = await store.tokensOf(id).catch(() => undefined);
+    if (tokens && kept) await keep(store.putTokens(names.get(id)!, kept));
+  }
+  update({ ...begun, title, named: true });
+  open(begun.id);
+  said.value = `A new conversation goes on from here: ${title}.`;
+}
+
 export function prune(from: Conversation, turn: string) {
   const [left, gone] = tree.pruned(from, turn);
   update(left);

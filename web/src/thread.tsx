@@ -18,12 +18,18 @@ export function Thread() {
   const conversation = state.conversation.value;
   const place = useRef<HTMLDivElement>(null),
     inner = useRef<HTMLDivElement>(null);
-  const follows = useRef(true);
+  const follows = useRef(true),
+    top = useRef(0);
   const [away, setAway] = useState(false);
+  const near = () => {
+    const { scrollHeight, scrollTop, clientHeight } = place.current!;
+    return scrollHeight - scrollTop - clientHeight < NEAR;
+  };
   const end = () => {
     const thread = place.current!;
     follows.current = true;
     thread.scrollTop = thread.scrollHeight;
+    top.current = thread.scrollTop;
   };
   useLayoutEffect(end, [state.current.value]);
   const run = state.runs.value.get(state.current.value);
@@ -33,15 +39,23 @@ export function Thread() {
   useEffect(() => {
     const watched = new ResizeObserver(() => {
       if (follows.current) end();
+      else setAway(!near());
     });
     watched.observe(inner.current!);
     watched.observe(place.current!);
     return () => watched.disconnect();
   }, []);
+  // Who goes up leaves the end: a text that has grown since it was scrolled to does not.
   const scrolled = () => {
-    const { scrollHeight, scrollTop, clientHeight } = place.current!;
-    follows.current = scrollHeight - scrollTop - clientHeight < NEAR;
+    const { scrollTop } = place.current!;
+    if (near()) follows.current = true;
+    else if (scrollTop < top.current) follows.current = false;
+    top.current = scrollTop;
     setAway(!follows.current);
+  };
+  // What is unfolded stays where it is, unless an answer goes on below it.
+  const clicked = (event: MouseEvent) => {
+    if (!run && (event.target as Element).closest("summary")) follows.current = false;
   };
   const turns = conversation ? tree.path(conversation) : [];
   return (
@@ -54,6 +68,7 @@ export function Thread() {
       aria-busy={run !== undefined}
       tabIndex={0}
       onScroll={scrolled}
+      onClickCapture={clicked}
     >
       <div ref={inner} class="column">
         {conversation ? (

@@ -138,7 +138,7 @@ function ours(value: any): Conversation | undefined {
         ...(attached.length && { files: attached }),
         ...(turn.model && { model: string(turn.model) }),
         ...(stats.length && { stats: Object.fromEntries(stats) }),
-        ...(["length", "stopped"].includes(turn.end) && { end: turn.end }),
+        ...(["length", "stopped", "edited"].includes(turn.end) && { end: turn.end }),
       };
     });
   const one = {

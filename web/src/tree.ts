@@ -33,8 +33,8 @@ export interface Turn {
   files?: Attachment[];
   model?: string;
   stats?: Stats;
-  /** Why it ended, where it was not the model's own end. */
-  end?: "length" | "stopped" | "trouble";
+  /** Why it ended, where it was not the model's own end; "edited" where a person wrote it. */
+  end?: "length" | "stopped" | "trouble" | "edited";
   trouble?: Trouble;
   /** Whether its tokens are kept with their alternatives. */
   tokens?: boolean;
@@ -83,6 +83,16 @@ export function before(conversation: Conversation, parent: string | null): Turn[
   const turns: Turn[] = [];
   for (let turn = byId.get(parent ?? ""); turn; turn = byId.get(turn.parent ?? "")) turns.unshift(turn);
   return turns;
+}
+
+/** A conversation of its own with all up to a turn, and what its turns are called there. */
+export function forked(conversation: Conversation, last: string): [Conversation, Map<string, string>] {
+  const names = new Map<string, string>();
+  const turns = before(conversation, last).map((turn): Turn => {
+    names.set(turn.id, id());
+    return { ...turn, id: names.get(turn.id)!, parent: turn.parent && names.get(turn.parent)! };
+  });
+  return [{ ...started(conversation.system), turns }, names];
 }
 
 /** With one more turn, which is shown. */
@@ -165,6 +175,12 @@ export function merged(stored: Conversation, here: Conversation): Conversation {
     turns: [...turns, ...rest.reverse()],
     chosen: { ...stored.chosen, ...here.chosen, ...seen },
   };
+}
+
+/** A title like another one, with the first number behind it that none of `taken` has. */
+export function numbered(title: string, taken: string[]): string {
+  const bare = title.replace(/ \(\d+\)$/, "");
+  for (let n = 2; ; n++) if (!taken.includes(`${bare} (${n})`)) return `${bare} (${n})`;
 }
 
 /** A title from a first message. */

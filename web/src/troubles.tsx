@@ -27,8 +27,9 @@ const TITLES: Record<Kind, string> = {
   other: "That did not work",
 };
 
-export function Words({ trouble }: { trouble: Trouble }) {
-  const advice = ADVICE[trouble.kind];
+/** `beside`: below what says of the whole page what to do. */
+export function Words({ trouble, beside = false }: { trouble: Trouble; beside?: boolean }) {
+  const advice = beside && trouble.kind === "gone" ? "" : ADVICE[trouble.kind];
   return (
     <div class="words">
       <strong>{TITLES[trouble.kind]}</strong>

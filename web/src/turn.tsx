@@ -1,10 +1,22 @@
 // One message, and what can be done with it.
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { again, more, send } from "./chat";
-import { IconAgain, IconClose, IconEdit, IconFile, IconLeft, IconOn, IconRight, IconTokens, IconTrash } from "./icons";
+import { again, more, reword, send } from "./chat";
+import {
+  IconAgain,
+  IconClose,
+  IconEdit,
+  IconFile,
+  IconFork,
+  IconLeft,
+  IconOn,
+  IconRight,
+  IconTokens,
+  IconTrash,
+} from "./icons";
 import { Copy, Markdown } from "./markdown";
 import { perSecond } from "./numbers";
+import { sends } from "./settings";
 import * as state from "./state";
 import { Tokens } from "./tokens";
 import * as tree from "./tree";
@@ -57,7 +69,8 @@ function Answer({ conversation, turn, last }: Props) {
   const run = state.runs.value.get(conversation.id);
   const live = run?.turn === turn.id ? run.live.value : undefined;
   const { text, thoughts, stats } = { ...turn, ...live };
-  const [asTokens, setAsTokens] = useState(false);
+  const [asTokens, setAsTokens] = useState(false),
+    [editing, setEditing] = useState(false);
   const busy = run !== undefined;
   const full = turn.end === "length" && context(turn);
   return (
@@ -68,11 +81,17 @@ function Answer({ conversation, turn, last }: Props) {
     >
       <h2 class="hidden">{turn.model ?? "Assistant"}</h2>
       {thoughts && <Thoughts text={thoughts} live={live !== undefined && !text} />}
-      {asTokens && !live ? <Tokens turn={turn} /> : text && <Markdown text={text} live={live !== undefined} />}
+      {editing ? (
+        <Editor turn={turn} onDone={() => setEditing(false)} />
+      ) : asTokens && !live ? (
+        <Tokens turn={turn} />
+      ) : (
+        text && <Markdown text={text} live={live !== undefined} />
+      )}
       {live && !text && !thoughts && <p class="doing">{live.doing}</p>}
       {turn.trouble && !live && (
         <div class="alert" role="group" aria-label="Error">
-          <Words trouble={turn.trouble} />
+          <Words trouble={turn.trouble} beside />
           {turn.trouble.kind === "context" ? (
             <button type="button" class="plain" onClick={state.fresh}>
               New conversation
@@ -92,13 +111,32 @@ function Answer({ conversation, turn, last }: Props) {
         </p>
       )}
       {!live && turn.end === "stopped" && <p class="note">Stopped.</p>}
-      {!live && (
+      {!live && turn.end === "edited" && <p class="note">Edited.</p>}
+      {!live && !editing && (
         <div class="actions">
           <Branches conversation={conversation} turn={turn} />
           {text && <Copy text={text} label="Copy answer" />}
           <Action label="Answer again" icon={<IconAgain />} off={busy} does={() => void again(turn)} name="again" />
+          {text && (
+            <Action
+              label="Edit this answer"
+              icon={<IconEdit />}
+              off={busy}
+              does={() => setEditing(true)}
+              name="edit-answer"
+            />
+          )}
           {last && turn.end && turn.end !== "trouble" && text && !full && (
             <Action label="Continue" icon={<IconOn />} off={busy} does={() => void more(turn)} name="continue" />
+          )}
+          {text && (
+            <Action
+              label="Go on from here in a new conversation"
+              icon={<IconFork />}
+              off={busy}
+              does={() => void state.fork(conversation, turn.id)}
+              name="fork"
+            />
           )}
           {turn.tokens && (
             <Action
@@ -249,7 +287,9 @@ export function Files({ files, onRemove }: { files: Attachment[]; onRemove?: (at
   );
 }
 
+/** A question is sent again as it is here; an answer is kept so, beside the one that there was. */
 function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
+  const asks = turn.role === "user";
   const field = useRef<HTMLTextAreaElement>(null);
   const [files, setFiles] = useState(turn.files ?? []);
   useLayoutEffect(() => {
@@ -263,7 +303,8 @@ function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
     const text = field.current!.value.trim();
     if (!text && files.length === 0) return;
     onDone();
-    void send(text, files, turn.parent);
+    if (asks) void send(text, files, turn.parent);
+    else if (text && text !== turn.text.trim()) reword(turn, text);
   };
   return (
     <form
@@ -276,12 +317,13 @@ function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
       <Files files={files} onRemove={(at) => setFiles(files.filter((_, i) => i !== at))} />
       <textarea
         ref={field}
-        aria-label="Message"
-        rows={Math.min(12, turn.text.split("\n").length + 1)}
+        aria-label={asks ? "Message" : "Answer"}
+        rows={Math.min(asks ? 12 : 20, turn.text.split("\n").length + 1)}
         defaultValue={turn.text}
         onKeyDown={(event) => {
           if (event.isComposing) return;
-          if (event.key === "Escape" || (event.key === "Enter" && !event.shiftKey)) {
+          const done = asks ? sends(event) : event.key === "Enter" && (event.ctrlKey || event.metaKey);
+          if (event.key === "Escape" || done) {
             event.preventDefault();
             event.stopPropagation();
             if (event.key === "Escape") onDone();
@@ -294,7 +336,7 @@ function Editor({ turn, onDone }: { turn: Turn; onDone: () => void }) {
           Cancel
         </button>
         <button type="submit" class="main" disabled={busy()}>
-          Send
+          {asks ? "Send" : "Save"}
         </button>
       </div>
     </form>

@@ -77,6 +77,7 @@ const ENVIRONMENTS: [Environment; 6] = [
         tests: &[
             "test_page.py",
             "test_page_answers.py",
+            "test_page_habits.py",
             "test_page_keys.py",
             "test_page_narrow.py",
             "test_page_several.py",
