@@ -463,7 +463,7 @@ unsafe impl IntSimd for Avx2 {
         unrolled!(q < N => {
             unrolled!(g < G => {
                 let products = op!(_mm256_maddubs_epi16(codes[q], _mm256_set1_epi32(quad(x[g], q))));
-                pairs[g] = if q % depth == 0 { products } else { op!(_mm256_add_epi16(pairs[g], products)) };
+                pairs[g] = if q.is_multiple_of(depth) { products } else { op!(_mm256_add_epi16(pairs[g], products)) };
             });
             if q % depth == depth - 1 || q == N - 1 {
                 unrolled!(g < G => {
