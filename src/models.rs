@@ -408,12 +408,20 @@ impl Models {
     /// # Errors
     /// A name that no model has, one that was loaded by somebody else, and files that cannot be read.
     pub fn files(&self, name: &str) -> Result<ModelFiles> {
+        Ok(self.files_and_options(name)?.0)
+    }
+
+    /// As [`files`](Self::files), with how it would be loaded.
+    ///
+    /// # Errors
+    /// As [`files`](Self::files).
+    pub(crate) fn files_and_options(&self, name: &str) -> Result<(ModelFiles, LoadOptions)> {
         let from = {
             let state = self.shared.state.lock();
             state.find(Some(name)).and_then(|entry| state.entries[entry].from.clone())
         };
-        let (open, _) = from.ok_or_else(|| unknown(name))?;
-        open()
+        let (open, options) = from.ok_or_else(|| unknown(name))?;
+        Ok((open()?, options))
     }
 
     /// Unloads a model: now where nobody uses it, else as soon as nobody does, unless it is asked for before.

@@ -45,13 +45,23 @@ pub fn is_model(text: &str) -> bool {
 
 /// The files of a model that was typed: a path as it is, a name where its files are, which are downloaded first if need be.
 pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow::Result<PathBuf> {
+    path_within(typed, fetch, backend, None)
+}
+
+/// As [`path`], of a model that may take no more than `memory`.
+pub fn path_within(
+    typed: &Path,
+    fetch: &FetchArgs,
+    backend: BackendRequest,
+    memory: Option<u64>,
+) -> anyhow::Result<PathBuf> {
     let Some(text) = typed.to_str() else { return Ok(typed.to_owned()) };
     let name = match Name::parse(text)? {
         Name::Path(path) => return Ok(path),
         name => name,
     };
     let settings = pull::settings(fetch.token.as_deref())?;
-    let fit = pull::fit(backend);
+    let fit = pull::fit(backend, memory);
     if let Some(path) = hub::find(&name, &settings, fit)? {
         tracing::info!(%name, path = %path.display(), "found");
         return Ok(path);
@@ -75,12 +85,19 @@ pub fn path(typed: &Path, fetch: &FetchArgs, backend: BackendRequest) -> anyhow:
     let plan = pull::plan(&client, &name, fit)?;
     if !fetch.pull {
         let bytes = Bytes(plan.bytes());
-        let question = format!("{name} is not on this machine. Download {} ({bytes})?", pull::what(&plan));
-        if !agrees(&question, true)? {
+        let what = pull::what(&plan);
+        let large = pull::too_large(&plan, fit);
+        let question = match &large {
+            None => format!("{name} is not on this machine. Download {what} ({bytes})?"),
+            Some(large) => {
+                format!("{name} is not on this machine, and {large}. Download {what} ({bytes}) all the same?")
+            }
+        };
+        if !agrees(&question, large.is_none())? {
             bail!("nothing was downloaded; `backstop pull {name}` does it");
         }
     }
-    pull::download(&client, &settings, &plan, &name)
+    pull::download(&client, &settings, &plan, &name, fit)
 }
 
 /// Whether a person agrees; `enter` is what Enter by itself means.

@@ -159,7 +159,8 @@ pub fn fetch(args: &ServeArgs) -> anyhow::Result<Option<Arc<dyn Fetch>>> {
         return Ok(None);
     }
     let settings = pull::settings(args.model.fetch.token.as_deref())?;
-    let (fit, turn) = (pull::fit(args.model.backend), parking_lot::Mutex::default());
+    let fit = pull::fit(args.model.backend, args.several.memory);
+    let turn = parking_lot::Mutex::default();
     Ok(Some(Arc::new(Hub { settings, fit, access: access(args), options: options(args)?, turn })))
 }
 
@@ -231,7 +232,7 @@ fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
         if typed == BUILTIN && !text.exists() {
             return Ok(Found { name: None, typed: Some(typed), path: None, bytes: None });
         }
-        let path = names::path(text, &args.model.fetch, args.model.backend)?;
+        let path = names::path_within(text, &args.model.fetch, args.model.backend, args.several.memory)?;
         let bytes = bytes(&path);
         anyhow::Ok(Found { name: None, typed: Some(typed), path: Some(path), bytes })
     };

@@ -29,18 +29,29 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     }
     let settings = settings(args.token.as_deref())?;
     let client = Client::new(&settings)?;
-    let plan = plan(&client, &name, fit(BackendRequest::Auto))?;
-    let path = download(&client, &settings, &plan, &name)?;
+    let fit = fit(BackendRequest::Auto, None);
+    let plan = plan(&client, &name, fit)?;
+    let path = download(&client, &settings, &plan, &name, fit)?;
     print(&format!("{}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What this machine runs a model on, and the memory that it has for one.
-pub fn fit(backend: BackendRequest) -> Fit {
+/// What this machine runs a model on, and the memory that it has for one, of `most` where that is less.
+pub fn fit(backend: BackendRequest, most: Option<u64>) -> Fit {
     let nothing = MemoryNeed { weights: 0, kv: 0, activations: 0 };
     // What cannot be had is refused when the model is loaded.
     let kind = select::select(backend, &nothing).map_or(LlmBackendKind::Cpu, |selection| selection.kind);
-    Fit { memory: select::memory_for(kind), mlx: kind == LlmBackendKind::Mlx }
+    let memory = select::memory_for(kind).into_iter().chain(most).min();
+    Fit { memory, mlx: kind == LlmBackendKind::Mlx }
+}
+
+/// What is to be known of a model that does not fit.
+pub fn too_large(plan: &Plan, fit: Fit) -> Option<String> {
+    let (bytes, memory) = (plan.bytes(), fit.memory?);
+    (!fit.holds(bytes)).then(|| {
+        let needs = Bytes(fit.needs(bytes));
+        format!("it needs about {needs} of memory to run, and {} are to be had here", Bytes(memory))
+    })
 }
 
 /// The settings of the environment, with the token that was typed.
@@ -79,7 +90,13 @@ pub fn what(plan: &Plan) -> String {
 }
 
 /// Downloads a model, and shows how far it is.
-pub fn download(client: &Client, settings: &Settings, plan: &Plan, name: &Name) -> anyhow::Result<PathBuf> {
+pub fn download(
+    client: &Client,
+    settings: &Settings,
+    plan: &Plan,
+    name: &Name,
+    fit: Fit,
+) -> anyhow::Result<PathBuf> {
     let _interruptible = stopped_by(client)?;
     let cache = Cache::new(&settings.cache);
     let (total, here) = (plan.bytes(), plan.here(&cache));
@@ -88,6 +105,9 @@ pub fn download(client: &Client, settings: &Settings, plan: &Plan, name: &Name) 
     let files =
         if plan.files.len() == 1 { "1 file".to_owned() } else { format!("{} files", plan.files.len()) };
     term::note(format_args!("{}: {files}, {}{kept}", what(plan), Bytes(total)));
+    if let Some(what) = too_large(plan, fit) {
+        term::note(format_args!("warning: {what}: a smaller model, or a variant of fewer bits, would fit"));
+    }
     let mut shown = Shown::new();
     let path = plan.download(client, &cache, &mut |progress| {
         shown.show(progress);

@@ -75,6 +75,11 @@ impl Fit {
         self.memory.is_none_or(|memory| needs(bytes) <= memory)
     }
 
+    /// Bytes that such a model takes at least when it runs.
+    pub fn needs(&self, bytes: u64) -> u64 {
+        needs(bytes)
+    }
+
     /// Bytes of about the largest model that [`Self::holds`], where the memory is known.
     pub fn most(&self) -> Option<u64> {
         self.memory.map(|memory| memory.saturating_sub(CONTEXT) / 9 * 8)

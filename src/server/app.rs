@@ -30,8 +30,10 @@ pub(crate) struct App {
     pub metrics: Metrics,
     /// Places for the sequences of each model, by its name.
     places: Mutex<HashMap<String, Arc<Places>>>,
-    /// What models are that somebody asked about, by their names.
-    described: Mutex<HashMap<String, Arc<Described>>>,
+    /// What models are that somebody asked about, by their names; nothing of those whose files cannot be read.
+    described: Mutex<HashMap<String, Option<Arc<Described>>>>,
+    /// Who reads that of all models.
+    describing: tokio::sync::Mutex<()>,
     /// Places for requests that wait for their models, and for those that wait for one to be downloaded.
     pub waiting: Arc<Places>,
     pub pulling: Arc<Places>,
@@ -65,6 +67,7 @@ impl App {
             metrics: Metrics::default(),
             places: Mutex::default(),
             described: Mutex::default(),
+            describing: tokio::sync::Mutex::default(),
             waiting: Places::new(options.parallel + options.max_queue, keys),
             pulling: Places::new(PULLS, 1),
             // The largest body fits by itself.
@@ -165,10 +168,10 @@ impl App {
         match &status.model {
             Some(model) => {
                 let described = Arc::new(Described::of(model));
-                known.insert(status.name.clone(), Arc::clone(&described));
+                known.insert(status.name.clone(), Some(Arc::clone(&described)));
                 Some(described)
             }
-            None => known.get(&status.name).cloned(),
+            None => known.get(&status.name).cloned().flatten(),
         }
     }
 
@@ -181,10 +184,43 @@ impl App {
             return Ok(described);
         }
         let (app, name) = (Arc::clone(self), status.name.clone());
-        let read = tokio::task::spawn_blocking(move || Described::of_files(&app.models.files(&name)?)).await;
+        let read = tokio::task::spawn_blocking(move || app.read(&name)).await;
         let described = Arc::new(read.map_err(|_| thread_failed())??);
-        self.described.lock().insert(status.name.clone(), Arc::clone(&described));
+        self.described.lock().insert(status.name.clone(), Some(Arc::clone(&described)));
         Ok(described)
+    }
+
+    /// What a model is, from its files.
+    fn read(&self, name: &str) -> crate::error::Result<Described> {
+        let (files, options) = self.models.files_and_options(name)?;
+        Described::of_files(&files, options.context)
+    }
+
+    /// All models, where what they are is known, or was tried to be read: from the files of those that are not loaded, once.
+    pub async fn listed(self: &Arc<Self>) -> Vec<ModelStatus> {
+        let all = self.models.list();
+        let unknown = |app: &Self, status: &ModelStatus| {
+            status.model.is_none() && !app.described.lock().contains_key(&status.name)
+        };
+        if !all.iter().any(|status| unknown(self, status)) {
+            return all;
+        }
+        let _alone = self.describing.lock().await;
+        let names: Vec<String> =
+            all.iter().filter(|status| unknown(self, status)).map(|status| status.name.clone()).collect();
+        let app = Arc::clone(self);
+        // A model whose reading panics stays unknown.
+        let _ = tokio::task::spawn_blocking(move || {
+            for name in names {
+                let read = app.read(&name);
+                if let Err(error) = &read {
+                    tracing::debug!(model = %name, %error, "cannot be described");
+                }
+                app.described.lock().entry(name).or_insert(read.ok().map(Arc::new));
+            }
+        })
+        .await;
+        all
     }
 
     /// The names of the models, the first of them where there are many.

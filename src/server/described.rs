@@ -48,11 +48,11 @@ impl Described {
         }
     }
 
-    /// A model that is not loaded; its context is what it was trained for.
+    /// A model that is not loaded and may have `most` tokens of context, where that is said; else it is what the model was trained for.
     ///
     /// # Errors
     /// A template that does not parse.
-    pub fn of_files(files: &ModelFiles) -> Result<Self> {
+    pub fn of_files(files: &ModelFiles, most: Option<usize>) -> Result<Self> {
         let config = files.config();
         let template = files.template(None)?;
         let generates = !config.bidirectional && !config.headless;
@@ -62,7 +62,7 @@ impl Described {
             parameters: files.parameters(),
             weight_type: files.weight_type(),
             gguf: files.checkpoint.gguf().is_some(),
-            context: config.max_context(),
+            context: most.unwrap_or(usize::MAX).min(config.max_context()),
             capabilities: capabilities(generates, template.as_ref().filter(|_| generates), embeds),
             template: template.map_or_else(String::new, |template| template.source_for(false).to_owned()),
             sampling: files.generation.sampling(),

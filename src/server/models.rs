@@ -82,13 +82,16 @@ fn status(app: &App, name: &str) -> Result<ModelStatus, Failure> {
 /// `GET /v1/models/NAME`
 pub(crate) async fn one(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> Reply {
     let Path(name) = name.map_err(|error| Failure::bad(error.body_text()))?;
-    Ok(json_body(&entry(&app, &status(&app, &name)?, &name)))
+    let status = status(&app, &name)?;
+    // Of one that cannot be described, what is known.
+    let _ = app.describe(&status).await;
+    Ok(json_body(&entry(&app, &status, &name)))
 }
 
 /// `GET /v1/models`
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
     let mut models = Vec::new();
-    for status in app.models.list() {
+    for status in app.listed().await {
         let aliases = status.aliases.iter().filter(|name| *name != "*");
         models.extend(std::iter::once(&status.name).chain(aliases).map(|name| entry(&app, &status, name)));
         let adapters = status.model.iter().flat_map(Model::adapters);

@@ -72,6 +72,12 @@ fn sizes_that_no_disk_has_are_refused_before_anything_is_written() {
         assert_eq!(ran.code, Some(1));
         let said = ran.err.lines().last().unwrap();
         assert!(said.starts_with("error: org/model needs ") && said.contains(" free: make room"), "{said}");
+        // No memory holds it either.
+        let warned = ran.err.lines().any(|line| {
+            line.starts_with("warning: it needs about ")
+                && line.ends_with("a variant of fewer bits, would fit")
+        });
+        assert!(warned, "{}", ran.err);
         assert_eq!((tree(home.path()).len(), hub.files_seen().len()), (0, 0));
     }
 }

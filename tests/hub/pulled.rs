@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::models;
-use super::served::{Action, Hub, tree};
+use super::served::{Action, COMMIT, Hub, noise, sha256, tree};
 
 pub struct Server {
     child: Child,
@@ -127,6 +127,25 @@ fn a_client_has_a_model_pulled_and_talks_to_it() {
         assert!(answer.contains("\"context_length\":200000"), "{answer}");
     }
     assert!(!hub.seen().is_empty());
+}
+
+#[test]
+fn what_is_pulled_fits_the_memory_that_the_server_may_take() {
+    let small = noise(1000, 1);
+    let hub = Hub::with(&[("m-Q4_K_M.gguf", &small), ("m-Q2_K.gguf", &small)]);
+    let file = |name: &str, size: u64| json!({ "rfilename": name, "lfs": { "sha256": sha256(&small), "size": size } });
+    let files = json!([file("m-Q4_K_M.gguf", 400_000_000), file("m-Q2_K.gguf", 1000)]);
+    hub.lists("org/model", json!({ "sha": COMMIT, "siblings": files }).to_string());
+    for (memory, asked) in [(&["--memory", "320MB"][..], "m-Q2_K.gguf"), (&[], "m-Q4_K_M.gguf")] {
+        let home = tempfile::tempdir().unwrap();
+        let server = Server::start(&hub, home.path(), &[&["--pull"], memory].concat());
+        // Neither is a model.
+        let (_, answer) = server.post("/api/pull", &json!({ "model": "org/model", "stream": false }));
+        assert!(answer.contains("error"), "{answer}");
+        let seen = hub.files_seen();
+        assert!(!seen.is_empty() && seen.iter().all(|seen| seen.path.ends_with(asked)), "{asked}: {seen:?}");
+        hub.forget();
+    }
 }
 
 #[test]

@@ -118,8 +118,16 @@ fn a_request_says_which_and_it_is_loaded_then() {
     let unloaded = entry("b");
     assert_eq!(
         (&unloaded["context_length"], &unloaded["backend"], &unloaded["expires_in"]),
-        (&Value::Null, &Value::Null, &Value::Null)
+        // That of the options, and not the 200,000 of the model.
+        (&json!(100_000), &Value::Null, &Value::Null)
     );
+    let listed = server.get("/v1/models").ok();
+    assert_eq!(listed["data"][2], unloaded);
+    assert_eq!(listed["data"][3]["capabilities"], unloaded["capabilities"]);
+    assert_eq!(unloaded["capabilities"], json!(["completion", "tools"]));
+    let tags = server.get("/api/tags").ok();
+    assert_eq!(tags["models"][3]["details"]["family"], "llama");
+    assert!(states(&server).iter().all(|(_, state)| state == "unloaded"), "asking loads nothing");
     assert!(unloaded["size"].as_u64().unwrap() > 50_000);
     assert_eq!(server.get("/health").ok()["loaded"], 0);
 

@@ -152,7 +152,7 @@ fn memory() -> Finding {
         told("available now", memory.available),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    let fit = pull::fit(BackendRequest::Auto);
+    let fit = pull::fit(BackendRequest::Auto, None);
     let (fits, biggest) = fitting(fit);
     let mut lines = match parts.is_empty() {
         true => vec!["the system does not say how much it has".to_owned()],

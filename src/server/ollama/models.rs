@@ -29,7 +29,7 @@ pub(crate) async fn version() -> Response {
 /// `GET /api/tags`: the models by each of their names.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
     let mut models = Vec::new();
-    for status in app.models.list() {
+    for status in app.listed().await {
         let described = app.described(&status);
         let aliases = status.aliases.iter().filter(|name| *name != "*");
         let names = std::iter::once(&status.name).chain(aliases);
@@ -109,7 +109,7 @@ fn digest(status: &ModelStatus) -> String {
     (0..4).map(part).collect()
 }
 
-/// What kind of model it is; of one that is not loaded and that nobody asked about, nothing.
+/// What kind of model it is; of one whose files cannot be read, nothing.
 fn details(described: Option<&Described>) -> Value {
     let format = described.map_or("", |of| if of.gguf { "gguf" } else { "safetensors" });
     let family = described.map_or("", |of| of.config.model_type);
