@@ -52,6 +52,11 @@ class Reading(OnPage):
         self.at_end(page)
         page.evaluate(GROWN % 12000)
         self.at_end(page)
+        # An error is seen, however long what is above it is.
+        page.evaluate("document.querySelector('.thread .column').style.minHeight = ''")
+        page.route("**/v1/chat/completions", lambda route: route.abort())
+        self.ask(page, "And now?")
+        expect(page.locator("article.assistant .alert")).to_be_in_viewport()
 
     def test_what_is_unfolded_stays_in_its_place(self):
         page = self.open()

@@ -41,7 +41,7 @@ class Narrow(Page):
             self.fits(page, f"{shade}-answer", "header button, #send")
             # The model's name is what says who answers.
             self.assertFalse(page.locator("button.model .name").evaluate(CUT))
-            page.get_by_label("New conversation").last.click()
+            page.get_by_role("banner").get_by_label("New conversation").click()
             page.wait_for_selector(".welcome")
             self.ask(page, WORD)
             self.fits(page, f"{shade}-word", "header button, #send")
