@@ -119,21 +119,26 @@ impl IntKernel for ByteChains {
     #[inline(always)]
     fn run<S: IntSimd>(self, s: S) -> usize {
         // Without an instruction that adds four products, each chain has sums of pairs beside it: six fill AVX2's registers.
-        if S::WIDE_BIAS == 0 { self.chains::<S, CHAINS>(s) } else { self.chains::<S, { CHAINS / 2 }>(s) }
+        // AVX-512 has as many as a tile of the kernel.
+        match S::WIDE_BIAS {
+            0 if S::F::REGISTERS >= 32 => self.chains::<S, 16>(s),
+            0 => self.chains::<S, CHAINS>(s),
+            _ => self.chains::<S, { CHAINS / 2 }>(s),
+        }
     }
 }
 
 impl ByteChains {
     #[inline(always)]
     fn chains<S: IntSimd, const G: usize>(self, s: S) -> usize {
-        let x = [1_i8; 4 * QUADS * CHAINS];
+        let x = [1_i8; 4 * QUADS * 16];
         let codes = [s.splat_i32(black_box(0x0101_0101)); QUADS];
         let mut sums = [s.splat_i32(0); G];
         for _ in 0..self.0 {
             // Through the box, no step can be the one before; rows of their own, so that no chain can be another.
             let first = black_box(&x).as_ptr();
             let rows = array_of!(G, |g| first.wrapping_add(4 * QUADS * g));
-            // SAFETY: each row is 4 * QUADS bytes of `x`, which has CHAINS >= G of them.
+            // SAFETY: each row is 4 * QUADS bytes of `x`, which has 16 >= G of them.
             sums = unsafe { s.dot(4, sums, &codes, rows) };
         }
         let float = s.float();

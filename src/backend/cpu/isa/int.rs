@@ -248,16 +248,12 @@ const fn depth(bits: u32) -> usize {
 }
 
 /// Nothing but an order: what follows of one of these sums waits for what came before of all. Left to itself, the compiler
-/// finishes some sums before it begins the others, each product waiting for the one before.
-///
-/// # Safety
-/// AVX-512 must be there.
+/// finishes some sums before it begins the others, each product waiting for the one before. AVX-512 must be there.
 #[cfg(target_arch = "x86_64")]
 macro_rules! in_step {
     ($name:ident, $($sum:ident)*) => {
         #[inline]
         #[target_feature(enable = "avx512f")]
-        #[allow(clippy::too_many_arguments)]
         unsafe fn $name([$($sum),*]: &mut [__m512i; [$(stringify!($sum)),*].len()]) {
             // SAFETY: no instruction.
             unsafe {
@@ -271,6 +267,8 @@ macro_rules! in_step {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+in_step!(four_in_step, a b c d);
 #[cfg(target_arch = "x86_64")]
 in_step!(eight_in_step, a b c d e f g h);
 #[cfg(target_arch = "x86_64")]
@@ -374,6 +372,12 @@ unsafe impl IntSimd for Vnni512 {
             }
             if let Ok(sums) = <&mut [_; 8]>::try_from(&mut sum[..]) {
                 op!(eight_in_step(sums));
+            }
+            // Half blocks are done before it pays.
+            if N == 8
+                && let Ok(sums) = <&mut [_; 4]>::try_from(&mut sum[..])
+            {
+                op!(four_in_step(sums));
             }
         });
         sum

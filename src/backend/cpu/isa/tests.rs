@@ -268,8 +268,15 @@ impl IntKernel for Bytes {
     fn run<S: IntSimd>(self, s: S) {
         Self::dot::<S, 8, 1>(s, 4);
         Self::dot::<S, 8, 4>(s, 4);
+        Self::dot::<S, 8, 8>(s, 4);
+        Self::dot::<S, 8, 16>(s, 4);
+        Self::dot::<S, 8, 1>(s, 5);
+        Self::dot::<S, 8, 4>(s, 5);
+        Self::dot::<S, 8, 16>(s, 5);
         Self::dot::<S, 4, 1>(s, 6);
         Self::dot::<S, 4, 4>(s, 6);
+        Self::dot::<S, 4, 8>(s, 6);
+        Self::dot::<S, 4, 16>(s, 6);
         Self::dot::<S, 8, 1>(s, 8);
         Self::dot::<S, 8, 2>(s, 8);
         Self::dot::<S, 8, 4>(s, 8);

@@ -79,7 +79,7 @@ fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(
     for panel in task.panels.clone() {
         for half in 0..ROWS / S::F::LANES {
             if held {
-                // SAFETY: the panel has these blocks.
+                // SAFETY: the panel has these blocks, no more parts than HELD, and this half.
                 unsafe {
                     let bytes = weight.panel(panel).1.as_ptr();
                     scales.widen::<SUBS, MIN>(s, weight.scale_kind(), bytes, 0..weight.blocks(), half);
@@ -148,12 +148,12 @@ impl Tile<'_> {
         for start in (0..blocks).step_by(chunk) {
             let len = chunk.min(blocks - start);
             if !self.held {
-                // SAFETY: the panel has these blocks.
+                // SAFETY: the panel has these blocks, a chunk at most, and this half.
                 unsafe { scales.widen::<SUBS, MIN>(s, scale_kind, scale_bytes, start..start + len, half) };
             }
             for i in 0..len {
                 let block = start + i;
-                // SAFETY: `codes` holds `blocks` blocks; activations were laid out for as many blocks of M rows.
+                // SAFETY: `codes` holds `blocks` blocks, whose scales were widened just now or are held; activations were laid out for as many blocks of M rows.
                 unsafe {
                     let at = codes.add(block * bytes);
                     if M < 16 && self.is_first {
@@ -191,7 +191,7 @@ impl Tile<'_> {
         // SAFETY: the caller's contract.
         unsafe {
             let dx = s.each::<G>(dx.add(at), 1);
-            unrolled!(sub < SUBS => {
+            unrolled!(sub < SUBS, of 0 1 => {
                 let init = s.each_i32::<G>(inits.add(at * SUBS + sub), SUBS);
                 let eight = sub * BLOCK / SUBS / 8;
                 let x = array_of!(G, |t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));

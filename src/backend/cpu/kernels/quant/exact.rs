@@ -66,10 +66,10 @@ impl Tile<'_> {
         for block in 0..blocks {
             if block.is_multiple_of(CHUNK) {
                 let blocks = block..blocks.min(block + CHUNK);
-                // SAFETY: the panel has these blocks.
+                // SAFETY: the panel has these blocks, a chunk at most, and this half.
                 unsafe { scales.widen::<2, true>(s, scale_kind, scale_bytes.as_ptr(), blocks, half) };
             }
-            // SAFETY: `codes` holds `blocks` blocks and the panel's scales theirs; activations were laid out for as many
+            // SAFETY: `codes` holds `blocks` blocks, whose scales were widened just now; activations were laid out for as many
             // blocks of the tile's rows.
             unsafe {
                 let w = Any::load(s, kind, codes.as_ptr().add(block * bytes), half, table);

@@ -98,11 +98,12 @@ impl ScaleKind {
     }
 }
 
-/// Blocks whose scales are widened at once: few enough for L1, whole records of every kind.
+/// Blocks whose scales are widened at once where they are not held: few enough for L1, whole records of most kinds.
 pub(super) const CHUNK: usize = 32;
 /// Parts of blocks whose scales can be held wide, for several tiles of one panel: they come back from L1 or L2 for each. As many
 /// as a K of 5,120 has in halves of blocks.
 pub(super) const HELD: usize = 320;
+const _: () = assert!(2 * CHUNK <= HELD);
 
 type Vector<S> = <<S as IntSimd>::F as Simd>::V;
 
@@ -137,13 +138,13 @@ impl<S: IntSimd> Wide<S> {
         [of(&self.d), if MIN { of(&self.m) } else { [s.float().zero(); SUBS] }]
     }
 
-    /// Widens the scales of `blocks`, at most [`HELD`] parts, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; `m` is
-    /// left alone without `MIN`. `SUBS` and `MIN` are those of `kind`, or 2 and true for any: a scale of the whole block
-    /// comes twice then, and biases that are not there are zero.
+    /// Widens the scales of `blocks`, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; `m` is left
+    /// alone without `MIN`. `SUBS` and `MIN` are those of `kind`, or 2 and true for any: a scale of the whole block comes twice
+    /// then, and biases that are not there are zero.
     ///
     /// # Safety
-    /// `scales` must be valid for the records of a panel that has these blocks, of which there must not be more parts than
-    /// [`HELD`], and `half * LANES < ROWS`.
+    /// `scales` must be valid for the records of a panel that has these blocks, which must have [`HELD`] parts at most, and
+    /// `half * LANES < ROWS`.
     #[inline(always)]
     pub(super) unsafe fn widen<const SUBS: usize, const MIN: bool>(
         &mut self,
@@ -250,7 +251,8 @@ impl<S: IntSimd> Wide<S> {
                 let record = scales.add((blocks.start + first) / BLOCKS * (2 + subs) * ROWS * kinds);
                 for i in 0..1 + usize::from(MIN) {
                     let out = if i == 0 { &mut self.d } else { &mut self.m };
-                    let bytes = record.add((2 * kinds + i * subs) * ROWS + lane);
+                    // Without biases there are no bytes of theirs.
+                    let bytes = record.wrapping_add((2 * kinds + i * subs) * ROWS + lane);
                     let d = if i == kinds {
                         f.zero()
                     } else {

@@ -203,6 +203,44 @@ fn rows_have_the_same_bits_alone_and_among_others_on_any_threads() {
     }
 }
 
+/// Scales of many blocks: in chunks where a row is alone, held where they fit for the tiles of many.
+#[test]
+#[cfg_attr(miri, ignore = "hours")]
+fn long_rows_have_the_same_bits_alone_and_among_others() {
+    let affine = |bits, group| Format::Affine { bits, group, scales: DType::F16 };
+    let cases = [
+        (Format::Ggml(GgmlType::Q4_0), &[1056, 10_240, 10_272][..]),
+        (Format::Ggml(GgmlType::Q5_1), &[1056, 10_272]),
+        (Format::Ggml(GgmlType::Q6_K), &[1280, 5120, 5376]),
+        (Format::Ggml(GgmlType::Q4_K), &[1280, 10_496]),
+        (Format::Ggml(GgmlType::Q3_K), &[5120, 5376]),
+        (affine(4, 128), &[1152, 10_368]),
+        (affine(2, 64), &[5120, 5184]),
+    ];
+    let (pool, t) = (Pool::new(2), 21);
+    for (format, all) in cases {
+        for &cols in all {
+            let weight = random(format, 5, cols, cols as u64);
+            let packed = PackedMatrix::pack(&pool, &weight).unwrap();
+            let x = activations(t, cols, 3);
+            let used = rounded(&x);
+            for isa in Isa::variants() {
+                let together = run(&pool, isa, Activations::Int8, &x, &packed, None);
+                for (t, among) in together.chunks(5).enumerate() {
+                    let alone = run(&pool, isa, Activations::Int8, &x[t * cols..][..cols], &packed, None);
+                    assert!(
+                        alone.iter().zip(among).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{isa} {format} K {cols}: row {t} alone and among others"
+                    );
+                }
+                let sums = (2 * cols / BLOCK + 4) as f64;
+                let worst = worst(&weight, &x, &used, &[0.0; 5], &together, sums);
+                assert!(worst <= 1.0, "{isa} {format} K {cols}: {worst} of the bound");
+            }
+        }
+    }
+}
+
 /// Whether `a * b + c` is rounded once.
 fn fused(isa: Isa) -> bool {
     isa != Isa::Portable(crate::backend::cpu::isa::Portable)
