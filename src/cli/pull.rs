@@ -36,11 +36,12 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What this machine runs a model on, and the memory that it has for one, of `most` where that is less.
+/// What this machine runs a model on, and the memory that it has for one: what stays of `most` beside the reserve, where that is less.
 pub fn fit(backend: BackendRequest, most: Option<u64>) -> Fit {
     let nothing = MemoryNeed { weights: 0, kv: 0, activations: 0 };
     // What cannot be had is refused when the model is loaded.
     let kind = select::select(backend, &nothing).map_or(LlmBackendKind::Cpu, |selection| selection.kind);
+    let most = most.map(|most| most.saturating_sub(MemoryNeed::RESERVE));
     let memory = select::memory_for(kind).into_iter().chain(most).min();
     Fit { memory, mlx: kind == LlmBackendKind::Mlx }
 }

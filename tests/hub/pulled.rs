@@ -136,7 +136,7 @@ fn what_is_pulled_fits_the_memory_that_the_server_may_take() {
     let file = |name: &str, size: u64| json!({ "rfilename": name, "lfs": { "sha256": sha256(&small), "size": size } });
     let files = json!([file("m-Q4_K_M.gguf", 400_000_000), file("m-Q2_K.gguf", 1000)]);
     hub.lists("org/model", json!({ "sha": COMMIT, "siblings": files }).to_string());
-    for (memory, asked) in [(&["--memory", "320MB"][..], "m-Q2_K.gguf"), (&[], "m-Q4_K_M.gguf")] {
+    for (memory, asked) in [(&["--memory", "1GB"][..], "m-Q2_K.gguf"), (&[], "m-Q4_K_M.gguf")] {
         let home = tempfile::tempdir().unwrap();
         let server = Server::start(&hub, home.path(), &[&["--pull"], memory].concat());
         // Neither is a model.
