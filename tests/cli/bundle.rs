@@ -1,10 +1,11 @@
 //! `backstop bundle`: one file that is the program and a model.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::support::*;
 
@@ -14,7 +15,16 @@ const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/stories");
 fn run(program: &Path, stdin: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(program);
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::piped());
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut tries = 0;
+    let mut child = loop {
+        match command.spawn() {
+            // A process that another test starts has what this one wrote open for writing until it runs its own program.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && tries < 1000 => tries += 1,
+            child => break child.unwrap(),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     ended(child)
 }
