@@ -4,27 +4,32 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::*;
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/stories");
 
+/// Starts a bundle. A process that another test starts has what this one wrote open for writing until it runs its own program.
+fn started(command: &mut Command) -> Child {
+    for _ in 0..1000 {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            child => return child.unwrap(),
+        }
+    }
+    panic!("{command:?}: text file busy for ten seconds");
+}
+
 /// Runs a bundle as `backstop` runs the program.
 fn run(program: &Path, stdin: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(program);
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::piped());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut tries = 0;
-    let mut child = loop {
-        match command.spawn() {
-            // A process that another test starts has what this one wrote open for writing until it runs its own program.
-            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && tries < 1000 => tries += 1,
-            child => break child.unwrap(),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
+    let mut child = started(&mut command);
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     ended(child)
 }
@@ -146,7 +151,7 @@ impl Serving {
         let mut program = Command::new(program);
         program.args(["serve", "--port", "0"]).args(args).env_remove("BACKSTOP_API_KEY");
         program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut serving = Self(program.spawn().unwrap(), String::new());
+        let mut serving = Self(started(&mut program), String::new());
         let mut lines = BufReader::new(serving.0.stderr.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.find_map(|line| Some(line.split("listening on http://").nth(1)?.to_owned()));
         let address = address.unwrap();
@@ -221,8 +226,7 @@ fn a_bundle_serves() {
     let bundle = bundled(dir.path(), "story", STORIES);
     let mut server = Command::new(&bundle);
     server.args(["serve", "--port", "0"]).env_remove("BACKSTOP_API_KEY");
-    let mut server =
-        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut server = started(server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()));
     let lines = BufReader::new(server.stderr.take().unwrap()).lines();
     let said: Vec<String> =
         lines.map_while(Result::ok).take_while(|line| !line.starts_with("try: ")).collect();
