@@ -381,6 +381,8 @@ pub struct ModelInfo {
     pub kv_token_bytes: u64,
     /// Bytes that K and V of all sequences may take.
     pub kv_memory: u64,
+    /// Bytes that it may take: weights as they lie in memory, keys and values, what a step makes, and those of its draft model.
+    pub memory: u64,
 }
 
 impl ModelInfo {
@@ -516,6 +518,7 @@ impl Model {
             kv_type,
             kv_token_bytes,
             kv_memory,
+            memory: need.weights.saturating_add(need.activations).saturating_add(kv_memory),
         };
         let cache = options.cache.as_ref().map(|cache| Cache::open(cache, files.bytes()?));
         let engine_options = EngineOptions {

@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::alloc::give_back;
 use crate::backend::LlmBackendKind;
+use crate::backend::select;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::model::{LoadOptions, Model, ModelFiles};
@@ -119,6 +120,8 @@ pub struct ModelStatus {
     pub reason: Option<String>,
     /// Bytes of its weights, where they are known.
     pub size: Option<u64>,
+    /// Bytes that it may take of the memory, from when it is loaded until it is gone.
+    pub memory: Option<u64>,
     /// The model, where it is loaded.
     pub model: Option<Model>,
     /// How many use it.
@@ -225,6 +228,8 @@ struct State {
 
 struct Shared {
     options: ModelsOptions,
+    /// Bytes that a backend has left for models.
+    available: fn(LlmBackendKind) -> Option<u64>,
     machine: Machine,
     state: Mutex<State>,
     /// Rings where something was asked or given back.
@@ -300,8 +305,14 @@ impl Models {
     /// # Errors
     /// A system that gives no thread.
     pub fn new(options: ModelsOptions) -> Result<Self> {
+        Self::on(options, select::memory_for)
+    }
+
+    /// Models on a machine that has so many bytes left for them.
+    fn on(options: ModelsOptions, available: fn(LlmBackendKind) -> Option<u64>) -> Result<Self> {
         let machine = Machine::new(options.threads);
-        let shared = Arc::new(Shared { options, machine, state: Mutex::default(), bell: Condvar::new() });
+        let (state, bell) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { options, available, machine, state, bell });
         let loads = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("backstop-models".into());
         let loads = refusals::spawn(thread, move || loads.run())
@@ -325,7 +336,7 @@ impl Models {
     /// A name that another model has.
     pub fn add(&self, name: impl Into<String>, aliases: Vec<String>, model: Model) -> Result<()> {
         let (kind, size) = (model.info().selection.kind, Some(model.info().weight_bytes));
-        let charge = model.info().weight_bytes.saturating_add(model.info().kv_memory);
+        let charge = model.info().memory;
         let loaded = Loaded {
             model,
             kind,
@@ -483,9 +494,13 @@ impl Models {
         let queued = |entry: usize| state.asks.iter().any(|ask| ask.entry == entry);
         let of = |(index, entry): (usize, &Entry)| {
             let (mut model, mut leases, mut expires_in, mut reason) = (None, 0, None, None);
-            let mut size = entry.size;
+            let (mut size, mut memory) = (entry.size, None);
+            if let Stage::Unloading { charge, .. } = &entry.stage {
+                memory = Some(*charge);
+            }
             let at = match &entry.stage {
                 Stage::Loaded(loaded) => {
+                    memory = Some(loaded.charge);
                     model = Some(loaded.model.clone());
                     size = size.or(Some(loaded.model.info().weight_bytes));
                     leases = loaded.leases;
@@ -508,7 +523,7 @@ impl Models {
                 }
             };
             let (name, aliases) = (entry.name.clone(), entry.aliases.clone());
-            ModelStatus { name, aliases, state: at, reason, size, model, leases, expires_in }
+            ModelStatus { name, aliases, state: at, reason, size, memory, model, leases, expires_in }
         };
         state.entries.iter().enumerate().map(of).collect()
     }

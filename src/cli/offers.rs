@@ -1,5 +1,6 @@
 //! The models that `serve` offers: those that were typed, those of a folder, those on this machine.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use anyhow::bail;
 use backstop::hub::{self, Cache, Client, Name, Settings, Stage};
 use backstop::models::{Keep, Lease, Models, ModelsOptions, Offer};
-use backstop::server::{Fetch, Fetching};
+use backstop::server::{Fetch, Fetching, Look};
 use backstop::weights::Access;
 use backstop::{Error, HubFault, LoadOptions, LoadProgress, ModelFiles};
 
@@ -23,6 +24,8 @@ pub struct Offered {
     pub models: Models,
     /// The first, and that it was loaded; kept until others may ask.
     pub first: Option<(Lease, Loaded)>,
+    /// Who looks for models that others bring, where a folder or all of the machine's are offered.
+    pub look: Option<Arc<dyn Look>>,
 }
 
 /// Where a model is, what it goes by, and how large it is.
@@ -44,20 +47,16 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
         threads: args.session.threads,
         idle_unload: args.several.idle_unload,
     })?;
-    let (options, access) = (options(args)?, access(args));
+    let shelves = Shelves {
+        dir: args.several.models_dir.clone(),
+        all: args.several.all,
+        access: access(args),
+        options: options(args)?,
+        known: parking_lot::Mutex::default(),
+    };
     let mut found = typed_models(args)?;
     let named = !found.is_empty();
-    if let Some(dir) = &args.several.models_dir {
-        found.extend(hub::folder(dir)?.into_iter().map(|model| Found {
-            name: Some(model.name),
-            typed: None,
-            path: Some(model.path),
-            bytes: Some(model.bytes),
-        }));
-    }
-    if args.several.all {
-        found.extend(here()?);
-    }
+    found.extend(shelves.found()?);
     match &args.several.models_dir {
         Some(dir) if found.is_empty() => bail!("{}: no model lies in it, nor in its folders", dir.display()),
         None if found.is_empty() && args.several.all => {
@@ -69,11 +68,13 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
         }
         _ => {}
     }
-    if options.draft.is_some() && (found.len() > 1 || args.several.models_dir.is_some() || args.several.all) {
+    if shelves.options.draft.is_some()
+        && (found.len() > 1 || args.several.models_dir.is_some() || args.several.all)
+    {
         return Err(Usage("--draft guesses for one model: serve that one alone".to_owned()).into());
     }
     let first = named || args.several.models_dir.is_none() && !args.several.all;
-    let mut offers = named_apart(found, access, &options)?;
+    let mut offers = shelves.named_apart(found)?;
     alias(&mut offers, &args.alias)?;
     if !args.model.adapter.is_empty() && !first {
         return Err(Usage("--adapter is for a model that is named".to_owned()).into());
@@ -85,44 +86,88 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     }
     offers.into_iter().try_for_each(|offer| models.offer(offer))?;
     let first = if first { Some(load_first(&models, &progress)?) } else { None };
-    Ok(Offered { models, first })
+    let comes = shelves.dir.is_some() || shelves.all;
+    let look = comes.then(|| Arc::new(shelves) as Arc<dyn Look>);
+    Ok(Offered { models, first, look })
 }
 
-/// The models under names of their own, each once.
-fn named_apart(found: Vec<Found>, access: Access, options: &LoadOptions) -> anyhow::Result<Vec<Offer>> {
-    let (mut offers, mut paths): (Vec<Offer>, Vec<PathBuf>) = (Vec::new(), Vec::new());
-    for Found { name, typed, path, bytes } in found {
-        // The same files by another path are one model.
-        let canonical = path.as_ref().and_then(|path| path.canonicalize().ok());
-        if canonical.as_ref().is_some_and(|path| paths.contains(path)) {
-            continue;
+/// Where models are that may come and go, and how they are offered.
+#[derive(Debug)]
+struct Shelves {
+    dir: Option<PathBuf>,
+    /// Whether those of the machine are offered.
+    all: bool,
+    access: Access,
+    options: LoadOptions,
+    /// What was found so far.
+    known: parking_lot::Mutex<HashSet<PathBuf>>,
+}
+
+impl Shelves {
+    /// What is there now.
+    fn found(&self) -> anyhow::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        if let Some(dir) = &self.dir {
+            found.extend(hub::folder(dir)?.into_iter().map(|model| Found {
+                name: Some(model.name),
+                typed: None,
+                path: Some(model.path),
+                bytes: Some(model.bytes),
+            }));
         }
-        paths.extend(canonical);
-        let open = open(path, access);
-        let taken =
-            |name: &str| offers.iter().any(|of| of.name == name || of.aliases.iter().any(|a| a == name));
-        // What the files call it, and what was typed where another is called so.
-        let own = match name {
-            Some(name) => name,
-            None => open()?.name(),
-        };
-        let own = if own.starts_with("stories (") { BUILTIN.to_owned() } else { own };
-        let name = match &typed {
-            _ if !taken(&own) && own != "*" => own,
-            Some(typed) if !taken(typed) => typed.clone(),
-            Some(typed) => {
-                return Err(Usage(format!("{typed}: another model is called {own}, and so typed")).into());
-            }
-            None => {
-                term::note(format_args!("note: {own} is not offered: another model is called so"));
+        if self.all {
+            found.extend(here()?);
+        }
+        Ok(found)
+    }
+
+    /// The models under names of their own, each once.
+    fn named_apart(&self, found: Vec<Found>) -> anyhow::Result<Vec<Offer>> {
+        let mut offers: Vec<Offer> = Vec::new();
+        let mut known = self.known.lock();
+        for Found { name, typed, path, bytes } in found {
+            // The same files by another path are one model.
+            if let Some(canonical) = path.as_ref().and_then(|path| path.canonicalize().ok())
+                && !known.insert(canonical)
+            {
                 continue;
             }
-        };
-        let alias = typed.as_ref().and_then(|typed| names::of(Path::new(typed)));
-        let aliases = alias.into_iter().filter(|alias| *alias != name && !taken(alias)).collect();
-        offers.push(Offer { name, aliases, size: bytes, open, options: options.clone() });
+            let open = open(path, self.access);
+            let taken =
+                |name: &str| offers.iter().any(|of| of.name == name || of.aliases.iter().any(|a| a == name));
+            // What the files call it, and what was typed where another is called so.
+            let own = match name {
+                Some(name) => name,
+                None => open()?.name(),
+            };
+            let own = if own.starts_with("stories (") { BUILTIN.to_owned() } else { own };
+            let name = match &typed {
+                _ if !taken(&own) && own != "*" => own,
+                Some(typed) if !taken(typed) => typed.clone(),
+                Some(typed) => {
+                    return Err(Usage(format!("{typed}: another model is called {own}, and so typed")).into());
+                }
+                None => {
+                    term::note(format_args!("note: {own} is not offered: another model is called so"));
+                    continue;
+                }
+            };
+            let alias = typed.as_ref().and_then(|typed| names::of(Path::new(typed)));
+            let aliases = alias.into_iter().filter(|alias| *alias != name && !taken(alias)).collect();
+            offers.push(Offer { name, aliases, size: bytes, open, options: self.options.clone() });
+        }
+        Ok(offers)
     }
-    Ok(offers)
+}
+
+impl Look for Shelves {
+    fn look(&self) -> Vec<Offer> {
+        let offers = self.found().and_then(|found| self.named_apart(found));
+        offers.unwrap_or_else(|error| {
+            tracing::warn!(%error, "models that came since the start cannot be looked for");
+            Vec::new()
+        })
+    }
 }
 
 /// Gives the first model further names.

@@ -33,9 +33,12 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let Some(models) = answer["data"].as_array() else { bail!("{url} answers something else than models") };
-    let mut lines = vec![["NAME", "STATE", "SIZE", "CONTEXT", "UNTIL", "BACKEND"].map(str::to_owned)];
+    let mut lines =
+        vec![["NAME", "STATE", "SIZE", "MEMORY", "CONTEXT", "UNTIL", "BACKEND"].map(str::to_owned)];
     for model in models.iter().filter(|model| args.all || model["state"] != "unloaded") {
         let text = |field: &str| model[field].as_str().map(term::one_line);
+        let bytes =
+            |field: &str| model[field].as_u64().map(|bytes| Bytes(bytes).to_string()).unwrap_or_default();
         let until = match (&model["state"], model["expires_in"].as_f64()) {
             (Value::String(state), Some(seconds)) if state == "loaded" => {
                 format!("{} s unused", seconds.max(0.0).ceil())
@@ -46,7 +49,8 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
         lines.push([
             text("id").unwrap_or_default(),
             text("state").unwrap_or_else(|| "loaded".into()),
-            model["size"].as_u64().map(|bytes| Bytes(bytes).to_string()).unwrap_or_default(),
+            bytes("size"),
+            bytes("memory"),
             model["context_length"].as_u64().map(|tokens| tokens.to_string()).unwrap_or_default(),
             until,
             text("backend").or_else(|| text("reason")).unwrap_or_default(),

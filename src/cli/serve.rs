@@ -20,7 +20,7 @@ use super::{INTERRUPTED, Loaded, Usage, term};
 const CUT_OFF: Duration = Duration::from_secs(2);
 
 pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    let options = options(args)?;
+    let mut options = options(args)?;
     // An address that cannot be had is known before a model is loaded.
     let listener = Listener::bind(&options).map_err(|error| match error {
         Error::Io { ref source, .. } if source.kind() == ErrorKind::AddrInUse => {
@@ -30,7 +30,8 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         }
         other => super::typed(other),
     })?;
-    let Offered { models, first } = offers::offer(args)?;
+    let Offered { models, first, look } = offers::offer(args)?;
+    options.look = look;
     has_descriptors()?;
     // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -58,10 +58,8 @@ impl Shared {
         let kv_memory = options.kv_memory.or_else(|| Some(kv_memory(&files, kind, &options, memory?)));
         let machine = Some(self.machine.clone());
         let options = LoadOptions { machine, memory, kv_memory, ..options };
-        let context = options.context.unwrap_or_else(|| files.fitting_context(kind, &options, memory));
-        let fixed = fixed(&files, kind, &LoadOptions { context: Some(context), ..options.clone() });
         let model = Model::load_with(files, options)?;
-        let charge = fixed.saturating_add(model.info().kv_memory);
+        let charge = model.info().memory;
         tracing::info!(model = name, seconds = started.elapsed().as_secs_f64(), "loaded");
         let kind = model.info().selection.kind;
         Ok(Loaded {
@@ -98,7 +96,10 @@ impl Shared {
         }
         loop {
             let taken = self.taken(state, wanted.kind);
-            if taken == 0 || taken.saturating_add(wanted.least) <= had {
+            // Others, who are no models, may have taken memory since.
+            let is_there = || (self.available)(wanted.kind).is_none_or(|available| wanted.least <= available);
+            let fits = taken.saturating_add(wanted.least) <= had;
+            if taken == 0 || fits && (is_there() || !self.has_idle(state, wanted.kind)) {
                 // Alone it may have what there is: weights are read from their file as far as there is room.
                 return Ok(Some(self.room(state, entry, wanted, Some(had))));
             }
@@ -111,7 +112,7 @@ impl Shared {
             };
             let leaving = state.entries.iter().enumerate().filter_map(leaves);
             let going = leaving.fold(self.unloading(state, wanted.kind), u64::saturating_add);
-            let enough = taken.saturating_sub(going).saturating_add(wanted.least) <= had;
+            let enough = going > 0 && taken.saturating_sub(going).saturating_add(wanted.least) <= had;
             let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
                 Stage::Loaded(loaded) if self.shares(loaded.kind, wanted.kind) && !loaded.pinned => {
                     // Of those in use, the one that is leaving already.
@@ -166,17 +167,30 @@ impl Shared {
         Some(Ahead { room: Room { memory }, takes })
     }
 
-    /// What a backend had for models before the first was loaded.
+    /// What a backend had for models before the first of those was loaded that there are.
     fn had(&self, state: &mut State, kind: LlmBackendKind) -> Option<u64> {
         if self.options.memory.is_some() {
             return self.options.memory;
         }
+        if self.taken(state, kind) == 0 {
+            state.had.retain(|(of, _)| *of != kind);
+        }
         if let Some((_, had)) = state.had.iter().find(|(of, _)| *of == kind) {
             return *had;
         }
-        let had = select::memory_for(kind);
+        let had = (self.available)(kind);
         state.had.push((kind, had));
         had
+    }
+
+    /// Whether a model that shares the memory of `kind` may go at once.
+    fn has_idle(&self, state: &State, kind: LlmBackendKind) -> bool {
+        let mut entries = state.entries.iter().enumerate();
+        entries.any(|(index, entry)| match &entry.stage {
+            Stage::Loaded(loaded) => self.shares(loaded.kind, kind) && state.is_free(index),
+            Stage::Unloading { kind: other, .. } => self.shares(*other, kind),
+            _ => false,
+        })
     }
 
     /// What is free for a model of what its backend had.
@@ -184,7 +198,7 @@ impl Shared {
         let left = |had: u64| had.saturating_sub(self.taken(state, wanted.kind));
         let share = had.map(|had| share(state, entry, wanted.least, had).min(left(had)));
         // Others may have taken some since, who are no models.
-        let memory = [share, select::memory_for(wanted.kind)].into_iter().flatten().min();
+        let memory = [share, (self.available)(wanted.kind)].into_iter().flatten().min();
         Room { memory }
     }
 

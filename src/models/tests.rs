@@ -579,3 +579,42 @@ fn what_each_gets_where_nobody_says() {
         assert_eq!(room::share(&state(sizes), 0, 100, 1000), expected, "{sizes:?}");
     }
 }
+
+/// Of a machine whose memory others take, too.
+static AVAILABLE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+#[test]
+fn what_others_took_is_made_up_for() {
+    fn available(_: LlmBackendKind) -> Option<u64> {
+        Some(AVAILABLE.load(Ordering::SeqCst))
+    }
+    let needs = MemoryNeed::RESERVE + least(THREE[2]);
+    AVAILABLE.store(10 * needs, Ordering::SeqCst);
+    let models =
+        Models::on(ModelsOptions { threads: Some(1), ..ModelsOptions::default() }, available).unwrap();
+    THREE.iter().for_each(|name| models.offer(offer(name).0).unwrap());
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    let second = models.get(THREE[1], Keep::Usual).unwrap();
+    assert_eq!(states(&models), [There, There, Unloaded]);
+    let memory = models.list()[0].memory.unwrap();
+    assert_eq!(memory, models.list()[0].model.as_ref().unwrap().info().memory);
+    assert_eq!(memory, least(THREE[0]));
+
+    // By its count there is room for the third beside them, but others have taken it: the one that nobody uses goes.
+    AVAILABLE.store(needs - 1, Ordering::SeqCst);
+    let third = models.get(THREE[2], Keep::Usual).unwrap();
+    assert_eq!(states(&models), [Unloaded, There, There]);
+    // What is in use stays: beside it a model takes what there is.
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    assert_eq!(states(&models), [There; 3]);
+    drop((second, third));
+
+    // Once all are gone, it is read anew what there is.
+    THREE.iter().for_each(|name| models.unload(name).unwrap());
+    becomes(&models, &[Unloaded; 3]);
+    assert!(models.list().iter().all(|status| status.memory.is_none()));
+    AVAILABLE.store(MemoryNeed::RESERVE + least(THREE[0]), Ordering::SeqCst);
+    drop(models.get(THREE[0], Keep::Usual).unwrap());
+    drop(models.get(THREE[1], Keep::Usual).unwrap());
+    assert_eq!(states(&models), [Unloaded, There, Unloaded]);
+}

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
@@ -20,6 +20,8 @@ use crate::models::{ModelStatus, Models};
 
 /// Texts that are made into tokens at one time: each takes up to two threads.
 const ENCODERS: usize = 4;
+/// How long what was looked for is not looked for again.
+const LOOK: Duration = Duration::from_secs(1);
 /// Downloads that may be asked for at one time: each takes a thread.
 const PULLS: usize = 4;
 
@@ -34,6 +36,8 @@ pub(crate) struct App {
     described: Mutex<HashMap<String, Option<Arc<Described>>>>,
     /// Who reads that of all models.
     describing: tokio::sync::Mutex<()>,
+    /// Who looks for models that others have brought, and when that was done last.
+    looked: tokio::sync::Mutex<Option<Instant>>,
     /// Places for requests that wait for their models, and for those that wait for one to be downloaded.
     pub waiting: Arc<Places>,
     pub pulling: Arc<Places>,
@@ -68,6 +72,7 @@ impl App {
             places: Mutex::default(),
             described: Mutex::default(),
             describing: tokio::sync::Mutex::default(),
+            looked: tokio::sync::Mutex::default(),
             waiting: Places::new(options.parallel + options.max_queue, keys),
             pulling: Places::new(PULLS, 1),
             // The largest body fits by itself.
@@ -123,6 +128,35 @@ impl App {
     /// An id that no other answer has: `PREFIX-…`.
     pub fn id(&self, prefix: &str) -> String {
         format!("{prefix}{:016x}{:08x}", self.salt, self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Looks for a model that is called so among those that others have brought, where none is.
+    pub async fn look_for(self: &Arc<Self>, called: Option<&str>, dialect: Dialect) {
+        if called.is_some() && self.meant_exactly(called, dialect).is_none() {
+            self.look().await;
+        }
+    }
+
+    /// Offers the models that others have brought.
+    async fn look(self: &Arc<Self>) {
+        let Some(look) = self.options.look.clone() else { return };
+        let mut looked = self.looked.lock().await;
+        if looked.is_some_and(|last| last.elapsed() < LOOK) {
+            return;
+        }
+        let app = Arc::clone(self);
+        // One that panics brings nothing.
+        let _ = tokio::task::spawn_blocking(move || {
+            for offer in look.look() {
+                let name = offer.name.clone();
+                match app.models.offer(offer) {
+                    Ok(()) => tracing::info!(model = %name, "offered, too"),
+                    Err(error) => tracing::warn!(model = %name, %error, "not offered"),
+                }
+            }
+        })
+        .await;
+        *looked = Some(Instant::now());
     }
 
     /// The name of the model that is called so; none means the first.
@@ -198,6 +232,7 @@ impl App {
 
     /// All models, where what they are is known, or was tried to be read: from the files of those that are not loaded, once.
     pub async fn listed(self: &Arc<Self>) -> Vec<ModelStatus> {
+        self.look().await;
         let all = self.models.list();
         let unknown = |app: &Self, status: &ModelStatus| {
             status.model.is_none() && !app.described.lock().contains_key(&status.name)

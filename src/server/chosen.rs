@@ -189,6 +189,7 @@ where
         let mut fields = fields(&app, request).await?;
         let body = charge.as_ref().map_or(0, BodyCharge::bytes);
         let wanted = Wanted::take(&mut fields, path)?;
+        app.look_for(wanted.called.as_deref(), Dialect::of(&wanted.path)).await;
         let Meant { name, adapter } = wanted.meant(&app)?;
         // How long it stays is said by a request that is answered, and by none that is refused.
         if let Some(lease) = app.models.lease(&name, Keep::AsBefore) {

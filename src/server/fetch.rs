@@ -1,4 +1,4 @@
-//! Models that requests may have downloaded.
+//! Models that come while the server runs: those that requests have downloaded, and those that others bring.
 
 use std::fmt::Debug;
 
@@ -24,4 +24,10 @@ pub trait Fetch: Debug + Send + Sync {
     /// # Errors
     /// A name that is none, and a download that fails.
     fn fetch(&self, name: &str, tell: &mut dyn FnMut(&Fetching) -> bool) -> Result<Option<Offer>>;
+}
+
+/// Who looks for models that others have brought.
+pub trait Look: Debug + Send + Sync {
+    /// Models that were not there before.
+    fn look(&self) -> Vec<Offer>;
 }

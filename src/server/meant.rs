@@ -22,13 +22,19 @@ impl App {
     /// # Errors
     /// As [`App::find`].
     pub(super) fn meant(&self, called: Option<&str>, dialect: Dialect) -> Result<Meant, Failure> {
-        let (base, adapter) = called.and_then(|called| called.rsplit_once(':')).unwrap_or_default();
-        match called.map(|called| self.named(called, dialect)) {
-            Some(None) if let Some(name) = self.named(base, dialect) => {
-                Ok(Meant { name, adapter: Some(adapter.to_owned()) })
-            }
-            _ => Ok(Meant { name: self.find(called, dialect)?, adapter: None }),
+        match self.meant_exactly(called, dialect) {
+            Some(meant) => Ok(meant),
+            None => Ok(Meant { name: self.find(called, dialect)?, adapter: None }),
         }
+    }
+
+    /// As [`Self::meant`], by a name that is a model's own, or begins with one.
+    pub(super) fn meant_exactly(&self, called: Option<&str>, dialect: Dialect) -> Option<Meant> {
+        if let Some(name) = self.named(called?, dialect) {
+            return Some(Meant { name, adapter: None });
+        }
+        let (base, adapter) = called?.rsplit_once(':')?;
+        Some(Meant { name: self.named(base, dialect)?, adapter: Some(adapter.to_owned()) })
     }
 
     /// A model with the adapter that was meant.

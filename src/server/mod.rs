@@ -46,7 +46,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::models::{Models, ModelsOptions};
 use app::App;
-pub use fetch::{Fetch, Fetching};
+pub use fetch::{Fetch, Fetching, Look};
 use handlers::Handlers;
 
 /// What becomes of fields of a request that are not known.
@@ -111,6 +111,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Who downloads models for requests; nobody where absent.
     pub fetch: Option<Arc<dyn Fetch>>,
+    /// Who looks for models that others have brought since the start; nobody where absent.
+    pub look: Option<Arc<dyn Look>>,
 }
 
 impl Default for Options {
@@ -137,6 +139,7 @@ impl Default for Options {
             longest_step: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(60),
             fetch: None,
+            look: None,
         }
     }
 }

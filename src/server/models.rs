@@ -41,6 +41,7 @@ fn entry(app: &App, status: &ModelStatus, name: &str) -> Value {
         "backend": status.model.as_ref().map(|model| model.engine().backend()),
         "state": status.state.name(),
         "size": status.size,
+        "memory": status.memory,
         "capabilities": described.as_ref().map(|described| &described.capabilities),
         "defaults": described.as_ref().map(|described| described.defaults()),
         "expires_in": status.expires_in.map(|time| time.as_secs_f64().ceil()),
@@ -82,6 +83,7 @@ fn status(app: &App, name: &str) -> Result<ModelStatus, Failure> {
 /// `GET /v1/models/NAME`
 pub(crate) async fn one(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> Reply {
     let Path(name) = name.map_err(|error| Failure::bad(error.body_text()))?;
+    app.look_for(Some(&name), Dialect::OpenAi).await;
     let status = status(&app, &name)?;
     // Of one that cannot be described, what is known.
     let _ = app.describe(&status).await;
@@ -106,12 +108,13 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
 }
 
 /// The name in `{"model": NAME}`.
-async fn named(app: &App, request: Request) -> Result<(String, Keep), Failure> {
+async fn named(app: &Arc<App>, request: Request) -> Result<(String, Keep), Failure> {
     let mut fields = fields(app, request).await?;
     let keep = chosen::keep(&mut fields)?;
     let name = fields.string("model")?;
     let name = fields.required("model", name)?;
     fields.finish()?;
+    app.look_for(Some(&name), Dialect::OpenAi).await;
     app.find(Some(&name), Dialect::OpenAi)?;
     Ok((name, keep))
 }

@@ -469,11 +469,14 @@ fn ps_tells_what_a_server_holds() {
     server.request("POST", "/v1/models/load", &headers, body.as_bytes()).ok();
     let (_, out, _) = ps(&["--api-key", "k"]);
     let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["NAME", "STATE", "SIZE", "CONTEXT", "UNTIL", "BACKEND"]);
+    assert_eq!(lines[0], ["NAME", "STATE", "SIZE", "MEMORY", "CONTEXT", "UNTIL", "BACKEND"]);
     assert_eq!(
-        (lines.len(), &lines[1][..2], &lines[1][4..6]),
+        (lines.len(), &lines[1][..2], &lines[1][6..8]),
         (2, &["b", "loaded"][..], &["100000", "needed"][..])
     );
+    // Weights of some 100 kB, and 24 MiB for keys and values, by two words each.
+    assert_eq!((lines[1][3], lines[1][5]), ("kB", "MB"));
+    assert!((25.0..40.0).contains(&lines[1][4].parse::<f64>().unwrap()), "{out}");
     let (_, out, _) = ps(&["--api-key", "k", "--all", "--json"]);
     let out: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(out["data"].as_array().unwrap().len(), 2);
@@ -524,4 +527,46 @@ fn several_that_were_named_are_served_the_first_at_once() {
     assert_eq!(states(&server), [("stories".to_owned(), "loaded".to_owned())]);
     let body = json!({ "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8 });
     assert_eq!(server.post("/v1/completions", &body).ok()["choices"][0]["text"], expected(8));
+}
+
+#[test]
+fn what_others_bring_is_offered_too() {
+    let folder = Folder::new(&["a"]);
+    let server = folder.serve(&[]);
+    let names = || states(&server).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(), ["a"]);
+    let bring = |name: &str| {
+        let (from, beside) = (folder.0.path().join("a"), folder.0.path().join(".coming"));
+        std::fs::create_dir(&beside).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), beside.join(entry.file_name())).unwrap();
+        }
+        std::fs::rename(beside, folder.0.path().join(name)).unwrap();
+    };
+    // One that nobody has listed is found by its name, by each API.
+    let asks = [
+        (
+            "/v1/chat/completions",
+            json!({ "messages": [{ "role": "user", "content": "x" }], "max_tokens": 1 }),
+        ),
+        ("/v1/models/load", json!({})),
+        ("/api/show", json!({})),
+    ];
+    for (name, (path, mut body)) in ["b", "c", "d"].into_iter().zip(asks) {
+        bring(name);
+        // No more often than once a second it is looked.
+        let begun = Instant::now();
+        body["model"] = name.into();
+        while server.post(path, &body).status != 200 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{path}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    bring("e");
+    let begun = Instant::now();
+    while names() != ["a", "b", "c", "d", "e"] {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", names());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

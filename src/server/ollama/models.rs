@@ -71,6 +71,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, request: Request) -> Reply
     fields.only("template", &["".into()])?;
     fields.ignore(&["options"]);
     fields.finish()?;
+    app.look_for(called.as_deref(), Dialect::Ollama).await;
     let name = app.find(called.as_deref(), Dialect::Ollama)?;
     let status = app.models.list().into_iter().find(|status| status.name == name);
     let status = status.ok_or_else(|| Failure::bad("the model is gone"))?;
