@@ -9,8 +9,16 @@ use bytemuck::Zeroable;
 pub(crate) use huge::settle;
 pub(crate) use lines::{Blank, Lines};
 
+use crate::apart;
 use crate::error::{Error, Result};
 use crate::refusals::{self, Site};
+
+/// Gives back what was freed since the last time, where that was much.
+pub(crate) fn give_back_freed() {
+    if apart::was_much_freed() {
+        give_back();
+    }
+}
 
 /// Gives memory that nobody uses any more back to the system, where the allocator keeps it.
 pub(crate) fn give_back() {

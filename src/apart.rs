@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -29,6 +29,19 @@ pub(crate) fn worked() -> Duration {
 pub(crate) fn worked() -> Duration {
     static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
     START.elapsed()
+}
+
+/// Whether much was freed that the allocator may keep.
+static FREED: AtomicBool = AtomicBool::new(false);
+
+/// Says that much was freed: it is given back once somebody has nothing else to do.
+pub(crate) fn freed_much() {
+    FREED.store(true, Relaxed);
+}
+
+/// Whether much was freed since this was asked last.
+pub(crate) fn was_much_freed() -> bool {
+    FREED.swap(false, Relaxed)
 }
 
 /// Work beside the steps that takes longer lets them go first: a step waits for the slowest of its threads.
@@ -119,6 +132,9 @@ pub(crate) fn run<T: Send + 'static>(
         }
         // Where it panics, what is waited for is gone.
         let _ = caught(work).map(|result| send.send(result));
+        if worked() >= LONG {
+            freed_much();
+        }
     };
     let thread = Builder::new().name(name.into()).stack_size(stack);
     let thread = refusals::spawn(thread, work).map_err(Lost::NoThread)?;

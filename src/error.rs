@@ -324,18 +324,21 @@ thread_local! {
 /// printed of it.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
     static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !QUIET.get() {
-                before(panic);
-            }
-        }));
-    });
+    HOOK.call_once(keep_quiet);
     let before = QUIET.replace(true);
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(before);
     result
+}
+
+/// Has panics that are looked for be told to no hook that there is now.
+pub(crate) fn keep_quiet() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !QUIET.get() {
+            before(panic);
+        }
+    }));
 }
 
 /// What a panic said.

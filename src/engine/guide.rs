@@ -17,6 +17,8 @@ use crate::sample::constraint::Mask;
 
 /// Threads that compute masks at most: one takes 50 µs, where a step takes milliseconds.
 const MAX_THREADS: usize = 4;
+/// A job that works for so long takes, or frees, much memory.
+const MUCH: Duration = Duration::from_millis(1);
 
 /// What is wanted of a constraint.
 enum Job {
@@ -75,6 +77,7 @@ impl Job {
     fn done(self) {
         #[cfg(test)]
         tests::delay();
+        let started = apart::worked();
         // What nobody takes is freed here.
         let _ = match self {
             Self::Mask(mut constraint, back) if back.is_wanted() => {
@@ -91,6 +94,9 @@ impl Job {
                 Ok(())
             }
         };
+        if apart::worked().saturating_sub(started) >= MUCH {
+            apart::freed_much();
+        }
     }
 }
 

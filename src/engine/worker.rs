@@ -22,6 +22,7 @@ use super::shares::Cost;
 use super::slot::Slot;
 use super::step::{Ahead, InFlight, draft, planned, with_logits};
 use super::{Command, EngineOptions, Machine};
+use crate::alloc::give_back_freed;
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::backend::KvPage;
 use crate::backend::batch::{Batch, Run, Tokens};
@@ -31,7 +32,7 @@ use crate::forward::Adapter;
 
 /// How often an idle engine looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
-/// How long an engine has nothing to do before what is kept goes to the disk, too.
+/// How long an engine has nothing to do before what is kept goes to the disk, too, and what the allocator keeps to the system.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long a step waits for constraints that are not ready when its logits are. A sequence whose constraint takes longer is left
 /// out of the next steps instead of holding up the others.
@@ -160,8 +161,11 @@ impl Worker {
                 match self.inbox.recv_timeout(IDLE) {
                     Ok(command) => command,
                     Err(RecvTimeoutError::Timeout) => {
-                        if self.busy.elapsed() >= QUIET && self.memory.has_unsaved() {
-                            self.save_all(None);
+                        if self.busy.elapsed() >= QUIET {
+                            if self.memory.has_unsaved() {
+                                self.save_all(None);
+                            }
+                            give_back_freed();
                         }
                         continue;
                     }

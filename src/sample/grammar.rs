@@ -1,10 +1,13 @@
 //! What a text is to be, and its compiling through llguidance within limits.
 
+use std::sync::Once;
+
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
 use super::schema;
+use crate::error::keep_quiet;
 use crate::{Error, Result};
 
 /// Bytes of a grammar; of a schema, written without spaces.
@@ -110,6 +113,13 @@ fn depth(grammar: &str) -> usize {
 
 /// Sets what bounds the work of compiling and of masks.
 pub(super) fn limit(factory: &mut ParserFactory) {
+    // The library's hook makes a backtrace of each panic, and names of its addresses: where memory is limited that may fail, and
+    // waits for itself for ever then. It is set at its first call, so that ours comes before it.
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let _ = llguidance::panic_utils::catch_unwind(|| Ok(()));
+        keep_quiet();
+    });
     factory.quiet();
     factory.limits_mut().max_lexer_states = MAX_LEXER_STATES;
     factory.limits_mut().verbose_errors = false;

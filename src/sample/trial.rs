@@ -105,6 +105,8 @@ impl Checker {
     fn run(&self, text: &str) -> io::Result<Option<ExitStatus>> {
         let mut command = Command::new(&self.program);
         command.arg(COMMAND).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        // At its limit there is no memory for a backtrace: what is refused while one is made waits for itself for ever.
+        command.env("RUST_BACKTRACE", "0");
         let mut child = command.spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             // Where it has ended already, its status says why.

@@ -300,6 +300,43 @@ fn resident(id: u32) -> usize {
 }
 
 #[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn what_grammars_took_is_given_back() {
+    let server = Server::start(&[]);
+    server.post("/v1/completions", &json!({ "prompt": "x", "max_tokens": 4 })).ok();
+    let before = resident(server.child.id());
+    let schema = json!({ "type": "integer", "multipleOf": 99_991 });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+    let body = json!({ "prompt": "x", "max_tokens": 200, "response_format": format });
+    let mut most = 0;
+    for seed in 0..3 {
+        server.post("/v1/completions", &with(body.clone(), json!({ "seed": seed }))).ok();
+        most = most.max(resident(server.child.id()));
+    }
+    // Their tables are tens of megabytes, which the allocator would keep.
+    assert!(most > before + (64 << 20), "{before} and then {most} bytes");
+    let begun = std::time::Instant::now();
+    while resident(server.child.id()) > before + (24 << 20) {
+        let held = resident(server.child.id());
+        assert!(begun.elapsed().as_secs() < 60, "{held} bytes, {before} before, {most} at most");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn numbers_of_a_grammar_that_overflow_are_refused() {
+    let server = Server::start(&[]);
+    let multiples = [65_521, 65_519].map(|n| json!({ "multipleOf": n }));
+    let schema = json!({ "type": "integer", "allOf": multiples });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+    // In a process of its own first, which has no memory for more than the grammar, whatever a library prints at a panic.
+    let begun = std::time::Instant::now();
+    let what =
+        server.post("/v1/completions", &json!({ "prompt": "x", "response_format": format })).refusal(400);
+    assert_eq!(what, "JSON schema: its compiler panicked: attempt to multiply with overflow");
+}
+
+#[test]
 fn what_is_no_http_is_refused() {
     use std::io::{Read, Write};
     let server = Server::start(&[]);

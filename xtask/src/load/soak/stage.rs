@@ -83,7 +83,9 @@ impl Stage {
         let start = Instant::now();
         let after = loop {
             let taken = self.server.taken()?;
-            let gone = taken.threads <= before.threads && taken.descriptors <= before.descriptors;
+            let gone = taken.threads <= before.threads
+                && taken.descriptors <= before.descriptors
+                && taken.memory <= before.memory + SLACK;
             if gone || start.elapsed() > SETTLE {
                 break taken;
             }
