@@ -60,7 +60,7 @@ class Page(unittest.TestCase):
 
     def sees(self, page, selector, texts):
         """What is drawn comes to be this."""
-        expect(page.locator(selector)).to_have_text(texts, use_inner_text=True, timeout=120_000)
+        expect(page.locator(selector)).to_have_text(texts, use_inner_text=True)
 
     def visit_again(self, page):
         """Reloads the page once what it has changed is stored: transactions of a store come one after the other."""

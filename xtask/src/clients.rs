@@ -76,11 +76,13 @@ const ENVIRONMENTS: [Environment; 6] = [
         packages: &["playwright==1.65.2"],
         tests: &[
             "test_page.py",
+            "test_page_access.py",
             "test_page_answers.py",
             "test_page_habits.py",
             "test_page_keys.py",
             "test_page_narrow.py",
             "test_page_several.py",
+            "test_page_troubles.py",
         ],
     },
 ];
@@ -88,11 +90,12 @@ const ENVIRONMENTS: [Environment; 6] = [
 /// What the Hugging Face cache is shared with, for tests/hub.
 const HUB: Environment = Environment { name: "hub", packages: &["huggingface_hub==2.4.0"], tests: &[] };
 
-const NODE_PACKAGES: [&str; 6] = [
+const NODE_PACKAGES: [&str; 7] = [
     "@ai-sdk/anthropic@3.0.140",
     "@ai-sdk/openai@3.0.141",
     "@ai-sdk/openai-compatible@2.0.92",
     "ai@6.0.326",
+    "axe-core@4.14.1",
     "ollama@0.6.4",
     "zod@4.6.7",
 ];
