@@ -66,7 +66,11 @@ pub fn run(options: &Options) -> Result<()> {
     if filter.is_empty() {
         fuzz::smoke(&mut steps);
     }
-    steps.step("tests by client libraries", || clients::test(filter));
+    let mut skips = None;
+    steps.step("tests by client libraries", || clients::test(filter).map(|found| skips = Some(found)));
+    if let Some(skips) = skips.filter(|skips| skips.count() > 0) {
+        steps.note(format!("tests by client libraries: {skips}"));
+    }
     steps.with_mlx(
         ready,
         "tests with MLX",
