@@ -94,6 +94,9 @@ class Access(OnPage):
             page.locator(at).last.scroll_into_view_if_needed()
             self.clean(page, "conversation at " + at.rpartition(" ")[2])
         page.click("article.assistant .do-tokens")
+        page.wait_for_selector(".token")
+        # Where it rests it would leave one as they are laid out, which closes its alternatives.
+        page.mouse.move(1, 1)
         page.locator(".token").first.focus()
         page.wait_for_selector(".others")
         self.clean(page, "tokens")

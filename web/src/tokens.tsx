@@ -42,7 +42,8 @@ export function Tokens({ turn }: { turn: Turn }) {
       class="tokens"
       ref={place}
       onKeyDown={move}
-      onMouseLeave={() => setAt(-1)}
+      // What the keyboard has opened the pointer does not close.
+      onMouseLeave={(event) => event.currentTarget.querySelector(":focus-visible") || setAt(-1)}
       onFocusOut={(event) => event.currentTarget.contains(event.relatedTarget as Node) || setAt(-1)}
     >
       <p class="note">
