@@ -174,6 +174,8 @@ class Access(OnPage):
         page.locator("article.assistant .alert").wait_for()
         page.locator(".banner .alert").nth(1).wait_for()
         self.clean(page, "troubles")
+        # There is room to read what they are about.
+        self.assertGreater(page.locator(".thread").bounding_box()["height"], 100)
         # An answer that has not begun.
         page.unroute("**/v1/chat/completions")
         held = []
