@@ -6,11 +6,15 @@ import shutil
 from support import needs
 
 needs("playwright")
-from playwright.sync_api import sync_playwright  # noqa: E402
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", MAC)
 PATH = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 DESKTOP, PHONE, NARROW = (1280, 800), (390, 844), (320, 568)
+# A net: what is waited for comes, on a busy machine later.
+LONG = 120_000
+expect.set_options(timeout=LONG)
 
 
 class Browser:
@@ -21,16 +25,17 @@ class Browser:
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
         self.chromium = self.playwright.chromium.launch(executable_path=PATH, args=options)
 
-    def open(self, url, dark=False, size=DESKTOP):
+    def open(self, url, dark=False, size=DESKTOP, scale=1):
         phone = size != DESKTOP
         context = self.chromium.new_context(
             viewport={"width": size[0], "height": size[1]},
+            device_scale_factor=scale,
             color_scheme="dark" if dark else "light",
             has_touch=phone,
             is_mobile=phone,
             permissions=["clipboard-read", "clipboard-write"],
         )
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(LONG)
         page = context.new_page()
         page.complaints, page.asked = [], []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))

@@ -60,7 +60,7 @@ class Page(unittest.TestCase):
 
     def sees(self, page, selector, texts):
         """What is drawn comes to be this."""
-        expect(page.locator(selector)).to_have_text(texts, use_inner_text=True, timeout=120_000)
+        expect(page.locator(selector)).to_have_text(texts, use_inner_text=True)
 
     def visit_again(self, page):
         """Reloads the page once what it has changed is stored: transactions of a store come one after the other."""
@@ -376,6 +376,9 @@ class Conversations(Page):
         page.focus("[data-at='0']")
         for _ in range(3):
             page.keyboard.press("ArrowRight")
+        # The pointer passes by, and closes nothing.
+        page.locator(".tokens .note").hover()
+        page.mouse.move(1, 1)
         shown = [text.replace("·", " ") for text in page.locator(".others code").all_text_contents()]
         self.assertEqual(shown, [one["token"] for one in wanted[3]["top_logprobs"]])
         # Another token, and the answer goes on from it.

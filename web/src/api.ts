@@ -17,17 +17,17 @@ export interface Model {
 }
 
 export class Failure extends Error {
-  /** `wait`: seconds after which to ask again, as the server says. */
+  /** `until`: when to ask again, as the server says. */
   constructor(
     readonly kind: Kind,
     message: string,
-    readonly wait?: number,
+    readonly until?: number,
   ) {
     super(message);
   }
 
   get trouble(): Trouble {
-    return { kind: this.kind, message: this.message };
+    return { kind: this.kind, message: this.message, ...(this.until && { until: this.until }) };
   }
 }
 
@@ -59,14 +59,26 @@ export function setKey(value: string, keep: boolean) {
   }
 }
 
-/** What a refusal is, by its status and code. */
-function kind(status: number, code: string | undefined, message: string): Kind {
+/** What the server says of a refusal. */
+interface Said {
+  message?: string;
+  code?: string;
+}
+
+/** What a refusal is; a 503 without a word is of something between here and the server. */
+function kind(status: number, { code, message = "" }: Said, until?: number): Kind {
   if (status === 401) return "key";
+  if (status === 502 || status === 504 || /about to end|^the server ends/.test(message)) return "gone";
+  if (status === 429 || (status === 503 && (until || !message))) return "busy";
   if (code === "context_length_exceeded" || /context length|kv-memory/i.test(message)) return "context";
-  if (status === 429) return "busy";
   if (status === 404) return "missing";
-  if (code === "model_load_failed" || /fail(ed|s) to load|could not be loaded/i.test(message)) return "load";
-  return status === 502 || status === 504 || /about to end/.test(message) ? "gone" : "other";
+  return code === "model_load_failed" || /fail(ed|s) to load|could not be loaded/i.test(message) ? "load" : "other";
+}
+
+/** `Retry-After`: seconds or a date, as milliseconds since 1970. */
+function retryAfter(said: string | null): number | undefined {
+  const time = said && (/^\s*\d+\s*$/.test(said) ? Date.now() + Number(said) * 1000 : Date.parse(said));
+  return time || undefined;
 }
 
 export async function ask(path: string, init: RequestInit = {}): Promise<Response> {
@@ -84,7 +96,7 @@ export async function ask(path: string, init: RequestInit = {}): Promise<Respons
   }
   if (response.ok) return response;
   const text = await response.text().catch(() => "");
-  let said: { message?: string; code?: string } = {};
+  let said: Said | undefined;
   try {
     const { error } = JSON.parse(text);
     said = typeof error === "string" ? { message: error } : error;
@@ -93,8 +105,8 @@ export async function ask(path: string, init: RequestInit = {}): Promise<Respons
   }
   const message =
     said?.message ?? (`${response.status} ${response.statusText}`.trim() || "The server refused the request.");
-  const wait = Number(response.headers.get("retry-after")) || undefined;
-  throw new Failure(kind(response.status, said?.code, message), message, wait);
+  const until = retryAfter(response.headers.get("retry-after"));
+  throw new Failure(kind(response.status, said ?? {}, until), message, until);
 }
 
 export const failure = (error: unknown) =>
@@ -134,7 +146,7 @@ export async function* events(response: Response): AsyncGenerator<any> {
         const chunk = JSON.parse(data.join("\n"));
         if (chunk.error) {
           const message = chunk.error.message ?? String(chunk.error);
-          throw new Failure(kind(500, chunk.error.code, message), message);
+          throw new Failure(kind(500, { ...chunk.error, message }), message);
         }
         yield chunk;
       }

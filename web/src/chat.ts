@@ -154,7 +154,8 @@ function save(id: string, run: state.Run, end: Partial<Turn>) {
     ...end,
   };
   state.update(tree.changed(conversation, run.turn, change));
-  if (tokens) void state.keep(store.putTokens(run.turn, run.tokens));
+  // Where there is no room for them, the answer says so in their place.
+  if (tokens) store.putTokens(run.turn, run.tokens).catch(() => undefined);
 }
 
 /** Reads a stream into `run`; how it finished. What comes is shown at a pace that the page keeps. */

@@ -4,7 +4,7 @@ import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { send, stop } from "./chat";
 import { Effort } from "./effort";
-import { IconClip, IconSend, IconStop, IconThought } from "./icons";
+import { IconClip, IconEnd, IconSend, IconStop, IconThought } from "./icons";
 import { perSecond } from "./numbers";
 import { sends, settings } from "./settings";
 import * as state from "./state";
@@ -196,6 +196,17 @@ export function Composer() {
               </label>
             )}
             <Rate />
+            {state.toEnd.value && (
+              <button
+                type="button"
+                class="quiet to-end"
+                aria-label="To the end"
+                title="To the end"
+                onClick={state.toEnd.value}
+              >
+                <IconEnd />
+              </button>
+            )}
             {run ? (
               <button type="button" class="main round" aria-label="Stop" title="Stop (Escape)" id="stop" onClick={stop}>
                 <IconStop />

@@ -38,6 +38,7 @@ export const IconTrash = icon("M4 7h16M9.5 7V4.5h5V7M6.5 7l.8 12.5h9.4L17.5 7M10
 export const IconLeft = icon("M14.5 6l-6 6 6 6");
 export const IconRight = icon("M9.5 6l6 6-6 6");
 export const IconDown = icon("M6 9.5l6 6 6-6");
+export const IconEnd = icon("M6 5.5l6 6 6-6M6 12.5l6 6 6-6");
 export const IconClose = icon("M6 6l12 12M18 6L6 18");
 export const IconTokens = icon("M4 19V9M9.3 19V5M14.7 19v-7M20 19v-4");
 export const IconMore = icon("M5 12h.01M12 12h.01M19 12h.01");

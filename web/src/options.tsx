@@ -4,13 +4,14 @@ import { useRef, useState } from "preact/hooks";
 import { key, setKey } from "./api";
 import { Dialog } from "./dialog";
 import { Effort } from "./effort";
-import { FIELDS, number, set, settings, type Field } from "./settings";
+import { FIELDS, kept, number, set, settings, type Field } from "./settings";
 import * as state from "./state";
 import { exportAll, importFile } from "./transfer";
 
 export function SettingsDialog() {
   return (
     <Dialog name="settings" title="Settings">
+      {!kept.value && <p class="alarm">This browser does not keep settings: these hold while the page is open.</p>}
       <Sampling />
       <section>
         <h3>New conversations</h3>

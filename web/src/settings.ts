@@ -118,7 +118,7 @@ const INITIAL: Settings = {
   sidebar: true,
 };
 
-function kept(): Settings {
+function stored(): Settings {
   try {
     return { ...INITIAL, ...JSON.parse(localStorage.getItem(NAME) ?? "{}") };
   } catch {
@@ -126,7 +126,9 @@ function kept(): Settings {
   }
 }
 
-export const settings = signal<Settings>(kept());
+export const settings = signal<Settings>(stored());
+/** Whether the browser keeps them. */
+export const kept = signal(true);
 export const set = (change: Partial<Settings>) => (settings.value = { ...settings.value, ...change });
 
 effect(() => {
@@ -135,8 +137,9 @@ effect(() => {
   else delete document.documentElement.dataset.theme;
   try {
     localStorage.setItem(NAME, JSON.stringify(settings.value));
+    kept.value = true;
   } catch {
-    /* A browser that keeps nothing: it holds while the page is open. */
+    kept.value = false;
   }
 });
 

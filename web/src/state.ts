@@ -26,12 +26,16 @@ export const models = signal<api.Model[]>([]);
 export const chosen = signal(remembered());
 /** What went wrong beside any answer. */
 export const trouble = signal<Trouble | null>(null);
+/** Why conversations are not kept, where they are not. */
+export const unkept = signal<Trouble | null>(null);
 /** What a screen reader says. */
 export const said = signal("");
 export const ready = signal(false);
 export const dialog = signal<"" | "settings" | "keys" | "about">("");
 /** On a narrow screen the sidebar is a drawer. */
 export const drawer = signal(false);
+/** Goes to the end of the conversation, where that is not seen. */
+export const toEnd = signal<(() => void) | null>(null);
 
 export const conversation = computed(() => conversations.value.find(({ id }) => id === current.value));
 /** The models that answer: embedders do not. */
@@ -62,36 +66,64 @@ export function choose(id: string) {
 }
 
 /** Other tabs of this page hear what changes here. */
-const channel = "BroadcastChannel" in self ? new BroadcastChannel("backstop") : undefined;
-channel?.addEventListener("message", async ({ data }) => {
-  if (!data.all && !data.id) return;
+const channel = connected();
+function connected(): BroadcastChannel | undefined {
+  try {
+    return new BroadcastChannel("backstop");
+  } catch {
+    // There is none, or a browser that keeps nothing refuses it.
+  }
+}
+channel?.addEventListener("message", ({ data }) => {
+  // What cannot be read is told where it is to be kept.
+  if (data.all || data.id) heard(data).catch(() => undefined);
+});
+
+async function heard(data: { all?: true; id?: string }) {
   // What is being answered here is this tab's until that is done.
   if (data.all) {
     const stored = await store.all();
     const ours = conversations.value.filter(({ id }) => runs.value.has(id));
     conversations.value = [...stored.filter(({ id }) => !runs.value.has(id)), ...ours];
-  } else {
+  } else if (data.id) {
     const found = await store.get(data.id);
     if (runs.value.has(data.id)) return;
     const rest = conversations.value.filter(({ id }) => id !== data.id);
     conversations.value = found ? [...rest, found] : rest;
   }
-});
+}
 
-let lost = false;
-/** Keeps something in the browser, or says once that it cannot. */
-export async function keep(work: Promise<unknown>, message: object = {}) {
+/** Conversations that are not stored as they are here. */
+const unsaved = new Set<string>();
+let told = false;
+/** Keeps something in the browser, `ids` of conversations perhaps, or says once that it cannot. */
+export async function keep(work: Promise<unknown>, message: object = {}, ids: string[] = []) {
   try {
     await work;
-    channel?.postMessage(message);
   } catch (error) {
-    if (!lost)
-      trouble.value = {
-        kind: "other",
-        message: `This browser does not keep conversations (${(error as Error)?.message}). They last while this page is open: export what you want to keep.`,
-      };
-    lost = true;
+    ids.forEach((id) => unsaved.add(id));
+    if (!told) unkept.value = { kind: "storage", message: whyUnkept(error as DOMException | undefined) };
+    told = true;
+    return;
   }
+  channel?.postMessage(message);
+  ids.forEach((id) => unsaved.delete(id));
+  if (told) saveRest();
+}
+
+/** Where something was stored there may be room for what was not. */
+function saveRest() {
+  const next = [...unsaved].map(find).find((one) => one && !forgotten.has(one.id));
+  if (next) return void keep(put(next), { id: next.id }, [next.id]);
+  unsaved.clear();
+  unkept.value = null;
+  told = false;
+}
+
+function whyUnkept(error?: DOMException): string {
+  if (error?.name === "QuotaExceededError") return "The room that this browser has for the page is full.";
+  if (error?.name === "SecurityError") return "This browser keeps nothing of the page, as in a private window.";
+  return `This browser does not keep conversations${error?.message ? ` (${error.message.replace(/\.$/, "")})` : ""}.`;
 }
 
 /** Stores a conversation, and takes over what other tabs did to it. */
@@ -121,7 +153,7 @@ export function update(changed: Conversation) {
   conversations.value = known
     ? conversations.value.map((one) => (one.id === changed.id ? changed : one))
     : [...conversations.value, changed];
-  void keep(put(changed), { id: changed.id });
+  void keep(put(changed), { id: changed.id }, [changed.id]);
 }
 
 export const find = (id: string) => conversations.value.find((one) => one.id === id);
@@ -183,18 +215,21 @@ function due(all: api.Model[]): number {
 }
 
 let asking: ReturnType<typeof setTimeout> | undefined;
+/** What went wrong when it was asked last. */
+let unheard: Trouble | null = null;
 /** Asks what models there are, and again while one changes, when one is due to, or while the server is away. */
 export async function refresh() {
   clearTimeout(asking);
   let again = 0;
   try {
     models.value = await api.models();
-    if (trouble.value?.kind === "gone" || trouble.value?.kind === "key") trouble.value = null;
+    if (trouble.value === unheard || trouble.value?.kind === "gone" || trouble.value?.kind === "key") trouble.value = null;
+    unheard = null;
     again = models.value.some(isChanging) ? 1000 : due(models.value);
   } catch (error) {
     const failed = api.failure(error);
-    trouble.value = failed.trouble;
-    if (failed.kind === "gone" || failed.kind === "busy") again = 3000;
+    trouble.value = unheard = failed.trouble;
+    if (failed.kind === "gone" || failed.kind === "busy") again = Math.max(3000, (failed.until ?? 0) - Date.now());
   }
   if (again) asking = setTimeout(refresh, again);
 }
@@ -209,7 +244,7 @@ export async function loading(of: api.Model, load: boolean) {
     said.value = `${of.id} is ${load ? "loaded" : "unloaded"}.`;
   } catch (error) {
     const failed = api.failure(error);
-    trouble.value = { kind: load && failed.kind === "other" ? "load" : failed.kind, message: failed.message };
+    trouble.value = { ...failed.trouble, kind: load && failed.kind === "other" ? "load" : failed.kind };
   }
   await refresh();
 }

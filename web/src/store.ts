@@ -10,6 +10,7 @@ const CONVERSATIONS = "conversations",
 let database: Promise<IDBDatabase> | undefined;
 
 function opened(): Promise<IDBDatabase> {
+  const again = () => (database = undefined);
   database ??= new Promise((resolve, reject) => {
     const request = indexedDB.open("backstop", 1);
     request.onupgradeneeded = () => {
@@ -19,14 +20,16 @@ function opened(): Promise<IDBDatabase> {
     request.onsuccess = () => {
       // Another tab may bring a newer form of it.
       request.result.onversionchange = () => request.result.close();
+      request.result.onclose = again;
       resolve(request.result);
     };
     request.onerror = () => reject(request.error);
   });
+  database.catch(again);
   return database;
 }
 
-/** Does something in one transaction. What cannot be kept is told, once, and the page goes on without. */
+/** Does something in one transaction. */
 async function within<T>(
   mode: IDBTransactionMode,
   work: (conversations: IDBObjectStore, tokens: IDBObjectStore) => IDBRequest<T> | void,
@@ -35,7 +38,8 @@ async function within<T>(
   const request = work(transaction.objectStore(CONVERSATIONS), transaction.objectStore(TOKENS));
   await new Promise<void>((resolve, reject) => {
     transaction.oncomplete = () => resolve();
-    transaction.onerror = transaction.onabort = () => reject(transaction.error);
+    // A request that failed says so before the transaction knows its error: it aborts then.
+    transaction.onabort = () => reject(transaction.error);
   });
   return request?.result;
 }

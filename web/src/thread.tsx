@@ -1,8 +1,7 @@
 // The conversation that is open.
 
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { Bar } from "./bar";
-import { IconDown } from "./icons";
 import { Guard } from "./markdown";
 import { facts } from "./models";
 import * as state from "./state";
@@ -20,11 +19,11 @@ export function Thread() {
     inner = useRef<HTMLDivElement>(null);
   const follows = useRef(true),
     top = useRef(0);
-  const [away, setAway] = useState(false);
   const near = () => {
     const { scrollHeight, scrollTop, clientHeight } = place.current!;
     return scrollHeight - scrollTop - clientHeight < NEAR;
   };
+  const setAway = (away: boolean) => (state.toEnd.value = away ? end : null);
   const end = () => {
     const thread = place.current!;
     follows.current = true;
@@ -85,11 +84,6 @@ export function Thread() {
           state.ready.value && <Empty />
         )}
       </div>
-      {away && (
-        <button type="button" class="to-end" aria-label="To the end" title="To the end" onClick={end}>
-          <IconDown />
-        </button>
-      )}
     </div>
   );
 }

@@ -42,7 +42,8 @@ export function Tokens({ turn }: { turn: Turn }) {
       class="tokens"
       ref={place}
       onKeyDown={move}
-      onMouseLeave={() => setAt(-1)}
+      // What the keyboard has opened the pointer does not close.
+      onMouseLeave={(event) => event.currentTarget.querySelector(":focus-visible") || setAt(-1)}
       onFocusOut={(event) => event.currentTarget.contains(event.relatedTarget as Node) || setAt(-1)}
     >
       <p class="note">
@@ -76,9 +77,11 @@ function Others({ turn, tokens, at }: { turn: Turn; tokens: Token[]; at: number 
   const card = useRef<HTMLSpanElement>(null);
   const [side, setSide] = useState("");
   useLayoutEffect(() => {
-    const { right, bottom } = card.current!.getBoundingClientRect();
-    const end = card.current!.closest(".thread")!.getBoundingClientRect().bottom;
-    setSide(`${right > innerWidth - 8 ? "to-left" : ""} ${bottom > end ? "upward" : ""}`);
+    const { right, bottom, height } = card.current!.getBoundingClientRect();
+    const thread = card.current!.closest(".thread")!.getBoundingClientRect();
+    const above = card.current!.parentElement!.getBoundingClientRect().top - thread.top;
+    const upward = bottom > thread.bottom && above >= height;
+    setSide(`${right > innerWidth - 8 ? "to-left" : ""} ${upward ? "upward" : ""}`);
   }, [at]);
   const listed = others.some(([other]) => other === text) ? others : [[text, logprob] as [string, number], ...others];
   const whole = isWhole(tokens.slice(0, at));

@@ -57,7 +57,7 @@ export async function importFile(file: File): Promise<number> {
     return { ...one, id };
   });
   state.conversations.value = [...state.conversations.value, ...added];
-  await state.keep(store.putAll(added), { all: true });
+  await state.keep(store.putAll(added), { all: true }, added.map(({ id }) => id));
   return added.length;
 }
 

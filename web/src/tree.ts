@@ -16,11 +16,13 @@ export interface Stats {
   first?: number;
 }
 
-export type Kind = "gone" | "key" | "context" | "busy" | "missing" | "load" | "other";
+export type Kind = "gone" | "key" | "context" | "busy" | "missing" | "load" | "storage" | "other";
 
 export interface Trouble {
   kind: Kind;
   message: string;
+  /** When it is worth trying again, as the server says: milliseconds since 1970. */
+  until?: number;
 }
 
 export interface Turn {

@@ -20,7 +20,7 @@ import { sends } from "./settings";
 import * as state from "./state";
 import { Tokens } from "./tokens";
 import * as tree from "./tree";
-import type { Attachment, Conversation, Stats, Turn } from "./tree";
+import type { Attachment, Conversation, Kind, Stats, Turn } from "./tree";
 import { Words } from "./troubles";
 
 interface Props {
@@ -97,9 +97,7 @@ function Answer({ conversation, turn, last }: Props) {
               New conversation
             </button>
           ) : (
-            <button type="button" class="plain" disabled={busy} onClick={() => void again(turn)}>
-              Try again
-            </button>
+            <Tries turn={turn} kind={turn.trouble.kind} off={busy} />
           )}
         </div>
       )}
@@ -126,7 +124,7 @@ function Answer({ conversation, turn, last }: Props) {
               name="edit-answer"
             />
           )}
-          {last && turn.end && turn.end !== "trouble" && text && !full && (
+          {last && turn.end && text && !full && (
             <Action label="Continue" icon={<IconOn />} off={busy} does={() => void more(turn)} name="continue" />
           )}
           {text && (
@@ -152,6 +150,40 @@ function Answer({ conversation, turn, last }: Props) {
       )}
       {stats && !live && <Figures stats={stats} model={state.several.value ? turn.model : undefined} />}
     </article>
+  );
+}
+
+/** So many models are offered in place of one. */
+const OFFERED = 4;
+
+/** Asks once more: another model, where this one does not answer. */
+function Tries({ turn, kind, off }: { turn: Turn; kind: Kind; off: boolean }) {
+  const models = state.answering.value;
+  const others = models.filter(({ id, state }) => id !== turn.model && state !== "failed").slice(0, OFFERED);
+  const instead = kind === "missing" || kind === "load" ? others : [];
+  const listed = models.some(({ id }) => id === turn.model);
+  return (
+    <div class="buttons">
+      {instead.map(({ id }) => (
+        <button
+          key={id}
+          type="button"
+          class="plain"
+          disabled={off}
+          onClick={() => {
+            state.choose(id);
+            void again(turn);
+          }}
+        >
+          Answer with {id}
+        </button>
+      ))}
+      {(listed || instead.length === 0) && (
+        <button type="button" class="plain" disabled={off} onClick={() => void again(turn)}>
+          Try again
+        </button>
+      )}
+    </div>
   );
 }
 

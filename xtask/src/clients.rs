@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::skips::Skips;
 use crate::util::{cargo, first_line, quiet, root, shown};
 
 /// Python packages that can be installed together, and the files of `tests/clients` that they are for.
@@ -76,11 +77,13 @@ const ENVIRONMENTS: [Environment; 6] = [
         packages: &["playwright==1.65.2"],
         tests: &[
             "test_page.py",
+            "test_page_access.py",
             "test_page_answers.py",
             "test_page_habits.py",
             "test_page_keys.py",
             "test_page_narrow.py",
             "test_page_several.py",
+            "test_page_troubles.py",
         ],
     },
 ];
@@ -88,11 +91,12 @@ const ENVIRONMENTS: [Environment; 6] = [
 /// What the Hugging Face cache is shared with, for tests/hub.
 const HUB: Environment = Environment { name: "hub", packages: &["huggingface_hub==2.4.0"], tests: &[] };
 
-const NODE_PACKAGES: [&str; 6] = [
+const NODE_PACKAGES: [&str; 7] = [
     "@ai-sdk/anthropic@3.0.140",
     "@ai-sdk/openai@3.0.141",
     "@ai-sdk/openai-compatible@2.0.92",
     "ai@6.0.326",
+    "axe-core@4.14.1",
     "ollama@0.6.4",
     "zod@4.6.7",
 ];
@@ -126,8 +130,11 @@ fn built(root: &Path, target: &Path) -> Result<PathBuf> {
 }
 
 /// Runs `tests/clients` against the binary that the Rust tests were built with; with words in `filter`, the tests whose
-/// name holds one of them.
-pub fn test(filter: &[String]) -> Result<()> {
+/// name holds one of them. What was skipped.
+///
+/// # Errors
+/// Where a test fails, or is skipped in CI for a reason that is none there.
+pub fn test(filter: &[String]) -> Result<Skips> {
     let root = root()?;
     all_are_named(&root.join("tests/clients"))?;
     let target = target(&root);
@@ -137,19 +144,13 @@ pub fn test(filter: &[String]) -> Result<()> {
     let hub = if filter.is_empty() { Some(made(&HUB, &home)?) } else { None };
     node_packages(&home)?;
     let binary = built(&root, &target)?;
+    let skips = home.join("skips.txt");
+    let _ = fs::remove_file(&skips);
     let mut failed = Vec::new();
     for (environment, python) in ENVIRONMENTS.iter().zip(&pythons) {
         for &file in environment.tests {
             let mut tests = Command::new(python);
-            tests.args([
-                "-m",
-                "unittest",
-                "discover",
-                "--start-directory",
-                "tests/clients",
-                "--pattern",
-                file,
-            ]);
+            tests.args(["tests/clients/run.py", file]).arg(&skips);
             for word in filter.iter().filter(|word| !word.starts_with('-')) {
                 tests.args(["-k", word]);
             }
@@ -177,8 +178,10 @@ pub fn test(filter: &[String]) -> Result<()> {
             }
         }
     }
-    ensure!(failed.is_empty(), "tests failed in {}", failed.join(", "));
-    Ok(())
+    let skips = Skips::read(&skips)?;
+    ensure!(failed.is_empty(), "tests failed in {} ({skips})", failed.join(", "));
+    skips.allowed()?;
+    Ok(skips)
 }
 
 /// Whether tests with packages pass whose hub is the one of `tests/hub`: `huggingface_hub` finds what this program has downloaded,
@@ -255,7 +258,7 @@ fn node_packages(home: &Path) -> Result<()> {
         return Ok(());
     }
     if quiet(Command::new("npm").arg("--version")).is_err() {
-        eprintln!("   there is no npm: the tests of the AI SDK and of Ollama's package are skipped");
+        eprintln!("   there is no npm: the tests of the AI SDK, of Ollama's package and by axe are skipped");
         return Ok(());
     }
     eprintln!("   installing {} into {}", NODE_PACKAGES.join(", "), home.display());

@@ -13,6 +13,7 @@ mod peers;
 mod random_model;
 mod real_models;
 mod sanitize;
+mod skips;
 mod steps;
 mod test;
 mod util;
@@ -53,7 +54,7 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::RealModels(options) => real_models::run(&options),
         Task::Clients { agents: true, words } => clients::agents(&words),
-        Task::Clients { agents: false, words } => clients::test(&words),
+        Task::Clients { agents: false, words } => clients::test(&words).map(|skips| eprintln!("\n{skips}")),
         Task::Page { check: true } => page::check(),
         Task::Page { check: false } => page::make(),
         Task::RandomModel { shape, kind, path } => random_model::write(&shape, &kind, &path),

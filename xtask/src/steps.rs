@@ -37,12 +37,13 @@ pub struct Steps {
     /// What cargo's environment has beside this one.
     pub env: Vec<(&'static str, OsString)>,
     done: Vec<(&'static str, Duration, Outcome)>,
+    notes: Vec<String>,
 }
 
 impl Steps {
     /// Those of `cargo xtask TASK`, without MLX.
     pub fn new(task: &'static str) -> Self {
-        Self { task, mlx: false, env: Vec::new(), done: Vec::new() }
+        Self { task, mlx: false, env: Vec::new(), done: Vec::new(), notes: Vec::new() }
     }
 
     /// Does `work`, and says whether it succeeded.
@@ -62,6 +63,11 @@ impl Steps {
     pub fn skip(&mut self, name: &'static str, reason: &Error) {
         eprintln!("\n== {name}\nskipped: {reason:#}");
         self.done.push((name, Duration::ZERO, Outcome::Skipped));
+    }
+
+    /// Has the summary say something more.
+    pub fn note(&mut self, text: String) {
+        self.notes.push(text);
     }
 
     /// Runs `cargo LINE MORE`.
@@ -93,6 +99,9 @@ impl Steps {
                 Outcome::Skipped => "SKIPPED",
             };
             eprintln!("{outcome:7} {:7.1} s  {name}", time.as_secs_f32());
+        }
+        for note in &self.notes {
+            eprintln!("        {note}");
         }
         let count = |wanted| self.done.iter().filter(|(_, _, outcome)| *outcome == wanted).count();
         let failed = count(Outcome::Failed);

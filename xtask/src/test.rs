@@ -88,7 +88,11 @@ pub fn run(options: &Options) -> Result<()> {
     if filter.is_empty() {
         fuzz::smoke(&mut steps);
     }
-    steps.step("tests by client libraries", || clients::test(filter));
+    let mut skips = None;
+    steps.step("tests by client libraries", || clients::test(filter).map(|found| skips = Some(found)));
+    if let Some(skips) = skips.filter(|skips| skips.count() > 0) {
+        steps.note(format!("tests by client libraries: {skips}"));
+    }
     let mlx = "test --package backstop --no-fail-fast --features mlx,fault-injection";
     let targets = if filter.is_empty() { mlx_targets()? } else { String::new() };
     steps.with_mlx(ready, "tests with MLX", &format!("{mlx}{targets}"), filter);
