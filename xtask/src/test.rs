@@ -67,6 +67,9 @@ pub fn run(options: &Options) -> Result<()> {
         fuzz::smoke(&mut steps);
     }
     steps.step("tests by client libraries", || clients::test(filter));
+    if let Err(error) = clients::has_npm() {
+        steps.skip("tests by packages for Node.js", &error);
+    }
     steps.with_mlx(
         ready,
         "tests with MLX",
