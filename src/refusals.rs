@@ -16,6 +16,8 @@ pub enum Site {
     ShortRead,
     /// Writing to a model in the making: `ENOSPC`, behind a half of the bytes.
     Write,
+    /// Writing to a file that is being downloaded: `ENOSPC`.
+    Download,
 }
 
 impl Site {
@@ -26,7 +28,7 @@ impl Site {
             Self::Memory => libc::ENOMEM,
             Self::Thread => libc::EAGAIN,
             Self::Read | Self::ShortRead => libc::EIO,
-            Self::Write => libc::ENOSPC,
+            Self::Write | Self::Download => libc::ENOSPC,
         };
         #[cfg(unix)]
         return io::Error::from_raw_os_error(code);
