@@ -16,6 +16,9 @@ pub enum Site {
     ShortRead,
     /// Writing to a model in the making: `ENOSPC`, behind a half of the bytes.
     Write,
+    /// Writing to a file that is being downloaded: `ENOSPC`.
+    #[cfg(feature = "hub")]
+    Download,
 }
 
 impl Site {
@@ -27,6 +30,8 @@ impl Site {
             Self::Thread => libc::EAGAIN,
             Self::Read | Self::ShortRead => libc::EIO,
             Self::Write => libc::ENOSPC,
+            #[cfg(feature = "hub")]
+            Self::Download => libc::ENOSPC,
         };
         #[cfg(unix)]
         return io::Error::from_raw_os_error(code);

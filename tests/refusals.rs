@@ -1,5 +1,5 @@
 //! What the system refuses: the n-th memory of a load, a prompt, a decode, a sample, a text to encode, a score and a vector; threads;
-//! reads; writes. One after the other until nothing is refused any more: what wanted it fails by name, the others' texts are the
+//! reads; writes, those of a download among them. One after the other until nothing is refused any more: what wanted it fails by name, the others' texts are the
 //! library's, and memory, places, threads and descriptors are back.
 
 use std::path::{Path, PathBuf};
@@ -12,6 +12,14 @@ use backstop::quantize::{self, GgufType};
 use backstop::refusals::{Refusals, Site};
 use backstop::sample::Grammar;
 use backstop::{Drafts, Error, KvType, LoadOptions, Message, Model, ModelFiles, Options, SamplingOptions};
+
+#[path = "hub/full.rs"]
+#[cfg(unix)]
+mod full;
+#[path = "hub/served.rs"]
+#[cfg(unix)]
+#[allow(dead_code, reason = "other tests need the rest")]
+mod served;
 
 /// A plan is the whole process's: a test that has none must not meet another's.
 fn turn() -> MutexGuard<'static, ()> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use backstop::backend::select::{BackendRequest, Bytes};
 use backstop::bundle::{self, Bundle};
-use backstop::hub::{self, Client, Fit, Name};
+use backstop::hub::{self, Client, Fit, Form, Found, Name};
 use backstop::{Error, HubFault};
 
 use super::args::{FetchArgs, ModelArgs};
@@ -62,8 +62,15 @@ pub fn path_within(
     };
     let settings = pull::settings(fetch.token.as_deref())?;
     let fit = pull::fit(backend, memory);
-    if let Some(path) = hub::find(&name, &settings, fit)? {
+    if let Some(Found { path, bytes, form }) = hub::find_model(&name, &settings, fit)? {
         tracing::info!(%name, path = %path.display(), "found");
+        if let Some(what) = pull::too_large(bytes, &form, fit) {
+            let other = match &name {
+                _ if settings.offline => "a smaller model, or a variant of fewer bits, would fit".to_owned(),
+                _ => format!("`backstop pull {name}` takes a variant that fits, where there is one"),
+            };
+            term::note(format_args!("warning: {name} is here as {}, and {what}: {other}", of_form(&form)));
+        }
         return Ok(path);
     }
     if matches!(name, Name::Ollama { .. }) {
@@ -86,7 +93,7 @@ pub fn path_within(
     if !fetch.pull {
         let bytes = Bytes(plan.bytes());
         let what = pull::what(&plan);
-        let large = pull::too_large(&plan, fit);
+        let large = pull::too_large(plan.bytes(), &plan.form, fit);
         let question = match &large {
             None => format!("{name} is not on this machine. Download {what} ({bytes})?"),
             Some(large) => {
@@ -98,6 +105,11 @@ pub fn path_within(
         }
     }
     pull::download(&client, &settings, &plan, &name, fit)
+}
+
+/// What a model's files are, as a person knows it.
+fn of_form(form: &Form) -> &str {
+    form.gguf().unwrap_or("safetensors")
 }
 
 /// Whether a person agrees; `enter` is what Enter by itself means.

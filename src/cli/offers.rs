@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use backstop::hub::{self, Cache, Client, Name, Settings, Stage};
+use backstop::hub::{self, Cache, Client, Form, Name, Settings, Stage};
 use backstop::models::{Keep, Lease, Models, ModelsOptions, Offer};
 use backstop::server::{Fetch, Fetching, Look};
 use backstop::weights::Access;
@@ -225,11 +225,23 @@ impl Fetch for Hub {
         if !tell(&Fetching { checking: false, done: 0, total: 0 }) {
             return Ok(None);
         }
-        let path = match hub::find(&name, &self.settings, self.fit)? {
-            Some(path) => path,
+        let too_large = |bytes, form: &Form| {
+            if let Some(what) = pull::too_large(bytes, form, self.fit) {
+                tracing::warn!("{name}: {what}");
+            }
+        };
+        let path = match hub::find_model(&name, &self.settings, self.fit)? {
+            Some(found) => {
+                too_large(found.bytes, &found.form);
+                found.path
+            }
             None => {
                 let (client, cache) = (Client::new(&self.settings)?, Cache::new(&self.settings.cache));
                 let Some(plan) = hub::plan(&client, &name, self.fit)? else { return Ok(None) };
+                if let Some(why) = pull::passed(&plan, self.fit) {
+                    tracing::info!("{} is taken, since {why}", pull::what(&plan));
+                }
+                too_large(plan.bytes(), &plan.form);
                 let path = plan.download(&client, &cache, &mut |progress| {
                     let checking = progress.stage == Stage::Checking;
                     tell(&Fetching { checking, done: progress.done, total: progress.total })

@@ -47,12 +47,23 @@ pub fn fit(backend: BackendRequest, most: Option<u64>) -> Fit {
 }
 
 /// What is to be known of a model that does not fit.
-pub fn too_large(plan: &Plan, fit: Fit) -> Option<String> {
-    let (bytes, memory) = (plan.bytes(), fit.memory?);
-    (!fit.holds(bytes)).then(|| {
-        let needs = Bytes(fit.needs(bytes));
+pub fn too_large(bytes: u64, form: &Form, fit: Fit) -> Option<String> {
+    let memory = fit.memory?;
+    (!fit.holds(bytes, form.gguf())).then(|| {
+        let needs = Bytes(fit.needs(bytes, form.gguf()));
         format!("it needs about {needs} of memory to run, and {} are to be had here", Bytes(memory))
     })
+}
+
+/// What was passed over for a variant that fits.
+pub fn passed(plan: &Plan, fit: Fit) -> Option<String> {
+    let (passed, memory) = (plan.passed.as_ref()?, fit.memory?);
+    Some(format!(
+        "{} ({}) does not fit the {} of memory that are to be had here",
+        passed.variant,
+        Bytes(passed.bytes),
+        Bytes(memory)
+    ))
 }
 
 /// The settings of the environment, with the token that was typed.
@@ -106,7 +117,10 @@ pub fn download(
     let files =
         if plan.files.len() == 1 { "1 file".to_owned() } else { format!("{} files", plan.files.len()) };
     term::note(format_args!("{}: {files}, {}{kept}", what(plan), Bytes(total)));
-    if let Some(what) = too_large(plan, fit) {
+    if let Some(why) = passed(plan, fit) {
+        term::note(format_args!("note: {} is taken, since {why}", what(plan)));
+    }
+    if let Some(what) = too_large(total, &plan.form, fit) {
         term::note(format_args!("warning: {what}: a smaller model, or a variant of fewer bits, would fit"));
     }
     let mut shown = Shown::new();

@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::choose::{self, Choice, Entry, Form};
+use super::fit::Fit;
 use super::name::{RepositoryId, is_commit};
 use super::parts;
-use super::short::Fit;
 use crate::error::{Error, HubFault, Result};
 use crate::files;
 use crate::json;
@@ -45,6 +45,17 @@ pub struct Cached {
     pub bytes: u64,
     /// Whether all of its files are here. One that lacks some is not [found](Cache::find); its download completes it.
     pub whole: bool,
+}
+
+/// A model that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The directory, or the first GGUF file.
+    pub path: PathBuf,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// What its files are.
+    pub form: Form,
 }
 
 /// What was removed.
@@ -98,12 +109,26 @@ impl Cache {
     /// The model of a repository, where all of it is here: its directory, or its first GGUF file. Of several variants the one
     /// that is preferred, where none is named.
     pub fn find(&self, id: &RepositoryId, revision: Option<&str>, variant: Option<&str>) -> Option<PathBuf> {
+        self.find_fitting(id, revision, variant, Fit::default()).map(|found| found.path)
+    }
+
+    /// As [`find`](Self::find), of several variants one that fits; where none does, the one that needs the least.
+    pub(super) fn find_fitting(
+        &self,
+        id: &RepositoryId,
+        revision: Option<&str>,
+        variant: Option<&str>,
+        fit: Fit,
+    ) -> Option<Found> {
         let commit = self.commit(id, revision.unwrap_or("main"))?;
         let snapshot = self.snapshot(id, &commit);
         let files = linked(&snapshot);
         let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
-        let choice = choose::choose(id.as_str(), &entries, variant, Fit::default()).ok()?;
-        is_whole(&snapshot, &files, &choice).then(|| place(&snapshot, &choice.form))
+        let choice = choose::choose_here(id.as_str(), &entries, variant, fit)?;
+        is_whole(&snapshot, &files, &choice).then(|| {
+            let bytes = choice.files.iter().map(|&at| files[at].bytes).fold(0, u64::saturating_add);
+            Found { path: place(&snapshot, &choice.form), bytes, form: choice.form }
+        })
     }
 
     /// All models, by their names, those that lack files among them.
@@ -558,7 +583,10 @@ mod tests {
         assert_eq!(fs::read(&found).unwrap(), b"four");
         let error = cache.remove(&id, None, Some("Q2_K")).unwrap_err().to_string();
         assert_eq!(error, "a/b has no Q2_K here: backstop list shows what is");
-        assert_eq!(cache.remove(&id, None, Some("Q4_0")).unwrap(), Removed { bytes: 10, files: 2 });
+        // Of a file that changed at the hub before its model was whole, no snapshot knows.
+        fs::write(cache.blob(&id, "6f6c64"), "old").unwrap();
+        assert_eq!(cache.remove(&id, None, Some("Q4_0")).unwrap(), Removed { bytes: 13, files: 3 });
+        assert!(!cache.blob(&id, "6f6c64").exists());
         // The other revision still has it.
         assert_eq!(cache.remove(&id, Some("main"), None).unwrap(), Removed { bytes: 0, files: 0 });
         assert_eq!(cache.find(&id, None, None), None);
@@ -573,6 +601,26 @@ mod tests {
         assert!(!cache.holds(&id));
         let error = cache.remove(&id, None, None).unwrap_err().to_string();
         assert!(error.starts_with("a/b is not in "), "{error}");
+    }
+
+    #[test]
+    fn of_several_that_are_here_the_one_that_fits_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, id) = (Cache::new(dir.path()), RepositoryId::new("a/b").unwrap());
+        for (name, len) in [("m-Q4_K_M.gguf", 50), ("m-Q3_K_M.gguf", 30), ("m-Q8_0.gguf", 80)] {
+            put(&cache, &id, COMMIT, name, &"x".repeat(len));
+        }
+        cache.set_ref(&id, "main", COMMIT).unwrap();
+        let fit = |bytes, mlx| Fit { memory: Some(Fit::default().needs(bytes, None)), mlx };
+        let found = |variant, fit| cache.find_fitting(&id, None, variant, fit).unwrap();
+        let taken = |fit| found(None, fit).form.gguf().unwrap().to_owned();
+        assert_eq!(taken(fit(50, false)), "Q4_K_M");
+        assert_eq!(taken(fit(49, false)), "Q3_K_M");
+        // What needs the least, where none fits: MLX widens three bits to eight.
+        assert_eq!((taken(fit(1, false)), taken(fit(1, true))), ("Q3_K_M".to_owned(), "Q3_K_M".to_owned()));
+        assert_eq!(taken(fit(70, true)), "Q4_K_M");
+        assert_eq!(found(Some("Q8_0"), fit(1, false)).bytes, 80);
+        assert_eq!(cache.find(&id, None, None), Some(found(None, Fit::default()).path));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 
-use super::short::Fit;
+use super::fit::{self, Fit};
 use crate::error::{Error, HubFault, Result, Size};
 use crate::json::quote;
 use crate::weights::gguf;
@@ -21,6 +21,17 @@ pub(crate) struct Choice {
     /// Their places in what was given.
     pub files: Vec<usize>,
     pub form: Form,
+    /// The variant that is preferred to this one, and does not fit.
+    pub passed: Option<TooLarge>,
+}
+
+/// A variant that would have been taken, were there more memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLarge {
+    /// What it is called.
+    pub variant: String,
+    /// Bytes of its files.
+    pub bytes: u64,
 }
 
 /// What the files of a model are.
@@ -35,6 +46,16 @@ pub enum Form {
         /// The path of its first part.
         first: String,
     },
+}
+
+impl Form {
+    /// The variant, where it is a GGUF model.
+    pub fn gguf(&self) -> Option<&str> {
+        match self {
+            Self::Safetensors => None,
+            Self::Gguf { variant, .. } => Some(variant),
+        }
+    }
 }
 
 /// Small files beside the weights: configuration, tokenizers of all kinds, chat templates, what sentence-transformers adds.
@@ -67,16 +88,24 @@ const SMALL: [&str; 24] = [
 
 /// The types of GGUF files in the order in which one is taken where nobody says: small and good first, then what is larger, what
 /// loses more, and what is not quantized.
-const PREFERRED: [&str; 22] = [
+const PREFERRED: [&str; 24] = [
     "Q4_K_M", "Q4_K_S", "MXFP4", "Q4_0", "Q5_K_M", "Q4_1", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q8_0",
-    "Q4_K_L", "Q5_K_L", "Q4_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "BF16", "F16", "FP16", "F32",
+    "Q4_K_L", "Q5_K_L", "Q4_K_XL", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "BF16", "F16",
+    "FP16", "F32",
 ];
+/// Of these, the first that is not quantized.
+const DENSE: usize = 20;
 /// What else a GGUF file's name may end in.
-const OTHERS: [&str; 26] = [
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_XS",
-    "IQ4_NL", "Q2_K_L", "Q2_K_S", "Q2_K_XL", "Q3_K_XL", "Q5_K_XL", "Q6_K_L", "Q6_K_XL", "Q8_K_XL", "Q4_K",
-    "Q5_K", "Q3_K", "TQ1_0", "TQ2_0", "NVFP4",
+const OTHERS: [&str; 24] = [
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q2_K_L",
+    "Q2_K_S", "Q2_K_XL", "Q3_K_XL", "Q5_K_XL", "Q6_K_L", "Q6_K_XL", "Q8_K_XL", "Q4_K", "Q5_K", "Q3_K",
+    "TQ1_0", "TQ2_0", "NVFP4",
 ];
+
+/// Where a type stands in the order in which one is taken.
+pub(super) fn place(variant: &str) -> Option<usize> {
+    PREFERRED.iter().position(|of| *of == variant)
+}
 
 /// A GGUF model among files.
 struct Group<'a> {
@@ -86,6 +115,28 @@ struct Group<'a> {
     /// Of all parts that it says to have, in order; none is missing.
     parts: Vec<(usize, Entry<'a>)>,
     bytes: u64,
+}
+
+impl Group<'_> {
+    fn choice(&self) -> Choice {
+        let form = Form::Gguf { variant: self.variant.clone(), first: self.parts[0].1.path.to_owned() };
+        Choice { files: self.parts.iter().map(|(at, _)| *at).collect(), form, passed: None }
+    }
+
+    /// Whether it may be of a type that is read here: a name that says none may be anything.
+    fn runs(&self) -> bool {
+        !OTHERS.contains(&&*self.variant) || fit::is_type(&self.variant)
+    }
+
+    fn needs(&self, fit: Fit) -> u64 {
+        fit.needs(self.bytes, Some(&self.variant))
+    }
+
+    /// The lower, the sooner it is taken. MLX takes codes of more bits than the file has for some, which are slower by that.
+    fn rank(&self, fit: Fit) -> (bool, bool, usize, u64) {
+        let place = place(&self.variant).unwrap_or(PREFERRED.len());
+        (place >= DENSE, fit.mlx && fit::is_widened(&self.variant), place, self.bytes)
+    }
 }
 
 /// The files of the model `whose` among `files`: of the GGUF variant that is asked for, else what fits.
@@ -100,21 +151,30 @@ pub(crate) fn choose(whose: &str, files: &[Entry<'_>], variant: Option<&str>, fi
     if groups.is_empty() {
         return Err(Error::hub(HubFault::NotFound, format!("{whose} {}", nothing(files, variant))));
     }
-    let group = match variant {
-        Some(variant) => named(whose, &groups, variant)?,
+    let (group, passed) = match variant {
+        Some(variant) => (named(whose, &groups, variant)?, None),
         None => preferred(whose, &groups, fit)?,
     };
-    let form = Form::Gguf { variant: group.variant.clone(), first: group.parts[0].1.path.to_owned() };
-    Ok(Choice { files: group.parts.iter().map(|(at, _)| *at).collect(), form })
+    Ok(Choice { passed, ..group.choice() })
+}
+
+/// As [`choose`], among files that are here: where no variant fits, the one that needs the least.
+pub(crate) fn choose_here(
+    whose: &str,
+    files: &[Entry<'_>],
+    variant: Option<&str>,
+    fit: Fit,
+) -> Option<Choice> {
+    choose(whose, files, variant, fit).ok().or_else(|| {
+        let groups = groups(files);
+        let least = groups.iter().filter(|group| group.runs()).min_by_key(|group| group.needs(fit));
+        least.filter(|_| variant.is_none()).map(Group::choice)
+    })
 }
 
 /// All models that lie among `files`: the directory's own, and each GGUF model.
 pub(crate) fn all(files: &[Entry<'_>]) -> Vec<Choice> {
-    let gguf = groups(files).into_iter().map(|group| Choice {
-        files: group.parts.iter().map(|(at, _)| *at).collect(),
-        form: Form::Gguf { variant: group.variant, first: group.parts[0].1.path.to_owned() },
-    });
-    safetensors(files).into_iter().chain(gguf).collect()
+    safetensors(files).into_iter().chain(groups(files).iter().map(Group::choice)).collect()
 }
 
 /// Why there is nothing that can be run.
@@ -174,7 +234,7 @@ fn safetensors(files: &[Entry<'_>]) -> Option<Choice> {
             || (modules && is_module(path))
     };
     let files = files.iter().enumerate().filter(|(_, file)| wanted(file.path)).map(|(at, _)| at).collect();
-    Some(Choice { files, form: Form::Safetensors })
+    Some(Choice { files, form: Form::Safetensors, passed: None })
 }
 
 /// A GGUF file that is no projector and no importance matrix, by its name without folders.
@@ -266,8 +326,14 @@ fn named<'g, 'a>(whose: &str, groups: &'g [Group<'a>], asked: &str) -> Result<&'
     if let Some(group) = groups.iter().find(|group| name(group)) {
         return Ok(group);
     }
-    let of: Vec<&Group<'_>> =
+    let mut of: Vec<&Group<'_>> =
         groups.iter().filter(|group| group.variant.eq_ignore_ascii_case(asked)).collect();
+    // Some repositories have a model whole and in parts beside that.
+    if let Some(whole) = of.iter().copied().min_by_key(|group| group.parts.len())
+        && of.iter().all(|group| group.stem.eq_ignore_ascii_case(&whole.stem))
+    {
+        of = vec![whole];
+    }
     let what = match of[..] {
         [one] => return Ok(one),
         [] => format!("{whose} has no variant {}: there are {}", quote(asked), told(groups)),
@@ -279,22 +345,36 @@ fn named<'g, 'a>(whose: &str, groups: &'g [Group<'a>], asked: &str) -> Result<&'
     Err(Error::hub(HubFault::NotFound, what))
 }
 
-/// What is taken where nobody says.
-fn preferred<'g, 'a>(whose: &str, groups: &'g [Group<'a>], fit: Fit) -> Result<&'g Group<'a>> {
+/// What is taken where nobody says, and what would be, were there more memory.
+fn preferred<'g, 'a>(
+    whose: &str,
+    groups: &'g [Group<'a>],
+    fit: Fit,
+) -> Result<(&'g Group<'a>, Option<TooLarge>)> {
     if let [one] = groups {
-        return Ok(one);
+        return Ok((one, None));
     }
-    let rank =
-        |group: &Group<'_>| PREFERRED.iter().position(|of| *of == group.variant).unwrap_or(PREFERRED.len());
-    let fitting = groups.iter().filter(|group| fit.holds(group.bytes));
-    fitting.min_by_key(|group| (rank(group), group.bytes)).ok_or_else(|| {
-        let memory = Size(fit.memory.unwrap_or(0));
+    let all = || groups.iter().filter(|group| group.runs());
+    let rank = |group: &&Group<'_>| group.rank(fit);
+    let (Some(first), Some(least)) = (all().min_by_key(rank), all().min_by_key(|group| group.needs(fit)))
+    else {
+        let what = format!("{whose} has no variant of a type that is read here: there are {}", told(groups));
+        return Err(Error::hub(HubFault::NotFound, what));
+    };
+    let Some(found) = all().filter(|group| fit.holds(group.bytes, Some(&group.variant))).min_by_key(rank)
+    else {
         let what = format!(
-            "no variant of {whose} fits the {memory} of memory that there are here: {}; NAME:VARIANT takes one all the same",
-            told(groups)
+            "no variant of {whose} fits the {} of memory that there are here: there are {}; the smallest, {}, needs about {}; \
+             NAME:VARIANT takes one all the same",
+            Size(fit.memory.unwrap_or(0)),
+            told(groups),
+            least.variant,
+            Size(least.needs(fit))
         );
-        Error::hub(HubFault::Space, what)
-    })
+        return Err(Error::hub(HubFault::Space, what));
+    };
+    let passed = !std::ptr::eq(first, found);
+    Ok((found, passed.then(|| TooLarge { variant: first.variant.clone(), bytes: first.bytes })))
 }
 
 /// The variants, with their sizes.
@@ -382,7 +462,8 @@ mod tests {
             ("M-Q4_K_M.gguf", 5_000_000_000),
             ("M-Q8_0/M-Q8_0-00002-of-00002.gguf", 4_000_000_000),
             ("M-Q8_0/M-Q8_0-00001-of-00002.gguf", 5_000_000_000),
-            ("m-iq2_xxs.gguf", 2_000_000_000),
+            ("m-q2_k.gguf", 2_000_000_000),
+            ("m-iq2_xxs.gguf", 1),
             ("M-F16-00001-of-00003.gguf", 1),
             ("mmproj-M-f16.gguf", 1),
             ("imatrix.gguf", 1),
@@ -393,16 +474,64 @@ mod tests {
         assert_eq!(taken(Some("q8_0"), None).unwrap(), parts);
         assert_eq!(taken(Some("M-Q4_K_M"), None).unwrap(), ["M-Q4_K_M.gguf"]);
         assert_eq!(taken(Some("m-q4_k_m.gguf"), None).unwrap(), ["M-Q4_K_M.gguf"]);
-        assert_eq!(taken(None, Some(3_000_000_000)).unwrap(), ["m-iq2_xxs.gguf"]);
-        let variants = "Q4_K_M (5.00 GB), Q8_0 (9.00 GB), IQ2_XXS (2.00 GB)";
+        assert_eq!(taken(None, Some(3_000_000_000)).unwrap(), ["m-q2_k.gguf"]);
+        // Its type is not read: who names it is told so when it is loaded.
+        assert_eq!(taken(Some("IQ2_XXS"), None).unwrap(), ["m-iq2_xxs.gguf"]);
+        let variants = "Q4_K_M (5.00 GB), Q8_0 (9.00 GB), Q2_K (2.00 GB), IQ2_XXS (1 byte)";
+        let split =
+            [("m-q4_0-00001-of-00002.gguf", 1), ("m-q4_0-00002-of-00002.gguf", 1), ("m-q4_0.gguf", 2)];
+        assert_eq!(chosen(&split, Some("Q4_0"), None).unwrap(), ["m-q4_0.gguf"]);
         // A variant of which a part is missing is none.
         let error = taken(Some("F16"), None).unwrap_err().to_string();
         assert_eq!(error, format!("a/b has no variant \"F16\": there are {variants}"));
         let error = taken(None, Some(1_000_000_000)).unwrap_err().to_string();
         let expected = format!(
-            "no variant of a/b fits the 1.00 GB of memory that there are here: {variants}; NAME:VARIANT takes one all the same"
+            "no variant of a/b fits the 1.00 GB of memory that there are here: there are {variants}; the smallest, Q2_K, needs about \
+             2.52 GB; NAME:VARIANT takes one all the same"
         );
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn what_is_passed_over_is_told_and_what_is_here_is_taken() {
+        let file = |path, bytes| Entry { path, bytes };
+        let files = [file("m-Q8_0.gguf", 9_000), file("m-Q4_K_M.gguf", 5_000), file("m-Q3_K_M.gguf", 4_000)];
+        let fit = |bytes| Fit { memory: Some(Fit::default().needs(bytes, None)), mlx: false };
+        let of = |choice: Choice| (choice.form.gguf().unwrap().to_owned(), choice.passed);
+        assert_eq!(of(choose("a/b", &files, None, fit(5_000)).unwrap()), ("Q4_K_M".to_owned(), None));
+        let passed = TooLarge { variant: "Q4_K_M".to_owned(), bytes: 5_000 };
+        assert_eq!(of(choose("a/b", &files, None, fit(4_999)).unwrap()), ("Q3_K_M".to_owned(), Some(passed)));
+        assert_eq!(of(choose("a/b", &files, Some("Q8_0"), fit(1)).unwrap()), ("Q8_0".to_owned(), None));
+        // What is here is run, whatever it needs; nothing stands for what was named and is not here.
+        assert!(choose("a/b", &files, None, fit(3_999)).is_err());
+        assert_eq!(of(choose_here("a/b", &files, None, fit(3_999)).unwrap()), ("Q3_K_M".to_owned(), None));
+        assert_eq!(choose_here("a/b", &files, Some("Q2_K"), fit(3_999)), None);
+        let unknown = [file("m-IQ1_S.gguf", 1), file("m-TQ2_0.gguf", 2)];
+        let error = choose("a/b", &unknown, None, Fit::default()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "a/b has no variant of a type that is read here: there are IQ1_S (1 byte), TQ2_0 (2 bytes)"
+        );
+    }
+
+    #[test]
+    fn mlx_takes_what_it_holds_packed() {
+        let taken = |variants: &[&str], memory: Option<u64>| {
+            let paths: Vec<String> = variants.iter().map(|variant| format!("m-{variant}.gguf")).collect();
+            let entries: Vec<Entry<'_>> =
+                paths.iter().map(|path| Entry { path, bytes: 5_000_000_000 }).collect();
+            [false, true].map(|mlx| {
+                let choice = choose("a/b", &entries, None, Fit { memory, mlx }).unwrap();
+                choice.form.gguf().unwrap().to_owned()
+            })
+        };
+        assert_eq!(taken(&["Q6_K", "Q8_0"], None), ["Q6_K", "Q8_0"]);
+        assert_eq!(taken(&["IQ4_XS", "Q3_K_M", "Q4_K_XL"], None), ["Q4_K_XL", "Q4_K_XL"]);
+        assert_eq!(taken(&["IQ4_XS", "Q5_K_L"], None), ["Q5_K_L", "Q5_K_L"]);
+        assert_eq!(taken(&["Q3_K_M", "F16", "Q2_K"], None), ["Q3_K_M", "Q3_K_M"]);
+        assert_eq!(taken(&["Q4_K_M", "Q4_0"], None), ["Q4_K_M", "Q4_K_M"]);
+        // Of as many bytes in the file, that of MLX's scales fits and the other does not.
+        assert_eq!(taken(&["Q4_K_M", "Q4_0"], Some(7_000_000_000)), ["Q4_K_M", "Q4_0"]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod cache;
 mod choose;
 mod client;
 mod download;
+mod fit;
 mod folder;
 mod foreign;
 mod listing;
@@ -44,31 +45,43 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, HubFault, Result};
 pub use address::without_credentials;
-pub use cache::{Cache, Cached, Removed};
-pub use choose::Form;
+pub use cache::{Cache, Cached, Found, Removed};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use choose::{Entry, all as all_choices, choose as choose_files};
+pub use choose::{Form, TooLarge};
 pub use client::Client;
 pub use download::Stage;
+pub use fit::Fit;
 pub use folder::{InFolder, folder};
 pub use foreign::{Foreign, Origin, foreign};
 pub use listing::{FileHash, Listing, RemoteFile};
 pub use name::{Name, RepositoryId};
 pub use pull::{Plan, Progress, free_space};
 pub use settings::Settings;
-pub use short::{Fit, ShortForm, ShortName, ShortVariant, short_names};
+pub use short::{ShortForm, ShortName, ShortVariant, short_names};
 
-/// What a name stands for on this machine, without asking anybody: a path as it is, else a model of the cache, of LM Studio or of
-/// Ollama. Nothing where it would have to be downloaded.
+/// What a name stands for on this machine, without asking anybody: a path as it is, else as [`find_model`].
 ///
 /// # Errors
 /// [`Error::Hub`] for a short name that is none.
 pub fn find(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<PathBuf>> {
-    let cache = Cache::new(&settings.cache);
     match name {
         Name::Path(path) => Ok(Some(path.clone())),
+        _ => Ok(find_model(name, settings, fit)?.map(|found| found.path)),
+    }
+}
+
+/// The model of the cache, of LM Studio or of Ollama that a name stands for: of several variants one that fits, else the one that needs the
+/// least. Nothing for a path, and where it would have to be downloaded.
+///
+/// # Errors
+/// [`Error::Hub`] for a short name that is none.
+pub fn find_model(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<Found>> {
+    let cache = Cache::new(&settings.cache);
+    match name {
+        Name::Path(_) => Ok(None),
         Name::Repository { id, revision, variant } => {
-            let found = cache.find(id, revision.as_deref(), variant.as_deref());
+            let found = cache.find_fitting(id, revision.as_deref(), variant.as_deref(), fit);
             if found.is_some() || revision.is_some() {
                 return Ok(found);
             }
@@ -82,13 +95,11 @@ pub fn find(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<PathBuf
                 Ok(short) => short,
                 Err(error) => return others().map(Some).ok_or(error),
             };
-            // What is here was taken once, whatever fits now.
-            let all = short::candidates(short, variant.as_deref(), Fit { memory: None, ..fit })?;
-            for of in all {
+            for of in short::in_order(short, variant.as_deref(), fit)? {
                 let id = of.id()?;
-                let here = cache.find(&id, None, of.within());
-                if let Some(path) = here.or_else(|| of_others(settings, id.as_str(), of.within())) {
-                    return Ok(Some(path));
+                let here = cache.find_fitting(&id, None, of.within(), fit);
+                if let Some(found) = here.or_else(|| of_others(settings, id.as_str(), of.within())) {
+                    return Ok(Some(found));
                 }
             }
             Ok(others())
@@ -111,9 +122,10 @@ pub fn needed(folder: &Path) -> Vec<String> {
     needed
 }
 
-fn of_others(settings: &Settings, name: &str, variant: Option<&str>) -> Option<PathBuf> {
+fn of_others(settings: &Settings, name: &str, variant: Option<&str>) -> Option<Found> {
     let all = foreign(settings);
-    foreign::find(&all, name, variant).map(|of| of.path.clone())
+    let of = foreign::find(&all, name, variant)?;
+    Some(Found { path: of.path.clone(), bytes: of.bytes, form: of.form.clone() })
 }
 
 /// The repository and variant that a name stands for on the hub: of a short name what fits and runs best.
@@ -137,8 +149,7 @@ pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>
         }
         Name::Repository { id, revision, variant } => Ok((id.clone(), revision.clone(), variant.clone())),
         Name::Short { name, variant } => {
-            let short = short::find(name)?;
-            let best = short::candidates(short, variant.as_deref(), fit)?[0];
+            let (best, _) = short::best(short::find(name)?, variant.as_deref(), fit)?;
             Ok((best.id()?, None, best.within().map(str::to_owned)))
         }
     }
@@ -150,5 +161,13 @@ pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>
 /// As [`on_the_hub`], and [`Plan::make`].
 pub fn plan(client: &Client, name: &Name, fit: Fit) -> Result<Option<Plan>> {
     let (id, revision, variant) = on_the_hub(name, fit)?;
-    Plan::make(client, &id, revision.as_deref(), variant.as_deref(), fit)
+    let passed = match name {
+        Name::Short { name, variant } => short::best(short::find(name)?, variant.as_deref(), fit)?.1,
+        _ => None,
+    };
+    let plan = Plan::make(client, &id, revision.as_deref(), variant.as_deref(), fit)?;
+    Ok(plan.map(|mut plan| {
+        plan.passed = passed.or(plan.passed);
+        plan
+    }))
 }

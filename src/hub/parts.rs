@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::alloc;
 use crate::error::{Error, HubFault, Result, Size};
+use crate::refusals::{self, Site};
 
 /// Bytes of a unit: what a broken connection costs at most.
 pub(super) const UNIT: u64 = 256 << 10;
@@ -176,7 +177,8 @@ impl Parts {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, from: u64, at: u64, bytes: &[u8]) -> Result<()> {
-        write_all_at(&self.data, bytes, at).map_err(|e| Error::io(&self.path, e))?;
+        let written = refusals::io(Site::Download).and_then(|()| write_all_at(&self.data, bytes, at));
+        written.map_err(|e| Error::io(&self.path, e))?;
         let end = at + bytes.len() as u64;
         let first = from.max(at - at % UNIT).div_ceil(UNIT) as usize;
         let last = if end == self.size { end.div_ceil(UNIT) } else { end / UNIT } as usize;

@@ -1,17 +1,19 @@
 //! A model, from the hub to the cache.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cache::{self, Cache};
-use super::choose::{self, Entry, Form};
+use super::choose::{self, Entry, Form, TooLarge};
 use super::client::Client;
 use super::download::{self, Brought, Job, Stage};
+use super::fit::Fit;
 use super::listing::{FileHash, Listing, RemoteFile};
 use super::name::{RepositoryId, is_commit};
 use super::parts;
-use super::short::Fit;
+
 use crate::error::{Error, HubFault, Result, Size};
 use crate::json::quote;
 
@@ -31,6 +33,8 @@ pub struct Plan {
     pub form: Form,
     /// The files.
     pub files: Vec<RemoteFile>,
+    /// The variant that would have been taken, did it fit.
+    pub passed: Option<TooLarge>,
     /// The variant that was asked for, and what it had to fit.
     asked: (Option<String>, Fit),
 }
@@ -92,6 +96,7 @@ impl Plan {
             commit,
             form: choice.form,
             files,
+            passed: choice.passed,
             asked,
         }))
     }
@@ -181,7 +186,7 @@ impl Plan {
             };
             let address = client.file(&self.id, &self.commit, &file.path);
             let job = Job { client, id: &self.id, file, address, by_tag };
-            match bring(&job, cache, &blob, &mut told)? {
+            match bring(&job, cache, &blob, &mut told).map_err(|error| self.or_full(cache, error))? {
                 Brought::Here => {}
                 other => return Ok(other),
             }
@@ -199,29 +204,65 @@ impl Plan {
         Ok(Brought::Here)
     }
 
+    /// Bytes that are not here: those of a file that is not whole have their room.
+    fn missing(&self, cache: &Cache) -> u64 {
+        self.bytes().saturating_sub(self.here(cache))
+    }
+
     /// Whether the disk has room for what is not here.
     fn check_space(&self, cache: &Cache) -> Result<()> {
+        match free_near(cache.root()) {
+            Some(free) => self.check_room(cache, free),
+            None => Ok(()),
+        }
+    }
+
+    fn check_room(&self, cache: &Cache, free: u64) -> Result<()> {
         /// What is left for others.
         const SPARE: u64 = 64 << 20;
-        // Bytes of a file that is not whole have their room.
-        let needed = self.bytes().saturating_sub(self.here(cache));
-        // Of a path that begins here, the last one is empty.
-        let here = |path| if path == Path::new("") { Path::new(".") } else { path };
-        let there = cache.root().ancestors().map(here).find(|path| path.is_dir());
-        let Some(free) = there.and_then(free_space) else { return Ok(()) };
-        if needed == 0 || needed.saturating_add(SPARE) <= free {
+        let missing = self.missing(cache);
+        let lacks = missing.saturating_add(SPARE).saturating_sub(free);
+        if missing == 0 || lacks == 0 {
             return Ok(());
         }
         let what = format!(
-            "{} needs {} more on the disk, and {} has {} free: make room (backstop rm NAME), or set HF_HUB_CACHE to a folder \
-             elsewhere",
+            "{} needs {} more on the disk, and {} has {} free, of which {} are left for others, which is {} too little: \
+             {MAKE_ROOM}",
             self.id,
-            Size(needed),
+            Size(missing),
             cache.root().display(),
-            Size(free)
+            Size(free),
+            Size(SPARE),
+            Size(lacks)
         );
         Err(Error::hub(HubFault::Space, what))
     }
+
+    /// That the disk is full, where that ended a download.
+    fn or_full(&self, cache: &Cache, error: Error) -> Error {
+        let full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        match &error {
+            Error::Io { path, source } if full(source.kind()) => {
+                let what = format!(
+                    "{}: {source}: of {} there are {} still to come, and the next pull goes on with what is here; {MAKE_ROOM}",
+                    path.display(),
+                    self.id,
+                    Size(self.missing(cache))
+                );
+                Error::hub(HubFault::Space, what)
+            }
+            _ => error,
+        }
+    }
+}
+
+const MAKE_ROOM: &str = "make room (backstop rm NAME), or set HF_HUB_CACHE to a folder elsewhere";
+
+/// Bytes that are free on the disk of a folder that need not be there yet.
+fn free_near(folder: &Path) -> Option<u64> {
+    // Of a path that begins here, the last one is empty.
+    let here = |path| if path == Path::new("") { Path::new(".") } else { path };
+    folder.ancestors().map(here).find(|path| path.is_dir()).and_then(free_space)
 }
 
 /// Brings one file, or waits until another process has.
@@ -276,4 +317,47 @@ pub fn free_space(folder: &Path) -> Option<u64> {
 #[cfg(not(unix))]
 pub fn free_space(_: &Path) -> Option<u64> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_has_room_for_exactly_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, id) = (Cache::new(dir.path()), RepositoryId::new("a/b").unwrap());
+        let file = |path: &str, hash: &str, size| RemoteFile {
+            path: path.to_owned(),
+            size,
+            hash: FileHash::Sha256(hash.to_owned()),
+        };
+        let mut plan = Plan {
+            id,
+            revision: "main".to_owned(),
+            commit: "0".repeat(40),
+            form: Form::Safetensors,
+            files: vec![file("a", "aa", 1_000_000), file("b", "bb", 5_000_000_000)],
+            passed: None,
+            asked: (None, Fit::default()),
+        };
+        let needed = 5_001_000_000 + (64 << 20);
+        plan.check_room(&cache, needed).unwrap();
+        let said = |plan: &Plan, free| plan.check_room(&cache, free).unwrap_err().to_string();
+        let expected = format!(
+            "a/b needs 5.00 GB more on the disk, and {} has 5.07 GB free, of which 67.1 MB are left for others, which is 1 byte too \
+             little: {MAKE_ROOM}",
+            dir.path().display()
+        );
+        assert_eq!(said(&plan, needed - 1), expected);
+        assert!(said(&plan, 0).contains("which is 5.07 GB too little:"), "{}", said(&plan, 0));
+        // What is here needs no room more, and what is all here none at all.
+        let blob = cache.blob(&plan.id, "aa");
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(&blob, vec![0; 1_000_000]).unwrap();
+        plan.check_room(&cache, needed - 1_000_000).unwrap();
+        assert!(said(&plan, needed - 1_000_001).contains("which is 1 byte too little:"));
+        plan.files.pop();
+        plan.check_room(&cache, 0).unwrap();
+    }
 }

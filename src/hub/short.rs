@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+use super::choose::TooLarge;
+use super::fit::Fit;
 use super::name::RepositoryId;
 use crate::error::{Error, HubFault, Result, Size};
 use crate::json::{self, quote};
@@ -58,40 +60,15 @@ impl ShortVariant {
     pub(crate) fn within(&self) -> Option<&str> {
         (self.form == ShortForm::Gguf).then_some(&*self.variant)
     }
-}
 
-/// What a model has to fit, and what would run it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Fit {
-    /// Bytes that a model may take, where that is known.
-    pub memory: Option<u64>,
-    /// Whether MLX would run it.
-    pub mlx: bool,
-}
-
-impl Fit {
-    /// Whether a model of so many bytes runs in this memory, with room for a few thousand tokens.
-    pub fn holds(&self, bytes: u64) -> bool {
-        self.memory.is_none_or(|memory| needs(bytes) <= memory)
+    /// Whether it runs in this memory.
+    pub fn fits(&self, fit: Fit) -> bool {
+        fit.holds(self.bytes, self.within())
     }
 
-    /// Bytes that such a model takes at least when it runs.
-    pub fn needs(&self, bytes: u64) -> u64 {
-        needs(bytes)
+    fn needs(&self, fit: Fit) -> u64 {
+        fit.needs(self.bytes, self.within())
     }
-
-    /// Bytes of about the largest model that [`Self::holds`], where the memory is known.
-    pub fn most(&self) -> Option<u64> {
-        self.memory.map(|memory| memory.saturating_sub(CONTEXT) / 9 * 8)
-    }
-}
-
-/// Keys, values and activations of a short context.
-const CONTEXT: u64 = 256 << 20;
-
-/// What a model of so many bytes takes at least when it runs: keys, values and activations of a short context beside the weights.
-pub(crate) fn needs(bytes: u64) -> u64 {
-    bytes.saturating_add(bytes / 8).saturating_add(CONTEXT)
 }
 
 /// The table.
@@ -127,41 +104,85 @@ pub(crate) fn find(name: &str) -> Result<&'static ShortName> {
     })
 }
 
-/// The variants of a model in the order in which they would be taken: what was asked for, else what fits, of the form that runs
-/// best here first.
+/// The variants of a model that may be taken: the one that was asked for, else all, of the form that runs best here first.
 ///
 /// # Errors
-/// [`Error::Hub`] where there is no such variant, or none that fits.
-pub(crate) fn candidates<'a>(
+/// [`Error::Hub`] where there is no such variant.
+fn preferred<'a>(short: &'a ShortName, asked: Option<&str>, fit: Fit) -> Result<Vec<&'a ShortVariant>> {
+    if let Some(asked) = asked {
+        let found = short.variants.iter().find(|of| of.variant.eq_ignore_ascii_case(asked));
+        return found.map(|found| vec![found]).ok_or_else(|| {
+            let what = format!("{} has no variant {}: there are {}", short.name, quote(asked), told(short));
+            Error::hub(HubFault::NotFound, what)
+        });
+    }
+    let best = if fit.mlx { ShortForm::Mlx } else { ShortForm::Gguf };
+    let mut all: Vec<&ShortVariant> = short.variants.iter().collect();
+    all.sort_by_key(|of| of.form != best);
+    Ok(all)
+}
+
+/// The variants of a model in the order in which one that is here would be taken: those that fit as they are preferred, then the
+/// others, the smallest first.
+///
+/// # Errors
+/// As [`best`], a memory that holds none apart.
+pub(crate) fn in_order<'a>(
     short: &'a ShortName,
     asked: Option<&str>,
     fit: Fit,
 ) -> Result<Vec<&'a ShortVariant>> {
-    let all = || {
-        let told = short.variants.iter().map(|of| format!("{} ({})", of.variant, Size(of.bytes)));
-        told.collect::<Vec<_>>().join(", ")
-    };
-    if let Some(asked) = asked {
-        let found = short.variants.iter().find(|of| of.variant.eq_ignore_ascii_case(asked));
-        return found.map(|found| vec![found]).ok_or_else(|| {
-            let what = format!("{} has no variant {}: there are {}", short.name, quote(asked), all());
-            Error::hub(HubFault::NotFound, what)
-        });
+    let mut all = preferred(short, asked, fit)?;
+    all.sort_by_key(|of| if of.fits(fit) { 0 } else { of.needs(fit) });
+    Ok(all)
+}
+
+/// The variant of a model that is taken: what was asked for, else the first that fits of the form that runs best here; and the one that
+/// would be, were there more memory.
+///
+/// # Errors
+/// [`Error::Hub`] where there is no such variant, or none that fits.
+pub(crate) fn best<'a>(
+    short: &'a ShortName,
+    asked: Option<&str>,
+    fit: Fit,
+) -> Result<(&'a ShortVariant, Option<TooLarge>)> {
+    let all = preferred(short, asked, fit)?;
+    let first = *all
+        .first()
+        .ok_or_else(|| Error::hub(HubFault::NotFound, format!("{} has no variants", short.name)))?;
+    let found = all.iter().find(|of| asked.is_some() || of.fits(fit)).copied();
+    let Some(found) = found else { return Err(none_fits(short, fit)) };
+    let passed = !std::ptr::eq(found, first);
+    Ok((found, passed.then(|| TooLarge { variant: first.variant.clone(), bytes: first.bytes })))
+}
+
+/// That no variant fits; what the smallest needs, and the largest model of the same family of which one does.
+fn none_fits(short: &ShortName, fit: Fit) -> Error {
+    let mut what = format!(
+        "no variant of {} fits the {} of memory that there are here: there are {}",
+        short.name,
+        Size(fit.memory.unwrap_or(0)),
+        told(short)
+    );
+    if let Some(least) = short.variants.iter().min_by_key(|of| of.needs(fit)) {
+        what += &format!("; the smallest, {}, needs about {}", least.variant, Size(least.needs(fit)));
     }
-    let mut fitting: Vec<&ShortVariant> = short.variants.iter().filter(|of| fit.holds(of.bytes)).collect();
-    if fitting.is_empty() {
-        let what = format!(
-            "no variant of {} fits the {} of memory that there are here: {}; {}:VARIANT takes one all the same",
-            short.name,
-            Size(fit.memory.unwrap_or(0)),
-            all(),
-            short.name
-        );
-        return Err(Error::hub(HubFault::Space, what));
+    let family = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
+    let others = short_names().iter().filter(|of| family(&of.name) == family(&short.name));
+    let fitting = others
+        .filter_map(|of| Some((of, of.variants.iter().filter(|of| of.fits(fit)).map(|of| of.bytes).max()?)));
+    if let Some((other, _)) = fitting.max_by_key(|(_, bytes)| *bytes) {
+        what += &format!("; {} fits", other.name);
     }
-    let best = if fit.mlx { ShortForm::Mlx } else { ShortForm::Gguf };
-    fitting.sort_by_key(|of| of.form != best);
-    Ok(fitting)
+    what += &format!("; {}:VARIANT takes one all the same", short.name);
+    Error::hub(HubFault::Space, what)
+}
+
+/// The variants, with their sizes.
+fn told(short: &ShortName) -> String {
+    let told = short.variants.iter().map(|of| format!("{} ({})", of.variant, Size(of.bytes)));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -169,33 +190,24 @@ mod tests {
     use std::collections::HashSet;
 
     use super::super::name::Name;
+    use super::super::{choose, fit};
     use super::*;
 
-    #[test]
-    fn the_largest_model_fits_and_a_larger_one_does_not() {
-        for memory in [1_u64 << 30, 8_000_000_001, u64::MAX] {
-            let fit = Fit { memory: Some(memory), mlx: false };
-            let most = fit.most().unwrap();
-            assert!(fit.holds(most) && (memory == u64::MAX || !fit.holds(most + 18)), "{memory}: {most}");
-        }
-        assert_eq!(Fit { memory: Some(1 << 20), mlx: false }.most(), Some(0));
-        assert_eq!(Fit::default().most(), None);
-    }
+    /// Types of the table by their bits of a weight.
+    const BITS: [&str; 8] = ["Q2_K", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"];
 
     #[test]
     fn the_table_has_its_form() {
         let limits = json::Limits { depth: 8, values: 1 << 12 };
         let table: Vec<ShortName> = json::typed(include_str!("short.json"), limits).unwrap();
-        assert_eq!(table.len(), 20);
         let mut names = HashSet::new();
         for short in &table {
-            assert!(short.name.contains(':'), "{}", short.name);
             for name in [&short.name].into_iter().chain(&short.aliases) {
                 assert!(names.insert(name.clone()), "{name} is there twice");
                 assert_eq!(Name::parse(name).unwrap(), Name::Short { name: name.clone(), variant: None });
             }
-            let forms = |form| short.variants.iter().filter(|of| of.form == form).count();
-            assert!(forms(ShortForm::Gguf) >= 1, "{}: nothing for the CPU", short.name);
+            let forms = |form| short.variants.iter().filter(move |of| of.form == form);
+            assert!(forms(ShortForm::Gguf).count() >= 1, "{}: nothing for the CPU", short.name);
             let mut variants = HashSet::new();
             for of in &short.variants {
                 assert!(variants.insert(of.variant.to_lowercase()), "{}: {} twice", short.name, of.variant);
@@ -203,32 +215,84 @@ mod tests {
                 let name = Name::Short { name: short.name.clone(), variant: Some(of.variant.clone()) };
                 assert_eq!(Name::parse(&typed).unwrap(), name);
                 of.id().unwrap();
-                assert_eq!(of.repository.starts_with("mlx-community/"), of.form == ShortForm::Mlx);
+                let is_mlx = of.repository.starts_with("mlx-community/") || of.repository.contains("-MLX-");
+                assert_eq!(is_mlx, of.form == ShortForm::Mlx, "{typed}");
+                assert!(!is_mlx || of.repository.contains(&of.variant), "{typed}: {}", of.repository);
                 assert!((100_000_000..100_000_000_000).contains(&of.bytes), "{typed}");
             }
+            // The one that is preferred, then the others as they are where nothing has a table.
+            let gguf: Vec<&ShortVariant> = forms(ShortForm::Gguf).collect();
+            let places = gguf.iter().map(|of| choose::place(&of.variant).unwrap_or_else(|| panic!("{of:?}")));
+            let places: Vec<usize> = places.collect();
+            assert!(places.iter().skip(1).is_sorted(), "{}", short.name);
+            assert!(gguf.iter().all(|of| fit::is_type(&of.variant)), "{}", short.name);
+            // More bits are more bytes.
+            let by_bits = |of: &&ShortVariant| BITS.iter().position(|bits| *bits == of.variant);
+            let mut sized: Vec<&ShortVariant> = gguf.into_iter().filter(|of| by_bits(of).is_some()).collect();
+            sized.sort_by_key(by_bits);
+            assert!(sized.is_sorted_by(|a, b| a.bytes < b.bytes), "{}: {sized:?}", short.name);
+            assert!(!sized.is_empty() || short.name.starts_with("gpt-oss:"), "{}", short.name);
+            let mut mlx: Vec<&ShortVariant> = forms(ShortForm::Mlx).collect();
+            mlx.sort_by_key(|of| of.variant.clone());
+            assert!(mlx.is_sorted_by(|a, b| a.bytes < b.bytes), "{}: {mlx:?}", short.name);
         }
+        // Each family by itself is one of its models.
+        for short in &table {
+            let (family, size) = short.name.split_once(':').unwrap();
+            assert!(!size.is_empty());
+            let of = find(family).unwrap();
+            assert_eq!(of.name.split(':').next(), Some(family));
+        }
+        let families = [
+            "qwen3", "qwen3.5", "llama3.1", "gemma3", "gemma4", "gpt-oss", "lfm2", "lfm2.5", "glm-4", "phi4",
+        ];
+        assert!(families.iter().all(|family| names.contains(*family)));
     }
 
     #[test]
     fn what_fits_is_taken_in_the_form_that_runs_best() {
         let short = find("qwen3").unwrap();
         assert_eq!(short.name, "qwen3:8b");
-        let taken = |asked: Option<&str>, memory: Option<u64>, mlx: bool| {
-            let found = candidates(short, asked, Fit { memory, mlx });
-            found.map(|found| found.iter().map(|of| &*of.variant).collect::<Vec<_>>().join(" "))
+        let fit = |bytes, mlx| Fit { memory: Some(bytes), mlx };
+        let taken = |asked: Option<&str>, fit| {
+            best(short, asked, fit).map(|(of, passed)| (&*of.variant, passed.map(|passed| passed.variant)))
         };
-        assert_eq!(taken(None, None, false).unwrap(), "Q4_K_M Q8_0 4bit");
-        assert_eq!(taken(None, Some(8_000_000_000), false).unwrap(), "Q4_K_M 4bit");
-        assert_eq!(taken(None, Some(8_000_000_000), true).unwrap(), "4bit Q4_K_M");
-        assert_eq!(taken(Some("q8_0"), Some(8_000_000_000), true).unwrap(), "Q8_0");
-        let error = taken(None, Some(4_000_000_000), false).unwrap_err().to_string();
-        let expected = "no variant of qwen3:8b fits the 4.00 GB of memory that there are here: Q4_K_M (5.03 GB), Q8_0 (8.71 GB), \
-             4bit (4.62 GB); qwen3:8b:VARIANT takes one all the same";
-        assert!(error.starts_with(&expected[..60]) && error.ends_with("takes one all the same"), "{error}");
-        let error = taken(Some("Q2_K"), None, false).unwrap_err().to_string();
+        let passed = |variant: &str| Some(variant.to_owned());
+        assert_eq!(taken(None, Fit::default()).unwrap(), ("Q4_K_M", None));
+        assert_eq!(taken(None, fit(64_000_000_000, false)).unwrap(), ("Q4_K_M", None));
+        assert_eq!(taken(None, fit(5_500_000_000, false)).unwrap(), ("Q3_K_M", passed("Q4_K_M")));
+        assert_eq!(taken(None, fit(64_000_000_000, true)).unwrap(), ("4bit", None));
+        assert_eq!(taken(None, fit(5_500_000_000, true)).unwrap(), ("4bit", None));
+        assert_eq!(taken(Some("q8_0"), fit(5_500_000_000, true)).unwrap(), ("Q8_0", None));
+        let error = taken(None, fit(4_000_000_000, false)).unwrap_err().to_string();
+        assert!(error.starts_with("no variant of qwen3:8b fits the 4.00 GB of memory that there are here: there are Q4_K_M (5.03 GB), "));
+        let end = "; the smallest, Q3_K_M, needs about 4.91 GB; qwen3:4b fits; qwen3:8b:VARIANT takes one all the same";
+        assert!(error.ends_with(end), "{error}");
+        // There is no smaller one.
+        let error = taken(None, fit(300_000_000, false)).unwrap_err().to_string();
+        assert!(error.ends_with("needs about 4.91 GB; qwen3:8b:VARIANT takes one all the same"), "{error}");
+        let error = taken(Some("Q2_K"), Fit::default()).unwrap_err().to_string();
         assert!(error.starts_with("qwen3:8b has no variant \"Q2_K\": there are Q4_K_M (5.03 GB)"), "{error}");
         let error = find("qwen3:9b").unwrap_err().to_string();
         assert!(error.contains("there are qwen3:0.6b, qwen3:1.7b, qwen3:4b, qwen3:8b,"), "{error}");
         assert!(find("nothing").unwrap_err().to_string().contains("smollm3:3b"));
+    }
+
+    #[test]
+    fn of_what_is_here_what_fits_comes_first() {
+        let order = |fit| {
+            let all = in_order(find("qwen3:8b").unwrap(), None, fit).unwrap();
+            all.iter().map(|of| &*of.variant).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(order(Fit::default()), "Q4_K_M Q5_K_M Q6_K Q8_0 Q3_K_M 4bit 8bit");
+        // By what they need, which MLX has more of for GGUF files.
+        assert_eq!(
+            order(Fit { memory: Some(7_000_000_000), mlx: false }),
+            "Q4_K_M Q5_K_M Q3_K_M 4bit Q6_K Q8_0 8bit"
+        );
+        assert_eq!(
+            order(Fit { memory: Some(7_000_000_000), mlx: true }),
+            "4bit Q4_K_M Q5_K_M 8bit Q3_K_M Q8_0 Q6_K"
+        );
     }
 }

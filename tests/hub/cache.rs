@@ -1,11 +1,11 @@
 //! The cache beside Python's `huggingface_hub`: what either downloads, the other finds.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::served::{COMMIT, Hub, noise};
+use super::served::{COMMIT, Hub, ended, noise};
 
 /// A Python that has `huggingface_hub`: the one that `BACKSTOP_HF_PYTHON` names, or `python3` where it does.
 fn python() -> Option<String> {
@@ -28,7 +28,8 @@ fn say(python: &str, hub: &Hub, home: &Path, script: &str) -> Value {
         .env("HF_HUB_DISABLE_XET", "1")
         .env("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         .env("HF_HUB_DISABLE_TELEMETRY", "1");
-    let output = command.args(["-c", script]).output().unwrap();
+    command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = ended(command.spawn().unwrap());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }

@@ -1,13 +1,13 @@
 //! Ollama's own packages, of Python and JavaScript, against a server that downloads from the hub.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use super::models::Noise;
 use super::pulled::{Server, question};
-use super::served::{Hub, tree};
+use super::served::{Hub, ended, tree};
 
 const PYTHON: &str = r#"
 import json, sys, ollama
@@ -89,7 +89,9 @@ fn drive(client: impl Fn(&[&str]) -> Command) {
     }
     let server = Server::start(&hub, home.path(), &["--pull"]);
     let address = format!("http://{}", server.address());
-    let output = client(&[&[&*address][..], &names].concat()).output().unwrap();
+    let mut client = client(&[&[&*address][..], &names].concat());
+    let output =
+        ended(client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let made: Value = serde_json::from_slice(&output.stdout).unwrap();
     let parts = made["parts"].as_array().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::models;
-use super::served::{Action, COMMIT, Hub, Ran, noise, sha256, tree};
+use super::served::{Action, COMMIT, Hub, Ran, ended, noise, sha256, tree};
 
 pub const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/whole.gguf");
 const RUN: [&str; 7] = ["--raw", "--max-tokens", "5", "--backend", "cpu", "--json", "--temperature"];
@@ -64,7 +64,7 @@ fn a_name_is_pulled_run_listed_shown_and_removed() {
     child.stdin(std::process::Stdio::piped());
     let mut child = child.spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"Hello").unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = ended(child);
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["text"], by_path["text"]);
 
     let snapshot = home.join("hub/models--org--model/snapshots").join(COMMIT);
@@ -163,7 +163,7 @@ fn what_cannot_be_meant_says_what_can() {
         ran.err
     );
     let offline = |args: &[&str]| {
-        let output = hub.command(home, args).env("HF_HUB_OFFLINE", "1").output().unwrap();
+        let output = ended(hub.command(home, args).env("HF_HUB_OFFLINE", "1").spawn().unwrap());
         String::from_utf8(output.stderr).unwrap().trim_end().to_owned()
     };
     let expected = "error: HF_HUB_OFFLINE is set: nothing is downloaded; unset it, or take a model that is here (backstop list)";
@@ -184,7 +184,7 @@ fn what_cannot_be_meant_says_what_can() {
         ran.err
     );
     hub.ok(home, &["pull", "org/model", "--token", "hf_good"]);
-    let output = hub.command(home, &["pull", "org/model"]).env("HF_TOKEN", "hf_bad").output().unwrap();
+    let output = ended(hub.command(home, &["pull", "org/model"]).env("HF_TOKEN", "hf_bad").spawn().unwrap());
     assert!(String::from_utf8(output.stderr).unwrap().contains("does not know the token"));
 }
 
@@ -203,7 +203,7 @@ fn ctrl_c_keeps_what_came_and_says_so() {
     }
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
-    let output = child.wait_with_output().unwrap();
+    let output = ended(child);
     let said = String::from_utf8(output.stderr).unwrap();
     let last = said.lines().last().unwrap();
     assert_eq!(output.status.code(), Some(130), "{said}");
@@ -314,11 +314,8 @@ fn what_is_incomplete_is_listed_as_that_and_completed() {
 fn a_password_in_the_address_of_the_hub_is_not_repeated() {
     let (hub, home) = (Hub::with(&[("m.gguf", b"GGUF")]), tempfile::tempdir().unwrap());
     let endpoint = hub.address().replace("http://", "http://me:secret@");
-    let output = hub
-        .command(home.path(), &["pull", "org/model", "-vvv"])
-        .env("HF_ENDPOINT", endpoint)
-        .output()
-        .unwrap();
+    let mut pull = hub.command(home.path(), &["pull", "org/model", "-vvv"]);
+    let output = ended(pull.env("HF_ENDPOINT", endpoint).spawn().unwrap());
     let said = String::from_utf8(output.stderr).unwrap();
     let expected = format!(
         "error: HF_ENDPOINT is {:?}, expected an address such as https://huggingface.co, without a name and password, which are \

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::served::{Action, Hub, etag, noise, sha256, tree};
+use super::served::{Action, Hub, ended, etag, noise, sha256, tree};
 use super::signals::{hangs_up, send};
 
 /// Bytes of a unit.
@@ -104,7 +104,7 @@ fn a_signal_ends_a_pull_that_goes_on_the_next_time() {
             std::thread::sleep(Duration::from_millis(5));
         }
         send(&child, signal);
-        let ended = child.wait_with_output().unwrap();
+        let ended = ended(child);
         assert_eq!((ended.status.signal(), ended.stdout.len()), (Some(signal), 0));
         assert!(!blobs.join(&name).exists());
         let len = large.len() as u64;
@@ -139,7 +139,7 @@ fn two_processes_download_each_byte_once() {
     let pull = || hub.command(home.path(), &["pull", "org/model"]).spawn().unwrap();
     let both = [pull(), pull(), pull()];
     for child in both {
-        let output = child.wait_with_output().unwrap();
+        let output = ended(child);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let path = String::from_utf8(output.stdout).unwrap();
         for (name, bytes) in files {
@@ -177,7 +177,7 @@ fn a_lock_whose_file_is_taken_away_is_not_taken_for_one() {
         "the second lock is passed over"
     );
     drop(second);
-    let output = child.wait_with_output().unwrap();
+    let output = ended(child);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(hub.files_seen().len(), 1);
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::models::Noise;
 use super::pulled::{Server, question};
-use super::served::{Hub, tree};
+use super::served::{Hub, ended, tree};
 use super::{commands, parts};
 
 /// A hub with a model, its number of files, and a home for each that asks it.
@@ -94,7 +94,7 @@ fn a_conversation_takes_a_name() {
             [&["chat", model, "--max-tokens", "5", "--temperature", "0", "--no-summary"], more].concat();
         let mut child = hub.command(home.path(), &args).stdin(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"Hello\nAnd you?\n").unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = ended(child);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     };

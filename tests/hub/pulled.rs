@@ -4,16 +4,19 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::models;
-use super::served::{Action, COMMIT, Hub, noise, sha256, tree};
+use super::served::{Action, COMMIT, Hub, ended, noise, sha256, tree};
 
 pub struct Server {
     child: Child,
     address: String,
+    /// Lines of its log.
+    log: mpsc::Receiver<String>,
 }
 
 impl Drop for Server {
@@ -33,8 +36,21 @@ impl Server {
             .by_ref()
             .map(Result::unwrap)
             .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned));
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address: address.unwrap() }
+        let (tell, log) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        Self { child, address: address.unwrap(), log }
+    }
+
+    /// The next line of its log that holds this.
+    pub fn says(&self, what: &str) -> String {
+        let mut before = Vec::new();
+        loop {
+            match self.log.recv_timeout(Duration::from_secs(120)) {
+                Ok(line) if line.contains(what) => return line,
+                Ok(line) => before.push(line),
+                Err(error) => panic!("{error}: nothing says {what:?} in {before:?}"),
+            }
+        }
     }
 
     pub fn address(&self) -> &str {
@@ -146,6 +162,75 @@ fn what_is_pulled_fits_the_memory_that_the_server_may_take() {
         assert!(!seen.is_empty() && seen.iter().all(|seen| seen.path.ends_with(asked)), "{asked}: {seen:?}");
         hub.forget();
     }
+}
+
+#[test]
+fn what_does_not_fit_is_warned_of_where_a_request_has_it_pulled() {
+    let small = noise(1000, 1);
+    let file = |name: &str, size: u64| json!({ "rfilename": name, "lfs": { "sha256": sha256(&small), "size": size } });
+    let lists = |hub: &Hub, files: Value| {
+        hub.lists("org/model", json!({ "sha": COMMIT, "siblings": files }).to_string());
+    };
+    let hub = Hub::with(&[("m-Q4_K_M.gguf", &small), ("m-Q2_K.gguf", &small)]);
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(&hub, home.path(), &["--pull", "--memory", "1GB", "-v"]);
+    let pull = |name: &str| server.post("/api/pull", &json!({ "model": name, "stream": false }));
+    lists(&hub, json!([file("m-Q4_K_M.gguf", 400_000_000)]));
+    pull("org/model");
+    let said = server.says("org/model: it needs about ");
+    assert!(
+        said.contains("WARN")
+            && said.contains(" of memory to run, and ")
+            && said.ends_with(" are to be had here"),
+        "{said}"
+    );
+    // Among variants the one that fits is taken, and why is said.
+    lists(&hub, json!([file("m-Q4_K_M.gguf", 400_000_000), file("m-Q2_K.gguf", 1000)]));
+    pull("org/model");
+    let said = server.says("org/model:Q2_K is taken");
+    assert!(said.contains("since Q4_K_M (400.0 MB) does not fit the ") && said.contains("INFO"), "{said}");
+}
+
+/// A file that has this length, and no bytes on the disk.
+fn sparse(path: &Path, len: u64) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::File::create(path).unwrap().set_len(len).unwrap();
+}
+
+#[test]
+fn of_what_is_here_the_variant_that_fits_is_taken() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    let repository = home.path().join("hub/models--org--model");
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/main"), COMMIT).unwrap();
+    sparse(&snapshot.join("m-Q4_K_M.gguf"), 400_000_000);
+    // None of these is a model: the error names what was taken.
+    let said = |offline: bool| {
+        let mut serve = hub.command(home.path(), &["serve", "org/model", "--port", "0", "--memory", "1GB"]);
+        if offline {
+            serve.env("HF_HUB_OFFLINE", "1");
+        }
+        let output = ended(serve.spawn().unwrap());
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (offline, other) in [
+        (false, "`backstop pull org/model` takes a variant that fits, where there is one"),
+        (true, "a smaller model, or a variant of fewer bits, would fit"),
+    ] {
+        let said = said(offline);
+        assert!(said.contains("m-Q4_K_M.gguf"), "{said}");
+        let warning = said.lines().next().unwrap();
+        assert!(warning.starts_with("warning: org/model is here as Q4_K_M, and it needs about 7"), "{said}");
+        assert!(warning.ends_with(&format!(" are to be had here: {other}")), "{said}");
+    }
+    sparse(&snapshot.join("m-Q2_K.gguf"), 20_000_000);
+    for offline in [false, true] {
+        let said = said(offline);
+        assert!(said.contains("m-Q2_K.gguf") && !said.contains("warning"), "{said}");
+    }
+    assert_eq!(hub.seen().len(), 0);
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,8 @@ pub enum Action {
     Together(usize),
 }
 
+/// How long a process is waited for: far longer than any takes.
+const NET: Duration = Duration::from_secs(600);
 /// How long a request waits for others.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -216,7 +219,7 @@ impl Hub {
 
     /// Runs it.
     pub fn run(&self, home: &Path, args: &[&str]) -> Ran {
-        let output = self.command(home, args).output().unwrap();
+        let output = ended(self.command(home, args).spawn().unwrap());
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
@@ -227,6 +230,21 @@ impl Hub {
         assert_eq!(ran.code, Some(0), "{args:?}: {}", ran.err);
         ran
     }
+}
+
+/// What a process of [`Hub::command`], or another whose output is piped, has said at its end; one that does not end is killed.
+#[track_caller]
+pub fn ended(child: Child) -> Output {
+    let id = child.id().to_string();
+    let (over, waits) = mpsc::channel::<()>();
+    let net = std::thread::spawn(move || {
+        let late = waits.recv_timeout(NET) == Err(mpsc::RecvTimeoutError::Timeout);
+        late.then(|| Command::new("kill").args(["-KILL", &id]).status())
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(over);
+    assert!(net.join().unwrap().is_none(), "no end in {NET:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
 }
 
 impl Drop for Hub {

@@ -10,7 +10,7 @@ use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issu
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::served::{Action, Hub, noise};
+use super::served::{Action, Hub, ended, noise};
 
 /// Who signs certificates.
 struct Authority {
@@ -103,7 +103,7 @@ fn pull(hub: &Hub, home: &Path, endpoint: &str, trusted: Option<&Path>) -> (Opti
     if let Some(file) = trusted {
         command.env("SSL_CERT_FILE", file);
     }
-    let output = command.output().unwrap();
+    let output = ended(command.spawn().unwrap());
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 

@@ -251,13 +251,21 @@ fn uv(home: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Whether there is what the tests of packages for Node.js need, the AI SDK and Ollama's.
+///
+/// # Errors
+/// That there is none.
+pub fn has_npm() -> Result<()> {
+    quiet(Command::new("npm").arg("--version")).map(drop).context("there is no npm")
+}
+
 /// Puts the packages for Node.js beside the environments; where there is no npm, their tests are skipped.
 fn node_packages(home: &Path) -> Result<()> {
     let (stamp, wanted) = (home.join("node_packages.txt"), NODE_PACKAGES.join("\n"));
     if is(&stamp, &wanted) {
         return Ok(());
     }
-    if quiet(Command::new("npm").arg("--version")).is_err() {
+    if has_npm().is_err() {
         eprintln!("   there is no npm: the tests of the AI SDK, of Ollama's package and by axe are skipped");
         return Ok(());
     }

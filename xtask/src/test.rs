@@ -93,6 +93,9 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(skips) = skips.filter(|skips| skips.count() > 0) {
         steps.note(format!("tests by client libraries: {skips}"));
     }
+    if let Err(error) = clients::has_npm() {
+        steps.skip("tests by packages for Node.js", &error);
+    }
     let mlx = "test --package backstop --no-fail-fast --features mlx,fault-injection";
     let targets = if filter.is_empty() { mlx_targets()? } else { String::new() };
     steps.with_mlx(ready, "tests with MLX", &format!("{mlx}{targets}"), filter);

@@ -191,7 +191,7 @@ fn fitting(fit: Fit) -> (Vec<&'static str>, Option<(&'static str, &'static str, 
     let mut biggest: Option<(&str, &str, u64)> = None;
     let mut names = Vec::new();
     for short in short_names() {
-        let mut fits = short.variants.iter().filter(|of| fit.holds(of.bytes)).peekable();
+        let mut fits = short.variants.iter().filter(|of| of.fits(fit)).peekable();
         if fits.peek().is_some() {
             names.push(&*short.name);
         }
