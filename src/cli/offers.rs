@@ -42,7 +42,7 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     let models = Models::new(ModelsOptions {
         memory: args.several.memory,
         threads: args.session.threads,
-        idle_unload: args.several.idle_unload,
+        idle_unload: args.several.idle_unload.0,
     })?;
     let (options, access) = (options(args)?, access(args));
     let mut found = typed_models(args)?;
