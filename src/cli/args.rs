@@ -26,6 +26,7 @@ pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use written::{BundleArgs, FuseArgs, ImatrixArgs, QuantizeArgs};
 
 use super::here::models;
+use super::times::{Idle, seconds};
 
 /// The port that `serve` listens on where nobody says another.
 pub const DEFAULT_PORT: u16 = 8080;
@@ -279,9 +280,9 @@ pub struct SeveralArgs {
     /// were not used the longest [default: what the machine has].
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub memory: Option<u64>,
-    /// Unload a model that nobody has used for as long: 30s, 10m, 1h [default: never]. A request's keep_alive says otherwise.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub idle_unload: Option<Duration>,
+    /// Unload a model that nobody has used for as long: 600 (seconds), 10m, 1h30m; off: never. A request's keep_alive says otherwise.
+    #[arg(long, value_name = "TIME", default_value = "off")]
+    pub idle_unload: Idle,
 }
 
 /// `backstop ps`.
@@ -589,16 +590,6 @@ fn connections(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    /// A day.
-    const MOST: f64 = 86_400.0;
-    text.parse()
-        .ok()
-        .filter(|seconds| (0.001..=MOST).contains(seconds))
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| format!("expected seconds from 0.001 to {MOST}"))
-}
-
 fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [
         ("KiB", 1 << 10),
@@ -619,16 +610,6 @@ fn size(text: &str) -> Result<u64, String> {
     bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
         "expected a whole number of bytes, or of kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 512MB".into()
     })
-}
-
-/// A time: seconds, or with a unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
-    let unit = units.into_iter().find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, ms)));
-    let (number, unit) = unit.unwrap_or((text, 1000));
-    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    let ms = number.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.checked_mul(unit));
-    ms.map(Duration::from_millis).ok_or_else(|| "expected a time such as 30s, 10m or 1h".to_owned())
 }
 
 /// A seed; -1 is one that nobody knows beforehand.

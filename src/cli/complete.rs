@@ -18,7 +18,7 @@ const VARIABLE: &str = "BACKSTOP_COMPLETE";
 const NAME: &str = "backstop";
 
 /// Shells that quote a word which is put in, where it is more than a word to them.
-const QUOTE: [&str; 3] = ["bash", "zsh", "fish"];
+const QUOTE: [&str; 4] = ["bash", "elvish", "fish", "zsh"];
 
 /// Has bash quote what it would take for more than a word, and take no name for a pattern; older ones than 4 are given no such
 /// word. Names of models have colons, at which bash would part them.
@@ -38,6 +38,11 @@ _backstop_words() {
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//:}
 "#;
+
+/// What a script of PowerShell begins with.
+const PARAMETERS: &str = "param($wordToComplete, $commandAst, $cursorPosition)";
+/// PowerShell's script has what was typed evaluated: nothing is completed where that would run something.
+const RUNS_NOTHING: &str = r"if ($commandAst.Extent.Text -match '[$`({]') { return }";
 
 /// Answers a shell that asks for words, and ends; returns where none does.
 pub fn answer() {
@@ -80,6 +85,18 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
             let meant = format!("{token} | string unescape; or {token}");
             written(&command, &completer)?.replace(token, &meant)
         }
+        "elvish" => {
+            let script = written("COMMAND", "PROGRAM")?.replace("PROGRAM", &doubled(&completer));
+            script.replace("[COMMAND]", &format!("[{}]", doubled(&command)))
+        }
+        "powershell" => {
+            // It stands in a text in which variables are put in.
+            let program = doubled(&completer).replace('`', "``").replace('$', "`$");
+            let script = written("COMMAND", "PROGRAM")?.replace("& PROGRAM", &format!("& {program}"));
+            let script =
+                script.replace("-CommandName COMMAND", &format!("-CommandName {}", doubled(&command)));
+            script.replace(PARAMETERS, &format!("{PARAMETERS}\n    {RUNS_NOTHING}"))
+        }
         _ => written(&command, &completer)?,
     };
     print(&script)?;
@@ -89,6 +106,11 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
 /// A word of a shell's language that means `text`.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// The same, of those in whose quotes a quote is doubled.
+fn doubled(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {

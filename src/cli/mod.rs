@@ -32,6 +32,7 @@ mod summary;
 mod tasks;
 mod template;
 mod term;
+mod times;
 mod whole;
 
 use std::io::IsTerminal;

@@ -45,7 +45,7 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     let models = Models::new(ModelsOptions {
         memory: args.several.memory,
         threads: args.session.threads,
-        idle_unload: args.several.idle_unload,
+        idle_unload: args.several.idle_unload.0,
     })?;
     let shelves = Shelves {
         dir: args.several.models_dir.clone(),

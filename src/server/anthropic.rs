@@ -381,6 +381,6 @@ impl Encoder for Blocks {
     }
 
     fn heartbeat(&mut self, out: &mut Events) {
-        out.named("ping", &json!({ "type": "ping" }));
+        out.ping();
     }
 }

@@ -144,10 +144,21 @@ pub(super) type Unloaded = fn(&App, &Wanted, &Fields) -> Option<Response>;
 enum While {
     /// It waits.
     Waits,
-    /// It waits, unless this answers without the model.
-    Unless(Unloaded),
-    /// A stream begins, so that its client sees that somebody is at work.
-    Streams,
+    /// A stream of events begins where one is asked for, so that its client sees that somebody is at work.
+    Events,
+    /// Likewise a stream of lines, unless none is wanted, or this answers without the model.
+    Lines(Unloaded),
+}
+
+impl While {
+    /// Whether a request is to be answered by a stream.
+    fn streams(self, fields: &Fields) -> bool {
+        match self {
+            Self::Waits => false,
+            Self::Events => fields.peek("stream") == Some(&Value::Bool(true)),
+            Self::Lines(_) => fields.peek("stream") != Some(&Value::Bool(false)),
+        }
+    }
 }
 
 /// A route that `handler` answers with the model that the request names.
@@ -159,22 +170,23 @@ where
     route(While::Waits, handler)
 }
 
-/// As [`on_model`], of a route whose model may not be needed.
-pub(super) fn on_model_unless<H, F>(unloaded: Unloaded, handler: H) -> MethodRouter<Arc<App>>
-where
-    H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Reply> + Send + 'static,
-{
-    route(While::Unless(unloaded), handler)
-}
-
 /// As [`on_model`], of a route that answers with server-sent events where it is asked for them.
 pub(super) fn on_streaming_model<H, F>(handler: H) -> MethodRouter<Arc<App>>
 where
     H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    route(While::Streams, handler)
+    route(While::Events, handler)
+}
+
+/// As [`on_model`], of a route that answers with lines of JSON unless it is asked for one answer, and whose model may not be
+/// needed.
+pub(super) fn on_model_of_lines<H, F>(unloaded: Unloaded, handler: H) -> MethodRouter<Arc<App>>
+where
+    H: Fn(Arc<Served>, Fields) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    route(While::Lines(unloaded), handler)
 }
 
 fn route<H, F>(meanwhile: While, handler: H) -> MethodRouter<Arc<App>>
@@ -197,13 +209,12 @@ where
                 .of(fields.caller(), body);
             return answered(&handler, served, fields).await;
         }
-        if let While::Unless(unloaded) = meanwhile
+        if let While::Lines(unloaded) = meanwhile
             && let Some(answer) = unloaded(&app, &wanted, &fields)
         {
             return Ok(answer);
         }
-        let streams =
-            matches!(meanwhile, While::Streams) && fields.peek("stream") == Some(&Value::Bool(true));
+        let streams = meanwhile.streams(&fields);
         let Wanted { path, called, keep } = wanted;
         let (handler, told) = (handler.clone(), Arc::clone(&app));
         let mut answer = Box::pin(async move {

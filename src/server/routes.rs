@@ -17,7 +17,7 @@ use tower_service::Service as _;
 use super::UnknownFields;
 use super::app::App;
 use super::budget::{BodyCharge, ChargedBody};
-use super::chosen::{on_model, on_model_unless, on_streaming_model};
+use super::chosen::{on_model, on_model_of_lines, on_streaming_model};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
 use super::{
@@ -102,8 +102,8 @@ impl Service {
             .route("/api/tags", get(ollama::tags))
             .route("/api/show", post(ollama::show))
             .route("/api/ps", get(ollama::ps))
-            .route("/api/chat", on_model_unless(ollama::unload, ollama::chat))
-            .route("/api/generate", on_model_unless(ollama::unload, ollama::generate))
+            .route("/api/chat", on_model_of_lines(ollama::unload, ollama::chat))
+            .route("/api/generate", on_model_of_lines(ollama::unload, ollama::generate))
             .route("/api/embed", on_model(ollama::embed))
             .route("/api/embeddings", on_model(ollama::embed_one))
             .route("/api/pull", post(ollama::pull))

@@ -66,16 +66,26 @@ impl Events {
         self.0.push(b' ');
     }
 
+    /// The event by which Anthropic's API shows the same.
+    pub fn ping(&mut self) {
+        self.named("ping", &json!({ "type": "ping" }));
+    }
+
     /// A line that clients skip.
     pub fn comment(&mut self) {
         self.0.extend_from_slice(b": waiting\n\n");
     }
 }
 
+/// The type of a stream of events.
+const EVENTS: &str = "text/event-stream";
+/// The type of a stream of lines of JSON.
+pub(crate) const LINES: &str = "application/x-ndjson";
+
 /// Writes one API's events.
 pub(crate) trait Encoder: Send + Unpin + 'static {
     /// The type of the stream.
-    const KIND: &str = "text/event-stream";
+    const KIND: &str = EVENTS;
     /// Before the first token.
     fn begin(&mut self, out: &mut Events);
     /// Each update in the order in which they come.
@@ -99,14 +109,15 @@ pub(crate) fn stream<E: Encoder>(answers: Answers, encoder: E) -> Response {
     (stream_headers(E::KIND), Body::new(body)).into_response()
 }
 
-/// An answer that is yet to come: until it does, comments show that somebody is at work. What it fails with is told in the words
-/// of the API of `path`.
+/// An answer that is yet to come: until it does, what clients of the API of `path` skip shows that somebody is at work. What it
+/// fails with is told in the words of that API.
 pub(crate) fn later(answer: impl Future<Output = Reply> + Send + 'static, path: &str) -> Response {
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (dialect, responses) = (Dialect::of(path), path == "/v1/responses");
+    let kind = if matches!(dialect, Dialect::Ollama) { LINES } else { EVENTS };
     let body = Later { at: At::Waits(Box::pin(answer)), heartbeat, dialect, responses };
-    (stream_headers("text/event-stream"), Body::new(body)).into_response()
+    (stream_headers(kind), Body::new(body)).into_response()
 }
 
 /// Where an answer is that is yet to come.
@@ -170,7 +181,11 @@ impl HttpBody for Later {
                     Poll::Pending => {
                         // The timer is to wake this task for its next tick.
                         let _ = this.heartbeat.poll_tick(cx);
-                        out.comment();
+                        match this.dialect {
+                            Dialect::OpenAi => out.comment(),
+                            Dialect::Anthropic => out.ping(),
+                            Dialect::Ollama => out.space(),
+                        }
                     }
                 },
             }

@@ -135,7 +135,7 @@ fn a_bundle_is_the_program_and_a_directory() {
 }
 
 /// A program that serves, ended with this.
-struct Serving(std::process::Child, String);
+pub struct Serving(std::process::Child, String);
 
 impl Drop for Serving {
     fn drop(&mut self) {
@@ -145,7 +145,7 @@ impl Drop for Serving {
 }
 
 impl Serving {
-    fn start(program: &Path, args: &[&str]) -> Self {
+    pub fn start(program: &Path, args: &[&str]) -> Self {
         use std::io::{BufRead, BufReader};
 
         let mut program = Command::new(program);
@@ -161,7 +161,7 @@ impl Serving {
     }
 
     /// The status and the body of an answer.
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
         use std::io::Read;
 
         let mut stream = std::net::TcpStream::connect(&self.1).unwrap();
@@ -214,7 +214,7 @@ fn a_bundle_that_changes_while_it_is_served_is_noticed() {
     assert_eq!(serving.ask("GET", "/health", "").0, 200);
 }
 
-fn backstop_bin() -> &'static Path {
+pub fn backstop_bin() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_backstop"))
 }
 

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Noise, backstop_with, fixture, json, ok, refused};
+use crate::bundle::{Serving, backstop_bin};
+use crate::support::{Noise, backstop, backstop_with, fixture, json, ok, refused};
 
 #[test]
 fn the_prompt_of_a_conversation_is_shown_with_its_tokens() {
@@ -75,4 +76,40 @@ fn another_template_than_the_models_own() {
         json(&ok(&all))["prompt_tokens"].as_u64().unwrap()
     };
     assert_eq!(counted(&["--chat-template", file]), counted(&[]) + 1);
+}
+
+#[test]
+fn a_server_takes_a_template_of_a_file() {
+    let (own, plain) = (Noise::new(), Noise::plain());
+    let file = plain.0.path().join("mine.jinja");
+    fs::write(&file, "<{{ messages[-1].content }}>").unwrap();
+    let messages = json!([{ "role": "user", "content": "Hello" }]);
+    let apply = json!({ "messages": messages }).to_string();
+    let chat = json!({ "messages": messages, "max_tokens": 1 }).to_string();
+    let serve = |model: &str, more: &[&str]| Serving::start(backstop_bin(), &[&[model], more].concat());
+    let prompt =
+        |server: &Serving| -> Value { server.ask("POST", "/apply-template", &apply).1["prompt"].clone() };
+    // Without one there is no conversation, and a model's own is another.
+    let (status, answer) = serve(plain.path(), &[]).ask("POST", "/v1/chat/completions", &chat);
+    assert_eq!(status, 400, "{answer}");
+    assert!(prompt(&serve(own.path(), &[])).as_str().unwrap().starts_with("<|im_start|>"));
+    let tokens =
+        backstop::text::Tokenizer::open(plain.0.path(), 305).unwrap().unwrap().encode("<Hello>").unwrap();
+    for model in [plain.path(), own.path()] {
+        let server = serve(model, &["--chat-template", file.to_str().unwrap()]);
+        assert_eq!(prompt(&server), "<Hello>");
+        let (status, answer) = server.ask("POST", "/v1/chat/completions", &chat);
+        assert_eq!((status, &answer["usage"]["prompt_tokens"]), (200, &tokens.len().into()), "{answer}");
+    }
+    assert!(
+        prompt(&serve(plain.path(), &["--chat-template", "chatml"]))
+            .as_str()
+            .unwrap()
+            .starts_with("<|im_start|>user\nHello")
+    );
+    // One that is none is told of before anybody can ask.
+    fs::write(&file, "{{ messages").unwrap();
+    let ran = backstop(&["serve", plain.path(), "--port", "0", "--chat-template", file.to_str().unwrap()]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("mine.jinja: syntax error"), "{}", ran.err);
 }

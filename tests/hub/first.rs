@@ -1,5 +1,8 @@
 //! The first minute of somebody who has the README and no model: what it says to type is typed, and its keys are counted.
+//!
+//! `BACKSTOP_FIRST_PROGRAM` names another program than that of the tests, and `BACKSTOP_FIRST_GGUF` the file that it downloads.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::served::Hub;
@@ -7,7 +10,7 @@ use super::terminal::Terminal;
 
 const README: &str = include_str!("../../README.md");
 const NAMES: &str = include_str!("../../docs/names.md");
-const GGUF: &[u8] = include_bytes!("../fixtures/gguf/whole.gguf");
+const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/whole.gguf");
 
 /// The lines of the README's first conversation, without what it says of them.
 fn lines() -> Vec<&'static str> {
@@ -16,49 +19,72 @@ fn lines() -> Vec<&'static str> {
     block.lines().map(|line| line.split(" #").next().unwrap().trim_end()).collect()
 }
 
-/// How many keys the documentation says it takes.
-fn keys_in_the_documentation() -> usize {
-    let (before, _) = NAMES.split_once(" keys, Enter included: the README's").unwrap();
-    before.rsplit(' ').next().unwrap().parse().unwrap()
+/// What is typed, step by step, and how long it takes until the next can be.
+struct Steps {
+    table: String,
+    keys: usize,
+    since: Instant,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self { table: String::new(), keys: 0, since: Instant::now() }
+    }
+
+    /// After a step: its keys, which the documentation has, and the seconds since the one before.
+    #[track_caller]
+    fn took(&mut self, step: &str, typed: &str) {
+        let keys = typed.len();
+        let (row, seconds) = (format!("| {step} | {keys} |"), self.since.elapsed().as_secs_f64());
+        assert!(NAMES.contains(&format!("\n{row} ")), "docs/names.md lacks {row}");
+        self.table += &format!("{row} {seconds:.2} |\n");
+        self.keys += keys;
+        self.since = Instant::now();
+    }
 }
 
 #[test]
 fn the_first_conversation_of_the_readme_is_one() {
     let [install, chat] = lines()[..] else { panic!("{:?}", lines()) };
-    assert_eq!(install, "cargo install --path . --locked");
+    let build = format!("\n| `{install}`, Enter: the build | {} |", install.len() + 1);
+    assert!(NAMES.contains(&build), "docs/names.md lacks {build}");
     let args: Vec<&str> = chat.strip_prefix("backstop ").unwrap().split(' ').collect();
     let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new());
-    let files: [(&str, &[u8]); 2] = [("Qwen3-0.6B-Q8_0.gguf", GGUF), ("README.md", b"x")];
+    let gguf = std::env::var("BACKSTOP_FIRST_GGUF").unwrap_or_else(|_| GGUF.to_owned());
+    let gguf = std::fs::read(&gguf).unwrap_or_else(|error| panic!("{gguf}: {error}"));
+    let files: [(&str, &[u8]); 2] = [("Qwen3-0.6B-Q8_0.gguf", &gguf), ("README.md", b"x")];
     hub.put("Qwen/Qwen3-0.6B-GGUF", &files);
-    let started = Instant::now();
-    // What a shell takes.
-    let mut keys = chat.len() + 1;
-    let mut command = hub.command(home.path(), &args);
-    command.env("XDG_STATE_HOME", home.path());
+    drop(gguf);
+    let program = std::env::var_os("BACKSTOP_FIRST_PROGRAM");
+    let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_backstop").into()));
+    hub.environment(&mut command, home.path());
+    command.args(&args).env("XDG_STATE_HOME", home.path());
+    let mut steps = Steps::new();
+    // A shell has the first line.
     let mut terminal = Terminal::start(command);
-    let mut types = |terminal: &mut Terminal, text: &str| {
-        keys += text.len();
-        terminal.keys(text);
-    };
     terminal.shows("qwen3:0.6b is not on this machine. Download Qwen/Qwen3-0.6B-GGUF:Q8_0 (");
     terminal.shows("[Y/n] ");
-    types(&mut terminal, "\r");
+    steps.took(&format!("`{chat}`, Enter: until it asks whether to download"), &format!("{chat}\r"));
+    terminal.keys("\r");
     terminal.shows("/help lists the commands");
     terminal.shows("> ");
-    types(&mut terminal, "Hello\r");
+    steps.took("Enter: downloaded, checked and loaded", "\r");
+    terminal.keys("Hello\r");
     // The answer begins behind what was typed.
     terminal.shows("Hello");
     terminal.shows("\r\n");
-    let answer = loop {
-        let more = terminal.shows("\n");
-        if more.chars().any(char::is_alphanumeric) {
-            break more;
-        }
-    };
-    let seconds = started.elapsed().as_secs_f64();
-    println!("{keys} keys and {seconds:.1} s to the first line of an answer: {answer:?}");
-    assert_eq!(keys, keys_in_the_documentation());
-    assert_eq!(hub.files_seen().len(), 1);
+    let begun = terminal.shows_one(char::is_alphanumeric);
+    steps.took("`Hello`, Enter: the first word of the answer", "Hello\r");
+    let line = begun + &terminal.shows("\n");
+    steps.took("its first line", "");
+    let Steps { table, keys, .. } = steps;
+    println!("{keys} keys to an answer: {line:?}\n\n| step | keys | seconds |\n|---|---|---|\n{table}");
+    assert!(
+        NAMES.contains(&format!("it takes {keys} keys, Enter included")),
+        "docs/names.md has other than {keys} keys"
+    );
+    let asked = hub.files_seen();
+    assert!(!asked.is_empty() && asked.iter().all(|seen| seen.path.ends_with(".gguf")), "{asked:?}");
     terminal.keys("\x03");
     terminal.shows("> ");
     // The answer may have had such a mark, and a key is lost that comes while the terminal changes its mode.

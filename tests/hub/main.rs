@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod asked;
+mod bundled;
 mod cache;
 mod clients;
 mod commands;

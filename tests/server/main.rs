@@ -25,3 +25,4 @@ mod script;
 mod several;
 mod streams;
 mod support;
+mod waiting;

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::support::{LONG, Noise, Server, expected, read_some, with};
 
 /// A folder with models that never end, by these names, and one that is broken.
-struct Folder(tempfile::TempDir);
+pub struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new(names: &[&str]) -> Self {
+    pub fn new(names: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
         let noise = Noise::new();
         for name in names {
@@ -35,16 +35,16 @@ impl Folder {
         self
     }
 
-    fn serve(&self, args: &[&str]) -> Server {
+    pub fn serve(&self, args: &[&str]) -> Server {
         let dir = self.0.path().to_str().unwrap();
         Server::start(&[&["--models-dir", dir, "--ctx", "100000", "--kv-memory", "24MiB"], args].concat())
     }
 }
 
 /// So much that one of them fits, and no two: 512 MiB are kept free.
-const ONE: [&str; 2] = ["--memory", "550MiB"];
+pub const ONE: [&str; 2] = ["--memory", "550MiB"];
 
-fn states(server: &Server) -> Vec<(String, String)> {
+pub fn states(server: &Server) -> Vec<(String, String)> {
     let models = server.get("/v1/models").ok();
     let of = |model: &Value, name: &str| model[name].as_str().unwrap().to_owned();
     models["data"].as_array().unwrap().iter().map(|model| (of(model, "id"), of(model, "state"))).collect()
@@ -52,7 +52,7 @@ fn states(server: &Server) -> Vec<(String, String)> {
 
 /// Waits until the models that are loaded are these.
 #[track_caller]
-fn loaded(server: &Server, wanted: &[&str]) {
+pub fn loaded(server: &Server, wanted: &[&str]) {
     let start = Instant::now();
     loop {
         let states = states(server);
@@ -80,14 +80,14 @@ fn unloaded(server: &Server) {
     }
 }
 
-fn ask(model: &str, more: Value) -> Value {
+pub fn ask(model: &str, more: Value) -> Value {
     let base = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 4,
         "temperature": 0 });
     with(base, more)
 }
 
 /// A stream that goes on until its connection is dropped.
-fn endless(server: &Server, model: &str) -> std::net::TcpStream {
+pub fn endless(server: &Server, model: &str) -> std::net::TcpStream {
     let mut stream =
         server.begin("/v1/chat/completions", &ask(model, json!({ "stream": true, "max_tokens": 99000 })));
     while !read_some(&mut stream).contains("chat.completion.chunk") {}
@@ -96,7 +96,7 @@ fn endless(server: &Server, model: &str) -> std::net::TcpStream {
 
 /// Reads until `wanted` was read.
 #[track_caller]
-fn until(stream: &mut impl Read, wanted: &str) -> String {
+pub fn until(stream: &mut impl Read, wanted: &str) -> String {
     let mut text = String::new();
     while !text.contains(wanted) {
         let mut bytes = [0; 4096];
@@ -222,56 +222,6 @@ fn all_models_have_one_machine() {
 }
 
 #[test]
-fn a_stream_that_waits_for_its_model_shows_that_somebody_is_at_work() {
-    let folder = Folder::new(&["a", "b"]);
-    let server = folder.serve(&ONE);
-    for (path, body, first) in [
-        ("/v1/chat/completions", ask("b", json!({ "stream": true })), "data: {"),
-        ("/v1/messages", ask("b", json!({ "stream": true })), "event: message_start"),
-        (
-            "/v1/responses",
-            json!({ "model": "b", "input": "Hello", "stream": true, "max_output_tokens": 4 }),
-            "event: response.created",
-        ),
-    ] {
-        let busy = endless(&server, "a");
-        let mut waits = server.begin(path, &body);
-        let text = until(&mut waits, ": waiting\n\n");
-        assert!(text.contains("text/event-stream") && !text.contains(first), "{text}");
-        assert!(states(&server).contains(&("b".into(), "loading".into())));
-        // Whoever asks for the busy one now comes after that.
-        drop(busy);
-        let text = until(&mut waits, first);
-        assert!(!text.contains("event: error") && !text.contains("{\"error\""), "{text}");
-        let mut rest = String::new();
-        waits.read_to_string(&mut rest).unwrap();
-        loaded(&server, &["b"]);
-        assert_eq!(server.post("/v1/chat/completions", &ask("a", json!({}))).ok()["model"], "a");
-        loaded(&server, &["a"]);
-    }
-}
-
-#[test]
-fn what_is_wrong_with_a_stream_that_waited_is_told_in_it() {
-    let folder = Folder::new(&["a", "b"]);
-    let server = folder.serve(&ONE);
-    let wrong = json!({ "stream": true, "temperature": -1, "input": "Hello" });
-    for (path, event) in
-        [("/v1/chat/completions", None), ("/v1/messages", Some("error")), ("/v1/responses", Some("error"))]
-    {
-        let busy = endless(&server, "a");
-        let mut waits = server.begin(path, &ask("b", wrong.clone()));
-        until(&mut waits, ": waiting\n\n");
-        drop(busy);
-        let mut text = until(&mut waits, "data: ");
-        waits.read_to_string(&mut text).unwrap();
-        assert!(text.contains("temperature"), "{text}");
-        assert_eq!(text.contains("event: error"), event.is_some(), "{text}");
-        assert_eq!(server.post("/v1/chat/completions", &ask("a", json!({}))).ok()["model"], "a");
-    }
-}
-
-#[test]
 fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
     let folder = Folder::new(&["a", "b"]);
     let server = folder.serve(&["--idle-unload", "300ms"]);
@@ -321,6 +271,45 @@ fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
         (&json!("llama"), &json!(["completion", "tools"]))
     );
     unloaded(&server);
+}
+
+#[test]
+fn a_model_that_answers_somebody_is_not_idle() {
+    let folder = Folder::new(&["a", "b"]);
+    // At once, where nobody uses it.
+    let server = folder.serve(&["--idle-unload", "0"]);
+    let busy = endless(&server, "a");
+    for _ in 0..2 {
+        server.post("/v1/chat/completions", &ask("b", json!({}))).ok();
+        loaded(&server, &["a"]);
+    }
+    drop(busy);
+    loaded(&server, &[]);
+    unloaded(&server);
+}
+
+#[test]
+fn models_stay_as_long_as_was_said_or_for_good() {
+    let folder = Folder::new(&["a"]);
+    for (args, hours) in [
+        (&["--idle-unload", "1h30m"][..], Some(1.5)),
+        (&["--idle-unload", "7200"], Some(2.0)),
+        (&["--idle-unload", "off"], None),
+        (&[], None),
+    ] {
+        let server = folder.serve(args);
+        server.post("/v1/chat/completions", &ask("a", json!({}))).ok();
+        let entry = server.get("/v1/models/a").ok();
+        assert_eq!(entry["state"], "loaded");
+        let left = entry["expires_in"].as_f64().map(|seconds| seconds / 3600.0);
+        match hours {
+            None => assert_eq!(left, None, "{args:?}"),
+            // No machine is slow enough to be past the half of it.
+            Some(hours) => {
+                assert!(left.is_some_and(|left| left > hours / 2.0 && left <= hours), "{args:?}: {left:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -416,8 +405,8 @@ fn twenty_four_loads_and_unloads_of_three_models_under_requests_keep_memory_and_
     });
     assert_eq!(counts().0, LOADS);
     if cfg!(target_os = "linux") {
-        // What the allocator keeps differs from one time to the next.
-        let (first, last) = (held[..3].iter().max().unwrap(), held[held.len() - 3..].iter().min().unwrap());
+        // Beside what is lost, the allocator keeps some for a while: the least of three times counts.
+        let (first, last) = (held[0], held[held.len() - 3..].iter().min().unwrap());
         assert!(*last <= first + first / 20, "bytes after each three loads: {held:?}");
         println!("bytes after each three loads: {held:?}");
     }

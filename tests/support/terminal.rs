@@ -67,14 +67,26 @@ impl Terminal {
 
     /// Waits until `text` shows, and forgets what came up to it, with which it comes.
     pub fn shows(&mut self, text: &str) -> String {
+        self.until(&format!("{text:?}"), |seen| seen.find(text).map(|at| at + text.len()))
+    }
+
+    /// The same of a first character that is such a one.
+    #[allow(dead_code, reason = "not every program that has this asks")]
+    pub fn shows_one(&mut self, such: impl Fn(char) -> bool) -> String {
+        let end = |seen: &str| seen.char_indices().find(|(_, c)| such(*c)).map(|(at, c)| at + c.len_utf8());
+        self.until("such character", end)
+    }
+
+    /// Waits until there is an end in what has come, and forgets what came up to there, with which it comes.
+    fn until(&mut self, what: &str, end: impl Fn(&str) -> Option<usize>) -> String {
         let deadline = Instant::now() + LONG;
         loop {
-            if let Some(at) = self.seen.find(text) {
-                return self.seen.drain(..at + text.len()).collect();
+            if let Some(end) = end(&self.seen) {
+                return self.seen.drain(..end).collect();
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let bytes =
-                self.screen.recv_timeout(left).unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.seen));
+                self.screen.recv_timeout(left).unwrap_or_else(|_| panic!("no {what} in {:?}", self.seen));
             self.seen += &String::from_utf8_lossy(&bytes);
         }
     }

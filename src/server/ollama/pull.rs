@@ -18,6 +18,7 @@ use super::super::app::App;
 use super::super::failure::{Dialect, Failure, json_body, thread_failed};
 use super::super::fetch::{Fetch, Fetching};
 use super::super::request::{Reply, fields};
+use super::super::sse;
 use crate::error::{Error, HubFault};
 
 /// Lines that wait for a client who does not read them: then the download waits, too.
@@ -51,7 +52,7 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
         fetched
     });
     if streams {
-        let kind = HeaderValue::from_static("application/x-ndjson");
+        let kind = HeaderValue::from_static(sse::LINES);
         return Ok(
             ([(header::CONTENT_TYPE, kind)], Body::new(Lines { lines, cut: Some(cut) })).into_response()
         );

@@ -9,7 +9,7 @@ use super::super::answers::{AnswerPart, CallPart, Collected, Finish, Scored, Upd
 use super::super::failure::{Dialect, Failure};
 use super::super::openai::scored_json;
 use super::super::served::Served;
-use super::super::sse::{Encoder, Events};
+use super::super::sse::{Encoder, Events, LINES};
 use super::models::now_text;
 
 /// Which of the two routes answers.
@@ -157,7 +157,7 @@ impl Lines {
 }
 
 impl Encoder for Lines {
-    const KIND: &str = "application/x-ndjson";
+    const KIND: &str = LINES;
 
     fn begin(&mut self, _: &mut Events) {}
 
