@@ -39,6 +39,8 @@ pub struct Parity {
     pub logits: StateError,
     /// Of the distributions of the next token.
     pub divergence: Divergence,
+    /// The same after each token.
+    pub positions: Vec<PositionError>,
     /// Positions at which both have the same likeliest token.
     pub agreeing: usize,
     /// The first position at which they have not.
@@ -69,6 +71,17 @@ pub struct Divergence {
     pub largest: f64,
     /// That position.
     pub position: usize,
+}
+
+/// The distributions of the token that follows a position, of the reference and of the other.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PositionError {
+    /// `KL(reference ‖ other)` in nats.
+    pub divergence: f64,
+    /// The likeliest token of each.
+    pub likeliest: [u32; 2],
+    /// Its probability.
+    pub probability: [f64; 2],
 }
 
 /// Two likeliest tokens.
@@ -197,7 +210,7 @@ impl Sum {
 #[derive(Debug, Default)]
 struct Outputs {
     error: Sum,
-    divergences: Vec<f64>,
+    positions: Vec<PositionError>,
     agreeing: usize,
     first: Option<Difference>,
     /// Sums of `-ln p` of the next token.
@@ -212,7 +225,12 @@ impl Outputs {
         let both = reference.chunks_exact(width).zip(other.chunks_exact(width));
         for (row, (reference, other)) in both.enumerate() {
             let (of_reference, of_other) = (Distribution::of(reference), Distribution::of(other));
-            self.divergences.push(of_reference.divergence(&of_other));
+            let both = [&of_reference, &of_other];
+            self.positions.push(PositionError {
+                divergence: of_reference.divergence(&of_other),
+                likeliest: both.map(|of| of.likeliest),
+                probability: both.map(|of| of.log_p(of.likeliest).exp()),
+            });
             if of_reference.likeliest == of_other.likeliest {
                 self.agreeing += 1;
             } else if self.first.is_none() {
@@ -228,18 +246,20 @@ impl Outputs {
 
     fn finish(self, tokens: usize, states: Vec<StateError>) -> Parity {
         let (mut largest, mut position) = (0.0, 0);
-        for (i, &divergence) in self.divergences.iter().enumerate() {
+        for (i, &PositionError { divergence, .. }) in self.positions.iter().enumerate() {
             if divergence > largest {
                 (largest, position) = (divergence, i);
             }
         }
-        let mean = self.divergences.iter().sum::<f64>() / self.divergences.len().max(1) as f64;
+        let sum: f64 = self.positions.iter().map(|of| of.divergence).sum();
+        let mean = sum / self.positions.len().max(1) as f64;
         let predicted = tokens.saturating_sub(1);
         Parity {
             tokens,
             states,
             logits: self.error.finish("logits".to_owned()),
             divergence: Divergence { mean, largest, position },
+            positions: self.positions,
             agreeing: self.agreeing,
             first_difference: self.first,
             perplexity: (predicted > 0).then(|| self.surprise.map(|sum| (sum / predicted as f64).exp())),
@@ -312,6 +332,13 @@ mod tests {
         assert!((parity.divergence.largest - kl).abs() < 1e-7, "{parity:?}");
         assert!((parity.divergence.mean - kl / 2.0).abs() < 1e-7);
         assert_eq!((parity.divergence.position, parity.agreeing), (0, 1));
+        let [first, second] = parity.positions[..] else { panic!("{parity:?}") };
+        assert_eq!((first.likeliest, second.likeliest), ([1, 0], [1, 1]));
+        assert!((first.probability[0] - 0.75).abs() < 1e-7 && first.probability[1] == 0.5, "{first:?}");
+        assert!(
+            second.divergence.abs() < 1e-12 && second.probability[0] == second.probability[1],
+            "{second:?}"
+        );
         // Of equal logits the first token is taken.
         assert_eq!(parity.first_difference, Some(Difference { position: 0, reference: 1, other: 0 }));
         let [reference, other] = parity.perplexity.unwrap();

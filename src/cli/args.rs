@@ -412,6 +412,9 @@ pub struct ParityArgs {
     /// End with exit code 1 where the mean divergence is above KL nats.
     #[arg(long, value_name = "KL", allow_hyphen_values = true)]
     pub fail_above: Option<f64>,
+    /// Write a report in HTML, too: errors by layer and by token, and the worst tokens in their text.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -455,6 +458,9 @@ pub struct PerplexityArgs {
     /// Threads of the CPU kernels [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
+    /// Write a report in HTML, too: what was scored by token, and the worst tokens in their text.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -11,6 +11,7 @@ mod form;
 mod fuse;
 mod grammar;
 mod here;
+mod html;
 mod imatrix;
 mod input;
 mod inspect;

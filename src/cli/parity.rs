@@ -1,5 +1,6 @@
 //! `backstop parity`: what would run a model here beside the reference, the CPU with activations as they are.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -11,8 +12,10 @@ use backstop::{LoadOptions, Model};
 use serde_json::{Value, json};
 
 use super::args::{ModelArgs, ParityArgs, SessionArgs};
+use super::html::{self, Mark, Page};
 use super::stream::print;
 use super::summary::{aligned, fallen_back};
+use super::whole::Whole;
 use super::{Loaded, Usage, input};
 
 /// What is read where nothing is given.
@@ -33,6 +36,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage(what).into());
     }
     let text = text(args)?;
+    let html = args.html.as_deref().map(Whole::create).transpose()?;
     let context = args.tokens.min(super::open_as(&args.model)?.config().max_context());
     let session = SessionArgs { ctx: Some(context), threads: args.threads, ..SessionArgs::default() };
     // What is said of MLX is said of what is compared.
@@ -51,6 +55,10 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         tokens: (tokens.len(), all),
         parity,
     };
+    if let Some(mut file) = html {
+        file.write_all(report.html(&tokens).as_bytes()).with_context(|| file.name())?;
+        file.finish()?;
+    }
     print(&if args.json { format!("{}\n", report.json()) } else { report.table() })?;
     let mean = report.parity.divergence.mean;
     if let Some(limit) = args.fail_above
@@ -119,6 +127,11 @@ impl Device {
         }
     }
 
+    /// Calls that ran elsewhere.
+    fn fallen(&self) -> u64 {
+        self.fallbacks.iter().chain(&self.replays).filter_map(|of| of["count"].as_u64()).sum()
+    }
+
     fn json(&self) -> Value {
         json!({
             "device": self.name,
@@ -153,12 +166,81 @@ impl Report<'_> {
         text.map_or_else(|| id.to_string(), |text| format!("{id} {text:?}"))
     }
 
-    fn table(&self) -> String {
-        let (parity, info) = (&self.parity, self.model.info());
-        let tokens = match self.tokens {
+    fn read(&self) -> String {
+        match self.tokens {
             (some, all) if some == all => format!("{all} tokens"),
             (some, all) => format!("the first {some} of {all} tokens"),
+        }
+    }
+
+    /// Errors by layer and by position, and the worst tokens in their text.
+    fn html(&self, tokens: &[u32]) -> String {
+        let (parity, info) = (&self.parity, self.model.info());
+        let mut page = Page::new(&format!("Parity of {}", info.name));
+        let facts: [[&str; 2]; 7] = [
+            ["model", &format!("{}: {}, {}", info.name, info.config.model_type, info.dtype)],
+            ["reference", &self.devices[0].shown()],
+            ["compared", &self.devices[1].shown()],
+            ["text", &self.read()],
+            ["KL divergence", &format!("{} nats on average", html::number(parity.divergence.mean))],
+            ["likeliest token", &format!("the same after {} of {} tokens", parity.agreeing, parity.tokens)],
+            ["fallbacks", &self.devices[1].fallen().to_string()],
+        ];
+        let mut facts = facts.map(|line| line.map(str::to_owned)).to_vec();
+        if let Some([reference, other]) = parity.perplexity {
+            facts.push(["perplexity".into(), format!("{reference:.4} of the reference, {other:.4}")]);
+        }
+        page.facts(&facts);
+
+        page.heading("By layer");
+        let states = || parity.states.iter().chain([&parity.logits]);
+        let marks = |of: fn(&StateError) -> f64| -> Vec<Mark> {
+            states().map(|state| Mark { name: state.name.clone(), value: of(state) }).collect()
         };
+        page.plot("Relative error", "by layer", &marks(|state| state.relative));
+        page.plot("Largest error of a value", "by layer", &marks(|state| state.largest));
+
+        page.heading("By token");
+        let divergences: Vec<f64> = parity.positions.iter().map(|of| of.divergence).collect();
+        let marks: Vec<Mark> = (divergences.iter().enumerate())
+            .map(|(position, &value)| Mark { name: position.to_string(), value })
+            .collect();
+        page.plot("KL divergence of the next token, nats", "by position", &marks);
+
+        let texts = html::texts(self.model.tokenizer().ok(), tokens);
+        let worst = html::worst(&divergences, html::WORST);
+        if !worst.is_empty() {
+            page.heading("The worst tokens");
+            let lines: Vec<Vec<String>> = worst.iter().map(|&at| self.worst(at, tokens, &texts)).collect();
+            let heads = ["after", "text", "goes on with", "reference", "compared", "KL, nats"];
+            page.table(&heads, &lines);
+        }
+        page.heading("The text");
+        page.note("Each token is as dark as the divergence of what follows it, from a thousandth of the largest on.");
+        let told = |at: usize| format!("{at}: {} nats", html::number(divergences[at]));
+        page.text(&html::heat(&texts, &divergences, told));
+        page.finish()
+    }
+
+    /// A line about what follows the token at `at`.
+    fn worst(&self, at: usize, tokens: &[u32], texts: &[String]) -> Vec<String> {
+        let of = &self.parity.positions[at];
+        let likeliest = |which: usize| {
+            format!("{} {:.1} %", self.token(of.likeliest[which]), 100.0 * of.probability[which])
+        };
+        let next = tokens.get(at + 1).map_or_else(String::new, |&id| self.token(id));
+        vec![
+            at.to_string(),
+            html::before(texts, at),
+            next,
+            likeliest(0),
+            likeliest(1),
+            html::number(of.divergence),
+        ]
+    }
+
+    fn table(&self) -> String {
+        let (parity, info, tokens) = (&self.parity, self.model.info(), self.read());
         let mut text = format!(
             "model      {}: {}, {}\nreference  {}\ncompared   {}\ntext       {tokens}\n\n",
             info.name,
@@ -191,10 +273,7 @@ impl Report<'_> {
         if let Some([reference, other]) = parity.perplexity {
             text += &format!("\nperplexity      {reference:.4} of the reference, {other:.4}");
         }
-        let fallen = |of: &Device| {
-            (of.fallbacks.iter().chain(&of.replays)).filter_map(|of| of["count"].as_u64()).sum::<u64>()
-        };
-        text += &format!("\nfallbacks       {}\n", fallen(&self.devices[1]));
+        text += &format!("\nfallbacks       {}\n", self.devices[1].fallen());
         text
     }
 

@@ -13,6 +13,7 @@ use backstop::{LoadOptions, Model};
 use serde_json::{Value, json};
 
 use super::args::{ModelArgs, PerplexityArgs, SessionArgs};
+use super::html::{self, Mark, Page};
 use super::progress::Progress;
 use super::stream::print;
 use super::summary::aligned;
@@ -49,6 +50,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let begin = if args.llama_cpp { none()?.first().copied() } else { None };
     let other = compared(args).map(|other| load(&other)).transpose()?.map(|loaded| loaded.model);
     let mut positions = args.positions.as_deref().map(Whole::create).transpose()?;
+    let html = args.html.as_deref().map(Whole::create).transpose()?;
 
     let count = windows.cut(tokens.len())?.len();
     let done = Arc::new(AtomicUsize::new(0));
@@ -74,6 +76,10 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     }
     let report =
         Report { model: &model, other: other.as_ref(), tokens: (tokens.len(), all), windows, scored };
+    if let Some(mut file) = html {
+        file.write_all(report.html(&tokens).as_bytes()).with_context(|| file.name())?;
+        file.finish()?;
+    }
     print(&if args.json { format!("{}\n", report.json()) } else { report.table() })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -162,7 +168,73 @@ impl Report<'_> {
         }
     }
 
+    /// What was scored by token, and the worst tokens in their text.
+    fn html(&self, tokens: &[u32]) -> String {
+        let info = self.model.info();
+        let mut page = Page::new(&match self.other {
+            Some(other) => format!("{} compared with {}", other.info().name, info.name),
+            None => format!("Perplexity of {}", info.name),
+        });
+        page.facts(&self.lines());
+        let of: fn(&Scored) -> f64 = match self.other {
+            Some(_) => |one| one.divergence,
+            None => |one| one.surprise[0],
+        };
+        let of_name = if self.other.is_some() { "KL divergence, nats" } else { "-ln p, nats" };
+        // Of each token of the text; nothing where it was not scored.
+        let mut values = vec![0.0; tokens.len()];
+        for one in &self.scored {
+            if let Some(value) = values.get_mut(one.position) {
+                *value = of(one);
+            }
+        }
+
+        page.heading("By token");
+        let marks: Vec<Mark> =
+            (self.scored.iter()).map(|one| Mark { name: one.position.to_string(), value: of(one) }).collect();
+        page.plot(of_name, "by position", &marks);
+
+        let texts = html::texts(self.model.tokenizer().ok(), tokens);
+        let numbers: Vec<f64> = self.scored.iter().map(of).collect();
+        let worst = html::worst(&numbers, html::WORST);
+        if !worst.is_empty() {
+            page.heading("The worst tokens");
+            let p = |surprise: f64| format!("{:.2} %", 100.0 * (-surprise).exp());
+            let lines: Vec<Vec<String>> = (worst.iter().map(|&at| &self.scored[at]))
+                .map(|one| {
+                    let before = one.position.checked_sub(1).map(|before| html::before(&texts, before));
+                    let mut line = vec![
+                        one.position.to_string(),
+                        before.unwrap_or_default(),
+                        texts.get(one.position).cloned().unwrap_or_default(),
+                        p(one.surprise[0]),
+                    ];
+                    if self.other.is_some() {
+                        let same = if one.agree { "the same" } else { "another" };
+                        line.extend([p(one.surprise[1]), same.to_owned(), html::number(one.divergence)]);
+                    }
+                    line
+                })
+                .collect();
+            let heads = match self.other {
+                Some(_) => &["token", "after", "text", "model", "other", "likeliest", "KL, nats"][..],
+                None => &["token", "after", "text", "probability"],
+            };
+            page.table(heads, &lines);
+        }
+        page.heading("The text");
+        page.note(&format!("Each token is as dark as its {of_name}, from a thousandth of the largest on."));
+        let told = |at: usize| format!("{at}: {} nats", html::number(values[at]));
+        page.text(&html::heat(&texts, &values, told));
+        page.finish()
+    }
+
     fn table(&self) -> String {
+        aligned(&self.lines(), 2)
+    }
+
+    /// What is told at the end.
+    fn lines(&self) -> Vec<[String; 2]> {
         let (read, all) = self.tokens;
         let of = if read < all { format!(" of {all}") } else { String::new() };
         let with_error =
@@ -187,7 +259,7 @@ impl Report<'_> {
                 ["same top token".to_owned(), format!("{} %", with_error(percent(distance.same_top), 2))],
             ]);
         }
-        aligned(&lines, 2)
+        lines
     }
 
     fn json(&self) -> Value {

@@ -95,3 +95,46 @@ fn mlx_is_compared_with_the_cpu() {
     assert!(0.0 < logits && logits < 0.05, "{shown}");
     assert!(number(&shown["divergence"]["mean"]) < 0.02, "{shown}");
 }
+
+#[test]
+fn a_report_in_html_tells_layers_tokens_and_their_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("parity.html");
+    let model = fixture("quantized/llama-affine4");
+    let text = "<script>alert(1)</script> once & again the cat <b>sat</b> on the mat, and it sat on the mat.";
+    let shown = json(&ok(&[
+        "parity",
+        text,
+        "--backend",
+        "cpu",
+        "--model",
+        model.to_str().unwrap(),
+        "--html",
+        file.to_str().unwrap(),
+        "--json",
+    ]));
+    let html = fs::read_to_string(&file).unwrap();
+    let (states, tokens) =
+        (shown["states"].as_array().unwrap().len(), shown["tokens"].as_u64().unwrap() as usize);
+    assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"), "{html}");
+    assert_eq!(html.matches("<svg").count(), 3);
+    assert_eq!(html.matches("<rect").count(), 2 * (states + 1) + tokens);
+    assert_eq!(html.matches("<span").count(), tokens);
+    let number = |value: &Value| format!("{:.3e}", value.as_f64().unwrap());
+    let logits = format!("<title>logits: {}</title>", number(&shown["logits"]["relative"]));
+    assert!(html.contains(&logits), "{logits}: {html}");
+    // The worst token comes first.
+    let (_, worst) = html.split_once("<h2>The worst tokens</h2>").unwrap();
+    let first: Vec<&str> =
+        worst.split("<td>").skip(1).take(6).map(|cell| cell.split("</td>").next().unwrap()).collect();
+    assert_eq!(first[0], shown["divergence"]["position"].to_string());
+    assert_eq!(first[5], number(&shown["divergence"]["largest"]));
+    // Nothing of the text is HTML, and nothing is loaded.
+    for none in ["<script", "<b>", "http:", "https:", "url("] {
+        assert!(!html.contains(none), "{none}: {html}");
+    }
+    // What cannot be written is told before anything is computed.
+    let failed = backstop(&["parity", "--html", "/nonexistent/x.html"]);
+    assert_eq!(failed.code, Some(1));
+    assert!(failed.err.contains("/nonexistent/x.html"), "{}", failed.err);
+}

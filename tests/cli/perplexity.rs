@@ -78,3 +78,26 @@ fn what_cannot_be_scored_is_said() {
     let none = failed(&["perplexity", "no/such/file"]);
     assert!(none.contains("no/such/file"), "{none}");
 }
+
+#[test]
+fn a_report_in_html_tells_tokens_and_their_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("report.html");
+    let args = ["perplexity", TEXT, "--window", "128", "--json", "--backend", "cpu", "--html"];
+    let report = |more: &[&str]| {
+        let shown = json(&ok(&[&args[..], &[file.to_str().unwrap()], more].concat()));
+        (shown, fs::read_to_string(&file).unwrap())
+    };
+    let (shown, html) = report(&["--compare-kv-type", "q4"]);
+    let worst = format!("<td>{:.3e}</td>", number(&shown["other"]["kl"]["max"]));
+    assert!(html.contains(&worst), "{worst}: {html}");
+    let tokens = shown["tokens"].as_u64().unwrap() as usize;
+    assert_eq!(html.matches("<span").count(), tokens.min(4096) + usize::from(tokens > 4096));
+    let part = shown["scored"].as_u64().unwrap().div_ceil(480);
+    assert_eq!(html.matches("<rect").count() as u64, shown["scored"].as_u64().unwrap().div_ceil(part));
+    assert!(html.contains("<th scope=\"row\">KL divergence</th>"), "{html}");
+    // Of one model alone: what it expected least.
+    let (_, html) = report(&[]);
+    assert!(html.contains("-ln p, nats") && !html.contains("KL"), "{html}");
+    assert!(html.contains("<th scope=\"col\">probability</th>"), "{html}");
+}
