@@ -226,13 +226,12 @@ impl Plan {
             return Ok(());
         }
         let what = format!(
-            "{} needs {} more on the disk, and {} has {} free, of which {} are left for others, which is {} too little: \
-             {MAKE_ROOM}",
+            "{} needs {} more on the disk, and {} for others, and {} has {} free, which is {} too little: {MAKE_ROOM}",
             self.id,
             Size(missing),
+            Size(SPARE),
             cache.root().display(),
             Size(free),
-            Size(SPARE),
             Size(lacks)
         );
         Err(Error::hub(HubFault::Space, what))
