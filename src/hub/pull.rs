@@ -344,8 +344,7 @@ mod tests {
         plan.check_room(&cache, needed).unwrap();
         let said = |plan: &Plan, free| plan.check_room(&cache, free).unwrap_err().to_string();
         let expected = format!(
-            "a/b needs 5.00 GB more on the disk, and {} has 5.07 GB free, of which 67.1 MB are left for others, which is 1 byte too \
-             little: {MAKE_ROOM}",
+            "a/b needs 5.00 GB more on the disk, and 67.1 MB for others, and {} has 5.07 GB free, which is 1 byte too little: {MAKE_ROOM}",
             dir.path().display()
         );
         assert_eq!(said(&plan, needed - 1), expected);

@@ -71,7 +71,10 @@ fn sizes_that_no_disk_has_are_refused_before_anything_is_written() {
         let ran = hub.run(home.path(), &["pull", "org/model"]);
         assert_eq!(ran.code, Some(1));
         let said = ran.err.lines().last().unwrap();
-        assert!(said.starts_with("error: org/model needs ") && said.contains(" too little: make room"), "{said}");
+        assert!(
+            said.starts_with("error: org/model needs ") && said.contains(" too little: make room"),
+            "{said}"
+        );
         // No memory holds it either.
         let warned = ran.err.lines().any(|line| {
             line.starts_with("warning: it needs about ")
