@@ -26,7 +26,7 @@ pub fn of(typed: &Path) -> Option<String> {
 }
 
 /// Whether a text by itself is the name of a model, and no prompt: a model directory, a GGUF file, a repository, a short name
-/// of the table.
+/// of the table, and what looks like one that is not in it.
 pub fn is_model(text: &str) -> bool {
     match Name::parse(text) {
         _ if text.is_empty() => false,
@@ -37,10 +37,21 @@ pub fn is_model(text: &str) -> bool {
             let is_directory = config.is_file() || bundle::reader(&config).is_ok();
             is_gguf || is_directory || path.is_file() && Bundle::open(&path).is_ok_and(|of| of.is_some())
         }
-        Ok(name @ Name::Short { .. }) => hub::on_the_hub(&name, Fit::default()).is_ok(),
+        Ok(name @ Name::Short { .. }) => {
+            hub::on_the_hub(&name, Fit::default()).is_ok() || looks_like_a_name(text)
+        }
         Ok(Name::Repository { .. } | Name::Ollama { .. }) => true,
         Err(_) => false,
     }
+}
+
+/// `deepseek-r1:8b`, `bge-m3`: nobody begins a text so.
+fn looks_like_a_name(text: &str) -> bool {
+    let has = |of: fn(char) -> bool| text.chars().any(of);
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+    let has_tag = text.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty());
+    let is_typed = has_tag || has(|c| c.is_ascii_digit()) && has(|c| c == '-' || c == '.');
+    is_plain && is_typed && has(|c| c.is_ascii_alphabetic())
 }
 
 /// The files of a model that was typed: a path as it is, a name where its files are, which are downloaded first if need be.
@@ -124,4 +135,33 @@ pub fn agrees(question: &str, enter: bool) -> anyhow::Result<bool> {
             "" => enter,
             answer => matches!(answer, "y" | "yes"),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_looks_like_a_name_is_no_prompt() {
+        for name in
+            ["qwen3:8b", "qwen3", "deepseek-r1:8b", "bge-m3", "llama9.2", "org/name", "hf.co/org/name:Q4_K_M"]
+        {
+            assert!(is_model(name), "{name}");
+        }
+        for prompt in [
+            "Once",
+            "Once upon a time",
+            "3.14",
+            "Q:",
+            ":x",
+            "well-known",
+            "x86",
+            "mixtral",
+            "why?",
+            "a:b c",
+            "",
+        ] {
+            assert!(!is_model(prompt), "{prompt}");
+        }
+    }
 }

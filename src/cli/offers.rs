@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use backstop::hub::{self, Cache, Client, Form, Name, Settings, Stage};
@@ -41,7 +41,7 @@ struct Found {
 ///
 /// # Errors
 /// A model that is not here, two of one name, and a first one that cannot be loaded.
-pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
+pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
     let models = Models::new(ModelsOptions {
         memory: args.several.memory,
         threads: args.session.threads,
@@ -52,7 +52,7 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
         all: args.several.all,
         access: access(args),
         options: options(args)?,
-        known: parking_lot::Mutex::default(),
+        known: Arc::clone(known),
     };
     let mut found = typed_models(args)?;
     let named = !found.is_empty();
@@ -91,6 +91,12 @@ pub fn offer(args: &ServeArgs) -> anyhow::Result<Offered> {
     Ok(Offered { models, first, look })
 }
 
+/// Files of models that are offered.
+pub type Known = Arc<parking_lot::Mutex<HashSet<PathBuf>>>;
+
+/// How long the files of a model that came are left alone: somebody may still copy them.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// Where models are that may come and go, and how they are offered.
 #[derive(Debug)]
 struct Shelves {
@@ -99,8 +105,7 @@ struct Shelves {
     all: bool,
     access: Access,
     options: LoadOptions,
-    /// What was found so far.
-    known: parking_lot::Mutex<HashSet<PathBuf>>,
+    known: Known,
 }
 
 impl Shelves {
@@ -162,12 +167,22 @@ impl Shelves {
 
 impl Look for Shelves {
     fn look(&self) -> Vec<Offer> {
-        let offers = self.found().and_then(|found| self.named_apart(found));
+        let settled = |found: &Found| found.path.as_deref().is_none_or(is_settled);
+        let found = self.found().map(|found| found.into_iter().filter(settled).collect());
+        let offers = found.and_then(|found| self.named_apart(found));
         offers.unwrap_or_else(|error| {
             tracing::warn!(%error, "models that came since the start cannot be looked for");
             Vec::new()
         })
     }
+}
+
+/// Whether neither a file nor what lies in a directory was written to in the last moment.
+fn is_settled(path: &Path) -> bool {
+    let within = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let written = within.chain([path.to_owned()]).filter_map(|path| path.metadata().ok()?.modified().ok());
+    // A time to come is a clock that was set.
+    written.max().and_then(|last| last.elapsed().ok()).is_none_or(|since| since >= SETTLED)
 }
 
 /// Gives the first model further names.
@@ -191,6 +206,7 @@ struct Hub {
     fit: hub::Fit,
     access: Access,
     options: LoadOptions,
+    known: Known,
     /// One download at a time.
     turn: parking_lot::Mutex<()>,
 }
@@ -199,14 +215,21 @@ struct Hub {
 ///
 /// # Errors
 /// Settings of the environment that are none.
-pub fn fetch(args: &ServeArgs) -> anyhow::Result<Option<Arc<dyn Fetch>>> {
+pub fn fetch(args: &ServeArgs, known: &Known) -> anyhow::Result<Option<Arc<dyn Fetch>>> {
     if !args.model.fetch.pull {
         return Ok(None);
     }
     let settings = pull::settings(args.model.fetch.token.as_deref())?;
     let fit = pull::fit(args.model.backend, args.several.memory);
     let turn = parking_lot::Mutex::default();
-    Ok(Some(Arc::new(Hub { settings, fit, access: access(args), options: options(args)?, turn })))
+    Ok(Some(Arc::new(Hub {
+        settings,
+        fit,
+        access: access(args),
+        options: options(args)?,
+        known: Arc::clone(known),
+        turn,
+    })))
 }
 
 impl Fetch for Hub {
@@ -250,6 +273,8 @@ impl Fetch for Hub {
                 path
             }
         };
+        // Who looks for what came does not offer it once more.
+        self.known.lock().extend(path.canonicalize().ok());
         let (bytes, open) = (bytes(&path), open(Some(path), self.access));
         let own = open()?.name();
         let aliases = if own == called { Vec::new() } else { vec![own] };

@@ -16,7 +16,7 @@ use super::html::{self, Mark, Page};
 use super::stream::print;
 use super::summary::{aligned, fallen_back};
 use super::whole::Whole;
-use super::{Loaded, Usage, input};
+use super::{Loaded, Usage, input, names};
 
 /// What is read where nothing is given.
 const TEXT: &str = "The old lighthouse keeper counted the steps as he climbed: one hundred and twelve, the same as every \
@@ -34,6 +34,13 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     {
         let what = format!("--fail-above is {limit}, expected a number of nats from 0 on");
         return Err(Usage(what).into());
+    }
+    if let Some(text) =
+        args.text.as_deref().filter(|text| args.model.model.is_none() && names::is_model(text))
+    {
+        return Err(
+            Usage(format!("{text} names a model: `backstop parity --model {text}` compares it")).into()
+        );
     }
     let text = text(args)?;
     let html = args.html.as_deref().map(Whole::create).transpose()?;

@@ -20,7 +20,8 @@ use super::{INTERRUPTED, Loaded, Usage, term};
 const CUT_OFF: Duration = Duration::from_secs(2);
 
 pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    let mut options = options(args)?;
+    let known = offers::Known::default();
+    let mut options = options(args, &known)?;
     // An address that cannot be had is known before a model is loaded.
     let listener = Listener::bind(&options).map_err(|error| match error {
         Error::Io { ref source, .. } if source.kind() == ErrorKind::AddrInUse => {
@@ -30,7 +31,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         }
         other => super::typed(other),
     })?;
-    let Offered { models, first, look } = offers::offer(args)?;
+    let Offered { models, first, look } = offers::offer(args, &known)?;
     options.look = look;
     has_descriptors()?;
     // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
@@ -230,7 +231,7 @@ fn api_keys(args: &ServeArgs) -> anyhow::Result<Vec<ApiKey>> {
     Ok(keys)
 }
 
-fn options(args: &ServeArgs) -> anyhow::Result<Options> {
+fn options(args: &ServeArgs, known: &offers::Known) -> anyhow::Result<Options> {
     let api_keys = api_keys(args)?;
     for origin in &args.cors {
         let rest = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
@@ -260,7 +261,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         body_timeout: args.body_timeout,
         stall_timeout: args.stall_timeout,
         drain_timeout: args.drain_timeout,
-        fetch: offers::fetch(args)?,
+        fetch: offers::fetch(args, known)?,
         ..Options::default()
     })
 }

@@ -86,6 +86,8 @@ pub fn short_names() -> &'static [ShortName] {
 /// # Errors
 /// [`Error::Hub`] where none is, with those that begin alike.
 pub(crate) fn find(name: &str) -> Result<&'static ShortName> {
+    // Ollama's way to say that it says no more.
+    let name = name.strip_suffix(":latest").unwrap_or(name);
     let found =
         short_names().iter().find(|short| short.name == name || short.aliases.iter().any(|of| of == name));
     found.ok_or_else(|| {
@@ -170,9 +172,9 @@ fn none_fits(short: &ShortName, fit: Fit) -> Error {
     }
     let family = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
     let others = short_names().iter().filter(|of| family(&of.name) == family(&short.name));
-    let fitting = others
-        .filter_map(|of| Some((of, of.variants.iter().filter(|of| of.fits(fit)).map(|of| of.bytes).max()?)));
-    if let Some((other, _)) = fitting.max_by_key(|(_, bytes)| *bytes) {
+    let fitting = others.filter(|of| of.variants.iter().any(|of| of.fits(fit)));
+    // Models, and not their variants: of more parameters is the one whose smallest is larger.
+    if let Some(other) = fitting.max_by_key(|of| of.variants.iter().map(|of| of.bytes).min()) {
         what += &format!("; {} fits", other.name);
     }
     what += &format!("; {}:VARIANT takes one all the same", short.name);
@@ -268,6 +270,11 @@ mod tests {
         assert!(error.starts_with("no variant of qwen3:8b fits the 4.00 GB of memory that there are here: there are Q4_K_M (5.03 GB), "));
         let end = "; the smallest, Q3_K_M, needs about 4.91 GB; qwen3:4b fits; qwen3:8b:VARIANT takes one all the same";
         assert!(error.ends_with(end), "{error}");
+        // The larger model, though more bits of the smaller one are larger.
+        let error = best(find("qwen3:14b").unwrap(), None, Fit { memory: Some(5_200_000_000), mlx: false });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("; qwen3:8b fits; "), "{error}");
+        assert_eq!(find("qwen3:latest").unwrap().name, find("qwen3").unwrap().name);
         // There is no smaller one.
         let error = taken(None, fit(300_000_000, false)).unwrap_err().to_string();
         assert!(error.ends_with("needs about 4.91 GB; qwen3:8b:VARIANT takes one all the same"), "{error}");

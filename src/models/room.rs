@@ -111,7 +111,9 @@ impl Shared {
                 _ => None,
             };
             let leaving = state.entries.iter().enumerate().filter_map(leaves);
-            let going = leaving.fold(self.unloading(state, wanted.kind), u64::saturating_add);
+            let unloading = self.unloading(state, wanted.kind);
+            // What others took is not waited for until an answer is out.
+            let going = if fits { unloading } else { leaving.fold(unloading, u64::saturating_add) };
             let enough = going > 0 && taken.saturating_sub(going).saturating_add(wanted.least) <= had;
             let loaded = |(index, entry): (usize, &super::Entry)| match &entry.stage {
                 Stage::Loaded(loaded) if self.shares(loaded.kind, wanted.kind) && !loaded.pinned => {
@@ -173,7 +175,7 @@ impl Shared {
             return self.options.memory;
         }
         if self.taken(state, kind) == 0 {
-            state.had.retain(|(of, _)| *of != kind);
+            state.had.retain(|(of, _)| !self.shares(*of, kind));
         }
         if let Some((_, had)) = state.had.iter().find(|(of, _)| *of == kind) {
             return *had;

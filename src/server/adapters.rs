@@ -29,7 +29,8 @@ pub(super) fn entry(info: &AdapterInfo) -> Value {
 }
 
 /// The model that a request names for loading or unloading an adapter: the first where it names none.
-async fn model(app: &App, called: Option<String>, caller: &Caller) -> Result<Lease, Failure> {
+async fn model(app: &Arc<App>, called: Option<String>, caller: &Caller) -> Result<Lease, Failure> {
+    app.look_for(called.as_deref(), Dialect::OpenAi).await;
     let name = app.find(called.as_deref(), Dialect::OpenAi)?;
     match app.models.lease(&name, Keep::AsBefore) {
         Some(lease) => Ok(lease),

@@ -37,7 +37,7 @@ pub(crate) struct App {
     /// Who reads that of all models.
     describing: tokio::sync::Mutex<()>,
     /// Who looks for models that others have brought, and when that was done last.
-    looked: tokio::sync::Mutex<Option<Instant>>,
+    looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
     /// Places for requests that wait for their models, and for those that wait for one to be downloaded.
     pub waiting: Arc<Places>,
     pub pulling: Arc<Places>,
@@ -72,7 +72,7 @@ impl App {
             places: Mutex::default(),
             described: Mutex::default(),
             describing: tokio::sync::Mutex::default(),
-            looked: tokio::sync::Mutex::default(),
+            looked: Arc::default(),
             waiting: Places::new(options.parallel + options.max_queue, keys),
             pulling: Places::new(PULLS, 1),
             // The largest body fits by itself.
@@ -130,23 +130,30 @@ impl App {
         format!("{prefix}{:016x}{:08x}", self.salt, self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Looks for a model that is called so among those that others have brought, where none is.
+    /// Looks for a model that is called so among those that others have brought, where none is. Where one takes any name, nobody
+    /// waits for that.
     pub async fn look_for(self: &Arc<Self>, called: Option<&str>, dialect: Dialect) {
-        if called.is_some() && self.meant_exactly(called, dialect).is_none() {
-            self.look().await;
+        if called.is_none() || self.meant_exactly(called, dialect).is_some() {
+            return;
         }
+        if self.models.find(called).is_none() {
+            return self.look().await;
+        }
+        let app = Arc::clone(self);
+        tokio::spawn(async move { app.look().await });
     }
 
     /// Offers the models that others have brought.
     async fn look(self: &Arc<Self>) {
         let Some(look) = self.options.look.clone() else { return };
-        let mut looked = self.looked.lock().await;
+        let mut looked = Arc::clone(&self.looked).lock_owned().await;
         if looked.is_some_and(|last| last.elapsed() < LOOK) {
             return;
         }
         let app = Arc::clone(self);
-        // One that panics brings nothing.
+        // It goes on where who asked goes away, and nobody looks beside it. One that panics brings nothing.
         let _ = tokio::task::spawn_blocking(move || {
+            *looked = Some(Instant::now());
             for offer in look.look() {
                 let name = offer.name.clone();
                 match app.models.offer(offer) {
@@ -154,9 +161,9 @@ impl App {
                     Err(error) => tracing::warn!(model = %name, %error, "not offered"),
                 }
             }
+            *looked = Some(Instant::now());
         })
         .await;
-        *looked = Some(Instant::now());
     }
 
     /// The name of the model that is called so; none means the first.
@@ -178,7 +185,7 @@ impl App {
                 format!("model '{}' not found", name.strip_suffix('"').unwrap_or(name))
             }
             Dialect::OpenAi | Dialect::Anthropic => format!(
-                "the model {quoted} does not exist, this server has {} (--alias NAME adds a name, --alias '*' takes any)",
+                "the model {quoted} does not exist, this server has {} (--all offers all that are on this machine, --alias NAME adds a name, --alias '*' takes any)",
                 self.names()
             ),
         };

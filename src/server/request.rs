@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -31,7 +31,10 @@ const DISCARD: (usize, Duration) = (64 << 20, Duration::from_secs(2));
 /// 415 for one that is said to be something else than JSON, 413 for one that is too large, before it is held; 503 while there is
 /// no room for it; 408 for one that does not come; 400 for what is no strict JSON.
 pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failure> {
-    if let Some(kind) = request.headers().get(header::CONTENT_TYPE).filter(|kind| !is_json(kind)) {
+    let headers = request.headers();
+    if let Some(kind) =
+        headers.get(header::CONTENT_TYPE).filter(|kind| !is_json(kind) && !is_of_curl(headers, kind))
+    {
         let kind = crate::json::quote(&String::from_utf8_lossy(kind.as_bytes())).to_string();
         let what = format!("the body is {kind}, expected Content-Type: application/json");
         return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
@@ -41,6 +44,13 @@ pub(crate) async fn fields(app: &App, request: Request) -> Result<Fields, Failur
     let charge = request.extensions().get::<BodyCharge>().cloned();
     let charge = charge.unwrap_or_else(|| BodyCharge::new(&app.budget));
     parse(&body(app, request.into_body(), &charge).await?, &notes, caller)
+}
+
+/// Whether a type is what `curl -d` says of any body. A browser says so of a form, and then also where that comes from.
+fn is_of_curl(headers: &HeaderMap, kind: &HeaderValue) -> bool {
+    let of_browser = [header::ORIGIN, header::REFERER].iter().any(|name| headers.contains_key(name))
+        || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"));
+    kind == "application/x-www-form-urlencoded" && !of_browser
 }
 
 /// Whether a type is JSON's: forms and plain text are what a page of any site may send.

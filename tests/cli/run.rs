@@ -414,3 +414,13 @@ fn a_seed_of_minus_one_is_a_random_one() {
     assert_eq!(text("7"), text("7"));
     assert_ne!(text("-1"), text("-1"));
 }
+
+#[test]
+fn a_name_that_nothing_has_is_no_prompt() {
+    let ran = backstop(&["run", "deepseek-r9:8b"]);
+    assert!(ran.code != Some(0) && ran.out.is_empty(), "{}", ran.out);
+    assert!(ran.err.contains("deepseek-r9:8b"), "{}", ran.err);
+    let ran = backstop(&["parity", "qwen3:8b"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("`backstop parity --model qwen3:8b` compares it"), "{}", ran.err);
+}

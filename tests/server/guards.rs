@@ -212,7 +212,22 @@ fn a_body_is_json_and_says_so() {
         ask(&[("content-type", kind)]).ok();
     }
     ask(&[]).ok();
-    for kind in ["text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "json", ""] {
+    // What curl says of any body; a browser that says it says where the form is from.
+    let form = "application/x-www-form-urlencoded";
+    ask(&[("content-type", form)]).ok();
+    for browser in
+        [("origin", "http://127.0.0.1"), ("referer", "http://a.test/"), ("sec-fetch-mode", "navigate")]
+    {
+        let status = ask(&[("content-type", form), browser]).status;
+        assert!(matches!(status, 403 | 415), "{browser:?}: {status}");
+    }
+    for kind in [
+        "text/plain",
+        "text/plain;charset=UTF-8",
+        "application/x-www-form-urlencoded; charset=utf-8",
+        "json",
+        "",
+    ] {
         let wanted = format!("the body is {kind:?}, expected Content-Type: application/json");
         assert_eq!(ask(&[("content-type", kind)]).refusal(415), wanted);
     }

@@ -156,8 +156,8 @@ fn a_request_says_which_and_it_is_loaded_then() {
     let refused = server.post("/v1/chat/completions", &ask("c", json!({})));
     assert_eq!(
         refused.refusal(404),
-        "the model \"c\" does not exist, this server has \"a\", \"b\", \"org/name\" (--alias NAME adds a name, --alias '*' takes \
-         any)"
+        "the model \"c\" does not exist, this server has \"a\", \"b\", \"org/name\" (--all offers all that are on this machine, \
+         --alias NAME adds a name, --alias '*' takes any)"
     );
     assert_eq!(server.get("/v1/models/c").status, 404);
 }
