@@ -356,6 +356,7 @@ class Conversations(Page):
         self.assertEqual(page.get_attribute("#presence_penalty", "aria-invalid"), "true")
         page.fill("#system", "You are terse.")
         page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
         with page.expect_request("**/v1/chat/completions") as sent:
             self.ask(page, "Hi")
         body = sent.value.post_data_json

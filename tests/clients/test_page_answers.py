@@ -205,6 +205,7 @@ class Failing(OnPage):
         page.keyboard.press("Control+,")
         self.assertEqual(page.get_attribute("#temperature", "placeholder"), "model's")
         page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
         def slow(route):
             page.wait_for_selector("text=Loading one…")
             chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}]})

@@ -133,6 +133,7 @@ class Writing(OnPage):
         page.keyboard.press("Control+,")
         page.get_by_label("Enter sends").check()
         page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
         self.assertEqual(page.get_attribute("#question", "enterkeyhint"), "send")
         page.fill("#question", "Hi")
         self.answered(page, lambda: page.press("#question", "Enter"))
