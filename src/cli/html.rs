@@ -58,7 +58,7 @@ impl Page {
 
     /// Lines of a name and what it is.
     pub fn facts(&mut self, lines: &[[String; 2]]) {
-        self.body += "<table class=\"facts\">\n";
+        self.body += "<table>\n";
         for [name, value] in lines {
             let _ = writeln!(
                 self.body,

@@ -133,7 +133,7 @@ fn built(root: &Path, target: &Path) -> Result<PathBuf> {
 /// name holds one of them. What was skipped.
 ///
 /// # Errors
-/// Where a test fails, or is skipped in CI for a reason that is none there.
+/// Where a test fails, or is skipped though `BACKSTOP_NO_SKIPS` is set.
 pub fn test(filter: &[String]) -> Result<Skips> {
     let root = root()?;
     all_are_named(&root.join("tests/clients"))?;

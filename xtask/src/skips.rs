@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-/// Reasons that hold on CI's machines, too: where, and how the reason begins.
+/// Reasons that hold where `BACKSTOP_NO_SKIPS` is set, too: where, and how the reason begins.
 const ALLOWED: [(bool, &str); 1] = [
     // There is no Chrome for it, and its runners come with no Chromium.
     (cfg!(all(target_os = "linux", target_arch = "aarch64")), "no Chromium here"),
@@ -38,19 +38,18 @@ impl Skips {
     }
 
     /// # Errors
-    /// In CI, where a test was skipped for a reason that is not one of those that hold there.
+    /// Where `BACKSTOP_NO_SKIPS` says that nothing lacks, and a test was skipped for a reason that is not one of those that hold.
     pub fn allowed(&self) -> Result<()> {
-        let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
-        self.judged(in_ci, &ALLOWED)
+        self.judged(std::env::var_os("BACKSTOP_NO_SKIPS").is_some(), &ALLOWED)
     }
 
-    fn judged(&self, in_ci: bool, allowed: &[(bool, &str)]) -> Result<()> {
+    fn judged(&self, all_is_there: bool, allowed: &[(bool, &str)]) -> Result<()> {
         let holds =
             |reason: &str| allowed.iter().any(|&(here, beginning)| here && reason.starts_with(beginning));
         let refused: Vec<&str> = self.0.keys().map(String::as_str).filter(|reason| !holds(reason)).collect();
         ensure!(
-            !in_ci || refused.is_empty(),
-            "skipped in CI, where nothing may lack: {}",
+            !all_is_there || refused.is_empty(),
+            "skipped where nothing may lack (BACKSTOP_NO_SKIPS): {}",
             refused.join("; ")
         );
         Ok(())
@@ -90,12 +89,12 @@ mod tests {
     }
 
     #[test]
-    fn in_ci_only_those_of_the_list_may_be() {
+    fn where_all_is_there_only_those_of_the_list_may_be() {
         let all = skips("no browser (it says)\ta.A.one\nno node\tb.B.one\n");
         assert!(all.judged(false, &[]).is_ok());
         let error =
             all.judged(true, &[(true, "no browser"), (false, "no node")]).expect_err("one is not allowed");
-        assert!(error.to_string().ends_with("nothing may lack: no node"), "{error}");
+        assert!(error.to_string().ends_with(": no node"), "{error}");
         assert!(all.judged(true, &[(true, "no browser"), (true, "no node")]).is_ok());
         assert!(Skips::default().judged(true, &[]).is_ok());
     }
