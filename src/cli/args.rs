@@ -21,8 +21,8 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::ArgValueCompleter;
 
 pub use measured::TasksArgs;
-pub use names::{FetchArgs, ListArgs, PullArgs, RmArgs};
-pub use tools::{CompletionsArgs, DoctorArgs, ManArgs};
+pub use names::{FetchArgs, ListArgs, PullArgs, ReadArgs, RmArgs};
+pub use tools::{CompletionsArgs, DoctorArgs, ManArgs, PsArgs, ServerArgs, StopArgs};
 pub use written::{BundleArgs, FuseArgs, ImatrixArgs, QuantizeArgs};
 
 use super::here::models;
@@ -63,11 +63,14 @@ pub enum Command {
     /// Download a model by its name.
     Pull(PullArgs),
     /// List the models on this machine: of the Hugging Face cache, of LM Studio and of Ollama.
+    #[command(visible_alias = "ls")]
     List(ListArgs),
     /// Remove a model from the Hugging Face cache.
     Rm(RmArgs),
     /// Show the models that a running server holds.
     Ps(PsArgs),
+    /// Have a running server unload a model.
+    Stop(StopArgs),
     /// Show the prompt that a conversation becomes, and its tokens.
     Template(TemplateArgs),
     /// Measure a model's speed and memory beside this machine's limits.
@@ -102,7 +105,8 @@ pub enum Command {
 #[command(
     after_help = "The text goes to stdout as it is generated, a summary to stderr. A model with a chat template is\n\
     given the prompt as a user's message, unless --raw. An empty prompt is the beginning-of-sequence\n\
-    token alone; a model whose tokenizer adds none refuses it."
+    token alone; a model whose tokenizer adds none refuses it. A MODEL without a prompt on a terminal\n\
+    begins a conversation, as `backstop chat MODEL` does."
 )]
 pub struct RunArgs {
     /// The model, where a prompt follows [default: the built-in story model]. One text alone is the prompt, unless it is the
@@ -113,6 +117,16 @@ pub struct RunArgs {
     /// (one line end at the end of stdin is not part of it). What is piped in beside a text follows it, after an empty line.
     #[arg(value_name = "PROMPT", conflicts_with = "model")]
     pub second: Option<String>,
+    /// The prompt, as other programs have it typed.
+    #[arg(
+        short,
+        long = "prompt",
+        value_name = "PROMPT",
+        hide = true,
+        conflicts_with = "second",
+        allow_hyphen_values = true
+    )]
+    pub prompt: Option<String>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -193,7 +207,7 @@ pub struct ChatArgs {
 )]
 pub struct ServeArgs {
     /// Models by name, directory or GGUF file: the first is loaded at once, and answers requests that name none; others are
-    /// loaded when they are asked for [default: the built-in story model].
+    /// loaded when they are asked for [default: all models on this machine, and the built-in story model as stories].
     #[arg(value_name = "MODEL", conflicts_with = "model", add = ArgValueCompleter::new(models))]
     pub paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -273,7 +287,7 @@ pub struct SeveralArgs {
     /// Offer the models in a folder and its folders, too, by their paths below it.
     #[arg(long, value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
-    /// Offer all models on this machine, too, as `backstop list` shows them.
+    /// Offer all models on this machine, too, as `backstop list` shows them. Where nothing is named, that is what is done.
     #[arg(long)]
     pub all: bool,
     /// What all loaded models may take together: 12GB, 8GiB. One that does not fit beside the others takes the place of those that
@@ -283,23 +297,6 @@ pub struct SeveralArgs {
     /// Unload a model that nobody has used for as long: 600 (seconds), 10m, 1h30m; off: never. A request's keep_alive says otherwise.
     #[arg(long, value_name = "TIME", default_value = "off")]
     pub idle_unload: Idle,
-}
-
-/// `backstop ps`.
-#[derive(Debug, ClapArgs)]
-pub struct PsArgs {
-    /// The server's address.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
-    /// Its key [default: what BACKSTOP_API_KEY says].
-    #[arg(long, value_name = "KEY")]
-    pub api_key: Option<String>,
-    /// Also show models that are not loaded.
-    #[arg(long)]
-    pub all: bool,
-    /// Print what the server answers.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `backstop inspect`.
@@ -356,6 +353,9 @@ pub struct TemplateArgs {
     is the time of its products at that peak: of bytes where quantized weights meet rounded activations on the CPU, else f32."
 )]
 pub struct BenchArgs {
+    /// The model's name, directory or GGUF file [default: the built-in story model].
+    #[arg(value_name = "MODEL", conflicts_with = "model", add = ArgValueCompleter::new(models))]
+    pub path: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
     /// Tokens of each prompt; 0 leaves prompts out.
@@ -396,10 +396,14 @@ pub struct BenchArgs {
     KL(reference || compared) of the next token's distribution, in nats."
 )]
 pub struct ParityArgs {
+    /// The model [default: the built-in story model]. One argument alone is the text, unless it is the name of a model.
+    #[arg(value_name = "MODEL", add = ArgValueCompleter::new(models))]
+    pub first: Option<String>,
     /// The text to read [default: a short one; token ids where the model has no tokenizer].
-    pub text: Option<String>,
+    #[arg(value_name = "TEXT", conflicts_with = "model")]
+    pub second: Option<String>,
     /// Read the text from a file.
-    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    #[arg(long, value_name = "FILE", conflicts_with = "second")]
     pub text_file: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
@@ -420,10 +424,12 @@ pub struct ParityArgs {
     pub json: bool,
 }
 
+/// `backstop perplexity`.
 #[derive(Debug, ClapArgs)]
+#[command(override_usage = "backstop perplexity [OPTIONS] [MODEL] FILE")]
 pub struct PerplexityArgs {
-    /// The text to read.
-    pub file: PathBuf,
+    #[command(flatten)]
+    pub read: ReadArgs,
     #[command(flatten)]
     pub model: ModelArgs,
     /// Tokens that are read together [default: 512, or what the model was trained for where that is less].
@@ -470,7 +476,7 @@ pub struct PerplexityArgs {
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ModelArgs {
     /// The model's name, directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
-    #[arg(long, value_name = "MODEL", add = ArgValueCompleter::new(models))]
+    #[arg(short, long, value_name = "MODEL", add = ArgValueCompleter::new(models))]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub fetch: FetchArgs,
@@ -507,10 +513,10 @@ pub struct ModelArgs {
 }
 
 /// How much of the machine one conversation gets.
-#[derive(Debug, Default, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub struct SessionArgs {
     /// Tokens that prompt and text may have together [default: what the model was trained for, as far as memory allows].
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TOKENS", value_parser = at_least_one, allow_hyphen_values = true, alias = "ctx-size")]
     pub ctx: Option<usize>,
     /// What keys and values of all sequences may take, with those that are kept for prompts that begin alike: 512MB, 4GiB
     /// [default: what the model leaves of the memory, at most twice what all sequences take].
@@ -531,7 +537,7 @@ pub struct SessionArgs {
     #[arg(long, value_name = "NAME")]
     pub draft: Option<PathBuf>,
     /// Threads of the CPU kernels [default: one per core].
-    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
     /// Another chat template than the model's own: a file, one of its own by name, or chatml.
     #[arg(long, value_name = "FILE|NAME")]
@@ -543,10 +549,11 @@ pub struct SessionArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Tokens to generate at most [default: the model's, else what the context leaves].
-    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    #[arg(aliases = ["n-predict", "predict"])]
     pub max_tokens: Option<usize>,
     /// 0 takes the most likely token; larger is more varied [default: the model's, else 0].
-    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    #[arg(long, value_name = "T", allow_hyphen_values = true, alias = "temp")]
     pub temperature: Option<f32>,
     /// Choose among the K most likely tokens; 0 is all.
     #[arg(long, value_name = "K", allow_hyphen_values = true)]

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::args::{BenchArgs, ModelArgs, SessionArgs};
 use super::progress::Progress;
 use super::stream::print;
-use super::{Loaded, Usage, child, summary};
+use super::{Loaded, Usage, child, names, summary};
 use measure::{Case, Phase, Sequences};
 use report::{Report, Row, Spread};
 
@@ -32,10 +32,11 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if args.prompt == 0 && args.generate == 0 {
         return Err(Usage("--prompt and --generate are 0: there is nothing to measure".to_owned()).into());
     }
-    let files = super::open_as(&args.model)?;
+    let from = names::replace(&args.model, args.path.as_deref());
+    let files = super::open_as(&from)?;
     let context = context(args, files.config().max_context())?;
-    let kv_type = args.model.kv_type.unwrap_or(files.dtype().into());
-    let work = BenchWork::of(&files, args.model.activations, kv_type);
+    let kv_type = from.kv_type.unwrap_or(files.dtype().into());
+    let work = BenchWork::of(&files, from.activations, kv_type);
     drop(files);
     let threads = match &args.threads[..] {
         [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
@@ -44,7 +45,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(args, work);
     for threads in threads {
         let session = SessionArgs { ctx: Some(context), threads: Some(threads), ..SessionArgs::default() };
-        let loaded = super::load(&args.model, &session, false)?;
+        let loaded = super::load(&from, &session, false)?;
         cpu::settle(Duration::from_secs(60));
         report.loaded(&loaded);
         for &depth in &args.depth {

@@ -1,7 +1,9 @@
 //! The models on this machine, and their names as words for shells.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use backstop::hub::{self, Cache, Form, Origin, Settings, short_names};
 use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter};
@@ -17,7 +19,14 @@ pub struct Row {
     /// Whether all of its files are here.
     pub whole: bool,
     pub origin: Origin,
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
+}
+
+impl Row {
+    /// When it came: when the file was written, or of several the directory.
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.path.metadata().ok()?.modified().ok()
+    }
 }
 
 /// The names of all models that can be run; none where they cannot be listed.

@@ -15,15 +15,15 @@ use backstop::text::Specials;
 use super::args::{ImatrixArgs, SessionArgs};
 use super::interrupt::Interruptible;
 use super::progress::Progress;
-use super::{INTERRUPTED, Usage, input, term};
+use super::{INTERRUPTED, Usage, names, term};
 
 /// Tokens of a window where nothing says it, as in llama.cpp.
 const WINDOW: usize = 512;
 
 pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let mut file = File::open(&args.file).with_context(|| args.file.display().to_string())?;
-    let text = input::utf8(input::read_all(&mut file)?, 0)?;
+    let from = names::replace(&args.model, args.read.model());
+    let text = names::text(&args.read)?;
     // A name that is taken is told before the work.
     let (out, shown) = (&args.output, args.output.display());
     ensure!(
@@ -32,7 +32,7 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     );
     let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(dir.is_dir(), "{}: is no directory", dir.display());
-    let files = super::open_as(&args.model)?;
+    let files = super::open_as(&from)?;
     let longest = files.config().max_context();
     let window = args.window.unwrap_or(WINDOW.min(longest));
     if window > longest {
@@ -41,7 +41,7 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     }
     let session = SessionArgs { ctx: Some(window), threads: args.threads, ..SessionArgs::default() };
     let one = |options| LoadOptions { max_sequences: Some(1), ..options };
-    let model = super::load_as(&args.model, &session, false, one)?.model;
+    let model = super::load_as(&from, &session, false, one)?.model;
     let tokenizer = model.tokenizer()?;
     let mut tokens = tokenizer.encode(&text)?;
     tokens.truncate(args.tokens.unwrap_or(tokens.len()));
@@ -66,7 +66,7 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
         term::note("interrupted: nothing was written");
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    matrix.datasets = vec![args.file.display().to_string()];
+    matrix.datasets = vec![args.read.file().display().to_string()];
     matrix.write(&args.output)?;
     let partial = matrix.entries.values().filter(|entry| entry.counts.contains(&0.0)).count();
     let partial = match partial {

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, stderr, stdin};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::bail;
 use backstop::backend::select::Bytes;
@@ -12,6 +13,7 @@ use super::args::{ListArgs, RmArgs};
 use super::here::{Row, rows};
 use super::stream::print;
 use super::summary::aligned;
+use super::times::ago;
 use super::{Usage, names, term};
 
 pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
@@ -25,6 +27,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
             json!({
                 "name": row.name, "form": row.form, "bytes": row.bytes, "origin": row.origin.name(),
                 "path": row.path.display().to_string(), "complete": row.whole,
+                "modified": row.modified().and_then(since_epoch),
             })
         };
         let all: Vec<Value> = rows.iter().map(row).collect();
@@ -39,13 +42,14 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut lines = vec![["NAME", "FORM", "ORIGIN", "SIZE"].map(str::to_owned)];
+    let mut lines = vec![["NAME", "FORM", "ORIGIN", "SIZE", "MODIFIED"].map(str::to_owned)];
     lines.extend(rows.iter().map(|row| {
         [
             term::one_line(&row.name),
             row.form.to_owned(),
             row.origin.name().to_owned(),
             Bytes(row.bytes).to_string() + if row.whole { "" } else { ", incomplete" },
+            row.modified().and_then(|then| then.elapsed().ok()).map(ago).unwrap_or_default(),
         ]
     }));
     print(&aligned(&lines, 3))?;
@@ -56,6 +60,11 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds since 1970.
+fn since_epoch(time: SystemTime) -> Option<u64> {
+    Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
 }
 
 /// The table of short names.

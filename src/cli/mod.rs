@@ -90,6 +90,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::List(args) => list::list(&args),
         Command::Rm(args) => list::rm(&args),
         Command::Ps(args) => ps::ps(&args),
+        Command::Stop(args) => ps::stop(&args),
         Command::Template(args) => template::template(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),

@@ -1,5 +1,6 @@
 //! Names of models in place of paths: found on this machine, or downloaded where a person agrees.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write, stderr, stdin};
 use std::path::{Path, PathBuf};
 
@@ -9,13 +10,43 @@ use backstop::bundle::{self, Bundle};
 use backstop::hub::{self, Client, Fit, Form, Found, Name};
 use backstop::{Error, HubFault};
 
-use super::args::{FetchArgs, ModelArgs};
-use super::{pull, term};
+use super::args::{FetchArgs, ModelArgs, ReadArgs};
+use super::{input, pull, term};
 
 /// The arguments with the model that was typed by itself, where one was.
 pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
     let model = typed.map(|typed| typed.as_ref().to_owned()).or_else(|| args.model.clone());
     ModelArgs { model, ..args.clone() }
+}
+
+/// The model and the text that were typed: one by itself is the text, unless it names a model, of which a bundle has one.
+pub fn typed<'a>(
+    args: &ModelArgs,
+    first: Option<&'a str>,
+    second: Option<&'a str>,
+) -> (Option<&'a str>, Option<&'a str>) {
+    match (first, second) {
+        (named, Some(text)) => (named, Some(text)),
+        (Some(one), None) if args.model.is_none() && !super::bundle::is_one() && is_model(one) => {
+            (Some(one), None)
+        }
+        (text, None) => (None, text),
+    }
+}
+
+/// What a file has to read.
+///
+/// # Errors
+/// None that can be read, or one that is not UTF-8.
+pub fn text(args: &ReadArgs) -> anyhow::Result<String> {
+    let path = args.file();
+    let mut file = File::open(path).with_context(|| match path.to_str() {
+        Some(name) if args.model().is_none() && is_model(name) => {
+            format!("{name} names a model, and the FILE to read is left out: MODEL FILE is expected")
+        }
+        _ => path.display().to_string(),
+    })?;
+    input::utf8(input::read_all(&mut file)?, 0).with_context(|| path.display().to_string())
 }
 
 /// What a model goes by where it was named, and not given by its path.

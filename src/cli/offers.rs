@@ -47,24 +47,39 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
         threads: args.session.threads,
         idle_unload: args.several.idle_unload.0,
     })?;
+    let mut found = typed_models(args)?;
+    let named = !found.is_empty();
+    let bundled = bundle::own()?.map(|(program, bundle)| program.join(bundle.model));
+    // What is said of one model is not said of all.
+    let of_one = !(args.alias.is_empty() && args.model.adapter.is_empty()) || args.session.draft.is_some();
+    let nothing = !named && args.several.models_dir.is_none() && !args.several.all;
+    let bare = nothing && bundled.is_none() && !of_one;
     let shelves = Shelves {
         dir: args.several.models_dir.clone(),
-        all: args.several.all,
+        all: args.several.all || bare,
         access: access(args),
         options: options(args)?,
         known: Arc::clone(known),
     };
-    let mut found = typed_models(args)?;
-    let named = !found.is_empty();
-    found.extend(shelves.found()?);
+    let mut first = named || nothing;
+    match shelves.found() {
+        Ok(more) => {
+            // The built-in model is loaded where there is no other.
+            first &= !bare || more.is_empty();
+            found.extend(more);
+        }
+        Err(error) if bare => {
+            term::note(format_args!("warning: models on this machine are not offered: {error:#}"));
+        }
+        Err(error) => return Err(error),
+    }
     match &args.several.models_dir {
         Some(dir) if found.is_empty() => bail!("{}: no model lies in it, nor in its folders", dir.display()),
         None if found.is_empty() && args.several.all => {
             bail!("no models are on this machine: `backstop pull NAME` downloads one");
         }
-        None if found.is_empty() => {
-            let path = bundle::own()?.map(|(program, bundle)| program.join(bundle.model));
-            found.push(Found { name: None, typed: None, path, bytes: None });
+        None if found.is_empty() || bare => {
+            found.push(Found { name: None, typed: None, path: bundled, bytes: None });
         }
         _ => {}
     }
@@ -73,7 +88,6 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
     {
         return Err(Usage("--draft guesses for one model: serve that one alone".to_owned()).into());
     }
-    let first = named || args.several.models_dir.is_none() && !args.several.all;
     let mut offers = shelves.named_apart(found)?;
     alias(&mut offers, &args.alias)?;
     if !args.model.adapter.is_empty() && !first {

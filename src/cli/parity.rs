@@ -35,30 +35,25 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         let what = format!("--fail-above is {limit}, expected a number of nats from 0 on");
         return Err(Usage(what).into());
     }
-    if let Some(text) =
-        args.text.as_deref().filter(|text| args.model.model.is_none() && names::is_model(text))
-    {
-        return Err(
-            Usage(format!("{text} names a model: `backstop parity --model {text}` compares it")).into()
-        );
-    }
-    let text = text(args)?;
+    let (named, text) = names::typed(&args.model, args.first.as_deref(), args.second.as_deref());
+    let model = names::replace(&args.model, named);
+    let text = text_of(text, args)?;
     let html = args.html.as_deref().map(Whole::create).transpose()?;
-    let context = args.tokens.min(super::open_as(&args.model)?.config().max_context());
+    let context = args.tokens.min(super::open_as(&model)?.config().max_context());
     let session = SessionArgs { ctx: Some(context), threads: args.threads, ..SessionArgs::default() };
     // What is said of MLX is said of what is compared.
-    let plain = ModelArgs { dtype: None, cpu_ops: Vec::new(), ..args.model.clone() };
+    let plain = ModelArgs { dtype: None, cpu_ops: Vec::new(), ..model.clone() };
     let reference = load(&plain, &session, BackendRequest::Cpu, Activations::F32)?;
     let (tokens, all) = tokens(&reference.model, &text, context)?;
     let trace = Trace::of(&reference.model, &tokens)?;
     let reference_device = Device::of(&reference.model, Activations::F32);
     // The weights of both need not be in memory together.
     drop(reference);
-    let compared = load(&args.model, &session, args.model.backend, args.model.activations)?;
+    let compared = load(&model, &session, model.backend, model.activations)?;
     let parity = trace.compare(&compared.model)?;
     let report = Report {
         model: &compared.model,
-        devices: [reference_device, Device::of(&compared.model, args.model.activations)],
+        devices: [reference_device, Device::of(&compared.model, model.activations)],
         tokens: (tokens.len(), all),
         parity,
     };
@@ -76,8 +71,9 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(args: &ParityArgs) -> anyhow::Result<String> {
-    match (&args.text, &args.text_file) {
+/// The text that was typed, or is in a file, or is there for want of one.
+fn text_of(typed: Option<&str>, args: &ParityArgs) -> anyhow::Result<String> {
+    match (typed, &args.text_file) {
         (Some(text), _) => Ok(text.clone()),
         (None, Some(path)) => read(path).with_context(|| path.display().to_string()),
         (None, None) => Ok(TEXT.to_owned()),

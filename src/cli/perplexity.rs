@@ -1,6 +1,5 @@
 //! `backstop perplexity`: how well a model predicts a text, and how far from it another one is.
 
-use std::fs::File;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,15 +17,15 @@ use super::progress::Progress;
 use super::stream::print;
 use super::summary::aligned;
 use super::whole::Whole;
-use super::{Usage, input};
+use super::{Usage, names};
 
 /// Tokens of a window where nothing says it: what most published numbers are of.
 const WINDOW: usize = 512;
 
 pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
-    let mut file = File::open(&args.file).with_context(|| args.file.display().to_string())?;
-    let text = input::utf8(input::read_all(&mut file)?, 0)?;
-    let longest = super::open_as(&args.model)?.config().max_context();
+    let from = names::replace(&args.model, args.read.model());
+    let text = names::text(&args.read)?;
+    let longest = super::open_as(&from)?.config().max_context();
     let window = args.window.unwrap_or(WINDOW.min(longest));
     if window > longest {
         let what = format!("--window is {window}, and the model was trained for {longest} tokens");
@@ -40,7 +39,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let load = |args: &ModelArgs| {
         super::load_as(args, &session, false, |options| LoadOptions { max_sequences: Some(1), ..options })
     };
-    let model = load(&args.model)?.model;
+    let model = load(&from)?.model;
     let tokenizer = model.tokenizer()?;
     let mut tokens = tokenizer.encode(&text)?;
     let all = tokens.len();
@@ -48,7 +47,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     // What a text begins with that has nothing in it.
     let none = || tokenizer.encode_with("", Specials { add: true, parse: true });
     let begin = if args.llama_cpp { none()?.first().copied() } else { None };
-    let other = compared(args).map(|other| load(&other)).transpose()?.map(|loaded| loaded.model);
+    let other = compared(args, &from).map(|other| load(&other)).transpose()?.map(|loaded| loaded.model);
     let mut positions = args.positions.as_deref().map(Whole::create).transpose()?;
     let html = args.html.as_deref().map(Whole::create).transpose()?;
 
@@ -85,13 +84,12 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// What the model is compared with: another one, or itself in other settings.
-fn compared(args: &PerplexityArgs) -> Option<ModelArgs> {
+fn compared(args: &PerplexityArgs, of: &ModelArgs) -> Option<ModelArgs> {
     let PerplexityArgs { compare, compare_backend, compare_activations, compare_kv_type, .. } = args;
     let is_asked = compare.is_some()
         || compare_backend.is_some()
         || compare_activations.is_some()
         || compare_kv_type.is_some();
-    let of = &args.model;
     is_asked.then(|| ModelArgs {
         model: compare.clone().or_else(|| of.model.clone()),
         backend: compare_backend.unwrap_or(of.backend),

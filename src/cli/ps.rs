@@ -1,13 +1,13 @@
-//! `backstop ps`: what a running server holds.
+//! `backstop ps` and `backstop stop`: what a running server holds, and that it holds a model no longer.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use backstop::backend::select::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::args::PsArgs;
+use super::args::{PsArgs, ServerArgs, StopArgs};
 use super::stream::print;
 use super::summary::aligned;
 use super::{Usage, term};
@@ -16,13 +16,7 @@ use super::{Usage, term};
 const MOST: u64 = 16 << 20;
 
 pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
-    let url = format!("{}/v1/models", args.url.trim_end_matches('/'));
-    if !args.url.starts_with("http://") {
-        let what = format!("--url is {}, expected an address such as http://127.0.0.1:8080", args.url);
-        return Err(Usage(what).into());
-    }
-    let of_environment = || std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
-    let answer = ask(&url, args.api_key.clone().or_else(of_environment).as_deref())?;
+    let (url, answer) = ask(&args.server, "/v1/models", None)?;
     if args.json {
         // What the server sent may not steer the terminal.
         let escaped = |c: char| match c.is_control() {
@@ -64,24 +58,48 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the server answers.
-fn ask(url: &str, key: Option<&str>) -> anyhow::Result<Value> {
+pub fn stop(args: &StopArgs) -> anyhow::Result<ExitCode> {
+    let (_, answer) = ask(&args.server, "/v1/models/unload", Some(&json!({ "model": args.name })))?;
+    let name = answer["id"].as_str().unwrap_or(&args.name);
+    let what = match answer["state"].as_str() {
+        Some("unloaded") => "is unloaded",
+        _ => "still answers, and is unloaded when it has",
+    };
+    term::note(format_args!("{} {what}", term::one_line(name)));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the server answers, and where it was asked.
+fn ask(server: &ServerArgs, route: &str, body: Option<&Value>) -> anyhow::Result<(String, Value)> {
+    if !server.url.starts_with("http://") {
+        let what = format!("--url is {}, expected an address such as http://127.0.0.1:8080", server.url);
+        return Err(Usage(what).into());
+    }
+    let url = format!("{}{route}", server.url.trim_end_matches('/'));
+    let of_environment = || std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
+    let key = server.api_key.clone().or_else(of_environment);
     let config = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(10)))
+        // An unload waits for the model's memory.
+        .timeout_global(Some(Duration::from_secs(if body.is_some() { 60 } else { 10 })))
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(None)
         .build();
-    let mut request = ureq::Agent::new_with_config(config).get(url);
-    if let Some(key) = key {
-        request = request.header("authorization", &format!("Bearer {key}"));
-    }
+    let agent = ureq::Agent::new_with_config(config);
+    let key = key.map(|key| format!("Bearer {key}")).into_iter();
     let what = || format!("{url}: is `backstop serve` running there? --url names another address");
-    let mut response = request.call().with_context(what)?;
+    let response = match body {
+        None => key.fold(agent.get(&url), |request, key| request.header("authorization", key)).call(),
+        Some(body) => {
+            let request = agent.post(&url).header("content-type", "application/json");
+            key.fold(request, |request, key| request.header("authorization", key)).send(body.to_string())
+        }
+    };
+    let mut response = response.with_context(what)?;
     let text = response.body_mut().with_config().limit(MOST).read_to_string().with_context(what)?;
     let answer: Value = backstop::strict_json(&text).with_context(|| format!("{url} answers no JSON"))?;
     match (response.status().as_u16(), answer["error"]["message"].as_str()) {
-        (200, _) => Ok(answer),
+        (200, _) => Ok((url, answer)),
         (401, _) => bail!("{url} asks for a key: --api-key, or BACKSTOP_API_KEY"),
         (status, Some(message)) => bail!("{url} answers {status}: {}", term::one_line(message)),
         (status, None) => bail!("{url} answers {status}"),

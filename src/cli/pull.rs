@@ -1,14 +1,15 @@
 //! `backstop pull`: a model by its name, and how far it is.
 
 use std::io::{IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use backstop::backend::LlmBackendKind;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed};
-use backstop::hub::{self, Cache, Client, Fit, Form, Name, Plan, Progress, Settings, Stage};
+use backstop::hub::{self, Cache, Client, Fit, Form, Found, Name, Origin, Plan, Progress, Settings, Stage};
+use backstop::{Error, HubFault};
 
 use super::args::PullArgs;
 use super::interrupt::Interruptible;
@@ -28,12 +29,39 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage(what).into());
     }
     let settings = settings(args.token.as_deref())?;
-    let client = Client::new(&settings)?;
     let fit = fit(BackendRequest::Auto, None);
-    let plan = plan(&client, &name, fit)?;
-    let path = download(&client, &settings, &plan, &name, fit)?;
-    print(&format!("{}\n", path.display()))?;
-    Ok(ExitCode::SUCCESS)
+    let here = hub::find_model(&name, &settings, fit)?;
+    let done = |path: &Path| {
+        print(&format!("{}\n", path.display()))?;
+        Ok(ExitCode::SUCCESS)
+    };
+    if let Some(Found { path, origin, .. }) = &here {
+        if *origin != Origin::Hub && !args.again {
+            let whose = origin.name();
+            term::note(format_args!("{name} is here, of {whose}'s: --again downloads it all the same"));
+            return done(path);
+        }
+        if settings.offline {
+            term::note(format_args!(
+                "{name} is here; HF_HUB_OFFLINE is set, so the hub was not asked for a newer one"
+            ));
+            return done(path);
+        }
+    }
+    let client = Client::new(&settings)?;
+    let plan = match (plan(&client, &name, fit), &here) {
+        (Ok(plan), _) => plan,
+        (Err(error), Some(Found { path, origin: Origin::Hub, .. })) if is_unreachable(&error) => {
+            term::note(format_args!("warning: {error}; what is here of {name} may not be the newest"));
+            return done(path);
+        }
+        (Err(error), _) => return Err(error),
+    };
+    done(&download(&client, &settings, &plan, &name, fit)?)
+}
+
+fn is_unreachable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Hub { fault: HubFault::Network, .. }))
 }
 
 /// What this machine runs a model on, and the memory that it has for one: what stays of `most` beside the reserve, where that is less.

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use backstop::sample::Grammar;
 use backstop::{Chat, Message, Model, Options, Turn};
 
-use super::args::RunArgs;
+use super::args::{ChatArgs, FormArgs, ModelArgs, RunArgs};
 use super::stream::{Output, print, stream};
 use super::summary::Summary;
 use super::{INTERRUPTED, Loaded, Usage, form, input, names};
@@ -15,9 +15,15 @@ use super::{INTERRUPTED, Loaded, Usage, form, input, names};
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
-    let (named, text) = typed(args);
-    let prompt = prompt(text, named)?;
+    let (named, text) = match args.prompt.as_deref() {
+        Some(prompt) => (args.first.as_deref(), Some(prompt)),
+        None => names::typed(&args.model, args.first.as_deref(), args.second.as_deref()),
+    };
     let from = names::replace(&args.model, named);
+    if text.is_none() && stdin().is_terminal() {
+        return converse(args, from);
+    }
+    let prompt = prompt(text)?;
     let Loaded { model, time } = super::load(&from, &args.session, args.json || args.no_summary)?;
     let mut sampling = super::resolve_sampling(&args.sampling, &model)?;
     sampling.logprobs = args.json.then_some(0);
@@ -64,32 +70,33 @@ fn turn(
     Ok(Some(model.prepare(&Chat::new(messages), grammar)?))
 }
 
-/// The model and the prompt that were typed: one text alone is the prompt, unless it names a model, of which a bundle has one.
-fn typed(args: &RunArgs) -> (Option<&str>, Option<&str>) {
-    match (args.first.as_deref(), args.second.as_deref()) {
-        (named, Some(prompt)) => (named, Some(prompt)),
-        (Some(one), None)
-            if args.model.model.is_none() && !super::bundle::is_one() && names::is_model(one) =>
-        {
-            (Some(one), None)
-        }
-        (prompt, None) => (None, prompt),
+/// A conversation, where a model was named and nothing to say to it: what Ollama's `run` does, too.
+fn converse(args: &RunArgs, model: ModelArgs) -> anyhow::Result<ExitCode> {
+    let FormArgs { schema, regex, grammar } = &args.form;
+    let shaped = schema.is_some() || regex.is_some() || grammar.is_some();
+    if model.model.is_none() || args.raw || args.json || shaped {
+        let what = "no PROMPT: give one, or `-` to type it here (Ctrl-D ends it); `backstop chat` holds a conversation";
+        return Err(Usage(what.to_owned()).into());
     }
+    super::chat::chat(&ChatArgs {
+        path: None,
+        model,
+        session: args.session.clone(),
+        system: args.system.clone(),
+        no_summary: args.no_summary,
+        plain: false,
+        no_history: false,
+        sampling: args.sampling.clone(),
+    })
 }
 
 /// The prompt, from the arguments or from stdin.
-fn prompt(typed: Option<&str>, named: Option<&str>) -> anyhow::Result<String> {
+fn prompt(typed: Option<&str>) -> anyhow::Result<String> {
     let typed = typed.filter(|text| *text != "-");
-    match typed {
-        Some(text) if !input::is_piped() => return Ok(text.to_owned()),
-        None if stdin().is_terminal() => {
-            let name = named.map(|name| format!(" {name}")).unwrap_or_default();
-            let what = format!(
-                "no PROMPT: give one, or `-` to type it here (Ctrl-D ends it); `backstop chat{name}` holds a conversation"
-            );
-            return Err(Usage(what).into());
-        }
-        _ => {}
+    if let Some(text) = typed
+        && !input::is_piped()
+    {
+        return Ok(text.to_owned());
     }
     let mut bytes = input::read_stdin().context("stdin")?;
     input::trim_line_end(&mut bytes);

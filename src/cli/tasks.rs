@@ -19,12 +19,10 @@ use super::interrupt::Interruptible;
 use super::progress::Progress;
 use super::stream::print;
 use super::summary::aligned;
-use super::{Interrupted, input};
+use super::{Interrupted, names};
 
 pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
-    let name = args.file.display().to_string();
-    let mut file = File::open(&args.file).with_context(|| name.clone())?;
-    let text = input::utf8(input::read_all(&mut file)?, 0)?;
+    let (name, text) = (args.read.file().display().to_string(), names::text(&args.read)?);
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let mut questions = Vec::new();
     for (at, line) in lines.take(args.limit.unwrap_or(usize::MAX)) {
@@ -36,7 +34,8 @@ pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
 
     let session = SessionArgs { ctx: args.ctx, threads: args.threads, ..SessionArgs::default() };
     let sequences = |options| LoadOptions { max_sequences: Some(args.at_once), ..options };
-    let model = super::load_as(&args.model, &session, false, sequences)?.model;
+    let model =
+        super::load_as(&names::replace(&args.model, args.read.model()), &session, false, sequences)?.model;
     let mut out = args.answers.as_ref().map(|path| {
         let file = File::create_new(path).with_context(|| path.display().to_string())?;
         anyhow::Ok((path.display().to_string(), BufWriter::new(file)))

@@ -31,6 +31,25 @@ impl FromStr for Idle {
     }
 }
 
+/// How long ago something was, as people say it.
+pub fn ago(since: Duration) -> String {
+    const UNITS: [(&str, u64); 6] = [
+        ("year", 31_557_600),
+        ("month", 2_629_800),
+        ("week", 604_800),
+        ("day", 86_400),
+        ("hour", 3_600),
+        ("minute", 60),
+    ];
+    let seconds = since.as_secs();
+    let unit = UNITS.into_iter().map(|(unit, length)| (unit, seconds / length)).find(|(_, count)| *count > 0);
+    match unit {
+        None => "just now".to_owned(),
+        Some((unit, 1)) => format!("1 {unit} ago"),
+        Some((unit, count)) => format!("{count} {unit}s ago"),
+    }
+}
+
 /// Whole seconds, or whole numbers with units.
 fn duration(text: &str) -> Option<Duration> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
@@ -54,6 +73,21 @@ fn duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_ago_are_in_the_largest_unit() {
+        for (seconds, said) in [
+            (0, "just now"),
+            (59, "just now"),
+            (60, "1 minute ago"),
+            (7_199, "1 hour ago"),
+            (172_800, "2 days ago"),
+            (1_209_600, "2 weeks ago"),
+            (63_115_200, "2 years ago"),
+        ] {
+            assert_eq!(ago(Duration::from_secs(seconds)), said, "{seconds}");
+        }
+    }
 
     #[test]
     fn idle_times_are_seconds_or_have_units() {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::choose::{self, Choice, Entry, Form};
 use super::fit::Fit;
+use super::foreign::Origin;
 use super::name::{RepositoryId, is_commit};
 use super::parts;
 use crate::error::{Error, HubFault, Result};
@@ -56,6 +57,8 @@ pub struct Found {
     pub bytes: u64,
     /// What its files are.
     pub form: Form,
+    /// Whose it is.
+    pub origin: Origin,
 }
 
 /// What was removed.
@@ -127,7 +130,8 @@ impl Cache {
         let choice = choose::choose_here(id.as_str(), &entries, variant, fit)?;
         is_whole(&snapshot, &files, &choice).then(|| {
             let bytes = choice.files.iter().map(|&at| files[at].bytes).fold(0, u64::saturating_add);
-            Found { path: place(&snapshot, &choice.form), bytes, form: choice.form }
+            let (path, origin) = (place(&snapshot, &choice.form), Origin::Hub);
+            Found { path, bytes, form: choice.form, origin }
         })
     }
 

@@ -125,7 +125,7 @@ pub fn needed(folder: &Path) -> Vec<String> {
 fn of_others(settings: &Settings, name: &str, variant: Option<&str>) -> Option<Found> {
     let all = foreign(settings);
     let of = foreign::find(&all, name, variant)?;
-    Some(Found { path: of.path.clone(), bytes: of.bytes, form: of.form.clone() })
+    Some(Found { path: of.path.clone(), bytes: of.bytes, form: of.form.clone(), origin: of.origin })
 }
 
 /// The repository and variant that a name stands for on the hub: of a short name what fits and runs best.

@@ -20,13 +20,16 @@ BACKSTOP = os.environ["BACKSTOP"]
 KEY = "sesame"
 # An alias of the scripted model.
 MODEL = "local"
+# What would have a server offer models of the person whose machine this is, or say more than is expected.
+FOREIGN = {"RUST_LOG", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "OLLAMA_MODELS"}
 QUESTION = [{"role": "user", "content": "Once upon a time"}]
 
 
 class Server:
     def __init__(self, *args, key=KEY):
         command = [BACKSTOP, "serve", "--port", "0", *(["--api-key", key] if key else []), *args]
-        environment = {name: value for name, value in os.environ.items() if name != "RUST_LOG"}
+        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        environment["HOME"] = "/nonexistent"
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.url = None
         for line in self.process.stderr:

@@ -6,6 +6,36 @@ use super::served::{Action, Hub, noise, tree};
 
 use super::terminal::Terminal;
 
+/// What Ollama's `run` does, and llama.cpp's options say what they say there.
+#[test]
+fn a_name_by_itself_is_talked_to() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    hub.put("org/model", &[("m.gguf", &std::fs::read(super::commands::GGUF).unwrap())]);
+    hub.ok(home.path(), &["pull", "org/model"]);
+    for args in [
+        &["run", "org/model", "-n", "4"][..],
+        &["run", "-m", "org/model", "-c", "64", "-t", "1", "--temp", "0"],
+    ] {
+        let mut command = hub.command(home.path(), args);
+        command.env("XDG_STATE_HOME", home.path());
+        let mut terminal = Terminal::start(command);
+        terminal.shows("/help lists the commands");
+        terminal.shows("> ");
+        terminal.keys("\x04");
+        assert_eq!(terminal.ends(), Some(0), "{args:?}");
+    }
+    for args in [&["run", "org/model", "--json"][..], &["run", "org/model", "--raw"], &["run"]] {
+        let mut terminal = Terminal::start(hub.command(home.path(), args));
+        terminal.shows("no PROMPT: give one, or `-` to type it here");
+        assert_eq!(terminal.ends(), Some(2), "{args:?}");
+    }
+    let says = |args: &[&str]| hub.ok(home.path(), &[args, &["--no-summary", "-n", "4"]].concat()).out;
+    assert_eq!(
+        says(&["run", "-m", "org/model", "-p", "- Hello"]),
+        says(&["run", "org/model", "--", "- Hello"])
+    );
+}
+
 #[test]
 fn a_person_is_asked_before_anything_is_downloaded_or_removed() {
     let bytes = noise(1_200_000, 6);

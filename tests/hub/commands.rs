@@ -259,10 +259,50 @@ fn models_of_other_programs_are_run_and_not_removed() {
     ];
     assert_eq!([of(0), of(1), of(2)], expected);
     hub.ok(home, &["show", "registry.example.com:81/me/tiny:1b"]);
+    for (name, whose, path) in [
+        ("org/tiny-GGUF:F16", "LM Studio", home.join(".lmstudio/models/org/tiny-GGUF/tiny-F16.gguf")),
+        ("tiny:1b", "Ollama", home.join(format!("ollama/blobs/sha256-{hash}"))),
+    ] {
+        let ran = hub.ok(home, &["pull", name]);
+        assert_eq!(ran.out, format!("{}\n", path.display()));
+        assert_eq!(ran.err, format!("{name} is here, of {whose}'s: --again downloads it all the same\n"));
+    }
     let absent = "error: registry.example.com/me/none:1 is not on this machine, and a name of Ollama's: `ollama pull \
                   registry.example.com/me/none:1` downloads it";
     for command in [&["show"][..], &["pull"], &["rm", "--yes"], &["run", "--pull", "Hello", "--model"]] {
         refused(&hub, home, &[command, &["registry.example.com/me/none:1"]].concat(), 1, absent);
+    }
+    assert_eq!(hub.seen().len(), 0);
+    hub.put("org/tiny-GGUF", &[("tiny-F16.gguf", &bytes)]);
+    let ran = hub.ok(home, &["pull", "org/tiny-GGUF", "--again"]);
+    assert!(
+        ran.out.starts_with(home.join("hub").to_str().unwrap()) && hub.files_seen().len() > 0,
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn what_is_here_needs_no_hub() {
+    let (hub, home) = (Hub::with(&[("m.gguf", b"GGUF")]), tempfile::tempdir().unwrap());
+    let home = home.path();
+    let path = hub.ok(home, &["pull", "org/model"]).out;
+    hub.forget();
+    let pull = |variable: &str, value: &str, name: &str| {
+        let output = ended(hub.command(home, &["pull", name]).env(variable, value).spawn().unwrap());
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, err) = pull("HF_HUB_OFFLINE", "1", "org/model");
+    assert_eq!((code, &out), (Some(0), &path), "{err}");
+    assert!(err.starts_with("org/model is here; HF_HUB_OFFLINE is set"), "{err}");
+    // Nobody listens there.
+    let (code, out, err) = pull("HF_ENDPOINT", "http://127.0.0.1:1", "org/model");
+    assert_eq!((code, &out), (Some(0), &path), "{err}");
+    assert!(err.contains("; what is here of org/model may not be the newest"), "{err}");
+    for (variable, value) in [("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:1")] {
+        let (code, out, err) = pull(variable, value, "org/other");
+        assert_eq!((code, &*out), (Some(1), ""), "{err}");
     }
     assert_eq!(hub.seen().len(), 0);
 }

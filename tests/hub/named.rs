@@ -67,6 +67,46 @@ fn run_parity_perplexity_and_bench_take_a_name() {
 }
 
 #[test]
+fn what_measures_takes_a_model_before_what_it_reads() {
+    let (hub, noise, _) = hub();
+    let home = tempfile::tempdir().unwrap();
+    hub.ok(home.path(), &["pull", "org/model"]);
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/perplexity/text.txt");
+    let says = |args: &[&str], value: &str| {
+        let args = [args, &["--backend", "cpu", "--json", "--threads", "1"]].concat();
+        let said: Value = serde_json::from_str(&hub.ok(home.path(), &args).out).unwrap();
+        assert_ne!(said[value], Value::Null, "{said}");
+        said[value].clone()
+    };
+    let window = ["--window", "16", "--tokens", "32"];
+    let scores = [&["perplexity", "org/model", text][..], &["perplexity", text, "-m", noise.path()]];
+    let [typed, by_path] = scores.map(|args| says(&[args, &window].concat(), "perplexity"));
+    assert_eq!(typed, by_path);
+    let parity = [
+        &["parity", "org/model", "Hello there", "--tokens", "8"][..],
+        &["parity", "Hello there", "--model", noise.path(), "--tokens", "8"],
+    ];
+    let [typed, by_path] = parity.map(|args| says(args, "perplexity"));
+    assert_eq!(typed, by_path);
+    // One name by itself is the model, and the text is the usual one.
+    let [alone, by_path] = [&["parity", "org/model"][..], &["parity", "--model", noise.path()]]
+        .map(|args| says(&[args, &["--tokens", "8"]].concat(), "perplexity"));
+    assert_eq!(alone, by_path);
+    let bench = says(&["bench", "org/model", "-p", "4", "-n", "2", "--reps", "1"], "model");
+    assert_eq!(bench["name"], "model");
+
+    let ran = hub.run(home.path(), &["perplexity", "org/model"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.err.starts_with("error: org/model names a model, and the FILE to read is left out"),
+        "{}",
+        ran.err
+    );
+    let ran = hub.run(home.path(), &["perplexity", "org/model", text, "--model", noise.path()]);
+    assert_eq!(ran.code, Some(2), "{}", ran.err);
+}
+
+#[test]
 fn quantize_takes_a_name() {
     let (hub, noise, files) = hub();
     let home = tempfile::tempdir().unwrap();

@@ -59,11 +59,18 @@ impl Server {
 
     /// The status and the body, without chunks' sizes where it has chunks.
     pub fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        self.ask("POST", path, &body.to_string())
+    }
+
+    pub fn get(&self, path: &str) -> (u16, String) {
+        self.ask("GET", path, "")
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let body = body.to_string();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             self.address,
             body.len()
         );
@@ -143,6 +150,43 @@ fn a_client_has_a_model_pulled_and_talks_to_it() {
         assert!(answer.contains("\"context_length\":200000"), "{answer}");
     }
     assert!(!hub.seen().is_empty());
+}
+
+/// Where nothing is named, all is offered that is here, and the built-in model; what comes later, too.
+#[test]
+fn a_server_by_itself_offers_what_is_here() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    served(&hub);
+    let bare = Server::start(&hub, home.path(), &[]);
+    let has = |server: &Server| {
+        let answer: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
+        let name = |model: &Value| (model["id"].as_str().unwrap().to_owned(), model["state"] == "loaded");
+        answer["data"].as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    assert_eq!(has(&bare), [("stories".to_owned(), true)]);
+    hub.ok(home.path(), &["pull", "org/model"]);
+    let server = Server::start(&hub, home.path(), &[]);
+    assert_eq!(has(&server), [("org/model".to_owned(), false), ("stories".to_owned(), false)]);
+    for name in ["stories", "org/model"] {
+        let (status, answer) = server.post("/api/chat", &question(name));
+        assert_eq!(status, 200, "{answer}");
+    }
+    assert_eq!(has(&server), [("org/model".to_owned(), true), ("stories".to_owned(), true)]);
+    let url = format!("http://{}", server.address());
+    let ran = hub.ok(home.path(), &["stop", "org/model", "--url", &url]);
+    assert_eq!(ran.err, "org/model is unloaded\n");
+    assert_eq!(has(&server), [("org/model".to_owned(), false), ("stories".to_owned(), true)]);
+    let ran = hub.run(home.path(), &["stop", "nothing", "--url", &url]);
+    assert!(ran.code == Some(1) && ran.err.contains("answers 404: "), "{}", ran.err);
+    // The one that ran before looks anew.
+    let came = (0..200).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        has(&bare).len() == 2
+    });
+    assert!(came, "{:?}", has(&bare));
+    // Of what is said of one model, one is meant: the built-in one.
+    let one = Server::start(&hub, home.path(), &["--alias", "mine"]);
+    assert_eq!(has(&one).len(), 1);
 }
 
 #[test]

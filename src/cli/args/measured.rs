@@ -4,17 +4,18 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::{ModelArgs, at_least_one, threads};
+use super::{ModelArgs, ReadArgs, at_least_one, threads};
 
 /// `backstop tasks`.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Each line is a question in JSON: ctx, endings, label (HellaSwag's) or question, choices, answer (MMLU's). The model takes the choice\n\
-    whose tokens have the largest sum of log-probabilities (acc), or the largest by character (acc_norm), as in lm-evaluation-harness."
+    whose tokens have the largest sum of log-probabilities (acc), or the largest by character (acc_norm), as in lm-evaluation-harness.",
+    override_usage = "backstop tasks [OPTIONS] [MODEL] FILE"
 )]
 pub struct TasksArgs {
-    /// The file of questions.
-    pub file: PathBuf,
+    #[command(flatten)]
+    pub read: ReadArgs,
     #[command(flatten)]
     pub model: ModelArgs,
     /// Questions to ask at most [default: all].

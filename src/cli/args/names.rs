@@ -1,5 +1,7 @@
 //! The arguments about models' names.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args as ClapArgs;
 use clap_complete::ArgValueCompleter;
 
@@ -15,6 +17,29 @@ pub struct FetchArgs {
     /// left].
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
+}
+
+/// A text to read, and before it the model that reads it.
+#[derive(Debug, ClapArgs)]
+pub struct ReadArgs {
+    /// The model, where FILE follows: its name, directory or GGUF file [default: the built-in story model].
+    #[arg(value_name = "MODEL", required = true, add = ArgValueCompleter::new(models))]
+    first: PathBuf,
+    /// What it reads. One argument by itself is FILE.
+    #[arg(value_name = "FILE", conflicts_with = "model")]
+    second: Option<PathBuf>,
+}
+
+impl ReadArgs {
+    /// The model that was typed before the file.
+    pub fn model(&self) -> Option<&Path> {
+        self.second.as_ref().map(|_| &*self.first)
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        self.second.as_ref().unwrap_or(&self.first)
+    }
 }
 
 /// `backstop pull`.
@@ -33,6 +58,9 @@ pub struct PullArgs {
     /// left].
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
+    /// Download it though LM Studio or Ollama has it.
+    #[arg(long)]
+    pub again: bool,
 }
 
 /// `backstop list`.

@@ -5,6 +5,43 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 
+/// A server that runs.
+#[derive(Debug, ClapArgs)]
+pub struct ServerArgs {
+    /// The server's address.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Its key [default: what BACKSTOP_API_KEY says].
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+}
+
+/// `backstop ps`.
+#[derive(Debug, ClapArgs)]
+pub struct PsArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Also show models that are not loaded.
+    #[arg(long)]
+    pub all: bool,
+    /// Print what the server answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `backstop stop`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "A model that answers somebody is unloaded when it has. The next request for it loads it again."
+)]
+pub struct StopArgs {
+    /// The model's name, as `backstop ps` shows it.
+    #[arg(value_name = "MODEL")]
+    pub name: String,
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
 /// `backstop doctor`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit code 0 if models run here, 1 with the reasons where something is wrong.")]

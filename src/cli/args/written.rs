@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use clap_complete::ArgValueCompleter;
 
-use super::{FetchArgs, ModelArgs, at_least_one, threads};
+use super::{FetchArgs, ModelArgs, ReadArgs, at_least_one, threads};
 use crate::cli::here::models;
 
 /// `backstop quantize`.
@@ -50,11 +50,12 @@ pub struct QuantizeArgs {
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "The file is llama.cpp's: sums of squares of what each column of each matrix is multiplied with, in GGUF. The text is read in\n\
-    windows that lie one behind the other; what is left at its end is not read. Take some tens of windows, of what the model is for."
+    windows that lie one behind the other; what is left at its end is not read. Take some tens of windows, of what the model is for.",
+    override_usage = "backstop imatrix [OPTIONS] --output <OUT> [MODEL] FILE"
 )]
 pub struct ImatrixArgs {
-    /// The text to read.
-    pub file: PathBuf,
+    #[command(flatten)]
+    pub read: ReadArgs,
     #[command(flatten)]
     pub model: ModelArgs,
     /// The GGUF file to write; it must not exist.
