@@ -1,13 +1,12 @@
 //! `backstop imatrix`: how large the inputs of a model's matrices are on a text.
 
-use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use backstop::LoadOptions;
 use backstop::imatrix::{Collect, collect};
 use backstop::text::Specials;

@@ -104,7 +104,7 @@ pub fn path_within(
     };
     let settings = pull::settings(fetch.token.as_deref())?;
     let fit = pull::fit(backend, memory);
-    if let Some(Found { path, bytes, form }) = hub::find_model(&name, &settings, fit)? {
+    if let Some(Found { path, bytes, form, .. }) = hub::find_model(&name, &settings, fit)? {
         tracing::info!(%name, path = %path.display(), "found");
         if let Some(what) = pull::too_large(bytes, &form, fit) {
             let other = match &name {

@@ -74,7 +74,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
 /// The text that was typed, or is in a file, or is there for want of one.
 fn text_of(typed: Option<&str>, args: &ParityArgs) -> anyhow::Result<String> {
     match (typed, &args.text_file) {
-        (Some(text), _) => Ok(text.clone()),
+        (Some(text), _) => Ok(text.to_owned()),
         (None, Some(path)) => read(path).with_context(|| path.display().to_string()),
         (None, None) => Ok(TEXT.to_owned()),
     }

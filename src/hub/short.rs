@@ -91,19 +91,32 @@ pub(crate) fn find(name: &str) -> Result<&'static ShortName> {
     let found =
         short_names().iter().find(|short| short.name == name || short.aliases.iter().any(|of| of == name));
     found.ok_or_else(|| {
-        let model = name.split(':').next().unwrap_or(name);
-        let of = |short: &&ShortName| short.name.split(':').next() == Some(model);
-        let mut near: Vec<&str> = short_names().iter().filter(of).map(|short| &*short.name).collect();
-        if near.is_empty() {
-            near = short_names().iter().map(|short| &*short.name).collect();
-        }
         let what = format!(
             "{} is no short name, and no file is called so: there are {}; org/name is any repository of the hub",
             quote(name),
-            near.join(", ")
+            near(name).join(", ")
         );
         Error::hub(HubFault::NotFound, what)
     })
+}
+
+/// What is called nearly as this: the models of its family, else those whose families begin with the same letters, else the
+/// families that there are.
+fn near(name: &str) -> Vec<&'static str> {
+    let family = |name: &'static str| name.split(':').next().unwrap_or(name);
+    let letters = |name: &str| name.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(name.len());
+    let asked = name.split(':').next().unwrap_or(name);
+    let begins = asked[..letters(asked)].to_lowercase();
+    let all = || short_names().iter().map(|short| &*short.name);
+    let mut near: Vec<&str> = all().filter(|name| family(name).eq_ignore_ascii_case(asked)).collect();
+    if near.is_empty() && begins.len() > 1 {
+        near = all().filter(|name| name[..letters(name)] == begins).collect();
+    }
+    if near.is_empty() {
+        near = all().map(family).collect();
+        near.dedup();
+    }
+    near
 }
 
 /// The variants of a model that may be taken: the one that was asked for, else all, of the form that runs best here first.

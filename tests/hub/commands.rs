@@ -68,10 +68,13 @@ fn a_name_is_pulled_run_listed_shown_and_removed() {
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["text"], by_path["text"]);
 
     let snapshot = home.join("hub/models--org--model/snapshots").join(COMMIT);
-    let listed = json(&hub.ok(home, &["list", "--json"]));
+    let mut listed = json(&hub.ok(home, &["list", "--json"]));
+    let modified = listed["models"][0]["modified"].take().as_u64().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!((now - 600..=now).contains(&modified), "{modified} {now}");
     let expected = json!({
         "cache": home.join("hub"),
-        "models": [{ "name": "org/model", "form": "safetensors", "bytes": total, "origin": "hub", "path": snapshot, "complete": true }],
+        "models": [{ "name": "org/model", "form": "safetensors", "bytes": total, "origin": "hub", "path": snapshot, "complete": true, "modified": null }],
     });
     assert_eq!(listed, expected);
     let table = hub.ok(home, &["list"]).out;
@@ -329,7 +332,7 @@ fn what_is_incomplete_is_listed_as_that_and_completed() {
     let ran = hub.ok(home, &["list"]);
     let bytes = 2 + 5 + 3 + index.len();
     assert!(
-        ran.out.contains(&format!("org/model  safetensors  hub     {bytes} B, incomplete\n")),
+        ran.out.contains(&format!("org/model  safetensors  hub     {bytes} B, incomplete  just now\n")),
         "{}",
         ran.out
     );
