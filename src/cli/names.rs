@@ -76,7 +76,7 @@ pub fn is_model(text: &str) -> bool {
     }
 }
 
-/// `deepseek-r1:8b`, `bge-m3`: nobody begins a text so.
+/// `mixtral:8x7b`, `e5-large-v2`: nobody begins a text so.
 fn looks_like_a_name(text: &str) -> bool {
     let has = |of: fn(char) -> bool| text.chars().any(of);
     let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
@@ -174,9 +174,15 @@ mod tests {
 
     #[test]
     fn what_looks_like_a_name_is_no_prompt() {
-        for name in
-            ["qwen3:8b", "qwen3", "deepseek-r1:8b", "bge-m3", "llama9.2", "org/name", "hf.co/org/name:Q4_K_M"]
-        {
+        for name in [
+            "qwen3:8b",
+            "qwq",
+            "mixtral:8x7b",
+            "e5-large-v2",
+            "llama9.2",
+            "org/name",
+            "hf.co/org/name:Q4_K_M",
+        ] {
             assert!(is_model(name), "{name}");
         }
         for prompt in [

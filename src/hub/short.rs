@@ -48,6 +48,8 @@ pub enum ShortForm {
     Gguf,
     /// A directory of MLX's.
     Mlx,
+    /// A directory as its authors made it, which either backend reads: what embeds, and what ranks, of which GGUF files have no heads.
+    Safetensors,
 }
 
 impl ShortVariant {
@@ -71,12 +73,14 @@ impl ShortVariant {
     }
 }
 
+/// Of the table.
+const LIMITS: json::Limits = json::Limits { depth: 8, values: 1 << 13 };
+
 /// The table.
 pub fn short_names() -> &'static [ShortName] {
     static TABLE: LazyLock<Vec<ShortName>> = LazyLock::new(|| {
-        let limits = json::Limits { depth: 8, values: 1 << 12 };
         // A test reads it.
-        json::typed(include_str!("short.json"), limits).unwrap_or_default()
+        json::typed(include_str!("short.json"), LIMITS).unwrap_or_default()
     });
     &TABLE
 }
@@ -131,9 +135,9 @@ fn preferred<'a>(short: &'a ShortName, asked: Option<&str>, fit: Fit) -> Result<
             Error::hub(HubFault::NotFound, what)
         });
     }
-    let best = if fit.mlx { ShortForm::Mlx } else { ShortForm::Gguf };
     let mut all: Vec<&ShortVariant> = short.variants.iter().collect();
-    all.sort_by_key(|of| of.form != best);
+    // MLX's own first where it runs, and last where it does not; of the others none is before another.
+    all.sort_by_key(|of| (of.form == ShortForm::Mlx) != fit.mlx);
     Ok(all)
 }
 
@@ -213,8 +217,7 @@ mod tests {
 
     #[test]
     fn the_table_has_its_form() {
-        let limits = json::Limits { depth: 8, values: 1 << 12 };
-        let table: Vec<ShortName> = json::typed(include_str!("short.json"), limits).unwrap();
+        let table: Vec<ShortName> = json::typed(include_str!("short.json"), LIMITS).unwrap();
         let mut names = HashSet::new();
         for short in &table {
             for name in [&short.name].into_iter().chain(&short.aliases) {
@@ -222,7 +225,8 @@ mod tests {
                 assert_eq!(Name::parse(name).unwrap(), Name::Short { name: name.clone(), variant: None });
             }
             let forms = |form| short.variants.iter().filter(move |of| of.form == form);
-            assert!(forms(ShortForm::Gguf).count() >= 1, "{}: nothing for the CPU", short.name);
+            let of_cpu = short.variants.iter().any(|of| of.form != ShortForm::Mlx);
+            assert!(of_cpu, "{}: nothing for the CPU", short.name);
             let mut variants = HashSet::new();
             for of in &short.variants {
                 assert!(variants.insert(of.variant.to_lowercase()), "{}: {} twice", short.name, of.variant);
@@ -233,7 +237,9 @@ mod tests {
                 let is_mlx = of.repository.starts_with("mlx-community/") || of.repository.contains("-MLX-");
                 assert_eq!(is_mlx, of.form == ShortForm::Mlx, "{typed}");
                 assert!(!is_mlx || of.repository.contains(&of.variant), "{typed}: {}", of.repository);
-                assert!((100_000_000..100_000_000_000).contains(&of.bytes), "{typed}");
+                let is_float = ["F32", "F16", "BF16"].contains(&&*of.variant);
+                assert!(of.form != ShortForm::Safetensors || is_float, "{typed}");
+                assert!((50_000_000..100_000_000_000).contains(&of.bytes), "{typed}");
             }
             // The one that is preferred, then the others as they are where nothing has a table.
             let gguf: Vec<&ShortVariant> = forms(ShortForm::Gguf).collect();
@@ -241,12 +247,13 @@ mod tests {
             let places: Vec<usize> = places.collect();
             assert!(places.iter().skip(1).is_sorted(), "{}", short.name);
             assert!(gguf.iter().all(|of| fit::is_type(&of.variant)), "{}", short.name);
+            let is_quantized = !gguf.is_empty() && !short.name.starts_with("gpt-oss:");
             // More bits are more bytes.
             let by_bits = |of: &&ShortVariant| BITS.iter().position(|bits| *bits == of.variant);
             let mut sized: Vec<&ShortVariant> = gguf.into_iter().filter(|of| by_bits(of).is_some()).collect();
             sized.sort_by_key(by_bits);
             assert!(sized.is_sorted_by(|a, b| a.bytes < b.bytes), "{}: {sized:?}", short.name);
-            assert!(!sized.is_empty() || short.name.starts_with("gpt-oss:"), "{}", short.name);
+            assert!(!sized.is_empty() || !is_quantized, "{}", short.name);
             let mut mlx: Vec<&ShortVariant> = forms(ShortForm::Mlx).collect();
             mlx.sort_by_key(|of| of.variant.clone());
             assert!(mlx.is_sorted_by(|a, b| a.bytes < b.bytes), "{}: {mlx:?}", short.name);
@@ -258,10 +265,12 @@ mod tests {
             let of = find(family).unwrap();
             assert_eq!(of.name.split(':').next(), Some(family));
         }
-        let families = [
-            "qwen3", "qwen3.5", "llama3.1", "gemma3", "gemma4", "gpt-oss", "lfm2", "lfm2.5", "glm-4", "phi4",
-        ];
-        assert!(families.iter().all(|family| names.contains(*family)));
+        let families = "qwen3 qwen3.5 qwen3-coder qwen2.5 deepseek-r1 llama3.1 gemma4 gemma3 gemma2 gpt-oss lfm2 lfm2.5 \
+             glm-4 phi4 mistral-small devstral smollm2 granite4 nomic-embed-text bge-m3 embeddinggemma \
+             qwen3-embedding bge-reranker-v2-m3";
+        for family in families.split_whitespace() {
+            assert!(names.contains(family), "{family}");
+        }
     }
 
     #[test]
@@ -295,7 +304,30 @@ mod tests {
         assert!(error.starts_with("qwen3:8b has no variant \"Q2_K\": there are Q4_K_M (5.03 GB)"), "{error}");
         let error = find("qwen3:9b").unwrap_err().to_string();
         assert!(error.contains("there are qwen3:0.6b, qwen3:1.7b, qwen3:4b, qwen3:8b,"), "{error}");
-        assert!(find("nothing").unwrap_err().to_string().contains("smollm3:3b"));
+        let error = find("qwen9:1b").unwrap_err().to_string();
+        assert!(error.contains("there are qwen3:0.6b, ") && error.contains(", qwen2.5:"), "{error}");
+        assert!(!error.contains("llama"), "{error}");
+        let error = find("nothing").unwrap_err().to_string();
+        assert!(error.contains("there are qwen3, qwen3.5, ") && error.contains(", smollm3, "), "{error}");
+    }
+
+    #[test]
+    fn what_embeds_and_ranks_is_taken_in_the_form_that_there_is() {
+        let taken = |name: &str, memory, mlx| {
+            best(find(name).unwrap(), None, Fit { memory: Some(memory), mlx })
+                .map(|(of, _)| (&*of.variant, of.within()))
+        };
+        for mlx in [false, true] {
+            assert_eq!(taken("bge-reranker-v2-m3", 64_000_000_000, mlx).unwrap(), ("F32", None));
+            assert_eq!(taken("nomic-embed-text", 64_000_000_000, mlx).unwrap(), ("F16", Some("F16")));
+        }
+        // The next of them where the first does not fit, whatever its form.
+        assert_eq!(taken("nomic-embed-text", 500_000_000, false).unwrap(), ("Q8_0", Some("Q8_0")));
+        let error = taken("bge-reranker-v2-m3", 1_000_000_000, false).unwrap_err().to_string();
+        assert!(
+            error.contains("there are F32 (2.27 GB); the smallest, F32, needs about 2.82 GB; "),
+            "{error}"
+        );
     }
 
     #[test]
