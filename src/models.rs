@@ -1,6 +1,7 @@
 //! Several models by name over one machine: each is loaded when it is asked for, as many as memory holds, and the one that was
 //! not used the longest gives way. One is loaded at a time, on a thread of its own.
 
+mod keep;
 mod loads;
 mod room;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::model::{LoadOptions, Model, ModelFiles};
 use crate::refusals;
+pub use keep::Keep;
 
 /// How long a failure to load is told without another try.
 const RETRY: Duration = Duration::from_secs(2);
@@ -63,20 +65,6 @@ pub struct ModelsOptions {
     pub threads: Option<usize>,
     /// How long a model stays that nobody uses; forever where absent.
     pub idle_unload: Option<Duration>,
-}
-
-/// How long a model stays that nobody uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
-    /// As all do.
-    #[default]
-    Usual,
-    /// As was said before.
-    AsBefore,
-    /// For as long.
-    For(Duration),
-    /// Until memory is needed.
-    Forever,
 }
 
 /// Where a model is.

@@ -3,6 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use backstop::models::Keep;
+
 /// From a thousandth of a second to a day, in seconds.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     /// A day.
@@ -25,9 +27,11 @@ impl FromStr for Idle {
         if text == "off" {
             return Ok(Self(None));
         }
-        let time = duration(text);
-        time.map(|time| Self(Some(time)))
-            .ok_or_else(|| "expected a time such as 600, 30s, 10m or 1h30m, or off".to_owned())
+        match text.parse() {
+            Ok(Keep::For(time)) => Ok(Self(Some(time))),
+            Ok(_) => Ok(Self(None)),
+            Err(_) => Err("expected a time such as 600, 30s, 10m or 1h30m, or off".to_owned()),
+        }
     }
 }
 
@@ -48,26 +52,6 @@ pub fn ago(since: Duration) -> String {
         Some((unit, 1)) => format!("1 {unit} ago"),
         Some((unit, count)) => format!("{count} {unit}s ago"),
     }
-}
-
-/// Whole seconds, or whole numbers with units.
-fn duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
-    let number_of = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let ms = |number: &str, unit: u64| number.parse::<u64>().ok()?.checked_mul(unit);
-    if number_of(text) == text.len() {
-        return ms(text, 1000).map(Duration::from_millis);
-    }
-    let (mut rest, mut sum) = (text, 0_u64);
-    while !rest.is_empty() {
-        let (number, behind) = rest.split_at(number_of(rest));
-        let end = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
-        let (unit, _) = behind.split_at(end);
-        let (_, unit) = UNITS.into_iter().find(|(name, _)| *name == unit)?;
-        sum = sum.checked_add(ms(number, unit)?)?;
-        rest = &behind[end..];
-    }
-    Some(Duration::from_millis(sum))
 }
 
 #[cfg(test)]
@@ -98,11 +82,15 @@ mod tests {
             ("0", 0.0),
             ("300ms", 0.3),
             ("1h0m5s", 3605.0),
+            ("1.5h", 5400.0),
         ] {
             assert_eq!(text.parse(), Ok(Idle(Some(Duration::from_secs_f64(seconds)))), "{text}");
         }
-        assert_eq!("off".parse(), Ok(Idle(None)));
-        for text in ["", "-1", "+1", "1.5h", "m", "10 m", "1h30", "1d", "h1", "OFF", "18446744073709551615"] {
+        // Ollama has it so that less than nothing is never.
+        for never in ["off", "-1", "-1m"] {
+            assert_eq!(never.parse(), Ok(Idle(None)), "{never}");
+        }
+        for text in ["", "m", "10 m", "1h30", "1d", "h1", "OFF"] {
             assert!(text.parse::<Idle>().is_err(), "{text}");
         }
     }

@@ -57,58 +57,15 @@ impl Wanted {
 /// How long a model is to stay after the request: `keep_alive`, seconds or a duration as Go writes it; below zero it is forever.
 pub(super) fn keep(fields: &mut Fields) -> Result<Keep, Failure> {
     let Some(given) = fields.take("keep_alive") else { return Ok(Keep::Usual) };
-    let seconds = match &given {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => go_seconds(text),
+    let keep = match &given {
+        Value::Number(number) => number.as_f64().map(Keep::seconds),
+        Value::String(text) => text.parse().ok(),
         _ => None,
     };
-    match seconds {
-        Some(seconds) if seconds < 0.0 => Ok(Keep::Forever),
-        // Longer than any process runs.
-        Some(seconds) => Ok(Duration::try_from_secs_f64(seconds).map_or(Keep::Forever, Keep::For)),
-        None => {
-            let what = format_args!("expected seconds, or a duration such as \"10m\", got {}", shown(&given));
-            Err(fields.wrong("keep_alive", what))
-        }
-    }
-}
-
-/// Seconds of a duration as Go writes it: `1h30m`, `1.5s`, `-1`.
-fn go_seconds(text: &str) -> Option<f64> {
-    const UNITS: [(&str, f64); 8] = [
-        ("ns", 1e-9),
-        ("us", 1e-6),
-        ("µs", 1e-6),
-        ("μs", 1e-6),
-        ("ms", 1e-3),
-        ("s", 1.0),
-        ("m", 60.0),
-        ("h", 3600.0),
-    ];
-    let number = |text: &str| {
-        let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        if plain { text.parse::<f64>().ok() } else { None }
-    };
-    let (sign, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (-1.0, rest),
-        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if let Some(seconds) = number(rest) {
-        return Some(sign * seconds);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut sum = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (amount, unit) = rest.split_at(digits);
-        let end = unit.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit.len());
-        let (_, scale) = UNITS.iter().find(|(name, _)| *name == &unit[..end])?;
-        sum += number(amount)? * scale;
-        rest = &unit[end..];
-    }
-    Some(sign * sum)
+    keep.ok_or_else(|| {
+        let what = format_args!("expected seconds, or a duration such as \"10m\", got {}", shown(&given));
+        fields.wrong("keep_alive", what)
+    })
 }
 
 /// A request that waits for its model.
@@ -259,29 +216,4 @@ where
         served.keep_model();
     }
     reply
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_those_of_go() {
-        for (text, seconds) in [
-            ("10m", 600.0),
-            ("1h30m", 5400.0),
-            ("1.5s", 1.5),
-            ("-1", -1.0),
-            ("-1s", -1.0),
-            ("0", 0.0),
-            ("300", 300.0),
-            ("250ms", 0.25),
-            ("+2h0.5m", 7230.0),
-        ] {
-            assert_eq!(go_seconds(text), Some(seconds), "{text}");
-        }
-        for text in ["", "m", "1x", "1h2", "-", "1..2s", "1e3s", "inf", "NaN", "5 m"] {
-            assert_eq!(go_seconds(text), None, "{text}");
-        }
-    }
 }

@@ -279,7 +279,7 @@ fn models_of_other_programs_are_run_and_not_removed() {
     hub.put("org/tiny-GGUF", &[("tiny-F16.gguf", &bytes)]);
     let ran = hub.ok(home, &["pull", "org/tiny-GGUF", "--again"]);
     assert!(
-        ran.out.starts_with(home.join("hub").to_str().unwrap()) && hub.files_seen().len() > 0,
+        ran.out.starts_with(home.join("hub").to_str().unwrap()) && !hub.files_seen().is_empty(),
         "{}",
         ran.out
     );
