@@ -28,6 +28,8 @@ fn entry(app: &App, status: &ModelStatus, name: &str) -> Value {
     let context = described.as_ref().map(|described| described.context);
     let mut entry = json!({
         "id": name,
+        // Of another name of a model, its own.
+        "root": status.name,
         "object": "model",
         "created": app.started,
         "owned_by": "backstop",
@@ -49,6 +51,7 @@ fn entry(app: &App, status: &ModelStatus, name: &str) -> Value {
     if let Some(model) = &status.model
         && let Some(adapter) = adapter_of(status, model, name)
     {
+        entry["root"] = name.into();
         entry["parent"] = status.name.as_str().into();
         entry["adapter"] = adapters::entry(&adapter);
     }

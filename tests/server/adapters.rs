@@ -55,7 +55,7 @@ fn adapters_are_chosen_listed_loaded_and_unloaded() {
     assert_eq!(ids(), ["stories", "stories:a"]);
     let entry = server.get("/v1/models/stories:a").ok();
     assert_eq!((&entry["parent"], &entry["adapter"]["name"]), (&json!("stories"), &json!("a")));
-    assert_eq!(entry["adapter"]["kind"], "LoRA, rank 2");
+    assert_eq!((&entry["root"], &entry["adapter"]["kind"]), (&json!("stories:a"), &json!("LoRA, rank 2")));
     assert!(server.get("/v1/models/stories").ok()["adapter"].is_null());
     assert!(ask("stories:b").refusal(404).contains("no adapter \"b\": it has a"));
     server.get("/v1/models/stories:b").refusal(404);

@@ -123,6 +123,7 @@ fn a_request_says_which_and_it_is_loaded_then() {
     );
     let listed = server.get("/v1/models").ok();
     assert_eq!(listed["data"][2], unloaded);
+    assert_eq!([0usize, 1, 2].map(|at| &listed["data"][at]["root"]), ["a", "a", "b"]);
     assert_eq!(listed["data"][3]["capabilities"], unloaded["capabilities"]);
     assert_eq!(unloaded["capabilities"], json!(["completion", "tools"]));
     let tags = server.get("/api/tags").ok();
