@@ -366,6 +366,42 @@ class Conversations(Page):
             "temperature": 0.5, "top_k": 20, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.1, "max_tokens": 3, "seed": 7,
         })
 
+    def test_more_fields_are_sent(self):
+        page = self.open()
+        page.keyboard.press("Control+,")
+        summary = page.locator("dialog summary", has_text="More fields of requests")
+        summary.click()
+        page.fill("#fields", '{"stop": ["qqq"], "min_tokens": 2, "n": 2, "model": "none", "max_tokens": 50, "messages": []')
+        self.assertEqual(page.get_attribute("#fields", "aria-invalid"), "true")
+        self.assertIn("left out", summary.inner_text())
+        page.locator("#fields").press_sequentially("}")
+        self.assertEqual(page.get_attribute("#fields", "aria-invalid"), "false")
+        self.assertIn("set", summary.inner_text())
+        # A field of its own is the last word.
+        page.fill("#max_tokens", "3")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            self.ask(page, "Hi")
+        self.assertEqual(sent.value.post_data_json, {
+            "model": "stories", "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 5,
+            "messages": [{"role": "user", "content": "Hi"}], "stop": ["qqq"], "min_tokens": 2, "max_tokens": 3,
+        })
+        self.assertEqual(page.locator("article.assistant .alert").count(), 0)
+        page.keyboard.press("Control+,")
+        page.get_by_role("button", name="Reset to the model's").click()
+        self.assertEqual((page.input_value("#fields"), page.input_value("#max_tokens")), ("", ""))
+        # What is no object is left out.
+        summary.click()
+        page.fill("#fields", "[1]")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
+        self.set(page, max_tokens=3)
+        with page.expect_request("**/v1/chat/completions") as sent:
+            self.ask(page, "Hi")
+        self.assertNotIn("stop", sent.value.post_data_json)
+        self.assertEqual(page.complaints, [])
+
     def test_tokens_and_their_alternatives(self):
         page = self.open()
         self.set(page, temperature=0, max_tokens=12)

@@ -122,6 +122,9 @@ class Access(OnPage):
             page.keyboard.press(keys)
             page.locator("dialog[open] h2").wait_for()
             if view == "settings":
+                page.locator("dialog summary").first.click()
+                self.clean(page, "fields")
+                page.fill("#fields", "{")
                 page.fill("#top_p", "7")
                 page.focus("#min_p")
             self.clean(page, view)

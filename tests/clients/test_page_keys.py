@@ -160,6 +160,112 @@ class Pointer(Page):
         self.assertEqual(messages[0], {"role": "system", "content": "You are terse."})
         self.assertEqual([one["role"] for one in messages], ["system", "user", "assistant", "user"])
 
+    def test_a_conversation_is_pinned(self):
+        page = self.open()
+        self.set(page, max_tokens=2)
+        for question in ("A cat sat", "A dog ran", "The sun rose"):
+            page.keyboard.press("Control+Shift+O")
+            page.wait_for_selector(".welcome")
+            self.ask(page, question)
+        self.sees(page, ".entry .title", ["The sun rose", "A dog ran", "A cat sat"])
+        page.get_by_label("More of A cat sat").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("[role=menuitem]:focus")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        self.sees(page, ".entry .title", ["A cat sat", "The sun rose", "A dog ran"])
+        self.sees(page, ".conversations h2", ["Pinned", "Today"])
+        self.assertEqual(page.evaluate("document.activeElement.getAttribute('aria-label')"), "More of A cat sat")
+        # What is said elsewhere comes below it.
+        self.ask(page, "And then?")
+        self.sees(page, ".entry .title", ["A cat sat", "The sun rose", "A dog ran"])
+        self.visit_again(page)
+        self.sees(page, ".entry .title", ["A cat sat", "The sun rose", "A dog ran"])
+        page.locator(".entry").first.hover()
+        page.get_by_label("More of A cat sat").click()
+        with page.expect_download() as download:
+            page.get_by_role("menuitem", name="Export as JSON").click()
+        held = json.loads(download.value.path().read_text())
+        page.keyboard.press("Control+,")
+        page.set_input_files("#import", download.value.path())
+        page.get_by_text("1 conversation imported.").wait_for()
+        page.keyboard.press("Escape")
+        self.assertIs(held["conversations"][0]["pinned"], True)
+        self.sees(page, ".entry .title", ["A cat sat", "A cat sat", "The sun rose", "A dog ran"])
+        page.locator(".entry").last.hover()
+        page.locator(".entry .menu > button").first.focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("menuitem", name="Unpin").click()
+        self.sees(page, ".entry .title", ["A cat sat", "The sun rose", "A dog ran", "A cat sat"])
+        self.assertEqual(page.complaints, [])
+
+    def test_other_names_of_a_model_are_no_models(self):
+        page = self.open()
+        self.set(page, max_tokens=2)
+        self.ask(page, "Hi")
+        figures = page.locator("article.assistant .figures")
+        self.assertNotIn("stories", figures.inner_text())
+        listed = []
+        page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": listed}))
+        one = lambda id, root: {"id": id, "root": root, "state": "loaded", "context_length": 512}
+        def reload(*models):
+            listed[:] = models
+            self.visit_again(page)
+            page.locator(".model .name").first.wait_for()
+            page.click("button.model")
+            return page.locator(".models .popup .row")
+        both = (one("first", "first"), one("local", "first"))
+        rows = reload(*both)
+        expect(rows).to_have_count(1)
+        expect(rows).to_contain_text("also local")
+        self.assertEqual(rows.locator(".pick .name").inner_text(), "first")
+        # Another model has answered before.
+        self.assertIn("stories", figures.inner_text())
+        rows = reload(*both, one("second", "second"))
+        expect(rows).to_have_count(2)
+        rows.last.locator(".pick").click()
+        expect(page.locator("button.model .name")).to_have_text("second")
+        # One that was chosen by another name stays chosen, as does one whose own name is not listed.
+        rows = reload(one("first", "first"), one("third", "third"), one("second", "third"))
+        expect(page.locator("button.model .name")).to_have_text("third")
+        expect(rows).to_have_count(2)
+        rows = reload(one("first", "first"), one("second", "unlisted"))
+        expect(page.locator("button.model .name")).to_have_text("second")
+        expect(rows).to_have_count(2)
+
+    def test_long_text_that_is_pasted_is_a_file(self):
+        page = self.open()
+        self.set(page, max_tokens=2)
+        # What the page does not take a field takes as it always does.
+        taken = lambda text, picture=False: page.evaluate("""([text, picture]) => {
+          const clipboardData = new DataTransfer();
+          clipboardData.setData("text/plain", text);
+          if (picture) clipboardData.items.add(new File(["\\x89PNG"], "image.png", { type: "image/png" }));
+          const event = new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true });
+          return !document.getElementById("question").dispatchEvent(event);
+        }""", [text, picture])
+        summaries = ".composer .files summary"
+        self.assertFalse(taken("x" * 4000))
+        # As office programs copy it.
+        self.assertFalse(taken("x" * 4000, picture=True))
+        self.assertEqual(page.locator(".composer [role=alert]").count(), 0)
+        self.assertTrue(taken("a\r\n" * 2000))
+        self.assertTrue(taken("y" * 4001))
+        self.sees(page, summaries, ["pasted.txt 4,000 characters", "pasted-2.txt 4,001 characters"])
+        self.assertIn("pasted-2.txt", page.locator("#said").inner_text())
+        page.get_by_label("Remove pasted-2.txt").click()
+        with page.expect_request("**/v1/chat/completions") as sent:
+            self.ask(page, "What is this?")
+        lines = "a\n" * 2000
+        self.assertEqual(sent.value.post_data_json["messages"][-1]["content"], f"pasted.txt:\n```\n{lines}```\n\nWhat is this?")
+        # Unless somebody wants it otherwise.
+        page.keyboard.press("Control+,")
+        page.get_by_label("Long text that is pasted").uncheck()
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
+        self.assertFalse(taken("y" * 4001))
+        self.sees(page, summaries, [])
+
     def test_a_file_is_pasted(self):
         page = self.open()
         page.evaluate("""() => {

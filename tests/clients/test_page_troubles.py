@@ -24,6 +24,15 @@ REFUSING = """(() => {
   self.BroadcastChannel = class { constructor() { refuse(); } };
 })()"""
 
+# Whether a turn of this text is stored.
+STORED = """(text) => new Promise((done) => {
+  const opened = indexedDB.open("backstop");
+  opened.onsuccess = () => {
+    const all = opened.result.transaction("conversations").objectStore("conversations").getAll();
+    all.onsuccess = () => { opened.result.close(); done(all.result.some(({ turns }) => turns.some((turn) => turn.text === text))); };
+  };
+})"""
+
 
 def answered(text):
     chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]})
@@ -179,6 +188,33 @@ class Refused(Troubled):
             self.answered(page, lambda: page.click("article.assistant .do-continue"))
         self.assertEqual(sent.value.post_data_json["messages"][-1], {"role": "assistant", "content": "Half of an answer"})
         self.sees(page, ANSWER, ["Half of an answer, and the rest."])
+
+    def test_a_page_that_is_left_says_that_an_answer_is_not_whole(self):
+        page = self.open()
+        broken = Breaking("Half of an answer")
+        self.addCleanup(broken.stop)
+        page.route(CHAT, lambda route: route.continue_(url=broken.url))
+        page.fill("#question", "Hi")
+        page.press("#question", "Enter")
+        self.sees(page, ANSWER, ["Half of an answer"])
+        for _ in range(600):
+            if page.evaluate(STORED, "Half of an answer"):
+                break
+            page.wait_for_timeout(100)
+        page.reload()
+        broken.cut.set()
+        self.sees(page, ANSWER, ["Half of an answer"])
+        note = page.get_by_text("Not written to its end.")
+        note.wait_for()
+        # It goes on from there, and that is whole.
+        page.unroute(CHAT)
+        self.answers_with(page, CHAT, answered(", and the rest."))
+        self.answered(page, lambda: page.click("article.assistant .do-continue"))
+        self.sees(page, ANSWER, ["Half of an answer, and the rest."])
+        expect(note).to_have_count(0)
+        self.visit_again(page)
+        self.sees(page, ANSWER, ["Half of an answer, and the rest."])
+        expect(note).to_have_count(0)
 
 
 @unittest.skipUnless(PATH, "no Chromium here (CHROMIUM names one)")

@@ -5,6 +5,8 @@ import type { Trouble, Kind } from "./tree";
 
 export interface Model {
   id: string;
+  /** The model that this is another name of; its own name, where it is none. */
+  root?: string;
   state?: "loaded" | "loading" | "unloading" | "unloaded" | "failed";
   /** Seconds until it is unloaded where nobody asks it; null where it stays. */
   expires_in?: number | null;

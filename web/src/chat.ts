@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import * as api from "./api";
-import { FIELDS, number, settings } from "./settings";
+import { FIELDS, number, object, settings } from "./settings";
 import * as state from "./state";
 import * as store from "./store";
 import type { Token } from "./store";
@@ -44,11 +44,14 @@ function body(conversation: Conversation, turns: Turn[], begun: Turn | undefined
   const messages: object[] = system ? [{ role: "system", content: system }] : [];
   messages.push(...spoken(turns).map(message));
   if (begun) messages.push(message(begun));
-  const { sampling, effort, alternatives } = settings.value;
+  const { sampling, effort, alternatives, fields } = settings.value;
   const numbers = FIELDS.map((field) => [field.name, number(field, sampling[field.name])]).filter(
     ([, value]) => value !== undefined,
   );
   return {
+    // What the page itself says is not replaced; it shows one answer.
+    ...object(fields),
+    n: undefined,
     model,
     messages,
     stream: true,
@@ -93,6 +96,7 @@ export async function answer(id: string, parent: string, begun?: { text: string;
     text: beginning,
     time: Date.now(),
     model: model?.id,
+    end: "cut",
     ...(begun?.thoughts && { thoughts: begun.thoughts }),
   };
   const asked = body(conversation, tree.before(conversation, parent), begun && turn, model?.id ?? "");
@@ -104,7 +108,7 @@ export async function answer(id: string, parent: string, begun?: { text: string;
   state.said.value = waits;
   if (model && !state.isLoaded(model)) setTimeout(state.refresh, 300);
 
-  let end: Partial<Turn> = {};
+  let end: Partial<Turn> = { end: undefined };
   const saving = setInterval(() => save(id, run, {}), 3000);
   try {
     // Tokens of the rest alone would be taken for all of them.

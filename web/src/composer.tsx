@@ -18,6 +18,16 @@ const attached = signal<Attachment[]>([]);
 const refused = signal("");
 /** A file of more characters fits no context that there is. */
 const MOST = 4_000_000;
+/** Pasted text of more characters is a file beside the message: so much is read about, and not as, what is asked. */
+const LONG = 4000;
+
+/** pasted.txt, or with the first number that no file beside the message has. */
+function pasted(text: string): Attachment {
+  const taken = new Set(attached.value.map(({ name }) => name));
+  let name = "pasted.txt";
+  for (let n = 2; taken.has(name); n++) name = `pasted-${n}.txt`;
+  return { name, text: text.replace(/\r\n?/g, "\n") };
+}
 
 /** A file's text; what is no text is refused in words. */
 export async function textOf(file: File): Promise<Attachment> {
@@ -125,10 +135,18 @@ export function Composer() {
     }
   };
   const paste = (event: ClipboardEvent) => {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length === 0) return;
-    event.preventDefault();
-    void take(files);
+    const text = event.clipboardData?.getData("text/plain") ?? "";
+    // Office programs copy a picture of the text with it.
+    const files = [...(event.clipboardData?.files ?? [])].filter(({ type }) => !text || !type.startsWith("image/"));
+    if (files.length > 0) {
+      event.preventDefault();
+      void take(files);
+    } else if (settings.value.long && text.length > LONG) {
+      event.preventDefault();
+      const file = pasted(text);
+      attached.value = [...attached.value, file];
+      state.said.value = `${file.name} is beside the message.`;
+    }
   };
   const send_ = !empty || attached.value.length > 0;
   return (

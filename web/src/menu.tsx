@@ -10,6 +10,8 @@ export interface Item {
   danger?: boolean;
   /** Whether the menu stays open. */
   stays?: boolean;
+  /** Whether the focus goes back to the button. */
+  back?: boolean;
 }
 
 /** Closes what is open by a click elsewhere, by Escape, and by the focus that goes away. */
@@ -95,7 +97,7 @@ export function Menu({
               class={item.danger ? "danger" : undefined}
               onClick={() => {
                 item.does();
-                if (!item.stays) close(false);
+                if (!item.stays) close(item.back ?? false);
               }}
             >
               {item.label}

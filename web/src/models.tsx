@@ -89,6 +89,7 @@ export function Models() {
                     {one.id}
                   </span>
                   <span class="faint">{[one.state && STATES[one.state], facts(one)].filter(Boolean).join(" · ")}</span>
+                  <Aliases of={one} />
                   {one.state === "failed" && one.reason && <span class="alarm">{one.reason}</span>}
                 </span>
               </button>
@@ -109,6 +110,11 @@ export function Models() {
       )}
     </div>
   );
+}
+
+function Aliases({ of }: { of: Model }) {
+  const names = state.aliases(of).map(({ id }) => id);
+  return names.length > 0 ? <span class="faint">also {names.join(", ")}</span> : null;
 }
 
 /** Its state as a colour; in words, too, where they do not stand `beside`. */

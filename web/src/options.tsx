@@ -4,7 +4,7 @@ import { useRef, useState } from "preact/hooks";
 import { key, setKey } from "./api";
 import { Dialog } from "./dialog";
 import { Effort } from "./effort";
-import { FIELDS, kept, number, set, settings, type Field } from "./settings";
+import { FIELDS, kept, number, object, set, settings, type Field } from "./settings";
 import * as state from "./state";
 import { exportAll, importFile } from "./transfer";
 
@@ -43,6 +43,11 @@ export function SettingsDialog() {
           set={(enter) => set({ enter })}
         />
         <Check
+          label="Long text that is pasted is a file beside the message"
+          checked={settings.value.long}
+          set={(long) => set({ long })}
+        />
+        <Check
           label="Keep each token's alternatives (its button below an answer shows them)"
           checked={settings.value.alternatives}
           set={(alternatives) => set({ alternatives })}
@@ -66,8 +71,9 @@ function Check({ label, checked, set }: { label: string; checked: boolean; set: 
 
 function Sampling() {
   const model = state.model.value,
-    { sampling, effort } = settings.value;
-  const some = Object.values(sampling).some(Boolean) || effort;
+    { sampling, effort, fields } = settings.value;
+  const some = Object.values(sampling).some(Boolean) || effort || fields.trim();
+  const wrong = object(fields) === undefined;
   return (
     <section>
       <h3>Sampling</h3>
@@ -83,8 +89,27 @@ function Sampling() {
           <Effort id="effort" />
         </div>
       </div>
+      <details>
+        <summary>More fields of requests{wrong ? ": left out" : fields.trim() && ": set"}</summary>
+        <textarea
+          id="fields"
+          rows={3}
+          spellcheck={false}
+          aria-label="More fields of requests, as JSON"
+          aria-invalid={wrong}
+          aria-describedby="fields-hint"
+          placeholder='{"stop": ["END"], "min_tokens": 20}'
+          value={fields}
+          onInput={(event) => set({ fields: event.currentTarget.value })}
+        />
+        <p id="fields-hint" class={wrong ? "alarm" : "faint"}>
+          {wrong
+            ? "This is no JSON object, and is left out."
+            : "An object in JSON: stop, response_format, logit_bias, chat_template_kwargs and others of /v1/chat/completions."}
+        </p>
+      </details>
       {some && (
-        <button type="button" class="plain" onClick={() => set({ sampling: {}, effort: "" })}>
+        <button type="button" class="plain" onClick={() => set({ sampling: {}, effort: "", fields: "" })}>
           Reset to the model's
         </button>
       )}

@@ -13,6 +13,10 @@ export interface Settings {
   alternatives: boolean;
   /** Whether Enter sends; otherwise Ctrl or ⌘ with it does, and the button. */
   enter: boolean;
+  /** Whether long text that is pasted is a file beside the message. */
+  long: boolean;
+  /** More fields of requests, as JSON. */
+  fields: string;
   sidebar: boolean;
 }
 
@@ -115,6 +119,8 @@ const INITIAL: Settings = {
   alternatives: true,
   // The keyboard of a phone has no other key for a new line.
   enter: !matchMedia("(hover: none) and (pointer: coarse)").matches,
+  long: true,
+  fields: "",
   sidebar: true,
 };
 
@@ -146,6 +152,16 @@ effect(() => {
 /** Whether a key in a message sends it. */
 export const sends = (event: KeyboardEvent) =>
   event.key === "Enter" && !event.shiftKey && (event.ctrlKey || event.metaKey || settings.value.enter);
+
+/** An object as it is written, or none where that is something else. */
+export function object(typed: string): Record<string, unknown> | undefined {
+  try {
+    const value = JSON.parse(typed.trim() || "{}");
+    return value && typeof value === "object" && !Array.isArray(value) ? value : undefined;
+  } catch {
+    return;
+  }
+}
 
 /** The value of a field as a number in its range, or none. */
 export function number(field: Field, typed: string | undefined): number | undefined {

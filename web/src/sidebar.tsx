@@ -41,7 +41,7 @@ export function found(conversation: Conversation, words: string): string | undef
 export function Sidebar() {
   const words = searched.value.trim();
   const listed = [...state.conversations.value]
-    .sort((a, b) => b.changed - a.changed)
+    .sort((a, b) => Number(b.pinned ?? false) - Number(a.pinned ?? false) || b.changed - a.changed)
     .map((conversation) => ({ conversation, line: words ? found(conversation, words) : "" }))
     .filter(({ line }) => line !== undefined)
     .slice(0, MOST);
@@ -82,7 +82,7 @@ export function Sidebar() {
       </div>
       <ul class="conversations">
         {listed.map(({ conversation, line }) => {
-          const named = age(conversation.changed),
+          const named = conversation.pinned ? "Pinned" : age(conversation.changed),
             heading = named !== group;
           group = named;
           return (
@@ -121,6 +121,11 @@ function Entry({ conversation, line, heading }: { conversation: Conversation; li
       ]
     : [
         { label: "Rename", does: () => (renaming.value = id) },
+        {
+          label: conversation.pinned ? "Unpin" : "Pin",
+          back: true,
+          does: () => state.update({ ...conversation, pinned: !conversation.pinned }),
+        },
         { label: "Export as JSON", does: () => exportOne(conversation) },
         { label: "Export as Markdown", does: () => exportMarkdown(conversation) },
         { label: "Delete…", danger: true, stays: true, does: () => setSure(true) },

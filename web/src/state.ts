@@ -38,15 +38,28 @@ export const drawer = signal(false);
 export const toEnd = signal<(() => void) | null>(null);
 
 export const conversation = computed(() => conversations.value.find(({ id }) => id === current.value));
+/** Models by the names that they are listed by themselves. */
+const named = computed(() => {
+  const ids = new Set(models.value.map(({ id }) => id));
+  return models.value.filter(({ id, root }) => !root || root === id || !ids.has(root));
+});
+/** Other names of a model. */
+export const aliases = (of: api.Model) => models.value.filter(({ id, root }) => root === of.id && id !== root);
 /** The models that answer: embedders do not. */
 export const answering = computed(() =>
-  models.value.filter(({ capabilities }) => !capabilities?.length || capabilities.includes("completion")),
+  named.value.filter(({ capabilities }) => !capabilities?.length || capabilities.includes("completion")),
 );
-export const model = computed(() => answering.value.find(({ id }) => id === chosen.value) ?? answering.value[0]);
+export const model = computed(() => {
+  const { root } = models.value.find(({ id }) => id === chosen.value) ?? {};
+  const called = (name?: string) => answering.value.find(({ id }) => id === name);
+  return called(chosen.value) ?? called(root) ?? answering.value[0];
+});
+/** Whether there is no other model that could answer. */
+export const isOnly = (id?: string) => answering.value.length === 1 && answering.value[0].id === id;
 export const isLoaded = (model: api.Model) => !model.state || model.state === "loaded";
 export const isChanging = ({ state }: api.Model) => state === "loading" || state === "unloading";
 /** Whether the server holds several models, or tells of their states. */
-export const several = computed(() => models.value.length > 1 || models.value.some(({ state }) => state));
+export const several = computed(() => named.value.length > 1 || models.value.some(({ state }) => state));
 
 function remembered(): string {
   try {

@@ -147,8 +147,10 @@ export function Context() {
       <span class="hidden">{text}</span>
       <Bar part={part} />
       <span class="count" aria-hidden="true">
-        {used.toLocaleString()}
-        <span class="wide-only"> / {whole.toLocaleString()}</span>
+        <span class="wide-only">
+          {used.toLocaleString()} / {whole.toLocaleString()}
+        </span>
+        <span class="phone-only">{Math.ceil(part * 100)} %</span>
       </span>
     </span>
   );

@@ -138,13 +138,14 @@ function ours(value: any): Conversation | undefined {
         ...(attached.length && { files: attached }),
         ...(turn.model && { model: string(turn.model) }),
         ...(stats.length && { stats: Object.fromEntries(stats) }),
-        ...(["length", "stopped", "edited"].includes(turn.end) && { end: turn.end }),
+        ...(["length", "stopped", "edited", "cut"].includes(turn.end) && { end: turn.end }),
       };
     });
   const one = {
     id: string(value.id) || tree.id(),
     title: string(value.title, "Untitled"),
     named: value.named === true,
+    ...(value.pinned === true && { pinned: true }),
     system: string(value.system),
     created: number(value.created, now),
     changed: number(value.changed, now),
@@ -198,6 +199,7 @@ function llama({ conv, messages }: any): Conversation | undefined {
       id: string(conv.id) || tree.id(),
       title: string(conv.name, "Untitled"),
       named: true,
+      ...(conv.pinned === true && { pinned: true }),
       system,
       created: changed,
       changed,

@@ -35,8 +35,8 @@ export interface Turn {
   files?: Attachment[];
   model?: string;
   stats?: Stats;
-  /** Why it ended, where it was not the model's own end; "edited" where a person wrote it. */
-  end?: "length" | "stopped" | "trouble" | "edited";
+  /** Why it ended, where it was not the model's own end; "edited" where a person wrote it, "cut" until its end is known. */
+  end?: "length" | "stopped" | "trouble" | "edited" | "cut";
   trouble?: Trouble;
   /** Whether its tokens are kept with their alternatives. */
   tokens?: boolean;
@@ -47,6 +47,8 @@ export interface Conversation {
   title: string;
   /** Whether a person gave the title. */
   named?: boolean;
+  /** Whether it stays at the top of the list. */
+  pinned?: boolean;
   system: string;
   created: number;
   changed: number;

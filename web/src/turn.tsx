@@ -109,7 +109,9 @@ function Answer({ conversation, turn, last }: Props) {
         </p>
       )}
       {!live && turn.end === "stopped" && <p class="note">Stopped.</p>}
+      {!live && turn.end === "cut" && <p class="note">Not written to its end.</p>}
       {!live && turn.end === "edited" && <p class="note">Edited.</p>}
+      {stats && !live && <Figures stats={stats} model={state.isOnly(turn.model) ? undefined : turn.model} />}
       {!live && !editing && (
         <div class="actions">
           <Branches conversation={conversation} turn={turn} />
@@ -148,7 +150,6 @@ function Answer({ conversation, turn, last }: Props) {
           <Delete conversation={conversation} turn={turn} off={busy} />
         </div>
       )}
-      {stats && !live && <Figures stats={stats} model={state.several.value ? turn.model : undefined} />}
     </article>
   );
 }
