@@ -1,6 +1,7 @@
 //! `backstop doctor`: what this machine can do, and what to do about what it cannot.
 
 mod look;
+mod ports;
 
 use std::io::stdout;
 use std::process::ExitCode;
@@ -59,7 +60,7 @@ impl Finding {
 
 pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let progress = Progress::start(|| "looking at this machine".to_owned());
-    let findings = look::all();
+    let findings = look::all(args.port);
     drop(progress);
     let text = match args.json {
         true => format!("{}\n", as_json(&findings)),

@@ -1,7 +1,8 @@
 //! `backstop doctor`.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::*;
 
@@ -33,8 +34,9 @@ fn a_machine_that_runs_models_is_told_so() {
 
     // What is there is found, and a token is not told.
     cached(&home.path().join(".cache/huggingface/hub"), "models--org--m");
-    let taken = TcpListener::bind("127.0.0.1:8080");
-    let mut command = doctor(path, &["--json"]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut command = doctor(path, &["--json", "--port", &port]);
     command
         .env("HF_TOKEN", "hf_secret")
         .env("HF_ENDPOINT", "http://hub.example.org")
@@ -62,6 +64,45 @@ fn a_machine_that_runs_models_is_told_so() {
         assert!(said.contains(part), "{part}: {said}");
     }
     drop(taken);
+}
+
+#[test]
+fn a_server_that_runs_is_told_of_with_its_models() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().to_str().unwrap();
+    for key in [None, Some("sesame")] {
+        let mut command = command(&["serve", "--port", "0"]);
+        command.args(key.iter().flat_map(|key| ["--api-key", key])).env_remove("BACKSTOP_API_KEY");
+        let mut server = command.stdout(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+        let address =
+            lines.find_map(|line| Some(line.unwrap().strip_prefix("listening on http://")?.to_owned()));
+        let port = address.unwrap().rsplit(':').next().unwrap().to_owned();
+        let rest = std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        let ran = ended(doctor(path, &["--port", &port]).spawn().unwrap());
+        let told = json(&ended(doctor(path, &["--port", &port, "--json"]).spawn().unwrap()));
+        server.kill().unwrap();
+        server.wait().unwrap();
+        rest.join().unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        let (said, who) = match key {
+            None => (
+                format!("backstop {version} with 1 model, 1 loaded: stories"),
+                serde_json::json!({ "version": version, "models": ["stories"], "loaded": 1 }),
+            ),
+            Some(_) => (
+                "backstop, which does not tell its models without a key".to_owned(),
+                serde_json::json!({ "version": null, "models": null, "loaded": null }),
+            ),
+        };
+        assert!(ran.out.contains(&format!("port      {port} is taken: {said}\n")), "{}", ran.out);
+        assert!(ran.out.contains("→ it serves already: backstop ps shows its models"), "{}", ran.out);
+        let found = &told["parts"]["port"]["who"];
+        assert_eq!(found["program"], "backstop", "{told}");
+        for (name, value) in who.as_object().unwrap() {
+            assert_eq!(found[name], *value, "{told}");
+        }
+    }
 }
 
 #[test]

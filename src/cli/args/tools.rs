@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 
+use super::DEFAULT_PORT;
+
 /// A server that runs.
 #[derive(Debug, ClapArgs)]
 pub struct ServerArgs {
@@ -49,6 +51,9 @@ pub struct DoctorArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    /// The port that `serve` is to take: whether it is free, or who listens there.
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    pub port: u16,
 }
 
 /// `backstop completions`.

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::env::consts::{ARCH, OS};
 use std::io::{IsTerminal, stderr, stdin, stdout};
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::available_parallelism;
@@ -18,8 +17,9 @@ use serde_json::{Value, json};
 
 use super::super::bench::Limits;
 use super::super::summary::digits;
-use super::super::{args, bundle, pull, term};
+use super::super::{bundle, pull, term};
 use super::Finding;
+use super::ports::ports;
 
 /// How long measuring may take, which takes a second or two; the process that measures is ended while somebody still waits for it.
 const MEASURED: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ fn with_settings(look: fn(&Settings) -> Finding, else_: fn(String) -> Finding) -
 }
 
 /// Everything, in the order in which it is told.
-pub fn all() -> Vec<Finding> {
+pub fn all(port: u16) -> Vec<Finding> {
     let mut all = vec![version()];
     all.extend(own_model());
     all.extend([cpu(), memory(), within("speed", MEASURED, speed), within("mlx", MEASURED, mlx)]);
@@ -68,7 +68,7 @@ pub fn all() -> Vec<Finding> {
     let of_hub = |what| Finding::new("hub", [what], Value::Null);
     all.push(within("models", LOOKED, move || with_settings(models, of_models)));
     all.push(within("hub", LOOKED, move || with_settings(hub, of_hub)));
-    all.extend([port(), terminal(), within("trial", TRIED, try_out)]);
+    all.extend([ports(port), terminal(), within("trial", TRIED, try_out)]);
     all
 }
 
@@ -358,17 +358,6 @@ fn is_here(host: &str) -> bool {
     name == "localhost" || name.starts_with("127.") || name.starts_with("[::1]")
 }
 
-fn port() -> Finding {
-    let port = args::DEFAULT_PORT;
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-    let line = match &bound {
-        Ok(_) => format!("{port} is free for backstop serve"),
-        Err(error) => format!("{port} cannot be had: {error}"),
-    };
-    Finding::new("port", [line], json!({ "port": port, "free": bound.is_ok() }))
-        .advise(bound.is_err(), "backstop serve --port N takes another, --port 0 one that is free")
-}
-
 fn terminal() -> Finding {
     let is = [stdin().is_terminal(), stdout().is_terminal(), stderr().is_terminal()];
     let colours = term::shows_colours(&stdout());
@@ -428,7 +417,7 @@ fn try_out() -> Finding {
 }
 
 /// `1 core`, `2 cores`.
-fn plural(count: usize, what: &str) -> String {
+pub(super) fn plural(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
