@@ -134,6 +134,13 @@ impl Fields {
         self.members.get(field).filter(|value| !value.is_null())
     }
 
+    /// Has `change` put a field into the form in which it is read.
+    pub fn change(&mut self, field: &str, change: impl FnOnce(&mut Value)) {
+        if let Some(value) = self.members.get_mut(field) {
+            change(value);
+        }
+    }
+
     fn typed<T>(
         &mut self,
         field: &str,

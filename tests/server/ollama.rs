@@ -305,6 +305,9 @@ fn the_model_is_told_of() {
             && running["size"].as_u64() >= rest[0]["size"].as_u64()
     );
     let shown = server.post("/api/show", &json!({ "model": "stories" })).ok();
+    assert_eq!((&rest[0]["capabilities"], &details["context_length"]), (&shown["capabilities"], &context));
+    let width = &shown["model_info"][format!("{}.embedding_length", details["family"].as_str().unwrap())];
+    assert_eq!(details["embedding_length"], *width);
     assert_eq!(shown, server.post("/api/show", &json!({ "name": "llama3.2:3b", "verbose": true })).ok());
     assert_eq!(shown["details"], details);
     let info = &shown["model_info"];
@@ -341,9 +344,11 @@ fn vectors_have_length_one() {
     assert_eq!(one["embeddings"], json!([wanted[0]]));
     let old = server.post("/api/embeddings", &json!({ "model": "stories", "prompt": texts[0] })).ok();
     assert_eq!(old, json!({ "embedding": wanted[0] }));
-    for none in [json!([]), json!("")] {
+    for none in [json!([]), json!(""), Value::Null] {
         assert_eq!(server.post("/api/embed", &json!({ "input": none })).ok()["embeddings"], json!([]));
     }
+    let all = server.post("/api/embed", &json!({ "input": texts[0], "dimensions": 0 })).ok();
+    assert_eq!(all["embeddings"], one["embeddings"]);
     // What does not fit is cut, unless that is not wanted: the first tokens are those of the shorter text.
     let long = "Once upon a time. ".repeat(40);
     let ids =
@@ -401,7 +406,8 @@ fn what_is_not_done_is_refused_by_name() {
             "options.num_predict: expected a whole number, got 1.5",
         ),
         (json!({ "options": [] }), "options: expected an object, got a list of 0"),
-        (json!({ "top_logprobs": 2 }), "top_logprobs: it needs logprobs"),
+        (json!({ "top_logprobs": 21 }), "top_logprobs: expected a whole number from 0 to 20, got 21"),
+        (json!({ "_debug_render_only": true }), "_debug_render_only: true is not supported"),
     ];
     for (more, wanted) in cases {
         assert_eq!(refusal(&server.post("/api/generate", &question(more)), 400), wanted);
@@ -431,6 +437,61 @@ fn a_stream_that_fails_ends_with_its_error() {
     let last = lines(&server.post("/api/generate", &body)).pop().unwrap();
     let reason = last["done_reason"].as_str().unwrap();
     assert!(["stop", "length"].contains(&reason), "{last}");
+}
+
+/// What `github.com/ollama/ollama/api` makes of requests whose fields were left out: texts that are empty, nulls, an empty type.
+#[test]
+fn what_gos_client_writes_is_taken() {
+    let server = Server::start(&["--unknown-fields", "refuse"]);
+    let template = json!({ "model": "stories", "prompt": "Once upon a time", "suffix": "", "system": "", "template": "",
+        "stream": false, "options": null });
+    let drawn = server.post("/api/generate", &template).ok();
+    assert!(drawn["response"].as_str().is_some_and(|text| !text.is_empty()), "{drawn}");
+    let steady = with(template, json!({ "options": { "temperature": 0, "num_predict": 8 } }));
+    let plain = server.post("/api/generate", &steady).ok();
+    // It says how many only where log-probabilities are asked for.
+    let more = with(steady, json!({ "top_logprobs": 3, "think": true, "keep_alive": "1h30m0s" }));
+    let answer = server.post("/api/generate", &more);
+    assert_eq!(answer.header("x-backstop-ignored"), Some("top_logprobs"));
+    assert_eq!((&answer.ok()["response"], &answer.ok()["logprobs"]), (&plain["response"], &Value::Null));
+    let ps = server.get("/v1/models/stories").ok();
+    assert!(ps["expires_in"].as_f64().is_some_and(|left| (5000.0..=5400.0).contains(&left)), "{ps}");
+    let nothing = json!({ "model": "stories", "messages": null, "options": null, "keep_alive": -1 });
+    assert_eq!(server.post("/api/chat", &nothing).ok()["done_reason"], "load");
+    // Names of roles are those in small letters.
+    let said = |role: &str| {
+        let body = json!({ "model": "stories", "messages": [{ "role": role, "content": "Hello" }], "stream": false,
+            "options": { "temperature": 0, "num_predict": 8 } });
+        server.post("/api/chat", &body)
+    };
+    assert_eq!(said("User").ok()["message"], said("user").ok()["message"]);
+    assert!(refusal(&said("users"), 400).starts_with("messages[0].role: expected system, "));
+    let show = json!({ "model": "stories", "system": "", "template": "", "verbose": false, "options": null, "name": "" });
+    assert_eq!(server.post("/api/show", &show).ok()["details"]["format"], "safetensors");
+    let pull = json!({ "model": "x", "username": "", "password": "", "name": "" });
+    assert!(refusal(&server.post("/api/pull", &pull), 403).starts_with("pull is not allowed here"));
+    let embed = json!({ "model": "stories", "input": null, "options": null });
+    assert_eq!(server.post("/api/embed", &embed).ok()["embeddings"], json!([]));
+}
+
+#[test]
+fn a_tool_without_parameters_is_one() {
+    let script = Script::new(
+        QWEN3,
+        &[("time", &["<tool_call>\n", r#"{"name": "clock", "#, r#""arguments": {}}"#, "\n</tool_call>"])],
+    );
+    let server = script.serve();
+    let tool = |kind: &str, parameters: Value| json!([{ "type": kind, "function": { "name": "clock", "parameters": parameters } }]);
+    let call = |tools: Value| {
+        let body = json!({ "messages": [{ "role": "user", "content": "time" }], "stream": false, "tools": tools,
+            "options": { "temperature": 0 } });
+        let answer = server.post("/api/chat", &body).ok();
+        (answer["message"]["tool_calls"][0]["function"].clone(), answer["prompt_eval_count"].clone())
+    };
+    let plain = call(tool("function", json!({ "type": "object", "properties": {} })));
+    assert_eq!(plain.0, json!({ "index": 0, "name": "clock", "arguments": {} }));
+    // The model is shown the same, too.
+    assert_eq!(call(tool("", json!({ "type": "", "properties": null }))), plain);
 }
 
 #[test]

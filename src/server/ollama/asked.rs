@@ -54,8 +54,10 @@ impl Asked {
         let logprobs = fields.flag("logprobs")?.unwrap_or(false);
         let top = fields.whole("top_logprobs", 0, 20)?.unwrap_or(0) as usize;
         if top > 0 && !logprobs {
-            return Err(fields.wrong("top_logprobs", "it needs logprobs"));
+            // Without these it says nothing in this API.
+            fields.note("top_logprobs");
         }
+        fields.only("_debug_render_only", &[false.into()])?;
         let cache_salt = fields.space()?;
         let mut options = options(app, given_options(fields)?)?;
         options.sampling.logprobs = logprobs.then_some(top);
@@ -160,9 +162,25 @@ fn think(fields: &mut Fields, variables: &mut Map<String, Value>) -> Result<(), 
     Ok(())
 }
 
-/// The tools of a chat.
+/// The tools of a chat. What its caller left out Go's client writes as an empty text, or null.
 pub(super) fn tools(fields: &mut Fields, chat: &mut Chat) -> Result<(), Failure> {
+    fields.change("tools", |tools| tools.as_array_mut().into_iter().flatten().for_each(completed));
     forms::chat_tools(fields, chat)
+}
+
+fn completed(tool: &mut Value) {
+    if tool["type"] == "" {
+        tool["type"] = "function".into();
+    }
+    let Some(parameters) = tool.pointer_mut("/function/parameters").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if parameters.get("type").is_some_and(|kind| *kind == "") {
+        parameters.insert("type".into(), "object".into());
+    }
+    if parameters.get("properties").is_some_and(Value::is_null) {
+        parameters.insert("properties".into(), json!({}));
+    }
 }
 
 /// The messages; none where there are none. Calls and results that are without ids, as in older versions of the API, belong
@@ -173,6 +191,9 @@ pub(super) fn messages(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
     let mut unanswered = Unanswered::default();
     for (i, mut value) in list.into_iter().enumerate() {
         if let Some(members) = value.as_object_mut() {
+            if let Some(Value::String(role)) = members.get_mut("role") {
+                role.make_ascii_lowercase();
+            }
             unanswered.named(members);
             let empty = members.get("content").is_none_or(|content| content.is_null() || content == "");
             let calls =
@@ -241,6 +262,21 @@ impl Unanswered {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_empty_in_a_tool_is_left_out() {
+        let mut tool = json!({ "type": "", "function": { "name": "clock",
+            "parameters": { "type": "", "properties": null } } });
+        completed(&mut tool);
+        let wanted = json!({ "type": "function", "function": { "name": "clock",
+            "parameters": { "type": "object", "properties": {} } } });
+        assert_eq!(tool, wanted);
+        for same in [wanted, json!({ "function": { "name": "x" } }), json!(1), json!({ "function": 1 })] {
+            let mut tool = same.clone();
+            completed(&mut tool);
+            assert_eq!(tool, same);
+        }
+    }
 
     #[test]
     fn calls_and_results_belong_together() {

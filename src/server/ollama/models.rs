@@ -1,5 +1,6 @@
 //! What Ollama's API tells of models. What it does with them is in `pull`.
 
+use std::cmp::Reverse;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,12 +34,18 @@ pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
         let described = app.described(&status);
         let aliases = status.aliases.iter().filter(|name| *name != "*");
         let names = std::iter::once(&status.name).chain(aliases);
-        models.extend(names.map(|name| Value::from(entry(&app, &status, described.as_deref(), name))));
+        models.extend(names.map(|name| {
+            let mut entry = entry(&app, &status, described.as_deref(), name);
+            if let Some(described) = &described {
+                entry.insert("capabilities".into(), described.capabilities.clone().into());
+            }
+            Value::from(entry)
+        }));
     }
     json_body(&json!({ "models": models }))
 }
 
-/// `GET /api/ps`: the models that are loaded, and until when.
+/// `GET /api/ps`: the models that are loaded, and until when; those that stay longest come first.
 pub(crate) async fn ps(State(app): State<Arc<App>>) -> Response {
     let mut models = Vec::new();
     for status in app.models.list() {
@@ -55,8 +62,10 @@ pub(crate) async fn ps(State(app): State<Arc<App>>) -> Response {
         entry.insert("size_vram".into(), if on_gpu { size } else { 0 }.into());
         entry.insert("expires_at".into(), time_text(expires, 0).into());
         entry.insert("context_length".into(), model.info().context.into());
-        models.push(Value::from(entry));
+        models.push((Reverse(expires), Value::from(entry)));
     }
+    models.sort_by_key(|(expires, _)| *expires);
+    let models: Vec<Value> = models.into_iter().map(|(_, entry)| entry).collect();
     json_body(&json!({ "models": models }))
 }
 
@@ -114,14 +123,20 @@ fn digest(status: &ModelStatus) -> String {
 fn details(described: Option<&Described>) -> Value {
     let format = described.map_or("", |of| if of.gguf { "gguf" } else { "safetensors" });
     let family = described.map_or("", |of| of.config.model_type);
-    json!({
+    let mut details = json!({
         "parent_model": "",
         "format": format,
         "family": family,
         "families": described.map(|of| [of.config.model_type]),
         "parameter_size": described.map_or_else(String::new, |of| size(of.parameters)),
         "quantization_level": described.map_or("", |of| &of.weight_type),
-    })
+    });
+    if let Some(of) = described {
+        // As much as is served.
+        details["context_length"] = of.context.into();
+        details["embedding_length"] = of.config.hidden_size.into();
+    }
+    details
 }
 
 /// `8.0B`, `260.03K`: as Ollama writes a number of parameters.

@@ -31,7 +31,9 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
     let name = [model, name].into_iter().flatten().find(|name| !name.is_empty());
     let name = fields.required("model", name)?;
     let streams = fields.flag("stream")?.unwrap_or(true);
-    fields.only("insecure", &[false.into()])?;
+    // What Ollama passes over, too; its Go client always sends the last two.
+    fields.hints(&["insecure"]);
+    fields.ignore(&["username", "password"]);
     let caller = fields.caller().clone();
     fields.finish()?;
     let Some(fetch) = app.options.fetch.clone() else {

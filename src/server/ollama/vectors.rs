@@ -15,14 +15,16 @@ use super::told::nanoseconds;
 
 /// Vectors of length 1, as Ollama scales them. A text that is too long is cut unless `truncate` is false.
 pub(crate) async fn embed(app: Arc<Served>, mut fields: Fields) -> Reply {
-    let none = fields.peek("input").is_some_and(|input| *input == json!([]) || *input == json!(""));
+    let none = fields.peek("input").is_none_or(|input| *input == json!([]) || *input == json!(""));
     let prompts = match none {
         // Who sends nothing wants the model to be loaded.
         true => fields.take("input").map_or_else(Vec::new, |_| Vec::new()),
         false => prompts(&mut fields, "input", MAX_INPUTS)?,
     };
     let cut = fields.flag("truncate")?.unwrap_or(true);
-    let dimensions = fields.whole("dimensions", 1, 1 << 20)?.map(|dimensions| dimensions as usize);
+    // In this API 0 is all of them.
+    let dimensions = fields.whole("dimensions", 0, 1 << 20)?.filter(|&dimensions| dimensions > 0);
+    let dimensions = dimensions.map(|dimensions| dimensions as usize);
     if let Some(dimensions) = dimensions {
         app.model.check_dimensions(dimensions)?;
     }
