@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{arm, fuzz, load, peers, real_models, sanitize, test};
+use crate::{arm, fuzz, kills, load, newcomer, peers, real_models, sanitize, test};
 
 /// The project's own chores.
 #[derive(Debug, Parser)]
@@ -81,6 +81,10 @@ pub enum Task {
         #[command(subcommand)]
         kind: load::Kind,
     },
+    /// Kill downloads at random moments, and check what they leave
+    Kills(kills::Options),
+    /// Type what README.md's first screen says, from a fresh clone to a conversation, and count keys and seconds
+    Newcomer(newcomer::Options),
 }
 
 #[cfg(test)]
@@ -126,6 +130,8 @@ mod tests {
             "load what",
             "sanitize what",
             "arm x",
+            "kills --kills 0",
+            "newcomer x",
             "arm --processor -x",
         ] {
             assert!(parse(line).is_err(), "{line:?}");
@@ -143,6 +149,10 @@ mod tests {
         ] {
             let Ok(Task::Fuzz(options)) = parse(line) else { panic!("{line:?}") };
             assert_eq!((options.target.as_deref(), options.minutes), (target, minutes), "{line:?}");
+        }
+        for (line, kills) in [("kills", 500), ("kills --kills 3", 3)] {
+            let Ok(Task::Kills(options)) = parse(line) else { panic!("{line:?}") };
+            assert_eq!(options.kills, kills, "{line:?}");
         }
         let Ok(Task::Test(options)) = parse("test --no-mlx -- --lib json") else { panic!() };
         assert!(options.no_mlx && !options.quick && options.filter.join(" ") == "--lib json");

@@ -5,9 +5,11 @@ mod args;
 mod arm;
 mod clients;
 mod fuzz;
+mod kills;
 mod layers;
 mod load;
 mod mlx;
+mod newcomer;
 mod page;
 mod peers;
 mod random_model;
@@ -60,5 +62,7 @@ fn run(task: Task) -> Result<()> {
         Task::RandomModel { shape, kind, path } => random_model::write(&shape, &kind, &path),
         Task::Peers(options) => peers::run(&options),
         Task::Load { kind } => load::run(&kind),
+        Task::Kills(options) => kills::run(&options),
+        Task::Newcomer(options) => newcomer::run(&options),
     }
 }
