@@ -410,33 +410,3 @@ fn guesses_change_no_answer() {
         );
     }
 }
-
-/// What a text took is told in llama.cpp's form.
-#[test]
-fn answers_tell_their_timings() {
-    let server = Server::start(&[]);
-    let check = |timings: &Value| {
-        let count = |name: &str| timings[name].as_u64().unwrap();
-        assert_eq!((count("cache_n") + count("prompt_n"), count("predicted_n")), (5, 6), "{timings}");
-        assert!(count("draft_n_accepted") <= count("draft_n"), "{timings}");
-        let rate = timings["predicted_per_second"].as_f64().unwrap()
-            * timings["predicted_ms"].as_f64().unwrap()
-            / 1e3;
-        assert!((rate - 5.0).abs() < 1e-6, "{timings}");
-        assert!(
-            timings["prompt_ms"].as_f64().unwrap() > 0.0
-                && timings["prompt_per_second"].as_f64().unwrap() > 0.0
-        );
-    };
-    let chat = crate::support::chat(json!({ "max_tokens": 6 }));
-    check(&server.post("/v1/chat/completions", &chat).ok()["timings"]);
-    let stream = with(chat.clone(), json!({ "stream": true, "stream_options": { "include_usage": true } }));
-    let events = server.post("/v1/chat/completions", &stream).events();
-    let last: Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
-    check(&last["timings"]);
-    check(&server.post("/v1/messages", &chat).ok()["timings"]);
-    let completion = json!({ "prompt": "Once upon a time", "temperature": 0, "max_tokens": 6 });
-    check(&server.post("/v1/completions", &completion).ok()["timings"]);
-    let response = json!({ "input": "Once upon a time", "temperature": 0, "max_output_tokens": 6 });
-    check(&server.post("/v1/responses", &response).ok()["timings"]);
-}

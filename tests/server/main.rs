@@ -25,4 +25,5 @@ mod script;
 mod several;
 mod streams;
 mod support;
+mod timings;
 mod waiting;
