@@ -234,6 +234,12 @@ fn an_idle_model_is_unloaded_and_a_request_may_say_when() {
     let ps = server.get("/api/ps").ok();
     assert_eq!(ps["models"].as_array().unwrap().len(), 1);
     assert_eq!(ps["models"][0]["name"], "b:latest");
+    // Those that stay longest come first.
+    server.post("/v1/chat/completions", &ask("a", json!({ "keep_alive": "1h" }))).ok();
+    let ps = server.get("/api/ps").ok();
+    let names: Vec<&Value> = ps["models"].as_array().unwrap().iter().map(|model| &model["name"]).collect();
+    assert_eq!(names, ["b:latest", "a:latest"]);
+    server.post("/v1/models/unload", &json!({ "model": "a" })).ok();
     // One that is refused says nothing.
     let none = ask("b", json!({ "keep_alive": 0, "temperature": -1 }));
     server.post("/v1/chat/completions", &none).refusal(400);
@@ -343,8 +349,13 @@ fn one_that_fits_no_memory_says_the_numbers() {
 
 /// Bytes of memory that a process has.
 fn resident(server: &Server) -> u64 {
+    memory(server, "VmRSS")
+}
+
+/// Bytes of memory by one of Linux's names.
+fn memory(server: &Server, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
@@ -381,6 +392,11 @@ fn twenty_four_loads_and_unloads_of_three_models_under_requests_keep_memory_and_
         server.wait_for("backstop_connections", |open| open == 1.0);
         resident(&server)
     };
+    // What it has taken before any model was loaded, once it has answered. Of its own file, which is not counted here, more is
+    // read by and by.
+    let taken = || if cfg!(target_os = "linux") { memory(&server, "RssAnon") } else { 0 };
+    assert_eq!(states(&server).len(), NAMES.len());
+    let empty = taken();
     let mut held = Vec::new();
     std::thread::scope(|scope| {
         let mut asked = Vec::new();
@@ -414,6 +430,15 @@ fn twenty_four_loads_and_unloads_of_three_models_under_requests_keep_memory_and_
     server.post("/v1/models/unload", &json!({ "model": "c" })).ok();
     unloaded(&server);
     assert_eq!(counts(), (LOADS, LOADS));
+    if cfg!(target_os = "linux") {
+        server.wait_for("backstop_connections", |open| open == 1.0);
+        // Measured, of six runs: 2.1 MB stay in four, which a first load makes once for the process, and in two 41 MB, one
+        // model's memory, for a minute at least, whose reason is not known yet. No more of the 24 stays.
+        const MODEL: u64 = 39_000_000;
+        let (left, bound) = (taken(), empty + MODEL + 6_000_000);
+        println!("bytes taken before the first load {empty}, after the last unload {left}");
+        assert!(left <= bound, "bytes taken before the first load {empty}, after the last unload {left}");
+    }
     let metrics = server.get("/metrics").text();
     let failed = metrics
         .lines()
