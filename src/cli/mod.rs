@@ -34,6 +34,7 @@ mod tasks;
 mod template;
 mod term;
 mod times;
+mod typed;
 mod whole;
 
 use std::io::IsTerminal;

@@ -19,21 +19,6 @@ pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
     ModelArgs { model, ..args.clone() }
 }
 
-/// The model and the text that were typed: one by itself is the text, unless it names a model, of which a bundle has one.
-pub fn typed<'a>(
-    args: &ModelArgs,
-    first: Option<&'a str>,
-    second: Option<&'a str>,
-) -> (Option<&'a str>, Option<&'a str>) {
-    match (first, second) {
-        (named, Some(text)) => (named, Some(text)),
-        (Some(one), None) if args.model.is_none() && !super::bundle::is_one() && is_model(one) => {
-            (Some(one), None)
-        }
-        (text, None) => (None, text),
-    }
-}
-
 /// What a file has to read.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use super::html::{self, Mark, Page};
 use super::stream::print;
 use super::summary::{aligned, fallen_back};
 use super::whole::Whole;
-use super::{Loaded, Usage, input, names};
+use super::{Loaded, Usage, input, names, typed};
 
 /// What is read where nothing is given.
 const TEXT: &str = "The old lighthouse keeper counted the steps as he climbed: one hundred and twelve, the same as every \
@@ -35,7 +35,7 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         let what = format!("--fail-above is {limit}, expected a number of nats from 0 on");
         return Err(Usage(what).into());
     }
-    let (named, text) = names::typed(&args.model, args.first.as_deref(), args.second.as_deref());
+    let (named, text) = typed::model_and_text(&args.model, args.first.as_deref(), args.second.as_deref());
     let model = names::replace(&args.model, named);
     let text = text_of(text, args)?;
     let html = args.html.as_deref().map(Whole::create).transpose()?;

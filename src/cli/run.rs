@@ -10,14 +10,14 @@ use backstop::{Chat, Message, Model, Options, Turn};
 use super::args::{ChatArgs, FormArgs, ModelArgs, RunArgs};
 use super::stream::{Output, print, stream};
 use super::summary::Summary;
-use super::{INTERRUPTED, Loaded, Usage, form, input, names};
+use super::{INTERRUPTED, Loaded, Usage, form, input, names, typed};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
     let (named, text) = match args.prompt.as_deref() {
         Some(prompt) => (args.first.as_deref(), Some(prompt)),
-        None => names::typed(&args.model, args.first.as_deref(), args.second.as_deref()),
+        None => typed::model_and_text(&args.model, args.first.as_deref(), args.second.as_deref()),
     };
     let from = names::replace(&args.model, named);
     if text.is_none() && stdin().is_terminal() {

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::choose::{self, Choice, Entry, Form};
 use super::fit::Fit;
-use super::foreign::Origin;
 use super::name::{RepositoryId, is_commit};
+use super::origin::Origin;
 use super::parts;
 use crate::error::{Error, HubFault, Result};
 use crate::files;

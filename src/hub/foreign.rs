@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::cache::{names, walk};
 use super::choose::{self, Entry, Form};
 use super::name::{RepositoryId, is_hex};
+use super::origin::Origin;
 use super::settings::Settings;
 use crate::json::{self, Value};
 use crate::weights::gguf;
@@ -24,28 +25,6 @@ pub struct Foreign {
     pub path: PathBuf,
     /// Bytes of its files.
     pub bytes: u64,
-}
-
-/// Where a model was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// The Hugging Face cache.
-    Hub,
-    /// LM Studio's folder.
-    LmStudio,
-    /// Ollama's folder.
-    Ollama,
-}
-
-impl Origin {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hub => "hub",
-            Self::LmStudio => "LM Studio",
-            Self::Ollama => "Ollama",
-        }
-    }
 }
 
 /// All that there are.

@@ -19,7 +19,7 @@ use super::super::bench::Limits;
 use super::super::summary::digits;
 use super::super::{bundle, pull, term};
 use super::Finding;
-use super::ports::ports;
+use super::ports::{plural, ports};
 
 /// How long measuring may take, which takes a second or two; the process that measures is ended while somebody still waits for it.
 const MEASURED: Duration = Duration::from_secs(20);
@@ -414,11 +414,6 @@ fn try_out() -> Finding {
         }
     }
     finding
-}
-
-/// `1 core`, `2 cores`.
-pub(super) fn plural(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 #[cfg(test)]

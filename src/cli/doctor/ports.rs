@@ -72,7 +72,7 @@ impl Known {
             None => ", which does not tell its models without a key".to_owned(),
             Some((names, _)) if names.is_empty() => " without a model".to_owned(),
             Some((names, loaded)) => {
-                let count = super::look::plural(names.len(), "model");
+                let count = plural(names.len(), "model");
                 let loaded = loaded.map(|loaded| format!(", {loaded} loaded")).unwrap_or_default();
                 let more = names.len().saturating_sub(NAMES);
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -81,6 +81,11 @@ impl Known {
         };
         format!("{}{version}{models}", self.program)
     }
+}
+
+/// `1 core`, `2 cores`.
+pub(super) fn plural(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// The port that `serve` is to take, and who listens there and at others' ports.
