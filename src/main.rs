@@ -8,8 +8,13 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     cli::complete();
-    let args = cli::Args::parse_from(cli::arguments(std::env::args_os().collect()));
+    let typed = match cli::translated(std::env::args_os().collect()) {
+        Ok(typed) => typed,
+        Err(error) => return cli::report(&error.into()),
+    };
+    let args = cli::Args::parse_from(cli::arguments(typed));
     cli::start_logging(args.verbose);
     cli::let_large_writes_fail();
+    cli::keep_little_that_is_freed();
     cli::call(args.command).unwrap_or_else(|error| cli::report(&error))
 }

@@ -237,7 +237,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "WHICH")]
     #[arg(value_parser = PossibleValuesParser::new(Pool::NAMES).try_map(|name| name.parse::<Pool>()))]
     pub pooling: Option<Pool>,
-    /// A further name that the model goes by; '*' is any.
+    /// A further name that the first model goes by, and where none is named the built-in one, which is served alone then; '*' is any.
     #[arg(long, value_name = "NAME")]
     pub alias: Vec<String>,
     /// Sequences at a time.
@@ -295,7 +295,7 @@ pub struct SeveralArgs {
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub memory: Option<u64>,
     /// Unload a model that nobody has used for as long: 600 (seconds), 10m, 1h30m; off: never. A request's keep_alive says otherwise.
-    #[arg(long, value_name = "TIME", default_value = "off")]
+    #[arg(long, value_name = "TIME", default_value = "off", allow_hyphen_values = true)]
     pub idle_unload: Idle,
 }
 
@@ -371,7 +371,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     pub batch: Vec<usize>,
     /// Threads of the CPU kernels [default: one per core].
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = threads)]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = threads)]
     pub threads: Vec<usize>,
     /// Repetitions of each measurement.
     #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one)]
@@ -411,7 +411,7 @@ pub struct ParityArgs {
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least_one, allow_hyphen_values = true)]
     pub tokens: usize,
     /// Threads of the CPU kernels [default: one per core].
-    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
     /// End with exit code 1 where the mean divergence is above KL nats.
     #[arg(long, value_name = "KL", allow_hyphen_values = true)]
@@ -462,7 +462,7 @@ pub struct PerplexityArgs {
     #[arg(long, value_name = "FILE")]
     pub positions: Option<PathBuf>,
     /// Threads of the CPU kernels [default: one per core].
-    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
     /// Write a report in HTML, too: what was scored by token, and the worst tokens in their text.
     #[arg(long, value_name = "FILE")]
@@ -475,7 +475,7 @@ pub struct PerplexityArgs {
 /// Which model, and what runs it.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ModelArgs {
-    /// The model's name, directory (config.json, tokenizer.json, safetensors) or GGUF file [default: the built-in story model].
+    /// The model's name, directory (config.json, tokenizer.json, safetensors) or GGUF file, where MODEL by itself is left out.
     #[arg(short, long, value_name = "MODEL", add = ArgValueCompleter::new(models))]
     pub model: Option<PathBuf>,
     #[command(flatten)]

@@ -10,7 +10,7 @@ mod terminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use backstop::Model;
 
 use super::args::{ChatArgs, ModelArgs};
@@ -26,6 +26,13 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let mut from = names::replace(&args.model, args.path.as_deref());
     let Loaded { model, .. } = super::load(&from, &args.session, args.no_summary)?;
+    let config = &model.info().config;
+    if config.bidirectional || config.headless {
+        let name = &model.info().name;
+        bail!(
+            "{name} makes vectors of texts, and generates none: `backstop serve` answers /v1/embeddings with it"
+        );
+    }
     let interactive = super::is_interactive();
     let mut session = Session::new(args, &model, interactive)?;
     if interactive {

@@ -22,7 +22,7 @@ const WINDOW: usize = 512;
 pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let from = names::replace(&args.model, args.read.model());
-    let text = names::text(&args.read)?;
+    let (read, text) = names::text(&args.read)?;
     // A name that is taken is told before the work.
     let (out, shown) = (&args.output, args.output.display());
     ensure!(
@@ -65,7 +65,7 @@ pub fn imatrix(args: &ImatrixArgs) -> anyhow::Result<ExitCode> {
         term::note("interrupted: nothing was written");
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    matrix.datasets = vec![args.read.file().display().to_string()];
+    matrix.datasets = vec![read.display().to_string()];
     matrix.write(&args.output)?;
     let partial = matrix.entries.values().filter(|entry| entry.counts.contains(&0.0)).count();
     let partial = match partial {

@@ -10,6 +10,7 @@ mod doctor;
 mod form;
 mod fuse;
 mod grammar;
+mod habits;
 mod here;
 mod html;
 mod imatrix;
@@ -54,6 +55,7 @@ pub use args::{Args, Command};
 use args::{FetchArgs, ModelArgs, SamplingArgs, SessionArgs};
 pub use bundle::arguments;
 pub use complete::answer as complete;
+pub use habits::translated;
 
 /// Exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
@@ -344,6 +346,18 @@ fn exit_at_once(code: u8) -> ! {
 pub fn let_large_writes_fail() {
     // SAFETY: no handler is set: the signal is passed over from here on. Nothing else in this process sets it.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Has the allocator give what is freed back to the system: all blocks of 1 MiB and more, and of what lies free at the end of a
+/// heap all but 512 KiB. By itself it keeps up to 64 MiB of each thread's heap once large blocks have been freed, as of a model that is
+/// unloaded, and `malloc_trim` takes nothing of that.
+pub fn keep_little_that_is_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: both are numbers of the allocator, which are set before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 << 10);
+    }
 }
 
 /// Whether SIGHUP is ignored, as it came from `nohup`.

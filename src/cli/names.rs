@@ -11,7 +11,7 @@ use backstop::hub::{self, Client, Fit, Form, Found, Name};
 use backstop::{Error, HubFault};
 
 use super::args::{FetchArgs, ModelArgs, ReadArgs};
-use super::{input, pull, term};
+use super::{Usage, input, pull, term};
 
 /// The arguments with the model that was typed by itself, where one was.
 pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
@@ -19,19 +19,20 @@ pub fn replace(args: &ModelArgs, typed: Option<impl AsRef<Path>>) -> ModelArgs {
     ModelArgs { model, ..args.clone() }
 }
 
-/// What a file has to read.
+/// The file that is to be read, and what is in it.
 ///
 /// # Errors
-/// None that can be read, or one that is not UTF-8.
-pub fn text(args: &ReadArgs) -> anyhow::Result<String> {
-    let path = args.file();
-    let mut file = File::open(path).with_context(|| match path.to_str() {
-        Some(name) if args.model().is_none() && is_model(name) => {
-            format!("{name} names a model, and the FILE to read is left out: MODEL FILE is expected")
-        }
-        _ => path.display().to_string(),
-    })?;
-    input::utf8(input::read_all(&mut file)?, 0).with_context(|| path.display().to_string())
+/// None that was typed or can be read, and one that is not UTF-8.
+pub fn text(args: &ReadArgs) -> anyhow::Result<(&Path, String)> {
+    let Some(path) = args.file() else {
+        return Err(Usage("the FILE to read is left out: [MODEL] FILE is expected".to_owned()).into());
+    };
+    if let Some(name) = path.to_str().filter(|name| args.model().is_none() && is_model(name)) {
+        let what = format!("{name} is a model, and the FILE to read is left out: {name} FILE is expected");
+        return Err(Usage(what).into());
+    }
+    let read = || input::utf8(input::read_all(&mut File::open(path)?)?, 0);
+    Ok((path, read().with_context(|| path.display().to_string())?))
 }
 
 /// What a model goes by where it was named, and not given by its path.
@@ -51,7 +52,14 @@ pub fn is_model(text: &str) -> bool {
             let is_gguf = text.ends_with(".gguf") && (path.is_file() || bundle::reader(&path).is_ok());
             let config = path.join("config.json");
             let is_directory = config.is_file() || bundle::reader(&config).is_ok();
-            is_gguf || is_directory || path.is_file() && Bundle::open(&path).is_ok_and(|of| of.is_some())
+            // What is written as a path of a model is one, also where it is not there.
+            let is_meant = !text.contains(char::is_whitespace)
+                && (text.ends_with(".gguf")
+                    || ["/", "./", "../", "~/"].iter().any(|begin| text.starts_with(begin)));
+            is_meant
+                || is_gguf
+                || is_directory
+                || path.is_file() && Bundle::open(&path).is_ok_and(|of| of.is_some())
         }
         Ok(name @ Name::Short { .. }) => {
             hub::on_the_hub(&name, Fit::default()).is_ok() || looks_like_a_name(text)
@@ -61,12 +69,15 @@ pub fn is_model(text: &str) -> bool {
     }
 }
 
-/// `mixtral:8x7b`, `e5-large-v2`: nobody begins a text so.
+/// `mixtral:8x7b`, `e5-large-v2`, `llama4`: nobody begins a text so.
 fn looks_like_a_name(text: &str) -> bool {
     let has = |of: fn(char) -> bool| text.chars().any(of);
     let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
     let has_tag = text.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty());
-    let is_typed = has_tag || has(|c| c.is_ascii_digit()) && has(|c| c == '-' || c == '.');
+    let letters = |text: &str| text.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let begins = text[..letters(text)].to_lowercase();
+    let of_family = || hub::short_names().iter().any(|short| short.name[..letters(&short.name)] == begins);
+    let is_typed = has_tag || has(|c| c.is_ascii_digit()) && (has(|c| c == '-' || c == '.') || of_family());
     is_plain && is_typed && has(|c| c.is_ascii_alphabetic())
 }
 
@@ -165,6 +176,11 @@ mod tests {
             "mixtral:8x7b",
             "e5-large-v2",
             "llama9.2",
+            "llama4",
+            "gpt2",
+            "./nosuch.gguf",
+            "/models/x",
+            "nosuch.gguf",
             "org/name",
             "hf.co/org/name:Q4_K_M",
         ] {

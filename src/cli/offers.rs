@@ -1,11 +1,12 @@
 //! The models that `serve` offers: those that were typed, those of a folder, those on this machine.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use backstop::backend::select::{self, MemoryNeed};
 use backstop::hub::{self, Cache, Client, Form, Name, Settings, Stage};
 use backstop::models::{Keep, Lease, Models, ModelsOptions, Offer};
 use backstop::server::{Fetch, Fetching, Look};
@@ -24,8 +25,8 @@ pub struct Offered {
     pub models: Models,
     /// The first, and that it was loaded; kept until others may ask.
     pub first: Option<(Lease, Loaded)>,
-    /// Who looks for models that others bring, where a folder or all of the machine's are offered.
-    pub look: Option<Arc<dyn Look>>,
+    /// Who looks for models that others bring, where a folder or all of the machine's are offered, and for other names.
+    pub look: Arc<dyn Look>,
 }
 
 /// Where a model is, what it goes by, and how large it is.
@@ -51,15 +52,22 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
     let named = !found.is_empty();
     let bundled = bundle::own()?.map(|(program, bundle)| program.join(bundle.model));
     // What is said of one model is not said of all.
-    let of_one = !(args.alias.is_empty() && args.model.adapter.is_empty()) || args.session.draft.is_some();
+    let of_one = !(args.alias.is_empty() && args.model.adapter.is_empty())
+        || args.session.draft.is_some()
+        || args.session.chat_template.is_some();
     let nothing = !named && args.several.models_dir.is_none() && !args.several.all;
     let bare = nothing && bundled.is_none() && !of_one;
+    if nothing && bundled.is_none() && of_one && here().is_ok_and(|here| !here.is_empty()) {
+        let what = "--alias, --adapter, --draft and --chat-template are of one model";
+        term::note(format_args!("note: {what}: where none is named, the built-in one alone is served"));
+    }
     let shelves = Shelves {
         dir: args.several.models_dir.clone(),
         all: args.several.all || bare,
         access: access(args),
         options: options(args)?,
         known: Arc::clone(known),
+        fit: pull::fit(args.model.backend, args.several.memory),
     };
     let mut first = named || nothing;
     match shelves.found() {
@@ -89,6 +97,14 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
         return Err(Usage("--draft guesses for one model: serve that one alone".to_owned()).into());
     }
     let mut offers = shelves.named_apart(found)?;
+    if bare && let Some(at) = offers.iter().position(|offer| converses(offer).unwrap_or(false)) {
+        // Who names no model wants to talk. The built-in one always can.
+        offers[..=at].rotate_right(1);
+    }
+    if !first {
+        // What no model could run on is known at the start, too.
+        select::select(args.model.backend, &MemoryNeed { weights: 0, kv: 0, activations: 0 })?;
+    }
     alias(&mut offers, &args.alias)?;
     if !args.model.adapter.is_empty() && !first {
         return Err(Usage("--adapter is for a model that is named".to_owned()).into());
@@ -100,13 +116,11 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
     }
     offers.into_iter().try_for_each(|offer| models.offer(offer))?;
     let first = if first { Some(load_first(&models, &progress)?) } else { None };
-    let comes = shelves.dir.is_some() || shelves.all;
-    let look = comes.then(|| Arc::new(shelves) as Arc<dyn Look>);
-    Ok(Offered { models, first, look })
+    Ok(Offered { models, first, look: Arc::new(shelves) })
 }
 
-/// Files of models that are offered.
-pub type Known = Arc<parking_lot::Mutex<HashSet<PathBuf>>>;
+/// Files of models that are offered, and the names that they are offered by; none where another has that name.
+pub type Known = Arc<parking_lot::Mutex<HashMap<PathBuf, Option<String>>>>;
 
 /// How long the files of a model that came are left alone: somebody may still copy them.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -120,6 +134,8 @@ struct Shelves {
     access: Access,
     options: LoadOptions,
     known: Known,
+    /// What is taken of several variants that a name may mean.
+    fit: hub::Fit,
 }
 
 impl Shelves {
@@ -146,9 +162,8 @@ impl Shelves {
         let mut known = self.known.lock();
         for Found { name, typed, path, bytes } in found {
             // The same files by another path are one model.
-            if let Some(canonical) = path.as_ref().and_then(|path| path.canonicalize().ok())
-                && !known.insert(canonical)
-            {
+            let canonical = path.as_ref().and_then(|path| path.canonicalize().ok());
+            if canonical.as_ref().is_some_and(|canonical| known.contains_key(canonical)) {
                 continue;
             }
             let open = open(path, self.access);
@@ -168,9 +183,11 @@ impl Shelves {
                 }
                 None => {
                     term::note(format_args!("note: {own} is not offered: another model is called so"));
+                    known.extend(canonical.map(|canonical| (canonical, None)));
                     continue;
                 }
             };
+            known.extend(canonical.map(|canonical| (canonical, Some(name.clone()))));
             let alias = typed.as_ref().and_then(|typed| names::of(Path::new(typed)));
             let aliases = alias.into_iter().filter(|alias| *alias != name && !taken(alias)).collect();
             offers.push(Offer { name, aliases, size: bytes, open, options: self.options.clone() });
@@ -179,7 +196,34 @@ impl Shelves {
     }
 }
 
+/// Whether a model answers messages, by its files.
+fn converses(offer: &Offer) -> backstop::Result<bool> {
+    let files = (offer.open)()?;
+    let config = files.config();
+    Ok(!config.bidirectional
+        && !config.headless
+        && files.tokenizer()?.is_some()
+        && files.template_as(None, None)?.is_some())
+}
+
 impl Look for Shelves {
+    fn stands_for(&self, called: &str) -> Option<String> {
+        let known = |path: &Path| self.known.lock().get(&path.canonicalize().ok()?)?.clone();
+        let of = |called: &str| {
+            let name = Name::parse(called).ok()?;
+            let found = hub::find_model(&name, &Settings::from_env().ok()?, self.fit).ok()??;
+            known(&found.path)
+        };
+        // Ollama's names have no case.
+        let lower = called.to_lowercase();
+        let same = |name: &&String| name.eq_ignore_ascii_case(called);
+        of(called).or_else(|| of(&lower)).or_else(|| self.known.lock().values().flatten().find(same).cloned())
+    }
+
+    fn is_all(&self) -> bool {
+        self.all
+    }
+
     fn look(&self) -> Vec<Offer> {
         let settled = |found: &Found| found.path.as_deref().is_none_or(is_settled);
         let found = self.found().map(|found| found.into_iter().filter(settled).collect());
@@ -288,7 +332,7 @@ impl Fetch for Hub {
             }
         };
         // Who looks for what came does not offer it once more.
-        self.known.lock().extend(path.canonicalize().ok());
+        self.known.lock().extend(path.canonicalize().ok().map(|path| (path, Some(called.to_owned()))));
         let (bytes, open) = (bytes(&path), open(Some(path), self.access));
         let own = open()?.name();
         let aliases = if own == called { Vec::new() } else { vec![own] };

@@ -36,6 +36,9 @@ pub fn parity(args: &ParityArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage(what).into());
     }
     let (named, text) = typed::model_and_text(&args.model, args.first.as_deref(), args.second.as_deref());
+    if text.is_some() && args.text_file.is_some() {
+        return Err(Usage("--text-file is the text to read: leave TEXT out".to_owned()).into());
+    }
     let model = names::replace(&args.model, named);
     let text = text_of(text, args)?;
     let html = args.html.as_deref().map(Whole::create).transpose()?;

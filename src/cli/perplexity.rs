@@ -24,7 +24,7 @@ const WINDOW: usize = 512;
 
 pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let from = names::replace(&args.model, args.read.model());
-    let text = names::text(&args.read)?;
+    let (_, text) = names::text(&args.read)?;
     let longest = super::open_as(&from)?.config().max_context();
     let window = args.window.unwrap_or(WINDOW.min(longest));
     if window > longest {

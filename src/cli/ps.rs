@@ -47,7 +47,7 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
             bytes("memory"),
             model["context_length"].as_u64().map(|tokens| tokens.to_string()).unwrap_or_default(),
             until,
-            text("backend").or_else(|| text("reason")).unwrap_or_default(),
+            text("backend").or_else(|| text("reason").map(|why| cut(&why))).unwrap_or_default(),
         ]);
     }
     if lines.len() == 1 {
@@ -58,11 +58,21 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// As much of a reason as a column has room for; --json has all of it.
+fn cut(why: &str) -> String {
+    const MOST: usize = 72;
+    match why.char_indices().nth(MOST) {
+        None => why.to_owned(),
+        Some((end, _)) => format!("{}…", &why[..end]),
+    }
+}
+
 pub fn stop(args: &StopArgs) -> anyhow::Result<ExitCode> {
     let (_, answer) = ask(&args.server, "/v1/models/unload", Some(&json!({ "model": args.name })))?;
     let name = answer["id"].as_str().unwrap_or(&args.name);
     let what = match answer["state"].as_str() {
         Some("unloaded") => "is unloaded",
+        Some("loading") => "is being loaded, and is unloaded once nobody waits for it",
         _ => "still answers, and is unloaded when it has",
     };
     term::note(format_args!("{} {what}", term::one_line(name)));

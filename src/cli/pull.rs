@@ -38,7 +38,7 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     if let Some(Found { path, origin, .. }) = &here {
         if *origin != Origin::Hub && !args.again {
             let whose = origin.name();
-            term::note(format_args!("{name} is here, of {whose}'s: --again downloads it all the same"));
+            term::note(format_args!("{whose} has {name}: --again downloads it all the same"));
             return done(path);
         }
         if settings.offline {
@@ -48,7 +48,8 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
             return done(path);
         }
     }
-    let client = Client::new(&settings)?;
+    // What is here need not be waited for long.
+    let client = Client::new(&settings)?.with_tries(if here.is_some() { 2 } else { Client::TRIES });
     let plan = match (plan(&client, &name, fit), &here) {
         (Ok(plan), _) => plan,
         (Err(error), Some(Found { path, origin: Origin::Hub, .. })) if is_unreachable(&error) => {
@@ -57,6 +58,7 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
         }
         (Err(error), _) => return Err(error),
     };
+    let client = client.with_tries(Client::TRIES);
     done(&download(&client, &settings, &plan, &name, fit)?)
 }
 

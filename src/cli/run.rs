@@ -10,12 +10,19 @@ use backstop::{Chat, Message, Model, Options, Turn};
 use super::args::{ChatArgs, FormArgs, ModelArgs, RunArgs};
 use super::stream::{Output, print, stream};
 use super::summary::Summary;
-use super::{INTERRUPTED, Loaded, Usage, form, input, names, typed};
+use super::{INTERRUPTED, Loaded, Usage, bundle, form, input, names, typed};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
     let (named, text) = match args.prompt.as_deref() {
+        Some(_) if args.first.is_some() && (args.model.model.is_some() || bundle::is_one()) => {
+            let what = match bundle::is_one() {
+                true => "the prompt is there twice: by itself, and by --prompt",
+                false => "the model is named twice: by itself, and by --model",
+            };
+            return Err(Usage(what.to_owned()).into());
+        }
         Some(prompt) => (args.first.as_deref(), Some(prompt)),
         None => typed::model_and_text(&args.model, args.first.as_deref(), args.second.as_deref()),
     };

@@ -32,7 +32,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         other => super::typed(other),
     })?;
     let Offered { models, first, look } = offers::offer(args, &known)?;
-    options.look = look;
+    options.look = Some(look);
     has_descriptors()?;
     // One thread moves the bytes of all connections and hears signals; the server answers on threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

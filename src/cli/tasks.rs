@@ -22,7 +22,8 @@ use super::summary::aligned;
 use super::{Interrupted, names};
 
 pub fn tasks(args: &TasksArgs) -> anyhow::Result<ExitCode> {
-    let (name, text) = (args.read.file().display().to_string(), names::text(&args.read)?);
+    let (path, text) = names::text(&args.read)?;
+    let name = path.display().to_string();
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let mut questions = Vec::new();
     for (at, line) in lines.take(args.limit.unwrap_or(usize::MAX)) {

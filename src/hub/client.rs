@@ -22,8 +22,6 @@ use crate::error::{Error, HubFault, Result};
 
 /// Redirects of one request.
 const MOST_REDIRECTS: usize = 8;
-/// Times that something is tried in vain before it is given up.
-pub(super) const MOST_TRIES: u32 = 6;
 /// The longest that `Retry-After` is heeded.
 const MOST_WAIT: Duration = Duration::from_secs(120);
 /// How often a wait looks whether it is to stop.
@@ -37,6 +35,8 @@ pub struct Client {
     stop: Arc<AtomicBool>,
     /// The longest that a listing may take to come.
     listing: Duration,
+    /// How often in a row what fails is tried.
+    tries: u32,
 }
 
 impl fmt::Debug for Client {
@@ -65,6 +65,9 @@ impl From<Error> for Failure {
 }
 
 impl Client {
+    /// How often in a row what fails is tried, unless [`Self::with_tries`] says otherwise.
+    pub const TRIES: u32 = 6;
+
     /// A client of the hub that the settings name.
     ///
     /// # Errors
@@ -124,7 +127,16 @@ impl Client {
                 .chain(RustlsConnector::default());
         let agent = Agent::with_parts(config, connector, DefaultResolver::default());
         let token = settings.token.as_deref().map(checked_token).transpose()?;
-        Ok(Self { agent, endpoint, token, stop, listing })
+        Ok(Self { agent, endpoint, token, stop, listing, tries: Self::TRIES })
+    }
+
+    /// The client, by which what fails is tried so often in a row, at least once.
+    pub fn with_tries(self, tries: u32) -> Self {
+        Self { tries: tries.max(1), ..self }
+    }
+
+    pub(super) fn tries(&self) -> u32 {
+        self.tries
     }
 
     /// The flag that ends what this client does: downloads return nothing then.
@@ -212,7 +224,7 @@ impl Client {
                 Err(Failure::Stopped) => return Ok(None),
                 Err(Failure::Again(why, wait)) => {
                     tries += 1;
-                    if tries >= MOST_TRIES {
+                    if tries >= self.tries {
                         return Err(self.given_up(id, &why));
                     }
                     self.pause(tries, wait, || false);
@@ -233,9 +245,9 @@ impl Client {
     /// That it does not work.
     pub(super) fn given_up(&self, id: &RepositoryId, why: &str) -> Error {
         let what = format!(
-            "{id}: {why}, {MOST_TRIES} times in a row: look after the network and {}, then pull again, which goes on where it \
+            "{id}: {why}, {} times in a row: look after the network and {}, then pull again, which goes on where it \
              was",
-            self.endpoint
+            self.tries, self.endpoint
         );
         Error::hub(HubFault::Network, what)
     }
@@ -273,7 +285,7 @@ impl Client {
             let response = request.call().map_err(|error| match untrusted(&error) {
                 Some(why) => {
                     let what = format!(
-                        "{id}: {} is not trusted, and nothing was asked: {why}. Where a company's proxy stands between,                          SSL_CERT_FILE names its certificate",
+                        "{id}: {} is not trusted, and nothing was asked: {why}. Where a company's proxy stands between, SSL_CERT_FILE names its certificate",
                         address.origin()
                     );
                     Failure::Final(Error::hub(HubFault::Network, what))

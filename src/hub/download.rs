@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::address::Address;
-use super::client::{Client, Failure, MOST_TRIES};
+use super::client::{Client, Failure};
 use super::listing::{FileHash, RemoteFile};
 use super::name::RepositoryId;
 use super::parts::{Parts, UNIT};
@@ -197,7 +197,7 @@ impl Shared<'_> {
             if at - counted >= UNIT {
                 (tries, counted) = (0, at);
             }
-            if tries >= MOST_TRIES {
+            if tries >= self.job.client.tries() {
                 return Err(self
                     .job
                     .client

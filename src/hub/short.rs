@@ -96,7 +96,7 @@ pub(crate) fn find(name: &str) -> Result<&'static ShortName> {
         short_names().iter().find(|short| short.name == name || short.aliases.iter().any(|of| of == name));
     found.ok_or_else(|| {
         let what = format!(
-            "{} is no short name, and no file is called so: there are {}; org/name is any repository of the hub",
+            "{} is no short name, and no file is called so: there are {}; NAME:VARIANT is one of its types, as in qwen3:0.6b:Q8_0, and org/name any repository of the hub",
             quote(name),
             near(name).join(", ")
         );

@@ -38,6 +38,8 @@ pub(crate) struct App {
     describing: tokio::sync::Mutex<()>,
     /// Who looks for models that others have brought, and when that was done last.
     looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    /// Models by other names that they were asked for by, or that there was none, and when that was found.
+    other_names: Mutex<HashMap<String, (Instant, Option<String>)>>,
     /// Places for requests that wait for their models, and for those that wait for one to be downloaded.
     pub waiting: Arc<Places>,
     pub pulling: Arc<Places>,
@@ -73,6 +75,7 @@ impl App {
             described: Mutex::default(),
             describing: tokio::sync::Mutex::default(),
             looked: Arc::default(),
+            other_names: Mutex::default(),
             waiting: Places::new(options.parallel + options.max_queue, keys),
             pulling: Places::new(PULLS, 1),
             // The largest body fits by itself.
@@ -130,17 +133,40 @@ impl App {
         format!("{prefix}{:016x}{:08x}", self.salt, self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Looks for a model that is called so among those that others have brought, where none is. Where one takes any name, nobody
-    /// waits for that.
+    /// Looks for a model that is called so among those that others have brought, where none is, and for one that has another name.
+    /// Where one takes any name, nobody waits for that.
     pub async fn look_for(self: &Arc<Self>, called: Option<&str>, dialect: Dialect) {
-        if called.is_none() || self.meant_exactly(called, dialect).is_some() {
+        let Some(called) = called.filter(|called| self.named(called, dialect).is_none()) else { return };
+        // An adapter of a model that is known, mostly.
+        let adapted = self.meant_exactly(Some(called), dialect).is_some();
+        if self.models.find(Some(called)).is_some() && !adapted {
+            let app = Arc::clone(self);
+            tokio::spawn(async move { app.look().await });
             return;
         }
-        if self.models.find(called).is_none() {
-            return self.look().await;
+        if !adapted {
+            self.look().await;
         }
-        let app = Arc::clone(self);
-        tokio::spawn(async move { app.look().await });
+        if self.named(called, dialect).is_none() {
+            self.look_for_other_name(called).await;
+        }
+    }
+
+    /// Finds out whether a name that no model has is another one of its files.
+    async fn look_for_other_name(self: &Arc<Self>, called: &str) {
+        /// Names that are remembered.
+        const MOST: usize = 256;
+        let Some(look) = self.options.look.clone() else { return };
+        if self.other_names.lock().get(called).is_some_and(|(when, _)| when.elapsed() < LOOK) {
+            return;
+        }
+        let name = called.to_owned();
+        let found = tokio::task::spawn_blocking(move || look.stands_for(&name)).await;
+        let mut names = self.other_names.lock();
+        if names.len() >= MOST {
+            names.clear();
+        }
+        names.insert(called.to_owned(), (Instant::now(), found.ok().flatten()));
     }
 
     /// Offers the models that others have brought.
@@ -184,23 +210,34 @@ impl App {
                 let name = quoted.strip_prefix('"').unwrap_or(&quoted);
                 format!("model '{}' not found", name.strip_suffix('"').unwrap_or(name))
             }
-            Dialect::OpenAi | Dialect::Anthropic => format!(
-                "the model {quoted} does not exist, this server has {} (--all offers all that are on this machine, --alias NAME adds a name, --alias '*' takes any)",
-                self.names()
-            ),
+            Dialect::OpenAi | Dialect::Anthropic => {
+                let all = self.options.look.as_ref().is_some_and(|look| look.is_all());
+                let more = match all {
+                    true => "`backstop pull NAME` brings one to this machine",
+                    false => "--all offers all that are on this machine",
+                };
+                format!(
+                    "the model {quoted} does not exist, this server has {} ({more}, --alias NAME adds a name, --alias '*' takes any)",
+                    self.names()
+                )
+            }
         };
         let failure = Failure::new(StatusCode::NOT_FOUND, what).with_code("model_not_found");
         Err(Failure { param: Some("model".into()), ..failure })
     }
 
-    /// The name of the model that goes by exactly this name; in Ollama's API with or without the tag that a name without one has.
+    /// The name of the model that goes by exactly this name, or was found to go by it; in Ollama's API with or without the tag that a name without one has.
     pub fn named(&self, called: &str, dialect: Dialect) -> Option<String> {
         let other = match called.strip_suffix(":latest") {
             _ if dialect != Dialect::Ollama => None,
             Some(plain) => Some(plain.to_owned()),
             None => Some(format!("{called}:latest")),
         };
-        self.models.named(called).or_else(|| self.models.named(&other?))
+        let known = self.models.named(called).or_else(|| self.models.named(&other?));
+        known.or_else(|| {
+            let name = self.other_names.lock().get(called)?.1.clone()?;
+            self.models.named(&name)
+        })
     }
 
     /// What a model is, where it is loaded, or somebody asked about it before.

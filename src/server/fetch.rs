@@ -28,6 +28,12 @@ pub trait Fetch: Debug + Send + Sync {
 
 /// Who looks for models that others have brought.
 pub trait Look: Debug + Send + Sync {
+    /// The offer that is meant by another name of the same files, without asking anybody.
+    fn stands_for(&self, called: &str) -> Option<String>;
+
+    /// Whether all models of the machine are looked for.
+    fn is_all(&self) -> bool;
+
     /// Models that were not there before.
     fn look(&self) -> Vec<Offer>;
 }

@@ -9,9 +9,7 @@ use crate::support::*;
 /// With a home of its own, so that this machine's models are not among what is found.
 fn doctor(home: &str, args: &[&str]) -> Command {
     let mut command = command(&[&["doctor"], args].concat());
-    for name in
-        ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN", "OLLAMA_MODELS"]
-    {
+    for name in ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN"] {
         command.env_remove(name);
     }
     command.env("HOME", home).env_remove("HF_HUB_OFFLINE").env_remove("HF_ENDPOINT");
@@ -96,7 +94,7 @@ fn a_server_that_runs_is_told_of_with_its_models() {
             ),
         };
         assert!(ran.out.contains(&format!("port      {port} is taken: {said}\n")), "{}", ran.out);
-        assert!(ran.out.contains("→ it serves already: backstop ps shows its models"), "{}", ran.out);
+        assert!(ran.out.contains("→ it serves already: backstop ps --url http://127.0.0.1:"), "{}", ran.out);
         let found = &told["parts"]["port"]["who"];
         assert_eq!(found["program"], "backstop", "{told}");
         for (name, value) in who.as_object().unwrap() {

@@ -72,6 +72,8 @@ fn a_text_is_read_from_the_arguments_or_a_file() {
     assert_eq!(typed["tokens"], typed["text_tokens"]);
     let missing = "error: nowhere.txt: No such file or directory (os error 2)";
     refused(&["parity", "--text-file", "nowhere.txt"], 1, missing);
+    let twice = "error: --text-file is the text to read: leave TEXT out";
+    refused(&["parity", "Hello there", "--text-file", path], 2, twice);
     fs::write(path, b"ab\xff").unwrap();
     let bytes = format!("error: {path}: byte 2 (0xff) is not UTF-8: convert the text first, as with iconv");
     refused(&["parity", "--text-file", path], 1, &bytes);

@@ -27,6 +27,7 @@ pub fn command(args: &[&str]) -> Command {
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     hangs_up(&mut command);
+    signals::without_models(&mut command);
     command
 }
 

@@ -29,7 +29,7 @@ class Server:
     def __init__(self, *args, key=KEY):
         command = [BACKSTOP, "serve", "--port", "0", *(["--api-key", key] if key else []), *args]
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-        environment["HOME"] = "/nonexistent"
+        environment["HOME"] = environment["OLLAMA_MODELS"] = "/nonexistent"
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.url = None
         for line in self.process.stderr:

@@ -29,6 +29,16 @@ fn a_name_by_itself_is_talked_to() {
         terminal.shows("no PROMPT: give one, or `-` to type it here");
         assert_eq!(terminal.ends(), Some(2), "{args:?}");
     }
+    let ran = hub.run(home.path(), &["run", "-hf", "org/model", "-n", "2", "--no-summary", "-p", "Hello"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let ran = hub.run(home.path(), &["run", "org/model", "-ngl", "99", "Hello"]);
+    let expected = "error: -ngl is an option of llama.cpp: here, ";
+    assert!(ran.code == Some(2) && ran.err.starts_with(expected), "{}", ran.err);
+    for path in ["./nosuch.gguf", "nosuch.gguf", "/nosuch"] {
+        let ran = hub.run(home.path(), &["run", path]);
+        assert_eq!((ran.code, &*ran.out), (Some(1), ""), "{path}: {}", ran.err);
+        assert!(ran.err.contains(path), "{}", ran.err);
+    }
     let says = |args: &[&str]| hub.ok(home.path(), &[&["run", "--no-summary", "-n", "4"], args].concat()).out;
     assert_eq!(says(&["-m", "org/model", "-p", "- Hello"]), says(&["org/model", "-p", "- Hello"]));
 }

@@ -95,12 +95,20 @@ fn what_measures_takes_a_model_before_what_it_reads() {
     let bench = says(&["bench", "org/model", "-p", "4", "-n", "2", "--reps", "1"], "model");
     assert_eq!(bench["name"], "model");
 
-    let ran = hub.run(home.path(), &["perplexity", "org/model"]);
-    assert_eq!(ran.code, Some(1));
-    assert!(
-        ran.err.starts_with("error: org/model names a model, and the FILE to read is left out"),
-        "{}",
-        ran.err
+    for model in ["org/model", noise.path()] {
+        let ran = hub.run(home.path(), &["perplexity", model]);
+        let expected = format!(
+            "error: {model} is a model, and the FILE to read is left out: {model} FILE is expected\n"
+        );
+        assert_eq!((ran.code, ran.err), (Some(2), expected));
+    }
+    let ran = hub.run(home.path(), &["tasks", "-m", "org/model"]);
+    let expected = "error: the FILE to read is left out: [MODEL] FILE is expected\n";
+    assert_eq!((ran.code, &*ran.err), (Some(2), expected));
+    let ran = hub.run(home.path(), &["run", "org/model", "-p", "Hello", "-m", "org/other"]);
+    assert_eq!(
+        (ran.code, &*ran.err),
+        (Some(2), "error: the model is named twice: by itself, and by --model\n")
     );
     let ran = hub.run(home.path(), &["perplexity", "org/model", text, "--model", noise.path()]);
     assert_eq!(ran.code, Some(2), "{}", ran.err);

@@ -184,10 +184,84 @@ fn a_server_by_itself_offers_what_is_here() {
         has(&bare).len() == 2
     });
     assert!(came, "{:?}", has(&bare));
+    // A name that none has: what there is to do is not what is done already.
+    let none = json!({ "model": "none", "messages": [{ "role": "user", "content": "Hello" }] });
+    let (status, answer) = server.post("/v1/chat/completions", &none);
+    assert!(status == 404 && answer.contains("(`backstop pull NAME` brings one"), "{answer}");
     // Of what is said of one model, one is meant: the built-in one.
     let one = Server::start(&hub, home.path(), &["--alias", "mine"]);
     let names: Vec<_> = has(&one).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["stories", "mine"]);
+}
+
+/// What was pulled by one name is asked for by any that means it, whichever the server lists.
+#[test]
+fn a_model_is_asked_for_by_any_of_its_names() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    let gguf = std::fs::read(super::commands::GGUF).unwrap();
+    hub.put("Qwen/Qwen3-0.6B-GGUF", &[("Qwen3-0.6B-Q8_0.gguf", &gguf)]);
+    hub.put("org/other", &[("other-Q8_0.gguf", &gguf)]);
+    hub.ok(home.path(), &["pull", "qwen3:0.6b"]);
+    let bare = Server::start(&hub, home.path(), &[]);
+    let named = Server::start(&hub, home.path(), &["qwen3:0.6b"]);
+    hub.ok(home.path(), &["pull", "org/other"]);
+    let names = [
+        "qwen3:0.6b",
+        "Qwen3:0.6B",
+        "qwen3:0.6b:Q8_0",
+        "Qwen/Qwen3-0.6B-GGUF",
+        "Qwen/Qwen3-0.6B-GGUF:q8_0",
+        "hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0",
+    ];
+    for (server, path) in [(&bare, "/api/chat"), (&named, "/api/chat"), (&bare, "/v1/chat/completions")] {
+        for name in names {
+            let (status, answer) = server.post(path, &question(name));
+            assert_eq!(status, 200, "{path} {name}: {answer}");
+        }
+    }
+    let url = format!("http://{}", bare.address());
+    assert_eq!(hub.ok(home.path(), &["stop", "qwen3:0.6b", "--url", &url]).err.lines().count(), 1);
+    // Who pulls before each question needs no permission for what is here.
+    for name in ["qwen3:0.6b", "Qwen/Qwen3-0.6B-GGUF"] {
+        let (status, answer) = bare.post("/api/pull", &json!({ "model": name }));
+        assert!(status == 200 && answer.ends_with(r#"{"status":"success"}"#), "{answer}");
+    }
+    // Another model's names are its own, and what is not offered is not there.
+    for name in ["qwen3:1.7b", "org/other", "org/nothing"] {
+        let (status, answer) = named.post("/v1/chat/completions", &question(name));
+        assert_eq!(status, 404, "{name}: {answer}");
+    }
+    let (status, answer) = bare.post("/v1/chat/completions", &question("org/other"));
+    assert_eq!(status, 200, "{answer}");
+}
+
+/// Who names no model gets one that can talk, whatever else is here.
+#[test]
+fn a_server_by_itself_answers_who_names_no_model() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders/bert-mean");
+    let mut files = tree(&encoder);
+    for name in ["encoder", "broken"] {
+        if name == "broken" {
+            files.insert("config.json".into(), br#"{"model_type": "whisper"}"#.to_vec());
+        }
+        for (path, bytes) in &files {
+            let path = home.path().join(".lmstudio/models/aa").join(name).join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    let server = Server::start(&hub, home.path(), &[]);
+    let chat = json!({ "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 4 });
+    let (status, answer) = server.post("/v1/chat/completions", &chat);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(serde_json::from_str::<Value>(&answer).unwrap()["model"], "stories");
+    let models: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
+    let names: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(names, ["stories", "aa/broken", "aa/encoder"]);
+    // What no model could run on is told at the start.
+    let ran = hub.run(home.path(), &["serve", "--port", "0", "--backend", "metal"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
 }
 
 #[test]

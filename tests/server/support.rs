@@ -69,10 +69,7 @@ impl Server {
     fn by(mut command: Command) -> Self {
         command.env_remove("RUST_LOG").env_remove("BACKSTOP_API_KEY");
         // No models of the person whose machine this is.
-        for name in ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "OLLAMA_MODELS"] {
-            command.env_remove(name);
-        }
-        command.env("HOME", "/nonexistent");
+        signals::without_models(&mut command);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

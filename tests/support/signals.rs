@@ -17,6 +17,14 @@ pub fn hangs_up(command: &mut Command) {
     unsafe { command.pre_exec(default) };
 }
 
+/// Lets the program find no models of the person whose machine this is.
+pub fn without_models(command: &mut Command) {
+    for name in ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"] {
+        command.env_remove(name);
+    }
+    command.env("HOME", "/nonexistent").env("OLLAMA_MODELS", "/nonexistent");
+}
+
 /// The binary, to which SIGHUP is what it is after `nohup`: nothing.
 pub fn under_nohup(args: &[&str]) -> Command {
     let mut command = Command::new("sh");

@@ -31,7 +31,7 @@ pub struct TasksArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
     /// Threads of the CPU kernels [default: one per core].
-    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
     /// Print one JSON object.
     #[arg(long)]

@@ -23,8 +23,8 @@ pub struct FetchArgs {
 #[derive(Debug, ClapArgs)]
 pub struct ReadArgs {
     /// The model, where FILE follows: its name, directory or GGUF file [default: the built-in story model].
-    #[arg(value_name = "MODEL", required = true, add = ArgValueCompleter::new(models))]
-    first: PathBuf,
+    #[arg(value_name = "MODEL", add = ArgValueCompleter::new(models))]
+    first: Option<PathBuf>,
     /// What it reads. One argument by itself is FILE.
     #[arg(value_name = "FILE", conflicts_with = "model")]
     second: Option<PathBuf>,
@@ -33,12 +33,12 @@ pub struct ReadArgs {
 impl ReadArgs {
     /// The model that was typed before the file.
     pub fn model(&self) -> Option<&Path> {
-        self.second.as_ref().map(|_| &*self.first)
+        self.second.as_ref().and(self.first.as_deref())
     }
 
-    /// The file.
-    pub fn file(&self) -> &Path {
-        self.second.as_ref().unwrap_or(&self.first)
+    /// The file, where it was typed.
+    pub fn file(&self) -> Option<&Path> {
+        self.second.as_deref().or(self.first.as_deref())
     }
 }
 

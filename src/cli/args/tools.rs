@@ -53,6 +53,7 @@ pub struct DoctorArgs {
     pub json: bool,
     /// The port that `serve` is to take: whether it is free, or who listens there.
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 }
 

@@ -71,7 +71,7 @@ pub struct ImatrixArgs {
     #[arg(long)]
     pub process_output: bool,
     /// Threads of the CPU kernels [default: one per core].
-    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
 

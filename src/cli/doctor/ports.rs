@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::super::args::DEFAULT_PORT;
 use super::super::term;
 use super::Finding;
 
@@ -33,12 +34,21 @@ enum Who {
     Known(Known),
 }
 
+/// Why models are not told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Untold {
+    /// It asks for a key.
+    Key,
+    /// It takes longer, or answers something else.
+    Late,
+}
+
 #[derive(Debug, PartialEq)]
 struct Known {
     program: &'static str,
     version: Option<String>,
-    /// What it offers, and how many of it are loaded where it says that; none where it asks for a key or takes longer.
-    models: Option<(Vec<String>, Option<usize>)>,
+    /// What it offers, and how many of it are loaded where it says that; or why it tells none.
+    models: Result<(Vec<String>, Option<usize>), Untold>,
 }
 
 impl Who {
@@ -58,8 +68,8 @@ impl Who {
             Self::Other => json!({ "port": port, "listens": true, "answers": true, "program": null }),
             Self::Known(Known { program, version, models }) => json!({
                 "port": port, "listens": true, "answers": true, "program": program, "version": version,
-                "models": models.as_ref().map(|(names, _)| names),
-                "loaded": models.as_ref().and_then(|(_, loaded)| *loaded),
+                "models": models.as_ref().ok().map(|(names, _)| names),
+                "loaded": models.as_ref().ok().and_then(|(_, loaded)| *loaded),
             }),
         }
     }
@@ -69,9 +79,10 @@ impl Known {
     fn told(&self) -> String {
         let version = self.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
         let models = match &self.models {
-            None => ", which does not tell its models without a key".to_owned(),
-            Some((names, _)) if names.is_empty() => " without a model".to_owned(),
-            Some((names, loaded)) => {
+            Err(Untold::Key) => ", which does not tell its models without a key".to_owned(),
+            Err(Untold::Late) => ", which did not tell its models in time".to_owned(),
+            Ok((names, _)) if names.is_empty() => " without a model".to_owned(),
+            Ok((names, loaded)) => {
                 let count = plural(names.len(), "model");
                 let loaded = loaded.map(|loaded| format!(", {loaded} loaded")).unwrap_or_default();
                 let more = names.len().saturating_sub(NAMES);
@@ -122,17 +133,21 @@ fn found(port: u16, others: &[u16]) -> Finding {
     let finding = Finding::new("port", lines, json);
     match free.is_ok() {
         true => finding,
-        false if serves => finding.advise(
-            true,
-            "it serves already: backstop ps shows its models, and backstop serve --port N runs another beside it",
-        ),
+        false if serves => {
+            let url = match port {
+                DEFAULT_PORT => String::new(),
+                port => format!(" --url http://127.0.0.1:{port}"),
+            };
+            let what = "and backstop serve --port N runs another beside it";
+            finding.advise(true, format!("it serves already: backstop ps{url} shows its models, {what}"))
+        }
         false => finding.advise(true, "backstop serve --port N takes another, --port 0 one that is free"),
     }
 }
 
 /// Who listens at `port`, as far as can be told until `deadline`.
 fn who(port: u16, deadline: Instant) -> Who {
-    let ask = |path: &str| get(port, path, deadline);
+    let ask = |path: &str| get(port, path, deadline).map(|(_, answer)| answer);
     let text = |value: &Value| value.as_str().map(term::one_line);
     // Each is asked for what it alone has.
     let version = match ask("/api/version") {
@@ -140,9 +155,12 @@ fn who(port: u16, deadline: Instant) -> Who {
         Err(who) => return who,
     };
     let names = |path: &str, list: &str, name: &str| {
-        let answer = ask(path).ok()?;
-        let all = answer[list].as_array()?;
-        Some((all.iter().filter_map(|model| text(&model[name])).collect::<Vec<_>>(), answer))
+        let (status, answer) = get(port, path, deadline).map_err(|_| Untold::Late)?;
+        if matches!(status, 401 | 403) {
+            return Err(Untold::Key);
+        }
+        let all = answer[list].as_array().ok_or(Untold::Late)?;
+        Ok((all.iter().filter_map(|model| text(&model[name])).collect::<Vec<_>>(), answer))
     };
     let own = |version: Option<String>| {
         let loaded = |answer: &Value| {
@@ -170,8 +188,8 @@ fn who(port: u16, deadline: Instant) -> Who {
     }
 }
 
-/// The JSON that `path` answers with, null where it answers with something else; or who it is that does not.
-fn get(port: u16, path: &str, deadline: Instant) -> Result<Value, Who> {
+/// The status and the JSON that `path` answers with, null where it answers with something else; or who it is that does not.
+fn get(port: u16, path: &str, deadline: Instant) -> Result<(u16, Value), Who> {
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(Who::Silent) } else { Ok(left) }
@@ -200,8 +218,9 @@ fn get(port: u16, path: &str, deadline: Instant) -> Result<Value, Who> {
     if !text.starts_with("HTTP/1.") {
         return Err(Who::Silent);
     }
-    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok(backstop::strict_json(body).unwrap_or_default())
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    Ok((status, backstop::strict_json(body).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -255,14 +274,14 @@ mod tests {
             Who::Known(Known { program, version: version.map(str::to_owned), models })
         };
         let named =
-            |names: &[&str], loaded| Some((names.iter().map(|&name| name.to_owned()).collect(), loaded));
+            |names: &[&str], loaded| Ok((names.iter().map(|&name| name.to_owned()).collect(), loaded));
         let own = server(&[
             ("/api/version", r#"{"version": "0.12.6", "backstop": "0.1.0"}"#),
             ("/v1/models", LISTED),
         ]);
         assert_eq!(who(own, soon()), known(OWN, Some("0.1.0"), named(&["a", "b␛[2J"], Some(1))));
         let keyed = server(&[("/health", r#"{"status": "ok", "seconds_since_step": 0.5}"#)]);
-        assert_eq!(who(keyed, soon()), known(OWN, None, None));
+        assert_eq!(who(keyed, soon()), known(OWN, None, Err(Untold::Key)));
         let ollama = server(&[
             ("/api/version", r#"{"version": "0.12.6"}"#),
             ("/api/tags", r#"{"models": [{"name": "m:latest"}]}"#),
@@ -338,7 +357,7 @@ mod tests {
         );
         assert_eq!((finding.advice.len(), &finding.json["free"]), (0, &json!(true)));
         let names = (0..7).map(|i| i.to_string()).collect();
-        let many = Known { program: OLLAMA, version: None, models: Some((names, None)) };
+        let many = Known { program: OLLAMA, version: None, models: Ok((names, None)) };
         assert_eq!(many.told(), "Ollama with 7 models: 0, 1, 2, 3, 4 and 2 more");
     }
 }

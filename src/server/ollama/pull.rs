@@ -36,6 +36,16 @@ pub(crate) async fn pull(State(app): State<Arc<App>>, request: Request) -> Reply
     fields.ignore(&["username", "password"]);
     let caller = fields.caller().clone();
     fields.finish()?;
+    app.look_for(Some(&name), Dialect::Ollama).await;
+    if app.named(&name, Dialect::Ollama).is_some() {
+        // Who pulls before each question need not be allowed to, where it is here.
+        let lines = [json!({ "status": "pulling manifest" }), json!({ "status": "success" })];
+        if !streams {
+            return Ok(json_body(&lines[1]));
+        }
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        return Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(sse::LINES))], text).into_response());
+    }
     let Some(fetch) = app.options.fetch.clone() else {
         let what = "pull is not allowed here: backstop serve --pull allows it, and `backstop pull NAME` downloads, too";
         return Err(Failure::new(StatusCode::FORBIDDEN, what));

@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 pub fn run(options: &Options) -> Result<()> {
     let [connections, requests] = [options.connections, options.requests].map(NonZeroUsize::get);
-    let server = Server::backstop(&program(&options.backstop)?, &[])?;
+    let server = Server::backstop(&program(&options.backstop)?, &["stories"])?;
     measure(server.address, requests / 4)?;
     let mut alone = measure(server.address, requests)?;
     let (done, opened) = (AtomicBool::new(false), AtomicUsize::new(0));

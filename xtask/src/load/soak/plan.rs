@@ -39,7 +39,8 @@ impl Plan {
 
     /// What its server is started with, and `more`.
     pub fn args<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
-        let own = self.model.iter().chain(&self.args).map(String::as_str);
+        let model = self.model.as_deref().unwrap_or("stories");
+        let own = std::iter::once(model).chain(self.args.iter().map(String::as_str));
         own.chain(more.iter().copied()).collect()
     }
 }

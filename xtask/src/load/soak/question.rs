@@ -94,7 +94,7 @@ pub fn story(number: u64, words: usize) -> String {
 /// The texts that a single user is told, asked one after another of a server that does one at a time. No question finds what
 /// another has left.
 pub fn single_user(program: &Path, model: Option<&str>, questions: &[Question]) -> Result<Vec<Vec<String>>> {
-    let args: Vec<&str> = model.into_iter().chain(["--parallel", "1"]).collect();
+    let args = [model.unwrap_or("stories"), "--parallel", "1"];
     let server = Server::backstop(program, &args)?;
     let one = |(number, question): (usize, &Question)| -> Result<Vec<String>> {
         let mut body = question.body.clone();
