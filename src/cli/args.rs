@@ -26,6 +26,7 @@ pub use tools::{CompletionsArgs, DoctorArgs, ManArgs, PsArgs, ServerArgs, StopAr
 pub use written::{BundleArgs, FuseArgs, ImatrixArgs, QuantizeArgs};
 
 use super::here::models;
+use super::think::think;
 use super::times::{Idle, seconds};
 
 /// The port that `serve` listens on where nobody says another.
@@ -134,6 +135,10 @@ pub struct RunArgs {
     /// Instruction that the chat template puts before the prompt.
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub system: Option<String>,
+    /// Whether and how much the model thinks before it answers: on, off, minimal, low, medium or high [default: as its chat template has
+    /// it].
+    #[arg(long, value_name = "HOW", conflicts_with = "raw", value_parser = think)]
+    pub think: Option<String>,
     /// Continue the prompt as it is, without the model's chat template.
     #[arg(long)]
     pub raw: bool,
@@ -185,6 +190,10 @@ pub struct ChatArgs {
     /// Instruction that the chat template puts before the conversation.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Whether and how much the model thinks before it answers: on, off, minimal, low, medium or high [default: as its chat template has
+    /// it].
+    #[arg(long, value_name = "HOW", value_parser = think)]
+    pub think: Option<String>,
     /// Do not print the line of numbers that follows each answer on stderr.
     #[arg(long)]
     pub no_summary: bool,

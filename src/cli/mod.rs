@@ -34,6 +34,7 @@ mod summary;
 mod tasks;
 mod template;
 mod term;
+mod think;
 mod times;
 mod typed;
 mod whole;

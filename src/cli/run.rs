@@ -10,7 +10,7 @@ use backstop::{Chat, Message, Model, Options, Turn};
 use super::args::{ChatArgs, FormArgs, ModelArgs, RunArgs};
 use super::stream::{Output, print, stream};
 use super::summary::Summary;
-use super::{INTERRUPTED, Loaded, Usage, bundle, form, input, names, typed};
+use super::{INTERRUPTED, Loaded, Usage, bundle, form, input, names, think, typed};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
@@ -74,7 +74,8 @@ fn turn(
     }
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
     let messages = system.chain([Message::new("user", prompt)]).collect();
-    Ok(Some(model.prepare(&Chat::new(messages), grammar)?))
+    let variables = think::variables(args.think.as_deref());
+    Ok(Some(model.prepare(&Chat { variables, ..Chat::new(messages) }, grammar)?))
 }
 
 /// A conversation, where a model was named and nothing to say to it: what Ollama's `run` does, too.
@@ -90,6 +91,7 @@ fn converse(args: &RunArgs, model: ModelArgs) -> anyhow::Result<ExitCode> {
         model,
         session: args.session.clone(),
         system: args.system.clone(),
+        think: args.think.clone(),
         no_summary: args.no_summary,
         plain: false,
         no_history: false,

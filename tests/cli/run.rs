@@ -424,3 +424,33 @@ fn a_name_that_nothing_has_is_no_prompt() {
     assert_eq!((ran.code, &*ran.out), (Some(1), ""));
     assert!(ran.err.starts_with("error: qwen3:8b is not on this machine"), "{}", ran.err);
 }
+
+#[test]
+fn whether_it_thinks_is_told_to_the_template() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let asks = template(
+        "asks.jinja",
+        "{{ messages[0].content }}{% if enable_thinking is defined %} {{ enable_thinking }}{% endif %}",
+    );
+    let says = |template: &str, more: &[&str]| {
+        let args =
+            ["run", PROMPT, "-n", "12", "--no-summary", "--backend", "cpu", "--chat-template", template];
+        ok(&[&args[..], more].concat()).out
+    };
+    for (think, text) in [(&[][..], ""), (&["--think", "on"], " True"), (&["--think", "off"], " False")] {
+        let plain = template("plain.jinja", &format!("{{{{ messages[0].content }}}}{text}"));
+        assert_eq!(says(&asks, think), says(&plain, &[]), "{think:?}");
+    }
+    assert_ne!(says(&asks, &["--think", "on"]), says(&asks, &["--think", "off"]));
+    let ran = backstop(&["run", PROMPT, "--think", "much"]);
+    assert!(
+        ran.code == Some(2) && ran.err.contains("expected on, off, minimal, low, medium or high"),
+        "{}",
+        ran.err
+    );
+}

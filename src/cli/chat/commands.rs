@@ -108,6 +108,21 @@ pub fn help() -> String {
     text + KEYS
 }
 
+/// What a line that Ollama's `run` takes is here, where that is another one.
+pub fn of_ollama(line: &str) -> Option<String> {
+    let mut words = line.split_whitespace();
+    let (command, what) = (words.next()?, words.next()?);
+    let rest = || line.split_once(what).map_or("", |(_, rest)| rest.trim_start());
+    Some(match (command, what) {
+        ("/set", "parameter") => format!("/set {}", rest()),
+        ("/set", "system") => format!("/system {}", rest()),
+        ("/set", "think") if words.next().is_none() => "/set think on".to_owned(),
+        ("/set", "nothink") => "/set think off".to_owned(),
+        ("/show", "info" | "parameters" | "model") => "/show".to_owned(),
+        _ => return None,
+    })
+}
+
 /// The command that `typed` is.
 ///
 /// # Errors
@@ -138,6 +153,23 @@ fn nearest(typed: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ollama_takes_is_known() {
+        for (line, here) in [
+            ("/set parameter temperature 0.7", "/set temperature 0.7"),
+            ("/set  parameter  num_predict  5", "/set num_predict  5"),
+            ("/set system You are  short", "/system You are  short"),
+            ("/set think", "/set think on"),
+            ("/set nothink", "/set think off"),
+            ("/show info", "/show"),
+        ] {
+            assert_eq!(of_ollama(line).as_deref(), Some(here), "{line}");
+        }
+        for line in ["/set think high", "/set temperature 1", "/show", "/set", "hello there", ""] {
+            assert_eq!(of_ollama(line), None, "{line}");
+        }
+    }
 
     #[test]
     fn commands_are_found_and_near_ones_named() {

@@ -55,7 +55,7 @@ struct Total {
 
 impl Session {
     pub fn new(args: &ChatArgs, model: &Model, interactive: bool) -> anyhow::Result<Self> {
-        let settings = Settings::new(&args.sampling);
+        let settings = Settings::new(&args.sampling, args.think.as_deref());
         let mut session = Self {
             options: settings.options(model)?,
             settings,
@@ -100,6 +100,8 @@ impl Session {
 
     /// Takes a line: a command, or a turn.
     pub fn take(&mut self, model: &Model, line: &str) -> anyhow::Result<Next> {
+        let here = commands::of_ollama(line.trim());
+        let line = here.as_deref().unwrap_or(line);
         let (command, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
         let rest = rest.trim();
         if command.is_empty() {

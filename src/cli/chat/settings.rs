@@ -3,14 +3,13 @@
 use std::fmt::Display;
 
 use anyhow::anyhow;
-use backstop::text::effort;
 use backstop::{Model, Options, SamplingOptions};
 use serde_json::{Map, Value};
 
 use super::super::args::{SamplingArgs, at_least_one, seed};
 use super::super::stream::Thoughts;
 use super::super::summary::aligned;
-use super::super::{Usage, resolve_sampling};
+use super::super::{Usage, resolve_sampling, think};
 
 /// The value that takes a setting back.
 pub const DEFAULT: &str = "default";
@@ -40,8 +39,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub fn new(sampling: &SamplingArgs) -> Self {
-        Self { sampling: sampling.clone(), think: None, thoughts: Thoughts::Show }
+    pub fn new(sampling: &SamplingArgs, think: Option<&str>) -> Self {
+        Self { sampling: sampling.clone(), think: think.map(str::to_owned), thoughts: Thoughts::Show }
     }
 
     /// What a model is asked with.
@@ -55,14 +54,7 @@ impl Settings {
 
     /// What the chat template is told beside the messages.
     pub fn variables(&self) -> Map<String, Value> {
-        let mut variables = Map::new();
-        match self.think.as_deref() {
-            None => {}
-            Some("on") => backstop::text::thinking(true, &mut variables),
-            Some("off") => effort("none", &mut variables),
-            Some(much) => effort(much, &mut variables),
-        }
-        variables
+        think::variables(self.think.as_deref())
     }
 
     /// The settings with another value of one.
@@ -74,7 +66,7 @@ impl Settings {
         let mut new = self.clone();
         let s = &mut new.sampling;
         let set = match &*name {
-            "temperature" => number(value).map(|value| s.temperature = value),
+            "temperature" | "temp" => number(value).map(|value| s.temperature = value),
             "top-k" => number(value).map(|value| s.top_k = value),
             "top-p" => number(value).map(|value| s.top_p = value),
             "min-p" => number(value).map(|value| s.min_p = value),
@@ -83,8 +75,8 @@ impl Settings {
             "frequency-penalty" => number(value).map(|value| s.frequency_penalty = value),
             "seed" => given(value, |text| seed(if text == "random" { "-1" } else { text }))
                 .map(|value| s.seed = value),
-            "max-tokens" => given(value, at_least_one).map(|value| s.max_tokens = value),
-            "think" => given(value, think).map(|value| new.think = value),
+            "max-tokens" | "num-predict" => given(value, at_least_one).map(|value| s.max_tokens = value),
+            "think" => given(value, think::think).map(|value| new.think = value),
             "thoughts" => thoughts(value).map(|value| new.thoughts = value),
             _ => {
                 let near = NAMES.iter().map(|(known, _)| (strsim::osa_distance(&name, known), *known)).min();
@@ -158,15 +150,6 @@ fn given<T>(value: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Resul
 
 fn number<T: std::str::FromStr>(value: &str) -> Result<Option<T>, String> {
     given(value, |text| text.parse().map_err(|_| "expected a number".to_owned()))
-}
-
-fn think(value: &str) -> Result<String, String> {
-    match value {
-        "true" | "yes" => Ok("on".to_owned()),
-        "false" | "no" | "none" => Ok("off".to_owned()),
-        "on" | "off" | "minimal" | "low" | "medium" | "high" => Ok(value.to_owned()),
-        _ => Err("expected on, off, minimal, low, medium or high".to_owned()),
-    }
 }
 
 fn thoughts(value: &str) -> Result<Thoughts, String> {
