@@ -27,7 +27,10 @@ pub fn text(args: &ReadArgs) -> anyhow::Result<(&Path, String)> {
     let Some(path) = args.file() else {
         return Err(Usage("the FILE to read is left out: [MODEL] FILE is expected".to_owned()).into());
     };
-    if let Some(name) = path.to_str().filter(|name| args.model().is_none() && is_model(name)) {
+    let may_be_model = |name: &&str| path.exists() || !matches!(Name::parse(name), Ok(Name::Path(_)));
+    if let Some(name) =
+        path.to_str().filter(may_be_model).filter(|name| args.model().is_none() && is_model(name))
+    {
         let what = format!("{name} is a model, and the FILE to read is left out: {name} FILE is expected");
         return Err(Usage(what).into());
     }
@@ -53,7 +56,8 @@ pub fn is_model(text: &str) -> bool {
             let config = path.join("config.json");
             let is_directory = config.is_file() || bundle::reader(&config).is_ok();
             // What is written as a path of a model is one, also where it is not there.
-            let is_meant = !text.contains(char::is_whitespace)
+            let is_meant = !path.exists()
+                && !text.contains(char::is_whitespace)
                 && (text.ends_with(".gguf")
                     || ["/", "./", "../", "~/"].iter().any(|begin| text.starts_with(begin)));
             is_meant

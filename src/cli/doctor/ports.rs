@@ -227,6 +227,9 @@ fn get(port: u16, path: &str, deadline: Instant) -> Result<(u16, Value), Who> {
 mod tests {
     use super::*;
 
+    /// What is answered where a key is asked for.
+    const KEY: &str = "key";
+
     /// A server that answers paths with texts, and others with 404; each connection on a thread of its own.
     fn server(answers: &'static [(&'static str, &'static str)]) -> u16 {
         listens(move |mut stream| {
@@ -238,7 +241,11 @@ mod tests {
             let head = String::from_utf8(head).unwrap();
             let path = head.split(' ').nth(1).unwrap_or_default();
             let found = answers.iter().find(|(asked, _)| *asked == path);
-            let (status, body) = found.map_or((404, "{\"error\": \"no\"}"), |(_, body)| (200, *body));
+            let (status, body) = match found {
+                None => (404, "{\"error\": \"no\"}"),
+                Some((_, KEY)) => (401, "{\"error\": \"a key\"}"),
+                Some((_, body)) => (200, *body),
+            };
             let _ = write!(stream, "HTTP/1.1 {status} x\r\nConnection: close\r\n\r\n{body}");
         })
     }
@@ -280,8 +287,12 @@ mod tests {
             ("/v1/models", LISTED),
         ]);
         assert_eq!(who(own, soon()), known(OWN, Some("0.1.0"), named(&["a", "b␛[2J"], Some(1))));
-        let keyed = server(&[("/health", r#"{"status": "ok", "seconds_since_step": 0.5}"#)]);
+        let keyed =
+            server(&[("/health", r#"{"status": "ok", "seconds_since_step": 0.5}"#), ("/v1/models", KEY)]);
         assert_eq!(who(keyed, soon()), known(OWN, None, Err(Untold::Key)));
+        // What answers something else, or nothing in time.
+        let other = server(&[("/api/version", r#"{"version": "0.12.6"}"#)]);
+        assert_eq!(who(other, soon()), known(OLLAMA, Some("0.12.6"), Err(Untold::Late)));
         let ollama = server(&[
             ("/api/version", r#"{"version": "0.12.6"}"#),
             ("/api/tags", r#"{"models": [{"name": "m:latest"}]}"#),
