@@ -110,25 +110,25 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
     }))
 }
 
-/// The name in `{"model": NAME}`.
-async fn named(app: &Arc<App>, request: Request) -> Result<(String, Keep), Failure> {
+/// The name in `{"model": NAME}`, the model's own, and how long it is to stay.
+async fn named(app: &Arc<App>, request: Request) -> Result<(String, String, Keep), Failure> {
     let mut fields = fields(app, request).await?;
     let keep = chosen::keep(&mut fields)?;
     let name = fields.string("model")?;
     let name = fields.required("model", name)?;
     fields.finish()?;
     app.look_for(Some(&name), Dialect::OpenAi).await;
-    app.find(Some(&name), Dialect::OpenAi)?;
-    Ok((name, keep))
+    let own = app.find(Some(&name), Dialect::OpenAi)?;
+    Ok((name, own, keep))
 }
 
 /// `POST /v1/models/load`: `{"model": NAME}`; the answer comes when it is loaded.
 pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply {
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
-    let (name, keep) = named(&app, request).await?;
-    let lease = match app.models.lease(&name, keep) {
+    let (name, own, keep) = named(&app, request).await?;
+    let lease = match app.models.lease(&own, keep) {
         Some(lease) => lease,
-        None => chosen::lease(&app, &name, keep, &caller).await?,
+        None => chosen::lease(&app, &own, keep, &caller).await?,
     };
     let reply = json_body(&entry(&app, &status(&app, &name)?, &name));
     drop(lease);
@@ -137,8 +137,8 @@ pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Reply
 
 /// `POST /v1/models/unload`: `{"model": NAME}`; one that answers somebody is unloaded when it has.
 pub(crate) async fn unload(State(app): State<Arc<App>>, request: Request) -> Reply {
-    let (name, _) = named(&app, request).await?;
-    let (unloads, model) = (Arc::clone(&app), name.clone());
+    let (name, model, _) = named(&app, request).await?;
+    let unloads = Arc::clone(&app);
     let unloaded = tokio::task::spawn_blocking(move || {
         unloads.models.unload(&model)?;
         unloads.models.wait_unloaded(&model, GONE);

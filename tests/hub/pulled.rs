@@ -258,7 +258,7 @@ fn a_server_by_itself_answers_who_names_no_model() {
     assert_eq!(serde_json::from_str::<Value>(&answer).unwrap()["model"], "stories");
     let models: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
     let names: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
-    assert_eq!(names, ["stories", "aa/broken", "aa/encoder"]);
+    assert_eq!(names, ["stories", "aa/broken", "aa/broken:twin", "aa/encoder", "aa/encoder:twin"]);
     // What no model could run on is told at the start.
     let ran = hub.run(home.path(), &["serve", "--port", "0", "--backend", "metal"]);
     assert_eq!(ran.code, Some(1), "{}", ran.err);
