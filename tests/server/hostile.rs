@@ -262,8 +262,8 @@ fn routes_methods_and_models_that_are_not_there() {
     }
     assert_eq!(wrong.header("allow"), Some("POST"));
     let answer = server.post("/v1/chat/completions", &chat(json!({ "model": "gpt-4" })));
-    let wanted = "the model \"gpt-4\" does not exist, this server has \"stories\" (--all offers all that are on this \
-        machine, --alias NAME adds a name, --alias '*' takes any)";
+    let wanted = "the model \"gpt-4\" does not exist, this server has \"stories\" (`backstop pull NAME` brings one to \
+        this machine, --alias NAME adds a name, --alias '*' takes any)";
     assert_eq!(answer.refusal(404), wanted);
     assert_eq!(answer.json()["error"]["code"], "model_not_found");
     let any = Server::start(&["--alias", "*"]);
