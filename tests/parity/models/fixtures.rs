@@ -226,7 +226,7 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
                 let same = flips.different == 0 && flips.scales == 0;
                 let rms = match dtype {
                     DType::F32 if same => tolerance::logits_rms(dtype),
-                    _ => tolerance::quantized_cache_parity(dtype, kv_type),
+                    _ => tolerance::quantized_cache_parity(dtype, kv_type, has_experts),
                 };
                 assert!(mean <= rms, "{what}: {mean:.2e} in the mean; {flips:?}");
                 if dtype == DType::F32 {
