@@ -70,6 +70,10 @@ fn turn(
         if args.system.is_some() {
             bail!(super::no_template_for_system(model));
         }
+        if args.think.is_some() {
+            let what = format!("--think needs a chat template, and {} has none", model.info().name);
+            return Err(Usage(what).into());
+        }
         return Ok(None);
     }
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));

@@ -154,16 +154,18 @@ impl App {
 
     /// Finds out whether a name that no model has is another one of its files.
     async fn look_for_other_name(self: &Arc<Self>, called: &str) {
-        /// Names that are remembered.
-        const MOST: usize = 256;
-        let Some(look) = self.options.look.clone() else { return };
+        /// Names that are remembered, and bytes of the longest: none is longer that means anything.
+        const MOST: (usize, usize) = (256, 512);
+        let Some(look) = self.options.look.clone().filter(|_| called.len() <= MOST.1) else { return };
+        // One at a time: each looks through folders.
+        let _alone = self.looked.lock().await;
         if self.other_names.lock().get(called).is_some_and(|(when, _)| when.elapsed() < LOOK) {
             return;
         }
         let name = called.to_owned();
         let found = tokio::task::spawn_blocking(move || look.stands_for(&name)).await;
         let mut names = self.other_names.lock();
-        if names.len() >= MOST {
+        if names.len() >= MOST.0 {
             names.clear();
         }
         names.insert(called.to_owned(), (Instant::now(), found.ok().flatten()));

@@ -447,6 +447,9 @@ fn whether_it_thinks_is_told_to_the_template() {
         assert_eq!(says(&asks, think), says(&plain, &[]), "{think:?}");
     }
     assert_ne!(says(&asks, &["--think", "on"]), says(&asks, &["--think", "off"]));
+    let noise = Noise::plain();
+    let ran = backstop(&["run", PROMPT, "--think", "on", "--model", noise.path()]);
+    assert!(ran.code == Some(2) && ran.err.contains("--think needs a chat template"), "{}", ran.err);
     let ran = backstop(&["run", PROMPT, "--think", "much"]);
     assert!(
         ran.code == Some(2) && ran.err.contains("expected on, off, minimal, low, medium or high"),

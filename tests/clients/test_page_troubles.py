@@ -164,7 +164,8 @@ class Refused(Troubled):
         self.ask(page, "Still there?")
         expect(page.locator(ALERT).get_by_role("button")).to_have_text(["Try again"])
 
-    def test_a_connection_that_is_reset_leaves_what_came(self):
+    def half_answered(self):
+        """A page that has half of an answer, and what may break it off."""
         page = self.open()
         broken = Breaking("Half of an answer")
         self.addCleanup(broken.stop)
@@ -172,6 +173,10 @@ class Refused(Troubled):
         page.fill("#question", "Hi")
         page.press("#question", "Enter")
         self.sees(page, ANSWER, ["Half of an answer"])
+        return page, broken
+
+    def test_a_connection_that_is_reset_leaves_what_came(self):
+        page, broken = self.half_answered()
         page.route(MODELS, lambda route: route.abort())
         broken.cut.set()
         expect(page.locator(ALERT)).to_contain_text("The connection to the server broke.")
@@ -190,13 +195,7 @@ class Refused(Troubled):
         self.sees(page, ANSWER, ["Half of an answer, and the rest."])
 
     def test_a_page_that_is_left_says_that_an_answer_is_not_whole(self):
-        page = self.open()
-        broken = Breaking("Half of an answer")
-        self.addCleanup(broken.stop)
-        page.route(CHAT, lambda route: route.continue_(url=broken.url))
-        page.fill("#question", "Hi")
-        page.press("#question", "Enter")
-        self.sees(page, ANSWER, ["Half of an answer"])
+        page, broken = self.half_answered()
         for _ in range(600):
             if page.evaluate(STORED, "Half of an answer"):
                 break
