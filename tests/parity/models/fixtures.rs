@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use backstop::backend::LlmBackendKind;
 use backstop::backend::batch::Batch;
-use backstop::backend::kv::{CodeRows, GROUP, KvType};
+use backstop::backend::kv::{CodeRows, GROUP, HostKv, KvType};
 use backstop::backend::ops::StateSpec;
+use backstop::backend::{LayerState, LlmBackendKind};
+use backstop::engine::Runtime;
 use backstop::quant::repack::MlxForm;
 use backstop::tensor::DType;
 use backstop::weights::Stored;
@@ -56,16 +57,16 @@ fn exact_backends(path: &Path) -> Vec<LlmBackendKind> {
 
 /// Logits of prompt and continuation: the prompt in steps of at most `chunk` tokens, then token by token from the cache.
 pub(super) fn cached(path: &Path, options: LoadOptions, expected: &Expected, chunk: usize) -> Vec<Vec<f32>> {
-    cached_with_codes(path, options, expected, chunk).0
+    cached_with_states(path, options, expected, chunk).0
 }
 
-/// The same, and what each layer's cache holds at the end, where that is codes.
-fn cached_with_codes(
+/// The same, and each layer's cache at the end.
+fn cached_with_states(
     path: &Path,
     options: LoadOptions,
     expected: &Expected,
     chunk: usize,
-) -> (Vec<Vec<f32>>, Vec<[CodeRows; 2]>) {
+) -> (Vec<Vec<f32>>, Vec<HostKv>) {
     let model = load(path, options);
     let (tokens, prompt) = (expected.tokens(), expected.prompt.len());
     model
@@ -84,11 +85,51 @@ fn cached_with_codes(
             }
             assert_eq!(state.kv.len(), tokens.len());
             let layers = state.kv.layers.iter();
-            let codes = layers
-                .filter_map(|layer| runtime.dispatch().state_to_host(layer).unwrap().read_codes().unwrap());
-            (rows, codes.collect())
+            (rows, layers.map(|layer| runtime.dispatch().state_to_host(layer).unwrap()).collect())
         })
         .unwrap()
+}
+
+/// The logits of each token alone, behind what `caches` hold of all before it, and what each then wrote into them: what another
+/// backend rounded is thereby no difference to what follows.
+fn behind(
+    path: &Path,
+    options: LoadOptions,
+    expected: &Expected,
+    caches: Vec<HostKv>,
+) -> (Vec<Vec<f32>>, Vec<Vec<[CodeRows; 2]>>) {
+    let model = load(path, options);
+    let (tokens, prompt) = (expected.tokens(), expected.prompt.len());
+    let run = move |runtime: &Runtime| {
+        let mut state = runtime.sequence(prompt);
+        let one = |at: usize| {
+            for (layer, cache) in state.kv.layers.iter_mut().zip(&caches) {
+                let mut cache = cache.clone();
+                cache.truncate(at);
+                *layer = LayerState::Host(cache);
+            }
+            let batch = Batch::of(&[(at, &tokens[at..=at])]);
+            let logits = runtime.step(&batch, std::slice::from_mut(&mut state)).unwrap().row(0).to_vec();
+            let layers = state.kv.layers.iter();
+            let kept = layers.map(|layer| {
+                let codes = runtime.dispatch().state_to_host(layer).unwrap().read_codes().unwrap().unwrap();
+                codes.map(|rows| row(&rows, at, at + 1))
+            });
+            (logits, kept.collect())
+        };
+        (0..tokens.len()).map(one).unzip()
+    };
+    model.engine().with(run).unwrap()
+}
+
+/// The row of the token at `at` among those of `len` tokens.
+fn row(rows: &CodeRows, at: usize, len: usize) -> CodeRows {
+    let [codes, groups] = [rows.codes.len() / len, rows.scales.len() / len];
+    CodeRows {
+        codes: rows.codes[at * codes..][..codes].to_vec(),
+        scales: rows.scales[at * groups..][..groups].to_vec(),
+        biases: rows.biases[at * groups..][..groups].to_vec(),
+    }
 }
 
 #[test]
@@ -147,31 +188,38 @@ struct Flips {
     scales: usize,
 }
 
-fn flips(head_dim: usize, a: &[[CodeRows; 2]], b: &[[CodeRows; 2]]) -> Flips {
-    let mut flips = Flips::default();
-    assert!(!a.is_empty() && a.len() == b.len());
-    for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
-        assert_eq!((a.codes.len(), a.scales.len()), (b.codes.len(), b.scales.len()));
-        flips.codes += a.codes.len();
-        let same = |group: usize| (a.scales[group], a.biases[group]) == (b.scales[group], b.biases[group]);
-        let groups = head_dim.div_ceil(GROUP);
-        // Of layers whose heads are others, which have one group here, too.
-        let head_dim = if groups == 1 { a.codes.len() / a.scales.len().max(1) } else { head_dim };
-        let pairs = a.codes.iter().zip(&b.codes).enumerate();
-        for (at, (a, b)) in pairs.filter(|(_, (a, b))| a != b) {
-            flips.different += 1;
-            if same(at / head_dim * groups + at % head_dim / GROUP) {
-                flips.furthest = flips.furthest.max(a.abs_diff(*b));
-            }
-        }
-        let edges = a.scales.iter().chain(&a.biases).zip(b.scales.iter().chain(&b.biases));
-        flips.scales += edges.filter(|(a, b)| a != b).count();
+impl Flips {
+    /// Codes, scales and biases that are not the same.
+    fn turned(&self) -> usize {
+        self.different + self.scales
     }
-    flips
+
+    fn add(&mut self, head_dim: usize, a: &[[CodeRows; 2]], b: &[[CodeRows; 2]]) {
+        assert!(!a.is_empty() && a.len() == b.len());
+        for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
+            assert_eq!((a.codes.len(), a.scales.len()), (b.codes.len(), b.scales.len()));
+            self.codes += a.codes.len();
+            let same =
+                |group: usize| (a.scales[group], a.biases[group]) == (b.scales[group], b.biases[group]);
+            let groups = head_dim.div_ceil(GROUP);
+            // Of layers whose heads are others, which have one group here, too.
+            let head_dim = if groups == 1 { a.codes.len() / a.scales.len().max(1) } else { head_dim };
+            let pairs = a.codes.iter().zip(&b.codes).enumerate();
+            for (at, (a, b)) in pairs.filter(|(_, (a, b))| a != b) {
+                self.different += 1;
+                if same(at / head_dim * groups + at % head_dim / GROUP) {
+                    self.furthest = self.furthest.max(a.abs_diff(*b));
+                }
+            }
+            let edges = a.scales.iter().chain(&a.biases).zip(b.scales.iter().chain(&b.biases));
+            self.scales += edges.filter(|(a, b)| a != b).count();
+        }
+    }
 }
 
 /// Both backends round K and V to the same codes. An activation that differs in its last bits may take the neighbouring code,
-/// or move a scale, which is why logits are further apart than with a cache of floats: in `f32`, where and only where one did.
+/// or move a scale, which later layers and later tokens then amplify. So the CPU computes each token behind the codes of the other
+/// backend: in `f32` a token whose own codes are the same has the logits that it has with a cache of floats, and few have others.
 /// Against a cache of floats, rounding shows.
 #[test]
 fn quantized_caches_agree_between_the_backends_and_with_floats() {
@@ -183,7 +231,7 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
         }
         let expected = Expected::load(&path);
         let on = |kind, kv_type| {
-            cached_with_codes(&path, LoadOptions { kv_type: Some(kv_type), ..options(kind) }, &expected, 7)
+            cached_with_states(&path, LoadOptions { kv_type: Some(kv_type), ..options(kind) }, &expected, 7)
         };
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let info = load(&path, options(LlmBackendKind::Cpu)).info().clone();
@@ -201,10 +249,10 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
         }
         let has_experts = info.config.experts.is_some();
         let undivided = info.config.attention_multiplier == Some(1.0);
-        let (floats, none) = on(LlmBackendKind::Cpu, KvType::F32);
-        assert!(none.is_empty());
+        let (floats, caches) = on(LlmBackendKind::Cpu, KvType::F32);
+        assert!(caches.iter().all(|cache| cache.read_codes().unwrap().is_none()));
         for kv_type in [KvType::Q8, KvType::Q4] {
-            let (cpu, cpu_codes) = on(LlmBackendKind::Cpu, kv_type);
+            let (cpu, _) = on(LlmBackendKind::Cpu, kv_type);
             let rms = match has_experts {
                 true => tolerance::routed_cache(kv_type),
                 false if undivided => tolerance::quantized_cache_of_undivided_scores(kv_type),
@@ -217,22 +265,36 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
             assert!(mean > 0.0 && mean <= rms, "{name}, {kv_type}: {mean:.2e} in the mean");
             for kind in exact_backends(&path).into_iter().filter(|kind| *kind != LlmBackendKind::Cpu) {
                 let what = format!("{name}, {kv_type} on {kind}");
-                let (got, codes) = on(kind, kv_type);
-                let flips = flips(head_dim, &codes, &cpu_codes);
-                let (apart, mean) = close(&what, &got, &cpu, f32::INFINITY);
+                let (got, caches) = on(kind, kv_type);
+                let codes: Vec<_> = caches.iter().map(|cache| cache.read_codes().unwrap().unwrap()).collect();
+                let on_cpu = LoadOptions { kv_type: Some(kv_type), ..options(LlmBackendKind::Cpu) };
+                let (alone, kept) = behind(&path, on_cpu, &expected, caches);
+                let mut flips = Flips::default();
+                let mut same = [Vec::new(), Vec::new()];
+                for (at, kept) in kept.iter().enumerate() {
+                    let of_row = |rows: &[CodeRows; 2]| rows.each_ref().map(|rows| row(rows, at, got.len()));
+                    let before = flips.turned();
+                    flips.add(head_dim, &codes.iter().map(of_row).collect::<Vec<_>>(), kept);
+                    if flips.turned() == before {
+                        same[0].push(got[at].clone());
+                        same[1].push(alone[at].clone());
+                    }
+                }
+                let turned = got.len() - same[0].len();
+                let (apart, mean) = close(&what, &got, &alone, f32::INFINITY);
                 println!(
-                    "{what}: {apart:.2e} standard deviations from the CPU, {mean:.2e} in the mean; {flips:?}"
+                    "{what}: {apart:.2e} standard deviations from the CPU, {mean:.2e} in the mean; {flips:?} in {turned} tokens"
                 );
-                let same = flips.different == 0 && flips.scales == 0;
-                let rms = match dtype {
-                    DType::F32 if same => tolerance::logits_rms(dtype),
-                    _ => tolerance::quantized_cache_parity(dtype, kv_type, has_experts),
-                };
+                let rms = tolerance::quantized_cache_parity(dtype, kv_type, has_experts);
                 assert!(mean <= rms, "{what}: {mean:.2e} in the mean; {flips:?}");
                 if dtype == DType::F32 {
                     assert!(flips.furthest <= 1, "{what}: {flips:?}");
-                    // One code that turned moves what later layers round: seen are 15 of 3,456.
-                    assert!(flips.different * 100 <= flips.codes, "{what}: {flips:?}");
+                    // Seen are 2 of 6,240.
+                    assert!(flips.different * 500 <= flips.codes, "{what}: {flips:?}");
+                    // Seen are 2 of 34.
+                    assert!(turned * 10 <= got.len(), "{what}: codes of {turned} of {} tokens", got.len());
+                    let (_, mean) = close(&what, &same[0], &same[1], tolerance::logits(dtype));
+                    assert!(mean <= tolerance::logits_rms(dtype), "{what}: {mean:.2e} with the same codes");
                 }
             }
         }
