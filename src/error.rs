@@ -125,6 +125,15 @@ pub enum Error {
         expected: &'static str,
     },
 
+    /// A context was asked for that is longer than what the model was trained for.
+    #[error("ctx is {asked}, expected at most {trained}, what the model was trained for")]
+    Context {
+        /// Tokens that were asked for.
+        asked: usize,
+        /// Tokens that the model was trained for.
+        trained: usize,
+    },
+
     /// The tokenizer failed on a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -177,7 +186,7 @@ pub enum Error {
     },
 
     /// There is not enough memory for what was asked.
-    #[error("{what} needs {needed} bytes, {available} are available")]
+    #[error("{what} needs {}, {} are available", Size(*needed), Size(*available))]
     Memory {
         /// What the memory was for.
         what: String,

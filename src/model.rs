@@ -458,12 +458,10 @@ impl Model {
         let dtype = files.dtype();
         let kv_type = options.kv_type.unwrap_or(dtype.into());
         let trained = files.config().max_context();
-        if let Some(context) = options.context.filter(|context| !(1..=trained).contains(context)) {
-            return Err(Error::Option {
-                option: "ctx",
-                got: context.to_string(),
-                expected: "at least 1 and at most what the model was trained for (`backstop inspect` shows it)",
-            });
+        match options.context {
+            Some(0) => return Err(Error::Option { option: "ctx", got: "0".into(), expected: "at least 1" }),
+            Some(asked) if asked > trained => return Err(Error::Context { asked, trained }),
+            _ => {}
         }
         let draft = files.draft(&options)?;
         let beside = |need: MemoryNeed, backend, context| match &draft {

@@ -57,20 +57,24 @@ pub enum Command {
     /// Hold a conversation.
     Chat(ChatArgs),
     /// Serve models over HTTP, by the APIs of OpenAI, Anthropic and Ollama.
+    #[command(aliases = ["server", "start"])]
     Serve(ServeArgs),
     /// Show what a model is and needs, without loading it.
-    #[command(visible_alias = "show")]
+    #[command(visible_alias = "show", alias = "info")]
     Inspect(InspectArgs),
     /// Download a model by its name.
+    #[command(aliases = ["download", "get"])]
     Pull(PullArgs),
     /// List the models on this machine: of the Hugging Face cache, of LM Studio and of Ollama.
     #[command(visible_alias = "ls")]
     List(ListArgs),
     /// Remove a model from the Hugging Face cache.
+    #[command(aliases = ["remove", "delete"])]
     Rm(RmArgs),
     /// Show the models that a running server holds.
     Ps(PsArgs),
     /// Have a running server unload a model.
+    #[command(alias = "unload")]
     Stop(StopArgs),
     /// Show the prompt that a conversation becomes, and its tokens.
     Template(TemplateArgs),
@@ -116,8 +120,9 @@ pub struct RunArgs {
     pub first: Option<String>,
     /// The text to begin with; `-`, or none where stdin is not a terminal, reads it from stdin
     /// (one line end at the end of stdin is not part of it). What is piped in beside a text follows it, after an empty line.
+    /// Several words are one text.
     #[arg(value_name = "PROMPT", conflicts_with = "model")]
-    pub second: Option<String>,
+    pub second: Vec<String>,
     /// The prompt, as other programs have it typed.
     #[arg(
         short,

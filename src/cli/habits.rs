@@ -23,11 +23,50 @@ const OTHERS: [(&[&str], &str); 9] = [
     (&["--mlock"], "weights are mapped; --no-mmap reads them into memory"),
 ];
 
-/// The words with those of llama.cpp in place of which there are others.
+/// Options of Ollama's `run`, as [`OTHERS`].
+const OLLAMAS: [(&[&str], &str); 5] = [
+    (&["--format"], "--schema '{}' has JSON written, and --schema FILE what a schema allows"),
+    (
+        &["--keepalive"],
+        "`backstop run` ends with its answer; of a server, --idle-unload says how long it keeps models",
+    ),
+    (&["--hidethinking"], "--think off has the model not think"),
+    (&["--nowordwrap"], "text is never wrapped, and there is nothing to say"),
+    (&["--insecure"], "the hub is HF_ENDPOINT, which may be an http address"),
+];
+
+/// Commands that there are elsewhere, and what there is in place of each.
+const COMMANDS: [(&[&str], &str); 7] = [
+    (
+        &["create"],
+        "a model's files are run as they are: --system and --temperature say the rest, and `backstop quantize` writes a model in fewer bits",
+    ),
+    (&["status"], "`backstop ps` shows what a server holds, and `backstop doctor` what this machine can do"),
+    (&["cp", "copy"], "a model goes by its own name, and `backstop serve --alias NAME` gives it another"),
+    (
+        &["push", "login", "signin", "logout", "signout"],
+        "nothing is uploaded; a token for the hub is HF_TOKEN, or what `hf auth login` leaves",
+    ),
+    (&["load"], "`backstop serve MODEL` loads a model, and `backstop chat MODEL` talks to it"),
+    (&["launch"], "docs/server.md says what to write into the settings of other programs"),
+    (&["convert"], "`backstop quantize` writes a model in fewer bits, as safetensors or GGUF"),
+];
+
+/// The words with those of other programs in place of which there are others.
 ///
 /// # Errors
-/// A word of llama.cpp that has no other here.
+/// A word of another program that has no other here.
 pub fn translated(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Usage> {
+    if let Some(command) = typed.get(1).and_then(|word| word.to_str()) {
+        if let Some((_, what)) = COMMANDS.iter().find(|(names, _)| names.contains(&command)) {
+            return Err(Usage(format!("there is no command {command}: {what}")));
+        }
+        match command {
+            "search" => drop(typed.splice(1..2, ["list".into(), "--names".into()])),
+            "version" => typed[1] = "--version".into(),
+            _ => {}
+        }
+    }
     for word in typed.iter_mut().skip(1) {
         match word.to_str() {
             Some("--") => break,
@@ -35,6 +74,14 @@ pub fn translated(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Usage> {
             Some(text) => {
                 if let Some((_, what)) = OTHERS.iter().find(|(names, _)| names.contains(&text)) {
                     return Err(Usage(format!("{text} is an option of llama.cpp: here, {what}")));
+                }
+                let name = text.split('=').next().unwrap_or(text);
+                if let Some((_, what)) = OLLAMAS.iter().find(|(names, _)| names.contains(&name)) {
+                    return Err(Usage(format!("{name} is an option of Ollama: here, {what}")));
+                }
+                // As Python has options: `--top_k`.
+                if name.starts_with("--") && name.contains('_') {
+                    *word = format!("{}{}", name.replace('_', "-"), &text[name.len()..]).into();
                 }
             }
             None => {}
@@ -55,13 +102,20 @@ mod tests {
             ("backstop run --hf-repo org/name -p x", "backstop run --model org/name -p x"),
             ("backstop run -- -hf", "backstop run -- -hf"),
             ("-hf", "-hf"),
+            ("backstop run m --top_k 3 --min_p=0.1 a_b", "backstop run m --top-k 3 --min-p=0.1 a_b"),
+            ("backstop search qwen3", "backstop list --names qwen3"),
+            ("backstop version", "backstop --version"),
         ] {
             assert_eq!(translated(words(typed)).unwrap(), words(taken), "{typed}");
         }
         let refused = |typed: &str| translated(words(typed)).unwrap_err().0;
         assert!(refused("backstop run m -ngl 99 x").starts_with("-ngl is an option of llama.cpp: here, "));
         assert!(refused("backstop serve m -np 4").contains("--parallel N"));
-        // None of them is an option here.
+        assert!(
+            refused("backstop run m --format json x").starts_with("--format is an option of Ollama: here, ")
+        );
+        assert!(refused("backstop create m -f Modelfile").starts_with("there is no command create: "));
+        // None of them is an option or a command here.
         use clap::CommandFactory;
         let command = crate::cli::Args::command();
         let taken = |name: &str| {
@@ -71,8 +125,11 @@ mod tests {
             })
         };
         assert!(taken("-m") && taken("--model"));
-        for name in OTHERS.iter().flat_map(|(names, _)| *names) {
+        for name in OTHERS.iter().chain(&OLLAMAS).flat_map(|(names, _)| *names) {
             assert!(!taken(name), "{name}");
+        }
+        for name in COMMANDS.iter().flat_map(|(names, _)| *names).chain(&["search", "version"]) {
+            assert!(command.find_subcommand(name).is_none(), "{name}");
         }
     }
 }

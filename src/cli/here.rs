@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use backstop::hub::{self, Cache, Form, Origin, Settings, short_names};
+use backstop::hub::{self, Cache, Form, Origin, Settings, ShortVariant, short_names};
 use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter};
 
 /// Whether the shell that asks for words quotes them.
@@ -23,6 +23,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// The short name that stands for it, where there is one.
+    pub fn short_name(&self) -> Option<&'static str> {
+        let (id, variant) = self.name.split_once(':').unwrap_or((&self.name, ""));
+        let is_it = |of: &ShortVariant| {
+            of.repository.eq_ignore_ascii_case(id)
+                && of.within().is_none_or(|own| own.eq_ignore_ascii_case(variant))
+        };
+        let of = short_names().iter().find(|short| short.variants.iter().any(is_it))?;
+        Some(&of.name)
+    }
+
     /// When it came: when the file was written, or of several the directory.
     pub fn modified(&self) -> Option<SystemTime> {
         self.path.metadata().ok()?.modified().ok()

@@ -1,12 +1,14 @@
 //! `backstop list` and `backstop rm`: the models on this machine.
 
+use std::fmt;
 use std::io::{IsTerminal, stderr, stdin};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::bail;
-use backstop::backend::select::Bytes;
+use anyhow::{anyhow, bail};
+use backstop::backend::select::{BackendRequest, Bytes};
 use backstop::hub::{self, Cache, Name, Settings, short_names};
+use backstop::{Error, HubFault};
 use serde_json::{Value, json};
 
 use super::args::{ListArgs, RmArgs};
@@ -14,24 +16,34 @@ use super::here::{Row, rows};
 use super::stream::print;
 use super::summary::aligned;
 use super::times::ago;
-use super::{Usage, names, term};
+use super::{Usage, names, pull, term};
 
 pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+    let word = args.word.as_deref().map(str::to_lowercase);
+    let word = word.as_deref();
     if args.names {
-        return list_names(args.json);
+        return list_names(word, args.json);
     }
     let settings = Settings::from_env()?;
-    let rows = rows(&settings)?;
+    let mut rows = rows(&settings)?;
+    let all = rows.len();
+    rows.retain(|row| [Some(&*row.name), row.short_name()].into_iter().flatten().any(|name| has(name, word)));
     if args.json {
         let row = |row: &Row| {
             json!({
-                "name": row.name, "form": row.form, "bytes": row.bytes, "origin": row.origin.name(),
+                "name": row.name, "short_name": row.short_name(), "form": row.form, "bytes": row.bytes, "origin": row.origin.name(),
                 "path": row.path.display().to_string(), "complete": row.whole,
                 "modified": row.modified().and_then(since_epoch),
             })
         };
         let all: Vec<Value> = rows.iter().map(row).collect();
         print(&format!("{}\n", json!({ "cache": settings.cache.display().to_string(), "models": all })))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let (true, Some(word)) = (rows.is_empty() && all > 0, &args.word) {
+        term::note(format_args!(
+            "none of {all} models on this machine has {word} in its name; `backstop list --names {word}` looks through short names"
+        ));
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
@@ -52,7 +64,17 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
             row.modified().and_then(|then| then.elapsed().ok()).map(ago).unwrap_or_default(),
         ]
     }));
-    print(&aligned(&lines, 3))?;
+    let short: Vec<&str> = rows.iter().map(|row| row.short_name().unwrap_or_default()).collect();
+    if short.iter().all(|name| name.is_empty()) {
+        print(&aligned(&lines, 3))?;
+    } else {
+        let short = ["SHORT NAME"].into_iter().chain(short).map(str::to_owned);
+        let beside = |(line, short): ([String; 5], String)| {
+            let [name, form, origin, size, modified] = line;
+            [name, short, form, origin, size, modified]
+        };
+        print(&aligned(&lines.into_iter().zip(short).map(beside).collect::<Vec<_>>(), 4))?;
+    }
     if let Some(row) = rows.iter().find(|row| !row.whole) {
         term::note(format_args!(
             "note: files of what is incomplete are missing: `backstop pull {}` completes it",
@@ -67,20 +89,43 @@ fn since_epoch(time: SystemTime) -> Option<u64> {
     Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// The table of short names.
-fn list_names(as_json: bool) -> anyhow::Result<ExitCode> {
+fn has(name: &str, word: Option<&str>) -> bool {
+    word.is_none_or(|word| name.to_lowercase().contains(word))
+}
+
+/// The table of short names, and what of it fits this machine.
+fn list_names(word: Option<&str>, as_json: bool) -> anyhow::Result<ExitCode> {
+    let fit = pull::fit(BackendRequest::Auto, None);
+    let is_asked = |short: &&hub::ShortName| {
+        has(&short.name, word)
+            || short.aliases.iter().any(|alias| has(alias, word))
+            || short.variants.iter().any(|of| has(&of.repository, word))
+    };
+    let asked = || short_names().iter().filter(is_asked);
     if as_json {
-        let variant = |of: &hub::ShortVariant| json!({ "variant": of.variant, "repository": of.repository, "bytes": of.bytes });
+        let variant = |of: &hub::ShortVariant| {
+            json!({
+                "variant": of.variant, "repository": of.repository, "bytes": of.bytes, "fits": of.fits(fit),
+            })
+        };
         let short = |short: &hub::ShortName| {
             let variants: Vec<Value> = short.variants.iter().map(variant).collect();
             json!({ "name": short.name, "aliases": short.aliases, "variants": variants })
         };
-        let all: Vec<Value> = short_names().iter().map(short).collect();
+        let all: Vec<Value> = asked().map(short).collect();
         print(&format!("{}\n", json!({ "names": all })))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut lines = vec![["NAME", "VARIANT", "REPOSITORY", "SIZE"].map(str::to_owned)];
-    for short in short_names() {
+    if asked().next().is_none() {
+        let all = short_names().len();
+        term::note(format_args!(
+            "none of {all} short names has {} in it: any repository of the hub is pulled as org/name",
+            word.unwrap_or_default()
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut lines = vec![["NAME", "VARIANT", "REPOSITORY", "SIZE", "FITS"].map(str::to_owned)];
+    for short in asked() {
         for (i, of) in short.variants.iter().enumerate() {
             let name = if i == 0 { short.name.clone() } else { String::new() };
             lines.push([
@@ -88,6 +133,7 @@ fn list_names(as_json: bool) -> anyhow::Result<ExitCode> {
                 of.variant.clone(),
                 of.repository.clone(),
                 format!("about {}", Bytes(of.bytes)),
+                if of.fits(fit) { "yes" } else { "no" }.to_owned(),
             ]);
         }
     }
@@ -97,61 +143,100 @@ fn list_names(as_json: bool) -> anyhow::Result<ExitCode> {
 
 pub fn rm(args: &RmArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::from_env()?;
-    let name = Name::parse(&args.name)?;
     let cache = Cache::new(&settings.cache);
-    let (id, revision, variant) = match &name {
-        Name::Path(path) => {
-            return Err(Usage(format!("{}: a path is yours to remove: rm", path.display())).into());
-        }
-        Name::Repository { id, revision, variant } => (id.clone(), revision.clone(), variant.clone()),
-        Name::Short { .. } => of_short(&name, &settings, &cache)?,
-        Name::Ollama { .. } => match hub::find(&name, &settings, hub::Fit::default())? {
-            Some(other) => bail!("{name} is {}, another program's: remove it there", other.display()),
-            None => hub::on_the_hub(&name, hub::Fit::default())?,
-        },
-    };
-    if !cache.holds(&id)
-        && let Some(other) = hub::find(&name, &settings, hub::Fit::default())?
-    {
-        bail!("{name} is {}, another program's: remove it there", other.display());
-    }
-    let of = |mark: &str, text: &Option<String>| {
-        text.as_ref().map(|text| format!("{mark}{text}")).unwrap_or_default()
-    };
-    let what = format!("{id}{}{}", of("@", &revision), of(":", &variant));
+    // What is not here is known before anything is removed.
+    let all = args.names.iter().map(|name| Doomed::find(name, &settings, &cache));
+    let all: Vec<Doomed> = all.collect::<anyhow::Result<_>>()?;
     if !args.yes {
+        let told = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if !stdin().is_terminal() || !stderr().is_terminal() {
-            return Err(Usage(format!("--yes removes {what} where nobody can be asked")).into());
+            return Err(Usage(format!("--yes removes {told} where nobody can be asked")).into());
         }
-        if cache.holds(&id)
-            && !names::agrees(&format!("Remove {what} from {}?", cache.root().display()), false)?
-        {
+        if !names::agrees(&format!("Remove {told} from {}?", cache.root().display()), false)? {
             bail!("nothing was removed");
         }
     }
-    let removed = cache.remove(&id, revision.as_deref(), variant.as_deref())?;
-    term::note(format_args!("{what} is removed: {} are free", Bytes(removed.bytes)));
+    for doomed in all {
+        let Doomed { id, revision, variant } = &doomed;
+        let removed = cache.remove(id, revision.as_deref(), variant.as_deref())?;
+        term::note(format_args!("{doomed} is removed: {} are free", Bytes(removed.bytes)));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The repository that a short name's model lies in here, or would.
+/// What is to be removed of the cache.
+struct Doomed {
+    id: hub::RepositoryId,
+    revision: Option<String>,
+    variant: Option<String>,
+}
+
+impl fmt::Display for Doomed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id)?;
+        self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))?;
+        self.variant.iter().try_for_each(|variant| write!(f, ":{variant}"))
+    }
+}
+
+impl Doomed {
+    /// # Errors
+    /// What is not in the cache, or another program's.
+    fn find(typed: &str, settings: &Settings, cache: &Cache) -> anyhow::Result<Self> {
+        let name = Name::parse(typed)?;
+        let (id, revision, variant) = match &name {
+            Name::Path(path) => {
+                return Err(Usage(format!("{}: a path is yours to remove: rm", path.display())).into());
+            }
+            Name::Repository { id, revision, variant } => (id.clone(), revision.clone(), variant.clone()),
+            Name::Short { name: short, variant } => match of_short(short, variant.as_deref(), cache)? {
+                Some((id, variant)) => (id, None, variant),
+                None => return Err(not_removed(&name, settings)),
+            },
+            Name::Ollama { .. } => return Err(not_removed(&name, settings)),
+        };
+        if !cache.holds(&id) {
+            return Err(not_removed(&name, settings));
+        }
+        Ok(Self { id, revision, variant })
+    }
+}
+
+/// Why what is not in the cache is not removed.
+fn not_removed(name: &Name, settings: &Settings) -> anyhow::Error {
+    match hub::find(name, settings, hub::Fit::default()) {
+        Ok(Some(other)) => {
+            anyhow!("{name} is {}, another program's: remove it there", other.display())
+        }
+        Ok(None) => {
+            // What only Ollama could have says so.
+            if let (Name::Ollama { .. }, Err(error)) = (name, hub::on_the_hub(name, hub::Fit::default())) {
+                return error.into();
+            }
+            let what =
+                format!("{name} is not in {}: `backstop list` shows what is here", settings.cache.display());
+            Error::Hub { fault: HubFault::Absent, what }.into()
+        }
+        Err(error) => error.into(),
+    }
+}
+
+/// The repository of a short name's model that is here, whole or in part, and the variant.
 fn of_short(
-    name: &Name,
-    settings: &Settings,
+    short: &str,
+    variant: Option<&str>,
     cache: &Cache,
-) -> anyhow::Result<(hub::RepositoryId, Option<String>, Option<String>)> {
-    let Name::Short { name: short, variant } = name else { bail!("{name} is no short name") };
-    let of = |table: &&hub::ShortName| table.name == *short || table.aliases.contains(short);
-    for of in short_names().iter().filter(of).flat_map(|table| &table.variants) {
-        let id = hub::RepositoryId::new(&of.repository)?;
-        let asked = variant.as_ref().is_none_or(|variant| of.variant.eq_ignore_ascii_case(variant));
-        let within = (of.form == hub::ShortForm::Gguf).then(|| of.variant.clone());
-        if asked && cache.find(&id, None, within.as_deref()).is_some() {
-            return Ok((id, None, within));
+) -> anyhow::Result<Option<(hub::RepositoryId, Option<String>)>> {
+    let Ok((table, variant)) = hub::meant(short, variant) else { return Ok(None) };
+    let mut begun = None;
+    for of in table.variants.iter().filter(|of| variant.as_deref().is_none_or(|variant| of.is(variant))) {
+        let (id, within) = (of.id()?, of.within().map(str::to_owned));
+        if cache.find(&id, None, of.within()).is_some() {
+            return Ok(Some((id, within)));
+        }
+        if begun.is_none() && cache.holds(&id) {
+            begun = Some((id, within));
         }
     }
-    if let Some(other) = hub::find(name, settings, hub::Fit::default())? {
-        bail!("{name} is {}, another program's: remove it there", other.display());
-    }
-    Ok(hub::on_the_hub(name, hub::Fit::default())?)
+    Ok(begun)
 }

@@ -322,6 +322,7 @@ fn typed(error: Error) -> anyhow::Error {
         Error::Option { option, got, expected } => {
             Usage(format!("{} is {got}, expected {expected}", flag(option))).into()
         }
+        error @ Error::Context { .. } => Usage(format!("--{error}")).into(),
         other => other.into(),
     }
 }

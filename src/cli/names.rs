@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use backstop::backend::select::{BackendRequest, Bytes};
 use backstop::bundle::{self, Bundle};
-use backstop::hub::{self, Client, Fit, Form, Found, Name};
+use backstop::hub::{self, Client, Fit, Form, Found, Name, Settings};
 use backstop::{Error, HubFault};
 
 use super::args::{FetchArgs, ModelArgs, ReadArgs};
+use super::here::{self, rows};
 use super::{Usage, input, pull, term};
 
 /// The arguments with the model that was typed by itself, where one was.
@@ -128,6 +129,10 @@ pub fn path_within(
                 format!("{name} is not on this machine: --pull downloads it, as `backstop pull {name}` does")
             }
         };
+        let what = match others(&name, &settings) {
+            others if others.is_empty() => what,
+            others => format!("{what}; here are {}", others.join(", ")),
+        };
         return Err(Error::Hub { fault: HubFault::Absent, what }.into());
     }
     let client = Client::new(&settings)?;
@@ -147,6 +152,22 @@ pub fn path_within(
         }
     }
     pull::download(&client, &settings, &plan, &name, fit)
+}
+
+/// What is here of the repository whose other variant was asked for.
+fn others(name: &Name, settings: &Settings) -> Vec<String> {
+    let id = match name {
+        Name::Repository { id, .. } => id.to_string(),
+        Name::Short { name, variant } => match hub::meant(name, variant.as_deref()) {
+            Ok((short, _)) => short.variants.first().map(|of| of.repository.clone()).unwrap_or_default(),
+            Err(_) => return Vec::new(),
+        },
+        Name::Path(_) | Name::Ollama { .. } => return Vec::new(),
+    };
+    let rows = rows(settings).unwrap_or_default().into_iter().filter(|row| row.whole);
+    let of =
+        |row: &here::Row| row.name.split([':', '@']).next().is_some_and(|of| of.eq_ignore_ascii_case(&id));
+    rows.filter(of).map(|row| row.name).collect()
 }
 
 /// What a model's files are, as a person knows it.

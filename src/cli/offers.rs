@@ -225,7 +225,9 @@ impl Look for Shelves {
     }
 
     fn look(&self) -> Vec<Offer> {
-        let settled = |found: &Found| found.path.as_deref().is_none_or(is_settled);
+        // What is downloaded, here or by others, has its name once it is whole.
+        let copied = |path: &&Path| self.dir.as_ref().is_some_and(|dir| path.starts_with(dir));
+        let settled = |found: &Found| found.path.as_deref().filter(copied).is_none_or(is_settled);
         let found = self.found().map(|found| found.into_iter().filter(settled).collect());
         let offers = found.and_then(|found| self.named_apart(found));
         offers.unwrap_or_else(|error| {
@@ -412,6 +414,7 @@ fn load_first(models: &Models, progress: &LoadProgress) -> anyhow::Result<(Lease
             Error::Option { option, got, expected } => {
                 typed(Error::Option { option, got: got.clone(), expected })
             }
+            &Error::Context { asked, trained } => typed(Error::Context { asked, trained }),
             // Its name says nothing where it is the only one.
             other => anyhow::anyhow!("{other}"),
         },

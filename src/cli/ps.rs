@@ -81,11 +81,13 @@ pub fn stop(args: &StopArgs) -> anyhow::Result<ExitCode> {
 
 /// What the server answers, and where it was asked.
 fn ask(server: &ServerArgs, route: &str, body: Option<&Value>) -> anyhow::Result<(String, Value)> {
-    if !server.url.starts_with("http://") {
-        let what = format!("--url is {}, expected an address such as http://127.0.0.1:8080", server.url);
+    let here = || format!("http://127.0.0.1:{}", server.port);
+    let url = server.url.clone().unwrap_or_else(here);
+    if !url.starts_with("http://") {
+        let what = format!("--url is {url}, expected an address such as http://127.0.0.1:8080");
         return Err(Usage(what).into());
     }
-    let url = format!("{}{route}", server.url.trim_end_matches('/'));
+    let url = format!("{}{route}", url.trim_end_matches('/'));
     let of_environment = || std::env::var("BACKSTOP_API_KEY").ok().filter(|key| !key.is_empty());
     let key = server.api_key.clone().or_else(of_environment);
     let config = ureq::Agent::config_builder()
@@ -97,7 +99,11 @@ fn ask(server: &ServerArgs, route: &str, body: Option<&Value>) -> anyhow::Result
         .build();
     let agent = ureq::Agent::new_with_config(config);
     let key = key.map(|key| format!("Bearer {key}")).into_iter();
-    let what = || format!("{url}: is `backstop serve` running there? --url names another address");
+    let what = || {
+        format!(
+            "{url}: is `backstop serve` running there? --port names another port, and --url another machine"
+        )
+    };
     let response = match body {
         None => key.fold(agent.get(&url), |request, key| request.header("authorization", key)).call(),
         Some(body) => {

@@ -17,26 +17,32 @@ use super::stream::print;
 use super::{Interrupted, Usage, progress, term};
 
 pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
-    let name = Name::parse(&args.name)?;
-    if let Name::Path(path) = &name {
-        let what = match path.exists() {
-            true => format!("{} is here, there is nothing to download", path.display()),
-            false => format!(
-                "{} is a path, and no name: expected org/name[@revision][:VARIANT], or a short name",
-                path.display()
-            ),
-        };
-        return Err(Usage(what).into());
-    }
+    let name = |typed: &String| match Name::parse(typed)? {
+        Name::Path(path) => {
+            let what = match path.exists() {
+                true => format!("{} is here, there is nothing to download", path.display()),
+                false => format!(
+                    "{} is a path, and no name: expected org/name[@revision][:VARIANT], or a short name",
+                    path.display()
+                ),
+            };
+            Err(Usage(what).into())
+        }
+        name => Ok(name),
+    };
+    // What cannot be meant is known before anything is downloaded.
+    let names: Vec<Name> = args.names.iter().map(name).collect::<anyhow::Result<_>>()?;
     let settings = settings(args.token.as_deref())?;
     let fit = fit(BackendRequest::Auto, None);
-    let here = hub::find_model(&name, &settings, fit)?;
-    let done = |path: &Path| {
-        print(&format!("{}\n", path.display()))?;
-        Ok(ExitCode::SUCCESS)
-    };
+    names.iter().try_for_each(|name| pull_one(name, args.again, &settings, fit))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pull_one(name: &Name, again: bool, settings: &Settings, fit: Fit) -> anyhow::Result<()> {
+    let here = hub::find_model(name, settings, fit)?;
+    let done = |path: &Path| print(&format!("{}\n", path.display()));
     if let Some(Found { path, origin, .. }) = &here {
-        if *origin != Origin::Hub && !args.again {
+        if *origin != Origin::Hub && !again {
             let whose = origin.name();
             term::note(format_args!("{whose} has {name}: --again downloads it all the same"));
             return done(path);
@@ -49,8 +55,8 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
         }
     }
     // What is here need not be waited for long.
-    let client = Client::new(&settings)?.with_tries(if here.is_some() { 2 } else { Client::TRIES });
-    let plan = match (plan(&client, &name, fit), &here) {
+    let client = Client::new(settings)?.with_tries(if here.is_some() { 2 } else { Client::TRIES });
+    let plan = match (plan(&client, name, fit), &here) {
         (Ok(plan), _) => plan,
         (Err(error), Some(Found { path, origin: Origin::Hub, .. })) if is_unreachable(&error) => {
             term::note(format_args!("warning: {error}; what is here of {name} may not be the newest"));
@@ -59,7 +65,7 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
         (Err(error), _) => return Err(error),
     };
     let client = client.with_tries(Client::TRIES);
-    done(&download(&client, &settings, &plan, &name, fit)?)
+    done(&download(&client, settings, &plan, name, fit)?)
 }
 
 fn is_unreachable(error: &anyhow::Error) -> bool {

@@ -15,6 +15,15 @@ use super::{INTERRUPTED, Loaded, Usage, bundle, form, input, names, think, typed
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
+    if let (Some(first), true) = (args.first.as_deref(), args.second.len() > 1)
+        && !names::is_model(first)
+    {
+        let what = format!(
+            "{first:?} is no model, and several words follow: quote the whole text, or name a model before it"
+        );
+        return Err(Usage(what).into());
+    }
+    let words = (!args.second.is_empty()).then(|| args.second.join(" "));
     let (named, text) = match args.prompt.as_deref() {
         Some(_) if args.first.is_some() && (args.model.model.is_some() || bundle::is_one()) => {
             let what = match bundle::is_one() {
@@ -24,7 +33,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             return Err(Usage(what.to_owned()).into());
         }
         Some(prompt) => (args.first.as_deref(), Some(prompt)),
-        None => typed::model_and_text(&args.model, args.first.as_deref(), args.second.as_deref()),
+        None => typed::model_and_text(&args.model, args.first.as_deref(), words.as_deref()),
     };
     let from = names::replace(&args.model, named);
     if text.is_none() && stdin().is_terminal() {

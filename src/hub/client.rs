@@ -332,7 +332,9 @@ impl Client {
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok((response, address)),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
-                fault(HubFault::Gated, self.gated(id, status))
+                // Nobody is told of what is not there, unless he may know of all that is.
+                let code = response.headers().get("x-error-code").and_then(|code| code.to_str().ok());
+                fault(HubFault::Gated, self.gated(id, status, code))
             }
             StatusCode::NOT_FOUND if own => {
                 let what = format!("{id}: {} has no such repository, revision or file", self.endpoint);
@@ -355,7 +357,7 @@ impl Client {
     }
 
     /// Where to ask, and how to say who asks.
-    fn gated(&self, id: &RepositoryId, status: StatusCode) -> String {
+    fn gated(&self, id: &RepositoryId, status: StatusCode, code: Option<&str>) -> String {
         let page = self.endpoint.join(&format!("/{id}"));
         if self.token.is_some() && !self.may_know(&self.endpoint) {
             return format!(
@@ -367,12 +369,22 @@ impl Client {
         if self.token.is_none() || status == StatusCode::UNAUTHORIZED {
             let given =
                 if self.token.is_some() { "does not know the token" } else { "wants to know who asks" };
-            return format!(
-                "{id}: {} {given} ({status}): the name may be wrong, or the model is gated. Ask for it at {page}, make a token at \
-                 {}, and give it by --token or HF_TOKEN",
-                self.endpoint,
-                self.endpoint.join("/settings/tokens")
-            );
+            let tokens = self.endpoint.join("/settings/tokens");
+            let then = format!("make a token at {tokens}, and give it by --token or HF_TOKEN");
+            return match code {
+                Some("RepoNotFound") => format!(
+                    "{id}: {} has no such repository, or it is somebody's own ({status}): look at how its name is written; of your own, \
+                     {then}",
+                    self.endpoint
+                ),
+                Some("GatedRepo") => {
+                    format!("{id}: the model is gated ({status}). Ask for it at {page}, {then}")
+                }
+                _ => format!(
+                    "{id}: {} {given} ({status}): the name may be wrong, or the model is gated. Ask for it at {page}, {then}",
+                    self.endpoint
+                ),
+            };
         }
         format!(
             "{id}: the model is gated, and the token has not been let in ({status}): ask for it at {page}, with the account that the \

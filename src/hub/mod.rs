@@ -60,7 +60,7 @@ pub use name::{Name, RepositoryId};
 pub use origin::Origin;
 pub use pull::{Plan, Progress, free_space};
 pub use settings::Settings;
-pub use short::{ShortForm, ShortName, ShortVariant, short_names};
+pub use short::{ShortForm, ShortName, ShortVariant, meant, short_names};
 
 /// What a name stands for on this machine, without asking anybody: a path as it is, else as [`find_model`].
 ///
@@ -93,11 +93,15 @@ pub fn find_model(name: &Name, settings: &Settings, fit: Fit) -> Result<Option<F
         Name::Short { name, variant } => {
             // Who has it in Ollama may have a name that the table does not.
             let others = || of_others(settings, name, variant.as_deref());
-            let short = match short::find(name) {
-                Ok(short) => short,
+            let (short, variant) = match short::meant(name, variant.as_deref()) {
+                Ok(meant) => meant,
                 Err(error) => return others().map(Some).ok_or(error),
             };
-            for of in short::in_order(short, variant.as_deref(), fit)? {
+            let all = match short::in_order(short, variant.as_deref(), fit) {
+                Ok(all) => all,
+                Err(error) => return others().map(Some).ok_or(error),
+            };
+            for of in all {
                 let id = of.id()?;
                 let here = cache.find_fitting(&id, None, of.within(), fit);
                 if let Some(found) = here.or_else(|| of_others(settings, id.as_str(), of.within())) {
@@ -151,7 +155,8 @@ pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>
         }
         Name::Repository { id, revision, variant } => Ok((id.clone(), revision.clone(), variant.clone())),
         Name::Short { name, variant } => {
-            let (best, _) = short::best(short::find(name)?, variant.as_deref(), fit)?;
+            let (short, variant) = short::meant(name, variant.as_deref())?;
+            let (best, _) = short::best(short, variant.as_deref(), fit)?;
             Ok((best.id()?, None, best.within().map(str::to_owned)))
         }
     }
@@ -164,7 +169,10 @@ pub fn on_the_hub(name: &Name, fit: Fit) -> Result<(RepositoryId, Option<String>
 pub fn plan(client: &Client, name: &Name, fit: Fit) -> Result<Option<Plan>> {
     let (id, revision, variant) = on_the_hub(name, fit)?;
     let passed = match name {
-        Name::Short { name, variant } => short::best(short::find(name)?, variant.as_deref(), fit)?.1,
+        Name::Short { name, variant } => {
+            let (short, variant) = short::meant(name, variant.as_deref())?;
+            short::best(short, variant.as_deref(), fit)?.1
+        }
         _ => None,
     };
     let plan = Plan::make(client, &id, revision.as_deref(), variant.as_deref(), fit)?;

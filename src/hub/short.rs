@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use super::choose::TooLarge;
-use super::fit::Fit;
+use super::fit::{self, Fit};
 use super::name::RepositoryId;
 use crate::error::{Error, HubFault, Result, Size};
 use crate::json::{self, quote};
@@ -53,13 +53,22 @@ pub enum ShortForm {
 }
 
 impl ShortVariant {
+    /// Whether it is asked for so.
+    pub fn is(&self, asked: &str) -> bool {
+        let plain = |text: &str| text.to_ascii_uppercase().replace("FP16", "F16");
+        plain(&self.variant) == plain(asked)
+    }
+
     /// The repository.
-    pub(crate) fn id(&self) -> Result<RepositoryId> {
+    ///
+    /// # Errors
+    /// [`Error::Hub`] for a name that is none: a test of the table finds it.
+    pub fn id(&self) -> Result<RepositoryId> {
         RepositoryId::new(&self.repository)
     }
 
     /// The variant within the repository, where it has several.
-    pub(crate) fn within(&self) -> Option<&str> {
+    pub fn within(&self) -> Option<&str> {
         (self.form == ShortForm::Gguf).then_some(&*self.variant)
     }
 
@@ -85,42 +94,98 @@ pub fn short_names() -> &'static [ShortName] {
     &TABLE
 }
 
-/// The model of the table that is called so.
+/// The model of the table that is meant by a short name, and the variant.
+///
+/// What Ollama and LM Studio have their users write is meant, too: `llama3.2:1b-instruct-q4_K_M` is the variant `Q4_K_M` of
+/// `llama3.2:1b`, and `qwen3-0.6b` is `qwen3:0.6b`.
 ///
 /// # Errors
-/// [`Error::Hub`] where none is, with those that begin alike.
-pub(crate) fn find(name: &str) -> Result<&'static ShortName> {
+/// [`Error::Hub`] where no model is called so, with those that are called nearly so.
+pub fn meant(name: &str, variant: Option<&str>) -> Result<(&'static ShortName, Option<String>)> {
     // Ollama's way to say that it says no more.
     let name = name.strip_suffix(":latest").unwrap_or(name);
-    let found =
-        short_names().iter().find(|short| short.name == name || short.aliases.iter().any(|of| of == name));
-    found.ok_or_else(|| {
-        let what = format!(
-            "{} is no short name, and no file is called so: there are {}; NAME:VARIANT is one of its types, as in qwen3:0.6b:Q8_0, and org/name any repository of the hub",
-            quote(name),
-            near(name).join(", ")
-        );
-        Error::hub(HubFault::NotFound, what)
-    })
+    let own = variant.map(str::to_owned);
+    if let Some(short) = called(name) {
+        return Ok((short, own));
+    }
+    let written = name.replacen('-', ":", usize::from(!name.contains(':')));
+    let cuts = written.match_indices('-').map(|(at, _)| at);
+    let of_tag = variant.is_none().then(|| {
+        cuts.rev().find_map(|at| {
+            let short = called(&written[..at])?;
+            Some((short, typed(&written[at + 1..])?))
+        })
+    });
+    if let Some(found) = called(&written).map(|short| (short, own)).or(of_tag.flatten()) {
+        return Ok(found);
+    }
+    Err(Error::hub(HubFault::NotFound, unknown(name)))
 }
 
-/// What is called nearly as this: the models of its family, else those whose families begin with the same letters, else the
-/// families that there are.
+fn called(name: &str) -> Option<&'static ShortName> {
+    short_names().iter().find(|short| short.name == name || short.aliases.iter().any(|of| of == name))
+}
+
+/// The variant of a tag's end: `instruct-q4_K_M`, of which the first says what all models of the table are that talk.
+fn typed(end: &str) -> Option<Option<String>> {
+    let kinds = ["instruct", "it", "chat"];
+    let (kind, variant) = end.split_once('-').unwrap_or((end, ""));
+    let variant = match variant {
+        _ if !kinds.contains(&kind) => end,
+        "" => return Some(None),
+        variant => variant,
+    };
+    let variant = variant.to_ascii_uppercase();
+    fit::is_type(&variant).then_some(Some(variant))
+}
+
+/// That no model is called so, and what is.
+fn unknown(name: &str) -> String {
+    let near = near(name);
+    let near = match &near[..] {
+        [] => String::new(),
+        [one] => format!("; {one} is called nearly so"),
+        [most @ .., last] => format!("; {} and {last} are called nearly so", most.join(", ")),
+    };
+    let sees = ["vl", "vision", "llava", "moondream", "pixtral", "minicpm-v"];
+    let sees = sees.iter().any(|of| name.split(|c: char| !c.is_ascii_alphabetic()).any(|part| part == *of))
+        || name.contains("minicpm-v");
+    let sees = if sees {
+        "; models that see pictures are not in the table, since pictures are not read"
+    } else {
+        ""
+    };
+    format!(
+        "{} is no short name, and no file is called so{near}{sees}; `backstop list --names` has all {}, and org/name is any repository of the hub",
+        quote(name),
+        short_names().len()
+    )
+}
+
+/// What is called nearly as this: the models of its family, else the few whose names are the most alike.
 fn near(name: &str) -> Vec<&'static str> {
+    const MOST: usize = 4;
     let family = |name: &'static str| name.split(':').next().unwrap_or(name);
-    let letters = |name: &str| name.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(name.len());
     let asked = name.split(':').next().unwrap_or(name);
-    let begins = asked[..letters(asked)].to_lowercase();
     let all = || short_names().iter().map(|short| &*short.name);
-    let mut near: Vec<&str> = all().filter(|name| family(name).eq_ignore_ascii_case(asked)).collect();
-    if near.is_empty() && begins.len() > 1 {
-        near = all().filter(|name| name[..letters(name)] == begins).collect();
+    let same: Vec<&str> = all().filter(|name| family(name) == asked).collect();
+    if !same.is_empty() {
+        return same;
     }
-    if near.is_empty() {
-        near = all().map(family).collect();
-        near.dedup();
-    }
-    near
+    // Of a family one model will do where nobody said how large.
+    let sized = name.contains(|c: char| c == ':' || c == '-');
+    let words: Vec<&str> = if sized {
+        all().collect()
+    } else {
+        let mut families: Vec<&str> = all().map(family).collect();
+        families.dedup();
+        families
+    };
+    let mut near: Vec<(f64, &str)> =
+        words.into_iter().map(|word| (strsim::jaro_winkler(word, name), word)).collect();
+    near.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    near.retain(|(alike, _)| *alike > 0.8);
+    near.into_iter().take(MOST).map(|(_, word)| word).collect()
 }
 
 /// The variants of a model that may be taken: the one that was asked for, else all, of the form that runs best here first.
@@ -129,7 +194,7 @@ fn near(name: &str) -> Vec<&'static str> {
 /// [`Error::Hub`] where there is no such variant.
 fn preferred<'a>(short: &'a ShortName, asked: Option<&str>, fit: Fit) -> Result<Vec<&'a ShortVariant>> {
     if let Some(asked) = asked {
-        let found = short.variants.iter().find(|of| of.variant.eq_ignore_ascii_case(asked));
+        let found = short.variants.iter().find(|of| of.is(asked));
         return found.map(|found| vec![found]).ok_or_else(|| {
             let what = format!("{} has no variant {}: there are {}", short.name, quote(asked), told(short));
             Error::hub(HubFault::NotFound, what)
@@ -208,8 +273,8 @@ fn told(short: &ShortName) -> String {
 mod tests {
     use std::collections::HashSet;
 
+    use super::super::choose;
     use super::super::name::Name;
-    use super::super::{choose, fit};
     use super::*;
 
     /// Types of the table by their bits of a weight.
@@ -262,7 +327,7 @@ mod tests {
         for short in &table {
             let (family, size) = short.name.split_once(':').unwrap();
             assert!(!size.is_empty());
-            let of = find(family).unwrap();
+            let of = called(family).unwrap();
             assert_eq!(of.name.split(':').next(), Some(family));
         }
         let families = "qwen3 qwen3.5 qwen3-coder qwen2.5 deepseek-r1 llama3.1 gemma4 gemma3 gemma2 gpt-oss lfm2 lfm2.5 \
@@ -275,7 +340,7 @@ mod tests {
 
     #[test]
     fn what_fits_is_taken_in_the_form_that_runs_best() {
-        let short = find("qwen3").unwrap();
+        let short = called("qwen3").unwrap();
         assert_eq!(short.name, "qwen3:8b");
         let fit = |bytes, mlx| Fit { memory: Some(bytes), mlx };
         let taken = |asked: Option<&str>, fit| {
@@ -293,28 +358,68 @@ mod tests {
         let end = "; the smallest, Q3_K_M, needs about 4.91 GB; qwen3:4b fits; qwen3:8b:VARIANT takes one all the same";
         assert!(error.ends_with(end), "{error}");
         // The larger model, though more bits of the smaller one are larger.
-        let error = best(find("qwen3:14b").unwrap(), None, Fit { memory: Some(5_200_000_000), mlx: false });
+        let error = best(called("qwen3:14b").unwrap(), None, Fit { memory: Some(5_200_000_000), mlx: false });
         let error = error.unwrap_err().to_string();
         assert!(error.contains("; qwen3:8b fits; "), "{error}");
-        assert_eq!(find("qwen3:latest").unwrap().name, find("qwen3").unwrap().name);
         // There is no smaller one.
         let error = taken(None, fit(300_000_000, false)).unwrap_err().to_string();
         assert!(error.ends_with("needs about 4.91 GB; qwen3:8b:VARIANT takes one all the same"), "{error}");
         let error = taken(Some("Q2_K"), Fit::default()).unwrap_err().to_string();
         assert!(error.starts_with("qwen3:8b has no variant \"Q2_K\": there are Q4_K_M (5.03 GB)"), "{error}");
-        let error = find("qwen3:9b").unwrap_err().to_string();
-        assert!(error.contains("there are qwen3:0.6b, qwen3:1.7b, qwen3:4b, qwen3:8b,"), "{error}");
-        let error = find("qwen9:1b").unwrap_err().to_string();
-        assert!(error.contains("there are qwen3:0.6b, ") && error.contains(", qwen2.5:"), "{error}");
-        assert!(!error.contains("llama"), "{error}");
-        let error = find("nothing").unwrap_err().to_string();
-        assert!(error.contains("there are qwen3, qwen3.5, ") && error.contains(", smollm3, "), "{error}");
+    }
+
+    #[test]
+    fn what_others_write_is_meant_too() {
+        for (written, name, variant) in [
+            ("qwen3:latest", "qwen3:8b", None),
+            ("qwen3:0.6b-q8_0", "qwen3:0.6b", Some("Q8_0")),
+            ("llama3.2:1b-instruct-q4_k_m", "llama3.2:1b", Some("Q4_K_M")),
+            ("llama3.1:8b-instruct-fp16", "llama3.1:8b", Some("FP16")),
+            ("codellama:7b-instruct", "codellama:7b", None),
+            ("qwen3:4b-instruct", "qwen3:4b-instruct", None),
+            ("qwen3:4b-instruct-q8_0", "qwen3:4b-instruct", Some("Q8_0")),
+            ("deepseek-r1:1.5b-qwen-distill-q4_k_m", "deepseek-r1:1.5b", Some("Q4_K_M")),
+            ("qwen3-8b", "qwen3:8b", None),
+            ("llama3.2-1b-instruct", "llama3.2:1b", None),
+            ("qwen3:30b-q4_k_m", "qwen3:30b-a3b", Some("Q4_K_M")),
+        ] {
+            let (short, of) = meant(written, None).unwrap();
+            assert_eq!((&*short.name, of.as_deref()), (name, variant), "{written}");
+        }
+        let (short, of) = meant("qwen3-8b", Some("Q8_0")).unwrap();
+        assert_eq!((&*short.name, of.as_deref()), ("qwen3:8b", Some("Q8_0")));
+        // Other weights, and no other form of these.
+        for other in ["gemma3:27b-it-qat", "llama3.1:8b-text-q4_0", "llama3.1:8b-base", "qwen3:8b-q4_0-x"] {
+            assert!(meant(other, None).is_err(), "{other}");
+        }
+        let error = |name: &str| meant(name, None).unwrap_err().to_string();
+        let of_family = error("qwen3:9b");
+        assert!(of_family.contains("; qwen3:0.6b, qwen3:1.7b, qwen3:4b, qwen3:8b,"), "{of_family}");
+        assert!(!of_family.contains("qwen2"), "{of_family}");
+        for (typed, near) in [
+            ("qwen", "qwen3"),
+            ("lama3.2:1b", "llama3.2:1b"),
+            ("mistal", "mistral"),
+            ("smolm2:135m", "smollm2:135m"),
+        ] {
+            let error = error(typed);
+            assert!(error.contains(near) && error.contains(" called nearly so; "), "{error}");
+            assert!(error.len() < 300, "{error}");
+        }
+        assert!(!error("zzz").contains("nearly"));
+        assert!(error("zzz").ends_with(&format!(
+            "has all {}, and org/name is any repository of the hub",
+            short_names().len()
+        )));
+        for sees in ["llava", "llama3.2-vision", "qwen3-vl:8b", "minicpm-v"] {
+            assert!(error(sees).contains("pictures are not read"), "{sees}");
+        }
     }
 
     #[test]
     fn what_embeds_and_ranks_is_taken_in_the_form_that_there_is() {
         let taken = |name: &str, memory, mlx| {
-            best(find(name).unwrap(), None, Fit { memory: Some(memory), mlx })
+            best(called(name).unwrap(), None, Fit { memory: Some(memory), mlx })
                 .map(|(of, _)| (&*of.variant, of.within()))
         };
         for mlx in [false, true] {
@@ -333,7 +438,7 @@ mod tests {
     #[test]
     fn of_what_is_here_what_fits_comes_first() {
         let order = |fit| {
-            let all = in_order(find("qwen3:8b").unwrap(), None, fit).unwrap();
+            let all = in_order(called("qwen3:8b").unwrap(), None, fit).unwrap();
             all.iter().map(|of| &*of.variant).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(order(Fit::default()), "Q4_K_M Q5_K_M Q6_K Q8_0 Q3_K_M 4bit 8bit");

@@ -416,7 +416,7 @@ fn one_that_cannot_be_loaded_fails_who_asks_for_it_alone() {
     let tiny = Models::new(ModelsOptions { memory: Some(1 << 20), ..ModelsOptions::default() }).unwrap();
     tiny.offer(offer(THREE[0]).0).unwrap();
     let error = tiny.get(THREE[0], Keep::Usual).unwrap_err().to_string();
-    assert!(error.ends_with(" bytes, 1048576 are available"), "{error}");
+    assert!(error.ends_with(", 1.0 MB are available"), "{error}");
 
     // Nobody is unloaded for one that cannot fit.
     let memory = MemoryNeed::RESERVE + least(THREE[0]);

@@ -184,6 +184,7 @@ impl From<Error> for Failure {
                 Self { full: Some(Box::new(Full { prompt, at_least, context, trained })), ..failure }
             }
             Error::Option { option, .. } => Self { param: Some(option.to_owned()), ..Self::bad(message) },
+            Error::Context { .. } => Self { param: Some("ctx".to_owned()), ..Self::bad(message) },
             Error::Schema { .. } | Error::Grammar { .. } | Error::Task { .. } => Self::bad(message),
             // What can never fit; what does not fit now waits.
             Error::Memory { .. } => Self::bad(message),

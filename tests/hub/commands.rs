@@ -74,7 +74,7 @@ fn a_name_is_pulled_run_listed_shown_and_removed() {
     assert!((now - 600..=now).contains(&modified), "{modified} {now}");
     let expected = json!({
         "cache": home.join("hub"),
-        "models": [{ "name": "org/model", "form": "safetensors", "bytes": total, "origin": "hub", "path": snapshot, "complete": true, "modified": null }],
+        "models": [{ "name": "org/model", "short_name": null, "form": "safetensors", "bytes": total, "origin": "hub", "path": snapshot, "complete": true, "modified": null }],
     });
     assert_eq!(listed, expected);
     let table = hub.ok(home, &["list"]).out;
@@ -97,6 +97,11 @@ fn a_name_is_pulled_run_listed_shown_and_removed() {
     assert_eq!(tree(&home.join("hub/models--org--model")).len(), 0);
     let nothing = hub.run(home, &["rm", "org/model", "--yes"]);
     assert!(nothing.err.contains("org/model is not in ") && nothing.code == Some(1), "{}", nothing.err);
+    // Nobody is asked whether what is not here is to go.
+    for command in [&["rm", "org/model"][..], &["rm", "qwen3:1.7b"]] {
+        let nothing = hub.run(home, command);
+        assert!(nothing.err.contains(" is not in ") && nothing.code == Some(1), "{}", nothing.err);
+    }
 }
 
 #[test]
@@ -117,13 +122,36 @@ fn variants_and_short_names_are_pulled() {
     assert_eq!(hub.sent(), bytes.len() as u64);
     hub.forget();
     let by_path = json(&hub.ok(home, &[&["run", "Hello", "--model", GGUF], &RUN[..], &["0"]].concat()));
-    for name in ["qwen3:0.6b", "qwen3:0.6b:q8_0", "Qwen/Qwen3-0.6B-GGUF", "Qwen/Qwen3-0.6B-GGUF:Q8_0"] {
+    for name in [
+        "qwen3:0.6b",
+        "qwen3:0.6b:q8_0",
+        "qwen3:0.6b-q8_0",
+        "Qwen3-0.6B",
+        "Qwen/Qwen3-0.6B-GGUF",
+        "Qwen/Qwen3-0.6B-GGUF:Q8_0",
+    ] {
         let ran = json(&hub.ok(home, &[&["run", name, "Hello"], &RUN[..], &["0"]].concat()));
         assert_eq!(ran["text"], by_path["text"], "{name}");
     }
+    // Several words are one text, as Ollama has it.
+    let words = json(&hub.ok(home, &[&["run", "qwen3:0.6b", "Hello", "you"], &RUN[..], &["0"]].concat()));
+    let quoted = json(&hub.ok(home, &[&["run", "qwen3:0.6b", "Hello you"], &RUN[..], &["0"]].concat()));
+    assert_eq!(words["text"], quoted["text"]);
+    assert_ne!(words["text"], by_path["text"]);
     assert_eq!(hub.seen().len(), 0);
     let listed = hub.ok(home, &["list"]).out;
-    assert!(listed.contains("Qwen/Qwen3-0.6B-GGUF:Q8_0  GGUF"), "{listed}");
+    assert!(listed.contains("Qwen/Qwen3-0.6B-GGUF:Q8_0  qwen3:0.6b  GGUF"), "{listed}");
+    assert_eq!(json(&hub.ok(home, &["list", "--json"]))["models"][0]["short_name"], "qwen3:0.6b");
+    // What has a word in a name, in either.
+    for word in ["QWEN3", "3:0.6", "6b-gguf"] {
+        assert_eq!(hub.ok(home, &["list", word]).out, listed, "{word}");
+    }
+    let ran = hub.ok(home, &["list", "gemma"]);
+    let none = "none of 1 models on this machine has gemma in its name; `backstop list --names gemma` looks through short names\n";
+    assert_eq!((ran.out, &*ran.err), (String::new(), none));
+    let absent = hub.run(home, &["run", "qwen3:0.6b:Q4_K_M", "Hello"]);
+    let others = "--pull downloads it, as `backstop pull qwen3:0.6b:Q4_K_M` does; here are Qwen/Qwen3-0.6B-GGUF:Q8_0\n";
+    assert!(absent.err.ends_with(others), "{}", absent.err);
     // The other variant goes beside it, and either goes by itself.
     hub.ok(home, &["pull", "Qwen/Qwen3-0.6B-GGUF:F16"]);
     assert_eq!(hub.sent(), wrong.len() as u64);
@@ -138,11 +166,45 @@ fn variants_and_short_names_are_pulled() {
     assert!(ran.err.starts_with(expected), "{}", ran.err);
     let ran = hub.run(home, &["pull", "qwen9:1b"]);
     assert!(
-        ran.err.starts_with("error: \"qwen9:1b\" is no short name, and no file is called so: there are "),
+        ran.err.starts_with("error: \"qwen9:1b\" is no short name, and no file is called so; qwen"),
         "{}",
         ran.err
     );
-    assert!(hub.ok(home, &["list", "--names"]).out.contains("qwen3:8b"));
+    let all = hub.ok(home, &["list", "--names"]).out;
+    assert!(all.contains("qwen3:8b") && all.contains("gemma3:4b"), "{all}");
+    for words in [&["list", "--names", "Qwen3:8"][..], &["search", "qwen3:8"]] {
+        let some = hub.ok(home, words).out;
+        assert!(some.contains("qwen3:8b") && !some.contains("gemma3:4b"), "{some}");
+        assert!(some.lines().next().unwrap().ends_with("FITS"), "{some}");
+    }
+    let none = hub.ok(home, &["search", "nothing"]).err;
+    assert!(none.starts_with("none of ") && none.contains(" short names has nothing in it: "), "{none}");
+}
+
+#[test]
+fn several_are_pulled_and_removed_at_once() {
+    let (hub, home) = (Hub::new(), tempfile::tempdir().unwrap());
+    let home = home.path();
+    let bytes = std::fs::read(GGUF).unwrap();
+    hub.put("org/a", &[("m.gguf", &bytes)]);
+    hub.put("org/b", &[("m.gguf", &bytes)]);
+    let out = hub.ok(home, &["pull", "org/a", "org/b"]).out;
+    assert_eq!(out.lines().count(), 2, "{out}");
+    assert!(out.lines().all(|path| path.ends_with("/m.gguf")), "{out}");
+    hub.forget();
+    // What cannot be meant is known before anything is asked for.
+    let path = "error: ./x is a path, and no name: expected org/name[@revision][:VARIANT], or a short name";
+    refused(&hub, home, &["pull", "org/a", "./x"], 2, path);
+    assert_eq!(hub.seen().len(), 0);
+    let kept = hub.run(home, &["rm", "--yes", "org/a", "org/c"]);
+    assert!(kept.err.contains("org/c is not in ") && kept.code == Some(1), "{}", kept.err);
+    let names = || json(&hub.ok(home, &["list", "--json"]))["models"].as_array().unwrap().len();
+    assert_eq!(names(), 2);
+    let ask = "error: --yes removes org/a, org/b where nobody can be asked";
+    refused(&hub, home, &["rm", "org/a", "org/b"], 2, ask);
+    let removed = hub.ok(home, &["rm", "--yes", "org/a", "org/b"]).err;
+    assert!(removed.contains("org/a is removed: ") && removed.contains("org/b is removed: "), "{removed}");
+    assert_eq!(names(), 0);
 }
 
 #[test]

@@ -302,6 +302,21 @@ fn a_gated_model_says_where_to_ask() {
 }
 
 #[test]
+fn what_is_not_there_is_told_from_what_is_gated() {
+    let (hub, home) = hub_of(&small());
+    for (code, what) in [
+        (
+            "RepoNotFound",
+            "has no such repository, or it is somebody's own (401 Unauthorized): look at how its name is written; ",
+        ),
+        ("GatedRepo", "org/model: the model is gated (401 Unauthorized). Ask for it at "),
+    ] {
+        hub.rule(move |_, _| Action::Status(401, vec![("X-Error-Code", code.to_owned())]));
+        refused(&hub, home.path(), HubFault::Gated, what);
+    }
+}
+
+#[test]
 fn a_token_is_not_sent_in_clear_and_the_error_says_so() {
     let (hub, home) = hub_of(&small());
     for status in [401, 403] {

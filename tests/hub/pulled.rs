@@ -173,7 +173,8 @@ fn a_server_by_itself_offers_what_is_here() {
     }
     assert_eq!(has(&server), [("org/model".to_owned(), true), ("stories".to_owned(), true)]);
     let url = format!("http://{}", server.address());
-    let ran = hub.ok(home.path(), &["stop", "org/model", "--url", &url]);
+    let port = url.rsplit(':').next().unwrap();
+    let ran = hub.ok(home.path(), &["stop", "org/model", "--port", port]);
     assert_eq!(ran.err, "org/model is unloaded\n");
     assert_eq!(has(&server), [("org/model".to_owned(), false), ("stories".to_owned(), true)]);
     let ran = hub.run(home.path(), &["stop", "nothing", "--url", &url]);

@@ -344,7 +344,7 @@ fn one_that_fits_no_memory_says_the_numbers() {
     // What is no stream has its status, however long it takes.
     let plain = server.post("/v1/embeddings", &json!({ "model": "a", "input": "x", "stream": true }));
     assert_eq!(plain.status, 500);
-    assert!(reason.contains("a needs ") && reason.ends_with("bytes, 100000000 are available"), "{reason}");
+    assert!(reason.contains("a needs ") && reason.ends_with("MB, 100.0 MB are available"), "{reason}");
 }
 
 /// Bytes of memory that a process has.

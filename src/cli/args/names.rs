@@ -51,9 +51,9 @@ impl ReadArgs {
     with the same command. The model's path goes to stdout."
 )]
 pub struct PullArgs {
-    /// The model's name.
-    #[arg(add = ArgValueCompleter::new(models))]
-    pub name: String,
+    /// The models' names; several are downloaded one after the other.
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(models))]
+    pub names: Vec<String>,
     /// What tells the hub who asks [default: HF_TOKEN, which other users of the machine do not see, or what `hf auth login`
     /// left].
     #[arg(long, value_name = "TOKEN")]
@@ -66,6 +66,9 @@ pub struct PullArgs {
 /// `backstop list`.
 #[derive(Debug, ClapArgs)]
 pub struct ListArgs {
+    /// Only models whose names have this in them.
+    #[arg(value_name = "WORD")]
+    pub word: Option<String>,
     /// List the short names that there are, instead of what is on this machine.
     #[arg(long)]
     pub names: bool,
@@ -77,9 +80,9 @@ pub struct ListArgs {
 /// `backstop rm`.
 #[derive(Debug, ClapArgs)]
 pub struct RmArgs {
-    /// The model's name, as list shows it; with a variant or a revision, nothing else of its repository.
-    #[arg(add = ArgValueCompleter::new(models))]
-    pub name: String,
+    /// The models' names, as list shows them; with a variant or a revision, nothing else of its repository.
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(models))]
+    pub names: Vec<String>,
     /// Do not ask.
     #[arg(short, long)]
     pub yes: bool,

@@ -10,9 +10,13 @@ use super::DEFAULT_PORT;
 /// A server that runs.
 #[derive(Debug, ClapArgs)]
 pub struct ServerArgs {
-    /// The server's address.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    /// The server's address [default: this machine, and --port].
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// The port of a server on this machine.
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT, conflicts_with = "url")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
     /// Its key [default: what BACKSTOP_API_KEY says].
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,

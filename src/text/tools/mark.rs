@@ -13,9 +13,24 @@ pub(super) enum Fit {
     Whole,
 }
 
+/// Bytes by which a text may be longer than the mark that it is: white space, and an id. What may become a mark is looked at anew
+/// with each of its characters, so it may not have any length.
+const MORE: usize = 256;
+
+#[cfg(test)]
+thread_local! {
+    /// Bytes that were looked at for marks.
+    pub(in crate::text) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Fits `text` to `mark`. Models write other white space than their templates: it may stand wherever the mark has some,
 /// behind its brackets and commas, and in front of `{`; and it may be missing.
 pub(super) fn fit(mark: &str, text: &str) -> Fit {
+    if text.len() > mark.len() + MORE {
+        return Fit::No;
+    }
+    #[cfg(test)]
+    LOOKED_AT.set(LOOKED_AT.get() + text.len());
     let mut wanted = mark.chars().peekable();
     let (mut loose, mut in_id) = (true, false);
     for c in text.chars() {
@@ -107,6 +122,9 @@ mod tests {
         }
         assert_eq!(fit("[A][{", "[A] [ {"), Fit::Whole);
         assert_eq!(fit("", "x"), Fit::No);
+        // Nobody waits for an end of it.
+        let wide = |n: usize| format!("<calls>{}", " ".repeat(n));
+        assert_eq!([MORE, 2 * MORE].map(|n| fit(mark, &wide(n))), [Fit::Part, Fit::No]);
     }
 
     #[test]

@@ -25,10 +25,46 @@ pub(in crate::text) struct ToolParser {
     done: bool,
     state: State,
     /// Text that may belong to a call: white space and the beginning of a mark, or all since the mark.
-    held: String,
+    held: Held,
     /// Calls that have begun.
     calls: usize,
     events: Vec<ReplyEvent>,
+}
+
+/// Text that is held back, of which the white space at its beginning is looked through once.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    text: String,
+    /// Bytes at the beginning that are known to be white space.
+    blank: usize,
+}
+
+impl Held {
+    fn push(&mut self, c: char) {
+        self.text.push(c);
+    }
+
+    /// What follows the white space at its beginning.
+    fn tail(&mut self) -> &str {
+        let tail = &self.text[self.blank..];
+        self.blank += tail.len() - tail.trim_start().len();
+        &self.text[self.blank..]
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn take(&mut self) -> String {
+        std::mem::take(self).text
+    }
+
+    /// Gives out what stands before the tail, and of the tail its first character.
+    fn take_first(&mut self) -> String {
+        let first = self.tail().chars().next().map_or(0, char::len_utf8);
+        let rest = self.text.split_off(self.blank + first);
+        std::mem::replace(self, Self { text: rest, blank: 0 }).text
+    }
 }
 
 /// The marks that are looked for, up to where a call's own text begins.
@@ -127,7 +163,7 @@ impl ToolParser {
             single,
             done: false,
             state: State::Text { lead: true },
-            held: String::new(),
+            held: Held::default(),
             calls: 0,
             events: Vec::new(),
         }
@@ -153,7 +189,7 @@ impl ToolParser {
         match std::mem::replace(&mut self.state, State::Text { lead: false }) {
             State::Call(body) => self.give_back(body.named()),
             // White space after the last call.
-            _ if self.calls > 0 && self.held.trim().is_empty() => self.held.clear(),
+            _ if self.calls > 0 && self.held.tail().is_empty() => self.held.clear(),
             _ => self.release(),
         }
         std::mem::take(&mut self.events)
@@ -165,8 +201,12 @@ impl ToolParser {
 
     /// Gives out as text what was held back.
     fn release(&mut self) {
-        if !self.held.is_empty() {
-            let text = std::mem::take(&mut self.held);
+        let text = self.held.take();
+        self.say(text);
+    }
+
+    fn say(&mut self, text: String) {
+        if !text.is_empty() {
             self.emit(ReplyEvent::Content(text));
         }
     }
@@ -187,7 +227,7 @@ impl ToolParser {
         self.held.push(c);
         let marks = Arc::clone(&self.marks);
         loop {
-            let tail = self.held.trim_start();
+            let tail = self.held.tail();
             let starts = marks.starts.iter().chain(marks.lead.iter().filter(|_| lead));
             match starts.map(|mark| fit(mark, tail)).max() {
                 Some(Fit::Whole) => {
@@ -209,10 +249,8 @@ impl ToolParser {
                 Some(_) => {}
             }
             // No call begins with what is held; one may begin with a part of it.
-            let first = tail.chars().next().map_or(0, char::len_utf8);
-            let rest = self.held.split_off(self.held.len() - tail.len() + first);
-            self.release();
-            self.held = rest;
+            let text = self.held.take_first();
+            self.say(text);
             lead = false;
         }
     }
@@ -246,7 +284,7 @@ impl ToolParser {
 
     /// What was held is no call.
     fn give_back(&mut self, named: bool) {
-        let text = std::mem::take(&mut self.held);
+        let text = self.held.take();
         self.emit(match named {
             true => ReplyEvent::CallBroken { index: self.calls.saturating_sub(1), text },
             false => ReplyEvent::Content(text),
@@ -256,7 +294,7 @@ impl ToolParser {
     /// After a call: what ends it, the next one, what closes them all, or text.
     fn after(&mut self, c: char, ended: bool) {
         self.held.push(c);
-        let tail = self.held.trim_start();
+        let tail = self.held.tail();
         if tail.is_empty() {
             self.state = State::After { ended };
             return;
@@ -285,7 +323,7 @@ impl ToolParser {
             }
             None if part => self.state = State::After { ended },
             None => {
-                let text = std::mem::take(&mut self.held);
+                let text = self.held.take();
                 text.chars().for_each(|c| self.take(c));
             }
         }

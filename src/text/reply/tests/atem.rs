@@ -175,7 +175,7 @@ fn tools_may_have_the_names_of_those_who_read() {
     }
 }
 
-/// White space without an end is text, and takes no time to look through again.
+/// White space without an end is text, and is not looked through again.
 #[test]
 fn endless_white_space_is_text() {
     let text = " ".repeat(200_000);

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::text::tools::mark::LOOKED_AT;
 use crate::text::{Message, RenderOptions};
 
 /// A template, and what is known of it.
@@ -278,6 +279,20 @@ fn check(case: &Case) -> ReplyFormat {
         let told = cut_in_two(&format, false, &text);
         assert_eq!((told.reasoning, told.content), (format!("Hm {one}"), String::new()));
         assert_eq!(told.calls.len(), 2);
+    }
+    // Without an end behind any mark: what comes is not looked at again and again.
+    const MANY: usize = 4_000;
+    for at in both.match_indices(['>', ']', '[', '(', '"']).map(|(at, _)| at + 1).take(24) {
+        for filler in [" ", "x", "\n"] {
+            let before = LOOKED_AT.get();
+            parse(&format, false, &[&both[..at], &filler.repeat(MANY)]);
+            let looked_at = LOOKED_AT.get() - before;
+            assert!(
+                looked_at < 1_000 * MANY,
+                "{looked_at} bytes for {MANY} of {filler:?} behind {:?}",
+                &both[..at]
+            );
+        }
     }
     // Cut off anywhere: whole calls stay, and of what is none, nothing is lost.
     let whole = cut_in_two(&format, false, &both);
