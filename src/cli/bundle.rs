@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::args::{Args, BundleArgs};
 use super::progress::Progress;
+use super::state::Checked;
 use super::{Usage, names, term};
 
 /// What a program says of itself: behind the words, the bytes of the whole file where a model is behind it, else 0. It is
@@ -57,9 +58,29 @@ pub fn own() -> anyhow::Result<Option<(PathBuf, Bundle)>> {
 /// The model that is taken where none is named: that of the bundle, else the built-in one.
 pub fn default_model(access: backstop::weights::Access) -> anyhow::Result<ModelFiles> {
     Ok(match own()? {
-        Some((path, bundle)) => ModelFiles::open_by(&path.join(bundle.model), access)?,
+        Some((path, bundle)) => ModelFiles::open_by(&whole(&path, &bundle)?, access)?,
         None => ModelFiles::builtin()?,
     })
+}
+
+/// The path of a bundle's model, all of whose bytes are what was written. They are read through once for each version of the file,
+/// which a line on a terminal tells of.
+///
+/// # Errors
+/// As [`verify`].
+pub fn whole(path: &Path, bundle: &Bundle) -> anyhow::Result<PathBuf> {
+    let hashes: Vec<&str> = bundle.files.iter().map(|member| &*member.sha256).collect();
+    let checked = Checked::new(path, &hashes.join(" "));
+    if !checked.as_ref().is_some_and(Checked::is_known) {
+        let model = bundle.model.clone();
+        let progress = Progress::start(move || format!("checking {model}, once"));
+        verify(path, bundle)?;
+        drop(progress);
+        if let Some(checked) = checked {
+            checked.remember();
+        }
+    }
+    Ok(path.join(&bundle.model))
 }
 
 /// Whether this program has a model behind it.

@@ -29,6 +29,7 @@ mod pull;
 mod quantize;
 mod run;
 mod serve;
+mod state;
 mod stream;
 mod summary;
 mod tasks;

@@ -50,7 +50,7 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
     })?;
     let mut found = typed_models(args)?;
     let named = !found.is_empty();
-    let bundled = bundle::own()?.map(|(program, bundle)| program.join(bundle.model));
+    let bundled = bundle::own()?;
     // What is said of one model is not said of all.
     let of_one = !(args.alias.is_empty() && args.model.adapter.is_empty())
         || args.session.draft.is_some()
@@ -87,7 +87,8 @@ pub fn offer(args: &ServeArgs, known: &Known) -> anyhow::Result<Offered> {
             bail!("no models are on this machine: `backstop pull NAME` downloads one");
         }
         None if found.is_empty() || bare => {
-            found.push(Found { name: None, typed: None, path: bundled, bytes: None });
+            let path = bundled.map(|(program, bundle)| bundle::whole(&program, &bundle)).transpose()?;
+            found.push(Found { name: None, typed: None, path, bytes: None });
         }
         _ => {}
     }

@@ -24,10 +24,15 @@ fn started(command: &mut Command) -> Child {
     panic!("{command:?}: text file busy for ten seconds");
 }
 
+/// Where a bundle remembers that it was checked.
+fn state(program: &Path) -> PathBuf {
+    program.with_extension("state")
+}
+
 /// Runs a bundle as `backstop` runs the program.
 fn run(program: &Path, stdin: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(program);
-    command.args(args).env_remove("RUST_LOG").stdin(Stdio::piped());
+    command.args(args).env_remove("RUST_LOG").env("XDG_STATE_HOME", state(program)).stdin(Stdio::piped());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = started(&mut command);
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
@@ -299,7 +304,13 @@ fn bundles_that_are_cut_or_changed_are_refused() {
         flip(at);
     }
     said(&bundle, &["run", PROMPT, "--max-tokens", "1"]);
-    // A byte of the weights: the start is cheap, and the doctor sees it.
+    // What was read through once is known, until the file is written to.
+    let checked = state(&bundle).join("backstop/checked");
+    let known = || fs::read_to_string(&checked).unwrap().lines().count();
+    assert_eq!(known(), 1);
+    said(&bundle, &["run", PROMPT, "--max-tokens", "1"]);
+    assert_eq!(known(), 1);
+    // A byte of the weights.
     let config = fs::read(format!("{STORIES}/config.json")).unwrap();
     let bytes = fs::read(&bundle).unwrap();
     let at = bytes.chunks(16 << 10).position(|page| page.starts_with(&config)).unwrap() as u64 * (16 << 10);
@@ -308,6 +319,14 @@ fn bundles_that_are_cut_or_changed_are_refused() {
         * (16 << 10);
     assert!(at > 0 && place > 0);
     flip(place + weights.len() as u64 - 100);
+    wrong("stories/model.safetensors is damaged: get the bundle anew");
+    let served = run(&bundle, "", &["serve", "--port", "0"]);
+    assert!(
+        served.code == Some(1) && served.err.contains("stories/model.safetensors is damaged"),
+        "{}",
+        served.err
+    );
+    assert_eq!(known(), 1);
     let ran = run(&bundle, "", &["doctor"]);
     assert_eq!(ran.code, Some(1), "{}", ran.out);
     assert!(ran.out.contains("stories/model.safetensors is damaged"), "{}", ran.out);

@@ -18,7 +18,7 @@ use rustyline::{
     EventHandler, Helper, KeyCode, KeyEvent, Modifiers, Movement, RepeatCount,
 };
 
-use super::super::{here, input, term};
+use super::super::{here, input, state, term};
 use super::commands::COMMANDS;
 use super::{expanded, settings};
 
@@ -49,7 +49,7 @@ impl Lines {
         let continued = Continued::default();
         let enter = KeyEvent(KeyCode::Enter, Modifiers::NONE);
         editor.bind_sequence(enter, EventHandler::Conditional(Box::new(GoOn(Arc::clone(&continued)))));
-        let history = history_file().filter(|_| keep);
+        let history = state::file("chat_history").filter(|_| keep);
         if let Some(file) = &history {
             // The first time there is none.
             let _ = editor.load_history(file);
@@ -120,14 +120,6 @@ fn save(editor: &mut Editor<Typing, FileHistory>, file: &Path) -> rustyline::Res
         std::fs::set_permissions(file, PermissionsExt::from_mode(0o600))?;
     }
     Ok(())
-}
-
-/// `$XDG_STATE_HOME/backstop/chat_history`, by default under `~/.local/state`, on a Mac under `~/Library/Application Support`.
-fn history_file() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let below = if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/state" };
-    let state = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(below)))?;
-    Some(state.join("backstop").join("chat_history"))
 }
 
 /// Ctrl-C takes back what was typed; only where that is nothing does it end.
