@@ -105,11 +105,12 @@ export async function answer(id: string, parent: string, begun?: { text: string;
   const live = signal({ text: beginning, thoughts: begun?.thoughts ?? "", doing: waits, stats: {} as Stats });
   const run: state.Run = { turn: turn.id, stop: new AbortController(), live, tokens: [...(begun?.tokens ?? [])] };
   state.runs.value = new Map(state.runs.value).set(id, run);
+  const release = state.writes(id, turn.id);
   state.said.value = waits;
   if (model && !state.isLoaded(model)) setTimeout(state.refresh, 300);
 
   let end: Partial<Turn> = { end: undefined };
-  const saving = setInterval(() => save(id, run, {}), 3000);
+  const saving = setInterval(() => void save(id, run, {}), 3000);
   try {
     // Tokens of the rest alone would be taken for all of them.
     const collects = !begun?.text || begun.tokens.length > 0;
@@ -126,10 +127,12 @@ export async function answer(id: string, parent: string, begun?: { text: string;
     }
   }
   clearInterval(saving);
-  save(id, run, end);
+  // Other tabs read it where it is said to be whole.
+  const saved = save(id, run, end).finally(release);
   const left = new Map(state.runs.value);
   left.delete(id);
   state.runs.value = left;
+  void saved.then(() => state.catchUp(id));
   const count = live.value.stats.tokens;
   state.said.value = end.trouble
     ? `No answer: ${end.trouble.message}`
@@ -145,7 +148,7 @@ async function blamed(trouble: Trouble, model: string | undefined): Promise<Trou
 }
 
 /** Puts what has come so far into the conversation. */
-function save(id: string, run: state.Run, end: Partial<Turn>) {
+async function save(id: string, run: state.Run, end: Partial<Turn>) {
   const conversation = state.find(id);
   if (!conversation) return;
   const { text, thoughts, stats } = run.live.value;
@@ -157,9 +160,10 @@ function save(id: string, run: state.Run, end: Partial<Turn>) {
     ...(tokens && { tokens }),
     ...end,
   };
-  state.update(tree.changed(conversation, run.turn, change));
+  const stored = state.update(tree.changed(conversation, run.turn, change));
   // Where there is no room for them, the answer says so in their place.
   if (tokens) store.putTokens(run.turn, run.tokens).catch(() => undefined);
+  await stored;
 }
 
 /** Reads a stream into `run`; how it finished. What comes is shown at a pace that the page keeps. */
