@@ -1,5 +1,6 @@
 // One message, and what can be done with it.
 
+import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { again, more, reword, send } from "./chat";
 import {
@@ -30,9 +31,8 @@ interface Props {
   last: boolean;
 }
 
-export function Said(props: Props) {
-  return props.turn.role === "user" ? <Asked {...props} /> : <Answer {...props} />;
-}
+/** Drawn anew only where it has changed: a long conversation is drawn in many parts. */
+export const Said = memo((props: Props) => (props.turn.role === "user" ? <Asked {...props} /> : <Answer {...props} />));
 
 function Asked({ conversation, turn }: Props) {
   const [editing, setEditing] = useState(false);

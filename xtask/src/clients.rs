@@ -81,6 +81,7 @@ const ENVIRONMENTS: [Environment; 6] = [
             "test_page_answers.py",
             "test_page_habits.py",
             "test_page_keys.py",
+            "test_page_long.py",
             "test_page_narrow.py",
             "test_page_several.py",
             "test_page_tabs.py",
