@@ -90,9 +90,7 @@ class Tabs(OnPage):
         one, two, halting = self.writing()
         self.theirs(two)
         # One that hears nothing sees it, too.
-        deaf = one.context.new_page()
-        deaf.add_init_script("delete self.BroadcastChannel")
-        deaf.goto(one.url)
+        deaf = self.deaf(one)
         self.theirs(deaf)
         halting.on.set()
         for tab in (two, deaf):
@@ -143,6 +141,85 @@ class Tabs(OnPage):
             self.sees(tab, ANSWER, ["Half of an answer, and the rest."])
             expect(tab.get_by_text(CUT)).to_have_count(0)
             expect(tab.get_by_text(THEIRS)).to_have_count(0)
+
+    def pins(self, tab, how="Pin"):
+        tab.locator(".entry").first.hover()
+        tab.locator(".entry .menu > button").first.click()
+        tab.get_by_role("menuitem", name=how, exact=True).click()
+
+    def pinned(self, tab, is_so=True):
+        self.sees(tab, ".conversations h2", ["Pinned" if is_so else "Today"])
+
+    def deaf(self, one):
+        """A tab that hears nothing of what others do."""
+        two = one.context.new_page()
+        two.add_init_script("delete self.BroadcastChannel")
+        two.goto(one.url)
+        two.locator("article.assistant").wait_for()
+        return two
+
+    def test_what_is_pinned_stays_pinned(self):
+        one = self.open()
+        self.set(one, max_tokens=3)
+        self.ask(one, "A cat sat")
+        self.visit_again(one)
+        two = self.deaf(one)
+        self.pins(one)
+        self.pinned(one)
+        self.visit_again(one)
+        # A tab that knows nothing of it stores what is said there.
+        self.pinned(two, False)
+        self.ask(two, "A dog ran")
+        self.pinned(two)
+        self.visit_again(one)
+        self.sees(one, "article.user .text", ["A cat sat", "A dog ran"])
+        self.pinned(one)
+        # So with what is unpinned.
+        self.pins(one, "Unpin")
+        self.pinned(one, False)
+        self.visit_again(one)
+        self.pinned(two)
+        self.ask(two, "The sun rose")
+        self.pinned(two, False)
+        self.visit_again(one)
+        self.sees(one, "article.user .text", ["A cat sat", "A dog ran", "The sun rose"])
+        self.pinned(one, False)
+        self.assertEqual(one.complaints, [])
+
+    def test_what_is_pinned_while_an_answer_is_written_elsewhere(self):
+        one, two, halting = self.writing()
+        self.pins(two)
+        self.pinned(two)
+        halting.on.set()
+        for tab in (one, two):
+            self.sees(tab, ANSWER, ["Half of an answer, and the rest."])
+            self.pinned(tab)
+        self.visit_again(two)
+        self.pinned(two)
+
+    def test_an_import_beside_what_is_pinned(self):
+        one = self.open()
+        one.keyboard.press("Control+Shift+O")
+        two = one.context.new_page()
+        two.add_init_script("delete self.BroadcastChannel")
+        two.goto(one.url)
+        two.locator(".welcome").wait_for()
+        turns = [{"id": "u", "parent": None, "role": "user", "text": "Hi", "time": 1}]
+        held = {"id": "x", "title": "Kept", "system": "", "created": 1, "changed": 1, "turns": turns, "chosen": {}}
+        text = json.dumps({"format": "backstop-conversations", "version": 1, "conversations": [held]})
+        for tab in (one, two):
+            tab.keyboard.press("Control+,")
+            tab.set_input_files("#import", {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()})
+            tab.get_by_text("1 conversation imported.").wait_for()
+            tab.keyboard.press("Escape")
+            if tab == one:
+                self.pins(one)
+                self.pinned(one)
+                self.visit_again(one)
+        # What was there is as it was, beside what came in.
+        one.reload()
+        self.sees(one, ".entry .title", ["Kept", "Kept"])
+        expect(one.locator(".conversations h2").first).to_have_text("Pinned")
 
 
 if __name__ == "__main__":

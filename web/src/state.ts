@@ -170,7 +170,8 @@ async function put(changed: Conversation) {
   if (!stored) return vanished(here);
   const both = tree.merged(stored, here);
   const ids = new Set(here.turns.map(({ id }) => id));
-  if (both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id)))
+  const grown = both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id));
+  if (grown || both.pinnedAt !== here.pinnedAt || both.pinned !== here.pinned)
     conversations.value = conversations.value.map((one) => (one === here ? both : one));
 }
 
