@@ -22,6 +22,7 @@ class Halting:
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/"
         self.parts = [self.chunk(begin), self.chunk(rest, "stop")]
         self.on = threading.Event()
+        self.breaks = False
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
 
@@ -44,7 +45,8 @@ class Halting:
             try:
                 one.sendall(BEGIN + self.parts[0])
                 self.on.wait()
-                one.sendall(self.parts[1] + b"0\r\n\r\n")
+                if not self.breaks:
+                    one.sendall(self.parts[1] + b"0\r\n\r\n")
             except OSError:
                 # Nobody reads it any more.
                 pass

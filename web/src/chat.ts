@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 import * as api from "./api";
+import * as queue from "./queue";
 import { FIELDS, number, object, settings } from "./settings";
 import * as state from "./state";
 import * as store from "./store";
@@ -64,8 +65,8 @@ function body(conversation: Conversation, turns: Turn[], begun: Turn | undefined
 }
 
 /** Sends a question: a new turn below `parent`. */
-export async function send(text: string, files: Attachment[], parent?: string | null) {
-  let conversation = state.conversation.value ?? state.begun();
+export async function send(text: string, files: Attachment[], parent?: string | null, to = state.current.value) {
+  let conversation = state.find(to) ?? state.begun();
   if (state.runs.value.has(conversation.id)) return;
   const from = parent === undefined ? (tree.path(conversation).at(-1)?.id ?? null) : parent;
   const turn: Turn = {
@@ -79,7 +80,7 @@ export async function send(text: string, files: Attachment[], parent?: string | 
   conversation = tree.grown(conversation, turn);
   if (!conversation.title) conversation.title = tree.titled(text || files[0]?.name || "") || "Untitled";
   state.update(conversation);
-  if (state.current.value !== conversation.id) state.open(conversation.id);
+  if (to !== conversation.id) state.open(conversation.id);
   await answer(conversation.id, turn.id);
 }
 
@@ -134,9 +135,13 @@ export async function answer(id: string, parent: string, begun?: { text: string;
   state.runs.value = left;
   void saved.then(() => state.catchUp(id));
   const count = live.value.stats.tokens;
+  const proper = !end.end || end.end === "length";
+  const back = !proper && queue.waiting(id).length ? " What was to be sent is in the box again." : "";
+  const next = proper && state.find(id) ? queue.next(id) : undefined;
+  if (next) void send(next.text, next.files, turn.id, id);
   state.said.value = end.trouble
-    ? `No answer: ${end.trouble.message}`
-    : `${end.end === "stopped" ? "Stopped" : "Answered"}${count ? `, ${count} tokens` : ""}. ${live.value.text.slice(0, 2000)}`;
+    ? `No answer: ${end.trouble.message}${back}`
+    : `${end.end === "stopped" ? "Stopped" : "Answered"}${count ? `, ${count} tokens` : ""}.${back} ${live.value.text.slice(0, 2000)}`;
   void state.refresh();
 }
 

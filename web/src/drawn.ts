@@ -1,4 +1,5 @@
-// A long conversation is drawn from its end: what is seen first at once, and what is above it in parts, while nothing else is to do.
+// A long conversation is drawn from its end: what is seen first at once, and what is above it in parts, while there is
+// nothing else to do.
 
 import { flushSync } from "preact/compat";
 import { useEffect, useReducer, useRef } from "preact/hooks";

@@ -83,6 +83,7 @@ const ENVIRONMENTS: [Environment; 6] = [
             "test_page_keys.py",
             "test_page_long.py",
             "test_page_narrow.py",
+            "test_page_queue.py",
             "test_page_several.py",
             "test_page_tabs.py",
             "test_page_troubles.py",
