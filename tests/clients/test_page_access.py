@@ -187,6 +187,13 @@ class Access(OnPage):
         page.click("#send")
         page.locator("article.assistant .doing").wait_for()
         self.clean(page, "waiting")
+        page.fill("#question", "And then?")
+        page.click("#later")
+        page.locator(".queue li").wait_for()
+        page.fill("#question", "Or")
+        # What breathes is half of its colour now and then.
+        page.emulate_media(reduced_motion="reduce")
+        self.clean(page, "queue")
         page.click("#stop")
         held.pop().abort()
         for pattern in ("**/v1/models", "**/v1/chat/completions"):

@@ -98,7 +98,7 @@ class Several(Page):
         row = self.menu(page)
         # By hand.
         page.get_by_label("Unload first").click()
-        page.get_by_label("Load first").wait_for()
+        expect(row("first").locator(".dot")).to_have_class("dot is-unloaded")
         self.assertEqual(self.states()["first"], "unloaded")
         page.get_by_label("Load org/second").click()
         page.get_by_label("Unload org/second").wait_for()

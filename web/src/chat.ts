@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 import * as api from "./api";
+import * as queue from "./queue";
 import { FIELDS, number, object, settings } from "./settings";
 import * as state from "./state";
 import * as store from "./store";
@@ -64,8 +65,8 @@ function body(conversation: Conversation, turns: Turn[], begun: Turn | undefined
 }
 
 /** Sends a question: a new turn below `parent`. */
-export async function send(text: string, files: Attachment[], parent?: string | null) {
-  let conversation = state.conversation.value ?? state.begun();
+export async function send(text: string, files: Attachment[], parent?: string | null, to = state.current.value) {
+  let conversation = state.find(to) ?? state.begun();
   if (state.runs.value.has(conversation.id)) return;
   const from = parent === undefined ? (tree.path(conversation).at(-1)?.id ?? null) : parent;
   const turn: Turn = {
@@ -79,7 +80,7 @@ export async function send(text: string, files: Attachment[], parent?: string | 
   conversation = tree.grown(conversation, turn);
   if (!conversation.title) conversation.title = tree.titled(text || files[0]?.name || "") || "Untitled";
   state.update(conversation);
-  if (state.current.value !== conversation.id) state.open(conversation.id);
+  if (to !== conversation.id) state.open(conversation.id);
   await answer(conversation.id, turn.id);
 }
 
@@ -105,11 +106,12 @@ export async function answer(id: string, parent: string, begun?: { text: string;
   const live = signal({ text: beginning, thoughts: begun?.thoughts ?? "", doing: waits, stats: {} as Stats });
   const run: state.Run = { turn: turn.id, stop: new AbortController(), live, tokens: [...(begun?.tokens ?? [])] };
   state.runs.value = new Map(state.runs.value).set(id, run);
+  const release = state.writes(id, turn.id);
   state.said.value = waits;
   if (model && !state.isLoaded(model)) setTimeout(state.refresh, 300);
 
   let end: Partial<Turn> = { end: undefined };
-  const saving = setInterval(() => save(id, run, {}), 3000);
+  const saving = setInterval(() => void save(id, run, {}), 3000);
   try {
     // Tokens of the rest alone would be taken for all of them.
     const collects = !begun?.text || begun.tokens.length > 0;
@@ -126,14 +128,20 @@ export async function answer(id: string, parent: string, begun?: { text: string;
     }
   }
   clearInterval(saving);
-  save(id, run, end);
+  // Other tabs read it where it is said to be whole.
+  const saved = save(id, run, end).finally(release);
   const left = new Map(state.runs.value);
   left.delete(id);
   state.runs.value = left;
+  void saved.then(() => state.catchUp(id));
   const count = live.value.stats.tokens;
+  const proper = !end.end || end.end === "length";
+  const back = !proper && queue.waiting(id).length ? " What was to be sent is in the box again." : "";
+  const next = proper && state.find(id) ? queue.next(id) : undefined;
+  if (next) void send(next.text, next.files, turn.id, id);
   state.said.value = end.trouble
-    ? `No answer: ${end.trouble.message}`
-    : `${end.end === "stopped" ? "Stopped" : "Answered"}${count ? `, ${count} tokens` : ""}. ${live.value.text.slice(0, 2000)}`;
+    ? `No answer: ${end.trouble.message}${back}`
+    : `${end.end === "stopped" ? "Stopped" : "Answered"}${count ? `, ${count} tokens` : ""}.${back} ${live.value.text.slice(0, 2000)}`;
   void state.refresh();
 }
 
@@ -145,7 +153,7 @@ async function blamed(trouble: Trouble, model: string | undefined): Promise<Trou
 }
 
 /** Puts what has come so far into the conversation. */
-function save(id: string, run: state.Run, end: Partial<Turn>) {
+async function save(id: string, run: state.Run, end: Partial<Turn>) {
   const conversation = state.find(id);
   if (!conversation) return;
   const { text, thoughts, stats } = run.live.value;
@@ -157,9 +165,10 @@ function save(id: string, run: state.Run, end: Partial<Turn>) {
     ...(tokens && { tokens }),
     ...end,
   };
-  state.update(tree.changed(conversation, run.turn, change));
+  const stored = state.update(tree.changed(conversation, run.turn, change));
   // Where there is no room for them, the answer says so in their place.
   if (tokens) store.putTokens(run.turn, run.tokens).catch(() => undefined);
+  await stored;
 }
 
 /** Reads a stream into `run`; how it finished. What comes is shown at a pace that the page keeps. */

@@ -4,8 +4,9 @@ import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { send, stop } from "./chat";
 import { Effort } from "./effort";
-import { IconClip, IconEnd, IconSend, IconStop, IconThought } from "./icons";
+import { IconClip, IconClose, IconEnd, IconSend, IconStop, IconThought } from "./icons";
 import { perSecond } from "./numbers";
+import * as queue from "./queue";
 import { sends, settings } from "./settings";
 import * as state from "./state";
 import type { Attachment } from "./tree";
@@ -20,6 +21,7 @@ const refused = signal("");
 const MOST = 4_000_000;
 /** Pasted text of more characters is a file beside the message: so much is read about, and not as, what is asked. */
 const LONG = 4000;
+const LATER = "Send when the answer ends";
 
 /** pasted.txt, or with the first number that no file beside the message has. */
 function pasted(text: string): Attachment {
@@ -111,15 +113,30 @@ export function Composer() {
   }, []);
   const submit = () => {
     const text = field.current!.value.trim();
-    if (state.runs.value.has(id) || (!text && attached.value.length === 0)) return;
+    if (!text && attached.value.length === 0) return;
     const files = attached.value;
     field.current!.value = "";
     drafts.delete(id);
     attached.value = [];
     refused.value = "";
     fit();
-    void send(text, files);
+    if (state.runs.value.has(id)) {
+      queue.wait(id, { text, files });
+      state.said.value = "It is sent when the answer ends.";
+    } else void send(text, files);
   };
+  /** Puts messages that were to be sent before what is in the box. */
+  const back = ({ text, files }: queue.Message) => {
+    const area = field.current!;
+    area.value = [text, area.value].filter(Boolean).join("\n\n");
+    attached.value = [...files, ...attached.value];
+    fit();
+  };
+  const waits = queue.waiting(id);
+  // An answer that ended otherwise than by itself may want other words.
+  useLayoutEffect(() => {
+    if (!run && waits.length) back(queue.all(id));
+  }, [id, !run, waits.length]);
   const keys = (event: KeyboardEvent) => {
     if (event.isComposing) return;
     if (sends(event)) {
@@ -162,6 +179,40 @@ export function Composer() {
           <p class="alarm" role="alert">
             {refused.value}
           </p>
+        )}
+        {waits.length > 0 && (
+          <section class="queue" aria-labelledby="queued">
+            <h2 class="note" id="queued">
+              Sent when the answer ends
+            </h2>
+            <ol>
+              {waits.map((message, i) => (
+                <li key={i}>
+                  <span class="name" title={message.text}>
+                    {message.text || message.files.map(({ name }) => name).join(", ")}
+                  </span>
+                  {message.text && message.files.length > 0 && (
+                    <span class="faint">
+                      {message.files.length} file{message.files.length === 1 ? "" : "s"}
+                    </span>
+                  )}
+                  <button
+                    type="button"
+                    class="quiet"
+                    aria-label="Do not send: back to the box"
+                    title="Do not send: back to the box"
+                    onClick={() => {
+                      queue.drop(id, message);
+                      back(message);
+                      field.current!.focus();
+                    }}
+                  >
+                    <IconClose />
+                  </button>
+                </li>
+              ))}
+            </ol>
+          </section>
         )}
         <div class="box">
           <Files
@@ -223,6 +274,11 @@ export function Composer() {
                 onClick={state.toEnd.value}
               >
                 <IconEnd />
+              </button>
+            )}
+            {run && send_ && (
+              <button type="submit" class="quiet" aria-label={LATER} title={LATER} id="later">
+                <IconSend />
               </button>
             )}
             {run ? (

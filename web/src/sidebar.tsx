@@ -6,7 +6,8 @@ import { Menu } from "./menu";
 import { IconPlus, IconSearch } from "./icons";
 import * as state from "./state";
 import { exportMarkdown, exportOne } from "./transfer";
-import { path, type Conversation } from "./tree";
+import { path, pinned, type Conversation } from "./tree";
+import { elsewhere } from "./writers";
 
 const searched = signal("");
 const renaming = signal("");
@@ -106,7 +107,7 @@ export function Sidebar() {
 function Entry({ conversation, line, heading }: { conversation: Conversation; line: string; heading: string }) {
   const { id, title } = conversation,
     open = state.current.value === id;
-  const busy = state.runs.value.has(id);
+  const busy = state.runs.value.has(id) || [...elsewhere.value.values()].includes(id);
   const [sure, setSure] = useState(false);
   const link = useRef<HTMLAnchorElement>(null);
   useLayoutEffect(() => {
@@ -124,7 +125,7 @@ function Entry({ conversation, line, heading }: { conversation: Conversation; li
         {
           label: conversation.pinned ? "Unpin" : "Pin",
           back: true,
-          does: () => state.update({ ...conversation, pinned: !conversation.pinned }),
+          does: () => state.update(pinned(conversation)),
         },
         { label: "Export as JSON", does: () => exportOne(conversation) },
         { label: "Export as Markdown", does: () => exportMarkdown(conversation) },

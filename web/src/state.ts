@@ -7,6 +7,7 @@ import * as store from "./store";
 import type { Token } from "./store";
 import * as tree from "./tree";
 import type { Conversation, Stats, Trouble } from "./tree";
+import * as writers from "./writers";
 
 /** An answer that is being written. */
 export interface Run {
@@ -88,19 +89,41 @@ function connected(): BroadcastChannel | undefined {
   }
 }
 channel?.addEventListener("message", ({ data }) => {
+  if (data.all || data.id || data.writes) void look();
   // What cannot be read is told where it is to be kept.
   if (data.all || data.id) heard(data).catch(() => undefined);
 });
+
+const look = () => writers.look((id) => heard({ id }));
+
+/** Has other tabs know that an answer is written here, until what this gives is called. */
+export const writes = (id: string, turn: string) =>
+  writers.holds(id, turn, () => channel?.postMessage({ writes: turn }));
+
+/** Conversations that other tabs changed while they were answered here. */
+const missed = new Set<string>();
+
+/** Takes over what other tabs did to a conversation while it was answered here; what is shown here stays shown. */
+export async function catchUp(id: string) {
+  if (!missed.has(id)) return;
+  const found = await store.get(id).catch(() => undefined);
+  const here = find(id);
+  if (!found || !here || runs.value.has(id)) return;
+  missed.delete(id);
+  const both = tree.merged(found, here);
+  conversations.value = conversations.value.map((one) => (one === here ? both : one));
+}
 
 async function heard(data: { all?: true; id?: string }) {
   // What is being answered here is this tab's until that is done.
   if (data.all) {
     const stored = await store.all();
     const ours = conversations.value.filter(({ id }) => runs.value.has(id));
+    ours.forEach(({ id }) => missed.add(id));
     conversations.value = [...stored.filter(({ id }) => !runs.value.has(id)), ...ours];
   } else if (data.id) {
     const found = await store.get(data.id);
-    if (runs.value.has(data.id)) return;
+    if (runs.value.has(data.id)) return void missed.add(data.id);
     const rest = conversations.value.filter(({ id }) => id !== data.id);
     conversations.value = found ? [...rest, found] : rest;
   }
@@ -147,7 +170,8 @@ async function put(changed: Conversation) {
   if (!stored) return vanished(here);
   const both = tree.merged(stored, here);
   const ids = new Set(here.turns.map(({ id }) => id));
-  if (both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id)))
+  const grown = both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id));
+  if (grown || both.pinnedAt !== here.pinnedAt || both.pinned !== here.pinned)
     conversations.value = conversations.value.map((one) => (one === here ? both : one));
 }
 
@@ -159,14 +183,14 @@ function vanished(gone: Conversation) {
   void keep(store.removeTokens(gone.turns.filter(({ tokens }) => tokens).map(({ id }) => id)));
 }
 
-/** Puts a changed conversation in its place. */
-export function update(changed: Conversation) {
+/** Puts a changed conversation in its place; done once it is stored, or is not. */
+export async function update(changed: Conversation) {
   if (forgotten.has(changed.id)) return;
   const known = conversations.value.some(({ id }) => id === changed.id);
   conversations.value = known
     ? conversations.value.map((one) => (one.id === changed.id ? changed : one))
     : [...conversations.value, changed];
-  void keep(put(changed), { id: changed.id }, [changed.id]);
+  await keep(put(changed), { id: changed.id }, [changed.id]);
 }
 
 export const find = (id: string) => conversations.value.find((one) => one.id === id);
@@ -282,6 +306,7 @@ export async function begin() {
     await keep(Promise.reject(error));
   }
   if (current.value && !conversation.value) open("");
+  await look();
   ready.value = true;
 }
 

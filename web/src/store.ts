@@ -53,6 +53,8 @@ export async function all(): Promise<Conversation[]> {
   return found;
 }
 
+export const ids = async () => ((await within("readonly", (store) => store.getAllKeys())) ?? []) as string[];
+
 export async function get(id: string): Promise<Conversation | undefined> {
   const found = noted((await within("readonly", (store) => store.get(id))) as Conversation | undefined);
   if (found) known.add(id);

@@ -2,6 +2,7 @@
 
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { Bar } from "./bar";
+import { useUndrawn } from "./drawn";
 import { Guard } from "./markdown";
 import { facts } from "./models";
 import * as state from "./state";
@@ -57,6 +58,7 @@ export function Thread() {
     if (!run && (event.target as Element).closest("summary")) follows.current = false;
   };
   const turns = conversation ? tree.path(conversation) : [];
+  const undrawn = useUndrawn(conversation?.id ?? "", turns.length, place);
   return (
     <div
       ref={place}
@@ -64,7 +66,7 @@ export function Thread() {
       role="log"
       aria-live="off"
       aria-label="Conversation"
-      aria-busy={run !== undefined}
+      aria-busy={run !== undefined || undrawn > 0}
       tabIndex={0}
       onScroll={scrolled}
       onClickCapture={clicked}
@@ -74,9 +76,9 @@ export function Thread() {
           <>
             <h1 class="hidden">{conversation.title}</h1>
             <System conversation={conversation} />
-            {turns.map((turn, i) => (
+            {turns.slice(undrawn).map((turn) => (
               <Guard key={turn.id} text={turn.text}>
-                <Said conversation={conversation} turn={turn} last={i === turns.length - 1} />
+                <Said conversation={conversation} turn={turn} last={turn === turns.at(-1)} />
               </Guard>
             ))}
           </>

@@ -49,7 +49,9 @@ export function exportMarkdown(one: Conversation) {
 export async function importFile(file: File): Promise<number> {
   if (file.size > MOST) throw new Error(`${file.name} is larger than 512 MiB`);
   const found = read(await file.text(), file.name);
-  const known = new Set(state.conversations.value.map(({ id }) => id));
+  // Another tab may have stored one that is not known here.
+  const stored = await store.ids().catch(() => []);
+  const known = new Set([...stored, ...state.conversations.value.map(({ id }) => id)]);
   // One that is here already comes in beside itself.
   const added = found.map((one) => {
     const id = /^[\w-]{1,64}$/.test(one.id) && !known.has(one.id) ? one.id : tree.id();

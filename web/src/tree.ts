@@ -47,8 +47,9 @@ export interface Conversation {
   title: string;
   /** Whether a person gave the title. */
   named?: boolean;
-  /** Whether it stays at the top of the list. */
+  /** Whether it stays at the top of the list, and when a person last said so or otherwise. */
   pinned?: boolean;
+  pinnedAt?: number;
   system: string;
   created: number;
   changed: number;
@@ -176,9 +177,20 @@ export function merged(stored: Conversation, here: Conversation): Conversation {
   const seen = Object.fromEntries(path(here).map(({ id, parent }) => [parent ?? "", id]));
   return {
     ...here,
+    ...pin(stored, here),
     turns: [...turns, ...rest.reverse()],
     chosen: { ...stored.chosen, ...here.chosen, ...seen },
   };
+}
+
+/** Pinned, or no longer. */
+export const pinned = (one: Conversation): Conversation => ({ ...one, pinned: !one.pinned, pinnedAt: Date.now() });
+
+/** What was said last of whether it is pinned: where that is not known, it stays pinned. */
+function pin(stored: Conversation, here: Conversation): Pick<Conversation, "pinned" | "pinnedAt"> {
+  const [before = 0, now = 0] = [stored.pinnedAt, here.pinnedAt];
+  const { pinned, pinnedAt } = now > before || (now === before && here.pinned) ? here : stored;
+  return { pinned, pinnedAt };
 }
 
 /** A title like another one, with the first number behind it that none of `taken` has. */

@@ -1,5 +1,6 @@
 // One message, and what can be done with it.
 
+import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { again, more, reword, send } from "./chat";
 import {
@@ -22,6 +23,7 @@ import { Tokens } from "./tokens";
 import * as tree from "./tree";
 import type { Attachment, Conversation, Kind, Stats, Turn } from "./tree";
 import { Words } from "./troubles";
+import { elsewhere } from "./writers";
 
 interface Props {
   conversation: Conversation;
@@ -29,9 +31,8 @@ interface Props {
   last: boolean;
 }
 
-export function Said(props: Props) {
-  return props.turn.role === "user" ? <Asked {...props} /> : <Answer {...props} />;
-}
+/** Drawn anew only where it has changed: a long conversation is drawn in many parts. */
+export const Said = memo((props: Props) => (props.turn.role === "user" ? <Asked {...props} /> : <Answer {...props} />));
 
 function Asked({ conversation, turn }: Props) {
   const [editing, setEditing] = useState(false);
@@ -71,13 +72,14 @@ function Answer({ conversation, turn, last }: Props) {
   const { text, thoughts, stats } = { ...turn, ...live };
   const [asTokens, setAsTokens] = useState(false),
     [editing, setEditing] = useState(false);
-  const busy = run !== undefined;
+  const busy = run !== undefined,
+    theirs = !live && turn.end === "cut" && elsewhere.value.has(turn.id);
   const full = turn.end === "length" && context(turn);
   return (
     <article
       class={`assistant ${last ? "is-last" : ""}`}
       aria-label={turn.model ?? "Assistant"}
-      aria-busy={live !== undefined}
+      aria-busy={live !== undefined || theirs}
     >
       <h2 class="hidden">{turn.model ?? "Assistant"}</h2>
       {thoughts && <Thoughts text={thoughts} live={live !== undefined && !text} />}
@@ -86,7 +88,7 @@ function Answer({ conversation, turn, last }: Props) {
       ) : asTokens && !live ? (
         <Tokens turn={turn} />
       ) : (
-        text && <Markdown text={text} live={live !== undefined} />
+        text && <Markdown text={text} live={live !== undefined || theirs} />
       )}
       {live && !text && !thoughts && <p class="doing">{live.doing}</p>}
       {turn.trouble && !live && (
@@ -109,10 +111,13 @@ function Answer({ conversation, turn, last }: Props) {
         </p>
       )}
       {!live && turn.end === "stopped" && <p class="note">Stopped.</p>}
-      {!live && turn.end === "cut" && <p class="note">Not written to its end.</p>}
+      {theirs && <p class="note">Being written in another tab.</p>}
+      {!live && !theirs && turn.end === "cut" && <p class="note">Not written to its end.</p>}
       {!live && turn.end === "edited" && <p class="note">Edited.</p>}
-      {stats && !live && <Figures stats={stats} model={state.isOnly(turn.model) ? undefined : turn.model} />}
-      {!live && !editing && (
+      {stats && !live && !theirs && (
+        <Figures stats={stats} model={state.isOnly(turn.model) ? undefined : turn.model} />
+      )}
+      {!live && !theirs && !editing && (
         <div class="actions">
           <Branches conversation={conversation} turn={turn} />
           {text && <Copy text={text} label="Copy answer" />}
