@@ -105,7 +105,7 @@ fn list_names(word: Option<&str>, as_json: bool) -> anyhow::Result<ExitCode> {
     if as_json {
         let variant = |of: &hub::ShortVariant| {
             json!({
-                "variant": of.variant, "repository": of.repository, "bytes": of.bytes, "fits": of.fits(fit),
+                "variant": of.variant, "repository": of.repository, "bytes": of.bytes, "fits": of.runs(fit),
             })
         };
         let short = |short: &hub::ShortName| {
@@ -133,7 +133,7 @@ fn list_names(word: Option<&str>, as_json: bool) -> anyhow::Result<ExitCode> {
                 of.variant.clone(),
                 of.repository.clone(),
                 format!("about {}", Bytes(of.bytes)),
-                if of.fits(fit) { "yes" } else { "no" }.to_owned(),
+                if of.runs(fit) { "yes" } else { "no" }.to_owned(),
             ]);
         }
     }

@@ -78,14 +78,17 @@ pub fn fit(backend: BackendRequest, most: Option<u64>) -> Fit {
     // What cannot be had is refused when the model is loaded.
     let kind = select::select(backend, &nothing).map_or(LlmBackendKind::Cpu, |selection| selection.kind);
     let most = most.map(|most| most.saturating_sub(MemoryNeed::RESERVE));
-    let memory = select::memory_for(kind).into_iter().chain(most).min();
-    Fit { memory, mlx: kind == LlmBackendKind::Mlx }
+    let memory = |kind| select::memory_for(kind).into_iter().chain(most).min();
+    let mlx = kind == LlmBackendKind::Mlx;
+    let cpu = if mlx && backend == BackendRequest::Auto { memory(LlmBackendKind::Cpu) } else { None };
+    Fit { memory: memory(kind), mlx, cpu }
 }
 
 /// What is to be known of a model that does not fit.
 pub fn too_large(bytes: u64, form: &Form, fit: Fit) -> Option<String> {
     let memory = fit.memory?;
-    (!fit.holds(bytes, form.gguf())).then(|| {
+    let holds = |fit: &Fit| fit.holds(bytes, form.gguf());
+    (!holds(&fit) && !fit.on_cpu().is_some_and(|cpu| holds(&cpu))).then(|| {
         let needs = Bytes(fit.needs(bytes, form.gguf()));
         format!("it needs about {needs} of memory to run, and {} are to be had here", Bytes(memory))
     })

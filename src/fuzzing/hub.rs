@@ -75,7 +75,7 @@ pub(super) fn listing(data: &[u8]) {
     let choices = all_choices(&entries);
     let variants = [None, Some(&*variant)];
     let chosen = variants.map(|variant| sound(choose_files("a/b", &entries, variant, Fit::default())));
-    let small = Fit { memory: Some(1 << 30), mlx: false };
+    let small = Fit { memory: Some(1 << 30), ..Fit::default() };
     sound(choose_files("a/b", &entries, None, small));
     for choice in choices.iter().chain(chosen.iter().flatten()) {
         let mut places = choice.files.clone();

@@ -615,7 +615,7 @@ mod tests {
             put(&cache, &id, COMMIT, name, &"x".repeat(len));
         }
         cache.set_ref(&id, "main", COMMIT).unwrap();
-        let fit = |bytes, mlx| Fit { memory: Some(Fit::default().needs(bytes, None)), mlx };
+        let fit = |bytes, mlx| Fit { memory: Some(Fit::default().needs(bytes, None)), mlx, ..Fit::default() };
         let found = |variant, fit| cache.find_fitting(&id, None, variant, fit).unwrap();
         let taken = |fit| found(None, fit).form.gguf().unwrap().to_owned();
         assert_eq!(taken(fit(50, false)), "Q4_K_M");

@@ -363,6 +363,10 @@ fn preferred<'g, 'a>(
     };
     let Some(found) = all().filter(|group| fit.holds(group.bytes, Some(&group.variant))).min_by_key(rank)
     else {
+        if let Some((found, _)) = fit.on_cpu().and_then(|cpu| preferred(whose, groups, cpu).ok()) {
+            let passed = TooLarge { variant: first.variant.clone(), bytes: first.bytes };
+            return Ok((found, Some(passed).filter(|_| !std::ptr::eq(first, found))));
+        }
         let what = format!(
             "no variant of {whose} fits the {} of memory that there are here: there are {}; the smallest, {}, needs about {}; \
              NAME:VARIANT takes one all the same",
@@ -398,7 +402,7 @@ mod tests {
 
     fn chosen(files: &[(&str, u64)], variant: Option<&str>, memory: Option<u64>) -> Result<Vec<String>> {
         let entries: Vec<Entry<'_>> = files.iter().map(|&(path, bytes)| Entry { path, bytes }).collect();
-        let choice = choose("a/b", &entries, variant, Fit { memory, mlx: false })?;
+        let choice = choose("a/b", &entries, variant, Fit { memory, ..Fit::default() })?;
         Ok(choice.files.iter().map(|&at| files[at].0.to_owned()).collect())
     }
 
@@ -496,12 +500,18 @@ mod tests {
     fn what_is_passed_over_is_told_and_what_is_here_is_taken() {
         let file = |path, bytes| Entry { path, bytes };
         let files = [file("m-Q8_0.gguf", 9_000), file("m-Q4_K_M.gguf", 5_000), file("m-Q3_K_M.gguf", 4_000)];
-        let fit = |bytes| Fit { memory: Some(Fit::default().needs(bytes, None)), mlx: false };
+        let fit = |bytes| Fit { memory: Some(Fit::default().needs(bytes, None)), ..Fit::default() };
         let of = |choice: Choice| (choice.form.gguf().unwrap().to_owned(), choice.passed);
         assert_eq!(of(choose("a/b", &files, None, fit(5_000)).unwrap()), ("Q4_K_M".to_owned(), None));
         let passed = TooLarge { variant: "Q4_K_M".to_owned(), bytes: 5_000 };
         assert_eq!(of(choose("a/b", &files, None, fit(4_999)).unwrap()), ("Q3_K_M".to_owned(), Some(passed)));
         assert_eq!(of(choose("a/b", &files, Some("Q8_0"), fit(1)).unwrap()), ("Q8_0".to_owned(), None));
+        // What MLX has no room for runs on the CPU, where that may have more.
+        let gpu = Fit { mlx: true, cpu: fit(5_000).memory, ..fit(1) };
+        let passed = TooLarge { variant: "Q4_K_M".to_owned(), bytes: 5_000 };
+        assert_eq!(of(choose("a/b", &files, None, gpu).unwrap()), ("Q4_K_M".to_owned(), None));
+        let gpu = Fit { cpu: fit(4_999).memory, ..gpu };
+        assert_eq!(of(choose("a/b", &files, None, gpu).unwrap()), ("Q3_K_M".to_owned(), Some(passed)));
         // What is here is run, whatever it needs; nothing stands for what was named and is not here.
         assert!(choose("a/b", &files, None, fit(3_999)).is_err());
         assert_eq!(of(choose_here("a/b", &files, None, fit(3_999)).unwrap()), ("Q3_K_M".to_owned(), None));
@@ -521,7 +531,7 @@ mod tests {
             let entries: Vec<Entry<'_>> =
                 paths.iter().map(|path| Entry { path, bytes: 5_000_000_000 }).collect();
             [false, true].map(|mlx| {
-                let choice = choose("a/b", &entries, None, Fit { memory, mlx }).unwrap();
+                let choice = choose("a/b", &entries, None, Fit { memory, mlx, ..Fit::default() }).unwrap();
                 choice.form.gguf().unwrap().to_owned()
             })
         };

@@ -9,12 +9,20 @@ pub struct Fit {
     pub memory: Option<u64>,
     /// Whether MLX would run it.
     pub mlx: bool,
+    /// Bytes that it may take on the CPU, where that runs what MLX has no room for.
+    pub cpu: Option<u64>,
 }
 
 /// Keys, values and activations of a short context.
 const CONTEXT: u64 = 256 << 20;
 
 impl Fit {
+    /// What a model has to fit that MLX has no room for, where the CPU then runs it.
+    pub fn on_cpu(&self) -> Option<Self> {
+        let memory = self.cpu.filter(|_| self.mlx)?;
+        Some(Self { memory: Some(memory), mlx: false, cpu: None })
+    }
+
     /// Whether a model of so many bytes runs in this memory, with room for a few thousand tokens. `gguf` is the type of a GGUF
     /// file, which may take more memory than it has bytes.
     pub fn holds(&self, bytes: u64, gguf: Option<&str>) -> bool {
@@ -85,12 +93,12 @@ mod tests {
     #[test]
     fn the_largest_model_fits_and_a_larger_one_does_not() {
         for memory in [1_u64 << 30, 8_000_000_001, u64::MAX] {
-            let fit = Fit { memory: Some(memory), mlx: false };
+            let fit = Fit { memory: Some(memory), ..Fit::default() };
             let most = fit.most().unwrap();
             let holds = |bytes| fit.holds(bytes, Some("Q2_K"));
             assert!(holds(most) && (memory == u64::MAX || !holds(most + 18)), "{memory}: {most}");
         }
-        assert_eq!(Fit { memory: Some(1 << 20), mlx: false }.most(), Some(0));
+        assert_eq!(Fit { memory: Some(1 << 20), ..Fit::default() }.most(), Some(0));
         assert_eq!(Fit::default().most(), None);
     }
 
@@ -121,8 +129,10 @@ mod tests {
         assert_eq!(on_mlx(4_000, "Q4_K_XL"), on_mlx(4_000, "Q4_K_S"));
         assert_eq!(on_mlx(u64::MAX, "Q2_K"), u64::MAX);
 
-        let (cpu, mlx) =
-            (Fit { memory: Some(7_000_000_000), mlx: false }, Fit { memory: Some(7_000_000_000), mlx: true });
+        let (cpu, mlx) = (
+            Fit { memory: Some(7_000_000_000), ..Fit::default() },
+            Fit { memory: Some(7_000_000_000), mlx: true, ..Fit::default() },
+        );
         let holds = |bytes, variant| [cpu, mlx].map(|fit| fit.holds(bytes, variant));
         assert_eq!(holds(5_000_000_000, Some("Q4_K_M")), [true, false]);
         assert_eq!(holds(5_000_000_000, Some("Q4_0")), [true, true]);

@@ -77,6 +77,11 @@ impl ShortVariant {
         fit.holds(self.bytes, self.within())
     }
 
+    /// Whether it runs in the memory of this machine, on what runs models there or else on the CPU.
+    pub fn runs(&self, fit: Fit) -> bool {
+        self.fits(fit) || fit.on_cpu().is_some_and(|cpu| self.fits(cpu))
+    }
+
     fn needs(&self, fit: Fit) -> u64 {
         fit.needs(self.bytes, self.within())
     }
@@ -217,7 +222,11 @@ pub(crate) fn in_order<'a>(
     fit: Fit,
 ) -> Result<Vec<&'a ShortVariant>> {
     let mut all = preferred(short, asked, fit)?;
-    all.sort_by_key(|of| if of.fits(fit) { 0 } else { of.needs(fit) });
+    all.sort_by_key(|of| match (of.fits(fit), of.runs(fit)) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => of.needs(fit),
+    });
     Ok(all)
 }
 
@@ -236,9 +245,15 @@ pub(crate) fn best<'a>(
         .first()
         .ok_or_else(|| Error::hub(HubFault::NotFound, format!("{} has no variants", short.name)))?;
     let found = all.iter().find(|of| asked.is_some() || of.fits(fit)).copied();
-    let Some(found) = found else { return Err(none_fits(short, fit)) };
-    let passed = !std::ptr::eq(found, first);
-    Ok((found, passed.then(|| TooLarge { variant: first.variant.clone(), bytes: first.bytes })))
+    let passed = |found: &ShortVariant| {
+        let passed = TooLarge { variant: first.variant.clone(), bytes: first.bytes };
+        Some(passed).filter(|_| !std::ptr::eq(found, first))
+    };
+    match (found, fit.on_cpu()) {
+        (Some(found), _) => Ok((found, passed(found))),
+        (None, Some(cpu)) => best(short, None, cpu).map(|(found, _)| (found, passed(found))),
+        (None, None) => Err(none_fits(short, fit)),
+    }
 }
 
 /// That no variant fits; what the smallest needs, and the largest model of the same family of which one does.
@@ -254,7 +269,7 @@ fn none_fits(short: &ShortName, fit: Fit) -> Error {
     }
     let family = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
     let others = short_names().iter().filter(|of| family(&of.name) == family(&short.name));
-    let fitting = others.filter(|of| of.variants.iter().any(|of| of.fits(fit)));
+    let fitting = others.filter(|of| of.variants.iter().any(|of| of.runs(fit)));
     // Models, and not their variants: of more parameters is the one whose smallest is larger.
     if let Some(other) = fitting.max_by_key(|of| of.variants.iter().map(|of| of.bytes).min()) {
         what += &format!("; {} fits", other.name);
@@ -342,7 +357,7 @@ mod tests {
     fn what_fits_is_taken_in_the_form_that_runs_best() {
         let short = called("qwen3").unwrap();
         assert_eq!(short.name, "qwen3:8b");
-        let fit = |bytes, mlx| Fit { memory: Some(bytes), mlx };
+        let fit = |bytes, mlx| Fit { memory: Some(bytes), mlx, ..Fit::default() };
         let taken = |asked: Option<&str>, fit| {
             best(short, asked, fit).map(|(of, passed)| (&*of.variant, passed.map(|passed| passed.variant)))
         };
@@ -353,12 +368,20 @@ mod tests {
         assert_eq!(taken(None, fit(64_000_000_000, true)).unwrap(), ("4bit", None));
         assert_eq!(taken(None, fit(5_500_000_000, true)).unwrap(), ("4bit", None));
         assert_eq!(taken(Some("q8_0"), fit(5_500_000_000, true)).unwrap(), ("Q8_0", None));
+        // What MLX has no room for runs on the CPU, where that may have more.
+        let beside = |gpu, cpu| Fit { cpu: Some(cpu), ..fit(gpu, true) };
+        assert_eq!(taken(None, beside(5_500_000_000, 64_000_000_000)).unwrap(), ("4bit", None));
+        assert_eq!(taken(None, beside(4_000_000_000, 64_000_000_000)).unwrap(), ("Q4_K_M", passed("4bit")));
+        assert_eq!(taken(None, beside(4_000_000_000, 5_500_000_000)).unwrap(), ("Q3_K_M", passed("4bit")));
+        let error = taken(None, beside(4_000_000_000, 4_500_000_000)).unwrap_err().to_string();
+        assert!(error.starts_with("no variant of qwen3:8b fits the 4.50 GB of memory"), "{error}");
         let error = taken(None, fit(4_000_000_000, false)).unwrap_err().to_string();
         assert!(error.starts_with("no variant of qwen3:8b fits the 4.00 GB of memory that there are here: there are Q4_K_M (5.03 GB), "));
         let end = "; the smallest, Q3_K_M, needs about 4.91 GB; qwen3:4b fits; qwen3:8b:VARIANT takes one all the same";
         assert!(error.ends_with(end), "{error}");
         // The larger model, though more bits of the smaller one are larger.
-        let error = best(called("qwen3:14b").unwrap(), None, Fit { memory: Some(5_200_000_000), mlx: false });
+        let error =
+            best(called("qwen3:14b").unwrap(), None, Fit { memory: Some(5_200_000_000), ..Fit::default() });
         let error = error.unwrap_err().to_string();
         assert!(error.contains("; qwen3:8b fits; "), "{error}");
         // There is no smaller one.
@@ -419,7 +442,7 @@ mod tests {
     #[test]
     fn what_embeds_and_ranks_is_taken_in_the_form_that_there_is() {
         let taken = |name: &str, memory, mlx| {
-            best(called(name).unwrap(), None, Fit { memory: Some(memory), mlx })
+            best(called(name).unwrap(), None, Fit { memory: Some(memory), mlx, ..Fit::default() })
                 .map(|(of, _)| (&*of.variant, of.within()))
         };
         for mlx in [false, true] {
@@ -444,11 +467,11 @@ mod tests {
         assert_eq!(order(Fit::default()), "Q4_K_M Q5_K_M Q6_K Q8_0 Q3_K_M 4bit 8bit");
         // By what they need, which MLX has more of for GGUF files.
         assert_eq!(
-            order(Fit { memory: Some(7_000_000_000), mlx: false }),
+            order(Fit { memory: Some(7_000_000_000), ..Fit::default() }),
             "Q4_K_M Q5_K_M Q3_K_M 4bit Q6_K Q8_0 8bit"
         );
         assert_eq!(
-            order(Fit { memory: Some(7_000_000_000), mlx: true }),
+            order(Fit { memory: Some(7_000_000_000), mlx: true, ..Fit::default() }),
             "4bit Q4_K_M Q5_K_M 8bit Q3_K_M Q8_0 Q6_K"
         );
     }

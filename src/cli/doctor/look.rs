@@ -191,7 +191,7 @@ fn fitting(fit: Fit) -> (Vec<&'static str>, Option<(&'static str, &'static str, 
     let mut biggest: Option<(&str, &str, u64)> = None;
     let mut names = Vec::new();
     for short in short_names() {
-        let mut fits = short.variants.iter().filter(|of| of.fits(fit)).peekable();
+        let mut fits = short.variants.iter().filter(|of| of.runs(fit)).peekable();
         if fits.peek().is_some() {
             names.push(&*short.name);
         }
@@ -461,12 +461,12 @@ mod tests {
 
     #[test]
     fn what_fits_is_what_the_memory_holds() {
-        assert_eq!(fitting(Fit { memory: Some(0), mlx: false }), (Vec::new(), None));
+        assert_eq!(fitting(Fit { memory: Some(0), ..Fit::default() }), (Vec::new(), None));
         let all = fitting(Fit::default());
         assert_eq!(all.0.len(), short_names().len());
         let most = short_names().iter().flat_map(|short| &short.variants).map(|of| of.bytes).max();
         assert_eq!(all.1.map(|(_, _, bytes)| bytes), most);
-        let (names, biggest) = fitting(Fit { memory: Some(4_000_000_000), mlx: false });
+        let (names, biggest) = fitting(Fit { memory: Some(4_000_000_000), ..Fit::default() });
         assert!((1..all.0.len()).contains(&names.len()) && biggest.unwrap().2 < 4_000_000_000);
     }
 }
