@@ -219,7 +219,7 @@ mod tests {
             ":x",
             "well-known",
             "x86",
-            "mixtral",
+            "vicuna",
             "why?",
             "a:b c",
             "",
