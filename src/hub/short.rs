@@ -118,7 +118,7 @@ pub fn meant(name: &str, variant: Option<&str>) -> Result<(&'static ShortName, O
     let of_tag = variant.is_none().then(|| {
         cuts.rev().find_map(|at| {
             let short = called(&written[..at])?;
-            Some((short, typed(&written[at + 1..])?))
+            Some((short, short.typed(&written[at + 1..])?))
         })
     });
     if let Some(found) = called(&written).map(|short| (short, own)).or(of_tag.flatten()) {
@@ -131,17 +131,24 @@ fn called(name: &str) -> Option<&'static ShortName> {
     short_names().iter().find(|short| short.name == name || short.aliases.iter().any(|of| of == name))
 }
 
-/// The variant of a tag's end: `instruct-q4_K_M`, of which the first says what all models of the table are that talk.
-fn typed(end: &str) -> Option<Option<String>> {
-    let kinds = ["instruct", "it", "chat"];
-    let (kind, variant) = end.split_once('-').unwrap_or((end, ""));
-    let variant = match variant {
-        _ if !kinds.contains(&kind) => end,
-        "" => return Some(None),
-        variant => variant,
-    };
-    let variant = variant.to_ascii_uppercase();
-    fit::is_type(&variant).then_some(Some(variant))
+impl ShortName {
+    /// The variant of a tag's end: `instruct-q4_K_M`, of which the first says what the model is.
+    fn typed(&self, end: &str) -> Option<Option<String>> {
+        let kinds = ["instruct", "it", "chat"];
+        let is_called = |of: &ShortVariant| {
+            of.repository.to_ascii_lowercase().split(['-', '_']).any(|part| kinds.contains(&part))
+        };
+        let (kind, rest) = end.split_once('-').unwrap_or((end, ""));
+        let variant = if kinds.contains(&kind) { rest } else { end }.to_ascii_uppercase();
+        // Of a model that goes on from texts, the one that talks is another.
+        if kinds.contains(&kind) && !self.variants.iter().all(is_called) {
+            return None;
+        }
+        if variant.is_empty() {
+            return Some(None);
+        }
+        fit::is_type(&variant).then_some(Some(variant))
+    }
 }
 
 /// That no model is called so, and what is.
@@ -404,6 +411,8 @@ mod tests {
             ("deepseek-r1:1.5b-qwen-distill-q4_k_m", "deepseek-r1:1.5b", Some("Q4_K_M")),
             ("qwen3-8b", "qwen3:8b", None),
             ("llama3.2-1b-instruct", "llama3.2:1b", None),
+            ("gemma2:2b-instruct-q4_k_m", "gemma2:2b", Some("Q4_K_M")),
+            ("starcoder2:15b-instruct-q4_k_m", "starcoder2:15b-instruct", Some("Q4_K_M")),
             ("qwen3:30b-q4_k_m", "qwen3:30b-a3b", Some("Q4_K_M")),
         ] {
             let (short, of) = meant(written, None).unwrap();
@@ -412,7 +421,13 @@ mod tests {
         let (short, of) = meant("qwen3-8b", Some("Q8_0")).unwrap();
         assert_eq!((&*short.name, of.as_deref()), ("qwen3:8b", Some("Q8_0")));
         // Other weights, and no other form of these.
-        for other in ["gemma3:27b-it-qat", "llama3.1:8b-text-q4_0", "llama3.1:8b-base", "qwen3:8b-q4_0-x"] {
+        for other in [
+            "starcoder2:7b-instruct",
+            "gemma3:27b-it-qat",
+            "llama3.1:8b-text-q4_0",
+            "llama3.1:8b-base",
+            "qwen3:8b-q4_0-x",
+        ] {
             assert!(meant(other, None).is_err(), "{other}");
         }
         let error = |name: &str| meant(name, None).unwrap_err().to_string();
