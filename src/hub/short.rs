@@ -185,7 +185,7 @@ fn near(name: &str) -> Vec<&'static str> {
         return same;
     }
     // Of a family one model will do where nobody said how large.
-    let sized = name.contains(|c: char| c == ':' || c == '-');
+    let sized = name.contains([':', '-']);
     let words: Vec<&str> = if sized {
         all().collect()
     } else {

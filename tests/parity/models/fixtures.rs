@@ -289,10 +289,9 @@ fn quantized_caches_agree_between_the_backends_and_with_floats() {
                 assert!(mean <= rms, "{what}: {mean:.2e} in the mean; {flips:?}");
                 if dtype == DType::F32 {
                     assert!(flips.furthest <= 1, "{what}: {flips:?}");
-                    // Seen are 2 of 6,240.
-                    assert!(flips.different * 500 <= flips.codes, "{what}: {flips:?}");
-                    // Seen are 2 of 34.
-                    assert!(turned * 10 <= got.len(), "{what}: codes of {turned} of {} tokens", got.len());
+                    // One that turned moves what later layers round of its token: seen are 2 of 6,240, in 2 of 34 tokens.
+                    assert!(flips.different * 100 <= flips.codes, "{what}: {flips:?}");
+                    assert!(turned * 5 <= got.len(), "{what}: codes of {turned} of {} tokens", got.len());
                     let (_, mean) = close(&what, &same[0], &same[1], tolerance::logits(dtype));
                     assert!(mean <= tolerance::logits_rms(dtype), "{what}: {mean:.2e} with the same codes");
                 }
