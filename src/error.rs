@@ -186,7 +186,7 @@ pub enum Error {
     },
 
     /// There is not enough memory for what was asked.
-    #[error("{what} needs {}, {} are available", Size(*needed), Size(*available))]
+    #[error("{what} needs {}", wanting(*needed, *available))]
     Memory {
         /// What the memory was for.
         what: String,
@@ -306,6 +306,14 @@ impl Error {
     /// Shapes that do not fit each other.
     pub(crate) fn shape(op: &'static str, what: impl Into<String>) -> Self {
         Self::Shape { op, what: what.into() }
+    }
+}
+
+/// What is needed and what there is, in bytes where both are about the same.
+fn wanting(needed: u64, available: u64) -> String {
+    match (Size(needed).to_string(), Size(available).to_string()) {
+        (needs, has) if needs != has => format!("{needs}, {has} are available"),
+        _ => format!("{needed} bytes, {available} are available"),
     }
 }
 

@@ -8,11 +8,11 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     cli::complete();
-    let typed = match cli::translated(std::env::args_os().collect()) {
+    let typed = match cli::arguments(std::env::args_os().collect()) {
         Ok(typed) => typed,
         Err(error) => return cli::report(&error.into()),
     };
-    let args = cli::Args::parse_from(cli::arguments(typed));
+    let args = cli::Args::parse_from(typed);
     cli::start_logging(args.verbose);
     cli::let_large_writes_fail();
     cli::keep_little_that_is_freed();

@@ -12,6 +12,7 @@ use backstop::ModelFiles;
 use backstop::backend::select::{BackendRequest, Bytes};
 use backstop::bundle::{ALIGN, Bundle, Member, beside, reader};
 use backstop::hub;
+use backstop::weights::Access;
 use backstop::weights::writers::Output;
 use clap::CommandFactory;
 use sha2::{Digest, Sha256};
@@ -56,9 +57,17 @@ pub fn own() -> anyhow::Result<Option<(PathBuf, Bundle)>> {
 }
 
 /// The model that is taken where none is named: that of the bundle, else the built-in one.
-pub fn default_model(access: backstop::weights::Access) -> anyhow::Result<ModelFiles> {
+pub fn default_model(access: Access) -> anyhow::Result<ModelFiles> {
     Ok(match own()? {
         Some((path, bundle)) => ModelFiles::open_by(&whole(&path, &bundle)?, access)?,
+        None => ModelFiles::builtin()?,
+    })
+}
+
+/// The same, to be looked at and not run.
+pub fn default_files() -> anyhow::Result<ModelFiles> {
+    Ok(match own()? {
+        Some((path, bundle)) => ModelFiles::open(&path.join(bundle.model))?,
         None => ModelFiles::builtin()?,
     })
 }
@@ -70,13 +79,15 @@ pub fn default_model(access: backstop::weights::Access) -> anyhow::Result<ModelF
 /// As [`verify`].
 pub fn whole(path: &Path, bundle: &Bundle) -> anyhow::Result<PathBuf> {
     let hashes: Vec<&str> = bundle.files.iter().map(|member| &*member.sha256).collect();
-    let checked = Checked::new(path, &hashes.join(" "));
-    if !checked.as_ref().is_some_and(Checked::is_known) {
+    let hashes = hashes.join(" ");
+    let before = Checked::new(path, &hashes);
+    if !before.as_ref().is_some_and(Checked::is_known) {
         let model = bundle.model.clone();
         let progress = Progress::start(move || format!("checking {model}, once"));
         verify(path, bundle)?;
         drop(progress);
-        if let Some(checked) = checked {
+        // What was written to meanwhile is another file.
+        if let Some(checked) = before.filter(|before| Checked::new(path, &hashes).as_ref() == Some(before)) {
             checked.remember();
         }
     }
@@ -88,14 +99,9 @@ pub fn is_one() -> bool {
     marked().is_some()
 }
 
-/// The arguments as a bundle takes them.
-pub fn arguments(typed: Vec<OsString>) -> Vec<OsString> {
-    if is_one() { with_command(typed) } else { typed }
-}
-
 /// Adds the command that was left out: `chat` where nothing was typed, `run` before what is none. A prompt that is a command's
 /// name comes behind `--`.
-fn with_command(mut typed: Vec<OsString>) -> Vec<OsString> {
+pub fn with_command(mut typed: Vec<OsString>) -> Vec<OsString> {
     let is_loud = |word: &OsString| {
         let word = word.to_str().unwrap_or_default();
         word == "--verbose"
@@ -106,9 +112,7 @@ fn with_command(mut typed: Vec<OsString>) -> Vec<OsString> {
         None => Some("chat"),
         Some(word) => {
             let own = ["help", "-h", "--help", "-V", "--version"];
-            let known = word
-                .to_str()
-                .is_some_and(|word| own.contains(&word) || Args::command().find_subcommand(word).is_some());
+            let known = word.to_str().is_some_and(|word| own.contains(&word) || is_command(word));
             (!known).then_some("run")
         }
     };
@@ -116,6 +120,13 @@ fn with_command(mut typed: Vec<OsString>) -> Vec<OsString> {
         typed.insert(at.min(typed.len()), command.into());
     }
     typed
+}
+
+/// Whether the help shows a command of this name. What else is taken for one is a word that a prompt may be.
+fn is_command(word: &str) -> bool {
+    let called =
+        |of: &clap::Command| of.get_name() == word || of.get_visible_aliases().any(|alias| alias == word);
+    Args::command().get_subcommands().any(called)
 }
 
 pub fn bundle(args: &BundleArgs) -> anyhow::Result<ExitCode> {
@@ -351,6 +362,9 @@ mod tests {
             ("b --help", "b --help"),
             ("b -V", "b -V"),
             ("b help run", "b help run"),
+            ("b ls", "b ls"),
+            ("b start", "b run start"),
+            ("b status", "b run status"),
         ] {
             let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
             assert_eq!(with_command(words(typed)), words(wanted), "{typed}");
@@ -361,7 +375,6 @@ mod tests {
     fn the_mark_has_room_for_a_number() {
         assert_eq!((MARK.len(), MARK[NUMBER..].len(), marked()), (40, 8, None));
         assert_eq!(&MARK[NUMBER..], [0; 8]);
-        let typed: Vec<OsString> = ["backstop", "x"].map(OsString::from).into();
-        assert_eq!(arguments(typed.clone()), typed);
+        assert!(!is_one());
     }
 }

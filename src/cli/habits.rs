@@ -52,22 +52,35 @@ const COMMANDS: [(&[&str], &str); 7] = [
     (&["convert"], "`backstop quantize` writes a model in fewer bits, as safetensors or GGUF"),
 ];
 
-/// The words with those of other programs in place of which there are others.
+/// The words with a command of other programs replaced by what it is here.
 ///
 /// # Errors
-/// A word of another program that has no other here.
-pub fn translated(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Usage> {
-    if let Some(command) = typed.get(1).and_then(|word| word.to_str()) {
-        if let Some((_, what)) = COMMANDS.iter().find(|(names, _)| names.contains(&command)) {
-            return Err(Usage(format!("there is no command {command}: {what}")));
-        }
-        match command {
-            "search" => drop(typed.splice(1..2, ["list".into(), "--names".into()])),
-            "version" => typed[1] = "--version".into(),
-            _ => {}
-        }
+/// A command of another program that is none here.
+pub fn command(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Usage> {
+    let Some(command) = typed.get(1).and_then(|word| word.to_str()) else { return Ok(typed) };
+    if let Some((_, what)) = COMMANDS.iter().find(|(names, _)| names.contains(&command)) {
+        return Err(Usage(format!("there is no command {command}: {what}")));
     }
+    match command {
+        "search" => drop(typed.splice(1..2, ["list".into(), "--names".into()])),
+        "version" => typed[1] = "--version".into(),
+        _ => {}
+    }
+    Ok(typed)
+}
+
+/// The words with options of other programs replaced by what they are here.
+///
+/// # Errors
+/// An option of another program that has no other here.
+pub fn options(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Usage> {
+    let mut is_prompt = false;
     for word in typed.iter_mut().skip(1) {
+        // What follows is a text, whatever it looks like.
+        if std::mem::replace(&mut is_prompt, word == "-p" || word == "--prompt") {
+            is_prompt = false;
+            continue;
+        }
         match word.to_str() {
             Some("--") => break,
             Some("-hf" | "-hfr" | "--hf-repo") => *word = "--model".into(),
@@ -97,6 +110,7 @@ mod tests {
     #[test]
     fn words_of_llama_cpp_are_taken_or_told_of() {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let translated = |line: &str| command(words(line)).and_then(options);
         for (typed, taken) in [
             ("backstop serve -hf org/name", "backstop serve --model org/name"),
             ("backstop run --hf-repo org/name -p x", "backstop run --model org/name -p x"),
@@ -105,10 +119,14 @@ mod tests {
             ("backstop run m --top_k 3 --min_p=0.1 a_b", "backstop run m --top-k 3 --min-p=0.1 a_b"),
             ("backstop search qwen3", "backstop list --names qwen3"),
             ("backstop version", "backstop --version"),
+            // Texts, whatever they look like.
+            ("backstop run -p --top_k --top_k 3", "backstop run -p --top_k --top-k 3"),
+            ("backstop run --prompt -s", "backstop run --prompt -s"),
+            ("backstop run -- --top_k", "backstop run -- --top_k"),
         ] {
-            assert_eq!(translated(words(typed)).unwrap(), words(taken), "{typed}");
+            assert_eq!(translated(typed).unwrap(), words(taken), "{typed}");
         }
-        let refused = |typed: &str| translated(words(typed)).unwrap_err().0;
+        let refused = |typed: &str| translated(typed).unwrap_err().0;
         assert!(refused("backstop run m -ngl 99 x").starts_with("-ngl is an option of llama.cpp: here, "));
         assert!(refused("backstop serve m -np 4").contains("--parallel N"));
         assert!(
@@ -117,9 +135,9 @@ mod tests {
         assert!(refused("backstop create m -f Modelfile").starts_with("there is no command create: "));
         // None of them is an option or a command here.
         use clap::CommandFactory;
-        let command = crate::cli::Args::command();
+        let known = crate::cli::Args::command();
         let taken = |name: &str| {
-            command.get_subcommands().flat_map(clap::Command::get_arguments).any(|argument| {
+            known.get_subcommands().flat_map(clap::Command::get_arguments).any(|argument| {
                 name.strip_prefix("--").is_some_and(|long| argument.get_long() == Some(long))
                     || name.len() == 2 && argument.get_short() == name.chars().nth(1)
             })
@@ -129,7 +147,7 @@ mod tests {
             assert!(!taken(name), "{name}");
         }
         for name in COMMANDS.iter().flat_map(|(names, _)| *names).chain(&["search", "version"]) {
-            assert!(command.find_subcommand(name).is_none(), "{name}");
+            assert!(known.find_subcommand(name).is_none(), "{name}");
         }
     }
 }

@@ -11,7 +11,7 @@ use backstop::backend::ops::StateSpec;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, Experts, GenerationConfig, RopeScaling};
 use backstop::forward::{Pooling, Unknown};
-use backstop::weights::{Access, Stored};
+use backstop::weights::Stored;
 use backstop::{LoadOptions, ModelFiles, backends};
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let path = args.model.as_deref().map(|typed| names::path(typed, &args.fetch, BackendRequest::Auto));
     let path = path.transpose()?;
     let files = match path.as_deref() {
-        None => super::bundle::default_model(Access::Map)?,
+        None => super::bundle::default_files()?,
         Some(path) => {
             ModelFiles::open(path).map_err(|error| with_what_is_unknown(error.into(), Some(path)))?
         }

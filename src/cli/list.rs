@@ -1,5 +1,6 @@
 //! `backstop list` and `backstop rm`: the models on this machine.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io::{IsTerminal, stderr, stdin};
 use std::process::ExitCode;
@@ -146,7 +147,9 @@ pub fn rm(args: &RmArgs) -> anyhow::Result<ExitCode> {
     let cache = Cache::new(&settings.cache);
     // What is not here is known before anything is removed.
     let all = args.names.iter().map(|name| Doomed::find(name, &settings, &cache));
-    let all: Vec<Doomed> = all.collect::<anyhow::Result<_>>()?;
+    let mut all: Vec<Doomed> = all.collect::<anyhow::Result<_>>()?;
+    let mut told = HashSet::new();
+    all.retain(|doomed| told.insert(doomed.to_string()));
     if !args.yes {
         let told = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if !stdin().is_terminal() || !stderr().is_terminal() {
@@ -198,7 +201,12 @@ impl Doomed {
         if !cache.holds(&id) {
             return Err(not_removed(&name, settings));
         }
-        Ok(Self { id, revision, variant })
+        let doomed = Self { id, revision, variant };
+        if !cache.has(&doomed.id, doomed.revision.as_deref(), doomed.variant.as_deref()) {
+            let what = format!("{doomed} is not here: `backstop list` shows what is");
+            return Err(Error::Hub { fault: HubFault::Absent, what }.into());
+        }
+        Ok(doomed)
     }
 }
 
@@ -221,21 +229,24 @@ fn not_removed(name: &Name, settings: &Settings) -> anyhow::Error {
     }
 }
 
-/// The repository of a short name's model that is here, whole or in part, and the variant.
+/// The repository of a short name's model that is here, and the variant; all of one where a download of it was begun, and nothing else
+/// is there.
 fn of_short(
     short: &str,
     variant: Option<&str>,
     cache: &Cache,
 ) -> anyhow::Result<Option<(hub::RepositoryId, Option<String>)>> {
     let Ok((table, variant)) = hub::meant(short, variant) else { return Ok(None) };
+    let whole: HashSet<hub::RepositoryId> =
+        cache.list()?.into_iter().filter(|cached| cached.whole).map(|cached| cached.id).collect();
     let mut begun = None;
     for of in table.variants.iter().filter(|of| variant.as_deref().is_none_or(|variant| of.is(variant))) {
         let (id, within) = (of.id()?, of.within().map(str::to_owned));
         if cache.find(&id, None, of.within()).is_some() {
             return Ok(Some((id, within)));
         }
-        if begun.is_none() && cache.holds(&id) {
-            begun = Some((id, within));
+        if begun.is_none() && cache.holds(&id) && !whole.contains(&id) {
+            begun = Some((id, None));
         }
     }
     Ok(begun)

@@ -40,6 +40,7 @@ mod times;
 mod typed;
 mod whole;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,9 +56,17 @@ use tracing_subscriber::EnvFilter;
 
 pub use args::{Args, Command};
 use args::{FetchArgs, ModelArgs, SamplingArgs, SessionArgs};
-pub use bundle::arguments;
 pub use complete::answer as complete;
-pub use habits::translated;
+
+/// The words as they are meant: what other programs have one type is taken, and a bundle's command may be left out.
+///
+/// # Errors
+/// A word of another program that has no other here.
+pub fn arguments(typed: Vec<OsString>) -> Result<Vec<OsString>, Usage> {
+    // What a bundle is given first may be a prompt.
+    let typed = if bundle::is_one() { bundle::with_command(typed) } else { habits::command(typed)? };
+    habits::options(typed)
+}
 
 /// Exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;

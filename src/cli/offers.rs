@@ -226,9 +226,10 @@ impl Look for Shelves {
     }
 
     fn look(&self) -> Vec<Offer> {
-        // What is downloaded, here or by others, has its name once it is whole.
-        let copied = |path: &&Path| self.dir.as_ref().is_some_and(|dir| path.starts_with(dir));
-        let settled = |found: &Found| found.path.as_deref().filter(copied).is_none_or(is_settled);
+        // What is downloaded has a file's name once that is whole. Of a directory more files may come, and a folder may be copied to.
+        let grows =
+            |path: &&Path| path.is_dir() || self.dir.as_ref().is_some_and(|dir| path.starts_with(dir));
+        let settled = |found: &Found| found.path.as_deref().filter(grows).is_none_or(is_settled);
         let found = self.found().map(|found| found.into_iter().filter(settled).collect());
         let offers = found.and_then(|found| self.named_apart(found));
         offers.unwrap_or_else(|error| {

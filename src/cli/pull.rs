@@ -34,6 +34,11 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     let names: Vec<Name> = args.names.iter().map(name).collect::<anyhow::Result<_>>()?;
     let settings = settings(args.token.as_deref())?;
     let fit = fit(BackendRequest::Auto, None);
+    for name in names.iter().filter(|name| matches!(name, Name::Short { .. })) {
+        if hub::find_model(name, &settings, fit)?.is_none() {
+            hub::on_the_hub(name, fit)?;
+        }
+    }
     names.iter().try_for_each(|name| pull_one(name, args.again, &settings, fit))?;
     Ok(ExitCode::SUCCESS)
 }

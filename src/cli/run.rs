@@ -15,25 +15,29 @@ use super::{INTERRUPTED, Loaded, Usage, bundle, form, input, names, think, typed
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
-    if let (Some(first), true) = (args.first.as_deref(), args.second.len() > 1)
-        && !names::is_model(first)
-    {
+    // A bundle has a model, and needs none before a text.
+    let is_one_text = args.second.len() > 1 && !args.first.as_deref().is_some_and(names::is_model);
+    if let (Some(first), true, false) = (args.first.as_deref(), is_one_text, bundle::is_one()) {
         let what = format!(
             "{first:?} is no model, and several words follow: quote the whole text, or name a model before it"
         );
         return Err(Usage(what).into());
     }
     let words = (!args.second.is_empty()).then(|| args.second.join(" "));
+    let (first, words) = match (args.first.as_deref(), words) {
+        (Some(first), Some(words)) if is_one_text => (None, Some(format!("{first} {words}"))),
+        typed => typed,
+    };
     let (named, text) = match args.prompt.as_deref() {
-        Some(_) if args.first.is_some() && (args.model.model.is_some() || bundle::is_one()) => {
+        Some(_) if first.is_some() && (args.model.model.is_some() || bundle::is_one()) => {
             let what = match bundle::is_one() {
                 true => "the prompt is there twice: by itself, and by --prompt",
                 false => "the model is named twice: by itself, and by --model",
             };
             return Err(Usage(what.to_owned()).into());
         }
-        Some(prompt) => (args.first.as_deref(), Some(prompt)),
-        None => typed::model_and_text(&args.model, args.first.as_deref(), words.as_deref()),
+        Some(prompt) => (first, Some(prompt)),
+        None => typed::model_and_text(&args.model, first, words.as_deref()),
     };
     let from = names::replace(&args.model, named);
     if text.is_none() && stdin().is_terminal() {

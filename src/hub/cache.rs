@@ -188,6 +188,24 @@ impl Cache {
         self.repository(id).is_dir()
     }
 
+    /// Whether there is something of what [`Self::remove`] would take away.
+    pub fn has(&self, id: &RepositoryId, revision: Option<&str>, variant: Option<&str>) -> bool {
+        if revision.is_none() && variant.is_none() {
+            return self.holds(id);
+        }
+        let commits = match revision {
+            Some(revision) => self.commit(id, revision).into_iter().collect(),
+            None => names(&self.repository(id).join("snapshots")).unwrap_or_default(),
+        };
+        commits.into_iter().filter(|name| is_commit(name)).any(|commit| {
+            let snapshot = self.snapshot(id, &commit);
+            let Some(variant) = variant else { return snapshot.is_dir() };
+            let files = linked(&snapshot);
+            let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
+            choose::choose(id.as_str(), &entries, Some(variant), Fit::default()).is_ok()
+        })
+    }
+
     /// Removes a repository, or of it a revision or a variant; blobs go with the last link to them.
     ///
     /// # Errors

@@ -110,19 +110,21 @@ pub fn meant(name: &str, variant: Option<&str>) -> Result<(&'static ShortName, O
     // Ollama's way to say that it says no more.
     let name = name.strip_suffix(":latest").unwrap_or(name);
     let own = variant.map(str::to_owned);
-    if let Some(short) = called(name) {
-        return Ok((short, own));
-    }
-    let written = name.replacen('-', ":", usize::from(!name.contains(':')));
-    let cuts = written.match_indices('-').map(|(at, _)| at);
-    let of_tag = variant.is_none().then(|| {
-        cuts.rev().find_map(|at| {
-            let short = called(&written[..at])?;
-            Some((short, short.typed(&written[at + 1..])?))
-        })
-    });
-    if let Some(found) = called(&written).map(|short| (short, own)).or(of_tag.flatten()) {
-        return Ok(found);
+    // The colon may be any of the dashes: `qwen2.5-coder-7b` is of the longest family.
+    let dashes = name.match_indices('-').rev().map(|(at, _)| format!("{}:{}", &name[..at], &name[at + 1..]));
+    let colons: Vec<String> = if name.contains(':') { Vec::new() } else { dashes.collect() };
+    for written in [name].into_iter().chain(colons.iter().map(String::as_str)) {
+        if let Some(short) = called(written) {
+            return Ok((short, own));
+        }
+        let tag = written.find(':').unwrap_or(written.len());
+        for (at, _) in written.match_indices('-').rev().filter(|(at, _)| *at > tag) {
+            let of = called(&written[..at]).and_then(|short| Some((short, short.typed(&written[at + 1..])?)));
+            match of {
+                Some((short, of)) if of.is_none() || own.is_none() => return Ok((short, of.or(own))),
+                _ => {}
+            }
+        }
     }
     Err(Error::hub(HubFault::NotFound, unknown(name)))
 }
@@ -411,6 +413,9 @@ mod tests {
             ("deepseek-r1:1.5b-qwen-distill-q4_k_m", "deepseek-r1:1.5b", Some("Q4_K_M")),
             ("qwen3-8b", "qwen3:8b", None),
             ("llama3.2-1b-instruct", "llama3.2:1b", None),
+            ("gpt-oss-20b", "gpt-oss:20b", None),
+            ("qwen2.5-coder-7b-instruct", "qwen2.5-coder:7b", None),
+            ("olmo-3-7b-think-q8_0", "olmo-3:7b-think", Some("Q8_0")),
             ("gemma2:2b-instruct-q4_k_m", "gemma2:2b", Some("Q4_K_M")),
             ("starcoder2:15b-instruct-q4_k_m", "starcoder2:15b-instruct", Some("Q4_K_M")),
             ("qwen3:30b-q4_k_m", "qwen3:30b-a3b", Some("Q4_K_M")),
@@ -420,6 +425,9 @@ mod tests {
         }
         let (short, of) = meant("qwen3-8b", Some("Q8_0")).unwrap();
         assert_eq!((&*short.name, of.as_deref()), ("qwen3:8b", Some("Q8_0")));
+        let (short, of) = meant("llama3.2:1b-instruct", Some("Q8_0")).unwrap();
+        assert_eq!((&*short.name, of.as_deref()), ("llama3.2:1b", Some("Q8_0")));
+        assert!(meant("llama3.2:1b-instruct-q4_k_m", Some("Q8_0")).is_err());
         // Other weights, and no other form of these.
         for other in [
             "starcoder2:7b-instruct",

@@ -195,13 +195,22 @@ fn several_are_pulled_and_removed_at_once() {
     // What cannot be meant is known before anything is asked for.
     let path = "error: ./x is a path, and no name: expected org/name[@revision][:VARIANT], or a short name";
     refused(&hub, home, &["pull", "org/a", "./x"], 2, path);
+    let unknown = hub.run(home, &["pull", "org/a", "qwen9:1b"]);
+    assert!(
+        unknown.err.contains("\"qwen9:1b\" is no short name") && unknown.code == Some(1),
+        "{}",
+        unknown.err
+    );
     assert_eq!(hub.seen().len(), 0);
     let kept = hub.run(home, &["rm", "--yes", "org/a", "org/c"]);
     assert!(kept.err.contains("org/c is not in ") && kept.code == Some(1), "{}", kept.err);
     let names = || json(&hub.ok(home, &["list", "--json"]))["models"].as_array().unwrap().len();
     assert_eq!(names(), 2);
+    let kept = hub.run(home, &["rm", "--yes", "org/b", "org/a:Q2_K"]);
+    assert!(kept.err.contains("org/a:Q2_K is not here: ") && kept.code == Some(1), "{}", kept.err);
+    assert_eq!(names(), 2);
     let ask = "error: --yes removes org/a, org/b where nobody can be asked";
-    refused(&hub, home, &["rm", "org/a", "org/b"], 2, ask);
+    refused(&hub, home, &["rm", "org/a", "org/b", "org/a"], 2, ask);
     let removed = hub.ok(home, &["rm", "--yes", "org/a", "org/b"]).err;
     assert!(removed.contains("org/a is removed: ") && removed.contains("org/b is removed: "), "{removed}");
     assert_eq!(names(), 0);
