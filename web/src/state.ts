@@ -211,6 +211,9 @@ export function fresh() {
 /** Those that are being deleted: what still comes of an answer does not bring them back. */
 const forgotten = new Set<string>();
 
+/** Whether a conversation is no more, or will not be in a moment. */
+export const isGone = (id: string) => forgotten.has(id) || !find(id);
+
 /** Deletes a conversation, which is listed until it is gone for good. */
 export async function forget(gone: Conversation) {
   forgotten.add(gone.id);
