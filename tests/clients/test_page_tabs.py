@@ -123,6 +123,23 @@ class Tabs(OnPage):
             self.answered(two, lambda: two.click(".do-continue"))
             self.sees(two, ANSWER, ["Half of an answerHalf of an answer, and the rest."])
 
+    def test_a_tab_that_waits_writes_nothing(self):
+        one = self.open()
+        one.evaluate("""() => new Promise((held) =>
+            void navigator.locks.request("backstop/x/y", { mode: "shared" }, () => (held(), new Promise(() => {})))
+        )""")
+        two = one.context.new_page()
+        two.add_init_script("""
+            self.asked = [];
+            const request = navigator.locks.request.bind(navigator.locks);
+            navigator.locks.request = (name, ...rest) => (asked.push(name), request(name, ...rest));
+        """)
+        two.goto(one.url)
+        # It has looked who writes once it says that there are no conversations.
+        two.get_by_text("Conversations are kept here").wait_for()
+        self.assertEqual(two.evaluate("asked"), [])
+        self.assertEqual(one.complaints, [])
+
     def test_both_write_at_once(self):
         one, two, halting = self.writing()
         self.theirs(two)
