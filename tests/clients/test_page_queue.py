@@ -8,7 +8,9 @@ from playwright.sync_api import expect
 from test_page import ANSWER, DONE, SHOTS, Page as OnPage
 from test_page_tabs import CHAT, Halting
 
+BOX, FILES = "#question", ".box .files .name"
 ASKED, WAITING = "article.user .text", ".queue .name"
+AGAIN = "in the box again"
 WHOLE = "Half of an answer, and the rest."
 
 
@@ -30,6 +32,15 @@ class Queue(OnPage):
         page.click("#send")
         self.sees(page, ANSWER, ["Half of an answer"])
         return page, halting
+
+    def attach(self, page, name="notes.txt"):
+        file = {"name": name, "mimeType": "text/plain", "buffer": b"text"}
+        page.set_input_files("input[type=file][aria-label=Files]", file)
+        page.locator(".box .files", has_text=name).wait_for()
+
+    def fresh(self, page):
+        page.keyboard.press("Control+Shift+O")
+        page.locator(".welcome").wait_for()
 
     def ahead(self, page, *texts):
         for text in texts:
@@ -61,8 +72,7 @@ class Queue(OnPage):
     def test_after_a_stop_or_an_error_they_are_in_the_box(self):
         for ends in ("stop", "error"):
             page, halting = self.writing()
-            page.set_input_files("input[type=file][aria-label=Files]", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"text"})
-            page.locator(".box .files").wait_for()
+            self.attach(page)
             self.ahead(page, "Two", "Three")
             expect(page.locator(".box .files")).to_have_count(0)
             expect(page.locator(".queue li").first).to_contain_text("1 file")
@@ -83,8 +93,7 @@ class Queue(OnPage):
     def test_another_conversation_is_open_meanwhile(self):
         page, halting = self.writing()
         self.ahead(page, "Two")
-        page.keyboard.press("Control+Shift+O")
-        page.locator(".welcome").wait_for()
+        self.fresh(page)
         self.sees(page, WAITING, [])
         halting.on.set()
         expect(page.locator(".entry .busy")).to_have_count(0)
@@ -97,15 +106,110 @@ class Queue(OnPage):
         halting.breaks = True
         self.ahead(page, "Three")
         self.sees(page, ASKED, ["One", "Two", "Three"])
+        self.attach(page)
         self.ahead(page, "Four")
-        page.keyboard.press("Control+Shift+O")
-        page.locator(".welcome").wait_for()
+        page.fill(BOX, "Five")
+        self.fresh(page)
+        page.fill(BOX, "Elsewhere")
         halting.on.set()
         expect(page.locator(".entry .busy")).to_have_count(0)
-        self.assertEqual(page.input_value("#question"), "")
+        # Nothing is said of a box that is not there.
+        expect(page.locator("#said")).to_contain_text("No answer")
+        expect(page.locator("#said")).not_to_contain_text(AGAIN)
+        expect(page.locator(BOX)).to_have_value("Elsewhere")
+        expect(page.locator(FILES)).to_have_count(0)
         page.locator(".entry a").click()
-        expect(page.locator("#question")).to_have_value("Four")
+        expect(page.locator(BOX)).to_have_value("Four\n\nFive")
+        self.sees(page, FILES, ["notes.txt"])
         self.sees(page, ASKED, ["One", "Two", "Three"])
+        self.fresh(page)
+        expect(page.locator(BOX)).to_have_value("Elsewhere")
+
+    def test_a_conversation_that_is_deleted(self):
+        for elsewhere in (False, True):
+            page, halting = self.writing()
+            self.attach(page)
+            self.ahead(page, "Two")
+            if elsewhere:
+                self.fresh(page)
+            page.evaluate("""() => {
+                self.heard = [];
+                const say = () => heard.push(document.querySelector("#said").textContent);
+                new MutationObserver(say).observe(document.querySelector("#said"), { childList: true, characterData: true, subtree: true });
+            }""")
+            page.locator(".entry").hover()
+            page.locator(".entry .menu > button").click()
+            page.get_by_role("menuitem", name="Delete…").click()
+            page.get_by_role("menuitem", name="Delete for good").click()
+            page.locator(".welcome").wait_for()
+            expect(page.locator(".entry")).to_have_count(0)
+            expect(page.locator("#said")).to_contain_text("Stopped")
+            self.assertNotIn(AGAIN, " ".join(page.evaluate("heard")))
+            for _ in range(2):
+                expect(page.locator(BOX)).to_have_value("")
+                expect(page.locator(FILES)).to_have_count(0)
+                self.assertNotIn("Two", page.evaluate("JSON.stringify({ ...sessionStorage })"))
+                self.visit_again(page)
+            self.assertEqual(page.sent, [["One"]])
+
+    def test_after_a_reload_they_are_in_the_box(self):
+        page, halting = self.writing()
+        self.attach(page)
+        self.ahead(page, "Two", "Three")
+        self.attach(page, "more.txt")
+        page.fill(BOX, "Four")
+        for _ in range(2):
+            self.visit_again(page)
+            page.get_by_text("Not written to its end.").wait_for()
+            expect(page.locator(BOX)).to_have_value("Two\n\nThree\n\nFour")
+            self.sees(page, FILES, ["notes.txt", "more.txt"])
+            self.sees(page, WAITING, [])
+            self.sees(page, ASKED, ["One"])
+        self.assertEqual(page.sent, [["One"]])
+        self.fresh(page)
+        expect(page.locator(BOX)).to_have_value("")
+        page.locator(".entry a").click()
+        halting.on.set()
+        expect(page.locator(BOX)).to_have_value("Two\n\nThree\n\nFour")
+        self.answered(page, lambda: page.click("#send"))
+        self.sees(page, ASKED, ["One", "Two\n\nThree\n\nFour"])
+        self.visit_again(page)
+        self.sees(page, ASKED, ["One", "Two\n\nThree\n\nFour"])
+        expect(page.locator(BOX)).to_have_value("")
+        expect(page.locator(FILES)).to_have_count(0)
+        self.assertEqual(page.complaints, [])
+
+    def test_more_than_the_tab_keeps(self):
+        page, halting = self.writing()
+        file = {"name": "large.txt", "mimeType": "text/plain", "buffer": b"many words " * 300_000}
+        for _ in range(2):
+            page.set_input_files("input[type=file][aria-label=Files]", file)
+        expect(page.locator(FILES)).to_have_count(2)
+        self.ahead(page, "Two")
+        self.visit_again(page)
+        # The words are there without the files.
+        expect(page.locator(BOX)).to_have_value("Two")
+        expect(page.locator(FILES)).to_have_count(0)
+        self.assertEqual(page.complaints, [])
+
+    def test_files_stay_with_their_conversation(self):
+        page, halting = self.writing()
+        halting.on.set()
+        page.wait_for_selector(DONE)
+        self.attach(page)
+        page.fill(BOX, "Two")
+        self.fresh(page)
+        expect(page.locator(FILES)).to_have_count(0)
+        self.attach(page, "other.txt")
+        page.fill(BOX, "Else")
+        self.answered(page, lambda: page.press(BOX, "Enter"))
+        self.sees(page, "article.user .files .name", ["other.txt"])
+        page.locator(".entry a", has_text="One").click()
+        self.sees(page, ASKED, ["One"])
+        self.sees(page, FILES, ["notes.txt"])
+        expect(page.locator(BOX)).to_have_value("Two")
+        page.locator(".box .files").get_by_role("button").click()
+        expect(page.locator(FILES)).to_have_count(0)
 
     def test_by_its_button(self):
         for size in ({}, {"size": PHONE}, {"size": NARROW, "dark": True}):

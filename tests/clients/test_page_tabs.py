@@ -123,6 +123,23 @@ class Tabs(OnPage):
             self.answered(two, lambda: two.click(".do-continue"))
             self.sees(two, ANSWER, ["Half of an answerHalf of an answer, and the rest."])
 
+    def test_a_tab_that_waits_writes_nothing(self):
+        one = self.open()
+        one.evaluate("""() => new Promise((held) =>
+            void navigator.locks.request("backstop/x/y", { mode: "shared" }, () => (held(), new Promise(() => {})))
+        )""")
+        two = one.context.new_page()
+        two.add_init_script("""
+            self.asked = [];
+            const request = navigator.locks.request.bind(navigator.locks);
+            navigator.locks.request = (name, ...rest) => (asked.push(name), request(name, ...rest));
+        """)
+        two.goto(one.url)
+        # It has looked who writes once it says that there are no conversations.
+        two.get_by_text("Conversations are kept here").wait_for()
+        self.assertEqual(two.evaluate("asked"), [])
+        self.assertEqual(one.complaints, [])
+
     def test_both_write_at_once(self):
         one, two, halting = self.writing()
         self.theirs(two)
@@ -198,6 +215,59 @@ class Tabs(OnPage):
             self.pinned(tab)
         self.visit_again(two)
         self.pinned(two)
+
+    def renames(self, tab, title):
+        tab.locator(".entry a").focus()
+        tab.keyboard.press("F2")
+        tab.fill(".rename", title)
+        tab.keyboard.press("Enter")
+
+    def prompts(self, tab, text):
+        tab.evaluate("document.querySelector('details.system').open = true")
+        tab.get_by_label("System prompt", exact=True).fill(text)
+        tab.get_by_label("System prompt", exact=True).blur()
+
+    def called(self, tab, title, prompt):
+        self.sees(tab, ".entry .title", [title])
+        expect(tab.locator("details.system summary")).to_have_text(f"System prompt: {prompt}")
+
+    def test_what_is_named_while_an_answer_is_written_elsewhere(self):
+        one, two, halting = self.writing()
+        self.called(two, "Hi", "none")
+        self.renames(two, "Greetings")
+        self.prompts(two, "Be brief.")
+        # The tab that writes takes it over when it keeps what came.
+        for tab in (one, two):
+            self.called(tab, "Greetings", "Be brief.")
+        # What is said last holds, wherever that is.
+        self.renames(one, "Salutations")
+        self.prompts(one, "Be long.")
+        for tab in (one, two):
+            self.called(tab, "Salutations", "Be long.")
+        self.renames(two, "Farewell")
+        self.prompts(two, "Be kind.")
+        halting.on.set()
+        for tab in (one, two):
+            self.sees(tab, ANSWER, ["Half of an answer, and the rest."])
+            self.called(tab, "Farewell", "Be kind.")
+        self.visit_again(two)
+        self.called(two, "Farewell", "Be kind.")
+        self.assertEqual(one.complaints, [])
+
+    def test_a_tab_that_hears_nothing_keeps_names(self):
+        one = self.open()
+        self.set(one, max_tokens=3)
+        self.ask(one, "A cat sat")
+        self.visit_again(one)
+        two = self.deaf(one)
+        self.renames(one, "Cats")
+        self.prompts(one, "Be brief.")
+        self.visit_again(one)
+        self.called(two, "A cat sat", "none")
+        self.ask(two, "A dog ran")
+        self.called(two, "Cats", "Be brief.")
+        self.visit_again(one)
+        self.called(one, "Cats", "Be brief.")
 
     def test_an_import_beside_what_is_pinned(self):
         one = self.open()

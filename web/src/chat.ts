@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 import * as api from "./api";
+import * as drafts from "./drafts";
 import * as queue from "./queue";
 import { FIELDS, number, object, settings } from "./settings";
 import * as state from "./state";
@@ -136,8 +137,14 @@ export async function answer(id: string, parent: string, begun?: { text: string;
   void saved.then(() => state.catchUp(id));
   const count = live.value.stats.tokens;
   const proper = !end.end || end.end === "length";
-  const back = !proper && queue.waiting(id).length ? " What was to be sent is in the box again." : "";
-  const next = proper && state.find(id) ? queue.next(id) : undefined;
+  let back = "";
+  if (state.isGone(id)) queue.clear(id);
+  else if (!proper && queue.waiting(id).length) {
+    drafts.back(id);
+    // That of another conversation is not this one's box.
+    if (id === state.current.value) back = " What was to be sent is in the box again.";
+  }
+  const next = proper ? queue.next(id) : undefined;
   if (next) void send(next.text, next.files, turn.id, id);
   state.said.value = end.trouble
     ? `No answer: ${end.trouble.message}${back}`

@@ -3,6 +3,7 @@
 import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { send, stop } from "./chat";
+import * as drafts from "./drafts";
 import { Effort } from "./effort";
 import { IconClip, IconClose, IconEnd, IconSend, IconStop, IconThought } from "./icons";
 import { perSecond } from "./numbers";
@@ -13,9 +14,6 @@ import type { Attachment } from "./tree";
 import { importFile } from "./transfer";
 import { Files } from "./turn";
 
-/** What is written and not sent, of each conversation. */
-const drafts = new Map<string, string>();
-const attached = signal<Attachment[]>([]);
 const refused = signal("");
 /** A file of more characters fits no context that there is. */
 const MOST = 4_000_000;
@@ -23,9 +21,9 @@ const MOST = 4_000_000;
 const LONG = 4000;
 const LATER = "Send when the answer ends";
 
-/** pasted.txt, or with the first number that no file beside the message has. */
-function pasted(text: string): Attachment {
-  const taken = new Set(attached.value.map(({ name }) => name));
+/** pasted.txt, or with the first number that none of these files has. */
+function pasted(text: string, files: Attachment[]): Attachment {
+  const taken = new Set(files.map(({ name }) => name));
   let name = "pasted.txt";
   for (let n = 2; taken.has(name); n++) name = `pasted-${n}.txt`;
   return { name, text: text.replace(/\r\n?/g, "\n") };
@@ -51,15 +49,21 @@ async function exported(file: File): Promise<boolean> {
   return text.includes('"backstop-conversations"');
 }
 
+/** Puts files beside what is written in a conversation. */
+const attach = (id: string, ...files: Attachment[]) =>
+  drafts.write(id, { files: [...drafts.draft(id).files, ...files] });
+
 /** Takes files: exported conversations in, all others to the message. */
 async function take(files: File[]) {
+  // Another one may be open when they have been read.
+  const id = state.current.value;
   refused.value = "";
   for (const file of files) {
     try {
       if (await exported(file)) {
         const count = await importFile(file);
         state.said.value = `${count} conversations imported.`;
-      } else attached.value = [...attached.value, await textOf(file)];
+      } else attach(id, await textOf(file));
     } catch (error) {
       refused.value = `${(error as Error).message}.`;
     }
@@ -70,21 +74,17 @@ async function take(files: File[]) {
 export function Composer() {
   const id = state.current.value,
     run = state.runs.value.get(id);
+  const { text, files } = drafts.draft(id);
   const field = useRef<HTMLTextAreaElement>(null),
     chooser = useRef<HTMLInputElement>(null);
-  const [empty, setEmpty] = useState(true);
   const [over, setOver] = useState(false);
-  const fit = () => {
+  useLayoutEffect(() => {
     const area = field.current!;
     area.style.height = "auto";
     area.style.height = `${area.scrollHeight}px`;
-    setEmpty(!area.value.trim());
-  };
+  }, [id, text]);
   useLayoutEffect(() => {
-    field.current!.value = drafts.get(id) ?? "";
-    fit();
     if (matchMedia("(hover: hover)").matches) field.current!.focus();
-    return () => void drafts.set(id, field.current?.value ?? "");
   }, [id]);
   useEffect(() => {
     const carries = (event: DragEvent) => event.dataTransfer?.types.includes("Files");
@@ -112,31 +112,17 @@ export function Composer() {
     };
   }, []);
   const submit = () => {
+    const { files } = drafts.draft(id);
     const text = field.current!.value.trim();
-    if (!text && attached.value.length === 0) return;
-    const files = attached.value;
-    field.current!.value = "";
-    drafts.delete(id);
-    attached.value = [];
+    if (!text && files.length === 0) return;
+    drafts.write(id, { text: "", files: [] });
     refused.value = "";
-    fit();
     if (state.runs.value.has(id)) {
       queue.wait(id, { text, files });
       state.said.value = "It is sent when the answer ends.";
     } else void send(text, files);
   };
-  /** Puts messages that were to be sent before what is in the box. */
-  const back = ({ text, files }: queue.Message) => {
-    const area = field.current!;
-    area.value = [text, area.value].filter(Boolean).join("\n\n");
-    attached.value = [...files, ...attached.value];
-    fit();
-  };
   const waits = queue.waiting(id);
-  // An answer that ended otherwise than by itself may want other words.
-  useLayoutEffect(() => {
-    if (!run && waits.length) back(queue.all(id));
-  }, [id, !run, waits.length]);
   const keys = (event: KeyboardEvent) => {
     if (event.isComposing) return;
     if (sends(event)) {
@@ -160,12 +146,12 @@ export function Composer() {
       void take(files);
     } else if (settings.value.long && text.length > LONG) {
       event.preventDefault();
-      const file = pasted(text);
-      attached.value = [...attached.value, file];
+      const file = pasted(text, drafts.draft(id).files);
+      attach(id, file);
       state.said.value = `${file.name} is beside the message.`;
     }
   };
-  const send_ = !empty || attached.value.length > 0;
+  const send_ = text.trim() !== "" || files.length > 0;
   return (
     <form
       class="composer"
@@ -202,8 +188,7 @@ export function Composer() {
                     aria-label="Do not send: back to the box"
                     title="Do not send: back to the box"
                     onClick={() => {
-                      queue.drop(id, message);
-                      back(message);
+                      drafts.back(id, [message]);
                       field.current!.focus();
                     }}
                   >
@@ -215,10 +200,7 @@ export function Composer() {
           </section>
         )}
         <div class="box">
-          <Files
-            files={attached.value}
-            onRemove={(at) => (attached.value = attached.value.filter((_, i) => i !== at))}
-          />
+          <Files files={files} onRemove={(at) => drafts.write(id, { files: files.filter((_, i) => i !== at) })} />
           <label class="hidden" for="question">
             Message
           </label>
@@ -229,7 +211,8 @@ export function Composer() {
             placeholder="Write a message"
             enterkeyhint={settings.value.enter ? "send" : "enter"}
             aria-describedby="hint"
-            onInput={fit}
+            value={text}
+            onInput={(event) => drafts.write(id, { text: event.currentTarget.value })}
             onKeyDown={keys}
             onPaste={paste}
           />

@@ -32,13 +32,11 @@ export function next(id: string): Message | undefined {
   return first;
 }
 
-/** Takes out all of them, as one. */
-export function all(id: string): Message {
-  const messages = waiting(id);
-  put(id, []);
-  const text = messages
-    .map(({ text }) => text)
-    .filter(Boolean)
-    .join("\n\n");
-  return { text, files: messages.flatMap(({ files }) => files) };
+/** Takes out all of them. */
+export const clear = (id: string) => put(id, []);
+
+/** Several messages as one. */
+export function joined(messages: Message[]): Message {
+  const texts = messages.map(({ text }) => text).filter(Boolean);
+  return { text: texts.join("\n\n"), files: messages.flatMap(({ files }) => files) };
 }

@@ -6,7 +6,7 @@ import { Menu } from "./menu";
 import { IconPlus, IconSearch } from "./icons";
 import * as state from "./state";
 import { exportMarkdown, exportOne } from "./transfer";
-import { path, pinned, type Conversation } from "./tree";
+import { entitled, path, pinned, type Conversation } from "./tree";
 import { elsewhere } from "./writers";
 
 const searched = signal("");
@@ -173,7 +173,7 @@ function Rename({ conversation }: { conversation: Conversation }) {
   const done = (keep: boolean) => {
     if (renaming.value !== conversation.id) return;
     const title = field.current!.value.trim();
-    if (keep && title && title !== conversation.title) state.update({ ...conversation, title, named: true });
+    if (keep && title && title !== conversation.title) state.update(entitled(conversation, title));
     renaming.value = "";
   };
   return (

@@ -162,6 +162,9 @@ function whyUnkept(error?: DOMException): string {
   return `This browser does not keep conversations${error?.message ? ` (${error.message.replace(/\.$/, "")})` : ""}.`;
 }
 
+/** What of a conversation is merged beside its turns. */
+const SAID = ["title", "titledAt", "system", "systemAt", "pinned", "pinnedAt"] as const;
+
 /** Stores a conversation, and takes over what other tabs did to it. */
 async function put(changed: Conversation) {
   const stored = await store.put(changed);
@@ -171,7 +174,7 @@ async function put(changed: Conversation) {
   const both = tree.merged(stored, here);
   const ids = new Set(here.turns.map(({ id }) => id));
   const grown = both.turns.length !== ids.size || both.turns.some(({ id }) => !ids.has(id));
-  if (grown || both.pinnedAt !== here.pinnedAt || both.pinned !== here.pinned)
+  if (grown || SAID.some((name) => both[name] !== here[name]))
     conversations.value = conversations.value.map((one) => (one === here ? both : one));
 }
 
@@ -207,6 +210,9 @@ export function fresh() {
 
 /** Those that are being deleted: what still comes of an answer does not bring them back. */
 const forgotten = new Set<string>();
+
+/** Whether a conversation is no more, or will not be in a moment. */
+export const isGone = (id: string) => forgotten.has(id) || !find(id);
 
 /** Deletes a conversation, which is listed until it is gone for good. */
 export async function forget(gone: Conversation) {

@@ -109,7 +109,7 @@ function System({ conversation }: { conversation: Conversation }) {
       key={conversation.id}
       label="System prompt"
       value={conversation.system}
-      onChange={(system) => state.update({ ...conversation, system })}
+      onChange={(system) => state.update(tree.prompted(conversation, system))}
     />
   );
 }

@@ -45,12 +45,15 @@ export interface Turn {
 export interface Conversation {
   id: string;
   title: string;
-  /** Whether a person gave the title. */
+  /** Whether a person gave the title, and when. */
   named?: boolean;
+  titledAt?: number;
   /** Whether it stays at the top of the list, and when a person last said so or otherwise. */
   pinned?: boolean;
   pinnedAt?: number;
   system: string;
+  /** When a person last changed the system prompt. */
+  systemAt?: number;
   created: number;
   changed: number;
   turns: Turn[];
@@ -178,6 +181,8 @@ export function merged(stored: Conversation, here: Conversation): Conversation {
   return {
     ...here,
     ...pin(stored, here),
+    ...title(stored, here),
+    ...prompt(stored, here),
     turns: [...turns, ...rest.reverse()],
     chosen: { ...stored.chosen, ...here.chosen, ...seen },
   };
@@ -191,6 +196,30 @@ function pin(stored: Conversation, here: Conversation): Pick<Conversation, "pinn
   const [before = 0, now = 0] = [stored.pinnedAt, here.pinnedAt];
   const { pinned, pinnedAt } = now > before || (now === before && here.pinned) ? here : stored;
   return { pinned, pinnedAt };
+}
+
+/** With a title that a person gave. */
+export const entitled = (one: Conversation, title: string): Conversation => ({
+  ...one,
+  title,
+  named: true,
+  titledAt: Date.now(),
+});
+
+/** The title that a person gave last: one of a first message is older than any. */
+function title(stored: Conversation, here: Conversation): Pick<Conversation, "title" | "named" | "titledAt"> {
+  const [before = 0, now = 0] = [stored.titledAt, here.titledAt];
+  const { title, named, titledAt } = before > now || (stored.named && !here.named) ? stored : here;
+  return { title, named, titledAt };
+}
+
+/** With another system prompt. */
+export const prompted = (one: Conversation, system: string): Conversation => ({ ...one, system, systemAt: Date.now() });
+
+/** The system prompt that was given last. */
+function prompt(stored: Conversation, here: Conversation): Pick<Conversation, "system" | "systemAt"> {
+  const { system, systemAt } = (stored.systemAt ?? 0) > (here.systemAt ?? 0) ? stored : here;
+  return { system, systemAt };
 }
 
 /** A title like another one, with the first number behind it that none of `taken` has. */

@@ -28,7 +28,9 @@ export function holds(conversation: string, turn: string, held: () => void): () 
 /** Looks what other tabs write. `ended` reads what is there of an answer that nobody writes any more. */
 export async function look(ended: (conversation: string, turn: string) => Promise<void>) {
   const { held = [] } = (await locks?.query().catch(() => undefined)) ?? {};
-  for (const { name } of held) {
+  for (const { name, mode } of held) {
+    // Shared ones are those of tabs that wait.
+    if (mode !== "exclusive") continue;
     const [conversation, turn] = name?.startsWith(BEGIN) ? name.slice(BEGIN.length).split("/") : [];
     if (!conversation || !turn || ours.has(turn) || elsewhere.value.has(turn)) continue;
     elsewhere.value = new Map(elsewhere.value).set(turn, conversation);
