@@ -42,7 +42,7 @@ fn a_text_that_cannot_fit_ends_its_request_and_nothing_is_left() {
     let server = Server::start(&["--kv-memory", "100kB"]);
     let body = json!({ "input": [vec![1; 20], vec![2; 100]] });
     let needed = 2 * 64 * 6 * 2 * 2 * 32 * 2;
-    let what = format!("the KV cache of 100 tokens needs {needed}, 100000 bytes are available");
+    let what = format!("the KV cache of 100 tokens needs {needed} bytes, 100000 bytes are available");
     assert_eq!(server.post("/v1/embeddings", &body).refusal(400), what);
     let longer = json!({ "input": [vec![1; 20], vec![2; 1000]] });
     let said = server.post("/v1/embeddings", &longer).json();

@@ -16,7 +16,7 @@ fn what_can_never_fit_is_refused_with_both_numbers() {
     let what = |generated: u64| {
         let needed = (prompt + generated).div_ceil(64) * PAGE;
         format!(
-            "the KV cache of {prompt} tokens of prompt and {generated} to generate needs {needed}, 300000 bytes are available"
+            "the KV cache of {prompt} tokens of prompt and {generated} to generate needs {needed} bytes, 300000 bytes are available"
         )
     };
     let body = json!({ "prompt": "Once upon a time", "max_tokens": 400, "stream": true });
