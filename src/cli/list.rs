@@ -202,7 +202,7 @@ impl Doomed {
             return Err(not_removed(&name, settings));
         }
         let doomed = Self { id, revision, variant };
-        if !cache.has(&doomed.id, doomed.revision.as_deref(), doomed.variant.as_deref()) {
+        if !cache.has(&doomed.id, doomed.revision.as_deref(), doomed.variant.as_deref())? {
             let what = format!("{doomed} is not here: `backstop list` shows what is");
             return Err(Error::Hub { fault: HubFault::Absent, what }.into());
         }

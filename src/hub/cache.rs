@@ -189,21 +189,38 @@ impl Cache {
     }
 
     /// Whether there is something of what [`Self::remove`] would take away.
-    pub fn has(&self, id: &RepositoryId, revision: Option<&str>, variant: Option<&str>) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::Format`] where one of the folders is a link, as there.
+    pub fn has(&self, id: &RepositoryId, revision: Option<&str>, variant: Option<&str>) -> Result<bool> {
+        self.own_folders(id)?;
         if revision.is_none() && variant.is_none() {
-            return self.holds(id);
+            return Ok(self.holds(id));
         }
         let commits = match revision {
             Some(revision) => self.commit(id, revision).into_iter().collect(),
             None => names(&self.repository(id).join("snapshots")).unwrap_or_default(),
         };
-        commits.into_iter().filter(|name| is_commit(name)).any(|commit| {
+        for commit in commits.into_iter().filter(|name| is_commit(name)) {
             let snapshot = self.snapshot(id, &commit);
-            let Some(variant) = variant else { return snapshot.is_dir() };
+            own(&snapshot)?;
             let files = linked(&snapshot);
             let entries: Vec<Entry<'_>> = files.iter().map(Linked::entry).collect();
-            choose::choose(id.as_str(), &entries, Some(variant), Fit::default()).is_ok()
-        })
+            let is_here = match variant {
+                None => snapshot.is_dir(),
+                Some(_) => choose::choose(id.as_str(), &entries, variant, Fit::default()).is_ok(),
+            };
+            if is_here {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses folders that are links: what they lead to may be somebody's.
+    fn own_folders(&self, id: &RepositoryId) -> Result<()> {
+        let home = self.repository(id);
+        ["", "blobs", "snapshots", "refs"].iter().try_for_each(|folder| own(&home.join(folder)))
     }
 
     /// Removes a repository, or of it a revision or a variant; blobs go with the last link to them.
@@ -225,9 +242,7 @@ impl Cache {
                 self.root.display()
             )));
         }
-        for folder in ["", "blobs", "snapshots", "refs"] {
-            own(&home.join(folder))?;
-        }
+        self.own_folders(id)?;
         let _locks = self.lock_all(id)?;
         if revision.is_none() && variant.is_none() {
             let mut removed = Removed::default();
