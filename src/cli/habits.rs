@@ -48,7 +48,7 @@ const COMMANDS: [(&[&str], &str); 7] = [
         "nothing is uploaded; a token for the hub is HF_TOKEN, or what `hf auth login` leaves",
     ),
     (&["load"], "`backstop serve MODEL` loads a model, and `backstop chat MODEL` talks to it"),
-    (&["launch"], "docs/server.md says what to write into the settings of other programs"),
+    (&["launch"], "other programs ask `backstop serve`, whose address goes into their settings"),
     (&["convert"], "`backstop quantize` writes a model in fewer bits, as safetensors or GGUF"),
 ];
 

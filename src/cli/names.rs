@@ -11,7 +11,7 @@ use backstop::hub::{self, Client, Fit, Form, Found, Name, Settings};
 use backstop::{Error, HubFault};
 
 use super::args::{FetchArgs, ModelArgs, ReadArgs};
-use super::here::{self, rows};
+use super::here::{Row, rows};
 use super::{Usage, input, pull, term};
 
 /// The arguments with the model that was typed by itself, where one was.
@@ -154,20 +154,18 @@ pub fn path_within(
     pull::download(&client, &settings, &plan, &name, fit)
 }
 
-/// What is here of the repository whose other variant was asked for.
+/// What is here of a model of which another variant was asked for.
 fn others(name: &Name, settings: &Settings) -> Vec<String> {
-    let id = match name {
-        Name::Repository { id, .. } => id.to_string(),
-        Name::Short { name, variant } => match hub::meant(name, variant.as_deref()) {
-            Ok((short, _)) => short.variants.first().map(|of| of.repository.clone()).unwrap_or_default(),
-            Err(_) => return Vec::new(),
-        },
-        Name::Path(_) | Name::Ollama { .. } => return Vec::new(),
+    let is_it = |row: &Row| match name {
+        Name::Repository { id, .. } => {
+            row.name.split([':', '@']).next().is_some_and(|of| of.eq_ignore_ascii_case(id.as_str()))
+        }
+        Name::Short { name, variant } => hub::meant(name, variant.as_deref())
+            .is_ok_and(|(short, _)| row.short_name() == Some(short.name.as_str())),
+        Name::Path(_) | Name::Ollama { .. } => false,
     };
-    let rows = rows(settings).unwrap_or_default().into_iter().filter(|row| row.whole);
-    let of =
-        |row: &here::Row| row.name.split([':', '@']).next().is_some_and(|of| of.eq_ignore_ascii_case(&id));
-    rows.filter(of).map(|row| row.name).collect()
+    let rows = rows(settings).unwrap_or_default().into_iter();
+    rows.filter(|row| row.whole && is_it(row)).map(|row| row.name).collect()
 }
 
 /// What a model's files are, as a person knows it.

@@ -177,12 +177,16 @@ class Tabs(OnPage):
         two.locator("article.assistant").wait_for()
         return two
 
-    def test_what_is_pinned_stays_pinned(self):
+    def pair(self):
+        """A tab with a conversation, and a deaf one with the same."""
         one = self.open()
         self.set(one, max_tokens=3)
         self.ask(one, "A cat sat")
         self.visit_again(one)
-        two = self.deaf(one)
+        return one, self.deaf(one)
+
+    def test_what_is_pinned_stays_pinned(self):
+        one, two = self.pair()
         self.pins(one)
         self.pinned(one)
         self.visit_again(one)
@@ -255,11 +259,7 @@ class Tabs(OnPage):
         self.assertEqual(one.complaints, [])
 
     def test_a_tab_that_hears_nothing_keeps_names(self):
-        one = self.open()
-        self.set(one, max_tokens=3)
-        self.ask(one, "A cat sat")
-        self.visit_again(one)
-        two = self.deaf(one)
+        one, two = self.pair()
         self.renames(one, "Cats")
         self.prompts(one, "Be brief.")
         self.visit_again(one)

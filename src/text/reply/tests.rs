@@ -1,4 +1,5 @@
 use super::*;
+use crate::text::tools::mark::LOOKED_AT;
 use crate::text::{CallFormat, samples};
 
 fn format(tools: Arc<ToolFormat>) -> ReplyFormat {

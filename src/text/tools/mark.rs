@@ -19,7 +19,7 @@ const MORE: usize = 256;
 
 #[cfg(test)]
 thread_local! {
-    /// Bytes that were looked at for marks.
+    /// Bytes that were looked at for marks, and before them.
     pub(in crate::text) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 

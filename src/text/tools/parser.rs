@@ -46,8 +46,11 @@ impl Held {
 
     /// What follows the white space at its beginning.
     fn tail(&mut self) -> &str {
-        let tail = &self.text[self.blank..];
-        self.blank += tail.len() - tail.trim_start().len();
+        let held = &self.text[self.blank..];
+        let more = held.len() - held.trim_start().len();
+        #[cfg(test)]
+        super::mark::LOOKED_AT.set(super::mark::LOOKED_AT.get() + more);
+        self.blank += more;
         &self.text[self.blank..]
     }
 

@@ -179,8 +179,11 @@ fn tools_may_have_the_names_of_those_who_read() {
 #[test]
 fn endless_white_space_is_text() {
     let text = " ".repeat(200_000);
+    let before = LOOKED_AT.get();
     let (_, reply) = events(ReplyParser::new(muse(), false, &tools()), &[&text]);
     assert_eq!(reply, of(&text, &[]));
+    let looked_at = LOOKED_AT.get() - before;
+    assert!((text.len() / 2..2 * text.len()).contains(&looked_at), "{looked_at} bytes");
 }
 
 #[test]

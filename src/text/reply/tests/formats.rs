@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::*;
-use crate::text::tools::mark::LOOKED_AT;
 use crate::text::{Message, RenderOptions};
 
 /// A template, and what is known of it.
