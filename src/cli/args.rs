@@ -121,7 +121,7 @@ pub struct RunArgs {
     /// The text to begin with; `-`, or none where stdin is not a terminal, reads it from stdin
     /// (one line end at the end of stdin is not part of it). What is piped in beside a text follows it, after an empty line.
     /// Several words are one text.
-    #[arg(value_name = "PROMPT", conflicts_with = "model")]
+    #[arg(value_name = "PROMPT")]
     pub second: Vec<String>,
     /// The prompt, as other programs have it typed.
     #[arg(

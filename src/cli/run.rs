@@ -15,9 +15,11 @@ use super::{INTERRUPTED, Loaded, Usage, bundle, form, input, names, think, typed
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     super::check_sampling(&args.sampling)?;
     let grammar = form::grammar(&args.form)?;
-    // A bundle has a model, and needs none before a text.
-    let is_one_text = args.second.len() > 1 && !args.first.as_deref().is_some_and(names::is_model);
-    if let (Some(first), true, false) = (args.first.as_deref(), is_one_text, bundle::is_one()) {
+    // Where there is a model, none is needed before a text.
+    let has_model = args.model.model.is_some() || bundle::is_one();
+    let is_named = args.first.as_deref().is_some_and(names::is_model);
+    let is_one_text = !is_named && args.second.len() > usize::from(!has_model);
+    if let (Some(first), true, false) = (args.first.as_deref(), is_one_text, has_model) {
         let what = format!(
             "{first:?} is no model, and several words follow: quote the whole text, or name a model before it"
         );
@@ -28,14 +30,15 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         (Some(first), Some(words)) if is_one_text => (None, Some(format!("{first} {words}"))),
         typed => typed,
     };
+    let is_followed = args.prompt.is_some() || words.is_some() && !bundle::is_one();
+    if first.is_some() && has_model && is_followed {
+        let what = match bundle::is_one() {
+            true => "the prompt is there twice: by itself, and by --prompt",
+            false => "the model is named twice: by itself, and by --model",
+        };
+        return Err(Usage(what.to_owned()).into());
+    }
     let (named, text) = match args.prompt.as_deref() {
-        Some(_) if first.is_some() && (args.model.model.is_some() || bundle::is_one()) => {
-            let what = match bundle::is_one() {
-                true => "the prompt is there twice: by itself, and by --prompt",
-                false => "the model is named twice: by itself, and by --model",
-            };
-            return Err(Usage(what.to_owned()).into());
-        }
         Some(prompt) => (first, Some(prompt)),
         None => typed::model_and_text(&args.model, first, words.as_deref()),
     };

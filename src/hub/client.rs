@@ -367,8 +367,8 @@ impl Client {
             );
         }
         if self.token.is_none() || status == StatusCode::UNAUTHORIZED {
-            let given =
-                if self.token.is_some() { "does not know the token" } else { "wants to know who asks" };
+            let is_unknown = self.token.is_some();
+            let given = if is_unknown { "does not know the token" } else { "wants to know who asks" };
             let tokens = self.endpoint.join("/settings/tokens");
             let then = format!("make a token at {tokens}, and give it by --token or HF_TOKEN");
             return match code {
@@ -378,7 +378,8 @@ impl Client {
                     self.endpoint
                 ),
                 Some("GatedRepo") => {
-                    format!("{id}: the model is gated ({status}). Ask for it at {page}, {then}")
+                    let unknown = if is_unknown { ", and the token is not known there" } else { "" };
+                    format!("{id}: the model is gated{unknown} ({status}). Ask for it at {page}, {then}")
                 }
                 _ => format!(
                     "{id}: {} {given} ({status}): the name may be wrong, or the model is gated. Ask for it at {page}, {then}",

@@ -314,6 +314,12 @@ fn what_is_not_there_is_told_from_what_is_gated() {
         hub.rule(move |_, _| Action::Status(401, vec![("X-Error-Code", code.to_owned())]));
         refused(&hub, home.path(), HubFault::Gated, what);
     }
+    // The last rule holds: gated, for a token that is none.
+    let settings = Settings { token: Some("hf_x".to_owned()), ..hub.settings(home.path()) };
+    let error = pulled(&settings).unwrap_err().to_string();
+    let what =
+        "org/model: the model is gated, and the token is not known there (401 Unauthorized). Ask for it at ";
+    assert!(error.starts_with(what), "{error}");
 }
 
 #[test]

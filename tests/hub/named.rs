@@ -105,11 +105,19 @@ fn what_measures_takes_a_model_before_what_it_reads() {
     let ran = hub.run(home.path(), &["tasks", "-m", "org/model"]);
     let expected = "error: the FILE to read is left out: [MODEL] FILE is expected\n";
     assert_eq!((ran.code, &*ran.err), (Some(2), expected));
-    let ran = hub.run(home.path(), &["run", "org/model", "-p", "Hello", "-m", "org/other"]);
-    assert_eq!(
-        (ran.code, &*ran.err),
-        (Some(2), "error: the model is named twice: by itself, and by --model\n")
-    );
+    for text in [&["-p", "Hello"][..], &["Hello"], &["Hello", "there"]] {
+        let ran = hub.run(home.path(), &[&["run", "-m", "org/other", "org/model"], text].concat());
+        let expected = "error: the model is named twice: by itself, and by --model\n";
+        assert_eq!((ran.code, &*ran.err), (Some(2), expected), "{text:?}");
+    }
+    let said = ["Hello there you", "Hello"].map(|text| {
+        let words = text.split(' ').collect::<Vec<_>>();
+        let typed = ["run", "-m", "org/model", "--max-tokens", "4", "--temperature", "0"];
+        let [one, several] = [&[text][..], &words].map(|text| hub.ok(home.path(), &[&typed, text].concat()));
+        assert_eq!(one.out, several.out);
+        one.out
+    });
+    assert_ne!(said[0], said[1]);
     let ran = hub.run(home.path(), &["perplexity", "org/model", text, "--model", noise.path()]);
     assert_eq!(ran.code, Some(2), "{}", ran.err);
 }
