@@ -83,7 +83,16 @@ pub fn run(options: &Options) -> Result<()> {
         }
         apple::steps(&mut steps, ready);
     }
-    steps.cargo("tests without MLX", "test --workspace --no-fail-fast --features fault-injection", filter);
+    let names = if filter.is_empty() { test_targets()? } else { Vec::new() };
+    let alone = "test --workspace --features fault-injection --no-fail-fast";
+    if ready && steps.mlx && filter.is_empty() {
+        // Unit tests are those of the build with MLX, which has all the code: compiling them twice takes minutes.
+        let targets = named(" --bins --examples", names.iter().map(String::as_str));
+        steps.cargo("tests without MLX", &format!("{alone}{targets}"), &[]);
+        steps.cargo("examples in the docs", &format!("{alone} --doc"), &[]);
+    } else {
+        steps.cargo("tests without MLX", alone, filter);
+    }
     arm::steps(&mut steps, filter);
     if filter.is_empty() {
         fuzz::smoke(&mut steps);
@@ -96,14 +105,21 @@ pub fn run(options: &Options) -> Result<()> {
     if let Err(error) = clients::has_npm() {
         steps.skip("tests by packages for Node.js", &error);
     }
-    let mlx = "test --package backstop --no-fail-fast --features mlx,fault-injection";
-    let targets = if filter.is_empty() { mlx_targets()? } else { String::new() };
-    steps.with_mlx(ready, "tests with MLX", &format!("{mlx}{targets}"), filter);
+    let mut mlx = "test --package backstop --no-fail-fast --features mlx,fault-injection".to_owned();
+    if filter.is_empty() {
+        mlx += &named(" --lib --bins", names.iter().map(String::as_str).filter(|name| !SAME.contains(name)));
+    }
+    steps.with_mlx(ready, "tests with MLX", &mlx, filter);
     steps.summary()
 }
 
-/// The tests that run anew with MLX, as options of cargo: all but those of [`SAME`].
-fn mlx_targets() -> Result<String> {
+/// Options of cargo: `kinds`, and these files of `tests/`.
+fn named<'a>(kinds: &str, names: impl Iterator<Item = &'a str>) -> String {
+    names.fold(kinds.to_owned(), |options, name| format!("{options} --test {name}"))
+}
+
+/// The files and folders of `tests/` that are programs, in order.
+fn test_targets() -> Result<Vec<String>> {
     let tests = util::root()?.join("tests");
     let mut names: Vec<String> = Vec::new();
     for entry in std::fs::read_dir(&tests).with_context(|| format!("cannot read {}", tests.display()))? {
@@ -116,9 +132,8 @@ fn mlx_targets() -> Result<String> {
     if let Some(gone) = SAME.iter().find(|same| !names.iter().any(|name| name == *same)) {
         bail!("xtask/src/test.rs leaves out tests/{gone}, which is not there");
     }
-    names.retain(|name| !SAME.contains(&name.as_str()));
     names.sort_unstable();
-    Ok(names.iter().fold(" --lib --bins".to_owned(), |options, name| format!("{options} --test {name}")))
+    Ok(names)
 }
 
 /// Format, lints and the tests of the inner loop: without MLX and clients, and with the workspace's own crates unoptimised, in
