@@ -379,7 +379,8 @@ fn yarn_attention(params: &Fields<'_>, factor: f64) -> Result<f32> {
         return Ok(given as f32);
     }
     let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-    let given = |name| Ok::<_, crate::Error>(params.number(name, 0.0, FACTOR.1)?.filter(|m| *m != 0.0));
+    let given =
+        |name| Ok::<_, crate::error::Error>(params.number(name, 0.0, FACTOR.1)?.filter(|m| *m != 0.0));
     Ok(match (given("mscale")?, given("mscale_all_dim")?) {
         (Some(mscale), Some(all)) => scale(mscale) / scale(all),
         _ => scale(1.0),

@@ -2,6 +2,7 @@
 //! DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model".
 
 use super::dense::{Dense, Qkv};
+use super::gguf_members::LLAMA_CPP;
 use super::sparse::Sparse;
 use super::{Arguments, Family, Gguf, gguf_latent, glm4_moe, latent};
 use crate::backend::ops::{Router, Scores};
@@ -29,7 +30,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         other => return Err(fields.error("topk_method", quote(other), "greedy or group_limited_greedy")),
     };
     // llama.cpp rates groups by their two best, and divides weights by their sum, where a file says so.
-    let as_llama_cpp = fields.flag(latent::LLAMA_CPP)?.unwrap_or(false);
+    let as_llama_cpp = fields.flag(LLAMA_CPP)?.unwrap_or(false);
     let sparse = match best.filter(|_| !as_llama_cpp).or(as_llama_cpp.then_some(2)) {
         Some(best) => glm4_moe::grouped(fields, sparse, [1, 1], best)?,
         None => sparse,

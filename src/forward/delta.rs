@@ -1,13 +1,12 @@
 //! Gated delta nets: layers that keep a matrix for each head in place of keys and values.
 //! Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule".
 
-use super::blocks::norm_spec;
-use super::blocks::{Linear, NormKind, RmsNorm};
-use super::latent::LLAMA_CPP;
+use super::blocks::{Linear, NormKind, RmsNorm, norm_spec};
+use super::gguf_members::LLAMA_CPP;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, WeightList};
 use super::loader::Loader;
 use super::step::Step;
-use crate::alloc;
+use super::taps::{taps, turned_taps};
 use crate::backend::ops::{Backend, GateKind, Recur, RecurrentShape, StateSpec};
 use crate::backend::{Op, PreparedVector, Tensor};
 use crate::config::{Activation, Config};
@@ -31,9 +30,6 @@ const OUTPUT: Name = ("linear_attn.out_proj", "ssm_out");
 
 /// The fields of the width of keys and values where these are of one.
 const OF_BOTH: &str = "linear_attn_config.num_heads * linear_attn_config.head_dim";
-
-/// What the elements of taps and weights that were put in another order are called where there is no room for them.
-const WHAT: &str = "the values of a weight";
 
 /// How the projections of a layer are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -389,34 +385,6 @@ impl DeltaNet {
             sigmoid: self.sigmoid,
         })
     }
-}
-
-/// The taps of the convolutions `modules`, side by side, `[taps, channels]`: files have those of a channel side by side.
-pub(super) fn turned_taps(
-    loader: &Loader<'_>,
-    modules: &[String],
-    [taps, channels]: [usize; 2],
-) -> Result<Weight> {
-    let mut values = Vec::new();
-    for module in modules {
-        let own = loader.vector(module)?.widened()?;
-        alloc::reserve(&mut values, own.len(), WHAT)?;
-        values.extend(own);
-    }
-    let mut turned = alloc::zeroed(values.len(), WHAT)?;
-    for (channel, of) in values.chunks_exact(taps).enumerate() {
-        of.iter().enumerate().for_each(|(tap, &x)| turned[tap * channels + channel] = x);
-    }
-    Ok(Weight::of_values("conv1d", &[taps, channels], turned))
-}
-
-/// The taps of a convolution, which the field `name` says.
-pub(super) fn taps(fields: &Fields<'_>, name: &'static str) -> Result<usize> {
-    let kernel = fields.size_or(name, Some(4), 1 << 16)?;
-    if !(2..=64).contains(&kernel) {
-        return Err(fields.error(name, kernel, "from 2 to 64"));
-    }
-    Ok(kernel)
 }
 
 /// Where queries, keys, values and the gate of what the rule gives come from.

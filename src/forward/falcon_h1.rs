@@ -38,8 +38,9 @@ const FIELDS: MambaFields = MambaFields {
 const BOUNDS: (f64, f64) = (1e-6, 1e6);
 
 fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Arguments>> {
-    let number =
-        |name: &str| Ok::<_, crate::Error>(fields.number(name, BOUNDS.0, BOUNDS.1)?.unwrap_or(1.0) as f32);
+    let number = |name: &str| {
+        Ok::<_, crate::error::Error>(fields.number(name, BOUNDS.0, BOUNDS.1)?.unwrap_or(1.0) as f32)
+    };
     config.embedding_multiplier = number("embedding_multiplier")?;
     config.logits_multiplier = number("lm_head_multiplier")?;
     // A factor of keys is one of scores.

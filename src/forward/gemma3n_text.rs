@@ -133,7 +133,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
 }
 
 /// A list that is not as long as there are layers.
-fn of_layers(fields: &Fields<'_>, name: &str, count: usize, layers: usize) -> crate::Error {
+fn of_layers(fields: &Fields<'_>, name: &str, count: usize, layers: usize) -> crate::error::Error {
     fields.error(name, format!("a list of {count}"), format!("a list of num_hidden_layers, {layers}"))
 }
 

@@ -131,7 +131,7 @@ pub(crate) fn window_that_llama_cpp_ignores(config: &Config, _: &mut Entries) ->
 /// [`crate::Error::Config`] for a value that is missing, mistyped or cannot be run.
 pub(crate) fn config_from_gguf(checkpoint: &Checkpoint) -> Result<Architecture> {
     let Some(metadata) = checkpoint.gguf() else {
-        return Err(crate::Error::format(checkpoint.path(), "not a GGUF file"));
+        return Err(crate::error::Error::format(checkpoint.path(), "not a GGUF file"));
     };
     let (family, gguf, arch) = family(metadata)?;
     let (shared, names) = (&family.shared, &family.shared.names);
@@ -444,7 +444,7 @@ fn factors(checkpoint: &Checkpoint, tensor: &str, dims: usize) -> Result<Option<
     match factors.iter().find(|factor| !FACTOR.contains(factor)) {
         Some(factor) => {
             let expected = format!("numbers from {:?} to {:?}", FACTOR.start(), FACTOR.end());
-            Err(crate::Error::config(checkpoint.path(), tensor, format!("{factor:?}"), expected))
+            Err(crate::error::Error::config(checkpoint.path(), tensor, format!("{factor:?}"), expected))
         }
         None => Ok(Some(factors)),
     }

@@ -3,8 +3,8 @@
 //! llama.cpp's norm of their queries and keys adds what the model's other norms do, and not 1e-6, as transformers has it; in published
 //! models that is the same.
 
-use super::gguf_members::{Members, RMS_EPS};
-use super::{Gguf, GgufExperts, glm4_moe, latent};
+use super::gguf_members::{LLAMA_CPP, Members, RMS_EPS};
+use super::{Gguf, GgufExperts, glm4_moe};
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;
@@ -31,7 +31,7 @@ pub(super) const fn with_experts(architecture: &'static str) -> Gguf {
 /// Reads it into the members of a `config.json`.
 pub(super) fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
     let metadata = members.metadata;
-    members.put(latent::LLAMA_CPP, members.key(RMS_EPS), Value::Bool(true));
+    members.put(LLAMA_CPP, members.key(RMS_EPS), Value::Bool(true));
     let joined = checkpoint.tensors().find(|tensor| tensor.name().ends_with(".ssm_in.weight"));
     if let Some(joined) = joined {
         members.put(JOINED, joined.name(), Value::Bool(true));

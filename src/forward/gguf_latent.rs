@@ -1,7 +1,7 @@
 //! What GGUF files say of latent attention: its widths, and how its scores grow where contexts were stretched.
 
-use super::gguf_members::{Members, RMS_EPS};
-use super::{Gguf, GgufExperts, glm4_moe, latent};
+use super::gguf_members::{LLAMA_CPP, Members, RMS_EPS};
+use super::{Gguf, GgufExperts, glm4_moe};
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;
@@ -27,7 +27,8 @@ pub(super) const fn form(architecture: &'static str, gating: u64) -> Gguf {
 /// Whether a sigmoid chooses the experts of a file of [`DEEPSEEK2`]. Of those that do not say, llama.cpp knows GLM 4.7 Flash by its
 /// size.
 pub(super) fn is_sigmoid(metadata: &Metadata) -> Result<bool> {
-    let uint = |key: &str| Ok::<_, crate::Error>(metadata.uint(&format!("{DEEPSEEK2}.{key}"))?.unwrap_or(0));
+    let uint =
+        |key: &str| Ok::<_, crate::error::Error>(metadata.uint(&format!("{DEEPSEEK2}.{key}"))?.unwrap_or(0));
     match uint("expert_gating_func")? {
         0 => {
             let layers = uint("block_count")?.saturating_sub(uint("nextn_predict_layers")?);
@@ -45,7 +46,7 @@ pub(super) fn is_sigmoid(metadata: &Metadata) -> Result<bool> {
 /// Reads the widths, of which that of what rotates is given back.
 pub(super) fn dims(members: &mut Members<'_>, _hidden: u64, _heads: u64) -> Result<u64> {
     let metadata = members.metadata;
-    members.put(latent::LLAMA_CPP, members.key(RMS_EPS), Value::Bool(true));
+    members.put(LLAMA_CPP, members.key(RMS_EPS), Value::Bool(true));
     members.required("kv_lora_rank", "attention.kv_lora_rank")?;
     let key = members.key("attention.q_lora_rank");
     let query = metadata.uint(&key)?.filter(|&rank| rank > 0).map_or(Value::Null, Value::UInt);

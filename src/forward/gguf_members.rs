@@ -10,6 +10,8 @@ use crate::weights::gguf::Metadata;
 pub(crate) const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
 /// The key of layer norms.
 pub(crate) const LAYER_EPS: &str = "attention.layer_norm_epsilon";
+/// A member that GGUF files alone have: what transformers does not read of a configuration, llama.cpp does.
+pub(super) const LLAMA_CPP: &str = "llama.cpp";
 
 /// Members of a `config.json`, and the keys that they come from.
 pub(crate) struct Members<'a> {

@@ -72,7 +72,7 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
     let size = experts(fields, names, [128, 4, config.intermediate_size])?;
     let softmax = Sparse::softmax(config.num_hidden_layers, size, config.hidden_act);
     let number = |name: &str, absent: f64| {
-        Ok::<_, crate::Error>(fields.number(name, 1e-6, 1e6)?.unwrap_or(absent) as f32)
+        Ok::<_, crate::error::Error>(fields.number(name, 1e-6, 1e6)?.unwrap_or(absent) as f32)
     };
     let sparse = Sparse {
         router: ("mlp.router", "ffn_gate_inp"),

@@ -27,7 +27,8 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
 
 /// The four multipliers.
 pub(super) fn set_multipliers(fields: &Fields<'_>, config: &mut Config) -> Result<()> {
-    let number = |name: &str| Ok::<_, crate::Error>(fields.number(name, -1e6, 1e6)?.unwrap_or(1.0) as f32);
+    let number =
+        |name: &str| Ok::<_, crate::error::Error>(fields.number(name, -1e6, 1e6)?.unwrap_or(1.0) as f32);
     config.embedding_multiplier = number("embedding_multiplier")?;
     config.attention_multiplier = Some(number("attention_multiplier")?);
     config.residual_multiplier = number("residual_multiplier")?;

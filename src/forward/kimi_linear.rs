@@ -2,11 +2,12 @@
 //! rotation in the others, and experts that a sigmoid and a bias choose: Kimi Linear.
 //! Kimi Team 2025, "Kimi Linear: An Expressive, Efficient Attention Architecture".
 
-use super::delta::{DeltaNet, Projections, taps};
+use super::delta::{DeltaNet, Projections};
 use super::dense::{Dense, Qkv};
-use super::gguf_members::Members;
+use super::gguf_members::{LLAMA_CPP, Members};
 use super::list::InMlx;
 use super::sparse::{ExpertNames, SharedExpert, Sparse, experts};
+use super::taps::taps;
 use super::{
     Arguments, Family, Gguf, GgufExperts, gguf_latent, gguf_mamba, glm4_moe, glm4_moe_lite, latent,
     qwen3_5_text,
@@ -122,7 +123,7 @@ fn delta(fields: &Fields<'_>, layers: usize) -> Result<DeltaNet> {
         projections: Projections::Apart("self_attn"),
         gate_rank: Some(head_dim),
         sigmoid: true,
-        whole_rates: fields.flag(latent::LLAMA_CPP)?.unwrap_or(false),
+        whole_rates: fields.flag(LLAMA_CPP)?.unwrap_or(false),
         ..DeltaNet::of(linear, [heads; 2], [head_dim; 2], kernel)
     })
 }

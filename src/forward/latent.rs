@@ -5,8 +5,8 @@
 //! token is multiplied by what is kept of each token before it, and by nothing else. It is always done so, prompt or not: the bits of
 //! a token do not depend on how many come with it.
 
-use super::blocks::norm_spec;
-use super::blocks::{Linear, RmsNorm};
+use super::blocks::{Linear, NormKind, RmsNorm, norm_spec};
+use super::gguf_members::LLAMA_CPP;
 use super::list::{Dim, GgufSpec, ModuleSpec, Name, StackSpec, WeightList};
 use super::loader::Loader;
 use super::sparse::MOST;
@@ -33,9 +33,6 @@ pub(super) const SHARED: Shared = Shared {
 
 /// Added to the mean squares of the norms of latent vectors, whatever `rms_norm_eps` says in a directory.
 pub(super) const EPS: f32 = 1e-6;
-
-/// A member that GGUF files alone have: what transformers does not read of a configuration, llama.cpp does.
-pub(super) const LLAMA_CPP: &str = "llama.cpp";
 
 const OUTPUT: Name = ("self_attn.o_proj", "attn_output");
 const QUERY: Name = ("self_attn.q_proj", "attn_q");
@@ -163,9 +160,9 @@ impl LatentDims {
         let values = Dim { field: "num_attention_heads * v_head_dim", size: heads * self.value_dim };
         matrix(OUTPUT, hidden, values, Form::Plain, true);
         if let Some(rank) = query_rank {
-            list.push(norm_spec(name(QUERY_NORM), rank, super::dense::NormKind::Rms { offset: 0.0 }));
+            list.push(norm_spec(name(QUERY_NORM), rank, NormKind::Rms { offset: 0.0 }));
         }
-        list.push(norm_spec(name(NORM), rank.clone(), super::dense::NormKind::Rms { offset: 0.0 }));
+        list.push(norm_spec(name(NORM), rank.clone(), NormKind::Rms { offset: 0.0 }));
         let shapes = [
             [rank.clone(), Dim { field: "qk_nope_head_dim", size: self.nope_dim }],
             [Dim { field: "v_head_dim", size: self.value_dim }, rank],

@@ -2,10 +2,10 @@
 //! Dao & Gu 2024, "Transformers are SSMs".
 
 use super::blocks::{Linear, NormKind, RmsNorm, norm_spec};
-use super::delta::turned_taps;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
+use super::taps::turned_taps;
 use crate::backend::ops::{Backend, Recur, RecurrentShape, StateSpec};
 use crate::backend::{Op, PreparedVector, Tensor};
 use crate::config::{Activation, Config};

@@ -95,6 +95,7 @@ mod sparse;
 mod stablelm;
 mod starcoder2;
 pub mod step;
+mod taps;
 #[cfg(test)]
 mod tests;
 mod unknown;

@@ -2,8 +2,7 @@
 //! and windows in the layers that rotate, three to each that does neither. Meta 2026, Muse Glimmer.
 
 use super::dense::{AttentionGate, Dense, NormKind, Pairs, PlainHeadNorms};
-use super::gguf_members::{Members, RMS_EPS};
-use super::latent::LLAMA_CPP;
+use super::gguf_members::{LLAMA_CPP, Members, RMS_EPS};
 use super::{Arguments, Family, Gguf, gemma2, qwen3};
 use crate::backend::ops::GateKind;
 use crate::config::{Config, Names, Rotation, Shared, sliding_window};

@@ -3,7 +3,7 @@
 
 use super::delta::{DeltaNet, Projections};
 use super::dense::Dense;
-use super::latent::LLAMA_CPP;
+use super::gguf_members::LLAMA_CPP;
 use super::sparse::{Sparse, experts, sparse_layers};
 use super::{Arguments, Family, gguf_delta, qwen3_5_moe_text, qwen3_5_text};
 use crate::backend::ops::Router;

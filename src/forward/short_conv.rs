@@ -2,12 +2,12 @@
 //! Liquid AI 2025, "LFM2 Technical Report".
 
 use super::blocks::Linear;
-use super::delta::turned_taps;
 use super::gguf_mamba;
 use super::gguf_members::Members;
 use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
+use super::taps::turned_taps;
 use crate::backend::ops::{Backend, Recur, RecurrentShape, StateSpec};
 use crate::backend::{Op, PreparedVector, Tensor};
 use crate::config::Config;

@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock};
 use super::input::{Input, Scratch, joined, parts, sound};
 use super::seeds::fixture;
 use crate::backend::select::BackendRequest;
-use crate::{AdapterSource, LoadOptions, Model, ModelFiles};
+use crate::model::{AdapterSource, LoadOptions, Model, ModelFiles};
 
 /// Families whose modules are stored in other orders, experts, and weights in blocks.
 const MODELS: [&str; 7] = [

@@ -11,7 +11,7 @@ use crate::backend::kv::KvType;
 use crate::backend::select::BackendRequest;
 use crate::engine::Runtime;
 use crate::forward::step::SequenceState;
-use crate::{LoadOptions, Model, ModelFiles};
+use crate::model::{LoadOptions, Model, ModelFiles};
 
 /// Types of weights, and families whose ops differ.
 const MODELS: [&str; 8] = [

@@ -164,7 +164,7 @@ impl Drop for Ended {
 fn kind(input: &mut Input, len: usize, ended: &Arc<AtomicUsize>) -> RequestKind {
     let mut count = Ended { ended: Arc::clone(ended), rows: 0 };
     if input.flag() {
-        let answer = Answer::new(move |vector: crate::Result<Vec<f32>>| {
+        let answer = Answer::new(move |vector: crate::error::Result<Vec<f32>>| {
             let length: f32 = vector.expect("an embedding that fits").iter().map(|x| x * x).sum();
             assert!((length - 1.0).abs() < 1e-3, "{length}");
             drop(count);

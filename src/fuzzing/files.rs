@@ -6,8 +6,9 @@ use ::safetensors::SafeTensors;
 
 use super::input::{Scratch, parts, sound};
 use crate::backend::select::BackendRequest;
+use crate::model::{LoadOptions, Model, ModelFiles};
+use crate::text::Message;
 use crate::weights::safetensors::parse;
-use crate::{LoadOptions, Message, Model, ModelFiles};
 
 /// Most positions of a model that is run: a step is to take milliseconds.
 const CONTEXT: usize = 16;
@@ -76,7 +77,7 @@ fn run(files: ModelFiles) {
         prefill_chunk: Some(CONTEXT),
         ..LoadOptions::default()
     };
-    let need = files.memory_need(files.memory_setting(crate::LlmBackendKind::Cpu, &options));
+    let need = files.memory_need(files.memory_setting(crate::backend::LlmBackendKind::Cpu, &options));
     if [need.weights, need.kv, need.activations].iter().any(|&bytes| bytes > MEMORY) {
         return;
     }

@@ -93,6 +93,6 @@ impl Drop for Scratch {
 }
 
 /// Panics where an error tells of a panic that was caught: it is a fault of this crate all the same.
-pub(super) fn sound<T>(result: crate::Result<T>) -> Option<T> {
+pub(super) fn sound<T>(result: crate::error::Result<T>) -> Option<T> {
     result.map_err(|error| assert!(!error.to_string().contains("panicked"), "{error}")).ok()
 }

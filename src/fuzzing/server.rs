@@ -10,8 +10,8 @@ use serde_json::Value as Json;
 use super::input::Input;
 use super::seeds::fixture;
 use crate::backend::select::BackendRequest;
+use crate::model::{LoadOptions, Model, ModelFiles};
 use crate::server::{Listener, Options, serve};
-use crate::{LoadOptions, Model, ModelFiles};
 
 /// The routes that take a body.
 const ROUTES: [&str; 10] = [

@@ -58,7 +58,7 @@ fn decode(tokenizer: &Tokenizer, ids: &[u32]) {
 }
 
 /// As [`sound`], but for panics in the library, which are its own and become errors.
-fn sound_library<T>(result: crate::Result<T>) -> Option<T> {
+fn sound_library<T>(result: crate::error::Result<T>) -> Option<T> {
     match result {
         Err(error) if error.to_string().contains("the library panicked") => None,
         result => sound(result),

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use super::grammar::{self, Grammar, STACK};
 use super::trial;
 use crate::apart::{self, Lost};
+use crate::error::{Error, Result};
 use crate::error::{caught, panic_text};
 use crate::text::Tokenizer;
-use crate::{Error, Result};
 
 /// What compiling may take. Its work is bounded; this is for what the bounds do not see, on a machine that is busy with others.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::schema;
 use crate::error::keep_quiet;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Bytes of a grammar; of a schema, written without spaces.
 const MAX_BYTES: usize = schema::MAX_BYTES;

@@ -1,6 +1,6 @@
 //! How tokens are chosen, as data.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// How the next token is chosen from the logits.
 ///

@@ -1,7 +1,8 @@
 //! Penalties for tokens seen before, and the caller's biases.
 
 use super::options::SamplingOptions;
-use crate::{Result, alloc};
+use crate::alloc;
+use crate::error::Result;
 
 /// Applies `options`' biases and penalties to `logits` (`[V]`, already a copy), given the tokens so far, of which the first
 /// `prompt` are the prompt's.

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::grammar::Grammar;
 use super::schema;
+use crate::error::{Error, Result};
 use crate::text::{CallFormat, CallObject, ID, INDEX, ReplyFormat, Tokenizer, Tool, ToolFormat};
-use crate::{Error, Result};
 
 mod arguments;
 mod channels;

@@ -3,7 +3,8 @@
 use super::constraint::Mask;
 use super::options::SamplingOptions;
 use super::{penalties, philox};
-use crate::{Error, Result, alloc};
+use crate::alloc;
+use crate::error::{Error, Result};
 
 /// What memory is taken for.
 const WHAT: &str = "candidates for a token";

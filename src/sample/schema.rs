@@ -7,7 +7,7 @@ use llguidance::regex_to_lark;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Bytes of a schema written without spaces.
 pub(super) const MAX_BYTES: usize = 256 << 10;

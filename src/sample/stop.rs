@@ -1,6 +1,6 @@
 //! Stop strings in a stream of text.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// How many stop strings a request may have.
 pub const MAX_STOPS: usize = 16;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::grammar::{self, Grammar, STACK};
 use crate::apart;
 use crate::error::caught;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The program's argument for [`answer`].
 pub const COMMAND: &str = "check-grammar";

@@ -35,7 +35,7 @@ pub(crate) enum Prompt {
 
 impl Prompt {
     /// Its tokens. Special tokens that are written in a text are read as such where `parse` says so.
-    pub fn encode(self, model: &Model, parse: bool) -> crate::Result<Vec<u32>> {
+    pub fn encode(self, model: &Model, parse: bool) -> crate::error::Result<Vec<u32>> {
         match self {
             Self::Text(text) => model.encode_prompt(&text, parse),
             Self::Tokens(ids) => Ok(ids),
@@ -44,7 +44,12 @@ impl Prompt {
 
     /// The same, of which those behind the first `most` are left out, where there is such a number; of a text they are counted with those
     /// that are put around it.
-    pub fn encode_cut(self, model: &Model, parse: bool, most: Option<usize>) -> crate::Result<Vec<u32>> {
+    pub fn encode_cut(
+        self,
+        model: &Model,
+        parse: bool,
+        most: Option<usize>,
+    ) -> crate::error::Result<Vec<u32>> {
         match (self, most) {
             (Self::Text(text), Some(most)) => model.tokenizer()?.encode_cut(&text, parse, most),
             (Self::Tokens(mut ids), Some(most)) => {
@@ -108,7 +113,7 @@ pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
         .apart(move |model| {
             let constraint = format.map(|format| model.constraint(&format)).transpose()?;
             let prompts = prompts.into_iter().map(|prompt| prompt.encode(model, parse));
-            Ok((prompts.collect::<crate::Result<Vec<_>>>()?, constraint))
+            Ok((prompts.collect::<crate::error::Result<Vec<_>>>()?, constraint))
         })
         .await?;
     let job = Job { prompts, n: common.n, options: Options { constraint, ..common.options }, parser: None };

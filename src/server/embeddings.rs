@@ -64,7 +64,7 @@ pub(crate) async fn vectors(
     app: &Arc<Served>,
     prompts: Vec<Prompt>,
     dimensions: Option<usize>,
-    encode: impl Fn(&Model, Prompt) -> crate::Result<Vec<u32>> + Copy + Send + 'static,
+    encode: impl Fn(&Model, Prompt) -> crate::error::Result<Vec<u32>> + Copy + Send + 'static,
 ) -> Result<Vectors, Failure> {
     let mut beside: Beside<Vec<f32>> = Beside::new(app)?;
     let (mut vectors, mut tokens) = (Vec::new(), 0);
@@ -87,7 +87,7 @@ pub(crate) async fn vectors(
     }
     if let Some(dimensions) = dimensions {
         let shortened = vectors.into_iter().map(|vector| app.model.shortened(vector, dimensions));
-        vectors = shortened.collect::<crate::Result<_>>()?;
+        vectors = shortened.collect::<crate::error::Result<_>>()?;
     }
     Ok(Vectors { vectors, tokens })
 }

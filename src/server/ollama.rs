@@ -144,10 +144,10 @@ async fn answer(app: Arc<Served>, asked: Asked, from: Source, told: Told) -> Rep
 
 /// The tokens of a text that no template is put around, and what is to follow it.
 fn prepared(
-    model: &crate::Model,
+    model: &crate::model::Model,
     text: &str,
     format: Option<Grammar>,
-) -> crate::Result<(Vec<u32>, Option<crate::sample::Constraint>)> {
+) -> crate::error::Result<(Vec<u32>, Option<crate::sample::Constraint>)> {
     let constraint = format.map(|format| model.constraint(&format)).transpose()?;
     Ok((model.encode_prompt(text, true)?, constraint))
 }

@@ -163,7 +163,7 @@ pub(crate) fn stops(fields: &mut Fields, name: &str) -> Result<Vec<String>, Fail
     let texts: Vec<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
     // Refused here, by the name that the API has for them.
     crate::sample::StopMatcher::new(&texts).map_err(|error| match error {
-        crate::Error::Option { got, expected, .. } => {
+        crate::error::Error::Option { got, expected, .. } => {
             fields.wrong(name, format_args!("{got}, expected {expected}"))
         }
         other => other.into(),

@@ -20,8 +20,8 @@ use super::json::{Fields, shown};
 use super::request::Reply;
 use super::served::Served;
 use crate::chat::Shown;
+use crate::error::{Error, Result};
 use crate::text::{Specials, Tokenizer};
-use crate::{Error, Result};
 
 /// Tokens whose texts are told: each takes some hundred bytes.
 const MAX_PIECES: usize = 1 << 18;

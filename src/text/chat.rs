@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 use super::message::{self, Message, RenderOptions, Rendered};
 use super::template::ChatTemplate;
 use super::tool::Tool;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// How many tools a conversation may have.
 const MAX_TOOLS: usize = 128;

@@ -55,7 +55,7 @@ pub struct Rendered {
 
 impl Rendered {
     /// A copy, where there is memory for one.
-    pub(super) fn copy(&self) -> crate::Result<Self> {
+    pub(super) fn copy(&self) -> crate::error::Result<Self> {
         const WHAT: &str = "a text to encode";
         let mut literal = Vec::new();
         alloc::reserve(&mut literal, self.literal.len(), WHAT)?;

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::{Error, Result, files, json};
+use crate::error::{Error, Result};
+use crate::{files, json};
 
 /// Classes whose steps are BERT's, as transformers 5 builds them.
 const BERT: [&str; 4] = ["BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"];

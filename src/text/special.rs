@@ -8,7 +8,8 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 use tokenizers::AddedToken;
 
-use crate::{Error, Result, files, json};
+use crate::error::{Error, Result};
+use crate::{files, json};
 
 /// Tokens beside those with a name; its older name was `additional_special_tokens`.
 const EXTRA: &str = "extra_special_tokens";

@@ -2,7 +2,7 @@
 
 use super::raw::Decoder;
 use super::tokenizer::Tokenizer;
-use crate::Result;
+use crate::error::Result;
 
 /// Tokens of context that the window decoder keeps in front of new ones.
 const WINDOW_CONTEXT: usize = 8;

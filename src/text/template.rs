@@ -21,7 +21,8 @@ use super::sentinel::Guarded;
 use super::special::SpecialTokens;
 use super::{screen, sentinel};
 use crate::apart::{self, Lost};
-use crate::{Error, Result, files, json};
+use crate::error::{Error, Result};
+use crate::{files, json};
 
 /// Instructions of one rendering, the inserted checks included.
 const FUEL: u64 = 4_000_000;

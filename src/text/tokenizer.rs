@@ -28,9 +28,10 @@ use super::sentinel::longest_first;
 use super::special::SpecialTokens;
 use super::steps::{Normalizers, PreTokenizers};
 use crate::apart::{self, Lost};
+use crate::error::{Error, Result};
 use crate::error::{caught, panic_text};
 use crate::files;
-use crate::{Error, Result, alloc, json};
+use crate::{alloc, json};
 pub use cut::Cut;
 
 /// The longest text that is encoded, in bytes: four times a server's body.

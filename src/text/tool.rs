@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A tool as the grammar of its calls needs it.
 #[derive(Debug, Clone, PartialEq)]

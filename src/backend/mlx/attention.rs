@@ -164,7 +164,7 @@ impl MlxBackend {
         }
         if let Some(mask) = scores.mask {
             let [_, kv_heads, rows, keys] = *weights.shape() else {
-                return Err(crate::Error::shape("attention", "scores have not four dimensions"));
+                return Err(crate::error::Error::shape("attention", "scores have not four dimensions"));
             };
             let by_head = graph.reshape(&weights, &[1, kv_heads, rows / len, len, keys])?;
             let seen = ops::select(mask, &by_head, &*constant(f32::NEG_INFINITY)).map_err(fail)?;
@@ -175,7 +175,7 @@ impl MlxBackend {
             Some(sinks) => {
                 // A key more, whose share goes nowhere.
                 let [_, kv_heads, rows, keys] = *weights.shape() else {
-                    return Err(crate::Error::shape("attention", "scores have not four dimensions"));
+                    return Err(crate::error::Error::shape("attention", "scores have not four dimensions"));
                 };
                 let by_head = graph.reshape(sinks, &[1, kv_heads, rows / len, 1])?;
                 let ones = graph.constant(0.0, weights.dtype(), &[1, 1, 1, len]);
@@ -191,7 +191,7 @@ impl MlxBackend {
             Cached::Codes([_, v]) => {
                 let output = graph.quantized_matmul(&shares, v, false)?;
                 let [_, kv_heads, rows, width] = *output.shape() else {
-                    return Err(crate::Error::shape("attention", "values have not four dimensions"));
+                    return Err(crate::error::Error::shape("attention", "values have not four dimensions"));
                 };
                 match v_dim == width {
                     true => self.typed(output),

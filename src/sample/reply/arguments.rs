@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::super::schema;
 use super::{Literals, literal, named};
+use crate::error::{Error, Result};
 use crate::text::{ArgumentTags, Tool, is_string, takes_in_python};
-use crate::{Error, Result};
 
 /// The arguments of a tool.
 struct Arguments<'a> {

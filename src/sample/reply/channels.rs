@@ -3,7 +3,7 @@
 
 use super::super::grammar::Grammar;
 use super::{Literals, ReplyGrammar, arguments, arguments_schema, nested, unknown_calls};
-use crate::Result;
+use crate::error::Result;
 use crate::text::channels::{Channels, NEXT};
 use crate::text::{CallFormat, ToolFormat};
 

@@ -7,11 +7,11 @@ use std::path::Path;
 use super::merges::MAX_MERGES;
 use super::named::{Named, Token};
 use super::{Head, MAX_TOKENS, byte_pairs, ends};
+use crate::error::{Error, Result};
 use crate::files;
 use crate::json::{self, quote};
 use crate::text::patterns::QWEN2;
 use crate::text::{Tokenizer, raw};
-use crate::{Error, Result};
 
 /// A class whose pattern is known.
 enum Class {

@@ -23,7 +23,8 @@ use self::named::{Named, Token};
 use super::rebuilt::Rebuilt;
 use super::special::SpecialTokens;
 use super::tokenizer::{Tokenizer, around};
-use crate::{Result, files};
+use crate::error::Result;
+use crate::files;
 
 /// Tokens of one vocabulary, the double of the largest published one.
 const MAX_TOKENS: usize = 1 << 19;

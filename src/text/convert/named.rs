@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::MAX_TOKENS;
+use crate::error::{Error, Result};
+use crate::files;
 use crate::json::{self, Fields, Object, Value};
-use crate::{Error, Result, files};
 
 /// A token that is found in texts before anything else.
 #[derive(Debug, Clone, PartialEq)]

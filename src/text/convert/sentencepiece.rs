@@ -16,9 +16,9 @@ use super::merges::{self, MAX_PIECE};
 use super::named::{Named, Token};
 use super::proto::{Kind, Model, Piece};
 use super::{Head, byte_pairs, ends, escape, split};
+use crate::error::{Error, Result};
 use crate::json::quote;
 use crate::text::Tokenizer;
-use crate::{Error, Result};
 
 /// Classes of transformers that take the pieces as they are; T5's adds some.
 const CLASSES: [&str; 7] = [

@@ -11,9 +11,9 @@ use serde::Deserialize;
 use super::named::{Named, Token};
 use super::ranks::Ranks;
 use super::{Head, MAX_TOKENS, byte_pairs, ends};
+use crate::error::{Error, Result};
 use crate::json::{self, quote};
 use crate::text::Tokenizer;
-use crate::{Error, Result};
 
 /// The special tokens of files up to version 7, which do not name them.
 const UNNAMED: [&str; 20] = [

@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use super::named::{Named, Token};
 use super::ranks::Ranks;
 use super::{Head, MAX_TOKENS, byte_pairs, ends};
+use crate::error::{Error, Result};
 use crate::json::quote;
 use crate::text::Tokenizer;
 use crate::text::patterns::{KIMI, LLAMA3};
-use crate::{Error, Result};
 
 /// The pattern of a class: transformers has Llama 3's where no class is named, `TikTokenTokenizer` is Kimi's.
 fn pattern(class: &str) -> Option<&'static str> {

@@ -4,7 +4,8 @@
 use tokenizers::{Encoding, PostProcessor as _, Token};
 
 use super::{IDS, Library, TEXT, Tokenizer, guard};
-use crate::{Error, Result, alloc};
+use crate::alloc;
+use crate::error::{Error, Result};
 
 /// What a request says of the tokens that its texts may have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,15 +1,6 @@
 //! The tensors of a directory, in the order of its files.
 
-use super::shapes::{DeltaShape, ExpertShape, LatentShape, ModelShape};
-
-/// Whose directory it is: who names its tensors, and lays experts out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    HuggingFace,
-    Mlx,
-    /// gpt-oss with its experts in MXFP4.
-    OpenAi,
-}
+use super::shapes::{DeltaShape, ExpertShape, Form, LatentShape, ModelShape};
 
 /// What a tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,9 +16,9 @@ use backstop::weights::writers::safetensors::{Dtype, SHARD, Shards, Spec};
 use backstop::weights::writers::{Output, write_through};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use directory::{Content, Form, Tensor, tensors};
+use directory::{Content, Tensor, tensors};
 use serde_json::Value;
-use shapes::{ModelShape, SHAPES};
+use shapes::{Form, ModelShape, SHAPES};
 
 /// What a model is written as.
 #[derive(Debug, Clone, Copy)]

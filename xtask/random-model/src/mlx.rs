@@ -9,7 +9,8 @@ use backstop::weights::writers::safetensors::{Dtype, Spec};
 use half::bf16;
 use serde_json::json;
 
-use super::directory::{Content, Form, Tensor, tensors};
+use super::directory::{Content, Tensor, tensors};
+use super::shapes::Form;
 use super::{ModelShape, Random, begin, e8m0, row_of};
 
 /// Codes that share a scale and a bias, where they make up a row.

@@ -2,7 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::directory::Form;
+/// Whose directory it is: who names its tensors, and lays experts out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    HuggingFace,
+    Mlx,
+    /// gpt-oss with its experts in MXFP4.
+    OpenAi,
+}
 
 /// A real model's shape.
 #[derive(Debug)]

@@ -103,16 +103,18 @@ fn a_name_leads_to_the_file_that_defines_it() {
     let expected = [
         "src/a/d.rs:1 src/a/mod.rs",
         "src/a/d.rs:2 src/b.rs",
-        // No module defines it where it can be seen, so it belongs to the one that was asked.
-        "src/a/mod.rs:5 src/lib.rs",
+        // The library's own names; one that no module defines where it can be seen is the asked one's.
+        "src/a/mod.rs:2 src/lib.rs",
         "src/a/mod.rs:4 src/b.rs",
         "src/a/mod.rs:2 src/b/c.rs",
         "src/cli.rs:2 src/b.rs",
+        "src/cli.rs:2 src/lib.rs",
         "src/cli.rs:1 src/main.rs",
         "src/lib.rs:3 src/b.rs",
         "src/lib.rs:3 src/b/c.rs",
         "src/main.rs:3 src/a/mod.rs",
         "src/main.rs:2 src/b/c.rs",
+        "src/main.rs:2 src/lib.rs",
     ];
     assert_eq!(BTreeSet::from_iter(imports(&files)), BTreeSet::from(expected.map(str::to_owned)));
 }

@@ -110,7 +110,7 @@ impl<'a> Tree<'a> {
     }
 
     /// All imports from one file into another, in order, each with the first line that makes it. A name that is brought in
-    /// from where it is re-exported leads to the file that defines it.
+    /// from where it is re-exported leads to the file that defines it, and to the root of its crate where that re-exports it.
     pub fn imports(&self) -> Vec<Import> {
         let mut found = BTreeSet::new();
         for (index, module) in self.modules.iter().enumerate() {
@@ -120,8 +120,8 @@ impl<'a> Tree<'a> {
                 else {
                     continue;
                 };
-                let to = &self.modules[to].file;
-                if *to != module.file {
+                let face = self.face(index, path).map(|root| &self.modules[root].file);
+                for to in [&self.modules[to].file].into_iter().chain(face).filter(|to| **to != module.file) {
                     found.insert(Import { from: module.file.clone(), to: to.clone(), line: path.line });
                 }
             }
@@ -129,6 +129,20 @@ impl<'a> Tree<'a> {
         let mut found = Vec::from_iter(found);
         found.dedup_by(|next, kept| (&next.from, &next.to) == (&kept.from, &kept.to));
         found
+    }
+
+    /// The root of the crate whose own name, not a module's, `path` takes.
+    fn face(&self, from: usize, path: &Path) -> Option<usize> {
+        let [first, name, ..] = path.segments.as_slice() else { return None };
+        let Node { root, parent, .. } = self.modules[from];
+        let asked = match first.as_str() {
+            "crate" => root,
+            "super" => parent.filter(|parent| *parent == root)?,
+            library if library == self.library && root != 0 => 0,
+            _ => return None,
+        };
+        let is_module = self.modules[asked].children.iter().any(|(child, _)| child == name);
+        (!is_module && name != "self" && name != "super").then_some(asked)
     }
 
     /// What `path` leads to, as code in module `from` writes it; none where that is another crate's or no path to a module.

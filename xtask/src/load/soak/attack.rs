@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::plan;
 use super::question::{Api, story};
 use super::raw;
 use crate::load::client::{self, PATIENCE, Reading};
@@ -276,7 +277,7 @@ impl Hostile<'_> {
         });
         self.until_done(|number| {
             let answer = self.send(requests[number % requests.len()].as_bytes(), false)?;
-            raw::refused(&answer, &[400, 403])?;
+            plan::refused(&answer, &[400, 403])?;
             Ok(client::status(&answer)?.unwrap_or_default())
         })
     }
@@ -306,7 +307,7 @@ impl Hostile<'_> {
                 !answer.windows(12).any(|some| some == b"HTTP/1.1 200"),
                 "a request was read as two, or at all"
             );
-            raw::refused(&answer, &[400, 408, 417, 501])?;
+            plan::refused(&answer, &[400, 408, 417, 501])?;
             Ok(client::status(&answer)?.unwrap_or_default())
         })
     }

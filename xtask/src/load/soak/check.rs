@@ -3,8 +3,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::question::{Api, Question};
-
 /// A format, and how an answer is held against it without the server's own code.
 #[derive(Debug, Clone)]
 pub enum Check {
@@ -15,21 +13,6 @@ pub enum Check {
 }
 
 impl Check {
-    /// As `api` takes it.
-    pub fn format(&self, api: Api) -> Value {
-        match (self, api) {
-            (Self::Schema(schema), Api::Completions | Api::Chat) => {
-                json!({ "type": "json_schema", "json_schema": { "name": "answer", "schema": schema } })
-            }
-            (Self::Schema(schema), Api::Responses) => {
-                json!({ "type": "json_schema", "name": "answer", "schema": schema })
-            }
-            (Self::Schema(schema), Api::Messages) => json!({ "type": "json_schema", "schema": schema }),
-            (Self::Regex(regex, _), _) => json!({ "type": "regex", "regex": regex }),
-            (Self::Lark(grammar, _), _) => json!({ "type": "lark", "grammar": grammar }),
-        }
-    }
-
     /// # Errors
     /// A text that is not what was asked for.
     pub fn holds(&self, text: &str) -> Result<()> {
@@ -144,27 +127,21 @@ fn nested(text: &str) -> bool {
         && inner[inner.len() - depth..].bytes().all(|byte| byte == b')')
 }
 
-/// Questions of each format, on each API that takes it.
-pub fn questions() -> Vec<Question> {
-    let mut all = Vec::new();
-    let mut add = |api: Api, check: &Check| {
-        let number = all.len() as u64;
-        let beginnings = ["Tell me about Lily.", "Who is Tom?", "Once upon a time"];
-        let prompt = beginnings[(number % 3) as usize];
-        all.push(Question::new(api, prompt, 440, !number.is_multiple_of(3)).constrained(check));
-    };
-    for schema in schemas() {
-        Api::ALL.iter().for_each(|&api| add(api, &Check::Schema(schema.clone())));
-    }
-    for api in [Api::Completions, Api::Chat] {
-        add(api, &Check::Regex("[0-9]{3}-[0-9]{4}", telephone));
-        add(api, &Check::Regex("(Tom|Lily)( (ran|and|sang)){1,6}\\.", sentence));
-        let grammar =
-            "start: WHO (\" \" WHAT){1,6} \".\"\nWHO: \"Tom\" | \"Lily\"\nWHAT: \"ran\" | \"and\" | \"sang\"";
-        add(api, &Check::Lark(grammar, sentence));
-        add(api, &Check::Lark("start: n\nn: \"(\" n \")\" | /[0-9]{1,3}/", nested));
-    }
-    all
+/// The formats that every API takes.
+pub fn everywhere() -> impl Iterator<Item = Check> {
+    schemas().into_iter().map(Check::Schema)
+}
+
+/// The formats that completions and chats alone take.
+pub fn of_completions() -> [Check; 4] {
+    let grammar =
+        "start: WHO (\" \" WHAT){1,6} \".\"\nWHO: \"Tom\" | \"Lily\"\nWHAT: \"ran\" | \"and\" | \"sang\"";
+    [
+        Check::Regex("[0-9]{3}-[0-9]{4}", telephone),
+        Check::Regex("(Tom|Lily)( (ran|and|sang)){1,6}\\.", sentence),
+        Check::Lark(grammar, sentence),
+        Check::Lark("start: n\nn: \"(\" n \")\" | /[0-9]{1,3}/", nested),
+    ]
 }
 
 #[cfg(test)]

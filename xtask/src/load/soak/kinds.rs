@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
-use super::check;
 use super::plan::{Outcome, Plan, Scene};
-use super::question::{Api, Question, story};
+use super::question::{self, Api, Question, story};
 use super::raw;
 use crate::load::client::Reading;
 
@@ -32,7 +31,7 @@ fn ordinary() -> Vec<Question> {
 
 pub fn mixed() -> Plan {
     let mut questions = ordinary();
-    questions.extend(check::questions().into_iter().step_by(3));
+    questions.extend(question::constrained().into_iter().step_by(3));
     Plan::new(&CROWD, questions, |scene, random| {
         let (chance, question) = (random % 100, scene.pick(random >> 8));
         match chance {
@@ -46,7 +45,7 @@ pub fn mixed() -> Plan {
 /// Every client leaves midway.
 pub fn cancel_only() -> Plan {
     let mut questions = ordinary();
-    questions.extend(check::questions().into_iter().step_by(5));
+    questions.extend(question::constrained().into_iter().step_by(5));
     Plan::new(&CROWD, questions, |scene, random| {
         scene.cancelled(scene.pick(random >> 8), ((random >> 32) % 60) as usize)
     })
@@ -54,7 +53,7 @@ pub fn cancel_only() -> Plan {
 
 /// Every answer has a format; some ask for what cannot be enforced.
 pub fn constrained_only() -> Plan {
-    Plan::new(&CROWD, check::questions(), |scene, random| match random % 20 {
+    Plan::new(&CROWD, question::constrained(), |scene, random| match random % 20 {
         0 => raw::unenforceable(scene, random >> 16),
         1 => scene.cancelled(scene.pick(random >> 8), ((random >> 32) % 20) as usize),
         _ => scene.answered(scene.pick(random >> 8)),

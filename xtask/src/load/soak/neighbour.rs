@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, ensure};
 
 use super::attack::{Attack, Hostile, Made};
-use super::check;
 use super::plan::{Counts, Plan, Scene};
-use super::question::{Api, Question, story};
+use super::question::{self, Api, Question, story};
 use super::report::Report;
 use super::scatter;
 use super::stage::{Bound, Stage, join, watch};
@@ -45,7 +44,7 @@ pub fn run(program: &Path, attacks: &[Attack], bound: Bound, report: &mut Report
         let api = if number % 2 == 0 { Api::Completions } else { Api::Chat };
         questions.push(Question::new(api, prompt, 16, number % 4 < 2));
     }
-    questions.extend(check::questions().into_iter().last());
+    questions.extend(question::constrained().into_iter().last());
     let plan = Plan::new(&[], questions, |scene, random| scene.answered(scene.pick(random)));
     let home = target(&root()?).join("load");
     fs::create_dir_all(&home)?;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::question::Question;
-use super::raw;
 use crate::load::client::{self, Answer, Reading};
 
 /// What a client does as its next request, of which the number says all.
@@ -118,7 +117,7 @@ impl Scene<'_> {
         loop {
             let answer = client::raw(self.address, request)?;
             if client::status(&answer)? != Some(429) {
-                return raw::refused(&answer, statuses);
+                return refused(&answer, statuses);
             }
             self.wait();
         }
@@ -184,4 +183,12 @@ impl Scene<'_> {
             held.pop_front();
         }
     }
+}
+
+/// Whether an answer is one of these refusals; its client may also have lost it with its connection.
+pub fn refused(answer: &[u8], statuses: &[u16]) -> Result<Outcome> {
+    let status = client::status(answer)?;
+    let text = || String::from_utf8_lossy(&answer[..answer.len().min(600)]).into_owned();
+    ensure!(status.is_none_or(|status| statuses.contains(&status)), "expected {statuses:?}: {}", text());
+    Ok(Outcome::Refused)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::check::Check;
+use super::check::{self, Check};
 use crate::load::client::{self, Reading};
 use crate::load::process::Server;
 
@@ -55,7 +55,7 @@ impl Question {
 
     /// Its answer follows a grammar, and is held against it.
     pub fn constrained(mut self, check: &Check) -> Self {
-        let format = check.format(self.api);
+        let format = format_of(check, self.api);
         let body = &mut self.body;
         match self.api {
             Api::Completions | Api::Chat => body["response_format"] = format,
@@ -72,6 +72,39 @@ impl Question {
     pub fn streamed(&self) -> bool {
         self.body["stream"] == true
     }
+}
+
+/// A format as `api` takes it.
+fn format_of(check: &Check, api: Api) -> Value {
+    match (check, api) {
+        (Check::Schema(schema), Api::Completions | Api::Chat) => {
+            json!({ "type": "json_schema", "json_schema": { "name": "answer", "schema": schema } })
+        }
+        (Check::Schema(schema), Api::Responses) => {
+            json!({ "type": "json_schema", "name": "answer", "schema": schema })
+        }
+        (Check::Schema(schema), Api::Messages) => json!({ "type": "json_schema", "schema": schema }),
+        (Check::Regex(regex, _), _) => json!({ "type": "regex", "regex": regex }),
+        (Check::Lark(grammar, _), _) => json!({ "type": "lark", "grammar": grammar }),
+    }
+}
+
+/// Questions of each format, on each API that takes it.
+pub fn constrained() -> Vec<Question> {
+    let mut all = Vec::new();
+    let mut add = |api: Api, check: &Check| {
+        let number = all.len() as u64;
+        let beginnings = ["Tell me about Lily.", "Who is Tom?", "Once upon a time"];
+        let prompt = beginnings[(number % 3) as usize];
+        all.push(Question::new(api, prompt, 440, !number.is_multiple_of(3)).constrained(check));
+    };
+    for check in check::everywhere() {
+        Api::ALL.iter().for_each(|&api| add(api, &check));
+    }
+    for api in [Api::Completions, Api::Chat] {
+        check::of_completions().iter().for_each(|check| add(api, check));
+    }
+    all
 }
 
 /// Sentences that no other number has, of about as many tokens as `words`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::plan::{Outcome, Scene};
+use super::plan::{Outcome, Scene, refused};
 use super::question::Api;
 use crate::load::client;
 
@@ -56,14 +56,6 @@ pub fn unenforceable(scene: &Scene<'_>, random: u64) -> Result<Outcome> {
     let body = json!({ "prompt": "x", "max_tokens": 8, "response_format": format }).to_string();
     let request = client::post(scene.address, Api::Completions.path(), scene.key, body.as_bytes());
     scene.refused(&request, &[400])
-}
-
-/// Whether an answer is one of these refusals; its client may also have lost it with its connection.
-pub fn refused(answer: &[u8], statuses: &[u16]) -> Result<Outcome> {
-    let status = client::status(answer)?;
-    let text = || String::from_utf8_lossy(&answer[..answer.len().min(600)]).into_owned();
-    ensure!(status.is_none_or(|status| statuses.contains(&status)), "expected {statuses:?}: {}", text());
-    Ok(Outcome::Refused)
 }
 
 /// A body over the limit: declared and sent, declared and not sent, in chunks, and on any route.
