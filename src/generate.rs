@@ -9,7 +9,7 @@ use crate::engine::{Event, FinishReason, GenerateRequest, Request, RequestKind, 
 use crate::error::{Error, Result};
 use crate::model::{LEAST_CONTEXT, Model};
 use crate::sample::{Constraint, Logprobs, SamplingOptions, StopMatcher};
-use crate::text::{Detokenizer, Reply, ReplyEvent, ReplyParser};
+use crate::text::{Detokenizer, Infill, Reply, ReplyEvent, ReplyParser};
 
 /// How text is generated.
 #[derive(Debug, Clone, Default)]
@@ -124,6 +124,39 @@ impl Model {
     pub fn encode_prompt(&self, text: &str, parse: bool) -> Result<Vec<u32>> {
         self.check_length(text)?;
         self.tokenizer()?.encode_prompt(text, parse)
+    }
+
+    /// Generates what stands between two texts, by a model that was trained to, as models of code are.
+    ///
+    /// # Errors
+    /// Those of [`Self::infill_prompt`] and [`Self::generate_tokens`].
+    pub fn infill(&self, infill: &Infill, options: &Options) -> Result<Generation> {
+        let (tokens, ends) = self.infill_prompt(infill, None)?;
+        let stop_tokens = [&options.stop_tokens[..], &ends].concat();
+        self.generate_tokens(tokens, &Options { stop_tokens, ..options.clone() })
+    }
+
+    /// The tokens behind which the model fills in, and those that end what it does. Where there is a number they are at most `most`,
+    /// and what is furthest from the place is left out ([`InfillMarks::encode`](crate::text::InfillMarks::encode)).
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] for a model whose vocabulary has no marks for it, [`Error::ContextFull`] for texts that are longer than
+    /// the context where nothing is left out, and those of [`Tokenizer::encode`](crate::text::Tokenizer::encode).
+    pub fn infill_prompt(&self, infill: &Infill, most: Option<usize>) -> Result<(Vec<u32>, Vec<u32>)> {
+        let tokenizer = self.tokenizer()?;
+        let marks = tokenizer.infill_marks().ok_or_else(|| {
+            let name = &self.info().name;
+            Error::Prompt(format!("{name} has no tokens to fill in the middle by, such as <|fim_prefix|>"))
+        })?;
+        if most.is_none() {
+            let others = infill.others.iter().map(|(_, text)| text);
+            [&infill.prefix, &infill.suffix]
+                .into_iter()
+                .chain(others)
+                .try_for_each(|text| self.check_length(text))?;
+        }
+        let tokens = marks.encode(tokenizer, infill, most.unwrap_or(usize::MAX))?;
+        Ok((tokens, marks.ends().to_vec()))
     }
 
     /// Refuses a text that has more tokens than the context holds, whichever they are.

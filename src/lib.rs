@@ -143,5 +143,5 @@ pub use model::{
 };
 pub use sample::{Constraint, Grammar, Logprobs, SamplingOptions};
 pub use tensor::DType;
-pub use text::{Chat, Message, PromptEnd, Reply, Tool, ToolCall, ToolChoice};
+pub use text::{Chat, Infill, Message, PromptEnd, Reply, Tool, ToolCall, ToolChoice};
 pub use weights::LoadProgress;

@@ -2,8 +2,10 @@
 //! not used the longest gives way. One is loaded at a time, on a thread of its own.
 
 mod keep;
+mod lease;
 mod loads;
 mod room;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +26,8 @@ use crate::error::{Error, Result};
 use crate::model::{LoadOptions, Model, ModelFiles};
 use crate::refusals;
 pub use keep::Keep;
+pub use lease::Lease;
+pub use status::{ModelMoves, ModelState, ModelStatus};
 
 /// How long a failure to load is told without another try.
 const RETRY: Duration = Duration::from_secs(2);
@@ -65,66 +69,6 @@ pub struct ModelsOptions {
     pub threads: Option<usize>,
     /// How long a model stays that nobody uses; forever where absent.
     pub idle_unload: Option<Duration>,
-}
-
-/// Where a model is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ModelState {
-    /// In its files.
-    Unloaded,
-    /// On its way, or in the queue for it.
-    Loading,
-    /// In memory.
-    Loaded,
-    /// On its way out.
-    Unloading,
-    /// In its files, after it could not be loaded.
-    Failed,
-}
-
-impl ModelState {
-    /// As the server tells it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unloaded => "unloaded",
-            Self::Loading => "loading",
-            Self::Loaded => "loaded",
-            Self::Unloading => "unloading",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// What is known of a model.
-#[derive(Debug, Clone)]
-pub struct ModelStatus {
-    /// The name that it goes by.
-    pub name: String,
-    /// Other names for it.
-    pub aliases: Vec<String>,
-    /// Where it is.
-    pub state: ModelState,
-    /// Why it could not be loaded.
-    pub reason: Option<String>,
-    /// Bytes of its weights, where they are known.
-    pub size: Option<u64>,
-    /// Bytes that it may take of the memory, from when it is loaded until it is gone.
-    pub memory: Option<u64>,
-    /// The model, where it is loaded.
-    pub model: Option<Model>,
-    /// How many use it.
-    pub leases: usize,
-    /// How long it stays if nobody uses it; none where it stays until memory is needed.
-    pub expires_in: Option<Duration>,
-}
-
-/// How often models came and went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ModelMoves {
-    /// Those that were loaded.
-    pub loads: u64,
-    /// Those that were unloaded, whose memory is free again.
-    pub unloads: u64,
 }
 
 /// Who waits for a model. What it does in [`is_gone`](Self::is_gone), and when it is dropped, may not ask [`Models`] anything.
@@ -234,56 +178,6 @@ impl fmt::Debug for Models {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.state.lock();
         f.debug_list().entries(state.entries.iter().map(|entry| &entry.name)).finish()
-    }
-}
-
-/// A model in use: it is not unloaded before this is dropped.
-pub struct Lease {
-    shared: Arc<Shared>,
-    entry: usize,
-    name: String,
-    model: Model,
-    /// How often the model was to be unloaded before.
-    told: u64,
-}
-
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lease({})", self.name)
-    }
-}
-
-impl Lease {
-    /// The name that the model goes by.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The model.
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
-    /// Says how long the model stays that nobody uses, unless it was to be unloaded meanwhile.
-    pub fn keep(&self, keep: Keep) {
-        let mut state = self.shared.state.lock();
-        if let Some(Stage::Loaded(loaded)) = state.entries.get_mut(self.entry).map(|entry| &mut entry.stage)
-            && loaded.told == self.told
-        {
-            loaded.keep_as(keep);
-        }
-        self.shared.bell.notify_all();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
-        if let Some(Stage::Loaded(loaded)) = state.entries.get_mut(self.entry).map(|entry| &mut entry.stage) {
-            loaded.leases = loaded.leases.saturating_sub(1);
-            loaded.used = Instant::now();
-        }
-        self.shared.bell.notify_all();
     }
 }
 

@@ -1,5 +1,8 @@
 //! The engine's thread: takes requests, plans steps, runs them, samples, reports.
 
+mod ahead;
+mod looking;
+
 #[cfg(any(test, feature = "fuzzing"))]
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::disk::{Answer, Disk, LEAST};
+use super::disk::{Disk, LEAST};
 use super::draft::{ByModel, Drafter, Drafting, Drafts, Lookup, Pace};
 use super::guide::MaskPool;
 use super::load::Gauges;
@@ -20,15 +23,16 @@ use super::runtime::{Runtime, StepOutputs};
 use super::sequence::Sequence;
 use super::shares::Cost;
 use super::slot::Slot;
-use super::step::{Ahead, InFlight, draft, planned, with_logits};
+use super::step::{InFlight, draft, planned, with_logits};
 use super::{Command, EngineOptions, Machine};
 use crate::alloc::give_back_freed;
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::backend::KvPage;
-use crate::backend::batch::{Batch, Run, Tokens};
+use crate::backend::batch::Batch;
 use crate::backend::kv::PAGE;
 use crate::error::{Error, Result, panic_text};
 use crate::forward::Adapter;
+use looking::Looking;
 
 /// How often an idle engine looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
@@ -37,9 +41,6 @@ const QUIET: Duration = Duration::from_secs(2);
 /// How long a step waits for constraints that are not ready when its logits are. A sequence whose constraint takes longer is left
 /// out of the next steps instead of holding up the others.
 const MASK_GRACE: Duration = Duration::from_millis(1);
-
-/// How long a request waits for what the disk has of its beginning. Reading is weighed against computing, which takes longer.
-const DISK_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Worker {
     runtime: Runtime,
@@ -66,19 +67,6 @@ pub(super) struct Worker {
     asked: Instant,
     /// When there was something to do last.
     busy: Instant,
-}
-
-/// What the disk is asked for a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Looking {
-    /// Nothing.
-    No,
-    /// Whether it has more of its beginning than memory has.
-    Found,
-    /// That, for which so many bytes were set aside.
-    Read(u64),
-    /// Nothing any more: the disk takes too long. What was set aside is until it answers; nobody waits for it before.
-    Late(u64),
 }
 
 impl Worker {
@@ -207,96 +195,6 @@ impl Worker {
         } else {
             self.queue.push(request);
         }
-    }
-
-    /// Has nobody wait for a disk that does not answer.
-    fn wait_no_longer(&mut self) {
-        let set_aside = match self.looking {
-            Looking::No | Looking::Late(_) => return,
-            Looking::Found => 0,
-            Looking::Read(bytes) => bytes,
-        };
-        if self.asked.elapsed() < DISK_PATIENCE {
-            return;
-        }
-        tracing::warn!("the cache on disk does not answer: prompts are computed anew until it does");
-        self.looking = Looking::Late(set_aside);
-        while self.queue.first_parked().is_some() {
-            self.queue.unpark();
-        }
-    }
-
-    /// Has the beginning of the next parked request looked for; those that need none go on.
-    fn look(&mut self) {
-        while self.looking == Looking::No
-            && let Some(request) = self.queue.first_parked()
-        {
-            // What can never run is refused in its turn, and what panics is not looked for.
-            let wanted = catch_unwind(AssertUnwindSafe(|| {
-                self.check(request).ok()?;
-                let (prompt, tokens) = (request.tokens.len(), &request.tokens[..request.skippable()]);
-                self.memory.wanted(&self.runtime, prompt, tokens, &request.beginnings())
-            }));
-            let wanted = wanted.ok().flatten();
-            match wanted.zip(self.memory.disk()).is_some_and(|(find, disk)| disk.find(find)) {
-                true => (self.looking, self.asked) = (Looking::Found, Instant::now()),
-                false => self.queue.unpark(),
-            }
-        }
-    }
-
-    /// Takes an answer of the disk; a panic is one for nothing.
-    fn guarded_answer(&mut self, answer: Answer) {
-        let set_aside = match self.looking {
-            Looking::Late(bytes) => {
-                self.memory.put_back(bytes);
-                self.looking = Looking::No;
-                return self.queue.memory_freed();
-            }
-            Looking::Read(bytes) => bytes,
-            Looking::No | Looking::Found => 0,
-        };
-        self.looking = Looking::No;
-        let goes_on = catch_unwind(AssertUnwindSafe(|| self.answer(answer, set_aside)));
-        if let Err(panic) = &goes_on {
-            tracing::error!(what = panic_text(&**panic), "what the disk has of a request panicked");
-        }
-        if !goes_on.unwrap_or(false) {
-            self.queue.unpark();
-        }
-        self.look();
-    }
-
-    /// Takes an answer of the disk for the first parked request; whether another one follows.
-    fn answer(&mut self, answer: Answer, set_aside: u64) -> bool {
-        let Some(request) = self.queue.first_parked() else {
-            self.memory.put_back(set_aside);
-            return false;
-        };
-        match answer {
-            Answer::Found(plan) => {
-                let bytes = plan.bytes;
-                if !request.is_cancelled() && self.memory.set_aside(bytes) {
-                    if self.memory.disk().is_some_and(|disk| disk.load(plan)) {
-                        (self.looking, self.asked) = (Looking::Read(bytes), Instant::now());
-                        return true;
-                    }
-                    self.memory.put_back(bytes);
-                }
-                self.memory.found_nothing();
-            }
-            Answer::Loaded(brought) => {
-                let (prompt, tokens) = (request.tokens.len(), &request.tokens[..request.skippable()]);
-                self.memory.bring(&self.runtime, prompt, tokens, &request.beginnings(), brought);
-                self.queue.memory_freed();
-            }
-            Answer::Nothing => {
-                self.memory.put_back(set_aside);
-                self.memory.found_nothing();
-                self.queue.memory_freed();
-            }
-        }
-        false
     }
 
     /// Admits; a panic ends the request that was being admitted, whose channel closes.
@@ -595,84 +493,6 @@ impl Worker {
     fn recover(&mut self, batch: &Batch, error: Error) -> Result<StepOutputs> {
         let with_hidden = self.wants_hidden(batch);
         self.runtime.recover(batch, &mut self.slots, with_hidden, error)
-    }
-
-    /// Starts the step after `current` before its tokens are known: where every sequence decodes greedily, has room for
-    /// another token, and the backend can choose it by itself.
-    fn start_ahead(&mut self, current: &InFlight) -> Option<Ahead> {
-        let nobody_comes = self.queue.is_empty() || self.queue.waiting_for_memory() > 0;
-        // Guesses that are computed are so behind tokens that are known.
-        let eligible = self
-            .slots
-            .iter()
-            .all(|slot| slot.may_run_ahead(self.options.context) && !slot.computes_guesses());
-        // Each of them has one row of logits, that of its last token.
-        let whole = current.batch.outputs.len() == self.slots.len();
-        let ready = with_logits(&current.batch).enumerate().all(|(i, (_, rows))| rows == (i..i + 1));
-        if !nobody_comes || !eligible || !whole || !ready {
-            return None;
-        }
-        let guess = self.runtime.dispatch().greedy_tokens(current.launched.logits()?)?;
-        // A step with drafts has to know its tokens. What would be guessed now most likely will be, one token further.
-        draft(&self.options, &mut self.slots, self.runtime.config(), &mut self.pace);
-        let drafts = self.slots.iter().any(|slot| !slot.offered().is_empty());
-        self.slots.iter_mut().filter_map(Slot::draft_mut).for_each(Drafting::clear);
-        if drafts {
-            return None;
-        }
-        let runs: Vec<Run> = (current.batch.runs.iter().enumerate())
-            .map(|(row, run)| Run { sequence: run.sequence, row, len: 1, start: run.end() })
-            .collect();
-        let batch = Batch { tokens: Tokens::Pending(guess), outputs: (0..runs.len()).collect(), runs };
-        let launched = self.runtime.launch(&batch, &mut self.slots, false);
-        Some(Ahead { batch, launched })
-    }
-
-    /// The step that was started ahead, now that its tokens are known; nothing where a guess was wrong or a sequence
-    /// ended, and the step is then as if it had not been.
-    fn confirm(&mut self, ahead: Ahead) -> Option<InFlight> {
-        let Ahead { batch: Batch { tokens, runs, outputs }, launched } = ahead;
-        if runs.iter().any(|run| self.slots[run.sequence].is_ended()) {
-            self.forget(&runs);
-            if let Err(error) = launched {
-                // Nobody needs the step, but its caches are not to be continued.
-                tracing::warn!(%error, "a step that was started ahead failed");
-                for run in &runs {
-                    self.slots[run.sequence].restart(&self.runtime, &mut self.memory);
-                }
-            }
-            return None;
-        }
-        let ids: Vec<u32> =
-            runs.iter().filter_map(|run| self.slots[run.sequence].sequence.tokens.last().copied()).collect();
-        let launched = match launched {
-            Ok(launched) => launched,
-            Err(error) => {
-                let batch = Batch { tokens: Tokens::Known(ids), outputs, runs };
-                let outputs = self.recover(&batch, error);
-                self.take(&batch, outputs);
-                return None;
-            }
-        };
-        let Tokens::Pending(guess) = &tokens else { return None };
-        let right = self.runtime.dispatch().ids(guess).is_ok_and(|guess| guess == ids);
-        if !right {
-            self.forget(&runs);
-            return None;
-        }
-        Some(InFlight { batch: Batch { tokens: Tokens::Known(ids), outputs, runs }, launched })
-    }
-
-    /// Takes what `runs` wrote out of the caches.
-    fn forget(&mut self, runs: &[Run]) {
-        for run in runs {
-            let slot = &mut self.slots[run.sequence];
-            slot.state.kv.truncate(run.start);
-            // A recurrent state that moved between backends within the step goes back to its beginning alone.
-            if slot.state.kv.len() != run.start {
-                slot.restart(&self.runtime, &mut self.memory);
-            }
-        }
     }
 
     /// Hands out the results of a step, and keeps the pages of prompts that are through for others that begin alike.

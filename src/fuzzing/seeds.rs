@@ -265,54 +265,103 @@ pub(super) fn bits() -> Vec<Vec<u8>> {
     (0..12).map(|i| [&[i as u8][..], &noise(i + 200, 24)].concat()).collect()
 }
 
-/// Bodies of each route, whose number the first byte is.
+#[cfg(feature = "server")]
+/// The routes that take a body; inputs name them by their place here.
+pub(super) const ROUTES: [&str; 17] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/completion",
+    "/infill",
+    "/api/chat",
+    "/api/generate",
+    "/api/show",
+    "/api/embed",
+    "/api/embeddings",
+];
+
+/// Bodies of each route, whose place in the list of routes the first byte is.
 #[cfg(feature = "server")]
 pub(super) fn request() -> Vec<Vec<u8>> {
     let bodies = [
         (
-            0,
+            "/v1/chat/completions",
             r#"{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,"logprobs":true,"top_logprobs":2,"n":2}"#,
         ),
         (
-            0,
+            "/v1/chat/completions",
             r#"{"messages":[{"role":"system","content":[{"type":"text","text":"x"}]},{"role":"user","content":"Hi"}],"stream":true,"stream_options":{"include_usage":true},"max_completion_tokens":3,"stop":["a"],"seed":1,"temperature":0.5}"#,
         ),
         (
-            0,
+            "/v1/chat/completions",
             r#"{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","tool_calls":[{"id":"a","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"a","content":"1"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":"auto","max_tokens":4}"#,
         ),
         (
-            0,
+            "/v1/chat/completions",
             r#"{"messages":[{"role":"user","content":"Hi"}],"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"integer"}}},"max_tokens":4}"#,
         ),
         (
-            1,
+            "/v1/completions",
             r#"{"prompt":["Hi",[1,2]],"max_tokens":4,"echo":true,"logprobs":1,"logit_bias":{"3":-5},"min_tokens":1}"#,
         ),
         (
-            1,
+            "/v1/completions",
             r#"{"prompt":"Hi","max_tokens":4,"stream":true,"best_of":1,"suffix":null,"min_p":0.1,"top_k":4,"repeat_penalty":1.1}"#,
         ),
-        (2, r#"{"input":"Hi","max_output_tokens":16,"instructions":"x","store":true,"stream":true}"#),
         (
-            2,
+            "/completion",
+            r#"{"prompt":"Hi","n_predict":4,"stream":true,"samplers":["top_k","temperature"],"logit_bias":[[3,-5],[4,false]],"n_probs":2,"return_tokens":true,"stop":["a"],"n_indent":1}"#,
+        ),
+        (
+            "/infill",
+            r#"{"input_prefix":"a","input_suffix":"b","input_extra":[{"text":"c","filename":"d"}],"prompt":"e","n_predict":2,"t_max_predict_ms":9,"response_fields":["content","timings/prompt_n"]}"#,
+        ),
+        (
+            "/api/chat",
+            r#"{"model":"x","messages":[{"role":"user","content":"Hi"}],"options":{"num_predict":4,"temperature":0.5,"stop":["a"]},"tools":[{"type":"function","function":{"name":"f"}}],"think":false,"keep_alive":"1m"}"#,
+        ),
+        (
+            "/api/generate",
+            r#"{"model":"x","prompt":"Hi","suffix":"","stream":false,"raw":true,"options":{"num_predict":4},"format":"json"}"#,
+        ),
+        ("/api/show", r#"{"model":"x","verbose":true}"#),
+        ("/api/embed", r#"{"model":"x","input":["Hi","Ho"],"truncate":false,"dimensions":4}"#),
+        ("/api/embeddings", r#"{"model":"x","prompt":"Hi"}"#),
+        (
+            "/v1/responses",
+            r#"{"input":"Hi","max_output_tokens":16,"instructions":"x","store":true,"stream":true}"#,
+        ),
+        (
+            "/v1/responses",
             r#"{"input":[{"role":"user","content":[{"type":"input_text","text":"Hi"}]}],"max_output_tokens":16,"text":{"format":{"type":"text"}},"tools":[{"type":"function","name":"f","parameters":{"type":"object"}}]}"#,
         ),
-        (3, r#"{"input":["Hi","you"],"encoding_format":"base64"}"#),
+        ("/v1/embeddings", r#"{"input":["Hi","you"],"encoding_format":"base64"}"#),
         (
-            4,
+            "/v1/messages",
             r#"{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,"system":[{"type":"text","text":"x"}],"stream":true,"stop_sequences":["a"]}"#,
         ),
         (
-            4,
+            "/v1/messages",
             r#"{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]},{"role":"assistant","content":[{"type":"tool_use","id":"a","name":"f","input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":"1"}]}],"max_tokens":4,"tools":[{"name":"f","input_schema":{"type":"object"}}],"tool_choice":{"type":"any"},"thinking":{"type":"enabled","budget_tokens":1024}}"#,
         ),
-        (5, r#"{"messages":[{"role":"user","content":"Hi"}],"system":"x"}"#),
-        (6, r#"{"content":"Hi <s>","add_special":true,"with_pieces":true}"#),
-        (7, r#"{"tokens":[1,2,3]}"#),
-        (8, r#"{"messages":[{"role":"user","content":"Hi"}]}"#),
+        (
+            "/v1/rerank",
+            r#"{"query":"Hi","documents":["you",{"text":"me"}],"top_n":1,"return_documents":true}"#,
+        ),
+        ("/v1/messages/count_tokens", r#"{"messages":[{"role":"user","content":"Hi"}],"system":"x"}"#),
+        ("/tokenize", r#"{"content":"Hi <s>","add_special":true,"with_pieces":true}"#),
+        ("/detokenize", r#"{"tokens":[1,2,3]}"#),
+        ("/apply-template", r#"{"messages":[{"role":"user","content":"Hi"}]}"#),
     ];
-    bodies.iter().map(|(route, body)| [&[*route], body.as_bytes()].concat()).collect()
+    let number = |route: &str| ROUTES.iter().position(|known| *known == route).expect("a route") as u8;
+    bodies.iter().map(|(route, body)| [&[number(route)], body.as_bytes()].concat()).collect()
 }
 
 #[cfg(feature = "server")]

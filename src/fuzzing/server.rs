@@ -8,24 +8,11 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use super::input::Input;
-use super::seeds::fixture;
+use super::seeds::{ROUTES, fixture};
 use crate::backend::select::BackendRequest;
 use crate::model::{LoadOptions, Model, ModelFiles};
 use crate::server::{Listener, Options, serve};
 
-/// The routes that take a body.
-const ROUTES: [&str; 10] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/embeddings",
-    "/v1/rerank",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/tokenize",
-    "/detokenize",
-    "/apply-template",
-];
 /// How long an answer may take on a machine that has other things to do.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a connection is silent before it is ended: requests that are whole have their answers then, mostly.
@@ -81,7 +68,7 @@ fn ask(bytes: &[u8], silence: Option<Duration>) -> Vec<u8> {
 
 /// The input: a route, and a body.
 ///
-/// Every request has one answer, which is no fault of the server's: JSON, or events that are.
+/// Every request has one answer, which is no fault of the server's: JSON, or events or lines that are.
 pub(super) fn request(data: &[u8]) {
     let mut input = Input(data);
     let route = input.pick(&ROUTES);
@@ -94,7 +81,10 @@ pub(super) fn request(data: &[u8]) {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let status = head.get(9..12).and_then(|status| status.parse::<u16>().ok()).unwrap_or_default();
     assert!((200..500).contains(&status) || status == 503, "{route}: {text}");
-    if head.to_ascii_lowercase().contains("content-type: text/event-stream") {
+    let head = head.to_ascii_lowercase();
+    if head.contains("content-type: application/x-ndjson") {
+        body.lines().for_each(is_json);
+    } else if head.contains("content-type: text/event-stream") {
         let lines = body.lines().filter_map(|line| line.strip_prefix("data: "));
         for event in lines.filter(|event| *event != "[DONE]") {
             is_json(event);

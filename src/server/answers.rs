@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::metrics::whole_pages;
 use super::places::QueuePlace;
 use super::served::Served;
+use super::until::{Until, Watch};
 use crate::chat::Turn;
 use crate::engine::{Event, FinishReason, Sink, Stats};
 use crate::error::Error;
@@ -146,13 +147,16 @@ impl Timings {
         // The rate, too, is of what is told: that of what was computed would tell the exact number.
         let stats = Stats { cached_tokens: whole_pages(&self.0), ..self.0 };
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let each = |rate: f64| if rate > 0.0 { 1e3 / rate } else { 0.0 };
         json!({
             "cache_n": stats.cached_tokens,
             "prompt_n": stats.prompt_tokens - stats.cached_tokens,
             "prompt_ms": ms(stats.prompt_time),
+            "prompt_per_token_ms": each(stats.prompt_rate()),
             "prompt_per_second": stats.prompt_rate(),
             "predicted_n": stats.generated_tokens,
             "predicted_ms": ms(stats.generation_time),
+            "predicted_per_token_ms": each(stats.generation_rate()),
             "predicted_per_second": stats.generation_rate(),
             "draft_n": stats.drafted_tokens,
             "draft_n_accepted": stats.accepted_tokens,
@@ -171,6 +175,9 @@ struct Sequence {
     text: Assembler,
     /// Tells thoughts, text and calls apart; none where all is text.
     parser: Option<ReplyParser>,
+    /// What else it may end by, and whether it has.
+    watch: Watch,
+    cut: bool,
     /// Whether a call has come to its end.
     called: bool,
     last_token: Option<Instant>,
@@ -214,13 +221,15 @@ pub(crate) struct Job {
     pub options: Options,
     /// What tells the parts of each text apart; a text is all one where there is none.
     pub parser: Option<ReplyParser>,
+    /// What else ends a text.
+    pub until: Until,
 }
 
 impl Job {
     /// `n` answers to a turn of a conversation.
     pub fn of_turn(turn: &Turn, n: usize, options: Options) -> Self {
         let (prompts, parser) = (vec![turn.tokens.clone()], Some(turn.parser()));
-        Self { prompts, n, options: turn.options(options), parser }
+        Self { prompts, n, options: turn.options(options), parser, until: Until::default() }
     }
 }
 
@@ -247,7 +256,8 @@ impl Answers {
                 });
                 let text = app.model.start(prompt.clone(), &options, sink)?;
                 let parser = job.parser.clone();
-                sequences.push(Sequence { text, parser, called: false, last_token: None });
+                let watch = Watch::new(job.until);
+                sequences.push(Sequence { text, parser, watch, cut: false, called: false, last_token: None });
             }
         }
         let prompt = job.prompts.iter().map(Vec::len).sum();
@@ -299,6 +309,10 @@ impl Answers {
             Err(error) => return Some(Err(error.into())),
         };
         let mut update = Update { choice, ..Update::default() };
+        if sequence.watch.ends(&piece.text, Instant::now()) {
+            sequence.cut = true;
+            sequence.text.stop_here();
+        }
         let mut events = match &mut sequence.parser {
             _ if piece.text.is_empty() => Vec::new(),
             Some(parser) => parser.push(&piece.text),
@@ -337,6 +351,7 @@ impl Answers {
             self.ended(choice, &stats);
             update.timings = Some(Timings(stats));
             update.finish = match reason {
+                FinishReason::Stop if self.sequences[choice].cut => Some(Finish::Length),
                 FinishReason::Stop if self.sequences[choice].called => Some(Finish::Calls),
                 FinishReason::Stop => {
                     Some(Finish::Stop(self.sequences[choice].text.stop().map(str::to_owned)))

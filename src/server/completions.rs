@@ -13,8 +13,10 @@ use super::params::Common;
 use super::request::Reply;
 use super::served::Served;
 use super::sse::{self, Encoder, Events};
+use super::until::Until;
 use crate::generate::Options;
 use crate::model::Model;
+use crate::text::Infill;
 
 /// The text of a part: here, where nothing is parsed, all of them are.
 fn text_part(part: AnswerPart) -> Option<String> {
@@ -106,17 +108,31 @@ pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     common.options.sampling.logprobs = top.map(|top| top as usize);
     let format = forms::response_format(&mut fields)?;
     fields.only("echo", &[false.into()])?;
-    fields.only("suffix", &["".into()])?;
+    let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+    if suffix.is_some() && prompts.iter().any(|prompt| matches!(prompt, Prompt::Tokens(_))) {
+        return Err(fields.wrong("suffix", "it needs a prompt of text"));
+    }
     fields.finish()?;
     let places = app.places(prompts.len() * common.n)?;
-    let (prompts, constraint) = app
+    let (prompts, ends, constraint) = app
         .apart(move |model| {
             let constraint = format.map(|format| model.constraint(&format)).transpose()?;
-            let prompts = prompts.into_iter().map(|prompt| prompt.encode(model, parse));
-            Ok((prompts.collect::<crate::error::Result<Vec<_>>>()?, constraint))
+            let mut ends = Vec::new();
+            let prompts = prompts.into_iter().map(|prompt| match (prompt, &suffix) {
+                (Prompt::Text(prefix), Some(suffix)) => {
+                    let infill = Infill { prefix, suffix: suffix.clone(), ..Infill::default() };
+                    let (tokens, more) = model.infill_prompt(&infill, None)?;
+                    ends = more;
+                    Ok(tokens)
+                }
+                (prompt, _) => prompt.encode(model, parse),
+            });
+            Ok((prompts.collect::<crate::error::Result<Vec<_>>>()?, ends, constraint))
         })
         .await?;
-    let job = Job { prompts, n: common.n, options: Options { constraint, ..common.options }, parser: None };
+    let mut options = Options { constraint, ..common.options };
+    options.stop_tokens.extend(ends);
+    let job = Job { prompts, n: common.n, options, parser: None, until: Until::default() };
     let answers = Answers::start(&app, &job, places)?;
     let shape = ChunkShape::new(&app, "cmpl-", top.is_some());
     if common.stream {

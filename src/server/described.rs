@@ -40,6 +40,7 @@ impl Described {
             context: info.context,
             capabilities: capabilities(
                 model.check_generates().is_ok(),
+                model.tokenizer().is_ok_and(|tokenizer| tokenizer.infill_marks().is_some()),
                 template,
                 model.pooling().is_ok_and(|pooling| pooling.is_trained()),
             ),
@@ -63,7 +64,8 @@ impl Described {
             weight_type: files.weight_type(),
             gguf: files.checkpoint.gguf().is_some(),
             context: most.unwrap_or(usize::MAX).min(config.max_context()),
-            capabilities: capabilities(generates, template.as_ref().filter(|_| generates), embeds),
+            // Whether it fills in its vocabulary says, which is not read before it is loaded.
+            capabilities: capabilities(generates, false, template.as_ref().filter(|_| generates), embeds),
             template: template.map_or_else(String::new, |template| template.source_for(false).to_owned()),
             sampling: files.generation.sampling(),
         })
@@ -84,9 +86,15 @@ impl Described {
     }
 }
 
-fn capabilities(generates: bool, template: Option<&ChatTemplate>, embeds: bool) -> Vec<&'static str> {
+fn capabilities(
+    generates: bool,
+    fills_in: bool,
+    template: Option<&ChatTemplate>,
+    embeds: bool,
+) -> Vec<&'static str> {
     let mut out = Vec::new();
     out.extend(generates.then_some("completion"));
+    out.extend((generates && fills_in).then_some("insert"));
     if let Some(template) = template {
         let format = template.reply_format(true);
         out.extend(format.tools.as_ref().map(|_| "tools"));

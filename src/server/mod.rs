@@ -19,6 +19,7 @@ mod forms;
 mod guard;
 mod handlers;
 mod json;
+mod llama;
 mod meant;
 mod metrics;
 mod models;
@@ -35,6 +36,7 @@ mod served;
 mod sse;
 mod store;
 mod texts;
+mod until;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;

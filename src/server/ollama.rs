@@ -21,9 +21,11 @@ use super::json::Fields;
 use super::request::Reply;
 use super::served::Served;
 use super::sse;
+use super::until::Until;
+use crate::model::Model;
 use crate::models::Keep;
 use crate::sample::Grammar;
-use crate::text::{Chat, Message, PromptEnd};
+use crate::text::{Chat, Infill, Message, PromptEnd};
 use asked::Asked;
 pub(crate) use models::{ps, show, tags, version};
 pub(crate) use pull::{pull, refuse};
@@ -49,6 +51,7 @@ pub(crate) fn unload(app: &App, wanted: &Wanted, fields: &Fields) -> Option<Resp
 enum Source {
     Chat(Box<Chat>),
     Text(String),
+    Infill(Infill),
     /// Nothing: the client only wants the model to be loaded.
     Nothing,
 }
@@ -93,12 +96,19 @@ fn prompt(app: &Served, asked: &mut Asked, fields: &mut Fields) -> Result<Source
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|system| !system.is_empty());
     let raw = fields.flag("raw")?.unwrap_or(false);
-    fields.only("suffix", &["".into()])?;
+    let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     fields.only("template", &["".into()])?;
     fields.only("images", &[Vec::<String>::new().into()])?;
     fields.only("context", &[Vec::<u32>::new().into()])?;
     if raw && system.is_some() {
         return Err(fields.wrong("system", "raw mode does not support it: write it into the prompt"));
+    }
+    if let Some(suffix) = suffix {
+        if system.is_some() {
+            // Ollama's templates of models that fill in have no place for it.
+            fields.note("system");
+        }
+        return Ok(Source::Infill(Infill { prefix: prompt, suffix, ..Infill::default() }));
     }
     if prompt.is_empty() {
         return Ok(Source::Nothing);
@@ -131,7 +141,18 @@ async fn answer(app: Arc<Served>, asked: Asked, from: Source, told: Told) -> Rep
             places = app.places(1)?;
             let (prompt, constraint) = app.apart(move |model| prepared(model, &text, format)).await?;
             options.constraint = constraint;
-            Job { prompts: vec![prompt], n: 1, options, parser: None }
+            Job { prompts: vec![prompt], n: 1, options, parser: None, until: Until::default() }
+        }
+        Source::Infill(infill) => {
+            places = app.places(1)?;
+            let made = move |model: &Model| {
+                let constraint = format.map(|format| model.constraint(&format)).transpose()?;
+                Ok((model.infill_prompt(&infill, None)?, constraint))
+            };
+            let ((prompt, ends), constraint) = app.apart(made).await?;
+            options.stop_tokens.extend(ends);
+            options.constraint = constraint;
+            Job { prompts: vec![prompt], n: 1, options, parser: None, until: Until::default() }
         }
     };
     let answers = Answers::start(&app, &job, places)?;
@@ -144,7 +165,7 @@ async fn answer(app: Arc<Served>, asked: Asked, from: Source, told: Told) -> Rep
 
 /// The tokens of a text that no template is put around, and what is to follow it.
 fn prepared(
-    model: &crate::model::Model,
+    model: &Model,
     text: &str,
     format: Option<Grammar>,
 ) -> crate::error::Result<(Vec<u32>, Option<crate::sample::Constraint>)> {

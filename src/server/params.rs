@@ -112,6 +112,37 @@ pub(crate) fn sampling(app: &Served, fields: &mut Fields) -> Result<SamplingOpti
     Ok(sampling)
 }
 
+/// llama.cpp's window of the penalties, `repeat_last_n`: none of the last tokens where it is 0, all where it is -1.
+pub(crate) fn last_n(fields: &mut Fields, sampling: &mut SamplingOptions) -> Result<(), Failure> {
+    const MOST: i64 = 1 << 20;
+    match signed(fields, "repeat_last_n")? {
+        None => {}
+        Some(0) => {
+            sampling.repeat_penalty = 1.0;
+            sampling.presence_penalty = 0.0;
+            sampling.frequency_penalty = 0.0;
+        }
+        Some(-1) => sampling.penalty_window = 0,
+        Some(window) => {
+            let within = usize::try_from(window).ok().filter(|_| window <= MOST);
+            sampling.penalty_window = within.ok_or_else(|| {
+                let what = format!("expected a whole number from -1 to {MOST}, got {window}");
+                fields.wrong("repeat_last_n", what)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A whole number that may be below 0.
+pub(crate) fn signed(fields: &mut Fields, name: &str) -> Result<Option<i64>, Failure> {
+    let Some(value) = fields.take(name) else { return Ok(None) };
+    let whole = value.as_i64();
+    whole
+        .map(Some)
+        .ok_or_else(|| fields.wrong(name, format_args!("expected a whole number, got {}", shown(&value))))
+}
+
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, Failure> {
     let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
     let mut out = Vec::new();

@@ -21,14 +21,15 @@ use super::chosen::{on_model, on_model_of_lines, on_streaming_model};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Notes;
 use super::{
-    adapters, anthropic, chat, completions, embeddings, guard, models, ollama, page, rerank, responses, texts,
+    adapters, anthropic, chat, completions, embeddings, guard, llama, models, ollama, page, rerank,
+    responses, texts,
 };
 use crate::engine::Load;
 use crate::error::Error;
 use crate::model::Model;
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 32] = [
+const ROUTES: [&str; 35] = [
     "/",
     "/health",
     "/metrics",
@@ -40,6 +41,9 @@ const ROUTES: [&str; 32] = [
     "/tokenize",
     "/detokenize",
     "/apply-template",
+    "/completion",
+    "/infill",
+    "/props",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -91,6 +95,9 @@ impl Service {
             .route("/tokenize", on_model(texts::tokenize))
             .route("/detokenize", on_model(texts::detokenize))
             .route("/apply-template", on_model(texts::apply_template))
+            .route("/completion", on_streaming_model(llama::completion))
+            .route("/infill", on_streaming_model(llama::infill))
+            .route("/props", get(llama::props))
             .route("/v1/chat/completions", on_streaming_model(chat::create))
             .route("/v1/completions", on_streaming_model(completions::create))
             .route("/v1/responses", on_streaming_model(responses::create))
@@ -255,7 +262,7 @@ fn missing(uri: &Uri) -> Failure {
     let nearest = ROUTES.iter().skip(1).min_by_key(|route| {
         let last = route.rsplit('/').next().unwrap_or_default();
         let whole = distance(path, route);
-        (distance(word, last).min(whole), whole)
+        distance(word, last) + whole
     });
     let near = nearest.filter(|route| {
         let last = route.rsplit('/').next().unwrap_or_default();

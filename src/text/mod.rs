@@ -39,7 +39,7 @@ pub(crate) use special::SpecialTokens;
 pub use stream::Detokenizer;
 pub use template::ChatTemplate;
 pub(crate) use tokenizer::around;
-pub use tokenizer::{Cut, Specials, Tokenizer};
+pub use tokenizer::{Cut, Infill, InfillMarks, Specials, Tokenizer};
 pub use tool::Tool;
 pub(crate) use tools::tagged::is_string;
 pub use tools::{ArgumentTags, CallFormat, CallObject, ReplyEvent, ToolFormat};

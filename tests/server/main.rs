@@ -10,6 +10,7 @@ mod blocked;
 mod broken;
 mod buffers;
 mod disk;
+mod editors;
 mod embeddings;
 mod encoders;
 mod ends;

@@ -384,7 +384,7 @@ fn what_is_not_done_is_refused_by_name() {
     let said = refusal(&server.post("/api/show", &json!({ "model": "a\n'b'\"" })), 404);
     assert_eq!(said, r#"model 'a\n'b'\"' not found"#);
     let cases = [
-        (json!({ "suffix": "x" }), "suffix: \"x\" is not supported"),
+        (json!({ "suffix": 1 }), "suffix: expected a string, got 1"),
         (json!({ "template": "x" }), "template: \"x\" is not supported"),
         (json!({ "images": ["x"] }), "images: a list of 1 is not supported"),
         (json!({ "context": [1, 2] }), "context: a list of 2 is not supported"),

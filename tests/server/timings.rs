@@ -27,9 +27,11 @@ fn counted(timings: &Value) -> [u64; 3] {
         "cache_n",
         "prompt_n",
         "prompt_ms",
+        "prompt_per_token_ms",
         "prompt_per_second",
         "predicted_n",
         "predicted_ms",
+        "predicted_per_token_ms",
         "predicted_per_second",
         "draft_n",
         "draft_n_accepted",
@@ -41,10 +43,13 @@ fn counted(timings: &Value) -> [u64; 3] {
     assert!(computed > 0 && generated > 0 && number("prompt_ms") > 0.0, "{timings}");
     assert!(count("draft_n_accepted") <= count("draft_n"), "{timings}");
     // The first token is the prompt's work.
-    for (tokens, ms, rate) in [
-        (computed, "prompt_ms", "prompt_per_second"),
-        (generated - 1, "predicted_ms", "predicted_per_second"),
+    for (tokens, ms, rate, each) in [
+        (computed, "prompt_ms", "prompt_per_second", "prompt_per_token_ms"),
+        (generated - 1, "predicted_ms", "predicted_per_second", "predicted_per_token_ms"),
     ] {
+        let whole = if tokens == 0 { 0.0 } else { number(ms) };
+        let product = number(each) * tokens as f64;
+        assert!((product - whole).abs() < 1e-6 * (1.0 + whole), "{each}: {timings}");
         let product = number(rate) * number(ms) / 1e3;
         assert!((product - tokens as f64).abs() < 1e-6 * (1.0 + tokens as f64), "{rate}: {timings}");
         assert!(number(ms) > 0.0 || tokens == 0, "{ms}: {timings}");

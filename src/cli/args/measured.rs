@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::{ModelArgs, ReadArgs, at_least_one, threads};
+use super::value::{at_least_one, threads};
+use super::{ModelArgs, ReadArgs};
 
 /// `backstop tasks`.
 #[derive(Debug, ClapArgs)]

@@ -6,7 +6,8 @@ use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use clap_complete::ArgValueCompleter;
 
-use super::{FetchArgs, ModelArgs, ReadArgs, at_least_one, threads};
+use super::value::{at_least_one, threads};
+use super::{FetchArgs, ModelArgs, ReadArgs};
 use crate::cli::here::models;
 
 /// `backstop quantize`.

@@ -94,42 +94,16 @@ fn options(app: &Served, mut fields: Fields) -> Result<Options, Failure> {
     {
         fields.note("num_ctx");
     }
-    let window = signed(&mut fields, "repeat_last_n")?;
     let mut sampling = params::sampling(app, &mut fields)?;
-    match window {
-        None => {}
-        // None of the last tokens: no penalty looks at any.
-        Some(0) => {
-            sampling.repeat_penalty = 1.0;
-            sampling.presence_penalty = 0.0;
-            sampling.frequency_penalty = 0.0;
-        }
-        Some(-1) => sampling.penalty_window = 0,
-        Some(window) => {
-            let most = 1 << 20;
-            let within = usize::try_from(window).ok().filter(|window| *window <= most);
-            sampling.penalty_window = within.ok_or_else(|| {
-                let what = format!("expected a whole number from -1 to {most}, got {window}");
-                fields.wrong("repeat_last_n", what)
-            })?;
-        }
-    }
+    params::last_n(&mut fields, &mut sampling)?;
     // -1 is no limit and -2 all of the context, which is the same where a text ends with it.
-    let max_tokens = match signed(&mut fields, "num_predict")? {
+    let max_tokens = match params::signed(&mut fields, "num_predict")? {
         Some(most) if most > 0 => Some(most.min(MAX_TOKENS as i64) as usize),
         _ => None,
     };
     let stop = params::stops(&mut fields, "stop")?;
     fields.finish()?;
     Ok(Options { max_tokens, sampling, stop, ..Options::default() })
-}
-
-fn signed(fields: &mut Fields, name: &str) -> Result<Option<i64>, Failure> {
-    let Some(value) = fields.take(name) else { return Ok(None) };
-    let whole = value.as_i64();
-    whole
-        .map(Some)
-        .ok_or_else(|| fields.wrong(name, format_args!("expected a whole number, got {}", shown(&value))))
 }
 
 /// `"json"`, or a schema.
