@@ -155,7 +155,16 @@ impl Model {
                 .chain(others)
                 .try_for_each(|text| self.check_length(text))?;
         }
+        let (info, marks) = (self.info(), marks.of_model(&self.info().name));
         let tokens = marks.encode(tokenizer, infill, most.unwrap_or(usize::MAX))?;
+        if tokens.len() > info.context {
+            return Err(Error::ContextFull {
+                prompt: tokens.len(),
+                at_least: false,
+                context: info.context,
+                trained: info.config.max_context(),
+            });
+        }
         Ok((tokens, marks.ends().to_vec()))
     }
 

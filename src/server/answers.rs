@@ -108,6 +108,8 @@ pub(crate) struct Collected {
     pub calls: Vec<CallPart>,
     pub tokens: Vec<Scored>,
     pub finish: Finish,
+    /// What the text took.
+    pub timings: Option<Timings>,
 }
 
 /// A whole call of a tool.
@@ -133,13 +135,18 @@ pub(crate) struct Usage {
 }
 
 /// What a text took of the engine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Timings(Stats);
 
 impl Timings {
     /// To the first token, and from there to the last.
     pub fn times(&self) -> (Duration, Duration) {
         (self.0.prompt_time, self.0.generation_time)
+    }
+
+    /// Tokens that were generated.
+    pub fn generated(&self) -> usize {
+        self.0.generated_tokens
     }
 
     /// In llama.cpp's form: tokens that were computed, milliseconds, tokens a second.
@@ -304,14 +311,23 @@ impl Answers {
 
     fn take(&mut self, choice: usize, event: Event) -> Option<Result<Update, Failure>> {
         let sequence = self.sequences.get_mut(choice)?;
-        let piece = match sequence.text.take(event)? {
+        let mut piece = match sequence.text.take(event)? {
             Ok(piece) => piece,
             Err(error) => return Some(Err(error.into())),
         };
         let mut update = Update { choice, ..Update::default() };
-        if sequence.watch.ends(&piece.text, Instant::now()) {
+        let ends;
+        (piece.text, ends) = sequence.watch.push(piece.text, Instant::now());
+        if ends {
             sequence.cut = true;
             sequence.text.stop_here();
+        }
+        if piece.finish.is_some() && !sequence.cut {
+            piece.text += &sequence.watch.finish();
+        }
+        if sequence.cut && piece.text.is_empty() {
+            // The token belongs to what was cut.
+            piece.logprobs = None;
         }
         let mut events = match &mut sequence.parser {
             _ if piece.text.is_empty() => Vec::new(),
@@ -385,6 +401,7 @@ impl Answers {
             calls: Vec::new(),
             tokens: Vec::new(),
             finish: Finish::Length,
+            timings: None,
         };
         let mut texts = vec![empty; self.len()];
         let mut charge = self.app.budget.charge(0);
@@ -411,6 +428,7 @@ impl Answers {
                 }
             }
             text.tokens.extend(update.token);
+            text.timings = update.timings.or(text.timings);
             text.finish = update.finish.unwrap_or(std::mem::replace(&mut text.finish, Finish::Length));
         }
         Ok((texts, self.usage))

@@ -38,7 +38,9 @@ pub(crate) struct Wanted {
 impl Wanted {
     fn take(fields: &mut Fields, path: String) -> Result<Self, Failure> {
         let called = match Dialect::of(&path) {
-            Dialect::OpenAi | Dialect::Anthropic => fields.string("model")?,
+            Dialect::OpenAi | Dialect::Anthropic => {
+                fields.string("model")?.filter(|called| !called.is_empty())
+            }
             Dialect::Ollama => {
                 let (model, name) = (fields.string("model")?, fields.string("name")?);
                 [model, name].into_iter().flatten().find(|called| !called.is_empty())

@@ -114,8 +114,10 @@ pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
     }
     fields.finish()?;
     let places = app.places(prompts.len() * common.n)?;
+    // It is made into tokens for each of them.
+    let again = suffix.as_ref().map_or(0, |suffix| suffix.len().saturating_mul(prompts.len()));
     let (prompts, ends, constraint) = app
-        .apart(move |model| {
+        .apart_with(again, move |model| {
             let constraint = format.map(|format| model.constraint(&format)).transpose()?;
             let mut ends = Vec::new();
             let prompts = prompts.into_iter().map(|prompt| match (prompt, &suffix) {

@@ -8,7 +8,7 @@ use axum::http::Uri;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-use super::answers::{AnswerPart, Answers, Finish, Job, Scored, Update, Usage};
+use super::answers::{AnswerPart, Answers, Finish, Job, Scored, Timings, Update, Usage};
 use super::app::App;
 use super::completions::{Prompt, prompts};
 use super::failure::{Dialect, Failure, json_body};
@@ -62,9 +62,17 @@ const OFF: [(&str, &[i64]); 8] = [
     ("adaptive_target", &[-1]),
 ];
 
+/// Samplers that may be named and are here, or are off.
+const SAMPLERS: [&str; 9] =
+    ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"];
+/// Most texts of one request, members that are told by their paths, and bytes of such a path.
+const MAX_N: u64 = 128;
+const MEMBERS: (usize, usize) = (64, 128);
+
 /// What both routes take.
 struct Asked {
     options: Options,
+    until: Until,
     grammar: Option<Grammar>,
     stream: bool,
     form: Form,
@@ -75,8 +83,8 @@ struct Form {
     app: Arc<Served>,
     /// Whether no token is wanted: the prompt is read for those that begin like it.
     is_nothing: bool,
-    /// Where the text was to end.
-    until: Until,
+    /// How many texts were asked for.
+    n: usize,
     /// Whether the tokens are told, and their log-probabilities.
     tokens: bool,
     probabilities: bool,
@@ -98,10 +106,10 @@ impl Asked {
         for name in ["lora", "image_data"] {
             fields.only(name, &[json!([])])?;
         }
-        fields.only("n_cmpl", &[1.into()])?;
+        let n = fields.whole("n_cmpl", 1, MAX_N)?.unwrap_or(1) as usize;
         fields.only("post_sampling_probs", &[false.into()])?;
         let grammar = fields.take("json_schema").map(Grammar::JsonSchema);
-        fields.change("logit_bias", biases);
+        biases(fields)?;
         let mut sampling = params::sampling(app, fields)?;
         params::last_n(fields, &mut sampling)?;
         samplers(fields, &mut sampling)?;
@@ -114,9 +122,14 @@ impl Asked {
         let is_nothing = most == Some(0);
         // One token is the least that an engine makes; it is not told.
         let max_tokens = most.filter(|&most| most >= 0).map(|most| most.clamp(1, MAX_TOKENS as i64) as usize);
-        let time = fields.whole("t_max_predict_ms", 0, MAX_TOKENS)?.filter(|&ms| ms > 0);
-        let indent = fields.whole("n_indent", 0, 1 << 20)?.unwrap_or(0) as usize;
-        let until = Until { time: time.map(Duration::from_millis), indent };
+        // Below 0 they are none.
+        let mut positive = |name: &str| {
+            let given = params::signed(fields, name)?;
+            Ok::<_, Failure>(given.and_then(|given| u64::try_from(given).ok()).filter(|&given| given > 0))
+        };
+        let time = positive("t_max_predict_ms")?.map(Duration::from_millis);
+        let indent = positive("n_indent")?.map_or(0, |indent| usize::try_from(indent).unwrap_or(usize::MAX));
+        let until = Until { time, indent };
         let options = Options {
             max_tokens,
             stop: params::stops(fields, "stop")?,
@@ -127,31 +140,42 @@ impl Asked {
         };
         let stream = fields.flag("stream")?.unwrap_or(false);
         let members = members(fields)?;
-        let settings = settings(app, &options);
+        let settings = settings(app, &options, most);
         let form = Form {
             app: Arc::clone(app),
             is_nothing,
-            until,
+            n,
             tokens,
             probabilities: probabilities > 0,
             members,
             settings,
         };
-        Ok(Self { options, grammar, stream, form })
+        Ok(Self { options, until, grammar, stream, form })
     }
 }
 
 /// Biases as pairs become those of an object; `false` forbids a token.
-fn biases(given: &mut Value) {
-    let Some(pairs) = given.as_array() else { return };
-    let pair = |pair: &Value| match pair.as_array()?.as_slice() {
-        [Value::Number(token), Value::Bool(false)] => Some((token.to_string(), json!(-100))),
-        [Value::Number(token), bias @ Value::Number(_)] => Some((token.to_string(), bias.clone())),
-        _ => None,
+fn biases(fields: &mut Fields) -> Result<(), Failure> {
+    let number = |bias: &Value| if *bias == json!(false) { json!(-100) } else { bias.clone() };
+    let is_pairs = match fields.peek("logit_bias") {
+        Some(Value::Array(pairs)) => {
+            let is_pair =
+                |pair: &Value| matches!(pair.as_array().map(Vec::as_slice), Some([Value::Number(_), _]));
+            if !pairs.iter().all(is_pair) {
+                return Err(fields.wrong("logit_bias", "expected pairs of a token id and a number"));
+            }
+            true
+        }
+        _ => false,
     };
-    if let Some(all) = pairs.iter().map(pair).collect::<Option<Map<String, Value>>>() {
-        *given = Value::Object(all);
-    }
+    fields.change("logit_bias", |given| {
+        if is_pairs {
+            let pairs = given.as_array().into_iter().flatten();
+            *given = Value::Object(pairs.map(|pair| (pair[0].to_string(), number(&pair[1]))).collect());
+        }
+        given.as_object_mut().into_iter().flat_map(Map::values_mut).for_each(|bias| *bias = number(bias));
+    });
+    Ok(())
 }
 
 /// `samplers`: those that are not named are left out; their order is always that of this server.
@@ -162,6 +186,9 @@ fn samplers(fields: &mut Fields, sampling: &mut SamplingOptions) -> Result<(), F
         return Err(fields.wrong("samplers", "expected names"));
     }
     let has = |name: &str| names.contains(&name);
+    if names.iter().any(|name| !SAMPLERS.contains(name)) {
+        fields.note("samplers");
+    }
     let free = SamplingOptions::default();
     if !has("temperature") {
         sampling.temperature = 1.0;
@@ -175,7 +202,6 @@ fn samplers(fields: &mut Fields, sampling: &mut SamplingOptions) -> Result<(), F
     if has("infill") {
         // It takes what has a fifth of the probability at least.
         sampling.min_p = sampling.min_p.max(0.2);
-        fields.note("samplers");
     } else if !has("min_p") {
         sampling.min_p = 0.0;
     }
@@ -189,10 +215,17 @@ fn samplers(fields: &mut Fields, sampling: &mut SamplingOptions) -> Result<(), F
 
 /// `response_fields`: the members of the answer that are wanted, by their paths.
 fn members(fields: &mut Fields) -> Result<Vec<String>, Failure> {
-    let mut members = Vec::new();
-    for path in fields.list("response_fields")?.unwrap_or_default() {
+    let (most, bytes) = MEMBERS;
+    let given = fields.list("response_fields")?.unwrap_or_default();
+    let mut members: Vec<String> = Vec::new();
+    for path in given {
         match path {
-            Value::String(path) => members.push(path),
+            Value::String(path) if members.contains(&path) => {}
+            Value::String(path) if path.len() <= bytes && members.len() < most => members.push(path),
+            Value::String(_) => {
+                let what = format_args!("expected at most {most} paths of {bytes} bytes");
+                return Err(fields.wrong("response_fields", what));
+            }
             other => {
                 let what = format_args!("expected paths of members, got {}", shown(&other));
                 return Err(fields.wrong("response_fields", what));
@@ -203,11 +236,11 @@ fn members(fields: &mut Fields) -> Result<Vec<String>, Failure> {
 }
 
 /// What a text was sampled with, as it is told.
-fn settings(app: &Served, options: &Options) -> Value {
+fn settings(app: &Served, options: &Options, most: Option<i64>) -> Value {
     let of = &options.sampling;
     json!({
         "n_ctx": app.model.info().context,
-        "n_predict": options.max_tokens.map_or(-1, |most| most as i64),
+        "n_predict": most.unwrap_or(-1),
         "seed": of.seed,
         "temperature": of.temperature,
         "top_k": of.top_k,
@@ -268,8 +301,8 @@ async fn answer(
     asked: Asked,
     prompt: impl FnOnce(&Model) -> Made<(Vec<u32>, Vec<u32>)> + Send + 'static,
 ) -> Reply {
-    let Asked { options, grammar, stream, form } = asked;
-    let places = app.places(1)?;
+    let Asked { options, until, grammar, stream, form } = asked;
+    let places = app.places(form.n)?;
     let (tokens, ends, constraint) = app
         .apart(move |model| {
             let constraint = grammar.map(|grammar| model.constraint(&grammar)).transpose()?;
@@ -278,49 +311,71 @@ async fn answer(
         })
         .await?;
     let options = Options { constraint, stop_tokens: ends, ..options };
-    let job = Job { prompts: vec![tokens], n: 1, options, parser: None, until: form.until };
+    let job = Job { prompts: vec![tokens], n: form.n, options, parser: None, until };
     let answers = Answers::start(app, &job, places)?;
+    let prompt = answers.usage().prompt;
     if stream {
-        let prompt = answers.usage().prompt;
-        return Ok(sse::stream(answers, Chunks { form, prompt, generated: 0, end: None }));
+        let told = vec![Told::default(); form.n];
+        return Ok(sse::stream(answers, Chunks { form, prompt, told }));
     }
-    let (texts, usage) = answers.collect().await?;
-    let text = texts.into_iter().next();
-    let (text, scored, finish) = text
-        .map_or((String::new(), Vec::new(), Finish::Length), |text| (text.text, text.tokens, text.finish));
-    let text = form.until.kept(&text);
-    Ok(json_body(&form.whole(text, &scored, &finish, usage)))
+    let (texts, _) = answers.collect().await?;
+    let whole = texts.into_iter().enumerate().map(|(index, text)| {
+        let told = Told { generated: 0, has_new_line: text.text.contains('\n') };
+        form.whole(
+            index,
+            prompt,
+            &text.text,
+            &text.tokens,
+            &text.finish,
+            text.timings.unwrap_or_default(),
+            told,
+        )
+    });
+    let mut whole: Vec<Value> = whole.collect();
+    // Of several texts it is a list.
+    Ok(json_body(&if form.n == 1 { whole.pop().unwrap_or_default() } else { whole.into() }))
 }
 
 impl Form {
-    /// The answer, or the end of a stream.
-    fn whole(&self, text: &str, scored: &[Scored], finish: &Finish, usage: Usage) -> Value {
+    /// An answer, or the end of its stream.
+    #[expect(clippy::too_many_arguments, reason = "the members of one object")]
+    fn whole(
+        &self,
+        index: usize,
+        prompt: usize,
+        text: &str,
+        scored: &[Scored],
+        finish: &Finish,
+        of: Timings,
+        told: Told,
+    ) -> Value {
         let (stop, word) = match finish {
             Finish::Stop(Some(word)) => ("word", word.as_str()),
             Finish::Stop(None) | Finish::Calls => ("eos", ""),
             Finish::Length => ("limit", ""),
         };
         let (text, scored) = if self.is_nothing { ("", &[][..]) } else { (text, scored) };
-        let generated = if self.is_nothing { 0 } else { usage.generated };
-        let mut timings = usage.timings_json();
+        let generated = if self.is_nothing { 0 } else { of.generated() };
+        let context = self.app.model.info().context;
+        let mut timings = of.json();
         if self.is_nothing {
             timings["predicted_n"] = 0.into();
         }
         let mut whole = json!({
-            "index": 0,
+            "index": index,
             "content": text,
             "tokens": self.ids(scored),
             "id_slot": 0,
             "stop": true,
             "model": self.app.name,
             "tokens_predicted": generated,
-            "tokens_evaluated": usage.prompt,
+            "tokens_evaluated": prompt,
             "generation_settings": self.settings,
-            "has_new_line": text.contains('\n'),
-            "truncated": false,
+            "has_new_line": told.has_new_line && !self.is_nothing,
+            "truncated": *finish == Finish::Length && prompt + generated >= context,
             "stop_type": stop,
             "stopping_word": word,
-            "tokens_cached": usage.prompt + generated,
+            "tokens_cached": prompt + generated,
             "timings": timings,
         });
         self.add_probabilities(&mut whole, scored);
@@ -352,47 +407,57 @@ impl Form {
     }
 }
 
+/// What a stream has told of a text.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// Tokens, whether they brought text or not.
+    generated: usize,
+    has_new_line: bool,
+}
+
 /// A stream: `content` as it comes, and then all that is told of it.
 struct Chunks {
     form: Form,
-    /// Tokens of the prompt, and those so far.
+    /// Tokens of the prompt.
     prompt: usize,
-    generated: usize,
-    end: Option<Finish>,
+    /// Of each text.
+    told: Vec<Told>,
 }
 
 impl Encoder for Chunks {
     fn begin(&mut self, _: &mut Events) {}
 
     fn update(&mut self, update: Update, out: &mut Events) {
-        self.end = update.finish.or(self.end.take());
-        let texts = update.parts.into_iter().filter_map(|part| match part {
+        let Update { choice, parts, token, finish, timings } = update;
+        let texts = parts.into_iter().filter_map(|part| match part {
             AnswerPart::Text(text) | AnswerPart::Broken(text) => Some(text),
             AnswerPart::Reasoning(_) | AnswerPart::Call { .. } | AnswerPart::Arguments { .. } => None,
         });
         let text: String = texts.collect();
-        self.generated += 1;
-        let scored = update.token.as_slice();
-        if self.form.is_nothing || text.is_empty() && scored.is_empty() {
-            return;
+        let scored = token.as_slice();
+        let told = &mut self.told[choice];
+        told.generated += 1;
+        told.has_new_line |= text.contains('\n');
+        if !self.form.is_nothing && (!text.is_empty() || !scored.is_empty()) {
+            let mut chunk = json!({
+                "index": choice,
+                "content": text,
+                "tokens": self.form.ids(scored),
+                "stop": false,
+                "id_slot": 0,
+                "tokens_predicted": told.generated,
+                "tokens_evaluated": self.prompt,
+            });
+            self.form.add_probabilities(&mut chunk, scored);
+            out.data(&chunk);
         }
-        let mut chunk = json!({
-            "index": 0,
-            "content": text,
-            "tokens": self.form.ids(scored),
-            "stop": false,
-            "id_slot": 0,
-            "tokens_predicted": self.generated,
-            "tokens_evaluated": self.prompt,
-        });
-        self.form.add_probabilities(&mut chunk, scored);
-        out.data(&chunk);
+        if let Some(finish) = finish {
+            let (of, told) = (timings.unwrap_or_default(), *told);
+            out.data(&self.form.whole(choice, self.prompt, "", &[], &finish, of, told));
+        }
     }
 
-    fn end(&mut self, usage: Usage, out: &mut Events) {
-        let finish = self.end.take().unwrap_or(Finish::Length);
-        out.data(&self.form.whole("", &[], &finish, usage));
-    }
+    fn end(&mut self, _: Usage, _: &mut Events) {}
 
     fn fail(&mut self, failure: &Failure, out: &mut Events) {
         out.data(&failure.json(Dialect::OpenAi));

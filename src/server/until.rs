@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 /// Where a text is to end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Until {
-    /// At the first line that ends so long after the first token.
+    /// With the first line that ends so long after the first token.
     pub time: Option<Duration>,
-    /// At the second line, or a later one, whose first letter stands further left than this.
+    /// Before the second line, or a later one, whose first letter stands further left than this.
     pub indent: usize,
 }
 
@@ -16,8 +16,9 @@ pub(crate) struct Until {
 pub(crate) struct Watch {
     until: Until,
     began: Option<Instant>,
-    /// Spaces and tabs of the line so far, where nothing else stands in it; none in the first line.
-    blank: Option<usize>,
+    /// What the line so far begins with, where nothing else stands in it; none in the first line. It is held until it is known
+    /// whether the line belongs to the text.
+    blank: Option<String>,
 }
 
 impl Watch {
@@ -25,42 +26,42 @@ impl Watch {
         Self { until, began: None, blank: None }
     }
 
-    /// Reads what comes next of the text, at `now`; whether it ends there.
-    pub fn ends(&mut self, text: &str, now: Instant) -> bool {
+    /// Reads what comes next of the text, at `now`: what of it is certain, and whether the text ends with that.
+    pub fn push(&mut self, text: String, now: Instant) -> (String, bool) {
+        if self.until == Until::default() {
+            return (text, false);
+        }
         let began = *self.began.get_or_insert(now);
         let late = self.until.time.is_some_and(|time| now.saturating_duration_since(began) > time);
-        text.chars().any(|letter| match (letter, self.blank) {
-            ('\n', _) => {
-                self.blank = Some(0);
-                late
+        let mut out = String::with_capacity(text.len());
+        for letter in text.chars() {
+            match (letter, &mut self.blank) {
+                ('\n', blank) => {
+                    out.extend(blank.replace(String::new()));
+                    out.push(letter);
+                    if late {
+                        return (out, true);
+                    }
+                }
+                (' ' | '\t' | '\r', Some(blank)) => blank.push(letter),
+                (_, None) => out.push(letter),
+                (_, Some(blank)) => {
+                    let indent = blank.chars().filter(|&letter| letter != '\r').count();
+                    if indent < self.until.indent {
+                        return (out, true);
+                    }
+                    out.push_str(blank);
+                    out.push(letter);
+                    self.blank = None;
+                }
             }
-            (' ' | '\t', Some(blank)) => {
-                self.blank = Some(blank + 1);
-                false
-            }
-            (_, Some(blank)) => {
-                self.blank = None;
-                blank < self.until.indent
-            }
-            (_, None) => false,
-        })
-    }
-}
-
-impl Until {
-    /// What of a text is kept that ended so: not the line that stands too far left.
-    pub fn kept<'a>(&self, text: &'a str) -> &'a str {
-        let mut start = 0;
-        for line in text.split_inclusive('\n') {
-            let letters = line.trim_start_matches([' ', '\t']);
-            let blank = line.len() - letters.len();
-            let is_empty = matches!(letters, "" | "\n");
-            if start > 0 && !is_empty && blank < self.indent {
-                return &text[..start];
-            }
-            start += line.len();
         }
-        text
+        (out, false)
+    }
+
+    /// What was held, where the text ended otherwise.
+    pub fn finish(&mut self) -> String {
+        self.blank.take().unwrap_or_default()
     }
 }
 
@@ -68,41 +69,48 @@ impl Until {
 mod tests {
     use super::*;
 
-    fn ends(until: Until, pieces: &[(&str, u64)]) -> Option<usize> {
+    /// The text that is left of these pieces and their times, and whether it was ended.
+    fn left(until: Until, pieces: &[(&str, u64)]) -> (String, bool) {
         let (mut watch, start) = (Watch::new(until), Instant::now());
-        pieces.iter().position(|(text, ms)| watch.ends(text, start + Duration::from_millis(*ms)))
+        let mut text = String::new();
+        for (piece, ms) in pieces {
+            let (more, ends) = watch.push((*piece).to_owned(), start + Duration::from_millis(*ms));
+            text += &more;
+            if ends {
+                return (text, true);
+            }
+        }
+        (text + &watch.finish(), false)
     }
 
     #[test]
     fn a_text_ends_with_a_line_once_its_time_is_over() {
         let until = Until { time: Some(Duration::from_millis(10)), ..Until::default() };
-        assert_eq!(
-            ends(until, &[("a\n", 100), ("b", 105), ("c\n", 110), ("d", 111), ("e\nf", 112)]),
-            Some(4)
-        );
-        assert_eq!(ends(until, &[("a", 0), ("b", 99), ("c", 999)]), None);
-        assert_eq!(ends(Until::default(), &[("a\n", 0), ("\n", 999_999)]), None);
+        let pieces = [("a\n", 100), ("b", 105), ("c\n", 110), ("d", 111), ("e\nf", 112)];
+        assert_eq!(left(until, &pieces), ("a\nbc\nde\n".to_owned(), true));
+        assert_eq!(left(until, &[("a", 0), ("b", 99), ("c", 999)]), ("abc".to_owned(), false));
+        assert_eq!(left(Until::default(), &[("a\n", 0), ("\n", 999_999)]), ("a\n\n".to_owned(), false));
     }
 
     #[test]
     fn a_text_ends_before_a_line_that_stands_further_left() {
         let until = Until { indent: 2, ..Until::default() };
-        // The first line goes on from another one.
-        assert_eq!(
-            ends(until, &[("a\n", 0), ("  b\n", 0), (" ", 0), (" c", 0), ("\n\n", 0), (" d", 0)]),
-            Some(5)
-        );
-        assert_eq!(ends(until, &[("a\n\t\tb\n  }\n}", 0)]), Some(0));
-        assert_eq!(ends(Until::default(), &[("a\nb\nc", 0)]), None);
-        for (text, kept) in [
-            ("a\n  b\n d", "a\n  b\n"),
-            ("a\n  b\n\n  c", "a\n  b\n\n  c"),
-            ("a\nb", "a\n"),
-            ("a", "a"),
-            ("", ""),
+        for (text, kept, ends) in [
+            // The first line goes on from another one.
+            ("a\n  b\n d", "a\n  b\n", true),
+            ("a\n\t\tb\n  }\n}", "a\n\t\tb\n  }\n", true),
+            ("a\n  b\n\n  c", "a\n  b\n\n  c", false),
+            ("a\r\n  b\r\n\r\n  c\r\n ", "a\r\n  b\r\n\r\n  c\r\n ", false),
+            ("a\nb", "a\n", true),
+            ("a", "a", false),
+            ("", "", false),
         ] {
-            assert_eq!(until.kept(text), kept, "{text:?}");
+            let letters: Vec<String> = text.chars().map(String::from).collect();
+            let letters: Vec<(&str, u64)> = letters.iter().map(|letter| (letter.as_str(), 0)).collect();
+            for pieces in [&[(text, 0)][..], &letters] {
+                assert_eq!(left(until, pieces), (kept.to_owned(), ends), "{text:?}");
+            }
+            assert_eq!(left(Until::default(), &[(text, 0)]), (text.to_owned(), false));
         }
-        assert_eq!(Until::default().kept("a\nb"), "a\nb");
     }
 }

@@ -73,6 +73,18 @@ fn llama_cpps_editors_have_what_stands_between() {
     let with_file = answer["timings/prompt_n"].as_u64().unwrap();
     assert!(with_file > count.as_u64().unwrap() + 10, "{with_file} {count}");
 
+    // As llama.vscode does: several, in a list.
+    let several =
+        server.post("/infill", &hole(json!({ "n_cmpl": 3, "response_fields": ["content", "index"] }))).ok();
+    let wanted: Vec<Value> = (0..3).map(|index| json!({ "content": FILLED, "index": index })).collect();
+    assert_eq!(several, json!(wanted));
+    // A path that is asked for many times is told once.
+    let fields = vec!["content"; 100_000];
+    assert_eq!(
+        server.post("/infill", &hole(json!({ "response_fields": fields }))).ok(),
+        json!({ "content": FILLED })
+    );
+
     // What it has read of a prompt beforehand is there: no token is made.
     let answer =
         server.post("/infill", &hole(json!({ "n_predict": 0, "samplers": [], "stream": false }))).ok();
@@ -90,6 +102,18 @@ fn llama_cpps_editors_have_what_stands_between() {
         (&last["stop"], &last["content"], &last["tokens_predicted"]),
         (&json!(true), &json!(""), &json!(7))
     );
+
+    // A line that does not belong to it is in no part of a stream either.
+    let body = hole(json!({ "stream": true, "n_indent": 4, "t_max_predict_ms": -1, "return_tokens": true }));
+    let streamed = server.post("/infill", &body).text();
+    let parts = events(&streamed);
+    let parts = parts.iter().map(|event| serde_json::from_str::<Value>(event).unwrap());
+    let (mut text, mut tokens) = (String::new(), 0);
+    for part in parts.filter(|part| part["stop"] == false) {
+        text += part["content"].as_str().unwrap();
+        tokens += part["tokens"].as_array().unwrap().len();
+    }
+    assert_eq!((text.as_str(), tokens), ("return x\n    done()\n", 5));
 }
 
 #[test]
@@ -175,8 +199,9 @@ fn llama_cpps_completion_is_the_text_of_others() {
         .post("/completion", &with(body.clone(), json!({ "return_tokens": true, "n_predict": 1 })))
         .ok();
     let token = &first["tokens"][0];
-    for bias in [json!(false), json!(-100)] {
-        let biased = with(body.clone(), json!({ "logit_bias": [[token, bias]], "n_predict": 1 }));
+    let by_id = |bias: Value| Value::Object([(token.to_string(), bias)].into_iter().collect());
+    for bias in [json!([[token, false]]), json!([[token, -100]]), by_id(json!(false)), by_id(json!(-100))] {
+        let biased = with(body.clone(), json!({ "logit_bias": bias, "n_predict": 1 }));
         assert_ne!(server.post("/completion", &biased).ok()["content"], first["content"]);
     }
     let schema = json!({ "json_schema": { "enum": ["yes", "no"] }, "n_predict": 8 });
@@ -188,7 +213,12 @@ fn llama_cpps_completion_is_the_text_of_others() {
         (json!({ "xtc_probability": 0.5 }), "xtc_probability: 0.5 is not supported"),
         (json!({ "samplers": [1] }), "samplers: expected names"),
         (json!({ "response_fields": [1] }), "response_fields: expected paths of members, got 1"),
-        (json!({ "n_cmpl": 2 }), "n_cmpl: 2 is not supported"),
+        (json!({ "n_cmpl": 129 }), "n_cmpl: "),
+        (
+            json!({ "response_fields": vec!["a".repeat(129)] }),
+            "response_fields: expected at most 64 paths of 128 bytes",
+        ),
+        (json!({ "logit_bias": [["the", 1]] }), "logit_bias: expected pairs of a token id and a number"),
         (json!({ "prompt": ["a", "b"] }), "prompt: 2 texts, at most 1"),
     ] {
         let said = server.post("/completion", &with(body.clone(), more)).refusal(400);

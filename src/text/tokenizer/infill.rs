@@ -23,9 +23,13 @@ struct Known {
     middle: &'static str,
     /// Whether the suffix comes before the prefix.
     suffix_first: bool,
-    /// Before the name of a repository and of a file in it; empty where there are none.
-    repository: &'static str,
-    file: &'static str,
+    /// Whether the prefix begins as a text does, with a space where the tokenizer puts one before a text.
+    begins: bool,
+    /// Before the name of a repository, and of a file in it: the first that a vocabulary has.
+    repository: &'static [&'static str],
+    file: &'static [&'static str],
+    /// Whether names end with a line, and the hole's file has its own before the marks.
+    lines: bool,
     /// What ends an answer beside the marks themselves.
     ends: &'static [&'static str],
 }
@@ -36,31 +40,34 @@ const PLAIN: Known = Known {
     suffix: "",
     middle: "",
     suffix_first: false,
-    repository: "",
-    file: "",
+    begins: false,
+    repository: &[],
+    file: &[],
+    lines: true,
     ends: &["<|endoftext|>"],
 };
 
-/// Those that are known, each as its models' cards have it.
+/// Those that are known, each as its models' cards, or what its authors publish to run them, have it.
 const KNOWN: [Known; 9] = [
-    // Qwen2.5-Coder, Qwen3-Coder; CodeGemma, Granite.
+    // Qwen2.5-Coder, Qwen3-Coder; CodeGemma; Granite 4, with other marks of files.
     Known {
         prefix: "<|fim_prefix|>",
         suffix: "<|fim_suffix|>",
         middle: "<|fim_middle|>",
-        repository: "<|repo_name|>",
-        file: "<|file_sep|>",
-        ends: &["<|endoftext|>", "<|fim_pad|>", "<|file_separator|>"],
+        repository: &["<|repo_name|>", "<|reponame|>"],
+        file: &["<|file_sep|>", "<|filename|>"],
+        ends: &["<|endoftext|>", "<|fim_pad|>", "<|file_separator|>", "<|end_of_text|>"],
         ..PLAIN
     },
-    // StarCoder2, Granite Code, Stable Code.
+    // StarCoder2, Stable Code; Granite 3 and Mellum, with other marks of files.
     Known {
         prefix: "<fim_prefix>",
         suffix: "<fim_suffix>",
         middle: "<fim_middle>",
-        repository: "<repo_name>",
-        file: "<file_sep>",
-        ends: &["<|endoftext|>", "<fim_pad>"],
+        repository: &["<repo_name>", "<reponame>"],
+        file: &["<file_sep>", "<filename>"],
+        lines: false,
+        ends: &["<|endoftext|>", "<fim_pad>", "<|end_of_text|>"],
         ..PLAIN
     },
     // SantaCoder.
@@ -74,8 +81,10 @@ const KNOWN: [Known; 9] = [
         ..PLAIN
     },
     // Code Llama.
-    Known { prefix: "▁<PRE>", suffix: "▁<SUF>", middle: "▁<MID>", ends: &["▁<EOT>"], ..PLAIN },
-    // GLM.
+    Known {
+        prefix: "▁<PRE>", suffix: "▁<SUF>", middle: "▁<MID>", begins: true, ends: &["▁<EOT>"], ..PLAIN
+    },
+    // GLM, and CodeGeeX.
     Known { prefix: "<|code_prefix|>", suffix: "<|code_suffix|>", middle: "<|code_middle|>", ..PLAIN },
     // Seed-Coder.
     Known {
@@ -87,10 +96,20 @@ const KNOWN: [Known; 9] = [
         ..PLAIN
     },
     // Codestral.
-    Known { prefix: "[PREFIX]", suffix: "[SUFFIX]", suffix_first: true, ends: &["</s>"], ..PLAIN },
-    // CodeGen2.5, and others of its kind.
+    Known {
+        prefix: "[PREFIX]",
+        suffix: "[SUFFIX]",
+        suffix_first: true,
+        begins: true,
+        ends: &["</s>"],
+        ..PLAIN
+    },
+    // Falcon-H1's coders.
     Known { prefix: "<|prefix|>", suffix: "<|suffix|>", middle: "<|middle|>", ..PLAIN },
 ];
+
+/// Models whose vocabulary is another's and whose suffix comes first, by a part of their names.
+const SUFFIX_FIRST: [&str; 2] = ["mellum", "codegeex"];
 
 /// What stands between others' texts where a model has no mark of files.
 const SNIPPET: &str = "\n\n--- snippet ---\n\n";
@@ -104,8 +123,10 @@ pub struct InfillMarks {
     suffix: u32,
     middle: Option<u32>,
     suffix_first: bool,
+    begins: bool,
     repository: Option<u32>,
     file: Option<u32>,
+    lines: bool,
     ends: Vec<u32>,
 }
 
@@ -116,11 +137,22 @@ impl InfillMarks {
         if middle.is_none() && !known.middle.is_empty() {
             return None;
         }
-        let (repository, file) = (id(known.repository), id(known.file));
-        let ends = known.ends.iter().filter_map(|text| id(text));
-        let mut ends: Vec<u32> = ends.chain([prefix, suffix]).collect();
-        ends.extend([middle, repository, file].into_iter().flatten());
-        Some(Self { prefix, suffix, middle, suffix_first: known.suffix_first, repository, file, ends })
+        let all = |texts: &[&str]| texts.iter().filter_map(|text| id(text)).collect::<Vec<u32>>();
+        let (repository, file) = (all(known.repository), all(known.file));
+        let mut ends = all(known.ends);
+        ends.extend([prefix, suffix].into_iter().chain(middle));
+        ends.extend(repository.iter().chain(&file));
+        let &Known { suffix_first, begins, lines, .. } = known;
+        let (repository, file) = (repository.first().copied(), file.first().copied());
+        Some(Self { prefix, suffix, middle, suffix_first, begins, repository, file, lines, ends })
+    }
+
+    /// As a model of this name has them, where others with its vocabulary have another order.
+    #[must_use]
+    pub fn of_model(self, name: &str) -> Self {
+        let name = name.to_lowercase();
+        let first = SUFFIX_FIRST.iter().any(|part| name.contains(part));
+        Self { suffix_first: self.suffix_first || first, ..self }
     }
 
     /// The tokens with which an answer ends: it goes no further than to the next part.
@@ -139,7 +171,11 @@ impl InfillMarks {
         let Some(room) = most.checked_sub(marks) else {
             return Err(Error::Prompt(format!("{marks} tokens to fill in by, and {most} are left")));
         };
-        let prefix = tokenizer.encode_behind(tokenizer.last_of(&infill.prefix, room))?;
+        let before = tokenizer.last_of(&infill.prefix, room);
+        let prefix = match self.begins {
+            true => tokenizer.encode_with(before, Specials { add: false, parse: false })?,
+            false => tokenizer.encode_behind(before)?,
+        };
         let suffix = tokenizer.encode_behind(tokenizer.first_of(&infill.suffix, room))?;
         let of_suffix = suffix.len().min((room / 4).max(room.saturating_sub(prefix.len())));
         let of_prefix = prefix.len().min(room - of_suffix);
@@ -163,22 +199,23 @@ impl InfillMarks {
     /// Other files, of which the last ones are taken that are at most `room` tokens, and what is said of the one with the hole; nothing
     /// where none fits.
     fn others(&self, tokenizer: &Tokenizer, others: &[(String, String)], room: usize) -> Result<Vec<u32>> {
-        let named = |mark: u32, name: &str| -> Result<Vec<u32>> {
-            let mut ids = tokenizer.encode_behind(&format!("{name}\n"))?;
+        let named = |mark: u32, name: &str, line: &str| -> Result<Vec<u32>> {
+            let mut ids = tokenizer.encode_behind(&format!("{name}{line}"))?;
             ids.insert(0, mark);
             Ok(ids)
         };
         let [repository, own] = UNNAMED;
-        let head = self.repository.map_or(Ok(Vec::new()), |mark| named(mark, repository))?;
-        let tail = self.file.map_or(Ok(Vec::new()), |mark| named(mark, own))?;
+        let (own, line) = if self.lines { (own, "\n") } else { ("", "") };
+        let head = self.repository.map_or(Ok(Vec::new()), |mark| named(mark, repository, line))?;
+        let tail = self.file.map_or(Ok(Vec::new()), |mark| named(mark, own, line))?;
         let mut left = room.saturating_sub(head.len() + tail.len());
         let mut files: Vec<Vec<u32>> = Vec::new();
         for (name, text) in others.iter().rev() {
-            if tokenizer.least_tokens(text.len()) > left {
+            if tokenizer.least_tokens(text.len().saturating_add(name.len())) > left {
                 break;
             }
             let mut ids = match self.file {
-                Some(mark) => named(mark, name)?,
+                Some(mark) => named(mark, name, "\n")?,
                 None => tokenizer.encode_behind(SNIPPET)?,
             };
             ids.extend(tokenizer.encode_behind(text)?);
@@ -256,24 +293,80 @@ mod tests {
         Infill { prefix: prefix.into(), suffix: suffix.into(), others: Vec::new() }
     }
 
+    /// What is given to a model of each name, as its authors have it; `P` and `S` are the texts.
     #[test]
-    fn each_vocabulary_has_its_own_marks_and_order() {
-        for known in &KNOWN {
-            let tokenizer = with(&[known.prefix, known.suffix, known.middle, known.ends[0]]);
-            let marks = tokenizer.infill_marks().unwrap();
-            let ids = marks.encode(&tokenizer, &infill("def f(", "):\n  pass"), usize::MAX).unwrap();
-            let (prefix, suffix) = (format!("{}def f(", known.prefix), format!("{}):\n  pass", known.suffix));
-            let text = if known.suffix_first { suffix + &prefix } else { prefix + &suffix };
-            let text = text + known.middle;
-            assert_eq!(ids, tokenizer.encode(&text).unwrap(), "{text}");
-            let ends: Vec<String> =
-                marks.ends().iter().map(|&id| tokenizer.token_text(id).unwrap()).collect();
-            assert_eq!(ends[..3], [known.ends[0], known.prefix, known.suffix]);
+    fn each_model_has_its_own_marks_and_order() {
+        for (name, parts, end) in [
+            (
+                "Qwen2.5-Coder",
+                &["<|fim_prefix|>", "P", "<|fim_suffix|>", "S", "<|fim_middle|>"][..],
+                "<|fim_pad|>",
+            ),
+            (
+                "codegemma",
+                &["<|fim_prefix|>", "P", "<|fim_suffix|>", "S", "<|fim_middle|>"],
+                "<|file_separator|>",
+            ),
+            ("starcoder2", &["<fim_prefix>", "P", "<fim_suffix>", "S", "<fim_middle>"], "<file_sep>"),
+            ("granite-3.3", &["<fim_prefix>", "P", "<fim_suffix>", "S", "<fim_middle>"], "<|end_of_text|>"),
+            ("Mellum-4b", &["<fim_suffix>", "S", "<fim_prefix>", "P", "<fim_middle>"], "<filename>"),
+            ("santacoder", &["<fim-prefix>", "P", "<fim-suffix>", "S", "<fim-middle>"], "<|endoftext|>"),
+            (
+                "deepseek-coder",
+                &["<｜fim▁begin｜>", "P", "<｜fim▁hole｜>", "S", "<｜fim▁end｜>"],
+                "<｜end▁of▁sentence｜>",
+            ),
+            ("CodeLlama", &["▁<PRE>", "P", "▁<SUF>", "S", "▁<MID>"], "▁<EOT>"),
+            (
+                "GLM-4.5",
+                &["<|code_prefix|>", "P", "<|code_suffix|>", "S", "<|code_middle|>"],
+                "<|endoftext|>",
+            ),
+            (
+                "codegeex4",
+                &["<|code_suffix|>", "S", "<|code_prefix|>", "P", "<|code_middle|>"],
+                "<|endoftext|>",
+            ),
+            (
+                "Seed-Coder",
+                &["<[fim-suffix]>", "S", "<[fim-prefix]>", "P", "<[fim-middle]>"],
+                "<[end▁of▁sentence]>",
+            ),
+            ("Codestral", &["[SUFFIX]", "S", "[PREFIX]", "P"], "</s>"),
+            ("Falcon-H1-Coder", &["<|prefix|>", "P", "<|suffix|>", "S", "<|middle|>"], "<|endoftext|>"),
+        ] {
+            let mut marks: Vec<&str> =
+                parts.iter().copied().filter(|part| !["P", "S"].contains(part)).collect();
+            marks.push(end);
+            let tokenizer = with(&marks);
+            let infill = infill("def f(", "):\n  pass");
+            let text: String = (parts.iter())
+                .map(|part| match *part {
+                    "P" => &infill.prefix,
+                    "S" => &infill.suffix,
+                    mark => mark,
+                })
+                .collect();
+            let found = tokenizer.infill_marks().unwrap_or_else(|| panic!("{name}")).of_model(name);
+            let ids = found.encode(&tokenizer, &infill, usize::MAX).unwrap();
+            assert_eq!(ids, tokenizer.encode(&text).unwrap(), "{name}");
+            let ends = found.ends();
+            assert!(marks.iter().all(|mark| ends.contains(&tokenizer.token_id(mark).unwrap())), "{name}");
             // Not by a part of them.
-            assert_eq!(with(&[known.prefix]).infill_marks(), None);
-            assert!(known.middle.is_empty() || with(&[known.prefix, known.suffix]).infill_marks().is_none());
+            assert_eq!(with(&marks[..1]).infill_marks(), None, "{name}");
         }
         assert_eq!(with(&[]).infill_marks(), None);
+    }
+
+    /// As its paper has it: names do not end with a line, and the hole's own file begins with its mark alone.
+    #[test]
+    fn starcoder_has_its_own_way_with_files() {
+        let marks = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<repo_name>", "<file_sep>"];
+        let tokenizer = with(&marks);
+        let infill = Infill { others: vec![("a.py".into(), "x\n".into())], ..infill("p", "s") };
+        let ids = tokenizer.infill_marks().unwrap().encode(&tokenizer, &infill, usize::MAX).unwrap();
+        let text = "<repo_name>project<file_sep>a.py\nx\n<file_sep><fim_prefix>p<fim_suffix>s<fim_middle>";
+        assert_eq!(ids, tokenizer.encode(text).unwrap());
     }
 
     const QWEN: [&str; 5] =
