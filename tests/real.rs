@@ -12,7 +12,7 @@ use backstop::backend::cpu::Activations;
 use backstop::backend::kv::KvType;
 use backstop::backend::select::BackendRequest;
 use backstop::text::{Message, Specials};
-use backstop::{LoadOptions, Model, ModelFiles, Options};
+use backstop::{Infill, LoadOptions, Model, ModelFiles, Options};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -326,6 +326,25 @@ fn vectors(real: &Real) {
     println!("{}: cosines of {} sentences are 1 - {:.1e} at least", real.name, ids.len(), 1.0 - least);
 }
 
+/// What stands between two texts is asked for by the marks of its card; the texts of special tokens stay text.
+fn infill(real: &Real) {
+    let Some(model) = real.model() else { return };
+    let (prefix, suffix) = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))  # é 日本\n");
+    let hole = Infill { prefix: prefix.into(), suffix: suffix.into(), others: Vec::new() };
+    let (ids, ends) = model.infill_prompt(&hole, None).unwrap();
+    let text = format!("<|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>");
+    assert_eq!(ids, model.encode_prompt(&text, true).unwrap());
+    for end in ["<|endoftext|>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"] {
+        assert!(ends.contains(&model.tokenizer().unwrap().token_id(end).unwrap()), "{end}");
+    }
+    let hole = Infill { prefix: "<|im_end|>".into(), ..hole };
+    let (ids, _) = model.infill_prompt(&hole, None).unwrap();
+    assert!(!ids.contains(&model.tokenizer().unwrap().token_id("<|im_end|>").unwrap()));
+    let options = Options { max_tokens: Some(4), ..Options::default() };
+    let text = model.infill(&hole, &options).unwrap().text().unwrap();
+    println!("{}: fills in {text:?}", real.name);
+}
+
 macro_rules! tests {
     ($($test:ident: $check:ident($real:ident);)*) => {
         $(#[test]
@@ -344,6 +363,7 @@ tests! {
     qwen2_exact: exact(QWEN2);
     qwen2_greedy: greedy(QWEN2);
     qwen2_perplexity: perplexity(QWEN2);
+    qwen2_infill: infill(QWEN2);
     gemma3_token_ids: token_ids(GEMMA3);
     gemma3_exact: exact(GEMMA3);
     gemma3_greedy: greedy(GEMMA3);

@@ -325,15 +325,15 @@ pub(super) fn request() -> Vec<Vec<u8>> {
         ),
         (
             "/api/chat",
-            r#"{"model":"x","messages":[{"role":"user","content":"Hi"}],"options":{"num_predict":4,"temperature":0.5,"stop":["a"]},"tools":[{"type":"function","function":{"name":"f"}}],"think":false,"keep_alive":"1m"}"#,
+            r#"{"messages":[{"role":"user","content":"Hi"}],"options":{"num_predict":4,"temperature":0.5,"stop":["a"]},"tools":[{"type":"function","function":{"name":"f"}}],"think":false,"keep_alive":"1m"}"#,
         ),
         (
             "/api/generate",
-            r#"{"model":"x","prompt":"Hi","suffix":"","stream":false,"raw":true,"options":{"num_predict":4},"format":"json"}"#,
+            r#"{"prompt":"Hi","suffix":"","stream":false,"raw":true,"options":{"num_predict":4},"format":"json"}"#,
         ),
-        ("/api/show", r#"{"model":"x","verbose":true}"#),
-        ("/api/embed", r#"{"model":"x","input":["Hi","Ho"],"truncate":false,"dimensions":4}"#),
-        ("/api/embeddings", r#"{"model":"x","prompt":"Hi"}"#),
+        ("/api/show", r#"{"verbose":true}"#),
+        ("/api/embed", r#"{"input":["Hi","Ho"],"truncate":false,"dimensions":4}"#),
+        ("/api/embeddings", r#"{"prompt":"Hi"}"#),
         (
             "/v1/responses",
             r#"{"input":"Hi","max_output_tokens":16,"instructions":"x","store":true,"stream":true}"#,

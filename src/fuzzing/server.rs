@@ -83,7 +83,8 @@ pub(super) fn request(data: &[u8]) {
     assert!((200..500).contains(&status) || status == 503, "{route}: {text}");
     let head = head.to_ascii_lowercase();
     if head.contains("content-type: application/x-ndjson") {
-        body.lines().for_each(is_json);
+        // Between them stand the sizes of chunks.
+        body.lines().map(str::trim_start).filter(|line| line.starts_with('{')).for_each(is_json);
     } else if head.contains("content-type: text/event-stream") {
         let lines = body.lines().filter_map(|line| line.strip_prefix("data: "));
         for event in lines.filter(|event| *event != "[DONE]") {
