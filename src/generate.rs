@@ -155,15 +155,11 @@ impl Model {
                 .chain(others)
                 .try_for_each(|text| self.check_length(text))?;
         }
-        let (info, marks) = (self.info(), marks.of_model(&self.info().name));
+        let info = self.info();
+        let marks = marks.of_model(&info.name);
         let tokens = marks.encode(tokenizer, infill, most.unwrap_or(usize::MAX))?;
         if tokens.len() > info.context {
-            return Err(Error::ContextFull {
-                prompt: tokens.len(),
-                at_least: false,
-                context: info.context,
-                trained: info.config.max_context(),
-            });
+            return Err(self.full(tokens.len(), false));
         }
         Ok((tokens, marks.ends().to_vec()))
     }
@@ -172,14 +168,15 @@ impl Model {
     pub(crate) fn check_length(&self, text: &str) -> Result<()> {
         let (least, info) = (self.tokenizer()?.least_tokens(text.len()), self.info());
         if least > info.context {
-            return Err(Error::ContextFull {
-                prompt: least,
-                at_least: true,
-                context: info.context,
-                trained: info.config.max_context(),
-            });
+            return Err(self.full(least, true));
         }
         Ok(())
+    }
+
+    /// What is said of a prompt of so many tokens, or `at_least` as many, that the context does not hold.
+    fn full(&self, prompt: usize, at_least: bool) -> Error {
+        let info = self.info();
+        Error::ContextFull { prompt, at_least, context: info.context, trained: info.config.max_context() }
     }
 
     /// Generates from token ids.

@@ -108,3 +108,40 @@ pub(super) fn http(data: &[u8]) {
     let alive = ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", None);
     assert!(alive.starts_with(b"HTTP/1.1 200 "), "{:?}", String::from_utf8_lossy(&alive));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ROUTES;
+    use crate::server::ROUTES as SERVED;
+
+    /// Routes that take no body, that load and unload what the others need, or that do nothing but refuse.
+    const LEFT_OUT: [&str; 18] = [
+        "/",
+        "/health",
+        "/metrics",
+        "/props",
+        "/v1/models",
+        "/v1/models/load",
+        "/v1/models/unload",
+        "/v1/adapters/load",
+        "/v1/adapters/unload",
+        "/api/version",
+        "/api/tags",
+        "/api/ps",
+        "/api/pull",
+        "/api/push",
+        "/api/create",
+        "/api/copy",
+        "/api/delete",
+        "/api/blobs",
+    ];
+
+    #[test]
+    fn every_route_is_fuzzed_or_left_out() {
+        let mut known = [&ROUTES[..], &LEFT_OUT].concat();
+        let mut served = SERVED.to_vec();
+        known.sort_unstable();
+        served.sort_unstable();
+        assert_eq!(known, served);
+    }
+}

@@ -233,6 +233,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// `n` texts behind each prompt, of which nothing is parsed.
+    pub fn plain(prompts: Vec<Vec<u32>>, n: usize, options: Options) -> Self {
+        Self { prompts, n, options, parser: None, until: Until::default() }
+    }
+
     /// `n` answers to a turn of a conversation.
     pub fn of_turn(turn: &Turn, n: usize, options: Options) -> Self {
         let (prompts, parser) = (vec![turn.tokens.clone()], Some(turn.parser()));

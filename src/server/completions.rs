@@ -13,13 +13,12 @@ use super::params::Common;
 use super::request::Reply;
 use super::served::Served;
 use super::sse::{self, Encoder, Events};
-use super::until::Until;
 use crate::generate::Options;
 use crate::model::Model;
 use crate::text::Infill;
 
 /// The text of a part: here, where nothing is parsed, all of them are.
-fn text_part(part: AnswerPart) -> Option<String> {
+pub(crate) fn text_part(part: AnswerPart) -> Option<String> {
     match part {
         AnswerPart::Text(text) | AnswerPart::Broken(text) => Some(text),
         AnswerPart::Reasoning(_) | AnswerPart::Call { .. } | AnswerPart::Arguments { .. } => None,
@@ -59,6 +58,22 @@ impl Prompt {
                 Ok(ids)
             }
             (this, None) => this.encode(model, parse),
+        }
+    }
+
+    /// The tokens behind which a text goes on, or is filled in before the `suffix`, and those that end it then.
+    pub fn encode_before(
+        self,
+        model: &Model,
+        parse: bool,
+        suffix: Option<&str>,
+    ) -> crate::error::Result<(Vec<u32>, Vec<u32>)> {
+        match (self, suffix) {
+            (Self::Text(prefix), Some(suffix)) => {
+                let infill = Infill { prefix, suffix: suffix.to_owned(), ..Infill::default() };
+                model.infill_prompt(&infill, None)
+            }
+            (this, _) => Ok((this.encode(model, parse)?, Vec::new())),
         }
     }
 }
@@ -120,21 +135,17 @@ pub(crate) async fn create(app: Arc<Served>, mut fields: Fields) -> Reply {
         .apart_with(again, move |model| {
             let constraint = format.map(|format| model.constraint(&format)).transpose()?;
             let mut ends = Vec::new();
-            let prompts = prompts.into_iter().map(|prompt| match (prompt, &suffix) {
-                (Prompt::Text(prefix), Some(suffix)) => {
-                    let infill = Infill { prefix, suffix: suffix.clone(), ..Infill::default() };
-                    let (tokens, more) = model.infill_prompt(&infill, None)?;
-                    ends = more;
-                    Ok(tokens)
-                }
-                (prompt, _) => prompt.encode(model, parse),
+            let prompts = prompts.into_iter().map(|prompt| {
+                let tokens;
+                (tokens, ends) = prompt.encode_before(model, parse, suffix.as_deref())?;
+                Ok(tokens)
             });
             Ok((prompts.collect::<crate::error::Result<Vec<_>>>()?, ends, constraint))
         })
         .await?;
     let mut options = Options { constraint, ..common.options };
     options.stop_tokens.extend(ends);
-    let job = Job { prompts, n: common.n, options, parser: None, until: Until::default() };
+    let job = Job::plain(prompts, common.n, options);
     let answers = Answers::start(&app, &job, places)?;
     let shape = ChunkShape::new(&app, "cmpl-", top.is_some());
     if common.stream {

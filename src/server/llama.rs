@@ -8,9 +8,9 @@ use axum::http::Uri;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-use super::answers::{AnswerPart, Answers, Finish, Job, Scored, Timings, Update, Usage};
+use super::answers::{Answers, Finish, Job, Scored, Timings, Update, Usage};
 use super::app::App;
-use super::completions::{Prompt, prompts};
+use super::completions::{prompts, text_part};
 use super::failure::{Dialect, Failure, json_body};
 use super::json::{Fields, shown};
 use super::openai::scored_json;
@@ -19,7 +19,6 @@ use super::request::Reply;
 use super::served::Served;
 use super::sse::{self, Encoder, Events};
 use super::until::Until;
-use crate::error::Result as Made;
 use crate::generate::Options;
 use crate::model::Model;
 use crate::sample::{Grammar, SamplingOptions};
@@ -256,13 +255,10 @@ fn settings(app: &Served, options: &Options, most: Option<i64>) -> Value {
 /// `POST /completion`
 pub(crate) async fn completion(app: Arc<Served>, mut fields: Fields) -> Reply {
     let asked = Asked::take(&app, &mut fields)?;
-    let prompts = prompts(&mut fields, "prompt", 1)?;
+    let prompt = prompts(&mut fields, "prompt", 1)?.pop();
+    let prompt = fields.required("prompt", prompt)?;
     fields.finish()?;
-    answer(&app, asked, move |model| {
-        let mut tokens = prompts.into_iter().map(|prompt| prompt.encode(model, true));
-        Ok((tokens.next().unwrap_or_else(|| Prompt::Tokens(Vec::new()).encode(model, true))?, Vec::new()))
-    })
-    .await
+    answer(&app, asked, move |model| prompt.encode_before(model, true, None)).await
 }
 
 /// `POST /infill`: what stands between `input_prefix`, behind which `prompt` goes on, and `input_suffix`. `input_extra` are parts
@@ -299,7 +295,7 @@ pub(crate) async fn infill(app: Arc<Served>, mut fields: Fields) -> Reply {
 async fn answer(
     app: &Arc<Served>,
     asked: Asked,
-    prompt: impl FnOnce(&Model) -> Made<(Vec<u32>, Vec<u32>)> + Send + 'static,
+    prompt: impl FnOnce(&Model) -> crate::error::Result<(Vec<u32>, Vec<u32>)> + Send + 'static,
 ) -> Reply {
     let Asked { options, until, grammar, stream, form } = asked;
     let places = app.places(form.n)?;
@@ -311,7 +307,7 @@ async fn answer(
         })
         .await?;
     let options = Options { constraint, stop_tokens: ends, ..options };
-    let job = Job { prompts: vec![tokens], n: form.n, options, parser: None, until };
+    let job = Job { until, ..Job::plain(vec![tokens], form.n, options) };
     let answers = Answers::start(app, &job, places)?;
     let prompt = answers.usage().prompt;
     if stream {
@@ -429,14 +425,10 @@ impl Encoder for Chunks {
 
     fn update(&mut self, update: Update, out: &mut Events) {
         let Update { choice, parts, token, finish, timings } = update;
-        let texts = parts.into_iter().filter_map(|part| match part {
-            AnswerPart::Text(text) | AnswerPart::Broken(text) => Some(text),
-            AnswerPart::Reasoning(_) | AnswerPart::Call { .. } | AnswerPart::Arguments { .. } => None,
-        });
-        let text: String = texts.collect();
+        let text: String = parts.into_iter().filter_map(text_part).collect();
         let scored = token.as_slice();
         let told = &mut self.told[choice];
-        told.generated += 1;
+        told.generated += usize::from(finish.is_none());
         told.has_new_line |= text.contains('\n');
         if !self.form.is_nothing && (!text.is_empty() || !scored.is_empty()) {
             let mut chunk = json!({

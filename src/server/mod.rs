@@ -50,6 +50,8 @@ use crate::models::{Models, ModelsOptions};
 use app::App;
 pub use fetch::{Fetch, Fetching, Look};
 use handlers::Handlers;
+#[cfg(test)]
+pub(crate) use routes::ROUTES;
 
 /// What becomes of fields of a request that are not known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

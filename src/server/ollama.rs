@@ -16,16 +16,15 @@ use serde_json::json;
 use super::answers::{Answers, Job};
 use super::app::App;
 use super::chosen::Wanted;
+use super::completions::Prompt;
 use super::failure::{Dialect, Failure, json_body};
 use super::json::Fields;
 use super::request::Reply;
 use super::served::Served;
 use super::sse;
-use super::until::Until;
 use crate::model::Model;
 use crate::models::Keep;
-use crate::sample::Grammar;
-use crate::text::{Chat, Infill, Message, PromptEnd};
+use crate::text::{Chat, Message, PromptEnd};
 use asked::Asked;
 pub(crate) use models::{ps, show, tags, version};
 pub(crate) use pull::{pull, refuse};
@@ -50,8 +49,11 @@ pub(crate) fn unload(app: &App, wanted: &Wanted, fields: &Fields) -> Option<Resp
 /// What a text is generated from.
 enum Source {
     Chat(Box<Chat>),
-    Text(String),
-    Infill(Infill),
+    /// A text that goes on, or is filled in before another.
+    Text {
+        prompt: String,
+        suffix: Option<String>,
+    },
     /// Nothing: the client only wants the model to be loaded.
     Nothing,
 }
@@ -103,18 +105,18 @@ fn prompt(app: &Served, asked: &mut Asked, fields: &mut Fields) -> Result<Source
     if raw && system.is_some() {
         return Err(fields.wrong("system", "raw mode does not support it: write it into the prompt"));
     }
-    if let Some(suffix) = suffix {
+    if suffix.is_some() {
         if system.is_some() {
             // Ollama's templates of models that fill in have no place for it.
             fields.note("system");
         }
-        return Ok(Source::Infill(Infill { prefix: prompt, suffix, ..Infill::default() }));
+        return Ok(Source::Text { prompt, suffix });
     }
     if prompt.is_empty() {
         return Ok(Source::Nothing);
     }
     if raw || system.is_none() && !app.model.has_template() {
-        return Ok(Source::Text(prompt));
+        return Ok(Source::Text { prompt, suffix });
     }
     let system = system.map(|system| Message::new("system", system));
     let mut chat = Chat::new(system.into_iter().chain([Message::new("user", prompt)]).collect());
@@ -137,22 +139,17 @@ async fn answer(app: Arc<Served>, asked: Asked, from: Source, told: Told) -> Rep
             let turn = app.apart(move |model| model.prepare(&chat, format.as_ref())).await?;
             Job::of_turn(&turn, 1, options)
         }
-        Source::Text(text) => {
-            places = app.places(1)?;
-            let (prompt, constraint) = app.apart(move |model| prepared(model, &text, format)).await?;
-            options.constraint = constraint;
-            Job { prompts: vec![prompt], n: 1, options, parser: None, until: Until::default() }
-        }
-        Source::Infill(infill) => {
+        Source::Text { prompt, suffix } => {
             places = app.places(1)?;
             let made = move |model: &Model| {
                 let constraint = format.map(|format| model.constraint(&format)).transpose()?;
-                Ok((model.infill_prompt(&infill, None)?, constraint))
+                let prompt = Prompt::Text(prompt).encode_before(model, true, suffix.as_deref())?;
+                Ok((prompt, constraint))
             };
-            let ((prompt, ends), constraint) = app.apart(made).await?;
+            let (prompt, ends);
+            ((prompt, ends), options.constraint) = app.apart(made).await?;
             options.stop_tokens.extend(ends);
-            options.constraint = constraint;
-            Job { prompts: vec![prompt], n: 1, options, parser: None, until: Until::default() }
+            Job::plain(vec![prompt], 1, options)
         }
     };
     let answers = Answers::start(&app, &job, places)?;
@@ -161,14 +158,4 @@ async fn answer(app: Arc<Served>, asked: Asked, from: Source, told: Told) -> Rep
     }
     let (texts, usage) = answers.collect().await?;
     Ok(json_body(&shape.whole(texts, usage)))
-}
-
-/// The tokens of a text that no template is put around, and what is to follow it.
-fn prepared(
-    model: &Model,
-    text: &str,
-    format: Option<Grammar>,
-) -> crate::error::Result<(Vec<u32>, Option<crate::sample::Constraint>)> {
-    let constraint = format.map(|format| model.constraint(&format)).transpose()?;
-    Ok((model.encode_prompt(text, true)?, constraint))
 }

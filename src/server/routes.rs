@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::model::Model;
 
 /// The paths that there are, as metrics name them.
-const ROUTES: [&str; 35] = [
+pub(crate) const ROUTES: [&str; 35] = [
     "/",
     "/health",
     "/metrics",
