@@ -444,7 +444,7 @@ pub struct SessionArgs {
     /// What the files there may take: 512MB, 20GiB [default: 8GiB].
     #[arg(long, value_name = "SIZE", requires = "cache_dir", value_parser = size, allow_hyphen_values = true)]
     pub cache_disk: Option<u64>,
-    /// Guess tokens that repeat what came before, and check several in one step: auto does on the CPU, where no text depends on it.
+    /// Guess tokens that repeat what came before, or by a layer that the model has for it, and check several in one step: auto does on the CPU, where no text depends on it.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     #[arg(value_parser = PossibleValuesParser::new(Drafts::NAMES).try_map(|name| name.parse::<Drafts>()))]
     pub drafts: Drafts,

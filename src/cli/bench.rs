@@ -94,7 +94,7 @@ impl BenchWork {
         let part = config.experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
         let (mut layer_elements, mut head_elements) = ([0; 2], [0; 2]);
         let tables = ["model.embed_tokens_per_layer", "per_layer_token_embd"];
-        for tensor in files.used_tensors() {
+        for tensor in files.own_tensors() {
             // Of these, too, a row for each token.
             if tables.iter().any(|name| tensor.name.starts_with(name)) {
                 continue;

@@ -206,6 +206,9 @@ impl Facts {
         if let Some(scores) = self.scores() {
             row("scores", scores);
         }
+        if files.guesses_ahead() {
+            row("drafts", "its own: a layer behind the last guesses further tokens".to_owned());
+        }
         row("parameters", count(self.parameters()));
         row("weights", self.weights());
         row("kv cache", format!("{} a token, {kv_type}", Bytes(files.kv_token_bytes(kv_type))));

@@ -8,13 +8,18 @@
 //!
 //! How many guesses a step takes is decided by [`Pace`]: what rows cost, which is measured, against how often such guesses were right.
 
+mod ahead;
 mod lookup;
 mod model;
 mod pace;
 
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::tensor::MatrixView;
+pub(super) use ahead::ByAhead;
+#[cfg(test)]
+pub(super) use ahead::OTHERS;
 pub(crate) use lookup::Lookup;
 pub(super) use model::ByModel;
 pub(super) use pace::{Candidate, Odds, Pace, Price};
@@ -72,6 +77,30 @@ pub(crate) trait Drafter {
     fn computes(&self) -> bool {
         false
     }
+
+    /// Whether it is to be shown what the model makes of the text.
+    fn sees(&self) -> bool {
+        false
+    }
+
+    /// Is shown what the model made, behind its last norm, of the tokens of the text from `start` on: `[n, width]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn see(&mut self, _start: usize, _made: MatrixView<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The most likely token of a row of logits, among the first `vocab`, and its probability.
+fn most_likely(row: &[f32], vocab: usize) -> Result<(u32, f32)> {
+    let row = &row[..vocab.min(row.len())];
+    let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+    let sum: f32 = row.iter().map(|&logit| (logit - row[best]).exp()).sum();
+    if !sum.is_finite() {
+        return Err(Error::Engine("logits of guesses are no numbers".into()));
+    }
+    Ok((best as u32, 1.0 / sum))
 }
 
 /// Whether one more guess behind these is worth computing.
@@ -205,6 +234,19 @@ impl Drafting {
     /// Whether guessing takes time.
     pub fn computes(&self) -> bool {
         self.drafter.computes()
+    }
+
+    /// Whether it is to be shown what the model makes of the text.
+    pub fn sees(&self) -> bool {
+        self.drafter.sees()
+    }
+
+    /// Shows it that; see [`Drafter::see`].
+    ///
+    /// # Errors
+    /// Those of the drafter.
+    pub fn see(&mut self, start: usize, made: MatrixView<'_>) -> Result<()> {
+        self.drafter.see(start, made)
     }
 
     /// Takes the first `depth` of what was guessed into the next step; how many that are. Where it is none, one is tried now and then,

@@ -42,16 +42,26 @@ pub(super) fn runtime(model: &str, kind: LlmBackendKind, routing: Routing) -> Ru
 /// The same with K and V in `kv`, or in the type of the weights.
 fn runtime_in(model: &str, kind: LlmBackendKind, routing: Routing, kv: Option<KvType>) -> Runtime {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model);
+    runtime_at(&path, kind, routing, kv)
+}
+
+/// The same of a directory, with the layer that guesses further tokens where there is one.
+pub(super) fn runtime_at(path: &Path, kind: LlmBackendKind, routing: Routing, kv: Option<KvType>) -> Runtime {
     let mut architecture = Architecture::read(&path.join("config.json")).unwrap();
-    let mut checkpoint = Checkpoint::open(&path).unwrap();
+    let mut checkpoint = Checkpoint::open(path).unwrap();
     architecture.adopt(&mut checkpoint).unwrap();
     let largest = checkpoint.tensors().max_by_key(|tensor| tensor.bytes());
     let dtype = largest.and_then(TensorInfo::dtype).unwrap_or(DType::F32);
     let cpu = CpuBackend::new(Some(1), None);
     let dispatch = LlmBackendDispatch::of(kind, dtype, cpu, routing).unwrap();
-    let forward = architecture.load(&checkpoint, &dispatch).unwrap().forward;
+    let loaded = architecture.load(&checkpoint, &dispatch, true).unwrap();
     let kv = kv.unwrap_or(dtype.into());
-    Runtime::new(Arc::new(architecture.config().clone()), forward, dispatch, kv).unwrap()
+    let config = Arc::new(architecture.config().clone());
+    let runtime = Runtime::new(config, loaded.forward, dispatch, kv).unwrap();
+    match loaded.ahead {
+        Some((config, forward)) => runtime.with_ahead(config, forward, kv).unwrap(),
+        None => runtime,
+    }
 }
 
 /// A worker whose turns are taken by hand.
@@ -110,6 +120,12 @@ impl Rig {
         routing: Routing,
     ) -> Self {
         Self::of(runtime(model, kind, routing), tokens, options)
+    }
+
+    /// Of a directory, with the layer that guesses further tokens where there is one.
+    #[cfg(test)]
+    pub fn at(path: &Path, kind: LlmBackendKind, tokens: usize, options: EngineOptions) -> Self {
+        Self::of(runtime_at(path, kind, Routing::default(), None), tokens, options)
     }
 
     /// On the CPU, with K and V in `kv` and a cache on disk.

@@ -29,10 +29,12 @@ const REPLAY_CHUNK: usize = 512;
 pub struct Runtime {
     config: Arc<Config>,
     forward: Box<dyn Forward>,
-    dispatch: LlmBackendDispatch,
+    dispatch: Rc<LlmBackendDispatch>,
     states: StateLayout,
     watch: Watch,
     draft: Option<Rc<Runtime>>,
+    /// Its layer that guesses further tokens, on the same dispatch.
+    ahead: Option<Rc<Runtime>>,
     places: Places,
     /// Those that are loaded, as they are prepared.
     adapters: RefCell<Vec<(Arc<Adapter>, Rc<Bound>)>>,
@@ -71,12 +73,28 @@ impl Runtime {
     pub fn new(
         config: Arc<Config>,
         forward: Box<dyn Forward>,
-        dispatch: LlmBackendDispatch,
+        dispatch: impl Into<Rc<LlmBackendDispatch>>,
         kv_type: KvType,
     ) -> Result<Self> {
+        let dispatch = dispatch.into();
         let states = StateLayout::new(&forward.states(), kv_type)?;
         let (watch, places, adapters) = (Watch::default(), Places::default(), RefCell::default());
-        Ok(Self { config, forward, dispatch, states, watch, draft: None, places, adapters })
+        let (draft, ahead) = (None, None);
+        Ok(Self { config, forward, dispatch, states, watch, draft, ahead, places, adapters })
+    }
+
+    /// With a layer that guesses further tokens behind what the model makes of its text: what `config` and `forward` are of.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_ahead(self, config: Config, forward: Box<dyn Forward>, kv_type: KvType) -> Result<Self> {
+        let ahead = Self::new(Arc::new(config), forward, Rc::clone(&self.dispatch), kv_type)?;
+        Ok(Self { ahead: Some(Rc::new(ahead)), ..self })
+    }
+
+    /// The layer that guesses further tokens.
+    pub(crate) fn ahead(&self) -> Option<&Rc<Runtime>> {
+        self.ahead.as_ref()
     }
 
     /// Has its texts guessed by a smaller model of the same vocabulary.
@@ -204,9 +222,9 @@ impl Runtime {
         self.dispatch.kv_cost(&self.states, step)
     }
 
-    /// Bytes that the model which guesses its texts keeps of each token: nothing of it is shared or given back.
+    /// Bytes that what guesses its texts keeps of each token: nothing of it is shared or given back.
     pub fn draft_cost(&self) -> u64 {
-        self.draft.as_ref().map_or(0, |draft| {
+        self.draft.as_ref().or(self.ahead.as_ref()).map_or(0, |draft| {
             let cost = draft.kv_cost(1);
             cost.token + cost.windowed
         })
@@ -215,7 +233,7 @@ impl Runtime {
     /// All that changes the bits of a sequence's states on this machine, beside the model, in words; none where they are not
     /// the CPU's.
     pub(crate) fn bit_settings(&self) -> Option<String> {
-        match &self.dispatch {
+        match &*self.dispatch {
             LlmBackendDispatch::Cpu { cpu, .. } => Some(cpu.bit_settings()),
             LlmBackendDispatch::Mlx { .. } => None,
         }
@@ -292,6 +310,39 @@ impl Runtime {
         wait: bool,
     ) -> Result<Launched> {
         let launched = self.build(batch, sequences, None)?;
+        self.start(batch, sequences, &launched, wait)?;
+        Ok(launched)
+    }
+
+    /// Runs a step that goes on behind `carried`, what the model made of the token before each of the step's: `[T, D]`. Its outputs,
+    /// hidden states among them; `of_first`, logits of the first tokens of the vocabulary alone, where the forward pass has a head for
+    /// these. It is not replayed.
+    ///
+    /// # Errors
+    /// Those of the ops, and a failed evaluation: the sequences are then not to be continued.
+    pub fn step_behind(
+        &self,
+        batch: &Batch,
+        carried: HostTensor,
+        of_first: bool,
+        sequences: &mut [impl BorrowMut<SequenceState>],
+    ) -> Result<StepOutputs> {
+        let carried = self.dispatch.to_backend(carried)?;
+        let launched = self.built(batch, sequences, Some((carried, of_first)), None)?;
+        self.start(batch, sequences, &launched, true)?;
+        let outputs = self.outputs(&launched, true)?;
+        self.commit(batch, sequences);
+        Ok(outputs)
+    }
+
+    /// Starts the evaluation of a step; with `wait`, evaluates it.
+    fn start(
+        &self,
+        batch: &Batch,
+        sequences: &[impl BorrowMut<SequenceState>],
+        launched: &Launched,
+        wait: bool,
+    ) -> Result<()> {
         let states = batch.runs.iter().map(|run| &sequences[run.sequence].borrow().kv);
         let caches: Vec<&LayerState> = match launched.logits {
             // The logits depend on every layer's cache.
@@ -300,8 +351,7 @@ impl Runtime {
         };
         let recurrent: Vec<&RecurrentState> = states.flat_map(|kv| &kv.recurrent).collect();
         let results: Vec<&Tensor> = launched.logits.iter().collect();
-        self.dispatch.evaluate(&results, &caches, &recurrent, wait)?;
-        Ok(launched)
+        self.dispatch.evaluate(&results, &caches, &recurrent, wait)
     }
 
     /// Builds a step without evaluating it: the cost of a graph, where the backend is lazy.
@@ -312,6 +362,16 @@ impl Runtime {
         &'a self,
         batch: &'a Batch,
         sequences: &'a mut [impl BorrowMut<SequenceState>],
+        tap: Option<Tap<'a>>,
+    ) -> Result<Launched> {
+        self.built(batch, sequences, None, tap)
+    }
+
+    fn built<'a>(
+        &'a self,
+        batch: &'a Batch,
+        sequences: &'a mut [impl BorrowMut<SequenceState>],
+        carried: Option<(Tensor, bool)>,
         tap: Option<Tap<'a>>,
     ) -> Result<Launched> {
         // What [`Self::commit`] will add: it cannot fail.
@@ -326,6 +386,9 @@ impl Runtime {
         let mut step = Step::new(&self.dispatch, batch, sequences, &self.config)?.with_adapters(adapters);
         if let Some(tap) = tap {
             step = step.with_tap(tap);
+        }
+        if let Some((carried, of_first)) = carried {
+            step = step.carrying(carried).of_first(of_first);
         }
         let hidden = self.forward.hidden(&mut step)?;
         let logits = match batch.outputs.is_empty() {

@@ -182,6 +182,11 @@ impl Slot {
         self.draft.as_ref().map_or(&[], |draft| draft.offered())
     }
 
+    /// Whether what the model makes of its tokens is wanted.
+    pub fn wants_hidden(&self) -> bool {
+        self.sequence.wants_hidden() || self.draft.as_ref().is_some_and(|draft| draft.sees())
+    }
+
     /// Whether guessing its tokens takes time.
     pub fn computes_guesses(&self) -> bool {
         self.draft.as_ref().is_some_and(|draft| draft.computes())
@@ -207,8 +212,13 @@ impl Slot {
         let begins = matches!(self.phase, Phase::Prefill | Phase::Apart);
         self.guarded(|slot| {
             match &mut slot.sequence.kind {
-                SequenceKind::Generate(_) if rows.is_empty() => {}
-                SequenceKind::Generate(_) => slot.verify(run, outputs, rows, deadline, context, pace)?,
+                SequenceKind::Generate(_) => {
+                    let right = match rows.is_empty() {
+                        true => run.len,
+                        false => slot.verify(run, outputs, rows, deadline, context, pace)?,
+                    };
+                    slot.show_draft(run, outputs, right);
+                }
                 SequenceKind::Embed(it) => {
                     let Some(hidden) = &outputs.hidden else {
                         return Err(Error::Engine("a step gave no hidden states".into()));
@@ -243,8 +253,18 @@ impl Slot {
         true
     }
 
+    /// Shows its drafts what the model made of the first `right` tokens of `run`.
+    fn show_draft(&mut self, run: &Run, outputs: &StepOutputs, right: usize) {
+        let Some(draft) = self.draft.as_mut().filter(|draft| draft.sees()) else { return };
+        let Some(hidden) = &outputs.hidden else { return };
+        if let Err(error) = draft.see(run.start, hidden.view().rows(run.row..run.row + right)) {
+            tracing::warn!(%error, "a sequence goes on without drafts");
+            self.draft = None;
+        }
+    }
+
     /// Chooses a token from the first of `rows`, and from each row behind it while what is chosen is what was guessed. The caches
-    /// then hold what was right.
+    /// then hold what was right. How many tokens of the run were right.
     fn verify(
         &mut self,
         run: &Run,
@@ -253,7 +273,7 @@ impl Slot {
         deadline: Instant,
         context: usize,
         pace: &mut Pace,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let drafted = rows.len() - 1;
         let guess = self.draft.as_mut().map(|draft| draft.take()).unwrap_or_default();
         if let SequenceKind::Generate(it) = &mut self.sequence.kind {
@@ -285,7 +305,7 @@ impl Slot {
             deadline = (Instant::now() + GUESS).min(last);
         }
         if drafted == 0 {
-            return Ok(());
+            return Ok(run.len);
         }
         if let Some(draft) = &mut self.draft {
             draft.judge(&guess, drafted, chosen, held, pace);
@@ -298,7 +318,7 @@ impl Slot {
             self.state.history.truncate(to);
             self.sequence.show(to);
         }
-        Ok(())
+        Ok(run.len - drafted + right)
     }
 
     /// Whether its caches hold all that it has computed; more where the next step was started ahead.

@@ -1,6 +1,7 @@
 //! The engine's thread turn by turn: memory that is never exceeded and given back, the order of those who wait, and the
 //! tokens, which neither changes. On the CPU and, where there is one, on MLX.
 
+mod ahead;
 mod disk;
 mod drafts;
 mod kinds;

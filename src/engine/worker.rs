@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::disk::{Disk, LEAST};
-use super::draft::{ByModel, Drafter, Drafting, Drafts, Lookup, Pace};
+use super::draft::{ByAhead, ByModel, Drafter, Drafting, Drafts, Lookup, Pace};
 use super::guide::MaskPool;
 use super::load::Gauges;
 use super::memory::{Budget, Memory};
@@ -476,17 +476,19 @@ impl Worker {
             Drafts::On => true,
             Drafts::Off => false,
         };
+        let vocab = self.runtime.config().vocab_size;
         let drafter = || -> Box<dyn Drafter> {
-            match self.runtime.draft() {
-                Some(draft) => Box::new(ByModel::new(Rc::clone(draft), self.runtime.config().vocab_size)),
-                None => Box::<Lookup>::default(),
+            match (self.runtime.draft(), self.runtime.ahead()) {
+                (Some(draft), _) => Box::new(ByModel::new(Rc::clone(draft), vocab)),
+                (None, Some(ahead)) => Box::new(ByAhead::new(Rc::clone(ahead), vocab)),
+                (None, None) => Box::<Lookup>::default(),
             }
         };
         drafts.then(|| Box::new(Drafting::new(drafter())))
     }
 
     fn wants_hidden(&self, batch: &Batch) -> bool {
-        batch.runs.iter().any(|run| self.slots[run.sequence].sequence.wants_hidden())
+        batch.runs.iter().any(|run| self.slots[run.sequence].wants_hidden())
     }
 
     /// The results of a step that failed, where it may be replayed.

@@ -16,7 +16,7 @@ use crate::tensor::{DType, Weight};
 use crate::weights::Form;
 
 /// `x · Wᵀ + b`; the bias is there where the checkpoint has one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Linear {
     weight: PreparedMatrix,       // [N, K]
     bias: Option<PreparedVector>, // [N]
@@ -511,7 +511,7 @@ pub(super) fn root_in(dtype: DType, width: usize) -> f32 {
 }
 
 /// The embedding table and the head, tied or not.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Vocabulary {
     table: PreparedMatrix, // [V, D]
     scale: f32,
@@ -551,6 +551,14 @@ impl Vocabulary {
         self
     }
 
+    /// The head over the first `rows` tokens alone, where it has more and no bias.
+    pub fn first_rows(&self, loader: &Loader<'_>, rows: usize) -> Option<Linear> {
+        let head = self.head.as_ref().filter(|head| head.bias.is_none())?;
+        let whole = head.weight.source();
+        let first = (whole.as_ref().shape()[0] > rows).then(|| whole.rows("first", 0..rows))?;
+        Some(Linear::of(loader, loader.ops.matrix(&first), None))
+    }
+
     /// The embedding table.
     pub fn table(&self) -> &Matrix {
         self.table.source()
@@ -563,6 +571,11 @@ impl Vocabulary {
 
     /// Hidden states `[T, D]` → logits `[S, V]` of the rows that the batch asks for.
     pub fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor> {
+        self.logits_by(self.head.as_ref(), step, hidden)
+    }
+
+    /// The same by another head.
+    pub fn logits_by(&self, head: Option<&Linear>, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor> {
         let wanted;
         let rows = &step.batch.outputs;
         let all = rows.len() == step.batch.rows();
@@ -572,7 +585,7 @@ impl Vocabulary {
             wanted = step.run(&Op::TakeRows { x: hidden, rows })?;
             &wanted
         };
-        let head = self.head.as_ref().ok_or_else(|| Error::no_head("this model"))?;
+        let head = head.ok_or_else(|| Error::no_head("this model"))?;
         let mut logits = head.forward(step, hidden)?;
         if self.multiplier != 1.0 {
             logits = step.scale(&logits, self.multiplier)?;

@@ -2,7 +2,7 @@
 //! DeepSeek-AI 2024, "DeepSeek-V3 Technical Report". GGUF files of Kimi K2 and GLM 4.7 Flash are of this family, too: they do not
 //! say that they are others.
 
-use super::dense::{Dense, Qkv};
+use super::dense::{AheadNames, Dense, Qkv};
 use super::sparse::Sparse;
 use super::{Arguments, Family, Gguf, gguf_latent, glm4_moe, latent};
 use crate::backend::ops::Router;
@@ -27,5 +27,6 @@ pub(super) fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<d
     let sparse = glm4_moe::grouped(fields, sparse, [8, 4], 2)?;
     let scale = fields.number("routed_scaling_factor", -1e6, 1e6)?.unwrap_or(2.5) as f32;
     let sparse = Sparse { routing: Router { scale, ..sparse.routing }, ..sparse };
-    Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+    let ahead = Some(AheadNames::BEHIND);
+    Dense { qkv: Qkv::Latent, sparse: Some(sparse), ahead, ..Dense::llama(config) }.boxed()
 }

@@ -1,8 +1,11 @@
 //! Dense decoders: what most families are, each a description of the same few parts. A block is attention and a feed-forward
 //! part, one after the other or side by side, each with norms before it, after it, or both.
 
+mod ahead;
 mod decoder;
 
+pub(super) use self::ahead::AheadNames;
+pub(crate) use self::ahead::FIRST;
 pub(super) use super::blocks::NormKind;
 use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary, norm_spec};
 use super::delta::DeltaNet;
@@ -11,7 +14,7 @@ use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
 use super::loader::Loader;
 use super::short_conv::ShortConv;
 use super::sparse::Sparse;
-use super::{Arguments, Forward};
+use super::{Ahead, Arguments, Forward};
 use crate::backend::ops::{Backend, GateKind, StateSpec};
 use crate::config::{Config, Rotation};
 use crate::error::Result;
@@ -108,6 +111,8 @@ pub(super) struct Dense {
     pub embed_positions: Option<Name>,
     /// What the names of layers begin with, up to their numbers.
     pub layers: &'static str,
+    /// The number of the first one there, and in GGUF.
+    pub first: [usize; 2],
     /// The last norm.
     pub norm: Name,
     /// The output head, where it is not the embedding.
@@ -158,6 +163,8 @@ pub(super) struct Dense {
     pub transposed: bool,
     /// Whether the embedding is multiplied by the root of its width, rounded to the type of the weights.
     pub root_scale: bool,
+    /// A layer behind the last that guesses the token after the next, where the files may have one.
+    pub ahead: Option<AheadNames>,
 }
 
 impl Dense {
@@ -169,6 +176,7 @@ impl Dense {
             embed_norm: false,
             embed_positions: None,
             layers: "model.layers",
+            first: [0, 0],
             norm: ("model.norm", "output_norm"),
             lm_head: ("lm_head", "output"),
             tied_bias: false,
@@ -202,6 +210,7 @@ impl Dense {
             pairs: Pairs::Nowhere,
             transposed: false,
             root_scale: false,
+            ahead: None,
         }
     }
 
@@ -212,16 +221,22 @@ impl Dense {
         Ok(Box::new(self))
     }
 
+    /// What the names of a layer begin with, and in GGUF.
+    fn prefixes(&self, layer: usize) -> [String; 2] {
+        let [own, gguf] = self.first.map(|first| first + layer);
+        [format!("{}.{own}", self.layers), format!("blk.{gguf}")]
+    }
+
     /// Adds one layer to the list.
     fn list_layer(&self, list: &mut WeightList, layer: usize) {
         let config = &self.config;
+        let prefixes = self.prefixes(layer);
+        let prefixes = prefixes.each_ref().map(String::as_str);
         let name =
-            |name: Name| [format!("{}.{layer}.{}", self.layers, name.0), format!("blk.{layer}.{}", name.1)];
+            |name: Name| [format!("{}.{}", prefixes[0], name.0), format!("{}.{}", prefixes[1], name.1)];
         for norm in self.norms_of(layer).into_iter().flatten() {
             list.push(norm_spec(name(norm), config.hidden_dim(), self.norms));
         }
-        let prefixes = [format!("{}.{layer}", self.layers), format!("blk.{layer}")];
-        let prefixes = prefixes.each_ref().map(String::as_str);
         let attends = self.attends(layer);
         if let Some(of) = self.head_norms.filter(|_| attends) {
             let dims = match of.of {
@@ -282,7 +297,7 @@ impl Dense {
                         Pairs::Gguf => [Form::Plain, pairs],
                         Pairs::Everywhere => [pairs, pairs],
                     };
-                    let fused = (format!("blk.{layer}.attn_qkv"), row..row + dim.size);
+                    let fused = (format!("{}.attn_qkv", prefixes[1]), row..row + dim.size);
                     row += dim.size;
                     matrix(name(part), dim, config.hidden_dim(), forms, vec![fused]);
                 }
@@ -367,7 +382,8 @@ impl Dense {
     }
 
     fn load_mlp(&self, loader: &Loader<'_>, layer: usize) -> Result<Mlp> {
-        let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
+        let [prefix, _] = self.prefixes(layer);
+        let path = |name: Name| format!("{prefix}.{}", name.0);
         let (activation, inner) = (self.config.hidden_act, self.config.intermediate_size);
         Ok(match self.mlp {
             MlpNames::Gated([gate, up, down]) => Mlp::Gated {
@@ -390,7 +406,8 @@ impl Dense {
 
     fn load_layer(&self, loader: &Loader<'_>, layer: usize) -> Result<Layer> {
         let config = &self.config;
-        let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
+        let [prefix, _] = self.prefixes(layer);
+        let path = |name: Name| format!("{prefix}.{}", name.0);
         let norm = |name: Option<Name>| name.map(|name| self.norm(loader, &path(name))).transpose();
         let out_norm = |name: Option<Name>| -> Result<Option<Norm>> {
             Ok(match (norm(name)?, self.out_eps) {
@@ -399,7 +416,6 @@ impl Dense {
             })
         };
         let (width, kv_width) = (config.query_dim(layer).size, config.key_dim().size);
-        let prefix = format!("{}.{layer}", self.layers);
         let mut gate = None;
         let qkv = match self.qkv {
             Qkv::Latent => None,
@@ -453,7 +469,8 @@ impl Dense {
 
     fn load_attention(&self, loader: &Loader<'_>, layer: usize, qkv: [Linear; 3]) -> Result<Attention> {
         let config = &self.config;
-        let path = |name: Name| format!("{}.{layer}.{}", self.layers, name.0);
+        let [prefix, _] = self.prefixes(layer);
+        let path = |name: Name| format!("{prefix}.{}", name.0);
         let mut attention = Attention::of(config, layer, qkv, Linear::load(loader, &path(self.output))?);
         if let Some(of) = self.head_norms {
             let heads = [config.heads(layer), config.num_key_value_heads];
@@ -520,6 +537,7 @@ impl Arguments for Dense {
         } else if self.tied_bias {
             list.push(ModuleSpec { columns: None, ..table(self.lm_head, config.vocab_dim(), true) });
         }
+        self.list_ahead(&mut list);
         list
     }
 
@@ -553,6 +571,21 @@ impl Arguments for Dense {
         let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
         let states = self.states();
         Ok(Box::new(Decoder { states, vocabulary, embed_norm, positions, layers, norm, parallel, residual }))
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        self.describe_ahead()
+    }
+
+    fn leave_ahead(&mut self) {
+        self.ahead = None;
+    }
+
+    fn load_ahead(&self, loader: &Loader<'_>, model: &dyn Forward) -> Result<Option<Box<dyn Forward>>> {
+        match model.vocabulary() {
+            Some(vocabulary) => self.load_layer_ahead(loader, vocabulary.clone()),
+            None => Ok(None),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! models that is the same.
 
 use super::gguf_members::{LLAMA_CPP, Members, RMS_EPS};
-use super::{Gguf, GgufExperts, glm4_moe};
+use super::{Gguf, GgufExperts, glm4_moe, qwen3_5_text};
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;
@@ -37,7 +37,8 @@ pub(super) fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Res
         members.put(JOINED, joined.name(), Value::Bool(true));
     }
     let all = members.uint("num_hidden_layers");
-    glm4_moe::own_layers(members)?;
+    let ahead = glm4_moe::own_layers(members)?;
+    members.put(qwen3_5_text::AHEAD, members.key("nextn_predict_layers"), Value::UInt(ahead));
     let key = members.key("attention.recurrent_layers");
     match metadata.flags(&key)? {
         Some(flags) if flags.len() as u64 == all => {

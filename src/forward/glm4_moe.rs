@@ -1,7 +1,7 @@
 //! `glm4_moe`: GLM 4.5 to 4.7: Llama that rotates half of a head, with experts behind the first layers, one of which every token
 //! goes to. GLM Team 2025, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models".
 
-use super::dense::Dense;
+use super::dense::{AheadNames, Dense};
 use super::gguf_members::Members;
 use super::list::InMlx;
 use super::sparse::{SharedExpert, Sparse, experts};
@@ -53,6 +53,7 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
         mlp_norm: Some(("post_attention_layernorm", "post_attention_norm")),
         head_norms: normed.then_some(qwen3::HEAD_NORMS),
         sparse: Some(sparse),
+        ahead: Some(AheadNames::BEHIND),
         ..Dense::llama(config)
     }
     .boxed()
@@ -66,8 +67,8 @@ fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// The last layers of a file may predict further tokens: they take no part in this one's.
-pub(super) fn own_layers(members: &mut Members<'_>) -> Result<()> {
+/// The last layers of a file may predict further tokens: they take no part in this one's. How many those are.
+pub(super) fn own_layers(members: &mut Members<'_>) -> Result<u64> {
     let (more, all) = (members.key("nextn_predict_layers"), members.uint("num_hidden_layers"));
     let own = match members.metadata.uint(&more)?.unwrap_or(0) {
         count if count < all => all - count,
@@ -76,7 +77,7 @@ pub(super) fn own_layers(members: &mut Members<'_>) -> Result<()> {
         }
     };
     members.put("num_hidden_layers", members.key("block_count"), Value::UInt(own));
-    Ok(())
+    Ok(all - own)
 }
 
 /// Experts that a sigmoid and a bias choose, behind dense layers, with one or more that every token goes to. `absent` is

@@ -1,6 +1,6 @@
 //! `glm4_moe_lite`: DeepSeek V3's attention and experts in a smaller model: GLM 4.7 Flash.
 
-use super::dense::{Dense, Qkv};
+use super::dense::{AheadNames, Dense, Qkv};
 use super::sparse::Sparse;
 use super::{Arguments, Family, glm4_moe, latent};
 use crate::backend::ops::Router;
@@ -30,7 +30,8 @@ fn arguments(fields: &Fields<'_>, mut config: Config) -> Result<Box<dyn Argument
         None => (0..config.num_hidden_layers).map(|layer| layer > 0).collect(),
     };
     let sparse = Sparse { layers, routing: Router { scale, ..sparse.routing }, ..sparse };
-    Dense { qkv: Qkv::Latent, sparse: Some(sparse), ..Dense::llama(config) }.boxed()
+    let ahead = Some(AheadNames::BEHIND);
+    Dense { qkv: Qkv::Latent, sparse: Some(sparse), ahead, ..Dense::llama(config) }.boxed()
 }
 
 /// Whether each layer has experts, as `mlp_layer_types` says.

@@ -118,6 +118,7 @@ use crate::weights::Checkpoint;
 use step::Step;
 
 pub use adapt::{Adapter, Places};
+pub(crate) use dense::FIRST;
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
 pub(crate) use list::{InMlx, ModuleSpec, StackSpec, WeightList};
@@ -338,11 +339,40 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The layer behind the last that guesses the token after the next, where the files may have one.
+    fn ahead(&self) -> Option<Ahead> {
+        None
+    }
+
+    /// Goes on without it.
+    fn leave_ahead(&mut self) {}
+
     /// Builds the forward pass of the weights on the list.
     ///
     /// # Errors
     /// A weight that is missing or does not have the configured shape.
     fn load(&self, loader: &Loader<'_>) -> Result<Box<dyn Forward>>;
+
+    /// Builds that of the layer ahead of `model`, which this one built.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    fn load_ahead(&self, _: &Loader<'_>, _model: &dyn Forward) -> Result<Option<Box<dyn Forward>>> {
+        Ok(None)
+    }
+}
+
+/// A layer behind the last that guesses the token after the next, before its weights are there.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    /// What all families share, of a model of this layer alone.
+    pub config: Config,
+    /// What it keeps of a sequence.
+    pub states: Vec<StateSpec>,
+    /// A module that checkpoints with such a layer have.
+    pub module: String,
+    /// Its weights, which are on the list of the model's, too.
+    pub list: WeightList,
 }
 
 /// A model as its configuration describes it: the family, and the family's arguments.
@@ -516,7 +546,26 @@ impl Architecture {
                 .flat_map(|(path, of)| list.meant_by(&path).into_iter().map(move |path| (path, of)))
                 .collect();
         }
-        list.check(self.config(), checkpoint)
+        self.leave_absent_ahead(checkpoint);
+        self.check_weights(checkpoint)
+    }
+
+    /// Goes on without the layer ahead where the checkpoint has none, or one of other shapes, which is said.
+    fn leave_absent_ahead(&mut self, checkpoint: &Checkpoint) {
+        let Some(ahead) = self.arguments.ahead() else { return };
+        let is_there = checkpoint.find(&format!("{}.weight", ahead.module)).is_some();
+        let fits = if is_there { ahead.list.check(self.config(), checkpoint) } else { Ok(()) };
+        if let Err(error) = &fits {
+            tracing::warn!(%error, "the layer that guesses further tokens is left out");
+        }
+        if let (Some(arguments), true) = (Arc::get_mut(&mut self.arguments), !is_there || fits.is_err()) {
+            arguments.leave_ahead();
+        }
+    }
+
+    /// The layer behind the last that guesses the token after the next, where there is one.
+    pub(crate) fn ahead(&self) -> Option<Ahead> {
+        self.arguments.ahead()
     }
 
     /// Checks the configuration against the shapes of the checkpoint's matrices.
@@ -527,16 +576,30 @@ impl Architecture {
         self.weights().check(self.config(), checkpoint)
     }
 
-    /// Builds the forward pass of a checkpoint that was adopted, its weights prepared for `ops`.
+    /// Builds the forward pass of a checkpoint that was adopted, its weights prepared for `ops`; `with_ahead`, that of the layer
+    /// that guesses further tokens, too, where there is one that can be loaded.
     ///
     /// # Errors
     /// A weight that is missing or does not have the configured shape.
-    pub fn load(&self, checkpoint: &Checkpoint, ops: &LlmBackendDispatch) -> Result<Loaded> {
+    pub fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        ops: &LlmBackendDispatch,
+        with_ahead: bool,
+    ) -> Result<Loaded> {
         let list = self.weights();
         let loader = Loader::new(self.config(), &list, checkpoint, ops);
         let forward = self.arguments.load(&loader)?;
+        let ahead = self.arguments.ahead().filter(|_| with_ahead);
+        let ahead = ahead.and_then(|ahead| match self.arguments.load_ahead(&loader, &*forward) {
+            Ok(forward) => Some((ahead.config, forward?)),
+            Err(error) => {
+                tracing::warn!(%error, "the layer that guesses further tokens is left out");
+                None
+            }
+        });
         let (linears, places) = loader.into_parts();
-        Ok(Loaded { forward, linears, places })
+        Ok(Loaded { forward, ahead, linears, places })
     }
 }
 
@@ -556,6 +619,11 @@ pub trait Forward: fmt::Debug {
     /// # Errors
     /// Those of the ops.
     fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor>;
+
+    /// Its embedding and head, where a layer ahead may share them.
+    fn vocabulary(&self) -> Option<&blocks::Vocabulary> {
+        None
+    }
 }
 
 /// A forward pass, and the matrices of its linear layers, which a backend may want to ready.
@@ -563,6 +631,8 @@ pub trait Forward: fmt::Debug {
 pub struct Loaded {
     /// The forward pass.
     pub forward: Box<dyn Forward>,
+    /// The layer ahead, and what all families share of a model of that layer alone.
+    pub ahead: Option<(Config, Box<dyn Forward>)>,
     /// Every matrix that it multiplies by, in the order of the layers.
     pub linears: Vec<PreparedMatrix>,
     /// Where adapters may add to them.

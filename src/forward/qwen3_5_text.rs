@@ -2,7 +2,7 @@
 //! Qwen Team 2026, "Qwen3.5".
 
 use super::delta::DeltaNet;
-use super::dense::{Dense, HeadNorms, NormKind};
+use super::dense::{AheadNames, Dense, HeadNorms, NormKind};
 use super::{Arguments, Family, Gguf, gguf_delta, qwen3};
 use crate::config::rope::RopeRules;
 use crate::config::{Config, Shared, only};
@@ -18,6 +18,9 @@ pub(super) const SHARED: Shared = Shared {
     eos: &[],
     ..Shared::LLAMA
 };
+
+/// Layers behind the last that guess further tokens.
+pub(super) const AHEAD: &str = "mtp_num_hidden_layers";
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_5_text",
@@ -38,6 +41,7 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense
     let linear = linear_layers(fields, config.num_hidden_layers, |layer| !(layer + 1).is_multiple_of(every))?;
     let delta = DeltaNet::read(fields, linear)?;
     config.mixer_width = delta.width();
+    let ahead = matches!(fields.get(AHEAD), None | Some(Value::UInt(1)));
     let head_norms = HeadNorms { kind: NormKind::Rms { offset: 1.0 }, ..qwen3::HEAD_NORMS };
     Ok(Dense {
         mlp_norm: Some(("post_attention_layernorm", "post_attention_norm")),
@@ -45,6 +49,7 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense
         head_norms: Some(head_norms),
         gated_queries: true,
         delta: Some(delta),
+        ahead: ahead.then_some(AheadNames::APART),
         ..Dense::llama(config)
     })
 }

@@ -56,6 +56,10 @@ pub struct Step<'a> {
     /// What the queries of each row are multiplied by, where any is not 1.
     query_factors: Option<Vec<f32>>,
     tap: Option<Tap<'a>>,
+    /// What the model made of the token before each, where the forward pass goes on with that. `[T, D]`
+    carried: Option<Tensor>,
+    /// Whether logits of the first tokens of the vocabulary are enough, where the forward pass can tell these apart.
+    of_first: bool,
     /// Rows that have an adapter, in their order.
     pub(super) adapters: Adapters,
 }
@@ -122,6 +126,8 @@ impl<'a> Step<'a> {
             queries,
             query_factors,
             tap: None,
+            carried: None,
+            of_first: false,
             adapters: Adapters::new(),
         })
     }
@@ -130,6 +136,28 @@ impl<'a> Step<'a> {
     pub fn with_tap(mut self, tap: Tap<'a>) -> Self {
         self.tap = Some(tap);
         self
+    }
+
+    /// Behind what the model made of the token before each: `[T, D]`.
+    pub(crate) fn carrying(mut self, hidden: Tensor) -> Self {
+        self.carried = Some(hidden);
+        self
+    }
+
+    /// Whose logits of the first tokens of the vocabulary are enough, where `first`.
+    pub(crate) fn of_first(mut self, first: bool) -> Self {
+        self.of_first = first;
+        self
+    }
+
+    /// Whether these are enough.
+    pub(crate) fn is_of_first(&self) -> bool {
+        self.of_first
+    }
+
+    /// What the model made of the token before each: `[T, D]`.
+    pub(crate) fn carried(&self) -> Result<&Tensor> {
+        self.carried.as_ref().ok_or_else(|| Error::shape("step", "no hidden states to go on with"))
     }
 
     /// With adapters, of their rows.

@@ -7,7 +7,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::pool::Pool;
 use crate::backend::ops::{Backend, MatrixOperand};
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, PreparedMatrix, Routing};
-use crate::engine::Runtime;
+use crate::engine::{Drafts, Runtime};
 use crate::error::Result;
 use crate::forward::Loaded;
 use crate::tensor::DType;
@@ -45,7 +45,15 @@ pub(super) fn runtime(
     if reads {
         options.progress.expect(files.checkpoint.total_bytes());
     }
-    let Loaded { forward, mut linears, places } = files.architecture.load(&files.checkpoint, &dispatch)?;
+    // MLX computes several rows in another order than one: there guesses are for those who ask for them.
+    let guesses = match options.drafts {
+        Drafts::Auto => backend == LlmBackendKind::Cpu,
+        Drafts::On => true,
+        Drafts::Off => false,
+    };
+    let with_ahead = guesses && options.draft.is_none();
+    let loaded = files.architecture.load(&files.checkpoint, &dispatch, with_ahead)?;
+    let Loaded { forward, ahead, mut linears, places } = loaded;
     files.checkpoint.advise_willneed();
     // The largest first: beside it there is little in memory yet, while it is there in both forms.
     linears.sort_by_key(|matrix| std::cmp::Reverse(matrix.shape().iter().product::<usize>()));
@@ -58,7 +66,11 @@ pub(super) fn runtime(
     files.checkpoint.check()?;
     let kv_type = options.kv_type.unwrap_or(files.dtype().into());
     let config = Arc::new(files.config().clone());
-    Ok(Runtime::new(config, forward, dispatch, kv_type)?
+    let runtime = Runtime::new(config, forward, dispatch, kv_type)?
         .watched(files.checkpoint.watch())
-        .with_places(places))
+        .with_places(places);
+    match ahead {
+        Some((config, forward)) => runtime.with_ahead(config, forward, kv_type),
+        None => Ok(runtime),
+    }
 }

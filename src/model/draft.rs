@@ -16,6 +16,7 @@ pub(super) fn options(options: &LoadOptions) -> LoadOptions {
     LoadOptions {
         faults: Default::default(),
         context: None,
+        drafts: Drafts::Off,
         draft: None,
         adapters: Vec::new(),
         ..options.clone()

@@ -98,6 +98,20 @@ impl ModelFiles {
         tensors
     }
 
+    /// Those of them that every token is computed with: without those of a layer that guesses further tokens.
+    pub fn own_tensors(&self) -> Vec<Stored> {
+        let mut tensors = self.used_tensors();
+        if let Some(ahead) = self.architecture.ahead() {
+            tensors.retain(|tensor| ahead.list.of_tensor(&tensor.name).is_none());
+        }
+        tensors
+    }
+
+    /// Whether a layer behind its last guesses the token after the next.
+    pub fn guesses_ahead(&self) -> bool {
+        self.architecture.ahead().is_some()
+    }
+
     /// For each layer the bytes that it reads of each token's K and V, and how many tokens it reads at most, where it has a window. A
     /// state of fixed size is as one token's.
     pub fn kv_layers(&self, kind: KvType) -> Vec<(u64, Option<usize>)> {
@@ -131,7 +145,8 @@ impl ModelFiles {
 
     fn context_memory(&self, setting: MemorySetting) -> u64 {
         let MemorySetting { backend, context, kv_type, prefill_chunk, .. } = setting;
-        let states = self.architecture.states();
+        let mut states = self.architecture.states();
+        states.extend(self.architecture.ahead().into_iter().flat_map(|ahead| ahead.states));
         let bytes = states.iter().map(|state| state.bytes(context, prefill_chunk, kv_type, backend));
         bytes.fold(0, u64::saturating_add)
     }

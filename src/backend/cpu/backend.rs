@@ -365,6 +365,14 @@ impl Backend for CpuBackend {
                 let n = x.shape()[1].max(1);
                 norm::cut(pool, isa, x.data(), n, deviations, out)
             })?,
+            Op::Join { a, b } => self.filled(&op.output_shapes()[0], |out| {
+                let width = a.shape()[1] + b.shape()[1];
+                for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+                    let (left, right) = out.split_at_mut(a.shape()[1]);
+                    left.copy_from_slice(a.view().row(row));
+                    right.copy_from_slice(b.view().row(row));
+                }
+            })?,
             Op::SoftCap { x, cap } => {
                 self.filled(x.shape(), |out| pointwise::unary(pool, isa, Unary::SoftCap(cap), x.data(), out))?
             }

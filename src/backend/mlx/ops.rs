@@ -121,6 +121,11 @@ impl MlxBackend {
                 let zero = self.graph.constant(0.0, Dtype::Float32, &[]);
                 self.rows(self.typed(ops::maximum(&above, &*zero).map_err(fail)?)?, x.shape())
             }
+            Op::Join { a, b } => {
+                let shape = [a.shape()[0], a.shape()[1] + b.shape()[1]];
+                let joined = ops::concatenate(&[&*self.matrix(a)?, &*self.matrix(b)?], 1).map_err(fail)?;
+                self.rows(joined, &shape)
+            }
             Op::SoftCap { x, cap } => {
                 // In `f32`: the quotient of a small logit is subnormal in `f16`, and four roundings are two bits of `bf16`.
                 let cap = self.graph.constant(cap, Dtype::Float32, &[]);

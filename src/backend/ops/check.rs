@@ -49,6 +49,10 @@ impl<B: Operands> Op<'_, B> {
             Self::Gate { x, gate, .. } => check_gate::<B>(x, gate),
             Self::Mix { x, by, into, width } => check_mix::<B>(x, by, into, width),
             Self::Cut { x, .. } => matrix::<B>(op, x).map(|_| ()),
+            Self::Join { a, b } => match (matrix::<B>(op, a)?, matrix::<B>(op, b)?) {
+                ((rows, _), (others, _)) if rows == others => Ok(()),
+                _ => refuse(format!("a is {:?} and b {:?}, expected as many rows", a.shape(), b.shape())),
+            },
             Self::Linear { x, projection } => check_projection::<B>(op, x, &projection),
             Self::HeadLinear { x, weight, beside } => check_heads::<B>(x, weight, beside),
             Self::ScaleRows { x, by } => match matrix::<B>(op, x)? {

@@ -38,6 +38,8 @@ pub enum OpKind {
     Mix,
     /// What lies above a bound that is made of the mean and the deviation of its row.
     Cut,
+    /// Rows beside each other.
+    Join,
     /// `cap · tanh(x / cap)`.
     SoftCap,
     /// Rotary position embedding.
@@ -70,7 +72,7 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Embedding,
         Self::Linear,
         Self::HeadLinear,
@@ -86,6 +88,7 @@ impl OpKind {
         Self::Gate,
         Self::Mix,
         Self::Cut,
+        Self::Join,
         Self::SoftCap,
         Self::Rope,
         Self::KvWrite,
@@ -120,6 +123,7 @@ impl OpKind {
             Self::Gate => "gate",
             Self::Mix => "mix",
             Self::Cut => "cut",
+            Self::Join => "join",
             Self::SoftCap => "soft_cap",
             Self::Rope => "rope",
             Self::KvWrite => "kv_write",

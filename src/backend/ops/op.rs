@@ -171,6 +171,13 @@ pub enum Op<'a, B: Operands> {
         /// Standard deviations from the mean up to the bound.
         deviations: f32,
     },
+    /// The rows of `a`, each followed by the same row of `b`: `[T, A + B]`.
+    Join {
+        /// `[T, A]`.
+        a: &'a B::Tensor,
+        /// `[T, B]`.
+        b: &'a B::Tensor,
+    },
     /// `cap · tanh(x / cap)`.
     SoftCap {
         /// Any shape.
@@ -323,6 +330,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::Gate { .. } => OpKind::Gate,
             Self::Mix { .. } => OpKind::Mix,
             Self::Cut { .. } => OpKind::Cut,
+            Self::Join { .. } => OpKind::Join,
             Self::SoftCap { .. } => OpKind::SoftCap,
             Self::Rope { .. } => OpKind::Rope,
             Self::Attention { .. } => OpKind::Attention,
@@ -378,7 +386,9 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::HeadLinear { x, beside, .. } => std::iter::once(x).chain(beside).collect(),
             Self::Route { logits, .. } => smallvec![logits],
             Self::Experts { x, ids, weights, .. } => smallvec![x, ids, weights],
-            Self::Add { a, b } | Self::Mul { a, b } | Self::AddRmsNorm { a, b, .. } => smallvec![a, b],
+            Self::Add { a, b } | Self::Mul { a, b } | Self::Join { a, b } | Self::AddRmsNorm { a, b, .. } => {
+                smallvec![a, b]
+            }
         }
     }
 
@@ -446,6 +456,7 @@ impl<'a, B: Operands> Op<'a, B> {
                 Op::Mix { x: tensor(x)?, by: tensor(by)?, into, width }
             }
             Self::Cut { x, deviations } => Op::Cut { x: tensor(x)?, deviations },
+            Self::Join { a, b } => Op::Join { a: tensor(a)?, b: tensor(b)? },
             Self::SoftCap { x, cap } => Op::SoftCap { x: tensor(x)?, cap },
             Self::Rope { x, head_dim, rope } => Op::Rope { x: tensor(x)?, head_dim, rope },
             Self::Attention { q, mask, scale, soft_cap, sinks, bias, .. } => {
@@ -522,6 +533,7 @@ impl<'a, B: Operands> Op<'a, B> {
                 each(a.shape());
             }
             Self::Add { a, .. } | Self::Mul { a, .. } => each(a.shape()),
+            Self::Join { a, b } => each(&[a.shape()[0], a.shape()[1] + b.shape()[1]]),
             Self::Adapt { into, .. } => each(into.shape()),
             Self::Attention { q, kv, .. } => {
                 let &[rows, width] = q.shape() else { return each(q.shape()) };

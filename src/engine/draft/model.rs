@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::lookup::{Lookup, SURE};
-use super::{Drafter, Guess, Pays, Sign};
+use super::{Drafter, Guess, Pays, Sign, most_likely};
 use crate::alloc;
 use crate::backend::batch::Batch;
 use crate::engine::runtime::Runtime;
@@ -44,14 +44,7 @@ impl ByModel {
     ) -> Result<(u32, f32)> {
         let batch = Batch::of(&[(state.history.len(), tokens)]);
         let logits = runtime.step(&batch, std::slice::from_mut(state))?;
-        let row = logits.row(0);
-        let row = &row[..vocab.min(row.len())];
-        let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-        let sum: f32 = row.iter().map(|&logit| (logit - row[best]).exp()).sum();
-        if !sum.is_finite() {
-            return Err(Error::Engine("logits of the draft model are no numbers".into()));
-        }
-        Ok((best as u32, 1.0 / sum))
+        most_likely(logits.row(0), vocab)
     }
 
     /// Guesses behind `tokens`.

@@ -84,22 +84,9 @@ impl Decoder {
         };
         if self.residual == 1.0 { Ok(part) } else { step.scale(&part, self.residual) }
     }
-}
 
-impl Forward for Decoder {
-    fn states(&self) -> Vec<StateSpec> {
-        self.states.clone()
-    }
-
-    fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
-        let mut x = self.vocabulary.embed(step)?; // [T, D]
-        if let Some(norm) = &self.embed_norm {
-            x = norm.forward(step, &x)?;
-        }
-        if let Some(positions) = &self.positions {
-            x = step.add(&x, &step.position_rows(positions)?)?;
-        }
-        step.tap(|| "embed_tokens".to_owned(), &x)?;
+    /// The residual stream `[T, D]` through all layers and the last norm.
+    pub(super) fn through(&self, step: &mut Step<'_>, mut x: Tensor) -> Result<Tensor> {
         // What the next part reads, where that is a norm of `x`.
         let first = self.layers.first().map_or(Some(&self.norm), |first| first.input_norm.as_ref());
         let mut h = first.map(|norm| norm.forward(step, &x)).transpose()?;
@@ -126,8 +113,30 @@ impl Forward for Decoder {
         }
         Ok(h.unwrap_or(x))
     }
+}
+
+impl Forward for Decoder {
+    fn states(&self) -> Vec<StateSpec> {
+        self.states.clone()
+    }
+
+    fn hidden(&self, step: &mut Step<'_>) -> Result<Tensor> {
+        let mut x = self.vocabulary.embed(step)?; // [T, D]
+        if let Some(norm) = &self.embed_norm {
+            x = norm.forward(step, &x)?;
+        }
+        if let Some(positions) = &self.positions {
+            x = step.add(&x, &step.position_rows(positions)?)?;
+        }
+        step.tap(|| "embed_tokens".to_owned(), &x)?;
+        self.through(step, x)
+    }
 
     fn logits(&self, step: &Step<'_>, hidden: &Tensor) -> Result<Tensor> {
         self.vocabulary.logits(step, hidden)
+    }
+
+    fn vocabulary(&self) -> Option<&Vocabulary> {
+        Some(&self.vocabulary)
     }
 }

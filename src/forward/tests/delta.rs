@@ -177,7 +177,7 @@ fn a_layer_of_kimi_linear_is_what_naive_loops_make_of_it() {
     let mut checkpoint = Checkpoint::open(&dir).unwrap();
     own.adopt(&mut checkpoint).unwrap();
     let dispatch = LlmBackendDispatch::cpu(CpuBackend::new(Some(1), None), Routing::default());
-    let forward = own.load(&checkpoint, &dispatch).unwrap().forward;
+    let forward = own.load(&checkpoint, &dispatch, false).unwrap().forward;
     let runtime = Runtime::new(Arc::new(own.config().clone()), forward, dispatch, KvType::F32).unwrap();
     let mut got = Vec::new();
     let mut tap = |name: &str, value: &_| {

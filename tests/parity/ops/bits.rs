@@ -48,6 +48,7 @@ fn rowwise(on: &LlmBackendDispatch, of: &Operands, first: usize, count: usize) -
         Op::Mix { x: &a, by: &b, into: None, width: 10 },
         Op::Mix { x: &a, by: &each, into: Some(&b), width: D },
         Op::Cut { x: &a, deviations: 0.5 },
+        Op::Join { a: &a, b: &b },
         Op::SoftCap { x: &a, cap: 2.0 },
         Op::Rope { x: &a, head_dim: 40, rope: &step },
         Op::AddRmsNorm { a: &a, b: &b, weight: norm, eps: 1e-5, offset: 0.0 },

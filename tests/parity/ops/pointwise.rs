@@ -79,6 +79,19 @@ fn sums_and_products_agree_with_the_reference() {
 }
 
 #[test]
+fn rows_are_put_beside_each_other() {
+    for rig in rigs() {
+        for (t, d) in shapes() {
+            let (a, b) = (inputs(&rig, 2, t * d), rig.values(3, 2 * t * d, 2.0));
+            let joined = a.chunks(d.max(1)).zip(b.chunks(2 * d.max(1))).flat_map(|(a, b)| a.iter().chain(b));
+            let expected: Vec<Element> = joined.map(|&x| Element::rounded(x.into())).collect();
+            let (a, b) = (rig.tensor(&[t, d], &a), rig.tensor(&[t, 2 * d], &b));
+            rig.check(&Op::Join { a: &a, b: &b }, "", &expected);
+        }
+    }
+}
+
+#[test]
 fn scales_and_caps_agree_with_the_reference() {
     for rig in rigs() {
         for (t, d) in shapes() {

@@ -90,6 +90,7 @@ fn plain_ops_refuse_shapes_that_do_not_fit() {
             (linear(&flat, &square, None), "linear: x is [8], expected [T, D]"),
             (Op::Add { a: &x, b: &y }, "add: a is [7, 128] and b [7, 64], expected equal shapes"),
             (Op::Mul { a: &y, b: &x }, "mul: a is [7, 64] and b [7, 128], expected equal shapes"),
+            (Op::Join { a: &x, b: &flat }, "join: x is [8], expected [T, D]"),
             (Op::SoftCap { x: &x, cap: 0.0 }, "soft_cap: cap is 0, expected above 0"),
             (Op::SoftCap { x: &x, cap: f32::NAN }, "soft_cap: cap is NaN, expected above 0"),
             (Op::SoftCap { x: &x, cap: f32::INFINITY }, "soft_cap: cap is inf, expected above 0"),
@@ -238,6 +239,7 @@ fn no_rows_are_a_result_of_no_rows() {
             Op::Scale { x: &x, by: 2.0 },
             Op::Mix { x: &x, by: &x, into: None, width: 64 },
             Op::Cut { x: &x, deviations: 1.0 },
+            Op::Join { a: &x, b: &x },
             Op::SoftCap { x: &x, cap: 2.0 },
             Op::Rope { x: &x, head_dim: 32, rope: &step },
             Op::TakeRows { x: &x, rows: &[] },
@@ -271,6 +273,7 @@ fn rows_of_no_width_stay_rows_of_no_width() {
             Op::Mul { a: &x, b: &x },
             Op::Scale { x: &x, by: 2.0 },
             Op::Cut { x: &x, deviations: 1.0 },
+            Op::Join { a: &x, b: &x },
             Op::SoftCap { x: &x, cap: 2.0 },
             Op::TakeRows { x: &x, rows: &[2, 0, 0] },
         ] {

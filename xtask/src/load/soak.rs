@@ -44,6 +44,9 @@ pub struct Options {
     /// What the hostile neighbour does [default: all of it]
     #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
     pub(super) attack: Vec<Attack>,
+    /// The model beside whose good client the hostile one is [default: the built-in model]
+    #[arg(long, value_name = "NAME")]
+    pub(super) model: Option<String>,
     /// Print a JSON object for each kind instead of a table
     #[arg(long)]
     json: bool,
@@ -123,6 +126,10 @@ pub fn run(options: &Options) -> Result<()> {
         options.attack.is_empty() || kinds.contains(&Kind::HostileNeighbour),
         "--attack is for the kind hostile-neighbour"
     );
+    ensure!(
+        options.model.is_none() || kinds == [Kind::HostileNeighbour],
+        "--model is for the kind hostile-neighbour: the others know what the built-in model writes"
+    );
     let program = program(&options.backstop)?;
     let mut reports = Vec::new();
     for kind in kinds {
@@ -154,7 +161,7 @@ fn one(kind: Kind, options: &Options, program: &Path, report: &mut Report) -> Re
             [] => Attack::value_variants(),
             some => some,
         };
-        return neighbour::run(program, attacks, bound, report);
+        return neighbour::run(program, options.model.clone(), attacks, bound, report);
     }
     stage::soak(program, &kind.plan()?, options.clients.get(), bound, report)
 }

@@ -130,7 +130,7 @@ fn what_would_change_experts_is_refused_by_the_files_keys() {
 
 /// Layers that predict further tokens are at the end, and counted with the others.
 #[test]
-fn layers_that_predict_further_tokens_are_left_out() {
+fn layers_that_predict_further_tokens_are_none_of_the_models() {
     let keys = [("block_count", 3), ("nextn_predict_layers", 1), ("leading_dense_block_count", 1)];
     let file = keys.iter().fold(with_experts("glm4moe"), |file, &(key, n)| uint(file, "glm4moe", key, n));
     let of = read(&file).unwrap();
@@ -142,7 +142,9 @@ fn layers_that_predict_further_tokens_are_left_out() {
         ("model.layers.1.mlp.gate_proj", false),
         ("model.layers.1.mlp.experts.7.up_proj", true),
         ("model.layers.1.self_attn.q_norm", false),
-        ("model.layers.2.input_layernorm", false),
+        ("model.layers.2.eh_proj", true),
+        ("model.layers.2.input_layernorm", true),
+        ("model.layers.3.input_layernorm", false),
     ] {
         assert_eq!(list.get(name).is_some(), is, "{name}");
     }

@@ -29,7 +29,14 @@ const KEYS: &str = "good good-secret\nhostile hostile-secret\n";
 /// How long attacks go on before the good client is timed.
 const ONSET: Duration = Duration::from_secs(3);
 
-pub fn run(program: &Path, attacks: &[Attack], bound: Bound, report: &mut Report) -> Result<()> {
+/// A good client of `model`, or of the built-in one, beside `attacks`.
+pub fn run(
+    program: &Path,
+    model: Option<String>,
+    attacks: &[Attack],
+    bound: Bound,
+    report: &mut Report,
+) -> Result<()> {
     let (alone, beside) = match bound {
         Bound::Requests(requests) => {
             let alone = (requests as f64 * ALONE) as usize;
@@ -46,6 +53,7 @@ pub fn run(program: &Path, attacks: &[Attack], bound: Bound, report: &mut Report
     }
     questions.extend(question::constrained().into_iter().last());
     let plan = Plan::new(&[], questions, |scene, random| scene.answered(scene.pick(random)));
+    let plan = Plan { model, ..plan };
     let home = target(&root()?).join("load");
     fs::create_dir_all(&home)?;
     let keys = home.join(format!("keys-{}", std::process::id()));
