@@ -87,6 +87,11 @@ impl SequenceKv {
         self.layers.iter_mut().for_each(State::give_back);
     }
 
+    /// Whether it can go back to where it had `len` tokens, as far as its recurrent layers know.
+    pub fn reaches(&self, len: usize) -> bool {
+        self.recurrent.iter().all(|state| state.reaches(len))
+    }
+
     /// Forgets the tokens from `len` on, as [`Self::rollback`].
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));

@@ -1,7 +1,10 @@
 //! What a recurrent layer keeps of a sequence in host memory.
 //!
 //! A step reads what was there and writes what comes in a second buffer: so it can be taken back, and a step that fails has changed
-//! nothing. Matrices lie in panels of [`PANEL`] columns, each of which a thread advances by itself.
+//! nothing. Of a step of few tokens, some of which may be guesses, it is kept how the state is advanced by the first of them. Matrices lie in panels of [`PANEL`] columns, each of which a thread advances by itself.
+
+use std::fmt;
+use std::sync::Arc;
 
 use super::ops::{PANEL, Recurrent, RecurrentShape};
 use crate::alloc;
@@ -26,6 +29,28 @@ pub enum RecurrentPart {
     Matrices,
 }
 
+/// Tokens of a step at most, for it to be kept how its first ones advance a state.
+pub const REPLAYED: usize = 32;
+
+/// Advances a part of a state by the first tokens of the last step, in the order and with the bits of that step.
+#[derive(Clone)]
+pub struct Replay(Arc<ReplayFn>);
+
+type ReplayFn = dyn Fn(usize, &[f32], &mut [f32]) + Send + Sync;
+
+impl Replay {
+    /// `advance(tokens, before, after)` writes all of `after`.
+    pub fn new(advance: impl Fn(usize, &[f32], &mut [f32]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(advance))
+    }
+}
+
+impl fmt::Debug for Replay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Replay")
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Part {
     /// Tokens seen.
@@ -35,20 +60,31 @@ struct Part {
     /// Tokens seen before the last step, whose values `other` holds.
     before: Option<usize>,
     other: Vec<f32>,
+    /// How the tokens since then advanced it, where they were few.
+    replay: Option<Replay>,
 }
 
 impl Part {
+    fn reaches(&self, len: usize) -> bool {
+        let begins = |before: usize| before == len || before < len && self.replay.is_some();
+        len >= self.len || self.before.is_some_and(begins)
+    }
+
     fn truncate(&mut self, len: usize) {
         if len >= self.len {
             return;
         }
-        match self.before.take() {
-            Some(before) if before == len => {
+        match (self.before, &self.replay) {
+            (Some(before), _) if before == len => {
                 std::mem::swap(&mut self.now, &mut self.other);
+                (self.len, self.before, self.replay) = (len, None, None);
+            }
+            (Some(before), Some(Replay(advance))) if before < len => {
+                advance(len - before, &self.other, &mut self.now);
                 self.len = len;
             }
             _ => {
-                self.len = 0;
+                (self.len, self.before, self.replay) = (0, None, None);
                 self.now.fill(0.0);
             }
         }
@@ -67,13 +103,13 @@ impl Part {
             }
         }
         // What is written over is not what was before.
-        self.before = None;
+        (self.before, self.replay) = (None, None);
         Ok((&self.now, &mut self.other))
     }
 
-    fn commit(&mut self, start: usize, end: usize) {
+    fn commit(&mut self, start: usize, end: usize, replay: Option<Replay>) {
         std::mem::swap(&mut self.now, &mut self.other);
-        (self.before, self.len) = (Some(start), end);
+        (self.before, self.len, self.replay) = (Some(start), end, replay);
     }
 }
 
@@ -150,9 +186,9 @@ impl HostRecurrent {
         part.begin(start, elements)
     }
 
-    /// Takes what was written since [`Self::begin`] for the state after `end` tokens.
-    pub fn commit(&mut self, part: RecurrentPart, start: usize, end: usize) {
-        self.part(part).0.commit(start, end);
+    /// Takes what was written since [`Self::begin`] for the state after `end` tokens, which `replay` advances by the first of them.
+    pub fn commit(&mut self, part: RecurrentPart, start: usize, end: usize, replay: Option<Replay>) {
+        self.part(part).0.commit(start, end, replay);
     }
 
     /// Rows `[taps, channels]` and matrices `[heads, rows, columns]`, and how many tokens each has seen: for a move to another backend.
@@ -220,6 +256,10 @@ impl Recurrent for HostRecurrent {
         parts.map(|part| size_of_val(&part.now[..]) + size_of_val(&part.other[..])).iter().sum()
     }
 
+    fn reaches(&self, len: usize) -> bool {
+        self.rows.reaches(len) && self.matrices.reaches(len)
+    }
+
     fn truncate(&mut self, len: usize) {
         self.rows.truncate(len);
         self.matrices.truncate(len);
@@ -238,7 +278,7 @@ mod tests {
             for (i, (new, old)) in new.iter_mut().zip(old).enumerate() {
                 *new = old + by * (end - start) as f32 + i as f32;
             }
-            state.commit(part, start, end);
+            state.commit(part, start, end, None);
         }
     }
 
@@ -264,6 +304,41 @@ mod tests {
         );
         advance(&mut state, 0, 3);
         assert_eq!(state.read().unwrap(), at_3);
+    }
+
+    /// Of a step whose tokens can be replayed, any number of the first ones may stay, one after the other.
+    #[test]
+    fn a_step_of_few_tokens_can_be_taken_back_in_part() {
+        let mut state = HostRecurrent::new(SHAPE);
+        advance(&mut state, 0, 3);
+        let at_3 = state.read().unwrap();
+        for (part, by) in [(RecurrentPart::Rows, 1.0), (RecurrentPart::Matrices, 2.0)] {
+            let (old, new) = state.begin(part, 3).unwrap();
+            let add = move |tokens: usize, old: &[f32], new: &mut [f32]| {
+                new.iter_mut().zip(old).for_each(|(new, old)| *new = old + by * tokens as f32);
+            };
+            add(7, old, new);
+            state.commit(part, 3, 10, Some(Replay::new(add)));
+        }
+        let after = |tokens: f32| {
+            let mut read = at_3.clone();
+            for ((len, values), by) in read.iter_mut().zip([1.0, 2.0]) {
+                *len += tokens as usize;
+                values.iter_mut().for_each(|x| *x += by * tokens);
+            }
+            read
+        };
+        assert_eq!(state.read().unwrap(), after(7.0));
+        for left in [6, 4, 1] {
+            assert!(state.reaches(3 + left) && !state.reaches(2));
+            state.truncate(3 + left);
+            assert_eq!((state.len(), state.read().unwrap()), (3 + left, after(left as f32)));
+        }
+        // It goes on from there, and what was before is then no more.
+        advance(&mut state, 4, 5);
+        assert!(state.reaches(4) && !state.reaches(3));
+        state.truncate(4);
+        assert_eq!(state.read().unwrap(), after(1.0));
     }
 
     #[test]

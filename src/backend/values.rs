@@ -240,6 +240,13 @@ impl Recurrent for RecurrentState {
         }
     }
 
+    fn reaches(&self, len: usize) -> bool {
+        match self {
+            Self::Host(state) => state.reaches(len),
+            Self::Mlx(state) => state.reaches(len),
+        }
+    }
+
     fn truncate(&mut self, len: usize) {
         match self {
             Self::Host(state) => state.truncate(len),

@@ -311,9 +311,9 @@ impl Slot {
             draft.judge(&guess, drafted, chosen, held, pace);
         }
         if right < drafted {
-            // What recurrent layers keep goes back a whole step, and the rest is computed again.
-            let kv = &mut self.state.kv;
-            let to = if kv.recurrent.is_empty() { run.end() - drafted + right } else { run.start };
+            // What recurrent layers keep may go back by a whole step alone, and the rest is computed again.
+            let (kv, to) = (&mut self.state.kv, run.end() - drafted + right);
+            let to = if kv.reaches(to) { to } else { run.start };
             kv.truncate(to);
             self.state.history.truncate(to);
             self.sequence.show(to);

@@ -82,7 +82,8 @@ impl Worker {
         if let Some(disk) = &disk {
             let _ = gauges.disk.set(Arc::clone(disk.shared()));
         }
-        let pace = Pace::new(budget.cost.fixed > 0);
+        // The CPU's recurrent layers go back to any token of a step with guesses.
+        let pace = Pace::new(budget.cost.fixed > 0 && runtime.bit_settings().is_none());
         Self {
             runtime,
             options,

@@ -141,6 +141,11 @@ impl CpuBackend {
         Ok(())
     }
 
+    /// The threads, for what runs on them later.
+    pub(super) fn shared_pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool)
+    }
+
     /// What kernels run on.
     pub(super) fn kernels(&self) -> (&Pool, Isa) {
         (&self.pool, self.isa)

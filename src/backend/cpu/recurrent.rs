@@ -1,11 +1,14 @@
 //! Recurrences on the CPU: states in host memory, a run after the other.
 
+use std::ops::Range;
+
 use super::backend::CpuBackend;
 use super::kernels::pointwise;
 use super::kernels::recurrent::{self, Convolution, Delta, Scan};
 use super::operands::CpuVector;
+use crate::alloc;
 use crate::backend::ops::{Recur, Recurrent, RecurrentShape, Run};
-use crate::backend::recurrent::{HostRecurrent, RecurrentPart};
+use crate::backend::recurrent::{HostRecurrent, REPLAYED, RecurrentPart, Replay};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::tensor::HostTensor;
@@ -72,10 +75,18 @@ impl CpuBackend {
             let of = Convolution { before, x, weight, bias, channels };
             recurrent::convolve(pool, &of, out, after);
         }
+        let replay = |run: &Run| {
+            let rows = replayed(run)?;
+            let x = kept(&x.data()[rows.start * channels..rows.end * channels])?;
+            Some(Replay::new(move |tokens, before, after| {
+                recurrent::shift(before, &x[..tokens * channels], after)
+            }))
+        };
         if let Some(activation) = activation {
             pointwise::unary_in_place(pool, isa, activation.into(), &mut out);
         }
-        states.iter_mut().zip(runs).for_each(|(state, run)| state.commit(PART, run.start, run.end()));
+        let advanced = states.iter_mut().zip(runs);
+        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end(), replay(run)));
         Ok(HostTensor::new(x.shape(), out))
     }
 
@@ -122,10 +133,32 @@ impl CpuBackend {
                 columns,
             };
             let (before, after) = state.begin(PART, run.start)?;
-            recurrent::delta(pool, isa, of, before, after, &mut out[part(heads * columns)]);
+            recurrent::delta(pool, isa, of, before, after, Some(&mut out[part(heads * columns)]));
         }
+        let replay = |run: &Run| {
+            let tokens = replayed(run)?;
+            let part = |width: usize| tokens.start * width..tokens.end * width;
+            let (qk, v) = (kept(&qk[part(keys)])?, kept(&qkv.data()[part(width)])?);
+            let (beta, decay) = (kept(&beta[part(heads)])?, kept(&decay[part(decays)])?);
+            let pool = self.shared_pool();
+            Some(Replay::new(move |tokens, before, after| {
+                let of = Delta {
+                    qk: &qk[..tokens * keys],
+                    v: &v[..tokens * width][keys..],
+                    v_stride: width,
+                    beta: &beta[..tokens * heads],
+                    decay: &decay[..tokens * decays],
+                    key_heads,
+                    in_turn,
+                    heads,
+                    rows,
+                    columns,
+                };
+                recurrent::delta(&pool, isa, of, before, after, None);
+            }))
+        };
         let advanced = states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0);
-        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end()));
+        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end(), replay(run)));
         Ok(HostTensor::new(&[tokens, heads * columns], out))
     }
 
@@ -161,10 +194,40 @@ impl CpuBackend {
                 columns,
             };
             let (before, after) = state.begin(PART, run.start)?;
-            recurrent::scan(pool, isa, of, before, after, &mut out[part(heads * columns)]);
+            recurrent::scan(pool, isa, of, before, after, Some(&mut out[part(heads * columns)]));
         }
+        let replay = |run: &Run| {
+            let tokens = replayed(run)?;
+            let part = |width: usize| tokens.start * width..tokens.end * width;
+            let (vkq, skip) = (kept(&vkq.data()[part(width)])?, kept(skip)?);
+            let (delta, decay) = (kept(&delta[part(heads)])?, kept(&decay[part(heads)])?);
+            let pool = self.shared_pool();
+            Some(Replay::new(move |tokens, before, after| {
+                let of = Scan {
+                    vkq: &vkq[..tokens * width],
+                    delta: &delta[..tokens * heads],
+                    decay: &decay[..tokens * heads],
+                    skip: &skip,
+                    groups,
+                    heads,
+                    rows,
+                    columns,
+                };
+                recurrent::scan(&pool, isa, of, before, after, None);
+            }))
+        };
         let advanced = states.iter_mut().zip(runs).filter(|(_, run)| run.len > 0);
-        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end()));
+        advanced.for_each(|(state, run)| state.commit(PART, run.start, run.end(), replay(run)));
         Ok(HostTensor::new(&[tokens, heads * columns], out))
     }
+}
+
+/// The rows of a run that may be taken back in part: one token is taken back whole, and a part of a prompt is not.
+fn replayed(run: &Run) -> Option<Range<usize>> {
+    (2..=REPLAYED).contains(&run.len).then(|| run.row..run.row + run.len)
+}
+
+/// A copy, where there is memory for it: without, the step is taken back whole.
+fn kept(values: &[f32]) -> Option<Vec<f32>> {
+    alloc::copy_of(values, "the tokens of a step that may be taken back").ok()
 }

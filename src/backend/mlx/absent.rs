@@ -248,6 +248,10 @@ impl Recurrent for MlxRecurrent {
         match self.0 {}
     }
 
+    fn reaches(&self, _len: usize) -> bool {
+        match self.0 {}
+    }
+
     fn truncate(&mut self, _len: usize) {
         match self.0 {}
     }

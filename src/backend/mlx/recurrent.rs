@@ -29,6 +29,10 @@ struct Part {
 }
 
 impl Part {
+    fn reaches(&self, len: usize) -> bool {
+        len >= self.len || self.before.as_ref().is_some_and(|(before, _)| *before == len)
+    }
+
     fn truncate(&mut self, len: usize) {
         if len >= self.len {
             return;
@@ -129,6 +133,10 @@ impl Recurrent for MlxRecurrent {
         let held = |part: &Part| usize::from(part.now.is_some()) + usize::from(part.before.is_some());
         let elements = |i: usize| self.dims(i).iter().product::<usize>() * size_of::<f32>();
         (0..2).map(|i| held(&self.parts[i]) * elements(i)).sum()
+    }
+
+    fn reaches(&self, len: usize) -> bool {
+        self.parts.iter().all(|part| part.reaches(len))
     }
 
     fn truncate(&mut self, len: usize) {

@@ -34,7 +34,7 @@ impl RecurrentShape {
     }
 }
 
-/// What a recurrent layer keeps of one sequence. It can go back by the last step.
+/// What a recurrent layer keeps of one sequence. It can go back by the last step, and some into one of few tokens.
 pub trait Recurrent: fmt::Debug {
     /// What it keeps.
     fn shape(&self) -> &RecurrentShape;
@@ -50,6 +50,9 @@ pub trait Recurrent: fmt::Debug {
     /// Bytes held.
     fn bytes(&self) -> usize;
 
-    /// Forgets the tokens from `len` on, where they came with the last step; otherwise all of them.
+    /// Whether it can go back to where it had seen `len` tokens.
+    fn reaches(&self, len: usize) -> bool;
+
+    /// Forgets the tokens from `len` on, where it can go back so far; otherwise all of them.
     fn truncate(&mut self, len: usize);
 }

@@ -105,6 +105,29 @@ fn no_family_writes_another_text() {
 }
 
 /// Several at once in every way to choose a token, with steps that have no room for all guesses.
+/// On the CPU recurrent layers go back to the last token that was right: nothing is computed twice.
+#[test]
+fn recurrent_layers_keep_what_was_right() {
+    for model in ["qwen3_5-delta", "kimi_linear-types", "mamba2-plain", "falcon_h1-norm", "lfm2-conv"] {
+        let mut plain = Rig::new(model, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+        let prompt = plain.prompt(5, 70);
+        let (answer, _) = text(&mut plain, &prompt, 60);
+        learn(&prompt, &answer);
+        let mut rig = Rig::new(model, LlmBackendKind::Cpu, 4096, drafting());
+        let mut asked = rig.ask(prompt.clone(), 60);
+        while asked.end.is_none() {
+            rig.turn();
+            asked.look();
+            if !asked.tokens.is_empty() && asked.end.is_none() {
+                let cached = rig.worker.cached(prompt.len());
+                assert_eq!(cached + 1, prompt.len() + asked.tokens.len(), "{model}");
+            }
+        }
+        let Stats { drafted_tokens, accepted_tokens, .. } = asked.end.unwrap().unwrap().1;
+        assert!(asked.tokens == answer && 0 < accepted_tokens && accepted_tokens < drafted_tokens, "{model}");
+    }
+}
+
 #[test]
 fn neighbours_and_draws_change_nothing() {
     let mut ways = vec![SamplingOptions::default()];

@@ -57,9 +57,18 @@ pub fn convolve(pool: &Pool, of: &Convolution<'_>, out: &mut [f32], after: &mut 
             }
         }
     });
-    for (at, to) in after.chunks_exact_mut(channels).enumerate() {
-        to.copy_from_slice(row(rows + at));
-    }
+    shift(before, x, after);
+}
+
+/// The last rows of those `before` and of `x` behind them, as many as there were before: what a [`convolve`] of `x` leaves.
+///
+/// # Panics
+/// Where `after` is not as long as `before`.
+pub fn shift(before: &[f32], x: &[f32], after: &mut [f32]) {
+    let kept = before.len().saturating_sub(x.len());
+    let (old, new) = after.split_at_mut(kept);
+    old.copy_from_slice(&before[before.len() - kept..]);
+    new.copy_from_slice(&x[x.len() - (before.len() - kept)..]);
 }
 
 /// Queries and keys of length 1, the queries divided by the root of their elements, in place: `qk` `[T, 2 · heads · dim]`.
@@ -138,26 +147,35 @@ pub struct Delta<'a> {
     pub columns: usize,
 }
 
-/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`.
+/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`, where that is
+/// wanted.
 ///
 /// # Panics
 /// Where the lengths do not fit each other.
-pub fn delta(pool: &Pool, isa: Isa, of: Delta<'_>, before: &[f32], after: &mut [f32], out: &mut [f32]) {
+pub fn delta(
+    pool: &Pool,
+    isa: Isa,
+    of: Delta<'_>,
+    before: &[f32],
+    after: &mut [f32],
+    out: Option<&mut [f32]>,
+) {
     let panels = of.columns.div_ceil(PANEL);
     let size = of.rows * PANEL;
     let tokens = of.beta.len() / of.heads;
     assert_eq!((before.len(), after.len()), (of.heads * panels * size, of.heads * panels * size));
     assert_eq!(of.qk.len(), tokens * 2 * of.key_heads * of.rows, "delta: queries and keys");
     assert!([of.beta.len(), of.beta.len() * of.rows].contains(&of.decay.len()), "delta: decays");
-    assert_eq!(out.len(), tokens * of.heads * of.columns, "delta: output");
+    let given = tokens * of.heads * of.columns;
+    assert!(out.as_ref().is_none_or(|out| out.len() == given), "delta: output");
     assert!(of.v.len() + of.v_stride >= tokens * of.v_stride + of.heads * of.columns, "delta: values");
     assert!(of.heads.is_multiple_of(of.key_heads), "delta: heads");
-    let (after, out) = (Parts::new(after), Parts::new(out));
+    let (after, out) = (Parts::new(after), out.map(Parts::new));
     pool.run(of.heads * panels, |task| {
         // SAFETY: panels do not overlap.
         let matrix = unsafe { after.slice(task * size, size) };
         matrix.copy_from_slice(&before[task * size..][..size]);
-        isa.dispatch(Panel { of, head: task / panels, panel: task % panels, matrix, out: &out });
+        isa.dispatch(Panel { of, head: task / panels, panel: task % panels, matrix, out: out.as_ref() });
     });
 }
 
@@ -167,7 +185,7 @@ struct Panel<'a> {
     head: usize,
     panel: usize,
     matrix: &'a mut [f32],
-    out: &'a Parts<'a, f32>,
+    out: Option<&'a Parts<'a, f32>>,
 }
 
 impl Kernel for Panel<'_> {
@@ -223,9 +241,11 @@ impl Kernel for Panel<'_> {
             for n in 0..vectors {
                 s.store(&mut y[n * S::LANES..(n + 1) * S::LANES], given[n]);
             }
-            // SAFETY: these columns of a token's row belong to this panel alone.
-            let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
-            out.copy_from_slice(&y[..width]);
+            if let Some(out) = out {
+                // SAFETY: these columns of a token's row belong to this panel alone.
+                let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
+                out.copy_from_slice(&y[..width]);
+            }
         }
     }
 }
@@ -246,11 +266,12 @@ pub struct Scan<'a> {
     pub columns: usize,
 }
 
-/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`.
+/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`, where that is
+/// wanted.
 ///
 /// # Panics
 /// Where the lengths do not fit each other.
-pub fn scan(pool: &Pool, isa: Isa, of: Scan<'_>, before: &[f32], after: &mut [f32], out: &mut [f32]) {
+pub fn scan(pool: &Pool, isa: Isa, of: Scan<'_>, before: &[f32], after: &mut [f32], out: Option<&mut [f32]>) {
     let panels = of.columns.div_ceil(PANEL);
     let size = of.rows * PANEL;
     let tokens = of.delta.len() / of.heads;
@@ -260,14 +281,16 @@ pub fn scan(pool: &Pool, isa: Isa, of: Scan<'_>, before: &[f32], after: &mut [f3
         tokens * (of.heads * of.columns + 2 * of.groups * of.rows),
         "scan: values and keys"
     );
-    assert_eq!((of.decay.len(), out.len()), (of.delta.len(), tokens * of.heads * of.columns));
+    let given = tokens * of.heads * of.columns;
+    assert!(out.as_ref().is_none_or(|out| out.len() == given), "scan: output");
+    assert_eq!(of.decay.len(), of.delta.len(), "scan: decays");
     assert!(of.heads.is_multiple_of(of.groups) && of.skip.len() == of.heads, "scan: heads");
-    let (after, out) = (Parts::new(after), Parts::new(out));
+    let (after, out) = (Parts::new(after), out.map(Parts::new));
     pool.run(of.heads * panels, |task| {
         // SAFETY: panels do not overlap.
         let matrix = unsafe { after.slice(task * size, size) };
         matrix.copy_from_slice(&before[task * size..][..size]);
-        isa.dispatch(ScanPanel { of, head: task / panels, panel: task % panels, matrix, out: &out });
+        isa.dispatch(ScanPanel { of, head: task / panels, panel: task % panels, matrix, out: out.as_ref() });
     });
 }
 
@@ -277,7 +300,7 @@ struct ScanPanel<'a> {
     head: usize,
     panel: usize,
     matrix: &'a mut [f32],
-    out: &'a Parts<'a, f32>,
+    out: Option<&'a Parts<'a, f32>>,
 }
 
 impl Kernel for ScanPanel<'_> {
@@ -316,9 +339,11 @@ impl Kernel for ScanPanel<'_> {
             for ((y, v), given) in y.chunks_exact_mut(S::LANES).zip(v.chunks_exact(S::LANES)).zip(given) {
                 s.store(y, s.fma(skip, s.load(v), given));
             }
-            // SAFETY: these columns of a token's row belong to this panel alone.
-            let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
-            out.copy_from_slice(&y[..width]);
+            if let Some(out) = out {
+                // SAFETY: these columns of a token's row belong to this panel alone.
+                let out = unsafe { out.slice((t * heads + head) * columns + first, width) };
+                out.copy_from_slice(&y[..width]);
+            }
         }
     }
 }
@@ -429,7 +454,10 @@ mod tests {
                         columns,
                     };
                     let (mut after, mut out) = (vec![f32::NAN; size], vec![f32::NAN; v.len()]);
-                    delta(&Pool::new(threads), isa, of, &state, &mut after, &mut out);
+                    delta(&Pool::new(threads), isa, of, &state, &mut after, Some(&mut out));
+                    let mut alone = vec![0.0; size];
+                    delta(&Pool::new(threads), isa, of, &state, &mut alone, None);
+                    assert_eq!(alone, after, "the state does not depend on who wants what it gives");
                     (state, all) = (after, [all, out].concat());
                 }
                 (all, state)
@@ -513,7 +541,10 @@ mod tests {
                     };
                     let (mut after, mut out) =
                         (vec![f32::NAN; size], vec![f32::NAN; (end - first) * heads * columns]);
-                    scan(&Pool::new(threads), isa, of, &state, &mut after, &mut out);
+                    scan(&Pool::new(threads), isa, of, &state, &mut after, Some(&mut out));
+                    let mut alone = vec![0.0; size];
+                    scan(&Pool::new(threads), isa, of, &state, &mut alone, None);
+                    assert_eq!(alone, after, "the state does not depend on who wants what it gives");
                     (state, all) = (after, [all, out].concat());
                 }
                 (all, state)
