@@ -333,6 +333,7 @@ impl Model {
             let pool = build::pool(&options);
             let runtime = build::runtime(&files, &options, selection.kind, &pool)?;
             match draft {
+                Some(draft) if draft.is_layer_ahead() => build::with_layer_of(runtime, &draft, kv_type),
                 Some(draft) => runtime.drafted_by(build::runtime(
                     &draft,
                     &draft::options(&options),

@@ -200,6 +200,7 @@ impl State for LayerState {
 }
 
 /// What one recurrent layer keeps of one sequence, where the backend that wrote it keeps it.
+#[allow(clippy::large_enum_variant, reason = "one value a layer, which is never moved")]
 #[derive(Debug)]
 pub enum RecurrentState {
     /// In host memory.

@@ -206,7 +206,12 @@ impl Facts {
         if let Some(scores) = self.scores() {
             row("scores", scores);
         }
-        if files.guesses_ahead() {
+        if files.is_layer_ahead() {
+            row(
+                "drafts",
+                "nothing else: a layer that guesses further tokens, for --draft beside its model".to_owned(),
+            );
+        } else if files.guesses_ahead() {
             row("drafts", "its own: a layer behind the last guesses further tokens".to_owned());
         }
         row("parameters", count(self.parameters()));
@@ -342,6 +347,7 @@ impl Facts {
                 "rope": { "theta": config.rope.theta, "dims": config.rope.dims, "scaling": scaling(config).0 },
             },
             "generates": !config.bidirectional && !config.headless,
+            "guesses_ahead": files.guesses_ahead(),
             "embeddings": self.pooling.as_ref().ok().filter(|it| it.is_trained() || config.bidirectional).map(|it| json!({
                 "dimensions": it.width(),
                 "pooling": it.pool().name(),

@@ -9,6 +9,7 @@
 //! How many guesses a step takes is decided by [`Pace`]: what rows cost, which is measured, against how often such guesses were right.
 
 mod ahead;
+mod follow;
 mod lookup;
 mod model;
 mod pace;
@@ -111,6 +112,8 @@ pub(crate) type Pays<'a> = &'a mut dyn FnMut(&Guess) -> bool;
 pub(crate) enum Sign {
     /// So many of the tokens before it are those that came before, where it is copied from; 0 where it stands beside another.
     Match(usize),
+    /// The prompt's next tokens became it before, and so many before it in a row came as they did.
+    Followed(usize),
     /// A smaller model gives it this probability.
     Likely(f32),
 }
@@ -124,6 +127,17 @@ pub(crate) struct Guess {
     pub signs: Vec<Sign>,
     /// Seconds that computing one of them took, where they were computed and that is known.
     pub cost: Option<f64>,
+}
+
+impl Guess {
+    /// Whether it is copied, and so sure that nothing better is computed.
+    fn is_sure(&self) -> bool {
+        match self.signs.first() {
+            Some(Sign::Match(len)) => *len >= lookup::SURE,
+            Some(Sign::Followed(streak)) => *streak >= lookup::SURE,
+            Some(Sign::Likely(_)) | None => false,
+        }
+    }
 }
 
 /// The drafts of one sequence.

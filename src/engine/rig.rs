@@ -59,7 +59,7 @@ pub(super) fn runtime_at(path: &Path, kind: LlmBackendKind, routing: Routing, kv
     let config = Arc::new(architecture.config().clone());
     let runtime = Runtime::new(config, loaded.forward, dispatch, kv).unwrap();
     match loaded.ahead {
-        Some((config, forward)) => runtime.with_ahead(config, forward, kv).unwrap(),
+        Some(ahead) => runtime.with_ahead(ahead, kv, checkpoint.watch()).unwrap(),
         None => runtime,
     }
 }

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::adapt::{Adapters, Bound};
 use crate::forward::step::{SequenceState, Step, Tap};
-use crate::forward::{Adapter, Forward, Places};
+use crate::forward::{Adapter, Forward, LoadedAhead, Places};
 use crate::tensor::HostTensor;
 use crate::weights::Watch;
 
@@ -87,9 +87,14 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_ahead(self, config: Config, forward: Box<dyn Forward>, kv_type: KvType) -> Result<Self> {
+    pub fn with_ahead(self, (config, forward): LoadedAhead, kv_type: KvType, watch: Watch) -> Result<Self> {
         let ahead = Self::new(Arc::new(config), forward, Rc::clone(&self.dispatch), kv_type)?;
-        Ok(Self { ahead: Some(Rc::new(ahead)), ..self })
+        Ok(Self { ahead: Some(Rc::new(ahead.watched(watch))), ..self })
+    }
+
+    /// Its forward pass.
+    pub(crate) fn forward(&self) -> &dyn Forward {
+        &*self.forward
     }
 
     /// The layer that guesses further tokens.

@@ -473,7 +473,10 @@ impl Worker {
         }
         let drafts = match self.options.drafts {
             // Who names a model for it wants it.
-            Drafts::Auto => self.runtime.bit_settings().is_some() || self.runtime.draft().is_some(),
+            Drafts::Auto => {
+                let named = self.runtime.draft().or(self.runtime.ahead());
+                self.runtime.bit_settings().is_some() || named.is_some()
+            }
             Drafts::On => true,
             Drafts::Off => false,
         };

@@ -3,8 +3,9 @@
 //! llama.cpp's norm of their queries and keys adds what the model's other norms do, and not 1e-6, as transformers has it; in published
 //! models that is the same.
 
+use super::dense::AheadNames;
 use super::gguf_members::{LLAMA_CPP, Members, RMS_EPS};
-use super::{Gguf, GgufExperts, glm4_moe, qwen3_5_text};
+use super::{Gguf, GgufExperts, glm4_moe};
 use crate::error::Result;
 use crate::json::Value;
 use crate::weights::Checkpoint;
@@ -38,7 +39,7 @@ pub(super) fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Res
     }
     let all = members.uint("num_hidden_layers");
     let ahead = glm4_moe::own_layers(members)?;
-    members.put(qwen3_5_text::AHEAD, members.key("nextn_predict_layers"), Value::UInt(ahead));
+    members.put(AheadNames::FIELD, members.key("nextn_predict_layers"), Value::UInt(ahead));
     let key = members.key("attention.recurrent_layers");
     match metadata.flags(&key)? {
         Some(flags) if flags.len() as u64 == all => {

@@ -590,18 +590,42 @@ impl Architecture {
         let list = self.weights();
         let loader = Loader::new(self.config(), &list, checkpoint, ops);
         let forward = self.arguments.load(&loader)?;
-        let ahead = self.arguments.ahead().filter(|_| with_ahead);
-        let ahead = ahead.and_then(|ahead| match self.arguments.load_ahead(&loader, &*forward) {
-            Ok(forward) => Some((ahead.config, forward?)),
-            Err(error) => {
+        let ahead = match with_ahead {
+            true => self.ahead_of(&loader, &*forward).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the layer that guesses further tokens is left out");
                 None
-            }
-        });
+            }),
+            false => None,
+        };
         let (linears, places) = loader.into_parts();
         Ok(Loaded { forward, ahead, linears, places })
     }
+
+    /// The layer ahead of `model` in a checkpoint that was adopted and has this layer alone, and the matrices of its linear layers.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_ahead(
+        &self,
+        checkpoint: &Checkpoint,
+        ops: &LlmBackendDispatch,
+        model: &dyn Forward,
+    ) -> Result<(Option<LoadedAhead>, Vec<PreparedMatrix>)> {
+        let list = self.weights();
+        let loader = Loader::new(self.config(), &list, checkpoint, ops);
+        let ahead = self.ahead_of(&loader, model)?;
+        Ok((ahead, loader.into_parts().0))
+    }
+
+    fn ahead_of(&self, loader: &Loader<'_>, model: &dyn Forward) -> Result<Option<LoadedAhead>> {
+        let Some(ahead) = self.arguments.ahead() else { return Ok(None) };
+        let forward = self.arguments.load_ahead(loader, model)?;
+        Ok(forward.map(|forward| (ahead.config, forward)))
+    }
 }
+
+/// The forward pass of a layer ahead, and what all families share of a model of that layer alone.
+pub type LoadedAhead = (Config, Box<dyn Forward>);
 
 /// A loaded model's forward pass.
 pub trait Forward: fmt::Debug {
@@ -631,8 +655,8 @@ pub trait Forward: fmt::Debug {
 pub struct Loaded {
     /// The forward pass.
     pub forward: Box<dyn Forward>,
-    /// The layer ahead, and what all families share of a model of that layer alone.
-    pub ahead: Option<(Config, Box<dyn Forward>)>,
+    /// The layer ahead.
+    pub ahead: Option<LoadedAhead>,
     /// Every matrix that it multiplies by, in the order of the layers.
     pub linears: Vec<PreparedMatrix>,
     /// Where adapters may add to them.

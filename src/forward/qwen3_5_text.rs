@@ -19,9 +19,6 @@ pub(super) const SHARED: Shared = Shared {
     ..Shared::LLAMA
 };
 
-/// Layers behind the last that guess further tokens.
-pub(super) const AHEAD: &str = "mtp_num_hidden_layers";
-
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_5_text",
     shared: SHARED,
@@ -41,7 +38,7 @@ pub(super) fn described(fields: &Fields<'_>, mut config: Config) -> Result<Dense
     let linear = linear_layers(fields, config.num_hidden_layers, |layer| !(layer + 1).is_multiple_of(every))?;
     let delta = DeltaNet::read(fields, linear)?;
     config.mixer_width = delta.width();
-    let ahead = matches!(fields.get(AHEAD), None | Some(Value::UInt(1)));
+    let ahead = matches!(fields.get(AheadNames::FIELD), None | Some(Value::UInt(1)));
     let head_norms = HeadNorms { kind: NormKind::Rms { offset: 1.0 }, ..qwen3::HEAD_NORMS };
     Ok(Dense {
         mlp_norm: Some(("post_attention_layernorm", "post_attention_norm")),

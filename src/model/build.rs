@@ -5,10 +5,12 @@ use std::sync::Arc;
 use super::{LoadOptions, ModelFiles};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::pool::Pool;
+use crate::backend::kv::KvType;
 use crate::backend::ops::{Backend, MatrixOperand};
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, PreparedMatrix, Routing};
+use crate::config::Config;
 use crate::engine::{Drafts, Runtime};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::forward::Loaded;
 use crate::tensor::DType;
 use crate::weights::Access;
@@ -70,7 +72,28 @@ pub(super) fn runtime(
         .watched(files.checkpoint.watch())
         .with_places(places);
     match ahead {
-        Some((config, forward)) => runtime.with_ahead(config, forward, kv_type),
+        Some(ahead) => runtime.with_ahead(ahead, kv_type, files.checkpoint.watch()),
         None => Ok(runtime),
+    }
+}
+
+/// `runtime` with the layer ahead that `draft` has, and nothing else.
+pub(super) fn with_layer_of(runtime: Runtime, draft: &ModelFiles, kv_type: KvType) -> Result<Runtime> {
+    let sizes = |config: &Config| [config.hidden_size, config.vocab_size];
+    let [own, other] = [runtime.config(), draft.config()].map(sizes);
+    if own != other {
+        let got = format!("{}: a layer of width {} for {} tokens", draft.name(), other[0], other[1]);
+        let expected = "that of the model";
+        return Err(Error::Option { option: "draft", got, expected });
+    }
+    let dispatch = runtime.dispatch();
+    let (ahead, linears) = draft.architecture.load_ahead(&draft.checkpoint, dispatch, runtime.forward())?;
+    linears.iter().try_for_each(|matrix| dispatch.ready(matrix))?;
+    match ahead {
+        Some(ahead) => runtime.with_ahead(ahead, kv_type, draft.checkpoint.watch()),
+        None => {
+            let got = format!("{}: a layer that guesses further tokens", draft.name());
+            Err(Error::Option { option: "draft", got, expected: "a model of a family that has such layers" })
+        }
     }
 }

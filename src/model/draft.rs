@@ -7,6 +7,7 @@ use crate::engine::Drafts;
 use crate::error::{Error, Result};
 use crate::json::quote;
 use crate::text::Tokenizer;
+use crate::weights::TensorInfo;
 
 /// Rows of its steps, at most: what it catches up on before one step of the model.
 const CHUNK: usize = 256;
@@ -24,6 +25,12 @@ pub(super) fn options(options: &LoadOptions) -> LoadOptions {
 }
 
 impl ModelFiles {
+    /// Whether it has a layer that guesses further tokens, and no other: `mtp-….gguf`.
+    pub fn is_layer_ahead(&self) -> bool {
+        let mut names = self.checkpoint.tensors().map(TensorInfo::name);
+        self.guesses_ahead() && !names.any(|name| name.starts_with("model.layers.0."))
+    }
+
     /// The model that is to guess this one's texts, opened as this one was.
     pub(super) fn draft(&self, options: &LoadOptions) -> Result<Option<Self>> {
         match &options.draft {

@@ -145,7 +145,7 @@ impl ModelFiles {
 
     fn context_memory(&self, setting: MemorySetting) -> u64 {
         let MemorySetting { backend, context, kv_type, prefill_chunk, .. } = setting;
-        let mut states = self.architecture.states();
+        let mut states = if self.is_layer_ahead() { Vec::new() } else { self.architecture.states() };
         states.extend(self.architecture.ahead().into_iter().flat_map(|ahead| ahead.states));
         let bytes = states.iter().map(|state| state.bytes(context, prefill_chunk, kv_type, backend));
         bytes.fold(0, u64::saturating_add)

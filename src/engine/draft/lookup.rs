@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::follow::Follow;
 use super::{Drafter, Guess, Pays, Sign};
 use crate::alloc;
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(crate) struct Lookup {
     before: Vec<u32>,
     /// What the text follows, where it does.
     trail: Option<Trail>,
+    /// What it makes of the tokens that it follows.
+    follow: Follow,
 }
 
 /// A place of the prompt that the text has come to.
@@ -172,8 +175,9 @@ impl Trail {
     }
 }
 
-impl Drafter for Lookup {
-    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
+impl Lookup {
+    /// What followed the last tokens before.
+    fn copied(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess> {
         self.learn(tokens)?;
         self.settle(tokens, prompt);
         let mut guess =
@@ -212,6 +216,25 @@ impl Drafter for Lookup {
     }
 }
 
+impl Drafter for Lookup {
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
+        let copied = self.copied(tokens, prompt, most)?;
+        self.follow.advance(tokens, prompt)?;
+        if !self.follow.follows() && tokens.len() > prompt {
+            let (at, longest) = self.longest(&Text { tokens, guess: &[] });
+            if longest >= COPYING && at + 1 < prompt {
+                self.follow.begin(at + 1, tokens.len());
+            }
+        }
+        let followed = self.follow.guess(tokens, prompt, most)?;
+        if !followed.is_empty() {
+            let signs = vec![Sign::Followed(self.follow.streak()); followed.len()];
+            return Ok(Guess { tokens: followed, signs, cost: None });
+        }
+        Ok(copied)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +243,7 @@ mod tests {
         let guess = Lookup::default().guess(tokens, 0, most, &mut |_| true).unwrap();
         let matched = guess.signs.first().map_or(0, |sign| match *sign {
             Sign::Match(len) => len,
-            Sign::Likely(_) => unreachable!(),
+            Sign::Followed(_) | Sign::Likely(_) => unreachable!(),
         });
         (guess.tokens, matched)
     }

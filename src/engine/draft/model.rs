@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::lookup::{Lookup, SURE};
+use super::lookup::Lookup;
 use super::{Drafter, Guess, Pays, Sign, most_likely};
 use crate::alloc;
 use crate::backend::batch::Batch;
@@ -99,7 +99,7 @@ impl ByModel {
 impl Drafter for ByModel {
     fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
         let copied = self.lookup.guess(tokens, prompt, most, pays)?;
-        if matches!(copied.signs.first(), Some(Sign::Match(len)) if *len >= SURE) {
+        if copied.is_sure() {
             return Ok(copied);
         }
         let computed = self.compute(tokens, prompt, most, pays)?;

@@ -25,10 +25,13 @@ const EXPLORED: f64 = 0.01;
 const MATCHES: [usize; 8] = [1, 2, 3, 4, 6, 10, 18, usize::MAX];
 /// So are probabilities below these.
 const LIKELY: [f32; 6] = [0.25, 0.45, 0.65, 0.85, 0.97, f32::INFINITY];
-const CLASSES: usize = MATCHES.len() + LIKELY.len();
+/// And what the prompt became behind so many tokens that were right.
+const FOLLOWED: [usize; 4] = [2, 8, 24, usize::MAX];
+const CLASSES: usize = MATCHES.len() + LIKELY.len() + FOLLOWED.len();
 /// How often a guess was right, by class: of matches in texts that repeat much, and of a smaller model's. It is believed before
 /// anything is known.
-const BELIEF: [f32; CLASSES] = [0.4, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95];
+const BELIEF: [f32; CLASSES] =
+    [0.4, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.5, 0.7, 0.85, 0.9];
 /// The same of a smaller model's, whatever it says.
 const BELIEF_OF_MODEL: f32 = 0.6;
 /// How many guesses such a belief counts for.
@@ -50,6 +53,10 @@ impl Odds {
             Sign::Likely(p) => {
                 let at = LIKELY.iter().position(|&end| p < end).unwrap_or(0);
                 (Some(MATCHES.len() + at), CLASSES - 1)
+            }
+            Sign::Followed(streak) => {
+                let at = FOLLOWED.iter().position(|&end| streak < end);
+                (at.map(|at| MATCHES.len() + LIKELY.len() + at), CLASSES - 1)
             }
         };
         at.unwrap_or(last)
@@ -76,7 +83,7 @@ impl Odds {
     /// The same of a smaller model's next guess, which is not made yet.
     pub fn of_model(&self, others: &Self) -> f32 {
         let believing = |odds: &Self, belief: f32| {
-            let sum = |of: &[f32]| of[MATCHES.len()..].iter().sum::<f32>();
+            let sum = |of: &[f32]| of[MATCHES.len()..][..LIKELY.len()].iter().sum::<f32>();
             (sum(&odds.right) + WEIGHT * belief) / (sum(&odds.all) + WEIGHT)
         };
         believing(self, believing(others, BELIEF_OF_MODEL))

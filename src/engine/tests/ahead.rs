@@ -19,6 +19,7 @@ use crate::engine::{Drafts, Runtime, Stats};
 use crate::forward::{Architecture, FIRST};
 use crate::tensor::{DType, HostTensor, MatrixView};
 use crate::weights::Checkpoint;
+use crate::{BackendRequest, LoadOptions, ModelFiles};
 
 const MODELS: [&str; 7] = [
     "qwen3_5-nested",
@@ -147,6 +148,45 @@ fn gguf_files_have_the_same_layer() {
     assert!(worst < 1e-4, "{worst}");
 }
 
+/// A file may hold the layer alone, beside a file without: it is the draft of a model of its sizes.
+#[test]
+fn a_file_may_hold_the_layer_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let file = root.join("ahead/mtp-qwen3_5-tiled.gguf");
+    let load = |model: &str, draft: Option<&PathBuf>| {
+        let files = ModelFiles::open(&root.join(model)).unwrap();
+        let backend = BackendRequest::Cpu;
+        Model::load_with(files, LoadOptions { backend, draft: draft.cloned(), ..LoadOptions::default() })
+    };
+    let options = Options { max_tokens: Some(40), ..Options::default() };
+    let text = |model: Model| {
+        let prompt = Expected::of("qwen3_5-tiled").tokens;
+        let mut generation = model.generate_tokens(prompt, &options).unwrap();
+        generation.by_ref().for_each(|piece| drop(piece.unwrap()));
+        generation.tokens().to_vec()
+    };
+    let [plain, drafted] =
+        [None, Some(&file)].map(|draft| text(load("models/qwen3_5-tiled", draft).unwrap()));
+    assert!(plain.len() == 40 && drafted == plain, "{drafted:?} is not {plain:?}");
+    for (model, said) in [("models/qwen3_5-delta", "its 44 tokens"), ("models/llama-bias", "44")] {
+        let error = load(model, Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("draft") && error.contains(said), "{error}");
+    }
+    // By itself it is no model.
+    assert!(load("ahead/mtp-qwen3_5-tiled.gguf", None).is_err());
+    // Its layer is the one that transformers' modules are.
+    let mut checkpoint = Checkpoint::open(&file).unwrap();
+    let mut architecture = Architecture::from_gguf(&checkpoint).unwrap();
+    architecture.adopt(&mut checkpoint).unwrap();
+    let model = runtime("qwen3_5-tiled", LlmBackendKind::Cpu, Routing::default());
+    let (ahead, linears) = architecture.load_ahead(&checkpoint, model.dispatch(), model.forward()).unwrap();
+    assert!(!linears.is_empty());
+    let model = model.with_ahead(ahead.unwrap(), KvType::F32, checkpoint.watch()).unwrap();
+    let expected = Expected::of("qwen3_5-tiled");
+    let worst = difference(&logits(model.ahead().unwrap(), &expected, usize::MAX), &expected.logits);
+    assert!(worst < 1e-4, "{worst}");
+}
+
 /// However what the model made comes, in cuts, twice, or all at once, the guesses are those of one pass over it.
 #[test]
 fn guesses_are_those_of_one_pass() {
@@ -199,19 +239,19 @@ fn what_was_missed_is_left_out() {
     let runtime = with_ahead("qwen3_5-nested", LlmBackendKind::Cpu);
     let layer = runtime.ahead().unwrap();
     let vocab = expected.logits.shape()[1];
-    let guess = |seen: &[std::ops::Range<usize>]| {
+    let guess = |seen: &[[usize; 2]]| {
         let mut drafter = ByAhead::new(Rc::clone(layer), vocab);
-        for range in seen {
-            drafter.see(range.start, expected.carried(range.clone()).view()).unwrap();
+        for &[start, end] in seen {
+            drafter.see(start, expected.carried(start..end).view()).unwrap();
         }
         drafter.guess(&expected.tokens, 1, 4, &mut |_| true).unwrap()
     };
-    let of_last = guess(&[last - 5..last]);
+    let of_last = guess(&[[last - 5, last]]);
     assert_eq!(of_last.tokens.len(), 4);
-    let behind_a_hole = guess(&[0..last - 20, last - 5..last]);
+    let behind_a_hole = guess(&[[0, last - 20], [last - 5, last]]);
     assert_eq!((behind_a_hole.tokens, behind_a_hole.signs), (of_last.tokens, of_last.signs));
     // What it has is not what comes before the last token: only copies are left.
-    let copied = guess(&[0..last - 1]);
+    let copied = guess(&[[0, last - 1]]);
     assert!(copied.signs.iter().all(|sign| !matches!(sign, Sign::Likely(_))), "{copied:?}");
     // Five times the text, at once and in pieces: the same, or what it keeps begins elsewhere, and there are guesses all the same.
     let long: Vec<u32> = (0..5).flat_map(|_| expected.tokens.clone()).collect();

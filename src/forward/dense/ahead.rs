@@ -33,6 +33,9 @@ pub(in super::super) struct AheadNames {
 }
 
 impl AheadNames {
+    /// The field of Qwen's configurations that counts such layers. Of files that say one and have none it is left out.
+    pub const FIELD: &str = "mtp_num_hidden_layers";
+
     /// Qwen's.
     pub const APART: Self = Self {
         layers: "mtp.layers",
