@@ -65,8 +65,8 @@ pub struct LoadOptions {
     pub max_sequences: Option<usize>,
     /// Whether tokens are guessed before they are computed. On the CPU no bit of a text depends on it.
     pub drafts: Drafts,
-    /// A smaller model of the same vocabulary whose guesses are checked: a directory or GGUF file. [`Drafts::Auto`] is then
-    /// [`Drafts::On`].
+    /// A smaller model of the same vocabulary whose guesses are checked, or a file with the layer that was published for it: a directory
+    /// or GGUF file. [`Drafts::Auto`] is then [`Drafts::On`].
     pub draft: Option<PathBuf>,
     /// The instruction set of the CPU kernels; the best one where absent.
     pub isa: Option<Isa>,

@@ -1,7 +1,9 @@
 //! What a recurrent layer keeps of a sequence in host memory.
 //!
 //! A step reads what was there and writes what comes in a second buffer: so it can be taken back, and a step that fails has changed
-//! nothing. Of a step of few tokens, some of which may be guesses, it is kept how the state is advanced by the first of them. Matrices lie in panels of [`PANEL`] columns, each of which a thread advances by itself.
+//! nothing. Of a step of few tokens, some of which may be guesses, it is kept how the state is advanced by the first of them; that is
+//! memory of the step, and none of what [`Recurrent::bytes`] counts. Matrices lie in panels of [`PANEL`] columns, each of which a thread
+//! advances by itself.
 
 use std::fmt;
 use std::sync::Arc;

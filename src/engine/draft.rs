@@ -134,7 +134,7 @@ impl Guess {
     fn is_sure(&self) -> bool {
         match self.signs.first() {
             Some(Sign::Match(len)) => *len >= lookup::SURE,
-            Some(Sign::Followed(streak)) => *streak >= lookup::SURE,
+            Some(Sign::Followed(streak)) => *streak >= 2,
             Some(Sign::Likely(_)) | None => false,
         }
     }

@@ -326,9 +326,9 @@ impl Slot {
         self.state.kv.len() >= self.cached()
     }
 
-    /// Goes on without guesses, where the step that failed had some of it; whether it had.
+    /// Goes on without guesses, where the step that failed had some of it, or made more for them; whether it had.
     pub fn drop_draft(&mut self) -> bool {
-        self.draft.take_if(|draft| !draft.offered().is_empty()).is_some()
+        self.draft.take_if(|draft| !draft.offered().is_empty() || draft.sees()).is_some()
     }
 
     fn choose(&mut self, logits: &[f32], context: usize, guessed: Option<u32>) -> Result<()> {

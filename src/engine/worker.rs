@@ -20,7 +20,7 @@ use super::memory::{Budget, Memory};
 use super::queue::Queue;
 use super::request::{Request, RequestKind};
 use super::runtime::{Runtime, StepOutputs};
-use super::sequence::Sequence;
+use super::sequence::{Sequence, SequenceKind};
 use super::shares::Cost;
 use super::slot::Slot;
 use super::step::{InFlight, draft, planned, with_logits};
@@ -240,7 +240,8 @@ impl Worker {
             let vocab = self.runtime.config().vocab_size;
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
                 Some(sequence) => {
-                    let draft = self.drafting();
+                    let writes = matches!(sequence.kind, SequenceKind::Generate(_));
+                    let draft = self.drafting().filter(|_| writes);
                     self.slots.push(Slot::new(sequence, state, lease, (owner, self.steps), draft));
                 }
                 None => self.memory.release(&self.runtime, state, lease),

@@ -62,8 +62,10 @@ fn arguments(fields: &Fields<'_>, config: Config) -> Result<Box<dyn Arguments>> 
 fn members(members: &mut Members<'_>, checkpoint: &Checkpoint) -> Result<()> {
     glm4::refuse_sections(members)?;
     own_layers(members)?;
-    const NORM: &str = "blk.0.attn_q_norm.weight";
-    members.put("use_qk_norm", NORM, Value::Bool(checkpoint.find(NORM).is_some()));
+    // Of a file with the layer alone that guesses further tokens there is no first one.
+    const NORM: &str = ".attn_q_norm.weight";
+    let normed = checkpoint.tensors().any(|tensor| tensor.name().ends_with(NORM));
+    members.put("use_qk_norm", NORM, Value::Bool(normed));
     Ok(())
 }
 

@@ -49,6 +49,16 @@ impl<'a> Loader<'a> {
         self.places.borrow_mut().add(name, first, weight, bias)
     }
 
+    /// How many matrices were noted.
+    pub(super) fn linears(&self) -> usize {
+        self.linears.borrow().len()
+    }
+
+    /// Forgets those that were noted since there were `count`.
+    pub(super) fn forget_linears(&self, count: usize) {
+        self.linears.borrow_mut().truncate(count);
+    }
+
     /// Notes a matrix that will be multiplied by.
     pub(super) fn multiplies(&self, matrix: &PreparedMatrix) {
         self.linears.borrow_mut().push(matrix.clone());

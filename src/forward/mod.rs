@@ -109,7 +109,7 @@ use std::sync::Arc;
 use crate::backend::ops::StateSpec;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
 use crate::config::{Config, IS_CAUSAL, Shared};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::json::Fields;
 use crate::json::{self, Value, quote};
@@ -369,8 +369,8 @@ pub(crate) struct Ahead {
     pub config: Config,
     /// What it keeps of a sequence.
     pub states: Vec<StateSpec>,
-    /// A module that checkpoints with such a layer have.
-    pub module: String,
+    /// Modules that checkpoints with such a layer have: what joins both inputs, their norms, and the last norm.
+    pub needed: [String; 4],
     /// Its weights, which are on the list of the model's, too.
     pub list: WeightList,
 }
@@ -553,13 +553,28 @@ impl Architecture {
     /// Goes on without the layer ahead where the checkpoint has none, or one of other shapes, which is said.
     fn leave_absent_ahead(&mut self, checkpoint: &Checkpoint) {
         let Some(ahead) = self.arguments.ahead() else { return };
-        let is_there = checkpoint.find(&format!("{}.weight", ahead.module)).is_some();
-        let fits = if is_there { ahead.list.check(self.config(), checkpoint) } else { Ok(()) };
+        let is_there = checkpoint.find(&format!("{}.weight", ahead.needed[0])).is_some();
+        let fits = if is_there { self.check_ahead(&ahead, checkpoint) } else { Ok(()) };
         if let Err(error) = &fits {
             tracing::warn!(%error, "the layer that guesses further tokens is left out");
         }
         if let (Some(arguments), true) = (Arc::get_mut(&mut self.arguments), !is_there || fits.is_err()) {
             arguments.leave_ahead();
+        }
+    }
+
+    /// Whether a checkpoint has what a layer ahead begins and ends with, and all that it has of it in its shapes.
+    fn check_ahead(&self, ahead: &Ahead, checkpoint: &Checkpoint) -> Result<()> {
+        let lacks = |module: &&String| checkpoint.find(&format!("{module}.weight")).is_none();
+        // Of a GGUF file the last norm may be the model's.
+        let needed = &ahead.needed[..ahead.needed.len() - usize::from(checkpoint.gguf().is_some())];
+        match needed.iter().find(lacks) {
+            Some(missing) => Err(Error::Weight {
+                path: checkpoint.path().to_owned(),
+                name: missing.clone(),
+                what: "is missing".to_owned(),
+            }),
+            None => ahead.list.check(self.config(), checkpoint),
         }
     }
 
@@ -591,10 +606,14 @@ impl Architecture {
         let loader = Loader::new(self.config(), &list, checkpoint, ops);
         let forward = self.arguments.load(&loader)?;
         let ahead = match with_ahead {
-            true => self.ahead_of(&loader, &*forward).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the layer that guesses further tokens is left out");
-                None
-            }),
+            true => {
+                let before = loader.linears();
+                self.ahead_of(&loader, &*forward).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the layer that guesses further tokens is left out");
+                    loader.forget_linears(before);
+                    None
+                })
+            }
             false => None,
         };
         let (linears, places) = loader.into_parts();

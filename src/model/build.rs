@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{LoadOptions, ModelFiles};
+use super::{LoadOptions, ModelFiles, draft};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::pool::Pool;
 use crate::backend::kv::KvType;
 use crate::backend::ops::{Backend, MatrixOperand};
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, PreparedMatrix, Routing};
 use crate::config::Config;
-use crate::engine::{Drafts, Runtime};
+use crate::engine::Runtime;
 use crate::error::{Error, Result};
 use crate::forward::Loaded;
 use crate::tensor::DType;
@@ -47,13 +47,7 @@ pub(super) fn runtime(
     if reads {
         options.progress.expect(files.checkpoint.total_bytes());
     }
-    // MLX computes several rows in another order than one: there guesses are for those who ask for them.
-    let guesses = match options.drafts {
-        Drafts::Auto => backend == LlmBackendKind::Cpu,
-        Drafts::On => true,
-        Drafts::Off => false,
-    };
-    let with_ahead = guesses && options.draft.is_none();
+    let with_ahead = draft::by_own_layer(options, backend);
     let loaded = files.architecture.load(&files.checkpoint, &dispatch, with_ahead)?;
     let Loaded { forward, ahead, mut linears, places } = loaded;
     files.checkpoint.advise_willneed();

@@ -24,6 +24,17 @@ pub(super) fn options(options: &LoadOptions) -> LoadOptions {
     }
 }
 
+/// Whether a model on `backend` guesses by a layer of its own, where it has one: on MLX, which computes several rows in another order than
+/// one, for those who ask for it.
+pub(super) fn by_own_layer(options: &LoadOptions, backend: LlmBackendKind) -> bool {
+    let wanted = match options.drafts {
+        Drafts::Auto => backend == LlmBackendKind::Cpu,
+        Drafts::On => true,
+        Drafts::Off => false,
+    };
+    wanted && options.draft.is_none()
+}
+
 impl ModelFiles {
     /// Whether it has a layer that guesses further tokens, and no other: `mtp-….gguf`.
     pub fn is_layer_ahead(&self) -> bool {
@@ -42,6 +53,14 @@ impl ModelFiles {
             Some(path) => {
                 let mut draft = Self::open_by(path, self.checkpoint.access())?;
                 draft.checkpoint.tell(&options.progress);
+                let list = draft.architecture.weights();
+                let has = |name: &str| draft.checkpoint.find(&format!("{name}.weight")).is_some();
+                let is_part = !list.names().filter(|name| name.contains(".0.")).any(has);
+                if is_part && draft.checkpoint.gguf().is_some() {
+                    let got = format!("{}: it has no first layer", draft.name());
+                    let expected = "a model, or the layer of this one that guesses further tokens";
+                    return Err(Error::Option { option: "draft", got, expected });
+                }
                 Ok(Some(draft))
             }
         }

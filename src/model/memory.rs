@@ -1,12 +1,13 @@
 //! What running a model takes of memory on each backend, from headers alone.
 
-use super::{LoadOptions, ModelFiles};
+use super::{LoadOptions, ModelFiles, draft};
 use crate::backend::LlmBackendKind;
 use crate::backend::cpu::kernels::quant::PackedMatrix;
 use crate::backend::kv::{KvType, MLX_GROWTH};
 use crate::backend::ops::StateSpec;
 use crate::backend::select::MemoryNeed;
 use crate::engine::EngineOptions;
+use crate::forward::FIRST;
 use crate::tensor::DType;
 use crate::weights::Stored;
 
@@ -26,6 +27,8 @@ pub struct MemorySetting {
     pub dtype: DType,
     /// Most tokens of one sequence in one step.
     pub prefill_chunk: usize,
+    /// Whether a layer of its own guesses further tokens, where it has one.
+    pub ahead: bool,
 }
 
 impl ModelFiles {
@@ -38,6 +41,7 @@ impl ModelFiles {
             kv_type: options.kv_type.unwrap_or(dtype.into()),
             dtype: options.dtype.unwrap_or(dtype),
             prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
+            ahead: draft::by_own_layer(options, backend),
         }
     }
 
@@ -87,7 +91,28 @@ impl ModelFiles {
             LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
         };
         // What the forward pass has no use for stays in its file.
-        self.used_tensors().iter().map(bytes).fold(0, u64::saturating_add)
+        let ahead = self.architecture.ahead();
+        let is_ahead =
+            |tensor: &Stored| ahead.as_ref().is_some_and(|of| of.list.of_tensor(&tensor.name).is_some());
+        let alone = self.is_layer_ahead();
+        let used = self.used_tensors();
+        let counted = used
+            .iter()
+            .filter(|tensor| if alone { is_ahead(tensor) } else { setting.ahead || !is_ahead(tensor) });
+        let own = counted.map(bytes).fold(0, u64::saturating_add);
+        // The layer has a part of the head once more, in blocks.
+        let head =
+            used.iter().filter(|tensor| tensor.format.is_some() && self.is_head(tensor)).map(bytes).max();
+        let vocabulary = self.config().vocab_size as u64;
+        let part = |head: u64| head / vocabulary.max(1) * (FIRST as u64).min(vocabulary);
+        let again = head.filter(|_| setting.ahead && !alone && ahead.is_some()).map_or(0, part);
+        own.saturating_add(again)
+    }
+
+    /// Whether a tensor is the head, or the embedding that is it.
+    fn is_head(&self, tensor: &Stored) -> bool {
+        tensor.name
+            == if self.config().tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
     }
 
     /// Those of [`tensors`](Self::tensors) that the forward pass has a use for: without the part that sees pictures, say.
@@ -145,8 +170,10 @@ impl ModelFiles {
 
     fn context_memory(&self, setting: MemorySetting) -> u64 {
         let MemorySetting { backend, context, kv_type, prefill_chunk, .. } = setting;
-        let mut states = if self.is_layer_ahead() { Vec::new() } else { self.architecture.states() };
-        states.extend(self.architecture.ahead().into_iter().flat_map(|ahead| ahead.states));
+        let alone = self.is_layer_ahead();
+        let mut states = if alone { Vec::new() } else { self.architecture.states() };
+        let ahead = self.architecture.ahead().filter(|_| alone || setting.ahead);
+        states.extend(ahead.into_iter().flat_map(|ahead| ahead.states));
         let bytes = states.iter().map(|state| state.bytes(context, prefill_chunk, kv_type, backend));
         bytes.fold(0, u64::saturating_add)
     }

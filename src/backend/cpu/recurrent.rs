@@ -104,7 +104,7 @@ impl CpuBackend {
         let RecurrentShape { heads, rows, columns, .. } = *first.shape();
         let (pool, isa) = self.kernels();
         let (tokens, width, decays) = (qkv.shape()[0], qkv.shape()[1], gate.shape()[1]);
-        let keys = 2 * key_heads * rows;
+        let (keys, values) = (2 * key_heads * rows, heads * columns);
         let mut qk = self.buffer(tokens * keys)?;
         for (to, from) in qk.chunks_exact_mut(keys).zip(qkv.data().chunks_exact(width)) {
             to.copy_from_slice(&from[..keys]);
@@ -138,14 +138,18 @@ impl CpuBackend {
         let replay = |run: &Run| {
             let tokens = replayed(run)?;
             let part = |width: usize| tokens.start * width..tokens.end * width;
-            let (qk, v) = (kept(&qk[part(keys)])?, kept(&qkv.data()[part(width)])?);
+            let (qk, mut v) = (kept(&qk[part(keys)])?, Vec::new());
+            alloc::reserve(&mut v, tokens.len() * values, REPLAYED_TOKENS).ok()?;
+            qkv.data()[part(width)]
+                .chunks_exact(width)
+                .for_each(|row| v.extend_from_slice(&row[keys..keys + values]));
             let (beta, decay) = (kept(&beta[part(heads)])?, kept(&decay[part(decays)])?);
             let pool = self.shared_pool();
             Some(Replay::new(move |tokens, before, after| {
                 let of = Delta {
                     qk: &qk[..tokens * keys],
-                    v: &v[..tokens * width][keys..],
-                    v_stride: width,
+                    v: &v[..tokens * values],
+                    v_stride: values,
                     beta: &beta[..tokens * heads],
                     decay: &decay[..tokens * decays],
                     key_heads,
@@ -222,12 +226,14 @@ impl CpuBackend {
     }
 }
 
-/// The rows of a run that may be taken back in part: one token is taken back whole, and a part of a prompt is not.
+const REPLAYED_TOKENS: &str = "the tokens of a step that may be taken back";
+
+/// The rows of a run that may be taken back in part: one token is taken back whole, and so is a longer part of a prompt.
 fn replayed(run: &Run) -> Option<Range<usize>> {
     (2..=REPLAYED).contains(&run.len).then(|| run.row..run.row + run.len)
 }
 
 /// A copy, where there is memory for it: without, the step is taken back whole.
 fn kept(values: &[f32]) -> Option<Vec<f32>> {
-    alloc::copy_of(values, "the tokens of a step that may be taken back").ok()
+    alloc::copy_of(values, REPLAYED_TOKENS).ok()
 }

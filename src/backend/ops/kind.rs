@@ -155,7 +155,7 @@ impl FromStr for OpKind {
             option: "cpu_ops",
             got: name.to_owned(),
             expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
-                scale_rows, gate, mix, cut, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, adapt, qkv",
+                scale_rows, gate, mix, cut, join, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, adapt, qkv",
         })
     }
 }

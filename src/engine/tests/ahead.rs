@@ -168,9 +168,9 @@ fn a_file_may_hold_the_layer_alone() {
     let [plain, drafted] =
         [None, Some(&file)].map(|draft| text(load("models/qwen3_5-tiled", draft).unwrap()));
     assert!(plain.len() == 40 && drafted == plain, "{drafted:?} is not {plain:?}");
-    for (model, said) in [("models/qwen3_5-delta", "its 44 tokens"), ("models/llama-bias", "44")] {
+    for model in ["models/qwen3_5-delta", "models/llama-bias"] {
         let error = load(model, Some(&file)).unwrap_err().to_string();
-        assert!(error.contains("draft") && error.contains(said), "{error}");
+        assert!(error.contains("draft") && error.contains("44 tokens"), "{error}");
     }
     // By itself it is no model.
     assert!(load("ahead/mtp-qwen3_5-tiled.gguf", None).is_err());

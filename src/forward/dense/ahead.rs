@@ -124,8 +124,8 @@ impl Dense {
         let (layer, names) = self.ahead_layer()?;
         let mut list = WeightList::default();
         self.list_ahead(&mut list);
-        let [[module, _], ..] = names.parts(self.config.num_hidden_layers);
-        Some(Ahead { states: layer.states(), config: layer.config, module, list })
+        let needed = names.parts(self.config.num_hidden_layers).map(|[own, _]| own);
+        Some(Ahead { states: layer.states(), config: layer.config, needed, list })
     }
 
     /// Its forward pass, which shares `vocabulary`.
@@ -147,7 +147,15 @@ impl Dense {
             embed_norm: None,
             positions: None,
             layers: vec![layer.load_layer(loader, 0)?],
-            norm: norm(last)?,
+            // Where a file has none it is the model's, as in llama.cpp.
+            norm: match loader.has(&last[0]) {
+                true => norm(last)?,
+                false => Norm::load(
+                    loader,
+                    self.norm.0,
+                    self.stored(loader, self.last_norm.unwrap_or(self.norms)),
+                )?,
+            },
             parallel: layer.parallel,
             residual: layer.config.residual_multiplier,
         };

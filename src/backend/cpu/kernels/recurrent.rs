@@ -147,8 +147,8 @@ pub struct Delta<'a> {
     pub columns: usize,
 }
 
-/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`, where that is
-/// wanted.
+/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token
+/// gets, `[T, H · columns]`, where that is wanted.
 ///
 /// # Panics
 /// Where the lengths do not fit each other.
@@ -266,8 +266,8 @@ pub struct Scan<'a> {
     pub columns: usize,
 }
 
-/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token gets, `[T, H · columns]`, where that is
-/// wanted.
+/// Advances the matrices `[heads, panels, rows, PANEL]` from `before` to `after`, and writes what each token
+/// gets, `[T, H · columns]`, where that is wanted.
 ///
 /// # Panics
 /// Where the lengths do not fit each other.
