@@ -174,6 +174,19 @@ impl std::fmt::Debug for Model {
     }
 }
 
+impl LoadOptions {
+    /// Whether a model on `backend` guesses by a layer of its own, where it has one: on MLX, which computes several rows in another order
+    /// than one, for those who ask for it.
+    fn by_own_layer(&self, backend: LlmBackendKind) -> bool {
+        let wanted = match self.drafts {
+            Drafts::Auto => backend == LlmBackendKind::Cpu,
+            Drafts::On => true,
+            Drafts::Off => false,
+        };
+        wanted && self.draft.is_none()
+    }
+}
+
 impl Model {
     /// Loads the directory or GGUF file `path` onto the backend that fits.
     ///

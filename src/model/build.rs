@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LoadOptions, ModelFiles, draft};
+use super::{LoadOptions, ModelFiles};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::pool::Pool;
 use crate::backend::kv::KvType;
@@ -47,7 +47,7 @@ pub(super) fn runtime(
     if reads {
         options.progress.expect(files.checkpoint.total_bytes());
     }
-    let with_ahead = draft::by_own_layer(options, backend);
+    let with_ahead = options.by_own_layer(backend);
     let loaded = files.architecture.load(&files.checkpoint, &dispatch, with_ahead)?;
     let Loaded { forward, ahead, mut linears, places } = loaded;
     files.checkpoint.advise_willneed();

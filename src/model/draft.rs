@@ -24,17 +24,6 @@ pub(super) fn options(options: &LoadOptions) -> LoadOptions {
     }
 }
 
-/// Whether a model on `backend` guesses by a layer of its own, where it has one: on MLX, which computes several rows in another order than
-/// one, for those who ask for it.
-pub(super) fn by_own_layer(options: &LoadOptions, backend: LlmBackendKind) -> bool {
-    let wanted = match options.drafts {
-        Drafts::Auto => backend == LlmBackendKind::Cpu,
-        Drafts::On => true,
-        Drafts::Off => false,
-    };
-    wanted && options.draft.is_none()
-}
-
 impl ModelFiles {
     /// Whether it has a layer that guesses further tokens, and no other: `mtp-….gguf`.
     pub fn is_layer_ahead(&self) -> bool {

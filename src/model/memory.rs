@@ -1,6 +1,6 @@
 //! What running a model takes of memory on each backend, from headers alone.
 
-use super::{LoadOptions, ModelFiles, draft};
+use super::{LoadOptions, ModelFiles};
 use crate::backend::LlmBackendKind;
 use crate::backend::cpu::kernels::quant::PackedMatrix;
 use crate::backend::kv::{KvType, MLX_GROWTH};
@@ -41,7 +41,7 @@ impl ModelFiles {
             kv_type: options.kv_type.unwrap_or(dtype.into()),
             dtype: options.dtype.unwrap_or(dtype),
             prefill_chunk: options.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk),
-            ahead: draft::by_own_layer(options, backend),
+            ahead: options.by_own_layer(backend),
         }
     }
 
