@@ -14,8 +14,9 @@ mod lookup;
 mod model;
 mod pace;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::alloc;
 use crate::error::{Error, Result};
 use crate::tensor::MatrixView;
 pub(super) use ahead::ByAhead;
@@ -34,7 +35,7 @@ const FIRST: usize = 4;
 /// Drafts that are declined before one is tried all the same, at least and at most.
 const PATIENCE: [u32; 2] = [16, 1024];
 
-/// Whether tokens are guessed from what the text so far repeats, and checked several at a time.
+/// Whether tokens are guessed, from what the text so far repeats or by a layer that the model has for it, and checked several at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Drafts {
     /// On the CPU, where no bit of a text depends on it.
@@ -91,6 +92,51 @@ pub(crate) trait Drafter {
     fn see(&mut self, _start: usize, _made: MatrixView<'_>) -> Result<()> {
         Ok(())
     }
+}
+
+/// Of what a drafter has to see before its first guess, tokens at most for its time to tell what guesses take.
+const FEW: usize = 8;
+
+/// Guesses that `next` computes one after the other, at most `most` and at least one, while that `pays`. The first is behind `missing` tokens
+/// of the text, and the others are each behind the one before, which `next` is given.
+///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory); those of `next`.
+fn computed(
+    missing: usize,
+    most: usize,
+    pays: Pays<'_>,
+    mut next: impl FnMut(Option<u32>) -> Result<(u32, f32)>,
+) -> Result<Guess> {
+    let mut guess = Guess::default();
+    alloc::reserve(&mut guess.tokens, most, "guesses")?;
+    alloc::reserve(&mut guess.signs, most, "guesses")?;
+    let (mut began, mut guesses) = (Instant::now(), 1_u32);
+    let (mut token, mut likely) = next(None)?;
+    // What it had missed of the text is no part of what guesses take.
+    if missing > FEW {
+        (began, guesses) = (Instant::now(), 0);
+    }
+    loop {
+        guess.tokens.push(token);
+        guess.signs.push(Sign::Likely(likely));
+        if guess.tokens.len() >= most || !pays(&guess) {
+            let cost = began.elapsed().checked_div(guesses);
+            guess.cost = cost.as_ref().map(Duration::as_secs_f64);
+            return Ok(guess);
+        }
+        (token, likely) = next(Some(token))?;
+        guesses += 1;
+    }
+}
+
+/// What is copied where that is sure, else what is computed, if anything is.
+fn copied_or(copied: Guess, compute: impl FnOnce() -> Result<Guess>) -> Result<Guess> {
+    if copied.is_sure() {
+        return Ok(copied);
+    }
+    let computed = compute()?;
+    Ok(if computed.tokens.is_empty() { copied } else { computed })
 }
 
 /// The most likely token of a row of logits, among the first `vocab`, and its probability.

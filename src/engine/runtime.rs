@@ -111,7 +111,7 @@ impl Runtime {
         let why = match () {
             () if config.bidirectional || config.headless => Some("it writes no text"),
             () if !draft.states.recurrent().is_empty() => {
-                Some("its recurrent layers cannot go back behind a wrong guess")
+                Some("its recurrent layers cannot go back over several steps")
             }
             () => None,
         };

@@ -241,7 +241,7 @@ impl Worker {
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
                 Some(sequence) => {
                     let writes = matches!(sequence.kind, SequenceKind::Generate(_));
-                    let draft = self.drafting().filter(|_| writes);
+                    let draft = if writes { self.drafting() } else { None };
                     self.slots.push(Slot::new(sequence, state, lease, (owner, self.steps), draft));
                 }
                 None => self.memory.release(&self.runtime, state, lease),

@@ -546,21 +546,25 @@ impl Architecture {
                 .flat_map(|(path, of)| list.meant_by(&path).into_iter().map(move |path| (path, of)))
                 .collect();
         }
-        self.leave_absent_ahead(checkpoint);
-        self.check_weights(checkpoint)
+        match self.leave_absent_ahead(checkpoint) {
+            true => self.check_weights(checkpoint),
+            false => list.check(self.config(), checkpoint),
+        }
     }
 
-    /// Goes on without the layer ahead where the checkpoint has none, or one of other shapes, which is said.
-    fn leave_absent_ahead(&mut self, checkpoint: &Checkpoint) {
-        let Some(ahead) = self.arguments.ahead() else { return };
+    /// Goes on without the layer ahead where the checkpoint has none, or one of other shapes, which is said; whether it does.
+    fn leave_absent_ahead(&mut self, checkpoint: &Checkpoint) -> bool {
+        let Some(ahead) = self.arguments.ahead() else { return false };
         let is_there = checkpoint.find(&format!("{}.weight", ahead.needed[0])).is_some();
         let fits = if is_there { self.check_ahead(&ahead, checkpoint) } else { Ok(()) };
         if let Err(error) = &fits {
             tracing::warn!(%error, "the layer that guesses further tokens is left out");
         }
-        if let (Some(arguments), true) = (Arc::get_mut(&mut self.arguments), !is_there || fits.is_err()) {
+        let leaves = !is_there || fits.is_err();
+        if let Some(arguments) = Arc::get_mut(&mut self.arguments).filter(|_| leaves) {
             arguments.leave_ahead();
         }
+        leaves
     }
 
     /// Whether a checkpoint has what a layer ahead begins and ends with, and all that it has of it in its shapes.

@@ -91,22 +91,18 @@ impl ModelFiles {
             LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
         };
         // What the forward pass has no use for stays in its file.
-        let ahead = self.architecture.ahead();
-        let is_ahead =
-            |tensor: &Stored| ahead.as_ref().is_some_and(|of| of.list.of_tensor(&tensor.name).is_some());
         let alone = self.is_layer_ahead();
-        let used = self.used_tensors();
-        let counted = used
-            .iter()
-            .filter(|tensor| if alone { is_ahead(tensor) } else { setting.ahead || !is_ahead(tensor) });
-        let own = counted.map(bytes).fold(0, u64::saturating_add);
-        // The layer has a part of the head once more, in blocks.
-        let head =
-            used.iter().filter(|tensor| tensor.format.is_some() && self.is_head(tensor)).map(bytes).max();
-        let vocabulary = self.config().vocab_size as u64;
-        let part = |head: u64| head / vocabulary.max(1) * (FIRST as u64).min(vocabulary);
-        let again = head.filter(|_| setting.ahead && !alone && ahead.is_some()).map_or(0, part);
-        own.saturating_add(again)
+        let mut tensors = if setting.ahead || alone { self.used_tensors() } else { self.own_tensors() };
+        let ahead = self.architecture.ahead().filter(|_| setting.ahead || alone);
+        if let Some(ahead) = ahead.as_ref().filter(|_| alone) {
+            tensors.retain(|tensor| ahead.list.of_tensor(&tensor.name).is_some());
+        }
+        let own = tensors.iter().map(bytes).fold(0, u64::saturating_add);
+        // The layer has a part of the model's head once more, in blocks.
+        let head = tensors.iter().find(|tensor| tensor.format.is_some() && self.is_head(tensor)).map(bytes);
+        let vocabulary = (self.config().vocab_size as u64).max(1);
+        let part = |head: u64| head / vocabulary * (FIRST as u64).min(vocabulary);
+        own.saturating_add(head.filter(|_| ahead.is_some()).map_or(0, part))
     }
 
     /// Whether a tensor is the head, or the embedding that is it.
@@ -285,6 +281,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::engine::Drafts;
 
     fn files(name: &str) -> ModelFiles {
         ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
@@ -292,6 +289,23 @@ mod tests {
 
     fn need(files: &ModelFiles, backend: LlmBackendKind, options: LoadOptions) -> MemoryNeed {
         files.memory_need(files.memory_setting(backend, &options))
+    }
+
+    /// A layer that guesses is counted where it is loaded: on the CPU unless drafts are off, and on MLX where they are asked for.
+    #[test]
+    fn a_layer_ahead_is_counted_where_it_is_loaded() {
+        let files = files("ahead/qwen3_5-nested");
+        let of = |backend, drafts| need(&files, backend, LoadOptions { drafts, ..LoadOptions::default() });
+        let mut layer = files.used_tensors();
+        layer.retain(|tensor| tensor.name.starts_with("mtp."));
+        let of_cpu: u64 = layer.iter().map(on_cpu).sum();
+        // What is reordered is copied there.
+        let of_mlx: u64 = layer.iter().map(|tensor| on_mlx(tensor, DType::F32)).sum();
+        let [cpu, off] = [Drafts::Auto, Drafts::Off].map(|drafts| of(LlmBackendKind::Cpu, drafts));
+        assert!(of_cpu > 0 && cpu.weights == off.weights + of_cpu && cpu.kv > off.kv, "{cpu} {off}");
+        let [on, auto, off] =
+            [Drafts::On, Drafts::Auto, Drafts::Off].map(|drafts| of(LlmBackendKind::Mlx, drafts));
+        assert!(auto == off && on.weights == off.weights + of_mlx && on.kv > off.kv, "{on} {off}");
     }
 
     #[test]

@@ -40,6 +40,18 @@ def vocabulary(size):
     return [*tokens, "<|begin|>", "<|end|>"], merges
 
 
+def put_vocabulary(out, vocab, pre):
+    out.add_vocab_size(vocab)
+    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    tokens, merges = vocabulary(vocab)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre(pre)
+    out.add_token_list(tokens)
+    out.add_token_types([3 if id >= vocab - 2 else 1 for id in range(vocab)])
+    out.add_token_merges(merges)
+    out.add_eos_token_id(vocab - 1)
+
+
 def write(path, name, shape, follower, vocab, rng):
     out = gguf.GGUFWriter(path, "llama")
     hidden, heads, kv, ffn = (shape[key] for key in ("hidden", "heads", "kv", "ffn"))
@@ -55,16 +67,8 @@ def write(path, name, shape, follower, vocab, rng):
     out.add_rope_dimension_count(64)
     out.add_layer_norm_rms_eps(1e-5)
     out.add_rope_freq_base(500_000.0)
-    out.add_vocab_size(vocab)
-    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-    tokens, merges = vocabulary(vocab)
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("llama-bpe")
-    out.add_token_list(tokens)
-    out.add_token_types([3 if id >= vocab - 2 else 1 for id in range(vocab)])
-    out.add_token_merges(merges)
+    put_vocabulary(out, vocab, "llama-bpe")
     out.add_bos_token_id(vocab - 2)
-    out.add_eos_token_id(vocab - 1)
     kinds = gguf.GGMLQuantizationType
 
     def matrix(name, values, kind=kinds.Q4_0):
@@ -123,15 +127,7 @@ def write_ahead(path, text, vocab, noise, rng):
     out.add_ssm_time_step_rank(inner // dim)
     out.add_ssm_inner_size(inner)
     out.add_uint32("qwen35.full_attention_interval", 4)
-    out.add_vocab_size(vocab)
-    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-    tokens, merges = vocabulary(vocab)
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("qwen2")
-    out.add_token_list(tokens)
-    out.add_token_types([3 if id >= vocab - 2 else 1 for id in range(vocab)])
-    out.add_token_merges(merges)
-    out.add_eos_token_id(vocab - 1)
+    put_vocabulary(out, vocab, "qwen2")
     kinds = gguf.GGMLQuantizationType
 
     def matrix(name, values, kind=kinds.Q4_0):

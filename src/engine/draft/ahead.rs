@@ -5,10 +5,9 @@
 //! what came before, that is copied instead.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use super::lookup::Lookup;
-use super::{Drafter, Guess, Pays, Sign, most_likely};
+use super::{Drafter, Guess, Pays, computed, copied_or, most_likely};
 use crate::alloc;
 use crate::backend::batch::Batch;
 use crate::engine::runtime::{Runtime, StepOutputs};
@@ -20,8 +19,6 @@ use crate::tensor::{HostTensor, MatrixView};
 const WHAT: &str = "what the model made of the last tokens";
 /// Tokens of the text that it has yet to see, at most: of more the last.
 const MOST: usize = 128;
-/// Of these, those that the first guess of a step has to see at most for its time to tell what guesses take.
-const FEW: usize = 8;
 /// Tokens of the text that tell whether the first ones of the vocabulary are most of what comes, and how many of these may be others.
 const LAST: usize = 64;
 pub(in crate::engine) const OTHERS: usize = 12;
@@ -85,7 +82,7 @@ impl ByAhead {
 
     /// Guesses behind `tokens`.
     fn compute(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
-        let mut guess = Guess::default();
+        let guess = Guess::default();
         let (missing, end) = (self.waiting(), self.from + self.waiting());
         let seen = self.from - self.base;
         let room = self.runtime.config().max_context().saturating_sub(seen + missing);
@@ -95,37 +92,24 @@ impl ByAhead {
         }
         let runtime = &self.runtime;
         runtime.check_files()?;
-        let most = most.min(room);
-        alloc::reserve(&mut guess.tokens, most, "guesses")?;
-        alloc::reserve(&mut guess.signs, most, "guesses")?;
         let state = self.state.get_or_insert_with(|| runtime.sequence(prompt));
-        let (mut began, mut guesses) = (Instant::now(), 0_u32);
         let rows = HostTensor::from_vec(&[missing, self.width], std::mem::take(&mut self.rows));
+        let first = &tokens[self.from + 1..];
+        self.from = end;
         let last = &tokens[tokens.len().saturating_sub(LAST)..];
         // Of a language whose tokens have high numbers the whole head guesses.
         let of_first = last.iter().filter(|&&token| token as usize >= FIRST).count() <= OTHERS;
         let by = (&**runtime, self.vocab, of_first);
-        let (mut token, mut likely, mut made) = Self::next(by, state, &tokens[self.from + 1..], rows)?;
-        self.from = end;
-        // What it had missed of the text is no part of what guesses take.
-        if missing > FEW {
-            began = Instant::now();
-        } else {
-            guesses += 1;
-        }
-        loop {
-            guess.tokens.push(token);
-            guess.signs.push(Sign::Likely(likely));
-            if guess.tokens.len() >= most || !pays(&guess) {
-                break;
-            }
+        // Behind the text what the model made of it, and behind a guess what the layer made before.
+        let mut carried = rows;
+        let guess = computed(missing, most.min(room), pays, |guessed| {
+            let token = guessed.as_ref().map(std::slice::from_ref);
+            let rows = std::mem::replace(&mut carried, HostTensor::from_vec(&[0, 0], Vec::new()));
+            let (token, likely, made) = Self::next(by, state, token.unwrap_or(first), rows)?;
             let last = alloc::copy_of(made.row(made.shape()[0] - 1), WHAT)?;
-            let last = HostTensor::from_vec(&[1, self.width], last);
-            (token, likely, made) = Self::next(by, state, &[token], last)?;
-            guesses += 1;
-        }
-        let cost = began.elapsed().checked_div(guesses);
-        guess.cost = cost.as_ref().map(Duration::as_secs_f64);
+            carried = HostTensor::from_vec(&[1, self.width], last);
+            Ok((token, likely))
+        })?;
         // Of what it guessed itself it keeps nothing: the model's own rows of these tokens come.
         let seen = end - self.base;
         state.kv.truncate(seen);
@@ -140,11 +124,7 @@ impl ByAhead {
 impl Drafter for ByAhead {
     fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
         let copied = self.lookup.guess(tokens, prompt, most, pays)?;
-        if copied.is_sure() {
-            return Ok(copied);
-        }
-        let computed = self.compute(tokens, prompt, most, pays)?;
-        Ok(if computed.tokens.is_empty() { copied } else { computed })
+        copied_or(copied, || self.compute(tokens, prompt, most, pays))
     }
 
     fn computes(&self) -> bool {

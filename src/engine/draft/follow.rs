@@ -4,7 +4,8 @@
 //! The text is laid beside the prompt. Of each token of the prompt it is learnt what it became: itself, nothing, or some tokens, also
 //! such as were put in behind it. What comes is then guessed to be what the prompt's next tokens became before, behind the same
 //! token if that is known, and those that were never met are copied. Where the text is another, it is laid beside what follows in the
-//! prompt anew, so that rare tokens meet and little of the prompt is passed over, until the two are together again.
+//! prompt anew, so that rare tokens meet and little of the prompt is passed over, until the two are together again. For each token of the
+//! prompt that the text has passed there are two entries of a map, at most.
 
 use std::collections::HashMap;
 

@@ -176,16 +176,15 @@ impl Trail {
 }
 
 impl Lookup {
-    /// What followed the last tokens before.
-    fn copied(&mut self, tokens: &[u32], prompt: usize, most: usize) -> Result<Guess> {
-        self.learn(tokens)?;
+    /// What followed the last tokens before, of which `first` is the [longest](Self::longest) match.
+    fn copied(&mut self, tokens: &[u32], prompt: usize, most: usize, first: (usize, usize)) -> Guess {
         self.settle(tokens, prompt);
         let mut guess =
             Guess { tokens: Vec::with_capacity(most), signs: Vec::with_capacity(most), cost: None };
         let mut trail = self.trail;
         while guess.tokens.len() < most {
             let text = Text { tokens, guess: &guess.tokens };
-            let (at, longest) = self.longest(&text);
+            let (at, longest) = if guess.tokens.is_empty() { first } else { self.longest(&text) };
             let followed = trail.and_then(|trail| trail.next(&text, prompt));
             let (from, matched) = match followed {
                 Some((from, true)) => (from, if from == at + 1 { longest } else { 2 }),
@@ -212,19 +211,19 @@ impl Lookup {
             guess.tokens.push(token);
             guess.signs.push(Sign::Match(matched));
         }
-        Ok(guess)
+        guess
     }
 }
 
 impl Drafter for Lookup {
     fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
-        let copied = self.copied(tokens, prompt, most)?;
+        self.learn(tokens)?;
+        let first = self.longest(&Text { tokens, guess: &[] });
+        let copied = self.copied(tokens, prompt, most, first);
         self.follow.advance(tokens, prompt)?;
-        if !self.follow.follows() && tokens.len() > prompt {
-            let (at, longest) = self.longest(&Text { tokens, guess: &[] });
-            if longest >= COPYING && at + 1 < prompt {
-                self.follow.begin(at + 1, tokens.len());
-            }
+        let (at, longest) = first;
+        if !self.follow.follows() && tokens.len() > prompt && longest >= COPYING && at + 1 < prompt {
+            self.follow.begin(at + 1, tokens.len());
         }
         let followed = self.follow.guess(tokens, prompt, most)?;
         if !followed.is_empty() {

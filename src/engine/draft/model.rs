@@ -4,11 +4,9 @@
 //! part in each step where that is much. Where the text repeats what came before, that is copied instead, which costs nothing.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use super::lookup::Lookup;
-use super::{Drafter, Guess, Pays, Sign, most_likely};
-use crate::alloc;
+use super::{Drafter, Guess, Pays, computed, copied_or, most_likely};
 use crate::backend::batch::Batch;
 use crate::engine::runtime::Runtime;
 use crate::error::{Error, Result};
@@ -16,8 +14,6 @@ use crate::forward::step::SequenceState;
 
 /// Tokens of the text that are computed before one step.
 const CHUNK: usize = 256;
-/// Of these, those that the first guess of a step has to see at most for its time to tell what guesses take.
-const FEW: usize = 8;
 
 /// The guesses of a smaller model for one sequence.
 pub(in crate::engine) struct ByModel {
@@ -50,7 +46,7 @@ impl ByModel {
     /// Guesses behind `tokens`.
     fn compute(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
         let runtime = &self.runtime;
-        let mut guess = Guess::default();
+        let guess = Guess::default();
         let room = runtime.config().max_context().saturating_sub(tokens.len());
         if room == 0 || !pays(&guess) {
             return Ok(guess);
@@ -71,39 +67,17 @@ impl ByModel {
             runtime.step(&batch, std::slice::from_mut(state))?;
             return Ok(guess);
         }
-        let most = most.min(room);
-        alloc::reserve(&mut guess.tokens, most, "guesses")?;
-        alloc::reserve(&mut guess.signs, most, "guesses")?;
-        let (mut began, mut guesses) = (Instant::now(), 0_u32);
-        let (mut token, mut likely) = Self::next(runtime, self.vocab, state, missing)?;
-        // What it had missed of the text is no part of what guesses take.
-        if missing.len() > FEW {
-            began = Instant::now();
-        } else {
-            guesses += 1;
-        }
-        loop {
-            guess.tokens.push(token);
-            guess.signs.push(Sign::Likely(likely));
-            if guess.tokens.len() >= most || !pays(&guess) {
-                let cost = began.elapsed().checked_div(guesses);
-                guess.cost = cost.as_ref().map(Duration::as_secs_f64);
-                return Ok(guess);
-            }
-            (token, likely) = Self::next(runtime, self.vocab, state, &[token])?;
-            guesses += 1;
-        }
+        computed(missing.len(), most.min(room), pays, |guessed| match guessed {
+            None => Self::next(runtime, self.vocab, state, missing),
+            Some(token) => Self::next(runtime, self.vocab, state, &[token]),
+        })
     }
 }
 
 impl Drafter for ByModel {
     fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, pays: Pays<'_>) -> Result<Guess> {
         let copied = self.lookup.guess(tokens, prompt, most, pays)?;
-        if copied.is_sure() {
-            return Ok(copied);
-        }
-        let computed = self.compute(tokens, prompt, most, pays)?;
-        Ok(if computed.tokens.is_empty() { copied } else { computed })
+        copied_or(copied, || self.compute(tokens, prompt, most, pays))
     }
 
     fn computes(&self) -> bool {

@@ -211,7 +211,7 @@ fn guesses_are_those_of_one_pass() {
             };
             for cuts in [vec![last], vec![1; last], vec![3, last - 3], vec![last - 1, 1]] {
                 let mut drafter = ByAhead::new(Rc::clone(layer), vocab);
-                let (mut start, mut guessed) = (0, 0);
+                let (mut start, mut guessed, by_one) = (0, 0, cuts.len() == last);
                 for cut in cuts {
                     // Some of it was seen already.
                     let from = start.max(2) - 2;
@@ -224,7 +224,7 @@ fn guesses_are_those_of_one_pass() {
                         guessed += drafter.guess(tokens, 1, 3, &mut |_| true).unwrap().tokens.len();
                     }
                 }
-                assert!(guessed < 3 * last);
+                assert!(guessed > 0 || !by_one, "{model} on {kind}");
                 logits_of(&drafter.guess(&expected.tokens, 1, 4, &mut |_| true).unwrap());
             }
         }
@@ -382,10 +382,10 @@ fn no_text_depends_on_them() {
     }
 }
 
-/// A model that has such a layer uses it where nobody says otherwise, and its memory is counted.
+/// A model that has such a layer uses it where nobody says otherwise and it pays, and its memory is counted.
 #[test]
-fn it_is_used_where_it_pays() {
-    let plain = Rig::at(&folder("qwen3_5-nested"), LlmBackendKind::Cpu, 4096, EngineOptions::default());
+fn its_memory_is_counted_and_its_texts_are_the_models() {
+    let mut plain = Rig::at(&folder("qwen3_5-nested"), LlmBackendKind::Cpu, 4096, EngineOptions::default());
     let mut rig = Rig::at(&folder("qwen3_5-nested"), LlmBackendKind::Cpu, 4096, EngineOptions::default());
     rig.worker.set_drafts(Drafts::Auto);
     let layer = with_ahead("qwen3_5-nested", LlmBackendKind::Cpu);
@@ -393,9 +393,12 @@ fn it_is_used_where_it_pays() {
     assert_eq!(rig.budget.beside, cost.token + cost.windowed);
     assert!(cost.token > 0);
     let prompt = plain.prompt(3, 40);
-    let mut asked = rig.ask(prompt, 80);
-    rig.finish(&mut asked);
-    assert_eq!(asked.tokens.len(), 80);
+    let [alone, asked] = [&mut plain, &mut rig].map(|rig| {
+        let mut asked = rig.ask(prompt.clone(), 80);
+        rig.finish(&mut asked);
+        asked.tokens
+    });
+    assert!(asked.len() == 80 && asked == alone);
 }
 
 /// Files that say that they have such a layer, and do not, and those whose layer has other shapes, are models without one.
