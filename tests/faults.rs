@@ -10,7 +10,7 @@ use backstop::backend::ops::OpKind;
 use backstop::backend::select::BackendRequest;
 use backstop::backend::{Faults, Policy};
 use backstop::forward::step::SequenceState;
-use backstop::{Error, LoadOptions, Model, ModelFiles, Options};
+use backstop::{Drafts, Error, LoadOptions, Model, ModelFiles, Options};
 
 /// Families that between them use every op.
 const MODELS: [&str; 11] = [
@@ -29,6 +29,8 @@ const MODELS: [&str; 11] = [
 
 /// Ops that MLX has no kernel for: the dispatch composes them, so that no call of them reaches it.
 const COMPOSED: [OpKind; 4] = [OpKind::GateUp, OpKind::AddRmsNorm, OpKind::Adapt, OpKind::Qkv];
+/// Ops of layers that guess, whose failures end no request.
+const GUESSING: [OpKind; 1] = [OpKind::Join];
 
 fn has_mlx() -> bool {
     let has = cfg!(any(feature = "mlx", all(target_os = "macos", target_arch = "aarch64")));
@@ -50,18 +52,22 @@ fn load_with(
     faults: Faults,
     cpu_ops: &[OpKind],
 ) -> Model {
+    load_by(
+        name,
+        LoadOptions { backend, policy, faults, cpu_ops: cpu_ops.to_vec(), ..LoadOptions::default() },
+    )
+}
+
+/// A fixture, with the rest of its options.
+fn load_by(name: &str, options: LoadOptions) -> Model {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     // A chunk shorter than the prompt, so that prefill has several steps.
     let options = LoadOptions {
-        backend,
-        policy,
-        faults,
-        cpu_ops: cpu_ops.to_vec(),
         // What the CPU computes in place of MLX is to be as near to it as it can be.
         activations: Activations::F32,
         prefill_chunk: Some(7),
         threads: Some(2),
-        ..LoadOptions::default()
+        ..options
     };
     Model::load_with(ModelFiles::open(&path).unwrap(), options).unwrap()
 }
@@ -158,7 +164,47 @@ fn an_op_that_fails_falls_back_alone_and_changes_no_token() {
     }
     let forgotten: Vec<_> =
         OpKind::ALL.into_iter().filter(|op| !covered.contains(op) && !COMPOSED.contains(op)).collect();
-    assert!(forgotten.is_empty(), "no model calls {forgotten:?}");
+    assert_eq!(forgotten, GUESSING, "what no model calls");
+}
+
+/// What fails of a layer that guesses is computed on the CPU, or the text goes on without it.
+#[test]
+fn a_layer_ahead_that_fails_changes_no_token() {
+    if !has_mlx() {
+        return;
+    }
+    let load = |drafts, policy, faults| {
+        let options =
+            LoadOptions { backend: BackendRequest::Mlx, policy, faults, drafts, ..LoadOptions::default() };
+        load_by("ahead/qwen3_5-tiled", options)
+    };
+    let expected = generate(&load(Drafts::Off, Policy::Deny, Faults::default())).unwrap();
+    assert_eq!(generate(&load(Drafts::On, Policy::Deny, Faults::default())).unwrap(), expected);
+    for op in GUESSING {
+        for count in [1, u64::MAX] {
+            let what = format!("{count} calls of {op}");
+            let model = load(Drafts::On, Policy::Allow, Faults::op(op, 0, count));
+            assert_eq!(generate(&model).unwrap(), expected, "{what}");
+            let fallbacks = model.engine().report().fallbacks();
+            let [(failed, reason, times)] = &fallbacks[..] else { panic!("{what}: {fallbacks:?}") };
+            assert_eq!((*failed, &**reason), (op, "injected fault"), "{what}");
+            assert!((1..=count).contains(times), "{what}: {times}");
+
+            let model = load(Drafts::On, Policy::Deny, Faults::op(op, 0, count));
+            for request in ["the request", "the next request"] {
+                assert_eq!(generate(&model).unwrap(), expected, "{what}: {request}");
+            }
+            assert!(model.engine().report().is_clean(), "{what}");
+        }
+    }
+    // An evaluation of the layer that fails is not one of the text's.
+    for k in 0..12 {
+        let model = load(Drafts::On, Policy::Allow, Faults::evaluation_at(k, 1));
+        for request in ["the request", "the next request"] {
+            assert_eq!(generate(&model).unwrap(), expected, "evaluation {k}: {request}");
+        }
+        assert!(model.engine().report().left_mlx().is_none(), "evaluation {k}");
+    }
 }
 
 #[test]
