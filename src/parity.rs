@@ -9,6 +9,7 @@ use crate::backend::batch::Batch;
 use crate::error::{Error, Result};
 use crate::forward::step::SequenceState;
 use crate::model::Model;
+use crate::sample::Distribution;
 
 /// Tokens of a step: their logits are in memory at once.
 const CHUNK: usize = 64;
@@ -228,13 +229,13 @@ impl Outputs {
             let both = [&of_reference, &of_other];
             self.positions.push(PositionError {
                 divergence: of_reference.divergence(&of_other),
-                likeliest: both.map(|of| of.likeliest),
-                probability: both.map(|of| of.log_p(of.likeliest).exp()),
+                likeliest: both.map(|of| of.likeliest()),
+                probability: both.map(|of| of.log_p(of.likeliest()).exp()),
             });
-            if of_reference.likeliest == of_other.likeliest {
+            if of_reference.likeliest() == of_other.likeliest() {
                 self.agreeing += 1;
             } else if self.first.is_none() {
-                let (reference, other) = (of_reference.likeliest, of_other.likeliest);
+                let (reference, other) = (of_reference.likeliest(), of_other.likeliest());
                 self.first = Some(Difference { position: at + row, reference, other });
             }
             if let Some(&next) = tokens.get(row + 1) {
@@ -264,52 +265,6 @@ impl Outputs {
             first_difference: self.first,
             perplexity: (predicted > 0).then(|| self.surprise.map(|sum| (sum / predicted as f64).exp())),
         }
-    }
-}
-
-/// The distribution of the next token.
-pub(crate) struct Distribution<'a> {
-    logits: &'a [f32],
-    /// `ln Σ e^logit`.
-    log_sum: f64,
-    /// The first of the largest.
-    likeliest: u32,
-}
-
-impl<'a> Distribution<'a> {
-    /// Of logits `[V]`.
-    pub fn of(logits: &'a [f32]) -> Self {
-        let (mut most, mut likeliest) = (f32::NEG_INFINITY, 0);
-        for (id, &logit) in (0..).zip(logits) {
-            if logit > most {
-                (most, likeliest) = (logit, id);
-            }
-        }
-        let most = f64::from(most);
-        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
-        Self { logits, log_sum: most + sum.ln(), likeliest }
-    }
-
-    /// The token of the largest logit, the first of several.
-    pub fn likeliest(&self) -> u32 {
-        self.likeliest
-    }
-
-    /// `ln p` of a token of the vocabulary.
-    pub fn log_p(&self, token: u32) -> f64 {
-        f64::from(self.logits[token as usize]) - self.log_sum
-    }
-
-    /// `Σ p (ln p − ln q)`: never below zero, and infinite where a logit is not a number.
-    pub fn divergence(&self, other: &Self) -> f64 {
-        let sum: f64 = (0..self.logits.len() as u32)
-            .map(|token| {
-                let (p, q) = (self.log_p(token), other.log_p(token));
-                // Where the reference says never, the limit is zero.
-                if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
-            })
-            .sum();
-        if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
     }
 }
 

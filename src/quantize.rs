@@ -1,8 +1,10 @@
 //! Quantizing a model into a directory that MLX loads or a GGUF file, a few rows at a time, so that it need not fit into
 //! memory.
 
+mod allot;
 mod fuse;
 mod gguf;
+mod naming;
 mod source;
 mod stacks;
 mod types;
@@ -18,6 +20,7 @@ use ::safetensors::Dtype;
 use half::f16;
 use serde_json::json;
 
+pub use allot::{Allotment, Container, Measure, Size, allot};
 pub use fuse::fuse;
 pub use gguf::{Recipe, to_gguf};
 pub use types::GgufType;
@@ -28,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::Home;
 use crate::forward::{InMlx, ModuleSpec, WeightList, modules};
+use crate::imatrix::Imatrix;
 use crate::json;
 use crate::model::ModelFiles;
 use crate::quant::{Format, MlxFormat, MlxMode, write_floats};
@@ -36,6 +40,7 @@ use crate::weights::output::{Output, write_through};
 use crate::weights::write::{SHARD, Shards, Spec};
 use source::{Held, Source};
 use stacks::{Joined, Piece, joined};
+use weights::Weights;
 
 /// Elements that are read at once: 16 MiB in `f32`, enough to keep all cores busy.
 const ELEMENTS: usize = 4 << 20;
@@ -60,10 +65,27 @@ pub struct Report {
     pub bytes_out: u64,
 }
 
+/// What [`to_mlx`] makes of matrices.
+#[derive(Debug, Clone, Copy)]
+pub struct MlxRecipe<'m> {
+    /// Their format.
+    pub of: MlxFormat,
+    /// What their columns are worth, where it is known: the square errors of affine groups that are made small are weighed by it.
+    pub imatrix: Option<&'m Imatrix>,
+    /// The format of each, where they were chosen one by one.
+    pub allotment: Option<&'m Allotment>,
+}
+
+impl From<MlxFormat> for MlxRecipe<'_> {
+    fn from(of: MlxFormat) -> Self {
+        Self { of, imatrix: None, allotment: None }
+    }
+}
+
 /// Quantizes the model in a directory into the new directory `out`, which mlx-lm and backstop load.
 ///
 /// As in mlx-lm, every matrix is quantized, embeddings and output head too, but those whose rows are not whole groups; the
-/// head of a model that shares its embedding is dropped. Other tensors, tokenizer and templates are copied, and `config.json`
+/// head of a model that shares its embedding is dropped. Groups have mlx-lm's bits, but where it is known what columns are worth. Other tensors, tokenizer and templates are copied, and `config.json`
 /// gets `quantization` and `quantization_config`. Affine scales have the type of the matrix. A model that is quantized already
 /// is decoded first, to the type that its configuration names, which is said: the two errors add up.
 ///
@@ -75,15 +97,17 @@ pub struct Report {
 /// how many are read; where it says `false`, nothing is left and the answer is `None`.
 ///
 /// # Errors
-/// [`Error::Option`] for a format that MLX has not or this version does not write; [`Error::Format`] where `out` exists, or
-/// the model is a GGUF file or built in; [`Error::Weight`] for values that are not finite, and experts that are missing;
+/// [`Error::Option`] for a format that MLX has not or this version does not write; [`Error::Format`] where `out` exists, the
+/// model is a GGUF file or built in, and for an importance matrix of another model; [`Error::Weight`] for values that are not finite, and experts that are missing;
 /// [`Error::Io`].
-pub fn to_mlx(
+pub fn to_mlx<'m>(
     files: &ModelFiles,
-    mlx: MlxFormat,
+    recipe: impl Into<MlxRecipe<'m>>,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
+    let MlxRecipe { of, imatrix, allotment } = recipe.into();
+    let mlx = allotment.and_then(Allotment::most_common).unwrap_or(of);
     check_format(mlx)?;
     if files.checkpoint.gguf().is_some() {
         return Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors"));
@@ -92,12 +116,21 @@ pub fn to_mlx(
     let sources = sources(files, &list)?;
     let names = Names::of(files, &list, &sources);
     let decoded = files.config().dtype.unwrap_or(DType::F16);
-    let parts: Vec<PlannedTensor<'_>> = (joined(&list, &sources)?.into_iter())
+    let mut parts: Vec<PlannedTensor<'_>> = (joined(&list, &sources)?.into_iter())
         .map(|joined| {
             let names = names.of_tensor(&joined);
-            PlannedTensor::of(joined, names, mlx, list.in_mlx(), decoded)
+            PlannedTensor::of(joined, names, mlx, list.in_mlx(), decoded).allotted(allotment, mlx)
         })
         .collect();
+    if imatrix.is_some() {
+        let mut weights = Weights { imatrix, known: 0, unknown: Vec::new() };
+        for part in &mut parts {
+            if let (Some(Format::Affine { .. }), Some(name)) = (part.format, part.gguf_name(&list)) {
+                part.importance = weights.of(&name, &part.joined)?;
+            }
+        }
+        weights.tell()?;
+    }
     say_if_decoded(files, parts.iter().any(|part| part.joined.is_decoded()));
     let mut report =
         Report { bytes_in: parts.iter().map(|part| part.joined.bytes()).sum(), ..Report::default() };
@@ -198,6 +231,8 @@ struct PlannedTensor<'s> {
     is_uneven: bool,
     /// What an adapter makes of it.
     merge: Option<fuse::Merge<'s>>,
+    /// What the columns are worth, of one piece after the other.
+    importance: Option<Vec<f32>>,
 }
 
 impl<'s> PlannedTensor<'s> {
@@ -214,6 +249,7 @@ impl<'s> PlannedTensor<'s> {
             is_kept: false,
             is_uneven: false,
             merge: None,
+            importance: None,
         };
         if planned.joined.kept() == Some(Format::Mxfp4) {
             planned.is_kept = true;
@@ -247,6 +283,34 @@ impl<'s> PlannedTensor<'s> {
             MlxMode::Nvfp4 => Format::Nvfp4,
         });
         planned
+    }
+
+    /// Whether it gets the format of most.
+    fn gets_format(&self) -> bool {
+        self.format.is_some() && self.named.is_none() && !self.is_kept
+    }
+
+    /// The same in the format that was chosen for it, where that of most is `mlx`.
+    fn allotted(mut self, allotment: Option<&Allotment>, mlx: MlxFormat) -> Self {
+        let chosen = allotment.filter(|_| self.gets_format()).and_then(|it| it.types.get(&self.path));
+        match chosen {
+            Some(Some(Format::Affine { bits, group, scales })) if *bits != mlx.bits => {
+                self.format = Some(Format::Affine { bits: *bits, group: *group, scales: *scales });
+                self.named = Some(MlxFormat { mode: MlxMode::Affine, bits: *bits, group: *group });
+            }
+            Some(None) => self.format = None,
+            Some(Some(_)) | None => {}
+        }
+        self
+    }
+
+    /// What it is called in GGUF files, and so in an importance matrix.
+    fn gguf_name(&self, list: &WeightList) -> Option<String> {
+        let module = match self.joined.stack {
+            Some(stack) => &stack.gguf,
+            None => &list.of_tensor(&self.joined.source().name)?.gguf.as_ref()?.name,
+        };
+        Some(format!("{module}.weight"))
     }
 
     /// The names of the planes.
@@ -283,8 +347,10 @@ impl<'s> PlannedTensor<'s> {
     /// Writes it, one piece after the other; `step` is told of the bytes read since the last time. `false` where that says so.
     fn write(&self, shards: &mut Shards, step: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
         let mut first = 0;
-        for piece in &self.joined.pieces {
-            if !self.write_piece(piece, first, shards, step)? {
+        for (at, piece) in self.joined.pieces.iter().enumerate() {
+            let columns = piece.source.columns();
+            let importance = self.importance.as_ref().map(|all| &all[at * columns..(at + 1) * columns]);
+            if !self.write_piece((piece, importance), first, shards, step)? {
                 return Ok(false);
             }
             first += piece.rows.len();
@@ -295,7 +361,7 @@ impl<'s> PlannedTensor<'s> {
     /// Writes a piece, whose first row is row `first` of all.
     fn write_piece(
         &self,
-        piece: &Piece<'_>,
+        (piece, importance): (&Piece<'_>, Option<&[f32]>),
         first: usize,
         shards: &mut Shards,
         step: &mut dyn FnMut(u64) -> bool,
@@ -324,7 +390,9 @@ impl<'s> PlannedTensor<'s> {
             let at = start..(start + rows_at_once).min(rows);
             if self.is_kept {
                 held.copy(at.clone(), |row| piece.source_row(row), &mut planes)?;
-            } else if let Some(wrong) = self.encode(piece, &held, at.clone(), &mut buffers, &mut planes)? {
+            } else if let Some(wrong) =
+                self.encode((piece, importance), &held, at.clone(), &mut buffers, &mut planes)?
+            {
                 let row = piece.source_row(start + wrong);
                 let what = format!("row {row} holds a NaN or an infinity, expected finite values");
                 return Err(piece.source.fail(what));
@@ -342,7 +410,7 @@ impl<'s> PlannedTensor<'s> {
     /// Makes the planes of rows `at` of a piece; the first of them that has no code, if any.
     fn encode(
         &self,
-        piece: &Piece<'_>,
+        (piece, importance): (&Piece<'_>, Option<&[f32]>),
         held: &Held<'_>,
         at: Range<usize>,
         (floats, values): &mut (Vec<f32>, Vec<u8>),
@@ -368,7 +436,8 @@ impl<'s> PlannedTensor<'s> {
         for (plane, width) in planes.iter_mut().zip(format.row_bytes(columns)) {
             alloc::resize(plane, rows * width, BUFFER)?;
         }
-        Ok(format.encode(self.dtype, columns, values, planes.each_mut().map(|plane| &mut plane[..])))
+        let planes = planes.each_mut().map(|plane| &mut plane[..]);
+        Ok(format.encode_weighed(self.dtype, columns, values, importance, planes))
     }
 }
 

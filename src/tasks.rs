@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::json;
 use crate::model::Model;
-use crate::parity::Distribution;
+use crate::sample::Distribution;
 use crate::text::Specials;
 
 /// Choices of a question, at most: as many letters as there are.

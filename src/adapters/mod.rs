@@ -12,8 +12,7 @@ use std::path::Path;
 use crate::alloc;
 use crate::error::{Error, Result};
 use crate::files::{self, Home};
-use crate::forward::adapt::Update;
-use crate::forward::{Adapter, Architecture, ModuleSpec, WeightList};
+use crate::forward::{Adapter, Architecture, ModuleSpec, Update, WeightList};
 use crate::tensor::Weight;
 use crate::weights::{Access, Checkpoint, Form, TensorInfo};
 

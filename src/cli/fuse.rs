@@ -7,7 +7,7 @@ use backstop::backend::select::Bytes;
 use backstop::{adapters, quantize};
 
 use super::args::FuseArgs;
-use super::quantize::written;
+use super::quantize::{bytes, written};
 use super::term;
 use super::{INTERRUPTED, Usage};
 
@@ -18,8 +18,9 @@ pub fn fuse(args: &FuseArgs) -> anyhow::Result<ExitCode> {
     }
     let files = super::open(Some(&args.model), &args.fetch)?;
     let adapter = adapters::read(&args.adapter, args.scale, &files.architecture)?;
-    let report =
-        written("fusing", &files, &mut |progress| quantize::fuse(&files, &adapter, &args.output, progress))?;
+    let report = written("fusing", &files, bytes, &mut |progress| {
+        quantize::fuse(&files, &adapter, &args.output, progress)
+    })?;
     let Some(report) = report else {
         term::note("interrupted: nothing was written");
         return Ok(ExitCode::from(INTERRUPTED));

@@ -35,8 +35,16 @@ pub fn text(args: &ReadArgs) -> anyhow::Result<(&Path, String)> {
         let what = format!("{name} is a model, and the FILE to read is left out: {name} FILE is expected");
         return Err(Usage(what).into());
     }
+    Ok((path, read(path)?))
+}
+
+/// A text file.
+///
+/// # Errors
+/// One that cannot be read, and one that is not UTF-8.
+pub fn read(path: &Path) -> anyhow::Result<String> {
     let read = || input::utf8(input::read_all(&mut File::open(path)?)?, 0);
-    Ok((path, read().with_context(|| path.display().to_string())?))
+    read().with_context(|| path.display().to_string())
 }
 
 /// What a model goes by where it was named, and not given by its path.

@@ -9,6 +9,7 @@
 //! How many guesses a step takes is decided by [`Pace`]: what rows cost, which is measured, against how often such guesses were right.
 
 mod ahead;
+mod earlier;
 mod follow;
 mod lookup;
 mod model;
@@ -22,6 +23,7 @@ use crate::tensor::MatrixView;
 pub(super) use ahead::ByAhead;
 #[cfg(test)]
 pub(super) use ahead::OTHERS;
+pub(super) use earlier::Earlier;
 pub(crate) use lookup::Lookup;
 pub(super) use model::ByModel;
 pub(super) use pace::{Candidate, Odds, Pace, Price};

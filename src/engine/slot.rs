@@ -414,6 +414,13 @@ impl Slot {
         whole
     }
 
+    /// Whose answer it was, and its tokens, where one with drafts ended as it was to.
+    pub fn answer(&self) -> Option<(&Space, &[u32])> {
+        let Sequence { tokens, prompt, .. } = &self.sequence;
+        let ended = matches!(self.phase, Phase::Ended { keep: true }) && self.draft.is_some();
+        ended.then(|| (&self.space, &tokens[*prompt..]))
+    }
+
     /// Gives back what it had, once it has ended.
     pub fn release(self, runtime: &Runtime, memory: &mut Memory) {
         let Self { mut state, lease, phase, .. } = self;

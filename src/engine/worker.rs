@@ -13,12 +13,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::disk::{Disk, LEAST};
-use super::draft::{ByAhead, ByModel, Drafter, Drafting, Drafts, Lookup, Pace};
+use super::draft::{ByAhead, ByModel, Drafter, Drafting, Drafts, Earlier, Lookup, Pace};
 use super::guide::MaskPool;
 use super::load::Gauges;
 use super::memory::{Budget, Memory};
 use super::queue::Queue;
-use super::request::{Request, RequestKind};
+use super::request::{Request, RequestKind, Space};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
 use super::shares::Cost;
@@ -58,6 +58,8 @@ pub(super) struct Worker {
     gauges: Arc<Gauges>,
     masks: MaskPool,
     pace: Pace,
+    /// What was answered, for guesses of further answers.
+    earlier: Earlier,
     cost: Cost,
     /// Steps so far.
     steps: u64,
@@ -97,6 +99,7 @@ impl Worker {
             gauges,
             masks: MaskPool::default(),
             pace,
+            earlier: Earlier::default(),
             cost: Cost::default(),
             steps: 0,
             looking: Looking::No,
@@ -241,7 +244,7 @@ impl Worker {
             match Sequence::start(request, state.history.len(), vocab, &mut self.masks) {
                 Some(sequence) => {
                     let writes = matches!(sequence.kind, SequenceKind::Generate(_));
-                    let draft = if writes { self.drafting() } else { None };
+                    let draft = if writes { self.drafting(&owner) } else { None };
                     self.slots.push(Slot::new(sequence, state, lease, (owner, self.steps), draft));
                 }
                 None => self.memory.release(&self.runtime, state, lease),
@@ -334,7 +337,11 @@ impl Worker {
         }
         for i in (0..self.slots.len()).rev() {
             if self.slots[i].is_ended() {
-                self.slots.remove(i).release(&self.runtime, &mut self.memory);
+                let slot = self.slots.remove(i);
+                if let Some((space, answer)) = slot.answer() {
+                    self.earlier.keep(space, answer);
+                }
+                slot.release(&self.runtime, &mut self.memory);
                 self.queue.memory_freed();
             }
         }
@@ -466,8 +473,8 @@ impl Worker {
         }
     }
 
-    /// What guesses the tokens of a new sequence, where that is asked for.
-    fn drafting(&self) -> Option<Box<Drafting>> {
+    /// What guesses the tokens of a new sequence of that space, where that is asked for.
+    fn drafting(&self, space: &Space) -> Option<Box<Drafting>> {
         #[cfg(any(test, feature = "fuzzing"))]
         if let Some(drafter) = self.options.drafter {
             return Some(Box::new(Drafting::new(drafter())));
@@ -483,10 +490,11 @@ impl Worker {
         };
         let vocab = self.runtime.config().vocab_size;
         let drafter = || -> Box<dyn Drafter> {
+            let lookup = Lookup::behind(self.earlier.of(space));
             match (self.runtime.draft(), self.runtime.ahead()) {
-                (Some(draft), _) => Box::new(ByModel::new(Rc::clone(draft), vocab)),
-                (None, Some(ahead)) => Box::new(ByAhead::new(Rc::clone(ahead), vocab)),
-                (None, None) => Box::<Lookup>::default(),
+                (Some(draft), _) => Box::new(ByModel::new(Rc::clone(draft), vocab, lookup)),
+                (None, Some(ahead)) => Box::new(ByAhead::new(Rc::clone(ahead), vocab, lookup)),
+                (None, None) => Box::new(lookup),
             }
         };
         drafts.then(|| Box::new(Drafting::new(drafter())))
@@ -551,6 +559,11 @@ impl Worker {
     pub(super) fn memory_by_hand(&self) -> [BTreeMap<usize, u64>; 2] {
         let kept = self.memory.pages().flat_map(KvPage::memory).collect();
         [kept, self.slots.iter().flat_map(|slot| slot.state.kv.memory()).collect()]
+    }
+
+    #[cfg(test)]
+    pub(super) fn earlier(&self, space: &Space) -> Rc<[u32]> {
+        self.earlier.of(space)
     }
 
     #[cfg(test)]

@@ -126,6 +126,9 @@ impl<'a> Loader<'a> {
             return Err(bias.fail("is there, and this version has no form for it".to_owned()));
         }
         let shape = [spec.rows.size, spec.columns.as_ref().map_or(1, |columns| columns.size)];
+        if let Some(matrix) = self.checkpoint.replaced(module) {
+            return Ok(matrix.clone());
+        }
         if let Some(quantization) = &self.config.quantization
             && let Some(matrix) = quantized::matrix(self.checkpoint, quantization, module, shape)?
         {

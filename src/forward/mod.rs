@@ -117,7 +117,7 @@ use crate::quant::Quantization;
 use crate::weights::Checkpoint;
 use step::Step;
 
-pub use adapt::{Adapter, Places};
+pub use adapt::{Adapter, Places, Update};
 pub(crate) use dense::FIRST;
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};

@@ -135,6 +135,12 @@ impl Model {
         Ok(Self { adapter: Some(adapter), ..self.clone() })
     }
 
+    /// This model with an adapter that has no name.
+    pub(crate) fn probed(&self, adapter: &Arc<Adapter>) -> Result<Self> {
+        self.engine.load_adapter(adapter)?;
+        Ok(Self { adapter: Some(Arc::clone(adapter)), ..self.clone() })
+    }
+
     /// The adapter that all that is asked of this clone is computed with.
     #[doc(hidden)]
     pub fn adapter(&self) -> Option<&Arc<Adapter>> {

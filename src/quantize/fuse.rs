@@ -112,6 +112,7 @@ pub fn fuse(
             is_kept: false,
             is_uneven: false,
             merge,
+            importance: None,
         });
     }
     if let Some(update) = adapter.updates.iter().find(|update| !merged.contains(&update.module.as_str())) {

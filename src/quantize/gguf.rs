@@ -1,23 +1,22 @@
 //! Quantizing a model into one GGUF file, which llama.cpp loads.
 
 use std::collections::HashSet;
-use std::f64::consts::PI;
 use std::path::Path;
 
-use super::source::Source;
+use super::allot::Allotment;
+use super::naming::{Named, Naming, Order, factor_tensors, refused};
 use super::stacks::{Joined, Piece, joined};
 use super::types::{GgufType, Traits};
 use super::weights::Weights;
 use super::{BUFFER, ELEMENTS, Report, say_if_decoded, sources, vocabulary};
 use crate::alloc;
-use crate::config::{Config, RopeScaling};
-use crate::error::{Error, Result};
-use crate::forward::{Gguf, ModuleSpec};
+use crate::config::RopeScaling;
+use crate::error::Result;
+use crate::forward::Gguf;
 use crate::imatrix::Imatrix;
 use crate::model::ModelFiles;
 use crate::quant::{Format, GgmlType, affine, repack, write_floats};
 use crate::tensor::{DType, Shape};
-use crate::weights::Form;
 use crate::weights::gguf::write::{Entries, Spec, Writer};
 use crate::weights::gguf::{Metadata, TensorType};
 use crate::weights::output::Output;
@@ -29,11 +28,13 @@ pub struct Recipe<'m> {
     pub of: GgufType,
     /// What their columns are worth, where it is known: the square errors that are made small are weighed by it.
     pub imatrix: Option<&'m Imatrix>,
+    /// The type of each, where they were chosen one by one.
+    pub allotment: Option<&'m Allotment>,
 }
 
 impl From<GgufType> for Recipe<'_> {
     fn from(of: GgufType) -> Self {
-        Self { of, imatrix: None }
+        Self { of, imatrix: None, allotment: None }
     }
 }
 
@@ -57,31 +58,25 @@ pub fn to_gguf<'m>(
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
-    let Recipe { of, imatrix } = recipe.into();
+    let Recipe { of, imatrix, allotment } = recipe.into();
+    let of = allotment.map_or(of, Allotment::most_like);
     let list = files.architecture.weights();
     let sources = sources(files, &list)?;
+    let naming = Naming::of(files, &list)?;
     let (config, checkpoint) = (files.config(), &files.checkpoint);
-    let refuse =
-        |what: String| Error::format(&files.path, format!("{what}; this version writes no such GGUF file"));
-    let Some(gguf) = files.architecture.gguf() else {
-        return Err(refuse(format!("is a {}", config.model_type)));
-    };
-    let Some(own_entries) = gguf.entries else {
-        return Err(refuse(format!("is a {}", config.model_type)));
-    };
-    let (mut entries, stored) = match checkpoint.gguf() {
-        Some(metadata) => (copied(metadata, of), true),
+    let mut entries = match checkpoint.gguf() {
+        Some(metadata) => copied(metadata, of),
         None => {
-            let mut entries = entries(files, gguf, of).map_err(|what| refuse(what.to_owned()))?;
-            own_entries(config, &mut entries).map_err(|what| refuse(what.to_owned()))?;
+            let mut entries = entries(files, naming.gguf, of).map_err(|what| refused(files, what))?;
+            (naming.own_entries)(config, &mut entries).map_err(|what| refused(files, what))?;
             vocabulary::put(&files.path, config, &mut entries)?;
-            (entries, false)
+            entries
         }
     };
 
     let mut report = Report::default();
     let (mut specs, mut parts) = (Vec::new(), Vec::new());
-    let extra = if stored { Vec::new() } else { factor_tensors(config) };
+    let extra = if naming.stored { Vec::new() } else { factor_tensors(config) };
     for (name, factors) in &extra {
         let (kind, shape) = (TensorType::Dense(DType::F32), [factors.len()].as_slice().into());
         specs.push(Spec { name: (*name).to_owned(), kind, shape });
@@ -97,23 +92,14 @@ pub fn to_gguf<'m>(
     let mut weights = Weights { imatrix, known: 0, unknown: Vec::new() };
     for joined in joined(&list, &sources)? {
         let source = joined.source();
-        let (name, order) = match joined.stack {
-            Some(stack) => (format!("{}.{}", stack.gguf, joined.leaf), Order::STORED),
-            None if stored => (source.stored_name().to_owned(), Order::STORED),
-            None => match list.of_tensor(&source.name) {
-                Some(module) => Order::of(config, gguf, module, source)?,
-                // What the family has no use for, the part that sees pictures say.
-                None => continue,
-            },
+        let Some(named) = naming.name(&joined)? else { continue };
+        let allotted = allotment.and_then(|allotment| allotment.types.get(&named.name)).copied();
+        let kind = match allotted {
+            Some(Some(Format::Ggml(of))) => TensorType::Blocks(of),
+            Some(_) => TensorType::Dense(DType::F16),
+            None => named.kind(of, traits),
         };
-        let is_router = name.contains(".ffn_gate_inp");
-        let is_kept = joined.kept().is_some();
-        let kind = match joined.columns() {
-            Some(_) if is_router => TensorType::Dense(DType::F32),
-            Some(_) if is_kept => TensorType::Blocks(GgmlType::MXFP4),
-            Some(columns) => of.of(&name, columns, traits),
-            None => TensorType::Dense(DType::F32),
-        };
+        let Named { name, order, is_router, is_kept, .. } = named;
         match kind {
             TensorType::Blocks(_) if !is_kept => report.quantized += 1,
             _ => report.kept += 1,
@@ -246,73 +232,6 @@ fn entries(files: &ModelFiles, gguf: &Gguf, of: GgufType) -> Result<Entries, &'s
         _ => return Err("stretches its rotary embedding in a way that llama.cpp has no form for"),
     }
     Ok(entries)
-}
-
-/// What frequencies are divided by, one for each pair, as tensors.
-fn factor_tensors(config: &Config) -> Vec<(&'static str, Vec<f32>)> {
-    match &config.rope.scaling {
-        RopeScaling::LongRope { short_factor, long_factor, .. } => vec![
-            ("rope_factors_long.weight", long_factor.clone()),
-            ("rope_factors_short.weight", short_factor.clone()),
-        ],
-        _ => llama3_factors(config).map(|factors| ("rope_freqs.weight", factors)).into_iter().collect(),
-    }
-}
-
-/// What frequencies are divided by, one for each pair: `rope_freqs.weight`.
-fn llama3_factors(config: &Config) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } = config.rope.scaling
-    else {
-        return None;
-    };
-    let factors = (0..config.rope.dims).step_by(2).map(|i| {
-        let wavelength = 2.0 * PI * config.rope.theta.powf(i as f64 / config.rope.dims as f64);
-        let turns = original as f64 / wavelength;
-        let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
-    });
-    Some(factors.collect())
-}
-
-/// What of a tensor's rows and values llama.cpp has otherwise.
-#[derive(Clone, Copy)]
-struct Order {
-    /// How rows lie in the directory.
-    from: Form,
-    /// How they lie in the file.
-    to: Form,
-    /// What the values are multiplied with: queries, where scores are divided by another number.
-    factor: f32,
-    /// What is then added to them: 1 to the weights of Gemma's norms.
-    offset: f32,
-}
-
-impl Order {
-    /// All as it is stored.
-    const STORED: Self = Self { from: Form::Plain, to: Form::Plain, factor: 1.0, offset: 0.0 };
-
-    /// The tensor's name in the file, and what is done to it.
-    fn of(config: &Config, gguf: &Gguf, module: &ModuleSpec, source: &Source<'_>) -> Result<(String, Self)> {
-        let Some(stored) = &module.gguf else { return Err(source.fail("has no name in GGUF".to_owned())) };
-        let (rows, expected) = (source.shape.first().copied(), module.rows.size);
-        if rows != Some(expected) {
-            let (got, field) = (&source.shape, module.rows.field);
-            return Err(source.fail(format!("shape is {got:?}, expected {expected} rows, {field}")));
-        }
-        let leaf = source.name.rsplit_once('.').map_or("weight", |(_, leaf)| leaf);
-        let offset = if stored.form == Form::PlusOne && leaf == "weight" { 1.0 } else { 0.0 };
-        // A norm of queries, where there is one, undoes what their projection is multiplied with.
-        let part = stored.name.rsplit_once('.').map_or("", |(_, part)| part);
-        let scaled = if config.has_head_norms { "attn_q_norm" } else { "attn_q" };
-        let factor = match (gguf.scalar, config.query_pre_attn_scalar) {
-            (Some(scalar), Some(own)) if part == scaled => (scalar(config) / own).sqrt(),
-            _ => 1.0,
-        };
-        // Sources of the third form come turned.
-        let from = if module.form == Form::Transposed { Form::Plain } else { module.form };
-        let order = Self { from, to: stored.form, factor, offset: offset * factor };
-        Ok((format!("{}.{leaf}", stored.name), order))
-    }
 }
 
 /// A tensor that is written, and how.

@@ -36,7 +36,22 @@ impl Weights<'_> {
     /// # Errors
     /// One that knows none.
     pub fn finish(self, entries: &mut Entries) -> Result<()> {
-        let Some(imatrix) = self.imatrix else { return Ok(()) };
+        let imatrix = self.imatrix;
+        let (Some(imatrix), true) = (imatrix, self.tell()?) else { return Ok(()) };
+        let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        entries.string("quantize.imatrix.file", &imatrix.path.display().to_string());
+        entries.string("quantize.imatrix.dataset", &imatrix.datasets.join(", "));
+        entries.uint("quantize.imatrix.entries_count", number(imatrix.entries.len()));
+        entries.uint("quantize.imatrix.chunks_count", imatrix.chunk_count);
+        Ok(())
+    }
+
+    /// Says which matrices it does not know; whether it knows any.
+    ///
+    /// # Errors
+    /// One that knows none.
+    pub fn tell(self) -> Result<bool> {
+        let Some(imatrix) = self.imatrix else { return Ok(false) };
         let path = imatrix.path.display();
         let count = self.unknown.len();
         if count > 0 {
@@ -52,13 +67,7 @@ impl Weights<'_> {
         }
         if self.known == 0 {
             tracing::warn!("{path} changes nothing: no matrix gets a type that is chosen by it");
-            return Ok(());
         }
-        let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
-        entries.string("quantize.imatrix.file", &path.to_string());
-        entries.string("quantize.imatrix.dataset", &imatrix.datasets.join(", "));
-        entries.uint("quantize.imatrix.entries_count", number(imatrix.entries.len()));
-        entries.uint("quantize.imatrix.chunks_count", imatrix.chunk_count);
-        Ok(())
+        Ok(self.known > 0)
     }
 }

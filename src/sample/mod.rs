@@ -1,6 +1,7 @@
 //! Sampling on the host, from logits: constraints, penalties, filters, a counter-based draw, and the stop matcher.
 
 pub mod constraint;
+mod distribution;
 mod grammar;
 mod options;
 mod penalties;
@@ -13,6 +14,7 @@ mod stop;
 pub mod trial;
 
 pub use constraint::{Constraint, GrammarCompiler};
+pub(crate) use distribution::Distribution;
 pub use grammar::Grammar;
 pub use options::SamplingOptions;
 pub use sampler::{DrawPlace, Logprobs, Sampled, Sampler};

@@ -12,6 +12,7 @@ pub(crate) mod output;
 mod progress;
 mod published;
 pub(crate) mod quantized;
+mod replaced;
 pub(crate) mod safetensors;
 mod source;
 #[cfg(test)]
@@ -172,6 +173,8 @@ pub struct Checkpoint {
     shards: Vec<Source>,
     tensors: BTreeMap<Box<str>, TensorInfo>,
     gguf: Option<Arc<gguf::Metadata>>,
+    /// What stands for matrices of the files, by module.
+    replaced: BTreeMap<Box<str>, Matrix>,
     /// Told of what is read of tensors.
     progress: LoadProgress,
 }
@@ -184,7 +187,8 @@ impl Checkpoint {
 
     fn empty(path: &Path, access: Access) -> Self {
         let (path, progress) = (path.to_owned(), LoadProgress::default());
-        Self { path, access, shards: Vec::new(), tensors: BTreeMap::new(), gguf: None, progress }
+        let (tensors, replaced) = (BTreeMap::new(), BTreeMap::new());
+        Self { path, access, shards: Vec::new(), tensors, gguf: None, replaced, progress }
     }
 
     /// Tells `progress` of the bytes that are read of tensors from here on; of mapped ones nobody knows.

@@ -48,13 +48,18 @@ fn an_importance_matrix_makes_a_quantization_nearer() {
     // It exists by now.
     assert!(failed(&["imatrix", TEXT, "--model", MODEL, "-o", &matrix, "--window", "64"]).contains("exists"));
 
-    let [plain, weighed] = ["plain.gguf", "weighed.gguf"].map(path);
-    let quantize = ["quantize", MODEL, "--to", "gguf", "--type", "Q4_1", "-o"];
-    ok(&[&quantize[..], &[&plain]].concat());
-    ok(&[&quantize[..], &[&weighed, "--imatrix", &matrix]].concat());
-    assert_eq!(fs::metadata(&plain).unwrap().len() / 4096, fs::metadata(&weighed).unwrap().len() / 4096);
-    let (plain, weighed) = (divergence(&plain), divergence(&weighed));
-    assert!(weighed < plain, "{weighed} with the matrix, {plain} without");
+    for (to, of) in [("gguf", ["--type", "Q4_1"]), ("mlx", ["--bits", "4"])] {
+        let [plain, weighed] = ["plain", "weighed"].map(|name| path(&format!("{name}.{to}")));
+        let quantize = [&["quantize", MODEL, "--to", to][..], &of, &["-o"]].concat();
+        ok(&[&quantize[..], &[&plain]].concat());
+        ok(&[&quantize[..], &[&weighed, "--imatrix", &matrix]].concat());
+        if to == "gguf" {
+            let pages = |path: &str| fs::metadata(path).unwrap().len() / 4096;
+            assert_eq!(pages(&plain), pages(&weighed));
+        }
+        let (plain, weighed) = (divergence(&plain), divergence(&weighed));
+        assert!(weighed < plain, "{to}: {weighed} with the matrix, {plain} without");
+    }
 }
 
 #[test]
@@ -94,7 +99,8 @@ fn another_models_matrix_is_refused_and_a_part_of_one_is_said() {
     let args = quantize(&file);
     let told = ok(&args.iter().map(String::as_str).collect::<Vec<_>>()).err;
     assert!(told.contains("2 matrices") && told.contains("blk.0.ffn_down.weight"), "{told}");
-    assert!(failed(&["quantize", MODEL, "-o", &path("mlx"), "--imatrix", &file]).contains("--to gguf"));
+    let mxfp4 = ["quantize", MODEL, "-o", &path("mlx"), "--mode", "mxfp4", "--imatrix", &file];
+    assert!(failed(&mxfp4).contains("--imatrix is for affine groups, and for --to gguf"));
     assert!(
         failed(&["imatrix", TEXT, "--model", MODEL, "-o", &path("x"), "--window", "100000"])
             .contains("--window")

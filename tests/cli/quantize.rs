@@ -153,6 +153,49 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
 }
 
 #[test]
+fn types_are_chosen_under_a_size() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/stories");
+    let read = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/perplexity/text.txt");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for (to, target) in [("gguf", "5.5bpw"), ("mlx", "0.9MB")] {
+        let out = path(to);
+        let chosen = ["quantize", model, "--to", to, "--target", target, "--text", read, "--tokens", "32"];
+        let ran = ok(&[&chosen[..], &["-o", &out]].concat());
+        let told = ran.err.lines().find(|line| line.contains("bits a weight, KL of about 0.0")).unwrap();
+        assert!(told.matches(" in ").count() > 1 && !told.contains("measured"), "{told}");
+        let size = json(&ok(&["inspect", "--json", &out]))["weights"]["bytes"].as_u64().unwrap();
+        assert!((820_000..=904_000).contains(&size), "{to}: {size}");
+        assert!(!ok(&["run", PROMPT, "--raw", "--max-tokens", "4", "--model", &out]).out.is_empty());
+        let taken = format!("error: {out}: exists; expected a new name (remove it, or name another)");
+        refused(&[&chosen[..], &["-o", &out]].concat(), 1, &taken);
+    }
+    let out = path("none");
+    let refuse = |more: &[&str], code, what: &str| {
+        let args = [&["quantize", model, "-o", &out], more].concat();
+        refused(&args, code, what);
+    };
+    let asked = ["--target", "5bpw", "--text", read];
+    let both = |more: &[&'static str]| [&asked[..], more].concat();
+    refuse(
+        &both(&["--to", "gguf", "--type", "Q8_0"]),
+        2,
+        "error: --target chooses the types that --type names: one of them",
+    );
+    refuse(&both(&["--bits", "4"]), 2, "error: --target chooses the bits that --bits names: one of them");
+    refuse(&both(&["--mode", "mxfp4"]), 2, "error: --target is for affine groups, and for --to gguf");
+    let small = ["--target", "0.1MB", "--text", read];
+    refuse(
+        &small,
+        1,
+        &format!(
+            "error: {model}: cannot have 0.61 bits a weight: with the smallest types it has 2.52, 0.4 MB"
+        ),
+    );
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
 fn a_second_quantization_is_not_silent() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("again.gguf");

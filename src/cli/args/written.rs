@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backstop::quantize::Size;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use clap_complete::ArgValueCompleter;
@@ -42,9 +43,22 @@ pub struct QuantizeArgs {
     /// GGUF: the type of matrices, F16, Q8_0, Q6_K, Q5_K_M, Q5_1, Q5_0, Q4_K_M, Q4_1, Q4_0, IQ4_NL, IQ4_XS, Q3_K_M or Q2_K [default: Q4_0].
     #[arg(long = "type", value_name = "TYPE")]
     pub kind: Option<String>,
-    /// GGUF: what columns are worth, by which errors are weighed: a file of `backstop imatrix` or llama-imatrix.
+    /// What columns are worth, by which the errors of GGUF's types and of affine groups are weighed: a file of `backstop imatrix` or llama-imatrix.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
+    /// How large the tensors may be, as 4.5bpw, 900MB or 3.2GB: each matrix gets the type or the bits that cost least there, by what
+    /// they cost on --text.
+    #[arg(long, value_name = "SIZE", requires = "text")]
+    pub target: Option<Size>,
+    /// A text of what the model is for, with --target.
+    #[arg(long, value_name = "FILE", requires = "target")]
+    pub text: Option<PathBuf>,
+    /// Tokens of the text that are computed for each matrix [default: 128].
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true, requires = "target")]
+    pub tokens: Option<usize>,
+    /// Threads of the CPU that compute them [default: one per core].
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_hyphen_values = true, requires = "target")]
+    pub threads: Option<usize>,
 }
 
 /// `backstop imatrix`.

@@ -40,19 +40,10 @@ pub(in crate::engine) struct ByAhead {
 }
 
 impl ByAhead {
-    /// Guesses of the layer that is `runtime`, among the first `vocab` tokens.
-    pub fn new(runtime: Rc<Runtime>, vocab: usize) -> Self {
+    /// Guesses of the layer that is `runtime`, among the first `vocab` tokens, and copies of `lookup`.
+    pub fn new(runtime: Rc<Runtime>, vocab: usize, lookup: Lookup) -> Self {
         let width = runtime.config().hidden_size.max(1);
-        Self {
-            runtime,
-            vocab,
-            state: None,
-            base: 0,
-            from: 0,
-            rows: Vec::new(),
-            width,
-            lookup: Lookup::default(),
-        }
+        Self { runtime, vocab, state: None, base: 0, from: 0, rows: Vec::new(), width, lookup }
     }
 
     /// Tokens whose rows are there.

@@ -5,11 +5,15 @@
 //! of it the table of pairs, and it finds the same matches but where a pair is very common. A text that
 //! follows its prompt, changing it here and there, is looked for near where it was.
 //!
+//! What was answered before, to the same one, is as good a place as any, and counts as if it stood before the prompt: answers of one form
+//! are guessed in it, with the values of the text.
+//!
 //! Each token of a guess is looked up behind those before it, as if they were right: records of one form are guessed in their form,
 //! which is that of the record before, with values that are those of the prompt.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::rc::Rc;
 
 use super::follow::Follow;
 use super::{Drafter, Guess, Pays, Sign};
@@ -44,6 +48,9 @@ pub(crate) struct Lookup {
     trail: Option<Trail>,
     /// What it makes of the tokens that it follows.
     follow: Follow,
+    /// What was answered before; and with it the text, where there is any.
+    earlier: Rc<[u32]>,
+    all: Vec<u32>,
 }
 
 /// A place of the prompt that the text has come to.
@@ -88,6 +95,11 @@ impl Text<'_> {
 }
 
 impl Lookup {
+    /// Of a text behind answers that were given before.
+    pub fn behind(earlier: Rc<[u32]>) -> Self {
+        Self { earlier, ..Self::default() }
+    }
+
     /// Takes the pairs of `tokens` that have something behind them.
     fn learn(&mut self, tokens: &[u32]) -> Result<()> {
         let known = self.before.len();
@@ -213,17 +225,22 @@ impl Lookup {
         }
         guess
     }
-}
 
-impl Drafter for Lookup {
-    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
-        self.learn(tokens)?;
-        let first = self.longest(&Text { tokens, guess: &[] });
-        let copied = self.copied(tokens, prompt, most, first);
+    /// What may follow `tokens`, which end `all`.
+    fn guess_of(&mut self, all: &[u32], tokens: &[u32], prompt: usize, most: usize) -> Result<Guess> {
+        self.learn(all)?;
+        let earlier = all.len() - tokens.len();
+        let first = self.longest(&Text { tokens: all, guess: &[] });
+        let copied = self.copied(all, earlier + prompt, most, first);
         self.follow.advance(tokens, prompt)?;
         let (at, longest) = first;
-        if !self.follow.follows() && tokens.len() > prompt && longest >= COPYING && at + 1 < prompt {
-            self.follow.begin(at + 1, tokens.len());
+        // Only what was given is rewritten.
+        if !self.follow.follows()
+            && tokens.len() > prompt
+            && longest >= COPYING
+            && (earlier..earlier + prompt).contains(&(at + 1))
+        {
+            self.follow.begin(at + 1 - earlier, tokens.len());
         }
         let followed = self.follow.guess(tokens, prompt, most)?;
         if !followed.is_empty() {
@@ -231,6 +248,25 @@ impl Drafter for Lookup {
             return Ok(Guess { tokens: followed, signs, cost: None });
         }
         Ok(copied)
+    }
+}
+
+impl Drafter for Lookup {
+    fn guess(&mut self, tokens: &[u32], prompt: usize, most: usize, _: Pays<'_>) -> Result<Guess> {
+        if self.earlier.is_empty() {
+            return self.guess_of(tokens, tokens, prompt, most);
+        }
+        let mut all = std::mem::take(&mut self.all);
+        if all.is_empty() {
+            alloc::reserve_more(&mut all, self.earlier.len() + tokens.len(), WHAT)?;
+            all.extend_from_slice(&self.earlier);
+        }
+        let new = &tokens[all.len() - self.earlier.len()..];
+        alloc::reserve_more(&mut all, new.len(), WHAT)?;
+        all.extend_from_slice(new);
+        let guess = self.guess_of(&all, tokens, prompt, most);
+        self.all = all;
+        guess
     }
 }
 
@@ -294,6 +330,31 @@ mod tests {
         assert_eq!(lookup.guess(&text, prompt.len(), 2, &mut |_| true).unwrap().tokens, [9, 1]);
         text.extend([9, 1]);
         assert_eq!(lookup.guess(&text, prompt.len(), 3, &mut |_| true).unwrap().tokens, [30, 31, 32]);
+    }
+
+    /// Answers before the text are places as good as those in it, but nothing that is rewritten.
+    #[test]
+    fn earlier_answers_are_copied() {
+        let form: Vec<u32> = (50..80).collect();
+        let mut lookup = Lookup::behind(Rc::from(&form[..]));
+        let prompt = [1, 2, 3];
+        let mut text = [&prompt[..], &form[..4]].concat();
+        assert_eq!(lookup.guess(&text, 3, 3, &mut |_| true).unwrap().tokens, form[4..7]);
+        // A value of the text's own, behind which the form goes on.
+        let mut guess = Guess::default();
+        for token in [form[4], 9, form[6]] {
+            text.push(token);
+            guess = lookup.guess(&text, 3, 3, &mut |_| true).unwrap();
+        }
+        assert_eq!(guess.tokens, form[7..10]);
+        assert!(!lookup.follow.follows());
+        text.extend(&form[7..30]);
+        assert_eq!(lookup.guess(&text, 3, 3, &mut |_| true).unwrap().tokens, prompt);
+        // Longer matches of the text itself count more, and the later ones of equal length.
+        let mut lookup = Lookup::behind(Rc::from([4, 5, 6, 7].as_slice()));
+        assert_eq!(lookup.guess(&[4, 5, 8, 4, 5], 5, 1, &mut |_| true).unwrap().tokens, [8]);
+        let mut lookup = Lookup::behind(Rc::from([3, 4, 5, 6, 7].as_slice()));
+        assert_eq!(lookup.guess(&[4, 5, 8, 3, 4, 5], 6, 1, &mut |_| true).unwrap().tokens, [6]);
     }
 
     /// Token by token it knows what it knows of all at once.

@@ -26,9 +26,9 @@ pub(in crate::engine) struct ByModel {
 }
 
 impl ByModel {
-    /// Guesses of `runtime`, none of whose layers is recurrent, among the first `vocab` tokens.
-    pub fn new(runtime: Rc<Runtime>, vocab: usize) -> Self {
-        Self { runtime, vocab, state: None, lookup: Lookup::default() }
+    /// Guesses of `runtime`, none of whose layers is recurrent, among the first `vocab` tokens, and copies of `lookup`.
+    pub fn new(runtime: Rc<Runtime>, vocab: usize, lookup: Lookup) -> Self {
+        Self { runtime, vocab, state: None, lookup }
     }
 
     /// Computes `tokens` behind those that `state` has seen; what comes next, with its probability.

@@ -13,7 +13,7 @@ use crate::backend::LlmBackendDispatch;
 use crate::backend::batch::Batch;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::kv::KvType;
-use crate::engine::draft::{ByAhead, Drafter, Guess, OTHERS, Pays, Sign};
+use crate::engine::draft::{ByAhead, Drafter, Guess, Lookup, OTHERS, Pays, Sign};
 use crate::engine::rig::runtime_at;
 use crate::engine::{Drafts, Runtime, Stats};
 use crate::forward::{Architecture, FIRST};
@@ -210,7 +210,7 @@ fn guesses_are_those_of_one_pass() {
                 }
             };
             for cuts in [vec![last], vec![1; last], vec![3, last - 3], vec![last - 1, 1]] {
-                let mut drafter = ByAhead::new(Rc::clone(layer), vocab);
+                let mut drafter = ByAhead::new(Rc::clone(layer), vocab, Lookup::default());
                 let (mut start, mut guessed, by_one) = (0, 0, cuts.len() == last);
                 for cut in cuts {
                     // Some of it was seen already.
@@ -240,7 +240,7 @@ fn what_was_missed_is_left_out() {
     let layer = runtime.ahead().unwrap();
     let vocab = expected.logits.shape()[1];
     let guess = |seen: &[[usize; 2]]| {
-        let mut drafter = ByAhead::new(Rc::clone(layer), vocab);
+        let mut drafter = ByAhead::new(Rc::clone(layer), vocab, Lookup::default());
         for &[start, end] in seen {
             drafter.see(start, expected.carried(start..end).view()).unwrap();
         }
@@ -259,7 +259,7 @@ fn what_was_missed_is_left_out() {
     (0..5).for_each(|_| rows.extend_from_slice(expected.hidden.data()));
     let rows = HostTensor::from_vec(&[long.len(), expected.hidden.shape()[1]], rows);
     for cut in [long.len(), 64, 1] {
-        let mut drafter = ByAhead::new(Rc::clone(layer), vocab);
+        let mut drafter = ByAhead::new(Rc::clone(layer), vocab, Lookup::default());
         for first in (0..long.len() - 1).step_by(cut) {
             let end = (first + cut).min(long.len() - 1);
             drafter.see(first, part(&rows, first..end).view()).unwrap();
@@ -308,7 +308,7 @@ fn the_first_tokens_have_a_head_of_their_own() {
         1.0 / row.iter().map(|x| (x - row.iter().copied().fold(f32::MIN, f32::max)).exp()).sum::<f32>()
     };
     for (high, logits) in [(0, &first), (OTHERS, &first), (OTHERS + 1, &whole)] {
-        let mut drafter = ByAhead::new(Rc::clone(layer), VOCAB);
+        let mut drafter = ByAhead::new(Rc::clone(layer), VOCAB, Lookup::default());
         // Of the last 64 tokens so many are others; what the layer reads is the same, row by row.
         let mut tokens = expected.tokens.clone();
         for token in tokens.iter_mut().rev().take(high) {
@@ -359,7 +359,7 @@ fn no_text_depends_on_them() {
             let drafter: fn() -> Box<dyn Drafter> = || {
                 let layer = LAYER.with_borrow(|layer| layer.clone().unwrap());
                 let vocab = layer.config().vocab_size;
-                Box::new(Always(ByAhead::new(layer, vocab)))
+                Box::new(Always(ByAhead::new(layer, vocab, Lookup::default())))
             };
             let options =
                 EngineOptions { drafter: Some(drafter), prefill_chunk: 64, ..EngineOptions::default() };

@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use super::*;
 use crate::backend::kv::KvType;
-use crate::engine::draft::{ByModel, Guess, MOST, Pays, Sign};
-use crate::engine::request::GenerateRequest;
-use crate::engine::{Drafter, Runtime, Stats};
+use crate::engine::draft::{ByModel, Guess, Lookup, MOST, Pays, Sign};
+use crate::engine::request::{GenerateRequest, Space};
+use crate::engine::{Drafter, Drafts, Runtime, Stats};
 use crate::sample::SamplingOptions;
 
 thread_local! {
@@ -106,6 +106,39 @@ fn no_family_writes_another_text() {
 
 /// Several at once in every way to choose a token, with steps that have no room for all guesses.
 /// On the CPU recurrent layers go back to the last token that was right: nothing is computed twice.
+/// What was answered is guessed again, in the space of who asked for it and in no other.
+#[test]
+fn answers_are_guessed_in_their_space() {
+    let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, EngineOptions::default());
+    let prompt = rig.prompt(5, 40);
+    text(&mut rig, &prompt, 80);
+    assert!(rig.worker.earlier(&None).is_empty(), "kept without drafts");
+    rig.worker.set_drafts(Drafts::Auto);
+    let (answer, _) = text(&mut rig, &prompt, 80);
+    assert_eq!(*rig.worker.earlier(&None), answer);
+    let (again, stats) = text(&mut rig, &prompt, 80);
+    assert_eq!(again, answer);
+    assert!(stats.accepted_tokens > 40, "{stats:?}");
+    assert_eq!(*rig.worker.earlier(&None), [&answer[..], &answer].concat());
+
+    let other: Space = Some("other".into());
+    rig.space = other.clone();
+    assert!(rig.worker.earlier(&other).is_empty());
+    // What was cancelled counts as far as it came.
+    let mut asked = rig.ask(prompt.clone(), 80);
+    while asked.tokens.len() < 3 {
+        rig.turn();
+        asked.look();
+    }
+    asked.cancel.store(true, Ordering::Relaxed);
+    rig.finish(&mut asked);
+    let few = rig.worker.earlier(&other).len();
+    assert!((3..80).contains(&few), "{few}");
+    text(&mut rig, &prompt, 80);
+    assert!(rig.worker.earlier(&other).ends_with(&answer));
+    assert_eq!(rig.worker.earlier(&None).len(), 160);
+}
+
 #[test]
 fn recurrent_layers_keep_what_was_right() {
     for model in ["qwen3_5-delta", "kimi_linear-types", "mamba2-plain", "falcon_h1-norm", "lfm2-conv"] {
@@ -239,7 +272,9 @@ fn a_model_guesses() {
         let (answer, _) = text(&mut plain, &prompt, most);
         DRAFT.set(Some(Rc::new(of_draft)));
         let drafter: fn() -> Box<dyn Drafter> = || {
-            DRAFT.with_borrow(|draft| Box::new(Always(ByModel::new(Rc::clone(draft.as_ref().unwrap()), 97))))
+            DRAFT.with_borrow(|draft| {
+                Box::new(Always(ByModel::new(Rc::clone(draft.as_ref().unwrap()), 97, Lookup::default())))
+            })
         };
         let options = EngineOptions { drafter: Some(drafter), ..EngineOptions::default() };
         let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 4096, options);

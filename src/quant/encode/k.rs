@@ -6,7 +6,7 @@
 
 use half::f16;
 
-use super::{BLOCK, ROUNDS, narrow, nearest};
+use super::{BLOCK, ROUNDS, narrow, nearest, sum};
 
 /// Codes by which the largest scale of a block falls short of the largest there is, of 63: the others fall on other codes with each.
 const STARTS: [f32; 3] = [0.0, 2.0, 4.0];
@@ -41,27 +41,30 @@ struct Block<const G: usize, const N: usize> {
 /// The codes nearest to the values for a step and what is taken off, and their error.
 fn codes_of<const G: usize>(wanted: Wanted<'_, G>, most: f32, step: f32, min: f32) -> ([f32; G], f32) {
     let inverse = super::inverse(step);
-    let (mut codes, mut error) = ([0.0; G], 0.0);
-    for ((code, &x), &weight) in codes.iter_mut().zip(wanted.values).zip(wanted.weights) {
+    let (mut codes, mut terms) = ([0.0; G], [0.0; G]);
+    for (code, &x) in codes.iter_mut().zip(wanted.values) {
         *code = nearest(((x + min) * inverse).max(0.0).min(most));
-        let off = step * *code - min - x;
-        error += weight * (off * off);
     }
-    (codes, error)
+    for (((term, &code), &x), &weight) in terms.iter_mut().zip(&codes).zip(wanted.values).zip(wanted.weights)
+    {
+        let off = step * code - min - x;
+        *term = weight * (off * off);
+    }
+    (codes, sum(terms))
 }
 
 /// The step and what is taken off, at least 0 unless it is `signed`, that fit the codes best; none where all codes are equal.
 fn regression<const G: usize>(wanted: Wanted<'_, G>, codes: &[f32; G], signed: bool) -> Option<(f32, f32)> {
     // Where one weight is most of the sum, the determinant is a small difference of large numbers.
-    let (mut one, mut q, mut qq, mut x, mut qx) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
-    for ((&code, &value), &weight) in codes.iter().zip(wanted.values).zip(wanted.weights) {
-        let (code, value, weight) = (f64::from(code), f64::from(value), f64::from(weight));
-        one += weight;
-        q += weight * code;
-        qq += weight * (code * code);
-        x += weight * value;
-        qx += weight * (code * value);
+    let mut terms = [[0.0_f64; G]; 5];
+    let [one, q, qq, x, qx] = &mut terms;
+    for (i, ((&code, &value), &weight)) in codes.iter().zip(wanted.values).zip(wanted.weights).enumerate() {
+        let [code, value, weight] = [code, value, weight].map(f64::from);
+        let weighed = weight * code;
+        (one[i], q[i], qq[i], x[i], qx[i]) =
+            (weight, weighed, weighed * code, weight * value, weighed * value);
     }
+    let [one, q, qq, x, qx] = terms.map(sum);
     let determinant = one * qq - q * q;
     if determinant <= 1e-12 * (one * qq) {
         return None;
@@ -206,6 +209,43 @@ pub(super) fn one_group(values: &[f32; 32], weights: &[f32; 32], most: f32) -> (
     });
     let (_, step, min, codes) = if ways[1].0 < ways[0].0 { ways[1] } else { ways[0] };
     (step, -min, codes.map(|code| code as u8))
+}
+
+/// Affine groups where columns have weights: scale and bias of `w = q · scale + bias` as `round` has them, with codes up to `most`, and
+/// the error.
+pub(super) fn affine_group<const G: usize>(
+    values: &[f32; G],
+    weights: &[f32; G],
+    most: f32,
+    round: impl Fn(f32) -> f32,
+    codes: &mut [u8],
+) -> (f32, f32, f32) {
+    let wanted = Wanted { values, weights };
+    let mut best = (f32::INFINITY, 0.0, 0.0, [0.0; G]);
+    for way in [wanted, Wanted { values, weights: &[1.0; G] }] {
+        let (step, min) = free(way, most, true);
+        let (mut step, mut min) = (round(step), round(min));
+        for _ in 0..ROUNDS {
+            let (codes, error) = codes_of(wanted, most, step, min);
+            if error < best.0 {
+                best = (error, step, min, codes);
+            }
+            // What the rounded step leaves over, the bias can take.
+            let Some((next, _)) = regression(wanted, &codes, true) else { break };
+            step = round(next);
+            let (mut off, mut one) = (0.0_f64, 0.0_f64);
+            for ((&code, &x), &weight) in codes.iter().zip(values).zip(weights) {
+                off += f64::from(weight) * f64::from(step * code - x);
+                one += f64::from(weight);
+            }
+            min = round((off / one) as f32);
+        }
+    }
+    let (error, step, min, found) = best;
+    for (out, code) in codes.iter_mut().zip(found) {
+        *out = code as u8;
+    }
+    (step, -min, error)
 }
 
 /// The codes of a group's scale and min near those that are wanted, and its codes, with the least error.

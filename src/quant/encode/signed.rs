@@ -4,7 +4,7 @@
 use half::f16;
 
 use super::super::ggml::IQ4_VALUES;
-use super::{BLOCK, ROUNDS, narrow, nearest};
+use super::{BLOCK, ROUNDS, narrow, nearest, sum};
 
 /// What codes stand for.
 trait Levels {
@@ -78,22 +78,28 @@ impl<const G: usize> Wanted<'_, G> {
     /// The levels nearest to the values for a step, and their error.
     fn levels<L: Levels>(self, step: f32) -> ([f32; G], f32) {
         let inverse = super::inverse(step);
-        let (mut levels, mut error) = ([0.0; G], 0.0);
-        for ((level, &x), &weight) in levels.iter_mut().zip(self.values).zip(self.weights) {
+        let (mut levels, mut terms) = ([0.0; G], [0.0; G]);
+        for (level, &x) in levels.iter_mut().zip(self.values) {
             *level = L::nearest(x * inverse);
-            let off = step * *level - x;
-            error += weight * (off * off);
         }
-        (levels, error)
+        for (((term, &level), &x), &weight) in
+            terms.iter_mut().zip(&levels).zip(self.values).zip(self.weights)
+        {
+            let off = step * level - x;
+            *term = weight * (off * off);
+        }
+        (levels, sum(terms))
     }
 
     /// The step that fits levels best.
     fn ratio(self, levels: &[f32; G]) -> f32 {
-        let (mut qx, mut qq) = (0.0, 0.0);
-        for ((&x, &level), &weight) in self.values.iter().zip(levels).zip(self.weights) {
-            qx += weight * (level * x);
-            qq += weight * (level * level);
+        let (mut qx, mut qq) = ([0.0; G], [0.0; G]);
+        let each = levels.iter().zip(self.values).zip(self.weights);
+        for ((qx, qq), ((&level, &x), &weight)) in qx.iter_mut().zip(&mut qq).zip(each) {
+            let weighed = weight * level;
+            (*qx, *qq) = (weighed * x, weighed * level);
         }
+        let (qx, qq) = (sum(qx), sum(qq));
         if qq > 0.0 { qx / qq } else { 0.0 }
     }
 
