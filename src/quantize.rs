@@ -42,6 +42,9 @@ use source::{Held, Source};
 use stacks::{Joined, Piece, joined};
 use weights::Weights;
 
+/// Families whose modules have other names in mlx-lm than in their checkpoints; with latent attention all have.
+const RENAMED: [&str; 2] = ["gpt_neox", "gpt2"];
+
 /// Elements that are read at once: 16 MiB in `f32`, enough to keep all cores busy.
 const ELEMENTS: usize = 4 << 20;
 /// Bytes of the largest small file, like a tokenizer, that is copied.
@@ -109,9 +112,7 @@ pub fn to_mlx<'m>(
     let MlxRecipe { of, imatrix, allotment } = recipe.into();
     let mlx = allotment.and_then(Allotment::most_common).unwrap_or(of);
     check_format(mlx)?;
-    if files.checkpoint.gguf().is_some() {
-        return Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors"));
-    }
+    check_directory(files)?;
     let list = files.architecture.weights();
     let sources = sources(files, &list)?;
     let names = Names::of(files, &list, &sources);
@@ -125,8 +126,12 @@ pub fn to_mlx<'m>(
     if imatrix.is_some() {
         let mut weights = Weights { imatrix, known: 0, unknown: Vec::new() };
         for part in &mut parts {
-            if let (Some(Format::Affine { .. }), Some(name)) = (part.format, part.gguf_name(&list)) {
-                part.importance = weights.of(&name, &part.joined)?;
+            match (part.format, part.gguf_name(&list)) {
+                (Some(Format::Affine { .. }), Some(name)) => {
+                    part.importance = weights.of(&name, &part.joined)?
+                }
+                (Some(Format::Affine { .. }), None) => weights.unknown.push(part.name.clone()),
+                _ => {}
             }
         }
         weights.tell()?;
@@ -181,8 +186,11 @@ struct Names<'f> {
 
 impl<'f> Names<'f> {
     fn of(files: &'f ModelFiles, list: &'f WeightList, sources: &[Source<'_>]) -> Self {
-        let is_renamed =
-            |source: &Source<'_>| files.architecture.in_layout(source.stored_name(), &source.name).is_some();
+        // A model by itself may leave out what its own names begin with.
+        let is_renamed = |source: &Source<'_>| {
+            files.architecture.in_layout(source.stored_name(), &source.name).is_some()
+                && !source.name.ends_with(source.stored_name())
+        };
         Self { files, list, is_part: sources.iter().any(is_renamed) }
     }
 
@@ -294,8 +302,8 @@ impl<'s> PlannedTensor<'s> {
     fn allotted(mut self, allotment: Option<&Allotment>, mlx: MlxFormat) -> Self {
         let chosen = allotment.filter(|_| self.gets_format()).and_then(|it| it.types.get(&self.path));
         match chosen {
-            Some(Some(Format::Affine { bits, group, scales })) if *bits != mlx.bits => {
-                self.format = Some(Format::Affine { bits: *bits, group: *group, scales: *scales });
+            Some(Some(Format::Affine { bits, group, .. })) if *bits != mlx.bits => {
+                self.format = Some(Format::Affine { bits: *bits, group: *group, scales: self.dtype });
                 self.named = Some(MlxFormat { mode: MlxMode::Affine, bits: *bits, group: *group });
             }
             Some(None) => self.format = None,
@@ -458,6 +466,33 @@ fn is_of_activations(name: &str) -> bool {
     let leaf = name.rsplit_once('.').map_or(name, |(_, leaf)| leaf);
     let mut of = ["_scale", "_global_scale", "_zero_point"].iter().filter_map(|end| leaf.strip_suffix(*end));
     of.any(|of| ["q", "k", "v", "prob", "prob_output", "activation", "input", "output"].contains(&of))
+}
+
+/// Refuses what types cannot be chosen for, one by one.
+fn check(files: &ModelFiles, container: Container) -> Result<()> {
+    let list = files.architecture.weights();
+    match container {
+        Container::Gguf => gguf::metadata(files, &naming::Naming::of(files, &list)?, GgufType::F16).map(drop),
+        Container::Mlx { .. } => {
+            check_directory(files)?;
+            let config = files.config();
+            if RENAMED.contains(&config.model_type) || config.latent.is_some() {
+                let of = config.model_type;
+                let what = format!(
+                    "is a {of}, whose modules mlx-lm calls otherwise: types are not chosen one by one"
+                );
+                return Err(Error::format(&files.path, what));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_directory(files: &ModelFiles) -> Result<()> {
+    match files.checkpoint.gguf() {
+        Some(_) => Err(Error::format(&files.path, "is in GGUF; expected a directory of safetensors")),
+        None => Ok(()),
+    }
 }
 
 fn check_format(mlx: MlxFormat) -> Result<()> {

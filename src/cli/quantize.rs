@@ -112,7 +112,7 @@ pub fn bytes(count: u64) -> String {
     Bytes(count).to_string()
 }
 
-/// Writes a model, showing how far it is, in words of `unit`; none where it was interrupted.
+/// Does work on a model, showing how far it is, in words of `unit`; none where it was interrupted.
 pub fn written<T>(
     what: &'static str,
     files: &ModelFiles,

@@ -159,6 +159,11 @@ impl Runtime {
         Ok(bound)
     }
 
+    /// Whether adapters may add to the module `name`.
+    pub(crate) fn has_place(&self, name: &str) -> bool {
+        self.places.has(name)
+    }
+
     /// Which rows of a step have which adapter.
     fn adapters_of(&self, batch: &Batch, sequences: &[impl BorrowMut<SequenceState>]) -> Result<Adapters> {
         let mut adapters = Adapters::new();

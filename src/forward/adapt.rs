@@ -125,6 +125,11 @@ impl Places {
         PlaceId(at)
     }
 
+    /// Whether adapters may add to the module `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.by_module.contains_key(name)
+    }
+
     /// The places at which an adapter adds, prepared.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Which type each matrix of a GGUF file gets, under a size, by what it costs there.
+//! Which type each matrix of a GGUF file or an MLX directory gets, under a size, by what it costs there.
 //!
 //! How far a model's distributions move (KL) when its matrices are rounded is about the sum of what each of them moves by itself, and that
 //! grows with the square error of its rounding. So each matrix is rounded to one type, alone, and what that moves on a text is measured: it
@@ -11,10 +11,9 @@
 mod measure;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::str::FromStr;
 
-use self::measure::prices;
+use self::measure::{LEAST, prices};
 use super::naming::{Naming, factor_tensors};
 use super::stacks::{Joined, joined};
 use super::types::{GgufType, Traits, fitting};
@@ -133,7 +132,7 @@ impl Allotment {
             }
         }
         counts.sort_by(|(a, _), (b, _)| bits_of(*a).total_cmp(&bits_of(*b)));
-        let name = |of: Option<Format>| of.map_or_else(|| "16 bits".to_owned(), |of| of.to_string());
+        let name = |of: Option<Format>| of.map_or_else(|| "no blocks".to_owned(), |of| of.to_string());
         counts.into_iter().map(|(of, count)| (name(of), count)).collect()
     }
 
@@ -198,18 +197,41 @@ pub fn allot(
     measure: Measure<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Allotment>> {
+    if measure.tokens < LEAST {
+        let (got, expected) = (measure.tokens.to_string(), "at least 16");
+        return Err(Error::Option { option: "tokens", got, expected });
+    }
+    // What cannot be written is not measured.
+    super::check(files, container)?;
     let list = files.architecture.weights();
     let sources = sources(files, &list)?;
     let joined = joined(&list, &sources)?;
-    let Choices { all: choices, fixed, elements } = match container {
+    let made = match container {
         Container::Gguf => of_gguf(files, &list, joined, measure.imatrix)?,
         Container::Mlx { group } => {
             let names = Names::of(files, &list, &sources);
             of_mlx(files, &list, &names, joined, (group, measure.imatrix))?
         }
     };
+    let Choices { all: mut choices, fixed, elements } = made;
+    if let Some(imatrix) = measure.imatrix
+        && choices.iter().all(|choice| choice.importance.is_none())
+    {
+        let what = "has none of the model's matrices: it is another model's".to_owned();
+        return Err(Error::format(&imatrix.path, what));
+    }
+    let count = choices.len() as u64;
+    for choice in &mut choices {
+        if !progress(0, count) {
+            return Ok(None);
+        }
+        choice.measure()?;
+    }
     let budget = size.bytes(elements);
-    let bits = budget as f64 * 8.0 / elements.max(1) as f64;
+    let bits = match size {
+        Size::Bits(bits) => bits,
+        Size::Bytes(bytes) => bytes as f64 * 8.0 / elements.max(1) as f64,
+    };
     let least: u64 = fixed + choices.iter().map(|choice| choice.types[0].1).sum::<u64>();
     if least > budget {
         let what = format!(
@@ -221,24 +243,44 @@ pub fn allot(
     }
 
     let Some(prices) = prices(files, &choices, (bits, measure), progress)? else { return Ok(None) };
-    let options: Vec<Vec<(u64, f64)>> = (choices.iter().zip(&prices))
-        .map(|(choice, price)| match price {
-            Some(price) => choice.types.iter().map(|&(_, bytes, error)| (bytes, price * error)).collect(),
-            // What is not measured has about the size that was asked for.
-            None => vec![(choice.types[choice.near(bits)].1, 0.0)],
+    // What is not measured has about the size that was asked for, and less where there is no room for that.
+    let is_known = |(choice, price): (&Choice<'_>, &Option<f64>)| price.is_some() || choice.types.len() == 1;
+    let places = |most: f64| -> Vec<Option<usize>> {
+        let each = choices.iter().zip(&prices);
+        each.map(|(choice, price)| (!is_known((choice, price))).then(|| choice.near(most))).collect()
+    };
+    let size = |places: &[Option<usize>]| -> u64 {
+        let each = choices.iter().zip(places);
+        fixed + each.map(|(choice, place)| choice.types[place.unwrap_or(0)].1).sum::<u64>()
+    };
+    let mut most = bits;
+    let mut unmeasured = places(most);
+    while size(&unmeasured) > budget {
+        most -= 0.125;
+        unmeasured = places(most);
+    }
+    let options: Vec<Vec<(u64, f64)>> = (choices.iter().zip(&prices).zip(&unmeasured))
+        .map(|((choice, price), place)| match place {
+            Some(place) => vec![(choice.types[*place].1, 0.0)],
+            None => {
+                let price = price.unwrap_or(0.0);
+                choice.types.iter().map(|&(_, bytes, error)| (bytes, price * error)).collect()
+            }
         })
         .collect();
     let chosen = chosen(&options, budget.saturating_sub(fixed));
     let mut all = Allotment { types: BTreeMap::new(), bytes: fixed, bits: 0.0, expected: 0.0, unmeasured: 0 };
-    for (((choice, price), options), &at) in choices.into_iter().zip(prices).zip(&options).zip(&chosen) {
+    for (((choice, place), options), &at) in choices.into_iter().zip(unmeasured).zip(&options).zip(&chosen) {
         let (bytes, cost) = options[at];
-        let of = if price.is_some() { at } else { choice.near(bits) };
         all.bytes += bytes;
         all.expected += cost;
-        all.unmeasured += usize::from(price.is_none());
-        all.types.insert(choice.name, choice.types[of].0);
+        all.unmeasured += usize::from(place.is_some());
+        all.types.insert(choice.name, choice.types[place.unwrap_or(at)].0);
     }
     all.bits = all.bytes as f64 * 8.0 / elements.max(1) as f64;
+    if all.types.values().all(Option::is_none) {
+        return Err(Error::format(&files.path, "has that size as it is: nothing is to be quantized"));
+    }
     Ok(Some(all))
 }
 
@@ -280,7 +322,7 @@ fn of_gguf<'s>(
         };
         let module = naming.module(&joined);
         let choice = Choice { name: named.name, joined, elements, types: Vec::new(), importance, module };
-        choices.all.push(choice.with(types, DType::F16)?);
+        choices.all.push(choice.with(types, DType::F16));
     }
     Ok(choices)
 }
@@ -311,14 +353,12 @@ fn of_mlx<'s>(
         };
         let module = part.joined.source().name.rsplit_once('.').map(|(module, _)| module);
         let spec = module.and_then(|module| list.get(module)).filter(|_| part.joined.stack.is_none());
-        // Sources of that form come turned.
-        let form = |form: Form| if form == Form::Transposed { Form::Plain } else { form };
-        let module = spec.map(|spec| (&*spec.name, form(spec.form)));
+        let module = spec.map(|spec| (&*spec.name, spec.form.turned()));
         let PlannedTensor { joined, path: name, dtype, .. } = part;
         let types = BITS.map(|bits| Some(Format::Affine { bits, group, scales: dtype }));
         let types = types.into_iter().chain([None]).collect();
         let choice = Choice { name, joined, elements, types: Vec::new(), importance, module };
-        choices.all.push(choice.with(types, dtype)?);
+        choices.all.push(choice.with(types, dtype));
     }
     Ok(choices)
 }
@@ -328,17 +368,14 @@ fn elements(joined: &Joined<'_>) -> u64 {
 }
 
 impl<'s> Choice<'s> {
-    /// With these types; what has none is in `dense`.
-    fn with(mut self, types: Vec<Option<Format>>, dense: DType) -> Result<Self> {
-        for of in types {
-            let error = self.error(of)?;
-            let bytes = match of {
-                Some(_) => bytes_of(of, self.elements, self.columns()),
-                None => self.elements * dense.size() as u64,
-            };
-            self.types.push((of, bytes, error));
-        }
-        Ok(self)
+    /// With these types; what has none is in `dense`. Their errors are not known yet.
+    fn with(mut self, types: Vec<Option<Format>>, dense: DType) -> Self {
+        let bytes = |of: Option<Format>| match of {
+            Some(_) => bytes_of(of, self.elements, self.columns()),
+            None => self.elements * dense.size() as u64,
+        };
+        self.types = types.into_iter().map(|of| (of, bytes(of), 0.0)).collect();
+        self
     }
 
     fn columns(&self) -> usize {
@@ -347,33 +384,39 @@ impl<'s> Choice<'s> {
 
     /// The largest type of no more than `bits`, or the smallest.
     fn near(&self, bits: f64) -> usize {
-        self.types.iter().rposition(|&(kind, ..)| bits_of(kind) <= bits).unwrap_or(0)
+        let most = bits / 8.0 * self.elements as f64 + 1e-6;
+        self.types.iter().rposition(|&(_, bytes, _)| bytes as f64 <= most).unwrap_or(0)
     }
 
-    /// The square error of a type, of some rows taken for all.
-    fn error(&self, of: Option<Format>) -> Result<f64> {
-        let (Some(of), columns) = (of, self.columns()) else { return Ok(0.0) };
-        let pieces = &self.joined.pieces;
-        let of_pieces = pieces.len().div_ceil(4).max(1);
-        let (mut sum, mut rows) = (0.0, 0);
-        for (at, piece) in pieces.iter().enumerate().step_by(of_pieces) {
+    /// Takes the square errors of its types, of some rows for all.
+    fn measure(&mut self) -> Result<()> {
+        let (columns, pieces) = (self.columns(), &self.joined.pieces);
+        let mut sums = vec![0.0; self.types.len()];
+        let mut rows = 0;
+        for (at, piece) in pieces.iter().enumerate().step_by(pieces.len().div_ceil(4).max(1)) {
             let held = piece.source.held()?;
             let importance = self.importance.as_ref().map(|all| &all[at * columns..(at + 1) * columns]);
             let count = piece.rows.len().min(ROWS);
             let mut values = Vec::new();
             held.read(0..count, |i| piece.source_row(i * piece.rows.len() / count), &mut values)?;
-            let rounded = self.rounded(of, &values, importance)?;
-            for (values, rounded) in values.chunks_exact(columns).zip(rounded.chunks_exact(columns)) {
-                let squares = values.iter().zip(rounded).map(|(a, b)| f64::from(a - b).powi(2));
-                sum += match importance {
-                    Some(by) => squares.zip(by).map(|(square, &by)| square * f64::from(by)).sum::<f64>(),
-                    None => squares.sum(),
-                };
+            for (sum, &(of, ..)) in sums.iter_mut().zip(&self.types) {
+                let Some(of) = of else { continue };
+                let rounded = self.rounded(of, &values, importance)?;
+                for (values, rounded) in values.chunks_exact(columns).zip(rounded.chunks_exact(columns)) {
+                    let squares = values.iter().zip(rounded).map(|(a, b)| f64::from(a - b).powi(2));
+                    *sum += match importance {
+                        Some(by) => squares.zip(by).map(|(square, &by)| square * f64::from(by)).sum::<f64>(),
+                        None => squares.sum(),
+                    };
+                }
             }
             rows += count;
         }
         let all = self.elements as f64 / columns.max(1) as f64;
-        Ok(sum * all / f64::max(rows as f64, 1.0))
+        for ((.., error), sum) in self.types.iter_mut().zip(sums) {
+            *error = sum * all / f64::max(rows as f64, 1.0);
+        }
+        Ok(())
     }
 }
 
@@ -414,15 +457,6 @@ fn chosen(options: &[Vec<(u64, f64)>], budget: u64) -> Vec<usize> {
         let Some((_, which, to)) = best else { return chosen };
         left -= options[which][to].0 - options[which][chosen[which]].0;
         chosen[which] = to;
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bits(bits) => write!(f, "{bits}bpw"),
-            Self::Bytes(bytes) => write!(f, "{:.1}MB", *bytes as f64 / 1e6),
-        }
     }
 }
 

@@ -64,15 +64,7 @@ pub fn to_gguf<'m>(
     let sources = sources(files, &list)?;
     let naming = Naming::of(files, &list)?;
     let (config, checkpoint) = (files.config(), &files.checkpoint);
-    let mut entries = match checkpoint.gguf() {
-        Some(metadata) => copied(metadata, of),
-        None => {
-            let mut entries = entries(files, naming.gguf, of).map_err(|what| refused(files, what))?;
-            (naming.own_entries)(config, &mut entries).map_err(|what| refused(files, what))?;
-            vocabulary::put(&files.path, config, &mut entries)?;
-            entries
-        }
-    };
+    let mut entries = metadata(files, &naming, of)?;
 
     let mut report = Report::default();
     let (mut specs, mut parts) = (Vec::new(), Vec::new());
@@ -95,9 +87,13 @@ pub fn to_gguf<'m>(
         let Some(named) = naming.name(&joined)? else { continue };
         let allotted = allotment.and_then(|allotment| allotment.types.get(&named.name)).copied();
         let kind = match allotted {
-            Some(Some(Format::Ggml(of))) => TensorType::Blocks(of),
-            Some(_) => TensorType::Dense(DType::F16),
-            None => named.kind(of, traits),
+            Some(Some(Format::Ggml(of)))
+                if named.columns.is_some_and(|of_row| of_row.is_multiple_of(of.block().0)) =>
+            {
+                TensorType::Blocks(of)
+            }
+            Some(None) => TensorType::Dense(DType::F16),
+            _ => named.kind(of, traits),
         };
         let Named { name, order, is_router, is_kept, .. } = named;
         match kind {
@@ -105,7 +101,8 @@ pub fn to_gguf<'m>(
             _ => report.kept += 1,
         }
         let is_dense = matches!(kind, TensorType::Dense(_));
-        let is_uneven = is_dense && joined.columns().is_some() && !is_router && of != GgufType::F16;
+        let is_uneven =
+            is_dense && allotted.is_none() && joined.columns().is_some() && !is_router && of != GgufType::F16;
         report.uneven += usize::from(is_uneven);
         if !names.insert(name.clone()) {
             return Err(source.fail(format!("is a part of {name}, which this version does not write")));
@@ -149,6 +146,21 @@ pub fn to_gguf<'m>(
     writer.finish()?;
     output.commit()?;
     Ok(Some(report))
+}
+
+/// The metadata of the file that is written, but for what an importance matrix adds.
+///
+/// # Errors
+/// What GGUF or llama.cpp has no form for.
+pub(super) fn metadata(files: &ModelFiles, naming: &Naming<'_>, of: GgufType) -> Result<Entries> {
+    if let Some(metadata) = files.checkpoint.gguf() {
+        return Ok(copied(metadata, of));
+    }
+    let config = files.config();
+    let mut entries = entries(files, naming.gguf, of).map_err(|what| refused(files, what))?;
+    (naming.own_entries)(config, &mut entries).map_err(|what| refused(files, what))?;
+    vocabulary::put(&files.path, config, &mut entries)?;
+    Ok(entries)
 }
 
 /// The metadata of the file that is read, but for what says how it is quantized and split.

@@ -90,9 +90,7 @@ impl<'m> Naming<'m> {
         let spec = self.list.get(module).filter(|_| joined.stack.is_none())?;
         let form = match &spec.gguf {
             Some(gguf) if self.stored => gguf.form,
-            // Sources of the third form come turned.
-            _ if spec.form == Form::Transposed => Form::Plain,
-            _ => spec.form,
+            _ => spec.form.turned(),
         };
         Some((&*spec.name, form))
     }
@@ -137,9 +135,7 @@ impl Order {
             (Some(scalar), Some(own)) if part == scaled => (scalar(config) / own).sqrt(),
             _ => 1.0,
         };
-        // Sources of the third form come turned.
-        let from = if module.form == Form::Transposed { Form::Plain } else { module.form };
-        let order = Self { from, to: stored.form, factor, offset: offset * factor };
+        let order = Self { from: module.form.turned(), to: stored.form, factor, offset: offset * factor };
         Ok((format!("{}.{leaf}", stored.name), order))
     }
 }

@@ -50,6 +50,13 @@ pub(crate) enum Form {
     PlusOne,
 }
 
+impl Form {
+    /// How the rows lie of what is read turned already where it has to be.
+    pub fn turned(self) -> Self {
+        if self == Self::Transposed { Self::Plain } else { self }
+    }
+}
+
 /// What becomes of a tensor of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct Adopted {

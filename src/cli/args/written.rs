@@ -53,7 +53,7 @@ pub struct QuantizeArgs {
     /// A text of what the model is for, with --target.
     #[arg(long, value_name = "FILE", requires = "target")]
     pub text: Option<PathBuf>,
-    /// Tokens of the text that are computed for each matrix [default: 128].
+    /// Tokens of the text that are computed for each matrix, at least 16 [default: 128].
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true, requires = "target")]
     pub tokens: Option<usize>,
     /// Threads of the CPU that compute them [default: one per core].

@@ -104,8 +104,6 @@ fn no_family_writes_another_text() {
     assert!(saved > 1000, "{saved}");
 }
 
-/// Several at once in every way to choose a token, with steps that have no room for all guesses.
-/// On the CPU recurrent layers go back to the last token that was right: nothing is computed twice.
 /// What was answered is guessed again, in the space of who asked for it and in no other.
 #[test]
 fn answers_are_guessed_in_their_space() {
@@ -114,11 +112,11 @@ fn answers_are_guessed_in_their_space() {
     text(&mut rig, &prompt, 80);
     assert!(rig.worker.earlier(&None).is_empty(), "kept without drafts");
     rig.worker.set_drafts(Drafts::Auto);
-    let (answer, _) = text(&mut rig, &prompt, 80);
+    let (answer, first) = text(&mut rig, &prompt, 80);
     assert_eq!(*rig.worker.earlier(&None), answer);
     let (again, stats) = text(&mut rig, &prompt, 80);
     assert_eq!(again, answer);
-    assert!(stats.accepted_tokens > 40, "{stats:?}");
+    assert!(stats.accepted_tokens > 40.max(first.accepted_tokens), "{stats:?} behind {first:?}");
     assert_eq!(*rig.worker.earlier(&None), [&answer[..], &answer].concat());
 
     let other: Space = Some("other".into());
@@ -139,6 +137,7 @@ fn answers_are_guessed_in_their_space() {
     assert_eq!(rig.worker.earlier(&None).len(), 160);
 }
 
+/// On the CPU recurrent layers go back to the last token that was right: nothing is computed twice.
 #[test]
 fn recurrent_layers_keep_what_was_right() {
     for model in ["qwen3_5-delta", "kimi_linear-types", "mamba2-plain", "falcon_h1-norm", "lfm2-conv"] {
@@ -161,6 +160,7 @@ fn recurrent_layers_keep_what_was_right() {
     }
 }
 
+/// Several at once in every way to choose a token, with steps that have no room for all guesses.
 #[test]
 fn neighbours_and_draws_change_nothing() {
     let mut ways = vec![SamplingOptions::default()];

@@ -20,12 +20,14 @@ use crate::weights::{Form, aligned};
 
 /// By how many bits a weight the type that is measured is coarser than what is asked for.
 const COARSER: f64 = 1.0;
-/// Tokens below this probability are counted as none.
-const IMPOSSIBLE: f64 = 1e-11;
+/// Tokens whose log-probability is below this are counted as none.
+const IMPOSSIBLE: f64 = -25.0;
+/// Matrices for which the model is loaded anew, at most.
+const LOADS: usize = 8;
 /// Bytes for what the model keeps of the text.
 const STATES: u64 = 1 << 30;
 /// Tokens of a text that tell anything.
-const LEAST: usize = 16;
+pub(super) const LEAST: usize = 16;
 /// Bytes of a token, at most, on average.
 const LONGEST: usize = 32;
 
@@ -52,7 +54,7 @@ pub(super) fn prices(
     let model = Model::load_with(ModelFiles::open(&files.path)?, options.clone())?;
     let tokens = tokens(&model, measure)?;
     let rows = |model: &Model| model.logits_rows(&tokens, 0..tokens.len());
-    let before: Vec<Before> = rows(&model)?.map(|row| Ok(Before::of(&row?))).collect::<Result<_>>()?;
+    let before: Vec<Before> = rows(&model)?.map(|row| Before::of(&row?)).collect::<Result<_>>()?;
     let moved = |model: &Model| {
         let mut sum = 0.0;
         for (before, after) in before.iter().zip(rows(model)?) {
@@ -71,20 +73,22 @@ pub(super) fn prices(
             done += 1;
             continue;
         };
-        let adapter = Arc::new(probe.adapter(choice)?);
-        match model.probed(&adapter) {
-            Ok(probed) => {
-                *price = probe.price(moved(&probed)?);
-                done += 1;
-            }
-            // No product of a layer has this matrix by itself: the head, and what is looked up.
-            Err(Error::Weight { .. }) => left.push((price, choice)),
-            Err(error) => return Err(error),
+        let module = probe.module.to_owned();
+        if !model.engine().with(move |runtime| runtime.has_place(&module))? {
+            left.push((price, choice));
+            continue;
         }
+        let adapter = Arc::new(probe.adapter(choice)?);
+        *price = probe.price(moved(&model.probed(&adapter)?)?);
+        done += 1;
         drop(adapter);
         model.engine().free_adapters()?;
     }
     drop(model);
+    // The head, what is looked up, and others that no adapter adds to: of many, the largest.
+    left.sort_by_key(|(_, choice)| std::cmp::Reverse(choice.elements));
+    done += left.len().saturating_sub(LOADS) as u64;
+    left.truncate(LOADS);
     for (price, choice) in left {
         if !progress(done, total) {
             return Ok(None);
@@ -101,23 +105,34 @@ pub(super) fn prices(
 
 /// The distribution of a token before anything is rounded.
 struct Before {
-    /// Tokens that are not next to impossible: id, logit and probability.
-    likely: Vec<(u32, f32, f64)>,
+    /// Tokens that are not next to impossible, with their logits.
+    likely: Vec<(u32, f32)>,
     log_sum: f64,
 }
 
 impl Before {
-    fn of(logits: &[f32]) -> Self {
+    fn of(logits: &[f32]) -> Result<Self> {
         let of = Distribution::of(logits);
-        let all = (0..).zip(logits).map(|(token, &logit)| (token, logit, of.log_p(token).exp()));
-        Self { likely: all.filter(|&(.., p)| p >= IMPOSSIBLE).collect(), log_sum: of.log_sum() }
+        let log_sum = of.log_sum();
+        if !log_sum.is_finite() {
+            return Err(Error::Engine("the model's own logits are no numbers".into()));
+        }
+        let is_likely = |&(token, _): &(u32, f32)| of.log_p(token) >= IMPOSSIBLE;
+        let all = || (0..).zip(logits.iter().copied()).filter(is_likely);
+        let mut likely = Vec::new();
+        alloc::reserve(&mut likely, all().count(), BUFFER)?;
+        likely.extend(all());
+        Ok(Self { likely, log_sum })
     }
 
-    /// `KL(before ‖ after)`.
+    /// `KL(before ‖ after)`; infinite where a logit is not a number.
     fn divergence(&self, after: &[f32]) -> f64 {
         let moved = Distribution::of(after).log_sum() - self.log_sum;
-        let of = |&(token, logit, p): &(u32, f32, f64)| p * f64::from(logit - after[token as usize]);
-        (self.likely.iter().map(of).sum::<f64>() + moved).max(0.0)
+        let of = |&(token, logit): &(u32, f32)| {
+            (f64::from(logit) - self.log_sum).exp() * f64::from(logit - after[token as usize])
+        };
+        let sum = self.likely.iter().map(of).sum::<f64>() + moved;
+        if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
     }
 }
 
@@ -139,7 +154,9 @@ fn tokens(model: &Model, Measure { text, tokens, .. }: Measure<'_>) -> Result<Ve
 impl Choice<'_> {
     /// How it is measured where the size asks for `bits` of a weight; none of experts.
     fn probe(&self, bits: f64) -> Option<Probe<'_>> {
-        let (of, _, error) = self.types[self.near(bits - COARSER)];
+        // What rounds nothing tells nothing.
+        let rounding = self.types.iter().rposition(|(of, ..)| of.is_some())?;
+        let (of, _, error) = self.types[self.near(bits - COARSER).min(rounding)];
         let ((module, form), of) = self.module.zip(of)?;
         (self.joined.pieces.len() == 1).then_some(Probe { module, form, of, error })
     }
@@ -178,7 +195,8 @@ struct Probe<'m> {
 impl Probe<'_> {
     /// What a unit of square error costs where this one costs `moved`.
     fn price(&self, moved: f64) -> Option<f64> {
-        (self.error > 0.0 && moved.is_finite()).then(|| moved / self.error)
+        let price = if self.error > 0.0 { moved / self.error } else { 0.0 };
+        price.is_finite().then_some(price)
     }
 
     /// The rounded matrix.
