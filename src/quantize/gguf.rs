@@ -50,7 +50,7 @@ impl From<GgufType> for Recipe<'_> {
 /// up. `out` and `progress` are as for [`to_mlx`](super::to_mlx).
 ///
 /// # Errors
-/// As [`to_mlx`](super::to_mlx); [`Error::Format`] for what GGUF or llama.cpp has no form for, and for an importance matrix of another
+/// As [`to_mlx`](super::to_mlx); [`Error::Format`](crate::Error::Format) for what GGUF or llama.cpp has no form for, and for an importance matrix of another
 /// model. Matrices that it does not know are quantized without, which is said.
 pub fn to_gguf<'m>(
     files: &ModelFiles,
