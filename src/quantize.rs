@@ -22,7 +22,7 @@ use serde_json::json;
 
 pub use allot::{Allotment, Container, Measure, Size, allot};
 pub use fuse::fuse;
-pub use gguf::{Recipe, to_gguf};
+pub use gguf::to_gguf;
 pub use types::GgufType;
 
 use crate::alloc;
@@ -68,19 +68,19 @@ pub struct Report {
     pub bytes_out: u64,
 }
 
-/// What [`to_mlx`] makes of matrices.
+/// What [`to_gguf`] and [`to_mlx`] make of matrices: `of` a [`GgufType`] there, and an [`MlxFormat`] here.
 #[derive(Debug, Clone, Copy)]
-pub struct MlxRecipe<'m> {
-    /// Their format.
-    pub of: MlxFormat,
-    /// What their columns are worth, where it is known: the square errors of affine groups that are made small are weighed by it.
+pub struct Recipe<'m, F> {
+    /// Their types.
+    pub of: F,
+    /// What their columns are worth, where it is known: the square errors that are made small are weighed by it.
     pub imatrix: Option<&'m Imatrix>,
-    /// The format of each, where they were chosen one by one.
+    /// The type of each, where they were chosen one by one.
     pub allotment: Option<&'m Allotment>,
 }
 
-impl From<MlxFormat> for MlxRecipe<'_> {
-    fn from(of: MlxFormat) -> Self {
+impl<F> From<F> for Recipe<'_, F> {
+    fn from(of: F) -> Self {
         Self { of, imatrix: None, allotment: None }
     }
 }
@@ -105,11 +105,11 @@ impl From<MlxFormat> for MlxRecipe<'_> {
 /// [`Error::Io`].
 pub fn to_mlx<'m>(
     files: &ModelFiles,
-    recipe: impl Into<MlxRecipe<'m>>,
+    recipe: impl Into<Recipe<'m, MlxFormat>>,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {
-    let MlxRecipe { of, imatrix, allotment } = recipe.into();
+    let Recipe { of, imatrix, allotment } = recipe.into();
     let mlx = allotment.and_then(Allotment::most_common).unwrap_or(of);
     check_format(mlx)?;
     check_directory(files)?;

@@ -10,9 +10,7 @@ use backstop::ModelFiles;
 use backstop::backend::select::Bytes;
 use backstop::imatrix::Imatrix;
 use backstop::quant::{MlxFormat, MlxMode};
-use backstop::quantize::{
-    Allotment, Container, GgufType, Measure, MlxRecipe, Recipe, allot, to_gguf, to_mlx,
-};
+use backstop::quantize::{Allotment, Container, GgufType, Measure, Recipe, allot, to_gguf, to_mlx};
 
 use super::args::QuantizeArgs;
 use super::interrupt::Interruptible;
@@ -59,7 +57,7 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let report = written("quantizing", &files, bytes, &mut |progress| match target {
         Target::Mlx(of) => to_mlx(
             &files,
-            MlxRecipe { of, imatrix: imatrix.as_ref(), allotment: allotment.as_ref() },
+            Recipe { of, imatrix: imatrix.as_ref(), allotment: allotment.as_ref() },
             &args.output,
             progress,
         ),

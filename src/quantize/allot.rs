@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use self::measure::{LEAST, prices};
-use super::naming::{Naming, factor_tensors};
+use super::naming::{Naming, factor_tensors, module_of};
 use super::stacks::{Joined, joined};
 use super::types::{GgufType, Traits, fitting};
 use super::{Names, PlannedTensor, check_format, sources};
@@ -117,7 +117,7 @@ pub struct Allotment {
     pub bits: f64,
     /// The divergence that is expected, in nats: what was measured, added up.
     pub expected: f64,
-    /// Matrices that have no measure of their own: experts.
+    /// Matrices that have no measure of their own: experts, and some of those that no adapter adds to.
     pub unmeasured: usize,
 }
 
@@ -220,13 +220,6 @@ pub fn allot(
         let what = "has none of the model's matrices: it is another model's".to_owned();
         return Err(Error::format(&imatrix.path, what));
     }
-    let count = choices.len() as u64;
-    for choice in &mut choices {
-        if !progress(0, count) {
-            return Ok(None);
-        }
-        choice.measure()?;
-    }
     let budget = size.bytes(elements);
     let bits = match size {
         Size::Bits(bits) => bits,
@@ -240,6 +233,13 @@ pub fn allot(
             least as f64 / 1e6
         );
         return Err(Error::format(&files.path, what));
+    }
+    let count = choices.len() as u64;
+    for choice in &mut choices {
+        if !progress(0, count) {
+            return Ok(None);
+        }
+        choice.measure()?;
     }
 
     let Some(prices) = prices(files, &choices, (bits, measure), progress)? else { return Ok(None) };
@@ -300,7 +300,7 @@ fn of_gguf<'s>(
         let Some(named) = naming.name(&joined)? else { continue };
         let elements = elements(&joined);
         choices.elements += elements;
-        let Some(columns) = named.columns else {
+        let Some(columns) = named.columns.filter(|&columns| columns > 0) else {
             choices.fixed += match named.kind(GgufType::F16, Traits::default()) {
                 TensorType::Blocks(of) => bytes_of(Some(Format::Ggml(of)), elements, 0),
                 TensorType::Dense(dtype) => elements * dtype.size() as u64,
@@ -320,7 +320,7 @@ fn of_gguf<'s>(
             Some(imatrix) => imatrix.means(&named.name, joined.pieces.len(), columns)?,
             None => None,
         };
-        let module = naming.module(&joined);
+        let module = module_of(list, &joined, naming.stored);
         let choice = Choice { name: named.name, joined, elements, types: Vec::new(), importance, module };
         choices.all.push(choice.with(types, DType::F16));
     }
@@ -351,9 +351,7 @@ fn of_mlx<'s>(
             Some((imatrix, name)) => imatrix.means(&name, part.joined.pieces.len(), columns)?,
             None => None,
         };
-        let module = part.joined.source().name.rsplit_once('.').map(|(module, _)| module);
-        let spec = module.and_then(|module| list.get(module)).filter(|_| part.joined.stack.is_none());
-        let module = spec.map(|spec| (&*spec.name, spec.form.turned()));
+        let module = module_of(list, &part.joined, false);
         let PlannedTensor { joined, path: name, dtype, .. } = part;
         let types = BITS.map(|bits| Some(Format::Affine { bits, group, scales: dtype }));
         let types = types.into_iter().chain([None]).collect();
@@ -468,7 +466,7 @@ mod tests {
     use crate::backend::cpu::Activations;
     use crate::model::{LoadOptions, Model};
     use crate::perplexity::{Windows, score};
-    use crate::quantize::{MlxRecipe, Recipe, to_gguf, to_mlx};
+    use crate::quantize::{Recipe, to_gguf, to_mlx};
 
     #[test]
     fn sizes_are_read() {
@@ -520,7 +518,7 @@ mod tests {
                 to_gguf(&files, recipe, out, &mut |_, _| true).unwrap().unwrap()
             }
             Some(of) => {
-                let recipe = MlxRecipe { allotment: Some(made), ..of.into() };
+                let recipe = Recipe { allotment: Some(made), ..of.into() };
                 to_mlx(&files, recipe, out, &mut |_, _| true).unwrap().unwrap()
             }
         };

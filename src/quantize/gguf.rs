@@ -8,35 +8,17 @@ use super::naming::{Named, Naming, Order, factor_tensors, refused};
 use super::stacks::{Joined, Piece, joined};
 use super::types::{GgufType, Traits};
 use super::weights::Weights;
-use super::{BUFFER, ELEMENTS, Report, say_if_decoded, sources, vocabulary};
+use super::{BUFFER, ELEMENTS, Recipe, Report, say_if_decoded, sources, vocabulary};
 use crate::alloc;
 use crate::config::RopeScaling;
 use crate::error::Result;
 use crate::forward::Gguf;
-use crate::imatrix::Imatrix;
 use crate::model::ModelFiles;
 use crate::quant::{Format, GgmlType, affine, repack, write_floats};
 use crate::tensor::{DType, Shape};
 use crate::weights::gguf::write::{Entries, Spec, Writer};
 use crate::weights::gguf::{Metadata, TensorType};
 use crate::weights::output::Output;
-
-/// What [`to_gguf`] makes of matrices.
-#[derive(Debug, Clone, Copy)]
-pub struct Recipe<'m> {
-    /// Their types.
-    pub of: GgufType,
-    /// What their columns are worth, where it is known: the square errors that are made small are weighed by it.
-    pub imatrix: Option<&'m Imatrix>,
-    /// The type of each, where they were chosen one by one.
-    pub allotment: Option<&'m Allotment>,
-}
-
-impl From<GgufType> for Recipe<'_> {
-    fn from(of: GgufType) -> Self {
-        Self { of, imatrix: None, allotment: None }
-    }
-}
 
 /// Quantizes a model into the new GGUF file `out`, with its tokenizer and chat template.
 ///
@@ -54,7 +36,7 @@ impl From<GgufType> for Recipe<'_> {
 /// model. Matrices that it does not know are quantized without, which is said.
 pub fn to_gguf<'m>(
     files: &ModelFiles,
-    recipe: impl Into<Recipe<'m>>,
+    recipe: impl Into<Recipe<'m, GgufType>>,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Option<Report>> {

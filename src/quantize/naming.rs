@@ -82,18 +82,21 @@ impl<'m> Naming<'m> {
         let columns = joined.columns().filter(|_| !is_router && !is_kept);
         Ok(Some(Named { name, order, columns, is_router, is_kept }))
     }
+}
 
-    /// The module whose weight it is, and how its rows lie in what is read; none of a stack.
-    pub fn module(&self, joined: &Joined<'_>) -> Option<(&'m str, Form)> {
-        let source = joined.source();
-        let (module, _) = source.name.rsplit_once('.').filter(|(_, leaf)| *leaf == "weight")?;
-        let spec = self.list.get(module).filter(|_| joined.stack.is_none())?;
-        let form = match &spec.gguf {
-            Some(gguf) if self.stored => gguf.form,
-            _ => spec.form.turned(),
-        };
-        Some((&*spec.name, form))
-    }
+/// The module whose weight it is, and how its rows lie in what is read: in a GGUF file where `stored`. None of a stack.
+pub(super) fn module_of<'l>(
+    list: &'l WeightList,
+    joined: &Joined<'_>,
+    stored: bool,
+) -> Option<(&'l str, Form)> {
+    let (module, _) = joined.source().name.rsplit_once('.').filter(|(_, leaf)| *leaf == "weight")?;
+    let spec = list.get(module).filter(|_| joined.stack.is_none())?;
+    let form = match &spec.gguf {
+        Some(gguf) if stored => gguf.form,
+        _ => spec.form.turned(),
+    };
+    Some((&*spec.name, form))
 }
 
 /// What this version does not write.
