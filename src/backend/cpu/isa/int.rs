@@ -348,7 +348,7 @@ unsafe impl IntSimd for Vnni512 {
         x: [*const i8; G],
     ) -> [__m512i; G] {
         let mut sum = init;
-        if G == 1 {
+        if const { G == 1 } {
             // A row alone would wait for each product in turn: four chains, two for half a block.
             let mut chains = [op!(_mm512_setzero_si512()); 4];
             chains[0] = sum[0];
@@ -403,7 +403,7 @@ unsafe impl IntSimd for Vnni256 {
         x: [*const i8; G],
     ) -> [__m256i; G] {
         let mut sum = init;
-        if G == 1 {
+        if const { G == 1 } {
             // A row alone would wait for each product in turn: four chains, two for half a block.
             let mut chains = [op!(_mm256_setzero_si256()); 4];
             chains[0] = sum[0];

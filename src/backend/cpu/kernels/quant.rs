@@ -179,8 +179,11 @@ pub fn linear_group(
             before += count * cost;
             let own = bands_of(part);
             if !panels.is_empty() && band < own {
-                let (int8, band) = (int8(&part), part.tiles.band(band, own));
-                isa.dispatch_int(Task { x: &x, part, band, panels, int8 });
+                let task = Task { x: &x, part, band: part.tiles.band(band, own), panels };
+                match int8(&part) {
+                    true => dot::run(isa, &task),
+                    false => exact::run(isa, &task),
+                }
             }
         }
     });
@@ -260,18 +263,4 @@ struct Task<'a> {
     part: &'a PanelPart<'a>,
     band: Range<usize>,
     panels: Range<usize>,
-    int8: bool,
-}
-
-impl IntKernel for Task<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: IntSimd>(self, s: S) {
-        if self.int8 {
-            dot::run(s, &self);
-        } else {
-            exact::run(s, &self);
-        }
-    }
 }

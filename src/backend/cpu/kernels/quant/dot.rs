@@ -1,10 +1,12 @@
 //! Integer dot products: rounded activations against codes, block by block.
 
+use std::marker::PhantomData;
+
 use super::activations::Quantized;
 use super::codes::{Any, Codes, Int, LINE, Route, Table};
 use super::scales::{CHUNK, HELD, Wide};
 use super::{BLOCK, PanelPart, ROWS, Task, max_tile};
-use crate::backend::cpu::isa::{IntSimd, Simd, array_of, place, unrolled};
+use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd, array_of, place, unrolled};
 
 /// How far ahead of its use a line of codes is asked for into L2: at a core's 10 to 20 GB/s and 100 ns to memory, 2 KB are in
 /// flight; four times that covers the unevenness of shared machines. Straight into L1 it would occupy one of a core's 12 to
@@ -50,30 +52,47 @@ impl Ahead {
     }
 }
 
-#[inline(always)]
-pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
-    // One for all routes, which are one function in the end.
-    let mut scales = Wide::new();
+/// Multiplies a task's panels and tiles.
+pub(super) fn run(isa: Isa, task: &Task<'_>) {
     match task.part.weight.route() {
-        Route::Four { min: true } => with::<S, Int<4>, 1, true>(s, task, &mut scales),
-        Route::Four { min: false } => with::<S, Int<4>, 1, false>(s, task, &mut scales),
-        Route::Five { min: true } => with::<S, Int<5>, 1, true>(s, task, &mut scales),
-        Route::Five { min: false } => with::<S, Int<5>, 1, false>(s, task, &mut scales),
-        Route::Eight { min: true } => with::<S, Int<8>, 1, true>(s, task, &mut scales),
-        Route::Eight { min: false } => with::<S, Int<8>, 1, false>(s, task, &mut scales),
-        Route::Six => with::<S, Int<6>, 2, false>(s, task, &mut scales),
-        Route::Table => with::<S, Table, 1, false>(s, task, &mut scales),
-        Route::Any => with::<S, Any, 2, true>(s, task, &mut scales),
+        Route::Four { min: true } => Of::<Int<4>, 1, true>::run(isa, task),
+        Route::Four { min: false } => Of::<Int<4>, 1, false>::run(isa, task),
+        Route::Five { min: true } => Of::<Int<5>, 1, true>::run(isa, task),
+        Route::Five { min: false } => Of::<Int<5>, 1, false>::run(isa, task),
+        Route::Eight { min: true } => Of::<Int<8>, 1, true>::run(isa, task),
+        Route::Eight { min: false } => Of::<Int<8>, 1, false>::run(isa, task),
+        Route::Six => Of::<Int<6>, 2, false>::run(isa, task),
+        Route::Table => Of::<Table, 1, false>::run(isa, task),
+        Route::Any => Of::<Any, 2, true>::run(isa, task),
     }
 }
 
-/// The task's panels and tiles, the kind of codes known.
+/// A task whose kind of codes is known. Each kind is a function of its own on each instruction set: what compilers take for one of all
+/// kinds grows with more than its length.
+struct Of<'a, C, const SUBS: usize, const MIN: bool> {
+    task: &'a Task<'a>,
+    codes: PhantomData<C>,
+}
+
+impl<'a, C: Codes, const SUBS: usize, const MIN: bool> Of<'a, C, SUBS, MIN> {
+    fn run(isa: Isa, task: &'a Task<'a>) {
+        isa.dispatch_int(Self { task, codes: PhantomData });
+    }
+}
+
+impl<C: Codes, const SUBS: usize, const MIN: bool> IntKernel for Of<'_, C, SUBS, MIN> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        with::<S, C, SUBS, MIN>(s, self.task);
+    }
+}
+
+/// The task's panels and tiles.
 #[inline(always)]
-fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(
-    s: S,
-    task: &Task<'_>,
-    scales: &mut Wide<S>,
-) {
+fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &Task<'_>) {
+    let mut scales = Wide::new();
     let weight = task.part.weight;
     let held = task.band.len() > 1 && SUBS * weight.blocks() <= HELD;
     for panel in task.panels.clone() {
@@ -90,12 +109,12 @@ fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(
                 let (row, is_first) = (rows.start, half == 0 && tile == task.band.start);
                 let of = Tile { part: task.part, x: task.x.quantized, panel, half, row, is_first, held };
                 match rows.len() {
-                    1 => of.multiply::<S, C, SUBS, MIN, 1>(s, scales),
-                    2 => of.multiply::<S, C, SUBS, MIN, 2>(s, scales),
-                    4 => of.multiply::<S, C, SUBS, MIN, 4>(s, scales),
-                    rows if max_tile::<S>() == 16 => match rows {
-                        8 => of.multiply::<S, C, SUBS, MIN, 8>(s, scales),
-                        _ => of.multiply::<S, C, SUBS, MIN, 16>(s, scales),
+                    1 => of.multiply::<S, C, SUBS, MIN, 1>(s, &mut scales),
+                    2 => of.multiply::<S, C, SUBS, MIN, 2>(s, &mut scales),
+                    4 => of.multiply::<S, C, SUBS, MIN, 4>(s, &mut scales),
+                    rows if const { max_tile::<S>() == 16 } => match rows {
+                        8 => of.multiply::<S, C, SUBS, MIN, 8>(s, &mut scales),
+                        _ => of.multiply::<S, C, SUBS, MIN, 16>(s, &mut scales),
                     },
                     rows => debug_assert!(false, "tiles of {rows} rows"),
                 }
@@ -195,7 +214,7 @@ impl Tile<'_> {
                 let init = s.each_i32::<G>(inits.add(at * SUBS + sub), SUBS);
                 let eight = sub * BLOCK / SUBS / 8;
                 let x = array_of!(G, |t| x.add(at * BLOCK + place::<S>(BLOCK, G, t, eight)));
-                let products = if SUBS == 1 {
+                let products = if const { SUBS == 1 } {
                     s.dot::<8, G>(C::BITS, init, w, x)
                 } else {
                     let w = array_of!(4, |q| w[sub * 4 + q]);

@@ -4,10 +4,26 @@ use super::activations::Exact;
 use super::codes::{Any, CodeKind, Codes};
 use super::scales::{CHUNK, Wide};
 use super::{BLOCK, PanelPart, ROWS, Task};
-use crate::backend::cpu::isa::{IntSimd, Simd};
+use crate::backend::cpu::isa::{IntKernel, IntSimd, Isa, Simd};
+
+/// Multiplies a task's panels and tiles.
+pub(super) fn run(isa: Isa, task: &Task<'_>) {
+    isa.dispatch_int(Of(task));
+}
+
+struct Of<'a>(&'a Task<'a>);
+
+impl IntKernel for Of<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        with(s, self.0);
+    }
+}
 
 #[inline(always)]
-pub(super) fn run<S: IntSimd>(s: S, task: &Task<'_>) {
+fn with<S: IntSimd>(s: S, task: &Task<'_>) {
     let mut scales = Wide::new();
     for panel in task.panels.clone() {
         for tile in task.band.clone() {
