@@ -5,13 +5,15 @@
 //! wait for long ones that came before it.
 //!
 //! Where sequences of several owners wait, a step takes at most as many times what the owner with the least to do would take
-//! alone as there are owners. Who wants more than its part has its sequences take turns.
+//! alone as there are owners, and less where the others took more lately: who comes and goes has as much in the end as who stays. An
+//! owner who is alone has short steps while another is expected back. Who wants more than its part has
+//! its sequences take turns.
 
 use super::EngineOptions;
 use super::shares::{Cost, parts};
 
 /// Tokens of one sequence that wait to be computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Waiting {
     /// The sequence, as the engine indexes it.
     pub sequence: usize,
@@ -25,9 +27,14 @@ pub(crate) struct Waiting {
     pub whole: bool,
     /// A number for whose sequence it is.
     pub owner: usize,
+    /// Seconds of the engine's time that the owner took lately.
+    pub took: f64,
     /// The last step that took any of it.
     pub turn: u64,
 }
+
+/// What counts at least of an owner who took more than another, lest it gets nothing.
+const LEAST: f64 = 0.25;
 
 /// What a step still has room for.
 #[derive(Debug, Clone, Copy)]
@@ -67,12 +74,38 @@ impl Room {
             taken[i] = self.take(options, &waiting[i], Some(i) == oldest);
         }
     }
+
+    /// Takes of at most so many `places` of those in `indices`, whose last turn is longest ago first.
+    fn take_turns(
+        &mut self,
+        options: &EngineOptions,
+        waiting: &[Waiting],
+        indices: &[usize],
+        mut places: usize,
+        taken: &mut [usize],
+    ) {
+        let mut turns = indices.to_vec();
+        turns.sort_by_cached_key(|&i| turn(waiting, i));
+        for i in turns {
+            if places == 0 || self.tokens == 0 {
+                break;
+            }
+            taken[i] = self.take(options, &waiting[i], false);
+            places -= usize::from(taken[i] > 0);
+        }
+    }
 }
 
 /// How many tokens each sequence contributes to the next step, in the order of `waiting`, the oldest first; those with none
 /// are left out. At most `scored` rows, at least one, have logits that count as scored. The oldest sequence that is to be whole is,
-/// however long. `cost` says what steps take.
-pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting], cost: &Cost) -> Vec<Waiting> {
+/// however long. `cost` says what steps take, and `expected` whether another than the only owner is expected back.
+pub(crate) fn plan(
+    options: &EngineOptions,
+    scored: usize,
+    waiting: &[Waiting],
+    cost: &Cost,
+    expected: bool,
+) -> Vec<Waiting> {
     let mut room = Room { tokens: options.step_tokens.max(1), scored: scored.max(1) };
     let mut taken = vec![0; waiting.len()];
     let ready: Vec<usize> = (0..waiting.len()).filter(|&i| waiting[i].tokens > 0).collect();
@@ -80,7 +113,14 @@ pub(crate) fn plan(options: &EngineOptions, scored: usize, waiting: &[Waiting], 
     owners.sort_unstable();
     owners.dedup();
     if owners.len() < 2 || ready.iter().any(|&i| waiting[i].whole) {
+        let before = room;
         room.fill(options, waiting, &ready, &mut taken);
+        let short = if expected { cost.short(before.tokens).max(1) } else { before.tokens };
+        if taken.iter().sum::<usize>() > short && !ready.iter().any(|&i| waiting[i].whole) {
+            taken.fill(0);
+            let places = options.max_sequences.max(1);
+            Room { tokens: short, ..before }.take_turns(options, waiting, &ready, places, &mut taken);
+        }
     } else {
         let mut owners: Vec<Vec<usize>> = owners
             .iter()
@@ -121,15 +161,32 @@ fn share(
     let rows: Vec<usize> = alone.iter().map(|taken| taken.iter().sum()).collect();
     let places: Vec<usize> =
         alone.iter().map(|taken| taken.iter().filter(|&&taken| taken > 0).count()).collect();
-    let least = rows.iter().filter_map(|&rows| cost.time(rows)).min_by(f64::total_cmp);
-    let most = least.map_or(room.tokens, |least| cost.rows_within(least * owners.len() as f64, room.tokens));
+    let times = rows.iter().enumerate().filter_map(|(owner, &rows)| Some((owner, cost.time(rows)?)));
+    let least = times.min_by(|a, b| a.1.total_cmp(&b.1));
+    let most = least.map_or(room.tokens, |(first, least)| {
+        let took = |owner: usize| owners[owner].first().map_or(0.0, |&i| waiting[i].took);
+        // Of an owner who took twice as much, half as much counts.
+        let part = |owner: usize| (took(first) / took(owner)).clamp(LEAST, 1.0);
+        let all: f64 =
+            (0..owners.len()).map(|owner| if took(owner) > took(first) { part(owner) } else { 1.0 }).sum();
+        cost.rows_within(least * all, room.tokens)
+    });
     // Whichever of its sequences have their turn.
     let scored_of = |&i: &usize| {
         let of = &waiting[i];
         of.tokens.min(of.most).min(options.prefill_chunk).saturating_sub(of.unscored)
     };
     let scored: Vec<usize> = owners.iter().map(|indices| indices.iter().map(scored_of).sum()).collect();
-    let row_parts = parts(most, &rows);
+    let mut row_parts = parts(most, &rows);
+    if let Some((first, _)) = least {
+        // It has all that it wants, and the others what is left.
+        let others: Vec<usize> = (0..rows.len()).filter(|&owner| owner != first).collect();
+        let wanted: Vec<usize> = others.iter().map(|&owner| rows[owner]).collect();
+        row_parts[first] = rows[first].min(most.saturating_sub(others.len())).max(row_parts[first]);
+        for (owner, part) in others.iter().zip(parts(most.saturating_sub(row_parts[first]), &wanted)) {
+            row_parts[*owner] = part;
+        }
+    }
     let scored_parts = parts(room.scored, &scored);
     let place_parts = parts(options.max_sequences.max(1), &places);
     for (part, indices) in owners.iter().enumerate() {
@@ -139,16 +196,7 @@ fn share(
         if rows[part] <= own.tokens && places[part] <= place_parts[part] {
             own.fill(options, waiting, indices, taken);
         } else {
-            let mut turns = indices.clone();
-            turns.sort_by_cached_key(|&i| turn(waiting, i));
-            let mut places = place_parts[part];
-            for i in turns {
-                if places == 0 || own.tokens == 0 {
-                    break;
-                }
-                taken[i] = own.take(options, &waiting[i], false);
-                places -= usize::from(taken[i] > 0);
-            }
+            own.take_turns(options, waiting, indices, place_parts[part], taken);
         }
         room.tokens -= before.tokens - own.tokens;
         room.scored -= before.scored - own.scored;
@@ -171,10 +219,14 @@ mod tests {
                 most: usize::MAX,
                 whole: false,
                 owner: 0,
+                took: 0.0,
                 turn: 0,
             })
             .collect();
-        plan(&options, 1, &waiting, &Cost::default()).iter().map(|run| (run.sequence, run.tokens)).collect()
+        plan(&options, 1, &waiting, &Cost::default(), false)
+            .iter()
+            .map(|run| (run.sequence, run.tokens))
+            .collect()
     }
 
     /// Steps of a row take 10.9 ms, and each more of them 1 ms.
@@ -198,10 +250,11 @@ mod tests {
                 most: usize::MAX,
                 whole: false,
                 owner,
+                took: 0.0,
                 turn,
             })
             .collect();
-        plan(&options, 64, &waiting, &cost()).iter().map(|run| (run.sequence, run.tokens)).collect()
+        plan(&options, 64, &waiting, &cost(), false).iter().map(|run| (run.sequence, run.tokens)).collect()
     }
 
     #[test]
@@ -215,6 +268,74 @@ mod tests {
         assert_eq!(shared(16, &[(0, 500, 1), (1, 500, 1)]), [(0, 32), (1, 32)]);
         // Of one owner all goes on as before.
         assert_eq!(shared(16, &[(1, 1, 1), (1, 500, 1), (1, 40, 1)]), [(0, 1), (1, 32), (2, 31)]);
+    }
+
+    #[test]
+    fn one_owner_has_short_steps_while_another_is_expected_back() {
+        let planned = |step_tokens: usize, waiting: &[(usize, u64)]| -> Vec<(usize, usize)> {
+            let options = EngineOptions {
+                step_tokens,
+                prefill_chunk: 512,
+                max_sequences: 200,
+                ..EngineOptions::default()
+            };
+            let waiting: Vec<Waiting> = (waiting.iter().enumerate())
+                .map(|(sequence, &(tokens, turn))| Waiting {
+                    sequence,
+                    tokens,
+                    unscored: usize::MAX,
+                    most: usize::MAX,
+                    whole: false,
+                    owner: 0,
+                    took: 0.0,
+                    turn,
+                })
+                .collect();
+            plan(&options, 64, &waiting, &cost(), true).iter().map(|run| (run.sequence, run.tokens)).collect()
+        };
+        // By what is known, 100 rows take a tenth of a second.
+        assert_eq!(planned(1024, &[(8000, 1)]), [(0, 100)]);
+        assert_eq!(planned(64, &[(8000, 1)]), [(0, 64)]);
+        assert_eq!(planned(1024, &[(60, 1), (1, 1), (39, 1)]), [(0, 60), (1, 1), (2, 39)]);
+        // What is too much for it comes in turns.
+        assert_eq!(planned(1024, &[(8000, 2), (1, 1), (30, 1)]), [(0, 69), (1, 1), (2, 30)]);
+        assert_eq!(planned(1024, &[(8000, 1), (1, 1), (30, 2)]), [(0, 99), (1, 1)]);
+        let (mut turns, mut counts) = ([0; 120], [0; 120]);
+        for step in 1..=120 {
+            let taken = planned(1024, &turns.map(|turn| (1, turn)));
+            assert_eq!(taken.len(), 100);
+            for (sequence, _) in taken {
+                (turns[sequence], counts[sequence]) = (step, counts[sequence] + 1);
+            }
+        }
+        assert!(counts.iter().all(|count| (95..=105).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn who_took_more_lately_has_less_of_a_step() {
+        let planned = |took: [f64; 2]| -> Vec<usize> {
+            let options = EngineOptions { step_tokens: 64, prefill_chunk: 32, ..EngineOptions::default() };
+            let waiting: Vec<Waiting> = ([5, 500].iter().zip(took).enumerate())
+                .map(|(sequence, (&tokens, took))| Waiting {
+                    sequence,
+                    tokens,
+                    unscored: usize::MAX,
+                    most: usize::MAX,
+                    whole: false,
+                    owner: sequence,
+                    took,
+                    turn: 0,
+                })
+                .collect();
+            plan(&options, 64, &waiting, &cost(), false).iter().map(|run| run.tokens).collect()
+        };
+        // Five rows take 14.9 ms: 29.8 ms are for 19, 22.35 ms for 12, 18.6 ms for 8.
+        assert_eq!(planned([2.0, 2.0]), [5, 14]);
+        assert_eq!(planned([2.0, 4.0]), [5, 7]);
+        assert_eq!(planned([0.0, 4.0]), [5, 3]);
+        assert_eq!(planned([0.0, 0.0]), [5, 14]);
+        // That the one with more to do took less makes no step longer.
+        assert_eq!(planned([4.0, 0.0]), [5, 14]);
     }
 
     #[test]
@@ -259,10 +380,11 @@ mod tests {
                     most: usize::MAX,
                     whole: false,
                     owner: 0,
+                    took: 0.0,
                     turn: 0,
                 })
                 .collect();
-            plan(&options, 8, &waiting, &Cost::default())
+            plan(&options, 8, &waiting, &Cost::default(), false)
                 .iter()
                 .map(|run| (run.sequence, run.tokens))
                 .collect()
@@ -288,10 +410,14 @@ mod tests {
                     most: usize::MAX,
                     whole: false,
                     owner,
+                    took: 0.0,
                     turn: 0,
                 })
                 .collect();
-            plan(&options, scored, &waiting, &cost()).iter().map(|run| (run.sequence, run.tokens)).collect()
+            plan(&options, scored, &waiting, &cost(), false)
+                .iter()
+                .map(|run| (run.sequence, run.tokens))
+                .collect()
         };
         assert_eq!(planned(8, &[(300, 0), (200, 0)]), [(0, 4), (1, 4)]);
         // What one does not want is the other's.
@@ -311,10 +437,11 @@ mod tests {
                     most: usize::MAX,
                     whole: true,
                     owner: 0,
+                    took: 0.0,
                     turn: 0,
                 })
                 .collect();
-            plan(&options, 8, &waiting, &Cost::default())
+            plan(&options, 8, &waiting, &Cost::default(), false)
                 .iter()
                 .map(|run| (run.sequence, run.tokens))
                 .collect()

@@ -1,7 +1,8 @@
 //! Who shares an engine: of several owners each has as much of its time as another, however many sequences it has. What a step of
-//! so many rows takes is learnt.
+//! so many rows takes is learnt. Who asks one thing after another has nothing waiting in between, and comes back to the step that
+//! runs then: the steps of another are short for as long as that is to be expected.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Groups of numbers of rows: 1, 2 and 3, 4 to 7, and so on.
 const GROUPS: usize = 24;
@@ -10,6 +11,13 @@ const GROUPS: usize = 24;
 const NEWEST: [f64; 2] = [0.2, 0.5];
 /// Times of a group of which the shortest counts: the first ones are those of cold weights.
 const WARM: u32 = 3;
+/// Owners of whom it is known what they took.
+const OWNERS: usize = 64;
+/// How long somebody who had work is expected back.
+const LATELY: Duration = Duration::from_secs(10);
+/// What a step takes at most while somebody is expected: so many seconds, or so many steps of one row where that is more, which
+/// is what their weights are read for.
+const SHORT: (f64, f64) = (0.1, 4.0);
 /// What a row more is thought to cost, of the time of a step of none, where too little is known.
 const ROW: f64 = 0.05;
 
@@ -77,8 +85,8 @@ impl Cost {
             if known.rows >= rows {
                 let part = (rows - least.rows) / (known.rows - least.rows);
                 let between = least.seconds + (known.seconds - least.seconds) * part;
-                // Of what lies far above, an old time would keep anybody from learning better.
-                let near = group - last <= 1;
+                // A few times far above may be those of cold weights, and would keep anybody from learning better.
+                let near = group - last <= 1 || known.times > WARM;
                 return Some(if near { between } else { between.min(beyond(first, least, rows)) });
             }
             below = Some((group, known));
@@ -97,6 +105,60 @@ impl Cost {
             }
         }
         fit
+    }
+
+    /// The most rows, of at most `most`, of a step that keeps nobody waiting for long who is expected back.
+    pub fn short(&self, most: usize) -> usize {
+        let (seconds, steps) = SHORT;
+        self.time(1).map_or(most, |one| self.rows_within(seconds.max(steps * one), most))
+    }
+}
+
+/// What owners took of the engine's time a short time ago.
+#[derive(Debug, Default)]
+pub(crate) struct Lately(Vec<Took>);
+
+#[derive(Debug)]
+struct Took {
+    owner: String,
+    /// Seconds, of which less counts the longer ago they are.
+    seconds: f64,
+    at: Instant,
+}
+
+impl Took {
+    fn by(&self, now: Instant) -> f64 {
+        let ago = now.saturating_duration_since(self.at);
+        self.seconds * (-ago.as_secs_f64() / LATELY.as_secs_f64()).exp()
+    }
+}
+
+impl Lately {
+    /// `owner` took `seconds` of the engine's time.
+    pub fn took(&mut self, owner: &str, seconds: f64, now: Instant) {
+        let known = self.0.iter_mut().find(|took| took.owner == owner);
+        if let Some(known) = known {
+            known.seconds = known.by(now) + seconds;
+            known.at = now;
+            return;
+        }
+        if self.0.len() == OWNERS
+            && let Some(oldest) = (0..OWNERS).min_by_key(|&i| self.0[i].at)
+        {
+            self.0.swap_remove(oldest);
+        }
+        self.0.push(Took { owner: owner.to_owned(), seconds, at: now });
+    }
+
+    /// What `owner` took lately.
+    pub fn of(&self, owner: &str, now: Instant) -> f64 {
+        self.0.iter().find(|took| took.owner == owner).map_or(0.0, |took| took.by(now))
+    }
+
+    /// Whether somebody else than `owner` had work a short time ago.
+    pub fn expects_another(&self, owner: &str, now: Instant) -> bool {
+        let mut others = self.0.iter().filter(|took| took.owner != owner);
+        others.any(|took| now.saturating_duration_since(took.at) < LATELY)
     }
 }
 
@@ -169,6 +231,17 @@ mod tests {
         near(&cost, 512, 0.616);
     }
 
+    /// What is seen step after step is so, also where nothing between it and one row was seen.
+    #[test]
+    fn a_time_far_above_counts_once_it_was_seen_often() {
+        let mut cost = cost(&[(1, 20)]);
+        (0..3).for_each(|_| cost.observe(13, Duration::from_millis(140), true));
+        assert_eq!(cost.rows_within(0.04, 64), 13);
+        cost.observe(13, Duration::from_millis(140), true);
+        near(&cost, 7, 0.08);
+        assert_eq!(cost.rows_within(0.04, 64), 3);
+    }
+
     #[test]
     fn new_times_count_and_a_step_that_was_held_up_does_so_little() {
         let mut cost = cost(&[(1, 100), (1, 100), (1, 100)]);
@@ -201,6 +274,52 @@ mod tests {
         assert_eq!(cost.rows_within(0.2001, 1024), 4);
         assert_eq!(cost.rows_within(0.2001, 3), 3);
         assert_eq!(cost.rows_within(0.05, 1024), 0);
+    }
+
+    #[test]
+    fn short_steps_take_a_tenth_of_a_second_or_four_times_one_row() {
+        assert_eq!(Cost::default().short(512), 512);
+        // 10 ms for one row, 1 ms for each more.
+        let often = |one: u64, many: u64| cost(&[[(1, one)].as_slice(), &[(101, many); 4]].concat());
+        let quick = often(10, 110);
+        assert_eq!((quick.short(512), quick.short(50)), (91, 50));
+        // 200 ms for one, 20 ms for each more.
+        assert_eq!(often(200, 2200).short(512), 31);
+    }
+
+    #[test]
+    fn who_had_work_lately_is_expected_back() {
+        let (start, mut lately) = (Instant::now(), Lately::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!lately.expects_another("a", start));
+        lately.took("a", 1.0, start);
+        assert!(!lately.expects_another("a", start));
+        assert!(lately.expects_another("b", at(9)));
+        assert!(!lately.expects_another("b", at(10)));
+        // Both have work for a while; then one of them alone.
+        for second in 0..5 {
+            ["a", "b"].iter().for_each(|owner| lately.took(owner, 0.5, at(second)));
+        }
+        for second in 5..30 {
+            lately.took("b", 1.0, at(second));
+            assert_eq!(lately.expects_another("b", at(second)), second < 14, "{second}");
+        }
+        // Of many, whoever is gone for longest is forgotten.
+        (0..OWNERS - 1).for_each(|i| lately.took(&i.to_string(), 1.0, at(31)));
+        assert_eq!(lately.of("a", at(31)), 0.0);
+        assert!(lately.of("b", at(31)) > 0.0);
+        assert_eq!(lately.0.len(), OWNERS);
+    }
+
+    #[test]
+    fn what_was_taken_counts_less_the_longer_ago_it_is() {
+        let (start, mut lately) = (Instant::now(), Lately::default());
+        lately.took("a", 4.0, start);
+        let later = start + LATELY;
+        assert!((lately.of("a", later) - 4.0 / std::f64::consts::E).abs() < 1e-9);
+        lately.took("a", 1.0, later);
+        assert!((lately.of("a", later) - 1.0 - 4.0 / std::f64::consts::E).abs() < 1e-9);
+        assert_eq!(lately.of("b", later), 0.0);
     }
 
     #[test]

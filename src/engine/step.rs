@@ -1,12 +1,13 @@
 //! The next step as data: which rows of which slots it computes, and whose logits are wanted.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use super::EngineOptions;
 use super::draft::Pace;
 use super::runtime::Launched;
 use super::scheduler::{Waiting, plan};
-use super::shares::Cost;
+use super::shares::{Cost, Lately};
 use super::slot::Slot;
 use crate::backend::batch::{Batch, Run, Tokens};
 use crate::config::Config;
@@ -34,13 +35,29 @@ fn most_outputs(config: &Config) -> usize {
     (SCORED_BYTES / (size_of::<f32>() * config.vocab_size.max(1))).max(1)
 }
 
-/// Has the next step take guesses of the sequences that decode, as far as they pay. Beside a prompt it takes none: there is little
-/// to gain beside what such a step takes.
+/// Of each slot, the first one with the same owner.
+fn owners(slots: &[Slot]) -> Vec<usize> {
+    let first = |slot: &Slot| slots.iter().position(|other| other.owner() == slot.owner());
+    slots.iter().enumerate().map(|(i, slot)| first(slot).unwrap_or(i)).collect()
+}
+
+/// Has the next step take guesses of the sequences that decode, as far as they pay. Beside a prompt of the same owner it takes none:
+/// there is little to gain beside what such a step takes. Beside another's it does: what each computes of a step is its part.
 pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config, pace: &mut Pace) {
+    let owners = owners(slots);
+    for owner in 0..slots.len() {
+        let own =
+            slots.iter_mut().zip(&owners).filter(|(_, of)| **of == owner).map(|(slot, _)| slot).collect();
+        draft_of(options, own, config, pace);
+    }
+}
+
+/// The same of the slots of one owner.
+fn draft_of(options: &EngineOptions, slots: Vec<&mut Slot>, config: &Config, pace: &mut Pace) {
     let waiting = || slots.iter().filter(|slot| slot.waiting() > 0);
     let (rows, tokens) = waiting().fold((0, 0), |(rows, tokens), slot| (rows + slot.waiting(), tokens + 1));
     let free = options.step_tokens.saturating_sub(rows).min(most_outputs(config).saturating_sub(tokens));
-    let mut left = if waiting().all(Slot::is_decoding) { free } else { 0 };
+    let mut left = if waiting().all(|slot| slot.is_decoding()) { free } else { 0 };
     let (mut drafts, mut candidates) = (Vec::new(), Vec::new());
     let price = pace.price(rows, tokens);
     for slot in slots {
@@ -67,22 +84,32 @@ pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config
 }
 
 /// The next step by the scheduler; its runs index `slots`.
-pub(super) fn planned(options: &EngineOptions, slots: &[Slot], config: &Config, cost: &Cost) -> Batch {
+pub(super) fn planned(
+    options: &EngineOptions,
+    slots: &[Slot],
+    config: &Config,
+    cost: &Cost,
+    lately: &Lately,
+) -> Batch {
+    let now = Instant::now();
+    let at_work = slots.iter().find(|slot| slot.waiting() > 0);
+    let expected = at_work.is_some_and(|slot| lately.expects_another(slot.owner(), now));
     let apart = slots.iter().position(Slot::is_apart);
-    let owner = |slot: &Slot| slots.iter().position(|other| other.owner() == slot.owner());
+    let owners = owners(slots);
     let waiting: Vec<Waiting> = (slots.iter().enumerate())
         .map(|(sequence, slot)| {
             let takes_part = apart.is_none_or(|apart| apart == sequence);
             let tokens = if takes_part { slot.waiting() + slot.offered().len() } else { 0 };
             let unscored = slot.sequence.unscored(slot.cached());
-            let (most, owner) = (slot.before_stop(), owner(slot).unwrap_or(sequence));
+            let (most, owner) = (slot.before_stop(), owners[sequence]);
             let whole = config.bidirectional;
-            Waiting { sequence, tokens, unscored, most, whole, owner, turn: slot.turn }
+            let took = lately.of(slot.owner(), now);
+            Waiting { sequence, tokens, unscored, most, whole, owner, took, turn: slot.turn }
         })
         .collect();
     let scored = most_outputs(config);
     let (mut tokens, mut runs, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-    for Waiting { sequence, tokens: len, .. } in plan(options, scored, &waiting, cost) {
+    for Waiting { sequence, tokens: len, .. } in plan(options, scored, &waiting, cost, expected) {
         let slot = &slots[sequence];
         let start = slot.cached();
         let run = Run { sequence, row: tokens.len(), len, start };

@@ -12,9 +12,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Duration;
 
 use super::load::Load;
 use super::rig::{Asked, Random, Rig, runtime};
+use super::shares::Cost;
 use super::{EngineOptions, Event, FinishReason, RequestKind, Sink};
 use crate::backend::kv::PAGE;
 use crate::backend::{LlmBackendKind, Routing};
@@ -231,6 +233,29 @@ fn who_has_no_place_does_not_wait_for_those_of_one_owner() {
         assert_eq!(few.tokens, alone.tokens, "{kind}");
         many.iter_mut().for_each(|asked| rig.finish(asked));
         assert!(many.iter().all(|asked| asked.tokens.len() == 60), "{kind}");
+    }
+}
+
+/// Who asked a short time ago and comes back finds no long step under way.
+#[test]
+fn prompts_have_short_steps_while_another_owner_is_expected_back() {
+    for (lately, rows) in [(None, 512), (Some("many"), 512), (Some("few"), 76)] {
+        let mut rig = Rig::new(MODEL, LlmBackendKind::Cpu, 1 << 13, EngineOptions::default());
+        if let Some(owner) = lately {
+            rig.space = Some(owner.into());
+            let mut asked = rig.ask(rig.prompt(1, 40), 3);
+            rig.finish(&mut asked);
+        }
+        rig.space = Some("many\nsalt".into());
+        let _many = rig.ask(rig.prompt(2, 1000), 3);
+        // 50 ms for one row, 2 ms for each more: four times one row are 200 ms.
+        let mut cost = Cost::default();
+        for (rows, millis) in [(1, 50), (101, 250)] {
+            cost.observe(rows, Duration::from_millis(millis), true);
+        }
+        rig.worker.set_cost(cost);
+        rig.turn();
+        assert_eq!(rig.worker.cached(1000), rows, "{lately:?}");
     }
 }
 

@@ -21,7 +21,7 @@ use super::queue::Queue;
 use super::request::{Request, RequestKind, Space};
 use super::runtime::{Runtime, StepOutputs};
 use super::sequence::{Sequence, SequenceKind};
-use super::shares::Cost;
+use super::shares::{Cost, Lately};
 use super::slot::Slot;
 use super::step::{InFlight, draft, planned, with_logits};
 use super::{Command, EngineOptions, Machine};
@@ -61,6 +61,7 @@ pub(super) struct Worker {
     /// What was answered, for guesses of further answers.
     earlier: Earlier,
     cost: Cost,
+    lately: Lately,
     /// Steps so far.
     steps: u64,
     /// Of the first parked request, what the disk is to answer.
@@ -101,6 +102,7 @@ impl Worker {
             pace,
             earlier: Earlier::default(),
             cost: Cost::default(),
+            lately: Lately::default(),
             steps: 0,
             looking: Looking::No,
             asked: Instant::now(),
@@ -425,7 +427,8 @@ impl Worker {
                 started
             }
             None => {
-                let batch = planned(&self.options, &self.slots, self.runtime.config(), &self.cost);
+                let (config, lately) = (self.runtime.config(), &self.lately);
+                let batch = planned(&self.options, &self.slots, config, &self.cost, lately);
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 self.steps += 1;
                 for &slot in &self.stepping {
@@ -460,6 +463,7 @@ impl Worker {
         };
         self.take(&batch, outputs);
         let rows = batch.runs.iter().map(|run| run.len).sum();
+        self.count_time(&batch, rows, began.elapsed());
         if !failed {
             self.cost.observe(rows, began.elapsed(), !batch.outputs.is_empty() || with_hidden);
         }
@@ -470,6 +474,15 @@ impl Worker {
         let Some(ahead) = ahead else { return };
         if !failed {
             self.started = self.confirm(ahead);
+        }
+    }
+
+    /// Notes whose time a step was, by its rows.
+    fn count_time(&mut self, batch: &Batch, rows: usize, time: Duration) {
+        let now = Instant::now();
+        let row = time.as_secs_f64() / rows.max(1) as f64;
+        for run in &batch.runs {
+            self.lately.took(self.slots[run.sequence].owner(), row * run.len as f64, now);
         }
     }
 
@@ -569,6 +582,11 @@ impl Worker {
     #[cfg(test)]
     pub(super) fn set_drafts(&mut self, drafts: Drafts) {
         self.options.drafts = drafts;
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_cost(&mut self, cost: Cost) {
+        self.cost = cost;
     }
 
     /// Tokens cached of the sequence whose prompt has `prompt` tokens; all once it has ended.
