@@ -43,6 +43,8 @@ pub struct Stage {
     pub server: Server,
     pub wanted: Vec<Vec<String>>,
     pub before: Taken,
+    /// Of that, what was kept of prompts, in bytes.
+    kept: u64,
 }
 
 impl Stage {
@@ -51,7 +53,7 @@ impl Stage {
         let wanted = single_user(program, plan.model.as_deref(), &plan.questions)?;
         let mut server = Server::backstop(program, &plan.args(more))?;
         server.key = key.map(str::to_owned);
-        let mut stage = Self { before: server.taken()?, server, wanted };
+        let mut stage = Self { before: server.taken()?, kept: 0, server, wanted };
         // Threads, buffers and caches come with the first requests.
         let scene = stage.scene(plan);
         for question in 0..plan.questions.len() {
@@ -59,7 +61,7 @@ impl Stage {
         }
         drop(scene);
         thread::sleep(Duration::from_secs(12));
-        stage.before = stage.server.taken()?;
+        (stage.before, stage.kept) = (stage.server.taken()?, stage.kept()?);
         Ok(stage)
     }
 
@@ -74,18 +76,24 @@ impl Stage {
         }
     }
 
+    /// Bytes of beginnings of prompts that are kept, which is no leak.
+    fn kept(&self) -> Result<u64> {
+        Ok(self.server.metric("backstop_kv_kept_bytes")? as u64)
+    }
+
     /// What the server takes once nothing happens any more.
     ///
     /// # Errors
     /// What is left over.
     pub fn settled(&self, report: &mut Report) -> Result<()> {
         let before = self.before;
+        let allowed = (before.memory + SLACK).saturating_sub(self.kept) + self.kept()?;
         let start = Instant::now();
         let after = loop {
             let taken = self.server.taken()?;
             let gone = taken.threads <= before.threads
                 && taken.descriptors <= before.descriptors
-                && taken.memory <= before.memory + SLACK;
+                && taken.memory <= allowed;
             if gone || start.elapsed() > SETTLE {
                 break taken;
             }
@@ -101,7 +109,7 @@ impl Stage {
         for (what, more) in [
             ("descriptors", after.descriptors > before.descriptors),
             ("threads", after.threads > before.threads),
-            ("memory", after.memory > before.memory + SLACK),
+            ("memory", after.memory > allowed),
         ] {
             if more {
                 over.push(format!("{what} left over"));
