@@ -2,18 +2,17 @@
 //! chunks of the others, the shortest first.
 //!
 //! So no prompt stalls those who decode by more than a chunk, the oldest one goes on in every step, and a short one does not
-//! wait for long ones that came before it.
+//! wait for long ones that came before it. That is so for one owner by itself.
 //!
 //! Where sequences of several owners wait, a step takes at most as many times what the owner with the least to do would take
-//! alone as there are owners, and less where the others took more lately: who comes and goes has as much in the end as who stays. An
-//! owner who is alone has short steps while another is expected back. Who wants more than its part has
-//! its sequences take turns.
+//! alone as there are owners. While another is expected back, or owners are left out since there are more than places, steps are
+//! short: the others' next turn is not far. Who wants more than its part has its sequences take turns.
 
 use super::EngineOptions;
 use super::shares::{Cost, parts};
 
 /// Tokens of one sequence that wait to be computed.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Waiting {
     /// The sequence, as the engine indexes it.
     pub sequence: usize,
@@ -27,14 +26,9 @@ pub(crate) struct Waiting {
     pub whole: bool,
     /// A number for whose sequence it is.
     pub owner: usize,
-    /// Seconds of the engine's time that the owner took lately.
-    pub took: f64,
     /// The last step that took any of it.
     pub turn: u64,
 }
-
-/// What counts at least of an owner who took more than another, lest it gets nothing.
-const LEAST: f64 = 0.25;
 
 /// What a step still has room for.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +67,26 @@ impl Room {
         for i in decoding.into_iter().chain(prompts) {
             taken[i] = self.take(options, &waiting[i], Some(i) == oldest);
         }
+    }
+
+    /// Takes of those in `indices` in turns, those that decode first, but for a row that is a prompt's.
+    fn fill_short(
+        &mut self,
+        options: &EngineOptions,
+        waiting: &[Waiting],
+        indices: &[usize],
+        taken: &mut [usize],
+    ) {
+        let places = options.max_sequences.max(1);
+        let (decoding, prompts): (Vec<usize>, Vec<usize>) =
+            indices.iter().partition(|&&i| waiting[i].tokens == 1);
+        if self.tokens < 2 || decoding.is_empty() || prompts.is_empty() {
+            return self.take_turns(options, waiting, indices, places, taken);
+        }
+        self.tokens -= 1;
+        self.take_turns(options, waiting, &decoding, places, taken);
+        self.tokens += 1;
+        self.take_turns(options, waiting, &prompts, places, taken);
     }
 
     /// Takes of at most so many `places` of those in `indices`, whose last turn is longest ago first.
@@ -118,8 +132,7 @@ pub(crate) fn plan(
         let short = if expected { cost.short(before.tokens).max(1) } else { before.tokens };
         if taken.iter().sum::<usize>() > short && !ready.iter().any(|&i| waiting[i].whole) {
             taken.fill(0);
-            let places = options.max_sequences.max(1);
-            Room { tokens: short, ..before }.take_turns(options, waiting, &ready, places, &mut taken);
+            Room { tokens: short, ..before }.fill_short(options, waiting, &ready, &mut taken);
         }
     } else {
         let mut owners: Vec<Vec<usize>> = owners
@@ -128,7 +141,11 @@ pub(crate) fn plan(
             .collect();
         // Whose last turn is longest ago comes first.
         owners.sort_by_cached_key(|of| of.iter().map(|&i| turn(waiting, i)).max());
-        owners.truncate(options.max_sequences.max(1));
+        let places = options.max_sequences.max(1);
+        if owners.len() > places {
+            room.tokens = cost.short(room.tokens).max(1);
+            owners.truncate(places);
+        }
         share(options, waiting, &owners, cost, &mut room, &mut taken);
     }
     let runs = waiting.iter().zip(taken).map(|(of, tokens)| Waiting { tokens, ..*of });
@@ -161,32 +178,15 @@ fn share(
     let rows: Vec<usize> = alone.iter().map(|taken| taken.iter().sum()).collect();
     let places: Vec<usize> =
         alone.iter().map(|taken| taken.iter().filter(|&&taken| taken > 0).count()).collect();
-    let times = rows.iter().enumerate().filter_map(|(owner, &rows)| Some((owner, cost.time(rows)?)));
-    let least = times.min_by(|a, b| a.1.total_cmp(&b.1));
-    let most = least.map_or(room.tokens, |(first, least)| {
-        let took = |owner: usize| owners[owner].first().map_or(0.0, |&i| waiting[i].took);
-        // Of an owner who took twice as much, half as much counts.
-        let part = |owner: usize| (took(first) / took(owner)).clamp(LEAST, 1.0);
-        let all: f64 =
-            (0..owners.len()).map(|owner| if took(owner) > took(first) { part(owner) } else { 1.0 }).sum();
-        cost.rows_within(least * all, room.tokens)
-    });
+    let least = rows.iter().filter_map(|&rows| cost.time(rows)).min_by(f64::total_cmp);
+    let most = least.map_or(room.tokens, |least| cost.rows_within(least * owners.len() as f64, room.tokens));
     // Whichever of its sequences have their turn.
     let scored_of = |&i: &usize| {
         let of = &waiting[i];
         of.tokens.min(of.most).min(options.prefill_chunk).saturating_sub(of.unscored)
     };
     let scored: Vec<usize> = owners.iter().map(|indices| indices.iter().map(scored_of).sum()).collect();
-    let mut row_parts = parts(most, &rows);
-    if let Some((first, _)) = least {
-        // It has all that it wants, and the others what is left.
-        let others: Vec<usize> = (0..rows.len()).filter(|&owner| owner != first).collect();
-        let wanted: Vec<usize> = others.iter().map(|&owner| rows[owner]).collect();
-        row_parts[first] = rows[first].min(most.saturating_sub(others.len())).max(row_parts[first]);
-        for (owner, part) in others.iter().zip(parts(most.saturating_sub(row_parts[first]), &wanted)) {
-            row_parts[*owner] = part;
-        }
-    }
+    let row_parts = parts(most, &rows);
     let scored_parts = parts(room.scored, &scored);
     let place_parts = parts(options.max_sequences.max(1), &places);
     for (part, indices) in owners.iter().enumerate() {
@@ -219,7 +219,6 @@ mod tests {
                 most: usize::MAX,
                 whole: false,
                 owner: 0,
-                took: 0.0,
                 turn: 0,
             })
             .collect();
@@ -250,7 +249,6 @@ mod tests {
                 most: usize::MAX,
                 whole: false,
                 owner,
-                took: 0.0,
                 turn,
             })
             .collect();
@@ -287,7 +285,6 @@ mod tests {
                     most: usize::MAX,
                     whole: false,
                     owner: 0,
-                    took: 0.0,
                     turn,
                 })
                 .collect();
@@ -300,6 +297,10 @@ mod tests {
         // What is too much for it comes in turns.
         assert_eq!(planned(1024, &[(8000, 2), (1, 1), (30, 1)]), [(0, 69), (1, 1), (2, 30)]);
         assert_eq!(planned(1024, &[(8000, 1), (1, 1), (30, 2)]), [(0, 99), (1, 1)]);
+        // Nobody who decodes waits for prompts, and none of these for ever.
+        assert_eq!(planned(1024, &[(8000, 1), (1, 2), (500, 2), (1, 2)]), [(0, 98), (1, 1), (3, 1)]);
+        assert_eq!(planned(1024, &[&[(8000, 1)][..], &[(1, 9); 120]].concat()).len(), 100);
+        assert_eq!(planned(1024, &[&[(8000, 1)][..], &[(1, 9); 120]].concat())[0], (0, 1));
         let (mut turns, mut counts) = ([0; 120], [0; 120]);
         for step in 1..=120 {
             let taken = planned(1024, &turns.map(|turn| (1, turn)));
@@ -309,33 +310,6 @@ mod tests {
             }
         }
         assert!(counts.iter().all(|count| (95..=105).contains(count)), "{counts:?}");
-    }
-
-    #[test]
-    fn who_took_more_lately_has_less_of_a_step() {
-        let planned = |took: [f64; 2]| -> Vec<usize> {
-            let options = EngineOptions { step_tokens: 64, prefill_chunk: 32, ..EngineOptions::default() };
-            let waiting: Vec<Waiting> = ([5, 500].iter().zip(took).enumerate())
-                .map(|(sequence, (&tokens, took))| Waiting {
-                    sequence,
-                    tokens,
-                    unscored: usize::MAX,
-                    most: usize::MAX,
-                    whole: false,
-                    owner: sequence,
-                    took,
-                    turn: 0,
-                })
-                .collect();
-            plan(&options, 64, &waiting, &cost(), false).iter().map(|run| run.tokens).collect()
-        };
-        // Five rows take 14.9 ms: 29.8 ms are for 19, 22.35 ms for 12, 18.6 ms for 8.
-        assert_eq!(planned([2.0, 2.0]), [5, 14]);
-        assert_eq!(planned([2.0, 4.0]), [5, 7]);
-        assert_eq!(planned([0.0, 4.0]), [5, 3]);
-        assert_eq!(planned([0.0, 0.0]), [5, 14]);
-        // That the one with more to do took less makes no step longer.
-        assert_eq!(planned([4.0, 0.0]), [5, 14]);
     }
 
     #[test]
@@ -380,7 +354,6 @@ mod tests {
                     most: usize::MAX,
                     whole: false,
                     owner: 0,
-                    took: 0.0,
                     turn: 0,
                 })
                 .collect();
@@ -410,7 +383,6 @@ mod tests {
                     most: usize::MAX,
                     whole: false,
                     owner,
-                    took: 0.0,
                     turn: 0,
                 })
                 .collect();
@@ -437,7 +409,6 @@ mod tests {
                     most: usize::MAX,
                     whole: true,
                     owner: 0,
-                    took: 0.0,
                     turn: 0,
                 })
                 .collect();

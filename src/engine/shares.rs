@@ -11,13 +11,13 @@ const GROUPS: usize = 24;
 const NEWEST: [f64; 2] = [0.2, 0.5];
 /// Times of a group of which the shortest counts: the first ones are those of cold weights.
 const WARM: u32 = 3;
-/// Owners of whom it is known what they took.
-const OWNERS: usize = 64;
 /// How long somebody who had work is expected back.
 const LATELY: Duration = Duration::from_secs(10);
 /// What a step takes at most while somebody is expected: so many seconds, or so many steps of one row where that is more, which
 /// is what their weights are read for.
 const SHORT: (f64, f64) = (0.1, 4.0);
+/// Steps for which a time far above what else is known is believed.
+const RECENT: u64 = 64;
 /// What a row more is thought to cost, of the time of a step of none, where too little is known.
 const ROW: f64 = 0.05;
 
@@ -27,6 +27,8 @@ pub(crate) struct Cost {
     groups: [Option<Known>; GROUPS],
     /// Steps whose results nobody has asked for, their rows and seconds: a backend may not have computed them yet.
     open: (u32, f64, f64),
+    /// Steps whose times were learnt.
+    steps: u64,
 }
 
 /// What is known of the steps of a group.
@@ -37,6 +39,8 @@ struct Known {
     /// Their mean time.
     seconds: f64,
     times: u32,
+    /// The last of them.
+    last: u64,
 }
 
 impl Cost {
@@ -55,11 +59,12 @@ impl Cost {
             return;
         }
         let Some(group) = self.groups.get_mut(rows.log2() as usize) else { return };
+        self.steps += 1;
         let Some(known) = group else {
-            *group = Some(Known { rows, seconds, times: 1 });
+            *group = Some(Known { rows, seconds, times: 1, last: self.steps });
             return;
         };
-        known.times = known.times.saturating_add(1);
+        (known.times, known.last) = (known.times.saturating_add(1), self.steps);
         known.rows += NEWEST[0] * (rows - known.rows);
         if known.times <= WARM {
             known.seconds = known.seconds.min(seconds);
@@ -85,8 +90,9 @@ impl Cost {
             if known.rows >= rows {
                 let part = (rows - least.rows) / (known.rows - least.rows);
                 let between = least.seconds + (known.seconds - least.seconds) * part;
-                // A few times far above may be those of cold weights, and would keep anybody from learning better.
-                let near = group - last <= 1 || known.times > WARM;
+                // Of what lies far above, an old time, or a few of cold weights, would keep anybody from learning better.
+                let sure = known.times > WARM && self.steps - known.last < RECENT;
+                let near = group - last <= 1 || sure;
                 return Some(if near { between } else { between.min(beyond(first, least, rows)) });
             }
             below = Some((group, known));
@@ -114,51 +120,30 @@ impl Cost {
     }
 }
 
-/// What owners took of the engine's time a short time ago.
+/// Whose work was seen last, and before that another's.
 #[derive(Debug, Default)]
-pub(crate) struct Lately(Vec<Took>);
-
-#[derive(Debug)]
-struct Took {
-    owner: String,
-    /// Seconds, of which less counts the longer ago they are.
-    seconds: f64,
-    at: Instant,
-}
-
-impl Took {
-    fn by(&self, now: Instant) -> f64 {
-        let ago = now.saturating_duration_since(self.at);
-        self.seconds * (-ago.as_secs_f64() / LATELY.as_secs_f64()).exp()
-    }
+pub(crate) struct Lately {
+    last: Option<(String, Instant)>,
+    before: Option<(String, Instant)>,
 }
 
 impl Lately {
-    /// `owner` took `seconds` of the engine's time.
-    pub fn took(&mut self, owner: &str, seconds: f64, now: Instant) {
-        let known = self.0.iter_mut().find(|took| took.owner == owner);
-        if let Some(known) = known {
-            known.seconds = known.by(now) + seconds;
-            known.at = now;
-            return;
+    /// `owner` has work.
+    pub fn see(&mut self, owner: &str, now: Instant) {
+        match &mut self.last {
+            Some(last) if last.0 == owner => last.1 = now,
+            last => {
+                // Whoever was before that is gone for longer than the last.
+                let gone = last.replace((owner.to_owned(), now));
+                self.before = gone.or(self.before.take());
+            }
         }
-        if self.0.len() == OWNERS
-            && let Some(oldest) = (0..OWNERS).min_by_key(|&i| self.0[i].at)
-        {
-            self.0.swap_remove(oldest);
-        }
-        self.0.push(Took { owner: owner.to_owned(), seconds, at: now });
-    }
-
-    /// What `owner` took lately.
-    pub fn of(&self, owner: &str, now: Instant) -> f64 {
-        self.0.iter().find(|took| took.owner == owner).map_or(0.0, |took| took.by(now))
     }
 
     /// Whether somebody else than `owner` had work a short time ago.
     pub fn expects_another(&self, owner: &str, now: Instant) -> bool {
-        let mut others = self.0.iter().filter(|took| took.owner != owner);
-        others.any(|took| now.saturating_duration_since(took.at) < LATELY)
+        let mut others = [&self.last, &self.before].into_iter().flatten().filter(|seen| seen.0 != owner);
+        others.any(|seen| now.saturating_duration_since(seen.1) < LATELY)
     }
 }
 
@@ -240,6 +225,9 @@ mod tests {
         cost.observe(13, Duration::from_millis(140), true);
         near(&cost, 7, 0.08);
         assert_eq!(cost.rows_within(0.04, 64), 3);
+        // A long time after it nobody knows whether it still is.
+        (0..RECENT).for_each(|_| cost.observe(1, Duration::from_millis(20), true));
+        assert_eq!(cost.rows_within(0.04, 64), 13);
     }
 
     #[test]
@@ -292,34 +280,21 @@ mod tests {
         let (start, mut lately) = (Instant::now(), Lately::default());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(!lately.expects_another("a", start));
-        lately.took("a", 1.0, start);
+        lately.see("a", start);
         assert!(!lately.expects_another("a", start));
         assert!(lately.expects_another("b", at(9)));
         assert!(!lately.expects_another("b", at(10)));
-        // Both have work for a while; then one of them alone.
+        // Both are seen in each step for a while; then one of them alone.
         for second in 0..5 {
-            ["a", "b"].iter().for_each(|owner| lately.took(owner, 0.5, at(second)));
+            ["a", "b"].iter().for_each(|owner| lately.see(owner, at(second)));
         }
         for second in 5..30 {
-            lately.took("b", 1.0, at(second));
+            lately.see("b", at(second));
             assert_eq!(lately.expects_another("b", at(second)), second < 14, "{second}");
         }
-        // Of many, whoever is gone for longest is forgotten.
-        (0..OWNERS - 1).for_each(|i| lately.took(&i.to_string(), 1.0, at(31)));
-        assert_eq!(lately.of("a", at(31)), 0.0);
-        assert!(lately.of("b", at(31)) > 0.0);
-        assert_eq!(lately.0.len(), OWNERS);
-    }
-
-    #[test]
-    fn what_was_taken_counts_less_the_longer_ago_it_is() {
-        let (start, mut lately) = (Instant::now(), Lately::default());
-        lately.took("a", 4.0, start);
-        let later = start + LATELY;
-        assert!((lately.of("a", later) - 4.0 / std::f64::consts::E).abs() < 1e-9);
-        lately.took("a", 1.0, later);
-        assert!((lately.of("a", later) - 1.0 - 4.0 / std::f64::consts::E).abs() < 1e-9);
-        assert_eq!(lately.of("b", later), 0.0);
+        // A third takes the place of who is gone for longest.
+        lately.see("c", at(30));
+        assert!(lately.expects_another("c", at(31)) && lately.expects_another("b", at(31)));
     }
 
     #[test]

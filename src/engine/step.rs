@@ -42,21 +42,30 @@ fn owners(slots: &[Slot]) -> Vec<usize> {
 }
 
 /// Has the next step take guesses of the sequences that decode, as far as they pay. Beside a prompt of the same owner it takes none:
-/// there is little to gain beside what such a step takes. Beside another's it does: what each computes of a step is its part.
+/// there is little to gain beside what such a step takes. Beside another's it does, as if they were alone: of such a step each owner has its
+/// part.
 pub(super) fn draft(options: &EngineOptions, slots: &mut [Slot], config: &Config, pace: &mut Pace) {
+    let at_work = || slots.iter().filter(|slot| slot.waiting() > 0);
+    let mut outputs = most_outputs(config).saturating_sub(at_work().count());
+    let alike = at_work().all(Slot::is_decoding) || at_work().any(Slot::is_apart);
+    if alike || at_work().all(|slot| slot.owner() == slots[0].owner()) {
+        return draft_of(options, slots.iter_mut().collect(), &mut outputs, pace);
+    }
     let owners = owners(slots);
     for owner in 0..slots.len() {
-        let own =
-            slots.iter_mut().zip(&owners).filter(|(_, of)| **of == owner).map(|(slot, _)| slot).collect();
-        draft_of(options, own, config, pace);
+        let own = slots.iter_mut().zip(&owners).filter(|(_, of)| **of == owner);
+        let own: Vec<&mut Slot> = own.map(|(slot, _)| slot).collect();
+        if !own.is_empty() {
+            draft_of(options, own, &mut outputs, pace);
+        }
     }
 }
 
-/// The same of the slots of one owner.
-fn draft_of(options: &EngineOptions, slots: Vec<&mut Slot>, config: &Config, pace: &mut Pace) {
+/// The same of some slots, whose guesses have at most so many `outputs`.
+fn draft_of(options: &EngineOptions, slots: Vec<&mut Slot>, outputs: &mut usize, pace: &mut Pace) {
     let waiting = || slots.iter().filter(|slot| slot.waiting() > 0);
     let (rows, tokens) = waiting().fold((0, 0), |(rows, tokens), slot| (rows + slot.waiting(), tokens + 1));
-    let free = options.step_tokens.saturating_sub(rows).min(most_outputs(config).saturating_sub(tokens));
+    let free = options.step_tokens.saturating_sub(rows).min(*outputs);
     let mut left = if waiting().all(|slot| slot.is_decoding()) { free } else { 0 };
     let (mut drafts, mut candidates) = (Vec::new(), Vec::new());
     let price = pace.price(rows, tokens);
@@ -79,7 +88,9 @@ fn draft_of(options: &EngineOptions, slots: Vec<&mut Slot>, config: &Config, pac
         None => depths,
     };
     for (draft, depth) in drafts.into_iter().zip(depths) {
-        left -= draft.settle(depth.min(left), || left > depth && pace.explore(rows));
+        let settled = draft.settle(depth.min(left), || left > depth && pace.explore(rows));
+        left = left.saturating_sub(settled);
+        *outputs = outputs.saturating_sub(settled);
     }
 }
 
@@ -89,11 +100,12 @@ pub(super) fn planned(
     slots: &[Slot],
     config: &Config,
     cost: &Cost,
-    lately: &Lately,
+    lately: &mut Lately,
 ) -> Batch {
     let now = Instant::now();
-    let at_work = slots.iter().find(|slot| slot.waiting() > 0);
-    let expected = at_work.is_some_and(|slot| lately.expects_another(slot.owner(), now));
+    let at_work = || slots.iter().filter(|slot| slot.waiting() > 0);
+    at_work().for_each(|slot| lately.see(slot.owner(), now));
+    let expected = at_work().next().is_some_and(|slot| lately.expects_another(slot.owner(), now));
     let apart = slots.iter().position(Slot::is_apart);
     let owners = owners(slots);
     let waiting: Vec<Waiting> = (slots.iter().enumerate())
@@ -103,8 +115,7 @@ pub(super) fn planned(
             let unscored = slot.sequence.unscored(slot.cached());
             let (most, owner) = (slot.before_stop(), owners[sequence]);
             let whole = config.bidirectional;
-            let took = lately.of(slot.owner(), now);
-            Waiting { sequence, tokens, unscored, most, whole, owner, took, turn: slot.turn }
+            Waiting { sequence, tokens, unscored, most, whole, owner, turn: slot.turn }
         })
         .collect();
     let scored = most_outputs(config);

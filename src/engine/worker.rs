@@ -427,7 +427,7 @@ impl Worker {
                 started
             }
             None => {
-                let (config, lately) = (self.runtime.config(), &self.lately);
+                let (config, lately) = (self.runtime.config(), &mut self.lately);
                 let batch = planned(&self.options, &self.slots, config, &self.cost, lately);
                 self.stepping = batch.runs.iter().map(|run| run.sequence).collect();
                 self.steps += 1;
@@ -463,7 +463,6 @@ impl Worker {
         };
         self.take(&batch, outputs);
         let rows = batch.runs.iter().map(|run| run.len).sum();
-        self.count_time(&batch, rows, began.elapsed());
         if !failed {
             self.cost.observe(rows, began.elapsed(), !batch.outputs.is_empty() || with_hidden);
         }
@@ -474,15 +473,6 @@ impl Worker {
         let Some(ahead) = ahead else { return };
         if !failed {
             self.started = self.confirm(ahead);
-        }
-    }
-
-    /// Notes whose time a step was, by its rows.
-    fn count_time(&mut self, batch: &Batch, rows: usize, time: Duration) {
-        let now = Instant::now();
-        let row = time.as_secs_f64() / rows.max(1) as f64;
-        for run in &batch.runs {
-            self.lately.took(self.slots[run.sequence].owner(), row * run.len as f64, now);
         }
     }
 

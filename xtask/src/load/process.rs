@@ -29,6 +29,8 @@ pub struct Server {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Taken {
     pub memory: u64,
+    /// Of that, what is no file's: pages of a mapped model come as they are read.
+    pub own: u64,
     /// The most that `memory` has been.
     pub peak: u64,
     pub descriptors: usize,
@@ -107,6 +109,7 @@ impl Server {
         };
         Ok(Taken {
             memory: field("VmRSS:")? * 1024,
+            own: field("RssAnon:")? * 1024,
             peak: field("VmHWM:")? * 1024,
             descriptors: fs::read_dir(format!("{home}/fd"))?.count(),
             threads: field("Threads:")? as usize,

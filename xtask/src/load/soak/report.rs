@@ -89,7 +89,8 @@ mod tests {
     fn a_line_has_as_many_cells_as_the_head() {
         let counts = Counts::default();
         counts.add(Outcome::Cut);
-        let taken = Taken { memory: 17_900_000, peak: 20_000_000, descriptors: 12, threads: 5 };
+        let taken =
+            Taken { memory: 17_900_000, own: 9_000_000, peak: 20_000_000, descriptors: 12, threads: 5 };
         let mut report =
             Report { kind: "mixed".into(), counts, taken: Some((taken, taken)), ..Report::default() };
         let cells = |line: &str| line.matches(" | ").count();

@@ -87,13 +87,13 @@ impl Stage {
     /// What is left over.
     pub fn settled(&self, report: &mut Report) -> Result<()> {
         let before = self.before;
-        let allowed = (before.memory + SLACK).saturating_sub(self.kept) + self.kept()?;
+        let allowed = (before.own + SLACK).saturating_sub(self.kept) + self.kept()?;
         let start = Instant::now();
         let after = loop {
             let taken = self.server.taken()?;
             let gone = taken.threads <= before.threads
                 && taken.descriptors <= before.descriptors
-                && taken.memory <= allowed;
+                && taken.own <= allowed;
             if gone || start.elapsed() > SETTLE {
                 break taken;
             }
@@ -109,7 +109,7 @@ impl Stage {
         for (what, more) in [
             ("descriptors", after.descriptors > before.descriptors),
             ("threads", after.threads > before.threads),
-            ("memory", after.memory > allowed),
+            ("memory", after.own > allowed),
         ] {
             if more {
                 over.push(format!("{what} left over"));
