@@ -126,11 +126,12 @@ pub(crate) fn plan(
     let mut owners: Vec<usize> = ready.iter().map(|&i| waiting[i].owner).collect();
     owners.sort_unstable();
     owners.dedup();
-    if owners.len() < 2 || ready.iter().any(|&i| waiting[i].whole) {
+    let whole = ready.iter().any(|&i| waiting[i].whole);
+    if owners.len() < 2 || whole {
         let before = room;
         room.fill(options, waiting, &ready, &mut taken);
         let short = if expected { cost.short(before.tokens).max(1) } else { before.tokens };
-        if taken.iter().sum::<usize>() > short && !ready.iter().any(|&i| waiting[i].whole) {
+        if taken.iter().sum::<usize>() > short && !whole {
             taken.fill(0);
             Room { tokens: short, ..before }.fill_short(options, waiting, &ready, &mut taken);
         }
@@ -209,18 +210,21 @@ mod tests {
 
     use super::*;
 
+    /// What a sequence is that says nothing else.
+    const IDLE: Waiting = Waiting {
+        sequence: 0,
+        tokens: 0,
+        unscored: usize::MAX,
+        most: usize::MAX,
+        whole: false,
+        owner: 0,
+        turn: 0,
+    };
+
     fn planned(step_tokens: usize, prefill_chunk: usize, waiting: &[usize]) -> Vec<(usize, usize)> {
         let options = EngineOptions { step_tokens, prefill_chunk, ..EngineOptions::default() };
         let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-            .map(|(sequence, &tokens)| Waiting {
-                sequence,
-                tokens,
-                unscored: usize::MAX,
-                most: usize::MAX,
-                whole: false,
-                owner: 0,
-                turn: 0,
-            })
+            .map(|(sequence, &tokens)| Waiting { sequence, tokens, ..IDLE })
             .collect();
         plan(&options, 1, &waiting, &Cost::default(), false)
             .iter()
@@ -242,15 +246,7 @@ mod tests {
         let options =
             EngineOptions { step_tokens: 64, prefill_chunk: 32, max_sequences, ..EngineOptions::default() };
         let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-            .map(|(sequence, &(owner, tokens, turn))| Waiting {
-                sequence,
-                tokens,
-                unscored: usize::MAX,
-                most: usize::MAX,
-                whole: false,
-                owner,
-                turn,
-            })
+            .map(|(sequence, &(owner, tokens, turn))| Waiting { sequence, tokens, owner, turn, ..IDLE })
             .collect();
         plan(&options, 64, &waiting, &cost(), false).iter().map(|run| (run.sequence, run.tokens)).collect()
     }
@@ -278,15 +274,7 @@ mod tests {
                 ..EngineOptions::default()
             };
             let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-                .map(|(sequence, &(tokens, turn))| Waiting {
-                    sequence,
-                    tokens,
-                    unscored: usize::MAX,
-                    most: usize::MAX,
-                    whole: false,
-                    owner: 0,
-                    turn,
-                })
+                .map(|(sequence, &(tokens, turn))| Waiting { sequence, tokens, turn, ..IDLE })
                 .collect();
             plan(&options, 64, &waiting, &cost(), true).iter().map(|run| (run.sequence, run.tokens)).collect()
         };
@@ -329,6 +317,16 @@ mod tests {
         assert_eq!(shared(1, &[(0, 1, 9), (1, 1, 10)]), [(0, 1)]);
     }
 
+    /// Who is left out waits for no longer step than who is expected back.
+    #[test]
+    fn more_owners_than_places_have_short_steps() {
+        let options = EngineOptions { max_sequences: 1, ..EngineOptions::default() };
+        let long = Waiting { tokens: 8000, turn: 1, ..IDLE };
+        let decoding = Waiting { sequence: 1, tokens: 1, owner: 1, turn: 2, ..IDLE };
+        let taken = plan(&options, 64, &[long, decoding], &cost(), false);
+        assert_eq!(taken, [Waiting { tokens: 100, ..long }]);
+    }
+
     #[test]
     fn more_owners_than_places_have_as_many_turns() {
         let (mut turns, mut counts) = ([0; 3], [0; 3]);
@@ -347,15 +345,7 @@ mod tests {
         let options = EngineOptions { step_tokens: 100, prefill_chunk: 50, ..EngineOptions::default() };
         let planned = |waiting: &[(usize, usize)]| -> Vec<(usize, usize)> {
             let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-                .map(|(sequence, &(tokens, unscored))| Waiting {
-                    sequence,
-                    tokens,
-                    unscored,
-                    most: usize::MAX,
-                    whole: false,
-                    owner: 0,
-                    turn: 0,
-                })
+                .map(|(sequence, &(tokens, unscored))| Waiting { sequence, tokens, unscored, ..IDLE })
                 .collect();
             plan(&options, 8, &waiting, &Cost::default(), false)
                 .iter()
@@ -380,10 +370,8 @@ mod tests {
                     sequence: owner,
                     tokens,
                     unscored,
-                    most: usize::MAX,
-                    whole: false,
                     owner,
-                    turn: 0,
+                    ..IDLE
                 })
                 .collect();
             plan(&options, scored, &waiting, &cost(), false)
@@ -402,15 +390,7 @@ mod tests {
         let options = EngineOptions { step_tokens: 100, prefill_chunk: 50, ..EngineOptions::default() };
         let planned = |waiting: &[usize]| -> Vec<(usize, usize)> {
             let waiting: Vec<Waiting> = (waiting.iter().enumerate())
-                .map(|(sequence, &tokens)| Waiting {
-                    sequence,
-                    tokens,
-                    unscored: usize::MAX,
-                    most: usize::MAX,
-                    whole: true,
-                    owner: 0,
-                    turn: 0,
-                })
+                .map(|(sequence, &tokens)| Waiting { sequence, tokens, whole: true, ..IDLE })
                 .collect();
             plan(&options, 8, &waiting, &Cost::default(), false)
                 .iter()

@@ -67,8 +67,7 @@ pub(super) fn run(isa: Isa, task: &Task<'_>) {
     }
 }
 
-/// A task whose kind of codes is known. Each kind is a function of its own on each instruction set: what compilers take for one of all
-/// kinds grows with more than its length.
+/// A task whose kind of codes is known. Each kind is a function of its own on each instruction set, which profiles tell apart.
 struct Of<'a, C, const SUBS: usize, const MIN: bool> {
     task: &'a Task<'a>,
     codes: PhantomData<C>,
