@@ -130,7 +130,7 @@ pub use backend::ops::OpKind;
 pub use backend::select::{BackendRequest, backends};
 pub use backend::{LlmBackendKind, Policy};
 pub use chat::{Shown, Turn};
-pub use engine::{CacheOptions, Drafts, FinishReason, Stats};
+pub use engine::{CacheOptions, Drafts, FinishReason, Ranks, Stats};
 pub use error::{Error, HubFault, Result};
 #[doc(hidden)]
 pub use files::bundle;

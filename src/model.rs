@@ -15,10 +15,11 @@ use std::sync::{Arc, OnceLock};
 use crate::backend::cpu::{Activations, Isa};
 use crate::backend::kv::KvType;
 use crate::backend::ops::OpKind;
+use crate::backend::ranks::Rank;
 use crate::backend::select::{self, BackendRequest, MemoryNeed, Selection};
 use crate::backend::{Faults, LlmBackendKind, Policy};
 use crate::config::{Config, GenerationConfig};
-use crate::engine::{Cache, CacheOptions, Drafts, Engine, EngineOptions, Machine};
+use crate::engine::{Cache, CacheOptions, Drafts, Engine, EngineOptions, Machine, Ranks};
 use crate::error::{Error, Result, panic_text};
 use crate::forward::{Adapter, Architecture, Pool, Pooling};
 use crate::refusals;
@@ -83,6 +84,9 @@ pub struct LoadOptions {
     pub cache: Option<CacheOptions>,
     /// Adapters to load beside the weights.
     pub adapters: Vec<AdapterSource>,
+    /// Whether other ranks compute the model with this one, as MLX's [variables](crate::backend::ranks::VARIABLES) say. It is alone where
+    /// absent, whatever these are.
+    pub ranks: Option<Ranks>,
     /// Told how far the load is.
     pub progress: LoadProgress,
     /// Faults to inject: nothing outside tests.
@@ -187,6 +191,29 @@ impl LoadOptions {
     }
 }
 
+impl ModelFiles {
+    /// Takes the part of the rank that `options` name, and has MLX run it.
+    fn over_ranks(&mut self, options: LoadOptions) -> Result<LoadOptions> {
+        let Some(Ranks { rank, .. }) = options.ranks else { return Ok(options) };
+        let alone = |option, got: &str| {
+            let expected = "none where several ranks compute a model";
+            Err(Error::Option { option, got: got.to_owned(), expected })
+        };
+        if options.draft.is_some() {
+            return alone("draft", "a model");
+        }
+        if !options.adapters.is_empty() {
+            return alone("adapter", "an adapter");
+        }
+        self.architecture = self.architecture.of_rank(rank)?;
+        let backend = match options.backend {
+            BackendRequest::Auto => BackendRequest::Mlx,
+            backend => backend,
+        };
+        Ok(LoadOptions { backend, ..options })
+    }
+}
+
 impl Model {
     /// Loads the directory or GGUF file `path` onto the backend that fits.
     ///
@@ -216,6 +243,7 @@ impl Model {
     /// As [`Self::load`], and a backend that cannot be had.
     pub fn load_with(mut files: ModelFiles, options: LoadOptions) -> Result<Self> {
         files.checkpoint.tell(&options.progress);
+        let options = files.over_ranks(options)?;
         let dtype = files.dtype();
         let kv_type = options.kv_type.unwrap_or(dtype.into());
         let trained = files.config().max_context();
@@ -389,6 +417,19 @@ impl Model {
             model.load_adapter(adapter)?;
         }
         Ok(model)
+    }
+
+    /// Which of several ranks it is.
+    pub fn own_rank(&self) -> Rank {
+        self.engine.rank()
+    }
+
+    /// Does what the first of several ranks says, until that ends: what any other rank is for.
+    ///
+    /// # Errors
+    /// Where another rank is lost.
+    pub fn follow(&self) -> Result<()> {
+        self.engine.follow()
     }
 
     /// Refuses a model that generates no text.

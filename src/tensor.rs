@@ -190,6 +190,28 @@ impl Weight {
         }
     }
 
+    /// Columns `columns` of a matrix as one of its own, copied.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    ///
+    /// # Panics
+    /// Where it is no matrix, or `columns` leaves it.
+    pub(crate) fn columns(&self, part: &str, columns: Range<usize>) -> Result<Self> {
+        let &[rows, width] = self.shape() else { panic!("columns of {:?}", self.shape) };
+        assert!(
+            columns.start <= columns.end && columns.end <= width,
+            "columns {columns:?} of {:?}",
+            self.shape
+        );
+        let size = self.dtype.size();
+        let mut copy = Aligned::zeros(rows * columns.len() * size)?;
+        cut(self.bytes(), width * size, columns.start * size..columns.end * size, copy.bytes_mut());
+        let (name, shape) = (format!("{}[{part}]", self.name), [rows, columns.len()]);
+        let len = copy.bytes().len();
+        Ok(Self::new(name, self.dtype, &shape, Arc::new(copy), 0..len))
+    }
+
     /// The same elements in rows of `width`, without a copy.
     ///
     /// # Panics
@@ -232,9 +254,46 @@ impl Weight {
     }
 }
 
+/// Copies bytes `columns` of each row of `width` bytes.
+pub(crate) fn cut(whole: &[u8], width: usize, columns: Range<usize>, into: &mut [u8]) {
+    if !columns.is_empty() {
+        let rows = whole.chunks_exact(width).zip(into.chunks_exact_mut(columns.len()));
+        rows.for_each(|(row, into)| into.copy_from_slice(&row[columns.clone()]));
+    }
+}
+
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}{:?}", self.name, self.dtype, self.shape.as_slice())
+    }
+}
+
+/// A copy of bytes that starts at a multiple of 8.
+#[derive(Debug)]
+pub(crate) struct Aligned {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Aligned {
+    pub fn zeros(len: usize) -> Result<Self> {
+        Ok(Self { words: alloc::zeroed(len.div_ceil(8), "an aligned copy of a tensor")?, len })
+    }
+
+    pub fn copy_of(bytes: &[u8]) -> Result<Self> {
+        let mut copy = Self::zeros(bytes.len())?;
+        copy.bytes_mut().copy_from_slice(bytes);
+        Ok(copy)
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+}
+
+impl Bytes for Aligned {
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
     }
 }
 

@@ -16,6 +16,7 @@ use super::kv::HostKv;
 use super::mlx::{MlxBackend, MlxTensor, WeightCache};
 use super::ops::{self, Backend, EVAL, KvRows, OpKind, Outputs, Run};
 use super::profile::{OpTime, OpWork, Profile};
+use super::ranks::Rank;
 use super::values::{LayerState, PreparedMatrix, Tensor};
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
@@ -167,6 +168,36 @@ impl LlmBackendDispatch {
         PreparedMatrix { cpu: self.kernels().matrix(matrix), mlx: None }
     }
 
+    /// Joins the other ranks, as MLX's [variables](super::ranks::VARIABLES) say; waits until all are there.
+    ///
+    /// # Errors
+    /// Ranks that do not find each other; a dispatch that runs everything on the CPU.
+    pub fn join_ranks(&self) -> Result<Rank> {
+        match self {
+            Self::Mlx { mlx, .. } => mlx.join(),
+            Self::Cpu { .. } => Err(Error::Backend {
+                backend: "cpu",
+                reason: "several ranks compute by MLX's distributed layer: --backend mlx has it".to_owned(),
+            }),
+        }
+    }
+
+    /// Which rank it is.
+    pub fn rank(&self) -> Rank {
+        match self {
+            Self::Mlx { mlx, .. } => mlx.rank(),
+            Self::Cpu { .. } => Rank::ALONE,
+        }
+    }
+
+    /// The sums of what all ranks have for each of `words`, which are as many everywhere.
+    ///
+    /// # Errors
+    /// Where another rank is lost, or there is none.
+    pub(crate) fn sum_words(&self, words: &[u32]) -> Result<Vec<u32>> {
+        self.device()?.sum_words(words)
+    }
+
     /// Fallbacks and replays so far; the same counters for the life of the dispatch.
     pub fn report(&self) -> &Arc<FallbackReport> {
         &self.routing().report
@@ -232,7 +263,10 @@ impl LlmBackendDispatch {
     /// The greedy choice of each row of `logits` `[S, V]` as a lazy tensor of ids, where the backend is a lazy one.
     pub fn greedy_tokens(&self, logits: &Tensor) -> Option<Tensor> {
         match (self, logits) {
-            (Self::Mlx { mlx, on_cpu, .. }, Tensor::Mlx(logits)) if !on_cpu.get() => {
+            // Other ranks are told of tokens that are known.
+            (Self::Mlx { mlx, on_cpu, .. }, Tensor::Mlx(logits))
+                if !on_cpu.get() && mlx.rank().is_alone() =>
+            {
                 mlx.argmax(logits).ok().map(Tensor::Mlx)
             }
             _ => None,
@@ -252,7 +286,11 @@ impl LlmBackendDispatch {
     /// Whether a step that failed with `error` may be replayed on the CPU: an evaluation failed and the policy allows.
     pub fn may_replay(&self, error: &Error) -> bool {
         let evaluation = matches!(error, Error::Op { op: EVAL, .. });
-        evaluation && self.kind() != LlmBackendKind::Cpu && self.policy() == Policy::Allow
+        // The others would not know of it.
+        evaluation
+            && self.rank().is_alone()
+            && self.kind() != LlmBackendKind::Cpu
+            && self.policy() == Policy::Allow
     }
 
     /// Runs `step` with every op on the CPU, and counts it as a replay for `reason`.
@@ -410,6 +448,11 @@ impl LlmBackendDispatch {
             Self::Cpu { routing, .. } => {
                 routing.injected(op.kind(), "cpu")?;
                 self.run_on_cpu(op).map(|outputs| each(outputs, Tensor::Host))
+            }
+            // There is nothing to fall back to.
+            Self::Mlx { mlx, routing, .. } if matches!(op, Op::AllSum { .. }) => {
+                routing.injected(op.kind(), "mlx")?;
+                self.run_on_mlx(mlx, op).map(|outputs| each(outputs, Tensor::Mlx))
             }
             Self::Mlx { on_cpu, .. } if on_cpu.get() => {
                 self.run_on_cpu(op).map(|outputs| each(outputs, Tensor::Host))

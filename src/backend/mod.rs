@@ -23,6 +23,7 @@ mod observe;
 pub mod ops;
 mod pages;
 mod profile;
+pub mod ranks;
 mod recur;
 pub mod recurrent;
 pub mod rope;

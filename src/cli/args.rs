@@ -8,6 +8,7 @@ mod value;
 mod written;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use backstop::AdapterSource;
 use backstop::backend::cpu::Activations;
@@ -30,6 +31,7 @@ pub use written::{BundleArgs, FuseArgs, ImatrixArgs, QuantizeArgs};
 
 use super::here::models;
 use super::think::think;
+use super::times::seconds;
 
 /// The port that `serve` listens on where nobody says another.
 pub const DEFAULT_PORT: u16 = 8080;
@@ -80,6 +82,8 @@ pub enum Command {
     Stop(StopArgs),
     /// Show the prompt that a conversation becomes, and its tokens.
     Template(TemplateArgs),
+    /// Run a command over several ranks, here or on other machines, each with a part of the model.
+    Launch(LaunchArgs),
     /// Measure a model's speed and memory beside this machine's limits.
     Bench(BenchArgs),
     /// Compare what runs a model with the reference, layer by layer.
@@ -385,6 +389,37 @@ pub struct PerplexityArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `backstop launch`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    override_usage = "backstop launch [OPTIONS] -- COMMAND …",
+    after_help = "Each rank computes a part of every layer through MLX, and has a part of the weights alone. The first one reads,\n\
+    chooses and writes, and what the others say goes to stderr. All need the same version of backstop, and the model\n\
+    under the same name. What they say to each other is not encrypted.\n\n\
+    backstop launch -- run --backend mlx MODEL PROMPT        two ranks on this machine\n\
+    backstop launch --hosts 10.0.0.1,10.0.0.2 -- bench MODEL"
+)]
+pub struct LaunchArgs {
+    /// Ranks on this machine [default: 2].
+    #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub ranks: Option<usize>,
+    /// Machines that ssh reaches without a password, a rank each, the first of which has the engine; or a host file of mlx.launch.
+    #[arg(long, value_name = "HOST,…|FILE")]
+    pub hosts: Option<String>,
+    /// The first of the ports that ranks reach each other by [default: 32323; on this machine alone, some that are free].
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// How long a rank may keep the others waiting in a step, before it is taken for lost; the first step may take half an hour.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub rank_timeout: Duration,
+    /// What backstop is called on other machines.
+    #[arg(long, value_name = "PROGRAM", default_value = "backstop")]
+    pub program: String,
+    /// The command, and all that is typed behind it.
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
 }
 
 /// Which model, and what runs it.

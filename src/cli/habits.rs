@@ -36,7 +36,7 @@ const OLLAMAS: [(&[&str], &str); 5] = [
 ];
 
 /// Commands that there are elsewhere, and what there is in place of each.
-const COMMANDS: [(&[&str], &str); 7] = [
+const COMMANDS: [(&[&str], &str); 6] = [
     (
         &["create"],
         "a model's files are run as they are: --system and --temperature say the rest, and `backstop quantize` writes a model in fewer bits",
@@ -48,7 +48,6 @@ const COMMANDS: [(&[&str], &str); 7] = [
         "nothing is uploaded; a token for the hub is HF_TOKEN, or what `hf auth login` leaves",
     ),
     (&["load"], "`backstop serve MODEL` loads a model, and `backstop chat MODEL` talks to it"),
-    (&["launch"], "other programs ask `backstop serve`, whose address goes into their settings"),
     (&["convert"], "`backstop quantize` writes a model in fewer bits, as safetensors or GGUF"),
 ];
 

@@ -17,6 +17,7 @@ mod imatrix;
 mod input;
 mod inspect;
 mod interrupt;
+mod launch;
 mod list;
 mod markdown;
 mod names;
@@ -27,6 +28,7 @@ mod progress;
 mod ps;
 mod pull;
 mod quantize;
+mod ranks;
 mod run;
 mod serve;
 mod state;
@@ -95,6 +97,7 @@ pub struct Interrupted(pub String);
 pub fn call(command: Command) -> anyhow::Result<ExitCode> {
     // A bundle that was cut or damaged is no other program.
     bundle::own()?;
+    ranks::check(&command)?;
     match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
@@ -106,6 +109,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ps(args) => ps::ps(&args),
         Command::Stop(args) => ps::stop(&args),
         Command::Template(args) => template::template(&args),
+        Command::Launch(args) => launch::launch(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Parity(args) => parity::parity(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
@@ -123,7 +127,7 @@ pub fn call(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Writes an error to stderr and gives its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    if error.is::<Closed>() {
+    if error.is::<Closed>() || error.is::<ranks::Followed>() {
         return ExitCode::SUCCESS;
     }
     if let Some(Interrupted(what)) = error.downcast_ref() {
@@ -216,10 +220,17 @@ fn load_as(
             return Err(Usage(what.to_owned()).into());
         }
     };
-    let options = change(load_options(args, session)?);
+    let ranks = ranks::ranks()?;
+    let options = LoadOptions { ranks, ..change(load_options(args, session)?) };
+    let quiet = quiet || ranks.is_some_and(|ranks| !ranks.rank.leads());
     let files = open_as(args)?;
     let progress = progress::Progress::of_load(files.name(), &options.progress, quiet);
     let model = Model::load_with(files, options).map_err(typed)?;
+    if !model.own_rank().leads() {
+        drop(progress);
+        model.follow()?;
+        return Err(ranks::Followed.into());
+    }
     let model = match adapter {
         Some(adapter) => model.with_adapter(&adapter.name)?,
         None => model,

@@ -15,7 +15,7 @@ use backstop::{Error, HubFault, LoadOptions, LoadProgress, ModelFiles};
 
 use super::args::ServeArgs;
 use super::progress::Progress;
-use super::{Loaded, Usage, bundle, here, load_options, names, pull, term, typed};
+use super::{Loaded, Usage, bundle, here, load_options, names, pull, ranks, term, typed};
 
 /// What the built-in model goes by.
 const BUILTIN: &str = "stories";
@@ -354,7 +354,8 @@ fn options(args: &ServeArgs) -> anyhow::Result<LoadOptions> {
     let options = load_options(&args.model, &args.session)?;
     // Adapters are the first model's.
     let (max_sequences, adapters) = (Some(args.parallel), Vec::new());
-    Ok(LoadOptions { max_sequences, pooling: args.pooling, adapters, ..options })
+    let ranks = ranks::ranks_of_server()?;
+    Ok(LoadOptions { max_sequences, pooling: args.pooling, adapters, ranks, ..options })
 }
 
 /// Reads what a model is; without a path the built-in one.
@@ -365,6 +366,11 @@ fn open(path: Option<PathBuf>, access: Access) -> backstop::models::Open {
     }
 }
 
+/// Whether what was typed means the built-in model.
+pub fn is_builtin(typed: &Path) -> bool {
+    typed == Path::new(BUILTIN) && !typed.exists()
+}
+
 /// The models that were typed, found or downloaded.
 fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
     let all: Vec<&Path> = match args.model.model.as_deref() {
@@ -373,7 +379,7 @@ fn typed_models(args: &ServeArgs) -> anyhow::Result<Vec<Found>> {
     };
     let one = |text: &Path| {
         let typed = text.display().to_string();
-        if typed == BUILTIN && !text.exists() {
+        if is_builtin(text) {
             return Ok(Found { name: None, typed: Some(typed), path: None, bytes: None });
         }
         let path = names::path_within(text, &args.model.fetch, args.model.backend, args.several.memory)?;

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use backstop::{Error, Model};
 use super::args::ServeArgs;
 use super::interrupt::{End, Ends, Interruptible};
 use super::offers::{self, Offered};
-use super::{INTERRUPTED, Loaded, Usage, term};
+use super::{INTERRUPTED, Loaded, Usage, names, ranks, term};
 
 /// How long connections that are cut off may take to notice.
 const CUT_OFF: Duration = Duration::from_secs(2);
 
 pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    follow(args)?;
     let known = offers::Known::default();
     let mut options = options(args, &known)?;
     // An address that cannot be had is known before a model is loaded.
@@ -67,7 +69,30 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     })?;
     // What still runs after the drain is cut off.
     runtime.shutdown_timeout(CUT_OFF);
+    if ranks::is_lost() {
+        super::exit_at_once(1);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Of several ranks, any but the first: does what that says.
+///
+/// # Errors
+/// Its end; models that several ranks do not serve.
+fn follow(args: &ServeArgs) -> anyhow::Result<()> {
+    let Some(ranks) = ranks::ranks_of_server()? else { return Ok(()) };
+    let several = &args.several;
+    let named = args.paths.len() + usize::from(args.model.model.is_some());
+    if named != 1 || several.all || several.models_dir.is_some() || args.adapters_dir.is_some() {
+        let what = "several ranks serve one model, which has to be named, without adapters";
+        return Err(Usage(what.to_owned()).into());
+    }
+    if !ranks.rank.leads() {
+        // The built-in model has no path.
+        let path = args.paths.first().map(PathBuf::as_path).filter(|path| !offers::is_builtin(path));
+        super::load(&names::replace(&args.model, path), &args.session, true)?;
+    }
+    Ok(())
 }
 
 /// Says what the model is that answers, and what it answers.

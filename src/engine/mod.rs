@@ -5,12 +5,15 @@
 
 mod disk;
 mod draft;
+mod follow;
 mod guide;
 mod load;
+mod lost;
 pub mod machine;
 mod memory;
 mod prefix;
 mod queue;
+mod ranks;
 mod request;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod rig;
@@ -31,6 +34,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::backend::FallbackReport;
+use crate::backend::ranks::Rank;
 use crate::error::{Error, Result};
 use crate::forward::Adapter;
 use crate::refusals;
@@ -42,6 +46,8 @@ pub use draft::Drafts;
 pub(crate) use draft::{Drafter, Lookup};
 pub use load::{KvLoad, Load};
 pub use machine::Machine;
+pub(crate) use ranks::Company;
+pub use ranks::Ranks;
 pub(crate) use request::{
     Answer, CancelOnDrop, EmbedRequest, Event, GenerateRequest, Request, RequestKind, RowSink, ScoreRequest,
     Sink,
@@ -51,6 +57,7 @@ pub use runtime::Runtime;
 
 use disk::Disk;
 use load::Gauges;
+use lost::Lost;
 use memory::Budget;
 
 /// How the engine cuts its work into steps.
@@ -138,6 +145,12 @@ struct Shared {
     gauges: Arc<Gauges>,
     budget: Budget,
     max_sequences: usize,
+    /// Which of several ranks it is.
+    rank: Rank,
+    /// Who waits for it, where it computes with others.
+    lost: Option<Arc<Lost>>,
+    /// What following the first one came to.
+    ended: Arc<parking_lot::Mutex<Option<Result<()>>>>,
 }
 
 impl Drop for Shared {
@@ -145,6 +158,8 @@ impl Drop for Shared {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.lock().take()
             && thread.thread().id() != std::thread::current().id()
+            // It may never come back.
+            && self.lost.as_ref().is_none_or(|lost| lost.check().is_ok())
         {
             let _ = thread.join();
         }
@@ -168,7 +183,18 @@ impl Engine {
         let shown = Arc::clone(&gauges);
         let answers = commands.clone();
         let max_sequences = options.max_sequences.max(1);
+        let ended: Arc<parking_lot::Mutex<Option<Result<()>>>> = Arc::default();
+        let followed = Arc::clone(&ended);
         let work = move || match build() {
+            Ok(runtime) if runtime.follows() => {
+                let backend = runtime.dispatch().describe();
+                let report = Arc::clone(runtime.dispatch().report());
+                let rank = runtime.dispatch().rank();
+                let budget = Budget::new(0, runtime.kv_cost(1));
+                if ready.send(Ok((backend, report, budget, rank, None))).is_ok() {
+                    *followed.lock() = Some(follow::follow(&runtime));
+                }
+            }
             Ok(runtime) => {
                 let backend = runtime.dispatch().describe();
                 let report = Arc::clone(runtime.dispatch().report());
@@ -181,7 +207,9 @@ impl Engine {
                         return;
                     }
                 };
-                if ready.send(Ok((backend, report, budget))).is_ok() {
+                let rank = runtime.dispatch().rank();
+                let lost = runtime.company().map(Company::lost);
+                if ready.send(Ok((backend, report, budget, rank, lost))).is_ok() {
                     worker::Worker::new(runtime, options, inbox, stopped, shown, budget, disk).run();
                 }
             }
@@ -191,10 +219,11 @@ impl Engine {
         };
         let thread = refusals::spawn(std::thread::Builder::new().name("backstop-engine".into()), work)
             .map_err(|source| Error::Thread { what: "an engine", source })?;
-        let (backend, report, budget) =
+        let (backend, report, budget, rank, lost) =
             started.recv().map_err(|_| Error::Engine("it ended while it loaded the model".into()))??;
         let thread = parking_lot::Mutex::new(Some(thread));
-        let shared = Shared { backend, report, thread, stop, gauges, budget, max_sequences };
+        let shared =
+            Shared { backend, report, thread, stop, gauges, budget, max_sequences, rank, lost, ended };
         Ok(Self { commands, shared: Arc::new(shared) })
     }
 
@@ -206,6 +235,23 @@ impl Engine {
     /// Fallbacks and replays so far.
     pub fn report(&self) -> &FallbackReport {
         &self.shared.report
+    }
+
+    /// Which of several ranks it is.
+    pub fn rank(&self) -> Rank {
+        self.shared.rank
+    }
+
+    /// Does what the first rank says, until that ends.
+    ///
+    /// # Errors
+    /// Where another rank is lost.
+    pub fn follow(&self) -> Result<()> {
+        if let Some(thread) = self.shared.thread.lock().take() {
+            let _ = thread.join();
+        }
+        let ended = self.shared.ended.lock().take();
+        ended.unwrap_or_else(|| Err(Error::Engine("it ended while it followed rank 0".into())))
     }
 
     /// What it is doing now.
@@ -254,6 +300,9 @@ impl Engine {
 
     /// Queues a request.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
+        if let Some(lost) = &self.shared.lost {
+            lost.tell(&request.waiting())?;
+        }
         self.shared.gauges.asked();
         self.send(Command::Run(request))
     }
@@ -286,7 +335,16 @@ impl Engine {
         self.send(Command::FreeAdapters)
     }
 
+    /// Whether it can answer.
+    ///
+    /// # Errors
+    /// A rank that it computed with is lost.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.shared.lost.as_ref().map_or(Ok(()), |lost| lost.check())
+    }
+
     fn send(&self, command: Command) -> Result<()> {
+        self.check()?;
         self.commands.send(command).map_err(|_| Error::Engine("it has ended".into()))
     }
 }

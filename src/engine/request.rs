@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+use super::lost::{Taker, Waiting};
 use crate::error::{Error, Result};
 use crate::forward::{Adapter, Pooling};
 use crate::sample::{Constraint, Logprobs, SamplingOptions};
@@ -131,6 +134,15 @@ impl Request {
         }
     }
 
+    /// Who waits for it.
+    pub(super) fn waiting(&self) -> Arc<dyn Waiting> {
+        match &self.kind {
+            RequestKind::Generate(it) => Arc::clone(&it.events.0) as Arc<dyn Waiting>,
+            RequestKind::Embed(it) => Arc::clone(&it.answer.0) as Arc<dyn Waiting>,
+            RequestKind::Score(it) => Arc::clone(&it.sink.0) as Arc<dyn Waiting>,
+        }
+    }
+
     pub fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
@@ -170,47 +182,78 @@ impl Drop for CancelOnDrop {
 
 /// Takes the events of one sequence on the engine's thread, which it must not block. It lives as long as the engine holds
 /// the sequence.
-pub(crate) struct Sink(Box<dyn FnMut(Event) -> bool + Send>);
+pub(crate) struct Sink(Arc<Taker<Box<TakeEvent>>>);
+
+type TakeEvent = dyn FnMut(Event) -> bool + Send;
 
 impl Sink {
     /// A sink that hands each event to `take`, which says whether anybody still listens.
     pub fn new(take: impl FnMut(Event) -> bool + Send + 'static) -> Self {
-        Self(Box::new(take))
+        Self(Arc::new(Taker(Mutex::new(Some(Box::new(take))))))
     }
 
     pub(super) fn send(&mut self, event: Event) -> bool {
-        (self.0)(event)
+        self.0.0.lock().as_mut().is_some_and(|take| take(event))
+    }
+}
+
+impl Waiting for Taker<Box<TakeEvent>> {
+    fn fail(&self, error: Error) {
+        if let Some(mut take) = self.0.lock().take() {
+            take(Event::Failed(error));
+        }
     }
 }
 
 /// Takes the one answer of a request on the engine's thread, which it must not block. A cancelled request drops it.
-pub(crate) struct Answer<T>(Box<dyn FnOnce(Result<T>) + Send>);
+pub(crate) struct Answer<T>(Arc<Taker<TakeAnswer<T>>>);
+
+type TakeAnswer<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 impl<T> Answer<T> {
     /// Hands the answer to `take`.
     pub fn new(take: impl FnOnce(Result<T>) + Send + 'static) -> Self {
-        Self(Box::new(take))
+        Self(Arc::new(Taker(Mutex::new(Some(Box::new(take))))))
     }
 
     pub(super) fn give(self, answer: Result<T>) {
-        (self.0)(answer);
+        let take = self.0.0.lock().take();
+        if let Some(take) = take {
+            take(answer);
+        }
+    }
+}
+
+impl<T> Waiting for Taker<TakeAnswer<T>> {
+    fn fail(&self, error: Error) {
+        if let Some(take) = self.0.lock().take() {
+            take(Err(error));
+        }
     }
 }
 
 /// Takes rows of logits `[V]` on the engine's thread, which it must not block, one after the other; an error is the last. It
 /// is dropped behind the last row.
-pub(crate) struct RowSink(Box<TakeRow>);
+pub(crate) struct RowSink(Arc<Taker<Box<TakeRow>>>);
 
 type TakeRow = dyn FnMut(Result<&[f32]>) -> bool + Send;
 
 impl RowSink {
     /// A sink that hands each row to `take`, which says whether anybody still listens.
     pub fn new(take: impl FnMut(Result<&[f32]>) -> bool + Send + 'static) -> Self {
-        Self(Box::new(take))
+        Self(Arc::new(Taker(Mutex::new(Some(Box::new(take))))))
     }
 
     pub(super) fn send(&mut self, row: Result<&[f32]>) -> bool {
-        (self.0)(row)
+        self.0.0.lock().as_mut().is_some_and(|take| take(row))
+    }
+}
+
+impl Waiting for Taker<Box<TakeRow>> {
+    fn fail(&self, error: Error) {
+        if let Some(mut take) = self.0.lock().take() {
+            take(Err(error));
+        }
     }
 }
 

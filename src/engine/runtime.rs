@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::ranks::Company;
 use crate::alloc;
 use crate::backend::batch::{Batch, Tokens};
 use crate::backend::kv::{KvType, PAGE};
@@ -38,6 +39,8 @@ pub struct Runtime {
     places: Places,
     /// Those that are loaded, as they are prepared.
     adapters: RefCell<Vec<(Arc<Adapter>, Rc<Bound>)>>,
+    /// The other ranks that compute it, where there are any.
+    company: Option<Company>,
 }
 
 /// A step whose results may still be lazy.
@@ -79,8 +82,8 @@ impl Runtime {
         let dispatch = dispatch.into();
         let states = StateLayout::new(&forward.states(), kv_type)?;
         let (watch, places, adapters) = (Watch::default(), Places::default(), RefCell::default());
-        let (draft, ahead) = (None, None);
-        Ok(Self { config, forward, dispatch, states, watch, draft, ahead, places, adapters })
+        let (draft, ahead, company) = (None, None, None);
+        Ok(Self { config, forward, dispatch, states, watch, draft, ahead, places, adapters, company })
     }
 
     /// With a layer that guesses further tokens behind what the model makes of its text: what `config` and `forward` are of.
@@ -90,6 +93,34 @@ impl Runtime {
     pub fn with_ahead(self, (config, forward): LoadedAhead, kv_type: KvType, watch: Watch) -> Result<Self> {
         let ahead = Self::new(Arc::new(config), forward, Rc::clone(&self.dispatch), kv_type)?;
         Ok(Self { ahead: Some(Rc::new(ahead.watched(watch))), ..self })
+    }
+
+    /// Computed together with other ranks.
+    pub(crate) fn among(self, company: Company) -> Self {
+        Self { company: Some(company), ..self }
+    }
+
+    /// Whether it does what the first of several ranks says.
+    pub(super) fn follows(&self) -> bool {
+        !self.dispatch.rank().leads()
+    }
+
+    /// The other ranks that compute it, where there are any.
+    pub(super) fn company(&self) -> Option<&Company> {
+        self.company.as_ref()
+    }
+
+    /// What a step gave, which tells of the other ranks.
+    fn heard<T>(&self, result: Result<T>) -> Result<T> {
+        match &self.company {
+            Some(company) => company.heard(result),
+            None => result,
+        }
+    }
+
+    /// The same of what began, which tells of them where it failed.
+    fn unheard<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_ok() { result } else { self.heard(result) }
     }
 
     /// Its forward pass.
@@ -150,6 +181,14 @@ impl Runtime {
     /// # Errors
     /// [`Error::Weight`] for a module that has no place for adapters, and one of another shape; [`Error::OutOfMemory`].
     pub fn adapter(&self, adapter: &Arc<Adapter>) -> Result<Rc<Bound>> {
+        if self.company.is_some() {
+            let got = "one".to_owned();
+            return Err(Error::Option {
+                option: "adapter",
+                got,
+                expected: "none where several ranks compute a model",
+            });
+        }
         let mut adapters = self.adapters.borrow_mut();
         if let Some((_, bound)) = adapters.iter().find(|(of, _)| Arc::ptr_eq(of, adapter)) {
             return Ok(Rc::clone(bound));
@@ -223,6 +262,8 @@ impl Runtime {
             history: Vec::new(),
             second: usize::MAX,
             adapter: None,
+            prompt: prompt_len,
+            told: None,
         }
     }
 
@@ -261,6 +302,10 @@ impl Runtime {
     /// # Errors
     /// A copy on MLX that fails.
     pub fn pages(&self, state: &SequenceState, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
+        // The other ranks would have to keep theirs.
+        if self.company.is_some() {
+            return Ok(None);
+        }
         self.dispatch.snapshot(&state.kv, range)
     }
 
@@ -269,6 +314,9 @@ impl Runtime {
     /// # Errors
     /// [`Error::OutOfMemory`]; an evaluation that fails.
     pub fn snapshot(&self, state: &SequenceState) -> Result<Option<KvPage>> {
+        if self.company.is_some() {
+            return Ok(None);
+        }
         self.dispatch.recurrent_snapshot(&state.kv)
     }
 
@@ -360,8 +408,13 @@ impl Runtime {
             None => states.clone().flat_map(|kv| &kv.layers).collect(),
         };
         let recurrent: Vec<&RecurrentState> = states.flat_map(|kv| &kv.recurrent).collect();
-        let results: Vec<&Tensor> = launched.logits.iter().collect();
-        self.dispatch.evaluate(&results, &caches, &recurrent, wait)
+        let mut results: Vec<&Tensor> = launched.logits.iter().collect();
+        if self.company.is_some() {
+            // All sums of the step, whether or not its results are wanted: the other ranks wait in each.
+            results.push(&launched.hidden);
+        }
+        let evaluated = self.dispatch.evaluate(&results, &caches, &recurrent, wait);
+        if wait { self.heard(evaluated) } else { self.unheard(evaluated) }
     }
 
     /// Builds a step without evaluating it: the cost of a graph, where the backend is lazy.
@@ -378,6 +431,21 @@ impl Runtime {
     }
 
     fn built<'a>(
+        &'a self,
+        batch: &'a Batch,
+        sequences: &'a mut [impl BorrowMut<SequenceState>],
+        carried: Option<(Tensor, bool)>,
+        tap: Option<Tap<'a>>,
+    ) -> Result<Launched> {
+        if let Some(company) = &self.company
+            && self.dispatch.rank().leads()
+        {
+            company.say_step(&self.dispatch, batch, sequences)?;
+        }
+        self.unheard(self.built_here(batch, sequences, carried, tap))
+    }
+
+    fn built_here<'a>(
         &'a self,
         batch: &'a Batch,
         sequences: &'a mut [impl BorrowMut<SequenceState>],
@@ -414,7 +482,7 @@ impl Runtime {
     /// A failed evaluation.
     pub fn read(&self, launched: &Launched) -> Result<HostTensor> {
         match &launched.logits {
-            Some(logits) => self.dispatch.to_host(logits),
+            Some(logits) => self.heard(self.dispatch.to_host(logits)),
             None => Ok(HostTensor::from_vec(&[0, self.config.vocab_size], Vec::new())),
         }
     }
@@ -425,7 +493,7 @@ impl Runtime {
     /// A failed evaluation.
     pub fn outputs(&self, launched: &Launched, with_hidden: bool) -> Result<StepOutputs> {
         let logits = self.read(launched)?;
-        let hidden = with_hidden.then(|| self.dispatch.to_host(&launched.hidden)).transpose()?;
+        let hidden = with_hidden.then(|| self.heard(self.dispatch.to_host(&launched.hidden))).transpose()?;
         if hidden.is_some() {
             self.dispatch.evaluation_succeeded();
         }

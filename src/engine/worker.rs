@@ -116,6 +116,9 @@ impl Worker {
             self.turn();
             self.busy = Instant::now();
         }
+        if let Some(company) = self.runtime.company() {
+            company.dismiss(self.runtime.dispatch());
+        }
         let until = self.memory.disk().map(Disk::end);
         self.save_all(until);
     }
@@ -138,9 +141,18 @@ impl Worker {
         if self.slots.iter().any(|slot| slot.waiting() > 0) {
             self.guarded_step();
             self.gauges.step_ended();
+        } else {
+            self.keep_company(false);
         }
         self.retire();
         self.measure();
+    }
+
+    /// Has other ranks know that there is nothing to do.
+    fn keep_company(&self, quiet: bool) {
+        if let Some(company) = self.runtime.company() {
+            company.keep(self.runtime.dispatch(), quiet);
+        }
     }
 
     /// Takes what was asked; waits where there is nothing to do. False once the engine is to end.
@@ -155,6 +167,7 @@ impl Worker {
                 match self.inbox.recv_timeout(IDLE) {
                     Ok(command) => command,
                     Err(RecvTimeoutError::Timeout) => {
+                        self.keep_company(self.busy.elapsed() >= QUIET);
                         if self.busy.elapsed() >= QUIET {
                             if self.memory.has_unsaved() {
                                 self.save_all(None);

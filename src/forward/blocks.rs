@@ -22,6 +22,8 @@ pub struct Linear {
     bias: Option<PreparedVector>, // [N]
     /// Where adapters may add to it.
     place: Option<PlaceId>,
+    /// Whether it is a part of the columns, whose products are summed over the ranks.
+    summed: bool,
 }
 
 impl Linear {
@@ -32,7 +34,8 @@ impl Linear {
 
     /// The same, to which no adapter adds.
     pub fn fixed(loader: &Loader<'_>, name: &str) -> Result<Self> {
-        Ok(Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), loader.bias(name)?))
+        let whole = Self::of(loader, loader.ops.matrix(&loader.matrix(name)?), loader.bias(name)?);
+        Ok(Self { summed: loader.is_summed(name), ..whole })
     }
 
     /// With a place for adapters of the module `name`, whose rows these are from row `first` on.
@@ -65,12 +68,12 @@ impl Linear {
         parts: [(&str, usize); N],
     ) -> Result<[Self; N]> {
         let (whole, bias) = (exact(loader.matrix(name)?)?, loader.bias(name)?);
-        Ok(Self::parts(loader, &whole, bias.as_ref(), parts))
+        Ok(Self::parts(loader, &whole, bias.as_ref(), name, parts))
     }
 
     fn of(loader: &Loader<'_>, weight: PreparedMatrix, bias: Option<Weight>) -> Self {
         loader.multiplies(&weight);
-        Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)), place: None }
+        Self { weight, bias: bias.map(|bias| loader.ops.vector(&bias)), place: None, summed: false }
     }
 
     /// The parts of a fused projection, whose rows follow each other in the order of `parts`.
@@ -79,9 +82,9 @@ impl Linear {
         name: &str,
         parts: [(&str, usize); N],
     ) -> Result<[Self; N]> {
-        let (whole, bias) = (loader.matrix(name)?, loader.bias(name)?);
+        let (whole, bias) = (loader.whole(name)?, loader.whole_bias(name)?);
         let mut row = 0;
-        Ok(Self::parts(loader, &whole, bias.as_ref(), parts).map(|part| {
+        Ok(Self::parts(loader, &whole, bias.as_ref(), name, parts).map(|part| {
             let first = row;
             row += part.weight.shape()[0];
             part.placed(loader, name, first)
@@ -92,11 +95,12 @@ impl Linear {
         loader: &Loader<'_>,
         whole: &Matrix,
         bias: Option<&Weight>,
+        name: &str,
         parts: [(&str, usize); N],
     ) -> [Self; N] {
         let mut row = 0;
         parts.map(|(part, rows)| {
-            let range = row..row + rows;
+            let range = loader.rows_of(name, row..row + rows);
             row += rows;
             let bias = bias.map(|bias| bias.rows(part, range.clone()));
             Self::of(loader, loader.ops.matrix(&whole.rows(part, range)), bias)
@@ -145,7 +149,8 @@ impl Linear {
 
     /// `[T, K]` → `[T, N]`.
     pub fn forward(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
-        step.adapted(self, x, step.run(&Op::Linear { x, projection: self.projection() })?)
+        let product = step.adapted(self, x, step.run(&Op::Linear { x, projection: self.projection() })?)?;
+        if self.summed { step.run(&Op::AllSum { x: &product }) } else { Ok(product) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod ahead;
 mod decoder;
+mod split;
 
 pub(super) use self::ahead::AheadNames;
 pub(crate) use self::ahead::FIRST;
@@ -10,12 +11,13 @@ pub(super) use super::blocks::NormKind;
 use super::blocks::{Attention, Linear, Mlp, Norm, Vocabulary, norm_spec};
 use super::delta::DeltaNet;
 pub(super) use super::list::Name;
-use super::list::{Dim, GgufSpec, ModuleSpec, WeightList};
+use super::list::{Dim, GgufSpec, ModuleSpec, Split, WeightList};
 use super::loader::Loader;
 use super::short_conv::ShortConv;
 use super::sparse::Sparse;
 use super::{Ahead, Arguments, Forward};
 use crate::backend::ops::{Backend, GateKind, StateSpec};
+use crate::backend::ranks::Rank;
 use crate::config::{Config, Rotation};
 use crate::error::Result;
 use crate::weights::Form;
@@ -165,6 +167,8 @@ pub(super) struct Dense {
     pub root_scale: bool,
     /// A layer behind the last that guesses the token after the next, where the files may have one.
     pub ahead: Option<AheadNames>,
+    /// Whose part of its heads, and of what is between the feed-forward matrices, it is.
+    pub rank: Rank,
 }
 
 impl Dense {
@@ -211,6 +215,7 @@ impl Dense {
             transposed: false,
             root_scale: false,
             ahead: None,
+            rank: Rank::ALONE,
         }
     }
 
@@ -271,13 +276,14 @@ impl Dense {
             (.., Some(latent)) => latent.list(list, config, prefixes),
             _ => {}
         }
-        let mut matrix = |names: [String; 2], rows: Dim, columns: Dim, forms: [Form; 2], fused| {
+        let mut matrix = |names: [String; 2], split, rows: Dim, columns: Dim, forms: [Form; 2], fused| {
             let [name, gguf] = names;
             let [form, gguf_form] = forms;
             let form = if self.transposed { Form::Transposed } else { form };
             let gguf = Some(GgufSpec { name: gguf, form: gguf_form, fused });
             let stacked = Vec::new();
-            list.push(ModuleSpec { name, rows, columns: Some(columns), bias: true, form, gguf, stacked });
+            let spec = ModuleSpec { name, rows, columns: Some(columns), bias: true, form, gguf, stacked };
+            list.push_split(spec, split);
         };
         let plain = [Form::Plain; 2];
         match self.qkv {
@@ -299,7 +305,7 @@ impl Dense {
                     };
                     let fused = (format!("{}.attn_qkv", prefixes[1]), row..row + dim.size);
                     row += dim.size;
-                    matrix(name(part), dim, config.hidden_dim(), forms, vec![fused]);
+                    matrix(name(part), Split::Rows, dim, config.hidden_dim(), forms, vec![fused]);
                 }
             }
             Qkv::Fused { name: of, by_head } => {
@@ -307,19 +313,22 @@ impl Dense {
                     true => Form::ByHead { heads: config.num_attention_heads },
                     false => Form::Plain,
                 };
-                matrix(name(of), config.qkv_dim(), config.hidden_dim(), [by_head, Form::Plain], Vec::new());
+                let forms = [by_head, Form::Plain];
+                matrix(name(of), Split::Rows, config.qkv_dim(), config.hidden_dim(), forms, Vec::new());
             }
             Qkv::Latent => {}
         }
         if config.latent.is_none() && attends {
-            matrix(name(self.output), config.hidden_dim(), config.query_dim(layer), plain, Vec::new());
+            let dims = [config.hidden_dim(), config.query_dim(layer)];
+            let [rows, columns] = dims;
+            matrix(name(self.output), Split::Columns, rows, columns, plain, Vec::new());
         }
         if let Some(gate) = self.attention_gate {
             let rows = match gate.by_head {
                 true => Dim { field: "num_attention_heads", size: config.heads(layer) },
                 false => config.query_dim(layer),
             };
-            matrix(name(gate.name), rows, config.hidden_dim(), plain, Vec::new());
+            matrix(name(gate.name), Split::Rows, rows, config.hidden_dim(), plain, Vec::new());
         }
         if let Some(sparse) = self.sparse_of(layer) {
             return sparse.list(list, config, prefixes);
@@ -327,18 +336,46 @@ impl Dense {
         match self.mlp {
             MlpNames::Gated([gate, up, down]) => {
                 for part in [gate, up] {
-                    matrix(name(part), config.inner_dim(), config.hidden_dim(), plain, Vec::new());
+                    matrix(
+                        name(part),
+                        Split::Rows,
+                        config.inner_dim(),
+                        config.hidden_dim(),
+                        plain,
+                        Vec::new(),
+                    );
                 }
-                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
+                matrix(
+                    name(down),
+                    Split::Columns,
+                    config.hidden_dim(),
+                    config.inner_dim(),
+                    plain,
+                    Vec::new(),
+                );
             }
             MlpNames::GatedFused([gate_up, down]) => {
                 let both = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
-                matrix(name(gate_up), both, config.hidden_dim(), plain, Vec::new());
-                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
+                matrix(name(gate_up), Split::Rows, both, config.hidden_dim(), plain, Vec::new());
+                matrix(
+                    name(down),
+                    Split::Columns,
+                    config.hidden_dim(),
+                    config.inner_dim(),
+                    plain,
+                    Vec::new(),
+                );
             }
             MlpNames::Plain([up, down]) => {
-                matrix(name(up), config.inner_dim(), config.hidden_dim(), plain, Vec::new());
-                matrix(name(down), config.hidden_dim(), config.inner_dim(), plain, Vec::new());
+                matrix(name(up), Split::Rows, config.inner_dim(), config.hidden_dim(), plain, Vec::new());
+                matrix(
+                    name(down),
+                    Split::Columns,
+                    config.hidden_dim(),
+                    config.inner_dim(),
+                    plain,
+                    Vec::new(),
+                );
             }
         }
     }
@@ -543,7 +580,7 @@ impl Arguments for Dense {
 
     fn states(&self) -> Vec<StateSpec> {
         let config = &self.config;
-        let (heads, dim) = (config.num_key_value_heads, config.head_dim);
+        let (heads, dim) = (config.num_key_value_heads / self.rank.of(), config.head_dim);
         // A window on both sides has nothing behind it before a text ends.
         let behind = |window: Option<usize>| window.filter(|_| !config.bidirectional);
         let of = |(layer, &window): (usize, &Option<usize>)| match &config.latent {
@@ -571,6 +608,14 @@ impl Arguments for Dense {
         let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
         let states = self.states();
         Ok(Box::new(Decoder { states, vocabulary, embed_norm, positions, layers, norm, parallel, residual }))
+    }
+
+    fn of_rank(&self, rank: Rank) -> Result<Box<dyn Arguments>> {
+        Ok(Box::new(self.of_rank(rank)?))
+    }
+
+    fn rank(&self) -> Rank {
+        self.rank
     }
 
     fn ahead(&self) -> Option<Ahead> {

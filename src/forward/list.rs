@@ -129,6 +129,15 @@ pub(crate) struct InMlx {
     pub exact: &'static [&'static str],
 }
 
+/// What of a matrix each of several ranks has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Split {
+    /// Some of its rows, and as many elements of its bias: of a fused projection, some of each part's.
+    Rows,
+    /// Some of its columns; its products are summed over the ranks.
+    Columns,
+}
+
 /// A module that a tensor holds, its rows there, and how they lie.
 type HeldRows<'a> = (&'a ModuleSpec, Range<usize>, Form);
 
@@ -142,6 +151,7 @@ pub(crate) struct WeightList {
     stacks: Vec<StackSpec>,
     in_mlx: InMlx,
     tables: HashSet<String>,
+    splits: HashMap<String, Split>,
 }
 
 impl WeightList {
@@ -185,6 +195,17 @@ impl WeightList {
     pub fn push_table(&mut self, module: ModuleSpec) {
         self.tables.insert(module.name.clone());
         self.push(module);
+    }
+
+    /// Adds a matrix of which each of several ranks has a part.
+    pub fn push_split(&mut self, module: ModuleSpec, split: Split) {
+        self.splits.insert(module.name.clone(), split);
+        self.push(module);
+    }
+
+    /// What of the module `name` each of several ranks has, where that is not all of it.
+    pub fn split_of(&self, name: &str) -> Option<Split> {
+        self.splits.get(name).copied()
     }
 
     /// Whether a tensor, by its name in a Hugging Face checkpoint, is of such a matrix.

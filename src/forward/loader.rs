@@ -1,9 +1,11 @@
 //! What blocks load themselves from: a checkpoint, by the list of the model's weights.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::adapt::{PlaceId, Places};
-use super::list::{ModuleSpec, WeightList};
+use super::list::{ModuleSpec, Split, WeightList};
+use crate::backend::ranks::Rank;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, PreparedVector};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -17,6 +19,8 @@ pub struct Loader<'a> {
     pub config: &'a Config,
     /// Where the model will run: it prepares each weight, once.
     pub ops: &'a LlmBackendDispatch,
+    /// Whose part of the weights it is.
+    rank: Rank,
     list: &'a WeightList,
     checkpoint: &'a Checkpoint,
     linears: RefCell<Vec<PreparedMatrix>>,
@@ -28,9 +32,9 @@ impl<'a> Loader<'a> {
         config: &'a Config,
         list: &'a WeightList,
         checkpoint: &'a Checkpoint,
-        ops: &'a LlmBackendDispatch,
+        (ops, rank): (&'a LlmBackendDispatch, Rank),
     ) -> Self {
-        Self { config, ops, list, checkpoint, linears: RefCell::default(), places: RefCell::default() }
+        Self { config, ops, rank, list, checkpoint, linears: RefCell::default(), places: RefCell::default() }
     }
 
     /// Every matrix that was taken to be multiplied by, in that order, and where adapters may add to them.
@@ -103,8 +107,40 @@ impl<'a> Loader<'a> {
         self.checkpoint.get(&format!("{module}.weight"), &self.spec(module)?.shape())
     }
 
-    /// The bias of the module `module`, where it may have one and the checkpoint does.
+    /// What of the module `module` this rank has, where that is not all of it.
+    fn split_of(&self, module: &str) -> Option<Split> {
+        self.list.split_of(module).filter(|_| !self.rank.is_alone())
+    }
+
+    /// Whether products with the module `module` are to be summed over the ranks.
+    pub(super) fn is_summed(&self, module: &str) -> bool {
+        self.split_of(module) == Some(Split::Columns)
+    }
+
+    /// This rank's part of rows `rows` of the module `module`.
+    pub(super) fn rows_of(&self, module: &str, rows: Range<usize>) -> Range<usize> {
+        match self.split_of(module) {
+            Some(Split::Rows) => self.rank.share(rows),
+            Some(Split::Columns) | None => rows,
+        }
+    }
+
+    /// This rank's part of the bias of the module `module`, where it may have one and the checkpoint does.
     pub(super) fn bias(&self, module: &str) -> Result<Option<Weight>> {
+        let Some(bias) = self.whole_bias(module)? else { return Ok(None) };
+        Ok(match self.split_of(module) {
+            None => Some(bias),
+            Some(Split::Rows) => {
+                let rows = self.rank.share(0..bias.len());
+                Some(bias.rows(&self.rank.to_string(), rows))
+            }
+            // It is in the sum once.
+            Some(Split::Columns) => self.rank.leads().then_some(bias),
+        })
+    }
+
+    /// All of the bias of the module `module`, where it may have one and the checkpoint does.
+    pub(super) fn whole_bias(&self, module: &str) -> Result<Option<Weight>> {
         let (spec, name) = (self.spec(module)?, format!("{module}.bias"));
         if !spec.bias || self.checkpoint.find(&name).is_none() {
             return Ok(None);
@@ -117,8 +153,34 @@ impl<'a> Loader<'a> {
         self.checkpoint.get(&format!("{module}.bias"), &[self.spec(module)?.rows.size])
     }
 
-    /// The matrix of the module `module`, in the format that the checkpoint has it in.
+    /// This rank's part of the matrix of the module `module`, in the format that the checkpoint has it in.
     pub(super) fn matrix(&self, module: &str) -> Result<Matrix> {
+        let whole = self.whole(module)?;
+        let [rows, columns] = [0, 1].map(|dim| whole.as_ref().shape()[dim]);
+        let part = self.rank.to_string();
+        match self.split_of(module) {
+            None => Ok(whole),
+            Some(Split::Rows) => Ok(whole.rows(&part, self.rank.share(0..rows))),
+            Some(Split::Columns) => {
+                let own = self.rank.share(0..columns);
+                let each = own.len();
+                whole.columns(&part, own)?.ok_or_else(|| {
+                    let ranks = self.rank.of();
+                    let format = match &whole {
+                        Matrix::Dense(weight) => weight.dtype().to_string(),
+                        Matrix::Quantized(weight) => weight.format().to_string(),
+                    };
+                    let what = format!(
+                        "its {columns} columns are to be split over {ranks} ranks, {each} each, which is not possible in {format}"
+                    );
+                    self.wrong(module, what)
+                })
+            }
+        }
+    }
+
+    /// All of the matrix of the module `module`, in the format that the checkpoint has it in.
+    pub(super) fn whole(&self, module: &str) -> Result<Matrix> {
         let spec = self.spec(module)?;
         if !spec.bias
             && let Some(bias) = self.checkpoint.find(&format!("{module}.bias"))

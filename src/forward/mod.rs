@@ -107,6 +107,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::backend::ops::StateSpec;
+use crate::backend::ranks::Rank;
 use crate::backend::{LlmBackendDispatch, PreparedMatrix, Tensor};
 use crate::config::{Config, IS_CAUSAL, Shared};
 use crate::error::{Error, Result};
@@ -339,6 +340,20 @@ pub(crate) trait Arguments: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The part of `rank`, of a model that several compute together.
+    ///
+    /// # Errors
+    /// A family that is not split, and a size that the number of ranks does not divide.
+    fn of_rank(&self, rank: Rank) -> Result<Box<dyn Arguments>> {
+        let got = format!("{} for a model of the family {}", rank.of(), self.config().model_type);
+        Err(Error::Option { option: "ranks", got, expected: "one: it is not split yet" })
+    }
+
+    /// Whose part it is.
+    fn rank(&self) -> Rank {
+        Rank::ALONE
+    }
+
     /// The layer behind the last that guesses the token after the next, where the files may have one.
     fn ahead(&self) -> Option<Ahead> {
         None
@@ -514,6 +529,22 @@ impl Architecture {
         self.arguments.head()
     }
 
+    /// The part of `rank`, of a model that several compute together.
+    ///
+    /// # Errors
+    /// A family that is not split, and a size that the number of ranks does not divide.
+    pub fn of_rank(&self, rank: Rank) -> Result<Self> {
+        if rank.is_alone() {
+            return Ok(self.clone());
+        }
+        Ok(Self { arguments: self.arguments.of_rank(rank)?.into(), ..self.clone() })
+    }
+
+    /// Whose part of the weights it is.
+    pub fn rank(&self) -> Rank {
+        self.arguments.rank()
+    }
+
     /// Whether it would generate but for its head, which is in no file.
     pub(crate) fn lacks_head(&self, checkpoint: &Checkpoint) -> bool {
         let config = self.config();
@@ -607,7 +638,7 @@ impl Architecture {
         with_ahead: bool,
     ) -> Result<Loaded> {
         let list = self.weights();
-        let loader = Loader::new(self.config(), &list, checkpoint, ops);
+        let loader = Loader::new(self.config(), &list, checkpoint, (ops, self.arguments.rank()));
         let forward = self.arguments.load(&loader)?;
         let ahead = match with_ahead {
             true => {
@@ -635,7 +666,7 @@ impl Architecture {
         model: &dyn Forward,
     ) -> Result<(Option<LoadedAhead>, Vec<PreparedMatrix>)> {
         let list = self.weights();
-        let loader = Loader::new(self.config(), &list, checkpoint, ops);
+        let loader = Loader::new(self.config(), &list, checkpoint, (ops, self.arguments.rank()));
         let ahead = self.ahead_of(&loader, model)?;
         Ok((ahead, loader.into_parts().0))
     }

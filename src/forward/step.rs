@@ -10,6 +10,7 @@ use super::adapt::{Adapter, Adapters};
 use crate::alloc;
 use crate::backend::batch::{Batch, Mask, RopeStep, Run};
 use crate::backend::ops::{Backend, Ids, KvRows, MatrixOperand, Recur};
+use crate::backend::ranks::Told;
 use crate::backend::rope::Frequencies;
 use crate::backend::{
     LayerState, LlmBackendDispatch, Op, PreparedMatrix, PreparedVector, RecurrentState, SequenceKv, Tensor,
@@ -30,6 +31,10 @@ pub struct SequenceState {
     pub second: usize,
     /// The adapter that it is computed with.
     pub adapter: Option<Arc<Adapter>>,
+    /// The length of its prompt.
+    pub prompt: usize,
+    /// What other ranks know it by, once they do.
+    pub told: Option<Told>,
 }
 
 /// Called with the name and the value of each activation that a layer hands on: `layers.3`, `[T, D]`.

@@ -1,5 +1,6 @@
 //! A runtime of opened files: the backend, and the weights in the form that it has them in.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::{LoadOptions, ModelFiles};
@@ -9,7 +10,7 @@ use crate::backend::kv::KvType;
 use crate::backend::ops::{Backend, MatrixOperand};
 use crate::backend::{LlmBackendDispatch, LlmBackendKind, PreparedMatrix, Routing};
 use crate::config::Config;
-use crate::engine::Runtime;
+use crate::engine::{Company, Runtime};
 use crate::error::{Error, Result};
 use crate::forward::Loaded;
 use crate::tensor::DType;
@@ -48,6 +49,8 @@ pub(super) fn runtime(
         options.progress.expect(files.checkpoint.total_bytes());
     }
     let with_ahead = options.by_own_layer(backend);
+    let ranks = options.ranks.filter(|ranks| !ranks.rank.is_alone());
+    let company = ranks.map(|ranks| Company::join(&dispatch, ranks)).transpose()?;
     let loaded = files.architecture.load(&files.checkpoint, &dispatch, with_ahead)?;
     let Loaded { forward, ahead, mut linears, places } = loaded;
     files.checkpoint.advise_willneed();
@@ -65,10 +68,33 @@ pub(super) fn runtime(
     let runtime = Runtime::new(config, forward, dispatch, kv_type)?
         .watched(files.checkpoint.watch())
         .with_places(places);
+    let runtime = match company {
+        Some(company) => {
+            company.check_model(runtime.dispatch(), fingerprint(files, (dtype, kv_type)))?;
+            runtime.among(company)
+        }
+        None => runtime,
+    };
     match ahead {
         Some(ahead) => runtime.with_ahead(ahead, kv_type, files.checkpoint.watch()),
         None => Ok(runtime),
     }
+}
+
+/// What ranks that compute a model together must have alike: the version, what the tensors are, and the types of activations, K and V.
+fn fingerprint(files: &ModelFiles, types: (DType, KvType)) -> u64 {
+    let config = files.config();
+    let mut tensors: Vec<_> = files
+        .checkpoint
+        .tensors()
+        .map(|info| (info.name().to_owned(), info.dtype_name().to_string(), info.shape().to_vec()))
+        .collect();
+    tensors.sort();
+    let sizes = [config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size];
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), &config.model_type, sizes, tensors).hash(&mut hasher);
+    (types.0.to_string(), types.1.to_string()).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// `runtime` with the layer ahead that `draft` has, and nothing else.

@@ -90,6 +90,11 @@ impl ModelFiles {
             LlmBackendKind::Mlx if list.is_of_table(&tensor.name) => 0,
             LlmBackendKind::Mlx => on_mlx(tensor, setting.dtype),
         };
+        let ranks = self.architecture.rank().of() as u64;
+        let of_rank = |tensor: &Stored| match list.of_tensor(&tensor.name) {
+            Some(module) if list.split_of(&module.name).is_some() => bytes(tensor).div_ceil(ranks),
+            _ => bytes(tensor),
+        };
         // What the forward pass has no use for stays in its file.
         let alone = self.is_layer_ahead();
         let mut tensors = if setting.ahead || alone { self.used_tensors() } else { self.own_tensors() };
@@ -97,7 +102,7 @@ impl ModelFiles {
         if let Some(ahead) = ahead.as_ref().filter(|_| alone) {
             tensors.retain(|tensor| ahead.list.of_tensor(&tensor.name).is_some());
         }
-        let own = tensors.iter().map(bytes).fold(0, u64::saturating_add);
+        let own = tensors.iter().map(of_rank).fold(0, u64::saturating_add);
         // The layer has a part of the model's head once more, in blocks.
         let head = tensors.iter().find(|tensor| tensor.format.is_some() && self.is_head(tensor)).map(bytes);
         let vocabulary = (self.config().vocab_size as u64).max(1);

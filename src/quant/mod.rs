@@ -259,6 +259,26 @@ impl QuantWeight {
         }
     }
 
+    /// As [`Matrix::columns`].
+    fn columns(&self, part: &str, columns: Range<usize>) -> Self {
+        assert!(
+            columns.start <= columns.end && columns.end <= self.shape[1],
+            "columns {columns:?} of {:?}",
+            self.shape
+        );
+        assert!(self.order.is_none(), "columns of {} by their order", self.name);
+        let bytes = |columns: usize| self.format.row_bytes(columns);
+        let ends = bytes(columns.start).into_iter().zip(bytes(columns.end));
+        let parts: SmallVec<[Range<usize>; 3]> = ends.map(|(start, end)| start..end).collect();
+        Self {
+            name: format!("{}[{part}]", self.name).into(),
+            format: self.format,
+            shape: [self.shape[0], columns.len()],
+            planes: self.planes.columns(self.shape[0], &bytes(self.shape[1]), &parts),
+            order: None,
+        }
+    }
+
     /// As [`Matrix::in_rows_of`].
     fn in_rows_of(&self, width: usize) -> Option<Self> {
         let [rows, columns] = self.shape;
@@ -328,6 +348,24 @@ impl Matrix {
         match self {
             Self::Dense(weight) => Some(Self::Dense(weight.in_rows_of(width))),
             Self::Quantized(weight) => weight.in_rows_of(width).map(Self::Quantized),
+        }
+    }
+
+    /// Columns `columns` as a matrix of their own, copied; none where they cut groups of a format, or have an order.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    ///
+    /// # Panics
+    /// Where `columns` leaves the matrix.
+    pub(crate) fn columns(&self, part: &str, columns: Range<usize>) -> Result<Option<Self>> {
+        match self {
+            Self::Dense(weight) => weight.columns(part, columns).map(Self::Dense).map(Some),
+            Self::Quantized(weight) => {
+                let whole = |end: usize| end.is_multiple_of(weight.format.group());
+                let cuts = !whole(columns.start) || !whole(columns.end) || weight.order.is_some();
+                Ok((!cuts).then(|| Self::Quantized(weight.columns(part, columns))))
+            }
         }
     }
 

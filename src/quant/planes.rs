@@ -3,8 +3,11 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use smallvec::SmallVec;
+
+use crate::alloc;
 use crate::error::Result;
-use crate::tensor::Bytes;
+use crate::tensor::{Bytes, cut};
 
 /// One kind of a quantized matrix's bytes, row after row.
 #[derive(Clone)]
@@ -140,6 +143,24 @@ impl Planes {
             }
             Self::Made(made) => (Arc::as_ptr(made).cast::<u8>() as usize, 0),
         }
+    }
+
+    /// Of each of `rows` rows, which have `widths` bytes, the bytes `columns`: copied when they are asked for.
+    pub fn columns(&self, rows: usize, widths: &[usize], columns: &[Range<usize>]) -> Self {
+        let (whole, columns): (Self, SmallVec<[Range<usize>; 3]>) = (self.clone(), columns.into());
+        let widths: SmallVec<[usize; 3]> = widths.into();
+        let make = move |rows: Range<usize>| -> Result<Arc<[Plane]>> {
+            let height = rows.len();
+            let planes = whole.rows(&widths, rows).held()?;
+            let parts = planes.kept()?.iter().zip(&widths).zip(&columns);
+            let parts = parts.map(|((plane, &width), columns)| {
+                let mut part = alloc::zeroed(height * columns.len(), "a part of a matrix")?;
+                cut(plane.bytes(), width, columns.clone(), &mut part);
+                Ok(Plane::owned(part))
+            });
+            parts.collect::<Result<Vec<Plane>>>().map(Into::into)
+        };
+        Self::made(Arc::new(make), 0..rows)
     }
 
     /// Rows `rows` of the planes, whose rows have `widths` bytes.

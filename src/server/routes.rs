@@ -305,6 +305,8 @@ struct Pulse {
     load: Load,
     stuck: bool,
     changed: Option<Error>,
+    /// Another rank is.
+    lost: Option<Error>,
 }
 
 /// Whether a model works: its files are what they were, and a step ended not long ago or, where there is nothing to do, its engine
@@ -318,7 +320,7 @@ async fn pulse(model: &Model, longest: Duration) -> Pulse {
         let answer = tokio::task::spawn_blocking(move || engine.with(|_| ()));
         !matches!(tokio::time::timeout(ANSWER.min(longest), answer).await, Ok(Ok(Ok(()))))
     };
-    Pulse { load, stuck, changed: model.check_files().err() }
+    Pulse { load, stuck, changed: model.check_files().err(), lost: model.engine().check().err() }
 }
 
 /// How the models are that are loaded; what is told beside it is the first one's, and of all where there are several.
@@ -326,7 +328,7 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     let all = app.models.list();
     let loaded: Vec<_> =
         all.iter().filter_map(|status| Some((&status.name, status.model.as_ref()?))).collect();
-    let (mut error, mut stuck) = (None, false);
+    let (mut error, mut stuck, mut lost) = (None, false, false);
     let (mut running, mut queued, mut steps, mut idle) = (0, 0, 0, Duration::MAX);
     for (name, model) in &loaded {
         let pulse = pulse(model, app.options.longest_step).await;
@@ -335,12 +337,14 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         queued += pulse.load.queued;
         steps += pulse.load.steps;
         idle = idle.min(pulse.load.idle);
-        error = error.or(pulse.changed.map(|error| match all.len() {
+        lost |= pulse.lost.is_some();
+        error = error.or(pulse.lost.or(pulse.changed).map(|error| match all.len() {
             1 => error.to_string(),
             _ => format!("{name}: {error}"),
         }));
     }
     let (status, text) = match &error {
+        Some(_) if lost => (StatusCode::SERVICE_UNAVAILABLE, "lost"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "changed"),
         None if stuck => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         None => (StatusCode::OK, "ok"),

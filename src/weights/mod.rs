@@ -50,14 +50,14 @@ pub(crate) use form::{Adopted, AdoptedDims, Form};
 pub use mmap::MappedFile;
 pub use progress::LoadProgress;
 pub use quantized::Stored;
+use source::Source;
 pub use source::{Access, Watch};
-use source::{Aligned, Source};
 
 use crate::error::{Error, Result};
 use crate::files::{self, Home, exists};
 use crate::json::{self, Value, quote};
 use crate::quant::{Format, Matrix, Plane, QuantWeight};
-use crate::tensor::{Bytes, DType, Shape, Weight};
+use crate::tensor::{Aligned, Bytes, DType, Shape, Weight};
 
 /// Name of the index of a checkpoint in several files.
 const INDEX: &str = "model.safetensors.index.json";

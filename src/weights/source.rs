@@ -12,7 +12,7 @@ use super::mmap::MappedFile;
 use crate::alloc;
 use crate::error::{Error, Result};
 use crate::files::OpenFile;
-use crate::tensor::Bytes;
+use crate::tensor::{Aligned, Bytes};
 
 /// How a checkpoint's tensors are brought into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -155,34 +155,5 @@ impl Watch {
             Some((path, what)) => Err(Error::Changed { path: path.clone(), what: what.clone() }),
             None => Ok(()),
         }
-    }
-}
-
-/// A copy of bytes that starts at a multiple of 8.
-#[derive(Debug)]
-pub(super) struct Aligned {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl Aligned {
-    pub fn zeros(len: usize) -> Result<Self> {
-        Ok(Self { words: alloc::zeroed(len.div_ceil(8), "an aligned copy of a tensor")?, len })
-    }
-
-    pub fn copy_of(bytes: &[u8]) -> Result<Self> {
-        let mut copy = Self::zeros(bytes.len())?;
-        copy.bytes_mut().copy_from_slice(bytes);
-        Ok(copy)
-    }
-
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
-    }
-}
-
-impl Bytes for Aligned {
-    fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.len]
     }
 }

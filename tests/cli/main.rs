@@ -13,6 +13,7 @@ mod form;
 mod gguf;
 mod imatrix;
 mod inspect;
+mod launch;
 #[cfg(target_os = "linux")]
 mod loading;
 mod options;

@@ -137,8 +137,9 @@ pub fn op(op: OpKind, dtype: DType) -> OpBound {
         OpKind::Mix => (1.0, 4.0),
         // The mean, the deviation and the difference in f32, rounded once.
         OpKind::Cut => (1.0, 2.0),
-        // Nothing is computed.
+        // Nothing is computed; of two ranks, one sum.
         OpKind::Join => (0.0, 0.0),
+        OpKind::AllSum => (1.0, 0.0),
         // Gate, activation, up and product are each rounded.
         OpKind::GateUp => (2.0, 3.0),
         // Both products, the scale between them, and the sum.

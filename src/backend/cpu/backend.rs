@@ -419,6 +419,10 @@ impl Backend for CpuBackend {
             Op::Experts { x, ids, weights, gate, up, down, gating, on_input } => {
                 self.experts([x, ids, weights], on_input, [gate, Some(up)], down, gating)?
             }
+            Op::AllSum { .. } => {
+                let reason = "ranks talk to each other through MLX alone".to_owned();
+                return Err(Error::Op { op: op.kind().name(), backend: "cpu", reason });
+            }
             Op::GateUp { x, gate, up, activation } => {
                 let [mut gate, up] = self.linear(x, [gate, up])?;
                 let gated = Binary::Gated(activation.into());

@@ -131,7 +131,7 @@ pub(super) fn to_f32(array: &Array) -> Result<Vec<f32>> {
 }
 
 /// Evaluates `array`, whose elements are of type `T`, and copies it to the host, row-major.
-fn values<T: ArrayElement + Clone>(array: &Array) -> Result<Vec<T>> {
+pub(super) fn values<T: ArrayElement + Clone>(array: &Array) -> Result<Vec<T>> {
     if array.size() == 0 {
         return Ok(Vec::new());
     }

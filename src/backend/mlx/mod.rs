@@ -14,9 +14,10 @@ mod kv;
 mod operands;
 mod ops;
 mod quantized;
+mod ranks;
 mod recurrent;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
@@ -54,6 +55,8 @@ pub struct MlxBackend {
     step: RefCell<StepCache>,
     /// Formats that were reported as computed in another.
     reported: RefCell<HashSet<Format>>,
+    /// The other ranks, where there are any.
+    group: OnceCell<ranks::Group>,
 }
 
 /// Arrays that the layers of one step share.
@@ -79,6 +82,7 @@ impl MlxBackend {
             weights: WeightCache::default(),
             step: RefCell::default(),
             reported: RefCell::default(),
+            group: OnceCell::new(),
         })
     }
 

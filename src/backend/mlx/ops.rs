@@ -149,6 +149,7 @@ impl MlxBackend {
             Op::Experts { x, ids, weights, gate, up, down, gating, on_input } => {
                 self.experts([x, ids, weights], on_input, [gate, Some(up)], down, gating)?
             }
+            Op::AllSum { x } => self.all_sum(x)?,
             Op::GateUp { .. } | Op::AddRmsNorm { .. } | Op::Adapt { .. } | Op::Qkv { .. } => {
                 return Err(Error::Op {
                     op: name,

@@ -48,7 +48,7 @@ impl<B: Operands> Op<'_, B> {
             Self::Experts { .. } => check_experts(self),
             Self::Gate { x, gate, .. } => check_gate::<B>(x, gate),
             Self::Mix { x, by, into, width } => check_mix::<B>(x, by, into, width),
-            Self::Cut { x, .. } => matrix::<B>(op, x).map(|_| ()),
+            Self::Cut { x, .. } | Self::AllSum { x } => matrix::<B>(op, x).map(|_| ()),
             Self::Join { a, b } => match (matrix::<B>(op, a)?, matrix::<B>(op, b)?) {
                 ((rows, _), (others, _)) if rows == others => Ok(()),
                 _ => refuse(format!("a is {:?} and b {:?}, expected as many rows", a.shape(), b.shape())),

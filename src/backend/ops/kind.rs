@@ -60,6 +60,8 @@ pub enum OpKind {
     Route,
     /// The feed-forward parts of the experts that rows go to, and their weighted sum.
     Experts,
+    /// The sum over all ranks of what each has.
+    AllSum,
     /// Fused: `act(x · Wgᵀ) ∘ (x · Wuᵀ)`.
     GateUp,
     /// Fused: residual sum and norm.
@@ -72,7 +74,7 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every op, in the order of their declaration.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Embedding,
         Self::Linear,
         Self::HeadLinear,
@@ -99,6 +101,7 @@ impl OpKind {
         Self::TakeRows,
         Self::Route,
         Self::Experts,
+        Self::AllSum,
         Self::GateUp,
         Self::AddRmsNorm,
         Self::Adapt,
@@ -134,6 +137,7 @@ impl OpKind {
             Self::TakeRows => "take_rows",
             Self::Route => "route",
             Self::Experts => "experts",
+            Self::AllSum => "all_sum",
             Self::GateUp => "gate_up",
             Self::AddRmsNorm => "add_rms_norm",
             Self::Adapt => "adapt",
@@ -155,7 +159,7 @@ impl FromStr for OpKind {
             option: "cpu_ops",
             got: name.to_owned(),
             expected: "names of ops: embedding, linear, head_linear, rms_norm, layer_norm, silu, gelu, relu2, add, mul, scale, \
-                scale_rows, gate, mix, cut, join, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, gate_up, add_rms_norm, adapt, qkv",
+                scale_rows, gate, mix, cut, join, soft_cap, rope, kv_write, convolution, delta_rule, scan, attention, take_rows, route, experts, all_sum, gate_up, add_rms_norm, adapt, qkv",
         })
     }
 }

@@ -252,6 +252,12 @@ pub enum Op<'a, B: Operands> {
         /// Whether weights multiply what goes to an expert, in place of what it gives.
         on_input: bool,
     },
+    /// The sum of what every rank has for `x`, added in an order that is the same for all of them: of equal shapes, and without a
+    /// fallback.
+    AllSum {
+        /// `[T, D]`.
+        x: &'a B::Tensor,
+    },
     /// Fused `act(x · Wgᵀ + bg) ∘ (x · Wuᵀ + bu)`: `[T, K]` → `[T, N]`.
     GateUp {
         /// `[T, K]`.
@@ -337,6 +343,7 @@ impl<'a, B: Operands> Op<'a, B> {
             Self::TakeRows { .. } => OpKind::TakeRows,
             Self::Route { .. } => OpKind::Route,
             Self::Experts { .. } => OpKind::Experts,
+            Self::AllSum { .. } => OpKind::AllSum,
             Self::GateUp { .. } => OpKind::GateUp,
             Self::AddRmsNorm { .. } => OpKind::AddRmsNorm,
             Self::Adapt { .. } => OpKind::Adapt,
@@ -377,6 +384,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::SoftCap { x, .. }
             | Self::Rope { x, .. }
             | Self::TakeRows { x, .. }
+            | Self::AllSum { x }
             | Self::GateUp { x, .. }
             | Self::Qkv { x, .. } => smallvec![x],
             Self::Attention { q, .. } => smallvec![q],
@@ -478,6 +486,7 @@ impl<'a, B: Operands> Op<'a, B> {
                 gating,
                 on_input,
             },
+            Self::AllSum { x } => Op::AllSum { x: tensor(x)? },
             Self::GateUp { x, gate, up, activation } => {
                 Op::GateUp { x: tensor(x)?, gate: of(gate)?, up: of(up)?, activation }
             }
@@ -548,6 +557,7 @@ impl<'a, B: Operands> Op<'a, B> {
             | Self::Gate { x, .. }
             | Self::Cut { x, .. }
             | Self::SoftCap { x, .. }
+            | Self::AllSum { x }
             | Self::Rope { x, .. } => each(x.shape()),
         }
     }

@@ -20,7 +20,7 @@ use crate::harness::{Expected, backends, close, load, options, root};
 use crate::tolerance;
 
 /// Every fixture directory.
-fn fixtures() -> Vec<PathBuf> {
+pub(super) fn fixtures() -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = ["models", "quantized"]
         .into_iter()
         .flat_map(|name| std::fs::read_dir(root().join("tests/fixtures").join(name)).unwrap())
@@ -33,7 +33,7 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 /// The backends that compute the values of a model's file: MLX has forms for some that are only near.
-fn exact_backends(path: &Path) -> Vec<LlmBackendKind> {
+pub(super) fn exact_backends(path: &Path) -> Vec<LlmBackendKind> {
     let files = ModelFiles::open(path).unwrap();
     let is_near = |tensor: &Stored| {
         let columns = tensor.shape.last().copied().unwrap_or(0);
@@ -67,7 +67,11 @@ fn cached_with_states(
     expected: &Expected,
     chunk: usize,
 ) -> (Vec<Vec<f32>>, Vec<HostKv>) {
-    let model = load(path, options);
+    cached_of(&load(path, options), expected, chunk)
+}
+
+/// The same of a model that is loaded.
+pub(super) fn cached_of(model: &Model, expected: &Expected, chunk: usize) -> (Vec<Vec<f32>>, Vec<HostKv>) {
     let (tokens, prompt) = (expected.tokens(), expected.prompt.len());
     model
         .engine()

@@ -5,5 +5,6 @@ mod encoders;
 mod fixtures;
 mod gguf;
 mod pages;
+mod ranks;
 mod stories;
 mod weights;
