@@ -15,6 +15,7 @@ use super::dispatch::LlmBackendDispatch;
 use super::kv::{HostKv, HostPage, KvShape, MLX_GROWTH, PAGE};
 use super::mlx::MlxPage;
 use super::ops::{Backend, Mark, Recurrent, State, StateLayout, held, held_behind};
+use super::ranks::Told;
 use super::recurrent::HostRecurrent;
 use super::values::{LayerState, RecurrentState};
 use crate::error::{Error, Result};
@@ -106,7 +107,7 @@ impl SequenceKv {
 
     /// Holds `page` in place of its own page `index` of the same tokens. Nothing on MLX, where pages are copies.
     pub(crate) fn take_over(&mut self, index: usize, page: &KvPage, pane: Option<&KvPage>) {
-        let of = |page: &KvPage| match &page.0 {
+        let of = |page: &KvPage| match &page.layers {
             Layers::Host(layers) => Arc::clone(layers),
             Layers::Mlx(_) | Layers::Recurrent(_) | Layers::HostRecurrent(_) => Arc::default(),
         };
@@ -137,7 +138,27 @@ impl SequenceKv {
 /// A page of a sequence is one of the layers without a window and, where there are others, a *pane* of those: what lies behind
 /// a window may be gone while the rest is there. On MLX, which gives nothing back, a page is of all layers.
 #[derive(Debug, Clone)]
-pub struct KvPage(Layers);
+pub struct KvPage {
+    layers: Layers,
+    /// What other ranks call it, once they have theirs.
+    told: Option<Rc<Told>>,
+}
+
+impl KvPage {
+    fn of(layers: Layers) -> Self {
+        Self { layers, told: None }
+    }
+
+    /// What other ranks call it, where they have theirs.
+    pub(crate) fn told(&self) -> Option<u32> {
+        self.told.as_ref().map(|told| told.number())
+    }
+
+    /// As other ranks are told of it.
+    pub(crate) fn with_told(self, told: Told) -> Self {
+        Self { told: Some(Rc::new(told)), ..self }
+    }
+}
 
 /// A page of a sequence, and its pane, where the model has windows and the sequence has not given it back.
 pub type PageAndPane = (KvPage, Option<KvPage>);
@@ -274,7 +295,10 @@ impl LlmBackendDispatch {
                         LayerState::Host(kv) => kv.page(index),
                         LayerState::Mlx(_) => None,
                     };
-                    layers.map(page).collect::<Option<Arc<[_]>>>().map(|layers| KvPage(Layers::Host(layers)))
+                    layers
+                        .map(page)
+                        .collect::<Option<Arc<[_]>>>()
+                        .map(|layers| KvPage::of(Layers::Host(layers)))
                 };
                 let has_windows = kv.layout.window().is_some();
                 let both = |index| Some((of(index, false)?, of(index, true).filter(|_| has_windows)));
@@ -289,7 +313,7 @@ impl LlmBackendDispatch {
                 });
                 let Some(layers) = layers.collect::<Option<Vec<_>>>() else { return Ok(None) };
                 let pages = mlx.snapshot(&layers, range)?;
-                Ok(Some(pages.into_iter().map(|page| (KvPage(Layers::Mlx(page.into())), None)).collect()))
+                Ok(Some(pages.into_iter().map(|page| (KvPage::of(Layers::Mlx(page.into())), None)).collect()))
             }
         }
     }
@@ -314,10 +338,10 @@ impl LlmBackendDispatch {
             RecurrentState::Mlx(_) => None,
         });
         if let (Self::Cpu { .. }, Some(copies)) = (self, on_host.collect::<Option<Result<Arc<[_]>>>>()) {
-            return Ok(Some(KvPage(Layers::HostRecurrent(copies?))));
+            return Ok(Some(KvPage::of(Layers::HostRecurrent(copies?))));
         }
         let copies = kv.recurrent.iter().map(RecurrentState::copy).collect::<Result<Rc<[_]>>>()?;
-        Ok(Some(KvPage(Layers::Recurrent(copies))))
+        Ok(Some(KvPage::of(Layers::Recurrent(copies))))
     }
 
     /// A sequence of the first `len` tokens of `pages`, which are as many as that takes, and of the `snapshot` behind them. Layers with a window begin with the first
@@ -332,7 +356,7 @@ impl LlmBackendDispatch {
         snapshot: Option<&KvPage>,
         len: usize,
     ) -> Result<SequenceKv> {
-        let recurrent = match snapshot.map(|snapshot| &snapshot.0) {
+        let recurrent = match snapshot.map(|snapshot| &snapshot.layers) {
             Some(Layers::Recurrent(states)) => {
                 states.iter().map(RecurrentState::copy).collect::<Result<_>>()?
             }
@@ -351,7 +375,7 @@ impl LlmBackendDispatch {
                     None => (&mut whole, 0),
                 };
                 let of = pages[first..].iter().filter_map(|(page, pane)| {
-                    match &pane.as_ref().filter(|_| window.is_some()).unwrap_or(page).0 {
+                    match &pane.as_ref().filter(|_| window.is_some()).unwrap_or(page).layers {
                         Layers::Host(layers) => layers.get(*at).cloned(),
                         Layers::Mlx(_) | Layers::Recurrent(_) | Layers::HostRecurrent(_) => None,
                     }
@@ -364,7 +388,7 @@ impl LlmBackendDispatch {
             return Ok(SequenceKv { layers, recurrent, layout: layout.clone() });
         };
         let on_mlx = |(layer, &of_layer): (usize, &(KvShape, Option<usize>))| {
-            let of = pages.iter().filter_map(|(page, _)| match &page.0 {
+            let of = pages.iter().filter_map(|(page, _)| match &page.layers {
                 Layers::Mlx(layers) => layers.get(layer),
                 Layers::Host(_) | Layers::Recurrent(_) | Layers::HostRecurrent(_) => None,
             });
@@ -387,7 +411,7 @@ fn address(state: &RecurrentState) -> (usize, u64) {
 #[cfg(any(test, feature = "fuzzing"))]
 impl KvPage {
     pub(crate) fn memory(&self) -> Vec<(usize, u64)> {
-        match &self.0 {
+        match &self.layers {
             Layers::Host(layers) => layers.iter().map(HostPage::memory).collect(),
             Layers::Mlx(layers) => layers.iter().flat_map(MlxPage::memory).collect(),
             Layers::Recurrent(states) => states.iter().map(address).collect(),

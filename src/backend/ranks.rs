@@ -65,27 +65,97 @@ impl Rank {
     }
 }
 
-/// Numbers of sequences that are no longer there.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Gone(Arc<Mutex<Vec<u32>>>);
+/// What the other ranks are to do before the next step, in this order. Sequences and pages are numbers that the first rank gave them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// To keep pages of a sequence that has `len` tokens, from page `first` on, under the numbers `pages`.
+    Keep {
+        /// Whose.
+        sequence: u32,
+        /// Tokens that it has.
+        len: u32,
+        /// The first of its pages.
+        first: u32,
+        /// What they are called.
+        pages: Vec<u32>,
+    },
+    /// To begin a sequence with the first `len` tokens of pages.
+    Begin {
+        /// What it is called.
+        sequence: u32,
+        /// The length of its prompt.
+        prompt: u32,
+        /// Tokens that it begins with.
+        len: u32,
+        /// The pages that hold them.
+        pages: Vec<u32>,
+    },
+    /// To forget a sequence.
+    Forget(u32),
+    /// To forget a page.
+    ForgetPage(u32),
+}
 
-impl Gone {
+impl Order {
+    /// Adds its words to `words`.
+    pub fn write(&self, words: &mut Vec<u32>) {
+        let (kind, fields, pages): (u32, [u32; 3], &[u32]) = match self {
+            Self::Keep { sequence, len, first, pages } => (0, [*sequence, *len, *first], pages),
+            Self::Begin { sequence, prompt, len, pages } => (1, [*sequence, *prompt, *len], pages),
+            Self::Forget(sequence) => (2, [*sequence, 0, 0], &[]),
+            Self::ForgetPage(page) => (3, [*page, 0, 0], &[]),
+        };
+        words.extend([kind, pages.len() as u32]);
+        words.extend(fields);
+        words.extend(pages);
+    }
+
+    /// The first order in `words`, and what follows it; none where there is none.
+    pub fn read(words: &[u32]) -> Option<(Self, &[u32])> {
+        let (&[kind, count, a, b, c], rest) = words.split_first_chunk::<5>()?;
+        let (pages, rest) = rest.split_at_checked(count as usize)?;
+        let pages = pages.to_vec();
+        let order = match (kind, count) {
+            (0, _) => Self::Keep { sequence: a, len: b, first: c, pages },
+            (1, _) => Self::Begin { sequence: a, prompt: b, len: c, pages },
+            (2, 0) => Self::Forget(a),
+            (3, 0) => Self::ForgetPage(a),
+            _ => return None,
+        };
+        Some((order, rest))
+    }
+}
+
+/// What the other ranks were not told yet.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Orders(Arc<Mutex<Vec<Order>>>);
+
+impl Orders {
+    pub fn add(&self, order: Order) {
+        self.0.lock().push(order);
+    }
+
     /// Those since it was asked last.
-    pub fn take(&self) -> Vec<u32> {
+    pub fn take(&self) -> Vec<Order> {
         std::mem::take(&mut self.0.lock())
     }
 }
 
-/// The number by which the other ranks know a sequence; when it is dropped, they are to forget it.
+/// What the other ranks call a sequence or a page; when it is dropped, they are to forget that.
 #[derive(Debug)]
 pub struct Told {
     number: u32,
-    gone: Gone,
+    forget: fn(u32) -> Order,
+    orders: Orders,
 }
 
 impl Told {
-    pub(crate) fn new(number: u32, gone: &Gone) -> Self {
-        Self { number, gone: gone.clone() }
+    pub(crate) fn sequence(number: u32, orders: &Orders) -> Self {
+        Self { number, forget: Order::Forget, orders: orders.clone() }
+    }
+
+    pub(crate) fn page(number: u32, orders: &Orders) -> Self {
+        Self { number, forget: Order::ForgetPage, orders: orders.clone() }
     }
 
     pub(crate) fn number(&self) -> u32 {
@@ -95,7 +165,7 @@ impl Told {
 
 impl Drop for Told {
     fn drop(&mut self) {
-        self.gone.0.lock().push(self.number);
+        self.orders.add((self.forget)(self.number));
     }
 }
 
@@ -108,6 +178,32 @@ impl fmt::Display for Rank {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn orders_are_read_as_they_were_written_and_in_their_order() {
+        let orders = Orders::default();
+        let pages = vec![5, 6];
+        orders.add(Order::Keep { sequence: 1, len: 100, first: 0, pages: pages.clone() });
+        orders.add(Order::Begin { sequence: 2, prompt: 90, len: 80, pages });
+        let (sequence, page) = (Told::sequence(1, &orders), Told::page(6, &orders));
+        assert_eq!((sequence.number(), page.number()), (1, 6));
+        drop(sequence);
+        drop(page);
+        let told = orders.take();
+        assert_eq!(told[2..], [Order::Forget(1), Order::ForgetPage(6)]);
+        assert_eq!(orders.take(), []);
+        let mut words = Vec::new();
+        told.iter().for_each(|order| order.write(&mut words));
+        let (mut rest, mut read) = (&words[..], Vec::new());
+        while let Some((order, more)) = Order::read(rest) {
+            read.push(order);
+            rest = more;
+        }
+        assert!(rest.is_empty() && read == told, "{read:?}, and {rest:?}");
+        for wrong in [&[2, 1, 7, 0, 0, 9][..], &[4, 0, 0, 0, 0], &[0, 2, 1, 1, 1, 5], &[3, 0, 1]] {
+            assert_eq!(Order::read(wrong), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn equal_parts_follow_each_other() {

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::lost::Lost;
-use crate::backend::LlmBackendDispatch;
 use crate::backend::batch::{Batch, Run, Tokens};
-use crate::backend::ranks::{Gone, Rank, Told, VARIABLES};
+use crate::backend::ranks::{Order, Orders, Rank, Told, VARIABLES};
+use crate::backend::{LlmBackendDispatch, PageAndPane};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::forward::step::SequenceState;
@@ -116,6 +116,19 @@ impl Message {
     }
 }
 
+/// The orders and the message that words are; none where they are neither.
+fn parted(kind: u32, words: &[u32]) -> Option<(Vec<Order>, Message)> {
+    let (&len, rest) = words.split_first()?;
+    let (mut of_orders, body) = rest.split_at_checked(len as usize)?;
+    let mut orders = Vec::new();
+    while !of_orders.is_empty() {
+        let (order, more) = Order::read(of_orders)?;
+        orders.push(order);
+        of_orders = more;
+    }
+    Some((orders, Message::of(kind, body.to_vec())?))
+}
+
 /// Says that another rank is lost when it is waited for too long.
 struct Alarm {
     state: Arc<Mutex<Option<(Instant, Duration, String)>>>,
@@ -160,10 +173,10 @@ pub(crate) struct Company {
     messages: Cell<u32>,
     /// Steps so far.
     steps: Cell<u64>,
-    /// Sequences so far.
+    /// Sequences and pages so far.
     numbers: Cell<u32>,
-    /// Those that the first rank has no longer, and the others do not know of.
-    gone: Gone,
+    /// What the others are to do before the next step.
+    orders: Orders,
     /// When something was said last.
     said: Cell<Instant>,
     /// Who waits for what is computed, and why that comes no more.
@@ -198,7 +211,7 @@ impl Company {
             messages: Cell::new(0),
             steps: Cell::new(0),
             numbers: Cell::new(0),
-            gone: Gone::default(),
+            orders: Orders::default(),
             said: Cell::new(Instant::now()),
             lost,
         })
@@ -269,7 +282,11 @@ impl Company {
     /// Says something, as the first rank.
     fn say(&self, dispatch: &LlmBackendDispatch, message: Message) -> Result<()> {
         self.lost.check()?;
-        let (kind, words) = message.words();
+        let mut words = vec![0];
+        self.orders.take().iter().for_each(|order| order.write(&mut words));
+        words[0] = words.len() as u32 - 1;
+        let (kind, body) = message.words();
+        words.extend(body);
         let number = self.messages.get().wrapping_add(1);
         self.messages.set(number);
         let mut head = vec![MARK ^ number, kind, words.len() as u32];
@@ -285,8 +302,8 @@ impl Company {
         self.heard(said)
     }
 
-    /// What the first rank says.
-    pub(super) fn listen(&self, dispatch: &LlmBackendDispatch) -> Result<Message> {
+    /// What the first rank says, and what is to be done before.
+    pub(super) fn listen(&self, dispatch: &LlmBackendDispatch) -> Result<(Vec<Order>, Message)> {
         let number = self.messages.get().wrapping_add(1);
         self.messages.set(number);
         self.wait();
@@ -300,7 +317,7 @@ impl Company {
             if len > words.len() {
                 words.extend(dispatch.sum_words(&vec![0; len - words.len()])?);
             }
-            Message::of(kind, words).ok_or_else(lost)
+            parted(kind, &words).ok_or_else(lost)
         });
         self.heard(message)
     }
@@ -321,16 +338,11 @@ impl Company {
         let Tokens::Known(tokens) = &batch.tokens else {
             return Err(Error::Engine("a step of several ranks has tokens that are not known".to_owned()));
         };
-        let gone = self.gone.take();
-        let sizes = [gone.len(), batch.runs.len(), batch.outputs.len(), tokens.len()];
+        let sizes = [batch.runs.len(), batch.outputs.len(), tokens.len()];
         let mut words: Vec<u32> = sizes.map(|size| size as u32).to_vec();
-        words.extend(gone);
         for run in &batch.runs {
             let state = sequences[run.sequence].borrow_mut();
-            let told = state.told.get_or_insert_with(|| {
-                self.numbers.set(self.numbers.get().wrapping_add(1));
-                Told::new(self.numbers.get(), &self.gone)
-            });
+            let told = state.told.get_or_insert_with(|| Told::sequence(self.number(), &self.orders));
             let second = u32::try_from(state.second).unwrap_or(u32::MAX);
             words.extend([told.number(), state.prompt as u32, second, run.start as u32, run.len as u32]);
         }
@@ -340,6 +352,51 @@ impl Company {
         self.say(dispatch, Message::Step(words))?;
         self.wait();
         Ok(())
+    }
+
+    /// The next number.
+    fn number(&self) -> u32 {
+        self.numbers.set(self.numbers.get().wrapping_add(1));
+        self.numbers.get()
+    }
+
+    /// Has the others keep the same pages of a sequence, from page `first` on, as the first rank; none where they know nothing of it.
+    pub fn say_kept(
+        &self,
+        state: &SequenceState,
+        first: usize,
+        pages: Vec<PageAndPane>,
+    ) -> Option<Vec<PageAndPane>> {
+        if !self.rank.leads() {
+            return Some(pages);
+        }
+        let sequence = state.told.as_ref()?.number();
+        let told =
+            |(page, pane): PageAndPane| (page.with_told(Told::page(self.number(), &self.orders)), pane);
+        let pages: Vec<PageAndPane> = pages.into_iter().map(told).collect();
+        self.orders.add(Order::Keep {
+            sequence,
+            len: state.kv.len() as u32,
+            first: first as u32,
+            pages: pages.iter().filter_map(|(page, _)| page.told()).collect(),
+        });
+        Some(pages)
+    }
+
+    /// Has the others begin a sequence with the same pages, as the first rank.
+    ///
+    /// # Errors
+    /// Pages that they do not have.
+    pub fn say_begun(&self, mut state: SequenceState, pages: &[PageAndPane]) -> Result<SequenceState> {
+        if self.rank.leads() {
+            let pages: Option<Vec<u32>> = pages.iter().map(|(page, _)| page.told()).collect();
+            let unknown = || Error::Engine("the other ranks have no such pages".to_owned());
+            let (pages, sequence) = (pages.ok_or_else(unknown)?, self.number());
+            let [prompt, len] = [state.prompt, state.kv.len()].map(|size| size as u32);
+            self.orders.add(Order::Begin { sequence, prompt, len, pages });
+            state.told = Some(Told::sequence(sequence, &self.orders));
+        }
+        Ok(state)
     }
 
     /// Says that there is nothing to do, where nothing was said for a while: the others wait, asleep where it is `quiet`.
@@ -361,7 +418,6 @@ impl Company {
 
 /// A step as the first rank said it.
 pub(super) struct Step {
-    pub gone: Vec<u32>,
     /// Number, length of the prompt, and where a second text begins, of each run's sequence.
     pub sequences: Vec<[u32; 3]>,
     pub batch: Batch,
@@ -370,8 +426,7 @@ pub(super) struct Step {
 impl Step {
     /// None where the words are none of a step.
     pub fn read(words: &[u32]) -> Option<Self> {
-        let (&[gone, runs, outputs, tokens], rest) = words.split_first_chunk::<4>()?;
-        let (gone, rest) = rest.split_at_checked(gone as usize)?;
+        let (&[runs, outputs, tokens], rest) = words.split_first_chunk::<3>()?;
         let (runs, rest) = rest.split_at_checked(5 * runs as usize)?;
         let (outputs, rest) = rest.split_at_checked(outputs as usize)?;
         let (tokens, []) = rest.split_at_checked(tokens as usize)? else { return None };
@@ -385,7 +440,7 @@ impl Step {
             sequences.push([run[0], run[1], run[2]]);
             row += len;
         }
-        (row == tokens.len()).then(|| Self { gone: gone.to_vec(), sequences, batch })
+        (row == tokens.len()).then_some(Self { sequences, batch })
     }
 }
 
@@ -395,12 +450,12 @@ mod tests {
 
     #[test]
     fn steps_are_read_as_they_are_said_and_nothing_else_is_one() {
-        let words = [1, 2, 2, 5, /* gone */ 7, /* runs */ 3, 40, 9, 4, 3, 8, 50, u32::MAX, 0, 2]
+        let words = [2, 2, 5, /* runs */ 3, 40, 9, 4, 3, 8, 50, u32::MAX, 0, 2]
             .into_iter()
             .chain([2, 4, /* tokens */ 10, 11, 12, 20, 21]);
         let words: Vec<u32> = words.collect();
         let step = Step::read(&words).unwrap();
-        assert_eq!((&*step.gone, &*step.sequences), (&[7][..], &[[3, 40, 9], [8, 50, u32::MAX]][..]));
+        assert_eq!(step.sequences, [[3, 40, 9], [8, 50, u32::MAX]]);
         let run = |sequence, row, len, start| Run { sequence, row, len, start };
         assert_eq!(step.batch.runs, [run(0, 0, 3, 4), run(1, 3, 2, 0)]);
         assert_eq!(step.batch.outputs, [2, 4]);
@@ -408,15 +463,23 @@ mod tests {
         for len in 0..words.len() {
             assert!(Step::read(&words[..len]).is_none(), "{len} words");
         }
-        for (at, word) in [(0, u32::MAX), (1, u32::MAX), (2, 1), (3, 6), (8, 2)] {
+        for (at, word) in [(0, u32::MAX), (1, 1), (2, 6), (7, 2)] {
             let mut wrong = words.clone();
             wrong[at] = word;
             assert!(Step::read(&wrong).is_none(), "word {at} is {word}");
         }
         for message in [Message::Wait(45), Message::End, Message::Step(words)] {
             let said = format!("{message:?}");
-            let (kind, words) = message.words();
-            assert_eq!(format!("{:?}", Message::of(kind, words).unwrap()), said);
+            let (kind, body) = message.words();
+            let orders = [Order::Forget(3), Order::ForgetPage(4)];
+            let mut words = vec![0];
+            orders.iter().for_each(|order| order.write(&mut words));
+            words[0] = words.len() as u32 - 1;
+            words.extend(body);
+            let (read, message) = parted(kind, &words).unwrap();
+            assert_eq!((&read[..], format!("{message:?}")), (&orders[..], said));
+            words[0] -= 1;
+            assert!(parted(kind, &words).is_none());
         }
         assert_eq!(
             [Message::of(1, vec![1]), Message::of(0, vec![]), Message::of(9, vec![])],

@@ -302,11 +302,12 @@ impl Runtime {
     /// # Errors
     /// A copy on MLX that fails.
     pub fn pages(&self, state: &SequenceState, range: Range<usize>) -> Result<Option<Vec<PageAndPane>>> {
-        // The other ranks would have to keep theirs.
-        if self.company.is_some() {
-            return Ok(None);
-        }
-        self.dispatch.snapshot(&state.kv, range)
+        let first = range.start;
+        let pages = self.dispatch.snapshot(&state.kv, range)?;
+        Ok(match (&self.company, pages) {
+            (Some(company), Some(pages)) => company.say_kept(state, first, pages),
+            (_, pages) => pages,
+        })
     }
 
     /// What the recurrent layers of a sequence keep, for others that begin with its tokens. None once MLX was given up.
@@ -336,7 +337,11 @@ impl Runtime {
         debug_assert_eq!(pages.len(), tokens.len().div_ceil(PAGE), "the pages of the tokens");
         let kv = self.dispatch.restore(&self.states, pages, snapshot, tokens.len())?;
         let history = alloc::copy_of(tokens, "the tokens of a sequence")?;
-        Ok(SequenceState { kv, history, ..self.sequence(prompt_len) })
+        let state = SequenceState { kv, history, ..self.sequence(prompt_len) };
+        match &self.company {
+            Some(company) => company.say_begun(state, pages),
+            None => Ok(state),
+        }
     }
 
     /// Runs one step and returns its logits `[S, V]` in the order of `batch.outputs`.

@@ -44,6 +44,11 @@ impl Linear {
         self
     }
 
+    /// The same whose products are summed with others.
+    pub fn unsummed(self) -> Self {
+        Self { summed: false, ..self }
+    }
+
     /// The same with its bias times `by`.
     pub fn with_bias_by(loader: &Loader<'_>, name: &str, by: f32) -> Result<Self> {
         let mut bias = loader.bias(name)?;

@@ -529,7 +529,9 @@ impl Dense {
             attention = attention.with_gate(Linear::load(loader, &path(gate.name))?, gate.kind);
         }
         if let Some(sinks) = self.sinks {
-            attention = attention.with_sinks(loader.ops.vector(&loader.vector(&path(sinks))?));
+            let all = loader.vector(&path(sinks))?;
+            let own = all.rows("sinks", self.rank.share(0..all.len()));
+            attention = attention.with_sinks(loader.ops.vector(&own));
         }
         Ok(attention)
     }

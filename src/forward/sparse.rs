@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::blocks::{Linear, Mlp};
-use super::list::{Dim, GgufSpec, InMlx, ModuleSpec, Name, StackSpec, WeightList};
+use super::list::{Dim, GgufSpec, InMlx, ModuleSpec, Name, Split, StackSpec, WeightList};
 use super::loader::Loader;
 use super::step::Step;
 use crate::backend::ops::{Backend, ExpertProjection, GateKind, Gating, Router, Scores};
@@ -269,7 +269,7 @@ impl Sparse {
             });
         }
         if let (Some(fused), Some(shared)) = (self.shared_fused, &self.shared) {
-            list.push(ModuleSpec {
+            let module = ModuleSpec {
                 name: format!("{prefix}.{fused}"),
                 rows: Dim { field: shared.field, size: 2 * shared.inner },
                 columns: Some(hidden.clone()),
@@ -277,9 +277,10 @@ impl Sparse {
                 form: Form::Plain,
                 gguf: None,
                 stacked: Vec::new(),
-            });
+            };
+            list.push_split(module, Split::Rows);
         }
-        let mut matrix = |[name, gguf]: [String; 2], rows: Dim, columns: Dim| {
+        let mut matrix = |[name, gguf]: [String; 2], split: Option<Split>, rows: Dim, columns: Dim| {
             let gguf = Some(GgufSpec { name: gguf, form: Form::Plain, fused: Vec::new() });
             let module = ModuleSpec {
                 name,
@@ -290,26 +291,29 @@ impl Sparse {
                 gguf,
                 stacked: Vec::new(),
             };
-            list.push(module);
+            match split {
+                Some(split) => list.push_split(module, split),
+                None => list.push(module),
+            }
         };
-        matrix(name(self.router), Dim { field: "num_experts", size: count }, hidden.clone());
+        matrix(name(self.router), None, Dim { field: "num_experts", size: count }, hidden.clone());
         if let Some(shared) = &self.shared {
             let width = Dim { field: shared.field, size: shared.inner };
             let [gate, up, down] = shared.names;
             if self.gated {
-                matrix(name(gate), width.clone(), hidden.clone());
+                matrix(name(gate), Some(Split::Rows), width.clone(), hidden.clone());
             }
-            matrix(name(up), width.clone(), hidden.clone());
-            matrix(name(down), hidden.clone(), width);
+            matrix(name(up), Some(Split::Rows), width.clone(), hidden.clone());
+            matrix(name(down), Some(Split::Columns), hidden.clone(), width);
             if let Some(gate) = shared.gate {
-                matrix(name(gate), Dim { field: "1", size: 1 }, hidden.clone());
+                matrix(name(gate), None, Dim { field: "1", size: 1 }, hidden.clone());
             }
         }
         let latent = self.latent.map(|latent| {
             let width = Dim { field: latent.field, size: latent.width };
             let [down, up] = latent.names;
-            matrix(name(down), width.clone(), hidden.clone());
-            matrix(name(up), hidden.clone(), width.clone());
+            matrix(name(down), None, width.clone(), hidden.clone());
+            matrix(name(up), None, hidden.clone(), width.clone());
             width
         });
         let hidden = latent.as_ref().unwrap_or(hidden);
@@ -322,7 +326,7 @@ impl Sparse {
                 let turned = expert * hidden.size..(expert + 1) * hidden.size;
                 let stacked = ["_blocks", "_scales", "_bias"]
                     .map(|end| (format!("{prefix}.{fused}{end}"), rows.clone()));
-                list.push(ModuleSpec {
+                let module = ModuleSpec {
                     name: self.fused(prefix, expert),
                     rows: Dim { field: "2 * intermediate_size", size: 2 * inner.size },
                     columns: Some(hidden.clone()),
@@ -330,7 +334,8 @@ impl Sparse {
                     form,
                     gguf: None,
                     stacked: stacked.into_iter().chain([(format!("{prefix}.{fused}"), turned)]).collect(),
-                });
+                };
+                list.push_split(module, Split::Rows);
             }
         }
         for expert in 0..count {
@@ -367,7 +372,7 @@ impl Sparse {
                     stacked.extend(ends.map(|name| (name, expert * rows.size..(expert + 1) * rows.size)));
                     form = Form::Transposed;
                 }
-                list.push(ModuleSpec {
+                let module = ModuleSpec {
                     name: self.expert(prefix, expert, part),
                     rows: rows.clone(),
                     columns: Some(columns.clone()),
@@ -375,7 +380,8 @@ impl Sparse {
                     form,
                     gguf: Some(gguf),
                     stacked,
-                });
+                };
+                list.push_split(module, if part == 2 { Split::Columns } else { Split::Rows });
             }
         }
         let all = |name: &dyn Fn(usize) -> String| -> Vec<String> { (0..count).map(name).collect() };
@@ -446,13 +452,17 @@ impl Sparse {
                 let (mut gates, mut ups) = (Vec::new(), Vec::new());
                 for expert in 0..size.count {
                     let name = self.fused(prefix, expert);
-                    let both = loader.matrix(&name)?;
-                    let bias = loader.bias(&name)?.map(|bias| bias.widened()).transpose()?;
+                    let both = loader.whole(&name)?;
+                    let bias = loader.whole_bias(&name)?.map(|bias| bias.widened()).transpose()?;
+                    let [of_gate, of_up] =
+                        [0, size.inner].map(|first| loader.rows_of(&name, first..first + size.inner));
                     let every_other = |from: usize| {
-                        bias.as_ref().map(|bias| bias.iter().skip(from).step_by(2).copied().collect())
+                        let of_all = bias.as_ref().map(|bias| bias.iter().skip(from).step_by(2));
+                        of_all.map(|all| all.skip(of_gate.start).take(of_gate.len()).copied().collect())
                     };
-                    gates.push((both.rows("gate", 0..size.inner), every_other(0)));
-                    ups.push((both.rows("up", size.inner..2 * size.inner), every_other(1)));
+                    let [of_gate_bias, of_up_bias] = [every_other(0), every_other(1)];
+                    gates.push((both.rows("gate", of_gate.clone()), of_gate_bias));
+                    ups.push((both.rows("up", of_up), of_up_bias));
                 }
                 (Some(prepared(gates)?), prepared(ups)?)
             }
@@ -461,7 +471,8 @@ impl Sparse {
         let activation = loader.config.hidden_act;
         let shared = self.shared.map(|shared| -> Result<Shared> {
             let [gate, up, down] = shared.names;
-            let linear = |name: Name| Linear::load(loader, &path(name));
+            // Summed with what the experts give.
+            let linear = |name: Name| Linear::load(loader, &path(name)).map(Linear::unsummed);
             let mlp = match self.shared_fused.filter(|_| !loader.has(&path(gate))) {
                 _ if !self.gated => Mlp::Plain { fc1: linear(up)?, fc2: linear(down)?, activation },
                 None => Mlp::Gated { gate: linear(gate)?, up: linear(up)?, down: linear(down)?, activation },
@@ -496,6 +507,7 @@ impl Sparse {
             cap: self.cap,
             shared: shared.transpose()?,
             latent: latent.transpose()?,
+            summed: loader.is_summed(&self.expert(prefix, 0, 2)),
         })
     }
 }
@@ -539,6 +551,8 @@ pub struct SparseMlp {
     shared: Option<Shared>,
     /// To what experts see, and back.
     latent: Option<[Linear; 2]>,
+    /// Whether it has a part of each expert, and what they give is summed over the ranks.
+    summed: bool,
 }
 
 impl SparseMlp {
@@ -570,12 +584,20 @@ impl SparseMlp {
         if let Some([_, up]) = &self.latent {
             y = up.forward(step, &y)?;
         }
-        let Some(shared) = &self.shared else { return Ok(y) };
+        if let Some(own) = self.shared(step, x)? {
+            y = step.add(&y, &own)?;
+        }
+        if self.summed { step.run(&Op::AllSum { x: &y }) } else { Ok(y) }
+    }
+
+    /// What the expert that every token goes to gives, where there is one.
+    fn shared(&self, step: &Step<'_>, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some(shared) = &self.shared else { return Ok(None) };
         let mut own = shared.mlp.forward(step, x)?;
         if let Some(gate) = &shared.gate {
             let (gate, kind) = (&gate.forward(step, x)?, GateKind::Sigmoid);
             own = step.run(&Op::Gate { x: &own, gate, kind })?;
         }
-        step.add(&y, &own)
+        Ok(Some(own))
     }
 }

@@ -57,7 +57,7 @@ fn ranks_write_what_one_writes() {
     if !has_mlx() {
         return;
     }
-    let run = ["run", "--backend", "mlx", "--dtype", "f32", "-n", "60", PROMPT];
+    let run = ["run", "--backend", "mlx", "--dtype", "f32", "--kv-type", "f32", "-n", "60", PROMPT];
     let seeded = ["--temperature", "1", "--seed", "7"];
     for more in [&[][..], &seeded, &["--drafts", "on"], &["--regex", "[a-z ,.]{30,40}"]] {
         let run = [&run[..], more].concat();
@@ -176,7 +176,7 @@ fn a_server_of_two_ranks_answers_many_and_says_when_one_is_lost() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let args = ["serve", "stories", "--port", "0", "--backend", "mlx", "--dtype", "f32"];
+    let args = ["serve", "stories", "--port", "0", "--backend", "mlx", "--dtype", "f32", "--kv-type", "f32"];
     let mut ranks = ranks(&dir.path().join("hosts.json"), &args, 2);
     let mut lines = BufReader::new(ranks[0].stderr.take().unwrap()).lines();
     let line = lines.find_map(|line| line.unwrap().strip_prefix("listening on http://").map(str::to_owned));
@@ -197,6 +197,32 @@ fn a_server_of_two_ranks_answers_many_and_says_when_one_is_lost() {
             assert_eq!((status, &text(&answer)), (200, alone));
         }
     });
+    // What begins alike is kept by all ranks.
+    let beginning = "Once upon a time there was a little cat who liked to sit in the sun. ".repeat(6);
+    for (end, least) in [("One day", 0), ("One day", 64), ("Then", 64)] {
+        let prompt = format!("{beginning}{end}");
+        let (status, answer) = ask(port, "/v1/completions", Some(&body(&prompt, 24)));
+        assert_eq!(status, 200, "{answer}");
+        let usage = &serde_json::from_str::<Value>(&answer).unwrap()["usage"];
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        assert!(cached >= least && (least > 0 || cached == 0), "{cached} tokens were kept: {answer}");
+        let run = [
+            "run",
+            "--backend",
+            "mlx",
+            "--dtype",
+            "f32",
+            "--kv-type",
+            "f32",
+            "--raw",
+            "--logit-bias",
+            "1=-100",
+            "-n",
+            "24",
+            &prompt,
+        ];
+        assert_eq!(text(&answer).trim_end(), ok(&run).out.trim_end(), "{cached} tokens were kept");
+    }
     assert_eq!(ask(port, "/health", None).0, 200);
     // One who waits for a long text is told.
     let long = std::thread::spawn(move || ask(port, "/v1/completions", Some(&body("Once upon a time", 450))));

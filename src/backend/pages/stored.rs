@@ -39,7 +39,7 @@ impl PartKind {
 impl KvPage {
     /// What it is made of, where that is in host memory.
     pub(crate) fn host(&self) -> Option<HostPart> {
-        match &self.0 {
+        match &self.layers {
             Layers::Host(layers) => Some(HostPart::Page(Arc::clone(layers))),
             Layers::HostRecurrent(states) => Some(HostPart::Snapshot(Arc::clone(states))),
             Layers::Mlx(_) | Layers::Recurrent(_) => None,
@@ -49,7 +49,7 @@ impl KvPage {
 
 impl From<HostPart> for KvPage {
     fn from(part: HostPart) -> Self {
-        Self(match part {
+        Self::of(match part {
             HostPart::Page(layers) => Layers::Host(layers),
             HostPart::Snapshot(states) => Layers::HostRecurrent(states),
         })

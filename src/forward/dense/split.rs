@@ -1,5 +1,5 @@
-//! Dense decoders over several ranks: each has some heads with their part of the output, and some rows of what the feed-forward part
-//! widens to. What they add to the residual stream is summed.
+//! Dense decoders over several ranks: each has some heads with their part of the output, and some rows of what the feed-forward part,
+//! or every expert, widens to. What they add to the residual stream is summed.
 
 use super::{Dense, HeadNormOf};
 use crate::backend::ranks::Rank;
@@ -9,15 +9,6 @@ impl Dense {
     /// The part of `rank`.
     pub(super) fn of_rank(&self, rank: Rank) -> Result<Self> {
         let config = &self.config;
-        let refuse = |what: String| {
-            let got = format!("{} for a model with {what}", rank.of());
-            Err(Error::Option {
-                option: "ranks",
-                got,
-                expected: "one, or a number that divides its heads and widths",
-            })
-        };
-        let uneven = |size: usize| !size.is_multiple_of(rank.of());
         let whole = match self.head_norms.map(|norms| norms.of) {
             Some(HeadNormOf::Row) => Some("norms over all heads"),
             Some(HeadNormOf::EachHead) => Some("norms of each head"),
@@ -27,26 +18,29 @@ impl Dense {
             (config.latent.is_some(), "latent attention"),
             (self.delta.is_some(), "delta nets"),
             (self.conv.is_some(), "short convolutions"),
-            (self.sparse.is_some(), "experts"),
+            (self.sparse.as_ref().is_some_and(|sparse| sparse.latent.is_some()), "latent experts"),
             (self.gated_queries, "gates between its queries"),
-            (self.sinks.is_some(), "sinks"),
         ];
         let whole = whole.or_else(|| parts.into_iter().find_map(|(there, what)| there.then_some(what)));
         if let Some(what) = whole {
             let got = format!("{} for a model with {what}", rank.of());
             return Err(Error::Option { option: "ranks", got, expected: "one: it is not split yet" });
         }
-        let heads =
-            (0..config.num_hidden_layers).map(|layer| config.heads(layer)).find(|&heads| uneven(heads));
-        match heads {
-            Some(heads) => return refuse(format!("{heads} heads")),
-            None if uneven(config.num_key_value_heads) => {
-                return refuse(format!("{} key/value heads", config.num_key_value_heads));
-            }
-            None if uneven(config.intermediate_size) => {
-                return refuse(format!("an intermediate size of {}", config.intermediate_size));
-            }
-            None => {}
+        let heads = (0..config.num_hidden_layers).map(|layer| (config.heads(layer), "heads"));
+        let experts = self.sparse.iter().flat_map(|sparse| {
+            let inner = config.experts.unwrap_or(sparse.size).inner;
+            let shared = sparse.shared.map(|shared| shared.inner);
+            [Some(inner), shared].into_iter().flatten().map(|width| (width, "elements within experts"))
+        });
+        let sizes = [
+            (config.num_key_value_heads, "key/value heads"),
+            (config.intermediate_size, "elements within the feed-forward part"),
+        ];
+        let mut sizes = heads.chain(sizes).chain(experts);
+        if let Some((size, what)) = sizes.find(|(size, _)| !size.is_multiple_of(rank.of())) {
+            let got = format!("{} for a model with {size} {what}", rank.of());
+            let expected = "one, or a number that divides its heads and widths";
+            return Err(Error::Option { option: "ranks", got, expected });
         }
         // Guesses of a layer ahead would be computed by the first rank alone.
         Ok(Self { rank, ahead: None, ..self.clone() })
