@@ -194,7 +194,9 @@ impl LoadOptions {
 impl ModelFiles {
     /// Takes the part of the rank that `options` name, and has MLX run it.
     fn over_ranks(&mut self, options: LoadOptions) -> Result<LoadOptions> {
-        let Some(Ranks { rank, .. }) = options.ranks else { return Ok(options) };
+        let Some(Ranks { rank, .. }) = options.ranks.filter(|ranks| !ranks.rank.is_alone()) else {
+            return Ok(options);
+        };
         let alone = |option, got: &str| {
             let expected = "none where several ranks compute a model";
             Err(Error::Option { option, got: got.to_owned(), expected })

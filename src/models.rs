@@ -326,7 +326,7 @@ impl Models {
         let entry = state.find(Some(name)).ok_or_else(|| unknown(name))?;
         match &mut state.entries[entry].stage {
             Stage::Loaded(loaded) if loaded.pinned => {
-                let what = "it stays loaded: there is nothing that it could be loaded from";
+                let what = "it stays loaded for as long as this process runs: there is nothing that it could be loaded from again";
                 return Err(Error::Task { model: name.to_owned(), what: what.to_owned() });
             }
             Stage::Loaded(loaded) => loaded.unload(),

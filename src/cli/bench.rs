@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::args::{BenchArgs, ModelArgs, SessionArgs};
 use super::progress::Progress;
 use super::stream::print;
-use super::{Loaded, Usage, child, names, summary};
+use super::{Loaded, Usage, child, names, ranks, summary};
 use measure::{Case, Phase, Sequences};
 use report::{Report, Row, Spread};
 
@@ -42,6 +42,9 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
         given => given.to_vec(),
     };
+    if threads.len() > 1 {
+        ranks::one_model("--threads with several numbers")?;
+    }
     let mut report = Report::new(args, work);
     for threads in threads {
         let session = SessionArgs { ctx: Some(context), threads: Some(threads), ..SessionArgs::default() };

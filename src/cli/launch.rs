@@ -1,10 +1,12 @@
 //! `backstop launch`: one command over several ranks, on this machine or on others by ssh.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -18,8 +20,10 @@ use super::{Usage, ranks, term};
 const PORT: u16 = 32_323;
 /// How long the others may take to end after the first, and once they are asked to.
 const END: Duration = Duration::from_secs(5);
-/// How long the first may take to notice that another is lost, and to tell whoever waits.
-const NOTICE: Duration = Duration::from_secs(15);
+/// How long the first may take, beside `--rank-timeout`, to tell whoever waits that another is lost.
+const NOTICE: Duration = Duration::from_secs(5);
+/// How long what ranks said last is waited for.
+const READ: Duration = Duration::from_secs(1);
 
 /// Where a rank runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,12 +65,12 @@ pub fn launch(args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("this program has no path")?;
     let list = tempfile::Builder::new().prefix("backstop-ranks-").suffix(".json").tempfile()?;
     fs::write(list.path(), &ring)?;
-    keep_on_interrupt();
-    let mut ranks = Vec::new();
+    let signals = Signals::catch()?;
+    let (mut ranks, mut readers) = (Vec::new(), Vec::new());
     for (index, host) in hosts.iter().enumerate() {
         let mut command = match &host.ssh {
             None => here(&program, list.path(), index, &args.command),
-            Some(to) => there(to, &args.program, &ring, (index, args.rank_timeout), &args.command),
+            Some(to) => there(to, args, &ring, index),
         };
         command.env(ranks::TIMEOUT, args.rank_timeout.as_secs_f64().to_string());
         if index > 0 {
@@ -76,8 +80,7 @@ pub fn launch(args: &LaunchArgs) -> anyhow::Result<ExitCode> {
         match started {
             Ok(mut child) => {
                 if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
-                    told(index, out);
-                    told(index, err);
+                    readers.extend([told(index, out), told(index, err)]);
                 }
                 ranks.push(child);
             }
@@ -87,16 +90,32 @@ pub fn launch(args: &LaunchArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let ended = watch(&mut ranks, &hosts);
+    let ended = watch(&mut ranks, &hosts, &signals, args.rank_timeout + NOTICE);
     end(&mut ranks);
+    // What they said last, unless somebody else has their pipes.
+    let due = Instant::now() + READ;
+    while Instant::now() < due && readers.iter().flatten().any(|reader| !reader.is_finished()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     ended
 }
 
 /// Waits for the first rank, as long as all others are there.
-fn watch(ranks: &mut [Child], hosts: &[Host]) -> anyhow::Result<ExitCode> {
+fn watch(
+    ranks: &mut [Child],
+    hosts: &[Host],
+    signals: &Signals,
+    notice: Duration,
+) -> anyhow::Result<ExitCode> {
     let mut due: Option<Instant> = None;
     let (mut first, mut failed) = (None, None);
     loop {
+        // The first ends as it would alone, and the others with it.
+        if signals.came()
+            && let Some(leads) = ranks.first_mut()
+        {
+            ask_to_end(leads);
+        }
         let mut running = 0;
         for (index, rank) in ranks.iter_mut().enumerate() {
             match rank.try_wait()? {
@@ -108,14 +127,17 @@ fn watch(ranks: &mut [Child], hosts: &[Host]) -> anyhow::Result<ExitCode> {
                     let host = hosts[index].shown();
                     let what = format!("rank {index} ({host}) has ended ({status}): so do the others");
                     term::note(format_args!("{} {what}", term::red("error:")));
-                    failed = Some(Instant::now() + NOTICE);
+                    failed = Some(Instant::now() + notice);
                 }
                 Some(_) => {}
             }
         }
         if let Some(late) = failed {
-            if first.is_some() || Instant::now() >= late {
-                return Ok(ExitCode::FAILURE);
+            match first {
+                // All of them may have refused the same.
+                Some(status) if !status.success() => return Ok(code(status)),
+                None if Instant::now() < late => {}
+                _ => return Ok(ExitCode::FAILURE),
             }
         } else if let Some(status) = first {
             let late = due.get_or_insert_with(|| Instant::now() + END);
@@ -140,15 +162,7 @@ fn code(status: ExitStatus) -> ExitCode {
 /// Ends those that still run: asked first, where they can be.
 fn end(ranks: &mut [Child]) {
     let runs = |rank: &mut Child| matches!(rank.try_wait(), Ok(None));
-    #[cfg(unix)]
-    for rank in ranks.iter_mut() {
-        if runs(rank)
-            && let Ok(id) = i32::try_from(rank.id())
-        {
-            // SAFETY: numbers alone; the child is not waited for yet, so that the number is its own.
-            unsafe { libc::kill(id, libc::SIGTERM) };
-        }
-    }
+    ranks.iter_mut().for_each(ask_to_end);
     let due = Instant::now() + END;
     while Instant::now() < due && ranks.iter_mut().any(runs) {
         std::thread::sleep(Duration::from_millis(20));
@@ -161,27 +175,78 @@ fn end(ranks: &mut [Child]) {
     }
 }
 
-/// This process goes on at Ctrl-C, which all ranks of the terminal hear: the first one ends as it does alone, and so do the others
-/// with it.
-fn keep_on_interrupt() {
-    #[cfg(unix)]
-    {
-        extern "C" fn nothing(_: libc::c_int) {}
-        let handler = nothing as extern "C" fn(libc::c_int);
-        // SAFETY: the handler does nothing. Programs that are started from here on have the default one.
-        unsafe { libc::signal(libc::SIGINT, handler as libc::sighandler_t) };
+/// Has a rank end as it does alone, if it runs.
+fn ask_to_end(rank: &mut Child) {
+    if matches!(rank.try_wait(), Ok(None)) {
+        #[cfg(unix)]
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(rank),
+            rustix::process::Signal::TERM,
+        );
+        #[cfg(not(unix))]
+        let _ = rank.kill();
+    }
+}
+
+/// Ctrl-C, which all programs of a terminal hear, is passed over here: the first rank ends as it does alone. What asks this program
+/// alone to end is for the first rank, too.
+struct Signals {
+    ends: mpsc::Receiver<()>,
+}
+
+impl Signals {
+    fn catch() -> anyhow::Result<Self> {
+        let (send, ends) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let wait = move || {
+            runtime.block_on(async {
+                use tokio::signal::unix::{SignalKind, signal};
+                let [Ok(mut term), Ok(mut interrupt)] =
+                    [SignalKind::terminate(), SignalKind::interrupt()].map(signal)
+                else {
+                    return;
+                };
+                // Under nohup it is not heard.
+                let mut hangup = match super::ignores_hangups() {
+                    true => None,
+                    false => signal(SignalKind::hangup()).ok(),
+                };
+                loop {
+                    tokio::select! {
+                        _ = term.recv() => {}
+                        _ = async {
+                            match &mut hangup {
+                                Some(hangup) => hangup.recv().await,
+                                None => std::future::pending().await,
+                            }
+                        } => {}
+                        _ = interrupt.recv() => continue,
+                    }
+                    if send.send(()).is_err() {
+                        return;
+                    }
+                }
+            });
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(wait)?;
+        Ok(Self { ends })
+    }
+
+    /// Whether somebody asked for the end since the last time.
+    fn came(&self) -> bool {
+        self.ends.try_recv().is_ok()
     }
 }
 
 /// What a rank says goes to stderr, with its number.
-fn told(index: usize, said: impl Read + Send + 'static) {
+fn told(index: usize, said: impl Read + Send + 'static) -> Option<JoinHandle<()>> {
     let read = move || {
         for line in BufReader::new(said).lines().map_while(Result::ok) {
             term::note(format_args!("rank {index}: {}", term::one_line(&line)));
         }
     };
     // Without it the rank is as well.
-    let _ = std::thread::Builder::new().name("reads".into()).spawn(read);
+    std::thread::Builder::new().name("reads".into()).spawn(read).ok()
 }
 
 /// A rank on this machine.
@@ -204,25 +269,35 @@ fn here(program: &Path, list: &Path, index: usize, words: &[String]) -> Command 
 }
 
 /// A rank on another machine, whose shell writes the list of hosts to a file that lasts as long.
-fn there(
-    to: &str,
-    program: &str,
-    ring: &str,
-    (index, timeout): (usize, Duration),
-    words: &[String],
-) -> Command {
+fn there(to: &str, args: &LaunchArgs, ring: &str, index: usize) -> Command {
     let ([rank, hosts], patience) = (VARIABLES, ranks::TIMEOUT);
-    let timeout = timeout.as_secs_f64();
-    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    let timeout = args.rank_timeout.as_secs_f64();
+    let words: Vec<String> = args.command.iter().map(|word| quoted(word)).collect();
+    // Where that folder is there, too, paths mean the same.
+    let here = std::env::current_dir().map(|path| path.display().to_string()).unwrap_or_default();
     let script = format!(
-        "list=$(mktemp) || exit 1; trap 'rm -f \"$list\"' EXIT; printf %s {} > \"$list\"; {rank}={index} {hosts}=\"$list\" {patience}={timeout} {} {}",
+        "cd {} 2>/dev/null; list=$(mktemp) || exit 1; trap 'rm -f \"$list\"' EXIT; printf %s {} > \"$list\"; \
+         {rank}={index} {hosts}=\"$list\" {patience}={timeout} {} {}",
+        quoted(&here),
         quoted(ring),
-        quoted(program),
+        quoted(&args.program),
         words.join(" ")
     );
     let mut command = Command::new("ssh");
-    // With a terminal, what runs there ends when the connection does.
-    command.args(["-tt", "-o", "BatchMode=yes", "--", to]).arg(format!("sh -c {}", quoted(&script)));
+    // With a terminal, what runs there ends when the connection does; but it mixes what goes to stdout and stderr, and changes both.
+    let person = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    command.arg(if index > 0 || person { "-tt" } else { "-T" });
+    command.args([
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "ServerAliveInterval=5",
+        "-o",
+        "ServerAliveCountMax=2",
+        "--",
+        to,
+    ]);
+    command.arg(format!("sh -c {}", quoted(&script)));
     command
 }
 
@@ -276,6 +351,17 @@ fn from_file(text: &str) -> anyhow::Result<Vec<Host>> {
 /// where none is said.
 fn ring(hosts: &[Host], port: Option<u16>) -> anyhow::Result<String> {
     let all_here = hosts.iter().all(|host| host.ssh.is_none());
+    for address in hosts.iter().flat_map(|host| &host.addresses) {
+        let local = address.starts_with("127.") || address == "localhost";
+        ensure!(
+            all_here || !local,
+            Usage(format!("{address} is this machine to nobody else: name it as the others reach it"))
+        );
+        ensure!(
+            !address.contains(':'),
+            Usage(format!("{address}: MLX's ring takes IPv4 addresses, and names, without a port"))
+        );
+    }
     let mut ports: Box<dyn Iterator<Item = u16>> = match port {
         None if all_here => {
             // Held together until all are known, so that no two are the same.
@@ -286,7 +372,7 @@ fn ring(hosts: &[Host], port: Option<u16>) -> anyhow::Result<String> {
                 held.iter().map(|of| of.local_addr().map(|of| of.port())).collect();
             Box::new(ports?.into_iter())
         }
-        port => Box::new(port.unwrap_or(PORT)..),
+        port => Box::new(port.unwrap_or(PORT)..=u16::MAX),
     };
     let mut ring: Vec<Vec<String>> = Vec::new();
     for host in hosts {
@@ -342,11 +428,19 @@ mod tests {
             "sh".to_owned(),
             "it's $HOME".to_owned(),
         ];
-        let remote = there("host", "sh", r#"[["a:1"],["b:2"]]"#, (1, Duration::from_secs(3)), &words);
+        let args = LaunchArgs {
+            ranks: None,
+            hosts: None,
+            port: None,
+            rank_timeout: Duration::from_secs(3),
+            program: "sh".to_owned(),
+            command: words.to_vec(),
+        };
+        let remote = there("host", &args, r#"[["a:1"],["b:2"]]"#, 1);
         let typed: Vec<_> = remote.get_args().map(|word| word.to_str().unwrap().to_owned()).collect();
-        assert_eq!(typed[..5], ["-tt", "-o", "BatchMode=yes", "--", "host"]);
+        assert_eq!((&*typed[0], typed.len(), &*typed[8]), ("-tt", 10, "host"));
         // What sshd has the user's shell do.
-        let said = Command::new("sh").args(["-c", &typed[5]]).output().unwrap();
+        let said = Command::new("sh").args(["-c", &typed[9]]).output().unwrap();
         assert_eq!(String::from_utf8(said.stdout).unwrap(), "[[\"a:1\"],[\"b:2\"]]\n1 3 it's $HOME\n");
     }
 }

@@ -228,6 +228,8 @@ fn load_as(
     let model = Model::load_with(files, options).map_err(typed)?;
     if !model.own_rank().leads() {
         drop(progress);
+        // The first rank hears it, too, and says what comes of it.
+        pass_over_interrupts();
         model.follow()?;
         return Err(ranks::Followed.into());
     }
@@ -363,6 +365,12 @@ fn no_template_for_system(model: &Model) -> Usage {
 fn exit_at_once(code: u8) -> ! {
     // SAFETY: `_exit` takes any code and touches no memory of ours; it may be called from any thread.
     unsafe { libc::_exit(code.into()) }
+}
+
+/// Has Ctrl-C do nothing.
+fn pass_over_interrupts() {
+    // SAFETY: no handler is set: the signal is passed over from here on. Nothing else in this process sets it.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
 }
 
 /// Lets a write past the limit on the size of files fail, as one to a full disk does, where it would end the process.

@@ -17,13 +17,16 @@ use super::progress::Progress;
 use super::stream::print;
 use super::summary::aligned;
 use super::whole::Whole;
-use super::{Usage, names};
+use super::{Usage, names, ranks};
 
 /// Tokens of a window where nothing says it: what most published numbers are of.
 const WINDOW: usize = 512;
 
 pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let from = names::replace(&args.model, args.read.model());
+    if compared(args, &from).is_some() {
+        ranks::one_model("--compare")?;
+    }
     let (_, text) = names::text(&args.read)?;
     let longest = super::open_as(&from)?.config().max_context();
     let window = args.window.unwrap_or(WINDOW.min(longest));

@@ -22,6 +22,19 @@ pub const COMMANDS: [&str; 6] = ["run", "chat", "serve", "bench", "perplexity", 
 #[error("the first rank has ended")]
 pub struct Followed;
 
+/// Refuses what loads a second model, where several ranks compute one.
+///
+/// # Errors
+/// That, where the variables are set.
+pub fn one_model(what: &str) -> anyhow::Result<()> {
+    match std::env::var_os(VARIABLES[0]) {
+        Some(_) => {
+            Err(Usage(format!("{what} loads a model more than once, and several ranks compute one")).into())
+        }
+        None => Ok(()),
+    }
+}
+
 /// The ranks that this process is one of, which ends where another is lost.
 pub fn ranks() -> anyhow::Result<Option<Ranks>> {
     ranks_or(lost)
@@ -30,6 +43,9 @@ pub fn ranks() -> anyhow::Result<Option<Ranks>> {
 /// The same of a server, which tells everybody.
 pub fn ranks_of_server() -> anyhow::Result<Option<Ranks>> {
     ranks_or(|what| {
+        if !SERVES.load(Ordering::Relaxed) {
+            lost(what);
+        }
         LOST.store(true, Ordering::Relaxed);
         term::note(format_args!("{} {what}; nothing is answered any more", term::red("error:")));
     })
@@ -40,7 +56,13 @@ pub fn is_lost() -> bool {
     LOST.load(Ordering::Relaxed)
 }
 
+/// From here on somebody can be told.
+pub fn serves() {
+    SERVES.store(true, Ordering::Relaxed);
+}
+
 static LOST: AtomicBool = AtomicBool::new(false);
+static SERVES: AtomicBool = AtomicBool::new(false);
 
 fn ranks_or(lost: fn(&str)) -> anyhow::Result<Option<Ranks>> {
     let patience = match std::env::var(TIMEOUT) {

@@ -64,6 +64,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             let line = to_try(asks, name.as_deref(), listener.address(), !options.api_keys.is_empty());
             term::note(format_args!("try: {line}"));
         }
+        ranks::serves();
         server::serve_models(listener, models, options, stop).await?;
         anyhow::Ok(())
     })?;
@@ -83,8 +84,9 @@ fn follow(args: &ServeArgs) -> anyhow::Result<()> {
     let Some(ranks) = ranks::ranks_of_server()? else { return Ok(()) };
     let several = &args.several;
     let named = args.paths.len() + usize::from(args.model.model.is_some());
-    if named != 1 || several.all || several.models_dir.is_some() || args.adapters_dir.is_some() {
-        let what = "several ranks serve one model, which has to be named, without adapters";
+    let others = several.all || several.models_dir.is_some() || args.model.fetch.pull;
+    if named != 1 || others || several.idle_unload.0.is_some() || args.adapters_dir.is_some() {
+        let what = "several ranks serve one model, which has to be named and stays loaded, without adapters";
         return Err(Usage(what.to_owned()).into());
     }
     if !ranks.rank.leads() {

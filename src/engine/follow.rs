@@ -65,7 +65,6 @@ pub(super) fn follow(runtime: &Runtime) -> Result<()> {
             Message::Wait(time) => std::thread::sleep(Duration::from_millis(time.into())),
             Message::End => return Ok(()),
             Message::Step(words) => {
-                company.begin();
                 let lost = || Error::Engine("what rank 0 says is no step".to_owned());
                 let step = Step::read(&words).ok_or_else(lost)?;
                 let mut own = Vec::new();
@@ -78,6 +77,7 @@ pub(super) fn follow(runtime: &Runtime) -> Result<()> {
                     }
                     own.push(state);
                 }
+                company.begin(step.batch.rows());
                 company.heard(runtime.launch(&step.batch, &mut own, true).map(drop))?;
                 let numbers = step.sequences.iter().map(|&[number, ..]| number);
                 kept.states.extend(numbers.zip(own));

@@ -30,8 +30,9 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::backend::FallbackReport;
 use crate::backend::ranks::Rank;
@@ -101,6 +102,9 @@ impl Default for EngineOptions {
     }
 }
 
+/// How often it is looked whether another rank is lost, where an answer is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// What the engine is asked.
 enum Command {
     /// Tokens to run.
@@ -161,6 +165,13 @@ impl Drop for Shared {
             // It may never come back.
             && self.lost.as_ref().is_none_or(|lost| lost.check().is_ok())
         {
+            // Another rank may be lost while it ends.
+            while self.lost.is_some() && !thread.is_finished() {
+                if self.lost.as_ref().is_some_and(|lost| lost.check().is_err()) {
+                    return;
+                }
+                std::thread::sleep(LOOK);
+            }
             let _ = thread.join();
         }
     }
@@ -316,7 +327,7 @@ impl Engine {
         self.send(Command::With(Box::new(move |runtime| {
             let _ = result.send(work(runtime));
         })))?;
-        receive(&done)
+        self.receive(&done)
     }
 
     /// Prepares an adapter between two steps. It is there until nobody else holds it, and [`Self::free_adapters`] is called or a
@@ -327,7 +338,7 @@ impl Engine {
     pub(crate) fn load_adapter(&self, adapter: &Arc<Adapter>) -> Result<()> {
         let (result, done) = channel();
         self.send(Command::LoadAdapter(Arc::clone(adapter), result))?;
-        receive(&done)?
+        self.receive(&done)?
     }
 
     /// Frees the adapters that nobody holds any longer.
@@ -341,6 +352,20 @@ impl Engine {
     /// A rank that it computed with is lost.
     pub(crate) fn check(&self) -> Result<()> {
         self.shared.lost.as_ref().map_or(Ok(()), |lost| lost.check())
+    }
+
+    /// Waits for an answer, as long as one may come.
+    fn receive<T>(&self, answers: &Receiver<T>) -> Result<T> {
+        if self.shared.lost.is_none() {
+            return receive(answers);
+        }
+        loop {
+            match answers.recv_timeout(LOOK) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Timeout) => self.check()?,
+                Err(RecvTimeoutError::Disconnected) => return receive(answers),
+            }
+        }
     }
 
     fn send(&self, command: Command) -> Result<()> {

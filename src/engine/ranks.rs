@@ -7,6 +7,7 @@
 
 use std::borrow::BorrowMut;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,12 @@ const MARK: u32 = 0x6261_636b;
 const FRONT: usize = 3;
 /// How long loading may take, and the first step: weights are read then.
 const FIRST: Duration = Duration::from_secs(1800);
+/// Groups of rows.
+const GROUPS: usize = 24;
+/// How many times as long as the slowest step so far, of as many rows, one may take beside the patience of the ranks.
+const SLOWER: u32 = 4;
+/// Words of a message, at most: more than any step has.
+const MOST: usize = 1 << 24;
 /// How often the alarm looks.
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the first rank says something at least.
@@ -131,19 +138,33 @@ fn parted(kind: u32, words: &[u32]) -> Option<(Vec<Order>, Message)> {
 
 /// Says that another rank is lost when it is waited for too long.
 struct Alarm {
-    state: Arc<Mutex<Option<(Instant, Duration, String)>>>,
+    state: Arc<Mutex<Option<Waited>>>,
+}
+
+/// What is waited for.
+struct Waited {
+    /// How long already, as the alarm saw it: a process that was stopped itself has waited for nobody.
+    time: Duration,
+    patience: Duration,
+    what: String,
 }
 
 impl Alarm {
     fn start(lost: impl Fn(&str) + Send + 'static) -> Result<Self> {
-        let state: Arc<Mutex<Option<(Instant, Duration, String)>>> = Arc::default();
+        let state: Arc<Mutex<Option<Waited>>> = Arc::default();
         let weak = Arc::downgrade(&state);
         let watch = move || {
+            let mut last = Instant::now();
             while let Some(state) = weak.upgrade() {
-                let late = state.lock().take_if(|(since, patience, _)| since.elapsed() > *patience);
+                let passed = last.elapsed().min(2 * LOOK);
+                last = Instant::now();
+                let late = state.lock().take_if(|waited| {
+                    waited.time += passed;
+                    waited.time > waited.patience
+                });
                 drop(state);
-                if let Some((_, _, what)) = late {
-                    lost(&what);
+                if let Some(late) = late {
+                    lost(&late.what);
                 }
                 std::thread::sleep(LOOK);
             }
@@ -156,11 +177,35 @@ impl Alarm {
 
     /// From here on somebody is waited for.
     fn set(&self, patience: Duration, what: String) {
-        *self.state.lock() = Some((Instant::now(), patience, what));
+        *self.state.lock() = Some(Waited { time: Duration::ZERO, patience, what });
     }
 
     fn clear(&self) {
         *self.state.lock() = None;
+    }
+}
+
+/// The slowest steps so far, by groups of rows: 1, 2 and 3, 4 to 7, and so on. In seconds.
+#[derive(Clone, Copy, Default)]
+struct Slowest([Option<f64>; GROUPS]);
+
+impl Slowest {
+    fn group(rows: usize) -> usize {
+        (rows.max(1).ilog2() as usize).min(GROUPS - 1)
+    }
+
+    fn see(&mut self, rows: usize, time: Duration) {
+        let slowest = &mut self.0[Self::group(rows)];
+        *slowest = Some(slowest.map_or(0.0, |slowest| slowest).max(time.as_secs_f64()));
+    }
+
+    /// What a step of so many rows may take: as long as the slowest of its group, or of the next smaller one for each of its rows.
+    fn expected(&self, rows: usize) -> Duration {
+        let group = Self::group(rows);
+        let of = |at: usize| Some(self.0[at]? * (1_u64 << (group - at)) as f64);
+        let longer = self.0[group..].iter().flatten().next().copied();
+        let seconds = (0..=group).rev().find_map(of).or(longer).unwrap_or(0.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or(FIRST)
     }
 }
 
@@ -171,8 +216,11 @@ pub(crate) struct Company {
     alarm: Alarm,
     /// Messages so far.
     messages: Cell<u32>,
-    /// Steps so far.
-    steps: Cell<u64>,
+    /// Whether no step has ended yet.
+    fresh: Cell<bool>,
+    /// The rows of the step that runs, and since when.
+    running: Cell<Option<(usize, Instant)>>,
+    slowest: Cell<Slowest>,
     /// Sequences and pages so far.
     numbers: Cell<u32>,
     /// What the others are to do before the next step.
@@ -209,7 +257,9 @@ impl Company {
             ranks,
             alarm,
             messages: Cell::new(0),
-            steps: Cell::new(0),
+            fresh: Cell::new(true),
+            running: Cell::new(None),
+            slowest: Cell::default(),
             numbers: Cell::new(0),
             orders: Orders::default(),
             said: Cell::new(Instant::now()),
@@ -252,26 +302,48 @@ impl Company {
     }
 
     /// Somebody is waited for from here on.
-    pub fn wait(&self) {
-        let patience = if self.steps.get() == 1 { FIRST } else { self.ranks.patience };
-        let what = format!(
-            "{} has taken no part in a step for {} s (--rank-timeout)",
-            self.others(),
-            patience.as_secs_f32()
-        );
+    fn wait(&self) {
+        let patience = match self.running.get() {
+            Some(_) if self.fresh.get() => FIRST,
+            Some((rows, _)) => self.ranks.patience + SLOWER * self.slowest.get().expected(rows),
+            None => self.ranks.patience,
+        };
+        let (others, seconds) = (self.others(), patience.as_secs_f32());
+        let what = format!("{others} has not answered for {seconds:.0} s (--rank-timeout)");
         self.alarm.set(patience, what);
     }
 
     /// What a step gives, or why nothing can be computed any more: the ranks no longer wait for the same.
     pub fn heard<T>(&self, result: Result<T>) -> Result<T> {
         self.alarm.clear();
-        result.or_else(|error| {
-            self.lost.check()?;
-            let why = format!("{} is lost: {error}", self.others());
-            self.lost.end(&why);
-            (self.ranks.lost)(&why);
-            Err(Error::Engine(why))
-        })
+        let error = match result {
+            Ok(result) => {
+                if let Some((rows, since)) = self.running.take() {
+                    let mut slowest = self.slowest.get();
+                    // The first reads the weights.
+                    if !self.fresh.replace(false) {
+                        slowest.see(rows, since.elapsed());
+                        self.slowest.set(slowest);
+                    }
+                }
+                return Ok(result);
+            }
+            Err(error) => error,
+        };
+        self.lost.check()?;
+        // What MLX's ring says, and what is said wrong, is another's; anything else is this one's own.
+        let why = match error.to_string() {
+            text if text.contains("[ring]") => format!("{} is lost: {text}", self.others()),
+            text => format!("rank {} failed: {text}", self.rank.index()),
+        };
+        self.lost.end(&why);
+        (self.ranks.lost)(&why);
+        Err(Error::Engine(why))
+    }
+
+    /// Until it is dropped, a panic is the end: the others are in the middle of a step.
+    pub(super) fn guard(&self) -> Guard<'_> {
+        Guard(self)
     }
 
     /// Who waits for what is computed.
@@ -310,8 +382,8 @@ impl Company {
         let message = dispatch.sum_words(&[0; HEAD]).and_then(|head| {
             let (mark, kind, len) = (head[0], head[1], head[2] as usize);
             let mut words = head[FRONT..FRONT + len.min(HEAD - FRONT)].to_vec();
-            let lost = || Error::Engine("what it says is no message".to_owned());
-            if mark != MARK ^ number {
+            let lost = || Error::Engine("what rank 0 says is no message".to_owned());
+            if mark != MARK ^ number || len > MOST {
                 return Err(lost());
             }
             if len > words.len() {
@@ -322,9 +394,9 @@ impl Company {
         self.heard(message)
     }
 
-    /// Another step begins.
-    pub fn begin(&self) {
-        self.steps.set(self.steps.get() + 1);
+    /// A step of so many rows begins.
+    pub fn begin(&self, rows: usize) {
+        self.running.set(Some((rows, Instant::now())));
         self.wait();
     }
 
@@ -348,9 +420,8 @@ impl Company {
         }
         words.extend(batch.outputs.iter().map(|&row| row as u32));
         words.extend(tokens);
-        self.steps.set(self.steps.get() + 1);
         self.say(dispatch, Message::Step(words))?;
-        self.wait();
+        self.begin(batch.rows());
         Ok(())
     }
 
@@ -416,6 +487,17 @@ impl Company {
     }
 }
 
+/// See [`Company::guard`].
+pub(super) struct Guard<'a>(&'a Company);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.0.heard::<()>(Err(Error::Engine("a step panicked".to_owned())));
+        }
+    }
+}
+
 /// A step as the first rank said it.
 pub(super) struct Step {
     /// Number, length of the prompt, and where a second text begins, of each run's sequence.
@@ -434,7 +516,11 @@ impl Step {
             Batch { tokens: Tokens::Known(tokens.to_vec()), runs: Vec::new(), outputs: Vec::new() };
         batch.outputs.extend(outputs.iter().map(|&row| row as usize));
         let (mut sequences, mut row) = (Vec::new(), 0);
+        let mut known = BTreeSet::new();
         for (sequence, run) in runs.chunks_exact(5).enumerate() {
+            if !known.insert(run[0]) {
+                return None;
+            }
             let (start, len) = (run[3] as usize, run[4] as usize);
             batch.runs.push(Run { sequence, row, len, start });
             sequences.push([run[0], run[1], run[2]]);
@@ -463,7 +549,7 @@ mod tests {
         for len in 0..words.len() {
             assert!(Step::read(&words[..len]).is_none(), "{len} words");
         }
-        for (at, word) in [(0, u32::MAX), (1, 1), (2, 6), (7, 2)] {
+        for (at, word) in [(0, u32::MAX), (1, 1), (2, 6), (7, 2), (8, 3)] {
             let mut wrong = words.clone();
             wrong[at] = word;
             assert!(Step::read(&wrong).is_none(), "word {at} is {word}");
@@ -485,6 +571,18 @@ mod tests {
             [Message::of(1, vec![1]), Message::of(0, vec![]), Message::of(9, vec![])],
             [None, None, None]
         );
+    }
+
+    #[test]
+    fn a_step_may_take_as_long_as_those_before_it() {
+        let mut slowest = Slowest::default();
+        assert_eq!(slowest.expected(512), Duration::ZERO);
+        slowest.see(1, Duration::from_secs(1));
+        slowest.see(1, Duration::from_millis(500));
+        assert_eq!([1, 3, 512].map(|rows| slowest.expected(rows).as_secs()), [1, 2, 512]);
+        slowest.see(600, Duration::from_secs(8));
+        assert_eq!([1, 256, 512, 1024].map(|rows| slowest.expected(rows).as_secs()), [1, 256, 8, 16]);
+        assert_eq!(Slowest::default().expected(usize::MAX), Duration::ZERO);
     }
 
     #[test]

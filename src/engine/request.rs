@@ -354,3 +354,36 @@ pub(crate) enum Event {
     /// The sequence ended with an error.
     Failed(Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{TryRecvError, channel};
+
+    use super::super::lost::Lost;
+    use super::*;
+
+    #[test]
+    fn who_waits_is_told_once_that_nothing_comes_and_who_comes_later_at_once() {
+        let lost = Lost::default();
+        let ((events, heard), (vectors, vector)) = (channel(), channel());
+        let mut sink = Sink::new(move |event| events.send(matches!(event, Event::Failed(_))).is_ok());
+        let answer: Answer<Vec<f32>> = Answer::new(move |answer| _ = vectors.send(answer.is_err()));
+        let waiting: [Arc<dyn Waiting>; 2] = [Arc::clone(&sink.0) as _, Arc::clone(&answer.0) as _];
+        waiting.iter().for_each(|who| lost.tell(who).unwrap());
+        let gone: Arc<dyn Waiting> = RowSink::new(|_| panic!("nobody waits for it")).0;
+        lost.tell(&gone).unwrap();
+        drop((waiting, gone));
+        assert_eq!((lost.check().is_ok(), heard.try_recv()), (true, Err(TryRecvError::Empty)));
+        lost.end("rank 1 is lost");
+        lost.end("again");
+        assert_eq!((heard.try_recv(), vector.try_recv()), (Ok(true), Ok(true)));
+        // What the engine still says is heard by nobody.
+        assert!(!sink.send(Event::Failed(Error::Engine(String::new()))));
+        answer.give(Ok(Vec::new()));
+        assert_eq!(heard.try_recv(), Err(TryRecvError::Disconnected));
+        assert_eq!(vector.try_recv(), Err(TryRecvError::Disconnected));
+        assert_eq!(lost.check().unwrap_err().to_string(), "engine: rank 1 is lost");
+        let late: Arc<dyn Waiting> = Sink::new(|_| true).0;
+        assert!(lost.tell(&late).is_err());
+    }
+}

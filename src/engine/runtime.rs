@@ -447,6 +447,7 @@ impl Runtime {
         {
             company.say_step(&self.dispatch, batch, sequences)?;
         }
+        let _guard = self.company.as_ref().map(Company::guard);
         self.unheard(self.built_here(batch, sequences, carried, tap))
     }
 

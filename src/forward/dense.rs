@@ -418,6 +418,11 @@ impl Dense {
         Norm::load(loader, name, self.stored(loader, self.norms))
     }
 
+    /// The last projection of a part: what parallel parts give is summed over the ranks together.
+    fn part(&self, last: Linear) -> Linear {
+        if self.parallel { last.unsummed() } else { last }
+    }
+
     fn load_mlp(&self, loader: &Loader<'_>, layer: usize) -> Result<Mlp> {
         let [prefix, _] = self.prefixes(layer);
         let path = |name: Name| format!("{prefix}.{}", name.0);
@@ -426,16 +431,16 @@ impl Dense {
             MlpNames::Gated([gate, up, down]) => Mlp::Gated {
                 gate: Linear::load(loader, &path(gate))?,
                 up: Linear::load(loader, &path(up))?,
-                down: Linear::load(loader, &path(down))?,
+                down: self.part(Linear::load(loader, &path(down))?),
                 activation,
             },
             MlpNames::GatedFused([gate_up, down]) => {
                 let [gate, up] = Linear::split(loader, &path(gate_up), [("gate", inner), ("up", inner)])?;
-                Mlp::Gated { gate, up, down: Linear::load(loader, &path(down))?, activation }
+                Mlp::Gated { gate, up, down: self.part(Linear::load(loader, &path(down))?), activation }
             }
             MlpNames::Plain([fc1, fc2]) => Mlp::Plain {
                 fc1: Linear::load(loader, &path(fc1))?,
-                fc2: Linear::load(loader, &path(fc2))?,
+                fc2: self.part(Linear::load(loader, &path(fc2))?),
                 activation,
             },
         })
@@ -508,7 +513,8 @@ impl Dense {
         let config = &self.config;
         let [prefix, _] = self.prefixes(layer);
         let path = |name: Name| format!("{prefix}.{}", name.0);
-        let mut attention = Attention::of(config, layer, qkv, Linear::load(loader, &path(self.output))?);
+        let output = self.part(Linear::load(loader, &path(self.output))?);
+        let mut attention = Attention::of(config, layer, qkv, output);
         if let Some(of) = self.head_norms {
             let heads = [config.heads(layer), config.num_key_value_heads];
             let load = |(name, heads)| match of.of {
@@ -609,7 +615,18 @@ impl Arguments for Dense {
         let positions = positions.map(|table| loader.ops.matrix(&table));
         let (parallel, residual) = (self.parallel, self.config.residual_multiplier);
         let states = self.states();
-        Ok(Box::new(Decoder { states, vocabulary, embed_norm, positions, layers, norm, parallel, residual }))
+        let summed = parallel && !self.rank.is_alone();
+        Ok(Box::new(Decoder {
+            states,
+            vocabulary,
+            embed_norm,
+            positions,
+            layers,
+            norm,
+            parallel,
+            residual,
+            summed,
+        }))
     }
 
     fn of_rank(&self, rank: Rank) -> Result<Box<dyn Arguments>> {

@@ -122,7 +122,7 @@ pub use adapt::{Adapter, Places, Update};
 pub(crate) use dense::FIRST;
 pub(crate) use gguf::{Gguf, config_from_gguf, generation_from_gguf};
 pub(crate) use gguf_experts::{GgufExperts, GgufNorm};
-pub(crate) use list::{InMlx, ModuleSpec, StackSpec, WeightList};
+pub(crate) use list::{InMlx, ModuleSpec, Split, StackSpec, WeightList};
 pub use loader::Loader;
 pub(crate) use pooling::{Head, score_squash};
 pub use pooling::{Pool, Pooling};

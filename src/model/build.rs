@@ -70,7 +70,7 @@ pub(super) fn runtime(
         .with_places(places);
     let runtime = match company {
         Some(company) => {
-            company.check_model(runtime.dispatch(), fingerprint(files, (dtype, kv_type)))?;
+            company.check_model(runtime.dispatch(), fingerprint(files, (dtype, kv_type))?)?;
             runtime.among(company)
         }
         None => runtime,
@@ -81,20 +81,35 @@ pub(super) fn runtime(
     }
 }
 
-/// What ranks that compute a model together must have alike: the version, what the tensors are, and the types of activations, K and V.
-fn fingerprint(files: &ModelFiles, types: (DType, KvType)) -> u64 {
-    let config = files.config();
-    let mut tensors: Vec<_> = files
-        .checkpoint
-        .tensors()
-        .map(|info| (info.name().to_owned(), info.dtype_name().to_string(), info.shape().to_vec()))
-        .collect();
+/// What ranks that compute a model together must have alike: the version, the configuration, the tensors with some bytes of each, and
+/// the types of activations, K and V.
+fn fingerprint(files: &ModelFiles, types: (DType, KvType)) -> Result<u64> {
+    /// Bytes at three places of a tensor.
+    const SOME: usize = 64;
+    let mut tensors = Vec::new();
+    // What is not mapped would be read once more.
+    let mapped = files.checkpoint.access() == Access::Map;
+    for info in files.checkpoint.tensors() {
+        if !mapped {
+            tensors.push((
+                info.name().to_owned(),
+                info.dtype_name().to_string(),
+                info.shape().to_vec(),
+                [const { Vec::new() }; 3],
+            ));
+            continue;
+        }
+        let plane = files.checkpoint.plane(info)?;
+        let bytes = plane.bytes();
+        let places = [0, bytes.len() / 2, bytes.len().saturating_sub(SOME)];
+        let some = places.map(|from| bytes[from..bytes.len().min(from + SOME)].to_vec());
+        tensors.push((info.name().to_owned(), info.dtype_name().to_string(), info.shape().to_vec(), some));
+    }
     tensors.sort();
-    let sizes = [config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size];
     let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), &config.model_type, sizes, tensors).hash(&mut hasher);
+    (env!("CARGO_PKG_VERSION"), format!("{:?}", files.config()), tensors).hash(&mut hasher);
     (types.0.to_string(), types.1.to_string()).hash(&mut hasher);
-    hasher.finish()
+    Ok(hasher.finish())
 }
 
 /// `runtime` with the layer ahead that `draft` has, and nothing else.

@@ -7,7 +7,7 @@ use crate::backend::kv::{KvType, MLX_GROWTH};
 use crate::backend::ops::StateSpec;
 use crate::backend::select::MemoryNeed;
 use crate::engine::EngineOptions;
-use crate::forward::FIRST;
+use crate::forward::{FIRST, Split};
 use crate::tensor::DType;
 use crate::weights::Stored;
 
@@ -92,7 +92,12 @@ impl ModelFiles {
         };
         let ranks = self.architecture.rank().of() as u64;
         let of_rank = |tensor: &Stored| match list.of_tensor(&tensor.name) {
-            Some(module) if list.split_of(&module.name).is_some() => bytes(tensor).div_ceil(ranks),
+            Some(module) => match list.split_of(&module.name).filter(|_| ranks > 1) {
+                None => bytes(tensor),
+                // Columns that are no bytes of the file are copied, and stay beside what the backend makes of them.
+                Some(Split::Columns) if tensor.format.is_none() => 2 * bytes(tensor).div_ceil(ranks),
+                Some(_) => bytes(tensor).div_ceil(ranks),
+            },
             _ => bytes(tensor),
         };
         // What the forward pass has no use for stays in its file.

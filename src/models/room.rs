@@ -57,6 +57,8 @@ impl Shared {
         let memory = room.memory.filter(|_| !alone);
         let kv_memory = options.kv_memory.or_else(|| Some(kv_memory(&files, kind, &options, memory?)));
         let machine = Some(self.machine.clone());
+        // Other ranks compute it with this process once.
+        let pinned = options.ranks.is_some();
         let options = LoadOptions { machine, memory, kv_memory, ..options };
         let model = Model::load_with(files, options)?;
         let charge = model.info().memory;
@@ -71,7 +73,7 @@ impl Shared {
             keep: Keep::Usual,
             told: 0,
             leaving: false,
-            pinned: false,
+            pinned,
         })
     }
 

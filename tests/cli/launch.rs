@@ -105,7 +105,7 @@ fn what_is_not_for_several_ranks_is_refused() {
     }
     for (args, what) in [
         (&["--backend", "cpu"][..], "ranks"),
-        (&["--model", fixture("models/qwen3_moe-bf16").to_str().unwrap()], "a model with experts"),
+        (&["--model", fixture("models/deepseek_v2-plain").to_str().unwrap()], "latent attention"),
     ] {
         let ran = backstop(&[&["launch", "--", "run"], args, &[PROMPT]].concat());
         assert!(ran.code != Some(0) && ran.err.contains(what), "{args:?}: {}", ran.err);
@@ -217,6 +217,8 @@ fn a_server_of_two_ranks_answers_many_and_says_when_one_is_lost() {
             "--raw",
             "--logit-bias",
             "1=-100",
+            "--temperature",
+            "0",
             "-n",
             "24",
             &prompt,

@@ -1,6 +1,7 @@
 //! What ranks say to each other, by MLX's own distributed layer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use mlx_rs::{Array, Stream};
 
@@ -9,6 +10,9 @@ use super::array::{MlxTensor, values};
 use super::dims;
 use crate::backend::ranks::Rank;
 use crate::error::{Error, Result};
+
+/// How long the others may take to be there; those that listen wait without an end.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// All ranks. MLX keeps it for as long as the process lives.
 pub(super) struct Group {
@@ -27,6 +31,21 @@ impl Group {
         if JOINED.swap(true, Ordering::Relaxed) {
             return Err(refuse("a process computes one model with others, once".to_owned()));
         }
+        let started = Instant::now();
+        let mut joined = Self::try_join();
+        // MLX gives up after a quarter or half of a minute.
+        while joined.is_none() && started.elapsed() < PATIENCE {
+            tracing::warn!("the other ranks are not there yet");
+            joined = Self::try_join();
+        }
+        joined.ok_or_else(|| {
+            let what = "the ranks do not find each other: an address of the host file is taken, or nobody answers there";
+            refuse(what.to_owned())
+        })?
+    }
+
+    /// The group, where MLX finds the other ranks.
+    fn try_join() -> Option<Result<Self>> {
         // SAFETY: the handle is made by the first call, written by the second, and freed here or by its owner; the name is NUL-terminated.
         let (group, status) = unsafe {
             let mut group = mlx_sys::mlx_distributed_group_new();
@@ -35,8 +54,7 @@ impl Group {
         };
         let mut group = Self { group, stream: Stream::cpu(), rank: Rank::ALONE };
         if status != 0 {
-            let what = "the ranks do not find each other: an address of the host file is taken, or nobody answers there";
-            return Err(refuse(what.to_owned()));
+            return None;
         }
         // SAFETY: the handle is a group's.
         let (index, of) = unsafe {
@@ -46,8 +64,10 @@ impl Group {
             )
         };
         let (index, of) = (usize::try_from(index).unwrap_or(0), usize::try_from(of).unwrap_or(0));
-        group.rank = Rank::new(index, of)?;
-        Ok(group)
+        Some(Rank::new(index, of).map(|rank| {
+            group.rank = rank;
+            group
+        }))
     }
 
     /// The sum of what all ranks have, in its type, lazy.

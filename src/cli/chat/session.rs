@@ -9,7 +9,7 @@ use backstop::{Chat, Message, Model, Options};
 
 use super::super::args::ChatArgs;
 use super::super::stream::{Answer, Output, stream};
-use super::super::{Usage, interrupt, names, no_template_for_system, summary, term};
+use super::super::{Usage, interrupt, names, no_template_for_system, ranks, summary, term};
 use super::commands::{self, Command};
 use super::files::{self, SYSTEM, said};
 use super::settings::Settings;
@@ -277,6 +277,7 @@ impl Session {
         }
         let path = expanded(rest);
         if !files::is_conversation(&path) {
+            ranks::one_model("/load")?;
             return Ok(Next::Load(path));
         }
         let (mut messages, alone) = files::load(&path)?;

@@ -158,6 +158,7 @@ impl Dense {
             },
             parallel: layer.parallel,
             residual: layer.config.residual_multiplier,
+            summed: false,
         };
         let first = decoder.vocabulary.first_rows(loader, FIRST);
         let (embedding, hidden, join) = (norm(embedding)?, norm(hidden)?, Linear::fixed(loader, &join[0])?);

@@ -8,7 +8,7 @@ use super::super::short_conv::ShortConvLayer;
 use super::super::sparse::SparseMlp;
 use super::super::step::Step;
 use crate::backend::ops::StateSpec;
-use crate::backend::{PreparedMatrix, Tensor};
+use crate::backend::{Op, PreparedMatrix, Tensor};
 use crate::error::Result;
 
 /// One block.
@@ -73,6 +73,8 @@ pub(super) struct Decoder {
     pub(super) norm: Norm,
     pub(super) parallel: bool,
     pub(super) residual: f32,
+    /// Whether both parallel parts are summed over the ranks, together.
+    pub(super) summed: bool,
 }
 
 impl Decoder {
@@ -101,7 +103,10 @@ impl Decoder {
                 let own = layer.mlp_norm.as_ref().map(|norm| norm.forward(step, &x)).transpose()?;
                 let fed = layer.mlp.forward(step, own.as_ref().or(h.as_ref()).unwrap_or(&x))?;
                 let fed = self.part(step, fed, layer.mlp_out_norm.as_ref())?;
-                let both = step.add(&attended, &fed)?;
+                let mut both = step.add(&attended, &fed)?;
+                if self.summed {
+                    both = step.run(&Op::AllSum { x: &both })?;
+                }
                 (x, h) = Norm::add_forward(next, step, &both, &x)?;
             } else {
                 (x, h) = Norm::add_forward(layer.mlp_norm.as_ref(), step, &x, &attended)?;

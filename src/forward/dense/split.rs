@@ -20,6 +20,12 @@ impl Dense {
             (self.conv.is_some(), "short convolutions"),
             (self.sparse.as_ref().is_some_and(|sparse| sparse.latent.is_some()), "latent experts"),
             (self.gated_queries, "gates between its queries"),
+            // What is normed is to be a sum.
+            (
+                self.parallel && (self.attention_norm.is_some() || self.mlp_out_norm.is_some()),
+                "norms of parallel parts",
+            ),
+            (self.parallel && self.sparse.is_some(), "parallel experts"),
         ];
         let whole = whole.or_else(|| parts.into_iter().find_map(|(there, what)| there.then_some(what)));
         if let Some(what) = whole {

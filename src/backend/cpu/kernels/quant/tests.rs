@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::quant::{Format, GgmlType, Plane, QuantWeight};
-use crate::tensor::DType;
+use crate::quant::{Format, GgmlType, Matrix, Plane, QuantWeight};
+use crate::tensor::{DType, Weight};
 
 /// A weight of random bytes, with scales that are numbers of about `1 / (codes · √K)`.
 fn random(format: Format, rows: usize, cols: usize, seed: u64) -> QuantWeight {
@@ -133,6 +133,33 @@ fn worst(weight: &QuantWeight, x: &[f32], used: &[f64], bias: &[f32], got: &[f32
         }
     }
     worst
+}
+
+/// What one of several ranks has of a matrix.
+#[test]
+fn columns_of_every_format_are_those_of_the_whole() {
+    for format in formats() {
+        let (group, rows) = (format.group(), 5);
+        let cols = 4 * group;
+        let whole = Matrix::Quantized(random(format, rows, cols, 11));
+        let decoded = |matrix: &Matrix| match matrix {
+            Matrix::Quantized(weight) => weight.to_f32(),
+            Matrix::Dense(weight) => weight.to_f32(),
+        };
+        let all = decoded(&whole);
+        let own = group..3 * group;
+        let part = whole.columns("part", own.clone()).unwrap().expect("whole groups");
+        assert_eq!(part.as_ref().shape(), [rows, own.len()]);
+        let expected: Vec<f32> = all.chunks_exact(cols).flat_map(|row| &row[own.clone()]).copied().collect();
+        assert_eq!(decoded(&part), expected, "{format}");
+        // And of some of its rows, which are made when they are asked for.
+        let few = part.rows("few", 1..3);
+        assert_eq!(decoded(&few), expected[own.len()..3 * own.len()], "{format}");
+        assert!(whole.columns("part", 0..group / 2).unwrap().is_none(), "half of a group of {format}");
+        let values: Vec<f32> = all.clone();
+        let dense = Matrix::Dense(Weight::of_values("w", &[rows, cols], values));
+        assert_eq!(decoded(&dense.columns("part", own).unwrap().unwrap()), expected);
+    }
 }
 
 #[test]
