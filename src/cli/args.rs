@@ -232,6 +232,9 @@ pub struct InspectArgs {
     /// What keys and values would be cached in [default: the weights' type].
     #[arg(long, value_name = "TYPE", value_parser = kv_type())]
     pub kv_type: Option<KvType>,
+    /// Tell the memory of each of so many ranks (`backstop launch`).
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_hyphen_values = true)]
+    pub ranks: Option<usize>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use backstop::backend::LlmBackendKind;
 use backstop::backend::kv::KvType;
 use backstop::backend::ops::StateSpec;
+use backstop::backend::ranks::Rank;
 use backstop::backend::select::{self, BackendRequest, Bytes, MemoryNeed, Selection};
 use backstop::config::{Config, Experts, GenerationConfig, RopeScaling};
 use backstop::forward::{Pooling, Unknown};
@@ -19,17 +20,21 @@ use super::args::InspectArgs;
 use super::stream::print;
 use super::summary::{aligned, count};
 use super::term;
-use super::{Usage, names};
+use super::{Usage, names, typed};
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let path = args.model.as_deref().map(|typed| names::path(typed, &args.fetch, BackendRequest::Auto));
     let path = path.transpose()?;
-    let files = match path.as_deref() {
+    let mut files = match path.as_deref() {
         None => super::bundle::default_files()?,
         Some(path) => {
             ModelFiles::open(path).map_err(|error| with_what_is_unknown(error.into(), Some(path)))?
         }
     };
+    if let Some(ranks) = args.ranks {
+        let first = Rank::new(0, ranks).map_err(typed)?;
+        files.architecture = files.architecture.of_rank(first).map_err(typed)?;
+    }
     let facts = Facts::of(files, args.ctx, args.kv_type)?;
     if args.json {
         print(&format!("{}\n", facts.json()))?;
@@ -116,8 +121,12 @@ impl Facts {
         // Four times as much at each step, as far as the model goes.
         let usual = (0..16).map(|i| 512 << (2 * i)).take_while(|&context| context < most);
         let contexts: BTreeSet<usize> = usual.chain([context, most]).collect();
-        let both = [LlmBackendKind::Cpu, LlmBackendKind::Mlx];
-        let needs = contexts.into_iter().flat_map(|context| both.map(|kind| (context, kind)));
+        // Several ranks compute on MLX alone.
+        let kinds = match files.architecture.rank().is_alone() {
+            true => &[LlmBackendKind::Cpu, LlmBackendKind::Mlx][..],
+            false => &[LlmBackendKind::Mlx],
+        };
+        let needs = contexts.into_iter().flat_map(|context| kinds.iter().map(move |&kind| (context, kind)));
         let needs = needs.map(|(context, kind)| (context, kind, need(context, kind))).collect();
         let template =
             files.template(None).map(|template| template.is_some()).map_err(|error| error.to_string());
@@ -289,7 +298,9 @@ impl Facts {
 
     /// Memory by context and backend, a line each: weights are in another form on each.
     fn memory(&self) -> String {
-        let head = ["context", "on", "kv cache", "weights", "activations", "reserve", "memory"];
+        let of = self.files.architecture.rank().of();
+        let total = if of == 1 { "memory".to_owned() } else { format!("memory of each of {of} ranks") };
+        let head = ["context", "on", "kv cache", "weights", "activations", "reserve", &total];
         let mut lines = vec![head.map(str::to_owned)];
         for (context, kind, need) in &self.needs {
             let bytes = [need.kv, need.weights, need.activations, MemoryNeed::RESERVE, need.total()];
@@ -389,6 +400,7 @@ impl Facts {
                 "repetition_penalty": generation.repetition_penalty,
                 "suppress_tokens": generation.suppress_tokens,
             },
+            "ranks": files.architecture.rank().of(),
             "memory": memory,
             "backend": {
                 "kind": self.selection.kind.name(),

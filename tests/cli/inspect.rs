@@ -315,3 +315,28 @@ fn inspect_tells_what_encoders_are_for() {
         ran.err
     );
 }
+
+#[test]
+fn memory_is_told_of_each_of_several_ranks() {
+    let path = fixture("models/qwen2-bf16");
+    let path = path.to_str().unwrap();
+    let [alone, both] = [&["--ranks", "1"], &["--ranks", "2"]]
+        .map(|more| json(&ok(&[&["inspect", path, "--json"], &more[..]].concat())));
+    assert_eq!((&alone["ranks"], &both["ranks"]), (&1.into(), &2.into()));
+    let of = |told: &Value| {
+        let on_mlx = |need: &&Value| need["backend"] == "mlx";
+        let need = told["memory"].as_array().unwrap().iter().find(on_mlx).unwrap().clone();
+        ["weights", "kv_cache"].map(|field| need[field].as_u64().unwrap())
+    };
+    let ([weights, kv], [part, kv_part]) = (of(&alone), of(&both));
+    assert_eq!(kv_part, kv / 2);
+    // Embedding, norms and head are whole on each.
+    assert!(part < weights && 2 * part > weights, "{part} of {weights}");
+    let all_on_mlx = both["memory"].as_array().unwrap().iter().all(|need| need["backend"] == "mlx");
+    assert!(all_on_mlx, "{both}");
+    refused(
+        &["inspect", path, "--ranks", "5"],
+        2,
+        "error: --ranks is 5 for a model with 4 heads, expected one, or a number that divides its heads and widths",
+    );
+}
