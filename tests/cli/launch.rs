@@ -24,8 +24,20 @@ fn has_mlx() -> bool {
     has
 }
 
+/// Ranks that end with the test, however that ends.
+struct Started(Vec<Child>);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        for rank in &mut self.0 {
+            let _ = rank.kill();
+            let _ = rank.wait();
+        }
+    }
+}
+
 /// The ranks of a command, started by hand.
-fn ranks(hosts: &Path, args: &[&str], count: usize) -> Vec<Child> {
+fn ranks(hosts: &Path, args: &[&str], count: usize) -> Started {
     let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let list: Vec<Vec<String>> = held.iter().map(|of| vec![of.local_addr().unwrap().to_string()]).collect();
     std::fs::write(hosts, serde_json::to_string(&list).unwrap()).unwrap();
@@ -35,7 +47,7 @@ fn ranks(hosts: &Path, args: &[&str], count: usize) -> Vec<Child> {
         command.env("MLX_RANK", index.to_string()).env("MLX_HOSTFILE", hosts);
         command.env("BACKSTOP_RANK_TIMEOUT", TIMEOUT).spawn().unwrap()
     };
-    (0..count).map(start).collect()
+    Started((0..count).map(start).collect())
 }
 
 fn signal(child: &Child, signal: Signal) {
@@ -144,12 +156,9 @@ fn who_waits_for_a_lost_rank_ends_and_names_it() {
         let args = ["run", "--backend", "mlx", "-n", "450", "--temperature", "0", PROMPT];
         let mut ranks = ranks(&dir.path().join("hosts.json"), &args, 2);
         let mut first = [0; 4];
-        ranks[0].stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-        signal(&ranks[victim], how);
-        let mut lost = ranks.remove(victim);
-        let ran = left(ranks.remove(0));
-        lost.kill().unwrap();
-        lost.wait().unwrap();
+        ranks.0[0].stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        signal(&ranks.0[victim], how);
+        let ran = left(ranks.0.remove(1 - victim));
         let what = format!("rank {victim} {how:?}: {:?}: {}", ran.code, ran.err);
         assert_eq!(ran.code, Some(1), "{what}");
         assert!(ran.err.contains(&format!("rank {victim}")), "{what}");
@@ -178,7 +187,7 @@ fn a_server_of_two_ranks_answers_many_and_says_when_one_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["serve", "stories", "--port", "0", "--backend", "mlx", "--dtype", "f32", "--kv-type", "f32"];
     let mut ranks = ranks(&dir.path().join("hosts.json"), &args, 2);
-    let mut lines = BufReader::new(ranks[0].stderr.take().unwrap()).lines();
+    let mut lines = BufReader::new(ranks.0[0].stderr.take().unwrap()).lines();
     let line = lines.find_map(|line| line.unwrap().strip_prefix("listening on http://").map(str::to_owned));
     let port = line.expect("it listens").rsplit_once(':').unwrap().1.parse().unwrap();
     let said = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
@@ -231,7 +240,7 @@ fn a_server_of_two_ranks_answers_many_and_says_when_one_is_lost() {
     while !ask(port, "/health", None).1.contains("\"running\":1") {
         assert!(!long.is_finished(), "it was too fast");
     }
-    signal(&ranks[1], Signal::STOP);
+    signal(&ranks.0[1], Signal::STOP);
     let (status, answer) = long.join().unwrap();
     assert_eq!(status, 500, "{answer}");
     assert!(answer.contains("rank 1 "), "{answer}");
@@ -239,10 +248,7 @@ fn a_server_of_two_ranks_answers_many_and_says_when_one_is_lost() {
     assert!(status == 503 && answer.contains("\"lost\"") && answer.contains("rank 1 "), "{status}: {answer}");
     let (status, answer) = ask(port, "/v1/completions", Some(&body("x", 1)));
     assert!(status == 500 && answer.contains("rank 1 "), "{status}: {answer}");
-    signal(&ranks[0], Signal::TERM);
-    let mut other = ranks.pop().unwrap();
-    let ran = left(ranks.pop().unwrap());
-    other.kill().unwrap();
-    other.wait().unwrap();
+    signal(&ranks.0[0], Signal::TERM);
+    let ran = left(ranks.0.remove(0));
     assert_eq!(ran.code, Some(1), "{}", said.join().unwrap());
 }
