@@ -253,18 +253,7 @@ fn told(index: usize, said: impl Read + Send + 'static) -> Option<JoinHandle<()>
 fn here(program: &Path, list: &Path, index: usize, words: &[String]) -> Command {
     let mut command = Command::new(program);
     let [rank, hosts] = VARIABLES;
-    command.args(words).env(rank, index.to_string()).env(hosts, list);
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::unix::process::CommandExt;
-        // SAFETY: one system call of numbers alone, between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                Ok(())
-            });
-        }
-    }
+    command.args(words).env(rank, index.to_string()).env(hosts, list).env(ranks::LAUNCHED, "1");
     command
 }
 

@@ -14,6 +14,9 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long in place of it, in seconds.
 pub const TIMEOUT: &str = "BACKSTOP_RANK_TIMEOUT";
 
+/// Set for the ranks that `launch` starts on its own machine: they end with it, however it ends.
+pub const LAUNCHED: &str = "BACKSTOP_LAUNCHED";
+
 /// Commands that compute a model over several ranks.
 pub const COMMANDS: [&str; 6] = ["run", "chat", "serve", "bench", "perplexity", "tasks"];
 
@@ -65,6 +68,12 @@ static LOST: AtomicBool = AtomicBool::new(false);
 static SERVES: AtomicBool = AtomicBool::new(false);
 
 fn ranks_or(lost: fn(&str)) -> anyhow::Result<Option<Ranks>> {
+    #[cfg(target_os = "linux")]
+    if std::env::var_os(LAUNCHED).is_some() {
+        use rustix::process::{Signal, set_parent_process_death_signal};
+        // Without it the rank is as well.
+        let _ = set_parent_process_death_signal(Some(Signal::TERM));
+    }
     let patience = match std::env::var(TIMEOUT) {
         Ok(text) => text
             .parse()
