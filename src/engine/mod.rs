@@ -3,6 +3,7 @@
 //! Texts, embeddings and scores are sequences alike: they wait in one queue, have their part of one memory budget, and share
 //! the steps. They join and leave between steps. A step that fails or panics ends the requests concerned, never the engine.
 
+mod alarm;
 mod disk;
 mod draft;
 mod follow;
