@@ -197,6 +197,10 @@ impl ModelFiles {
         let Some(Ranks { rank, .. }) = options.ranks.filter(|ranks| !ranks.rank.is_alone()) else {
             return Ok(options);
         };
+        if options.cpu_ops.contains(&OpKind::AllSum) {
+            let expected = "ops that the CPU can compute: a sum over ranks is MLX's alone";
+            return Err(Error::Option { option: "cpu_ops", got: OpKind::AllSum.to_string(), expected });
+        }
         let alone = |option, got: &str| {
             let expected = "none where several ranks compute a model";
             Err(Error::Option { option, got: got.to_owned(), expected })

@@ -69,10 +69,9 @@ pub fn launch(args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     let (mut ranks, mut readers) = (Vec::new(), Vec::new());
     for (index, host) in hosts.iter().enumerate() {
         let mut command = match &host.ssh {
-            None => here(&program, list.path(), index, &args.command),
+            None => here(&program, list.path(), args, index),
             Some(to) => there(to, args, &ring, index),
         };
-        command.env(ranks::TIMEOUT, args.rank_timeout.as_secs_f64().to_string());
         if index > 0 {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         }
@@ -250,10 +249,11 @@ fn told(index: usize, said: impl Read + Send + 'static) -> Option<JoinHandle<()>
 }
 
 /// A rank on this machine.
-fn here(program: &Path, list: &Path, index: usize, words: &[String]) -> Command {
+fn here(program: &Path, list: &Path, args: &LaunchArgs, index: usize) -> Command {
     let mut command = Command::new(program);
     let [rank, hosts] = VARIABLES;
-    command.args(words).env(rank, index.to_string()).env(hosts, list).env(ranks::LAUNCHED, "1");
+    command.args(&args.command).env(rank, index.to_string()).env(hosts, list).env(ranks::LAUNCHED, "1");
+    command.env(ranks::TIMEOUT, args.rank_timeout.as_secs_f64().to_string());
     command
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::ranks::{Message, Step};
 use super::runtime::Runtime;
 use crate::backend::PageAndPane;
+use crate::backend::kv::PAGE;
 use crate::backend::ranks::Order;
 use crate::error::{Error, Result};
 use crate::forward::step::SequenceState;
@@ -38,6 +39,9 @@ impl Kept {
                 let page =
                     |number: u32| self.pages.get(&number).cloned().ok_or_else(|| unknown("page", number));
                 let pages = pages.into_iter().map(page).collect::<Result<Vec<PageAndPane>>>()?;
+                if (len as usize).div_ceil(PAGE) != pages.len() {
+                    return Err(Error::Engine(format!("{} pages of {len} tokens", pages.len())));
+                }
                 // What the tokens are is the first one's to know.
                 let state = runtime.restore(prompt as usize, &vec![0; len as usize], &pages, None)?;
                 self.states.insert(sequence, state);

@@ -132,7 +132,6 @@ fn parted(kind: u32, words: &[u32]) -> Option<(Vec<Order>, Message)> {
 
 /// What a rank knows of the others.
 pub(crate) struct Company {
-    rank: Rank,
     ranks: Ranks,
     alarm: Alarm,
     /// Messages so far.
@@ -174,7 +173,6 @@ impl Company {
             });
         }
         Ok(Self {
-            rank,
             ranks,
             alarm,
             messages: Cell::new(0),
@@ -193,7 +191,7 @@ impl Company {
     /// # Errors
     /// A rank that has another `model` than the first.
     pub fn check_model(&self, dispatch: &LlmBackendDispatch, model: u64) -> Result<()> {
-        let (index, of) = (self.rank.index(), self.rank.of());
+        let (index, of) = (self.ranks.rank.index(), self.ranks.rank.of());
         // Each says what it has.
         let mut own = vec![0; 2 * of];
         own[2 * index..][..2].copy_from_slice(&[model as u32, (model >> 32) as u32]);
@@ -215,7 +213,7 @@ impl Company {
 
     /// The others, in words.
     fn others(&self) -> String {
-        match (self.rank.leads(), self.rank.of()) {
+        match (self.ranks.rank.leads(), self.ranks.rank.of()) {
             (true, 2) => "rank 1".to_owned(),
             (true, of) => format!("one of the ranks 1 to {}", of - 1),
             (false, _) => "rank 0, or what is between,".to_owned(),
@@ -257,7 +255,7 @@ impl Company {
         // What MLX's ring says, and what is said wrong, is another's; anything else is this one's own.
         let why = match error.to_string() {
             text if text.contains("[ring]") => format!("{} is lost: {text}", self.others()),
-            text => format!("rank {} failed: {text}", self.rank.index()),
+            text => format!("rank {} failed: {text}", self.ranks.rank.index()),
         };
         self.lost.end(&why);
         (self.ranks.lost)(&why);
@@ -361,7 +359,7 @@ impl Company {
         first: usize,
         pages: Vec<PageAndPane>,
     ) -> Option<Vec<PageAndPane>> {
-        if !self.rank.leads() {
+        if !self.ranks.rank.leads() {
             return Some(pages);
         }
         let sequence = state.told.as_ref()?.number();
@@ -382,7 +380,7 @@ impl Company {
     /// # Errors
     /// Pages that they do not have.
     pub fn say_begun(&self, mut state: SequenceState, pages: &[PageAndPane]) -> Result<SequenceState> {
-        if self.rank.leads() {
+        if self.ranks.rank.leads() {
             let pages: Option<Vec<u32>> = pages.iter().map(|(page, _)| page.told()).collect();
             let unknown = || Error::Engine("the other ranks have no such pages".to_owned());
             let (pages, sequence) = (pages.ok_or_else(unknown)?, self.number());
@@ -395,7 +393,7 @@ impl Company {
 
     /// Says that there is nothing to do, where nothing was said for a while: the others wait, asleep where it is `quiet`.
     pub fn keep(&self, dispatch: &LlmBackendDispatch, quiet: bool) {
-        if self.rank.leads() && self.said.get().elapsed() >= SILENCE {
+        if self.ranks.rank.leads() && self.said.get().elapsed() >= SILENCE {
             let time = if quiet { SLEEP.as_millis() as u32 } else { 0 };
             // Whoever waits is told of an error.
             let _ = self.say(dispatch, Message::Wait(time));
@@ -404,7 +402,7 @@ impl Company {
 
     /// Says that it ends.
     pub fn dismiss(&self, dispatch: &LlmBackendDispatch) {
-        if self.rank.leads() {
+        if self.ranks.rank.leads() {
             let _ = self.say(dispatch, Message::End);
         }
     }

@@ -320,8 +320,7 @@ impl Dense {
             Qkv::Latent => {}
         }
         if config.latent.is_none() && attends {
-            let dims = [config.hidden_dim(), config.query_dim(layer)];
-            let [rows, columns] = dims;
+            let (rows, columns) = (config.hidden_dim(), config.query_dim(layer));
             matrix(name(self.output), Split::Columns, rows, columns, plain, Vec::new());
         }
         if let Some(gate) = self.attention_gate {
@@ -334,51 +333,19 @@ impl Dense {
         if let Some(sparse) = self.sparse_of(layer) {
             return sparse.list(list, config, prefixes);
         }
-        match self.mlp {
-            MlpNames::Gated([gate, up, down]) => {
-                for part in [gate, up] {
-                    matrix(
-                        name(part),
-                        Split::Rows,
-                        config.inner_dim(),
-                        config.hidden_dim(),
-                        plain,
-                        Vec::new(),
-                    );
-                }
-                matrix(
-                    name(down),
-                    Split::Columns,
-                    config.hidden_dim(),
-                    config.inner_dim(),
-                    plain,
-                    Vec::new(),
-                );
-            }
+        let inner = config.inner_dim();
+        let (wide, down) = match self.mlp {
+            MlpNames::Gated([gate, up, down]) => (vec![(gate, inner.clone()), (up, inner.clone())], down),
             MlpNames::GatedFused([gate_up, down]) => {
                 let both = Dim { field: "2 * intermediate_size", size: 2 * config.intermediate_size };
-                matrix(name(gate_up), Split::Rows, both, config.hidden_dim(), plain, Vec::new());
-                matrix(
-                    name(down),
-                    Split::Columns,
-                    config.hidden_dim(),
-                    config.inner_dim(),
-                    plain,
-                    Vec::new(),
-                );
+                (vec![(gate_up, both)], down)
             }
-            MlpNames::Plain([up, down]) => {
-                matrix(name(up), Split::Rows, config.inner_dim(), config.hidden_dim(), plain, Vec::new());
-                matrix(
-                    name(down),
-                    Split::Columns,
-                    config.hidden_dim(),
-                    config.inner_dim(),
-                    plain,
-                    Vec::new(),
-                );
-            }
+            MlpNames::Plain([up, down]) => (vec![(up, inner.clone())], down),
+        };
+        for (part, rows) in wide {
+            matrix(name(part), Split::Rows, rows, config.hidden_dim(), plain, Vec::new());
         }
+        matrix(name(down), Split::Columns, config.hidden_dim(), inner, plain, Vec::new());
     }
 
     /// Norms before and after attention, before and after the feed-forward part of a layer.

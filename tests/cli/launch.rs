@@ -1,7 +1,7 @@
 //! One model over several ranks: the same texts, and nobody waits for a rank that is lost.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::ring::write_hosts;
 use crate::support::*;
 
 /// How long a rank may keep the other waiting here, in seconds.
@@ -38,10 +39,7 @@ impl Drop for Started {
 
 /// The ranks of a command, started by hand.
 fn ranks(hosts: &Path, args: &[&str], count: usize) -> Started {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let list: Vec<Vec<String>> = held.iter().map(|of| vec![of.local_addr().unwrap().to_string()]).collect();
-    std::fs::write(hosts, serde_json::to_string(&list).unwrap()).unwrap();
-    drop(held);
+    write_hosts(hosts, count);
     let start = |index: usize| {
         let mut command = command(args);
         command.env("MLX_RANK", index.to_string()).env("MLX_HOSTFILE", hosts);
@@ -70,12 +68,12 @@ fn ranks_write_what_one_writes() {
         return;
     }
     let run = ["run", "--backend", "mlx", "--dtype", "f32", "--kv-type", "f32", "-n", "60", PROMPT];
-    let seeded = ["--temperature", "1", "--seed", "7"];
-    for more in [&[][..], &seeded, &["--drafts", "on"], &["--regex", "[a-z ,.]{30,40}"]] {
+    let (greedy, drawn) = (["--temperature", "0"], ["--temperature", "1", "--seed", "7"]);
+    for more in [&greedy[..], &drawn, &["--drafts", "on"], &["--regex", "[a-z ,.]{30,40}"]] {
         let run = [&run[..], more].concat();
         let alone = ok(&run);
-        for ranks in ["1", "2"].map(|more| format!("--ranks={}", more.parse::<usize>().unwrap() + 1)) {
-            let ran = backstop(&[&["launch", &ranks, "--"], &run[..]].concat());
+        for ranks in ["--ranks=2", "--ranks=3"] {
+            let ran = backstop(&[&["launch", ranks, "--"], &run[..]].concat());
             // The built-in model has two key/value heads.
             if ranks == "--ranks=3" {
                 let refused = "error: --ranks is 3 for a model with 4 heads, expected one, or a number that divides its heads and widths";
@@ -116,26 +114,22 @@ fn what_is_not_for_several_ranks_is_refused() {
         return;
     }
     for (args, what) in [
-        (&["--backend", "cpu"][..], "ranks"),
+        (&["--backend", "cpu"][..], "several ranks compute by MLX's distributed layer"),
+        (&["--cpu-ops", "all_sum"], "a sum over ranks is MLX's alone"),
         (&["--model", fixture("models/deepseek_v2-plain").to_str().unwrap()], "latent attention"),
     ] {
         let ran = backstop(&[&["launch", "--", "run"], args, &[PROMPT]].concat());
         assert!(ran.code != Some(0) && ran.err.contains(what), "{args:?}: {}", ran.err);
     }
     // Each has another model than the other.
-    let held: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let list: Vec<[String; 1]> = held.iter().map(|of| [of.local_addr().unwrap().to_string()]).collect();
-    std::fs::write(&hosts, serde_json::to_string(&list).unwrap()).unwrap();
-    drop(held);
-    let started: Vec<Child> = ["f32", "bf16"]
-        .iter()
-        .enumerate()
-        .map(|(index, dtype)| {
-            let mut command = command(&["run", "--backend", "mlx", "--dtype", dtype, PROMPT]);
-            command.env("MLX_RANK", index.to_string()).env("MLX_HOSTFILE", &hosts).spawn().unwrap()
-        })
-        .collect();
-    for ran in started.into_iter().map(left) {
+    write_hosts(&hosts, 2);
+    let start = |(index, dtype): (usize, &str)| {
+        let mut command = command(&["run", "--backend", "mlx", "--dtype", dtype, PROMPT]);
+        command.env("MLX_RANK", index.to_string()).env("MLX_HOSTFILE", &hosts).spawn().unwrap()
+    };
+    let mut started = Started(["f32", "bf16"].into_iter().enumerate().map(start).collect());
+    while !started.0.is_empty() {
+        let ran = left(started.0.remove(0));
         assert_eq!(ran.code, Some(1), "{}", ran.err);
         assert!(
             ran.err.contains("rank 1 was started with another model, or another version, than rank 0"),

@@ -20,6 +20,8 @@ mod options;
 mod parity;
 mod perplexity;
 mod quantize;
+#[path = "../support/ring.rs"]
+mod ring;
 mod run;
 #[path = "../support/script.rs"]
 #[allow(dead_code, reason = "other tests need the rest")]

@@ -4,4 +4,6 @@
 mod harness;
 mod models;
 mod ops;
+#[path = "../support/ring.rs"]
+mod ring;
 mod tolerance;

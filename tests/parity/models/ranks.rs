@@ -1,7 +1,6 @@
 //! Models over two and four ranks, each a process of its own: the logits are transformers', and what cannot be split is refused.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use backstop::{LoadOptions, Model, ModelFiles, Options, Ranks};
 
 use super::fixtures::{cached_of, exact_backends, fixtures};
 use crate::harness::{Expected, backends, close, options};
+use crate::ring::write_hosts;
 use crate::tolerance;
 
 /// The fixture that a rank computes.
@@ -22,10 +22,7 @@ const MODEL: &str = "BACKSTOP_TEST_MODEL";
 
 /// Starts the test `a_rank` as each of the ranks, on addresses of their own.
 fn ranks(model: &Path, hosts: &Path, count: usize) -> Vec<Child> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let list: Vec<Vec<String>> = held.iter().map(|of| vec![of.local_addr().unwrap().to_string()]).collect();
-    std::fs::write(hosts, serde_json::to_string(&list).unwrap()).unwrap();
-    drop(held);
+    write_hosts(hosts, count);
     let start = |index: usize| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "models::ranks::a_rank", "--ignored", "--nocapture"]);
@@ -72,6 +69,10 @@ fn a_rank() {
     if !ranks.rank.leads() {
         return model.follow().unwrap();
     }
+    // A rank that had all of it would give the same logits.
+    let whole = ModelFiles::open(&path).unwrap().kv_token_bytes(KvType::F32);
+    let part = model.engine().with(|runtime| runtime.kv_cost(1).token).unwrap();
+    assert_eq!(part * ranks.rank.of() as u64, whole, "bytes of a token's keys and values");
     let expected = Expected::load(&path);
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
     let wanted = expected.logits_wide.as_ref().unwrap_or(&expected.logits);
