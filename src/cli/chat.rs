@@ -14,7 +14,7 @@ use anyhow::{anyhow, bail};
 use backstop::Model;
 
 use super::args::{ChatArgs, ModelArgs};
-use super::interrupt::Interruptible;
+use super::interrupt::{self, Interruptible};
 use super::{Closed, INTERRUPTED, Loaded, names, term};
 use lines::Lines;
 use session::{Next, Session};
@@ -43,7 +43,12 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
         greet(&model);
     }
     let mut model = Some(model);
-    while let Some(line) = lines.next()? {
+    // One before a line is read, and one behind it.
+    let rest = || if interactive { interrupt::pass_one_over() } else { Ok(()) };
+    loop {
+        rest()?;
+        let Some(line) = lines.next()? else { break };
+        rest()?;
         let quoted = if interactive { lines::unquoted(&line) } else { None };
         let next = match (&model, quoted) {
             (Some(model), Some(text)) => session.say(model, text),

@@ -2,6 +2,7 @@
 //! others end a process by, for commands that do something about them.
 
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -11,6 +12,18 @@ use super::{INTERRUPTED, term};
 
 /// What Ctrl-C ends.
 static RUNNING: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
+/// Whether the next Ctrl-C that finds nothing to end is passed over.
+static PASSED_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Has one Ctrl-C that finds nothing to end change nothing: it was meant for what ended in that moment.
+///
+/// # Errors
+/// Where it cannot be caught.
+pub fn pass_one_over() -> anyhow::Result<()> {
+    PASSED_OVER.store(true, Ordering::Relaxed);
+    catch()
+}
 
 /// As long as it lives, Ctrl-C calls what it was made with, once.
 pub struct Interruptible;
@@ -35,6 +48,7 @@ pub fn catch() -> anyhow::Result<()> {
             let running = RUNNING.lock().take();
             match running {
                 Some(end) => end(),
+                None if PASSED_OVER.swap(false, Ordering::Relaxed) => {}
                 None => {
                     term::clear_at_end();
                     super::exit_at_once(INTERRUPTED)

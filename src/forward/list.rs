@@ -279,7 +279,7 @@ impl WeightList {
         let is_bare = parts.is_none();
         let Some((stack, modules, leaf)) = parts.or_else(|| Some((name, self.by_stack.get(name)?, bare)))
         else {
-            return Vec::new();
+            return self.stacked_scales(name, shape);
         };
         // Every module has as many of the rows: all of them are those of the last.
         let held = |module: &ModuleSpec| {
@@ -322,6 +322,46 @@ impl WeightList {
             Adopted { name: format!("{}.{leaf}", module.name), form, rows: Some(rows), of: all, dims }
         });
         adopted.collect()
+    }
+
+    /// The modules whose scales of blocks a tensor holds beside the stack of their codes, as `transformers` has FP8 experts: `[E]`, or
+    /// `[E, N, K]` of as many blocks an expert. None where a block would be of two modules.
+    fn stacked_scales(&self, name: &str, shape: &[usize]) -> Vec<Adopted> {
+        let found =
+            name.strip_suffix("_scale_inv").and_then(|stack| Some((stack, self.by_stack.get(stack)?)));
+        let (Some((stack, modules)), &[experts, ref each @ ..]) = (found, shape) else { return Vec::new() };
+        let (down, [] | [_, _]) = (each.first().copied().unwrap_or(1), each) else { return Vec::new() };
+        let modules = modules.iter().map(|&at| &self.modules[at]);
+        let held: Vec<_> = modules
+            .filter_map(|module| {
+                let (_, rows) = module.stacked.iter().find(|(of, _)| of == stack)?;
+                Some((module, rows.clone()))
+            })
+            .collect();
+        let all = held.iter().map(|(_, rows)| rows.end).max().unwrap_or(0);
+        let of_expert = all.checked_div(experts).filter(|each| each * experts == all);
+        let height = of_expert.and_then(|each| Some((each, each.checked_div(down)?)));
+        let Some((of_expert, height)) = height.filter(|(each, height)| *height > 0 && height * down == *each)
+        else {
+            return Vec::new();
+        };
+        let part = |rows: &Range<usize>| -> Option<Range<usize>> {
+            let (expert, from) = (rows.start / of_expert, rows.start % of_expert);
+            let first = expert * down + from / height;
+            match down {
+                1 => Some(first..first + 1),
+                _ if from.is_multiple_of(height) && rows.len().is_multiple_of(height) => {
+                    Some(first..first + rows.len() / height)
+                }
+                _ => None,
+            }
+        };
+        let adopted = held.iter().map(|(module, rows)| {
+            let name = format!("{}.weight_scale_inv", module.name);
+            let (form, dims) = (Form::Plain, AdoptedDims::Same);
+            Some(Adopted { name, form, rows: Some(part(rows)?), of: Some(experts.checked_mul(down)?), dims })
+        });
+        adopted.collect::<Option<Vec<_>>>().unwrap_or_default()
     }
 
     /// The modules that a tensor of a GGUF file holds, by its path, each with its rows there and how they lie, and how many rows it has.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::support::*;
 
@@ -18,6 +19,26 @@ fn started(state: &str, args: &[&str]) -> Terminal {
     command.args(args).env_remove("RUST_LOG").env("XDG_STATE_HOME", state);
     hangs_up(&mut command);
     Terminal::start(command)
+}
+
+/// What was meant for an answer may come when that has just ended, and the prompt has not begun.
+#[test]
+fn an_interrupt_that_finds_nothing_to_end_does_not_end_a_conversation() {
+    let noise = Noise::new();
+    let state = tempfile::tempdir().unwrap();
+    let args = ["chat", "--model", noise.path(), "--no-history", "--max-tokens", "2"];
+    let mut terminal = started(state.path().to_str().unwrap(), &args);
+    terminal.shows("> ");
+    for _ in 0..40 {
+        terminal.keys("Hi\r");
+        terminal.shows("tok/s");
+        send(&terminal.child, libc::SIGINT);
+        assert_eq!(terminal.ends_within(Duration::from_millis(50)), None);
+        terminal.shows("> ");
+    }
+    terminal.keys("\x04");
+    assert_eq!(terminal.ends(), Some(0));
+    assert!(terminal.is_as_before());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The steps of a task. Each runs even if one before it failed; the summary names each with its time.
 
 use std::ffi::OsString;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
@@ -15,12 +16,61 @@ fn words(line: &str, more: &[String]) -> Vec<String> {
 
 /// Runs cargo from the workspace root, with warnings of the documentation denied.
 pub fn succeed(command: &mut Command) -> Result<()> {
-    eprintln!("   {}", util::shown(command));
-    let flags = std::env::var("RUSTDOCFLAGS").unwrap_or_default();
-    command.env("RUSTDOCFLAGS", format!("{flags} --deny warnings")).current_dir(util::root()?);
-    let status = command.status().context("cannot start cargo")?;
+    let status = prepared(command)?.status().context("cannot start cargo")?;
     ensure!(status.success(), "cargo ended with {status}");
     Ok(())
+}
+
+/// Shows cargo's `command`, from the workspace root and with warnings of the documentation denied.
+fn prepared(command: &mut Command) -> Result<&mut Command> {
+    eprintln!("   {}", util::shown(command));
+    let flags = std::env::var("RUSTDOCFLAGS").unwrap_or_default();
+    Ok(command.env("RUSTDOCFLAGS", format!("{flags} --deny warnings")).current_dir(util::root()?))
+}
+
+/// Of what a program of tests printed about its failures, as many lines.
+const FAILURE_LINES: usize = 40;
+
+/// As [`succeed`], for tests: what they print is passed on, and the failures in it are collected.
+fn test(command: &mut Command, failures: &mut Vec<String>) -> Result<()> {
+    let mut child = prepared(command)?.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let printed = BufReader::new(child.stdout.take().context("cargo has no output")?);
+    let mut out = std::io::stdout();
+    let mut found = Failures::default();
+    for line in printed.split(b'\n') {
+        let line = line.context("cannot read what cargo prints")?;
+        out.write_all(&line).and_then(|()| out.write_all(b"\n")).context("cannot print")?;
+        found.line(&String::from_utf8_lossy(&line));
+    }
+    failures.append(&mut found.lines);
+    let status = child.wait().context("cannot wait for cargo")?;
+    ensure!(status.success(), "cargo ended with {status}");
+    Ok(())
+}
+
+/// What programs of tests said of the tests that failed: their names, and the first lines of what each printed.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    /// How many lines of the test that is being told of may still be kept.
+    left: usize,
+}
+
+impl Failures {
+    /// Takes the next line of the output.
+    fn line(&mut self, line: &str) {
+        if line.starts_with("---- ") {
+            self.left = FAILURE_LINES;
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            self.left = 0;
+        }
+        if self.left > 0 {
+            self.left -= 1;
+            self.lines.push(line.to_owned());
+        } else if line.starts_with("test ") && line.ends_with(" ... FAILED") {
+            self.lines.push(line.to_owned());
+        }
+    }
 }
 
 #[derive(PartialEq)]
@@ -74,6 +124,34 @@ impl Steps {
     pub fn cargo(&mut self, name: &'static str, line: &str, more: &[String]) {
         let env = self.env.clone();
         self.step(name, || succeed(util::cargo().args(words(line, more)).envs(env)));
+    }
+
+    /// Runs `cargo LINE MORE`, which tests; the summary repeats what failed.
+    pub fn tests(&mut self, name: &'static str, line: &str, more: &[String]) {
+        let env = self.env.clone();
+        let mut failures = Vec::new();
+        self.step(name, || test(util::cargo().args(words(line, more)).envs(env), &mut failures));
+        self.failed(name, failures);
+    }
+
+    /// As [`Self::tests`], with MLX as in [`Self::with_mlx`].
+    pub fn tests_with_mlx(&mut self, ready: bool, name: &'static str, line: &str, more: &[String]) {
+        if self.mlx {
+            let mut failures = Vec::new();
+            self.step(name, || {
+                ensure!(ready, "not run, MLX could not be set up");
+                test(&mut with_mlx::command(&words(line, more))?, &mut failures)
+            });
+            self.failed(name, failures);
+        }
+    }
+
+    /// Has the summary repeat `failures` of the step `name`.
+    fn failed(&mut self, name: &str, failures: Vec<String>) {
+        if !failures.is_empty() {
+            self.notes.push(format!("{name}:"));
+            self.notes.extend(failures);
+        }
     }
 
     /// Runs `cargo LINE MORE` with MLX, if MLX was asked for; fails it if MLX is not `ready`.

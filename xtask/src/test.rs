@@ -88,10 +88,10 @@ pub fn run(options: &Options) -> Result<()> {
     if ready && steps.mlx && filter.is_empty() {
         // Unit tests are those of the build with MLX, which has all the code: compiling them twice takes minutes.
         let targets = named(" --bins --examples", names.iter().map(String::as_str));
-        steps.cargo("tests without MLX", &format!("{alone}{targets}"), &[]);
-        steps.cargo("examples in the docs", &format!("{alone} --doc"), &[]);
+        steps.tests("tests without MLX", &format!("{alone}{targets}"), &[]);
+        steps.tests("examples in the docs", &format!("{alone} --doc"), &[]);
     } else {
-        steps.cargo("tests without MLX", alone, filter);
+        steps.tests("tests without MLX", alone, filter);
     }
     arm::steps(&mut steps, filter);
     if filter.is_empty() {
@@ -109,7 +109,7 @@ pub fn run(options: &Options) -> Result<()> {
     if filter.is_empty() {
         mlx += &named(" --lib --bins", names.iter().map(String::as_str).filter(|name| !SAME.contains(name)));
     }
-    steps.with_mlx(ready, "tests with MLX", &mlx, filter);
+    steps.tests_with_mlx(ready, "tests with MLX", &mlx, filter);
     steps.summary()
 }
 
@@ -158,7 +158,7 @@ fn quick(filter: &[String]) -> Result<()> {
             &["--", "--deny", "warnings"].map(str::to_owned),
         );
     }
-    steps.cargo("tests", "test --package backstop --no-fail-fast --features fault-injection", filter);
+    steps.tests("tests", "test --package backstop --no-fail-fast --features fault-injection", filter);
     steps.summary()
 }
 

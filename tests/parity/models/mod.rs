@@ -6,5 +6,6 @@ mod fixtures;
 mod gguf;
 mod pages;
 mod ranks;
+mod stacks;
 mod stories;
 mod weights;
