@@ -91,16 +91,54 @@ impl<C: Codes, const SUBS: usize, const MIN: bool> IntKernel for Of<'_, C, SUBS,
 /// The task's panels and tiles.
 #[inline(always)]
 fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &Task<'_>) {
+    match const { ROWS / S::F::LANES } {
+        1 => in_halves::<S, C, SUBS, MIN, 1>(s, task),
+        2 => in_halves::<S, C, SUBS, MIN, 2>(s, task),
+        _ => in_halves::<S, C, SUBS, MIN, 4>(s, task),
+    }
+}
+
+/// The same with vectors of a `HALVES`-th of a panel's rows.
+#[inline(always)]
+fn in_halves<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HALVES: usize>(
+    s: S,
+    task: &Task<'_>,
+) {
+    debug_assert_eq!(HALVES, ROWS / S::F::LANES);
     let mut scales = Wide::new();
     let weight = task.part.weight;
     let held = task.band.len() > 1 && SUBS * weight.blocks() <= HELD;
     for panel in task.panels.clone() {
-        for half in 0..ROWS / S::F::LANES {
+        if task.band.len() == 1 {
+            // Once through the panel: a second pass would leave the memory idle.
+            let rows = task.part.tiles.rows(task.band.start);
+            let of = Tile {
+                part: task.part,
+                x: task.x.quantized,
+                panel,
+                half: 0,
+                row: rows.start,
+                is_first: true,
+                held,
+            };
+            match rows.len() {
+                1 => of.multiply::<S, C, SUBS, MIN, 1, HALVES>(s, &mut scales),
+                2 => of.multiply::<S, C, SUBS, MIN, 2, HALVES>(s, &mut scales),
+                4 => of.multiply::<S, C, SUBS, MIN, 4, HALVES>(s, &mut scales),
+                rows if const { max_tile::<S>() == 16 } => match rows {
+                    8 => of.multiply::<S, C, SUBS, MIN, 8, HALVES>(s, &mut scales),
+                    _ => of.multiply::<S, C, SUBS, MIN, 16, HALVES>(s, &mut scales),
+                },
+                rows => debug_assert!(false, "tiles of {rows} rows"),
+            }
+            continue;
+        }
+        for half in 0..HALVES {
             if held {
                 // SAFETY: the panel has these blocks, no more parts than HELD, and this half.
                 unsafe {
                     let bytes = weight.panel(panel).1.as_ptr();
-                    scales.widen::<SUBS, MIN>(s, weight.scale_kind(), bytes, 0..weight.blocks(), half);
+                    scales.widen::<SUBS, MIN>(s, weight.scale_kind(), bytes, 0..weight.blocks(), half, 0);
                 }
             }
             for tile in task.band.clone() {
@@ -108,12 +146,12 @@ fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &T
                 let (row, is_first) = (rows.start, half == 0 && tile == task.band.start);
                 let of = Tile { part: task.part, x: task.x.quantized, panel, half, row, is_first, held };
                 match rows.len() {
-                    1 => of.multiply::<S, C, SUBS, MIN, 1>(s, &mut scales),
-                    2 => of.multiply::<S, C, SUBS, MIN, 2>(s, &mut scales),
-                    4 => of.multiply::<S, C, SUBS, MIN, 4>(s, &mut scales),
+                    1 => of.multiply::<S, C, SUBS, MIN, 1, 1>(s, &mut scales),
+                    2 => of.multiply::<S, C, SUBS, MIN, 2, 1>(s, &mut scales),
+                    4 => of.multiply::<S, C, SUBS, MIN, 4, 1>(s, &mut scales),
                     rows if const { max_tile::<S>() == 16 } => match rows {
-                        8 => of.multiply::<S, C, SUBS, MIN, 8>(s, &mut scales),
-                        _ => of.multiply::<S, C, SUBS, MIN, 16>(s, &mut scales),
+                        8 => of.multiply::<S, C, SUBS, MIN, 8, 1>(s, &mut scales),
+                        _ => of.multiply::<S, C, SUBS, MIN, 16, 1>(s, &mut scales),
                     },
                     rows => debug_assert!(false, "tiles of {rows} rows"),
                 }
@@ -142,8 +180,16 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// For `HALVES` halves, side by side.
     #[inline(always)]
-    fn multiply<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const M: usize>(
+    fn multiply<
+        S: IntSimd,
+        C: Codes,
+        const SUBS: usize,
+        const MIN: bool,
+        const M: usize,
+        const HALVES: usize,
+    >(
         &self,
         s: S,
         scales: &mut Wide<S>,
@@ -161,13 +207,18 @@ impl Tile<'_> {
         let (inits, sums) = self.x.correction(weight, self.row);
         let ahead = Ahead::new(codes, scale_bytes, blocks, bytes);
         let (codes, scale_bytes) = (codes.as_ptr(), scale_bytes.as_ptr());
-        let mut acc = [f.zero(); M];
+        let mut acc = [[f.zero(); M]; HALVES];
         let chunk = if self.held { blocks.max(1) } else { CHUNK };
         for start in (0..blocks).step_by(chunk) {
             let len = chunk.min(blocks - start);
             if !self.held {
-                // SAFETY: the panel has these blocks, a chunk at most, and this half.
-                unsafe { scales.widen::<SUBS, MIN>(s, scale_kind, scale_bytes, start..start + len, half) };
+                for h in 0..HALVES {
+                    let blocks = start..start + len;
+                    // SAFETY: the panel has these blocks, a chunk at most of each of its halves, for which there are places.
+                    unsafe {
+                        scales.widen::<SUBS, MIN>(s, scale_kind, scale_bytes, blocks, half + h, h * CHUNK);
+                    }
+                }
             }
             for i in 0..len {
                 let block = start + i;
@@ -177,18 +228,23 @@ impl Tile<'_> {
                     if M < 16 && self.is_first {
                         ahead.prefetch(f, at, block, bytes);
                     }
-                    let w = C::load(s, kind, at, half, table);
-                    let [d, m] = scales.at::<SUBS, MIN>(s, i);
-                    // All rows side by side: a sum waits for itself alone. Where registers run out it is `acc` that goes to
-                    // memory, once a block.
-                    self.rows::<S, C, SUBS, MIN, M>(s, &mut acc, (&w, d, m), (x, dx, inits, sums), block * M);
+                    unrolled!(h < HALVES => {
+                        let w = C::load(s, kind, at, half + h, table);
+                        let [d, m] = scales.at::<SUBS, MIN>(s, h * CHUNK + i);
+                        // All rows side by side: a sum waits for itself alone. Where registers run out it is `acc` that goes to
+                        // memory, once a block.
+                        let x = (x, dx, inits, sums);
+                        self.rows::<S, C, SUBS, MIN, M>(s, &mut acc[h], (&w, d, m), x, block * M);
+                    });
                 }
             }
         }
-        let n = self.panel * ROWS + half * S::F::LANES;
-        for (t, acc) in s.apart(acc).into_iter().enumerate() {
-            // SAFETY: panels of different tasks are different rows of the weight.
-            unsafe { self.part.store(f, self.row + t, n, acc) };
+        for (h, acc) in acc.into_iter().enumerate() {
+            let n = self.panel * ROWS + (half + h) * S::F::LANES;
+            for (t, acc) in s.apart(acc).into_iter().enumerate() {
+                // SAFETY: panels of different tasks are different rows of the weight.
+                unsafe { self.part.store(f, self.row + t, n, acc) };
+            }
         }
     }
 

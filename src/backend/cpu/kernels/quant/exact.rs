@@ -83,7 +83,7 @@ impl Tile<'_> {
             if block.is_multiple_of(CHUNK) {
                 let blocks = block..blocks.min(block + CHUNK);
                 // SAFETY: the panel has these blocks, a chunk at most, and this half.
-                unsafe { scales.widen::<2, true>(s, scale_kind, scale_bytes.as_ptr(), blocks, half) };
+                unsafe { scales.widen::<2, true>(s, scale_kind, scale_bytes.as_ptr(), blocks, half, 0) };
             }
             // SAFETY: `codes` holds `blocks` blocks, whose scales were widened just now; activations were laid out for as many
             // blocks of the tile's rows.

@@ -138,12 +138,13 @@ impl<S: IntSimd> Wide<S> {
         [of(&self.d), if MIN { of(&self.m) } else { [s.float().zero(); SUBS] }]
     }
 
-    /// Widens the scales of `blocks`, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; `m` is left
+    /// Widens the scales of `blocks`, which begin at a multiple of [`CHUNK`], for the rows from `half * LANES` on; they lie from `to`
+    /// on, in blocks, then. `m` is left
     /// alone without `MIN`. `SUBS` and `MIN` are those of `kind`, or 2 and true for any: a scale of the whole block comes twice
     /// then, and biases that are not there are zero.
     ///
     /// # Safety
-    /// `scales` must be valid for the records of a panel that has these blocks, which must have [`HELD`] parts at most, and
+    /// `scales` must be valid for the records of a panel that has these blocks, which must end at [`HELD`] parts at most, and
     /// `half * LANES < ROWS`.
     #[inline(always)]
     pub(super) unsafe fn widen<const SUBS: usize, const MIN: bool>(
@@ -153,23 +154,24 @@ impl<S: IntSimd> Wide<S> {
         scales: *const u8,
         blocks: Range<usize>,
         half: usize,
+        to: usize,
     ) {
         let lane = half * S::F::LANES;
-        debug_assert!(blocks.start.is_multiple_of(CHUNK) && blocks.len() * SUBS <= HELD);
+        debug_assert!(blocks.start.is_multiple_of(CHUNK) && (to + blocks.len()) * SUBS <= HELD);
         // SAFETY: the caller's contract.
         unsafe {
             match kind {
                 ScaleKind::Plain { dtype: DType::F32, group, min } => {
-                    self.plain::<f32, SUBS, MIN>(s, group, min, scales, blocks, lane);
+                    self.plain::<f32, SUBS, MIN>(s, group, min, scales, blocks, [lane, to]);
                 }
                 ScaleKind::Plain { dtype: DType::F16, group, min } => {
-                    self.plain::<f16, SUBS, MIN>(s, group, min, scales, blocks, lane);
+                    self.plain::<f16, SUBS, MIN>(s, group, min, scales, blocks, [lane, to]);
                 }
                 ScaleKind::Plain { dtype: DType::BF16, group, min } => {
-                    self.plain::<bf16, SUBS, MIN>(s, group, min, scales, blocks, lane);
+                    self.plain::<bf16, SUBS, MIN>(s, group, min, scales, blocks, [lane, to]);
                 }
                 ScaleKind::Super { sub, min, signed } => {
-                    self.super_blocks::<SUBS, MIN>(s, sub, min, signed, scales, blocks, lane);
+                    self.super_blocks::<SUBS, MIN>(s, sub, min, signed, scales, blocks, [lane, to]);
                 }
             }
         }
@@ -187,7 +189,7 @@ impl<S: IntSimd> Wide<S> {
         min: bool,
         scales: *const u8,
         blocks: Range<usize>,
-        lane: usize,
+        [lane, to]: [usize; 2],
     ) {
         let f = s.float();
         let kinds = 1 + usize::from(MIN && min);
@@ -210,9 +212,9 @@ impl<S: IntSimd> Wide<S> {
                 }
                 // SAFETY: the caller's contract.
                 unsafe {
-                    self.d.get_unchecked_mut(i * SUBS + sub).write(d);
+                    self.d.get_unchecked_mut((to + i) * SUBS + sub).write(d);
                     if MIN {
-                        self.m.get_unchecked_mut(i * SUBS + sub).write(m);
+                        self.m.get_unchecked_mut((to + i) * SUBS + sub).write(m);
                     }
                 }
                 used += BLOCK / SUBS;
@@ -238,7 +240,7 @@ impl<S: IntSimd> Wide<S> {
         signed: bool,
         scales: *const u8,
         blocks: Range<usize>,
-        lane: usize,
+        [lane, to]: [usize; 2],
     ) {
         const BLOCKS: usize = SUPER / BLOCK;
         let f = s.float();
@@ -261,7 +263,7 @@ impl<S: IntSimd> Wide<S> {
                     let d = if i == 0 { d } else { f.neg(d) };
                     for block in 0..BLOCKS.min(blocks.len() - first) {
                         for sub in 0..SUBS {
-                            let out = out.get_unchecked_mut((first + block) * SUBS + sub);
+                            let out = out.get_unchecked_mut((to + first + block) * SUBS + sub);
                             let scale = if i == kinds {
                                 d
                             } else {
