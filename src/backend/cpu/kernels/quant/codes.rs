@@ -19,17 +19,28 @@ pub enum CodeKind {
     Bits(u8),
     /// Four bits that index a table of signed bytes, 128 added.
     Table,
+    /// Four bits that index a table of a few levels, [`Self::LEVEL_ZERO`] added, which then have five bits.
+    Levels,
     /// e4m3 floats.
     E4m3,
 }
 
 impl CodeKind {
+    /// What is added to the values of a table of levels.
+    pub(super) const LEVEL_ZERO: i8 = 16;
+
+    /// The kind that four bits of `table` are, and what is added to its values.
+    pub(super) fn of_table(table: &[i8; 16]) -> (Self, i32) {
+        let is_narrow = table.iter().all(|value| (-Self::LEVEL_ZERO..Self::LEVEL_ZERO).contains(value));
+        if is_narrow { (Self::Levels, i32::from(Self::LEVEL_ZERO)) } else { (Self::Table, 128) }
+    }
+
     /// Widths of the planes, low bits first.
     const fn planes(self) -> &'static [u32] {
         match self {
             Self::Bits(2) => &[2],
             Self::Bits(3) => &[2, 1],
-            Self::Bits(4) | Self::Table => &[4],
+            Self::Bits(4) | Self::Table | Self::Levels => &[4],
             Self::Bits(5) => &[4, 1],
             Self::Bits(6) => &[4, 2],
             Self::Bits(_) | Self::E4m3 => &[8],
@@ -329,11 +340,11 @@ impl<const B: u32> Codes for Int<B> {
     }
 }
 
-/// Four bits that index a table.
-pub(super) struct Table;
+/// Four bits that index a table of codes of `B`.
+pub(super) struct Table<const B: u32>;
 
-impl Codes for Table {
-    const BITS: u32 = 8;
+impl<const B: u32> Codes for Table<B> {
+    const BITS: u32 = B;
 
     #[inline(always)]
     fn block_bytes(_: CodeKind) -> usize {
@@ -375,7 +386,7 @@ impl Codes for Any {
                 CodeKind::Bits(4) => Int::<4>::load(s, kind, block, half, table),
                 CodeKind::Bits(5) => Int::<5>::load(s, kind, block, half, table),
                 CodeKind::Bits(6) => Int::<6>::load(s, kind, block, half, table),
-                CodeKind::Table => Table::load(s, kind, block, half, table),
+                CodeKind::Table | CodeKind::Levels => Table::<8>::load(s, kind, block, half, table),
                 CodeKind::Bits(_) | CodeKind::E4m3 => Int::<8>::load(s, kind, block, half, table),
             }
         }
@@ -395,6 +406,10 @@ pub(super) enum Route {
     Six,
     /// A table, 32 columns a scale.
     Table,
+    /// A table of levels, 32 columns a scale.
+    Levels,
+    /// The same, 16 columns a scale.
+    FineLevels,
     /// All others, as if a scale had 16 columns and there were biases.
     Any,
 }
@@ -407,6 +422,8 @@ impl Route {
             (CodeKind::Bits(8), true, min) => Self::Eight { min },
             (CodeKind::Bits(6), false, false) => Self::Six,
             (CodeKind::Table, true, false) => Self::Table,
+            (CodeKind::Levels, true, false) => Self::Levels,
+            (CodeKind::Levels, false, false) => Self::FineLevels,
             _ => Self::Any,
         }
     }
@@ -414,13 +431,13 @@ impl Route {
     /// Scales of a block.
     pub(super) fn subs(self) -> usize {
         match self {
-            Self::Four { .. } | Self::Five { .. } | Self::Eight { .. } | Self::Table => 1,
-            Self::Six | Self::Any => 2,
+            Self::Four { .. } | Self::Five { .. } | Self::Eight { .. } | Self::Table | Self::Levels => 1,
+            Self::Six | Self::FineLevels | Self::Any => 2,
         }
     }
 
     /// Whether codes are multiplied as if they had eight bits.
     pub(super) fn wide(self) -> bool {
-        !matches!(self, Self::Four { .. } | Self::Five { .. } | Self::Six)
+        matches!(self, Self::Eight { .. } | Self::Table | Self::Any)
     }
 }

@@ -62,7 +62,9 @@ pub(super) fn run(isa: Isa, task: &Task<'_>) {
         Route::Eight { min: true } => Of::<Int<8>, 1, true>::run(isa, task),
         Route::Eight { min: false } => Of::<Int<8>, 1, false>::run(isa, task),
         Route::Six => Of::<Int<6>, 2, false>::run(isa, task),
-        Route::Table => Of::<Table, 1, false>::run(isa, task),
+        Route::Table => Of::<Table<8>, 1, false>::run(isa, task),
+        Route::Levels => Of::<Table<5>, 1, false>::run(isa, task),
+        Route::FineLevels => Of::<Table<5>, 2, false>::run(isa, task),
         Route::Any => Of::<Any, 2, true>::run(isa, task),
     }
 }

@@ -50,11 +50,7 @@ impl PackedMatrix {
         let [rows, cols] = *weight.shape();
         assert!(Self::supports(weight.format()), "no kernel for {}", weight.format());
         let (codes, scales, offset) = layout(weight.format());
-        let table = match weight.format() {
-            Format::Ggml(of) => of.row().table(),
-            _ => None,
-        };
-        let table = table.unwrap_or(&E2M1_DOUBLED);
+        let table = table_of(weight.format());
         let panel = panel_bytes(codes, scales, cols);
         let panels = rows.div_ceil(ROWS);
         // Written, and so given its memory, by all threads at once.
@@ -75,7 +71,7 @@ impl PackedMatrix {
                 from.put_scales(scales, row, scale_part);
             }
         });
-        let table = table.map(|value| value.wrapping_add(-128) as u8);
+        let table = table.map(|value| (i32::from(value) + offset) as u8);
         let (order, lines) = (weight.order().cloned(), blank.written());
         debug_assert_eq!(lines.bytes().len(), Self::bytes_of(weight.format(), [rows, cols]));
         Ok(Self { rows, cols, codes, scales, offset, table, order, panel, lines })
@@ -160,25 +156,38 @@ fn panel_bytes(codes: CodeKind, scales: ScaleKind, cols: usize) -> (usize, usize
     (code_bytes, (code_bytes + scale_bytes).next_multiple_of(64))
 }
 
+/// What four bits of a format stand for, where that is a table.
+fn table_of(format: Format) -> &'static [i8; 16] {
+    let table = match format {
+        Format::Ggml(of) => of.row().table(),
+        _ => None,
+    };
+    table.unwrap_or(&E2M1_DOUBLED)
+}
+
 /// How a format is packed: its codes, its scales, and what is taken off the codes.
 fn layout(format: Format) -> (CodeKind, ScaleKind, i32) {
     let plain = |dtype, group, min| ScaleKind::Plain { dtype, group, min };
+    let of_table = |scales| {
+        let (codes, offset) = CodeKind::of_table(table_of(format));
+        (codes, scales, offset)
+    };
     match format {
         Format::Affine { bits, group, scales } => {
             (CodeKind::Bits(bits), plain(scales, group as usize, true), 0)
         }
         // A bf16 has the exponents of e8m0, an f16 all values of e4m3.
-        Format::Mxfp4 => (CodeKind::Table, plain(DType::BF16, 32, false), 128),
+        Format::Mxfp4 => of_table(plain(DType::BF16, 32, false)),
         Format::Mxfp8 => (CodeKind::E4m3, plain(DType::BF16, 32, false), 0),
-        Format::Nvfp4 => (CodeKind::Table, plain(DType::F16, 16, false), 128),
+        Format::Nvfp4 => of_table(plain(DType::F16, 16, false)),
         Format::Fp8 { group } => (CodeKind::E4m3, plain(DType::F32, group as usize, false), 0),
-        Format::Fp4 { group } => (CodeKind::Table, plain(DType::F32, group as usize, false), 128),
+        Format::Fp4 { group } => of_table(plain(DType::F32, group as usize, false)),
         Format::Ggml(of) => {
             let row = of.row();
             let (codes, offset) = match row.values {
                 Values::Offset(offset) => (CodeKind::Bits(row.bits), i32::from(offset)),
                 Values::Min => (CodeKind::Bits(row.bits), 0),
-                Values::Table(_) => (CodeKind::Table, 128),
+                Values::Table(_) => CodeKind::of_table(table_of(format)),
             };
             let min = row.has_min();
             let scales = match row.scales {
