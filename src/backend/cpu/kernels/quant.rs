@@ -217,7 +217,7 @@ impl IntKernel for MaxTile {
 
 /// 16 sums, 8 vectors of codes, scale, bias and temporaries of 32 registers; 4 of 16, of which some then spill.
 const fn max_tile<S: IntSimd>() -> usize {
-    if S::F::REGISTERS >= 32 { 16 } else { 4 }
+    if S::F::REGISTERS >= 32 { 16 } else { 8 }
 }
 
 /// A projection whose tasks write disjoint parts of `out`; lengths checked.

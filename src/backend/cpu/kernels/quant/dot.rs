@@ -127,10 +127,10 @@ fn in_halves<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HAL
                 1 => of.multiply::<S, C, SUBS, MIN, 1, HALVES>(s, &mut scales),
                 2 => of.multiply::<S, C, SUBS, MIN, 2, HALVES>(s, &mut scales),
                 4 => of.multiply::<S, C, SUBS, MIN, 4, HALVES>(s, &mut scales),
-                rows if const { max_tile::<S>() == 16 } => match rows {
-                    8 => of.multiply::<S, C, SUBS, MIN, 8, HALVES>(s, &mut scales),
-                    _ => of.multiply::<S, C, SUBS, MIN, 16, HALVES>(s, &mut scales),
-                },
+                8 => of.multiply::<S, C, SUBS, MIN, 8, HALVES>(s, &mut scales),
+                16 if const { max_tile::<S>() == 16 } => {
+                    of.multiply::<S, C, SUBS, MIN, 16, HALVES>(s, &mut scales);
+                }
                 rows => debug_assert!(false, "tiles of {rows} rows"),
             }
             continue;
@@ -151,10 +151,10 @@ fn in_halves<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HAL
                     1 => of.multiply::<S, C, SUBS, MIN, 1, 1>(s, &mut scales),
                     2 => of.multiply::<S, C, SUBS, MIN, 2, 1>(s, &mut scales),
                     4 => of.multiply::<S, C, SUBS, MIN, 4, 1>(s, &mut scales),
-                    rows if const { max_tile::<S>() == 16 } => match rows {
-                        8 => of.multiply::<S, C, SUBS, MIN, 8, 1>(s, &mut scales),
-                        _ => of.multiply::<S, C, SUBS, MIN, 16, 1>(s, &mut scales),
-                    },
+                    8 => of.multiply::<S, C, SUBS, MIN, 8, 1>(s, &mut scales),
+                    16 if const { max_tile::<S>() == 16 } => {
+                        of.multiply::<S, C, SUBS, MIN, 16, 1>(s, &mut scales);
+                    }
                     rows => debug_assert!(false, "tiles of {rows} rows"),
                 }
             }
