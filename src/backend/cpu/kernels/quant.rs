@@ -215,7 +215,7 @@ impl IntKernel for MaxTile {
     }
 }
 
-/// 16 sums, 8 vectors of codes, scale, bias and temporaries of 32 registers; 4 of 16, of which some then spill.
+/// 16 sums, 8 vectors of codes, scale, bias and temporaries of 32 registers; 8 of 16, where codes and sums come from L1 in turn.
 const fn max_tile<S: IntSimd>() -> usize {
     if S::F::REGISTERS >= 32 { 16 } else { 8 }
 }
