@@ -194,3 +194,21 @@ impl Steps {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_names_and_the_beginnings_of_what_they_printed() {
+        let mut found = Failures::default();
+        let long: Vec<String> = (0..100).map(|i| format!("line {i}")).collect();
+        let before = ["test a ... ok", "test b ... FAILED", "", "failures:", "", "---- b stdout ----"];
+        let after = ["failures:", "    b", "", "test result: FAILED. 1 passed; 1 failed", "test c ... ok"];
+        let lines = before.into_iter().chain(long.iter().map(String::as_str)).chain(after);
+        lines.for_each(|line| found.line(line));
+        let mut expected = vec!["test b ... FAILED", "---- b stdout ----"];
+        expected.extend(long.iter().take(FAILURE_LINES - 1).map(String::as_str));
+        assert_eq!(found.lines, expected);
+    }
+}

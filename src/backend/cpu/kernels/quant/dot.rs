@@ -93,10 +93,10 @@ impl<C: Codes, const SUBS: usize, const MIN: bool> IntKernel for Of<'_, C, SUBS,
 /// The task's panels and tiles.
 #[inline(always)]
 fn with<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool>(s: S, task: &Task<'_>) {
+    const { assert!(ROWS / S::F::LANES <= 2) };
     match const { ROWS / S::F::LANES } {
         1 => in_halves::<S, C, SUBS, MIN, 1>(s, task),
-        2 => in_halves::<S, C, SUBS, MIN, 2>(s, task),
-        _ => in_halves::<S, C, SUBS, MIN, 4>(s, task),
+        _ => in_halves::<S, C, SUBS, MIN, 2>(s, task),
     }
 }
 
@@ -106,12 +106,11 @@ fn in_halves<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HAL
     s: S,
     task: &Task<'_>,
 ) {
-    debug_assert_eq!(HALVES, ROWS / S::F::LANES);
     let mut scales = Wide::new();
     let weight = task.part.weight;
     let held = task.band.len() > 1 && SUBS * weight.blocks() <= HELD;
     for panel in task.panels.clone() {
-        if task.band.len() == 1 {
+        if HALVES > 1 && task.band.len() == 1 {
             // Once through the panel: a second pass would leave the memory idle.
             let rows = task.part.tiles.rows(task.band.start);
             let of = Tile {
@@ -123,16 +122,7 @@ fn in_halves<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HAL
                 is_first: true,
                 held,
             };
-            match rows.len() {
-                1 => of.multiply::<S, C, SUBS, MIN, 1, HALVES>(s, &mut scales),
-                2 => of.multiply::<S, C, SUBS, MIN, 2, HALVES>(s, &mut scales),
-                4 => of.multiply::<S, C, SUBS, MIN, 4, HALVES>(s, &mut scales),
-                8 => of.multiply::<S, C, SUBS, MIN, 8, HALVES>(s, &mut scales),
-                16 if const { max_tile::<S>() == 16 } => {
-                    of.multiply::<S, C, SUBS, MIN, 16, HALVES>(s, &mut scales);
-                }
-                rows => debug_assert!(false, "tiles of {rows} rows"),
-            }
+            of.of_rows::<S, C, SUBS, MIN, HALVES>(s, rows.len(), &mut scales);
             continue;
         }
         for half in 0..HALVES {
@@ -147,16 +137,7 @@ fn in_halves<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HAL
                 let rows = task.part.tiles.rows(tile);
                 let (row, is_first) = (rows.start, half == 0 && tile == task.band.start);
                 let of = Tile { part: task.part, x: task.x.quantized, panel, half, row, is_first, held };
-                match rows.len() {
-                    1 => of.multiply::<S, C, SUBS, MIN, 1, 1>(s, &mut scales),
-                    2 => of.multiply::<S, C, SUBS, MIN, 2, 1>(s, &mut scales),
-                    4 => of.multiply::<S, C, SUBS, MIN, 4, 1>(s, &mut scales),
-                    8 => of.multiply::<S, C, SUBS, MIN, 8, 1>(s, &mut scales),
-                    16 if const { max_tile::<S>() == 16 } => {
-                        of.multiply::<S, C, SUBS, MIN, 16, 1>(s, &mut scales);
-                    }
-                    rows => debug_assert!(false, "tiles of {rows} rows"),
-                }
+                of.of_rows::<S, C, SUBS, MIN, 1>(s, rows.len(), &mut scales);
             }
         }
     }
@@ -182,7 +163,25 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// For `HALVES` halves, side by side.
+    /// The tile's `count` rows, for `HALVES` halves.
+    #[inline(always)]
+    fn of_rows<S: IntSimd, C: Codes, const SUBS: usize, const MIN: bool, const HALVES: usize>(
+        &self,
+        s: S,
+        count: usize,
+        scales: &mut Wide<S>,
+    ) {
+        match count {
+            1 => self.multiply::<S, C, SUBS, MIN, 1, HALVES>(s, scales),
+            2 => self.multiply::<S, C, SUBS, MIN, 2, HALVES>(s, scales),
+            4 => self.multiply::<S, C, SUBS, MIN, 4, HALVES>(s, scales),
+            8 => self.multiply::<S, C, SUBS, MIN, 8, HALVES>(s, scales),
+            16 if const { max_tile::<S>() == 16 } => self.multiply::<S, C, SUBS, MIN, 16, HALVES>(s, scales),
+            rows => debug_assert!(false, "tiles of {rows} rows"),
+        }
+    }
+
+    /// `HALVES` halves of the panel, side by side.
     #[inline(always)]
     fn multiply<
         S: IntSimd,
